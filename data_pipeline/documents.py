@@ -1,0 +1,120 @@
+"""The document, and the document shard: a Parquet file with one row a document.
+
+    id        string  unique in the corpus: "<source>/<file within the source>#<record>"
+    text      string  UTF-8
+    source    string  the name of the `[[data.sources]]` entry
+    url       string  where the document is from; "" when the source does not say
+    language  string  ISO 639-1 (or 639-3) code; "" before language identification, "und" when undetermined
+    licence   string  SPDX identifier or expression; "NOASSERTION" when nobody knows
+    sha256    string  of the raw text's UTF-8 bytes, 64 hexadecimal digits; never changes after ingest
+    file      string  the source file, relative to the source
+    position  int64   record number within that file, from 0
+
+A *removed* shard has the same columns and `reason` (string) and `evidence` (string, "" when there is none).
+A *quarantine* shard has `source, file, position, reason, sample` (the first 200 characters): records that could
+not become documents. Shards are zstd-compressed, row groups of at most 16 MiB of text, no timestamps: the same
+documents give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from governance.errors import ManifestError
+from governance.files import atomic_path
+
+DOCUMENT_SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in (
+            ("id", pa.string()),
+            ("text", pa.large_string()),
+            ("source", pa.string()),
+            ("url", pa.string()),
+            ("language", pa.string()),
+            ("licence", pa.string()),
+            ("sha256", pa.string()),
+            ("file", pa.string()),
+            ("position", pa.int64()),
+        )
+    ]
+)
+REMOVED_SCHEMA = DOCUMENT_SCHEMA.append(pa.field("reason", pa.string(), nullable=False)).append(
+    pa.field("evidence", pa.string(), nullable=False)
+)
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in (
+            ("source", pa.string()),
+            ("file", pa.string()),
+            ("position", pa.int64()),
+            ("reason", pa.string()),
+            ("sample", pa.string()),
+        )
+    ]
+)
+ROW_GROUP_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Document:
+    """A row of a document shard; the fields are described above."""
+
+    id: str
+    text: str
+    source: str
+    url: str
+    language: str
+    licence: str
+    sha256: str
+    file: str
+    position: int
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write one shard (documents, removed, quarantine or features), whole or not at all."""
+    with atomic_path(path) as temporary:
+        rows = table.num_rows
+        groups = max(1, table.nbytes // ROW_GROUP_BYTES)
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            compression_level=3,
+            row_group_size=max(1, -(-rows // groups)),
+            store_schema=True,
+            write_statistics=False,
+        )
+
+
+def read_table(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA, columns: list[str] | None = None) -> pa.Table:
+    """Read one shard and check its schema (string columns may come back in either Arrow width).
+
+    Raises:
+        ManifestError: the file is no Parquet file or lacks a column.
+    """
+    try:
+        table = pq.read_table(path, columns=columns, partitioning=None, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(
+            f"{path}: cannot be read as Parquet: {error}. Remove its folder and make it again."
+        ) from error
+    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    try:
+        return table.select(wanted.names).cast(wanted)
+    except (KeyError, pa.ArrowInvalid, ValueError) as error:
+        raise ManifestError(f"{path}: does not have the columns {wanted.names}: {error}") from error
+
+
+def read_documents(paths: Iterable[Path]) -> Iterator[Document]:
+    """The documents of several shards, in order, a row group at a time."""
+    for path in paths:
+        for batch in pq.ParquetFile(path).iter_batches(columns=DOCUMENT_SCHEMA.names):
+            for row in batch.to_pylist():
+                yield Document(**row)

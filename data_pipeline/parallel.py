@@ -1,0 +1,182 @@
+"""Run one pure function over many shards; the number of workers never changes a byte.
+
+Each finished shard leaves a record `<root>/<stage>/records/<key>.json`, written after its files: the shard's key,
+its files with sizes and digests, its counts. A shard is skipped when a record with its key stands and its files are
+whole, in this artifact or in an earlier one of the same stage: then the files are linked, not made again. So a
+changed input or configuration re-makes exactly the shards that it touches.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from governance.config import Section
+from governance.errors import PipelineError
+from governance.files import place, sha256_file, write_json
+from governance.log import progress
+from governance.manifest import Output, describe
+from governance.stage import Recipe, Runtime
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One unit of work: `name` names its files, `inputs` and the recipe decide its bytes."""
+
+    name: str
+    inputs: tuple[str, ...]
+    """Digests and names: all of the payload that decides bytes, and nothing that does not."""
+    payload: Any
+    """Handed to the function as it is; must pickle."""
+
+
+@dataclass(frozen=True)
+class ShardMade:
+    """What a shard function returns: role -> file it wrote, and its counts."""
+
+    files: Mapping[str, Path]
+    stats: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """A finished shard: role -> file with size and digest, and its counts."""
+
+    outputs: dict[str, Output]
+    stats: dict[str, Any]
+
+
+ShardFunction = Callable[[Any, Callable[[str], Path]], ShardMade]
+"""`function(payload, path_of) -> ShardMade`; `path_of(role)` is the final path `<artifact>/<role>/<name><suffix>`."""
+
+
+def map_shards(
+    recipe: Recipe,
+    function: Callable[..., ShardMade],
+    shards: Sequence[Shard],
+    folder: Path,
+    runtime: Runtime,
+    suffix: str = ".parquet",
+) -> list[ShardDone]:
+    """Make or find each shard below `folder`, in the order of `shards`.
+
+    `function(section, payload, path_of)` must be a top-level function, so that it pickles.
+    """
+    records = folder.parent / "records"
+    done: dict[int, ShardDone] = {}
+    keys = [recipe.key(shard.inputs) for shard in shards]
+    missing = []
+    for index, shard in enumerate(shards):
+        found = _find(records / f"{keys[index]}.json", shard.name, folder, runtime.root, suffix)
+        if found is None:
+            missing.append(index)
+        else:
+            done[index] = found
+    task = functools.partial(_make_shard, function, recipe.section, folder, records, runtime.root, suffix)
+    with progress(recipe.stage, len(shards), "shards", done=len(done)) as advance:
+        for index, made in _run(task, [(i, keys[i], shards[i]) for i in missing], runtime.workers):
+            done[index] = made
+            advance(1)
+    return [done[index] for index in range(len(shards))]
+
+
+def _path_of(folder: Path, name: str, suffix: str, role: str) -> Path:
+    return folder / role / f"{name}{suffix}"
+
+
+def _find(record: Path, name: str, folder: Path, root: Path, suffix: str) -> ShardDone | None:
+    """The finished shard of this record; its files are read and compared before they are trusted."""
+    try:
+        values = json.loads(record.read_bytes())
+    except (OSError, ValueError):
+        return None
+    outputs = {role: Output(**output) for role, output in values["outputs"].items()}
+    for output in outputs.values():
+        path = root / output.path
+        if not path.is_file() or path.stat().st_size != output.bytes or sha256_file(path) != output.sha256:
+            return None
+    here = {}
+    for role, output in outputs.items():
+        target = _path_of(folder, name, suffix, role)
+        if root / output.path != target:
+            target.unlink(missing_ok=True)
+            place(root / output.path, target)
+        here[role] = output.model_copy(update={"path": target.relative_to(root).as_posix()})
+    return ShardDone(here, values["stats"])
+
+
+def _make_shard(
+    function: Callable[..., ShardMade],
+    section: Section,
+    folder: Path,
+    records: Path,
+    root: Path,
+    suffix: str,
+    work: tuple[int, str, Shard],
+) -> tuple[int, ShardDone]:
+    index, key, shard = work
+    made = function(section, shard.payload, functools.partial(_path_of, folder, shard.name, suffix))
+    outputs = {role: describe(path, root) for role, path in made.files.items()}
+    record = {"key": key, "outputs": {r: o.model_dump(mode="json") for r, o in outputs.items()}, "stats": made.stats}
+    write_json(records / f"{key}.json", record)
+    return index, ShardDone(outputs, made.stats)
+
+
+def _run(task: Callable[[Any], Any], work: list[Any], workers: int) -> Any:
+    """Yield results as they finish; at most two tasks a worker wait in the queue, so memory stays level."""
+    if workers <= 1 or len(work) <= 1:
+        yield from map(task, work)
+        return
+    pool = _pool(workers)
+    waiting: set[Future[Any]] = set()
+    queue = iter(work)
+    try:
+        while True:
+            for item in queue:
+                waiting.add(pool.submit(task, item))
+                if len(waiting) >= 2 * workers:
+                    break
+            if not waiting:
+                return
+            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield future.result()
+    except BrokenProcessPool as error:
+        _pool.cache_clear()
+        raise PipelineError(
+            "a worker process was killed, most likely for want of memory. Finished shards are kept; "
+            "run the same command again with fewer --workers."
+        ) from error
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+@functools.cache
+def _pool(workers: int) -> ProcessPoolExecutor:
+    """The one pool of this process, started afresh (spawn): forking a process with Arrow threads can deadlock."""
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    atexit.register(pool.shutdown, cancel_futures=True)
+    return pool
+
+
+def sum_stats(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add counts shard by shard: integers add, dictionaries merge by adding; nothing else is a count."""
+    total: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            if isinstance(value, Mapping):
+                total[name] = sum_stats([total.get(name, {}), value])
+            elif isinstance(value, int):
+                total[name] = total.get(name, 0) + value
+            else:
+                raise TypeError(f"{name}: {type(value).__name__} is no count")
+    return dict(sorted(total.items()))

@@ -1,0 +1,154 @@
+"""Configuration: one TOML file, frozen sections, and errors that say how to mend them.
+
+A `Section` is validated strictly (the text "5" is no integer, an unknown key is an error) and never changes.
+`load_config` reads the file, applies `--set section.field=VALUE` (VALUE in TOML's own grammar), and turns each
+complaint of the validator into a line with file, field, value and mend. `canonical_json` is the one byte form
+that is ever hashed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from governance.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A frozen group of settings; an unknown key is an error; each field's docstring is its description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+Config = TypeVar("Config", bound=Section)
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte form of a value that is ever hashed: sorted keys, no spaces, UTF-8.
+
+    Raises:
+        TypeError: something JSON cannot fix for certain: a NaN, an infinity, a key that is no string, a set.
+    """
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump(mode="json"))
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise TypeError(f"canonical JSON has no {value}")
+        return value
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("canonical JSON wants text keys")
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    raise TypeError(f"canonical JSON has no form for {type(value).__name__}")
+
+
+def load_config(path: Path, schema: type[Config], overrides: Iterable[str] = ()) -> Config:
+    """Read a TOML file, apply `overrides` ("section.field=VALUE"), validate, and freeze.
+
+    Raises:
+        ConfigError: with a line for each fault: file, field, value, the mend.
+    """
+    return validate(read_toml(path, overrides), schema, str(path))
+
+
+def read_toml(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The plain values of a TOML file after `overrides`."""
+    try:
+        values = tomllib.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path}: no such file. Give the path of a run's TOML file; examples are in configs/."
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is no valid TOML: {error}.") from error
+    for override in overrides:
+        _apply(values, override)
+    return values
+
+
+def validate(values: Mapping[str, Any], schema: type[Config], origin: str) -> Config:
+    """Validate plain values strictly against `schema`; `origin` names them in the error."""
+    try:
+        text = json.dumps(values, allow_nan=False, default=lambda item: item.isoformat())
+    except ValueError as error:
+        raise ConfigError(f"{origin}: a number is not finite (nan or inf). Give a finite number.") from error
+    try:
+        return schema.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        lines = [_explain(fault, schema) for fault in error.errors(include_url=False)]
+        raise ConfigError(f"{origin}: {len(lines)} fault(s)\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {override}: wants section.field=VALUE, for example --set train.steps=20")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"--set {override}: {text!r} is no TOML value ({error}). Text wants quotes: --set '{name}=\"...\"'"
+        ) from error
+    *parents, field = [part.strip() for part in name.split(".")]
+    target = values
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {override}: {parent} is a {type(target).__name__}, not a section")
+    target[field] = value
+
+
+def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:
+    location = [part for part in fault["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    field = ".".join(str(part) for part in location) or "(whole file)"
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _names_at(schema, location[:-1]), n=1)
+        mend = f"did you mean {near[0]!r}?" if near else "remove it, or see the example in configs/"
+        return f"{field}: unknown key; {mend}"
+    if fault["type"] == "missing":
+        return f"{field}: is missing; add it"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error" and isinstance(fault["input"], dict):
+        return f"{field}: {message}"  # a rule over several fields names its own values
+    return f"{field} = {json.dumps(fault['input'], ensure_ascii=False, default=str)}: {message}"
+
+
+def _names_at(schema: Any, location: list[Any]) -> list[str]:
+    """The field names that are allowed at `location`, for the suggestion in an error."""
+    here: list[Any] = [schema]
+    for part in location:
+        below = []
+        for model in here:
+            if part in getattr(model, "model_fields", {}):
+                below += _models(model.model_fields[part].annotation)
+        here = below or here  # an index or a union's tag does not descend
+    return [name for model in here for name in getattr(model, "model_fields", {})]
+
+
+def _models(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if isinstance(annotation, types.GenericAlias) or typing.get_args(annotation):
+        return [model for part in typing.get_args(annotation) for model in _models(part)]
+    return []

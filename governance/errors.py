@@ -1,0 +1,110 @@
+"""What can go wrong, as a tree; each class carries the exit code of sysexits.h.
+
+    PipelineError          1    anything that a user can cause and we can explain
+      ConfigError         78    the file or an override is wrong: file, section, field, value, the mend
+      MissingInput        66    an input or an artifact is not there; names the command that makes it
+      ManifestError       65    unknown schema, digest mismatch: the difference in words
+      GateClosed          77    the verdict does not allow this corpus: reasons and owners
+      CheckpointError     65    cannot load: missing shard, torn file, another model
+      StorageError        74    the disk is full or refuses; nothing stands half-written under a final name
+      ClusterError        69    the scheduler refused; carries its words
+      Preempted           75    checkpointed and left; the job requeues on 75
+
+A message says what is wrong (with the value), where, and how to mend it. Whatever is not a `PipelineError`
+is our own mistake and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class PipelineError(Exception):
+    """An error that a user can cause, told without a traceback; `exit_code` is the process's exit status."""
+
+    exit_code = 1
+
+
+class ConfigError(PipelineError):
+    """The run's file, or an override of it, is wrong."""
+
+    exit_code = 78
+
+
+class MissingInput(PipelineError):
+    """A source file or an artifact is not there."""
+
+    exit_code = 66
+
+
+class ManifestError(PipelineError):
+    """A manifest cannot be read, or does not agree with the files that it lists."""
+
+    exit_code = 65
+
+
+class GateClosed(PipelineError):
+    """The verdict does not let this corpus through."""
+
+    exit_code = 77
+
+
+class CheckpointError(PipelineError):
+    """A checkpoint is torn, altered, or belongs to another model."""
+
+    exit_code = 65
+
+
+class StorageError(PipelineError):
+    """The storage is full or refuses to write."""
+
+    exit_code = 74
+
+
+class ClusterError(PipelineError):
+    """The scheduler refused a request."""
+
+    exit_code = 69
+
+
+class Preempted(PipelineError):
+    """The run was told to leave, saved a checkpoint and left; the same command goes on from there."""
+
+    exit_code = 75
+
+
+_STORAGE_ERRNOS = {
+    errno.ENOSPC: "no space left",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file-size limit is reached",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "no permission to write",
+    errno.EPERM: "no permission to write",
+    errno.EIO: "the device reports an input/output error",
+}
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write `path` into a `StorageError` that names it.
+
+    Libraries that write for us (Arrow, safetensors, torch) raise other types with the system's message inside;
+    those are recognised by that message.
+    """
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number is None and "No space left on device" in str(error):
+            number = errno.ENOSPC
+        if number not in _STORAGE_ERRNOS:
+            raise
+        raise StorageError(
+            f"cannot write {path}: {_STORAGE_ERRNOS[number]}. Nothing half-written was left under a final name; "
+            f"make room or choose another --root, then run the same command again: finished work is kept."
+        ) from error

@@ -1,0 +1,177 @@
+"""The manifest: what was made, from what, and how. It is written last, so it is the commit of an artifact.
+
+A whole example (`<root>/clean/0123456789abcdef/manifest.json`):
+
+    {"schema": 1, "stage": "clean", "version": 1, "key": "0123456789abcdef...64 hex",
+     "config": {"min_words": 50},
+     "inputs": [{"stage": "ingest", "digest": "...64 hex", "path": "ingest/89ab.../manifest.json"}],
+     "outputs": [{"path": "clean/0123456789abcdef/documents/00000.parquet", "bytes": 812, "sha256": "...64 hex"}],
+     "stats": {"documents_in": 10, "documents_kept": 9},
+     "run": {"started": "2026-01-01T00:00:00Z", "finished": "...", "command": [], "git": null, "packages": {},
+             "host": {}, "slurm_job_id": null, "energy": {"joules": null, "method": "unknown"}}}
+
+`key` says what *should* be made (stage, version, config, input digests); `digest` is the hash of everything but
+`run`, and says what *was* made. Paths are relative to the root, so a root can be moved. A reader refuses an
+unknown schema and an unknown key: it never guesses.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from governance.config import Section, canonical_json
+from governance.errors import ManifestError, MissingInput
+from governance.files import sha256_bytes, sha256_file, write_json
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+KEY_LENGTH = 16  # characters of the key that name the directory
+
+
+class Input(Section):
+    """One thing that an artifact was made from."""
+
+    stage: str
+    """The stage that made it, or "file" for a source file."""
+    digest: str
+    """The input manifest's digest, or the source file's SHA-256."""
+    path: str
+    """Its manifest, relative to the root; for a source file its name within the source."""
+
+
+class Output(Section):
+    """One file of an artifact."""
+
+    path: str
+    """Relative to the root, with forward slashes."""
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class Manifest(Section):
+    """What was made, from what, how; see the module's example."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    stage: str
+    version: int
+    key: str
+    config: dict[str, Any]
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    stats: dict[str, Any]
+    run: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """The hash of everything but the `run` block."""
+        return sha256_bytes(canonical_json(self.content()))
+
+    @property
+    def folder(self) -> str:
+        """The artifact's directory, relative to the root."""
+        return f"{self.stage}/{self.key[:KEY_LENGTH]}"
+
+    @property
+    def path(self) -> str:
+        """The manifest's own path, relative to the root."""
+        return f"{self.folder}/{FILE_NAME}"
+
+    def content(self) -> dict[str, Any]:
+        """Everything that the digest covers, as plain values."""
+        return {name: value for name, value in self.plain().items() if name != "run"}
+
+    def plain(self) -> dict[str, Any]:
+        """The whole manifest as plain JSON values."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def as_input(self) -> Input:
+        """This artifact as an input of the next."""
+        return Input(stage=self.stage, digest=self.digest, path=self.path)
+
+    def files(self, role: str, root: Path) -> list[Path]:
+        """The output files below `<folder>/<role>/`, in name order."""
+        prefix = f"{self.folder}/{role}/"
+        return [root / output.path for output in self.outputs if output.path.startswith(prefix)]
+
+
+def describe(path: Path, root: Path) -> Output:
+    """Hash one finished file below `root`."""
+    return Output(path=path.relative_to(root).as_posix(), bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
+def write_manifest(manifest: Manifest, root: Path) -> None:
+    """Commit an artifact: the last file written, atomically."""
+    write_json(root / manifest.path, manifest.plain())
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and validate a manifest file.
+
+    Raises:
+        MissingInput: there is none.
+        ManifestError: it is torn, of an unknown schema, or has unknown or missing keys.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise MissingInput(f"{path}: no such manifest") from error
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: is no JSON ({error}). Remove its folder and make it again.") from error
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if schema != SCHEMA:
+        raise ManifestError(
+            f"{path}: has schema {schema!r}; this version reads {SCHEMA}. Read it with the version that wrote it."
+        )
+    try:
+        return Manifest.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors(include_url=False))
+        raise ManifestError(f"{path}: is not a schema-{SCHEMA} manifest: {faults}") from None
+
+
+def present(manifest: Manifest, root: Path) -> bool:
+    """Whether each output is there with its size: the cheap check of every look-up (`verify` reads the bytes)."""
+    for output in manifest.outputs:
+        try:
+            if (root / output.path).stat().st_size != output.bytes:
+                return False
+        except OSError:
+            return False
+    return True
+
+
+def verify(manifest: Manifest, root: Path) -> list[str]:
+    """Read each output and compare; return the differences in words, each naming its file (none: it is whole)."""
+    problems = []
+    for output in manifest.outputs:
+        path = root / output.path
+        if not path.is_file():
+            problems.append(f"{output.path}: is missing")
+        elif path.stat().st_size != output.bytes:
+            problems.append(f"{output.path}: has {path.stat().st_size} bytes, the manifest says {output.bytes}")
+        elif (found := sha256_file(path)) != output.sha256:
+            problems.append(f"{output.path}: has sha256 {found[:16]}…, the manifest says {output.sha256[:16]}…")
+    return problems
+
+
+def differences(ours: Manifest, theirs: Manifest) -> list[str]:
+    """In words, where two manifests differ in what the digest covers."""
+    return _differences(ours.content(), theirs.content(), "")
+
+
+def _differences(ours: Any, theirs: Any, where: str) -> list[str]:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        names = sorted(set(ours) | set(theirs))
+        return [
+            line
+            for name in names
+            for line in _differences(ours.get(name), theirs.get(name), f"{where}.{name}" if where else name)
+        ]
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        pairs = enumerate(zip(ours, theirs, strict=True))
+        return [line for index, (a, b) in pairs for line in _differences(a, b, f"{where}[{index}]")]
+    return [] if ours == theirs else [f"{where}: {ours!r} against {theirs!r}"]

@@ -1,0 +1,161 @@
+"""The stage contract: make an artifact, or find it.
+
+A stage is a function `(manifests, its own section, Runtime) -> Manifest` whose body is one call of `run_stage`.
+The section and the input digests decide the bytes; the `Runtime` decides only where and how. The laws, each a test
+in `tests/governance/test_stage.py`:
+
+1. a stage sees no configuration but its own section, so nothing unhashed can influence its bytes;
+2. `Runtime` never enters a hash;
+3. `key` says what should be made and names the directory, `digest` says what was made;
+4. the manifest is the commit: written last, atomically; no lock, no staging directory;
+5. running again resumes: what stands finished is found;
+6. with `make=False` the same call only looks up, and names the command that would make it;
+7. bytes change only with VERSION;
+8. any number of workers gives the same digest;
+9. what was removed is an output, and the counts add up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from governance.config import Section, canonical_json
+from governance.errors import ManifestError, MissingInput
+from governance.files import sha256_bytes, sweep_temporaries
+from governance.log import get_logger
+from governance.manifest import (
+    FILE_NAME,
+    KEY_LENGTH,
+    Input,
+    Manifest,
+    Output,
+    differences,
+    present,
+    read_manifest,
+    write_manifest,
+)
+from governance.provenance import provenance
+
+UNKNOWN_ENERGY: dict[str, Any] = {"joules": None, "low": None, "high": None, "method": "unknown"}
+
+Meter = Callable[[str], AbstractContextManager[dict[str, Any]]]
+"""Given a stage's name, measure the node while the context lasts; the dictionary is filled at its end."""
+
+
+@contextlib.contextmanager
+def no_meter(stage: str) -> Iterator[dict[str, Any]]:
+    """The meter of a run that measures nothing: its energy is unknown, which is not zero."""
+    yield dict(UNKNOWN_ENERGY)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how stages run; nothing here can change a byte of what they make."""
+
+    root: Path
+    """The folder of all artifacts."""
+    workers: int = 1
+    """Processes that share the shards of a stage."""
+    make: bool = True
+    """False: look artifacts up, never make them."""
+    command: str = "assay run CONFIG"
+    """What a user types to make what a look-up did not find."""
+    meter: Meter = field(default=no_meter)
+    """Energy of the node while a stage is made."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage's body hands back: its files, already under their final names, and its counts."""
+
+    outputs: Sequence[Output]
+    stats: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a stage makes what it makes: its name, the VERSION of its code, its section of the configuration."""
+
+    stage: str
+    version: int
+    section: Section
+
+    def key(self, inputs: Sequence[str]) -> str:
+        """What should be made of the inputs with these digests: the hash of all that may decide its bytes."""
+        values = {"stage": self.stage, "version": self.version, "config": self.section, "inputs": list(inputs)}
+        return sha256_bytes(canonical_json(values))
+
+
+def artifact_folder(stage: str, key: str, root: Path) -> Path:
+    """The directory of an artifact."""
+    return root / stage / key[:KEY_LENGTH]
+
+
+def find(stage: str, key: str, root: Path) -> Manifest | None:
+    """The finished artifact of this key, or None; one whose files are gone or cut short counts as unfinished."""
+    path = artifact_folder(stage, key, root) / FILE_NAME
+    if not path.exists():
+        return None
+    manifest = read_manifest(path)
+    if manifest.key != key or manifest.stage != stage:
+        raise ManifestError(f"{path}: is of key {manifest.stage}/{manifest.key}, not {stage}/{key}. Remove its folder.")
+    if not present(manifest, root):
+        get_logger(__name__).warning("%s: files are missing or cut short; it is made again", path.parent)
+        return None
+    return manifest
+
+
+def run_stage(recipe: Recipe, inputs: Sequence[Input], runtime: Runtime, make: Callable[[Path], Made]) -> Manifest:
+    """Find the artifact of this recipe and these inputs, or let `make(folder)` make it and commit it.
+
+    Raises:
+        MissingInput: it is not there and `runtime.make` is False.
+        ManifestError: another process committed other bytes under the same key: the stage is not deterministic.
+    """
+    stage, key = recipe.stage, recipe.key([item.digest for item in inputs])
+    found = find(stage, key, runtime.root)
+    if found is not None:
+        return found
+    if not runtime.make:
+        raise MissingInput(f"{stage}: not made yet for this configuration. Make it with: {runtime.command}")
+    folder = artifact_folder(stage, key, runtime.root)
+    log = get_logger(__name__)
+    log.info("%s: making %s", stage, folder)
+    started = now()
+    with runtime.meter(stage) as energy:
+        made = make(folder)
+    manifest = Manifest(
+        stage=stage,
+        version=recipe.version,
+        key=key,
+        config=recipe.section.model_dump(mode="json"),
+        inputs=tuple(inputs),
+        outputs=tuple(sorted(made.outputs, key=lambda output: output.path)),
+        stats=made.stats,
+        run={**provenance(), "started": started, "finished": now(), "energy": energy},
+    )
+    return commit(manifest, runtime.root)
+
+
+def commit(manifest: Manifest, root: Path) -> Manifest:
+    """Write the manifest, unless another process did so first; then both must have made the same bytes."""
+    path = root / manifest.path
+    if path.exists():
+        other = read_manifest(path)
+        if present(other, root) and (lines := differences(other, manifest)):
+            raise ManifestError(f"{path}: the same recipe gave other bytes:\n  " + "\n  ".join(lines[:10]))
+    write_manifest(manifest, root)
+    sweep_temporaries(path.parent)
+    get_logger(__name__).info("%s: made, digest %s", manifest.stage, manifest.digest[:16])
+    return manifest
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
