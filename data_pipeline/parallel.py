@@ -8,7 +8,6 @@ changed input or configuration re-makes exactly the shards that it touches.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import multiprocessing
@@ -150,7 +149,7 @@ def _run(task: Callable[[Any], Any], work: list[Any], workers: int) -> Any:
             for future in finished:
                 yield future.result()
     except BrokenProcessPool as error:
-        _pool.cache_clear()
+        close_pool()
         raise PipelineError(
             "a worker process was killed, most likely for want of memory. Finished shards are kept; "
             "run the same command again with fewer --workers."
@@ -160,12 +159,21 @@ def _run(task: Callable[[Any], Any], work: list[Any], workers: int) -> Any:
             future.cancel()
 
 
-@functools.cache
+_POOL: dict[int, ProcessPoolExecutor] = {}  # at most one, by its number of workers; state with a lifetime: close_pool
+
+
 def _pool(workers: int) -> ProcessPoolExecutor:
-    """The one pool of this process, started afresh (spawn): forking a process with Arrow threads can deadlock."""
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    atexit.register(pool.shutdown, cancel_futures=True)
-    return pool
+    """This process's workers, started afresh (spawn): forking a process with Arrow threads can deadlock."""
+    if workers not in _POOL:
+        close_pool()
+        _POOL[workers] = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    return _POOL[workers]
+
+
+def close_pool() -> None:
+    """End the worker processes, if there are any; the next `map_shards` starts new ones."""
+    while _POOL:
+        _POOL.popitem()[1].shutdown(cancel_futures=True)
 
 
 def sum_stats(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

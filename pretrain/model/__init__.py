@@ -1,0 +1,1 @@
+"""Transformers whose attention never crosses a document's boundary."""

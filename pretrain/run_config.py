@@ -1,0 +1,62 @@
+"""One TOML file is one run, from the raw corpus to the report; this is its shape.
+
+    [[data.sources]] [data.*] [governance] [audit] [model] [optim] [train] [checkpoint] [engine] [tracking] [energy]
+    [slurm]
+
+Every section belongs to the package that uses it; here they only stand together. Derived values (accumulation steps,
+DeepSpeed's whole configuration) are functions of these, never settings of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.prepare import DataConfig
+from governance.checks.audit import AuditConfig
+from governance.config import Section, load_config
+from governance.energy.meters import EnergyConfig
+from governance.gate import GovernanceConfig
+from governance.policy import Policy, load_policy
+from pretrain.config import CheckpointConfig, EngineConfig, ModelConfig, OptimConfig, TrackingConfig, TrainConfig
+from slurm.submit import SlurmConfig
+
+
+class RunConfig(Section):
+    """The whole file."""
+
+    data: DataConfig
+    governance: GovernanceConfig = GovernanceConfig()
+    audit: AuditConfig = AuditConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    engine: EngineConfig = EngineConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    energy: EnergyConfig = EnergyConfig()
+    slurm: SlurmConfig = SlurmConfig()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration as it was loaded: with the file that relative paths start from, and its policy."""
+
+    config: RunConfig
+    path: Path
+    policy: Policy
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths of the file start."""
+        return self.path.parent
+
+
+def load_run(path: Path, overrides: list[str]) -> Run:
+    """Read a run's file and the policy that it names.
+
+    Raises:
+        ConfigError: either is wrong.
+    """
+    config = load_config(path, RunConfig, overrides)
+    return Run(config, path, load_policy(path.parent / config.governance.policy))

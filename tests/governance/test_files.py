@@ -1,0 +1,128 @@
+"""Nothing half-written ever stands under a final name."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from governance.errors import MissingInput, StorageError
+from governance.files import (
+    append_line,
+    atomic_path,
+    place,
+    read_lines,
+    sha256_bytes,
+    sha256_file,
+    sweep_temporaries,
+    write_bytes,
+    write_json,
+    write_private,
+)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
+    target = tmp_path / "file"
+    write_bytes(target, b"old")
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@given(data=st.binary(max_size=5000))
+def test_file_and_bytes_have_one_digest(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("d") / "file"
+    write_bytes(path, data)
+    assert sha256_file(path) == sha256_bytes(data)
+
+
+def test_missing_file_is_missing_input(tmp_path):
+    with pytest.raises(MissingInput, match="nothing-here"):
+        sha256_file(tmp_path / "nothing-here")
+
+
+def test_file_size_limit_is_a_storage_error_and_leaves_nothing(tmp_path):
+    code = (
+        "import resource,signal,sys;from pathlib import Path;from governance.files import write_bytes;"
+        "from governance.errors import StorageError;signal.signal(signal.SIGXFSZ,signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE,(1000,1000));\n"
+        "try: write_bytes(Path(sys.argv[1])/'big',b'x'*5000)\n"
+        "except StorageError as e: print(e); sys.exit(e.exit_code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == StorageError.exit_code
+    assert "file-size limit" in done.stdout
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A real file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_is_a_storage_error_and_finished_files_stay(tiny_disk):
+    write_bytes(tiny_disk / "first", b"x" * 100_000)
+    with pytest.raises(StorageError, match="no space left"):
+        write_bytes(tiny_disk / "second", b"y" * 400_000)
+    assert os.listdir(tiny_disk) == ["first"]
+    assert (tiny_disk / "first").read_bytes() == b"x" * 100_000
+
+
+def test_full_disk_under_arrow_is_a_storage_error(tiny_disk):
+    import pyarrow as pa
+
+    from data_pipeline.documents import write_table
+
+    table = pa.table({"text": [os.urandom(2000).hex() for _ in range(400)]})
+    with pytest.raises(StorageError, match="no space left"):
+        write_table(tiny_disk / "shard.parquet", table)
+    assert os.listdir(tiny_disk) == []
+
+
+def test_nan_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    append_line(path, '{"a": 1}')
+    append_line(path, '{"a": 2}')
+    with open(path, "ab") as handle:
+        handle.write(b'{"a": 3')
+    assert read_lines(path) == [{"a": 1}, {"a": 2}]
+    append_line(path, '{"a": 4}')
+    assert read_lines(path)[:2] == [{"a": 1}, {"a": 2}]
+
+
+def test_sweep_leaves_living_writers_alone(tmp_path):
+    with atomic_path(tmp_path / "mine") as temporary:
+        temporary.write_bytes(b"at work")
+        dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+        orphan = tmp_path / temporary.name.replace(f"~{os.getpid()}~", f"~{int(dead.stdout)}~")
+        orphan.write_bytes(b"half")
+        assert sweep_temporaries(tmp_path) == 1
+        assert temporary.exists()
+    assert os.listdir(tmp_path) == ["mine"]
+
+
+def test_place_links_and_private_is_private(tmp_path):
+    write_bytes(tmp_path / "a", b"data")
+    place(tmp_path / "a", tmp_path / "below" / "b")
+    assert os.path.samefile(tmp_path / "a", tmp_path / "below" / "b")
+    assert write_private(tmp_path / "key", b"secret")
+    assert not write_private(tmp_path / "key", b"other")
+    assert (tmp_path / "key").read_bytes() == b"secret"
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
