@@ -20,7 +20,7 @@ from typing import Any
 
 from governance.config import Section
 from governance.errors import PipelineError
-from governance.files import place, sha256_file, write_json
+from governance.files import place, sha256_file, sweep_temporaries, write_json
 from governance.log import progress
 from governance.manifest import Output, describe
 from governance.stage import Recipe, Runtime
@@ -84,6 +84,7 @@ def map_shards(
         for index, made in _run(task, [(i, keys[i], shards[i]) for i in missing], runtime.workers):
             done[index] = made
             advance(1)
+    sweep_temporaries(records)
     return [done[index] for index in range(len(shards))]
 
 

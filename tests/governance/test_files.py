@@ -23,12 +23,16 @@ from governance.files import (
 )
 
 
+def _half_then_fail(path):
+    path.write_bytes(b"half")
+    raise ZeroDivisionError
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
     target = tmp_path / "file"
     write_bytes(target, b"old")
-    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
-        temporary.write_bytes(b"half")
-        raise RuntimeError
+    with pytest.raises(ZeroDivisionError), atomic_path(target) as temporary:
+        _half_then_fail(temporary)
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
 

@@ -215,7 +215,7 @@ def test_every_flipped_byte_of_a_verdict_closes_or_changes_nothing(corpus):
 
 
 def test_an_untrusted_signer_is_not_believed(corpus):
-    tokens, _, config, root = corpus
+    tokens, _, _, root = corpus
     policy = make_policy()
     sign_for(corpus, policy, ALL_PASS)
     create_key(root / "other.pem")
@@ -237,8 +237,7 @@ def test_an_envelope_of_another_kind_is_no_verdict(corpus):
         require_open(tokens, policy, config, root, root)
 
 
-def test_keys_are_never_overwritten_and_bad_keys_are_explained(corpus, tmp_path):
-    *_, config, root = corpus
+def test_keys_are_never_overwritten_and_bad_keys_are_explained(tmp_path):
     create_key(tmp_path / "k.pem")
     with pytest.raises(ConfigError, match="a key already"):
         create_key(tmp_path / "k.pem")

@@ -161,7 +161,7 @@ def test_law_5_an_altered_shard_is_never_served(tmp_path):
 
 
 def test_law_6_look_up_names_the_command(tmp_path):
-    with pytest.raises(MissingInput, match="assay data prepare x.toml"):
+    with pytest.raises(MissingInput, match=r"assay data prepare x\.toml"):
         upper(TEXTS, Upper(), Runtime(tmp_path, make=False, command="assay data prepare x.toml"))
     assert not (tmp_path / "upper").exists()
 

@@ -1,0 +1,59 @@
+# make quickstart   install, fetch a real corpus, run all of it, print where the report is
+# make test         install, run every test that this machine can run; say what was skipped and why
+# make check        format, lint, types, imports, house
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+VENV := .venv
+BIN := $(VENV)/bin
+# The newest python of PATH that is at least 3.11; `make PYTHON=python3.12 ...` chooses another.
+PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13; do \
+	$$name -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
+CONFIG ?= configs/quickstart.toml
+
+.PHONY: quickstart handbook test test-slow check format benchmarks clean
+
+quickstart: $(VENV)/installed
+	@$(BIN)/assay run $(CONFIG)
+
+handbook: $(VENV)/installed
+	@$(BIN)/assay run configs/handbook.toml
+
+test: $(VENV)/installed-dev
+	@$(BIN)/pytest -m "not slow and not network"
+
+test-slow: $(VENV)/installed-dev
+	@$(BIN)/pytest -m "slow or network"
+
+check: $(VENV)/installed-dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache --quiet
+	@$(BIN)/pytest tests/test_house.py
+
+format: $(VENV)/installed-dev
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+benchmarks: $(VENV)/installed-dev
+	@status=0; for script in benchmarks/*.py; do $(BIN)/python $$script --quick || status=1; done; exit $$status
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/python:
+	@[ -n "$(PYTHON)" ] || { echo "no Python >= 3.11 with venv found; on Debian: apt-get install python3 python3-venv" >&2; exit 69; }
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@ln -sf bin/python $@
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/python
+	@echo "installing Assay and what it needs (about two minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "installing what the tests need"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
