@@ -64,10 +64,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def json_text(value: Any) -> str:
+    """The form of every JSON file that we write: indented, sorted keys; NaN and infinity are refused."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys; NaN and infinity are refused."""
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    """Write `value` as JSON, whole or not at all."""
+    write_text(path, json_text(value))
 
 
 def write_private(path: Path, data: bytes) -> bool:

@@ -191,10 +191,10 @@ def read_verdict(path: Path, config: GovernanceConfig, folder: Path) -> dict[str
     Raises:
         ManifestError: it was altered, is of another kind, or its signer is not trusted.
     """
-    if config.trusted_keys:
-        trusted = [public_key(folder / name) for name in config.trusted_keys]
-    else:
-        trusted = [private_key(config.key_path(folder)).public_key()]
+    trusted = [public_key(folder / name) for name in config.trusted_keys]
+    own = config.key_path(folder)
+    if not trusted and own.exists():
+        trusted = [private_key(own).public_key()]
     content, signer = open_envelope(path, trusted)
     if content.get("predicateType") != PREDICATE_TYPE:
         raise ManifestError(f"{path}: is a {content.get('predicateType')!r}, not a verdict")

@@ -8,11 +8,13 @@ A whole example (`<root>/clean/0123456789abcdef/manifest.json`):
      "outputs": [{"path": "clean/0123456789abcdef/documents/00000.parquet", "bytes": 812, "sha256": "...64 hex"}],
      "stats": {"documents_in": 10, "documents_kept": 9},
      "run": {"started": "2026-01-01T00:00:00Z", "finished": "...", "command": [], "git": null, "packages": {},
-             "host": {}, "slurm_job_id": null, "energy": {"joules": null, "method": "unknown"}}}
+             "host": {}, "slurm_job_id": null, "energy": {"joules": null, "method": "unknown"}},
+     "seal": "...64 hex"}
 
 `key` says what *should* be made (stage, version, config, input digests); `digest` is the hash of everything but
 `run`, and says what *was* made. Paths are relative to the root, so a root can be moved. A reader refuses an
-unknown schema and an unknown key: it never guesses.
+unknown schema and an unknown key: it never guesses. `seal` is the hash of all the rest, `run` included: it finds
+accidents within the manifest itself, as the digests in `outputs` find them in the files.
 """
 
 from __future__ import annotations
@@ -105,7 +107,11 @@ def describe(path: Path, root: Path) -> Output:
 
 def write_manifest(manifest: Manifest, root: Path) -> None:
     """Commit an artifact: the last file written, atomically."""
-    write_json(root / manifest.path, manifest.plain())
+    write_json(root / manifest.path, {**manifest.plain(), "seal": _seal(manifest.plain())})
+
+
+def _seal(values: dict[str, Any]) -> str:
+    return sha256_bytes(canonical_json(values))
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -113,7 +119,7 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         MissingInput: there is none.
-        ManifestError: it is torn, of an unknown schema, or has unknown or missing keys.
+        ManifestError: it is torn or altered, of an unknown schema, or has unknown or missing keys.
     """
     try:
         values = json.loads(path.read_bytes())
@@ -126,6 +132,9 @@ def read_manifest(path: Path) -> Manifest:
         raise ManifestError(
             f"{path}: has schema {schema!r}; this version reads {SCHEMA}. Read it with the version that wrote it."
         )
+    seal = values.pop("seal", None)
+    if seal != _seal(values):
+        raise ManifestError(f"{path}: was altered since it was written: its seal does not fit. Remove its folder.")
     try:
         return Manifest.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:

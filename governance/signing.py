@@ -137,13 +137,15 @@ def open_envelope(path: Path, trusted: Iterable[Ed25519PublicKey]) -> tuple[dict
         envelope = json.loads(path.read_bytes())
         body = base64.b64decode(envelope["payload"], validate=True)
         kind = envelope["payloadType"]
-        signatures = [base64.b64decode(item["sig"], validate=True) for item in envelope["signatures"]]
+        signatures = [(base64.b64decode(item["sig"], validate=True), item["keyid"]) for item in envelope["signatures"]]
     except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
         raise ManifestError(f"{path}: is no signed envelope ({type(error).__name__}: {error})") from error
     if kind != PAYLOAD_TYPE:
         raise ManifestError(f"{path}: holds {kind!r}, not {PAYLOAD_TYPE!r}")
     for key in trusted:
-        for signature in signatures:
+        for signature, claimed in signatures:
+            if claimed != key_id(key):
+                continue
             try:
                 key.verify(signature, _pre_authentication(body))
             except InvalidSignature:

@@ -73,6 +73,15 @@ def _governance(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     _config(_add(group, "check", "governance_check", "audit the corpus and sign the verdict"))
     command = _add(group, "verify", "governance_verify", "read every file below ROOT and compare it with its manifest")
     command.add_argument("artifact", type=Path, metavar="ROOT", help="a root of artifacts, or one artifact's folder")
+    command.add_argument(
+        "--key",
+        dest="keys",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PUBLIC_KEY",
+        help="believe verdicts of this key, instead of your own (repeatable)",
+    )
     command = _add(group, "trace", "governance_trace", "print what an artifact was made from, down to the source files")
     command.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact's folder or its manifest.json")
     command = _add(group, "diff", "governance_diff", "print in words how two artifacts differ")

@@ -26,11 +26,11 @@ class RunConfig(Section):
     """The whole file."""
 
     data: DataConfig
+    model: ModelConfig
+    optim: OptimConfig
+    train: TrainConfig
     governance: GovernanceConfig = GovernanceConfig()
     audit: AuditConfig = AuditConfig()
-    model: ModelConfig = ModelConfig()
-    optim: OptimConfig = OptimConfig()
-    train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     engine: EngineConfig = EngineConfig()
     tracking: TrackingConfig = TrackingConfig()

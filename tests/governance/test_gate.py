@@ -199,19 +199,16 @@ def test_other_shards_other_policy_and_expiry_close(corpus, monkeypatch):
         require_open(tokens, policy, config, root, root)
 
 
-def test_every_flipped_byte_of_a_verdict_closes_or_changes_nothing(corpus):
+def test_every_flipped_byte_of_a_verdict_closes(corpus):
     tokens, _, config, root = corpus
     policy = make_policy()
-    honest = sign_for(corpus, policy, ALL_PASS)
+    sign_for(corpus, policy, ALL_PASS)
     path = verdict_path(tokens, policy, root)
     content = path.read_bytes()
     for index in range(0, len(content), 7):
         path.write_bytes(content[:index] + bytes([content[index] ^ 4]) + content[index + 1 :])
-        try:
-            found = require_open(tokens, policy, config, root, root)
-        except GateClosed:
-            continue
-        assert found == honest  # e.g. an altered key id, which is only a hint: the signature still decides
+        with pytest.raises(GateClosed):
+            require_open(tokens, policy, config, root, root)
 
 
 def test_an_untrusted_signer_is_not_believed(corpus):

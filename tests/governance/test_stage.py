@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.parallel import Shard, ShardMade, map_shards, sum_stats
-from governance.config import Section
+from governance.config import Section, canonical_json
 from governance.errors import ManifestError, MissingInput
 from governance.files import sha256_bytes, write_bytes
-from governance.manifest import Input, Manifest, describe, differences, read_manifest, verify
+from governance.manifest import Input, Manifest, describe, differences, read_manifest, verify, write_manifest
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 
@@ -226,10 +226,15 @@ def test_unknown_schema_and_foreign_manifest_are_errors(tmp_path):
     path.write_text(json.dumps({**values, "schema": 2}))
     with pytest.raises(ManifestError, match="schema 2"):
         upper(TEXTS, Upper(), Runtime(tmp_path))
-    path.write_text(json.dumps({**values, "surprise": 1}))
+    del values["seal"]
+    seal = sha256_bytes(canonical_json({**values, "surprise": 1}))
+    path.write_text(json.dumps({**values, "surprise": 1, "seal": seal}))
     with pytest.raises(ManifestError, match="surprise"):
         read_manifest(path)
     path.write_text(json.dumps({**values, "key": "f" * 64}))
+    with pytest.raises(ManifestError, match="altered"):
+        read_manifest(path)
+    write_manifest(made.model_copy(update={"key": made.key[:16] + "f" * 48}), tmp_path)
     with pytest.raises(ManifestError, match="is of key"):
         upper(TEXTS, Upper(), Runtime(tmp_path))
     path.write_text(path.read_text()[:40])

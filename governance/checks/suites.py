@@ -1,0 +1,189 @@
+"""The tables that the suites judge, built from manifests and shards by column names alone.
+
+    documents       the kept rows of each feature shard of `clean`, without any text; one table a shard
+    sources         one row for each source at each stage, and the source "(all)"
+    licences        one row for each (source, licence) of the documents that stay
+    tokens          one row: the counts of `encode`
+    representation  `governance.checks.bias.representation`
+
+Promise: a table that cannot be judged carries its problem in words, so that each of its gates gets a result. A shard
+that cannot be read raises: nothing is known then, and nothing is committed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from governance.errors import ManifestError
+from governance.manifest import Manifest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FUNNEL = ("ingest", "clean", "dedup", "redact", "encode")
+"""The stages that pass documents, in their order."""
+ALL = "(all)"
+_ABSENT = ("", "und")  # a language that is not known is a missing value, not a text
+
+
+@dataclass(frozen=True)
+class Table:
+    """Something to judge."""
+
+    subject: str
+    frame: pd.DataFrame
+    problem: str = ""
+    """Why it cannot be judged; empty when it can."""
+
+
+def frame_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A table of rows with equal keys; None is a missing value; `columns` name those of an empty table."""
+    import pandas as pd
+
+    return pd.DataFrame(list(rows)) if rows else pd.DataFrame(columns=list(columns))
+
+
+def document_tables(clean: Manifest, root: Path) -> Iterator[Table]:
+    """The kept rows of each feature shard; one more table, a problem, when shards and manifest disagree on the rows.
+
+    A shard of which nothing is kept (a refused source, say) has nothing to judge and no table, as long as another has;
+    a corpus of which nothing is kept has one table, empty, which no gate can pass.
+
+    Raises:
+        ManifestError: a shard cannot be read.
+    """
+    rows = kept = 0
+    complete = True
+    frame: pd.DataFrame | None = None
+    for path in clean.files("features", root):
+        subject = path.relative_to(root).as_posix()
+        table = _read(path)
+        names = [name for name in table.column_names if name != "text"]
+        frame = table.select(names).to_pandas()
+        rows += len(frame)
+        if names.count("kept") != 1 or not pa.types.is_boolean(table.schema.field("kept").type):
+            complete = False
+            yield Table(subject, frame, "has no column `kept` of true and false, so its kept rows are not known")
+            continue
+        frame = frame[frame["kept"].eq(True)]
+        kept += len(frame)
+        if len(frame):
+            yield Table(subject, _without_empty_text(frame))
+    if complete and frame is not None and not kept:
+        yield Table(f"{clean.folder}/features", frame)
+    wanted = (clean.stats.get("documents_in"), clean.stats.get("documents_kept"))
+    if complete and (rows, kept) != wanted:
+        problem = f"the feature shards have {rows} rows, {kept} kept; the manifest says {wanted[0]} and {wanted[1]}"
+        yield Table(f"{clean.folder}/features", frame_of([]), problem)
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    try:
+        table = pq.read_table(path, columns=columns, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(
+            f"{path}: cannot be read as Parquet: {error}. Remove its folder and make it again."
+        ) from error
+    if columns is not None and (absent := sorted(set(columns) - set(table.column_names))):
+        raise ManifestError(f"{path}: lacks the columns {absent}. Remove its folder and make it again.")
+    return table
+
+
+def _without_empty_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """An empty text is a missing value: "not null" must not be met by it."""
+    import pandas as pd
+
+    frame = frame.copy()
+    for name in frame.columns:
+        if pd.api.types.is_string_dtype(frame[name].dtype):
+            absent = _ABSENT if name == "language" else ("",)
+            frame[name] = frame[name].mask(frame[name].isin(absent))
+    return frame
+
+
+def source_rows(artifacts: Mapping[str, Manifest]) -> list[dict[str, Any]]:
+    """The source x stage table, in the order of the stages, "(all)" before the sources by name.
+
+    Columns: `stage, source, documents_in, documents_kept, bytes_in, bytes_kept, removed_share` (removed / in; None for
+    nothing in), `quarantined_share` (quarantined / in at `ingest`, 0 elsewhere), `torn_files` (likewise),
+    `unaccounted` (in - kept - removed; 0 by law), `lost` (kept by the stage before - in; 0 by law).
+
+    A source of which nothing is left has no row at later stages: its last row shows where it went.
+    """
+    rows: list[dict[str, Any]] = []
+    before: dict[str, int] = {}
+    for stage in FUNNEL:
+        if stage not in artifacts:
+            continue
+        stats = artifacts[stage].stats
+        entries = {ALL: stats, **stats.get("by_source", {})}
+        for source in [ALL, *sorted(({*entries, *before}) - {ALL})]:
+            row = _source_row(stage, source, entries.get(source, {}), before.get(source))
+            if source == ALL or row["documents_in"] or row["lost"] or not before:
+                rows.append(row)
+        before = {source: int(entry.get("documents_kept", 0)) for source, entry in entries.items()}
+    return rows
+
+
+def _source_row(stage: str, source: str, entry: Mapping[str, Any], before: int | None) -> dict[str, Any]:
+    counts = {name: int(entry.get(name, 0)) for name in ("documents_in", "documents_kept", "bytes_in", "bytes_kept")}
+    removed = sum(entry.get("removed", {}).values())
+    raw = stage == "ingest"
+    refused = entry.get("quarantined") if raw else 0  # None where it was not counted: unknown is not zero
+    return {
+        "stage": stage,
+        "source": source,
+        **counts,
+        "removed_share": _share(removed, counts["documents_in"]),
+        "quarantined_share": _share(refused, counts["documents_in"]) if raw else 0.0,
+        "torn_files": entry.get("torn_files") if raw else 0,
+        "unaccounted": counts["documents_in"] - counts["documents_kept"] - removed,
+        "lost": 0 if before is None and raw else (before or 0) - counts["documents_in"],
+    }
+
+
+def _share(part: int | None, whole: int) -> float | None:
+    return part / whole if whole and part is not None else None
+
+
+def licence_rows(final: Manifest, root: Path) -> list[dict[str, Any]]:
+    """The licences of the documents that stay: `source, licence, documents`, sorted.
+
+    Raises:
+        ManifestError: a shard cannot be read.
+    """
+    found: Counter[tuple[str, str]] = Counter()
+    for path in final.files("documents", root):
+        table = _read(path, ["source", "licence"])
+        counted = table.group_by(["source", "licence"]).aggregate([([], "count_all")]).to_pylist()
+        for row in counted:
+            found[str(row["source"]), str(row["licence"])] += row["count_all"]
+    return [
+        {"source": source, "licence": licence, "documents": number}
+        for (source, licence), number in sorted(found.items())
+    ]
+
+
+def token_rows(encode: Manifest) -> list[dict[str, Any]]:
+    """One row of the counts of `encode`; a nested count is named by its path: `{"train": {"tokens": 5}}` gives
+    `train_tokens`. The funnel by source and by reason is left to the `sources` table.
+    """
+    row = _flat({name: value for name, value in encode.stats.items() if name not in ("by_source", "removed")}, "")
+    return [dict(sorted(row.items()))] if row else []
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, int | float]:
+    row: dict[str, int | float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            row |= _flat(value, f"{prefix}{name}_")
+        elif isinstance(value, (int, float)):
+            row[f"{prefix}{name}"] = value
+    return row

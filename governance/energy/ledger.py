@@ -1,0 +1,202 @@
+"""The energy ledger: append-only lines from which every joule that was read can be found again.
+
+A whole example (`<root>/energy.jsonl`; a second host writes `<root>/energy.<host>.jsonl` beside it):
+
+    {"kind": "ledger", "schema": 1, "host": "node1"}
+    {"kind": "begin", "interval": "5f0c.1", "attempt": "5f0c", "stage": "train", "host": "node1",
+     "process": [4711, 123456], "method": "RAPL", "at": "2026-01-01T00:00:00.000Z", "millijoules": 0, "low": 0,
+     "high": 0, "marks": {}}
+    {"kind": "beat", ..., "at": "2026-01-01T00:00:05.000Z", "millijoules": 612345, "low": 551110, "high": 673580,
+     "marks": {"artifact": "train/0123456789abcdef", "resumed_from": 0, "step": 40}}
+    {"kind": "end", ..., "outcome": "surviving", "cause": ""}
+
+An *attempt* is one process, an *interval* is one measured context of it. Energies are integers and count from the
+interval's begin, so a lost line loses no energy before it; `null` is unknown, never zero. A kill leaves an interval
+without an end: what its last line says was spent and is wasted, and at most one sample interval before the kill is
+not known. An interval without an end whose process still lives is `unknown` until it ends.
+
+The law, a test: surviving + wasted (+ unknown, while something runs) = measured, exactly, in millijoules.
+A reader skips a torn line and an unknown kind, and refuses an unknown schema.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from governance.config import canonical_json
+from governance.energy.node import start_time
+from governance.errors import ManifestError
+from governance.files import append_line, place, read_lines, write_text
+
+SCHEMA = 1
+FILE_NAME = "energy.jsonl"
+MARKS = ("artifact", "resumed_from", "step", "checkpoint")
+"""What a trainer may write into its measurement while it runs; see `governance.energy.attribution`."""
+
+_KINDS = ("begin", "beat", "end")
+
+Outcome = Literal["surviving", "wasted", "unknown"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the meter had counted since the interval's begin, in millijoules, and the marks at that moment."""
+
+    at: str
+    millijoules: int | None
+    low: int | None
+    high: int | None
+    marks: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One measured context: a stage that was made, or tried."""
+
+    id: str
+    attempt: str
+    stage: str
+    host: str
+    method: str
+    outcome: Outcome
+    cause: str
+    samples: tuple[Sample, ...]
+
+    @property
+    def started(self) -> str:
+        """The time of its first line."""
+        return self.samples[0].at
+
+    @property
+    def finished(self) -> str:
+        """The time of its last line."""
+        return self.samples[-1].at
+
+    @property
+    def millijoules(self) -> int | None:
+        """What the meter read; None is unknown."""
+        return self.samples[-1].millijoules
+
+    @property
+    def seconds(self) -> float:
+        """From the first to the last line, in seconds."""
+        return (_parse(self.finished) - _parse(self.started)).total_seconds()
+
+
+def _parse(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def time_text() -> str:
+    """The time in UTC, ISO 8601, to the millisecond: of equal length, so that text order is time order."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def own_file(ledger: Path, host: str | None = None) -> Path:
+    """The file that this host appends to: `ledger` for the host that made it, else one of its own beside it.
+
+    Appends from two hosts to one file can overwrite each other on NFS (open(2), O_APPEND), so no two hosts share
+    one; a file is claimed by a hard link, which is atomic there too.
+    """
+    host = host or socket.gethostname()
+    if _claim(ledger, host) == host:
+        return ledger
+    other = ledger.with_name(f"{ledger.stem}.{host}{ledger.suffix}")
+    _claim(other, host)
+    return other
+
+
+def _claim(path: Path, host: str) -> str | None:
+    """Make the ledger `path` for `host` unless it is there; return the host whose file it is."""
+    if not path.exists():
+        claim = path.with_name(f".{path.name}.{host}.{os.getpid()}")
+        write_text(claim, _line({"kind": "ledger", "schema": SCHEMA, "host": host}) + "\n")
+        place(claim, path)
+        claim.unlink(missing_ok=True)
+    return _head(path).get("host")
+
+
+def _head(path: Path) -> dict[str, Any]:
+    """The first line of a ledger file.
+
+    Raises:
+        ManifestError: it is no ledger, or of another schema.
+    """
+    with path.open("rb") as lines:
+        first = lines.readline()
+    try:
+        head = json.loads(first)
+    except ValueError:
+        head = None
+    if not isinstance(head, dict) or head.get("kind") != "ledger" or head.get("schema") != SCHEMA:
+        raise ManifestError(
+            f"{path}: does not begin as an energy ledger of schema {SCHEMA} ({first[:80]!r}). Move the file away; "
+            "a new one is begun by the next run."
+        )
+    return head
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return canonical_json(values).decode("utf-8")
+
+
+def append(path: Path, kind: str, about: Mapping[str, Any], **values: Any) -> None:
+    """Append one line; `about` says whose: interval, attempt, stage, host, process, method."""
+    append_line(path, _line({"kind": kind, **about, "at": time_text(), **values}))
+
+
+def read_ledger(ledger: Path, alive: Callable[[Mapping[str, Any]], bool] | None = None) -> list[Interval]:
+    """All intervals of a ledger and of the other hosts' files beside it, by their begin.
+
+    `alive(line)` says whether the process that wrote a line still runs; by default this host's processes are looked
+    up, and another host's is taken for alive while its last line is younger than a minute.
+
+    Raises:
+        ManifestError: a file is no ledger of this schema.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.*{ledger.suffix}"))]:
+        if not path.exists():
+            continue
+        _head(path)
+        for line in read_lines(path):
+            if isinstance(line, dict) and line.get("kind") in _KINDS:
+                found.setdefault(line["interval"], []).append(line)
+    intervals = [_interval(lines, alive or _alive) for lines in found.values()]
+    return sorted(intervals, key=lambda interval: (interval.started, interval.id))
+
+
+def _interval(lines: list[dict[str, Any]], alive: Callable[[Mapping[str, Any]], bool]) -> Interval:
+    last = lines[-1]
+    if last["kind"] == "end":
+        outcome, cause = last["outcome"], last["cause"]
+    elif alive(last):
+        outcome, cause = "unknown", "still running"
+    else:
+        outcome, cause = "wasted", "killed"
+    samples = tuple(Sample(s["at"], s["millijoules"], s["low"], s["high"], s.get("marks", {})) for s in lines)
+    return Interval(
+        id=last["interval"],
+        attempt=last["attempt"],
+        stage=last["stage"],
+        host=last["host"],
+        method=last["method"],
+        outcome=outcome,
+        cause=cause,
+        samples=samples,
+    )
+
+
+def _alive(line: Mapping[str, Any]) -> bool:
+    if line["host"] == socket.gethostname():
+        pid, started = line["process"]
+        return started is not None and start_time(pid) == int(started)
+    age = datetime.datetime.now(datetime.UTC) - _parse(line["at"])
+    return age.total_seconds() < 60

@@ -1,0 +1,323 @@
+"""The meter of a node: `with meter("clean") as energy:` tells what the node took, and how well that is known.
+
+Sources in order of trust: RAPL for processors and memory, NVML for NVIDIA GPUs, and a model for the processors where
+RAPL is not to be had. Promises: a figure carries its method and its bounds, and an estimate says "estimated"; what is
+not known is None, never 0; one meter a node, however many ranks; a kill loses at most one sample interval; the meter
+never stops the run that it measures. Its price: one wake-up a sample interval (docs/energy.md has the measurement).
+
+The scope is the node. No share of a process is claimed: whatever else ran there is in the figure.
+
+This is the door to NVML (`nvidia-ml-py`, optional).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from governance.config import Section
+from governance.energy.ledger import MARKS, append, own_file
+from governance.energy.node import Turn, node_turn, start_time
+from governance.energy.sources import ESTIMATED, Part, Source, allowance, open_processor_model, open_rapl
+from governance.errors import PipelineError, Preempted
+from governance.log import get_logger
+from governance.stage import UNKNOWN_ENERGY, Meter, no_meter
+
+NVML_ALLOWANCE_PERCENT = 5
+"""Bounds of an NVML reading: the error of the sensor that Yang, Adamek and Armour measured (arXiv:2312.02741), who also
+show that A100 and H100 sample a quarter of the time: short bursts can be missed or overstated."""
+
+_UNMETERED = "mainboard, disks, network, fans, power supply, cooling: no meter"
+_MILLIJOULES_PER_KWH = 3_600_000_000
+
+
+class EnergyConfig(Section):
+    """The meter's settings; none of them changes a byte of an artifact."""
+
+    enabled: bool = True
+    """Whether the node is measured; False leaves energy unknown."""
+    sample_seconds: float = Field(default=5.0, ge=0.1, le=60)
+    """Seconds between two readings: what a kill can lose, and the fineness of a checkpoint's energy."""
+    cpu_tdp_watts: float | None = Field(default=None, gt=0)
+    """Thermal design power of all processors of a node, in watts, for the estimate; None looks it up by name."""
+    country: str | None = None
+    """Where the node draws its power, for the report; informative."""
+    carbon_grams_per_kwh: float | None = Field(default=None, ge=0)
+    """Carbon intensity of the node's electricity in grams CO2e per kWh; None leaves carbon unknown."""
+    carbon_source: str | None = None
+    """Where that figure is from, with its year; required beside it."""
+
+    @model_validator(mode="after")
+    def _carbon_has_a_source(self) -> EnergyConfig:
+        if (self.carbon_grams_per_kwh is None) != (self.carbon_source is None):
+            raise ValueError(
+                f"carbon_grams_per_kwh is {self.carbon_grams_per_kwh} and carbon_source is {self.carbon_source!r}: "
+                "give both, or neither"
+            )
+        return self
+
+
+def meter(config: EnergyConfig, ledger: Path) -> Meter:
+    """The meter of a run: a factory of contexts that measure the node and record in `ledger`.
+
+    At the end the yielded dictionary holds joules, low, high (None: unknown), method, scope, seconds, coverage, parts
+    and carbon. A body that raises counts as wasted, but for `Preempted`: that one saved its work first.
+    """
+    if not config.enabled:
+        return no_meter
+    attempt = uuid.uuid4().hex[:12]
+    counter = itertools.count(1)
+
+    @contextlib.contextmanager
+    def measure(stage: str) -> Iterator[dict[str, Any]]:
+        about = {
+            "interval": f"{attempt}.{next(counter)}",
+            "attempt": attempt,
+            "stage": stage,
+            "host": socket.gethostname(),
+            "process": [os.getpid(), start_time(os.getpid())],
+        }
+        energy = dict(UNKNOWN_ENERGY)
+        with _turn(ledger) as turn:
+            measuring = _Measuring(config, ledger, about, energy, turn)
+            measuring.begin()
+            try:
+                yield energy
+            except Preempted:
+                measuring.end("surviving", "preempted")
+                raise
+            except BaseException as error:
+                measuring.end("wasted", type(error).__name__)
+                raise
+            measuring.end("surviving", "")
+
+    return measure
+
+
+@contextlib.contextmanager
+def _turn(ledger: Path) -> Iterator[Turn]:
+    """The node's lock; a node whose runtime directory cannot be used is measured without, and that is said."""
+    with contextlib.ExitStack() as stack:
+        try:
+            turn = stack.enter_context(node_turn(ledger))
+        except (OSError, PipelineError) as error:
+            get_logger(__name__).warning("energy: no lock, so another meter of this node may count the same: %s", error)
+            turn = Turn(ours=True)
+        yield turn
+
+
+class _Measuring:
+    """One interval: opens the sources, samples them in a thread, writes the ledger, fills the dictionary."""
+
+    def __init__(self, config: EnergyConfig, ledger: Path, about: dict[str, Any], energy: dict[str, Any], turn: Turn):
+        self.config, self.energy = config, energy
+        self.sources, self.missing = _open_sources(config) if turn.ours else ([], [])
+        shared = f"shared: measured by pid {turn.pid}" if turn.pid else "shared: measured by another meter"
+        self.about = {**about, "method": _method(self._parts()) if turn.ours else shared}
+        same_ledger = turn.ledger == str(ledger.resolve())
+        if not turn.ours:
+            self.missing = [f"everything: the node is {self.about['method'].removeprefix('shared: ')}"]
+        self.ledger = None if not turn.ours and same_ledger else ledger  # the other rank's lines hold these joules
+        self.file: Path | None = None
+        self.started = time.monotonic()
+        self.stopping = threading.Event()
+        self.guard = threading.Lock()
+        self.thread = threading.Thread(target=self._sample, name="energy meter", daemon=True)
+
+    def begin(self) -> None:
+        """Open the interval in the ledger and start sampling."""
+        try:
+            self.file = own_file(self.ledger) if self.ledger else None
+        except (OSError, PipelineError) as error:
+            get_logger(__name__).warning("energy: this interval is not in the ledger: %s", error)
+        self._write("begin")
+        if self.sources:
+            self.thread.start()
+
+    def end(self, outcome: str, cause: str) -> None:
+        """Read once more, close the interval, and tell the caller."""
+        self.stopping.set()
+        if self.thread.is_alive():
+            self.thread.join()
+        parts = self._write("end", outcome=outcome, cause=cause)
+        for name in MARKS:
+            self.energy.pop(name, None)
+        self.energy.update(self._measurement(parts))
+
+    def _sample(self) -> None:
+        while not self.stopping.wait(self.config.sample_seconds):
+            self._write("beat")
+
+    def _parts(self) -> list[Part]:
+        return [part for source in self.sources for part in source.read()]
+
+    def _write(self, kind: str, **values: Any) -> list[Part]:
+        """Read the sources and append a line; a ledger that refuses is said once and never stops the run."""
+        with self.guard:
+            parts = self._parts()
+            joules, low, high = _total(parts, self.missing)
+            if self.file is None:
+                return parts
+            marks = {name: self.energy[name] for name in MARKS if name in self.energy}
+            try:
+                append(self.file, kind, self.about, millijoules=joules, low=low, high=high, marks=marks, **values)
+            except (OSError, PipelineError) as error:
+                get_logger(__name__).warning("energy: the ledger lacks the end of %s: %s", self.about["stage"], error)
+                self.file = None
+            return parts
+
+    def _measurement(self, parts: list[Part]) -> dict[str, Any]:
+        """The dictionary of a manifest's `run.energy`."""
+        joules, low, high = _total(parts, self.missing)
+        return {
+            "joules": _joules(joules),
+            "low": _joules(low),
+            "high": _joules(high),
+            "method": self.about["method"],
+            "scope": "node",
+            "seconds": round(time.monotonic() - self.started, 3),
+            "coverage": {
+                "measured": [part.name for part in parts if part.method != ESTIMATED],
+                "estimated": [part.name for part in parts if part.method == ESTIMATED],
+                "missing": [*self.missing, *(f"{p.name}: {p.detail}" for p in parts if p.high is None), _UNMETERED],
+            },
+            "parts": [
+                {
+                    "name": part.name,
+                    "joules": _joules(part.millijoules),
+                    "low": _joules(part.low),
+                    "high": _joules(part.high),
+                    "method": part.method,
+                    "detail": part.detail,
+                }
+                for part in parts
+            ],
+            "carbon": carbon(self.config, joules, low, high),
+        }
+
+
+def carbon(config: EnergyConfig, *millijoules: int | None) -> dict[str, Any] | None:
+    """Grams CO2e of (joules, low, high) by the configured intensity; None where no intensity is given."""
+    if config.carbon_grams_per_kwh is None:
+        return None
+    intensity = config.carbon_grams_per_kwh
+    grams = [None if value is None else value / _MILLIJOULES_PER_KWH * intensity for value in millijoules]
+    return {
+        **dict(zip(("grams_co2e", "low", "high"), grams, strict=True)),
+        "grams_per_kwh": intensity,
+        "source": config.carbon_source,
+        "country": config.country,
+    }
+
+
+def _joules(millijoules: int | None) -> float | None:
+    return None if millijoules is None else millijoules / 1000
+
+
+def _total(parts: list[Part], missing: list[str]) -> tuple[int | None, int | None, int | None]:
+    """Millijoules of all parts as (measured, low, high); without a part nothing is known, and that is not zero."""
+    if not parts:
+        return None, None, None
+    highs = [part.high for part in parts]
+    unbounded = None in highs or any(text.startswith("GPU") for text in missing)
+    high = None if unbounded else sum(value for value in highs if value is not None)
+    return sum(part.millijoules for part in parts), sum(part.low for part in parts), high
+
+
+def _method(parts: list[Part]) -> str:
+    return " + ".join(dict.fromkeys(part.method for part in parts)) or "unknown"
+
+
+def _open_sources(config: EnergyConfig) -> tuple[list[Source], list[str]]:
+    """All that can be read here, and in words what cannot."""
+    sources: list[Source] = []
+    missing: list[str] = []
+    rapl, reason = open_rapl()
+    if rapl is not None:
+        sources.append(rapl)
+    else:
+        missing.append(reason)
+        model, reason = open_processor_model(config.cpu_tdp_watts)
+        sources += [model] if model is not None else []
+        missing += [reason] if reason else []
+    gpus, reason = open_nvml()
+    sources += [gpus] if gpus is not None else []
+    missing += [reason] if reason else []
+    return sources, missing
+
+
+class Nvml:
+    """NVIDIA GPUs by their total energy counters (Volta and later), else by their power integrated over samples."""
+
+    def __init__(self, nvml: Any, devices: list[Any]):
+        self.nvml, self.devices = nvml, devices
+        self.names = [f"GPU {index}: {_text(nvml.nvmlDeviceGetName(device))}" for index, device in enumerate(devices)]
+        self.readers = [self._reader(device) for device in devices]
+        self.failures = [""] * len(devices)
+        self.millijoules = [0] * len(devices)
+
+    def _reader(self, device: Any) -> tuple[str, Callable[[], int]]:
+        """How this GPU is read: its method, and a function that gives millijoules since now."""
+        try:
+            first = self.nvml.nvmlDeviceGetTotalEnergyConsumption(device)
+        except self.nvml.NVMLError:
+            return "NVML power, sampled", _integral(lambda: self.nvml.nvmlDeviceGetPowerUsage(device))
+        return "NVML", lambda: self.nvml.nvmlDeviceGetTotalEnergyConsumption(device) - first
+
+    def read(self) -> list[Part]:
+        """One part a GPU."""
+        parts = []
+        for index, (method, count) in enumerate(self.readers):
+            try:
+                self.millijoules[index] = count()
+            except self.nvml.NVMLError as error:
+                self.failures[index] = f"missed a reading: {error}"
+            failure = self.failures[index]
+            part = allowance(self.names[index], method, self.millijoules[index], NVML_ALLOWANCE_PERCENT, failure)
+            parts.append(Part(part.name, method, part.millijoules, part.low, None, failure) if failure else part)
+        return parts
+
+
+def _integral(milliwatts: Callable[[], int]) -> Callable[[], int]:
+    """Millijoules since now, from power read at each call and taken as the mean since the one before."""
+    last_power, last_at, total = milliwatts(), time.monotonic(), 0.0
+
+    def count() -> int:
+        nonlocal last_power, last_at, total
+        power, at = milliwatts(), time.monotonic()
+        total += (power + last_power) / 2 * (at - last_at)
+        last_power, last_at = power, at
+        return int(total)
+
+    return count
+
+
+def open_nvml() -> tuple[Nvml | None, str]:
+    """The NVIDIA GPUs of this node, or None and the reason in words; no reason where there is no GPU."""
+    devices = Path("/dev/nvidiactl").exists()
+    if Path("/dev/kfd").exists() and not devices:
+        return None, "GPU: AMD, for which there is no meter here"
+    try:
+        import pynvml
+    except ImportError:
+        return None, "GPU: nvidia-ml-py is not installed (pip install 'assay-pretrain[nvml]')" if devices else ""
+    try:
+        pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
+        return (Nvml(pynvml, [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]) if count else None), ""
+    except pynvml.NVMLError as error:
+        return None, f"GPU: NVML answers: {error}" if devices else ""
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,165 @@
+"""What can be read on a node: RAPL counters and the processor model; each source counts from its own begin.
+
+A source is read every few seconds. It returns parts: what was counted, by which method, with bounds. Where a counter
+fails on the way, its part keeps what it had and says so; the whole then has no upper bound.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from governance.energy.cpu_power import CpuPower, cpu_model, cpu_power, cpu_times, estimated_watts
+
+POWERCAP = Path("/sys/class/powercap")
+ESTIMATED = "estimated: TDP x utilisation (/proc/stat)"
+
+RAPL_ALLOWANCE_PERCENT = 10
+"""Bounds of a RAPL reading. Intel measures since Haswell (Khan et al., "RAPL in Action", ACM TOMPECS 3(2), 2018), AMD
+models (Schöne et al., "Energy Efficiency Aspects of the AMD Zen 2 Architecture", IEEE CLUSTER 2021); neither
+guarantees an error, so this is our allowance, not theirs."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one source counted since its begin, in millijoules; `high` None: something here had no meter."""
+
+    name: str
+    method: str
+    millijoules: int
+    low: int
+    high: int | None
+    detail: str = ""
+
+
+class Source(Protocol):
+    """A meter of part of a node."""
+
+    def read(self) -> list[Part]:
+        """Everything counted since the source was opened."""
+        ...
+
+
+def allowance(name: str, method: str, millijoules: int, percent: int, detail: str = "") -> Part:
+    """A part whose bounds are `percent` to each side, rounded outwards."""
+    spread = -(-millijoules * percent // 100)
+    return Part(name, method, millijoules, millijoules - spread, millijoules + spread, detail)
+
+
+class RaplZone:
+    """One energy counter below /sys/class/powercap; it wraps, so it must be read more often than it does.
+
+    A counter of 65 kJ wraps after 2 minutes at 500 W; the sampling of every few seconds is far below that.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.name = (folder / "name").read_text(encoding="ascii").strip()
+        self.range = int((folder / "max_energy_range_uj").read_text(encoding="ascii"))
+        self.last = self._counter()
+        self.microjoules = 0
+        self.failure = ""
+
+    def _counter(self) -> int:
+        return int((self.folder / "energy_uj").read_text(encoding="ascii"))
+
+    def read(self) -> Part:
+        """What this zone counted since it was opened."""
+        try:
+            now = self._counter()
+        except (OSError, ValueError) as error:
+            self.failure = (
+                f"missed a reading: {error}"  # the next one makes up for it, unless the counter wrapped twice
+            )
+        else:
+            step = now - self.last
+            self.microjoules += step if step >= 0 else step + self.range
+            self.last = now
+        part = allowance(self.name, "RAPL", self.microjoules // 1000, RAPL_ALLOWANCE_PERCENT, self.failure)
+        return Part(part.name, part.method, part.millijoules, part.low, None, part.detail) if self.failure else part
+
+
+class Rapl:
+    """All packages of the node, and their memory where it has its own counter.
+
+    Zones named "core" and "uncore" lie within their package and "psys" lies around it: they would count twice.
+    """
+
+    def __init__(self, zones: list[RaplZone]):
+        self.zones = zones
+
+    def read(self) -> list[Part]:
+        """One part a zone."""
+        return [zone.read() for zone in self.zones]
+
+
+def open_rapl(powercap: Path = POWERCAP) -> tuple[Rapl | None, str]:
+    """The RAPL counters, or None and the reason in words."""
+    folders = []
+    for package in sorted(powercap.glob("intel-rapl:*")):
+        name = package / "name"
+        if package.name.count(":") == 1 and name.is_file() and name.read_text().startswith("package"):
+            folders += [package, *_memory(package)]
+    if not folders:
+        return None, "RAPL: this system shows no counters (a virtual machine, or the intel_rapl driver is not loaded)"
+    try:
+        return Rapl([RaplZone(folder) for folder in folders]), ""
+    except PermissionError as error:
+        return None, (
+            f"RAPL: permission refused for {error.filename}; only root may read it since CVE-2020-8694. "
+            "An administrator can allow it: chmod a+r on energy_uj"
+        )
+    except (OSError, ValueError) as error:
+        return None, f"RAPL: cannot be read: {error}"
+
+
+def _memory(package: Path) -> list[Path]:
+    """The zones of a package that count its memory; sysfs nests them, and lists them beside it as well."""
+    zones = sorted({zone.resolve() for zone in package.glob(f"{package.name}:*")})
+    return [zone for zone in zones if (zone / "name").read_text(encoding="ascii").strip() == "dram"]
+
+
+class ProcessorModel:
+    """Processor energy estimated from the node's utilisation; see `governance.energy.cpu_power`."""
+
+    def __init__(
+        self,
+        power: CpuPower,
+        times: Callable[[], tuple[int, int, int]] = cpu_times,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.power, self.times, self.clock = power, times, clock
+        self.busy, self.total, _ = times()
+        self.at = clock()
+        self.joules = (0.0, 0.0, 0.0)
+
+    def read(self) -> list[Part]:
+        """One part: all processors."""
+        try:
+            busy, total, _ = self.times()
+        except OSError:  # out of file descriptors, say: the next reading spans this one's time
+            return [self._part()]
+        at = self.clock()
+        ticks = total - self.total
+        utilisation = min(1.0, max(0.0, (busy - self.busy) / ticks)) if ticks > 0 else 0.0
+        watts = estimated_watts(self.power, utilisation)
+        low, middle, high = (sum(pair) for pair in zip(self.joules, (w * (at - self.at) for w in watts), strict=True))
+        self.joules = (low, middle, high)
+        self.busy, self.total, self.at = busy, total, at
+        return [self._part()]
+
+    def _part(self) -> Part:
+        low, middle, high = (int(1000 * joules) for joules in self.joules)
+        return Part("processors", ESTIMATED, middle, low, high + 1, self.power.source)
+
+
+def open_processor_model(tdp_watts: float | None) -> tuple[ProcessorModel | None, str]:
+    """The model of this node's processors, or None and the reason in words."""
+    try:
+        threads = cpu_times()[2]
+        return ProcessorModel(cpu_power(cpu_model(), threads, tdp_watts)), ""
+    except (OSError, ValueError, StopIteration) as error:
+        return None, f"processors: /proc/stat cannot be read ({error}), so not even an estimate"

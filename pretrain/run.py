@@ -1,0 +1,106 @@
+"""The whole way of a run, as a call graph: corpus -> audit -> verdict -> training -> report.
+
+Each function takes a loaded `Run` and a `Runtime`, and finds or makes its part. Nothing here computes: it passes
+manifests on.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.prepare import prepare
+from governance.checks.audit import audit
+from governance.errors import GateClosed, MissingInput, PipelineError, Preempted
+from governance.gate import CheckResult, decide, explain, give_verdict, read_verdict, require_open, verdict_path
+from governance.log import get_logger
+from governance.manifest import Manifest
+from governance.reports.report import report
+from governance.stage import Runtime
+from pretrain.run_config import Run
+from pretrain.train import train
+
+
+def corpus(run: Run, runtime: Runtime) -> dict[str, Manifest]:
+    """Every artifact of the corpus, by stage."""
+    return prepare(run.config.data, run.folder, runtime)
+
+
+def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:
+    """Audit the corpus, decide, and sign: the audit's manifest and the verdict."""
+    checked = audit(artifacts, run.policy, run.config.audit, runtime)
+    tokens = artifacts["encode"]
+    if not runtime.make:
+        path = verdict_path(tokens, run.policy, runtime.root)
+        if not path.exists():
+            raise MissingInput(f"verdict: not given yet. Give it with: {runtime.command}")
+        return checked, read_verdict(path, run.config.governance, run.folder)
+    [results_file] = [output.path for output in checked.outputs if output.path.endswith("/results.json")]
+    results = [CheckResult(**row) for row in json.loads((runtime.root / results_file).read_bytes())]
+    today = datetime.datetime.now(datetime.UTC).date()
+    judgement = decide(run.policy, results, tokens.digest, today)
+    verdict = give_verdict(judgement, tokens, checked, run.policy, (run.config.governance, run.folder), runtime.root)
+    get_logger(__name__).info("%s", explain(verdict))
+    return checked, verdict
+
+
+def training(run: Run, tokens: Manifest, runtime: Runtime) -> Manifest:
+    """Train, in this process (one rank of several under torchrun); the gate is checked first.
+
+    Raises:
+        GateClosed: the verdict does not let this corpus through; no step is computed.
+    """
+    config = run.config
+    require_open(tokens, run.policy, config.governance, run.folder, runtime.root)
+    return train(
+        tokens, config.model, config.optim, config.train, config.checkpoint, config.engine, config.tracking, runtime
+    )
+
+
+def training_in(processes: int, run: Run, tokens: Manifest, runtime: Runtime, words: Sequence[str]) -> Manifest:
+    """Train in `processes` processes of this machine; `words` repeat the configuration on their command line."""
+    if processes > 1:
+        require_open(tokens, run.policy, run.config.governance, run.folder, runtime.root)
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        status = subprocess.run([*launcher, "-m", "pretrain", "train", *words], check=False).returncode
+        if status == Preempted.exit_code:
+            raise Preempted("the training processes saved a checkpoint and left")
+        if status != 0:
+            raise PipelineError(f"the training processes ended with status {status}; their messages stand above")
+        runtime = replace(runtime, make=False)
+    return training(run, tokens, runtime)
+
+
+def write_report(run: Run, runtime: Runtime) -> Path:
+    """Report on whatever of this run is there; the corpus must be."""
+    look = replace(runtime, make=False)
+    artifacts = corpus(run, look)
+    artifacts["audit"], verdict = judge(run, artifacts, look)
+    try:
+        artifacts["train"] = training(run, artifacts["encode"], look)
+    except (GateClosed, MissingInput) as error:
+        get_logger(__name__).warning("the report has no training: %s", str(error).splitlines()[0])
+    made = report(artifacts, verdict, runtime.root, runtime)
+    return runtime.root / made.folder / "report.html"
+
+
+def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) -> Path:
+    """All of it; the report is written even when the gate is closed.
+
+    Raises:
+        GateClosed: after the report was written.
+    """
+    artifacts = corpus(run, runtime)
+    judge(run, artifacts, runtime)
+    try:
+        training_in(processes, run, artifacts["encode"], runtime, words)
+    except GateClosed:
+        get_logger(__name__).info("report: %s", write_report(run, runtime))
+        raise
+    return write_report(run, runtime)

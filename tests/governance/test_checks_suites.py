@@ -1,0 +1,145 @@
+"""The tables that are judged: what they hold, and what makes them a problem."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from governance.checks.suites import document_tables, licence_rows, source_rows, token_rows
+from governance.errors import ManifestError
+from governance.manifest import Manifest, describe
+
+
+def manifest(stage: str, root: Path, files: dict[str, pa.Table], **stats: object) -> Manifest:
+    folder = f"{stage}/{'0' * 16}"
+    outputs = []
+    for name, table in files.items():
+        path = root / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path)
+        outputs.append(describe(path, root))
+    return Manifest(
+        stage=stage, version=1, key="0" * 64, config={}, inputs=(), outputs=tuple(outputs), stats=stats, run={}
+    )
+
+
+def funnel(documents: int, kept: int, **extra: object) -> dict[str, object]:
+    removed = {"short": documents - kept} if documents > kept else {}
+    return {
+        "documents_in": documents,
+        "documents_kept": kept,
+        "bytes_in": 10 * documents,
+        "bytes_kept": 10 * kept,
+        "removed": removed,
+        **extra,
+    }
+
+
+def features(kept: list[bool]) -> pa.Table:
+    return pa.table(
+        {
+            "id": [f"s/{i}" for i in range(len(kept))],
+            "text": ["never handed over"] * len(kept),
+            "language": (["en", "", "und", None] * len(kept))[: len(kept)],
+            "words": list(range(len(kept))),
+            "kept": kept,
+        }
+    )
+
+
+def test_documents_are_the_kept_rows_without_text(tmp_path):
+    clean = manifest("clean", tmp_path, {"features/0.parquet": features([True, True, True, False])}, **funnel(4, 3))
+    (table,) = document_tables(clean, tmp_path)
+    assert table.subject == "clean/0000000000000000/features/0.parquet"
+    assert (table.problem, list(table.frame["words"])) == ("", [0, 1, 2])
+    assert "text" not in table.frame.columns
+    assert list(table.frame["language"].isna()) == [False, True, True], "an unknown language is a missing value"
+
+
+def test_rows_that_the_manifest_does_not_know_are_a_problem(tmp_path):
+    shards = {f"features/{i}.parquet": features([True, False]) for i in range(2)}
+    *_, last = document_tables(manifest("clean", tmp_path, shards, **funnel(5, 2)), tmp_path)
+    assert "have 4 rows, 2 kept; the manifest says 5 and 2" in last.problem
+    assert len(list(document_tables(manifest("clean", tmp_path, shards, **funnel(4, 2)), tmp_path))) == 2
+
+
+@pytest.mark.parametrize("kept", [None, ["yes", "no"]])
+def test_a_shard_that_does_not_say_what_was_kept_is_a_problem(tmp_path, kept):
+    table = features([True, False]).drop_columns(["kept"])
+    if kept:
+        table = table.append_column("kept", [kept])
+    clean = manifest("clean", tmp_path, {"features/0.parquet": table}, **funnel(2, 1))
+    (found,) = document_tables(clean, tmp_path)
+    assert "no column `kept`" in found.problem
+
+
+def test_a_torn_shard_raises(tmp_path):
+    clean = manifest("clean", tmp_path, {"features/0.parquet": features([True])}, **funnel(1, 1))
+    clean.files("features", tmp_path)[0].write_bytes(b"PAR1")
+    with pytest.raises(ManifestError, match="cannot be read"):
+        list(document_tables(clean, tmp_path))
+
+
+def test_the_source_by_stage_table(tmp_path):
+    raw = {"quarantined": 1, "torn_files": 1}
+    none = {"quarantined": 0, "torn_files": 0}
+    ingest = manifest(
+        "ingest",
+        tmp_path,
+        {},
+        **funnel(14, 13, **raw),
+        by_source={"b": funnel(4, 4, **none), "a": funnel(10, 9, **raw)},
+    )
+    clean = manifest("clean", tmp_path, {}, **funnel(13, 6), by_source={"a": funnel(9, 6), "b": funnel(4, 0)})
+    dedup = manifest("dedup", tmp_path, {}, **funnel(5, 5), by_source={"a": funnel(5, 5)})
+    rows = source_rows({"dedup": dedup, "ingest": ingest, "clean": clean})
+    names = [(row["stage"], row["source"]) for row in rows]
+    assert names == [
+        *[("ingest", "(all)"), ("ingest", "a"), ("ingest", "b")],
+        *[("clean", "(all)"), ("clean", "a"), ("clean", "b")],
+        *[("dedup", "(all)"), ("dedup", "a")],
+    ]
+    by = dict(zip(names, rows, strict=True))
+    assert by["ingest", "a"]["quarantined_share"] == 0.1
+    assert [row["torn_files"] for row in rows] == [1, 1, 0, 0, 0, 0, 0, 0]
+    assert by["clean", "b"]["removed_share"] == 1.0
+    assert by["clean", "a"]["quarantined_share"] == 0.0
+    assert [row["unaccounted"] for row in rows] == [0] * 8
+    assert [row["lost"] for row in rows] == [0, 0, 0, 0, 0, 0, 1, 1], "clean kept 6, dedup was given 5"
+
+
+def test_a_source_that_vanishes_between_stages_is_lost(tmp_path):
+    ingest = manifest("ingest", tmp_path, {}, **funnel(3, 3), by_source={"a": funnel(2, 2), "b": funnel(1, 1)})
+    clean = manifest("clean", tmp_path, {}, **funnel(2, 2), by_source={"a": funnel(2, 2)})
+    lost = {row["source"]: row["lost"] for row in source_rows({"ingest": ingest, "clean": clean}) if row["lost"]}
+    assert lost == {"(all)": 1, "b": 1}
+
+
+def test_what_was_not_counted_is_unknown(tmp_path):
+    (row,) = source_rows({"ingest": manifest("ingest", tmp_path, {}, **funnel(3, 3))})
+    assert (row["quarantined_share"], row["torn_files"]) == (None, None)
+    (row,) = source_rows({"ingest": manifest("ingest", tmp_path, {}, **funnel(0, 0, quarantined=0, torn_files=0))})
+    assert (row["removed_share"], row["quarantined_share"]) == (None, None)
+
+
+def test_licences_of_all_shards_are_counted(tmp_path):
+    shard = pa.table({"source": ["a", "a", "b"], "licence": ["MIT", "CC0-1.0", "MIT"]})
+    final = manifest("redact", tmp_path, {"documents/0.parquet": shard, "documents/1.parquet": shard})
+    assert licence_rows(final, tmp_path) == [
+        {"source": "a", "licence": "CC0-1.0", "documents": 2},
+        {"source": "a", "licence": "MIT", "documents": 2},
+        {"source": "b", "licence": "MIT", "documents": 2},
+    ]
+    with pytest.raises(ManifestError, match=r"lacks the columns \['licence', 'source'\]|No match"):
+        licence_rows(manifest("redact", tmp_path, {"documents/2.parquet": pa.table({"x": [1]})}), tmp_path)
+
+
+def test_token_counts_are_one_row(tmp_path):
+    stats = {**funnel(2, 2), "train": {"tokens": 5}, "round_trip_failed": 0, "by_source": {"a": funnel(2, 2)}}
+    (row,) = token_rows(manifest("encode", tmp_path, {}, **stats))
+    assert (row["train_tokens"], row["round_trip_failed"], row["documents_in"]) == (5, 0, 2)
+    assert "removed" not in row
+    assert token_rows(manifest("encode", tmp_path, {})) == []
