@@ -18,9 +18,11 @@ documents give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -91,6 +93,45 @@ def write_table(path: Path, table: pa.Table) -> None:
             store_schema=True,
             write_statistics=False,
         )
+
+
+_ROW_BYTES = 256  # what a row's other columns weigh, about: rows of empty text must not gather without bound
+AddRow = Callable[[Sequence[Any], int], None]
+
+
+@contextlib.contextmanager
+def shard_writer(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA) -> Iterator[AddRow]:
+    """Write one shard row by row, whole or not at all; at most one row group (16 MiB of text) is held in memory.
+
+    Yields `add(row, text_bytes)`: the row's values in the schema's order, and the UTF-8 bytes of its text.
+    """
+    rows: list[Sequence[Any]] = []
+    held = 0
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(
+            temporary, schema, compression="zstd", compression_level=3, store_schema=True, write_statistics=False
+        ) as writer,
+    ):
+
+        def flush() -> None:
+            columns = [
+                pa.array(values, field.type) for values, field in zip(zip(*rows, strict=True), schema, strict=True)
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=len(rows))
+            rows.clear()
+
+        def add(row: Sequence[Any], text_bytes: int) -> None:
+            nonlocal held
+            if rows and held + text_bytes + _ROW_BYTES > ROW_GROUP_BYTES:
+                flush()
+                held = 0
+            rows.append(row)
+            held += text_bytes + _ROW_BYTES
+
+        yield add
+        if rows:
+            flush()
 
 
 def read_table(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA, columns: list[str] | None = None) -> pa.Table:

@@ -63,11 +63,12 @@ def map_shards(
     shards: Sequence[Shard],
     folder: Path,
     runtime: Runtime,
-    suffix: str = ".parquet",
+    suffix: str | Mapping[str, str] = ".parquet",
 ) -> list[ShardDone]:
     """Make or find each shard below `folder`, in the order of `shards`.
 
-    `function(section, payload, path_of)` must be a top-level function, so that it pickles.
+    `function(section, payload, path_of)` must be a top-level function, so that it pickles. `suffix` ends the files'
+    names: one for all roles, or role -> suffix.
     """
     records = folder.parent / "records"
     done: dict[int, ShardDone] = {}
@@ -88,11 +89,11 @@ def map_shards(
     return [done[index] for index in range(len(shards))]
 
 
-def _path_of(folder: Path, name: str, suffix: str, role: str) -> Path:
-    return folder / role / f"{name}{suffix}"
+def _path_of(folder: Path, name: str, suffix: str | Mapping[str, str], role: str) -> Path:
+    return folder / role / f"{name}{suffix if isinstance(suffix, str) else suffix[role]}"
 
 
-def _find(record: Path, name: str, folder: Path, root: Path, suffix: str) -> ShardDone | None:
+def _find(record: Path, name: str, folder: Path, root: Path, suffix: str | Mapping[str, str]) -> ShardDone | None:
     """The finished shard of this record; its files are read and compared before they are trusted."""
     try:
         values = json.loads(record.read_bytes())
@@ -119,7 +120,7 @@ def _make_shard(
     folder: Path,
     records: Path,
     root: Path,
-    suffix: str,
+    suffix: str | Mapping[str, str],
     work: tuple[int, str, Shard],
 ) -> tuple[int, ShardDone]:
     index, key, shard = work

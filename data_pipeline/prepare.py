@@ -8,6 +8,7 @@ resumes wherever it was left.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import Field
@@ -38,19 +39,23 @@ class DataConfig(Section):
     encode: EncodeConfig = EncodeConfig()
 
 
-def prepare(config: DataConfig, folder: Path, runtime: Runtime) -> dict[str, Manifest]:
-    """Make or find every artifact of the corpus; `folder` is where relative source paths start.
+def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manifest]:
+    """Make or find the artifacts of the corpus one after the other, in order; `folder` is where relative paths start.
 
-    Returns:
-        The manifests by stage, in order: ingest, clean, dedup, redact, tokenizer, encode.
+    Raises:
+        MissingInput: a source is not there; or `runtime.make` is False and this stage is not made yet.
     """
     try:
-        raw = ingest(config.sources, config.ingest, folder, runtime)
-        cleaned = clean(raw, config.clean, runtime)
-        unique = dedup(cleaned, config.dedup, runtime)
-        redacted = redact(unique, config.pii, runtime)
-        tokenizer = train_tokenizer(redacted, config.tokenizer, runtime)
-        tokens = encode(redacted, tokenizer, config.encode, runtime)
+        yield (raw := ingest(config.sources, config.ingest, folder, runtime))
+        yield (cleaned := clean(raw, config.clean, runtime))
+        yield (unique := dedup(cleaned, config.dedup, runtime))
+        yield (redacted := redact(unique, config.pii, runtime))
+        yield (tokenizer := train_tokenizer(redacted, config.tokenizer, runtime))
+        yield encode(redacted, tokenizer, config.encode, runtime)
     finally:
         close_pool()  # idle workers hold memory that training wants
-    return {manifest.stage: manifest for manifest in (raw, cleaned, unique, redacted, tokenizer, tokens)}
+
+
+def prepare(config: DataConfig, folder: Path, runtime: Runtime) -> dict[str, Manifest]:
+    """Every artifact of the corpus by stage: ingest, clean, dedup, redact, tokenizer, encode."""
+    return {manifest.stage: manifest for manifest in stages(config, folder, runtime)}

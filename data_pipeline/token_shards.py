@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from governance.errors import ManifestError, MissingInput
-from governance.files import atomic_path, sha256_bytes
+from governance.files import atomic_file, sha256_bytes
 
 MAGIC = b"ASSAYTOK"
 FORMAT_VERSION = 1
@@ -175,7 +175,7 @@ def write_token_shard(
     header = _HEADER.pack(
         MAGIC, FORMAT_VERSION, item, vocabulary_size, end_of_document, tokens, len(documents), ends_offset, total
     )
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with atomic_file(path) as file:
         file.write(header)
         for document in documents:
             file.write(np.ascontiguousarray(document.tokens, dtype=_TOKEN_KINDS[item]).data)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import base64
 import functools
+import itertools
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,8 +41,8 @@ RANKS_FILE = "tokenizer.tiktoken"
 
 # GPT-2's pre-tokeniser with possessive repeats, so that a long run of letters cannot exhaust the regex engine's stack.
 _PRETOKENS = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"
-# Both engines see at most this many characters at a time: tiktoken's regex overflows its stack on a run of some
-# hundred thousand spaces before a word, and `tokenizers` keeps every character of its input in large records.
+# Both engines see at most this many characters at a time: tiktoken's regex overflows its stack on a run of a
+# million spaces before a word.
 _SEGMENT_CHARACTERS = 1 << 16
 _CUT = re.compile(r"\S[ \n]")
 _PARITY_DOCUMENTS = 512
@@ -95,6 +97,10 @@ class Encoder:
         end = np.array([self.end_of_document], dtype=self.dtype)
         return [np.concatenate((self.encode(text), end)) for text in texts]
 
+    def is_text(self, index: int) -> bool:
+        """Whether the id stands for bytes of text: it is in the vocabulary and no special token."""
+        return 0 <= index < self.vocabulary_size and bool(self._pieces[index])
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; special tokens are left out, a torn character becomes U+FFFD."""
         return b"".join(self._pieces[index] for index in ids).decode("utf-8", errors="replace")
@@ -105,7 +111,7 @@ def segments(text: str) -> Iterator[str]:
 
     A cut before the space or line end that follows a word never changes an id, for such a place is always a border of
     the pre-tokeniser and nothing to its left looks past it. Only a stretch without such a place is cut hard; that is
-    part of this tokeniser's definition and costs at most one merge in 65,536 characters.
+    part of this tokeniser's definition, and touches only the word or run that the cut falls in.
     """
     start = 0
     while len(text) - start > _SEGMENT_CHARACTERS:
@@ -117,7 +123,7 @@ def segments(text: str) -> Iterator[str]:
 
 def _cut(text: str, start: int, limit: int) -> int:
     for window in (1024, limit - start):
-        places = [match.start() + 1 for match in _CUT.finditer(text, limit - window, limit)]
+        places = [match.start() + 1 for match in _CUT.finditer(text, max(start, limit - window), limit)]
         if places:
             return places[-1]
     return limit
@@ -207,7 +213,7 @@ def _fast(ranks: dict[bytes, int], pieces: tuple[bytes, ...]) -> Any:
 
 
 def _ranks_text(pieces: tuple[bytes, ...]) -> bytes:
-    """tiktoken's file: a line for each token, base64 of its bytes and its id."""
+    """Tiktoken's file: a line for each token, base64 of its bytes and its id."""
     lines = (b"%s %d\n" % (base64.b64encode(piece), index) for index, piece in enumerate(pieces) if piece)
     return b"".join(lines)
 
@@ -232,7 +238,8 @@ def awkward_strings() -> list[str]:
     ]
     texts = [
         "", "I'll they're we've I'm you'd it's don't I'LL ’s 's'S", "<|endoftext|> <|endoftext|>x", "a\x00b\x01\x7f",
-        "½²٣१Ⅷ〇 1234567890 3.14", "שלום עולם مرحبا สวัสดีชาวโลก 你好，世界。 こんにちは 안녕하세요", "x = {'a':\t[1,\n\n  2]}\r\n",
+        "½²٣१Ⅷ〇 1234567890 3.14",
+        "שלום עולם مرحبا สวัสดีชาวโลก 你好，世界。 こんにちは 안녕하세요", "x = {'a':\t[1,\n\n  2]}\r\n",
     ]  # fmt: skip
     return [*strings, *runs, *(run + "x" for run in runs), *texts]
 
@@ -277,8 +284,8 @@ def choose_sample(paths: Sequence[Path], sample_bytes: int) -> Sample:
     for shard, path in enumerate(paths):
         table = read_table(path, columns=["id", "text", "source", "language"])
         sizes = pc.binary_length(table["text"]).to_pylist()
-        rows = zip(table["id"].to_pylist(), table["source"].to_pylist(), table["language"].to_pylist(), sizes)
-        for row, (identity, source, language, size) in enumerate(rows):
+        columns = [table[name].to_pylist() for name in ("id", "source", "language")]
+        for row, (identity, source, language, size) in enumerate(zip(*columns, sizes, strict=True)):
             place = (sha256_bytes(identity.encode("utf-8"))[:16], shard, row, size)
             strata.setdefault((source, language), []).append(place)
     totals = {name: sum(size for *_, size in places) for name, places in strata.items()}
@@ -289,9 +296,11 @@ def choose_sample(paths: Sequence[Path], sample_bytes: int) -> Sample:
     for name in sorted(strata):
         room = min(totals[name], -(-sample_bytes * totals[name] // max(corpus, 1)))
         for place in sorted(strata[name]):
+            _, shard, row, size = place
             if room <= 0:
                 break
-            _, shard, row, size = place
+            if not size:
+                continue
             limits[shard, row] = min(size, room)
             by_source[name[0]] = by_source.get(name[0], 0) + limits[shard, row]
             room -= size
@@ -302,13 +311,13 @@ def choose_sample(paths: Sequence[Path], sample_bytes: int) -> Sample:
 
 def _sample_texts(paths: Sequence[Path], limits: dict[tuple[int, int], int]) -> Iterator[tuple[int, int, str]]:
     """(shard, row, text) of the sample, each text cut at its limit, at a whole character."""
-    for shard, path in enumerate(paths):
-        rows = sorted(row for at, row in limits if at == shard)
-        if rows:
-            texts = read_table(path, columns=["text"])["text"].take(rows)
-            for row, text in zip(rows, texts, strict=True):
-                data = text.as_buffer().to_pybytes()[: limits[shard, row]]
-                yield shard, row, data.decode("utf-8", errors="ignore")
+    places = itertools.groupby(sorted(limits), key=operator.itemgetter(0))
+    for shard, group in places:
+        rows = [row for _, row in group]
+        texts = read_table(paths[shard], columns=["text"])["text"].take(rows)
+        for row, text in zip(rows, texts, strict=True):
+            data = text.as_buffer().to_pybytes()[: limits[shard, row]]
+            yield shard, row, data.decode("utf-8", errors="ignore")
 
 
 def _train(texts: Iterable[str], config: TokenizerConfig) -> Any:

@@ -16,7 +16,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from governance.errors import MissingInput, storage_errors
 
@@ -42,6 +42,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
         _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Like `atomic_path`, with the file opened for writing bytes."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        yield file
 
 
 def _sync_directory(folder: Path) -> None:

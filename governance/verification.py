@@ -10,9 +10,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from governance.config import canonical_json
 from governance.errors import ManifestError, MissingInput
-from governance.files import json_text, sha256_bytes
+from governance.files import json_text
 from governance.gate import GovernanceConfig, read_verdict
 from governance.log import progress
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, verify
@@ -101,10 +100,7 @@ def _verify_verdict(path: Path, root: Path, config: GovernanceConfig, folder: Pa
         return [f"{name}: {str(error).removeprefix(f'{path}: ')}"]
     if path.read_bytes() != json_text(json.loads(path.read_bytes())).encode("utf-8"):
         return [f"{name}: its bytes are not those that were written"]
-    corpus = root / verdict["corpus"]["path"]
-    if corpus.exists() and sha256_bytes(canonical_json(read_manifest(corpus).content())) != verdict["corpus"]["digest"]:
-        return [f"{name}: is about another {verdict['corpus']['path']}"]
-    return []
+    return [f"{name}: {problem}" for problem in _verify_input(Input(stage="encode", **verdict["corpus"]), root)]
 
 
 def lineage(manifest: Manifest, root: Path) -> Iterator[tuple[int, Input]]:

@@ -1,0 +1,70 @@
+"""Numbers that carry their own proof: payment cards and bank accounts, with the plans that assign them.
+
+A checksum alone is weak (one number in ten passes Luhn, one in ninety-seven passes IBAN), so each test also asks for a
+prefix and a length that the plan assigns.
+"""
+
+from __future__ import annotations
+
+# Total length by country, from the IBAN registry of ISO 13616 (kept by SWIFT).
+IBAN_LENGTHS = {
+    "AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22, "BI": 27, "BR": 29,
+    "BY": 28, "CH": 21, "CR": 22, "CY": 28, "CZ": 24, "DE": 22, "DJ": 27, "DK": 18, "DO": 28, "EE": 20, "EG": 29,
+    "ES": 24, "FI": 18, "FK": 18, "FO": 18, "FR": 27, "GB": 22, "GE": 22, "GI": 23, "GL": 18, "GR": 27, "GT": 28,
+    "HN": 28, "HR": 21, "HU": 28, "IE": 22, "IL": 23, "IQ": 23, "IS": 26, "IT": 27, "JO": 30, "KW": 30, "KZ": 20,
+    "LB": 28, "LC": 32, "LI": 21, "LT": 20, "LU": 20, "LV": 21, "LY": 25, "MC": 27, "MD": 24, "ME": 22, "MK": 19,
+    "MN": 20, "MR": 27, "MT": 31, "MU": 30, "NI": 28, "NL": 18, "NO": 15, "OM": 23, "PK": 24, "PL": 28, "PS": 29,
+    "PT": 25, "QA": 29, "RO": 24, "RS": 22, "RU": 33, "SA": 24, "SC": 31, "SD": 18, "SE": 24, "SI": 19, "SK": 24,
+    "SM": 27, "SO": 23, "ST": 25, "SV": 28, "TL": 23, "TN": 24, "TR": 26, "UA": 29, "VA": 22, "VG": 24, "XK": 20,
+    "YE": 30,
+}  # fmt: skip
+
+# Issuer ranges: first and last prefix, and the lengths in use (ISO/IEC 7812-1; the networks' public rules).
+_CARD_PLANS: tuple[tuple[int, int, frozenset[int]], ...] = (
+    (4, 4, frozenset({13, 16, 19})),  # Visa
+    (51, 55, frozenset({16})),  # Mastercard
+    (2221, 2720, frozenset({16})),
+    (34, 34, frozenset({15})),  # American Express
+    (37, 37, frozenset({15})),
+    (6011, 6011, frozenset({16, 19})),  # Discover
+    (644, 659, frozenset({16, 19})),
+    (3528, 3589, frozenset({16, 19})),  # JCB
+    (1800, 1800, frozenset({15})),
+    (2131, 2131, frozenset({15})),
+    (300, 305, frozenset({14, 16})),  # Diners Club
+    (3095, 3095, frozenset({14, 16})),
+    (36, 36, frozenset({14, 16})),
+    (38, 39, frozenset({14, 16})),
+    (62, 62, frozenset({16, 17, 18, 19})),  # UnionPay
+    (2200, 2204, frozenset({16})),  # Mir
+    (50, 50, frozenset({12, 13, 14, 15, 16, 18, 19})),  # Maestro
+    (56, 58, frozenset({12, 13, 14, 15, 16, 18, 19})),
+    (63, 63, frozenset({12, 13, 14, 15, 16, 18, 19})),
+    (67, 67, frozenset({12, 13, 14, 15, 16, 18, 19})),
+)
+
+
+def is_luhn(digits: str) -> bool:
+    """Whether the last digit is the check digit of the others (ISO/IEC 7812-1, annex B)."""
+    total = 0
+    for place, digit in enumerate(reversed(digits)):
+        value = int(digit) * (1 + place % 2)
+        total += value - 9 * (value > 9)
+    return total % 10 == 0
+
+
+def is_card(digits: str) -> bool:
+    """Whether a network assigns this prefix at this length, and the check digit is right."""
+    planned = any(
+        low <= int(digits[: len(str(low))]) <= high and len(digits) in sizes for low, high, sizes in _CARD_PLANS
+    )
+    return planned and is_luhn(digits)
+
+
+def is_iban(compact: str) -> bool:
+    """Whether an IBAN without separators has its country's length and the remainder 1 modulo 97 (ISO 13616-1)."""
+    compact = compact.upper()
+    if IBAN_LENGTHS.get(compact[:2]) != len(compact) or not compact.isascii() or not compact.isalnum():
+        return False
+    turned = compact[4:] + compact[:4]
+    return int("".join(str(int(letter, 36)) for letter in turned)) % 97 == 1

@@ -1,0 +1,43 @@
+"""JSON Lines: one object a line (RFC 8259 in UTF-8); plain, .gz or .zst, a line at a time.
+
+A record's position is its line's number from 0. A line of white space only holds no record and is passed over, as
+editors leave one at the end; every other line is a record or a fault.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+
+from data_pipeline.readers.record import Fault, Fields, Record, sample, to_record
+from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, lines
+
+
+def read_jsonl(pieces: Iterable[bytes], file: str, fields: Fields) -> Iterator[Record | Fault]:
+    """The records of a stream of JSON lines, in order, and its faults where they stand."""
+    position = -1
+    try:
+        for position, line in enumerate(lines(pieces)):
+            if not line.isspace() and line:
+                yield _read_line(line, file, position, fields)
+    except TornStream as error:
+        last = _read_line(error.tail, file, position + 1, fields)
+        if isinstance(last, Record):  # an object that is closed was whole: only its line end is lost
+            yield last
+            position += 1
+        yield Fault(file, position + 1, error.reason, sample(error.tail))
+
+
+def _read_line(line: bytes, file: str, position: int, fields: Fields) -> Record | Fault:
+    if len(line) > MAX_RECORD_BYTES:
+        return Fault(file, position, "line_too_long", sample(line))
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return Fault(file, position, "not_utf8", sample(line))
+    except (ValueError, RecursionError):  # also a number of too many digits, or objects nested too deep
+        return Fault(file, position, "not_json", sample(line))
+    if not isinstance(row, dict):
+        return Fault(file, position, "not_an_object", sample(line))
+    record = to_record(row, fields, file, position)
+    return Fault(file, position, record, sample(line)) if isinstance(record, str) else record

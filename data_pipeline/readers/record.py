@@ -1,0 +1,108 @@
+"""What a reader yields: a `Record` that becomes a document, or a `Fault` that is quarantined; nothing is skipped.
+
+Promise: whatever stands in a source file is a record or a fault, with its file and position; a reader raises only for
+what concerns the whole source (a file that is gone, a wrong configuration).
+
+Faults by reason:
+
+    not_json  not_an_object  not_utf8  lone_surrogate  line_too_long  file_too_long  not_csv  wrong_columns  not_html
+    no_text_field  text_not_string  no_id  url_not_string  language_not_string  licence_not_string
+    empty_file         the file holds not a single record
+    truncated_gzip  truncated_zstd  corrupt_gzip  corrupt_zstd  unreadable_member  unreadable_rows
+                       the file is torn: what stands before the tear was read, what stood after it is lost
+    duplicate_id       another record of the source came first with this id (found by `ingest`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SAMPLE_CHARACTERS = 200
+TORN = frozenset(
+    {"truncated_gzip", "truncated_zstd", "corrupt_gzip", "corrupt_zstd", "unreadable_member", "unreadable_rows"}
+)
+"""The reasons that say that a file has lost an unknown number of records."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One text as it stands in a source; the fields are those of a document."""
+
+    text: str
+    file: str
+    position: int
+    url: str = ""
+    language: str = ""
+    licence: str = ""
+    """"" where the record has none of its own: then the source's holds."""
+    id: str = ""
+    """"" where the source names no id."""
+    fallback: bool = False
+    """The main text of an HTML page was not found, so all of its text was taken."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One record (or the rest of a file) that could not be read."""
+
+    file: str
+    position: int
+    reason: str
+    sample: str
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The names under which a row holds what a record needs; "" where it holds none."""
+
+    text: str
+    id: str = ""
+    url: str = ""
+    language: str = ""
+    licence: str = ""
+
+
+def sample(data: bytes | str) -> str:
+    """The first 200 characters, made safe to write as UTF-8."""
+    if isinstance(data, bytes):
+        return data[: 4 * SAMPLE_CHARACTERS].decode("utf-8", "replace")[:SAMPLE_CHARACTERS]
+    return data[:SAMPLE_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
+
+
+def to_record(row: Mapping[str, Any], fields: Fields, file: str, position: int) -> Record | str:
+    """Take a record out of a row of named values, or give the reason why there is none."""
+    if fields.text not in row:
+        return "no_text_field"
+    text = row[fields.text]
+    if not isinstance(text, str):
+        return "text_not_string"
+    identity = _identity(row.get(fields.id)) if fields.id else ""
+    if fields.id and not identity:
+        return "no_id"
+    values: dict[str, str] = {}
+    for name in ("url", "language", "licence"):
+        key = getattr(fields, name)
+        value = row.get(key) if key else None
+        if value is not None and not isinstance(value, str):
+            return f"{name}_not_string"
+        values[name] = value or ""
+    if not all(_encodes(value) for value in (text, identity, *values.values())):
+        return "lone_surrogate"
+    return Record(text, file, position, values["url"], values["language"], values["licence"], identity)
+
+
+def _identity(value: Any) -> str:
+    """An id as text: a string or a whole number; anything else is none."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if whole or isinstance(value, str) else ""
+
+
+def _encodes(value: str) -> bool:
+    """Whether `value` has a UTF-8 form: half of a surrogate pair, which a JSON escape can write, has none."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

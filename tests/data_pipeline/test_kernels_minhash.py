@@ -1,0 +1,190 @@
+"""The MinHash kernels equal slow plain references, and find the shares of pairs that the mathematics promises."""
+
+import os
+import random
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.kernels.minhash import band_keys, jaccard, permutations, shingle_sets, splitmix64
+
+MASK = (1 << 64) - 1
+PIECES = [
+    "the",
+    "The",
+    "ÉTÉ",
+    "été",
+    "x1",
+    "1x22",
+    "12",
+    "日本",
+    "語a",
+    "ไทย",
+    "don't",
+    "don’t",
+    "—",
+    "…",
+    "ª",
+    "İ",
+    "Ж",
+    "😀",
+]
+TEXTS = st.one_of(
+    st.text(max_size=120),
+    st.lists(st.sampled_from([*PIECES, "\n", ",", "\u00a0", "\u3000"]), max_size=60).map(" ".join),
+    st.lists(st.sampled_from(PIECES), max_size=30).map("".join),
+)
+
+
+def mix(h):
+    h ^= h >> 33
+    h = h * 0xFF51AFD7ED558CCD & MASK
+    h ^= h >> 33
+    h = h * 0xC4CEB9FE1A85EC53 & MASK
+    return h ^ h >> 33
+
+
+def hash_of(word):
+    h = 0xCBF29CE484222325
+    for character in word:
+        h = (h ^ ord(character)) * 0x100000001B3 & MASK
+    return mix(h)
+
+
+def kind_of(character):
+    point = ord(character)
+    if character.isascii():
+        return "word" if character.isalnum() else "gap"
+    unspaced = [(0xE00, 0xFFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF)]
+    unspaced += [(0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)]
+    if any(a <= point <= b for a, b in unspaced):
+        return "alone"
+    latin = 0x80 <= point <= 0xBF and character not in "ªµº"
+    others = [
+        (0x1680, 0x1680),
+        (0x2000, 0x206F),
+        (0x3000, 0x303F),
+        (0xFF00, 0xFF0F),
+        (0xFF1A, 0xFF20),
+        (0xFEFF, 0xFEFF),
+    ]
+    return "gap" if latin or any(a <= point <= b for a, b in others) else "word"
+
+
+def words_of(text):
+    words, word = [], ""
+    for character in text:
+        kind = kind_of(character)
+        if kind == "word":
+            if character in "0123456789":
+                word += "" if word.endswith("0") else "0"
+            else:
+                word += character.lower() if len(character.lower()) == 1 else character
+            continue
+        words += [word] * bool(word) + [character] * (kind == "alone")
+        word = ""
+    return words + [word] * bool(word)
+
+
+def shingles_of(text, ngram):
+    hashes = [hash_of(word) for word in words_of(text)]
+    found = []
+    for i in range(len(hashes) - ngram + 1):
+        h = 0
+        for value in hashes[i : i + ngram]:
+            h = h * 0x9E3779B97F4A7C15 + value & MASK
+        found.append(mix(h))
+    return found
+
+
+def keys_of(text, ngram, bands, rows):
+    multipliers, addends = permutations(bands * rows)
+    signature = []
+    for a, b in zip(multipliers.tolist(), addends.tolist(), strict=True):
+        values = [a * (shingle >> 32) + b & 0xFFFFFFFF for shingle in shingles_of(text, ngram)]
+        signature.append(min((value ^ value >> 15 for value in values), default=0xFFFFFFFF))
+    keys = []
+    for band in range(bands):
+        h = band + 1
+        for value in signature[band * rows : (band + 1) * rows]:
+            h = mix(h * 0x9E3779B97F4A7C15 + value & MASK)
+        keys.append(h)
+    return keys
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(TEXTS, max_size=5), st.integers(1, 6), st.integers(1, 4), st.integers(1, 4))
+@example(["", " \n ", "w" * 3000, "a b c d e", "A, B! c—d e"], 5, 3, 2)
+def test_keys_and_words_equal_the_reference(texts, ngram, bands, rows):
+    keys, words = band_keys(pa.array(texts, pa.large_string()), ngram, bands, rows)
+    assert words.tolist() == [len(words_of(text)) for text in texts]
+    assert keys.tolist() == [keys_of(text, ngram, bands, rows) for text in texts]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(TEXTS, max_size=5), st.integers(1, 6))
+@example(["", "a b a b a b a b", "日本語日本語日本語"], 2)
+def test_shingle_sets_and_jaccard_equal_the_reference(texts, ngram):
+    values, ends = shingle_sets(pa.array(texts, pa.large_string()), ngram)
+    sets = [values[a:b] for a, b in pairwise(ends)]
+    plain = [set(shingles_of(text, ngram)) for text in texts]
+    assert [part.tolist() for part in sets] == [sorted(part) for part in plain]
+    for left, a in zip(sets, plain, strict=True):
+        for right, b in zip(sets, plain, strict=True):
+            assert jaccard(left, right) == len(a & b) / max(1, len(a | b))
+
+
+def test_what_normalisation_forgets():
+    same = ["The cat, 12 dogs — and “Éva”!", "the CAT 7 dogs and éva", "the\ncat\n\n9999 dogs... and ÉVA"]
+    keys, words = band_keys(pa.array(same), 3, 4, 2)
+    assert words.tolist() == [6, 6, 6]
+    assert (keys == keys[0]).all()
+
+
+def test_splitmix64_is_the_published_generator():
+    assert splitmix64(1234567, 3).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+def planted(share_of_words, count):
+    """Pairs of texts whose similarity is near a wanted one: the second repeats a stretch of the first."""
+    rng = random.Random(7)
+    pairs = []
+    for index in range(count):
+        stretch = [
+            f"w{rng.randrange(1 << 40):x}q".translate(str.maketrans("0123456789", "ghijklmnop")) for _ in range(400)
+        ]
+        own = [f"v{index}x{chr(97 + rng.randrange(26))}{i}".translate(str.maketrans("0123456789", "ghijklmnop"))
+               for i in range(round(400 * share_of_words))]  # fmt: skip
+        pairs.append((" ".join(stretch), " ".join(stretch[len(own) :] + own)))
+    return pairs
+
+
+def test_bands_find_the_promised_share_of_pairs():
+    for moved in (0.05, 0.11, 0.18):
+        pairs = planted(moved, 300)
+        keys = [band_keys(pa.array([pair[side] for pair in pairs]), 5, 14, 8)[0] for side in (0, 1)]
+        found = (keys[0] == keys[1]).any(axis=1).mean()
+        values, ends = shingle_sets(pa.array(pairs[0]), 5)
+        similarity = jaccard(values[: ends[1]], values[ends[1] :])
+        promised = 1 - (1 - similarity**8) ** 14
+        assert abs(found - promised) < 4 * np.sqrt(promised * (1 - promised) / 300) + 0.01
+
+
+def test_signatures_are_the_same_in_every_process():
+    code = (
+        "import pyarrow as pa; from data_pipeline.kernels.minhash import band_keys\n"
+        "print(band_keys(pa.array(['eins zwei drei vier fünf sechs', 'a b c d e']), 5, 14, 8)[0].tolist())"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("0", "1")
+    }  # fmt: skip
+    assert len(outputs) == 1

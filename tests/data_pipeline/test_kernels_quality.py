@@ -1,0 +1,199 @@
+"""The quality kernel equals a slow plain reference on every text, and the scan never overlooks what needs repair."""
+
+import gzip
+import json
+import math
+import os
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.clean import normalise
+from data_pipeline.kernels.buffers import code_point_classes, scan_texts, text_buffers
+from data_pipeline.kernels.quality import FEATURES, STOP_WORDS, measure_texts
+from governance.errors import ManifestError
+
+LANGUAGES = [*sorted(STOP_WORDS), "und"]
+WORDS = [
+    *("the", "be", "To", "OF", "and", "...", "…", "#", "-", "*", "•", "‣", "a", "aa", "naïve", "Straße", "não", "się"),
+    *(
+        "日本",
+        "語",
+        "ไทย",
+        "word",
+        "word",
+        "word",
+        "12",
+        ",,,",
+        "\u00a0",
+        "\u3000",
+        "\ufeff",
+        "é",
+        "e\u0301",
+        "𝒳",
+        "😀",
+    ),
+]
+TEXTS = st.one_of(
+    st.text(max_size=200),
+    st.lists(st.sampled_from([*WORDS, "\n", "\n\n", " ", "\t", "\r\n", "\x00"]), max_size=120).map(" ".join),
+    st.lists(st.sampled_from(["one line", "another …", " - item", "", "  ", "end..."]), max_size=30).map("\n".join),
+)
+
+
+def share(part, whole):
+    return part / max(1, whole)
+
+
+def is_unspaced(character):
+    point = ord(character)
+    return (
+        0x0E00 <= point <= 0x0FFF
+        or 0x1000 <= point <= 0x109F
+        or 0x1780 <= point <= 0x17FF
+        or 0x3040 <= point <= 0x30FF
+        or 0x31F0 <= point <= 0x31FF
+        or 0x3400 <= point <= 0x4DBF
+        or 0x4E00 <= point <= 0x9FFF
+        or 0xF900 <= point <= 0xFAFF
+        or 0x20000 <= point <= 0x3FFFF
+    )
+
+
+def repeats(items, length):
+    seen, count, characters = set(), 0, 0
+    for item in items:
+        if item in seen:
+            count += 1
+            characters += length(item)
+        seen.add(item)
+    return count, characters
+
+
+def ascii_lower(word):
+    return "".join(c.lower() if c.isascii() else c for c in word)
+
+
+def reference(text, language):
+    words = text.split()
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    paragraphs = [
+        tuple(line.strip() for line in part.split("\n"))
+        for part in re.split(r"\n(?:[^\S\n]*\n)+", text)
+        if part.strip()
+    ]
+    paragraphs = [tuple(line for line in paragraph if line) for paragraph in paragraphs]
+    characters, line_characters = sum(map(len, words)), sum(map(len, lines))
+    found = {
+        "words": len(words),
+        "mean_word_length": share(characters, len(words)),
+        "hash_ratio": share(text.count("#"), len(words)),
+        "ellipsis_ratio": share(text.count("...") + text.count("…"), len(words)),
+        "bullet_line_share": share(sum(line[0] in "-*•‣◦▪" for line in lines), len(lines)),
+        "ellipsis_line_share": share(sum(line.endswith(("...", "…")) for line in lines), len(lines)),
+        "alphabetic_word_share": share(sum(any(c.isalpha() for c in word) for word in words), len(words)),
+        "stop_words": math.nan,
+        "unspaced_share": share(sum(map(is_unspaced, text)), characters),
+    }
+    if language in STOP_WORDS:
+        found["stop_words"] = len(set(STOP_WORDS[language]) & set(map(ascii_lower, words)))
+    for name, items, length in (
+        ("line", lines, len),
+        ("paragraph", paragraphs, lambda item: sum(map(len, item))),
+    ):
+        count, repeated = repeats(items, length)
+        found[f"duplicate_{name}_share"] = share(count, len(items))
+        found[f"duplicate_{name}_character_share"] = share(repeated, line_characters)
+    for n in range(2, 11):
+        grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+        if n <= 4:
+            most = max(((count, sum(map(len, gram))) for gram, count in Counter(grams).items()), default=(0, 0))
+            found[f"top_{n}_gram_share"] = min(1.0, share(most[0] * most[1], characters)) if most[0] > 1 else 0.0
+        else:
+            seen, covered = set(), set()
+            for i, gram in enumerate(grams):
+                if gram in seen:
+                    covered.update(range(i, i + n))
+                seen.add(gram)
+            found[f"duplicate_{n}_gram_share"] = share(sum(len(words[i]) for i in covered), characters)
+    return [float(found[name]) for name in FEATURES]
+
+
+def measured(texts, languages):
+    return measure_texts(pa.array(texts, pa.large_string()), languages)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(TEXTS, st.sampled_from(LANGUAGES)), max_size=6))
+@example([("", "en"), (" \n\t ", "en"), ("x" * 5000, "de"), ("the . . . the", "en"), ("a b " * 40, "und")])
+@example([("\x00the of", "en"), ("a...\n b. .. \n……", "en"), ("p\nq\n\n \np\nq\n", "fr"), ("THE be", "en")])
+def test_features_equal_the_reference(items):
+    texts, languages = [text for text, _ in items], [language for _, language in items]
+    expected = np.array([reference(*item) for item in items]).reshape(len(items), len(FEATURES))
+    np.testing.assert_array_equal(measured(texts, languages), expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(TEXTS, max_size=6))
+def test_shares_are_shares(texts):
+    values = measured(texts, ["en"] * len(texts))
+    shares = [column for column, name in enumerate(FEATURES) if name.endswith("_share")]
+    assert ((values[:, shares] >= 0) & (values[:, shares] <= 1)).all()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.one_of(TEXTS, st.text(st.characters(max_codepoint=0x350), max_size=30)), max_size=6))
+@example(["\x85", "\u00a0", "a\rb", "\ufeff", "a\u0301", "\x7f", "tab\tand\nline"])
+def test_scan_overlooks_nothing(texts):
+    flags = scan_texts(*text_buffers(pa.array(texts, pa.large_string())))
+    for text, flag in zip(texts, flags, strict=True):
+        assert flag or normalise(text) == text
+        assert bool(flag & 1) == bool(re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]", text))
+
+
+def test_classes_are_those_of_python():
+    classes = code_point_classes()
+    for point in [*range(0x3500), *range(0xD7A0, 0xE010), *range(0xFE00, 0x10400)]:
+        assert bool(classes[point] & 1) == chr(point).isspace()
+        assert bool(classes[point] & 2) == chr(point).isalpha()
+
+
+def test_buffers_of_slices_and_chunks():
+    texts = ["one", "", "zwei", "trois"]
+    for column in (
+        pa.array(texts).slice(1, 2),
+        pa.array(texts, pa.large_string()).slice(1, 2),
+        pa.chunked_array([texts[1:2], texts[2:3]]),
+    ):
+        data, offsets = text_buffers(column)
+        found = [bytes(data[a:b]).decode() for a, b in pairwise(offsets)]
+        assert found == texts[1:3]
+    assert len(text_buffers(pa.chunked_array([], pa.large_string()))[1]) == 1
+    with pytest.raises(ManifestError, match="null"):
+        text_buffers(pa.array(["a", None]))
+
+
+def test_every_list_of_stop_words_fits_the_kernel():
+    for words in STOP_WORDS.values():
+        assert len(set(words)) == 8
+        assert all(len(word.encode()) <= 7 and word == ascii_lower(word) for word in words)
+
+
+def test_features_equal_the_reference_on_real_text():
+    folder = os.environ.get("ASSAY_TEST_DATA")
+    if not folder:
+        pytest.skip("ASSAY_TEST_DATA is not set")
+    texts = []
+    for name in ("news", "code", "udhr", "multilingual"):
+        with gzip.open(Path(folder) / "corpora" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+            texts += [json.loads(line)["text"] for line, _ in zip(lines, range(60), strict=False)]
+    languages = [LANGUAGES[i % len(LANGUAGES)] for i in range(len(texts))]
+    expected = np.array([reference(*item) for item in zip(texts, languages, strict=True)])
+    np.testing.assert_array_equal(measured(texts, languages), expected)
