@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from governance.energy.meters import meter
-from governance.errors import ConfigError, ManifestError
+from governance.errors import ConfigError, ManifestError, MissingInput
 from governance.gate import GovernanceConfig
-from governance.manifest import differences
+from governance.manifest import Manifest, differences
 from governance.signing import create_key, default_key_path, public_path
 from governance.stage import Runtime
 from governance.verification import lineage, read_artifact, root_of, verify_root
@@ -62,14 +62,21 @@ def data_prepare(arguments: Arguments) -> None:
 
 
 def data_show(arguments: Arguments) -> None:
-    """The corpus through its stages."""
+    """The corpus through those of its stages that are made."""
     from dataclasses import replace
 
+    from data_pipeline.prepare import stages
     from governance.reports.terminal import show_corpus
-    from pretrain.run import corpus
 
     loaded, runtime = _load(arguments, "data prepare")
-    _say(show_corpus(corpus(loaded, replace(runtime, make=False))))
+    made: list[Manifest] = []
+    try:
+        for manifest in stages(loaded.config.data, loaded.folder, replace(runtime, make=False)):
+            made.append(manifest)
+    except MissingInput:
+        if not made:
+            raise
+    _say(show_corpus(made))
 
 
 def governance_check(arguments: Arguments) -> int:
@@ -133,6 +140,34 @@ def train(arguments: Arguments) -> None:
     tokens = corpus(loaded, replace(runtime, make=False))["encode"]
     manifest = training_in(arguments.processes, loaded, tokens, runtime, _words(arguments, runtime))
     _say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}")
+
+
+def evaluate(arguments: Arguments) -> None:
+    """A checkpoint's loss on all validation rows."""
+    from dataclasses import replace
+
+    from pretrain.evaluate import evaluate as measure
+    from pretrain.run import corpus
+
+    loaded, runtime = _load(arguments, "data prepare")
+    tokens = corpus(loaded, replace(runtime, make=False))["encode"]
+    found = measure(arguments.checkpoint, tokens, loaded.config.engine, runtime.root)
+    _say(f"loss {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte, {found.tokens:,} tokens")
+
+
+def export(arguments: Arguments) -> None:
+    """A checkpoint as a Hugging Face folder."""
+    from dataclasses import replace
+
+    from pretrain.export import export as write
+    from pretrain.run import corpus
+
+    loaded, runtime = _load(arguments, "data prepare")
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    tokenizer = runtime.root / artifacts["tokenizer"].folder / "tokenizer.json"
+    end = int(artifacts["tokenizer"].stats["end_of_document"])
+    manifest = write(arguments.checkpoint, tokenizer, end, arguments.target, runtime.root)
+    _say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Llama folder")
 
 
 def report(arguments: Arguments) -> None:

@@ -39,7 +39,7 @@ def parameter_groups(
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.AdamW:
-    """torch's fused AdamW (arXiv:1711.05101): as fast as DeepSpeed's own, and nothing is compiled for it."""
+    """The fused AdamW of torch (arXiv:1711.05101): as fast as DeepSpeed's own, and nothing is compiled for it."""
     import torch
 
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)

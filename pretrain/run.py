@@ -16,15 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.prepare import prepare
-from governance.checks.audit import audit
 from governance.errors import GateClosed, MissingInput, PipelineError, Preempted
 from governance.gate import CheckResult, decide, explain, give_verdict, read_verdict, require_open, verdict_path
 from governance.log import get_logger
 from governance.manifest import Manifest
-from governance.reports.report import report
 from governance.stage import Runtime
 from pretrain.run_config import Run
-from pretrain.train import train
 
 
 def corpus(run: Run, runtime: Runtime) -> dict[str, Manifest]:
@@ -34,6 +31,8 @@ def corpus(run: Run, runtime: Runtime) -> dict[str, Manifest]:
 
 def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:
     """Audit the corpus, decide, and sign: the audit's manifest and the verdict."""
+    from governance.checks.audit import audit
+
     checked = audit(artifacts, run.policy, run.config.audit, runtime)
     tokens = artifacts["encode"]
     if not runtime.make:
@@ -56,6 +55,8 @@ def training(run: Run, tokens: Manifest, runtime: Runtime) -> Manifest:
     Raises:
         GateClosed: the verdict does not let this corpus through; no step is computed.
     """
+    from pretrain.train import train
+
     config = run.config
     require_open(tokens, run.policy, config.governance, run.folder, runtime.root)
     return train(
@@ -79,6 +80,8 @@ def training_in(processes: int, run: Run, tokens: Manifest, runtime: Runtime, wo
 
 def write_report(run: Run, runtime: Runtime) -> Path:
     """Report on whatever of this run is there; the corpus must be."""
+    from governance.reports.report import report
+
     look = replace(runtime, make=False)
     artifacts = corpus(run, look)
     artifacts["audit"], verdict = judge(run, artifacts, look)

@@ -18,7 +18,16 @@ from governance.config import Section, load_config
 from governance.energy.meters import EnergyConfig
 from governance.gate import GovernanceConfig
 from governance.policy import Policy, load_policy
-from pretrain.config import CheckpointConfig, EngineConfig, ModelConfig, OptimConfig, TrackingConfig, TrainConfig
+from pretrain.config import (
+    CheckpointConfig,
+    EngineConfig,
+    ModelConfig,
+    OptimConfig,
+    TrackingConfig,
+    TrainConfig,
+    TrainRecipe,
+    check_together,
+)
 from slurm.submit import SlurmConfig
 
 
@@ -56,7 +65,8 @@ def load_run(path: Path, overrides: list[str]) -> Run:
     """Read a run's file and the policy that it names.
 
     Raises:
-        ConfigError: either is wrong.
+        ConfigError: either is wrong, or its sections do not fit together.
     """
     config = load_config(path, RunConfig, overrides)
+    check_together(TrainRecipe(model=config.model, optim=config.optim, train=config.train), config.engine)
     return Run(config, path, load_policy(path.parent / config.governance.policy))

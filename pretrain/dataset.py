@@ -1,0 +1,187 @@
+"""Rows of token shards, in an order that is a pure function of (seed, index): resuming is an integer.
+
+Row number `n` of the training run (n counts from 0 over all epochs) is row `permute(n mod N)` of the corpus, where the
+permutation belongs to the seed and the epoch n div N. No table is kept and no generator advances, so nothing is
+replayed or skipped after a restart, and the number of ranks never enters. Each epoch shows every row exactly once.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.token_shards import Row, TokenShard, read_row, row_count
+from governance.errors import ManifestError, PipelineError
+from governance.files import sha256_bytes, sha256_file
+from governance.manifest import Manifest
+
+if TYPE_CHECKING:
+    from pretrain.model.decoder import Batch
+
+_ROUNDS = 6  # four rounds of a Feistel network are a pseudo-random permutation (Luby and Rackoff, 1988); two to spare
+
+
+def permute(indices: npt.NDArray[np.uint64], count: int, seed: int, epoch: int) -> npt.NDArray[np.uint64]:
+    """Map distinct indices below `count` to distinct indices below `count`, pseudo-randomly.
+
+    A balanced Feistel network over the smallest even number of bits that holds `count`; values that fall outside
+    are sent through again until they fall inside (cycle walking; Black and Rogaway, 2002), at most four times on
+    average.
+    """
+    half = max(1, -(-max(1, (count - 1).bit_length()) // 2))
+    text = sha256_bytes(f"rows/{seed}/{epoch}".encode())
+    keys = [np.uint64(int(text[8 * i : 8 * i + 8], 16)) for i in range(_ROUNDS)]
+    values = _feistel(indices.astype(np.uint64), half, keys)
+    while (outside := values >= count).any():
+        values[outside] = _feistel(values[outside], half, keys)
+    return values
+
+
+def _feistel(values: npt.NDArray[np.uint64], half: int, keys: list[np.uint64]) -> npt.NDArray[np.uint64]:
+    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    left, right = values >> bits, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ (key << np.uint64(32))) & mask)
+    return (left << bits) | right
+
+
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014): every bit of the input reaches every bit out."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of one role of a token manifest, shards in the manifest's order."""
+
+    shards: tuple[TokenShard, ...]
+    starts: tuple[int, ...]
+    """Number of the first row of each shard, and after them the number of all rows."""
+    sequence_length: int
+
+    @property
+    def count(self) -> int:
+        """Rows of all shards."""
+        return self.starts[-1]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are below this."""
+        return self.shards[0].vocabulary_size
+
+    @property
+    def targets(self) -> int:
+        """Tokens that are predicted over all rows: all but the first of each document."""
+        return sum(len(shard.tokens) - len(shard.document_ends) for shard in self.shards)
+
+    @property
+    def document_bytes(self) -> int:
+        """UTF-8 bytes of all documents."""
+        return sum(int(shard.document_bytes.sum(dtype=np.uint64)) for shard in self.shards)
+
+    def batch(self, numbers: list[int]) -> Batch:
+        """The rows of these numbers, stacked, on the CPU."""
+        import torch
+
+        from pretrain.model.decoder import Batch
+
+        rows = [self._row(number) for number in numbers]
+        columns = ("tokens", "targets", "segments", "positions")
+        stacked = [np.stack([getattr(row, column) for row in rows]) for column in columns]
+        return Batch(*(torch.from_numpy(column) for column in stacked))
+
+    def _row(self, number: int) -> Row:
+        place = bisect.bisect_right(self.starts, number) - 1
+        return read_row(self.shards[place], number - self.starts[place], self.sequence_length)
+
+
+def altered_shards(tokens: Manifest, root: Path, rank: int, world_size: int) -> list[str]:
+    """Problems, in words, of this rank's share of the token shards: their bytes against the manifest's digests."""
+    problems = []
+    for output in list(tokens.outputs)[rank::world_size]:
+        path = root / output.path
+        if not path.exists():
+            problems.append(f"{path}: is missing")
+        elif (found := sha256_file(path)) != output.sha256:
+            problems.append(f"{path}: has sha256 {found[:16]}…, the manifest says {output.sha256[:16]}…")
+    return problems
+
+
+def refuse_altered(problems: list[str]) -> None:
+    """Raise if any rank found a problem.
+
+    Raises:
+        ManifestError: names every shard that is not what its manifest says.
+    """
+    if problems:
+        raise ManifestError(
+            "the token shards are not those of their manifest:\n  "
+            + "\n  ".join(problems)
+            + "\n  Remove these files and run the same command again: only they are made again."
+        )
+
+
+def open_rows(tokens: Manifest, role: str, root: Path, sequence_length: int) -> Rows:
+    """Map the shards of `role` ("train" or "validation").
+
+    Raises:
+        PipelineError: there are none, or they hold no row.
+        ManifestError: a shard is torn, or shards disagree about the vocabulary.
+    """
+    shards = tuple(TokenShard.open(path) for path in tokens.files(role, root))
+    starts = tuple(itertools.accumulate((row_count(shard, sequence_length) for shard in shards), initial=0))
+    if not starts[-1]:
+        raise PipelineError(
+            f"{tokens.folder}: its {role} shards hold no token. Give the corpus more documents, or let the encode "
+            f"stage keep more for {role}."
+        )
+    sizes = {shard.vocabulary_size for shard in shards}
+    if len(sizes) > 1:
+        raise ManifestError(f"{tokens.folder}: its {role} shards have vocabularies of {sorted(sizes)} tokens")
+    return Rows(shards, starts, sequence_length)
+
+
+def refuse_small(rows: Rows, global_batch_size: int) -> None:
+    """Raise if one batch would show a row twice.
+
+    Raises:
+        PipelineError: with the numbers.
+    """
+    if rows.count < global_batch_size:
+        raise PipelineError(
+            f"the training shards hold {rows.count} rows of {rows.sequence_length} tokens, fewer than one batch of "
+            f"{global_batch_size}. Lower train.global_batch_size or train.sequence_length, or add documents."
+        )
+
+
+def rows_of_step(step: int, global_batch_size: int, count: int, seed: int) -> list[int]:
+    """The rows of optimizer step `step` (from 1), in their order over micro batches and ranks."""
+    first = (step - 1) * global_batch_size
+    numbers: list[int] = []
+    while len(numbers) < global_batch_size:
+        epoch, begin = divmod(first + len(numbers), count)
+        stop = min(count, begin + global_batch_size - len(numbers))
+        numbers += permute(np.arange(begin, stop, dtype=np.uint64), count, seed, epoch).tolist()
+    return numbers
+
+
+def micro_batches(numbers: list[int], micro_batch_size: int, rank: int, world_size: int) -> Iterator[list[int]]:
+    """This rank's rows of a global batch: pass `a` of rank `r` takes the (a x world + r)-th group."""
+    for start in range(rank * micro_batch_size, len(numbers), micro_batch_size * world_size):
+        yield numbers[start : start + micro_batch_size]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` row numbers below `count`, evenly spread; all of them when they are few."""
+    kept = min(count, most)
+    return [index * count // kept for index in range(kept)]

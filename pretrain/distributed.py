@@ -1,0 +1,157 @@
+"""The one process-group set-up, and the only reader of RANK, WORLD_SIZE, LOCAL_RANK and SLURM_*.
+
+A rank is started by torchrun, by `srun` (one task a rank), or by nobody: then it is the only one, and needs neither a
+port nor a network. Whatever started it, the standard variables are set afterwards, because libraries read them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import datetime
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from governance.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0  # Slurm's batch, extern and interactive steps: a shell, not ranks
+_PORTS = range(20_000, 50_000)  # where a Slurm job's ranks meet; chosen by the job's id
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    """Its number on this node."""
+    local_world_size: int = 1
+    """Ranks on this node."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes and speaks for all."""
+        return self.rank == 0
+
+
+def read_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
+    """Who this process is: torchrun's variables if set, else those of a Slurm step, else alone.
+
+    Raises:
+        ConfigError: a variable is missing or is no number.
+    """
+    values = os.environ if environment is None else environment
+    if "RANK" in values:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        fallbacks = (None, None, values["RANK"], values.get("WORLD_SIZE"))
+    elif _in_slurm_step(values):
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+        fallbacks = (None, None, None, "1")
+    else:
+        return Ranks()
+    numbers = [_number(name, values.get(name, fallback)) for name, fallback in zip(names, fallbacks, strict=True)]
+    ranks = Ranks(*numbers)
+    if not ranks.rank < ranks.world_size:
+        raise ConfigError(f"{names[0]}={ranks.rank} is not below {names[1]}={ranks.world_size}; start all ranks alike")
+    return ranks
+
+
+def _number(name: str, text: str | None) -> int:
+    text = text and text.partition("(")[0].partition(",")[0]  # Slurm writes "4(x2),3" for 4, 4 and 3 tasks
+    if text is None or not text.isdecimal():
+        raise ConfigError(f"environment variable {name} is {text!r}, not a number; start ranks with torchrun or srun")
+    return int(text)
+
+
+def _in_slurm_step(values: Mapping[str, str]) -> bool:
+    """Whether `srun` started this process; a batch script itself is one process, whatever SLURM_NTASKS says."""
+    step = values.get("SLURM_STEP_ID", "")
+    return "SLURM_PROCID" in values and step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
+
+
+def meeting_point(values: Mapping[str, str]) -> tuple[str, int]:
+    """Address and port where the ranks of a Slurm step find rank 0: the node that launched the step."""
+    address = values.get("SLURM_LAUNCH_NODE_IPADDR") or values.get("SLURMD_NODENAME", "127.0.0.1")
+    job = _number("SLURM_JOB_ID", values.get("SLURM_JOB_ID"))
+    return address, _PORTS[job % len(_PORTS)]
+
+
+def device_of(ranks: Ranks) -> torch.device:
+    """The device that this rank computes on."""
+    import torch
+
+    return torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def join(ranks: Ranks, timeout_seconds: float) -> torch.device:
+    """Meet the other ranks (nccl on CUDA, gloo on CPU), once per process; returns this rank's device.
+
+    The group lasts as long as the process, because DeepSpeed keeps the groups that it derives from it.
+    """
+    import torch
+    from torch import distributed
+
+    device = device_of(ranks)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if distributed.is_initialized():
+        return device
+    _publish(ranks)
+    options: dict[str, Any] = {
+        "backend": "nccl" if device.type == "cuda" else "gloo",
+        "timeout": datetime.timedelta(seconds=timeout_seconds),
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+    }
+    if ranks.world_size == 1:
+        options["store"] = distributed.HashStore()
+    distributed.init_process_group(**options)
+    atexit.register(_part)
+    return device
+
+
+def _part() -> None:
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _publish(ranks: Ranks) -> None:
+    """Set torchrun's variables, which torch and DeepSpeed read, where another launcher did not."""
+    os.environ["RANK"], os.environ["WORLD_SIZE"] = str(ranks.rank), str(ranks.world_size)
+    os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"] = str(ranks.local_rank), str(ranks.local_world_size)
+    if "MASTER_ADDR" not in os.environ:
+        slurm = _in_slurm_step(os.environ)
+        address, port = meeting_point(os.environ) if slurm else ("127.0.0.1", _PORTS[0])
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
+
+
+def add_up(values: list[float] | list[int], device: torch.device) -> list[Any]:
+    """Sum each value over all ranks: whole numbers exactly, others in fp64."""
+    import torch
+    from torch import distributed
+
+    whole = all(isinstance(value, int) for value in values)
+    tensor = torch.tensor(values, dtype=torch.int64 if whole else torch.float64, device=device)
+    distributed.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def gather(value: Any) -> list[Any]:
+    """The value of every rank, in rank order, on every rank."""
+    from torch import distributed
+
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def threads_of(ranks: Ranks, wanted: int) -> int:
+    """CPU threads of this rank: `wanted`, or its share of the cores that this process may use."""
+    return wanted or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)

@@ -1,0 +1,301 @@
+"""The whole way on a small corpus, as a user types it; and what a user can do wrong."""
+
+import gzip
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pretrain.cli import main
+
+
+def assay(*words, cwd=None, timeout=300):
+    """Run the command in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "RANK": ""}
+    environment.pop("RANK")
+    return subprocess.run(
+        [sys.executable, "-m", "pretrain", *map(str, words)],
+        capture_output=True, text=True, timeout=timeout, env=environment, check=False, cwd=cwd,
+    )  # fmt: skip
+
+
+def digests(root):
+    """Stage -> digest of its finished artifact."""
+    from governance.manifest import read_manifest
+
+    stages = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode", "audit", "train")
+    return {
+        stage: read_manifest(path).digest for stage in stages for path in sorted(root.glob(f"{stage}/*/manifest.json"))
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project whose run has ended, made once for this file; tests copy it before they change it."""
+    from tests.conftest import CONFIG, write_tales
+
+    folder = tmp_path_factory.mktemp("finished") / "project"
+    folder.mkdir()
+    (folder / "run.toml").write_text(CONFIG)
+    shutil.copy(Path(__file__).parents[1] / "configs" / "policy.toml", folder / "policy.toml")
+    write_tales(folder / "a.jsonl", range(60))
+    write_tales(folder / "b.jsonl", range(60, 120))
+    done = assay("run", folder / "run.toml", "--root", folder / "root", "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def project_copy(finished, tmp_path):
+    """The finished project in a folder of its own: a moved root."""
+    shutil.copytree(finished, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_the_loss_falls_and_the_report_stands(finished):
+    [train] = (finished / "root" / "train").glob("*/losses.json")
+    losses = json.loads(train.read_bytes())["losses"]
+    assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3
+    [report] = (finished / "root" / "report").glob("*/report.html")
+    text = report.read_text()
+    assert "PASS" in text
+    assert not re.search(r"""(src|href)\s*=\s*["']?https?:""", text)
+
+
+def test_again_it_makes_nothing(project_copy):
+    before = {path: path.stat().st_mtime_ns for path in (project_copy / "root").rglob("*") if path.is_file()}
+    done = assay("run", project_copy / "run.toml", "--root", project_copy / "root")
+    assert done.returncode == 0, done.stderr
+    after = {path: path.stat().st_mtime_ns for path in (project_copy / "root").rglob("*") if path.is_file()}
+    changed = {path.name for path in after if after[path] != before.get(path)}
+    assert changed <= {"digests.json"}
+
+
+def test_verify_names_each_flipped_file(project_copy):
+    root = project_copy / "root"
+    own_key = ("--key", project_copy / "key.pem.pub")
+    assert assay("governance", "verify", root, *own_key).returncode == 0
+    manifests = sorted(root.glob("*/*/manifest.json"))
+    outputs = {out["path"] for path in manifests for out in json.loads(path.read_bytes())["outputs"] if out["bytes"]}
+    files = [*(root / out for out in sorted(outputs)), *manifests, *root.glob("verdicts/*.json")]
+    chance = random.Random(5)
+    from governance.gate import GovernanceConfig
+    from governance.verification import verify_root
+
+    config = GovernanceConfig(trusted_keys=("key.pem.pub",))
+    for path in files:
+        whole = path.read_bytes()
+        position = chance.randrange(len(whole))
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << chance.randrange(8)]) + whole[position + 1 :])
+        _, problems = verify_root(root, config, project_copy)
+        assert any(problem.startswith(path.relative_to(root).as_posix() + ":") for problem in problems), path
+        path.write_bytes(whole)
+    assert verify_root(root, config, project_copy)[1] == []
+    victim = files[0]
+    victim.write_bytes(victim.read_bytes()[:-1] + b"\0")
+    done = assay("governance", "verify", root, *own_key)
+    assert done.returncode == 65
+    assert victim.relative_to(root).as_posix() in done.stdout
+
+
+def test_a_licence_that_leaves_the_policy_closes_the_gate(project_copy):
+    policy = project_copy / "policy.toml"
+    policy.write_text(policy.read_text().replace('  "CC0-1.0",\n', ""))
+    done = assay("run", project_copy / "run.toml", "--root", project_copy / "root")
+    assert done.returncode == 77
+    assert "licences.allowed" in done.stderr
+    assert "owner: legal" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert assay("train", project_copy / "run.toml", "--root", project_copy / "root").returncode == 77
+    reports = sorted((project_copy / "root" / "report").glob("*/report.html"), key=lambda path: path.stat().st_mtime)
+    assert "BLOCK" in reports[-1].read_text()
+
+
+def test_an_altered_token_shard_is_never_trained_on(project_copy):
+    root = project_copy / "root"
+    shutil.rmtree(root / "train")
+    shutil.rmtree(root / "checkpoint")
+    [shard, *_] = sorted(root.glob("encode/*/train/*.tokens"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    done = assay("train", project_copy / "run.toml", "--root", root)
+    assert done.returncode == 65
+    assert shard.name in done.stderr
+    assert not list(root.glob("checkpoint/*"))
+
+
+def test_trace_reaches_the_source_files_and_diff_speaks(project_copy, capsys):
+    root = project_copy / "root"
+    [train] = root.glob("train/*")
+    assert main(["governance", "trace", str(train)]) == 0
+    told = capsys.readouterr().out
+    assert "file " in told
+    assert "tales/a.jsonl" in told
+    [clean], [dedup] = root.glob("clean/*/manifest.json"), root.glob("dedup/*/manifest.json")
+    assert main(["governance", "diff", str(clean), str(clean)]) == 0
+    assert main(["governance", "diff", str(clean), str(dedup)]) == 1
+    assert "stage: 'clean' against 'dedup'" in capsys.readouterr().out
+
+
+def test_evaluate_and_export(project_copy, capsys):
+    root = project_copy / "root"
+    config = [str(project_copy / "run.toml"), "--root", str(root)]
+    newest = max(root.glob("checkpoint/*/manifest.json"), key=lambda p: json.loads(p.read_bytes())["config"]["step"])
+    assert main(["evaluate", str(newest.parent), *config]) == 0
+    assert "bits/byte" in capsys.readouterr().out
+    target = project_copy / "exported"
+    assert main(["export", str(newest.parent), str(target), *config]) == 0
+    from safetensors import safe_open
+
+    with safe_open(target / "model.safetensors", framework="pt") as file:
+        assert "model.layers.1.self_attn.q_proj.weight" in set(file.keys())
+    assert json.loads((target / "config.json").read_bytes())["model_type"] == "llama"
+    assert (target / "tokenizer.json").exists()
+    assert main(["export", str(newest.parent), str(target), *config]) == 78
+    weights = next(newest.parent.rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-3])
+    assert main(["evaluate", str(newest.parent), *config]) == 65
+
+
+def prepare(project, *words):
+    return main(
+        ["data", "prepare", str(project / "run.toml"), "--root", str(project / "root"), "--workers", "1", *words]
+    )
+
+
+def run(project, *words):
+    return main(["run", str(project / "run.toml"), "--root", str(project / "root"), "--workers", "1", *words])
+
+
+def test_no_look_up_makes_anything(project):
+    root = ["--root", str(project / "root")]
+    for words in (["data", "show"], ["governance", "check"], ["train"], ["report"]):
+        assert main([*words, str(project / "run.toml"), *root]) == 66
+
+
+def test_missing_sources(project):
+    assert (
+        prepare(project, "--set", 'data.sources=[{type="jsonl",name="x",licence="MIT",paths=["none-*.jsonl"]}]') == 66
+    )
+
+
+def test_bad_records_are_quarantined_and_close_the_gate(project, capsys):
+    lines = [b"no json\n", b'{"other": 1}\n', b'{"text": "\xff"}\n', b'{"text": 5}\n']
+    (project / "c.jsonl").write_bytes(b"".join(lines))
+    whole = gzip.compress((project / "b.jsonl").read_bytes())
+    (project / "d.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    words = ["--set", 'data.sources=[{type="jsonl",name="tales",licence="CC0-1.0",paths=["*.jsonl","*.jsonl.gz"]}]']
+    assert run(project, *words) == 77
+    told = capsys.readouterr().err
+    assert "sources.quarantined_share" in told
+    assert "sources.torn_files" in told
+    import pyarrow.parquet as pq
+
+    rows = [
+        row
+        for path in (project / "root").glob("ingest/*/quarantine/*.parquet")
+        for row in pq.read_table(path).to_pylist()
+    ]
+    reasons = {(row["file"], row["position"]): row["reason"] for row in rows}
+    assert reasons["c.jsonl", 0] == "not_json"
+    assert reasons["c.jsonl", 2] == "not_utf8"
+    assert any(reason == "truncated_gzip" for reason in reasons.values())
+    assert len(rows) == 5
+
+
+def test_everything_filtered_out_is_said_and_can_be_looked_at(project, capsys):
+    (project / "a.jsonl").write_text('{"text": "too short"}\n' * 3)
+    (project / "b.jsonl").unlink()
+    assert run(project) == 1
+    told = capsys.readouterr().err
+    assert "no documents" in told
+    assert "assay data show" in told
+    assert main(["data", "show", str(project / "run.toml"), "--root", str(project / "root")]) == 0
+    assert "too_few_words" in capsys.readouterr().out
+
+
+def test_fewer_tokens_than_a_batch(project, capsys, tales):
+    tales(project / "a.jsonl", range(3))
+    (project / "b.jsonl").unlink()
+    policy = project / "policy.toml"
+    policy.write_text(policy.read_text().replace("min = 1000\n", "min = 1\n"))
+    assert run(project, "--set", "train.global_batch_size=400", "--set", "data.tokenizer.vocabulary_size=300") not in (
+        0,
+        77,
+    )
+    assert "400" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.stepz=3", ["train.stepz", "unknown key", "steps"]),
+        ('train.steps="many"', ["train.steps", "many"]),
+        ("model.num_attention_heads=5", ["hidden_size", "5"]),
+        ("optim.warmup_steps=13", ["warm"]),
+        ("engine.zero_stage=0", ["zero_stage", "bf16"]),
+        ('governance.policy="nowhere.toml"', ["nowhere.toml", "no such file"]),
+    ],
+)
+def test_a_wrong_configuration_is_told_with_its_mend(project, override, words, capsys):
+    assert run(project, "--set", override) == 78
+    told = capsys.readouterr().err
+    assert all(word in told for word in words), told
+    assert not (project / "root").exists()
+
+
+_STAGES = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode", "audit", "train", "report")
+
+
+@pytest.mark.slow
+def test_kill_in_each_stage_then_the_same_command_ends_the_same(finished, tmp_path):
+    reference = digests(finished / "root")
+    losses = next((finished / "root" / "train").glob("*/losses.json")).read_bytes()
+    project = tmp_path / "killed"
+    shutil.copytree(finished, project, ignore=shutil.ignore_patterns("root"))
+    words = [sys.executable, "-m", "pretrain", "run", str(project / "run.toml"), "--root", str(project / "root")]
+    chance = random.Random(3)
+    killed = []
+    for stage in _STAGES:
+        child = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        for line in child.stderr:
+            if f"{stage}: making" in line or (stage == "train" and "checkpoint: made" in line):
+                time.sleep(chance.uniform(0, 0.3))
+                child.send_signal(signal.SIGKILL)
+                killed.append(stage)
+                break
+        child.stderr.close()
+        child.wait()
+    assert len(killed) >= 7
+    done = assay("run", project / "run.toml", "--root", project / "root")
+    assert done.returncode == 0, done.stderr
+    assert digests(project / "root") == reference
+    assert next((project / "root" / "train").glob("*/losses.json")).read_bytes() == losses
+    assert assay("governance", "verify", project / "root", "--key", project / "key.pem.pub").returncode == 0
+
+
+@pytest.mark.slow
+def test_sigterm_in_training_leaves_with_75_and_goes_on(finished, tmp_path):
+    losses = next((finished / "root" / "train").glob("*/losses.json")).read_bytes()
+    project = tmp_path / "preempted"
+    shutil.copytree(finished, project)
+    for made in ("train", "checkpoint"):
+        shutil.rmtree(project / "root" / made)
+    words = [sys.executable, "-m", "pretrain", "train", str(project / "run.toml"), "--root", str(project / "root")]
+    child = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    for line in child.stderr:
+        if "checkpoint: made" in line:
+            child.send_signal(signal.SIGTERM)
+            break
+    child.stderr.read()
+    assert child.wait() == 75
+    assert assay("train", project / "run.toml", "--root", project / "root").returncode == 0
+    assert next((project / "root" / "train").glob("*/losses.json")).read_bytes() == losses
