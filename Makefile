@@ -29,7 +29,7 @@ check: $(VENV)/installed-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-cache --quiet
+	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/pytest tests/test_house.py
 
 format: $(VENV)/installed-dev

@@ -101,11 +101,18 @@ def write_private(path: Path, data: bytes) -> bool:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line (without its line end) in a single write, so that a kill tears at most the last line."""
+    """Append one line (without its line end) in a single write, so that a kill tears at most the last line.
+
+    A line that a kill tore is closed first, so that it does not take the next one with it.
+    """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab") as handle:
-            handle.write(line.encode("utf-8") + b"\n")
+        with open(path, "ab+") as handle:
+            torn = False
+            if handle.seek(0, os.SEEK_END):
+                handle.seek(-1, os.SEEK_END)
+                torn = handle.read(1) != b"\n"
+            handle.write(b"\n" * torn + line.encode("utf-8") + b"\n")
 
 
 def read_lines(path: Path) -> list[Any]:

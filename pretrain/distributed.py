@@ -48,7 +48,7 @@ def read_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
     values = os.environ if environment is None else environment
     if "RANK" in values:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        fallbacks = (None, None, values["RANK"], values.get("WORLD_SIZE"))
+        fallbacks: tuple[str | None, ...] = (None, None, values["RANK"], values.get("WORLD_SIZE"))
     elif _in_slurm_step(values):
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
         fallbacks = (None, None, None, "1")

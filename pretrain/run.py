@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from governance.gate import CheckResult, decide, explain, give_verdict, read_ver
 from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.stage import Runtime
+from pretrain.launch import launch
 from pretrain.run_config import Run
 
 
@@ -68,8 +67,7 @@ def training_in(processes: int, run: Run, tokens: Manifest, runtime: Runtime, wo
     """Train in `processes` processes of this machine; `words` repeat the configuration on their command line."""
     if processes > 1:
         require_open(tokens, run.policy, run.config.governance, run.folder, runtime.root)
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        status = subprocess.run([*launcher, "-m", "pretrain", "train", *words], check=False).returncode
+        status = launch(processes, ["train", *words])
         if status == Preempted.exit_code:
             raise Preempted("the training processes saved a checkpoint and left")
         if status != 0:

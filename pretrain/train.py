@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from governance.errors import MissingInput, PipelineError, Preempted
 from governance.files import write_json
 from governance.log import get_logger, progress
-from governance.manifest import Manifest, Output, describe
+from governance.manifest import KEY_LENGTH, Manifest, Output, describe
 from governance.provenance import provenance
 from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, artifact_folder, commit, find, now
 from pretrain.config import (
@@ -74,6 +74,8 @@ class Job:
     peers: Peers
     record: Record
     attempt: int
+    energy: dict[str, Any]
+    """The meter's: told where the run stands, so that the ledger knows what a kill wasted."""
     leave: Callable[[], bool]
 
 
@@ -132,7 +134,7 @@ def _train(tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: R
         store = Store(runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input())
         peers = Peers(ranks.rank, ranks.world_size, gather)
         job = Job(
-            recipe, settings, ranks, device, train_rows, validation_rows, store, peers, record, attempt, leave
+            recipe, settings, ranks, device, train_rows, validation_rows, store, peers, record, attempt, energy, leave
         )  # fmt: skip
         state = _learn(job)
         outputs, stats = _finish(job, state, folder) if ranks.first else ((), {})
@@ -144,12 +146,7 @@ def _train(tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: R
         inputs=(tokens.as_input(),),
         outputs=tuple(sorted(outputs, key=lambda output: output.path)),
         stats=stats,
-        run={
-            **_run(job),
-            "started": started,
-            "finished": now(),
-            "energy": energy,
-        },
+        run={**_run(job), "started": started, "finished": now(), "energy": energy},
     )
     if ranks.first:
         manifest = commit(manifest, runtime.root)
@@ -212,6 +209,7 @@ def _learn(job: Job) -> TrainState:
     micro = job.settings.engine.micro_batch_size
     engine, state = _start(job)
     speed = _Speed(job)
+    job.energy.update(artifact=f"{STAGE}/{job.store.train_key[:KEY_LENGTH]}", resumed_from=state.step)
     with progress("train", config.steps, "steps", done=state.step) as advance, foreign_errors():
         for step in range(state.step + 1, config.steps + 1):
             began = time.perf_counter()
@@ -236,12 +234,14 @@ def _learn(job: Job) -> TrainState:
             values = {"loss": loss, "lr": rate, "grad_norm": engine.gradient_norm(), "tokens": state.tokens}
             values |= speed.of(time.perf_counter() - began)
             job.record("step", step, **values)
+            job.energy["step"] = step
             _refuse_not_finite(step, values)
             advance(1, f"loss {loss:.3f}, {values['tokens_per_second']:,.0f} tokens/s")
             if _due(step, config.validate_every_steps, config.steps):
                 state = _validate(job, engine, state)
             if _due(step, job.settings.checkpoint.every_steps, config.steps):
                 _save(job, engine, state)
+                job.energy["checkpoint"] = step
     return state
 
 
@@ -253,9 +253,15 @@ def _start(job: Job) -> tuple[Engine, TrainState]:
     """An engine with initial weights, or with those of the newest whole checkpoint."""
     from pretrain.checkpoint import TrainState, moments, newest_whole, read_state, require_step, weights
     from pretrain.engine import MOMENTS, load_state, open_engine
-    from pretrain.model.decoder import initial_weight
+    from pretrain.model.decoder import initial_weight, parameter_count
 
     log, recipe = get_logger(__name__), job.recipe
+    log.info(
+        "train: %s parameters, %d steps of %d rows of %d tokens, %s, %d rank(s) on %s",
+        f"{parameter_count(recipe.model, job.train_rows.vocabulary_size):,}", recipe.train.steps,
+        recipe.train.global_batch_size, recipe.train.sequence_length, recipe.train.precision,
+        job.ranks.world_size, job.device.type,
+    )  # fmt: skip
     step = job.peers.gather(newest_whole(job.store) if job.ranks.first else None)[0]
     arguments = (recipe, job.settings.engine, job.train_rows.vocabulary_size, job.ranks, job.device)
     if not step:

@@ -30,9 +30,8 @@ class DocumentMask:
 
 def document_mask(segments: torch.Tensor) -> DocumentMask:
     """The mask of rows whose documents are numbered by `segments` [B, L]; picks the kernel by device."""
-    if segments.is_cuda and segments.shape[1] % BLOCK == 0 and _compiled_flex() is not None:
-        return flex_mask(segments, _compiled_flex())
-    return dense_mask(segments)
+    flex = _compiled_flex() if segments.is_cuda and segments.shape[1] % BLOCK == 0 else None
+    return dense_mask(segments) if flex is None else flex_mask(segments, flex)
 
 
 def allowed_pairs(segments: torch.Tensor) -> torch.Tensor:

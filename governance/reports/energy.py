@@ -1,0 +1,129 @@
+"""Energy as the report tells it: what the artifacts' manifests say, and what the root's ledger says of all attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from governance.energy.attribution import Piece, Sum, add, by_checkpoint, by_stage, settle, wasted_by_cause
+from governance.energy.ledger import FILE_NAME, read_ledger
+from governance.manifest import Manifest
+
+
+def energy_facts(manifests: Sequence[Manifest], root: Path) -> dict[str, Any]:
+    """The total with its bounds and methods, energy by stage, waste by cause, energy of checkpoints, carbon.
+
+    The total is the ledger's, which holds failed attempts as well; without a ledger it is the sum over the manifests.
+    The report's own making is not in it.
+
+    Raises:
+        ManifestError: the ledger is of another schema.
+    """
+    pieces = [piece for piece in settle(read_ledger(root / FILE_NAME)) if piece.stage != "report"]
+    measured = [piece for piece in pieces if piece.millijoules is not None]
+    total = _of_sum(add(pieces), bool(measured)) if pieces else _of_manifests(manifests)
+    attempts = by_stage(pieces)
+    artifacts = {manifest.stage for manifest in manifests}
+    trained = next((manifest for manifest in manifests if manifest.stage == "train"), None)
+    return {
+        "total": total,
+        "estimated": any("estimated" in method for method in total["methods"]),
+        "stages": [
+            *(_stage(manifest, attempts.get(manifest.stage)) for manifest in manifests),
+            *(_only_attempts(stage, told) for stage, told in attempts.items() if stage not in artifacts),
+        ],
+        "wasted_by_cause": {cause: _joules(value) for cause, value in wasted_by_cause(pieces).items()},
+        "checkpoints": _checkpoints(pieces, trained.folder) if trained else [],
+        "carbon": _carbon(manifests),
+        "missing": sorted({text for manifest in manifests for text in _block(manifest)["coverage"].get("missing", [])}),
+    }
+
+
+def _block(manifest: Manifest) -> dict[str, Any]:
+    """A manifest's energy block; whatever it does not say is unknown."""
+    block = manifest.run.get("energy")
+    known = block if isinstance(block, dict) else {}
+    empty = {"joules": None, "low": None, "high": None, "method": "unknown", "seconds": None, "carbon": None}
+    coverage = known.get("coverage")
+    return {**empty, **known, "coverage": coverage if isinstance(coverage, dict) else {}}
+
+
+def _joules(millijoules: int | None) -> float | None:
+    return None if millijoules is None else millijoules / 1000
+
+
+def _of_sum(total: Sum, known: bool) -> dict[str, Any]:
+    return {
+        "from": "ledger",
+        "joules": _joules(total.measured) if known else None,
+        "low": _joules(total.low) if known else None,
+        "high": _joules(total.high) if known else None,
+        "surviving": _joules(total.surviving),
+        "wasted": _joules(total.wasted),
+        "running": _joules(total.unknown),
+        "unmeasured_seconds": total.unmeasured_seconds,
+        "methods": list(total.methods),
+    }
+
+
+def _of_manifests(manifests: Sequence[Manifest]) -> dict[str, Any]:
+    blocks = [_block(manifest) for manifest in manifests]
+    known = [block for block in blocks if block["joules"] is not None]
+
+    def summed(name: str) -> float | None:
+        values = [block[name] for block in known]
+        return None if not values or None in values else sum(values)
+
+    complete = len(known) == len(blocks)
+    return {
+        "from": "manifests",
+        "joules": summed("joules"),
+        "low": summed("low"),
+        "high": summed("high") if complete else None,
+        "surviving": None,
+        "wasted": None,
+        "running": None,
+        "unmeasured_seconds": None,
+        "methods": sorted({str(block["method"]) for block in blocks}),
+    }
+
+
+def _stage(manifest: Manifest, attempts: Sum | None) -> dict[str, Any]:
+    block = _block(manifest)
+    return {
+        "stage": manifest.stage,
+        **{name: block[name] for name in ("joules", "low", "high", "method", "seconds")},
+        "all_attempts": _joules(attempts.measured) if attempts else None,
+        "wasted": _joules(attempts.wasted) if attempts else None,
+    }
+
+
+def _only_attempts(stage: str, attempts: Sum) -> dict[str, Any]:
+    """A stage that the ledger knows and this report has no artifact of."""
+    known = {"all_attempts": _joules(attempts.measured), "wasted": _joules(attempts.wasted)}
+    empty = {"joules": None, "low": None, "high": None, "seconds": None}
+    return {"stage": stage, **empty, "method": " + ".join(attempts.methods), **known}
+
+
+def _checkpoints(pieces: Sequence[Piece], artifact: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "step": row["step"],
+            "marginal": _joules(row["marginal_millijoules"]),
+            "cumulative": _joules(row["cumulative_millijoules"]),
+        }
+        for row in by_checkpoint(pieces, artifact)
+    ]
+
+
+def _carbon(manifests: Sequence[Manifest]) -> dict[str, Any] | None:
+    """Grams CO2e of these artifacts; None unless an intensity was configured when each of them was made."""
+    blocks = [_block(manifest)["carbon"] for manifest in manifests]
+    if not blocks or not all(isinstance(block, dict) and block.get("grams_co2e") is not None for block in blocks):
+        return None
+    return {
+        "grams_co2e": sum(block["grams_co2e"] for block in blocks),
+        "grams_per_kwh": sorted({block["grams_per_kwh"] for block in blocks}),
+        "source": sorted({str(block["source"]) for block in blocks}),
+    }

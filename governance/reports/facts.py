@@ -1,0 +1,233 @@
+"""All that a report says, as plain values (report.json): read from manifests, verdict, audit and ledger.
+
+Nothing here judges or measures. The `summary` is what the head of the page shows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from governance.errors import ManifestError
+from governance.manifest import Manifest
+from governance.reports.energy import energy_facts
+from governance.reports.samples import quarantine_samples, removed_samples
+from governance.reports.training import training_facts
+
+ORDER = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode", "audit", "train")
+"""The stages in the order of a run; others come after them by name."""
+
+_COUNTS = ("documents_in", "documents_kept", "bytes_in", "bytes_kept")
+
+
+def facts(artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """Everything that the page shows.
+
+    Raises:
+        ManifestError: an artifact's file cannot be read.
+    """
+    manifests = in_order(artifacts)
+    funnel = [_funnel(manifest) for manifest in manifests if set(_COUNTS) <= set(manifest.stats)]
+    audit = artifacts.get("audit")
+    policy = audit.config.get("policy", {}) if audit else {}
+    found: dict[str, Any] = {
+        "schema": 1,
+        "verdict": dict(verdict),
+        "funnel": funnel,
+        "removed": [
+            {"stage": manifest.stage, "examples": removed_samples(manifest, root)}
+            for manifest in manifests
+            if manifest.files("removed", root)
+        ],
+        "quarantined": quarantine_samples(artifacts["ingest"], root) if "ingest" in artifacts else {},
+        "sources": sources(artifacts.get("ingest"), funnel, policy),
+        "licences_allowed": policy.get("licences", {}).get("allowed", []),
+        "checks": checks(_read(audit, "results.json", root), policy, verdict),
+        "representation": _read(audit, "representation.json", root),
+        "tokens": {stage: scalars(artifacts[stage].stats) for stage in ("tokenizer", "encode") if stage in artifacts},
+        "training": training_facts(artifacts["train"], root) if "train" in artifacts else None,
+        "energy": energy_facts(manifests, root),
+        "lineage": [_lineage(manifest) for manifest in manifests],
+        "environment": environment(manifests),
+    }
+    found["summary"] = summary(found)
+    return found
+
+
+def in_order(artifacts: Mapping[str, Manifest]) -> list[Manifest]:
+    """The artifacts in the order of a run."""
+    place = {stage: index for index, stage in enumerate(ORDER)}
+    return sorted(artifacts.values(), key=lambda manifest: (place.get(manifest.stage, len(ORDER)), manifest.stage))
+
+
+def _funnel(manifest: Manifest) -> dict[str, Any]:
+    stats = manifest.stats
+
+    def counts(entry: Mapping[str, Any]) -> dict[str, Any]:
+        removed = dict(sorted(entry.get("removed", {}).items()))
+        return {**{name: entry.get(name, 0) for name in _COUNTS}, "removed": removed}
+
+    by_source = {name: counts(entry) for name, entry in sorted(stats.get("by_source", {}).items())}
+    return {"stage": manifest.stage, **counts(stats), "by_source": by_source}
+
+
+def sources(ingest: Manifest | None, funnel: list[dict[str, Any]], policy: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each configured source: its licence, whether the policy allows it, and what is left of it.
+
+    `fate` is "kept", "refused: licence", or "nothing left".
+    """
+    if ingest is None:
+        return []
+    allowed = set(policy.get("licences", {}).get("allowed", []))
+    rows = []
+    for source in ingest.config.get("sources", []):
+        name, licence = str(source.get("name")), str(source.get("licence", "NOASSERTION"))
+        first = funnel[0]["by_source"].get(name, {}) if funnel else {}
+        last = funnel[-1]["by_source"].get(name, {}) if funnel else {}
+        refused = bool(policy) and licence not in allowed
+        kept = last.get("documents_kept", 0)
+        rows.append(
+            {
+                "name": name,
+                "kind": source.get("type"),
+                "licence": licence,
+                "documents_in": first.get("documents_in", 0),
+                "quarantined": sum(first.get("removed", {}).values()),
+                "documents_kept": kept,
+                "bytes_kept": last.get("bytes_kept", 0),
+                "fate": "refused: licence" if refused else "kept" if kept else "nothing left",
+            }
+        )
+    return rows
+
+
+def checks(results: Any, policy: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each result of the audit with its gate's threshold, owner and reason; those that did not pass come first."""
+    gates = {gate["id"]: gate for gate in policy.get("gate", [])}
+    waived = {
+        (reason.get("gate"), reason.get("subject")) for reason in verdict.get("reasons", []) if reason.get("waived")
+    }
+    rows = []
+    for result in results or []:
+        gate = gates.get(result["gate"], {})
+        rows.append(
+            {
+                **result,
+                "threshold": threshold(gate),
+                "severity": gate.get("severity", "critical"),
+                "owner": gate.get("owner", "unknown"),
+                "why": gate.get("why", ""),
+                "waived": (result["gate"], result["subject"]) in waived,
+            }
+        )
+    return sorted(rows, key=lambda row: (row["status"] == "pass", row["gate"], row["subject"]))
+
+
+def threshold(gate: Mapping[str, Any]) -> str:
+    """A gate's demand in a few words."""
+    if not gate:
+        return "unknown"
+    low, high = gate.get("min"), gate.get("max")
+    column = gate.get("column", "")
+    if gate.get("quantile") is not None:
+        column = f"{gate['quantile']:g} quantile of {column}"
+    elif gate.get("expectation") == "mean_between":
+        column = f"mean of {column}"
+    elif gate.get("expectation") == "row_count_between":
+        column = "rows"
+    if low is not None and high is not None:
+        told = f"{column} from {low:g} to {high:g}"
+    elif low is not None or high is not None:
+        told = f"{column} ≥ {low:g}" if low is not None else f"{column} ≤ {high:g}"
+    elif gate.get("regex"):
+        told = f"{column} matches {gate['regex']}"
+    elif gate.get("values"):
+        told = f"{column or 'columns'}: {', '.join(gate['values'])}"
+    else:
+        told = f"{gate.get('expectation', '').replace('_', ' ')} {column}".strip()
+    mostly = gate.get("mostly", 1.0)
+    return told if mostly == 1.0 else f"{told}, in {100 * mostly:g} % of rows"
+
+
+def _lineage(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "stage": manifest.stage,
+        "digest": manifest.digest,
+        "path": manifest.path,
+        "inputs": [item.model_dump(mode="json") for item in manifest.inputs],
+        "files": len(manifest.outputs),
+        "bytes": sum(output.bytes for output in manifest.outputs),
+        "started": manifest.run.get("started"),
+        "finished": manifest.run.get("finished"),
+        "command": manifest.run.get("command"),
+    }
+
+
+def environment(manifests: list[Manifest]) -> dict[str, Any]:
+    """Where and with what the artifacts were made; each value with the stages that it holds for, where they differ."""
+    packages: dict[str, dict[str, list[str]]] = {}
+    places: dict[str, dict[str, list[str]]] = {}
+    for manifest in manifests:
+        run = manifest.run
+        git = run.get("git") or {}
+        host = run.get("host") or {}
+        commit = f"{git['commit']}{' (with uncommitted changes)' if git.get('dirty') else ''}" if git else "unknown"
+        told = {
+            "host": " · ".join(str(host[name]) for name in ("name", "system") if host.get(name)) or "unknown",
+            "processors": str(host.get("cpus", "unknown")),
+            "python": str(run.get("python", "unknown")),
+            "commit": commit,
+            "slurm job": str(run.get("slurm_job_id") or "none"),
+        }
+        for name, value in told.items():
+            places.setdefault(name, {}).setdefault(value, []).append(manifest.stage)
+        for name, version in sorted((run.get("packages") or {}).items()):
+            packages.setdefault(name, {}).setdefault(str(version), []).append(manifest.stage)
+    return {"places": places, "packages": dict(sorted(packages.items()))}
+
+
+def scalars(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain figures of a stage beside its funnel."""
+    return {
+        name: value for name, value in stats.items() if name not in _COUNTS and isinstance(value, (int, float, str))
+    }
+
+
+def summary(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures at the head of the page; None is unknown or not there."""
+    funnel, training = found["funnel"], found["training"]
+    stats = training["stats"] if training else {}
+    encode = found["tokens"].get("encode", {})
+    total = found["energy"]["total"]
+    first, last = (funnel[0], funnel[-1]) if funnel else ({}, {})
+    return {
+        "verdict": found["verdict"].get("verdict", "NOT_RUN"),
+        "documents_in": first.get("documents_in"),
+        "documents_kept": last.get("documents_kept"),
+        "bytes_in": first.get("bytes_in"),
+        "bytes_kept": last.get("bytes_kept"),
+        "train_tokens": encode.get("train_tokens"),
+        "validation_tokens": encode.get("validation_tokens"),
+        "steps": stats.get("steps"),
+        "tokens_trained": stats.get("tokens"),
+        "final_loss": stats.get("final_loss"),
+        "validation_loss": stats.get("validation_loss"),
+        "bits_per_byte": stats.get("bits_per_byte"),
+        "energy_joules": total["joules"],
+        "energy_low_joules": total["low"],
+        "energy_high_joules": total["high"],
+        "energy_wasted_joules": total["wasted"],
+    }
+
+
+def _read(audit: Manifest | None, name: str, root: Path) -> Any:
+    """One of the audit's files; None where there is no audit."""
+    if audit is None:
+        return None
+    path = root / audit.folder / name
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and audit again.") from error

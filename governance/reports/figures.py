@@ -1,0 +1,136 @@
+"""Figures as inline SVG. Words stand in HTML around the drawing, so they keep their size on any screen and on paper.
+
+Each drawing stretches to its box (`preserveAspectRatio="none"`) with strokes that do not scale, and has a text
+alternative that says what it shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from governance.reports.markup import Html, compact, tag
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named curve; `dots` draws its points as well."""
+
+    name: str
+    points: Sequence[Point]
+    style: str = "a"
+    dots: bool = False
+
+
+def svg(inner: Sequence[Html], label: str, height: int, class_: str) -> Html:
+    """A drawing on a canvas 1000 wide."""
+    return tag(
+        "svg",
+        tag("title", label),
+        inner,
+        viewBox=f"0 0 1000 {height}",
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=label,
+        class_=class_,
+    )
+
+
+def bar(parts: Sequence[tuple[str, float]], whole: float, label: str) -> Html:
+    """One horizontal bar; each part is a style and an amount, and `whole` fills the width."""
+    left = 0.0
+    drawn = []
+    for style, amount in parts:
+        width = 1000 * amount / whole if whole > 0 else 0.0
+        if width > 0:
+            x, w = f"{left:.1f}", f"{max(width, 1.5):.1f}"
+            drawn.append(tag("rect", x=x, y="0", width=w, height="10", class_=f"f-{style}"))
+        left += width
+    track = tag("rect", x="0", y="0", width="1000", height="10", class_="track")
+    return svg([track, *drawn], label, 10, "bar")
+
+
+def interval(low: float, middle: float, high: float, whole: float, label: str) -> Html:
+    """An estimate with its interval on a scale from 0 to `whole`."""
+
+    def at(value: float) -> str:
+        return f"{1000 * min(1.0, max(0.0, value / whole)):.1f}" if whole > 0 else "0"
+
+    span = tag("line", x1=at(low), x2=at(high), y1="5", y2="5", class_="span")
+    dot = tag("path", d=f"M{at(middle)} 5h.01", class_="dot s-a")
+    track = tag("rect", x="0", y="4.5", width="1000", height="1", class_="track")
+    return svg([track, span, dot], label, 10, "bar")
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round values that span [low, high]: steps of 1, 2 or 5 times a power of ten."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10 ** math.floor(math.log10(span / most))
+    step = next(power * factor for factor in (1, 2, 5, 10, 20) if span / (power * factor) <= most)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
+
+
+def chart(
+    title: str, series: Sequence[Series], x_name: str, y_name: str, write: Callable[[float], str] = compact
+) -> Html:
+    """Curves over a common x, with a legend where there are several; None of them may be empty.
+
+    Args:
+        title: the figure's caption.
+        series: the curves.
+        x_name: what x is, with its unit.
+        y_name: what y is, with its unit.
+        write: how a value of y is written at the axis.
+    """
+    xs = [x for curve in series for x, _ in curve.points]
+    ys = [y for curve in series for _, y in curve.points]
+    left, right = min(xs), max(xs)
+    marks = ticks(min(ys), max(ys))
+    bottom, top = marks[0], marks[-1]
+    height = 300
+
+    def place(point: Point) -> str:
+        x = 1000 * (point[0] - left) / ((right - left) or 1)
+        y = height * (1 - (point[1] - bottom) / ((top - bottom) or 1))
+        return f"{x:.1f} {y:.1f}"
+
+    drawn = []
+    for mark in marks:
+        y = f"{height * (1 - (mark - bottom) / (top - bottom)):.1f}"
+        drawn.append(tag("line", x1="0", x2="1000", y1=y, y2=y, class_="grid"))
+    for curve in series:
+        points = curve.points
+        drawn.append(tag("path", d="M" + "L".join(map(place, points)), class_=f"line s-{curve.style}"))
+        if curve.dots or len(points) == 1:
+            drawn.append(tag("path", d="".join(f"M{place(p)}h.01" for p in points), class_=f"dot s-{curve.style}"))
+    told = "; ".join(
+        f"{curve.name} from {write(curve.points[0][1])} to {write(curve.points[-1][1])}" for curve in series
+    )
+    label = f"{title}: {told}; {x_name} {compact(left)} to {compact(right)}"
+    axis = [tag("span", write(mark)) for mark in reversed(marks)]
+    legend = [tag("span", tag("i", class_=f"key k-{curve.style}"), curve.name) for curve in series]
+    return tag(
+        "figure",
+        tag("figcaption", tag("b", title), " ", tag("span", y_name, class_="unit"), _legend(legend)),
+        tag(
+            "div",
+            tag("div", axis, class_="y", aria_hidden="true"),
+            svg(drawn, label, height, "plot"),
+            tag(
+                "div",
+                [tag("span", compact(left)), tag("span", x_name), tag("span", compact(right))],
+                class_="x",
+                aria_hidden="true",
+            ),
+            class_="axes",
+        ),
+        class_="chart",
+    )
+
+
+def _legend(entries: list[Html]) -> Html | None:
+    return tag("span", entries, class_="legend") if len(entries) > 1 else None

@@ -1,0 +1,143 @@
+"""HTML by functions: whatever is not `Html` is escaped, so hostile text can reach a page only as text.
+
+Documents, ids, file names and reasons come from the outside: they may hold tags, control characters, halves of
+surrogate pairs or marks that turn the writing direction. All pass through `escape`.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+_VOID = frozenset({"meta", "br", "hr", "col"})
+
+UNKNOWN = "unknown"
+
+
+class Html(str):
+    """Text that is markup already."""
+
+    __slots__ = ()
+
+
+def escape(text: str) -> Html:
+    """Any text as the text of a page: markup escaped; control characters, lone surrogates and marks that turn
+    the writing direction (embeddings, overrides, isolates) made visible.
+    """
+    clean = _CONTROL.sub("\ufffd", text.encode("utf-8", "replace").decode("utf-8"))
+    return Html(html.escape(clean, quote=True))
+
+
+Child = str | Html | None | Iterable[Any]
+
+
+def tag(name: str, /, *children: Child, **attributes: str | None) -> Html:
+    """An element; `class_` gives `class`, `data_x` gives `data-x`; an attribute that is None is left out."""
+    words = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    if name in _VOID:
+        return Html(f"<{name}{words}>")
+    return Html(f"<{name}{words}>{join(children)}</{name}>")
+
+
+def join(children: Iterable[Child]) -> Html:
+    """Children one after the other; text is escaped, None is nothing, lists are flattened."""
+    parts = []
+    for child in children:
+        if isinstance(child, Html):
+            parts.append(str(child))
+        elif isinstance(child, str):
+            parts.append(str(escape(child)))
+        elif child is not None:
+            parts.append(str(join(child)))
+    return Html("".join(parts))
+
+
+def foreign(text: str) -> Html:
+    """Text from a corpus: isolated, so that its writing direction does not turn its neighbours'."""
+    return tag("bdi", text, dir="auto")
+
+
+def digest(value: str) -> Html:
+    """A digest by its first 16 digits; the whole of it is in the title."""
+    return tag("code", value[:16], title=value) if value else Html("")
+
+
+def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Child]], numeric: Sequence[int] = ()) -> Html:
+    """A table with a caption and headed columns; the first cell of a row heads it; `numeric` columns align right.
+
+    On a narrow screen it scrolls by itself, also with the keyboard; a last column of words keeps room to be read.
+    """
+
+    def cell(index: int, child: Child) -> Html:
+        kind = "n" if index in numeric else "wide" if index == len(head) - 1 else None
+        return tag("th", child, scope="row", class_=kind) if index == 0 else tag("td", child, class_=kind)
+
+    body = [tag("tr", [cell(index, child) for index, child in enumerate(row)]) for row in rows]
+    if not body:
+        return tag("p", f"{caption}: none.", class_="none")
+    header = [tag("th", name, scope="col", class_="n" if index in numeric else None) for index, name in enumerate(head)]
+    inner = tag("table", tag("caption", caption), tag("thead", tag("tr", header)), tag("tbody", body))
+    return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def number(value: float | None, digits: int | None = None) -> str:
+    """A number with thousands separators; `digits` after the point (default 3 for what is not whole)."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, int) and digits is None:
+        return f"{value:,}"
+    return f"{value:,.{3 if digits is None else digits}f}"
+
+
+def compact(value: float | None) -> str:
+    """A number to four significant digits, in powers of ten where it is very small or large: 3.2e-05, 12,340."""
+    if value is None:
+        return UNKNOWN
+    if value and not 1e-3 <= abs(value) < 1e7:
+        return f"{value:.3g}"
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _scaled(value: float, step: float, units: Sequence[str]) -> str:
+    index = 0
+    while abs(value) >= step and index < len(units) - 1:
+        value /= step
+        index += 1
+    return f"{value:,.0f} {units[index]}" if index == 0 else f"{value:,.3g} {units[index]}"
+
+
+def size(value: int | None) -> str:
+    """Bytes in powers of 1000: 1.23 GB."""
+    return UNKNOWN if value is None else _scaled(value, 1000, ("B", "kB", "MB", "GB", "TB", "PB"))
+
+
+def energy(joules: float | None) -> str:
+    """Joules up to 1 MJ, then kilowatt-hours."""
+    if joules is None:
+        return UNKNOWN
+    if abs(joules) >= 1e6:
+        return f"{joules / 3.6e6:,.3g} kWh" if joules < 3.6e9 else f"{joules / 3.6e6:,.0f} kWh"
+    return f"{joules:,.3g} J" if abs(joules) < 1000 else f"{joules / 1000:,.3g} kJ"
+
+
+def share(value: float | None) -> str:
+    """A share as a percentage."""
+    if value is None:
+        return UNKNOWN
+    return f"{100 * value:.3g} %" if value < 0.9995 else f"{100 * value:.4g} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds, minutes or hours."""
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

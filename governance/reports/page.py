@@ -1,0 +1,167 @@
+"""The page: verdict and energy at its head, then every section. One file, no script, nothing loaded from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from governance.reports import corpus_sections as corpus
+from governance.reports import run_sections as run
+from governance.reports.markup import UNKNOWN, Html, digest, energy, foreign, join, number, share, size, table, tag
+from governance.reports.style import CSS
+
+_BADGES = {"PASS": "good", "WAIVED": "warn", "INCONCLUSIVE": "warn", "BLOCK": "bad", "ERROR": "bad", "NOT_RUN": "bad"}
+_MEANINGS = {
+    "PASS": "Every critical gate passed. The corpus may be trained on.",
+    "WAIVED": "The corpus may be trained on; failures of critical gates were waived by their owners.",
+    "BLOCK": "A critical gate failed. The corpus may not be trained on.",
+    "INCONCLUSIVE": "A critical gate had too little to judge by, which is not a pass.",
+    "ERROR": "A check could not be carried out, which is not a pass.",
+    "NOT_RUN": "A gate has no result, which is not a pass.",
+}
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The whole of report.html."""
+    sections = [
+        ("verdict", "Verdict", verdict(found)),
+        ("corpus", "Corpus", corpus.funnel(found)),
+        ("removed", "Removed", corpus.removed(found)),
+        ("sources", "Sources and licences", corpus.sources(found)),
+        ("checks", "Checks", corpus.checks(found)),
+        ("representation", "Representation", corpus.representation(found)),
+        ("training", "Training", run.training(found)),
+        ("energy", "Energy", run.energy_section(found)),
+        ("lineage", "Lineage", run.lineage(found)),
+        ("environment", "Environment", run.environment(found)),
+    ]
+    links = [tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in sections]
+    body = [
+        tag("a", "Skip to the report", href="#main", class_="skip"),
+        head(found),
+        tag("nav", tag("ol", links), aria_label="Sections"),
+        tag(
+            "main",
+            [tag("section", tag("h2", title), inner, id=name, aria_label=title) for name, title, inner in sections],
+            id="main",
+        ),
+        tag("footer", tag("p", "The same numbers stand in report.json beside this file. Digests are SHA-256.")),
+    ]
+    title = f"Assay report: {found['summary']['verdict']}"
+    metas = [
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="referrer", content="no-referrer"),
+        tag("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; style-src 'unsafe-inline'"),
+        tag("title", title),
+        Html(f"<style>{CSS}</style>"),
+    ]
+    return f"<!DOCTYPE html>\n{tag('html', tag('head', metas), tag('body', body), lang='en')}\n"
+
+
+def head(found: Mapping[str, Any]) -> Html:
+    """Verdict badge, energy, and the figures that a reader looks for first."""
+    word = found["summary"]["verdict"]
+    names = ", ".join(row["name"] for row in found["sources"][:6])
+    more = len(found["sources"]) - 6
+    lead = (
+        f"Corpus of {names}{f' and {more} more sources' if more > 0 else ''}." if names else "Corpus without sources."
+    )
+    badge = tag("span", word, class_=f"badge {_BADGES.get(word, 'bad')}")
+    told = tag("p", tag("strong", _MEANINGS.get(word, "This verdict is not known here.")))
+    stopped = None if found["training"] else run.not_trained(found)
+    return tag(
+        "header",
+        tag("p", "Assay report", class_="eyebrow"),
+        tag("h1", "What this run is made of"),
+        tag("p", foreign(lead), class_="lead"),
+        tag("div", badge, told, class_="verdict"),
+        stopped,
+        tiles(found),
+    )
+
+
+def tiles(found: Mapping[str, Any]) -> Html:
+    """The summary's figures."""
+    told, total = found["summary"], found["energy"]["total"]
+    kept, came = told["documents_kept"], told["documents_in"]
+    rate = f" ({share(kept / came)})" if kept is not None and came else ""
+    estimated = "estimated, " if found["energy"]["estimated"] else ""
+    entries: list[tuple[str, str, Any]] = [
+        (
+            f"Energy{' (estimated)' if estimated else ''}",
+            energy(total["joules"]),
+            f"{run.exact(total['joules'])}; {estimated}{run.bounds(total['low'], total['high'])}",
+        ),
+        ("Documents kept", number(kept), f"of {number(came)}{rate}"),
+        ("Text kept", size(told["bytes_kept"]), f"{number(told['bytes_kept'])} of {number(told['bytes_in'])} bytes"),
+        ("Tokens to train on", number(told["train_tokens"]), f"and {number(told['validation_tokens'])} to validate"),
+    ]
+    if found["training"]:
+        trained = f"{number(told['steps'])} steps, {number(told['tokens_trained'])} tokens"
+        entries += [
+            ("Validation loss", number(told["validation_loss"]), "nats per token"),
+            ("Bits per byte", number(told["bits_per_byte"]), "on the validation text"),
+            ("Training loss", number(told["final_loss"]), trained),
+        ]
+    wasted = total["wasted"]
+    part = (
+        f"{run.exact(wasted)}, {share(wasted / total['joules'])} of all"
+        if wasted is not None and total["joules"]
+        else ""
+    )
+    entries.append(("Energy wasted", energy(wasted), part or "no ledger of failed attempts"))
+    return tag(
+        "dl",
+        [tag("div", tag("dt", name), tag("dd", value, tag("small", note))) for name, value, note in entries],
+        class_="tiles",
+    )
+
+
+def verdict(found: Mapping[str, Any]) -> Html:
+    """Why the gate decided as it did, what was waived, and who signed until when."""
+    given = found["verdict"]
+    policy, audit, tokens = (given.get(name) or {} for name in ("policy", "audit", "corpus"))
+    names = len(given.get("subjects") or {})
+    counts = ", ".join(f"{count} {status}" for status, count in sorted((given.get("summary") or {}).items()))
+    pairs = [
+        ("Decision", tag("b", found["summary"]["verdict"])),
+        ("Results", counts or "none"),
+        ("Policy", [str(policy.get("name", UNKNOWN)), " ", digest(str(policy.get("digest", "")))]),
+        ("Audit", digest(str(audit.get("digest", ""))) or UNKNOWN),
+        (
+            "Covers",
+            [
+                digest(str(tokens.get("digest", ""))),
+                f" and its files, {names:,} signed names in all",
+            ],
+        ),
+        ("Signed", str(given.get("signed_at", "not signed"))),
+        ("Expires", str(given.get("expires", UNKNOWN))),
+        ("Key", tag("code", str(given.get("key_id", UNKNOWN)))),
+    ]
+    reasons = [
+        [
+            tag("code", str(reason.get("gate"))),
+            corpus.pill("waived" if reason.get("waived") else str(reason.get("status"))),
+            str(reason.get("severity")),
+            str(reason.get("owner")),
+            foreign(str(reason.get("subject"))),
+            foreign(str(reason.get("detail"))),
+        ]
+        for reason in given.get("reasons", [])
+    ]
+    waivers = [
+        [
+            tag("code", str(waiver.get("gate"))),
+            str(waiver.get("reason")),
+            str(waiver.get("approver")),
+            str(waiver.get("expires")),
+        ]
+        for waiver in given.get("waivers", [])
+    ]
+    return join([
+        run.facts_list(pairs),
+        table("What did not pass", ["gate", "status", "severity", "owner", "subject", "detail"], reasons),
+        table("Waivers", ["gate", "reason", "approver", "until"], waivers),
+    ])  # fmt: skip

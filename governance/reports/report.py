@@ -1,0 +1,55 @@
+"""The report of a run: report.html for people, report.json with the same numbers for programs.
+
+Promises: it computes nothing new, it reads manifests, verdict, audit, metrics and ledger; the page is one file that
+opens without a network and runs no script; whatever came from a corpus reaches it as text only; it is made when the
+gate is closed too. It holds times and energies of `run` blocks, so two runs of one recipe differ in its bytes; a
+report that stands for these artifacts and this verdict is found, not made again. Neither torch nor Great Expectations
+is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from governance.config import Section, canonical_json
+from governance.files import sha256_bytes, write_json, write_text
+from governance.manifest import Manifest, describe
+from governance.reports.facts import facts, in_order
+from governance.reports.page import page
+from governance.stage import Made, Recipe, Runtime, run_stage
+
+VERSION = 1
+
+
+class ReportSection(Section):
+    """What decides a report beside the artifacts."""
+
+    verdict_sha256: str
+    """The hash of the verdict's content, signer and subjects included."""
+
+
+def report(artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], root: Path, runtime: Runtime) -> Manifest:
+    """Write report.html and report.json about these artifacts and this verdict.
+
+    Args:
+        artifacts: stage -> manifest; `train` and any other may be missing, and the page says so.
+        verdict: the signed decision's content with `key_id` and `subjects`; `{}` when none was given.
+        root: the artifacts' root.
+        runtime: where to write; its root is `root` as a rule.
+
+    Raises:
+        ManifestError: a shard, the audit or the ledger cannot be read.
+    """
+    section = ReportSection(verdict_sha256=sha256_bytes(canonical_json(verdict)))
+
+    def make(folder: Path) -> Made:
+        found = facts(artifacts, verdict, root)
+        write_json(folder / "report.json", found)
+        write_text(folder / "report.html", page(found))
+        files = [folder / "report.html", folder / "report.json"]
+        return Made([describe(path, runtime.root) for path in files], {"artifacts": len(artifacts)})
+
+    inputs = [manifest.as_input() for manifest in in_order(artifacts)]
+    return run_stage(Recipe("report", VERSION, section), inputs, runtime, make)

@@ -1,0 +1,219 @@
+"""The report's sections on the run: training, energy, lineage, environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from governance.reports.figures import Series, chart
+from governance.reports.markup import (
+    UNKNOWN,
+    Html,
+    compact,
+    digest,
+    duration,
+    energy,
+    foreign,
+    join,
+    number,
+    share,
+    size,
+    table,
+    tag,
+)  # fmt: skip
+
+_INPUTS_SHOWN = 25
+
+
+def training(found: Mapping[str, Any]) -> Html:
+    """The curves and figures of training; in large letters where there was none."""
+    run = found["training"]
+    if run is None:
+        return not_trained(found)
+    stats, curves = run["stats"], run["curves"]
+    execution = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sorted(run["execution"].items()))
+    pairs = [
+        ("Artifact", [digest(run["digest"]), " ", run["path"]]),
+        ("Steps", number(stats.get("steps"))),
+        ("Tokens predicted", number(stats.get("tokens"))),
+        ("Parameters", number(stats.get("parameters"))),
+        ("Final training loss", _nats(stats.get("final_loss"))),
+        ("Validation loss", _nats(stats.get("validation_loss"))),
+        ("Bits per byte", number(stats.get("bits_per_byte"))),
+        ("Attempts", number(run["attempts"])),
+        ("Execution", execution or UNKNOWN),
+        ("Peak that MFU refers to", run["peak_source"] or UNKNOWN),
+    ]
+    return join([facts_list(pairs), _curves(curves), _checkpoints(found)])
+
+
+def _nats(loss: float | None) -> str:
+    return UNKNOWN if loss is None else f"{number(loss)} nats per token"
+
+
+def not_trained(found: Mapping[str, Any]) -> Html:
+    """Why there is no training."""
+    verdict = found["summary"]["verdict"]
+    if verdict in ("PASS", "WAIVED"):
+        return tag(
+            "p", "Not trained yet.", tag("small", "The gate is open; no finished training was found."), class_="stop"
+        )
+    why = tag("small", f"The verdict is {verdict}. No step was computed on this corpus.")
+    return tag("p", "The gate is closed. Nothing was trained.", why, class_="stop")
+
+
+def facts_list(pairs: Sequence[tuple[str, Any]]) -> Html:
+    """Names and values in two columns."""
+    return tag("dl", [[tag("dt", name), tag("dd", value)] for name, value in pairs], class_="facts")
+
+
+def _curves(curves: Mapping[str, Any]) -> Html:
+    loss = [
+        Series("training", curves["loss"], "a"),
+        Series("validation", curves["validation_loss"], "b", dots=True),
+    ]
+    present = [series for series in loss if series.points]
+    small = [
+        ("Validation, bits per byte", "bits of loss per byte of text", "validation_bits_per_byte", "b", compact),
+        ("Learning rate", "as applied", "learning_rate", "c", compact),
+        ("Gradient norm", "before clipping", "grad_norm", "d", compact),
+        ("Throughput", "tokens per second", "tokens_per_second", "e", compact),
+        ("Model FLOPs utilisation", "share of the peak", "mfu", "a", share),
+    ]
+    charts = [
+        chart(title, [Series(title, curves[name], style, dots=name.startswith("validation"))], "step", unit, write)
+        for title, unit, name, style, write in small
+        if curves[name]
+    ]
+    whole = chart("Loss", present, "step", "nats per token", lambda value: f"{value:,.3g}") if present else None
+    note = (
+        "Curves of more than 400 points show the least and the greatest value of each stretch; metrics.jsonl holds all."
+    )
+    return join([whole, tag("div", charts, class_="multiples"), tag("p", note, class_="note")])
+
+
+def _checkpoints(found: Mapping[str, Any]) -> Html:
+    energies = {row["step"]: row for row in found["energy"]["checkpoints"]}
+    lines = [
+        [
+            f"step {number(row['step'])}",
+            digest(row["digest"]),
+            row["path"],
+            size(row["bytes"]),
+            str(row["finished"] or UNKNOWN),
+            energy(energies.get(row["step"], {}).get("marginal")),
+            energy(energies.get(row["step"], {}).get("cumulative")),
+        ]
+        for row in found["training"]["checkpoints"]
+    ]
+    head = ["checkpoint", "digest", "manifest", "size", "finished (UTC)", "energy since the one before", "up to here"]
+    return table("Checkpoints that stand", head, lines, numeric=(3, 5, 6))
+
+
+def bounds(low: float | None, high: float | None) -> str:
+    """An interval in words; an unknown upper bound is said, not left out."""
+    if low is None:
+        return "bounds unknown"
+    return f"{energy(low)} to {energy(high)}" if high is not None else f"at least {energy(low)}, no upper bound"
+
+
+def energy_section(found: Mapping[str, Any]) -> Html:
+    """What was used, how that is known, what was wasted, and what has no meter."""
+    data = found["energy"]
+    total = data["total"]
+    origin = {
+        "ledger": "Everything that was run under this root, failed attempts included, but for this report.",
+        "manifests": "The sum over the artifacts below; there is no ledger of failed attempts.",
+    }[total["from"]]
+    pairs = [
+        ("Total", [tag("b", energy(total["joules"])), f" ({exact(total['joules'])})"]),
+        ("Bounds", f"{bounds(total['low'], total['high'])} ({exact(total['low'])} to {exact(total['high'])})"),
+        ("Method", "; ".join(total["methods"]) or UNKNOWN),
+        ("Scope", "the whole node: what else ran there is in the figure"),
+        ("Surviving", exact(total["surviving"])),
+        ("Wasted", exact(total["wasted"])),
+        ("Carbon", _carbon(data["carbon"])),
+    ]
+    if total["running"]:
+        pairs.insert(6, ("Still running", exact(total["running"])))
+    if total["unmeasured_seconds"]:
+        pairs.insert(
+            6, ("Not measured", f"{duration(total['unmeasured_seconds'])} while another run's meter had the node")
+        )
+    lines = [
+        [
+            row["stage"],
+            energy(row["joules"]),
+            bounds(row["low"], row["high"]),
+            row["method"],
+            duration(row["seconds"]),
+            energy(row["all_attempts"]),
+            energy(row["wasted"]),
+        ]
+        for row in data["stages"]
+    ]
+    head = ["stage", "this artifact", "bounds", "method", "time", "all attempts", "of that wasted"]
+    wasted = [[cause, exact(value)] for cause, value in data["wasted_by_cause"].items()]
+    missing = [tag("li", text) for text in data["missing"]]
+    return join([
+        tag("p", origin, class_="note"),
+        facts_list(pairs),
+        table("Energy by stage", head, lines, numeric=(1, 2, 4, 5, 6)),
+        table("Wasted, by cause", ["cause", "energy"], wasted, numeric=(1,)),
+        [tag("h3", "What has no meter"), tag("ul", missing, class_="note")] if missing else None,
+    ])  # fmt: skip
+
+
+def exact(joules: float | None) -> str:
+    """Joules to the millijoule."""
+    return UNKNOWN if joules is None else f"{number(joules)} J"
+
+
+def _carbon(carbon: Mapping[str, Any] | None) -> str:
+    if carbon is None:
+        return "unknown: no carbon intensity was configured for every stage"
+    intensity = ", ".join(f"{value:g}" for value in carbon["grams_per_kwh"])
+    return f"{compact(carbon['grams_co2e'])} g CO2e, at {intensity} g/kWh ({'; '.join(carbon['source'])})"
+
+
+def lineage(found: Mapping[str, Any]) -> Html:
+    """From each source file to the last checkpoint: every artifact with its digest, and what it was made from."""
+    items = []
+    for row in found["lineage"]:
+        shown = [
+            tag("li", "from ", item["stage"], " ", digest(item["digest"]), " ", foreign(item["path"]))
+            for item in row["inputs"][:_INPUTS_SHOWN]
+        ]
+        rest = len(row["inputs"]) - len(shown)
+        if rest > 0:
+            shown.append(tag("li", f"and {rest:,} more inputs, listed in the manifest"))
+        about = f"{row['files']:,} files, {size(row['bytes'])}, finished {row['finished'] or UNKNOWN}"
+        made = tag("li", f"{row['path']}: {about}")
+        items.append(tag("li", tag("b", row["stage"]), digest(row["digest"]), tag("ul", [made, *shown])))
+    last = (found["training"] or {}).get("stats", {}).get("checkpoint")
+    if last:
+        path = tag("ul", tag("li", str(last.get("path"))))
+        items.append(tag("li", tag("b", "last checkpoint"), digest(str(last.get("digest", ""))), path))
+    note = "Each artifact names the digests of what it was made from. The full digest stands in the title of each."
+    return join([tag("p", note, class_="note"), tag("ol", items, class_="rail")])
+
+
+def environment(found: Mapping[str, Any]) -> Html:
+    """Hosts, commits and package versions; with the stages where they differ."""
+    data = found["environment"]
+
+    def told(values: Mapping[str, Sequence[str]]) -> Any:
+        if len(values) == 1:
+            return next(iter(values))
+        return [
+            tag("div", value, tag("span", f" ({', '.join(stages)})", class_="unit")) for value, stages in values.items()
+        ]
+
+    places = facts_list([(name, told(values)) for name, values in data["places"].items()])
+    packages = [[name, told(values)] for name, values in data["packages"].items()]
+    commands = [[row["stage"], tag("code", " ".join(map(str, row["command"] or [])))] for row in found["lineage"]]
+    return join([
+        places,
+        table("Packages", ["package", "version"], packages),
+        table("Commands", ["stage", "command"], commands),
+    ])  # fmt: skip

@@ -1,0 +1,106 @@
+"""Examples of what was removed and of what could not be read, with personal data masked before it reaches a page.
+
+A shard is read by its narrow columns first and its texts only for the rows that are shown, shard by shard, so that a
+report on a terabyte costs memory of one row group.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from governance.errors import ManifestError
+from governance.log import get_logger
+from governance.manifest import Manifest
+
+EXAMPLES = 5
+CHARACTERS = 200
+_MOST_SHARDS = 50  # examples come from the first shards; counts come from the manifests
+
+_EMAIL = re.compile(r"[^\s@<>\"']{1,64}@[^\s@<>\"']{1,255}")
+_MEASURE = re.compile(r"\w{1,60}=\d{1,3}\.\d{1,20}")
+_DIGITS = re.compile(r"\d(?:[\s().+/-]{0,3}\d){4,}")
+
+
+def mask(text: str) -> str:
+    """Replace addresses of electronic mail and runs of five or more digits, however they are separated."""
+    return _DIGITS.sub("[digits]", _EMAIL.sub("[e-mail]", text))
+
+
+def _told(evidence: str) -> str:
+    """A filter's evidence: `name=0.1234567` is a measured share, no personal number; all else is masked."""
+    return evidence if _MEASURE.fullmatch(evidence) else shorten(evidence)
+
+
+def shorten(text: str) -> str:
+    """The first 200 characters of the masked text on one line.
+
+    More is masked than is shown, and a word that this cut may have torn is left out, so that no half of an address or
+    number escapes the mask.
+    """
+    begin = text[: 4 * CHARACTERS]
+    if len(text) > len(begin) and not text[len(begin)].isspace():
+        begin = begin[: max(begin.rfind(" "), begin.rfind("\n"))] if any(map(str.isspace, begin)) else begin
+    masked = " ".join(mask(begin).split())
+    return masked if len(masked) <= CHARACTERS else masked[:CHARACTERS] + "…"
+
+
+def removed_samples(manifest: Manifest, root: Path) -> dict[str, list[dict[str, str]]]:
+    """Reason -> up to five removed documents (id, evidence, text), in the order of the shards."""
+    found: dict[str, list[dict[str, str]]] = {}
+    wanted = {reason for reason, number in manifest.stats.get("removed", {}).items() if number}
+    for row in _rows(manifest.files("removed", root), ["id", "text", "reason", "evidence"], "reason"):
+        examples = found.setdefault(str(row["reason"]), [])
+        if len(examples) < EXAMPLES:
+            told = {"id": _EMAIL.sub("[e-mail]", str(row["id"])), "evidence": _told(str(row["evidence"] or ""))}
+            examples.append({**told, "text": shorten(str(row["text"]))})
+        if wanted and wanted <= {reason for reason, rows in found.items() if len(rows) >= EXAMPLES}:
+            break
+    return dict(sorted(found.items()))
+
+
+def quarantine_samples(manifest: Manifest, root: Path) -> dict[str, list[dict[str, str]]]:
+    """Reason -> up to five records that could not become documents: where they stand, and their beginning."""
+    found: dict[str, list[dict[str, str]]] = {}
+    columns = ["source", "file", "position", "reason", "sample"]
+    for row in _rows(manifest.files("quarantine", root), columns, "reason"):
+        examples = found.setdefault(str(row["reason"]), [])
+        if len(examples) < EXAMPLES:
+            place = f"{row['source']}/{row['file']}#{row['position']}"
+            examples.append({"id": place, "evidence": "", "text": shorten(str(row["sample"]))})
+    return dict(sorted(found.items()))
+
+
+def _rows(paths: list[Path], columns: list[str], by: str) -> Iterator[dict[str, Any]]:
+    """The first rows of each value of the column `by` in each shard.
+
+    Raises:
+        ManifestError: a shard is no Parquet file or lacks a column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if len(paths) > _MOST_SHARDS:
+        get_logger(__name__).info("report: examples from the first %d of %d shards", _MOST_SHARDS, len(paths))
+    for path in paths[:_MOST_SHARDS]:
+        try:
+            with pq.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    chosen = _first(file.read_row_group(group, columns=[by]).column(0).to_pylist())
+                    if chosen:
+                        yield from file.read_row_group(group, columns=columns).take(chosen).to_pylist()
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
+
+
+def _first(values: list[Any]) -> list[int]:
+    """The positions of the first five of each value."""
+    seen: dict[Any, int] = {}
+    chosen = []
+    for position, value in enumerate(values):
+        seen[value] = seen.get(value, 0) + 1
+        if seen[value] <= EXAMPLES:
+            chosen.append(position)
+    return chosen

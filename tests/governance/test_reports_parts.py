@@ -1,0 +1,159 @@
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from governance.files import append_line
+from governance.manifest import Manifest
+from governance.reports.facts import threshold
+from governance.reports.figures import Series, bar, chart, ticks
+from governance.reports.markup import Html, compact, energy, escape, number, share, size, table, tag
+from governance.reports.report import report
+from governance.reports.samples import _told, mask, shorten
+from governance.reports.style import CSS
+from governance.reports.training import thin, training_facts
+from governance.stage import Runtime
+
+
+@given(st.text(st.characters(), max_size=60))
+def test_no_text_becomes_markup(text):
+    made = escape(text)
+    assert not set(made) & set("<>\"'")
+    assert not re.search("[\x00-\x08\x0b-\x0c\x0e-\x1f\u202a-\u202e\u2066-\u2069]", made)
+    made.encode("utf-8")
+    assert tag("p", text, title=text).count("<") == 2
+
+
+def test_lone_surrogates_are_replaced():
+    assert escape("a\ud800b") == "a?b"
+    assert tag("b", Html("<i>"), ["x", None, "<"]) == "<b><i>x&lt;</b>"
+
+
+def test_a_table_heads_its_columns_and_rows():
+    made = table("Cap", ["a", "b"], [["x", "1"]], numeric=(1,))
+    assert made.count('scope="col"') == 2
+    assert made.count('scope="row"') == 1
+    assert table("Cap", ["a"], []) == '<p class="none">Cap: none.</p>'
+
+
+def test_numbers_are_written_for_people():
+    assert number(1234567) == "1,234,567"
+    assert number(1234.5) == "1,234.500"
+    assert number(None) == size(None) == energy(None) == share(None) == compact(None) == "unknown"
+    assert (size(999), size(1_230_000)) == ("999 B", "1.23 MB")
+    assert (energy(66.676), energy(1204.5), energy(7.2e6), energy(3.6e10)) == (
+        "66.7 J",
+        "1.2 kJ",
+        "2 kWh",
+        "10,000 kWh",
+    )
+    assert (compact(3.2e-5), compact(0), compact(12340.0)) == ("3.2e-05", "0", "12,340")
+    assert (share(0.626), share(0.99961)) == ("62.6 %", "99.96 %")
+
+
+def test_personal_data_is_masked_also_across_the_cut():
+    assert mask("write to a.b+c@mail.example.org, 4111 1111 1111 1111 or 555-01-99") == (
+        "write to [e-mail] [digits] or [digits]"
+    )
+    assert mask("in 1984 the 12 of 100") == "in 1984 the 12 of 100"
+    assert _told("symbol_share=0.1234567") == "symbol_share=0.1234567"
+    assert _told("phone=4915112345678") == "phone=[digits]"
+    text = "x@y.zz " * 113 + "secret.name@example.org"
+    assert "secret" not in shorten(text)
+    assert len(shorten("a" * 3000)) == 201
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_are_few_and_span_the_values(low, span):
+    made = ticks(low, low + span)
+    assert 2 <= len(made) <= 8
+    slack = 1e-6 * max(1.0, abs(low), span)
+    assert made[0] <= low + slack
+    assert made[-1] >= low + span - slack
+    assert made == sorted(made)
+
+
+def test_a_constant_curve_and_a_single_point_can_be_drawn():
+    for points in ([(1.0, 2.0)], [(1.0, 0.0), (2.0, 0.0)], [(1.0, -3.0), (5.0, -3.0)]):
+        assert "nan" not in chart("t", [Series("c", points)], "step", "unit")
+
+
+def test_a_bar_is_not_wider_than_its_whole():
+    made = bar([("a", 3), ("b", 1), ("c", 0)], 8, "label")
+    widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="10" class="f-', made)]
+    assert widths == [375.0, 125.0]
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=3000))
+def test_thinning_keeps_ends_and_extremes(values):
+    points = [(float(index), value) for index, value in enumerate(values)]
+    kept = thin(points)
+    assert len(kept) <= 402
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
+    assert {min(values), max(values)} <= {value for _, value in kept}
+    assert kept == sorted(kept)
+
+
+def test_a_step_that_was_computed_twice_has_the_later_numbers(tmp_path):
+    made = Manifest(stage="train", version=1, key="0" * 64, config={}, inputs=(), outputs=(), stats={}, run={})
+    path = tmp_path / made.folder / "metrics.jsonl"
+    lines = [(1, 1, 9.0), (1, 2, 8.0), (1, 3, "nan"), (2, 2, 7.5), (2, 3, 7.0), (2, 4, "inf")]
+    for attempt, step, loss in lines:
+        append_line(path, json.dumps({"event": "step", "attempt": attempt, "step": step, "loss": loss, "mfu": None}))
+    append_line(path, '{"event": "st')
+    found = training_facts(made, tmp_path)
+    assert found["curves"]["loss"] == [(1.0, 9.0), (2.0, 7.5), (3.0, 7.0)]
+    assert found["curves"]["mfu"] == []
+    assert found["attempts"] == 2
+
+
+@pytest.mark.parametrize(
+    ("gate", "told"),
+    [
+        ({"column": "x", "expectation": "between", "min": 0.1, "max": 0.5}, "x from 0.1 to 0.5"),
+        ({"column": "x", "expectation": "mean_between", "max": 2}, "mean of x ≤ 2"),
+        ({"column": "", "expectation": "row_count_between", "min": 2}, "rows ≥ 2"),
+        ({"column": "x", "expectation": "not_null", "mostly": 0.99}, "not null x, in 99 % of rows"),
+        ({"column": "x", "expectation": "match_regex", "regex": "^a"}, "x matches ^a"),
+        ({"column": "", "expectation": "columns_present", "values": ["a", "b"]}, "columns: a, b"),
+        ({}, "unknown"),
+    ],
+)
+def test_a_threshold_in_words(gate, told):
+    assert threshold(gate) == told
+
+
+def test_a_report_on_nothing_says_that_nothing_is_there(tmp_path):
+    made = report({}, {}, tmp_path, Runtime(tmp_path))
+    text = (tmp_path / made.folder / "report.html").read_text(encoding="utf-8")
+    assert "NOT_RUN" in text
+    assert "Nothing was trained." in text
+
+
+def luminance(colour):
+    """Relative luminance (WCAG 2.2)."""
+    digits = colour if len(colour) == 6 else "".join(digit * 2 for digit in colour)
+    channels = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("block", range(3), ids=["light", "dark", "paper"])
+def test_words_stand_out_from_their_ground(block):
+    """WCAG 2.2, 1.4.3: 4.5 to 1 for words; 1.4.11: 3 to 1 for what is drawn."""
+    found = re.findall(r":root\{([^}]*)\}", CSS)[block]
+    colours = dict(re.findall(r"--(\w+):#([0-9a-f]+)", found))
+
+    def contrast(one, other):
+        low, high = sorted((luminance(colours[one]), luminance(colours[other])))
+        return (high + 0.05) / (low + 0.05)
+
+    for ground in ("page", "card"):
+        for words in ("ink", "soft", "a", "good", "warn", "bad"):
+            assert contrast(words, ground) >= 4.5, (words, ground)
+        for drawn in "abcdef":
+            assert contrast(drawn, ground) >= 3, (drawn, ground)
+    for badge in ("good", "warn", "bad"):
+        assert contrast("on", badge) >= 4.5, badge

@@ -1,0 +1,107 @@
+"""Token shards whose text can be learned, and a training run small enough for a test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_pipeline.token_shards import EncodedDocument, write_token_shard
+from governance.manifest import FILE_NAME, Manifest, describe, read_manifest, write_manifest
+from governance.stage import Runtime
+from pretrain.config import CheckpointConfig, EngineConfig, ModelConfig, OptimConfig, TrackingConfig, TrainConfig
+
+VOCABULARY = 200
+
+
+def _document(generator: np.random.Generator, name: str, longest: int) -> EncodedDocument:
+    """Token t is followed by t + 7 (modulo the vocabulary): a rule that a tiny model finds in a few steps."""
+    length = int(generator.integers(2, longest))
+    tokens = (generator.integers(1, VOCABULARY) + np.arange(length) * 7) % (VOCABULARY - 1) + 1
+    tokens[-1] = 0
+    return EncodedDocument(name, tokens, 3 * length)
+
+
+def _make_tokens(root: Path, documents: int = 60, validation: int = 10, longest: int = 80) -> Manifest:
+    folder = root / "encode" / ("e" * 16)
+    if (folder / FILE_NAME).exists():
+        return read_manifest(folder / FILE_NAME)
+    generator = np.random.default_rng(0)
+    outputs = []
+    for role, count in (("train", documents), ("validation", validation)):
+        for shard in range(2 if count else 0):
+            path = folder / role / f"{shard:05d}.tokens"
+            made = [_document(generator, f"{role}{shard}{index}", longest) for index in range(count // 2)]
+            write_token_shard(path, made, VOCABULARY, 0)
+            outputs.append(describe(path, root))
+    manifest = Manifest(
+        stage="encode", version=1, key="e" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
+    )
+    write_manifest(manifest, root)
+    return manifest
+
+
+def _run_training(root: Path, **settings: Any) -> Manifest:
+    """Train in `root`; settings by the field's name, whatever section it belongs to; `before_start` is passed on."""
+    from pretrain.train import train
+
+    extra = {name: settings.pop(name) for name in ("before_start", "make") if name in settings}
+    defaults: dict[type, dict[str, Any]] = {
+        ModelConfig: {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+        },
+        OptimConfig: {"learning_rate": 3e-3, "warmup_steps": 2, "decay_steps": 4},
+        TrainConfig: {
+            "sequence_length": 32,
+            "global_batch_size": 8,
+            "steps": 10,
+            "precision": "fp32",
+            "validate_every_steps": 4,
+            "validation_rows": 6,
+        },
+        CheckpointConfig: {"every_steps": 4},
+        EngineConfig: {"micro_batch_size": 4, "threads": 1},
+        TrackingConfig: {"mode": "disabled"},
+    }
+    sections = []
+    for section, values in defaults.items():
+        values |= {name: settings.pop(name) for name in list(settings) if name in section.model_fields}
+        sections.append(section(**values))
+    assert not settings, f"unknown settings: {sorted(settings)}"
+    runtime = Runtime(root=root, make=extra.pop("make", True))
+    return train(_make_tokens(root), *sections, runtime, **extra)
+
+
+def _losses(manifest: Manifest, root: Path) -> list[float]:
+    return json.loads((root / manifest.folder / "losses.json").read_bytes())["losses"]
+
+
+@pytest.fixture(scope="session")
+def make_tokens() -> Callable[..., Manifest]:
+    return _make_tokens
+
+
+@pytest.fixture(scope="session")
+def run_training() -> Callable[..., Manifest]:
+    return _run_training
+
+
+@pytest.fixture(scope="session")
+def losses_of() -> Callable[[Manifest, Path], list[float]]:
+    return _losses
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    """A root with a finished fp32 run, for tests that only read."""
+    root = tmp_path_factory.mktemp("finished")
+    return root, _run_training(root)

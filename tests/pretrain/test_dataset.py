@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from governance.errors import ManifestError, PipelineError
+from pretrain.dataset import (
+    altered_shards,
+    micro_batches,
+    open_rows,
+    permute,
+    refuse_altered,
+    refuse_small,
+    rows_of_step,
+    spread,
+)
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**62), st.integers(0, 5))
+def test_the_order_is_a_permutation(count, seed, epoch):
+    order = permute(np.arange(count, dtype=np.uint64), count, seed, epoch)
+    assert sorted(order.tolist()) == list(range(count))
+
+
+def test_the_order_depends_on_seed_and_epoch_and_mixes():
+    indices = np.arange(1000, dtype=np.uint64)
+    orders = [permute(indices, 1000, seed, epoch).tolist() for seed, epoch in ((0, 0), (1, 0), (0, 1))]
+    assert len({tuple(order) for order in orders}) == 3
+    for order in orders:
+        # The rank correlation of independent uniform orders is within 4 / sqrt(n) but once in 10,000 times.
+        assert abs(np.corrcoef(np.arange(1000), order)[0, 1]) < 4 / np.sqrt(1000)
+
+
+def test_first_places_are_uniform_over_seeds():
+    counts = np.bincount([int(permute(np.array([0]), 10, seed, 0)[0]) for seed in range(2000)], minlength=10)
+    assert ((counts - 200) ** 2 / 200).sum() < 33.7  # chi-squared, 9 degrees of freedom, 1 in 10,000
+
+
+@given(st.integers(1, 200), st.integers(1, 50), st.integers(0, 99))
+def test_steps_walk_through_whole_epochs(count, batch, seed):
+    steps = -(-2 * count // batch) + 1
+    seen = [row for step in range(1, steps + 1) for row in rows_of_step(step, batch, count, seed)]
+    for epoch in range(2):
+        assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
+def test_ranks_share_a_batch_without_overlap(micro, world, accumulation):
+    numbers = list(range(micro * world * accumulation))
+    parts = [list(micro_batches(numbers, micro, rank, world)) for rank in range(world)]
+    assert all(len(part) == accumulation for part in parts)
+    assert sorted(n for part in parts for group in part for n in group) == numbers
+
+
+@given(st.integers(1, 500), st.integers(1, 100))
+def test_spread_rows_are_distinct_and_cover(count, most):
+    numbers = spread(count, most)
+    assert len(set(numbers)) == len(numbers) == min(count, most)
+    assert set(numbers) <= set(range(count))
+    if count <= most:
+        assert numbers == list(range(count))
+
+
+def test_every_target_is_seen_once(tmp_path, make_tokens):
+    rows = open_rows(make_tokens(tmp_path), "train", tmp_path, 32)
+    batch = rows.batch(list(range(rows.count)))
+    assert int((batch.targets >= 0).sum()) == rows.targets
+    assert batch.tokens.shape == (rows.count, 32)
+
+
+def test_an_altered_shard_is_named_by_some_rank(tmp_path, make_tokens):
+    manifest = make_tokens(tmp_path)
+    assert not altered_shards(manifest, tmp_path, 0, 1)
+    path = tmp_path / manifest.outputs[1].path
+    data = bytearray(path.read_bytes())
+    data[70] ^= 1
+    path.write_bytes(data)
+    (tmp_path / manifest.outputs[2].path).unlink()
+    problems = [line for rank in range(3) for line in altered_shards(manifest, tmp_path, rank, 3)]
+    with pytest.raises(ManifestError) as error:
+        refuse_altered(problems)
+    assert str(path) in str(error.value)
+    assert "is missing" in str(error.value)
+    assert len(problems) == 2
+
+
+def test_too_few_rows_are_told_with_numbers(tmp_path, make_tokens):
+    rows = open_rows(make_tokens(tmp_path), "train", tmp_path, 32)
+    with pytest.raises(
+        PipelineError, match=f"{rows.count} rows of 32 tokens, fewer than one batch of {rows.count + 1}"
+    ):
+        refuse_small(rows, rows.count + 1)
+
+
+def test_no_shards_are_told(tmp_path, make_tokens):
+    manifest = make_tokens(tmp_path, validation=0)
+    with pytest.raises(PipelineError, match="hold no token"):
+        open_rows(manifest, "validation", tmp_path, 32)

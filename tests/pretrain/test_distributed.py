@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from governance.errors import ConfigError
+from pretrain.distributed import Ranks, meeting_point, read_ranks, threads_of
+from pretrain.preemption import SIGNALS, watch_signals
+
+
+def test_nobody_launched_it():
+    assert read_ranks({}) == Ranks(0, 1, 0, 1)
+
+
+def test_torchrun():
+    environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert read_ranks(environment) == Ranks(5, 8, 1, 4)
+
+
+def test_srun():
+    environment = {
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": "3",
+        "SLURM_NTASKS": "8",
+        "SLURM_LOCALID": "3",
+        "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+        "SLURM_JOB_ID": "1234",
+        "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7",
+    }
+    assert read_ranks(environment) == Ranks(3, 8, 3, 4)
+    assert meeting_point(environment) == ("10.0.0.7", 21_234)
+
+
+@pytest.mark.parametrize("step", [None, "4294967291", "4294967295"])
+def test_a_batch_script_is_one_process(step):
+    environment = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}
+    if step:
+        environment["SLURM_STEP_ID"] = step
+    assert read_ranks(environment) == Ranks()
+
+
+@pytest.mark.parametrize(
+    "environment", [{"RANK": "0"}, {"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}]
+)
+def test_a_broken_launch_is_told(environment):
+    with pytest.raises(ConfigError):
+        read_ranks(environment)
+
+
+def test_threads_are_shared_among_the_ranks_of_a_node():
+    cores = len(os.sched_getaffinity(0))
+    assert threads_of(Ranks(0, 1, 0, 1), 0) == cores
+    assert threads_of(Ranks(0, 1000, 0, 1000), 0) == 1
+    assert threads_of(Ranks(), 3) == 3
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_becomes_a_flag_and_the_handler_returns(number):
+    before = signal.getsignal(number)
+    with watch_signals() as leave:
+        assert not leave()
+        os.kill(os.getpid(), number)
+        assert leave()
+    assert signal.getsignal(number) is before

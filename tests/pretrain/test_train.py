@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError, Preempted
+from governance.files import read_lines
+from governance.manifest import verify
+from pretrain import optim
+from pretrain.optim import learning_rate
+
+# Runs in a process of its own: the fixture's function, given as Python keywords.
+SCRIPT = """
+import importlib.util, sys
+from pathlib import Path
+from governance.log import set_up_logging
+set_up_logging()
+spec = importlib.util.spec_from_file_location("conftest", {conftest!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(module._run_training(Path({root!r}), **{settings!r}).digest)
+"""
+
+
+def script(root: Path, **settings) -> str:
+    return SCRIPT.format(conftest=str(Path(__file__).parent / "conftest.py"), root=str(root), settings=settings)
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Do something in the middle of a step, once."""
+
+    def plan(step: int, action):
+        def rate(now, steps, config):
+            if now == step:
+                monkeypatch.setattr(optim, "learning_rate", learning_rate)
+                action()
+            return learning_rate(now, steps, config)
+
+        monkeypatch.setattr(optim, "learning_rate", rate)
+
+    return plan
+
+
+def crash():
+    raise Crash
+
+
+def test_it_learns_and_says_what_it_did(finished, losses_of):
+    root, run = finished
+    losses = losses_of(run, root)
+    assert len(losses) == 10
+    assert losses[-1] < losses[0] - 0.3
+    assert run.stats["final_loss"] == losses[-1]
+    assert run.stats["validation_loss"] > 0
+    assert not verify(run, root)
+    lines = read_lines(root / run.folder / "metrics.jsonl")
+    steps = [line for line in lines if line["event"] == "step"]
+    assert [line["loss"] for line in steps] == losses
+    assert set(steps[0]) == {
+        "attempt", "event", "grad_norm", "loss", "lr", "mfu", "seconds", "step", "tokens", "tokens_per_second",
+    }  # fmt: skip
+    assert steps[-1]["tokens"] == run.stats["tokens"]
+    assert [line["step"] for line in lines if line["event"] == "validation"] == [4, 8, 10]
+
+
+def test_a_finished_run_is_found(finished, run_training):
+    root, run = finished
+    assert run_training(root, before_start=crash, make=False) == run
+    # Execution enters no key.
+    assert run_training(root, micro_batch_size=2, zero_stage=3, keep_last=7, mode="offline") == run
+
+
+def test_a_look_up_makes_nothing(tmp_path, run_training):
+    with pytest.raises(MissingInput):
+        run_training(tmp_path, make=False)
+    assert not (tmp_path / "train").exists()
+
+
+def test_before_start_may_refuse(tmp_path, run_training):
+    with pytest.raises(Crash):
+        run_training(tmp_path, before_start=crash)
+    assert not (tmp_path / "train").exists()
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_interrupted_run_is_the_uninterrupted_one_bf16(tmp_path, run_training, at_step, stage):
+    settings = {"precision": "bf16", "zero_stage": stage}
+    whole = run_training(tmp_path / "whole", **settings)
+    at_step(7, crash)
+    with pytest.raises(Crash):
+        run_training(tmp_path / "cut", **settings)
+    assert run_training(tmp_path / "cut", **settings).digest == whole.digest
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_an_interrupted_run_is_the_uninterrupted_one_fp32(tmp_path, finished, run_training, at_step, losses_of, stage):
+    at_step(7, crash)
+    with pytest.raises(Crash):
+        run_training(tmp_path, zero_stage=stage)
+    run = run_training(tmp_path, zero_stage=stage)
+    root, whole = finished
+    assert losses_of(run, tmp_path) == pytest.approx(losses_of(whole, root), rel=1e-5)
+    if stage == 1:
+        assert run.digest == whole.digest
+    attempts = [line["attempt"] for line in read_lines(tmp_path / run.folder / "metrics.jsonl")]
+    assert sorted(set(attempts)) == [1, 2]
+
+
+@pytest.mark.parametrize("layout", [{"zero_stage": 3}, {"zero_stage": 2, "micro_batch_size": 8}, {"zero_stage": 0}])
+def test_another_layout_goes_on(tmp_path, finished, run_training, at_step, losses_of, layout):
+    at_step(7, crash)
+    with pytest.raises(Crash):
+        run_training(tmp_path)
+    run = run_training(tmp_path, **layout)
+    root, whole = finished
+    assert losses_of(run, tmp_path) == pytest.approx(losses_of(whole, root), rel=1e-5)
+
+
+@pytest.mark.parametrize("micro", [1, 2, 8])
+def test_the_split_of_a_batch_changes_nothing_but_rounding(tmp_path, finished, run_training, losses_of, micro):
+    run = run_training(tmp_path, micro_batch_size=micro)
+    root, whole = finished
+    assert losses_of(run, tmp_path) == pytest.approx(losses_of(whole, root), rel=1e-5)
+
+
+def test_a_signal_saves_and_leaves(tmp_path, finished, run_training, at_step):
+    at_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted, match="step 6") as error:
+        run_training(tmp_path)
+    assert error.value.exit_code == 75
+    run = run_training(tmp_path)
+    assert run.digest == finished[1].digest
+    steps = [line for line in read_lines(tmp_path / run.folder / "metrics.jsonl") if line["event"] == "step"]
+    assert [line["step"] for line in steps] == list(range(1, 11))  # no step twice, none left out
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, finished, run_training, at_step, caplog):
+    at_step(10, crash)
+    with pytest.raises(Crash):
+        run_training(tmp_path)
+    newest = max((tmp_path / "checkpoint").glob("*/weights/*"), key=lambda path: path.stat().st_mtime_ns)
+    data = bytearray(newest.read_bytes())
+    data[-5] ^= 4
+    newest.write_bytes(data)
+    assert run_training(tmp_path).digest == finished[1].digest
+    assert str(newest.relative_to(tmp_path)) in caplog.text
+
+
+def test_old_checkpoints_are_removed(tmp_path, run_training):
+    run_training(tmp_path, every_steps=2, keep_last=2)
+    assert len(list((tmp_path / "checkpoint").glob("*/manifest.json"))) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, run_training):
+    with pytest.raises(PipelineError, match=r"lower\s+optim.learning_rate"):
+        run_training(tmp_path, learning_rate=1e30, gradient_clipping=0.0, warmup_steps=0)
+    [metrics] = (tmp_path / "train").glob("*/metrics.jsonl")
+    assert not isinstance(read_lines(metrics)[-1]["loss"], float) or not isinstance(
+        read_lines(metrics)[-1]["grad_norm"], float
+    )
+
+
+def test_an_altered_token_shard_is_named(tmp_path, run_training, make_tokens):
+    manifest = make_tokens(tmp_path)
+    path = manifest.files("train", tmp_path)[1]
+    data = bytearray(path.read_bytes())
+    data[70] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ManifestError, match=str(path)):
+        run_training(tmp_path)
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path, run_training):
+    with pytest.raises(ConfigError, match="micro_batch_size"):
+        run_training(tmp_path, micro_batch_size=3)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_the_same(tmp_path, finished):
+    moment = random.Random(0)
+    for _ in range(4):
+        # Far more steps than the time allows would never end: so each attempt may finish, and often does not.
+        process = subprocess.Popen([sys.executable, "-c", script(tmp_path)], stdout=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and not list((tmp_path / "train").glob("*/metrics.jsonl")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(moment.uniform(0, 0.8))
+        process.kill()
+        process.wait()
+    done = subprocess.run([sys.executable, "-c", script(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == finished[1].digest
+
+
+def torchrun(tmp_path: Path, root: Path, count: int, **settings) -> str:
+    file = tmp_path / "run_it.py"
+    file.write_text(script(root, **settings))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    done = subprocess.run([*launcher, str(file)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.split()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_ranks_learn_what_one_does(tmp_path, run_training, losses_of, at_step, stage, precision):
+    settings = {"zero_stage": stage, "precision": precision}
+    one = run_training(tmp_path / "one", **settings)
+    torchrun(tmp_path, tmp_path / "two", 2, **settings)
+    two = run_training(tmp_path / "two", make=False, **settings)
+    close = {"rel": 1e-5} if precision == "fp32" else {"rel": 2e-3}
+    assert losses_of(two, tmp_path / "two") == pytest.approx(losses_of(one, tmp_path / "one"), **close)
+
+    # One rank begins, two go on: the checkpoint is canonical.
+    at_step(7, crash)
+    with pytest.raises(Crash):
+        run_training(tmp_path / "mixed", **settings)
+    torchrun(tmp_path, tmp_path / "mixed", 2, **settings)
+    mixed = run_training(tmp_path / "mixed", make=False, **settings)
+    assert losses_of(mixed, tmp_path / "mixed") == pytest.approx(losses_of(one, tmp_path / "one"), **close)
