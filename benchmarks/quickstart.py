@@ -32,7 +32,8 @@ def main() -> int:
         folder = Path(scratch)
         home = folder / "home"
         home.mkdir()
-        environment = {**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": ""}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+        environment["HOME"] = str(home)
         goals = []
         if quick:
             checkout, assay = HERE, Path(sys.executable).with_name("assay")

@@ -21,9 +21,11 @@ def main(argv: list[str] | None = None) -> int:
     from governance.errors import PipelineError
     from governance.log import get_logger, set_up_logging
     from pretrain import commands
+    from pretrain.distributed import read_ranks
 
-    set_up_logging(int(os.environ.get("RANK", "0")), verbose=arguments.verbose)
+    set_up_logging(verbose=arguments.verbose)
     try:
+        set_up_logging(read_ranks().rank, verbose=arguments.verbose)
         return int(getattr(commands, arguments.command)(arguments) or 0)
     except PipelineError as error:
         get_logger(__name__).error("%s: %s", type(error).__name__, error)

@@ -299,3 +299,48 @@ def test_sigterm_in_training_leaves_with_75_and_goes_on(finished, tmp_path):
     assert child.wait() == 75
     assert assay("train", project / "run.toml", "--root", project / "root").returncode == 0
     assert next((project / "root" / "train").glob("*/losses.json")).read_bytes() == losses
+
+
+@pytest.mark.slow
+def test_two_processes_are_preempted_with_75_and_end_near_one_process(finished, tmp_path):
+    project = tmp_path / "two"
+    shutil.copytree(finished, project)
+    for made in ("train", "checkpoint"):
+        shutil.rmtree(project / "root" / made)
+    words = ["train", str(project / "run.toml"), "--root", str(project / "root"), "--processes", "2"]
+    words += ["--set", "engine.micro_batch_size=2", "--set", "engine.zero_stage=2", "--set", 'train.precision="fp32"']
+    child = subprocess.Popen([sys.executable, "-m", "pretrain", *words], stderr=subprocess.PIPE, text=True)
+    for line in child.stderr:
+        if "checkpoint: made" in line:
+            child.send_signal(signal.SIGUSR1)
+            break
+    told = child.stderr.read()
+    assert child.wait() == 75, told
+    done = assay(*words)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(next((project / "root" / "train").glob("*/losses.json")).read_bytes())["losses"]]
+    for made in ("train", "checkpoint"):
+        shutil.rmtree(project / "root" / made)
+    alone = ["train", *words[1:4], "--set", 'train.precision="fp32"']
+    assert assay(*alone).returncode == 0
+    found.append(json.loads(next((project / "root" / "train").glob("*/losses.json")).read_bytes())["losses"])
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_others_and_the_command(finished, tmp_path):
+    project = tmp_path / "dead"
+    shutil.copytree(finished, project)
+    for made in ("train", "checkpoint"):
+        shutil.rmtree(project / "root" / made)
+    words = ["train", str(project / "run.toml"), "--root", str(project / "root"), "--processes", "2"]
+    words += ["--set", "engine.micro_batch_size=2", "--set", "train.steps=500"]
+    child = subprocess.Popen([sys.executable, "-m", "pretrain", *words], stderr=subprocess.PIPE, text=True)
+    for line in child.stderr:
+        if "checkpoint: made" in line:
+            break
+    ranks = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    os.kill(int(ranks[-1]), signal.SIGKILL)
+    child.stderr.read()
+    assert child.wait(timeout=120) not in (0, 75)
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)

@@ -1,0 +1,42 @@
+"""The quick start itself, from the packages of the index to the report."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain.run_config import load_run
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", ["quickstart", "handbook"])
+def test_the_shipped_configurations_are_valid(name):
+    run = load_run(ROOT / "configs" / f"{name}.toml", [])
+    assert all(
+        source.licence == "NOASSERTION" or source.licence in run.policy.licences.allowed
+        for source in run.config.data.sources
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_quickstart_from_the_index_to_the_report(tmp_path):
+    root = tmp_path / "root"
+    words = [sys.executable, "-m", "pretrain", "run", str(ROOT / "configs" / "quickstart.toml"), "--root", str(root)]
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "home")}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(next(root.glob("report/*/report.json")).read_bytes())
+    assert report
+    [clean] = root.glob("clean/*/manifest.json")
+    stats = json.loads(clean.read_bytes())["stats"]
+    assert stats["by_source"]["news"]["documents_kept"] == stats["by_source"]["tweets"]["documents_kept"] == 0
+    assert stats["by_source"]["tweets"]["removed"]["licence_refused"] > 60_000
+    [dedup] = root.glob("dedup/*/manifest.json")
+    assert json.loads(dedup.read_bytes())["stats"]["removed"]["exact_duplicate"] == 7
+    losses = json.loads(next(root.glob("train/*/losses.json")).read_bytes())["losses"]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
