@@ -17,9 +17,9 @@ _EPILOG = """exit codes: 0 done, 66 something is missing, 65 something was alter
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the process's exit status."""
-    # Read once, when torch loads OpenMP: waiting threads sleep instead of spinning. On a shared machine that was worth
-    # 3.4 times the speed (benchmarks/RESULTS.md), because a spinning thread takes the core that the other waits for.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Read once, when torch loads OpenMP: a thread that waits spins for microseconds and then sleeps, where by default it
+    # spins for milliseconds, on the core that the other needs when the machine is shared (benchmarks/RESULTS.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     arguments = parser().parse_args(argv)
     from governance.errors import PipelineError
     from governance.log import get_logger, set_up_logging
