@@ -17,8 +17,8 @@ _EPILOG = """exit codes: 0 done, 66 something is missing, 65 something was alter
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the process's exit status."""
-    # Read once, when torch loads OpenMP: a thread that waits spins for microseconds and then sleeps, where by default it
-    # spins for milliseconds, on the core that the other needs when the machine is shared (benchmarks/RESULTS.md).
+    # Read once, when torch loads OpenMP: a waiting thread spins for a moment and then sleeps. By default it spins on,
+    # on the core that the other thread needs when the machine is shared (benchmarks/RESULTS.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     arguments = parser().parse_args(argv)
     from governance.errors import PipelineError
