@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, read_table, write_table
+from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, funnel, read_table, write_table
 from data_pipeline.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.config import Section
 from governance.log import get_logger
@@ -190,27 +190,6 @@ def document_shards(documents: Manifest, root: Path, role: str = "documents") ->
     """The shards of a role with their digests, in name order."""
     outputs = {root / output.path: output for output in documents.outputs}
     return [(outputs[path], path) for path in documents.files(role, root)]
-
-
-def funnel(
-    sources: Iterable[str], bytes_in: Iterable[int], bytes_kept: Iterable[int], reasons: Iterable[str]
-) -> dict[str, Any]:
-    """The counts that every stage keeps, of documents in order; the reason "" means kept."""
-    by_source: dict[str, dict[str, Any]] = {}
-    for source, came, stayed, reason in zip(sources, bytes_in, bytes_kept, reasons, strict=True):
-        counts = by_source.setdefault(source, _no_documents())
-        counts["documents_in"] += 1
-        counts["bytes_in"] += came
-        if reason:
-            counts["removed"][reason] = counts["removed"].get(reason, 0) + 1
-        else:
-            counts["documents_kept"] += 1
-            counts["bytes_kept"] += stayed
-    return {**sum_stats([_no_documents(), *by_source.values()]), "by_source": by_source}
-
-
-def _no_documents() -> dict[str, Any]:
-    return {"documents_in": 0, "documents_kept": 0, "bytes_in": 0, "bytes_kept": 0, "removed": {}}
 
 
 def split_table(table: pa.Table, reasons: Sequence[str], evidence: Sequence[str]) -> tuple[pa.Table, pa.Table]:

@@ -51,8 +51,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from data_pipeline.clean import document_shards, funnel, split_table
-from data_pipeline.documents import read_table, write_table
+from data_pipeline.clean import document_shards, split_table
+from data_pipeline.documents import funnel, read_table, write_table
 from data_pipeline.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.config import Section, canonical_json
 from governance.errors import PipelineError, storage_errors

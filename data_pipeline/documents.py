@@ -27,6 +27,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.parallel import sum_stats
 from governance.errors import ManifestError
 from governance.files import atomic_path
 
@@ -159,3 +160,24 @@ def read_documents(paths: Iterable[Path]) -> Iterator[Document]:
         for batch in pq.ParquetFile(path).iter_batches(columns=DOCUMENT_SCHEMA.names):
             for row in batch.to_pylist():
                 yield Document(**row)
+
+
+def funnel(
+    sources: Iterable[str], bytes_in: Iterable[int], bytes_kept: Iterable[int], reasons: Iterable[str]
+) -> dict[str, Any]:
+    """The counts that every stage keeps, of documents in order; the reason "" means kept."""
+    by_source: dict[str, dict[str, Any]] = {}
+    for source, came, stayed, reason in zip(sources, bytes_in, bytes_kept, reasons, strict=True):
+        counts = by_source.setdefault(source, _no_documents())
+        counts["documents_in"] += 1
+        counts["bytes_in"] += came
+        if reason:
+            counts["removed"][reason] = counts["removed"].get(reason, 0) + 1
+        else:
+            counts["documents_kept"] += 1
+            counts["bytes_kept"] += stayed
+    return {**sum_stats([_no_documents(), *by_source.values()]), "by_source": by_source}
+
+
+def _no_documents() -> dict[str, Any]:
+    return {"documents_in": 0, "documents_kept": 0, "bytes_in": 0, "bytes_kept": 0, "removed": {}}

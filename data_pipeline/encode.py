@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from data_pipeline.documents import read_table, write_table
+from data_pipeline.documents import funnel, read_table, write_table
 from data_pipeline.parallel import Shard, ShardMade, map_shards, sum_stats
 from data_pipeline.token_shards import SUFFIX, EncodedDocument, write_token_shard
 from data_pipeline.tokenizer import Encoder, load_encoder
@@ -111,7 +111,7 @@ def encode_table(table: pa.Table, encoder: Encoder, config: EncodeConfig) -> tup
         if place == 0 or int(digest[-4:], 16) % _ROUND_TRIP_ONE_IN == 0:
             counts["round_trip_checked"] += 1
             counts["round_trip_failed"] += encoder.decode(ids[:-1]) != text
-    return documents, pa.Table.from_pylist(rows, schema=FEATURES_SCHEMA), {**_funnel(rows), **counts}
+    return documents, pa.Table.from_pylist(rows, schema=FEATURES_SCHEMA), {**_counts(rows), **counts}
 
 
 def _features(document: EncodedDocument, source: str, language: str, split: str, encoder: Encoder) -> dict[str, Any]:
@@ -130,25 +130,18 @@ def _features(document: EncodedDocument, source: str, language: str, split: str,
     }
 
 
-def _funnel(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts of the features' rows: all are kept, tokens by split and by source."""
-    by_source: dict[str, dict[str, Any]] = {}
+def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts of the features' rows: the funnel (all are kept), tokens by split and by source."""
     tokens: dict[str, int] = {}
     sides = {f"{split}_{unit}": 0 for split in SPLITS for unit in ("tokens", "documents", "bytes")}
     for row in rows:
-        source, size = row["source"], row["bytes"]
-        counts = by_source.setdefault(source, {**dict.fromkeys(_COUNTS, 0), "removed": {}})
-        for name in _COUNTS:
-            counts[name] += size if name.startswith("bytes") else 1
-        tokens[source] = tokens.get(source, 0) + row["tokens"]
+        tokens[row["source"]] = tokens.get(row["source"], 0) + row["tokens"]
         sides[f"{row['split']}_tokens"] += row["tokens"]
         sides[f"{row['split']}_documents"] += 1
-        sides[f"{row['split']}_bytes"] += size
-    total = {name: sum(counts[name] for counts in by_source.values()) for name in _COUNTS}
-    return {**total, "removed": {}, "by_source": by_source, "tokens_by_source": tokens, **sides}
-
-
-_COUNTS = ("documents_in", "documents_kept", "bytes_in", "bytes_kept")
+        sides[f"{row['split']}_bytes"] += row["bytes"]
+    sizes = [row["bytes"] for row in rows]
+    kept = funnel([row["source"] for row in rows], sizes, sizes, [""] * len(rows))
+    return {**kept, "tokens_by_source": tokens, **sides}
 
 
 def _encode_shard(config: EncodeConfig, work: Work, path_of: Callable[[str], Path]) -> ShardMade:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from data_pipeline.checksums import IBAN_LENGTHS, is_card, is_iban, is_luhn
-from data_pipeline.documents import DOCUMENT_SCHEMA, read_table, write_table
+from data_pipeline.documents import DOCUMENT_SCHEMA, funnel, read_table, write_table
 from data_pipeline.parallel import Shard, ShardMade, map_shards, sum_stats
 from data_pipeline.phones import GROUP, HYPHENS, RUN, SPACES, WORD, phone_at
 from governance.config import Section
@@ -279,27 +279,13 @@ def redact_table(table: pa.Table, config: PiiConfig) -> tuple[pa.Table, dict[str
         new = [changed.get(index) for index in range(len(texts))]
         merged = pc.coalesce(pa.array(new, type=pa.large_string()), texts)
         result = table.set_column(column, table.schema.field("text"), merged)
+    before, after = (pc.binary_length(column).to_pylist() for column in (texts, result["text"]))
     return result, {
-        **_funnel(sources, texts, result["text"]),
+        **funnel(sources, before, after, [""] * len(sources)),
         "documents_with_findings": len(changed),
         "findings": {kind: by_type[kind] for kind in PLACEHOLDERS},
         "findings_by_source": {source: dict(count) for source, count in by_source.items()},
     }
-
-
-def _funnel(sources: list[str], before: pa.Array, after: pa.ChunkedArray) -> dict[str, Any]:
-    """Nothing is removed, but texts change their size: bytes_kept counts them as they leave."""
-    by_source: dict[str, dict[str, Any]] = {}
-    sizes = (pc.binary_length(before).to_pylist(), pc.binary_length(after).to_pylist())
-    for source, size_in, size_out in zip(sources, *sizes, strict=True):
-        row = by_source.setdefault(source, {**dict.fromkeys(_COUNTS, 0), "removed": {}})
-        for name, amount in zip(_COUNTS, (1, 1, size_in, size_out), strict=True):
-            row[name] += amount
-    total = {name: sum(row[name] for row in by_source.values()) for name in _COUNTS}
-    return {**total, "removed": {}, "by_source": by_source}
-
-
-_COUNTS = ("documents_in", "documents_kept", "bytes_in", "bytes_kept")
 
 
 def _redact_shard(config: PiiConfig, payload: Path, path_of: Callable[[str], Path]) -> ShardMade:

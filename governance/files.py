@@ -23,6 +23,11 @@ from governance.errors import MissingInput, storage_errors
 _TEMPORARY = ".tmp~"  # .<name>.tmp~<host>~<pid>~<random>: who writes it, so that a sweep knows whether it still lives
 
 
+def _temporary(path: Path) -> Path:
+    writer = f"{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex[:8]}"
+    return path.parent / f".{path.name}{_TEMPORARY}{writer}"
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success sync it and rename it to `path`, else remove it.
@@ -32,7 +37,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.name}{_TEMPORARY}{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex[:8]}"
+        temporary = _temporary(path)
         try:
             yield temporary
             with open(temporary, "rb+") as handle:
@@ -85,7 +90,7 @@ def write_private(path: Path, data: bytes) -> bool:
     """Write a secret readable by its owner only; False, and nothing written, when another process was first."""
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = path.parent / f".{path.name}{_TEMPORARY}{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex[:8]}"
+        temporary = _temporary(path)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as handle:

@@ -1,7 +1,6 @@
 """What several test files need: a small honest corpus, and a run's file for it."""
 
 import json
-import os
 import random
 from pathlib import Path
 
@@ -100,11 +99,3 @@ def project(tmp_path: Path) -> Path:
 def tales():
     """`write(path, seeds)`: one JSONL file of tales."""
     return write_tales
-
-
-@pytest.fixture
-def test_data() -> Path:
-    """The folder of real corpora and planted truth."""
-    if "ASSAY_TEST_DATA" not in os.environ:
-        pytest.skip("ASSAY_TEST_DATA is not set: no folder of real corpora on this machine")
-    return Path(os.environ["ASSAY_TEST_DATA"])
