@@ -1,5 +1,10 @@
 """Run one pure function over many shards; the number of workers never changes a byte.
 
+The workers are processes of this machine, and processes of an array: `Runtime.worker = (i, n)`. Worker i of n makes
+every n-th shard and waits for the records of the others, which run the same command on the same file system. When no
+record has come for `PATIENCE_SECONDS`, it makes what is missing itself: a worker that died delays the others and
+blocks nothing, and two that make the same shard make the same bytes.
+
 Each finished shard leaves a record `<root>/<stage>/records/<key>.json`, written after its files: the shard's key,
 its files with sizes and digests, its counts. A shard is skipped when a record with its key stands and its files are
 whole, in this artifact or in an earlier one of the same stage: then the files are linked, not made again. So a
@@ -11,7 +16,8 @@ from __future__ import annotations
 import functools
 import json
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -21,9 +27,11 @@ from typing import Any
 from governance.config import Section
 from governance.errors import PipelineError
 from governance.files import place, sha256_file, sweep_temporaries, write_json
-from governance.log import progress
+from governance.log import get_logger, progress
 from governance.manifest import Output, describe
-from governance.stage import Recipe, Runtime
+from governance.stage import POLL_SECONDS, Recipe, Runtime, await_file
+
+PATIENCE_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -81,20 +89,65 @@ def map_shards(
         else:
             done[index] = found
     task = functools.partial(_make_shard, function, recipe.section, folder, records, runtime.root, suffix)
+    find = functools.partial(_find, folder=folder, root=runtime.root, suffix=suffix, trusted=True)
+    ours = [index for index in missing if index % runtime.worker[1] == runtime.worker[0]]
+    theirs = [index for index in missing if index % runtime.worker[1] != runtime.worker[0]]
     with progress(recipe.stage, len(shards), "shards", done=len(done)) as advance:
-        for index, made in _run(task, [(i, keys[i], shards[i]) for i in missing], runtime.workers):
+        for index, made in _run(task, [(i, keys[i], shards[i]) for i in ours], runtime.workers):
+            done[index] = made
+            advance(1)
+        others = {index: (records / f"{keys[index]}.json", shards[index].name) for index in theirs}
+        for index, made in _await(others, find):
+            done[index] = made
+            advance(1)
+        for index, made in _run(task, [(i, keys[i], shards[i]) for i in sorted(others)], runtime.workers):
             done[index] = made
             advance(1)
     sweep_temporaries(records)
     return [done[index] for index in range(len(shards))]
 
 
+def _await(
+    others: dict[int, tuple[Path, str]], find: Callable[[Path, str], ShardDone | None]
+) -> Iterator[tuple[int, ShardDone]]:
+    """The shards that other workers make, as their records appear; `others` keeps those that never did."""
+    heard = time.monotonic()
+    while others and time.monotonic() - heard < PATIENCE_SECONDS:
+        for index, (record, name) in list(others.items()):
+            if record.exists() and (made := find(record, name)) is not None:
+                del others[index]
+                heard = time.monotonic()
+                yield index, made
+        if others:
+            time.sleep(POLL_SECONDS)
+    if others:
+        get_logger(__name__).warning(
+            "%d shards of other workers have not come for %d s; making them here", len(others), PATIENCE_SECONDS
+        )
+
+
+def once(runtime: Runtime, path: Path, make: Callable[[Path], None]) -> Path:
+    """A file that one worker makes for all: what a step over all shards found, and every worker goes on with.
+
+    `path` lies in `<root>/<stage>/records/` and its name holds the key of what decides its bytes; `make(path)` writes
+    it atomically.
+    """
+    if not path.exists():
+        if runtime.worker[0]:
+            await_file(path, "worker 0 makes it for all")
+        else:
+            make(path)
+    return path
+
+
 def _path_of(folder: Path, name: str, suffix: str | Mapping[str, str], role: str) -> Path:
     return folder / role / f"{name}{suffix if isinstance(suffix, str) else suffix[role]}"
 
 
-def _find(record: Path, name: str, folder: Path, root: Path, suffix: str | Mapping[str, str]) -> ShardDone | None:
-    """The finished shard of this record; its files are read and compared before they are trusted."""
+def _find(
+    record: Path, name: str, folder: Path, root: Path, suffix: str | Mapping[str, str], trusted: bool = False
+) -> ShardDone | None:
+    """The finished shard of this record; its files are read and compared, unless a worker has just written them."""
     try:
         values = json.loads(record.read_bytes())
     except (OSError, ValueError):
@@ -102,7 +155,9 @@ def _find(record: Path, name: str, folder: Path, root: Path, suffix: str | Mappi
     outputs = {role: Output(**output) for role, output in values["outputs"].items()}
     for output in outputs.values():
         path = root / output.path
-        if not path.is_file() or path.stat().st_size != output.bytes or sha256_file(path) != output.sha256:
+        if not path.is_file() or path.stat().st_size != output.bytes:
+            return None
+        if not trusted and sha256_file(path) != output.sha256:
             return None
     here = {}
     for role, output in outputs.items():

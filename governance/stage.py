@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from governance.config import Section, canonical_json
 from governance.errors import ManifestError, MissingInput
@@ -68,6 +69,10 @@ class Runtime:
     """What a user types to make what a look-up did not find."""
     meter: Meter = field(default=no_meter)
     """Energy of the node while a stage is made."""
+    worker: tuple[int, int] = (0, 1)
+    """(i, n): this process is worker i, from 0, of n that run the same command on one file system (a Slurm array)."""
+    engine: Literal["duckdb", "daft"] = "duckdb"
+    """What runs the global joins: DuckDB on this node, or Daft, on Ray where a cluster's address is set."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,13 @@ def find(stage: str, key: str, root: Path) -> Manifest | None:
     return manifest
 
 
-def run_stage(recipe: Recipe, inputs: Sequence[Input], runtime: Runtime, make: Callable[[Path], Made]) -> Manifest:
+def run_stage(
+    recipe: Recipe, inputs: Sequence[Input], runtime: Runtime, make: Callable[[Path], Made], *, alone: bool = False
+) -> Manifest:
     """Find the artifact of this recipe and these inputs, or let `make(folder)` make it and commit it.
+
+    Every worker of an array runs `make` and shares its shards; of a stage that is made `alone`, and so has none to
+    share, the first worker makes it and the others wait for it.
 
     Raises:
         MissingInput: it is not there and `runtime.make` is False.
@@ -126,6 +136,9 @@ def run_stage(recipe: Recipe, inputs: Sequence[Input], runtime: Runtime, make: C
         raise MissingInput(f"{stage}: not made yet for this configuration. Make it with: {runtime.command}")
     folder = artifact_folder(stage, key, runtime.root)
     log = get_logger(__name__)
+    if alone and runtime.worker[0]:
+        await_file(folder / FILE_NAME, f"{stage}: worker 0 makes it alone")
+        return read_manifest(folder / FILE_NAME)
     log.info("%s: making %s", stage, folder)
     started = now()
     with runtime.meter(stage) as energy:
@@ -141,6 +154,24 @@ def run_stage(recipe: Recipe, inputs: Sequence[Input], runtime: Runtime, make: C
         run={**provenance(), "started": started, "finished": now(), "energy": energy},
     )
     return commit(manifest, runtime.root)
+
+
+POLL_SECONDS = 0.5
+_REMIND_SECONDS = 60.0
+
+
+def await_file(path: Path, what: str) -> None:
+    """Wait until another worker has put the file there; says every minute what it waits for.
+
+    There is no limit: how long a step takes is not known here, and a worker that died is started again by its
+    scheduler with the same command, and goes on where it was.
+    """
+    said = time.monotonic()
+    while not path.exists():
+        time.sleep(POLL_SECONDS)
+        if time.monotonic() - said > _REMIND_SECONDS:
+            get_logger(__name__).info("%s; waiting for %s", what, path)
+            said = time.monotonic()
 
 
 def commit(manifest: Manifest, root: Path) -> Manifest:
