@@ -1,12 +1,15 @@
-"""Ingest: every record of every source becomes a document, or is quarantined with file, line and reason.
+"""Ingest: every record of every source becomes a document, or is quarantined with file, place and reason.
 
 Promise: records read = documents + quarantined, exactly; the first record of an id stays, in the order of sources,
 files and records; the same sources give the same bytes wherever they lie and however many workers read them.
 
 Shards: the files of a source, or the matching members of an archive, are taken in order until they would exceed
-`shard_bytes`; a file is never split, so one huge file is one huge shard. An archive is opened once for each of its
-shards. Price: one pass over the sources, memory of one row group (16 MiB) and one record a worker; a source with its
-own ids is written twice where an id occurs twice, and its ids are held in memory once.
+`shard_bytes`. A plain file of JSON lines, or a Parquet file, that is larger is cut (`readers/parts.py`) and read by
+several workers. What cannot be cut, a compressed file, a WARC, a tar, a data set of the hub, is read by one, which
+begins another document shard whenever `shard_bytes` of text are in one: so no document shard is larger, but for a
+document that is larger itself. Price: one pass over the sources, one more over plain files that are cut, memory of one
+row group (16 MiB) and one record a worker; a source with its own ids is written twice where an id occurs twice, and
+its ids are held in memory once.
 
 Ids: "<source>/<file>#<position>" is unique by construction; "<source>/<id>", where the source names an id field, is
 checked over all shards of the source.
@@ -14,10 +17,11 @@ checked over all shards of the source.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,34 +31,41 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from data_pipeline.documents import QUARANTINE_SCHEMA, shard_writer
-from data_pipeline.parallel import Shard, ShardDone, ShardMade, map_shards, sum_stats
-from data_pipeline.readers import Fault, HubSource, JsonlSource, PackageSource, Record, Source, TextSource
-from data_pipeline.readers.archive import Member, members, read_blocks
-from data_pipeline.readers.hub import local_patterns, read_hub, read_local
-from data_pipeline.readers.jsonl import read_jsonl
-from data_pipeline.readers.local import Digests, find_files
-from data_pipeline.readers.package import archive_of, fetch
+from data_pipeline.documents import QUARANTINE_SCHEMA, AddRow, shard_writer
+from data_pipeline.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
+from data_pipeline.readers import Fault, PackageSource, Record, Source
+from data_pipeline.readers.items import (
+    Item,
+    Reading,
+    archive_items,
+    files_beside,
+    has_lines,
+    has_row_groups,
+    identity,
+    is_stream,
+    plan,
+    source_files,
+    text_bytes,
+)
+from data_pipeline.readers.local import Digests
+from data_pipeline.readers.parts import Part, group_parts, line_parts
+from data_pipeline.readers.reading import read_items
 from data_pipeline.readers.record import TORN, sample
-from data_pipeline.readers.streams import blocks, plain_name
-from data_pipeline.readers.text import HTML, PLAIN, TABLE, ending_of, read_member
 from governance.config import Section, canonical_json
-from governance.errors import ConfigError, ManifestError, MissingInput
-from governance.files import place, sha256_bytes
+from governance.errors import ConfigError
+from governance.files import place, sha256_bytes, write_json
 from governance.log import get_logger
-from governance.manifest import Input, Manifest
+from governance.manifest import Input, Manifest, Output
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
-
-_COMPRESSED_RATIO = 4  # text in a byte of .gz or .zst, to size shards by; measured 2.5 to 5 on prose
+VERSION = 2
 
 
 class IngestConfig(Section):
     """How sources are cut into shards."""
 
     shard_bytes: int = Field(default=64 << 20, ge=1)
-    """Bytes of text that a document shard aims at: files are joined up to it, and never split."""
+    """Bytes of text that a document shard holds at most: files are joined up to it, and huge ones are cut."""
 
 
 class IngestIdentity(Section):
@@ -62,60 +73,6 @@ class IngestIdentity(Section):
 
     sources: tuple[Source, ...]
     ingest: IngestConfig
-
-
-@dataclass(frozen=True)
-class Item:
-    """One file to read: of this machine, or (with a member number) of an archive, or a whole data set of the hub."""
-
-    file: str
-    """Its name within the source."""
-    path: Path | None
-    digest: str
-    """Of the file, or of the archive; for the hub its commit."""
-    bytes: int
-    member: int | None = None
-
-
-def read_items(source: Source, items: Sequence[Item]) -> Iterator[Record | Fault]:
-    """The records and faults of consecutive files of one source, in order; a file without any is one fault."""
-    for file, pieces in _readings(source, items):
-        empty = True
-        for piece in pieces:
-            yield piece
-            empty = False
-        if empty:
-            yield Fault(file, 0, "empty_file", "")
-
-
-def _readings(source: Source, items: Sequence[Item]) -> Iterator[tuple[str, Iterator[Record | Fault]]]:
-    if isinstance(source, PackageSource):
-        wanted = {item.member for item in items}
-        last = max(item.member or 0 for item in items)
-        for member in members(_path(items[0]), source.files):
-            if member.ordinal in wanted:
-                language = source.language_of(member.name)
-                ending = ending_of(member.name)
-                yield member.name, read_member(read_blocks(member), member.name, ending, source.fields, language)
-            if member.ordinal == last:
-                return
-        return
-    for item in items:
-        if isinstance(source, JsonlSource):
-            yield item.file, read_jsonl(blocks(_path(item)), item.file, source.fields)
-        elif isinstance(source, TextSource):
-            language = source.language_of(item.file)
-            ending = ending_of(plain_name(item.file))
-            yield item.file, read_member(blocks(_path(item)), item.file, ending, source.fields, language)
-        elif item.path is None:
-            yield item.file, read_hub(source)
-        else:
-            yield item.file, read_local(item.path, item.file, source.fields)
-
-
-def _path(item: Item) -> Path:
-    assert item.path is not None, "only a data set of the hub has no file"
-    return item.path
 
 
 def to_row(record: Record, source: Source) -> tuple[tuple[Any, ...], int]:
@@ -131,43 +88,76 @@ def to_row(record: Record, source: Source) -> tuple[tuple[Any, ...], int]:
         sha256_bytes(data),
         record.file,
         record.position,
+        record.opt_out,
+        record.opt_out_fetched,
     )
     return row, len(data)
 
 
-@dataclass(frozen=True)
-class Reading:
-    """The work of one shard: consecutive files of one source."""
-
-    source: Source
-    items: tuple[Item, ...]
-
-
 def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) -> ShardMade:
-    """Read files into one shard of documents and one of quarantined records."""
-    prefix = "read_" if work.source.fields.id else ""  # ids are checked later, over all shards of the source
-    paths = {f"{prefix}{role}": path_of(f"{prefix}{role}") for role in ("documents", "quarantine")}
-    count: Counter[str] = Counter(files=len(work.items))
+    """Read files into a shard of documents, more where one is full, and a shard of quarantined records.
+
+    The further ones, and all of a source with ids of its own, which are checked later over all its shards, have the
+    prefix `read_`: `_finish` gives them their places.
+    """
+    prefix = "read_" if work.source.fields.id else ""
+    quarantine = path_of(f"{prefix}quarantine")
+    documents: dict[str, Path] = {}
+
+    def next_path() -> Path:
+        role = f"{_FURTHER}{len(documents):05d}" if documents else f"{prefix}documents"
+        documents[role] = path_of(role)
+        return documents[role]
+
+    # A cut file is counted where it begins.
+    count: Counter[str] = Counter(files=sum(not (item.part and item.part.begin) for item in work.items))
     removed: Counter[str] = Counter()
+    passed: Counter[str] = Counter()
+    torn: set[str] = set()
     with (
-        shard_writer(paths[f"{prefix}documents"]) as add,
-        shard_writer(paths[f"{prefix}quarantine"], QUARANTINE_SCHEMA) as refuse,
+        _filling(next_path, work.shard_bytes) as add,
+        shard_writer(quarantine, QUARANTINE_SCHEMA) as refuse,
     ):
-        for piece in read_items(work.source, work.items):
+        for piece in read_items(work, passed):
             if isinstance(piece, Fault):
                 refuse((work.source.name, piece.file, piece.position, piece.reason, piece.sample), 0)
                 removed[f"quarantine:{piece.reason}"] += 1
-                count["torn_files"] += piece.reason in TORN
+                torn |= {piece.file} if piece.reason in TORN else set()
                 continue
             row, size = to_row(piece, work.source)
             add(row, size)
             count["kept"] += 1
             count["bytes"] += size
             count["html_fallbacks"] += piece.fallback
-    return ShardMade(paths, _funnel(count, removed))
+    return ShardMade(
+        {**documents, f"{prefix}quarantine": quarantine},
+        _funnel(count + Counter(torn_files=len(torn)), removed, passed),
+    )
 
 
-def _funnel(count: Counter[str], removed: Counter[str]) -> dict[str, Any]:
+_FURTHER = "read_documents_"  # and a number from 1: the roles of a reading's further document shards
+
+
+@contextlib.contextmanager
+def _filling(next_path: Callable[[], Path], shard_bytes: int) -> Iterator[AddRow]:
+    """Write one document shard after another, each until its next document would bring it over `shard_bytes`."""
+    with contextlib.ExitStack() as stack:
+        write = stack.enter_context(shard_writer(next_path()))
+        held = 0
+
+        def add(row: Sequence[Any], text_bytes: int) -> None:
+            nonlocal write, held
+            if held and held + text_bytes > shard_bytes:
+                stack.close()
+                write = stack.enter_context(shard_writer(next_path()))
+                held = 0
+            write(row, text_bytes)
+            held += text_bytes
+
+        yield add
+
+
+def _funnel(count: Counter[str], removed: Counter[str], passed: Counter[str]) -> dict[str, Any]:
     quarantined = sum(removed.values())
     return {
         "documents_in": count["kept"] + quarantined,
@@ -179,6 +169,7 @@ def _funnel(count: Counter[str], removed: Counter[str]) -> dict[str, Any]:
         "files": count["files"],
         "html_fallbacks": count["html_fallbacks"],
         "torn_files": count["torn_files"],
+        "passed_over": dict(passed),
     }
 
 
@@ -198,7 +189,8 @@ class Unrepeating:
     """The work on one shard of a source with ids of its own: which rows go."""
 
     documents: Path
-    quarantine: Path
+    quarantine: Path | None
+    """None where the reading's first shard has what was quarantined."""
     repeated: tuple[int, ...]
 
 
@@ -207,12 +199,14 @@ def drop_repeated(section: Section, work: Unrepeating, path_of: Callable[[str], 
     paths = {role: path_of(role) for role in ("documents", "quarantine")}
     if not work.repeated:
         place(work.documents, paths["documents"])
+        if work.quarantine is None:
+            return ShardMade({"documents": paths["documents"]}, {})
         place(work.quarantine, paths["quarantine"])
         return ShardMade(paths, {})
     repeated = frozenset(work.repeated)
     lost = 0
     with shard_writer(paths["documents"]) as add, shard_writer(paths["quarantine"], QUARANTINE_SCHEMA) as refuse:
-        for _, row in _rows(work.quarantine):
+        for _, row in _rows(work.quarantine) if work.quarantine else ():
             refuse(tuple(row.values()), 0)
         for number, row in _rows(work.documents):
             size = len(row["text"].encode("utf-8"))
@@ -235,84 +229,6 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 number += 1
 
 
-def source_files(source: Source, folder: Path, digests: Digests, runtime: Runtime) -> list[Item]:
-    """The files that a source is made from, with their digests; a package is fetched if it is not there yet.
-
-    Raises:
-        MissingInput: a file, a package or an index is not there.
-        ManifestError: a package's archive is not what was fetched, or not what the source pins.
-    """
-    if isinstance(source, PackageSource):
-        manifest = fetch(source, runtime)
-        path = archive_of(manifest, runtime.root)
-        digest = digests.of(path)
-        if digest != manifest.outputs[0].sha256:
-            raise ManifestError(f"{path}: was altered after it was fetched. Remove its folder; it is fetched again.")
-        return [Item(path.name, path, digest, manifest.outputs[0].bytes)]
-    if isinstance(source, HubSource) and source.revision:
-        return [Item(source.dataset, None, source.revision, 0)]
-    patterns = local_patterns(source, folder) if isinstance(source, HubSource) else source.paths
-    found = find_files(patterns, folder, source.name)
-    if isinstance(source, TextSource):
-        for file in found:
-            _check_ending(plain_name(file.name), PLAIN + HTML, source)
-    return [Item(file.name, file.path, digests.of(file.path), file.path.stat().st_size) for file in found]
-
-
-def archive_items(source: PackageSource, archive: Item) -> list[Item]:
-    """The members of an archive that the source's patterns choose.
-
-    Raises:
-        MissingInput: none matches.
-        ConfigError: one is of a kind that is not read.
-    """
-    found = list(members(_path(archive), source.files))
-    for pattern in source.files:
-        if not any(_chosen_by(member, pattern) for member in found):
-            raise MissingInput(
-                f"source {source.name}: no file in {archive.file} matches {pattern!r}. List the archive's names with: "
-                f"python -m zipfile -l, tar -tf or dpkg-deb -c {archive.path}"
-            )
-    for member in found:
-        _check_ending(member.name, PLAIN + HTML + TABLE, source)
-    return [Item(member.name, archive.path, archive.digest, member.size_bytes, member.ordinal) for member in found]
-
-
-def _chosen_by(member: Member, pattern: str) -> bool:
-    outer = member.name.partition(".zip/")
-    return fnmatchcase(member.name, pattern) or fnmatchcase(f"{outer[0]}.zip" if outer[1] else outer[0], pattern)
-
-
-def _check_ending(name: str, allowed: tuple[str, ...], source: Source) -> None:
-    if ending_of(name) not in allowed:
-        kinds = ", ".join(allowed)
-        raise ConfigError(f"source {source.name}: {name!r} is none of {kinds}. Narrow the patterns to such files.")
-
-
-def plan(source: Source, items: Sequence[Item], shard_bytes: int) -> list[Reading]:
-    """Join consecutive files up to `shard_bytes` of text (a compressed byte counts as four)."""
-    readings: list[Reading] = []
-    held: list[Item] = []
-    size = 0
-    for item in items:
-        ratio = _COMPRESSED_RATIO if item.file.endswith((".gz", ".zst")) else 1
-        if held and size + item.bytes * ratio > shard_bytes:
-            readings.append(Reading(source, tuple(held)))
-            held, size = [], 0
-        held.append(item)
-        size += item.bytes * ratio
-    return [*readings, Reading(source, tuple(held))]
-
-
-def identity(source: Source) -> Source:
-    """A source without what says only where its files lie."""
-    if isinstance(source, (JsonlSource, TextSource)):
-        return source.model_copy(update={"paths": ()})
-    if isinstance(source, HubSource) and not source.revision:
-        return source.model_copy(update={"dataset": ""})
-    return source
-
-
 def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Path, runtime: Runtime) -> Manifest:
     """Make or find the documents of all sources; relative paths start at `config_folder`.
 
@@ -327,22 +243,68 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
         )
     digests = Digests(runtime.root)
     files = [source_files(source, config_folder, digests, runtime) for source in sources]
+    beside = [files_beside(source, config_folder, digests) for source in sources]
     digests.save()
     inputs = [
         Input(stage="file" if item.path else "hub", digest=item.digest, path=f"{source.name}/{item.file}")
-        for source, items in zip(sources, files, strict=True)
-        for item in items
+        for source, items, more in zip(sources, files, beside, strict=True)
+        for item in (*items, *more)
     ]
     known = IngestIdentity(sources=tuple(identity(source) for source in sources), ingest=config)
 
     def make(folder: Path) -> Made:
+        chosen = [
+            archive_items(source, items[0]) if isinstance(source, PackageSource) else items
+            for source, items in zip(sources, files, strict=True)
+        ]
+        cut = cut_files(sources, chosen, config.shard_bytes, folder, runtime)
         readings = []
-        for source, items in zip(sources, files, strict=True):
-            chosen = archive_items(source, items[0]) if isinstance(source, PackageSource) else items
-            readings += plan(source, chosen, config.shard_bytes)
+        for source, items, parts, more in zip(sources, files, cut, beside, strict=True):
+            readings += plan(source, parts, config.shard_bytes, more, whole=is_stream(source, items[0]))
         return _make(readings, folder, runtime)
 
     return run_stage(Recipe("ingest", VERSION, known), inputs, runtime, make)
+
+
+def find_lines(section: Section, work: tuple[Path, int], path_of: Callable[[str], Path]) -> ShardMade:
+    """Write down where a plain file of lines is cut."""
+    path = path_of("parts")
+    write_json(path, [asdict(part) for part in line_parts(*work)])
+    return ShardMade({"parts": path}, {})
+
+
+def cut_files(
+    sources: Sequence[Source], files: Sequence[Sequence[Item]], shard_bytes: int, folder: Path, runtime: Runtime
+) -> list[list[Item]]:
+    """The items of each source, those that are larger than a shard in parts where they can be cut."""
+    huge = [
+        (source, item)
+        for source, items in zip(sources, files, strict=True)
+        for item in items
+        if text_bytes(item) > shard_bytes
+    ]
+    parts = {
+        (source.name, item.key): group_parts(item.local, shard_bytes)
+        for source, item in huge
+        if has_row_groups(source, item)
+    }
+    lines = [(source, item) for source, item in huge if has_lines(source, item)]
+    shards = [
+        Shard(f"{number:06d}-{source.name}", ("lines", item.digest, str(shard_bytes)), (item.local, shard_bytes))
+        for number, (source, item) in enumerate(lines)
+    ]
+    found = map_shards(Recipe("ingest", VERSION, Section()), find_lines, shards, folder, runtime, ".json")
+    for (source, item), done in zip(lines, found, strict=True):
+        written = json.loads((runtime.root / done.outputs["parts"].path).read_bytes())
+        parts[source.name, item.key] = [Part(**values) for values in written]
+    return [
+        [piece for item in items for piece in _pieces(item, parts.get((source.name, item.key), []))]
+        for source, items in zip(sources, files, strict=True)
+    ]
+
+
+def _pieces(item: Item, parts: Sequence[Part]) -> list[Item]:
+    return [replace(item, part=part) for part in parts] if len(parts) > 1 else [item]
 
 
 def _make(readings: Sequence[Reading], folder: Path, runtime: Runtime) -> Made:
@@ -350,18 +312,19 @@ def _make(readings: Sequence[Reading], folder: Path, runtime: Runtime) -> Made:
     shards = []
     for number, work in enumerate(readings):
         of_source = sha256_bytes(canonical_json(identity(work.source)))
-        read = tuple(f"{item.digest} {item.member} {item.file}" for item in work.items)
+        read = (str(work.shard_bytes), *(item.key for item in (*work.beside, *work.items)))
         shards.append(Shard(f"{number:06d}-{work.source.name}", (of_source, *read), work))
     done = map_shards(recipe, read_shard, shards, folder, runtime)
     stats = [(work.source.name, part.stats) for work, part in zip(readings, done, strict=True)]
+    outputs = []
     for source in {work.source.name: work.source for work in readings}.values():
-        if source.fields.id:
-            own = [index for index, work in enumerate(readings) if work.source.name == source.name]
-            unique = _unrepeat([shards[i].name for i in own], [done[i] for i in own], folder, runtime)
-            for index, finished in zip(own, unique, strict=True):
-                done[index] = finished
-                stats.append((source.name, finished.stats))
-    outputs = [output for part in done for output in part.outputs.values()]
+        own = [index for index, work in enumerate(readings) if work.source.name == source.name]
+        finished = _finish(bool(source.fields.id), {index: done[index] for index in own}, shards, folder, runtime)
+        stats += [(source.name, part.stats) for part in finished]
+        outputs += [output for part in finished for output in part.outputs.values()]
+        outputs += [
+            output for index in own for role, output in done[index].outputs.items() if not role.startswith("read_")
+        ]
     by_source = {name: sum_stats([part for of, part in stats if of == name]) for name in dict(stats)}
     total = sum_stats([part for _, part in stats])
     for name, funnel in by_source.items():
@@ -370,16 +333,40 @@ def _make(readings: Sequence[Reading], folder: Path, runtime: Runtime) -> Made:
     return Made(outputs, {**total, "by_source": by_source})
 
 
-def _unrepeat(names: Sequence[str], read: Sequence[ShardDone], folder: Path, runtime: Runtime) -> list[ShardDone]:
-    """Finish the shards of a source with ids of its own: the first of an id stays.
+def _finish(
+    with_ids: bool, read: Mapping[int, ShardDone], shards: Sequence[Shard], folder: Path, runtime: Runtime
+) -> list[ShardDone]:
+    """Give the shards of a source that were read under `read_` their places; the first of an id stays.
 
-    What was read stays beside it, under `read_documents`, so that another process that makes the same artifact, or a
-    later one whose other files changed, finds it whole; an untouched shard is one file with two names.
+    What was read stays beside it, so that another process that makes the same artifact, or a later one whose other
+    files changed, finds it whole; an untouched shard is one file with two names.
     """
-    documents = [runtime.root / part.outputs["read_documents"].path for part in read]
-    shards = []
-    for name, path, part, rows in zip(names, documents, read, repeated_rows(documents), strict=True):
-        quarantine = part.outputs["read_quarantine"]
-        inputs = ("unrepeat", part.outputs["read_documents"].sha256, quarantine.sha256, *map(str, rows))
-        shards.append(Shard(name, inputs, Unrepeating(path, runtime.root / quarantine.path, tuple(rows))))
-    return map_shards(Recipe("ingest", VERSION, Section()), drop_repeated, shards, folder, runtime)
+    found: list[tuple[str, Output, Output | None]] = []
+    for index, part in read.items():
+        name = shards[index].name
+        for role, output in sorted(part.outputs.items()):
+            if role == "read_documents":
+                found.append((name, output, part.outputs["read_quarantine"]))
+            elif role.startswith(_FURTHER):
+                number, _, source = name.partition("-")
+                found.append((f"{number}.{role.removeprefix(_FURTHER)}-{source}", output, None))
+    paths = [runtime.root / output.path for _, output, _ in found]
+    repeated = _repeated(found, paths, folder, runtime) if with_ids else [[]] * len(found)
+    work = []
+    for (name, output, quarantine), path, rows in zip(found, paths, repeated, strict=True):
+        inputs = ("finish", output.sha256, quarantine.sha256 if quarantine else "", *map(str, rows))
+        beside = runtime.root / quarantine.path if quarantine else None
+        work.append(Shard(name, inputs, Unrepeating(path, beside, tuple(rows))))
+    return map_shards(Recipe("ingest", VERSION, Section()), drop_repeated, work, folder, runtime)
+
+
+def _repeated(
+    found: Sequence[tuple[str, Output, Output | None]], paths: Sequence[Path], folder: Path, runtime: Runtime
+) -> list[list[int]]:
+    """`repeated_rows`, found by one worker for all."""
+    key = Recipe("ingest", VERSION, Section()).key(["repeated", *(output.sha256 for _, output, _ in found)])
+    path = folder.parent / "records" / f"{key}.repeated.json"
+    rows: list[list[int]] = json.loads(
+        once(runtime, path, lambda path: write_json(path, repeated_rows(paths))).read_bytes()
+    )
+    return rows

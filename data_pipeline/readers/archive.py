@@ -1,28 +1,36 @@
 """Members of the archives that packages come in: wheels and zips, source archives (tar), Debian packages.
 
-Members are visited in the archive's own order, which its digest fixes, and are read as streams: nothing is unpacked
-to disk and no script of a package is ever run. A zip inside a zip is opened in place, its members are named
-`outer.zip/inner.csv`. Where an archive holds one name twice, the second is called `1;name`.
+Members are visited in the archive's own order, which its digest fixes, and are read as streams; no script of a package
+is ever run. A zip inside a zip is unpacked to a nameless temporary file (in memory up to 16 MiB), its members are named
+`outer.zip/inner.csv`, at most `MAX_DEPTH` zips deep. Where an archive holds one name twice, the second is called
+`1;name`.
+
+A member that unpacks to absurdly more than it takes (`streams.is_bomb`), or with which the archive as a whole would, is
+not opened: reading it raises `TornStream("decompression_bomb")`. In a tar, which is one stream, the bound holds for the
+stream: behind it there is one last member, of the archive's own name, that cannot be read.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import lzma
+import shutil
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from data_pipeline.readers.streams import BLOCK_BYTES, TornStream, open_source
-from governance.errors import MissingInput
+from data_pipeline.readers.streams import BLOCK_BYTES, TornStream, is_bomb, open_source, unpacked_file
+from governance.errors import MissingInput, storage_errors
 
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
+MAX_DEPTH = 3
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError)
 _ENCRYPTED = RuntimeError  # what zipfile raises for a member that wants a password
+_IN_MEMORY_BYTES = 16 << 20
 _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER_BYTES = 60
 
@@ -32,10 +40,12 @@ class Member:
     """One file of an archive; `open` may be called only before the next member is asked for."""
 
     name: str
-    ordinal: int
     size_bytes: int
     """When unpacked."""
     open: Callable[[], IO[bytes]]
+    fault: str = ""
+    """Why it cannot be read, where that is known without reading it; then `open` raises it."""
+    ordinal: int = 0
 
 
 def members(path: Path, patterns: Iterable[str]) -> Iterator[Member]:
@@ -48,11 +58,12 @@ def members(path: Path, patterns: Iterable[str]) -> Iterator[Member]:
     found = _zip_members(path, wanted) if zipfile.is_zipfile(path) else _tar_members(path, wanted)
     names: Counter[str] = Counter()
     try:
-        for ordinal, (name, size, opener) in enumerate(found):
-            again = names[name]
-            names[name] += 1
-            yield Member(f"{again};{name}" if again else name, ordinal, size, opener)
-    except _DAMAGE as error:
+        for ordinal, member in enumerate(found):
+            again = names[member.name]
+            names[member.name] += 1
+            name = f"{again};{member.name}" if again else member.name
+            yield replace(member, name=name, ordinal=ordinal)
+    except (*_DAMAGE, TornStream) as error:
         raise MissingInput(
             f"{path}: cannot be read as an archive: {error}. Remove its folder, so that it is fetched again."
         ) from error
@@ -62,59 +73,100 @@ def read_blocks(member: Member) -> Iterator[bytes]:
     """The bytes of one member.
 
     Raises:
-        TornStream: it is damaged, encrypted, or packed in a way that Python cannot unpack.
+        TornStream: it is damaged, encrypted, a bomb, or packed in a way that Python cannot unpack.
     """
     try:
         with member.open() as source:
             while block := source.read(BLOCK_BYTES):
                 yield block
+    except TornStream as error:
+        raise TornStream(error.reason if error.reason in _OWN_FAULTS else "unreadable_member") from error
     except (*_DAMAGE, _ENCRYPTED) as error:
         raise TornStream("unreadable_member") from error
 
 
-_Found = tuple[str, int, Callable[[], IO[bytes]]]
+_OWN_FAULTS = ("decompression_bomb", "nested_too_deep")
+
+
+def _broken(name: str, size: int, fault: str) -> Member:
+    def refuse() -> IO[bytes]:
+        raise TornStream(fault)
+
+    return Member(name, size, refuse, fault)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _zip_members(path: Path, patterns: tuple[str, ...]) -> Iterator[_Found]:
+class _Allowance:
+    """How much the members of one archive, zips inside it included, have unpacked to."""
+
+    def __init__(self, packed: int) -> None:
+        self._packed = packed
+        self._unpacked = 0
+
+    def grants(self, packed: int, unpacked: int) -> bool:
+        """Whether a member may be opened; what is granted is counted."""
+        if is_bomb(packed, unpacked) or is_bomb(self._packed, self._unpacked + unpacked):
+            return False
+        self._unpacked += unpacked
+        return True
+
+
+def _zip_members(path: Path, patterns: tuple[str, ...]) -> Iterator[Member]:
+    allowance = _Allowance(path.stat().st_size)
     with open_source(path) as source, zipfile.ZipFile(source) as archive:
         for info in archive.infolist():
-            if info.is_dir() or not _matches(info.filename, patterns):
-                continue
-            if info.filename.endswith(".zip"):
-                yield from _inner_zip(archive, info)
-            else:
-                yield info.filename, info.file_size, _opener(archive, info)
+            if not info.is_dir() and _matches(info.filename, patterns):
+                yield from _zip_member(archive, info, info.filename, allowance, 1)
 
 
-def _inner_zip(outer: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[_Found]:
+def _zip_member(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, allowance: _Allowance, depth: int
+) -> Iterator[Member]:
+    # zipfile gives no more bytes than the directory says, so what it says is the bound.
+    if not allowance.grants(info.compress_size, info.file_size):
+        yield _broken(name, info.file_size, "decompression_bomb")
+    elif not name.lower().endswith(".zip"):
+        yield Member(name, info.file_size, lambda: archive.open(info))
+    elif depth > MAX_DEPTH:
+        yield _broken(name, info.file_size, "nested_too_deep")
+    else:
+        yield from _inner_zip(archive, info, name, allowance, depth)
+
+
+def _inner_zip(
+    outer: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, allowance: _Allowance, depth: int
+) -> Iterator[Member]:
     try:
-        with outer.open(info) as source, zipfile.ZipFile(source) as inner:
-            for item in inner.infolist():
-                if not item.is_dir():
-                    yield f"{info.filename}/{item.filename}", item.file_size, _opener(inner, item)
+        # Read in place, each member would unpack all that stands before it once more.
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as file:
+            with outer.open(info) as packed, storage_errors(Path(tempfile.gettempdir())):
+                shutil.copyfileobj(packed, file, BLOCK_BYTES)
+            with zipfile.ZipFile(file) as inner:
+                for item in inner.infolist():
+                    if not item.is_dir():
+                        yield from _zip_member(inner, item, f"{name}/{item.filename}", allowance, depth + 1)
     except (*_DAMAGE, _ENCRYPTED):
-        yield info.filename, info.file_size, _opener(outer, info, broken=True)
+        yield _broken(name, info.file_size, "unreadable_member")
 
 
-def _opener(archive: zipfile.ZipFile, info: zipfile.ZipInfo, *, broken: bool = False) -> Callable[[], IO[bytes]]:
-    def open_member() -> IO[bytes]:
-        if broken:
-            raise zipfile.BadZipFile(f"{info.filename} is no whole zip")
-        return archive.open(info)
-
-    return open_member
-
-
-def _tar_members(path: Path, patterns: tuple[str, ...]) -> Iterator[_Found]:
-    with open_source(path) as source, _open_tar(source) as archive:
-        for info in archive:
-            name = info.name.removeprefix("./")
-            if info.isfile() and _matches(name, patterns):
-                yield name, info.size, _tar_opener(archive, info)
+def _tar_members(path: Path, patterns: tuple[str, ...]) -> Iterator[Member]:
+    try:
+        with open_source(path) as source, _open_tar(source, path) as archive:
+            for info in archive:
+                name = info.name.removeprefix("./")
+                if not info.isfile() or not _matches(name, patterns):
+                    continue
+                if is_bomb(path.stat().st_size, info.size):  # also a sparse member, whose holes take no bytes
+                    yield _broken(name, info.size, "decompression_bomb")
+                else:
+                    yield Member(name, info.size, _tar_opener(archive, info))
+    except TornStream as error:
+        if error.reason not in _OWN_FAULTS:
+            raise
+        yield _broken(path.name, 0, error.reason)
 
 
 def _tar_opener(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
@@ -127,27 +179,25 @@ def _tar_opener(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[],
     return open_member
 
 
-def _open_tar(source: IO[bytes]) -> tarfile.TarFile:
+def _open_tar(source: IO[bytes], path: Path) -> tarfile.TarFile:
     """Read a tar as a stream; in a Debian package (deb(5): an ar archive) the tar is its member data.tar.*."""
-    compression = ""
+    length = None
     if source.read(len(_AR_MAGIC)) == _AR_MAGIC:
-        compression = _seek_data(source)
+        length = _seek_data(source)
     else:
         source.seek(0)
-    if compression == ".zst":
-        import zstandard
-
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << 31).stream_reader(source, read_across_frames=True)
-        return tarfile.open(fileobj=reader, mode="r|")
-    return tarfile.open(fileobj=source, mode="r|*")
+    return tarfile.open(fileobj=unpacked_file(source, path, length), mode="r|")
 
 
-def _seek_data(source: IO[bytes]) -> str:
-    """Move to the start of data.tar.* in an ar archive and return the end of its name."""
+def _seek_data(source: IO[bytes]) -> int:
+    """Move to the start of data.tar.* in an ar archive and return its size in bytes."""
     while len(header := source.read(_AR_HEADER_BYTES)) == _AR_HEADER_BYTES:
         name = header[:16].decode("ascii", "replace").strip().rstrip("/")
+        try:
+            size = int(header[48:58])
+        except ValueError:
+            break
         if name.startswith("data.tar"):
-            return name.removeprefix("data.tar")
-        size = int(header[48:58])
+            return size
         source.seek(size + size % 2, 1)  # members start at even offsets
     raise tarfile.ReadError("the Debian package has no data.tar")

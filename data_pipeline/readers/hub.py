@@ -1,52 +1,90 @@
-"""Data sets through Hugging Face `datasets` (its door): the hub at one commit, or local Parquet and JSON Lines files.
+"""Data sets of the Hugging Face hub at one commit, through `datasets` (its door), and those that lie on this machine.
 
 Rows are streamed; nothing is copied into the library's cache. What the hub serves is identified by its commit, local
-files by their SHA-256. A file whose rows cannot be decoded to the end gives all rows before the damage, then one fault.
-Local JSON *Lines* go through our own reader: the library gives up a whole block of rows for one bad line, and takes a
-column of texts that all look like dates for dates.
+files by their SHA-256. Of local folders there are two kinds: what `save_to_disk` wrote (Arrow streams, of which only
+those are read that its state names, so no left-over of the library's cache; of several splits the one that the source
+names), and any other, whose Parquet and JSON Lines files are read.
+
+A file whose rows cannot be decoded to the end gives all rows before the damage, then one fault. Parquet, Arrow and
+JSON *Lines* go through our own readers: the library gives up a whole block of rows for one bad one, takes a column of
+texts that all look like dates for dates, and holds a row group in memory whole.
 """
 
 from __future__ import annotations
 
+import glob
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from data_pipeline.readers.jsonl import read_jsonl
+from data_pipeline.readers.local import LocalFile, find_files
+from data_pipeline.readers.parquet import read_parquet
 from data_pipeline.readers.record import Fault, Fields, Record, sample, to_record
+from data_pipeline.readers.rows import read_batch, wanted
 from data_pipeline.readers.sources import HubSource
-from data_pipeline.readers.streams import blocks, plain_name
+from data_pipeline.readers.streams import blocks, open_source, plain_name
 from governance.errors import ConfigError, MissingInput
 
-_BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": ""}  # the library's own; "": our reader
+_ENDINGS = (".parquet", ".arrow", ".jsonl", ".json")
+_LOOSE = (".parquet", *(f"{ending}{more}" for ending in (".jsonl", ".json") for more in ("", ".gz", ".zst")))
+_STATE, _SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` writes beside its files
 
 
-def local_patterns(source: HubSource, folder: Path) -> tuple[str, ...]:
-    """The patterns of the local files that a source without a revision names.
+def local_files(source: HubSource, folder: Path) -> list[LocalFile]:
+    """The local files that a source without a revision names.
 
     Raises:
-        MissingInput: there is no such file or folder.
+        MissingInput: there is no such file, folder or split.
         ConfigError: the file is of a kind that is not read.
     """
-    import glob
-
     path = folder / Path(source.dataset).expanduser()
-    if path.is_dir():
-        inside = glob.escape(str(path))
-        endings = [f"{ending}{more}" for ending in _BUILDERS for more in ("", ".gz", ".zst") if ending != ".parquet"]
-        patterns = [f"{inside}/**/*{ending}" for ending in (".parquet", *endings)]
-        found = tuple(pattern for pattern in patterns if glob.glob(pattern, recursive=True))
-        if not found:
-            raise MissingInput(f"source {source.name}: {path} holds no .parquet, .jsonl or .json file.")
-        return found
-    if not path.is_file():
+    if (path / _SPLITS).is_file():
+        path = path / _split(path, source)
+    elif source.split != "train":
+        raise ConfigError(
+            f"source {source.name}: {path} was not saved with several splits, so split = {source.split!r} names none. "
+            "Take the line out, or give the hub's commit as revision."
+        )
+    if (path / _STATE).is_file():
+        patterns = _saved(path, source)
+    elif path.is_dir():
+        patterns = tuple(f"{glob.escape(str(path))}/**/*{ending}" for ending in _LOOSE)
+    elif path.is_file():
+        if Path(plain_name(path.name)).suffix not in _ENDINGS:
+            raise ConfigError(f"source {source.name}: {path.name} is none of {', '.join(_ENDINGS)} (.gz, .zst).")
+        patterns = (glob.escape(str(path)),)
+    else:
         raise MissingInput(
             f"source {source.name}: dataset = {source.dataset!r} is no file or folder in {folder.absolute()}. For a "
             "data set of the hub give its commit too: revision = 40 hexadecimal digits."
         )
-    if Path(plain_name(path.name)).suffix not in _BUILDERS:
-        raise ConfigError(f"source {source.name}: {path.name} is none of {', '.join(_BUILDERS)} (.gz, .zst).")
-    return (glob.escape(str(path)),)
+    loose = path.is_dir() and not (path / _STATE).is_file()
+    return find_files(patterns, folder, source.name, follow_links=source.follow_links, any_of=loose)
+
+
+def _split(path: Path, source: HubSource) -> str:
+    splits = sorted(state.parent.name for state in path.glob(f"*/{_STATE}"))
+    if source.split not in splits:
+        raise MissingInput(
+            f"source {source.name}: {path} has the splits {', '.join(splits) or '(none)'}, not {source.split!r}. "
+            "Mend its `split`."
+        )
+    return source.split
+
+
+def _saved(path: Path, source: HubSource) -> tuple[str, ...]:
+    """The files of a data set that `save_to_disk` wrote."""
+    try:
+        names = [file["filename"] for file in json.loads((path / _STATE).read_bytes())["_data_files"]]
+        return tuple(glob.escape(str(path / Path(name).name)) for name in names)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MissingInput(
+            f"source {source.name}: {path / _STATE} is not what save_to_disk writes ({error}). Save the data set again."
+        ) from error
 
 
 def read_local(path: Path, file: str, fields: Fields) -> Iterator[Record | Fault]:
@@ -54,11 +92,34 @@ def read_local(path: Path, file: str, fields: Fields) -> Iterator[Record | Fault
     ending = Path(plain_name(path.name)).suffix
     if ending == ".jsonl":
         yield from read_jsonl(blocks(path), file, fields)
-        return
-    datasets = _door()
+    elif ending == ".parquet":
+        yield from read_parquet(path, file, fields)
+    elif ending == ".arrow":
+        yield from _read_arrow(path, file, fields)
+    else:
+        yield from _read_json(path, file, fields)
+
+
+def _read_arrow(path: Path, file: str, fields: Fields) -> Iterator[Record | Fault]:
+    """The rows of an Arrow stream, a batch at a time (`datasets` writes 1000 rows a batch)."""
+    position = 0
+    with open_source(path) as source:
+        try:
+            with pa.ipc.open_stream(source) as stream:
+                ways = wanted(stream.schema, fields)
+                for batch in stream:
+                    batch.validate(full=True)  # offsets of a damaged file may point anywhere
+                    yield from read_batch(batch, ways, fields, file, position)
+                    position += batch.num_rows
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+            yield Fault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
+
+
+def _read_json(path: Path, file: str, fields: Fields) -> Iterator[Record | Fault]:
+    """The rows of a file that is one JSON array, or of lines, as the library finds out."""
     position = 0
     try:
-        for row in datasets.load_dataset(_BUILDERS[ending], data_files=[str(path)], split="train", streaming=True):
+        for row in _door().load_dataset("json", data_files=[str(path)], split="train", streaming=True):
             yield _piece(row, fields, file, position)
             position += 1
     except Exception as error:  # a damaged file, told by Arrow, fsspec or the library in types of their own

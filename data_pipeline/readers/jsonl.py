@@ -1,7 +1,8 @@
 """JSON Lines: one object a line (RFC 8259 in UTF-8); plain, .gz or .zst, a line at a time.
 
-A record's position is its line's number from 0. A line of white space only holds no record and is passed over, as
-editors leave one at the end; every other line is a record or a fault.
+A record's position is its line's number from 0, also where a shard reads only a part of a plain file; a compressed
+file cannot be cut, it is read by one process from its start. A line of white space only holds no record and is passed
+over, as editors leave one at the end; every other line is a record or a fault.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from data_pipeline.readers.record import Fault, Fields, Record, sample, to_recor
 from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, lines
 
 
-def read_jsonl(pieces: Iterable[bytes], file: str, fields: Fields) -> Iterator[Record | Fault]:
-    """The records of a stream of JSON lines, in order, and its faults where they stand."""
-    position = -1
+def read_jsonl(pieces: Iterable[bytes], file: str, fields: Fields, first: int = 0) -> Iterator[Record | Fault]:
+    """The records of a stream of JSON lines, in order, and its faults where they stand.
+
+    `first` is the number of the stream's first line within its file.
+    """
+    position = first - 1
     try:
-        for position, line in enumerate(lines(pieces)):
+        for position, line in enumerate(lines(pieces, whole=not first), first):
             if not line.isspace() and line:
                 yield _read_line(line, file, position, fields)
     except TornStream as error:

@@ -2,14 +2,20 @@
 
 A file's name within its source does not change when the folder moves: it is the path below the folder that all of the
 source's patterns share in front of their first wildcard.
+
+Symbolic links: a pattern whose fixed folder is itself behind a link is what its writer meant; a link inside that folder
+that leads out of it is refused, unless the source says `follow_links`. `**` enters each folder once, by its own name
+before by a link's, so that a link to a folder above it is no endless way.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import json
 import os
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,24 +36,33 @@ class LocalFile:
     path: Path
 
 
-def find_files(patterns: tuple[str, ...], folder: Path, source: str) -> list[LocalFile]:
+def find_files(
+    patterns: tuple[str, ...], folder: Path, source: str, *, follow_links: bool = False, any_of: bool = False
+) -> list[LocalFile]:
     """The files that the patterns name, each once, in the order of their names.
 
     Raises:
-        MissingInput: a pattern names no file.
+        MissingInput: a pattern (with `any_of`: each of them) names no file, or reaches one through a link that leads
+            out of its folder.
     """
     absolute = [os.path.normpath(os.path.join(glob.escape(str(folder.absolute())), pattern)) for pattern in patterns]
     shared = Path(os.path.commonpath([_fixed_part(pattern) for pattern in absolute]))
     found: dict[str, Path] = {}
+    wanting = []
     for pattern, written in zip(absolute, patterns, strict=True):
-        paths = [Path(name) for name in glob.glob(pattern, recursive=True)]
+        fixed = _fixed_part(pattern)
+        walk = _Walk(fixed, source, follow_links)
+        paths = [Path(name) for name in walk.expand(fixed, Path(pattern).parts[len(Path(fixed).parts) :])]
         files = [path for path in paths if path.is_file()]
         if not files:
-            what = "names folders only; add a pattern for their files, as /**/*.jsonl" if paths else "names no file"
-            raise MissingInput(
-                f"source {source}: {written!r} {what} (looked in {folder.absolute()}). Mend its `paths`."
-            )
+            folders = any(path.is_dir() for path in paths)
+            what = "names folders only; add a pattern for their files, as /**/*.jsonl" if folders else "names no file"
+            wanting.append(f"{written!r} {what}")
+        for path in files:
+            walk.check(path)
         found |= {path.relative_to(shared).as_posix(): path for path in files}
+    if wanting and not (any_of and found):
+        raise MissingInput(f"source {source}: {wanting[0]} (looked in {folder.absolute()}). Mend its `paths`.")
     return [LocalFile(name, found[name]) for name in sorted(found)]
 
 
@@ -55,11 +70,99 @@ def _fixed_part(pattern: str) -> str:
     """The folder in front of a pattern's first wildcard; an escaped `[[]` of the folder's own name is none."""
     fixed = []
     for part in Path(pattern).parent.parts:
-        plain = part.replace("[*]", "\0").replace("[?]", "\1").replace("[[]", "\2")
-        if any(wild in plain for wild in _WILD):
+        if _is_wild(part):
             break
-        fixed.append(plain.replace("\0", "*").replace("\1", "?").replace("\2", "["))
+        fixed.append(_unescaped(part))
     return os.path.join(*fixed)
+
+
+def _is_wild(part: str) -> bool:
+    plain = part.replace("[*]", "").replace("[?]", "").replace("[[]", "")
+    return any(wild in plain for wild in _WILD)
+
+
+def _unescaped(part: str) -> str:
+    return part.replace("[*]", "*").replace("[?]", "?").replace("[[]", "[")
+
+
+class _Walk:
+    """The paths below one fixed folder that a pattern names, as `glob` has them (names with a dot are hidden)."""
+
+    def __init__(self, fixed: str, source: str, follow_links: bool) -> None:
+        self._fixed = fixed
+        self._inside = os.path.join(os.path.realpath(fixed), "")
+        self._source = source
+        self._follow = follow_links
+
+    def expand(self, folder: str, parts: Sequence[str]) -> Iterator[str]:
+        """The paths below `folder` that the parts of a pattern name; those that are not there too, if it is plain."""
+        if not parts:
+            yield folder
+            return
+        part, rest = parts[0], parts[1:]
+        if part == "**":
+            for below in self._folders(folder):
+                if rest:
+                    yield from self.expand(below, rest)
+                else:
+                    yield from (os.path.join(below, name) for name in _names(below) if not name.startswith("."))
+        elif _is_wild(part):
+            hidden = part.startswith(".")
+            for name in fnmatch.filter(_names(folder), part):
+                path = os.path.join(folder, name)
+                if (hidden or not name.startswith(".")) and (not rest or os.path.isdir(path)):
+                    yield from self.expand(path, rest)
+        elif os.path.lexists(path := os.path.join(folder, _unescaped(part))):
+            yield from self.expand(path, rest)
+
+    def _folders(self, top: str) -> Iterator[str]:
+        """`top` and all folders below it, each once: links wait until the folders themselves have been seen."""
+        seen: set[tuple[int, int]] = set()
+        links: list[str] = []
+        waiting = [top] if os.path.isdir(top) else []
+        while waiting or links:
+            folder = waiting.pop() if waiting else links.pop(0)
+            state = os.stat(folder)
+            if (state.st_dev, state.st_ino) in seen:
+                continue
+            seen.add((state.st_dev, state.st_ino))
+            yield folder
+            for name in reversed(_names(folder)):
+                path = os.path.join(folder, name)
+                if name.startswith(".") or not os.path.isdir(path):
+                    continue
+                if os.path.islink(path):
+                    self.check(Path(path))
+                    links.append(path)
+                else:
+                    waiting.append(path)
+
+    def check(self, path: Path) -> None:
+        """Refuse a path that a link leads out of the fixed folder.
+
+        Raises:
+            MissingInput: it does, and the source does not say `follow_links`.
+        """
+        if self._follow or self._holds(path):
+            return
+        parts = path.relative_to(self._fixed).parts
+        ways = (Path(self._fixed, *parts[: count + 1]) for count in range(len(parts)))
+        link = next((way for way in ways if not self._holds(way)), path)
+        raise MissingInput(
+            f"source {self._source}: {link} is a symbolic link to {os.path.realpath(link)}, which lies outside "
+            f"{self._fixed}. Name the target's folder in `paths`, or set follow_links = true on the source."
+        )
+
+    def _holds(self, path: Path) -> bool:
+        return os.path.join(os.path.realpath(path), "").startswith(self._inside)
+
+
+def _names(folder: str) -> list[str]:
+    """What a folder holds, sorted; nothing where it is none, or may not be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 class Digests:

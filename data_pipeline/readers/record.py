@@ -7,9 +7,15 @@ Faults by reason:
 
     not_json  not_an_object  not_utf8  lone_surrogate  line_too_long  file_too_long  not_csv  wrong_columns  not_html
     no_text_field  text_not_string  no_id  url_not_string  language_not_string  licence_not_string
+    opt_out_not_string  opt_out_fetched_not_string
     empty_file         the file holds not a single record
     truncated_gzip  truncated_zstd  corrupt_gzip  corrupt_zstd  unreadable_member  unreadable_rows
                        the file is torn: what stands before the tear was read, what stood after it is lost
+    decompression_bomb a few bytes unpack to very many (streams.py says when); read up to the bound
+    nested_too_deep    an archive in an archive in an archive in an archive
+    page_too_large     a page of a Parquet file would not fit a worker's memory; the rest of its row group is lost
+    warc_torn_record  warc_bad_header  warc_...
+                       of web archives, as warc.py says
     duplicate_id       another record of the source came first with this id (found by `ingest`)
 """
 
@@ -21,7 +27,19 @@ from typing import Any
 
 SAMPLE_CHARACTERS = 200
 TORN = frozenset(
-    {"truncated_gzip", "truncated_zstd", "corrupt_gzip", "corrupt_zstd", "unreadable_member", "unreadable_rows"}
+    {
+        "truncated_gzip",
+        "truncated_zstd",
+        "corrupt_gzip",
+        "corrupt_zstd",
+        "unreadable_member",
+        "unreadable_rows",
+        "decompression_bomb",
+        "nested_too_deep",
+        "page_too_large",
+        "warc_torn_record",
+        "warc_bad_header",
+    }
 )
 """The reasons that say that a file has lost an unknown number of records."""
 
@@ -41,6 +59,10 @@ class Record:
     """"" where the source names no id."""
     fallback: bool = False
     """The main text of an HTML page was not found, so all of its text was taken."""
+    opt_out: str = ""
+    """The rights holder's signals, joined by a blank; "none": looked for and not there; "": nobody looked."""
+    opt_out_fetched: str = ""
+    """When those signals were read, ISO 8601; "": nobody looked."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +84,8 @@ class Fields:
     url: str = ""
     language: str = ""
     licence: str = ""
+    opt_out: str = ""
+    opt_out_fetched: str = ""
 
 
 def sample(data: bytes | str) -> str:
@@ -82,7 +106,7 @@ def to_record(row: Mapping[str, Any], fields: Fields, file: str, position: int) 
     if fields.id and not identity:
         return "no_id"
     values: dict[str, str] = {}
-    for name in ("url", "language", "licence"):
+    for name in ("url", "language", "licence", "opt_out", "opt_out_fetched"):
         key = getattr(fields, name)
         value = row.get(key) if key else None
         if value is not None and not isinstance(value, str):
@@ -90,7 +114,17 @@ def to_record(row: Mapping[str, Any], fields: Fields, file: str, position: int) 
         values[name] = value or ""
     if not all(_encodes(value) for value in (text, identity, *values.values())):
         return "lone_surrogate"
-    return Record(text, file, position, values["url"], values["language"], values["licence"], identity)
+    return Record(
+        text,
+        file,
+        position,
+        url=values["url"],
+        language=values["language"],
+        licence=values["licence"],
+        id=identity,
+        opt_out=values["opt_out"],
+        opt_out_fetched=values["opt_out_fetched"],
+    )
 
 
 def _identity(value: Any) -> str:

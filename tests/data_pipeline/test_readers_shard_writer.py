@@ -16,7 +16,7 @@ def test_shard_writer_round_trip_and_row_groups(tmp_path_factory, texts, group_b
         patch.setattr("data_pipeline.documents.ROW_GROUP_BYTES", group_bytes)
         with shard_writer(path) as add:
             for number, text in enumerate(texts):
-                add((str(number), text, "s", "", "", "", "", "f", number), len(text.encode()))
+                add((str(number), text, "s", "", "", "", "", "f", number, "", ""), len(text.encode()))
     table = read_table(path, DOCUMENT_SCHEMA)
     assert table["text"].to_pylist() == texts
     file = pq.ParquetFile(path)
@@ -28,7 +28,7 @@ def test_shard_writer_round_trip_and_row_groups(tmp_path_factory, texts, group_b
 def test_shard_writer_leaves_nothing_when_it_fails(tmp_path):
     def fail():
         with shard_writer(tmp_path / "x.parquet") as add:
-            add(("1", "t", "s", "", "", "", "", "f", 0), 1)
+            add(("1", "t", "s", "", "", "", "", "f", 0, "", ""), 1)
             raise KeyError("a reader's fault")
 
     with pytest.raises(KeyError):

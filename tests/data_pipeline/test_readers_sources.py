@@ -16,7 +16,7 @@ import zstandard
 
 from data_pipeline.readers import Fault, Fields, HubSource, PackageSource, Record, Source
 from data_pipeline.readers.archive import members, read_blocks
-from data_pipeline.readers.hub import local_patterns, read_local
+from data_pipeline.readers.hub import local_files, read_local
 from data_pipeline.readers.local import Digests, find_files
 from data_pipeline.readers.package import archive_of, fetch
 from data_pipeline.readers.streams import TornStream
@@ -59,7 +59,9 @@ HUB = {"type": "hub", "dataset": "owner/name"}
         (HUB | {"revision": "main"}, "should match pattern"),
         (HUB | {"revision": "0" * 40, "dataset": "./folder"}, "local files take no revision"),
         (HUB | {"revision": "0" * 40, "dataset": "x.parquet"}, "local files take no revision"),
-        (HUB | {"split": "test"}, "wants revision"),
+        (HUB | {"split": "a/b"}, "should match pattern"),
+        ({"type": "warc", "paths": ["a"], "content_types": []}, "at least 1"),
+        ({"type": "parquet", "paths": ["a"], "follow_links": 1}, "follow_links"),
         (HUB | {"config_name": "en"}, "wants revision"),
     ],
 )
@@ -338,16 +340,17 @@ def test_local_json_array_through_datasets(tmp_path):
 
 def test_which_local_files_a_dataset_names(tmp_path):
     (tmp_path / "d" / "sub").mkdir(parents=True)
-    with pytest.raises(MissingInput, match="holds no"):
-        local_patterns(hub("d"), tmp_path)
+    with pytest.raises(MissingInput, match="names no file"):
+        local_files(hub("d"), tmp_path)
     for name in ("d/sub/a.parquet", "d/b.jsonl.zst", "d/README.md"):
         (tmp_path / name).write_bytes(b"x")
-    found = find_files(local_patterns(hub("d"), tmp_path), tmp_path, "h")
-    assert [file.name for file in found] == ["b.jsonl.zst", "sub/a.parquet"]
+    assert [file.name for file in local_files(hub("d"), tmp_path)] == ["b.jsonl.zst", "sub/a.parquet"]
     with pytest.raises(MissingInput, match="revision = 40 hexadecimal digits"):
-        local_patterns(hub("owner/name"), tmp_path)
+        local_files(hub("owner/name"), tmp_path)
     with pytest.raises(ConfigError, match=r"README\.md is none of"):
-        local_patterns(hub("d/README.md"), tmp_path)
+        local_files(hub("d/README.md"), tmp_path)
+    with pytest.raises(ConfigError, match="was not saved with several splits"):
+        local_files(hub("d", split="test"), tmp_path)
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path):

@@ -1,0 +1,94 @@
+"""HTML pages: bytes to characters, and characters to the main text.
+
+Encoding, in the HTML standard's order (13.2.3.2): a byte-order mark; the transport's charset; the page's own `meta`;
+what uchardet finds. Two exceptions, both for pages that lie: bytes that are valid UTF-8 and not mere ASCII are UTF-8
+whatever is declared (by chance that happens to no text of a few lines), and a declared encoding in which the bytes have
+no meaning is passed over. A byte without meaning in the encoding that is left becomes U+FFFD.
+
+The main text is `main_text`'s. Where that is empty (a page of menus only, a torn page), trafilatura's is taken, else
+all visible text; either is counted as a fallback.
+
+Nothing here bounds the time that a page takes: `page_process` does, and readers go through it.
+"""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+
+from data_pipeline.readers.main_text import MARK, main_text
+from data_pipeline.readers.opt_out import meta_signals
+
+_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_SNIFFED_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page says."""
+
+    text: str
+    fallback: bool
+    """The main text was not found, so trafilatura's, or all visible text, was taken."""
+    signals: tuple[str, ...]
+    """The rights holder's reservations in its `meta` elements, as `opt_out` writes them."""
+
+
+def extract(data: bytes, charset: str = "") -> Page:
+    """The main text of a page, paragraphs, list items and table rows kept as lines; `charset` is the transport's."""
+    page = decode_html(data, charset)
+    text = main_text(page)
+    if text:
+        return Page(text, False, meta_signals(page))
+    return Page(_fallback(page), True, meta_signals(page))
+
+
+def _fallback(page: str) -> str:
+    import trafilatura
+    from resiliparse.extract.html2text import extract_plain_text
+
+    text = trafilatura.extract(page, include_comments=False)
+    return text or str(extract_plain_text(page, alt_texts=False))
+
+
+def decode_html(data: bytes, charset: str = "") -> str:
+    """The characters of a page, without its byte-order mark and without `MARK`."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding, "replace").replace(MARK, "")
+    return _decode(data, charset).replace(MARK, "")
+
+
+def _decode(data: bytes, charset: str) -> str:
+    if b"\0" not in data and b"\x1b" not in data:  # UTF-16 and ISO-2022 can be valid UTF-8 by chance
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            pass
+    tried = []
+    for encoding in _candidates(data, charset):
+        try:
+            return data.decode(encoding)
+        except (UnicodeDecodeError, LookupError):
+            tried.append(encoding)
+    for encoding in tried:
+        try:
+            return data.decode(encoding, "replace")
+        except LookupError:  # a name of the standard that Python has no codec for
+            continue
+    return data.decode("utf-8", "replace")
+
+
+def _candidates(data: bytes, charset: str) -> list[str]:
+    """The encodings that may hold, the likeliest first."""
+    from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
+
+    found = [map_encoding_to_html5(charset, fallback_utf8=False)] if charset.isascii() and charset else []
+    start = data[:_SNIFFED_BYTES]
+    if start[1::2].count(0) * 2 > len(start) // 2:
+        found.append("utf-16-le")
+    elif start[::2].count(0) * 2 > len(start) // 2:
+        found.append("utf-16-be")
+    found.append(detect_encoding(data, from_html_meta=True))  # its answer where there is no `meta` is uchardet's
+    found.append(detect_encoding(data, from_html_meta=False))
+    return [name for name in found if name]

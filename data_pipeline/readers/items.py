@@ -1,0 +1,209 @@
+"""What a source is made of: its files with their digests, the members of its archive, the parts of a huge file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from data_pipeline.readers.archive import Member, members
+from data_pipeline.readers.hub import local_files
+from data_pipeline.readers.local import Digests, LocalFile, find_files
+from data_pipeline.readers.package import fetch
+from data_pipeline.readers.parts import Part
+from data_pipeline.readers.remote import fetch_remote, find_remote, is_url, local_pattern
+from data_pipeline.readers.sources import (
+    HubSource,
+    JsonlSource,
+    PackageSource,
+    ParquetSource,
+    Source,
+    TextSource,
+    WarcSource,
+)
+from data_pipeline.readers.streams import plain_name
+from data_pipeline.readers.text import HTML, PLAIN, TABLE, ending_of
+from governance.errors import ConfigError, ManifestError, MissingInput
+from governance.manifest import Manifest
+from governance.stage import Runtime
+
+_PACKED_RATIO = 4  # text in a byte of .gz, .zst or Parquet, to size shards by; measured 2.5 to 5 on prose
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file to read: of this machine, or (with a member number) of an archive, or a whole data set of the hub."""
+
+    file: str
+    """Its name within the source."""
+    path: Path | None
+    digest: str
+    """Of the file, or of the archive; for the hub its commit."""
+    bytes: int
+    member: int | None = None
+    part: Part | None = None
+    """Which of its records, where a huge file is cut."""
+
+    @property
+    def key(self) -> str:
+        """All that decides which records these are."""
+        part = f" {self.part.begin} {self.part.end} {self.part.first}" if self.part else ""
+        return f"{self.digest} {self.member} {self.file}{part}"
+
+    @property
+    def local(self) -> Path:
+        """Its path; only a data set of the hub has none."""
+        assert self.path is not None, "a data set of the hub has no file"
+        return self.path
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The work of one shard: consecutive files of one source."""
+
+    source: Source
+    items: tuple[Item, ...]
+    shard_bytes: int = 1 << 62
+    """Bytes of text after which a document shard is full and another begins."""
+    beside: tuple[Item, ...] = ()
+    """Files that decide how the items are read: what hosts say of the pages of a web archive."""
+
+
+def source_files(source: Source, folder: Path, digests: Digests, runtime: Runtime) -> list[Item]:
+    """The files that a source is made from, with their digests; what lies elsewhere is fetched if it is not there yet.
+
+    Raises:
+        MissingInput: a file, a package or an index is not there.
+        ManifestError: a package's archive is not what was fetched, or not what the source pins.
+    """
+    if isinstance(source, PackageSource):
+        return [_copied(fetch(source, runtime), "", digests, runtime)]
+    if isinstance(source, HubSource):
+        if source.revision:
+            return [Item(source.dataset, None, source.revision, 0)]
+        return _digested(local_files(source, folder), digests)
+    if any(is_url(pattern) for pattern in source.paths):
+        remote = find_remote(source.paths, source.name)
+        _check_endings([file.name for file in remote], source)
+        return [_copied(fetch_remote(file, source.name, runtime), file.name, digests, runtime) for file in remote]
+    patterns = tuple(local_pattern(pattern) for pattern in source.paths)
+    found = find_files(patterns, folder, source.name, follow_links=source.follow_links)
+    _check_endings([file.name for file in found], source)
+    return _digested(found, digests)
+
+
+def files_beside(source: Source, folder: Path, digests: Digests) -> list[Item]:
+    """The files that are no texts of the source but decide how it is read.
+
+    Raises:
+        MissingInput: a pattern names none.
+    """
+    if not isinstance(source, WarcSource) or not source.opt_out_paths:
+        return []
+    found = find_files(source.opt_out_paths, folder, source.name, follow_links=source.follow_links)
+    return [replace(item, file=f"opt_out/{item.file}") for item in _digested(found, digests)]
+
+
+def _digested(files: Sequence[LocalFile], digests: Digests) -> list[Item]:
+    return [Item(file.name, file.path, digests.of(file.path), file.path.stat().st_size) for file in files]
+
+
+def _copied(manifest: Manifest, name: str, digests: Digests, runtime: Runtime) -> Item:
+    """A fetched file, after another look at its digest: nothing else than what was fetched is ever read."""
+    (output,) = manifest.outputs
+    path = runtime.root / output.path
+    if digests.of(path) != output.sha256:
+        raise ManifestError(f"{path}: was altered after it was fetched. Remove its folder; it is fetched again.")
+    return Item(name or path.name, path, output.sha256, output.bytes)
+
+
+def archive_items(source: PackageSource, archive: Item) -> list[Item]:
+    """The members of an archive that the source's patterns choose.
+
+    Raises:
+        MissingInput: none matches.
+        ConfigError: one is of a kind that is not read.
+    """
+    found = list(members(archive.local, source.files))
+    for pattern in source.files:
+        if not any(_chosen_by(member, pattern) for member in found):
+            raise MissingInput(
+                f"source {source.name}: no file in {archive.file} matches {pattern!r}. List the archive's names with: "
+                f"python -m zipfile -l, tar -tf or dpkg-deb -c {archive.path}"
+            )
+    for member in found:
+        if not member.fault:
+            _check_ending(member.name, PLAIN + HTML + TABLE, source)
+    return [Item(member.name, archive.path, archive.digest, member.size_bytes, member.ordinal) for member in found]
+
+
+def _chosen_by(member: Member, pattern: str) -> bool:
+    outer = member.name.partition(".zip/")
+    return fnmatchcase(member.name, pattern) or fnmatchcase(f"{outer[0]}.zip" if outer[1] else outer[0], pattern)
+
+
+def _check_endings(names: Sequence[str], source: Source) -> None:
+    if isinstance(source, TextSource):
+        for name in names:
+            _check_ending(plain_name(name), PLAIN + HTML, source)
+
+
+def _check_ending(name: str, allowed: tuple[str, ...], source: Source) -> None:
+    if ending_of(name) not in allowed:
+        kinds = ", ".join(allowed)
+        raise ConfigError(f"source {source.name}: {name!r} is none of {kinds}. Narrow the patterns to such files.")
+
+
+def has_lines(source: Source, item: Item) -> bool:
+    """Whether an item can be cut between its lines: JSON Lines, not compressed."""
+    return isinstance(source, JsonlSource | HubSource) and (
+        item.file.endswith(".jsonl") if isinstance(source, HubSource) else not _is_packed(item.file)
+    )
+
+
+def has_row_groups(source: Source, item: Item) -> bool:
+    """Whether an item can be cut between its row groups."""
+    return isinstance(source, ParquetSource) or (isinstance(source, HubSource) and item.file.endswith(".parquet"))
+
+
+def is_stream(source: Source, archive: Item) -> bool:
+    """Whether the members of an archive are one stream (a tar), so that each shard would unpack it from its start."""
+    return isinstance(source, PackageSource) and not zipfile.is_zipfile(archive.local)
+
+
+def plan(
+    source: Source, items: Sequence[Item], shard_bytes: int, beside: Sequence[Item] = (), *, whole: bool = False
+) -> list[Reading]:
+    """Join consecutive files up to `shard_bytes` of text; all of them where they can only be read as a `whole`."""
+    joined: list[list[Item]] = [[]]
+    size = 0
+    for item in items:
+        more = text_bytes(item)
+        if joined[-1] and size + more > shard_bytes and not whole:
+            joined.append([])
+            size = 0
+        joined[-1].append(item)
+        size += more
+    return [Reading(source, tuple(held), shard_bytes, tuple(beside)) for held in joined]
+
+
+def text_bytes(item: Item) -> int:
+    """How much text an item has, about."""
+    if item.part:
+        return item.part.bytes
+    return item.bytes * (_PACKED_RATIO if _is_packed(item.file) else 1)
+
+
+def _is_packed(name: str) -> bool:
+    return name.endswith((".gz", ".zst", ".parquet"))
+
+
+def identity(source: Source) -> Source:
+    """A source without what says only where its files lie, and how they are reached."""
+    if isinstance(source, PackageSource) or (isinstance(source, HubSource) and source.revision):
+        return source
+    where = {"dataset", "paths", "opt_out_paths"} & type(source).model_fields.keys()
+    gone = {name: "" if name == "dataset" else () for name in where}
+    return source.model_copy(update={**gone, "follow_links": False})

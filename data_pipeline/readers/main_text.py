@@ -1,0 +1,292 @@
+"""The main text of an HTML page: what its author wrote, without menus, side columns, comments, banners and footers.
+
+resiliparse parses the page and lays its text out in lines; which lines are the page's own is decided here, because
+its own choice (`main_content=True`) drops lists, and boxes whose class says "sidebar", from real manuals.
+
+Method. Control characters set beside the tags of links and containers travel through the parser as text, so that each
+line of the layout comes back with its container and with the share of it that is link text. Then:
+
+1. what HTML and ARIA say is no main content is skipped: nav, footer, dialog, hidden elements, roles (HTML 4.3, WAI-ARIA
+   landmarks);
+2. a container whose class or id says what it is (words in use on the whole web, as in Readability's list and in
+   EasyList's general rules) goes, unless its text speaks against it;
+3. a line is *prose* when it has at least `PROSE_SIZE` characters outside links and few inside: text density and link
+   density, the two strongest of the shallow features (Kohlschütter, Fankhauser and Nejdl, "Boilerplate detection using
+   shallow text features", WSDM 2010);
+4. the page's own container is the deepest that holds `SCOPE_SHARE` of the prose, where no step down to it leaves out
+   more text that is no link than menus and footers have; `main` and `article` are not split;
+5. at both ends of it, lines of links and of notices (cookies, copyright) are taken off.
+
+All that is left stays in its order, short lines, lists, tables and code included. A page without prose keeps every
+line that steps 1 and 2 leave. Price: linear in the page; depth costs no recursion.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from textwrap import dedent
+from typing import NamedTuple
+
+PROSE_SIZE = 60
+"""Characters of a line of prose: ten words or so; one of a dense script (Chinese, Thai, Hindi) counts as three."""
+SCOPE_SHARE = 0.85
+LEFT_OUT_SIZE = 400
+LEFT_OUT_SHARE = 0.1
+_NOTICE_SIZE = 250  # a longer line is a paragraph about the subject, not a notice
+
+MARK = "\x02"
+"""Begins each mark. HTML allows no such character in a text, so that taking it out of a page loses nothing."""
+_NOTHING, _LINK, _UNLINK, _OPEN, _CLOSE, _CELL, _UNCELL, _NEVER, _MAYBE, _MAIN = "-LloeCcNYM"  # what stands behind it
+
+_LINKS = (_LINK, _UNLINK)
+_CLOSING = (_CLOSE, _UNCELL)
+_CONTAINERS = "a|div|section|article|main|aside|td|th|form|header"
+_TAG = re.compile(rf"(</?(?:{_CONTAINERS})(?:\s[^<>]*)?>)", re.IGNORECASE | re.ASCII)
+_TAG_NAME = re.compile(r"</?([a-z]+)", re.IGNORECASE)
+_NAMES = re.compile(r"""\b(?:class|id|role)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.IGNORECASE)
+_SKIPPED = (
+    'nav,footer,dialog,template,button,select,[hidden],[aria-hidden="true"],[aria-modal="true"],'
+    + ",".join(
+        f'[role="{role}"]'
+        for role in ("navigation", "banner", "contentinfo", "search", "menu", "menubar", "toolbar", "alertdialog")
+    ),
+)
+_NEVER_NAMES = re.compile(
+    r"(?<![^\s_-])(?:comments?|disqus|respond|replies|cookies?|consent|gdpr|ccpa|ads?|advert\w*|adsense|adsbygoogle|"
+    r"sponsor\w*|promo\w*|share|sharing|social|breadcrumbs?|pager|pagination|popup|modal|overlay|newsletter|subscribe|"
+    r"signup|related|recommend\w*|outbrain|taboola|nav|navbar|navbox|navigation|navheader|navfooter|menu|footer|"
+    r"masthead)(?![^\s_-])",
+    re.IGNORECASE,
+)
+_MAYBE_NAMES = re.compile(
+    r"(?<![^\s_-])(?:\w*sidebar|complementary|widget|banner|toolbar|topbar|toc|rail|skyscraper|legal|copyright|tags?|"
+    r"meta)(?![^\s_-])",
+    re.IGNORECASE,
+)
+_NOTICES = ("cookie", "©", "(c) 19", "(c) 20", "all rights reserved", "privacy policy", "terms of use")
+_BULLET = re.compile(r"\s*(?:•|[0-9]{1,9}\.)\s*")
+_BULLET_SIZE = 10
+
+
+class _Line(NamedTuple):
+    """A line of the layout that holds text."""
+
+    text: str
+    """Behind a line end where a blank line stood in front of it."""
+    container: int
+    is_prose: bool
+    size: int
+    """Characters, those of dense scripts counted three times."""
+    link_size: int
+
+
+class _Tree(NamedTuple):
+    """The containers of a page, numbered as they open; 0 is the page."""
+
+    parent: list[int]
+    mark: list[str]
+
+
+def main_text(page: str) -> str:
+    """The main text of a page, one line a paragraph, list item or table row; "" where nothing is left.
+
+    `page` does not hold `MARK`.
+    """
+    from resiliparse.extract.html2text import extract_plain_text
+
+    return choose(extract_plain_text(mark_containers(page), alt_texts=False, skip_elements=list(_SKIPPED)))
+
+
+def mark_containers(page: str) -> str:
+    """Set a mark inside each link and container: behind its opening tag, and in front of its closing one."""
+    pieces = _TAG.split(page)
+    known: dict[str, str] = {}
+    for index in range(1, len(pieces), 2):
+        tag = pieces[index]
+        marked = known.get(tag)
+        if marked is None:
+            marked = known[tag] = _marked(tag)
+        pieces[index] = marked
+    return "".join(pieces)
+
+
+def _marked(tag: str) -> str:
+    found = _TAG_NAME.match(tag)
+    assert found is not None, "the tag's pattern holds this one"
+    name = found[1].lower()
+    if tag[1] == "/":
+        return MARK + {"a": _UNLINK, "td": _UNCELL, "th": _UNCELL}.get(name, _CLOSE) + tag
+    if name == "a" and "href" not in tag.lower():
+        return tag
+    return tag + MARK + (_LINK if name == "a" else _kind(name, tag))
+
+
+def _kind(name: str, tag: str) -> str:
+    if name in ("td", "th"):
+        return _CELL
+    if name in ("main", "article"):
+        return _MAIN
+    names = " ".join(value for values in _NAMES.findall(tag) for value in values if value)
+    if _NEVER_NAMES.search(names):
+        return _NEVER
+    return _MAYBE if name == "aside" or _MAYBE_NAMES.search(names) else _OPEN
+
+
+def choose(layout: str) -> str:
+    """The lines of a marked layout that are the page's own."""
+    lines, tree = _read(layout)
+    size, unlinked, prose = ([0] * len(tree.parent) for _ in range(3))
+    for line in lines:
+        size[line.container] += line.size
+        unlinked[line.container] += line.size - line.link_size
+        prose[line.container] += line.size if line.is_prose else 0
+    dead = _dead(tree, _sums(prose, tree), _sums(size, tree))
+    for index, gone in enumerate(dead):
+        if gone:
+            unlinked[index] = prose[index] = 0
+    inside = _inside(_scope(tree, _sums(prose, tree), _sums(unlinked, tree)), tree, dead)
+    kept = [line for line in lines if inside[line.container]]
+    if any(line.is_prose for line in kept):
+        first, last = 0, len(kept)
+        while _is_margin(kept[first]):  # ends at prose, which is no margin
+            first += 1
+        while _is_margin(kept[last - 1]):
+            last -= 1
+        kept = kept[first:last]
+    return _laid_out(kept)
+
+
+def _read(layout: str) -> tuple[list[_Line], _Tree]:
+    """Take the marks out of a layout: its lines, and the tree of its containers."""
+    parent, marks, open_now = [0], [_MAIN], [0]
+    cells = 0
+    link_depth = 0  # how many containers were open when the link began; 0: no link is open
+    lines: list[_Line] = []
+    blank = False
+    for line in layout.split("\n"):
+        words, container, size, link_size = "", -1, 0, 0
+        for piece in (_NOTHING + line).split(MARK) if line else ():
+            mark, text = piece[:1], piece[1:]
+            if mark in _CLOSING:
+                cells = _close(open_now, marks, cells, mark == _UNCELL)
+                # A bullet with nothing behind it is resiliparse's answer to an item outside of any list.
+                words, size = (words, size) if container >= 0 else ("", 0)
+                link_depth = link_depth if len(open_now) >= link_depth else 0
+            elif mark in _LINKS:
+                link_depth = len(open_now) if mark == _LINK else 0
+            elif mark != _NOTHING:
+                parent.append(open_now[-1])
+                open_now.append(len(marks))
+                marks.append(mark)
+                cells += mark == _CELL
+            if text:
+                words = words + text if words else text
+                width = _size(text)
+                size += width
+                link_size += width if link_depth else 0
+                if container < 0 and width and (width > _BULLET_SIZE or not _BULLET.fullmatch(text)):
+                    container = open_now[-1]
+        if size:
+            lines.append(_line(words, open_now[-1] if container < 0 else container, size, link_size, blank))
+            blank = False
+        blank = blank or not line
+    return lines, _Tree(parent, marks)
+
+
+def _close(open_now: list[int], marks: Sequence[str], cells: int, cell: bool) -> int:
+    """Close the innermost table cell, or other container, with what was left open inside it; how many cells stay."""
+    if not (cells if cell else len(open_now) - 1 > cells):
+        return cells  # it closes what never opened
+    while True:
+        was_cell = marks[open_now.pop()] == _CELL
+        cells -= was_cell
+        if was_cell == cell:
+            return cells
+
+
+def _line(text: str, container: int, size: int, link_size: int, blank: bool) -> _Line:
+    is_prose = (
+        size - link_size >= PROSE_SIZE and link_size * 3 <= size and (size >= _NOTICE_SIZE or not _is_notice(text))
+    )
+    return _Line("\n" + text if blank else text, container, is_prose, size, link_size)
+
+
+def _is_margin(line: _Line) -> bool:
+    return line.link_size * 3 > line.size or (line.size < _NOTICE_SIZE and _is_notice(line.text))
+
+
+def _is_notice(text: str) -> bool:
+    lower = text.lower()
+    for words in _NOTICES:  # noqa: SIM110, a third faster than any()
+        if words in lower:
+            return True
+    return False
+
+
+def _size(text: str) -> int:
+    text = text.strip()
+    if text.isascii():
+        return len(text)
+    width = len(text.encode("utf-8", "replace"))
+    return width if width > 2 * len(text) else len(text)
+
+
+def _sums(own: Sequence[int], tree: _Tree) -> list[int]:
+    """Of each container: its own weight and that of all within it."""
+    total = list(own)
+    for index in range(len(total) - 1, 0, -1):  # what is inside was numbered later
+        total[tree.parent[index]] += total[index]
+    return total
+
+
+def _dead(tree: _Tree, prose: Sequence[int], size: Sequence[int]) -> list[bool]:
+    """The containers that their names speak against: of the page's prose they hold less than half."""
+    dead = [False] * len(prose)
+    for index in range(1, len(dead)):
+        mark = tree.mark[index]
+        minor = prose[index] * 2 < prose[0] or not prose[0]
+        dead[index] = dead[tree.parent[index]] or (
+            minor and (mark == _NEVER or (mark == _MAYBE and prose[index] * 2 < size[index]))
+        )
+    return dead
+
+
+def _scope(tree: _Tree, prose: Sequence[int], unlinked: Sequence[int]) -> int:
+    """The deepest container that holds nearly all of the prose, with little text left out that is no link."""
+    scope = 0
+    for index in range(1, len(prose)):  # numbered as they open, so each step goes deeper into the last one
+        if tree.parent[index] != scope or not prose[index] or prose[index] < SCOPE_SHARE * prose[0]:
+            continue
+        if unlinked[scope] - unlinked[index] > max(LEFT_OUT_SIZE, LEFT_OUT_SHARE * unlinked[scope]):
+            break
+        scope = index
+        if tree.mark[index] == _MAIN:
+            break
+    return scope
+
+
+def _inside(scope: int, tree: _Tree, dead: Sequence[bool]) -> list[bool]:
+    """Of each container, whether it lies in the scope, and no name speaks against it."""
+    inside = [False] * len(dead)
+    inside[scope] = not dead[scope]
+    for index in range(scope + 1, len(dead)):
+        inside[index] = inside[tree.parent[index]] and not dead[index]
+    return inside
+
+
+def _laid_out(lines: Iterable[_Line]) -> str:
+    """Join lines, a bullet that stands alone with the line of its text, without what all are indented by."""
+    out: list[str] = []
+    bullet: _Line | None = None
+    for line in lines:
+        text = line.text.rstrip()
+        if line.size <= _BULLET_SIZE and _BULLET.fullmatch(text):
+            bullet = line
+            continue
+        if bullet is not None and bullet.container <= line.container:  # else its text was left out
+            text = f"{bullet.text.rstrip()} {text.lstrip()}"
+        bullet = None
+        out.append(text)
+    laid_out = "\n".join(out).strip("\n")
+    return dedent(laid_out) if laid_out.startswith(" ") else laid_out

@@ -1,0 +1,169 @@
+"""Parquet files: one record a row, streamed page by page, so that a row group of any size fits a small memory.
+
+A record's position is its row's number from 0 in the file. Arrow holds a column's current page, its dictionary and one
+small batch of rows; by default it would hold the whole row group (one of 2 GB: 2.0 GB resident by default, 133 MB as
+it is read here, libraries included). What cannot be read so is a page, or a dictionary, of more than
+`MAX_RECORD_BYTES`: its row group is one fault, `page_too_large`, and the next row group is read. So is a damaged one:
+the rows in front of the damage are records, the rest of its row group is one fault `unreadable_rows`. Page check sums
+are verified where a file has them.
+
+A value that stands once in a dictionary and a million times in a column is a bomb like any other: the bytes of text
+are counted against the bytes of the file (`streams.is_bomb`).
+
+A row whose file lacks the text's column is a fault like any row without text, so a file of another schema is counted
+row by row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.readers.parquet_pages import Chunk, Group, pages, row_groups
+from data_pipeline.readers.record import Fault, Fields, Record, sample
+from data_pipeline.readers.rows import read_batch, wanted
+from data_pipeline.readers.streams import MAX_RECORD_BYTES, is_bomb, open_source
+
+_BUFFER_BYTES = 1 << 20
+_BATCH_BYTES = 16 << 20
+_BATCH_ROWS = 1024
+_REPEATED_BYTES = 64 << 20  # what a batch may come to whose rows all hold the dictionary's longest value
+
+_DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A Parquet file, and what is wanted of it."""
+
+    reader: pq.ParquetFile
+    source: IO[bytes]
+    groups: list[Group]
+    fields: Fields
+    ways: dict[str, tuple[str, ...]]
+    file: str
+
+    def chunks(self, group: int) -> list[Chunk]:
+        """The column chunks of a row group that hold the wanted values."""
+        names = [".".join(way) for way in self.ways.values()]
+        return [
+            chunk
+            for chunk in self.groups[group].chunks
+            if any(chunk.path == name or chunk.path.startswith(f"{name}.") for name in names)
+        ]
+
+
+def read_parquet(
+    path: Path, file: str, fields: Fields, groups: range | None = None, first: int = 0
+) -> Iterator[Record | Fault]:
+    """The records of the rows in these row groups (default: all), in order, and the faults where they stand.
+
+    `first` is the number of their first row within the file.
+
+    Raises:
+        MissingInput: the file is not there or cannot be opened.
+    """
+    with open_source(path) as source, contextlib.ExitStack() as stack:
+        try:
+            found = row_groups(source)
+            reader = stack.enter_context(
+                pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
+            )
+            opened = _Open(reader, source, found, fields, wanted(reader.schema_arrow, fields), file)
+        except _DAMAGE as error:
+            yield Fault(file, first, "unreadable_rows", _words(error))
+            return
+        chosen = range(len(found)) if groups is None else groups
+        packed = min(path.stat().st_size, sum(chunk.length for group in chosen for chunk in opened.chunks(group)))
+        yield from _until_bomb(_read_groups(opened, chosen, first), packed)
+
+
+def _until_bomb(pieces: Iterator[Record | Fault], packed: int) -> Iterator[Record | Fault]:
+    unpacked = 0
+    for piece in pieces:
+        if isinstance(piece, Record):
+            unpacked += len(piece.text)
+            if is_bomb(packed, unpacked):
+                yield Fault(piece.file, piece.position, "decompression_bomb", sample(piece.text))
+                return
+        yield piece
+
+
+def _read_groups(opened: _Open, groups: Iterable[int], first: int) -> Iterator[Record | Fault]:
+    for group in groups:
+        rows = opened.groups[group].rows
+        if rows and opened.fields.text in opened.ways:
+            yield from _read_group(opened, group, first, rows)
+        else:
+            columns = ", ".join(opened.reader.schema_arrow.names)
+            for position in range(first, first + rows):
+                yield Fault(opened.file, position, "no_text_field", sample(f"columns: {columns}"))
+        first += rows
+
+
+def _read_group(opened: _Open, group: int, first: int, rows: int) -> Iterator[Record | Fault]:
+    """The rows of one row group, and one fault for all that stand behind a damage."""
+    count = 0
+    try:
+        batch_rows = _batch_rows(opened, group)
+    except _DAMAGE as error:
+        yield _lost("unreadable_rows", opened, group, range(first, first + rows), _words(error))
+        return
+    if not batch_rows:
+        words = f"a page or dictionary of more than {MAX_RECORD_BYTES >> 20} MiB"
+        yield _lost("page_too_large", opened, group, range(first, first + rows), words)
+        return
+    # Damage costs the whole batch that it stands in: what this batch holds in front of it is read row by row.
+    for size in (batch_rows, 1):
+        try:
+            for batch in _batches(opened, group, size, count):
+                yield from read_batch(batch, opened.ways, opened.fields, opened.file, first + count)
+                count += batch.num_rows
+        except _DAMAGE as error:
+            words = _words(error)
+        else:
+            words = "the row group ends early"
+            break
+    if count < rows:
+        yield _lost("unreadable_rows", opened, group, range(first + count, first + rows), words)
+
+
+def _batches(opened: _Open, group: int, size: int, skip: int) -> Iterator[pa.RecordBatch]:
+    """A row group in batches of `size` rows, without the first `skip` rows."""
+    columns = [".".join(way) for way in opened.ways.values()]
+    for batch in opened.reader.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
+        if skip >= batch.num_rows:
+            skip -= batch.num_rows
+        else:
+            yield batch.slice(skip)
+            skip = 0
+
+
+def _batch_rows(opened: _Open, group: int) -> int:
+    """How many rows a batch may have; 0 where a page is too large to be read."""
+    rows = max(1, opened.groups[group].rows)
+    unpacked = dictionary = 0
+    for chunk in opened.chunks(group):
+        with contextlib.suppress(ValueError):  # a damaged header: Arrow gives the rows in front of it
+            for page in pages(opened.source, chunk):
+                if max(page.packed, page.unpacked) > MAX_RECORD_BYTES:
+                    return 0
+                unpacked += page.unpacked
+                dictionary = max(dictionary, page.unpacked if page.is_dictionary else 0)
+    longest = max(1, unpacked // rows, dictionary * _BATCH_BYTES // _REPEATED_BYTES)
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // longest))
+
+
+def _lost(reason: str, opened: _Open, group: int, rows: range, words: str) -> Fault:
+    told = f"row group {group}, rows {rows.start} to {rows.stop - 1}: {words}"
+    return Fault(opened.file, rows.start, reason, sample(told))
+
+
+def _words(error: BaseException) -> str:
+    return sample(f"{type(error).__name__}: {error}".splitlines()[0])

@@ -1,0 +1,189 @@
+"""Where things stand in a Parquet file, and what a reader must hold at once: the footer and the headers of the pages.
+
+A page is the least that can be unpacked, so its size, and that of a chunk's dictionary, decide the memory that a column
+takes; Arrow does not show it. The footer Arrow shows, but ends the process (as C++ does with an error that nobody can
+catch) for some damaged ones, whose counts are only looked at when they are shown.
+
+Footer and headers are `FileMetaData` and `PageHeader` of parquet.thrift (Apache Parquet format 2) in Thrift's compact
+protocol. A header stands in front of each page, so a chunk is walked by reading a header and jumping over its page.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+_MAGIC = b"PAR1"
+_WINDOWS = (1 << 10, 1 << 16, 1 << 24)  # a header is some 50 bytes, but may hold statistics of long values
+_DICTIONARY_PAGE = 2
+_MAX_NESTING = 16
+_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The pages of one column in one row group."""
+
+    path: str
+    """The column's name; with dots, where it is inside others."""
+    begin: int
+    length: int
+    """Bytes of the file."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row group."""
+
+    rows: int
+    unpacked: int
+    """Bytes of all its columns."""
+    chunks: tuple[Chunk, ...]
+
+
+def row_groups(file: IO[bytes]) -> list[Group]:
+    """The row groups that a file's footer names.
+
+    Raises:
+        ValueError: it has no footer, or one that is damaged.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 8))
+    tail = file.read(8)
+    length = int.from_bytes(tail[:4], "little")
+    if len(tail) < 8 or tail[4:] != _MAGIC or length + 8 > size:
+        raise ValueError("no Parquet footer at the end of the file")
+    file.seek(size - 8 - length)
+    try:
+        return [_group(values) for values in _Compact(file.read(length)).struct()[4]]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError("the Parquet footer is damaged") from error
+
+
+def _group(values: dict[int, Any]) -> Group:
+    rows, unpacked = values[3], values[2]
+    if not isinstance(rows, int) or not isinstance(unpacked, int) or rows < 0:
+        raise ValueError("the Parquet footer is damaged")
+    return Group(rows, unpacked, tuple(_chunk(chunk[3]) for chunk in values[1]))
+
+
+def _chunk(values: dict[int, Any]) -> Chunk:
+    begin, length = values[9], values[7]
+    if 0 < values.get(11, 0) < begin:  # a dictionary stands in front of the pages
+        begin = values[11]
+    if begin < 0 or length < 0:
+        raise ValueError("the Parquet footer is damaged")
+    return Chunk(".".join(part.decode("utf-8", "replace") for part in values[3]), begin, length)
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page's header says of it."""
+
+    is_dictionary: bool
+    packed: int
+    unpacked: int
+    """Bytes."""
+
+
+def pages(file: IO[bytes], chunk: Chunk) -> Iterator[Page]:
+    """The pages of a column chunk.
+
+    Raises:
+        ValueError: something that is no page header stands where one should.
+    """
+    at, end = chunk.begin, chunk.begin + chunk.length
+    while at < end:
+        page, header = _page(file, at)
+        yield page
+        at += header + page.packed
+
+
+def _page(file: IO[bytes], at: int) -> tuple[Page, int]:
+    for window in _WINDOWS:
+        file.seek(at)
+        walker = _Compact(file.read(window))
+        try:
+            values = walker.struct()
+        except IndexError:
+            continue  # it does not end within this window
+        kind, unpacked, packed = (values.get(field) for field in (1, 2, 3))
+        if not (isinstance(kind, int) and isinstance(unpacked, int) and isinstance(packed, int)):
+            break
+        if min(unpacked, packed) < 0:
+            break
+        return Page(kind == _DICTIONARY_PAGE, packed, unpacked), walker.at
+    raise ValueError(f"no page header at byte {at}")
+
+
+class _Compact:
+    """Thrift's compact protocol, as far as Parquet uses it: structs as values by field number."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.at = 0
+
+    def struct(self, depth: int = 0) -> dict[int, Any]:
+        """The values of the struct that begins here; `at` stands behind it then.
+
+        Raises:
+            IndexError: it does not end within the data.
+            ValueError: it is none.
+        """
+        if depth > _MAX_NESTING:
+            raise ValueError("nested too deep for Parquet")
+        values: dict[int, Any] = {}
+        field = 0
+        while (first := self._byte()) != 0:
+            field = field + (first >> 4) if first >> 4 else self._zigzag()
+            kind = first & 15
+            values[field] = kind == _TRUE if kind in (_TRUE, _FALSE) else self._value(kind, depth)
+        return values
+
+    def _value(self, kind: int, depth: int) -> Any:
+        if kind in (_I16, _I32, _I64):
+            return self._zigzag()
+        if kind == _BINARY:
+            size = self._varint()  # moves `at`
+            return self._take(size)
+        if kind in (_LIST, _SET):
+            return self._list(depth)
+        if kind == _STRUCT:
+            return self.struct(depth + 1)
+        if kind in (_TRUE, _FALSE, _BYTE):  # in a list a truth value takes a byte
+            return self._byte()
+        if kind == _DOUBLE:
+            return self._take(8)
+        raise ValueError(f"no type of Parquet: {kind}")
+
+    def _list(self, depth: int) -> list[Any]:
+        first = self._byte()
+        count = first >> 4 if first >> 4 < 15 else self._varint()
+        if count > len(self._data) - self.at:  # each value takes a byte at least
+            raise IndexError(count)
+        return [self._value(first & 15, depth + 1) for _ in range(count)]
+
+    def _take(self, size: int) -> bytes:
+        self.at += size
+        if self.at > len(self._data):
+            raise IndexError(self.at)
+        return self._data[self.at - size : self.at]
+
+    def _byte(self) -> int:
+        self.at += 1
+        return self._data[self.at - 1]
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while (byte := self._byte()) & 128:
+            value |= (byte & 127) << shift
+            shift += 7
+            if shift > 63:
+                raise ValueError("no integer of Thrift")
+        return value | byte << shift
+
+    def _zigzag(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)

@@ -1,0 +1,222 @@
+"""Source files behind URLs, through fsspec (its door): listed by pattern, fetched once, read from the root.
+
+A file is fetched whole, as an artifact of the stage `fetch`, and not streamed from where it lies: a stage's key is made
+of its inputs' digests, so all bytes must have been seen before the first is read; a Parquet file or an archive is read
+from its end; and what a digest was taken of must be what is read, whatever the server does in between. Price: the root
+holds a copy (`assay` finds it again as long as the server says that the file is the same); memory one block.
+
+The server says so by an ETag, a check sum, a generation or a time of change, which enter the artifact's key with the
+size; of a file without any of these nothing is assumed, it is fetched and hashed anew by every run.
+
+Credentials are those of the environment, as fsspec's packages find them. Queries and passwords of URLs, which may hold
+secrets, are kept out of names and manifests; a hash stands for them. `file://` is a path of this machine and is read
+where it lies.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from data_pipeline.readers.streams import BLOCK_BYTES
+from governance.config import Section
+from governance.errors import ConfigError, MissingInput, PipelineError
+from governance.files import atomic_file, place, sha256_bytes, sha256_file
+from governance.manifest import Manifest, describe
+from governance.stage import Made, Recipe, Runtime, run_stage
+
+VERSION = 1
+
+_FILE = "file://"
+_VALIDATORS = (
+    "ETag", "etag", "Content-MD5", "content_md5", "Digest", "checksum", "md5", "md5Hash", "crc32c", "generation",
+    "VersionId", "mtime", "modified", "Last-Modified", "LastModified", "last_modified",
+)  # fmt: skip
+_PACKAGES = {
+    "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs",
+    "http": "aiohttp requests", "https": "aiohttp requests", "sftp": "paramiko", "ssh": "paramiko",
+    "smb": "smbprotocol",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file behind a URL."""
+
+    name: str
+    """Its name within the source."""
+    url: str
+
+
+class RemoteIdentity(Section):
+    """Which bytes are fetched, as far as it is known before."""
+
+    url: str
+    """Without query and password."""
+    secret_sha256: str
+    """Of the URL's query and password; "" where it has none."""
+    facts: tuple[str, ...]
+    """What the server says of the file, `name=value`; or the SHA-256 of what it gave, where it says nothing."""
+
+
+def is_url(pattern: str) -> bool:
+    """Whether a pattern names files through fsspec."""
+    return "://" in pattern and not pattern.startswith(_FILE)
+
+
+def local_pattern(pattern: str) -> str:
+    """A `file://` pattern as a path, others as they are."""
+    return pattern.removeprefix(_FILE)
+
+
+def find_remote(patterns: tuple[str, ...], source: str) -> list[RemoteFile]:
+    """The files that the URLs name, each once, in the order of their names.
+
+    Raises:
+        ConfigError: paths and URLs, or URLs of two kinds, in one source; or two files of one name.
+        MissingInput: a URL names no file, cannot be reached, or wants a package that is not installed.
+    """
+    schemes = sorted({pattern.partition("://")[0] if is_url(pattern) else "" for pattern in patterns})
+    if len(schemes) > 1:
+        kinds = " and ".join(f"{scheme}://" if scheme else "paths of this machine" for scheme in schemes)
+        raise ConfigError(f"source {source}: `paths` mixes {kinds}. Make a source of each kind.")
+    found: dict[str, str] = {}
+    listed = [_listed(pattern, source) for pattern in patterns]
+    shared = os.path.commonpath([fixed for fixed, _ in listed])
+    for _, urls in listed:
+        for path, url in urls:
+            name = os.path.relpath(path, shared or "/" * path.startswith("/"))
+            if found.setdefault(name, url) != url:
+                raise ConfigError(f"source {source}: two URLs are of the file {name!r}. Make two sources of them.")
+    return [RemoteFile(name, found[name]) for name in sorted(found)]
+
+
+def _listed(pattern: str, source: str) -> tuple[str, list[tuple[str, str]]]:
+    """The folder in front of a pattern's first wildcard, and each file's path and URL."""
+    with _told(pattern, source):
+        system, path = _door().core.url_to_fs(pattern)
+        web = pattern.startswith(("http://", "https://"))
+        wild = "*[" if web else "*?["  # a URL's query starts with a question mark
+        if not any(sign in path for sign in wild):
+            paths = [path] if web or system.isfile(path) else []
+        else:
+            paths = sorted(name for name, about in system.glob(path, detail=True).items() if about["type"] == "file")
+        if not paths:
+            raise MissingInput(f"source {source}: {_public(pattern)!r} names no file. Mend its `paths`.")
+        fixed: list[str] = []
+        for part in PurePosixPath(_plain(path)).parent.parts:
+            if any(sign in part for sign in wild):
+                break
+            fixed.append(part)
+        return os.path.join(*fixed) if fixed else "", [(_plain(name), system.unstrip_protocol(name)) for name in paths]
+
+
+def fetch_remote(file: RemoteFile, source: str, runtime: Runtime) -> Manifest:
+    """Make or find the copy of a file, as `<root>/fetch/<key>/file/<its name>`.
+
+    Raises:
+        MissingInput: it cannot be fetched whole; or it is not there yet and `runtime.make` is off.
+    """
+    with _told(file.url, source):
+        facts = _facts(file.url)
+    with tempfile.TemporaryDirectory() as folder:
+        fetched = Path(folder) / "file"
+        if len(facts) < 2:  # a size alone says nothing
+            _copy(file, source, fetched)
+            facts = (f"sha256={sha256_file(fetched)}",)
+        public = _public(file.url)
+        hidden = "" if public == file.url else sha256_bytes(file.url.encode("utf-8"))
+        identity = RemoteIdentity(url=public, secret_sha256=hidden, facts=facts)
+
+        def make(folder: Path) -> Made:
+            target = folder / "file" / PurePosixPath(file.name).name
+            if fetched.exists():
+                place(fetched, target)
+            else:
+                _copy(file, source, target)
+                with _told(file.url, source):
+                    now = _facts(file.url)
+                if now != facts:
+                    raise MissingInput(f"source {source}: {public} was changed while it was fetched. Run it again.")
+            output = describe(target, runtime.root)
+            return Made([output], {"bytes": output.bytes})
+
+        return run_stage(Recipe("fetch", VERSION, identity), (), runtime, make, alone=True)
+
+
+def _facts(url: str) -> tuple[str, ...]:
+    """The size, and all that says which version of the file this is, sorted."""
+    system, path = _door().core.url_to_fs(url)
+    system.invalidate_cache()
+    about = system.info(path)
+    known = [f"{name}={about[name]}" for name in _VALIDATORS if about.get(name) is not None]
+    return tuple(sorted([*known, f"size={about.get('size')}"]))
+
+
+def _copy(file: RemoteFile, source: str, target: Path) -> None:
+    with atomic_file(target) as out:
+        for block in _blocks(file.url, source):
+            out.write(block)
+
+
+def _blocks(url: str, source: str) -> Iterator[bytes]:
+    """The bytes of a file; fewer than its server says it has are an error."""
+    with _told(url, source):
+        system, path = _door().core.url_to_fs(url)
+        size, came = system.info(path).get("size"), 0
+        with system.open(path, "rb", cache_type="readahead") as stream:
+            while block := stream.read(BLOCK_BYTES):
+                came += len(block)
+                yield block
+        if size is not None and came != size:
+            raise MissingInput(f"source {source}: {_public(url)} gave {came} of {size} bytes. Run it again.")
+
+
+@contextmanager
+def _told(url: str, source: str) -> Iterator[None]:
+    """Turn what a file system raises, in types of its own, into words."""
+    scheme = url.partition("://")[0]
+    try:
+        yield
+    except PipelineError:
+        raise
+    except ImportError as error:
+        package = _PACKAGES.get(scheme, "")
+        mend = f"Install it: pip install {package}" if package else "Install the package that it names."
+        raise MissingInput(
+            f"source {source}: {scheme}:// wants a package that is not here ({error}). {mend}"
+        ) from error
+    except Exception as error:
+        if isinstance(error, ValueError) and "Protocol not known" in str(error):
+            raise ConfigError(f"source {source}: {_public(url)!r}: fsspec knows no {scheme}://. Mend it.") from error
+        said = f"{type(error).__name__}: {error}".splitlines()[0].replace(url, _public(url))
+        raise MissingInput(
+            f"source {source}: {_public(url)} cannot be read ({said}). Mend its `paths`, the network, or the "
+            "credentials in the environment."
+        ) from error
+
+
+def _plain(path: str) -> str:
+    """A path without query, as names are made of it."""
+    return urlsplit(path).path if path.startswith(("http://", "https://")) else path
+
+
+def _public(url: str) -> str:
+    """A URL without query and password."""
+    if not url.startswith(("http://", "https://")):
+        scheme, _, rest = url.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2] if '@' in rest.partition('/')[0] else rest}"
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _door() -> Any:
+    import fsspec
+
+    return fsspec

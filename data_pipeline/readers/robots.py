@@ -1,0 +1,105 @@
+"""robots.txt by RFC 9309: which paths of a host a crawler may fetch; ai.txt (Spawning) has the same grammar.
+
+Groups of one product token are joined; a crawler without a group of its own has that of `*`; of the rules that match,
+the one with the longest path holds, and of two equal ones `allow`. `*` stands for any characters and a `$` at the end
+for the end of the path; both sides are compared with their percent-encoding made alike. A line of another kind is
+passed over.
+Matching is linear in path times pattern, however many `*` there are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+MAX_ROBOTS_BYTES = 500 << 10
+"""What a crawler has to read at least (RFC 9309, 2.5); the rest of a longer file is not read."""
+EVERYONE = "*"
+_LINE = re.compile(r"\s*([A-Za-z-]+)\s*:\s*([^#]*)")
+_TOKEN = re.compile(r"[A-Za-z_-]+|\*")
+_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+
+
+class Rule(NamedTuple):
+    """One line of a group."""
+
+    pattern: str
+    allow: bool
+
+
+@dataclass(frozen=True)
+class Robots:
+    """The groups of a file, by product token in lower case."""
+
+    groups: Mapping[str, tuple[Rule, ...]]
+
+    def names(self, agent: str) -> bool:
+        """Whether the file has a group for this crawler itself."""
+        return agent.lower() in self.groups
+
+    def allows(self, agent: str, path: str) -> bool:
+        """Whether this crawler may fetch the path (with its query, percent-encoded or not)."""
+        rules = self.groups.get(agent.lower(), self.groups.get(EVERYONE, ()))
+        wanted = normal_path(path)
+        best = Rule("", True)
+        for rule in rules:
+            if rule.pattern and (len(rule.pattern), rule.allow) > (len(best.pattern), best.allow):
+                best = rule if matches(rule.pattern, wanted) else best
+        return best.allow
+
+
+def parse_robots(data: bytes) -> Robots:
+    """The groups of a file; whatever it holds, there is an answer."""
+    groups: dict[str, list[Rule]] = {}
+    agents: list[str] = []
+    in_rules = False
+    for line in data[:MAX_ROBOTS_BYTES].removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").splitlines():
+        found = _LINE.match(line)
+        if not found:
+            continue
+        key, value = found[1].lower(), found[2].strip()
+        if key == "user-agent":
+            token = _TOKEN.match(value)
+            agents = (agents if not in_rules else []) + ([token[0].lower()] if token else [])
+            in_rules = False
+            for agent in agents:
+                groups.setdefault(agent, [])
+        elif key in ("allow", "disallow"):
+            in_rules = True
+            for agent in agents:
+                groups[agent].append(Rule(normal_path(value), key == "allow"))
+    return Robots({agent: tuple(rules) for agent, rules in groups.items()})
+
+
+def normal_path(path: str) -> str:
+    """A path or pattern with its percent-encoding made alike: off for unreserved characters, upper case for others."""
+
+    def made_alike(found: re.Match[str]) -> str:
+        character = chr(int(found[1], 16))
+        return character if character in _UNRESERVED else found[0].upper()
+
+    encoded = "".join(c if c.isascii() else "".join(f"%{byte:02X}" for byte in c.encode("utf-8")) for c in path)
+    return _ESCAPE.sub(made_alike, encoded)
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a pattern matches the path from its start; both as `normal_path` writes them."""
+    ends = pattern.endswith("$")
+    first, *rest = pattern.removesuffix("$").split("*")
+    if not path.startswith(first):
+        return False
+    at = len(first)
+    if not rest:
+        return not ends or at == len(path)
+    *between, last = rest
+    for piece in between:  # the earliest place leaves most for what follows
+        at = path.find(piece, at)
+        if at < 0:
+            return False
+        at += len(piece)
+    if ends:
+        return path.endswith(last) and len(path) - len(last) >= at
+    return path.find(last, at) >= 0

@@ -1,0 +1,345 @@
+"""Web archives: the pages that a crawler was served, as records; what is no page is passed over and counted.
+
+A record is the text of an HTTP response of status 200 whose media type the source names: of HTML its main text, of
+plain text all. Its position is the byte of the file at which its WARC record begins (`warc_stream` says how that is
+unique), its url the target URI, and `opt_out` what headers, `meta` elements and, where they are given, the host's files
+reserve, read on WARC-Date.
+
+Passed over, by reason: `not_a_response` (requests, metadata, revisits ...), `status_not_200`, `other_content_type`.
+They are no records of the source, so no fault: a crawl holds millions of them.
+
+Faults: `warc_torn_record`, `warc_bad_header` (the next record is found again), `warc_digest_mismatch` (the block is not
+what WARC-Block-Digest says), `warc_bad_http`, `warc_bad_payload` (its chunks or its compression break off),
+`warc_too_large` (64 MiB of block or of payload), `no_text`, and those of `page_process`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.readers.html import Page, decode_html
+from data_pipeline.readers.opt_out import HostRules, header_signals, host_rules, is_host_file, page_opt_out
+from data_pipeline.readers.page_process import read_pages
+from data_pipeline.readers.record import Fault, Record, sample
+from data_pipeline.readers.sources import WarcSource
+from data_pipeline.readers.streams import TornStream, blocks, lines, plain_name
+from data_pipeline.readers.warc_stream import MAX_BLOCK_BYTES, RawRecord, raw_records
+from governance.errors import ConfigError, MissingInput
+
+if TYPE_CHECKING:
+    from fastwarc.warc import WarcRecord
+
+_BATCH_BYTES = 1 << 18
+_BATCH_PIECES = 64
+_DIGESTS = ("sha1:", "sha256:", "sha512:", "md5:")
+_HOST_FILE = re.compile(rb"\r\nWARC-Target-URI:[^\r\n]*/(?:robots\.txt|ai\.txt|tdmrep\.json)>?\r\n", re.IGNORECASE)
+_CHUNK = re.compile(rb"[0-9A-Fa-f]{1,8}[ \t]*(?:;[^\r\n]*)?\r\n")
+
+
+@dataclass(frozen=True)
+class _Response:
+    """An HTTP response, understood."""
+
+    url: str
+    fetched: str
+    status: int
+    media_type: str
+    charset: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    truncated: bool
+    """The crawler says itself that it stored the start only (WARC-Truncated)."""
+
+
+@dataclass(frozen=True)
+class _Payload:
+    """The body of a response that the source wants, without its encodings."""
+
+    place: int
+    response: _Response
+    data: bytes
+
+
+def read_warc(
+    path: Path,
+    file: str,
+    source: WarcSource,
+    *,
+    rules: HostRules | None = None,
+    passed: Counter[str] | None = None,
+) -> Iterator[Record | Fault]:
+    """The records and faults of one WARC file (.warc, .warc.gz, .warc.zst), in order.
+
+    `rules` is what hosts say of their pages (`load_host_rules`); `passed` counts what is passed over, by reason.
+
+    Raises:
+        MissingInput: the file cannot be opened.
+    """
+    counted: Counter[str] = Counter() if passed is None else passed
+    waiting: list[_Payload | Fault] = []
+    held = 0
+    for piece in _payloads(path, file, frozenset(name.lower() for name in source.content_types), counted):
+        waiting.append(piece)
+        held += len(piece.data) if isinstance(piece, _Payload) else 0
+        if held > _BATCH_BYTES or len(waiting) >= _BATCH_PIECES:
+            yield from _read_batch(waiting, file, source.min_text_characters, rules)
+            waiting, held = [], 0
+    yield from _read_batch(waiting, file, source.min_text_characters, rules)
+
+
+def _payloads(path: Path, file: str, types: frozenset[str], passed: Counter[str]) -> Iterator[_Payload | Fault]:
+    for raw in raw_records(path):
+        if not isinstance(raw, RawRecord):
+            yield Fault(file, raw.place, raw.reason, sample(raw.data))
+            continue
+        found = _response(raw)
+        if isinstance(found, _Response):
+            found = _why_passed(found, types) or found
+        if isinstance(found, str):
+            if found.startswith("passed:"):
+                passed[found.removeprefix("passed:")] += 1
+            else:
+                yield Fault(file, raw.place, found, sample(raw.data))
+            continue
+        data = "warc_too_large" if raw.cut else payload(found.headers, found.body, found.truncated)
+        if isinstance(data, str):
+            yield Fault(file, raw.place, data, sample(found.url))
+        else:
+            yield _Payload(raw.place, replace(found, body=b""), data)
+
+
+def _read_batch(
+    pieces: Sequence[_Payload | Fault], file: str, least: int, rules: HostRules | None
+) -> Iterator[Record | Fault]:
+    """Payloads as records, in order; their pages are parsed in one go."""
+    html = [piece for piece in pieces if isinstance(piece, _Payload) and piece.response.media_type != "text/plain"]
+    pages = iter(read_pages([(piece.data, piece.response.charset) for piece in html]))
+    for piece in pieces:
+        if isinstance(piece, Fault):
+            yield piece
+        elif piece.response.media_type == "text/plain":
+            yield _record(piece, Page(decode_html(piece.data, piece.response.charset), False, ()), file, least, rules)
+        else:
+            yield _record(piece, next(pages), file, least, rules)
+
+
+def _why_passed(response: _Response, types: frozenset[str]) -> str:
+    if response.status != 200:
+        return "passed:status_not_200"
+    return "" if response.media_type in types else "passed:other_content_type"
+
+
+def _response(raw: RawRecord) -> _Response | str:
+    """The HTTP response of a record, or why there is none."""
+    from fastwarc.warc import WarcRecord, WarcRecordType
+
+    try:
+        record = WarcRecord.from_bytes(raw.data)
+    except (OSError, ValueError):
+        return "warc_bad_header"
+    if record.record_type != WarcRecordType.response:
+        return "passed:not_a_response"
+    digest = record.headers.get("WARC-Block-Digest") or ""
+    if not raw.cut and digest.lower().startswith(_DIGESTS) and not record.verify_block_digest():
+        return "warc_digest_mismatch"
+    try:
+        record.parse_http(auto_decode="none")
+        return _understood(record)
+    except (OSError, ValueError, TypeError):
+        return "warc_bad_http"
+
+
+def _understood(record: WarcRecord) -> _Response | str:
+    http: Any = record.http_headers
+    if http is None or http.status_code is None:
+        return "warc_bad_http"
+    named = record.headers.get("WARC-Identified-Payload-Type") or ""
+    reader: Any = record.reader
+    return _Response(
+        _writable((record.headers.get("WARC-Target-URI") or "").strip("<> ")),
+        _writable(record.headers.get("WARC-Date") or ""),
+        int(http.status_code),
+        (record.http_content_type or named).strip().lower(),
+        record.http_charset or "",
+        tuple(http.to_tuples()),
+        bytes(reader.read()),
+        bool(record.headers.get("WARC-Truncated")),
+    )
+
+
+def _writable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _record(piece: _Payload, page: Page | str, file: str, least: int, rules: HostRules | None) -> Record | Fault:
+    response = piece.response
+    if isinstance(page, str):
+        return Fault(file, piece.place, page, sample(response.url))
+    if len(page.text.strip()) < least:
+        return Fault(file, piece.place, "no_text", sample(response.url))
+    signals = (*header_signals(response.headers), *page.signals)
+    opt_out, fetched = page_opt_out(response.url, signals, response.fetched, rules)
+    return Record(
+        page.text,
+        file,
+        piece.place,
+        url=response.url,
+        fallback=page.fallback,
+        opt_out=_writable(opt_out),
+        opt_out_fetched=fetched,
+    )
+
+
+def payload(headers: Iterable[tuple[str, str]], body: bytes, truncated: bool = False) -> bytes | str:
+    """The payload of a response without its transfer and content encodings, or the fault's reason.
+
+    Crawlers often store what they have decoded with the headers as they came: a body that does not begin as its
+    encoding does is taken as it is. What breaks off half-way is a fault, unless the crawler has told it (`truncated`).
+    """
+    encodings: list[str] = []
+    chunked = False
+    for name, value in headers:
+        if name.lower() == "content-encoding":
+            encodings += [word.strip().lower() for word in value.split(",")]
+        elif name.lower() == "transfer-encoding":
+            chunked = chunked or "chunked" in value.lower()
+    data = body
+    for encoding in (["chunked"] if chunked else []) + encodings[::-1]:
+        decoded, whole = _decoded(encoding, data)
+        if len(decoded) > MAX_BLOCK_BYTES:
+            return "warc_too_large"
+        if not whole and not truncated:
+            return "warc_bad_payload"
+        data = decoded
+    return data
+
+
+def _decoded(encoding: str, data: bytes) -> tuple[bytes, bool]:
+    """The bytes without one encoding (at most one more than allowed), and whether they came to their end."""
+    if encoding in ("gzip", "x-gzip"):
+        return _inflated(data, 31) if data.startswith(b"\x1f\x8b") else (data, True)
+    if encoding == "deflate":
+        decoded, whole = _inflated(data, 15)
+        if not decoded:  # many servers leave zlib's header out
+            decoded, whole = _inflated(data, -15)
+        return (decoded, whole) if decoded else _as_stored(data)
+    if encoding == "chunked":
+        from fastwarc.stream_io import ChunkedReader
+
+        return _read_all(ChunkedReader(io.BytesIO(data))) if _CHUNK.match(data) else (data, True)
+    if encoding == "br":
+        from fastwarc.stream_io import BrotliReader
+
+        decoded, whole = _read_all(BrotliReader(io.BytesIO(data)))
+        return (decoded, whole) if decoded else _as_stored(data)
+    if encoding == "zstd" and data.startswith(b"\x28\xb5\x2f\xfd"):
+        return _unzstd(data)
+    return data, True
+
+
+def _as_stored(data: bytes) -> tuple[bytes, bool]:
+    """A body in which a decoder without a mark of its own found nothing: it is text as it stands, or it is damaged."""
+    is_text = not data[:1024].translate(None, bytes(range(32, 256)) + b"\t\n\f\r")
+    return (data, True) if is_text else (b"", False)
+
+
+def _inflated(data: bytes, window: int) -> tuple[bytes, bool]:
+    inflater = zlib.decompressobj(window)
+    try:
+        return inflater.decompress(data, MAX_BLOCK_BYTES + 1), inflater.eof
+    except zlib.error:
+        return b"", False
+
+
+def _unzstd(data: bytes) -> tuple[bytes, bool]:
+    import zstandard
+
+    frame = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+    out = bytearray()
+    try:
+        for start in range(0, len(data), 1 << 12):  # a call's output has no bound, so its input is small
+            out += frame.decompress(data[start : start + (1 << 12)])
+            if frame.eof or len(out) > MAX_BLOCK_BYTES:
+                return bytes(out), True
+    except zstandard.ZstdError:
+        pass
+    return bytes(out), False
+
+
+def _read_all(reader: Any) -> tuple[bytes, bool]:
+    out = bytearray()
+    try:
+        while len(out) <= MAX_BLOCK_BYTES:
+            piece = reader.read(1 << 18)
+            if not piece:
+                return bytes(out), True
+            out += piece
+    except Exception:  # fastwarc's and zstandard's own types for damage have no common parent but this
+        return bytes(out), False
+    return bytes(out), True
+
+
+def host_files(path: Path) -> Iterator[tuple[str, str, bytes]]:
+    """The robots.txt, ai.txt and tdmrep.json of hosts that a file holds, as (URL, when it was read, body).
+
+    A WARC's responses of status 200, and of 4xx as empty files (RFC 9309: nothing is forbidden then); or JSON Lines of
+    `{"url", "fetched", "body"}`, where a line of another kind is passed over.
+
+    Raises:
+        MissingInput: the file cannot be opened, or is torn.
+        ConfigError: it is neither.
+    """
+    if plain_name(path.name).endswith(".warc"):
+        yield from _host_files_of_warc(path)
+    elif plain_name(path.name).endswith((".jsonl", ".json")):
+        yield from _host_files_of_jsonl(path)
+    else:
+        raise ConfigError(f"{path}: what hosts say is read from .warc, .warc.gz, .jsonl and .jsonl.gz only.")
+
+
+def _host_files_of_jsonl(path: Path) -> Iterator[tuple[str, str, bytes]]:
+    try:
+        for line in lines(blocks(path)):
+            try:
+                row = json.loads(line)
+                url, fetched, body = (row[name] for name in ("url", "fetched", "body"))
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue
+            if isinstance(url, str) and isinstance(fetched, str) and isinstance(body, str) and is_host_file(url):
+                yield url, fetched, body.encode("utf-8", "replace")
+    except TornStream as error:
+        raise MissingInput(
+            f"{path}: what hosts say cannot be read to its end ({error.reason}). Fetch it anew."
+        ) from error
+
+
+def _host_files_of_warc(path: Path) -> Iterator[tuple[str, str, bytes]]:
+    for raw in raw_records(path):
+        if not isinstance(raw, RawRecord) or raw.cut or not _HOST_FILE.search(raw.data[: 1 << 13]):
+            continue
+        found = _response(raw)
+        if not isinstance(found, _Response) or not is_host_file(found.url):
+            continue
+        if found.status == 200 or found.status // 100 == 4:
+            body = payload(found.headers, found.body, found.truncated) if found.status == 200 else b""
+            if isinstance(body, bytes):
+                yield found.url, found.fetched, body
+
+
+def load_host_rules(paths: Iterable[Path]) -> HostRules:
+    """What hosts say, of all these files; of each file of a host the version that was read last."""
+    return _load_host_rules(tuple(paths))
+
+
+@lru_cache(maxsize=1)
+def _load_host_rules(paths: tuple[Path, ...]) -> HostRules:
+    return host_rules(file for path in paths for file in host_files(path))

@@ -1,0 +1,313 @@
+"""HTML: the page's own text and no one else's, in the right characters, in bounded time whatever the page is."""
+
+import gzip
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.readers import page_process
+from data_pipeline.readers.html import decode_html, extract
+from data_pipeline.readers.main_text import MARK, choose, main_text, mark_containers
+from data_pipeline.readers.page_process import read_html, read_page, read_pages
+from data_pipeline.readers.record import Fault, Record
+from governance.errors import PipelineError
+
+NEEDS_DATA = pytest.mark.skipif("ASSAY_TEST_DATA" not in os.environ, reason="ASSAY_TEST_DATA is not set")
+LONG = "This sentence of the article number {} is long enough to be prose, and it says what its author meant to say."
+PROSE = [LONG.format(number) for number in range(8)]
+MENU = "".join(f'<li><a href="/{name}">{name}</a></li>' for name in ("Start", "World", "Sport", "Contact", "Imprint"))
+TEASERS = "".join(
+    f'<div><a href="/t{i}">Another story that you may like to read, number {i}</a></div>' for i in range(4)
+)
+FOOTER = "<p>Powered by SomePress</p><p>© 2026 Some House. All rights reserved.</p>"
+COOKIES = "This site uses cookies and other means of storage to make your visit a better one. Accept or reject."
+PARAGRAPHS = "".join(f"<p>{text}</p>" for text in PROSE)
+
+
+def own_lines(page):
+    return [line for line in main_text(page).splitlines() if line]
+
+
+# --- main text
+
+
+TEMPLATES = {
+    "semantic": f"<nav><ul>{MENU}</ul></nav><main>{PARAGRAPHS}</main><aside>{TEASERS}</aside><footer>{FOOTER}</footer>",
+    "unnamed divs": f"<div><div><ul>{MENU}</ul></div><div>{PARAGRAPHS}</div><div>{TEASERS}</div>"
+    f"<div>{FOOTER}</div></div><div>{COOKIES}</div>",
+    "layout table": f"<table><tr><td colspan=2>{MENU}</td></tr><tr><td>{'<br><br>'.join(PROSE)}</td>"
+    f"<td>{TEASERS}</td></tr><tr><td colspan=2>{FOOTER}</td></tr></table>",
+    "roles": f'<div role="banner">{MENU}</div><div role="main">{PARAGRAPHS}</div><div role="contentinfo">{FOOTER}</div>'
+    f'<div role="dialog">{COOKIES}</div><div aria-hidden="true">hidden</div><p hidden>hidden</p>',
+    "names": f'<div class="site-menu">{MENU}</div><div id="x">{PARAGRAPHS}</div>'
+    f'<div class="left sidebar">{TEASERS}</div>'
+    f'<div id="comments"><p>{LONG.format("of a reader")}</p></div><div class="cookie-banner">{COOKIES}</div>',
+    "links around": f"<ul>{MENU}</ul>{PARAGRAPHS}<ul>{MENU}</ul>",
+    "unclosed": f"<div><ul>{MENU}</ul></div><div>{'<p>'.join(['', *PROSE])}<div>{TEASERS}",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_article_and_nothing_else(name):
+    assert own_lines(f"<html><body>{TEMPLATES[name]}</body></html>") == PROSE
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.sampled_from([MENU, f"<ul>{MENU}</ul>", TEASERS, FOOTER, f"<p>{COOKIES}</p>"]), max_size=4), st.data()
+)
+def test_what_stands_in_boxes_around_an_article_is_left_out(around, data):
+    before = data.draw(st.integers(0, len(around)))
+    boxes = [f"<div>{box}</div>" for box in around]
+    page = "".join([*boxes[:before], f"<div>{PARAGRAPHS}</div>", *boxes[before:]])
+    for _ in range(data.draw(st.integers(0, 3))):
+        page = f"<div>{page}</div>"
+    assert own_lines(page) == PROSE
+
+
+def test_lists_tables_code_and_short_lines_of_an_article_stay():
+    inner = (
+        f"<h1>Title</h1><p>{PROSE[0]}</p><ul><li>one</li><li><p>two</p></li></ul><table><tr><td>a</td><td>b</td></tr></table>"
+        f"<pre>x = 1\n  y = 2</pre><blockquote>Short.</blockquote><div class='sidebar'><p>{PROSE[1]}</p></div>"
+        f"<aside><p>{PROSE[2]}</p></aside><p>The end.</p>"
+    )
+    lines = own_lines(f"<ul>{MENU}</ul><div>{inner}</div><div>{FOOTER}</div>")
+    kept = ["Title", PROSE[0], "• one", "• two", "a b", "x = 1", "y = 2", "Short.", PROSE[1], PROSE[2], "The end."]
+    assert [" ".join(line.split()) for line in lines] == kept
+    assert "\n  y = 2" in main_text(f"<div>{inner}</div>")
+
+
+def test_a_paragraph_about_cookies_is_a_paragraph():
+    page = f"<main><p>{PROSE[0]}</p><p>{COOKIES}</p><p>{PROSE[1]}</p></main>"
+    assert own_lines(page) == [PROSE[0], COOKIES, PROSE[1]]
+
+
+def test_a_discussion_is_the_pages_own_text_when_there_is_no_other():
+    assert own_lines(f'<ul>{MENU}</ul><div id="comments">{PARAGRAPHS}</div>') == PROSE
+
+
+@pytest.mark.parametrize(
+    "text", ["這是一篇文章的正文，說明了作者想說的事情，足夠長。", "นี่คือข้อความของบทความที่ยาวพอสมควรสำหรับการทดสอบ"]
+)
+def test_dense_scripts_count_for_more(text):
+    page = f"<div><ul>{MENU}</ul></div><div><p>{text}</p><p>{text}</p></div><div>{FOOTER}</div>"
+    assert own_lines(page) == [text, text]
+
+
+def test_a_page_without_prose_keeps_its_lines():
+    assert own_lines("<body><h1>Price</h1><p>5 euros</p><nav>menu</nav></body>") == ["Price", "5 euros"]
+
+
+TAGS = "<div> </div> <td> </td> <table> </table> <a/href=x> </a> <article> </article> <aside> </aside> <p> <li> <!--"
+PIECES = st.sampled_from([*TAGS.split(), '<a href="x">', '<div class="menu">', "-->", "<", "text ", PROSE[0]])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(PIECES, max_size=40))
+def test_whatever_the_nesting_all_lines_are_of_the_page_and_no_mark_is_left(pieces):
+    page = "".join(pieces)
+    text = main_text(page)
+    assert MARK not in text
+    words = set(re.findall(r"\w+", page))
+    assert set(re.findall(r"\w+", text)) <= words
+
+
+def test_marks_are_set_beside_tags_only():
+    page = '<DIV Class="a"><a href=x>y</a><a name=z></a><td\n>c</td><divider></div><article>'
+    assert mark_containers(page).replace(MARK, "!") == (
+        '<DIV Class="a">!o<a href=x>!Ly!l</a><a name=z>!l</a><td\n>!Cc!c</td><divider>!e</div><article>!M'
+    )
+    assert choose(f"{MARK}e{MARK}c{MARK}l nothing was open {MARK}") == "nothing was open"
+
+
+# --- characters
+
+
+PAGE = "<html><head>{}<title>t</title></head><body><main><p>Żółć, naïve façade, Straße – “quoted” text. " + LONG
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "iso-8859-2", "windows-1250"])
+@pytest.mark.parametrize("way", ["header", "meta", "neither"])
+def test_the_charset_is_found(charset, way):
+    page = PAGE.format(f'<meta charset="{charset}">' if way == "meta" else "", 1)
+    if charset == "iso-8859-2":
+        page = page.replace("–", "-").replace("“", '"').replace("”", '"')
+    page = page.replace("ï", "i").replace("ç", "c")
+    if way == "neither" and charset != "utf-8":
+        pytest.skip("uchardet guesses between cousins")
+    assert decode_html(page.encode(charset), charset if way == "header" else "") == page
+
+
+@pytest.mark.parametrize("charset", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+def test_marks_and_zeros_tell_unicode(charset):
+    page = PAGE.format("", 1)
+    assert decode_html(page.encode(charset), "iso-8859-1" if charset in ("utf-16", "utf-8-sig") else "") == page
+
+
+def test_utf_8_is_believed_against_what_is_declared_and_the_transport_before_the_page():
+    page = PAGE.format('<meta charset="iso-8859-1">', 1)
+    assert decode_html(page.encode(), "iso-8859-1") == page
+    russian = '<meta charset="windows-1251"><p>Привет, мир'
+    assert decode_html(russian.encode("koi8-r"), "koi8-r") == russian
+    assert decode_html(russian.encode("windows-1251"), "no-such-charset") == russian
+    assert decode_html(b"<p>caf\xe9 \x02", "utf-8") == "<p>café "
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.binary(max_size=300), st.sampled_from(["", "utf-8", "utf-16", "x-user-defined", "iso-2022-jp", "gbk", "\ud800"])
+)
+def test_any_bytes_have_characters(data, charset):
+    decode_html(data, charset).encode("utf-8")
+
+
+# --- fallback
+
+
+def test_where_no_text_is_the_pages_own_all_of_it_is_taken_and_counted():
+    page = extract(b"<nav><ul><li>first entry</li></ul></nav>")
+    assert page.fallback
+    assert "first entry" in page.text
+    assert extract(b"") == extract(b"<p>")
+    assert not extract(PARAGRAPHS.encode()).fallback
+
+
+def test_signals_come_with_the_page():
+    assert read_page(b"<meta name=robots content=noai><p>x").signals == ("robots:noai",)
+
+
+# --- hostile pages
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(page_process, "SECONDS", 0.5)
+    monkeypatch.setattr(page_process, "SECONDS_PER_MIB", 0.0)
+
+
+SLOW = {
+    "unclosed formatting": "<p>".join(f"<b id={i}>" for i in range(3000)),
+    "attributes": "<p " + " ".join(f"a{i}" for i in range(60_000)) + ">x",
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_page_made_to_be_slow_is_given_up_and_the_next_is_read(impatient, name):
+    fault = read_html(SLOW[name].encode(), "f.html", 7)
+    assert isinstance(fault, Fault)
+    assert (fault.position, fault.reason) == (7, "html_too_slow")
+    assert read_html(PARAGRAPHS.encode(), "f.html").text.split("\n\n") == PROSE
+
+
+def test_a_slow_page_costs_none_of_its_neighbours(impatient):
+    slow = SLOW["attributes"].encode()
+    pages = [(PARAGRAPHS.encode(), ""), (slow, ""), (b"<p>caf\xe9", "latin-1"), (slow, "")]
+    first, second, third, fourth = read_pages(pages)
+    assert first.text.split("\n\n") == PROSE
+    assert (second, third.text, fourth) == ("html_too_slow", "café", "html_too_slow")
+    assert read_pages([]) == []
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<div>" * 100_000 + PROSE[0],
+        "<div><table><td></div>" * 20_000 + PROSE[0],
+        "<div class=menu>" * 50_000 + PROSE[0] + "</td>" * 50_000,
+        "<a href=" * 50_000,
+        '<div class="' * 50_000 + PROSE[0],
+        "<div " * 100_000,
+        "\x02" * 1000 + PROSE[0],
+    ],
+)
+def test_deep_and_torn_pages_take_bounded_time(page):
+    assert isinstance(read_html(page.encode(), "f.html"), Record | Fault)
+
+
+@pytest.mark.slow
+def test_a_million_nested_elements_kill_nobody():
+    page = "<div>" * 1_000_000 + PROSE[0] + "</div>" * 1_000_000
+    assert isinstance(read_html(page.encode(), "f.html"), Record | Fault)
+    assert read_page(PARAGRAPHS.encode()).text
+
+
+def test_memory_has_a_bound(monkeypatch):
+    monkeypatch.setattr(page_process, "SECONDS", 60.0)
+    page = "<p>".join(f"<b id={i}>" for i in range(6000)).encode()
+    page_process.close()
+    monkeypatch.setattr(page_process, "_CHILD", page_process._CHILD.replace("serve()", "serve(600 << 20)"))
+    assert read_page(page) in ("html_broke_parser", "not_html")  # as the allocation fails in Rust or in C
+    page_process.close()
+
+
+def test_a_page_above_the_bound_is_not_read(monkeypatch):
+    monkeypatch.setattr(page_process, "MAX_PAGE_BYTES", 10)
+    assert read_page(b"x" * 11) == "html_too_large"
+
+
+def test_a_child_that_dies_between_pages_is_replaced():
+    read_page(b"<p>x")
+    child = page_process._CHILDREN[os.getpid()]
+    child.kill()
+    child.wait()
+    assert read_page(PARAGRAPHS.encode()).text
+
+
+def test_a_child_that_cannot_start_is_told(monkeypatch):
+    page_process.close()
+    monkeypatch.setattr(page_process, "_CHILD", "raise SystemExit(1)")
+    with pytest.raises(PipelineError, match="resiliparse"):
+        read_page(b"<p>x")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_reader(data):
+    assert isinstance(read_html(b"<p>" + data, "f.html"), Record)
+
+
+# --- planted truth
+
+
+def word_f1(found, truth):
+    mine, theirs = (Counter(re.findall(r"\w+", text.casefold())) for text in (found, truth))
+    shared = (mine & theirs).total()
+    return 2 * shared / (mine.total() + theirs.total())
+
+
+@NEEDS_DATA
+def test_word_f1_on_the_archive_with_truth():
+    from data_pipeline.readers.sources import WarcSource
+    from data_pipeline.readers.warc import read_warc
+
+    folder = Path(os.environ["ASSAY_TEST_DATA"]) / "web"
+    with gzip.open(folder / "web.truth.jsonl.gz", "rt", encoding="utf-8") as lines:
+        truth = {row["url"]: row["main_text"] for row in map(json.loads, lines) if row["expect"] == "keep"}
+    source = WarcSource(type="warc", name="web", licence="CC0-1.0", paths=("x",))
+    found = {}
+    for piece in read_warc(folder / "web.warc.gz", "web.warc.gz", source):
+        if isinstance(piece, Record):
+            found.setdefault(piece.url, piece.text)
+    scores = [word_f1(found[url], text) for url, text in truth.items()]
+    assert len(scores) == 900
+    assert sum(scores) / len(scores) >= 0.98
+
+
+@NEEDS_DATA
+@pytest.mark.slow
+def test_of_real_manuals_nearly_every_word_stays():
+    path = Path(os.environ["ASSAY_TEST_DATA"]) / "web" / "html_docs.jsonl.gz"
+    from resiliparse.extract.html2text import extract_plain_text
+
+    kept = whole = 0
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for page in (json.loads(line)["html"] for line in lines):
+            kept += len(main_text(page).split())
+            whole += len(extract_plain_text(page).split())
+    assert kept >= 0.9 * whole
