@@ -1,22 +1,33 @@
-"""The quality and repetition features of Gopher (Rae et al. 2021, arXiv:2112.11446, section A.1.1 and table A1).
+"""The features of Gopher, C4 and FineWeb, of all texts in one call.
 
-One pass over the bytes, then one over the words for each length of n-gram. Where the paper leaves room:
+Gopher: Rae et al. 2021 (arXiv:2112.11446), section A.1.1 and table A1. C4: Raffel et al. 2020 (JMLR 21), section 2.2.
+FineWeb: Penedo et al. 2024 (arXiv:2406.17557), section 3.6. Where the papers leave room:
 
-- A *word* is a run between white space (`str.split()`), punctuation and all; its length is in code points. For scripts
-  without spaces (Chinese, Japanese, Thai ...) that is no word: `unspaced_share` says how much of a text is so written,
-  and a caller must not apply word rules to it.
-- A *line* ends at LF and is compared without the white space at its ends; blank lines are none. A *paragraph* is a run
+- A *word* is what `kernels/words.py` says, punctuation and all; its length is in code points. `unspaced_share` says how
+  much of a text is in a script without spaces, where a word is an ideograph or a syllable.
+- A *line* ends at LF and is taken without the white space at its ends; blank lines are none. A *paragraph* is a run
   of lines that are not blank.
 - Repeated lines and paragraphs are those equal to an earlier one; the first does not count. `..._character_share` is
-  of all characters of such lines.
+  of all characters of such lines. FineWeb's share of characters in repeated lines is the same figure.
 - `top_n_gram_share`: occurrences of the most frequent n-gram (of the longest such) times its length, at most 1; 0 when
   nothing occurs twice. `duplicate_n_gram_share`: words that lie in an n-gram equal to an earlier one, each counted
   once. Both are shares of the characters of all words.
 - `stop_words`: how many *different* stop words of the text's language occur, ASCII capitals folded; NaN for a language
-  without a list.
+  without a list (`kernels/stop_words.py`).
+- `line_punctuation_share`: lines that end in a terminal of any script, an ellipsis or a closing quotation mark.
+  `short_line_share`: lines of at most 30 code points. Both of all lines. `newline_ratio`: LF characters a word.
+- `sentences`: a sentence has a letter. It ends at a terminal beyond ASCII (。, ؟, ।), whatever follows; at `.`, `!` or
+  `?`, with closing marks behind it or none, before white space or the line's end, but a full stop not where a small
+  letter follows in the line (Unicode annex 29, rule SB8); and with a line that `line_punctuation_share` counts. A
+  title without punctuation is no sentence; an abbreviation before a capital is taken for an end.
+- `has_lorem_ipsum`, `has_javascript_line`, `has_policy_line`: 1 where the text has the phrase, or one of
+  `POLICY_PHRASES`, anywhere, whatever the case of its ASCII letters; `has_curly_bracket`: where it has "{".
 
-Everything is float64: in float32, thresholds such as 0.3 changed verdicts. Words, lines and n-grams are compared by
-64-bit hashes, which are taken for equality. Memory: about 60 bytes a word of the longest text.
+Everything is float64: in float32, thresholds such as 0.3 changed verdicts. Words and lines are compared by 64-bit
+hashes, which are taken for equality; n-grams exactly, as pairs of a shorter n-gram and a word.
+
+Price: one pass over the bytes, one over the words, then for n = 2, 3 ... over those n-grams alone whose two parts each
+occur twice: no other can, and soon none is left. Memory: 70 to 95 bytes a word of the longest text.
 """
 
 from __future__ import annotations
@@ -27,9 +38,26 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
-from data_pipeline.kernels.buffers import code_point_classes, text_buffers
+from data_pipeline.kernels.buffers import BULLET, SPACE, text_buffers
+from data_pipeline.kernels.compiled import inlined, kernel, part
+from data_pipeline.kernels.phrases import CURLY, JAVASCRIPT, LOREM, POLICY, ends_in_ellipsis, find_marks
+from data_pipeline.kernels.stop_words import STOP_WORDS
+from data_pipeline.kernels.words import (
+    CLOSER,
+    LINE_END,
+    LOWER,
+    TERMINAL,
+    add_chunk,
+    any_word,
+    byte_at,
+    decode,
+    end_hash,
+    hash_bytes,
+    plain_word,
+    word_classes,
+)
 
 FEATURES = (
     "words",
@@ -47,241 +75,294 @@ FEATURES = (
     *(f"top_{n}_gram_share" for n in range(2, 5)),
     *(f"duplicate_{n}_gram_share" for n in range(5, 11)),
     "unspaced_share",
+    "sentences",
+    "line_punctuation_share",
+    "short_line_share",
+    "newline_ratio",
+    "has_lorem_ipsum",
+    "has_curly_bracket",
+    "has_javascript_line",
+    "has_policy_line",
 )
+SHORT_LINE = 30  # code points
 
-STOP_WORDS: dict[str, tuple[str, ...]] = {
-    "en": ("the", "be", "to", "of", "and", "that", "have", "with"),  # the paper's own
-    "de": ("der", "die", "und", "das", "ist", "nicht", "mit", "von"),
-    "es": ("de", "la", "que", "el", "en", "los", "con", "una"),
-    "fr": ("de", "la", "le", "et", "les", "des", "que", "une"),
-    "it": ("di", "che", "la", "il", "non", "per", "una", "con"),
-    "nl": ("de", "het", "een", "van", "en", "dat", "niet", "met"),
-    "pt": ("de", "que", "não", "os", "um", "uma", "com", "para"),
-    "sv": ("och", "att", "det", "som", "en", "på", "är", "med"),
-    "da": ("og", "at", "det", "som", "en", "på", "er", "med"),
-    "pl": ("w", "na", "z", "do", "się", "że", "nie", "jest"),
-}
-"""Eight frequent words a language, each at most 7 bytes of UTF-8, so that one register holds it behind a marker."""
+_FIRST_REPEAT = FEATURES.index("duplicate_line_share")
+_FIRST_GRAM = FEATURES.index("top_2_gram_share")
 
 
 def measure_texts(texts: pa.Array | pa.ChunkedArray, languages: Sequence[str]) -> npt.NDArray[np.float64]:
     """The features of each text, shape (texts, FEATURES); `languages` are ISO 639-1 codes, one a text."""
     data, offsets = text_buffers(texts)
-    table, index = stop_word_table()
+    index = {code: row for row, code in enumerate(sorted(STOP_WORDS))}
     rows = np.array([index.get(code, -1) for code in languages], np.int64)
     features = np.zeros((len(offsets) - 1, len(FEATURES)))
     longest = int(np.diff(offsets).max(initial=0))
-    _measure(data, offsets, table, rows, code_point_classes(), longest // 2 + 1, features)
+    _measure(data, offsets, *stop_word_bytes(), rows, word_classes(), longest // 2 + 2, features)
     return features
 
 
 @functools.cache
-def stop_word_table() -> tuple[npt.NDArray[np.uint64], dict[str, int]]:
-    """Stop words packed into one integer each, shape (languages, 8), and the row of each language."""
-    rows = [
-        [int.from_bytes(b"\1" + word.encode("utf-8"), "big") for word in STOP_WORDS[code]]
-        for code in sorted(STOP_WORDS)
-    ]
-    return np.array(rows, np.uint64), {code: row for row, code in enumerate(sorted(STOP_WORDS))}
+def stop_word_bytes() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """The stop words end to end, eight a language in the order of the codes, and their offsets."""
+    words = [word.encode() for code in sorted(STOP_WORDS) for word in STOP_WORDS[code]]
+    return np.frombuffer(b"".join(words), np.uint8), np.cumsum([0, *map(len, words)])
 
 
-@njit(inline="always")
-def _mix(h):  # type: ignore[no-untyped-def]
-    """The finaliser of MurmurHash3 (public domain): each bit of `h` reaches each bit of the result."""
-    h ^= h >> uint64(33)
-    h *= uint64(0xFF51AFD7ED558CCD)
-    h ^= h >> uint64(33)
-    h *= uint64(0xC4CEB9FE1A85EC53)
-    return h ^ (h >> uint64(33))
+@inlined
+def _share(some, whole):  # type: ignore[no-untyped-def]
+    return some / (whole if whole > 0 else 1)
 
 
-@njit(inline="always")
-def _decode(data, i, end):  # type: ignore[no-untyped-def]
-    """The code point that starts at byte `i`, and its number of bytes; a torn sequence counts byte by byte."""
-    c = int64(data[i])
-    if c < 0x80:
-        return c, 1
-    if c < 0xE0 and i + 1 < end:
-        return (c & 0x1F) << 6 | (int64(data[i + 1]) & 0x3F), 2
-    if c < 0xF0 and i + 2 < end:
-        return (c & 0x0F) << 12 | (int64(data[i + 1]) & 0x3F) << 6 | (int64(data[i + 2]) & 0x3F), 3
-    if i + 3 < end:
-        high = (c & 0x07) << 18 | (int64(data[i + 1]) & 0x3F) << 12
-        return high | (int64(data[i + 2]) & 0x3F) << 6 | (int64(data[i + 3]) & 0x3F), 4
-    return c, 1
-
-
-@njit(inline="always")
-def _slot(key, keys, stamps, generation, mask):  # type: ignore[no-untyped-def]
-    """Where `key` stands in the open-addressing table, and whether it stood there already in this generation."""
-    place = int64(key & uint64(mask))
-    while stamps[place] == generation:
-        if keys[place] == key:
-            return place, True
-        place = (place + 1) & mask
-    stamps[place] = generation
-    keys[place] = key
-    return place, False
-
-
-@njit(inline="always")
+@inlined
 def _table_mask(entries):  # type: ignore[no-untyped-def]
-    size = int64(4)
+    size = int64(8)
     while size < 2 * entries:
         size *= 2
     return size - 1
 
 
-@njit(cache=True, nogil=True)
-def _repeated(hashes, lengths, count, keys, stamps, generation):  # type: ignore[no-untyped-def]
-    """How many of the first `count` elements equal an earlier one, and their characters."""
-    mask = _table_mask(count)
-    elements = characters = 0
+@inlined
+def _first_of(key, place, table, firsts, i):  # type: ignore[no-untyped-def]
+    """The first element with this key (not 0), which is `i` where there was none; `place` is where to look."""
+    mask = len(table) - 1
+    place &= mask
+    held = table[place]
+    while (held != 0) & (held != key):
+        place = (place + 1) & mask
+        held = table[place]
+    found = i if held == 0 else int64(firsts[place])  # no branch: which of the two comes cannot be foretold
+    table[place] = key
+    firsts[place] = found
+    return found
+
+
+@part
+def _repeats(hashes, lengths, count, table, firsts, feature):  # type: ignore[no-untyped-def]
+    """The share of the elements that equal an earlier one, and of their characters."""
+    table = table[: _table_mask(count) + 1]
+    table[:] = 0
+    repeated = repeated_characters = characters = 0
     for i in range(count):
-        _, found = _slot(hashes[i], keys, stamps, generation, mask)
-        if found:
-            elements += 1
-            characters += lengths[i]
-    return elements, characters
+        characters += lengths[i]
+        if _first_of(hashes[i], int64(hashes[i]), table, firsts, i) != i:
+            repeated += 1
+            repeated_characters += lengths[i]
+    feature[0] = _share(repeated, count)
+    feature[1] = _share(repeated_characters, characters)
 
 
-@njit(cache=True, nogil=True)
-def _measure(data, offsets, stop_words, stop_rows, classes, capacity, out):  # type: ignore[no-untyped-def]
-    start_hash, prime = uint64(0xCBF29CE484222325), uint64(0x100000001B3)  # FNV-1a, over code points
-    step = uint64(0x9E3779B97F4A7C15)
-    words, grams = np.empty(capacity, np.uint64), np.empty(capacity, np.uint64)
-    ends = np.empty(capacity + 1, np.int64)  # characters of the words before each word
+@part
+def _repeated_words(words, count, table, firsts, first, twice):  # type: ignore[no-untyped-def]
+    """Fill `first` with the first place of each word, and `twice` with whether it stands in two."""
+    table = table[: _table_mask(count) + 1]
+    table[:] = 0
+    for i in range(count):
+        found = _first_of(words[i], int64(words[i]), table, firsts, i)
+        first[i] = found
+        twice[i] = found != i
+        twice[found] |= found != i
+
+
+@part
+def _repeated_grams(count, ends, first, twice, gram, places, table, firsts, counts, feature):  # type: ignore[no-untyped-def]
+    """The shares of repeated n-grams, for n = 2 to 10, from the first place of each word and whether it has two."""
+    left = 0
+    for i in range(count - 1):
+        gram[i] = first[i]
+        places[left] = i
+        left += twice[i] & twice[i + 1]
+    for n in range(2, 11):
+        if left == 0:
+            return
+        # an n-gram is known by the first place of its first n - 1 words, and that of its last word
+        room = table[: _table_mask(left) + 1]
+        room[:] = 0
+        best = best_length = covered = until = 0
+        for k in range(left):
+            i = int64(places[k])
+            key = (uint64(gram[i] + 1) << uint64(32)) | uint64(first[i + n - 1] + 1)
+            mixed = key * uint64(0x9E3779B97F4A7C15)
+            found = _first_of(key, int64(mixed ^ (mixed >> uint64(32))), room, firsts, i)
+            gram[i] = found
+            if found == i:
+                counts[i] = 1
+            else:
+                counts[found] += 1
+                length = ends[i + n] - ends[i]
+                if counts[found] > best or (counts[found] == best and length > best_length):
+                    best, best_length = int64(counts[found]), length
+                covered += ends[i + n] - ends[i if i > until else until]
+                until = i + n
+        if n <= 4:
+            share = _share(best * best_length, ends[count])
+            feature[n - 2] = share if share < 1 else 1.0
+        else:
+            feature[n - 2] = _share(covered, ends[count])
+        kept = 0
+        for k in range(left - 1):  # of the longer ones, those whose two parts both occur twice
+            i = int64(places[k])
+            after = int64(places[k + 1])
+            places[kept] = i
+            kept += (after == i + 1) & (counts[gram[i]] > 1) & (counts[gram[after]] > 1)
+        left = kept
+
+
+@part
+def _stop_words(data, starts, sizes, first, count, table, longest):  # type: ignore[no-untyped-def]
+    """How many of the hashes in `table` are a word of the text, ASCII capitals folded."""
+    seen = 0
+    for i in range(count):
+        if first[i] == i and sizes[i] <= longest:
+            h = hash_bytes(data, starts[i], starts[i] + sizes[i], True)
+            for q in range(len(table)):
+                seen |= int64(table[q] == h) << q
+    found = 0
+    for q in range(len(table)):
+        found += seen >> q & 1
+    return found
+
+
+@part
+def _tail(data, start, end, text_end, kinds):  # type: ignore[no-untyped-def]
+    """How a word ends a sentence: 0 not, 1 by a full stop, 2 by another terminal; closing marks may stand behind it."""
+    ending = 0
+    i = end
+    if end < text_end and not kinds[decode(data, end, text_end)[0]] & SPACE:
+        return ending
+    while i > start:
+        i -= 1
+        while i > start and byte_at(data, i) & 0xC0 == 0x80:
+            i -= 1
+        point, _ = decode(data, i, end)
+        if kinds[point] & TERMINAL:
+            if ending < 2:
+                ending = 1 if point == 46 else 2
+        elif not kinds[point] & CLOSER:
+            break
+    return ending
+
+
+@kernel
+def _measure(data, offsets, stop_data, stop_offsets, stop_rows, kinds, capacity, out):  # type: ignore[no-untyped-def]
+    words, ends = np.empty(capacity, np.uint64), np.empty(capacity + 1, np.int64)  # ends: characters before each word
+    starts, sizes = np.empty(capacity, np.int64), np.empty(capacity, np.int32)
+    first, gram, places = np.empty(capacity, np.int32), np.empty(capacity, np.int32), np.empty(capacity, np.int32)
+    twice, counts = np.empty(capacity, np.uint8), np.empty(capacity, np.int32)
     lines, line_lengths = np.empty(capacity, np.uint64), np.empty(capacity, np.int64)
     paragraphs, paragraph_lengths = np.empty(capacity, np.uint64), np.empty(capacity, np.int64)
-    size = _table_mask(capacity) + 1
-    keys, counts = np.empty(size, np.uint64), np.empty(size, np.int32)
-    stamps, generation = np.zeros(size, np.int32), 0
+    table, firsts = np.empty(_table_mask(capacity) + 1, np.uint64), np.empty(_table_mask(capacity) + 1, np.int32)
+    stop_hashes = np.empty(len(stop_offsets) - 1, np.uint64)
+    for q in range(len(stop_hashes)):
+        stop_hashes[q] = hash_bytes(stop_data, stop_offsets[q], stop_offsets[q + 1], True)
     ends[0] = 0
     for d in range(len(offsets) - 1):
         i, end = offsets[d], offsets[d + 1]
-        row = stop_rows[d]
-        n_words = n_lines = n_paragraphs = hashes = ellipses = dots = alphabetic = unspaced = 0
-        bullet_lines = ellipsis_lines = stops_seen = 0
-        word_length = line_length = line_width = paragraph_length = 0
-        word_hash, line_hash, line_seen, paragraph_hash = start_hash, start_hash, start_hash, start_hash
-        packed, packed_bytes = uint64(1), 0
-        has_letter = ends_in_ellipsis = False
-        line_dots = 0
+        n_words = n_lines = n_paragraphs = line_feeds = alphabetic = unspaced = 0
+        bullet_lines = ellipsis_lines = punctuated_lines = short_lines = sentences = 0
+        line_length = gap_length = paragraph_length = 0
+        line_hash, gap, paragraph_hash = uint64(0), uint64(1), uint64(0)
+        open_sentence = pending = False
+        last, last_end = 0, i
         while i <= end:
-            if i < end:
-                point, width = _decode(data, i, end)
+            c = byte_at(data, i) if i < end else 10  # the end of the text ends its last line
+            if c > 32 and c < 128:
+                point, width, kind = c, 1, 0
             else:
-                point, width = 10, 1  # the end of the text ends its last line
-            kind = classes[point] if point < 0x110000 else 0
-            if kind & 1:
-                dots = line_dots = 0
-                if word_length:
-                    words[n_words] = _mix(word_hash)
-                    ends[n_words + 1] = ends[n_words] + word_length
-                    n_words += 1
-                    alphabetic += has_letter
-                    if row >= 0 and packed_bytes <= 7:
-                        for q in range(8):
-                            if stop_words[row, q] == packed:
-                                stops_seen |= 1 << q
-                    word_hash, word_length, has_letter = start_hash, 0, False
-                    packed, packed_bytes = uint64(1), 0
-                if point != 10:
-                    line_hash = (line_hash ^ uint64(point)) * prime
-                    line_width += 1
-            else:
-                word_hash = (word_hash ^ uint64(point)) * prime
-                word_length += 1
-                if kind & 2:
-                    has_letter = True
-                if kind & 4:
-                    unspaced += 1
-                packed_bytes += width
-                if packed_bytes <= 7:
-                    for j in range(width):
-                        c = data[i + j]
-                        packed = packed << uint64(8) | uint64(c | 32 if 65 <= c <= 90 else c)
-                if line_length == 0:  # the first character of a line that is no white space
-                    line_hash, line_width = start_hash, 0
-                    if kind & 8:
-                        bullet_lines += 1
-                line_hash = (line_hash ^ uint64(point)) * prime
-                line_width += 1
-                line_seen, line_length = line_hash, line_width
-                line_dots = line_dots + 1 if point == 46 else 0
-                ends_in_ellipsis = point == 0x2026 or line_dots >= 3
-                if point == 46:
-                    dots += 1
-                    if dots == 3:
-                        ellipses += 1
-                        dots = 0
+                point, width = decode(data, i, end) if i < end else (c, 1)
+                kind = int64(kinds[point])
+            if not kind & SPACE:
+                if pending:
+                    if not kinds[point] & LOWER:
+                        sentences += 1
+                        open_sentence = False
+                    pending = False
+                stop, h, letters = plain_word(data, i, end)
+                if stop:
+                    size = stop - i
+                    last = int64(kinds[byte_at(data, stop - 1)])
+                    alphabetic += letters != 0
+                    open_sentence |= letters != 0
                 else:
-                    dots = 0
-                    if point == 35:
-                        hashes += 1
-                    elif point == 0x2026:
-                        ellipses += 1
-            if point == 10:
-                if line_length:
-                    lines[n_lines], line_lengths[n_lines] = _mix(line_seen), line_length
-                    paragraph_hash = _mix((paragraph_hash ^ lines[n_lines]) * step)
-                    paragraph_length += line_length
-                    n_lines += 1
-                    ellipsis_lines += ends_in_ellipsis
-                if paragraph_length and (line_length == 0 or i == end):
-                    paragraphs[n_paragraphs], paragraph_lengths[n_paragraphs] = paragraph_hash, paragraph_length
-                    n_paragraphs += 1
-                    paragraph_hash, paragraph_length = start_hash, 0
-                line_hash, line_seen, line_length, line_width = start_hash, start_hash, 0, 0
-                ends_in_ellipsis = False
-            i += width
+                    stop, size, strange, letter, last, sentence_ends, open_sentence = any_word(
+                        data, i, end, kinds, open_sentence
+                    )
+                    h = hash_bytes(data, i, stop, False)
+                    alphabetic += letter
+                    unspaced += strange
+                    sentences += sentence_ends
+                if line_length == 0:
+                    bullet_lines += kinds[point] & BULLET != 0
+                    gap, gap_length = uint64(0), 0
+                words[n_words] = h if h else uint64(1)
+                starts[n_words], sizes[n_words] = i, stop - i
+                ends[n_words + 1] = ends[n_words] + size
+                n_words += 1
+                line_hash = add_chunk(line_hash, h + gap)
+                line_length += gap_length + size
+                gap, gap_length = uint64(1), 0
+                if last & (TERMINAL | CLOSER) and open_sentence:
+                    ending = _tail(data, i, stop, end, kinds)
+                    if ending == 2:
+                        sentences += 1
+                        open_sentence = False
+                    pending = ending == 1
+                i = last_end = stop
+                continue
+            if point != 10:
+                gap = gap * uint64(0x100000001B3) + uint64(point)
+                gap_length += 1
+                i += width
+                continue
+            line_feeds += i < end
+            if line_length:
+                if pending:
+                    sentences += 1
+                    open_sentence = pending = False
+                lines[n_lines], line_lengths[n_lines] = end_hash(line_hash, line_length) | uint64(1), line_length
+                n_lines += 1
+                short_lines += line_length <= SHORT_LINE
+                if last & LINE_END:
+                    punctuated_lines += 1
+                    sentences += open_sentence
+                    open_sentence = False
+                    ellipsis_lines += ends_in_ellipsis(data, starts[n_words - 1], last_end)
+                paragraph_hash = add_chunk(paragraph_hash, lines[n_lines - 1])
+                paragraph_length += line_length
+            if paragraph_length and (line_length == 0 or i == end):
+                paragraphs[n_paragraphs] = end_hash(paragraph_hash, paragraph_length) | uint64(1)
+                paragraph_lengths[n_paragraphs] = paragraph_length
+                n_paragraphs += 1
+                paragraph_hash, paragraph_length = uint64(0), 0
+            line_hash, line_length, gap, gap_length = uint64(0), 0, uint64(1), 0
+            i += 1
 
-        characters = ends[n_words]
-        line_characters = 0
-        for q in range(n_lines):
-            line_characters += line_lengths[q]
+        marks, hashes, ellipses = find_marks(data, offsets[d], end)
         feature = out[d]
         feature[0] = n_words
-        feature[1] = characters / max(1, n_words)
-        feature[2] = hashes / max(1, n_words)
-        feature[3] = ellipses / max(1, n_words)
-        feature[4] = bullet_lines / max(1, n_lines)
-        feature[5] = ellipsis_lines / max(1, n_lines)
-        feature[6] = alphabetic / max(1, n_words)
+        feature[1] = _share(ends[n_words], n_words)
+        feature[2] = _share(hashes, n_words)
+        feature[3] = _share(ellipses, n_words)
+        feature[4] = _share(bullet_lines, n_lines)
+        feature[5] = _share(ellipsis_lines, n_lines)
+        feature[6] = _share(alphabetic, n_words)
         feature[7] = np.nan
-        if row >= 0:
-            feature[7] = 0
-            for q in range(8):
-                feature[7] += stops_seen >> q & 1
-        generation += 1
-        repeated, repeated_characters = _repeated(lines, line_lengths, n_lines, keys, stamps, generation)
-        feature[8] = repeated / max(1, n_lines)
-        feature[9] = repeated_characters / max(1, line_characters)
-        generation += 1
-        repeated, repeated_characters = _repeated(paragraphs, paragraph_lengths, n_paragraphs, keys, stamps, generation)
-        feature[10] = repeated / max(1, n_paragraphs)
-        feature[11] = repeated_characters / max(1, line_characters)
-        feature[21] = unspaced / max(1, characters)
-
-        mask = _table_mask(n_words)  # a small text uses the head of the table, which stays in the cache
-        for q in range(n_words):
-            grams[q] = words[q]
-        for n in range(2, 11):
-            best = best_length = covered = 0
-            until = 0  # words before this one are counted already
-            generation += 1
-            for q in range(n_words - n + 1):
-                grams[q] = _mix(grams[q] * step + words[q + n - 1])
-                place, found = _slot(grams[q], keys, stamps, generation, mask)
-                if n <= 4:
-                    counts[place] = counts[place] + 1 if found else 1
-                    length = ends[q + n] - ends[q]
-                    if counts[place] > best or (counts[place] == best and length > best_length):
-                        best, best_length = counts[place], length
-                elif found:
-                    covered += ends[q + n] - ends[max(q, until)]
-                    until = q + n
-            if n <= 4:
-                feature[10 + n] = min(1.0, best * best_length / max(1, characters)) if best > 1 else 0.0
-            else:
-                feature[10 + n] = covered / max(1, characters)
+        _repeats(lines, line_lengths, n_lines, table, firsts, feature[8:10])
+        _repeats(paragraphs, paragraph_lengths, n_paragraphs, table, firsts, feature[10:12])
+        _repeated_words(words, n_words, table, firsts, first, twice)
+        _repeated_grams(n_words, ends, first, twice, gram, places, table, firsts, counts, feature[12:21])
+        if stop_rows[d] >= 0:
+            q = 8 * stop_rows[d]
+            longest = int64(0)
+            for r in range(q, q + 8):
+                size = stop_offsets[r + 1] - stop_offsets[r]
+                longest = size if size > longest else longest
+            feature[7] = _stop_words(data, starts, sizes, first, n_words, stop_hashes[q : q + 8], longest)
+        feature[21] = _share(unspaced, ends[n_words])
+        feature[22] = sentences
+        feature[23] = _share(punctuated_lines, n_lines)
+        feature[24] = _share(short_lines, n_lines)
+        feature[25] = _share(line_feeds, n_words)
+        feature[26] = marks & LOREM != 0
+        feature[27] = marks & CURLY != 0
+        feature[28] = marks & JAVASCRIPT != 0
+        feature[29] = marks & POLICY != 0

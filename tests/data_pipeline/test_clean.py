@@ -1,5 +1,6 @@
 """The clean stage: each reason, what normalisation does, and the laws of a stage."""
 
+import logging
 import unicodedata
 
 import numpy as np
@@ -9,16 +10,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.clean import RULES, CleanConfig, clean, document_shards, judge, normalise, normalise_texts
-from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, read_table, write_table
+import data_pipeline.clean as stage
+from data_pipeline.clean import CleanConfig, clean, normalise, normalise_texts
+from data_pipeline.documents import (
+    DOCUMENT_SCHEMA,
+    REMOVED_SCHEMA,
+    document_shards,
+    read_groups,
+    read_table,
+    table_writer,
+    write_table,
+)
+from data_pipeline.lists import ListsConfig, make_lists
 from data_pipeline.parallel import close_pool
+from data_pipeline.rules import Thresholds
 from governance.config import canonical_json, validate
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes
 from governance.manifest import Manifest, describe
 from governance.stage import Runtime
 
-GOLDEN = "86d66146b65016e3a657ae3c614ca485aad8e91fda98cb1d3e0fe9d1984a7e10"
+GOLDEN = "e2ccc441a5a4f1d1d7d5152a58a763e88cd4baef284b12b67bfec9888f55f4ca"
 NOUNS = ["river", "market", "teacher", "engine", "window", "harvest", "letter", "bridge", "council", "garden", "winter"]
 GOOD = (
     "The ferry crossed the river before dawn, and nobody on the far shore was awake to see it arrive. An old man with "
@@ -36,7 +48,8 @@ def ingested(root, shards):
             {
                 "id": f"{name}/file#{i}", "text": text, "source": "web", "url": "", "language": "",
                 "licence": "CC0-1.0",
-                "sha256": sha256_bytes(text.encode()), "file": "file", "position": i, **changes,
+                "sha256": sha256_bytes(text.encode()), "file": "file", "position": i, "opt_out": "",
+                "opt_out_fetched": "", **changes,
             }
             for i, (text, changes) in enumerate(documents)
         ]  # fmt: skip
@@ -61,14 +74,33 @@ CORPUS = {
 }
 
 
-def made(root, corpus=CORPUS, workers=1, **config):
-    return clean(ingested(root, corpus), CleanConfig(**config), Runtime(root=root, workers=workers))
+def made(root, corpus=CORPUS, workers=1, lists=None, **config):
+    return clean(ingested(root, corpus), CleanConfig(**config), Runtime(root=root, workers=workers), lists)
+
+
+def listed(root, files, **config):
+    """Lists made of files below `root`."""
+    folder = root / "lists_of_mine"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return make_lists(ListsConfig(**config), folder, Runtime(root=root))
 
 
 def reason_of(tmp_path, text, changes=None, **config):
     manifest = made(tmp_path, {"00000": [(text, changes or {})]}, **config)
     removed = rows_of(manifest, "removed", tmp_path)
     return (removed[0]["reason"], removed[0]["evidence"]) if removed else None
+
+
+def funnel_holds(stats):
+    """documents_in = documents_kept + those removed, of all and of each source, which add up."""
+    parts = list(stats["by_source"].values())
+    for counts in (stats, *parts):
+        assert counts["documents_in"] == counts["documents_kept"] + sum(counts["removed"].values())
+    for name in ("documents_in", "documents_kept", "bytes_in", "bytes_kept"):
+        assert stats[name] == sum(part[name] for part in parts)
+    return True
 
 
 @settings(max_examples=300)
@@ -104,6 +136,8 @@ def test_normalise_says_what_it_does():
         (GOOD, {}, {}, None),
         ("", {}, {}, ("empty", "")),
         ("\x00\ufeff", {}, {}, ("empty", "")),
+        ("\x00\ufeff", {}, {"presets": ()}, ("empty", "")),
+        ("no stop\nno more", {}, {"presets": (), "c4_lines": True}, ("empty", "")),
         (" \n ", {}, {}, ("too_few_words", "words=0")),
         ("x" * 101, {}, {"max_document_bytes": 100}, ("too_long", "bytes=101")),
         ("é" * 51, {"licence": "NOASSERTION"}, {"max_document_bytes": 100}, ("too_long", "bytes=102")),
@@ -140,24 +174,125 @@ def test_language_filter(tmp_path):
     assert reason_of(tmp_path, GOOD, languages=("en",)) is None
 
 
-def test_each_rule_has_its_setting_and_a_nan_breaks_none():
-    fields = set(CleanConfig.model_fields)
-    named = {f"{rule.bound}_{rule.feature}" for rule in RULES}
-    assert named <= fields
-    assert {name for name in fields - named if name not in {"min_language_confidence", "max_document_bytes"}} == {
-        "refuse_licences",
-        "languages",
+def test_an_opt_out_is_refused(tmp_path):
+    told = {"opt_out": "robots:noai tdm:reserved", "opt_out_fetched": "2026-05-04"}
+    expected = ("opted_out", "robots:noai tdm:reserved fetched=2026-05-04")
+    assert reason_of(tmp_path, GOOD, told) == expected
+    assert reason_of(tmp_path, GOOD, told, refuse_opt_out=False) is None
+    assert reason_of(tmp_path, GOOD, {"opt_out": "none", "opt_out_fetched": "2026-05-04"}) is None
+    assert reason_of(tmp_path, "Too short.", told) == expected
+
+
+def test_blocked_domains_and_urls(tmp_path):
+    lists = listed(tmp_path, {"d": "0.0.0.0 bad.example\n", "u": "ok.example/spam\n"}, domains=("d",), urls=("u",))
+    urls = ["https://sub.bad.example/x", "https://ok.example/spam/1?a", "https://ok.example/ham", "", "nonsense"]
+    manifest = made(tmp_path, {"00000": [(GOOD, {"url": url}) for url in urls]}, lists=lists)
+    removed = {row["url"]: (row["reason"], row["evidence"]) for row in rows_of(manifest, "removed", tmp_path)}
+    assert removed == {
+        urls[0]: ("blocked", "domain bad.example"),
+        urls[1]: ("blocked", "url ok.example/spam"),
     }
-    features = {rule.feature: np.array([np.nan]) for rule in RULES}
-    assert judge(CleanConfig(), features, np.ones(1, bool)) == ([""], [""])
+    assert [item.stage for item in manifest.inputs] == ["ingest", "lists"]
+    assert made(tmp_path, {"00000": [(GOOD, {"url": url}) for url in urls]}).stats["removed"] == {}
 
 
-def test_word_rules_are_not_applied_to_scripts_without_spaces(tmp_path):
-    manifest = made(tmp_path)
+def test_listed_words_go_by_language(tmp_path):
+    lists = listed(tmp_path, {"en": "Box\nwet sand\n", "any": "xyzzy\n"}, words={"en": ("en",), "*": ("any",)})
+    german = "Der Fischer fuhr auf den See, und die Kinder des Dorfes warteten an der Box am Ufer auf ihn. " * 3
+    corpus = {"00000": [(GOOD, {}), (german, {}), ("Xyzzy. " + german, {})]}
+    manifest = made(tmp_path, corpus, lists=lists, presets=("c4",))
+    features = rows_of(manifest, "features", tmp_path)
+    assert [(row["language"], row["listed_words"]) for row in features] == [("en", 3.0), ("de", 0.0), ("de", 1.0)]
+    assert [row["reason"] for row in features] == ["listed_words", "", "listed_words"]
+    assert made(tmp_path, corpus, lists=lists, presets=("c4",), max_listed_words=3).stats["removed"] == {}
+    without = rows_of(made(tmp_path, corpus, presets=("c4",)), "features", tmp_path)
+    assert [row["listed_words"] for row in without] == [None] * 3
+
+
+def test_a_rule_on_listed_words_without_a_list_is_told(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("data_pipeline"), "propagate", True)
+    made(tmp_path / "a")
+    assert "max_listed_words" not in caplog.text
+    made(tmp_path / "b", presets=("c4",))
+    assert "max_listed_words has no effect" in caplog.text
+
+
+def test_lists_are_part_of_the_recipe(tmp_path):
+    lists = listed(tmp_path, {"d": "bad.example\n"}, domains=("d",))
+    one = made(tmp_path, lists=lists)
+    assert made(tmp_path, lists=lists) == one
+    assert made(tmp_path, lists=listed(tmp_path, {"d": "worse.example\n"}, domains=("d",))).key != one.key
+    assert made(tmp_path).key != one.key
+
+
+def test_lines_are_cut_out_and_counted(tmp_path):
+    text = f"Home page\nRead our privacy policy before you use this site.\n{GOOD}\nOne more."
+    manifest = made(tmp_path, {"00000": [(text, {}), (GOOD, {}), ("Too short.", {})]}, c4_lines=True)
     kept = rows_of(manifest, "documents", tmp_path)
-    assert "zh" in {row["language"] for row in kept}
-    assert manifest.stats["word_rules_skipped"] == 1
-    assert [row["word_rules"] for row in rows_of(manifest, "features", tmp_path)].count(False) == 1
+    assert [row["text"] for row in kept] == [GOOD, GOOD]
+    assert kept[0]["sha256"] == sha256_bytes(text.encode())
+    stats = manifest.stats
+    assert {reason: number for reason, number in stats["lines_removed"].items() if number} == {
+        "no_terminal_punctuation": 1, "policy": 1, "too_few_words": 2,
+    }  # fmt: skip
+    assert stats["bytes_in"] == len(text) + len(GOOD) + len("Too short.")
+    assert stats["bytes_kept"] == 2 * len(GOOD)
+    assert funnel_holds(stats)
+    assert rows_of(manifest, "removed", tmp_path)[0]["text"] == "Too short."
+    assert made(tmp_path, {"00000": [(text, {})]}).stats["lines_removed"] == {}
+
+
+def test_bounds_of_a_language(tmp_path):
+    german = "Der Fischer fuhr am Morgen auf den See, und die Kinder des Dorfes warteten am Ufer auf ihn."
+    english = "The fisherman went out on the lake in the morning, and the children of the village waited for him."
+    corpus = {"00000": [(german, {}), (english, {})]}
+    config = {"by_language": {"de": Thresholds(min_words=10)}}
+    manifest = made(tmp_path, corpus, **config)
+    assert [row["language"] for row in rows_of(manifest, "documents", tmp_path)] == ["de"]
+    assert manifest.stats["removed"] == {"too_few_words": 1}
+    assert manifest.stats["languages"] == {"de": 1, "en": 1}
+
+
+def test_text_without_spaces_has_bounds_of_its_own(tmp_path):
+    chinese = (
+        "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。"
+        "人人有资格享有本宣言所载的一切权利和自由，不分种族、肤色、性别、语言、宗教、政治或其他见解、"
+        "国籍或社会出身、财产、出生或其他身份等任何区别。并且不得因一人所属的国家或领土的政治的、"
+        "行政的或者国际的地位之不同而有所区别，无论该领土是独立领土、托管领土或者处于其他任何主权受限制的情况之下。"
+    )
+    manifest = made(tmp_path, {"00000": [(chinese, {}), (chinese[:60], {}), (GOOD, {})]})
+    assert [row["language"] for row in rows_of(manifest, "documents", tmp_path)] == ["zh", "en"]
+    assert manifest.stats["unspaced"] == 2
+    assert [row["unspaced"] for row in rows_of(manifest, "features", tmp_path)] == [True, True, False]
+
+
+def test_a_shard_is_read_a_row_group_at_a_time(tmp_path, monkeypatch):
+    """However many row groups a shard has, one is in hand at once; the order of the rows stays."""
+    source = ingested(tmp_path, {"00000": [(f"{GOOD} Number {n} of the list.", {}) for n in range(40)]})
+    path = source.files("documents", tmp_path)[0]
+    table = read_table(path)
+    with table_writer(path, DOCUMENT_SCHEMA) as append:
+        for start in range(0, 40, 10):
+            append(table.slice(start, 10))
+    assert pq.ParquetFile(path).num_row_groups == 4
+    seen = []
+
+    def watched(shard):
+        for group in read_groups(shard):
+            seen.append(len(group))
+            yield group
+
+    monkeypatch.setattr(stage, "read_groups", watched)
+    source = source.model_copy(update={"outputs": (describe(path, tmp_path),)})
+    manifest = clean(source, CleanConfig(), Runtime(root=tmp_path))
+    assert seen == [10] * 4
+    for role in ("documents", "features"):
+        [made_path] = manifest.files(role, tmp_path)
+        assert pq.ParquetFile(made_path).num_row_groups == 4
+        assert [row["id"] for row in rows_of(manifest, role, tmp_path)] == table["id"].to_pylist()
+    whole = made(tmp_path / "whole", {"00000": [(f"{GOOD} Number {n} of the list.", {}) for n in range(40)]})
+    assert whole.stats == manifest.stats
+    assert rows_of(whole, "features", tmp_path / "whole") == rows_of(manifest, "features", tmp_path)
 
 
 def test_a_document_of_fifty_megabytes_is_removed_unread(tmp_path):
@@ -193,14 +328,10 @@ def test_what_is_written(tmp_path):
 def test_counts_add_up(tmp_path):
     stats = made(tmp_path).stats
     assert stats["documents_in"] == 7
-    assert stats["removed"] == {"empty": 1, "licence_refused": 1, "too_few_words": 1, "too_many_hashes": 1}
-    parts = list(stats["by_source"].values())
+    assert stats["removed"] == {"empty": 1, "licence_refused": 1, "too_few_words": 2, "too_many_hashes": 1}
     assert sorted(stats["by_source"]) == ["books", "web"]
-    for counts in (stats, *parts):
-        assert counts["documents_in"] == counts["documents_kept"] + sum(counts["removed"].values())
-    for name in ("documents_in", "documents_kept", "bytes_in", "bytes_kept"):
-        assert stats[name] == sum(part[name] for part in parts)
-    assert stats["normalised"] == 1
+    assert funnel_holds(stats)
+    assert (stats["normalised"], stats["unspaced"]) == (1, 1)
 
 
 def test_no_document_at_all(tmp_path):
@@ -244,6 +375,9 @@ def test_settings_are_strict():
         validate({"min_word": 3}, CleanConfig, "run.toml")
     with pytest.raises(ConfigError, match="max_hash_ratio"):
         validate({"max_hash_ratio": -1.0}, CleanConfig, "run.toml")
+    for wrong in ({"presets": ["gophers"]}, {"by_language": {"english": {}}}, {"by_language": {"en": {"min_word": 1}}}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            validate(wrong, CleanConfig, "run.toml")
 
 
 def test_golden_digest(tmp_path):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -17,33 +18,27 @@ from hypothesis import strategies as st
 
 from data_pipeline.clean import normalise
 from data_pipeline.kernels.buffers import code_point_classes, scan_texts, text_buffers
-from data_pipeline.kernels.quality import FEATURES, STOP_WORDS, measure_texts
+from data_pipeline.kernels.phrases import PHRASES, POLICY_PHRASES
+from data_pipeline.kernels.quality import FEATURES, measure_texts
+from data_pipeline.kernels.stop_words import STOP_WORDS
+from data_pipeline.kernels.words import CLOSERS, QUOTES, TERMINALS
 from governance.errors import ManifestError
 
 LANGUAGES = [*sorted(STOP_WORDS), "und"]
 WORDS = [
     *("the", "be", "To", "OF", "and", "...", "…", "#", "-", "*", "•", "‣", "a", "aa", "naïve", "Straße", "não", "się"),
-    *(
-        "日本",
-        "語",
-        "ไทย",
-        "word",
-        "word",
-        "word",
-        "12",
-        ",,,",
-        "\u00a0",
-        "\u3000",
-        "\ufeff",
-        "é",
-        "e\u0301",
-        "𝒳",
-        "😀",
-    ),
+    *("word", "word", "word", "12", ",,,", "\u00a0", "\u3000", "\ufeff", "é", "e\u0301", "𝒳", "😀", "{", "}", "\x1f"),
+    *("日本", "語", "日本語。", "『はい」", "カタカナ", "ｶﾞ", "ABC日本", "3月", "々", "らーめん"),
+    *("ไทย", "ที่", "และ", "เป็นๆ", "ไ", "ሰላም፡ለዓለም።", "a་b", "ア፡ア"),
+    *("ពាក្យ", "မြန်မာ", "က္", "ພາສາ", "བོད་ཡིག་", "༄༅།།", "བ", "हिन्दी", "है।", "العربية", "؟", "Ελληνικά", "Привет."),
+    *("End.", "end!", '"Yes?"', "(No.)", "e.g.", "“Oh.”", "U.S.A", "x.日本", "a" * 15, "bb" * 8, "ccc" * 9, "tail”"),
+    *(*PHRASES, "JavaScript", "Lorem", "ipsum", "terms", "of", "use", "cookies", "Cookie", "policy"),
 ]
+MARKS = st.sampled_from([*"日語あアーｱかกเะำ่កក្្ကမ္བ་፡།।؟。！.!?…\"'”)」aAzß1٣ \n.#{-•\u0301\u200b\ufe0f"])
 TEXTS = st.one_of(
     st.text(max_size=200),
     st.lists(st.sampled_from([*WORDS, "\n", "\n\n", " ", "\t", "\r\n", "\x00"]), max_size=120).map(" ".join),
+    st.text(MARKS, max_size=60),
     st.lists(st.sampled_from(["one line", "another …", " - item", "", "  ", "end..."]), max_size=30).map("\n".join),
 )
 
@@ -81,8 +76,65 @@ def ascii_lower(word):
     return "".join(c.lower() if c.isascii() else c for c in word)
 
 
+def word_class(character):
+    """Join, Letter or digit, Unit, Katakana, leading Vowel, Stacker, Tibetan, tsheg (H), by the stated rule."""
+    point, category = ord(character), unicodedata.category(character)
+    if character in "\u1039\u17d2":
+        return "S"
+    if character in "ะาำๅະາຳฯຯๆໆៗーｰﾞﾟ":
+        return "J"
+    if character == "\u1361":
+        return "H"
+    if 0x0E40 <= point <= 0x0E44 or 0x0EC0 <= point <= 0x0EC4:
+        return "V"
+    if 0x0F00 <= point <= 0x0FFF:
+        return "T" if character.isalnum() else "H" if category == "Po" else "J"
+    if (
+        (0x30A1 <= point <= 0x30FF and character not in "・ー")
+        or 0x31F0 <= point <= 0x31FF
+        or 0x3031 <= point <= 0x3035
+        or 0xFF66 <= point <= 0xFF9D
+    ):
+        return "K"
+    if is_unspaced(character) and point > 0x30FF and character.isalpha():
+        return "U"
+    signs = 0x3005 <= point <= 0x3007 or 0x3021 <= point < 0x303C
+    if category in ("Lo", "Lm", "Nl") and (is_unspaced(character) or signs):
+        return "U"
+    return "L" if character.isalnum() else "J"
+
+
+REST = "(?:[JH]|S[JS]*[UH]?)*"
+WORD = re.compile(f"[JSH]*(?:U{REST}|V[JS]*(?:[UH]{REST})?|(?:K[KJS]*|T[TJS]*|L[LJS]*)(?:H{REST})?)|[JSH]+")
+
+
+def words_of(text):
+    for run in text.split():
+        for found in WORD.finditer("".join(map(word_class, run))):
+            yield run[found.start() : found.end()]
+
+
+def sentence_count(lines):
+    count, open_ = 0, False
+    for line in lines:
+        runs = line.split()
+        for run, following in zip(runs, [*runs[1:], ""], strict=True):
+            for character in run:
+                if character.isalpha():
+                    open_ = True
+                elif character in TERMINALS and not character.isascii() and open_:
+                    count, open_ = count + 1, False
+            tail = run[len(run.rstrip(TERMINALS + CLOSERS)) :]
+            if open_ and ({*tail} & {*TERMINALS} - {"."} or ("." in tail and not following[:1].islower())):
+                count, open_ = count + 1, False
+        if open_ and line[-1] in TERMINALS + QUOTES + "…":
+            count, open_ = count + 1, False
+    return count
+
+
 def reference(text, language):
-    words = text.split()
+    words = list(words_of(text))
+    small = "".join(c.lower() if c.isascii() else c for c in text)
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     paragraphs = [
         tuple(line.strip() for line in part.split("\n"))
@@ -101,6 +153,14 @@ def reference(text, language):
         "alphabetic_word_share": share(sum(any(c.isalpha() for c in word) for word in words), len(words)),
         "stop_words": math.nan,
         "unspaced_share": share(sum(map(is_unspaced, text)), characters),
+        "sentences": sentence_count(lines),
+        "line_punctuation_share": share(sum(line[-1] in TERMINALS + QUOTES + "…" for line in lines), len(lines)),
+        "short_line_share": share(sum(len(line) <= 30 for line in lines), len(lines)),
+        "newline_ratio": share(text.count("\n"), len(words)),
+        "has_lorem_ipsum": "lorem ipsum" in small,
+        "has_curly_bracket": "{" in text,
+        "has_javascript_line": "javascript" in small,
+        "has_policy_line": any(phrase in small for phrase in POLICY_PHRASES),
     }
     if language in STOP_WORDS:
         found["stop_words"] = len(set(STOP_WORDS[language]) & set(map(ascii_lower, words)))
@@ -138,6 +198,27 @@ def test_features_equal_the_reference(items):
     texts, languages = [text for text, _ in items], [language for _, language in items]
     expected = np.array([reference(*item) for item in items]).reshape(len(items), len(FEATURES))
     np.testing.assert_array_equal(measured(texts, languages), expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("日本語で、Python 3を使う。", ["日", "本", "語", "で、", "Python", "3", "を", "使", "う。"]),
+        ("カタカナとラーメン", ["カタカナ", "と", "ラーメン"]),
+        ("และไม่ใช่", ["และ", "ไม่", "ใช่"]),
+        ("ភាសាខ្មែរ", ["ភា", "សា", "ខ្មែ", "រ"]),
+        ("བོད་ཡིག།", ["བོད་", "ཡིག།"]),
+        ("ሰላም፡ለዓለም።", ["ሰላም፡", "ለዓለም።"]),
+        ("मैं घर जाता हूँ।", ["मैं", "घर", "जाता", "हूँ।"]),
+        ("أهلاً وسهلاً؟", ["أهلاً", "وسهلاً؟"]),
+    ],
+)
+def test_words_of_many_scripts(text, words):
+    assert list(words_of(text)) == words
+    values = dict(zip(FEATURES, measured([text], ["und"])[0], strict=True))
+    assert values["words"] == len(words)
+    assert values["mean_word_length"] * len(words) == pytest.approx(sum(map(len, words)), abs=1e-12)
+    assert values["sentences"] == (text[-1] in TERMINALS)
 
 
 @settings(max_examples=200, deadline=None)
@@ -180,10 +261,13 @@ def test_buffers_of_slices_and_chunks():
         text_buffers(pa.array(["a", None]))
 
 
-def test_every_list_of_stop_words_fits_the_kernel():
+def test_every_stop_word_is_one_word_as_normalised():
+    assert len(STOP_WORDS) >= 30
     for words in STOP_WORDS.values():
         assert len(set(words)) == 8
-        assert all(len(word.encode()) <= 7 and word == ascii_lower(word) for word in words)
+        for word in words:
+            assert word == word.lower() == unicodedata.normalize("NFC", word)
+            assert list(words_of(word)) == [word]
 
 
 def test_features_equal_the_reference_on_real_text():

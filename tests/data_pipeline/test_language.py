@@ -1,13 +1,22 @@
 """Language identification: known texts, the floor of confidence, and a clear error when the model is absent."""
 
+import gzip
 import importlib.util
+import json
+import os
 import sys
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipeline import language
-from data_pipeline.language import identify, model_path
-from governance.errors import MissingInput
+from data_pipeline.kernels.fasttext import huffman, load_model
+from data_pipeline.language import PREFIX_CHARACTERS, model_path
+from governance.errors import ManifestError, MissingInput
 
 SENTENCES = {
     "en": "All human beings are born free and equal in dignity and rights, and should act in a spirit of brotherhood.",
@@ -18,6 +27,66 @@ SENTENCES = {
     "zh": "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。",
     "ru": "Все люди рождаются свободными и равными в своём достоинстве и правах.",
 }
+
+
+def identify(texts, min_confidence=0.0):
+    return language.identify(pa.array(texts, pa.large_string()), min_confidence)
+
+
+@pytest.fixture(scope="module")
+def library():
+    """The original implementation, as the oracle."""
+    fasttext = pytest.importorskip("fasttext", reason="fasttext-predict is not installed")
+    model = fasttext.load_model(str(model_path()))
+
+    def predict(text: str) -> tuple[str, float]:
+        line = " ".join(text[:PREFIX_CHARACTERS].split())
+        labels, probabilities = model.predict(line) if line else ((), ())
+        if not labels:
+            return "und", 0.0
+        return labels[0].removeprefix("__label__"), min(1.0, float(probabilities[0]))
+
+    return predict
+
+
+def assert_equal(library, texts):
+    codes, confidences = identify(texts)
+    for text, code, confidence in zip(texts, codes, confidences, strict=True):
+        wanted, probability = library(text)
+        assert abs(confidence - probability) <= 1.01e-4, text  # the last bits of single precision, then rounding
+        assert code == wanted or abs(confidence - probability) > 0, text
+
+
+def test_the_kernel_gives_what_the_library_gives(library):
+    folder = os.environ.get("ASSAY_TEST_DATA")
+    if not folder:
+        pytest.skip("ASSAY_TEST_DATA is not set: no real corpora here")
+    for name in ("udhr", "multilingual", "code"):
+        with gzip.open(Path(folder) / "corpora" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+            assert_equal(library, [json.loads(line)["text"] for line, _ in zip(file, range(600), strict=False)])
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(max_size=200))
+def test_the_kernel_gives_what_the_library_gives_on_any_text(library, text):
+    assert_equal(library, [text, text * 9])
+
+
+def test_a_torn_model_is_an_error_that_names_it(tmp_path):
+    whole = model_path().read_bytes()
+    for size in (0, 10, 70, 5000, len(whole) // 2, len(whole) - 1):
+        torn = tmp_path / f"{size}.ftz"
+        torn.write_bytes(whole[:size])
+        with pytest.raises(ManifestError, match=torn.name):
+            load_model(torn)
+
+
+def test_the_tree_joins_the_two_rarest_first():
+    children = huffman([8, 4, 2, 1])
+    assert children[4].tolist() == [3, 2]
+    assert children[5].tolist() == [4, 1]
+    assert children[6].tolist() == [5, 0]
+    assert np.all(children[:4] == -1)
 
 
 def test_known_sentences():
@@ -52,14 +121,6 @@ def test_a_missing_model_says_how_to_mend_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingInput, match="pip install"):
         model_path()
-
-
-def test_a_missing_library_says_how_to_mend_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "fasttext", None)
-    language._model.cache_clear()
-    with pytest.raises(MissingInput, match="fasttext-predict"):
-        identify(["text"])
-    language._model.cache_clear()
 
 
 def test_the_package_of_the_model_is_not_imported():

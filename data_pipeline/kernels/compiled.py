@@ -1,0 +1,45 @@
+"""How a kernel is compiled once a machine: numba's cache, made to notice a change in any file of this folder.
+
+Numba keeps compiled code beside the source and asks only whether the function's own file changed. A kernel that is
+built from functions of another file would go on running the old ones after an update. Here the state of every file of
+the folder is part of what the cache is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+from numba.core.caching import FunctionCache
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile at the first call, without the GIL, and keep the result on disk."""
+    dispatcher = njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function)
+    dispatcher._cache = _FolderCache(function)
+    return dispatcher
+
+
+def part(function: Callable[..., Any]) -> Any:
+    """A function that kernels call and nothing else does: it is compiled into each of them."""
+    return njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """A `part` that stands inline wherever it is called."""
+    return njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)(function)
+
+
+class _FolderCache(FunctionCache):  # type: ignore[misc]
+    def _index_key(self, *asked: Any) -> tuple[Any, ...]:
+        return (*super()._index_key(*asked), folder_state())
+
+
+@functools.cache
+def folder_state() -> tuple[tuple[str, int, int], ...]:
+    """Name, size in bytes and time of change of each file of kernels."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)

@@ -1,0 +1,307 @@
+"""What C4 does to a text beside measuring it: lines that go, citations that are cut out, and listed words counted.
+
+Raffel et al. 2020 (JMLR 21), section 2.2, and the code that made the corpus. A line, without the white space at its
+ends, is tested in this order, and goes with the first reason that holds:
+
+    too_long_word            a word of more than `max_word_length` code points
+                             (then citations go: "[1]", "[]", "[edit]", "[citation needed]")
+    no_terminal_punctuation  its end is no terminal of any script and no closing quotation mark, or is an ellipsis
+    too_few_words            fewer than `min_words`
+    javascript               it has the word, whatever the case
+    policy                   it has a phrase of `POLICY_PHRASES`
+
+The lines that stay are joined by LF; blank lines go and are not counted. Words are those of `kernels/words.py`, so the
+rules hold in every script: a paragraph of Chinese is no word. What C4 decides on pages ("lorem ipsum", "{", sentences)
+is measured on the text that is left.
+
+Words of a list are looked for as whole words, or rows of them, after case folding; punctuation and white space part
+words. In a script without spaces each character is a word, but a run of Katakana is one: so an entry is found wherever
+its characters stand, as in C4, but not within a longer Katakana word. An emoji is a word.
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numba import int64, uint64
+
+from data_pipeline.kernels.buffers import SPACE, UNSPACED, code_point_classes, lower_case, text_buffers
+from data_pipeline.kernels.compiled import kernel, part
+from data_pipeline.kernels.phrases import JAVASCRIPT, OF_LINES, POLICY, ends_in_ellipsis, find_phrases, suspects
+from data_pipeline.kernels.words import (
+    KATAKANA_RANGES,
+    LINE_END,
+    add_chunk,
+    any_word,
+    byte_at,
+    decode,
+    end_hash,
+    plain_word,
+    word_classes,
+)
+
+LINE_REASONS = ("too_long_word", "no_terminal_punctuation", "too_few_words", "javascript", "policy")
+
+_CITATIONS = (b"edit]", b"citation needed]")
+_EDIT, _NEEDED = (np.frombuffer(citation, np.uint8) for citation in _CITATIONS)
+_ALONE, _KATAKANA, _SHARP_S = 1 << 24, 1 << 25, -1
+_POINT = (1 << 24) - 1
+
+
+def c4_lines(
+    texts: pa.Array | pa.ChunkedArray, min_words: int = 5, max_word_length: int = 1000
+) -> tuple[pa.LargeStringArray, dict[str, int]]:
+    """The texts without the lines that C4 drops, and how many lines went for each of `LINE_REASONS`.
+
+    The paper keeps lines of five words or more, later code those of three.
+    """
+    data, offsets = text_buffers(texts)
+    edited = np.empty(int(offsets[-1] - offsets[0]), np.uint8)
+    ends, removed = np.zeros(len(offsets), np.int64), np.zeros(len(LINE_REASONS), np.int64)
+    _edit(data, offsets, word_classes(), min_words, max_word_length, edited, ends, removed)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(edited[: ends[-1]].copy())]
+    made = pa.Array.from_buffers(pa.large_string(), len(ends) - 1, buffers)
+    return made, dict(zip(LINE_REASONS, removed.tolist(), strict=True))
+
+
+def count_listed_words(
+    texts: pa.Array | pa.ChunkedArray, languages: Sequence[str], lists: Mapping[str, Sequence[str]]
+) -> npt.NDArray[np.float64]:
+    """How often a word or phrase of the list of its language stands in each text, each time counted.
+
+    `lists` has the entries by language code; those of "*" hold for a language without a list of its own. NaN where
+    neither is there.
+    """
+    codes = sorted(lists)
+    index = {code: row for row, code in enumerate(codes)}
+    rows = np.array([index.get(code, index.get("*", -1)) for code in languages], np.int64)
+    entries = [entry for code in codes for entry in lists[code]]
+    owners = np.repeat(np.arange(len(codes)), [len(lists[code]) for code in codes])
+    words, ends = _hashes(pa.array(entries, pa.large_string()))
+    found = np.full(len(rows), np.nan)
+    _count(*_hashes(texts), rows, words, ends, owners, found)
+    return found
+
+
+@functools.cache
+def folded_words() -> npt.NDArray[np.int32]:
+    """What a code point is as part of a listed word: 0 where it parts words, else its folded form, with _ALONE where it
+    is a word by itself and _KATAKANA within Katakana; _SHARP_S for "ß", which folds to "ss"; 4.5 MB.
+    """  # fmt: skip
+    table = lower_case().copy()
+    kinds = code_point_classes()
+    for point in range(0x1FB00):
+        character = chr(point)
+        category = unicodedata.category(character)
+        if category[0] not in "LNM" and (category != "So" or point < 0x80):
+            table[point] = 0
+            continue
+        folded = character.casefold()
+        table[point] = (ord(folded) if len(folded) == 1 else table[point]) | (_ALONE if category == "So" else 0)
+    unspaced = (kinds & UNSPACED).astype(bool) & (table != 0)
+    table[unspaced] |= _ALONE
+    for first, last in (*KATAKANA_RANGES, (0x30FC, 0x30FC)):
+        span = table[first : last + 1]
+        table[first : last + 1] = np.where(span == 0, 0, span & ~_ALONE | _KATAKANA)
+    table[[ord("ß"), ord("ẞ")]] = _SHARP_S
+    table[0x1FB00:0x20000] = table[0xE0000:] = 0
+    table.flags.writeable = False
+    return table
+
+
+def _hashes(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """The folded words of n texts end to end, by their hashes, and the n + 1 offsets."""
+    data, offsets = text_buffers(texts)
+    words, ends = np.empty(int(offsets[-1] - offsets[0]), np.uint64), np.zeros(len(offsets), np.int64)
+    _fold(data, offsets, folded_words(), words, ends)
+    return words[: ends[-1]], ends
+
+
+@part
+def _citation_end(data, i, end):  # type: ignore[no-untyped-def]
+    """The place behind the citation that begins at `i`, or `i`."""
+    j = i + 1
+    while j < end and 48 <= byte_at(data, j) <= 57:
+        j += 1
+    if j < end and byte_at(data, j) == 93:
+        return j + 1
+    for mark in (_EDIT, _NEEDED):
+        if i + 1 + len(mark) <= end:
+            j = 0
+            while j < len(mark) and byte_at(data, i + 1 + j) == mark[j]:
+                j += 1
+            if j == len(mark):
+                return i + 1 + j
+    return i
+
+
+@part
+def _stripped(data, start, end, kinds):  # type: ignore[no-untyped-def]
+    """The span without the white space at its ends, and the kind of its last code point."""
+    while start < end:
+        point, width = decode(data, start, end)
+        if not kinds[point] & SPACE:
+            break
+        start += width
+    while start < end:
+        i = end - 1
+        while i > start and byte_at(data, i) & 0xC0 == 0x80:
+            i -= 1
+        kind = int64(kinds[decode(data, i, end)[0]])
+        if not kind & SPACE:
+            return start, end, kind
+        end = i
+    return start, end, 0
+
+
+@part
+def _words(data, start, end, kinds, enough, longest):  # type: ignore[no-untyped-def]
+    """How many words there are, or `enough` of them; -1 where one is longer than `longest`, which may be looked for."""
+    count, i = 0, start
+    search = end - start > longest
+    while i < end and (search or count < enough):
+        point, width = decode(data, i, end)
+        if kinds[point] & SPACE:
+            i += width
+            continue
+        stop, _, _ = plain_word(data, i, end)
+        size = stop - i
+        if stop == 0:
+            stop, size, _, _, _, _, _ = any_word(data, i, end, kinds, False)
+        if search and size > longest:
+            return -1
+        count += 1
+        i = stop
+    return count
+
+
+@kernel
+def _edit(data, offsets, kinds, min_words, max_word_length, out, ends, removed):  # type: ignore[no-untyped-def]
+    filled = 0
+    for d in range(len(offsets) - 1):
+        first, end = filled, offsets[d + 1]
+        wanted = suspects(data, offsets[d], end) & OF_LINES
+        line = offsets[d]
+        while line < end:
+            after = line
+            while after < end and byte_at(data, after) != 10:
+                after += 1
+            start, stop, _ = _stripped(data, line, after, kinds)
+            line = after + 1
+            if start == stop:
+                continue
+            count = _words(data, start, stop, kinds, min_words, max_word_length)
+            if count < 0:
+                removed[0] += 1
+                continue
+            o = begin = filled + (filled > first)
+            i = start
+            while i < stop:
+                c = byte_at(data, i)
+                behind = _citation_end(data, i, stop) if c == 91 else i
+                if behind > i:
+                    i = behind
+                    count = -1  # they have to be counted again
+                else:
+                    out[o] = c
+                    o += 1
+                    i += 1
+            found_at, o, kind = _stripped(out, begin, o, kinds)
+            if found_at > begin:  # a citation stood first
+                for i in range(o - found_at):
+                    out[begin + i] = out[found_at + i]
+                o -= found_at - begin
+            if count < 0:
+                count = _words(out, begin, o, kinds, min_words, o - begin)
+            if not kind & LINE_END or ends_in_ellipsis(out, begin, o):
+                removed[1] += 1
+                continue
+            if count < min_words:
+                removed[2] += 1
+                continue
+            phrases = find_phrases(out, begin, o, wanted) if wanted else 0
+            if phrases & JAVASCRIPT:
+                removed[3] += 1
+                continue
+            if phrases & POLICY:
+                removed[4] += 1
+                continue
+            if begin > first:
+                out[begin - 1] = 10
+            filled = o
+        ends[d + 1] = filled
+
+
+@kernel
+def _fold(data, offsets, table, words, ends):  # type: ignore[no-untyped-def]
+    filled = 0
+    for d in range(len(offsets) - 1):
+        i, end = offsets[d], offsets[d + 1]
+        h, size, before = uint64(0), 0, 0
+        while i <= end:
+            entry, width = int64(0), 1
+            if i < end:
+                point, width = decode(data, i, end)
+                entry = int64(table[point])
+            inside = 0 if entry == 0 else _KATAKANA if entry > 0 and entry & _KATAKANA else 1
+            if size and (inside != before or (entry >= _ALONE and not entry & _KATAKANA)):
+                words[filled] = end_hash(h, size)
+                filled += 1
+                h, size = uint64(0), 0
+            before = inside
+            if entry == _SHARP_S:
+                h = add_chunk(add_chunk(h, uint64(115)), uint64(115))
+                size += 2
+            elif entry:
+                h = add_chunk(h, uint64(entry & _POINT))
+                size += 1
+                if entry >= _ALONE and not entry & _KATAKANA:
+                    words[filled] = end_hash(h, size)
+                    filled += 1
+                    h, size, before = uint64(0), 0, 0
+            i += width
+        ends[d + 1] = filled
+
+
+@kernel
+def _count(words, ends, rows, listed, listed_ends, owners, found):  # type: ignore[no-untyped-def]
+    size, longest = 64, 0
+    while size < 4 * len(owners):
+        size *= 2
+    table = np.zeros(size, np.uint64)
+    heads = np.zeros(1 << 16, np.uint8)
+    for e in range(len(owners)):
+        length = listed_ends[e + 1] - listed_ends[e]
+        if length == 0:  # nothing but punctuation
+            continue
+        longest = max(longest, length)
+        heads[int64(listed[listed_ends[e]] & uint64(0xFFFF))] = 1
+        h = uint64(owners[e] + 1)
+        for k in range(listed_ends[e], listed_ends[e + 1]):
+            h = add_chunk(h, listed[k])
+        h = end_hash(h, length) | uint64(1)
+        place = int64(h >> uint64(1)) & (size - 1)
+        while table[place] != 0 and table[place] != h:
+            place = (place + 1) & (size - 1)
+        table[place] = h
+    for d in range(len(rows)):
+        if rows[d] < 0:
+            continue
+        count = 0
+        for i in range(ends[d], ends[d + 1]):
+            if heads[int64(words[i] & uint64(0xFFFF))] == 0:
+                continue
+            h = uint64(rows[d] + 1)
+            for k in range(i, min(i + longest, ends[d + 1])):
+                h = add_chunk(h, words[k])
+                key = end_hash(h, k - i + 1) | uint64(1)
+                place = int64(key >> uint64(1)) & (size - 1)
+                while table[place] != 0 and table[place] != key:
+                    place = (place + 1) & (size - 1)
+                count += table[place] == key
+        found[d] = count
