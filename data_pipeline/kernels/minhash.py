@@ -1,93 +1,103 @@
-"""MinHash signatures, their bands, exact shingle sets and exact Jaccard similarity (Broder 1997; Lee et al. 2022).
+r"""MinHash signatures, their bands, exact sets of shingles, and what two of them share (Broder 1997).
 
-Texts are compared after this normalisation: capitals are folded, a run of ASCII digits is one `0`, everything else in
-ASCII and all punctuation of Latin-1, General Punctuation and the ideographic block parts words, and a character of a
-script without spaces (Han, kana, Thai ...) is a word by itself. A *shingle* is a run of `ngram` such words, by its
-64-bit hash. So texts that differ in case, punctuation, white space or numbers alone have similarity 1.
+**Words.** Capitals are folded (code points whose lower case is one code point). A word is a run of word characters of
+UTS #18: letters and numbers (`str.isalnum`), marks, connector punctuation such as `_`, and the two joiners; every other
+character parts words, and one of a script that is written without spaces (Han, kana, Thai ...) is a word by itself.
+Where no such script and no mark stands, these are the words of `re.findall(r"\w+", text.lower())`.
 
-A signature is the minimum over all shingles under `bands * rows` permutations of 32-bit integers; their constants come
-from splitmix64 with a fixed seed, so nothing depends on the process, the machine or the order of texts. Two texts of
-Jaccard similarity J share a band of r rows with probability J^r, so any of b bands with 1 - (1 - J^r)^b: with 14 bands
-of 8 rows 0.56 at J = 0.7, 0.92 at 0.8 and 0.9996 at 0.9.
+**Shingles.** A shingle is a run of `ngram` words; a text of fewer words, but at least one, has one shingle: all of
+them. A text without words has none. So texts that differ in case, punctuation or white space alone have similarity 1,
+and numbers count as what they are. A shingle is known by 64 bits: two different ones are taken for one with a
+probability of 2^-64 a pair.
+
+**Signatures.** One hash of a shingle names one of the `bands * rows` bins and a value in it; a bin keeps its least.
+While bins are empty, a further round throws all shingles again, with other hashes; the last rounds throw them into
+one bin each, so that every bin is filled (Dahlgaard, Knudsen, Thorup 2017, "Fast Similarity Sketching"). Two bins of
+two texts of Jaccard similarity J are equal with probability J, as in plain MinHash, but a text of n shingles costs
+about n hashes instead of n * bins. A band of r bins is shared with probability J^r, so any of b bands with 1 - (1 -
+J^r)^b: with 20 bands of 6 rows 0.918 at J = 0.7, 0.9977 at 0.8, 0.9999997 at 0.9. No seed but the one below, so
+nothing depends on the process, the machine or the order of texts.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+import unicodedata
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import int64, njit, uint32, uint64
+from numba import int64, uint64
 
-from data_pipeline.kernels.buffers import code_point_classes, lower_case, text_buffers
+from data_pipeline.kernels.buffers import UNSPACED, code_point_classes, lower_case, text_buffers
+from data_pipeline.kernels.compiled import inlined, kernel, part
 
-_SEED = 0x4153534159  # fixed for ever: another seed makes other signatures
+Keys = npt.NDArray[np.int64]
+Shingles = npt.NDArray[np.uint64]
+Integers = npt.NDArray[np.int64]
 
-Keys = npt.NDArray[np.uint64]
-
-
-def splitmix64(seed: int, count: int) -> Keys:
-    """The first `count` values of the generator splitmix64 (Steele et al. 2014)."""
-    values = []
-    state = seed
-    for _ in range(count):
-        state = (state + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        z = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-        z = (z ^ z >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-        values.append(z ^ z >> 31)
-    return np.array(values, np.uint64)
+_GOLDEN = 0x9E3779B97F4A7C15  # splitmix64's increment; it parts the rounds, and the words of a shingle
+_EMPTY = 0xFFFFFFFFFFFFFFFF  # a bin into which nothing has fallen
+_REPETITIVE = 1024  # a text of as many shingles that leaves a bin empty repeats itself: then each is thrown once
+_MARKS_END = 0x1F000  # scripts end below; variation selectors stand far above
+_SELECTORS = range(0xE0100, 0xE01F0)
+_JOINERS = (0x200C, 0x200D)
 
 
 @functools.cache
-def permutations(count: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-    """Multipliers (odd) and addends of `count` permutations of the 32-bit integers."""
-    values = splitmix64(_SEED, 2 * count)
-    high = (values >> np.uint64(32)).astype(np.uint32)
-    return high[:count] | np.uint32(1), high[count:].copy()
+def word_characters() -> npt.NDArray[np.int32]:
+    """What each code point is to a word: 0 parts words, c > 0 belongs to one as c, c < 0 is one by itself; 4.5 MB."""
+    characters = np.arange(0x110000, dtype=np.uint32).view("U1")
+    belongs = np.strings.isalnum(characters)
+    for point in itertools.chain(range(0x80, _MARKS_END), _SELECTORS):
+        belongs[point] |= unicodedata.category(chr(point)) in {"Mn", "Mc", "Me", "Pc"}
+    belongs[[ord("_"), *_JOINERS]] = True
+    alone = (code_point_classes() & UNSPACED) != 0
+    table = np.where(alone, -np.arange(0x110000), np.where(belongs, lower_case(), 0)).astype(np.int32)
+    table.flags.writeable = False
+    return table
 
 
-def band_keys(
-    texts: pa.Array | pa.ChunkedArray, ngram: int, bands: int, rows: int
-) -> tuple[Keys, npt.NDArray[np.int64]]:
-    """A key for each band, shape (texts, bands), and the number of words of each text.
+def band_keys(texts: pa.Array | pa.ChunkedArray, ngram: int, bands: int, rows: int) -> tuple[Keys, Integers]:
+    """A key of 63 bits for each band, shape (texts, bands), and the number of words of each text.
 
-    A text of fewer than `ngram` words has no shingle; its keys mean nothing.
+    The keys of a text without words mean nothing.
     """
     data, offsets = text_buffers(texts)
-    multipliers, addends = permutations(bands * rows)
-    keys = np.zeros((len(offsets) - 1, bands), np.uint64)
+    keys = np.zeros((len(offsets) - 1, bands), np.int64)
     words = np.zeros(len(offsets) - 1, np.int64)
-    capacity = int(np.diff(offsets).max(initial=0)) // 2 + 1
-    _band_keys(
-        data, offsets, code_point_classes(), lower_case(), multipliers, addends, ngram, rows, capacity, keys, words
-    )
+    _band_keys(data, offsets, word_characters(), ngram, rows, _room(offsets), keys, words)
     return keys, words
 
 
-def shingle_sets(texts: pa.Array | pa.ChunkedArray, ngram: int) -> tuple[Keys, npt.NDArray[np.int64]]:
+def shingle_sets(texts: pa.Array | pa.ChunkedArray, ngram: int) -> tuple[Shingles, Integers]:
     """The sorted distinct shingles of each text, end to end, and the n + 1 offsets of the sets."""
     data, offsets = text_buffers(texts)
-    capacity = int(np.diff(offsets).max(initial=0)) // 2 + 1
-    room = int((np.diff(offsets) // 2 + 1).sum())
-    shingles, ends = np.empty(room, np.uint64), np.zeros(len(offsets), np.int64)
-    _shingle_sets(data, offsets, code_point_classes(), lower_case(), ngram, capacity, shingles, ends)
+    shingles = np.empty(int((np.diff(offsets) // 2 + 1).sum()), np.uint64)
+    ends = np.zeros(len(offsets), np.int64)
+    _shingle_sets(data, offsets, word_characters(), ngram, _room(offsets), shingles, ends)
     return shingles[: ends[-1]].copy(), ends
 
 
-@njit(cache=True, nogil=True)
-def jaccard(left, right):  # type: ignore[no-untyped-def]
-    """|left and right| / |left or right| of two sorted arrays of distinct integers; 0 when both are empty."""
+def _room(offsets: Integers) -> int:
+    """The most words that a text may have: an ASCII word takes a byte and a gap, one by itself three bytes."""
+    return int(np.diff(offsets).max(initial=0)) // 2 + 1
+
+
+@part
+def shared_shingles(left, right):  # type: ignore[no-untyped-def]
+    """How many members two sorted arrays of distinct integers share."""
     i = j = shared = 0
     while i < len(left) and j < len(right):
         a, b = left[i], right[j]
         shared += a == b
         i += a <= b
         j += b <= a
-    return shared / max(1, len(left) + len(right) - shared)
+    return shared
 
 
-@njit(inline="always")
+@inlined
 def _mix(h):  # type: ignore[no-untyped-def]
     """The finaliser of MurmurHash3 (public domain)."""
     h ^= h >> uint64(33)
@@ -97,99 +107,147 @@ def _mix(h):  # type: ignore[no-untyped-def]
     return h ^ (h >> uint64(33))
 
 
-@njit(cache=True, nogil=True)
-def _word_hashes(data, start, end, classes, folded, words):  # type: ignore[no-untyped-def]
-    """Fill `words` with the hash of each normalised word of one text; return how many there are."""
-    start_hash, prime = uint64(0xCBF29CE484222325), uint64(0x100000001B3)  # FNV-1a, over code points
+@part
+def _decode(data, i, end):  # type: ignore[no-untyped-def]
+    """The code point at `i`, beyond ASCII, and its width in bytes; a torn sequence is U+FFFD."""
+    c = int64(data[i])
+    if c < 0xE0 and i + 1 < end:
+        return (c & 0x1F) << 6 | (int64(data[i + 1]) & 0x3F), 2
+    if c < 0xF0 and i + 2 < end:
+        return (c & 0x0F) << 12 | (int64(data[i + 1]) & 0x3F) << 6 | (int64(data[i + 2]) & 0x3F), 3
+    if i + 3 < end:
+        c = (c & 0x07) << 18 | (int64(data[i + 1]) & 0x3F) << 12
+        c |= (int64(data[i + 2]) & 0x3F) << 6 | (int64(data[i + 3]) & 0x3F)
+        return min(c, int64(0x10FFFF)), 4
+    return int64(0xFFFD), 1
+
+
+@part
+def _word_hashes(data, start, end, table, words):  # type: ignore[no-untyped-def]
+    """Fill `words` with the hash of each word of one text (FNV-1a over code points); return how many there are."""
+    first, prime = uint64(0xCBF29CE484222325), uint64(0x100000001B3)
     count = 0
-    h = start_hash
-    inside = digit = False
     i = start
-    while i <= end:
-        c = int64(data[i]) if i < end else 32
-        width = 1
-        kind = 0  # 0 parts words, 1 belongs to a word, 2 is a word by itself
-        if c < 0x80:
-            if 65 <= c <= 90:
-                c |= 32
-            if 97 <= c <= 122:
-                kind = 1
-            elif 48 <= c <= 57:
-                c, kind = 48, 1
-        else:
-            if c < 0xE0 and i + 1 < end:
-                c, width = (c & 0x1F) << 6 | (int64(data[i + 1]) & 0x3F), 2
-            elif c < 0xF0 and i + 2 < end:
-                c = (c & 0x0F) << 12 | (int64(data[i + 1]) & 0x3F) << 6 | (int64(data[i + 2]) & 0x3F)
-                width = 3
-            elif i + 3 < end:
-                c = (c & 0x07) << 18 | (int64(data[i + 1]) & 0x3F) << 12
-                c |= (int64(data[i + 2]) & 0x3F) << 6 | (int64(data[i + 3]) & 0x3F)
-                width = 4
-            bits = 0
-            if c < 0x110000:
-                bits, c = classes[c], int64(folded[c])
-            kind = 2 if bits & 4 else 0 if bits & 16 else 1
-        if kind != 1 and inside:
+    while i < end:
+        h = first
+        c = int64(0)
+        while i < end:  # one word
+            byte = data[i]
+            if byte < 0x80:
+                c, width = int64(table[byte]), 1
+            else:
+                c, width = _decode(data, i, end)
+                c = int64(table[c])
+            i += width
+            if c <= 0:
+                break
+            h = (h ^ uint64(c)) * prime
+        if h != first:
             words[count] = _mix(h)
             count += 1
-            h, inside = start_hash, False
-        if kind == 1:
-            if not (c == 48 and digit and inside):
-                h = (h ^ uint64(c)) * prime
-            inside = True
-        elif kind == 2:
-            words[count] = _mix((start_hash ^ uint64(c)) * prime)
+        if c < 0:
+            words[count] = _mix((first ^ uint64(-c)) * prime)
             count += 1
-        digit = c == 48
-        i += width
     return count
 
 
-@njit(inline="always")
-def _shingle(words, i, ngram):  # type: ignore[no-untyped-def]
-    h = uint64(0)
-    for j in range(i, i + ngram):
-        h = h * uint64(0x9E3779B97F4A7C15) + words[j]
-    return _mix(h)
+@part
+def _shingles(words, count, ngram):  # type: ignore[no-untyped-def]
+    """Turn the hashes of words, in place, into those of the shingles that begin there; return how many there are.
+
+    The hash is a polynomial over the words, rolled: the word that leaves is taken off, the one that comes is added.
+    """
+    step = uint64(_GOLDEN)
+    run = min(count, ngram)
+    if run == 0:
+        return 0
+    h, leaving = uint64(0), uint64(1)
+    for i in range(run):
+        h = h * step + words[i]
+        leaving *= step
+    total = count - run + 1
+    for i in range(total):
+        gone = words[i]
+        words[i] = h if count >= ngram else h + uint64(count)
+        if i + run < count:
+            h = h * step + words[i + run] - gone * leaving
+    return total
 
 
-@njit(cache=True, nogil=True)
-def _band_keys(data, offsets, classes, folded, multipliers, addends, ngram, rows, capacity, keys, counts):  # type: ignore[no-untyped-def]
-    words = np.empty(capacity, np.uint64)
-    size = len(multipliers)
-    signature = np.empty(size, np.uint32)
+@part
+def _distinct(values, count, spare):  # type: ignore[no-untyped-def]
+    """Sort the first `count` values in place and keep each once; return how many there are.
+
+    Hashes are spread evenly: by their first bits each falls near its place, and an insertion sort puts it there.
+    """
+    bits = 1
+    while bits < 22 and (1 << bits) < count:
+        bits += 1
+    starts = np.zeros((1 << bits) + 1, np.int64)
+    for i in range(count):
+        starts[int64(values[i] >> uint64(64 - bits)) + 1] += 1
+    for i in range(1 << bits):
+        starts[i + 1] += starts[i]
+    for i in range(count):
+        bucket = int64(values[i] >> uint64(64 - bits))
+        spare[starts[bucket]] = values[i]
+        starts[bucket] += 1
+    kept = 0
+    for i in range(count):
+        value = spare[i]
+        j = kept
+        while j > 0 and values[j - 1] > value:
+            j -= 1
+        if j > 0 and values[j - 1] == value:
+            continue
+        for k in range(kept, j, -1):
+            values[k] = values[k - 1]
+        values[j] = value
+        kept += 1
+    return kept
+
+
+@inlined
+def _throw(shingles, count, round_, bins):  # type: ignore[no-untyped-def]
+    """One round of throwing shingles into bins; a bin that an earlier round has filled keeps its value."""
+    size = uint64(len(bins))
+    salt, high = uint64(round_) * uint64(_GOLDEN), uint64(round_) << uint64(32)
+    for i in range(count):
+        h = _mix(shingles[i] + salt)
+        index = int64((h >> uint64(32)) * size >> uint64(32))
+        if round_ >= len(bins):
+            index = round_ - len(bins)
+        bins[index] = min(bins[index], high | (h & uint64(0xFFFFFFFF)))
+
+
+@kernel
+def _band_keys(data, offsets, table, ngram, rows, room, keys, counts):  # type: ignore[no-untyped-def]
+    words = np.empty(room, np.uint64)
+    bins = np.empty(keys.shape[1] * rows, np.uint64)
     for d in range(len(offsets) - 1):
-        count = _word_hashes(data, offsets[d], offsets[d + 1], classes, folded, words)
-        counts[d] = count
-        signature[:] = uint32(0xFFFFFFFF)
-        for i in range(count - ngram + 1):
-            low = uint32(_shingle(words, i, ngram) >> uint64(32))
-            for j in range(size):
-                value = uint32(multipliers[j] * low + addends[j])
-                value ^= value >> uint32(15)
-                signature[j] = min(signature[j], value)
+        counts[d] = _word_hashes(data, offsets[d], offsets[d + 1], table, words)
+        count = _shingles(words, counts[d], ngram)
+        bins[:] = uint64(_EMPTY)
+        for round_ in range(2 * len(bins)):
+            _throw(words, count, round_, bins)
+            if count == 0 or bins.max() != uint64(_EMPTY):
+                break
+            if round_ == 0 and count >= _REPETITIVE:
+                count = _distinct(words, count, np.empty(count, np.uint64))
         for band in range(keys.shape[1]):
             h = uint64(band + 1)
             for j in range(band * rows, (band + 1) * rows):
-                h = _mix(h * uint64(0x9E3779B97F4A7C15) + uint64(signature[j]))
-            keys[d, band] = h
+                h = _mix(h * uint64(_GOLDEN) + bins[j])
+            keys[d, band] = int64(h >> uint64(1))
 
 
-@njit(cache=True, nogil=True)
-def _shingle_sets(data, offsets, classes, folded, ngram, capacity, out, ends):  # type: ignore[no-untyped-def]
-    words = np.empty(capacity, np.uint64)
+@kernel
+def _shingle_sets(data, offsets, table, ngram, room, out, ends):  # type: ignore[no-untyped-def]
+    words, spare = np.empty(room, np.uint64), np.empty(room, np.uint64)
     filled = 0
     for d in range(len(offsets) - 1):
-        count = _word_hashes(data, offsets[d], offsets[d + 1], classes, folded, words)
-        first = filled
-        total = max(0, count - ngram + 1)
-        hashes = np.empty(total, np.uint64)
-        for i in range(total):
-            hashes[i] = _shingle(words, i, ngram)
-        hashes.sort()
-        for i in range(total):
-            if filled == first or hashes[i] != out[filled - 1]:
-                out[filled] = hashes[i]
-                filled += 1
+        count = _word_hashes(data, offsets[d], offsets[d + 1], table, words)
+        count = _distinct(words, _shingles(words, count, ngram), spare)
+        out[filled : filled + count] = words[:count]
+        filled += count
         ends[d + 1] = filled

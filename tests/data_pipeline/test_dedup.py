@@ -4,43 +4,41 @@ import gzip
 import json
 import os
 import random
-from itertools import combinations
+import re
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from data_pipeline.clean import document_shards
-from data_pipeline.dedup import DedupConfig, dedup, walk
-from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, read_table, write_table
+from data_pipeline.dedup import DedupConfig, dedup, earlier_corpora
+from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, document_shards, read_table, write_table
 from data_pipeline.parallel import close_pool
 from governance.config import canonical_json
-from governance.errors import MissingInput
+from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes
 from governance.manifest import Manifest, describe
 from governance.stage import Runtime
 
-GOLDEN = "c6d45a0c279f37634dffc71cec1aa96a2ed9d198b86a94a4be2ad37bce45b385"
+GOLDEN = "20ab00cd829e775a6510e6c7bcd7ce73c0c45ab30a963627e784748dc4c92711"
 
 
-def corpus(root, shards):
-    """A corpus as `clean` leaves it: shard name -> (id, text) of each document."""
+def corpus(root, shards, key="b"):
+    """A corpus as `clean` leaves it: shard name -> (id, text, and columns to override) of each document."""
     outputs = []
     for name, documents in sorted(shards.items()):
         rows = [
             {
                 "id": identity, "text": text, "source": name, "url": "", "language": "en", "licence": "CC0-1.0",
-                "sha256": sha256_bytes(text.encode()), "file": "file", "position": i,
+                "sha256": sha256_bytes(text.encode()), "file": "file", "position": i, "opt_out": "",
+                "opt_out_fetched": "", **(more[0] if more else {}),
             }
-            for i, (identity, text) in enumerate(documents)
+            for i, (identity, text, *more) in enumerate(documents)
         ]  # fmt: skip
-        path = root / "clean" / ("b" * 16) / "documents" / f"{name}.parquet"
+        path = root / "clean" / (key * 16) / "documents" / f"{name}.parquet"
         write_table(path, pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA))
         outputs.append(describe(path, root))
-    values = {"stage": "clean", "version": 1, "key": "b" * 64, "config": {}, "inputs": (), "stats": {}, "run": {}}
+    values = {"stage": "clean", "version": 1, "key": key * 64, "config": {}, "inputs": (), "stats": {}, "run": {}}
     return Manifest(outputs=tuple(outputs), **values)
 
 
@@ -60,8 +58,8 @@ def shifted(seed, share):
 
 
 def shingles(value, ngram=5):
-    parts = value.lower().split()
-    return {tuple(parts[i : i + ngram]) for i in range(len(parts) - ngram + 1)}
+    parts = re.findall(r"\w+", value.lower())
+    return {tuple(parts[i : i + ngram]) for i in range(max(1, len(parts) - ngram + 1))}
 
 
 def similarity(a, b):
@@ -76,8 +74,10 @@ SHARDS = {
 }
 
 
-def made(root, shards=SHARDS, workers=1, **config):
-    return dedup(corpus(root, shards), DedupConfig(**config), Runtime(root=root, workers=workers))
+def made(root, shards=SHARDS, workers=1, key="b", **config):
+    section = DedupConfig(**config)
+    earlier = earlier_corpora(section, root)
+    return dedup(corpus(root, shards, key), section, Runtime(root=root, workers=workers), earlier)
 
 
 def rows_of(manifest, role, root):
@@ -100,7 +100,7 @@ def test_who_stays_and_who_is_named(tmp_path):
         "c-near": ("near_duplicate", f"kept=c jaccard={close:.4f}"),
         "c-near-copy": ("near_duplicate", f"kept=c jaccard={close:.4f}"),
     }
-    assert manifest.stats["too_short_to_compare"] == 1
+    assert manifest.stats["without_words"] == 0
     pairs = rows_of(manifest, "pairs", tmp_path)
     assert {(row["kept"], row["other"], row["removed"]) for row in pairs} == {
         (better, worse, True),
@@ -117,42 +117,12 @@ def test_a_chain_removes_only_what_is_near_the_kept_one(tmp_path, first):
         ("w", " ".join(whole[60:360])),
     ]
     found = removed_of(made(tmp_path, {"0": chain}), tmp_path)
-    assert similarity(chain[0][1], chain[2][1]) < 0.7 < similarity(chain[0][1], chain[1][1])
+    assert similarity(chain[0][1], chain[2][1]) < 0.8 < similarity(chain[0][1], chain[1][1])
     texts = dict(chain)
     for identity, (_, evidence) in found.items():
         kept = evidence.split()[0].removeprefix("kept=")
         assert kept not in found
-        assert similarity(texts[identity], texts[kept]) >= 0.7
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.data())
-def test_the_walk_keeps_its_promise(data):
-    count = data.draw(st.integers(0, 12))
-    values = {pair: data.draw(st.sampled_from([0.1, 0.69, 0.7, 0.9, 1.0])) for pair in combinations(range(count), 2)}
-    candidates = [(i, sorted(data.draw(st.sets(st.integers(0, 3), min_size=1)))) for i in range(count)]
-    verdict = walk(candidates, lambda a, b: values[a, b], 0.7)
-    assert verdict.bands_cut == 0
-    compared = {(a, b): value for a, b, value in verdict.compared}
-    assert len(compared) == len(verdict.compared)
-    for other, (kept, value) in verdict.kept_for.items():
-        assert kept not in verdict.kept_for
-        assert value == values[kept, other] >= 0.7
-        assert value == max(v for (_, b), v in compared.items() if b == other)
-    bands = dict(candidates)
-    stay = [i for i in range(count) if i not in verdict.kept_for]
-    for a, b in combinations(stay, 2):
-        if set(bands[a]) & set(bands[b]):
-            assert values[a, b] < 0.7
-
-
-def test_a_crowded_band_is_cut_and_counted():
-    verdict = walk([(i, [0]) for i in range(20)], lambda a, b: 0.0, 0.7, limit=4)
-    assert len(verdict.compared) == 0 + 1 + 2 + 3 + 16 * 4
-    assert verdict.bands_cut == 15
-    copies = walk([(i, [0]) for i in range(5000)], lambda a, b: 0.9, 0.7)
-    assert len(copies.compared) == len(copies.kept_for) == 4999
-    assert copies.bands_cut == 0
+        assert similarity(texts[identity], texts[kept]) >= 0.8
 
 
 def test_thousands_of_near_copies_leave_one(tmp_path):
@@ -189,7 +159,7 @@ def test_counts_add_up_and_shards_keep_their_rows(tmp_path):
             assert {row["source"] for row in read_table(path, schema).to_pylist()} <= {path.stem}
     assert len(manifest.files("signatures", tmp_path)) == 3
     left = {path.name for path in (tmp_path / manifest.folder).iterdir()}
-    assert left == {"documents", "removed", "signatures", "pairs", "manifest.json"}
+    assert left == {"documents", "removed", "signatures", "keys", "kept", "pairs", "manifest.json"}
 
 
 def test_no_document_at_all(tmp_path):
@@ -211,7 +181,7 @@ def test_workers_and_resuming_change_nothing(tmp_path):
         close_pool()
     assert one.digest == two.digest
     root = tmp_path / "one"
-    for role in ("documents", "signatures", "pairs"):
+    for role in ("documents", "signatures", "keys", "kept", "pairs"):
         one.files(role, root)[0].unlink()
         assert made(root).digest == one.digest
     before = one.files("documents", root)[0].stat().st_mtime_ns
@@ -253,8 +223,127 @@ def test_a_look_up_makes_nothing(tmp_path):
 def test_golden_digest(tmp_path):
     """Other content wants another VERSION (the bytes of Parquet also follow the release of Arrow)."""
     manifest = made(tmp_path)
-    content = [rows_of(manifest, role, tmp_path) for role in ("documents", "removed", "pairs", "signatures")]
+    roles = ("documents", "removed", "kept", "pairs", "signatures", "keys")
+    content = [rows_of(manifest, role, tmp_path) for role in roles]
+    for row in content[4]:
+        row["text_sha256"] = row["text_sha256"].hex()
     assert sha256_bytes(canonical_json([manifest.stats, content])) == GOLDEN
+
+
+PAGE = {"url": "https://www.Example.org:443/a/../page?utm_source=x#top"}
+AGAIN = {"url": "http://example.org/page"}
+
+
+def test_one_address_leaves_one_document_if_the_texts_overlap(tmp_path):
+    shards = {
+        "0": [("old", shifted(1, 0.4), AGAIN), ("new", text(1) + " and a longer end", PAGE), ("other", text(1), {})],
+        "1": [("chapter1", text(5), {"url": "https://example.org/book"}),
+              ("chapter2", text(6), {"url": "https://example.org/book"})],
+    }  # fmt: skip
+    found = removed_of(made(tmp_path, shards), tmp_path)
+    value = similarity(shards["0"][0][1], shards["0"][1][1])
+    assert found["old"] == ("url_duplicate", f"kept=new jaccard={value:.4f}")
+    assert found["other"][0] == "near_duplicate"
+    assert set(found) == {"old", "other"}
+    assert set(removed_of(made(tmp_path, shards, urls=False), tmp_path)) == {"other"}
+    trusting = removed_of(made(tmp_path, shards, url_overlap=0.0), tmp_path)
+    assert sum(identity.startswith("chapter") for identity in trusting) == 1
+
+
+def test_an_address_of_a_collection_is_no_page(tmp_path):
+    shards = {"0": [(f"d{i}", text(i), {"url": "https://example.org/"}) for i in range(20)]}
+    manifest = made(tmp_path, shards, url_overlap=0.0)
+    assert manifest.stats["urls_of_collections"] == 1
+    assert manifest.stats["documents_kept"] == 20
+
+
+def test_a_copy_takes_the_place_of_one_that_left_for_its_address(tmp_path):
+    page = {"url": "https://example.org/p"}
+    shards = {"0": [("best", text(1) + " " + text(2), page), ("left", text(1), page), ("copy", text(1), {})]}
+    found = removed_of(made(tmp_path, shards), tmp_path)
+    assert {identity: reason for identity, (reason, _) in found.items()} == {"left": "url_duplicate"}
+
+
+@pytest.mark.parametrize(
+    ("prefer", "stays"),
+    [
+        (("length", "source_order"), "long"),
+        (("source_order", "length"), "first"),
+        (("licence", "source_order"), "licensed"),
+        (("url",), "addressed"),
+        ((), "first"),
+    ],
+)
+def test_who_stays_is_a_matter_of_order(tmp_path, prefer, stays):
+    unknown = {"licence": "NOASSERTION"}
+    shards = {
+        "0": [("first", text(1) + " a", unknown)],
+        "1": [("long", text(1) + " bcd", unknown), ("licensed", text(1) + " e")],
+        "2": [("addressed", text(1) + " f", {**unknown, "url": "https://example.org/x"})],
+    }
+    found = removed_of(made(tmp_path, shards, prefer=prefer), tmp_path)
+    assert {"first", "long", "licensed", "addressed"} - set(found) == {stays}
+
+
+def test_short_texts_are_compared_by_all_their_words(tmp_path):
+    shards = {"0": [("a", "One two!"), ("b", "one, two"), ("c", "one three"), ("d", "..."), ("e", "?!"), ("f", "...")]}
+    manifest = made(tmp_path, shards)
+    assert removed_of(manifest, tmp_path) == {
+        "b": ("near_duplicate", "kept=a jaccard=1.0000"),
+        "f": ("exact_duplicate", "kept=d"),
+    }
+    assert manifest.stats["without_words"] == 3
+
+
+def test_numbers_count(tmp_path):
+    tables = [(f"t{i}", " ".join(f"row {i * 1000 + j}" for j in range(100))) for i in range(3)]
+    assert removed_of(made(tmp_path, {"0": tables}), tmp_path) == {}
+
+
+def test_against_an_earlier_corpus(tmp_path):
+    first = made(tmp_path)
+    shards = {
+        "9": [("same", text(1)), ("near", shifted(2, 0.04)), ("of-removed", text(3)), ("new", text(77)),
+              ("newer", text(77) + " end")],
+    }  # fmt: skip
+    later = made(tmp_path, shards, key="c", against=(first.folder,))
+    mark = f"corpus={first.digest[:16]}"
+    found = removed_of(later, tmp_path)
+    assert found["same"] == ("duplicate_of_earlier", f"kept=a {mark}")
+    kept = {row["id"]: row["text"] for row in rows_of(first, "documents", tmp_path)}
+    for identity, value in (("near", shifted(2, 0.04)), ("of-removed", text(3))):
+        reason, evidence = found[identity]
+        name = evidence.split()[0].removeprefix("kept=")
+        assert reason == "duplicate_of_earlier"
+        assert evidence == f"kept={name} {mark} jaccard={similarity(kept[name], value):.4f}"
+    assert found["new"][0] == "near_duplicate"
+    assert set(found) == {"same", "near", "of-removed", "new"}
+    assert [item.digest for item in later.inputs][1:] == [first.digest]
+    third = made(tmp_path, {"z": [("again", text(77) + " end")]}, key="d", against=(first.folder, later.folder))
+    assert removed_of(third, tmp_path)["again"][1] == f"kept=newer corpus={later.digest[:16]}"
+    absolute = made(tmp_path, shards, key="c", against=(str(tmp_path / first.path),))
+    assert absolute.digest == later.digest
+
+
+def test_an_earlier_corpus_of_another_kind_is_refused(tmp_path):
+    first = made(tmp_path)
+    with pytest.raises(ConfigError, match="ngram = 5, this is 4"):
+        made(tmp_path, ngram=4, against=(first.folder,))
+    with pytest.raises(MissingInput, match="nowhere"):
+        made(tmp_path, against=("dedup/nowhere",))
+
+
+def test_the_limit_of_the_join_changes_nothing(tmp_path):
+    one, two = made(tmp_path / "1"), made(tmp_path / "2", join_memory_mib=256)
+    assert one.digest == two.digest
+
+
+def test_a_shard_that_loses_nothing_is_not_written_again(tmp_path):
+    manifest = made(tmp_path, {"0": [("a", text(1))], "1": [("b", text(2)), ("c", text(2))]})
+    whole, cut = document_shards(manifest, tmp_path)
+    sources = {path.stem: path for path in (tmp_path / "clean" / ("b" * 16) / "documents").iterdir()}
+    assert whole[1].stat().st_ino == sources["0"].stat().st_ino
+    assert cut[1].stat().st_ino != sources["1"].stat().st_ino
 
 
 def test_recall_and_precision_against_planted_truth(tmp_path):
@@ -273,5 +362,5 @@ def test_recall_and_precision_against_planted_truth(tmp_path):
     recalled = sum(row["a"] in found or row["b"] in found for row in duplicates)
     assert recalled / len(duplicates) >= 0.99
     named = [truth.get(frozenset((one, shown.split()[0].removeprefix("kept=")))) for one, (_, shown) in found.items()]
-    assert all(row is not None and row["jaccard_w5"] >= 0.68 for row in named)
+    assert all(row is not None and row["jaccard_w5"] >= 0.8 for row in named)
     assert sum(row["label"] == "dup" for row in named) / len(named) >= 0.97
