@@ -1,0 +1,228 @@
+"""Repeated paragraphs and lines: a plain reference, what stays, what goes, and the laws of a stage."""
+
+import gzip
+import itertools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
+from data_pipeline.kernels.buffers import text_buffers
+from data_pipeline.kernels.units import find_units
+from data_pipeline.paragraphs import ParagraphsConfig, drop_paragraphs, merged, without
+from governance.files import sha256_bytes
+from governance.manifest import Manifest, describe
+from governance.stage import Runtime
+
+GOLDEN = "8ede97398805fc0fb2c65327a867c4e8c711feed7bb090370289a2fa6b33276f"
+BLANKS = " \t\n\v\f\r"
+
+
+def corpus(root: Path, texts: list[str], a_shard: int = 3) -> Manifest:
+    outputs = []
+    for shard, start in enumerate(range(0, len(texts), a_shard)):
+        rows = [
+            {
+                **dict.fromkeys(DOCUMENT_SCHEMA.names, ""), "id": f"web/f#{start + i}", "text": text, "source": "web",
+                "licence": "CC0-1.0", "sha256": sha256_bytes(text.encode()), "file": "f", "position": start + i,
+            }
+            for i, text in enumerate(texts[start : start + a_shard])
+        ]  # fmt: skip
+        path = root / "dedup" / ("c" * 16) / "documents" / f"{shard:05d}.parquet"
+        write_table(path, pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA))
+        outputs.append(describe(path, root))
+    values = {"stage": "dedup", "version": 1, "key": "c" * 64, "config": {}, "inputs": (), "stats": {}, "run": {}}
+    return Manifest(outputs=tuple(outputs), **values)
+
+
+def rows_of(manifest, role, root):
+    return [row for path in manifest.files(role, root) for row in pq.read_table(path).to_pylist()]
+
+
+def folded(text: str) -> str:
+    for blank in BLANKS:
+        text = text.replace(blank, " ")
+    return " ".join(part for part in text.split(" ") if part)
+
+
+def reference_units(text: str, min_paragraph: int, min_line: int) -> list[tuple[int, int, int, str]]:
+    """(kind, start, end, folded words) in bytes, by splitting; slow and plain."""
+    found, at, paragraph = [], 0, None
+    for line in [*text.split("\n"), None]:
+        if line is None or not line.strip(BLANKS):
+            if paragraph:
+                start, end = paragraph
+                words = folded(text.encode()[start:end].decode())
+                if len(words.encode()) >= min_paragraph:
+                    found.append((0, start, end, words))
+            paragraph = None
+        else:
+            end = at + len(line.encode())
+            paragraph = (paragraph[0] if paragraph else at, end)
+            if len(folded(line).encode()) >= min_line:
+                found.append((1, at, end, folded(line)))
+        at += len((line or "").encode()) + 1
+    return found
+
+
+PIECES = st.lists(st.sampled_from(["a", " ", "\n", "\n\n", "word", "\t", "zwei", "é", "\r", "中"]), max_size=25)
+
+
+@settings(max_examples=300, deadline=None)
+@given(pieces=st.lists(PIECES, min_size=1, max_size=4), paragraph=st.integers(1, 6), line=st.integers(1, 6))
+def test_units_are_those_of_the_reference(pieces, paragraph, line):
+    texts = ["".join(parts) for parts in pieces]
+    units = find_units(*text_buffers(pa.array(texts, pa.large_string())), paragraph, line)
+    found: dict[int, list] = {row: [] for row in range(len(texts))}
+    keys: dict[tuple, set] = {}
+    for i in range(len(units.row)):
+        start, end = int(units.start[i]), int(units.end[i])
+        words = folded(texts[units.row[i]].encode()[start:end].decode())
+        found[int(units.row[i])].append((int(units.kind[i]), start, end, words))
+        keys.setdefault(words, set()).add((int(units.high[i]), int(units.low[i])))
+    for row, text in enumerate(texts):
+        assert sorted(found[row]) == sorted(reference_units(text, paragraph, line))
+    assert all(len(same) == 1 for same in keys.values())  # equal words, equal hashes
+    assert len({key for same in keys.values() for key in same}) == len(keys)  # and the other way round
+
+
+def test_a_paragraph_stays_where_it_stands_first(tmp_path):
+    shared = "Shared paragraph that two documents hold, long enough to be compared by the stage. " * 3
+    texts = [f"Own words of number {i}, and more of them so that enough is left behind. " * 3 for i in range(4)]
+    documents = corpus(tmp_path, [
+        texts[0], texts[1] + "\n\n" + shared, texts[2], shared + "\n\n" + texts[3],
+    ])  # fmt: skip
+    made = drop_paragraphs(documents, ParagraphsConfig(), Runtime(tmp_path))
+    kept = {row["id"]: row["text"] for row in rows_of(made, "documents", tmp_path)}
+    assert shared.strip() in kept["web/f#1"]
+    assert kept["web/f#3"] == texts[3].strip()
+    assert kept["web/f#0"] == texts[0]  # untouched, its blank at the end too
+    assert [row["id"] for row in rows_of(made, "cuts", tmp_path)] == ["web/f#3"]
+    assert made.stats["cut"] == {"paragraphs": 1, "lines": 0, "documents": 1}
+
+
+def test_boilerplate_lines_go_from_all_but_the_first(tmp_path):
+    line = "Accept all cookies and read our terms of use"
+    texts = [
+        f"{line}\nBody of page {i} with words that no other page has, page {i} alone. " + f"w{i} " * 20
+        for i in range(8)
+    ]
+    made = drop_paragraphs(corpus(tmp_path, texts), ParagraphsConfig(), Runtime(tmp_path))
+    kept = [row["text"] for row in rows_of(made, "documents", tmp_path)]
+    assert kept[0] == texts[0]
+    assert all(line not in text and text.startswith("Body of page") for text in kept[1:])
+    few = drop_paragraphs(corpus(tmp_path / "few", texts[:5]), ParagraphsConfig(), Runtime(tmp_path / "few"))
+    assert few.stats["cut"]["lines"] == 0
+
+
+def test_a_document_of_nothing_else_leaves_whole(tmp_path):
+    shared = "The same long paragraph again and again, which is long enough to be compared by all means. " * 3
+    made = drop_paragraphs(
+        corpus(tmp_path, [shared + "\n\nMore. " * 20, shared]), ParagraphsConfig(), Runtime(tmp_path)
+    )
+    removed = rows_of(made, "removed", tmp_path)
+    assert [(row["id"], row["reason"], row["text"]) for row in removed] == [("web/f#1", "duplicate_text", shared)]
+    assert made.stats["removed"] == {"duplicate_text": 1}
+    assert made.stats["documents_in"] == made.stats["documents_kept"] + 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["ab cd", "ef gh", "x", "", "lone wolf"]), max_size=7), min_size=1, max_size=7)
+)
+def test_against_a_plain_reference(tmp_path_factory, documents):
+    root = tmp_path_factory.mktemp("root")
+    texts = ["\n".join(parts) for parts in documents]
+    config = ParagraphsConfig(
+        min_paragraph_documents=2, min_paragraph_bytes=4, min_line_documents=3, min_line_bytes=4, min_left_bytes=0
+    )
+    holders: dict[tuple[int, str], dict[int, tuple[int, int]]] = {}
+    order = [[] for _ in texts]
+    for i, text in enumerate(texts):
+        order[i] = reference_units(text, 4, 4)
+        for kind, start, end, words in order[i]:
+            holders.setdefault((kind, words), {}).setdefault(i, (start, end))
+    expected = []
+    for i, text in enumerate(texts):
+        spans = []
+        for kind, start, end, words in order[i]:
+            where = holders[kind, words]
+            first = min(where)
+            if len(where) >= (2, 3)[kind] and (i, (start, end)) != (first, where[first]):
+                spans.append((start, end))
+        left = [c for k, c in enumerate(text) if not any(a <= k < b for a, b in spans)]
+        expected.append("".join(left).split())
+    made = drop_paragraphs(corpus(root, texts), config, Runtime(root))
+    assert [row["text"].split() for row in rows_of(made, "documents", root)] == expected
+
+
+@given(st.binary(max_size=40), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=5))
+def test_without_drops_what_is_in_the_spans_and_only_blanks_beside(text, pairs):
+    spans = [(min(p), min(max(p), len(text))) for p in pairs if min(p) < len(text)]
+    spans = merged(np.array([s for s, _ in spans], np.int64), np.array([e for _, e in spans], np.int64))
+    left = without(text, spans)
+    outside = bytes(c for i, c in enumerate(text) if not any(a <= i < b for a, b in spans))
+    assert left.split() == [] or b"".join(left.split()) == b"".join(outside.split())
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(spans))
+
+
+def test_workers_shards_and_place_change_nothing(tmp_path):
+    shared = "A paragraph that several documents hold, and which is long enough to be compared here. " * 3
+    texts = [(f"Document {i} has its own words. " * 8) + ("\n\n" + shared if i % 3 else "") for i in range(9)]
+    digests = {
+        drop_paragraphs(
+            corpus(tmp_path / str(n), texts), ParagraphsConfig(), Runtime(tmp_path / str(n), workers=n)
+        ).digest
+        for n in (1, 2)
+    }
+    assert len(digests) == 1
+    assert digests == {GOLDEN}
+
+
+def test_daft_gives_the_same_bytes(tmp_path):
+    pytest.importorskip("daft", reason="daft is not installed: pip install 'assay-pretrain[ray]'")
+    shared = "A paragraph that every document holds, word by word, to its very end. " * 3
+    texts = [f"Own {i} " * 30 + "\n\n" + shared for i in range(7)]
+    made = {}
+    for engine in ("duckdb", "daft"):
+        root = tmp_path / engine
+        made[engine] = drop_paragraphs(corpus(root, texts), ParagraphsConfig(), Runtime(root, engine=engine))
+    assert made["duckdb"].digest == made["daft"].digest
+    assert made["daft"].stats["cut"]["paragraphs"] == 6
+
+
+def test_planted_reuse(tmp_path):
+    folder = os.environ.get("ASSAY_TEST_DATA")
+    if not folder:
+        pytest.skip("ASSAY_TEST_DATA is not set: no planted duplicates here")
+    with gzip.open(Path(folder) / "dups" / "docs.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    with gzip.open(Path(folder) / "dups" / "truth_spans.jsonl.gz", "rt", encoding="utf-8") as file:
+        spans = [json.loads(line) for line in file]
+    made = drop_paragraphs(corpus(tmp_path, [row["text"] for row in rows], 500), ParagraphsConfig(), Runtime(tmp_path))
+    number = {row["id"]: i for i, row in enumerate(rows)}
+    cut_in = {int(row["id"].partition("#")[2]) for row in rows_of(made, "cuts", tmp_path)}
+    text_of = {row["id"]: row["text"] for row in rows}
+
+    def whole(document: str, start: int, end: int) -> bool:
+        """The span is whole paragraphs of the document, which is all that this stage compares."""
+        before, behind = text_of[document][:start], text_of[document][end:]
+        inside = text_of[document][start:end].split("\n\n")
+        borders = (not before or before.endswith("\n\n")) and (not behind or behind.startswith("\n\n"))
+        return borders and any(len(folded(part).encode()) >= 100 for part in inside)
+
+    reused = [
+        span
+        for span in spans
+        if whole(span["doc_a"], span["a_start"], span["a_end"]) and whole(span["doc_b"], span["b_start"], span["b_end"])
+    ]
+    assert len(reused) > 10
+    found = [span for span in reused if {number[span["doc_a"]], number[span["doc_b"]]} & cut_in]
+    assert len(found) == len(reused)
