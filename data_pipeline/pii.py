@@ -1,314 +1,196 @@
-"""Stage "redact": replace e-mail addresses, telephone, card and bank account numbers by typed placeholders.
+"""Stage "redact": find personal data and keys in every document, and replace, mask, pseudonymise or count them.
 
-Promises: each type has an exact grammar, cards and accounts also a checksum; findings do not overlap and depend on
-nothing but the text. All documents are kept, `sha256` still names the raw text, and what was
-found is counted by type and source (never written down: a list of what was removed would be what was removed).
+Promises: each type has an exact grammar, numbers also a proof (a checksum, a date, an assigned range) or a word that
+names them; a number whose proof fails stays. Findings do not overlap and depend on nothing but the text. All
+documents are kept, `sha256` still names the raw text, and what was found is counted by type and source (never written
+down: a list of what was removed would be what was removed). In each run made-up values are planted into copies of
+passages and looked for, so that recall is a measurement of this run (`canaries`).
 
-Price: one RE2 automaton (linear in the text, whatever the text) reads all documents of a shard; only those with a
-candidate are read again with the exact rules. What it cannot see: names, postal addresses, numbers spelt in words.
+Price: one linear pass over the bytes names the places that could hold something; only those are read by the rules,
+each of which looks at a bounded stretch around its place. A shard is read a row group at a time.
+
+What it cannot see: names, postal addresses, dates of birth and whatever else wants an understanding of the sentence;
+numbers spelt in words; digits other than ASCII's; Ethereum addresses (their checksum is Keccak's, which we lack).
 """
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from data_pipeline.checksums import IBAN_LENGTHS, is_card, is_iban, is_luhn
-from data_pipeline.documents import DOCUMENT_SCHEMA, funnel, read_table, write_table
+from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, funnel, read_groups, table_writer
+from data_pipeline.kernels.buffers import text_buffers
+from data_pipeline.kernels.candidates import scan
 from data_pipeline.parallel import Shard, ShardMade, map_shards, sum_stats
-from data_pipeline.phones import GROUP, HYPHENS, RUN, SPACES, WORD, phone_at
+from data_pipeline.personal_data.actions import Action, fingerprint, new_text, read_key
+from data_pipeline.personal_data.canaries import hosts, measure, planted
+from data_pipeline.personal_data.findings import FAMILIES, PLACEHOLDERS, TYPES, Finding, expand
+from data_pipeline.personal_data.rules import find, find_among, replace, splice
 from governance.config import Section
 from governance.manifest import Manifest
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
-Kind = Literal["email", "phone", "card", "iban"]
-_BAD_ACCOUNT = (
-    "account"  # has the shape of an IBAN and a wrong checksum: nothing is reported, nothing else is seen in it
-)
-PLACEHOLDERS = {"email": "[EMAIL]", "iban": "[IBAN]", "card": "[CARD]", "phone": "[PHONE]"}
-_ORDER = {kind: rank for rank, kind in enumerate(("email", "iban", _BAD_ACCOUNT, "card", "phone"))}
+__all__ = ["PLACEHOLDERS", "TYPES", "Finding", "PiiConfig", "find", "redact", "redact_table", "replace"]
+
+VERSION = 2
 
 
 class PiiConfig(Section):
     """What is looked for, and what is done with it."""
 
-    types: tuple[Kind, ...] = Field(default=("email", "phone", "card", "iban"))
-    """Types to find; an empty list finds nothing."""
-    action: Literal["replace", "count"] = "replace"
-    """"replace": each finding becomes its placeholder; "count": texts stay as they are, findings are counted."""
+    types: tuple[str, ...] = Field(default=tuple(FAMILIES))
+    """Types to find, or families of them (contact, network, payment, national_id, secret); none finds nothing."""
+    action: Action = "replace"
+    """What is done with a finding: "replace" it by its type, "mask" its letters, "pseudonymise" or only "count" it."""
+    actions: dict[str, Action] = Field(default_factory=dict)
+    """Other actions for some types or families; a type's own entry goes before its family's."""
+    key_file: str = ""
+    """For "pseudonymise": the path of a file of at least 32 random bytes, relative to the run's file; when empty, the
+    environment variable ASSAY_PII_KEY_FILE holds the path. Neither path nor key decides what the artifact is called."""
+    canary_bytes: int = Field(default=8 << 20, ge=0)
+    """One canary of each type is planted into a shard at its start and after each so many bytes of text; 0: none."""
+    seed: int = Field(default=0, ge=0)
+    """Chooses the canaries and their places."""
+
+    @field_validator("types")
+    @classmethod
+    def _known_types(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        expand(names)
+        return names
+
+    @field_validator("actions")
+    @classmethod
+    def _known_actions(cls, actions: dict[str, Action]) -> dict[str, Action]:
+        expand(actions)
+        return actions
+
+    def plan(self) -> dict[str, Action]:
+        """The action of each type that is looked for."""
+        chosen: dict[str, Action] = dict.fromkeys(expand(self.types), self.action)
+        for name in sorted(self.actions, key=lambda name: name not in FAMILIES):
+            chosen.update({kind: self.actions[name] for kind in expand([name]) if kind in chosen})
+        return chosen
 
 
-@dataclass(frozen=True, order=True)
-class Finding:
-    """A stretch of text, in characters, `end` exclusive."""
+class RedactSettings(Section):
+    """What decides the bytes: the plan, the key by its fingerprint."""
 
-    start: int
-    end: int
-    type: str
-
-
-# RFC 5321 and 6531 in practice: unquoted local parts; labels of letters, digits and hyphens; an alphabetic top level.
-_LETTERS = WORD.replace("_", "")
-_TOP_LEVEL = r"[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u052f]"
-_LOCAL_BACKWARDS = re.compile(rf"[{_LETTERS}_%+\-'&.]{{1,65}}")  # read from the @ to the left
-_DOMAIN = re.compile(
-    rf"(?:[{_LETTERS}](?:[{_LETTERS}\-]{{0,61}}[{_LETTERS}])?\.){{1,8}}"
-    rf"(?:xn--[a-z0-9\-]{{2,59}}|{_TOP_LEVEL}{{2,24}})(?![{_LETTERS}_]|-[{_LETTERS}])",
-    re.I,
-)
-_NO_TOP_LEVEL = frozenset(
-    [
-        "png",
-        "jpg",
-        "jpeg",
-        "gif",
-        "svg",
-        "webp",
-        "bmp",
-        "ico",
-        "css",
-        "js",
-        "jsx",
-        "ts",
-        "tsx",
-        "json",
-        "html",
-        "htm",
-        "xml",
-        "pdf",
-        "txt",
-        "csv",
-        "gz",
-        "zip",
-    ]
-)
-_SPELT_AT = re.compile(r"[\[(<{][ ]?(?:at|AT|@)[ ]?[\])>}][ ]?")
-_SPELT_DOT = r"(?:\.|[ ]?[\[(<{][ ]?(?:dot|DOT|\.)[ ]?[\])>}][ ]?|[ ](?:dot|DOT)[ ])"
-_SPELT_LOCAL = re.compile(rf"(?<![{WORD}.])[a-z0-9](?:[a-z0-9_+\-]{{1,40}}|{_SPELT_DOT}){{0,6}}\Z", re.I)
-_SPELT_DOMAIN = re.compile(
-    rf"[a-z0-9\-]{{1,63}}(?:{_SPELT_DOT}[a-z0-9\-]{{1,63}}){{0,4}}{_SPELT_DOT}[a-z]{{2,24}}(?![{WORD}])", re.I
-)
-
-_IBAN_HEAD = re.compile("[0-9][0-9](?<=[A-Z]{2}..|[a-z]{2}..)")  # digits first: they are rarer than letters
-_IBAN_NEXT = re.compile(rf"[{SPACES}{HYPHENS}]?([A-Za-z0-9])")
-_CARD_SHAPES = ((4, 4, 4, 4, 3), (4, 4, 4, 4), (4, 6, 5), (4, 6, 4))
-_CARD_BETWEEN = frozenset(" -\u00a0\u2011")
-_TOUCHES = re.compile(rf"[{WORD}]")
-_GLUED_LEFT = re.compile(rf"(?:[{WORD}]|[0-9][.,:/]|[{WORD}][{HYPHENS}])\Z")
-_GLUED_RIGHT = re.compile(rf"[{WORD}]|[.:/{HYPHENS}][0-9]")
-_SAYS_CARD = re.compile(
-    r"(?:card|carte|karte|tarjeta|cartão|carta|kaart|visa|maestro|amex|卡|credit|debit|\bpan\b|\bcc\b)", re.I
-)
+    actions: dict[str, Action]
+    """The action of each type that is looked for."""
+    key_fingerprint: str
+    """Of the key of the pseudonyms; "" when none are made."""
+    canary_bytes: int
+    """As in `PiiConfig`."""
+    seed: int
+    """As in `PiiConfig`."""
 
 
-def find(text: str, types: Sequence[str] = tuple(PLACEHOLDERS)) -> list[Finding]:
-    """What the exact rules find, by position, never overlapping; of two that overlap the earlier type here wins:
-    e-mail, IBAN, card, telephone.
-    """
-    ranked = [*_emails(text), *_accounts(text), *_numbers(text)]
-    found: list[Finding] = []
-    # By place; where two begin together or overlap, the type that comes first in PLACEHOLDERS keeps the place.
-    for finding in sorted(ranked):
-        while found and finding.start < found[-1].end:
-            if _ORDER[finding.type] >= _ORDER[found[-1].type]:
-                break
-            found.pop()
-        else:
-            found.append(finding)
-    return [finding for finding in found if finding.type in types]
-
-
-def replace(text: str, findings: Sequence[Finding]) -> str:
-    """The text with each finding replaced by its placeholder; `findings` as `find` gives them."""
-    parts, at = [], 0
-    for finding in findings:
-        parts += [text[at : finding.start], PLACEHOLDERS[finding.type]]
-        at = finding.end
-    return "".join([*parts, text[at:]])
-
-
-def _emails(text: str) -> Iterator[Finding]:
-    at = text.find("@")
-    while at >= 0:
-        domain = _DOMAIN.match(text, at + 1)
-        start = _local_start(text, at) if domain else None
-        if domain and start is not None and _is_address(text, start, domain):
-            yield Finding(start, domain.end(), "email")
-        at = text.find("@", at + 1)
-    for spelt in _SPELT_AT.finditer(text):
-        stop = spelt.start() - text.endswith(" ", 0, spelt.start())
-        local = _SPELT_LOCAL.search(text, max(0, stop - 65), stop)
-        domain = _SPELT_DOMAIN.match(text, spelt.end())
-        if local and domain:
-            yield Finding(local.start(), domain.end(), "email")
-
-
-def _local_start(text: str, at: int) -> int | None:
-    """Where the local part before the `@` at `at` begins; None when there is none, or one over 64 characters."""
-    backwards = _LOCAL_BACKWARDS.match(text[max(0, at - 65) : at][::-1])
-    if backwards is None or len(backwards.group()) > 64:
-        return None
-    local = backwards.group()[::-1].rpartition("..")[2].lstrip(".%+-'&")
-    return at - len(local) if local and local[-1] not in ".'" else None
-
-
-def _is_address(text: str, start: int, domain: re.Match[str]) -> bool:
-    """Not the password of a URL, a remote path (`git@host.org:path`), or a file name (`icon@2x.png`)."""
-    if domain.group().rpartition(".")[2].lower() in _NO_TOP_LEVEL:
-        return False
-    authority = re.search(r"://[^\s/]*\Z", text[max(0, start - 64) : start])
-    remote = re.match(r":[\w~./]", text[domain.end() : domain.end() + 2])
-    return not authority and not remote
-
-
-def _accounts(text: str) -> Iterator[Finding]:
-    """IBANs, and stretches that have the shape of one."""
-    for head in _IBAN_HEAD.finditer(text):
-        start, end = head.start() - 2, head.end()
-        compact = text[start:end]
-        length = IBAN_LENGTHS.get(compact[:2].upper())
-        if length is None or (start and _TOUCHES.match(text, start - 1)):
-            continue
-        while len(compact) < length and (step := _IBAN_NEXT.match(text, end)):
-            compact, end = compact + step.group(1), step.end()
-        if len(compact) == length and not _TOUCHES.match(text, end):
-            if is_iban(compact):
-                yield Finding(start, end, "iban")
-            elif compact.isupper() and sum(letter.isdigit() for letter in compact) >= 10:
-                yield Finding(start, end, _BAD_ACCOUNT)
-
-
-def _numbers(text: str) -> Iterator[Finding]:
-    """Cards and telephones: slices of whole groups of a run of digits."""
-    for run in RUN.finditer(text):
-        if run.end() - run.start() < 7:
-            continue
-        groups = list(GROUP.finditer(text, run.start(), run.end()))
-        index = 0
-        while index < len(groups):
-            if (card := _card_at(text, groups, index)) is not None:
-                yield Finding(groups[index].start(), groups[card - 1].end(), "card")
-                index = card
-            elif (phone := phone_at(text, groups, index)) is not None:
-                yield Finding(phone[0], phone[1], "phone")
-                index = phone[2]
-            else:
-                index += 1
-
-
-def _card_at(text: str, groups: Sequence[re.Match[str]], first: int) -> int | None:
-    """The index after the last group of a card number that starts at group `first`, or None."""
-    start = groups[first].start()
-    if _GLUED_LEFT.search(text[max(0, start - 2) : start]):
-        return None
-    sizes = tuple(len(group.group()) for group in groups[first : first + 5])
-    if first and len(groups[first - 1].group()) == 4 == sizes[0]:
-        return None  # the tail of a longer series of fours
-    count = 1 if 12 <= sizes[0] <= 19 else next((len(s) for s in _CARD_SHAPES if sizes[: len(s)] == s), 0)
-    last = first + count
-    if not count or _GLUED_RIGHT.match(text, groups[last - 1].end()):
-        return None
-    between = {text[a.end() : b.start()] for a, b in itertools.pairwise(groups[first:last])}
-    digits = "".join(group.group() for group in groups[first:last])
-    if count > 1:
-        series = last < len(groups) and len(groups[last].group()) == 4
-        return last if len(between) == 1 and between <= _CARD_BETWEEN and not series and is_card(digits) else None
-    if _SAYS_CARD.search(text[max(0, start - 40) : start]):
-        return last if is_luhn(digits) else None
-    return last if sizes[0] in (15, 16) and is_card(digits) else None
-
-
-def _prefilter() -> Any:
-    """RE2 over UTF-8 bytes: every finding contains a match. (Latin-1 mode: bytes in, bytes out, no decoding.)"""
-    import re2
-
-    between = r"(?:[ ().,/\-]|\xc2\xa0|\xe2\x80[\x80-\xbf])"
-    number = rf"[0-9](?:{between}{{0,3}}[0-9]){{6}}"
-    head = rf"(?:[A-Z][A-Z]|[a-z][a-z])[0-9][0-9]{between}?[A-Za-z0-9]{between}?[A-Za-z0-9]"
-    spelt = r"[\[(<{] ?(?:at|AT) ?[\])>}]"
-    return re2.compile(f"[^ \n]@[^ \n]|{number}|{head}|{spelt}".encode("latin-1"))
-
-
-def candidates(texts: pa.LargeStringArray) -> list[int]:
-    """The indices of the texts that the prefilter does not rule out, rising.
-
-    The texts lie end to end in one buffer, so one search covers many. A match that reaches into the next text only
-    makes its own text a candidate; the search goes on at the next text's first byte, so none is missed.
-    """
-    if not len(texts):
-        return []
-    _, starts, values = texts.buffers()
-    offsets = np.frombuffer(starts, dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    first, data = int(offsets[0]), values[int(offsets[0]) : int(offsets[-1])].to_pybytes() if values else b""
-    search, hot, at = _prefilter().search, [], 0
-    while (match := search(data, at)) is not None:
-        index = int(np.searchsorted(offsets, match.start() + first, side="right")) - 1
-        hot.append(index)
-        at = int(offsets[index + 1]) - first
-    return hot
-
-
-def redact_table(table: pa.Table, config: PiiConfig) -> tuple[pa.Table, dict[str, Any]]:
-    """The documents of a shard with their findings replaced, and the counts of the funnel."""
+def redact_table(table: pa.Table, actions: Mapping[str, Action], key: bytes = b"") -> tuple[pa.Table, dict[str, Any]]:
+    """The documents with their findings treated, and the counts of the funnel; `actions`: type -> what is done."""
     texts = table["text"].combine_chunks()
+    data, offsets = text_buffers(texts)
+    places = scan(data, offsets)
+    hot, starts = np.unique(places[:, 0], return_index=True)
+    stops = np.append(starts[1:], len(places))[: len(hot)]
     sources = table["source"].to_pylist()
+    types = frozenset(actions)
     changed: dict[int, str] = {}
-    by_type: Counter[str] = Counter()
+    found_in = 0
     by_source: dict[str, Counter[str]] = {}
-    for index in candidates(texts):
+    for index, start, stop in zip(hot.tolist(), starts.tolist(), stops.tolist(), strict=True):
         text = texts[index].as_py()
-        findings = find(text, config.types)
+        findings = [finding for finding in find_among(text, places[start:stop, 1:]) if finding.type in types]
         if findings:
-            by_type.update(finding.type for finding in findings)
+            found_in += 1
             by_source.setdefault(sources[index], Counter()).update(finding.type for finding in findings)
-            changed[index] = replace(text, findings)
+            changed[index] = _treated(text, findings, actions, key)
     result = table
-    if changed and config.action == "replace":
+    if changed:
         column = table.schema.get_field_index("text")
-        new = [changed.get(index) for index in range(len(texts))]
-        merged = pc.coalesce(pa.array(new, type=pa.large_string()), texts)
-        result = table.set_column(column, table.schema.field("text"), merged)
+        new = pa.array([changed.get(index) for index in range(len(texts))], type=pa.large_string())
+        result = table.set_column(column, table.schema.field("text"), pc.coalesce(new, texts))
     before, after = (pc.binary_length(column).to_pylist() for column in (texts, result["text"]))
+    total: Counter[str] = sum(by_source.values(), Counter())
     return result, {
         **funnel(sources, before, after, [""] * len(sources)),
-        "documents_with_findings": len(changed),
-        "findings": {kind: by_type[kind] for kind in PLACEHOLDERS},
+        "documents_with_findings": found_in,
+        "findings": {kind: total[kind] for kind in actions},
         "findings_by_source": {source: dict(count) for source, count in by_source.items()},
     }
 
 
-def _redact_shard(config: PiiConfig, payload: Path, path_of: Callable[[str], Path]) -> ShardMade:
-    table, stats = redact_table(read_table(payload), config)
-    write_table(path_of("documents"), table)
-    return ShardMade({"documents": path_of("documents")}, stats)
+def _treated(text: str, findings: list[Finding], actions: Mapping[str, Action], key: bytes) -> str:
+    return splice(text, findings, [new_text(kind, text[a:b], actions[kind], key) for a, b, kind in findings])
 
 
-def redact(documents: Manifest, config: PiiConfig, runtime: Runtime) -> Manifest:
-    """Replace what `find` finds in every document, by its type's placeholder; keep every document."""
-    recipe = Recipe("redact", VERSION, config)
+def _redact_shard(settings: RedactSettings, payload: tuple[Path, bytes], path_of: Callable[[str], Path]) -> ShardMade:
+    path, key = payload
+    types = tuple(settings.actions)
+    parts = [_nothing(types)]
+    turns, seen = 0, 0
+    with table_writer(path_of("documents"), DOCUMENT_SCHEMA) as append:
+        for table in read_groups(path):
+            treated, stats = redact_table(table, settings.actions, key)
+            append(treated)
+            parts.append(stats)
+            seen += stats["bytes_in"]
+            wanted = 1 + seen // settings.canary_bytes if settings.canary_bytes else 0
+            parts.append({"canaries": _canaries(table, types, range(turns, wanted), settings.seed)})
+            turns = max(turns, wanted) if table.num_rows else turns
+    return ShardMade({"documents": path_of("documents")}, sum_stats(parts))
 
-    def make(folder: Path) -> Made:
-        digests = {output.path: output.sha256 for output in documents.outputs}
+
+def _canaries(table: pa.Table, types: tuple[str, ...], turns: range, seed: int) -> dict[str, dict[str, int]]:
+    if not turns:
+        return {}
+    chosen = hosts(table["sha256"].to_pylist(), seed)
+    passages = [(table["sha256"][place].as_py(), table["text"][place].as_py()) for place in chosen]
+    return measure(planted(types, turns, passages, seed), types, find)
+
+
+def _nothing(types: tuple[str, ...]) -> dict[str, Any]:
+    empty = redact_table(DOCUMENT_SCHEMA.empty_table(), dict.fromkeys(types, "count"))[1]
+    return {**empty, "canaries": {kind: {"planted": 0, "found": 0} for kind in types}}
+
+
+def redact(documents: Manifest, config: PiiConfig, runtime: Runtime, folder: Path = Path()) -> Manifest:
+    """Treat what `find` finds in every document as the configuration says; keep every document.
+
+    Args:
+        documents: the artifact to read.
+        config: what is looked for and what is done with it.
+        runtime: where and how.
+        folder: where a relative `key_file` starts: the folder of the run's file.
+
+    Raises:
+        ConfigError: a type is pseudonymised and no key can be read.
+    """
+    actions = config.plan()
+    key = read_key(config.key_file, folder) if "pseudonymise" in actions.values() else b""
+    settings = RedactSettings(
+        actions=actions,
+        key_fingerprint=fingerprint(key) if key else "",
+        canary_bytes=config.canary_bytes,
+        seed=config.seed,
+    )
+    recipe = Recipe("redact", VERSION, settings)
+
+    def make(target: Path) -> Made:
         shards = [
-            Shard(path.stem, (path.stem, digests[path.relative_to(runtime.root).as_posix()]), path)
-            for path in documents.files("documents", runtime.root)
+            Shard(path.stem, (path.stem, output.sha256), (path, key))
+            for output, path in document_shards(documents, runtime.root)
         ]
-        done = map_shards(recipe, _redact_shard, shards, folder, runtime)
-        empty = redact_table(DOCUMENT_SCHEMA.empty_table(), config)[1]
+        done = map_shards(recipe, _redact_shard, shards, target, runtime)
         return Made(
             [output for shard in done for output in shard.outputs.values()],
-            sum_stats([empty, *(s.stats for s in done)]),
+            sum_stats([_nothing(tuple(actions)), *(shard.stats for shard in done)]),
         )
 
     return run_stage(recipe, [documents.as_input()], runtime, make)

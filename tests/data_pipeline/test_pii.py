@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.checksums import is_card, is_iban, is_luhn
 from data_pipeline.documents import DOCUMENT_SCHEMA, read_table, write_table
-from data_pipeline.pii import PLACEHOLDERS, Finding, PiiConfig, candidates, find, redact, replace
+from data_pipeline.personal_data.checksums import is_card, is_iban, is_luhn
+from data_pipeline.personal_data.findings import FAMILIES, TYPES
+from data_pipeline.pii import Finding, PiiConfig, find, redact, redact_table, replace
 from governance.config import validate
 from governance.errors import ConfigError
 from governance.manifest import Manifest, describe, write_manifest
@@ -29,20 +30,34 @@ TEXTS = {
     "phone": [
         "+44 20 7946 0958", "+1 (415) 555-2671", "+49 (0)30 901820", "+33 6 12 34 56 78", "0033 6 12 34 56 78",
         "(415) 555-2671", "415-555-2671", "415.555.2671", "1-415-555-2671", "415-555-2671 ext. 12",
-        "020 7946 0958", "01.23.45.67.89", "0151/84645522", "+34647204270", "+86 138 0013 8000",
+        "020 7946 0958", "01.23.45.67.89", "0151/84645522", "+34647204270", "+86 138 0013 8000", "138-0013-8000",
+        "(11) 91234-5678", "8 (495) 123-45-67", "60-56-85-91", "(37) 788-063", "011 44 20 7946 0958", "415/555-2671",
+        "+44 20 7946 0958 ext. 12",
     ],
     "card": ["4111 1111 1111 1111", "4111-1111-1111-1111", "378282246310005", "3782 822463 10005", "5555555555554444"],
-    "iban": ["GB82 WEST 1234 5698 7654 32", "DE89370400440532013000", "NO93 8601 1117 947", "gb82west12345698765432"],
+    "iban": ["GB82 WEST 1234 5698 7654 32", "DE89370400440532013000", "NO93 8601 1117 947",
+             "gb82west12345698765432",
+             "GB82-WEST-1234-5698-7654-32"],
+    "ipv4": ["93.184.216.34", "151.101.1.69", "8.26.56.226"],
+    "ipv6": ["2a00:1450:4001:81b::200e", "2606:2800:220:1:248:1893:25c8:1946"],
+    "mac": ["00:1B:44:11:3A:B7", "00-1b-44-11-3a-b7"],
+    "bitcoin": ["1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN2", "3J98t1WpEZ73CNmQviecrnyiWrnqRhWNLy",
+                "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4"],
 }  # fmt: skip
 NOTHING = [
     "@handle", "@app.route", "lodash@4.17.21", "icon@2x.png", "git@github.com:org/repo.git", "user@localhost",
     "https://user:secret@db.example.org/x", r"[a-z]+@[a-z]+\.[a-z]{2,}", "a@b", "mail me @ noon.tomorrow",
     "ISBN 978-3-16-148410-0", "ISBN 0-306-40615-2", "2023-10-27", "27.10.2023", "10/27/2023", "2024-03-15T14:40:44Z",
     "192.168.100.200", "10.0.19045.3693", "3.14159265358979", "4.18.0.2623", "1914-1918", "ORD-4155552671",
-    "1 234 567 890", "123-45-6789", "078-05-1120", "12345678901234567890", "51.88 69.25 51.53", "10.1234/abcd.567890",
+    "1 234 567 890", "078-05-1120", "000-12-3456", "912-34-5678", "12345678901234567890",
+    "51.88 69.25 51.53", "10.1234/abcd.567890",
     "4111 1111 1111 1112", "4111111111111112", "GB82 WEST 1234 5698 7654 33", "DE89370400440532013001",
     "f362c50b-0df6-4732-9a5d-615ea261cb1f", "e0eb6f51f87d7202ddf3d3a80a123f8ea260a470", "062/000261",
     "£1234567890", "$ 4155552671", "0.4111111111111111", "20231027144044", "978-6-8478-1478-9", "2021-W34-5",
+    "127.0.0.1", "10.1.2.3", "172.16.5.4", "255.255.255.0", "224.0.0.251", "169.254.7.7", "203.0.113.7", "1.2.3.4.5",
+    "256.1.1.1", "01.02.03.04", "::1", "fe80::1", "2001:db8::1", "std::abc::def", "12:34:56", "12:34:56:78",
+    "00:00:00:00:00:00", "1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN3", "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t5",
+    "version 93.184.216.34", "section 41.7.3.3", "look at the dot com years", "1612345678", "(2019) 1234-5678",
 ]  # fmt: skip
 
 
@@ -94,7 +109,7 @@ def test_findings_are_in_order_apart_and_stable(text):
     assert found == find(text)
     assert all(0 <= finding.start < finding.end <= len(text) for finding in found)
     assert all(a.end <= b.start for a, b in itertools.pairwise(found))
-    for kind in PLACEHOLDERS:
+    for kind in ("email", "phone", "card", "iban", "us_ssn"):
         assert find(text, [kind]) == [finding for finding in found if finding.type == kind]
 
 
@@ -109,45 +124,43 @@ def test_replace_keeps_all_else(text, data):
     assert replace(text, found) == "".join(plain)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(STRINGS, max_size=8), st.integers(0, 3))
-def test_the_prefilter_misses_nothing(texts, skipped):
+def test_a_shard_is_read_as_its_texts_are(texts, skipped):
     """The oracle is `find` on every text; also for a slice of a larger array, whose buffer begins earlier."""
-    array = pa.array(["x"] * skipped + texts, pa.large_string()).slice(skipped)
-    assert {place for place, text in enumerate(texts) if find(text)} <= set(candidates(array))
-
-
-@pytest.mark.parametrize("unit", ["1", "1 ", "a@", "(1) ", "@", ".a@b", "[at]", "AB12", "1-", "a.b@c.d ", "+1"])
-def test_long_runs_are_linear(unit):
-    assert len(replace(unit * 20_000, find(unit * 20_000))) > 0
+    table = pa.Table.from_pylist(
+        [{**dict.fromkeys(DOCUMENT_SCHEMA.names, ""), "text": text, "position": 0} for text in ["x"] * skipped + texts],
+        schema=DOCUMENT_SCHEMA,
+    ).slice(skipped)
+    treated, stats = redact_table(table, dict.fromkeys(TYPES, "replace"))
+    assert treated["text"].to_pylist() == [replace(text, find(text)) for text in texts]
+    assert sum(stats["findings"].values()) == sum(len(find(text)) for text in texts)
 
 
 def test_planted_truth():
-    """Bounds a little below what was measured: precision and recall were 1.0 for all four types."""
+    """Bounds a little below what was measured: precision and recall were 1.0 for each type."""
     folder = os.environ.get("ASSAY_TEST_DATA")
     if not folder:
         pytest.skip("ASSAY_TEST_DATA is not set: the planted documents are not here")
-    hits, truth, extra = Counter(), Counter(), Counter()
-    names = {"EMAIL": "email", "PHONE": "phone", "CREDIT_CARD": "card", "IBAN": "iban", "OBFUSCATED_EMAIL": "email"}
+    hits, truth, extra, spoiled = Counter(), Counter(), Counter(), 0
+    names = {
+        "EMAIL": "email", "PHONE": "phone", "CREDIT_CARD": "card", "IBAN": "iban", "OBFUSCATED_EMAIL": "email",
+        "IPV4": "ipv4", "IPV6": "ipv6", "US_SSN": "us_ssn", "MAC": "mac", "PASSPORT": "passport", "SECRET": "secret",
+    }  # fmt: skip
+    family = dict.fromkeys(FAMILIES["secret"], "secret")
     with gzip.open(Path(folder) / "pii/planted_mini.jsonl.gz", "rt", encoding="utf-8") as lines:
         for record in map(json.loads, lines):
-            found = find(record["text"])
-            spans = [
-                (span["start"], span["end"], names[span["type"]], span["type"])
-                for span in record["spans"]
-                if span["type"] in names
-            ]
-            for start, end, kind, name in spans:
-                if name != "OBFUSCATED_EMAIL":
-                    truth[kind] += 1
-                    hits[kind] += any(f.type == kind and (f.start, f.end) == (start, end) for f in found)
-            for finding in found:
-                extra[finding.type] += not any(
-                    s < finding.end and finding.start < e and k == finding.type for s, e, k, _ in spans
-                )
-    for kind in PLACEHOLDERS:
-        assert hits[kind] >= 0.99 * truth[kind], kind
-        assert extra[kind] <= 0.01 * truth[kind], kind
+            found = {(f.start, f.end, family.get(f.type, f.type)) for f in find(record["text"])}
+            spans = {(s["start"], s["end"], names[s["type"]]) for s in record["spans"] if s["type"] in names}
+            truth.update(kind for _, _, kind in spans)
+            hits.update(kind for _, _, kind in spans & found)
+            extra.update(kind for _, _, kind in found - spans)
+            spoiled += sum(a < d["end"] and d["start"] < b for a, b, _ in found for d in record["decoys"])
+    assert set(truth) == set(names.values())
+    for kind in truth:
+        assert hits[kind] >= 0.98 * truth[kind], kind
+        assert extra[kind] <= 0.02 * truth[kind], kind
+    assert spoiled == 0
 
 
 def artifact(root, texts_by_shard):
@@ -157,7 +170,7 @@ def artifact(root, texts_by_shard):
             {
                 "id": f"s/f{number}#{place}", "text": text, "source": f"s{place % 2}", "url": "", "language": "en",
                 "licence": "CC0-1.0", "sha256": hashlib.sha256(text.encode()).hexdigest(), "file": "f",
-                "position": place,
+                "position": place, "opt_out": "", "opt_out_fetched": "",
             }
             for place, text in enumerate(texts)
         ]  # fmt: skip
@@ -196,7 +209,9 @@ def test_the_stage_keeps_every_document_and_counts(tmp_path):
         if name != "text":
             assert [table[name].to_pylist() for table in tables] == [table[name].to_pylist() for table in before]
     stats = made.stats
-    assert stats["findings"] == {"email": 2, "phone": 1, "card": 1, "iban": 1}
+    assert {kind: n for kind, n in stats["findings"].items() if n} == {"email": 2, "phone": 1, "card": 1, "iban": 1}
+    assert set(stats["findings"]) == set(stats["canaries"]) == set(TYPES)
+    assert all(count == {"planted": 2, "found": 2} for count in stats["canaries"].values())  # two shards have documents
     assert stats["findings_by_source"] == {"s0": {"email": 2, "phone": 1, "card": 1}, "s1": {"iban": 1}}
     assert (stats["documents_in"], stats["documents_kept"], stats["removed"]) == (5, 5, {})
     assert stats["bytes_in"] == sum(len(text.encode()) for texts in CORPUS for text in texts)
@@ -205,7 +220,7 @@ def test_the_stage_keeps_every_document_and_counts(tmp_path):
     assert made.digest == GOLDEN, "bytes changed: raise VERSION in data_pipeline/pii.py"
 
 
-GOLDEN = "bfb421699cd2e168b6ec0f6e99d35be081246fde43c1da4994aa62c1f3d997f7"
+GOLDEN = "f6e175eee96cd8814b74bd9f704e7237af779b4e6c5eebdfe7c484511139405b"
 
 
 def test_workers_do_not_change_a_byte(tmp_path):
@@ -222,9 +237,16 @@ def test_counting_leaves_texts_and_types_choose(tmp_path):
     texts = [t for path in counted.files("documents", tmp_path) for t in read_table(path)["text"].to_pylist()]
     assert texts == [text for shard in CORPUS for text in shard]
     cards = redact(documents, PiiConfig(types=("card",)), Runtime(tmp_path))
-    assert cards.stats["findings"] == {"email": 0, "phone": 0, "card": 1, "iban": 0}
+    assert cards.stats["findings"] == {"card": 1}
 
 
-def test_an_unknown_type_is_told():
-    with pytest.raises(ConfigError, match="types"):
-        validate({"types": ["passport"]}, PiiConfig, "run.toml")
+@pytest.mark.parametrize("values", [{"types": ["passports"]}, {"actions": {"mail": "mask"}}])
+def test_an_unknown_type_is_told(values):
+    with pytest.raises(ConfigError, match="no type of personal data"):
+        validate(values, PiiConfig, "run.toml")
+
+
+def test_a_type_goes_before_its_family_and_a_family_before_the_rest():
+    values = {"types": ["contact", "us_ssn"], "action": "mask", "actions": {"email": "count", "contact": "replace"}}
+    config = validate(values, PiiConfig, "run.toml")
+    assert config.plan() == {"email": "count", "phone": "replace", "us_ssn": "mask"}

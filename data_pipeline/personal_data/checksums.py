@@ -1,10 +1,14 @@
-"""Numbers that carry their own proof: payment cards and bank accounts, with the plans that assign them.
+"""Numbers that carry their own proof: cards, bank accounts and coin addresses, with the plans that assign them.
 
 A checksum alone is weak (one number in ten passes Luhn, one in ninety-seven passes IBAN), so each test also asks for a
 prefix and a length that the plan assigns.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+from governance.files import sha256_bytes
 
 # Total length by country, from the IBAN registry of ISO 13616 (kept by SWIFT).
 IBAN_LENGTHS = {
@@ -68,3 +72,75 @@ def is_iban(compact: str) -> bool:
         return False
     turned = compact[4:] + compact[:4]
     return int("".join(str(int(letter, 36)) for letter in turned)) % 97 == 1
+
+
+def digit_sum(digits: str, weights: Sequence[int]) -> int:
+    """The sum of the digits, each by its weight."""
+    return sum(int(digit) * weight for digit, weight in zip(digits, weights, strict=False))
+
+
+def is_iso7064_11_10(digits: str) -> bool:
+    """Whether the last digit is the check digit of the others by the hybrid system MOD 11,10 (ISO/IEC 7064)."""
+    product = 10
+    for digit in digits[:-1]:
+        product = ((int(digit) + product) % 10 or 10) * 2 % 11
+    return (11 - product) % 10 == int(digits[-1])
+
+
+# The dihedral group of ten elements: rotations 0-4, reflections 5-9; and the powers of Verhoeff's permutation.
+_PERMUTATION = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)
+
+
+def _dihedral(a: int, b: int) -> int:
+    if a < 5:
+        return (a + b) % 5 if b < 5 else 5 + (a + b) % 5
+    return 5 + (a - b) % 5 if b < 5 else (a - b) % 5
+
+
+def is_verhoeff(digits: str) -> bool:
+    """Whether the last digit is the check digit of the others (J. Verhoeff, Error Detecting Decimal Codes, 1969)."""
+    total = 0
+    for place, digit in enumerate(reversed(digits)):
+        value = int(digit)
+        for _ in range(place % 8):
+            value = _PERMUTATION[value]
+        total = _dihedral(total, value)
+    return total == 0
+
+
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+_BECH32_GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
+_BECH32_CONSTANTS = (1, 0x2BC830A3)  # Bech32 (BIP 173) and Bech32m (BIP 350)
+
+
+def is_base58check(text: str) -> bool:
+    """Whether a Bitcoin address of the main network (version 0 or 5) has its checksum: twice SHA-256, four bytes."""
+    value = 0
+    for letter in text:
+        place = _BASE58.find(letter)
+        if place < 0:
+            return False
+        value = value * 58 + place
+    if value >> 200:
+        return False
+    raw = value.to_bytes(25, "big")
+    once = bytes.fromhex(sha256_bytes(raw[:21]))
+    return raw[0] in (0, 5) and raw[21:].hex() == sha256_bytes(once)[:8]
+
+
+def is_bech32(text: str, prefix: str = "bc") -> bool:
+    """Whether a segwit address has its checksum (BIP 173, BIP 350); one case only."""
+    if text not in (text.lower(), text.upper()) or not text.lower().startswith(prefix + "1"):
+        return False
+    values = [_BECH32.find(letter) for letter in text.lower()[len(prefix) + 1 :]]
+    if min(values) < 0 or len(values) < 8:
+        return False
+    spread = [ord(letter) >> 5 for letter in prefix] + [0] + [ord(letter) & 31 for letter in prefix]
+    check = 1
+    for value in (*spread, *values):
+        top = check >> 25
+        check = (check & 0x1FFFFFF) << 5 ^ value
+        for bit, generator in enumerate(_BECH32_GENERATOR):
+            check ^= generator if top >> bit & 1 else 0
+    return check in _BECH32_CONSTANTS

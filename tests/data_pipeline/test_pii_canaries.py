@@ -1,0 +1,83 @@
+"""Canaries: valid by an independent reading, the same for the same seed, and a faithful measure of the finder."""
+
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.personal_data.canaries import SENTENCES, hosts, measure, planted
+from data_pipeline.personal_data.canary_values import MAKERS, Draw
+from data_pipeline.personal_data.findings import TYPES
+from data_pipeline.pii import find
+
+PASSAGES = [
+    ("a" * 64, "The wind had been rising since noon, and by four the harbour was white with spray. " * 30),
+    ("b" * 64, "没有空格的中文段落也必须能够容纳种下的值而不被改变。" * 40),
+    ("c" * 64, "def scale(values, factor=3):\n    return [value * factor for value in values]\n" * 30),
+    ("d" * 64, "| 1871 | 12,345 | 3.5 |\n| 1881 | 13,946 | 4.1 |\n" * 30),
+    ("e" * 64, ""),
+]
+
+
+def test_every_type_has_a_maker_and_sentences():
+    assert set(MAKERS) == set(TYPES) == set(SENTENCES)
+    assert all(sentence.count("{}") == 1 for sentences in SENTENCES.values() for sentence in sentences)
+
+
+def test_recall_on_every_type_in_every_kind_of_passage():
+    """At least .97 a type; measured: 1.0 for most. What is missed is taken for another type whose proof it passes."""
+    counts = measure(planted(TYPES, range(60), PASSAGES, 11), TYPES, find)
+    assert all(count["planted"] == 60 for count in counts.values())
+    assert {kind: count for kind, count in counts.items() if count["found"] < 58} == {}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**64 - 1), st.text(max_size=300))
+def test_the_same_seed_plants_the_same_and_nothing_of_the_passage_is_lost(seed, text):
+    one, two = (list(planted(TYPES, range(1), [("f" * 64, text)], seed)) for _ in range(2))
+    assert one == two
+    for canary in one:
+        start, end, kind = canary.expected
+        assert canary.text[start:end]
+        assert kind in TYPES
+        assert len(canary.text) >= end - start + len(text.replace(" ", "")) - 1 or len(text) > 600
+
+
+def test_a_finder_that_finds_nothing_has_recall_nought():
+    counts = measure(planted(("email", "iban"), range(3), PASSAGES, 0), ("email", "iban"), lambda text: [])
+    assert counts == {"email": {"planted": 3, "found": 0}, "iban": {"planted": 3, "found": 0}}
+    assert measure(planted(TYPES, range(3), [], 0), ("email",), find) == {"email": {"planted": 0, "found": 0}}
+
+
+def test_hosts_are_chosen_by_digest_and_seed_not_by_place():
+    digests = [f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}".ljust(64, "0") for number in range(1000)]
+    chosen = {digests[place] for place in hosts(digests, 5)}
+    assert len(chosen) == 64
+    assert {digests[::-1][place] for place in hosts(digests[::-1], 5)} == chosen
+    assert {digests[place] for place in hosts(digests, 6)} != chosen
+
+
+def test_draws_are_even():
+    draw = Draw(3)
+    counts = Counter(draw.below(10) for _ in range(10_000))
+    assert set(counts) == set(range(10))
+    assert max(counts.values()) < 1150
+    assert min(counts.values()) > 850
+
+
+@pytest.mark.parametrize(
+    ("kind", "holds"),
+    [  # a third reading of some standards, as short as they allow
+        ("iban", lambda v: int("".join(str(int(c, 36)) for c in v.replace(" ", "")[4:] + v[:4])) % 97 == 1),
+        ("fr_nir", lambda v: (int(v.replace(" ", "")[:13]) + int(v[-2:])) % 97 == 0),
+        ("be_rrn", lambda v: (int(re.sub(r"\D", "", v)[:9]) + int(v[-2:])) % 97 == 0),
+        ("nl_bsn", lambda v: sum(w * int(c) for w, c in zip((9, 8, 7, 6, 5, 4, 3, 2, -1), v, strict=True)) % 11 == 0),
+        ("ch_ahv", lambda v: sum(int(c) * (1, 3)[i % 2] for i, c in enumerate(v.replace(".", ""))) % 10 == 0),
+        ("cn_resident_id", lambda v: sum(int(c, 36) % 23 * 2 ** (17 - i) for i, c in enumerate(v)) % 11 == 1),
+    ],
+)
+def test_made_up_values_hold_by_a_third_reading(kind, holds):
+    draw = Draw(9)
+    assert all(holds(MAKERS[kind](draw)) for _ in range(200))
