@@ -2,7 +2,7 @@
 
 Promises: every document is encoded, closed with the end-of-document token, and lies in exactly one of the two roles;
 text is recovered from ids (checked on a hashed sample, counted). Beside the token shards it writes `token_features`,
-one row a document, which the checks of the tokens read:
+one row for each document of the token shards, which the checks of the tokens read:
 
     id, source, language   string
     split                  string  "train" or "validation"
@@ -15,32 +15,41 @@ one row a document, which the checks of the tokens read:
 The split looks at the text's content, not at the document's id: two documents of the same words fall on the same side,
 so that a copy which deduplication left (or mixing made) cannot carry a training text into the validation.
 
-Price: one pass, O(shard) memory, 2 or 4 bytes a token on disk.
+With a plan of the stage `mix` a document of k copies is written k times, in k passes over the shard, so that its copies
+lie apart; one of no copies is left out, and counted as removed for `mix_quota`. The funnel counts each document once;
+the counts by split and of tokens are those of the token shards, copies included.
+
+Price: one pass; in memory one row group (16 MiB of text) and the shard's ids, of 2 or 4 bytes each, as on disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
-from data_pipeline.documents import funnel, read_table, write_table
+from data_pipeline.bpe.encoder import Encoder
+from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, funnel, read_groups, read_table, write_table
+from data_pipeline.mix import PLAN_SCHEMA
 from data_pipeline.parallel import Shard, ShardMade, map_shards, sum_stats
 from data_pipeline.token_shards import SUFFIX, EncodedDocument, write_token_shard
-from data_pipeline.tokenizer import Encoder, load_encoder
+from data_pipeline.tokenizer import load_encoder
 from governance.config import Section
-from governance.errors import PipelineError
+from governance.errors import ManifestError, PipelineError
 from governance.files import sha256_bytes
 from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "validation")
 FEATURES_SCHEMA = pa.schema(
     [
@@ -60,7 +69,11 @@ FEATURES_SCHEMA = pa.schema(
 )
 _SUFFIXES = {**dict.fromkeys(SPLITS, SUFFIX), "token_features": ".parquet"}
 _ROUND_TRIP_ONE_IN = 64
+_COLUMNS = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text", "source", "language")])
 _WHITE_SPACE = b" \t\n\r\x0b\x0c"
+_ASCII_LOWER = bytes(range(256)).lower()
+
+Integers = npt.NDArray[np.int64]
 
 
 class EncodeConfig(Section):
@@ -72,16 +85,34 @@ class EncodeConfig(Section):
 
 @dataclass(frozen=True)
 class Work:
-    """One shard's payload: where its documents and the tokeniser are."""
+    """One shard's payload: where its documents, its part of the plan and the tokeniser are."""
 
     documents: Path
+    plan: Path | None
     tokenizer: Manifest
     root: Path
 
 
-def content_digest(text: str) -> str:
-    """The SHA-256, in hexadecimal, of the text's letters: case folded, ASCII white space left out."""
-    return sha256_bytes(text.casefold().encode("utf-8").translate(None, _WHITE_SPACE))
+@dataclass(frozen=True)
+class Encoded:
+    """The encoded documents of a table, in order, those without copies left out."""
+
+    documents: list[EncodedDocument]
+    features: pa.Table
+    copies: Integers
+    """[documents], each at least 1."""
+    stats: dict[str, Any]
+
+
+def content_digest(text: bytes) -> str:
+    """The SHA-256, in hexadecimal, of the text's letters: case folded, ASCII white space left out.
+
+    Args:
+        text: UTF-8.
+    """
+    if text.isascii():
+        return sha256_bytes(text.translate(_ASCII_LOWER, _WHITE_SPACE))
+    return sha256_bytes(text.decode("utf-8").casefold().encode("utf-8").translate(None, _WHITE_SPACE))
 
 
 def split_of(digest: str, validation_share: float) -> str:
@@ -89,100 +120,176 @@ def split_of(digest: str, validation_share: float) -> str:
     return "validation" if int(digest[:16], 16) < int(validation_share * 2**64) else "train"
 
 
-Splits = dict[str, list[EncodedDocument]]
-
-
-def encode_table(table: pa.Table, encoder: Encoder, config: EncodeConfig) -> tuple[Splits, pa.Table, dict[str, Any]]:
-    """Encode a shard's documents: split -> documents in their order, the table of features, the counts."""
-    documents: Splits = {split: [] for split in SPLITS}
-    rows: list[dict[str, Any]] = []
-    counts = {"round_trip_checked": 0, "round_trip_failed": 0, "ids_above_vocabulary": 0, "documents_without_end": 0}
-    columns = [table[name].to_pylist() for name in ("id", "source", "language")]
-    for place, (identity, source, language) in enumerate(zip(*columns, strict=True)):
-        text = table["text"][place].as_py()
-        digest = content_digest(text)
-        split = split_of(digest, config.validation_share)
-        ids = encoder.encode_documents([text])[0]
-        document = EncodedDocument(identity, ids, len(text.encode("utf-8")))
-        documents[split].append(document)
-        rows.append(_features(document, source, language, split, encoder))
-        counts["ids_above_vocabulary"] += int(np.count_nonzero(ids >= encoder.vocabulary_size))
-        counts["documents_without_end"] += not rows[-1]["ends_with_eod"]
-        if place == 0 or int(digest[-4:], 16) % _ROUND_TRIP_ONE_IN == 0:
-            counts["round_trip_checked"] += 1
-            counts["round_trip_failed"] += encoder.decode(ids[:-1]) != text
-    return documents, pa.Table.from_pylist(rows, schema=FEATURES_SCHEMA), {**_counts(rows), **counts}
-
-
-def _features(document: EncodedDocument, source: str, language: str, split: str, encoder: Encoder) -> dict[str, Any]:
-    ids = document.tokens
-    first = int(ids[0])
-    return {
-        "id": document.id,
-        "source": source,
-        "language": language,
-        "split": split,
-        "tokens": len(ids),
-        "bytes": document.bytes,
-        "max_id": int(ids.max()),
-        "first_token_ok": len(ids) == 1 or encoder.is_text(first),
-        "ends_with_eod": int(ids[-1]) == encoder.end_of_document,
+def encode_table(table: pa.Table, encoder: Encoder, config: EncodeConfig, copies: Integers) -> Encoded:
+    """Encode the documents of a table, each to be written as often as `copies`, [rows], says."""
+    sizes = pc.binary_length(table["text"]).to_numpy()
+    reasons = np.where(copies > 0, "", "mix_quota").tolist()
+    counts = funnel(table["source"].to_pylist(), sizes.tolist(), sizes.tolist(), reasons)
+    written = copies > 0
+    if not written.all():
+        table, sizes, copies = table.filter(pa.array(written)), sizes[written], copies[written]
+    table = table.combine_chunks()
+    ids, ends = encoder.encode_column(table["text"])
+    splits, checked, failed = _splits(table["text"], ids, ends, encoder, config)
+    features = _features(table, splits, sizes, ids, ends, encoder)
+    documents = [
+        EncodedDocument(identity, ids[first:last], size)
+        for identity, first, last, size in zip(
+            table["id"].to_pylist(), ends[:-1].tolist(), ends[1:].tolist(), sizes.tolist(), strict=True
+        )
+    ]
+    checks = {
+        "round_trip_checked": checked,
+        "round_trip_failed": failed,
+        "ids_above_vocabulary": int(np.count_nonzero(ids >= encoder.vocabulary_size)),
+        "documents_without_end": features.num_rows - int(pc.sum(features["ends_with_eod"]).as_py() or 0),
     }
+    return Encoded(documents, features, copies, {**counts, **_token_counts(features, copies), **checks})
 
 
-def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts of the features' rows: the funnel (all are kept), tokens by split and by source."""
-    tokens: dict[str, int] = {}
-    sides = {f"{split}_{unit}": 0 for split in SPLITS for unit in ("tokens", "documents", "bytes")}
-    for row in rows:
-        tokens[row["source"]] = tokens.get(row["source"], 0) + row["tokens"]
-        sides[f"{row['split']}_tokens"] += row["tokens"]
-        sides[f"{row['split']}_documents"] += 1
-        sides[f"{row['split']}_bytes"] += row["bytes"]
-    sizes = [row["bytes"] for row in rows]
-    kept = funnel([row["source"] for row in rows], sizes, sizes, [""] * len(rows))
-    return {**kept, "tokens_by_source": tokens, **sides}
+def _splits(
+    texts: pa.ChunkedArray, ids: npt.NDArray[Any], ends: Integers, encoder: Encoder, config: EncodeConfig
+) -> tuple[list[str], int, int]:
+    """The split of each text; how many were decoded again, and how many of these did not come back."""
+    from data_pipeline.kernels.buffers import text_buffers
+
+    splits: list[str] = []
+    checked = failed = 0
+    data, offsets = text_buffers(texts)
+    for place, (first, last) in enumerate(pairwise(offsets.tolist())):
+        text = data[first:last].tobytes()
+        digest = content_digest(text)
+        splits.append(split_of(digest, config.validation_share))
+        if place == 0 or int(digest[-4:], 16) % _ROUND_TRIP_ONE_IN == 0:
+            checked += 1
+            failed += encoder.decode(ids[ends[place] : ends[place + 1] - 1].tolist()).encode("utf-8") != text
+    return splits, checked, failed
+
+
+def _features(
+    table: pa.Table, splits: list[str], sizes: Integers, ids: npt.NDArray[Any], ends: Integers, encoder: Encoder
+) -> pa.Table:
+    """The rows of FEATURES_SCHEMA for the documents of a table, in order."""
+    firsts, lengths = ends[:-1], np.diff(ends)
+    is_text = np.array([*map(bool, encoder.pieces), False])  # the last stands for every id that is too large
+    first_ids = np.minimum(ids[firsts].astype(np.int64), encoder.vocabulary_size)
+    columns = [
+        table["id"],
+        table["source"],
+        table["language"],
+        splits,
+        lengths,
+        sizes,
+        np.maximum.reduceat(ids, firsts).astype(np.int64) if len(firsts) else firsts,
+        (lengths == 1) | is_text[first_ids],
+        ids[ends[1:] - 1] == encoder.end_of_document,
+    ]
+    arrays = [column if isinstance(column, pa.ChunkedArray) else pa.array(column) for column in columns]
+    return pa.Table.from_arrays(arrays, names=FEATURES_SCHEMA.names).cast(FEATURES_SCHEMA)
+
+
+def _token_counts(features: pa.Table, copies: Integers) -> dict[str, Any]:
+    """Tokens, documents and bytes by split, and tokens by source, copies counted."""
+    values = {name: features[name].to_numpy() * copies for name in ("tokens", "bytes")} | {"documents": copies}
+    split_names, source_names = (np.array(features[name].to_pylist(), object) for name in ("split", "source"))
+    sides = {
+        f"{split}_{unit}": int(values[unit][split_names == split].sum())
+        for split in SPLITS
+        for unit in ("tokens", "documents", "bytes")
+    }
+    by_source = {name: int(values["tokens"][source_names == name].sum()) for name in sorted(set(source_names.tolist()))}
+    return {"tokens_by_source": by_source, **sides}
 
 
 def _encode_shard(config: EncodeConfig, work: Work, path_of: Callable[[str], Path]) -> ShardMade:
     encoder = load_encoder(work.tokenizer, work.root)
-    documents, features, stats = encode_table(read_table(work.documents), encoder, config)
+    plan = None if work.plan is None else _read_plan(work.plan)
+    parts = [encode_table(_COLUMNS.empty_table(), encoder, config, np.zeros(0, np.int64))]
+    row = 0
+    for table in read_groups(work.documents, _COLUMNS):
+        after = row + table.num_rows
+        copies = np.ones(table.num_rows, np.int64) if plan is None else plan[row:after]
+        if len(copies) < table.num_rows:
+            raise _foreign(work)
+        parts.append(encode_table(table, encoder, config, copies))
+        row = after
+    if plan is not None and len(plan) != row:
+        raise _foreign(work)
+    order = _order(np.concatenate([part.copies for part in parts]))
+    features = pa.concat_tables(part.features for part in parts).take(pa.array(order))
+    documents = [document for part in parts for document in part.documents]
     for split in SPLITS:
-        write_token_shard(path_of(split), documents[split], encoder.vocabulary_size, encoder.end_of_document)
+        chosen = order[np.array(features["split"].to_pylist(), object) == split]
+        held = [documents[place] for place in chosen.tolist()]
+        write_token_shard(path_of(split), held, encoder.vocabulary_size, encoder.end_of_document)
     write_table(path_of("token_features"), features)
-    return ShardMade({role: path_of(role) for role in _SUFFIXES}, stats)
+    return ShardMade({role: path_of(role) for role in _SUFFIXES}, sum_stats([part.stats for part in parts]))
 
 
-def encode(documents: Manifest, tokenizer: Manifest, config: EncodeConfig, runtime: Runtime) -> Manifest:
+def _foreign(work: Work) -> ManifestError:
+    return ManifestError(f"{work.plan}: has not one row for each document of {work.documents}; make the plan again.")
+
+
+def _order(copies: Integers) -> Integers:
+    """The places of documents as they are written: all, then those of two copies and more, and so on."""
+    turns = [np.flatnonzero(copies > turn) for turn in range(int(copies.max(initial=0)))]
+    return np.concatenate([np.zeros(0, np.int64), *turns])
+
+
+def _read_plan(path: Path) -> Integers:
+    """The copies of each document of the shard of the same name."""
+    table = read_table(path, PLAN_SCHEMA)
+    rows, copies = table["row"].to_numpy(), table["copies"].to_numpy()
+    if not np.array_equal(rows, np.arange(len(rows))) or (copies < 0).any():
+        raise ManifestError(f"{path}: is no plan: its rows are not 0, 1, 2 ..., or it has fewer than no copies.")
+    return np.asarray(copies)
+
+
+def encode(
+    documents: Manifest, tokenizer: Manifest, config: EncodeConfig, runtime: Runtime, plan: Manifest | None = None
+) -> Manifest:
     """Encode every document into the token shards of its split: roles train, validation, token_features.
 
+    Args:
+        documents: what to encode.
+        tokenizer: how.
+        config: what is held out.
+        runtime: where.
+        plan: of the stage `mix`, over these documents: how often each is written.
+
     Raises:
-        PipelineError: there are no documents.
+        PipelineError: there are no documents, or the plan left none.
+        ManifestError: the plan is of other documents.
     """
     recipe = Recipe("encode", VERSION, config)
 
     def make(folder: Path) -> Made:
-        digests = {output.path: output.sha256 for output in documents.outputs}
-        shards = [
-            Shard(
-                path.stem,
-                (path.stem, digests[path.relative_to(runtime.root).as_posix()], tokenizer.digest),
-                Work(path, tokenizer, runtime.root),
-            )
-            for path in documents.files("documents", runtime.root)
-        ]
+        of_plan = [] if plan is None else document_shards(plan, runtime.root, "plan")
+        plans = {path.stem: (output, path) for output, path in of_plan}
+        shards = []
+        for output, path in document_shards(documents, runtime.root):
+            inputs, part = [path.stem, output.sha256, tokenizer.digest], None
+            if plan is not None:
+                if path.stem not in plans:
+                    raise ManifestError(
+                        f"{plan.path}: has no plan for {path}. It is of other documents; make it again."
+                    )
+                planned, part = plans[path.stem]
+                inputs.append(planned.sha256)
+            shards.append(Shard(path.stem, tuple(inputs), Work(path, part, tokenizer, runtime.root)))
         done = map_shards(recipe, _encode_shard, shards, folder, runtime, _SUFFIXES)
         stats = sum_stats([shard.stats for shard in done])
-        if not stats.get("documents_in"):
+        if not stats.get("documents_kept"):
             raise PipelineError(
-                f"encode: no documents in {documents.path}. "
+                f"encode: no documents in {documents.path}{' are in the plan' if plan is not None else ''}. "
                 f"Look at what the earlier stages removed: assay data show CONFIG."
             )
         _warn(stats, config)
         stats |= {name: tokenizer.stats[name] for name in ("vocabulary_size", "end_of_document", "parity")}
         return Made([output for shard in done for output in shard.outputs.values()], stats)
 
-    return run_stage(recipe, [documents.as_input(), tokenizer.as_input()], runtime, make)
+    inputs = [artifact.as_input() for artifact in (documents, tokenizer, plan) if artifact is not None]
+    return run_stage(recipe, inputs, runtime, make)
 
 
 def _warn(stats: Mapping[str, Any], config: EncodeConfig) -> None:

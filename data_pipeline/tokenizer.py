@@ -1,56 +1,47 @@
-"""Train and load a byte-level BPE: the door to `tokenizers` (which trains) and `tiktoken` (which encodes).
+"""Train, take over and load a byte-level BPE: the door to `tokenizers`, which trains and defines the ids.
 
 Promises: the same documents give the same tokeniser, whatever the number of threads; every text can be encoded and
-comes back unchanged; text that spells a special token is ordinary text. What `tokenizers` gives is the definition;
-tiktoken's ranks are a faster road to the same ids (about five times), taken only where both agree on a sample of
-documents and on strings that have broken encoders (the *parity gate*).
+comes back unchanged; text that spells a special token is ordinary text. What `tokenizers` gives is the definition; our
+own kernel is a faster road to the same ids, taken only where both agree on a sample of documents, on strings that have
+broken encoders and on every character (the *parity gate*).
 
 Byte-level BPE: Sennrich, Haddow and Birch 2016 (arXiv:1508.07909) over bytes, with the pre-tokeniser of GPT-2
-(Radford et al. 2019). Price of training: one pass over the ids and sizes of all documents, one over the sample.
+(Radford et al. 2019). `tokenizer.tiktoken` beside it is the same vocabulary in tiktoken's form, for others to use.
+Price of training: one pass over the ids and sizes of all documents, one over the sample.
 """
 
 from __future__ import annotations
 
-import base64
 import functools
-import itertools
-import operator
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from data_pipeline.documents import read_table
-from data_pipeline.token_shards import token_bytes
+from data_pipeline.bpe.encoder import Encoder, kernel_engine, library_engine, segments
+from data_pipeline.bpe.parity import awkward_strings, compare, every_character
+from data_pipeline.bpe.sample import Sample, choose_sample, sample_texts
+from data_pipeline.bpe.vocabulary import Vocabulary, alphabet, ranks_text, read_vocabulary
 from governance.config import Section
-from governance.errors import ManifestError, MissingInput, PipelineError
-from governance.files import sha256_bytes, write_bytes, write_text
+from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
+from governance.files import sha256_file, write_bytes, write_text
 from governance.log import get_logger
-from governance.manifest import Manifest, describe
+from governance.manifest import FILE_NAME, Input, Manifest, describe, read_manifest
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 TOKENIZER_FILE = "tokenizer.json"
 RANKS_FILE = "tokenizer.tiktoken"
 
-# GPT-2's pre-tokeniser with possessive repeats, so that a long run of letters cannot exhaust the regex engine's stack.
-_PRETOKENS = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"
-# Both engines see at most this many characters at a time: tiktoken's regex overflows its stack on a run of a
-# million spaces before a word.
-_SEGMENT_CHARACTERS = 1 << 16
-_CUT = re.compile(r"\S[ \n]")
-_PARITY_DOCUMENTS = 512
-_PARITY_BYTES = 4 << 20
+_PARITY_BYTES = 8 << 10  # of each document that the engines are compared on
+_TRAINED_CHARACTERS = 1 << 16  # the trainer sees no longer stretch: a word of a million letters would hold it up
 
 
 class TokenizerConfig(Section):
-    """How the tokeniser is trained."""
+    """Which tokeniser: trained on the corpus, or taken from a file."""
 
     vocabulary_size: int = Field(default=32_000, ge=257, le=1 << 24)
     """Number of ids, special tokens and the 256 bytes included; fewer result where the sample has too few pairs."""
@@ -58,6 +49,9 @@ class TokenizerConfig(Section):
     """UTF-8 bytes of text to train on, shared among (source, language) in proportion to their bytes."""
     special_tokens: tuple[str, ...] = ("<|endoftext|>",)
     """Ids 0, 1, ...; the first ends every document. Never produced from text."""
+    path: str = ""
+    """A `tokenizer.json` to use instead of training one: byte-level BPE with the pre-tokeniser of GPT-2, in which the
+    first of `special_tokens` is a special token. Its size and its other special tokens stand as they are."""
 
     @model_validator(mode="after")
     def _check(self) -> TokenizerConfig:
@@ -65,81 +59,18 @@ class TokenizerConfig(Section):
             raise ValueError("special_tokens wants at least the end-of-document token, and no empty text")
         if len(set(self.special_tokens)) != len(self.special_tokens):
             raise ValueError("special_tokens names a token twice; name each once")
+        if set(self.special_tokens) & set(alphabet()):
+            raise ValueError("special_tokens has a single letter, which is a token of its own; name it otherwise")
         if self.vocabulary_size < 256 + len(self.special_tokens):
             raise ValueError(f"vocabulary_size {self.vocabulary_size} has no room for 256 bytes and special_tokens")
         return self
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """A loaded tokeniser: text to ids and back."""
-
-    vocabulary_size: int
-    end_of_document: int
-    engine: str
-    """"tiktoken", or "tokenizers" where the parity gate failed."""
-    _engine: Any
-    _pieces: tuple[bytes, ...]
-
-    @property
-    def dtype(self) -> npt.DTypeLike:
-        """uint16 while every id fits, else uint32."""
-        return np.uint16 if token_bytes(self.vocabulary_size) == 2 else np.uint32
-
-    def encode(self, text: str) -> npt.NDArray[Any]:
-        """The ids of one text, without the end-of-document token."""
-        parts = [_encode_with(self._engine, segment) for segment in segments(text)]
-        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return whole.astype(self.dtype)
-
-    def encode_documents(self, texts: Iterable[str]) -> list[npt.NDArray[Any]]:
-        """The ids of each text, closed with the end-of-document token."""
-        end = np.array([self.end_of_document], dtype=self.dtype)
-        return [np.concatenate((self.encode(text), end)) for text in texts]
-
-    def is_text(self, index: int) -> bool:
-        """Whether the id stands for bytes of text: it is in the vocabulary and no special token."""
-        return 0 <= index < self.vocabulary_size and bool(self._pieces[index])
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; special tokens are left out, a torn character becomes U+FFFD."""
-        return b"".join(self._pieces[index] for index in ids).decode("utf-8", errors="replace")
-
-
-def segments(text: str) -> Iterator[str]:
-    """Cut a text into stretches of at most 65,536 characters; joined they are the text again.
-
-    A cut before the space or line end that follows a word never changes an id, for such a place is always a border of
-    the pre-tokeniser and nothing to its left looks past it. Only a stretch without such a place is cut hard; that is
-    part of this tokeniser's definition, and touches only the word or run that the cut falls in.
-    """
-    start = 0
-    while len(text) - start > _SEGMENT_CHARACTERS:
-        stop = _cut(text, start, start + _SEGMENT_CHARACTERS)
-        yield text[start:stop]
-        start = stop
-    yield text[start:]
-
-
-def _cut(text: str, start: int, limit: int) -> int:
-    for window in (1024, limit - start):
-        places = [match.start() + 1 for match in _CUT.finditer(text, max(start, limit - window), limit)]
-        if places:
-            return places[-1]
-    return limit
-
-
-def _encode_with(engine: Any, text: str) -> npt.NDArray[Any]:
-    if hasattr(engine, "encode_to_numpy"):
-        return np.asarray(engine.encode_to_numpy(text, disallowed_special=()))
-    return np.array(engine.encode(text).ids, dtype=np.uint32)
-
-
 def load_encoder(tokenizer: Manifest | Path, root: Path | None = None) -> Encoder:
-    """Load a tokeniser from its manifest below `root`, or from a folder that holds its two files.
+    """Load a tokeniser from its manifest below `root`, or from a folder that holds its files.
 
-    Where the stage recorded unequal ids, or the two libraries here disagree on the awkward strings, it encodes with
-    `tokenizers` and says so.
+    Where the stage recorded unequal ids, or the kernel and the library here disagree on the awkward strings, it encodes
+    with `tokenizers` and says so. A folder without a manifest ends documents with its special token of lowest id.
 
     Raises:
         MissingInput: a file is not there.
@@ -148,179 +79,81 @@ def load_encoder(tokenizer: Manifest | Path, root: Path | None = None) -> Encode
     if isinstance(tokenizer, Manifest):
         if root is None:
             raise TypeError("a manifest wants the root that it lies below")
-        return _load(root / tokenizer.folder, bool(tokenizer.stats["parity"]))
-    return _load(tokenizer if tokenizer.is_dir() else tokenizer.parent, True)
+        stats = tokenizer.stats
+        return _load(root / tokenizer.folder, bool(stats["parity"]), int(stats["end_of_document"]))
+    folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
+    if (folder / FILE_NAME).exists():
+        stats = read_manifest(folder / FILE_NAME).stats
+        return _load(folder, bool(stats["parity"]), int(stats["end_of_document"]))
+    return _load(folder, True, None)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(folder: Path, parity: bool) -> Encoder:
-    reference = _reference(folder / TOKENIZER_FILE)
-    pieces = _pieces(reference, folder / TOKENIZER_FILE)
-    fast = _fast(_read_ranks(folder / RANKS_FILE), pieces)
-    if parity and (unequal := _unequal(reference, fast, awkward_strings())):
-        get_logger(__name__).warning("%s: tiktoken and tokenizers differ on %r", folder, unequal[0][:40])
-        parity = False
-    if not parity:
-        get_logger(__name__).warning("%s: encoding with `tokenizers`, about five times slower", folder)
-    engine = ("tiktoken", fast) if parity else ("tokenizers", reference)
-    return Encoder(len(pieces), 0, engine[0], engine[1], pieces)
-
-
-def _reference(path: Path) -> Any:
-    """The tokeniser as `tokenizers` reads it, told to take special tokens in text for ordinary text."""
-    from tokenizers import Tokenizer
-
+def _load(folder: Path, parity: bool, end: int | None) -> Encoder:
+    path = folder / TOKENIZER_FILE
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise MissingInput(f"cannot read {path}: {error.strerror}") from error
     try:
+        vocabulary, reference = read_vocabulary(text), open_reference(text)
+        if end is None:
+            end = min(vocabulary.special.values())
+    except ValueError as error:
+        raise ManifestError(f"{path}: is no tokeniser ({error}). Remove its folder and make it again.") from error
+    size, pieces, slow = len(vocabulary.pieces), vocabulary.pieces, library_engine(reference, end)
+    fast = kernel_engine(vocabulary, code_point_classes(), end)
+    if parity and (unequal := compare(slow, fast, awkward_strings()).unequal):
+        get_logger(__name__).warning("%s: the kernel and tokenizers differ on %r", folder, unequal[0][:40])
+        parity = False
+    if not parity:
+        get_logger(__name__).warning("%s: encoding with `tokenizers`, some twenty times slower", folder)
+    return Encoder(size, end, "kernel", pieces, fast) if parity else Encoder(size, end, "tokenizers", pieces, slow)
+
+
+def open_reference(text: str) -> Any:
+    """The tokeniser as `tokenizers` reads it, told to take special tokens in text for ordinary text.
+
+    Raises:
+        ValueError: the library cannot read it.
+    """
+    from tokenizers import Tokenizer
+
+    try:
         reference = Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
-        raise ManifestError(f"{path}: is no tokeniser ({error}). Remove its folder and make it again.") from error
+        raise ValueError(str(error)) from error
     reference.encode_special_tokens = True
+    reference.no_padding()
+    reference.no_truncation()
     return reference
 
 
-def _alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte -> the byte: itself where printable, else 256, 257, ... in order."""
-    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+@functools.cache
+def code_point_classes() -> npt.NDArray[np.uint8]:
+    """What the library's regular expressions take each of the 0x110000 code points for: LETTER, NUMBER, SPACE, OTHER.
 
-
-def _pieces(reference: Any, path: Path) -> tuple[bytes, ...]:
-    """The bytes of each id, empty for special tokens."""
-    special = {index for index, token in reference.get_added_tokens_decoder().items() if token.special}
-    alphabet = _alphabet()
-    names = {index: name for name, index in reference.get_vocab().items()}
-    if sorted(names) != list(range(len(names))) or 0 not in special:
-        raise ManifestError(f"{path}: its ids have gaps, or id 0 is no special token: not a tokeniser of this program.")
-    try:
-        return tuple(
-            b"" if index in special else bytes(alphabet[letter] for letter in names[index])
-            for index in range(len(names))
-        )
-    except KeyError as error:
-        raise ManifestError(f"{path}: is no byte-level tokeniser (has {error}).") from error
-
-
-def _fast(ranks: dict[bytes, int], pieces: tuple[bytes, ...]) -> Any:
-    import tiktoken
-
-    special = {f"<|special {index}|>": index for index, piece in enumerate(pieces) if not piece}
-    return tiktoken.Encoding("assay", pat_str=_PRETOKENS, mergeable_ranks=ranks, special_tokens=special)
-
-
-def _ranks_text(pieces: tuple[bytes, ...]) -> bytes:
-    """Tiktoken's file: a line for each token, base64 of its bytes and its id."""
-    lines = (b"%s %d\n" % (base64.b64encode(piece), index) for index, piece in enumerate(pieces) if piece)
-    return b"".join(lines)
-
-
-def _read_ranks(path: Path) -> dict[bytes, int]:
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise MissingInput(f"cannot read {path}: {error.strerror}") from error
-    try:
-        return {base64.b64decode(token, validate=True): int(rank) for token, rank in (line.split() for line in lines)}
-    except ValueError as error:
-        raise ManifestError(f"{path}: is no tiktoken file ({error}). Remove its folder and make it again.") from error
-
-
-def awkward_strings() -> list[str]:
-    """Strings on which encoders have differed or failed: every class of space, runs, contractions, marks, scripts."""
-    spaces = "\t\n\x0b\x0c\r\x1c\x1f \x85\xa0\u1680\u180e\u2003\u2028\u202f\u205f\u3000\u200b\ufeff"
-    strings = [f"{left}{space * count}{right}" for space in spaces for count in (1, 2, 3) for left, right in _SIDES]
-    runs = [
-        unit * 3000 for unit in ("a", "ab", " ", "\n", "\r\n", "1", "!", "中", "é", "e\u0301", "👩‍👩‍👧", "'s", " a")
-    ]
-    texts = [
-        "", "I'll they're we've I'm you'd it's don't I'LL ’s 's'S", "<|endoftext|> <|endoftext|>x", "a\x00b\x01\x7f",
-        "½²٣१Ⅷ〇 1234567890 3.14",
-        "שלום עולם مرحبا สวัสดีชาวโลก 你好，世界。 こんにちは 안녕하세요", "x = {'a':\t[1,\n\n  2]}\r\n",
-    ]  # fmt: skip
-    return [*strings, *runs, *(run + "x" for run in runs), *texts]
-
-
-_SIDES = (("", ""), ("a", "b"), (" a", ""), ("", "1"), ("!", "é"))
-
-
-def _every_character() -> list[str]:
-    """Every code point of the first three planes once, in stretches that mix neighbours."""
-    points = [chr(point) for point in range(0x30000) if not 0xD800 <= point < 0xE000]
-    return ["".join(points[start : start + 4096]) for start in range(0, len(points), 4096)]
-
-
-def _unequal(reference: Any, fast: Any, texts: Iterable[str]) -> list[str]:
-    """The stretches of the texts on which the two engines give other ids."""
-    return [
-        segment
-        for text in texts
-        for segment in segments(text)
-        if not np.array_equal(_encode_with(reference, segment), _encode_with(fast, segment))
-    ]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The documents to train on, and those to compare the engines on."""
-
-    limits: dict[tuple[int, int], int]
-    """(shard, row) -> how many of its bytes to take."""
-    parity: frozenset[tuple[int, int]]
-    bytes_by_source: dict[str, int]
-    documents: int
-    """In the whole corpus."""
-
-
-def choose_sample(paths: Sequence[Path], sample_bytes: int) -> Sample:
-    """The state rule: a stratum (source, language) gets `sample_bytes` in proportion to its share of all bytes.
-
-    Within a stratum documents are taken by rising SHA-256 of their id until its share is full; the last one is cut.
+    Asked of the library itself, for its version of Unicode is not Python's.
     """
-    strata: dict[tuple[str, str], list[tuple[str, int, int, int]]] = {}
-    for shard, path in enumerate(paths):
-        table = read_table(path, columns=["id", "text", "source", "language"])
-        sizes = pc.binary_length(table["text"]).to_pylist()
-        columns = [table[name].to_pylist() for name in ("id", "source", "language")]
-        for row, (identity, source, language, size) in enumerate(zip(*columns, sizes, strict=True)):
-            place = (sha256_bytes(identity.encode("utf-8"))[:16], shard, row, size)
-            strata.setdefault((source, language), []).append(place)
-    totals = {name: sum(size for *_, size in places) for name, places in strata.items()}
-    corpus = sum(totals.values())
-    limits: dict[tuple[int, int], int] = {}
-    taken: list[tuple[str, int, int, int]] = []
-    by_source: dict[str, int] = {}
-    for name in sorted(strata):
-        room = min(totals[name], -(-sample_bytes * totals[name] // max(corpus, 1)))
-        for place in sorted(strata[name]):
-            _, shard, row, size = place
-            if room <= 0:
-                break
-            if not size:
-                continue
-            limits[shard, row] = min(size, room)
-            by_source[name[0]] = by_source.get(name[0], 0) + limits[shard, row]
-            room -= size
-            taken.append(place)
-    parity = frozenset((shard, row) for _, shard, row, _ in sorted(taken)[:_PARITY_DOCUMENTS])
-    return Sample(limits, parity, by_source, sum(len(places) for places in strata.values()))
+    from tokenizers import Regex, normalizers
+
+    from data_pipeline.kernels.pretokens import LETTER, NUMBER, SPACE
+
+    def keep(inside: str, text: str) -> str:
+        return str(normalizers.Replace(Regex(f"[^{inside}]+"), "").normalize_str(text))
+
+    classes = np.zeros(0x110000, np.uint8)
+    for plane in range(17):
+        points = (chr(point) for point in range(plane << 16, (plane + 1) << 16) if not 0xD800 <= point < 0xE000)
+        named = keep(r"\p{L}\p{N}\s", "".join(points))
+        for kind, inside in ((LETTER, r"\p{L}"), (NUMBER, r"\p{N}"), (SPACE, r"\s")):
+            classes[[ord(letter) for letter in keep(inside, named)]] = kind
+    classes.flags.writeable = False
+    return classes
 
 
-def _sample_texts(paths: Sequence[Path], limits: dict[tuple[int, int], int]) -> Iterator[tuple[int, int, str]]:
-    """(shard, row, text) of the sample, each text cut at its limit, at a whole character."""
-    places = itertools.groupby(sorted(limits), key=operator.itemgetter(0))
-    for shard, group in places:
-        rows = [row for _, row in group]
-        texts = read_table(paths[shard], columns=["text"])["text"].take(rows)
-        for row, text in zip(rows, texts, strict=True):
-            data = text.as_buffer().to_pybytes()[: limits[shard, row]]
-            yield shard, row, data.decode("utf-8", errors="ignore")
-
-
-def _train(texts: Iterable[str], config: TokenizerConfig) -> Any:
+def _train(texts: Iterable[str], config: TokenizerConfig) -> str:
+    """The `tokenizer.json` of a tokeniser trained on the texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -329,70 +162,110 @@ def _train(texts: Iterable[str], config: TokenizerConfig) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocabulary_size,
         special_tokens=list(config.special_tokens),
-        initial_alphabet=sorted(_alphabet()),
+        initial_alphabet=sorted(alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    return str(tokenizer.to_str())
 
 
-def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runtime) -> Manifest:
-    """Train a byte-level BPE on a stratified sample of the documents; writes tokenizer.json and tokenizer.tiktoken.
+def _stretches(texts: Iterable[str]) -> Iterator[str]:
+    for part in (part for text in texts for part in segments(text)):
+        for start in range(0, len(part), _TRAINED_CHARACTERS):
+            yield part[start : start + _TRAINED_CHARACTERS]
+
+
+def _taken_over(path: Path, config: TokenizerConfig) -> tuple[str, Vocabulary]:
+    """The text of the file that the configuration names, and its vocabulary."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        vocabulary = read_vocabulary(text)
+        open_reference(text)
+        if config.special_tokens[0] not in vocabulary.special:
+            raise ValueError(
+                f"{config.special_tokens[0]!r}, the first of special_tokens, is none of its special tokens "
+                f"{sorted(vocabulary.special, key=lambda name: vocabulary.special[name])[:8]}"
+            )
+    except OSError as error:
+        raise MissingInput(f"tokenizer.path: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(
+            f"tokenizer.path = {config.path!r}: {error}. Give the tokenizer.json of a byte-level BPE with the "
+            f"pre-tokeniser of GPT-2, or leave path out to train one."
+        ) from error
+    return text, vocabulary
+
+
+def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runtime, folder: Path = Path()) -> Manifest:
+    """Train a byte-level BPE on a stratified sample of the documents, or take over the one at `config.path`, which
+    starts at `folder`; writes tokenizer.json and, where the vocabulary has that form, tokenizer.tiktoken.
 
     Raises:
         PipelineError: there are no documents, or none with text.
+        MissingInput: there is no file at `config.path`.
+        ConfigError: the file at `config.path` is no tokeniser of the kind that this program encodes with.
     """
-    recipe = Recipe("tokenizer", VERSION, config)
+    inputs, given = [documents.as_input()], None
+    if config.path:
+        given = _taken_over(folder / config.path, config)
+        name = Path(config.path).name
+        inputs.append(Input(stage="file", digest=sha256_file(folder / config.path), path=name))
+        config = config.model_copy(update={"path": name})  # where the file lies decides nothing
 
-    def make(folder: Path) -> Made:
+    def make(target: Path) -> Made:
         paths = documents.files("documents", runtime.root)
         sample = choose_sample(paths, config.sample_bytes)
-        if not sample.limits:
+        if not len(sample.places):
             raise PipelineError(
                 f"tokenizer: no documents with text in {documents.path} ({sample.documents} documents). "
                 f"Look at what the earlier stages removed: assay data show CONFIG."
             )
-        texts = (part for *_, text in _sample_texts(paths, sample.limits) for part in segments(text))
-        trained = _train(texts, config)
-        path, ranks = folder / TOKENIZER_FILE, folder / RANKS_FILE
-        write_text(path, trained.to_str())
-        reference = _reference(path)
-        pieces = _pieces(reference, path)
-        write_bytes(ranks, _ranks_text(pieces))
-        if len(pieces) < config.vocabulary_size:
-            get_logger(__name__).warning(
-                "tokenizer: the sample gave %d tokens, fewer than vocabulary_size %d",
-                len(pieces),
-                config.vocabulary_size,
-            )
-        parity = _parity(reference, _fast(_read_ranks(ranks), pieces), paths, sample)
-        return Made([describe(path, runtime.root), describe(ranks, runtime.root)], {
+        if given is None:
+            text = _train(_stretches(sample_texts(paths, sample.places)), config)
+            vocabulary = read_vocabulary(text)
+            _warn_of_size(len(vocabulary.pieces), config)
+        else:
+            text, vocabulary = given
+        write_text(target / TOKENIZER_FILE, text)
+        if (ranks := ranks_text(vocabulary)) is not None:
+            write_bytes(target / RANKS_FILE, ranks)
+        end = vocabulary.special[config.special_tokens[0]]
+        written = [path for path in (target / TOKENIZER_FILE, target / RANKS_FILE) if path.exists()]
+        return Made([describe(path, runtime.root) for path in written], {
             "documents": sample.documents,
-            "sample_documents": len(sample.limits),
-            "sample_bytes": sum(sample.limits.values()),
+            "sample_documents": len(sample.places),
+            "sample_bytes": int(sample.places["size"].sum()),
             "sample_bytes_by_source": sample.bytes_by_source,
-            "vocabulary_size": len(pieces),
-            "end_of_document": 0,
-            **parity,
+            "trained": int(given is None),
+            "vocabulary_size": len(vocabulary.pieces),
+            "end_of_document": end,
+            **_parity(text, vocabulary, end, paths, sample),
         })  # fmt: skip
 
-    return run_stage(recipe, [documents.as_input()], runtime, make)
+    return run_stage(Recipe("tokenizer", VERSION, config), inputs, runtime, make, alone=True)
 
 
-def _parity(reference: Any, fast: Any, paths: Sequence[Path], sample: Sample) -> dict[str, Any]:
+def _warn_of_size(size: int, config: TokenizerConfig) -> None:
+    if size < config.vocabulary_size:
+        get_logger(__name__).warning(
+            "tokenizer: the sample gave %d tokens, fewer than vocabulary_size %d", size, config.vocabulary_size
+        )
+
+
+def _parity(text: str, vocabulary: Vocabulary, end: int, paths: Sequence[Path], sample: Sample) -> dict[str, Any]:
     """Compare the engines on documents of the sample, the awkward strings and every character; counts for the stats."""
-    limits = {place: min(sample.limits[place], _PARITY_BYTES // _PARITY_DOCUMENTS) for place in sample.parity}
-    texts = [text for *_, text in _sample_texts(paths, limits)]
-    unequal = _unequal(reference, fast, [*texts, *awkward_strings(), *_every_character()])
+    slow, fast = library_engine(open_reference(text), end), kernel_engine(vocabulary, code_point_classes(), end)
+    of_sample = compare(slow, fast, sample_texts(paths, sample.parity, _PARITY_BYTES))
+    unequal = [*of_sample.unequal, *compare(slow, fast, [*awkward_strings(), *every_character()]).unequal]
     if unequal:
         get_logger(__name__).warning(
-            "tokenizer: tiktoken and tokenizers give other ids for %d texts, first %r; encoding will use tokenizers",
+            "tokenizer: the kernel and tokenizers give other ids for %d texts, first %r; encoding will use tokenizers",
             len(unequal), unequal[0][:60],
         )  # fmt: skip
     return {
         "parity": not unequal,
-        "parity_documents": len(texts),
+        "parity_documents": len(sample.parity),
         "parity_unequal": len(unequal),
-        "parity_bytes": sum(len(text.encode("utf-8")) for text in texts),
-        "parity_tokens": sum(len(_encode_with(reference, text)) for text in texts),
+        "parity_bytes": of_sample.bytes,
+        "parity_tokens": of_sample.tokens,
     }
