@@ -3,6 +3,10 @@
 Row number `n` of the training run (n counts from 0 over all epochs) is row `permute(n mod N)` of the corpus, where the
 permutation belongs to the seed and the epoch n div N. No table is kept and no generator advances, so nothing is
 replayed or skipped after a restart, and the number of ranks never enters. Each epoch shows every row exactly once.
+
+Rows come from the artifact of the stage "encode" (consecutive stretches of each shard's stream) or from that of "pack"
+(pieces of documents, chosen so that few are cut). For both, over all rows, every token but the first of its document is
+a target exactly once, and no target crosses a document's end.
 """
 
 from __future__ import annotations
@@ -17,14 +21,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.packed_rows import PackedRows, read_packed_row, shards_of
 from data_pipeline.token_shards import Row, TokenShard, read_row, row_count
-from governance.errors import ManifestError, PipelineError
+from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
 from governance.files import sha256_bytes, sha256_file
-from governance.manifest import Manifest
+from governance.manifest import Manifest, Output, read_manifest
 
 if TYPE_CHECKING:
     from pretrain.model.decoder import Batch
 
+_PACKED = "pack"  # the stage whose artifact indexes the shards of its input
 _ROUNDS = 6  # four rounds of a Feistel network are a pseudo-random permutation (Luby and Rackoff, 1988); two to spare
 
 
@@ -66,8 +72,10 @@ class Rows:
 
     shards: tuple[TokenShard, ...]
     starts: tuple[int, ...]
-    """Number of the first row of each shard, and after them the number of all rows."""
+    """Number of the first row of each shard (or index of packed rows), and after them the number of all rows."""
     sequence_length: int
+    packed: tuple[tuple[PackedRows, tuple[TokenShard, ...]], ...] = ()
+    """Of packed rows: each index with the shards that it names; none: rows are stretches of the shards."""
 
     @property
     def count(self) -> int:
@@ -102,19 +110,56 @@ class Rows:
 
     def _row(self, number: int) -> Row:
         place = bisect.bisect_right(self.starts, number) - 1
+        if self.packed:
+            return read_packed_row(*self.packed[place], number - self.starts[place])
         return read_row(self.shards[place], number - self.starts[place], self.sequence_length)
 
 
 def altered_shards(tokens: Manifest, root: Path, rank: int, world_size: int) -> list[str]:
-    """Problems, in words, of this rank's share of the token shards: their bytes against the manifest's digests."""
+    """Problems, in words, of this rank's share of the token shards: their bytes against the manifest's digests.
+
+    Of packed rows, the indices and the token shards that they were made from.
+
+    Raises:
+        MissingInput: the artifact of the token shards of packed rows is gone.
+    """
     problems = []
-    for output in list(tokens.outputs)[rank::world_size]:
+    for output in _files_read(tokens, root)[rank::world_size]:
         path = root / output.path
         if not path.exists():
             problems.append(f"{path}: is missing")
         elif (found := sha256_file(path)) != output.sha256:
             problems.append(f"{path}: has sha256 {found[:16]}…, the manifest says {output.sha256[:16]}…")
     return problems
+
+
+def _files_read(tokens: Manifest, root: Path) -> list[Output]:
+    if tokens.stage != _PACKED:
+        return list(tokens.outputs)
+    return [*tokens.outputs, *_packed_from(tokens, root).outputs]
+
+
+def _packed_from(packed: Manifest, root: Path) -> Manifest:
+    """The manifest of the token shards that were packed.
+
+    Raises:
+        MissingInput: it is gone.
+        ManifestError: it is another one now.
+    """
+    [source] = packed.inputs
+    try:
+        manifest = read_manifest(root / source.path)
+    except MissingInput as error:
+        raise MissingInput(
+            f"{packed.folder}: indexes the token shards of {source.path}, which is not there. Bring that folder back, "
+            f"or make it again with: assay data prepare CONFIG"
+        ) from error
+    if manifest.digest != source.digest:
+        raise ManifestError(
+            f"{packed.folder}: was packed from {source.path} with digest {source.digest[:16]}…, now "
+            f"{manifest.digest[:16]}…. Remove both folders and make them again."
+        )
+    return manifest
 
 
 def refuse_altered(problems: list[str]) -> None:
@@ -132,14 +177,20 @@ def refuse_altered(problems: list[str]) -> None:
 
 
 def open_rows(tokens: Manifest, role: str, root: Path, sequence_length: int) -> Rows:
-    """Map the shards of `role` ("train" or "validation").
+    """Map the rows of `role` ("train" or "validation") of the stage "pack", or of any artifact of token shards.
 
     Raises:
         PipelineError: there are none, or they hold no row.
+        ConfigError: the rows were packed for another sequence length.
+        MissingInput: the token shards of packed rows are gone.
         ManifestError: a shard is torn, or shards disagree about the vocabulary.
     """
-    shards = tuple(TokenShard.open(path) for path in tokens.files(role, root))
-    starts = tuple(itertools.accumulate((row_count(shard, sequence_length) for shard in shards), initial=0))
+    packed = tokens.stage == _PACKED
+    source = _packed_from(tokens, root) if packed else tokens
+    shards = tuple(TokenShard.open(path) for path in source.files(role, root))
+    indices = _open_packed(tokens, source, shards, (role, root, sequence_length)) if packed else ()
+    counts = [index.count for index, _ in indices] if packed else [row_count(s, sequence_length) for s in shards]
+    starts = tuple(itertools.accumulate(counts, initial=0))
     if not starts[-1]:
         raise PipelineError(
             f"{tokens.folder}: its {role} shards hold no token. Give the corpus more documents, or let the encode "
@@ -148,7 +199,27 @@ def open_rows(tokens: Manifest, role: str, root: Path, sequence_length: int) -> 
     sizes = {shard.vocabulary_size for shard in shards}
     if len(sizes) > 1:
         raise ManifestError(f"{tokens.folder}: its {role} shards have vocabularies of {sorted(sizes)} tokens")
-    return Rows(shards, starts, sequence_length)
+    return Rows(shards, starts, sequence_length, indices)
+
+
+def _open_packed(
+    packed: Manifest, source: Manifest, shards: tuple[TokenShard, ...], wanted: tuple[str, Path, int]
+) -> tuple[tuple[PackedRows, tuple[TokenShard, ...]], ...]:
+    """Each index of packed rows, with the shards that it names."""
+    role, root, sequence_length = wanted
+    digests = {root / output.path: output.sha256 for output in source.outputs}
+    known = {digests[shard.path]: shard for shard in shards}
+    indices = []
+    for path in packed.files(role, root):
+        index = PackedRows.open(path)
+        if index.sequence_length != sequence_length:
+            raise ConfigError(
+                f"train.sequence_length = {sequence_length}: the rows of {packed.folder} were packed for "
+                f"{index.sequence_length}. Set data.pack.sequence_length to the same value and prepare again, or "
+                f"train with {index.sequence_length}."
+            )
+        indices.append((index, shards_of(index, known)))
+    return tuple(indices)
 
 
 def refuse_small(rows: Rows, global_batch_size: int) -> None:

@@ -5,7 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governance.errors import ManifestError, PipelineError
+from data_pipeline.pack import PackConfig, pack
+from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
+from governance.files import remove_tree
+from governance.stage import Runtime
 from pretrain.dataset import (
     altered_shards,
     micro_batches,
@@ -98,3 +101,58 @@ def test_no_shards_are_told(tmp_path, make_tokens):
     manifest = make_tokens(tmp_path, validation=0)
     with pytest.raises(PipelineError, match="hold no token"):
         open_rows(manifest, "validation", tmp_path, 32)
+
+
+def packed(root, make_tokens, length=32, **settings):
+    return pack(make_tokens(root, **settings), PackConfig(sequence_length=length), Runtime(root))
+
+
+def test_packed_rows_and_stretches_of_the_stream_predict_the_same(tmp_path, make_tokens):
+    made = packed(tmp_path, make_tokens)
+    for role in ("train", "validation"):
+        seen = []
+        for tokens in (make_tokens(tmp_path), made):
+            rows = open_rows(tokens, role, tmp_path, 32)
+            batch = rows.batch(list(range(rows.count)))
+            used = batch.targets >= 0
+            assert int(used.sum()) == rows.targets
+            seen.append(sorted(zip(batch.tokens[used].tolist(), batch.targets[used].tolist(), strict=True)))
+            facts = (rows.targets, rows.document_bytes, rows.vocabulary_size, rows.sequence_length)
+            seen.append(facts)
+        assert seen[:2] == seen[2:]
+    assert made.stats["train_rows"] == open_rows(made, "train", tmp_path, 32).count
+
+
+def test_packed_rows_survive_a_moved_root(tmp_path, make_tokens):
+    made = packed(tmp_path / "here", make_tokens)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert not altered_shards(made, tmp_path / "there", 0, 1)
+    assert open_rows(made, "train", tmp_path / "there", 32).count == made.stats["train_rows"]
+
+
+def test_rows_packed_for_another_length_are_refused(tmp_path, make_tokens):
+    with pytest.raises(ConfigError, match=r"train\.sequence_length = 64: .* were packed for 32"):
+        open_rows(packed(tmp_path, make_tokens), "train", tmp_path, 64)
+
+
+def test_the_shards_below_packed_rows_are_verified_too(tmp_path, make_tokens):
+    made = packed(tmp_path, make_tokens)
+    assert not altered_shards(made, tmp_path, 0, 1)
+    path = make_tokens(tmp_path).files("train", tmp_path)[0]
+    data = bytearray(path.read_bytes())
+    data[70] ^= 1
+    path.write_bytes(data)
+    [problem] = [line for rank in range(2) for line in altered_shards(made, tmp_path, rank, 2)]
+    assert str(path) in problem
+    remove_tree(path.parents[1])
+    with pytest.raises(MissingInput, match="indexes the token shards of encode/"):
+        altered_shards(made, tmp_path, 0, 1)
+    with pytest.raises(MissingInput, match="assay data prepare"):
+        open_rows(made, "train", tmp_path, 32)
+
+
+def test_a_role_without_packed_rows_is_told(tmp_path, make_tokens):
+    made = packed(tmp_path, make_tokens, validation=0)
+    assert not made.files("validation", tmp_path)
+    with pytest.raises(PipelineError, match="hold no token"):
+        open_rows(made, "validation", tmp_path, 32)

@@ -1,0 +1,258 @@
+"""Laws of mixing: caps and quotas hold, the choice is by hash alone, what was not had is said, one digest for all."""
+
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline import mix as stage
+from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
+from data_pipeline.mix import SIZES_SCHEMA, copies_of, document_hash, mix, read_copies, thresholds
+from data_pipeline.parallel import close_pool
+from data_pipeline.shares import MixConfig, Quota, allocate
+from governance.config import validate
+from governance.errors import ConfigError, ManifestError, PipelineError
+from governance.manifest import Manifest, describe, write_manifest
+from governance.stage import Runtime
+
+SOURCES, LANGUAGES = ("books", "web", "wiki"), ("de", "en")
+CELLS = st.dictionaries(
+    st.tuples(st.sampled_from(SOURCES), st.sampled_from(LANGUAGES)), st.integers(0, 10**6), min_size=1
+).filter(lambda sizes: any(sizes.values()))
+QUOTAS = st.builds(
+    Quota,
+    bytes=st.none() | st.integers(1000, 10**6),
+    share=st.sampled_from([0.05, 0.3, 0.5, 0.7, 1.0]),
+)
+CONFIGS = st.builds(
+    MixConfig,
+    weights=st.just({}) | st.fixed_dictionaries({name: st.floats(0.1, 9) for name in SOURCES}),
+    temperature=st.sampled_from([1.0, 1.5, 3.3333]),
+    total_bytes=st.none() | st.integers(1, 10**7),
+    max_epochs=st.integers(1, 5),
+    max_epochs_of=st.dictionaries(st.sampled_from(SOURCES), st.integers(0, 9)),
+    source_quotas=st.dictionaries(st.sampled_from(SOURCES), QUOTAS, max_size=2),
+    language_quotas=st.dictionaries(st.sampled_from(LANGUAGES), QUOTAS, max_size=1),
+)
+
+
+def total(values, axis, name):
+    return sum(value for cell, value in values.items() if cell[axis] == name)
+
+
+@settings(max_examples=300, deadline=None)
+@given(sizes=CELLS, config=CONFIGS)
+def test_caps_and_quotas_hold_and_nothing_is_raised(sizes, config):
+    try:
+        made = allocate(sizes, config)
+    except PipelineError as error:
+        assert "nothing is left" in str(error)  # noqa: PT017
+        return
+    whole = sum(made.got.values())
+    budget = config.total_bytes or sum(sizes.values())
+    assert budget - len(sizes) <= sum(made.wanted.values()) <= budget
+    for cell, size in sizes.items():
+        assert 0 <= made.got[cell] <= made.wanted[cell]
+        assert made.got[cell] <= size * config.max_epochs_of.get(cell[0], config.max_epochs)
+    for axis, quotas in enumerate((config.source_quotas, config.language_quotas)):
+        for name, quota in quotas.items():
+            got = total(made.got, axis, name)
+            assert quota.bytes is None or got <= quota.bytes
+            assert got - 1 <= Fraction(str(quota.share)) * whole
+    for axis, names in ((0, SOURCES), (1, LANGUAGES)):
+        for name in names:
+            if total(made.got, axis, name) < total(made.wanted, axis, name):
+                assert any(name in note and "wanted" in note for note in made.notes)
+
+
+def test_by_default_every_document_comes_once():
+    sizes = {("web", "en"): 10**15 + 7, ("web", "de"): 3, ("wiki", "en"): 12}
+    made = allocate(sizes, MixConfig())
+    assert made.got == made.wanted == sizes
+    assert made.notes == []
+
+
+def test_weights_are_shares_and_a_cap_is_told_in_words():
+    sizes = {("web", "en"): 90_000, ("wiki", "en"): 6_000, ("wiki", "de"): 4_000}
+    made = allocate(sizes, MixConfig(weights={"web": 3, "wiki": 3}))
+    assert made.wanted == {("web", "en"): 50_000, ("wiki", "en"): 30_000, ("wiki", "de"): 20_000}
+    assert made.got == {("web", "en"): 50_000, ("wiki", "en"): 24_000, ("wiki", "de"): 16_000}
+    assert "source wiki: wanted 50000 bytes, got 40000: max_epochs allow 40000" in made.notes
+    assert "the mixture: wanted 100000 bytes, got 90000; nothing else was raised in their place" in made.notes
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=CELLS, temperature=st.sampled_from([1.5, 2.0, 3.3333]), axis=st.sampled_from([0, 1]))
+def test_temperature_equals_the_published_formula(sizes, temperature, axis):
+    config = MixConfig(
+        temperature=temperature, temperature_over=("source", "language")[axis], total_bytes=10**9, max_epochs=10**9
+    )
+    made = allocate(sizes, config)
+    names = {cell[axis] for cell in sizes}
+    bent = {name: total(sizes, axis, name) ** (1 / temperature) for name in names}
+    for name in names:
+        assert total(made.wanted, axis, name) == pytest.approx(10**9 * bent[name] / sum(bent.values()), abs=10)
+
+
+def test_shares_that_add_up_to_one_do_not_shrink_each_other_to_nothing():
+    sizes = {("a", "en"): 7_000_003, ("b", "en"): 1_500_001, ("b", "de"): 1_499_993}
+    made = allocate(sizes, MixConfig(source_quotas={"a": Quota(share=0.7), "b": Quota(share=0.3)}))
+    assert sum(made.got.values()) > 9_999_000
+    with pytest.raises(PipelineError, match="add up to less than 1"):
+        allocate(sizes, MixConfig(source_quotas={"a": Quota(share=0.6), "b": Quota(share=0.3)}))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"weights": {"a": -1.0}}, "no negative"),
+        ({"weights": {"a": 0.0}}, "at least one"),
+        ({"source_quotas": {"a": {}}}, "wants bytes, share"),
+        ({"weights": {"a": 1.0}, "temperature": 2.0, "temperature_over": "source"}, "drop them"),
+        ({"temperature": 0.5}, "greater than or equal to 1"),
+    ],
+)
+def test_faults_of_the_section_are_told(values, words):
+    with pytest.raises(ConfigError, match=words):
+        validate(values, MixConfig, "run.toml")
+
+
+def test_a_source_without_a_weight_is_an_error():
+    with pytest.raises(PipelineError, match=r"does not name the source\(s\) wiki"):
+        allocate({("web", "en"): 5, ("wiki", "en"): 5}, MixConfig(weights={"web": 1}))
+
+
+def plain_copies(documents, got):
+    """The slow reference: whole epochs, then documents in the order of their hashes while they fit."""
+    copies = {}
+    for cell, room in got.items():
+        members = sorted((document_hash(name), name, size) for name, c, size in documents if c == cell)
+        size = sum(size for _, _, size in members)
+        epochs, rest = divmod(room, size) if size else (0, 0)
+        open_ = True
+        for _, name, bytes_ in members:
+            rest -= bytes_
+            open_ = open_ and rest >= 0
+            copies[name] = epochs + (open_ and room % max(size, 1) > 0)
+    return copies
+
+
+def tables_of(documents, cut):
+    rows = [
+        {"source": cell[0], "language": cell[1], "hash": document_hash(name), "bytes": size}
+        for name, cell, size in documents
+    ]
+    return [pa.Table.from_pylist(part, SIZES_SCHEMA) for part in (rows[:cut], rows[cut:])]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    members=st.lists(st.tuples(st.sampled_from(SOURCES), st.sampled_from(LANGUAGES), st.integers(0, 99)), max_size=60),
+    budget=st.integers(1, 9000),
+    cut=st.integers(0, 60),
+)
+def test_documents_are_chosen_by_hash_whatever_the_shards(members, budget, cut):
+    documents = [(f"d{n}", (source, language), size) for n, (source, language, size) in enumerate(members)]
+    sizes = {}
+    for _, cell, size in documents:
+        sizes[cell] = sizes.get(cell, 0) + size
+    if not any(sizes.values()):
+        return
+    try:
+        allocation = allocate(sizes, MixConfig(total_bytes=budget, temperature=2.0, max_epochs=9))
+    except PipelineError:
+        return
+    tables = tables_of(documents, cut)
+    rules = thresholds(allocation, sizes, lambda: iter(tables))
+    found = [number for table in tables for number in copies_of(table, rules).tolist()]
+    wanted = plain_copies(documents, allocation.got)
+    assert found == [wanted[name] for name, _, _ in documents]
+    for cell in sizes:
+        mixed = sum(n * size for n, (_, c, size) in zip(found, documents, strict=True) if c == cell)
+        assert mixed <= allocation.got[cell]
+
+
+def corpus(root, shards):
+    """A redact-like artifact: shards of (id, source, language, text)."""
+    outputs = []
+    for number, rows in enumerate(shards):
+        path = root / "redact" / ("d" * 16) / "documents" / f"{number:05d}.parquet"
+        blank = {field.name: 0 if field.type == pa.int64() else "" for field in DOCUMENT_SCHEMA}
+        values = [
+            {**blank, **dict(zip(("id", "source", "language", "text"), row, strict=True)), "position": place}
+            for place, row in enumerate(rows)
+        ]
+        write_table(path, pa.Table.from_pylist(values, DOCUMENT_SCHEMA))
+        outputs.append(describe(path, root))
+    manifest = Manifest(
+        stage="redact", version=1, key="d" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
+    )
+    write_manifest(manifest, root)
+    return manifest
+
+
+def rows(count):
+    return [
+        (f"{'web' if n % 3 else 'wiki'}/f#{n}", "web" if n % 3 else "wiki", "en" if n % 2 else "de", "ä" * (n % 17 + 1))
+        for n in range(count)
+    ]
+
+
+CONFIG = MixConfig(weights={"web": 1, "wiki": 3}, total_bytes=4000, max_epochs=3)
+
+
+def test_the_stage_counts_and_tells(tmp_path):
+    documents = rows(120)
+    made = mix(corpus(tmp_path, [documents[:50], documents[50:]]), CONFIG, Runtime(tmp_path))
+    copies = [*read_copies(made, "00000", tmp_path).tolist(), *read_copies(made, "00001", tmp_path).tolist()]
+    stats = made.stats
+    sizes = [len(text.encode()) for *_, text in documents]
+    assert stats["documents_in"] == 120 == stats["documents_kept"] + stats["removed"]["mix_quota"]
+    assert stats["documents_kept"] == sum(number > 0 for number in copies)
+    assert stats["copies"] == sum(copies)
+    assert stats["bytes_kept"] == sum(size for size, number in zip(sizes, copies, strict=True) if number)
+    assert stats["bytes_mixed"] == sum(size * number for size, number in zip(sizes, copies, strict=True))
+    wiki = stats["mix_by_source"]["wiki"]
+    assert wiki["bytes_wanted"] in (2999, 3000)
+    assert wiki["share_wanted_ppm"] in range(749_000, 751_000)
+    assert wiki["bytes_got"] == 3 * wiki["bytes_in"] < 3000
+    assert wiki["epochs_thousandths"] == 3000
+    assert any(note.startswith("source wiki: wanted") for note in stats["notes"])
+    with pytest.raises(ManifestError, match="00009"):
+        read_copies(made, "00009", tmp_path)
+
+
+def test_a_larger_share_keeps_what_a_smaller_one_had(tmp_path):
+    documents = corpus(tmp_path, [rows(200)])
+    before = None
+    for budget in (300, 900, 1400):
+        made = mix(documents, MixConfig(total_bytes=budget), Runtime(tmp_path))
+        copies = read_copies(made, "00000", tmp_path)
+        assert before is None or (copies >= before).all()
+        before = copies
+
+
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
+    documents = rows(120)
+    shards = [documents[:50], documents[50:90], documents[90:]]
+    digests = set()
+    for name, workers in (("one", 1), ("two", 2)):
+        digests.add(mix(corpus(tmp_path / name, shards), CONFIG, Runtime(tmp_path / name, workers)).digest)
+    close_pool()
+    source = corpus(tmp_path / "array", shards)
+    with ThreadPoolExecutor(2) as pool:
+        parts = pool.map(lambda i: mix(source, CONFIG, Runtime(tmp_path / "array", worker=(i, 2))), (0, 1))
+        digests |= {part.digest for part in parts}
+    assert len(digests) == 1
+
+
+def test_the_stage_has_not_changed_without_its_version(tmp_path):
+    made = mix(corpus(tmp_path, [rows(30)]), CONFIG.model_copy(update={"total_bytes": 500}), Runtime(tmp_path))
+    copies = "".join(map(str, read_copies(made, "00000", tmp_path).tolist()))
+    assert (stage.VERSION, copies, made.stats["bytes_mixed"]) == (1, GOLDEN, GOLDEN_BYTES)
+
+
+GOLDEN, GOLDEN_BYTES = "300200211200210300210200300210", 450
