@@ -1,0 +1,96 @@
+"""A goal: a name, what was measured, what was wanted. A script prints a line each, and exits 1 if one is missed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One line: `name value goal holds` or `falls short`."""
+
+    name: str
+    value: float
+    bound: float
+    kind: Literal[">=", "<=", "info"] = ">="
+    note: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value is on the right side of the bound; what is only told always is."""
+        return self.kind == "info" or (self.value >= self.bound if self.kind == ">=" else self.value <= self.bound)
+
+    def line(self) -> str:
+        """As it is printed."""
+        wanted = "-" if self.kind == "info" else f"{self.kind}{self.bound:g}"
+        word = "told" if self.kind == "info" else "holds" if self.holds else "falls short"
+        return f"{self.name} {self.value:.6g} {wanted} {word}{f'  ({self.note})' if self.note else ''}"
+
+
+def told(name: str, value: float, note: str = "") -> Goal:
+    """A figure without a goal."""
+    return Goal(name, value, 0.0, "info", note)
+
+
+def run(groups: Iterable[tuple[str, Callable[[], list[Goal]]]]) -> int:
+    """Measure group after group, print each goal as it comes; a group that fails counts as missed."""
+    short = 0
+    print(f"# {machine()}", flush=True)
+    for name, measure in groups:
+        started = time.monotonic()
+        try:
+            goals = measure()
+        except Exception as error:  # the other goals are still worth knowing
+            print(f"{name} failed: {type(error).__name__}: {error}", flush=True)
+            short += 1
+            continue
+        for goal in goals:
+            print(goal.line(), flush=True)
+            short += not goal.holds
+        print(f"# {name}: {time.monotonic() - started:.0f} s", flush=True)
+    return int(short > 0)
+
+
+def machine() -> str:
+    """Processor, cores, Python, date: what a figure is worth nothing without."""
+    model = platform.processor() or platform.machine()
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), model)
+    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
+
+
+def cpu_seconds() -> float:
+    """Of this process with its threads, and of the children that it waited for."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def rate(work: Callable[[], object], size_bytes: int, times: int = 5) -> float:
+    """Megabytes a CPU-second, the median of several runs after one that warms up."""
+    work()
+    found = []
+    for _ in range(times):
+        started = cpu_seconds()
+        work()
+        found.append(size_bytes / 1e6 / max(cpu_seconds() - started, 1e-9))
+    return statistics.median(found)
+
+
+def peak_of(words: list[str]) -> tuple[float, str]:
+    """Run a Python program in a process of its own: the most memory that it held, in MB, and what it printed."""
+    script = (
+        "import resource, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
+        "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *words], check=True, stdout=subprocess.PIPE, text=True)
+    *lines, last = done.stdout.splitlines()
+    return float(last.removeprefix("PEAK ")), "\n".join(lines)

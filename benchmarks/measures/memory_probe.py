@@ -1,0 +1,52 @@
+"""How much memory a step holds, each in a process of its own; prints what `data_sameness.memory` reads.
+
+python memory_probe.py stages RUN.toml ROOT     a line a stage: name, peak in MB
+python memory_probe.py join ROWS LIMIT_MIB      one line: peak in MB, CPU-seconds of the join
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+
+def peak_mb() -> float:
+    """The most that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def main(words: list[str]) -> None:
+    """Do what the first word says."""
+    if words[0] == "stages":
+        for place in itertools.count():
+            done = subprocess.run(
+                [sys.executable, __file__, "stage", *words[1:], str(place)],
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            if not done.stdout:
+                return
+            print(done.stdout.strip(), flush=True)
+    else:
+        stage(Path(words[1]), Path(words[2]), int(words[3]))
+
+
+def stage(config: Path, root: Path, place: int) -> None:
+    """Make the stage at this place of the order; those before it stand already, and are only found."""
+    from data_pipeline.prepare import stages
+    from governance.stage import Runtime
+    from pretrain.run_config import load_run
+
+    run = load_run(config, [])
+    for number, manifest in enumerate(stages(run.config.data, run.folder, Runtime(root))):
+        if number == place:
+            print(manifest.stage, f"{peak_mb():.0f}")
+            return
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,38 @@
+"""Rivals from the package index, each set in a virtual environment of its own, so that none changes ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parents[1]
+DATATROVE = ("datatrove==0.10.1", "spacy>=3.8,<4", "tokenizers<0.23", "xxhash<3.7", "orjson", "loguru", "nltk", "numba")
+
+
+def environment(name: str, packages: tuple[str, ...]) -> Path:
+    """The Python of the environment; it is made where it is not yet."""
+    cache = Path(os.environ.get("ASSAY_RIVALS") or Path.home() / ".cache" / "assay" / "rivals")
+    folder = cache / name
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        words = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
+        subprocess.run([str(python), *words], check=True)
+        (folder / "ready").touch()
+    return python
+
+
+def datatrove(everything: Path, cleaned: Path, final: Path, tokenizer: Path, scratch: Path) -> dict[str, Any]:
+    """CPU-seconds of datatrove's filters, MinHash and tokeniser: `rivals/datatrove_stages.py`."""
+    python = environment("datatrove", DATATROVE)
+    words = [str(path) for path in (everything, cleaned, final, tokenizer, scratch)]
+    script = HERE / "rivals" / "datatrove_stages.py"
+    done = subprocess.run(
+        [str(python), str(script), *words], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found

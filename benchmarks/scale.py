@@ -1,0 +1,169 @@
+"""How cost grows: the chain from JSONL to packed rows on 0.1, 1 and 10 GB of text, in time and in memory.
+
+    ASSAY_TEST_DATA=... python benchmarks/scale.py [--quick] [--plot docs/scale.svg]
+
+The text is that of the test corpora, repeated with a salt in every fourth word, so that no copy is a duplicate of
+another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the most that any one process held. Goals: time a byte
+on the largest corpus is at most 1.3 times that on the smallest, and memory does not grow by more than a quarter from
+the second size on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measures.corpora import mixed
+from benchmarks.measures.data_sameness import CONFIG
+from benchmarks.measures.goals import Goal, run, told
+
+HERE = Path(__file__).resolve().parents[1]
+FILE_BYTES = 64_000_000
+SIZES = (100_000_000, 1_000_000_000, 10_000_000_000)
+QUICK_SIZES = (25_000_000, 100_000_000, 200_000_000)
+Figures = dict[str, float]
+
+
+def salted(text: str, salt: str) -> str:
+    """The text with a salt on every fourth word: no five words in a row are those of another salt."""
+    words = text.split(" ")
+    words[::4] = [word + salt for word in words[::4]]
+    return " ".join(words)
+
+
+def write_corpus(folder: Path, size_bytes: int) -> int:
+    """JSON Lines files of 64 MB; returns the bytes of text."""
+    documents = mixed(80_000_000)
+    folder.mkdir(parents=True)
+    written, copy, number = 0, 0, 0
+    while written < size_bytes:
+        salt = "".join(chr(97 + int(digit)) for digit in str(copy)) if copy else ""
+        part, rows = 0, iter(documents)
+        while written < size_bytes:
+            path = folder / f"{number:05d}.jsonl"
+            part = 0
+            with path.open("w", encoding="utf-8") as file:
+                for row in rows:
+                    text = salted(row["text"], salt) if salt else row["text"]
+                    file.write(json.dumps({"id": f"{copy}/{row['id']}", "text": text}, ensure_ascii=False) + "\n")
+                    part += len(text.encode("utf-8"))
+                    if part >= FILE_BYTES or written + part >= size_bytes:
+                        break
+            written += part
+            number += 1
+            if part < FILE_BYTES:
+                break
+        copy += 1
+    return written
+
+
+def measure(size_bytes: int) -> Figures:
+    """Run `assay data prepare` on so much text with one worker process a core."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        size = write_corpus(folder / "raw", size_bytes)
+        config = CONFIG.replace("shard_bytes = 1000000", f"shard_bytes = {64 << 20}")
+        (folder / "run.toml").write_text(config.replace("4096", "32000"), encoding="utf-8")
+        (folder / "policy.toml").write_bytes((HERE / "configs" / "policy.toml").read_bytes())
+        words = [sys.executable, __file__, "--child", str(folder)]
+        started = time.monotonic()
+        done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+        cpu, peak = (float(word) for word in done.stdout.split())
+        return {"bytes": size, "cpu_seconds": cpu, "peak_mb": peak, "wall_seconds": time.monotonic() - started}
+
+
+def child(folder: Path) -> None:
+    """Run the command and print the CPU-seconds and the largest process of all that it started."""
+    words = [
+        sys.executable,
+        "-m",
+        "pretrain",
+        "data",
+        "prepare",
+        str(folder / "run.toml"),
+        "--root",
+        str(folder / "root"),
+    ]
+    subprocess.run(words, check=True, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(spent.ru_utime + spent.ru_stime, spent.ru_maxrss / 1000)
+
+
+def plot(found: list[Figures]) -> str:
+    """Time and memory over bytes, both scaled by the first size, as one SVG on logarithmic axes."""
+    width, height, left, bottom = 640, 360, 70, 40
+    largest = max(row["bytes"] for row in found)
+    smallest = min(row["bytes"] for row in found)
+    top = max(row["cpu_seconds"] for row in found)
+    low = min(min(row["cpu_seconds"] for row in found), 10.0)
+    high = max(top, max(row["peak_mb"] for row in found)) * 1.5
+
+    def x(value: float) -> float:
+        return left + (width - left - 20) * math.log(value / smallest) / math.log(largest / smallest)
+
+    def y(value: float) -> float:
+        return height - bottom - (height - bottom - 20) * math.log(value / low) / math.log(high / low)
+
+    head = f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12"'
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {head}>']
+    parts.append(f'<rect width="{width}" height="{height}" fill="white"/>')
+
+    def text(at: float, up: float, words: str, anchor: str, colour: str = "#222") -> None:
+        parts.append(f'<text x="{at:.1f}" y="{up:.1f}" text-anchor="{anchor}" fill="{colour}">{words}</text>')
+
+    for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1):
+        if low <= 10**power <= high:
+            parts.append(f'<path d="M{left} {y(10**power):.1f}H{width - 20}" stroke="#ddd"/>')
+            text(left - 8, y(10**power) + 4, f"{10**power:g}", "end")
+    last = found[-1]
+    curves = (("cpu_seconds", "CPU-seconds", "#17637f"), ("peak_mb", "MB, largest process", "#b1540d"))
+    for name, unit, colour in curves:
+        points = " ".join(f"{x(row['bytes']):.1f},{y(row[name]):.1f}" for row in found)
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        text(x(last["bytes"]) - 4, y(last[name]) - 8, unit, "end", colour)
+    for row in found:
+        text(x(row["bytes"]), height - 15, f"{row['bytes'] / 1e9:.2g} GB", "middle")
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def main() -> int:
+    """Measure each size and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="25 MB to 0.2 GB; at most 5 minutes")
+    parser.add_argument("--plot", type=Path, help="write the plot to this SVG file")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.child)
+        return 0
+
+    def grow() -> list[Goal]:
+        found = [measure(size) for size in (QUICK_SIZES if arguments.quick else SIZES)]
+        goals = []
+        for row in found:
+            label = f"{row['bytes'] / 1e9:g}gb"
+            goals.append(told(f"scale.{label}.mb_a_core_second", row["bytes"] / 1e6 / row["cpu_seconds"]))
+            goals.append(told(f"scale.{label}.peak_mb", row["peak_mb"], f"{row['wall_seconds']:.0f} s of wall time"))
+        dearest = found[-1]["cpu_seconds"] / found[-1]["bytes"]
+        goals.append(
+            Goal("scale.time_a_byte_last_to_first", dearest * found[0]["bytes"] / found[0]["cpu_seconds"], 1.3, "<=")
+        )
+        goals.append(Goal("scale.memory_last_to_second", found[-1]["peak_mb"] / found[1]["peak_mb"], 1.25, "<="))
+        if arguments.plot:
+            arguments.plot.write_text(plot(found), encoding="utf-8")
+        return goals
+
+    return run([("scale", grow)])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
