@@ -1,9 +1,10 @@
 """The recipe on a page: from sources to packed token shards, in order.
 
-    sources -> ingest -> clean -> dedup -> redact -> tokenizer -> encode
+    sources -> ingest -> clean -> [classify] -> dedup -> [paragraphs] -> [decontaminate] -> redact
+            -> tokenizer -> [mix] -> encode -> [pack]
 
 Each line below is a stage: it finds its artifact or makes it. This call graph is the whole schedule; running it again
-resumes wherever it was left.
+resumes wherever it was left. A stage in brackets is there when its section is in the run's file.
 """
 
 from __future__ import annotations
@@ -13,13 +14,21 @@ from pathlib import Path
 
 from pydantic import Field
 
+from data_pipeline.classifier import ClassifierConfig, classify, train_classifier
 from data_pipeline.clean import CleanConfig, clean
-from data_pipeline.dedup import DedupConfig, dedup
+from data_pipeline.decontaminate import DecontaminateConfig, decontaminate
+from data_pipeline.dedup import DedupConfig, dedup, earlier_corpora
 from data_pipeline.encode import EncodeConfig, encode
+from data_pipeline.evaluation_sets import evaluation_sets
 from data_pipeline.ingest import IngestConfig, ingest
+from data_pipeline.lists import ListsConfig, make_lists
+from data_pipeline.mix import mix
+from data_pipeline.pack import PackConfig, pack
+from data_pipeline.paragraphs import ParagraphsConfig, drop_paragraphs
 from data_pipeline.parallel import close_pool
 from data_pipeline.pii import PiiConfig, redact
 from data_pipeline.readers import Source
+from data_pipeline.shares import MixConfig
 from data_pipeline.tokenizer import TokenizerConfig, train_tokenizer
 from governance.config import Section
 from governance.manifest import Manifest
@@ -32,11 +41,23 @@ class DataConfig(Section):
     sources: tuple[Source, ...] = Field(min_length=1)
     """Where raw text comes from, in the order in which ties between duplicates are broken."""
     ingest: IngestConfig = IngestConfig()
+    lists: ListsConfig | None = None
+    """Block lists and word lists, which `clean` uses; absent: none."""
     clean: CleanConfig = CleanConfig()
+    classifiers: tuple[ClassifierConfig, ...] = ()
+    """Models that are trained from labelled files and judge every document; none: no such stage."""
     dedup: DedupConfig = DedupConfig()
+    paragraphs: ParagraphsConfig | None = None
+    """Cut repeated paragraphs and lines; absent: no such stage."""
+    decontaminate: DecontaminateConfig | None = None
+    """Keep the corpus clean of evaluation sets; absent: no such stage."""
     pii: PiiConfig = PiiConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
+    mix: MixConfig | None = None
+    """Weigh sources and languages; absent: each document once."""
     encode: EncodeConfig = EncodeConfig()
+    pack: PackConfig | None = None
+    """Fill rows by best fit; absent: rows are stretches of the token stream."""
 
 
 def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manifest]:
@@ -46,16 +67,31 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
         MissingInput: a source is not there; or `runtime.make` is False and this stage is not made yet.
     """
     try:
-        yield (raw := ingest(config.sources, config.ingest, folder, runtime))
-        yield (cleaned := clean(raw, config.clean, runtime))
-        yield (unique := dedup(cleaned, config.dedup, runtime))
-        yield (redacted := redact(unique, config.pii, runtime))
-        yield (tokenizer := train_tokenizer(redacted, config.tokenizer, runtime))
-        yield encode(redacted, tokenizer, config.encode, runtime)
+        yield (documents := ingest(config.sources, config.ingest, folder, runtime))
+        lists = None if config.lists is None else make_lists(config.lists, folder, runtime)
+        yield (documents := clean(documents, config.clean, runtime, lists))
+        if config.classifiers:
+            models = [(model, train_classifier(model, folder, runtime)) for model in config.classifiers]
+            yield (documents := classify(documents, models, runtime))
+        earlier = earlier_corpora(config.dedup, runtime.root)
+        yield (documents := dedup(documents, config.dedup, runtime, earlier))
+        if config.paragraphs is not None:
+            yield (documents := drop_paragraphs(documents, config.paragraphs, runtime))
+        if config.decontaminate is not None:
+            sets = evaluation_sets(config.decontaminate.sets, folder, runtime)
+            yield (documents := decontaminate(documents, sets, config.decontaminate, runtime))
+        yield (documents := redact(documents, config.pii, runtime, folder))
+        yield (tokenizer := train_tokenizer(documents, config.tokenizer, runtime, folder))
+        plan = None
+        if config.mix is not None:
+            yield (plan := mix(documents, config.mix, runtime))
+        yield (tokens := encode(documents, tokenizer, config.encode, runtime, plan))
+        if config.pack is not None:
+            yield pack(tokens, config.pack, runtime)
     finally:
         close_pool()  # idle workers hold memory that training wants
 
 
 def prepare(config: DataConfig, folder: Path, runtime: Runtime) -> dict[str, Manifest]:
-    """Every artifact of the corpus by stage: ingest, clean, dedup, redact, tokenizer, encode."""
+    """Every artifact of the corpus by stage, in order."""
     return {manifest.stage: manifest for manifest in stages(config, folder, runtime)}

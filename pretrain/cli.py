@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 _EPILOG = """exit codes: 0 done, 66 something is missing, 65 something was altered or torn, 69 the scheduler refused,
 74 the disk refused, 75 preempted (run the same command again), 77 the gate is closed, 78 the configuration is wrong"""
@@ -23,13 +24,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     from governance.errors import PipelineError
     from governance.log import get_logger, set_up_logging
-    from pretrain import commands
     from pretrain.distributed import read_ranks
 
     set_up_logging(verbose=arguments.verbose)
     try:
         set_up_logging(read_ranks().rank, verbose=arguments.verbose)
-        return int(getattr(commands, arguments.command)(arguments) or 0)
+        return int(getattr(_module(arguments), arguments.command)(arguments) or 0)
     except PipelineError as error:
         get_logger(__name__).error("%s: %s", type(error).__name__, error)
         return error.exit_code
@@ -65,11 +65,51 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _module(arguments: argparse.Namespace) -> ModuleType:
+    from pretrain import commands, data_commands
+
+    return data_commands if arguments.group == "data" else commands
+
+
 def _data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     group = commands.add_parser("data", help="prepare a corpus, or look at one", description="The corpus.")
     group = group.add_subparsers(metavar="COMMAND", required=True)
-    _config(_add(group, "prepare", "data_prepare", "make every artifact of the corpus"))
-    _config(_add(group, "show", "data_show", "print the corpus through its stages, from its manifests"))
+
+    def add(name: str, function: str, text: str) -> argparse.ArgumentParser:
+        command = _add(group, name, function, text)
+        command.set_defaults(group="data")
+        return command
+
+    command = add("prepare", "prepare", "make every artifact of the corpus")
+    _config(command)
+    command.add_argument(
+        "--worker",
+        type=_worker,
+        default=(0, 1),
+        metavar="I/N",
+        help="be worker I (from 0) of N that share the work: --worker $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT",
+    )
+    command.add_argument(
+        "--engine", choices=("duckdb", "daft"), default="duckdb", help="of the global joins; daft runs on Ray too"
+    )
+    command = add("show", "show", "print a corpus through its stages: counts, histograms, samples (PII masked)")
+    _config(command, "CONFIG|ARTIFACT", "the run's TOML file, or an artifact's folder")
+    command = add("trace", "trace", "say which document, file and place a token is from")
+    command.add_argument("shard", type=Path, metavar="SHARD", help="a token shard (.tokens) or packed rows (.rows)")
+    command.add_argument("offset", type=_natural, metavar="OFFSET", help="the token's number in it, from 0")
+    _config(
+        add(
+            "train-classifier", "train_classifiers", "train the models of [[data.classifiers]], print how good they are"
+        )
+    )
+    command = add("export", "export", "write the token shards as Megatron's PREFIX_train.bin and .idx")
+    _config(command)
+    command.add_argument("prefix", type=_prefix, metavar="PREFIX", help="path and first part of the files' names")
+    command = add("import", "import_tokens", "make token shards of Megatron's PREFIX.bin and PREFIX.idx")
+    command.add_argument("prefix", type=_prefix, metavar="PREFIX", help="the two files without their endings")
+    command.add_argument("--root", type=Path, required=True, help="folder of all artifacts")
+    command.add_argument("--vocabulary-size", type=_positive, required=True, help="every id is below it")
+    command.add_argument("--end-of-document", type=_natural, required=True, help="id of the token that ends a document")
 
 
 def _governance(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -121,12 +161,12 @@ def _add(
     group: argparse._SubParsersAction[argparse.ArgumentParser], name: str, function: str, text: str
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = group.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    command.set_defaults(command=function)
+    command.set_defaults(command=function, group="")
     return command
 
 
-def _config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", type=Path, metavar="CONFIG", help="the run's TOML file")
+def _config(command: argparse.ArgumentParser, name: str = "CONFIG", text: str = "the run's TOML file") -> None:
+    command.add_argument("config", type=Path, metavar=name, help=text)
     command.add_argument("--root", type=Path, help="folder of all artifacts (default: runs/<name of CONFIG>)")
     command.add_argument(
         "--workers", type=_positive, default=os.cpu_count() or 1, help="processes for data (default: cores)"
@@ -151,6 +191,25 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
     return int(text)
+
+
+def _natural(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
+    return int(text)
+
+
+def _prefix(text: str) -> Path:
+    if not Path(text).name or text.endswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} names no file: give a path and the first part of a name")
+    return Path(text)
+
+
+def _worker(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (text.isascii() and number.isdigit() and count.isdigit() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
+    return int(number), int(count)
 
 
 def _version() -> str:

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from governance.energy.meters import meter
-from governance.errors import ConfigError, ManifestError, MissingInput
+from governance.errors import ConfigError, ManifestError
 from governance.gate import GovernanceConfig
-from governance.manifest import Manifest, differences
+from governance.manifest import differences
 from governance.signing import create_key, default_key_path, public_path
 from governance.stage import Runtime
 from governance.verification import lineage, read_artifact, root_of, verify_root
@@ -21,7 +21,7 @@ from pretrain.run_config import Run, load_run
 Arguments = argparse.Namespace
 
 
-def _load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
+def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
     """The run and the runtime of a command; `command` is what a look-up tells the user to type."""
     run = load_run(arguments.config, arguments.overrides)
     root: Path = arguments.root or Path("runs") / arguments.config.stem
@@ -29,6 +29,8 @@ def _load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
         root=root.absolute(),
         workers=arguments.workers,
         command=f"assay {command} {arguments.config}" + (f" --root {arguments.root}" if arguments.root else ""),
+        worker=getattr(arguments, "worker", (0, 1)),
+        engine=getattr(arguments, "engine", "duckdb"),
         meter=meter(run.config.energy, root.absolute() / "energy.jsonl"),
     )
     return run, runtime
@@ -40,7 +42,8 @@ def _words(arguments: Arguments, runtime: Runtime) -> list[str]:
     return [str(arguments.config.absolute()), "--root", str(runtime.root), *overrides]
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print one line of a result."""
     sys.stdout.write(line + "\n")
 
 
@@ -48,35 +51,8 @@ def run(arguments: Arguments) -> None:
     """All of it."""
     from pretrain.run import whole_way
 
-    loaded, runtime = _load(arguments, "run")
-    _say(f"report: {whole_way(loaded, runtime, arguments.processes, _words(arguments, runtime))}")
-
-
-def data_prepare(arguments: Arguments) -> None:
-    """Every artifact of the corpus."""
-    from pretrain.run import corpus
-
-    loaded, runtime = _load(arguments, "data prepare")
-    for stage, manifest in corpus(loaded, runtime).items():
-        _say(f"{stage:<10} {manifest.digest[:16]}  {runtime.root / manifest.folder}")
-
-
-def data_show(arguments: Arguments) -> None:
-    """The corpus through those of its stages that are made."""
-    from dataclasses import replace
-
-    from data_pipeline.prepare import stages
-    from governance.reports.terminal import show_corpus
-
-    loaded, runtime = _load(arguments, "data prepare")
-    made: list[Manifest] = []
-    try:
-        for manifest in stages(loaded.config.data, loaded.folder, replace(runtime, make=False)):
-            made.append(manifest)
-    except MissingInput:
-        if not made:
-            raise
-    _say(show_corpus(made))
+    loaded, runtime = load(arguments, "run")
+    say(f"report: {whole_way(loaded, runtime, arguments.processes, _words(arguments, runtime))}")
 
 
 def governance_check(arguments: Arguments) -> int:
@@ -86,10 +62,10 @@ def governance_check(arguments: Arguments) -> int:
     from governance.gate import explain, require_open
     from pretrain.run import corpus, judge
 
-    loaded, runtime = _load(arguments, "data prepare")
+    loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
     _, verdict = judge(loaded, artifacts, runtime)
-    _say(explain(verdict))
+    say(explain(verdict))
     require_open(artifacts["encode"], loaded.policy, loaded.config.governance, loaded.folder, runtime.root)
     return 0
 
@@ -100,26 +76,26 @@ def governance_verify(arguments: Arguments) -> int:
     keys = tuple(str(key.absolute()) for key in arguments.keys)
     files, problems = verify_root(root, GovernanceConfig(trusted_keys=keys), Path())
     for problem in problems:
-        _say(problem)
+        say(problem)
     if problems:
         raise ManifestError(f"{len(problems)} problem(s) in {files} files below {root}")
-    _say(f"{files} files below {root}: all as their manifests say")
+    say(f"{files} files below {root}: all as their manifests say")
     return 0
 
 
 def governance_trace(arguments: Arguments) -> None:
     """An artifact's ancestors."""
     manifest = read_artifact(arguments.artifact)
-    _say(f"{manifest.stage} {manifest.digest[:16]} {manifest.path}")
+    say(f"{manifest.stage} {manifest.digest[:16]} {manifest.path}")
     for depth, item in lineage(manifest, root_of(arguments.artifact)):
-        _say(f"{'  ' * depth}{item.stage} {item.digest[:16]} {item.path}")
+        say(f"{'  ' * depth}{item.stage} {item.digest[:16]} {item.path}")
 
 
 def governance_diff(arguments: Arguments) -> int:
     """Two artifacts compared; 1 when they differ, as diff does."""
     lines = differences(read_artifact(arguments.ours), read_artifact(arguments.theirs))
     for line in lines:
-        _say(line)
+        say(line)
     return 1 if lines else 0
 
 
@@ -127,7 +103,7 @@ def governance_keygen(arguments: Arguments) -> None:
     """A key pair."""
     path = arguments.path or default_key_path()
     create_key(path)
-    _say(f"private key {path}, public key {public_path(path)}")
+    say(f"private key {path}, public key {public_path(path)}")
 
 
 def train(arguments: Arguments) -> None:
@@ -136,10 +112,10 @@ def train(arguments: Arguments) -> None:
 
     from pretrain.run import corpus, training_in
 
-    loaded, runtime = _load(arguments, "data prepare")
-    tokens = corpus(loaded, replace(runtime, make=False))["encode"]
-    manifest = training_in(arguments.processes, loaded, tokens, runtime, _words(arguments, runtime))
-    _say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}")
+    loaded, runtime = load(arguments, "data prepare")
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    manifest = training_in(arguments.processes, loaded, artifacts, runtime, _words(arguments, runtime))
+    say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}")
 
 
 def evaluate(arguments: Arguments) -> None:
@@ -149,10 +125,12 @@ def evaluate(arguments: Arguments) -> None:
     from pretrain.evaluate import evaluate as measure
     from pretrain.run import corpus
 
-    loaded, runtime = _load(arguments, "data prepare")
-    tokens = corpus(loaded, replace(runtime, make=False))["encode"]
-    found = measure(arguments.checkpoint, tokens, loaded.config.engine, runtime.root)
-    _say(f"loss {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte, {found.tokens:,} tokens")
+    loaded, runtime = load(arguments, "data prepare")
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    found = measure(
+        arguments.checkpoint, artifacts.get("pack", artifacts["encode"]), loaded.config.engine, runtime.root
+    )
+    say(f"loss {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte, {found.tokens:,} tokens")
 
 
 def export(arguments: Arguments) -> None:
@@ -162,27 +140,27 @@ def export(arguments: Arguments) -> None:
     from pretrain.export import export as write
     from pretrain.run import corpus
 
-    loaded, runtime = _load(arguments, "data prepare")
+    loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
     tokenizer = runtime.root / artifacts["tokenizer"].folder / "tokenizer.json"
     end = int(artifacts["tokenizer"].stats["end_of_document"])
     manifest = write(arguments.checkpoint, tokenizer, end, arguments.target, runtime.root)
-    _say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Llama folder")
+    say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Llama folder")
 
 
 def report(arguments: Arguments) -> None:
     """The report of what is there."""
     from pretrain.run import write_report
 
-    loaded, runtime = _load(arguments, "run")
-    _say(f"report: {write_report(loaded, runtime)}")
+    loaded, runtime = load(arguments, "run")
+    say(f"report: {write_report(loaded, runtime)}")
 
 
 def slurm_render(arguments: Arguments) -> None:
     """The job script."""
     from slurm.submit import render
 
-    loaded, runtime = _load(arguments, "run")
+    loaded, runtime = load(arguments, "run")
     sys.stdout.write(render(arguments.config.absolute(), runtime.root, loaded.config.slurm))
 
 
@@ -190,15 +168,15 @@ def slurm_submit(arguments: Arguments) -> None:
     """The job."""
     from slurm.submit import submit
 
-    loaded, runtime = _load(arguments, "run")
+    loaded, runtime = load(arguments, "run")
     if arguments.overrides:
         raise ConfigError("--set has no effect on a submitted job: it reads the file. Write the change into the file.")
-    _say(submit(arguments.config.absolute(), runtime.root, loaded.config.slurm))
+    say(submit(arguments.config.absolute(), runtime.root, loaded.config.slurm))
 
 
 def slurm_status(arguments: Arguments) -> None:
     """The job's state."""
     from slurm.submit import status
 
-    _, runtime = _load(arguments, "slurm submit")
-    _say(status(runtime.root))
+    _, runtime = load(arguments, "slurm submit")
+    say(status(runtime.root))

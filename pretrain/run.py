@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,11 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
     return checked, verdict
 
 
-def training(run: Run, tokens: Manifest, runtime: Runtime) -> Manifest:
+def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest:
     """Train, in this process (one rank of several under torchrun); the gate is checked first.
+
+    The verdict is on the token shards. Packed rows are an index of them: the trainer opens the shards that the index
+    was made from, and compares both with their digests.
 
     Raises:
         GateClosed: the verdict does not let this corpus through; no step is computed.
@@ -57,23 +60,32 @@ def training(run: Run, tokens: Manifest, runtime: Runtime) -> Manifest:
     from pretrain.train import train
 
     config = run.config
-    require_open(tokens, run.policy, config.governance, run.folder, runtime.root)
+    require_open(artifacts["encode"], run.policy, config.governance, run.folder, runtime.root)
     return train(
-        tokens, config.model, config.optim, config.train, config.checkpoint, config.engine, config.tracking, runtime
+        artifacts.get("pack", artifacts["encode"]),
+        config.model,
+        config.optim,
+        config.train,
+        config.checkpoint,
+        config.engine,
+        config.tracking,
+        runtime,
     )
 
 
-def training_in(processes: int, run: Run, tokens: Manifest, runtime: Runtime, words: Sequence[str]) -> Manifest:
+def training_in(
+    processes: int, run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime, words: Sequence[str]
+) -> Manifest:
     """Train in `processes` processes of this machine; `words` repeat the configuration on their command line."""
     if processes > 1:
-        require_open(tokens, run.policy, run.config.governance, run.folder, runtime.root)
+        require_open(artifacts["encode"], run.policy, run.config.governance, run.folder, runtime.root)
         status = launch(processes, ["train", *words])
         if status == Preempted.exit_code:
             raise Preempted("the training processes saved a checkpoint and left")
         if status != 0:
             raise PipelineError(f"the training processes ended with status {status}; their messages stand above")
         runtime = replace(runtime, make=False)
-    return training(run, tokens, runtime)
+    return training(run, artifacts, runtime)
 
 
 def write_report(run: Run, runtime: Runtime) -> Path:
@@ -84,7 +96,7 @@ def write_report(run: Run, runtime: Runtime) -> Path:
     artifacts = corpus(run, look)
     artifacts["audit"], verdict = judge(run, artifacts, look)
     try:
-        artifacts["train"] = training(run, artifacts["encode"], look)
+        artifacts["train"] = training(run, artifacts, look)
     except (GateClosed, MissingInput) as error:
         get_logger(__name__).warning("the report has no training: %s", str(error).splitlines()[0])
     made = report(artifacts, verdict, runtime.root, runtime)
@@ -100,7 +112,7 @@ def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) 
     artifacts = corpus(run, runtime)
     judge(run, artifacts, runtime)
     try:
-        training_in(processes, run, artifacts["encode"], runtime, words)
+        training_in(processes, run, artifacts, runtime, words)
     except GateClosed:
         get_logger(__name__).info("report: %s", write_report(run, runtime))
         raise

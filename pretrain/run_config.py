@@ -16,6 +16,7 @@ from data_pipeline.prepare import DataConfig
 from governance.checks.audit import AuditConfig
 from governance.config import Section, load_config
 from governance.energy.meters import EnergyConfig
+from governance.errors import ConfigError
 from governance.gate import GovernanceConfig
 from governance.policy import Policy, load_policy
 from pretrain.config import (
@@ -69,4 +70,10 @@ def load_run(path: Path, overrides: list[str]) -> Run:
     """
     config = load_config(path, RunConfig, overrides)
     check_together(TrainRecipe(model=config.model, optim=config.optim, train=config.train), config.engine)
+    packed = config.data.pack
+    if packed is not None and packed.sequence_length != config.train.sequence_length:
+        raise ConfigError(
+            f"{path}: data.pack.sequence_length is {packed.sequence_length}, train.sequence_length "
+            f"{config.train.sequence_length}: rows are packed for one length. Set both to the same."
+        )
     return Run(config, path, load_policy(path.parent / config.governance.policy))

@@ -25,7 +25,7 @@ from governance.checks.bias.representation import (
     representation_rows,
 )
 from governance.checks.expectations import run_suite
-from governance.checks.suites import Table, document_tables, frame_of, licence_rows, source_rows, token_rows
+from governance.checks.suites import Table, document_tables, frame_of, licence_rows, pii_rows, source_rows, token_rows
 from governance.config import Section
 from governance.errors import MissingInput
 from governance.files import write_json
@@ -35,9 +35,11 @@ from governance.manifest import Manifest, describe
 from governance.policy import Gate, Policy
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 STAGES = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode")
-"""The artifacts that an audit is of, in their order."""
+"""The artifacts that every audit is of, in their order."""
+OPTIONAL_STAGES = ("classify", "paragraphs", "decontaminate", "mix")
+"""Those that it is of as well where the run has them."""
 STATUSES = ("pass", "fail", "inconclusive", "error", "missing")
 
 
@@ -92,7 +94,7 @@ def audit(artifacts: Mapping[str, Manifest], policy: Policy, config: AuditConfig
         findings = find_all(artifacts, policy.gates(), config, terms, runtime.root)
         return _write(findings, folder, runtime.root)
 
-    inputs = [artifacts[stage].as_input() for stage in STAGES]
+    inputs = [artifacts[stage].as_input() for stage in (*STAGES, *OPTIONAL_STAGES) if stage in artifacts]
     return run_stage(Recipe("audit", VERSION, section), inputs, runtime, make)
 
 
@@ -121,6 +123,7 @@ def find_all(
         "sources": iter([Table("sources", frame_of(sources))]),
         "licences": iter([Table("licences", frame_of(licence_rows(artifacts["redact"], root), _LICENCES))]),
         "tokens": iter([Table("tokens", frame_of(token_rows(artifacts["encode"])))]),
+        "pii": iter([Table("pii", frame_of(pii_rows(artifacts["redact"]), _PII))]),
         "representation": iter([Table("representation", frame_of(representation["rows"], _REPRESENTATION))]),
     }
     for suite, tables in suites.items():
@@ -137,6 +140,7 @@ def find_all(
 
 
 _LICENCES = ("source", "licence", "documents")
+_PII = ("type", "planted", "found", "canary_recall")
 _REPRESENTATION = (
     "language", "axis", "group", "documents", "mentions", "share", "share_low", "share_high", "axis_share",
     "per_million_words", "conclusive",

@@ -27,7 +27,7 @@ from governance.manifest import Manifest
 if TYPE_CHECKING:
     import pandas as pd
 
-FUNNEL = ("ingest", "clean", "dedup", "redact", "encode")
+FUNNEL = ("ingest", "clean", "classify", "dedup", "paragraphs", "decontaminate", "redact", "encode")
 """The stages that pass documents, in their order."""
 ALL = "(all)"
 _ABSENT = ("", "und")  # a language that is not known is a missing value, not a text
@@ -111,9 +111,10 @@ def _without_empty_text(frame: pd.DataFrame) -> pd.DataFrame:
 def source_rows(artifacts: Mapping[str, Manifest]) -> list[dict[str, Any]]:
     """The source x stage table, in the order of the stages, "(all)" before the sources by name.
 
-    Columns: `stage, source, documents_in, documents_kept, bytes_in, bytes_kept, removed_share` (removed / in; None for
-    nothing in), `quarantined_share` (quarantined / in at `ingest`, 0 elsewhere), `torn_files` (likewise),
-    `unaccounted` (in - kept - removed; 0 by law), `lost` (kept by the stage before - in; 0 by law).
+    Columns: `stage, source, documents_in, documents_kept, bytes_in, bytes_kept`, `removed_share` (removed / in; None
+    for nothing in), `duplicate_share` (the same at `dedup`, 0 elsewhere), `quarantined_share` (quarantined / in at
+    `ingest`, 0 elsewhere), `torn_files` (likewise), `unaccounted` (in - kept - removed; 0 by law), `lost` (kept by the
+    stage before - in; 0 by law).
 
     A source of which nothing is left has no row at later stages: its last row shows where it went.
     """
@@ -142,6 +143,7 @@ def _source_row(stage: str, source: str, entry: Mapping[str, Any], before: int |
         "source": source,
         **counts,
         "removed_share": _share(removed, counts["documents_in"]),
+        "duplicate_share": _share(removed, counts["documents_in"]) if stage == "dedup" else 0.0,
         "quarantined_share": _share(refused, counts["documents_in"]) if raw else 0.0,
         "torn_files": entry.get("torn_files") if raw else 0,
         "unaccounted": counts["documents_in"] - counts["documents_kept"] - removed,
@@ -168,6 +170,17 @@ def licence_rows(final: Manifest, root: Path) -> list[dict[str, Any]]:
     return [
         {"source": source, "licence": licence, "documents": number}
         for (source, licence), number in sorted(found.items())
+    ]
+
+
+def pii_rows(redact: Manifest) -> list[dict[str, Any]]:
+    """A row a type that was looked for: `type, planted, found, canary_recall` (None where none was planted).
+
+    Canaries are strings that the stage planted into copies of documents and looked for with its own rules.
+    """
+    return [
+        {"type": kind, **counts, "canary_recall": _share(counts["found"], counts["planted"])}
+        for kind, counts in sorted(redact.stats.get("canaries", {}).items())
     ]
 
 

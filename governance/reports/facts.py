@@ -12,13 +12,18 @@ from typing import Any
 
 from governance.errors import ManifestError
 from governance.manifest import Manifest
+from governance.reports.distributions import distributions
 from governance.reports.energy import energy_facts
-from governance.reports.samples import quarantine_samples, removed_samples
+from governance.reports.samples import kept_samples, quarantine_samples, removed_samples
 from governance.reports.training import training_facts
 
-ORDER = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode", "audit", "train")
+ORDER = (
+    "ingest", "clean", "classify", "dedup", "paragraphs", "decontaminate", "redact", "tokenizer", "mix", "encode",
+    "pack", "audit", "train",
+)  # fmt: skip
 """The stages in the order of a run; others come after them by name."""
 
+_OF_TOKENS = ("tokenizer", "encode", "pack")
 _COUNTS = ("documents_in", "documents_kept", "bytes_in", "bytes_kept")
 
 
@@ -41,12 +46,16 @@ def facts(artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], root: P
             for manifest in manifests
             if manifest.files("removed", root)
         ],
+        "kept": kept_samples(artifacts["redact"], root) if "redact" in artifacts else [],
+        "distributions": [histogram for manifest in manifests for histogram in distributions(manifest, root)],
         "quarantined": quarantine_samples(artifacts["ingest"], root) if "ingest" in artifacts else {},
         "sources": sources(artifacts.get("ingest"), funnel, policy),
         "licences_allowed": policy.get("licences", {}).get("allowed", []),
         "checks": checks(_read(audit, "results.json", root), policy, verdict),
         "representation": _read(audit, "representation.json", root),
-        "tokens": {stage: scalars(artifacts[stage].stats) for stage in ("tokenizer", "encode") if stage in artifacts},
+        "tokens": {
+            stage: scalars(artifacts[stage].stats) for stage in ("tokenizer", "encode", "pack") if stage in artifacts
+        },
         "training": training_facts(artifacts["train"], root) if "train" in artifacts else None,
         "energy": energy_facts(manifests, root),
         "lineage": [_lineage(manifest) for manifest in manifests],

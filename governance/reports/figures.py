@@ -7,8 +7,9 @@ alternative that says what it shows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from governance.reports.markup import Html, compact, tag
 
@@ -51,6 +52,33 @@ def bar(parts: Sequence[tuple[str, float]], whole: float, label: str) -> Html:
         left += width
     track = tag("rect", x="0", y="0", width="1000", height="10", class_="track")
     return svg([track, *drawn], label, 10, "bar")
+
+
+def histogram(found: Mapping[str, Any], write: Callable[[float], str]) -> Html:
+    """Documents in bins, those kept below those removed; the edges of the first and last bin and the highest count."""
+    kept, removed, edges = found["kept"], found["removed"], found["edges"]
+    most = max(a + b for a, b in zip(kept, removed, strict=True))
+    width = 1000 / len(kept)
+    drawn = []
+    for place, parts in enumerate(zip(kept, removed, strict=True)):
+        top = 110.0
+        told = f"{write(edges[place])} to {write(edges[place + 1])}: {parts[0]:,} kept, {parts[1]:,} removed"
+        bars = []
+        for style, count in zip(("a", "gone"), parts, strict=True):
+            height = 105 * count / most
+            top -= height
+            if count:
+                bars.append(
+                    tag("rect", x=f"{place * width + 1:.1f}", y=f"{top:.1f}", width=f"{width - 2:.1f}",
+                        height=f"{max(height, 0.6):.1f}", class_=f"f-{style}")
+                )  # fmt: skip
+        drawn.append(tag("g", tag("title", told), bars))
+    label = f"{found['stage']}: {found['name']}: {sum(kept):,} documents kept, {sum(removed):,} removed"
+    axis = tag("line", x1="0", x2="1000", y1="110", y2="110", class_="grid")
+    ends = tag("p", tag("span", write(edges[0])), tag("span", write(edges[-1])), class_="ends")
+    unit = tag("span", f"highest bar: {most:,} documents", class_="unit")
+    title = tag("figcaption", tag("b", f"{found['stage']}: {found['name']}".replace("_", " ")), unit)
+    return tag("figure", title, svg([*drawn, axis], label, 112, "hist"), ends, class_="chart")
 
 
 def interval(low: float, middle: float, high: float, whole: float, label: str) -> Html:

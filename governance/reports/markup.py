@@ -23,12 +23,16 @@ class Html(str):
     __slots__ = ()
 
 
-def escape(text: str) -> Html:
-    """Any text as the text of a page: markup escaped; control characters, lone surrogates and marks that turn
-    the writing direction (embeddings, overrides, isolates) made visible.
+def visible(text: str) -> str:
+    """The text with control characters, lone surrogates and marks that turn the writing direction (embeddings,
+    overrides, isolates) made visible, so that it can neither command a terminal nor turn its neighbours.
     """
-    clean = _CONTROL.sub("\ufffd", text.encode("utf-8", "replace").decode("utf-8"))
-    return Html(html.escape(clean, quote=True))
+    return _CONTROL.sub("\ufffd", text.encode("utf-8", "replace").decode("utf-8"))
+
+
+def escape(text: str) -> Html:
+    """Any text as the text of a page: made visible, and markup escaped."""
+    return Html(html.escape(visible(text), quote=True))
 
 
 Child = str | Html | None | Iterable[Any]

@@ -7,6 +7,7 @@ from typing import Any
 
 from governance.reports import corpus_sections as corpus
 from governance.reports import run_sections as run
+from governance.reports.document_sections import documents
 from governance.reports.markup import UNKNOWN, Html, digest, energy, foreign, join, number, share, size, table, tag
 from governance.reports.style import CSS
 
@@ -26,6 +27,7 @@ def page(found: Mapping[str, Any]) -> str:
     sections = [
         ("verdict", "Verdict", verdict(found)),
         ("corpus", "Corpus", corpus.funnel(found)),
+        ("documents", "Documents", documents(found)),
         ("removed", "Removed", corpus.removed(found)),
         ("sources", "Sources and licences", corpus.sources(found)),
         ("checks", "Checks", corpus.checks(found)),

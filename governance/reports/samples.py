@@ -6,6 +6,7 @@ report on a terabyte costs memory of one row group.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ CHARACTERS = 200
 _MOST_SHARDS = 50  # examples come from the first shards; counts come from the manifests
 
 _EMAIL = re.compile(r"[^\s@<>\"']{1,64}@[^\s@<>\"']{1,255}")
-_MEASURE = re.compile(r"\w{1,60}=\d{1,3}\.\d{1,20}")
+_MEASURE = re.compile(r"(?<!\S)(\w{1,60}=\d{1,3}(?:\.\d{1,20})?)(?!\S)")
 _DIGITS = re.compile(r"\d(?:[\s().+/-]{0,3}\d){4,}")
 
 
@@ -30,8 +31,10 @@ def mask(text: str) -> str:
 
 
 def _told(evidence: str) -> str:
-    """A filter's evidence: `name=0.1234567` is a measured share, no personal number; all else is masked."""
-    return evidence if _MEASURE.fullmatch(evidence) else shorten(evidence)
+    """A filter's evidence: `name=0.1234567` is a measured share, no personal number; all around it is masked."""
+    parts = _MEASURE.split(evidence)
+    told = [part if place % 2 else shorten(part) for place, part in enumerate(parts)]
+    return " ".join(filter(None, told))
 
 
 def shorten(text: str) -> str:
@@ -59,6 +62,19 @@ def removed_samples(manifest: Manifest, root: Path) -> dict[str, list[dict[str, 
         if wanted and wanted <= {reason for reason, rows in found.items() if len(rows) >= EXAMPLES}:
             break
     return dict(sorted(found.items()))
+
+
+def kept_samples(manifest: Manifest, root: Path) -> list[dict[str, str]]:
+    """Up to five documents that stayed (id, text), of as many sources as there are, masked as those that went."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in _rows(manifest.files("documents", root), ["id", "text", "source"], "source"):
+        examples = found.setdefault(str(row["source"]), [])
+        if len(examples) < EXAMPLES:
+            examples.append({"id": _EMAIL.sub("[e-mail]", str(row["id"])), "text": shorten(str(row["text"]))})
+        if len(found) >= EXAMPLES:
+            break
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*found.values()))
+    return [example for example in turns if example is not None][:EXAMPLES]
 
 
 def quarantine_samples(manifest: Manifest, root: Path) -> dict[str, list[dict[str, str]]]:

@@ -58,8 +58,9 @@ padding:0 .55rem;line-height:1.5;white-space:nowrap;color:var(--f)}
 .pill.good{color:var(--good)}.pill.warn{color:var(--warn)}.pill.bad{color:var(--bad)}
 svg{display:block;width:100%}.bar{height:.7rem}.plot{height:100%;overflow:visible}
 .track{fill:var(--faint)}.f-a{fill:var(--a)}.f-b{fill:var(--b)}.f-c{fill:var(--c)}.f-d{fill:var(--d)}.f-e{fill:var(--e)}
-.f-f{fill:var(--f)}
-.grid{stroke:var(--line);stroke-width:1;vector-effect:non-scaling-stroke}
+.f-f{fill:var(--f)}.f-gone{fill:var(--b)}.k-gone{background:var(--b)}.hist{height:7rem}
+.ends{display:flex;justify-content:space-between;font-size:.76rem;color:var(--soft);margin:.15rem 0}
+figure{margin:0}.grid{stroke:var(--line);stroke-width:1;vector-effect:non-scaling-stroke}
 .line{fill:none;stroke-width:1.7;stroke-linejoin:round;vector-effect:non-scaling-stroke}
 .dot{fill:none;stroke-width:7;stroke-linecap:round;vector-effect:non-scaling-stroke}
 .span{stroke:var(--a);stroke-width:2;vector-effect:non-scaling-stroke}
@@ -73,12 +74,13 @@ svg{display:block;width:100%}.bar{height:.7rem}.plot{height:100%;overflow:visibl
 margin-top:.6rem}
 .y{display:flex;flex-direction:column;justify-content:space-between;text-align:right;font-size:.76rem;color:var(--soft)}
 .y span{line-height:0}.x{grid-column:2;display:flex;justify-content:space-between;font-size:.76rem;color:var(--soft)}
-.multiples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(15rem,100%),1fr));gap:1.2rem 2.2rem}
+.multiples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(15rem,100%),1fr));gap:1.2rem 2.2rem;
+align-items:end}
 .multiples .axes{grid-template-rows:7rem auto}.multiples .chart{margin:.4rem 0}.multiples .line{stroke-width:1}
 .multiples .unit{display:block}
 .steps{display:grid;gap:.3rem;margin:.4rem 0;font-size:.82rem}
-.steps>div{display:grid;grid-template-columns:5rem 1fr max-content;gap:.7rem;align-items:center}
-.steps .wide{grid-template-columns:5rem 1fr 11rem}.steps b{font-weight:500}.steps span:last-child{text-align:right}
+.steps>div{display:grid;grid-template-columns:6.4rem 1fr max-content;gap:.7rem;align-items:center}
+.steps .wide{grid-template-columns:6.4rem 1fr 11rem}.steps b{font-weight:500}.steps span:last-child{text-align:right}
 .sample{border-left:3px solid var(--line);padding:.1rem 0 .1rem .9rem;margin:.7rem 0;font-size:.86rem}
 .sample p{margin:.1rem 0;max-width:none;overflow-wrap:anywhere}.sample .note{font-size:.8rem}
 .rail{list-style:none;margin:1rem 0;padding:0}
@@ -91,7 +93,7 @@ background:var(--a);box-shadow:0 0 0 3px var(--page)}
 footer{color:var(--soft);font-size:.85rem;padding-bottom:3rem}
 @media (max-width:34rem){html{font-size:15px}header,main,footer,nav{padding-left:1rem;padding-right:1rem}
 header{padding-top:1.6rem}h1{font-size:1.5rem}.stop{font-size:1.3rem}.facts{grid-template-columns:1fr;gap:0}
-.facts dd{margin-bottom:.5rem}.steps .wide{grid-template-columns:4.6rem 1fr max-content}.steps .extra{display:none}
+.facts dd{margin-bottom:.5rem}.steps .wide{grid-template-columns:6.4rem 1fr max-content}.steps .extra{display:none}
 .axes{grid-template-rows:11rem auto}}
 @media print{@page{size:A4;margin:16mm 15mm}:root{--page:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#bbb;
 --faint:#e4e4e4;--a:#17637f;--b:#b1540d;--c:#4b7a2b;--d:#7a4a9e;--e:#9a6b00;--f:#5f6b7a;--good:#1c6b3a;--warn:#8a5a00;

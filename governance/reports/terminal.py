@@ -1,41 +1,73 @@
-"""The corpus on a terminal: its funnel by stage and source, and what was removed and why. Reads manifests alone."""
+"""A corpus on a terminal: its funnel, why documents went, how they are distributed, and examples of both."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from governance.manifest import Manifest
+from governance.reports.distributions import distributions, write_edge
+from governance.reports.markup import visible
+from governance.reports.samples import kept_samples, removed_samples
 
 _ALL = "(all)"
+_BAR = 40  # characters of the longest bar
+_WIDTH = 110  # characters of an example
 
 
-def show_corpus(manifests: Sequence[Manifest]) -> str:
-    """A table of (stage, source), then the reasons of removal, then the digest that a waiver would name."""
-    lines = [f"{'stage':<10} {'source':<24} {'documents':>12} {'kept':>12} {'bytes kept':>16} {'removed':>8}"]
+def show_corpus(manifests: Sequence[Manifest], root: Path) -> str:
+    """The funnel by stage and source, reasons, histograms, examples (masked), and the digest that a waiver names."""
+    lines = [f"{'stage':<13} {'source':<24} {'documents':>12} {'kept':>12} {'bytes kept':>16} {'removed':>8}"]
     for manifest in manifests:
         stats = manifest.stats
         if "documents_in" in stats:
             rows = {_ALL: stats, **dict(sorted(stats.get("by_source", {}).items()))}
             lines += [_row(manifest.stage, source, counts) for source, counts in rows.items()]
     lines += ["", *_reasons(manifests)]
+    for manifest in manifests:
+        for histogram in distributions(manifest, root):
+            lines += ["", *_histogram(histogram)]
+    for manifest in manifests:
+        for reason, examples in removed_samples(manifest, root).items() if manifest.files("removed", root) else ():
+            lines += ["", f"{manifest.stage}: removed as {reason}, for example"]
+            for row in examples[:2]:
+                lines += [f"  {row['id']}  {row['evidence']}", f"    {row['text'][:_WIDTH]}"]
+    with_documents = [manifest for manifest in manifests if manifest.files("documents", root)]
+    if with_documents:
+        lines += ["", f"{with_documents[-1].stage}: kept, for example"]
+        for row in kept_samples(with_documents[-1], root):
+            lines += [f"  {row['id']}", f"    {row['text'][:_WIDTH]}"]
     last = manifests[-1]
     lines += ["", f"{last.stage}: {last.digest}"]
-    return "\n".join(lines)
+    return "\n".join(visible(line).replace("\n", " ") for line in lines)
 
 
 def _row(stage: str, source: str, counts: Mapping[str, Any]) -> str:
     removed = counts["documents_in"] - counts["documents_kept"]
     share = f"{removed / counts['documents_in']:.1%}" if counts["documents_in"] else "-"
     return (
-        f"{stage:<10} {source:<24} {counts['documents_in']:>12,} {counts['documents_kept']:>12,} "
+        f"{stage:<13} {source:<24} {counts['documents_in']:>12,} {counts['documents_kept']:>12,} "
         f"{counts['bytes_kept']:>16,} {share:>8}"
     )
 
 
 def _reasons(manifests: Sequence[Manifest]) -> list[str]:
     return [
-        f"{manifest.stage:<10} removed {number:>10,}  {reason}"
+        f"{manifest.stage:<13} removed {number:>10,}  {reason}"
         for manifest in manifests
         for reason, number in sorted(manifest.stats.get("removed", {}).items(), key=lambda item: (-item[1], item[0]))
     ]
+
+
+def _histogram(histogram: Mapping[str, Any]) -> list[str]:
+    """A line a bin: kept as #, removed as ., on one scale."""
+    kept, removed, edges = histogram["kept"], histogram["removed"], histogram["edges"]
+    most = max(a + b for a, b in zip(kept, removed, strict=True))
+    lines = [f"{histogram['stage']}: {histogram['name']} (documents; # kept, . removed)"]
+    for place, (stayed, went) in enumerate(zip(kept, removed, strict=True)):
+        whole = -(-_BAR * (stayed + went) // most) if stayed + went else 0
+        marks = round(whole * stayed / (stayed + went)) if whole else 0
+        bar = "#" * marks + "." * (whole - marks)
+        lines.append(f"  {write_edge(edges[place]):>12} {bar:<{_BAR}} {stayed:>10,} {went:>10,}")
+    return lines

@@ -4,13 +4,19 @@ import argparse
 import subprocess
 import sys
 
-from pretrain import commands
+import pytest
+
+from pretrain import commands, data_commands
 from pretrain.cli import parser
 
 COMMON = ["--help", "--root", "--set", "--workers", "CONFIG"]
 SURFACE = {
-    "data prepare": COMMON,
-    "data show": COMMON,
+    "data export": [*COMMON, "PREFIX"],
+    "data import": ["--end-of-document", "--help", "--root", "--vocabulary-size", "PREFIX"],
+    "data prepare": [*COMMON, "--engine", "--worker"],
+    "data show": ["--help", "--root", "--set", "--workers", "CONFIG|ARTIFACT"],
+    "data trace": ["--help", "OFFSET", "SHARD"],
+    "data train-classifier": COMMON,
     "evaluate": [*COMMON, "CHECKPOINT"],
     "export": [*COMMON, "CHECKPOINT", "FOLDER"],
     "governance check": COMMON,
@@ -34,13 +40,45 @@ def surface(top, prefix=""):
                 yield from surface(command, f"{prefix} {name}".strip())
             return
     options = [action.option_strings[-1] if action.option_strings else action.metavar for action in top._actions]
-    yield prefix, sorted(options), top.get_default("command")
+    yield prefix, sorted(options), (top.get_default("group"), top.get_default("command"))
 
 
 def test_surface_is_pinned_and_each_command_exists():
     found = list(surface(parser()))
     assert {name: options for name, options, _ in found} == {name: sorted(words) for name, words in SURFACE.items()}
-    assert all(callable(getattr(commands, function)) for _, _, function in found)
+    modules = {"data": data_commands, "": commands}
+    assert all(callable(getattr(modules[group], function)) for _, _, (group, function) in found)
+    assert {group for name, _, (group, _) in found if name.startswith("data ")} == {"data"}
+
+
+def test_what_a_worker_and_an_engine_are():
+    words = ["data", "prepare", "run.toml"]
+    plain = parser().parse_args(words)
+    assert (plain.worker, plain.engine) == ((0, 1), "duckdb")
+    chosen = parser().parse_args([*words, "--worker", "2/3", "--engine", "daft"])
+    assert (chosen.worker, chosen.engine) == ((2, 3), "daft")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["run", "x.toml", "--workers", "0"], "no whole number from 1 up"),
+        *((["data", "prepare", "x.toml", f"--worker={word}"], "I from 0 to N - 1")
+          for word in ("3/3", "1", "-1/2", "1/0", "a/b", "1/2/3", "\N{ARABIC-INDIC DIGIT ONE}/2", "")),
+        (["data", "prepare", "x.toml", "--engine", "spark"], "invalid choice"),
+        (["data", "trace", "x.tokens", "-1"], "OFFSET"),
+        (["data", "trace", "x.tokens", "1.5"], "no whole number from 0 up"),
+        (["data", "export", "x.toml", "/"], "names no file"),
+        (["data", "export", "x.toml", "folder/"], "names no file"),
+        (["data", "import", "x", "--root", "r", "--vocabulary-size", "9"], "--end-of-document"),
+        (["data", "show"], "CONFIG|ARTIFACT"),
+    ],
+)  # fmt: skip
+def test_wrong_words_are_refused(words, told, capsys):
+    with pytest.raises(SystemExit) as left:
+        parser().parse_args(words)
+    assert left.value.code == 2
+    assert told in capsys.readouterr().err
 
 
 def test_wrong_words_explain_themselves():

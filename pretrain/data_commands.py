@@ -1,0 +1,116 @@
+"""What each `assay data ...` command does; `cli.py` says how it is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from governance.errors import ConfigError, MissingInput
+from governance.manifest import FILE_NAME, Manifest, read_manifest
+from governance.stage import Runtime
+from governance.verification import lineage, read_artifact, root_of
+from pretrain.commands import Arguments, load, say
+
+if TYPE_CHECKING:
+    from data_pipeline.prepare import DataConfig
+
+
+def prepare(arguments: Arguments) -> None:
+    """Every artifact of the corpus."""
+    from pretrain.run import corpus
+
+    loaded, runtime = load(arguments, "data prepare")
+    for stage, manifest in corpus(loaded, runtime).items():
+        say(f"{stage:<13} {manifest.digest[:16]}  {runtime.root / manifest.folder}")
+
+
+def show(arguments: Arguments) -> None:
+    """The corpus through those of its stages that are made: of a run's file, or an artifact and its ancestors."""
+    from governance.reports.terminal import show_corpus
+
+    path: Path = arguments.config
+    if path.is_dir() or path.name == FILE_NAME:
+        if arguments.overrides:
+            raise ConfigError(f"--set has no effect on {path}: an artifact is as it is. Leave it out.")
+        made, root = list(_with_ancestors(path)), root_of(path)
+    else:
+        loaded, runtime = load(arguments, "data prepare")
+        made, root = list(_made_so_far(loaded.config.data, loaded.folder, runtime)), runtime.root
+    say(show_corpus(made, root))
+
+
+def _with_ancestors(path: Path) -> Iterator[Manifest]:
+    """The artifact behind those that it was made from and that are still there, in the order of a run."""
+    from governance.reports.facts import in_order
+
+    last, root = read_artifact(path), root_of(path)
+    paths = [root / item.path for _, item in lineage(last, root) if item.path.endswith(f"/{FILE_NAME}")]
+    yield from in_order({found: read_manifest(root / found) for found in map(str, paths) if Path(found).exists()})
+    yield last
+
+
+def _made_so_far(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manifest]:
+    """The artifacts up to the first that is not made; at least one."""
+    from data_pipeline.prepare import stages
+
+    some = False
+    try:
+        for manifest in stages(config, folder, replace(runtime, make=False)):
+            some = True
+            yield manifest
+    except MissingInput:
+        if not some:
+            raise
+
+
+def trace(arguments: Arguments) -> None:
+    """Where the document at a token of a shard is from."""
+    from data_pipeline.trace import explain
+    from data_pipeline.trace import trace as find
+
+    say(explain(find(arguments.shard, arguments.offset)))
+
+
+def train_classifiers(arguments: Arguments) -> None:
+    """The models of the run's file, and how good they are on what was held out."""
+    from data_pipeline.classifier import train_classifier
+
+    loaded, runtime = load(arguments, "data train-classifier")
+    models = loaded.config.data.classifiers
+    if not models:
+        raise ConfigError(f"{arguments.config}: has no [[data.classifiers]]. Name one with its labelled files.")
+    for model in models:
+        made = train_classifier(model, loaded.folder, runtime)
+        stats = made.stats
+        say(
+            f"{model.name}: AUC {stats['auc']:.3f} ({stats['auc_low']:.3f} to {stats['auc_high']:.3f}), "
+            f"precision {stats['precision']:.3f}, recall {stats['recall']:.3f} on {stats['held_out_documents']} "
+            f"documents held out of {stats['documents']}  {runtime.root / made.folder}"
+        )
+
+
+def export(arguments: Arguments) -> None:
+    """The token shards as Megatron's .bin and .idx."""
+    from data_pipeline.megatron import export_megatron
+    from pretrain.run import corpus
+
+    loaded, runtime = load(arguments, "data prepare")
+    tokens = corpus(loaded, replace(runtime, make=False))["encode"]
+    for role in ("train", "validation"):
+        if tokens.files(role, runtime.root):
+            prefix = arguments.prefix.with_name(f"{arguments.prefix.name}_{role}")
+            for path in export_megatron(tokens, role, prefix, runtime.root):
+                say(str(path))
+
+
+def import_tokens(arguments: Arguments) -> None:
+    """Megatron's .bin and .idx as an artifact of token shards."""
+    from data_pipeline.megatron import MegatronConfig, import_megatron
+    from governance.config import validate
+
+    values = {"vocabulary_size": arguments.vocabulary_size, "end_of_document": arguments.end_of_document}
+    config = validate(values, MegatronConfig, f"assay data import {arguments.prefix}")
+    made = import_megatron(arguments.prefix, config, Runtime(arguments.root.absolute()))
+    say(f"{made.stage} {made.digest[:16]}  {arguments.root.absolute() / made.folder}")
