@@ -34,7 +34,7 @@ def prepared(tmp_path_factory):
     write_tales(folder / "a.jsonl", range(40))
     extra = ["Too short.", f"{tale(1)}", "Mail \x1b[2Jjane.doe@example.org or 0044 20 7946 0958. " + tale(77)]
     (folder / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in extra))
-    assert main(["data", "prepare", str(folder / "run.toml"), "--root", str(folder / "root"), "--workers", "1"]) == 0
+    assert main(["data", "prepare", str(folder / "run.toml"), "--root", str(folder / "made"), "--workers", "1"]) == 0
     return folder
 
 
@@ -56,16 +56,16 @@ def only(root, stage):
 
 
 def test_prepare_names_every_artifact_and_finds_it_again(prepared, capsys):
-    status, out = told(capsys, "data", "prepare", prepared / "run.toml", "--root", prepared / "root", "--workers", "1")
+    status, out = told(capsys, "data", "prepare", prepared / "run.toml", "--root", prepared / "made", "--workers", "1")
     assert status == 0
     stages = [line.split()[0] for line in out.splitlines()]
     assert stages == ["ingest", "clean", "dedup", "redact", "tokenizer", "encode"]
     for line in out.splitlines():
-        assert only(prepared / "root", line.split()[0]).digest.startswith(line.split()[1])
+        assert only(prepared / "made", line.split()[0]).digest.startswith(line.split()[1])
 
 
 def test_show_tells_the_same_of_a_run_and_of_its_last_artifact(prepared, capsys):
-    root = prepared / "root"
+    root = prepared / "made"
     status, of_run = told(capsys, "data", "show", prepared / "run.toml", "--root", root)
     assert status == 0
     for artifact in (root / only(root, "encode").folder, root / only(root, "encode").path):
@@ -79,7 +79,7 @@ def test_show_tells_the_same_of_a_run_and_of_its_last_artifact(prepared, capsys)
 
 
 def test_show_has_reasons_histograms_and_masked_samples(prepared, capsys):
-    _, out = told(capsys, "data", "show", prepared / "run.toml", "--root", prepared / "root")
+    _, out = told(capsys, "data", "show", prepared / "run.toml", "--root", prepared / "made")
     assert re.search(r"clean +removed +1 +too_few_words", out)
     assert "clean: removed as too_few_words, for example" in out
     assert "    Too short." in out
@@ -97,7 +97,7 @@ def test_show_has_reasons_histograms_and_masked_samples(prepared, capsys):
 
 
 def test_show_of_an_artifact_in_the_middle_ends_there(prepared, capsys):
-    root = prepared / "root"
+    root = prepared / "made"
     _, out = told(capsys, "data", "show", root / only(root, "dedup").folder)
     assert out.splitlines()[-1] == f"dedup: {only(root, 'dedup').digest}"
     assert "encode" not in out
@@ -105,7 +105,7 @@ def test_show_of_an_artifact_in_the_middle_ends_there(prepared, capsys):
 
 
 def test_show_of_a_run_that_is_half_made_and_of_one_whose_ancestors_are_gone(copy, capsys):
-    root = copy / "root"
+    root = copy / "made"
     shutil.rmtree(root / "clean")
     _, out = told(capsys, "data", "show", root / only(root, "encode").folder)
     assert [line.split()[0] for line in out.splitlines() if "(all)" in line] == ["dedup", "redact", "encode"]
@@ -119,8 +119,8 @@ def test_show_of_a_run_that_is_half_made_and_of_one_whose_ancestors_are_gone(cop
     [
         (["show", "{}/absent.toml"], 78, "absent.toml: no such file"),
         (["show", "{}/run.toml", "--root", "{}/nothing"], 66, "not made yet"),
-        (["show", "{}/root"], 66, "manifest.json"),
-        (["show", "{}/root/dedup/*", "--set", "x=1"], 78, "--set has no effect"),
+        (["show", "{}/made"], 66, "manifest.json"),
+        (["show", "{}/made/dedup/*", "--set", "x=1"], 78, "--set has no effect"),
         (["trace", "{}/absent.tokens", "0"], 66, "no such shard"),
         (["export", "{}/run.toml", "x", "--root", "{}/nothing"], 66, "data prepare"),
         (["train-classifier", "{}/run.toml"], 78, "no [[data.classifiers]]"),
@@ -130,20 +130,20 @@ def test_show_of_a_run_that_is_half_made_and_of_one_whose_ancestors_are_gone(cop
 )
 def test_wrong_words_are_told(prepared, words, status, said, caplog, capsys):
     words = [word.format(prepared) for word in words]
-    words = [str(next(prepared.glob("root/dedup/*"))) if word.endswith("*") else word for word in words]
+    words = [str(next(prepared.glob("made/dedup/*"))) if word.endswith("*") else word for word in words]
     assert main(["data", *words]) == status
     assert said in capsys.readouterr().err + caplog.text
 
 
 def test_a_torn_table_is_named(copy, capsys, caplog):
-    root = copy / "root"
+    root = copy / "made"
     only(root, "clean").files("features", root)[0].write_bytes(b"PAR1")
     assert main(["data", "show", str(root / only(root, "clean").folder)]) == 65
     assert "features/" in capsys.readouterr().err + caplog.text
 
 
 def test_trace_names_the_document(prepared, capsys):
-    root = prepared / "root"
+    root = prepared / "made"
     [path] = only(root, "encode").files("train", root)[:1]
     status, out = told(capsys, "data", "trace", path, "5")
     assert status == 0
@@ -156,7 +156,7 @@ def test_trace_names_the_document(prepared, capsys):
 
 
 def test_export_and_import_come_round(prepared, tmp_path, capsys):
-    root = prepared / "root"
+    root = prepared / "made"
     status, out = told(capsys, "data", "export", prepared / "run.toml", tmp_path / "new" / "corpus", "--root", root)
     assert status == 0
     train = only(root, "encode").files("train", root)
@@ -167,13 +167,13 @@ def test_export_and_import_come_round(prepared, tmp_path, capsys):
     assert np.array_equal(np.asarray(exported.tokens), tokens)
     stats = only(root, "tokenizer").stats
     status, out = told(
-        capsys, "data", "import", tmp_path / "new" / "corpus_train", "--root", tmp_path / "root",
+        capsys, "data", "import", tmp_path / "new" / "corpus_train", "--root", tmp_path / "made",
         "--vocabulary-size", stats["vocabulary_size"], "--end-of-document", stats["end_of_document"],
     )  # fmt: skip
     assert status == 0
-    made = only(tmp_path / "root", "megatron")
+    made = only(tmp_path / "made", "megatron")
     assert out.split()[:2] == ["megatron", made.digest[:16]]
-    back = [np.asarray(TokenShard.open(path).tokens) for path in made.files("train", tmp_path / "root")]
+    back = [np.asarray(TokenShard.open(path).tokens) for path in made.files("train", tmp_path / "made")]
     assert np.array_equal(np.concatenate(back), tokens)
 
 
@@ -184,10 +184,10 @@ def test_train_classifier_prints_how_good_it_is(copy, capsys):
     ]
     (copy / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (copy / "run.toml").write_text(CONFIG.replace("[data.tokenizer]", f"{CLASSIFIER}\n[data.tokenizer]", 1))
-    words = ["data", "train-classifier", copy / "run.toml", "--root", copy / "root"]
+    words = ["data", "train-classifier", copy / "run.toml", "--root", copy / "made"]
     status, out = told(capsys, *words)
     assert status == 0
-    stats = only(copy / "root", "classifier").stats
+    stats = only(copy / "made", "classifier").stats
     assert out.startswith(f"quality: AUC {stats['auc']:.3f} (")
     assert f"{stats['held_out_documents']} documents held out of 80" in out
     assert told(capsys, *words) == (0, out)
@@ -198,12 +198,12 @@ def test_two_workers_of_an_array_make_what_one_makes(prepared, tmp_path, monkeyp
     from data_pipeline import parallel
 
     monkeypatch.setattr(parallel, "PATIENCE_SECONDS", 0)
-    shutil.copytree(prepared, tmp_path / "p", ignore=shutil.ignore_patterns("root"))
+    shutil.copytree(prepared, tmp_path / "p", ignore=shutil.ignore_patterns("made"))
     try:
         for worker in ("0/2", "1/2"):
-            words = ["data", "prepare", str(tmp_path / "p" / "run.toml"), "--root", str(tmp_path / "root")]
+            words = ["data", "prepare", str(tmp_path / "p" / "run.toml"), "--root", str(tmp_path / "made")]
             assert main([*words, "--workers", "1", "--worker", worker]) == 0
     finally:
         close_pool()
     for stage in ("ingest", "clean", "dedup", "redact", "tokenizer", "encode"):
-        assert only(tmp_path / "root", stage).digest == only(prepared / "root", stage).digest
+        assert only(tmp_path / "made", stage).digest == only(prepared / "made", stage).digest
