@@ -6,6 +6,7 @@ Parameter names and shapes are Llama's already, so this is a copy; the rotary em
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from governance.errors import ConfigError
@@ -39,9 +40,12 @@ def export(checkpoint: Path, tokenizer: Path, end_of_document: int, target: Path
     model = identity.recipe.model
     _write_weights(manifest, target / "model.safetensors", root)
     place(tokenizer, target / "tokenizer.json")
-    write_json(
-        target / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    end = next(
+        token["content"]
+        for token in json.loads(tokenizer.read_bytes())["added_tokens"]
+        if token["id"] == end_of_document
     )
+    write_json(target / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end})
     write_json(
         target / "config.json",
         {

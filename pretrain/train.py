@@ -192,8 +192,8 @@ def _open_data(tokens: Manifest, train: TrainConfig, root: Path, ranks: Ranks) -
     refuse_altered([line for lines in problems for line in lines])
     train_rows = open_rows(tokens, "train", root, train.sequence_length)
     refuse_small(train_rows, train.global_batch_size)
-    if not tokens.files("validation", root):
-        get_logger(__name__).warning("%s has no validation shards: nothing is validated", tokens.folder)
+    if not tokens.files("validation", root) or not tokens.stats.get("validation_tokens", 1):
+        get_logger(__name__).warning("%s holds out no document: nothing is validated", tokens.folder)
         return train_rows, None
     return train_rows, open_rows(tokens, "validation", root, train.sequence_length)
 

@@ -103,6 +103,8 @@ def same_digest(quick: bool) -> list[Goal]:
         ways["daft"] = _digest(folder, "daft")
         if not quick:
             ways["ray"] = _on_ray(folder)
+        if shutil.which("sbatch") and "SLURM_CONF" in os.environ:
+            ways["slurm_array_of_3"] = _on_slurm(folder)
         shutil.move(folder / "one", folder / "moved")
         ways["moved_root"] = _digest(folder, "moved")
         goals = [Goal(f"same_digest.{name}", float(found == expected), 1) for name, found in ways.items()]
@@ -111,6 +113,16 @@ def same_digest(quick: bool) -> list[Goal]:
 
 
 _QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
+def _on_slurm(folder: Path) -> str:
+    """A job array on the Slurm cluster that SLURM_CONF names; its nodes must see the folder."""
+    words = " ".join(_words(folder, "slurm", "--workers", "1"))
+    here = Path(__file__).resolve().parents[2]
+    command = f"cd {here} && {words} --worker $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
+    wanted = ["sbatch", "--wait", "--array=0-2", f"--output={folder}/slurm-%a.log", f"--wrap={command}"]
+    subprocess.run(wanted, check=True, **_QUIET)
+    return _digest(folder, "slurm")
 
 
 def _on_ray(folder: Path) -> str:

@@ -19,6 +19,7 @@ _WORD = re.compile(r"\w+")
 _SETS = (
     "arc-challenge", "arc-easy", "boolq", "commonsenseqa", "gsm8k-test", "mmlu", "openbookqa", "piqa", "truthfulqa",
 )  # fmt: skip
+_TIMES = 8
 _STRUCTURED = {
     "EMAIL", "PHONE", "IBAN", "CREDIT_CARD", "IPV4", "IPV6", "US_SSN", "SECRET", "PASSPORT", "MAC", "EMAIL_ADDRESS",
     "IBAN_CODE", "IP_ADDRESS", "PHONE_NUMBER", "US_DRIVER_LICENSE",
@@ -200,28 +201,31 @@ def bag_f1(ours: str, theirs: str) -> float:
 
 def web_pages() -> list[Goal]:
     """Main text of the WARC with truth: the F1 of the words of each page, and megabytes of HTML a core-second."""
+    import pyarrow.parquet as pq
+
     from data_pipeline.ingest import IngestConfig, ingest
+    from data_pipeline.readers.page_process import close
     from data_pipeline.readers.sources import WarcSource
     from governance.stage import Runtime
 
+    original = test_data() / "web" / "web.warc.gz"
     truth = {row["url"]: row for row in rows("web/web.truth.jsonl.gz")}
+    found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        source = WarcSource(
-            type="warc", name="web", paths=(str(test_data() / "web" / "web.warc.gz"),), licence="CC0-1.0"
-        )
-        runtime = Runtime(Path(scratch))
+        folder = Path(scratch)
+        (folder / "many.warc.gz").write_bytes(original.read_bytes() * _TIMES)  # so that starting up weighs little
+        source = WarcSource(type="warc", name="web", paths=(str(folder / "many.warc.gz"),), licence="CC0-1.0")
+        runtime = Runtime(folder / "root")
         started = cpu_seconds()
-        made = ingest((source,), IngestConfig(), Path(scratch), runtime)
+        made = ingest((source,), IngestConfig(), folder, runtime)
+        close()  # the process that parses pages ends, so that its time is counted
         spent = cpu_seconds() - started
-        import pyarrow.parquet as pq
-
-        found: dict[str, str] = {}
         for path in made.files("documents", runtime.root):
             for row in pq.read_table(path, columns=["url", "text"]).to_pylist():
                 found.setdefault(row["url"], row["text"])
     keep = [row for row in truth.values() if row["expect"] == "keep"]
     scores = [bag_f1(found.get(row["url"], ""), row["main_text"]) for row in keep]
-    html = sum(len(body) for _, body in warc_bodies(test_data() / "web" / "web.warc.gz"))
+    html = _TIMES * sum(len(body) for _, body in warc_bodies(original))
     return [
         Goal("html.word_f1", statistics.mean(scores), 0.96, note=f"{len(keep)} pages"),
         told("html.word_f1_lowest_tenth", sorted(scores)[len(scores) // 10]),

@@ -1,0 +1,132 @@
+"""A run with every optional stage, lists to packed rows, and training on what they leave."""
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+
+from governance.manifest import read_manifest
+from pretrain.cli import main
+
+SECTIONS = """
+[data.lists]
+domains = ["blocked.txt"]
+words = { en = ["words.txt"] }
+
+[data.clean]
+presets = ["gopher", "fineweb"]
+min_stop_words = 1
+max_listed_words = 0
+
+[[data.classifiers]]
+name = "quality"
+paths = ["more/labelled.jsonl"]
+positive = ["good"]
+held_out_share = 0.4
+min_score = 0.01
+
+[data.paragraphs]
+
+[data.decontaminate]
+[[data.decontaminate.sets]]
+name = "quiz"
+paths = ["more/quiz.jsonl"]
+fields = ["question"]
+answer_fields = ["answer"]
+
+[data.mix]
+weights = { tales = 1.0 }
+
+[data.pack]
+sequence_length = 64
+"""
+
+
+@pytest.fixture
+def everything(project, tales):
+    """The small project with every stage, and something for each to remove."""
+    text = (project / "run.toml").read_text()
+    text = text.replace("[data.tokenizer]", SECTIONS + "\n[data.tokenizer]").replace(
+        'licence = "CC0-1.0"', 'licence = "CC0-1.0"\nurl_field = "url"'
+    )
+    (project / "run.toml").write_text(text)
+    rows = [json.loads(line) for line in (project / "a.jsonl").read_text().splitlines()]
+    question = "Which of the four gentle soldiers carried the broken mirror across the frozen harbour that morning?"
+    rows[0]["text"] += f"\n\n{question}\n\n" + rows[0]["text"][:60]
+    rows[1]["url"] = "https://www.blocked.example/page"
+    rows[2]["text"] += " Frobnicate."
+    shared = "The council of the harbour met in the evening and read the letter that the captain had written in winter."
+    for row in rows[3:5]:
+        row["text"] += "\n\n" + shared
+    (project / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (project / "more").mkdir()
+    (project / "blocked.txt").write_text("0.0.0.0 blocked.example\n")
+    (project / "words.txt").write_text("frobnicate\n")
+    (project / "more" / "quiz.jsonl").write_text(json.dumps({"question": question, "answer": "the second"}) + "\n")
+    chance = random.Random(2)
+    good = [(" ".join(chance.choice(("river", "garden", "music")) for _ in range(20)), "good") for _ in range(40)]
+    bad = [(" ".join(chance.choice(("spam", "viagra", "casino")) for _ in range(20)), "bad") for _ in range(40)]
+    lines = (json.dumps({"text": text, "label": label}) + "\n" for text, label in good + bad)
+    (project / "more" / "labelled.jsonl").write_text("".join(lines))
+    return project
+
+
+def only(root, stage):
+    [path] = root.glob(f"{stage}/*/manifest.json")
+    return read_manifest(path)
+
+
+def test_every_stage_and_then_training(everything, capsys):
+    root = everything / "made"
+    words = [str(everything / "run.toml"), "--root", str(root), "--workers", "1"]
+    assert main(["run", *words]) == 0
+    assert only(root, "clean").stats["removed"]["blocked"] == 1
+    assert only(root, "clean").stats["removed"]["listed_words"] == 1
+    assert only(root, "decontaminate").stats["removed"] == {"contaminated": 1}
+    assert only(root, "paragraphs").stats["cut"]["paragraphs"] == 1
+    stages = ("ingest", "clean", "classify", "dedup", "paragraphs", "decontaminate", "redact", "encode")
+    for before, after in itertools.pairwise(stages):
+        assert only(root, before).stats["documents_kept"] == only(root, after).stats["documents_in"], after
+    train = only(root, "train")
+    assert [item.stage for item in train.inputs] == ["pack"]
+    report = json.loads(next(root.glob("report/*/report.json")).read_bytes())
+    assert report["summary"]["verdict"] == "PASS"
+    assert [row["stage"] for row in report["funnel"]][: len(stages)] == [*stages[:7], "mix"]
+    assert main(["data", "show", *words[:3]]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n{stage}" in f"\n{shown}" for stage in stages)
+
+
+@pytest.mark.parametrize("role", ["pack", "encode"])
+def test_the_trainer_refuses_an_altered_shard_or_index(everything, role):
+    root = everything / "made"
+    words = [str(everything / "run.toml"), "--root", str(root), "--workers", "1"]
+    assert main(["data", "prepare", *words]) == 0
+    assert main(["governance", "check", *words]) == 0
+    victim = only(root, role).files("train", root)[0]
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(bytes(data))
+    done = subprocess.run(
+        [sys.executable, "-m", "pretrain", "train", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 65
+    assert victim.name in done.stderr
+    assert not list(root.glob("train/*/manifest.json"))
+
+
+def test_nothing_held_out_is_told_and_trained_all_the_same(everything, capsys):
+    root = everything / "made"
+    text = (everything / "run.toml").read_text().replace("validation_share = 0.1", "validation_share = 0")
+    (everything / "run.toml").write_text(text[: text.index("[data.pack]")] + text[text.index("[data.tokenizer]") :])
+    assert main(["run", str(everything / "run.toml"), "--root", str(root), "--workers", "1"]) == 0
+    assert "nothing is validated" in capsys.readouterr().err
+
+
+def test_rows_packed_for_another_length_are_refused(everything, capsys):
+    words = [str(everything / "run.toml"), "--root", str(everything / "made"), "--set", "data.pack.sequence_length=32"]
+    assert main(["data", "prepare", *words]) == 78
+    assert "packed for one length" in capsys.readouterr().err
