@@ -139,6 +139,7 @@ def main() -> int:
     """Measure each size and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="25 MB to 0.2 GB; at most 5 minutes")
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="BYTES", help="other sizes, rising")
     parser.add_argument("--plot", type=Path, help="write the plot to this SVG file")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -147,8 +148,10 @@ def main() -> int:
         return 0
 
     def grow() -> list[Goal]:
-        found = [measure(size) for size in (QUICK_SIZES if arguments.quick else SIZES)]
-        goals = []
+        found, goals = [], []
+        for size in arguments.sizes or (QUICK_SIZES if arguments.quick else SIZES):
+            found.append(measure(size))
+            print(f"# {found[-1]}", flush=True)
         for row in found:
             label = f"{row['bytes'] / 1e9:g}gb"
             goals.append(told(f"scale.{label}.mb_a_core_second", row["bytes"] / 1e6 / row["cpu_seconds"]))
