@@ -258,8 +258,16 @@ def _classify_shard(section: Section, payload: tuple[Path, Judges, Path], path_o
 
 
 def classify(documents: Manifest, models: Sequence[tuple[ClassifierConfig, Manifest]], runtime: Runtime) -> Manifest:
-    """Score every document with each model and remove those outside its bounds; the first that objects is named."""
+    """Score every document with each model and remove those outside its bounds; the first that objects is named.
+
+    Raises:
+        ConfigError: two models have one name.
+    """
     bounds = {config.name: (config.min_score, config.max_score) for config, _ in models}
+    if len(bounds) < len(models):
+        raise ConfigError(
+            "data.classifiers: two models have one name. Rename one: reasons and scores are named after it."
+        )
     recipe = Recipe("classify", VERSION, ClassifyIdentity(bounds=bounds))
     judges: Judges = tuple((c.name, model, c.ngram, c.min_score, c.max_score) for c, model in models)
 

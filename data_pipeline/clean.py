@@ -15,7 +15,7 @@ Roles: `documents`, `removed`, `features` (one row a document that came in, in o
 language_confidence, licence, opt_out, bytes of the raw text, the features by name, unspaced, kept, reason; a feature is
 null where it has no value: all of them for a text that is too long, `stop_words` for a language without a list).
 
-Price: one pass a shard, a row group (16 MiB of text) at a time. Each shard is made by itself.
+Price: one pass a shard, a row group (8 MiB of text) at a time. Each shard is made by itself.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ r"""Keep one document of each set of duplicates; what is dropped names the docum
 Three kinds of duplicate, and each removal is verified against the document that stays, never against a hash:
 
 - *exact*: the normalised texts have one SHA-256;
-- *address*: the normalised URLs are equal (`url_identity.py`) and the texts share at least `url_overlap` of the
+- *address*: the normalised URLs are equal (`duplicates/urls.py`) and the texts share at least `url_overlap` of the
   smaller one's shingles. A URL that more than 16 different texts carry names a collection, no page: it is left alone;
 - *near*: the exact Jaccard similarity J of the sets of word n-grams is at least `jaccard_threshold`. MinHash bands only
   say whom to compare (Broder 1997; Lee et al. 2022). `kernels/minhash.py` says what a word and a shingle are: where no
@@ -26,7 +26,7 @@ whose copies are not near to each other), what a comparison with the first 64 do
 encounters as `bands_cut`. A band of thousands of near-copies has few kept ones, and costs one comparison a copy.
 
 Roles: `documents`, `removed`, `kept` (a row a document that came in: whether it stayed), `signatures` (a row a
-document: SHA-256 of its text, normalised URL, bytes, words), `keys` (`join.py`), `pairs` (`pairs.parquet`: each
+document: SHA-256 of its text, normalised URL, bytes, words), `keys` (`duplicates/join.py`), `pairs` (`pairs.parquet`: each
 comparison: the kept or better one's id, the other's, exact similarity, whether the other was removed for it).
 
 Price. Signatures are made shard by shard, in parallel; a shard's texts are in memory only then. The join runs within
@@ -47,12 +47,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from data_pipeline.documents import REMOVED_SCHEMA, document_shards, funnel, read_table, write_table
+from data_pipeline.documents import (
+    DOCUMENT_SCHEMA,
+    REMOVED_SCHEMA,
+    document_shards,
+    funnel,
+    read_groups,
+    read_table,
+    table_writer,
+    write_table,
+)
 from data_pipeline.duplicates.decision import Rules, decide, read_verdict, write_verdict
 from data_pipeline.duplicates.groups import Corpus, Part
 from data_pipeline.duplicates.join import BAND, TEXT, URL, Engine, write_keys
@@ -65,6 +75,7 @@ from governance.manifest import FILE_NAME, Manifest, Output, describe, read_mani
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 2
+_SIGNED = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("text", "url", "source")])
 
 Preference = Literal["length", "source_order", "licence", "url"]
 
@@ -137,20 +148,29 @@ def earlier_corpora(config: DedupConfig, root: Path) -> tuple[Earlier, ...]:
 def _sign_shard(config: DedupConfig, path: Path, path_of: Any) -> ShardMade:
     from data_pipeline.kernels.minhash import band_keys
 
-    table = read_table(path, columns=["text", "url", "source"])
-    texts = table["text"].combine_chunks()
-    bands, words = band_keys(texts, config.ngram, config.bands, config.rows)
-    digests = [bytes.fromhex(sha256_bytes(text.as_buffer())) for text in texts]
-    urls = [normalise_url(url) if url else "" for url in table["url"].to_pylist()]
+    digests: list[bytes] = []
+    urls: list[str] = []
+    sources: dict[str, int] = {}
+    parts = []
+    for table in read_groups(path, _SIGNED):
+        texts = table["text"].combine_chunks()
+        parts.append((*band_keys(texts, config.ngram, config.bands, config.rows), pc.binary_length(texts)))
+        for row, source in enumerate(table["source"].to_pylist(), start=len(digests)):
+            sources.setdefault(source, row)
+        digests += [bytes.fromhex(sha256_bytes(text.as_buffer())) for text in texts]
+        urls += [normalise_url(url) if url else "" for url in table["url"].to_pylist()]
+    bands = np.concatenate([np.zeros((0, config.bands), np.int64), *(part[0] for part in parts)])
+    words = np.concatenate([np.zeros(0, np.int64), *(part[1] for part in parts)])
+    sizes = np.concatenate([np.zeros(0, np.int64), *(part[2].to_numpy(zero_copy_only=False) for part in parts)])
     columns = {
         "text_sha256": pa.array(digests, pa.binary(32)),
         "url": pa.array(urls, pa.string()),
-        "bytes": pc.binary_length(texts).cast(pa.int64()),
+        "bytes": pa.array(sizes, pa.int64()),
         "words": pa.array(words, pa.int64()),
     }
     files = {role: path_of(role) for role in ("signatures", "keys")}
     write_table(files["signatures"], pa.table(columns))
-    rows = np.arange(len(texts), dtype=np.int32)
+    rows = np.arange(len(digests), dtype=np.int32)
     addressed, worded = rows[[bool(url) for url in urls]], rows[words > 0]
     kinds = [
         (TEXT, np.array([int.from_bytes(digest[:8]) for digest in digests], np.uint64), rows),
@@ -159,9 +179,7 @@ def _sign_shard(config: DedupConfig, path: Path, path_of: Any) -> ShardMade:
     ]
     keys = np.concatenate([(part % np.uint64(len(kind))).astype(np.int64) + kind.start for kind, part, _ in kinds])
     write_keys(files["keys"], keys, np.concatenate([part for _, _, part in kinds]))
-    named = table["source"].to_pylist()
-    sources = {source: named.index(source) for source in set(named)}
-    counts = {"documents": len(texts), "without_words": int((words == 0).sum()), "sources": sources}
+    counts = {"documents": len(digests), "without_words": int((words == 0).sum()), "sources": sources}
     return ShardMade(files, counts)
 
 
@@ -177,7 +195,7 @@ class Split:
 
 
 def _split_shard(config: DedupConfig, work: Split, path_of: Any) -> ShardMade:
-    removals = read_verdict(work.verdict).removals(work.index)
+    removals = read_verdict(work.verdict).removals(work.index).sort_by("row")
     sizes = pq.read_table(work.signatures, columns=["bytes"], partitioning=None)["bytes"].to_pylist()
     stays, reasons = np.ones(len(sizes), bool), [""] * len(sizes)
     for row, reason in zip(removals["row"].to_pylist(), removals["reason"].to_pylist(), strict=True):
@@ -190,14 +208,28 @@ def _split_shard(config: DedupConfig, work: Split, path_of: Any) -> ShardMade:
         sources = read_table(work.documents, columns=["source"])["source"].to_pylist()
         write_table(files["removed"], REMOVED_SCHEMA.empty_table())
     else:
-        table = read_table(work.documents)
-        sources = table["source"].to_pylist()
-        write_table(files["documents"], table.filter(pa.array(stays)))
-        gone = table.take(removals["row"])
-        for name in ("reason", "evidence"):
-            gone = gone.append_column(REMOVED_SCHEMA.field(name), removals[name])
-        write_table(files["removed"], gone)
+        sources = _split(work.documents, stays, removals, files)
     return ShardMade(files, funnel(sources, sizes, sizes, reasons))
+
+
+def _split(path: Path, stays: npt.NDArray[np.bool_], removals: pa.Table, files: dict[str, Path]) -> list[str]:
+    """Write the rows that stay and those that go, a row group at a time; return the sources of all."""
+    sources: list[str] = []
+    gone_before = 0
+    with (
+        table_writer(files["documents"], DOCUMENT_SCHEMA) as keep,
+        table_writer(files["removed"], REMOVED_SCHEMA) as drop,
+    ):
+        for table in read_groups(path):
+            here = pa.array(stays[len(sources) : len(sources) + len(table)])
+            keep(table.filter(here))
+            gone = table.filter(pc.invert(here))
+            for name in ("reason", "evidence"):
+                gone = gone.append_column(REMOVED_SCHEMA.field(name), removals[name].slice(gone_before, len(gone)))
+            drop(gone)
+            gone_before += len(gone)
+            sources += table["source"].to_pylist()
+    return sources
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@
 
 A *removed* shard has the same columns and `reason` (string) and `evidence` (string, "" when there is none).
 A *quarantine* shard has `source, file, position, reason, sample` (the first 200 characters): records that could
-not become documents. Shards are zstd-compressed, row groups of at most 16 MiB of text, no timestamps: the same
+not become documents. Shards are zstd-compressed, row groups of at most 8 MiB of text, no timestamps: the same
 documents give the same bytes.
 """
 
@@ -70,7 +70,7 @@ QUARANTINE_SCHEMA = pa.schema(
         )
     ]
 )
-ROW_GROUP_BYTES = 16 << 20
+ROW_GROUP_BYTES = 8 << 20
 COMPRESSION_LEVEL = 1  # of zstd: 227 MB/s a core where level 3 writes 127, in files an eighth larger
 
 
@@ -134,7 +134,7 @@ AddRow = Callable[[Sequence[Any], int], None]
 
 @contextlib.contextmanager
 def shard_writer(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA) -> Iterator[AddRow]:
-    """Write one shard row by row, whole or not at all; at most one row group (16 MiB of text) is held in memory.
+    """Write one shard row by row, whole or not at all; at most one row group (8 MiB of text) is held in memory.
 
     Yields `add(row, text_bytes)`: the row's values in the schema's order, and the UTF-8 bytes of its text.
     """
@@ -172,7 +172,7 @@ def read_table(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA, columns: list[st
         ManifestError: the file is no Parquet file or lacks a column.
     """
     try:
-        table = pq.read_table(path, columns=columns, partitioning=None, memory_map=True)
+        table = pq.read_table(path, columns=columns, partitioning=None, memory_map=False)
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(
             f"{path}: cannot be read as Parquet: {error}. Remove its folder and make it again."
@@ -191,10 +191,12 @@ def read_groups(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA) -> Iterator[pa.
         ManifestError: the file is no Parquet file or lacks a column.
     """
     try:
-        with pq.ParquetFile(path, memory_map=True) as file:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=schema.names, use_threads=False)
                 yield table.select(schema.names).cast(schema)
+                del table
+                pa.default_memory_pool().release_unused()  # else a worker keeps what its largest group wanted, and more
     except (KeyError, ValueError, pa.ArrowException, OSError) as error:
         raise ManifestError(
             f"{path}: cannot be read as a document shard: {error}. Remove its folder and make it again."

@@ -19,7 +19,7 @@ With a plan of the stage `mix` a document of k copies is written k times, in k p
 lie apart; one of no copies is left out, and counted as removed for `mix_quota`. The funnel counts each document once;
 the counts by split and of tokens are those of the token shards, copies included.
 
-Price: one pass; in memory one row group (16 MiB of text) and the shard's ids, of 2 or 4 bytes each, as on disk.
+Price: one pass; in memory one row group (8 MiB of text) and the shard's ids, of 2 or 4 bytes each, as on disk.
 """
 
 from __future__ import annotations

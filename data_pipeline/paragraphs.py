@@ -9,7 +9,7 @@ alone: headings and greetings are no boilerplate. A document of which less than 
 Roles: `documents`, `removed` (with the text as it came in), `cuts` (id, kind, start and end in bytes of the text that
 came in; the cut takes the blank lines behind it along), `units` (what was compared: hashes and places).
 
-Price: two passes; one row of 29 bytes a paragraph or line goes through the join of `join.py`, which spills.
+Price: two passes; one row of 29 bytes a paragraph or line goes through the join of `duplicates/join.py`, which spills.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 Integers = npt.NDArray[np.int64]
 
 VERSION = 1
-JOIN_MEMORY_MIB = 1024
+JOIN_MEMORY_MIB = 512
 _A_ROW_GROUP = 1 << 16
 _KINDS = ("paragraph", "line")
 _UNITS = pa.schema(

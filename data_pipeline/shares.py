@@ -34,6 +34,8 @@ from pydantic import Field, model_validator
 from governance.config import Section
 from governance.errors import PipelineError
 
+_MOST_ROUNDS = 1000  # of shrinking; quotas that can hold settle in far fewer, their distance falls by a share a round
+
 Cell = tuple[str, str]
 Sizes = Mapping[Cell, int]
 
@@ -111,7 +113,7 @@ def allocate(sizes: Sizes, config: MixConfig) -> Allocation:
     _check_shares(wanted, config)
     capped = {cell: min(bytes_, sizes[cell] * _epochs(cell, config)) for cell, bytes_ in wanted.items()}
     got = _within_quotas(capped, config)
-    if any(sizes.values()) and not any(got.values()):
+    if any(sizes.values()) and sum(got.values()) <= sum(map(bool, got.values())):  # a byte a cell is only rounding
         raise PipelineError("mix: nothing is left: total_bytes, max_epochs and the quotas of [data.mix] allow no byte")
     return Allocation(wanted, got, _notes(sizes, (wanted, capped, got), config))
 
@@ -176,12 +178,18 @@ def _sums(values: Mapping[Cell, int], axis: int) -> dict[str, int]:
 
 
 def _within_quotas(bytes_: Mapping[Cell, int], config: MixConfig) -> dict[Cell, int]:
-    """Shrink whatever is above a quota until none is; bytes only fall, so it ends."""
+    """Shrink whatever is above a quota until none is.
+
+    Bytes only fall, so it ends; but shares of sources and of languages that cannot hold together pull each other down
+    without a floor, by as little as a byte a round.
+
+    Raises:
+        PipelineError: they are so.
+    """
     got = dict(bytes_)
     quotas = [(0, *item) for item in sorted(config.source_quotas.items())]
     quotas += [(1, *item) for item in sorted(config.language_quotas.items())]
-    settled = False
-    while not settled:
+    for _ in range(_MOST_ROUNDS):
         settled = True
         for axis, name, quota in quotas:
             mine = {cell: value for cell, value in got.items() if cell[axis] == name}
@@ -189,7 +197,12 @@ def _within_quotas(bytes_: Mapping[Cell, int], config: MixConfig) -> dict[Cell, 
             if allowed < sum(mine.values()):
                 settled = False
                 got |= _shrink(mine, allowed)
-    return got
+        if settled:
+            return got
+    raise PipelineError(
+        "mix: nothing is left: data.mix.source_quotas and data.mix.language_quotas cannot hold together: the shares "
+        "that they allow add up to less than 1. Raise one, or leave one out."
+    )
 
 
 def _allowed(quota: Quota, mine: int, total: int) -> int:

@@ -47,14 +47,13 @@ def write_corpus(folder: Path, rows: int) -> list[Path]:
 def join(folder: Path, memory_mib: int, engine: str) -> dict[str, float]:
     """Join the key files of a folder in this process."""
     sys.path.insert(0, str(ROOT))
-    import resource
-
+    from benchmarks.measures.goals import peak_mb
     from data_pipeline.duplicates.groups import gather
     from data_pipeline.duplicates.join import BAND, Engine, shared_keys
 
     paths = sorted(folder.glob("*.parquet"))
     documents = len(paths) * DOCUMENTS_A_FILE
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_mb() * 1e6 / (1 << 20)
     wall, cpu = time.perf_counter(), time.process_time()
     found = shared_keys(
         paths,
@@ -72,7 +71,7 @@ def join(folder: Path, memory_mib: int, engine: str) -> dict[str, float]:
         "groups": len(groups.ends),
         "members": len(groups.members),
         "mib_before": round(before),
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_mib": round(peak_mb() * 1e6 / (1 << 20)),
     }
 
 

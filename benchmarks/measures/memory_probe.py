@@ -7,15 +7,9 @@ python memory_probe.py join ROWS LIMIT_MIB      one line: peak in MB, CPU-second
 from __future__ import annotations
 
 import itertools
-import resource
 import subprocess
 import sys
 from pathlib import Path
-
-
-def peak_mb() -> float:
-    """The most that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
 def main(words: list[str]) -> None:
@@ -37,6 +31,7 @@ def main(words: list[str]) -> None:
 
 def stage(config: Path, root: Path, place: int) -> None:
     """Make the stage at this place of the order; those before it stand already, and are only found."""
+    from benchmarks.measures.goals import peak_mb
     from data_pipeline.prepare import stages
     from governance.stage import Runtime
     from pretrain.run_config import load_run

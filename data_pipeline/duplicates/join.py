@@ -119,7 +119,7 @@ def _duckdb(names: list[str], shards: pa.Table, engine: Engine) -> Iterator[Any]
             database.read_parquet(names, filename=True).create_view("signed")
             yield lambda query: database.sql(query).to_arrow_table()
     except duckdb.Error as error:
-        raise PipelineError(f"dedup: the join of the signatures failed in DuckDB: {error}") from error
+        raise PipelineError(f"the join of the keys failed in DuckDB: {error}") from error
 
 
 @contextlib.contextmanager
@@ -129,7 +129,9 @@ def _daft(names: list[str], shards: pa.Table, engine: Engine) -> Iterator[Any]:
     try:
         import daft
     except ImportError as error:
-        raise MissingInput("engine daft: Daft is not installed. Install it with: pip install 'assay[ray]'") from error
+        raise MissingInput(
+            "engine daft: Daft is not installed. Install it with: pip install 'assay-pretrain[ray]'"
+        ) from error
     address = os.environ.get("RAY_ADDRESS")
     if address:
         daft.set_runner_ray(address, noop_if_initialized=True)
@@ -137,4 +139,4 @@ def _daft(names: list[str], shards: pa.Table, engine: Engine) -> Iterator[Any]:
     try:
         yield lambda query: daft.sql(query, signed=signed, shards=named).to_arrow()
     except daft.exceptions.DaftCoreException as error:
-        raise PipelineError(f"dedup: the join of the signatures failed in Daft: {error}") from error
+        raise PipelineError(f"the join of the keys failed in Daft: {error}") from error

@@ -20,7 +20,7 @@ from governance.reports.facts import facts, in_order
 from governance.reports.page import page
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 
 
 class ReportSection(Section):

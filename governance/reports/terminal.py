@@ -38,7 +38,7 @@ def show_corpus(manifests: Sequence[Manifest], root: Path) -> str:
         lines += ["", f"{with_documents[-1].stage}: kept, for example"]
         for row in kept_samples(with_documents[-1], root):
             lines += [f"  {row['id']}", f"    {row['text'][:_WIDTH]}"]
-    last = manifests[-1]
+    last = next((manifest for manifest in manifests if manifest.stage == "encode"), manifests[-1])
     lines += ["", f"{last.stage}: {last.digest}"]
     return "\n".join(visible(line).replace("\n", " ") for line in lines)
 

@@ -140,6 +140,14 @@ def test_documents_outside_the_bounds_go_with_their_score(tmp_path):
         assert float(row["evidence"].removeprefix("score=")) > 0.5
 
 
+def test_two_models_of_one_name_are_refused(tmp_path):
+    labels_file(tmp_path / "labels.jsonl")
+    model = train_classifier(config(), tmp_path, Runtime(tmp_path / "root"))
+    documents = corpus(tmp_path / "root", [text_of(1, False)])
+    with pytest.raises(ConfigError, match="one name"):
+        classify(documents, [(config(), model), (config(min_score=0.1), model)], Runtime(tmp_path / "root"))
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, max_size=40))
 def test_auc_is_the_share_of_ordered_pairs(rows):

@@ -39,8 +39,11 @@ def words_in(text):
 
 
 def longest_word(line):
-    """In code points; Han and kana are parted, and nothing else without spaces is drawn here in long runs."""
-    runs = re.split("(?<=[\u3041-\u3096\u4e00-\u9fff])|(?=[\u3041-\u3096\u4e00-\u9fff])", line)
+    """In code points; Han and kana are parted, what marks follow them stay with them, and nothing else without spaces
+    is drawn here in long runs.
+    """
+    alone = "[\u3041-\u3096\u4e00-\u9fff]"
+    runs = re.split(f"(?<={alone})(?!。)|(?<={alone}。)|(?={alone})", line)
     return max((len(word) for run in runs for word in run.split()), default=0)
 
 
