@@ -29,7 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
@@ -51,6 +51,7 @@ from governance.manifest import Input, Manifest, describe
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 1
+_COLUMNS = ("id", "source", "language", "kept")  # that stand beside the scores
 _BINS = 10  # of the calibration error
 
 
@@ -85,6 +86,13 @@ class ClassifierConfig(Section):
     """Documents that score below are removed; absent: none."""
     max_score: float | None = Field(default=None, ge=0, le=1)
     """Documents that score above are removed; absent: none."""
+
+    @field_validator("name")
+    @classmethod
+    def _no_column_of_its_own(cls, name: str) -> str:
+        if name in _COLUMNS:
+            raise ValueError(f"{name!r} is a column beside the scores; choose another name")
+        return name
 
 
 class ModelIdentity(Section):

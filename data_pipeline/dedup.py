@@ -26,8 +26,8 @@ whose copies are not near to each other), what a comparison with the first 64 do
 encounters as `bands_cut`. A band of thousands of near-copies has few kept ones, and costs one comparison a copy.
 
 Roles: `documents`, `removed`, `kept` (a row a document that came in: whether it stayed), `signatures` (a row a
-document: SHA-256 of its text, normalised URL, bytes, words), `keys` (`duplicates/join.py`), `pairs` (`pairs.parquet`: each
-comparison: the kept or better one's id, the other's, exact similarity, whether the other was removed for it).
+document: SHA-256 of its text, normalised URL, bytes, words), `keys` (`duplicates/join.py`), `pairs`
+(`pairs.parquet`: each comparison: the kept or better one's id, the other's, exact similarity, whether the other was removed for it).
 
 Price. Signatures are made shard by shard, in parallel; a shard's texts are in memory only then. The join runs within
 `join_memory_mib` and spills into a folder `join~...` of the artifact that is gone afterwards. Then the process that
@@ -38,10 +38,7 @@ nothing is not written again: its file gets a second name.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,12 +62,12 @@ from data_pipeline.documents import (
 )
 from data_pipeline.duplicates.decision import Rules, decide, read_verdict, write_verdict
 from data_pipeline.duplicates.groups import Corpus, Part
-from data_pipeline.duplicates.join import BAND, TEXT, URL, Engine, write_keys
+from data_pipeline.duplicates.join import BAND, TEXT, URL, Engine, spill_folder, write_keys
 from data_pipeline.duplicates.urls import normalise_url
 from data_pipeline.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.config import Section
 from governance.errors import ConfigError
-from governance.files import place, remove_tree, sha256_bytes
+from governance.files import put_in_place, sha256_bytes
 from governance.manifest import FILE_NAME, Manifest, Output, describe, read_manifest
 from governance.stage import Made, Recipe, Runtime, run_stage
 
@@ -203,8 +200,7 @@ def _split_shard(config: DedupConfig, work: Split, path_of: Any) -> ShardMade:
     files = {role: path_of(role) for role in ("documents", "removed", "kept")}
     write_table(files["kept"], pa.table({"kept": stays}))
     if stays.all():
-        files["documents"].unlink(missing_ok=True)
-        place(work.documents, files["documents"])
+        put_in_place(work.documents, files["documents"])
         sources = read_table(work.documents, columns=["source"])["source"].to_pylist()
         write_table(files["removed"], REMOVED_SCHEMA.empty_table())
     else:
@@ -230,19 +226,6 @@ def _split(path: Path, stays: npt.NDArray[np.bool_], removals: pa.Table, files: 
             gone_before += len(gone)
             sources += table["source"].to_pylist()
     return sources
-
-
-@contextlib.contextmanager
-def _spill_folder(folder: Path) -> Iterator[Path]:
-    """A folder for this process alone; those that killed processes of this host left are removed."""
-    own = folder / f"join~{socket.gethostname()}~{os.getpid()}"
-    for left in folder.glob(f"join~{socket.gethostname()}~*"):
-        if not Path(f"/proc/{left.name.rsplit('~', 1)[1]}").exists():
-            remove_tree(left)
-    try:
-        yield own
-    finally:
-        remove_tree(own)
 
 
 def _corpus(
@@ -312,18 +295,15 @@ def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: S
 
         def find(_: Path) -> None:
             corpus = _corpus(inputs, signed, earlier, runtime.root)
-            with _spill_folder(folder) as scratch:
+            with spill_folder(folder) as scratch:
                 engine = Engine(runtime.engine, config.join_memory_mib, scratch)
                 found = decide(corpus, _rules(config), _sources(signed), engine, folder, max(1, runtime.workers))
             write_verdict(verdict, pairs, corpus, found)
 
-        once(runtime, pairs, find)
-        once(runtime, verdict, find)
+        once(runtime, verdict, find, beside=(pairs,))
         judged = read_verdict(verdict)
         target = folder / "pairs" / "pairs.parquet"
-        if target.exists() and target.stat().st_size != pairs.stat().st_size:
-            target.unlink()
-        place(pairs, target)
+        put_in_place(pairs, target)
         split = [
             Shard(
                 path.stem,

@@ -38,10 +38,9 @@ from data_pipeline.documents import (
     split_table,
     table_writer,
 )
-from data_pipeline.duplicates.join import Engine, shared_keys, write_keys
+from data_pipeline.duplicates.join import Engine, shared_keys, spill_folder, write_keys
 from data_pipeline.parallel import Shard, ShardMade, map_shards, once, sum_stats
 from governance.config import Section
-from governance.files import remove_tree
 from governance.manifest import Manifest
 from governance.stage import Made, Recipe, Runtime, run_stage
 
@@ -100,23 +99,18 @@ def repeated_units(paths: Sequence[Path], config: ParagraphsConfig, engine_name:
     """
     counts = [pq.read_metadata(path).num_rows for path in paths]
     firsts = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-    scratch = target.parent / f"join~{target.name}"
-    engine = Engine(engine_name, JOIN_MEMORY_MIB, scratch)
-    keys = [target.parent / f"keys~{target.name}~{number}.parquet" for number in range(len(paths))]
-    try:
+    with spill_folder(target.parent) as scratch, table_writer(target, _NUMBERS) as append:
+        engine = Engine(engine_name, JOIN_MEMORY_MIB, scratch)
+        keys = [scratch / f"{number}.parquet" for number in range(len(paths))]
         for path, key_file in zip(paths, keys, strict=True):
-            table = pq.read_table(path, columns=["kind", "high"])
-            key = (table["high"].to_numpy() ^ table["kind"].to_numpy().astype(np.uint64)) >> np.uint64(2)
+            table = pq.read_table(path, columns=["kind", "high"], partitioning=None)
+            # A paragraph of one line has that line's hash: the kind parts them, or each such pair would be joined.
+            key = (table["high"].to_numpy() >> np.uint64(2)) ^ table["kind"].to_numpy().astype(np.uint64)
             write_keys(key_file, key.astype(np.int64), np.arange(len(key), dtype=np.int32))
-        with table_writer(target, _NUMBERS) as append:
-            for _, numbers in shared_keys(keys, firsts[:-1].tolist(), range(1 << 62), int(firsts[-1]), engine):
-                cut = _all_but_the_first(np.sort(numbers), paths, firsts, config)
-                for start in range(0, len(cut), _A_ROW_GROUP):
-                    append(pa.table({"number": cut[start : start + _A_ROW_GROUP]}, schema=_NUMBERS))
-    finally:
-        for key_file in keys:
-            key_file.unlink(missing_ok=True)
-        remove_tree(scratch)
+        for _, numbers in shared_keys(keys, firsts[:-1].tolist(), range(1 << 62), int(firsts[-1]), engine):
+            cut = _all_but_the_first(np.sort(numbers), paths, firsts, config)
+            for start in range(0, len(cut), _A_ROW_GROUP):
+                append(pa.table({"number": cut[start : start + _A_ROW_GROUP]}, schema=_NUMBERS))
 
 
 def _all_but_the_first(

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from governance.config import Section
-from governance.errors import PipelineError
-from governance.files import place, sha256_file, sweep_temporaries, write_json
+from governance.errors import MissingInput, PipelineError
+from governance.files import put_in_place, sha256_file, sweep_temporaries, write_json
 from governance.log import get_logger, progress
 from governance.manifest import Output, describe
 from governance.stage import POLL_SECONDS, Recipe, Runtime, await_file
@@ -126,18 +126,32 @@ def _await(
         )
 
 
-def once(runtime: Runtime, path: Path, make: Callable[[Path], None]) -> Path:
+def once(runtime: Runtime, path: Path, make: Callable[[Path], None], beside: Sequence[Path] = ()) -> Path:
     """A file that one worker makes for all: what a step over all shards found, and every worker goes on with.
 
     `path` lies in `<root>/<stage>/records/` and its name holds the key of what decides its bytes; `make(path)` writes
-    it atomically.
+    it atomically, and those `beside` it. Their digests are noted in `<path>.json`, written last: a file that was
+    altered since is made again.
     """
-    if not path.exists():
-        if runtime.worker[0]:
-            await_file(path, "worker 0 makes it for all")
-        else:
-            make(path)
+    files = (path, *beside)
+    note = path.with_name(f"{path.name}.json")
+    if runtime.worker[0]:
+        await_file(note, "worker 0 makes it for all")
+        while not _as_noted(note, files):  # altered: worker 0 makes it again
+            time.sleep(POLL_SECONDS)
+    elif not _as_noted(note, files):
+        make(path)
+        write_json(note, {file.name: sha256_file(file) for file in files})
     return path
+
+
+def _as_noted(note: Path, files: Sequence[Path]) -> bool:
+    """Whether a note of digests is there, and the files are there with them."""
+    try:
+        noted = json.loads(note.read_bytes())
+        return all(file.is_file() and noted[file.name] == sha256_file(file) for file in files)
+    except (OSError, ValueError, KeyError, MissingInput):
+        return False
 
 
 def _path_of(folder: Path, name: str, suffix: str | Mapping[str, str], role: str) -> Path:
@@ -163,8 +177,7 @@ def _find(
     for role, output in outputs.items():
         target = _path_of(folder, name, suffix, role)
         if root / output.path != target:
-            target.unlink(missing_ok=True)
-            place(root / output.path, target)
+            put_in_place(root / output.path, target)
         here[role] = output.model_copy(update={"path": target.relative_to(root).as_posix()})
     return ShardDone(here, values["stats"])
 

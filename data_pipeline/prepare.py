@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data_pipeline.classifier import ClassifierConfig, classify, train_classifier
 from data_pipeline.clean import CleanConfig, clean
@@ -58,6 +58,14 @@ class DataConfig(Section):
     encode: EncodeConfig = EncodeConfig()
     pack: PackConfig | None = None
     """Fill rows by best fit; absent: rows are stretches of the token stream."""
+
+    @field_validator("classifiers")
+    @classmethod
+    def _names_once(cls, models: tuple[ClassifierConfig, ...]) -> tuple[ClassifierConfig, ...]:
+        names = [model.name for model in models]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two classifiers are named {twice[0]!r}; give each a name of its own")
+        return models
 
 
 def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manifest]:

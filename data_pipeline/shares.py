@@ -113,7 +113,9 @@ def allocate(sizes: Sizes, config: MixConfig) -> Allocation:
     _check_shares(wanted, config)
     capped = {cell: min(bytes_, sizes[cell] * _epochs(cell, config)) for cell, bytes_ in wanted.items()}
     got = _within_quotas(capped, config)
-    if any(sizes.values()) and sum(got.values()) <= sum(map(bool, got.values())):  # a byte a cell is only rounding
+    left = sum(got.values())
+    only_rounding = max(got.values(), default=0) <= 1 and left < sum(capped.values())
+    if any(sizes.values()) and (not left or only_rounding):
         raise PipelineError("mix: nothing is left: total_bytes, max_epochs and the quotas of [data.mix] allow no byte")
     return Allocation(wanted, got, _notes(sizes, (wanted, capped, got), config))
 

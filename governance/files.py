@@ -150,6 +150,21 @@ def place(source: Path, target: Path) -> None:
                 shutil.copyfile(source, temporary)
 
 
+def put_in_place(source: Path, target: Path) -> None:
+    """As `place`, but whatever stands under `target` gives way, in one step: no reader ever finds it missing."""
+    if target.exists() and target.samefile(source):
+        return
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(target)
+        try:
+            place(source, temporary)
+            os.replace(temporary, target)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+
+
 def remove_tree(folder: Path) -> None:
     """Remove a folder and all below it; the manifest first, so that a kill half-way leaves an unfinished artifact."""
     with contextlib.suppress(FileNotFoundError):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from governance.errors import MissingInput, PipelineError, storage_errors
-from governance.files import atomic_path
+from governance.files import atomic_path, remove_tree
 
 Integers = npt.NDArray[np.int64]
 TEXT, URL, BAND = range(0, 1 << 61), range(1 << 61, 1 << 62), range(1 << 62, 1 << 63)
@@ -101,6 +102,22 @@ def shared_keys(
             key, number = (found[name].to_numpy() for name in ("key", "number"))
             order = np.lexsort((number, key))
             yield key[order], number[order]
+
+
+@contextlib.contextmanager
+def spill_folder(folder: Path) -> Iterator[Path]:
+    """The name of a folder below `folder` for this process alone, removed afterwards with all that is in it.
+
+    Those that killed processes of this host left are removed too.
+    """
+    own = folder / f"join~{socket.gethostname()}~{os.getpid()}"
+    for left in folder.glob(f"join~{socket.gethostname()}~*"):
+        if not Path(f"/proc/{left.name.rsplit('~', 1)[1]}").exists():
+            remove_tree(left)
+    try:
+        yield own
+    finally:
+        remove_tree(own)
 
 
 @contextlib.contextmanager
