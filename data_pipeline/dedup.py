@@ -27,9 +27,10 @@ encounters as `bands_cut`. A band of thousands of near-copies has few kept ones,
 
 Roles: `documents`, `removed`, `kept` (a row a document that came in: whether it stayed), `signatures` (a row a
 document: SHA-256 of its text, normalised URL, bytes, words), `keys` (`duplicates/join.py`), `pairs`
-(`pairs.parquet`: each comparison: the kept or better one's id, the other's, exact similarity, whether the other was removed for it).
+(`pairs.parquet`: each comparison: the kept or better one's id, the other's, exact similarity, whether
+the other was removed for it).
 
-Price. Signatures are made shard by shard, in parallel; a shard's texts are in memory only then. The join runs within
+Price. Signatures are made shard by shard, in parallel, a row group at a time. The join runs within
 `join_memory_mib` and spills into a folder `join~...` of the artifact that is gone afterwards. Then the process that
 walks holds some 100 bytes a document that shares anything and 8 a distinct set of sharers; the shingles of those (8
 bytes a word) lie in one file without a name and are mapped, so that a kill leaves nothing behind. A shard that loses
@@ -66,9 +67,9 @@ from data_pipeline.duplicates.join import BAND, TEXT, URL, Engine, spill_folder,
 from data_pipeline.duplicates.urls import normalise_url
 from data_pipeline.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.config import Section
-from governance.errors import ConfigError
+from governance.errors import ConfigError, MissingInput
 from governance.files import put_in_place, sha256_bytes
-from governance.manifest import FILE_NAME, Manifest, Output, describe, read_manifest
+from governance.manifest import FILE_NAME, Manifest, Output, describe, present, read_manifest
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 2
@@ -117,7 +118,7 @@ def earlier_corpora(config: DedupConfig, root: Path) -> tuple[Earlier, ...]:
     """Read the manifests of `config.against`.
 
     Raises:
-        MissingInput: there is none.
+        MissingInput: there is none, or its files are gone.
         ManifestError: it is torn or altered.
         ConfigError: it is of another stage, or its signatures cannot be compared with these.
     """
@@ -138,7 +139,13 @@ def earlier_corpora(config: DedupConfig, root: Path) -> tuple[Earlier, ...]:
                     f"dedup.against = {name!r}: was made with {setting} = {theirs}, this is {ours}: signatures of"
                     f" another kind cannot be compared. Set dedup.{setting} = {theirs}."
                 )
-        found.append(Earlier(manifest, path.absolute().parents[2]))
+        earlier = Earlier(manifest, path.resolve().parents[2])
+        if not present(manifest, earlier.root):
+            raise MissingInput(
+                f"dedup.against = {name!r}: files of it are missing or cut short. `assay governance verify` of its root "
+                "names them; bring them back, or make it again."
+            )
+        found.append(earlier)
     return tuple(found)
 
 

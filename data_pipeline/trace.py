@@ -220,21 +220,31 @@ def _agree(spelled: str, text: str) -> tuple[int, bool] | None:
 def _ancestors(tokens: Manifest, document: Document | None, root: Path) -> Iterator[Ancestor]:
     """What an artifact of tokens was made from, each once, nearest first; then the document's source file."""
     seen: set[tuple[str, str]] = set()
-    queue, sources = list(tokens.inputs), []
+    queue = list(tokens.inputs)
     while queue:
         item = queue.pop(0)
-        if (item.digest, item.path) in seen:
+        if (item.digest, item.path) in seen or not item.path.endswith(f"/{FILE_NAME}"):
             continue
         seen.add((item.digest, item.path))
-        if not item.path.endswith(f"/{FILE_NAME}"):
-            sources.append(item)
-            continue
         manifest, note = _read(item, root)
         yield Ancestor(item.stage, item.digest, item.path, note)
         if manifest is not None:
             queue += manifest.inputs
-    for item in _source_files(sources, document) if document else (i for i in sources if i in tokens.inputs):
-        yield Ancestor(item.stage, item.digest, item.path, "")
+    sources = _source_files(_origins(tokens, root), document) if document else tokens.inputs
+    for item in sources:
+        if not item.path.endswith(f"/{FILE_NAME}"):
+            yield Ancestor(item.stage, item.digest, item.path, "")
+
+
+def _origins(tokens: Manifest, root: Path) -> list[Input]:
+    """What the documents were read from: a stage's first input is the documents that it passes on.
+
+    The others (models, lists, earlier corpora) have source files of their own, perhaps of the same names.
+    """
+    manifest: Manifest | None = tokens
+    while manifest is not None and manifest.inputs and manifest.inputs[0].path.endswith(f"/{FILE_NAME}"):
+        manifest, _ = _read(manifest.inputs[0], root)
+    return [] if manifest is None else list(manifest.inputs)
 
 
 def _source_files(sources: list[Input], document: Document) -> list[Input]:

@@ -138,7 +138,9 @@ def run_stage(
     log = get_logger(__name__)
     if alone and runtime.worker[0]:
         await_file(folder / FILE_NAME, f"{stage}: worker 0 makes it alone")
-        return read_manifest(folder / FILE_NAME)
+        while not present(made_alone := read_manifest(folder / FILE_NAME), runtime.root):
+            time.sleep(POLL_SECONDS)  # an older manifest, whose files are gone: worker 0 makes them again
+        return made_alone
     log.info("%s: making %s", stage, folder)
     started = now()
     with runtime.meter(stage) as energy:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from governance.errors import ConfigError, MissingInput
 from governance.manifest import FILE_NAME, Manifest, read_manifest
 from governance.stage import Runtime
-from governance.verification import lineage, read_artifact, root_of
+from governance.verification import read_artifact, root_of
 from pretrain.commands import Arguments, load, say
 
 if TYPE_CHECKING:
@@ -46,8 +46,16 @@ def _with_ancestors(path: Path) -> Iterator[Manifest]:
     from governance.reports.facts import in_order
 
     last, root = read_artifact(path), root_of(path)
-    paths = [root / item.path for _, item in lineage(last, root) if item.path.endswith(f"/{FILE_NAME}")]
-    yield from in_order({found: read_manifest(root / found) for found in map(str, paths) if Path(found).exists()})
+    found: dict[str, Manifest] = {}
+    waiting = [last]
+    while waiting:
+        current = waiting.pop()
+        for item in current.inputs:  # one of the same stage is an earlier corpus, with a funnel of its own
+            known = item.path in found or item.stage == current.stage
+            if not known and item.path.endswith(f"/{FILE_NAME}") and (root / item.path).exists():
+                found[item.path] = read_manifest(root / item.path)
+                waiting.append(found[item.path])
+    yield from in_order(found)
     yield last
 
 

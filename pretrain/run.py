@@ -61,8 +61,14 @@ def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> M
 
     config = run.config
     require_open(artifacts["encode"], run.policy, config.governance, run.folder, runtime.root)
+    tokens = artifacts.get("pack", artifacts["encode"])
+    if tokens.stage == "pack" and [item.digest for item in tokens.inputs] != [artifacts["encode"].digest]:
+        raise GateClosed(
+            f"{tokens.path}: its rows are of other token shards than the verdict is on. Remove its folder, then:"
+            " assay data prepare CONFIG"
+        )
     return train(
-        artifacts.get("pack", artifacts["encode"]),
+        tokens,
         config.model,
         config.optim,
         config.train,
