@@ -26,9 +26,8 @@ whose copies are not near to each other), what a comparison with the first 64 do
 encounters as `bands_cut`. A band of thousands of near-copies has few kept ones, and costs one comparison a copy.
 
 Roles: `documents`, `removed`, `kept` (a row a document that came in: whether it stayed), `signatures` (a row a
-document: SHA-256 of its text, normalised URL, bytes, words), `keys` (`duplicates/join.py`), `pairs`
-(`pairs.parquet`: each comparison: the kept or better one's id, the other's, exact similarity, whether
-the other was removed for it).
+document: SHA-256 of its text, normalised URL, bytes, words), `keys` (`duplicates/join.py`), `pairs` (each comparison:
+the kept or better one's id, the other's, exact similarity, whether the other was removed for it).
 
 Price. Signatures are made shard by shard, in parallel, a row group at a time. The join runs within
 `join_memory_mib` and spills into a folder `join~...` of the artifact that is gone afterwards. Then the process that

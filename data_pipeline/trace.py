@@ -30,6 +30,8 @@ from data_pipeline.tokenizer import load_encoder
 from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
 
+_SOURCES = ("file", "hub")  # what an input says of itself that is no artifact
+
 
 @dataclass(frozen=True)
 class Ancestor:
@@ -143,14 +145,14 @@ def _documents(tokens: Manifest, root: Path) -> tuple[Manifest | None, str]:
             gone.append(f"{item.path}: {note}" if note else item.path)
         elif manifest.files("documents", root):
             return manifest, ""
-    if all(item.stage in ("file", "hub") for item in tokens.inputs):
+    if all(item.stage in _SOURCES for item in tokens.inputs):
         return None, f"{tokens.folder} was made by the stage {tokens.stage!r}, which knows no documents"
     return None, f"the documents of {tokens.folder} are gone ({'; '.join(gone)}); only the identity is known"
 
 
 def _read(item: Input, root: Path) -> tuple[Manifest | None, str]:
     """An input's manifest if it is an artifact, there, and the one that was used; else None and why not."""
-    if not item.path.endswith(f"/{FILE_NAME}"):
+    if item.stage in _SOURCES:
         return None, ""
     try:
         manifest = read_manifest(root / item.path)
@@ -223,7 +225,7 @@ def _ancestors(tokens: Manifest, document: Document | None, root: Path) -> Itera
     queue = list(tokens.inputs)
     while queue:
         item = queue.pop(0)
-        if (item.digest, item.path) in seen or not item.path.endswith(f"/{FILE_NAME}"):
+        if (item.digest, item.path) in seen or item.stage in _SOURCES:
             continue
         seen.add((item.digest, item.path))
         manifest, note = _read(item, root)
@@ -232,7 +234,7 @@ def _ancestors(tokens: Manifest, document: Document | None, root: Path) -> Itera
             queue += manifest.inputs
     sources = _source_files(_origins(tokens, root), document) if document else tokens.inputs
     for item in sources:
-        if not item.path.endswith(f"/{FILE_NAME}"):
+        if item.stage in _SOURCES:
             yield Ancestor(item.stage, item.digest, item.path, "")
 
 
@@ -242,7 +244,7 @@ def _origins(tokens: Manifest, root: Path) -> list[Input]:
     The others (models, lists, earlier corpora) have source files of their own, perhaps of the same names.
     """
     manifest: Manifest | None = tokens
-    while manifest is not None and manifest.inputs and manifest.inputs[0].path.endswith(f"/{FILE_NAME}"):
+    while manifest is not None and manifest.inputs and manifest.inputs[0].stage not in _SOURCES:
         manifest, _ = _read(manifest.inputs[0], root)
     return [] if manifest is None else list(manifest.inputs)
 
