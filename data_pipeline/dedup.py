@@ -141,8 +141,8 @@ def earlier_corpora(config: DedupConfig, root: Path) -> tuple[Earlier, ...]:
         earlier = Earlier(manifest, path.resolve().parents[2])
         if not present(manifest, earlier.root):
             raise MissingInput(
-                f"dedup.against = {name!r}: files of it are missing or cut short. `assay governance verify` of its root "
-                "names them; bring them back, or make it again."
+                f"dedup.against = {name!r}: files of it are missing or cut short. `assay governance verify` of its root"
+                " names them; bring them back, or make it again."
             )
         found.append(earlier)
     return tuple(found)

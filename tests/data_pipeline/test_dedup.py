@@ -204,12 +204,12 @@ def test_a_changed_shard_remakes_itself_and_those_it_touches(tmp_path):
 def test_a_spill_folder_of_a_killed_process_is_swept(tmp_path):
     import socket
 
-    from data_pipeline.dedup import _spill_folder
+    from data_pipeline.duplicates.join import spill_folder
 
     left = tmp_path / f"join~{socket.gethostname()}~999999999"
     left.mkdir()
     (left / "spilled").touch()
-    with _spill_folder(tmp_path) as own:
+    with spill_folder(tmp_path) as own:
         assert not left.exists()
         own.mkdir()
     assert list(tmp_path.iterdir()) == []
