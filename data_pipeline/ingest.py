@@ -73,6 +73,8 @@ class IngestIdentity(Section):
 
     sources: tuple[Source, ...]
     ingest: IngestConfig
+    names: str
+    """SHA-256 of the files' names within their sources: ids, formats and languages come from them."""
 
 
 def to_row(record: Record, source: Source) -> tuple[tuple[Any, ...], int]:
@@ -250,7 +252,8 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
         for source, items, more in zip(sources, files, beside, strict=True)
         for item in (*items, *more)
     ]
-    known = IngestIdentity(sources=tuple(identity(source) for source in sources), ingest=config)
+    called = sha256_bytes(canonical_json([item.path for item in inputs]))
+    known = IngestIdentity(sources=tuple(identity(source) for source in sources), ingest=config, names=called)
 
     def make(folder: Path) -> Made:
         chosen = [

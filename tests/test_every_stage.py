@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from governance.manifest import read_manifest
+from governance.manifest import read_manifest, write_manifest
 from pretrain.cli import main
 
 SECTIONS = """
@@ -116,6 +116,18 @@ def test_the_trainer_refuses_an_altered_shard_or_index(everything, role):
     assert done.returncode == 65
     assert victim.name in done.stderr
     assert not list(root.glob("train/*/manifest.json"))
+
+
+def test_rows_of_token_shards_that_were_not_judged_are_refused(everything):
+    root = everything / "made"
+    words = [str(everything / "run.toml"), "--root", str(root), "--workers", "1"]
+    assert main(["data", "prepare", *words]) == 0
+    assert main(["governance", "check", *words]) == 0
+    judged = only(root, "pack")
+    assert main(["data", "prepare", *words, "--set", "data.encode.validation_share=0.3"]) == 0
+    [other] = [m for m in map(read_manifest, root.glob("pack/*/manifest.json")) if m.key != judged.key]
+    write_manifest(judged.model_copy(update={"inputs": other.inputs, "outputs": other.outputs}), root)
+    assert main(["train", *words]) == 77
 
 
 def test_nothing_held_out_is_told_and_trained_all_the_same(everything, capsys):

@@ -47,7 +47,7 @@ def expand(names: Iterable[str]) -> tuple[str, ...]:
     for name in names:
         if name not in FAMILIES and name not in PLACEHOLDERS:
             near = difflib.get_close_matches(name, [*FAMILIES, *TYPES], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ValueError(f"{name!r} is no type of personal data{hint} Families: {', '.join(FAMILIES)}")
         wanted.update(FAMILIES.get(name, (name,)))
     return tuple(kind for kind in TYPES if kind in wanted)

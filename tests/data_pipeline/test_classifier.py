@@ -17,6 +17,7 @@ from data_pipeline.classifier import ClassifierConfig, classify, load_weights, m
 from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
 from data_pipeline.kernels.buffers import text_buffers
 from data_pipeline.kernels.linear import score
+from governance.config import validate
 from governance.errors import ConfigError, ManifestError, MissingInput
 from governance.files import sha256_bytes
 from governance.manifest import Manifest, describe
@@ -182,3 +183,9 @@ def test_real_labels(tmp_path):
         positive=("hateful", "1", "true"),
     )  # fmt: skip
     assert train_classifier(hate, tmp_path, Runtime(tmp_path / "root")).stats["auc"] > 0.7
+
+
+@pytest.mark.parametrize("name", ["id", "source", "language", "kept"])
+def test_a_model_is_not_named_as_a_column_beside_its_scores(name):
+    with pytest.raises(ConfigError, match="choose another name"):
+        validate({"name": name, "paths": ["labels.jsonl"]}, ClassifierConfig, "run.toml")

@@ -13,6 +13,7 @@ import pytest
 
 from data_pipeline.dedup import DedupConfig, dedup, earlier_corpora
 from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, document_shards, read_table, write_table
+from data_pipeline.duplicates.join import spill_folder
 from data_pipeline.parallel import close_pool
 from governance.config import canonical_json
 from governance.errors import ConfigError, MissingInput
@@ -203,8 +204,6 @@ def test_a_changed_shard_remakes_itself_and_those_it_touches(tmp_path):
 
 def test_a_spill_folder_of_a_killed_process_is_swept(tmp_path):
     import socket
-
-    from data_pipeline.duplicates.join import spill_folder
 
     left = tmp_path / f"join~{socket.gethostname()}~999999999"
     left.mkdir()

@@ -249,6 +249,20 @@ def test_absolute_patterns_give_the_same_digest(tmp_path):
     assert one.digest == two.digest
 
 
+def test_a_renamed_file_is_read_again(tmp_path):
+    """The same bytes under another name have other ids, and may have another format and another language."""
+    (tmp_path / "site" / "de").mkdir(parents=True)
+    (tmp_path / "site" / "de" / "a.txt").write_text("<p>A page of prose.</p>")
+    values = {"paths": ("site/*/*",), "language_by_path": "^(?P<language>[a-z]{2})/"}
+    source = TextSource(type="text", name="s", licence="MIT", **values)
+    (plain,) = documents(made([source], tmp_path, tmp_path / "root"), tmp_path / "root")
+    (tmp_path / "site" / "de").rename(tmp_path / "site" / "en")
+    (tmp_path / "site" / "en" / "a.txt").rename(tmp_path / "site" / "en" / "a.html")
+    (page,) = documents(made([source], tmp_path, tmp_path / "root"), tmp_path / "root")
+    assert (plain.id, plain.language, plain.text) == ("s/de/a.txt#0", "de", "<p>A page of prose.</p>")
+    assert (page.id, page.language, page.text) == ("s/en/a.html#0", "en", "A page of prose.")
+
+
 def test_documents_stand_in_the_order_of_sources_files_and_records(tmp_path):
     sources = corpus(tmp_path)[::-1]
     manifest = made(sources, tmp_path, tmp_path / "root", shard_bytes=300)

@@ -105,6 +105,14 @@ def test_shares_that_add_up_to_one_do_not_shrink_each_other_to_nothing():
         allocate(sizes, MixConfig(source_quotas={"a": Quota(share=0.6), "b": Quota(share=0.3)}))
 
 
+@pytest.mark.parametrize("share", [0.3, 0.499, 0.499999])
+def test_quotas_of_sources_and_languages_that_cannot_hold_together_are_told(share):
+    sizes = {("a", "en"): 10**12, ("b", "de"): 10**12}
+    quotas = {"source_quotas": {"a": Quota(share=0.5)}, "language_quotas": {"de": Quota(share=share)}}
+    with pytest.raises(PipelineError, match="nothing is left"):
+        allocate(sizes, MixConfig(**quotas))
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -226,3 +227,20 @@ def test_planted_reuse(tmp_path):
     assert len(reused) > 10
     found = [span for span in reused if {number[span["doc_a"]], number[span["doc_b"]]} & cut_in]
     assert len(found) == len(reused)
+
+
+def _race(root: Path, texts: list[str]) -> None:
+    drop_paragraphs(corpus(root, texts), ParagraphsConfig(), Runtime(root))
+
+
+def test_processes_that_make_the_same_artifact_leave_each_other_alone(tmp_path):
+    texts = [f"{'boilerplate ' * 12}\n\n{'own words ' * 30}{i}" for i in range(30)]
+    corpus(tmp_path, texts)
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_race, args=(tmp_path, texts)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert not list(tmp_path.rglob("join~*"))

@@ -3,12 +3,15 @@
 import functools
 import multiprocessing
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from data_pipeline import parallel
 from data_pipeline.parallel import Shard, ShardMade, map_shards, once, sum_stats
+from governance import stage as stage_module
 from governance.config import Section
 from governance.files import write_bytes
 from governance.manifest import Manifest, describe, verify
@@ -90,6 +93,40 @@ def test_a_worker_that_died_delays_and_blocks_nothing(tmp_path, quick, monkeypat
     alone = two_passes(Runtime(tmp_path / "alone"))
     found = two_passes(Runtime(tmp_path / "lost", worker=(0, 3)))  # workers 1 and 2 never come
     assert found.digest == alone.digest
+
+
+def test_a_file_made_once_that_was_altered_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "POLL_SECONDS", 0.01)
+    path = tmp_path / "records" / "key.total"
+    one = functools.partial(write_bytes, data=b"one")
+    for _ in range(2):
+        assert once(Runtime(tmp_path), path, one).read_bytes() == b"one"
+        path.write_bytes(b"two")
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(once, Runtime(tmp_path, worker=(1, 2)), path, one)  # waits for worker 0
+        once(Runtime(tmp_path, worker=(0, 2)), path, one)
+        assert other.result(20).read_bytes() == b"one"
+
+
+def test_an_older_manifest_without_its_files_is_not_taken_for_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage_module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(parallel, "POLL_SECONDS", 0.01)
+
+    def stage(worker: tuple[int, int]) -> bytes:
+        def make(folder: Path) -> Made:
+            write_bytes(folder / "one.txt", b"one")
+            return Made([describe(folder / "one.txt", tmp_path)], {})
+
+        made = run_stage(Recipe("alone", 1, Nothing()), [], Runtime(tmp_path, worker=worker), make, alone=True)
+        return (tmp_path / made.outputs[0].path).read_bytes()
+
+    stage((0, 2))
+    next(tmp_path.glob("alone/*/one.txt")).unlink()
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(stage, (1, 2))
+        time.sleep(0.1)
+        stage((0, 2))
+        assert other.result(20) == b"one"
 
 
 def test_a_stage_made_alone_is_made_by_the_first_worker_only(tmp_path, monkeypatch):

@@ -240,9 +240,9 @@ def test_counting_leaves_texts_and_types_choose(tmp_path):
     assert cards.stats["findings"] == {"card": 1}
 
 
-@pytest.mark.parametrize("values", [{"types": ["passports"]}, {"actions": {"mail": "mask"}}])
+@pytest.mark.parametrize("values", [{"types": ["passports"]}, {"actions": {"mail": "mask"}}, {"types": ["zzz"]}])
 def test_an_unknown_type_is_told(values):
-    with pytest.raises(ConfigError, match="no type of personal data"):
+    with pytest.raises(ConfigError, match=r"no type of personal data(\.|; did you mean '\w+'\?) Families: contact, "):
         validate(values, PiiConfig, "run.toml")
 
 

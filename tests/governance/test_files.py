@@ -13,6 +13,7 @@ from governance.files import (
     append_line,
     atomic_path,
     place,
+    put_in_place,
     read_lines,
     sha256_bytes,
     sha256_file,
@@ -130,3 +131,12 @@ def test_place_links_and_private_is_private(tmp_path):
     assert not write_private(tmp_path / "key", b"other")
     assert (tmp_path / "key").read_bytes() == b"secret"
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+
+
+def test_put_in_place_replaces_what_stands_there(tmp_path):
+    write_bytes(tmp_path / "new", b"new")
+    write_bytes(tmp_path / "b", b"old")
+    for _ in range(2):
+        put_in_place(tmp_path / "new", tmp_path / "b")
+        assert (tmp_path / "b").read_bytes() == b"new"
+    assert sorted(os.listdir(tmp_path)) == ["b", "new"]

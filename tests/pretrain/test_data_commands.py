@@ -12,6 +12,7 @@ from data_pipeline.megatron import open_indexed
 from data_pipeline.parallel import close_pool
 from data_pipeline.token_shards import TokenShard
 from governance.manifest import read_manifest
+from governance.verification import read_artifact
 from pretrain.cli import main
 from tests.conftest import CONFIG, tale, write_tales
 
@@ -207,3 +208,18 @@ def test_two_workers_of_an_array_make_what_one_makes(prepared, tmp_path, monkeyp
         close_pool()
     for stage in ("ingest", "clean", "dedup", "redact", "tokenizer", "encode"):
         assert only(tmp_path / "made", stage).digest == only(prepared / "made", stage).digest
+
+
+def test_an_earlier_corpus_in_the_same_root_is_no_ancestor(copy, capsys):
+    root, earlier = copy / "made", only(copy / "made", "dedup")
+    write_tales(copy / "a.jsonl", range(500, 540))  # another file of the same name
+    text = CONFIG.replace("[data.tokenizer]", f'[data.dedup]\nagainst = ["{earlier.folder}"]\n\n[data.tokenizer]')
+    (copy / "next.toml").write_text(text)
+    status, of_run = told(capsys, "data", "prepare", copy / "next.toml", "--root", root, "--workers", "1")
+    assert status == 0
+    tokens = read_artifact(root / of_run.splitlines()[-1].split("/made/")[1])
+    shard = next(path for path in tokens.files("train", root) if len(TokenShard.open(path).tokens))
+    _, out = told(capsys, "data", "trace", shard, 0)
+    assert [line.split()[0] for line in out.split("made from\n")[1].splitlines()].count("file") == 1
+    _, of_run = told(capsys, "data", "show", copy / "next.toml", "--root", root)
+    assert told(capsys, "data", "show", root / tokens.folder) == (0, of_run)
