@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measures.corpora import mixed
-from benchmarks.measures.data_sameness import CONFIG
+from benchmarks.measures.data_sameness import CONFIG, prepare_words
 from benchmarks.measures.goals import Goal, run, told
 
 HERE = Path(__file__).resolve().parents[1]
@@ -83,17 +83,9 @@ def measure(size_bytes: int) -> Figures:
 
 def child(folder: Path) -> None:
     """Run the command and print the CPU-seconds and the largest process of all that it started."""
-    words = [
-        sys.executable,
-        "-m",
-        "pretrain",
-        "data",
-        "prepare",
-        str(folder / "run.toml"),
-        "--root",
-        str(folder / "root"),
-    ]
-    subprocess.run(words, check=True, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        prepare_words(folder, "root"), check=True, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(spent.ru_utime + spent.ru_stime, spent.ru_maxrss / 1000)
 

@@ -33,6 +33,7 @@ from pydantic import Field
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     REMOVED_SCHEMA,
+    cut_spans,
     document_shards,
     funnel,
     read_groups,
@@ -83,15 +84,6 @@ class DecontaminateConfig(PassageConfig):
     """The evaluation sets."""
     action: Literal["drop_document", "drop_span"] = "drop_document"
     """Remove the document, or cut the spans out of it."""
-
-
-def cut_spans(text: bytes, spans: Sequence[tuple[int, int]]) -> bytes:
-    """The text without the bytes of the spans, which may overlap."""
-    pieces, at = [], 0
-    for start, end in sorted(spans):
-        pieces.append(text[at : max(at, start)])
-        at = max(at, end)
-    return b"".join([*pieces, text[at:]])
 
 
 @functools.lru_cache(maxsize=1)

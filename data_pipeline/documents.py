@@ -107,18 +107,20 @@ def write_table(path: Path, table: pa.Table) -> None:
         )
 
 
-def _open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(
-        path, schema, compression="zstd", compression_level=COMPRESSION_LEVEL, store_schema=True, write_statistics=False
-    )
+def _open_writer(path: Path, schema: pa.Schema, bounds: Sequence[str] = ()) -> pq.ParquetWriter:
+    options = {"compression": "zstd", "compression_level": COMPRESSION_LEVEL, "write_statistics": list(bounds) or False}
+    return pq.ParquetWriter(path, schema, store_schema=True, **options)
 
 
 @contextlib.contextmanager
-def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
-    """Write one shard a table at a time, whole or not at all; each table with rows becomes one row group."""
+def table_writer(path: Path, schema: pa.Schema, bounds: Sequence[str] = ()) -> Iterator[Callable[[pa.Table], None]]:
+    """Write one shard a table at a time, whole or not at all; each table with rows becomes one row group.
+
+    Row groups carry the least and the greatest value of the columns `bounds`, so that a reader can pass over them.
+    """
     with (
         atomic_path(path) as temporary,
-        _open_writer(temporary, schema) as writer,
+        _open_writer(temporary, schema, bounds) as writer,
     ):
 
         def append(table: pa.Table) -> None:
@@ -223,6 +225,15 @@ def split_table(table: pa.Table, reasons: Sequence[str], evidence: Sequence[str]
     marked = table.append_column(REMOVED_SCHEMA.field("reason"), pa.array(reasons, pa.string()))
     marked = marked.append_column(REMOVED_SCHEMA.field("evidence"), pa.array(evidence, pa.string()))
     return table.filter(kept), marked.filter(pc.invert(kept))
+
+
+def cut_spans(text: bytes, spans: Iterable[tuple[int, int]]) -> bytes:
+    """The text without the bytes of the spans, which may overlap."""
+    pieces, at = [], 0
+    for start, end in sorted(spans):
+        pieces.append(text[at : max(at, start)])
+        at = max(at, end)
+    return b"".join([*pieces, text[at:]])
 
 
 def funnel(

@@ -32,6 +32,7 @@ from pydantic import Field
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     REMOVED_SCHEMA,
+    cut_spans,
     document_shards,
     funnel,
     read_groups,
@@ -99,7 +100,7 @@ def repeated_units(paths: Sequence[Path], config: ParagraphsConfig, engine_name:
     """
     counts = [pq.read_metadata(path).num_rows for path in paths]
     firsts = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-    with spill_folder(target.parent) as scratch, table_writer(target, _NUMBERS) as append:
+    with spill_folder(target.parent) as scratch, table_writer(target, _NUMBERS, bounds=("number",)) as append:
         engine = Engine(engine_name, JOIN_MEMORY_MIB, scratch)
         keys = [scratch / f"{number}.parquet" for number in range(len(paths))]
         for path, key_file in zip(paths, keys, strict=True):
@@ -148,27 +149,16 @@ class Cutting:
     """Number of the shard's first unit in the corpus."""
 
 
-def merged(starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-    """The union of intervals, sorted, touching ones joined."""
-    found: list[tuple[int, int]] = []
-    for start, end in sorted(zip(starts.tolist(), ends.tolist(), strict=True)):
-        if found and start <= found[-1][1]:
-            found[-1] = (found[-1][0], max(found[-1][1], end))
-        else:
-            found.append((start, end))
-    return found
-
-
 def without(text: bytes, spans: Sequence[tuple[int, int]]) -> bytes:
     """The text with the spans cut out, each with the blank lines behind it; what is left ends without a line end."""
-    parts, at = [], 0
-    for start, end in spans:
-        parts.append(text[at:start])
-        at = end
-        while at < len(text) and text[at : at + 1].isspace():
-            at += 1
-        at = text.rfind(b"\n", end, at) + 1 or at  # the blanks that open the next line belong to it
-    return b"".join([*parts, text[at:]]).rstrip()
+    return cut_spans(text, [(start, _behind_blanks(text, end)) for start, end in spans]).rstrip()
+
+
+def _behind_blanks(text: bytes, end: int) -> int:
+    at = end
+    while at < len(text) and text[at : at + 1].isspace():
+        at += 1
+    return text.rfind(b"\n", end, at) + 1 or at  # the blanks that open the next line belong to it
 
 
 def _cut_shard(config: ParagraphsConfig, work: Cutting, path_of: Callable[[str], Path]) -> ShardMade:
@@ -205,7 +195,7 @@ def _cut_group(
     for a, b in itertools.pairwise(bounds):
         mine, row = order[a:b], int(rows[order[a]])
         text = texts[row].as_buffer().to_pybytes()
-        left = without(text, merged(starts[mine], ends[mine]))
+        left = without(text, list(zip(starts[mine].tolist(), ends[mine].tolist(), strict=True)))
         if len(left) < config.min_left_bytes:
             reasons[row], evidence[row] = "duplicate_text", f"bytes_cut={len(text) - len(left)} of {len(text)}"
         changed[row] = left.decode("utf-8")

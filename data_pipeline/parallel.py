@@ -2,8 +2,9 @@
 
 The workers are processes of this machine, and processes of an array: `Runtime.worker = (i, n)`. Worker i of n makes
 every n-th shard and waits for the records of the others, which run the same command on the same file system. When no
-record has come for `PATIENCE_SECONDS`, it makes what is missing itself: a worker that died delays the others and
-blocks nothing, and two that make the same shard make the same bytes.
+record has come for `PATIENCE_SECONDS`, it makes what is missing itself: a worker that died only delays the others, and
+two that make the same shard make the same bytes. What one worker makes for all (`once`, and stages made alone) is
+worker 0's: until it is started again, the others wait.
 
 Each finished shard leaves a record `<root>/<stage>/records/<key>.json`, written after its files: the shard's key,
 its files with sizes and digests, its counts. A shard is skipped when a record with its key stands and its files are
@@ -13,9 +14,13 @@ changed input or configuration re-makes exactly the shards that it touches.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import multiprocessing
+import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -32,6 +37,7 @@ from governance.manifest import Output, describe
 from governance.stage import POLL_SECONDS, Recipe, Runtime, await_file
 
 PATIENCE_SECONDS = 300
+_PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
 
 
 @dataclass(frozen=True)
@@ -236,8 +242,18 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     """This process's workers, started afresh (spawn): forking a process with Arrow threads can deadlock."""
     if workers not in _POOL:
         close_pool()
-        _POOL[workers] = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+        context = multiprocessing.get_context("spawn")
+        _POOL[workers] = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow, initargs=(os.getpid(),))
     return _POOL[workers]
+
+
+def _follow(parent: int) -> None:
+    """A worker ends when its parent does, however that ends, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before this could be asked for
+            os._exit(1)
 
 
 def close_pool() -> None:

@@ -83,6 +83,7 @@ _STORAGE_ERRNOS = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "no permission to write",
     errno.EPERM: "no permission to write",
+    errno.ENOTDIR: "a part of its path is a file, not a folder",
     errno.EIO: "the device reports an input/output error",
 }
 

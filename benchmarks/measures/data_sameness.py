@@ -63,7 +63,8 @@ def _folder(scratch: str, size_bytes: int) -> Path:
     return folder
 
 
-def _words(folder: Path, root: str, *more: str) -> list[str]:
+def prepare_words(folder: Path, root: str, *more: str) -> list[str]:
+    """The command that makes the corpus of the folder's run.toml below a root in it."""
     assay = [
         sys.executable,
         "-m",
@@ -78,7 +79,7 @@ def _words(folder: Path, root: str, *more: str) -> list[str]:
 
 
 def _digest(folder: Path, root: str) -> str:
-    words = _words(folder, root, "--workers", "1")
+    words = prepare_words(folder, root, "--workers", "1")
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return " ".join(line.split()[1] for line in done.stdout.splitlines() if not line.startswith(" "))
 
@@ -90,16 +91,16 @@ def same_digest(quick: bool) -> list[Goal]:
         expected = _digest(folder, "one")
         ways: dict[str, str] = {}
         for workers in (2, 3):
-            subprocess.run(_words(folder, f"w{workers}", "--workers", str(workers)), check=True, **_QUIET)
+            subprocess.run(prepare_words(folder, f"w{workers}", "--workers", str(workers)), check=True, **_QUIET)
             ways[f"{workers}_processes"] = _digest(folder, f"w{workers}")
         array = [
-            subprocess.Popen(_words(folder, "array", "--workers", "1", "--worker", f"{i}/3"), **_QUIET)
+            subprocess.Popen(prepare_words(folder, "array", "--workers", "1", "--worker", f"{i}/3"), **_QUIET)
             for i in range(3)
         ]
         if any(process.wait() for process in array):
             raise RuntimeError("a worker of the array failed")
         ways["array_of_3"] = _digest(folder, "array")
-        subprocess.run(_words(folder, "daft", "--workers", "1", "--engine", "daft"), check=True, **_QUIET)
+        subprocess.run(prepare_words(folder, "daft", "--workers", "1", "--engine", "daft"), check=True, **_QUIET)
         ways["daft"] = _digest(folder, "daft")
         if not quick:
             ways["ray"] = _on_ray(folder)
@@ -117,7 +118,7 @@ _QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 def _on_slurm(folder: Path) -> str:
     """A job array on the Slurm cluster that SLURM_CONF names; its nodes must see the folder."""
-    words = " ".join(_words(folder, "slurm", "--workers", "1"))
+    words = " ".join(prepare_words(folder, "slurm", "--workers", "1"))
     here = Path(__file__).resolve().parents[2]
     command = f"cd {here} && {words} --worker $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
     wanted = ["sbatch", "--wait", "--array=0-2", f"--output={folder}/slurm-%a.log", f"--wrap={command}"]
@@ -134,7 +135,7 @@ def _on_ray(folder: Path) -> str:
     )
     try:
         environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:6399"}
-        words = _words(folder, "ray", "--workers", "1", "--engine", "daft")
+        words = prepare_words(folder, "ray", "--workers", "1", "--engine", "daft")
         subprocess.run(words, check=True, env=environment, **_QUIET)
         return _digest(folder, "ray")
     finally:
@@ -146,7 +147,7 @@ def _killed(folder: Path, expected: str, times: int) -> Goal:
     chance = random.Random(11)
     kills = 0
     while kills < times:
-        process = subprocess.Popen(_words(folder, "killed", "--workers", "2"), start_new_session=True, **_QUIET)
+        process = subprocess.Popen(prepare_words(folder, "killed", "--workers", "2"), start_new_session=True, **_QUIET)
         try:
             process.wait(timeout=chance.uniform(0.5, 14))
             shutil.rmtree(folder / "killed")  # it finished first: begin anew, and kill sooner

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import int64, njit, uint64
 
+from data_pipeline.kernels.compiled import kernel
 from data_pipeline.kernels.folding import fold_words, folding
 
 SEED_WORDS = 4
@@ -225,7 +226,7 @@ def _lay(words, count, passage, start, p, limits, run_words, mine, scratch):  # 
     return met, from_word, to_word
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _search(  # type: ignore[no-untyped-def]
     data, offsets, table, several, capacity, run_words,
     wanted, limits, owners, keys, starts, places, longer, directory, bitmap,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.decontaminate import HIT_SCHEMA, DecontaminateConfig, cut_spans, decontaminate
-from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, read_table, write_table
+from data_pipeline.decontaminate import HIT_SCHEMA, DecontaminateConfig, decontaminate
+from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, cut_spans, read_table, write_table
 from data_pipeline.evaluation_sets import EvaluationSet, evaluation_sets
 from data_pipeline.parallel import close_pool
 from data_pipeline.passages import Hit, Measures, PassageConfig, stands_alone, strongest

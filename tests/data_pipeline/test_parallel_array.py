@@ -3,6 +3,7 @@
 import functools
 import multiprocessing
 import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -144,3 +145,39 @@ def test_a_stage_made_alone_is_made_by_the_first_worker_only(tmp_path, monkeypat
     first = stage((0, 2))
     assert stage((1, 2)).digest == first.digest
     assert made_by == [0]
+
+
+def dawdle(section, payload, path_of) -> ShardMade:
+    write_bytes(path_of("pids"), str(os.getpid()).encode())
+    time.sleep(60)
+    return ShardMade({"pids": path_of("pids")}, {})
+
+
+def _dawdle(root: Path) -> None:
+    shards = [Shard(f"{i}", (str(i),), None) for i in range(2)]
+    map_shards(Recipe("slow", 1, Nothing()), dawdle, shards, root / "slow" / "a", Runtime(root, workers=2), ".txt")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_the_process_that_started_them(tmp_path, number):
+    parent = multiprocessing.get_context("spawn").Process(target=_dawdle, args=(tmp_path,))
+    parent.start()
+    until = time.monotonic() + 60
+    while len(found := list(tmp_path.glob("slow/a/pids/*.txt"))) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    workers = [int(path.read_text()) for path in found]
+    assert len(set(workers) - {parent.pid}) == 2
+    os.kill(parent.pid, number)
+    parent.join()
+    until = time.monotonic() + 10
+    while (left := [pid for pid in workers if _runs(pid)]) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not left
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and is more than an entry that nobody has waited for."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
