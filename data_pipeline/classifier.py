@@ -41,13 +41,13 @@ from data_pipeline.documents import (
     table_writer,
     write_table,
 )
-from data_pipeline.parallel import Shard, ShardMade, map_shards, sum_stats
 from data_pipeline.readers.local import Digests, find_files
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from governance.config import Section
 from governance.errors import ConfigError, ManifestError
 from governance.files import sha256_bytes
 from governance.manifest import Input, Manifest, describe
+from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 1
@@ -166,8 +166,8 @@ def fit(config: ClassifierConfig, rows: Sequence[tuple[str, bool]]) -> tuple[npt
     Raises:
         ConfigError: a label is missing on either side, or the model does not separate what was held out.
     """
-    from data_pipeline.kernels.buffers import text_buffers
     from data_pipeline.kernels.linear import score, train
+    from governance.kernels.buffers import text_buffers
 
     held = np.array([int(sha256_bytes(text.encode())[:8], 16) < config.held_out_share * 2**32 for text, _ in rows])
     labels = np.array([float(label) for _, label in rows])
@@ -235,8 +235,8 @@ Judges = tuple[tuple[str, Manifest, int, float | None, float | None], ...]
 
 
 def _classify_shard(section: Section, payload: tuple[Path, Judges, Path], path_of: Callable[[str], Path]) -> ShardMade:
-    from data_pipeline.kernels.buffers import text_buffers
     from data_pipeline.kernels.linear import score
+    from governance.kernels.buffers import text_buffers
 
     path, judges, root = payload
     weights = [load_weights(model, root) for _, model, *_ in judges]

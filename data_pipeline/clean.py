@@ -42,10 +42,10 @@ from data_pipeline.documents import (
     table_writer,
 )
 from data_pipeline.lists import blocked_by, words_by_language
-from data_pipeline.parallel import Shard, ShardMade, map_shards, sum_stats
 from data_pipeline.rules import LANGUAGES, MAX_UNSPACED_SHARE, Floats, Mask, Preset, Thresholds, judge, limits
 from governance.log import get_logger
 from governance.manifest import Manifest
+from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 2
@@ -89,7 +89,7 @@ def normalise_texts(texts: pa.LargeStringArray, skip: Mask) -> tuple[pa.LargeStr
 
     Python sees only texts with a control character, a foreign line end, or a character from U+0300 on.
     """
-    from data_pipeline.kernels.buffers import NEEDS_CONTROL_REPAIR, scan_texts, text_buffers
+    from governance.kernels.buffers import NEEDS_CONTROL_REPAIR, scan_texts, text_buffers
 
     flags = scan_texts(*text_buffers(texts))
     changed: dict[int, str] = {}

@@ -42,10 +42,10 @@ from data_pipeline.documents import (
     table_writer,
 )
 from data_pipeline.evaluation_sets import ITEM_SCHEMA, EvaluationSet
-from data_pipeline.parallel import Shard, ShardMade, map_shards, sum_stats
 from data_pipeline.passages import Hit, PassageConfig, Sought, character_offsets, find_hits, seek
 from governance.log import get_logger
 from governance.manifest import Manifest
+from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 1

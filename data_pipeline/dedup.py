@@ -64,11 +64,11 @@ from data_pipeline.duplicates.decision import Rules, decide, read_verdict, write
 from data_pipeline.duplicates.groups import Corpus, Part
 from data_pipeline.duplicates.join import BAND, TEXT, URL, Engine, spill_folder, write_keys
 from data_pipeline.duplicates.urls import normalise_url
-from data_pipeline.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.config import Section
 from governance.errors import ConfigError, MissingInput
 from governance.files import put_in_place, sha256_bytes
 from governance.manifest import FILE_NAME, Manifest, Output, describe, present, read_manifest
+from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 2

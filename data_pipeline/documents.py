@@ -32,10 +32,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipeline.parallel import sum_stats
 from governance.errors import ManifestError
 from governance.files import atomic_path
 from governance.manifest import Manifest, Output
+from governance.parallel import sum_stats
 
 DOCUMENT_SCHEMA = pa.schema(
     [

@@ -39,7 +39,6 @@ from pydantic import Field
 from data_pipeline.bpe.encoder import Encoder
 from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, funnel, read_groups, read_table, write_table
 from data_pipeline.mix import PLAN_SCHEMA
-from data_pipeline.parallel import Shard, ShardMade, map_shards, sum_stats
 from data_pipeline.token_shards import SUFFIX, EncodedDocument, write_token_shard
 from data_pipeline.tokenizer import load_encoder
 from governance.config import Section
@@ -47,6 +46,7 @@ from governance.errors import ManifestError, PipelineError
 from governance.files import sha256_bytes
 from governance.log import get_logger
 from governance.manifest import Manifest
+from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 2
@@ -151,7 +151,7 @@ def _splits(
     texts: pa.ChunkedArray, ids: npt.NDArray[Any], ends: Integers, encoder: Encoder, config: EncodeConfig
 ) -> tuple[list[str], int, int]:
     """The split of each text; how many were decoded again, and how many of these did not come back."""
-    from data_pipeline.kernels.buffers import text_buffers
+    from governance.kernels.buffers import text_buffers
 
     splits: list[str] = []
     checked = failed = 0

@@ -30,13 +30,13 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from data_pipeline.documents import shard_writer
-from data_pipeline.parallel import Shard, ShardMade, map_shards, sum_stats
 from data_pipeline.readers.local import Digests, find_files
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes
 from governance.manifest import Input, Manifest
+from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 1

@@ -32,7 +32,6 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from data_pipeline.documents import QUARANTINE_SCHEMA, AddRow, shard_writer
-from data_pipeline.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from data_pipeline.readers import Fault, PackageSource, Record, Source
 from data_pipeline.readers.items import (
     Item,
@@ -56,6 +55,7 @@ from governance.errors import ConfigError
 from governance.files import place, sha256_bytes, write_json
 from governance.log import get_logger
 from governance.manifest import Input, Manifest, Output
+from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 2

@@ -33,8 +33,8 @@ def identify(texts: pa.Array | pa.ChunkedArray, min_confidence: float = 0.0) -> 
     Raises:
         MissingInput: the model is not installed.
     """
-    from data_pipeline.kernels.buffers import text_buffers
     from data_pipeline.kernels.fasttext import classify
+    from governance.kernels.buffers import text_buffers
 
     model = _model()
     found, probabilities = classify(*text_buffers(texts), model, PREFIX_CHARACTERS)

@@ -30,12 +30,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from data_pipeline.parallel import Shard, ShardMade, map_shards, sum_stats
 from data_pipeline.token_shards import SUFFIX, EncodedDocument, TokenShard, write_token_shard
 from governance.config import Section
 from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.files import atomic_file, sha256_file
 from governance.manifest import Input, Manifest
+from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 1

@@ -38,7 +38,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline.documents import document_shards, funnel, read_table, write_table
-from data_pipeline.parallel import Shard, ShardMade, map_shards, once, sum_stats
 from data_pipeline.shares import Allocation, Cell, MixConfig, allocate
 from data_pipeline.token_shards import document_identity
 from governance.config import canonical_json
@@ -46,6 +45,7 @@ from governance.errors import ManifestError
 from governance.files import sha256_bytes, write_json
 from governance.log import get_logger
 from governance.manifest import Manifest
+from governance.parallel import Shard, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 1

@@ -27,11 +27,11 @@ import numpy.typing as npt
 from pydantic import Field
 
 from data_pipeline.packed_rows import PIECE, SUFFIX, write_packed_rows
-from data_pipeline.parallel import Shard, ShardMade, map_shards, sum_stats
 from data_pipeline.token_shards import TokenShard
 from governance.config import Section
 from governance.errors import PipelineError
 from governance.manifest import Manifest
+from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 1

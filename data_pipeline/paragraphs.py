@@ -40,9 +40,9 @@ from data_pipeline.documents import (
     table_writer,
 )
 from data_pipeline.duplicates.join import Engine, shared_keys, spill_folder, write_keys
-from data_pipeline.parallel import Shard, ShardMade, map_shards, once, sum_stats
 from governance.config import Section
 from governance.manifest import Manifest
+from governance.parallel import Shard, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 Integers = npt.NDArray[np.int64]
@@ -75,8 +75,8 @@ class ParagraphsConfig(Section):
 
 
 def _units_shard(config: ParagraphsConfig, path: Path, path_of: Callable[[str], Path]) -> ShardMade:
-    from data_pipeline.kernels.buffers import text_buffers
     from data_pipeline.kernels.units import find_units
+    from governance.kernels.buffers import text_buffers
 
     rows = 0
     count = 0

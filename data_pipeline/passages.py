@@ -138,8 +138,8 @@ class _Gathering:
 
     def add_set(self, table: pa.Table) -> None:
         """Take the passages of one set's items."""
-        from data_pipeline.kernels.buffers import text_buffers
         from data_pipeline.kernels.folding import word_hashes
+        from governance.kernels.buffers import text_buffers
 
         words, measured = word_hashes(*text_buffers(pc.utf8_normalize(table["text"], "NFC")))
         starts = np.cumsum([0, *measured[:, 0]]).tolist()
@@ -231,7 +231,7 @@ _WITHIN = frozenset(",'’&/%@-‐‑–—、")  # stand within a sentence
 
 @functools.cache
 def _word() -> re.Pattern[str]:
-    from data_pipeline.kernels.buffers import UNSPACED_RANGES
+    from governance.kernels.buffers import UNSPACED_RANGES
 
     unspaced = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED_RANGES)
     return re.compile(rf"[{unspaced}]|[^\W_{unspaced}](?:['’]?[^\W_{unspaced}])*")
@@ -270,8 +270,8 @@ def strongest(hits: Sequence[Hit], set_of: Callable[[int], str]) -> list[Hit]:
 
 def find_hits(texts: pa.Array, sought: Sought, config: PassageConfig) -> dict[int, list[Hit]]:
     """Of each text in which something is found: what, in the order of the places."""
-    from data_pipeline.kernels.buffers import text_buffers
     from data_pipeline.kernels.ngrams import search
+    from governance.kernels.buffers import text_buffers
 
     found: dict[int, list[Hit]] = defaultdict(list)
     for row, *hit in search(*text_buffers(texts), sought.index, config.run_words).tolist():

@@ -26,15 +26,15 @@ import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
 from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, funnel, read_groups, table_writer
-from data_pipeline.kernels.buffers import text_buffers
 from data_pipeline.kernels.candidates import scan
-from data_pipeline.parallel import Shard, ShardMade, map_shards, sum_stats
 from data_pipeline.personal_data.actions import Action, fingerprint, new_text, read_key
 from data_pipeline.personal_data.canaries import hosts, measure, planted
 from data_pipeline.personal_data.findings import FAMILIES, PLACEHOLDERS, TYPES, Finding, expand
 from data_pipeline.personal_data.rules import find, find_among, replace, splice
 from governance.config import Section
+from governance.kernels.buffers import text_buffers
 from governance.manifest import Manifest
+from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 __all__ = ["PLACEHOLDERS", "TYPES", "Finding", "PiiConfig", "find", "redact", "redact_table", "replace"]

@@ -25,13 +25,13 @@ from data_pipeline.lists import ListsConfig, make_lists
 from data_pipeline.mix import mix
 from data_pipeline.pack import PackConfig, pack
 from data_pipeline.paragraphs import ParagraphsConfig, drop_paragraphs
-from data_pipeline.parallel import close_pool
 from data_pipeline.pii import PiiConfig, redact
 from data_pipeline.readers import Source
 from data_pipeline.shares import MixConfig
 from data_pipeline.tokenizer import TokenizerConfig, train_tokenizer
 from governance.config import Section
 from governance.manifest import Manifest
+from governance.parallel import close_pool
 from governance.stage import Runtime
 
 

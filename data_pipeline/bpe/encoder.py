@@ -75,7 +75,7 @@ class Encoder:
 def kernel_engine(vocabulary: Vocabulary, classes: npt.NDArray[np.uint8], end: int) -> Engine:
     """The quick engine; `classes` tells of each code point whether it is a letter, a number or a space."""
     from data_pipeline.kernels.bpe import build_merges, encode_texts, new_cache
-    from data_pipeline.kernels.buffers import text_buffers
+    from governance.kernels.buffers import text_buffers
 
     merges, cache = build_merges(vocabulary.letters, vocabulary.merges), new_cache()
     lock = threading.Lock()  # the kernel lets go of the interpreter and writes the cache

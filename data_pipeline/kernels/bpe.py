@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import int64, uint64
 
-from data_pipeline.kernels.buffers import Bytes, Offsets
-from data_pipeline.kernels.compiled import inlined, kernel, part
 from data_pipeline.kernels.pretokens import pretoken_end
 from data_pipeline.kernels.unowned import unowned
+from governance.kernels.buffers import Bytes, Offsets
+from governance.kernels.compiled import inlined, kernel, part
 
 _CACHE_SLOTS = 1 << 17
 _CACHE_BYTES = 4 << 20

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from data_pipeline.kernels.buffers import Bytes, Offsets
+from governance.kernels.buffers import Bytes, Offsets
 
 AT, SPELT, DIGITS, WORD, ACCOUNT, HEX, MAC, KEY, ASSIGNED, PEM = range(10)
 Candidates = npt.NDArray[np.int64]

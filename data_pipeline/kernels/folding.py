@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import int64, njit, uint64
 
-from data_pipeline.kernels.buffers import UNSPACED, code_point_classes
+from governance.kernels.buffers import UNSPACED, code_point_classes
 
 PARTS = 0  # parts words
 PASSED = -1  # is not there

@@ -30,8 +30,6 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import int64, uint64
 
-from data_pipeline.kernels.buffers import SPACE, UNSPACED, code_point_classes, lower_case, text_buffers
-from data_pipeline.kernels.compiled import kernel, part
 from data_pipeline.kernels.phrases import JAVASCRIPT, OF_LINES, POLICY, ends_in_ellipsis, find_phrases, suspects
 from data_pipeline.kernels.words import (
     KATAKANA_RANGES,
@@ -44,6 +42,8 @@ from data_pipeline.kernels.words import (
     plain_word,
     word_classes,
 )
+from governance.kernels.buffers import SPACE, UNSPACED, code_point_classes, lower_case, text_buffers
+from governance.kernels.compiled import kernel, part
 
 LINE_REASONS = ("too_long_word", "no_terminal_punctuation", "too_few_words", "javascript", "policy")
 

@@ -30,8 +30,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import int64, uint64
 
-from data_pipeline.kernels.buffers import UNSPACED, code_point_classes, lower_case, text_buffers
-from data_pipeline.kernels.compiled import inlined, kernel, part
+from governance.kernels.buffers import UNSPACED, code_point_classes, lower_case, text_buffers
+from governance.kernels.compiled import inlined, kernel, part
 
 Keys = npt.NDArray[np.int64]
 Shingles = npt.NDArray[np.uint64]

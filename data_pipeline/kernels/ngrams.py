@@ -28,8 +28,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import int64, njit, uint64
 
-from data_pipeline.kernels.compiled import kernel
 from data_pipeline.kernels.folding import fold_words, folding
+from governance.kernels.compiled import kernel
 
 SEED_WORDS = 4
 COMMON = 8

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, uint64
 
-from data_pipeline.kernels.compiled import inlined
+from governance.kernels.compiled import inlined
 
 OTHER, LETTER, NUMBER, SPACE = 0, 1, 2, 3  # the classes of code points
 

@@ -40,8 +40,6 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import int64, uint64
 
-from data_pipeline.kernels.buffers import BULLET, SPACE, text_buffers
-from data_pipeline.kernels.compiled import inlined, kernel, part
 from data_pipeline.kernels.phrases import CURLY, JAVASCRIPT, LOREM, POLICY, ends_in_ellipsis, find_marks
 from data_pipeline.kernels.stop_words import STOP_WORDS
 from data_pipeline.kernels.words import (
@@ -58,6 +56,8 @@ from data_pipeline.kernels.words import (
     plain_word,
     word_classes,
 )
+from governance.kernels.buffers import BULLET, SPACE, text_buffers
+from governance.kernels.compiled import inlined, kernel, part
 
 FEATURES = (
     "words",

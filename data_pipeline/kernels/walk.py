@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.kernels.compiled import kernel, part
 from data_pipeline.kernels.minhash import shared_shingles
+from governance.kernels.compiled import kernel, part
 
 KEPT, EXACT, URL, NEAR = 0, 1, 2, 3
 

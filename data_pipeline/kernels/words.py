@@ -29,8 +29,8 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import int64, types, uint64
 from numba.extending import intrinsic
 
-from data_pipeline.kernels.buffers import BULLET, LETTER, SPACE, UNSPACED, code_point_classes
-from data_pipeline.kernels.compiled import inlined, part
+from governance.kernels.buffers import BULLET, LETTER, SPACE, UNSPACED, code_point_classes
+from governance.kernels.compiled import inlined, part
 
 TERMINAL = 16  # ends a sentence
 LINE_END = 32  # a line that ends so ends properly: a terminal, an ellipsis, or a closing quotation mark

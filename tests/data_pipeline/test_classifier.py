@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from data_pipeline.classifier import ClassifierConfig, classify, load_weights, measure, train_classifier
 from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
-from data_pipeline.kernels.buffers import text_buffers
 from data_pipeline.kernels.linear import score
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, MissingInput
 from governance.files import sha256_bytes
+from governance.kernels.buffers import text_buffers
 from governance.manifest import Manifest, describe
 from governance.stage import Runtime
 

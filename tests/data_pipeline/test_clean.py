@@ -22,12 +22,12 @@ from data_pipeline.documents import (
     write_table,
 )
 from data_pipeline.lists import ListsConfig, make_lists
-from data_pipeline.parallel import close_pool
 from data_pipeline.rules import Thresholds
 from governance.config import canonical_json, validate
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes
 from governance.manifest import Manifest, describe
+from governance.parallel import close_pool
 from governance.stage import Runtime
 
 GOLDEN = "e2ccc441a5a4f1d1d7d5152a58a763e88cd4baef284b12b67bfec9888f55f4ca"

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from data_pipeline.decontaminate import HIT_SCHEMA, DecontaminateConfig, decontaminate
 from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, cut_spans, read_table, write_table
 from data_pipeline.evaluation_sets import EvaluationSet, evaluation_sets
-from data_pipeline.parallel import close_pool
 from data_pipeline.passages import Hit, Measures, PassageConfig, stands_alone, strongest
 from governance.errors import MissingInput
 from governance.files import sha256_bytes
 from governance.manifest import Manifest, describe, verify
+from governance.parallel import close_pool
 from governance.stage import Runtime
 
 GOLDEN = "b1c4af1a8198ab0a7ebd90df220ee9a5466ebe69248e096bd9d980e867a88b06"

@@ -14,11 +14,11 @@ import pytest
 from data_pipeline.dedup import DedupConfig, dedup, earlier_corpora
 from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, document_shards, read_table, write_table
 from data_pipeline.duplicates.join import spill_folder
-from data_pipeline.parallel import close_pool
 from governance.config import canonical_json
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes
 from governance.manifest import Manifest, describe
+from governance.parallel import close_pool
 from governance.stage import Runtime
 
 GOLDEN = "20ab00cd829e775a6510e6c7bcd7ce73c0c45ab30a963627e784748dc4c92711"

@@ -10,10 +10,10 @@ import zstandard
 
 from data_pipeline.documents import read_table
 from data_pipeline.evaluation_sets import ITEM_SCHEMA, EvaluationSet, evaluation_sets, texts_of
-from data_pipeline.parallel import close_pool
 from governance.config import load_config
 from governance.errors import ConfigError, MissingInput
 from governance.manifest import verify
+from governance.parallel import close_pool
 from governance.stage import Runtime
 
 ROWS = [

@@ -7,9 +7,9 @@ import pytest
 
 from data_pipeline.documents import QUARANTINE_SCHEMA, read_documents, read_table
 from data_pipeline.ingest import IngestConfig, ingest
-from data_pipeline.parallel import close_pool
 from data_pipeline.readers import WarcSource
 from governance.errors import MissingInput
+from governance.parallel import close_pool
 from governance.stage import Runtime
 
 PROSE = "This page tells at some length what there is to tell, and then it tells it once more. " * 5

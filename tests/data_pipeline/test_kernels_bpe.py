@@ -13,9 +13,9 @@ from numba import njit
 
 from data_pipeline.bpe.vocabulary import read_vocabulary
 from data_pipeline.kernels.bpe import build_merges, encode_texts, new_cache
-from data_pipeline.kernels.buffers import text_buffers
 from data_pipeline.kernels.pretokens import LETTER, NUMBER, SPACE, pretoken_end
 from data_pipeline.tokenizer import TokenizerConfig, _train, code_point_classes, open_reference
+from governance.kernels.buffers import text_buffers
 
 END = 0
 WORDS = (

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.kernels.buffers import UNSPACED_RANGES, text_buffers
 from data_pipeline.kernels.folding import fold, fold_words, folding, word_hashes
+from governance.kernels.buffers import UNSPACED_RANGES, text_buffers
 
 MASK = (1 << 64) - 1
 APOSTROPHES = "'`´ʻʼˈ‘’‛′＇\u055a\ua78c"

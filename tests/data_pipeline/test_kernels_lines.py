@@ -16,11 +16,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.kernels import compiled, lines
+from data_pipeline.kernels import lines
 from data_pipeline.kernels.lines import LINE_REASONS, c4_lines, count_listed_words
 from data_pipeline.kernels.phrases import PHRASES, POLICY_PHRASES
 from data_pipeline.kernels.quality import FEATURES, measure_texts
 from data_pipeline.kernels.words import QUOTES, TERMINALS
+from governance.kernels import compiled
 
 PIECES = st.sampled_from(
     [
@@ -176,6 +177,6 @@ def test_a_kernel_is_compiled_again_when_another_file_of_the_folder_changed(monk
         return lines._edit._cache._index_key(None, SimpleNamespace(magic_tuple=tuple))
 
     before = asked()
-    assert any(name == "words.py" for name, _, _ in compiled.folder_state())
-    monkeypatch.setattr(compiled, "folder_state", lambda: (("words.py", 1, 1),))
+    assert any(name == "words.py" for name, _, _ in compiled.folder_state(Path(lines.__file__).parent))
+    monkeypatch.setattr(compiled, "folder_state", lambda folder: (("words.py", 1, 1),))
     assert asked() != before

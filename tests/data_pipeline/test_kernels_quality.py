@@ -17,12 +17,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.clean import normalise
-from data_pipeline.kernels.buffers import code_point_classes, scan_texts, text_buffers
 from data_pipeline.kernels.phrases import PHRASES, POLICY_PHRASES
 from data_pipeline.kernels.quality import FEATURES, measure_texts
 from data_pipeline.kernels.stop_words import STOP_WORDS
 from data_pipeline.kernels.words import CLOSERS, QUOTES, TERMINALS
 from governance.errors import ManifestError
+from governance.kernels.buffers import code_point_classes, scan_texts, text_buffers
 
 LANGUAGES = [*sorted(STOP_WORDS), "und"]
 WORDS = [

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from data_pipeline.megatron import MegatronConfig, export_megatron, import_megatron, open_indexed
 from data_pipeline.pack import PackConfig, pack
-from data_pipeline.parallel import close_pool
 from data_pipeline.token_shards import EncodedDocument, TokenShard, find_document, write_token_shard
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
 from governance.manifest import Manifest, describe, write_manifest
+from governance.parallel import close_pool
 from governance.stage import Runtime
 
 END = 0

@@ -16,10 +16,10 @@ from data_pipeline import pack as stage
 from data_pipeline.kernels.packing import pack_items
 from data_pipeline.pack import PackConfig, group_shards, pack, pack_pieces, pieces_of
 from data_pipeline.packed_rows import PIECE, PackedRows, locate, read_packed_row, shards_of, write_packed_rows
-from data_pipeline.parallel import close_pool
 from data_pipeline.token_shards import NO_TARGET, EncodedDocument, TokenShard, write_token_shard
 from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.manifest import Manifest, describe, write_manifest
+from governance.parallel import close_pool
 from governance.stage import Runtime
 
 END = 0

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
-from data_pipeline.kernels.buffers import text_buffers
 from data_pipeline.kernels.units import find_units
 from data_pipeline.paragraphs import ParagraphsConfig, drop_paragraphs, without
 from governance.files import sha256_bytes
+from governance.kernels.buffers import text_buffers
 from governance.manifest import Manifest, describe
 from governance.stage import Runtime
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import parallel
-from data_pipeline.parallel import Shard, ShardMade, map_shards, once, sum_stats
+from governance import parallel
 from governance import stage as stage_module
 from governance.config import Section
 from governance.files import write_bytes
 from governance.manifest import Manifest, describe, verify
+from governance.parallel import Shard, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 

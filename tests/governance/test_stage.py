@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.config import Section, canonical_json
 from governance.errors import ManifestError, MissingInput
 from governance.files import sha256_bytes, write_bytes
 from governance.manifest import Input, Manifest, describe, differences, read_manifest, verify, write_manifest
+from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 

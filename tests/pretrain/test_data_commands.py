@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.megatron import open_indexed
-from data_pipeline.parallel import close_pool
 from data_pipeline.token_shards import TokenShard
 from governance.manifest import read_manifest
+from governance.parallel import close_pool
 from governance.verification import read_artifact
 from pretrain.cli import main
 from tests.conftest import CONFIG, tale, write_tales
@@ -196,7 +196,7 @@ def test_train_classifier_prints_how_good_it_is(copy, capsys):
 
 def test_two_workers_of_an_array_make_what_one_makes(prepared, tmp_path, monkeypatch):
     """Worker 0 and worker 1 in one process after the other: neither waits in vain, and the digests are those of one."""
-    from data_pipeline import parallel
+    from governance import parallel
 
     monkeypatch.setattr(parallel, "PATIENCE_SECONDS", 0)
     shutil.copytree(prepared, tmp_path / "p", ignore=shutil.ignore_patterns("made"))

@@ -1,8 +1,8 @@
-"""How a kernel is compiled once a machine: numba's cache, made to notice a change in any file of this folder.
+"""How a kernel is compiled once a machine: numba's cache, made to notice a change in any file beside the kernel's.
 
 Numba keeps compiled code beside the source and asks only whether the function's own file changed. A kernel that is
 built from functions of another file would go on running the old ones after an update. Here the state of every file of
-the folder is part of what the cache is asked for.
+the kernel's folder, and of this one, is part of what the cache is asked for.
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ def inlined(function: Callable[..., Any]) -> Any:
 
 
 class _FolderCache(FunctionCache):  # type: ignore[misc]
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._folders = (Path(function.__code__.co_filename).parent, Path(__file__).parent)
+
     def _index_key(self, *asked: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(*asked), folder_state())
+        return (*super()._index_key(*asked), *map(folder_state, self._folders))
 
 
 @functools.cache
-def folder_state() -> tuple[tuple[str, int, int], ...]:
-    """Name, size in bytes and time of change of each file of kernels."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+def folder_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size in bytes and time of change of each file of kernels in a folder."""
+    files = sorted(folder.glob("*.py"))
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
