@@ -87,7 +87,7 @@ def normalise(text: str) -> str:
 def normalise_texts(texts: pa.LargeStringArray, skip: Mask) -> tuple[pa.LargeStringArray, int]:
     """Normalise each text but those of `skip`; return the texts and how many changed.
 
-    Python sees only texts with a control character, a foreign line end, or a character from U+0300 on.
+    Python sees only texts with a control character, a foreign line end, or what a quick check of NFC cannot settle.
     """
     from governance.kernels.buffers import NEEDS_CONTROL_REPAIR, scan_texts, text_buffers
 

@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -186,19 +188,43 @@ def read_table(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA, columns: list[st
         raise ManifestError(f"{path}: does not have the columns {wanted.names}: {error}") from error
 
 
-def read_groups(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA) -> Iterator[pa.Table]:
-    """The row groups of one shard, one after the other, so that memory does not grow with the shard.
+def read_groups(
+    path: Path, schema: pa.Schema = DOCUMENT_SCHEMA, chosen: Sequence[int] | None = None
+) -> Iterator[pa.Table]:
+    """The row groups of one shard, or those `chosen`, one after the other: memory does not grow with the shard.
 
     Raises:
         ManifestError: the file is no Parquet file or lacks a column.
     """
+    with _reading(path) as file:
+        for group in range(file.num_row_groups) if chosen is None else chosen:
+            table = file.read_row_group(group, columns=schema.names, use_threads=False)
+            yield table.select(schema.names).cast(schema)
+            del table
+            pa.default_memory_pool().release_unused()  # else a worker keeps what its largest group wanted, and more
+
+
+def rows_by_group(path: Path, rows: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.int64]]]:
+    """Each row group of a shard that has some of the rows (which ascend), and the places of these in it.
+
+    Raises:
+        ManifestError: the file is no Parquet file.
+    """
+    with _reading(path) as file:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    starts = np.cumsum([0, *sizes])
+    bounds = np.searchsorted(rows, starts)
+    return [
+        (group, rows[bounds[group] : bounds[group + 1]] - starts[group])
+        for group in np.flatnonzero(np.diff(bounds)).tolist()
+    ]
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=schema.names, use_threads=False)
-                yield table.select(schema.names).cast(schema)
-                del table
-                pa.default_memory_pool().release_unused()  # else a worker keeps what its largest group wanted, and more
+            yield file
     except (KeyError, ValueError, pa.ArrowException, OSError) as error:
         raise ManifestError(
             f"{path}: cannot be read as a document shard: {error}. Remove its folder and make it again."

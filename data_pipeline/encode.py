@@ -70,8 +70,6 @@ FEATURES_SCHEMA = pa.schema(
 _SUFFIXES = {**dict.fromkeys(SPLITS, SUFFIX), "token_features": ".parquet"}
 _ROUND_TRIP_ONE_IN = 64
 _COLUMNS = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text", "source", "language")])
-_WHITE_SPACE = b" \t\n\r\x0b\x0c"
-_ASCII_LOWER = bytes(range(256)).lower()
 
 Integers = npt.NDArray[np.int64]
 
@@ -104,15 +102,13 @@ class Encoded:
     stats: dict[str, Any]
 
 
-def content_digest(text: bytes) -> str:
-    """The SHA-256, in hexadecimal, of the text's letters: case folded, ASCII white space left out.
+def content_digests(texts: pa.Array | pa.ChunkedArray) -> list[str]:
+    """The SHA-256, in hexadecimal, of the letters of each text: case folded, ASCII white space left out."""
+    from data_pipeline.kernels.letters import folded_letters
+    from governance.kernels.buffers import text_buffers
 
-    Args:
-        text: UTF-8.
-    """
-    if text.isascii():
-        return sha256_bytes(text.translate(_ASCII_LOWER, _WHITE_SPACE))
-    return sha256_bytes(text.decode("utf-8").casefold().encode("utf-8").translate(None, _WHITE_SPACE))
+    letters, ends = folded_letters(*text_buffers(texts))
+    return [sha256_bytes(letters[first:last].data) for first, last in pairwise(ends.tolist())]
 
 
 def split_of(digest: str, validation_share: float) -> str:
@@ -153,17 +149,14 @@ def _splits(
     """The split of each text; how many were decoded again, and how many of these did not come back."""
     from governance.kernels.buffers import text_buffers
 
-    splits: list[str] = []
-    checked = failed = 0
+    digests = content_digests(texts)
     data, offsets = text_buffers(texts)
-    for place, (first, last) in enumerate(pairwise(offsets.tolist())):
-        text = data[first:last].tobytes()
-        digest = content_digest(text)
-        splits.append(split_of(digest, config.validation_share))
-        if place == 0 or int(digest[-4:], 16) % _ROUND_TRIP_ONE_IN == 0:
-            checked += 1
-            failed += encoder.decode(ids[ends[place] : ends[place + 1] - 1].tolist()).encode("utf-8") != text
-    return splits, checked, failed
+    chosen = [place for place, d in enumerate(digests) if place == 0 or int(d[-4:], 16) % _ROUND_TRIP_ONE_IN == 0]
+    failed = 0
+    for place in chosen:
+        text = data[offsets[place] : offsets[place + 1]].tobytes()
+        failed += encoder.decode(ids[ends[place] : ends[place + 1] - 1].tolist()).encode("utf-8") != text
+    return [split_of(digest, config.validation_share) for digest in digests], len(chosen), failed
 
 
 def _features(

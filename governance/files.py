@@ -185,7 +185,7 @@ def sweep_temporaries(folder: Path) -> int:
     return removed
 
 
-def sha256_bytes(data: bytes) -> str:
+def sha256_bytes(data: bytes | memoryview) -> str:
     """The SHA-256 of `data` in lower-case hexadecimal (FIPS 180-4)."""
     return hashlib.sha256(data).hexdigest()
 
