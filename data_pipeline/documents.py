@@ -132,6 +132,21 @@ def table_writer(path: Path, schema: pa.Schema, bounds: Sequence[str] = ()) -> I
         yield append
 
 
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """`pa.array` of values of which none is None; for text in half the time, and without the pandas that it loads."""
+    if pa.types.is_int64(kind):
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.asarray(values, np.int64))])
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return pa.array(values, kind)
+    encoded = [value.encode("utf-8") for value in values]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    if pa.types.is_string(kind):
+        if ends[-1] > np.iinfo(np.int32).max:
+            return pa.array(values, kind)  # says what is wrong
+        ends = ends.astype(np.int32)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))])
+
+
 _ROW_BYTES = 256  # what a row's other columns weigh, about: rows of empty text must not gather without bound
 AddRow = Callable[[Sequence[Any], int], None]
 
@@ -151,7 +166,7 @@ def shard_writer(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA) -> Iterator[Ad
 
         def flush() -> None:
             columns = [
-                pa.array(values, field.type) for values, field in zip(zip(*rows, strict=True), schema, strict=True)
+                _column(values, field.type) for values, field in zip(zip(*rows, strict=True), schema, strict=True)
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=len(rows))
             rows.clear()

@@ -26,7 +26,7 @@ from data_pipeline.mix import mix
 from data_pipeline.pack import PackConfig, pack
 from data_pipeline.paragraphs import ParagraphsConfig, drop_paragraphs
 from data_pipeline.pii import PiiConfig, redact
-from data_pipeline.readers import Source
+from data_pipeline.readers.sources import Source
 from data_pipeline.shares import MixConfig
 from data_pipeline.tokenizer import TokenizerConfig, train_tokenizer
 from governance.config import Section

@@ -6,7 +6,8 @@ whatever is declared (by chance that happens to no text of a few lines), and a d
 no meaning is passed over. A byte without meaning in the encoding that is left becomes U+FFFD.
 
 The main text is `main_text`'s. Where that is empty (a page of menus only, a torn page), trafilatura's is taken, else
-all visible text; either is counted as a fallback.
+all visible text, with what stands there for browsers without scripts; either is counted as a fallback. Of a page that
+shows a note only ("enable JavaScript") there is nothing to choose, so trafilatura, 5 ms a page, is not asked.
 
 Nothing here bounds the time that a page takes: `page_process` does, and readers go through it.
 """
@@ -21,6 +22,7 @@ from data_pipeline.readers.opt_out import meta_signals
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _SNIFFED_BYTES = 1024
+_NOTE_CHARACTERS = 250  # as many as a longer notice has in `main_text`
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,14 @@ def extract(data: bytes, charset: str = "") -> Page:
 
 
 def _fallback(page: str) -> str:
-    import trafilatura
     from resiliparse.extract.html2text import extract_plain_text
 
-    text = trafilatura.extract(page, include_comments=False)
-    return text or str(extract_plain_text(page, alt_texts=False))
+    seen = str(extract_plain_text(page, alt_texts=False, noscript=True))
+    if 0 < len(seen) <= _NOTE_CHARACTERS or not page.strip():
+        return seen
+    import trafilatura
+
+    return trafilatura.extract(page, include_comments=False) or seen
 
 
 def decode_html(data: bytes, charset: str = "") -> str:

@@ -189,6 +189,7 @@ def test_signals_come_with_the_page():
 def impatient(monkeypatch):
     monkeypatch.setattr(page_process, "SECONDS", 0.5)
     monkeypatch.setattr(page_process, "SECONDS_PER_MIB", 0.0)
+    monkeypatch.setattr(page_process, "PAGE_MEMORY_BYTES", 4 << 30)
 
 
 SLOW = {
@@ -237,13 +238,16 @@ def test_a_million_nested_elements_kill_nobody():
     assert read_page(PARAGRAPHS.encode()).text
 
 
-def test_memory_has_a_bound(monkeypatch):
+def test_memory_has_a_bound_of_each_page(monkeypatch):
     monkeypatch.setattr(page_process, "SECONDS", 60.0)
     page = "<p>".join(f"<b id={i}>" for i in range(6000)).encode()
-    page_process.close()
-    monkeypatch.setattr(page_process, "_CHILD", page_process._CHILD.replace("serve()", "serve(600 << 20)"))
-    assert read_page(page) in ("html_broke_parser", "not_html")  # as the allocation fails in Rust or in C
-    page_process.close()
+    found = read_pages([(PARAGRAPHS.encode(), ""), (page, ""), (PARAGRAPHS.encode(), "")])
+    assert found[1] in ("html_broke_parser", "not_html")  # as the allocation fails in Rust or in C
+    assert [page.text.split("\n\n") for page in found[::2]] == [PROSE, PROSE]
+    path = f"/proc/{page_process._CHILDREN[os.getpid()].pid}/status"
+    if os.path.exists(path):
+        [peak] = re.findall(r"VmHWM:\s*([0-9]+) kB", Path(path).read_text())
+        assert int(peak) << 10 <= page_process.PAGE_MEMORY_BYTES + (100 << 20)
 
 
 def test_a_page_above_the_bound_is_not_read(monkeypatch):
