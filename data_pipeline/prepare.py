@@ -4,7 +4,8 @@
             -> tokenizer -> [mix] -> encode -> [pack]
 
 Each line below is a stage: it finds its artifact or makes it. This call graph is the whole schedule; running it again
-resumes wherever it was left. A stage in brackets is there when its section is in the run's file.
+resumes wherever it was left. A stage in brackets is there when its section is in the run's file. Before the first one,
+`preflight.py` looks whether all is there that the file names.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from data_pipeline.pack import PackConfig, pack
 from data_pipeline.paragraphs import ParagraphsConfig, drop_paragraphs
 from data_pipeline.parallel import close_pool
 from data_pipeline.pii import PiiConfig, redact
+from data_pipeline.preflight import check, make_beside
 from data_pipeline.readers import Source
 from data_pipeline.shares import MixConfig
 from data_pipeline.tokenizer import TokenizerConfig, train_tokenizer
@@ -59,6 +61,22 @@ class DataConfig(Section):
     pack: PackConfig | None = None
     """Fill rows by best fit; absent: rows are stretches of the token stream."""
 
+    @field_validator("sources")
+    @classmethod
+    def _sources_once(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        names = [source.name for source in sources]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two sources are named {twice[0]!r}; rename one: ids start with it")
+        return sources
+
+    @field_validator("decontaminate")
+    @classmethod
+    def _sets_once(cls, config: DecontaminateConfig | None) -> DecontaminateConfig | None:
+        names = [wanted.name for wanted in config.sets] if config else []
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two evaluation sets are named {twice[0]!r}; rename one")
+        return config
+
     @field_validator("classifiers")
     @classmethod
     def _names_once(cls, models: tuple[ClassifierConfig, ...]) -> tuple[ClassifierConfig, ...]:
@@ -72,9 +90,13 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
     """Make or find the artifacts of the corpus one after the other, in order; `folder` is where relative paths start.
 
     Raises:
-        MissingInput: a source is not there; or `runtime.make` is False and this stage is not made yet.
+        PipelineError: something that the configuration names is not there or cannot be used, before anything is made.
+        MissingInput: `runtime.make` is False and this stage is not made yet.
     """
     try:
+        if runtime.make:
+            check(config, folder, runtime.root)
+            make_beside(config, folder, runtime)
         yield (documents := ingest(config.sources, config.ingest, folder, runtime))
         lists = None if config.lists is None else make_lists(config.lists, folder, runtime)
         yield (documents := clean(documents, config.clean, runtime, lists))
