@@ -2,7 +2,7 @@
 
 Promise: whatever can be known without reading the corpus is told now, all of it in one message, and not when its stage
 comes after hours. `check` looks up each path: sources, opt-out files, lists, labelled files, evaluation sets, earlier
-corpora, a given tokeniser, the key of the pseudonyms. `make_beside` makes what depends on files alone (lists,
+corpora, a given tokeniser, the key of the pseudonyms; and the languages that are named. `make_beside` makes what depends on files alone (lists,
 classifiers, evaluation sets), so that a wrong field in them is told before the corpus is read; their stages find it.
 
 Not looked at: what is behind a URL, in a package or on the hub. `ingest` fetches that first, and the network says then
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.classifier import train_classifier
 from data_pipeline.dedup import earlier_corpora
 from data_pipeline.evaluation_sets import evaluation_sets
+from data_pipeline.language import known_codes
 from data_pipeline.lists import make_lists
 from data_pipeline.personal_data.actions import read_key
 from data_pipeline.readers.items import find_source
@@ -56,6 +57,7 @@ def check(config: DataConfig, folder: Path, root: Path) -> None:
 def _looks(config: DataConfig, folder: Path, root: Path) -> Iterator[Callable[[], Any]]:
     for source in config.sources:
         yield from find_source(source, folder)
+    yield partial(_check_languages, config)
     for kind, patterns in config.lists.files() if config.lists else ():
         yield partial(find_files, patterns, folder, f"data.lists.{kind}")
     for model in config.classifiers:
@@ -68,6 +70,26 @@ def _looks(config: DataConfig, folder: Path, root: Path) -> Iterator[Callable[[]
         yield partial(read_key, config.pii.key_file, folder)
     if config.tokenizer.path:
         yield partial(take_over, folder / config.tokenizer.path, config.tokenizer)
+
+
+def _check_languages(config: DataConfig) -> None:
+    """A code that no document can have would remove all of them, or do nothing, without a word."""
+    named = {
+        "data.clean.languages": config.clean.languages,
+        "data.clean.by_language": config.clean.by_language,
+        "data.lists.words": [code for code in config.lists.words if code != "*"] if config.lists else (),
+        "data.mix.language_quotas": config.mix.language_quotas if config.mix else (),
+    }
+    if not any(named.values()):
+        return
+    known = known_codes()
+    for field, codes in named.items():
+        for code in codes:
+            if code not in known:
+                raise ConfigError(
+                    f"{field}: {code!r} is no language that documents are identified as. They are named by ISO 639-1 "
+                    f"(en, fr, zh), where there is none by 639-3 (ceb, arz), and und where nobody knows."
+                )
 
 
 def make_beside(config: DataConfig, folder: Path, runtime: Runtime) -> None:
