@@ -2,9 +2,9 @@
 
 Promise: whatever can be known without reading the corpus is told now, all of it in one message, and not when its stage
 comes after hours. `check` looks up each path (sources, opt-out files, lists, labelled files, evaluation sets, earlier
-corpora, a given tokeniser, the key of the pseudonyms) and the languages that are named. `make_beside` makes what depends
-on files alone (lists, classifiers, evaluation sets), so that a wrong field in them is told before the corpus is read;
-their stages find it.
+corpora, a given tokeniser, the key of the pseudonyms) and the languages that are named. `make_beside` makes what
+depends on files alone (lists, classifiers, evaluation sets), so that a wrong field in them is told before the corpus
+is read; their stages find it.
 
 Not looked at: what is behind a URL, in a package or on the hub. `ingest` fetches that first, and the network says then
 what it says.
