@@ -67,7 +67,7 @@ class CleanConfig(Thresholds):
     """SPDX identifiers or expressions, each compared with a document's whole licence; such documents are removed."""
     refuse_opt_out: bool = True
     """Remove documents whose rights holder has reserved their use, by any signal in the column `opt_out`."""
-    languages: tuple[str, ...] = ()
+    languages: tuple[Annotated[str, Field(pattern="^[a-z]{2,3}$")], ...] = ()
     """Codes of the languages that stay (ISO 639-1, else 639-3; "und": undetermined); none named: all stay."""
     min_language_confidence: float = Field(default=0.3, ge=0, le=1)
     """The model's probability below which a language is "und"."""

@@ -152,7 +152,7 @@ def _item_name(row: dict[str, Any], number: int, wanted: EvaluationSet) -> str:
         return str(number)
     value = value_at(row, wanted.id_field)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-        raise MissingInput(
+        raise ConfigError(
             f"evaluation set {wanted.name}: item {number} has no text or whole number as {wanted.id_field!r}."
             f" Mend id_field, or leave it out: then items are numbered."
         )

@@ -31,7 +31,7 @@ class Origin(Section):
     """Unique among the sources; the first part of each document's id."""
     licence: str = Field(pattern=r"^[A-Za-z0-9(][A-Za-z0-9 .+:()-]*$")
     """SPDX licence expression of the texts; "NOASSERTION" when nobody knows."""
-    language: str = ""
+    language: str = Field(default="", pattern=r"^([a-z]{2,3}(-[A-Za-z0-9]+)*)?$")
     """ISO 639 code of the texts where the source is of one language; a hint, the documents are still identified."""
     url: str = ""
     """Where the source is described."""
@@ -94,7 +94,7 @@ class _Pages(Origin):
     def _has_group(cls, value: str) -> str:
         try:
             groups = re.compile(value).groupindex
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"is no regular expression: {error}") from error
         if value and "language" not in groups:
             raise ValueError("wants a group named language: (?P<language>...)")

@@ -12,6 +12,7 @@ from typing import Any
 
 from governance.errors import ManifestError
 from governance.manifest import Manifest
+from governance.reports.counts import counted
 from governance.reports.distributions import distributions
 from governance.reports.energy import energy_facts
 from governance.reports.samples import kept_samples, quarantine_samples, removed_samples
@@ -46,6 +47,7 @@ def facts(artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], root: P
             for manifest in manifests
             if manifest.files("removed", root)
         ],
+        "counts": counted(manifests),
         "kept": kept_samples(artifacts["redact"], root) if "redact" in artifacts else [],
         "distributions": [histogram for manifest in manifests for histogram in distributions(manifest, root)],
         "quarantined": quarantine_samples(artifacts["ingest"], root) if "ingest" in artifacts else {},

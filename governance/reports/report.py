@@ -20,7 +20,7 @@ from governance.reports.facts import facts, in_order
 from governance.reports.page import page
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 
 
 class ReportSection(Section):
