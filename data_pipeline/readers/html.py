@@ -15,6 +15,7 @@ Nothing here bounds the time that a page takes: `page_process` does, and readers
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_pipeline.readers.main_text import MARK, main_text
@@ -71,7 +72,7 @@ def _decode(data: bytes, charset: str) -> str:
         except UnicodeDecodeError:
             pass
     tried = []
-    for encoding in _candidates(data, charset):
+    for encoding in filter(None, _candidates(data, charset)):
         try:
             return data.decode(encoding)
         except (UnicodeDecodeError, LookupError):
@@ -84,16 +85,16 @@ def _decode(data: bytes, charset: str) -> str:
     return data.decode("utf-8", "replace")
 
 
-def _candidates(data: bytes, charset: str) -> list[str]:
-    """The encodings that may hold, the likeliest first."""
+def _candidates(data: bytes, charset: str) -> Iterator[str]:
+    """The encodings that may hold, the likeliest first; uchardet reads the page only where it is asked for the next."""
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
-    found = [map_encoding_to_html5(charset, fallback_utf8=False)] if charset.isascii() and charset else []
+    if charset.isascii() and charset:
+        yield map_encoding_to_html5(charset, fallback_utf8=False) or ""
     start = data[:_SNIFFED_BYTES]
     if start[1::2].count(0) * 2 > len(start) // 2:
-        found.append("utf-16-le")
+        yield "utf-16-le"
     elif start[::2].count(0) * 2 > len(start) // 2:
-        found.append("utf-16-be")
-    found.append(detect_encoding(data, from_html_meta=True))  # its answer where there is no `meta` is uchardet's
-    found.append(detect_encoding(data, from_html_meta=False))
-    return [name for name in found if name]
+        yield "utf-16-be"
+    yield detect_encoding(data, from_html_meta=True) or ""  # its answer where there is no `meta` is uchardet's
+    yield detect_encoding(data, from_html_meta=False) or ""
