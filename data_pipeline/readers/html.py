@@ -7,7 +7,8 @@ no meaning is passed over. A byte without meaning in the encoding that is left b
 
 The main text is `main_text`'s. Where that is empty (a page of menus only, a torn page), trafilatura's is taken, else
 all visible text, with what stands there for browsers without scripts; either is counted as a fallback. Of a page that
-shows a note only ("enable JavaScript") there is nothing to choose, so trafilatura, 5 ms a page, is not asked.
+shows a note only ("enable JavaScript") there is nothing to choose, so trafilatura, 5 ms a page, is not asked; nor of
+one of more than 512 Ki characters, on which it takes seconds and a hundredfold of memory.
 
 Nothing here bounds the time that a page takes: `page_process` does, and readers go through it.
 """
@@ -23,6 +24,7 @@ from data_pipeline.readers.opt_out import meta_signals
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _SNIFFED_BYTES = 1024
+_CHOSEN_CHARACTERS = 512 << 10
 _NOTE_CHARACTERS = 250  # as many as a longer notice has in `main_text`
 
 
@@ -50,7 +52,7 @@ def _fallback(page: str) -> str:
     from resiliparse.extract.html2text import extract_plain_text
 
     seen = str(extract_plain_text(page, alt_texts=False, noscript=True))
-    if 0 < len(seen) <= _NOTE_CHARACTERS or not page.strip():
+    if 0 < len(seen) <= _NOTE_CHARACTERS or len(page) > _CHOSEN_CHARACTERS or not page.strip():
         return seen
     import trafilatura
 
