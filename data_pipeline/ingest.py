@@ -58,7 +58,7 @@ from governance.manifest import Input, Manifest, Output
 from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 
 
 class IngestConfig(Section):

@@ -182,6 +182,9 @@ def _read(layout: str) -> tuple[list[_Line], _Tree]:
             blank = "\n"
             continue
         if MARK in line:
+            if len(line) == 2:
+                _turn(place, line[1])
+                continue
             words, container, size, link_size = _read_marked(line, place)
         else:
             words, container, size = line, place.open_now[-1], _size(line)
@@ -195,19 +198,16 @@ def _read(layout: str) -> tuple[list[_Line], _Tree]:
 
 def _read_marked(line: str, place: _Place) -> tuple[str, int, int, int]:
     """A line without its marks: its text, its container, its characters, and those of links."""
+    pieces = (_NOTHING + line).split(MARK)
+    if len(pieces) == 3 and pieces[2] == _UNLINK and pieces[1][:1] == _LINK:
+        return _read_link(pieces[0][1:], pieces[1][1:], place)
     words, container, size, link_size = "", -1, 0, 0
-    for piece in (_NOTHING + line).split(MARK):
+    for piece in pieces:
         mark, text = piece[:1], piece[1:]
-        if mark == _LINK:
-            place.link_depth = len(place.open_now)
-        elif mark == _UNLINK:
-            place.link_depth = 0
-        elif mark in _CLOSING:
-            _close(place, mark == _UNCELL)
-            if container < 0:  # a bullet with nothing behind it is resiliparse's answer to an item outside of any list
-                words, size = "", 0
-        elif mark != _NOTHING:
-            _open(place, mark)
+        if mark != _NOTHING:
+            _turn(place, mark)
+            if container < 0 and mark in _CLOSING:
+                words, size = "", 0  # a bullet alone is resiliparse's answer to an item outside of any list
         if text:
             words += text
             width = _size(text)
@@ -218,12 +218,30 @@ def _read_marked(line: str, place: _Place) -> tuple[str, int, int, int]:
     return words, place.open_now[-1] if container < 0 else container, size, link_size
 
 
-def _open(place: _Place, mark: str) -> None:
-    tree = place.tree
-    tree.parent.append(place.open_now[-1])
-    place.open_now.append(len(tree.mark))
-    tree.mark.append(mark)
-    place.cells += mark == _CELL
+def _read_link(before: str, text: str, place: _Place) -> tuple[str, int, int, int]:
+    """The same of a line that is one link behind a bullet or words: half of all marked lines, in half of the time."""
+    width = _size(text)
+    size = _size(before) + width if before else width
+    link_size = size if place.link_depth else width
+    place.link_depth = 0
+    return before + text, place.open_now[-1], size, link_size
+
+
+def _turn(place: _Place, mark: str) -> None:
+    """Go on behind a mark."""
+    if mark == _LINK:
+        place.link_depth = len(place.open_now)
+    elif mark == _UNLINK:
+        place.link_depth = 0
+    elif mark in _CLOSING:
+        _close(place, mark == _UNCELL)
+    else:
+        tree, open_now = place.tree, place.open_now
+        tree.parent.append(open_now[-1])
+        open_now.append(len(tree.mark))
+        tree.mark.append(mark)
+        if mark == _CELL:
+            place.cells += 1
 
 
 def _close(place: _Place, cell: bool) -> None:

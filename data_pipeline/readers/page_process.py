@@ -2,12 +2,14 @@
 
 Signals do not interrupt a parser's native code, and parsers are quadratic in what an attacker can write (unclosed
 `<b>` with different attributes: 1,000 of them cost 0.8 s and 200 MB, 3,000 more than 20 s). What works is the kernel:
-the child arms, for each page, a timer of its own CPU time whose signal ends it, and lives under a limit of address
-space. This process sees the pipe close, says why, and starts the next child when it is needed. Depth alone is no
-danger: a million nested elements are read in 8 s.
+the child arms, for each page, a timer of its own CPU time whose signal ends it, and a limit of its address space. This
+process sees the pipe close, says why, and starts the next child when it is needed. Depth alone is no danger: a million
+nested elements are read in 3 s.
 
-The time allowed is `SECONDS` and `SECONDS_PER_MIB` more for each MiB: 20 times what an honest page takes (10 MB/s) and
-more. Price: one process of 40 MB more a worker, and two copies of each page through a pipe.
+Both bounds grow with the page, and lie above what real pages want. Measured: manuals, joined to 15 MiB, take 0.06 s and
+27 bytes a byte; a table of digits, the densest page that people write, 0.4 s a MiB and 66 bytes a byte; the fallback,
+for pages of up to 512 KiB, 1 s with its loading. Price: one process of 20 MB more a worker, and two copies of each page
+through a pipe.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from functools import cache
 from typing import IO, Any, NamedTuple
 
 from data_pipeline.readers.html import Page, extract
@@ -30,14 +33,16 @@ from governance.errors import PipelineError
 
 MAX_PAGE_BYTES = 16 << 20
 """Larger pages are refused unread: what the parser makes of them would not fit a worker's memory."""
-SECONDS = 4.0
-"""CPU-seconds that any page may take; loading the fallback, 0.6 s once, is among them."""
-SECONDS_PER_MIB = 2.0
-PAGE_MEMORY_BYTES = 512 << 20
-"""Bytes of address space that any page may take beyond what the process has when it starts."""
-MEMORY_PER_BYTE = 100
-_HELD_TIMES = 4  # a batch is held as it came, with its texts, and once more as they are sent
+SECONDS = 2.0
+"""CPU-seconds that any page may take: twice what the fallback takes on the largest page that it is asked about."""
+SECONDS_PER_MIB = 1.0
+PAGE_MEMORY_BYTES = 256 << 20
+"""Bytes of address space that any page may take beyond what the process has as it begins."""
+MEMORY_PER_BYTE = 80
+"""As many more for each of the page's."""
+_TIRED_BYTES = 128 << 20  # a child that keeps so much more than at its start gives way to another
 _KEPT_BYTES = 16 << 20
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _COUNT = struct.Struct("<Q")  # of pages that follow, or of bytes of the answer
 _HEAD = struct.Struct("<QQdQ")  # bytes of the page, bytes of the charset's name, CPU-seconds, bytes of memory
@@ -109,13 +114,16 @@ def _ask(pages: Sequence[tuple[bytes, str]]) -> list[Page | str] | str:
     try:
         child.stdin.write(b"".join(message))
         child.stdin.flush()
-        said = json.loads(_read(child.stdout, _COUNT.unpack(_read(child.stdout, _COUNT.size))[0]))
-        return [_answer(child.stdout, reply) for reply in said]
+        tired, said = json.loads(_read(child.stdout, _COUNT.unpack(_read(child.stdout, _COUNT.size))[0]))
+        answers = [_answer(child.stdout, reply) for reply in said]
     except (EOFError, BrokenPipeError):
         return _why(child)
     except BaseException:  # interrupted in the middle of a page: what the pipe holds belongs to no one
         close()
         raise
+    if tired:
+        close()
+    return answers
 
 
 def _answer(source: IO[bytes], reply: Any) -> Page | str:
@@ -189,17 +197,17 @@ def serve() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _keep_memory()
     gc.freeze()  # what was loaded is here to stay
-    own = _address_space()
+    start = _address_space()
     source, answers = sys.stdin.buffer, sys.stdout.buffer
     answers.write(_READY)
     answers.flush()
     with contextlib.suppress(EOFError):
         while True:
             pages = [_receive(source) for _ in range(_COUNT.unpack(_read(source, _COUNT.size))[0])]
-            held = own + _HELD_TIMES * sum(len(page.data) for page in pages)
-            replies = [_reply(page, held) for page in pages]
+            replies = [_reply(page) for page in pages]
             _bound_memory(resource.RLIM_INFINITY)
-            said = json.dumps([reply for reply, _ in replies], ensure_ascii=False).encode("utf-8", "replace")
+            tired = _address_space() - start > _TIRED_BYTES
+            said = json.dumps([tired, [reply for reply, _ in replies]], ensure_ascii=False).encode("utf-8", "replace")
             answers.write(b"".join((_COUNT.pack(len(said)), said, *(text for _, text in replies))))
             answers.flush()
 
@@ -220,10 +228,14 @@ def _keep_memory() -> None:
 def _address_space() -> int:
     """Bytes of address space that this process has."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        return int(os.pread(_statm(), 64, 0).split()[0]) * _PAGE_BYTES
     except OSError:  # no Linux
         return 1 << 30
+
+
+@cache
+def _statm() -> int:
+    return os.open("/proc/self/statm", os.O_RDONLY)
 
 
 def _bound_memory(size_bytes: int) -> None:
@@ -238,11 +250,11 @@ def _receive(source: IO[bytes]) -> _Asked:
     return _Asked(_read(source, size), charset, seconds, memory)
 
 
-def _reply(asked: _Asked, held: int) -> tuple[object, bytes]:
+def _reply(asked: _Asked) -> tuple[object, bytes]:
     """What is said of a page, and its text."""
     import signal
 
-    _bound_memory(held + asked.memory)
+    _bound_memory(_address_space() + asked.memory)
     signal.setitimer(signal.ITIMER_PROF, asked.seconds)
     try:
         page = extract(asked.data, asked.charset)
