@@ -73,6 +73,7 @@ QUARANTINE_SCHEMA = pa.schema(
     ]
 )
 ROW_GROUP_BYTES = 8 << 20
+_RELEASED_AFTER = 4  # row groups: memory that is given back costs a fault a page when it is wanted again
 COMPRESSION_LEVEL = 1  # of zstd: 227 MB/s a core where level 3 writes 127, in files an eighth larger
 
 
@@ -201,7 +202,8 @@ def read_groups(
             table = file.read_row_group(group, columns=schema.names, use_threads=False)
             yield table.select(schema.names).cast(schema)
             del table
-            pa.default_memory_pool().release_unused()  # else a worker keeps what its largest group wanted, and more
+            if group % _RELEASED_AFTER == _RELEASED_AFTER - 1:
+                pa.default_memory_pool().release_unused()  # else a worker keeps what its largest group wanted, and more
 
 
 def rows_by_group(path: Path, rows: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.int64]]]:
