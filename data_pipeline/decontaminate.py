@@ -48,7 +48,7 @@ from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 REASON = "contaminated"
 
 HIT_SCHEMA = pa.schema(

@@ -72,7 +72,7 @@ from governance.files import put_in_place, sha256_bytes
 from governance.manifest import FILE_NAME, Manifest, Output, describe, present, read_manifest
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 _SIGNED = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("text", "url", "source")])
 
 Preference = Literal["length", "source_order", "licence", "url"]

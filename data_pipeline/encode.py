@@ -49,7 +49,7 @@ from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 SPLITS = ("train", "validation")
 FEATURES_SCHEMA = pa.schema(
     [

@@ -39,7 +39,7 @@ from governance.files import sha256_bytes
 from governance.manifest import Input, Manifest
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 ITEM_SCHEMA = pa.schema(
     [
         pa.field(name, kind, nullable=False)

@@ -58,7 +58,7 @@ from governance.log import get_logger
 from governance.manifest import Input, Manifest, Output
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 
 
 class IngestConfig(Section):

@@ -47,7 +47,7 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 
 Integers = npt.NDArray[np.int64]
 
-VERSION = 1
+VERSION = 2
 JOIN_MEMORY_MIB = 512
 _A_ROW_GROUP = 1 << 16
 _KINDS = ("paragraph", "line")
