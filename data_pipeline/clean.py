@@ -174,8 +174,7 @@ def _clean_group(
             reasons[row], evidence[row] = before
 
     table = _with(table, "language", pa.array(languages, pa.string()))
-    kept, _ = split_table(_with(table, "text", texts), reasons, evidence)
-    _, removed = split_table(table, reasons, evidence)
+    kept, removed = split_table(table, reasons, evidence, _with(table, "text", texts))
     described = {
         **{name: table[name] for name in ("id", "source", "language", "licence", "opt_out")},
         "language_confidence": pa.array(confidences, pa.float64()),

@@ -157,8 +157,8 @@ def _judge(table: pa.Table, sought: Sought, config: DecontaminateConfig) -> _Jud
             cut[row] = left
     clean = _with_texts(texts, cut)
     column = table.schema.get_field_index("text")
-    kept, _ = split_table(table.set_column(column, DOCUMENT_SCHEMA.field("text"), clean), reasons, evidence)
-    _, removed_table = split_table(table, reasons, evidence)
+    changed = table.set_column(column, DOCUMENT_SCHEMA.field("text"), clean)
+    kept, removed_table = split_table(table, reasons, evidence, changed)
     columns = zip(*rows, strict=True) if rows else [()] * len(HIT_SCHEMA)
     hit_table = pa.table([pa.array(c, f.type) for c, f in zip(columns, HIT_SCHEMA, strict=True)], HIT_SCHEMA)
     sizes, sizes_left = pc.binary_length(texts).to_pylist(), pc.binary_length(clean).to_pylist()

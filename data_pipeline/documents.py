@@ -251,12 +251,14 @@ def document_shards(documents: Manifest, root: Path, role: str = "documents") ->
     return [(outputs[path], path) for path in documents.files(role, root)]
 
 
-def split_table(table: pa.Table, reasons: Sequence[str], evidence: Sequence[str]) -> tuple[pa.Table, pa.Table]:
-    """The rows that stay, and those that go with their reason and evidence."""
+def split_table(
+    table: pa.Table, reasons: Sequence[str], evidence: Sequence[str], changed: pa.Table | None = None
+) -> tuple[pa.Table, pa.Table]:
+    """The rows that stay, as they are in `changed` where it is given, and those that go with reason and evidence."""
     kept = pa.array([not reason for reason in reasons], pa.bool_())
     marked = table.append_column(REMOVED_SCHEMA.field("reason"), pa.array(reasons, pa.string()))
     marked = marked.append_column(REMOVED_SCHEMA.field("evidence"), pa.array(evidence, pa.string()))
-    return table.filter(kept), marked.filter(pc.invert(kept))
+    return (table if changed is None else changed).filter(kept), marked.filter(pc.invert(kept))
 
 
 def cut_spans(text: bytes, spans: Iterable[tuple[int, int]]) -> bytes:
