@@ -50,7 +50,7 @@ from governance.manifest import Input, Manifest, describe
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 _COLUMNS = ("id", "source", "language", "kept")  # that stand beside the scores
 _BINS = 10  # of the calibration error
 

@@ -48,7 +48,7 @@ from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 
 
 class CleanConfig(Thresholds):
@@ -174,8 +174,7 @@ def _clean_group(
             reasons[row], evidence[row] = before
 
     table = _with(table, "language", pa.array(languages, pa.string()))
-    kept, _ = split_table(_with(table, "text", texts), reasons, evidence)
-    _, removed = split_table(table, reasons, evidence)
+    kept, removed = split_table(table, reasons, evidence, _with(table, "text", texts))
     described = {
         **{name: table[name] for name in ("id", "source", "language", "licence", "opt_out")},
         "language_confidence": pa.array(confidences, pa.float64()),

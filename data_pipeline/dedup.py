@@ -72,7 +72,7 @@ from governance.manifest import FILE_NAME, Manifest, Output, describe, present, 
 from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 _SIGNED = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("text", "url", "source")])
 
 Preference = Literal["length", "source_order", "licence", "url"]

@@ -16,8 +16,8 @@
 
 A *removed* shard has the same columns and `reason` (string) and `evidence` (string, "" when there is none).
 A *quarantine* shard has `source, file, position, reason, sample` (the first 200 characters): records that could
-not become documents. Shards are zstd-compressed, row groups of at most 8 MiB of text, no timestamps: the same
-documents give the same bytes.
+not become documents. Shards are zstd-compressed, row groups of at most 8 MiB of text, dictionaries only of the short
+values that many rows share, no timestamps: the same documents give the same bytes.
 """
 
 from __future__ import annotations
@@ -73,6 +73,11 @@ QUARANTINE_SCHEMA = pa.schema(
     ]
 )
 ROW_GROUP_BYTES = 8 << 20
+_REPEATED = frozenset(
+    ("source", "language", "licence", "file", "opt_out", "opt_out_fetched", "reason", "split", "set", "part", "rule",
+     "action", "kind")
+)  # fmt: skip
+_RELEASED_AFTER = 4  # row groups: memory that is given back costs a fault a page when it is wanted again
 COMPRESSION_LEVEL = 1  # of zstd: 227 MB/s a core where level 3 writes 127, in files an eighth larger
 
 
@@ -95,23 +100,23 @@ class Document:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write one shard (documents, removed, quarantine or features), whole or not at all."""
-    with atomic_path(path) as temporary:
-        rows = table.num_rows
-        groups = max(1, table.nbytes // ROW_GROUP_BYTES)
-        pq.write_table(
-            table,
-            temporary,
-            compression="zstd",
-            compression_level=COMPRESSION_LEVEL,
-            row_group_size=max(1, -(-rows // groups)),
-            store_schema=True,
-            write_statistics=False,
-        )
+    rows = table.num_rows
+    groups = max(1, table.nbytes // ROW_GROUP_BYTES)
+    with atomic_path(path) as temporary, _open_writer(temporary, table.schema) as writer:
+        writer.write_table(table, row_group_size=max(1, -(-rows // groups)))
 
 
 def _open_writer(path: Path, schema: pa.Schema, bounds: Sequence[str] = ()) -> pq.ParquetWriter:
-    options = {"compression": "zstd", "compression_level": COMPRESSION_LEVEL, "write_statistics": list(bounds) or False}
-    return pq.ParquetWriter(path, schema, store_schema=True, **options)
+    """Only short texts that many rows share are worth a dictionary: of others it costs time and saves nothing."""
+    return pq.ParquetWriter(
+        path,
+        schema,
+        store_schema=True,
+        compression="zstd",
+        compression_level=COMPRESSION_LEVEL,
+        write_statistics=list(bounds) or False,
+        use_dictionary=[field.name for field in schema if field.name in _REPEATED],
+    )
 
 
 @contextlib.contextmanager
@@ -216,7 +221,8 @@ def read_groups(
             table = file.read_row_group(group, columns=schema.names, use_threads=False)
             yield table.select(schema.names).cast(schema)
             del table
-            pa.default_memory_pool().release_unused()  # else a worker keeps what its largest group wanted, and more
+            if group % _RELEASED_AFTER == _RELEASED_AFTER - 1:
+                pa.default_memory_pool().release_unused()  # else a worker keeps what its largest group wanted, and more
 
 
 def rows_by_group(path: Path, rows: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.int64]]]:
@@ -260,12 +266,14 @@ def document_shards(documents: Manifest, root: Path, role: str = "documents") ->
     return [(outputs[path], path) for path in documents.files(role, root)]
 
 
-def split_table(table: pa.Table, reasons: Sequence[str], evidence: Sequence[str]) -> tuple[pa.Table, pa.Table]:
-    """The rows that stay, and those that go with their reason and evidence."""
+def split_table(
+    table: pa.Table, reasons: Sequence[str], evidence: Sequence[str], changed: pa.Table | None = None
+) -> tuple[pa.Table, pa.Table]:
+    """The rows that stay, as they are in `changed` where it is given, and those that go with reason and evidence."""
     kept = pa.array([not reason for reason in reasons], pa.bool_())
     marked = table.append_column(REMOVED_SCHEMA.field("reason"), pa.array(reasons, pa.string()))
     marked = marked.append_column(REMOVED_SCHEMA.field("evidence"), pa.array(evidence, pa.string()))
-    return table.filter(kept), marked.filter(pc.invert(kept))
+    return (table if changed is None else changed).filter(kept), marked.filter(pc.invert(kept))
 
 
 def cut_spans(text: bytes, spans: Iterable[tuple[int, int]]) -> bytes:

@@ -49,7 +49,7 @@ from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 SPLITS = ("train", "validation")
 FEATURES_SCHEMA = pa.schema(
     [

@@ -39,7 +39,7 @@ from governance.manifest import Input, Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 ITEM_SCHEMA = pa.schema(
     [
         pa.field(name, kind, nullable=False)

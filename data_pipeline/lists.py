@@ -44,7 +44,7 @@ from governance.log import get_logger
 from governance.manifest import Input, Manifest, describe
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 KEYED_SCHEMA = pa.schema([("key", pa.uint64()), ("entry", pa.string())])
 WORDS_SCHEMA = pa.schema([("language", pa.string()), ("entry", pa.string())])
 

@@ -48,7 +48,7 @@ from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 PLAN_SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("copies", pa.int64(), nullable=False)])
 SIZES_SCHEMA = pa.schema(
     [
