@@ -214,9 +214,9 @@ def test_bad_records_are_quarantined_and_close_the_gate(project, capsys):
 def test_everything_filtered_out_is_said_and_can_be_looked_at(project, capsys):
     (project / "a.jsonl").write_text('{"text": "too short"}\n' * 3)
     (project / "b.jsonl").unlink()
-    assert run(project) == 1
+    assert run(project) == 78
     told = capsys.readouterr().err
-    assert "no documents" in told
+    assert "clean: no document is left of 3 (too_few_words 3)" in told
     assert "assay data show" in told
     assert main(["data", "show", str(project / "run.toml"), "--root", str(project / "root")]) == 0
     assert "too_few_words" in capsys.readouterr().out
