@@ -59,8 +59,8 @@ class CleanConfig(Thresholds):
     by_language: dict[Annotated[str, Field(pattern="^[a-z]{2,3}$")], Thresholds] = Field(default={})
     """Language code -> bounds that hold for it instead: `[data.clean.by_language.th]`."""
     c4_lines: bool = False
-    """Cut out the lines that C4 drops: without terminal punctuation, short, about scripts, cookies or terms of use. Not
-    for Thai or Lao, where no line ends so."""
+    """Cut out the lines that C4 drops: without terminal punctuation (of Thai and Lao none is asked for, as they have
+    none), short, about scripts, cookies or terms of use."""
     c4_min_line_words: int = Field(default=5, ge=0)
     """Words below which a line is dropped with `c4_lines`."""
     refuse_licences: tuple[str, ...] = ("NOASSERTION",)

@@ -96,6 +96,7 @@ def training_in(
 
 def write_report(run: Run, runtime: Runtime) -> Path:
     """Report on whatever of this run is there; the corpus must be."""
+    from data_pipeline.personal_data.rules import replace_all
     from governance.reports.report import report
 
     look = replace(runtime, make=False)
@@ -105,7 +106,7 @@ def write_report(run: Run, runtime: Runtime) -> Path:
         artifacts["train"] = training(run, artifacts, look)
     except (GateClosed, MissingInput) as error:
         get_logger(__name__).warning("the report has no training: %s", str(error).splitlines()[0])
-    made = report(artifacts, verdict, runtime.root, runtime)
+    made = report(artifacts, verdict, runtime.root, runtime, replace_all)
     return runtime.root / made.folder / "report.html"
 
 

@@ -35,7 +35,7 @@ from governance.manifest import Manifest, describe
 from governance.policy import Gate, Policy
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 STAGES = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode")
 """The artifacts that every audit is of, in their order."""
 OPTIONAL_STAGES = ("classify", "paragraphs", "decontaminate", "mix")

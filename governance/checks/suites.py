@@ -112,9 +112,11 @@ def source_rows(artifacts: Mapping[str, Manifest]) -> list[dict[str, Any]]:
     """The source x stage table, in the order of the stages, "(all)" before the sources by name.
 
     Columns: `stage, source, documents_in, documents_kept, bytes_in, bytes_kept`, `removed_share` (removed / in; None
-    for nothing in), `duplicate_share` (the same at `dedup`, 0 elsewhere), `quarantined_share` (quarantined / in at
-    `ingest`, 0 elsewhere), `torn_files` (likewise), `unaccounted` (in - kept - removed; 0 by law), `lost` (kept by the
-    stage before - in; 0 by law).
+    for nothing in), `earlier_share` (at `dedup`, duplicates of an earlier corpus / in), `duplicate_share` (at `dedup`,
+    the other duplicates / in without those of an earlier corpus: of what is new, what is there twice), `no_text_share`
+    (at `ingest`, pages that were read and hold no text / in), `quarantined_share` (at `ingest`, the other quarantined
+    records / in), `torn_files` (at `ingest`), `unaccounted` (in - kept - removed; 0 by law), `lost` (kept by the stage
+    before - in; 0 by law). What belongs to one stage is 0 at the others.
 
     A source of which nothing is left has no row at later stages: its last row shows where it went.
     """
@@ -138,13 +140,19 @@ def _source_row(stage: str, source: str, entry: Mapping[str, Any], before: int |
     removed = sum(entry.get("removed", {}).values())
     raw = stage == "ingest"
     refused = entry.get("quarantined") if raw else 0  # None where it was not counted: unknown is not zero
+    without_text = entry.get("removed", {}).get("quarantine:no_text", 0) if raw else 0
+    earlier = entry.get("removed", {}).get("duplicate_of_earlier", 0) if stage == "dedup" else 0
+    came, new = counts["documents_in"], counts["documents_in"] - earlier
+    twice = removed - earlier if stage == "dedup" else 0
     return {
         "stage": stage,
         "source": source,
         **counts,
         "removed_share": _share(removed, counts["documents_in"]),
-        "duplicate_share": _share(removed, counts["documents_in"]) if stage == "dedup" else 0.0,
-        "quarantined_share": _share(refused, counts["documents_in"]) if raw else 0.0,
+        "earlier_share": _share(earlier, came) if stage == "dedup" else 0.0,
+        "duplicate_share": _share(twice, new) if stage == "dedup" and (new or not came) else 0.0,
+        "no_text_share": _share(None if refused is None else without_text, came) if raw else 0.0,
+        "quarantined_share": _share(None if refused is None else refused - without_text, came) if raw else 0.0,
         "torn_files": entry.get("torn_files") if raw else 0,
         "unaccounted": counts["documents_in"] - counts["documents_kept"] - removed,
         "lost": 0 if before is None and raw else (before or 0) - counts["documents_in"],

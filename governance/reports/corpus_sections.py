@@ -130,8 +130,8 @@ def removed(found: Mapping[str, Any]) -> Html:
     parts: list[Any] = [
         tag(
             "p",
-            "Up to five examples of each reason, 200 characters each. E-mail addresses and runs of digits are masked "
-            "here; the removed shards hold the whole text.",
+            "Up to five examples of each reason, 200 characters each. Personal data, keys and runs of digits are "
+            "masked here; the removed shards hold the whole text.",
             class_="note",
         )
     ]

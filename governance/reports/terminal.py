@@ -10,14 +10,14 @@ from governance.manifest import Manifest
 from governance.reports.counts import counted
 from governance.reports.distributions import distributions, write_edge
 from governance.reports.markup import visible
-from governance.reports.samples import kept_samples, removed_samples
+from governance.reports.samples import Mask, kept_samples, mask, removed_samples
 
 _ALL = "(all)"
 _BAR = 40  # characters of the longest bar
 _WIDTH = 110  # characters of an example
 
 
-def show_corpus(manifests: Sequence[Manifest], root: Path) -> str:
+def show_corpus(manifests: Sequence[Manifest], root: Path, rules: Mask = mask) -> str:
     """The funnel by stage and source, reasons, counts, histograms, examples (masked), the digest a waiver names."""
     lines = [f"{'stage':<13} {'source':<24} {'documents':>12} {'kept':>12} {'bytes kept':>16} {'removed':>8}"]
     for manifest in manifests:
@@ -31,14 +31,16 @@ def show_corpus(manifests: Sequence[Manifest], root: Path) -> str:
         for histogram in distributions(manifest, root):
             lines += ["", *_histogram(histogram)]
     for manifest in manifests:
-        for reason, examples in removed_samples(manifest, root).items() if manifest.files("removed", root) else ():
+        for reason, examples in (
+            removed_samples(manifest, root, rules).items() if manifest.files("removed", root) else ()
+        ):
             lines += ["", f"{manifest.stage}: removed as {reason}, for example"]
             for row in examples[:2]:
                 lines += [f"  {row['id']}  {row['evidence']}", f"    {row['text'][:_WIDTH]}"]
     with_documents = [manifest for manifest in manifests if manifest.files("documents", root)]
     if with_documents:
         lines += ["", f"{with_documents[-1].stage}: kept, for example"]
-        for row in kept_samples(with_documents[-1], root):
+        for row in kept_samples(with_documents[-1], root, rules):
             lines += [f"  {row['id']}", f"    {row['text'][:_WIDTH]}"]
     last = next((manifest for manifest in manifests if manifest.stage == "encode"), manifests[-1])
     lines += ["", f"{last.stage}: {last.digest}"]

@@ -125,6 +125,37 @@ def test_what_was_not_counted_is_unknown(tmp_path):
     assert (row["removed_share"], row["quarantined_share"]) == (None, None)
 
 
+def removing(documents_in, **removed):
+    """Counts of a stage that removed so many for each reason."""
+    counts = funnel(documents_in, documents_in - sum(removed.values()))
+    return {**counts, "removed": {name.replace("quarantine_", "quarantine:"): count for name, count in removed.items()}}
+
+
+def test_what_an_earlier_corpus_holds_is_no_duplicate_of_this_one(tmp_path):
+    by_source = {
+        "all": removing(100, duplicate_of_earlier=100),
+        "most": removing(100, duplicate_of_earlier=90, near_duplicate=1, exact_duplicate=1),
+        "none": removing(100, near_duplicate=95),
+    }
+    total = removing(300, duplicate_of_earlier=190, near_duplicate=96, exact_duplicate=1)
+    dedup = manifest("dedup", tmp_path, {}, **total, by_source=by_source)
+    rows = {row["source"]: row for row in source_rows({"dedup": dedup})}
+    shares = {name: (row["earlier_share"], row["duplicate_share"]) for name, row in rows.items()}
+    assert shares == {"(all)": (190 / 300, 97 / 110), "all": (1.0, 0.0), "most": (0.9, 0.2), "none": (0.0, 0.95)}
+    assert all(row["unaccounted"] == 0 for row in rows.values())
+    nothing = manifest("dedup", tmp_path / "b", {}, **removing(0))
+    [row] = source_rows({"dedup": nothing})
+    assert (row["earlier_share"], row["duplicate_share"]) == (None, None)
+
+
+def test_a_page_without_text_is_no_broken_record(tmp_path):
+    web = {**removing(1000, quarantine_no_text=200, quarantine_warc_bad_header=1), "quarantined": 201}
+    ingest = manifest("ingest", tmp_path, {}, **web, by_source={"web": web})
+    clean = manifest("clean", tmp_path, {}, **removing(799), by_source={"web": removing(799)})
+    rows = source_rows({"ingest": ingest, "clean": clean})
+    assert [(row["no_text_share"], row["quarantined_share"]) for row in rows] == [(0.2, 0.001)] * 2 + [(0.0, 0.0)] * 2
+
+
 def test_licences_of_all_shards_are_counted(tmp_path):
     shard = pa.table({"source": ["a", "a", "b"], "licence": ["MIT", "CC0-1.0", "MIT"]})
     final = manifest("redact", tmp_path, {"documents/0.parquet": shard, "documents/1.parquet": shard})
