@@ -78,6 +78,13 @@ def test_good_sources():
     assert [handbook.language_of(name) for name in ("html/de-DE/a.html", "a.html")] == ["de", "xx"]
 
 
+def test_no_expression_makes_a_search_slow():
+    # Python's own search would take 2 ** 60 steps here, a test that never ends.
+    slow = source(type="text", paths=["a"], language="xx", language_by_path="^(a+)+(?P<language>b)$")
+    assert slow.language_of("a" * 60) == "xx"
+    assert slow.language_of("a" * 60 + "b") == "b"
+
+
 # --- local files
 
 
