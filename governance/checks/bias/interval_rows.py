@@ -34,8 +34,9 @@ Row = dict[str, Any]
 
 
 def interval_row(names: Mapping[str, str | None], numbers: Mapping[str, Any], note: str | None = None) -> Row:
-    """One row: some of NAMES, some of value, lower, upper, n, p; the rest is None."""
-    return {**dict.fromkeys(COLUMNS), **names, **numbers, "note": note or None}
+    """One row: some of NAMES, some of value, lower, upper, n, p; the rest is None, and what is not finite."""
+    known = {name: _rounded(number) for name, number in numbers.items()}
+    return {**dict.fromkeys(COLUMNS), **names, **known, "note": note or None}
 
 
 def interval_rows(
@@ -63,9 +64,9 @@ def false_discovery_rates(p: Sequence[float]) -> list[float]:
 
 
 def finished(rows: Sequence[Row]) -> list[Row]:
-    """The table as it is written: with q where there is a p, rounded, sorted."""
+    """The table as it is written: sorted, with q where there is a p."""
     table = sorted(
-        ({name: _rounded(value) for name, value in row.items()} for row in rows),
+        (dict(row) for row in rows),
         key=lambda row: tuple(str(row[name] or "") for name in NAMES),
     )
     tested = [row for row in table if row["p"] is not None]
@@ -74,7 +75,8 @@ def finished(rows: Sequence[Row]) -> list[Row]:
     return table
 
 
-def _rounded(value: Any) -> Any:
-    if not isinstance(value, float):
+def _rounded(value: float | int | None) -> float | int | None:
+    if value is None or isinstance(value, int):
         return value
+    value = float(value)
     return round(value, 9) + 0.0 if math.isfinite(value) else None  # + 0.0: no "-0.0"
