@@ -182,16 +182,21 @@ def _features(
 
 
 def _token_counts(features: pa.Table, copies: Integers) -> dict[str, Any]:
-    """Tokens, documents and bytes by split, and tokens by source, copies counted."""
+    """Tokens, documents and bytes by split and by language, and tokens by source, copies counted."""
     values = {name: features[name].to_numpy() * copies for name in ("tokens", "bytes")} | {"documents": copies}
-    split_names, source_names = (np.array(features[name].to_pylist(), object) for name in ("split", "source"))
+    split_names, source_names, codes = (
+        np.array(features[name].to_pylist(), object) for name in ("split", "source", "language")
+    )
     sides = {
         f"{split}_{unit}": int(values[unit][split_names == split].sum())
         for split in SPLITS
         for unit in ("tokens", "documents", "bytes")
     }
     by_source = {name: int(values["tokens"][source_names == name].sum()) for name in sorted(set(source_names.tolist()))}
-    return {"tokens_by_source": by_source, **sides}
+    by_language = {
+        code: {unit: int(values[unit][codes == code].sum()) for unit in values} for code in sorted(set(codes.tolist()))
+    }
+    return {"tokens_by_source": by_source, "by_language": by_language, **sides}
 
 
 def _encode_shard(config: EncodeConfig, work: Work, path_of: Callable[[str], Path]) -> ShardMade:

@@ -103,6 +103,9 @@ def test_the_counts_agree_with_the_shards_and_the_features(encoded):
     assert stats["removed"] == {}
     assert sum(row["documents_kept"] for row in stats["by_source"].values()) == 63
     assert sum(stats["tokens_by_source"].values()) == stats["train_tokens"] + stats["validation_tokens"]
+    languages = stats["by_language"].values()
+    for unit in ("tokens", "documents", "bytes"):
+        assert sum(entry[unit] for entry in languages) == stats[f"train_{unit}"] + stats[f"validation_{unit}"]
     assert stats["round_trip_checked"] >= 2
     assert stats["round_trip_failed"] == stats["ids_above_vocabulary"] == stats["documents_without_end"] == 0
     assert (stats["vocabulary_size"], stats["end_of_document"]) == (tokenizer.stats["vocabulary_size"], 0)
@@ -111,13 +114,15 @@ def test_the_counts_agree_with_the_shards_and_the_features(encoded):
         row for path in manifest.files("token_features", root) for row in read_table(path, FEATURES_SCHEMA).to_pylist()
     ]
     assert len(rows) == 63
+    for code, entry in stats["by_language"].items():
+        assert entry["tokens"] == sum(row["tokens"] for row in rows if row["language"] == code)
     assert sum(row["tokens"] for row in rows if row["split"] == "train") == stats["train_tokens"]
     assert all(row["first_token_ok"] and row["ends_with_eod"] for row in rows)
     assert max(row["max_id"] for row in rows) < stats["vocabulary_size"]
     assert manifest.digest == GOLDEN, "bytes changed: raise VERSION in data_pipeline/encode.py"
 
 
-GOLDEN = "acaf4232566534fef0463293dfdab29855a6c17a24763a717e6aaadfe15e3cd1"
+GOLDEN = "4147a5c46d0c4773a7ace1f5a59d57cbc0465ff4c9b1f32dc002aaeed3c2dab7"
 
 
 def test_workers_do_not_change_a_byte(encoded, tmp_path):
