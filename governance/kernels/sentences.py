@@ -1,7 +1,7 @@
-"""Words and sentences of a text, and which words a list holds, in one walk over its UTF-8 bytes.
+r"""Words and sentences of a text, and which words a list holds, in one walk over its UTF-8 bytes.
 
 A *word* is a maximal run of letters, digits and underscores after Unicode NFC and full case folding: what Python's
-`re.findall(r"\\w+", text.casefold())` finds. The walk wants NFC; `suspects` names the few texts that may not be in it.
+`re.findall(r"\w+", text.casefold())` finds. The walk wants NFC; `suspects` names the few texts that may not be in it.
 
 A *sentence* has a word, and ends
 
@@ -35,8 +35,8 @@ from governance.kernels.compiled import inlined, kernel, part
 SPACE, SOFT, STRONG, CLOSER, LOWER, SUSPECT = 1, 2, 4, 8, 16, 32
 ABBREVIATIONS = (
     "bzw", "ca", "capt", "cf", "col", "dhr", "dott", "dr", "dra", "eg", "fig", "gen", "gov", "hon", "hr", "ie", "jr",
-    "lt", "mevr", "mlle", "mme", "mr", "mrs", "ms", "nr", "prof", "rep", "rev", "sen", "sgt", "sig", "sr", "sra", "srta",
-    "st", "ste", "vgl", "vol", "vs",
+    "lt", "mevr", "mlle", "mme", "mr", "mrs", "ms", "nr", "prof", "rep", "rev", "sen", "sgt", "sig", "sr", "sra",
+    "srta", "st", "ste", "vgl", "vol", "vs",
 )  # fmt: skip
 _FOLDING_END = 0x1F000  # scripts with case end below
 _NORMAL_END = 0x30000  # above, nothing decomposes or combines
