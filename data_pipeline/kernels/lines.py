@@ -38,13 +38,12 @@ from data_pipeline.kernels.words import (
     LINE_END,
     add_chunk,
     any_word,
-    byte_at,
-    decode,
     end_hash,
     plain_word,
     word_classes,
 )
 from governance.kernels.buffers import SPACE, UNSPACED, code_point_classes, lower_case, text_buffers
+from governance.kernels.code_points import byte_at, decode
 from governance.kernels.compiled import kernel, part
 
 LINE_REASONS = ("too_long_word", "no_terminal_punctuation", "too_few_words", "javascript", "policy")

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import uint64
 
-from data_pipeline.kernels.words import byte_at, has_zero_byte, load_8
+from data_pipeline.kernels.words import has_zero_byte, load_8
+from governance.kernels.code_points import byte_at
 from governance.kernels.compiled import inlined, part
 
 POLICY_PHRASES = (

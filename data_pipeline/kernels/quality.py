@@ -49,14 +49,13 @@ from data_pipeline.kernels.words import (
     TERMINAL,
     add_chunk,
     any_word,
-    byte_at,
-    decode,
     end_hash,
     hash_bytes,
     plain_word,
     word_classes,
 )
 from governance.kernels.buffers import BULLET, SPACE, text_buffers
+from governance.kernels.code_points import byte_at, decode
 from governance.kernels.compiled import inlined, kernel, part
 
 FEATURES = (

@@ -30,6 +30,7 @@ from numba import int64, types, uint64
 from numba.extending import intrinsic
 
 from governance.kernels.buffers import BULLET, LETTER, SPACE, UNSPACED, code_point_classes
+from governance.kernels.code_points import CLOSERS, QUOTES, TERMINALS, byte_at, decode
 from governance.kernels.compiled import inlined, part
 
 TERMINAL = 16  # ends a sentence
@@ -50,10 +51,6 @@ TRANSITIONS = np.array(
     ],
     np.uint8,
 )
-TERMINALS = ".!?։؝؞؟۔܀܁܂߹।॥၊။።፧፨᙮។៕᠃᠉᥄᥅᪨᪩᪪᪫᭚᭛᭞᭟᰻᰼᱾᱿‼‽⁇⁈⁉⸮。꓿꘎꘏꛳꛷꡶꡷꣎꣏꤯꧈꧉꩝꩞꩟꫰꫱꯫﹖﹗！．？｡༎༏༐༑།"
-"""Unicode's Sentence_Terminal of scripts in use, with the Tibetan shads and less rare forms of the ASCII marks."""
-QUOTES = "\"'’”“»«›‹」』｣＂＇"
-CLOSERS = QUOTES + ")]}）］｝〉》】〕〗〙〛"
 FOLLOWING_VOWELS = "ะาำๅະາຳฯຯๆໆៗーｰﾞﾟ"  # letters by category, but never the first of a syllable
 VIRAMAS = "\u1039\u17d2"
 ETHIOPIC_WORDSPACE = "\u1361"
@@ -133,17 +130,6 @@ def load_8(typingctx, data, place):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def byte_at(typingctx, data, place):  # type: ignore[no-untyped-def]
-    """`data[place]` (uint8, contiguous) as int64, without the test for an index below 0."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        return builder.zext(builder.load(builder.gep(array.data, [arguments[1]])), ir.IntType(64))
-
-    return types.int64(data, types.int64), generate
-
-
-@intrinsic
 def lowest_byte(typingctx, bits):  # type: ignore[no-untyped-def]
     """The index (0 to 7) of the lowest byte that has a bit set; `bits` is not 0."""
 
@@ -152,23 +138,6 @@ def lowest_byte(typingctx, bits):  # type: ignore[no-untyped-def]
         return builder.lshr(zeros, ir.Constant(ir.IntType(64), 3))
 
     return types.int64(types.uint64), generate
-
-
-@inlined
-def decode(data, i, end):  # type: ignore[no-untyped-def]
-    """The code point that starts at byte `i`, and its number of bytes; a torn sequence counts byte by byte."""
-    c = byte_at(data, i)
-    if c < 0x80:
-        return c, 1
-    if c < 0xE0 and i + 1 < end:
-        return (c & 0x1F) << 6 | (byte_at(data, i + 1) & 0x3F), 2
-    if c < 0xF0 and i + 2 < end:
-        return (c & 0x0F) << 12 | (byte_at(data, i + 1) & 0x3F) << 6 | (byte_at(data, i + 2) & 0x3F), 3
-    if i + 3 < end:
-        high = (c & 0x07) << 18 | (byte_at(data, i + 1) & 0x3F) << 12
-        point = high | (byte_at(data, i + 2) & 0x3F) << 6 | (byte_at(data, i + 3) & 0x3F)
-        return point if point < 0x110000 else 0x10FFFF, 4
-    return c, 1
 
 
 @inlined

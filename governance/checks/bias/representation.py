@@ -17,11 +17,7 @@ counts 6 to 10 MB of text a second.
 
 from __future__ import annotations
 
-import importlib.resources
 import math
-import re
-import tomllib
-import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,12 +28,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from governance.errors import ConfigError, ManifestError
-from governance.files import sha256_bytes
+from governance.checks.bias.lexicons import Headings, Words, read_lists, split_words
+from governance.errors import ManifestError
 
 GROUPS = 64
 _T_63 = 1.998341  # the 0.975 quantile of Student's t with 63 degrees of freedom
-_WORD = re.compile(r"\w+")
 
 Group = tuple[str, str]
 """(axis, group)"""
@@ -84,30 +79,16 @@ def load_terms(path: Path | None = None) -> Terms:
     Raises:
         ConfigError: it is no such file, or a term is no sequence of words.
     """
-    origin = str(path) if path else "terms.toml"
-    try:
-        data = path.read_bytes() if path else importlib.resources.files(__package__).joinpath(origin).read_bytes()
-        values = tomllib.loads(data.decode("utf-8"))
-        version = values.pop("version")
-        languages = {language: _lexicon(axes) for language, axes in sorted(values.items())}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"{origin}: is no term list ({error!r}). It wants `version = n` and [language.axis] tables of word lists."
-        ) from error
-    return Terms(version, sha256_bytes(data), languages)
+    file = read_lists("terms", path)
+    return Terms(file.version, file.sha256, {code: _lexicon(axes) for code, axes in file.languages.items()})
 
 
-def _lexicon(axes: Mapping[str, Mapping[str, Sequence[str]]]) -> Lexicon:
-    found: dict[tuple[str, ...], set[Group]] = {}
-    groups = set()
-    for axis, members in axes.items():
-        for group, terms in members.items():
-            groups.add((axis, group))
-            for term in terms:
-                words = tuple(split_words(term))
-                if not words:
-                    raise ValueError(f"{axis}.{group}: {term!r} has no word")
-                found.setdefault(words, set()).add((axis, group))
+def _lexicon(axes: Headings) -> Lexicon:
+    found: dict[Words, set[Group]] = {}
+    groups = {(axis, group) for axis, members in axes.items() for group in members}
+    for axis, group in groups:
+        for term in axes[axis][group]:
+            found.setdefault(term, set()).add((axis, group))
     phrases: dict[str, list[tuple[tuple[str, ...], tuple[Group, ...]]]] = {}
     for words in sorted(found, key=lambda item: (-len(item), item)):
         if len(words) > 1:
@@ -117,13 +98,6 @@ def _lexicon(axes: Mapping[str, Mapping[str, Sequence[str]]]) -> Lexicon:
         phrases={first: tuple(items) for first, items in phrases.items()},
         groups=tuple(sorted(groups)),
     )
-
-
-def split_words(text: str) -> list[str]:
-    """The case-folded words of a text: maximal runs of letters, digits and underscores after Unicode NFC."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", text)  # so that a letter and its accent are one character
-    return _WORD.findall(text.casefold())
 
 
 def mentions(words: Sequence[str], lexicon: Lexicon) -> Counter[Group]:

@@ -1,0 +1,384 @@
+"""The count tables: integers by key, made a shard at a time and merged by adding.
+
+A table is Arrow: keys, then int64 counts; sorted by its keys; without rows of zeros. `bucket` is that of the document's
+cluster (`origins.py`), `language` the column's ("und" where it is empty), `length_bin` floor(log2(words)), 0 to 15.
+
+    documents   language, bucket -> documents, words, sentences, bytes
+    axes        language, bucket, axis -> documents that mention any group of the axis
+    groups      language, bucket, axis, group -> documents, mentions, sentences with a mention
+    categories  language, bucket, family, category -> sentences
+    pairs       language, bucket, axis, group, family, category -> sentences
+    scores      language, bucket, axis, group, instrument -> sentences, total, squares, hits
+                total and squares of the sentences' scores, hits: sentences with a listed word; axis and group are ""
+                for the sentences that mention nobody
+    fates       stage, reason, source, language, length_bin, bucket, axis, group -> documents
+                where each document ended that came into the first filter: "kept", or the stage that removed it; once
+                for each group that it mentions, and with the group "" on an axis of which it mentions none. In a
+                language without term lists: once, with axis and group "", since nobody knows whom it mentions
+    shares      dimension, value, bucket -> documents, bytes, words; of language, source, domain, licence, year,
+                country, dialect
+
+Promise: any order, any partition into shards, any crash gives the same bytes. Bytes are of the text as it is stored,
+words and sentences as `kernels/sentences.py` has them. Price: memory is one row group, and 64 x groups x categories
+integers a language; time is in `bias.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from governance.checks.bias.lexicons import Lexicon, Lexicons, pack_lexicon
+from governance.checks.bias.origins import BUCKETS, UNKNOWN, bucket_of, country_of, host_of, year_of
+from governance.config import Section
+from governance.errors import ManifestError
+from governance.files import atomic_path
+from governance.parallel import ShardMade
+
+if TYPE_CHECKING:
+    from governance.kernels.mentions import Found, Packed, Sums
+
+Integers = npt.NDArray[np.int64]
+Tables = dict[str, list[pa.Table]]
+
+KEPT = "kept"
+LENGTH_BINS = 16
+TABLES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "documents": (("language", "bucket"), ("documents", "words", "sentences", "bytes")),
+    "axes": (("language", "bucket", "axis"), ("documents",)),
+    "groups": (("language", "bucket", "axis", "group"), ("documents", "mentions", "sentences")),
+    "categories": (("language", "bucket", "family", "category"), ("sentences",)),
+    "pairs": (("language", "bucket", "axis", "group", "family", "category"), ("sentences",)),
+    "scores": (
+        ("language", "bucket", "axis", "group", "instrument"),
+        ("sentences", "total", "squares", "hits"),
+    ),
+    "fates": (("stage", "reason", "source", "language", "length_bin", "bucket", "axis", "group"), ("documents",)),
+    "shares": (("dimension", "value", "bucket"), ("documents", "bytes", "words")),
+}
+"""Table -> its keys, in the order in which it is sorted, and its counts."""
+_INTEGER_KEYS = {"bucket", "length_bin"}
+_COLUMNS = ("id", "text", "source", "url", "language", "licence")
+
+
+def schema_of(table: str) -> pa.Schema:
+    """The columns of a count table."""
+    keys, counts = TABLES[table]
+    kinds = [(name, pa.int64() if name in _INTEGER_KEYS else pa.string()) for name in keys]
+    return pa.schema([*kinds, *((name, pa.int64()) for name in counts)])
+
+
+def merged(table: str, parts: Sequence[pa.Table]) -> pa.Table:
+    """The sum of parts of one table, in its order."""
+    keys, counts = TABLES[table]
+    schema = schema_of(table)
+    whole = pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in parts)])
+    added = whole.group_by(list(keys), use_threads=False).aggregate([(name, "sum") for name in counts])
+    renamed = added.select([*keys, *(f"{name}_sum" for name in counts)]).rename_columns(schema.names)
+    return renamed.sort_by([(name, "ascending") for name in keys]).cast(schema).combine_chunks()
+
+
+@dataclass(frozen=True)
+class Work:
+    """One shard to count."""
+
+    path: Path
+    stage: str
+    """"kept", or the stage that removed these documents."""
+    lexicons: Lexicons
+
+
+def count_shard(section: Section, work: Work, path_of: Callable[[str], Path]) -> ShardMade:
+    """Count one shard of documents that stayed (all tables) or were removed (fates), and write its part."""
+    found = count_groups(read_groups(work.path, work.stage != KEPT), work.stage, work.lexicons)
+    write_part(path_of("parts"), found)
+    return ShardMade({"parts": path_of("parts")}, {})
+
+
+def read_groups(path: Path, removed: bool) -> Iterator[pa.Table]:
+    """The row groups of a shard, one after the other, with the columns that are counted.
+
+    Raises:
+        ManifestError: it cannot be read, or lacks a column.
+    """
+    columns = [*_COLUMNS, *(["reason"] if removed else [])]
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns=columns, use_threads=False).select(columns)
+                pa.default_memory_pool().release_unused()  # else a worker keeps what its largest group wanted
+    except (KeyError, ValueError, pa.ArrowException, OSError) as error:
+        raise ManifestError(
+            f"{path}: cannot be read as a document shard: {error}. Remove its folder and make it again."
+        ) from error
+
+
+def count_groups(groups: Iterable[pa.Table], stage: str, lexicons: Lexicons) -> dict[str, pa.Table]:
+    """The count tables of documents of one stage, from tables with the columns of a document shard."""
+    sums: dict[str, Sums] = {}
+    parts: Tables = {name: [] for name in TABLES}
+    for group in groups:
+        if group.num_rows:
+            _count_group(group, stage, lexicons, sums, parts)
+        for name, pending in parts.items():
+            if len(pending) > 32:
+                parts[name] = [merged(name, pending)]
+    for code, added in sums.items():
+        for name, table in sentence_tables(code, lexicons, added):
+            parts[name].append(table)
+    return {name: merged(name, pending) for name, pending in parts.items()}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of each document of a row group, in order."""
+
+    languages: npt.NDArray[np.object_]
+    buckets: Integers
+    sizes: Integers
+    """Bytes of the text as it is stored."""
+    reasons: list[str]
+    """"" for documents that stayed."""
+    sources: list[str]
+    urls: list[str]
+    licences: list[str]
+
+
+def _facts(group: pa.Table) -> Facts:
+    urls = group["url"].to_pylist()
+    clusters = [host_of(url) or name for url, name in zip(urls, group["id"].to_pylist(), strict=True)]
+    return Facts(
+        languages=np.array([code or "und" for code in group["language"].to_pylist()], object),
+        buckets=np.array([bucket_of(cluster) for cluster in clusters], np.int64),
+        sizes=pc.binary_length(group["text"]).to_numpy().astype(np.int64),
+        reasons=group["reason"].to_pylist() if "reason" in group.column_names else [""] * len(group),
+        sources=group["source"].to_pylist(),
+        urls=urls,
+        licences=group["licence"].to_pylist(),
+    )
+
+
+def _in_nfc(texts: pa.ChunkedArray) -> pa.Array:
+    """The texts in NFC; Python sees only those that may not be."""
+    import unicodedata
+
+    from governance.kernels.buffers import text_buffers
+    from governance.kernels.sentences import suspects, word_tables
+
+    column = texts.cast(pa.large_string()).combine_chunks()
+    column = column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
+    changed = {}
+    for row in np.flatnonzero(suspects(*text_buffers(column), word_tables()[1])).tolist():
+        text = column[row].as_py()
+        if not unicodedata.is_normalized("NFC", text):
+            changed[row] = unicodedata.normalize("NFC", text)
+    if not changed:
+        return column
+    mask = np.zeros(len(column), bool)
+    mask[list(changed)] = True
+    return pc.replace_with_mask(column, pa.array(mask), pa.array(changed.values(), pa.large_string()))
+
+
+@functools.lru_cache(maxsize=64)
+def _packed(lexicons: Lexicons, code: str) -> Packed:
+    return pack_lexicon(lexicons.languages.get(code), len(lexicons.instruments))
+
+
+def _count_group(group: pa.Table, stage: str, lexicons: Lexicons, sums: dict[str, Sums], parts: Tables) -> None:
+    """Count one row group into `sums` and `parts`."""
+    from governance.kernels.buffers import text_buffers
+    from governance.kernels.mentions import count_texts, no_sums
+
+    facts = _facts(group)
+    buffers = text_buffers(_in_nfc(group["text"]))
+    words, sentences = np.zeros((2, len(group)), np.int64)
+    dialects = np.full(len(group), UNKNOWN, object)
+    for code in sorted(set(facts.languages.tolist())):
+        lexicon = lexicons.languages.get(code)
+        rows, packed = np.flatnonzero(facts.languages == code), _packed(lexicons, code if lexicon else "")
+        if stage == KEPT and lexicon and code not in sums:
+            sums[code] = no_sums(packed.sizes)
+        buckets = facts.buckets[rows]
+        found = count_texts(buffers, rows, buckets, packed, sums.get(code) if stage == KEPT else None)
+        words[rows], sentences[rows] = found.words, found.sentences
+        if lexicon and stage == KEPT:
+            for name, table in _mention_tables(code, lexicon, buckets, found):
+                parts[name].append(table)
+            spoken = np.array([*lexicon.dialects, UNKNOWN], object)
+            dialects[rows] = spoken[found.dialects]
+        parts["fates"].append(_fates(stage, code, lexicon, facts, rows, found))
+    if stage == KEPT:
+        parts["documents"].append(_documents(facts, words, sentences))
+        parts["shares"] += _shares(facts, words, dialects)
+
+
+def _table(name: str, **columns: Any) -> pa.Table:
+    """Rows of a count table; a single value stands for all rows."""
+    schema = schema_of(name)
+    rows = max(len(values) for values in columns.values() if not isinstance(values, str))
+    whole = {key: [value] * rows if isinstance(value, str) else value for key, value in columns.items()}
+    return pa.table([pa.array(whole[field.name], field.type) for field in schema], schema=schema)
+
+
+def _documents(facts: Facts, words: Integers, sentences: Integers) -> pa.Table:
+    return _table(
+        "documents",
+        language=facts.languages,
+        bucket=facts.buckets,
+        documents=np.ones(len(words), np.int64),
+        words=words,
+        sentences=sentences,
+        bytes=facts.sizes,
+    )
+
+
+def _axis_numbers(lexicon: Lexicon) -> Integers:
+    """Of each group the number of its axis."""
+    return np.array([lexicon.axes.index(axis) for axis, _ in lexicon.groups], np.int64)
+
+
+def _mentioned(lexicon: Lexicon, found: Found) -> npt.NDArray[np.bool_]:
+    """(documents, axes): which documents mention any group of which axis."""
+    seen = np.zeros((len(found.words), len(lexicon.axes)), bool)
+    seen[found.events[:, 0], _axis_numbers(lexicon)[found.events[:, 1]]] = True
+    return seen
+
+
+def _mention_tables(code: str, lexicon: Lexicon, buckets: Integers, found: Found) -> Iterator[tuple[str, pa.Table]]:
+    groups = np.zeros((BUCKETS, len(lexicon.groups), 3), np.int64)
+    place = (buckets[found.events[:, 0]], found.events[:, 1])
+    np.add.at(groups, place, np.stack([np.ones(len(found.events), np.int64), *found.events[:, 2:].T], axis=1))
+    bucket, group = np.nonzero(groups[:, :, 0])
+    documents, mentions, sentences = groups[bucket, group].T
+    names = np.array(lexicon.groups, object).reshape(-1, 2)[group]
+    yield "groups", _table(
+        "groups", language=code, bucket=bucket, axis=names[:, 0], group=names[:, 1], documents=documents,
+        mentions=mentions, sentences=sentences,
+    )  # fmt: skip
+    axes = np.zeros((BUCKETS, len(lexicon.axes)), np.int64)
+    np.add.at(axes, buckets, _mentioned(lexicon, found))
+    bucket, axis = np.nonzero(axes)
+    named = np.array(lexicon.axes, object)[axis]
+    yield "axes", _table("axes", language=code, bucket=bucket, axis=named, documents=axes[bucket, axis])
+
+
+def _fates(stage: str, code: str, lexicon: Lexicon | None, facts: Facts, rows: Integers, found: Found) -> pa.Table:
+    """Where the documents `rows` of one language ended, by whom they mention."""
+    bins = np.clip(np.log2(np.maximum(found.words, 1)).astype(np.int64), 0, LENGTH_BINS - 1)
+    reasons, reason = np.unique(np.array(facts.reasons, object)[rows], return_inverse=True)
+    sources, source = np.unique(np.array(facts.sources, object)[rows], return_inverse=True)
+    kind = ((reason * len(sources) + source) * LENGTH_BINS + bins) * BUCKETS + facts.buckets[rows]
+    names: list[tuple[str, str]] = [("", "")]
+    document, label = np.arange(len(rows)), np.zeros(len(rows), np.int64)
+    if lexicon:
+        names = [*lexicon.groups, *((axis, "") for axis in lexicon.axes)]
+        none, axis = np.nonzero(~_mentioned(lexicon, found))
+        document = np.concatenate([found.events[:, 0], none])
+        label = np.concatenate([found.events[:, 1], axis + len(lexicon.groups)])
+    keys, documents = np.unique(kind[document] * len(names) + label, return_counts=True)
+    kinds, label = np.divmod(keys, len(names))
+    kinds, bucket = np.divmod(kinds, BUCKETS)
+    kinds, length = np.divmod(kinds, LENGTH_BINS)
+    reason, source = np.divmod(kinds, len(sources))
+    named = np.array(names, object).reshape(-1, 2)[label]
+    return _table(
+        "fates", stage=stage, reason=reasons[reason], source=sources[source], language=code, length_bin=length,
+        bucket=bucket, axis=named[:, 0], group=named[:, 1], documents=documents,
+    )  # fmt: skip
+
+
+def _shares(facts: Facts, words: Integers, dialects: npt.NDArray[np.object_]) -> Iterator[pa.Table]:
+    hosts = [host_of(url) for url in facts.urls]
+    values: dict[str, Sequence[str]] = {
+        "language": facts.languages.tolist(),
+        "source": facts.sources,
+        "domain": [host or UNKNOWN for host in hosts],
+        "licence": facts.licences,
+        "year": [year_of(url) for url in facts.urls],
+        "country": [country_of(host) for host in hosts],
+        "dialect": dialects.tolist(),
+    }
+    for dimension, of in values.items():
+        coded = pa.array(of, pa.string()).dictionary_encode()
+        keys, place = np.unique(coded.indices.to_numpy() * BUCKETS + facts.buckets, return_inverse=True)
+        sums = np.zeros((len(keys), 3), np.int64)
+        np.add.at(sums, place, np.stack([np.ones(len(words), np.int64), facts.sizes, words], axis=1))
+        value = coded.dictionary.take(pa.array(keys // BUCKETS))
+        documents, size, number = sums.T
+        yield _table(
+            "shares", dimension=dimension, value=value, bucket=keys % BUCKETS, documents=documents, bytes=size,
+            words=number,
+        )  # fmt: skip
+
+
+def sentence_tables(code: str, lexicons: Lexicons, sums: Sums) -> Iterator[tuple[str, pa.Table]]:
+    """The tables of what sentences of one language hold."""
+    lexicon = lexicons.languages[code]
+    groups = np.array([*lexicon.groups, ("", "")], object).reshape(-1, 2)
+    categories = np.array(lexicon.categories, object).reshape(-1, 2)
+    bucket, category = np.nonzero(sums.categories)
+    named = categories[category]
+    yield "categories", _table(
+        "categories", language=code, bucket=bucket, family=named[:, 0], category=named[:, 1],
+        sentences=sums.categories[bucket, category],
+    )  # fmt: skip
+    bucket, group, category = np.nonzero(sums.pairs)
+    whom, named = groups[group], categories[category]
+    yield "pairs", _table(
+        "pairs", language=code, bucket=bucket, axis=whom[:, 0], group=whom[:, 1], family=named[:, 0],
+        category=named[:, 1], sentences=sums.pairs[bucket, group, category],
+    )  # fmt: skip
+    bucket, group, instrument = np.nonzero(sums.scores[:, :, :, 0])
+    whom = groups[group]
+    sentences, total, squares, hits = sums.scores[bucket, group, instrument].T
+    yield "scores", _table(
+        "scores", language=code, bucket=bucket, axis=whom[:, 0], group=whom[:, 1],
+        instrument=np.array(lexicons.instruments, object)[instrument], sentences=sentences, total=total,
+        squares=squares, hits=hits,
+    )  # fmt: skip
+
+
+def _part_schema() -> pa.Schema:
+    fields = {field.name: field for name in TABLES for field in schema_of(name)}
+    return pa.schema([pa.field("table", pa.string()), *fields.values()])
+
+
+def write_part(path: Path, tables: Mapping[str, pa.Table]) -> None:
+    """Write all tables of a shard into one Parquet file: a column `table`, and the columns of all."""
+    rows = [table.append_column("table", pa.array([name] * len(table), pa.string())) for name, table in tables.items()]
+    whole = pa.concat_tables([_part_schema().empty_table(), *rows], promote_options="default")
+    write_counts(path, whole.select(_part_schema().names))
+
+
+def write_counts(path: Path, table: pa.Table) -> None:
+    """Write a table; the same rows give the same bytes."""
+    with atomic_path(path) as temporary:
+        pq.write_table(table.combine_chunks(), temporary, compression="zstd", row_group_size=1 << 20)
+
+
+def merge_parts(paths: Iterable[Path]) -> dict[str, pa.Table]:
+    """The count tables of all parts.
+
+    Raises:
+        ManifestError: a part cannot be read.
+    """
+    pending: Tables = {name: [] for name in TABLES}
+    for path in paths:
+        try:
+            part = pq.read_table(path, partitioning=None)
+        except (pa.ArrowException, OSError) as error:
+            raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
+        for name, parts in pending.items():
+            parts.append(part.filter(pc.equal(part["table"], name)).select(schema_of(name).names))
+            if len(parts) > 32:
+                pending[name] = [merged(name, parts)]
+    return {name: merged(name, parts) for name, parts in pending.items()}

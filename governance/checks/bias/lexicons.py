@@ -1,0 +1,282 @@
+"""The word lists of the bias audit: read, checked, and put together into one lexicon a language.
+
+A list file is TOML. Whole example:
+
+    version = 1
+    [lists.en]                       # names that terms may use
+    person = ["people", "man"]
+    [en.ethnicity]                   # [language.heading], one list a name
+    white = ["white {person}", "{caucasian|caucasians}"]
+
+Ours lie beside this file: `terms.toml` (heading = axis, name = group), `attributes.toml` (family, category),
+`sentiment.toml`, `toxicity.toml` (instrument; positive 1, negative -1, listed 1) and `dialects.toml`. Each can be
+replaced by path, and lists of others added (`outside_lists.py`).
+
+Promise: no identity term is a term of an instrument or of an attribute: what a list of others brings of them is left
+out, and counted. The digest of all lists as they are used is part of every audit.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import itertools
+import re
+import tomllib
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from governance.config import Section, canonical_json
+from governance.errors import ConfigError
+from governance.files import sha256_bytes
+from governance.log import get_logger
+
+if TYPE_CHECKING:
+    from governance.kernels.mentions import Packed
+
+Words = tuple[str, ...]
+Name = tuple[str, str]
+"""(axis, group), (family, category), or (instrument, "")."""
+Headings = Mapping[str, Mapping[str, Sequence[Words]]]
+"""Heading -> name -> terms, of one language."""
+ListName = Literal["terms", "attributes", "sentiment", "toxicity", "dialects"]
+OURS: tuple[ListName, ...] = ("terms", "attributes", "sentiment", "toxicity", "dialects")
+
+WEIGHTS = {"positive": 1, "negative": -1, "listed": 1}
+_WORD = re.compile(r"\w+")
+_BRACES = re.compile(r"\{([^{}]+)\}")
+
+
+class ListsConfig(Section):
+    """Which word lists are used; paths are relative to the run's file."""
+
+    lists: dict[ListName, str] = Field(default={})
+    """Files in our own format that replace ours."""
+    holistic_descriptors: str = ""
+    """`descriptors.json` of HolisticBias (Smith et al. 2022): before nouns, as identity terms of English."""
+    holistic_nouns: str = ""
+    """`nouns.json` of HolisticBias; wanted with the descriptors."""
+    bad_words: dict[str, str] = Field(default={})
+    """Language -> a word list, one a line (LDNOOBW); scored as the instrument "bad_words"."""
+    winobias_female: str = ""
+    """Occupations of WinoBias (Zhao et al. 2018) held by more women, one a line."""
+    winobias_male: str = ""
+    """Those held by more men."""
+    winogender: str = ""
+    """`occupations-stats.tsv` of Winogender (Rudinger et al. 2018)."""
+
+
+@dataclass(frozen=True)
+class ListFile:
+    """One file of lists as it was read."""
+
+    version: int
+    sha256: str
+    languages: Mapping[str, Headings]
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """All terms of one language; numbers are places in the sorted names."""
+
+    groups: tuple[Name, ...]
+    """(axis, group)."""
+    categories: tuple[Name, ...]
+    """(family, category)."""
+    dialects: tuple[str, ...]
+    identity: Mapping[Words, tuple[int, ...]]
+    """Term -> groups."""
+    others: Mapping[Words, tuple[tuple[int, int, int], ...]]
+    """Term -> labels of `kernels/mentions.py`."""
+
+    @functools.cached_property
+    def axes(self) -> tuple[str, ...]:
+        """The axes, sorted."""
+        return tuple(sorted({axis for axis, _ in self.groups}))
+
+
+@dataclass(frozen=True, eq=False)
+class Lexicons:
+    """The lexicons of all languages; equal where their lists are."""
+
+    sha256: str
+    """Of all lists as they are used."""
+    files: Mapping[str, str]
+    """List -> SHA-256 of its file."""
+    instruments: tuple[str, ...]
+    languages: Mapping[str, Lexicon]
+    left_out: int
+    """Terms of instruments and attributes that are identity terms."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Lexicons) and self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+
+def split_words(text: str) -> list[str]:
+    """The case-folded words of a text: maximal runs of letters, digits and underscores after Unicode NFC."""
+    return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
+
+
+def read_lists(name: str, path: Path | None = None) -> ListFile:
+    """Read a list file: ours of that name when `path` is None.
+
+    Raises:
+        ConfigError: it is no such file, or a term has no word.
+    """
+    origin = str(path) if path else f"{name}.toml"
+    try:
+        data = path.read_bytes() if path else importlib.resources.files(__package__).joinpath(origin).read_bytes()
+        values = tomllib.loads(data.decode("utf-8"))
+        version, named = values.pop("version"), values.pop("lists", {})
+        languages = {code: _headings(tables, named.get(code, {})) for code, tables in sorted(values.items())}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"{origin}: is no list of words ({error!r}). It wants `version = n` and [language.heading] tables of lists."
+        ) from error
+    return ListFile(version, sha256_bytes(data), languages)
+
+
+def _headings(tables: Mapping[str, Mapping[str, Sequence[str]]], named: Mapping[str, Sequence[str]]) -> Headings:
+    found: dict[str, dict[str, list[Words]]] = {}
+    for heading, lists in tables.items():
+        for name, terms in lists.items():
+            spelt = [text for term in terms for text in _spelt_out(term, named)]
+            found.setdefault(heading, {})[name] = [_words(text, f"{heading}.{name}") for text in spelt]
+    return found
+
+
+def _spelt_out(term: str, named: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """The terms that braces stand for."""
+    pieces = _BRACES.split(term)  # text, inside, text, inside, ..., text
+    choices = [
+        [piece] if place % 2 == 0 else piece.split("|") if "|" in piece else list(named[piece])
+        for place, piece in enumerate(pieces)
+    ]
+    return ("".join(chosen) for chosen in itertools.product(*choices))
+
+
+def _words(text: str, where: str) -> Words:
+    words = tuple(split_words(text))
+    if not words:
+        raise ValueError(f"{where}: {text!r} has no word")
+    return words
+
+
+@functools.lru_cache(maxsize=4)
+def _ours(name: str) -> ListFile:
+    return read_lists(name)
+
+
+def load_lexicons(config: ListsConfig, folder: Path = Path(), more: Mapping[str, ListFile] | None = None) -> Lexicons:
+    """All lexicons of a configuration; relative paths start at `folder`.
+
+    Args:
+        config: which lists.
+        folder: of the run's file.
+        more: further instruments: name -> lists with headings of that name and names of `WEIGHTS`.
+
+    Raises:
+        ConfigError: a file is not what it should be.
+    """
+    from governance.checks.bias.outside_lists import outside_lists
+
+    chosen: dict[str, ListFile] = {name: read_lists(name, folder / path) for name, path in config.lists.items()}
+    chosen |= {**outside_lists(config, folder), **(more or {})}
+    files: dict[str, ListFile] = {name: _ours(name) for name in OURS}
+    files |= chosen
+    identity = _merged([files[name] for name in ("terms", "holistic") if name in files])
+    attributes = _merged([files[name] for name in ("attributes", "winobias", "winogender") if name in files])
+    instruments = tuple(sorted(set(files) - {"terms", "holistic", "attributes", "winobias", "winogender", "dialects"}))
+    scored = [(number, files[name].languages, name) for number, name in enumerate(instruments)]
+    _require_terms({name: files[name] for name in chosen}, identity)
+    languages, left_out = {}, 0
+    for code in sorted(identity):
+        weighed = {number: lists.get(code, {}).get(name, {}) for number, lists, name in scored}
+        varieties = files["dialects"].languages.get(code, {}).get("dialect", {})
+        languages[code], dropped = _lexicon(identity[code], attributes.get(code, {}), weighed, varieties)
+        left_out += dropped
+    if left_out:
+        get_logger(__name__).warning(
+            "bias: %d terms of instruments or attributes are identity terms: left out", left_out
+        )
+    digests = {name: file.sha256 for name, file in sorted(files.items())}
+    return Lexicons(sha256_bytes(canonical_json(digests)), digests, instruments, languages, left_out)
+
+
+def _require_terms(files: Mapping[str, ListFile], identity: Mapping[str, object]) -> None:
+    for name, file in files.items():
+        if alone := sorted(set(file.languages) - set(identity)):
+            raise ConfigError(
+                f"audit.bias: the list {name} has the language {alone[0]!r}, for which there are no identity terms:"
+                " nothing would be counted. Add terms of it with lists.terms, or leave it out."
+            )
+
+
+def _merged(files: Sequence[ListFile]) -> dict[str, dict[str, dict[str, list[Words]]]]:
+    found: dict[str, dict[str, dict[str, list[Words]]]] = {}
+    for file in files:
+        for code, headings in file.languages.items():
+            for heading, names in headings.items():
+                for name, terms in names.items():
+                    found.setdefault(code, {}).setdefault(heading, {}).setdefault(name, []).extend(terms)
+    return found
+
+
+def _lexicon(
+    axes: Headings,
+    families: Headings,
+    weighed: Mapping[int, Mapping[str, Sequence[Words]]],
+    varieties: Mapping[str, Sequence[Words]],
+) -> tuple[Lexicon, int]:
+    """One language's lexicon, and how many terms were left out of it."""
+    from governance.kernels.mentions import CATEGORY, DIALECT, WEIGHT
+
+    groups = tuple(sorted((axis, group) for axis, names in axes.items() for group in names))
+    categories = tuple(sorted((family, name) for family, names in families.items() for name in names))
+    dialects = tuple(sorted(varieties))
+    identity: dict[Words, set[int]] = {}
+    for number, (axis, group) in enumerate(groups):
+        for term in axes[axis][group]:
+            identity.setdefault(term, set()).add(number)
+    labelled = [
+        (term, (CATEGORY, number, 0))
+        for number, (family, name) in enumerate(categories)
+        for term in families[family][name]
+    ]
+    for instrument, names in weighed.items():
+        labelled += [(term, (WEIGHT, instrument, WEIGHTS[name])) for name in names for term in names[name]]
+    labelled += [(term, (DIALECT, number, 0)) for number, name in enumerate(dialects) for term in varieties[name]]
+    others: dict[Words, set[tuple[int, int, int]]] = {}
+    for term, label in labelled:
+        if term not in identity or label[0] == DIALECT:
+            others.setdefault(term, set()).add(label)
+    left_out = len({(term, label) for term, label in labelled if term in identity and label[0] != DIALECT})
+    return (
+        Lexicon(
+            groups,
+            categories,
+            dialects,
+            {term: tuple(sorted(of)) for term, of in sorted(identity.items())},
+            {term: tuple(sorted(of)) for term, of in sorted(others.items())},
+        ),
+        left_out,
+    )
+
+
+def pack_lexicon(lexicon: Lexicon | None, instruments: int) -> Packed:
+    """The lexicon as the kernel reads it; None: of a language without lists."""
+    from governance.kernels.mentions import pack
+
+    if lexicon is None:
+        return pack({}, {}, (0, 0, 0, 0))
+    identity = {term: [(0, group, 0) for group in groups] for term, groups in lexicon.identity.items()}
+    sizes = (len(lexicon.groups), len(lexicon.categories), instruments, len(lexicon.dialects))
+    return pack(identity, lexicon.others, sizes)

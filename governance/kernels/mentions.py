@@ -1,0 +1,289 @@
+"""Count, in one pass over many texts, whom they speak of and with which words.
+
+A *term* is a word or a phrase of words. Two sets of terms are matched, each by itself: identity terms, whose labels are
+groups, and the others, whose labels are categories, weights of an instrument, or dialects. Of the terms of a set that
+begin at a word the longest counts, and it uses its words up. A phrase may run over the end of a sentence; it belongs to
+the sentence in which it begins. Weights of a word that an identity term uses up do not count.
+
+Price: one look at each byte; memory is the packed lists and, where counts of sentences are wanted, 64 x groups x
+categories integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from governance.kernels.buffers import Bytes, Offsets
+from governance.kernels.compiled import inlined, kernel, part
+from governance.kernels.sentences import hash_word, longer, scan, word_tables
+
+BUCKETS = 64
+CATEGORY, WEIGHT, DIALECT = 0, 1, 2
+SCORES = 4  # sentences, total, squares, hits
+
+Integers = npt.NDArray[np.int64]
+Words = tuple[str, ...]
+Label = tuple[int, int, int]
+"""(CATEGORY, number, 0), (WEIGHT, instrument, weight) or (DIALECT, number, 0); for identity terms (0, group, 0)."""
+
+
+class Matcher(NamedTuple):
+    """Terms by the number of their first word; the longest first."""
+
+    first: npt.NDArray[np.int32]
+    """The terms that begin with word w are `first[w]` to `first[w + 1]`."""
+    starts: npt.NDArray[np.int32]
+    """The words of term t are `words[starts[t]:starts[t + 1]]`."""
+    words: npt.NDArray[np.int32]
+    label_starts: npt.NDArray[np.int32]
+    labels: npt.NDArray[np.int32]
+    """Rows of (kind, number, weight)."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The lists of one language as the kernel reads them."""
+
+    listed: tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]
+    identity: Matcher
+    others: Matcher
+    sizes: tuple[int, int, int, int]
+    """Groups, categories, instruments, dialects."""
+
+
+def pack(
+    identity: Mapping[Words, Sequence[Label]],
+    others: Mapping[Words, Sequence[Label]],
+    sizes: tuple[int, int, int, int],
+) -> Packed:
+    """Pack terms: tuples of case-folded words, with their labels."""
+    vocabulary = sorted({word for terms in (identity, others) for term in terms for word in term})
+    numbers = {word: number for number, word in enumerate(vocabulary)}
+    room = 1
+    while room < 4 * len(vocabulary):
+        room *= 2
+    keys, places = np.zeros(room, np.uint64), np.zeros(room, np.int32)
+    for word, number in numbers.items():
+        key = hash_word(np.array([ord(one) for one in word], np.int64))
+        at = int(key) & (room - 1)
+        while keys[at]:
+            at = (at + 1) & (room - 1)
+        keys[at], places[at] = key, number
+    return Packed((keys, places), _matcher(identity, numbers), _matcher(others, numbers), sizes)
+
+
+def _matcher(terms: Mapping[Words, Sequence[Label]], numbers: Mapping[str, int]) -> Matcher:
+    order = sorted(terms, key=lambda term: (numbers[term[0]], -len(term), term))
+    firsts = np.array([numbers[term[0]] for term in order], np.int64)
+    labels = [label for term in order for label in terms[term]]
+    return Matcher(
+        first=np.searchsorted(firsts, np.arange(len(numbers) + 1)).astype(np.int32),
+        starts=np.cumsum([0, *map(len, order)]).astype(np.int32),
+        words=np.array([numbers[word] for term in order for word in term], np.int32),
+        label_starts=np.cumsum([0, *(len(terms[term]) for term in order)]).astype(np.int32),
+        labels=np.array(labels, np.int32).reshape(-1, 3),
+    )
+
+
+class Sums(NamedTuple):
+    """Counts of sentences that add up over texts, by the documents' buckets."""
+
+    categories: Integers
+    """(64, categories): sentences that hold a term of it."""
+    pairs: Integers
+    """(64, groups, categories): sentences that mention the group and hold the category."""
+    scores: Integers
+    """(64, groups + 1, instruments, SCORES); behind the groups those that mention nobody."""
+
+
+def no_sums(sizes: tuple[int, int, int, int]) -> Sums:
+    """Sums of nothing."""
+    groups, categories, instruments, _ = sizes
+    return Sums(
+        np.zeros((BUCKETS, categories), np.int64),
+        np.zeros((BUCKETS, groups, categories), np.int64),
+        np.zeros((BUCKETS, groups + 1, instruments, SCORES), np.int64),
+    )
+
+
+class Found(NamedTuple):
+    """What one call found, of n texts."""
+
+    words: Integers
+    sentences: Integers
+    dialects: Integers
+    """The dialect whose words stand most often in the text; -1 where none does, or two as often."""
+    events: Integers
+    """Rows of (text, as its place in `rows`, group, mentions, sentences with a mention), for each group mentioned."""
+
+
+def count_texts(
+    buffers: tuple[Bytes, Offsets], rows: Integers, buckets: Integers, packed: Packed, sums: Sums | None
+) -> Found:
+    """Count the texts `rows` of a column.
+
+    Args:
+        buffers: of the column, every text of `rows` in NFC.
+        rows: which texts; all of one language.
+        buckets: 0 to 63, one for each of `rows`.
+        packed: the lists of that language.
+        sums: is added to; None: sentences are not looked into, only whom the texts mention.
+    """
+    wanted = no_sums((packed.sizes[0], 0, 0, 0)) if sums is None else sums
+    shape = np.array(packed.sizes, np.int64) * (1 if sums is not None else np.array([1, 0, 0, 0]))
+    matchers: Any = (tuple(packed.identity), tuple(packed.others))
+    out = np.zeros((3, len(rows)), np.int64)
+    events = _count(buffers, rows, buckets, word_tables(), packed.listed, matchers, shape, tuple(wanted), out)
+    return Found(out[0], out[1], out[2], events)
+
+
+@part
+def _longest(word, place, count, k, matcher):  # type: ignore[no-untyped-def]
+    """The longest term that begins at hit `k`, or -1, and its words (at least 1)."""
+    first, starts, words, _, _ = matcher
+    for term in range(first[word[k]], first[word[k] + 1]):
+        size = starts[term + 1] - starts[term]
+        if k + size > count:
+            continue
+        same = True
+        for j in range(1, size):
+            if word[k + j] != words[starts[term] + j] or place[k + j] != place[k] + j:
+                same = False
+                break
+        if same:
+            return term, size
+    return -1, 1
+
+
+@part
+def _match(hits, count, matcher, terms):  # type: ignore[no-untyped-def]
+    """Write to `terms` the term that begins at each hit, -1 for none, -2 within one; its length grows."""
+    word, place, _ = hits
+    while len(terms) < count:
+        terms = longer(terms)
+    k = 0
+    while k < count:
+        term, size = _longest(word, place, count, k, matcher)
+        terms[k] = term
+        for j in range(1, size):
+            terms[k + j] = -2
+        k += size
+    return terms
+
+
+@inlined
+def _first_time(number, stamps, stamp, here, filled):  # type: ignore[no-untyped-def]
+    """Note a group or category once a sentence; how many are noted."""
+    if stamps[number] != stamp:
+        stamps[number] = stamp
+        here[filled] = number
+        return filled + 1
+    return filled
+
+
+@part
+def _add_sentence(bucket, groups, categories, score, hit, sums):  # type: ignore[no-untyped-def]
+    """Add one sentence to the sums; of a sentence that mentions nobody the number is counted elsewhere."""
+    by_category, pairs, scores = sums
+    for c in categories:
+        by_category[bucket, c] += 1
+        for g in groups:
+            pairs[bucket, g, c] += 1
+    nobody = scores.shape[1] - 1
+    for instrument in range(len(score)):
+        value = score[instrument]
+        for k in range(max(1, len(groups))):
+            cell = scores[bucket, groups[k] if len(groups) else nobody, instrument]
+            cell[0] += len(groups) > 0
+            cell[1] += value
+            cell[2] += value * value
+            cell[3] += hit[instrument] > 0
+
+
+@part
+def _most(counts):  # type: ignore[no-untyped-def]
+    """The number of the largest count; -1 where all are 0 or two are largest. The counts are set to 0."""
+    best, winner = 0, -1
+    for number in range(len(counts)):
+        if counts[number] > best:
+            best, winner = counts[number], number
+        elif counts[number] == best:
+            winner = -1
+        counts[number] = 0
+    return winner
+
+
+@kernel
+def _count(buffers, rows, buckets, tables, listed, matchers, shape, sums, out):  # type: ignore[no-untyped-def]
+    data, offsets = buffers
+    identity, others = matchers
+    deep = shape[1] + shape[2] + shape[3] > 0
+    hits = (np.empty(1024, np.int32), np.empty(1024, np.int64), np.empty(1024, np.int64))
+    terms, more = np.empty(1024, np.int32), np.empty(1024, np.int32)
+    mentions, with_mention = np.zeros(shape[0], np.int64), np.zeros(shape[0], np.int64)
+    touched = np.empty(shape[0], np.int64)
+    group_stamps, groups_here = np.full(shape[0], -1, np.int64), np.empty(shape[0], np.int64)
+    stamps, here = np.full(shape[1], -1, np.int64), np.empty(shape[1], np.int64)
+    score, hit, dialects = np.zeros(shape[2], np.int64), np.zeros(shape[2], np.int64), np.zeros(shape[3], np.int64)
+    events, filled, stamp = np.empty((1024, 4), np.int64), 0, 0
+    for n in range(len(rows)):
+        start, end = offsets[rows[n]], offsets[rows[n] + 1]
+        hits, count, out[0, n], out[1, n] = scan(data, start, end, tables, listed, hits)
+        terms = _match(hits, count, identity, terms)
+        if deep:
+            more = _match(hits, count, others, more)
+        sentence = hits[2]
+        mentioned, peopled, k = 0, 0, 0
+        while k < count:
+            stamp, current, many, several = stamp + 1, sentence[k], 0, 0
+            score[:] = 0
+            hit[:] = 0
+            while k < count and sentence[k] == current:
+                if terms[k] >= 0:
+                    for at in range(identity[3][terms[k]], identity[3][terms[k] + 1]):
+                        g = identity[4][at, 1]
+                        if mentions[g] == 0:
+                            touched[mentioned] = g
+                            mentioned += 1
+                        mentions[g] += 1
+                        many = _first_time(g, group_stamps, stamp, groups_here, many)
+                if deep and more[k] >= 0:
+                    for at in range(others[3][more[k]], others[3][more[k] + 1]):
+                        kind, number, weight = others[4][at]
+                        if kind == 0:
+                            several = _first_time(number, stamps, stamp, here, several)
+                        elif kind == 2:
+                            dialects[number] += 1
+                        elif terms[k] == -1:
+                            score[number] += weight
+                            hit[number] += 1
+                k += 1
+            for j in range(many):
+                with_mention[groups_here[j]] += 1
+            peopled += many > 0
+            if deep:
+                _add_sentence(buckets[n], groups_here[:many], here[:several], score, hit, sums)
+        for instrument in range(shape[2]):
+            sums[2][buckets[n], shape[0], instrument, 0] += out[1, n] - peopled
+        out[2, n] = _most(dialects)
+        while filled + mentioned > len(events):
+            events = _more_rows(events)
+        for j in range(mentioned):
+            g = touched[j]
+            events[filled, 0], events[filled, 1] = n, g
+            events[filled, 2], events[filled, 3] = mentions[g], with_mention[g]
+            mentions[g] = with_mention[g] = 0
+            filled += 1
+    return events[:filled].copy()
+
+
+@part
+def _more_rows(values):  # type: ignore[no-untyped-def]
+    more = np.empty((2 * len(values), values.shape[1]), values.dtype)
+    more[: len(values)] = values
+    return more

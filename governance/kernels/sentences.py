@@ -1,0 +1,278 @@
+r"""Words and sentences of a text, and which words a list holds, in one walk over its UTF-8 bytes.
+
+A *word* is a maximal run of letters, digits and underscores after Unicode NFC and full case folding: what Python's
+`re.findall(r"\w+", text.casefold())` finds. The walk wants NFC; `suspects` names the few texts that may not be in it.
+
+A *sentence* has a word, and ends
+
+- at a blank line (LF, blanks, LF);
+- at a terminal beyond ASCII (。 ؟ । ...), whatever follows;
+- at `.`, `!`, `?` or `…`, with more of them and closing marks behind, before white space or the end of the text; but at
+  full stops and ellipses not where a small letter follows (Unicode annex 29, rule SB8), and not at a single full stop
+  behind a word of one letter ("J. Doe", "U.S. law") or one of `ABBREVIATIONS`.
+
+So "She took plan B. He left." is taken for one sentence, a German "3. Mai" for two. A heading without punctuation ends
+at its blank line; a single line end parts nothing, since many texts break their lines within sentences.
+
+A word is known by a 64-bit hash of its folded code points, and equal hashes are taken for equal words: with 10^4 listed
+words the chance that a given other word is mistaken for one is below 10^-15.
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+
+import numpy as np
+import numpy.typing as npt
+from numba import uint64
+
+from governance.kernels.buffers import SPACE as IS_SPACE
+from governance.kernels.buffers import code_point_classes
+from governance.kernels.code_points import CLOSERS, TERMINALS, byte_at, decode
+from governance.kernels.compiled import inlined, kernel, part
+
+SPACE, SOFT, STRONG, CLOSER, LOWER, SUSPECT = 1, 2, 4, 8, 16, 32
+ABBREVIATIONS = (
+    "bzw", "ca", "capt", "cf", "col", "dhr", "dott", "dr", "dra", "eg", "fig", "gen", "gov", "hon", "hr", "ie", "jr",
+    "lt", "mevr", "mlle", "mme", "mr", "mrs", "ms", "nr", "prof", "rep", "rev", "sen", "sgt", "sig", "sr", "sra",
+    "srta", "st", "ste", "vgl", "vol", "vs",
+)  # fmt: skip
+_FOLDING_END = 0x1F000  # scripts with case end below
+_NORMAL_END = 0x30000  # above, nothing decomposes or combines
+_JAMO = ((0x1160, 0x1176), (0x11A8, 0x11C3))  # combine with a Hangul syllable before them
+_SEED = 0x9E3779B97F4A7C15
+_STEP = 0xFF51AFD7ED558CCD
+_LAST = 0xC4CEB9FE1A85EC53
+
+Tables = tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8], npt.NDArray[np.int32], npt.NDArray[np.uint64]]
+
+
+@functools.cache
+def word_tables() -> Tables:
+    """What the walk looks up; 5.6 MB.
+
+    Returns:
+        `points`: of each code point its folded form where that is one character of a word, 0 where it is none, and the
+        negative row in `several` where it folds to more. `signs`: bits of each. `several`: up to three of a row, -1
+        for what is no part of a word. The hashes of `ABBREVIATIONS`.
+    """
+    characters = np.arange(0x110000, dtype=np.uint32).view("U1")
+    in_word = np.strings.isalnum(characters)
+    in_word[ord("_")] = True
+    points = np.where(in_word, np.arange(0x110000), 0).astype(np.int32)
+    several = [[0, 0, 0]]
+    for point in range(_FOLDING_END):
+        folded = chr(point).casefold()
+        if len(folded) == 1:
+            points[point] = ord(folded) if in_word[ord(folded)] else 0
+        else:
+            points[point] = -len(several)
+            row = [ord(one) if in_word[ord(one)] else -1 for one in folded]
+            several.append(row + [0] * (3 - len(row)))
+    points.flags.writeable = False
+    signs = _signs(characters)
+    names = tuple(hash_word(np.frombuffer(name.encode(), np.uint8).astype(np.int64)) for name in ABBREVIATIONS)
+    return points, signs, np.array(several, np.int32), np.array(names, np.uint64)
+
+
+def _signs(characters: npt.NDArray[np.str_]) -> npt.NDArray[np.uint8]:
+    signs = (code_point_classes() & IS_SPACE).astype(np.uint8)
+    signs[np.strings.islower(characters)] |= LOWER
+    for text, bit in ((TERMINALS[3:], STRONG), (TERMINALS[:3] + "…", SOFT), (CLOSERS, CLOSER)):
+        for character in text:
+            signs[ord(character)] |= bit
+    for point in range(_NORMAL_END):
+        parts = unicodedata.decomposition(chr(point))
+        if unicodedata.combining(chr(point)) or not unicodedata.is_normalized("NFC", chr(point)):
+            signs[point] |= SUSPECT
+        if parts and parts[0] != "<" and len(pair := parts.split()) == 2:
+            signs[int(pair[1], 16)] |= SUSPECT  # may melt into the character before it
+    for first, end in _JAMO:
+        signs[first:end] |= SUSPECT
+    signs.flags.writeable = False
+    return signs
+
+
+@kernel
+def suspects(data, offsets, signs):  # type: ignore[no-untyped-def]
+    """Of each text whether it has a character that may not stand in NFC; the others are in NFC."""
+    found = np.zeros(len(offsets) - 1, np.bool_)
+    for text in range(len(offsets) - 1):
+        i, end = offsets[text], offsets[text + 1]
+        while i < end:
+            if byte_at(data, i) < 0xCC:  # below U+0300, where every text is in NFC
+                i += 1
+                continue
+            point, width = decode(data, i, end)
+            if signs[point] & 32:
+                found[text] = True
+                break
+            i += width
+    return found
+
+
+@inlined
+def _add(h, point):  # type: ignore[no-untyped-def]
+    h = (h ^ uint64(point)) * uint64(_STEP)
+    return h ^ (h >> uint64(32))
+
+
+@inlined
+def _finished(h):  # type: ignore[no-untyped-def]
+    """The hash of a word, never 0."""
+    h *= uint64(_LAST)
+    h ^= h >> uint64(29)
+    return h | uint64(h == 0)
+
+
+@kernel
+def hash_word(points):  # type: ignore[no-untyped-def]
+    """The hash of a word's folded code points (int64)."""
+    h = uint64(_SEED)
+    for point in points:
+        h = _add(h, point)
+    return _finished(h)
+
+
+@part
+def longer(values):  # type: ignore[no-untyped-def]
+    """The array with as much room again."""
+    more = np.empty(2 * len(values), values.dtype)
+    more[: len(values)] = values
+    return more
+
+
+@inlined
+def _look_up(h, keys, numbers):  # type: ignore[no-untyped-def]
+    """The number of a listed word, or -1."""
+    mask = len(keys) - 1
+    at = int(h) & mask
+    while keys[at] != 0:
+        if keys[at] == h:
+            return numbers[at]
+        at = (at + 1) & mask
+    return -1
+
+
+@inlined
+def _noted(h, words, sentences, hits, count, listed):  # type: ignore[no-untyped-def]
+    """The hits, with this word if it is listed."""
+    number = _look_up(h, listed[0], listed[1])
+    if number >= 0:
+        word, place, sentence = hits
+        if count == len(word):
+            word, place, sentence = longer(word), longer(place), longer(sentence)
+        word[count], place[count], sentence[count] = number, words, sentences
+        return (word, place, sentence), count + 1
+    return hits, count
+
+
+@part
+def _run_of_ends(data, i, end, signs, short):  # type: ignore[no-untyped-def]
+    """Behind the terminals and closing marks from `i` on, and whether the sentence ends there.
+
+    `short`: the word before is an abbreviation or one letter.
+    """
+    j, marks, strong, soft = i, 0, False, True
+    while j < end:
+        point, width = decode(data, j, end)
+        sign = signs[point]
+        if sign & 6:
+            marks += 1
+            strong |= (sign & 4) != 0
+            soft &= point == 46 or point == 0x2026
+        elif not sign & 8:
+            break
+        j += width
+    if strong or j >= end:
+        return j, True
+    point, width = decode(data, j, end)
+    if not signs[point] & 1 or (soft and short and marks == 1):
+        return j, False
+    k = j
+    while soft and k < end:
+        point, width = decode(data, k, end)
+        if not signs[point] & 1:
+            return j, (signs[point] & 16) == 0
+        k += width
+    return j, True
+
+
+@inlined
+def _is_short(h, size, last, abbreviations):  # type: ignore[no-untyped-def]
+    """Whether a full stop behind this word need not end a sentence."""
+    if size == 1:
+        return not 48 <= last <= 57
+    found = False
+    for known in abbreviations:
+        found |= known == h
+    return found
+
+
+@inlined
+def _behind_blanks(data, i, end):  # type: ignore[no-untyped-def]
+    """Behind the blanks that follow the line end at `i`."""
+    i += 1
+    while i < end and (byte_at(data, i) == 32 or byte_at(data, i) == 9 or byte_at(data, i) == 13):
+        i += 1
+    return i
+
+
+@part
+def scan(data, start, end, tables, listed, hits):  # type: ignore[no-untyped-def]
+    """The listed words of one text, in order.
+
+    Args:
+        data: UTF-8 bytes in NFC; the text is `data[start:end]`.
+        start: its first byte.
+        end: behind its last.
+        tables: of `word_tables`.
+        listed: an open-addressing table: the hashes of words (0: empty), and their numbers.
+        hits: three arrays to write to, which grow: number of the word, which word and which sentence of the text it is.
+
+    Returns:
+        The arrays, how many hits are in them, the words, and the sentences of the text.
+    """
+    points, signs, several, abbreviations = tables
+    words = sentences = count = size = last = 0
+    in_sentence = False
+    h = uint64(_SEED)
+    i = start
+    while i < end:
+        point, width = decode(data, i, end)
+        folded = points[point]
+        if folded > 0:
+            h, size, last, i = _add(h, folded), size + 1, folded, i + width
+            continue
+        short = False
+        if folded < 0:
+            for place in range(3):
+                one = several[-folded, place]
+                if one > 0:
+                    h, size, last = _add(h, one), size + 1, one
+                elif one < 0 and size:
+                    hits, count = _noted(_finished(h), words, sentences, hits, count, listed)
+                    words, in_sentence, size, h = words + 1, True, 0, uint64(_SEED)
+            i += width
+            continue
+        if size:
+            whole = _finished(h)
+            hits, count = _noted(whole, words, sentences, hits, count, listed)
+            if point == 46:
+                short = _is_short(whole, size, last, abbreviations)
+            words, in_sentence, size, h = words + 1, True, 0, uint64(_SEED)
+        ended = False
+        if signs[point] & 6:
+            i, ended = _run_of_ends(data, i, end, signs, short)
+        elif point == 10:
+            i = _behind_blanks(data, i, end)
+            ended = i < end and byte_at(data, i) == 10
+        else:
+            i += width
+        if ended and in_sentence:
+            sentences, in_sentence = sentences + 1, False
+    if size:
+        hits, count = _noted(_finished(h), words, sentences, hits, count, listed)
+        words, in_sentence = words + 1, True
+    return hits, count, words, sentences + in_sentence

@@ -1,0 +1,121 @@
+"""The slow, plain reference of what the kernels of the bias counts find."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from governance.kernels.code_points import CLOSERS, TERMINALS
+from governance.kernels.sentences import ABBREVIATIONS
+
+Words = tuple[str, ...]
+
+
+def split_words(text: str) -> list[str]:
+    """The case-folded words of a text."""
+    return re.findall(r"\w+", unicodedata.normalize("NFC", text).casefold())
+
+
+def sentence_spans(text: str) -> list[str]:
+    """The sentences of a text in NFC, each with what follows it; those without a word joined to nothing."""
+    pieces, start, i = [], 0, 0
+    while i < len(text):
+        if text[i] in TERMINALS or text[i] == "…":
+            j = i
+            while j < len(text) and (text[j] in TERMINALS or text[j] in CLOSERS or text[j] == "…"):
+                j += 1
+            if _ends(text, i, j):
+                pieces.append(text[start:j])
+                start = j
+            i = j
+        elif text[i] == "\n":
+            j = i + 1
+            while j < len(text) and text[j] in " \t\r":
+                j += 1
+            if text[j : j + 1] == "\n":
+                pieces.append(text[start:j])
+                start = j
+            i = j
+        else:
+            i += 1
+    return [piece for piece in [*pieces, text[start:]] if split_words(piece)]
+
+
+def _ends(text: str, i: int, j: int) -> bool:
+    marks = [one for one in text[i:j] if one in TERMINALS or one == "…"]
+    if any(one not in ".!?…" for one in marks) or j == len(text):
+        return True
+    if not text[j].isspace():
+        return False
+    if set(marks) <= {".", "…"}:
+        behind = text[j:].lstrip()
+        if behind and behind[0].islower():
+            return False
+        before = re.search(r"\w*\Z", text[:i].casefold())
+        word = before.group() if before else ""
+        if (
+            text[i] == "."
+            and len(marks) == 1
+            and (word in ABBREVIATIONS or (len(word) == 1 and word not in "0123456789"))
+        ):
+            return False
+    return True
+
+
+def match(words: Sequence[str], terms: Mapping[Words, object]) -> list[tuple[int, Words]]:
+    """(place, term) of each match: the longest of those that begin at a word, which uses its words up."""
+    longest = max(map(len, terms), default=0)
+    found, place = [], 0
+    while place < len(words):
+        for size in range(longest, 0, -1):
+            term = tuple(words[place : place + size])
+            if len(term) == size and term in terms:
+                found.append((place, term))
+                place += size
+                break
+        else:
+            place += 1
+    return found
+
+
+def count(text: str, identity: Mapping[Words, list], others: Mapping[Words, list], instruments: int) -> dict:
+    """Everything that the kernel counts of one text, as Counters and lists."""
+    text = unicodedata.normalize("NFC", text)
+    sentences = sentence_spans(text)
+    words, of = [], []
+    for number, sentence in enumerate(sentences):
+        own = split_words(sentence)
+        words += own
+        of += [number] * len(own)
+    mentions, used, groups = Counter(), set(), [set() for _ in sentences]
+    for place, term in match(words, identity):
+        used.update(range(place, place + len(term)))
+        for _, group, _ in identity[term]:
+            mentions[group] += 1
+            groups[of[place]].add(group)
+    categories = [set() for _ in sentences]
+    scores = [[[0, 0] for _ in range(instruments)] for _ in sentences]
+    dialects = Counter()
+    for place, term in match(words, others):
+        for kind, number, weight in others[term]:
+            if kind == 0:
+                categories[of[place]].add(number)
+            elif kind == 2:
+                dialects[number] += 1
+            elif place not in used:
+                scores[of[place]][number][0] += weight
+                scores[of[place]][number][1] += 1
+    top = dialects.most_common(2)
+    clear = len(top) == 1 or (len(top) == 2 and top[0][1] > top[1][1])
+    return {
+        "words": len(words),
+        "sentences": len(sentences),
+        "mentions": mentions,
+        "with_mention": Counter(group for here in groups for group in here),
+        "categories": Counter(one for here in categories for one in here),
+        "pairs": Counter((g, c) for here, there in zip(groups, categories, strict=True) for g in here for c in there),
+        "scores": [(here, there) for here, there in zip(groups, scores, strict=True)],
+        "dialect": top[0][0] if clear else -1,
+    }

@@ -1,0 +1,184 @@
+"""The word lists: ours are well formed and keep apart, others' are read by path, a wrong file is told."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+
+import pytest
+
+from governance.checks.bias import lexicons as x
+from governance.errors import ConfigError
+
+LANGUAGES = {"de", "en", "es", "fr", "it", "nl", "pt"}
+AXES = {"gender", "religion", "nationality", "ethnicity", "age", "disability", "orientation"}
+INSTRUMENTS = ("attributes", "sentiment", "toxicity")
+
+
+def every_term(name):
+    """(language, heading, name, term) of one of our files."""
+    for code, headings in x.read_lists(name).languages.items():
+        for heading, lists in headings.items():
+            for own, terms in lists.items():
+                for term in terms:
+                    yield code, heading, own, term
+
+
+def test_every_language_has_every_list():
+    for name in ("terms", *INSTRUMENTS):
+        assert set(x.read_lists(name).languages) == LANGUAGES
+    for code, headings in x.read_lists("terms").languages.items():
+        assert set(headings) - {"pronouns"} == AXES
+        assert ("pronouns" in headings) == (code in {"en", "es", "pt"}), "only where both genders are distinct words"
+    for headings in x.read_lists("attributes").languages.values():
+        assert {
+            "occupation",
+            "competence",
+            "warmth",
+            "career",
+            "family",
+            "science",
+            "violence",
+            "crime",
+            "sport",
+        } <= set(headings)
+        assert len(headings["occupation"]) >= 30
+        assert set(headings["competence"]) == set(headings["warmth"]) == {"high", "low"}
+
+
+@pytest.mark.parametrize("name", x.OURS)
+def test_our_lists_are_well_formed(name):
+    values = x.tomllib.loads((x.Path(x.__file__).parent / f"{name}.toml").read_text(encoding="utf-8"))
+    assert isinstance(values.pop("version"), int)
+    for headings in values.values():
+        for lists in headings.values():
+            for terms in lists if isinstance(lists, list) else [one for of in lists.values() for one in [of]]:
+                terms = [terms] if isinstance(terms, str) else terms
+                assert terms, "an empty group would be measured as absent"
+                assert all(term == term.lower() == unicodedata.normalize("NFC", term) for term in terms)
+                assert len(set(terms)) == len(terms)
+
+
+def test_no_term_is_of_two_groups_of_an_axis():
+    seen = {}
+    for code, axis, group, term in every_term("terms"):
+        assert seen.setdefault((code, axis, term), group) == group
+
+
+@pytest.mark.parametrize("name", [*INSTRUMENTS, "dialects"])
+def test_no_identity_term_stands_in_an_instrument(name):
+    identity = {(code, term) for code, _, _, term in every_term("terms")}
+    assert [(code, term) for code, _, _, term in every_term(name) if (code, term) in identity] == []
+
+
+def test_a_tone_has_one_sign():
+    signs = {}
+    for code, _, name, term in every_term("sentiment"):
+        assert signs.setdefault((code, term), name) == name
+
+
+def test_dialects_do_not_share_a_word():
+    seen = {}
+    for code, _, name, term in every_term("dialects"):
+        assert seen.setdefault((code, term), name) == name
+
+
+def test_braces_stand_for_each():
+    file = {"version": 1, "lists": {"en": {"who": ["man", "old woman"]}}, "en": {"a": {"g": ["{x|y} {who}", "plain"]}}}
+    headings = x._headings(file["en"], file["lists"]["en"])
+    assert headings["a"]["g"] == [
+        ("x", "man"), ("x", "old", "woman"), ("y", "man"), ("y", "old", "woman"), ("plain",)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "version = 1\n[en]\ngender = 3",
+        "version = 1\n[en.gender]\nfemale = ['--']",
+        "version = 1\n[en.gender]\nfemale = ['{nobody} x']",
+        "version = ",
+        "\xff",
+    ],
+)
+def test_a_file_that_is_no_list_is_told(tmp_path, text):
+    (tmp_path / "terms.toml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"terms\.toml: is no list of words"):
+        x.load_lexicons(x.ListsConfig(lists={"terms": "terms.toml"}), tmp_path)
+
+
+def outside(tmp_path):
+    descriptors = {"ability": {"visual": [{"descriptor": "four-eyed"}, "low-vision"]}, "nonce": {"all": ["blicket"]}}
+    descriptors["faith"] = {"all": ["Old Believer"]}
+    (tmp_path / "d.json").write_text(json.dumps(descriptors))
+    (tmp_path / "n.json").write_text(json.dumps({"female": [["lady", "ladies"]], "neutral": [["person", "people"]]}))
+    (tmp_path / "bad.txt").write_text("zounds\n2 swear words\nlesbian\n🖕\n")
+    (tmp_path / "f.txt").write_text("nurse\nsecretary\n")
+    (tmp_path / "m.txt").write_text("driver\nfireman\nboss")
+    (tmp_path / "o.tsv").write_text(
+        "occupation\tbergsma_pct_female\tbls_pct_female\ntechnician\t9\t40.3\nteacher\t70\t73"
+    )
+    return x.ListsConfig(
+        holistic_descriptors="d.json", holistic_nouns="n.json", bad_words={"en": "bad.txt"}, winobias_female="f.txt",
+        winobias_male="m.txt", winogender="o.tsv",
+    )  # fmt: skip
+
+
+def test_lists_of_others_by_path(tmp_path, caplog):
+    ours, loaded = x.load_lexicons(x.ListsConfig()), x.load_lexicons(outside(tmp_path), tmp_path)
+    assert ours.instruments == ("sentiment", "toxicity")
+    assert loaded.instruments == ("bad_words", "sentiment", "toxicity")
+    assert ours.sha256 != loaded.sha256
+    english = loaded.languages["en"]
+    assert set(english.groups) - set(ours.languages["en"].groups) == {
+        ("holistic.ability", "visual"), ("holistic.faith", "old believer")
+    }  # fmt: skip
+    [visual] = english.identity[("four", "eyed", "ladies")]
+    assert english.groups[visual] == ("holistic.ability", "visual")
+    assert ("old", "believer", "person") in english.identity
+    assert not any("blicket" in term for term in english.identity)
+    of = {name: english.categories.index(("winobias", name)) for name in ("female", "male")}
+    assert (0, of["female"], 0) in english.others[("secretaries",)]
+    assert all((0, of["male"], 0) in english.others[(word,)] for word in ("drivers", "firemen", "bosses"))
+    assert (0, english.categories.index(("winogender", "male")), 0) in english.others[("technicians",)]
+    assert english.others[("zounds",)] == ((1, 0, 1),)
+    assert ("2", "swear", "words") in english.others
+    assert ("lesbian",) not in english.others, "an identity term is no instrument's"
+    assert loaded.left_out == 1
+    assert "1 terms of instruments or attributes are identity terms" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text", "told"),
+    [
+        ("holistic_nouns", "", "", "holistic_descriptors is named, but not its other half"),
+        ("holistic_descriptors", "gone.json", "", "holistic_descriptors: .*gone.json is not such a file"),
+        ("holistic_descriptors", "w", "[]", "is not such a file"),
+        ("holistic_descriptors", "w", "{}", "hold no descriptor"),
+        ("holistic_nouns", "w", '{"female": [3]}', "holistic_nouns: .*w is not such a file"),
+        ("bad_words", {"en": "w"}, "{", "bad_words: .*w is not such a file"),
+        (
+            "bad_words",
+            {"en": "w"},
+            "one line of far too many words for any phrase that anybody would ever list",
+            "bad_words",
+        ),
+        ("bad_words", {"ja": "w"}, "foo", "'ja', for which there are no identity terms"),
+        ("winobias_male", "w", "--", "winobias_male"),
+        ("winogender", "w", "job\tshare\nnurse\t90", "winogender: .*w is not such a file"),
+        ("winogender", "w", "occupation\tbls_pct_female\nnurse\tninety", "winogender"),
+    ],
+)
+def test_a_wrong_file_is_told_with_its_field(tmp_path, field, value, text, told):
+    (tmp_path / "w").write_text(text)
+    config = outside(tmp_path).model_copy(update={field: value})
+    with pytest.raises(ConfigError, match=told):
+        x.load_lexicons(config, tmp_path)
+
+
+def test_a_further_instrument_is_scored_beside_ours(tmp_path):
+    (tmp_path / "calm.toml").write_text('version = 1\n[en.calm]\npositive = ["calm"]\nnegative = ["hectic", "good"]\n')
+    loaded = x.load_lexicons(x.ListsConfig(), more={"calm": x.read_lists("calm", tmp_path / "calm.toml")})
+    assert loaded.instruments == ("calm", "sentiment", "toxicity")
+    assert loaded.languages["en"].others[("good",)] == ((1, 0, -1), (1, 1, 1))
