@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _NUMERIC = {"between", "mean_between", "quantile_between"}
 _ROW_WISE = {"between", "not_null", "in_set", "unique", "match_regex"}
 _WHOLE_TABLE = {"row_count_between", "columns_present"}
+_ROW_COUNT = "expect_table_row_count_to_be_between"  # looks at no column
 _LABELS = ("stage", "source", "language", "axis", "group", "id")  # columns that name a row for the reader
 _SHOWN = 3  # offending rows that a detail names
 _WORDS = 300  # characters of an engine's message that a detail keeps
@@ -185,19 +186,40 @@ def _engine() -> Any:
 
 
 def _execute(table: pd.DataFrame, built: Mapping[int, Any]) -> Outcomes:
-    """Run the built expectations on the table; the results by the gate that each says it is for."""
+    """Run the built expectations on the table; the results by the gate that each says it is for.
+
+    GX makes a fingerprint of every column that it is given, each time that it is given a batch: so it gets the columns
+    that a gate names, and gets them once (`Batch.validate` would fetch them again).
+    """
     definition = _engine()
     import great_expectations as gx
+    from great_expectations.core.result_format import ResultFormat
+    from great_expectations.validator.v1_validator import Validator
 
+    named = [_columns_of(expectation, table) for expectation in built.values()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        batch = definition.get_batch(batch_parameters={"dataframe": table})
+        validator = Validator(
+            batch_definition=definition,
+            batch_parameters={"dataframe": table.loc[:, table.columns.isin(set().union(*named))]},
+            result_format=ResultFormat.BASIC,
+        )
         suite = gx.ExpectationSuite(name="gates", expectations=list(built.values()))
-        outcome = batch.validate(suite, result_format="BASIC")
+        outcome = validator.validate_expectation_suite(suite)
     found: dict[int, list[Any]] = {}
     for result in outcome.results:
         found.setdefault(int(result.expectation_config.meta["gate"]), []).append(result)
     return found
+
+
+def _columns_of(expectation: Any, table: pd.DataFrame) -> set[Any]:
+    """The columns that an expectation looks at; all of them where it does not say so in a way that is known here."""
+    arguments = expectation.configuration.kwargs
+    if "column" in arguments:
+        return {arguments["column"]}
+    if "column_set" in arguments:
+        return set(arguments["column_set"])
+    return set() if expectation.configuration.type == _ROW_COUNT else set(table.columns)
 
 
 def _result(gate: Gate, subject: str, table: pd.DataFrame, built: Any, outcomes: Sequence[Any]) -> CheckResult:
