@@ -193,8 +193,8 @@ def find_all(asked: Asked, terms: Terms, place: Place) -> Findings:
     if asked.readers is not None:
         counted, problem, left = counted_token_shards(place, artifacts, asked.readers)
         outputs += left
-    representation = _representation(asked, terms, root)
     tables = dict(corpus_tables(asked, root))
+    representation = _representation(asked, tables, terms, root)
     if "representation" not in tables:
         tables["representation"] = Table("representation", frame_of(representation["rows"], _REPRESENTATION))
     if asked.reference is not None:
@@ -281,7 +281,10 @@ INTERVAL_COLUMNS = (
 )  # fmt: skip
 
 
-def _representation(asked: Asked, terms: Terms, root: Path) -> dict[str, Any]:
+def _representation(asked: Asked, tables: Mapping[str, Table], terms: Terms, root: Path) -> dict[str, Any]:
+    """What a report shows of who is mentioned: from the stage "bias" where the run has it, else counted here."""
+    if "representation" in tables:
+        return representation_of_bias(asked.artifacts["bias"], bias_tables(asked.artifacts, root), asked.config)
     config, counts = asked.config, Counts()
     shards = asked.artifacts["redact"].files("documents", root)
     with progress("audit: representation", len(shards), "shards") as advance:
@@ -295,4 +298,45 @@ def _representation(asked: Asked, terms: Terms, root: Path) -> dict[str, Any]:
         "documents": documents,
         "documents_without_terms": sum(number for name, number in documents.items() if name not in terms.languages),
         "rows": representation_rows(counts, terms, config.min_documents),
+    }
+
+
+def representation_of_bias(
+    bias: Manifest, tables: Mapping[str, Sequence[Mapping[str, Any]]], config: AuditConfig
+) -> dict[str, Any]:
+    """The interval rows of the suite `representation` in the form of `representation.json`: a row a group.
+
+    `n` of a share is the documents of its language, of a rate the words, so both counts come back as whole numbers.
+    """
+    by_group: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    for row in tables["representation"]:
+        key = (str(row["language"]), str(row["axis"]), str(row["group"]))
+        by_group.setdefault(key, {})[str(row["metric"])] = row
+    rows, documents = [], {}
+    for (language, axis, group), metrics in sorted(by_group.items()):
+        share, on_axis, rate = (metrics.get(name, {}) for name in ("share", "axis_share", "per_million_words"))
+        mentioning = round((share.get("value") or 0) * (share.get("n") or 0))
+        documents[language] = share.get("n") or 0
+        rows.append(
+            {
+                "language": language,
+                "axis": axis,
+                "group": group,
+                "documents": mentioning,
+                "mentions": round((rate.get("value") or 0) * (rate.get("n") or 0) / 1e6),
+                "share": share.get("value"),
+                "share_low": share.get("lower"),
+                "share_high": share.get("upper"),
+                "axis_share": on_axis.get("value"),
+                "per_million_words": rate.get("value"),
+                "conclusive": mentioning >= config.min_documents,
+            }
+        )
+    without = bias.stats.get("documents_without_terms", {})
+    return {
+        "terms": {"artifact": bias.path},
+        "min_documents": config.min_documents,
+        "documents": documents,
+        "documents_without_terms": sum(without.values()) if isinstance(without, Mapping) else without,
+        "rows": rows,
     }

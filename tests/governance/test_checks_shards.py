@@ -253,6 +253,34 @@ def test_the_tables_of_the_stage_bias_are_judged(tmp_path):
     assert found == {("impact.ratio", "impact"): "fail", ("tone.gap", "tone"): "inconclusive"}
 
 
+def test_who_is_mentioned_comes_from_the_stage_bias_where_there_is_one(tmp_path):
+    artifacts = whole(tmp_path, SHARDS)
+    names = {**ROW, "against": None, "stage": None, "instrument": None}
+    rows = [
+        {**names, "metric": "share", "value": 0.25, "lower": 0.2, "upper": 0.31, "n": 160},
+        {**names, "metric": "axis_share", "value": 0.5, "lower": 0.4, "upper": 0.6, "n": 80},
+        {**names, "metric": "per_million_words", "value": 2500.0, "lower": 2000.0, "upper": 3100.0, "n": 40_000},
+    ]
+    artifacts["bias"] = bias(tmp_path, {"representation": rows})
+    gate = {
+        "id": "representation.value",
+        "suite": "representation",
+        "expectation": "between",
+        "column": "n",
+        "min": 80.0,
+    }
+    checked = audit(artifacts, policy(gate), AuditConfig(), Runtime(tmp_path))
+    assert bad(checked, tmp_path) == {}
+    found = json.loads((tmp_path / checked.folder / "representation.json").read_bytes())
+    assert found["documents"] == {"en": 160}
+    assert found["rows"] == [
+        {
+            "language": "en", "axis": "gender", "group": "female", "documents": 40, "mentions": 100, "share": 0.25,
+            "share_low": 0.2, "share_high": 0.31, "axis_share": 0.5, "per_million_words": 2500.0, "conclusive": True,
+        }
+    ]  # fmt: skip
+
+
 def test_a_torn_file_of_the_stage_bias_stops_the_audit(tmp_path):
     artifacts = whole(tmp_path, SHARDS)
     artifacts["bias"] = bias(tmp_path, {})
