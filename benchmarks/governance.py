@@ -2,8 +2,8 @@
 
     ASSAY_TEST_DATA=... python benchmarks/governance.py [--quick] [GROUP ...]
 
-Groups: suites identities tokens drift hashing fail_opens lost_shards share. Seconds are those of the CPU, after the
-import of Great Expectations, whose own line is told. Prints a line a goal and exits 1 when one falls short.
+Groups: suites identities tokens drift hashing fail_opens lost_shards share bias. Seconds are those of the CPU,
+after the import of Great Expectations, whose own line is told. Prints a line a goal and exits 1 when one falls short.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measures import governance_closed, governance_speed
+from benchmarks.measures import governance_bias, governance_closed, governance_speed
 from benchmarks.measures.goals import Goal, run
 
 
@@ -35,6 +35,7 @@ def main() -> int:
         "fail_opens": governance_closed.fail_opens,
         "lost_shards": governance_closed.lost_shards,
         "share": lambda: governance_speed.share(quick),
+        "bias": lambda: governance_bias.bias(quick),
     }
     if unknown := sorted(set(arguments.groups) - set(groups)):
         parser.error(f"no group {', '.join(unknown)}; there are {', '.join(groups)}")
