@@ -32,6 +32,7 @@ from pretrain.launch import launch
 from pretrain.run_config import Run
 
 if TYPE_CHECKING:
+    from governance.checks.drift import Sketch
     from governance.checks.tokens import TokenReaders
 
 
@@ -43,13 +44,8 @@ def corpus(run: Run, runtime: Runtime) -> dict[str, Manifest]:
 def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:
     """Audit the corpus, decide, and sign: the audit's manifest and the verdict."""
     from governance.checks.audit import audit
-    from governance.checks.drift import read_reference
 
-    reference = None
-    if run.config.audit.reference:
-        keys = trusted(run.config.governance, run.folder)
-        reference = read_reference(run.folder / run.config.audit.reference, keys)
-    checked = audit(artifacts, run.policy, run.config.audit, runtime, _token_readers(), reference)
+    checked = audit(artifacts, run.policy, run.config.audit, runtime, _token_readers(), _reference(run))
     tokens = artifacts["encode"]
     if not runtime.make:
         path = verdict_path(tokens, run.policy, runtime.root)
@@ -63,6 +59,15 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
     verdict = give_verdict(judgement, tokens, checked, run.policy, (run.config.governance, run.folder), runtime.root)
     get_logger(__name__).info("%s", explain(verdict))
     return checked, verdict
+
+
+def _reference(run: Run) -> Sketch | None:
+    """What the suite `drift` compares with, if the run names a file."""
+    from governance.checks.drift import read_reference
+
+    if not run.config.audit.reference:
+        return None
+    return read_reference(run.folder / run.config.audit.reference, trusted(run.config.governance, run.folder))
 
 
 def _token_readers() -> TokenReaders:
@@ -141,6 +146,7 @@ def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) 
     Raises:
         GateClosed: after the report was written.
     """
+    _reference(run)  # a path that is wrong is told now, not when the corpus is made
     artifacts = corpus(run, runtime)
     judge(run, artifacts, runtime)
     try:

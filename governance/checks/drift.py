@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from governance.errors import ManifestError
+from governance.errors import ManifestError, MissingInput
 from governance.files import write_json
 from governance.manifest import Manifest
 from governance.signing import open_envelope, sign, statement
@@ -196,8 +196,11 @@ def read_reference(path: Path, trusted: Iterable[Any]) -> Sketch:
     """The sketch of a reference that one of the trusted Ed25519 public keys signed.
 
     Raises:
-        ManifestError: it is not there, was altered, is something else, or nobody who is trusted signed it.
+        MissingInput: it is not there.
+        ManifestError: it was altered, is something else, or nobody who is trusted signed it.
     """
+    if not path.exists():
+        raise MissingInput(f"audit.reference: {path}: no such file. Make one: assay governance freeze CONFIG FILE")
     content, _ = open_envelope(path, trusted)
     if content.get("predicateType") != PREDICATE_TYPE:
         raise ManifestError(f"{path}: is a {content.get('predicateType')!r}, not a reference for the suite drift")
