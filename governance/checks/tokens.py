@@ -15,11 +15,11 @@ two functions that read it (`TokenReaders`); everything that is counted is worke
     tokens_off             tokens of the split in all shards - those of the manifest, in the row "(all)" of a split
     documents_off          the same of documents; 0 in the other rows
 
-A shard that cannot be opened has a row all the same, with its counts missing and its `problem` in words. The sample
-is at most 16 documents that the shard holds, from one row group of the documents it was made of, chosen by its
-digest.
+A shard that cannot be opened has a row all the same, with its counts missing and its `problem` in words; then each
+gate is an error, for what is not known is no pass and cannot be waived. The sample is at most 16 documents that the
+shard holds, from one row group of the documents it was made of, chosen by its digest.
 
-Price: one pass over the token shards, at about 200 million tokens a second and core, and one row group of texts a
+Price: one pass over the token shards, at about 400 million tokens a second and core, and one row group of texts a
 shard.
 """
 
@@ -242,6 +242,9 @@ def token_shard_rows(
     rows.sort(key=lambda row: (str(row["split"]), str(row["shard"])))
     for split in sorted({str(row["split"]) for row in rows}):
         rows.append(_sums(split, [row for row in rows if row["split"] == split], encode))
+    if torn := [row for row in rows if row["problem"]]:
+        words = f"{len(torn)} of {len(shards)} token shards could not be counted"
+        return rows, f"{words}: {torn[0]['shard']}: {torn[0]['problem']}"
     return rows, ""
 
 

@@ -18,13 +18,15 @@ from governance.checks import by_shard
 from governance.checks.audit import AuditConfig, audit, tables_again
 from governance.checks.by_shard import sketch_corpus
 from governance.checks.data_docs import write_data_docs
-from governance.errors import ConfigError, ManifestError
+from governance.checks.tokens import TokenReaders
+from governance.errors import ConfigError, ManifestError, PipelineError
 from governance.files import write_json
 from governance.manifest import describe, verify
 from governance.parallel import map_shards
 from governance.policy import Gate, Policy
 from governance.stage import Runtime
 from tests.governance.test_checks_audit import corpus, funnel, made, results
+from tests.governance.test_checks_tokens import Decoder, Fake
 
 GATES = [
     {"id": "raw.ids", "suite": "raw", "expectation": "between", "column": "repeats", "max": 0.0},
@@ -196,6 +198,76 @@ def test_an_audit_whose_worker_was_killed_leaves_nothing_and_goes_on(tmp_path):
     after = audit(artifacts, policy(), AuditConfig(), Runtime(tmp_path / "killed"))
     clean = audit(whole(tmp_path / "other", SHARDS), policy(), AuditConfig(), Runtime(tmp_path / "other"))
     assert after.digest == clean.digest
+
+
+def deadly(path):
+    """A reader in whose process everything ends."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def broken(path):
+    """A reader that has a defect."""
+    raise ValueError(f"cannot make sense of {path}")
+
+
+def sound(path):
+    return Fake()
+
+
+def decoder(tokenizer, root):
+    return Decoder()
+
+
+TOKENS = [
+    {"suite": "token_shards", "expectation": "between", "id": f"token_shards.{name}", "column": column, "max": 0.0}
+    for name, column in (("ids", "ids_above_vocabulary"), ("sums", "tokens_off"))
+]
+
+
+def encoded(root):
+    artifacts = whole(root, SHARDS)
+    stats = {**artifacts["encode"].stats, "train_tokens": 24, "train_documents": 8}
+    artifacts["encode"] = made("encode", root, {"train": [pa.table({"x": [part]}) for part in range(2)]}, stats)
+    return artifacts
+
+
+def test_a_worker_process_that_is_killed_ends_the_audit_and_the_next_one_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(by_shard, "SHARDS_A_WORKER", 1)
+    artifacts, runtime = encoded(tmp_path), Runtime(tmp_path, workers=2)
+    with pytest.raises(PipelineError, match="a worker process was killed"):
+        audit(artifacts, policy(*TOKENS), AuditConfig(), runtime, TokenReaders(deadly, decoder))
+    assert list(tmp_path.glob("audit/*/manifest.json")) == []
+    checked = audit(artifacts, policy(*TOKENS), AuditConfig(), runtime, TokenReaders(sound, decoder))
+    assert bad(checked, tmp_path) == {}
+    rows = json.loads((tmp_path / checked.folder / "token_shards.json").read_bytes())
+    assert [(row["shard"][-13:], row["tokens"], row["tokens_off"]) for row in rows] == [
+        ("00000.parquet", 12, 0), ("00001.parquet", 12, 0), ("(all)", 24, 0)
+    ]  # fmt: skip
+
+
+def test_a_reader_with_a_defect_never_passes(tmp_path):
+    readers = TokenReaders(broken, decoder)
+    checked = audit(encoded(tmp_path), policy(*TOKENS), AuditConfig(), Runtime(tmp_path), readers)
+    assert {gate: row["status"] for (gate, _), row in bad(checked, tmp_path).items()} == {
+        "token_shards.ids": "error", "token_shards.sums": "error"
+    }  # fmt: skip
+    rows = json.loads((tmp_path / checked.folder / "token_shards.json").read_bytes())
+    assert "cannot make sense of encode/" in rows[0]["problem"]
+
+
+def test_token_shards_of_which_one_has_no_row_are_an_error(tmp_path, monkeypatch):
+    def lost(recipe, function, shards, folder, runtime, suffix=".parquet"):
+        done = map_shards(recipe, function, shards, folder, runtime, suffix)
+        return done[:1] if function is by_shard.count_tokens else done
+
+    monkeypatch.setattr(by_shard, "map_shards", lost)
+    readers = TokenReaders(sound, decoder)
+    checked = audit(encoded(tmp_path), policy(*TOKENS), AuditConfig(), Runtime(tmp_path), readers)
+    found = bad(checked, tmp_path)
+    assert {gate: row["status"] for (gate, _), row in found.items()} == {
+        "token_shards.ids": "error", "token_shards.sums": "error"
+    }  # fmt: skip
+    assert all("train/00001.parquet" in row["detail"] for row in found.values())
 
 
 # --- drift, bias
