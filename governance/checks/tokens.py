@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from governance.config import Section
-from governance.errors import PipelineError
+from governance.errors import ManifestError, MissingInput
 from governance.files import sha256_bytes, write_json
 from governance.manifest import Manifest
 from governance.parallel import ShardMade
@@ -91,7 +91,7 @@ class TokenReaders:
     """How token shards and tokenisers are read; top-level functions, so that workers get them, too."""
 
     open_shard: Callable[[Path], TokenFile]
-    """Raises a PipelineError for a file that is torn or no token shard."""
+    """Raises a ManifestError for a file that is torn or no token shard, MissingInput for none."""
     load_decoder: Callable[[Manifest, Path], Decoder]
     """Given the tokeniser's manifest and the root."""
 
@@ -119,14 +119,18 @@ def count_tokens(section: Section, shard: TokenShard, path_of: Callable[[str], P
 
 
 def token_row(shard: TokenShard) -> dict[str, Any]:
-    """The row of one shard, see the module."""
+    """The row of one shard, see the module.
+
+    Raises:
+        MissingInput: it, or the documents that it was made of, are not there: that is no finding about the corpus.
+    """
     row: dict[str, Any] = {**dict.fromkeys(COLUMNS), "shard": shard.subject, "split": shard.split}
     row |= {"tokens_off": 0, "documents_off": 0}
     try:
         file = shard.readers.open_shard(shard.path)
         pieces = shard.readers.load_decoder(shard.tokenizer, shard.root).pieces
         counted = {**_count_ids(file, pieces), **_count_ends(file), **_round_trip(file, pieces, shard)}
-    except (PipelineError, pa.ArrowException, OSError, ValueError, IndexError) as error:
+    except (ManifestError, ValueError, IndexError) as error:  # of Arrow too; what is not there raises
         return {**row, "problem": f"{type(error).__name__}: {error}"[:300].replace(f"{shard.root}/", "")}
     tokens = counted["tokens"]
     return {**row, **counted, "unknown_share": counted["unknown"] / tokens if tokens else None}
@@ -188,11 +192,14 @@ def _sample(shard: TokenShard, known: set[bytes]) -> list[tuple[str, bytes]]:
     """Ids and UTF-8 texts of documents that the token shard should hold, evenly spaced in one row group."""
     if shard.documents is None:
         return []
-    with pq.ParquetFile(shard.documents) as file:
-        if not file.num_row_groups:
-            return []
-        group = int(shard.sha256[:8], 16) % file.num_row_groups
-        table = file.read_row_group(group, columns=["id", "text"])
+    try:
+        with pq.ParquetFile(shard.documents) as file:
+            if not file.num_row_groups:
+                return []
+            group = int(shard.sha256[:8], 16) % file.num_row_groups
+            table = file.read_row_group(group, columns=["id", "text"])
+    except OSError as error:
+        raise MissingInput(f"cannot read {shard.documents}: {error}") from error
     names = table["id"].to_pylist()
     own = [row for row, name in enumerate(names) if identity_of(name) in known]
     chosen = own[:: -(-len(own) // _SAMPLE) or 1]

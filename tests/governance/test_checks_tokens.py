@@ -12,6 +12,7 @@ import pytest
 from data_pipeline.token_shards import EncodedDocument, write_token_shard
 from data_pipeline.token_shards import TokenShard as File
 from governance.checks.tokens import ALL, TokenReaders, TokenShard, identity_of, token_row, token_shard_rows
+from governance.errors import MissingInput
 from governance.manifest import Manifest
 
 PIECES = (b"", b"a", b"b", b"c", b"")  # 0 ends a document, 4 is another special token
@@ -120,6 +121,18 @@ def test_a_shard_that_cannot_be_opened_has_a_row_with_its_problem(shard):
     rows, problem = token_shard_rows([shard], [came(shard, row)], manifest(train_tokens=12, train_documents=4))
     assert problem.startswith("1 of 1 token shards could not be counted: encode/0/train/0.tokens: ")
     assert (rows[-1]["shard"], rows[-1]["tokens"], rows[-1]["tokens_off"]) == (ALL, None, None)
+
+
+@pytest.mark.parametrize("gone", ["path", "documents"])
+def test_what_is_not_there_is_no_finding(shard, gone):
+    getattr(shard, gone).unlink()
+    with pytest.raises(MissingInput, match="cannot read"):
+        token_row(shard)
+
+
+def test_torn_documents_are_a_problem(shard):
+    shard.documents.write_bytes(shard.documents.read_bytes()[:-9])
+    assert "ArrowInvalid" in token_row(shard)["problem"]
 
 
 def test_an_empty_shard_is_sound(shard):
