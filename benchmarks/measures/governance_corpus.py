@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.measures.corpora import write_jsonl
 from benchmarks.measures.goals import cpu_seconds
-from data_pipeline.prepare import DataConfig, prepare
+from data_pipeline.prepare import DataConfig, prepare, stages
 from data_pipeline.readers import JsonlSource
 from data_pipeline.token_shards import TokenShard
 from data_pipeline.tokenizer import load_encoder
@@ -19,8 +19,8 @@ from governance.stage import Runtime
 
 def prepared(
     documents: Sequence[dict[str, Any]], folder: Path
-) -> tuple[dict[str, Manifest], Runtime, TokenReaders, float]:
-    """The artifacts of documents, where they lie, how their tokens are read, and the CPU-seconds that they cost.
+) -> tuple[dict[str, Manifest], Runtime, TokenReaders, dict[str, float]]:
+    """The artifacts of documents, where they lie, how their tokens are read, and each stage's CPU-seconds.
 
     They are made twice, in this process, and the second time is counted: the first one compiles.
     """
@@ -29,6 +29,9 @@ def prepared(
     config = DataConfig(sources=(source,))
     prepare(config, folder, Runtime(folder / "warm"))
     runtime = Runtime(folder / "root")
+    artifacts, spent = {}, {}
     started = cpu_seconds()
-    artifacts = prepare(config, folder, runtime)
-    return artifacts, runtime, TokenReaders(TokenShard.open, load_encoder), cpu_seconds() - started
+    for manifest in stages(config, folder, runtime):
+        artifacts[manifest.stage], spent[manifest.stage] = manifest, cpu_seconds() - started
+        started = cpu_seconds()
+    return artifacts, runtime, TokenReaders(TokenShard.open, load_encoder), spent
