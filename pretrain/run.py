@@ -15,7 +15,7 @@ from typing import Any
 
 from data_pipeline.prepare import prepare
 from governance.errors import GateClosed, MissingInput, PipelineError, Preempted
-from governance.gate import CheckResult, decide, explain, give_verdict, read_verdict, require_open, verdict_path
+from governance.gate import CheckResult, decide, explain, gather, give_verdict, read_verdict, require_open, verdict_path
 from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.stage import Runtime
@@ -42,7 +42,8 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
     [results_file] = [output.path for output in checked.outputs if output.path.endswith("/results.json")]
     results = [CheckResult(**row) for row in json.loads((runtime.root / results_file).read_bytes())]
     today = datetime.datetime.now(datetime.UTC).date()
-    judgement = decide(run.policy, results, tokens.digest, today)
+    papers = gather(run.config.governance, run.folder)
+    judgement = decide(run.policy, results, tokens.digest, today, papers)
     verdict = give_verdict(judgement, tokens, checked, run.policy, (run.config.governance, run.folder), runtime.root)
     get_logger(__name__).info("%s", explain(verdict))
     return checked, verdict
