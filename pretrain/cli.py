@@ -66,9 +66,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _module(arguments: argparse.Namespace) -> ModuleType:
-    from pretrain import commands, data_commands
+    from importlib import import_module
 
-    return data_commands if arguments.group == "data" else commands
+    return import_module(f"pretrain.{arguments.group}_commands" if arguments.group else "pretrain.commands")
 
 
 def _data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -116,6 +116,14 @@ def _governance(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     group = commands.add_parser("governance", help="audit, verify, compare, sign", description="Checks and evidence.")
     group = group.add_subparsers(metavar="COMMAND", required=True)
     _config(_add(group, "check", "governance_check", "audit the corpus and sign the verdict"))
+    command = _add(
+        group, "review", "governance_review", "walk through what keeps a gate closed; sign waivers or refusals"
+    )
+    command.set_defaults(group="review")
+    _config(command)
+    command.add_argument(
+        "--key", type=Path, required=True, metavar="PRIVATE_KEY", help="your own key, which the policy's [people] knows"
+    )
     command = _add(group, "verify", "governance_verify", "read every file below ROOT and compare it with its manifest")
     command.add_argument("artifact", type=Path, metavar="ROOT", help="a root of artifacts, or one artifact's folder")
     command.add_argument(

@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from governance.checks.findings import describe, describe_intervals
+from governance.checks.findings import describe, describe_intervals, rows_where
 from governance.checks.intervals import COLUMNS, Judged, judge
 from governance.gate import CheckResult, Status
 from governance.policy import Gate
@@ -70,17 +70,9 @@ def run_suite(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[
             words = f"`where` names {', '.join(absent)}; the table's columns are {_columns(table)}"
             found = [_error(gate, subject, table, words) for gate in chosen]
         else:
-            found = _judge_part(_part(table, where), chosen, subject)
+            found = _judge_part(rows_where(table, dict(where)), chosen, subject)
         results |= zip(indices, found, strict=True)
     return [results[index] for index in range(len(gates))]
-
-
-def _part(table: pd.DataFrame, where: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """The rows whose columns hold these values; "" stands for a missing one."""
-    for name, value in where:
-        column = table[name]
-        table = table[column.eq(value).fillna(False) | (column.isna() if value == "" else False)]
-    return table.reset_index(drop=True)
 
 
 def _judge_part(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[CheckResult]:

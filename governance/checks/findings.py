@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from governance.checks.intervals import NUMBER, Judged
+from governance.checks.intervals import NUMBER, Judged, judge
 from governance.policy import Gate
 
 if TYPE_CHECKING:
@@ -18,6 +18,50 @@ if TYPE_CHECKING:
 _LABELS = ("metric", "stage", "source", "language", "axis", "group", "against", "instrument", "id")
 """Columns that name a row for the reader."""
 _SHOWN = 3  # offending rows that a detail names
+
+
+def rows_where(table: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
+    """The rows whose columns hold these values; "" stands for a missing one."""
+    for name, value in where.items():
+        column = table[name]
+        table = table[column.eq(value).fillna(False) | (column.isna() if value == "" else False)]
+    return table.reset_index(drop=True)
+
+
+def offending_rows(gate: Gate, table: pd.DataFrame) -> list[int]:
+    """Positions of the rows that break a row-wise gate or an interval gate, in the table's order; else none.
+
+    For a reader who wants to see them: what decides is the engine's own result.
+    """
+    kind = gate.expectation
+    if kind == "interval_between":
+        return sorted(judge(table, gate.rule, (gate.min, gate.max), gate.min_n).places)
+    if kind not in ("between", "not_null", "in_set", "unique", "match_regex"):
+        return []
+    column = table[gate.column]
+    if kind == "not_null":
+        broken = column.isna()
+    elif kind == "in_set":
+        broken = ~column.isin(list(gate.values))
+    elif kind == "unique":
+        broken = column.duplicated(keep=False)
+    elif kind == "match_regex":
+        broken = ~column.astype("string").str.contains(gate.regex, regex=True).fillna(True)
+    else:
+        below = column < gate.min if gate.min is not None else False
+        broken = below | (column > gate.max if gate.max is not None else False)
+    if kind != "not_null":
+        broken = broken & column.notna()
+    return [int(place) for place in table.index[broken.astype(bool)]]
+
+
+def row_words(gate: Gate, table: pd.DataFrame, place: int) -> str:
+    """One row for the reader: its names, and the value that its gate looks at."""
+    if gate.expectation == "interval_between":
+        return _interval(gate, table, place)
+    name, value = label(gate, table, place), table.at[place, gate.column]
+    text = shown(number(value)) if isinstance(value, (int, float)) else repr(str(value)[:60])
+    return f"{name}: {text}" if name else text
 
 
 def describe(

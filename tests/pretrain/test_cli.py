@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pretrain import commands, data_commands
+from pretrain import commands, data_commands, review_commands
 from pretrain.cli import parser
 
 COMMON = ["--help", "--root", "--set", "--workers", "CONFIG"]
@@ -22,6 +22,7 @@ SURFACE = {
     "governance check": COMMON,
     "governance diff": ["--help", "A", "B"],
     "governance keygen": ["--help", "PATH"],
+    "governance review": [*COMMON, "--key"],
     "governance trace": ["--help", "ARTIFACT"],
     "governance verify": ["--help", "--key", "ROOT"],
     "report": COMMON,
@@ -46,7 +47,7 @@ def surface(top, prefix=""):
 def test_surface_is_pinned_and_each_command_exists():
     found = list(surface(parser()))
     assert {name: options for name, options, _ in found} == {name: sorted(words) for name, words in SURFACE.items()}
-    modules = {"data": data_commands, "": commands}
+    modules = {"data": data_commands, "review": review_commands, "": commands}
     assert all(callable(getattr(modules[group], function)) for _, _, (group, function) in found)
     assert {group for name, _, (group, _) in found if name.startswith("data ")} == {"data"}
 
