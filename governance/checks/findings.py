@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from governance.checks.intervals import NUMBER, Judged, judge
@@ -60,7 +61,7 @@ def row_words(gate: Gate, table: pd.DataFrame, place: int) -> str:
     if gate.expectation == "interval_between":
         return _interval(gate, table, place)
     name, value = label(gate, table, place), table.at[place, gate.column]
-    text = shown(number(value)) if isinstance(value, (int, float)) else repr(str(value)[:60])
+    text = shown(number(value)) if isinstance(value, Real) else repr(str(value)[:60])
     return f"{name}: {text}" if name else text
 
 
