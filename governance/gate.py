@@ -1,31 +1,48 @@
 """Checks record, the gate decides; only PASS and WAIVED open it.
 
 A verdict is an in-toto statement in a signed envelope at `<root>/verdicts/<corpus>-<policy>.json`. Its subjects are the
-encoded corpus and each of its token shards; its predicate is the decision with every reason, the policy's digest, the
-audit's digest, and an expiry. `require_open` is the one door into training: it re-checks signature, subjects, policy,
-expiry and waivers each time. Whatever is unknown, empty, missing, stale, altered or in error closes the gate.
+encoded corpus and each of its token shards; its predicate is the decision with every reason, the policy's digest and
+what is looser in it than in its parent, the audit's digest, the waivers, the journal's head, and an expiry.
+`require_open` is the one door into training: it re-checks signature, subjects, files, policy, clock, expiry, journal,
+waivers, refusals and approvals each time. Whatever is unknown, empty, missing, stale, altered or in error closes the
+gate.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from governance.approvals import APPROVALS, links, unapproved
 from governance.config import Section
 from governance.errors import GateClosed, ManifestError
-from governance.files import write_json
+from governance.files import sha256_file, write_json
+from governance.freshness import (
+    VERDICT,
+    JournalLike,
+    clock_fault,
+    last_stated,
+    replay_fault,
+    shard_faults,
+    staleness,
+    stamp,
+)
+from governance.judgement import CheckResult, Judgement, Papers, Status, decide, strange_papers
 from governance.log import get_logger
 from governance.manifest import Manifest
-from governance.policy import Gate, Policy
+from governance.papers import read_papers, signer_id, submitters
+from governance.policy import Policy
 from governance.signing import default_key_path, open_envelope, private_key, public_key, sign, statement
+from governance.waivers import REFUSAL, RULINGS, Case, Refusal, refusal_words, ruling_faults
+
+__all__ = [
+    "CheckResult", "GovernanceConfig", "Judgement", "Papers", "Status", "decide", "explain", "gather", "give_verdict",
+    "read_verdict", "require_open", "verdict_path",
+]  # fmt: skip
 
 PREDICATE_TYPE = "urn:assay:verdict:1"
-Status = Literal["pass", "fail", "inconclusive", "error", "missing"]
-Decision = Literal["PASS", "WAIVED", "BLOCK", "INCONCLUSIVE", "ERROR", "NOT_RUN"]
 _OPEN = ("PASS", "WAIVED")
 
 
@@ -38,100 +55,27 @@ class GovernanceConfig(Section):
     """Path of the private key; empty: the user's own, made on first use."""
     trusted_keys: tuple[str, ...] = ()
     """Public key files whose verdicts open the gate; empty: the signing key's own."""
+    waivers: str = "waivers"
+    """The folder of signed waivers and refusals, relative to the run's file."""
+    approvals: str = "approvals"
+    """The folder of signed approvals of a policy that is looser than its parent, relative to the run's file."""
+    submitter: str = ""
+    """Who submitted the run, beside the account that runs it: neither may waive or approve."""
 
     def key_path(self, folder: Path) -> Path:
         """Where the signing key lies; relative paths are taken from the run's file."""
         return folder / self.signing_key if self.signing_key else default_key_path()
 
 
-@dataclass(frozen=True)
-class CheckResult:
-    """What one gate found in one subject; never an exception, never left out."""
-
-    gate: str
-    subject: str
-    """The file or table that was checked, relative to the root."""
-    status: Status
-    observed: float | str | None
-    """The telling number: a share, a mean, a quantile, a worst value."""
-    rows: int
-    unexpected: int
-    """Rows that did not fulfil a row-wise expectation."""
-    detail: str
-    """In words, with the threshold."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """The decision on one corpus under one policy, before it is signed."""
-
-    decision: Decision
-    reasons: tuple[dict[str, Any], ...]
-    """One for each result that is no pass: gate, subject, status, severity, owner, detail, waived."""
-    summary: dict[str, int]
-    waivers: tuple[dict[str, Any], ...]
-
-
-def decide(policy: Policy, results: Sequence[CheckResult], corpus: str, today: datetime.date) -> Judgement:
-    """Judge the results of one corpus (its digest) under a policy.
-
-    A failed or inconclusive critical gate can be waived; an error or a missing result cannot: there is nothing to
-    waive where nothing is known. A result for a gate that the policy does not know is an error too.
-    """
-    gates = {gate.id: gate for gate in policy.gates()}
-    seen = {result.gate for result in results}
-    absent = [CheckResult(name, "-", "missing", None, 0, 0, "no result") for name in gates if name not in seen]
-    used: dict[str, dict[str, Any]] = {}
-    reasons = []
-    for result in sorted([*results, *absent], key=lambda item: (item.gate, item.subject)):
-        if result.status == "pass" and result.gate in gates:
-            continue
-        gate = gates.get(result.gate)
-        waiver = _waiver(policy, result, corpus, today) if gate is not None else None
-        if waiver is not None:
-            used[result.gate] = waiver
-        reasons.append(_reason(result, gate, waiver is not None))
-    decision = _decision(reasons)
-    summary: dict[str, int] = dict(sorted(Counter(str(result.status) for result in [*results, *absent]).items()))
-    return Judgement(decision, tuple(reasons), summary, tuple(used.values()))
-
-
-def _waiver(policy: Policy, result: CheckResult, corpus: str, today: datetime.date) -> dict[str, Any] | None:
-    if result.status not in ("fail", "inconclusive"):
-        return None
-    for waiver in policy.waiver:
-        fits = waiver.gate == result.gate and waiver.subject == corpus
-        if fits and today <= datetime.date.fromisoformat(waiver.expires):
-            return waiver.model_dump(mode="json")
-    return None
-
-
-def _reason(result: CheckResult, gate: Gate | None, waived: bool) -> dict[str, Any]:
-    known = {"severity": "critical", "owner": "unknown", "why": "no such gate in the policy"}
-    if gate is not None:
-        known = {"severity": gate.severity, "owner": gate.owner, "why": gate.why}
-    status = result.status if gate is not None else "error"
-    return {**asdict(result), **known, "status": status, "waived": waived}
-
-
-def _decision(reasons: Sequence[Mapping[str, Any]]) -> Decision:
-    standing = {
-        reason["status"]
-        for reason in reasons
-        if not reason["waived"] and (reason["severity"] == "critical" or reason["status"] in ("error", "missing"))
-    }
-    for status, decision in _CLOSING:
-        if status in standing:
-            return decision
-    return "WAIVED" if any(reason["waived"] for reason in reasons) else "PASS"
-
-
-_CLOSING: tuple[tuple[Status, Decision], ...] = (
-    ("fail", "BLOCK"),
-    ("error", "ERROR"),
-    ("missing", "NOT_RUN"),
-    ("inconclusive", "INCONCLUSIVE"),
-)
+def gather(config: GovernanceConfig, folder: Path) -> Papers:
+    """Read the papers that lie beside the run's file, and see who runs this."""
+    own = config.key_path(folder)  # a key that is not made yet is nobody's
+    return Papers(
+        rulings=read_papers(folder / config.waivers, RULINGS),
+        approvals=read_papers(folder / config.approvals, APPROVALS),
+        submitters=submitters(config.submitter),
+        verdict_key=signer_id(private_key(own)) if own.exists() else "",
+    )
 
 
 def verdict_path(tokens: Manifest, policy: Policy, root: Path) -> Path:
@@ -146,6 +90,7 @@ def give_verdict(
     policy: Policy,
     governance: tuple[GovernanceConfig, Path],
     root: Path,
+    journal: JournalLike | None = None,
 ) -> dict[str, Any]:
     """Sign the judgement; an unexpired verdict that says the same of the same audit stands as it is.
 
@@ -156,33 +101,76 @@ def give_verdict(
         policy: what it was judged by.
         governance: the section and the folder that its paths are relative to.
         root: the artifacts' root.
+        journal: where it is stated, and whose head it carries.
+
+    Raises:
+        GateClosed: this machine's clock is behind what was signed already.
     """
     config, folder = governance
     path = verdict_path(tokens, policy, root)
     today = datetime.datetime.now(datetime.UTC)
-    if path.exists():
-        try:
-            standing = read_verdict(path, config, folder)
-        except ManifestError as error:
-            get_logger(__name__).warning("%s; it is given anew", error)
-        else:
-            same = standing["audit"]["digest"] == audit.digest and standing["verdict"] == judgement.decision
-            if same and standing["expires"] > _stamp(today):
-                return standing
+    content = _content(judgement, tokens, audit, policy)
+    standing = _standing(path, config, folder)
+    signed_at = str(standing.get("signed_at", ""))
+    if fault := clock_fault(today, signed_at, journal):
+        raise GateClosed(f"no verdict is given: {fault}. Set the clock right; if the old time was wrong, remove {path}")
+    same = all(standing.get(name) == value for name, value in content.items())
+    if same and standing["expires"] > stamp(today) and not replay_fault(path, root, journal):
+        return standing
     predicate = {
+        **content,
+        "journal_head": "" if journal is None else journal.head(),
+        "signed_at": stamp(today),
+        "expires": stamp(today + datetime.timedelta(days=policy.verdict_days)),
+    }
+    subjects = {tokens.path: tokens.digest, **{output.path: output.sha256 for output in tokens.outputs}}
+    write_json(path, sign(statement(subjects, PREDICATE_TYPE, predicate), private_key(config.key_path(folder))))
+    if journal is not None:
+        _state(path, root, predicate, journal)
+    return read_verdict(path, config, folder)
+
+
+def _content(judgement: Judgement, tokens: Manifest, audit: Manifest, policy: Policy) -> dict[str, Any]:
+    """What a verdict says, but for its times."""
+    parents = [{"name": parent.name, "digest": parent.digest} for _, parent in links(policy)]
+    return {
         "verdict": judgement.decision,
-        "policy": {"name": policy.name, "digest": policy.digest},
+        "policy": {
+            "name": policy.name,
+            "digest": policy.digest,
+            "parents": parents,
+            "differences": list(judgement.differences),
+        },
         "audit": {"path": audit.path, "digest": audit.digest},
         "corpus": {"path": tokens.path, "digest": tokens.digest},
         "summary": judgement.summary,
         "reasons": list(judgement.reasons),
         "waivers": list(judgement.waivers),
-        "signed_at": _stamp(today),
-        "expires": _stamp(today + datetime.timedelta(days=policy.verdict_days)),
+        "submitters": list(judgement.submitters),
     }
-    subjects = {tokens.path: tokens.digest, **{output.path: output.sha256 for output in tokens.outputs}}
-    write_json(path, sign(statement(subjects, PREDICATE_TYPE, predicate), private_key(config.key_path(folder))))
-    return read_verdict(path, config, folder)
+
+
+def _standing(path: Path, config: GovernanceConfig, folder: Path) -> dict[str, Any]:
+    """The verdict that stands, or nothing; one that cannot be believed is given anew."""
+    if not path.exists():
+        return {}
+    try:
+        return read_verdict(path, config, folder)
+    except ManifestError as error:
+        get_logger(__name__).warning("%s; it is given anew", error)
+        return {}
+
+
+def _state(path: Path, root: Path, predicate: Mapping[str, Any], journal: JournalLike) -> None:
+    """State the verdict's file in the journal, with what it was made from; once."""
+    digest = sha256_file(path)
+    if last_stated(path, root, journal) == digest:
+        return
+    materials = [{"stage": Path(predicate[name]["path"]).parts[0], **predicate[name]} for name in ("corpus", "audit")]
+    facts = {name: predicate[name] for name in ("verdict", "policy", "waivers", "expires")}
+    subject = {path.relative_to(root).as_posix(): digest}
+    content = {"stage": VERDICT, **facts, "materials": materials}
+    journal.append(VERDICT, statement(subject, "urn:assay:provenance:1", content))
 
 
 def read_verdict(path: Path, config: GovernanceConfig, folder: Path) -> dict[str, Any]:
@@ -206,12 +194,19 @@ def trusted(config: GovernanceConfig, folder: Path) -> list[Any]:
 
 
 def require_open(
-    tokens: Manifest, policy: Policy, config: GovernanceConfig, folder: Path, root: Path
+    tokens: Manifest,
+    policy: Policy,
+    config: GovernanceConfig,
+    folder: Path,
+    root: Path,
+    journal: JournalLike | None = None,
 ) -> dict[str, Any]:
     """The verdict that lets exactly these token shards through, now, under exactly this policy.
 
     Raises:
-        GateClosed: there is none, it is stale, altered or about something else, or it does not open: reasons, owners.
+        GateClosed: there is none, it is stale, altered, replayed or about something else, or it does not open; a shard
+            is missing or stands twice; a clock was moved back; a waiver or an approval no longer holds; an owner
+            refused: reasons, owners.
     """
     path = verdict_path(tokens, policy, root)
     if not path.exists():
@@ -223,40 +218,59 @@ def require_open(
         verdict = read_verdict(path, config, folder)
     except ManifestError as error:
         raise GateClosed(f"the verdict cannot be believed: {error}") from error
+    if shards := shard_faults(tokens, root):
+        raise GateClosed(f"the token shards are not those of the verdict: {shards}. Make it again with data prepare")
     moment = datetime.datetime.now(datetime.UTC)
-    stale = _staleness(verdict, tokens, policy, moment)
+    stale = (
+        staleness(verdict, tokens, policy.digest, moment)
+        or clock_fault(moment, verdict["signed_at"], journal)
+        or replay_fault(path, root, journal)
+    )
     if stale:
         raise GateClosed(f"the verdict at {path} does not hold: {stale}.\n  Audit again: assay governance check CONFIG")
     if verdict["verdict"] not in _OPEN:
         raise GateClosed(explain(verdict))
+    if since := _since(verdict, policy, tokens.digest, moment.date(), gather(config, folder)):
+        raise GateClosed(
+            "\n  ".join(
+                [f"the verdict at {path} no longer holds:", *since, "Audit again: assay governance check CONFIG"]
+            )
+        )
     return verdict
 
 
-def _staleness(verdict: Mapping[str, Any], tokens: Manifest, policy: Policy, moment: datetime.datetime) -> str:
-    wanted = {tokens.path: tokens.digest, **{output.path: output.sha256 for output in tokens.outputs}}
-    if verdict["subjects"] != wanted:
-        return "it was given for other token shards"
-    if verdict["policy"]["digest"] != policy.digest:
-        return "it was given under another policy"
-    if verdict["expires"] <= _stamp(moment):
-        return f"it expired on {verdict['expires']}"
-    lapsed = [
-        item["gate"] for item in verdict["waivers"] if moment.date() > datetime.date.fromisoformat(item["expires"])
+def _since(verdict: Mapping[str, Any], policy: Policy, corpus: str, today: datetime.date, papers: Papers) -> list[str]:
+    """What people signed, took back or let expire since the verdict was given, that closes the gate."""
+    gates = {gate.id: gate for gate in policy.gates()}
+    case = Case(policy, corpus, today, papers.submitters, verdict["key_id"])
+    found = []
+    for paper in papers.rulings:
+        if paper.kind == REFUSAL and paper.subject == corpus and isinstance(paper.content, Refusal):
+            gate = gates.get(paper.content.gate)
+            owner = gate.owner if gate is not None else "unknown"
+            found.append(f"{paper.content.gate} (owner: {owner}): {refusal_words(paper, paper.content)}")
+    by_digest = {paper.sha256: paper for paper in papers.rulings}
+    for waiver in verdict["waivers"]:
+        gate, paper_of = gates[waiver["gate"]], by_digest.get(waiver["sha256"])
+        faults = ruling_faults(case, gate, paper_of) if paper_of else ["its file is gone or was altered"]
+        if faults:
+            found.append(f"waiver {waiver['file']} of {gate.id} (owner: {gate.owner}): {'; '.join(faults)}")
+    found += [f"{reason['gate']}: {reason['subject']}: {reason['detail']}" for reason in strange_papers(papers, gates)]
+    found += [
+        f"{item.gate} (owner: {item.owner}): {item.words}"
+        for item in unapproved(policy, papers.approvals, papers.submitters)
     ]
-    return f"the waiver of {', '.join(lapsed)} has expired" if lapsed else ""
+    return found
 
 
 def explain(verdict: Mapping[str, Any]) -> str:
-    """The verdict for a terminal: decision, then each reason with its owner."""
+    """The verdict for a terminal: decision, what is looser than in the parent, then each reason with its owner."""
     lines = [f"verdict {verdict['verdict']} under policy {verdict['policy']['name']}"]
+    lines += [f"  {difference}" for difference in verdict["policy"]["differences"]]
     for reason in verdict["reasons"]:
-        mark = "waived " if reason["waived"] else ""
+        mark = "waived " if reason["waived"] else "" if reason["closes"] else "shown "
         lines.append(
             f"  {mark}{reason['status']} {reason['gate']} ({reason['severity']}, owner: {reason['owner']}): "
             f"{reason['detail']} [{reason['subject']}]"
         )
     return "\n".join(lines)
-
-
-def _stamp(moment: datetime.datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

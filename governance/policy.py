@@ -1,21 +1,24 @@
-"""The policy: what a corpus must fulfil, who answers for each rule, and which failures were waived.
+"""The policy: what a corpus must fulfil, who answers for each rule, and with which keys they sign.
 
 It is a TOML file of its own (`configs/policy.toml`), so that the people who answer for it can review it alone. The
-whole policy is hashed: a verdict holds only under the policy that it was decided by. A gate names one expectation on
-one column of one table; `docs/policy.md` lists the tables. An unknown gate id, owner or approver is an error.
+whole policy is hashed, the keys of its people and its parent with it: a verdict, a waiver and an approval hold only
+under the policy that they were given for. A gate names one expectation on one table; `docs/checks.md` lists the tables.
 """
 
 from __future__ import annotations
 
-import datetime
+import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from governance.config import Section, canonical_json, load_config
+from governance.config import Section, canonical_json, read_toml, validate
+from governance.errors import ConfigError
 from governance.files import sha256_bytes
+from governance.signing import key_id, public_key
 
 Suite = Literal[
     "documents", "sources", "licences", "representation", "tokens", "pii", "association", "tone", "impact", "shares",
@@ -23,10 +26,12 @@ Suite = Literal[
 ]  # fmt: skip
 Expectation = Literal[
     "between", "quantile_between", "mean_between", "not_null", "in_set", "unique", "match_regex", "row_count_between",
-    "columns_present",
+    "columns_present", "interval_between",
 ]  # fmt: skip
-_WITH_BOUNDS = {"between", "quantile_between", "mean_between", "row_count_between"}
-_WITHOUT_COLUMN = {"row_count_between", "columns_present"}
+Rule = Literal["point", "lower_ci", "upper_ci"]
+_WITH_BOUNDS = {"between", "quantile_between", "mean_between", "row_count_between", "interval_between"}
+_WITHOUT_COLUMN = {"row_count_between", "columns_present", "interval_between"}
+_KEY_ID = re.compile(r"[0-9a-f]{64}")
 
 
 class Gate(Section):
@@ -39,7 +44,9 @@ class Gate(Section):
     expectation: Expectation
     """What is expected of it."""
     column: str = ""
-    """The column; empty for expectations on the whole table."""
+    """The column; empty for expectations on the whole table and on intervals."""
+    where: dict[str, str] = Field(default={})
+    """Column -> value: only such rows are judged; "" selects a missing value. No such row: inconclusive."""
     min: float | None = None
     """The least value allowed, in the column's unit."""
     max: float | None = None
@@ -52,12 +59,18 @@ class Gate(Section):
     """For `in_set` and `columns_present`; on the `licences` table, empty means the policy's allowed licences."""
     regex: str = ""
     """For `match_regex`."""
+    rule: Rule = "point"
+    """For `interval_between`: which number is compared with min and max, the value or an end of its interval."""
+    min_n: int = Field(default=1, ge=1)
+    """For `interval_between`: a row that rests on fewer units is not judged."""
     min_rows: int = Field(default=1, ge=1)
     """With fewer rows the result is inconclusive, which is never a pass."""
     max_missing: float = Field(default=0.0, ge=0, le=1)
     """A larger share of missing values makes a pass inconclusive."""
     severity: Literal["critical", "warning"] = "critical"
     """A failed critical gate closes; a failed warning is shown."""
+    on_inconclusive: Literal["block", "show"] = "block"
+    """What an inconclusive result of a critical gate does."""
     owner: str
     """Who answers for it: a name in `[owners]`."""
     why: str = Field(min_length=10)
@@ -80,36 +93,20 @@ class Gate(Section):
             raise ValueError(f"gate {self.id}: {self.expectation} wants values")
         return self
 
+    @model_validator(mode="after")
+    def _interval(self) -> Gate:
+        if self.expectation != "interval_between" and (self.rule != "point" or self.min_n != 1):
+            raise ValueError(f"gate {self.id}: `rule` and `min_n` belong to interval_between, and only there")
+        if "" in self.where:
+            raise ValueError(f"gate {self.id}: `where` names a column without a name")
+        return self
+
 
 class Licences(Section):
     """Which licences a document may carry."""
 
     allowed: tuple[str, ...]
     """SPDX identifiers or expressions, compared as written."""
-
-
-class Waiver(Section):
-    """An owner's signed-for exception to one gate for one corpus, until a day."""
-
-    gate: str
-    """The gate's id."""
-    subject: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """The digest of the encoded corpus (`assay data show`) that it is for: another corpus needs another waiver."""
-    reason: str = Field(min_length=10)
-    """Why the failure is acceptable."""
-    approver: str
-    """One of the people of the gate's owner."""
-    expires: str
-    """The last day that it holds, YYYY-MM-DD."""
-
-    @field_validator("expires")
-    @classmethod
-    def _is_day(cls, value: str) -> str:
-        try:
-            datetime.date.fromisoformat(value)
-        except ValueError:
-            raise ValueError("is no day; write it as YYYY-MM-DD") from None
-        return value
 
 
 class Policy(Section):
@@ -121,33 +118,39 @@ class Policy(Section):
     """Days that a verdict holds."""
     owners: dict[str, tuple[str, ...]]
     """Owner (a role) -> the people who may approve for it."""
+    people: dict[str, str] = Field(default={})
+    """Person -> the id of the key that this person signs with; a file may name a PEM file instead. Whoever is not here
+    can sign nothing."""
     licences: Licences
     gate: tuple[Gate, ...] = Field(min_length=1)
-    waiver: tuple[Waiver, ...] = ()
+    parent: Policy | None = None
+    """The policy that this one is compared with; a file names the parent's file. No rule is taken from it."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> Policy:
         for name, count in Counter(gate.id for gate in self.gate).items():
             if count > 1:
                 raise ValueError(f"gate {name} is written {count} times; ids are unique")
-        by_id = {gate.id: gate for gate in self.gate}
         for gate in self.gate:
             if gate.owner not in self.owners:
                 raise ValueError(f"gate {gate.id}: owner {gate.owner!r} is not in [owners]: {sorted(self.owners)}")
-        for waiver in self.waiver:
-            if waiver.gate not in by_id:
-                raise ValueError(f"a waiver names the gate {waiver.gate!r}, which is not in this policy")
-            approvers = self.owners[by_id[waiver.gate].owner]
-            if waiver.approver not in approvers:
-                raise ValueError(
-                    f"waiver of {waiver.gate}: {waiver.approver!r} may not approve; its owner has {list(approvers)}"
-                )
+        for name, key in self.people.items():
+            if not _KEY_ID.fullmatch(key):
+                raise ValueError(f"people.{name} = {key!r}: is no key's id (64 hexadecimal digits)")
+        for key, count in Counter(self.people.values()).items():
+            if count > 1:
+                names = sorted(name for name in self.people if self.people[name] == key)
+                raise ValueError(f"people {', '.join(names)} have one key; whoever signs needs a key of his own")
         return self
 
     @property
     def digest(self) -> str:
         """The hash of the whole policy."""
         return sha256_bytes(canonical_json(self))
+
+    def owners_of(self, gate: Gate) -> tuple[str, ...]:
+        """The people who may approve for a gate."""
+        return self.owners[gate.owner]
 
     def gates(self) -> tuple[Gate, ...]:
         """The rules as they are checked: the allowed licences put in where a gate on licences names none."""
@@ -160,9 +163,35 @@ class Policy(Section):
 
 
 def load_policy(path: Path) -> Policy:
-    """Read a policy file.
+    """Read a policy file, the public keys that it names and its parents; paths are relative to the file they stand in.
 
     Raises:
-        ConfigError: the file is not there or breaks a rule above.
+        ConfigError: a file is not there or breaks a rule above, or the parents lead in a circle.
     """
-    return load_config(path, Policy)
+    return _load(path, ())
+
+
+def _load(path: Path, children: tuple[Path, ...]) -> Policy:
+    values = read_toml(path)
+    children = (*children, path.resolve())
+    if isinstance(values.get("people"), Mapping):
+        values["people"] = {name: _person(key, path) for name, key in values["people"].items()}
+    if "parent" in values:
+        values["parent"] = _parent(values["parent"], path, children)
+    return validate(values, Policy, str(path))
+
+
+def _parent(name: Any, path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}: parent = {name!r}: give the path of the parent's file")
+    above = path.parent / name
+    if above.resolve() in children:
+        raise ConfigError(f"{path}: parent = {name!r}: is this policy itself, or one that it is the parent of")
+    return _load(above, children).model_dump(mode="json")
+
+
+def _person(key: Any, path: Path) -> Any:
+    """The id of a person's key; what is no text is left to the validator's complaint."""
+    if not isinstance(key, str) or _KEY_ID.fullmatch(key):
+        return key
+    return key_id(public_key(path.parent / key))

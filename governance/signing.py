@@ -97,6 +97,19 @@ def public_key(path: Path) -> Ed25519PublicKey:
     return key
 
 
+def public_key_of(raw: bytes) -> Ed25519PublicKey:
+    """A public key from its 32 raw bytes.
+
+    Raises:
+        ConfigError: they are not 32.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    if len(raw) != 32:
+        raise ConfigError(f"{raw.hex()[:16]}…: has {len(raw)} bytes; an Ed25519 public key has 32.")
+    return Ed25519PublicKey.from_public_bytes(raw)
+
+
 def key_id(key: Ed25519PublicKey) -> str:
     """The SHA-256 of the raw public key."""
     return sha256_bytes(key.public_bytes_raw())

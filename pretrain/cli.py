@@ -132,6 +132,14 @@ def _governance(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.set_defaults(group="check")
     _config(command)
     command.add_argument("file", type=Path, metavar="FILE", help="the reference, a file that does not exist yet")
+    command = _add(
+        group, "review", "governance_review", "walk through what keeps a gate closed; sign waivers or refusals"
+    )
+    command.set_defaults(group="review")
+    _config(command)
+    command.add_argument(
+        "--key", type=Path, required=True, metavar="PRIVATE_KEY", help="your own key, which the policy's [people] knows"
+    )
     command = _add(group, "verify", "governance_verify", "read every file below ROOT and compare it with its manifest")
     command.add_argument("artifact", type=Path, metavar="ROOT", help="a root of artifacts, or one artifact's folder")
     command.add_argument(

@@ -19,6 +19,7 @@ from governance.gate import (
     CheckResult,
     decide,
     explain,
+    gather,
     give_verdict,
     read_verdict,
     require_open,
@@ -55,7 +56,8 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
     [results_file] = [output.path for output in checked.outputs if output.path.endswith("/results.json")]
     results = [CheckResult(**row) for row in json.loads((runtime.root / results_file).read_bytes())]
     today = datetime.datetime.now(datetime.UTC).date()
-    judgement = decide(run.policy, results, tokens.digest, today)
+    papers = gather(run.config.governance, run.folder)
+    judgement = decide(run.policy, results, tokens.digest, today, papers)
     verdict = give_verdict(judgement, tokens, checked, run.policy, (run.config.governance, run.folder), runtime.root)
     get_logger(__name__).info("%s", explain(verdict))
     return checked, verdict

@@ -11,6 +11,8 @@ is the engine that evaluates; it fails open in ways that were reproduced with 1.
     the suite is empty                               nothing is returned; the audit then says "missing"
     an expectation demands nothing (no bound ...)    error
 
+Intervals are judged by an expectation of our own (`governance.checks.intervals`) that goes through the same door.
+
 Nothing is sent, drawn or written: telemetry and progress bars are off, the context lives in memory. No column of
 document text is ever handed over. Cost: the import takes 3 to 4 s, so it happens on the first call.
 """
@@ -25,8 +27,11 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from governance.checks.findings import describe, describe_intervals, rows_where
+from governance.checks.intervals import COLUMNS, Judged, judge
 from governance.gate import CheckResult, Status
 from governance.policy import Gate
 
@@ -35,10 +40,9 @@ if TYPE_CHECKING:
 
 _NUMERIC = {"between", "mean_between", "quantile_between"}
 _ROW_WISE = {"between", "not_null", "in_set", "unique", "match_regex"}
+_INTERVAL = "interval_between"
 _WHOLE_TABLE = {"row_count_between", "columns_present"}
 _ROW_COUNT = "expect_table_row_count_to_be_between"  # looks at no column
-_LABELS = ("stage", "source", "language", "axis", "group", "id")  # columns that name a row for the reader
-_SHOWN = 3  # offending rows that a detail names
 _WORDS = 300  # characters of an engine's message that a detail keeps
 
 Outcomes = Mapping[int, Sequence[Any]]
@@ -58,6 +62,22 @@ def run_suite(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[
         with too many missing); `error` (the gate could not be evaluated; the detail has the words).
     """
     table = table.reset_index(drop=True)
+    parts: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for index, gate in enumerate(gates):
+        parts.setdefault(tuple(sorted(gate.where.items())), []).append(index)
+    results: dict[int, CheckResult] = {}
+    for where, indices in parts.items():
+        chosen = [gates[index] for index in indices]
+        if absent := [name for name, _ in where if list(table.columns).count(name) != 1]:
+            words = f"`where` names {', '.join(absent)}; the table's columns are {_columns(table)}"
+            found = [_error(gate, subject, table, words) for gate in chosen]
+        else:
+            found = _judge_part(rows_where(table, dict(where)), chosen, subject)
+        results |= zip(indices, found, strict=True)
+    return [results[index] for index in range(len(gates))]
+
+
+def _judge_part(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[CheckResult]:
     refused = {index: words for index, gate in enumerate(gates) if (words := _unjudgeable(gate, table))}
     built: dict[int, Any] = {}
     for index, gate in enumerate(gates):
@@ -89,18 +109,23 @@ def _unjudgeable(gate: Gate, table: pd.DataFrame) -> str:
         return idle
     if kind in _WHOLE_TABLE:
         return ""
-    found = list(table.columns).count(gate.column)
-    if found != 1:
-        names = ", ".join(sorted(map(str, table.columns)))
-        return f"column {gate.column!r} stands {found} times in the table; its columns are {names}"
+    for name in COLUMNS if kind == _INTERVAL else (gate.column,):
+        if (found := list(table.columns).count(name)) != 1:
+            return f"column {name!r} stands {found} times in the table; its columns are {_columns(table)}"
+    if kind == _INTERVAL:
+        return ""
     infinite = _infinite(table[gate.column]) if kind in _NUMERIC else 0
     return f"column {gate.column!r} holds {infinite} infinite value(s)" if infinite else ""
+
+
+def _columns(table: pd.DataFrame) -> str:
+    return ", ".join(sorted(map(str, table.columns)))
 
 
 def _demands_nothing(gate: Gate) -> str:
     """GX passes an expectation without a demand; the policy refuses such a gate, and so does this door."""
     kind = gate.expectation
-    if kind in _NUMERIC | {"row_count_between"} and gate.min is None and gate.max is None:
+    if kind in _NUMERIC | {"row_count_between", _INTERVAL} and gate.min is None and gate.max is None:
         return f"{kind} without min or max demands nothing"
     if kind == "quantile_between" and gate.quantile is None:
         return "quantile_between without a quantile"
@@ -123,7 +148,7 @@ def _values(gate: Gate, table: pd.DataFrame) -> int:
     """How many values the gate can judge: its column's that are not missing; for a missing-value rule all rows."""
     if gate.expectation in _WHOLE_TABLE:
         return max(1, len(table))  # an empty table has a row count and columns, too
-    if gate.expectation == "not_null":
+    if gate.expectation in ("not_null", _INTERVAL):
         return len(table)
     return int(table[gate.column].notna().sum())
 
@@ -168,7 +193,68 @@ _BUILDERS: dict[str, Callable[[Any, Gate, dict[str, str]], Any]] = {
     "columns_present": lambda gxe, gate, meta: gxe.ExpectTableColumnsToMatchSet(
         column_set=list(gate.values), exact_match=False, meta=meta
     ),
+    _INTERVAL: lambda gxe, gate, meta: _interval(gate, meta),
 }
+
+
+def _interval(gate: Gate, meta: dict[str, str]) -> Any:
+    return _interval_expectation()(
+        rule=gate.rule,
+        min_value=gate.min,
+        max_value=gate.max,
+        min_n=gate.min_n,
+        mostly=gate.mostly,
+        max_missing=gate.max_missing,
+        meta=meta,
+    )
+
+
+@functools.cache
+def _interval_expectation() -> Any:
+    """Our own expectation: each row of an interval table keeps the bounds; what cannot be judged is never a success.
+
+    It is defined when it is first built, because its parents are GX's. A suite that GX stored would lose it wherever
+    this function had not been called; no suite is ever stored.
+    """
+    from great_expectations.execution_engine import PandasExecutionEngine
+    from great_expectations.expectations.expectation import BatchExpectation
+    from great_expectations.expectations.metrics.metric_provider import metric_value
+    from great_expectations.expectations.metrics.table_metric_provider import TableMetricProvider
+
+    arguments = ("rule", "min_value", "max_value", "min_n")
+
+    class IntervalRows(TableMetricProvider):  # type: ignore[misc]
+        metric_name = "table.assay_interval_rows"
+        value_keys = arguments
+
+        @metric_value(engine=PandasExecutionEngine)
+        def _pandas(cls, execution_engine, metric_domain_kwargs, metric_value_kwargs, **_):  # type: ignore[no-untyped-def]  # noqa: N805
+            table, _, _ = execution_engine.get_compute_domain(metric_domain_kwargs, domain_type="table")
+            rule, low, high, min_n = (metric_value_kwargs[name] for name in arguments)
+            return asdict(judge(table, rule, (low, high), min_n))
+
+    class ExpectIntervalBetween(BatchExpectation):  # type: ignore[misc]
+        """Expect the value of each row, or an end of its interval, to lie between two bounds."""
+
+        rule: str
+        min_value: float | None = None
+        max_value: float | None = None
+        min_n: int = 1
+        mostly: float = 1.0
+        max_missing: float = 0.0
+        metric_dependencies = (IntervalRows.metric_name,)
+        success_keys = (*arguments, "mostly", "max_missing")
+        args_keys = success_keys
+        library_metadata: ClassVar[dict[str, Any]] = {"maturity": "production", "tags": ["interval"]}
+
+        def _validate(self, metrics, runtime_configuration=None, execution_engine=None):  # type: ignore[no-untyped-def]
+            content = dict(metrics[IntervalRows.metric_name])
+            found = Judged(**content)
+            success = found.kept(self.mostly) and not found.biased and not found.missing_too_many(self.max_missing)
+            counted = {"element_count": found.rows, "unexpected_count": found.outside}
+            return {"success": success, "result": {**counted, "observed_value": found.worst, "details": content}}
+
+    return ExpectIntervalBetween
 
 
 def quiet_context() -> Any:
@@ -249,10 +335,12 @@ def _result(gate: Gate, subject: str, table: pd.DataFrame, built: Any, outcomes:
     if raised := _raised(outcome.exception_info):
         return _error(gate, subject, table, raised)
     content = dict(outcome.result)
-    if gate.expectation in _ROW_WISE and content.get("element_count") != rows:
+    if gate.expectation in {*_ROW_WISE, _INTERVAL} and content.get("element_count") != rows:
         return _error(gate, subject, table, f"{content.get('element_count')} of {rows} rows were evaluated")
+    if gate.expectation == _INTERVAL:
+        return _interval_result(gate, subject, table, Judged(**content["details"]), bool(outcome.success))
     unexpected = int(content.get("unexpected_count") or 0)
-    observed, detail = _describe(gate, table, content, unexpected, values)
+    observed, detail = describe(gate, table, content, unexpected, values)
     missing = 1 - values / rows if rows else 0.0
     status: Status = "pass" if bool(outcome.success) else "fail"  # numpy.bool from quantiles and means
     if not counted and values < gate.min_rows:
@@ -263,6 +351,21 @@ def _result(gate: Gate, subject: str, table: pd.DataFrame, built: Any, outcomes:
         detail = f"{missing:.4g} of the values are missing, at most {gate.max_missing:g} may be; {detail}"
         status = "inconclusive"
     return CheckResult(gate.id, subject, status, observed, rows, unexpected, detail)
+
+
+def _interval_result(gate: Gate, subject: str, table: pd.DataFrame, found: Judged, success: bool) -> CheckResult:
+    """A row outside weighs more than what could not be judged, and both weigh more than success."""
+    observed, detail = describe_intervals(gate, table, found)
+    status: Status = "pass"
+    if found.judged < gate.min_rows:
+        status, detail = "inconclusive", f"{_too_few(gate, found.rows, found.judged)}; {detail}"
+    elif not found.kept(gate.mostly):
+        status = "fail"
+    elif found.biased or found.missing_too_many(gate.max_missing):
+        status = "inconclusive"
+    if success != (status == "pass") and found.judged >= gate.min_rows:
+        return _error(gate, subject, table, f"the engine says success = {success} of a result that is {status}")
+    return CheckResult(gate.id, subject, status, observed, len(table), found.outside, detail)
 
 
 def _same(built: Any, config: Any) -> bool:
@@ -290,80 +393,6 @@ def _error(gate: Gate, subject: str, table: pd.DataFrame, words: str) -> CheckRe
 
 
 def _too_few(gate: Gate, rows: int, values: int) -> str:
-    return f"{values} value(s) in {rows} row(s), at least {gate.min_rows} are wanted"
-
-
-def _describe(
-    gate: Gate, table: pd.DataFrame, content: Mapping[str, Any], unexpected: int, values: int
-) -> tuple[float | str | None, str]:
-    """The telling number, and the finding in words with the threshold."""
-    kind, limits = gate.expectation, _limits(gate)
-    if kind == "row_count_between":
-        return len(table), f"{len(table)} rows, wanted {limits}"
-    if kind == "columns_present":
-        absent = sorted(set(gate.values) - set(map(str, table.columns)))
-        return (", ".join(absent) or None), f"missing columns: {', '.join(absent) or 'none'}"
-    if kind == "mean_between":
-        mean = _number(content["observed_value"])
-        return mean, f"mean of {gate.column} {_shown(mean)}, wanted {limits}"
-    if kind == "quantile_between":
-        value = _number(content["observed_value"]["values"][0])
-        return value, f"quantile {gate.quantile:g} of {gate.column} {_shown(value)}, wanted {limits}"
-    share = _number(1 - unexpected / values)
-    observed = _worst(gate, table) if kind == "between" and gate.mostly == 1 else share
-    wish = {"between": limits, "in_set": f"one of {len(gate.values)} value(s)", "match_regex": f"/{gate.regex}/"}
-    detail = (
-        f"{gate.column}: {values - unexpected} of {values} rows fulfil {kind}"
-        f"{' ' + wish[kind] if kind in wish else ''}, wanted a share of {gate.mostly:g}"
-    )
-    if kind == "between":
-        detail += f"; worst {_shown(_worst(gate, table))}"
-    offenders = _offenders(gate, table, content) if unexpected else ""
-    return observed, f"{detail}; such as {offenders}" if offenders else detail
-
-
-def _worst(gate: Gate, table: pd.DataFrame) -> float | None:
-    """The value that lies farthest beyond a limit, or nearest to one when all keep it."""
-    column = table[gate.column]
-    least, greatest = _number(column.min()), _number(column.max())
-    if gate.max is None or least is None or greatest is None:
-        return least
-    return least if gate.min is not None and gate.min - least > greatest - gate.max else greatest
-
-
-def _offenders(gate: Gate, table: pd.DataFrame, content: Mapping[str, Any]) -> str:
-    """The first few values that do not fulfil the gate, each with the names of its row."""
-    seen = []
-    for value in content.get("partial_unexpected_list") or ():
-        if value not in seen:
-            seen.append(value)
-    if gate.expectation == "not_null":
-        places = table.index[table[gate.column].isna()][:_SHOWN]
-        return ", ".join(filter(None, (_label(gate, table, place) for place in places)))
-    lines = []
-    for value in seen[:_SHOWN]:
-        label = _label(gate, table, (table[gate.column] == value).idxmax())
-        text = _shown(value) if isinstance(value, (int, float)) else repr(str(value)[:60])
-        lines.append(f"{label}: {text}" if label else text)
-    return ", ".join(lines)
-
-
-def _label(gate: Gate, table: pd.DataFrame, place: Any) -> str:
-    names = [name for name in _LABELS if name in table.columns and name != gate.column]
-    return "/".join(str(table.at[place, name]) for name in names)
-
-
-def _limits(gate: Gate) -> str:
-    low = "" if gate.min is None else f"at least {gate.min:g}"
-    high = "" if gate.max is None else f"at most {gate.max:g}"
-    return " and ".join(filter(None, (low, high)))
-
-
-def _number(value: Any) -> float | None:
-    """A plain float of 12 significant digits, so that the last bits of a sum do not differ between processors."""
-    number = float(value)
-    return float(f"{number:.12g}") if math.isfinite(number) else None
-
-
-def _shown(value: float | None) -> str:
-    return "nothing" if value is None else f"{value:.6g}"
+    chosen = " and ".join(f"{name} = {value or 'nothing'}" for name, value in sorted(gate.where.items()))
+    place = f"{rows} row(s) where {chosen}" if chosen else f"{rows} row(s)"
+    return f"{values} value(s) in {place}, at least {gate.min_rows} are wanted"

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governance import gate as gate_module
-from governance.config import validate
-from governance.errors import ConfigError, GateClosed
-from governance.files import write_json
+from governance.config import canonical_json, validate
+from governance.errors import ConfigError, GateClosed, ManifestError
+from governance.files import sha256_bytes, write_json
 from governance.gate import (
     CheckResult,
     GovernanceConfig,
@@ -36,7 +35,7 @@ def rule(name, **fields):
     }  # fmt: skip
 
 
-def make_policy(waivers=(), **changes):
+def make_policy(**changes):
     values = {
         "name": "test",
         "owners": {"data": ["ann"], "legal": ["bob"]},
@@ -46,17 +45,9 @@ def make_policy(waivers=(), **changes):
             rule("a.soft", severity="warning"),
             rule("a.law", owner="legal", suite="licences", expectation="in_set", max=None, column="licence"),
         ],
-        "waiver": list(waivers),
         **changes,
     }
     return validate(values, Policy, "policy")
-
-
-def waiver(**fields):
-    return {
-        "gate": "a.hard", "subject": CORPUS, "reason": "known and accepted", "approver": "ann", "expires": "2026-01-31",
-        **fields,
-    }  # fmt: skip
 
 
 def result(name, status="pass", subject="s"):
@@ -71,32 +62,32 @@ def with_status(status, name="a.hard"):
 
 
 @pytest.mark.parametrize(
-    ("results", "waivers", "decision"),
+    ("results", "decision"),
     [
-        (ALL_PASS, [], "PASS"),
-        (with_status("fail"), [], "BLOCK"),
-        (with_status("inconclusive"), [], "INCONCLUSIVE"),
-        (with_status("error"), [], "ERROR"),
-        (with_status("missing"), [], "NOT_RUN"),
-        ([], [], "NOT_RUN"),
-        (ALL_PASS[:2], [], "NOT_RUN"),
-        (with_status("fail", "a.soft"), [], "PASS"),
-        (with_status("error", "a.soft"), [], "ERROR"),
-        ([*ALL_PASS, result("a.unknown")], [], "ERROR"),
-        ([*ALL_PASS, result("a.hard", "fail", "t")], [], "BLOCK"),
-        (with_status("fail"), [waiver()], "WAIVED"),
-        (with_status("fail"), [waiver(expires="2026-01-14")], "BLOCK"),
-        (with_status("fail"), [waiver(subject="d" * 64)], "BLOCK"),
-        (with_status("error"), [waiver()], "ERROR"),
-        (with_status("missing"), [waiver()], "NOT_RUN"),
-        (ALL_PASS, [waiver()], "PASS"),
+        (ALL_PASS, "PASS"),
+        (with_status("fail"), "BLOCK"),
+        (with_status("inconclusive"), "INCONCLUSIVE"),
+        (with_status("error"), "ERROR"),
+        (with_status("missing"), "NOT_RUN"),
+        ([], "NOT_RUN"),
+        (ALL_PASS[:2], "NOT_RUN"),
+        (with_status("fail", "a.soft"), "PASS"),
+        (with_status("error", "a.soft"), "ERROR"),
+        ([*ALL_PASS, result("a.unknown")], "ERROR"),
+        ([*ALL_PASS, result("a.hard", "fail", "t")], "BLOCK"),
     ],
 )
-def test_decisions(results, waivers, decision):
-    judgement = decide(make_policy(waivers), results, CORPUS, TODAY)
+def test_decisions(results, decision):
+    assert decide(make_policy(), results, CORPUS, TODAY).decision == decision
+
+
+@pytest.mark.parametrize(("status", "decision"), [("inconclusive", "PASS"), ("fail", "BLOCK"), ("error", "ERROR")])
+def test_an_inconclusive_result_is_only_shown_where_the_gate_says_so(status, decision):
+    policy = make_policy(gate=[rule("a.hard", on_inconclusive="show"), rule("a.soft"), rule("a.law")])
+    judgement = decide(policy, with_status(status), CORPUS, TODAY)
     assert judgement.decision == decision
-    if decision == "WAIVED":
-        assert judgement.waivers[0]["approver"] == "ann"
+    [reason] = judgement.reasons
+    assert reason["closes"] == (decision != "PASS")
 
 
 _STATUS = st.sampled_from(["pass", "fail", "inconclusive", "error", "missing"])
@@ -120,9 +111,14 @@ def test_open_only_when_every_critical_gate_passed_everywhere(results):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"waiver": [waiver(gate="a.nowhere")]}, "not in this policy"),
-        ({"waiver": [waiver(approver="bob")]}, "may not approve"),
-        ({"waiver": [waiver(expires="soon")]}, "YYYY-MM-DD"),
+        ({"waiver": [{"gate": "a.hard"}]}, "unknown key"),
+        ({"people": {"ann": "no key"}}, "is no key's id"),
+        ({"people": {"ann": "a" * 64, "bob": "a" * 64}}, "ann, bob have one key"),
+        ({"gate": [rule("a.b", where={"": "x"})]}, "without a name"),
+        ({"gate": [rule("a.b", rule="lower_ci")]}, "belong to interval_between"),
+        ({"gate": [rule("a.b", min_n=9)]}, "belong to interval_between"),
+        ({"gate": [rule("a.b", expectation="interval_between")]}, "wants no column"),
+        ({"gate": [rule("a.b", expectation="interval_between", column="", max=None)]}, "wants min, max or both"),
         ({"gate": [rule("a.b"), rule("a.b")]}, "unique"),
         ({"gate": [rule("a.b", owner="nobody")]}, "not in"),
         ({"gate": [rule("a.b", max=None)]}, "wants min, max or both"),
@@ -142,6 +138,8 @@ def corpus(tmp_path):
     fields = {"version": 1, "key": "0" * 64, "config": {}, "inputs": (), "stats": {}, "run": {}}
     shard = Output(path="encode/0000000000000000/train/00000.tokens", bytes=1, sha256="1" * 64)
     tokens = Manifest(stage="encode", outputs=(shard,), **fields)
+    (tmp_path / shard.path).parent.mkdir(parents=True)
+    (tmp_path / shard.path).write_bytes(b"1")
     audit = Manifest(stage="audit", outputs=(), **fields)
     config = GovernanceConfig(signing_key="key.pem")
     return tokens, audit, config, tmp_path
@@ -187,15 +185,129 @@ def test_other_shards_other_policy_and_expiry_close(corpus, monkeypatch):
     with pytest.raises(GateClosed, match="another policy"):
         require_open(tokens, looser, config, root, root)
 
+    move_clock(monkeypatch, datetime.timedelta(days=policy.verdict_days + 1))
+    with pytest.raises(GateClosed, match="expired"):
+        require_open(tokens, policy, config, root, root)
+
+
+def move_clock(monkeypatch, by):
+    """Every later question after the time is answered that much later."""
     real = datetime.datetime
 
-    class Later(real):
+    class Moved(real):
         @classmethod
         def now(cls, tz=None):
-            return real.now(tz) + datetime.timedelta(days=policy.verdict_days + 1)
+            return real.now(tz) + by
 
-    monkeypatch.setattr(gate_module.datetime, "datetime", Later)
-    with pytest.raises(GateClosed, match="expired"):
+    monkeypatch.setattr(datetime, "datetime", Moved)
+
+
+def test_a_clock_that_was_moved_back_closes_and_signs_nothing(corpus, monkeypatch):
+    tokens, _, config, root = corpus
+    policy = make_policy()
+    sign_for(corpus, policy, ALL_PASS)
+    with monkeypatch.context() as patch:
+        move_clock(patch, -datetime.timedelta(minutes=4))
+        assert require_open(tokens, policy, config, root, root)["verdict"] == "PASS"
+    move_clock(monkeypatch, -datetime.timedelta(minutes=6))
+    with pytest.raises(GateClosed, match="a clock was moved"):
+        require_open(tokens, policy, config, root, root)
+    with pytest.raises(GateClosed, match="no verdict is given"):
+        sign_for(corpus, policy, ALL_PASS)
+
+
+class ListedJournal:
+    """A journal in memory: the statements in their order, each with the time that it was given."""
+
+    def __init__(self, time="2026-01-01T00:00:00Z"):
+        self.lines, self.time = [], time
+
+    def head(self):
+        return f"{len(self.lines) - 1}:{sha256_bytes(canonical_json(self.lines[-1]))}" if self.lines else ""
+
+    def last_time(self):
+        return self.time if self.lines else ""
+
+    def append(self, kind, statement):
+        self.lines.append({"kind": kind, "statement": statement})
+
+    def entries(self, kind):
+        return [line["statement"] for line in self.lines if line["kind"] == kind]
+
+
+def test_the_journal_carries_each_verdict_once_and_finds_an_older_one_put_back(corpus):
+    tokens, audit, config, root = corpus
+    policy, journal = make_policy(), ListedJournal()
+    path = verdict_path(tokens, policy, root)
+
+    def give(results, log=journal):
+        judgement = decide(policy, results, tokens.digest, TODAY)
+        return give_verdict(judgement, tokens, audit, policy, (config, root), root, log)
+
+    assert give(ALL_PASS)["journal_head"] == ""
+    old, head = path.read_bytes(), journal.head()
+    assert head.startswith("0:")
+    give(ALL_PASS)
+    assert len(journal.lines) == 1, "a verdict that stands is stated once"
+    assert require_open(tokens, policy, config, root, root, journal)["verdict"] == "PASS"
+    assert give(with_status("fail"))["journal_head"] == head
+    assert len(journal.lines) == 2
+    path.write_bytes(old)
+    with pytest.raises(GateClosed, match="an older verdict was put back"):
+        require_open(tokens, policy, config, root, root, journal)
+    assert require_open(tokens, policy, config, root, root)["verdict"] == "PASS", "what a missing journal cannot find"
+    assert give(ALL_PASS)["verdict"] == "PASS"
+    assert require_open(tokens, policy, config, root, root, journal)["verdict"] == "PASS"
+    with pytest.raises(GateClosed, match="the journal does not know it"):
+        require_open(tokens, policy, config, root, root, ListedJournal())
+    journal.time = "2999-01-01T00:00:00Z"
+    with pytest.raises(GateClosed, match="the journal's last line is of 2999"):
+        require_open(tokens, policy, config, root, root, journal)
+
+
+def test_a_broken_journal_closes(corpus):
+    tokens, audit, config, root = corpus
+    policy, journal = make_policy(), ListedJournal()
+    judgement = decide(policy, ALL_PASS, tokens.digest, TODAY)
+    give_verdict(judgement, tokens, audit, policy, (config, root), root, journal)
+
+    def broken(kind):
+        raise ManifestError("line 3 does not follow line 2")
+
+    journal.entries = broken
+    with pytest.raises(GateClosed, match="line 3 does not follow"):
+        require_open(tokens, policy, config, root, root, journal)
+
+
+def outputs(*shards):
+    return tuple(
+        Output(path=f"encode/{'0' * 16}/train/{name}.tokens", bytes=size, sha256=digest * 64)
+        for name, size, digest in shards
+    )
+
+
+@pytest.mark.parametrize(
+    ("shards", "files", "words"),
+    [
+        (outputs(("a", 100, "1"), ("b", 100, "2")), {"a": 100}, "b.tokens is missing"),
+        (outputs(("a", 100, "1")), {"a": 99}, "has 99 bytes"),
+        (outputs(("a", 100, "1"), ("a", 100, "1")), {"a": 100}, "is listed 2 times"),
+        (outputs(("a", 100, "1"), ("b", 100, "1")), {"a": 100, "b": 100}, "are one shard, 2 times"),
+        (outputs(), {}, "no token shard"),
+        (outputs(("a", 64, "1"), ("b", 64, "1")), {"a": 64, "b": 64}, ""),
+    ],
+)
+def test_a_missing_and_a_doubled_shard_close(corpus, shards, files, words):
+    tokens, audit, config, root = corpus
+    tokens = tokens.model_copy(update={"outputs": shards})
+    for name, size in files.items():
+        (root / f"encode/{'0' * 16}/train/{name}.tokens").write_bytes(b"x" * size)
+    policy = make_policy()
+    sign_for((tokens, audit, config, root), policy, ALL_PASS)
+    if not words:
+        assert require_open(tokens, policy, config, root, root)["verdict"] == "PASS"
+        return
+    with pytest.raises(GateClosed, match=words):
         require_open(tokens, policy, config, root, root)
 
 

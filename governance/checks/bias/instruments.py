@@ -28,7 +28,7 @@ import numpy as np
 
 from governance.checks.bias.interval_rows import OTHERS, Row, interval_row
 from governance.checks.bias.jackknife import Floats
-from governance.checks.bias.representation import split_words
+from governance.checks.bias.lexicons import split_words
 from governance.checks.bias.student_t import quantile, two_sided_p
 from governance.errors import ConfigError
 

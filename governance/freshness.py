@@ -1,0 +1,113 @@
+"""Whether a verdict is about these token shards, under this policy, and still the last word.
+
+Pure questions, each answered with the fault in words, or with nothing. A verdict is a file; who can write files can put
+an older one back, set the clock back, or list a shard twice. So the time is compared with what was signed, the verdict
+with the journal, and each shard with the manifest's list.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from governance.errors import ManifestError
+from governance.files import sha256_file
+from governance.manifest import Manifest
+
+SKEW = datetime.timedelta(minutes=5)
+"""How far the clocks of two nodes may differ."""
+VERDICT = "verdict"
+"""The kind of a verdict's entry in the journal; its statement's subject is the verdict's file."""
+_HEADER_BYTES = 64  # a token shard without a document is its header alone, and equals every other
+
+
+class JournalLike(Protocol):
+    """What is asked of a root's journal."""
+
+    def head(self) -> str:
+        """What names its last line; "" when there is none."""
+
+    def last_time(self) -> str:
+        """The time of its last line, ISO 8601 in UTC; "" when there is none."""
+
+    def append(self, kind: str, statement: Mapping[str, Any]) -> None:
+        """Sign a statement and append it."""
+
+    def entries(self, kind: str) -> Iterable[Mapping[str, Any]]:
+        """The statements of a kind, oldest first; ManifestError when the chain is broken."""
+
+
+def stamp(moment: datetime.datetime) -> str:
+    """A time in UTC, ISO 8601, to the second."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def clock_fault(moment: datetime.datetime, signed_at: str, journal: JournalLike | None) -> str:
+    """Whether now is before what was already signed: a clock that was moved back."""
+    latest = stamp(moment + SKEW)
+    if latest < signed_at:
+        return f"it was signed at {signed_at} and this machine's clock says {stamp(moment)}: a clock was moved"
+    last = journal.last_time() if journal is not None else ""
+    if last and latest < last:
+        return f"the journal's last line is of {last} and this machine's clock says {stamp(moment)}: a clock was moved"
+    return ""
+
+
+def shard_faults(tokens: Manifest, root: Path) -> str:
+    """Whether a token shard is missing, or stands for two."""
+    for name, count in Counter(output.path for output in tokens.outputs).items():
+        if count > 1:
+            return f"{name} is listed {count} times"
+    shards = [output for output in tokens.outputs if output.path.endswith(".tokens")]
+    if not shards:
+        return "it lists no token shard"
+    for digest, count in Counter(output.sha256 for output in shards if output.bytes > _HEADER_BYTES).items():
+        if count > 1:
+            names = ", ".join(output.path for output in shards if output.sha256 == digest)
+            return f"{names} are one shard, {count} times"
+    for output in tokens.outputs:
+        path = root / output.path
+        if not path.is_file():
+            return f"{output.path} is missing"
+        if (found := path.stat().st_size) != output.bytes:
+            return f"{output.path} has {found} bytes, the manifest says {output.bytes}"
+    return ""
+
+
+def staleness(verdict: Mapping[str, Any], tokens: Manifest, policy_digest: str, moment: datetime.datetime) -> str:
+    """Whether a verdict is about something else, or has run out."""
+    wanted = {tokens.path: tokens.digest, **{output.path: output.sha256 for output in tokens.outputs}}
+    if verdict["subjects"] != wanted:
+        return "it was given for other token shards"
+    if verdict["policy"]["digest"] != policy_digest:
+        return "it was given under another policy"
+    if verdict["expires"] <= stamp(moment):
+        return f"it expired on {verdict['expires']}"
+    lapsed = [
+        item["gate"] for item in verdict["waivers"] if moment.date() > datetime.date.fromisoformat(item["expires"])
+    ]
+    return f"the waiver of {', '.join(lapsed)} has expired" if lapsed else ""
+
+
+def replay_fault(path: Path, root: Path, journal: JournalLike | None) -> str:
+    """Whether the journal's last verdict of this file's name is another one: an older one was put back."""
+    if journal is None:
+        return ""
+    try:
+        stated = last_stated(path, root, journal)
+    except ManifestError as error:
+        return f"the journal cannot be believed: {error}"
+    if not stated:
+        return "the journal does not know it"
+    return "" if stated == sha256_file(path) else "the journal knows a newer one: an older verdict was put back"
+
+
+def last_stated(path: Path, root: Path, journal: JournalLike) -> str:
+    """The digest that the journal last stated of a verdict's file; "" when it never did."""
+    name, found = path.relative_to(root).as_posix(), ""
+    for entry in journal.entries(VERDICT) if journal.head() else ():
+        found = next((item["digest"]["sha256"] for item in entry["subject"] if item["name"] == name), found)
+    return found

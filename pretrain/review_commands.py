@@ -1,0 +1,38 @@
+"""What `assay governance review` does; `cli.py` says how it is typed."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from dataclasses import replace
+
+from pretrain.commands import load, say
+
+
+def governance_review(arguments: argparse.Namespace) -> None:
+    """Walk the reviewer through the open gates of a run's verdict."""
+    from governance.gate import gather
+    from governance.review import Bench, kept_tables, review, reviewer_key
+    from governance.waivers import Case
+    from pretrain.run import corpus, judge
+
+    loaded, runtime = load(arguments, "governance check")
+    look = replace(runtime, make=False)
+    key = reviewer_key(arguments.key)
+    artifacts = corpus(loaded, look)
+    checked, verdict = judge(loaded, artifacts, look)
+    config, digest = loaded.config.governance, artifacts["encode"].digest
+    papers = gather(config, loaded.folder)
+    today = datetime.datetime.now(datetime.UTC).date()
+    bias = artifacts.get("bias")
+    bench = Bench(
+        case=Case(loaded.policy, digest, today, papers.submitters, verdict["key_id"]),
+        verdict=verdict,
+        tables=kept_tables(runtime.root / checked.folder, runtime.root / bias.folder if bias else None),
+        root=runtime.root,
+        waivers=loaded.folder / config.waivers,
+        approvals=loaded.folder / config.approvals,
+    )
+    if review(bench, key, sys.stdin, sys.stdout):
+        say(f"next: assay governance check {arguments.config}")

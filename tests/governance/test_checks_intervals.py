@@ -1,0 +1,216 @@
+"""Interval gates: which number is compared, what cannot be judged, and the door that they go through."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from governance.checks import expectations
+from governance.checks.expectations import run_suite
+from governance.checks.findings import offending_rows
+from governance.checks.intervals import judge
+from governance.policy import Gate
+
+
+def gate(**fields):
+    known = {"id": "a.b", "suite": "impact", "expectation": "interval_between", "owner": "f", "why": "a reason for it"}
+    return Gate(**{**known, **fields})
+
+
+def row(value, lower, upper, n=100, note=None, **names):
+    known = {"metric": "keep_ratio", "stage": "clean", "axis": "gender", "group": "women"}
+    return {**known, "value": value, "lower": lower, "upper": upper, "n": n, "note": note, **names}
+
+
+def one(rows, rule):
+    (result,) = run_suite(pd.DataFrame(rows), [rule], "impact")
+    return result
+
+
+STRADDLES = [row(0.75, 0.6, 0.9)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "bounds", "status", "observed"),
+    [
+        ("point", {"min": 0.8}, "fail", 0.75),
+        ("upper_ci", {"min": 0.8}, "pass", 0.9),
+        ("lower_ci", {"min": 0.8}, "fail", 0.6),
+        ("upper_ci", {"min": 0.91}, "fail", 0.9),
+        ("point", {"max": 0.75}, "pass", 0.75),
+        ("upper_ci", {"max": 0.8}, "fail", 0.9),
+        ("lower_ci", {"max": 0.8}, "pass", 0.6),
+        ("point", {"min": 0.7, "max": 0.8}, "pass", 0.75),
+    ],
+)
+def test_the_rule_says_which_number_is_compared(rule, bounds, status, observed):
+    result = one(STRADDLES, gate(rule=rule, **bounds))
+    assert (result.status, result.observed) == (status, observed)
+
+
+def test_the_detail_names_the_row_with_its_interval():
+    result = one([row(1.0, 0.9, 1.1, group="men"), *STRADDLES], gate(min=0.8))
+    assert result.unexpected == 1
+    assert result.detail == (
+        "1 of 2 judged rows have value at least 0.8, wanted a share of 1; worst 0.75; "
+        "such as keep_ratio/clean/gender/women: 0.75 [0.6, 0.9], n 100"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "rule", "words"),
+    [
+        ([row(1.0, 0.9, 1.1, n=9)], gate(min=0.8, min_n=10), "fewer than 10 units"),
+        ([row(1.0, 0.9, 1.1, n=None)], gate(min=0.8), "an unknown number"),
+        ([row(1.0, None, None)], gate(min=0.8, rule="lower_ci"), "1 row(s) have no lower"),
+        ([row(None, 0.9, 1.1)], gate(min=0.8), "1 row(s) have no value"),
+        ([row(1.0, 0.9, 1.1), row(None, None, None)], gate(min=0.8), "1 row(s) have no value"),
+        (
+            [row(1.0, 0.9, 1.1), row(1.0, 0.9, 1.1, note="biased instrument: sentiment")],
+            gate(min=0.8, max_missing=1.0),
+            "1 row(s) measured by a biased instrument: sentiment",
+        ),
+        (
+            [row(0.1, 0.0, 0.2, note="biased instrument: sentiment; see instruments")],
+            gate(min=0.8),
+            "biased instrument: sentiment",
+        ),
+        (STRADDLES, gate(min=0.8, where={"axis": "age"}), "0 row(s) where axis = age"),
+        (STRADDLES, gate(min=0.1, min_rows=2), "at least 2 are wanted"),
+    ],
+)
+def test_what_cannot_be_judged_is_inconclusive_and_named(rows, rule, words):
+    result = one(rows, rule)
+    assert result.status == "inconclusive"
+    assert words in result.detail
+
+
+def test_a_row_outside_weighs_more_than_a_biased_instrument():
+    rows = [row(0.5, 0.4, 0.6), row(0.1, 0.0, 0.2, note="biased instrument: toxicity")]
+    result = one(rows, gate(min=0.8))
+    assert (result.status, result.unexpected) == ("fail", 1)
+    assert "toxicity" in result.detail
+
+
+def test_some_rows_may_be_missing_or_outside_where_the_gate_says_so():
+    rows = [row(1.0, 0.9, 1.1)] * 8 + [row(0.5, 0.4, 0.6), row(None, None, None)]
+    assert one(rows, gate(min=0.8, max_missing=0.1)).status == "fail"
+    assert one(rows, gate(min=0.8, max_missing=0.1, mostly=0.88)).status == "pass"
+    assert one(rows, gate(min=0.8, max_missing=0.05, mostly=0.88)).status == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([row(1.0, 1.1, 0.9)], "lower end lies above"),
+        ([row(math.inf, 0.9, 1.1)], "infinite"),
+        ([row(1.0, 0.9, math.inf)], "infinite"),
+        ([row("many", 0.9, 1.1)], "no number"),
+        ([{"value": 1.0, "lower": 0.9, "n": 5}], "'upper' stands 0 times"),
+    ],
+)
+def test_what_no_estimate_can_be_is_an_error(rows, words):
+    result = one(rows, gate(min=0.0))
+    assert result.status == "error"
+    assert words in result.detail
+
+
+def test_where_selects_rows_of_any_table_and_an_unknown_column_is_an_error():
+    table = pd.DataFrame({"stage": ["clean", "dedup", None], "x": [0.1, 0.9, 5.0]})
+    known = {"id": "a.b", "suite": "sources", "expectation": "between", "column": "x", "owner": "d", "why": "a" * 10}
+    rules = [
+        Gate(**known, max=0.2, where={"stage": "clean"}),
+        Gate(**known, max=0.2, where={"stage": "dedup"}),
+        Gate(**known, max=0.2, where={"stage": "redact"}),
+        Gate(**known, max=9.0, where={"stage": ""}),
+        Gate(**known, max=0.2, where={"step": "clean"}),
+    ]
+    results = run_suite(table, rules, "sources")
+    assert [result.status for result in results] == ["pass", "fail", "inconclusive", "pass", "error"]
+    assert [result.rows for result in results] == [1, 1, 0, 1, 3]
+    assert "0 row(s) where stage = redact" in results[2].detail
+
+
+def test_a_lost_or_exchanged_result_is_an_error(monkeypatch):
+    execute = expectations._execute
+    rules = [gate(min=0.8), gate(min=0.1)]
+    table = pd.DataFrame(STRADDLES)
+    assert [result.status for result in run_suite(table, rules, "t")] == ["fail", "pass"]
+    monkeypatch.setattr(expectations, "_execute", lambda t, built: execute(t, {1: built[1]}))
+    assert [result.status for result in run_suite(table, rules, "t")] == ["error", "pass"]
+
+    def swapped(part, built):
+        found = execute(part, built)
+        return {0: found[1], 1: found[1]}
+
+    monkeypatch.setattr(expectations, "_execute", swapped)
+    assert [result.status for result in run_suite(table, rules, "t")] == ["error", "pass"]
+
+
+def test_an_engine_that_says_success_of_a_failure_is_an_error(monkeypatch):
+    execute = expectations._execute
+
+    def kind(part, built):
+        found = execute(part, built)
+        for outcomes in found.values():
+            outcomes[0].success = True
+        return found
+
+    monkeypatch.setattr(expectations, "_execute", kind)
+    result = one(STRADDLES, gate(min=0.8))
+    assert result.status == "error"
+    assert "success = True of a result that is fail" in result.detail
+
+
+NUMBER = st.one_of(st.none(), st.floats(0, 2))
+ROWS = st.lists(
+    st.builds(
+        lambda value, half, n, note: row(
+            value, None if value is None or half is None else value - half,
+            None if value is None or half is None else value + half, n, note,
+        ),
+        NUMBER, st.one_of(st.none(), st.floats(0, 1)), st.one_of(st.none(), st.integers(0, 60)),
+        st.sampled_from([None, None, "as expected", "biased instrument: x"]),
+    ),
+    max_size=8,
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(rows=ROWS, rule=st.sampled_from(["point", "lower_ci", "upper_ci"]), low=NUMBER, high=NUMBER)
+def test_the_rows_are_those_of_a_plain_loop(rows, rule, low, high):
+    columns = list(row(0, 0, 0))
+    found = judge(pd.DataFrame(rows, columns=columns), rule, (low, high), 10)
+    name = {"point": "value", "lower_ci": "lower", "upper_ci": "upper"}[rule]
+    biased = thin = bare = 0
+    outside = []
+    for place, line in enumerate(rows):
+        number = line[name]
+        if (line["note"] or "").startswith("biased instrument"):
+            biased += 1
+        elif line["n"] is None or line["n"] < 10:
+            thin += 1
+        elif number is None:
+            bare += 1
+        elif (low is not None and number < low) or (high is not None and number > high):
+            outside.append(place)
+    assert (found.biased, found.thin, found.bare, found.outside) == (biased, thin, bare, len(outside))
+    assert sorted(found.places) == outside
+    assert found.judged == len(rows) - biased - thin - bare
+    if (low, high) != (None, None) and (low is None or high is None or low <= high):
+        assert (
+            offending_rows(gate(rule=rule, min=low, max=high, min_n=10), pd.DataFrame(rows, columns=columns)) == outside
+        )
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(rows=ROWS, rule=st.sampled_from(["point", "lower_ci", "upper_ci"]))
+def test_a_pass_means_that_every_row_was_judged_and_kept(rows, rule):
+    table = pd.DataFrame(rows, columns=list(row(0, 0, 0)))
+    (result,) = run_suite(table, [gate(rule=rule, min=0.5, min_n=10)], "t")
+    found = judge(table, rule, (0.5, None), 10)
+    assert (result.status == "pass") == (found.judged == len(rows) > 0 and found.outside == 0)

@@ -1,0 +1,317 @@
+"""What must not train a model, through the command line; plain Great Expectations (GX) beside it says success.
+
+One corpus is prepared and let through once. Each test copies it, does one thing to it, and asks twice: the audit ends
+with 77, and so does the training, before a step is computed.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from governance.checks import expectations
+from governance.files import place, write_json
+from governance.gate import verdict_path
+from governance.manifest import Output, describe, read_manifest, write_manifest
+from governance.papers import signature_fields, write_paper
+from governance.signing import create_key, private_key, sign
+from governance.waivers import REFUSAL, WAIVER, Refusal, Waiver
+from pretrain.cli import main
+from pretrain.run_config import load_run
+from tests.conftest import CONFIG, tale
+
+NOW = datetime.datetime.now(datetime.UTC)
+SOURCES = """
+[[data.sources]]
+type = "jsonl"
+name = "stories"
+paths = ["stories.jsonl"]
+licence = "CC0-1.0"
+"""
+
+
+def gate(name, **fields):
+    """One more gate, as the policy's text."""
+    known = {"id": name, "owner": "data", "why": "what the test is about", **fields}
+    lines = []
+    for field, value in known.items():
+        text = json.dumps(value)
+        if isinstance(value, dict):
+            text = "{ " + ", ".join(f"{key} = {json.dumps(item)}" for key, item in value.items()) + " }"
+        lines.append(f"{field} = {text}")
+    return "\n[[gate]]\n" + "\n".join(lines) + "\n"
+
+
+FAILS = gate("sources.few", suite="sources", expectation="between", column="documents_in", max=1)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A corpus of two shards, the texts of the second longer, and its PASS."""
+    folder = tmp_path_factory.mktemp("prepared") / "project"
+    folder.mkdir()
+    config = CONFIG.replace('paths = ["*.jsonl"]', 'paths = ["tales.jsonl"]\nopt_out_field = "opt_out"')
+    (folder / "run.toml").write_text(config.replace("[data.tokenizer]", f"{SOURCES}\n[data.tokenizer]"))
+    policy = (Path(__file__).parents[2] / "configs" / "policy.toml").read_text()
+    create_key(folder / "ann.pem")
+    policy = policy.replace('data = ["data-lead"]', 'data = ["ann"]').replace(
+        "[licences]", '[people]\nann = "ann.pem.pub"\n\n[licences]'
+    )
+    (folder / "policy.toml").write_text(policy)
+    for name, words, seeds in (("tales", 90, range(120)), ("stories", 140, range(200, 240))):
+        lines = [{"text": tale(seed, words), **({"opt_out": "none"} if seed == 7 else {})} for seed in seeds]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["data", "prepare", *words_of(folder), "--workers", "1"]) == 0
+    assert main(["governance", "check", *words_of(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def project(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "project")
+    return tmp_path / "project"
+
+
+def words_of(folder):
+    return [str(folder / "run.toml"), "--root", str(folder / "root")]
+
+
+def closed(folder, capsys, told, *words, checked=77, status=77):
+    """The audit and the training end with these; the error names what it should, and no step was computed."""
+    capsys.readouterr()
+    if checked is not None:
+        assert main(["governance", "check", *words_of(folder), *words]) == checked
+    if status == 77:
+        assert checked is None or checked == 0 or told in capsys.readouterr().err
+    assert main(["train", *words_of(folder), *words]) == status
+    assert told in capsys.readouterr().err
+    assert [path.name for made in ("train", "checkpoint") for path in (folder / "root" / made).glob("*")] == []
+
+
+def demand(folder, text):
+    """Add to the policy."""
+    path = folder / "policy.toml"
+    path.write_text(path.read_text() + text)
+
+
+def verdict_of(folder):
+    """The verdict's file, the policy and the token shards' manifest, as the run's file says now."""
+    run = load_run(folder / "run.toml", [])
+    [manifest] = (folder / "root" / "encode").glob("*/manifest.json")
+    tokens = read_manifest(manifest)
+    return verdict_path(tokens, run.policy, folder / "root"), run.policy, tokens
+
+
+def paper(folder, kind, **fields):
+    """A waiver or a refusal by ann of what `FAILS` finds."""
+    _, policy, tokens = verdict_of(folder)
+    key = private_key(folder / "ann.pem")
+    known = {**signature_fields("ann", "the test wants it so", key), "gate": "sources.few", "result": "sources"}
+    known |= {"policy": policy.digest}
+    if kind == WAIVER:
+        known |= {"observed": 160.0, "max_deviation": 159.0, "expires": str(NOW.date() + datetime.timedelta(days=9))}
+    content = (Waiver if kind == WAIVER else Refusal)(**{**known, **fields})
+    path = folder / "waivers" / f"{kind.split(':')[2]}.json"
+    write_paper(path, kind, ("corpus", tokens.digest), content, key)
+    return path
+
+
+def engine():
+    expectations._engine()
+    import great_expectations as gx
+    import great_expectations.expectations as gxe
+
+    return gx, gxe
+
+
+def plain(table, *built):
+    """What Great Expectations itself says of a table."""
+    gx, _ = engine()
+    batch = expectations._engine().get_batch(batch_parameters={"dataframe": table})
+    return bool(batch.validate(gx.ExpectationSuite(name="plain", expectations=list(built))).success)
+
+
+def test_what_is_in_order_does_train(project):
+    """Without this the tests below would prove nothing."""
+    assert main(["train", *words_of(project)]) == 0
+    [train] = (project / "root" / "train").glob("*/losses.json")
+    assert len(json.loads(train.read_bytes())["losses"]) == 12
+    assert list((project / "root" / "checkpoint").glob("*/manifest.json"))
+
+
+# --- the five ways in which the engine fails open
+
+
+def test_one_bad_shard_of_several(project, capsys):
+    gx, gxe = engine()
+    [features] = (project / "root" / "clean").glob("*/features")
+    shards = sorted(path.name for path in features.glob("*.parquet"))
+    assert len(shards) == 2
+    context = gx.get_context(mode="ephemeral")
+    asset = context.data_sources.add_pandas_filesystem("files", base_directory=features).add_parquet_asset("shards")
+    wish = gxe.ExpectColumnValuesToBeBetween(column="words", max_value=120)
+    suite = context.suites.add(gx.ExpectationSuite(name="suite", expectations=[wish]))
+    definitions = [
+        context.validation_definitions.add(
+            gx.ValidationDefinition(name=name, data=asset.add_batch_definition_path(name, path=name), suite=suite)
+        )
+        for name in sorted(shards, key=lambda name: "stories" not in name)
+    ]
+    outcome = context.checkpoints.add(gx.Checkpoint(name="all", validation_definitions=definitions)).run()
+    assert (outcome.success, len(outcome.run_results)) == (True, 1), "two shards, one result, and it is green"
+
+    demand(project, gate("documents.short", suite="documents", expectation="between", column="words", max=120))
+    closed(project, capsys, "documents.short")
+
+
+def test_an_expectation_that_is_lost(project, capsys, monkeypatch, tmp_path):
+    gx, gxe = engine()
+    context = gx.get_context(mode="file", project_root_dir=tmp_path / "store")
+    wish = gxe.ExpectColumnValuesToBeBetween(column="documents_in", max_value=1)
+    context.suites.add(gx.ExpectationSuite(name="suite", expectations=[wish]))
+    [stored] = (tmp_path / "store").rglob("expectations/suite.json")
+    stored.write_text(stored.read_text().replace(wish.expectation_type, "expect_what_nobody_imported"))
+    suite = gx.get_context(mode="file", project_root_dir=tmp_path / "store").suites.get("suite")
+    batch = expectations._engine().get_batch(batch_parameters={"dataframe": pd.DataFrame({"documents_in": [160]})})
+    assert batch.validate(suite).success, "its only expectation was dropped, and it is green"
+
+    demand(project, FAILS)
+    execute = expectations._execute
+
+    def losing(table, built):
+        kept = {index: wish for index, wish in built.items() if wish.configuration.kwargs.get("max_value") != 1}
+        return execute(table, kept) if kept else {}
+
+    monkeypatch.setattr(expectations, "_execute", losing)
+    closed(project, capsys, "0 result(s) came back for this gate")
+
+
+def test_a_table_without_a_row(project, capsys):
+    _, gxe = engine()
+    assert plain(
+        pd.DataFrame({"documents_in": []}), gxe.ExpectColumnValuesToBeBetween(column="documents_in", min_value=1)
+    )
+    where = {"stage": "paragraphs"}
+    demand(project, gate("sources.some", suite="sources", expectation="between", column="lost", max=0, where=where))
+    closed(project, capsys, "0 row(s) where stage = paragraphs")
+
+
+def test_a_column_of_which_nearly_nothing_is_there(project, capsys):
+    _, gxe = engine()
+    [features] = (project / "root" / "clean").glob("*/features/*tales.parquet")
+    column = pq.read_table(features, columns=["opt_out"], partitioning=None).to_pandas().replace("", None)
+    assert column["opt_out"].isna().mean() > 0.99
+    assert plain(column, gxe.ExpectColumnValuesToBeInSet(column="opt_out", value_set=["none"]))
+    demand(
+        project, gate("documents.signals", suite="documents", expectation="in_set", column="opt_out", values=["none"])
+    )
+    closed(project, capsys, "of the values are missing")
+
+
+def test_a_suite_of_nothing(project, capsys):
+    assert plain(pd.DataFrame({"value": [99.0]})), "nothing was asked, and it is green"
+    demand(project, gate("tone.gap", suite="tone", expectation="interval_between", max=0.1, rule="lower_ci"))
+    closed(project, capsys, "tone.gap")
+
+
+# --- waivers
+
+
+def test_a_waiver_that_holds_opens_and_each_that_does_not_closes(project, capsys):
+    demand(project, FAILS)
+    right = paper(project, WAIVER)
+    assert main(["governance", "check", *words_of(project)]) == 0
+    assert "verdict WAIVED" in capsys.readouterr().out
+    waived = verdict_of(project)[0].read_bytes()
+
+    submitter = ["--set", 'governance.submitter="ann"']
+    closed(project, capsys, "ann submitted this run", *submitter)
+
+    right.unlink()
+    paper(project, WAIVER, expires=str(NOW.date() - datetime.timedelta(days=1)))
+    closed(project, capsys, "it expired on")
+
+    (project / "waivers" / "waiver.json").unlink()
+    closed(project, capsys, "sources.few")
+    verdict_of(project)[0].write_bytes(waived)
+    closed(project, capsys, "its file is gone", checked=None)
+
+
+def test_a_refusal_closes_what_was_let_through(project, capsys):
+    demand(project, FAILS)
+    paper(project, WAIVER)
+    assert main(["governance", "check", *words_of(project)]) == 0
+    refused = paper(project, REFUSAL)
+    closed(project, capsys, "refused by ann", checked=None)
+    closed(project, capsys, "refused by ann")
+    refused.unlink()
+    assert main(["governance", "check", *words_of(project)]) == 0
+
+
+# --- verdicts
+
+
+def resign(folder, **changes):
+    """The verdict with other times, signed by the key that signs verdicts here."""
+    path, _, _ = verdict_of(folder)
+    statement = json.loads(base64.b64decode(json.loads(path.read_bytes())["payload"]))
+    statement["predicate"] |= {name: moment.strftime("%Y-%m-%dT%H:%M:%SZ") for name, moment in changes.items()}
+    write_json(path, sign(statement, private_key(folder / "key.pem")))
+
+
+def test_a_verdict_that_ran_out(project, capsys):
+    resign(project, signed_at=NOW - datetime.timedelta(days=40), expires=NOW - datetime.timedelta(days=10))
+    closed(project, capsys, "it expired on", checked=None)
+
+
+def test_a_clock_that_was_moved_back(project, capsys):
+    resign(project, signed_at=NOW + datetime.timedelta(hours=1), expires=NOW + datetime.timedelta(days=9))
+    closed(project, capsys, "a clock was moved", checked=None)
+    closed(project, capsys, "a clock was moved")
+
+
+def test_the_verdict_of_another_policy(project, capsys):
+    passed = verdict_of(project)[0]
+    demand(project, FAILS)
+    closed(project, capsys, "no verdict on this corpus", checked=None)
+    place(passed, verdict_of(project)[0])
+    closed(project, capsys, "it was given under another policy", checked=None)
+
+
+def test_a_policy_that_is_looser_than_its_parent(project, capsys):
+    policy = project / "policy.toml"
+    shutil.copy(policy, project / "parent.toml")
+    loose = policy.read_text().replace("max = 0.9\nowner", "max = 0.99\nowner", 1)
+    policy.write_text('parent = "parent.toml"\n' + loose)
+    closed(project, capsys, "looser than assay-default: max is 0.99, was 0.9")
+
+
+# --- shards
+
+
+def test_a_shard_that_is_missing(project, capsys):
+    """The look-up of the artifact finds it before the gate does, and says how to make it: 66."""
+    [shard, *_] = sorted((project / "root" / "encode").glob("*/train/*.tokens"))
+    shard.unlink()
+    closed(project, capsys, "data prepare", checked=66, status=66)
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_shard_that_stands_twice(project, capsys, copied):
+    root = project / "root"
+    _, _, tokens = verdict_of(project)
+    first = next(output for output in tokens.outputs if output.path.endswith(".tokens"))
+    twice: Output = first
+    if copied:
+        target = (root / first.path).with_name("zz-again.tokens")
+        shutil.copyfile(root / first.path, target)
+        twice = describe(target, root)
+    write_manifest(tokens.model_copy(update={"outputs": (*tokens.outputs, twice)}), root)
+    closed(project, capsys, "are one shard, 2 times" if copied else "is listed 2 times", checked=77)
