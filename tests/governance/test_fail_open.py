@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import io
 import json
 import shutil
 from pathlib import Path
@@ -242,6 +243,22 @@ def test_a_waiver_that_holds_opens_and_each_that_does_not_closes(project, capsys
     closed(project, capsys, "sources.few")
     verdict_of(project)[0].write_bytes(waived)
     closed(project, capsys, "its file is gone", checked=None)
+
+
+def test_a_reviewer_signs_what_opens(project, capsys, monkeypatch):
+    demand(project, FAILS)
+    closed(project, capsys, "sources.few")
+    review = ["governance", "review", *words_of(project), "--key"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("w\na person looked at the counts\n\n\n"))
+    assert main([*review, str(project / "ann.pem")]) == 0
+    told = capsys.readouterr().out
+    assert "row        ingest/(all): 160" in told
+    assert "waivers/waiver-sources.few-" in told
+    assert "next: assay governance check" in told
+    assert main(["governance", "check", *words_of(project)]) == 0
+    assert "verdict WAIVED" in capsys.readouterr().out
+    assert main([*review, str(project / "key.pem")]) == 78, "the verdict's key is no person's"
+    assert main([*review, str(project / "nobody.pem")]) == 66
 
 
 def test_a_refusal_closes_what_was_let_through(project, capsys):
