@@ -62,8 +62,9 @@ def test_a_planted_identity_term_is_flagged_and_the_clean_lexicon_is_not(languag
     for (axis, group), terms in sorted(TERMS[language].items()):
         if len([one for one in TERMS[language] if one[0] == axis]) < 2:
             continue
+        groups = {key: of for key, of in TERMS[language].items() if key[0] == axis}
         planted = lexicon_scorer({**PRAISE, terms[0]: -1.0})
-        rows = instrument_rows({language: {"sentiment": planted, "clean": clean}}, TERMS, TEMPLATES)
+        rows = instrument_rows({language: {"sentiment": planted, "clean": clean}}, {language: groups}, TEMPLATES)
         assert biased_instruments(rows) == {("sentiment", language)}, (axis, group, terms[0])
         found = [
             one for one in rows if one["instrument"] == "sentiment" and one["group"] == group and one["axis"] == axis

@@ -39,8 +39,6 @@ from governance.errors import ManifestError
 ORDER = ("ingest", "clean", "classify", "dedup", "paragraphs", "decontaminate", "redact", "mix", "encode", "kept")
 """Where a document can end, in the order of a run."""
 FOUR_FIFTHS = 0.8
-OVER_DISPERSED = 1.2
-"""The design effect above which buckets differ by more than the jackknife's own error (18 % with 64 buckets)."""
 LENGTHS = 16
 _NORMAL = 1.959963985  # the 0.975 quantile
 
@@ -204,7 +202,7 @@ def _with_interval(ratios: Floats, variance: float, sampled: Integers, of_group:
     model = math.sqrt(variance)
     clustered_margin, margin = float(quantile(degrees)[0] * error[0]), _NORMAL * model
     effect = float(error[0] ** 2 / variance)
-    clustered = clustered_margin > margin and effect > OVER_DISPERSED
+    clustered = clustered_margin > margin
     center = math.log(value)
     if clustered:
         p = float(two_sided_p(center / error, degrees)[0])

@@ -11,10 +11,10 @@ G is the number of buckets that hold anything of what is sampled. Documents of o
 have in common is in the interval.
 
 Scales make a skewed statistic nearly symmetric, and keep an interval inside its range: logit for shares, log for
-ratios, Fisher's atanh for values between -1 and 1. Measured (tests/governance/test_bias_coverage.py): 92 to 97 % of
-the intervals cover the truth. Where a handful of huge domains hold most mentions of a rare group (sizes log-normal
-with sigma 2, a group in 1 of 1,000 documents) coverage falls to 82 %: the corpus then holds too few domains for any
-method.
+ratios, Fisher's atanh for values between -1 and 1. Measured over 200 corpora (tests/governance/test_bias_coverage.py):
+93 to 97 % of the intervals of each metric cover the truth, with 600, 60 and 400 very unequal domains. Where a handful
+of huge domains hold most mentions of a rare group (2,000 domains, sizes log-normal with sigma 2, a group in 1 of 1,000
+documents) coverage falls to 82 %: so few domains cannot tell how domains differ.
 
 Promise: a statistic that rests on one bucket alone has no interval (NaN), never a narrow one. Price: 65 evaluations
 of the statistic, vectorised; no second pass over documents.

@@ -19,7 +19,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 MOST_DEGREES = 100.0
-_TURNS = 120  # of the continued fraction: it has converged to 1e-15 long before, for every v up to 100
+_TURNS = 40  # of the continued fraction: 25 give 1.4e-13 for every v up to 100
 _TINY = 1e-300
 
 
