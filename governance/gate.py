@@ -38,6 +38,12 @@ class GovernanceConfig(Section):
     """Path of the private key; empty: the user's own, made on first use."""
     trusted_keys: tuple[str, ...] = ()
     """Public key files whose verdicts open the gate; empty: the signing key's own."""
+    git_note: bool = False
+    """Leave the journal's head in a git note (refs/notes/assay) on the commit that the run's file lies at."""
+    model_signing: bool = False
+    """Sign each checkpoint as OpenSSF's model_signing does (`model.sig` beside its files)."""
+    model_key: str = ""
+    """Path of the EC key that signs them; empty: the user's own, made on first use."""
 
     def key_path(self, folder: Path) -> Path:
         """Where the signing key lies; relative paths are taken from the run's file."""

@@ -14,7 +14,8 @@ A whole example (`<root>/clean/0123456789abcdef/manifest.json`):
 `key` says what *should* be made (stage, version, config, input digests); `digest` is the hash of everything but
 `run`, and says what *was* made. Paths are relative to the root, so a root can be moved. A reader refuses an
 unknown schema and an unknown key: it never guesses. `seal` is the hash of all the rest, `run` included: it finds
-accidents within the manifest itself, as the digests in `outputs` find them in the files.
+accidents within the manifest itself, as the digests in `outputs` find them in the files. An output of more than 64 MiB
+has `leaves` too, the SHA-256 of each 64 MiB of it: where the file is not as it was, the piece can be named.
 """
 
 from __future__ import annotations
@@ -23,11 +24,19 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from governance.config import Section, canonical_json
 from governance.errors import ManifestError, MissingInput
-from governance.files import sha256_bytes, sha256_file, write_json
+from governance.files import (
+    LEAF_BYTES,
+    json_text,
+    sha256_bytes,
+    sha256_file,
+    sha256_leaves,
+    sha256_with_leaves,
+    write_text,
+)
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
@@ -52,6 +61,15 @@ class Output(Section):
     """Relative to the root, with forward slashes."""
     bytes: int = Field(ge=0)
     sha256: str
+    leaves: tuple[str, ...] = ()
+    """SHA-256 of each 64 MiB piece of a larger file; none, and left out of the JSON, for a smaller one."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty_leaves(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if not self.leaves:
+            del values["leaves"]
+        return values
 
 
 class Manifest(Section):
@@ -101,13 +119,19 @@ class Manifest(Section):
 
 
 def describe(path: Path, root: Path) -> Output:
-    """Hash one finished file below `root`."""
-    return Output(path=path.relative_to(root).as_posix(), bytes=path.stat().st_size, sha256=sha256_file(path))
+    """Hash one finished file below `root`, a large one with its leaves."""
+    digest, leaves = sha256_with_leaves(path)
+    return Output(path=path.relative_to(root).as_posix(), bytes=path.stat().st_size, sha256=digest, leaves=leaves)
 
 
 def write_manifest(manifest: Manifest, root: Path) -> None:
     """Commit an artifact: the last file written, atomically."""
-    write_json(root / manifest.path, {**manifest.plain(), "seal": _seal(manifest.plain())})
+    write_text(root / manifest.path, manifest_text(manifest))
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """What the manifest's file holds."""
+    return json_text({**manifest.plain(), "seal": _seal(manifest.plain())})
 
 
 def _seal(values: dict[str, Any]) -> str:
@@ -153,18 +177,46 @@ def present(manifest: Manifest, root: Path) -> bool:
     return True
 
 
-def verify(manifest: Manifest, root: Path) -> list[str]:
-    """Read each output and compare; return the differences in words, each naming its file (none: it is whole)."""
-    problems = []
-    for output in manifest.outputs:
-        path = root / output.path
-        if not path.is_file():
-            problems.append(f"{output.path}: is missing")
-        elif path.stat().st_size != output.bytes:
-            problems.append(f"{output.path}: has {path.stat().st_size} bytes, the manifest says {output.bytes}")
-        elif (found := sha256_file(path)) != output.sha256:
-            problems.append(f"{output.path}: has sha256 {found[:16]}…, the manifest says {output.sha256[:16]}…")
-    return problems
+def verify(manifest: Manifest, root: Path, *, deep: bool = False) -> list[str]:
+    """Read each output and compare; return the differences in words, each naming its file (none: it is whole).
+
+    Of a large file that differs the pieces are named; `deep` compares the leaves of those that do not, too.
+    """
+    return [
+        f"{output.path}: {problem}"
+        for output in manifest.outputs
+        if (problem := _fault(output, root, deep)) is not None
+    ]
+
+
+def _fault(output: Output, root: Path, deep: bool) -> str | None:
+    path = root / output.path
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    if size != output.bytes:
+        return f"has {size} bytes, the manifest says {output.bytes}{_pieces(output, sha256_leaves(path), size)}"
+    found, leaves = sha256_with_leaves(path) if deep else (sha256_file(path), None)
+    if found != output.sha256:
+        pieces = _pieces(output, sha256_leaves(path) if leaves is None else leaves, size)
+        return f"has sha256 {found[:16]}…, the manifest says {output.sha256[:16]}…{pieces}"
+    if leaves is not None and leaves != output.leaves:
+        return f"is whole, but its manifest has other leaves{_pieces(output, leaves, size)}"
+    return None
+
+
+def _pieces(output: Output, found: tuple[str, ...], size: int) -> str:
+    """Which bytes of a large file differ, in words, neighbours joined."""
+    ranges: list[list[int]] = []
+    for number, (ours, theirs) in enumerate(zip(found, output.leaves, strict=False)):
+        first, last = number * LEAF_BYTES, min((number + 1) * LEAF_BYTES, size) - 1
+        if ours != theirs:
+            if ranges and ranges[-1][1] == first - 1:
+                ranges[-1][1] = last
+            else:
+                ranges.append([first, last])
+    told = ", ".join(f"{first} to {last}" for first, last in ranges)
+    return f"; bytes {told} differ" if told else ""
 
 
 def differences(ours: Manifest, theirs: Manifest) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.prepare import prepare
+from governance.attestation import open_journal, state_verdict
 from governance.errors import GateClosed, MissingInput, PipelineError, Preempted
 from governance.gate import CheckResult, decide, explain, give_verdict, read_verdict, require_open, verdict_path
 from governance.log import get_logger
@@ -44,6 +45,8 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
     today = datetime.datetime.now(datetime.UTC).date()
     judgement = decide(run.policy, results, tokens.digest, today)
     verdict = give_verdict(judgement, tokens, checked, run.policy, (run.config.governance, run.folder), runtime.root)
+    journal = open_journal(run.config.governance, run.folder, runtime.root)
+    state_verdict(journal, verdict_path(tokens, run.policy, runtime.root), runtime.root, verdict)
     get_logger(__name__).info("%s", explain(verdict))
     return checked, verdict
 

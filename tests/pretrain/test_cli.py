@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pretrain import commands, data_commands
+from pretrain import commands, data_commands, governance_commands
 from pretrain.cli import parser
 
 COMMON = ["--help", "--root", "--set", "--workers", "CONFIG"]
@@ -21,9 +21,11 @@ SURFACE = {
     "export": [*COMMON, "CHECKPOINT", "FOLDER"],
     "governance check": COMMON,
     "governance diff": ["--help", "A", "B"],
-    "governance keygen": ["--help", "PATH"],
-    "governance trace": ["--help", "ARTIFACT"],
-    "governance verify": ["--help", "--key", "ROOT"],
+    "governance impact": ["--help", "--root", "DOCUMENT|URL|SHARD"],
+    "governance keygen": ["--days", "--help", "--job", "--model", "--name", "--root", "--root-key", "PATH"],
+    "governance sign": ["--help", "--key", "--signing-key", "CHECKPOINT"],
+    "governance trace": ["--help", "--prov", "--svg", "ARTIFACT"],
+    "governance verify": ["--deep", "--help", "--key", "ARTIFACT|ROOT"],
     "report": COMMON,
     "run": [*COMMON, "--processes"],
     "slurm render": COMMON,
@@ -46,7 +48,7 @@ def surface(top, prefix=""):
 def test_surface_is_pinned_and_each_command_exists():
     found = list(surface(parser()))
     assert {name: options for name, options, _ in found} == {name: sorted(words) for name, words in SURFACE.items()}
-    modules = {"data": data_commands, "": commands}
+    modules = {"data": data_commands, "governance": governance_commands, "": commands}
     assert all(callable(getattr(modules[group], function)) for _, _, (group, function) in found)
     assert {group for name, _, (group, _) in found if name.startswith("data ")} == {"data"}
 
