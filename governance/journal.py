@@ -239,8 +239,9 @@ def _parse(line: bytes, index: int) -> Entry | None:
     try:
         values = json.loads(line)
         found = json.loads(base64.b64decode(values["envelope"]["payload"]))
-        entry = Entry(index, sha256_bytes(line), values["kind"], values["time"], found)
+        entry = Entry(index, sha256_bytes(line), str(values["kind"]), str(values["time"]), found)
         _named(entry)
+        dict(found["predicate"]["journal"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return entry

@@ -2,7 +2,7 @@
 
 Artifacts, verdicts, children and source files are entities; the making of each artifact is an activity, with its
 start and end where its manifest is still there; edges are `used`, `wasGeneratedBy` and `wasDerivedFrom`. Names are
-URNs of the stage and the digest, so the same artifact has the same name in every document.
+URNs of the stage and the digest (of a source file of its name, too), so a thing has one name in every document.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from governance.files import sha256_bytes
 from governance.lineage import SOURCES, Graph, Node
 
 
@@ -36,7 +37,8 @@ def prov_document(graph: Graph, nodes: Iterable[Node]) -> dict[str, Any]:
 
 
 def _local(node: Node) -> str:
-    return f"{node.stage}-{node.digest}"
+    name = f"{node.stage}-{node.digest}"
+    return f"{name}-{sha256_bytes(node.path.encode('utf-8'))[:8]}" if node.stage in SOURCES else name
 
 
 def _name(node: Node) -> str:

@@ -133,7 +133,7 @@ def _verify_artifact(path: Path, root: Path, evidence: _Evidence | None) -> tupl
     try:
         manifest = read_manifest(path)
     except ManifestError as error:
-        return 1, [f"{name}: {str(error).removeprefix(f'{path}: ')}"]
+        return 1, [f"{name}: {str(error).removeprefix(f'{path}: ')} Nothing can be said of its files."]
     problems = []
     if path.read_bytes() != json_text(json.loads(path.read_bytes())).encode("utf-8"):
         problems.append(f"{name}: its bytes are not those that were written")

@@ -39,10 +39,11 @@ def find_documents(asked: str, roots: Roots) -> Found:
     if path is not None and path.suffix == SUFFIX:
         held = TokenShard.open(path).identities
         return Found(frozenset(row.tobytes() for row in held), (), len(held) > 0)
-    ids = {asked, *_of_url(asked, roots)} if path is None else set(_ids(path))
+    read = set(_meant(asked, roots)) if path is None else set(_ids(path))
+    ids = read or {asked}  # the documents that were read may be gone; a shard still knows identities
     identities = frozenset(document_identity(name) for name in ids)
     fates = tuple(_fates(ids, roots))
-    return Found(identities, fates, bool(fates) or path is not None or ids != {asked} or _is_read(asked, roots))
+    return Found(identities, fates, bool(read or fates))
 
 
 def _shard(asked: str, roots: Roots) -> Path | None:
@@ -66,17 +67,14 @@ def _tables(roots: Roots, role: str, stage: str = "") -> Iterator[tuple[Manifest
                 yield from ((manifest, path) for path in manifest.files(role, root) if path.exists())
 
 
-def _of_url(asked: str, roots: Roots) -> Iterator[str]:
+def _meant(asked: str, roots: Roots) -> Iterator[str]:
+    """The ids, among all documents that were read, of this id or URL."""
     wanted = normalise_url(asked)
     for _, path in _tables(roots, "documents", "ingest"):
         table = read_table(path, columns=["id", "url"])
         for name, url in zip(table["id"].to_pylist(), table["url"].to_pylist(), strict=True):
-            if url and (url == asked or (wanted and normalise_url(url) == wanted)):
+            if name == asked or (url and (url == asked or (wanted and normalise_url(url) == wanted))):
                 yield name
-
-
-def _is_read(asked: str, roots: Roots) -> bool:
-    return any(asked in _ids(path) for _, path in _tables(roots, "documents", "ingest"))
 
 
 def _fates(ids: set[str], roots: Roots) -> Iterator[str]:
