@@ -220,18 +220,44 @@ def _pieces(output: Output, found: tuple[str, ...], size: int) -> str:
 
 
 def differences(ours: Manifest, theirs: Manifest) -> list[str]:
-    """In words, where two manifests differ in what the digest covers."""
-    return _differences(ours.content(), theirs.content(), "")
+    """In words, where two manifests differ in what the digest covers; files are compared by their names."""
+    a, b = ours.content(), theirs.content()
+    files = [_files_of(manifest) for manifest in (ours, theirs)]
+    plain = _differences({**a, "outputs": None}, {**b, "outputs": None}, "")
+    lines = plain + _file_differences(*files)
+    return lines or ["outputs: listed otherwise"] * (ours.digest != theirs.digest)
+
+
+def _files_of(manifest: Manifest) -> dict[str, Output]:
+    """The outputs by their names within the artifact; those of another artifact by their whole path."""
+    return {output.path.removeprefix(f"{manifest.folder}/"): output for output in manifest.outputs}
+
+
+def _file_differences(ours: dict[str, Output], theirs: dict[str, Output]) -> list[str]:
+    lines = []
+    for name in sorted(set(ours) | set(theirs)):
+        a, b = ours.get(name), theirs.get(name)
+        if a is None or b is None:
+            lines.append(f"outputs: {name} is only in the {'first' if b is None else 'second'}")
+        elif a.sha256 != b.sha256:
+            size = f"{a.bytes} bytes against {b.bytes}" if a.bytes != b.bytes else f"both of {a.bytes} bytes"
+            pieces = _pieces(b, a.leaves, a.bytes) if a.leaves else ""
+            lines.append(f"outputs: {name} differs, {size}{pieces}")
+    same = sum(name in theirs and theirs[name].sha256 == output.sha256 for name, output in ours.items())
+    return [*lines, f"outputs: {same} file(s) are the same"] if lines else []
 
 
 def _differences(ours: Any, theirs: Any, where: str) -> list[str]:
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        names = sorted(set(ours) | set(theirs))
-        return [
-            line
-            for name in names
-            for line in _differences(ours.get(name), theirs.get(name), f"{where}.{name}" if where else name)
-        ]
+        lines = []
+        for name in sorted(set(ours) | set(theirs)):
+            place = f"{where}.{name}" if where else name
+            if name in ours and name in theirs:
+                lines += _differences(ours[name], theirs[name], place)
+            else:
+                side, value = ("first", ours[name]) if name in ours else ("second", theirs[name])
+                lines.append(f"{place}: only in the {side}, {value!r}")
+        return lines
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
         pairs = enumerate(zip(ours, theirs, strict=True))
         return [line for index, (a, b) in pairs for line in _differences(a, b, f"{where}[{index}]")]

@@ -153,11 +153,13 @@ def _start_wandb(folder: Path, config: TrackingConfig, recipe: TrainRecipe, key:
     # Read at import, and the only way to keep its staged files inside the artifact's folder.
     for variable in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         os.environ[variable] = str(place)
-    import wandb
-
     mode = config.mode
     if mode == "auto":
         mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    if mode != "online":  # read at import, too: it looks up the address of its error reports even when it is offline
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
+    import wandb
+
     return wandb.init(
         project=config.project,
         name=config.name or f"train-{key[:8]}",

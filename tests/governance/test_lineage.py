@@ -16,7 +16,7 @@ from governance.gate import GovernanceConfig
 from governance.lineage import read_graph
 from governance.lineage_drawing import draw
 from governance.lineage_prov import prov_document
-from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
+from governance.manifest import FILE_NAME, Input, Manifest, Output, differences, read_manifest
 from governance.model_signature import create_model_key
 from governance.signing import public_path
 from pretrain.cli import main
@@ -187,3 +187,23 @@ def test_found_adds_nothing_and_a_head_stands_in_the_run(finished):
     kinds = [line["kind"] for line in lines]
     assert kinds.count("checkpoint") == kinds.count("model-signature") == 3
     assert kinds.count("verdict") == kinds.count("train") == kinds.count("report") == 1
+
+
+def test_a_difference_is_told_in_words():
+    def made(config, outputs, **fields):
+        return Manifest(stage="s", version=1, key="0" * 64, config=config, inputs=(), stats={}, run={},
+                        outputs=[Output(path=f"s/{'0' * 16}/{name}", bytes=size, sha256=digest * 64)
+                                 for name, size, digest in outputs], **fields)  # fmt: skip
+
+    ours = made({"least": 5, "old": True}, [("kept/0", 10, "a"), ("kept/1", 20, "b"), ("kept/2", 5, "c")])
+    theirs = made({"least": 6, "new": None}, [("kept/0", 10, "a"), ("kept/1", 21, "d"), ("kept/3", 5, "c")])
+    assert differences(ours, ours) == []
+    assert differences(ours, theirs) == [
+        "config.least: 5 against 6",
+        "config.new: only in the second, None",
+        "config.old: only in the first, True",
+        "outputs: kept/1 differs, 20 bytes against 21",
+        "outputs: kept/2 is only in the first",
+        "outputs: kept/3 is only in the second",
+        "outputs: 1 file(s) are the same",
+    ]
