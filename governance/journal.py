@@ -104,7 +104,8 @@ class Journal:
         self._lock = root / _LOCK
         self._key, self._trusted, self._after = key, trusted, after
         self._signer: SigningKey | None = None
-        self._bytes = b""
+        self._size = 0  # bytes that were taken in
+        self._ended = True  # and whether they end with a whole line
         self._lines = 0
         self._last = ""  # SHA-256 of the last line
         self._torn = False
@@ -207,18 +208,21 @@ class Journal:
 
     def _read(self) -> None:
         """Take in what was appended since; nothing is verified here."""
-        data = self.path.read_bytes() if self.path.exists() else b""
-        if data == self._bytes:
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size == self._size:
             return
-        if not self._bytes or not data.startswith(self._bytes) or not self._bytes.endswith(b"\n"):
-            self._lines, self._last, self._torn, self._entries, self._stated, self._bytes = 0, "", False, [], {}, b""
-        for line in _lines(data[len(self._bytes) :]):
+        if size < self._size or not self._ended:
+            self._size, self._lines, self._last, self._torn, self._entries, self._stated = 0, 0, "", False, [], {}
+        with open(self.path, "rb") as handle:
+            handle.seek(self._size)
+            data = handle.read()
+        for line in _lines(data):
             entry = _parse(line, self._lines)
             self._lines, self._last, self._torn = self._lines + 1, sha256_bytes(line), entry is None
             if entry is not None:
                 self._entries.append(entry)
                 self._stated.update(entry.subjects)
-        self._bytes = data
+        self._size, self._ended = self._size + len(data), data.endswith(b"\n")
 
 
 def _seconds(moment: str) -> float:

@@ -242,4 +242,5 @@ def _lost(root: Path, evidence: _Evidence) -> Iterator[str]:
         if path.exists() or not path.parent.is_dir():
             continue
         if path.name == FILE_NAME or entry.kind in (VERDICT, MODEL_SIGNATURE):
-            yield f"{name}: is missing, though {JOURNAL} line {entry.index} states it and its folder is there"
+            why = "its folder is there: it was moved, or its making killed"
+            yield f"{name}: is missing, though {JOURNAL} line {entry.index} states it and {why}"

@@ -87,11 +87,11 @@ def evaluate(arguments: Arguments) -> None:
     artifacts = corpus(loaded, replace(runtime, make=False))
     tokens = artifacts.get("pack", artifacts["encode"])
     found = measure(arguments.checkpoint, tokens, loaded.config.engine, runtime.root)
+    say(f"loss {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte, {found.tokens:,} tokens")
     checkpoint = read_artifact(arguments.checkpoint)
     subject = {f"evaluation/{checkpoint.digest[:16]}": sha256_bytes(canonical_json(asdict(found)))}
     made_from = [checkpoint.as_input(), tokens.as_input()]
     _journal(loaded, runtime).state("evaluation", subject, made_from, **asdict(found))
-    say(f"loss {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte, {found.tokens:,} tokens")
 
 
 def export(arguments: Arguments) -> None:

@@ -41,12 +41,12 @@ def make(root, stage, inputs, files, run=None, **stats):
 
 
 def build(folder):
-    """A root of every kind of thing: sources, shards (one of three pieces), a verdict, a signed checkpoint, a run."""
+    """A root of every kind of thing: sources, shards (one of two pieces), a verdict, a signed checkpoint, a run."""
     root, chance = folder / "root", random.Random(1)
     sources = [Input(stage="file", digest=f"{n}" * 64, path=f"tales/{n}.jsonl") for n in range(2)]
     ingest = make(root, "ingest", sources, {f"documents/{n}.parquet": chance.randbytes(300 + n) for n in range(3)})
     clean = make(root, "clean", [ingest.as_input()], {"documents/0.parquet": chance.randbytes(200)})
-    big = chance.randbytes(1 << 20) * (LEAF_BYTES * 2 >> 20) + b"the end"
+    big = chance.randbytes(1 << 20) * (LEAF_BYTES >> 20) + b"the end"
     encode = make(root, "encode", [clean.as_input(), ingest.as_input()],
                   {"train/0.tokens": big, "train/1.tokens": chance.randbytes(500)})  # fmt: skip
     audit = make(root, "audit", [ingest.as_input(), clean.as_input(), encode.as_input()], {"results.json": b"[]"})
