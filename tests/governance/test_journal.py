@@ -14,7 +14,7 @@ from governance.anchors import anchor, anchor_faults
 from governance.errors import ManifestError
 from governance.journal import FILE_NAME, Journal, provenance, read_journal
 from governance.manifest import Input, Manifest
-from governance.signing import create_key, private_key
+from governance.signing import create_job_key, create_key, private_key
 
 
 def open_it(root, after=lambda head: None):
@@ -79,6 +79,16 @@ def test_a_run_names_the_verdict_and_the_checkpoint_that_it_rests_on(tmp_path):
     verdict = Input(stage="verdict", path=entries[2].place, digest=entries[2].digest)
     assert entries[3].materials == (packed.as_input(), verdict)
     assert entries[4].materials == (packed.as_input(), Input(stage="checkpoint", **last), verdict)
+
+
+def test_a_jobs_lines_are_believed_under_the_root_alone(tmp_path):
+    create_key(tmp_path / "root.pem")
+    create_job_key(tmp_path / "key.pem", private_key(tmp_path / "root.pem"), "nightly", 1)
+    open_it(tmp_path).state_artifact(manifest(1))
+    path = tmp_path / FILE_NAME
+    assert read_journal(path, [private_key(tmp_path / "root.pem").public_key()])[1] == []
+    create_key(tmp_path / "other.pem")
+    assert "certificate" in read_journal(path, [private_key(tmp_path / "other.pem").public_key()])[1][0]
 
 
 def _fill(root, first, count):
