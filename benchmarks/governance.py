@@ -2,7 +2,7 @@
 
     ASSAY_TEST_DATA=... python benchmarks/governance.py [--quick] [GROUP ...]
 
-Groups: suites identities tokens drift hashing fail_opens lost_shards share bias. Seconds are those of the CPU,
+Groups: suites identities tokens drift fail_opens lost_shards share bias journal hashing. Seconds are those of the CPU,
 after the import of Great Expectations, whose own line is told. Prints a line a goal and exits 1 when one falls short.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measures import governance_bias, governance_closed, governance_speed
+from benchmarks.measures import governance_bias, governance_closed, governance_speed, lineage_speed
 from benchmarks.measures.goals import Goal, run
 
 
@@ -31,11 +31,12 @@ def main() -> int:
         "identities": lambda: governance_speed.identities(quick),
         "tokens": lambda: governance_speed.tokens(quick),
         "drift": lambda: governance_speed.drift(quick),
-        "hashing": lambda: governance_speed.hashing(quick),
         "fail_opens": governance_closed.fail_opens,
         "lost_shards": governance_closed.lost_shards,
         "share": lambda: governance_speed.share(quick),
         "bias": lambda: governance_bias.bias(quick),
+        "journal": lambda: lineage_speed.journal(quick),
+        "hashing": lambda: lineage_speed.hashing(quick),
     }
     if unknown := sorted(set(arguments.groups) - set(groups)):
         parser.error(f"no group {', '.join(unknown)}; there are {', '.join(groups)}")

@@ -8,18 +8,24 @@ a temporary file, which `sweep_temporaries` removes once that process is gone.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import socket
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from governance.errors import MissingInput, storage_errors
 
+LEAF_BYTES = 64 << 20  # a larger file has a digest for each piece of this size, so that a bad piece can be named
+_READ_BYTES = 1 << 20
+_THREADS = threading.Lock()  # a record lock belongs to the process, so threads of one process need a lock of their own
 _TEMPORARY = ".tmp~"  # .<name>.tmp~<host>~<pid>~<random>: who writes it, so that a sweep knows whether it still lives
 
 
@@ -105,10 +111,24 @@ def write_private(path: Path, data: bytes) -> bool:
         return True
 
 
-def append_line(path: Path, line: str) -> None:
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` alone among all threads, processes and nodes of its file system.
+
+    It is a POSIX record lock, which network file systems pass on and which ends with its process, however that ends.
+    """
+    with _THREADS, storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as handle:
+            fcntl.lockf(handle, fcntl.LOCK_EX)
+            yield
+
+
+def append_line(path: Path, line: str, *, durable: bool = False) -> None:
     """Append one line (without its line end) in a single write, so that a kill tears at most the last line.
 
-    A line that a kill tore is closed first, so that it does not take the next one with it.
+    A line that a kill tore is closed first, so that it does not take the next one with it. `durable`: it is on the disk
+    when this returns.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +138,9 @@ def append_line(path: Path, line: str) -> None:
                 handle.seek(-1, os.SEEK_END)
                 torn = handle.read(1) != b"\n"
             handle.write(b"\n" * torn + line.encode("utf-8") + b"\n")
+            if durable:
+                handle.flush()
+                os.fsync(handle.fileno())
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -214,3 +237,44 @@ def sha256_file(path: Path) -> str:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
         raise MissingInput(f"cannot read {path}: {error.strerror}") from error
+
+
+def sha256_leaves(path: Path) -> tuple[str, ...]:
+    """The SHA-256 of each `LEAF_BYTES` piece of a file; none for one that is no larger than a piece.
+
+    Raises:
+        MissingInput: the file is not there or cannot be read.
+    """
+    leaves = []
+    buffer = memoryview(bytearray(_READ_BYTES))
+    try:
+        with open(path, "rb", buffering=0) as handle:
+            size = os.fstat(handle.fileno()).st_size
+            if size <= LEAF_BYTES:
+                return ()
+            while handle.tell() < size:
+                leaf, end = hashlib.sha256(), min(handle.tell() + LEAF_BYTES, size)
+                while (left := end - handle.tell()) and (count := handle.readinto(buffer[:left])):
+                    leaf.update(buffer[:count])
+                leaves.append(leaf.hexdigest())
+                if handle.tell() < end:
+                    break  # it was cut while it was read; the whole file's digest will say so
+    except OSError as error:
+        raise MissingInput(f"cannot read {path}: {error.strerror}") from error
+    return tuple(leaves)
+
+
+def sha256_with_leaves(path: Path) -> tuple[str, tuple[str, ...]]:
+    """`sha256_file` and `sha256_leaves` at once: the leaves of a large file in a second thread.
+
+    Hashing leaves the interpreter's lock, so on a second core the leaves cost no time, and the file is read from the
+    disk once; they do cost the processor as much again.
+
+    Raises:
+        MissingInput: the file is not there or cannot be read.
+    """
+    if not path.is_file() or path.stat().st_size <= LEAF_BYTES:
+        return sha256_file(path), ()
+    with ThreadPoolExecutor(1) as second:
+        leaves = second.submit(sha256_leaves, path)
+        return sha256_file(path), leaves.result()

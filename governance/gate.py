@@ -61,6 +61,12 @@ class GovernanceConfig(Section):
     """The folder of signed approvals of a policy that is looser than its parent, relative to the run's file."""
     submitter: str = ""
     """Who submitted the run, beside the account that runs it: neither may waive or approve."""
+    git_note: bool = False
+    """Leave the journal's head in a git note (refs/notes/assay) on the commit that the run's file lies at."""
+    model_signing: bool = False
+    """Sign each checkpoint as OpenSSF's model_signing does (`model.sig` beside its files)."""
+    model_key: str = ""
+    """Path of the EC key that signs them; empty: the user's own, made on first use."""
 
     def key_path(self, folder: Path) -> Path:
         """Where the signing key lies; relative paths are taken from the run's file."""

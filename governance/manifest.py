@@ -14,7 +14,8 @@ A whole example (`<root>/clean/0123456789abcdef/manifest.json`):
 `key` says what *should* be made (stage, version, config, input digests); `digest` is the hash of everything but
 `run`, and says what *was* made. Paths are relative to the root, so a root can be moved. A reader refuses an
 unknown schema and an unknown key: it never guesses. `seal` is the hash of all the rest, `run` included: it finds
-accidents within the manifest itself, as the digests in `outputs` find them in the files.
+accidents within the manifest itself, as the digests in `outputs` find them in the files. An output of more than 64 MiB
+has `leaves` too, the SHA-256 of each 64 MiB of it: where the file is not as it was, the piece can be named.
 """
 
 from __future__ import annotations
@@ -23,11 +24,19 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from governance.config import Section, canonical_json
 from governance.errors import ManifestError, MissingInput
-from governance.files import sha256_bytes, sha256_file, write_json
+from governance.files import (
+    LEAF_BYTES,
+    json_text,
+    sha256_bytes,
+    sha256_file,
+    sha256_leaves,
+    sha256_with_leaves,
+    write_text,
+)
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
@@ -52,6 +61,15 @@ class Output(Section):
     """Relative to the root, with forward slashes."""
     bytes: int = Field(ge=0)
     sha256: str
+    leaves: tuple[str, ...] = ()
+    """SHA-256 of each 64 MiB piece of a larger file; none, and left out of the JSON, for a smaller one."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty_leaves(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if not self.leaves:
+            del values["leaves"]
+        return values
 
 
 class Manifest(Section):
@@ -101,13 +119,19 @@ class Manifest(Section):
 
 
 def describe(path: Path, root: Path) -> Output:
-    """Hash one finished file below `root`."""
-    return Output(path=path.relative_to(root).as_posix(), bytes=path.stat().st_size, sha256=sha256_file(path))
+    """Hash one finished file below `root`, a large one with its leaves."""
+    digest, leaves = sha256_with_leaves(path)
+    return Output(path=path.relative_to(root).as_posix(), bytes=path.stat().st_size, sha256=digest, leaves=leaves)
 
 
 def write_manifest(manifest: Manifest, root: Path) -> None:
     """Commit an artifact: the last file written, atomically."""
-    write_json(root / manifest.path, {**manifest.plain(), "seal": _seal(manifest.plain())})
+    write_text(root / manifest.path, manifest_text(manifest))
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """What the manifest's file holds."""
+    return json_text({**manifest.plain(), "seal": _seal(manifest.plain())})
 
 
 def _seal(values: dict[str, Any]) -> str:
@@ -153,33 +177,87 @@ def present(manifest: Manifest, root: Path) -> bool:
     return True
 
 
-def verify(manifest: Manifest, root: Path) -> list[str]:
-    """Read each output and compare; return the differences in words, each naming its file (none: it is whole)."""
-    problems = []
-    for output in manifest.outputs:
-        path = root / output.path
-        if not path.is_file():
-            problems.append(f"{output.path}: is missing")
-        elif path.stat().st_size != output.bytes:
-            problems.append(f"{output.path}: has {path.stat().st_size} bytes, the manifest says {output.bytes}")
-        elif (found := sha256_file(path)) != output.sha256:
-            problems.append(f"{output.path}: has sha256 {found[:16]}…, the manifest says {output.sha256[:16]}…")
-    return problems
+def verify(manifest: Manifest, root: Path, *, deep: bool = False) -> list[str]:
+    """Read each output and compare; return the differences in words, each naming its file (none: it is whole).
+
+    Of a large file that differs the pieces are named; `deep` compares the leaves of those that do not, too.
+    """
+    return [
+        f"{output.path}: {problem}"
+        for output in manifest.outputs
+        if (problem := _fault(output, root, deep)) is not None
+    ]
+
+
+def _fault(output: Output, root: Path, deep: bool) -> str | None:
+    path = root / output.path
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    if size != output.bytes:
+        return f"has {size} bytes, the manifest says {output.bytes}{_pieces(output, sha256_leaves(path), size)}"
+    found, leaves = sha256_with_leaves(path) if deep else (sha256_file(path), None)
+    if found != output.sha256:
+        pieces = _pieces(output, sha256_leaves(path) if leaves is None else leaves, size)
+        return f"has sha256 {found[:16]}…, the manifest says {output.sha256[:16]}…{pieces}"
+    if leaves is not None and leaves != output.leaves:
+        return f"is whole, but its manifest has other leaves{_pieces(output, leaves, size)}"
+    return None
+
+
+def _pieces(output: Output, found: tuple[str, ...], size: int) -> str:
+    """Which bytes of a large file differ, in words, neighbours joined."""
+    ranges: list[list[int]] = []
+    for number, (ours, theirs) in enumerate(zip(found, output.leaves, strict=False)):
+        first, last = number * LEAF_BYTES, min((number + 1) * LEAF_BYTES, size) - 1
+        if ours != theirs:
+            if ranges and ranges[-1][1] == first - 1:
+                ranges[-1][1] = last
+            else:
+                ranges.append([first, last])
+    told = ", ".join(f"{first} to {last}" for first, last in ranges)
+    return f"; bytes {told} differ" if told else ""
 
 
 def differences(ours: Manifest, theirs: Manifest) -> list[str]:
-    """In words, where two manifests differ in what the digest covers."""
-    return _differences(ours.content(), theirs.content(), "")
+    """In words, where two manifests differ in what the digest covers; files are compared by their names."""
+    a, b = ours.content(), theirs.content()
+    files = [_files_of(manifest) for manifest in (ours, theirs)]
+    plain = _differences({**a, "outputs": None}, {**b, "outputs": None}, "")
+    lines = plain + _file_differences(*files)
+    return lines or ["outputs: listed otherwise"] * (ours.digest != theirs.digest)
+
+
+def _files_of(manifest: Manifest) -> dict[str, Output]:
+    """The outputs by their names within the artifact; those of another artifact by their whole path."""
+    return {output.path.removeprefix(f"{manifest.folder}/"): output for output in manifest.outputs}
+
+
+def _file_differences(ours: dict[str, Output], theirs: dict[str, Output]) -> list[str]:
+    lines = []
+    for name in sorted(set(ours) | set(theirs)):
+        a, b = ours.get(name), theirs.get(name)
+        if a is None or b is None:
+            lines.append(f"outputs: {name} is only in the {'first' if b is None else 'second'}")
+        elif a.sha256 != b.sha256:
+            size = f"{a.bytes} bytes against {b.bytes}" if a.bytes != b.bytes else f"both of {a.bytes} bytes"
+            pieces = _pieces(b, a.leaves, a.bytes) if a.leaves else ""
+            lines.append(f"outputs: {name} differs, {size}{pieces}")
+    same = sum(name in theirs and theirs[name].sha256 == output.sha256 for name, output in ours.items())
+    return [*lines, f"outputs: {same} file(s) are the same"] if lines else []
 
 
 def _differences(ours: Any, theirs: Any, where: str) -> list[str]:
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        names = sorted(set(ours) | set(theirs))
-        return [
-            line
-            for name in names
-            for line in _differences(ours.get(name), theirs.get(name), f"{where}.{name}" if where else name)
-        ]
+        lines = []
+        for name in sorted(set(ours) | set(theirs)):
+            place = f"{where}.{name}" if where else name
+            if name in ours and name in theirs:
+                lines += _differences(ours[name], theirs[name], place)
+            else:
+                side, value = ("first", ours[name]) if name in ours else ("second", theirs[name])
+                lines.append(f"{place}: only in the {side}, {value!r}")
+        return lines
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
         pairs = enumerate(zip(ours, theirs, strict=True))
         return [line for index, (a, b) in pairs for line in _differences(a, b, f"{where}[{index}]")]

@@ -3,28 +3,51 @@
 A DSSE envelope (Dead Simple Signing Envelope, v1) signs the type together with the bytes, so that a signed text
 cannot be passed off as another kind. Keys are PEM files: PKCS #8 for the private key, readable by its owner only,
 SubjectPublicKeyInfo for the public one beside it (`<name>.pub`). A key's id is the SHA-256 of its raw 32 bytes.
+
+A key with a certificate beside it (`<name>.cert`, see `certificates.py`) is a job's: its signatures carry the
+certificate, and count for whoever trusts the root, if they were made while the certificate held. Only the job's key
+lies on the machine that works; the root's does not.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import datetime
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from governance.certificates import PREDICATE_TYPE as CERTIFICATE
+from governance.certificates import certificate_path, certificate_predicate, read_certificate
 from governance.config import canonical_json
 from governance.errors import ConfigError, ManifestError
-from governance.files import sha256_bytes, write_bytes, write_private
+from governance.files import sha256_bytes, write_bytes, write_json, write_private
 from governance.log import get_logger
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+    PublicKey = Ed25519PublicKey
+
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """A private key, with the certificate that lies beside it."""
+
+    private: Ed25519PrivateKey
+    certificate: Mapping[str, Any] | None = None
+    """The root's envelope; None: whoever is to believe this key must trust it by itself."""
+
+    def public_key(self) -> Ed25519PublicKey:
+        """Its public half."""
+        return self.private.public_key()
 
 
 def default_key_path() -> Path:
@@ -56,16 +79,32 @@ def public_path(path: Path) -> Path:
     return path.with_name(path.name + ".pub")
 
 
-def private_key(path: Path) -> Ed25519PrivateKey:
-    """The signing key at `path`, made on first use (said aloud).
+def create_job_key(path: Path, root: SigningKey, name: str, days: int) -> None:
+    """Make a key pair for a job at `path`, with the root's certificate of `days` days beside it.
 
     Raises:
-        ConfigError: the file is no unencrypted Ed25519 key in PEM.
+        ConfigError: there is a key already, the name is empty, or `root` is a job's key itself.
+    """
+    if root.certificate is not None:
+        raise ConfigError("--root-key: is a job's key, and certifies nobody. Give the root's own key.")
+    now = datetime.datetime.now(datetime.UTC)
+    certificate_predicate(name, b"", days, now)  # a name that is refused leaves no key behind
+    create_key(path)
+    public = public_key(public_path(path))
+    predicate = certificate_predicate(name, public.public_bytes_raw(), days, now)
+    write_json(certificate_path(path), sign(statement({name: key_id(public)}, CERTIFICATE, predicate), root))
+
+
+def private_key(path: Path, *, make: bool = True) -> SigningKey:
+    """The signing key at `path` with its certificate; made on first use (said aloud) unless `make` is False.
+
+    Raises:
+        ConfigError: the file is no unencrypted Ed25519 key in PEM, or the certificate beside it is another key's.
     """
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    if not path.exists():
+    if not path.exists() and make:
         create_key(path)
         get_logger(__name__).info("made a signing key at %s; others verify with %s", path, public_path(path))
     try:
@@ -76,7 +115,21 @@ def private_key(path: Path) -> Ed25519PrivateKey:
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(f"{path}: is no Ed25519 key. Make one: assay governance keygen")
-    return key
+    return SigningKey(key, _certificate_beside(path, key.public_key()))
+
+
+def _certificate_beside(path: Path, public: Ed25519PublicKey) -> Mapping[str, Any] | None:
+    beside = certificate_path(path)
+    if not beside.exists():
+        return None
+    try:
+        envelope: dict[str, Any] = json.loads(beside.read_bytes())
+        found = read_certificate(json.loads(base64.b64decode(envelope["payload"])))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{beside}: is no certificate ({error}). Make the job's key again.") from error
+    if found is None or found.public_key != public.public_bytes_raw():
+        raise ConfigError(f"{beside}: is not the certificate of the key at {path}. Move one of them away.")
+    return envelope
 
 
 def public_key(path: Path) -> Ed25519PublicKey:
@@ -125,52 +178,132 @@ def statement(subjects: dict[str, str], predicate_type: str, predicate: dict[str
     }
 
 
-def sign(payload: dict[str, Any], key: Ed25519PrivateKey) -> dict[str, Any]:
-    """A DSSE envelope around the canonical JSON of `payload`."""
+def sign(payload: dict[str, Any], key: SigningKey) -> dict[str, Any]:
+    """A DSSE envelope around the canonical JSON of `payload`, with the key's certificate."""
     body = canonical_json(payload)
-    signature = key.sign(_pre_authentication(body))
+    signature: dict[str, Any] = {
+        "keyid": key_id(key.public_key()),
+        "sig": base64.b64encode(key.private.sign(pre_authentication(body))).decode("ascii"),
+    }
+    if key.certificate is not None:
+        signature["certificate"] = key.certificate
     return {
         "payloadType": PAYLOAD_TYPE,
         "payload": base64.b64encode(body).decode("ascii"),
-        "signatures": [
-            {"keyid": key_id(key.public_key()), "sig": base64.b64encode(signature).decode("ascii")},
-        ],
+        "signatures": [signature],
     }
 
 
 def open_envelope(path: Path, trusted: Iterable[Ed25519PublicKey]) -> tuple[dict[str, Any], str]:
-    """Verify the envelope at `path` against the trusted keys; return its statement and the signer's key id.
+    """Verify the envelope at `path` as `verify_envelope` does; return its statement and the signer's key id.
 
     Raises:
-        ManifestError: it cannot be read, was altered, or no trusted key signed it.
+        ManifestError: it cannot be read, was altered, or nobody who is trusted signed it.
     """
+    try:
+        envelope = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: is no signed envelope ({type(error).__name__}: {error})") from error
+    return verify_envelope(envelope, trusted, str(path))
+
+
+def verify_envelope(envelope: Any, trusted: Iterable[Ed25519PublicKey], place: str) -> tuple[dict[str, Any], str]:
+    """The statement of an envelope and the id of the key that signed it: a trusted one, or one that it certified.
+
+    A certified key counts if its certificate covers the time that the statement gives (`signing_time`).
+
+    Raises:
+        ManifestError: it is no envelope, was altered, nobody who is trusted signed it, or the certificate had run out;
+            begins with `place`.
+    """
+    body, signatures = _parts(envelope, place)
+    keys = {key_id(key): key for key in trusted}
+    payload: dict[str, Any] = json.loads(body)
+    why = "no trusted key signed this content: it was altered, or its signer is not in trusted_keys"
+    for signature, claimed, certificate in signatures:
+        if claimed in keys:
+            if _holds(keys[claimed], signature, body):
+                return payload, claimed
+        elif certificate is not None:
+            fault = _certified(certificate, keys, (signature, claimed, body), payload)
+            if not fault:
+                return payload, claimed
+            why = fault
+    raise ManifestError(f"{place}: {why}")
+
+
+def signing_time(payload: Mapping[str, Any]) -> str:
+    """When a statement says that it was signed: in the journal, or by its own `signed_at`; "" when it does not say."""
+    predicate = payload.get("predicate")
+    if not isinstance(predicate, Mapping):
+        return ""
+    entry = predicate.get("journal")
+    return str(entry["time"] if isinstance(entry, Mapping) and "time" in entry else predicate.get("signed_at", ""))
+
+
+Signature = tuple[bytes, str, Any]
+
+
+def _parts(envelope: Any, place: str) -> tuple[bytes, list[Signature]]:
+    """The signed bytes, and each signature with the key id that it claims and the certificate that it carries."""
+    try:
+        body = _decode(envelope["payload"])
+        kind = envelope["payloadType"]
+        signatures = [
+            (_decode(item["sig"]), str(item["keyid"]), item.get("certificate")) for item in envelope["signatures"]
+        ]
+        json.loads(body)
+    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+        raise ManifestError(f"{place}: is no signed envelope ({type(error).__name__}: {error})") from error
+    if kind != PAYLOAD_TYPE:
+        raise ManifestError(f"{place}: holds {kind!r}, not {PAYLOAD_TYPE!r}")
+    return body, signatures
+
+
+def _decode(text: str) -> bytes:
+    """The bytes of base64 text, which must be the one form of them: else a flipped bit could go unseen."""
+    data = base64.b64decode(text, validate=True)
+    if base64.b64encode(data).decode("ascii") != text:
+        raise ValueError("its base64 is not as it was written")
+    return data
+
+
+def _holds(key: Ed25519PublicKey, signature: bytes, body: bytes) -> bool:
     from cryptography.exceptions import InvalidSignature
 
     try:
-        envelope = json.loads(path.read_bytes())
-        body = base64.b64decode(envelope["payload"], validate=True)
-        kind = envelope["payloadType"]
-        signatures = [(base64.b64decode(item["sig"], validate=True), item["keyid"]) for item in envelope["signatures"]]
-    except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
-        raise ManifestError(f"{path}: is no signed envelope ({type(error).__name__}: {error})") from error
-    if kind != PAYLOAD_TYPE:
-        raise ManifestError(f"{path}: holds {kind!r}, not {PAYLOAD_TYPE!r}")
-    for key in trusted:
-        for signature, claimed in signatures:
-            if claimed != key_id(key):
-                continue
-            try:
-                key.verify(signature, _pre_authentication(body))
-            except InvalidSignature:
-                continue
-            payload: dict[str, Any] = json.loads(body)
-            return payload, key_id(key)
-    raise ManifestError(
-        f"{path}: no trusted key signed this content: it was altered, or its signer is not in trusted_keys"
-    )
+        key.verify(signature, pre_authentication(body))
+    except InvalidSignature:
+        return False
+    return True
 
 
-def _pre_authentication(body: bytes) -> bytes:
+def _certified(
+    envelope: Any, roots: Mapping[str, Ed25519PublicKey], signed: tuple[bytes, str, bytes], payload: Mapping[str, Any]
+) -> str:
+    """Why a signature with a certificate does not count; "" when it does."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    signature, claimed, body = signed
+    content, signatures = _parts(envelope, "its certificate")
+    by_root = [roots[name] for item, name, _ in signatures if name in roots and _holds(roots[name], item, content)]
+    certificate = read_certificate(json.loads(content))
+    if not by_root or certificate is None:
+        return "its signer's certificate is not by a trusted key, or was altered"
+    try:
+        key = Ed25519PublicKey.from_public_bytes(certificate.public_key)
+    except ValueError:
+        return "its signer's certificate holds no Ed25519 key"
+    if claimed != key_id(key) or not _holds(key, signature, body):
+        return f"the key of {certificate.name} did not sign this content: it was altered"
+    moment = signing_time(payload)
+    if not certificate.covers(moment):
+        when = moment or "at no stated time"
+        return f"signed {when}; the certificate of {certificate.name} holds {certificate.validity}"
+    return ""
+
+
+def pre_authentication(body: bytes) -> bytes:
     """DSSE's pre-authentication encoding: type and body with their lengths, so that neither can run into the other."""
     kind = PAYLOAD_TYPE.encode("ascii")
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(body), body)

@@ -7,7 +7,8 @@ in `tests/governance/test_stage.py`:
 1. a stage sees no configuration but its own section, so nothing unhashed can influence its bytes;
 2. `Runtime` never enters a hash;
 3. `key` says what should be made and names the directory, `digest` says what was made;
-4. the manifest is the commit: written last, atomically; no lock, no staging directory;
+4. the manifest is the commit: written last, atomically; no lock, no staging directory (what is attested of it, by
+   the hook `Runtime.attest`, is written just before, so no artifact stands without its statement);
 5. running again resumes: what stands finished is found;
 6. with `make=False` the same call only looks up, and names the command that would make it;
 7. bytes change only with VERSION;
@@ -55,6 +56,19 @@ def no_meter(stage: str) -> Iterator[dict[str, Any]]:
     yield dict(UNKNOWN_ENERGY)
 
 
+Attest = Callable[[Manifest], None]
+"""Write down, signed, that this artifact is about to be committed; saying it again adds nothing."""
+
+
+def no_attest(manifest: Manifest) -> None:
+    """The hook of a run that signs nothing."""
+
+
+def no_head() -> str:
+    """Of a run without a journal."""
+    return ""
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Where and how stages run; nothing here can change a byte of what they make."""
@@ -73,6 +87,10 @@ class Runtime:
     """(i, n): this process is worker i, from 0, of n that run the same command on one file system (a Slurm array)."""
     engine: Literal["duckdb", "daft"] = "duckdb"
     """What runs the global joins: DuckDB on this node, or Daft, on Ray where a cluster's address is set."""
+    attest: Attest = field(default=no_attest)
+    """Called with each artifact before its manifest is written."""
+    head: Callable[[], str] = field(default=no_head)
+    """The journal's last line, "index:sha256"; "" where there is none."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +170,7 @@ def run_stage(
             stats=made.stats,
             run={**provenance(), "started": started, "finished": now(), "energy": energy},
         )
-        return commit(manifest, runtime.root)
+        return commit(manifest, runtime.root, runtime.attest)
 
     if not alone:
         return make_and_commit()
@@ -169,13 +187,14 @@ def _committed(folder: Path, root: Path) -> Manifest | None:
     return manifest if present(manifest, root) else None
 
 
-def commit(manifest: Manifest, root: Path) -> Manifest:
-    """Write the manifest, unless another process did so first; then both must have made the same bytes."""
+def commit(manifest: Manifest, root: Path, attest: Attest = no_attest) -> Manifest:
+    """Attest and write the manifest, unless another process did so first; then both must have made the same bytes."""
     path = root / manifest.path
     if path.exists():
         other = read_manifest(path)
         if present(other, root) and (lines := differences(other, manifest)):
             raise ManifestError(f"{path}: the same recipe gave other bytes:\n  " + "\n  ".join(lines[:10]))
+    attest(manifest)
     write_manifest(manifest, root)
     sweep_temporaries(path.parent)
     get_logger(__name__).info("%s: made, digest %s", manifest.stage, manifest.digest[:16])

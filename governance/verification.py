@@ -1,22 +1,36 @@
-"""Verify a whole root, and follow an artifact back to its source files.
+"""Verify an artifact, or a whole root; `deep` also what was signed about them.
 
-`verify_root` promises: one changed byte in a file that a manifest lists, in a manifest, or in a verdict is found, and
-the problem names the file. It reads every byte once (as fast as SHA-256 and the disk allow).
+Promise of the plain check: one changed byte in a file that a manifest lists, in a manifest, or in a verdict is found,
+and the problem names the file (of a large one the 64 MiB piece). It reads every byte once, as fast as SHA-256 and the
+disk allow. `deep` adds what an attacker could make fit, and what an accident can do to the evidence: the journal's
+chain and every signature in it, a statement for each artifact that agrees with its manifest, the leaves of large
+files, the heads that runs noted, model signatures, and that each waiver which a verdict used was in force for that
+corpus.
+
+What was removed whole, to save space, is no fault; the journal still knows it. A source file cannot be looked at: only
+its digest is here.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from governance.anchors import anchor_faults
+from governance.attestation import MODEL_SIGNATURE, believed
 from governance.errors import ManifestError, MissingInput
-from governance.files import json_text
+from governance.files import json_text, sha256_file
 from governance.gate import GovernanceConfig, read_verdict
+from governance.journal import FILE_NAME as JOURNAL
+from governance.journal import PREDICATE_TYPE, VERDICT, Entry, read_journal
+from governance.lineage import SOURCES, read_graph
 from governance.log import progress
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, verify
-
-_SOURCE = "file"  # the stage of an input that is no artifact
+from governance.model_signature import signature_faults
 
 
 def root_of(artifact: Path) -> Path:
@@ -34,8 +48,17 @@ def read_artifact(artifact: Path) -> Manifest:
     return read_manifest(artifact if artifact.name == FILE_NAME else artifact / FILE_NAME)
 
 
-def verify_root(root: Path, config: GovernanceConfig, folder: Path) -> tuple[int, list[str]]:
-    """Check every artifact and verdict below `root`; `config` (paths relative to `folder`) says whose verdicts count.
+@dataclass(frozen=True)
+class _Evidence:
+    """What the journal states, for the deep check."""
+
+    entries: Sequence[Entry]
+    latest: Mapping[str, Entry]
+    """The last line about each subject, by the subject's name."""
+
+
+def verify_root(root: Path, config: GovernanceConfig, folder: Path, *, deep: bool = False) -> tuple[int, list[str]]:
+    """Check every artifact and verdict below `root`; `config` (paths relative to `folder`) says whose words count.
 
     Returns:
         The number of files read, and the problems in words, each beginning with the file's path below the root.
@@ -46,26 +69,71 @@ def verify_root(root: Path, config: GovernanceConfig, folder: Path) -> tuple[int
     paths = sorted(root.glob(f"*/*/{FILE_NAME}"))
     if not paths:
         raise MissingInput(f"{root}: no artifact here (no <stage>/<key>/{FILE_NAME}). Give the root of a run.")
-    problems: list[str] = []
-    files = 0
-    with progress("verify", len(paths), "artifacts") as advance:
-        for path in paths:
-            count, found = _verify_artifact(path, root)
-            files += count
-            problems += found
-            advance(1)
+    evidence, problems = _evidence(root, config, folder) if deep else (None, [])
+    files, found = _verify_each(paths, root, evidence)
+    problems += found
     for path in sorted(root.glob("verdicts/*.json")):
         files += 1
-        problems += _verify_verdict(path, root, config, folder)
+        problems += _verify_verdict(path, root, (config, folder), evidence)
+    if evidence is not None:
+        files += 1
+        problems += _lost(root, evidence)
     return files, problems
 
 
-def _verify_artifact(path: Path, root: Path) -> tuple[int, list[str]]:
+def verify_artifact(
+    artifact: Path, config: GovernanceConfig, folder: Path, *, deep: bool = False
+) -> tuple[int, list[str]]:
+    """Check one artifact; `deep`: with all its ancestors that are still there, and all that was signed about them.
+
+    Returns:
+        As `verify_root`.
+
+    Raises:
+        MissingInput: there is none.
+    """
+    root, path = root_of(artifact).absolute(), artifact if artifact.name == FILE_NAME else artifact / FILE_NAME
+    path = path.resolve()
+    if not deep:
+        return _verify_each([path], root, None)
+    evidence, problems = _evidence(root, config, folder)
+    graph = read_graph(root)
+    try:
+        above = [node for _, node in graph.ancestors(graph.find(read_manifest(path)))]
+    except ManifestError:
+        above = []  # the artifact's own check says what is wrong with it
+    paths = [root / node.path for node in above if node.manifest is not None]
+    files, found = _verify_each([path, *paths], root, evidence)
+    stated = {entry.place: entry for entry in evidence.entries}
+    verdicts = [
+        root / name
+        for node in above
+        if node.stage == VERDICT and node.path in stated
+        for name in stated[node.path].subjects
+        if name.startswith("verdicts/") and (root / name).exists()
+    ]
+    for verdict in verdicts:
+        found += _verify_verdict(verdict, root, (config, folder), evidence)
+    return files + 1 + len(verdicts), problems + found
+
+
+def _verify_each(paths: Sequence[Path], root: Path, evidence: _Evidence | None) -> tuple[int, list[str]]:
+    files, problems = 0, []
+    with progress("verify", len(paths), "artifacts") as advance:
+        for path in paths:
+            count, found = _verify_artifact(path, root, evidence)
+            files += count
+            problems += found
+            advance(1)
+    return files, problems
+
+
+def _verify_artifact(path: Path, root: Path, evidence: _Evidence | None) -> tuple[int, list[str]]:
     name = path.relative_to(root).as_posix()
     try:
         manifest = read_manifest(path)
     except ManifestError as error:
-        return 1, [f"{name}: {str(error).removeprefix(f'{path}: ')}"]
+        return 1, [f"{name}: {str(error).removeprefix(f'{path}: ')} Nothing can be said of its files."]
     problems = []
     if path.read_bytes() != json_text(json.loads(path.read_bytes())).encode("utf-8"):
         problems.append(f"{name}: its bytes are not those that were written")
@@ -73,13 +141,16 @@ def _verify_artifact(path: Path, root: Path) -> tuple[int, list[str]]:
         problems.append(f"{name}: says that it is {manifest.path}")
     for item in manifest.inputs:
         problems += [f"{name}: {problem}" for problem in _verify_input(item, root)]
-    return 1 + len(manifest.outputs), problems + verify(manifest, root)
+    if evidence is not None:
+        problems += [f"{name}: {problem}" for problem in _unstated(manifest, evidence)]
+        problems += signature_faults(manifest, root) if manifest.stage == "checkpoint" else []
+    return 1 + len(manifest.outputs), problems + verify(manifest, root, deep=evidence is not None)
 
 
 def _verify_input(item: Input, root: Path) -> list[str]:
     """An input that is still there must be the one that was used; one that was removed to save space is no fault."""
     path = root / item.path
-    if item.stage == _SOURCE or not path.exists():
+    if item.stage in SOURCES or not path.exists():
         return []
     try:
         found = read_manifest(path).digest
@@ -92,28 +163,84 @@ def _verify_input(item: Input, root: Path) -> list[str]:
     )
 
 
-def _verify_verdict(path: Path, root: Path, config: GovernanceConfig, folder: Path) -> list[str]:
+def _verify_verdict(
+    path: Path, root: Path, believe: tuple[GovernanceConfig, Path], evidence: _Evidence | None
+) -> list[str]:
     name = path.relative_to(root).as_posix()
     try:
-        verdict = read_verdict(path, config, folder)
+        verdict = read_verdict(path, *believe)
     except ManifestError as error:
         return [f"{name}: {str(error).removeprefix(f'{path}: ')}"]
     if path.read_bytes() != json_text(json.loads(path.read_bytes())).encode("utf-8"):
         return [f"{name}: its bytes are not those that were written"]
-    return [f"{name}: {problem}" for problem in _verify_input(Input(stage="encode", **verdict["corpus"]), root)]
+    problems = _verify_input(Input(stage="encode", **verdict["corpus"]), root)
+    if evidence is not None:
+        problems += [*_unstated_verdict(name, path, verdict, evidence), *_waivers(verdict)]
+    return [f"{name}: {problem}" for problem in problems]
 
 
-def lineage(manifest: Manifest, root: Path) -> Iterator[tuple[int, Input]]:
-    """What an artifact was made from, depth first, each ancestor once: (depth, input), down to the source files."""
-    seen: set[str] = set()
+def _evidence(root: Path, config: GovernanceConfig, folder: Path) -> tuple[_Evidence, list[str]]:
+    try:
+        entries, problems = read_journal(root / JOURNAL, believed(config, folder))
+    except ManifestError as error:
+        return _Evidence((), {}), [f"{JOURNAL}: {str(error).removeprefix(f'{root / JOURNAL}: ')}"]
+    latest = {name: entry for entry in entries for name in entry.subjects if _states_files(entry)}
+    return _Evidence(entries, latest), problems
 
-    def walk(current: Manifest, depth: int) -> Iterator[tuple[int, Input]]:
-        for item in current.inputs:
-            if (item.digest + item.path) in seen:
-                continue
-            seen.add(item.digest + item.path)
-            yield depth, item
-            if item.stage != _SOURCE and (root / item.path).exists():
-                yield from walk(read_manifest(root / item.path), depth + 1)
 
-    yield from walk(manifest, 1)
+def _states_files(entry: Entry) -> bool:
+    return bool(entry.statement["predicateType"] == PREDICATE_TYPE)
+
+
+def _unstated(manifest: Manifest, evidence: _Evidence) -> Iterator[str]:
+    """Where the journal does not say of this artifact what its manifest says."""
+    entry = evidence.latest.get(manifest.path)
+    if entry is None:
+        yield f"{JOURNAL} has no statement of it: it was put there by something else, or the journal was cut"
+        return
+    predicate = entry.statement["predicate"]
+    if entry.subjects[manifest.path] != manifest.digest:
+        stated = entry.subjects[manifest.path]
+        yield f"{JOURNAL} line {entry.index} states digest {stated[:16]}…, the manifest has {manifest.digest[:16]}…"
+    elif (entry.kind, predicate["key"], predicate["version"]) != (manifest.stage, manifest.key, manifest.version):
+        yield f"{JOURNAL} line {entry.index} states another stage, key or version"
+    elif entry.materials[: len(manifest.inputs)] != manifest.inputs:
+        yield f"{JOURNAL} line {entry.index} states other inputs"
+    if head := manifest.run.get("journal"):
+        yield from (f"{JOURNAL} {fault}" for fault in anchor_faults(head, evidence.entries))
+
+
+def _unstated_verdict(name: str, path: Path, verdict: Mapping[str, Any], evidence: _Evidence) -> list[str]:
+    """A verdict's file is stated by its digest, or its whole predicate is."""
+    entry = evidence.latest.get(name)
+    if entry is not None and entry.subjects[name] == sha256_file(path):
+        return []
+    own = {field: value for field, value in verdict.items() if field not in ("key_id", "subjects")}
+    for line in evidence.entries:
+        predicate = line.statement["predicate"]
+        if line.kind == VERDICT and {key: value for key, value in predicate.items() if key != "journal"} == own:
+            return []
+    return [f"{JOURNAL} has no statement of it as it is: it is an old one put back, or the journal was cut"]
+
+
+def _waivers(verdict: Mapping[str, Any]) -> Iterator[str]:
+    """Waivers that did not hold when the verdict used them."""
+    given = datetime.datetime.fromisoformat(verdict["signed_at"]).date()
+    for waiver in verdict["waivers"]:
+        if datetime.date.fromisoformat(waiver["expires"]) < given:
+            yield f"used a waiver of {waiver['gate']} that had expired on {waiver['expires']}"
+        if waiver["subject"] != verdict["corpus"]["digest"]:
+            yield f"used a waiver of {waiver['gate']} that is of another corpus"
+
+
+def _lost(root: Path, evidence: _Evidence) -> Iterator[str]:
+    """What is stated and is not there, though its folder is: a file that was moved or renamed."""
+    for name, entry in evidence.latest.items():
+        path = root / name
+        if entry.kind == MODEL_SIGNATURE and path.exists() and sha256_file(path) != entry.subjects[name]:
+            yield f"{name}: is not as {JOURNAL} line {entry.index} states it"
+        if path.exists() or not path.parent.is_dir():
+            continue
+        if path.name == FILE_NAME or entry.kind in (VERDICT, MODEL_SIGNATURE):
+            why = "its folder is there: it was moved, or its making killed"
+            yield f"{name}: is missing, though {JOURNAL} line {entry.index} states it and {why}"

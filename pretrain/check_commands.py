@@ -7,16 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from governance.errors import ConfigError
-from governance.gate import require_open
 from governance.manifest import Manifest
 from governance.signing import private_key
 from governance.stage import Runtime
 from pretrain.commands import load, say
-from pretrain.run import corpus
+from pretrain.run import corpus, pass_gate
 from pretrain.run_config import Run
 
 
-def governance_freeze(arguments: argparse.Namespace) -> None:
+def freeze(arguments: argparse.Namespace) -> None:
     """The distributions of a corpus that was let through, signed, as the reference of later audits.
 
     Raises:
@@ -32,7 +31,7 @@ def governance_freeze(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{file}: is there already, and a reference is never changed. Give another name.")
     artifacts = corpus(loaded, replace(runtime, make=False))
     config = loaded.config.governance
-    require_open(artifacts["encode"], loaded.policy, config, loaded.folder, runtime.root)
+    pass_gate(loaded, artifacts, runtime)
     sketch = sketch_corpus(artifacts["clean"], runtime.root)
     key = private_key(config.key_path(loaded.folder))
     write_reference(file, sketch, artifacts["encode"], artifacts["clean"], key)

@@ -28,7 +28,7 @@ from governance.errors import CheckpointError, ConfigError, ManifestError, Missi
 from governance.files import append_line, atomic_path, read_lines, remove_tree, write_json
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Input, Manifest, Output, describe, read_manifest, verify
-from governance.stage import Recipe, artifact_folder, commit, now
+from governance.stage import Attest, Recipe, artifact_folder, commit, no_attest, now
 from pretrain.config import TrainRecipe
 
 VERSION = 1
@@ -73,6 +73,8 @@ class Store:
     recipe: TrainRecipe
     tokens: Input
     """The token shards' manifest."""
+    attest: Attest = no_attest
+    """As `Runtime.attest`."""
 
     def identity(self, step: int) -> CheckpointIdentity:
         """The identity of the checkpoint at `step`."""
@@ -268,7 +270,7 @@ def write_checkpoint(
         run={**run, "started": started, "finished": now()},
     )
     if peers.rank == 0:
-        commit(manifest, store.root)
+        commit(manifest, store.root, store.attest)
     peers.gather(None)
     return manifest
 

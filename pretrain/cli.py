@@ -1,7 +1,8 @@
 """The command line: what can be typed, and how errors become exit codes.
 
-A command's work is one function in `pretrain/commands.py`, imported when it is called, so that `assay --help` needs
-neither torch nor pydantic. The set of commands and options is pinned by `tests/pretrain/test_cli.py`.
+A command's work is one function in `commands.py`, `data_commands.py` or `governance_commands.py`, imported when it is
+called, so that `assay --help` needs neither torch nor pydantic. The set of commands and options is pinned by
+`tests/pretrain/test_cli.py`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -72,14 +74,7 @@ def _module(arguments: argparse.Namespace) -> ModuleType:
 
 
 def _data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    group = commands.add_parser("data", help="prepare a corpus, or look at one", description="The corpus.")
-    group = group.add_subparsers(metavar="COMMAND", required=True)
-
-    def add(name: str, function: str, text: str) -> argparse.ArgumentParser:
-        command = _add(group, name, function, text)
-        command.set_defaults(group="data")
-        return command
-
+    add = _group(commands, "data", "prepare a corpus, or look at one", "The corpus.")
     command = add("prepare", "prepare", "make every artifact of the corpus")
     _config(command)
     command.add_argument(
@@ -113,9 +108,8 @@ def _data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def _governance(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    group = commands.add_parser("governance", help="audit, verify, compare, sign", description="Checks and evidence.")
-    group = group.add_subparsers(metavar="COMMAND", required=True)
-    command = _add(group, "check", "governance_check", "audit the corpus and sign the verdict")
+    add = _group(commands, "governance", "audit, verify, trace, sign", "Checks and evidence.")
+    command = add("check", "check", "audit the corpus and sign the verdict")
     _config(command)
     command.add_argument(
         "--data-docs",
@@ -123,25 +117,25 @@ def _governance(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="FOLDER",
         help="write Great Expectations' own pages, too; they load styles and scripts from hosts outside",
     )
-    command = _add(
-        group,
-        "freeze",
-        "governance_freeze",
-        "sign the distributions of a corpus that was let through: [audit] reference",
-    )
+    command = add("freeze", "freeze", "sign the distributions of a corpus that was let through: [audit] reference")
     command.set_defaults(group="check")
     _config(command)
     command.add_argument("file", type=Path, metavar="FILE", help="the reference, a file that does not exist yet")
-    command = _add(
-        group, "review", "governance_review", "walk through what keeps a gate closed; sign waivers or refusals"
-    )
+    command = add("review", "review", "walk through what keeps a gate closed; sign waivers or refusals")
     command.set_defaults(group="review")
     _config(command)
     command.add_argument(
         "--key", type=Path, required=True, metavar="PRIVATE_KEY", help="your own key, which the policy's [people] knows"
     )
-    command = _add(group, "verify", "governance_verify", "read every file below ROOT and compare it with its manifest")
-    command.add_argument("artifact", type=Path, metavar="ROOT", help="a root of artifacts, or one artifact's folder")
+    command = add(
+        "verify", "verify", "read every file of an artifact, or below a root, and compare it with its manifest"
+    )
+    command.add_argument("artifact", type=Path, metavar="ARTIFACT|ROOT", help="an artifact's folder, or a root of them")
+    command.add_argument(
+        "--deep",
+        action="store_true",
+        help="every ancestor, every signed statement, the journal's chain, leaves and waivers too",
+    )
     command.add_argument(
         "--key",
         dest="keys",
@@ -149,15 +143,37 @@ def _governance(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         action="append",
         default=[],
         metavar="PUBLIC_KEY",
-        help="believe verdicts of this key, instead of your own (repeatable)",
+        help="believe this key, or a root's for the keys that it certified, instead of your own (repeatable)",
     )
-    command = _add(group, "trace", "governance_trace", "print what an artifact was made from, down to the source files")
+    command = add("trace", "trace", "print what an artifact was made from, down to the source files")
     command.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact's folder or its manifest.json")
-    command = _add(group, "diff", "governance_diff", "print in words how two artifacts differ")
+    command.add_argument("--svg", type=Path, metavar="FILE", help="draw it, too")
+    command.add_argument("--prov", type=Path, metavar="FILE", help="write it as W3C PROV-JSON, too")
+    command = add("impact", "impact", "print which shards, rows, checkpoints and children saw a document")
+    command.add_argument("document", metavar="DOCUMENT|URL|SHARD", help="its id, its URL, or a shard of documents")
+    command.add_argument("--root", dest="roots", type=Path, nargs="+", required=True, help="folders of artifacts")
+    command = add("diff", "diff", "print in words how two artifacts differ")
     command.add_argument("ours", type=Path, metavar="A", help="an artifact's folder or its manifest.json")
     command.add_argument("theirs", type=Path, metavar="B", help="another")
-    command = _add(group, "keygen", "governance_keygen", "make an Ed25519 key pair that signs verdicts")
+    _keys(add)
+
+
+def _keys(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    command = add("keygen", "keygen", "make a key pair: Ed25519 that signs verdicts and statements, or a model's")
     command.add_argument("path", type=Path, nargs="?", metavar="PATH", help="where; default: your configuration folder")
+    kind = command.add_mutually_exclusive_group()
+    kind.add_argument("--root", type=Path, metavar="PATH", help="a root key, to keep offline: it certifies jobs' keys")
+    kind.add_argument("--job", type=Path, metavar="PATH", help="a job's key, certified by --root-key")
+    kind.add_argument("--model", nargs="?", const="", metavar="PATH", help="an EC P-256 key that signs models")
+    command.add_argument("--root-key", type=Path, metavar="PATH", help="the root's private key")
+    command.add_argument("--days", type=_positive, default=30, help="how long a job's certificate holds (default: 30)")
+    command.add_argument("--name", default="job", help="whose key it is, in the certificate (default: job)")
+    command = add("sign", "sign", "sign a checkpoint in the OpenSSF model-signing format")
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
+    command.add_argument("--key", type=Path, metavar="PATH", help="the model key (default: your own)")
+    command.add_argument(
+        "--signing-key", type=Path, metavar="PATH", help="signs the journal's line (default: your own)"
+    )
 
 
 def _training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -179,6 +195,22 @@ def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     _config(_add(group, "render", "slurm_render", "print the job script"))
     _config(_add(group, "submit", "slurm_submit", "submit it; the script is kept with the run"))
     _config(_add(group, "status", "slurm_status", "the job's state in the queue"))
+
+
+def _group(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, description: str
+) -> Callable[[str, str, str], argparse.ArgumentParser]:
+    """A command's group; returns a function that adds a command (name, function, help) of its module."""
+    group = commands.add_parser(name, help=text, description=description).add_subparsers(
+        metavar="COMMAND", required=True
+    )
+
+    def add(command: str, function: str, told: str) -> argparse.ArgumentParser:
+        added = _add(group, command, function, told)
+        added.set_defaults(group=name)
+        return added
+
+    return add
 
 
 def _add(

@@ -9,13 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from governance.attestation import attest_with, open_journal
 from governance.energy.meters import meter
-from governance.errors import ConfigError, ManifestError
-from governance.gate import GovernanceConfig
-from governance.manifest import differences
-from governance.signing import create_key, default_key_path, public_path
+from governance.errors import ConfigError
 from governance.stage import Runtime
-from governance.verification import lineage, read_artifact, root_of, verify_root
 from pretrain.run_config import Run, load_run
 
 Arguments = argparse.Namespace
@@ -25,6 +22,7 @@ def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
     """The run and the runtime of a command; `command` is what a look-up tells the user to type."""
     run = load_run(arguments.config, arguments.overrides)
     root: Path = arguments.root or Path("runs") / arguments.config.stem
+    journal = open_journal(run.config.governance, run.folder, root.absolute())
     runtime = Runtime(
         root=root.absolute(),
         workers=arguments.workers,
@@ -32,6 +30,8 @@ def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
         worker=getattr(arguments, "worker", (0, 1)),
         engine=getattr(arguments, "engine", "duckdb"),
         meter=meter(run.config.energy, root.absolute() / "energy.jsonl"),
+        attest=attest_with(journal, run.config.governance, run.folder, root.absolute()),
+        head=journal.head,
     )
     return run, runtime
 
@@ -55,61 +55,6 @@ def run(arguments: Arguments) -> None:
     say(f"report: {whole_way(loaded, runtime, arguments.processes, _words(arguments, runtime))}")
 
 
-def governance_check(arguments: Arguments) -> int:
-    """Audit and sign; the exit status is that of the gate."""
-    from dataclasses import replace
-
-    from governance.gate import explain, require_open
-    from pretrain.run import corpus, judge
-
-    loaded, runtime = load(arguments, "data prepare")
-    artifacts = corpus(loaded, replace(runtime, make=False))
-    checked, verdict = judge(loaded, artifacts, runtime)
-    if arguments.data_docs is not None:
-        from pretrain.check_commands import data_docs
-
-        data_docs(arguments.data_docs, checked, artifacts, loaded, runtime)
-    say(explain(verdict))
-    require_open(artifacts["encode"], loaded.policy, loaded.config.governance, loaded.folder, runtime.root)
-    return 0
-
-
-def governance_verify(arguments: Arguments) -> int:
-    """Read everything below a root."""
-    root = root_of(arguments.artifact)
-    keys = tuple(str(key.absolute()) for key in arguments.keys)
-    files, problems = verify_root(root, GovernanceConfig(trusted_keys=keys), Path())
-    for problem in problems:
-        say(problem)
-    if problems:
-        raise ManifestError(f"{len(problems)} problem(s) in {files} files below {root}")
-    say(f"{files} files below {root}: all as their manifests say")
-    return 0
-
-
-def governance_trace(arguments: Arguments) -> None:
-    """An artifact's ancestors."""
-    manifest = read_artifact(arguments.artifact)
-    say(f"{manifest.stage} {manifest.digest[:16]} {manifest.path}")
-    for depth, item in lineage(manifest, root_of(arguments.artifact)):
-        say(f"{'  ' * depth}{item.stage} {item.digest[:16]} {item.path}")
-
-
-def governance_diff(arguments: Arguments) -> int:
-    """Two artifacts compared; 1 when they differ, as diff does."""
-    lines = differences(read_artifact(arguments.ours), read_artifact(arguments.theirs))
-    for line in lines:
-        say(line)
-    return 1 if lines else 0
-
-
-def governance_keygen(arguments: Arguments) -> None:
-    """A key pair."""
-    path = arguments.path or default_key_path()
-    create_key(path)
-    say(f"private key {path}, public key {public_path(path)}")
-
-
 def train(arguments: Arguments) -> None:
     """Training on a corpus that is there and let through."""
     from dataclasses import replace
@@ -124,31 +69,44 @@ def train(arguments: Arguments) -> None:
 
 def evaluate(arguments: Arguments) -> None:
     """A checkpoint's loss on all validation rows."""
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
+    from governance.config import canonical_json
+    from governance.files import sha256_bytes
+    from governance.verification import read_artifact
     from pretrain.evaluate import evaluate as measure
-    from pretrain.run import corpus
+    from pretrain.run import corpus, journal_of
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    found = measure(
-        arguments.checkpoint, artifacts.get("pack", artifacts["encode"]), loaded.config.engine, runtime.root
-    )
+    tokens = artifacts.get("pack", artifacts["encode"])
+    found = measure(arguments.checkpoint, tokens, loaded.config.engine, runtime.root)
     say(f"loss {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte, {found.tokens:,} tokens")
+    checkpoint = read_artifact(arguments.checkpoint)
+    subject = {f"evaluation/{checkpoint.digest[:16]}": sha256_bytes(canonical_json(asdict(found)))}
+    made_from = [checkpoint.as_input(), tokens.as_input()]
+    journal_of(loaded, runtime).state("evaluation", subject, made_from, **asdict(found))
 
 
 def export(arguments: Arguments) -> None:
     """A checkpoint as a Hugging Face folder."""
     from dataclasses import replace
 
+    from governance.files import sha256_file
     from pretrain.export import export as write
-    from pretrain.run import corpus
+    from pretrain.run import corpus, journal_of
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
     tokenizer = runtime.root / artifacts["tokenizer"].folder / "tokenizer.json"
     end = int(artifacts["tokenizer"].stats["end_of_document"])
     manifest = write(arguments.checkpoint, tokenizer, end, arguments.target, runtime.root)
+    subjects = {
+        f"{arguments.target.name}/{path.name}": sha256_file(path)
+        for path in sorted(arguments.target.glob("*.safetensors"))
+    }
+    made_from = [manifest.as_input(), artifacts["tokenizer"].as_input()]
+    journal_of(loaded, runtime).state("export", subjects, made_from)
     say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Llama folder")
 
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from governance.attestation import attest_with, open_journal
 from governance.errors import ConfigError, MissingInput
+from governance.gate import GovernanceConfig
 from governance.manifest import FILE_NAME, Manifest, read_manifest
 from governance.stage import Runtime
 from governance.verification import read_artifact, root_of
@@ -121,5 +123,7 @@ def import_tokens(arguments: Arguments) -> None:
 
     values = {"vocabulary_size": arguments.vocabulary_size, "end_of_document": arguments.end_of_document}
     config = validate(values, MegatronConfig, f"assay data import {arguments.prefix}")
-    made = import_megatron(arguments.prefix, config, Runtime(arguments.root.absolute()))
-    say(f"{made.stage} {made.digest[:16]}  {arguments.root.absolute() / made.folder}")
+    root, governance = arguments.root.absolute(), GovernanceConfig()
+    attest = attest_with(open_journal(governance, Path(), root), governance, Path(), root)
+    made = import_megatron(arguments.prefix, config, Runtime(root, attest=attest))
+    say(f"{made.stage} {made.digest[:16]}  {root / made.folder}")

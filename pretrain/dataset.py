@@ -41,13 +41,27 @@ def permute(indices: npt.NDArray[np.uint64], count: int, seed: int, epoch: int) 
     are sent through again until they fall inside (cycle walking; Black and Rogaway, 2002), at most four times on
     average.
     """
-    half = max(1, -(-max(1, (count - 1).bit_length()) // 2))
-    text = sha256_bytes(f"rows/{seed}/{epoch}".encode())
-    keys = [np.uint64(int(text[8 * i : 8 * i + 8], 16)) for i in range(_ROUNDS)]
+    half, keys = _network(count, seed, epoch)
     values = _feistel(indices.astype(np.uint64), half, keys)
     while (outside := values >= count).any():
         values[outside] = _feistel(values[outside], half, keys)
     return values
+
+
+def places_of(rows: npt.NDArray[np.uint64], count: int, seed: int, epoch: int) -> npt.NDArray[np.uint64]:
+    """The indices that `permute` maps to these rows: when in an epoch a row is read, without looking at the others."""
+    half, keys = _network(count, seed, epoch)
+    values = _unfeistel(rows.astype(np.uint64), half, keys)
+    while (outside := values >= count).any():
+        values[outside] = _unfeistel(values[outside], half, keys)
+    return values
+
+
+def _network(count: int, seed: int, epoch: int) -> tuple[int, list[np.uint64]]:
+    """Half the bits of a value, and the keys of the rounds."""
+    half = max(1, -(-max(1, (count - 1).bit_length()) // 2))
+    text = sha256_bytes(f"rows/{seed}/{epoch}".encode())
+    return half, [np.uint64(int(text[8 * i : 8 * i + 8], 16)) for i in range(_ROUNDS)]
 
 
 def _feistel(values: npt.NDArray[np.uint64], half: int, keys: list[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -55,6 +69,14 @@ def _feistel(values: npt.NDArray[np.uint64], half: int, keys: list[np.uint64]) -
     left, right = values >> bits, values & mask
     for key in keys:
         left, right = right, left ^ (_mix(right ^ (key << np.uint64(32))) & mask)
+    return (left << bits) | right
+
+
+def _unfeistel(values: npt.NDArray[np.uint64], half: int, keys: list[np.uint64]) -> npt.NDArray[np.uint64]:
+    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    left, right = values >> bits, values & mask
+    for key in reversed(keys):
+        left, right = right ^ (_mix(left ^ (key << np.uint64(32))) & mask), left
     return (left << bits) | right
 
 

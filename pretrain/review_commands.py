@@ -10,10 +10,11 @@ from dataclasses import replace
 from pretrain.commands import load, say
 
 
-def governance_review(arguments: argparse.Namespace) -> None:
+def review(arguments: argparse.Namespace) -> None:
     """Walk the reviewer through the open gates of a run's verdict."""
     from governance.gate import gather
-    from governance.review import Bench, kept_tables, review, reviewer_key
+    from governance.review import Bench, kept_tables, reviewer_key
+    from governance.review import review as walk
     from governance.waivers import Case
     from pretrain.run import corpus, judge
 
@@ -34,5 +35,5 @@ def governance_review(arguments: argparse.Namespace) -> None:
         waivers=loaded.folder / config.waivers,
         approvals=loaded.folder / config.approvals,
     )
-    if review(bench, key, sys.stdin, sys.stdout):
+    if walk(bench, key, sys.stdin, sys.stdout):
         say(f"next: assay governance check {arguments.config}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.prepare import prepare
+from governance.attestation import open_journal
 from governance.errors import GateClosed, MissingInput, PipelineError, Preempted
 from governance.gate import (
     CheckResult,
@@ -26,6 +27,7 @@ from governance.gate import (
     trusted,
     verdict_path,
 )
+from governance.journal import Journal
 from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.stage import Runtime
@@ -58,9 +60,25 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
     today = datetime.datetime.now(datetime.UTC).date()
     papers = gather(run.config.governance, run.folder)
     judgement = decide(run.policy, results, tokens.digest, today, papers)
-    verdict = give_verdict(judgement, tokens, checked, run.policy, (run.config.governance, run.folder), runtime.root)
+    own = (run.config.governance, run.folder)
+    verdict = give_verdict(judgement, tokens, checked, run.policy, own, runtime.root, journal_of(run, runtime))
     get_logger(__name__).info("%s", explain(verdict))
     return checked, verdict
+
+
+def journal_of(run: Run, runtime: Runtime) -> Journal:
+    """The root's journal, with the run's keys."""
+    return open_journal(run.config.governance, run.folder, runtime.root)
+
+
+def pass_gate(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> dict[str, Any]:
+    """The verdict that lets exactly these token shards through, now.
+
+    Raises:
+        GateClosed: none does.
+    """
+    journal = journal_of(run, runtime)
+    return require_open(artifacts["encode"], run.policy, run.config.governance, run.folder, runtime.root, journal)
 
 
 def _reference(run: Run) -> Sketch | None:
@@ -93,7 +111,7 @@ def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> M
     from pretrain.train import train
 
     config = run.config
-    require_open(artifacts["encode"], run.policy, config.governance, run.folder, runtime.root)
+    pass_gate(run, artifacts, runtime)
     tokens = artifacts.get("pack", artifacts["encode"])
     if tokens.stage == "pack" and [item.digest for item in tokens.inputs] != [artifacts["encode"].digest]:
         raise GateClosed(
@@ -117,7 +135,7 @@ def training_in(
 ) -> Manifest:
     """Train in `processes` processes of this machine; `words` repeat the configuration on their command line."""
     if processes > 1:
-        require_open(artifacts["encode"], run.policy, run.config.governance, run.folder, runtime.root)
+        pass_gate(run, artifacts, runtime)
         status = launch(processes, ["train", *words])
         if status == Preempted.exit_code:
             raise Preempted("the training processes saved a checkpoint and left")

@@ -77,15 +77,25 @@ def peak(device: torch.device, precision: str) -> Peak:
 
 @contextlib.contextmanager
 def open_record(
-    folder: Path, config: TrackingConfig, recipe: TrainRecipe, key: str, *, writes: bool
+    folder: Path,
+    config: TrackingConfig,
+    recipe: TrainRecipe,
+    key: str,
+    *,
+    writes: bool,
+    head: Callable[[], str] = lambda: "",
 ) -> Iterator[tuple[Record, int]]:
-    """Yield `record` and the number of this attempt; ranks that do not write get a `record` that does nothing."""
+    """Yield `record` and the number of this attempt; ranks that do not write get a `record` that does nothing.
+
+    `head` is the journal's; the mirror's summary keeps it as "journal_head", where whoever could rewrite the journal
+    may have no hand.
+    """
     path = folder / METRICS_FILE
     attempt = 1 + max((line.get("attempt", 0) for line in read_lines(path)), default=0)
     if not writes:
         yield lambda event, step, **values: None, attempt
         return
-    with _mirror(folder, config, recipe, key) as mirror:
+    with _mirror(folder, config, recipe, key, head) as mirror:
 
         def record(event: str, step: int, **values: Any) -> None:
             line = {"event": event, "step": step, "attempt": attempt, **values}
@@ -103,7 +113,9 @@ Mirror = Callable[[str, int, dict[str, Any]], None]
 
 
 @contextlib.contextmanager
-def _mirror(folder: Path, config: TrackingConfig, recipe: TrainRecipe, key: str) -> Iterator[Mirror]:
+def _mirror(
+    folder: Path, config: TrackingConfig, recipe: TrainRecipe, key: str, head: Callable[[], str]
+) -> Iterator[Mirror]:
     """The W&B run, or nothing where it is disabled or fails to start."""
     log = get_logger(__name__)
     run: Any = None
@@ -130,6 +142,8 @@ def _mirror(folder: Path, config: TrackingConfig, recipe: TrainRecipe, key: str)
     finally:
         if run is not None:
             with contextlib.suppress(Exception):
+                run.summary["journal_head"] = head()
+            with contextlib.suppress(Exception):
                 run.finish(quiet=True)
 
 
@@ -139,11 +153,13 @@ def _start_wandb(folder: Path, config: TrackingConfig, recipe: TrainRecipe, key:
     # Read at import, and the only way to keep its staged files inside the artifact's folder.
     for variable in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         os.environ[variable] = str(place)
-    import wandb
-
     mode = config.mode
     if mode == "auto":
         mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    if mode != "online":  # read at import, too: it looks up the address of its error reports even when it is offline
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
+    import wandb
+
     return wandb.init(
         project=config.project,
         name=config.name or f"train-{key[:8]}",

@@ -127,11 +127,11 @@ def _train(tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: R
         watch_signals() as leave,
         meter as energy,
         _arithmetic(ranks, settings.engine),
-        open_record(folder, settings.tracking, recipe, key, writes=ranks.first) as (record, attempt),
+        open_record(folder, settings.tracking, recipe, key, writes=ranks.first, head=runtime.head) as (record, attempt),
     ):
         device = join(ranks, settings.engine.collective_timeout_seconds)
         train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
-        store = Store(runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input())
+        store = Store(runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest)
         peers = Peers(ranks.rank, ranks.world_size, gather)
         job = Job(
             recipe, settings, ranks, device, train_rows, validation_rows, store, peers, record, attempt, energy, leave
@@ -146,10 +146,10 @@ def _train(tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: R
         inputs=(tokens.as_input(),),
         outputs=tuple(sorted(outputs, key=lambda output: output.path)),
         stats=stats,
-        run={**_run(job), "started": started, "finished": now(), "energy": energy},
+        run={**_run(job), "started": started, "finished": now(), "energy": energy, "journal": runtime.head()},
     )
     if ranks.first:
-        manifest = commit(manifest, runtime.root)
+        manifest = commit(manifest, runtime.root, runtime.attest)
     return gather(manifest)[0]
 
 

@@ -83,6 +83,14 @@ def write_tales(path: Path, seeds: range) -> None:
     path.write_text("".join(json.dumps({"text": tale(seed)}) + "\n" for seed in seeds))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_keys(tmp_path_factory: pytest.TempPathFactory):
+    """Keys that a command makes on first use lie in a folder of the tests, not in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A folder with a run's file, a policy and two files of documents."""

@@ -326,7 +326,7 @@ def test_kill_in_each_stage_then_the_same_command_ends_the_same(finished, tmp_pa
     assert done.returncode == 0, done.stderr
     assert digests(project / "root") == reference
     assert next((project / "root" / "train").glob("*/losses.json")).read_bytes() == losses
-    assert assay("governance", "verify", project / "root", "--key", project / "key.pem.pub").returncode == 0
+    assert assay("governance", "verify", project / "root", "--deep", "--key", project / "key.pem.pub").returncode == 0
 
 
 @pytest.mark.slow

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import statistics
 import tempfile
 from collections import Counter
@@ -15,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.measures.corpora import mixed, text_bytes
-from benchmarks.measures.goals import Goal, cpu_seconds, peak_mb, rate, told
+from benchmarks.measures.goals import Goal, cpu_seconds, peak_mb, told
 
 COLUMNS = ("bytes", "words", "alphabetic", "repeated", "perplexity", "stop_words", "confidence")
 
@@ -231,32 +229,4 @@ def drift(quick: bool) -> list[Goal]:
         Goal("drift.false_alarms_psi", alarms["psi"], 0, "<=", "psi above 0.1 in 100 pairs of one distribution"),
         Goal("drift.false_alarms_ks", alarms["ks"], 10, "<=", "above the 5 % point in 100 pairs; 5 are expected"),
         Goal("drift.shifts_missed", missed, 0, "<=", "numbers twice as large, 100 times"),
-    ]
-
-
-def hashing(quick: bool) -> list[Goal]:
-    """Our one way to hash a file beside the bare loop of hashlib over it."""
-    from governance.files import sha256_file
-
-    size = (256 if quick else 1024) << 20
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "file"
-        path.write_bytes(os.urandom(1 << 20) * (size >> 20))
-
-        def bare() -> str:
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            return digest.hexdigest()
-
-        ours, theirs = rate(lambda: sha256_file(path), size, 5), rate(bare, size, 5)
-        data = path.read_bytes()
-        memory = rate(lambda: hashlib.sha256(data).hexdigest(), size, 3)
-        unequal = int(sha256_file(path) != bare())
-    return [
-        told("hashing.mb_a_core_second", ours),
-        told("hashing.in_memory_mb_a_core_second", memory, "hashlib on bytes that are there already"),
-        Goal("hashing.share_of_bare", ours / theirs, 0.9, note="hashlib over the same file in blocks of 1 MiB"),
-        Goal("hashing.unequal", unequal, 0, "<="),
     ]

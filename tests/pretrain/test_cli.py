@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pretrain import check_commands, commands, data_commands, review_commands
+from pretrain import check_commands, commands, data_commands, governance_commands, review_commands
 from pretrain.cli import parser
 
 COMMON = ["--help", "--root", "--set", "--workers", "CONFIG"]
@@ -22,10 +22,12 @@ SURFACE = {
     "governance check": [*COMMON, "--data-docs"],
     "governance diff": ["--help", "A", "B"],
     "governance freeze": [*COMMON, "FILE"],
-    "governance keygen": ["--help", "PATH"],
+    "governance impact": ["--help", "--root", "DOCUMENT|URL|SHARD"],
+    "governance keygen": ["--days", "--help", "--job", "--model", "--name", "--root", "--root-key", "PATH"],
     "governance review": [*COMMON, "--key"],
-    "governance trace": ["--help", "ARTIFACT"],
-    "governance verify": ["--help", "--key", "ROOT"],
+    "governance sign": ["--help", "--key", "--signing-key", "CHECKPOINT"],
+    "governance trace": ["--help", "--prov", "--svg", "ARTIFACT"],
+    "governance verify": ["--deep", "--help", "--key", "ARTIFACT|ROOT"],
     "report": COMMON,
     "run": [*COMMON, "--processes"],
     "slurm render": COMMON,
@@ -48,7 +50,10 @@ def surface(top, prefix=""):
 def test_surface_is_pinned_and_each_command_exists():
     found = list(surface(parser()))
     assert {name: options for name, options, _ in found} == {name: sorted(words) for name, words in SURFACE.items()}
-    modules = {"check": check_commands, "data": data_commands, "review": review_commands, "": commands}
+    modules = {
+        "check": check_commands, "data": data_commands, "governance": governance_commands, "review": review_commands,
+        "": commands,
+    }  # fmt: skip
     assert all(callable(getattr(modules[group], function)) for _, _, (group, function) in found)
     assert {group for name, _, (group, _) in found if name.startswith("data ")} == {"data"}
 

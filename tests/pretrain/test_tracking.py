@@ -52,7 +52,7 @@ def test_other_ranks_write_nothing(tmp_path):
 def fake_wandb(monkeypatch, log, started: list):
     def init(**options):
         started.append(options)
-        return SimpleNamespace(log=log, finish=lambda quiet: None)
+        return SimpleNamespace(log=log, finish=lambda quiet: None, summary=started[-1])
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=lambda **options: options))
 
@@ -63,8 +63,11 @@ def test_the_mirror_sees_the_same_numbers(tmp_path, monkeypatch, key, mode):
         monkeypatch.setenv("WANDB_API_KEY", key)
     seen, started = [], []
     fake_wandb(monkeypatch, lambda values, step: seen.append((step, values)), started)
-    with open_record(tmp_path, TrackingConfig(), RECIPE, "k" * 64, writes=True) as (record, _):
+    heads = iter(["at the end"])
+    kept = {"writes": True, "head": lambda: next(heads)}
+    with open_record(tmp_path, TrackingConfig(), RECIPE, "k" * 64, **kept) as (record, _):
         record("step", 1, loss=0.5, source="text is no metric")
+    assert started[0]["journal_head"] == "at the end"
     assert seen == [(1, {"step/loss": 0.5})]
     assert started[0]["mode"] == mode
     assert started[0]["config"] == RECIPE.model_dump(mode="json")

@@ -1,0 +1,60 @@
+"""Put the journal's head where whoever could rewrite the journal may have no hand.
+
+A chain cannot show that its last lines are gone, or that all of it was written anew with a stolen key. Against that its
+head, "index:SHA-256 of the last line", is left in the comment of the Slurm job (kept by the scheduler's accounting), in
+the W&B summary (`pretrain/tracking.py`), in the manifest of each training run, and, if asked, in a git note on the
+commit that the run's file lies at (`git notes --ref=assay show`). `anchor_faults` compares any of them with a journal.
+
+An anchor that cannot be left is a warning, told once: it must never stop a run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from governance.journal import Entry
+from governance.log import get_logger
+
+NOTES_REF = "assay"
+_SECONDS = 20
+
+
+def anchor(root: Path, notes_in: Path | None) -> Callable[[str], None]:
+    """A function that leaves a head in this job's Slurm comment and, where `notes_in` is given, in a git note there."""
+    told: set[str] = set()
+
+    def leave(head: str) -> None:
+        job = os.environ.get("SLURM_JOB_ID")
+        if job and shutil.which("scontrol"):
+            _attempt(["scontrol", "update", f"JobId={job}", f"Comment=assay journal {head}"], None, told)
+        if notes_in is not None:
+            words = ["git", "notes", f"--ref={NOTES_REF}", "append", "-m", f"assay journal {head} {root.name}"]
+            _attempt(words, notes_in, told)
+
+    return leave
+
+
+def _attempt(words: Sequence[str], folder: Path | None, told: set[str]) -> None:
+    try:
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        fault = "" if done.returncode == 0 else done.stderr.strip() or f"status {done.returncode}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        fault = str(error)
+    if fault and words[0] not in told:
+        told.add(words[0])
+        get_logger(__name__).warning("%s: the journal's head is not left there (%s); the run goes on", words[0], fault)
+
+
+def anchor_faults(head: str, entries: Sequence[Entry]) -> list[str]:
+    """Why a journal is not the one that had this head, in words; none: it is that one, perhaps longer by now."""
+    number, _, digest = head.partition(":")
+    lines = {str(entry.index): entry.digest for entry in entries}
+    if number not in lines:
+        return [f"had line {number} when the head {head[:24]}… was noted; it has {len(entries)} now: lines are gone"]
+    if lines[number] != digest:
+        return [f"line {number}: is not the one whose head {head[:24]}… was noted: the journal was written anew"]
+    return []

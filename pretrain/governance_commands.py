@@ -1,0 +1,128 @@
+"""What each `assay governance ...` command does; `cli.py` says how it is typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from governance.attestation import open_journal, state_model_signature
+from governance.errors import ConfigError, ManifestError
+from governance.files import write_json, write_text
+from governance.gate import GovernanceConfig
+from governance.lineage import describe_node, read_graph
+from governance.manifest import differences
+from governance.model_signature import create_model_key, default_model_key_path
+from governance.signing import create_job_key, create_key, default_key_path, private_key, public_path
+from governance.verification import read_artifact, root_of, verify_artifact, verify_root
+from pretrain.commands import Arguments, load, say
+
+
+def check(arguments: Arguments) -> int:
+    """Audit and sign; the exit status is that of the gate."""
+    from dataclasses import replace
+
+    from governance.gate import explain
+    from pretrain.run import corpus, judge, pass_gate
+
+    loaded, runtime = load(arguments, "data prepare")
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    checked, verdict = judge(loaded, artifacts, runtime)
+    if arguments.data_docs is not None:
+        from pretrain.check_commands import data_docs
+
+        data_docs(arguments.data_docs, checked, artifacts, loaded, runtime)
+    say(explain(verdict))
+    pass_gate(loaded, artifacts, runtime)
+    return 0
+
+
+def verify(arguments: Arguments) -> int:
+    """Read an artifact, or everything below a root; deep: and what was signed about it."""
+    artifact: Path = arguments.artifact
+    root = root_of(artifact)
+    keys = tuple(str(key.absolute()) for key in arguments.keys)
+    config = GovernanceConfig(trusted_keys=keys)
+    alone = artifact.resolve() != root
+    look = verify_artifact if alone else verify_root
+    files, problems = look(artifact if alone else root, config, Path(), deep=arguments.deep)
+    for problem in problems:
+        say(problem)
+    where = f"of {artifact}" if alone else f"below {root}"
+    if problems:
+        raise ManifestError(f"{len(problems)} problem(s) in {files} files {where}")
+    signed = ", and as the journal states" if arguments.deep else ""
+    say(f"{files} files {where}: all as their manifests say{signed}")
+    return 0
+
+
+def trace(arguments: Arguments) -> None:
+    """An artifact's ancestors, as lines, a picture, and PROV."""
+    manifest = read_artifact(arguments.artifact)
+    graph = read_graph(root_of(arguments.artifact))
+    node = graph.find(manifest)
+    say(describe_node(node))
+    above = list(graph.ancestors(node))
+    for depth, item in above:
+        say(f"{'  ' * depth}{describe_node(item)}")
+    if arguments.svg is not None:
+        from governance.lineage_drawing import draw
+
+        write_text(arguments.svg, draw(graph, node))
+    if arguments.prov is not None:
+        from governance.lineage_prov import prov_document
+
+        write_json(arguments.prov, prov_document(graph, [node, *(item for _, item in above)]))
+
+
+def impact(arguments: Arguments) -> None:
+    """Which shards, rows, checkpoints and children saw a document."""
+    from pretrain.impact import explain
+    from pretrain.impact import impact as find
+
+    say(explain(find(arguments.document, [root.absolute() for root in arguments.roots])))
+
+
+def diff(arguments: Arguments) -> int:
+    """Two artifacts compared; 1 when they differ, as diff does."""
+    lines = differences(read_artifact(arguments.ours), read_artifact(arguments.theirs))
+    for line in lines:
+        say(line)
+    return 1 if lines else 0
+
+
+def keygen(arguments: Arguments) -> None:
+    """A key pair: one's own, a root's, a job's with its certificate, or a model's."""
+    if arguments.root_key is not None and arguments.job is None:
+        raise ConfigError("--root-key: certifies a job's key. Say where that is to be: --job PATH")
+    path: Path
+    if arguments.job is not None:
+        if arguments.root_key is None:
+            raise ConfigError("--job: wants the root's key that certifies it: --root-key PATH")
+        path = arguments.job
+        create_job_key(path, private_key(arguments.root_key, make=False), arguments.name, arguments.days)
+        say(f"job key {path}, certified for {arguments.days} days; verify with the root's public key")
+    elif arguments.model is not None:
+        path = Path(arguments.model) if arguments.model else default_model_key_path()
+        create_model_key(path)
+        say(f"model key {path}, public key {public_path(path)}")
+    else:
+        path = arguments.root or arguments.path or default_key_path()
+        create_key(path)
+        say(f"private key {path}, public key {public_path(path)}")
+        if arguments.root is not None:
+            say("keep the private key offline; it is wanted only to make a job's key: keygen --job PATH --root-key ...")
+
+
+def sign(arguments: Arguments) -> None:
+    """A checkpoint as an OpenSSF model."""
+    from pretrain.checkpoint import read_checkpoint
+
+    root = root_of(arguments.checkpoint)
+    manifest = read_checkpoint(arguments.checkpoint, root)
+    key = arguments.key or default_model_key_path()
+    config = GovernanceConfig(
+        signing_key="" if arguments.signing_key is None else str(arguments.signing_key.absolute())
+    )
+    name = state_model_signature(open_journal(config, Path(), root), manifest, key, root)
+    folder = root / manifest.folder
+    words = f"{folder} --signature {root / name} --public_key {public_path(key)}"
+    say(f"{root / name}: others check it with: model_signing verify key {words}")
