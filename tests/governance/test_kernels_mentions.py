@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
+import json
+import os
 import unicodedata
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -161,6 +166,23 @@ def test_every_code_point_is_a_word_or_none_as_python_says():
 def test_sentences(text, number):
     assert len(sentence_spans(text)) == number
     assert found_by_the_kernel([text])[0].sentences.tolist() == [number]
+
+
+@pytest.mark.parametrize("name", ["multilingual", "udhr"])
+def test_equals_the_reference_on_real_texts(name):
+    folder = os.environ.get("ASSAY_TEST_DATA")
+    if not folder:
+        pytest.skip("ASSAY_TEST_DATA is not set: no real texts here")
+    with gzip.open(Path(folder) / "corpora" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"][:4000] for line in itertools.islice(lines, 0, 600, 2)]
+    found, _ = found_by_the_kernel(texts)
+    expected = [count(text, IDENTITY, OTHERS, 2) for text in texts]
+    assert found.words.tolist() == [len(split_words(text)) for text in texts]
+    assert found.sentences.tolist() == [one["sentences"] for one in expected]
+    mentions = [Counter() for _ in texts]
+    for text, group, many, _ in found.events.tolist():
+        mentions[text][group] = many
+    assert mentions == [one["mentions"] for one in expected]
 
 
 def test_more_hits_than_the_buffers_first_hold():
