@@ -29,7 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
@@ -50,7 +50,7 @@ from governance.manifest import Input, Manifest, describe
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 _COLUMNS = ("id", "source", "language", "kept")  # that stand beside the scores
 _BINS = 10  # of the calibration error
 
@@ -62,9 +62,9 @@ class ClassifierConfig(Section):
     """Names the model, its scores' column and its reason."""
     paths: tuple[str, ...] = Field(min_length=1)
     """Labelled JSON Lines (.gz, .zst too): shell patterns, relative to the run's file."""
-    text_field: str = "text"
+    text_field: str = Field(default="text", min_length=1)
     """The field with the text."""
-    label_field: str = "label"
+    label_field: str = Field(default="label", min_length=1)
     """The field with the label: text, number, true or false."""
     positive: tuple[str, ...] = ("1", "true")
     """Labels that count as positive, as text; every other one is negative."""
@@ -93,6 +93,14 @@ class ClassifierConfig(Section):
         if name in _COLUMNS:
             raise ValueError(f"{name!r} is a column beside the scores; choose another name")
         return name
+
+    @model_validator(mode="after")
+    def _bounds_leave_room(self) -> ClassifierConfig:
+        if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:
+            raise ValueError(
+                f"min_score = {self.min_score:g} is above max_score = {self.max_score:g}: no score is within"
+            )
+        return self
 
 
 class ModelIdentity(Section):

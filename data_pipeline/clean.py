@@ -48,7 +48,7 @@ from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 
 
 class CleanConfig(Thresholds):
@@ -59,15 +59,15 @@ class CleanConfig(Thresholds):
     by_language: dict[Annotated[str, Field(pattern="^[a-z]{2,3}$")], Thresholds] = Field(default={})
     """Language code -> bounds that hold for it instead: `[data.clean.by_language.th]`."""
     c4_lines: bool = False
-    """Cut out the lines that C4 drops: without terminal punctuation, short, about scripts, cookies or terms of use. Not
-    for Thai or Lao, where no line ends so."""
+    """Cut out the lines that C4 drops: without terminal punctuation (of Thai and Lao none is asked for, as they have
+    none), short, about scripts, cookies or terms of use."""
     c4_min_line_words: int = Field(default=5, ge=0)
     """Words below which a line is dropped with `c4_lines`."""
     refuse_licences: tuple[str, ...] = ("NOASSERTION",)
     """SPDX identifiers or expressions, each compared with a document's whole licence; such documents are removed."""
     refuse_opt_out: bool = True
     """Remove documents whose rights holder has reserved their use, by any signal in the column `opt_out`."""
-    languages: tuple[str, ...] = ()
+    languages: tuple[Annotated[str, Field(pattern="^[a-z]{2,3}$")], ...] = ()
     """Codes of the languages that stay (ISO 639-1, else 639-3; "und": undetermined); none named: all stay."""
     min_language_confidence: float = Field(default=0.3, ge=0, le=1)
     """The model's probability below which a language is "und"."""
@@ -87,7 +87,7 @@ def normalise(text: str) -> str:
 def normalise_texts(texts: pa.LargeStringArray, skip: Mask) -> tuple[pa.LargeStringArray, int]:
     """Normalise each text but those of `skip`; return the texts and how many changed.
 
-    Python sees only texts with a control character, a foreign line end, or a character from U+0300 on.
+    Python sees only texts with a control character, a foreign line end, or what a quick check of NFC cannot settle.
     """
     from governance.kernels.buffers import NEEDS_CONTROL_REPAIR, scan_texts, text_buffers
 
@@ -174,8 +174,7 @@ def _clean_group(
             reasons[row], evidence[row] = before
 
     table = _with(table, "language", pa.array(languages, pa.string()))
-    kept, _ = split_table(_with(table, "text", texts), reasons, evidence)
-    _, removed = split_table(table, reasons, evidence)
+    kept, removed = split_table(table, reasons, evidence, _with(table, "text", texts))
     described = {
         **{name: table[name] for name in ("id", "source", "language", "licence", "opt_out")},
         "language_confidence": pa.array(confidences, pa.float64()),

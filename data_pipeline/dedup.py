@@ -40,6 +40,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,7 +72,7 @@ from governance.manifest import FILE_NAME, Manifest, Output, describe, present, 
 from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 _SIGNED = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("text", "url", "source")])
 
 Preference = Literal["length", "source_order", "licence", "url"]
@@ -150,6 +151,7 @@ def earlier_corpora(config: DedupConfig, root: Path) -> tuple[Earlier, ...]:
 
 def _sign_shard(config: DedupConfig, path: Path, path_of: Any) -> ShardMade:
     from data_pipeline.kernels.minhash import band_keys
+    from governance.kernels.buffers import text_buffers
 
     digests: list[bytes] = []
     urls: list[str] = []
@@ -160,7 +162,8 @@ def _sign_shard(config: DedupConfig, path: Path, path_of: Any) -> ShardMade:
         parts.append((*band_keys(texts, config.ngram, config.bands, config.rows), pc.binary_length(texts)))
         for row, source in enumerate(table["source"].to_pylist(), start=len(digests)):
             sources.setdefault(source, row)
-        digests += [bytes.fromhex(sha256_bytes(text.as_buffer())) for text in texts]
+        data, offsets = text_buffers(texts)
+        digests += [bytes.fromhex(sha256_bytes(data[a:b].data)) for a, b in pairwise(offsets.tolist())]
         urls += [normalise_url(url) if url else "" for url in table["url"].to_pylist()]
     bands = np.concatenate([np.zeros((0, config.bands), np.int64), *(part[0] for part in parts)])
     words = np.concatenate([np.zeros(0, np.int64), *(part[1] for part in parts)])

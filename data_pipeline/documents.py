@@ -16,8 +16,8 @@
 
 A *removed* shard has the same columns and `reason` (string) and `evidence` (string, "" when there is none).
 A *quarantine* shard has `source, file, position, reason, sample` (the first 200 characters): records that could
-not become documents. Shards are zstd-compressed, row groups of at most 8 MiB of text, no timestamps: the same
-documents give the same bytes.
+not become documents. Shards are zstd-compressed, row groups of at most 8 MiB of text, dictionaries only of the short
+values that many rows share, no timestamps: the same documents give the same bytes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -71,6 +73,11 @@ QUARANTINE_SCHEMA = pa.schema(
     ]
 )
 ROW_GROUP_BYTES = 8 << 20
+_REPEATED = frozenset(
+    ("source", "language", "licence", "file", "opt_out", "opt_out_fetched", "reason", "split", "set", "part", "rule",
+     "action", "kind")
+)  # fmt: skip
+_RELEASED_AFTER = 4  # row groups: memory that is given back costs a fault a page when it is wanted again
 COMPRESSION_LEVEL = 1  # of zstd: 227 MB/s a core where level 3 writes 127, in files an eighth larger
 
 
@@ -93,23 +100,23 @@ class Document:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write one shard (documents, removed, quarantine or features), whole or not at all."""
-    with atomic_path(path) as temporary:
-        rows = table.num_rows
-        groups = max(1, table.nbytes // ROW_GROUP_BYTES)
-        pq.write_table(
-            table,
-            temporary,
-            compression="zstd",
-            compression_level=COMPRESSION_LEVEL,
-            row_group_size=max(1, -(-rows // groups)),
-            store_schema=True,
-            write_statistics=False,
-        )
+    rows = table.num_rows
+    groups = max(1, table.nbytes // ROW_GROUP_BYTES)
+    with atomic_path(path) as temporary, _open_writer(temporary, table.schema) as writer:
+        writer.write_table(table, row_group_size=max(1, -(-rows // groups)))
 
 
 def _open_writer(path: Path, schema: pa.Schema, bounds: Sequence[str] = ()) -> pq.ParquetWriter:
-    options = {"compression": "zstd", "compression_level": COMPRESSION_LEVEL, "write_statistics": list(bounds) or False}
-    return pq.ParquetWriter(path, schema, store_schema=True, **options)
+    """Only short texts that many rows share are worth a dictionary: of others it costs time and saves nothing."""
+    return pq.ParquetWriter(
+        path,
+        schema,
+        store_schema=True,
+        compression="zstd",
+        compression_level=COMPRESSION_LEVEL,
+        write_statistics=list(bounds) or False,
+        use_dictionary=[field.name for field in schema if field.name in _REPEATED],
+    )
 
 
 @contextlib.contextmanager
@@ -128,6 +135,21 @@ def table_writer(path: Path, schema: pa.Schema, bounds: Sequence[str] = ()) -> I
                 writer.write_table(table.cast(schema), row_group_size=table.num_rows)
 
         yield append
+
+
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """`pa.array` of values of which none is None; for text in half the time, and without the pandas that it loads."""
+    if pa.types.is_int64(kind):
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.asarray(values, np.int64))])
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return pa.array(values, kind)
+    encoded = [value.encode("utf-8") for value in values]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    if pa.types.is_string(kind):
+        if ends[-1] > np.iinfo(np.int32).max:
+            return pa.array(values, kind)  # says what is wrong
+        ends = ends.astype(np.int32)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))])
 
 
 _ROW_BYTES = 256  # what a row's other columns weigh, about: rows of empty text must not gather without bound
@@ -149,7 +171,7 @@ def shard_writer(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA) -> Iterator[Ad
 
         def flush() -> None:
             columns = [
-                pa.array(values, field.type) for values, field in zip(zip(*rows, strict=True), schema, strict=True)
+                _column(values, field.type) for values, field in zip(zip(*rows, strict=True), schema, strict=True)
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=len(rows))
             rows.clear()
@@ -186,19 +208,44 @@ def read_table(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA, columns: list[st
         raise ManifestError(f"{path}: does not have the columns {wanted.names}: {error}") from error
 
 
-def read_groups(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA) -> Iterator[pa.Table]:
-    """The row groups of one shard, one after the other, so that memory does not grow with the shard.
+def read_groups(
+    path: Path, schema: pa.Schema = DOCUMENT_SCHEMA, chosen: Sequence[int] | None = None
+) -> Iterator[pa.Table]:
+    """The row groups of one shard, or those `chosen`, one after the other: memory does not grow with the shard.
 
     Raises:
         ManifestError: the file is no Parquet file or lacks a column.
     """
+    with _reading(path) as file:
+        for group in range(file.num_row_groups) if chosen is None else chosen:
+            table = file.read_row_group(group, columns=schema.names, use_threads=False)
+            yield table.select(schema.names).cast(schema)
+            del table
+            if group % _RELEASED_AFTER == _RELEASED_AFTER - 1:
+                pa.default_memory_pool().release_unused()  # else a worker keeps what its largest group wanted, and more
+
+
+def rows_by_group(path: Path, rows: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.int64]]]:
+    """Each row group of a shard that has some of the rows (which ascend), and the places of these in it.
+
+    Raises:
+        ManifestError: the file is no Parquet file.
+    """
+    with _reading(path) as file:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    starts = np.cumsum([0, *sizes])
+    bounds = np.searchsorted(rows, starts)
+    return [
+        (group, rows[bounds[group] : bounds[group + 1]] - starts[group])
+        for group in np.flatnonzero(np.diff(bounds)).tolist()
+    ]
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=schema.names, use_threads=False)
-                yield table.select(schema.names).cast(schema)
-                del table
-                pa.default_memory_pool().release_unused()  # else a worker keeps what its largest group wanted, and more
+            yield file
     except (KeyError, ValueError, pa.ArrowException, OSError) as error:
         raise ManifestError(
             f"{path}: cannot be read as a document shard: {error}. Remove its folder and make it again."
@@ -219,12 +266,14 @@ def document_shards(documents: Manifest, root: Path, role: str = "documents") ->
     return [(outputs[path], path) for path in documents.files(role, root)]
 
 
-def split_table(table: pa.Table, reasons: Sequence[str], evidence: Sequence[str]) -> tuple[pa.Table, pa.Table]:
-    """The rows that stay, and those that go with their reason and evidence."""
+def split_table(
+    table: pa.Table, reasons: Sequence[str], evidence: Sequence[str], changed: pa.Table | None = None
+) -> tuple[pa.Table, pa.Table]:
+    """The rows that stay, as they are in `changed` where it is given, and those that go with reason and evidence."""
     kept = pa.array([not reason for reason in reasons], pa.bool_())
     marked = table.append_column(REMOVED_SCHEMA.field("reason"), pa.array(reasons, pa.string()))
     marked = marked.append_column(REMOVED_SCHEMA.field("evidence"), pa.array(evidence, pa.string()))
-    return table.filter(kept), marked.filter(pc.invert(kept))
+    return (table if changed is None else changed).filter(kept), marked.filter(pc.invert(kept))
 
 
 def cut_spans(text: bytes, spans: Iterable[tuple[int, int]]) -> bytes:

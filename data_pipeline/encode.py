@@ -49,7 +49,7 @@ from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 SPLITS = ("train", "validation")
 FEATURES_SCHEMA = pa.schema(
     [
@@ -70,8 +70,6 @@ FEATURES_SCHEMA = pa.schema(
 _SUFFIXES = {**dict.fromkeys(SPLITS, SUFFIX), "token_features": ".parquet"}
 _ROUND_TRIP_ONE_IN = 64
 _COLUMNS = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text", "source", "language")])
-_WHITE_SPACE = b" \t\n\r\x0b\x0c"
-_ASCII_LOWER = bytes(range(256)).lower()
 
 Integers = npt.NDArray[np.int64]
 
@@ -104,15 +102,13 @@ class Encoded:
     stats: dict[str, Any]
 
 
-def content_digest(text: bytes) -> str:
-    """The SHA-256, in hexadecimal, of the text's letters: case folded, ASCII white space left out.
+def content_digests(texts: pa.Array | pa.ChunkedArray) -> list[str]:
+    """The SHA-256, in hexadecimal, of the letters of each text: case folded, ASCII white space left out."""
+    from data_pipeline.kernels.letters import folded_letters
+    from governance.kernels.buffers import text_buffers
 
-    Args:
-        text: UTF-8.
-    """
-    if text.isascii():
-        return sha256_bytes(text.translate(_ASCII_LOWER, _WHITE_SPACE))
-    return sha256_bytes(text.decode("utf-8").casefold().encode("utf-8").translate(None, _WHITE_SPACE))
+    letters, ends = folded_letters(*text_buffers(texts))
+    return [sha256_bytes(letters[first:last].data) for first, last in pairwise(ends.tolist())]
 
 
 def split_of(digest: str, validation_share: float) -> str:
@@ -153,17 +149,14 @@ def _splits(
     """The split of each text; how many were decoded again, and how many of these did not come back."""
     from governance.kernels.buffers import text_buffers
 
-    splits: list[str] = []
-    checked = failed = 0
+    digests = content_digests(texts)
     data, offsets = text_buffers(texts)
-    for place, (first, last) in enumerate(pairwise(offsets.tolist())):
-        text = data[first:last].tobytes()
-        digest = content_digest(text)
-        splits.append(split_of(digest, config.validation_share))
-        if place == 0 or int(digest[-4:], 16) % _ROUND_TRIP_ONE_IN == 0:
-            checked += 1
-            failed += encoder.decode(ids[ends[place] : ends[place + 1] - 1].tolist()).encode("utf-8") != text
-    return splits, checked, failed
+    chosen = [place for place, d in enumerate(digests) if place == 0 or int(d[-4:], 16) % _ROUND_TRIP_ONE_IN == 0]
+    failed = 0
+    for place in chosen:
+        text = data[offsets[place] : offsets[place + 1]].tobytes()
+        failed += encoder.decode(ids[ends[place] : ends[place + 1] - 1].tolist()).encode("utf-8") != text
+    return [split_of(digest, config.validation_share) for digest in digests], len(chosen), failed
 
 
 def _features(
@@ -189,16 +182,21 @@ def _features(
 
 
 def _token_counts(features: pa.Table, copies: Integers) -> dict[str, Any]:
-    """Tokens, documents and bytes by split, and tokens by source, copies counted."""
+    """Tokens, documents and bytes by split and by language, and tokens by source, copies counted."""
     values = {name: features[name].to_numpy() * copies for name in ("tokens", "bytes")} | {"documents": copies}
-    split_names, source_names = (np.array(features[name].to_pylist(), object) for name in ("split", "source"))
+    split_names, source_names, codes = (
+        np.array(features[name].to_pylist(), object) for name in ("split", "source", "language")
+    )
     sides = {
         f"{split}_{unit}": int(values[unit][split_names == split].sum())
         for split in SPLITS
         for unit in ("tokens", "documents", "bytes")
     }
     by_source = {name: int(values["tokens"][source_names == name].sum()) for name in sorted(set(source_names.tolist()))}
-    return {"tokens_by_source": by_source, **sides}
+    by_language = {
+        code: {unit: int(values[unit][codes == code].sum()) for unit in values} for code in sorted(set(codes.tolist()))
+    }
+    return {"tokens_by_source": by_source, "by_language": by_language, **sides}
 
 
 def _encode_shard(config: EncodeConfig, work: Work, path_of: Callable[[str], Path]) -> ShardMade:

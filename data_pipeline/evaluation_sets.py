@@ -39,7 +39,7 @@ from governance.manifest import Input, Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 ITEM_SCHEMA = pa.schema(
     [
         pa.field(name, kind, nullable=False)
@@ -152,7 +152,7 @@ def _item_name(row: dict[str, Any], number: int, wanted: EvaluationSet) -> str:
         return str(number)
     value = value_at(row, wanted.id_field)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-        raise MissingInput(
+        raise ConfigError(
             f"evaluation set {wanted.name}: item {number} has no text or whole number as {wanted.id_field!r}."
             f" Mend id_field, or leave it out: then items are numbered."
         )

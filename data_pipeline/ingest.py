@@ -32,7 +32,6 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from data_pipeline.documents import QUARANTINE_SCHEMA, AddRow, shard_writer
-from data_pipeline.readers import Fault, PackageSource, Record, Source
 from data_pipeline.readers.items import (
     Item,
     Reading,
@@ -49,7 +48,8 @@ from data_pipeline.readers.items import (
 from data_pipeline.readers.local import Digests
 from data_pipeline.readers.parts import Part, group_parts, line_parts
 from data_pipeline.readers.reading import read_items
-from data_pipeline.readers.record import TORN, sample
+from data_pipeline.readers.record import TORN, Fault, Record, sample
+from data_pipeline.readers.sources import PackageSource, Source
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError
 from governance.files import place, sha256_bytes, write_json
@@ -58,7 +58,7 @@ from governance.manifest import Input, Manifest, Output
 from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 
 
 class IngestConfig(Section):

@@ -46,6 +46,15 @@ def identify(texts: pa.Array | pa.ChunkedArray, min_confidence: float = 0.0) -> 
     return codes, confidences
 
 
+def known_codes() -> frozenset[str]:
+    """All answers of `identify`.
+
+    Raises:
+        MissingInput: the model is not installed.
+    """
+    return frozenset([*_model().labels, UNDETERMINED])
+
+
 def model_path() -> Path:
     """Where the model's file is; the package is found, not imported, because its import pulls in a downloader.
 

@@ -44,7 +44,7 @@ from governance.log import get_logger
 from governance.manifest import Input, Manifest, describe
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 KEYED_SCHEMA = pa.schema([("key", pa.uint64()), ("entry", pa.string())])
 WORDS_SCHEMA = pa.schema([("language", pa.string()), ("entry", pa.string())])
 
@@ -62,6 +62,12 @@ class ListsConfig(Section):
     """Files of URLs."""
     words: dict[Annotated[str, Field(pattern=r"^(\*|[a-z]{2,3})$")], tuple[str, ...]] = Field(default={})
     """Language code, or "*" for every language -> files of words and phrases."""
+
+    def files(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Each list that has patterns: its kind ("domains", "urls", "words/<code>"), and they."""
+        kinds = {"domains": self.domains, "urls": self.urls}
+        kinds |= {f"words/{code}": patterns for code, patterns in sorted(self.words.items())}
+        return [(kind, patterns) for kind, patterns in kinds.items() if patterns]
 
 
 class ListsIdentity(Section):
@@ -159,11 +165,11 @@ def make_lists(config: ListsConfig, config_folder: Path, runtime: Runtime) -> Ma
         ManifestError: a file is torn or no text.
     """
     digests = Digests(runtime.root)
-    kinds: dict[str, tuple[str, ...]] = {"domains": config.domains, "urls": config.urls}
-    kinds |= {f"words/{code}": patterns for code, patterns in sorted(config.words.items())}
-    files = {
-        kind: find_files(patterns, config_folder, f"data.lists.{kind}") if patterns else []
-        for kind, patterns in kinds.items()
+    kinds: dict[str, list[LocalFile]] = {
+        kind: [] for kind in ("domains", "urls", *(f"words/{c}" for c in config.words))
+    }
+    files = kinds | {
+        kind: find_files(patterns, config_folder, f"data.lists.{kind}") for kind, patterns in config.files()
     }
     inputs = [
         Input(stage="file", digest=digests.of(file.path), path=f"{kind}/{file.name}")

@@ -41,14 +41,14 @@ from data_pipeline.documents import document_shards, funnel, read_table, write_t
 from data_pipeline.shares import Allocation, Cell, MixConfig, allocate
 from data_pipeline.token_shards import document_identity
 from governance.config import canonical_json
-from governance.errors import ManifestError
+from governance.errors import ConfigError, ManifestError
 from governance.files import sha256_bytes, write_json
 from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 PLAN_SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("copies", pa.int64(), nullable=False)])
 SIZES_SCHEMA = pa.schema(
     [
@@ -200,7 +200,7 @@ def mix(documents: Manifest, config: MixConfig, runtime: Runtime) -> Manifest:
     """Plan how many copies of each document are encoded: roles `plan` and `sizes`; see the module for `stats`.
 
     Raises:
-        PipelineError: the weights leave out a source of the corpus, or nothing is left.
+        ConfigError: the weights leave out a source of the corpus, or no document is left.
         ManifestError: a shard cannot be read.
     """
     recipe = Recipe("mix", VERSION, config)
@@ -221,6 +221,12 @@ def mix(documents: Manifest, config: MixConfig, runtime: Runtime) -> Manifest:
         done = map_shards(recipe, _plan_shard, work, folder, runtime)
         stats = sum_stats([funnel([], [], [], []), {"copies": 0, "mixed": {}}, *(shard.stats for shard in done)])
         got = _flat(stats.pop("mixed"))
+        if stats["documents_in"] and not stats["copies"]:
+            room = max(allocation.got.values(), default=0)
+            raise ConfigError(
+                f"mix: nothing is left: the most that total_bytes, max_epochs and the quotas of [data.mix] leave to a "
+                f"language of a source is {room} bytes, and no document fits. Raise them."
+            )
         stats["bytes_mixed"] = sum(got.values())
         for axis, name in enumerate(("source", "language")):
             stats[f"mix_by_{name}"] = _table(axis, sizes, allocation.wanted, got)

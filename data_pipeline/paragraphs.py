@@ -47,7 +47,7 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 
 Integers = npt.NDArray[np.int64]
 
-VERSION = 1
+VERSION = 2
 JOIN_MEMORY_MIB = 512
 _A_ROW_GROUP = 1 << 16
 _KINDS = ("paragraph", "line")
@@ -203,8 +203,7 @@ def _cut_group(
     mask[list(changed)] = True
     edited = pc.replace_with_mask(texts, pa.array(mask), pa.array(changed.values(), pa.large_string()))
     with_cuts = group.set_column(group.schema.get_field_index("text"), DOCUMENT_SCHEMA.field("text"), edited)
-    kept, _ = split_table(with_cuts, reasons, evidence)
-    _, removed = split_table(group, reasons, evidence)
+    kept, removed = split_table(group, reasons, evidence, with_cuts)
     ids = group["id"].take(pa.array(rows)) if len(rows) else pa.array([], pa.string())
     names = pa.array([_KINDS[kind] for kind in kinds], pa.string())
     cuts = pa.table({"id": ids, "kind": names, "start": starts, "end": ends}, schema=_CUTS)

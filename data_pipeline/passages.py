@@ -26,13 +26,11 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-import math
 import re
 import sys
 import unicodedata
-from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,6 +52,7 @@ _TEMPLATE_WORDS = 4  # that a template may put before each text of an item
 
 Integers = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
+Flags = npt.NDArray[np.bool_]
 
 
 class PassageConfig(Section):
@@ -94,125 +93,151 @@ class Sought:
 
 @dataclass(frozen=True)
 class Measures:
-    """How much a text says; see `kernels/folding.py`."""
+    """How much each of several texts says; see `kernels/folding.py`."""
 
-    words: int
-    tenths: int
+    words: Integers
+    tenths: Integers
     """Its length in tenths of a word."""
-    letters: int
-    numbers: int
+    letters: Integers
+    numbers: Integers
     """Words without a letter."""
 
-    def says_enough(self, config: PassageConfig) -> bool:
+    def says_enough(self, config: PassageConfig) -> Flags:
         """Whether it is worth looking for."""
-        letters = config.min_letters if self.tenths < 10 * config.min_edited_words else config.min_letters // 2
-        many = self.words >= config.min_words and self.tenths >= 10 * config.min_words
-        return many and self.letters >= letters and 3 * self.numbers <= 2 * self.words
+        letters = np.where(self.tenths < 10 * config.min_edited_words, config.min_letters, config.min_letters // 2)
+        many = (self.words >= config.min_words) & (self.tenths >= 10 * config.min_words)
+        enough: Flags = many & (self.letters >= letters) & (3 * self.numbers <= 2 * self.words)
+        return enough
 
     @property
-    def short(self) -> bool:
+    def short(self) -> Flags:
         """Whether it may be a commonplace."""
         return self.tenths < 10 * SHORT_WORDS
 
-    def errors(self, config: PassageConfig) -> int:
+    def errors(self, config: PassageConfig) -> Integers:
         """How many of its words may be missing; of a short text one, or as many characters as a word has there."""
-        if self.tenths < 10 * config.min_edited_words:
-            return 0
-        if self.short:
-            return -(-10 * self.words // self.tenths)
-        return self.words - math.ceil(config.coverage * self.words - 1e-9)
+        a_word = -(-10 * self.words // np.maximum(self.tenths, 1))
+        share = self.words - np.ceil(config.coverage * self.words - 1e-9).astype(np.int64)
+        return np.where(self.tenths < 10 * config.min_edited_words, 0, np.where(self.short, a_word, share))
 
 
-class _Gathering:
-    """Passages as they are gathered, set by set; all of it numbers and names, the texts are let go."""
+@dataclass(frozen=True)
+class _Set:
+    """The passages of one set; words and passages are numbered from 0."""
 
-    def __init__(self, config: PassageConfig) -> None:
-        self.config = config
-        self.names: list[tuple[str, str, str]] = []
-        self.limits = array("i")  # four numbers a passage
-        self.lengths = array("q")
-        self.words: list[Words] = []
-        self.owners: list[npt.NDArray[np.int32]] = []
-        self.items: dict[str, int] = {}
-        self.start = 0  # words of the sets before this one
+    words: Words
+    limits: npt.NDArray[np.int32]
+    owners: npt.NDArray[np.int32]
+    names: list[tuple[str, str, str]]
+    lengths: Integers
+    items: int
+    """Items of which something says enough."""
 
-    def add_set(self, table: pa.Table) -> None:
-        """Take the passages of one set's items."""
-        from data_pipeline.kernels.folding import word_hashes
-        from governance.kernels.buffers import text_buffers
 
-        words, measured = word_hashes(*text_buffers(pc.utf8_normalize(table["text"], "NFC")))
-        starts = np.cumsum([0, *measured[:, 0]]).tolist()
-        keys = [words[first:last].tobytes() for first, last in itertools.pairwise(starts)]
-        names, parts = table["item"].to_pylist(), [sys.intern(part) for part in table["part"].to_pylist()]
-        sharing = Counter(key for key, _ in set(zip(keys, names, strict=True)))
-        alone, listed = table["alone"].to_pylist(), table["listed"].to_pylist()
-        name = sys.intern(table["set"][0].as_py())
-        owners, known, sought = np.full((len(words), 2), -1, np.int32), set[bytes](), set[str]()
+@dataclass(frozen=True)
+class _Candidates:
+    """What says enough in a set, item by item: each text that names its item, then the whole item."""
 
-        def add(part: str, row: int, measures: Measures, texts: int) -> None:
-            if not measures.says_enough(self.config):
-                return
-            sought.add(names[row])
-            span = slice(starts[row], starts[row] + measures.words)
-            if (key := words[span].tobytes()) not in known:
-                known.add(key)
-                self._add((name, names[row], part), span, measures, texts, owners)
+    rows: Integers
+    """The first text."""
+    texts: Integers
+    """How many texts: more than one of a whole item."""
+    measures: Measures
 
-        for first, last in _items(names):
-            for row in range(first, last):
-                measures = Measures(*measured[row].tolist())
-                common = measures.short and (listed[row] or sharing[keys[row]] > MAX_SHARING)
-                if alone[row] and not common:
-                    add(parts[row], row, measures, 1)
-            if last - first > 1:
-                add(WHOLE, first, Measures(*measured[first:last].sum(axis=0).tolist()), last - first)
-        self.words.append(words)
-        self.owners.append(owners)
-        self.items[name] = len(sought)
-        self.start += len(words)
+    def at(self, places: Sequence[int] | Integers) -> _Candidates:
+        """Some of them, in this order."""
+        measures = (self.measures.words, self.measures.tenths, self.measures.letters, self.measures.numbers)
+        return _Candidates(self.rows[places], self.texts[places], Measures(*(values[places] for values in measures)))
 
-    def _add(
-        self, name: tuple[str, str, str], span: slice, measures: Measures, texts: int, owners: npt.NDArray[np.int32]
-    ) -> None:
-        from data_pipeline.kernels.ngrams import MAX_BAND, MAX_PASSAGE_WORDS, SEED_WORDS
 
-        last = min(span.stop, span.start + MAX_PASSAGE_WORDS)
-        errors = measures.errors(self.config)
-        band = errors if texts == 1 else errors + _TEMPLATE_WORDS * texts
-        owners[span.start : last - SEED_WORDS + 1, int(texts > 1)] = len(self.names)
-        self.names.append(name)
-        self.limits.extend((self.start + span.start, self.start + last, errors, min(MAX_BAND, band)))
-        self.lengths.append(measures.tenths)
+def _passages(table: pa.Table, config: PassageConfig) -> _Set:
+    """The passages of one set's items."""
+    from data_pipeline.kernels.folding import word_hashes
+    from governance.kernels.buffers import text_buffers
+
+    words, measured = word_hashes(*text_buffers(pc.utf8_normalize(table["text"], "NFC")))
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(measured[:, 0])])
+    names = table["item"].to_pylist()
+    found = _candidates(table, names, words, starts, measured, config)
+    sought = len({names[row] for row in found.rows.tolist()})
+    known: dict[bytes, int] = {}
+    for place, (start, size) in enumerate(zip(starts[found.rows].tolist(), found.measures.words.tolist(), strict=True)):
+        known.setdefault(words[start : start + size].tobytes(), place)
+    found = found.at(list(known.values()))
+    parts, name = table["part"].to_pylist(), sys.intern(table["set"][0].as_py())
+    called = [
+        (name, names[row], WHOLE if texts > 1 else sys.intern(parts[row]))
+        for row, texts in zip(found.rows.tolist(), found.texts.tolist(), strict=True)
+    ]
+    limits = _limits(found, starts[found.rows], config)
+    return _Set(words, limits, _owners(limits, found.texts > 1, len(words)), called, found.measures.tenths, sought)
+
+
+def _candidates(
+    table: pa.Table, names: Sequence[str], words: Words, starts: Integers, measured: Integers, config: PassageConfig
+) -> _Candidates:
+    of_text = Measures(*measured.T)
+    begins = np.array([row for row in range(len(names)) if not row or names[row] != names[row - 1]], np.int64)
+    sizes = np.diff(begins, append=len(names))
+    alone, listed = (table[column].to_numpy() for column in ("alone", "listed"))
+    named = alone & of_text.says_enough(config) & ~(of_text.short & listed)
+    keys = [words[first:last].tobytes() for first, last in itertools.pairwise(starts.tolist())]
+    sharing = Counter(key for key, _ in set(zip(keys, names, strict=True)))
+    for row in np.flatnonzero(named & of_text.short).tolist():
+        named[row] = sharing[keys[row]] <= MAX_SHARING
+    of_item = np.add.reduceat(measured, begins)
+    whole = np.flatnonzero((sizes > 1) & Measures(*of_item.T).says_enough(config))
+    rows = np.flatnonzero(named)
+    found = _Candidates(
+        np.concatenate([rows, begins[whole]]),
+        np.concatenate([np.ones(len(rows), np.int64), sizes[whole]]),
+        Measures(*np.concatenate([measured[rows], of_item[whole]]).T),
+    )
+    item = np.searchsorted(begins, found.rows, side="right")
+    return found.at(np.lexsort((found.rows, found.texts > 1, item)))
+
+
+def _limits(found: _Candidates, starts: Integers, config: PassageConfig) -> npt.NDArray[np.int32]:
+    from data_pipeline.kernels.ngrams import MAX_BAND, MAX_PASSAGE_WORDS
+
+    errors = found.measures.errors(config)
+    band = np.where(found.texts == 1, errors, errors + _TEMPLATE_WORDS * found.texts)
+    stops = starts + np.minimum(found.measures.words, MAX_PASSAGE_WORDS)
+    return np.stack([starts, stops, errors, np.minimum(MAX_BAND, band)], axis=1).astype(np.int32)
+
+
+def _owners(limits: npt.NDArray[np.int32], enclosing: Flags, words: int) -> npt.NDArray[np.int32]:
+    """Of each word, the passages that a seed which begins there belongs to (`kernels/ngrams.py`)."""
+    from data_pipeline.kernels.ngrams import SEED_WORDS
+
+    owners = np.full((words, 2), -1, np.int32)
+    seeds = np.maximum(limits[:, 1].astype(np.int64) - limits[:, 0] - SEED_WORDS + 1, 0)
+    within = np.arange(seeds.sum()) - np.repeat(np.cumsum(seeds) - seeds, seeds)
+    numbers = np.repeat(np.arange(len(limits)), seeds)
+    owners[limits[numbers, 0] + within, enclosing[numbers].astype(np.int64)] = numbers
+    return owners
 
 
 def seek(tables: Iterable[pa.Table], config: PassageConfig) -> Sought:
     """The passages of all items, and their index; a table a set."""
     from data_pipeline.kernels.ngrams import Passages, build_index
 
-    gathered = _Gathering(config)
-    for table in tables:
-        if table.num_rows:
-            gathered.add_set(table)
-    limits = np.array(gathered.limits, np.int32).reshape(-1, 4)
-    words = np.concatenate([np.zeros(0, np.uint64), *gathered.words])
-    owners = np.concatenate([np.zeros((0, 2), np.int32), *gathered.owners])
+    sets = [_passages(table, config) for table in tables if table.num_rows]
+    first_word = first_passage = 0
+    for part in sets:
+        part.limits[:, :2] += first_word
+        part.owners[part.owners >= 0] += first_passage
+        first_word, first_passage = first_word + len(part.words), first_passage + len(part.names)
+    limits = np.concatenate([np.zeros((0, 4), np.int32), *(part.limits for part in sets)])
+    words = np.concatenate([np.zeros(0, np.uint64), *(part.words for part in sets)])
+    owners = np.concatenate([np.zeros((0, 2), np.int32), *(part.owners for part in sets)])
     return Sought(
         index=build_index(Passages(words, limits, owners)),
-        names=tuple(gathered.names),
+        names=tuple(name for part in sets for name in part.names),
         sizes=(limits[:, 1] - limits[:, 0]).astype(np.int64),
-        lengths=np.array(gathered.lengths, np.int64),
-        items=gathered.items,
+        lengths=np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in sets)]),
+        items={part.names[0][0]: part.items for part in sets if part.names},
     )
-
-
-def _items(names: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """The rows of each item: from, to."""
-    first = 0
-    for row in range(1, len(names) + 1):
-        if row == len(names) or names[row] != names[first]:
-            yield first, row
-            first = row
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 
 __all__ = ["PLACEHOLDERS", "TYPES", "Finding", "PiiConfig", "find", "redact", "redact_table", "replace"]
 
-VERSION = 2
+VERSION = 3
 
 
 class PiiConfig(Section):

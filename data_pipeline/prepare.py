@@ -4,7 +4,8 @@
             -> tokenizer -> [mix] -> encode -> [pack]
 
 Each line below is a stage: it finds its artifact or makes it. This call graph is the whole schedule; running it again
-resumes wherever it was left. A stage in brackets is there when its section is in the run's file.
+resumes wherever it was left. A stage in brackets is there when its section is in the run's file. Before the first one,
+`preflight.py` looks whether all is there that the file names.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.classifier import ClassifierConfig, classify, train_classifier
 from data_pipeline.clean import CleanConfig, clean
@@ -26,10 +27,12 @@ from data_pipeline.mix import mix
 from data_pipeline.pack import PackConfig, pack
 from data_pipeline.paragraphs import ParagraphsConfig, drop_paragraphs
 from data_pipeline.pii import PiiConfig, redact
-from data_pipeline.readers import Source
-from data_pipeline.shares import MixConfig
+from data_pipeline.preflight import check, make_beside
+from data_pipeline.readers.sources import Source
+from data_pipeline.shares import MixConfig, fault_of_shares
 from data_pipeline.tokenizer import TokenizerConfig, train_tokenizer
 from governance.config import Section
+from governance.errors import ConfigError
 from governance.manifest import Manifest
 from governance.parallel import close_pool
 from governance.stage import Runtime
@@ -59,6 +62,36 @@ class DataConfig(Section):
     pack: PackConfig | None = None
     """Fill rows by best fit; absent: rows are stretches of the token stream."""
 
+    @model_validator(mode="after")
+    def _mix_fits_sources(self) -> DataConfig:
+        names = [source.name for source in self.sources]
+        config = self.mix or MixConfig()
+        for field in ("weights", "max_epochs_of", "source_quotas"):
+            if unknown := sorted(getattr(config, field).keys() - set(names)):
+                raise ValueError(f"mix.{field} names {unknown[0]!r}, which is no source; they are: {', '.join(names)}")
+        if config.weights and (unnamed := [name for name in names if name not in config.weights]):
+            raise ValueError(f"mix.weights does not name {', '.join(unnamed)}; give each a weight, 0 to leave it out")
+        mixed = [name for name in names if config.weights.get(name, 1) and config.max_epochs_of.get(name, 1)]
+        if fault := fault_of_shares("source", mixed, config.source_quotas):
+            raise ValueError(fault)
+        return self
+
+    @field_validator("sources")
+    @classmethod
+    def _sources_once(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        names = [source.name for source in sources]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two sources are named {twice[0]!r}; rename one: ids start with it")
+        return sources
+
+    @field_validator("decontaminate")
+    @classmethod
+    def _sets_once(cls, config: DecontaminateConfig | None) -> DecontaminateConfig | None:
+        names = [wanted.name for wanted in config.sets] if config else []
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two evaluation sets are named {twice[0]!r}; rename one")
+        return config
+
     @field_validator("classifiers")
     @classmethod
     def _names_once(cls, models: tuple[ClassifierConfig, ...]) -> tuple[ClassifierConfig, ...]:
@@ -72,22 +105,27 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
     """Make or find the artifacts of the corpus one after the other, in order; `folder` is where relative paths start.
 
     Raises:
-        MissingInput: a source is not there; or `runtime.make` is False and this stage is not made yet.
+        PipelineError: something that the configuration names is not there or cannot be used, before anything is made.
+        ConfigError: a stage left no document.
+        MissingInput: `runtime.make` is False and this stage is not made yet.
     """
     try:
-        yield (documents := ingest(config.sources, config.ingest, folder, runtime))
+        if runtime.make:
+            check(config, folder, runtime.root)
+            make_beside(config, folder, runtime)
+        yield (documents := _left(ingest(config.sources, config.ingest, folder, runtime), runtime))
         lists = None if config.lists is None else make_lists(config.lists, folder, runtime)
-        yield (documents := clean(documents, config.clean, runtime, lists))
+        yield (documents := _left(clean(documents, config.clean, runtime, lists), runtime))
         if config.classifiers:
             models = [(model, train_classifier(model, folder, runtime)) for model in config.classifiers]
-            yield (documents := classify(documents, models, runtime))
+            yield (documents := _left(classify(documents, models, runtime), runtime))
         earlier = earlier_corpora(config.dedup, runtime.root)
-        yield (documents := dedup(documents, config.dedup, runtime, earlier))
+        yield (documents := _left(dedup(documents, config.dedup, runtime, earlier), runtime))
         if config.paragraphs is not None:
-            yield (documents := drop_paragraphs(documents, config.paragraphs, runtime))
+            yield (documents := _left(drop_paragraphs(documents, config.paragraphs, runtime), runtime))
         if config.decontaminate is not None:
             sets = evaluation_sets(config.decontaminate.sets, folder, runtime)
-            yield (documents := decontaminate(documents, sets, config.decontaminate, runtime))
+            yield (documents := _left(decontaminate(documents, sets, config.decontaminate, runtime), runtime))
         yield (documents := redact(documents, config.pii, runtime, folder))
         yield (tokenizer := train_tokenizer(documents, config.tokenizer, runtime, folder))
         plan = None
@@ -98,6 +136,31 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
             yield pack(tokens, config.pack, runtime)
     finally:
         close_pool()  # idle workers hold memory that training wants
+
+
+_SECTIONS = {
+    "ingest": "[[data.sources]]: type, paths and the names of fields",
+    "classify": "the bounds of [[data.classifiers]]",
+}
+
+
+def _left(documents: Manifest, runtime: Runtime) -> Manifest:
+    """The documents that a stage made, if it left any.
+
+    Raises:
+        ConfigError: it was told to take all of them out; what is behind it could only say that nothing came.
+    """
+    stats, stage = documents.stats, documents.stage
+    if stats["documents_kept"] or not runtime.make:
+        return documents
+    why = [f"{reason} {count:,}" for reason, count in sorted(stats["removed"].items(), key=lambda item: -item[1])]
+    passed = [f"{reason} {count:,}" for reason, count in sorted(stats.get("passed_over", {}).items())]
+    told = [", ".join(why)] * bool(why) + [f"passed over: {', '.join(passed)}"] * bool(passed)
+    what = "no record became a document" if stage == "ingest" else "no document is left"
+    raise ConfigError(
+        f"{stage}: {what} of {stats['documents_in']:,}{' (' + '; '.join(told) + ')' if told else ''}. "
+        f"Mend {_SECTIONS.get(stage, f'[data.{stage}]')}; see examples with: assay data show CONFIG"
+    )
 
 
 def prepare(config: DataConfig, folder: Path, runtime: Runtime) -> dict[str, Manifest]:

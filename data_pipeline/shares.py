@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import decimal
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
@@ -32,7 +32,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from governance.config import Section
-from governance.errors import PipelineError
+from governance.errors import ConfigError
 
 _MOST_ROUNDS = 1000  # of shrinking; quotas that can hold settle in far fewer, their distance falls by a share a round
 
@@ -103,7 +103,7 @@ def allocate(sizes: Sizes, config: MixConfig) -> Allocation:
     """The bytes of each cell; see the module.
 
     Raises:
-        PipelineError: `weights` leaves out a source that is there, or nothing is left.
+        ConfigError: `weights` leaves out a source that is there, or nothing is left.
     """
     _check_names(sizes, config)
     parts = _proportions(sizes, config)
@@ -116,30 +116,36 @@ def allocate(sizes: Sizes, config: MixConfig) -> Allocation:
     left = sum(got.values())
     only_rounding = max(got.values(), default=0) <= 1 and left < sum(capped.values())
     if any(sizes.values()) and (not left or only_rounding):
-        raise PipelineError("mix: nothing is left: total_bytes, max_epochs and the quotas of [data.mix] allow no byte")
+        raise ConfigError("mix: nothing is left: total_bytes, max_epochs and the quotas of [data.mix] allow no byte")
     return Allocation(wanted, got, _notes(sizes, (wanted, capped, got), config))
 
 
 def _check_names(sizes: Sizes, config: MixConfig) -> None:
     sources = {source for source, _ in sizes}
     if config.weights and (unnamed := sorted(sources - set(config.weights))):
-        raise PipelineError(
+        raise ConfigError(
             f"mix: data.mix.weights does not name the source(s) {', '.join(unnamed)}; give each a weight, 0 to leave "
             f"it out. The corpus has: {', '.join(sorted(sources))}"
         )
 
 
 def _check_shares(wanted: Mapping[Cell, int], config: MixConfig) -> None:
-    """Shares of the whole that all its parts must keep to cannot add up to less than the whole."""
     for axis, what, quotas in ((0, "source", config.source_quotas), (1, "language", config.language_quotas)):
         names = {cell[axis] for cell, value in wanted.items() if value}
-        shares = {name: quotas[name].share if name in quotas else None for name in names}
-        if names and sum(Fraction(str(1 if share is None else share)) for share in shares.values()) < 1:
-            raise PipelineError(
-                f"mix: nothing is left: data.mix.{what}_quotas give every {what} a share ("
-                + ", ".join(f"{name} {shares[name]:g}" for name in sorted(names))
-                + "), and they add up to less than 1. Raise one, or leave one out."
-            )
+        if fault := fault_of_shares(what, names, quotas):
+            raise ConfigError(f"mix: nothing is left: data.{fault}")
+
+
+def fault_of_shares(what: str, names: Collection[str], quotas: Mapping[str, Quota]) -> str:
+    """In words, that shares of the whole which all its parts must keep to add up to less than the whole; or ""."""
+    shares = {name: quotas[name].share if name in quotas else None for name in sorted(names)}
+    if not names or sum(Fraction(str(1 if share is None else share)) for share in shares.values()) >= 1:
+        return ""
+    given = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+    return (
+        f"mix.{what}_quotas give every {what} a share ({given}), and they add up to less than 1. "
+        "Raise one, or leave one out."
+    )
 
 
 def _epochs(cell: Cell, config: MixConfig) -> int:
@@ -186,7 +192,7 @@ def _within_quotas(bytes_: Mapping[Cell, int], config: MixConfig) -> dict[Cell, 
     without a floor, by as little as a byte a round.
 
     Raises:
-        PipelineError: they are so.
+        ConfigError: they are so.
     """
     got = dict(bytes_)
     quotas = [(0, *item) for item in sorted(config.source_quotas.items())]
@@ -201,7 +207,7 @@ def _within_quotas(bytes_: Mapping[Cell, int], config: MixConfig) -> dict[Cell, 
                 got |= _shrink(mine, allowed)
         if settled:
             return got
-    raise PipelineError(
+    raise ConfigError(
         "mix: nothing is left: data.mix.source_quotas and data.mix.language_quotas cannot hold together: the shares "
         "that they allow add up to less than 1. Raise one, or leave one out."
     )

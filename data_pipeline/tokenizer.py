@@ -175,8 +175,13 @@ def _stretches(texts: Iterable[str]) -> Iterator[str]:
             yield part[start : start + _TRAINED_CHARACTERS]
 
 
-def _taken_over(path: Path, config: TokenizerConfig) -> tuple[str, Vocabulary]:
-    """The text of the file that the configuration names, and its vocabulary."""
+def take_over(path: Path, config: TokenizerConfig) -> tuple[str, Vocabulary]:
+    """The text of the file that the configuration names, and its vocabulary.
+
+    Raises:
+        MissingInput: it cannot be read.
+        ConfigError: it is no tokeniser of the kind that this program encodes with.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         vocabulary = read_vocabulary(text)
@@ -207,7 +212,7 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
     """
     inputs, given = [documents.as_input()], None
     if config.path:
-        given = _taken_over(folder / config.path, config)
+        given = take_over(folder / config.path, config)
         name = Path(config.path).name
         inputs.append(Input(stage="file", digest=sha256_file(folder / config.path), path=name))
         config = config.model_copy(update={"path": name})  # where the file lies decides nothing

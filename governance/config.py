@@ -30,6 +30,7 @@ class Section(BaseModel):
 
 
 Config = TypeVar("Config", bound=Section)
+_SHOWN_CHARACTERS = 200
 
 
 def canonical_json(value: Any) -> bytes:
@@ -80,7 +81,7 @@ def read_toml(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of 4,301 digits, brackets in brackets without end
         raise ConfigError(f"{path}: is no valid TOML: {error}.") from error
     for override in overrides:
         _apply(values, override)
@@ -96,7 +97,8 @@ def validate(values: Mapping[str, Any], schema: type[Config], origin: str) -> Co
     try:
         return schema.model_validate_json(text, strict=True)
     except ValidationError as error:
-        lines = [_explain(fault, schema) for fault in error.errors(include_url=False)]
+        faults = error.errors(include_url=False)
+        lines = [_explain(fault, schema) for fault in faults if not _follows(fault, faults)]
         raise ConfigError(f"{origin}: {len(lines)} fault(s)\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
@@ -106,9 +108,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: wants section.field=VALUE, for example --set train.steps=20")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
-            f"--set {override}: {text!r} is no TOML value ({error}). Text wants quotes: --set '{name}=\"...\"'"
+            f"--set {name}: {_short(repr(text))} is no TOML value ({error}). Text wants quotes: --set '{name}=\"...\"'"
         ) from error
     *parents, field = [part.strip() for part in name.split(".")]
     target = values
@@ -117,6 +119,14 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(target, dict):
             raise ConfigError(f"--set {override}: {parent} is a {type(target).__name__}, not a section")
     target[field] = value
+
+
+def _follows(fault: Mapping[str, Any], faults: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a list is called too short for an item that has a fault of its own."""
+    where = fault["loc"]
+    return fault["type"] == "too_short" and any(
+        len(other["loc"]) > len(where) and other["loc"][: len(where)] == where for other in faults
+    )
 
 
 def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:
@@ -131,7 +141,12 @@ def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error" and isinstance(fault["input"], dict):
         return f"{field}: {message}"  # a rule over several fields names its own values
-    return f"{field} = {json.dumps(fault['input'], ensure_ascii=False, default=str)}: {message}"
+    return f"{field} = {_short(json.dumps(fault['input'], ensure_ascii=False, default=str))}: {message}"
+
+
+def _short(value: str) -> str:
+    """A value as an error shows it: its beginning says which it is."""
+    return value if len(value) <= _SHOWN_CHARACTERS else f"{value[:_SHOWN_CHARACTERS]}…"
 
 
 def _names_at(schema: Any, location: list[Any]) -> list[str]:

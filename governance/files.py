@@ -165,6 +165,19 @@ def put_in_place(source: Path, target: Path) -> None:
                 temporary.unlink()
 
 
+def touch(path: Path) -> None:
+    """Change a file's time to now; an empty one is made where there is none."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
 def remove_tree(folder: Path) -> None:
     """Remove a folder and all below it; the manifest first, so that a kill half-way leaves an unfinished artifact."""
     with contextlib.suppress(FileNotFoundError):
@@ -185,7 +198,7 @@ def sweep_temporaries(folder: Path) -> int:
     return removed
 
 
-def sha256_bytes(data: bytes) -> str:
+def sha256_bytes(data: bytes | memoryview) -> str:
     """The SHA-256 of `data` in lower-case hexadecimal (FIPS 180-4)."""
     return hashlib.sha256(data).hexdigest()
 

@@ -191,15 +191,18 @@ def read_verdict(path: Path, config: GovernanceConfig, folder: Path) -> dict[str
     Raises:
         ManifestError: it was altered, is of another kind, or its signer is not trusted.
     """
-    trusted = [public_key(folder / name) for name in config.trusted_keys]
-    own = config.key_path(folder)
-    if not trusted and own.exists():
-        trusted = [private_key(own).public_key()]
-    content, signer = open_envelope(path, trusted)
+    content, signer = open_envelope(path, trusted(config, folder))
     if content.get("predicateType") != PREDICATE_TYPE:
         raise ManifestError(f"{path}: is a {content.get('predicateType')!r}, not a verdict")
     subjects = {item["name"]: item["digest"]["sha256"] for item in content["subject"]}
     return {**content["predicate"], "key_id": signer, "subjects": subjects}
+
+
+def trusted(config: GovernanceConfig, folder: Path) -> list[Any]:
+    """The public keys that are believed: those that the section names, else the own one, if there is one."""
+    keys = [public_key(folder / name) for name in config.trusted_keys]
+    own = config.key_path(folder)
+    return keys or ([private_key(own).public_key()] if own.exists() else [])
 
 
 def require_open(

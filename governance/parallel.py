@@ -4,7 +4,7 @@ The workers are processes of this machine, and processes of an array: `Runtime.w
 every n-th shard and waits for the records of the others, which run the same command on the same file system. When no
 record has come for `PATIENCE_SECONDS`, it makes what is missing itself: a worker that died only delays the others, and
 two that make the same shard make the same bytes. What one worker makes for all (`once`, and stages made alone) is
-worker 0's: until it is started again, the others wait.
+worker 0's: how the others wait for it, and take over, is `governance/alone.py`'s.
 
 Each finished shard leaves a record `<root>/<stage>/records/<key>.json`, written after its files: the shard's key,
 its files with sizes and digests, its counts. A shard is skipped when a record with its key stands and its files are
@@ -29,14 +29,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from governance.alone import PATIENCE_SECONDS, POLL_SECONDS, make_alone
 from governance.config import Section
 from governance.errors import MissingInput, PipelineError
 from governance.files import put_in_place, sha256_file, sweep_temporaries, write_json
 from governance.log import get_logger, progress
 from governance.manifest import Output, describe
-from governance.stage import POLL_SECONDS, Recipe, Runtime, await_file
+from governance.stage import Recipe, Runtime
 
-PATIENCE_SECONDS = 300
 _PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
 
 
@@ -138,17 +138,22 @@ def once(runtime: Runtime, path: Path, make: Callable[[Path], None], beside: Seq
     `path` lies in `<root>/<stage>/records/` and its name holds the key of what decides its bytes; `make(path)` writes
     it atomically, and those `beside` it. Their digests are noted in `<path>.json`, written last: a file that was
     altered since is made again.
+
+    Raises:
+        PipelineError: the worker that makes it has failed; its message is in this one's.
     """
     files = (path, *beside)
     note = path.with_name(f"{path.name}.json")
-    if runtime.worker[0]:
-        await_file(note, "worker 0 makes it for all")
-        while not _as_noted(note, files):  # altered: worker 0 makes it again
-            time.sleep(POLL_SECONDS)
-    elif not _as_noted(note, files):
+
+    def find() -> Path | None:
+        return path if _as_noted(note, files) else None
+
+    def make_and_note() -> Path:
         make(path)
         write_json(note, {file.name: sha256_file(file) for file in files})
-    return path
+        return path
+
+    return find() or make_alone(path, runtime.worker, find, make_and_note)
 
 
 def _as_noted(note: Path, files: Sequence[Path]) -> bool:

@@ -17,7 +17,10 @@ from pydantic import Field, field_validator, model_validator
 from governance.config import Section, canonical_json, load_config
 from governance.files import sha256_bytes
 
-Suite = Literal["documents", "sources", "licences", "representation", "tokens", "pii"]
+Suite = Literal[
+    "documents", "sources", "licences", "representation", "tokens", "pii", "association", "tone", "impact", "shares",
+    "privacy", "parity", "instruments", "raw", "drift", "token_shards",
+]  # fmt: skip
 Expectation = Literal[
     "between", "quantile_between", "mean_between", "not_null", "in_set", "unique", "match_regex", "row_count_between",
     "columns_present",

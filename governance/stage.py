@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from governance.alone import make_alone
 from governance.config import Section, canonical_json
 from governance.errors import ManifestError, MissingInput
 from governance.files import sha256_bytes, sweep_temporaries
@@ -122,11 +122,12 @@ def run_stage(
     """Find the artifact of this recipe and these inputs, or let `make(folder)` make it and commit it.
 
     Every worker of an array runs `make` and shares its shards; of a stage that is made `alone`, and so has none to
-    share, the first worker makes it and the others wait for it.
+    share, the first worker makes it and the others wait for it (`governance/alone.py`).
 
     Raises:
         MissingInput: it is not there and `runtime.make` is False.
         ManifestError: another process committed other bytes under the same key: the stage is not deterministic.
+        PipelineError: the worker that makes it alone has failed; its message is in this one's.
     """
     stage, key = recipe.stage, recipe.key([item.digest for item in inputs])
     found = find(stage, key, runtime.root)
@@ -135,45 +136,37 @@ def run_stage(
     if not runtime.make:
         raise MissingInput(f"{stage}: not made yet for this configuration. Make it with: {runtime.command}")
     folder = artifact_folder(stage, key, runtime.root)
-    log = get_logger(__name__)
-    if alone and runtime.worker[0]:
-        await_file(folder / FILE_NAME, f"{stage}: worker 0 makes it alone")
-        while not present(made_alone := read_manifest(folder / FILE_NAME), runtime.root):
-            time.sleep(POLL_SECONDS)  # an older manifest, whose files are gone: worker 0 makes them again
-        return made_alone
-    log.info("%s: making %s", stage, folder)
-    started = now()
-    with runtime.meter(stage) as energy:
-        made = make(folder)
-    manifest = Manifest(
-        stage=stage,
-        version=recipe.version,
-        key=key,
-        config=recipe.section.model_dump(mode="json"),
-        inputs=tuple(inputs),
-        outputs=tuple(sorted(made.outputs, key=lambda output: output.path)),
-        stats=made.stats,
-        run={**provenance(), "started": started, "finished": now(), "energy": energy},
-    )
-    return commit(manifest, runtime.root)
+
+    def make_and_commit() -> Manifest:
+        get_logger(__name__).info("%s: making %s", stage, folder)
+        started = now()
+        with runtime.meter(stage) as energy:
+            made = make(folder)
+        manifest = Manifest(
+            stage=stage,
+            version=recipe.version,
+            key=key,
+            config=recipe.section.model_dump(mode="json"),
+            inputs=tuple(inputs),
+            outputs=tuple(sorted(made.outputs, key=lambda output: output.path)),
+            stats=made.stats,
+            run={**provenance(), "started": started, "finished": now(), "energy": energy},
+        )
+        return commit(manifest, runtime.root)
+
+    if not alone:
+        return make_and_commit()
+    sign = folder.parent / "records" / folder.name
+    return make_alone(sign, runtime.worker, lambda: _committed(folder, runtime.root), make_and_commit)
 
 
-POLL_SECONDS = 0.5
-_REMIND_SECONDS = 60.0
-
-
-def await_file(path: Path, what: str) -> None:
-    """Wait until another worker has put the file there; says every minute what it waits for.
-
-    There is no limit: how long a step takes is not known here, and a worker that died is started again by its
-    scheduler with the same command, and goes on where it was.
-    """
-    said = time.monotonic()
-    while not path.exists():
-        time.sleep(POLL_SECONDS)
-        if time.monotonic() - said > _REMIND_SECONDS:
-            get_logger(__name__).info("%s; waiting for %s", what, path)
-            said = time.monotonic()
+def _committed(folder: Path, root: Path) -> Manifest | None:
+    """The manifest in this folder, or None; an older one whose files are gone counts as none."""
+    path = folder / FILE_NAME
+    if not path.exists():
+        return None
+    manifest = read_manifest(path)
+    return manifest if present(manifest, root) else None
 
 
 def commit(manifest: Manifest, root: Path) -> Manifest:

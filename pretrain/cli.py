@@ -66,9 +66,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _module(arguments: argparse.Namespace) -> ModuleType:
-    from pretrain import commands, data_commands
+    from importlib import import_module
 
-    return data_commands if arguments.group == "data" else commands
+    return import_module(f"pretrain.{arguments.group}_commands" if arguments.group else "pretrain.commands")
 
 
 def _data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -115,7 +115,23 @@ def _data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def _governance(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     group = commands.add_parser("governance", help="audit, verify, compare, sign", description="Checks and evidence.")
     group = group.add_subparsers(metavar="COMMAND", required=True)
-    _config(_add(group, "check", "governance_check", "audit the corpus and sign the verdict"))
+    command = _add(group, "check", "governance_check", "audit the corpus and sign the verdict")
+    _config(command)
+    command.add_argument(
+        "--data-docs",
+        type=Path,
+        metavar="FOLDER",
+        help="write Great Expectations' own pages, too; they load styles and scripts from hosts outside",
+    )
+    command = _add(
+        group,
+        "freeze",
+        "governance_freeze",
+        "sign the distributions of a corpus that was let through: [audit] reference",
+    )
+    command.set_defaults(group="check")
+    _config(command)
+    command.add_argument("file", type=Path, metavar="FILE", help="the reference, a file that does not exist yet")
     command = _add(group, "verify", "governance_verify", "read every file below ROOT and compare it with its manifest")
     command.add_argument("artifact", type=Path, metavar="ROOT", help="a root of artifacts, or one artifact's folder")
     command.add_argument(

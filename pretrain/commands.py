@@ -64,7 +64,11 @@ def governance_check(arguments: Arguments) -> int:
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    _, verdict = judge(loaded, artifacts, runtime)
+    checked, verdict = judge(loaded, artifacts, runtime)
+    if arguments.data_docs is not None:
+        from pretrain.check_commands import data_docs
+
+        data_docs(arguments.data_docs, checked, artifacts, loaded, runtime)
     say(explain(verdict))
     require_open(artifacts["encode"], loaded.policy, loaded.config.governance, loaded.folder, runtime.root)
     return 0

@@ -28,6 +28,7 @@ def prepare(arguments: Arguments) -> None:
 
 def show(arguments: Arguments) -> None:
     """The corpus through those of its stages that are made: of a run's file, or an artifact and its ancestors."""
+    from data_pipeline.personal_data.rules import replace_all
     from governance.reports.terminal import show_corpus
 
     path: Path = arguments.config
@@ -38,7 +39,7 @@ def show(arguments: Arguments) -> None:
     else:
         loaded, runtime = load(arguments, "data prepare")
         made, root = list(_made_so_far(loaded.config.data, loaded.folder, runtime)), runtime.root
-    say(show_corpus(made, root))
+    say(show_corpus(made, root, replace_all))
 
 
 def _with_ancestors(path: Path) -> Iterator[Manifest]:

@@ -7,7 +7,9 @@ and gives back their status; when one rank fails, it ends the others, which woul
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,6 +17,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+from governance.errors import PipelineError
+
+_PORTS = range(20_000, 32_768)
 _GRACE_SECONDS = 60.0  # between asking the other ranks to leave and killing them
 _POLL_SECONDS = 0.1
 
@@ -62,7 +67,13 @@ def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that is free now, of those that Linux gives to nobody by itself (it does so from 32768 on).
+
+    Rank 0 listens there only once torch is loaded. Until then any connection of this machine could have taken a port
+    that the system chose.
+    """
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise PipelineError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} of 127.0.0.1 is free for the ranks to meet")

@@ -11,16 +11,29 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.prepare import prepare
 from governance.errors import GateClosed, MissingInput, PipelineError, Preempted
-from governance.gate import CheckResult, decide, explain, give_verdict, read_verdict, require_open, verdict_path
+from governance.gate import (
+    CheckResult,
+    decide,
+    explain,
+    give_verdict,
+    read_verdict,
+    require_open,
+    trusted,
+    verdict_path,
+)
 from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.stage import Runtime
 from pretrain.launch import launch
 from pretrain.run_config import Run
+
+if TYPE_CHECKING:
+    from governance.checks.drift import Sketch
+    from governance.checks.tokens import TokenReaders
 
 
 def corpus(run: Run, runtime: Runtime) -> dict[str, Manifest]:
@@ -32,7 +45,7 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
     """Audit the corpus, decide, and sign: the audit's manifest and the verdict."""
     from governance.checks.audit import audit
 
-    checked = audit(artifacts, run.policy, run.config.audit, runtime)
+    checked = audit(artifacts, run.policy, run.config.audit, runtime, _token_readers(), _reference(run))
     tokens = artifacts["encode"]
     if not runtime.make:
         path = verdict_path(tokens, run.policy, runtime.root)
@@ -46,6 +59,24 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
     verdict = give_verdict(judgement, tokens, checked, run.policy, (run.config.governance, run.folder), runtime.root)
     get_logger(__name__).info("%s", explain(verdict))
     return checked, verdict
+
+
+def _reference(run: Run) -> Sketch | None:
+    """What the suite `drift` compares with, if the run names a file."""
+    from governance.checks.drift import read_reference
+
+    if not run.config.audit.reference:
+        return None
+    return read_reference(run.folder / run.config.audit.reference, trusted(run.config.governance, run.folder))
+
+
+def _token_readers() -> TokenReaders:
+    """How governance reads what the data pipeline's formats hold; it imports none of it."""
+    from data_pipeline.token_shards import TokenShard
+    from data_pipeline.tokenizer import load_encoder
+    from governance.checks.tokens import TokenReaders
+
+    return TokenReaders(TokenShard.open, load_encoder)
 
 
 def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest:
@@ -96,6 +127,7 @@ def training_in(
 
 def write_report(run: Run, runtime: Runtime) -> Path:
     """Report on whatever of this run is there; the corpus must be."""
+    from data_pipeline.personal_data.rules import replace_all
     from governance.reports.report import report
 
     look = replace(runtime, make=False)
@@ -105,7 +137,7 @@ def write_report(run: Run, runtime: Runtime) -> Path:
         artifacts["train"] = training(run, artifacts, look)
     except (GateClosed, MissingInput) as error:
         get_logger(__name__).warning("the report has no training: %s", str(error).splitlines()[0])
-    made = report(artifacts, verdict, runtime.root, runtime)
+    made = report(artifacts, verdict, runtime.root, runtime, replace_all)
     return runtime.root / made.folder / "report.html"
 
 
@@ -115,6 +147,7 @@ def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) 
     Raises:
         GateClosed: after the report was written.
     """
+    _reference(run)  # a path that is wrong is told now, not when the corpus is made
     artifacts = corpus(run, runtime)
     judge(run, artifacts, runtime)
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.measures.goals import cpu_seconds
 from data_pipeline.ingest import IngestConfig, ingest
-from data_pipeline.readers import JsonlSource
+from data_pipeline.readers.sources import JsonlSource
 from governance.manifest import Manifest
 from governance.stage import Runtime
 

@@ -27,7 +27,7 @@ def whole_chain(quick: bool) -> list[Goal]:
     from data_pipeline.ingest import IngestConfig, ingest
     from data_pipeline.pack import PackConfig, pack
     from data_pipeline.pii import PiiConfig, redact
-    from data_pipeline.readers import JsonlSource
+    from data_pipeline.readers.sources import JsonlSource
     from data_pipeline.tokenizer import TokenizerConfig, train_tokenizer
     from governance.stage import Runtime
 

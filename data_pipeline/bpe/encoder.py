@@ -69,7 +69,7 @@ class Encoder:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; special tokens are left out, a torn character becomes U+FFFD."""
-        return b"".join(self.pieces[index] for index in ids).decode("utf-8", errors="replace")
+        return b"".join(map(self.pieces.__getitem__, ids)).decode("utf-8", errors="replace")
 
 
 def kernel_engine(vocabulary: Vocabulary, classes: npt.NDArray[np.uint8], end: int) -> Engine:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipeline.documents import read_table
+from data_pipeline.documents import DOCUMENT_SCHEMA, read_groups, rows_by_group
 from data_pipeline.duplicates.join import BAND, TEXT, URL, Engine, shared_keys
 from governance.errors import storage_errors
 
@@ -29,6 +28,7 @@ Flags = npt.NDArray[np.bool_]
 
 MAX_KEPT_A_BAND = 64  # comparisons of one document within one band
 MAX_TEXTS_AN_ADDRESS = 16  # an address with more texts than this names a collection and no page
+_TEXT = pa.schema([DOCUMENT_SCHEMA.field("text")])
 _SPREAD = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # splitmix64's finaliser
 
 
@@ -74,19 +74,23 @@ class Corpus:
 
     def told(self, column: str, numbers: Integers) -> pa.ChunkedArray:
         """A column of the documents, for numbers that ascend."""
-        found = [documents_of(part, column, rows) for part, rows in self.rows(numbers)]
+        schema = pa.schema([DOCUMENT_SCHEMA.field(column)])
+        found = [
+            table[column].combine_chunks().take(pa.array(rows))
+            for path, chosen in self.row_groups(numbers)
+            for table, (_, rows) in zip(read_groups(path, schema, [group for group, _ in chosen]), chosen, strict=True)
+        ]
         return pa.chunked_array(found or [pa.array([], pa.string())])
+
+    def row_groups(self, numbers: Integers) -> Iterator[tuple[Path, list[tuple[int, Integers]]]]:
+        """Each file of documents that has some of the numbers (which ascend): its row groups and the rows in each."""
+        for part, rows in self.rows(numbers):
+            places = rows if part.kept is None else np.cumsum(part.kept)[rows] - 1
+            yield part.documents, rows_by_group(part.documents, places)
 
 
 def _take(path: Path, column: str, rows: Integers) -> pa.Array:
     return pq.read_table(path, columns=[column], partitioning=None).column(0).combine_chunks().take(pa.array(rows))
-
-
-def documents_of(part: Part, column: str, rows: Integers) -> pa.Array:
-    """A column of some documents of a part, by their rows among those that were signed."""
-    places = rows if part.kept is None else np.cumsum(part.kept)[rows] - 1
-    table = read_table(part.documents, columns=[column])
-    return table[column].combine_chunks().take(pa.array(places))
 
 
 @dataclass(frozen=True)
@@ -217,17 +221,20 @@ def read_sets(corpus: Corpus, candidates: Candidates, ngram: int, folder: Path, 
     """Write the shingles of the texts to compare into a nameless file below `folder`, and map it."""
     from data_pipeline.kernels.minhash import shingle_sets
 
-    def sets_of(item: tuple[Part, Integers]) -> tuple[Any, Integers]:
-        return shingle_sets(documents_of(item[0], "text", item[1]), ngram)
+    def sets_of(item: tuple[Path, tuple[int, Integers]]) -> tuple[npt.NDArray[np.uint64], Integers]:
+        path, (group, rows) = item
+        [table] = read_groups(path, _TEXT, [group])
+        return shingle_sets(table["text"].combine_chunks().take(pa.array(rows)), ngram)
 
     compared = np.unique(np.concatenate([candidates.bands.members, _addressed(candidates)]))
     places = np.searchsorted(candidates.representatives, compared)
     starts, ends = (np.zeros(len(candidates.representatives), np.int64) for _ in range(2))
-    work, written, done = list(corpus.rows(compared)), 0, 0
+    work = [(path, group) for path, chosen in corpus.row_groups(compared) for group in chosen]
+    written = done = 0
     if not work:
         return Sets(np.zeros(0, np.uint64), starts, ends)
     with storage_errors(folder), ThreadPoolExecutor(workers) as pool, tempfile.TemporaryFile(dir=folder) as scratch:
-        for first in range(0, len(work), workers):  # so many shards in memory, and no more
+        for first in range(0, len(work), workers):  # so many row groups in memory, and no more
             for values, offsets in pool.map(sets_of, work[first : first + workers]):
                 texts = places[done : done + len(offsets) - 1]
                 starts[texts], ends[texts] = offsets[:-1] + written, offsets[1:] + written

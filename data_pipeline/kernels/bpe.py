@@ -22,7 +22,7 @@ from data_pipeline.kernels.unowned import unowned
 from governance.kernels.buffers import Bytes, Offsets
 from governance.kernels.compiled import inlined, kernel, part
 
-_CACHE_SLOTS = 1 << 17
+_CACHE_SLOTS = 1 << 18  # with half as many, half as many words again were not found, in texts of many languages
 _CACHE_BYTES = 4 << 20
 _CACHE_IDS = 1 << 20
 _CACHED_BYTES = 1024  # a longer pre-token is encoded each time
@@ -59,7 +59,7 @@ class Merges:
 
 @dataclass(frozen=True)
 class Cache:
-    """Pre-tokens already encoded: 4 MB for the table, 4 MB for long bytes, 4 MB for long ids."""
+    """Pre-tokens already encoded: 8 MB for the table, 4 MB for long bytes, 4 MB for long ids."""
 
     table: Words
     """[slots, 4]: the bytes (two words), then up to three ids and their count, see `_insert`."""

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import float32, int64, njit, uint32
+from numba import float32, int64, njit, uint32, uint64
 
 from governance.errors import ManifestError
 
 _MAGIC, _VERSION, _HIERARCHICAL = 793712314, 12, 1
 _BUCKETS = 2_000_000  # a constant, because dividing by a variable costs more than all else here
+_DIMENSIONS = 16  # a constant too, so that a sum is a few vector instructions
 _FNV_START, _FNV_PRIME = 2166136261, 16777619  # FNV-1a, 32 bits (Fowler, Noll and Vo)
 _CENTROIDS = 256
 _LABEL = b"__label__"
@@ -44,8 +45,10 @@ class Model:
     word_bytes: npt.NDArray[np.uint8]
     word_ends: npt.NDArray[np.int64]
     """Where each word ends in `word_bytes`."""
+    kept: npt.NDArray[np.uint64]
+    """A bit for each bucket of n-grams: whether it was kept when the model was pruned. It fits a core's cache."""
     grams: npt.NDArray[np.int32]
-    """[buckets], the row of the n-grams of this bucket, or -1 where it was pruned."""
+    """[buckets], the row of the n-grams of a bucket that was kept."""
     children: npt.NDArray[np.int64]
     """[2 x labels - 1, 2], the Huffman tree; -1 for a leaf."""
     shortest: int
@@ -94,8 +97,11 @@ def _parse(reader: _Reader, path: Path) -> Model:
     head = reader.values("iiiiiiiiiiiiiid")
     magic, version, dimensions, word_grams, loss = head[0], head[1], head[2], head[7], head[8]
     buckets, shortest, longest = head[10], head[11], head[12]
-    if (magic, version, word_grams, loss, buckets) != (_MAGIC, _VERSION, 1, _HIERARCHICAL, _BUCKETS):
-        raise ManifestError(f"{path}: is no fastText model of version 12 with a hierarchical softmax and 2e6 buckets.")
+    wanted = (_MAGIC, _VERSION, _DIMENSIONS, 1, _HIERARCHICAL, _BUCKETS)
+    if (magic, version, dimensions, word_grams, loss, buckets) != wanted:
+        raise ManifestError(
+            f"{path}: is no fastText model of version 12 with 16 dimensions, a hierarchical softmax and 2e6 buckets."
+        )
     entries, words, labels, _, pruned = reader.values("iiiqq")
     named = [(reader.text(), *reader.values("qb")) for _ in range(entries)]
     kept = reader.array("<i4", 2 * pruned).reshape(-1, 2)
@@ -108,6 +114,7 @@ def _parse(reader: _Reader, path: Path) -> Model:
     output = reader.array("<f4", labels * dimensions).reshape(labels, dimensions).astype(np.float32)
     grams = np.full(buckets, -1, np.int32)
     grams[kept[:, 0]] = words + kept[:, 1]
+    bits = np.packbits(grams >= 0, bitorder="little")
     texts = [word for word, _, _ in named[:words]]
     return Model(
         labels=tuple(word.removeprefix(_LABEL).decode("utf-8") for word, _, _ in named[words:]),
@@ -116,6 +123,7 @@ def _parse(reader: _Reader, path: Path) -> Model:
         word_table=_hash_words(texts),
         word_bytes=np.frombuffer(b"".join(texts), np.uint8),
         word_ends=np.cumsum([len(word) for word in texts]),
+        kept=np.pad(bits, (0, -len(bits) % 8)).view("<u8"),
         grams=grams,
         children=huffman([count for _, count, _ in named[words:]]),
         shortest=shortest,
@@ -186,8 +194,8 @@ def classify(
     count = len(offsets) - 1
     labels, probabilities = np.full(count, -1, np.int64), np.zeros(count, np.float32)
     _classify(
-        data, offsets, model.rows, model.output, model.word_table, model.word_bytes, model.word_ends, model.grams,
-        model.children, model.shortest, model.longest, characters, labels, probabilities,
+        data, offsets, model.rows, model.output, model.word_table, model.word_bytes, model.word_ends,
+        model.kept, model.grams, model.children, model.shortest, model.longest, characters, labels, probabilities,
     )  # fmt: skip
     return labels, probabilities
 
@@ -220,12 +228,13 @@ def _hashed(h, byte):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _classify(  # type: ignore[no-untyped-def]
-    data, offsets, rows, output, word_table, word_bytes, word_ends, grams, children,
+    data, offsets, rows, output, word_table, word_bytes, word_ends, kept, grams, children,
     shortest, longest, characters, labels, probabilities,
 ):  # fmt: skip
-    width = rows.shape[1]
-    hidden = np.zeros(width, np.float32)
+    hidden = np.zeros(_DIMENSIONS, np.float32)
     word = np.zeros(64, np.uint8)
+    # A word of n characters has n + 2 with its marks; there are no more words than characters.
+    chosen = np.zeros((longest - shortest + 1) * 3 * characters + characters + 2, np.int32)
     stack = np.zeros(2 * len(labels) + 2 * len(output), np.int64)
     scores = np.zeros(len(stack), np.float32)
     for text in range(len(offsets) - 1):
@@ -236,8 +245,7 @@ def _classify(  # type: ignore[no-untyped-def]
             while stop < end and data[stop] & 0xC0 == 0x80:
                 stop += 1
             left -= 1
-        hidden[:] = float32(0)
-        added = 0
+        count = 0
         any_word = False
         while i < stop:
             blank = _space_bytes(data, i, stop)
@@ -259,17 +267,17 @@ def _classify(  # type: ignore[no-untyped-def]
             word[size + 1] = 62
             number = _find_word(word, size, h, word_table, word_bytes, word_ends)
             if number >= 0:
-                for d in range(width):
-                    hidden[d] += rows[number, d]
-                added += 1
-            added += _add_grams(word, size + 2, shortest, longest, grams, rows, hidden)
+                chosen[count] = -1 - number
+                count += 1
+            count = _choose_grams(word, size + 2, shortest, longest, kept, chosen, count)
         if not any_word:
             continue
-        for d in range(width):  # the line's end is a word of its own, the first of the dictionary
-            hidden[d] += rows[0, d]
-        added += 1
-        scale = float32(1.0 / added)
-        for d in range(width):
+        chosen[count] = -1  # the line's end is a word of its own, the first of the dictionary
+        count += 1
+        hidden[:] = float32(0)
+        _add_rows(chosen, count, grams, rows, hidden)
+        scale = float32(1.0 / count)
+        for d in range(_DIMENSIONS):
             hidden[d] *= scale
         label, score = _best_leaf(hidden, output, children, stack, scores)
         labels[text] = label
@@ -295,9 +303,8 @@ def _find_word(word, size, h, word_table, word_bytes, word_ends):  # type: ignor
 
 
 @njit(inline="always")
-def _add_grams(word, size, shortest, longest, grams, rows, hidden):  # type: ignore[no-untyped-def]
-    """Add the rows of a marked word's character n-grams, in the original's order; return how many."""
-    added = 0
+def _choose_grams(word, size, shortest, longest, kept, chosen, count):  # type: ignore[no-untyped-def]
+    """Put the buckets of a marked word's character n-grams behind the `count` that are there; return how many then."""
     for i in range(size):
         if word[i] & 0xC0 == 0x80:
             continue
@@ -310,13 +317,21 @@ def _add_grams(word, size, shortest, longest, grams, rows, hidden):  # type: ign
                 h = _hashed(h, word[j])
                 j += 1
             if n >= shortest and not (n == 1 and (i == 0 or j == size)):
-                row = grams[h % uint32(_BUCKETS)]
-                if row >= 0:
-                    for d in range(len(hidden)):
-                        hidden[d] += rows[row, d]
-                    added += 1
+                bucket = int64(h % uint32(_BUCKETS))
+                chosen[count] = bucket  # stands only if it was kept: no branch, for none could be foreseen
+                count += int64(kept[bucket >> 6] >> uint64(bucket & 63) & uint64(1))
             n += 1
-    return added
+    return count
+
+
+@njit(inline="always")
+def _add_rows(chosen, count, grams, rows, hidden):  # type: ignore[no-untyped-def]
+    """Add up the rows of words (as -1 - number) and of buckets, in their order."""
+    for k in range(count):
+        row = int64(chosen[k])
+        row = int64(grams[row]) if row >= 0 else -1 - row
+        for d in range(_DIMENSIONS):
+            hidden[d] += rows[row, d]
 
 
 @njit(inline="always")
@@ -337,7 +352,7 @@ def _best_leaf(hidden, output, children, stack, scores):  # type: ignore[no-unty
                 best, label = score, node
             continue
         dot = float32(0)
-        for d in range(len(hidden)):
+        for d in range(_DIMENSIONS):
             dot += output[node - leaves, d] * hidden[d]
         f = float32(1.0 / (1.0 + math.exp(-dot)))
         stack[depth], scores[depth] = children[node, 1], float32(score + float32(math.log(f + 1e-5)))

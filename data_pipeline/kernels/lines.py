@@ -5,7 +5,9 @@ ends, is tested in this order, and goes with the first reason that holds:
 
     too_long_word            a word of more than `max_word_length` code points
                              (then citations go: "[1]", "[]", "[edit]", "[citation needed]")
-    no_terminal_punctuation  its end is no terminal of any script and no closing quotation mark, or is an ellipsis
+    no_terminal_punctuation  its end is no terminal of any script and no closing quotation mark, or is an ellipsis;
+                             Thai and Lao end no sentence with a mark, so a line of which they are at least half the
+                             characters that are no ASCII space may end with any character but an ellipsis
     too_few_words            fewer than `min_words`
     javascript               it has the word, whatever the case
     policy                   it has a phrase of `POLICY_PHRASES`
@@ -179,6 +181,17 @@ def _words(data, start, end, kinds, enough, longest):  # type: ignore[no-untyped
     return count
 
 
+@part
+def _ends_without_mark(data, start, end):  # type: ignore[no-untyped-def]
+    """Whether Thai and Lao (U+0E00 to U+0EFF: E0 B8 .. E0 BB) are at least half of what is no ASCII space."""
+    characters = marked = 0
+    for i in range(start, end):
+        c = byte_at(data, i)
+        characters += c & 0xC0 != 0x80 and c != 32
+        marked += c == 0xE0 and i + 1 < end and 0xB8 <= byte_at(data, i + 1) <= 0xBB
+    return marked > 0 and 2 * marked >= characters
+
+
 @kernel
 def _edit(data, offsets, kinds, min_words, max_word_length, out, ends, removed):  # type: ignore[no-untyped-def]
     filled = 0
@@ -217,7 +230,8 @@ def _edit(data, offsets, kinds, min_words, max_word_length, out, ends, removed):
                 o -= found_at - begin
             if count < 0:
                 count = _words(out, begin, o, kinds, min_words, o - begin)
-            if not kind & LINE_END or ends_in_ellipsis(out, begin, o):
+            ended = kind & LINE_END or _ends_without_mark(out, begin, o)
+            if not ended or ends_in_ellipsis(out, begin, o):
                 removed[1] += 1
                 continue
             if count < min_words:

@@ -105,7 +105,7 @@ def _seeds(passages: Passages) -> tuple[Words, Integers, Words]:
         keys, at, owner = _extend(keys[further], words, at[further] + length, length), at[further], owner[further]
         length *= 2
     keys, at = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.lexsort((at, keys))
+    order = np.argsort(keys, kind="stable")  # merges runs that are sorted already
     return keys[order], at[order], np.unique(np.concatenate(longer))
 
 
@@ -114,7 +114,7 @@ def build_index(passages: Passages) -> Index:
     keys, places, longer = _seeds(passages)
     distinct, begins = np.unique(keys, return_index=True)
     bits = max(1, len(distinct).bit_length())
-    leading = np.arange(1 << bits, dtype=np.uint64) << np.uint64(64 - bits)
+    leading = np.bincount((distinct >> np.uint64(64 - bits)).astype(np.int64), minlength=1 << bits)
     lowest, highest = _BITMAP_BITS
     size = min(highest, max(lowest, bits + 4))
     bitmap = np.zeros(1 << size, bool)
@@ -125,7 +125,7 @@ def build_index(passages: Passages) -> Index:
         starts=np.append(begins, len(keys)).astype(np.int32),
         places=places,
         longer=np.isin(distinct, longer),
-        directory=np.append(np.searchsorted(distinct, leading), len(distinct)).astype(np.int32),
+        directory=np.append(0, np.cumsum(leading)).astype(np.int32),
         bitmap=np.packbits(bitmap, bitorder="little").view(np.uint64),
     )
 

@@ -1,25 +1,4 @@
-"""Readers: one file a format; each yields `Record`s and `Fault`s as a stream, and never loses either."""
+"""Readers: one file a format; each yields `Record`s and `Fault`s as a stream, and never loses either.
 
-from data_pipeline.readers.record import Fault, Fields, Record
-from data_pipeline.readers.sources import (
-    HubSource,
-    JsonlSource,
-    PackageSource,
-    ParquetSource,
-    Source,
-    TextSource,
-    WarcSource,
-)
-
-__all__ = [
-    "Fault",
-    "Fields",
-    "HubSource",
-    "JsonlSource",
-    "PackageSource",
-    "ParquetSource",
-    "Record",
-    "Source",
-    "TextSource",
-    "WarcSource",
-]
+Nothing is imported here: the process that parses HTML pages loads a few of these modules, and none of their settings.
+"""

@@ -6,7 +6,9 @@ whatever is declared (by chance that happens to no text of a few lines), and a d
 no meaning is passed over. A byte without meaning in the encoding that is left becomes U+FFFD.
 
 The main text is `main_text`'s. Where that is empty (a page of menus only, a torn page), trafilatura's is taken, else
-all visible text; either is counted as a fallback.
+all visible text, with what stands there for browsers without scripts; either is counted as a fallback. Of a page that
+shows a note only ("enable JavaScript") there is nothing to choose, so trafilatura, 5 ms a page, is not asked; nor of
+one of more than 512 Ki characters, on which it takes seconds and a hundredfold of memory.
 
 Nothing here bounds the time that a page takes: `page_process` does, and readers go through it.
 """
@@ -14,6 +16,7 @@ Nothing here bounds the time that a page takes: `page_process` does, and readers
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_pipeline.readers.main_text import MARK, main_text
@@ -21,6 +24,8 @@ from data_pipeline.readers.opt_out import meta_signals
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _SNIFFED_BYTES = 1024
+_CHOSEN_CHARACTERS = 512 << 10
+_NOTE_CHARACTERS = 250  # as many as a longer notice has in `main_text`
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,14 @@ def extract(data: bytes, charset: str = "") -> Page:
 
 
 def _fallback(page: str) -> str:
-    import trafilatura
     from resiliparse.extract.html2text import extract_plain_text
 
-    text = trafilatura.extract(page, include_comments=False)
-    return text or str(extract_plain_text(page, alt_texts=False))
+    seen = str(extract_plain_text(page, alt_texts=False, noscript=True))
+    if 0 < len(seen) <= _NOTE_CHARACTERS or len(page) > _CHOSEN_CHARACTERS or not page.strip():
+        return seen
+    import trafilatura
+
+    return trafilatura.extract(page, include_comments=False) or seen
 
 
 def decode_html(data: bytes, charset: str = "") -> str:
@@ -66,7 +74,7 @@ def _decode(data: bytes, charset: str) -> str:
         except UnicodeDecodeError:
             pass
     tried = []
-    for encoding in _candidates(data, charset):
+    for encoding in filter(None, _candidates(data, charset)):
         try:
             return data.decode(encoding)
         except (UnicodeDecodeError, LookupError):
@@ -79,16 +87,16 @@ def _decode(data: bytes, charset: str) -> str:
     return data.decode("utf-8", "replace")
 
 
-def _candidates(data: bytes, charset: str) -> list[str]:
-    """The encodings that may hold, the likeliest first."""
+def _candidates(data: bytes, charset: str) -> Iterator[str]:
+    """The encodings that may hold, the likeliest first; uchardet reads the page only where it is asked for the next."""
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
-    found = [map_encoding_to_html5(charset, fallback_utf8=False)] if charset.isascii() and charset else []
+    if charset.isascii() and charset:
+        yield map_encoding_to_html5(charset, fallback_utf8=False) or ""
     start = data[:_SNIFFED_BYTES]
     if start[1::2].count(0) * 2 > len(start) // 2:
-        found.append("utf-16-le")
+        yield "utf-16-le"
     elif start[::2].count(0) * 2 > len(start) // 2:
-        found.append("utf-16-be")
-    found.append(detect_encoding(data, from_html_meta=True))  # its answer where there is no `meta` is uchardet's
-    found.append(detect_encoding(data, from_html_meta=False))
-    return [name for name in found if name]
+        yield "utf-16-be"
+    yield detect_encoding(data, from_html_meta=True) or ""  # its answer where there is no `meta` is uchardet's
+    yield detect_encoding(data, from_html_meta=False) or ""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from data_pipeline.readers.archive import Member, members
@@ -88,10 +89,26 @@ def source_files(source: Source, folder: Path, digests: Digests, runtime: Runtim
         remote = find_remote(source.paths, source.name)
         _check_endings([file.name for file in remote], source)
         return [_copied(fetch_remote(file, source.name, runtime), file.name, digests, runtime) for file in remote]
+    return _digested(_local_files(source, folder), digests)
+
+
+def find_source(source: Source, folder: Path) -> Iterator[Callable[[], object]]:
+    """Looks, without reading, for what a source names on this machine; each raises what `source_files` would."""
+    if isinstance(source, PackageSource) or (isinstance(source, HubSource) and source.revision):
+        return
+    if isinstance(source, HubSource):
+        yield partial(local_files, source, folder)
+    elif not any(is_url(pattern) for pattern in source.paths):
+        yield partial(_local_files, source, folder)
+    if isinstance(source, WarcSource) and source.opt_out_paths:
+        yield partial(find_files, source.opt_out_paths, folder, source.name, follow_links=source.follow_links)
+
+
+def _local_files(source: JsonlSource | ParquetSource | TextSource | WarcSource, folder: Path) -> list[LocalFile]:
     patterns = tuple(local_pattern(pattern) for pattern in source.paths)
     found = find_files(patterns, folder, source.name, follow_links=source.follow_links)
     _check_endings([file.name for file in found], source)
-    return _digested(found, digests)
+    return found
 
 
 def files_beside(source: Source, folder: Path, digests: Digests) -> list[Item]:

@@ -62,7 +62,7 @@ def find_files(
             walk.check(path)
         found |= {path.relative_to(shared).as_posix(): path for path in files}
     if wanting and not (any_of and found):
-        raise MissingInput(f"source {source}: {wanting[0]} (looked in {folder.absolute()}). Mend its `paths`.")
+        raise MissingInput(f"source {source}: {', '.join(wanting)} (looked in {folder.absolute()}). Mend its `paths`.")
     return [LocalFile(name, found[name]) for name in sorted(found)]
 
 

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from textwrap import dedent
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 PROSE_SIZE = 60
@@ -39,10 +40,9 @@ MARK = "\x02"
 """Begins each mark. HTML allows no such character in a text, so that taking it out of a page loses nothing."""
 _NOTHING, _LINK, _UNLINK, _OPEN, _CLOSE, _CELL, _UNCELL, _NEVER, _MAYBE, _MAIN = "-LloeCcNYM"  # what stands behind it
 
-_LINKS = (_LINK, _UNLINK)
 _CLOSING = (_CLOSE, _UNCELL)
 _CONTAINERS = "a|div|section|article|main|aside|td|th|form|header"
-_TAG = re.compile(rf"(</?(?:{_CONTAINERS})(?:\s[^<>]*)?>)", re.IGNORECASE | re.ASCII)
+_TAG = re.compile(rf"(</?(?=[admstfh])(?:{_CONTAINERS})(?:\s[^<>]*)?>)", re.IGNORECASE | re.ASCII)
 _TAG_NAME = re.compile(r"</?([a-z]+)", re.IGNORECASE)
 _NAMES = re.compile(r"""\b(?:class|id|role)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.IGNORECASE)
 _SKIPPED = (
@@ -67,18 +67,15 @@ _MAYBE_NAMES = re.compile(
 _NOTICES = ("cookie", "©", "(c) 19", "(c) 20", "all rights reserved", "privacy policy", "terms of use")
 _BULLET = re.compile(r"\s*(?:•|[0-9]{1,9}\.)\s*")
 _BULLET_SIZE = 10
+_KNOWN_TAG_SIZE = 200  # a longer tag is not remembered: memory must not grow with what pages say
 
 
-class _Line(NamedTuple):
-    """A line of the layout that holds text."""
+_Line = tuple[str, int, bool, int, int]
+"""A line of the layout that holds text; a plain tuple, which is made in a tenth of a named one's time.
 
-    text: str
-    """Behind a line end where a blank line stood in front of it."""
-    container: int
-    is_prose: bool
-    size: int
-    """Characters, those of dense scripts counted three times."""
-    link_size: int
+Its text (behind a line end where a blank line stood in front of it), its container, whether it is prose, its characters
+(those of dense scripts counted three times), and those of them that are link text.
+"""
 
 
 class _Tree(NamedTuple):
@@ -86,6 +83,18 @@ class _Tree(NamedTuple):
 
     parent: list[int]
     mark: list[str]
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where in a layout the reading stands."""
+
+    tree: _Tree
+    open_now: list[int]
+    cells: int = 0
+    """How many of the open containers are table cells."""
+    link_depth: int = 0
+    """How many containers were open when the link began; 0: no link is open."""
 
 
 def main_text(page: str) -> str:
@@ -112,14 +121,19 @@ def mark_containers(page: str) -> str:
 
 
 def _marked(tag: str) -> str:
+    if tag[1] in "aA" and tag[2].isspace():  # no two links are alike: nothing to be remembered
+        return tag + MARK + _LINK if "href" in tag or "href" in tag.lower() else tag
+    return _marked_container(tag) if len(tag) <= _KNOWN_TAG_SIZE else _marked_container.__wrapped__(tag)
+
+
+@lru_cache(maxsize=4096)
+def _marked_container(tag: str) -> str:
     found = _TAG_NAME.match(tag)
     assert found is not None, "the tag's pattern holds this one"
     name = found[1].lower()
     if tag[1] == "/":
         return MARK + {"a": _UNLINK, "td": _UNCELL, "th": _UNCELL}.get(name, _CLOSE) + tag
-    if name == "a" and "href" not in tag.lower():
-        return tag
-    return tag + MARK + (_LINK if name == "a" else _kind(name, tag))
+    return tag if name == "a" else tag + MARK + _kind(name, tag)
 
 
 def _kind(name: str, tag: str) -> str:
@@ -137,17 +151,18 @@ def choose(layout: str) -> str:
     """The lines of a marked layout that are the page's own."""
     lines, tree = _read(layout)
     size, unlinked, prose = ([0] * len(tree.parent) for _ in range(3))
-    for line in lines:
-        size[line.container] += line.size
-        unlinked[line.container] += line.size - line.link_size
-        prose[line.container] += line.size if line.is_prose else 0
+    for _, container, is_prose, line_size, link_size in lines:
+        size[container] += line_size
+        unlinked[container] += line_size - link_size
+        if is_prose:
+            prose[container] += line_size
     dead = _dead(tree, _sums(prose, tree), _sums(size, tree))
     for index, gone in enumerate(dead):
         if gone:
             unlinked[index] = prose[index] = 0
     inside = _inside(_scope(tree, _sums(prose, tree), _sums(unlinked, tree)), tree, dead)
-    kept = [line for line in lines if inside[line.container]]
-    if any(line.is_prose for line in kept):
+    kept = [line for line in lines if inside[line[1]]]
+    if any(line[2] for line in kept):
         first, last = 0, len(kept)
         while _is_margin(kept[first]):  # ends at prose, which is no margin
             first += 1
@@ -159,61 +174,97 @@ def choose(layout: str) -> str:
 
 def _read(layout: str) -> tuple[list[_Line], _Tree]:
     """Take the marks out of a layout: its lines, and the tree of its containers."""
-    parent, marks, open_now = [0], [_MAIN], [0]
-    cells = 0
-    link_depth = 0  # how many containers were open when the link began; 0: no link is open
+    place = _Place(_Tree([0], [_MAIN]), [0])
     lines: list[_Line] = []
-    blank = False
+    blank = ""
     for line in layout.split("\n"):
-        words, container, size, link_size = "", -1, 0, 0
-        for piece in (_NOTHING + line).split(MARK) if line else ():
-            mark, text = piece[:1], piece[1:]
-            if mark in _CLOSING:
-                cells = _close(open_now, marks, cells, mark == _UNCELL)
-                # A bullet with nothing behind it is resiliparse's answer to an item outside of any list.
-                words, size = (words, size) if container >= 0 else ("", 0)
-                link_depth = link_depth if len(open_now) >= link_depth else 0
-            elif mark in _LINKS:
-                link_depth = len(open_now) if mark == _LINK else 0
-            elif mark != _NOTHING:
-                parent.append(open_now[-1])
-                open_now.append(len(marks))
-                marks.append(mark)
-                cells += mark == _CELL
-            if text:
-                words = words + text if words else text
-                width = _size(text)
-                size += width
-                link_size += width if link_depth else 0
-                if container < 0 and width and (width > _BULLET_SIZE or not _BULLET.fullmatch(text)):
-                    container = open_now[-1]
+        if not line:
+            blank = "\n"
+            continue
+        if MARK in line:
+            if len(line) == 2:
+                _turn(place, line[1])
+                continue
+            words, container, size, link_size = _read_marked(line, place)
+        else:
+            words, container, size = line, place.open_now[-1], _size(line)
+            link_size = size if place.link_depth else 0
         if size:
-            lines.append(_line(words, open_now[-1] if container < 0 else container, size, link_size, blank))
-            blank = False
-        blank = blank or not line
-    return lines, _Tree(parent, marks)
+            is_prose = size >= PROSE_SIZE and _is_prose(words, size, link_size)
+            lines.append((blank + words, container, is_prose, size, link_size))
+            blank = ""
+    return lines, place.tree
 
 
-def _close(open_now: list[int], marks: Sequence[str], cells: int, cell: bool) -> int:
-    """Close the innermost table cell, or other container, with what was left open inside it; how many cells stay."""
-    if not (cells if cell else len(open_now) - 1 > cells):
-        return cells  # it closes what never opened
+def _read_marked(line: str, place: _Place) -> tuple[str, int, int, int]:
+    """A line without its marks: its text, its container, its characters, and those of links."""
+    pieces = (_NOTHING + line).split(MARK)
+    if len(pieces) == 3 and pieces[2] == _UNLINK and pieces[1][:1] == _LINK:
+        return _read_link(pieces[0][1:], pieces[1][1:], place)
+    words, container, size, link_size = "", -1, 0, 0
+    for piece in pieces:
+        mark, text = piece[:1], piece[1:]
+        if mark != _NOTHING:
+            _turn(place, mark)
+            if container < 0 and mark in _CLOSING:
+                words, size = "", 0  # a bullet alone is resiliparse's answer to an item outside of any list
+        if text:
+            words += text
+            width = _size(text)
+            size += width
+            link_size += width if place.link_depth else 0
+            if container < 0 and width and (width > _BULLET_SIZE or not _BULLET.fullmatch(text)):
+                container = place.open_now[-1]
+    return words, place.open_now[-1] if container < 0 else container, size, link_size
+
+
+def _read_link(before: str, text: str, place: _Place) -> tuple[str, int, int, int]:
+    """The same of a line that is one link behind a bullet or words: half of all marked lines, in half of the time."""
+    width = _size(text)
+    size = _size(before) + width if before else width
+    link_size = size if place.link_depth else width
+    place.link_depth = 0
+    return before + text, place.open_now[-1], size, link_size
+
+
+def _turn(place: _Place, mark: str) -> None:
+    """Go on behind a mark."""
+    if mark == _LINK:
+        place.link_depth = len(place.open_now)
+    elif mark == _UNLINK:
+        place.link_depth = 0
+    elif mark in _CLOSING:
+        _close(place, mark == _UNCELL)
+    else:
+        tree, open_now = place.tree, place.open_now
+        tree.parent.append(open_now[-1])
+        open_now.append(len(tree.mark))
+        tree.mark.append(mark)
+        if mark == _CELL:
+            place.cells += 1
+
+
+def _close(place: _Place, cell: bool) -> None:
+    """Close the innermost table cell, or other container, with what was left open inside it."""
+    open_now, marks = place.open_now, place.tree.mark
+    if not (place.cells if cell else len(open_now) - 1 > place.cells):
+        return  # it closes what never opened
     while True:
         was_cell = marks[open_now.pop()] == _CELL
-        cells -= was_cell
+        place.cells -= was_cell
         if was_cell == cell:
-            return cells
+            break
+    if len(open_now) < place.link_depth:
+        place.link_depth = 0
 
 
-def _line(text: str, container: int, size: int, link_size: int, blank: bool) -> _Line:
-    is_prose = (
-        size - link_size >= PROSE_SIZE and link_size * 3 <= size and (size >= _NOTICE_SIZE or not _is_notice(text))
-    )
-    return _Line("\n" + text if blank else text, container, is_prose, size, link_size)
+def _is_prose(text: str, size: int, link_size: int) -> bool:
+    return size - link_size >= PROSE_SIZE and link_size * 3 <= size and (size >= _NOTICE_SIZE or not _is_notice(text))
 
 
 def _is_margin(line: _Line) -> bool:
-    return line.link_size * 3 > line.size or (line.size < _NOTICE_SIZE and _is_notice(line.text))
+    text, _, _, size, link_size = line
+    return link_size * 3 > size or (size < _NOTICE_SIZE and _is_notice(text))
 
 
 def _is_notice(text: str) -> bool:
@@ -280,13 +331,25 @@ def _laid_out(lines: Iterable[_Line]) -> str:
     out: list[str] = []
     bullet: _Line | None = None
     for line in lines:
-        text = line.text.rstrip()
-        if line.size <= _BULLET_SIZE and _BULLET.fullmatch(text):
+        text = line[0].rstrip()
+        if line[3] <= _BULLET_SIZE and _BULLET.fullmatch(text):
             bullet = line
             continue
-        if bullet is not None and bullet.container <= line.container:  # else its text was left out
-            text = f"{bullet.text.rstrip()} {text.lstrip()}"
-        bullet = None
+        if bullet is not None:
+            if bullet[1] <= line[1]:  # else its text was left out
+                text = f"{bullet[0].rstrip()} {text.lstrip()}"
+            bullet = None
         out.append(text)
     laid_out = "\n".join(out).strip("\n")
-    return dedent(laid_out) if laid_out.startswith(" ") else laid_out
+    return _dedented(laid_out) if laid_out.startswith(" ") else laid_out
+
+
+def _dedented(text: str) -> str:
+    """`textwrap.dedent` of lines without white space at their ends, in a tenth of its time."""
+    lines = text.split("\n")
+    full = [line for line in lines if line]
+    first, last = min(full), max(full)  # what the two share, all share
+    margin = 0
+    while first[margin] == last[margin] and first[margin] in " \t":  # ends: no line is white space only
+        margin += 1
+    return "\n".join([line[margin:] for line in lines]) if margin else text

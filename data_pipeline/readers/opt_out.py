@@ -88,11 +88,12 @@ def page_opt_out(
     """The columns `opt_out` and `opt_out_fetched` of a page whose headers and elements gave `signals` on `fetched`."""
     found = set(signals)
     dates = [fetched]
-    parts = _split(url)
-    host = (rules or {}).get(parts[0])
-    if host is not None:
-        found |= host_signals(host, parts[1], agents)
-        dates += host.fetched.values()
+    if rules:
+        name, path = _split(url)
+        host = rules.get(name)
+        if host is not None:
+            found |= host_signals(host, path, agents)
+            dates += host.fetched.values()
     return " ".join(sorted(found)) or NONE, min(dates)
 
 

@@ -2,17 +2,21 @@
 
 Signals do not interrupt a parser's native code, and parsers are quadratic in what an attacker can write (unclosed
 `<b>` with different attributes: 1,000 of them cost 0.8 s and 200 MB, 3,000 more than 20 s). What works is the kernel:
-the child arms, for each page, a timer of its own CPU time whose signal ends it, and lives under a limit of address
-space. This process sees the pipe close, says why, and starts the next child when it is needed. Depth alone is no
-danger: a million nested elements are read in 8 s.
+the child arms, for each page, a timer of its own CPU time whose signal ends it, and a limit of its address space. This
+process sees the pipe close, says why, and starts the next child when it is needed. Depth alone is no danger: a million
+nested elements are read in 3 s.
 
-The time allowed is `SECONDS` and `SECONDS_PER_MIB` more for each MiB: 20 times what an honest page takes (10 MB/s) and
-more. Price: one process of 40 MB more a worker, and two copies of each page through a pipe.
+Both bounds grow with the page, and lie above what real pages want. Measured: manuals, joined to 15 MiB, take 0.06 s and
+27 bytes a byte; a table of digits, the densest page that people write, 0.4 s a MiB and 66 bytes a byte; the fallback,
+for pages of up to 512 KiB, 1 s with its loading. Price: one process of 20 MB more a worker, and two copies of each page
+through a pipe.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import json
 import os
 import struct
@@ -20,7 +24,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from typing import IO
+from functools import cache
+from typing import IO, Any, NamedTuple
 
 from data_pipeline.readers.html import Page, extract
 from data_pipeline.readers.record import Fault, Record, sample
@@ -28,17 +33,34 @@ from governance.errors import PipelineError
 
 MAX_PAGE_BYTES = 16 << 20
 """Larger pages are refused unread: what the parser makes of them would not fit a worker's memory."""
-SECONDS = 4.0
-"""CPU-seconds that any page may take; loading the fallback, 0.6 s once, is among them."""
-SECONDS_PER_MIB = 2.0
-ADDRESS_SPACE_BYTES = 3 << 30
+SECONDS = 2.0
+"""CPU-seconds that any page may take: twice what the fallback takes on the largest page that it is asked about."""
+SECONDS_PER_MIB = 1.0
+PAGE_MEMORY_BYTES = 256 << 20
+"""Bytes of address space that any page may take beyond what the process has as it begins."""
+MEMORY_PER_BYTE = 80
+"""As many more for each of the page's."""
+_TIRED_BYTES = 128 << 20  # a child that keeps so much more than at its start gives way to another
+_KEPT_BYTES = 16 << 20
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _COUNT = struct.Struct("<Q")  # of pages that follow, or of bytes of the answer
-_LENGTHS = struct.Struct("<QQd")  # bytes of the page, bytes of the charset's name, CPU-seconds
+_HEAD = struct.Struct("<QQdQ")  # bytes of the page, bytes of the charset's name, CPU-seconds, bytes of memory
 _READY = b"ready\n"
 _CHILD = "import sys; sys.path[:] = sys.argv[1:]; from data_pipeline.readers.page_process import serve; serve()"
 
 _CHILDREN: dict[int, subprocess.Popen[bytes]] = {}  # by the process that started it: a fork must not share a pipe
 _LOCK = threading.Lock()
+
+
+class _Asked(NamedTuple):
+    """A page as the child gets it."""
+
+    data: bytes
+    charset: str
+    seconds: float
+    memory: int
+    """Bytes of address space that it may take."""
 
 
 def read_html(data: bytes, file: str, position: int = 0, charset: str = "") -> Record | Fault:
@@ -83,21 +105,33 @@ def _ask(pages: Sequence[tuple[bytes, str]]) -> list[Page | str] | str:
     child = _child()
     assert child.stdin is not None, "it is a pipe"
     assert child.stdout is not None, "it is a pipe"
+    message = [_COUNT.pack(len(pages))]
+    for data, charset in pages:
+        name = charset.encode("utf-8", "replace")
+        seconds = SECONDS + SECONDS_PER_MIB * len(data) / (1 << 20)
+        memory = PAGE_MEMORY_BYTES + MEMORY_PER_BYTE * len(data)
+        message += (_HEAD.pack(len(data), len(name), seconds, memory), name, data)
     try:
-        child.stdin.write(_COUNT.pack(len(pages)))
-        for data, charset in pages:
-            name = charset.encode("utf-8", "replace")
-            seconds = SECONDS + SECONDS_PER_MIB * len(data) / (1 << 20)
-            child.stdin.write(_LENGTHS.pack(len(data), len(name), seconds) + name)
-            child.stdin.write(data)
+        child.stdin.write(b"".join(message))
         child.stdin.flush()
-        replies = json.loads(_read(child.stdout, _COUNT.unpack(_read(child.stdout, _COUNT.size))[0]))
+        tired, said = json.loads(_read(child.stdout, _COUNT.unpack(_read(child.stdout, _COUNT.size))[0]))
+        answers = [_answer(child.stdout, reply) for reply in said]
     except (EOFError, BrokenPipeError):
         return _why(child)
     except BaseException:  # interrupted in the middle of a page: what the pipe holds belongs to no one
         close()
         raise
-    return [reply if isinstance(reply, str) else Page(reply[0], reply[1], tuple(reply[2])) for reply in replies]
+    if tired:
+        close()
+    return answers
+
+
+def _answer(source: IO[bytes], reply: Any) -> Page | str:
+    """A page, of which the texts follow what is said of all of them; or why there is none."""
+    if isinstance(reply, str):
+        return reply
+    size, fallback, signals = reply
+    return Page(_read(source, size).decode("utf-8"), fallback, tuple(signals))
 
 
 def _why(child: subprocess.Popen[bytes]) -> str:
@@ -150,7 +184,7 @@ def _read(source: IO[bytes], count: int) -> bytes:
     return data
 
 
-def serve(address_space_bytes: int = ADDRESS_SPACE_BYTES) -> None:
+def serve() -> None:
     """The child's whole life: pages in on standard input, what they say out on standard output, until that closes."""
     import resource
     import signal
@@ -161,34 +195,74 @@ def serve(address_space_bytes: int = ADDRESS_SPACE_BYTES) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who interrupts the run closes the pipe
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes, resource.RLIM_INFINITY))
+    _keep_memory()
+    gc.freeze()  # what was loaded is here to stay
+    start = _address_space()
     source, answers = sys.stdin.buffer, sys.stdout.buffer
     answers.write(_READY)
     answers.flush()
     with contextlib.suppress(EOFError):
         while True:
             pages = [_receive(source) for _ in range(_COUNT.unpack(_read(source, _COUNT.size))[0])]
-            answer = json.dumps([_reply(*page) for page in pages], ensure_ascii=False).encode("utf-8", "replace")
-            answers.write(_COUNT.pack(len(answer)) + answer)
+            replies = [_reply(page) for page in pages]
+            _bound_memory(resource.RLIM_INFINITY)
+            tired = _address_space() - start > _TIRED_BYTES
+            said = json.dumps([tired, [reply for reply, _ in replies]], ensure_ascii=False).encode("utf-8", "replace")
+            answers.write(b"".join((_COUNT.pack(len(said)), said, *(text for _, text in replies))))
             answers.flush()
 
 
-def _receive(source: IO[bytes]) -> tuple[bytes, str, float]:
-    size, name_size, seconds = _LENGTHS.unpack(_read(source, _LENGTHS.size))
+def _keep_memory() -> None:
+    """Let glibc keep what a page's end frees for the next page: to fault it in again costs half of a small page's time.
+
+    Another C library goes on as it does.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    set_option(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    set_option(_M_MMAP_THRESHOLD, _KEPT_BYTES // 4)
+
+
+def _address_space() -> int:
+    """Bytes of address space that this process has."""
+    try:
+        return int(os.pread(_statm(), 64, 0).split()[0]) * _PAGE_BYTES
+    except OSError:  # no Linux
+        return 1 << 30
+
+
+@cache
+def _statm() -> int:
+    return os.open("/proc/self/statm", os.O_RDONLY)
+
+
+def _bound_memory(size_bytes: int) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (size_bytes, resource.RLIM_INFINITY))
+
+
+def _receive(source: IO[bytes]) -> _Asked:
+    size, name_size, seconds, memory = _HEAD.unpack(_read(source, _HEAD.size))
     charset = _read(source, name_size).decode("utf-8")
-    return _read(source, size), charset, seconds
+    return _Asked(_read(source, size), charset, seconds, memory)
 
 
-def _reply(data: bytes, charset: str, seconds: float) -> object:
+def _reply(asked: _Asked) -> tuple[object, bytes]:
+    """What is said of a page, and its text."""
     import signal
 
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    _bound_memory(_address_space() + asked.memory)
+    signal.setitimer(signal.ITIMER_PROF, asked.seconds)
     try:
-        page = extract(data, charset)
-        return [page.text, page.fallback, page.signals]
+        page = extract(asked.data, asked.charset)
+        text = page.text.encode("utf-8", "replace")
+        return (len(text), page.fallback, page.signals), text
     except MemoryError:
-        return "html_broke_parser"
+        return "html_broke_parser", b""
     except Exception:  # foreign parsers on hostile bytes; what they raise has no common name
-        return "not_html"
+        return "not_html", b""
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)

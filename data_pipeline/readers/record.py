@@ -112,7 +112,7 @@ def to_record(row: Mapping[str, Any], fields: Fields, file: str, position: int) 
         if value is not None and not isinstance(value, str):
             return f"{name}_not_string"
         values[name] = value or ""
-    if not all(_encodes(value) for value in (text, identity, *values.values())):
+    if not all(map(_encodes, (text, identity, *filter(None, values.values())))):
         return "lone_surrogate"
     return Record(
         text,
@@ -135,6 +135,8 @@ def _identity(value: Any) -> str:
 
 def _encodes(value: str) -> bool:
     """Whether `value` has a UTF-8 form: half of a surrogate pair, which a JSON escape can write, has none."""
+    if value.isascii():
+        return True
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

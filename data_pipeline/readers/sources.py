@@ -13,15 +13,25 @@ folder of Parquet, JSON or saved Arrow files.
 
 from __future__ import annotations
 
+import functools
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import re2
 from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.readers.record import Fields
 from governance.config import Section
 
 _LOCAL_ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".arrow")
+
+
+@functools.cache
+def _linear(expression: str) -> Any:
+    """The expression, compiled; its errors are told by the caller, not logged."""
+    options = re2.Options()
+    options.log_errors = False
+    return re2.compile(expression, options)
 
 
 class Origin(Section):
@@ -31,7 +41,7 @@ class Origin(Section):
     """Unique among the sources; the first part of each document's id."""
     licence: str = Field(pattern=r"^[A-Za-z0-9(][A-Za-z0-9 .+:()-]*$")
     """SPDX licence expression of the texts; "NOASSERTION" when nobody knows."""
-    language: str = ""
+    language: str = Field(default="", pattern=r"^([a-z]{2,3}(-[A-Za-z0-9]+)*)?$")
     """ISO 639 code of the texts where the source is of one language; a hint, the documents are still identified."""
     url: str = ""
     """Where the source is described."""
@@ -87,22 +97,26 @@ class _Pages(Origin):
     """A source whose files are documents."""
 
     language_by_path: str = ""
-    r"""A regular expression with the group `language`, searched in each file's name: `/(?P<language>[a-z]{2})/`."""
+    r"""A regular expression with the group `language`, searched in each file's name: `/(?P<language>[a-z]{2})/`.
+
+    The syntax is RE2's, whose search takes time linear in the name, whatever the expression."""
 
     @field_validator("language_by_path")
     @classmethod
     def _has_group(cls, value: str) -> str:
         try:
-            groups = re.compile(value).groupindex
-        except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from error
+            groups = _linear(value).groupindex
+        except re2.error as error:
+            words = error.args[0].decode() if isinstance(error.args[0], bytes) else error
+            raise ValueError(f"is no regular expression: {words}") from error
         if value and "language" not in groups:
             raise ValueError("wants a group named language: (?P<language>...)")
         return value
 
     def language_of(self, file: str) -> str:
         """The language that a file's name tells, else the source's own."""
-        found = re.search(self.language_by_path, file) if self.language_by_path else None
+        name = file.encode("utf-8", "replace").decode("utf-8")  # RE2 reads UTF-8, a file's name may be anything
+        found = _linear(self.language_by_path).search(name) if self.language_by_path else None
         return (found.group("language") or self.language) if found else self.language
 
 

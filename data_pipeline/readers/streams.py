@@ -40,14 +40,14 @@ class TornStream(Exception):
         self.tail = tail
 
 
-def open_source(path: Path) -> IO[bytes]:
-    """Open a source file for reading.
+def open_source(path: Path, buffer_bytes: int = -1) -> IO[bytes]:
+    """Open a source file for reading; a larger buffer (-1: Python's) spares calls where a reader seeks and goes on.
 
     Raises:
         MissingInput: it is not there or cannot be read.
     """
     try:
-        return open(path, "rb")
+        return open(path, "rb", buffer_bytes)
     except OSError as error:
         raise MissingInput(f"cannot read {path}: {error.strerror}. Mend the source's `paths`, or the file.") from error
 

@@ -21,7 +21,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +114,7 @@ def _payloads(path: Path, file: str, types: frozenset[str], passed: Counter[str]
         if isinstance(data, str):
             yield Fault(file, raw.place, data, sample(found.url))
         else:
-            yield _Payload(raw.place, replace(found, body=b""), data)
+            yield _Payload(raw.place, found, data)
 
 
 def _read_batch(

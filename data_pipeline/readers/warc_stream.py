@@ -23,6 +23,7 @@ from data_pipeline.readers.streams import is_bomb, open_source
 
 MAX_BLOCK_BYTES = 64 << 20
 MAX_HEADER_BYTES = 64 << 10
+_BUFFER_BYTES = 1 << 18  # a member is sought for each record, mostly of a few kB
 _STEP_BYTES = 16 << 10
 _ZSTD_STEP_BYTES = 4 << 10  # a call's output has no bound, so its input is small
 _VERSION = b"WARC/1."
@@ -64,7 +65,7 @@ def raw_records(path: Path) -> Iterator[RawRecord | TornRecord]:
     Raises:
         MissingInput: it cannot be opened.
     """
-    with open_source(path) as source:
+    with open_source(path, _BUFFER_BYTES) as source:
         start = source.read(4)
         if start.startswith(_GZIP_MAGIC) or path.name.endswith(".gz"):
             yield from _of_members(source, _gunzip, _GZIP_MAGIC)
@@ -242,6 +243,7 @@ class _Parser:
         self._buffer = bytearray()
         self._skip = 0
         self._lost = False
+        self._known: tuple[int, int] | None = None  # where the buffer's first header ends, and its block's length
         self._waiting: RawRecord | None = None  # whole as far as it is seen; its member may be torn yet
 
     def feed(self, data: bytes) -> Iterator[RawRecord | TornRecord]:
@@ -284,10 +286,13 @@ class _Parser:
 
     def _drop(self, count: int, records: int = 0) -> None:
         del self._buffer[:count]
+        self._known = None
         self._advance(count, records)
 
     def _step(self, at_end: bool) -> RawRecord | TornRecord | None:
         """The next record or torn place; None: more bytes are wanted."""
+        if self._known:
+            return self._block(*self._known, at_end)
         if self._lost and not self._found_again():
             return None
         buffer = self._buffer
@@ -304,6 +309,7 @@ class _Parser:
         length = content_length(bytes(buffer[:end]))
         if length is None:
             return self._torn("warc_bad_header", end)
+        self._known = (end, length)
         return self._block(end, length, at_end)
 
     def _block(self, end: int, length: int, at_end: bool) -> RawRecord | TornRecord | None:

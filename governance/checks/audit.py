@@ -1,13 +1,15 @@
 """Audit a corpus: run every gate of the policy on every table that it names, and record what was found.
 
-Promise: each gate has at least one result (`missing` where there was nothing to judge), and no result is dropped. A
-corpus of which nothing is left fails its gates; it does not crash the audit. The audit decides nothing: that is
-`governance.gate`. Price: one pass over the texts that stay, about 0.5 s a feature shard of 100,000 documents, and the
-import of Great Expectations.
+Promise: each gate has at least one result (`missing` where there was nothing to judge), each shard has one for each
+gate of its suite, and no result is dropped. A corpus of which nothing is left fails its gates; it does not crash the
+audit. The audit decides nothing: that is `governance.gate`. Where the run has the artifact of the stage "bias", its
+tables are judged as they are. Price: the columns beside the text of raw documents and features, one pass over the
+token shards, and the import of Great Expectations; docs/checks.md has figures.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,21 +26,27 @@ from governance.checks.bias.representation import (
     load_terms,
     representation_rows,
 )
-from governance.checks.expectations import run_suite
-from governance.checks.suites import Table, document_tables, frame_of, licence_rows, pii_rows, source_rows, token_rows
-from governance.config import Section
-from governance.errors import MissingInput
-from governance.files import write_json
+from governance.checks.by_shard import Place, counted_token_shards, document_results, raw_results, shard_tables
+from governance.checks.drift import COLUMNS as DRIFT_COLUMNS
+from governance.checks.drift import Sketch, drift_rows
+from governance.checks.gathering import judge_table
+from governance.checks.suites import Table, frame_of, licence_rows, pii_rows, source_rows, token_rows
+from governance.checks.tokens import COLUMNS as TOKEN_COLUMNS
+from governance.checks.tokens import TokenReaders
+from governance.config import Section, canonical_json
+from governance.errors import ManifestError, MissingInput
+from governance.files import sha256_bytes, write_json
 from governance.gate import CheckResult
 from governance.log import progress
-from governance.manifest import Manifest, describe
+from governance.manifest import Manifest, Output, describe
+from governance.parallel import close_pool
 from governance.policy import Gate, Policy
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 STAGES = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode")
 """The artifacts that every audit is of, in their order."""
-OPTIONAL_STAGES = ("classify", "paragraphs", "decontaminate", "mix")
+OPTIONAL_STAGES = ("classify", "paragraphs", "decontaminate", "mix", "bias")
 """Those that it is of as well where the run has them."""
 STATUSES = ("pass", "fail", "inconclusive", "error", "missing")
 
@@ -48,16 +56,41 @@ class AuditConfig(Section):
 
     min_documents: int = Field(default=30, ge=1)
     """Documents without which a share of the representation table is inconclusive."""
+    reference: str = ""
+    """A file of `assay governance freeze`, relative to the run's file: what the suite `drift` compares the features
+    with; empty: there is no such table."""
+    min_drift_documents: int = Field(default=500, ge=1)
+    """Documents without which the table `drift` has no number: fewer differ by chance."""
 
 
 class AuditSection(Section):
     """All that decides an audit's bytes beside its inputs."""
 
     audit: AuditConfig
+    """The section, without the path of the reference."""
     policy: Policy
     """The rules, whole: other rules give another audit."""
     terms_sha256: str
     """The digest of the term lists."""
+    reference_sha256: str
+    """The digest of the reference's sketch; empty: none."""
+    token_shards: bool
+    """Whether the token shards are counted again."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an audit is asked to look at."""
+
+    artifacts: Mapping[str, Manifest]
+    gates: tuple[Gate, ...]
+    config: AuditConfig
+    readers: TokenReaders | None = None
+    reference: Sketch | None = None
+
+    def of(self, suite: str) -> list[Gate]:
+        """The gates on a suite."""
+        return [gate for gate in self.gates if gate.suite == suite]
 
 
 @dataclass(frozen=True)
@@ -68,18 +101,33 @@ class Findings:
     """Sorted by gate, then subject."""
     sources: list[dict[str, Any]]
     representation: dict[str, Any]
+    drift: list[dict[str, Any]]
+    token_shards: list[dict[str, Any]]
+    outputs: tuple[Output, ...]
+    """What the workers left."""
 
 
-def audit(artifacts: Mapping[str, Manifest], policy: Policy, config: AuditConfig, runtime: Runtime) -> Manifest:
+def audit(
+    artifacts: Mapping[str, Manifest],
+    policy: Policy,
+    config: AuditConfig,
+    runtime: Runtime,
+    readers: TokenReaders | None = None,
+    reference: Sketch | None = None,
+) -> Manifest:
     """Judge the corpus of these artifacts by a policy.
 
-    Outputs: `results.json` (every check result), `sources.json` (source x stage), `representation.json`.
+    Outputs: `results.json` (every check result), `sources.json` (source x stage), `representation.json`, `drift.json`
+    and `token_shards.json` (the tables of those suites, empty where there is none); roles `raw`, `documents` (a
+    worker's finding for each shard), `id_hashes`, `sketches`, `tokens_train`, `tokens_validation` (a shard's row).
 
     Args:
-        artifacts: stage -> manifest: ingest, clean, dedup, redact, tokenizer, encode.
+        artifacts: stage -> manifest: ingest, clean, dedup, redact, tokenizer, encode; others where the run has them.
         policy: the gates.
         config: how to count.
         runtime: where.
+        readers: how token shards are read; without them the suite `token_shards` has no table.
+        reference: what `drift` compares with; without it that suite has no table.
 
     Raises:
         MissingInput: an artifact is not given, or one of its files is gone.
@@ -88,10 +136,20 @@ def audit(artifacts: Mapping[str, Manifest], policy: Policy, config: AuditConfig
     if absent := [stage for stage in STAGES if stage not in artifacts]:
         raise MissingInput(f"audit: wants the artifacts {', '.join(absent)}. Make them with: {runtime.command}")
     terms = load_terms()
-    section = AuditSection(audit=config, policy=policy, terms_sha256=terms.sha256)
+    section = AuditSection(
+        audit=config.model_copy(update={"reference": ""}),
+        policy=policy,
+        terms_sha256=terms.sha256,
+        reference_sha256="" if reference is None else sha256_bytes(canonical_json(reference)),
+        token_shards=readers is not None,
+    )
+    asked = Asked(artifacts, policy.gates(), config, readers, reference)
 
     def make(folder: Path) -> Made:
-        findings = find_all(artifacts, policy.gates(), config, terms, runtime.root)
+        try:
+            findings = find_all(asked, terms, Place(VERSION, folder, runtime))
+        finally:
+            close_pool()
         return _write(findings, folder, runtime.root)
 
     inputs = [artifacts[stage].as_input() for stage in (*STAGES, *OPTIONAL_STAGES) if stage in artifacts]
@@ -103,40 +161,110 @@ def _write(findings: Findings, folder: Path, root: Path) -> Made:
         "results.json": [asdict(result) for result in findings.results],
         "sources.json": findings.sources,
         "representation.json": findings.representation,
+        "drift.json": findings.drift,
+        "token_shards.json": findings.token_shards,
     }
     for name, value in files.items():
         write_json(folder / name, value)
     counted = Counter(str(result.status) for result in findings.results)
     stats = {**{status: counted.get(status, 0) for status in STATUSES}, "expectations": len(findings.results)}
-    return Made([describe(folder / name, root) for name in files], stats)
+    return Made([*(describe(folder / name, root) for name in files), *findings.outputs], stats)
 
 
-def find_all(
-    artifacts: Mapping[str, Manifest], gates: Sequence[Gate], config: AuditConfig, terms: Terms, root: Path
-) -> Findings:
-    """Build each suite's tables and judge them, one at a time, in this process."""
-    sources = source_rows(artifacts)
-    representation = _representation(artifacts["redact"], terms, config, root)
+def find_all(asked: Asked, terms: Terms, place: Place) -> Findings:
+    """Judge what lies in shards, then each table of the whole corpus."""
+    artifacts, root = asked.artifacts, place.root
     results: list[CheckResult] = []
-    suites: dict[str, Iterator[Table]] = {
-        "documents": document_tables(artifacts["clean"], root),
-        "sources": iter([Table("sources", frame_of(sources))]),
-        "licences": iter([Table("licences", frame_of(licence_rows(artifacts["redact"], root), _LICENCES))]),
-        "tokens": iter([Table("tokens", frame_of(token_rows(artifacts["encode"])))]),
-        "pii": iter([Table("pii", frame_of(pii_rows(artifacts["redact"]), _PII))]),
-        "representation": iter([Table("representation", frame_of(representation["rows"], _REPRESENTATION))]),
-    }
-    for suite, tables in suites.items():
-        judging = [gate for gate in gates if gate.suite == suite]
-        for table in tables if judging else ():
-            results += _judge(table, judging)
+    outputs: list[Output] = []
+    if judging := asked.of("raw"):
+        raw = raw_results(place, artifacts["ingest"], judging)
+        results, outputs = [*raw.results], [*raw.outputs]
+    drift: list[dict[str, Any]] = []
+    if asked.of("documents") or asked.reference is not None:
+        documents, sketch = document_results(
+            place, artifacts["clean"], asked.of("documents"), asked.reference is not None
+        )
+        results += documents.results
+        outputs += documents.outputs
+        if asked.reference is not None:
+            drift = drift_rows(sketch, asked.reference, asked.config.min_drift_documents)
+    counted: list[dict[str, Any]] = []
+    problem = ""
+    if asked.readers is not None:
+        counted, problem, left = counted_token_shards(place, artifacts, asked.readers)
+        outputs += left
+    tables = dict(corpus_tables(asked, root))
+    representation = _representation(asked, tables, terms, root)
+    if "representation" not in tables:
+        tables["representation"] = Table("representation", frame_of(representation["rows"], _REPRESENTATION))
+    if asked.reference is not None:
+        tables["drift"] = Table("drift", frame_of(drift, DRIFT_COLUMNS))
+    if asked.readers is not None:
+        tables["token_shards"] = Table("token_shards", frame_of(counted, TOKEN_COLUMNS), problem)
+    for suite, table in tables.items():
+        judging = asked.of(suite)
+        results += judge_table(table, judging) if judging else []
+    return Findings(
+        _with_missing(asked, results), source_rows(artifacts), representation, drift, counted, tuple(outputs)
+    )
+
+
+def _with_missing(asked: Asked, results: Sequence[CheckResult]) -> tuple[CheckResult, ...]:
+    """The results, sorted, and one for each gate that has none."""
     judged = {result.gate for result in results}
-    results += [
+    missing = [
         CheckResult(gate.id, gate.suite, "missing", None, 0, 0, f"there is no table for the suite {gate.suite}")
-        for gate in gates
+        for gate in asked.gates
         if gate.id not in judged
     ]
-    return Findings(tuple(sorted(results, key=lambda item: (item.gate, item.subject))), sources, representation)
+    return tuple(sorted([*results, *missing], key=lambda item: (item.gate, item.subject)))
+
+
+def corpus_tables(asked: Asked, root: Path) -> Iterator[tuple[str, Table]]:
+    """The tables of the whole corpus that manifests and the stage "bias" give, by suite."""
+    artifacts = asked.artifacts
+    yield "sources", Table("sources", frame_of(source_rows(artifacts)))
+    yield "licences", Table("licences", frame_of(licence_rows(artifacts["redact"], root), _LICENCES))
+    yield "tokens", Table("tokens", frame_of(token_rows(artifacts["encode"])))
+    yield "pii", Table("pii", frame_of(pii_rows(artifacts["redact"]), _PII))
+    for suite, rows in bias_tables(artifacts, root).items():
+        yield suite, Table(suite, frame_of(rows, INTERVAL_COLUMNS))
+
+
+def tables_again(
+    checked: Manifest, artifacts: Mapping[str, Manifest], policy: Policy, runtime: Runtime
+) -> Iterator[tuple[str, Table]]:
+    """Every table that an audit judged, with its suite, one at a time: for those who want to judge them once more."""
+    place = Place(VERSION, runtime.root / checked.folder, runtime)
+    asked = Asked(artifacts, policy.gates(), AuditConfig())
+    for suite, table in shard_tables(place, artifacts):
+        if asked.of(suite):
+            yield suite, table
+    tables = dict(corpus_tables(asked, runtime.root))
+    columns = {"representation": _REPRESENTATION, "drift": DRIFT_COLUMNS, "token_shards": TOKEN_COLUMNS}
+    for suite in sorted(set(columns) - set(tables)):
+        rows = json.loads((place.folder / f"{suite}.json").read_bytes())
+        rows = rows["rows"] if suite == "representation" else rows
+        if rows:
+            tables[suite] = Table(suite, frame_of(rows, columns[suite]))
+    yield from tables.items()
+
+
+def bias_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list[dict[str, Any]]]:
+    """The tables of the stage "bias", suite -> rows; none where the run has no such stage.
+
+    Raises:
+        ManifestError: its file is gone or is not what it should be.
+    """
+    if "bias" not in artifacts:
+        return {}
+    bias = artifacts["bias"]
+    path = root / bias.folder / "tables.json"
+    try:
+        tables = json.loads(path.read_bytes())
+        return {str(suite): [dict(row) for row in rows] for suite, rows in tables.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
 
 
 _LICENCES = ("source", "licence", "documents")
@@ -147,15 +275,18 @@ _REPRESENTATION = (
 )  # fmt: skip
 
 
-def _judge(table: Table, gates: Sequence[Gate]) -> list[CheckResult]:
-    if not table.problem:
-        return run_suite(table.frame, gates, table.subject)
-    return [CheckResult(gate.id, table.subject, "error", None, len(table.frame), 0, table.problem) for gate in gates]
+INTERVAL_COLUMNS = (
+    "metric", "language", "axis", "group", "against", "stage", "instrument", "value", "lower", "upper", "n", "p", "q",
+    "note",
+)  # fmt: skip
 
 
-def _representation(final: Manifest, terms: Terms, config: AuditConfig, root: Path) -> dict[str, Any]:
-    counts = Counts()
-    shards = final.files("documents", root)
+def _representation(asked: Asked, tables: Mapping[str, Table], terms: Terms, root: Path) -> dict[str, Any]:
+    """What a report shows of who is mentioned: from the stage "bias" where the run has it, else counted here."""
+    if "representation" in tables:
+        return representation_of_bias(asked.artifacts["bias"], bias_tables(asked.artifacts, root), asked.config)
+    config, counts = asked.config, Counts()
+    shards = asked.artifacts["redact"].files("documents", root)
     with progress("audit: representation", len(shards), "shards") as advance:
         for path in shards:
             counts = counts.add(count_shard(path, terms))
@@ -167,4 +298,45 @@ def _representation(final: Manifest, terms: Terms, config: AuditConfig, root: Pa
         "documents": documents,
         "documents_without_terms": sum(number for name, number in documents.items() if name not in terms.languages),
         "rows": representation_rows(counts, terms, config.min_documents),
+    }
+
+
+def representation_of_bias(
+    bias: Manifest, tables: Mapping[str, Sequence[Mapping[str, Any]]], config: AuditConfig
+) -> dict[str, Any]:
+    """The interval rows of the suite `representation` in the form of `representation.json`: a row a group.
+
+    `n` of a share is the documents of its language, of a rate the words, so both counts come back as whole numbers.
+    """
+    by_group: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    for row in tables["representation"]:
+        key = (str(row["language"]), str(row["axis"]), str(row["group"]))
+        by_group.setdefault(key, {})[str(row["metric"])] = row
+    rows, documents = [], {}
+    for (language, axis, group), metrics in sorted(by_group.items()):
+        share, on_axis, rate = (metrics.get(name, {}) for name in ("share", "axis_share", "per_million_words"))
+        mentioning = round((share.get("value") or 0) * (share.get("n") or 0))
+        documents[language] = share.get("n") or 0
+        rows.append(
+            {
+                "language": language,
+                "axis": axis,
+                "group": group,
+                "documents": mentioning,
+                "mentions": round((rate.get("value") or 0) * (rate.get("n") or 0) / 1e6),
+                "share": share.get("value"),
+                "share_low": share.get("lower"),
+                "share_high": share.get("upper"),
+                "axis_share": on_axis.get("value"),
+                "per_million_words": rate.get("value"),
+                "conclusive": mentioning >= config.min_documents,
+            }
+        )
+    without = bias.stats.get("documents_without_terms", {})
+    return {
+        "terms": {"artifact": bias.path},
+        "min_documents": config.min_documents,
+        "documents": documents,
+        "documents_without_terms": sum(without.values()) if isinstance(without, Mapping) else without,
+        "rows": rows,
     }

@@ -17,6 +17,7 @@ document text is ever handed over. Cost: the import takes 3 to 4 s, so it happen
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _NUMERIC = {"between", "mean_between", "quantile_between"}
 _ROW_WISE = {"between", "not_null", "in_set", "unique", "match_regex"}
 _WHOLE_TABLE = {"row_count_between", "columns_present"}
+_ROW_COUNT = "expect_table_row_count_to_be_between"  # looks at no column
 _LABELS = ("stage", "source", "language", "axis", "group", "id")  # columns that name a row for the reader
 _SHOWN = 3  # offending rows that a detail names
 _WORDS = 300  # characters of an engine's message that a detail keeps
@@ -169,9 +171,8 @@ _BUILDERS: dict[str, Callable[[Any, Gate, dict[str, str]], Any]] = {
 }
 
 
-@functools.cache
-def _engine() -> Any:
-    """GX's way in for a table in memory; made once a process, silent, without telemetry."""
+def quiet_context() -> Any:
+    """A new context of GX that lives in memory, sends nothing and draws nothing."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # versions before 1.24 read it when they are imported
     logging.getLogger("great_expectations").setLevel(logging.CRITICAL)  # its exceptions come back in the results
     import great_expectations as gx
@@ -180,24 +181,61 @@ def _engine() -> Any:
     context = gx.get_context(mode="ephemeral")
     context.enable_analytics(False)
     context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
-    asset = context.data_sources.add_pandas("memory").add_dataframe_asset("table")
+    return context
+
+
+@functools.cache
+def _engine() -> Any:
+    """GX's way in for a table in memory; made once a process."""
+    asset = quiet_context().data_sources.add_pandas("memory").add_dataframe_asset("table")
     return asset.add_batch_definition_whole_dataframe("whole")
 
 
+def built_expectations(table: pd.DataFrame, gates: Sequence[Gate]) -> list[Any]:
+    """GX's expectations for the gates that it can evaluate on a table: what `run_suite` would hand it."""
+    built = []
+    for index, gate in enumerate(gates):
+        if not _unjudgeable(gate, table) and _values(gate, table):
+            with contextlib.suppress(Exception):  # what the engine refuses is an error in the audit's own results
+                built.append(_build(gate, index))
+    return built
+
+
 def _execute(table: pd.DataFrame, built: Mapping[int, Any]) -> Outcomes:
-    """Run the built expectations on the table; the results by the gate that each says it is for."""
+    """Run the built expectations on the table; the results by the gate that each says it is for.
+
+    GX makes a fingerprint of every column that it is given, each time that it is given a batch: so it gets the columns
+    that a gate names, and gets them once (`Batch.validate` would fetch them again).
+    """
     definition = _engine()
     import great_expectations as gx
+    from great_expectations.core.result_format import ResultFormat
+    from great_expectations.validator.v1_validator import Validator
 
+    named = [_columns_of(expectation, table) for expectation in built.values()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        batch = definition.get_batch(batch_parameters={"dataframe": table})
+        validator = Validator(
+            batch_definition=definition,
+            batch_parameters={"dataframe": table.loc[:, table.columns.isin(set().union(*named))]},
+            result_format=ResultFormat.BASIC,
+        )
         suite = gx.ExpectationSuite(name="gates", expectations=list(built.values()))
-        outcome = batch.validate(suite, result_format="BASIC")
+        outcome = validator.validate_expectation_suite(suite)
     found: dict[int, list[Any]] = {}
     for result in outcome.results:
         found.setdefault(int(result.expectation_config.meta["gate"]), []).append(result)
     return found
+
+
+def _columns_of(expectation: Any, table: pd.DataFrame) -> set[Any]:
+    """The columns that an expectation looks at; all of them where it does not say so in a way that is known here."""
+    arguments = expectation.configuration.kwargs
+    if "column" in arguments:
+        return {arguments["column"]}
+    if "column_set" in arguments:
+        return set(arguments["column_set"])
+    return set() if expectation.configuration.type == _ROW_COUNT else set(table.columns)
 
 
 def _result(gate: Gate, subject: str, table: pd.DataFrame, built: Any, outcomes: Sequence[Any]) -> CheckResult:

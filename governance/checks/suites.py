@@ -13,12 +13,13 @@ that cannot be read raises: nothing is known then, and nothing is committed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from governance.errors import ManifestError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 FUNNEL = ("ingest", "clean", "classify", "dedup", "paragraphs", "decontaminate", "redact", "encode")
 """The stages that pass documents, in their order."""
 ALL = "(all)"
-_ABSENT = ("", "und")  # a language that is not known is a missing value, not a text
+_NO_LANGUAGE = ("und",)  # a language that is not known is a missing value, not a text
 
 
 @dataclass(frozen=True)
@@ -50,71 +51,75 @@ def frame_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> 
     return pd.DataFrame(list(rows)) if rows else pd.DataFrame(columns=list(columns))
 
 
-def document_tables(clean: Manifest, root: Path) -> Iterator[Table]:
-    """The kept rows of each feature shard; one more table, a problem, when shards and manifest disagree on the rows.
-
-    A shard of which nothing is kept (a refused source, say) has nothing to judge and no table, as long as another has;
-    a corpus of which nothing is kept has one table, empty, which no gate can pass.
+def document_table(path: Path, subject: str) -> tuple[Table, int]:
+    """The kept rows of one feature shard, without any text, and the number of all its rows.
 
     Raises:
-        ManifestError: a shard cannot be read.
+        ManifestError: the shard cannot be read.
     """
-    rows = kept = 0
-    complete = True
-    frame: pd.DataFrame | None = None
-    for path in clean.files("features", root):
-        subject = path.relative_to(root).as_posix()
-        table = _read(path)
-        names = [name for name in table.column_names if name != "text"]
-        frame = table.select(names).to_pandas()
-        rows += len(frame)
-        if names.count("kept") != 1 or not pa.types.is_boolean(table.schema.field("kept").type):
-            complete = False
-            yield Table(subject, frame, "has no column `kept` of true and false, so its kept rows are not known")
-            continue
-        frame = frame[frame["kept"].eq(True)]
-        kept += len(frame)
-        if len(frame):
-            yield Table(subject, _without_empty_text(frame))
-    if complete and frame is not None and not kept:
-        yield Table(f"{clean.folder}/features", frame)
+    table = read_columns(path, without=("text",))
+    if table.column_names.count("kept") != 1 or not pa.types.is_boolean(table.schema.field("kept").type):
+        words = "has no column `kept` of true and false, so its kept rows are not known"
+        return Table(subject, frame_of([]), words), table.num_rows
+    kept = table.filter(table["kept"])
+    return Table(subject, without_empty_text(kept, {"language": _NO_LANGUAGE}).to_pandas()), table.num_rows
+
+
+def disagreement(clean: Manifest, rows: int, kept: int) -> str:
+    """How the rows of all feature shards differ from the manifest's counts; empty where they do not."""
     wanted = (clean.stats.get("documents_in"), clean.stats.get("documents_kept"))
-    if complete and (rows, kept) != wanted:
-        problem = f"the feature shards have {rows} rows, {kept} kept; the manifest says {wanted[0]} and {wanted[1]}"
-        yield Table(f"{clean.folder}/features", frame_of([]), problem)
+    if (rows, kept) == wanted:
+        return ""
+    return f"the feature shards have {rows} rows, {kept} kept; the manifest says {wanted[0]} and {wanted[1]}"
+
+
+def read_columns(path: Path, without: Sequence[str] = ()) -> pa.Table:
+    """All columns of a shard but those named.
+
+    Raises:
+        ManifestError: it cannot be read.
+    """
+    try:
+        names = [name for name in pq.read_schema(path).names if name not in without]
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+    return _read(path, names)
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         table = pq.read_table(path, columns=columns, partitioning=None)
     except (pa.ArrowException, OSError) as error:
-        raise ManifestError(
-            f"{path}: cannot be read as Parquet: {error}. Remove its folder and make it again."
-        ) from error
+        raise _unreadable(path, error) from error
     if columns is not None and (absent := sorted(set(columns) - set(table.column_names))):
         raise ManifestError(f"{path}: lacks the columns {absent}. Remove its folder and make it again.")
     return table
 
 
-def _without_empty_text(frame: pd.DataFrame) -> pd.DataFrame:
-    """An empty text is a missing value: "not null" must not be met by it."""
-    import pandas as pd
+def _unreadable(path: Path, error: Exception) -> ManifestError:
+    return ManifestError(f"{path}: cannot be read as Parquet: {error}. Remove its folder and make it again.")
 
-    frame = frame.copy()
-    for name in frame.columns:
-        if pd.api.types.is_string_dtype(frame[name].dtype):
-            absent = _ABSENT if name == "language" else ("",)
-            frame[name] = frame[name].mask(frame[name].isin(absent))
-    return frame
+
+def without_empty_text(table: pa.Table, absent: Mapping[str, Sequence[str]]) -> pa.Table:
+    """An empty text is a missing value: "not null" must not be met by it; `absent`: column -> more such texts."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            column = table.column(place)
+            missing = pc.is_in(column, pa.array(["", *absent.get(field.name, ())], field.type))
+            if pc.any(missing).as_py():
+                table = table.set_column(place, field.name, pc.if_else(missing, None, column))
+    return table
 
 
 def source_rows(artifacts: Mapping[str, Manifest]) -> list[dict[str, Any]]:
     """The source x stage table, in the order of the stages, "(all)" before the sources by name.
 
     Columns: `stage, source, documents_in, documents_kept, bytes_in, bytes_kept`, `removed_share` (removed / in; None
-    for nothing in), `duplicate_share` (the same at `dedup`, 0 elsewhere), `quarantined_share` (quarantined / in at
-    `ingest`, 0 elsewhere), `torn_files` (likewise), `unaccounted` (in - kept - removed; 0 by law), `lost` (kept by the
-    stage before - in; 0 by law).
+    for nothing in), `earlier_share` (at `dedup`, duplicates of an earlier corpus / in), `duplicate_share` (at `dedup`,
+    the other duplicates / in without those of an earlier corpus: of what is new, what is there twice), `no_text_share`
+    (at `ingest`, pages that were read and hold no text / in), `quarantined_share` (at `ingest`, the other quarantined
+    records / in), `torn_files` (at `ingest`), `unaccounted` (in - kept - removed; 0 by law), `lost` (kept by the stage
+    before - in; 0 by law). What belongs to one stage is 0 at the others.
 
     A source of which nothing is left has no row at later stages: its last row shows where it went.
     """
@@ -138,13 +143,19 @@ def _source_row(stage: str, source: str, entry: Mapping[str, Any], before: int |
     removed = sum(entry.get("removed", {}).values())
     raw = stage == "ingest"
     refused = entry.get("quarantined") if raw else 0  # None where it was not counted: unknown is not zero
+    without_text = entry.get("removed", {}).get("quarantine:no_text", 0) if raw else 0
+    earlier = entry.get("removed", {}).get("duplicate_of_earlier", 0) if stage == "dedup" else 0
+    came, new = counts["documents_in"], counts["documents_in"] - earlier
+    twice = removed - earlier if stage == "dedup" else 0
     return {
         "stage": stage,
         "source": source,
         **counts,
         "removed_share": _share(removed, counts["documents_in"]),
-        "duplicate_share": _share(removed, counts["documents_in"]) if stage == "dedup" else 0.0,
-        "quarantined_share": _share(refused, counts["documents_in"]) if raw else 0.0,
+        "earlier_share": _share(earlier, came) if stage == "dedup" else 0.0,
+        "duplicate_share": _share(twice, new) if stage == "dedup" and (new or not came) else 0.0,
+        "no_text_share": _share(None if refused is None else without_text, came) if raw else 0.0,
+        "quarantined_share": _share(None if refused is None else refused - without_text, came) if raw else 0.0,
         "torn_files": entry.get("torn_files") if raw else 0,
         "unaccounted": counts["documents_in"] - counts["documents_kept"] - removed,
         "lost": 0 if before is None and raw else (before or 0) - counts["documents_in"],

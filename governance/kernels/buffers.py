@@ -7,6 +7,7 @@ the table of what a code point is, by the Unicode version of this Python's `unic
 from __future__ import annotations
 
 import functools
+import unicodedata
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ Bytes = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.int64]
 
 NEEDS_CONTROL_REPAIR = 1  # a control character, a line end other than LF, or U+FEFF
-MAY_NOT_BE_NFC = 2  # a code point at or above U+0300, below which every text is in NFC
+MAY_NOT_BE_NFC = 2  # the quick check of Unicode annex 15 does not settle it
 
 SPACE = 1  # str.isspace()
 LETTER = 2  # str.isalpha()
@@ -51,6 +52,12 @@ PUNCTUATION_RANGES = (
     (0xFEFF, 0xFEFF),
 )
 BULLETS = "-*•‣◦▪"
+_DECOMPOSED_END = 0x30000  # no character from here on decomposes or combines, but that is not relied on
+_JOINING_JAMO = ((0x1161, 0x1175), (0x11A8, 0x11C2))  # the vowels and the last consonants of Hangul
+_LOOK = 255  # no combining class is as high
+_HIGH_BITS = np.uint64(0x8080808080808080)
+_BLANKS = np.uint64(0x2020202020202020)  # taken off, lowers what is below a blank to the high bit
+_UNDER_DELETE = np.uint64(0x0101010101010101)  # added, lifts 127 to the high bit
 
 
 def text_buffers(texts: pa.Array | pa.ChunkedArray) -> tuple[Bytes, Offsets]:
@@ -101,23 +108,73 @@ def lower_case() -> npt.NDArray[np.int32]:
     return folded
 
 
-@njit(cache=True, nogil=True)
-def scan_texts(data, offsets):  # type: ignore[no-untyped-def]
+@functools.cache
+def canonical_classes() -> Bytes:
+    """Each code point's canonical combining class, 255 where a text with it has to be looked at whole; 1.1 MB.
+
+    The latter are those that no text in NFC holds, and those that may join a character before them: the property
+    NFC_QC of Unicode annex 15, section 9, is "No" or "Maybe". Where no character is such, and the classes of marks
+    in a row do not fall, a text is in NFC.
+    """
+    characters = [chr(point) for point in range(_DECOMPOSED_END)]
+    classes = np.full(0x110000, _LOOK, np.uint8)
+    classes[:_DECOMPOSED_END] = list(map(unicodedata.combining, characters))
+    for character, way in zip(characters, map(unicodedata.decomposition, characters), strict=True):
+        if way and way[0] != "<":
+            _, *later = (int(part, 16) for part in way.split())
+            classes[later] = _LOOK
+            if not unicodedata.is_normalized("NFC", character):
+                classes[ord(character)] = _LOOK
+    for first, last in _JOINING_JAMO:
+        classes[first : last + 1] = _LOOK
+    classes.flags.writeable = False
+    return classes
+
+
+def scan_texts(data: Bytes, offsets: Offsets) -> npt.NDArray[np.uint8]:
     """Flags a text (NEEDS_CONTROL_REPAIR, MAY_NOT_BE_NFC); 0 says that normalisation would change nothing."""
     flags = np.zeros(len(offsets) - 1, np.uint8)
-    for d in range(len(offsets) - 1):
-        end = offsets[d + 1]
-        flag = 0
-        for i in range(offsets[d], end):
-            c = data[i]
-            if c >= 0xCC:
-                flag |= 2
-                if c == 0xEF and i + 2 < end and data[i + 1] == 0xBB and data[i + 2] == 0xBF:
-                    flag |= 1
-            elif c < 32:
-                if c not in (9, 10):
-                    flag |= 1
-            elif c == 127 or (c == 0xC2 and i + 1 < end and data[i + 1] < 0xA0):
-                flag |= 1
-        flags[d] = flag
+    if len(data):
+        eights = np.ndarray((max(0, len(data) - 7),), np.dtype("<u8"), data, strides=(1,))  # the word at every byte
+        _scan(data, eights, offsets, canonical_classes(), flags)
     return flags
+
+
+@njit(cache=True, nogil=True)
+def _scan(data, eights, offsets, classes, flags):  # type: ignore[no-untyped-def]
+    for d in range(len(offsets) - 1):
+        i, end = offsets[d], offsets[d + 1]
+        flag = 0
+        before = 0
+        while i < end:
+            if i + 8 <= end:
+                word = eights[i]
+                odd = (word | (word + _UNDER_DELETE)) & _HIGH_BITS | (word - _BLANKS) & ~word & _HIGH_BITS
+                if odd == 0:  # eight characters of ASCII that are no control characters
+                    i += 8
+                    before = 0
+                    continue
+            c = np.int64(data[i])
+            width = 1
+            if c < 0x80:
+                if c == 127 or (c < 32 and c != 9 and c != 10):
+                    flag |= NEEDS_CONTROL_REPAIR
+            elif c < 0xE0:
+                c, width = (c & 0x1F) << 6 | (np.int64(data[i + 1]) & 0x3F), 2
+                if c < 0xA0:
+                    flag |= NEEDS_CONTROL_REPAIR
+            elif c < 0xF0:
+                c = (c & 0x0F) << 12 | (np.int64(data[i + 1]) & 0x3F) << 6 | (np.int64(data[i + 2]) & 0x3F)
+                width = 3
+                if c == 0xFEFF:
+                    flag |= NEEDS_CONTROL_REPAIR
+            else:
+                c = (c & 0x07) << 18 | (np.int64(data[i + 1]) & 0x3F) << 12
+                c |= (np.int64(data[i + 2]) & 0x3F) << 6 | (np.int64(data[i + 3]) & 0x3F)
+                width = 4
+            mark = classes[c]
+            if mark and (mark == _LOOK or mark < before):
+                flag |= MAY_NOT_BE_NFC
+            before = mark
+            i += width
+        flags[d] = flag

@@ -114,13 +114,24 @@ def _multiples(rows: Sequence[Mapping[str, Any]]) -> Html:
     return join([tag("div", small, class_="multiples"), more])
 
 
+def counts(found: Mapping[str, Any]) -> Html:
+    """What the stages counted beside the funnel: passed over, cut out, found."""
+    parts: list[Any] = []
+    for one in found["counts"]:
+        rows = [[number(cell) if isinstance(cell, int) else foreign(cell) for cell in row] for row in one["rows"]]
+        whole = {place for row in one["rows"] for place, cell in enumerate(row) if isinstance(cell, int)}
+        parts.append(table(one["title"], one["head"], rows, numeric=sorted(whole)))
+        parts.append(tag("p", one["note"], class_="note") if one["note"] else None)
+    return join(parts) if parts else tag("p", "No stage has counted more than its funnel.", class_="none")
+
+
 def removed(found: Mapping[str, Any]) -> Html:
     """Counts of what was removed, with examples; quarantined records; addresses and numbers are masked."""
     parts: list[Any] = [
         tag(
             "p",
-            "Up to five examples of each reason, 200 characters each. E-mail addresses and runs of digits are masked "
-            "here; the removed shards hold the whole text.",
+            "Up to five examples of each reason, 200 characters each. Personal data, keys and runs of digits are "
+            "masked here; the removed shards hold the whole text.",
             class_="note",
         )
     ]

@@ -12,9 +12,10 @@ from typing import Any
 
 from governance.errors import ManifestError
 from governance.manifest import Manifest
+from governance.reports.counts import counted
 from governance.reports.distributions import distributions
 from governance.reports.energy import energy_facts
-from governance.reports.samples import kept_samples, quarantine_samples, removed_samples
+from governance.reports.samples import Mask, kept_samples, mask, quarantine_samples, removed_samples
 from governance.reports.training import training_facts
 
 ORDER = (
@@ -27,8 +28,10 @@ _OF_TOKENS = ("tokenizer", "encode", "pack")
 _COUNTS = ("documents_in", "documents_kept", "bytes_in", "bytes_kept")
 
 
-def facts(artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """Everything that the page shows.
+def facts(
+    artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], root: Path, rules: Mask = mask
+) -> dict[str, Any]:
+    """Everything that the page shows; `rules` mask personal data in examples.
 
     Raises:
         ManifestError: an artifact's file cannot be read.
@@ -42,13 +45,14 @@ def facts(artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], root: P
         "verdict": dict(verdict),
         "funnel": funnel,
         "removed": [
-            {"stage": manifest.stage, "examples": removed_samples(manifest, root)}
+            {"stage": manifest.stage, "examples": removed_samples(manifest, root, rules)}
             for manifest in manifests
             if manifest.files("removed", root)
         ],
-        "kept": kept_samples(artifacts["redact"], root) if "redact" in artifacts else [],
+        "counts": counted(manifests),
+        "kept": kept_samples(artifacts["redact"], root, rules) if "redact" in artifacts else [],
         "distributions": [histogram for manifest in manifests for histogram in distributions(manifest, root)],
-        "quarantined": quarantine_samples(artifacts["ingest"], root) if "ingest" in artifacts else {},
+        "quarantined": quarantine_samples(artifacts["ingest"], root, rules) if "ingest" in artifacts else {},
         "sources": sources(artifacts.get("ingest"), funnel, policy),
         "licences_allowed": policy.get("licences", {}).get("allowed", []),
         "checks": checks(_read(audit, "results.json", root), policy, verdict),

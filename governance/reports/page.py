@@ -28,6 +28,7 @@ def page(found: Mapping[str, Any]) -> str:
         ("verdict", "Verdict", verdict(found)),
         ("corpus", "Corpus", corpus.funnel(found)),
         ("documents", "Documents", documents(found)),
+        ("found", "Found and cut", corpus.counts(found)),
         ("removed", "Removed", corpus.removed(found)),
         ("sources", "Sources and licences", corpus.sources(found)),
         ("checks", "Checks", corpus.checks(found)),

@@ -18,9 +18,10 @@ from governance.files import sha256_bytes, write_json, write_text
 from governance.manifest import Manifest, describe
 from governance.reports.facts import facts, in_order
 from governance.reports.page import page
+from governance.reports.samples import Mask, mask
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 
 
 class ReportSection(Section):
@@ -30,7 +31,9 @@ class ReportSection(Section):
     """The hash of the verdict's content, signer and subjects included."""
 
 
-def report(artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], root: Path, runtime: Runtime) -> Manifest:
+def report(
+    artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], root: Path, runtime: Runtime, rules: Mask = mask
+) -> Manifest:
     """Write report.html and report.json about these artifacts and this verdict.
 
     Args:
@@ -38,6 +41,7 @@ def report(artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], root: 
         verdict: the signed decision's content with `key_id` and `subjects`; `{}` when none was given.
         root: the artifacts' root.
         runtime: where to write; its root is `root` as a rule.
+        rules: mask personal data in examples; without them only addresses of e-mail and runs of digits are masked.
 
     Raises:
         ManifestError: a shard, the audit or the ledger cannot be read.
@@ -45,7 +49,7 @@ def report(artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], root: 
     section = ReportSection(verdict_sha256=sha256_bytes(canonical_json(verdict)))
 
     def make(folder: Path) -> Made:
-        found = facts(artifacts, verdict, root)
+        found = facts(artifacts, verdict, root, rules)
         write_json(folder / "report.json", found)
         write_text(folder / "report.html", page(found))
         files = [folder / "report.html", folder / "report.json"]

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from governance.manifest import Manifest
+from governance.reports.counts import counted
 from governance.reports.distributions import distributions, write_edge
 from governance.reports.markup import visible
-from governance.reports.samples import kept_samples, removed_samples
+from governance.reports.samples import Mask, kept_samples, mask, removed_samples
 
 _ALL = "(all)"
 _BAR = 40  # characters of the longest bar
 _WIDTH = 110  # characters of an example
 
 
-def show_corpus(manifests: Sequence[Manifest], root: Path) -> str:
-    """The funnel by stage and source, reasons, histograms, examples (masked), and the digest that a waiver names."""
+def show_corpus(manifests: Sequence[Manifest], root: Path, rules: Mask = mask) -> str:
+    """The funnel by stage and source, reasons, counts, histograms, examples (masked), the digest a waiver names."""
     lines = [f"{'stage':<13} {'source':<24} {'documents':>12} {'kept':>12} {'bytes kept':>16} {'removed':>8}"]
     for manifest in manifests:
         stats = manifest.stats
@@ -25,18 +26,21 @@ def show_corpus(manifests: Sequence[Manifest], root: Path) -> str:
             rows = {_ALL: stats, **dict(sorted(stats.get("by_source", {}).items()))}
             lines += [_row(manifest.stage, source, counts) for source, counts in rows.items()]
     lines += ["", *_reasons(manifests)]
+    lines += _tables(manifests)
     for manifest in manifests:
         for histogram in distributions(manifest, root):
             lines += ["", *_histogram(histogram)]
     for manifest in manifests:
-        for reason, examples in removed_samples(manifest, root).items() if manifest.files("removed", root) else ():
+        for reason, examples in (
+            removed_samples(manifest, root, rules).items() if manifest.files("removed", root) else ()
+        ):
             lines += ["", f"{manifest.stage}: removed as {reason}, for example"]
             for row in examples[:2]:
                 lines += [f"  {row['id']}  {row['evidence']}", f"    {row['text'][:_WIDTH]}"]
     with_documents = [manifest for manifest in manifests if manifest.files("documents", root)]
     if with_documents:
         lines += ["", f"{with_documents[-1].stage}: kept, for example"]
-        for row in kept_samples(with_documents[-1], root):
+        for row in kept_samples(with_documents[-1], root, rules):
             lines += [f"  {row['id']}", f"    {row['text'][:_WIDTH]}"]
     last = next((manifest for manifest in manifests if manifest.stage == "encode"), manifests[-1])
     lines += ["", f"{last.stage}: {last.digest}"]
@@ -58,6 +62,25 @@ def _reasons(manifests: Sequence[Manifest]) -> list[str]:
         for manifest in manifests
         for reason, number in sorted(manifest.stats.get("removed", {}).items(), key=lambda item: (-item[1], item[0]))
     ]
+
+
+def _tables(manifests: Sequence[Manifest]) -> list[str]:
+    return [line for table in counted(manifests) for line in ("", *_table(table))]
+
+
+def _table(table: Mapping[str, Any]) -> list[str]:
+    """A table with columns as wide as their cells; numbers stand right."""
+    rows = [[f"{cell:,}" if isinstance(cell, int) else visible(cell) for cell in row] for row in table["rows"]]
+    right = {place for row in table["rows"] for place, cell in enumerate(row) if isinstance(cell, int)}
+    widths = [max(map(len, column)) for column in zip(table["head"], *rows, strict=True)]
+    lines = []
+    for row in [table["head"], *rows] if rows else []:
+        cells = [
+            cell.rjust(width) if place in right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(f"  {'  '.join(cells)}".rstrip())
+    return [table["title"], *(lines or ["  none"]), *([f"  {table['note']}"] if table["note"] else [])]
 
 
 def _histogram(histogram: Mapping[str, Any]) -> list[str]:

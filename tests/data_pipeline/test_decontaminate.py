@@ -18,7 +18,7 @@ from governance.manifest import Manifest, describe, verify
 from governance.parallel import close_pool
 from governance.stage import Runtime
 
-GOLDEN = "b1c4af1a8198ab0a7ebd90df220ee9a5466ebe69248e096bd9d980e867a88b06"
+GOLDEN = "8ea833cd8abc5a403b8290cad863ec2f1816c112143eeebc924c7e456b02b718"
 FILLER = "The harbour was quiet that evening and nobody spoke of the storm. "
 QUESTION = "Which gas do plants take from the air when they make sugar?"
 ITEMS = [
@@ -301,5 +301,5 @@ def test_stands_alone(text, spare, expected):
     ],
 )
 def test_how_much_a_text_says(measures, enough, errors):
-    assert measures.says_enough(PassageConfig()) is enough
+    assert bool(measures.says_enough(PassageConfig())) is enough
     assert measures.errors(PassageConfig()) == errors

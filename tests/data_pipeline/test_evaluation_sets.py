@@ -119,7 +119,7 @@ def test_mistakes_are_named_with_their_mend(tmp_path):
         made(tmp_path, wanted(fields=("question", "prompt")))
     with pytest.raises(ConfigError, match="hold no text in any of 2 items"):
         made(tmp_path, wanted(fields=("answer",)))
-    with pytest.raises(MissingInput, match="item 0 has no text or whole number"):
+    with pytest.raises(ConfigError, match="item 0 has no text or whole number"):
         made(tmp_path, wanted(id_field="extra.x"))
     with pytest.raises(MissingInput, match="evaluation set s: 'no/\\*' names no file"):
         made(tmp_path, wanted(paths=("no/*",)))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.documents import QUARANTINE_SCHEMA, read_documents, read_table, shard_writer
 from data_pipeline.ingest import IngestConfig, ingest, plan, repeated_rows
-from data_pipeline.readers import HubSource, JsonlSource, PackageSource, TextSource
+from data_pipeline.readers.sources import HubSource, JsonlSource, PackageSource, TextSource
 from governance.errors import ConfigError, ManifestError, MissingInput
 from governance.files import sha256_bytes, sha256_file
 from governance.manifest import verify

@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline.documents import QUARANTINE_SCHEMA, read_documents, read_table
 from data_pipeline.ingest import IngestConfig, ingest
-from data_pipeline.readers import WarcSource
+from data_pipeline.readers.sources import WarcSource
 from governance.errors import MissingInput
 from governance.parallel import close_pool
 from governance.stage import Runtime

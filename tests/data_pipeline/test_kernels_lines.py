@@ -29,6 +29,7 @@ PIECES = st.sampled_from(
         *("etc…", "[1]", "[", "[edit]", "[citation needed]", "[12", "]", "[a]", ".", " ", "\u3000", "\n", "\n\n", "{"),
         *("日本語は好きです。", "वह घर गया।", "x" * 30, "x" * 41, "日" * 45, "é", "JavaScript", "javascripts"),
         *("Terms  of use", "Terms of Use.", "We use cookies.", "LOREM IPSUM", *PHRASES),
+        *("ผมชอบภาษาไทย", "ไทย", "ຂ້ອຍມັກ", "ฯ", "ไทย abc", "។"),
     ]
 )
 TEXTS = st.one_of(st.lists(PIECES, max_size=25).map(" ".join), st.lists(PIECES, max_size=25).map("".join))
@@ -40,9 +41,10 @@ def words_in(text):
 
 
 def longest_word(line):
-    """In code points; Han and kana are parted, what marks follow them stay with them, and nothing else without spaces
-    is drawn here in long runs.
+    """In code points; Han and kana are parted, what marks follow them stay with them; Thai and Lao are parted from
+    others and from each other by syllables, none of which is long; nothing else without spaces is drawn in long runs.
     """
+    line = re.sub("[\u0e00-\u0eff]+", " ", line)
     alone = "[\u3041-\u3096\u4e00-\u9fff]"
     runs = re.split(f"(?<={alone})(?!。)|(?<={alone}。)|(?={alone})", line)
     return max((len(word) for run in runs for word in run.split()), default=0)
@@ -59,7 +61,9 @@ def reference_lines(text, min_words):
             continue
         line = re.sub(r"\[\d*\]|\[edit\]|\[citation needed\]", "", line, flags=re.ASCII).strip()
         small = "".join(c.lower() if c.isascii() else c for c in line)
-        if not line or line[-1] not in TERMINALS + QUOTES + "…" or line.endswith(("...", "…")):
+        written = [c for c in line if c != " "]
+        thai = 2 * sum("\u0e00" <= c <= "\u0eff" for c in written) >= len(written) > 0
+        if not line or (line[-1] not in TERMINALS + QUOTES + "…" and not thai) or line.endswith(("...", "…")):
             removed["no_terminal_punctuation"] += 1
         elif words_in(line) < min_words:
             removed["too_few_words"] += 1
@@ -89,6 +93,26 @@ def test_editing_twice_changes_nothing_more_and_slices_are_seen():
     assert once.to_pylist() == ["One two three four five.\nIt was  so I said to him ."]
     assert removed == {**dict.fromkeys(LINE_REASONS, 0), "no_terminal_punctuation": 1}
     assert c4_lines(once) == (once, dict.fromkeys(LINE_REASONS, 0))
+
+
+def test_thai_and_lao_lines_need_no_mark_and_lose_what_others_lose():
+    thai = "ประเทศไทยมีประชากรหกสิบล้านคน"
+    lao = "ປະເທດລາວມີປະຊາກອນເຈັດລ້ານຄົນ"
+    rows = [thai, lao, f"{thai} (GDP)", f"{thai}...", "ไทย", f"{thai} javascript", f"I read that {thai[:4]} one day"]
+    made, removed = c4_lines(pa.array(["\n".join(rows)], pa.large_string()))
+    assert made.to_pylist() == ["\n".join(rows[:3])]
+    assert removed == {
+        **dict.fromkeys(LINE_REASONS, 0), "no_terminal_punctuation": 2, "too_few_words": 1, "javascript": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text", ["ខ្ញុំស្រឡាញ់ភាសាខ្មែរណាស់។", "မြန်မာဘာသာစကားကိုချစ်သည်။", "བོད་ཀྱི་སྐད་ཡིག་ལ་དགའ།", "我非常喜欢学习中文。"]
+)
+def test_scripts_without_spaces_that_have_marks_are_asked_for_them(text):
+    made, removed = c4_lines(pa.array([f"{text}\n{text[:-1]}"], pa.large_string()))
+    assert made.to_pylist() == [text]
+    assert removed["no_terminal_punctuation"] == 1
 
 
 LISTS = {

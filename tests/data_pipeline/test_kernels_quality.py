@@ -22,7 +22,7 @@ from data_pipeline.kernels.quality import FEATURES, measure_texts
 from data_pipeline.kernels.stop_words import STOP_WORDS
 from data_pipeline.kernels.words import CLOSERS, QUOTES, TERMINALS
 from governance.errors import ManifestError
-from governance.kernels.buffers import code_point_classes, scan_texts, text_buffers
+from governance.kernels.buffers import MAY_NOT_BE_NFC, code_point_classes, scan_texts, text_buffers
 
 LANGUAGES = [*sorted(STOP_WORDS), "und"]
 WORDS = [
@@ -237,6 +237,20 @@ def test_scan_overlooks_nothing(texts):
     for text, flag in zip(texts, flags, strict=True):
         assert flag or normalise(text) == text
         assert bool(flag & 1) == bool(re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]", text))
+
+
+def test_scan_overlooks_no_character_and_no_pair_with_a_mark():
+    points = [point for point in range(0x110000) if not 0xD800 <= point < 0xE000]
+    for texts in (list(map(chr, points)), [f"\u1100{chr(p)}" for p in points], [f"\u0323{chr(p)}" for p in points]):
+        flags = scan_texts(*text_buffers(pa.array(texts, pa.large_string())))
+        unsettled = flags & MAY_NOT_BE_NFC > 0
+        assert all(unsettled[k] or unicodedata.is_normalized("NFC", text) for k, text in enumerate(texts))
+
+
+@pytest.mark.parametrize("text", ["don’t — “so”", "中文。かな", "Tiếng Việt", "ที่นี่", "한국어", "हिन्दी", "🙂", "x" * 99])
+def test_scan_settles_ordinary_texts(text):
+    text = unicodedata.normalize("NFC", text)
+    assert scan_texts(*text_buffers(pa.array([text, text * 9], pa.large_string()))).tolist() == [0, 0]
 
 
 def test_classes_are_those_of_python():

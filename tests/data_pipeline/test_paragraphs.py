@@ -20,7 +20,7 @@ from governance.kernels.buffers import text_buffers
 from governance.manifest import Manifest, describe
 from governance.stage import Runtime
 
-GOLDEN = "8ede97398805fc0fb2c65327a867c4e8c711feed7bb090370289a2fa6b33276f"
+GOLDEN = "63ecdf70c361e678b1ea896e463a426f8a53b85faa6dbcf61633d665bbeab838"
 BLANKS = " \t\n\v\f\r"
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from governance import alone as alone_module
 from governance import parallel
-from governance import stage as stage_module
 from governance.config import Section
 from governance.files import write_bytes
 from governance.manifest import Manifest, describe, verify
@@ -65,6 +65,7 @@ def _run(root: Path, worker: tuple[int, int]) -> None:
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(parallel, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(alone_module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(parallel, "PATIENCE_SECONDS", 30)
 
 
@@ -97,7 +98,7 @@ def test_a_worker_that_died_delays_and_blocks_nothing(tmp_path, quick, monkeypat
 
 
 def test_a_file_made_once_that_was_altered_is_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(alone_module, "POLL_SECONDS", 0.01)
     path = tmp_path / "records" / "key.total"
     one = functools.partial(write_bytes, data=b"one")
     for _ in range(2):
@@ -110,8 +111,7 @@ def test_a_file_made_once_that_was_altered_is_made_again(tmp_path, monkeypatch):
 
 
 def test_an_older_manifest_without_its_files_is_not_taken_for_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage_module, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(parallel, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(alone_module, "POLL_SECONDS", 0.01)
 
     def stage(worker: tuple[int, int]) -> bytes:
         def make(folder: Path) -> Made:

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.ingest import IngestConfig, ingest
-from data_pipeline.readers import JsonlSource, TextSource
 from data_pipeline.readers.archive import MAX_DEPTH, members, read_blocks
+from data_pipeline.readers.sources import JsonlSource, TextSource
 from data_pipeline.readers.streams import BOMB_BYTES, BOMB_RATIO, TornStream, blocks, is_bomb, unpacked_file
 from governance.manifest import verify
 from governance.stage import Runtime

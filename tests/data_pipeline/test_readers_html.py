@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.readers import page_process
+from data_pipeline.readers import html, page_process
 from data_pipeline.readers.html import decode_html, extract
 from data_pipeline.readers.main_text import MARK, choose, main_text, mark_containers
 from data_pipeline.readers.page_process import read_html, read_page, read_pages
@@ -178,6 +179,17 @@ def test_where_no_text_is_the_pages_own_all_of_it_is_taken_and_counted():
     assert not extract(PARAGRAPHS.encode()).fallback
 
 
+def test_a_note_is_taken_without_trafilatura_and_a_huge_page_too(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trafilatura", None)  # to import it fails
+    note = extract(b"<div id=root></div><noscript>Enable JavaScript to run this.</noscript>")
+    assert (note.text, note.fallback) == ("Enable JavaScript to run this.", True)
+    menu = f"<nav>{'<p>' + PROSE[0]}".encode()
+    with pytest.raises(ImportError):
+        extract(menu * 5)
+    monkeypatch.setattr(html, "_CHOSEN_CHARACTERS", 100)
+    assert PROSE[0] in extract(menu * 5).text
+
+
 def test_signals_come_with_the_page():
     assert read_page(b"<meta name=robots content=noai><p>x").signals == ("robots:noai",)
 
@@ -189,6 +201,7 @@ def test_signals_come_with_the_page():
 def impatient(monkeypatch):
     monkeypatch.setattr(page_process, "SECONDS", 0.5)
     monkeypatch.setattr(page_process, "SECONDS_PER_MIB", 0.0)
+    monkeypatch.setattr(page_process, "PAGE_MEMORY_BYTES", 4 << 30)
 
 
 SLOW = {
@@ -237,13 +250,25 @@ def test_a_million_nested_elements_kill_nobody():
     assert read_page(PARAGRAPHS.encode()).text
 
 
-def test_memory_has_a_bound(monkeypatch):
+def test_memory_has_a_bound_of_each_page(monkeypatch):
     monkeypatch.setattr(page_process, "SECONDS", 60.0)
     page = "<p>".join(f"<b id={i}>" for i in range(6000)).encode()
+    found = read_pages([(PARAGRAPHS.encode(), ""), (page, ""), (PARAGRAPHS.encode(), "")])
+    assert found[1] in ("html_broke_parser", "not_html")  # as the allocation fails in Rust or in C
+    assert [page.text.split("\n\n") for page in found[::2]] == [PROSE, PROSE]
+    path = f"/proc/{page_process._CHILDREN[os.getpid()].pid}/status"
+    if os.path.exists(path):
+        [peak] = re.findall(r"VmHWM:\s*([0-9]+) kB", Path(path).read_text())
+        assert int(peak) << 10 <= page_process.PAGE_MEMORY_BYTES + (100 << 20)
+
+
+def test_a_child_that_keeps_memory_gives_way_to_another(monkeypatch):
     page_process.close()
-    monkeypatch.setattr(page_process, "_CHILD", page_process._CHILD.replace("serve()", "serve(600 << 20)"))
-    assert read_page(page) in ("html_broke_parser", "not_html")  # as the allocation fails in Rust or in C
-    page_process.close()
+    tired = "import data_pipeline.readers.page_process as p; p._TIRED_BYTES = -1; p.serve()"
+    monkeypatch.setattr(page_process, "_CHILD", f"import sys; sys.path[:] = sys.argv[1:]; {tired}")
+    for _ in range(2):
+        assert read_page(PARAGRAPHS.encode()).text.split("\n\n") == PROSE
+        assert os.getpid() not in page_process._CHILDREN
 
 
 def test_a_page_above_the_bound_is_not_read(monkeypatch):

@@ -9,8 +9,9 @@ import pytest
 
 from data_pipeline.documents import read_documents
 from data_pipeline.ingest import IngestConfig, ingest
-from data_pipeline.readers import Fault, Fields, HubSource, Record
 from data_pipeline.readers.hub import local_files, read_hub, read_local
+from data_pipeline.readers.record import Fault, Fields, Record
+from data_pipeline.readers.sources import HubSource
 from governance.errors import ConfigError, MissingInput
 from governance.stage import Runtime
 

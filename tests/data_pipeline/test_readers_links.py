@@ -7,8 +7,8 @@ import random
 import pytest
 
 from data_pipeline.ingest import IngestConfig, ingest
-from data_pipeline.readers import JsonlSource
 from data_pipeline.readers.local import find_files
+from data_pipeline.readers.sources import JsonlSource
 from governance.errors import MissingInput
 from governance.stage import Runtime
 

@@ -14,8 +14,8 @@ import pytest
 
 from data_pipeline.documents import read_documents
 from data_pipeline.ingest import IngestConfig, ingest
-from data_pipeline.readers import JsonlSource, ParquetSource, TextSource
 from data_pipeline.readers.remote import RemoteFile, fetch_remote, find_remote
+from data_pipeline.readers.sources import JsonlSource, ParquetSource, TextSource
 from governance.errors import ConfigError, ManifestError, MissingInput, StorageError
 from governance.stage import Runtime
 

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from data_pipeline.readers import Fault, Fields, HubSource, PackageSource, Record, Source
 from data_pipeline.readers.archive import members, read_blocks
 from data_pipeline.readers.hub import local_files, read_local
 from data_pipeline.readers.local import Digests, find_files
 from data_pipeline.readers.package import archive_of, fetch
+from data_pipeline.readers.record import Fault, Fields, Record
+from data_pipeline.readers.sources import HubSource, PackageSource, Source
 from data_pipeline.readers.streams import TornStream
 from governance.config import Section, validate
 from governance.errors import ConfigError, ManifestError, MissingInput
@@ -75,6 +76,13 @@ def test_good_sources():
     assert source(**PYPI | {"index": "debian", "version": "", "sha256": ""}).fields == Fields("text")
     handbook = source(type="text", paths=["a"], language="xx", language_by_path="/(?P<language>[a-z]{2})-")
     assert [handbook.language_of(name) for name in ("html/de-DE/a.html", "a.html")] == ["de", "xx"]
+
+
+def test_no_expression_makes_a_search_slow():
+    # Python's own search would take 2 ** 60 steps here, a test that never ends.
+    slow = source(type="text", paths=["a"], language="xx", language_by_path="^(a+)+(?P<language>b)$")
+    assert slow.language_of("a" * 60) == "xx"
+    assert slow.language_of("a" * 60 + "b") == "b"
 
 
 # --- local files
@@ -355,7 +363,7 @@ def test_which_local_files_a_dataset_names(tmp_path):
 
 def test_a_hub_that_cannot_be_reached(tmp_path):
     script = """
-from data_pipeline.readers import HubSource
+from data_pipeline.readers.sources import HubSource
 from data_pipeline.readers.hub import read_hub
 from governance.errors import MissingInput
 source = HubSource(type="hub", name="h", licence="MIT", dataset="owner/name", revision="0" * 40)

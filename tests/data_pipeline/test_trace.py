@@ -11,7 +11,7 @@ from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.megatron import MegatronConfig, export_megatron, import_megatron
 from data_pipeline.pack import PackConfig, pack
 from data_pipeline.packed_rows import PackedRows
-from data_pipeline.readers import JsonlSource
+from data_pipeline.readers.sources import JsonlSource
 from data_pipeline.token_shards import TokenShard
 from data_pipeline.tokenizer import TokenizerConfig, load_encoder, train_tokenizer
 from data_pipeline.trace import explain, trace

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from governance.checks.suites import document_tables, licence_rows, source_rows, token_rows
+from governance.checks.suites import disagreement, document_table, licence_rows, source_rows, token_rows
 from governance.errors import ManifestError
 from governance.manifest import Manifest, describe
 
@@ -50,20 +50,23 @@ def features(kept: list[bool]) -> pa.Table:
     )
 
 
+def written(path: Path, table: pa.Table) -> Path:
+    pq.write_table(table, path)
+    return path
+
+
 def test_documents_are_the_kept_rows_without_text(tmp_path):
-    clean = manifest("clean", tmp_path, {"features/0.parquet": features([True, True, True, False])}, **funnel(4, 3))
-    (table,) = document_tables(clean, tmp_path)
-    assert table.subject == "clean/0000000000000000/features/0.parquet"
-    assert (table.problem, list(table.frame["words"])) == ("", [0, 1, 2])
+    path = written(tmp_path / "0.parquet", features([True, True, True, False]))
+    table, rows = document_table(path, "clean/0")
+    assert (table.subject, table.problem, rows, list(table.frame["words"])) == ("clean/0", "", 4, [0, 1, 2])
     assert "text" not in table.frame.columns
     assert list(table.frame["language"].isna()) == [False, True, True], "an unknown language is a missing value"
 
 
-def test_rows_that_the_manifest_does_not_know_are_a_problem(tmp_path):
-    shards = {f"features/{i}.parquet": features([True, False]) for i in range(2)}
-    *_, last = document_tables(manifest("clean", tmp_path, shards, **funnel(5, 2)), tmp_path)
-    assert "have 4 rows, 2 kept; the manifest says 5 and 2" in last.problem
-    assert len(list(document_tables(manifest("clean", tmp_path, shards, **funnel(4, 2)), tmp_path))) == 2
+def test_rows_that_the_manifest_does_not_know_are_told(tmp_path):
+    clean = manifest("clean", tmp_path, {}, **funnel(5, 2))
+    assert disagreement(clean, 5, 2) == ""
+    assert "have 4 rows, 2 kept; the manifest says 5 and 2" in disagreement(clean, 4, 2)
 
 
 @pytest.mark.parametrize("kept", [None, ["yes", "no"]])
@@ -71,16 +74,15 @@ def test_a_shard_that_does_not_say_what_was_kept_is_a_problem(tmp_path, kept):
     table = features([True, False]).drop_columns(["kept"])
     if kept:
         table = table.append_column("kept", [kept])
-    clean = manifest("clean", tmp_path, {"features/0.parquet": table}, **funnel(2, 1))
-    (found,) = document_tables(clean, tmp_path)
+    found, rows = document_table(written(tmp_path / "0.parquet", table), "clean/0")
     assert "no column `kept`" in found.problem
+    assert rows == 2
 
 
 def test_a_torn_shard_raises(tmp_path):
-    clean = manifest("clean", tmp_path, {"features/0.parquet": features([True])}, **funnel(1, 1))
-    clean.files("features", tmp_path)[0].write_bytes(b"PAR1")
+    (tmp_path / "0.parquet").write_bytes(b"PAR1")
     with pytest.raises(ManifestError, match="cannot be read"):
-        list(document_tables(clean, tmp_path))
+        document_table(tmp_path / "0.parquet", "clean/0")
 
 
 def test_the_source_by_stage_table(tmp_path):
@@ -123,6 +125,37 @@ def test_what_was_not_counted_is_unknown(tmp_path):
     assert (row["quarantined_share"], row["torn_files"]) == (None, None)
     (row,) = source_rows({"ingest": manifest("ingest", tmp_path, {}, **funnel(0, 0, quarantined=0, torn_files=0))})
     assert (row["removed_share"], row["quarantined_share"]) == (None, None)
+
+
+def removing(documents_in, **removed):
+    """Counts of a stage that removed so many for each reason."""
+    counts = funnel(documents_in, documents_in - sum(removed.values()))
+    return {**counts, "removed": {name.replace("quarantine_", "quarantine:"): count for name, count in removed.items()}}
+
+
+def test_what_an_earlier_corpus_holds_is_no_duplicate_of_this_one(tmp_path):
+    by_source = {
+        "all": removing(100, duplicate_of_earlier=100),
+        "most": removing(100, duplicate_of_earlier=90, near_duplicate=1, exact_duplicate=1),
+        "none": removing(100, near_duplicate=95),
+    }
+    total = removing(300, duplicate_of_earlier=190, near_duplicate=96, exact_duplicate=1)
+    dedup = manifest("dedup", tmp_path, {}, **total, by_source=by_source)
+    rows = {row["source"]: row for row in source_rows({"dedup": dedup})}
+    shares = {name: (row["earlier_share"], row["duplicate_share"]) for name, row in rows.items()}
+    assert shares == {"(all)": (190 / 300, 97 / 110), "all": (1.0, 0.0), "most": (0.9, 0.2), "none": (0.0, 0.95)}
+    assert all(row["unaccounted"] == 0 for row in rows.values())
+    nothing = manifest("dedup", tmp_path / "b", {}, **removing(0))
+    [row] = source_rows({"dedup": nothing})
+    assert (row["earlier_share"], row["duplicate_share"]) == (None, None)
+
+
+def test_a_page_without_text_is_no_broken_record(tmp_path):
+    web = {**removing(1000, quarantine_no_text=200, quarantine_warc_bad_header=1), "quarantined": 201}
+    ingest = manifest("ingest", tmp_path, {}, **web, by_source={"web": web})
+    clean = manifest("clean", tmp_path, {}, **removing(799), by_source={"web": removing(799)})
+    rows = source_rows({"ingest": ingest, "clean": clean})
+    assert [(row["no_text_share"], row["quarantined_share"]) for row in rows] == [(0.2, 0.001)] * 2 + [(0.0, 0.0)] * 2
 
 
 def test_licences_of_all_shards_are_counted(tmp_path):

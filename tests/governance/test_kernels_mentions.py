@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from governance.kernels.buffers import text_buffers
 from governance.kernels.mentions import CATEGORY, DIALECT, WEIGHT, count_texts, no_sums, pack
-from governance.kernels.sentences import suspects, word_tables
 from tests.governance.bias_reference import count, sentence_spans, split_words
 
 IDENTITY = {
@@ -118,25 +117,6 @@ def test_without_sums_the_same_mentions(text):
     short = count_texts(column, np.zeros(1, np.int64), np.zeros(1, np.int64), PACKED, None)
     assert short.events.tolist() == whole.events.tolist()
     assert (short.words, short.sentences) == (whole.words, whole.sentences)
-
-
-@settings(max_examples=600, deadline=None)
-@given(TEXTS)
-@example("\u1100\u1161")
-@example("e\u0301")
-def test_a_text_that_is_no_suspect_is_in_nfc(text):
-    [suspect] = suspects(*text_buffers(pa.array([text], pa.large_string())), word_tables()[1])
-    assert suspect or unicodedata.is_normalized("NFC", text)
-
-
-def test_no_code_point_is_missed_by_the_suspicion():
-    texts = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
-    column = pa.array(texts + [f"a{text}" for text in texts], pa.large_string())
-    found = suspects(*text_buffers(column), word_tables()[1])
-    wrong = [text for text, flag in zip(column.to_pylist(), found, strict=True)
-             if not flag and not unicodedata.is_normalized("NFC", text)]  # fmt: skip
-    assert wrong == []
-    assert found.mean() < 0.02, "a suspicion of everything would find everything"
 
 
 def test_every_code_point_is_a_word_or_none_as_python_says():

@@ -356,7 +356,7 @@ def test_what_is_judged_is_in_the_page(whole):
     for word in (
         "WAIVED", "legal-counsel", "2027-01-31", "sha256:0011223344556677", "estimated", "NOASSERTION", "node1",
         "refused: licence", "0.1 quantile of alphabetic_share ≥ 0.6", "Neither side should", "inconclusive", "2.9.1",
-        "near_duplicate", "KeyError", "fetch", "E-mail addresses", "torch", "measured: best 1024^3 product", "step 600",
+        "near_duplicate", "KeyError", "fetch", "Personal data", "torch", "measured: best 1024^3 product", "step 600",
     ):  # fmt: skip
         assert word in told, word
 

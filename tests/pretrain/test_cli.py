@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pretrain import commands, data_commands
+from pretrain import check_commands, commands, data_commands
 from pretrain.cli import parser
 
 COMMON = ["--help", "--root", "--set", "--workers", "CONFIG"]
@@ -19,8 +19,9 @@ SURFACE = {
     "data train-classifier": COMMON,
     "evaluate": [*COMMON, "CHECKPOINT"],
     "export": [*COMMON, "CHECKPOINT", "FOLDER"],
-    "governance check": COMMON,
+    "governance check": [*COMMON, "--data-docs"],
     "governance diff": ["--help", "A", "B"],
+    "governance freeze": [*COMMON, "FILE"],
     "governance keygen": ["--help", "PATH"],
     "governance trace": ["--help", "ARTIFACT"],
     "governance verify": ["--help", "--key", "ROOT"],
@@ -46,7 +47,7 @@ def surface(top, prefix=""):
 def test_surface_is_pinned_and_each_command_exists():
     found = list(surface(parser()))
     assert {name: options for name, options, _ in found} == {name: sorted(words) for name, words in SURFACE.items()}
-    modules = {"data": data_commands, "": commands}
+    modules = {"check": check_commands, "data": data_commands, "": commands}
     assert all(callable(getattr(modules[group], function)) for _, _, (group, function) in found)
     assert {group for name, _, (group, _) in found if name.startswith("data ")} == {"data"}
 

@@ -223,3 +223,41 @@ def test_an_earlier_corpus_in_the_same_root_is_no_ancestor(copy, capsys):
     assert [line.split()[0] for line in out.split("made from\n")[1].splitlines()].count("file") == 1
     _, of_run = told(capsys, "data", "show", copy / "next.toml", "--root", root)
     assert told(capsys, "data", "show", root / tokens.folder) == (0, of_run)
+
+
+SECRETS = {
+    "GB82 WEST 1234 5698 7654 32": "[IBAN]",
+    "AKIAIOSFODNN7EXAMPLE": "[AWS_KEY]",
+    "81.2.69.142": "[IPV4]",
+    "jane [at] example [dot] org": "[EMAIL]",
+    "-----BEGIN PRIVATE KEY-----\n"
+    + "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQ\n" * 30
+    + "-----END PRIVATE KEY-----": "[",
+}
+
+
+def test_examples_are_masked_by_the_rules_of_personal_data(project, capsys):
+    """In documents that no stage has redacted: removed by the first filter, and quarantined."""
+    texts = [f"Too short: {secret}" for secret in SECRETS]
+    rows = [json.dumps({"text": text, "id": f"100000000{n}"}) for n, text in enumerate(texts)]
+    rows += [json.dumps({"text": tale(0), "id": "2000000001"}), json.dumps({"text": tale(0), "id": "2000000002"})]
+    rows += ['{"text": "broken, by key AKIAIOSFODNN7EXAMPLE']
+    (project / "c.jsonl").write_text("\n".join(rows) + "\n")
+    text = CONFIG.replace("*.jsonl", "c.jsonl").replace('licence = "CC0-1.0"', 'licence = "CC0-1.0"\nid_field = "id"')
+    (project / "run.toml").write_text(text)
+    words = [project / "run.toml", "--root", project / "made", "--workers", "1"]
+    assert told(capsys, "data", "prepare", *words)[0] == 0
+    status, shown = told(capsys, "data", "show", *words[:3])
+    assert status == 0
+    assert told(capsys, "governance", "check", *words)[0] in (0, 77)
+    status, out = told(capsys, "report", *words)
+    assert status == 0
+    page = Path(out.split("report: ")[1].strip()).read_text(encoding="utf-8")
+    for secret, placeholder in SECRETS.items():
+        for found in (page, shown) if secret in list(SECRETS)[:2] else (page,):
+            assert secret not in found
+            assert placeholder in found
+    assert "MIIEvQ" not in page
+    assert "broken, by key [AWS_KEY]" in page
+    assert "kept=tales/2000000001" in page  # evidence stays readable
+    assert "kept=tales/2000000001" in shown

@@ -1,0 +1,163 @@
+"""The ways in which the plain engine passes by accident, run beside ours, and shards that go missing."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.measures.goals import Goal, told
+
+
+def _gate(**fields: Any) -> Any:
+    from governance.policy import Gate
+
+    return Gate(id="documents.x", suite="documents", owner="data", why="of the benchmark", **fields)
+
+
+def _plain(table: pd.DataFrame, expectations: list[Any]) -> bool:
+    """What Great Expectations says of a table."""
+    import great_expectations as gx
+
+    from governance.checks.expectations import quiet_context
+
+    asset = quiet_context().data_sources.add_pandas("plain").add_dataframe_asset("table")
+    batch = asset.add_batch_definition_whole_dataframe("whole").get_batch(batch_parameters={"dataframe": table})
+    return bool(batch.validate(gx.ExpectationSuite(name="plain", expectations=expectations)).success)
+
+
+def _collision() -> tuple[bool, bool]:
+    """Three files of one asset through one checkpoint, the second one bad."""
+    import great_expectations as gx
+    import great_expectations.expectations as gxe
+
+    from governance.checks.expectations import quiet_context, run_suite
+
+    tables = [pd.DataFrame({"x": values}) for values in ([1.0], [99.0], [1.0])]
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, table in enumerate(tables):
+            table.to_parquet(Path(scratch) / f"{number}.parquet")
+        context = quiet_context()
+        asset = context.data_sources.add_pandas_filesystem("f", base_directory=scratch).add_parquet_asset("a")
+        suite = context.suites.add(
+            gx.ExpectationSuite(name="s", expectations=[gxe.ExpectColumnValuesToBeBetween(column="x", max_value=5)])
+        )
+        definitions = [
+            context.validation_definitions.add(
+                gx.ValidationDefinition(
+                    name=f"v{number}", data=asset.add_batch_definition_path(f"b{number}", path=f"{number}.parquet"),
+                    suite=suite,
+                )
+            )
+            for number in range(3)
+        ]  # fmt: skip
+        checkpoint = context.checkpoints.add(gx.Checkpoint(name="c", validation_definitions=definitions))
+        theirs = bool(checkpoint.run().success)
+    gate = _gate(expectation="between", column="x", max=5.0)
+    ours = all(run_suite(table, [gate], "t")[0].status == "pass" for table in tables)
+    return theirs, ours
+
+
+def _lost_expectation() -> tuple[bool, bool]:
+    """A suite that lost the one expectation which fails, as a stored one does with a class that is not imported."""
+    import great_expectations.expectations as gxe
+
+    from governance.checks import expectations
+
+    table = pd.DataFrame({"x": [99.0], "y": [1.0]})
+    theirs = _plain(table, [gxe.ExpectColumnValuesToBeBetween(column="y", max_value=5)])
+    gates = [_gate(expectation="between", column=name, max=5.0) for name in ("x", "y")]
+    whole = expectations._execute
+    expectations._execute = lambda rows, built: whole(rows, {1: built[1]})
+    try:
+        ours = all(result.status == "pass" for result in expectations.run_suite(table, gates, "t"))
+    finally:
+        expectations._execute = whole
+    return theirs, ours
+
+
+def _table(table: pd.DataFrame, max_missing: float = 0.0) -> tuple[bool, bool]:
+    """An expectation on a table that gives it next to nothing to judge."""
+    import great_expectations.expectations as gxe
+
+    from governance.checks.expectations import run_suite
+
+    theirs = _plain(table, [gxe.ExpectColumnValuesToBeBetween(column="x", max_value=5)])
+    gate = _gate(expectation="between", column="x", max=5.0, max_missing=max_missing)
+    return theirs, run_suite(table, [gate], "t")[0].status == "pass"
+
+
+def _empty_suite() -> tuple[bool, bool]:
+    """A suite without expectations; with us a policy of no gates cannot be written, and no result is no pass."""
+    from governance.checks.expectations import run_suite
+    from governance.policy import Policy
+
+    table = pd.DataFrame({"x": [1.0]})
+    try:
+        Policy(name="none", owners={}, licences={"allowed": ()}, gate=())
+        written = True
+    except ValueError:
+        written = False
+    return _plain(table, []), written or bool(run_suite(table, [], "t"))
+
+
+def fail_opens() -> list[Goal]:
+    """Five ways, each once with the plain engine and once with ours."""
+    from governance.checks.expectations import quiet_context
+
+    quiet_context()
+    ways: dict[str, Callable[[], tuple[bool, bool]]] = {
+        "shards_collide": _collision,
+        "expectation_lost": _lost_expectation,
+        "empty_table": lambda: _table(pd.DataFrame({"x": pd.Series([], dtype=float)})),
+        "nearly_all_null": lambda: _table(pd.DataFrame({"x": [None] * 99 + [1.0]}), 0.5),
+        "empty_suite": _empty_suite,
+    }
+    goals, theirs_open = [], 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, way in ways.items():
+            theirs, ours = way()
+            theirs_open += theirs
+            goals.append(Goal(f"fail_opens.{name}", int(ours), 0, "<=", f"the plain engine passes: {theirs}"))
+    return [*goals, told("fail_opens.plain_engine", theirs_open, "of 5 ways")]
+
+
+def lost_shards() -> list[Goal]:
+    """What workers leave, dropped, doubled and swapped by chance: passes that should be none."""
+    from governance.checks.gathering import Expected, SuiteSection, gather, read_findings, write_finding
+    from governance.checks.suites import Table
+
+    gates = (_gate(expectation="between", column="x", max=5.0),)
+    section = SuiteSection(suite="documents", gates=gates)
+    shards = [Expected(f"clean/0/features/{number}.parquet", f"{number:064x}") for number in range(20)]
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = [Path(scratch) / f"{number}.json" for number in range(20)]
+        for shard, path in zip(shards, paths, strict=True):
+            write_finding(section, Table(shard.subject, pd.DataFrame({"x": [1.0]})), shard, path)
+        findings = read_findings(paths)
+    chance = np.random.default_rng(8)
+    passed = 0
+    for turn in range(1000):
+        came = list(findings)
+        place, other = chance.choice(20, 2, replace=False).tolist()
+        if turn % 4 == 0:
+            del came[place]
+        elif turn % 4 == 1:
+            came.append(came[place])
+        elif turn % 4 == 2:
+            came[place] = {**came[place], "subject": came[other]["subject"]}
+        else:
+            came[place] = {**came[place], "results": []}
+        found = gather(section, shards, came, "clean/0/features")
+        passed += all(result.status == "pass" for result in found)
+    whole = gather(section, shards, findings, "clean/0/features")
+    return [
+        Goal("lost_shards.passed", passed, 0, "<=", "1,000 times a finding was dropped, doubled, renamed or emptied"),
+        Goal("lost_shards.whole_passes", int(all(result.status == "pass" for result in whole)), 1),
+    ]

@@ -1,0 +1,107 @@
+"""Before the first stage: is all there that the run's file names?
+
+Promise: whatever can be known without reading the corpus is told now, all of it in one message, and not when its stage
+comes after hours. `check` looks up each path (sources, opt-out files, lists, labelled files, evaluation sets, earlier
+corpora, a given tokeniser, the key of the pseudonyms) and the languages that are named. `make_beside` makes what
+depends on files alone (lists, classifiers, evaluation sets), so that a wrong field in them is told before the corpus
+is read; their stages find it.
+
+Not looked at: what is behind a URL, in a package or on the hub. `ingest` fetches that first, and the network says then
+what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.classifier import train_classifier
+from data_pipeline.dedup import earlier_corpora
+from data_pipeline.evaluation_sets import evaluation_sets
+from data_pipeline.language import known_codes
+from data_pipeline.lists import make_lists
+from data_pipeline.personal_data.actions import read_key
+from data_pipeline.readers.items import find_source
+from data_pipeline.readers.local import find_files
+from data_pipeline.tokenizer import take_over
+from governance.errors import ConfigError, PipelineError
+from governance.stage import Runtime
+
+if TYPE_CHECKING:
+    from data_pipeline.prepare import DataConfig
+
+
+def check(config: DataConfig, folder: Path, root: Path) -> None:
+    """Look up every path of the configuration; relative ones start at `folder`, earlier corpora at `root`.
+
+    Raises:
+        ConfigError: at least one thing that is named is of the wrong kind.
+        PipelineError: things are not there; of one kind it keeps its class, `MissingInput` mostly.
+    """
+    faults: list[PipelineError] = []
+    for look in _looks(config, folder, root):
+        try:
+            look()
+        except PipelineError as error:
+            faults.append(error)
+    if len(faults) > 1:
+        kinds = {type(fault) for fault in faults}
+        kind = kinds.pop() if len(kinds) == 1 else ConfigError
+        lines = "\n".join(f"  {fault}" for fault in faults)
+        raise kind(f"{len(faults)} faults; nothing was made yet\n{lines}")
+    if faults:
+        raise faults[0]
+
+
+def _looks(config: DataConfig, folder: Path, root: Path) -> Iterator[Callable[[], Any]]:
+    for source in config.sources:
+        yield from find_source(source, folder)
+    yield partial(_check_languages, config)
+    for kind, patterns in config.lists.files() if config.lists else ():
+        yield partial(find_files, patterns, folder, f"data.lists.{kind}")
+    for model in config.classifiers:
+        yield partial(find_files, model.paths, folder, f"classifier {model.name}")
+    for wanted in config.decontaminate.sets if config.decontaminate else ():
+        yield partial(find_files, wanted.paths, folder, f"evaluation set {wanted.name}")
+    for name in config.dedup.against:
+        yield partial(earlier_corpora, config.dedup.model_copy(update={"against": (name,)}), root)
+    if "pseudonymise" in config.pii.plan().values():
+        yield partial(read_key, config.pii.key_file, folder)
+    if config.tokenizer.path:
+        yield partial(take_over, folder / config.tokenizer.path, config.tokenizer)
+
+
+def _check_languages(config: DataConfig) -> None:
+    """A code that no document can have would remove all of them, or do nothing, without a word."""
+    named = {
+        "data.clean.languages": config.clean.languages,
+        "data.clean.by_language": config.clean.by_language,
+        "data.lists.words": [code for code in config.lists.words if code != "*"] if config.lists else (),
+        "data.mix.language_quotas": config.mix.language_quotas if config.mix else (),
+    }
+    if not any(named.values()):
+        return
+    known = known_codes()
+    for field, codes in named.items():
+        for code in codes:
+            if code not in known:
+                raise ConfigError(
+                    f"{field}: {code!r} is no language that documents are identified as. They are named by ISO 639-1 "
+                    f"(en, fr, zh), where there is none by 639-3 (ceb, arz), and und where nobody knows."
+                )
+
+
+def make_beside(config: DataConfig, folder: Path, runtime: Runtime) -> None:
+    """Make what stands beside the corpus and depends on files alone.
+
+    Raises:
+        PipelineError: a list, a labelled file or an evaluation set cannot be used; each stage says which.
+    """
+    if config.lists:
+        make_lists(config.lists, folder, runtime)
+    for model in config.classifiers:
+        train_classifier(model, folder, runtime)
+    if config.decontaminate:
+        evaluation_sets(config.decontaminate.sets, folder, runtime)

@@ -1,0 +1,49 @@
+"""Privacy: how much personal data is there, before and after redaction?
+
+    pii_per_million_tokens = findings x 10^6 / tokens           findings a million tokens
+
+`stage` is "before" (all findings) or "after" (the findings whose action left them in the text: "count"). `group` is the
+type, "(all)" their sum. The measure, identifiers over the size of the corpus, is that of Subramani et al. 2023,
+"Detecting Personal Information in Training Corpora" (TrustNLP). Both rates are of the tokens that encode wrote.
+
+There is no interval: every document was looked at. What the rules did not find is not in the rate: where canaries were
+planted the note has their recall, and "after" cannot be taken to be 0 below a recall of 1. `n` is the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from governance.checks.bias.interval_rows import ALL, Row, interval_row
+
+METRIC = "pii_per_million_tokens"
+LEFT_IN = "count"
+"""The action that leaves a finding in the text."""
+
+
+def privacy_rows(redact: Mapping[str, Any], actions: Mapping[str, str], encode: Mapping[str, Any]) -> list[Row]:
+    """The rows of the suite `privacy`.
+
+    Args:
+        redact: the stats of the stage `redact` (`findings`, `canaries`).
+        actions: type -> what was done with it: the `actions` of the manifest's config.
+        encode: the stats of the stage `encode` (its tokens).
+    """
+    tokens = sum(int(encode.get(f"{split}_tokens", 0)) for split in ("train", "validation"))
+    findings = {kind: int(number) for kind, number in redact.get("findings", {}).items()}
+    left = {kind: number if actions.get(kind, LEFT_IN) == LEFT_IN else 0 for kind, number in findings.items()}
+    rows = []
+    for stage, counts in (("before", findings), ("after", left)):
+        for kind, number in {**counts, ALL: sum(counts.values())}.items():
+            value = number * 1e6 / tokens if tokens else None
+            names = {"metric": METRIC, "group": kind, "stage": stage}
+            rows.append(interval_row(names, {"value": value, "n": tokens}, _recall(redact, kind)))
+    return rows
+
+
+def _recall(redact: Mapping[str, Any], kind: str) -> str | None:
+    canaries = redact.get("canaries", {})
+    of = canaries.values() if kind == ALL else [canaries.get(kind, {})]
+    planted, found = (sum(int(entry.get(name, 0)) for entry in of) for name in ("planted", "found"))
+    return f"recall of canaries {found}/{planted}" if planted else None

@@ -1,0 +1,64 @@
+"""Representation: which groups of people the documents mention, by language.
+
+    share             = documents that mention the group / documents of the language             in 0 .. 1
+    axis_share        = documents that mention the group / documents that mention any of its axis   in 0 .. 1
+    per_million_words = mentions x 10^6 / words of the language                                 mentions a million words
+
+Intervals: delete-a-group jackknife (Kott 2001) over 64 buckets of domains, on the logit scale for shares and on the log
+scale for the rate. `n` is the denominator. A listed group that nobody mentions has a row of zeros, with the upper bound
+that so many clusters can carry. A mention is no opinion: these numbers say who is spoken of, not how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from governance.checks.bias.bucket_counts import by_bucket, stacked
+from governance.checks.bias.interval_rows import Row, interval_rows
+from governance.checks.bias.jackknife import LOG, jackknife, share_estimates
+
+Groups = Mapping[str, Sequence[tuple[str, str]]]
+"""language -> the (axis, group) of its term list."""
+
+
+def known_groups(table: pa.Table, listed: Groups) -> dict[str, list[tuple[str, str]]]:
+    """Those that are listed or counted (in a table with language, axis, group), sorted."""
+    found: dict[str, set[tuple[str, str]]] = {language: set(groups) for language, groups in listed.items()}
+    for language, axis, group in by_bucket(table, ("language", "axis", "group"), "documents"):
+        found.setdefault(language, set()).add((axis, group))
+    return {language: sorted(found[language]) for language in sorted(found)}
+
+
+def representation_rows(counts: Mapping[str, pa.Table], listed: Groups) -> list[Row]:
+    """The rows of the suite `representation`.
+
+    Args:
+        counts: the tables documents, axes, groups.
+        listed: the groups that are looked for, so that one which nobody mentions has its rows too.
+    """
+    documents = by_bucket(counts["documents"], ("language",), "documents")
+    words = by_bucket(counts["documents"], ("language",), "words")
+    axes = by_bucket(counts["axes"], ("language", "axis"), "documents")
+    mentioning = by_bucket(counts["groups"], ("language", "axis", "group"), "documents")
+    mentions = by_bucket(counts["groups"], ("language", "axis", "group"), "mentions")
+    rows: list[Row] = []
+    for language, groups in known_groups(counts["groups"], listed).items():
+        if (language,) not in documents or not groups:
+            continue
+        keys = [(language, axis, group) for axis, group in groups]
+        part = stacked(mentioning, keys)
+        whole = np.broadcast_to(documents[(language,)], part.shape)
+        on_axis = stacked(axes, [key[:2] for key in keys])
+        all_words = np.broadcast_to(words[(language,)], part.shape)
+        rate = jackknife(lambda some, of: some * 1e6 / of, (stacked(mentions, keys), all_words), all_words, LOG)
+        for metric, found, of in (
+            ("share", share_estimates(part, whole), whole),
+            ("axis_share", share_estimates(part, on_axis), on_axis),
+            ("per_million_words", rate, all_words),
+        ):
+            names = [{"metric": metric, "language": language, "axis": axis, "group": group} for axis, group in groups]
+            rows += interval_rows(names, found, of.sum(axis=1))
+    return rows

@@ -1,0 +1,107 @@
+"""The tables of the bias audit, made of the counts: suite -> rows with intervals, which gates judge.
+
+    representation   share, axis_share, per_million_words            shares_of_groups.py
+    association      npmi, npmi_gap                                  association.py
+    tone             sentiment_gap, toxicity_ratio                   tone.py
+    impact           keep_ratio, keep_ratio_adjusted                 impact.py
+    shares           share, hhi (and of words)                       shares.py
+    privacy          pii_per_million_tokens                          privacy.py
+    parity           tokens_per_byte, premium                        parity.py
+    instruments      instrument_bias                                 instruments.py
+
+A row is that of `interval_rows.py`. Promise: a pure function of sums of integers, so any order and any partition of the
+counts gives the same bytes. A suite whose counts are not there has no rows, so its gates find nothing and do not pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from governance.checks.bias.association import LEAST_EXPECTED, association_rows
+from governance.checks.bias.impact import Reference, impact_rows
+from governance.checks.bias.instruments import biased_instruments
+from governance.checks.bias.interval_rows import Row, finished
+from governance.checks.bias.parity import parity_rows
+from governance.checks.bias.privacy import privacy_rows
+from governance.checks.bias.shares import MOST, share_rows
+from governance.checks.bias.shares_of_groups import Groups, representation_rows
+from governance.checks.bias.tone import tone_rows
+
+SUITES = ("representation", "association", "tone", "impact", "shares", "privacy", "parity", "instruments")
+_WANTED = {
+    "representation": ("documents", "axes", "groups"),
+    "association": ("documents", "groups", "categories", "pairs"),
+    "tone": ("scores",),
+    "impact": ("fates",),
+    "shares": ("shares",),
+}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What decides the tables beside the counts."""
+
+    listed: Groups = field(default_factory=dict)
+    """Language -> the (axis, group) that were looked for; those which nobody mentions have rows of zero."""
+    reference: Reference = "none"
+    """Against whom a keep rate is compared: "none", documents that mention no group of the axis; or "highest"."""
+    min_documents: int = 30
+    """Documents without which a group is no candidate for the highest keep rate."""
+    least_expected: float = LEAST_EXPECTED
+    """Sentences that chance alone would give a pair, for its p."""
+    most_values: int = MOST
+    """Values shown of a dimension of the shares."""
+    parity_reference: str = "en"
+    """The language against which the tokeniser's premium is taken."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What other stages counted."""
+
+    redact: Mapping[str, Any] = field(default_factory=dict)
+    """The stats of `redact`."""
+    actions: Mapping[str, str] = field(default_factory=dict)
+    """Type of personal data -> what was done with it (the config of `redact`)."""
+    encode: Mapping[str, Any] = field(default_factory=dict)
+    """The stats of `encode`."""
+
+
+def bias_tables(
+    counts: Mapping[str, pa.Table],
+    recorded: Recorded | None = None,
+    instruments: Sequence[Row] = (),
+    choices: Choices | None = None,
+) -> dict[str, list[Row]]:
+    """Make every table.
+
+    Args:
+        counts: name -> count table, those of the stage `bias`.
+        recorded: for the suites privacy and parity.
+        instruments: the rows of `instruments.instrument_rows`; what they find biased is named in the rows of `tone`.
+        choices: how.
+
+    Raises:
+        ManifestError: a count table lacks a column, or has a value that it cannot have.
+    """
+    recorded, choices = recorded or Recorded(), choices or Choices()
+    biased = biased_instruments(instruments)
+    makers: dict[str, Callable[[], list[Row]]] = {
+        "representation": lambda: representation_rows(counts, choices.listed),
+        "association": lambda: association_rows(counts, choices.least_expected),
+        "tone": lambda: tone_rows(counts["scores"], biased),
+        "impact": lambda: impact_rows(counts["fates"], choices.reference, choices.min_documents),
+        "shares": lambda: share_rows(counts["shares"], choices.most_values),
+    }
+    tables = {suite: make() for suite, make in makers.items() if set(_WANTED[suite]) <= set(counts)}
+    if recorded.redact:
+        tables["privacy"] = privacy_rows(recorded.redact, recorded.actions, recorded.encode)
+    if recorded.encode:
+        tables["parity"] = parity_rows(recorded.encode, choices.parity_reference)
+    return {
+        suite: finished([*tables.get(suite, ()), *(instruments if suite == "instruments" else ())]) for suite in SUITES
+    }

@@ -1,0 +1,80 @@
+"""Tone: in what words are the sentences kept that mention a group?
+
+    sentiment_gap  = mean score of the group's sentences - mean score of the others'      points of the instrument
+    toxicity_ratio = share of hits in the group's sentences / share of hits in the others'   a risk ratio; 1 is equal
+
+"The others" are the axis' other groups pooled (a sentence that mentions two of them counts twice), and, in a row of its
+own, the sentences that mention nobody. An instrument whose name begins with "sentiment" has a score for
+each sentence; any other is a list of words of abuse, of which hits are counted (sentences with at least one).
+
+Intervals and p (of 0, of 1): delete-a-group jackknife (Kott 2001) over 64 buckets of domains, the ratio on the log
+scale (Katz et al. 1978, Biometrics 34(3), 469-474, for independent sentences). `n` is the group's sentences. The
+method, scores of what is said about groups, is that of Dhamala et al. 2021 ("BOLD", FAccT), turned from generated
+text to the corpus. A row of an instrument that was found biased says so in its note: it cannot decide a gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import pyarrow as pa
+
+from governance.checks.bias.association import pooled_others
+from governance.checks.bias.bucket_counts import Counts, by_bucket, stacked
+from governance.checks.bias.interval_rows import NOBODY, OTHERS, Row, interval_rows
+from governance.checks.bias.jackknife import IDENTITY, LOG, Estimates, Floats, Integers, jackknife
+
+_KEYS = ("instrument", "language", "axis", "group")
+SENTIMENT = "sentiment"
+
+
+def _difference(total: Floats, n: Floats, other_total: Floats, other_n: Floats) -> Floats:
+    return total / n - other_total / other_n
+
+
+def _ratio(hits: Floats, n: Floats, other_hits: Floats, other_n: Floats) -> Floats:
+    return (hits / n) / (other_hits / other_n)
+
+
+def tone_rows(scores: pa.Table, biased: Collection[tuple[str, str]] = ()) -> list[Row]:
+    """The rows of the suite `tone`, without q.
+
+    Args:
+        scores: the count table.
+        biased: (instrument, language) that cannot decide.
+    """
+    sentences = by_bucket(scores, _KEYS, "sentences")
+    sums = {True: by_bucket(scores, _KEYS, "hits"), False: by_bucket(scores, _KEYS, "total")}
+    rows: list[Row] = []
+    for instrument, language in sorted({key[:2] for key in sentences}):
+        keys = [key for key in sentences if key[:2] == (instrument, language) and key[3]]
+        if not keys:
+            continue
+        toxic = not instrument.startswith(SENTIMENT)
+        note = f"biased instrument: {instrument}" if (instrument, language) in biased else ""
+        own = stacked(sums[toxic], keys), stacked(sentences, keys)
+        by_axis = [key[1:] for key in keys]
+        others = pooled_others(by_axis, own[0]), pooled_others(by_axis, own[1])
+        nobody = _nobody(sums[toxic], keys), _nobody(sentences, keys)
+        for against, (other_sums, other_n) in ((OTHERS, others), (NOBODY, nobody)):
+            found = _compared(toxic, (*own, other_sums, other_n))
+            names = [
+                {"metric": "toxicity_ratio" if toxic else "sentiment_gap", "language": language, "axis": key[2],
+                 "group": key[3], "against": against, "instrument": instrument}
+                for key in keys
+            ]  # fmt: skip
+            made = interval_rows(names, found, own[1].sum(axis=1), [note] * len(keys))
+            rows += [row for row, there in zip(made, other_n.sum(axis=1).tolist(), strict=True) if there]
+    return rows
+
+
+def _nobody(counts: Counts, keys: list[tuple[str, ...]]) -> Integers:
+    return stacked(counts, [(*key[:2], "", "") for key in keys])
+
+
+def _compared(toxic: bool, counts: tuple[Integers, ...]) -> Estimates:
+    sampled = np.asarray(counts[1] + counts[3])
+    return jackknife(_ratio, counts, sampled, LOG, 1.0) if toxic else jackknife(
+        _difference, counts, sampled, IDENTITY, 0.0
+    )  # fmt: skip

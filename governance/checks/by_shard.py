@@ -1,0 +1,209 @@
+"""The suites that look at shards: their workers, and what the workers found, brought together.
+
+`raw` and `documents` are judged in the worker that reads the shard, so that no table of the whole corpus is ever
+made; of `token_shards` a worker counts one row, and the rows are judged together. Each worker imports Great
+Expectations (3 to 4 s), so there is one only for every `SHARDS_A_WORKER` shards. What a worker left is in the audit's
+artifact, and taken up again by the next audit that would find the same: under another policy the hashes of ids stay,
+and with the same gates on a suite all its findings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from governance.checks.drift import Sketch, merge_sketches, sketch_of
+from governance.checks.gathering import Expected, SuiteSection, gather, read_findings, write_finding
+from governance.checks.identities import repeated_ids, write_hashes
+from governance.checks.raw import RawShard, day_of, raw_table, read_ids
+from governance.checks.suites import Table, disagreement, document_table, read_columns
+from governance.checks.tokens import TokenReaders, count_tokens, shards_of, token_shard_rows
+from governance.config import Section, canonical_json
+from governance.files import sha256_bytes, write_json
+from governance.gate import CheckResult
+from governance.manifest import Manifest, Output
+from governance.parallel import Shard, ShardDone, ShardMade, map_shards, sum_stats
+from governance.policy import Gate
+from governance.stage import Recipe, Runtime
+
+SHARDS_A_WORKER = 16
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the audit works: its version, its artifact's folder, the runtime."""
+
+    version: int
+    folder: Path
+    runtime: Runtime
+
+    @property
+    def root(self) -> Path:
+        """The folder of all artifacts."""
+        return self.runtime.root
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of one suite's shards."""
+
+    results: list[CheckResult]
+    outputs: list[Output]
+
+
+def _map(
+    place: Place, section: Section, function: Callable[..., ShardMade], shards: list[Shard], suffix: str = ".json"
+) -> list[ShardDone]:
+    few = replace(place.runtime, workers=min(place.runtime.workers, max(1, len(shards) // SHARDS_A_WORKER)))
+    recipe = Recipe("audit", place.version, section)
+    return map_shards(recipe, function, shards, place.folder, few, suffix)
+
+
+def _outputs(done: Sequence[ShardDone]) -> list[Output]:
+    return [output for shard in done for output in shard.outputs.values()]
+
+
+def _findings(done: Sequence[ShardDone], role: str, root: Path) -> list[dict[str, Any]]:
+    return read_findings(root / shard.outputs[role].path for shard in done)
+
+
+def _digests(manifest: Manifest, role: str, root: Path) -> list[tuple[Path, Expected]]:
+    by_path = {root / output.path: Expected(output.path, output.sha256) for output in manifest.outputs}
+    return [(path, by_path[path]) for path in manifest.files(role, root)]
+
+
+# --- raw
+
+
+def raw_shards(place: Place, ingest: Manifest) -> tuple[list[RawShard], list[Output]]:
+    """The shards of ingest, each with the rows whose id stands elsewhere, too; and the files of hashes."""
+    shards = _digests(ingest, "documents", place.root)
+    hashing = [Shard(path.stem, ("ids", shard.sha256), (path, read_ids)) for path, shard in shards]
+    done = _map(place, Section(), write_hashes, hashing, ".u64")
+    hashes = [place.root / shard.outputs["id_hashes"].path for shard in done]
+    repeats = repeated_ids([path for path, _ in shards], hashes, read_ids)
+    day = day_of(ingest)
+    found = [
+        RawShard(path, shard.subject, shard.sha256, own, day)
+        for (path, shard), own in zip(shards, repeats, strict=True)
+    ]
+    return found, _outputs(done)
+
+
+def judge_raw(section: SuiteSection, shard: RawShard, path_of: Callable[[str], Path]) -> ShardMade:
+    """Judge one shard of ingest: a function for `map_shards`."""
+    table = raw_table(shard)
+    write_finding(section, table, Expected(shard.subject, shard.sha256), path_of("raw"))
+    counts = {} if table.problem else table.frame["source"].value_counts().to_dict()
+    return ShardMade({"raw": path_of("raw")}, {"documents": {str(name): int(n) for name, n in counts.items()}})
+
+
+def raw_results(place: Place, ingest: Manifest, gates: Sequence[Gate]) -> Found:
+    """The results of the suite `raw`."""
+    section = SuiteSection(suite="raw", gates=tuple(gates))
+    shards, outputs = raw_shards(place, ingest)
+    work = [Shard(shard.path.stem, ("raw", shard.subject, shard.sha256, _state(shard)), shard) for shard in shards]
+    done = _map(place, section, judge_raw, work)
+    expected = [Expected(shard.subject, shard.sha256) for shard in shards]
+    found = _findings(done, "raw", place.root)
+    corpus = f"{ingest.folder}/documents"
+    results = gather(section, expected, found, corpus)
+    counted = sum_stats([shard.stats for shard in done]).get("documents", {})
+    wanted = {name: own["documents_kept"] for name, own in ingest.stats.get("by_source", {}).items()}
+    if counted != {name: number for name, number in wanted.items() if number}:
+        results += _errors(
+            gates, corpus, f"the shards have these documents by source: {counted}; the manifest: {wanted}"
+        )
+    return Found(results, outputs + _outputs(done))
+
+
+def _state(shard: RawShard) -> str:
+    """The digest of what is known of a shard beside its bytes."""
+    repeats = [shard.repeats.rows.tolist(), shard.repeats.others.tolist()]
+    return sha256_bytes(canonical_json([shard.read_on, repeats]))
+
+
+def _errors(gates: Sequence[Gate], subject: str, words: str) -> list[CheckResult]:
+    return [CheckResult(gate.id, subject, "error", None, 0, 0, words[:300]) for gate in gates]
+
+
+# --- documents, and their sketches for `drift`
+
+
+@dataclass(frozen=True)
+class FeatureShard:
+    """One feature shard of `clean`."""
+
+    path: Path
+    shard: Expected
+    sketched: bool
+    """Whether its sketch is wanted."""
+
+
+def judge_documents(section: SuiteSection, work: FeatureShard, path_of: Callable[[str], Path]) -> ShardMade:
+    """Judge and sketch one feature shard: a function for `map_shards`."""
+    table, rows = document_table(work.path, work.shard.subject)
+    write_finding(section, table, work.shard, path_of("documents"))
+    files = {"documents": path_of("documents")}
+    if work.sketched and not table.problem:
+        files["sketches"] = path_of("sketches")
+        write_json(files["sketches"], sketch_of(read_columns(work.path, without=("text",))))
+    return ShardMade(files, {"rows": rows, "kept": len(table.frame)})
+
+
+def document_results(place: Place, clean: Manifest, gates: Sequence[Gate], sketched: bool) -> tuple[Found, Sketch]:
+    """The results of the suite `documents`, and the corpus' sketch if it is wanted."""
+    section = SuiteSection(suite="documents", gates=tuple(gates))
+    shards = _digests(clean, "features", place.root)
+    work = [
+        Shard(path.stem, ("documents", own.subject, own.sha256, str(sketched)), FeatureShard(path, own, sketched))
+        for path, own in shards
+    ]
+    done = _map(place, section, judge_documents, work)
+    corpus = f"{clean.folder}/features"
+    findings = _findings(done, "documents", place.root)
+    results = gather(section, [own for _, own in shards], findings, corpus)
+    counted = sum_stats([shard.stats for shard in done])
+    known = not any(row.status == "error" and "`kept`" in row.detail for row in results)
+    problem = disagreement(clean, counted.get("rows", 0), counted.get("kept", 0)) if done and known else ""
+    results += _errors(gates, corpus, problem) if problem else []
+    drawn = [place.root / shard.outputs["sketches"].path for shard in done if "sketches" in shard.outputs]
+    sketch = merge_sketches(json.loads(path.read_bytes()) for path in drawn)
+    return Found(results, _outputs(done)), sketch
+
+
+def sketch_corpus(clean: Manifest, root: Path) -> Sketch:
+    """The sketch of a corpus' kept documents, a shard after the other in this process."""
+    paths = clean.files("features", root)
+    return merge_sketches(sketch_of(read_columns(path, without=("text",))) for path in paths)
+
+
+# --- token shards
+
+
+def counted_token_shards(
+    place: Place, artifacts: Mapping[str, Manifest], readers: TokenReaders
+) -> tuple[list[dict[str, Any]], str, list[Output]]:
+    """The rows of the table `token_shards`, what is wrong with it as a whole, and the files that workers left."""
+    encode, tokenizer = artifacts["encode"], artifacts["tokenizer"]
+    shards = shards_of(encode, tokenizer, artifacts["redact"], place.root, readers)
+    made_of = (tokenizer.digest, artifacts["redact"].digest)
+    work = [Shard(shard.path.stem, ("tokens", shard.subject, shard.sha256, *made_of), shard) for shard in shards]
+    outputs = _outputs(_map(place, Section(), count_tokens, work))
+    found = [json.loads((place.root / output.path).read_bytes()) for output in outputs]
+    rows, problem = token_shard_rows(shards, found, encode)
+    return rows, problem, outputs
+
+
+# --- for those who want the tables themselves
+
+
+def shard_tables(place: Place, artifacts: Mapping[str, Manifest]) -> Iterator[tuple[str, Table]]:
+    """The tables of `raw` and `documents` one after the other, made again in this process."""
+    for shard in raw_shards(place, artifacts["ingest"])[0]:
+        yield "raw", raw_table(shard)
+    for path in artifacts["clean"].files("features", place.root):
+        yield "documents", document_table(path, path.relative_to(place.root).as_posix())[0]

@@ -1,0 +1,268 @@
+"""The suite `token_shards`: each token shard counted again from its own bytes, one row a shard.
+
+Encode counts while it writes; this reads what was written. The format is the data pipeline's, so the roof hands in
+two functions that read it (`TokenReaders`); everything that is counted is worked out here, on plain arrays:
+
+    shard, split           its path, and "train" or "validation"
+    tokens, documents      how many
+    ids_above_vocabulary   ids that are not below the vocabulary's size
+    unknown, unknown_share ids that stand for no text, the ends of documents aside, and their share of all
+    ends_out_of_order      document ends that do not lie above the one before
+    ends_beyond            document ends outside 1 ... tokens, and 1 more where the last is not the number of tokens
+    documents_without_end  documents whose last id is not the end-of-document token
+    round_trip_checked     documents of a sample whose ids were turned into text again
+    round_trip_failed      ... and that differ from the document
+    tokens_off             tokens of the split in all shards - those of the manifest, in the row "(all)" of a split
+    documents_off          the same of documents; 0 in the other rows
+
+A shard that cannot be opened has a row all the same, with its counts missing and its `problem` in words; then each
+gate is an error, for what is not known is no pass and cannot be waived. The sample is at most 16 documents that the
+shard holds, from one row group of the documents it was made of, chosen by its digest.
+
+Price: one pass over the token shards, at about 400 million tokens a second and core, and one row group of texts a
+shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from governance.config import Section
+from governance.errors import ManifestError, MissingInput
+from governance.files import sha256_bytes, write_json
+from governance.manifest import Manifest
+from governance.parallel import ShardMade
+
+ALL = "(all)"
+SPLITS = ("train", "validation")
+_SAMPLE = 16
+_CHUNK = 1 << 22  # ids that are looked at together
+_COUNTED = (
+    "tokens", "documents", "ids_above_vocabulary", "unknown", "ends_out_of_order", "ends_beyond",
+    "documents_without_end", "round_trip_checked", "round_trip_failed",
+)  # fmt: skip
+COLUMNS = ("shard", "split", *_COUNTED, "unknown_share", "tokens_off", "documents_off", "problem")
+
+Integers = npt.NDArray[np.integer]
+
+
+class TokenFile(Protocol):
+    """An open token shard."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Every id should be below it."""
+
+    @property
+    def end_of_document(self) -> int:
+        """The id that ends a document."""
+
+    @property
+    def tokens(self) -> Integers:
+        """[tokens]."""
+
+    @property
+    def document_ends(self) -> npt.NDArray[np.uint64]:
+        """[documents], one past each document's last token."""
+
+    @property
+    def identities(self) -> npt.NDArray[np.uint8]:
+        """[documents, 16], the first half of the SHA-256 of each document's id."""
+
+
+class Decoder(Protocol):
+    """A loaded tokeniser."""
+
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        """The bytes of each id; empty for one that stands for no text."""
+
+
+@dataclass(frozen=True)
+class TokenReaders:
+    """How token shards and tokenisers are read; top-level functions, so that workers get them, too."""
+
+    open_shard: Callable[[Path], TokenFile]
+    """Raises a ManifestError for a file that is torn or no token shard, MissingInput for none."""
+    load_decoder: Callable[[Manifest, Path], Decoder]
+    """Given the tokeniser's manifest and the root."""
+
+
+@dataclass(frozen=True)
+class TokenShard:
+    """One token shard, the documents that it was made of, and how both are read."""
+
+    path: Path
+    subject: str
+    sha256: str
+    split: str
+    documents: Path | None
+    """The shard of documents; None where it is gone, and then nothing is turned into text."""
+    tokenizer: Manifest
+    root: Path
+    readers: TokenReaders
+
+
+def count_tokens(section: Section, shard: TokenShard, path_of: Callable[[str], Path]) -> ShardMade:
+    """Write one shard's row: a function for `map_shards`."""
+    path = path_of(f"tokens_{shard.split}")
+    write_json(path, {"subject": shard.subject, "sha256": shard.sha256, **token_row(shard)})
+    return ShardMade({f"tokens_{shard.split}": path}, {})
+
+
+def token_row(shard: TokenShard) -> dict[str, Any]:
+    """The row of one shard, see the module.
+
+    Raises:
+        MissingInput: it, or the documents that it was made of, are not there: that is no finding about the corpus.
+    """
+    row: dict[str, Any] = {**dict.fromkeys(COLUMNS), "shard": shard.subject, "split": shard.split}
+    row |= {"tokens_off": 0, "documents_off": 0}
+    try:
+        file = shard.readers.open_shard(shard.path)
+        pieces = shard.readers.load_decoder(shard.tokenizer, shard.root).pieces
+        counted = {**_count_ids(file, pieces), **_count_ends(file), **_round_trip(file, pieces, shard)}
+    except (ManifestError, ValueError, IndexError) as error:  # of Arrow too; what is not there raises
+        return {**row, "problem": f"{type(error).__name__}: {error}"[:300].replace(f"{shard.root}/", "")}
+    tokens = counted["tokens"]
+    return {**row, **counted, "unknown_share": counted["unknown"] / tokens if tokens else None}
+
+
+def _count_ids(file: TokenFile, pieces: Sequence[bytes]) -> dict[str, int]:
+    is_text = np.array([*map(bool, pieces), False])  # the last stands for every id that is too large
+    above = wordless = 0
+    for start in range(0, len(file.tokens), _CHUNK):
+        ids = file.tokens[start : start + _CHUNK]
+        if int(ids.max()) >= file.vocabulary_size or file.vocabulary_size != len(pieces):
+            above += int(np.count_nonzero(ids >= min(file.vocabulary_size, len(pieces))))
+        wordless += int(np.count_nonzero(~is_text[np.minimum(ids, len(pieces))]))
+    ends = int(np.count_nonzero(_last_ids(file) == file.end_of_document))
+    return {
+        "tokens": len(file.tokens),
+        "documents": len(file.document_ends),
+        "ids_above_vocabulary": above,
+        "unknown": wordless - ends,
+        "documents_without_end": len(file.document_ends) - ends,
+    }
+
+
+def _last_ids(file: TokenFile) -> Integers:
+    """The last id of each document whose end lies within the tokens."""
+    ends = file.document_ends
+    within = (ends > 0) & (ends <= len(file.tokens))
+    return file.tokens[ends[within].astype(np.int64) - 1]
+
+
+def _count_ends(file: TokenFile) -> dict[str, int]:
+    ends, tokens = file.document_ends, len(file.tokens)
+    beyond = int(np.count_nonzero((ends == 0) | (ends > tokens)))
+    return {
+        "ends_out_of_order": int(np.count_nonzero(ends[1:] <= ends[:-1])),
+        "ends_beyond": beyond + int((int(ends[-1]) if len(ends) else 0) != tokens),
+    }
+
+
+def _round_trip(file: TokenFile, pieces: Sequence[bytes], shard: TokenShard) -> dict[str, int]:
+    """Turn the ids of some documents into bytes and compare them with the documents."""
+    checked = failed = 0
+    places = {identity.tobytes(): place for place, identity in enumerate(file.identities)}
+    for name, text in _sample(shard, set(places)):
+        place = places[identity_of(name)]
+        first = int(file.document_ends[place - 1]) if place else 0
+        ids = file.tokens[first : int(file.document_ends[place]) - 1].tolist()
+        checked += 1
+        failed += max(ids, default=0) >= len(pieces) or b"".join(pieces[index] for index in ids) != text
+    return {"round_trip_checked": checked, "round_trip_failed": failed}
+
+
+def identity_of(name: str) -> bytes:
+    """The 16 bytes by which a token shard names a document."""
+    return bytes.fromhex(sha256_bytes(name.encode("utf-8")))[:16]
+
+
+def _sample(shard: TokenShard, known: set[bytes]) -> list[tuple[str, bytes]]:
+    """Ids and UTF-8 texts of documents that the token shard should hold, evenly spaced in one row group."""
+    if shard.documents is None:
+        return []
+    try:
+        with pq.ParquetFile(shard.documents) as file:
+            if not file.num_row_groups:
+                return []
+            group = int(shard.sha256[:8], 16) % file.num_row_groups
+            table = file.read_row_group(group, columns=["id", "text"])
+    except OSError as error:
+        raise MissingInput(f"cannot read {shard.documents}: {error}") from error
+    names = table["id"].to_pylist()
+    own = [row for row, name in enumerate(names) if identity_of(name) in known]
+    chosen = own[:: -(-len(own) // _SAMPLE) or 1]
+    texts = table["text"].cast(pa.large_binary())
+    return [(names[row], texts[row].as_py()) for row in chosen]
+
+
+def shards_of(
+    encode: Manifest, tokenizer: Manifest, documents: Manifest, root: Path, readers: TokenReaders
+) -> list[TokenShard]:
+    """The token shards of a corpus, those of training first."""
+    texts = {path.stem: path for path in documents.files("documents", root)}
+    digests = {root / output.path: output.sha256 for output in encode.outputs}
+    return [
+        TokenShard(
+            path=path,
+            subject=path.relative_to(root).as_posix(),
+            sha256=digests[path],
+            split=split,
+            documents=texts.get(path.stem),
+            tokenizer=tokenizer,
+            root=root,
+            readers=readers,
+        )
+        for split in SPLITS
+        for path in encode.files(split, root)
+    ]
+
+
+def token_shard_rows(
+    shards: Sequence[TokenShard], found: Sequence[Mapping[str, Any]], encode: Manifest
+) -> tuple[list[dict[str, Any]], str]:
+    """The table, sorted, a row "(all)" for each split last; and what is wrong with it as a whole, in words.
+
+    Args:
+        shards: those that must have been counted, each once.
+        found: the rows that came back, in any order.
+        encode: the manifest that the sums are compared with.
+    """
+    wanted = {shard.subject: shard.sha256 for shard in shards}
+    came = [(str(row.get("subject")), str(row.get("sha256"))) for row in found]
+    if sorted(came) != sorted(wanted.items()):
+        absent = sorted(set(wanted.items()) - set(came))
+        words = f"{len(came)} rows came back for {len(wanted)} token shards"
+        return [], f"{words}; without a row: {', '.join(name for name, _ in absent[:3]) or 'none'}"
+    rows = [{name: row.get(name) for name in COLUMNS} for row in found]
+    rows.sort(key=lambda row: (str(row["split"]), str(row["shard"])))
+    for split in sorted({str(row["split"]) for row in rows}):
+        rows.append(_sums(split, [row for row in rows if row["split"] == split], encode))
+    if torn := [row for row in rows if row["problem"]]:
+        words = f"{len(torn)} of {len(shards)} token shards could not be counted"
+        return rows, f"{words}: {torn[0]['shard']}: {torn[0]['problem']}"
+    return rows, ""
+
+
+def _sums(split: str, rows: Sequence[Mapping[str, Any]], encode: Manifest) -> dict[str, Any]:
+    total: dict[str, Any] = {**dict.fromkeys(COLUMNS), "shard": ALL, "split": split}
+    for name in _COUNTED:
+        values = [row[name] for row in rows]
+        total[name] = None if None in values else sum(values)
+    if total["tokens"]:
+        total["unknown_share"] = total["unknown"] / total["tokens"]
+    for name in ("tokens", "documents"):
+        said = encode.stats.get(f"{split}_{name}")
+        total[f"{name}_off"] = None if None in (said, total[name]) else total[name] - said
+    return total

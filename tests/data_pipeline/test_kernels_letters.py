@@ -1,0 +1,53 @@
+"""Letters: equal to `str.casefold` and the removal of ASCII white space, on every character and on any text."""
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.kernels.letters import folded_letters
+from governance.kernels.buffers import text_buffers
+
+WHITE_SPACE = b" \t\n\r\x0b\x0c"
+
+
+def plain(text):
+    return text.casefold().encode().translate(None, WHITE_SPACE)
+
+
+def letters_of(texts):
+    letters, ends = folded_letters(*text_buffers(pa.array(texts, pa.large_string())))
+    assert ends[0] == 0
+    assert ends[-1] == len(letters)
+    return [part.tobytes() for part in np.split(letters, ends[1:-1])]
+
+
+def test_every_character_is_folded_as_python_folds_it():
+    characters = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
+    for first in range(0, len(characters), 1 << 16):
+        part = characters[first : first + (1 << 16)]
+        assert letters_of(part) == [plain(character) for character in part]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.text(st.one_of(st.characters(exclude_categories=("Cs",)), st.sampled_from(" \tẞſŉΐİK̇ǰﬃᾷA\x85\u3000"))),
+        min_size=1,
+    )
+)
+def test_any_texts(texts):
+    assert letters_of(texts) == [plain(text) for text in texts]
+
+
+def test_a_slice_keeps_its_own_window():
+    texts = pa.array(["Eins", "ZWEI drei", "ẞ"], pa.large_string()).slice(1, 2)
+    letters, ends = folded_letters(*text_buffers(texts))
+    assert letters.tobytes() == b"zweidreiss"
+    assert ends.tolist() == [0, 8, 10]
+
+
+def test_no_text_at_all():
+    letters, ends = folded_letters(*text_buffers(pa.array([], pa.large_string())))
+    assert len(letters) == 0
+    assert ends.tolist() == [0]

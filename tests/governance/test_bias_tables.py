@@ -1,0 +1,308 @@
+"""The tables of bias: what is planted is found with sign and size, and the same counts give the same bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from governance.checks.bias.bucket_counts import by_bucket
+from governance.checks.bias.impact import impact_rows
+from governance.checks.bias.interval_rows import ALL, COLUMNS, NOBODY, OTHERS, false_discovery_rates
+from governance.checks.bias.jackknife import LOG, jackknife, share_estimates
+from governance.checks.bias.shares import share_rows
+from governance.checks.bias.student_t import quantile, two_sided_p
+from governance.checks.bias.tables import SUITES, Choices, Recorded, bias_tables
+from governance.errors import ManifestError
+from tests.governance.bias_corpora import RATES, Planted, corpus, simpson
+from tests.governance.bias_counts import table_of
+
+PLANTED = Planted(
+    association={("a", "crime"): 2.0, ("b", "science"): 0.4},
+    tone={"b": -0.3},
+    abuse={"c": 3.0},
+    keep={"a": 0.7},
+)
+STATS = Recorded(
+    redact={"findings": {"email": 40, "phone": 10}, "canaries": {"email": {"planted": 4, "found": 3}}},
+    actions={"email": "replace", "phone": "count"},
+    encode={
+        "train_tokens": 1_900_000,
+        "validation_tokens": 100_000,
+        "by_language": {"de": {"tokens": 600, "bytes": 1500}, "en": {"tokens": 500, "bytes": 2000}},
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return bias_tables(corpus(3, PLANTED), STATS)
+
+
+def row(rows, **names):
+    found = [one for one in rows if all(one[name] == value for name, value in names.items())]
+    assert len(found) == 1, (names, len(found))
+    return found[0]
+
+
+def test_every_suite_has_rows_of_one_shape_in_order(tables):
+    assert tuple(tables) == SUITES
+    for suite, rows in tables.items():
+        assert rows or suite == "instruments"
+        for one in rows:
+            assert tuple(one) == COLUMNS
+            assert all(not isinstance(value, float) or math.isfinite(value) for value in one.values())
+            if one["lower"] is not None:
+                assert one["lower"] <= one["value"] <= one["upper"]
+    json.dumps(tables, allow_nan=False)
+
+
+def test_representation_is_the_share_of_the_documents(tables):
+    for group, rate in RATES.items():
+        share = row(tables["representation"], metric="share", group=group)
+        assert share["lower"] < rate < share["upper"]
+        assert share["upper"] - share["lower"] < rate
+    assert row(tables["representation"], metric="axis_share", group="a")["value"] == pytest.approx(0.2 / 0.35, abs=0.05)
+
+
+def test_planted_associations_have_their_sign_and_size(tables):
+    rows = tables["association"]
+    more = row(rows, metric="npmi", group="a", against="topic/crime")
+    less = row(rows, metric="npmi", group="b", against="topic/science")
+    # what Bouma's formula says of the planted rates: a is in 3 x 0.2 of 8 sentences, and so on
+    shares = {group: 3 * rate / 8 for group, rate in RATES.items()}
+    for found, group, factor in ((more, "a", 2.0), (less, "b", 0.4)):
+        every = 0.05 * (1 + shares[group] * (factor - 1))
+        both = shares[group] * 0.05 * factor
+        truth = math.log(both / (shares[group] * every)) / -math.log(both)
+        assert found["lower"] < truth < found["upper"]
+        assert found["q"] < 0.001
+    assert more["value"] > 0 > less["value"]
+    gap = row(rows, metric="npmi_gap", group="a", against="topic/crime")
+    assert gap["lower"] > 0
+    assert gap["q"] < 0.001
+    assert row(rows, metric="npmi_gap", group="b", against="topic/science")["upper"] < 0
+
+
+def test_planted_tone_has_its_sign_and_size(tables):
+    for against in (OTHERS, NOBODY):
+        gap = row(tables["tone"], metric="sentiment_gap", group="b", against=against)
+        assert gap["lower"] < -0.3 < gap["upper"] < 0
+        ratio = row(tables["tone"], metric="toxicity_ratio", group="c", against=against)
+        assert 1 < ratio["lower"] < 3 < ratio["upper"]
+        assert max(gap["q"], ratio["q"]) < 0.01
+
+
+def test_planted_impact_is_found_at_its_stage_only(tables):
+    for metric in ("keep_ratio", "keep_ratio_adjusted"):
+        found = row(tables["impact"], metric=metric, group="a", stage="dedup", language="en")
+        assert found["lower"] < 0.7 < found["upper"] < 0.8
+        assert "below four fifths" in found["note"]
+        assert found["q"] < 0.001
+        clean = row(tables["impact"], metric=metric, group="a", stage="clean", language=ALL)
+        assert clean["lower"] < 1 < clean["upper"]
+        whole = row(tables["impact"], metric=metric, group="a", stage=ALL, language=ALL)
+        assert whole["value"] == pytest.approx(found["value"] * clean["value"], rel=0.03)
+
+
+def test_impact_against_the_highest_rate(tables):
+    rows = impact_rows(corpus(3, PLANTED)["fates"], "highest", 30)
+    against = {one["against"] for one in rows if one["stage"] == ALL}
+    assert against <= {"b", "c"}
+    assert all(one["group"] != one["against"] for one in rows)
+    assert row(rows, metric="keep_ratio", group="a", stage=ALL, language="en")["upper"] < 0.85
+    assert impact_rows(corpus(3)["fates"], "highest", 10**9) == []  # nobody has so many: no reference, no row
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_simpson_corpus_is_unfair_raw_and_fair_adjusted(seed):
+    rows = impact_rows(simpson(seed))
+    raw = row(rows, metric="keep_ratio", stage=ALL, language=ALL)
+    adjusted = row(rows, metric="keep_ratio_adjusted", stage=ALL, language=ALL)
+    assert raw["upper"] < 0.8
+    assert 0.95 <= adjusted["value"] <= 1.05
+    assert adjusted["lower"] <= 1 <= adjusted["upper"]
+
+
+def test_order_and_partition_change_no_byte():
+    counts = corpus(5, PLANTED)
+    wanted = json.dumps(bias_tables(counts, STATS))
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        shuffled = {}
+        for name, table in counts.items():
+            numbers = [key for key in table.column_names if key not in ("bucket", "length_bin") and
+                       pa.types.is_integer(table.schema.field(key).type)]  # fmt: skip
+            rest = table
+            part = table.slice(0, 0)
+            for number in numbers:  # some of each count goes into a part of its own
+                values = table[number].to_numpy()
+                taken = np.sign(values) * rng.integers(0, np.abs(values) + 1)
+                place = table.column_names.index(number)
+                rest = rest.set_column(place, number, pa.array(values - taken))
+                part = (part if part.num_rows else table).set_column(place, number, pa.array(taken))
+            both = pa.concat_tables([part, rest])
+            shuffled[name] = both.take(pa.array(rng.permutation(both.num_rows)))
+        assert json.dumps(bias_tables(shuffled, STATS)) == wanted
+
+
+def test_one_bucket_has_no_interval():
+    """Documents of one domain say nothing of how domains differ."""
+    names = ("kept", "", "web", "en", 7, 5, "x")
+    fates = table_of(
+        "fates", [(*names, "a", 50), (*names, "", 90), ("clean", *names[1:], "a", 50), ("clean", *names[1:], "", 10)]
+    )
+    for one in impact_rows(fates):
+        assert one["value"] == pytest.approx(50 / 100 / 0.9)
+        assert one["lower"] is None
+        assert one["upper"] is None
+    counts = {
+        "documents": table_of("documents", [("en", 5, 100, 900, 90, 5000)]),
+        "axes": table_of("axes", [("en", 5, "x", 10)]),
+        "groups": table_of("groups", [("en", 5, "x", "a", 10, 12, 11)]),
+    }
+    for one in bias_tables(counts)["representation"]:
+        assert one["value"] is not None
+        assert (one["lower"], one["upper"]) == (None, None)
+
+
+def test_a_listed_group_that_nobody_mentions_has_its_row():
+    tables = bias_tables(corpus(1), choices=Choices(listed={"en": [("x", "zoe")], "fr": [("x", "a")]}))
+    share = row(tables["representation"], metric="share", group="zoe")
+    assert (share["value"], share["lower"], share["n"] > 1000) == (0.0, 0.0, True)
+    assert 0.03 < share["upper"] < 0.1  # as 64 clusters or fewer can carry, not as thousands of documents could
+    assert not [one for one in tables["representation"] if one["language"] == "fr"]
+
+
+def test_nothing_removed_in_a_few_documents_is_not_certain():
+    rows = [("kept", "", "web", "en", 7, bucket, "x", group, 1) for bucket in range(4) for group in ("a", "")]
+    rows += [("clean", "", "web", "en", 7, 9, "y", "b", 1)]  # so that there is a stage
+    found = row(impact_rows(table_of("fates", rows)), metric="keep_ratio", axis="x", stage="clean", language="en")
+    assert found["value"] == 1.0
+    assert found["lower"] is None or found["lower"] < 0.8
+
+
+def test_shares_index_and_values_beyond_the_most():
+    rows = [("domain", f"d{number}", number % 64, number + 1, 0, 0) for number in range(80)]
+    rows += [
+        ("year", str(2000 + year), bucket, 10 + bucket % (year + 2), 0, 5) for year in range(4) for bucket in range(64)
+    ]
+    rows += [("year", "unknown", bucket, 7, 0, 5) for bucket in range(64)]
+    found = share_rows(table_of("shares", rows), most=3)
+    numbers = np.arange(1, 81)
+    hhi = row(found, metric="hhi", axis="domain")
+    assert hhi["value"] == pytest.approx((numbers**2).sum() / numbers.sum() ** 2)
+    assert hhi["lower"] is None
+    assert "one bucket" in hhi["note"]
+    assert [one["group"] for one in found if one["axis"] == "domain" and one["metric"] == "share"] == [
+        "d79",
+        "d78",
+        "d77",
+        "(others)",
+    ]
+    year = row(found, metric="hhi", axis="year")
+    assert 0.25 <= year["value"] < 0.3  # four years, "unknown" is none
+    assert year["lower"] <= year["value"] <= year["upper"]
+    assert row(found, metric="hhi_of_words", axis="year")["value"] == 0.25
+
+
+def test_privacy_and_parity_are_told_from_the_stages(tables):
+    before = row(tables["privacy"], group="email", stage="before")
+    assert (before["value"], before["n"], before["note"]) == (20.0, 2_000_000, "recall of canaries 3/4")
+    assert row(tables["privacy"], group="email", stage="after")["value"] == 0.0
+    assert row(tables["privacy"], group=ALL, stage="after")["value"] == 5.0
+    assert row(tables["parity"], metric="premium", language="de")["value"] == pytest.approx(0.4 / 0.25)
+    assert row(tables["parity"], metric="tokens_per_byte", language="en")["value"] == 0.25
+    without = bias_tables({}, STATS, choices=Choices(parity_reference="fr"))["parity"]
+    assert row(without, metric="premium", language="de")["value"] is None
+
+
+def test_a_biased_instrument_is_named_in_the_rows_it_made():
+    bad = {name: None for name in COLUMNS} | {"instrument": "sentiment", "language": "en", "note": "biased: x"}
+    rows = bias_tables(corpus(1), instruments=[bad])["tone"]
+    assert {one["note"] for one in rows if one["instrument"] == "sentiment"} == {"biased instrument: sentiment"}
+    assert {one["note"] for one in rows if one["instrument"] == "toxicity"} == {None}
+
+
+def test_counts_that_cannot_be_are_refused():
+    with pytest.raises(ManifestError, match="bucket 64"):
+        by_bucket(table_of("axes", [("en", 64, "x", 1)]), ("language",), "documents")
+    with pytest.raises(ManifestError, match="lacks"):
+        by_bucket(table_of("axes", [("en", 3, "x", 1)]), ("language",), "words")
+    with pytest.raises(ManifestError, match="attic"):
+        impact_rows(table_of("fates", [("attic", "", "w", "en", 3, 3, "x", "a", 1)]))
+
+
+def test_by_bucket_adds_and_sorts():
+    table = table_of("axes", [("b", 3, "x", 1), ("a", 63, "y", 2), ("b", 3, "z", 4)])
+    found = by_bucket(table, ("language",), "documents")
+    assert list(found) == [("a",), ("b",)]
+    assert (found[("a",)][63], found[("b",)][3], found[("b",)].sum()) == (2, 5, 5)
+    assert by_bucket(table.slice(0, 0), ("language",), "documents") == {}
+
+
+def test_the_jackknife_equals_its_plain_reference():
+    rng = np.random.default_rng(0)
+    hits, n = rng.integers(0, 9, 64), rng.integers(10, 90, 64)
+    n[5] = hits[5] = 0
+    found = jackknife(lambda a, b: a / b, (hits[None], n[None]), n[None], LOG, 0.05)
+    center = math.log(hits.sum() / n.sum())
+    changes = [math.log((hits.sum() - a) / (n.sum() - b)) - center for a, b in zip(hits, n, strict=True) if b]
+    error = math.sqrt(62 / 63 * sum(d * d for d in changes))
+    degrees = (3.16 - 2.77 / math.sqrt(63)) * sum(d * d for d in changes) ** 2 / sum(d**4 for d in changes)
+    assert found.error[0] == pytest.approx(error)
+    assert found.degrees[0] == pytest.approx(min(degrees, 62))
+    assert math.log(found.upper[0]) == pytest.approx(center + float(quantile(min(degrees, 62))) * error)
+    assert found.p[0] == pytest.approx(float(two_sided_p((center - math.log(0.05)) / error, min(degrees, 62))))
+
+
+def test_shares_at_the_edge_have_the_bound_of_their_clusters():
+    none, all_ = np.zeros((1, 64), np.int64), np.full((1, 64), 10)
+    found = share_estimates(np.concatenate([none, all_]), np.concatenate([all_, all_]))
+    reach = 1 - 0.025 ** (1 / 64)
+    assert found.lower == pytest.approx([0.0, 1 - reach])
+    assert found.upper == pytest.approx([reach, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"), [(1, 12.7062), (2, 4.3027), (5, 2.5706), (10, 2.2281), (30, 2.0423), (63, 1.9983)]
+)
+def test_quantiles_of_students_t_are_those_of_the_tables(degrees, expected):
+    assert float(quantile(degrees)) == pytest.approx(expected, abs=6e-5)
+    assert float(two_sided_p(expected, degrees)) == pytest.approx(0.05, abs=1e-5)
+
+
+def test_students_t_has_closed_forms_to_be_held_against():
+    t = np.array([0.0, 0.1, 1.0, 3.0, 50.0, 1e8])
+    assert two_sided_p(t, 1) == pytest.approx(1 - 2 / math.pi * np.arctan(t), abs=1e-12)  # Cauchy
+    assert two_sided_p(t, 2) == pytest.approx(1 - t / np.sqrt(2 + t * t), abs=1e-12)
+    assert np.isnan(two_sided_p([np.nan, 1.0], [3.0, np.nan])).all()
+
+
+def test_q_values_are_those_of_benjamini_and_hochberg():
+    # the fifteen p values of their paper's example: four are called at 5 %
+    p = [
+        0.0001,
+        0.0004,
+        0.0019,
+        0.0095,
+        0.0201,
+        0.0278,
+        0.0298,
+        0.0344,
+        0.0459,
+        0.3240,
+        0.4262,
+        0.5719,
+        0.6528,
+        0.7590,
+        1.0,
+    ]
+    q = false_discovery_rates(p[::-1])[::-1]
+    assert sum(value <= 0.05 for value in q) == 4
+    assert q == sorted(q)
+    assert q[3] == pytest.approx(0.0095 * 15 / 4)
+    assert false_discovery_rates([]) == []

@@ -1,0 +1,102 @@
+"""What stages count beside their funnel is told on the page and on a terminal, with the manifests' numbers."""
+
+import re
+
+from governance.manifest import Manifest, read_manifest
+from governance.reports import corpus_sections
+from governance.reports.counts import counted
+from governance.reports.facts import facts
+from governance.reports.page import page
+from governance.reports.terminal import show_corpus
+from pretrain.cli import main
+
+HOSTILE = "<b>x</b>\x1b[2J"
+
+
+NONE = {"documents_in": 0, "documents_kept": 0, "bytes_in": 0, "bytes_kept": 0}
+
+
+def made(stage, config=None, **stats):
+    """An artifact of these counts."""
+    by_source = {name: {**NONE, **counts} for name, counts in stats.pop("by_source", {}).items()}
+    stats = {**NONE, "by_source": by_source, **stats}
+    return Manifest(
+        stage=stage, version=1, key="a" * 64, config=config or {}, inputs=(), outputs=(), stats=stats, run={}
+    )
+
+
+MANIFESTS = [
+    made("ingest", by_source={
+        "web": {"passed_over": {"not_a_response": 7110, "media_type": 0}},
+        HOSTILE: {"passed_over": {"status": 3}},
+        "prose": {"passed_over": {}},
+    }),
+    made("clean", lines_removed={"line_too_short": 1204, "line_javascript": 0, "line_unpunctuated": 31}),
+    made("classify", {"bounds": {"toxic": [None, 0.9], "quality": [0.25, None], "shown": [None, None]}},
+         documents_in=200, removed={"classifier:toxic": 50}),
+    made("paragraphs", cut={"paragraphs": 12, "lines": 0, "documents": 5}),
+    made("decontaminate", items_sought_by_set={"quiz": 90, "sums": 10}, hits_by_set={"quiz": 4},
+         documents_by_set={"quiz": 3}, documents_cut=2, bytes_cut=1500),
+    made("redact", {"actions": {"email": "mask", "iban": "replace", "phone": "replace"}}, documents_in=1000,
+         documents_with_findings=41, findings={"iban": 3, "email": 1600, "phone": 0},
+         findings_by_source={**{f"s{n}": {"email": 100 * n} for n in range(1, 6)}, "web": {"email": 100, "iban": 3}}),
+]  # fmt: skip
+WANTED = [
+    ["web", "not_a_response", "7,110"],
+    ["status", "3"],
+    ["line_too_short", "1,204"],
+    ["line_unpunctuated", "31"],
+    ["toxic", "to 0.9", "50", "25 %"],
+    ["quality", "from 0.25", "0", "0 %"],
+    ["shown", "all stay", "0", "0 %"],
+    ["paragraphs", "12"],
+    ["documents that lost any", "5"],
+    ["quiz", "90", "4", "3"],
+    ["sums", "10", "0", "0"],
+    ["email", "mask", "1,600", "s5 500, s4 400, s3 300, s2 200, 2 more 200"],
+    ["iban", "replace", "3", "web 3"],
+]
+
+
+def test_every_count_stands_in_a_row_on_both(tmp_path):
+    told = show_corpus(MANIFESTS, tmp_path).splitlines()
+    drawn = corpus_sections.counts({"counts": counted(MANIFESTS)})
+    rows = [re.sub("<[^>]*>", "|", row) for row in drawn.split("<tr>")]
+    for cells in WANTED:
+        pattern = r"[ |]+".join(map(re.escape, cells))
+        assert any(re.search(rf"{pattern}$", line) for line in told), cells
+        assert any(re.search(rf"{pattern}[|]", row) for row in rows), cells
+
+
+def test_what_is_nought_and_says_nothing_is_left_out():
+    titles = [table["title"] for table in counted([made("ingest"), made("clean"), made("paragraphs"), made("dedup")])]
+    assert titles == []
+    [clean] = [table for table in counted(MANIFESTS) if table["title"].startswith("clean")]
+    assert [row[0] for row in clean["rows"]] == ["line_too_short", "line_unpunctuated"]
+
+
+def test_that_nothing_was_found_is_told(tmp_path):
+    none = made("redact", {"actions": {"email": "mask"}}, documents_in=7, documents_with_findings=0,
+                findings={"email": 0}, findings_by_source={})  # fmt: skip
+    told = show_corpus([none], tmp_path)
+    assert "redact: personal data found\n  none\n  0 documents hold any, of 7; 1 types were sought." in told
+    assert "personal data found: none" in corpus_sections.counts({"counts": counted([none])})
+
+
+def test_a_source_s_name_commands_neither_a_page_nor_a_terminal(tmp_path):
+    assert "\x1b" not in show_corpus(MANIFESTS, tmp_path)
+    assert "<b>" not in corpus_sections.counts({"counts": counted(MANIFESTS)})
+
+
+def test_a_made_corpus_shows_them(project, capsys):
+    copy = project / "c.jsonl"
+    copy.write_text('{"text": "' + (project / "a.jsonl").read_text().split('"')[3] + ' Ask jane.doe@example.org."}\n')
+    words = ["data", "prepare", str(project / "run.toml"), "--root", str(project / "made"), "--workers", "1"]
+    assert main(words) == 0
+    capsys.readouterr()
+    assert main(["data", "show", str(project / "run.toml"), "--root", str(project / "made")]) == 0
+    assert re.search(r"^  email +replace +1 +tales 1$", capsys.readouterr().out, re.MULTILINE)
+    artifacts = {path.parts[-3]: read_manifest(path) for path in (project / "made").glob("*/*/manifest.json")}
+    found = facts(artifacts, {}, project / "made")
+    assert 'id="found"' in page(found)
+    assert found["counts"][-1]["rows"] == [["email", "replace", 1, "tales 1"]]
