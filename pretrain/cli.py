@@ -132,6 +132,9 @@ def _governance(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command = _add(group, "diff", "governance_diff", "print in words how two artifacts differ")
     command.add_argument("ours", type=Path, metavar="A", help="an artifact's folder or its manifest.json")
     command.add_argument("theirs", type=Path, metavar="B", help="another")
+    command = _add(group, "audit-model", "governance_audit_model", "measure what a checkpoint leans to")
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
+    _config(command)
     command = _add(group, "keygen", "governance_keygen", "make an Ed25519 key pair that signs verdicts")
     command.add_argument("path", type=Path, nargs="?", metavar="PATH", help="where; default: your configuration folder")
 

@@ -19,6 +19,7 @@ SURFACE = {
     "data train-classifier": COMMON,
     "evaluate": [*COMMON, "CHECKPOINT"],
     "export": [*COMMON, "CHECKPOINT", "FOLDER"],
+    "governance audit-model": [*COMMON, "CHECKPOINT"],
     "governance check": COMMON,
     "governance diff": ["--help", "A", "B"],
     "governance keygen": ["--help", "PATH"],
