@@ -155,6 +155,9 @@ def _governance(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command = add("diff", "diff", "print in words how two artifacts differ")
     command.add_argument("ours", type=Path, metavar="A", help="an artifact's folder or its manifest.json")
     command.add_argument("theirs", type=Path, metavar="B", help="another")
+    command = add("audit-model", "audit_model", "measure what a checkpoint leans to")
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
+    _config(command)
     _keys(add)
 
 

@@ -112,6 +112,27 @@ def keygen(arguments: Arguments) -> None:
             say("keep the private key offline; it is wanted only to make a job's key: keygen --job PATH --root-key ...")
 
 
+def audit_model(arguments: Arguments) -> None:
+    """What a checkpoint leans to: the strongest leanings on the templates, then each set."""
+    import json
+    from dataclasses import replace
+
+    from pretrain.run import corpus, model_audit
+
+    loaded, runtime = load(arguments, "data prepare")
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    made = model_audit(loaded, artifacts, arguments.checkpoint, runtime)
+    found = json.loads((runtime.root / made.folder / "leanings.json").read_bytes())
+    say(f"leanings of step {made.stats['step']}, in nats, with 95 % intervals; the ten farthest from 0:")
+    for row in sorted(found["templates"], key=lambda row: -max(row["lower"] or 0, -(row["upper"] or 0)))[:10]:
+        place = f"{row['axis']}/{row['group']} {row['category']}"
+        say(f"  {place:<40} {row['lean']:+.3f} [{row['lower']:+.3f}, {row['upper']:+.3f}]")
+    for name, rows in found["sets"].items():
+        figures = ", ".join(f"{key} {value}" for key, value in rows[0].items() if key != "category")
+        say(f"{name}: {figures}")
+    say(f"{runtime.root / made.folder / 'leanings.json'}")
+
+
 def sign(arguments: Arguments) -> None:
     """A checkpoint as an OpenSSF model."""
     from pretrain.checkpoint import read_checkpoint

@@ -145,6 +145,22 @@ def training_in(
     return training(run, artifacts, runtime)
 
 
+def model_audit(run: Run, artifacts: Mapping[str, Manifest], checkpoint: Path, runtime: Runtime) -> Manifest:
+    """What a checkpoint leans to, measured once."""
+    from data_pipeline.tokenizer import load_encoder
+    from pretrain.checkpoint import identity_of, read_checkpoint
+    from pretrain.model_audit import Score, audit_model, scorer_of
+
+    verified = read_checkpoint(checkpoint, runtime.root)
+    tokenizer = artifacts["tokenizer"]
+
+    def scorer() -> Score:
+        window = identity_of(verified).recipe.train.sequence_length
+        return scorer_of(verified, load_encoder(tokenizer, runtime.root).encode, window, runtime.root)
+
+    return audit_model(verified, tokenizer, scorer, run.config.model_audit, run.folder, runtime)
+
+
 def write_report(run: Run, runtime: Runtime) -> Path:
     """Report on whatever of this run is there; the corpus must be."""
     from data_pipeline.personal_data.rules import replace_all

@@ -1,7 +1,7 @@
 """One TOML file is one run, from the raw corpus to the report; this is its shape.
 
     [[data.sources]] [data.*] [governance] [audit] [model] [optim] [train] [checkpoint] [engine] [tracking] [energy]
-    [slurm]
+    [model_audit] [slurm]
 
 Every section belongs to the package that uses it; here they only stand together. Derived values (accumulation steps,
 DeepSpeed's whole configuration) are functions of these, never settings of their own.
@@ -29,6 +29,7 @@ from pretrain.config import (
     TrainRecipe,
     check_together,
 )
+from pretrain.model_audit import ModelAuditConfig
 from slurm.submit import SlurmConfig
 
 
@@ -45,6 +46,7 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     tracking: TrackingConfig = TrackingConfig()
     energy: EnergyConfig = EnergyConfig()
+    model_audit: ModelAuditConfig = ModelAuditConfig()
     slurm: SlurmConfig = SlurmConfig()
 
 

@@ -83,14 +83,23 @@ def histogram(found: Mapping[str, Any], write: Callable[[float], str]) -> Html:
 
 def interval(low: float, middle: float, high: float, whole: float, label: str) -> Html:
     """An estimate with its interval on a scale from 0 to `whole`."""
+    return interval_about((low, middle, high), (0.0, whole), None, label)
+
+
+def interval_about(
+    estimate: tuple[float, float, float], scale: tuple[float, float], neutral: float | None, label: str
+) -> Html:
+    """An estimate (low, middle, high) on a scale (least, greatest), with an upright mark at `neutral`."""
+    (low, middle, high), (least, most) = estimate, scale
 
     def at(value: float) -> str:
-        return f"{1000 * min(1.0, max(0.0, value / whole)):.1f}" if whole > 0 else "0"
+        return f"{1000 * min(1.0, max(0.0, (value - least) / (most - least))):.1f}" if most > least else "0"
 
     span = tag("line", x1=at(low), x2=at(high), y1="5", y2="5", class_="span")
     dot = tag("path", d=f"M{at(middle)} 5h.01", class_="dot s-a")
     track = tag("rect", x="0", y="4.5", width="1000", height="1", class_="track")
-    return svg([track, span, dot], label, 10, "bar")
+    mark = None if neutral is None else tag("line", x1=at(neutral), x2=at(neutral), y1="0", y2="10", class_="grid")
+    return svg([part for part in (track, mark, span, dot) if part is not None], label, 10, "bar")
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:

@@ -19,6 +19,7 @@ SURFACE = {
     "data train-classifier": COMMON,
     "evaluate": [*COMMON, "CHECKPOINT"],
     "export": [*COMMON, "CHECKPOINT", "FOLDER"],
+    "governance audit-model": [*COMMON, "CHECKPOINT"],
     "governance check": [*COMMON, "--data-docs"],
     "governance diff": ["--help", "A", "B"],
     "governance freeze": [*COMMON, "FILE"],

@@ -1,0 +1,183 @@
+"""The report's section on bias: what stands out, then the interval tables of the audit, the most telling rows first.
+
+A row stands out when its whole 95 % interval lies on one side of what "no difference" would be: 1 for a ratio, 0 for a
+gap. Where many rows were tested at once (`q` is there), q must be below 0.05 as well. Shares have no such value: they
+say who is there, and nobody here knows who should be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from governance.reports.figures import interval_about
+from governance.reports.markup import Html, compact, foreign, join, number, share, table, tag
+
+NEUTRAL = {
+    "npmi_gap": 0.0,
+    "sentiment_gap": 0.0,
+    "toxicity_ratio": 1.0,
+    "keep_ratio": 1.0,
+    "keep_ratio_adjusted": 1.0,
+    "premium": 1.0,
+    "instrument_bias": 0.0,
+}
+"""Metric -> what it is where groups do not differ."""
+FOUR_FIFTHS = 0.8
+_SHOWN = 40  # rows of a table; tables.json holds all
+_FIRST = 12  # findings at the head
+_SUITES = {
+    "impact": "What filters and deduplication did to groups",
+    "association": "What groups are spoken of with",
+    "tone": "How groups are spoken of",
+    "representation": "Who is spoken of",
+    "shares": "What the corpus is made of",
+    "parity": "What a language costs in tokens",
+    "privacy": "Personal data",
+    "instruments": "Are the word lists and models neutral themselves?",
+}
+_NOTES = {
+    "impact": "Of the documents that came to a stage, those that stayed: the rate of documents that mention the group "
+    "over the rate of the reference. Below 0.8 is the four-fifths rule's adverse impact. The adjusted ratio compares "
+    "documents of the same language, length and site only (Mantel-Haenszel).",
+    "association": "Normalised pointwise mutual information of group and theme in a sentence, from -1 to 1, and its "
+    "gap to the other groups of the axis.",
+    "tone": "Good words less bad words a sentence that mentions the group, against other groups; and how much more "
+    "often such a sentence holds a listed insult.",
+    "representation": "Documents of the language that mention the group. A mention is a word of a list, not a "
+    "judgement of what is said.",
+    "instruments": "Neutral sentences about each group, scored by each word list and model. One that scores groups "
+    "differently decides no gate.",
+}
+
+
+def standing_out(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    """The rows of all suites whose interval leaves out "no difference", the farthest from it first."""
+    rows = [row for rows in tables.values() for row in rows if _stands_out(row)]
+    return sorted(rows, key=lambda row: (-_distance(row), _place(row)))
+
+
+def _stands_out(row: Mapping[str, Any]) -> bool:
+    neutral = NEUTRAL.get(row["metric"])
+    if neutral is None or None in (row["lower"], row["upper"]) or str(row["note"] or "").startswith("biased"):
+        return False
+    if row["q"] is not None and row["q"] >= 0.05:
+        return False
+    return bool(row["lower"] > neutral or row["upper"] < neutral)
+
+
+def _distance(row: Mapping[str, Any]) -> float:
+    """How far the interval's nearer end is from no difference: of ratios as logarithms."""
+    neutral = NEUTRAL[row["metric"]]
+    near = row["lower"] if row["lower"] > neutral else row["upper"]
+    if neutral == 1.0:
+        return abs(math.log(max(near, 1e-9)))
+    return abs(near)
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    named = (row[name] for name in ("stage", "instrument", "language", "axis", "group", "against"))
+    return " · ".join(str(value) for value in named if value)
+
+
+def bias(found: Mapping[str, Any]) -> Html:
+    """Findings first, then each suite's table."""
+    tables = found["bias"]
+    if not tables:
+        return tag("p", "This corpus has no bias audit.", class_="none")
+    out = standing_out(tables)
+    parts: list[Any] = [_findings(out)]
+    for suite, title in _SUITES.items():
+        rows = tables.get(suite, [])
+        parts.append(tag("h3", title))
+        parts.append(tag("p", _NOTES[suite], class_="note") if suite in _NOTES else None)
+        parts += _tables(suite, rows)
+    return join(parts)
+
+
+def _findings(out: Sequence[Mapping[str, Any]]) -> Html:
+    if not out:
+        return tag("p", "No difference between groups stands out of its interval.", class_="none")
+    lines = [
+        [
+            _named(row["metric"]),
+            foreign(_place(row)),
+            compact(row["value"]),
+            _bounds(row),
+            _drawn(row, out[:_FIRST]),
+            _verdict(row),
+        ]
+        for row in out[:_FIRST]
+    ]
+    head = ["measure", "where", "value", "95 % interval", "beside no difference", "says"]
+    more = f" The {_FIRST} farthest from it of {len(out):,}." if len(out) > _FIRST else ""
+    told = f"Differences between groups whose whole interval lies on one side of no difference.{more}"
+    return join([tag("p", told, class_="note"), table("What stands out", head, lines, numeric=(2,))])
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    if row["metric"].startswith("keep_ratio"):
+        if row["upper"] < FOUR_FIFTHS:
+            return "adverse impact: below four fifths with its whole interval"
+        return "kept less often than the reference" if row["upper"] < 1 else "kept more often than the reference"
+    up = row["value"] > NEUTRAL[row["metric"]]
+    words = {
+        "npmi_gap": ("spoken of together more than other groups", "less than other groups"),
+        "sentiment_gap": ("spoken of more kindly", "spoken of less kindly"),
+        "toxicity_ratio": ("insults stand beside it more often", "less often"),
+        "premium": ("more tokens for the same text", "fewer tokens for the same text"),
+        "instrument_bias": ("scored higher in neutral sentences", "scored lower in neutral sentences"),
+    }
+    return words[row["metric"]][0 if up else 1]
+
+
+def _tables(suite: str, rows: Sequence[Mapping[str, Any]]) -> list[Html]:
+    """A table a metric: the rows that stand out, then those with most to rest on."""
+    made = []
+    for metric in sorted({row["metric"] for row in rows}):
+        mine = [row for row in rows if row["metric"] == metric]
+        mine.sort(key=lambda row: (not _stands_out(row), -(row["n"] or 0), _place(row)))
+        lines = [_line(row, mine[:_SHOWN]) for row in mine[:_SHOWN]]
+        more = f" ({_SHOWN} of {len(mine):,} rows; tables.json of the bias audit holds all)" * (len(mine) > _SHOWN)
+        head = ["where", "value", "95 % interval", "interval", "rests on", "q", "note"]
+        made.append(table(f"{_named(metric)}{more}", head, lines, numeric=(1, 4, 5)))
+    return made or [tag("p", f"Nothing was measured for {suite}.", class_="none")]
+
+
+def _line(row: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> list[Any]:
+    as_share = row["metric"] == "share"
+    value = share(row["value"]) if as_share else compact(row["value"])
+    return [
+        foreign(_place(row) or "(all)"),
+        value,
+        _bounds(row),
+        _drawn(row, shown),
+        number(row["n"]) if row["n"] is not None else None,
+        compact(row["q"]) if row["q"] is not None else None,
+        foreign(str(row["note"])) if row["note"] else None,
+    ]
+
+
+def _bounds(row: Mapping[str, Any]) -> str:
+    if None in (row["lower"], row["upper"]):
+        return "–"
+    write = share if row["metric"] == "share" else compact
+    return f"{write(row['lower'])} – {write(row['upper'])}"
+
+
+def _drawn(row: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> Html | None:
+    """The interval on the scale of the rows of its metric that are shown, with a mark at no difference."""
+    if None in (row["value"], row["lower"], row["upper"]):
+        return None
+    peers = [other for other in shown if other["metric"] == row["metric"] and other["lower"] is not None]
+    neutral = NEUTRAL.get(row["metric"])
+    ends = [end for other in peers for end in (other["lower"], other["upper"])] + (
+        [neutral] if neutral is not None else [0.0]
+    )
+    label = f"{_place(row)}: {compact(row['value'])}, from {compact(row['lower'])} to {compact(row['upper'])}"
+    return interval_about((row["lower"], row["value"], row["upper"]), (min(ends), max(ends)), neutral, label)
+
+
+def _named(metric: str) -> str:
+    return metric.replace("_", " ").replace("npmi", "nPMI")

@@ -1,0 +1,83 @@
+"""Likelihoods of continuations equal plain sums over one sequence at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from governance.errors import PipelineError
+from governance.manifest import read_manifest
+from pretrain.evaluate import load_decoder
+from pretrain.likelihood import log_likelihoods
+
+
+def encode(text: str) -> np.ndarray:
+    """Two characters a token where they are equal letters: so that a border can fall within a token."""
+    ids, place = [], 0
+    while place < len(text):
+        pair = text[place : place + 2]
+        double = len(pair) == 2 and pair[0] == pair[1]
+        ids.append(100 + ord(pair[0]) % 90 if double else ord(pair[0]) % 90)
+        place += 1 + double
+    return np.array(ids, np.uint16)
+
+
+def plain(model, ids: list[int], first: int) -> float:
+    tokens = torch.tensor([ids])
+    zeros, places = torch.zeros_like(tokens, dtype=torch.int32), torch.arange(len(ids), dtype=torch.int32)[None]
+    with torch.no_grad():
+        hidden = model.model(tokens, zeros, places)
+        chances = torch.log_softmax(model.lm_head(hidden).float(), -1)[0]
+    return sum(float(chances[place - 1, ids[place]]) for place in range(first, len(ids)))
+
+
+@pytest.fixture(scope="module")
+def model(finished):
+    root, run = finished
+    return load_decoder(read_manifest(root / run.stats["checkpoint"]["path"]), root)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.text("abc ", max_size=12), st.text("abc ", min_size=1, max_size=20)), max_size=9))
+def test_a_batch_scores_each_text_as_if_it_were_alone(model, texts):
+    texts = [(context or "x", text) for context, text in texts]
+    texts = [(context, text) for context, text in texts if len(encode(context + text)) > 1]
+    found = log_likelihoods(model, encode, texts, 64, batch_tokens=50)
+    assert len(found) == len(texts)
+    for (context, text), scored in zip(texts, found, strict=True):
+        ids, before = encode(context + text).tolist(), encode(context).tolist()
+        first = 0
+        while first < min(len(ids), len(before)) and ids[first] == before[first]:
+            first += 1
+        first = max(1, first)
+        if first < len(ids):
+            assert scored.tokens == len(ids) - first
+            assert scored.nats == pytest.approx(plain(model, ids, first), abs=1e-4)
+
+
+def test_the_probabilities_of_all_next_tokens_add_up_to_one(model):
+    # The vocabulary of the scores is the padded one: the padding has little, and all together have all.
+    symbols = {chr(code): code for code in range(256)}
+    scored = log_likelihoods(
+        model,
+        lambda text: np.array([symbols[c] for c in text], np.int64),
+        [("a", chr(code)) for code in range(256)],
+        64,
+    )
+    assert sum(np.exp(s.nats) for s in scored) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_what_is_longer_than_the_window_loses_its_beginning(model):
+    context, text = "abcabcab" * 10, "cab"
+    [scored] = log_likelihoods(model, encode, [(context, text)], 16)
+    ids = encode(context + text).tolist()[-16:]
+    assert scored.tokens == 3
+    assert scored.nats == pytest.approx(plain(model, ids, 13), abs=1e-4)
+
+
+def test_a_text_without_a_token_to_score_is_refused(model):
+    with pytest.raises(PipelineError, match="no token"):
+        log_likelihoods(model, encode, [("", "a")], 64)
