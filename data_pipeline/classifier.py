@@ -239,6 +239,16 @@ def load_weights(model: Manifest, root: Path) -> npt.NDArray[np.float32]:
     return weights
 
 
+def scores_of(model: Manifest, root: Path, texts: Sequence[str]) -> list[float]:
+    """What a trained model says of each text: the probability of its positive label."""
+    from data_pipeline.kernels.linear import score
+    from governance.kernels.buffers import text_buffers
+
+    column = pa.array(list(texts), pa.large_string())
+    weights, ngram = load_weights(model, root), int(model.config["model"]["ngram"])
+    return [float(value) for value in np.round(score(*text_buffers(column), weights, ngram), 6)]
+
+
 Judges = tuple[tuple[str, Manifest, int, float | None, float | None], ...]
 
 

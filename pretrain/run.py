@@ -10,6 +10,7 @@ import datetime
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from pretrain.launch import launch
 from pretrain.run_config import Run
 
 if TYPE_CHECKING:
+    from governance.checks.bias.bias import Models
     from governance.checks.drift import Sketch
     from governance.checks.tokens import TokenReaders
 
@@ -45,9 +47,12 @@ def corpus(run: Run, runtime: Runtime) -> dict[str, Manifest]:
 
 
 def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:
-    """Audit the corpus, decide, and sign: the audit's manifest and the verdict."""
+    """Audit the corpus, decide, and sign: the audit's manifest and the verdict; `artifacts` gets what was counted."""
     from governance.checks.audit import audit
+    from governance.checks.bias.bias import bias_audit
 
+    models = _classifiers(artifacts, runtime.root)
+    artifacts["bias"] = bias_audit(artifacts, run.config.audit.bias, runtime, folder=run.folder, models=models)
     checked = audit(artifacts, run.policy, run.config.audit, runtime, _token_readers(), _reference(run))
     tokens = artifacts["encode"]
     if not runtime.make:
@@ -79,6 +84,16 @@ def pass_gate(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> 
     """
     journal = journal_of(run, runtime)
     return require_open(artifacts["encode"], run.policy, run.config.governance, run.folder, runtime.root, journal)
+
+
+def _classifiers(artifacts: Mapping[str, Manifest], root: Path) -> Models:
+    """The models that judged this corpus, by name."""
+    from data_pipeline.classifier import scores_of
+    from governance.manifest import read_manifest
+
+    inputs = artifacts["classify"].inputs if "classify" in artifacts else ()
+    models = [read_manifest(root / item.path) for item in inputs if item.stage == "classifier"]
+    return {str(model.config["model"]["name"]): (model, partial(scores_of, model, root)) for model in models}
 
 
 def _reference(run: Run) -> Sketch | None:

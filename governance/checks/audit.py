@@ -18,14 +18,7 @@ from typing import Any
 
 from pydantic import Field
 
-from governance.checks.bias.representation import (
-    Counts,
-    Terms,
-    count_shard,
-    documents_by_language,
-    load_terms,
-    representation_rows,
-)
+from governance.checks.bias.bias import TABLES_FILE, BiasConfig
 from governance.checks.by_shard import Place, counted_token_shards, document_results, raw_results, shard_tables
 from governance.checks.drift import COLUMNS as DRIFT_COLUMNS
 from governance.checks.drift import Sketch, drift_rows
@@ -37,7 +30,6 @@ from governance.config import Section, canonical_json
 from governance.errors import ManifestError, MissingInput
 from governance.files import sha256_bytes, write_json
 from governance.gate import CheckResult
-from governance.log import progress
 from governance.manifest import Manifest, Output, describe
 from governance.parallel import close_pool
 from governance.policy import Gate, Policy
@@ -61,17 +53,17 @@ class AuditConfig(Section):
     with; empty: there is no such table."""
     min_drift_documents: int = Field(default=500, ge=1)
     """Documents without which the table `drift` has no number: fewer differ by chance."""
+    bias: BiasConfig = BiasConfig()
+    """How whom the corpus speaks of is counted; the stage "bias" of its own hashes it."""
 
 
 class AuditSection(Section):
     """All that decides an audit's bytes beside its inputs."""
 
     audit: AuditConfig
-    """The section, without the path of the reference."""
+    """The section, without the path of the reference and without what the stage "bias" hashes."""
     policy: Policy
     """The rules, whole: other rules give another audit."""
-    terms_sha256: str
-    """The digest of the term lists."""
     reference_sha256: str
     """The digest of the reference's sketch; empty: none."""
     token_shards: bool
@@ -135,11 +127,9 @@ def audit(
     """
     if absent := [stage for stage in STAGES if stage not in artifacts]:
         raise MissingInput(f"audit: wants the artifacts {', '.join(absent)}. Make them with: {runtime.command}")
-    terms = load_terms()
     section = AuditSection(
-        audit=config.model_copy(update={"reference": ""}),
+        audit=config.model_copy(update={"reference": "", "bias": BiasConfig()}),
         policy=policy,
-        terms_sha256=terms.sha256,
         reference_sha256="" if reference is None else sha256_bytes(canonical_json(reference)),
         token_shards=readers is not None,
     )
@@ -147,7 +137,7 @@ def audit(
 
     def make(folder: Path) -> Made:
         try:
-            findings = find_all(asked, terms, Place(VERSION, folder, runtime))
+            findings = find_all(asked, Place(VERSION, folder, runtime))
         finally:
             close_pool()
         return _write(findings, folder, runtime.root)
@@ -171,7 +161,7 @@ def _write(findings: Findings, folder: Path, root: Path) -> Made:
     return Made([*(describe(folder / name, root) for name in files), *findings.outputs], stats)
 
 
-def find_all(asked: Asked, terms: Terms, place: Place) -> Findings:
+def find_all(asked: Asked, place: Place) -> Findings:
     """Judge what lies in shards, then each table of the whole corpus."""
     artifacts, root = asked.artifacts, place.root
     results: list[CheckResult] = []
@@ -194,9 +184,9 @@ def find_all(asked: Asked, terms: Terms, place: Place) -> Findings:
         counted, problem, left = counted_token_shards(place, artifacts, asked.readers)
         outputs += left
     tables = dict(corpus_tables(asked, root))
-    representation = _representation(asked, tables, terms, root)
-    if "representation" not in tables:
-        tables["representation"] = Table("representation", frame_of(representation["rows"], _REPRESENTATION))
+    representation: dict[str, Any] = {}
+    if "bias" in artifacts:
+        representation = representation_of_bias(artifacts["bias"], bias_tables(artifacts, root), asked.config)
     if asked.reference is not None:
         tables["drift"] = Table("drift", frame_of(drift, DRIFT_COLUMNS))
     if asked.readers is not None:
@@ -241,10 +231,9 @@ def tables_again(
         if asked.of(suite):
             yield suite, table
     tables = dict(corpus_tables(asked, runtime.root))
-    columns = {"representation": _REPRESENTATION, "drift": DRIFT_COLUMNS, "token_shards": TOKEN_COLUMNS}
+    columns = {"drift": DRIFT_COLUMNS, "token_shards": TOKEN_COLUMNS}
     for suite in sorted(set(columns) - set(tables)):
         rows = json.loads((place.folder / f"{suite}.json").read_bytes())
-        rows = rows["rows"] if suite == "representation" else rows
         if rows:
             tables[suite] = Table(suite, frame_of(rows, columns[suite]))
     yield from tables.items()
@@ -259,7 +248,7 @@ def bias_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list
     if "bias" not in artifacts:
         return {}
     bias = artifacts["bias"]
-    path = root / bias.folder / "tables.json"
+    path = root / bias.folder / TABLES_FILE
     try:
         tables = json.loads(path.read_bytes())
         return {str(suite): [dict(row) for row in rows] for suite, rows in tables.items()}
@@ -269,36 +258,10 @@ def bias_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list
 
 _LICENCES = ("source", "licence", "documents")
 _PII = ("type", "planted", "found", "canary_recall")
-_REPRESENTATION = (
-    "language", "axis", "group", "documents", "mentions", "share", "share_low", "share_high", "axis_share",
-    "per_million_words", "conclusive",
-)  # fmt: skip
-
-
 INTERVAL_COLUMNS = (
     "metric", "language", "axis", "group", "against", "stage", "instrument", "value", "lower", "upper", "n", "p", "q",
     "note",
 )  # fmt: skip
-
-
-def _representation(asked: Asked, tables: Mapping[str, Table], terms: Terms, root: Path) -> dict[str, Any]:
-    """What a report shows of who is mentioned: from the stage "bias" where the run has it, else counted here."""
-    if "representation" in tables:
-        return representation_of_bias(asked.artifacts["bias"], bias_tables(asked.artifacts, root), asked.config)
-    config, counts = asked.config, Counts()
-    shards = asked.artifacts["redact"].files("documents", root)
-    with progress("audit: representation", len(shards), "shards") as advance:
-        for path in shards:
-            counts = counts.add(count_shard(path, terms))
-            advance(1)
-    documents = documents_by_language(counts)
-    return {
-        "terms": {"version": terms.version, "sha256": terms.sha256},
-        "min_documents": config.min_documents,
-        "documents": documents,
-        "documents_without_terms": sum(number for name, number in documents.items() if name not in terms.languages),
-        "rows": representation_rows(counts, terms, config.min_documents),
-    }
 
 
 def representation_of_bias(

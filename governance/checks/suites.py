@@ -4,7 +4,7 @@
     sources         one row for each source at each stage, and the source "(all)"
     licences        one row for each (source, licence) of the documents that stay
     tokens          one row: the counts of `encode`
-    representation  `governance.checks.bias.representation`
+    representation, association, tone, impact, shares, privacy, parity, instruments: `governance.checks.bias.tables`
 
 Promise: a table that cannot be judged carries its problem in words, so that each of its gates gets a result. A shard
 that cannot be read raises: nothing is known then, and nothing is committed.

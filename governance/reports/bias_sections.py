@@ -31,7 +31,6 @@ _SUITES = {
     "impact": "What filters and deduplication did to groups",
     "association": "What groups are spoken of with",
     "tone": "How groups are spoken of",
-    "representation": "Who is spoken of",
     "shares": "What the corpus is made of",
     "parity": "What a language costs in tokens",
     "privacy": "Personal data",
@@ -45,8 +44,6 @@ _NOTES = {
     "gap to the other groups of the axis.",
     "tone": "Good words less bad words a sentence that mentions the group, against other groups; and how much more "
     "often such a sentence holds a listed insult.",
-    "representation": "Documents of the language that mention the group. A mention is a word of a list, not a "
-    "judgement of what is said.",
     "instruments": "Neutral sentences about each group, scored by each word list and model. One that scores groups "
     "differently decides no gate.",
 }
@@ -73,7 +70,7 @@ def _distance(row: Mapping[str, Any]) -> float:
     near = row["lower"] if row["lower"] > neutral else row["upper"]
     if neutral == 1.0:
         return abs(math.log(max(near, 1e-9)))
-    return abs(near)
+    return abs(float(near))
 
 
 def _place(row: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from governance.reports.training import training_facts
 
 ORDER = (
     "ingest", "clean", "classify", "dedup", "paragraphs", "decontaminate", "redact", "tokenizer", "mix", "encode",
-    "pack", "audit", "train",
+    "pack", "bias", "audit", "train",
 )  # fmt: skip
 """The stages in the order of a run; others come after them by name."""
 
@@ -57,6 +57,7 @@ def facts(
         "licences_allowed": policy.get("licences", {}).get("allowed", []),
         "checks": checks(_read(audit, "results.json", root), policy, verdict),
         "representation": _read(audit, "representation.json", root),
+        "bias": _read(artifacts.get("bias"), "tables.json", root) or {},
         "tokens": {
             stage: scalars(artifacts[stage].stats) for stage in ("tokenizer", "encode", "pack") if stage in artifacts
         },
@@ -236,7 +237,7 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(audit: Manifest | None, name: str, root: Path) -> Any:
-    """One of the audit's files; None where there is no audit."""
+    """One of an audit's files; None where there is no audit."""
     if audit is None:
         return None
     path = root / audit.folder / name

@@ -7,6 +7,7 @@ from typing import Any
 
 from governance.reports import corpus_sections as corpus
 from governance.reports import run_sections as run
+from governance.reports.bias_sections import bias
 from governance.reports.document_sections import documents
 from governance.reports.markup import UNKNOWN, Html, digest, energy, foreign, join, number, share, size, table, tag
 from governance.reports.style import CSS
@@ -33,6 +34,7 @@ def page(found: Mapping[str, Any]) -> str:
         ("sources", "Sources and licences", corpus.sources(found)),
         ("checks", "Checks", corpus.checks(found)),
         ("representation", "Representation", corpus.representation(found)),
+        ("bias", "Differences between groups", bias(found)),
         ("training", "Training", run.training(found)),
         ("energy", "Energy", run.energy_section(found)),
         ("lineage", "Lineage", run.lineage(found)),

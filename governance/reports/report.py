@@ -21,7 +21,7 @@ from governance.reports.page import page
 from governance.reports.samples import Mask, mask
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 3
+VERSION = 4
 
 
 class ReportSection(Section):

@@ -1,8 +1,9 @@
 """Stage "bias": whom the corpus speaks of and how, and whom its filters removed, as tables of integers.
 
 Reads the documents that stayed (`redact`) and those that each filter removed, once each, and writes the count tables
-of `counts.py` (role `counts`, one Parquet file a table); `parts` holds the same of each shard. What is measured of them
-has intervals, and stands in the tables of the audit; nothing here is a judgement.
+of `counts.py` (role `counts`, one Parquet file a table); `parts` holds the same of each shard. Of the counts
+`tables.json` is made: suite -> rows with intervals (`tables.py`), which the gates judge; nothing here is a judgement.
+Word lists and classifiers are instruments, and are checked by neutral sentences first (`instruments.py`).
 
 Promise: an artifact of any number of workers, in any order, after any crash, is the same to the byte. Documents of a
 language without term lists are counted (`documents_without_terms` in the stats, and in `fates` with the axis ""), and
@@ -18,11 +19,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
+from pydantic import Field
 
 from governance.checks.bias.counts import KEPT, TABLES, Work, count_shard, merge_parts, write_counts
+from governance.checks.bias.impact import Reference
+from governance.checks.bias.instruments import Scorer, instrument_rows, lexicon_scorer, load_templates
 from governance.checks.bias.lexicons import Lexicons, ListFile, ListsConfig, load_lexicons
+from governance.checks.bias.tables import Choices, Recorded, bias_tables
 from governance.config import Section
 from governance.errors import MissingInput
+from governance.files import write_json
 from governance.log import get_logger
 from governance.manifest import Manifest, describe
 from governance.parallel import Shard, map_shards
@@ -33,10 +39,20 @@ FINAL = "redact"
 """The stage whose documents are the corpus."""
 FILTERS = ("clean", "classify", "dedup", "paragraphs", "decontaminate")
 """The stages that remove documents, in order; those that the run has are counted."""
+TABLES_FILE = "tables.json"
+
+Models = Mapping[str, tuple[Manifest, Scorer]]
+"""Name -> a classifier's artifact, and how it scores texts."""
 
 
 class BiasConfig(ListsConfig):
-    """Which word lists the audit of bias counts with: `[audit.bias]`."""
+    """Which word lists the audit of bias counts with, and how it compares: `[audit.bias]`."""
+
+    reference: Reference = "none"
+    """Against whom a filter's keep rate is taken: "none", the documents that mention no group of the axis; "highest",
+    the group of the axis with the highest rate."""
+    parity_reference: str = Field(default="en", pattern="^[a-z]{2,3}$")
+    """The language against which the tokeniser's premium is taken."""
 
 
 class BiasSection(Section):
@@ -44,6 +60,10 @@ class BiasSection(Section):
 
     lists: dict[str, str]
     """List -> SHA-256 of what it holds; where a list lies decides nothing."""
+    templates: int
+    """Version of the neutral sentences."""
+    reference: Reference
+    parity_reference: str
 
 
 def bias_audit(
@@ -52,15 +72,17 @@ def bias_audit(
     runtime: Runtime,
     instruments: Mapping[str, ListFile] | None = None,
     folder: Path = Path(),
+    models: Models | None = None,
 ) -> Manifest:
-    """Count the corpus of these artifacts.
+    """Count the corpus of these artifacts, and measure it.
 
     Args:
-        artifacts: stage -> manifest; `redact`, and the filters that the run has.
+        artifacts: stage -> manifest; `redact`, the filters that the run has, and `encode` where it is made.
         config: which word lists.
         runtime: where.
         instruments: further lists that sentences are scored with, by name.
         folder: where relative paths of `config` start.
+        models: the classifiers that judged this corpus; they are checked as instruments.
 
     Raises:
         MissingInput: there is no `redact`.
@@ -70,7 +92,14 @@ def bias_audit(
     if FINAL not in artifacts:
         raise MissingInput(f"bias: wants the artifact {FINAL}. Make it with: {runtime.command}")
     lexicons = load_lexicons(config, folder, instruments)
-    recipe = Recipe("bias", VERSION, BiasSection(lists=dict(lexicons.files)))
+    templates, models = load_templates(), models or {}
+    section = BiasSection(
+        lists=dict(lexicons.files),
+        templates=templates.version,
+        reference=config.reference,
+        parity_reference=config.parity_reference,
+    )
+    recipe = Recipe("bias", VERSION, section)
     filters = [stage for stage in FILTERS if stage in artifacts]
 
     def make(folder: Path) -> Made:
@@ -82,11 +111,54 @@ def bias_audit(
         counts = merge_parts(runtime.root / part.path for part in parts)
         for name, table in counts.items():
             write_counts(folder / "counts" / f"{name}.parquet", table)
+        checked = instrument_rows(_scorers(lexicons, models), _terms(lexicons), templates)
+        choices = Choices(
+            listed={code: lexicon.groups for code, lexicon in lexicons.languages.items()},
+            reference=config.reference,
+            parity_reference=config.parity_reference,
+        )
+        write_json(folder / TABLES_FILE, bias_tables(counts, _recorded(artifacts), checked, choices))
         written = [describe(folder / "counts" / f"{name}.parquet", runtime.root) for name in TABLES]
+        written.append(describe(folder / TABLES_FILE, runtime.root))
         return Made([*parts, *written], _stats(counts, lexicons))
 
-    inputs = [artifacts[stage].as_input() for stage in (*filters, FINAL)]
+    inputs = [artifacts[stage].as_input() for stage in (*filters, FINAL, "encode") if stage in artifacts]
+    inputs += [model.as_input() for model, _ in models.values()]
     return run_stage(recipe, inputs, runtime, make)
+
+
+def _recorded(artifacts: Mapping[str, Manifest]) -> Recorded:
+    redact, encode = artifacts[FINAL], artifacts.get("encode")
+    actions = {str(kind): str(action) for kind, action in redact.config.get("actions", {}).items()}
+    return Recorded(redact=redact.stats, actions=actions, encode={} if encode is None else encode.stats)
+
+
+def _terms(lexicons: Lexicons) -> dict[str, dict[tuple[str, str], list[str]]]:
+    """Language -> (axis, group) -> its terms, as text."""
+    found: dict[str, dict[tuple[str, str], list[str]]] = {}
+    for code, lexicon in lexicons.languages.items():
+        groups: dict[tuple[str, str], list[str]] = {group: [] for group in lexicon.groups}
+        for term, of in lexicon.identity.items():
+            for number in of:
+                groups[lexicon.groups[number]].append(" ".join(term))
+        found[code] = {group: terms for group, terms in groups.items() if terms}
+    return found
+
+
+def _scorers(lexicons: Lexicons, models: Models) -> dict[str, dict[str, Scorer]]:
+    """Language -> instrument -> scorer: each word list as it is used, and each classifier."""
+    from governance.kernels.mentions import WEIGHT
+
+    found: dict[str, dict[str, Scorer]] = {}
+    for code, lexicon in lexicons.languages.items():
+        weights: dict[str, dict[str, float]] = {name: {} for name in lexicons.instruments}
+        for term, labels in lexicon.others.items():
+            for kind, number, weight in labels:
+                if kind == WEIGHT:
+                    weights[lexicons.instruments[number]][" ".join(term)] = float(weight)
+        found[code] = {name: lexicon_scorer(of) for name, of in weights.items() if of}
+        found[code] |= {name: scorer for name, (_, scorer) in models.items()}
+    return found
 
 
 def _shards(manifest: Manifest, role: str, stage: str, lexicons: Lexicons, root: Path) -> list[Shard]:
