@@ -272,7 +272,7 @@ def representation_of_bias(
     `n` of a share is the documents of its language, of a rate the words, so both counts come back as whole numbers.
     """
     by_group: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
-    for row in tables["representation"]:
+    for row in tables.get("representation", ()):
         key = (str(row["language"]), str(row["axis"]), str(row["group"]))
         by_group.setdefault(key, {})[str(row["metric"])] = row
     rows, documents = [], {}

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from governance.checks.bias.bias import _terms
 from governance.checks.bias.instruments import (
     biased_instruments,
     instrument_rows,
@@ -15,29 +16,14 @@ from governance.checks.bias.instruments import (
     load_templates,
     paired,
 )
-from governance.checks.bias.representation import load_terms
+from governance.checks.bias.lexicons import ListsConfig, load_lexicons
 from governance.errors import ConfigError
 
 TEMPLATES = load_templates()
 PRAISE = {"good": 1.0, "nice": 1.0, "bad": -1.0, "awful": -1.0, "very bad": -1.0}
 
 
-def own_terms():
-    """(axis, group) -> terms of our lists, by language."""
-    terms = {}
-    for language, lexicon in load_terms().languages.items():
-        groups = terms.setdefault(language, {})
-        for word, of in lexicon.words.items():
-            for group in of:
-                groups.setdefault(group, []).append(word)
-        for phrases in lexicon.phrases.values():
-            for words, of in phrases:
-                for group in of:
-                    groups.setdefault(group, []).append(" ".join(words))
-    return terms
-
-
-TERMS = own_terms()
+TERMS = _terms(load_lexicons(ListsConfig()))
 FEW = {"en": {("x", "a"): ["ann", "anna"], ("x", "b"): ["bob", "ben"]}}
 
 

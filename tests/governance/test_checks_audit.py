@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from governance.checks.audit import STAGES, AuditConfig, audit
+from governance.checks.bias.bias import BiasConfig, bias_audit
 from governance.errors import ManifestError, MissingInput
 from governance.manifest import Manifest, describe, verify, write_manifest
 from governance.policy import Gate, Policy
@@ -20,7 +21,7 @@ GATES = [
     {"id": "documents.words", "suite": "documents", "expectation": "between", "column": "words", "min": 5.0},
     {"id": "documents.language", "suite": "documents", "expectation": "not_null", "column": "language"},
     {"id": "licences.allowed", "suite": "licences", "expectation": "in_set", "column": "licence"},
-    {"id": "representation.share", "suite": "representation", "expectation": "between", "column": "share", "max": 0.9},
+    {"id": "representation.rows", "suite": "representation", "expectation": "row_count_between", "min": 1.0},
     {"id": "sources.lost", "suite": "sources", "expectation": "between", "column": "lost", "min": 0.0, "max": 0.0},
     {"id": "sources.torn", "suite": "sources", "expectation": "between", "column": "torn_files", "max": 0.0},
     {"id": "tokens.round_trip", "suite": "tokens", "expectation": "between", "column": "round_trip_failed", "max": 0.0},
@@ -58,13 +59,14 @@ def corpus(root: Path, kept: int = 80, removed: int = 20, licence: str = "MIT") 
                 "source": pa.array(["s"] * kept, pa.string()),
                 "language": pa.array(["en"] * kept, pa.string()),
                 "licence": pa.array([licence] * kept, pa.string()),
+                "url": pa.array([""] * kept, pa.string()),
             }
         )
         for own in ids
     ]
     raw = {"quarantined": 0, "torn_files": 0}
     ingested = funnel(2 * number, 2 * number)
-    return {
+    artifacts = {
         "ingest": made("ingest", root, {}, {**ingested, **raw, "by_source": {"s": {**ingested, **raw}}}),
         "clean": made("clean", root, {"features": features}, {**stats, "by_source": {"s": stats}}),
         "dedup": made("dedup", root, {}, {**after, "by_source": {"s": after}}),
@@ -72,6 +74,8 @@ def corpus(root: Path, kept: int = 80, removed: int = 20, licence: str = "MIT") 
         "tokenizer": made("tokenizer", root, {}, {}),
         "encode": made("encode", root, {}, {**after, "by_source": {"s": after}, "round_trip_failed": 0}),
     }
+    artifacts["bias"] = bias_audit(artifacts, BiasConfig(), Runtime(root))
+    return artifacts
 
 
 def funnel(documents: int, kept: int) -> dict[str, object]:
@@ -109,7 +113,7 @@ def test_a_sound_corpus_passes_every_gate(tmp_path):
     assert len(found) == 3 * 2 + 5, "the documents' gates judge each of the two shards"
     assert manifest.stats == {"pass": 11, "fail": 0, "inconclusive": 0, "error": 0, "missing": 0, "expectations": 11}
     assert verify(manifest, tmp_path) == []
-    assert [item.stage for item in manifest.inputs] == list(STAGES)
+    assert [item.stage for item in manifest.inputs] == [*STAGES, "bias"]
     rows = json.loads((tmp_path / manifest.folder / "representation.json").read_bytes())
     female = next(row for row in rows["rows"] if row["group"] == "female")
     assert (rows["documents"], female["documents"], female["share"]) == ({"en": 160}, 80, 0.5)
@@ -134,7 +138,6 @@ def test_policy_config_and_lists_are_part_of_the_key(tmp_path):
         audit(artifacts, policy(), AuditConfig(min_documents=10), runtime).key,
     }
     assert len(keys) == 3
-    assert len(first.config["terms_sha256"]) == 64
     assert audit(artifacts, policy(), AuditConfig(), Runtime(tmp_path, make=False)).digest == first.digest
 
 
@@ -170,7 +173,7 @@ def test_a_corpus_of_which_nothing_is_left_fails_and_does_not_crash(tmp_path):
         "documents.words": {"inconclusive"},
         "documents.language": {"inconclusive"},
         "licences.allowed": {"inconclusive"},
-        "representation.share": {"inconclusive"},
+        "representation.rows": {"fail"},
         "sources.lost": {"pass"},
         "sources.torn": {"pass"},
         "tokens.round_trip": {"pass"},

@@ -242,7 +242,7 @@ def test_a_waiver_that_holds_opens_and_each_that_does_not_closes(project, capsys
     (project / "waivers" / "waiver.json").unlink()
     closed(project, capsys, "sources.few")
     verdict_of(project)[0].write_bytes(waived)
-    closed(project, capsys, "its file is gone", checked=None)
+    closed(project, capsys, "an older verdict was put back", checked=None)
 
 
 def test_a_reviewer_signs_what_opens(project, capsys, monkeypatch):

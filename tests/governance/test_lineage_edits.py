@@ -8,10 +8,10 @@ import shutil
 
 import pytest
 
-from governance.attestation import attest_with, open_journal, state_verdict
+from governance.attestation import attest_with, open_journal
 from governance.config import Section, validate
 from governance.files import LEAF_BYTES, write_bytes, write_json
-from governance.gate import CheckResult, GovernanceConfig, decide, give_verdict, verdict_path
+from governance.gate import CheckResult, GovernanceConfig, decide, give_verdict
 from governance.manifest import Input, Manifest, describe, read_manifest, write_manifest
 from governance.policy import Policy
 from governance.stage import Recipe, commit
@@ -53,9 +53,8 @@ def build(folder):
     policy = validate(POLICY, Policy, "policy")
     result = CheckResult("a.b", "s", "pass", 0.5, 10, 0, "fine")
     judgement = decide(policy, [result], encode.digest, datetime.date(2026, 1, 1))
-    verdict = give_verdict(judgement, encode, audit, policy, (CONFIG, folder), root)
     journal = open_journal(CONFIG, folder, root)
-    state_verdict(journal, verdict_path(encode, policy, root), root, verdict)
+    give_verdict(judgement, encode, audit, policy, (CONFIG, folder), root, journal)
     checkpoint = make(root, "checkpoint", [encode.as_input()],
                       {"weights/0.safetensors": chance.randbytes(900), "state.json": b"{}"})  # fmt: skip
     make(root, "train", [encode.as_input()], {"losses.json": b"[1.0, 0.5]"}, run={"journal": journal.head()},
