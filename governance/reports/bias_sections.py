@@ -26,7 +26,7 @@ NEUTRAL = {
 """Metric -> what it is where groups do not differ."""
 FOUR_FIFTHS = 0.8
 _SHOWN = 40  # rows of a table; tables.json holds all
-_FIRST = 12  # findings at the head
+_FIRST = 5  # findings of a suite at the head
 _SUITES = {
     "impact": "What filters and deduplication did to groups",
     "association": "What groups are spoken of with",
@@ -49,10 +49,20 @@ _NOTES = {
 }
 
 
-def standing_out(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
-    """The rows of all suites whose interval leaves out "no difference", the farthest from it first."""
-    rows = [row for rows in tables.values() for row in rows if _stands_out(row)]
-    return sorted(rows, key=lambda row: (-_distance(row), _place(row)))
+def standing_out(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Suite -> its rows whose interval leaves out "no difference", the farthest from it first.
+
+    Of keep rates only the adjusted ones, and only groups that are kept less often: a raw ratio mostly says that sources
+    differ, and being kept more often is no harm.
+    """
+    found = {}
+    for suite in _SUITES:
+        rows = [row for row in tables.get(suite, ()) if _stands_out(row)]
+        if suite == "impact":
+            rows = [row for row in rows if row["metric"] == "keep_ratio_adjusted" and row["upper"] < 1]
+        if rows:
+            found[suite] = sorted(rows, key=lambda row: (-_distance(row), _place(row)))
+    return found
 
 
 def _stands_out(row: Mapping[str, Any]) -> bool:
@@ -93,24 +103,28 @@ def bias(found: Mapping[str, Any]) -> Html:
     return join(parts)
 
 
-def _findings(out: Sequence[Mapping[str, Any]]) -> Html:
+def _findings(out: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html:
     if not out:
         return tag("p", "No difference between groups stands out of its interval.", class_="none")
-    lines = [
-        [
-            _named(row["metric"]),
-            foreign(_place(row)),
-            compact(row["value"]),
-            _bounds(row),
-            _drawn(row, out[:_FIRST]),
-            _verdict(row),
-        ]
-        for row in out[:_FIRST]
+    parts: list[Any] = [
+        tag("p", "Differences between groups whose whole interval lies on one side of no difference.", class_="note")
     ]
-    head = ["measure", "where", "value", "95 % interval", "beside no difference", "says"]
-    more = f" The {_FIRST} farthest from it of {len(out):,}." if len(out) > _FIRST else ""
-    told = f"Differences between groups whose whole interval lies on one side of no difference.{more}"
-    return join([tag("p", told, class_="note"), table("What stands out", head, lines, numeric=(2,))])
+    head = ["where", "measure", "value", "95 % interval", "beside no difference", "says"]
+    for suite, rows in out.items():
+        lines = [
+            [
+                foreign(_place(row)),
+                _named(row["metric"]),
+                compact(row["value"]),
+                _bounds(row),
+                _drawn(row, rows[:_FIRST]),
+                _verdict(row),
+            ]
+            for row in rows[:_FIRST]
+        ]
+        more = f" (the {_FIRST} farthest of {len(rows):,})" if len(rows) > _FIRST else ""
+        parts.append(table(f"What stands out: {suite}{more}", head, lines, numeric=(2,)))
+    return join(parts)
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
@@ -164,16 +178,21 @@ def _bounds(row: Mapping[str, Any]) -> str:
 
 
 def _drawn(row: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> Html | None:
-    """The interval on the scale of the rows of its metric that are shown, with a mark at no difference."""
+    """The interval on the scale of the rows of its metric that are shown, ratios by their logarithms."""
     if None in (row["value"], row["lower"], row["upper"]):
         return None
-    peers = [other for other in shown if other["metric"] == row["metric"] and other["lower"] is not None]
     neutral = NEUTRAL.get(row["metric"])
-    ends = [end for other in peers for end in (other["lower"], other["upper"])] + (
-        [neutral] if neutral is not None else [0.0]
-    )
+
+    def at(value: float) -> float:
+        return math.log(max(value, 1e-3)) if neutral == 1.0 else value
+
+    peers = [other for other in shown if other["metric"] == row["metric"] and other["lower"] is not None]
+    ends = [at(end) for other in peers for end in (other["lower"], other["upper"])]
+    middle = None if neutral is None else at(neutral)
+    ends.append(0.0 if middle is None else middle)
     label = f"{_place(row)}: {compact(row['value'])}, from {compact(row['lower'])} to {compact(row['upper'])}"
-    return interval_about((row["lower"], row["value"], row["upper"]), (min(ends), max(ends)), neutral, label)
+    estimate = (at(row["lower"]), at(row["value"]), at(row["upper"]))
+    return interval_about(estimate, (min(ends), max(ends)), middle, label)
 
 
 def _named(metric: str) -> str:

@@ -196,8 +196,9 @@ def _with_interval(ratios: Floats, variance: float, sampled: Integers, of_group:
     if not math.isfinite(value) or np.count_nonzero(of_group) < 2 or not math.isfinite(variance):
         return unknown
     with np.errstate(all="ignore"):
-        error, degrees = spread(np.log(ratios)[None, :], sampled[None, :])
-    if not np.isfinite(np.log(ratios[1:][sampled > 0])).all():
+        logs = np.log(ratios)
+        error, degrees = spread(logs[None, :], sampled[None, :])
+    if not np.isfinite(logs[1:][sampled > 0]).all():
         return unknown
     model = math.sqrt(variance)
     clustered_margin, margin = float(quantile(degrees)[0] * error[0]), _NORMAL * model

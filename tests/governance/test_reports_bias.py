@@ -1,0 +1,40 @@
+"""What the report says of differences between groups: only what its interval bears out, the harm first."""
+
+from governance.checks.bias.interval_rows import COLUMNS
+from governance.reports.bias_sections import bias, standing_out
+
+
+def row(metric, lower, value, upper, **more):
+    fields = dict.fromkeys(COLUMNS) | {"metric": metric, "language": "en", "axis": "gender", "group": "female"}
+    return {**fields, "lower": lower, "value": value, "upper": upper, "n": 100, **more}
+
+
+def test_only_whole_intervals_on_one_side_stand_out():
+    rows = [
+        row("sentiment_gap", -0.4, -0.3, -0.1, group="far"),
+        row("sentiment_gap", -0.2, -0.1, -0.05, group="near"),
+        row("sentiment_gap", -0.4, -0.1, 0.2, group="astride"),
+        row("sentiment_gap", None, -0.9, None, group="unknown"),
+        row("sentiment_gap", -0.9, -0.8, -0.7, group="untrusted", note="biased instrument: sentiment"),
+        row("npmi_gap", 0.1, 0.2, 0.3, group="by chance", q=0.2),
+    ]
+    assert [r["group"] for r in standing_out({"tone": rows})["tone"]] == ["far", "near"]
+    assert standing_out({"association": rows[-1:]}) == {}
+
+
+def test_of_keep_rates_only_the_adjusted_ones_that_fell_stand_out():
+    rows = [
+        row("keep_ratio", 0.1, 0.2, 0.3, group="raw"),
+        row("keep_ratio_adjusted", 1.5, 2.0, 3.0, group="kept more"),
+        row("keep_ratio_adjusted", 0.5, 0.6, 0.7, group="harmed"),
+    ]
+    assert [r["group"] for r in standing_out({"impact": rows})["impact"]] == ["harmed"]
+    page = str(bias({"bias": {"impact": rows}}))
+    assert "adverse impact: below four fifths with its whole interval" in page
+    assert "<script" not in page
+
+
+def test_hostile_names_reach_the_page_as_text_and_nothing_is_said_aloud():
+    page = str(bias({"bias": {"tone": [row("sentiment_gap", -0.4, -0.3, -0.1, group="<script>alert(1)</script>")]}}))
+    assert "<script>" not in page
+    assert "no bias audit" in str(bias({"bias": {}}))
