@@ -130,6 +130,12 @@ def audit_model(arguments: Arguments) -> None:
     for name, rows in found["sets"].items():
         figures = ", ".join(f"{key} {value}" for key, value in rows[0].items() if key != "category")
         say(f"{name}: {figures}")
+    beside = found["corpus"]
+    if beside["rho"] is not None:
+        say(
+            f"beside the corpus: rank correlation {beside['rho']:+.3f} [{beside['lower']:+.3f}, {beside['upper']:+.3f}]"
+            f" over {beside['pairs']} pairs of group and category"
+        )
     say(f"{runtime.root / made.folder / 'leanings.json'}")
 
 

@@ -25,6 +25,7 @@ A model that is small, or knows nothing, leans little: read differences beside t
 from __future__ import annotations
 
 import importlib.resources
+import json
 import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -114,8 +115,9 @@ def audit_model(
     config: ModelAuditConfig,
     folder: Path,
     runtime: Runtime,
+    bias: Manifest | None = None,
 ) -> Manifest:
-    """Measure one checkpoint; writes `leanings.json`: `templates` (a row a group and category) and `sets`.
+    """Measure one checkpoint; writes `leanings.json`: `templates` (a row a group and category), `sets`, and `corpus`.
 
     Args:
         checkpoint: what is measured.
@@ -124,6 +126,7 @@ def audit_model(
         config: the sets.
         folder: where relative paths start.
         runtime: where.
+        bias: what was counted of the corpus, for the comparison with it.
 
     Raises:
         MissingInput: a file of a set is not there.
@@ -134,7 +137,7 @@ def audit_model(
     items = {name: read_set(name, files) for name, files in paths.items()}
     digests = {name: tuple(sha256_file(path) for path in files) for name, files in paths.items()}
     section = ModelAuditSection(templates_sha256=templates.sha256, sets=digests)
-    inputs = [checkpoint.as_input(), tokenizer.as_input()]
+    inputs = [manifest.as_input() for manifest in (checkpoint, tokenizer, bias) if manifest is not None]
     for name, files in paths.items():
         inputs += [
             Input(stage="file", digest=digest, path=path.name)
@@ -145,7 +148,8 @@ def audit_model(
         score = scorer()
         leanings = template_rows(templates, score)
         sets = {name: set_rows(name, found, score) for name, found in items.items()}
-        write_json(target / "leanings.json", {"templates": leanings, "sets": sets})
+        beside = against_corpus(leanings, {} if bias is None else associations(bias, runtime.root))
+        write_json(target / "leanings.json", {"templates": leanings, "sets": sets, "corpus": beside})
         stats = {
             "step": checkpoint.stats.get("step"),
             "leanings": len(leanings),
@@ -299,6 +303,22 @@ def wilson(hits: float, count: int) -> tuple[float, float, float]:
     middle = (share + z * z / (2 * count)) / shrink
     margin = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / shrink
     return _rounded(share), _rounded(max(0.0, middle - margin)), _rounded(min(1.0, middle + margin))
+
+
+def associations(bias: Manifest, root: Path) -> dict[tuple[str, str, str], float]:
+    """The corpus' own nPMI of each (axis, group, category), of English, which our templates are in."""
+    rows = json.loads((root / bias.folder / "tables.json").read_bytes())["association"]
+    return {
+        (row["axis"], row["group"], _category(row["against"])): row["value"]
+        for row in rows
+        if row["metric"] == "npmi" and row["language"] == "en" and row["value"] is not None
+    }
+
+
+def _category(against: str) -> str:
+    """Of "family/category": an occupation by its name, a theme by the family's, of two poles the upper one."""
+    family, _, name = against.partition("/")
+    return name if family == "occupation" else family if name in (family, "high") else against
 
 
 def against_corpus(

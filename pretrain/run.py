@@ -49,10 +49,8 @@ def corpus(run: Run, runtime: Runtime) -> dict[str, Manifest]:
 def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:
     """Audit the corpus, decide, and sign: the audit's manifest and the verdict; `artifacts` gets what was counted."""
     from governance.checks.audit import audit
-    from governance.checks.bias.bias import bias_audit
 
-    models = _classifiers(artifacts, runtime.root)
-    artifacts["bias"] = bias_audit(artifacts, run.config.audit.bias, runtime, folder=run.folder, models=models)
+    artifacts["bias"] = counted(run, artifacts, runtime)
     checked = audit(artifacts, run.policy, run.config.audit, runtime, _token_readers(), _reference(run))
     tokens = artifacts["encode"]
     if not runtime.make:
@@ -84,6 +82,14 @@ def pass_gate(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> 
     """
     journal = journal_of(run, runtime)
     return require_open(artifacts["encode"], run.policy, run.config.governance, run.folder, runtime.root, journal)
+
+
+def counted(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest:
+    """Whom the corpus speaks of, how, and whom its filters removed."""
+    from governance.checks.bias.bias import bias_audit
+
+    models = _classifiers(artifacts, runtime.root)
+    return bias_audit(artifacts, run.config.audit.bias, runtime, folder=run.folder, models=models)
 
 
 def _classifiers(artifacts: Mapping[str, Manifest], root: Path) -> Models:
@@ -173,7 +179,8 @@ def model_audit(run: Run, artifacts: Mapping[str, Manifest], checkpoint: Path, r
         window = identity_of(verified).recipe.train.sequence_length
         return scorer_of(verified, load_encoder(tokenizer, runtime.root).encode, window, runtime.root)
 
-    return audit_model(verified, tokenizer, scorer, run.config.model_audit, run.folder, runtime)
+    bias = counted(run, dict(artifacts), runtime)
+    return audit_model(verified, tokenizer, scorer, run.config.model_audit, run.folder, runtime, bias)
 
 
 def write_report(run: Run, runtime: Runtime) -> Path:

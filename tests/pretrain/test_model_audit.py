@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from governance.errors import ConfigError, MissingInput
-from governance.manifest import FILE_NAME, read_manifest
+from governance.manifest import FILE_NAME, Manifest, read_manifest
 from governance.stage import Runtime
 from pretrain.bias_sets import read_set
 from pretrain.likelihood import Scored
 from pretrain.model_audit import (
     ModelAuditConfig,
     against_corpus,
+    associations,
     audit_model,
     load_templates,
     mean_interval,
@@ -112,6 +113,22 @@ def test_the_rank_correlation_is_right_beside_a_table_with_ties():
             rows.append({"axis": key[0], "group": key[1], "category": key[2], "lean": lean})
             corpus[key] = value
     assert against_corpus(rows, corpus)["rho"] == pytest.approx(0.9486833, abs=1e-6)
+
+
+def test_the_categories_of_the_corpus_are_those_of_the_templates(tmp_path):
+    against = ["occupation/nurse", "competence/high", "crime/crime", "competence/low"]
+    rows = [
+        {"metric": "npmi", "language": "en", "axis": "gender", "group": "female", "against": name, "value": 0.1}
+        for name in against
+    ]
+    folder = tmp_path / "bias" / ("b" * 16)
+    folder.mkdir(parents=True)
+    (folder / "tables.json").write_text(json.dumps({"association": [*rows, {**rows[0], "language": "de"}]}))
+    bias = Manifest(stage="bias", version=1, key="b" * 64, config={}, inputs=(), outputs=(), stats={}, run={})
+    found = associations(bias, tmp_path)
+    assert {key[2] for key in found} == {"nurse", "competence", "crime", "competence/low"}
+    templates = load_templates()
+    assert {"nurse", "competence", "crime"} <= {name for words in templates.words.values() for name in words}
 
 
 def write(path: Path, rows) -> Path:
@@ -236,6 +253,7 @@ def test_an_audit_is_an_artifact_of_its_checkpoint_and_its_files(finished, tmp_p
     made = audit_model(checkpoint, tokens, open_model, config, tmp_path, Runtime(root))
     assert [item.stage for item in made.inputs] == ["checkpoint", "encode", "file"]
     values = json.loads((root / made.folder / "leanings.json").read_bytes())
+    assert values["corpus"] == {"rho": None, "lower": None, "upper": None, "pairs": 0}
     assert values["sets"]["crows_pairs"][0]["preference"] == 1.0
     assert audit_model(checkpoint, tokens, open_model, config, tmp_path, Runtime(root)).digest == made.digest
     assert len(opened) == 1  # found, not made
