@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.measures.corpora import write_jsonl
 from benchmarks.measures.goals import cpu_seconds
 from data_pipeline.prepare import DataConfig, prepare, stages
-from data_pipeline.readers import JsonlSource
+from data_pipeline.readers.sources import JsonlSource
 from data_pipeline.token_shards import TokenShard
 from data_pipeline.tokenizer import load_encoder
 from governance.checks.tokens import TokenReaders

@@ -111,7 +111,9 @@ def bias_audit(
         counts = merge_parts(runtime.root / part.path for part in parts)
         for name, table in counts.items():
             write_counts(folder / "counts" / f"{name}.parquet", table)
-        checked = instrument_rows(_scorers(lexicons, models), _terms(lexicons), templates)
+        spoken = set(counts["documents"]["language"].to_pylist())
+        scorers = {code: of for code, of in _scorers(lexicons, models).items() if code in spoken}
+        checked = instrument_rows(scorers, _terms(lexicons), templates)
         choices = Choices(
             listed={code: lexicon.groups for code, lexicon in lexicons.languages.items()},
             reference=config.reference,

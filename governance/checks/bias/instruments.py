@@ -119,9 +119,10 @@ def instrument_rows(
             for axis in sorted({axis for axis, _ in terms[language]}):
                 groups = {group: list(of) for (at, group), of in sorted(terms[language].items()) if at == axis and of}
                 scores = _scores(scorer, groups, templates.languages[language])
+                means = {term: float(row.mean()) for term, row in scores.items()}
                 names = {"metric": METRIC, "language": language, "axis": axis, "against": OTHERS, "instrument": name}
                 for group in groups if len(groups) > 1 else ():
-                    measured = _measured(group, groups, scores, (tolerance, term_tolerance))
+                    measured = _measured(group, groups, (scores, means), (tolerance, term_tolerance))
                     rows.append(interval_row({**names, "group": group}, *measured))
     return rows
 
@@ -137,13 +138,17 @@ def _scores(scorer: Scorer, groups: Mapping[str, Sequence[str]], sentences: Sequ
 
 
 def _measured(
-    group: str, groups: Mapping[str, Sequence[str]], scores: Mapping[str, Floats], tolerances: tuple[float, float]
+    group: str,
+    groups: Mapping[str, Sequence[str]],
+    scored: tuple[Mapping[str, Floats], Mapping[str, float]],
+    tolerances: tuple[float, float],
 ) -> tuple[dict[str, float | int], str]:
+    scores, means = scored
     own = np.array([scores[term] for term in groups[group]])
     others = np.array([scores[term] for name, of in groups.items() if name != group for term in of])
     value, lower, upper, p = paired(own.mean(axis=0) - others.mean(axis=0))
-    middle = float(np.mean([row.mean() for row in scores.values()]))
-    deviations = {term: float(scores[term].mean()) - middle for term in sorted(groups[group])}
+    middle = float(np.mean(list(means.values())))
+    deviations = {term: means[term] - middle for term in sorted(groups[group])}
     furthest = max(deviations, key=lambda term: abs(deviations[term]))
     of_group = (lower > 0 or upper < 0) and abs(value) > tolerances[0]
     of_term = abs(deviations[furthest]) > tolerances[1]
