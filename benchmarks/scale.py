@@ -3,14 +3,16 @@
     ASSAY_TEST_DATA=... python benchmarks/scale.py [--quick] [--plot docs/scale.svg]
 
 The text is that of the test corpora, repeated with a salt in every fourth word, so that no copy is a duplicate of
-another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the most that any one process held. Goals: time a byte
-on the largest corpus is at most 1.3 times that on the smallest, and memory does not grow by more than a quarter from
+another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the most that a worker process held, and, told beside,
+the process that runs the stages (it trains the tokeniser and decides over the whole corpus). Goals: time a byte on the
+largest corpus is at most 1.3 times that on the smallest, and a worker's memory does not grow by more than a tenth from
 the second size on.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import resource
@@ -77,17 +79,36 @@ def measure(size_bytes: int) -> Figures:
         words = [sys.executable, __file__, "--child", str(folder)]
         started = time.monotonic()
         done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-        cpu, peak = (float(word) for word in done.stdout.split())
-        return {"bytes": size, "cpu_seconds": cpu, "peak_mb": peak, "wall_seconds": time.monotonic() - started}
+        cpu, peak, worker = (float(word) for word in done.stdout.split())
+        figures = {"cpu_seconds": cpu, "peak_mb": peak, "worker_peak_mb": worker}
+        return {"bytes": size, **figures, "wall_seconds": time.monotonic() - started}
 
 
 def child(folder: Path) -> None:
-    """Run the command and print the CPU-seconds and the largest process of all that it started."""
-    subprocess.run(
-        prepare_words(folder, "root"), check=True, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    """Run the command; print its CPU-seconds, the peak of its own process, and the largest peak of a worker, in MB."""
+    running = subprocess.Popen(
+        prepare_words(folder, "root"), cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
+    own = worker = 0.0
+    while running.poll() is None:
+        own = max(own, _peak_mb(running.pid))
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+        with contextlib.suppress(OSError):
+            worker = max([worker, *(_peak_mb(int(pid)) for pid in children.read_text().split())])
+        time.sleep(0.1)
+    if running.returncode:
+        raise SystemExit(running.returncode)
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(spent.ru_utime + spent.ru_stime, spent.ru_maxrss / 1000)
+    print(spent.ru_utime + spent.ru_stime, own, worker)
+
+
+def _peak_mb(pid: int) -> float:
+    """The most that a running process has held; it only rises, so looking often misses at most the last moment."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return 0.0
 
 
 def plot(found: list[Figures]) -> str:
@@ -117,7 +138,11 @@ def plot(found: list[Figures]) -> str:
             parts.append(f'<path d="M{left} {y(10**power):.1f}H{width - 20}" stroke="#ddd"/>')
             text(left - 8, y(10**power) + 4, f"{10**power:g}", "end")
     last = found[-1]
-    curves = (("cpu_seconds", "CPU-seconds", "#17637f"), ("peak_mb", "MB, largest process", "#b1540d"))
+    curves = (
+        ("cpu_seconds", "CPU-seconds", "#17637f"),
+        ("peak_mb", "MB, the process that runs the stages", "#b1540d"),
+        ("worker_peak_mb", "MB, a worker", "#5a8a00"),
+    )
     for name, unit, colour in curves:
         points = " ".join(f"{x(row['bytes']):.1f},{y(row[name]):.1f}" for row in found)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
@@ -147,12 +172,14 @@ def main() -> int:
         for row in found:
             label = f"{row['bytes'] / 1e9:g}gb"
             goals.append(told(f"scale.{label}.mb_a_core_second", row["bytes"] / 1e6 / row["cpu_seconds"]))
+            goals.append(told(f"scale.{label}.worker_peak_mb", row["worker_peak_mb"]))
             goals.append(told(f"scale.{label}.peak_mb", row["peak_mb"], f"{row['wall_seconds']:.0f} s of wall time"))
         dearest = found[-1]["cpu_seconds"] / found[-1]["bytes"]
         goals.append(
             Goal("scale.time_a_byte_last_to_first", dearest * found[0]["bytes"] / found[0]["cpu_seconds"], 1.3, "<=")
         )
-        goals.append(Goal("scale.memory_last_to_second", found[-1]["peak_mb"] / found[1]["peak_mb"], 1.25, "<="))
+        grown = found[-1]["worker_peak_mb"] / found[min(1, len(found) - 1)]["worker_peak_mb"]
+        goals.append(Goal("scale.worker_memory_last_to_second", grown, 1.1, "<="))
         if arguments.plot:
             arguments.plot.write_text(plot(found), encoding="utf-8")
         return goals

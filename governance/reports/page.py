@@ -9,7 +9,20 @@ from governance.reports import corpus_sections as corpus
 from governance.reports import run_sections as run
 from governance.reports.bias_sections import bias
 from governance.reports.document_sections import documents
-from governance.reports.markup import UNKNOWN, Html, digest, energy, foreign, join, number, share, size, table, tag
+from governance.reports.markup import (
+    UNKNOWN,
+    Html,
+    compact,
+    digest,
+    energy,
+    foreign,
+    join,
+    number,
+    share,
+    size,
+    table,
+    tag,
+)
 from governance.reports.style import CSS
 
 _BADGES = {"PASS": "good", "WAIVED": "warn", "INCONCLUSIVE": "warn", "BLOCK": "bad", "ERROR": "bad", "NOT_RUN": "bad"}
@@ -156,17 +169,24 @@ def verdict(found: Mapping[str, Any]) -> Html:
         ]
         for reason in given.get("reasons", [])
     ]
+    looser = policy.get("differences") or []
     waivers = [
         [
             tag("code", str(waiver.get("gate"))),
-            str(waiver.get("reason")),
+            foreign(str(waiver.get("result", UNKNOWN))),
+            compact(waiver.get("observed")) if isinstance(waiver.get("observed"), (int, float)) else UNKNOWN,
+            compact(waiver["max_deviation"]) if waiver.get("max_deviation") is not None else "no number",
             str(waiver.get("approver")),
             str(waiver.get("expires")),
+            foreign(str(waiver.get("reason"))),
         ]
         for waiver in given.get("waivers", [])
     ]
     return join([
         run.facts_list(pairs),
         table("What did not pass", ["gate", "status", "severity", "owner", "subject", "detail"], reasons),
-        table("Waivers", ["gate", "reason", "approver", "until"], waivers),
+        table("Waivers", ["gate", "result", "observed", "up to", "approver", "until", "reason"], waivers),
+        table("Looser than the parent policy", ["difference"], [[foreign(str(line))] for line in looser])
+        if looser
+        else None,
     ])  # fmt: skip
