@@ -9,7 +9,6 @@ CPU-second, that is, a core; compare them within one run. Prints a line a goal a
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,17 +16,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measures import data_sameness, data_speed, data_truth
-from benchmarks.measures.goals import Goal, run
+from benchmarks.measures.goals import Goal, command_line
 
 
-def main() -> int:
-    """Measure the groups that are asked for, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller samples; at most 5 minutes")
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help="only these")
-    arguments = parser.parse_args()
-    quick: bool = arguments.quick
-    groups: dict[str, Callable[[], list[Goal]]] = {
+def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
+    """What can be measured, by name."""
+    return {
         "chain": lambda: data_speed.whole_chain(quick),
         "truth_duplicates": data_truth.duplicates,
         "truth_personal_data": data_truth.personal_data,
@@ -37,12 +31,7 @@ def main() -> int:
         "memory": lambda: data_sameness.memory(quick),
         "same_digest": lambda: data_sameness.same_digest(quick),
     }
-    if unknown := sorted(set(arguments.groups) - set(groups)):
-        parser.error(f"no group {', '.join(unknown)}; there are {', '.join(groups)}")
-    return run(
-        [(name, measure) for name, measure in groups.items() if not arguments.groups or name in arguments.groups]
-    )
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command_line(__doc__, groups))

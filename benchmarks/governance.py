@@ -8,7 +8,6 @@ after the import of Great Expectations, whose own line is told. Prints a line a 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,17 +15,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measures import governance_bias, governance_closed, governance_speed, lineage_speed
-from benchmarks.measures.goals import Goal, run
+from benchmarks.measures.goals import Goal, command_line
 
 
-def main() -> int:
-    """Measure the groups that are asked for, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller samples; at most 5 minutes")
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help="only these")
-    arguments = parser.parse_args()
-    quick: bool = arguments.quick
-    groups: dict[str, Callable[[], list[Goal]]] = {
+def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
+    """What can be measured, by name."""
+    return {
         "suites": governance_speed.suites,
         "identities": lambda: governance_speed.identities(quick),
         "tokens": lambda: governance_speed.tokens(quick),
@@ -38,12 +32,7 @@ def main() -> int:
         "journal": lambda: lineage_speed.journal(quick),
         "hashing": lambda: lineage_speed.hashing(quick),
     }
-    if unknown := sorted(set(arguments.groups) - set(groups)):
-        parser.error(f"no group {', '.join(unknown)}; there are {', '.join(groups)}")
-    return run(
-        [(name, measure) for name, measure in groups.items() if not arguments.groups or name in arguments.groups]
-    )
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command_line(__doc__, groups))

@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from governance.checks.bias.student_t import quantile
 from governance.config import Section
 from governance.errors import ConfigError
 from governance.files import sha256_bytes, sha256_file, write_json
@@ -215,27 +216,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
     if count < 2:
         return _rounded(mean), None, None
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
-    margin = student_quantile(count - 1) * spread
+    margin = float(quantile(count - 1)) * spread
     return _rounded(mean), _rounded(mean - margin), _rounded(mean + margin)
-
-
-def student_quantile(freedom: int) -> float:
-    """The 0.975 quantile of Student's t: exact for 1 and 2 degrees of freedom, else Cornish and Fisher's expansion.
-
-    Abramowitz and Stegun 26.7.5, four terms: within 0.3 % from 3 degrees of freedom on.
-    """
-    if freedom == 1:
-        return math.tan(0.475 * math.pi)
-    if freedom == 2:
-        return 0.95 * math.sqrt(2 / (4 * 0.975 * 0.025))
-    z, n = 1.959963984540054, float(freedom)
-    return (
-        z
-        + (z**3 + z) / (4 * n)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
-        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * n**4)
-    )
 
 
 def set_rows(name: str, items: Sequence[Item], score: Score) -> list[dict[str, Any]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +38,18 @@ class Goal:
 def told(name: str, value: float, note: str = "") -> Goal:
     """A figure without a goal."""
     return Goal(name, value, 0.0, "info", note)
+
+
+def command_line(description: str | None, groups: Callable[[bool], Mapping[str, Callable[[], list[Goal]]]]) -> int:
+    """A script's whole command line: `[--quick] [GROUP ...]`; `groups(quick)` names what can be measured."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller samples; at most 5 minutes")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help="only these")
+    arguments = parser.parse_args()
+    known = groups(arguments.quick)
+    if unknown := sorted(set(arguments.groups) - set(known)):
+        parser.error(f"no group {', '.join(unknown)}; there are {', '.join(known)}")
+    return run([(name, measure) for name, measure in known.items() if name in (arguments.groups or known)])
 
 
 def run(groups: Iterable[tuple[str, Callable[[], list[Goal]]]]) -> int:

@@ -28,7 +28,6 @@ from pretrain.model_audit import (
     load_templates,
     mean_interval,
     set_rows,
-    student_quantile,
     template_rows,
     wilson,
 )
@@ -64,12 +63,6 @@ def test_a_planted_lean_is_found_with_its_sign_and_size():
     flat = template_rows(load_templates(), scorer(lambda text: 0.0))
     outside = sum(not r["lower"] <= 0 <= r["upper"] for r in flat)
     assert outside / len(flat) < 0.1
-
-
-def test_the_quantile_of_student_is_that_of_the_tables():
-    tables = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 10: 2.2281, 30: 2.0423, 120: 1.9799}
-    for freedom, value in tables.items():
-        assert student_quantile(freedom) == pytest.approx(value, rel=3e-3)
 
 
 def test_intervals_of_means_and_shares():
