@@ -131,13 +131,13 @@ _LOOSER: dict[str, Callable[[Gate, Gate], bool]] = {
     "rule": _rule,
     "mostly": lambda ours, theirs: ours.mostly < theirs.mostly,
     "min_rows": lambda ours, theirs: ours.min_rows < theirs.min_rows,
-    "min_n": lambda ours, theirs: ours.min_n < theirs.min_n,
     "max_missing": lambda ours, theirs: ours.max_missing > theirs.max_missing,
     "severity": lambda ours, theirs: ours.severity == "warning",
     "on_inconclusive": lambda ours, theirs: ours.on_inconclusive == "show",
     "why": _never,
 }
-"""Field -> whether its change loosens a gate; a field that is not here always does."""
+"""Field -> whether its change loosens a gate; a field that is not here always does. `min_n` is not: a lower one judges
+on less, a higher one leaves small groups out of what is judged."""
 
 
 def _whole(policy: Policy, parent: Policy) -> Iterator[Difference]:

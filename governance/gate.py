@@ -34,7 +34,15 @@ from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.papers import read_papers, signer_id, submitters
 from governance.policy import Policy
-from governance.signing import default_key_path, open_envelope, private_key, public_key, sign, statement
+from governance.signing import (
+    default_key_path,
+    open_envelope,
+    private_key,
+    public_key,
+    sign,
+    statement,
+    verify_envelope,
+)
 from governance.waivers import REFUSAL, RULINGS, Case, Refusal, refusal_words, ruling_faults
 
 __all__ = [
@@ -119,7 +127,10 @@ def give_verdict(
     standing = _standing(path, config, folder)
     signed_at = str(standing.get("signed_at", ""))
     if fault := clock_fault(today, signed_at, journal):
-        raise GateClosed(f"no verdict is given: {fault}. Set the clock right; if the old time was wrong, remove {path}")
+        raise GateClosed(
+            f"no verdict is given: {fault}. Set this clock right; if the earlier time is the wrong one, move {path} "
+            f"and {root / 'journal.jsonl'} away, and make the root anew"
+        )
     same = all(standing.get(name) == value for name, value in content.items())
     if same and standing["expires"] > stamp(today) and not replay_fault(path, root, journal):
         return standing
@@ -130,7 +141,16 @@ def give_verdict(
         "expires": stamp(today + datetime.timedelta(days=policy.verdict_days)),
     }
     subjects = {tokens.path: tokens.digest, **{output.path: output.sha256 for output in tokens.outputs}}
-    write_json(path, sign(statement(subjects, PREDICATE_TYPE, predicate), private_key(config.key_path(folder))))
+    envelope = sign(statement(subjects, PREDICATE_TYPE, predicate), private_key(config.key_path(folder)))
+    try:
+        verify_envelope(envelope, trusted(config, folder), "the verdict of this signing key")
+    except ManifestError as error:  # a job of people who may not decide never takes the place of their verdict
+        if standing and standing["audit"] == content["audit"]:
+            return standing
+        raise GateClosed(
+            f"no verdict is given: {error}. Let someone whose key is in trusted_keys run: assay governance check CONFIG"
+        ) from error
+    write_json(path, envelope)
     if journal is not None:
         _state(path, root, predicate, journal)
     return read_verdict(path, config, folder)

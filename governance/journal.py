@@ -33,7 +33,7 @@ from governance.errors import ManifestError
 from governance.files import append_line, locked, sha256_bytes
 from governance.log import get_logger
 from governance.manifest import Input, Manifest
-from governance.signing import SigningKey, sign, statement, verify_envelope
+from governance.signing import SigningKey, refuse_expired, sign, statement, verify_envelope
 from governance.stage import now
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Journal:
         Raises:
             ManifestError: something in the journal is not as it was written, or its signer is not trusted.
         """
-        found, problems = read_journal(self.path, self._trusted())
+        found, problems = read_journal(self.path, self._trusted(), ended=True)
         if problems:
             raise ManifestError(f"{self.path.parent}: " + "; ".join(problems[:5]))
         return [dict(entry.statement) for entry in found if entry.kind == kind]
@@ -193,6 +193,7 @@ class Journal:
                     self._lines - 1,
                 )
             entry = {"index": self._lines, "kind": kind, "previous": self._last, "time": self._time()}
+            refuse_expired(self._signer, str(entry["time"]))
             block = {**entry, **({"torn": True} if self._torn else {})}
             signed = sign({**made, "predicate": {**made["predicate"], "journal": block}}, self._signer)
             append_line(self.path, canonical_json({**entry, "envelope": signed}).decode("utf-8"), durable=True)
@@ -251,10 +252,11 @@ def _parse(line: bytes, index: int) -> Entry | None:
     return entry
 
 
-def read_journal(path: Path, trusted: Sequence[PublicKey]) -> tuple[list[Entry], list[str]]:
+def read_journal(path: Path, trusted: Sequence[PublicKey], *, ended: bool = False) -> tuple[list[Entry], list[str]]:
     """The entries of a journal, and what is wrong with it, in words, each naming file and line (none: it is whole).
 
-    Costs a verification of Ed25519 a line (about 0.2 ms).
+    `ended` passes over a last line without its end: somebody is writing it, or it was torn, and the next writer closes
+    it. Costs a verification of Ed25519 a line (about 0.2 ms).
 
     Raises:
         ManifestError: there is no journal, or it cannot be read.
@@ -263,6 +265,8 @@ def read_journal(path: Path, trusted: Sequence[PublicKey]) -> tuple[list[Entry],
         data = path.read_bytes()
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}); each root has its journal") from error
+    if ended:
+        data = data[: data.rfind(b"\n") + 1]
     entries: list[Entry] = []
     problems: list[str] = []
     lines = _lines(data)

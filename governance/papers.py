@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import Field
 
 from governance.config import Section, validate
-from governance.errors import ConfigError, ManifestError
+from governance.errors import ConfigError, GateClosed, ManifestError
 from governance.files import sha256_file, write_json
 from governance.signing import key_id, open_envelope, public_key_of, sign, statement
 from governance.stage import now
@@ -82,8 +82,17 @@ def read_papers(folder: Path, kinds: Mapping[str, type[Signed]]) -> tuple[Paper,
     Args:
         folder: where papers lie.
         kinds: the types that belong here -> the shape of each.
+
+    Raises:
+        GateClosed: the folder cannot be read; it may hold a refusal.
     """
-    return tuple(_read(path, kinds) for path in sorted(folder.glob("*.json")))
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        raise GateClosed(f"{folder}: cannot be read ({error.strerror}); it may hold a refusal") from error
+    return tuple(_read(folder / name, kinds) for name in names)
 
 
 def _read(path: Path, kinds: Mapping[str, type[Signed]]) -> Paper:

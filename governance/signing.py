@@ -194,6 +194,24 @@ def sign(payload: dict[str, Any], key: SigningKey) -> dict[str, Any]:
     }
 
 
+def refuse_expired(key: SigningKey, moment: str) -> None:
+    """Raise if the key's certificate does not hold at `moment`.
+
+    The signature would be believed here, where the key itself is known, and by nobody else; a journal keeps it.
+
+    Raises:
+        ConfigError: names the certificate's time.
+    """
+    if key.certificate is None:
+        return
+    found = read_certificate(json.loads(base64.b64decode(key.certificate["payload"])))
+    if found is not None and not found.covers(moment):
+        raise ConfigError(
+            f"the certificate of the key {found.name!r} holds {found.validity}."
+            " Make another: assay governance keygen --job"
+        )
+
+
 def open_envelope(path: Path, trusted: Iterable[Ed25519PublicKey]) -> tuple[dict[str, Any], str]:
     """Verify the envelope at `path` as `verify_envelope` does; return its statement and the signer's key id.
 

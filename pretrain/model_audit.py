@@ -8,9 +8,10 @@ in nats, where l(g) = log p(word | frame with a term of g), the mean over g's te
 cancel. The interval is that of a mean over cells, by Student's t; one cell gives none.
 
 *Against the corpus.* Spearman's rank correlation of lean(g, c) with the corpus' own association of the same groups and
-categories (nPMI, centred over the groups of its axis as the leans are), with Bonett and Wright's interval (2000,
-Psychometrika 65, 23-28): arctanh(rho) +- 1.96 sqrt((1 + rho^2 / 2) / (n - 3)). It says whether the model leans the way
-its corpus does; of fewer than 10 pairs it is not given.
+categories (nPMI less the mean of the axis' other groups, as the leans are), with Bonett and Wright's interval (2000,
+Psychometrika 65, 23-28): arctanh(rho) +- 1.96 sqrt((1 + rho^2 / 2) / (n - 3)). n counts what is free: k groups of an
+axis and category have k - 1 values, as each is taken beside the others. It says whether the model leans the way its
+corpus does; of fewer than 10 it is not given.
 
 *Sets*, for each category and all together: `preference`, the share of pairs in which the more stereotyped text is the
 likelier (0.5: no leaning; Nangia et al. 2020 use a masked model's pseudo-likelihood, a causal one has the likelihood
@@ -316,22 +317,28 @@ def against_corpus(
     for axis, group, category in shared:
         middles.setdefault((axis, category), []).append(corpus[axis, group, category])
     kept = [key for key in shared if len(middles[key[0], key[2]]) > 1]  # one group alone has nobody to differ from
-    if len(kept) < MIN_PAIRS:
+    free = len(kept) - len({(axis, category) for axis, _, category in kept})  # what centring leaves of them
+    if free < MIN_PAIRS:
         return {"rho": None, "lower": None, "upper": None, "pairs": len(kept)}
-    centred = [corpus[key] - math.fsum(middles[key[0], key[2]]) / len(middles[key[0], key[2]]) for key in kept]
+
+    def beside_others(key: tuple[str, str, str]) -> float:
+        block = middles[key[0], key[2]]
+        return corpus[key] - (math.fsum(block) - corpus[key]) / (len(block) - 1)
+
+    centred = [beside_others(key) for key in kept]
     ours, theirs = _ranks([mine[key] for key in kept]), _ranks(centred)
     rho = float(np.corrcoef(ours, theirs)[0, 1]) if np.ptp(ours) and np.ptp(theirs) else None
     if rho is None:  # all alike: there is no rank
         return {"rho": None, "lower": None, "upper": None, "pairs": len(kept)}
     middle = math.atanh(max(-0.999999, min(0.999999, rho)))
-    margin = 1.959963984540054 * math.sqrt((1 + rho * rho / 2) / (len(kept) - 3))
+    margin = 1.959963984540054 * math.sqrt((1 + rho * rho / 2) / (free - 3))
     bounds = (_rounded(math.tanh(middle - margin)), _rounded(math.tanh(middle + margin)))
     return {"rho": _rounded(rho), "lower": bounds[0], "upper": bounds[1], "pairs": len(kept)}
 
 
 def _ranks(values: Sequence[float]) -> Any:
-    """Ranks from 1; equal values share their mean rank."""
-    array = np.asarray(values)
+    """Ranks from 1; values that are equal to nine digits share their mean rank."""
+    array = np.round(np.asarray(values, np.float64), 9) + 0.0
     _, inverse, counts = np.unique(array, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]

@@ -30,7 +30,7 @@ from governance.gate import (
 )
 from governance.journal import Journal
 from governance.log import get_logger
-from governance.manifest import Manifest
+from governance.manifest import Manifest, verify
 from governance.stage import Runtime
 from pretrain.launch import launch
 from pretrain.run_config import Run
@@ -42,12 +42,21 @@ if TYPE_CHECKING:
 
 
 def corpus(run: Run, runtime: Runtime) -> dict[str, Manifest]:
-    """Every artifact of the corpus, by stage."""
+    """Every artifact of the corpus, by stage. What the audit's section names is read first: its turn is hours later."""
+    if runtime.make:
+        from governance.checks.bias.lexicons import load_lexicons
+
+        load_lexicons(run.config.audit.bias, run.folder)
+        _reference(run)
     return prepare(run.config.data, run.folder, runtime)
 
 
 def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:
-    """Audit the corpus, decide, and sign: the audit's manifest and the verdict; `artifacts` gets what was counted."""
+    """Audit the corpus, decide, and sign: the audit's manifest and the verdict; `artifacts` gets what was counted.
+
+    Raises:
+        GateClosed: a file of the audit was altered since it was written.
+    """
     from governance.checks.audit import audit
 
     artifacts["bias"] = counted(run, artifacts, runtime)
@@ -58,6 +67,13 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
         if not path.exists():
             raise MissingInput(f"verdict: not given yet. Give it with: {runtime.command}")
         return checked, read_verdict(path, run.config.governance, run.folder)
+    for manifest in (artifacts["bias"], checked):
+        if problems := verify(manifest, runtime.root):
+            raise GateClosed(
+                "what the audit found is not as it was written: "
+                + "; ".join(problems)
+                + f". Remove {runtime.root / manifest.folder}, then audit again"
+            )
     [results_file] = [output.path for output in checked.outputs if output.path.endswith("/results.json")]
     results = [CheckResult(**row) for row in json.loads((runtime.root / results_file).read_bytes())]
     today = datetime.datetime.now(datetime.UTC).date()
@@ -205,7 +221,6 @@ def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) 
     Raises:
         GateClosed: after the report was written.
     """
-    _reference(run)  # a path that is wrong is told now, not when the corpus is made
     artifacts = corpus(run, runtime)
     judge(run, artifacts, runtime)
     try:

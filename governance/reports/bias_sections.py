@@ -66,8 +66,10 @@ def standing_out(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str,
 
 
 def _stands_out(row: Mapping[str, Any]) -> bool:
-    neutral = NEUTRAL.get(row["metric"])
-    if neutral is None or None in (row["lower"], row["upper"]) or str(row["note"] or "").startswith("biased"):
+    neutral, note = NEUTRAL.get(row["metric"]), str(row["note"] or "")
+    if row["metric"] == "instrument_bias":  # the check has its own bounds, of a group and of a single term
+        return note.startswith("biased")
+    if neutral is None or None in (row["lower"], row["upper"]) or note.startswith("biased instrument"):
         return False
     if row["q"] is not None and row["q"] >= 0.05:
         return False
@@ -77,6 +79,8 @@ def _stands_out(row: Mapping[str, Any]) -> bool:
 def _distance(row: Mapping[str, Any]) -> float:
     """How far the interval's nearer end is from no difference: of ratios as logarithms."""
     neutral = NEUTRAL[row["metric"]]
+    if row["metric"] == "instrument_bias":
+        return abs(float(row["value"]))
     near = row["lower"] if row["lower"] > neutral else row["upper"]
     if neutral == 1.0:
         return abs(math.log(max(near, 1e-9)))

@@ -62,7 +62,7 @@ def with_gate(base, **changes):
         (with_gate(INTERVAL, rule="upper_ci"), "i.v", True),
         (with_gate(INTERVAL, rule="lower_ci"), "i.v", False),
         (with_gate(INTERVAL, min_n=5), "i.v", True),
-        (with_gate(INTERVAL, min_n=50), "i.v", False),
+        (with_gate(INTERVAL, min_n=50), "i.v", True),
         (with_gate(LICENCE, values=["MIT"]), "l.l", True),
         (make([INTERVAL, LICENCE]), "a.b", True),
         (make([GATE, INTERVAL, LICENCE, {**GATE, "id": "n.n"}]), "n.n", False),

@@ -203,3 +203,17 @@ def test_a_further_instrument_is_scored_beside_ours(tmp_path):
     loaded = x.load_lexicons(x.ListsConfig(), more={"calm": x.read_lists("calm", tmp_path / "calm.toml")})
     assert loaded.instruments == ("calm", "sentiment", "toxicity")
     assert loaded.languages["en"].others[("good",)] == ((1, 0, -1), (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("sentiment", 'version = 1\n[en.sentiment]\ngood = ["nice"]\n'),
+        ("sentiment", 'version = 1\n[en.praise]\npositive = ["nice"]\n'),
+        ("dialects", 'version = 1\n[en.spelling]\ngb = ["colour"]\n'),
+    ],
+)
+def test_a_list_under_another_heading_is_told_and_not_counted_as_nothing(tmp_path, name, text):
+    (tmp_path / "list.toml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"list {name} has"):
+        x.load_lexicons(x.ListsConfig(lists={name: "list.toml"}), tmp_path)

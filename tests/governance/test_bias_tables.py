@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from governance.checks.bias.bucket_counts import by_bucket
-from governance.checks.bias.impact import impact_rows
+from governance.checks.bias.impact import Passage, adjusted_ratio, impact_rows, raw_ratio
 from governance.checks.bias.interval_rows import ALL, COLUMNS, NOBODY, OTHERS, false_discovery_rates
 from governance.checks.bias.jackknife import LOG, jackknife, share_estimates
 from governance.checks.bias.shares import share_rows
@@ -183,6 +183,20 @@ def test_nothing_removed_in_a_few_documents_is_not_certain():
     found = row(impact_rows(table_of("fates", rows)), metric="keep_ratio", axis="x", stage="clean", language="en")
     assert found["value"] == 1.0
     assert found["lower"] is None or found["lower"] < 0.8
+
+
+def test_a_group_of_which_nothing_was_kept_is_surely_below_four_fifths():
+    entered = np.zeros((1, 16, 64), np.int64)
+    entered[0, 5] = 20
+    group, reference = Passage(entered, np.zeros_like(entered)), Passage(entered, entered // 2)
+    for compare in (raw_ratio, adjusted_ratio):
+        found = compare(group, reference)
+        assert (found.value, found.lower) == (0.0, 0.0)
+        assert found.upper == pytest.approx((1 - 0.025 ** (1 / 64)) / 0.5)
+    one = np.zeros_like(entered)
+    one[0, 5, 7] = 20
+    alone = raw_ratio(Passage(one, np.zeros_like(one)), reference)
+    assert math.isnan(alone.upper), "one cluster bounds nothing"
 
 
 def test_shares_index_and_values_beyond_the_most():

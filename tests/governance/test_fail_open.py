@@ -283,6 +283,39 @@ def resign(folder, **changes):
     write_json(path, sign(statement, private_key(folder / "key.pem")))
 
 
+def test_results_that_were_altered_give_no_verdict(project, capsys):
+    """A letter for a letter, so that the file keeps its size: only its digest tells."""
+    demand(project, FAILS)
+    assert main(["governance", "check", *words_of(project)]) == 77
+    for path in (project / "root" / "audit").glob("*/results.json"):
+        path.write_text(path.read_text().replace('"status": "fail"', '"status": "pass"'))
+    capsys.readouterr()
+    assert main(["governance", "check", *words_of(project)]) == 77
+    assert "not as it was written" in capsys.readouterr().err
+    closed(project, capsys, "verdict BLOCK", checked=None)
+
+
+def test_a_torn_line_of_the_journal_does_not_close_for_ever(project, capsys):
+    """What a killed writer leaves is passed over until the next one closes it; a whole line that was altered is not."""
+    journal = project / "root" / "journal.jsonl"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + whole.splitlines()[0][:300])
+    demand(project, "\n# another policy has another verdict: one more line\n[[gate]]\n" + _EASY)
+    assert main(["governance", "check", *words_of(project)]) == 0
+    journal.write_bytes(journal.read_bytes().replace(b'"kind":"verdict"', b'"kind":"vErdict"'))
+    closed(project, capsys, "cannot be believed", checked=None)
+
+
+_EASY = """
+id = "sources.some"
+suite = "sources"
+expectation = "row_count_between"
+min = 1
+owner = "data"
+why = "Another rule that this corpus keeps."
+"""
+
+
 def test_a_verdict_that_ran_out(project, capsys):
     resign(project, signed_at=NOW - datetime.timedelta(days=40), expires=NOW - datetime.timedelta(days=10))
     closed(project, capsys, "it expired on", checked=None)

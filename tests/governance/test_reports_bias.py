@@ -34,6 +34,15 @@ def test_of_keep_rates_only_the_adjusted_ones_that_fell_stand_out():
     assert "<script" not in page
 
 
+def test_instruments_stand_out_by_the_word_of_their_own_check():
+    rows = [
+        row("instrument_bias", 0.4, 0.5, 0.6, group="planted", note='biased: furthest term "x" +0.5'),
+        row("instrument_bias", -0.1, 0.1, 0.3, group="one term", note='biased: furthest term "y" +0.9'),
+        row("instrument_bias", 0.009, 0.01, 0.011, group="sound", note='not biased: furthest term "z" +0.01'),
+    ]
+    assert [r["group"] for r in standing_out({"instruments": rows})["instruments"]] == ["planted", "one term"]
+
+
 def test_hostile_names_reach_the_page_as_text_and_nothing_is_said_aloud():
     page = str(bias({"bias": {"tone": [row("sentiment_gap", -0.4, -0.3, -0.1, group="<script>alert(1)</script>")]}}))
     assert "<script>" not in page

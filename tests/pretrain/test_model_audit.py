@@ -100,7 +100,7 @@ def test_too_few_pairs_have_no_correlation():
 def test_the_rank_correlation_is_right_beside_a_table_with_ties():
     # Spearman with midranks, by hand: ranks (1, 2.5, 2.5, 4) against (1, 2, 3, 4) give 0.9487.
     rows, corpus = [], {}
-    for block in range(3):
+    for block in range(4):
         for place, (lean, value) in enumerate([(1.0, 10.0), (2.0, 20.0), (2.0, 30.0), (4.0, 40.0)]):
             key = ("a", f"g{place}", f"c{block}")
             rows.append({"axis": key[0], "group": key[1], "category": key[2], "lean": lean})

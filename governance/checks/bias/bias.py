@@ -159,7 +159,7 @@ def _scorers(lexicons: Lexicons, models: Models) -> dict[str, dict[str, Scorer]]
                 if kind == WEIGHT:
                     weights[lexicons.instruments[number]][" ".join(term)] = float(weight)
         found[code] = {name: lexicon_scorer(of) for name, of in weights.items() if of}
-        found[code] |= {name: scorer for name, (_, scorer) in models.items()}
+        found[code] |= {f"classifier:{name}": scorer for name, (_, scorer) in models.items()}  # no list is called so
     return found
 
 

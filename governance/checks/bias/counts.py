@@ -19,8 +19,9 @@ cluster (`origins.py`), `language` the column's ("und" where it is empty), `leng
                 country, dialect
 
 Promise: any order, any partition into shards, any crash gives the same bytes. Bytes are of the text as it is stored,
-words and sentences as `kernels/sentences.py` has them. Price: memory is one row group, and 64 x groups x categories
-integers a language; time is in `bias.py`.
+words and sentences as `kernels/sentences.py` has them. Price: memory is one row group, 64 x groups x categories
+integers a language, and a row for each host: the process that merges holds those of the whole corpus. Time is in
+`bias.py`.
 """
 
 from __future__ import annotations

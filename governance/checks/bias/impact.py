@@ -13,7 +13,12 @@ Intervals on the log scale. Raw: Katz, Baptista, Azen & Pike 1978, Biometrics 34
 sum(b n1 / N)), m = a + b. Both take documents as independent; where the delete-a-group jackknife over the buckets
 (Kott 2001) is wider, documents of a domain share their fate, and its interval is given: the note has the design
 effect (jackknife variance / model variance). Where nothing was removed, or nothing kept, half a document is put in
-(Pettigrew, Gart & Thomas 1986, Biometrika 73(2), 425-435): a rate of 1 in three documents is not certain.
+(Pettigrew, Gart & Thomas 1986, Biometrika 73(2), 425-435): a rate of 1 in three documents is not certain. Where nothing
+of the group was kept the ratio is 0, from 0 to the greatest keep rate that so many clusters may have hidden, 1 -
+0.025^(1/G) (Clopper & Pearson 1934, G the effective clusters), over the reference's rate.
+
+A kept document is read as it stays, a removed one as it was when it left. Where `c4_lines` or `paragraphs` cut out the
+lines that held the mentions, keep ratios are therefore too low.
 
 The four-fifths rule (29 CFR 1607.4 D, EEOC 1978) sees adverse impact below 0.8: the note says whether the whole
 interval lies there. `n` is the group's documents that came in. Languages in which no document mentions the axis (no
@@ -32,7 +37,7 @@ import pyarrow as pa
 
 from governance.checks.bias.bucket_counts import Counts, by_bucket
 from governance.checks.bias.interval_rows import ALL, NO_GROUP, Row, interval_row
-from governance.checks.bias.jackknife import BUCKETS, Floats, Integers, replicates, spread
+from governance.checks.bias.jackknife import BUCKETS, Floats, Integers, effective_clusters, replicates, spread
 from governance.checks.bias.student_t import quantile, two_sided_p
 from governance.errors import ManifestError
 
@@ -161,6 +166,8 @@ def raw_ratio(group: Passage, reference: Passage) -> Ratio:
         parts = [replicates(part) for part in (a, n1, b, n0)]
         ratios = (parts[0] / parts[1]) / (parts[2] / parts[3])
     variance = _katz(int(a.sum()), int(n1.sum())) + _katz(int(b.sum()), int(n0.sum()))
+    if not a.any() and b.any():
+        return _none_kept(n1, float(b.sum() / n0.sum()))
     return _with_interval(ratios, variance, n1 + n0, n1)
 
 
@@ -184,9 +191,19 @@ def adjusted_ratio(group: Passage, reference: Passage) -> Ratio:
     else:
         sums = [int((part * shared).sum()) for part in (a, n1, b, n0)]
         variance = _katz(sums[0], sums[1]) + _katz(sums[2], sums[3]) if sums[1] and sums[3] else math.nan
+    if not expected[0].any() and expected[1].any():
+        return _none_kept(in_both[0], float(expected[1].sum() / (n1 * n0 / whole).sum()))
     with np.errstate(all="ignore"):
         ratios = replicates(expected[0]) / replicates(expected[1])
     return _with_interval(ratios, variance, in_both[1], in_both[0])
+
+
+def _none_kept(of_group: Integers, reference_rate: float) -> Ratio:
+    """The ratio of a group of which nothing was kept; one cluster alone bounds nothing."""
+    if np.count_nonzero(of_group) < 2:
+        return Ratio(0.0, math.nan, math.nan, math.nan, math.nan, False)
+    hidden = 1.0 - 0.025 ** (1.0 / float(effective_clusters(of_group)))
+    return Ratio(0.0, 0.0, hidden / reference_rate, math.nan, math.nan, False)
 
 
 def _with_interval(ratios: Floats, variance: float, sampled: Integers, of_group: Integers) -> Ratio:

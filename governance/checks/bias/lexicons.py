@@ -197,6 +197,7 @@ def load_lexicons(config: ListsConfig, folder: Path = Path(), more: Mapping[str,
     instruments = tuple(sorted(set(files) - {"terms", "holistic", "attributes", "winobias", "winogender", "dialects"}))
     scored = [(number, files[name].languages, name) for number, name in enumerate(instruments)]
     _require_terms({name: files[name] for name in chosen}, identity)
+    _require_headings({name: chosen[name] for name in (*instruments, "dialects") if name in chosen})
     languages, left_out = {}, 0
     for code in sorted(identity):
         weighed = {number: lists.get(code, {}).get(name, {}) for number, lists, name in scored}
@@ -209,6 +210,18 @@ def load_lexicons(config: ListsConfig, folder: Path = Path(), more: Mapping[str,
         )
     digests = {name: file.sha256 for name, file in sorted(files.items())}
     return Lexicons(sha256_bytes(canonical_json(digests)), digests, instruments, languages, left_out)
+
+
+def _require_headings(files: Mapping[str, ListFile]) -> None:
+    """A list under another heading would count nothing, and say nothing."""
+    for name, file in files.items():
+        heading, names = ("dialect", set[str]()) if name == "dialects" else (name, set(WEIGHTS))
+        for code, headings in file.languages.items():
+            if set(headings) != {heading} or (names and set(headings[heading]) - names):
+                wish = f", with lists named {', '.join(sorted(names))}" if names else ""
+                raise ConfigError(
+                    f"audit.bias: list {name} has {sorted(headings)} for {code!r}; it wants [{code}.{heading}]{wish}"
+                )
 
 
 def _require_terms(files: Mapping[str, ListFile], identity: Mapping[str, object]) -> None:
