@@ -50,6 +50,8 @@ __all__ = [
     "read_verdict", "require_open", "verdict_path",
 ]  # fmt: skip
 
+REFUSALS = "refusals"
+"""The folder of a root in which refusals lie."""
 PREDICATE_TYPE = "urn:assay:verdict:1"
 _OPEN = ("PASS", "WAIVED")
 
@@ -81,11 +83,14 @@ class GovernanceConfig(Section):
         return folder / self.signing_key if self.signing_key else default_key_path()
 
 
-def gather(config: GovernanceConfig, folder: Path) -> Papers:
-    """Read the papers that lie beside the run's file, and see who runs this."""
+def gather(config: GovernanceConfig, folder: Path, root: Path) -> Papers:
+    """Read the papers that lie beside the run's file and the refusals beside the artifacts, and see who runs this.
+
+    A refusal of a reviewer lies in the root, so that no other run file and no other setting leaves it unread.
+    """
     own = config.key_path(folder)  # a key that is not made yet is nobody's
     return Papers(
-        rulings=read_papers(folder / config.waivers, RULINGS),
+        rulings=(*read_papers(folder / config.waivers, RULINGS), *read_papers(root / REFUSALS, RULINGS)),
         approvals=read_papers(folder / config.approvals, APPROVALS),
         submitters=submitters(config.submitter),
         verdict_key=signer_id(private_key(own)) if own.exists() else "",
@@ -256,7 +261,7 @@ def require_open(
         raise GateClosed(f"the verdict at {path} does not hold: {stale}.\n  Audit again: assay governance check CONFIG")
     if verdict["verdict"] not in _OPEN:
         raise GateClosed(explain(verdict))
-    if since := _since(verdict, policy, tokens.digest, moment.date(), gather(config, folder)):
+    if since := _since(verdict, policy, tokens.digest, moment.date(), gather(config, folder, root)):
         raise GateClosed(
             "\n  ".join(
                 [f"the verdict at {path} no longer holds:", *since, "Audit again: assay governance check CONFIG"]

@@ -22,6 +22,7 @@ from governance.approvals import APPROVAL, Approval, links, policy_differences
 from governance.checks.findings import limits, offending_rows, row_words, rows_where, shown
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes
+from governance.gate import REFUSALS
 from governance.papers import Paper, person_fault, signature_fields, signer_id, write_paper
 from governance.policy import Gate, Policy
 from governance.reports.markup import visible
@@ -258,7 +259,7 @@ def _waiver_faults(bench: Bench, gate: Gate, reason: Mapping[str, Any], key: Any
 def _write(bench: Bench, kind: str, content: Refusal, key: Any) -> Path:
     result = sha256_bytes(content.result.encode("utf-8"))[:8]
     name = f"{kind.split(':')[2]}-{content.gate}-{result}-{content.approver}"
-    path = _path(bench.waivers, name, content.signed_at)
+    path = _path(bench.root / REFUSALS if kind == REFUSAL else bench.waivers, name, content.signed_at)
     write_paper(path, kind, ("corpus", bench.case.corpus), content, key)
     return path
 

@@ -24,7 +24,7 @@ def review(arguments: argparse.Namespace) -> None:
     artifacts = corpus(loaded, look)
     checked, verdict = judge(loaded, artifacts, look)
     config, digest = loaded.config.governance, artifacts["encode"].digest
-    papers = gather(config, loaded.folder)
+    papers = gather(config, loaded.folder, runtime.root)
     today = datetime.datetime.now(datetime.UTC).date()
     bias = artifacts.get("bias")
     bench = Bench(

@@ -77,7 +77,7 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
     [results_file] = [output.path for output in checked.outputs if output.path.endswith("/results.json")]
     results = [CheckResult(**row) for row in json.loads((runtime.root / results_file).read_bytes())]
     today = datetime.datetime.now(datetime.UTC).date()
-    papers = gather(run.config.governance, run.folder)
+    papers = gather(run.config.governance, run.folder, runtime.root)
     judgement = decide(run.policy, results, tokens.digest, today, papers)
     own = (run.config.governance, run.folder)
     verdict = give_verdict(judgement, tokens, checked, run.policy, own, runtime.root, journal_of(run, runtime))

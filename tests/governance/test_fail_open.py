@@ -272,6 +272,21 @@ def test_a_refusal_closes_what_was_let_through(project, capsys):
     assert main(["governance", "check", *words_of(project)]) == 0
 
 
+def test_a_refusal_in_the_root_is_read_whatever_the_settings_say(project, capsys):
+    demand(project, FAILS)
+    paper(project, WAIVER)
+    assert main(["governance", "check", *words_of(project)]) == 0
+    refused = paper(project, REFUSAL)
+    place = project / "root" / "refusals" / refused.name
+    place.parent.mkdir()
+    refused.rename(place)
+    closed(project, capsys, "refused by ann", checked=None)
+    (project / "elsewhere").mkdir()
+    for path in (project / "waivers").glob("*.json"):
+        path.rename(project / "elsewhere" / path.name)
+    closed(project, capsys, "refused by ann", "--set", 'governance.waivers="elsewhere"', checked=None)
+
+
 # --- verdicts
 
 

@@ -79,7 +79,9 @@ class Desk:
 
     def papers(self):
         return Papers(
-            read_papers(self.root / "waivers", RULINGS), read_papers(self.root / "approvals", APPROVALS), ("sue",)
+            (*read_papers(self.root / "waivers", RULINGS), *read_papers(self.root / "refusals", RULINGS)),
+            read_papers(self.root / "approvals", APPROVALS),
+            ("sue",),
         )
 
 

@@ -82,7 +82,7 @@ class Bench:
         return path
 
     def judge(self, results=None, **today):
-        papers = gather(self.config, self.root)
+        papers = gather(self.config, self.root, self.root)
         return decide(self.policy, results or self.results(), self.tokens.digest, today.get("today", TODAY), papers)
 
     def give(self, judgement):
