@@ -39,7 +39,7 @@ class Measurement:
 
 
 def measure(
-    loss_of: Callable[[Batch], torch.Tensor],
+    nats_of: Callable[[Batch], torch.Tensor],
     rows: Rows,
     most_rows: int,
     micro_batch_size: int,
@@ -48,8 +48,8 @@ def measure(
 ) -> Measurement:
     """Mean loss over at most `most_rows` rows, evenly spread; collective over `ranks` (rank, world size).
 
-    `loss_of(batch)` is the sum of the cross entropies. Every rank makes the same number of forward passes, a last one
-    perhaps for nothing, because a model that is spread over ranks computes only together.
+    `nats_of(batch)` gives each token's cross entropy [B, L]. Every rank makes the same number of forward passes,
+    a last one perhaps for nothing, because a model that is spread over ranks computes only together.
     """
     import torch
 
@@ -61,9 +61,9 @@ def measure(
     with torch.no_grad():
         for number in range(passes):
             batch = rows.batch(groups[number] if number < len(groups) else numbers[:1])
-            loss = loss_of(batch)
+            nats_here = nats_of(batch)
             if number < len(groups):
-                nats += float(loss)
+                nats += float(nats_here.sum())
                 tokens += int((batch.targets >= 0).sum())
     nats, count = add_up([nats])[0], add_up([tokens])[0]
     mean = nats / max(count, 1)
@@ -102,11 +102,11 @@ def evaluate(checkpoint: Path, tokens: Manifest, engine: EngineConfig, root: Pat
     if train.precision == "bf16":
         model = model.bfloat16()
 
-    def loss_of(batch: Batch) -> torch.Tensor:
+    def nats_of(batch: Batch) -> torch.Tensor:
         moved = batch.to(device)
-        return model(moved.tokens, moved.targets, moved.segments, moved.positions)
+        return model(moved.tokens, moved.targets, moved.segments, moved.positions)[1]
 
-    return measure(loss_of, rows, rows.count, engine.micro_batch_size, (0, 1), lambda values: values)
+    return measure(nats_of, rows, rows.count, engine.micro_batch_size, (0, 1), lambda values: values)
 
 
 def load_decoder(manifest: Manifest, root: Path) -> Any:

@@ -13,7 +13,7 @@ from governance.errors import ConfigError
 from governance.files import atomic_path, place, write_json
 from governance.manifest import Manifest
 from pretrain.checkpoint import identity_of, read_checkpoint, weights
-from pretrain.config import padded_vocabulary
+from pretrain.model_config import padded_vocabulary
 
 
 def export(checkpoint: Path, tokenizer: Path, end_of_document: int, target: Path, root: Path) -> Manifest:

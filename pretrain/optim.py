@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from pretrain.config import OptimConfig
+from pretrain.optim_config import OptimConfig
 
 if TYPE_CHECKING:
     import torch

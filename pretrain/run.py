@@ -155,16 +155,7 @@ def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> M
             f"{tokens.path}: its rows are of other token shards than the verdict is on. Remove its folder, then:"
             " assay data prepare CONFIG"
         )
-    return train(
-        tokens,
-        config.model,
-        config.optim,
-        config.train,
-        config.checkpoint,
-        config.engine,
-        config.tracking,
-        runtime,
-    )
+    return train(tokens, config.recipe, config.settings, runtime)
 
 
 def training_in(

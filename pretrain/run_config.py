@@ -22,14 +22,15 @@ from governance.policy import Policy, load_policy
 from pretrain.config import (
     CheckpointConfig,
     EngineConfig,
-    ModelConfig,
-    OptimConfig,
+    Settings,
     TrackingConfig,
     TrainConfig,
     TrainRecipe,
     check_together,
 )
 from pretrain.model_audit import ModelAuditConfig
+from pretrain.model_config import ModelConfig
+from pretrain.optim_config import OptimConfig
 from slurm.submit import SlurmConfig
 
 
@@ -48,6 +49,16 @@ class RunConfig(Section):
     energy: EnergyConfig = EnergyConfig()
     model_audit: ModelAuditConfig = ModelAuditConfig()
     slurm: SlurmConfig = SlurmConfig()
+
+    @property
+    def recipe(self) -> TrainRecipe:
+        """What is learned."""
+        return TrainRecipe(model=self.model, optim=self.optim, train=self.train)
+
+    @property
+    def settings(self) -> Settings:
+        """How it is carried out."""
+        return Settings(self.checkpoint, self.engine, self.tracking)
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ def load_run(path: Path, overrides: list[str]) -> Run:
         ConfigError: either is wrong, or its sections do not fit together.
     """
     config = load_config(path, RunConfig, overrides)
-    check_together(TrainRecipe(model=config.model, optim=config.optim, train=config.train), config.engine)
+    check_together(config.recipe, config.engine)
     packed = config.data.pack
     if packed is not None and packed.sequence_length != config.train.sequence_length:
         raise ConfigError(

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from governance.files import sha256_bytes
-from pretrain.config import ModelConfig, padded_vocabulary
 from pretrain.model.attention import document_mask
 from pretrain.model.layers import Block, RMSNorm, rotary_angles
+from pretrain.model_config import ModelConfig, padded_vocabulary
 
 INITIAL_STD = 0.02  # of every matrix, as in GPT-2; projections into the stream are scaled down by sqrt(2 layers)
 
@@ -76,10 +76,14 @@ class Decoder(nn.Module):
 
     def forward(
         self, tokens: torch.Tensor, targets: torch.Tensor, segments: torch.Tensor, positions: torch.Tensor
-    ) -> torch.Tensor:
-        """The sum of the cross entropies of all targets, in nats, as an fp32 scalar."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is differentiated, an fp32 scalar: the sum over all targets; and each token's nats, fp32 [B, L].
+
+        The nats are the plain cross entropies, 0 where nothing is predicted, and carry no gradient.
+        """
         logits = self.lm_head(self.model(tokens, segments, positions))
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        return nats.sum(), nats.detach().view(targets.shape)
 
 
 def initial_weight(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> torch.Tensor:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain.config import ModelConfig
 from pretrain.model.attention import DocumentMask
+from pretrain.model_config import ModelConfig
 
 
 class RMSNorm(nn.Module):

@@ -13,7 +13,9 @@ import pytest
 from data_pipeline.token_shards import EncodedDocument, write_token_shard
 from governance.manifest import FILE_NAME, Manifest, describe, read_manifest, write_manifest
 from governance.stage import Runtime
-from pretrain.config import CheckpointConfig, EngineConfig, ModelConfig, OptimConfig, TrackingConfig, TrainConfig
+from pretrain.config import CheckpointConfig, EngineConfig, Settings, TrackingConfig, TrainConfig, TrainRecipe
+from pretrain.model_config import ModelConfig
+from pretrain.optim_config import OptimConfig
 
 VOCABULARY = 200
 
@@ -72,13 +74,15 @@ def _run_training(root: Path, **settings: Any) -> Manifest:
         EngineConfig: {"micro_batch_size": 4, "threads": 1},
         TrackingConfig: {"mode": "disabled"},
     }
-    sections = []
+    sections: dict[type, Any] = {}
     for section, values in defaults.items():
         values |= {name: settings.pop(name) for name in list(settings) if name in section.model_fields}
-        sections.append(section(**values))
+        sections[section] = section(**values)
     assert not settings, f"unknown settings: {sorted(settings)}"
     runtime = Runtime(root=root, make=extra.pop("make", True))
-    return train(_make_tokens(root), *sections, runtime, **extra)
+    recipe = TrainRecipe(model=sections[ModelConfig], optim=sections[OptimConfig], train=sections[TrainConfig])
+    settings = Settings(sections[CheckpointConfig], sections[EngineConfig], sections[TrackingConfig])
+    return train(_make_tokens(root), recipe, settings, runtime, **extra)
 
 
 def _losses(manifest: Manifest, root: Path) -> list[float]:

@@ -27,7 +27,9 @@ from pretrain.checkpoint import (
     weights,
     write_checkpoint,
 )
-from pretrain.config import ModelConfig, OptimConfig, TrainConfig, TrainRecipe
+from pretrain.config import TrainConfig, TrainRecipe
+from pretrain.model_config import ModelConfig
+from pretrain.optim_config import OptimConfig
 
 SHAPES = [("a.weight", torch.Size((3, 4))), ("b.weight", torch.Size((5,))), ("c.weight", torch.Size((2, 2)))]
 ALONE = Peers(0, 1, lambda value: [value])

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.config import ModelConfig
 from pretrain.model.attention import allowed_pairs, dense_mask, flex_mask
 from pretrain.model.decoder import Batch, Decoder, flops_per_token, initial_weight, parameter_count
+from pretrain.model_config import ModelConfig
 
 
 def config(**changes) -> ModelConfig:
@@ -180,7 +180,7 @@ def test_the_loss_is_a_sum_over_targets():
     model, batch = model_of(config()), rows([[8, 8], [4, 12]])
     with torch.no_grad():
         logits = model.logits(batch)
-        loss = model(batch.tokens, batch.targets, batch.segments, batch.positions)
+        loss, _ = model(batch.tokens, batch.targets, batch.segments, batch.positions)
     terms = [F.cross_entropy(logits[row, t], batch.targets[row, t]) for row in range(2) for t in range(16) if t < 15]
     assert loss.item() == pytest.approx(sum(terms).item(), rel=1e-5)
 

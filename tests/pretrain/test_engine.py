@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 
 from governance.errors import ConfigError, PipelineError
-from pretrain.config import EngineConfig, ModelConfig, OptimConfig, TrainConfig, TrainRecipe
+from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.engine import deepspeed_config, foreign_errors
+from pretrain.model_config import ModelConfig
+from pretrain.optim_config import OptimConfig
 
 
 def recipe(**train) -> TrainRecipe:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.config import OptimConfig
 from pretrain.optim import learning_rate, make_optimizer, parameter_groups
+from pretrain.optim_config import OptimConfig
 
 CONFIG = OptimConfig(learning_rate=2.0, warmup_steps=4, decay_steps=5, min_lr_ratio=0.1)
 

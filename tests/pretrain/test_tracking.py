@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from governance.files import read_lines
-from pretrain.config import ModelConfig, OptimConfig, TrackingConfig, TrainConfig, TrainRecipe
+from pretrain.config import TrackingConfig, TrainConfig, TrainRecipe
+from pretrain.model_config import ModelConfig
+from pretrain.optim_config import OptimConfig
 from pretrain.tracking import METRICS_FILE, open_record, peak
 
 RECIPE = TrainRecipe(

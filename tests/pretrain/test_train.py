@@ -13,7 +13,7 @@ import pytest
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError, Preempted
 from governance.files import read_lines
 from governance.manifest import verify
-from pretrain import optim
+from pretrain import loop
 from pretrain.optim import learning_rate
 
 # Runs in a process of its own: the fixture's function, given as Python keywords.
@@ -44,11 +44,11 @@ def at_step(monkeypatch):
     def plan(step: int, action):
         def rate(now, steps, config):
             if now == step:
-                monkeypatch.setattr(optim, "learning_rate", learning_rate)
+                monkeypatch.setattr(loop, "learning_rate", learning_rate)
                 action()
             return learning_rate(now, steps, config)
 
-        monkeypatch.setattr(optim, "learning_rate", rate)
+        monkeypatch.setattr(loop, "learning_rate", rate)
 
     return plan
 

@@ -9,16 +9,9 @@ from hypothesis import strategies as st
 
 from governance.config import validate
 from governance.errors import ConfigError
-from pretrain.config import (
-    EngineConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-    TrainRecipe,
-    check_together,
-    gradient_accumulation_steps,
-    padded_vocabulary,
-)
+from pretrain.config import EngineConfig, TrainConfig, TrainRecipe, check_together, gradient_accumulation_steps
+from pretrain.model_config import ModelConfig, padded_vocabulary
+from pretrain.optim_config import OptimConfig
 
 MODEL = {
     "hidden_size": 64,
