@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,6 +129,27 @@ class Rows:
         columns = ("tokens", "targets", "segments", "positions")
         stacked = [np.stack([getattr(row, column) for row in rows]) for column in columns]
         return Batch(*(torch.from_numpy(column) for column in stacked))
+
+    def documents_of(self, numbers: Iterable[int]) -> list[str]:
+        """The identities (`token_shards.document_identity`, hexadecimal) of the documents in these rows, each once."""
+        found: dict[str, None] = {}
+        for number in numbers:
+            for shard, start, stop in self._pieces(number):
+                first, last = np.searchsorted(shard.document_ends, np.array([start, stop - 1], np.uint64), side="right")
+                found |= {identity.tobytes().hex(): None for identity in shard.identities[first : last + 1]}
+        return list(found)
+
+    def _pieces(self, number: int) -> Iterator[tuple[TokenShard, int, int]]:
+        """The stretches of tokens that a row holds: shard, first token, one past the last."""
+        place = bisect.bisect_right(self.starts, number) - 1
+        index = number - self.starts[place]
+        if not self.packed:
+            shard, start = self.shards[place], index * self.sequence_length
+            yield shard, start, min(start + self.sequence_length, len(shard.tokens))
+            return
+        rows, shards = self.packed[place]
+        for piece in rows.pieces[int(rows.row_ends[index - 1]) if index else 0 : int(rows.row_ends[index])]:
+            yield shards[piece["shard"]], int(piece["start"]), int(piece["start"]) + int(piece["length"])
 
     def _row(self, number: int) -> Row:
         place = bisect.bisect_right(self.starts, number) - 1
