@@ -2,7 +2,7 @@
 
     <root>/checkpoint/<key>/weights/00000.safetensors   each parameter's fp32 master weight, by its name
                             moments/00000.safetensors   "<name>.exp_avg" and "<name>.exp_avg_sq", fp32
-                            state.json                  step, tokens, the loss of every step, validations, stream
+                            state.json                  step, tokens, losses of all steps, validations, stream, skipped
                             manifest.json
 
 It is *canonical*: whole parameters, whatever the ZeRO stage and the number of ranks that wrote it, so any other layout
@@ -30,6 +30,7 @@ from governance.log import get_logger
 from governance.manifest import FILE_NAME, Input, Manifest, Output, describe, read_manifest, verify
 from governance.stage import Attest, Recipe, artifact_folder, commit, no_attest, now
 from pretrain.config import TrainRecipe
+from pretrain.series import Series
 
 VERSION = 1
 STAGE = "checkpoint"
@@ -57,12 +58,14 @@ class TrainState:
     step: int = 0
     tokens: int = 0
     """Tokens predicted so far."""
-    losses: list[float] = field(default_factory=list)
-    """Nats per token of every step so far, in order."""
+    losses: Series[float | None] = field(default_factory=Series)
+    """Nats per token of every step so far, in order; none where it was not finite."""
     validations: list[dict[str, Any]] = field(default_factory=list)
     """Measurements on the validation shards: step, loss, bits_per_byte."""
     stream: str = ""
     """Chained SHA-256 of the tokens that were read, see `loader.py`."""
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    """The steps whose update was left out, see `guard.py`: step, reason, z, rows, documents."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,8 @@ def identity_of(manifest: Manifest) -> CheckpointIdentity:
 
 def read_state(manifest: Manifest, root: Path) -> TrainState:
     """The state beside the weights."""
-    return TrainState(**json.loads((root / manifest.folder / "state.json").read_bytes()))
+    values = json.loads((root / manifest.folder / "state.json").read_bytes())
+    return TrainState(**values | {"losses": Series(values["losses"])})
 
 
 class TensorFiles:

@@ -22,6 +22,7 @@ from governance.errors import PipelineError
 from pretrain.config import EngineConfig, TrainRecipe, gradient_accumulation_steps
 from pretrain.distributed import Ranks
 from pretrain.engine_state import full_shape, prepare_moments
+from pretrain.engine_update import update
 from pretrain.extension import SHARED_MEMORY_OP, build_shared_memory
 from pretrain.model.decoder import Batch, Decoder
 from pretrain.optim import make_optimizer, parameter_groups
@@ -58,6 +59,8 @@ class Engine:
     zero_stage: int
     device: torch.device
     world_size: int
+    learning_rate: float
+    """The full rate."""
 
     @property
     def loss_scale(self) -> float:
@@ -75,21 +78,25 @@ class Engine:
         rows = batch.to(self.device)
         return self.deepspeed(rows.tokens, rows.targets, rows.segments, rows.positions)
 
-    def backward(self, objective: torch.Tensor, targets: int) -> None:
-        """Add up the gradient of `objective / targets`, where `targets` counts the whole global batch, and maybe step.
+    def backward(self, objective: torch.Tensor, targets: int, last: bool) -> None:
+        """Add up the gradient of `objective / targets`, where `targets` counts the whole global batch.
 
-        The last micro batch of a global batch updates the weights at the rate that `set_rate` gave.
+        After the last micro batch of a global batch comes `update`.
         """
         self.deepspeed.backward(objective * (self.loss_scale / max(targets, 1)))
-        self.deepspeed.step()
+        if not last:
+            self.deepspeed.step()  # it counts micro batches, and computes nothing
 
-    def set_rate(self, rate: float) -> None:
-        """Set the learning rate of the coming update."""
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = rate
+    def update(self, factor: float, skip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Update the weights at `factor` of the full rate, or leave them as they are (see `engine_update.py`).
+
+        `skip`, a scalar on the device: 1 leaves the update out. Returns the same, with 1 also where the gradient was
+        not finite, and the global L2 norm of the gradient before clipping; neither is waited for.
+        """
+        return update(self.deepspeed, factor, skip, self.learning_rate)
 
     def gradient_norm(self) -> float | None:
-        """The global L2 norm of the last update's gradient before clipping; unknown at stage 0, which keeps none."""
+        """The global L2 norm of the last update's gradient before clipping; the host waits for the device."""
         norm = self.deepspeed.get_global_grad_norm()
         return None if norm is None else float(norm)
 
@@ -142,7 +149,7 @@ def open_engine(
             wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if settings.compile:
         wrapped.compile()
-    engine = Engine(wrapped, settings.zero_stage, device, ranks.world_size)
+    engine = Engine(wrapped, settings.zero_stage, device, ranks.world_size, recipe.optim.learning_rate)
     prepare_moments(engine, 0)
     return engine
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pretrain.config import Settings, TrainRecipe
 from pretrain.distributed import Ranks
+from pretrain.preemption import Leave
 
 if TYPE_CHECKING:
     import torch
@@ -33,4 +33,5 @@ class Job:
     attempt: int
     energy: dict[str, Any]
     """The meter's: told where the run stands, so that the ledger knows what a kill wasted."""
-    leave: Callable[[], bool]
+    leave: Leave
+    """True once a signal told the run to leave."""

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import torch
 
 
-def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """The rate of optimizer step `step` (1 is the first, `steps` the last): warm up, stay, decay (arXiv:2404.06395).
+def rate_factor(step: int, steps: int, config: OptimConfig) -> float:
+    """The share of the full rate at `step` (1 is the first, `steps` the last): warm up, stay, decay (arXiv:2404.06395).
 
     Rises linearly to the full rate at step `warmup_steps`, stays, and falls linearly over the last `decay_steps` to
     `min_lr_ratio` of it at the last step. Stopping early and decaying from any checkpoint of the stable phase is what
@@ -21,7 +21,7 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     rising = step / config.warmup_steps if step < config.warmup_steps else 1.0
     left = steps - step
     falling = left / config.decay_steps if left < config.decay_steps else 1.0
-    return config.learning_rate * rising * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * falling)
+    return rising * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * falling)
 
 
 def parameter_groups(

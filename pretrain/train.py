@@ -1,6 +1,6 @@
 """Training, from token shards to the artifact of a finished run; the loop reads from top to bottom.
 
-    <root>/train/<key>/losses.json            the loss of every step and each validation: a function of the recipe
+    <root>/train/<key>/losses.json            the loss of every step, each validation, what was skipped
                        metrics.jsonl          what happened, with times and attempts (see tracking.py); not hashed
                        checkpoints.jsonl      the steps that were saved (see checkpoint.py)
                        manifest.json          lists losses.json and the files of the last checkpoint
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pretrain.dataset import Rows
     from pretrain.job import Job
 
-VERSION = 1
+VERSION = 2
 STAGE = "train"
 
 
@@ -148,7 +148,8 @@ def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], di
     from pretrain.checkpoint import require_step
     from pretrain.model.decoder import parameter_count
 
-    write_json(folder / "losses.json", {"losses": state.losses, "validations": state.validations})
+    values = {"losses": list(state.losses), "validations": state.validations, "skipped": state.skipped}
+    write_json(folder / "losses.json", values)
     losses = describe(folder / "losses.json", job.store.root)
     last = require_step(job.store, state.step)
     best = state.validations[-1] if state.validations else {}
@@ -157,7 +158,8 @@ def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], di
         "tokens": state.tokens,
         "parameters": parameter_count(job.recipe.model, job.train_rows.vocabulary_size),
         "vocabulary_size": job.train_rows.vocabulary_size,
-        "final_loss": state.losses[-1],
+        "final_loss": next((loss for loss in reversed(state.losses) if loss is not None), None),
+        "skipped_steps": len(state.skipped),
         "validation_loss": best.get("loss"),
         "bits_per_byte": best.get("bits_per_byte"),
         "losses_sha256": losses.sha256,
