@@ -7,7 +7,8 @@ A line of metrics.jsonl, one a step (all of rank 0; a restart appends, so `attem
 
 `loss` is in nats per token before the update, `tokens` those predicted so far, `mfu` the share of the device's peak
 arithmetic (null where that is unknown). Other events: "validation" (loss, bits_per_byte), "mixture"
-(the weights that begin with the step), "start" (ranks, threads, the peak and its source). A number that is not finite is written as text. The mirror may fail; the run goes on.
+(the weights that begin with the step), "start" (ranks, threads, the peak and its source). A number that is not finite
+is written as text. The mirror may fail; the run goes on.
 """
 
 from __future__ import annotations
