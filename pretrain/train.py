@@ -130,12 +130,13 @@ def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
 def _open_data(tokens: Manifest, train: TrainConfig, root: Path, ranks: Ranks) -> tuple[Rows, Rows | None]:
     """Verify the token shards, each by one rank, and map them."""
     from pretrain.batch_sizes import batch_sizes
-    from pretrain.dataset import altered_shards, open_rows, refuse_altered, refuse_small
+    from pretrain.dataset import altered_shards, open_rows, refuse_altered, refuse_foreign_vocabulary, refuse_small
     from pretrain.distributed import gather
 
     problems = gather(altered_shards(tokens, root, ranks.rank, ranks.world_size))
     refuse_altered([line for lines in problems for line in lines])
     train_rows = open_rows(tokens, "train", root, train.sequence_length)
+    refuse_foreign_vocabulary(tokens, train_rows, root)
     refuse_small(train_rows, max(batch_sizes(train).sizes))
     if not tokens.files("validation", root) or not tokens.stats.get("validation_tokens", 1):
         get_logger(__name__).warning("%s holds out no document: nothing is validated", tokens.folder)
@@ -147,6 +148,7 @@ def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], di
     """The run's own file, the files of its last checkpoint, and its figures."""
     from pretrain.checkpoint import require_step
     from pretrain.model.decoder import parameter_count
+    from pretrain.order import weights_in_use
 
     values = {"losses": list(state.losses), "validations": state.validations, "skipped": state.skipped}
     write_json(folder / "losses.json", values)
@@ -164,6 +166,7 @@ def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], di
         "bits_per_byte": best.get("bits_per_byte"),
         "losses_sha256": losses.sha256,
         "stream_sha256": state.stream,
+        "mixture": weights_in_use(job.train_rows, job.recipe.train),
         "checkpoint": {"path": last.path, "digest": last.digest},
     }
     return [losses, *last.outputs], stats
