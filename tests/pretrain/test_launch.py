@@ -74,7 +74,8 @@ def test_the_same_step_twice_ends_it(pretend, caplog):
 
 
 def test_a_second_try_may_succeed(pretend, tmp_path):
-    once = f"open({str(tmp_path / 'once')!r}, 'x').close() or {KILL} if not os.path.exists({str(tmp_path / 'once')!r}) else 0"
+    mark = str(tmp_path / "once")
+    once = f"os.path.exists({mark!r}) or (open({mark!r}, 'x').close(), {KILL})"
     assert pretend(once, "pass", restarts=1) == (0, 2)
 
 
@@ -101,7 +102,10 @@ def test_a_hang_is_tried_again(pretend):
 
 
 def test_a_signal_is_passed_on_and_nothing_is_tried_again(tmp_path):
-    line = "import os, sys, time, signal; signal.signal(15, lambda *_: os.kill(os.getpid(), 9)); print('up', flush=True); time.sleep(60)"
+    line = (
+        "import os, sys, time, signal; signal.signal(15, lambda *_: os.kill(os.getpid(), 9)); "
+        "print('up', flush=True); time.sleep(60)"
+    )
     outer = (
         "import sys; from pretrain import launch as l\n"
         f"l._command = lambda words: [sys.executable, '-c', {line!r}]\n"
@@ -124,9 +128,10 @@ def test_how_far_a_run_is(tmp_path):
 
 def test_at_a_terminal_a_rank_has_one_too(tmp_path):
     """The progress bar needs it; its last lines are kept all the same."""
+    line = "import sys; sys.stderr.write(f'tty {sys.stderr.isatty()}' + chr(10)); sys.exit(78)"
     outer = (
         "import sys; from governance.log import set_up_logging; set_up_logging(); from pretrain import launch as l\n"
-        "l._command = lambda words: [sys.executable, '-c', 'import sys; sys.stderr.write(\"tty %s\\\\n\" % sys.stderr.isatty()); sys.exit(78)']\n"
+        f"l._command = lambda words: [sys.executable, '-c', {line!r}]\n"
         "sys.exit(l.launch(1, []))"
     )
     reading, end = os.openpty()
