@@ -3,6 +3,8 @@
     <root>/train/<key>/losses.json            the loss of every step, each validation, what was skipped
                        metrics.jsonl          what happened, with times and attempts (see tracking.py); not hashed
                        checkpoints.jsonl      the steps that were saved (see checkpoint.py)
+                       run.lock               held while a run is alive: host, process, since when
+                       hangs/                 where each rank was when it hung (see watchdog.py)
                        manifest.json          lists losses.json and the files of the last checkpoint
 
 Promise: run the same command again, after a kill, a preemption or a full disk, and it goes on from the newest whole
@@ -13,18 +15,21 @@ micro batches the artifact has the same digest, bit for bit on CPU; with others 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from governance.errors import MissingInput
-from governance.files import write_json
+from governance.errors import MissingInput, Occupied
+from governance.files import held, write_json
 from governance.log import get_logger
 from governance.manifest import Manifest, Output, describe
 from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, artifact_folder, commit, find, now
 from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe, check_together
 from pretrain.distributed import Ranks, read_ranks
+from pretrain.preemption import Leave, watch_signals
 
 if TYPE_CHECKING:
     from pretrain.checkpoint import TrainState
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
 
 VERSION = 2
 STAGE = "train"
+LOCK_FILE = "run.lock"
 
 
 def train(
@@ -51,34 +57,46 @@ def train(
         ConfigError: the sections do not fit together, or the batch does not divide over the ranks.
         MissingInput: it is not trained yet and `runtime.make` is False.
         ManifestError: a token shard is not what its manifest says.
-        PipelineError: too few rows, a loss that is not finite, a full device.
-        Preempted: a signal came; a checkpoint was saved.
+        PipelineError: too few rows, a run that diverged, a full device.
+        Preempted: a signal came; what was learned is saved.
+        Occupied: another run that is alive trains the same.
     """
     check_together(recipe, settings.engine)
-    key = Recipe(STAGE, VERSION, recipe).key([tokens.digest])
+    key = _key(tokens, recipe)
     found = find(STAGE, key, runtime.root)
     if found is not None:
         return found
     if not runtime.make:
         raise MissingInput(f"{STAGE}: not made yet for this configuration. Make it with: {runtime.command}")
     before_start()
-    return _train(tokens, recipe, settings, runtime, key)
+    with watch_signals() as leave:
+        return _train(tokens, recipe, settings, runtime, (key, leave))
 
 
-def _train(tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: Runtime, key: str) -> Manifest:
+def folder_of(tokens: Manifest, recipe: TrainRecipe, root: Path) -> Path:
+    """Where the run of this recipe is, begun or not."""
+    return artifact_folder(STAGE, _key(tokens, recipe), root)
+
+
+def _key(tokens: Manifest, recipe: TrainRecipe) -> str:
+    return Recipe(STAGE, VERSION, recipe).key([tokens.digest])
+
+
+def _train(
+    tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: Runtime, started_by: tuple[str, Leave]
+) -> Manifest:
     from pretrain.batch_sizes import refuse_uneven
     from pretrain.checkpoint import Peers, Store
     from pretrain.distributed import gather, join
     from pretrain.job import Job
     from pretrain.loop import learn, run_facts
-    from pretrain.preemption import watch_signals
     from pretrain.tracking import open_record
 
-    ranks, started = read_ranks(), now()
+    (key, leave), ranks, started = started_by, read_ranks(), now()
     folder = artifact_folder(STAGE, key, runtime.root)
     meter = runtime.meter(STAGE) if ranks.local_rank == 0 else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
     with (
-        watch_signals() as leave,
+        _alone(folder, ranks),
         meter as energy,
         _arithmetic(ranks, settings.engine),
         open_record(folder, settings.tracking, recipe, key, writes=ranks.first, head=runtime.head) as (record, attempt),
@@ -106,6 +124,35 @@ def _train(tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: R
     if ranks.first:
         manifest = commit(manifest, runtime.root, runtime.attest)
     return gather(manifest)[0]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Keep the run's folder for this run: rank 0 holds a lock there, which ends with its process.
+
+    The other ranks of a run that is refused wait for rank 0 in vain; their launcher ends them with it.
+
+    Raises:
+        Occupied: a run that is alive has it.
+    """
+    if not ranks.first:
+        yield
+        return
+    ours = {"host": socket.gethostname(), "pid": os.getpid(), "since": now()}
+    with held(folder / LOCK_FILE, json.dumps(ours)) as holder:
+        if holder is not None:
+            raise Occupied(_in_words(folder, holder, ours["host"]))
+        yield
+
+
+def _in_words(folder: Path, holder: str, here: str) -> str:
+    try:
+        other = json.loads(holder)
+        where = "this host" if other["host"] == here else "another host, which shares this file system"
+        who = f"process {other['pid']} on {other['host']} ({where}), since {other['since']}"
+    except (ValueError, KeyError, TypeError):  # it has the lock and did not write its note yet
+        who = "a process that has just begun"
+    return f"{folder}: another run trains here: {who}. Wait for it, or end it with SIGTERM; then run the same again."
 
 
 @contextlib.contextmanager

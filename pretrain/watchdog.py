@@ -26,9 +26,8 @@ from pathlib import Path
 from governance.files import atomic_file
 from governance.log import get_logger
 from pretrain.config import EngineConfig
+from pretrain.launch import HUNG
 
-HUNG = 70
-"""Exit status of a rank that hung (EX_SOFTWARE)."""
 FOLDER = "hangs"
 _LOOK_SECONDS = 1.0
 _SLOWEST_STEPS = 20.0
