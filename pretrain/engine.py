@@ -21,7 +21,7 @@ from torch import nn
 from governance.errors import PipelineError
 from pretrain.config import EngineConfig, TrainRecipe, gradient_accumulation_steps
 from pretrain.distributed import Ranks
-from pretrain.engine_state import full_shape, prepare_moments
+from pretrain.engine_state import before_update, full_shape, optimizer_of, prepare_moments
 from pretrain.extension import SHARED_MEMORY_OP, build_shared_memory
 from pretrain.model.decoder import Batch, Decoder
 from pretrain.optim import make_optimizer, parameter_groups
@@ -41,7 +41,9 @@ def deepspeed_config(recipe: TrainRecipe, engine: EngineConfig, world_size: int)
         "train_batch_size": batch,
         "train_micro_batch_size_per_gpu": engine.micro_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps(batch, engine.micro_batch_size, world_size),
-        "gradient_clipping": recipe.optim.gradient_clipping,  # explicit: its default of 1.0 is not everyone's
+        # Explicit: its default of 1.0 is not everyone's. With muon, ours clips what is to be clipped.
+        "gradient_clipping": 0.0 if recipe.optim.optimizer == "muon" else recipe.optim.gradient_clipping,
+        "zero_allow_untested_optimizer": recipe.optim.optimizer != "adamw",
         "bf16": {"enabled": recipe.train.precision == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},  # else bf16 gradients are added up in bf16
         "zero_optimization": {"stage": engine.zero_stage},
@@ -65,18 +67,25 @@ class Engine:
         rows = batch.to(self.device)
         return self.deepspeed(rows.tokens, rows.targets, rows.segments, rows.positions)
 
-    def backward(self, objective: torch.Tensor, targets: int) -> None:
-        """Add up the gradient of `objective / targets`, where `targets` counts the whole global batch, and maybe step.
+    def backward(self, objective: torch.Tensor, targets: int, last: bool) -> None:
+        """Add up the gradient of `objective / targets`, where `targets` counts the whole global batch.
 
-        The last micro batch of a global batch updates the weights at the rate that `set_rate` gave.
+        After the last micro batch of a global batch comes `update`.
         """
         self.deepspeed.backward(objective * (self.loss_scale / max(targets, 1)))
-        self.deepspeed.step()
+        if not last:
+            self.deepspeed.step()  # it counts micro batches, and computes nothing
 
-    def set_rate(self, rate: float) -> None:
-        """Set the learning rate of the coming update."""
+    def update(self, factor: float, skip: torch.Tensor) -> None:
+        """Update the weights at `factor` of the highest rates (see `rate_factor`).
+
+        `skip`, an fp32 scalar on the device: 1 leaves everything as it is.
+        """
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = group["base_lr"] * factor
+        optimizer_of(self).found_inf = skip
+        before_update(self)
+        self.deepspeed.step()
 
     def gradient_norm(self) -> float | None:
         """The global L2 norm of the last update's gradient before clipping; unknown at stage 0, which keeps none."""
@@ -126,8 +135,8 @@ def open_engine(
     deepspeed = _import_deepspeed(settings, ranks, device)
     with foreign_errors():
         model = _build(deepspeed, config, recipe, vocabulary_size, weight)
-        groups = parameter_groups(model.named_parameters(), recipe.optim.weight_decay, lambda p: len(full_shape(p)))
-        optimizer = make_optimizer([group for group in groups if group["params"]], recipe.optim)
+        groups = parameter_groups(model.named_parameters(), recipe.optim, full_shape)
+        optimizer = make_optimizer(groups, recipe.optim)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints
             wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if settings.compile:

@@ -7,6 +7,8 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
+
 from governance.errors import PipelineError, Preempted
 from governance.log import get_logger, progress
 from governance.manifest import KEY_LENGTH, Manifest
@@ -25,11 +27,11 @@ from pretrain.checkpoint import (
 from pretrain.dataset import micro_batches, rows_of_step
 from pretrain.distributed import add_up
 from pretrain.engine import Engine, foreign_errors, open_engine
-from pretrain.engine_state import MOMENTS, full_state, load_state
+from pretrain.engine_state import full_state, load_state
 from pretrain.evaluate import measure
 from pretrain.job import Job
 from pretrain.model.decoder import initial_weight, parameter_count
-from pretrain.optim import learning_rate
+from pretrain.optim import rate_factor
 from pretrain.speed import Speed
 
 
@@ -51,17 +53,22 @@ def learn(job: Job) -> TrainState:
             if leaving:
                 _leave(job, engine, state)
 
-            rate = learning_rate(step, config.steps, optim)
-            engine.set_rate(rate)
+            factor = rate_factor(step, config.steps, optim)
             losses = []
             for batch in batches:
                 objective, nats = engine.forward(batch)
-                engine.backward(objective, targets)
+                engine.backward(objective, targets, last=batch is batches[-1])
                 losses.append(nats.sum())
+            engine.update(factor, torch.zeros((), device=job.device))
             loss = add_up([float(sum(losses))], job.device)[0] / max(targets, 1)
 
             state = replace(state, step=step, tokens=state.tokens + targets, losses=[*state.losses, loss])
-            values = {"loss": loss, "lr": rate, "grad_norm": engine.gradient_norm(), "tokens": state.tokens}
+            values = {
+                "loss": loss,
+                "lr": optim.learning_rate * factor,
+                "grad_norm": engine.gradient_norm(),
+                "tokens": state.tokens,
+            }
             values |= speed.of(time.perf_counter() - began)
             job.record("step", step, **values)
             job.energy["step"] = step
@@ -100,9 +107,7 @@ def _start(job: Job) -> tuple[Engine, TrainState]:
         engine = open_engine(*arguments, masters.read)
         load_state(
             engine,
-            lambda name: (
-                {"master": masters.read(name)} | {moment: others.read(f"{name}.{moment}") for moment in MOMENTS}
-            ),
+            lambda name: {"master": masters.read(name), **others.of(name)},
             step,
         )
     return engine, read_state(manifest, job.store.root)

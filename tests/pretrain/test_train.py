@@ -14,7 +14,7 @@ from governance.errors import ConfigError, ManifestError, MissingInput, Pipeline
 from governance.files import read_lines
 from governance.manifest import verify
 from pretrain import loop
-from pretrain.optim import learning_rate
+from pretrain.optim import rate_factor
 
 # Runs in a process of its own: the fixture's function, given as Python keywords.
 SCRIPT = """
@@ -44,11 +44,11 @@ def at_step(monkeypatch):
     def plan(step: int, action):
         def rate(now, steps, config):
             if now == step:
-                monkeypatch.setattr(loop, "learning_rate", learning_rate)
+                monkeypatch.setattr(loop, "rate_factor", rate_factor)
                 action()
-            return learning_rate(now, steps, config)
+            return rate_factor(now, steps, config)
 
-        monkeypatch.setattr(loop, "learning_rate", rate)
+        monkeypatch.setattr(loop, "rate_factor", rate)
 
     return plan
 
