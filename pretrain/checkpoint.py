@@ -1,7 +1,7 @@
 """A checkpoint is an artifact: a directory whose manifest was written last.
 
     <root>/checkpoint/<key>/weights/00000.safetensors   each parameter's fp32 master weight, by its name
-                            moments/00000.safetensors   "<name>.exp_avg" and "<name>.exp_avg_sq", fp32
+                            moments/00000.safetensors   what the optimizer keeps, as "<name>.exp_avg", fp32
                             state.json                  step, tokens, losses of all steps, validations, stream, skipped
                             manifest.json
 
@@ -170,6 +170,7 @@ class TensorFiles:
         self._paths = paths
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
+        self._of: dict[str, list[str]] = {}
 
     def __enter__(self) -> TensorFiles:
         from safetensors import SafetensorError, safe_open
@@ -181,6 +182,9 @@ class TensorFiles:
                 self._stack.close()
                 raise CheckpointError(f"{path}: cannot be read: {error}") from error
             self._files |= dict.fromkeys(file.keys(), file)
+        for name in self._files:
+            parameter, _, what = name.rpartition(".")
+            self._of.setdefault(parameter, []).append(what)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -190,6 +194,10 @@ class TensorFiles:
     def names(self) -> list[str]:
         """All names, sorted."""
         return sorted(self._files)
+
+    def of(self, parameter: str) -> dict[str, Any]:
+        """The tensors named "<parameter>.<what>", by what: whatever moments the optimizer that wrote them keeps."""
+        return {what: self.read(f"{parameter}.{what}") for what in self._of.get(parameter, ())}
 
     def read(self, name: str, shape: Any = None) -> Any:
         """The tensor of this name.
@@ -213,7 +221,7 @@ def weights(manifest: Manifest, root: Path) -> TensorFiles:
 
 
 def moments(manifest: Manifest, root: Path) -> TensorFiles:
-    """The optimizer's moments of a checkpoint, fp32, as "<name>.exp_avg" and "<name>.exp_avg_sq"."""
+    """The optimizer's moments of a checkpoint, fp32, as "<name>.<moment>" (see `optim.parameter_groups`)."""
     return TensorFiles(manifest.files("moments", root))
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from governance.errors import PipelineError
 from pretrain.config import EngineConfig, TrainRecipe, gradient_accumulation_steps
 from pretrain.distributed import Ranks
-from pretrain.engine_state import full_shape, prepare_moments
+from pretrain.engine_state import before_update, full_shape, prepare_moments
 from pretrain.engine_update import update
 from pretrain.extension import SHARED_MEMORY_OP, build_shared_memory
 from pretrain.model.decoder import Batch, Decoder
@@ -42,7 +42,9 @@ def deepspeed_config(recipe: TrainRecipe, engine: EngineConfig, world_size: int)
         "train_batch_size": batch,
         "train_micro_batch_size_per_gpu": engine.micro_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps(batch, engine.micro_batch_size, world_size),
-        "gradient_clipping": recipe.optim.gradient_clipping,  # explicit: its default of 1.0 is not everyone's
+        # Explicit: its default of 1.0 is not everyone's. With muon, ours clips what is to be clipped.
+        "gradient_clipping": 0.0 if recipe.optim.optimizer == "muon" else recipe.optim.gradient_clipping,
+        "zero_allow_untested_optimizer": recipe.optim.optimizer != "adamw",
         "bf16": {"enabled": recipe.train.precision == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},  # else bf16 gradients are added up in bf16
         "zero_optimization": {"stage": engine.zero_stage},
@@ -59,8 +61,6 @@ class Engine:
     zero_stage: int
     device: torch.device
     world_size: int
-    learning_rate: float
-    """The full rate."""
 
     @property
     def loss_scale(self) -> float:
@@ -88,12 +88,13 @@ class Engine:
             self.deepspeed.step()  # it counts micro batches, and computes nothing
 
     def update(self, factor: float, skip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Update the weights at `factor` of the full rate, or leave them as they are (see `engine_update.py`).
+        """Update the weights at `factor` of the highest rates (see `rate_factor`), or leave them as they are.
 
-        `skip`, a scalar on the device: 1 leaves the update out. Returns the same, with 1 also where the gradient was
-        not finite, and the global L2 norm of the gradient before clipping; neither is waited for.
+        `skip`, a scalar on the device: 1 leaves the update out (see `engine_update.py`). Returns the same, with 1 also
+        where the gradient was not finite, and the global L2 norm of the gradient before clipping, without waiting.
         """
-        return update(self.deepspeed, factor, skip, self.learning_rate)
+        before_update(self)
+        return update(self.deepspeed, factor, skip)
 
     def gradient_norm(self) -> float | None:
         """The global L2 norm of the last update's gradient before clipping; the host waits for the device."""
@@ -143,13 +144,13 @@ def open_engine(
     deepspeed = _import_deepspeed(settings, ranks, device)
     with foreign_errors():
         model = _build(deepspeed, config, recipe, vocabulary_size, weight)
-        groups = parameter_groups(model.named_parameters(), recipe.optim.weight_decay, lambda p: len(full_shape(p)))
-        optimizer = make_optimizer([group for group in groups if group["params"]], recipe.optim)
+        groups = parameter_groups(model.named_parameters(), recipe.optim, full_shape)
+        optimizer = make_optimizer(groups, recipe.optim)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints
             wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if settings.compile:
         wrapped.compile()
-    engine = Engine(wrapped, settings.zero_stage, device, ranks.world_size, recipe.optim.learning_rate)
+    engine = Engine(wrapped, settings.zero_stage, device, ranks.world_size)
     prepare_moments(engine, 0)
     return engine
 

@@ -27,7 +27,7 @@ from pretrain.checkpoint import (
 )
 from pretrain.distributed import HOST, add_up
 from pretrain.engine import Engine, foreign_errors, open_engine
-from pretrain.engine_state import MOMENTS, full_state, load_state
+from pretrain.engine_state import full_state, load_state
 from pretrain.evaluate import measure
 from pretrain.guard import Guard
 from pretrain.job import Job
@@ -146,9 +146,7 @@ def _start(job: Job) -> tuple[Engine, TrainState]:
         engine = open_engine(*arguments, masters.read)
         load_state(
             engine,
-            lambda name: (
-                {"master": masters.read(name)} | {moment: others.read(f"{name}.{moment}") for moment in MOMENTS}
-            ),
+            lambda name: {"master": masters.read(name), **others.of(name)},
             step,
         )
     return engine, read_state(manifest, job.store.root)

@@ -31,6 +31,7 @@ def test_the_whole_dictionary_is_derived():
         "train_micro_batch_size_per_gpu": 4,
         "gradient_accumulation_steps": 2,
         "gradient_clipping": 0.5,
+        "zero_allow_untested_optimizer": False,
         "bf16": {"enabled": True},
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": {"stage": 2},
