@@ -37,8 +37,14 @@ def full_state(engine: Engine) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         else:
             values = {"master": safe_get_full_fp32_param(parameter)}
             values |= {moment: safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
-        shape = full_shape(parameter)
-        yield name, {key: value.detach().float().reshape(shape).contiguous() for key, value in values.items()}
+        shape, parts = full_shape(parameter), engine.tensor_parts
+        yield (
+            name,
+            {
+                key: parts.whole(name, value.detach().float().reshape(shape)).contiguous()
+                for key, value in values.items()
+            },
+        )
 
 
 def load_state(engine: Engine, read: Callable[[str], dict[str, torch.Tensor]], step: int) -> None:
@@ -47,7 +53,7 @@ def load_state(engine: Engine, read: Callable[[str], dict[str, torch.Tensor]], s
     `read(name)` returns "master", "exp_avg" and "exp_avg_sq" in full.
     """
     prepare_moments(engine, step)
-    state = _adam(engine).state
+    state, read = _adam(engine).state, engine.tensor_parts.read_part(read)
     for name, parameter in engine.parameters():
         values = read(name)
         if engine.zero_stage == 0:

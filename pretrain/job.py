@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.config import Settings, TrainRecipe
 from pretrain.distributed import Ranks
+from pretrain.layout import Layout, layout_of
 
 if TYPE_CHECKING:
     import torch
@@ -34,3 +35,8 @@ class Job:
     energy: dict[str, Any]
     """The meter's: told where the run stands, so that the ledger knows what a kill wasted."""
     leave: Callable[[], bool]
+
+    @property
+    def layout(self) -> Layout:
+        """The place of this rank: which rows it reads, and whether it counts them."""
+        return layout_of(self.ranks, self.settings.engine)

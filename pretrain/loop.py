@@ -44,10 +44,10 @@ def learn(job: Job) -> TrainState:
         for step in range(state.step + 1, config.steps + 1):
             began = time.perf_counter()
             numbers = rows_of_step(step, config.global_batch_size, job.train_rows.count, config.seed)
-            groups = micro_batches(numbers, micro, job.ranks.rank, job.ranks.world_size)
+            groups = micro_batches(numbers, micro, job.layout.data_rank, job.layout.data_ranks)
             batches = [job.train_rows.batch(group) for group in groups]
             targets = sum(int((batch.targets >= 0).sum()) for batch in batches)
-            targets, leaving = add_up([targets, int(job.leave())], job.device)
+            targets, leaving = add_up([targets * job.layout.counts, int(job.leave())], job.device)
             if leaving:
                 _leave(job, engine, state)
 
@@ -58,7 +58,7 @@ def learn(job: Job) -> TrainState:
                 objective, nats = engine.forward(batch)
                 engine.backward(objective, targets)
                 losses.append(nats.sum())
-            loss = add_up([float(sum(losses))], job.device)[0] / max(targets, 1)
+            loss = add_up([float(sum(losses)) * job.layout.counts], job.device)[0] / max(targets, 1)
 
             state = replace(state, step=step, tokens=state.tokens + targets, losses=[*state.losses, loss])
             values = {"loss": loss, "lr": rate, "grad_norm": engine.gradient_norm(), "tokens": state.tokens}
@@ -127,8 +127,8 @@ def _validate(job: Job, engine: Engine, state: TrainState) -> TrainState:
         job.validation_rows,
         job.recipe.train.validation_rows,
         job.settings.engine.micro_batch_size,
-        (job.ranks.rank, job.ranks.world_size),
-        lambda values: add_up(values, job.device),
+        (job.layout.data_rank, job.layout.data_ranks),
+        lambda values: add_up([value * job.layout.counts for value in values], job.device),
     )
     values = asdict(measured)
     job.record("validation", state.step, **values)

@@ -23,7 +23,8 @@ from governance.files import write_json
 from governance.log import get_logger
 from governance.manifest import Manifest, Output, describe
 from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, artifact_folder, commit, find, now
-from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe, check_together
+from pretrain.compatibility import check_together
+from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks, read_ranks
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _train(tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: R
         _arithmetic(ranks, settings.engine),
         open_record(folder, settings.tracking, recipe, key, writes=ranks.first, head=runtime.head) as (record, attempt),
     ):
-        device = join(ranks, settings.engine.collective_timeout_seconds)
+        device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
         train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
         store = Store(runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest)
         peers = Peers(ranks.rank, ranks.world_size, gather)

@@ -55,13 +55,13 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, angles: torch.Tensor, mask: DocumentMask) -> torch.Tensor:
         """[B, L, hidden] -> [B, L, hidden]."""
-        rows, length, width = x.shape
-        shape = (rows, length, -1, self.head_dim)
+        rows, length, _ = x.shape
+        shape = (rows, length, -1, self.head_dim)  # -1: under tensor parallelism a rank holds a part of the heads
         q = self.q_proj(x).view(shape).transpose(1, 2)
         k = self.k_proj(x).view(shape).transpose(1, 2)
         v = self.v_proj(x).view(shape).transpose(1, 2)
         seen = mask.attend(rotate(q, angles), rotate(k, angles), v)
-        return self.o_proj(seen.transpose(1, 2).reshape(rows, length, width))
+        return self.o_proj(seen.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
