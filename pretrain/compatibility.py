@@ -14,7 +14,8 @@ from typing import Literal
 
 from governance.errors import ConfigError
 from governance.log import get_logger
-from pretrain.config import EngineConfig, TrainConfig, TrainRecipe, gradient_accumulation_steps
+from pretrain.batch_sizes import refuse_uneven
+from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks
 from pretrain.layout import data_ranks
 from pretrain.model_config import ModelConfig
@@ -255,8 +256,7 @@ def the_batch_divides(s: Situation) -> str | None:
     if s.world_size is None or splits_divide_the_ranks(s):
         return None
     try:
-        ranks = data_ranks(s.world_size, s.engine)
-        gradient_accumulation_steps(s.train.global_batch_size, s.engine.micro_batch_size, ranks)
+        refuse_uneven(s.train, s.engine.micro_batch_size, data_ranks(s.world_size, s.engine))
     except ConfigError as error:
         return str(error)
     return None

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import atexit
 import datetime
+import logging
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -102,6 +104,13 @@ def device_of(ranks: Ranks, wanted: str = "auto") -> torch.device:
     return torch.device("cuda", ranks.local_rank)
 
 
+def capability_of(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of a GPU; None of a CPU."""
+    import torch
+
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
 def join(ranks: Ranks, timeout_seconds: float, wanted: str = "auto") -> torch.device:
     """Meet the other ranks (nccl on CUDA, gloo on CPU), once per process; returns this rank's device.
 
@@ -130,6 +139,23 @@ def join(ranks: Ranks, timeout_seconds: float, wanted: str = "auto") -> torch.de
     distributed.init_process_group(**options)
     atexit.register(_part)
     return device
+
+
+def end_rank(status: int) -> None:
+    """End this process with `status` now, where it is one rank of several; else do nothing.
+
+    Everything is written by then. Without this the interpreter is taken down while gloo's threads may still hold
+    tensors of a collective that is over, and now and then the process aborts after its work is done ("terminate called
+    without an active exception"; pytorch#179291 tells why): a finished job would count as crashed.
+    """
+    from torch import distributed
+
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _part() -> None:

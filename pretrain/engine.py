@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from governance.errors import PipelineError
-from pretrain.compatibility import check_start
 from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.deepspeed_config import deepspeed_config
 from pretrain.distributed import Ranks
@@ -126,11 +125,8 @@ def open_engine(
     """Build the model with the weights that `weight` gives, and wrap it.
 
     Raises:
-        ConfigError: the settings cannot work on this device or with these ranks.
         PipelineError: the model does not fit, or the device's memory is full.
     """
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    check_start(recipe, settings, ranks, device.type, capability)
     refuse_what_cannot_fit(recipe, settings, vocabulary_size, ranks, device)
     config = deepspeed_config(recipe, settings, ranks.world_size, device.type, vocabulary_size)
     deepspeed = _import_deepspeed(settings, ranks, device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,3 +40,7 @@ class Job:
     def layout(self) -> Layout:
         """The place of this rank: which rows it reads, and whether it counts them."""
         return layout_of(self.ranks, self.settings.engine)
+
+    def counted(self, values: Sequence[float]) -> list[float]:
+        """What this rank adds of `values`, counted from the rows that it reads, to a sum over all ranks."""
+        return [value * self.layout.counts for value in values]

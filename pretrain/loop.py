@@ -22,12 +22,12 @@ from pretrain.checkpoint import (
     weights,
     write_checkpoint,
 )
-from pretrain.dataset import micro_batches, rows_of_step
 from pretrain.distributed import add_up
 from pretrain.engine import Engine, foreign_errors, open_engine
 from pretrain.engine_state import MOMENTS, full_state, load_state
 from pretrain.evaluate import measure
 from pretrain.job import Job
+from pretrain.loader import chain, open_loader
 from pretrain.model.decoder import initial_weight, parameter_count
 from pretrain.optim import learning_rate
 from pretrain.speed import Speed
@@ -36,33 +36,40 @@ from pretrain.speed import Speed
 def learn(job: Job) -> TrainState:
     """The loop. A step: agree on leaving, read rows, add up gradients, update, record, validate, save."""
     config, optim = job.recipe.train, job.recipe.optim
-    micro = job.settings.engine.micro_batch_size
     engine, state = _start(job)
     speed = Speed(job)
     job.energy.update(artifact=f"train/{job.store.train_key[:KEY_LENGTH]}", resumed_from=state.step)
-    with progress("train", config.steps, "steps", done=state.step) as advance, foreign_errors():
+    with (
+        progress("train", config.steps, "steps", done=state.step) as advance,
+        foreign_errors(),
+        open_loader(job, state) as loader,
+    ):
         for step in range(state.step + 1, config.steps + 1):
             began = time.perf_counter()
-            numbers = rows_of_step(step, config.global_batch_size, job.train_rows.count, config.seed)
-            groups = micro_batches(numbers, micro, job.layout.data_rank, job.layout.data_ranks)
-            batches = [job.train_rows.batch(group) for group in groups]
-            targets = sum(int((batch.targets >= 0).sum()) for batch in batches)
-            targets, leaving = add_up([targets * job.layout.counts, int(job.leave())], job.device)
+            ready = next(loader)
+            counted = job.counted([ready.targets, *ready.digest])
+            leaving, targets, *digest = add_up([int(job.leave()), *counted], job.device)
             if leaving:
                 _leave(job, engine, state)
 
             rate = learning_rate(step, config.steps, optim)
             engine.set_rate(rate)
             losses = []
-            for batch in batches:
+            engine.set_accumulation(len(ready.batches))
+            for batch in ready.batches:
                 objective, nats = engine.forward(batch)
                 engine.backward(objective, targets)
                 losses.append(nats.sum())
-            loss = add_up([float(sum(losses)) * job.layout.counts], job.device)[0] / max(targets, 1)
+            loss = add_up(job.counted([float(sum(losses))]), job.device)[0] / max(targets, 1)
 
-            state = replace(state, step=step, tokens=state.tokens + targets, losses=[*state.losses, loss])
+            stream = chain(state.stream, step, digest)
+            state = replace(
+                state, step=step, tokens=state.tokens + targets, losses=[*state.losses, loss], stream=stream
+            )
             values = {"loss": loss, "lr": rate, "grad_norm": engine.gradient_norm(), "tokens": state.tokens}
-            values |= speed.of(time.perf_counter() - began)
+            values |= speed.of(time.perf_counter() - began, len(ready.rows))
+            if ready.mixture:
+                job.record("mixture", step, weights=ready.mixture)
             job.record("step", step, **values)
             job.energy["step"] = step
             _refuse_not_finite(step, values)
@@ -128,7 +135,7 @@ def _validate(job: Job, engine: Engine, state: TrainState) -> TrainState:
         job.recipe.train.validation_rows,
         job.settings.engine.micro_batch_size,
         (job.layout.data_rank, job.layout.data_ranks),
-        lambda values: add_up([value * job.layout.counts for value in values], job.device),
+        lambda values: add_up(job.counted(values), job.device),
     )
     values = asdict(measured)
     job.record("validation", state.step, **values)
