@@ -65,7 +65,7 @@ class StepRows:
 def open_loader(job: Job, state: TrainState) -> Iterator[Iterator[StepRows]]:
     """The steps after `state`, in order, this rank's rows of each; read ahead while the context lasts."""
     order = order_of(job.train_rows, job.recipe.train)
-    share = (job.settings.engine.micro_batch_size, job.ranks.rank, job.ranks.world_size)
+    share = (job.settings.engine.micro_batch_size, job.layout.data_rank, job.layout.data_ranks)
     steps = range(state.step + 1, job.recipe.train.steps + 1)
 
     def read(step: int) -> StepRows:
@@ -76,7 +76,7 @@ def open_loader(job: Job, state: TrainState) -> Iterator[Iterator[StepRows]]:
 
 
 def read_step(rows: Rows, order: Order, step: int, share: tuple[int, int, int], device: torch.device) -> StepRows:
-    """The rows of one step; `share` is (micro batch size, rank, world size). For a CUDA device memory is pinned."""
+    """The rows of one step; `share` is (micro batch size, data rank, data ranks). For CUDA memory is pinned."""
     began = time.thread_time()
     numbers, first = order.rows(step), order.sizes.before(step)
     batches = [rows.batch(group) for group in micro_batches(numbers, *share)]

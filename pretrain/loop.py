@@ -69,7 +69,7 @@ def _steps(job: Job, engine: Engine, state: TrainState, heart: Heart) -> TrainSt
                 _leave(job, engine, ledger.settle(state), heart, saved)
 
             engine.set_accumulation(len(ready.batches))
-            loss = _add_up_gradients(engine, ready.batches, targets, pace)
+            loss = _add_up_gradients(job, engine, ready.batches, targets, pace)
             verdict = guard.judge(loss, step)
             job.leave.gently()  # from here on there is something to save
             factor = rate_factor(step, config.steps, optim)
@@ -97,19 +97,19 @@ def _steps(job: Job, engine: Engine, state: TrainState, heart: Heart) -> TrainSt
 
 def _agree(job: Job, ready: StepRows, pace: Pace) -> tuple[int, bool, list[int]]:
     """In one collective: tokens that the global batch predicts, whether to leave, the lanes of the stream's digest."""
-    words = [ready.targets, int(job.leave()), *ready.digest, *pace.slots(ready.step)]
-    targets, leaving, *rest = add_up(words, HOST)
-    pace.tell(ready.step, rest[LANES:])
+    words = [*job.counted([ready.targets, *ready.digest]), int(job.leave()), *pace.slots(ready.step)]
+    targets, *lanes, leaving = (summed := add_up(words, HOST))[: 2 + LANES]
+    pace.tell(ready.step, summed[2 + LANES :])
     if ready.mixture:
         job.record("mixture", ready.step, weights=ready.mixture)
-    return targets, bool(leaving), rest[:LANES]
+    return targets, bool(leaving), lanes
 
 
 def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def _add_up_gradients(engine: Engine, batches: list[Batch], targets: int, pace: Pace) -> torch.Tensor:
+def _add_up_gradients(job: Job, engine: Engine, batches: list[Batch], targets: int, pace: Pace) -> torch.Tensor:
     """Forward and backward of every micro batch; `targets` are those of the global batch.
 
     Returns its nats per token, fp64, on the device: the same bits on every rank, and the host does not wait for them.
@@ -120,7 +120,7 @@ def _add_up_gradients(engine: Engine, batches: list[Batch], targets: int, pace: 
             objective, nats = engine.forward(batch)
         engine.backward(objective, targets, last=batch is batches[-1])
         losses.append(nats.sum())
-    total = torch.stack(losses).double().sum()
+    total = torch.stack(losses).double().sum() * job.layout.counts
     distributed.all_reduce(total)
     return total / max(targets, 1)
 
@@ -181,8 +181,8 @@ def _validate(job: Job, engine: Engine, state: TrainState, heart: Heart, saved: 
         job.validation_rows,
         job.recipe.train.validation_rows,
         job.settings.engine.micro_batch_size,
-        (job.ranks.rank, job.ranks.world_size),
-        lambda values: add_up(values, HOST),
+        (job.layout.data_rank, job.layout.data_ranks),
+        lambda values: add_up(job.counted(values), HOST),
     )
     values = asdict(measured)
     job.record("validation", state.step, **values)

@@ -27,7 +27,8 @@ from governance.files import held, write_json
 from governance.log import get_logger
 from governance.manifest import Manifest, Output, describe
 from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, artifact_folder, commit, find, now
-from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe, check_together
+from pretrain.compatibility import check_start, check_together
+from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks, read_ranks
 from pretrain.preemption import Leave, watch_signals
 
@@ -85,9 +86,8 @@ def _key(tokens: Manifest, recipe: TrainRecipe) -> str:
 def _train(
     tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: Runtime, started_by: tuple[str, Leave]
 ) -> Manifest:
-    from pretrain.batch_sizes import refuse_uneven
     from pretrain.checkpoint import Peers, Store
-    from pretrain.distributed import gather, join
+    from pretrain.distributed import capability_of, gather, join
     from pretrain.job import Job
     from pretrain.loop import learn, run_facts
     from pretrain.tracking import open_record
@@ -101,8 +101,8 @@ def _train(
         _arithmetic(ranks, settings.engine),
         open_record(folder, settings.tracking, recipe, key, writes=ranks.first, head=runtime.head) as (record, attempt),
     ):
-        device = join(ranks, settings.engine.collective_timeout_seconds)
-        refuse_uneven(recipe.train, settings.engine.micro_batch_size, ranks.world_size)
+        device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
+        check_start(recipe, settings.engine, ranks, device.type, capability_of(device))
         train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
         store = Store(runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest)
         peers = Peers(ranks.rank, ranks.world_size, gather)
