@@ -1,8 +1,8 @@
 """A checkpoint is an artifact: a directory whose manifest was written last.
 
     <root>/checkpoint/<key>/weights/00000.safetensors   each parameter's fp32 master weight, by its name
-                            moments/00000.safetensors   "<name>.exp_avg" and "<name>.exp_avg_sq", fp32
-                            state.json                  step, tokens, the loss of every step, validations
+                            moments/00000.safetensors   what the optimizer keeps, as "<name>.exp_avg", fp32
+                            state.json                  step, tokens, losses of all steps, validations, stream, skipped
                             manifest.json
 
 It is *canonical*: whole parameters, whatever the ZeRO stage and the number of ranks that wrote it, so any other layout
@@ -30,6 +30,7 @@ from governance.log import get_logger
 from governance.manifest import FILE_NAME, Input, Manifest, Output, describe, read_manifest, verify
 from governance.stage import Attest, Recipe, artifact_folder, commit, no_attest, now
 from pretrain.config import TrainRecipe
+from pretrain.series import Series
 
 VERSION = 1
 STAGE = "checkpoint"
@@ -57,10 +58,14 @@ class TrainState:
     step: int = 0
     tokens: int = 0
     """Tokens predicted so far."""
-    losses: list[float] = field(default_factory=list)
-    """Nats per token of every step so far, in order."""
+    losses: Series[float | None] = field(default_factory=Series)
+    """Nats per token of every step so far, in order; none where it was not finite."""
     validations: list[dict[str, Any]] = field(default_factory=list)
     """Measurements on the validation shards: step, loss, bits_per_byte."""
+    stream: str = ""
+    """Chained SHA-256 of the tokens that were read, see `loader.py`."""
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    """The steps whose update was left out, see `guard.py`: step, reason, z, rows, documents."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,8 @@ def identity_of(manifest: Manifest) -> CheckpointIdentity:
 
 def read_state(manifest: Manifest, root: Path) -> TrainState:
     """The state beside the weights."""
-    return TrainState(**json.loads((root / manifest.folder / "state.json").read_bytes()))
+    values = json.loads((root / manifest.folder / "state.json").read_bytes())
+    return TrainState(**values | {"losses": Series(values["losses"])})
 
 
 class TensorFiles:
@@ -164,6 +170,7 @@ class TensorFiles:
         self._paths = paths
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
+        self._of: dict[str, list[str]] = {}
 
     def __enter__(self) -> TensorFiles:
         from safetensors import SafetensorError, safe_open
@@ -175,6 +182,9 @@ class TensorFiles:
                 self._stack.close()
                 raise CheckpointError(f"{path}: cannot be read: {error}") from error
             self._files |= dict.fromkeys(file.keys(), file)
+        for name in self._files:
+            parameter, _, what = name.rpartition(".")
+            self._of.setdefault(parameter, []).append(what)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -184,6 +194,10 @@ class TensorFiles:
     def names(self) -> list[str]:
         """All names, sorted."""
         return sorted(self._files)
+
+    def of(self, parameter: str) -> dict[str, Any]:
+        """The tensors named "<parameter>.<what>", by what: whatever moments the optimizer that wrote them keeps."""
+        return {what: self.read(f"{parameter}.{what}") for what in self._of.get(parameter, ())}
 
     def read(self, name: str, shape: Any = None) -> Any:
         """The tensor of this name.
@@ -207,7 +221,7 @@ def weights(manifest: Manifest, root: Path) -> TensorFiles:
 
 
 def moments(manifest: Manifest, root: Path) -> TensorFiles:
-    """The optimizer's moments of a checkpoint, fp32, as "<name>.exp_avg" and "<name>.exp_avg_sq"."""
+    """The optimizer's moments of a checkpoint, fp32, as "<name>.<moment>" (see `optim.parameter_groups`)."""
     return TensorFiles(manifest.files("moments", root))
 
 
