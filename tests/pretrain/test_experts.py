@@ -92,7 +92,7 @@ def test_experts_train_under_zero(stage, tmp_path, run_training, losses_of):
 
 @pytest.mark.slow
 def test_ranks_and_stages_agree_on_experts_and_on_what_is_computed_again(tmp_path, run_training, losses_of):
-    """Two ranks, whose tokens choose other experts, at stage 3 with blocks computed again: the losses of one process."""
+    """Two ranks, whose tokens choose other experts, at stage 3 with blocks computed again: one process's losses."""
     moe = {"num_local_experts": 4, "num_experts_per_tok": 2}
     runs: Runs = {
         how: {"moe": moe, "zero_stage": stage, "activation_checkpointing": how}
