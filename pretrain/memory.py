@@ -35,6 +35,7 @@ _CGROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
+_SHORT_ROWS = 1024  # attention.SHORT: what imports no torch says it again, and a test holds them equal
 _RUNTIME = {"cpu": 500 << 20, "cuda": 1500 << 20}  # torch, DeepSpeed and their tables; CUDA's context and NCCL
 
 
@@ -155,9 +156,13 @@ def _activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
     block = 4 * width + attention + 4 * experts * model.intermediate_size // tensor
     kept = {"none": block, "selective": block - attention, "full": width}[engine.activation_checkpointing]
     again = {"none": 0, "selective": attention, "full": block}[engine.activation_checkpointing]
-    table = 0
+    table, length = 0, recipe.train.sequence_length
     if device == "cpu":  # who may see whom, as bits and as what the kernel adds
-        table = engine.micro_batch_size * recipe.train.sequence_length**2 * (1 + size)
+        table = engine.micro_batch_size * length**2 * (1 + size)
+        if length <= _SHORT_ROWS:  # and the probabilities on and below the diagonal, which short rows keep
+            layers = model.num_hidden_layers if engine.activation_checkpointing == "none" else 1
+            heads_here = model.num_attention_heads // tensor
+            table += size * layers * engine.micro_batch_size * heads_here * length * (length + 64) // 2
     return size * tokens * (model.num_hidden_layers * kept + again + 2 * width) + table
 
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain import memory
 from pretrain.model import attention as kernels
 from pretrain.model.attention import Rule, allowed_pairs
 from pretrain.model.eager import reach_of
@@ -105,3 +106,7 @@ def test_long_rows_of_one_document_need_no_table(monkeypatch):
     assert chosen(cut(64, 0.1)).__qualname__.startswith("tabled")
     assert chosen(cut(32, 0.1)).__qualname__.startswith("block")
     assert kernels.attention(cut(64, 0.0), Rule(0.25, window=8)).__qualname__.startswith("tabled")
+
+
+def test_the_estimate_of_memory_knows_which_rows_are_short():
+    assert memory._SHORT_ROWS == kernels.SHORT

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import torch
 
 from pretrain.model.decoder import Decoder
 from pretrain.model.initial import initial_deviation, initial_weight, learning_rate_scale
+from pretrain.optim import parameter_groups
+from pretrain.optim_config import OptimConfig
 from pretrain.run_config import load_run
 from tests.pretrain.small_models import VARIANTS, config, rows
 
@@ -131,3 +134,14 @@ def test_under_mup_activations_do_not_grow_with_the_width():
 
     assert growth("mup") < 1.5
     assert growth("normal") > 3
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 0.25), ("lion", 0.25), ("muon", 0.02)])
+def test_the_optimizers_groups_heed_mup_and_muon_needs_none(optimizer, rate):
+    settings = config(initialisation="mup", mup_base_width=8)
+    optim = OptimConfig(optimizer=optimizer, learning_rate=1.0, muon_learning_rate=0.02)
+    scale = functools.partial(learning_rate_scale, config=settings)
+    named = list(Decoder(settings, 100).named_parameters())
+    rates = {id(p): g["base_lr"] for g in parameter_groups(named, optim, lambda p: p.shape, scale) for p in g["params"]}
+    told = {name: rates[id(parameter)] for name, parameter in named}
+    assert (told[Q], told[DOWN], told[EMBEDDING], told[HEAD]) == (rate, rate, 1.0, 1.0)
