@@ -9,27 +9,19 @@ from typing import Any
 
 from governance.errors import PipelineError, Preempted
 from governance.log import get_logger, progress
-from governance.manifest import KEY_LENGTH, Manifest
+from governance.manifest import KEY_LENGTH
 from governance.provenance import provenance
 from governance.stage import UNKNOWN_ENERGY
-from pretrain.checkpoint import (
-    TrainState,
-    moments,
-    newest_whole,
-    read_state,
-    remove_old,
-    require_step,
-    weights,
-    write_checkpoint,
-)
+from pretrain.checkpoint import TrainState
 from pretrain.dataset import micro_batches, rows_of_step
 from pretrain.distributed import add_up
 from pretrain.engine import Engine, foreign_errors, open_engine
-from pretrain.engine_state import MOMENTS, full_state, load_state
 from pretrain.evaluate import measure
 from pretrain.job import Job
 from pretrain.model.decoder import initial_weight, parameter_count
 from pretrain.optim import learning_rate
+from pretrain.resuming import resume
+from pretrain.saving import Saver, open_saver
 from pretrain.speed import Speed
 
 
@@ -40,16 +32,20 @@ def learn(job: Job) -> TrainState:
     engine, state = _start(job)
     speed = Speed(job)
     job.energy.update(artifact=f"train/{job.store.train_key[:KEY_LENGTH]}", resumed_from=state.step)
-    with progress("train", config.steps, "steps", done=state.step) as advance, foreign_errors():
+    with (
+        progress("train", config.steps, "steps", done=state.step) as advance,
+        foreign_errors(),
+        open_saver(job, engine, run_facts(job)) as saver,
+    ):
         for step in range(state.step + 1, config.steps + 1):
             began = time.perf_counter()
             numbers = rows_of_step(step, config.global_batch_size, job.train_rows.count, config.seed)
             groups = micro_batches(numbers, micro, job.ranks.rank, job.ranks.world_size)
             batches = [job.train_rows.batch(group) for group in groups]
             targets = sum(int((batch.targets >= 0).sum()) for batch in batches)
-            targets, leaving = add_up([targets, int(job.leave())], job.device)
+            targets, leaving = add_up([targets, int(job.leave() or saver.failed)], job.device)
             if leaving:
-                _leave(job, engine, state)
+                _leave(job, saver, state)
 
             rate = learning_rate(step, config.steps, optim)
             engine.set_rate(rate)
@@ -70,8 +66,7 @@ def learn(job: Job) -> TrainState:
             if _due(step, config.validate_every_steps, config.steps):
                 state = _validate(job, engine, state)
             if _due(step, job.settings.checkpoint.every_steps, config.steps):
-                _save(job, engine, state)
-                job.energy["checkpoint"] = step
+                saver.save(state)
     return state
 
 
@@ -88,24 +83,12 @@ def _start(job: Job) -> tuple[Engine, TrainState]:
         recipe.train.global_batch_size, recipe.train.sequence_length, recipe.train.precision,
         job.ranks.world_size, job.device.type,
     )  # fmt: skip
-    step = job.peers.gather(newest_whole(job.store) if job.ranks.first else None)[0]
     arguments = (recipe, job.settings.engine, job.train_rows.vocabulary_size, job.ranks, job.device)
-    if not step:
-        seed = recipe.train.seed
-        engine = open_engine(*arguments, lambda name, shape: initial_weight(name, shape, recipe.model, seed))
-        return engine, TrainState()
-    log.info("train: going on from the checkpoint of step %d", step)
-    manifest = require_step(job.store, step)
-    with weights(manifest, job.store.root) as masters, moments(manifest, job.store.root) as others:
-        engine = open_engine(*arguments, masters.read)
-        load_state(
-            engine,
-            lambda name: (
-                {"master": masters.read(name)} | {moment: others.read(f"{name}.{moment}") for moment in MOMENTS}
-            ),
-            step,
-        )
-    return engine, read_state(manifest, job.store.root)
+    found = resume(job, lambda weight: open_engine(*arguments, weight))
+    if found is not None:
+        return found
+    seed = recipe.train.seed
+    return open_engine(*arguments, lambda name, shape: initial_weight(name, shape, recipe.model, seed)), TrainState()
 
 
 def _refuse_not_finite(step: int, values: dict[str, Any]) -> None:
@@ -139,19 +122,12 @@ def _validate(job: Job, engine: Engine, state: TrainState) -> TrainState:
     return replace(state, validations=[*state.validations, {"step": state.step, **values}])
 
 
-def _save(job: Job, engine: Engine, state: TrainState) -> Manifest:
-
-    manifest = write_checkpoint(job.store, state, full_state(engine), engine.shapes(), job.peers, run_facts(job))
-    if job.ranks.first:
-        remove_old(job.store, job.settings.checkpoint.keep_last, state.step)
-    return manifest
-
-
-def _leave(job: Job, engine: Engine, state: TrainState) -> None:
-    """Save what was learned since the last checkpoint, and raise."""
+def _leave(job: Job, saver: Saver, state: TrainState) -> None:
+    """Save what was learned since the last checkpoint, and raise once it is durable."""
     every = job.settings.checkpoint.every_steps
-    if state.step and not _due(state.step, every, job.recipe.train.steps):
-        _save(job, engine, state)
+    if state.step > job.energy["resumed_from"] and not _due(state.step, every, job.recipe.train.steps):
+        saver.save(state)
+    saver.wait()
     raise Preempted(f"told to leave after step {state.step}, which is saved; the same command goes on from there")
 
 
