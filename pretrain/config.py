@@ -96,7 +96,15 @@ class CheckpointConfig(Section):
     every_steps: int = Field(default=100, gt=0)
     """Steps between checkpoints; the last step is always saved."""
     keep_last: int = Field(default=2, gt=0)
-    """Checkpoints kept; older ones of this run are removed once a newer one stands."""
+    """Newest checkpoints kept; older ones of this run are removed once a newer one is durable."""
+    keep_every_steps: int = Field(default=0, ge=0)
+    """Checkpoints at multiples of this step are kept for ever; 0: none is."""
+    keep_best: int = Field(default=0, ge=0)
+    """So many checkpoints of least validation loss are kept too (of those that were measured at their own step)."""
+    native: bool = True
+    """With several ranks: leave each rank's own part beside the newest checkpoint, for a fast restart."""
+    asynchronous: bool = True
+    """Write in the background, from a copy in host memory; false: training waits until it is durable."""
 
 
 class EngineConfig(Section):
