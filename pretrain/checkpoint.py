@@ -2,7 +2,7 @@
 
     <root>/checkpoint/<key>/weights/00000.safetensors   each parameter's fp32 master weight, by its name
                             moments/00000.safetensors   "<name>.exp_avg" and "<name>.exp_avg_sq", fp32
-                            state.json                  step, tokens, the loss of every step, validations
+                            state.json                  step, tokens, the loss of every step, validations, tasks
                             manifest.json
 
 It is *canonical*: whole parameters, whatever the ZeRO stage and the number of ranks that wrote it, so any other layout
@@ -60,7 +60,9 @@ class TrainState:
     losses: list[float] = field(default_factory=list)
     """Nats per token of every step so far, in order."""
     validations: list[dict[str, Any]] = field(default_factory=list)
-    """Measurements on the validation shards: step, loss, bits_per_byte."""
+    """Measurements on the validation shards: step, and the fields of `Measurement`."""
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    """The figures of each task each time that it was asked: step, and those of `task_scores.py`."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from governance.config import Section
 from governance.errors import ConfigError
+from pretrain.evaluation_config import EvaluationConfig
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
 
@@ -86,6 +87,7 @@ class TrainRecipe(Section):
     model: ModelConfig
     optim: OptimConfig
     train: TrainConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from pretrain.checkpoint import Peers, Store
     from pretrain.dataset import Rows
+    from pretrain.task_scores import Suite
     from pretrain.tracking import Record
 
 
@@ -34,3 +35,5 @@ class Job:
     energy: dict[str, Any]
     """The meter's: told where the run stands, so that the ledger knows what a kill wasted."""
     leave: Callable[[], bool]
+    suite: Suite | None = None
+    """The questions of `[evaluation]`; None: there are none."""

@@ -28,9 +28,11 @@ from pretrain.engine import Engine, foreign_errors, open_engine
 from pretrain.engine_state import MOMENTS, full_state, load_state
 from pretrain.evaluate import measure
 from pretrain.job import Job
+from pretrain.likelihood import Passes
 from pretrain.model.decoder import initial_weight, parameter_count
 from pretrain.optim import learning_rate
 from pretrain.speed import Speed
+from pretrain.task_scores import ask, told
 
 
 def learn(job: Job) -> TrainState:
@@ -69,6 +71,8 @@ def learn(job: Job) -> TrainState:
             advance(1, f"loss {loss:.3f}, {values['tokens_per_second']:,.0f} tokens/s")
             if _due(step, config.validate_every_steps, config.steps):
                 state = _validate(job, engine, state)
+            if _due(step, job.recipe.evaluation.every_steps, config.steps):
+                state = _ask(job, engine, state)
             if _due(step, job.settings.checkpoint.every_steps, config.steps):
                 _save(job, engine, state)
                 job.energy["checkpoint"] = step
@@ -137,6 +141,18 @@ def _validate(job: Job, engine: Engine, state: TrainState) -> TrainState:
         state.step, measured.loss, measured.bits_per_byte,
     )  # fmt: skip
     return replace(state, validations=[*state.validations, {"step": state.step, **values}])
+
+
+def _ask(job: Job, engine: Engine, state: TrainState) -> TrainState:
+    if job.suite is None:
+        return state
+    tokens = job.settings.engine.micro_batch_size * job.recipe.train.sequence_length  # what is known to fit
+    passes = Passes(tokens, job.ranks.rank, job.ranks.world_size, lambda values: add_up(values, job.device))
+    rows = [{"step": state.step, **row} for row in ask(job.suite, lambda batch: engine.forward(batch)[1], passes)]
+    for row in rows:
+        job.record("task", **row)
+        get_logger(__name__).info("train: step %d, %s", state.step, told(row))
+    return replace(state, tasks=[*state.tasks, *rows])
 
 
 def _save(job: Job, engine: Engine, state: TrainState) -> Manifest:

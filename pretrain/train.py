@@ -1,6 +1,6 @@
 """Training, from token shards to the artifact of a finished run; the loop reads from top to bottom.
 
-    <root>/train/<key>/losses.json            the loss of every step and each validation: a function of the recipe
+    <root>/train/<key>/losses.json            the loss of every step, each validation and task: a function of the recipe
                        metrics.jsonl          what happened, with times and attempts (see tracking.py); not hashed
                        checkpoints.jsonl      the steps that were saved (see checkpoint.py)
                        manifest.json          lists losses.json and the files of the last checkpoint
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pretrain.checkpoint import TrainState
     from pretrain.dataset import Rows
     from pretrain.job import Job
+    from pretrain.task_scores import Suite
 
 VERSION = 1
 STAGE = "train"
@@ -42,10 +43,12 @@ def train(
     runtime: Runtime,
     *,
     before_start: Callable[[], None] = lambda: None,
+    suite: Callable[[], Suite] | None = None,
 ) -> Manifest:
     """Train, or find trained; `before_start` runs before anything is opened, and may refuse by raising.
 
-    Called on every rank; returns the run's manifest on every rank. A finished run is found without importing torch.
+    `suite` opens the questions of `recipe.evaluation`, encoded as the tokens are. Called on every rank; returns the
+    run's manifest on every rank. A finished run is found without importing torch.
 
     Raises:
         ConfigError: the sections do not fit together, or the batch does not divide over the ranks.
@@ -62,10 +65,14 @@ def train(
     if not runtime.make:
         raise MissingInput(f"{STAGE}: not made yet for this configuration. Make it with: {runtime.command}")
     before_start()
-    return _train(tokens, recipe, settings, runtime, key)
+    if recipe.evaluation.tasks and suite is None:
+        raise TypeError("recipe.evaluation names tasks: pass the suite that asks them")
+    return _train(tokens, recipe, settings, runtime, key, suite() if suite and recipe.evaluation.tasks else None)
 
 
-def _train(tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: Runtime, key: str) -> Manifest:
+def _train(
+    tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: Runtime, key: str, suite: Suite | None
+) -> Manifest:
     from pretrain.checkpoint import Peers, Store
     from pretrain.distributed import gather, join
     from pretrain.job import Job
@@ -87,7 +94,8 @@ def _train(tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: R
         store = Store(runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest)
         peers = Peers(ranks.rank, ranks.world_size, gather)
         job = Job(
-            recipe, settings, ranks, device, train_rows, validation_rows, store, peers, record, attempt, energy, leave
+            recipe, settings, ranks, device, train_rows, validation_rows, store, peers, record, attempt, energy, leave,
+            suite,
         )  # fmt: skip
         state = learn(job)
         outputs, stats = _finish(job, state, folder) if ranks.first else ((), {})
@@ -145,7 +153,7 @@ def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], di
     from pretrain.checkpoint import require_step
     from pretrain.model.decoder import parameter_count
 
-    write_json(folder / "losses.json", {"losses": state.losses, "validations": state.validations})
+    write_json(folder / "losses.json", {"losses": state.losses, "validations": state.validations, "tasks": state.tasks})
     losses = describe(folder / "losses.json", job.store.root)
     last = require_step(job.store, state.step)
     best = state.validations[-1] if state.validations else {}
@@ -157,6 +165,7 @@ def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], di
         "final_loss": state.losses[-1],
         "validation_loss": best.get("loss"),
         "bits_per_byte": best.get("bits_per_byte"),
+        "tasks": {row["task"]: row for row in state.tasks if row["step"] == state.step},
         "losses_sha256": losses.sha256,
         "checkpoint": {"path": last.path, "digest": last.digest},
     }
