@@ -2,7 +2,7 @@
 
     <root>/checkpoint/<key>/weights/00000.safetensors   each parameter's fp32 master weight, by its name
                             moments/00000.safetensors   "<name>.exp_avg" and "<name>.exp_avg_sq", fp32
-                            state.json                  step, tokens, the loss of every step, validations, tasks
+                            state.json                  step, tokens, the loss of every step, validations, tasks, stream
                             manifest.json
 
 It is *canonical*: whole parameters, whatever the ZeRO stage and the number of ranks that wrote it, so any other layout
@@ -63,6 +63,8 @@ class TrainState:
     """Measurements on the validation shards: step, and the fields of `Measurement`."""
     tasks: list[dict[str, Any]] = field(default_factory=list)
     """The figures of each task each time that it was asked: step, and those of `task_scores.py`."""
+    stream: str = ""
+    """Chained SHA-256 of the tokens that were read, see `loader.py`."""
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ from pretrain.checkpoint import (
     weights,
     write_checkpoint,
 )
-from pretrain.dataset import micro_batches, rows_of_step
 from pretrain.distributed import add_up
 from pretrain.engine import Engine, foreign_errors, open_engine
 from pretrain.engine_state import MOMENTS, full_state, load_state
 from pretrain.evaluate import measure
 from pretrain.job import Job
 from pretrain.likelihood import Passes
+from pretrain.loader import chain, open_loader
 from pretrain.model.decoder import initial_weight, parameter_count
 from pretrain.optim import learning_rate
 from pretrain.speed import Speed
@@ -38,33 +38,39 @@ from pretrain.task_scores import ask, told
 def learn(job: Job) -> TrainState:
     """The loop. A step: agree on leaving, read rows, add up gradients, update, record, validate, save."""
     config, optim = job.recipe.train, job.recipe.optim
-    micro = job.settings.engine.micro_batch_size
     engine, state = _start(job)
     speed = Speed(job)
     job.energy.update(artifact=f"train/{job.store.train_key[:KEY_LENGTH]}", resumed_from=state.step)
-    with progress("train", config.steps, "steps", done=state.step) as advance, foreign_errors():
+    with (
+        progress("train", config.steps, "steps", done=state.step) as advance,
+        foreign_errors(),
+        open_loader(job, state) as loader,
+    ):
         for step in range(state.step + 1, config.steps + 1):
             began = time.perf_counter()
-            numbers = rows_of_step(step, config.global_batch_size, job.train_rows.count, config.seed)
-            groups = micro_batches(numbers, micro, job.ranks.rank, job.ranks.world_size)
-            batches = [job.train_rows.batch(group) for group in groups]
-            targets = sum(int((batch.targets >= 0).sum()) for batch in batches)
-            targets, leaving = add_up([targets, int(job.leave())], job.device)
+            ready = next(loader)
+            targets, leaving, *digest = add_up([ready.targets, int(job.leave()), *ready.digest], job.device)
             if leaving:
                 _leave(job, engine, state)
 
             rate = learning_rate(step, config.steps, optim)
             engine.set_rate(rate)
             losses = []
-            for batch in batches:
+            engine.set_accumulation(len(ready.batches))
+            for batch in ready.batches:
                 objective, nats = engine.forward(batch)
                 engine.backward(objective, targets)
                 losses.append(nats.sum())
             loss = add_up([float(sum(losses))], job.device)[0] / max(targets, 1)
 
-            state = replace(state, step=step, tokens=state.tokens + targets, losses=[*state.losses, loss])
+            stream = chain(state.stream, step, digest)
+            state = replace(
+                state, step=step, tokens=state.tokens + targets, losses=[*state.losses, loss], stream=stream
+            )
             values = {"loss": loss, "lr": rate, "grad_norm": engine.gradient_norm(), "tokens": state.tokens}
-            values |= speed.of(time.perf_counter() - began)
+            values |= speed.of(time.perf_counter() - began, len(ready.rows))
+            if ready.mixture:
+                job.record("mixture", step, weights=ready.mixture)
             job.record("step", step, **values)
             job.energy["step"] = step
             _refuse_not_finite(step, values)
