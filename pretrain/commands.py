@@ -107,7 +107,7 @@ def export(arguments: Arguments) -> None:
     }
     made_from = [manifest.as_input(), artifacts["tokenizer"].as_input()]
     journal_of(loaded, runtime).state("export", subjects, made_from)
-    say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Llama folder")
+    say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Hugging Face folder")
 
 
 def report(arguments: Arguments) -> None:

@@ -9,8 +9,8 @@
   Predicted tokens are all but the first of each document, the end-of-document token among them. When every row is
   measured, it is exactly the sum of the nats over the bytes.
 
-The same for each source, each language, and each source in each language, where the rows know of what they are. A row
-that holds none of a group's tokens adds nothing to that group's error.
+The same for each source, each language, and each source in each language (`Rows.origins`). A row that holds none
+of a group's tokens adds nothing to that group's error.
 """
 
 from __future__ import annotations
@@ -74,10 +74,7 @@ class Groups:
 
 def groups_of(rows: Rows) -> Groups:
     """The groups of these rows."""
-    origins: Sequence[str] = getattr(rows, "origins", ())
-    if not origins:
-        counts = np.array([rows.targets]), np.array([rows.document_bytes])
-        return Groups((("all", ""),), np.ones((1, 1)), *counts)
+    origins: Sequence[str] = rows.origins
     kinds = {
         "all": [""] * len(origins),
         "by_source": [origin.rpartition("/")[0] for origin in origins],
@@ -87,7 +84,7 @@ def groups_of(rows: Rows) -> Groups:
     names = [(kind, name) for kind, values in kinds.items() for name in sorted(set(values))]
     members = np.array([[kinds[kind][place] == name for kind, name in names] for place in range(len(origins))], float)
     whole = members.astype(np.int64).T
-    targets, sizes = (np.asarray(getattr(rows, name), np.int64) for name in ("origin_targets", "origin_bytes"))
+    targets, sizes = np.asarray(rows.origin_targets, np.int64), np.asarray(rows.origin_bytes, np.int64)
     return Groups(tuple(names), members, whole @ targets, whole @ sizes)
 
 
@@ -127,9 +124,8 @@ def measure(
 def _by_row(batch: Batch, nats: Floats, groups: Groups) -> tuple[npt.NDArray[np.int64], Floats]:
     """Predicted tokens and their nats [B, groups] of each row."""
     predicted = batch.targets.numpy() >= 0
-    origins, count = getattr(batch, "origins", None), len(groups.members)
-    of = np.zeros(nats.shape, np.int64) if origins is None else origins.numpy()
-    place = (np.arange(len(nats))[:, None] * count + of)[predicted]
+    count = len(groups.members)
+    place = (np.arange(len(nats))[:, None] * count + batch.origins.numpy())[predicted]
     shape = (len(nats), count)
     tokens = np.bincount(place, minlength=len(nats) * count).reshape(shape)
     held = np.bincount(place, nats[predicted], minlength=len(nats) * count).reshape(shape)
