@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import asdict, replace
 from typing import Any
 
 from governance.errors import PipelineError, Preempted
 from governance.log import get_logger, progress
-from governance.manifest import KEY_LENGTH, Manifest
+from governance.manifest import KEY_LENGTH
 from governance.provenance import provenance
 from governance.stage import UNKNOWN_ENERGY
 from pretrain.checkpoint import (
@@ -28,9 +27,9 @@ from pretrain.engine import Engine, foreign_errors, open_engine
 from pretrain.engine_state import MOMENTS, full_state, load_state
 from pretrain.evaluate import measure
 from pretrain.job import Job
+from pretrain.meter import Meter, step_note
 from pretrain.model.decoder import initial_weight, parameter_count
 from pretrain.optim import learning_rate
-from pretrain.speed import Speed
 
 
 def learn(job: Job) -> TrainState:
@@ -38,18 +37,18 @@ def learn(job: Job) -> TrainState:
     config, optim = job.recipe.train, job.recipe.optim
     micro = job.settings.engine.micro_batch_size
     engine, state = _start(job)
-    speed = Speed(job)
+    meter = Meter(job, state.step, state.step * config.global_batch_size)
     job.energy.update(artifact=f"train/{job.store.train_key[:KEY_LENGTH]}", resumed_from=state.step)
     with progress("train", config.steps, "steps", done=state.step) as advance, foreign_errors():
         for step in range(state.step + 1, config.steps + 1):
-            began = time.perf_counter()
-            numbers = rows_of_step(step, config.global_batch_size, job.train_rows.count, config.seed)
-            groups = micro_batches(numbers, micro, job.ranks.rank, job.ranks.world_size)
-            batches = [job.train_rows.batch(group) for group in groups]
+            with meter.waiting():
+                numbers = rows_of_step(step, config.global_batch_size, job.train_rows.count, config.seed)
+                groups = micro_batches(numbers, micro, job.ranks.rank, job.ranks.world_size)
+                batches = [job.train_rows.batch(group) for group in groups]
             targets = sum(int((batch.targets >= 0).sum()) for batch in batches)
             targets, leaving = add_up([targets, int(job.leave())], job.device)
             if leaving:
-                _leave(job, engine, state)
+                _leave(job, engine, state, meter)
 
             rate = learning_rate(step, config.steps, optim)
             engine.set_rate(rate)
@@ -62,15 +61,15 @@ def learn(job: Job) -> TrainState:
 
             state = replace(state, step=step, tokens=state.tokens + targets, losses=[*state.losses, loss])
             values = {"loss": loss, "lr": rate, "grad_norm": engine.gradient_norm(), "tokens": state.tokens}
-            values |= speed.of(time.perf_counter() - began)
+            values |= meter.step(len(numbers), len(numbers) * config.sequence_length, targets)
             job.record("step", step, **values)
             job.energy["step"] = step
             _refuse_not_finite(step, values)
-            advance(1, f"loss {loss:.3f}, {values['tokens_per_second']:,.0f} tokens/s")
+            advance(1, step_note(values))
             if _due(step, config.validate_every_steps, config.steps):
-                state = _validate(job, engine, state)
+                state = _validate(job, engine, state, meter)
             if _due(step, job.settings.checkpoint.every_steps, config.steps):
-                _save(job, engine, state)
+                _save(job, engine, state, meter)
                 job.energy["checkpoint"] = step
     return state
 
@@ -118,20 +117,21 @@ def _refuse_not_finite(step: int, values: dict[str, Any]) -> None:
         )
 
 
-def _validate(job: Job, engine: Engine, state: TrainState) -> TrainState:
+def _validate(job: Job, engine: Engine, state: TrainState, meter: Meter) -> TrainState:
 
     if job.validation_rows is None:
         return state
-    measured = measure(
-        lambda batch: engine.forward(batch)[1],
-        job.validation_rows,
-        job.recipe.train.validation_rows,
-        job.settings.engine.micro_batch_size,
-        (job.ranks.rank, job.ranks.world_size),
-        lambda values: add_up(values, job.device),
-    )
-    values = asdict(measured)
-    job.record("validation", state.step, **values)
+    with meter.aside() as seconds:
+        measured = measure(
+            lambda batch: engine.forward(batch)[1],
+            job.validation_rows,
+            job.recipe.train.validation_rows,
+            job.settings.engine.micro_batch_size,
+            (job.ranks.rank, job.ranks.world_size),
+            lambda values: add_up(values, job.device),
+        )
+        values = asdict(measured)
+        job.record("validation", state.step, **values, seconds=seconds())
     get_logger(__name__).info(
         "train: step %d, validation loss %.4f nats/token, %.4f bits/byte",
         state.step, measured.loss, measured.bits_per_byte,
@@ -139,19 +139,20 @@ def _validate(job: Job, engine: Engine, state: TrainState) -> TrainState:
     return replace(state, validations=[*state.validations, {"step": state.step, **values}])
 
 
-def _save(job: Job, engine: Engine, state: TrainState) -> Manifest:
+def _save(job: Job, engine: Engine, state: TrainState, meter: Meter) -> None:
 
-    manifest = write_checkpoint(job.store, state, full_state(engine), engine.shapes(), job.peers, run_facts(job))
-    if job.ranks.first:
-        remove_old(job.store, job.settings.checkpoint.keep_last, state.step)
-    return manifest
+    with meter.aside() as seconds:
+        manifest = write_checkpoint(job.store, state, full_state(engine), engine.shapes(), job.peers, run_facts(job))
+        if job.ranks.first:
+            remove_old(job.store, job.settings.checkpoint.keep_last, state.step)
+        job.record("checkpoint", state.step, path=manifest.path, digest=manifest.digest, seconds=seconds())
 
 
-def _leave(job: Job, engine: Engine, state: TrainState) -> None:
+def _leave(job: Job, engine: Engine, state: TrainState, meter: Meter) -> None:
     """Save what was learned since the last checkpoint, and raise."""
     every = job.settings.checkpoint.every_steps
     if state.step and not _due(state.step, every, job.recipe.train.steps):
-        _save(job, engine, state)
+        _save(job, engine, state, meter)
     raise Preempted(f"told to leave after step {state.step}, which is saved; the same command goes on from there")
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.prepare import prepare
 from governance.attestation import open_journal
 from governance.errors import GateClosed, MissingInput, PipelineError, Preempted
+from governance.files import sha256_file
 from governance.gate import (
     CheckResult,
     decide,
@@ -30,7 +31,7 @@ from governance.gate import (
 )
 from governance.journal import Journal
 from governance.log import get_logger
-from governance.manifest import Manifest, verify
+from governance.manifest import Input, Manifest, verify
 from governance.stage import Runtime
 from pretrain.launch import launch
 from pretrain.run_config import Run
@@ -155,7 +156,9 @@ def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> M
             f"{tokens.path}: its rows are of other token shards than the verdict is on. Remove its folder, then:"
             " assay data prepare CONFIG"
         )
-    return train(tokens, config.recipe, config.settings, runtime)
+    verdict = verdict_path(artifacts["encode"], run.policy, runtime.root)
+    evidence = Input(stage="verdict", digest=sha256_file(verdict), path=str(verdict.relative_to(runtime.root)))
+    return train(tokens, config.recipe, config.settings, runtime, evidence=(evidence,))
 
 
 def training_in(

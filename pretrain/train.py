@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 from governance.errors import MissingInput
 from governance.files import write_json
 from governance.log import get_logger
-from governance.manifest import Manifest, Output, describe
+from governance.manifest import Input, Manifest, Output, describe
 from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, artifact_folder, commit, find, now
 from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe, check_together
 from pretrain.distributed import Ranks, read_ranks
+from pretrain.tracking import About, open_record
 
 if TYPE_CHECKING:
     from pretrain.checkpoint import TrainState
@@ -42,8 +43,11 @@ def train(
     runtime: Runtime,
     *,
     before_start: Callable[[], None] = lambda: None,
+    evidence: tuple[Input, ...] = (),
 ) -> Manifest:
     """Train, or find trained; `before_start` runs before anything is opened, and may refuse by raising.
+
+    `evidence` (a verdict) is named by the mirrors of the run beside what it is trained on, and decides nothing.
 
     Called on every rank; returns the run's manifest on every rank. A finished run is found without importing torch.
 
@@ -62,17 +66,18 @@ def train(
     if not runtime.make:
         raise MissingInput(f"{STAGE}: not made yet for this configuration. Make it with: {runtime.command}")
     before_start()
-    return _train(tokens, recipe, settings, runtime, key)
+    about = About(recipe, key, (tokens.as_input(), *evidence), runtime.head)
+    return _train(tokens, about, settings, runtime)
 
 
-def _train(tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: Runtime, key: str) -> Manifest:
+def _train(tokens: Manifest, about: About, settings: Settings, runtime: Runtime) -> Manifest:
     from pretrain.checkpoint import Peers, Store
     from pretrain.distributed import gather, join
     from pretrain.job import Job
     from pretrain.loop import learn, run_facts
     from pretrain.preemption import watch_signals
-    from pretrain.tracking import open_record
 
+    recipe, key = about.recipe, about.key
     ranks, started = read_ranks(), now()
     folder = artifact_folder(STAGE, key, runtime.root)
     meter = runtime.meter(STAGE) if ranks.local_rank == 0 else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
@@ -80,7 +85,7 @@ def _train(tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: R
         watch_signals() as leave,
         meter as energy,
         _arithmetic(ranks, settings.engine),
-        open_record(folder, settings.tracking, recipe, key, writes=ranks.first, head=runtime.head) as (record, attempt),
+        open_record(folder, settings.tracking, about, writes=ranks.first) as (record, attempt),
     ):
         device = join(ranks, settings.engine.collective_timeout_seconds)
         train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
