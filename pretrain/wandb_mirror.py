@@ -4,7 +4,7 @@ Line `n` of metrics.jsonl is row `n` of the run's history, over all attempts: so
 `wandb_log.py` can compare the two. The x-axis is "step". Artifacts are references with our digest in their metadata:
 no weights, no text and no file of the run is uploaded. Offline nothing leaves the machine.
 
-Price: docs/monitoring.md has the measurement, of this process and of the one that wandb starts beside it.
+Price: a millisecond of processor time a line, with the process that wandb starts beside ours; 0.1 s a checkpoint.
 """
 
 from __future__ import annotations
