@@ -3,7 +3,8 @@
     step        train/loss  train/lr  train/grad_norm  data/tokens  data/epoch  speed/mfu  memory/peak  energy/joules
                 gradient/<group>            of `gradient_norms`
                 loss/<source>/<language>    of `by_origin`
-    validation  validation/loss  validation/<source>/<language>/loss  ...
+    validation  validation/loss  validation/<source>/loss  validation/<source>/<language>/loss  ...
+    task        task/<task>/<field>
     others      <event>/<field>
 
 A field that is not listed here is drawn as well, below its event's name: nothing that is a number is left out.
@@ -27,7 +28,7 @@ _STEP_CHARTS = {field: f"{section}/{field}" for section, fields in _STEP_FIELDS.
     "gradient_norms": "gradient",
     "by_origin": "loss",
 }
-_CHARTS = {"step": _STEP_CHARTS, "validation": {"by_origin": "validation"}}
+_CHARTS = {"step": _STEP_CHARTS, "validation": {"by_origin": "validation", "by_source": "validation"}}
 _UNNAMED = {"step": "train"}
 _PLACE = ("event", "step", "attempt")
 
@@ -36,6 +37,8 @@ def chart_values(line: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a record's line, by chart; what is text, a truth value, a list or unknown has none."""
     event = str(line["event"])
     charts, rest = _CHARTS.get(event, {}), _UNNAMED.get(event, event)
+    if "task" in line:  # one event for each task that was asked
+        rest = f"{event}/{line['task']}"
     values: dict[str, float] = {}
     for field, value in line.items():
         if field not in _PLACE:

@@ -168,9 +168,14 @@ def _resident() -> tuple[int | None, int | None]:
 
 def step_note(values: Mapping[str, Any]) -> str:
     """What stands beside the progress: loss, speed, MFU (or, on a device without a data sheet, the measured share)."""
-    share, name = (values["mfu"], "MFU") if values["mfu"] is not None else (values["mfu_gemm"], "of GEMM")
-    told = "" if share is None else f", {share:.1%} {name}"
-    return f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s{told}"
+    parts = [f"loss {values['loss']:.3f}"]
+    if "tokens_per_second" in values:  # on CUDA a loss is told a step later than it is computed
+        parts.append(f"{values['tokens_per_second']:,.0f} tokens/s")
+    if (share := values.get("mfu")) is not None:
+        parts.append(f"{share:.1%} MFU")
+    elif (share := values.get("mfu_gemm")) is not None:
+        parts.append(f"{share:.1%} of GEMM")
+    return ", ".join(parts)
 
 
 def _peaks(job: Job) -> tuple[Peak, Peak]:

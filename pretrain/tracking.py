@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def open_record(folder: Path, config: TrackingConfig, about: About, *, writes: b
     if not writes:
         yield lambda event, step, **values: None, attempt
         return
-    number = len(earlier)
+    number, one_at_a_time = len(earlier), threading.Lock()
     with contextlib.ExitStack() as stack:
         mirrors = []
         if config.mode != "disabled":
@@ -86,10 +87,11 @@ def open_record(folder: Path, config: TrackingConfig, about: About, *, writes: b
         def record(event: str, step: int, **values: Any) -> None:
             nonlocal number
             line = {"event": event, "step": step, "attempt": attempt, **values}
-            append_line(path, json.dumps(_finite(line), sort_keys=True))
-            for show in mirrors:
-                show(number, line)
-            number += 1
+            with one_at_a_time:  # a checkpoint may be told by the thread that saved it
+                append_line(path, json.dumps(_finite(line), sort_keys=True))
+                for show in mirrors:
+                    show(number, line)
+                number += 1
 
         yield record, attempt
 

@@ -157,3 +157,4 @@ def test_the_note_says_which_share_it_is():
     assert step_note(values) == "loss 3.210, 12,346 tokens/s, 40.0% MFU"
     assert step_note(values | {"mfu": None}) == "loss 3.210, 12,346 tokens/s, 50.0% of GEMM"
     assert step_note(values | {"mfu": None, "mfu_gemm": None}) == "loss 3.210, 12,346 tokens/s"
+    assert step_note({"loss": float("nan")}) == "loss nan"

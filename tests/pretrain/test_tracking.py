@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -195,8 +196,14 @@ def test_every_number_has_a_chart_of_its_own():
         "gradient/embedding": 7.0, "gradient/matrices": 8.0, "loss/tales/en": 9.0, "loss/tales/loss": 10.0,
         "speed/seconds": 11.0, "train/new_field": 12,
     }  # fmt: skip
-    validation = {"event": "validation", "step": 9, "attempt": 1, "loss": 1.0, "by_origin": {"a/en": {"loss": 2.0}}}
-    assert chart_values(validation) == {"validation/loss": 1.0, "validation/a/en/loss": 2.0}
+    validation = {
+        "event": "validation", "step": 9, "attempt": 1, "loss": 1.0, "by_source": {"a": {"loss": 2.0}},
+        "by_origin": {"a/en": {"loss": 3.0}},
+    }  # fmt: skip
+    charts = {"validation/loss": 1.0, "validation/a/loss": 2.0, "validation/a/en/loss": 3.0}
+    assert chart_values(validation) == charts
+    task = {"event": "task", "step": 9, "attempt": 1, "task": "blimp", "acc": 0.5, "acc_stderr": None}
+    assert chart_values(task) == {"task/blimp/acc": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -218,11 +225,32 @@ def test_summaries(chart, summary):
 
 def test_numbers_that_are_not_finite_reach_wandb(tmp_path):
     with open_record(tmp_path, TrackingConfig(mode="offline"), ABOUT, writes=True) as (record, _):
-        record("step", 1, loss=math.nan, grad_norm=math.inf, lr=-math.inf, mfu=None, by_origin={"a/en": math.nan})
+        record("step", 1, loss=math.nan, grad_norm=math.inf, lr=-math.inf, mfu=None, by_origin={"a/en": math.nan},
+               gradient_norms={r".*norm\.weight|.*\.bias": 0.25})  # fmt: skip
     [line] = read_lines(tmp_path / METRICS_FILE)
     [row] = read_offline(tmp_path).history
     assert "speed/mfu" not in row
     assert [line[name] for name in ("loss", "grad_norm", "lr")] == ["nan", "inf", "-inf"]
     assert math.isnan(float(row["train/loss"]))
     assert math.isnan(float(row["loss/a/en"]))
+    assert row[r"gradient/.*norm\.weight|.*\.bias"] == 0.25
     assert (float(row["train/grad_norm"]), float(row["train/lr"])) == (math.inf, -math.inf)
+
+
+def test_lines_of_two_threads_keep_their_numbers(tmp_path, fake_wandb):
+    run = FakeRun()
+    fake_wandb(run)
+    with open_record(tmp_path, TrackingConfig(), ABOUT, writes=True) as (record, _):
+        threads = [
+            threading.Thread(target=lambda place=place: [record("step", place * 100 + n, loss=1.0) for n in range(50)])
+            for place in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    lines = read_lines(tmp_path / METRICS_FILE)
+    assert [(number, values["step"]) for number, values in run.rows] == [
+        (number, line["step"]) for number, line in enumerate(lines)
+    ]
+    assert len(lines) == 200
