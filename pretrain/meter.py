@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pretrain.distributed import add_up
@@ -164,6 +164,17 @@ def _resident() -> tuple[int | None, int | None]:
             elif line.startswith(b"VmRSS"):
                 return 1024 * int(line.split()[1]), peak
     return None, peak
+
+
+def losses_by_origin(names: Sequence[str], nats: Sequence[float], targets: Sequence[float]) -> dict[str, float]:
+    """Nats per predicted token of each origin ("source/language") that the step predicts tokens of.
+
+    Args:
+        names: of all origins.
+        nats: sums over the global batch, one for each name.
+        targets: tokens predicted, one for each name.
+    """
+    return {name: total / count for name, total, count in zip(names, nats, targets, strict=True) if count}
 
 
 def step_note(values: Mapping[str, Any]) -> str:

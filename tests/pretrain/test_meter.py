@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from pretrain import meter as meter_module
 from pretrain.distributed import Ranks
-from pretrain.meter import EnergyPerToken, Meter, data_position, memory, step_note
+from pretrain.meter import EnergyPerToken, Meter, data_position, losses_by_origin, memory, step_note
 from pretrain.model_config import ModelConfig
 from pretrain.peaks import Peak
 
@@ -150,6 +151,13 @@ def test_memory_of_a_card_is_the_allocators(monkeypatch):
     }
     monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: stats)
     assert memory(torch.device("cuda", 0)) == {"memory": 1, "memory_peak": 2, "memory_reserved": 3}
+
+
+def test_an_origin_without_tokens_in_a_step_has_no_loss():
+    found = losses_by_origin(("a/de", "a/en", "b/en"), (6.0, 0.0, math.nan), (3, 0, 2))
+    assert list(found) == ["a/de", "b/en"]
+    assert found["a/de"] == 2.0
+    assert math.isnan(found["b/en"])
 
 
 def test_the_note_says_which_share_it_is():

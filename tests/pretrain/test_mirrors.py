@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -35,8 +38,25 @@ class Crash(Exception):
 
 
 @pytest.fixture(scope="module")
-def mirrored(tmp_path_factory, run_training):
-    """A run that crashed at step 7 and went on, mirrored to both; no socket leads out while it trains."""
+def proxy():
+    """A proxy that serves nobody: its address, and what it was asked for; wandb's own process heeds it, too."""
+    asked: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        asked.append(connection.recv(200))
+
+        threading.Thread(target=listen, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", asked
+
+
+@pytest.fixture(scope="module")
+def mirrored(tmp_path_factory, run_training, proxy):
+    """A run that crashed at step 7 and went on, mirrored to both; whoever asks for the network meets the proxy."""
     root = tmp_path_factory.mktemp("mirrored")
     settings = {"mode": "offline", "tensorboard": True}
 
@@ -52,6 +72,8 @@ def mirrored(tmp_path_factory, run_training):
         patch.delenv("WANDB_API_KEY", raising=False)
         for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
             patch.setenv(name, "unset")
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+            patch.setenv(name, proxy[0])
         patch.setattr(socket, "getaddrinfo", refuse)
         with patch.context() as inner:
             inner.setattr(loop, "learning_rate", crash)
@@ -64,6 +86,15 @@ def mirrored(tmp_path_factory, run_training):
 
 def number(value):
     return float(value) if isinstance(value, str) else value
+
+
+def test_offline_asks_for_no_network(mirrored, proxy):
+    address, asked = proxy
+    assert asked == []
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({"http": address}))
+    with contextlib.suppress(OSError):
+        opener.open("http://example.invalid", timeout=10)
+    assert asked[0].startswith(b"GET http://example.invalid")  # it would have been seen
 
 
 def test_each_event_has_its_fields(mirrored):
