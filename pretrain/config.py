@@ -159,7 +159,7 @@ class EngineConfig(Section):
 
 
 class TrackingConfig(Section):
-    """The mirror at Weights & Biases; metrics.jsonl is written in any case and is the record."""
+    """The mirrors at Weights & Biases and TensorBoard; metrics.jsonl is written in any case and is the record."""
 
     mode: Literal["auto", "offline", "online", "disabled"] = "auto"
     """auto: online when WANDB_API_KEY is set, else offline (upload later with `wandb sync`)."""
@@ -167,6 +167,8 @@ class TrackingConfig(Section):
     """Project that the run appears under."""
     name: str | None = None
     """Name of the run; none: `train-` and the first 8 characters of its key."""
+    tensorboard: bool = False
+    """Whether to write TensorBoard's event files, too; wants the extra `tensorboard`."""
 
 
 class TrainRecipe(Section):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
@@ -14,6 +13,7 @@ from governance.log import get_logger, progress
 from governance.manifest import KEY_LENGTH
 from governance.provenance import provenance
 from governance.stage import UNKNOWN_ENERGY, artifact_folder
+from pretrain.batch_sizes import batch_sizes
 from pretrain.checkpoint import TrainState
 from pretrain.distributed import HOST, add_up
 from pretrain.engine import Engine, foreign_errors, open_engine
@@ -22,12 +22,12 @@ from pretrain.guard import Guard
 from pretrain.job import Job
 from pretrain.ledger import Entry, Ledger, read_later
 from pretrain.likelihood import Passes
-from pretrain.loader import LANES, StepRows, chain, open_loader
+from pretrain.loader import LANES, StepRows, by_origin, chain, open_loader
+from pretrain.meter import Meter, step_note
 from pretrain.model.decoder import Batch, initial_weight, parameter_count
 from pretrain.optim import rate_factor
 from pretrain.resuming import resume
 from pretrain.saving import Saver, open_saver
-from pretrain.speed import Speed
 from pretrain.stragglers import Pace
 from pretrain.task_scores import ask, told
 from pretrain.watchdog import Heart, watch_hangs
@@ -41,6 +41,7 @@ class Parts:
     engine: Engine
     saver: Saver
     heart: Heart
+    meter: Meter
 
 
 def learn(job: Job) -> TrainState:
@@ -49,7 +50,8 @@ def learn(job: Job) -> TrainState:
     with watch_hangs(folder, job.ranks.rank, job.settings.engine) as heart, foreign_errors():
         engine, state = _start(job)
         with open_saver(job, engine, run_facts(job)) as saver:
-            parts = Parts(job, engine, saver, heart)
+            meter = Meter(job, state.step, batch_sizes(job.recipe.train).before(state.step + 1))
+            parts = Parts(job, engine, saver, heart, meter)
             state = _steps(parts, _catch_up(parts, state))
             heart.beat("waiting for the last checkpoint", long=True)
     return state
@@ -59,38 +61,36 @@ def _steps(parts: Parts, state: TrainState) -> TrainState:
     """The loop. A step: read rows, agree on leaving, add up gradients, judge, update, record, validate, save."""
     job, engine, saved = parts.job, parts.engine, state.step
     config, optim = job.recipe.train, job.recipe.optim
-    speed, pace, ledger = Speed(job), Pace(job), Ledger(job)
+    pace, ledger = Pace(job), Ledger(job, engine.group_names())
     guard = Guard(config.skip, state.losses, state.skipped, job.device)
     with (
         progress("train", config.steps, "steps", done=state.step) as advance,
         open_loader(job, state) as loader,
     ):
         for step in range(state.step + 1, config.steps + 1):
-            began = time.perf_counter()
-            with pace.working():
+            with pace.working(), parts.meter.waiting():
                 ready = next(loader)
             targets, leaving, lanes = _agree(parts, ready, pace)
             if leaving:
                 _leave(parts, ledger.settle(state), saved)
 
             engine.set_accumulation(len(ready.batches))
-            loss = _add_up_gradients(job, engine, ready.batches, targets, pace)
+            loss, origins = _add_up_gradients(job, engine, ready.batches, targets, pace)
             verdict = guard.judge(loss, step)
             job.leave.gently()  # from here on there is something to save
             factor = rate_factor(step, config.steps, optim)
-            skipped, norm = engine.update(factor, verdict.skip)
+            skipped, norms = engine.update(factor, verdict.skip)
             guard.accept(loss, skipped)
 
             state = ledger.settle(state)
             state = replace(state, step=step, tokens=state.tokens + targets, stream=chain(state.stream, step, lanes))
-            numbers = read_later(torch.stack([loss, verdict.z, skipped.double(), norm.double()]))
-            seconds = time.perf_counter() - began
+            numbers = read_later(torch.cat([torch.stack([loss, verdict.z, skipped.double()]), norms.double(), origins]))
             values = {"lr": optim.learning_rate * factor, "tokens": state.tokens}
-            values |= speed.of(seconds, len(ready.rows))
+            values |= parts.meter.step(len(ready.rows), len(ready.rows) * config.sequence_length, targets)
             state = ledger.add(state, Entry(step, ready.rows, numbers, values))
-            parts.heart.stepped(step, seconds)
+            parts.heart.stepped(step, values["seconds"])
             job.energy["step"] = step
-            advance(1, f"loss {ledger.told['loss']:.3f}, {ledger.told.get('tokens_per_second', 0.0):,.0f} tokens/s")
+            advance(1, step_note(ledger.told))
             if _due(step, config.validate_every_steps, config.steps):
                 state = _validate(parts, ledger.settle(state), saved)
             if _due(step, job.recipe.evaluation.every_steps, config.steps):
@@ -117,20 +117,29 @@ def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def _add_up_gradients(job: Job, engine: Engine, batches: list[Batch], targets: int, pace: Pace) -> torch.Tensor:
+def _add_up_gradients(
+    job: Job, engine: Engine, batches: list[Batch], targets: int, pace: Pace
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Forward and backward of every micro batch; `targets` are those of the global batch.
 
-    Returns its nats per token, fp64, on the device: the same bits on every rank, and the host does not wait for them.
+    Returns its nats per token, and the nats and then the tokens of each origin; fp64, on the device: the same bits on
+    every rank, and the host does not wait for them.
     """
-    losses = []
+    sums = []
     for batch in batches:
         with pace.passing():
             objective, nats = engine.forward(batch)
         engine.backward(objective, targets, last=batch is batches[-1])
-        losses.append(nats.sum())
-    total = torch.stack(losses).double().sum() * job.layout.counts
+        sums.append(torch.cat([nats.double().sum()[None], *_divided(job, batch, nats)]))
+    total = torch.stack(sums).sum(0) * job.layout.counts
     distributed.all_reduce(total)
-    return total / max(targets, 1)
+    return total[0] / max(targets, 1), total[1:]
+
+
+def _divided(job: Job, batch: Batch, nats: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Nats and tokens by origin, where there are several to tell apart."""
+    several = len(job.train_rows.origins) > 1 and batch.origins is not None
+    return by_origin(nats, batch.origins, len(job.train_rows.origins)) if several else ()
 
 
 def _start(job: Job) -> tuple[Engine, TrainState]:
@@ -177,16 +186,17 @@ def _validate(parts: Parts, state: TrainState, saved: int) -> TrainState:
         _heed(parts, state, saved, f"validation of step {state.step}")
         return parts.engine.forward(batch)[1]
 
-    measured = measure(
-        nats_of,
-        job.validation_rows,
-        job.recipe.train.validation_rows,
-        job.settings.engine.micro_batch_size,
-        (job.layout.data_rank, job.layout.data_ranks),
-        lambda values: add_up(job.counted(values), HOST),
-    )
-    values = asdict(measured)
-    job.record("validation", state.step, **values)
+    with parts.meter.aside() as seconds:
+        measured = measure(
+            nats_of,
+            job.validation_rows,
+            job.recipe.train.validation_rows,
+            job.settings.engine.micro_batch_size,
+            (job.layout.data_rank, job.layout.data_ranks),
+            lambda values: add_up(job.counted(values), HOST),
+        )
+        values = asdict(measured)
+        job.record("validation", state.step, **values, seconds=seconds())
     get_logger(__name__).info(
         "train: step %d, validation loss %.4f nats/token, %.4f bits/byte",
         state.step, measured.loss, measured.bits_per_byte,
@@ -207,7 +217,8 @@ def _ask(parts: Parts, state: TrainState, saved: int) -> TrainState:
     tokens = job.settings.engine.micro_batch_size * job.recipe.train.sequence_length  # what is known to fit
     place = (job.layout.data_rank, job.layout.data_ranks)
     passes = Passes(tokens, *place, lambda values: add_up(job.counted(values), HOST))
-    rows = [{"step": state.step, **row} for row in ask(job.suite, nats_of, passes)]
+    with parts.meter.aside():
+        rows = [{"step": state.step, **row} for row in ask(job.suite, nats_of, passes)]
     for row in rows:
         job.record("task", **row)
         get_logger(__name__).info("train: step %d, %s", state.step, told(row))
@@ -223,11 +234,11 @@ def _heed(parts: Parts, state: TrainState, saved: int, what: str) -> None:
 
 def _save(parts: Parts, state: TrainState) -> None:
     """Begin to save: the loop stands still for a copy, and for the save before this one if it is not done yet."""
-    began = time.perf_counter()
     parts.heart.beat(f"checkpoint of step {state.step}", long=True)
-    parts.saver.save(state)
+    with parts.meter.aside() as seconds:
+        parts.saver.save(state)
+        parts.job.record("save", state.step, seconds=seconds())
     parts.heart.beat(f"after the copy for the checkpoint of step {state.step}")
-    parts.job.record("save", state.step, stall_seconds=time.perf_counter() - began)
 
 
 def _leave(parts: Parts, state: TrainState, saved: int) -> NoReturn:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.prepare import prepare
 from governance.attestation import open_journal
 from governance.errors import GateClosed, MissingInput, PipelineError, Preempted
+from governance.files import sha256_file
 from governance.gate import (
     CheckResult,
     decide,
@@ -30,7 +31,7 @@ from governance.gate import (
 )
 from governance.journal import Journal
 from governance.log import get_logger
-from governance.manifest import Manifest, verify
+from governance.manifest import Input, Manifest, verify
 from governance.stage import Runtime
 from pretrain.launch import launch, standing_of
 from pretrain.run_config import Run
@@ -161,7 +162,9 @@ def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> M
         )
     recipe = config.recipe.model_copy(update={"evaluation": pin(config.evaluation, run.folder)})
     suite = partial(_suite, run, artifacts, runtime, config.train.sequence_length)
-    return train(tokens, recipe, config.settings, runtime, suite=suite)
+    verdict = verdict_path(artifacts["encode"], run.policy, runtime.root)
+    evidence = Input(stage="verdict", digest=sha256_file(verdict), path=str(verdict.relative_to(runtime.root)))
+    return train(tokens, recipe, config.settings, runtime, suite=suite, evidence=(evidence,))
 
 
 def _suite(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime, window: int) -> Suite:

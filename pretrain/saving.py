@@ -77,7 +77,13 @@ def open_saver(job: Job, engine: Engine, run: dict[str, Any]) -> Iterator[Saver]
     whole = engine.tensor_parts.size == 1
     source = Source(lambda: local_state(engine), shapes, engine.zero_stage, engine.device.type == "cuda", whole)
     saver = Saver(job.store, source, job.peers, job.settings.checkpoint, run)
-    saver.when_durable = lambda step: job.energy.update(checkpoint=step)
+
+    def durable(step: int, manifest: Manifest | None) -> None:
+        job.energy.update(checkpoint=step)
+        if manifest is not None:
+            job.record("checkpoint", step, path=manifest.path, digest=manifest.digest)
+
+    saver.when_durable = durable
     with saver:
         yield saver
 
@@ -96,8 +102,8 @@ class Saver:
         self._meeting: Meeting | None = None
         self._fault: BaseException | None = None
         self._over, self._failing = threading.Event(), threading.Event()
-        self.when_durable: Callable[[int], None] = lambda step: None
-        """Called on every rank, in its thread, with the step that became durable."""
+        self.when_durable: Callable[[int, Manifest | None], None] = lambda step, manifest: None
+        """Called on every rank, in its thread, with the step that became durable, and on rank 0 its manifest."""
 
     def __enter__(self) -> Saver:
         return self
@@ -172,8 +178,8 @@ class Saver:
         with contextlib.suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # Linux: of this thread alone
         try:
-            write_checkpoint(self._store, state, self._buffers, self._source, meeting, self._config, self._run)
-            self.when_durable(state.step)
+            made = write_checkpoint(self._store, state, self._buffers, self._source, meeting, self._config, self._run)
+            self.when_durable(state.step, made)
         except MeetingOver:
             pass
         except BaseException as error:
@@ -188,8 +194,10 @@ def write_checkpoint(
     meeting: Meeting,
     config: CheckpointConfig,
     run: dict[str, Any],
-) -> None:
+) -> Manifest | None:
     """Write and commit, together with the other ranks' threads; when it returns, it is durable.
+
+    Returns, on rank 0, the checkpoint's manifest.
 
     Raises:
         StorageError: this rank's disk is full.
@@ -217,6 +225,7 @@ def write_checkpoint(
         write_json(folder / "state.json", asdict(state))
         made.append(describe(folder / "state.json", store.root))
     outputs = [Output.model_validate(value) for values in meeting.share("canonical", _plain(made)) for value in values]
+    manifest = None
     if first:
         facts = {**run, "started": started, "finished": now()}
         manifest = commit(_manifest(store, state, outputs, facts), store.root, store.attest)
@@ -226,6 +235,7 @@ def write_checkpoint(
         remove_native(store, kept)
         remove_old(store, config, state.step, state.validations)
     meeting.share("durable", None)
+    return manifest
 
 
 def _plain(outputs: Sequence[Output]) -> list[dict[str, Any]]:

@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any
 from governance.errors import MissingInput, Occupied
 from governance.files import held, write_json
 from governance.log import get_logger
-from governance.manifest import Manifest, Output, describe
+from governance.manifest import Input, Manifest, Output, describe
 from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, artifact_folder, commit, find, now
 from pretrain.compatibility import check_start, check_together
 from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks, read_ranks
 from pretrain.preemption import Leave, watch_signals
+from pretrain.tracking import About, open_record
 
 if TYPE_CHECKING:
     from pretrain.checkpoint import TrainState
@@ -51,11 +52,13 @@ def train(
     *,
     before_start: Callable[[], None] = lambda: None,
     suite: Callable[[], Suite] | None = None,
+    evidence: tuple[Input, ...] = (),
 ) -> Manifest:
     """Train, or find trained; `before_start` runs before anything is opened, and may refuse by raising.
 
-    `suite` opens the questions of `recipe.evaluation`, encoded as the tokens are. Called on every rank; returns the
-    run's manifest on every rank. A finished run is found without importing torch.
+    `suite` opens the questions of `recipe.evaluation`, encoded as the tokens are. `evidence` (a verdict) is named by
+    the mirrors of the run beside what it is trained on, and decides nothing. Called on every rank; returns the run's
+    manifest on every rank. A finished run is found without importing torch.
 
     Raises:
         ConfigError: the sections do not fit together, or the batch does not divide over the ranks.
@@ -77,7 +80,8 @@ def train(
         raise TypeError("recipe.evaluation names tasks: pass the suite that asks them")
     with watch_signals() as leave:
         questions = suite() if suite and recipe.evaluation.tasks else None
-        return _train(tokens, recipe, settings, runtime, (key, leave), questions)
+        about = About(recipe, key, (tokens.as_input(), *evidence), runtime.head)
+        return _train(tokens, about, settings, runtime, leave, questions)
 
 
 def folder_of(tokens: Manifest, recipe: TrainRecipe, root: Path) -> Path:
@@ -90,27 +94,21 @@ def _key(tokens: Manifest, recipe: TrainRecipe) -> str:
 
 
 def _train(
-    tokens: Manifest,
-    recipe: TrainRecipe,
-    settings: Settings,
-    runtime: Runtime,
-    started_by: tuple[str, Leave],
-    suite: Suite | None,
+    tokens: Manifest, about: About, settings: Settings, runtime: Runtime, leave: Leave, suite: Suite | None
 ) -> Manifest:
     from pretrain.checkpoint import Peers, Store
     from pretrain.distributed import capability_of, gather, join
     from pretrain.job import Job
     from pretrain.loop import learn, run_facts
-    from pretrain.tracking import open_record
 
-    (key, leave), ranks, started = started_by, read_ranks(), now()
+    recipe, key, ranks, started = about.recipe, about.key, read_ranks(), now()
     folder = artifact_folder(STAGE, key, runtime.root)
     meter = runtime.meter(STAGE) if ranks.local_rank == 0 else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
     with (
         _alone(folder, ranks),
         meter as energy,
         _arithmetic(ranks, settings.engine),
-        open_record(folder, settings.tracking, recipe, key, writes=ranks.first, head=runtime.head) as (record, attempt),
+        open_record(folder, settings.tracking, about, writes=ranks.first) as (record, attempt),
     ):
         device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
         check_start(recipe, settings.engine, ranks, device.type, capability_of(device))

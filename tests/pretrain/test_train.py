@@ -74,9 +74,6 @@ def test_it_learns_and_says_what_it_did(finished, losses_of):
     lines = read_lines(root / run.folder / "metrics.jsonl")
     steps = [line for line in lines if line["event"] == "step"]
     assert [line["loss"] for line in steps] == losses
-    assert set(steps[0]) == {
-        "attempt", "event", "grad_norm", "loss", "lr", "mfu", "seconds", "step", "tokens", "tokens_per_second",
-    }  # fmt: skip
     assert steps[-1]["tokens"] == run.stats["tokens"]
     assert [line["step"] for line in lines if line["event"] == "validation"] == [4, 8, 10]
 
