@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -13,6 +14,7 @@ import pytest
 from governance.errors import ConfigError
 from governance.files import read_lines
 from governance.manifest import Input
+from pretrain import run as run_module
 from pretrain.charts import chart_values, summary_of
 from pretrain.config import TrackingConfig, TrainConfig, TrainRecipe
 from pretrain.model_config import ModelConfig
@@ -254,3 +256,18 @@ def test_lines_of_two_threads_keep_their_numbers(tmp_path, fake_wandb):
         (number, line["step"]) for number, line in enumerate(lines)
     ]
     assert len(lines) == 200
+
+
+def test_training_names_the_verdict_that_let_it_through(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(run_module, "pass_gate", lambda run, artifacts, runtime: {})
+    monkeypatch.setattr("pretrain.train.train", lambda *arguments, **options: given.update(options))
+    path = tmp_path / "verdicts" / f"{'d' * 16}-{'p' * 16}.json"
+    path.parent.mkdir()
+    path.write_bytes(b"a signed verdict")
+    run = SimpleNamespace(config=SimpleNamespace(recipe=RECIPE, settings=None), policy=SimpleNamespace(digest="p" * 64))
+    tokens = SimpleNamespace(digest="d" * 64, stage="encode")
+    run_module.training(run, {"encode": tokens}, SimpleNamespace(root=tmp_path))
+    [verdict] = given["evidence"]
+    assert (verdict.stage, verdict.path) == ("verdict", f"verdicts/{path.name}")
+    assert verdict.digest == hashlib.sha256(b"a signed verdict").hexdigest()
