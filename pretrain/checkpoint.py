@@ -2,7 +2,7 @@
 
     <root>/checkpoint/<key>/weights/00000.safetensors   each parameter's fp32 master weight, by its name
                             moments/00000.safetensors   "<name>.exp_avg" and "<name>.exp_avg_sq", fp32
-                            state.json                  step, tokens, the loss of every step, validations, skipped steps
+                            state.json                  step, tokens, losses, validations, stream, skipped steps
                             manifest.json
 
 It is *canonical*: whole parameters, whatever the ZeRO stage and the number of ranks that wrote it, so any other layout
@@ -62,6 +62,8 @@ class TrainState:
     """Nats per token of every step so far, in order; none where it was not finite."""
     validations: list[dict[str, Any]] = field(default_factory=list)
     """Measurements on the validation shards: step, loss, bits_per_byte."""
+    stream: str = ""
+    """Chained SHA-256 of the tokens that were read, see `loader.py`."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """The steps whose update was left out, see `guard.py`: step, reason, z, rows, documents."""
 

@@ -20,7 +20,16 @@ again), 77 the gate is closed, 78 the configuration is wrong"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; return the process's exit status."""
+    """Run one command; return the process's exit status. One rank of several ends the process itself."""
+    status = _run(argv)
+    if "torch.distributed" in sys.modules:
+        from pretrain.distributed import end_rank
+
+        end_rank(status)
+    return status
+
+
+def _run(argv: list[str] | None) -> int:
     # Read once, when torch loads OpenMP: a waiting thread spins for a moment and then sleeps. By default it spins on,
     # on the core that the other thread needs when the machine is shared (benchmarks/RESULTS.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

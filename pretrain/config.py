@@ -11,16 +11,43 @@ dictionary in `engine.py`, the learning rate in `optim.py`), never a second sett
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from governance.config import Section
 from governance.errors import ConfigError
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
 from pretrain.skip_config import SkipConfig
+
+
+class RampConfig(Section):
+    """One stage of a growing batch."""
+
+    until_step: int = Field(gt=0)
+    """The last optimizer step of this stage."""
+    global_batch_size: int = Field(gt=0)
+    """Rows of each of its steps, over all ranks and micro batches."""
+
+
+class MixtureConfig(Section):
+    """In which proportion the sources are read from a step on."""
+
+    from_step: int = Field(gt=0)
+    """The first optimizer step of these weights."""
+    weights: dict[str, float]
+    """Source -> its share of the rows, relative to the others'; a source that is not named, or has 0, is not read."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MixtureConfig:
+        wrong = {name: weight for name, weight in self.weights.items() if not 0.0 <= weight < math.inf}
+        if wrong or not sum(self.weights.values()) > 0.0:
+            raise ValueError(f"weights {wrong or self.weights} must be 0 or more, and one of them more than 0")
+        return self
 
 
 class TrainConfig(Section):
@@ -30,6 +57,12 @@ class TrainConfig(Section):
     """Tokens of one row."""
     global_batch_size: int = Field(gt=0)
     """Rows of one optimizer step, over all ranks and micro batches."""
+    batch_size_ramp: tuple[RampConfig, ...] = ()
+    """`[[train.batch_size_ramp]]`: other batch sizes for the first steps, stage after stage; afterwards
+    `global_batch_size`. The learning rate stays a function of the step."""
+    mixture: tuple[MixtureConfig, ...] = ()
+    """`[[train.mixture]]`: weights of the sources, each from a step on; before the first, each source weighs its rows.
+    None: all rows in one order, whatever source they are of."""
     steps: int = Field(gt=0)
     """Optimizer steps."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
@@ -42,6 +75,16 @@ class TrainConfig(Section):
     """The most rows of each measurement, spread evenly over the validation shards."""
     skip: SkipConfig = SkipConfig()
     """Which batches are left out."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        for field, starts in (
+            ("batch_size_ramp: until_step", [stage.until_step for stage in self.batch_size_ramp]),
+            ("mixture: from_step", [phase.from_step for phase in self.mixture]),
+        ):
+            if any(after <= before for before, after in itertools.pairwise(starts)):
+                raise ValueError(f"{field} is {starts}; it must rise from each entry to the next")
+        return self
 
 
 class CheckpointConfig(Section):
@@ -135,8 +178,10 @@ def check_together(recipe: TrainRecipe, engine: EngineConfig) -> None:
         raise ConfigError("\n".join(faults))
 
 
-def gradient_accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """Micro batches that each rank adds up for one optimizer step.
+def gradient_accumulation_steps(
+    global_batch_size: int, micro_batch_size: int, world_size: int, field: str = "train.global_batch_size"
+) -> int:
+    """Micro batches that each rank adds up for one optimizer step; `field` names the batch in the error.
 
     Raises:
         ConfigError: the global batch does not divide evenly.
@@ -144,7 +189,7 @@ def gradient_accumulation_steps(global_batch_size: int, micro_batch_size: int, w
     rows = micro_batch_size * world_size
     if global_batch_size % rows:
         raise ConfigError(
-            f"train.global_batch_size = {global_batch_size} is not a multiple of engine.micro_batch_size x ranks = "
+            f"{field} = {global_batch_size} is not a multiple of engine.micro_batch_size x ranks = "
             f"{micro_batch_size} x {world_size} = {rows}; choose a micro batch that divides "
             f"{global_batch_size / world_size:g} rows a rank"
         )

@@ -9,7 +9,9 @@ from __future__ import annotations
 import atexit
 import datetime
 import functools
+import logging
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -115,6 +117,23 @@ def join(ranks: Ranks, timeout_seconds: float) -> torch.device:
     distributed.init_process_group(**options)
     atexit.register(_part)
     return device
+
+
+def end_rank(status: int) -> None:
+    """End this process with `status` now, where it is one rank of several; else do nothing.
+
+    Everything is written by then. Without this the interpreter is taken down while gloo's threads may still hold
+    tensors of a collective that is over, and now and then the process aborts after its work is done ("terminate called
+    without an active exception"; pytorch#179291 tells why): a finished job would count as crashed.
+    """
+    from torch import distributed
+
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _part() -> None:

@@ -58,10 +58,20 @@ class Engine:
     """The `DeepSpeedEngine`."""
     zero_stage: int
     device: torch.device
-    loss_scale: float
-    """Accumulation steps x ranks: by how much DeepSpeed divides the gradients that it adds up."""
+    world_size: int
     learning_rate: float
     """The full rate."""
+
+    @property
+    def loss_scale(self) -> float:
+        """Accumulation steps x ranks: by how much DeepSpeed divides the gradients that it adds up."""
+        return float(self.deepspeed.gradient_accumulation_steps() * self.world_size)
+
+    def set_accumulation(self, micro_batches: int) -> None:
+        """Say of how many micro batches of this rank the coming update is made; between two updates only."""
+        rows = self.deepspeed.train_micro_batch_size_per_gpu() * micro_batches * self.world_size
+        self.deepspeed.set_train_batch_size(rows)
+        self.deepspeed.micro_steps = 0  # the end of an update is told by this count modulo the number
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """A micro batch on this rank: what is differentiated, and the nats of each token (see `Decoder.forward`)."""
@@ -139,8 +149,7 @@ def open_engine(
             wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if settings.compile:
         wrapped.compile()
-    scale = float(config["gradient_accumulation_steps"] * ranks.world_size)
-    engine = Engine(wrapped, settings.zero_stage, device, scale, recipe.optim.learning_rate)
+    engine = Engine(wrapped, settings.zero_stage, device, ranks.world_size, recipe.optim.learning_rate)
     prepare_moments(engine, 0)
     return engine
 

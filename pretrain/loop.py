@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
@@ -25,7 +25,6 @@ from pretrain.checkpoint import (
     weights,
     write_checkpoint,
 )
-from pretrain.dataset import micro_batches, rows_of_step
 from pretrain.distributed import HOST, add_up
 from pretrain.engine import Engine, foreign_errors, open_engine
 from pretrain.engine_state import MOMENTS, full_state, load_state
@@ -33,6 +32,7 @@ from pretrain.evaluate import measure
 from pretrain.guard import Guard
 from pretrain.job import Job
 from pretrain.ledger import Entry, Ledger, read_later
+from pretrain.loader import StepRows, chain, open_loader
 from pretrain.model.decoder import Batch, initial_weight, parameter_count
 from pretrain.optim import rate_factor
 from pretrain.speed import Speed
@@ -56,19 +56,16 @@ def _steps(job: Job, engine: Engine, state: TrainState, heart: Heart) -> TrainSt
     job.energy.update(artifact=f"train/{job.store.train_key[:KEY_LENGTH]}", resumed_from=state.step)
     state = _catch_up(job, engine, state, heart)
     saved = state.step
-    with progress("train", config.steps, "steps", done=state.step) as advance:
+    with progress("train", config.steps, "steps", done=saved) as advance, open_loader(job, state) as loader:
         for step in range(state.step + 1, config.steps + 1):
             began = time.perf_counter()
             with pace.working():
-                rows = rows_of_step(step, config.global_batch_size, job.train_rows.count, config.seed)
-                batches = _batches(job, rows)
-                targets = sum(int((batch.targets >= 0).sum()) for batch in batches)
-            targets, leaving, *times = add_up([targets, int(job.leave()), *pace.slots(step)], HOST)
-            pace.tell(step, times)
+                ready = next(loader)
+            targets, leaving, digest = _agree(job, ready, pace)
             if leaving:
                 _leave(job, engine, ledger.settle(state), heart, saved)
 
-            loss = _add_up_gradients(engine, batches, targets, pace)
+            loss = _add_up_gradients(engine, ready.batches, targets, pace)
             verdict = guard.judge(loss, step)
             job.leave.gently()  # from here on there is something to save
             factor = rate_factor(step, config.steps, optim)
@@ -76,11 +73,15 @@ def _steps(job: Job, engine: Engine, state: TrainState, heart: Heart) -> TrainSt
             guard.accept(loss, skipped)
 
             state = ledger.settle(state)
-            state = replace(state, step=step, tokens=state.tokens + targets)
+            stream = chain(state.stream, step, digest)
+            state = replace(state, step=step, tokens=state.tokens + targets, stream=stream)
             numbers = read_later(torch.stack([loss, verdict.z, skipped.double(), norm.double()]))
             seconds = time.perf_counter() - began
-            values = {"lr": optim.learning_rate * factor, "tokens": state.tokens, **speed.of(seconds)}
-            state = ledger.add(state, Entry(step, rows, numbers, values))
+            values = {"lr": optim.learning_rate * factor, "tokens": state.tokens}
+            values |= speed.of(seconds, len(ready.rows))
+            if ready.mixture:
+                job.record("mixture", step, weights=ready.mixture)
+            state = ledger.add(state, Entry(step, ready.rows, numbers, values))
             heart.stepped(step, seconds)
             job.energy["step"] = step
             advance(1, f"loss {ledger.told['loss']:.3f}, {ledger.told.get('tokens_per_second', 0.0):,.0f} tokens/s")
@@ -97,18 +98,23 @@ def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def _batches(job: Job, rows: list[int]) -> list[Batch]:
-    """This rank's micro batches of a global batch."""
-    groups = micro_batches(rows, job.settings.engine.micro_batch_size, job.ranks.rank, job.ranks.world_size)
-    return [job.train_rows.batch(group) for group in groups]
+def _agree(job: Job, ready: StepRows, pace: Pace) -> tuple[int, int, list[int]]:
+    """What the host must know of all ranks before a step: its targets, who was told to leave, the stream's digest."""
+    times = pace.slots(ready.step)
+    counts = [ready.targets, int(job.leave()), *ready.digest]
+    told = add_up([*counts, *times], HOST)
+    pace.tell(ready.step, told[len(counts) :])
+    targets, leaving, *digest = told[: len(counts)]
+    return targets, leaving, digest
 
 
-def _add_up_gradients(engine: Engine, batches: list[Batch], targets: int, pace: Pace) -> torch.Tensor:
+def _add_up_gradients(engine: Engine, batches: Sequence[Batch], targets: int, pace: Pace) -> torch.Tensor:
     """Forward and backward of every micro batch; `targets` are those of the global batch.
 
     Returns its nats per token, fp64, on the device: the same bits on every rank, and the host does not wait for them.
     """
     losses = []
+    engine.set_accumulation(len(batches))
     for batch in batches:
         with pace.passing():
             objective, nats = engine.forward(batch)

@@ -85,6 +85,7 @@ def _key(tokens: Manifest, recipe: TrainRecipe) -> str:
 def _train(
     tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: Runtime, started_by: tuple[str, Leave]
 ) -> Manifest:
+    from pretrain.batch_sizes import refuse_uneven
     from pretrain.checkpoint import Peers, Store
     from pretrain.distributed import gather, join
     from pretrain.job import Job
@@ -101,6 +102,7 @@ def _train(
         open_record(folder, settings.tracking, recipe, key, writes=ranks.first, head=runtime.head) as (record, attempt),
     ):
         device = join(ranks, settings.engine.collective_timeout_seconds)
+        refuse_uneven(recipe.train, settings.engine.micro_batch_size, ranks.world_size)
         train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
         store = Store(runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest)
         peers = Peers(ranks.rank, ranks.world_size, gather)
@@ -174,13 +176,14 @@ def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
 
 def _open_data(tokens: Manifest, train: TrainConfig, root: Path, ranks: Ranks) -> tuple[Rows, Rows | None]:
     """Verify the token shards, each by one rank, and map them."""
+    from pretrain.batch_sizes import batch_sizes
     from pretrain.dataset import altered_shards, open_rows, refuse_altered, refuse_small
     from pretrain.distributed import gather
 
     problems = gather(altered_shards(tokens, root, ranks.rank, ranks.world_size))
     refuse_altered([line for lines in problems for line in lines])
     train_rows = open_rows(tokens, "train", root, train.sequence_length)
-    refuse_small(train_rows, train.global_batch_size)
+    refuse_small(train_rows, max(batch_sizes(train).sizes))
     if not tokens.files("validation", root) or not tokens.stats.get("validation_tokens", 1):
         get_logger(__name__).warning("%s holds out no document: nothing is validated", tokens.folder)
         return train_rows, None
@@ -207,6 +210,7 @@ def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], di
         "validation_loss": best.get("loss"),
         "bits_per_byte": best.get("bits_per_byte"),
         "losses_sha256": losses.sha256,
+        "stream_sha256": state.stream,
         "checkpoint": {"path": last.path, "digest": last.digest},
     }
     return [losses, *last.outputs], stats

@@ -7,6 +7,7 @@ whole global batch predicts, over micro batches and ranks, and a mean of unequal
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,11 +34,20 @@ class Batch:
     """int32 [B, L], number of the document within its row."""
     positions: torch.Tensor
     """int32 [B, L], position within the document."""
+    origins: torch.Tensor | None = None
+    """int64 [B, L], number of the document's "source/language" (`Rows.origins`), -1 where nothing is predicted."""
 
     def to(self, device: torch.device) -> Batch:
         """The same rows on another device."""
-        columns = (self.tokens, self.targets, self.segments, self.positions)
-        return Batch(*(column.to(device, non_blocking=True) for column in columns))
+        return self._each(lambda column: column.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The same rows in page-locked memory, from which a copy to CUDA does not hold up the host."""
+        return self._each(lambda column: column.pin_memory())
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        columns = (self.tokens, self.targets, self.segments, self.positions, self.origins)
+        return Batch(*(None if column is None else change(column) for column in columns))
 
 
 class Stack(nn.Module):

@@ -189,4 +189,6 @@ def test_the_state_is_plain_json(tmp_path):
     store = store_in(tmp_path)
     manifest = save(store, 2)
     values = json.loads((tmp_path / manifest.folder / "state.json").read_bytes())
-    assert values == {"step": 2, "tokens": 20, "losses": [1.5, 1.5], "validations": [], "skipped": []}
+    assert values == {
+        "step": 2, "tokens": 20, "losses": [1.5, 1.5], "validations": [], "stream": "", "skipped": [],
+    }  # fmt: skip

@@ -3,11 +3,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from governance.errors import ConfigError, Preempted
 from pretrain.distributed import Ranks, meeting_point, read_ranks, threads_of
+from pretrain.launch import _free_port
 from pretrain.preemption import SIGNALS, watch_signals
 
 
@@ -97,3 +100,42 @@ def test_a_rank_that_waited_for_one_that_left_is_preempted_too():
         wait_in_a_collective()
     with pytest.raises(RuntimeError, match="our own"), watch_signals():
         raise RuntimeError("our own mistake")
+
+
+_RANK = """
+import atexit, sys, torch
+from pretrain import cli
+from pretrain.launch import _free_port
+from pretrain.distributed import join, read_ranks
+
+def command(argv):
+    join(read_ranks(), 60.0)
+    torch.distributed.all_reduce(torch.ones(1))
+    print("worked")
+    return 75
+
+atexit.register(lambda: print("the interpreter was taken down"))
+cli._run = command
+sys.exit(cli.main([]))
+"""
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_rank_of_several_ends_with_its_status_before_the_interpreter_is_taken_down(world_size):
+    port = str(_free_port())
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", _RANK],
+            env=environment
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(world_size)),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    told = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75] * world_size
+    assert all(text.startswith("worked\n") for text in told)
+    assert ["taken down" in text for text in told] == [world_size == 1] * world_size

@@ -17,10 +17,11 @@ from governance.errors import ConfigError, ManifestError, MissingInput, Preempte
 from governance.files import read_lines
 from governance.manifest import verify
 from pretrain import loop
-from pretrain.dataset import open_rows, rows_of_step
+from pretrain.dataset import open_rows
 from pretrain.engine import Engine
 from pretrain.guard import Diverged
 from pretrain.optim import rate_factor
+from pretrain.stragglers import Pace
 
 # Runs in a process of its own: the fixture's function, given as Python keywords.
 SCRIPT = """
@@ -183,17 +184,17 @@ def poisoned(monkeypatch):
     """The loss of one step is not a number, whenever that step is computed."""
 
     def plan(step: int):
-        now, forward = [0], Engine.forward
+        now, forward, slots = [0], Engine.forward, Pace.slots
 
-        def rows(number, *others):
+        def begin(pace, number):
             now[0] = number
-            return rows_of_step(number, *others)
+            return slots(pace, number)
 
         def passed(engine, batch):
             objective, nats = forward(engine, batch)
             return (objective * math.nan, nats * math.nan) if now[0] == step else (objective, nats)
 
-        monkeypatch.setattr(loop, "rows_of_step", rows)
+        monkeypatch.setattr(Pace, "slots", begin)
         monkeypatch.setattr(Engine, "forward", passed)
 
     return plan
