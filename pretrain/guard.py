@@ -105,8 +105,9 @@ def reason_of(loss: float, norm: float, precision: str) -> str:
 def refuse_too_many(skipped: Sequence[dict[str, Any]], step: int, config: SkipConfig) -> None:
     """End the run where skipping helps no more: at `step`, which was skipped last.
 
-    That is, overflows of fp16 apart, when more than `most_skips` of the last `window` steps were left out, when three in a row are not finite
-    (batches differ, the weights do not, so it is not the batches), and when the very first is not finite.
+    That is when more than `most_skips` of the last `window` steps were left out, when three in a row are not finite
+    (batches differ, the weights do not, so it is not the batches), and when the very first is not finite. Overflows of
+    fp16 count for nothing.
 
     Raises:
         Diverged: names the steps, their reasons and documents, and what to do.
