@@ -92,7 +92,7 @@ class Ledger:
         return self._skip(state, entry, loss, z, norm) if skipped else state
 
     def _skip(self, state: TrainState, entry: Entry, loss: float, z: float, norm: float) -> TrainState:
-        reason = reason_of(loss, norm)
+        reason = reason_of(loss, norm, self._job.recipe.train.precision)
         documents = self._job.train_rows.documents_of(entry.rows)
         told = {"reason": reason, "z": z, "rows": list(entry.rows), "documents": documents}
         self._job.record("skipped", entry.step, **told, loss=loss, grad_norm=norm)
