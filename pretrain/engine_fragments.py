@@ -21,6 +21,7 @@ import numpy
 import torch
 from torch import nn
 
+from governance.errors import CheckpointError
 from pretrain.engine_state import full_shape, prepare_moments
 
 if TYPE_CHECKING:
@@ -89,11 +90,19 @@ def load_fragments(engine: Engine, read: ReadFragment, step: int) -> None:
     """Give a fresh engine this rank's state after `step` updates, then bring every rank's parameters up to it.
 
     Collective only in that last act. At stage 0, where a rank owns all, `read` is asked for whole parameters.
+
+    Raises:
+        CheckpointError: `read` gives other moments than this optimizer keeps.
     """
     prepare_moments(engine, step)
     parameters = dict(engine.parameters())
     for fragment in _owned(engine, shared=False):
         values = read(fragment.name, fragment.start, fragment.length)
+        if values.keys() != fragment.tensors.keys():
+            raise CheckpointError(
+                f"{fragment.name}: the checkpoint has {sorted(values)}, the optimizer keeps "
+                f"{sorted(fragment.tensors)}: another optimizer wrote it"
+            )
         if engine.zero_stage == 3:
             _set_3(parameters[fragment.name], values)
             continue
