@@ -110,15 +110,16 @@ def resume(
         return None
     form = "canonical" if found.native is None else "native"
     get_logger(__name__).info("train: going on from the checkpoint of step %d (%s form)", found.step, form)
+    state = read_state(found.manifest, job.store.root)
+    updates = state.step
     if found.native is None:
-        engine = _from_canonical(job, open_with, found)
-    else:
-        engine = open_with(lambda name, shape: torch.zeros(shape))
-        _load_native(job, engine, found.step)
-    return engine, read_state(found.manifest, job.store.root)
+        return _from_canonical(job, open_with, found, updates), state
+    engine = open_with(lambda name, shape: torch.zeros(shape))
+    _load_native(job, engine, found.step, updates)
+    return engine, state
 
 
-def _from_canonical(job: Job, open_with: Callable[[Any], Engine], found: Found) -> Engine:
+def _from_canonical(job: Job, open_with: Callable[[Any], Engine], found: Found, updates: int) -> Engine:
     from pretrain.engine_state import load_state
 
     root = job.store.root
@@ -127,16 +128,16 @@ def _from_canonical(job: Job, open_with: Callable[[Any], Engine], found: Found) 
         load_state(
             engine,
             lambda name: {"master": masters.read(name), **others.of(name)},
-            found.step,
+            updates,
         )
     return engine
 
 
-def _load_native(job: Job, engine: Engine, step: int) -> None:
+def _load_native(job: Job, engine: Engine, step: int, updates: int) -> None:
     from pretrain.engine_fragments import load_fragments
 
     peers = job.peers
     folder = native_folder(job.store, identity(job.store, step, peers.world_size, engine.zero_stage))
     ranks = range(peers.world_size) if engine.zero_stage == 0 else [peers.rank]  # at stage 0 each rank holds all
     fragments = [fragment for rank in ranks for fragment in read_shard(shard_path(folder, rank))]
-    load_fragments(engine, reader(fragments), step)
+    load_fragments(engine, reader(fragments), updates)

@@ -26,9 +26,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from governance.errors import PipelineError
-from governance.files import remove_tree, write_json
+from governance.files import remove_file, write_json
 from governance.log import get_logger
-from governance.manifest import Manifest, Output, describe
+from governance.manifest import FILE_NAME, Manifest, Output, describe
 from governance.stage import commit, now
 from pretrain.canonical import Shapes, write_canonical
 from pretrain.checkpoint import STAGE, VERSION, Peers, Store, TrainState
@@ -209,10 +209,7 @@ def write_checkpoint(
     several = meeting.world_size > 1  # one rank's shard would hold what the canonical files hold
     if first:
         store.note(state.step, **({"native": native.name} if several else {}))
-        remove_tree(folder)  # one that stands here was damaged, else the run would have gone on from it
-        remove_tree(native)
         meeting.clear(others=True)
-    meeting.share("begun", None)  # no rank writes into a folder that is being removed
     shards, fragments = [], list(own)
     if several:
         shard = write_shard(native, store.root, meeting.rank, own)
@@ -221,16 +218,19 @@ def write_checkpoint(
         fragments += [fragment for rank in others for fragment in read_shard(shard_path(native, rank))]
     ranks = (meeting.rank, meeting.world_size)
     made = write_canonical(folder, store.root, source.shapes, fragments, ranks)
-    if first:
-        write_json(folder / "state.json", asdict(state))
-        made.append(describe(folder / "state.json", store.root))
     outputs = [Output.model_validate(value) for values in meeting.share("canonical", _plain(made)) for value in values]
     manifest = None
     if first:
         facts = {**run, "started": started, "finished": now()}
+        # One that stands here is damaged, or is saved anew with a validation that its own attempt was kept from. Its
+        # files of weights were replaced by themselves; only between the next line and the commit does nothing stand.
+        remove_file(folder / FILE_NAME)
+        write_json(folder / "state.json", asdict(state))
+        outputs.append(describe(folder / "state.json", store.root))
         manifest = commit(_manifest(store, state, outputs, facts), store.root, store.attest)
         kept = native if several and config.native and source.native else None
         if kept is not None:
+            remove_file(kept / FILE_NAME)
             commit(native_manifest(store, of, shards, manifest, facts), store.root, store.attest)
         remove_native(store, kept)
         remove_old(store, config, state.step, state.validations)

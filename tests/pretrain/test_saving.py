@@ -15,7 +15,7 @@ from governance import files
 from governance.errors import PipelineError, StorageError
 from governance.manifest import FILE_NAME, verify
 from pretrain import saving
-from pretrain.checkpoint import moments, require_step, weights
+from pretrain.checkpoint import moments, read_state, require_step, weights
 from pretrain.config import CheckpointConfig
 from pretrain.native_shards import STAGE as NATIVE
 from pretrain.native_shards import find_native, identity, native_folder, read_shard, reader, shard_path
@@ -179,6 +179,23 @@ def test_a_full_disk_stops_the_run_and_keeps_what_stands(small_disk):
     newest = newest_whole(store, ALONE).step
     assert 1 <= newest < 29
     assert holds(store, newest)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_step_may_be_saved_anew_with_a_later_validation(tmp_path, world_size):
+    store = store_in(tmp_path)
+    together(world_size, lambda peers: save(store, 3, peers=peers))
+    row = {"step": 3, "loss": 1.0}
+
+    def anew(peers):
+        with saver_of(store, {"step": 3}, peers) as saver:
+            saver.save(state_at(3, validations=[row]))
+
+    together(world_size, anew)
+    assert read_state(require_step(store, 3), tmp_path).validations == [row]
+    assert holds(store, 3)
+    found = together(world_size, lambda peers: newest_whole(store, peers, 1))
+    assert all((item.native is not None) == (world_size > 1) for item in found)
 
 
 def test_native_shards_count_beside_their_checkpoint_only(tmp_path):
