@@ -1,7 +1,8 @@
 """Stage "encode": documents to token shards, split into train and validation.
 
 Promises: every document is encoded, closed with the end-of-document token, and lies in exactly one of the two roles;
-text is recovered from ids (checked on a hashed sample, counted). Beside the token shards it writes `token_features`,
+text is recovered from ids (checked on a hashed sample, counted). A token shard knows the source and the language of
+each of its documents. Beside the token shards it writes `token_features`,
 one row for each document of the token shards, which the checks of the tokens read:
 
     id, source, language   string
@@ -39,7 +40,7 @@ from pydantic import Field
 from data_pipeline.bpe.encoder import Encoder
 from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, funnel, read_groups, read_table, write_table
 from data_pipeline.mix import PLAN_SCHEMA
-from data_pipeline.token_shards import SUFFIX, EncodedDocument, write_token_shard
+from data_pipeline.token_shards import SUFFIX, EncodedDocument, group_name, write_token_shard
 from data_pipeline.tokenizer import load_encoder
 from governance.config import Section
 from governance.errors import ManifestError, PipelineError
@@ -49,7 +50,7 @@ from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 3
+VERSION = 4
 SPLITS = ("train", "validation")
 FEATURES_SCHEMA = pa.schema(
     [
@@ -129,9 +130,15 @@ def encode_table(table: pa.Table, encoder: Encoder, config: EncodeConfig, copies
     splits, checked, failed = _splits(table["text"], ids, ends, encoder, config)
     features = _features(table, splits, sizes, ids, ends, encoder)
     documents = [
-        EncodedDocument(identity, ids[first:last], size)
-        for identity, first, last, size in zip(
-            table["id"].to_pylist(), ends[:-1].tolist(), ends[1:].tolist(), sizes.tolist(), strict=True
+        EncodedDocument(identity, ids[first:last], size, group_name(source, language))
+        for identity, first, last, size, source, language in zip(
+            table["id"].to_pylist(),
+            ends[:-1].tolist(),
+            ends[1:].tolist(),
+            sizes.tolist(),
+            table["source"].to_pylist(),
+            table["language"].to_pylist(),
+            strict=True,
         )
     ]
     checks = {

@@ -13,7 +13,8 @@ The `.bin` is the tokens of all sequences end to end. The `.idx`, little-endian,
 
 Written: one sequence a document, end-of-document token included; uint16 while ids fit, else int32 (the format has no
 uint32). The promise: export, then import, gives the same tokens and the same borders of documents. What the format has
-no place for is lost: identities and UTF-8 bytes of the documents; an imported document is `<name>#<number>` of 0 bytes.
+no place for is lost: identities, groups and UTF-8 bytes of the documents; an imported document is `<name>#<number>` of
+0 bytes, of the source `<name>` and an undetermined language.
 
 Price: one pass, a block of tokens in memory to export, a shard to import. Nothing of Megatron is needed.
 """
@@ -30,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from data_pipeline.token_shards import SUFFIX, EncodedDocument, TokenShard, write_token_shard
+from data_pipeline.token_shards import SUFFIX, EncodedDocument, TokenShard, group_name, write_token_shard
 from governance.config import Section
 from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.files import atomic_file, sha256_file
@@ -38,7 +39,7 @@ from governance.manifest import Input, Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"MMIDIDX\x00\x00"
 FORMAT_VERSION = 1
 KINDS = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
@@ -216,7 +217,7 @@ def _import_shard(config: MegatronConfig, work: tuple[Path, int, int], path_of: 
         if not len(ids) or ids[-1] != config.end_of_document:
             ids = np.append(ids.astype(np.int64), config.end_of_document)
             added += 1
-        documents.append(EncodedDocument(f"{prefix.name}#{number}", ids, 0))
+        documents.append(EncodedDocument(f"{prefix.name}#{number}", ids, 0, group_name(prefix.name, "")))
     target = path_of(_ROLE)
     write_token_shard(target, documents, config.vocabulary_size, config.end_of_document)
     counts = {"documents": len(documents), "tokens": sum(len(document.tokens) for document in documents)}

@@ -186,16 +186,20 @@ def read_packed_row(packed: PackedRows, shards: Sequence[TokenShard], index: int
     pieces = packed.pieces[first : int(packed.row_ends[index])]
     ends = np.cumsum(pieces["length"], dtype=np.int64)
     begins = ends - pieces["length"]
-    for piece, begin, end in zip(pieces, begins.tolist(), ends.tolist(), strict=True):
-        start = int(piece["start"])
-        stream = shards[piece["shard"]].tokens[start : start + (end - begin) + 1]
+    documents = np.full(len(pieces) + (int(ends[-1]) < length), -1, dtype=np.int64)
+    for place, (piece, begin, end) in enumerate(zip(pieces, begins.tolist(), ends.tolist(), strict=True)):
+        shard, start = shards[piece["shard"]], int(piece["start"])
+        documents[place] = np.searchsorted(shard.document_ends, piece["start"], side="right")
+        stream = shard.tokens[start : start + (end - begin) + 1]
         tokens[begin:end] = stream[:-1]
         targets[begin:end] = stream[1:]
     bounds = np.append(begins, ends[-1]) if ends[-1] < length else begins
     sizes = np.diff(np.append(bounds, length))
     segments = np.repeat(np.arange(len(bounds), dtype=np.int32), sizes)
     positions = (np.arange(length) - np.repeat(bounds, sizes)).astype(np.int32)
-    return Row(tokens, targets, segments, positions)
+    owners = np.zeros(len(documents), dtype=np.int64)
+    owners[: len(pieces)] = pieces["shard"]
+    return Row(tokens, targets, segments, positions, documents, owners)
 
 
 def locate(packed: PackedRows, place: int) -> tuple[int, int] | None:

@@ -1,24 +1,31 @@
-"""The token shard: one memory-mapped file of token streams that knows its documents; writer and reader.
+r"""The token shard: one memory-mapped file of token streams that knows its documents; writer and reader.
 
-All numbers are little-endian, whatever the machine. A whole example, two documents of 3 and 2 tokens, in hexadecimal:
+All numbers are little-endian, whatever the machine. A whole example, two documents of 3 and 2 tokens in the groups
+"a/en" and "b/en", in hexadecimal:
 
     offset 0, the header, 64 bytes:
       0   8  41 53 53 41 59 54 4f 4b  magic "ASSAYTOK"
-      8   4  01 00 00 00              format version, 1
+      8   4  02 00 00 00              format version, 2
       12  4  02 00 00 00              bytes of a token: 2 (ids below 65,536) or 4
       16  8  00 7d 00 00 00 00 00 00  vocabulary size, 32,000
       24  8  00 ...                   id of the end-of-document token, 0
       32  8  05 00 ...                tokens, 5
       40  8  02 00 ...                documents, 2
       48  8  50 00 ...                offset of the document ends, 80: 64 + 5 x 2 rounded up to 8
-      56  8  90 00 ...                bytes of the whole file, 144
+      56  8  a2 00 ...                bytes of the whole file, 162
     offset 64, the tokens:            11 00 22 00 00 00 | 33 00 00 00, then zeros up to a multiple of 8
     offset 80, document ends:         3, 5 as uint64: one past the last token of each document
     offset 96, document byte counts:  9, 4 as uint64: UTF-8 bytes of each text (for bits per byte)
     offset 112, document identities:  16 bytes each: the first half of the SHA-256 of the document's id
+    offset 144, document groups:      0, 1 as uint32, then zeros up to a multiple of 8
+    offset 152, names of the groups:  "a/en\n" "b/en\n", UTF-8, up to the file's end
+
+A document's *group* is its "<source>/<language>" (`group_name`). A shard of version 1 ends after the identities; its
+documents are of the group `UNKNOWN_GROUP`.
 
 A document's last token is the end-of-document token, so a document has at least one token. A reader refuses another
-magic or version, a size that differs from the header's, ends that do not rise to the number of tokens.
+magic or version, a size that differs from the header's, ends that do not rise to the number of tokens, a group
+without a name.
 
 The trainer reads *rows*: row i is tokens [i L, (i+1) L) of the stream. The law of `read_row`: whatever L is, every
 token except the first of its document is a target exactly once over all rows, and no target crosses a document's end.
@@ -38,10 +45,13 @@ from governance.errors import ManifestError, MissingInput
 from governance.files import atomic_file, sha256_bytes
 
 MAGIC = b"ASSAYTOK"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_WITHOUT_GROUPS = 1  # the version before
 SUFFIX = ".tokens"
 NO_TARGET = -100  # what torch.nn.functional.cross_entropy ignores by default
 IDENTITY_BYTES = 16
+UNDETERMINED = "und"  # ISO 639-2: no one said the language
+UNKNOWN_GROUP = f"unknown/{UNDETERMINED}"
 
 _HEADER = struct.Struct("<8sIIQQQQQQ")
 _TOKEN_KINDS = {2: "<u2", 4: "<u4"}
@@ -64,6 +74,10 @@ class TokenShard:
     """[documents], UTF-8 bytes of each text."""
     identities: npt.NDArray[np.uint8]
     """[documents, 16], see `document_identity`."""
+    groups: npt.NDArray[np.uint32]
+    """[documents], numbers into `group_names`."""
+    group_names: tuple[str, ...]
+    """See `group_name`."""
 
     @classmethod
     def open(cls, path: Path) -> TokenShard:
@@ -82,17 +96,20 @@ class TokenShard:
         if len(head) < _HEADER.size or head[:8] != MAGIC:
             raise ManifestError(f"{path}: is no token shard (begins with {head[:8]!r}). {_MEND}")
         _, version, item, vocabulary, last, tokens, documents, ends_offset, total = _HEADER.unpack(head)
-        if version != FORMAT_VERSION:
+        if version not in (_WITHOUT_GROUPS, FORMAT_VERSION):
             raise ManifestError(
-                f"{path}: has token format {version}; this version reads {FORMAT_VERSION}. "
+                f"{path}: has token format {version}; this version reads {_WITHOUT_GROUPS} and {FORMAT_VERSION}. "
                 f"Read it with the version that wrote it, or make it again."
             )
-        if item not in _TOKEN_KINDS or (ends_offset, total) != _layout(tokens, documents, item):
+        layout = _layout(tokens, documents, item) if item in _TOKEN_KINDS else (0, 0, 0)
+        grouped = version == FORMAT_VERSION
+        if ends_offset != layout[0] or (total < layout[2] if grouped else total != layout[1]):
             raise ManifestError(f"{path}: its header contradicts itself. {_MEND}")
         if size != total:
             raise ManifestError(f"{path}: is torn: it has {size} bytes, its header says {total}. {_MEND}")
         mapped = np.memmap(path, dtype=np.uint8, mode="r")
         ends, counts, identities = _tables(mapped, documents, ends_offset)
+        groups, names = _groups(path, mapped, documents, layout) if grouped else _no_groups(documents)
         shard = cls(
             path=path,
             vocabulary_size=vocabulary,
@@ -101,6 +118,8 @@ class TokenShard:
             document_ends=ends,
             document_bytes=counts,
             identities=identities,
+            groups=groups,
+            group_names=names,
         )
         _check_ends(path, ends, tokens)
         return shard
@@ -109,10 +128,11 @@ class TokenShard:
 _MEND = "Remove it and run the same command again: only this shard is made again."
 
 
-def _layout(tokens: int, documents: int, item: int) -> tuple[int, int]:
-    """Offset of the document ends, and bytes of the whole file."""
+def _layout(tokens: int, documents: int, item: int) -> tuple[int, int, int]:
+    """Offsets of the document ends, of the groups, and of their names."""
     ends_offset = _HEADER.size + -(-tokens * item // 8) * 8
-    return ends_offset, ends_offset + documents * (8 + 8 + IDENTITY_BYTES)
+    groups_offset = ends_offset + documents * (8 + 8 + IDENTITY_BYTES)
+    return ends_offset, groups_offset, groups_offset + -(-documents * 4 // 8) * 8
 
 
 def _tables(
@@ -122,6 +142,20 @@ def _tables(
     ends = mapped[offset:second].view("<u8")
     counts = mapped[second:third].view("<u8")
     return ends, counts, mapped[third : third + IDENTITY_BYTES * documents].reshape(documents, IDENTITY_BYTES)
+
+
+def _groups(
+    path: Path, mapped: npt.NDArray[np.uint8], documents: int, layout: tuple[int, int, int]
+) -> tuple[npt.NDArray[np.uint32], tuple[str, ...]]:
+    groups = mapped[layout[1] : layout[1] + 4 * documents].view("<u4")
+    names = tuple(mapped[layout[2] :].tobytes().decode("utf-8", "replace").split("\n")[:-1])
+    if documents and int(groups.max()) >= len(names):
+        raise ManifestError(f"{path}: has a document of group {groups.max()}, and {len(names)} groups. {_MEND}")
+    return groups, names
+
+
+def _no_groups(documents: int) -> tuple[npt.NDArray[np.uint32], tuple[str, ...]]:
+    return np.zeros(documents, dtype=np.uint32), (UNKNOWN_GROUP,)
 
 
 def _check_ends(path: Path, ends: npt.NDArray[np.uint64], tokens: int) -> None:
@@ -143,6 +177,11 @@ def document_identity(document_id: str) -> bytes:
     return bytes.fromhex(sha256_bytes(document_id.encode("utf-8")))[:IDENTITY_BYTES]
 
 
+def group_name(source: str, language: str) -> str:
+    """The group of a document; a language that nobody looked for counts as undetermined."""
+    return f"{source}/{language or UNDETERMINED}"
+
+
 @dataclass(frozen=True)
 class EncodedDocument:
     """One document as the writer takes it."""
@@ -152,6 +191,8 @@ class EncodedDocument:
     """Token ids, the last of them the end-of-document token."""
     bytes: int
     """UTF-8 bytes of the text."""
+    group: str = UNKNOWN_GROUP
+    """See `group_name`."""
 
 
 def write_token_shard(
@@ -171,7 +212,11 @@ def write_token_shard(
             raise ValueError(f"document {document.id!r} has token {document.tokens.max()} of {vocabulary_size}")
     ends = np.cumsum([len(document.tokens) for document in documents], dtype="<u8")
     tokens = int(ends[-1]) if len(ends) else 0
-    ends_offset, total = _layout(tokens, len(documents), item)
+    names = sorted({document.group for document in documents})
+    listed = "".join(f"{name}\n" for name in names).encode("utf-8")
+    numbers = {name: number for number, name in enumerate(names)}
+    ends_offset, groups_offset, names_offset = _layout(tokens, len(documents), item)
+    total = names_offset + len(listed)
     header = _HEADER.pack(
         MAGIC, FORMAT_VERSION, item, vocabulary_size, end_of_document, tokens, len(documents), ends_offset, total
     )
@@ -183,6 +228,9 @@ def write_token_shard(
         file.write(ends.tobytes())
         file.write(np.array([document.bytes for document in documents], dtype="<u8").tobytes())
         file.write(b"".join(document_identity(document.id) for document in documents))
+        file.write(np.array([numbers[document.group] for document in documents], dtype="<u4").tobytes())
+        file.write(bytes(names_offset - groups_offset - 4 * len(documents)))
+        file.write(listed)
 
 
 def find_document(shard: TokenShard, document_id: str) -> list[int]:
@@ -203,6 +251,10 @@ class Row:
     """[L], 0, 1, 2 ... by piece; the padding is a piece of its own."""
     positions: npt.NDArray[np.int32]
     """[L], from 0 in each piece."""
+    documents: npt.NDArray[np.int64]
+    """[pieces], place of each piece's document in its shard; -1: padding."""
+    shards: npt.NDArray[np.int64]
+    """[pieces], number of that shard among those that were given."""
 
 
 def row_count(shard: TokenShard, sequence_length: int) -> int:
@@ -236,4 +288,6 @@ def read_row(shard: TokenShard, index: int, sequence_length: int) -> Row:
     marks[begins[1:]] = 1
     segments = np.cumsum(marks, dtype=np.int32)
     positions = (np.arange(sequence_length) - begins[segments]).astype(np.int32)
-    return Row(tokens, targets, segments, positions)
+    documents = np.arange(first, first + len(begins))
+    documents[documents >= len(shard.document_ends)] = -1
+    return Row(tokens, targets, segments, positions, documents, np.zeros(len(begins), dtype=np.int64))

@@ -15,11 +15,21 @@ from pathlib import Path
 from types import ModuleType
 
 _EPILOG = """exit codes: 0 done, 66 something is missing, 65 something was altered or torn, 69 the scheduler refused,
-74 the disk refused, 75 preempted (run the same command again), 77 the gate is closed, 78 the configuration is wrong"""
+70 a training process hung, 73 another run trains there, 74 the disk refused, 75 preempted (run the same command
+again), 77 the gate is closed, 78 the configuration is wrong"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; return the process's exit status."""
+    """Run one command; return the process's exit status. One rank of several ends the process itself."""
+    status = _run(argv)
+    if "torch.distributed" in sys.modules:
+        from pretrain.distributed import end_rank
+
+        end_rank(status)
+    return status
+
+
+def _run(argv: list[str] | None) -> int:
     # Read once, when torch loads OpenMP: a waiting thread spins for a moment and then sleeps. By default it spins on,
     # on the core that the other thread needs when the machine is shared (benchmarks/RESULTS.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -183,10 +193,13 @@ def _training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command = _add(commands, "train", "train", "train on a corpus whose gate is open; goes on from the last checkpoint")
     _config(command)
     _processes(command)
-    command = _add(commands, "evaluate", "evaluate", "validation loss and bits per byte of a checkpoint")
+    command = _add(
+        commands, "evaluate", "evaluate", "a checkpoint's validation loss, by source and language, and its tasks"
+    )
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
+    command.add_argument("--json", action="store_true", help="print all figures as JSON")
     _config(command)
-    command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face Llama folder")
+    command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face folder")
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
     command.add_argument("target", type=Path, metavar="FOLDER", help="a folder that does not exist yet")
     _config(command)

@@ -95,6 +95,7 @@ def full_state(engine: Engine) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         fragment = fragment or Fragment(name, full_shape(parameter), 0, 0, 0)
         pieces = [(fragment, values.detach()) for values in flats]
         wholes = assemble(pieces, _group(engine), engine.device)
+        wholes = [engine.tensor_parts.whole(name, part) for part in wholes]
         yield name, dict(zip(("master", *group["moments"]), wholes, strict=True))
 
 
@@ -117,7 +118,7 @@ def load_state(engine: Engine, read: Callable[[str], dict[str, torch.Tensor]], s
         CheckpointError: a moment is missing: another optimizer wrote the checkpoint.
     """
     prepare_moments(engine, step)
-    state = optimizer_of(engine).state
+    state, read = optimizer_of(engine).state, engine.tensor_parts.read_part(read)
     for flat, group, lying in fragments(engine):
         for fragment in lying:
             values = read(fragment.name)

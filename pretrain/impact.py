@@ -5,7 +5,7 @@
     checkpoints   those whose run had read such a row by their step; the others of the same run did not see it
     children      whatever descends from such a checkpoint: runs, reports, exports, evaluations, tuned models
 
-The order of rows is a function of (seed, epoch, index) (`dataset.py`), so the steps are computed, not remembered: it
+The order of rows is a function of seed, step and recipe (`order.py`), so the steps are computed, not remembered: it
 holds for checkpoints that were removed since, too, which the journal knows. A document that a filter removed was not
 trained on; the answer says where it ended and, of a duplicate, what stands for it: that document's words may be the
 same.
@@ -31,8 +31,11 @@ from governance.config import validate
 from governance.errors import MissingInput
 from governance.lineage import Graph, Node, describe_node, read_graph
 from governance.manifest import Manifest
+from pretrain.batch_sizes import batch_sizes
 from pretrain.checkpoint import CheckpointIdentity
-from pretrain.dataset import places_of
+from pretrain.config import TrainConfig
+from pretrain.dataset import open_rows
+from pretrain.order import Order, order_of
 from pretrain.takedown import find_documents
 
 ROLES = ("train", "validation")
@@ -220,7 +223,8 @@ def _checkpoints(graph: Graph, root: Path, rows: Sequence[Indexed]) -> Iterator[
         for checkpoint in _trained_on(graph, made):
             identity = _identity(checkpoint)
             numbers, count = _numbers(made, root, identity.recipe.train.sequence_length, rows)
-            steps = steps_that_saw(numbers, count, identity)
+            order = _order(made, root, count, identity.recipe.train)
+            steps = order.steps_that_read(numbers, identity.step)
             yield Seen(root, checkpoint, identity.step, steps[0] if steps else 0, len(steps))
 
 
@@ -243,15 +247,11 @@ def _numbers(made: Node, root: Path, sequence_length: int, rows: Sequence[Indexe
     return np.array(sorted(numbers), dtype=np.int64), sum(counts)
 
 
-def steps_that_saw(numbers: Rows, count: int, identity: CheckpointIdentity) -> list[int]:
-    """The optimizer steps (from 1), up to the checkpoint's, that read one of these rows; a step once for each row."""
-    train = identity.recipe.train
-    read = identity.step * train.global_batch_size
-    steps: list[int] = []
-    for epoch in range(-(-read // count) if len(numbers) and count else 0):
-        places = epoch * count + places_of(numbers.astype(np.uint64), count, train.seed, epoch).astype(np.int64)
-        steps += (places[places < read] // train.global_batch_size + 1).tolist()
-    return sorted(steps)
+def _order(made: Node, root: Path, count: int, train: TrainConfig) -> Order:
+    """How training read the rows; only a mixture needs to look into them."""
+    if train.mixture and made.manifest is not None:
+        return order_of(open_rows(made.manifest, "train", root, train.sequence_length), train)
+    return Order(count, train.seed, batch_sizes(train))
 
 
 def explain(found: Impact) -> str:

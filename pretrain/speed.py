@@ -13,7 +13,7 @@ class Speed:
     def __init__(self, job: Job) -> None:
 
         config = job.recipe.train
-        self._tokens = config.global_batch_size * config.sequence_length
+        self._length = config.sequence_length
         self._flops = flops_per_token(job.recipe.model, job.train_rows.vocabulary_size, config.sequence_length)
         ceiling = peak(job.device, config.precision)
         self._peak = ceiling.flops_per_second and ceiling.flops_per_second * job.ranks.world_size
@@ -26,8 +26,8 @@ class Speed:
             flops_per_token=self._flops,
         )
 
-    def of(self, seconds: float) -> dict[str, float | None]:
-        """The figures of a step that took `seconds`."""
-        rate = self._tokens / seconds
+    def of(self, seconds: float, rows: int) -> dict[str, float | None]:
+        """The figures of a step that took `seconds` for `rows` rows over all ranks."""
+        rate = rows * self._length / seconds
         mfu = rate * self._flops / self._peak if self._peak else None
         return {"seconds": seconds, "tokens_per_second": rate, "mfu": mfu}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_pipeline.documents import DOCUMENT_SCHEMA, read_table, write_table
 from data_pipeline.encode import FEATURES_SCHEMA, SPLITS, EncodeConfig, content_digests, encode, encode_table, split_of
 from data_pipeline.mix import PLAN_SCHEMA
-from data_pipeline.token_shards import TokenShard, find_document
+from data_pipeline.token_shards import TokenShard, find_document, group_name
 from data_pipeline.tokenizer import TokenizerConfig, load_encoder, train_tokenizer
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, PipelineError
@@ -116,13 +116,17 @@ def test_the_counts_agree_with_the_shards_and_the_features(encoded):
     assert len(rows) == 63
     for code, entry in stats["by_language"].items():
         assert entry["tokens"] == sum(row["tokens"] for row in rows if row["language"] == code)
+    for split in SPLITS:
+        shards = [TokenShard.open(path) for path in manifest.files(split, root)]
+        groups = [shard.group_names[group] for shard in shards for group in shard.groups]
+        assert groups == [group_name(row["source"], row["language"]) for row in rows if row["split"] == split]
     assert sum(row["tokens"] for row in rows if row["split"] == "train") == stats["train_tokens"]
     assert all(row["first_token_ok"] and row["ends_with_eod"] for row in rows)
     assert max(row["max_id"] for row in rows) < stats["vocabulary_size"]
     assert manifest.digest == GOLDEN, "bytes changed: raise VERSION in data_pipeline/encode.py"
 
 
-GOLDEN = "4147a5c46d0c4773a7ace1f5a59d57cbc0465ff4c9b1f32dc002aaeed3c2dab7"
+GOLDEN = "329c8412d9eb8da6a5a343e8f2e48e63e622e344ae51d2c0d389a064573472bc"
 
 
 def test_workers_do_not_change_a_byte(encoded, tmp_path):

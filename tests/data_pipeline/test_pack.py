@@ -216,7 +216,7 @@ def test_the_bytes_are_those_of_the_modules_example(tmp_path):
 
 
 GOLDEN = "b515eb6af9344ef1a1c64769516ccfad9e8d203eb58e06fd2f8d47a79fe90a0a"
-STAGE_GOLDEN = "495eb1a241e9a8ebd117c74e7ae17592b504712ca8a650567380b5b15bff1648"
+STAGE_GOLDEN = "58bef0053447dcfa83a3c40a3a06e5fe685e2f918e222acf63f6346703b5fbf5"
 
 
 def test_the_stage_has_not_changed_without_its_version(tmp_path):

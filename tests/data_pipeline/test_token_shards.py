@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from data_pipeline.token_shards import (
     NO_TARGET,
+    UNKNOWN_GROUP,
     EncodedDocument,
     TokenShard,
     document_identity,
     find_document,
+    group_name,
     read_row,
     row_count,
     write_token_shard,
@@ -99,20 +101,24 @@ def test_a_row_outside_is_an_error(tmp_path_factory):
 
 def test_the_bytes_are_those_of_the_modules_example(tmp_path):
     path = tmp_path / "a.tokens"
-    two = [EncodedDocument("a", np.array([17, 34, 0]), 9), EncodedDocument("b", np.array([51, 0]), 4)]
+    two = [
+        EncodedDocument("a", np.array([17, 34, 0]), 9, group_name("a", "en")),
+        EncodedDocument("b", np.array([51, 0]), 4, group_name("b", "en")),
+    ]
     write_token_shard(path, two, 32_000, END)
     data = path.read_bytes()
-    assert len(data) == 144
-    assert data[:16] == b"ASSAYTOK\x01\0\0\0\x02\0\0\0"
+    assert len(data) == 162
+    assert data[:16] == b"ASSAYTOK\x02\0\0\0\x02\0\0\0"
     assert data[64:74] == bytes.fromhex("11002200000033000000")
     assert data[112:128] == document_identity("a") == hashlib.sha256(b"a").digest()[:16]
+    assert data[144:] == bytes.fromhex("0000000001000000") + b"a/en\nb/en\n"
     assert hashlib.sha256(data).hexdigest() == GOLDEN
 
 
-GOLDEN = "d59e2429f728446c509bfaa9201f2df2748b9d1567429cd1253a1771b2bc49b2"
+GOLDEN = "a5577040b56409a5431ea29c49775257ebc57a4bc9b5c9eadfc194805d2edb5d"
 
 
-@pytest.mark.parametrize("cut", [0, 7, 63, 64, 100, 143])
+@pytest.mark.parametrize("cut", [0, 7, 63, 64, 100, 143, 151, 160])
 def test_a_torn_shard_is_refused_by_name(tmp_path, cut):
     path = tmp_path / "torn.tokens"
     write_token_shard(path, documents([[1, 2], [3]]), 100, END)
@@ -121,9 +127,39 @@ def test_a_torn_shard_is_refused_by_name(tmp_path, cut):
         TokenShard.open(path)
 
 
+def test_a_shard_of_the_first_version_is_read_and_knows_no_group(tmp_path):
+    path = tmp_path / "a.tokens"
+    write_token_shard(path, documents([[1, 2], [3]]), 100, END)
+    new, data = TokenShard.open(path), bytearray(path.read_bytes())
+    end = 64 + 16 + 2 * 32  # header, 5 tokens rounded up, two documents
+    data[8], data[56] = 1, end
+    path.write_bytes(data[:end])
+    old = TokenShard.open(path)
+    assert old.group_names == (UNKNOWN_GROUP,)
+    assert old.groups.tolist() == [0, 0]
+    for column in ("tokens", "document_ends", "document_bytes", "identities"):
+        assert getattr(old, column).tolist() == getattr(new, column).tolist()
+
+
+@given(st.lists(st.sampled_from(["a/en", "a/de", "web/und", "é/en"]), max_size=9))
+def test_groups_are_read_as_they_were_written(tmp_path_factory, names):
+    path = tmp_path_factory.mktemp("groups") / "a.tokens"
+    made = [EncodedDocument(str(place), np.array([END]), 0, name) for place, name in enumerate(names)]
+    write_token_shard(path, made, 100, END)
+    shard = TokenShard.open(path)
+    assert [shard.group_names[group] for group in shard.groups] == names
+    assert shard.group_names == tuple(sorted(set(names)))
+
+
 @pytest.mark.parametrize(
     ("offset", "value", "words"),
-    [(0, b"X", "no token shard"), (8, b"\x09", "format 9"), (12, b"\x03", "contradicts"), (80, b"\xff", "do not rise")],
+    [
+        (144, b"\x01", "of group 1, and 1 groups"),
+        (0, b"X", "no token shard"),
+        (8, b"\x09", "format 9"),
+        (12, b"\x03", "contradicts"),
+        (80, b"\xff", "do not rise"),
+    ],
 )
 def test_an_altered_header_is_refused(tmp_path, offset, value, words):
     path = tmp_path / "a.tokens"

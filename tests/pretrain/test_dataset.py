@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,40 +12,10 @@ from pretrain.dataset import (
     altered_shards,
     micro_batches,
     open_rows,
-    permute,
     refuse_altered,
     refuse_small,
-    rows_of_step,
     spread,
 )
-
-
-@given(st.integers(1, 3000), st.integers(0, 2**62), st.integers(0, 5))
-def test_the_order_is_a_permutation(count, seed, epoch):
-    order = permute(np.arange(count, dtype=np.uint64), count, seed, epoch)
-    assert sorted(order.tolist()) == list(range(count))
-
-
-def test_the_order_depends_on_seed_and_epoch_and_mixes():
-    indices = np.arange(1000, dtype=np.uint64)
-    orders = [permute(indices, 1000, seed, epoch).tolist() for seed, epoch in ((0, 0), (1, 0), (0, 1))]
-    assert len({tuple(order) for order in orders}) == 3
-    for order in orders:
-        # The rank correlation of independent uniform orders is within 4 / sqrt(n) but once in 10,000 times.
-        assert abs(np.corrcoef(np.arange(1000), order)[0, 1]) < 4 / np.sqrt(1000)
-
-
-def test_first_places_are_uniform_over_seeds():
-    counts = np.bincount([int(permute(np.array([0]), 10, seed, 0)[0]) for seed in range(2000)], minlength=10)
-    assert ((counts - 200) ** 2 / 200).sum() < 33.7  # chi-squared, 9 degrees of freedom, 1 in 10,000
-
-
-@given(st.integers(1, 200), st.integers(1, 50), st.integers(0, 99))
-def test_steps_walk_through_whole_epochs(count, batch, seed):
-    steps = -(-2 * count // batch) + 1
-    seen = [row for step in range(1, steps + 1) for row in rows_of_step(step, batch, count, seed)]
-    for epoch in range(2):
-        assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))

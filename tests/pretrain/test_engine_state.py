@@ -38,10 +38,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def open_one(optimizer: str, stage: int, precision: str = "fp32", weights: Weights | None = None) -> Engine:
+def open_one(
+    optimizer: str, stage: int, precision: str = "fp32", weights: Weights | None = None, mup: bool = False
+) -> Engine:
     model = ModelConfig(
         hidden_size=32, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=LENGTH,
+        **({"initialisation": "mup", "mup_base_width": 16} if mup else {}),
     )  # fmt: skip
     optim = OptimConfig(
         optimizer=optimizer, learning_rate=RATES[optimizer], gradient_clipping=0.5, muon_weight_decay=0.1,
@@ -201,6 +204,13 @@ def test_norms_in_bf16_are_near_those_of_fp32():
         gradient(engine, 1)
         for name, norm in gradient_norms(engine).items():
             assert float(norm) == pytest.approx(float(gradient_norms(expected)[name]), rel=0.03)
+
+
+def test_mup_scales_the_rates_that_the_engine_opens_with():
+    engine = open_one("adamw", 1, mup=True)
+    groups = {group["name"]: group["base_lr"] for group in engine.deepspeed.optimizer.param_groups}
+    assert groups["lm_head matrices"] == 0.005
+    assert sorted(rate for name, rate in groups.items() if name.startswith("matrices")) == [0.005, 0.01]
 
 
 def test_the_fragments_of_a_rank_cover_what_it_updates():

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data_pipeline.token_shards import document_identity
 from governance.attestation import attest_with, open_journal
@@ -18,18 +16,12 @@ from governance.lineage import read_graph
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
 from governance.stage import Recipe, Runtime, commit
 from pretrain.cli import main
-from pretrain.dataset import open_rows, permute, places_of, rows_of_step
+from pretrain.config import MixtureConfig, RampConfig, TrainConfig
+from pretrain.dataset import open_rows
 from pretrain.impact import explain, impact
+from pretrain.order import order_of
 
 CONFIG = GovernanceConfig(signing_key="key.pem")
-
-
-@given(count=st.integers(1, 5000), seed=st.integers(0, 2**32), epoch=st.integers(0, 50), data=st.data())
-def test_when_a_row_is_read_is_the_inverse_of_the_order(count, seed, epoch, data):
-    rows = np.array(data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=20, unique=True)), np.uint64)
-    places = places_of(rows, count, seed, epoch)
-    assert (places < count).all()
-    assert permute(places, count, seed, epoch).tolist() == rows.tolist()
 
 
 def _pages(project):
@@ -106,7 +98,7 @@ def brute_force(root, document_id, manifest, identity):
                 holding.add(number)
     seen = []
     for step in range(1, identity["step"] + 1):
-        numbers = rows_of_step(step, train["global_batch_size"], rows.count, train["seed"])
+        numbers = order_of(rows, TrainConfig.model_validate(train)).rows(step)
         seen += [step for number in numbers if number in holding]
     return seen
 
@@ -215,3 +207,27 @@ def test_deep_verification_of_a_real_root_and_its_train_anchor(trained):
     assert read_manifest(train / FILE_NAME).run["journal"].count(":") == 1
     assert main(["governance", "verify", str(train), "--deep", "--key", str(trained / "key.pem.pub")]) == 0
     assert Runtime(root).head() == ""
+
+
+def test_a_ramp_and_a_mixture_are_computed_back_exactly(tmp_path, run_training):
+    settings = {
+        "batch_size_ramp": (RampConfig(until_step=3, global_batch_size=4),),
+        "mixture": (MixtureConfig(from_step=3, weights={"web": 1.0, "books": 4.0}),),
+        "every_steps": 3,
+        "keep_last": 9,
+    }
+    run = run_training(tmp_path, **settings)
+    train = TrainConfig.model_validate_json(json.dumps(run.config["train"]))
+    [tokens] = [read_manifest(tmp_path / item.path) for item in run.inputs]
+    rows = open_rows(tokens, "train", tmp_path, train.sequence_length)
+    order, told = order_of(rows, train), set()
+    for name in ("train00", "train07", "train112", "train129"):
+        wanted = document_identity(name).hex()
+        read = [step for step in range(1, 11) for row in order.rows(step) if wanted in rows.documents_of([row])]
+        seen = {item.step: (item.times, item.first_step) for item in impact(name, [tmp_path]).checkpoints}
+        assert seen == {
+            last: (sum(step <= last for step in read), min((s for s in read if s <= last), default=0))
+            for last in (3, 6, 9, 10)
+        }
+        told |= set(seen.values())
+    assert len(told) > 3
