@@ -30,6 +30,7 @@ from pretrain.extension import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, bu
 from pretrain.layout import layout_of
 from pretrain.memory import refuse_what_cannot_fit
 from pretrain.model.decoder import Batch, Decoder
+from pretrain.model.initial import learning_rate_scale
 from pretrain.model.ulysses import share_rows
 from pretrain.optim import make_optimizer, parameter_groups
 from pretrain.tensor_parallel import TensorParts
@@ -148,7 +149,12 @@ def open_engine(
         model = _build(deepspeed, config, make, weight)
         if settings.sequence_parallel_size > 1:
             share_rows(model, _sequence_group(ranks, settings))
-        groups = parameter_groups(model.named_parameters(), recipe.optim, full_shape)
+        groups = parameter_groups(
+            model.named_parameters(),
+            recipe.optim,
+            full_shape,
+            lambda name, shape: learning_rate_scale(name, shape, recipe.model),
+        )
         optimizer = make_optimizer(groups, recipe.optim)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints
             wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)

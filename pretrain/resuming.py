@@ -111,7 +111,7 @@ def resume(
     form = "canonical" if found.native is None else "native"
     get_logger(__name__).info("train: going on from the checkpoint of step %d (%s form)", found.step, form)
     state = read_state(found.manifest, job.store.root)
-    updates = state.step
+    updates = state.step - len(state.skipped)  # the optimizer does not count what was left out
     if found.native is None:
         return _from_canonical(job, open_with, found, updates), state
     engine = open_with(lambda name, shape: torch.zeros(shape))
