@@ -23,6 +23,7 @@ from governance.config import Section
 from governance.errors import ConfigError
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
+from pretrain.skip_config import SkipConfig
 
 
 class RampConfig(Section):
@@ -75,6 +76,8 @@ class TrainConfig(Section):
     """Steps between measurements on the validation shards; 0 measures only at the end."""
     validation_rows: int = Field(default=64, gt=0)
     """The most rows of each measurement, spread evenly over the validation shards."""
+    skip: SkipConfig = SkipConfig()
+    """Which batches are left out."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -93,7 +96,15 @@ class CheckpointConfig(Section):
     every_steps: int = Field(default=100, gt=0)
     """Steps between checkpoints; the last step is always saved."""
     keep_last: int = Field(default=2, gt=0)
-    """Checkpoints kept; older ones of this run are removed once a newer one stands."""
+    """Newest checkpoints kept; older ones of this run are removed once a newer one is durable."""
+    keep_every_steps: int = Field(default=0, ge=0)
+    """Checkpoints at multiples of this step are kept for ever; 0: none is."""
+    keep_best: int = Field(default=0, ge=0)
+    """So many checkpoints of least validation loss are kept too (of those that were measured at their own step)."""
+    native: bool = True
+    """With several ranks: leave each rank's own part beside the newest checkpoint, for a fast restart."""
+    asynchronous: bool = True
+    """Write in the background, from a copy in host memory; false: training waits until it is durable."""
 
 
 class EngineConfig(Section):
@@ -136,6 +147,14 @@ class EngineConfig(Section):
     """Time limit of that build, in seconds."""
     collective_timeout_seconds: float = Field(default=1800.0, gt=0)
     """How long a rank waits for the others before the run fails, in seconds."""
+    first_step_timeout_seconds: float = Field(default=3600.0, ge=0)
+    """A rank that gives no sign of life for so long before its first step is done, or in a save, hangs; 0: never."""
+    step_timeout_seconds: float = Field(default=300.0, ge=0)
+    """The same after the first step, but at least 20 times the slowest step so far; 0: never."""
+    restarts: int = Field(default=3, ge=0)
+    """How often the launcher starts the ranks again from the last checkpoint after a crash or a hang."""
+    straggler_window_steps: int = Field(default=50, ge=0)
+    """Steps over which ranks compare the time of their own work; 0: they do not."""
 
 
 class TrackingConfig(Section):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import datetime
+import functools
 import logging
 import os
 import sys
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0  # Slurm's batch, extern and interactive steps: a shell, not ranks
+HOST = "cpu"
 _PORTS = range(20_000, 50_000)  # where a Slurm job's ranks meet; chosen by the job's id
 
 
@@ -175,15 +177,27 @@ def _publish(ranks: Ranks) -> None:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
 
 
-def add_up(values: list[float] | list[int], device: torch.device) -> list[Any]:
-    """Sum each value over all ranks: whole numbers exactly, others in fp64."""
+def add_up(values: list[float] | list[int], device: torch.device | str) -> list[Any]:
+    """Sum each value over all ranks: whole numbers exactly, others in fp64.
+
+    On `HOST` the numbers stay there: a GPU's queue is not waited for.
+    """
     import torch
     from torch import distributed
 
+    device = torch.device(device)
     whole = all(isinstance(value, int) for value in values)
     tensor = torch.tensor(values, dtype=torch.int64 if whole else torch.float64, device=device)
-    distributed.all_reduce(tensor)
+    distributed.all_reduce(tensor, group=_host_group() if device.type == HOST else None)
     return tensor.tolist()
+
+
+@functools.cache
+def _host_group() -> Any:
+    """All ranks, over the network of the hosts; none where the default group is that already."""
+    from torch import distributed
+
+    return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
 
 
 def gather(value: Any) -> list[Any]:

@@ -8,6 +8,7 @@ why the dependency is pinned below 0.20.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -23,7 +24,8 @@ from governance.errors import PipelineError
 from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.deepspeed_config import deepspeed_config
 from pretrain.distributed import Ranks
-from pretrain.engine_state import full_shape, prepare_moments
+from pretrain.engine_state import before_update, full_shape, prepare_moments
+from pretrain.engine_update import update
 from pretrain.extension import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
 from pretrain.layout import layout_of
 from pretrain.memory import refuse_what_cannot_fit
@@ -70,21 +72,26 @@ class Engine:
         rows = batch.to(self.device)
         return self.deepspeed(rows.tokens, rows.targets, rows.segments, rows.positions)
 
-    def backward(self, objective: torch.Tensor, targets: int) -> None:
-        """Add up the gradient of `objective / targets`, where `targets` counts the whole global batch, and maybe step.
+    def backward(self, objective: torch.Tensor, targets: int, last: bool) -> None:
+        """Add up the gradient of `objective / targets`, where `targets` counts the whole global batch.
 
-        The last micro batch of a global batch updates the weights at the rate that `set_rate` gave.
+        After the last micro batch of a global batch comes `update`.
         """
         self.deepspeed.backward(objective * (self.loss_scale / max(targets, 1)))
-        self.deepspeed.step()
+        if not last:
+            self.deepspeed.step()  # it counts micro batches, and computes nothing
 
-    def set_rate(self, rate: float) -> None:
-        """Set the learning rate of the coming update."""
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = rate
+    def update(self, factor: float, skip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Update the weights at `factor` of the highest rates (see `rate_factor`), or leave them as they are.
+
+        `skip`, a scalar on the device: 1 leaves the update out (see `engine_update.py`). Returns the same, with 1 also
+        where the gradient was not finite, and the global L2 norm of the gradient before clipping, without waiting.
+        """
+        before_update(self)
+        return update(self.deepspeed, factor, skip)
 
     def gradient_norm(self) -> float | None:
-        """The global L2 norm of the last update's gradient before clipping; unknown at stage 0, which keeps none."""
+        """The global L2 norm of the last update's gradient before clipping; the host waits for the device."""
         norm = self.deepspeed.get_global_grad_norm()
         return None if norm is None else float(norm)
 
@@ -131,11 +138,12 @@ def open_engine(
     config = deepspeed_config(recipe, settings, ranks.world_size, device.type, vocabulary_size)
     deepspeed = _import_deepspeed(settings, ranks, device)
     with foreign_errors():
-        model = _build(deepspeed, config, recipe, vocabulary_size, weight)
+        make = functools.partial(Decoder, recipe.model, vocabulary_size, settings.activation_checkpointing)
+        model = _build(deepspeed, config, make, weight)
         if settings.sequence_parallel_size > 1:
             share_rows(model, _sequence_group(ranks, settings))
-        groups = parameter_groups(model.named_parameters(), recipe.optim.weight_decay, lambda p: len(full_shape(p)))
-        optimizer = make_optimizer([group for group in groups if group["params"]], recipe.optim)
+        groups = parameter_groups(model.named_parameters(), recipe.optim, full_shape)
+        optimizer = make_optimizer(groups, recipe.optim)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints
             wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if settings.compile or settings.deepcompile:
@@ -196,18 +204,16 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
     return deepspeed
 
 
-def _build(
-    deepspeed: Any, config: dict[str, Any], recipe: TrainRecipe, vocabulary_size: int, weight: Weight
-) -> Decoder:
+def _build(deepspeed: Any, config: dict[str, Any], make: Callable[[], Decoder], weight: Weight) -> Decoder:
     """The model with its starting weights; at stage 3 no rank ever holds more than one whole parameter."""
     if config["zero_optimization"]["stage"] < 3:
-        model = Decoder(recipe.model, vocabulary_size)
+        model = make()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(weight(name, parameter.shape))
         return model
     with deepspeed.zero.Init(config_dict_or_path=config):
-        model = Decoder(recipe.model, vocabulary_size)
+        model = make()
     for name, parameter in model.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
             if torch.distributed.get_rank() == 0:

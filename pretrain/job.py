@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pretrain.config import Settings, TrainRecipe
 from pretrain.distributed import Ranks
 from pretrain.layout import Layout, layout_of
+from pretrain.preemption import Leave
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,8 @@ class Job:
     attempt: int
     energy: dict[str, Any]
     """The meter's: told where the run stands, so that the ledger knows what a kill wasted."""
-    leave: Callable[[], bool]
+    leave: Leave
+    """True once a signal told the run to leave."""
 
     @property
     def layout(self) -> Layout:

@@ -10,7 +10,8 @@ are added up, wrapping, over ranks, in whatever order; the sums are chained over
 or a place that differs gives another, save by chance of 2^-256. It proves what was read, not what was learned of it
 (a skipped batch is in it), and nothing against a forger, who can solve for sums: digests of files and the journal do.
 
-Price: 45 us of CPU a row of 256 tokens, SHA-256 included; 36 bytes in a collective that the loop makes anyway.
+Price: 1.0 ms of CPU a step of 16 rows of 256 tokens, SHA-256 included (2.1 ms with a mixture of three sources), beside
+the loop; 32 bytes in a collective that it makes anyway.
 """
 
 from __future__ import annotations

@@ -14,14 +14,13 @@ Price: four exchanges a block and pass, each of a rank's activations.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import distributed, nn
 from torch.distributed._functional_collectives import all_to_all_single_autograd
 
-from pretrain.model.attention import DocumentMask
+from pretrain.model.attention import Attend, DocumentMask
 from pretrain.model.decoder import Decoder
 from pretrain.model.layers import Attention
 
@@ -55,11 +54,14 @@ def share_rows(model: Decoder, group: Group) -> None:
 def exchanging(mask: DocumentMask, group: Group) -> DocumentMask:
     """`mask` over whole rows, for ranks that hold stretches of them."""
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        q, k, v = (heads_for_tokens(value, group) for value in (q, k, v))
-        return tokens_for_heads(mask.attend(q, k, v), group)
+    def exchanged(attend: Attend) -> Attend:
+        def through(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            q, k, v = (heads_for_tokens(value, group) for value in (q, k, v))
+            return tokens_for_heads(attend(q, k, v), group)
 
-    return replace(mask, attend=attend)
+        return through
+
+    return DocumentMask({window: exchanged(attend) for window, attend in mask.kinds.items()})
 
 
 def heads_for_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
