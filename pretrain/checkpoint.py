@@ -2,7 +2,7 @@
 
     <root>/checkpoint/<key>/weights/00000.safetensors   each parameter's fp32 master weight, by its name
                             moments/00000.safetensors   what the optimizer keeps, as "<name>.exp_avg", fp32
-                            state.json                  step, tokens, losses of all steps, validations, stream, skipped
+                            state.json                  step, tokens, losses of all steps, validations, tasks, skipped
                             manifest.json
 
 It is *canonical*: whole parameters, whatever the ZeRO stage and the number of ranks that wrote it, so any other layout
@@ -62,7 +62,9 @@ class TrainState:
     losses: Series[float | None] = field(default_factory=Series)
     """Nats per token of every step so far, in order; none where it was not finite."""
     validations: list[dict[str, Any]] = field(default_factory=list)
-    """Measurements on the validation shards: step, loss, bits_per_byte."""
+    """Measurements on the validation shards: step, and the fields of `Measurement`."""
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    """The figures of each task each time that it was asked: step, and those of `task_scores.py`."""
     stream: str = ""
     """Chained SHA-256 of the tokens that were read, see `loader.py`."""
     skipped: list[dict[str, Any]] = field(default_factory=list)

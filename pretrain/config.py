@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 
 from governance.config import Section
 from governance.errors import ConfigError
+from pretrain.evaluation_config import EvaluationConfig
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
 from pretrain.skip_config import SkipConfig
@@ -174,6 +175,7 @@ class TrainRecipe(Section):
     model: ModelConfig
     optim: OptimConfig
     train: TrainConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Owned:
 def local_state(engine: Engine) -> list[Owned]:
     """What this rank owns as it stands, not copied; no other rank is asked, but under tensor parallelism.
 
-    There a rank's part of a matrix is no stretch of it: the wholes are gathered one by one, and each rank takes a share.
+    There a rank's part of a matrix is no stretch of it: wholes are gathered one by one, and each rank takes a share.
     """
     if engine.tensor_parts.size > 1:
         return [_share(name, tensors) for name, tensors in full_state(engine)]

@@ -21,6 +21,7 @@ from pretrain.evaluate import measure
 from pretrain.guard import Guard
 from pretrain.job import Job
 from pretrain.ledger import Entry, Ledger, read_later
+from pretrain.likelihood import Passes
 from pretrain.loader import LANES, StepRows, chain, open_loader
 from pretrain.model.decoder import Batch, initial_weight, parameter_count
 from pretrain.optim import rate_factor
@@ -28,6 +29,7 @@ from pretrain.resuming import resume
 from pretrain.saving import Saver, open_saver
 from pretrain.speed import Speed
 from pretrain.stragglers import Pace
+from pretrain.task_scores import ask, told
 from pretrain.watchdog import Heart, watch_hangs
 
 
@@ -91,6 +93,8 @@ def _steps(parts: Parts, state: TrainState) -> TrainState:
             advance(1, f"loss {ledger.told['loss']:.3f}, {ledger.told.get('tokens_per_second', 0.0):,.0f} tokens/s")
             if _due(step, config.validate_every_steps, config.steps):
                 state = _validate(parts, ledger.settle(state), saved)
+            if _due(step, job.recipe.evaluation.every_steps, config.steps):
+                state = _ask(parts, ledger.settle(state), saved)
             if _due(step, job.settings.checkpoint.every_steps, config.steps):
                 state = ledger.settle(state)
                 _save(parts, state)
@@ -170,9 +174,7 @@ def _validate(parts: Parts, state: TrainState, saved: int) -> TrainState:
         return state
 
     def nats_of(batch: Batch) -> torch.Tensor:
-        parts.heart.beat(f"validation of step {state.step}", long=not state.validations)
-        if add_up([int(job.leave())], HOST)[0]:  # every rank makes the same number of passes
-            _leave(parts, state, saved)
+        _heed(parts, state, saved, f"validation of step {state.step}")
         return parts.engine.forward(batch)[1]
 
     measured = measure(
@@ -190,6 +192,33 @@ def _validate(parts: Parts, state: TrainState, saved: int) -> TrainState:
         state.step, measured.loss, measured.bits_per_byte,
     )  # fmt: skip
     return replace(state, validations=[*state.validations, {"step": state.step, **values}])
+
+
+def _ask(parts: Parts, state: TrainState, saved: int) -> TrainState:
+    """Ask the model the questions of `[evaluation]`; a signal is heeded between two batches, as in `_validate`."""
+    job = parts.job
+    if job.suite is None:
+        return state
+
+    def nats_of(batch: Batch) -> torch.Tensor:
+        _heed(parts, state, saved, f"questions at step {state.step}")
+        return parts.engine.forward(batch)[1]
+
+    tokens = job.settings.engine.micro_batch_size * job.recipe.train.sequence_length  # what is known to fit
+    place = (job.layout.data_rank, job.layout.data_ranks)
+    passes = Passes(tokens, *place, lambda values: add_up(job.counted(values), HOST))
+    rows = [{"step": state.step, **row} for row in ask(job.suite, nats_of, passes)]
+    for row in rows:
+        job.record("task", **row)
+        get_logger(__name__).info("train: step %d, %s", state.step, told(row))
+    return replace(state, tasks=[*state.tasks, *rows])
+
+
+def _heed(parts: Parts, state: TrainState, saved: int, what: str) -> None:
+    """Give a sign of life, and leave if any rank was told to; every rank makes the same number of passes."""
+    parts.heart.beat(what, long=not state.validations)
+    if add_up([int(parts.job.leave())], HOST)[0]:
+        _leave(parts, state, saved)
 
 
 def _save(parts: Parts, state: TrainState) -> None:

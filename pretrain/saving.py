@@ -64,6 +64,8 @@ class Source:
     zero_stage: int
     pinned: bool = False
     """Whether it lies on a GPU."""
+    native: bool = True
+    """Whether this layout can go on from each rank's own part."""
 
 
 @contextlib.contextmanager
@@ -72,7 +74,8 @@ def open_saver(job: Job, engine: Engine, run: dict[str, Any]) -> Iterator[Saver]
     from pretrain.engine_fragments import local_state
 
     shapes = [(name, tuple(shape)) for name, shape in engine.shapes()]
-    source = Source(lambda: local_state(engine), shapes, engine.zero_stage, engine.device.type == "cuda")
+    whole = engine.tensor_parts.size == 1
+    source = Source(lambda: local_state(engine), shapes, engine.zero_stage, engine.device.type == "cuda", whole)
     saver = Saver(job.store, source, job.peers, job.settings.checkpoint, run)
     saver.when_durable = lambda step: job.energy.update(checkpoint=step)
     with saver:
@@ -217,7 +220,7 @@ def write_checkpoint(
     if first:
         facts = {**run, "started": started, "finished": now()}
         manifest = commit(_manifest(store, state, outputs, facts), store.root, store.attest)
-        kept = native if several and config.native else None
+        kept = native if several and config.native and source.native else None
         if kept is not None:
             commit(native_manifest(store, of, shards, manifest, facts), store.root, store.attest)
         remove_native(store, kept)

@@ -167,5 +167,5 @@ def test_the_state_is_plain_json(tmp_path):
     manifest = save(store_in(tmp_path), 2)
     values = json.loads((tmp_path / manifest.folder / "state.json").read_bytes())
     assert values == {
-        "step": 2, "tokens": 20, "losses": [1.5, 1.5], "validations": [], "stream": "", "skipped": [],
+        "step": 2, "tokens": 20, "losses": [1.5, 1.5], "validations": [], "tasks": [], "stream": "", "skipped": [],
     }  # fmt: skip
