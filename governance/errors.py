@@ -6,6 +6,7 @@
       ManifestError       65    unknown schema, digest mismatch: the difference in words
       GateClosed          77    the verdict does not allow this corpus: reasons and owners
       CheckpointError     65    cannot load: missing shard, torn file, another model
+      Occupied            73    another process is at the same work, alive: host, process, since when
       StorageError        74    the disk is full or refuses; nothing stands half-written under a final name
       ClusterError        69    the scheduler refused; carries its words
       Preempted           75    checkpointed and left; the job requeues on 75
@@ -56,6 +57,12 @@ class CheckpointError(PipelineError):
     """A checkpoint is torn, altered, or belongs to another model."""
 
     exit_code = 65
+
+
+class Occupied(PipelineError):
+    """Another process that is alive does the same work in the same place."""
+
+    exit_code = 73
 
 
 class StorageError(PipelineError):

@@ -8,6 +8,7 @@ a temporary file, which `sweep_temporaries` removes once that process is gone.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -122,6 +123,33 @@ def locked(path: Path) -> Iterator[None]:
         with open(path, "ab") as handle:
             fcntl.lockf(handle, fcntl.LOCK_EX)
             yield
+
+
+@contextlib.contextmanager
+def held(path: Path, note: str) -> Iterator[str | None]:
+    """Hold the lock file `path` alone while the context lasts, without waiting for it.
+
+    Yields None when it is ours, with `note` written inside; else the note of its holder, who is alive, perhaps on
+    another node. As with `locked`, the lock ends with its process, however that ends.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "ab+")  # noqa: SIM115
+    with handle:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            handle.seek(0)
+            yield handle.read().decode("utf-8", "replace")
+            return
+        with storage_errors(path):
+            handle.truncate(0)
+            handle.write(note.encode("utf-8"))
+            handle.flush()
+            os.fsync(handle.fileno())  # for a reader on another node
+        yield None
 
 
 def append_line(path: Path, line: str, *, durable: bool = False) -> None:

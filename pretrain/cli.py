@@ -15,7 +15,8 @@ from pathlib import Path
 from types import ModuleType
 
 _EPILOG = """exit codes: 0 done, 66 something is missing, 65 something was altered or torn, 69 the scheduler refused,
-74 the disk refused, 75 preempted (run the same command again), 77 the gate is closed, 78 the configuration is wrong"""
+70 a training process hung, 73 another run trains there, 74 the disk refused, 75 preempted (run the same command
+again), 77 the gate is closed, 78 the configuration is wrong"""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import datetime
+import functools
 import logging
 import os
 import sys
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0  # Slurm's batch, extern and interactive steps: a shell, not ranks
+HOST = "cpu"
 _PORTS = range(20_000, 50_000)  # where a Slurm job's ranks meet; chosen by the job's id
 
 
@@ -83,22 +85,46 @@ def meeting_point(values: Mapping[str, str]) -> tuple[str, int]:
     return address, _PORTS[job % len(_PORTS)]
 
 
-def device_of(ranks: Ranks) -> torch.device:
-    """The device that this rank computes on."""
+def device_of(ranks: Ranks, wanted: str = "auto") -> torch.device:
+    """The device that this rank computes on: `wanted` is "auto" (a GPU where there is one), "cpu" or "cuda".
+
+    Raises:
+        ConfigError: there is no GPU where one is asked for, or fewer than ranks.
+    """
     import torch
 
-    return torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    found = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
+    if wanted == "cuda" and not found:
+        raise ConfigError(
+            "engine.device = 'cuda': this machine shows no GPU to torch (see CUDA_VISIBLE_DEVICES, the driver and "
+            "whether this torch is built for CUDA). Run where there is one, or set device = 'auto' or 'cpu'."
+        )
+    if not found:
+        return torch.device("cpu")
+    if ranks.local_rank >= found:
+        raise ConfigError(f"{ranks.local_world_size} ranks on a node of {found} GPU(s); start one rank a GPU.")
+    return torch.device("cuda", ranks.local_rank)
 
 
-def join(ranks: Ranks, timeout_seconds: float) -> torch.device:
+def capability_of(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of a GPU; None of a CPU."""
+    import torch
+
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def join(ranks: Ranks, timeout_seconds: float, wanted: str = "auto") -> torch.device:
     """Meet the other ranks (nccl on CUDA, gloo on CPU), once per process; returns this rank's device.
 
     The group lasts as long as the process, because DeepSpeed keeps the groups that it derives from it.
+
+    Raises:
+        ConfigError: the device that is asked for is not there.
     """
     import torch
     from torch import distributed
 
-    device = device_of(ranks)
+    device = device_of(ranks, wanted)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if distributed.is_initialized():
@@ -151,15 +177,27 @@ def _publish(ranks: Ranks) -> None:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
 
 
-def add_up(values: list[float] | list[int], device: torch.device) -> list[Any]:
-    """Sum each value over all ranks: whole numbers exactly, others in fp64."""
+def add_up(values: list[float] | list[int], device: torch.device | str) -> list[Any]:
+    """Sum each value over all ranks: whole numbers exactly, others in fp64.
+
+    On `HOST` the numbers stay there: a GPU's queue is not waited for.
+    """
     import torch
     from torch import distributed
 
+    device = torch.device(device)
     whole = all(isinstance(value, int) for value in values)
     tensor = torch.tensor(values, dtype=torch.int64 if whole else torch.float64, device=device)
-    distributed.all_reduce(tensor)
+    distributed.all_reduce(tensor, group=_host_group() if device.type == HOST else None)
     return tensor.tolist()
+
+
+@functools.cache
+def _host_group() -> Any:
+    """All ranks, over the network of the hosts; none where the default group is that already."""
+    from torch import distributed
+
+    return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
 
 
 def gather(value: Any) -> list[Any]:

@@ -2,7 +2,12 @@
 
 torchrun answers 1 whatever a rank's status was, so a job could not tell "preempted, put me back" (75) from a crash; and
 it dies of SIGUSR1, which is what Slurm sends. This launcher passes SIGTERM and SIGUSR1 on, waits for the ranks to save,
-and gives back their status; when one rank fails, it ends the others, which would wait for it for ever.
+and gives back their status.
+
+When a rank dies, the others wait for it for ever or fail because of it. So the launcher gives them some time to
+say what they have to say, ends them, and names the rank that began it: its status or signal, and its last lines. A
+crash or a hang (70) is started again from the last checkpoint; an error that was explained is not, for it would be the
+same again. A second crash at the same step without a newer checkpoint ends it too.
 """
 
 from __future__ import annotations
@@ -15,49 +20,189 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
-from governance.errors import PipelineError
+from governance.errors import PipelineError, Preempted
+from governance.files import read_lines
+from governance.log import get_logger
+from pretrain.rank_output import Output, open_output
 
+HUNG = 70
+"""Exit status of a rank that hung, see `watchdog.py` (EX_SOFTWARE)."""
 _PORTS = range(20_000, 32_768)
-_GRACE_SECONDS = 60.0  # between asking the other ranks to leave and killing them
+_GRACE_SECONDS = 40.0  # between the first end and killing the others
+_EXPLAINED_SECONDS = 10.0  # the same where the first one explained why: the others have it too, or wait in vain
+_SAVING_SECONDS = 60.0  # the same where the first one was told to leave: they are saving
 _POLL_SECONDS = 0.1
+_TOLD_TO_END = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGUSR1)
+_EXPLAINED = range(64, 79)  # sysexits.h: the user's to mend, and 75
+
+Standing = tuple[int, int]
+"""The last step that was recorded, and the last that was saved."""
 
 
-def launch(processes: int, words: Sequence[str]) -> int:
-    """Run `python -m pretrain WORDS` as ranks 0 .. processes-1 of this machine; the status of the first that failed."""
+class Rank:
+    """A process, and what it says."""
+
+    def __init__(self, number: int, child: subprocess.Popen[bytes], output: Output) -> None:
+        self.number, self.child, self.output = number, child, output
+        self.ended = 0.0
+        """When it ended by itself (monotonic seconds); 0: it did not."""
+
+    def look(self) -> None:
+        """Note an end."""
+        if self.child.poll() is not None and not self.ended:
+            self.ended = time.monotonic()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended by itself, and badly."""
+        return bool(self.ended and self.child.returncode)
+
+    @property
+    def crashed(self) -> bool:
+        """Whether another try may help: a signal, a hang, a traceback."""
+        status = self.child.returncode
+        if status == 1:
+            return self.output.traceback  # without one, the error was explained
+        return status not in _TOLD_TO_END and (status == HUNG or status not in (*_EXPLAINED, 130))
+
+    def in_words(self) -> str:
+        """How it ended."""
+        status = self.child.returncode
+        if status < 0:
+            name = signal.Signals(-status).name
+            more = " (the kernel, for want of memory, or somebody's kill)" if name == "SIGKILL" else ""
+            how = f"was killed by {name}{more}"
+        else:
+            how = f"ended with status {status}" + (" (it hung)" if status == HUNG else "")
+        return f"rank {self.number} (pid {self.child.pid}) {how}"
+
+
+def launch(
+    processes: int,
+    words: Sequence[str],
+    *,
+    restarts: int = 0,
+    standing: Callable[[], Standing] = lambda: (0, 0),
+) -> int:
+    """Run `python -m pretrain WORDS` as ranks 0 .. processes-1 of this machine.
+
+    Args:
+        processes: how many ranks.
+        words: the command line after `python -m pretrain`.
+        restarts: how often a crash is tried again; counted from the last time that a newer checkpoint stood.
+        standing: how far the run is; asked after a crash.
+
+    Returns:
+        0, or the status of the rank that began the end; 128 + n where signal n killed it.
+    """
+    log, left, before = get_logger(__name__), restarts, None
+    while True:
+        culprit, told = _once(processes, words)
+        if culprit is None:
+            return 0
+        status = culprit.child.returncode
+        if status == Preempted.exit_code:
+            return status
+        log.error(
+            "%s. Its last lines:\n%s", culprit.in_words(), "\n".join(f"  {line}" for line in culprit.output.lines)
+        )
+        now = standing()
+        left = restarts if before and now[1] > before[1] else left
+        if not culprit.crashed or told or not left or now == before:
+            if now == before:
+                log.error("the second crash after step %d without a newer checkpoint; not started again", now[0])
+            return status if status > 0 else 128 - status
+        left, before = left - 1, now
+        log.warning("starting the ranks again from the checkpoint of step %d; %d restarts left", now[1], left)
+
+
+def standing_of(folder: Path) -> Standing:
+    """How far the run of this folder is, by its own records."""
+    from pretrain.checkpoint import STEPS_FILE
+    from pretrain.tracking import METRICS_FILE
+
+    steps = [line["step"] for line in read_lines(folder / METRICS_FILE) if line.get("event") == "step"]
+    saved = [line["step"] for line in read_lines(folder / STEPS_FILE)]
+    return (steps[-1] if steps else 0), max(saved, default=0)
+
+
+def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, bool]:
+    """The rank that began the end, if it was not a good one; and whether somebody told the run to end."""
     port = _free_port()
-    ranks = [
-        subprocess.Popen([sys.executable, "-m", "pretrain", *words], env=_environment(rank, processes, port))
-        for rank in range(processes)
-    ]
+    told: list[int] = []
+    ranks: list[Rank] = []
 
     def pass_on(number: int, frame: object) -> None:
+        told.append(number)
         for rank in ranks:
-            if rank.poll() is None:
-                rank.send_signal(number)
+            if rank.child.poll() is None:
+                rank.child.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    with _handled(pass_on), contextlib.ExitStack() as stack:
+        for number in range(processes):
+            ranks.append(_start(stack, _command(words), number, _environment(number, processes, port)))
+        _wait(ranks)
+    failed = [rank for rank in ranks if rank.failed]
+    return min(failed, key=_blame, default=None), bool(told)
+
+
+def _command(words: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "pretrain", *words]
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        return _wait(ranks)
+        yield
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.kill()
-                rank.wait()
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
-    failed, deadline = 0, float("inf")
-    while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
-        if not failed:
-            failed = next((rank.returncode for rank in ranks if rank.returncode), 0)
-            if failed:
-                deadline = time.monotonic() + _GRACE_SECONDS
+def _start(stack: contextlib.ExitStack, command: Sequence[str], number: int, environment: dict[str, str]) -> Rank:
+    output = stack.enter_context(open_output())
+    rank = Rank(number, subprocess.Popen(command, env=environment, stderr=output.end), output)
+    output.follow()
+    stack.callback(_end, rank.child)
+    return rank
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        child.kill()
+        child.wait()
+
+
+def _wait(ranks: Sequence[Rank]) -> None:
+    """Until all have ended, or the others' time is over after one has failed."""
+    deadline = float("inf")
+    while any(rank.child.poll() is None for rank in ranks) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-    return failed or next((rank.returncode or 1 for rank in ranks if rank.returncode != 0), 0)
+        for rank in ranks:
+            rank.look()
+            if rank.failed and deadline == float("inf"):
+                deadline = time.monotonic() + _grace(rank.child.returncode)
+    for rank in ranks:
+        rank.look()
+
+
+def _grace(status: int) -> float:
+    """How long the others have after one ended so."""
+    if status == Preempted.exit_code:
+        return _SAVING_SECONDS
+    return _GRACE_SECONDS if status == HUNG or status not in _EXPLAINED else _EXPLAINED_SECONDS
+
+
+def _blame(rank: Rank) -> tuple[int, float]:
+    """The lowest began it. The peers of a killed rank fail with a traceback of their collectives, or abort: last."""
+    status = rank.child.returncode
+    if status == HUNG or (status < 0 and status != -signal.SIGABRT):
+        return 0, rank.ended
+    return (2 if rank.crashed else 1), rank.ended
 
 
 def _environment(rank: int, processes: int, port: int) -> dict[str, str]:

@@ -2,91 +2,135 @@
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NoReturn
 
-from governance.errors import PipelineError, Preempted
+import torch
+from torch import distributed
+
+from governance.errors import Preempted
 from governance.log import get_logger, progress
-from governance.manifest import KEY_LENGTH, Manifest
+from governance.manifest import KEY_LENGTH
 from governance.provenance import provenance
-from governance.stage import UNKNOWN_ENERGY
-from pretrain.checkpoint import (
-    TrainState,
-    moments,
-    newest_whole,
-    read_state,
-    remove_old,
-    require_step,
-    weights,
-    write_checkpoint,
-)
-from pretrain.distributed import add_up
+from governance.stage import UNKNOWN_ENERGY, artifact_folder
+from pretrain.checkpoint import TrainState
+from pretrain.distributed import HOST, add_up
 from pretrain.engine import Engine, foreign_errors, open_engine
-from pretrain.engine_state import MOMENTS, full_state, load_state
 from pretrain.evaluate import measure
+from pretrain.guard import Guard
 from pretrain.job import Job
+from pretrain.ledger import Entry, Ledger, read_later
 from pretrain.likelihood import Passes
-from pretrain.loader import chain, open_loader
-from pretrain.model.decoder import initial_weight, parameter_count
-from pretrain.optim import learning_rate
+from pretrain.loader import LANES, StepRows, chain, open_loader
+from pretrain.model.decoder import Batch, initial_weight, parameter_count
+from pretrain.optim import rate_factor
+from pretrain.resuming import resume
+from pretrain.saving import Saver, open_saver
 from pretrain.speed import Speed
+from pretrain.stragglers import Pace
 from pretrain.task_scores import ask, told
+from pretrain.watchdog import Heart, watch_hangs
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop moves, and what watches over it."""
+
+    job: Job
+    engine: Engine
+    saver: Saver
+    heart: Heart
 
 
 def learn(job: Job) -> TrainState:
-    """The loop. A step: agree on leaving, read rows, add up gradients, update, record, validate, save."""
+    """Train to the last step, or until a signal; see `_steps`."""
+    folder = artifact_folder("train", job.store.train_key, job.store.root)
+    with watch_hangs(folder, job.ranks.rank, job.settings.engine) as heart, foreign_errors():
+        engine, state = _start(job)
+        with open_saver(job, engine, run_facts(job)) as saver:
+            parts = Parts(job, engine, saver, heart)
+            state = _steps(parts, _catch_up(parts, state))
+            heart.beat("waiting for the last checkpoint", long=True)
+    return state
+
+
+def _steps(parts: Parts, state: TrainState) -> TrainState:
+    """The loop. A step: read rows, agree on leaving, add up gradients, judge, update, record, validate, save."""
+    job, engine, saved = parts.job, parts.engine, state.step
     config, optim = job.recipe.train, job.recipe.optim
-    engine, state = _start(job)
-    speed = Speed(job)
-    job.energy.update(artifact=f"train/{job.store.train_key[:KEY_LENGTH]}", resumed_from=state.step)
+    speed, pace, ledger = Speed(job), Pace(job), Ledger(job)
+    guard = Guard(config.skip, state.losses, state.skipped, job.device)
     with (
         progress("train", config.steps, "steps", done=state.step) as advance,
-        foreign_errors(),
         open_loader(job, state) as loader,
     ):
         for step in range(state.step + 1, config.steps + 1):
             began = time.perf_counter()
-            ready = next(loader)
-            targets, leaving, *digest = add_up([ready.targets, int(job.leave()), *ready.digest], job.device)
+            with pace.working():
+                ready = next(loader)
+            targets, leaving, lanes = _agree(parts, ready, pace)
             if leaving:
-                _leave(job, engine, state)
+                _leave(parts, ledger.settle(state), saved)
 
-            rate = learning_rate(step, config.steps, optim)
-            engine.set_rate(rate)
-            losses = []
             engine.set_accumulation(len(ready.batches))
-            for batch in ready.batches:
-                objective, nats = engine.forward(batch)
-                engine.backward(objective, targets)
-                losses.append(nats.sum())
-            loss = add_up([float(sum(losses))], job.device)[0] / max(targets, 1)
+            loss = _add_up_gradients(job, engine, ready.batches, targets, pace)
+            verdict = guard.judge(loss, step)
+            job.leave.gently()  # from here on there is something to save
+            factor = rate_factor(step, config.steps, optim)
+            skipped, norm = engine.update(factor, verdict.skip)
+            guard.accept(loss, skipped)
 
-            stream = chain(state.stream, step, digest)
-            state = replace(
-                state, step=step, tokens=state.tokens + targets, losses=[*state.losses, loss], stream=stream
-            )
-            values = {"loss": loss, "lr": rate, "grad_norm": engine.gradient_norm(), "tokens": state.tokens}
-            values |= speed.of(time.perf_counter() - began, len(ready.rows))
-            if ready.mixture:
-                job.record("mixture", step, weights=ready.mixture)
-            job.record("step", step, **values)
+            state = ledger.settle(state)
+            state = replace(state, step=step, tokens=state.tokens + targets, stream=chain(state.stream, step, lanes))
+            numbers = read_later(torch.stack([loss, verdict.z, skipped.double(), norm.double()]))
+            seconds = time.perf_counter() - began
+            values = {"lr": optim.learning_rate * factor, "tokens": state.tokens}
+            values |= speed.of(seconds, len(ready.rows))
+            state = ledger.add(state, Entry(step, ready.rows, numbers, values))
+            parts.heart.stepped(step, seconds)
             job.energy["step"] = step
-            _refuse_not_finite(step, values)
-            advance(1, f"loss {loss:.3f}, {values['tokens_per_second']:,.0f} tokens/s")
+            advance(1, f"loss {ledger.told['loss']:.3f}, {ledger.told.get('tokens_per_second', 0.0):,.0f} tokens/s")
             if _due(step, config.validate_every_steps, config.steps):
-                state = _validate(job, engine, state)
+                state = _validate(parts, ledger.settle(state), saved)
             if _due(step, job.recipe.evaluation.every_steps, config.steps):
-                state = _ask(job, engine, state)
+                state = _ask(parts, ledger.settle(state), saved)
             if _due(step, job.settings.checkpoint.every_steps, config.steps):
-                _save(job, engine, state)
-                job.energy["checkpoint"] = step
+                state = ledger.settle(state)
+                _save(parts, state)
+                saved = step
     return state
+
+
+def _agree(parts: Parts, ready: StepRows, pace: Pace) -> tuple[int, bool, list[int]]:
+    """In one collective: tokens that the global batch predicts, whether to leave, the lanes of the stream's digest."""
+    job, leaving = parts.job, int(parts.job.leave() or parts.saver.failed)
+    words = [*job.counted([ready.targets, *ready.digest]), leaving, *pace.slots(ready.step)]
+    targets, *lanes, leaving = (summed := add_up(words, HOST))[: 2 + LANES]
+    pace.tell(ready.step, summed[2 + LANES :])
+    if ready.mixture:
+        job.record("mixture", ready.step, weights=ready.mixture)
+    return targets, bool(leaving), lanes
 
 
 def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
+
+
+def _add_up_gradients(job: Job, engine: Engine, batches: list[Batch], targets: int, pace: Pace) -> torch.Tensor:
+    """Forward and backward of every micro batch; `targets` are those of the global batch.
+
+    Returns its nats per token, fp64, on the device: the same bits on every rank, and the host does not wait for them.
+    """
+    losses = []
+    for batch in batches:
+        with pace.passing():
+            objective, nats = engine.forward(batch)
+        engine.backward(objective, targets, last=batch is batches[-1])
+        losses.append(nats.sum())
+    total = torch.stack(losses).double().sum() * job.layout.counts
+    distributed.all_reduce(total)
+    return total / max(targets, 1)
 
 
 def _start(job: Job) -> tuple[Engine, TrainState]:
@@ -98,47 +142,48 @@ def _start(job: Job) -> tuple[Engine, TrainState]:
         recipe.train.global_batch_size, recipe.train.sequence_length, recipe.train.precision,
         job.ranks.world_size, job.device.type,
     )  # fmt: skip
-    step = job.peers.gather(newest_whole(job.store) if job.ranks.first else None)[0]
     arguments = (recipe, job.settings.engine, job.train_rows.vocabulary_size, job.ranks, job.device)
-    if not step:
+    found = resume(job, lambda weight: open_engine(*arguments, weight))
+    if found is None:
         seed = recipe.train.seed
-        engine = open_engine(*arguments, lambda name, shape: initial_weight(name, shape, recipe.model, seed))
-        return engine, TrainState()
-    log.info("train: going on from the checkpoint of step %d", step)
-    manifest = require_step(job.store, step)
-    with weights(manifest, job.store.root) as masters, moments(manifest, job.store.root) as others:
-        engine = open_engine(*arguments, masters.read)
-        load_state(
-            engine,
-            lambda name: (
-                {"master": masters.read(name)} | {moment: others.read(f"{name}.{moment}") for moment in MOMENTS}
-            ),
-            step,
+        found = (
+            open_engine(*arguments, lambda name, shape: initial_weight(name, shape, recipe.model, seed)),
+            TrainState(),
         )
-    return engine, read_state(manifest, job.store.root)
+    job.energy.update(artifact=f"train/{job.store.train_key[:KEY_LENGTH]}", resumed_from=found[1].step)
+    return found
 
 
-def _refuse_not_finite(step: int, values: dict[str, Any]) -> None:
-    bad = {name: values[name] for name in ("loss", "grad_norm") if not math.isfinite(values[name] or 0.0)}
-    if bad:
-        told = ", ".join(f"{name} is {value}" for name, value in bad.items())
-        raise PipelineError(
-            f"step {step}: {told}; training stops before it is saved. The checkpoint before it is kept; lower "
-            f"optim.learning_rate, lengthen optim.warmup_steps, or set optim.gradient_clipping."
-        )
+def _catch_up(parts: Parts, state: TrainState) -> TrainState:
+    """Make the validation of the step that the checkpoint is of, if the run was told to leave in its midst."""
+    job, config, step = parts.job, parts.job.recipe.train, state.step
+    measured = job.validation_rows is None or any(values["step"] == step for values in state.validations)
+    if not step or measured or not _due(step, config.validate_every_steps, config.steps):
+        return state
+    job.leave.gently()
+    state = _validate(parts, state, saved=step)
+    if _due(step, job.settings.checkpoint.every_steps, config.steps):
+        _save(parts, state)  # the artifact of an uninterrupted run holds it
+    return state
 
 
-def _validate(job: Job, engine: Engine, state: TrainState) -> TrainState:
-
+def _validate(parts: Parts, state: TrainState, saved: int) -> TrainState:
+    """Measure; a signal is heeded between two batches. `saved`: as in `_leave`."""
+    job = parts.job
     if job.validation_rows is None:
         return state
+
+    def nats_of(batch: Batch) -> torch.Tensor:
+        _heed(parts, state, saved, f"validation of step {state.step}")
+        return parts.engine.forward(batch)[1]
+
     measured = measure(
-        lambda batch: engine.forward(batch)[1],
+        nats_of,
         job.validation_rows,
         job.recipe.train.validation_rows,
         job.settings.engine.micro_batch_size,
-        (job.ranks.rank, job.ranks.world_size),
-        lambda values: add_up(values, job.device),
+        (job.layout.data_rank, job.layout.data_ranks),
+        lambda values: add_up(job.counted(values), HOST),
     )
     values = asdict(measured)
     job.record("validation", state.step, **values)
@@ -149,31 +194,48 @@ def _validate(job: Job, engine: Engine, state: TrainState) -> TrainState:
     return replace(state, validations=[*state.validations, {"step": state.step, **values}])
 
 
-def _ask(job: Job, engine: Engine, state: TrainState) -> TrainState:
+def _ask(parts: Parts, state: TrainState, saved: int) -> TrainState:
+    """Ask the model the questions of `[evaluation]`; a signal is heeded between two batches, as in `_validate`."""
+    job = parts.job
     if job.suite is None:
         return state
+
+    def nats_of(batch: Batch) -> torch.Tensor:
+        _heed(parts, state, saved, f"questions at step {state.step}")
+        return parts.engine.forward(batch)[1]
+
     tokens = job.settings.engine.micro_batch_size * job.recipe.train.sequence_length  # what is known to fit
-    passes = Passes(tokens, job.ranks.rank, job.ranks.world_size, lambda values: add_up(values, job.device))
-    rows = [{"step": state.step, **row} for row in ask(job.suite, lambda batch: engine.forward(batch)[1], passes)]
+    place = (job.layout.data_rank, job.layout.data_ranks)
+    passes = Passes(tokens, *place, lambda values: add_up(job.counted(values), HOST))
+    rows = [{"step": state.step, **row} for row in ask(job.suite, nats_of, passes)]
     for row in rows:
         job.record("task", **row)
         get_logger(__name__).info("train: step %d, %s", state.step, told(row))
     return replace(state, tasks=[*state.tasks, *rows])
 
 
-def _save(job: Job, engine: Engine, state: TrainState) -> Manifest:
+def _heed(parts: Parts, state: TrainState, saved: int, what: str) -> None:
+    """Give a sign of life, and leave if any rank was told to; every rank makes the same number of passes."""
+    parts.heart.beat(what, long=not state.validations)
+    if add_up([int(parts.job.leave())], HOST)[0]:
+        _leave(parts, state, saved)
 
-    manifest = write_checkpoint(job.store, state, full_state(engine), engine.shapes(), job.peers, run_facts(job))
-    if job.ranks.first:
-        remove_old(job.store, job.settings.checkpoint.keep_last, state.step)
-    return manifest
+
+def _save(parts: Parts, state: TrainState) -> None:
+    """Begin to save: the loop stands still for a copy, and for the save before this one if it is not done yet."""
+    began = time.perf_counter()
+    parts.heart.beat(f"checkpoint of step {state.step}", long=True)
+    parts.saver.save(state)
+    parts.heart.beat(f"after the copy for the checkpoint of step {state.step}")
+    parts.job.record("save", state.step, stall_seconds=time.perf_counter() - began)
 
 
-def _leave(job: Job, engine: Engine, state: TrainState) -> None:
-    """Save what was learned since the last checkpoint, and raise."""
-    every = job.settings.checkpoint.every_steps
-    if state.step and not _due(state.step, every, job.recipe.train.steps):
-        _save(job, engine, state)
+def _leave(parts: Parts, state: TrainState, saved: int) -> NoReturn:
+    """Save what was learned since the checkpoint of step `saved`, and raise once it is durable."""
+    if state.step != saved:
+        _save(parts, state)
+    parts.heart.beat(f"waiting for the checkpoint of step {state.step}", long=True)
+    parts.saver.wait()
     raise Preempted(f"told to leave after step {state.step}, which is saved; the same command goes on from there")
 
 

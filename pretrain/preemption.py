@@ -1,8 +1,10 @@
-"""A signal becomes a flag.
+"""A signal becomes a flag, or ends what has nothing to save.
 
 Slurm sends SIGTERM before it takes a node away, and SIGUSR1 before the time limit where the job asks for it
-(`--signal=USR1@120`). The handler only notes it; the training loop asks between steps, agrees with the other ranks,
-saves a checkpoint and leaves with exit code 75.
+(`--signal=USR1@120`). While the data opens, the model compiles and the first step runs, all that was learned stands in
+the last checkpoint: the signal ends that at once, wherever Python is, because a compilation may last longer than the
+scheduler waits. From the first update on the handler only notes it; the loop asks between steps and between validation
+batches, agrees with the other ranks, saves a checkpoint and leaves. The exit code is 75 in both cases.
 """
 
 from __future__ import annotations
@@ -10,29 +12,61 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
+
+from governance.errors import Preempted
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
+class Left(BaseException):
+    """Raised by the handler itself; no `except Exception` of a compiler or a reader swallows it."""
+
+
+class Leave:
+    """`leave()` is true once one of `SIGNALS` arrived."""
+
+    def __init__(self) -> None:
+        self._arrived = False
+        self._at_once = True
+
+    def __call__(self) -> bool:
+        """Whether a signal arrived."""
+        return self._arrived
+
+    def gently(self) -> None:
+        """From now on there is something to save: a signal is only noted."""
+        self._at_once = False
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The signals' handler."""
+        first, self._arrived = not self._arrived, True
+        if first and self._at_once:
+            raise Left
+
+
 @contextlib.contextmanager
-def watch_signals() -> Iterator[Callable[[], bool]]:
-    """Yield `leave()`, true once one of `SIGNALS` arrived; the earlier handlers return at the end.
+def watch_signals() -> Iterator[Leave]:
+    """Yield `leave`; the earlier handlers return at the end.
 
     Outside the main thread, where Python allows no handlers, it never turns true.
+
+    Raises:
+        Preempted: a signal came before there was anything to save; also on a rank that only saw another one leave.
     """
-    arrived: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        arrived.append(number)
-
+    leave = Leave()
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield leave
         return
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    before = {number: signal.signal(number, leave.note) for number in SIGNALS}
     try:
-        yield lambda: bool(arrived)
+        yield leave
+    except (Left, RuntimeError) as error:
+        # A rank that waits for one that has left gets a RuntimeError of the collective, and its own signal with it.
+        if isinstance(error, RuntimeError) and not (leave() and leave._at_once):
+            raise
+        raise Preempted("told to leave before the first step; the same command goes on from where it began") from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

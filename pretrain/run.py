@@ -32,7 +32,7 @@ from governance.journal import Journal
 from governance.log import get_logger
 from governance.manifest import Manifest, verify
 from governance.stage import Runtime
-from pretrain.launch import launch
+from pretrain.launch import launch, standing_of
 from pretrain.run_config import Run
 from pretrain.tasks import open_tasks, pin
 
@@ -189,12 +189,18 @@ def training_in(
 ) -> Manifest:
     """Train in `processes` processes of this machine; `words` repeat the configuration on their command line."""
     if processes > 1:
+        from pretrain.train import folder_of
+
         pass_gate(run, artifacts, runtime)
-        status = launch(processes, ["train", *words])
+        folder = folder_of(artifacts.get("pack", artifacts["encode"]), run.config.recipe, runtime.root)
+        restarts = run.config.settings.engine.restarts
+        status = launch(processes, ["train", *words], restarts=restarts, standing=partial(standing_of, folder))
         if status == Preempted.exit_code:
             raise Preempted("the training processes saved a checkpoint and left")
         if status != 0:
-            raise PipelineError(f"the training processes ended with status {status}; their messages stand above")
+            failed = PipelineError(f"the training processes ended with status {status}; their messages stand above")
+            failed.exit_code = status
+            raise failed
         runtime = replace(runtime, make=False)
     return training(run, artifacts, runtime)
 

@@ -19,6 +19,7 @@ from governance.energy.meters import EnergyConfig
 from governance.errors import ConfigError
 from governance.gate import GovernanceConfig
 from governance.policy import Policy, load_policy
+from pretrain.compatibility import check_together
 from pretrain.config import (
     CheckpointConfig,
     EngineConfig,
@@ -26,7 +27,6 @@ from pretrain.config import (
     TrackingConfig,
     TrainConfig,
     TrainRecipe,
-    check_together,
 )
 from pretrain.evaluation_config import EvaluationConfig
 from pretrain.model_audit import ModelAuditConfig

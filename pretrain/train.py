@@ -1,8 +1,10 @@
 """Training, from token shards to the artifact of a finished run; the loop reads from top to bottom.
 
-    <root>/train/<key>/losses.json            the loss of every step, each validation and task: a function of the recipe
+    <root>/train/<key>/losses.json            the loss of every step, validations, tasks, what was skipped
                        metrics.jsonl          what happened, with times and attempts (see tracking.py); not hashed
                        checkpoints.jsonl      the steps that were saved (see checkpoint.py)
+                       run.lock               held while a run is alive: host, process, since when
+                       hangs/                 where each rank was when it hung (see watchdog.py)
                        manifest.json          lists losses.json and the files of the last checkpoint
 
 Promise: run the same command again, after a kill, a preemption or a full disk, and it goes on from the newest whole
@@ -13,18 +15,22 @@ micro batches the artifact has the same digest, bit for bit on CPU; with others 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from governance.errors import MissingInput
-from governance.files import write_json
+from governance.errors import MissingInput, Occupied
+from governance.files import held, write_json
 from governance.log import get_logger
 from governance.manifest import Manifest, Output, describe
 from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, artifact_folder, commit, find, now
-from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe, check_together
+from pretrain.compatibility import check_start, check_together
+from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks, read_ranks
+from pretrain.preemption import Leave, watch_signals
 
 if TYPE_CHECKING:
     from pretrain.checkpoint import TrainState
@@ -32,8 +38,9 @@ if TYPE_CHECKING:
     from pretrain.job import Job
     from pretrain.task_scores import Suite
 
-VERSION = 1
+VERSION = 2
 STAGE = "train"
+LOCK_FILE = "run.lock"
 
 
 def train(
@@ -54,11 +61,12 @@ def train(
         ConfigError: the sections do not fit together, or the batch does not divide over the ranks.
         MissingInput: it is not trained yet and `runtime.make` is False.
         ManifestError: a token shard is not what its manifest says.
-        PipelineError: too few rows, a loss that is not finite, a full device.
-        Preempted: a signal came; a checkpoint was saved.
+        PipelineError: too few rows, a run that diverged, a full device.
+        Preempted: a signal came; what was learned is saved.
+        Occupied: another run that is alive trains the same.
     """
     check_together(recipe, settings.engine)
-    key = Recipe(STAGE, VERSION, recipe).key([tokens.digest])
+    key = _key(tokens, recipe)
     found = find(STAGE, key, runtime.root)
     if found is not None:
         return found
@@ -67,31 +75,45 @@ def train(
     before_start()
     if recipe.evaluation.tasks and suite is None:
         raise TypeError("recipe.evaluation names tasks: pass the suite that asks them")
-    return _train(tokens, recipe, settings, runtime, key, suite() if suite and recipe.evaluation.tasks else None)
+    with watch_signals() as leave:
+        questions = suite() if suite and recipe.evaluation.tasks else None
+        return _train(tokens, recipe, settings, runtime, (key, leave), questions)
+
+
+def folder_of(tokens: Manifest, recipe: TrainRecipe, root: Path) -> Path:
+    """Where the run of this recipe is, begun or not."""
+    return artifact_folder(STAGE, _key(tokens, recipe), root)
+
+
+def _key(tokens: Manifest, recipe: TrainRecipe) -> str:
+    return Recipe(STAGE, VERSION, recipe).key([tokens.digest])
 
 
 def _train(
-    tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: Runtime, key: str, suite: Suite | None
+    tokens: Manifest,
+    recipe: TrainRecipe,
+    settings: Settings,
+    runtime: Runtime,
+    started_by: tuple[str, Leave],
+    suite: Suite | None,
 ) -> Manifest:
-    from pretrain.batch_sizes import refuse_uneven
     from pretrain.checkpoint import Peers, Store
-    from pretrain.distributed import gather, join
+    from pretrain.distributed import capability_of, gather, join
     from pretrain.job import Job
     from pretrain.loop import learn, run_facts
-    from pretrain.preemption import watch_signals
     from pretrain.tracking import open_record
 
-    ranks, started = read_ranks(), now()
+    (key, leave), ranks, started = started_by, read_ranks(), now()
     folder = artifact_folder(STAGE, key, runtime.root)
     meter = runtime.meter(STAGE) if ranks.local_rank == 0 else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
     with (
-        watch_signals() as leave,
+        _alone(folder, ranks),
         meter as energy,
         _arithmetic(ranks, settings.engine),
         open_record(folder, settings.tracking, recipe, key, writes=ranks.first, head=runtime.head) as (record, attempt),
     ):
-        device = join(ranks, settings.engine.collective_timeout_seconds)
-        refuse_uneven(recipe.train, settings.engine.micro_batch_size, ranks.world_size)
+        device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
+        check_start(recipe, settings.engine, ranks, device.type, capability_of(device))
         train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
         store = Store(runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest)
         peers = Peers(ranks.rank, ranks.world_size, gather)
@@ -117,6 +139,35 @@ def _train(
 
 
 @contextlib.contextmanager
+def _alone(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Keep the run's folder for this run: rank 0 holds a lock there, which ends with its process.
+
+    The other ranks of a run that is refused wait for rank 0 in vain; their launcher ends them with it.
+
+    Raises:
+        Occupied: a run that is alive has it.
+    """
+    if not ranks.first:
+        yield
+        return
+    ours = {"host": socket.gethostname(), "pid": os.getpid(), "since": now()}
+    with held(folder / LOCK_FILE, json.dumps(ours)) as holder:
+        if holder is not None:
+            raise Occupied(_in_words(folder, holder, ours["host"]))
+        yield
+
+
+def _in_words(folder: Path, holder: str, here: str) -> str:
+    try:
+        other = json.loads(holder)
+        where = "this host" if other["host"] == here else "another host, which shares this file system"
+        who = f"process {other['pid']} on {other['host']} ({where}), since {other['since']}"
+    except (ValueError, KeyError, TypeError):  # it has the lock and did not write its note yet
+        who = "a process that has just begun"
+    return f"{folder}: another run trains here: {who}. Wait for it, or end it with SIGTERM; then run the same again."
+
+
+@contextlib.contextmanager
 def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
     """Fix what decides the order of sums while the context lasts: threads, and torch's deterministic kernels."""
     import torch
@@ -138,12 +189,13 @@ def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
 def _open_data(tokens: Manifest, train: TrainConfig, root: Path, ranks: Ranks) -> tuple[Rows, Rows | None]:
     """Verify the token shards, each by one rank, and map them."""
     from pretrain.batch_sizes import batch_sizes
-    from pretrain.dataset import altered_shards, open_rows, refuse_altered, refuse_small
+    from pretrain.dataset import altered_shards, open_rows, refuse_altered, refuse_foreign_vocabulary, refuse_small
     from pretrain.distributed import gather
 
     problems = gather(altered_shards(tokens, root, ranks.rank, ranks.world_size))
     refuse_altered([line for lines in problems for line in lines])
     train_rows = open_rows(tokens, "train", root, train.sequence_length)
+    refuse_foreign_vocabulary(tokens, train_rows, root)
     refuse_small(train_rows, max(batch_sizes(train).sizes))
     if not tokens.files("validation", root) or not tokens.stats.get("validation_tokens", 1):
         get_logger(__name__).warning("%s holds out no document: nothing is validated", tokens.folder)
@@ -155,8 +207,10 @@ def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], di
     """The run's own file, the files of its last checkpoint, and its figures."""
     from pretrain.checkpoint import require_step
     from pretrain.model.decoder import parameter_count
+    from pretrain.order import weights_in_use
 
-    write_json(folder / "losses.json", {"losses": state.losses, "validations": state.validations, "tasks": state.tasks})
+    told = {name: getattr(state, name) for name in ("validations", "tasks", "skipped")}
+    write_json(folder / "losses.json", {"losses": list(state.losses), **told})
     losses = describe(folder / "losses.json", job.store.root)
     last = require_step(job.store, state.step)
     best = state.validations[-1] if state.validations else {}
@@ -165,12 +219,14 @@ def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], di
         "tokens": state.tokens,
         "parameters": parameter_count(job.recipe.model, job.train_rows.vocabulary_size),
         "vocabulary_size": job.train_rows.vocabulary_size,
-        "final_loss": state.losses[-1],
+        "final_loss": next((loss for loss in reversed(state.losses) if loss is not None), None),
+        "skipped_steps": len(state.skipped),
         "validation_loss": best.get("loss"),
         "bits_per_byte": best.get("bits_per_byte"),
         "tasks": {row["task"]: row for row in state.tasks if row["step"] == state.step},
         "losses_sha256": losses.sha256,
         "stream_sha256": state.stream,
+        "mixture": weights_in_use(job.train_rows, job.recipe.train),
         "checkpoint": {"path": last.path, "digest": last.digest},
     }
     return [losses, *last.outputs], stats

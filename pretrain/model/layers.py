@@ -58,8 +58,8 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask) -> torch.Tensor:
         """[B, L, hidden] -> [B, L, hidden]; `angles` turn queries and keys, if there are any."""
-        rows, length, width = x.shape
-        shape = (rows, length, -1, self.head_dim)
+        rows, length, _ = x.shape
+        shape = (rows, length, -1, self.head_dim)  # -1: under tensor parallelism a rank holds a part of the heads
         q, k, v = self.q_proj(x).view(shape), self.k_proj(x).view(shape), self.v_proj(x).view(shape)
         if self.normal:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -67,7 +67,7 @@ class Attention(nn.Module):
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         seen = mask.attend(q, k, v, self.window)
-        return self.o_proj(seen.transpose(1, 2).reshape(rows, length, width))
+        return self.o_proj(seen.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):

@@ -26,7 +26,7 @@ def _document(generator: np.random.Generator, name: str, longest: int) -> Encode
     length = int(generator.integers(2, longest))
     tokens = (generator.integers(1, VOCABULARY) + np.arange(length) * 7) % (VOCABULARY - 1) + 1
     tokens[-1] = 0
-    return EncodedDocument(name, tokens, 3 * length)
+    return EncodedDocument(name, tokens, 3 * length, f"{('web', 'books')[length % 2]}/{('en', 'de')[length % 3 > 0]}")
 
 
 def _make_tokens(root: Path, documents: int = 60, validation: int = 10, longest: int = 80) -> Manifest:

@@ -64,11 +64,18 @@ def test_a_new_model_knows_nothing(variant):
     assert (nats.sum() / (batch.targets >= 0).sum()).item() == pytest.approx(math.log(512), abs=0.05)
 
 
+STEPS = 10
+
+
 def coordinates(width: int, initialisation: str) -> list[float]:
     """Mean magnitude of what attention, feed-forward and projection put out after four steps of Adam at one rate."""
     mup = {"initialisation": "mup", "mup_base_width": 64} if initialisation == "mup" else {"initialisation": "normal"}
     settings = config(
-        hidden_size=width, intermediate_size=2 * width, num_attention_heads=width // 16, num_key_value_heads=4, **mup
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_attention_heads=width // 16,
+        num_key_value_heads=width // 16,
+        **mup,
     )
     batch = rows([[32, 32]] * 4)
     model = Decoder(settings, 100)
@@ -88,7 +95,7 @@ def coordinates(width: int, initialisation: str) -> list[float]:
     for name, module in model.named_modules():
         if name.endswith(("self_attn", "mlp")):
             module.register_forward_hook(listen(name))
-    for _ in range(4):
+    for _ in range(STEPS):
         objective, _ = model(batch.tokens, batch.targets, batch.segments, batch.positions)
         optimizer.zero_grad()
         (objective / (batch.targets >= 0).sum()).backward()

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import bisect
+import json
+import math
 import os
 import random
 import signal
@@ -10,11 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError, Preempted
+from governance.errors import ConfigError, ManifestError, MissingInput, Preempted
 from governance.files import read_lines
 from governance.manifest import verify
 from pretrain import loop
-from pretrain.optim import learning_rate
+from pretrain.dataset import open_rows
+from pretrain.engine import Engine
+from pretrain.guard import Diverged
+from pretrain.optim import rate_factor
 
 # Runs in a process of its own: the fixture's function, given as Python keywords.
 SCRIPT = """
@@ -44,11 +50,11 @@ def at_step(monkeypatch):
     def plan(step: int, action):
         def rate(now, steps, config):
             if now == step:
-                monkeypatch.setattr(loop, "learning_rate", learning_rate)
+                monkeypatch.setattr(loop, "rate_factor", rate_factor)
                 action()
-            return learning_rate(now, steps, config)
+            return rate_factor(now, steps, config)
 
-        monkeypatch.setattr(loop, "learning_rate", rate)
+        monkeypatch.setattr(loop, "rate_factor", rate)
 
     return plan
 
@@ -163,13 +169,71 @@ def test_old_checkpoints_are_removed(tmp_path, run_training):
     assert len(list((tmp_path / "checkpoint").glob("*/manifest.json"))) == 2
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, run_training):
-    with pytest.raises(PipelineError, match=r"lower\s+optim.learning_rate"):
+def test_a_run_that_is_not_finite_any_more_stops(tmp_path, run_training):
+    with pytest.raises(Diverged, match=r"lower\s+optim.learning_rate"):
         run_training(tmp_path, learning_rate=1e30, gradient_clipping=0.0, warmup_steps=0)
     [metrics] = (tmp_path / "train").glob("*/metrics.jsonl")
-    assert not isinstance(read_lines(metrics)[-1]["loss"], float) or not isinstance(
-        read_lines(metrics)[-1]["grad_norm"], float
-    )
+    skipped = [line["step"] for line in read_lines(metrics) if line["event"] == "skipped"]
+    assert skipped == list(range(skipped[0], skipped[0] + 3))
+    assert not list((tmp_path / "train").glob("*/manifest.json"))
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """The loss of one step is not a number, whenever that step is computed."""
+
+    def plan(step: int):
+        now, forward, agree = [0], Engine.forward, loop._agree
+
+        def agreed(job, ready, pace):
+            now[0] = ready.step
+            return agree(job, ready, pace)
+
+        def passed(engine, batch):
+            objective, nats = forward(engine, batch)
+            return (objective * math.nan, nats * math.nan) if now[0] == step else (objective, nats)
+
+        monkeypatch.setattr(loop, "_agree", agreed)
+        monkeypatch.setattr(Engine, "forward", passed)
+
+    return plan
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_step_that_is_not_finite_is_left_out_and_its_documents_are_told(
+    tmp_path, run_training, at_step, poisoned, losses_of, stage
+):
+    poisoned(6)
+    whole = run_training(tmp_path / "whole", zero_stage=stage)
+    losses = losses_of(whole, tmp_path / "whole")
+    assert [step for step, loss in enumerate(losses, 1) if loss is None] == [6]
+    assert losses[-1] < losses[0]
+    [told] = json.loads((tmp_path / "whole" / whole.folder / "losses.json").read_bytes())["skipped"]
+    assert (told["step"], told["reason"], len(told["rows"])) == (6, "loss", 8)
+    lines = read_lines(tmp_path / "whole" / whole.folder / "metrics.jsonl")
+    [line] = [line for line in lines if line["event"] == "skipped"]
+    assert line["documents"] == told["documents"]
+    assert len(told["documents"]) >= 4
+    assert whole.stats["skipped_steps"] == 1
+
+    at_step(7, crash)
+    with pytest.raises(Crash):
+        run_training(tmp_path / "cut", zero_stage=stage)
+    assert run_training(tmp_path / "cut", zero_stage=stage).digest == whole.digest
+
+
+def test_documents_of_rows_are_those_whose_tokens_they_hold(tmp_path, make_tokens):
+    rows = open_rows(make_tokens(tmp_path), "train", tmp_path, 32)
+    for number in range(rows.count):
+        place = bisect.bisect_right(rows.starts, number) - 1
+        shard, start = rows.shards[place], (number - rows.starts[place]) * 32
+        begins = [0, *shard.document_ends[:-1].tolist()]
+        held = [
+            shard.identities[index].tobytes().hex()
+            for index, (begin, end) in enumerate(zip(begins, shard.document_ends.tolist(), strict=True))
+            if begin < start + 32 and end > start
+        ]
+        assert rows.documents_of([number]) == held
 
 
 def test_an_altered_token_shard_is_named(tmp_path, run_training, make_tokens):

@@ -1,0 +1,20 @@
+"""The section [train.skip]: which batches are left out. Imports no torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from governance.config import Section
+
+
+class SkipConfig(Section):
+    """When a batch is left out, and when too many were."""
+
+    z_score: float = Field(default=8.0, ge=0)
+    """A loss this many robust standard deviations above the last accepted ones is a spike; 0 looks for none."""
+    window: int = Field(default=128, ge=8)
+    """How many accepted losses a loss is compared with; also the steps over which skips are counted."""
+    warmup_steps: int = Field(default=200, ge=0)
+    """Steps before spikes are looked for: a loss that still falls steeply says little about the next one."""
+    most_skips: int = Field(default=8, ge=0)
+    """More skipped steps than this within `window` steps end the run with a verdict."""

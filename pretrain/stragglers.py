@@ -1,0 +1,105 @@
+"""Which rank keeps the others waiting.
+
+Each rank times its own part of a step: reading rows and the forward passes, where (below ZeRO stage 3) it waits for
+nobody. Every `engine.straggler_window_steps` steps the times go along in a collective that is made anyway, as one whole
+number a rank. A rank whose time is above `RATIO` times the median of the others in `WINDOWS` windows running is told:
+an event "stragglers" in metrics.jsonl, and a warning.
+
+Limits: at stage 3 a forward pass waits for the parameters of others, so all ranks look equally slow there, and only
+slow reading shows. On CUDA the host's time is that of launching the passes; so a pass is timed by events on the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from governance.log import get_logger
+from pretrain.job import Job
+
+RATIO = 1.25
+WINDOWS = 3
+
+
+def ratios(seconds: Sequence[float]) -> list[float]:
+    """Each rank's time over the median of the others'; 1 where there is nobody else."""
+    if len(seconds) < 2:
+        return [1.0] * len(seconds)
+    return [
+        value / max(statistics.median([*seconds[:rank], *seconds[rank + 1 :]]), 1e-9)
+        for rank, value in enumerate(seconds)
+    ]
+
+
+class Pace:
+    """This rank's own time, and on every rank the count of slow windows of each."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        every = job.settings.engine.straggler_window_steps
+        self._every = every if job.ranks.world_size > 1 else 0
+        self._passes: list[tuple[Any, Any]] = []
+        self._seconds = 0.0
+        self._slow: dict[int, int] = {}
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Time what this rank does on its own, on the host."""
+        began = time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def passing(self) -> Iterator[None]:
+        """Time a forward pass, on the device that computes it."""
+        if self._job.device.type != "cuda":
+            with self.working():
+                yield
+            return
+        if not self._every:
+            yield
+            return
+        begun = _mark()
+        yield
+        self._passes.append((begun, _mark()))
+
+    def slots(self, step: int) -> list[int]:
+        """What is added up over ranks in `step`: microseconds in this rank's place, where a window ends."""
+        if not self._every or step % self._every:
+            return []
+        if self._passes:
+            self._passes[-1][1].synchronize()  # it belongs to the step before
+        seconds = self._seconds + sum(begun.elapsed_time(ended) for begun, ended in self._passes) / 1e3
+        self._passes, self._seconds = [], 0.0
+        ranks = self._job.ranks
+        return [int(1e6 * seconds) if rank == ranks.rank else 0 for rank in range(ranks.world_size)]
+
+    def tell(self, step: int, microseconds: Sequence[int]) -> None:
+        """Judge a window by the sums of `slots` over all ranks, and record who was slow for long."""
+        if not microseconds:
+            return
+        seconds = [value / 1e6 for value in microseconds]
+        for rank, ratio in self.judge(ratios(seconds)):
+            values = {"rank": rank, "ratio": ratio, "seconds": seconds[rank], "windows": self._slow[rank]}
+            self._job.record("stragglers", step, **values)
+            get_logger(__name__).warning(
+                "train: rank %d keeps the others waiting: its own work takes %.2f times theirs, for %d steps now. Look "
+                "at its node: another job, heat, a slow disk.",
+                rank, ratio, self._slow[rank] * self._every,
+            )  # fmt: skip
+
+    def judge(self, found: Sequence[float]) -> list[tuple[int, float]]:
+        """Count a window; the ranks to be told now, with their ratios: each once in `WINDOWS` slow windows running."""
+        self._slow = {rank: self._slow.get(rank, 0) + 1 for rank, ratio in enumerate(found) if ratio > RATIO}
+        return [(rank, found[rank]) for rank, windows in self._slow.items() if windows % WINDOWS == 0]
+
+
+def _mark() -> Any:
+    import torch
+
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event

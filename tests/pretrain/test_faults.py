@@ -1,0 +1,307 @@
+"""Faults planted into real training: signals at every place, a killed, a hanging and a slow rank, a second run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from governance.errors import Occupied, Preempted
+from governance.files import read_lines
+from pretrain import dataset, loop
+from pretrain import launch as launcher
+from pretrain.engine import Engine
+from pretrain.launch import launch, standing_of
+from pretrain.stragglers import RATIO, WINDOWS, Pace, ratios
+from pretrain.watchdog import watch_hangs
+
+# A rank in a process of its own; `plant` is Python that may replace parts of the trainer before it starts.
+SCRIPT = """
+import importlib.util, os, signal, sys, time
+from pathlib import Path
+from governance.errors import PipelineError
+from governance.log import set_up_logging
+set_up_logging(int(os.environ.get("RANK", 0)))
+from pretrain import dataset, loop, train, watchdog
+root, rank = Path({root!r}), int(os.environ.get("RANK", 0))
+def once():
+    try:
+        (root / "planted").open("x").close()
+    except FileExistsError:
+        return False
+    return True
+def at_step(planted, action):
+    plain = loop.rate_factor
+    def rate(step, *others):
+        if step == planted:
+            action()
+        return plain(step, *others)
+    loop.rate_factor = rate
+{plant}
+spec = importlib.util.spec_from_file_location("conftest", {conftest!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+try:
+    print(module._run_training(root, **{settings!r}).digest)
+except PipelineError as error:
+    sys.stderr.write(f"{{type(error).__name__}}: {{error}}\\n")
+    sys.exit(error.exit_code)
+"""
+
+
+def script(root: Path, plant: str = "", **settings) -> str:
+    root.mkdir(parents=True, exist_ok=True)
+    conftest = str(Path(__file__).parent / "conftest.py")
+    return SCRIPT.format(conftest=conftest, root=str(root), plant=plant, settings=settings)
+
+
+@pytest.fixture
+def two_ranks(monkeypatch):
+    def run(root: Path, plant: str = "", restarts: int = 0, **settings) -> int:
+        text = script(root, plant, **settings)
+        monkeypatch.setattr(launcher, "_command", lambda words: [sys.executable, "-c", text])
+
+        def standing():
+            [folder] = (root / "train").glob("*")
+            return standing_of(folder)
+
+        return launch(2, [], restarts=restarts, standing=standing)
+
+    return run
+
+
+def me(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+def test_a_signal_while_the_data_opens_ends_it_at_once(tmp_path, finished, run_training, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "altered_shards", lambda *_: me(signal.SIGUSR1))
+        with pytest.raises(Preempted, match="before the first step"):
+            run_training(tmp_path)
+    assert not list((tmp_path / "checkpoint").glob("*"))
+    assert run_training(tmp_path).digest == finished[1].digest
+
+
+def test_a_signal_in_the_first_step_ends_it_at_once(tmp_path, finished, run_training, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "forward", lambda engine, batch: me())  # where a compiler would work for minutes
+        with pytest.raises(Preempted, match="before the first step"):
+            run_training(tmp_path)
+    assert run_training(tmp_path).digest == finished[1].digest
+
+
+@pytest.mark.parametrize("last", [8, 10])
+def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(tmp_path, finished, run_training, monkeypatch, last):
+    """What it did not measure is measured after the restart, and the artifact is that of an uninterrupted run."""
+    passes, measure = [], loop.measure
+
+    def measured(nats_of, *others):
+        def passed(batch):
+            passes.append(1)
+            me()
+            return nats_of(batch)
+
+        [metrics] = (tmp_path / "train").glob("*/metrics.jsonl")
+        steps = [line["step"] for line in read_lines(metrics) if line["event"] == "step"]
+        return measure(passed if steps[-1] == last else nats_of, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "measure", measured)
+        with pytest.raises(Preempted, match=f"step {last}"):
+            run_training(tmp_path)
+    assert len(passes) == 1
+    assert run_training(tmp_path).digest == finished[1].digest
+    steps = [line["step"] for line in lines_of(tmp_path) if line["event"] == "step"]
+    assert steps == list(range(1, 11))  # none twice
+
+
+def lines_of(root: Path) -> list[dict]:
+    [metrics] = (root / "train").glob("*/metrics.jsonl")
+    return read_lines(metrics)
+
+
+def test_a_second_run_finds_the_first_alive_and_leaves(tmp_path, finished, run_training):
+    slow = "at_step(5, lambda: time.sleep(600))"
+    first = subprocess.Popen([sys.executable, "-c", script(tmp_path, slow)], stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 240
+        while not any(
+            line["event"] == "step" for path in tmp_path.glob("train/*/metrics.jsonl") for line in read_lines(path)
+        ):
+            assert first.poll() is None, first.stderr.read()[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with pytest.raises(
+            Occupied, match=rf"process {first.pid} on {socket.gethostname()} \(this host\), since 20"
+        ) as error:
+            run_training(tmp_path)
+        assert error.value.exit_code == 73
+    finally:
+        first.kill()  # leaves no lock behind
+        first.wait()
+    assert run_training(tmp_path).digest == finished[1].digest
+
+
+def test_a_run_on_another_host_is_named(tmp_path, run_training, monkeypatch, finished):
+    """The note is the holder's, wherever it is: the lock of a shared file system is seen from all nodes."""
+    [lock] = (finished[0] / "train").glob("*/run.lock")
+    there = tmp_path / lock.relative_to(finished[0])
+    there.parent.mkdir(parents=True)
+    note = json.dumps({"host": "node-7", "pid": 41, "since": "2030-01-01T00:00:00Z"})
+    hold = (
+        "import sys, time; from pathlib import Path; from governance.files import held\n"
+        f"with held(Path({str(there)!r}), {note!r}): print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Occupied, match=r"process 41 on node-7 \(another host.*since 2030"):
+            run_training(tmp_path)
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_heart_has_a_long_limit_first_and_then_a_short_one(tmp_path):
+    from pretrain.config import EngineConfig
+
+    with watch_hangs(tmp_path, 0, EngineConfig(first_step_timeout_seconds=900, step_timeout_seconds=5)) as heart:
+        assert heart.last()[2] == 900
+        heart.stepped(1, 200.0)  # it compiled
+        assert heart.last()[1:] == ("step 1 was done", 5)
+        heart.stepped(2, 1.0)
+        assert heart.last()[2] == 20
+        heart.beat("save", long=True)
+        assert heart.last()[2] == 900
+    with watch_hangs(tmp_path, 0, EngineConfig(first_step_timeout_seconds=0, step_timeout_seconds=0)) as heart:
+        heart.stepped(1, 1.0)
+        assert heart.last()[2] == 0
+
+
+def test_a_hang_that_keeps_the_interpreter_to_itself_is_ended_too(tmp_path):
+    """Not even the watching thread runs then; the interpreter's timer in C does."""
+    code = f"""
+import ctypes, time
+from pathlib import Path
+from pretrain import watchdog
+from pretrain.config import EngineConfig
+watchdog._STUCK_SECONDS = 2.0
+with watchdog.watch_hangs(Path({str(tmp_path)!r}), 0, EngineConfig(first_step_timeout_seconds=2)):
+    time.sleep(1.5)
+    ctypes.PyDLL(None).sleep(60)  # PyDLL keeps the lock
+"""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    assert "File" in done.stderr
+    assert time.monotonic() - began < 50
+
+
+def test_ratios_are_over_the_median_of_the_others():
+    assert ratios([1.0]) == [1.0]
+    assert ratios([1.0, 2.0]) == [0.5, 2.0]
+    assert ratios([1.0, 1.0, 1.0, 3.0]) == [1.0, 1.0, 1.0, 3.0]
+
+
+def test_a_rank_is_told_only_when_it_is_slow_for_several_windows():
+    pace = object.__new__(Pace)
+    pace._slow = {}
+    windows = [[1.0, RATIO + 0.1], [1.0, 1.0], *([[1.0, RATIO + 0.1]] * WINDOWS)]
+    assert [len(pace.judge(window)) for window in windows] == [0, 0, *([0] * (WINDOWS - 1)), 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_checkpoint(
+    tmp_path, two_ranks, run_training, losses_of, caplog, finished, stage
+):
+    plant = "at_step(7, lambda: rank == 1 and once() and os.kill(os.getpid(), signal.SIGKILL))"
+    began = time.monotonic()
+    assert two_ranks(tmp_path, plant, restarts=1, zero_stage=stage) == 0
+    assert "rank 1" in caplog.text
+    assert "SIGKILL" in caplog.text
+    assert "starting the ranks again from the checkpoint of step 4" in caplog.text
+    assert time.monotonic() - began < 240
+    run = run_training(tmp_path, make=False, zero_stage=stage)
+    root, whole = finished
+    assert losses_of(run, tmp_path) == pytest.approx(losses_of(whole, root), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_at_the_same_step_again_ends_the_job(tmp_path, two_ranks, caplog):
+    plant = "at_step(7, lambda: rank == 1 and os.kill(os.getpid(), signal.SIGKILL))"
+    assert two_ranks(tmp_path, plant, restarts=5) == 137
+    assert "second crash after step 6" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_hang_writes_the_stacks_of_every_rank_and_is_started_again(tmp_path, two_ranks, run_training):
+    plant = """
+watchdog._SLOWEST_STEPS = 0.0
+def planted_hang():
+    if rank == 1 and once():
+        time.sleep(600)
+at_step(6, planted_hang)
+"""
+    assert two_ranks(tmp_path, plant, restarts=1, step_timeout_seconds=8.0) == 0
+    run = run_training(tmp_path, make=False)
+    stacks = {path.name: path.read_text() for path in (tmp_path / run.folder / "hangs").glob("*")}
+    assert sorted(stacks) == ["rank-00000.txt", "rank-00001.txt"]
+    assert "planted_hang" in stacks["rank-00001.txt"]
+    assert "planted_hang" not in stacks["rank-00000.txt"]
+    assert "loop.py" in stacks["rank-00000.txt"]
+    assert all("step 5 was done" in text for text in stacks.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["step", "evaluation", "data"])
+def test_a_signal_to_one_rank_only_hangs_nobody(tmp_path, two_ranks, run_training, losses_of, finished, where):
+    plant = {
+        "step": "at_step(6, lambda: rank == 1 and once() and os.kill(os.getpid(), signal.SIGTERM))",
+        "evaluation": """
+plain = loop.measure
+def measure(nats_of, *others):
+    if rank == 1 and once():
+        os.kill(os.getpid(), signal.SIGTERM)
+    return plain(nats_of, *others)
+loop.measure = measure
+""",
+        "data": """
+plain = dataset.altered_shards
+def altered(*given):
+    if rank == 1 and once():
+        os.kill(os.getpid(), signal.SIGTERM)
+    return plain(*given)
+dataset.altered_shards = altered
+""",
+    }[where]
+    assert two_ranks(tmp_path, plant) == 75
+    assert two_ranks(tmp_path, plant) == 0
+    run = run_training(tmp_path, make=False)
+    assert losses_of(run, tmp_path) == pytest.approx(losses_of(finished[1], finished[0]), rel=1e-5)
+    assert [line["step"] for line in lines_of(tmp_path) if line["event"] == "step"] == list(range(1, 11))
+
+
+@pytest.mark.slow
+def test_a_slow_rank_is_told(tmp_path, two_ranks):
+    plant = """
+plain = dataset.Rows.batch
+def batch(rows, numbers):
+    time.sleep(0.15 * rank)
+    return plain(rows, numbers)
+dataset.Rows.batch = batch
+"""
+    assert two_ranks(tmp_path, plant, straggler_window_steps=2) == 0
+    told = [line for line in lines_of(tmp_path) if line["event"] == "stragglers"]
+    assert [line["rank"] for line in told] == [1]
+    assert told[0]["ratio"] > RATIO
+    assert told[0]["step"] == 2 * WINDOWS

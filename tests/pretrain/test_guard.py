@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain.guard import Diverged, Guard, reason_of, refuse_too_many
+from pretrain.skip_config import SkipConfig
+
+CONFIG = SkipConfig(window=32, warmup_steps=40)
+
+
+def walk(losses, config=CONFIG, known=(), skipped=()):
+    """The steps that a guard leaves out of these losses, which follow the `known` ones."""
+    guard = Guard(config, list(known), [{"step": step} for step in skipped], "cpu")
+    found = []
+    for step, value in enumerate(losses, len(known) + 1):
+        loss = torch.tensor(value, dtype=torch.float64)
+        verdict = guard.judge(loss, step)
+        guard.accept(loss, verdict.skip)
+        if verdict.skip:
+            found.append(step)
+    return found
+
+
+def curve(generator, steps, noise=0.02, heavy=False):
+    """A loss that falls as a power of the step, from 10.8 to about 3, with the noise of batches."""
+    step = np.arange(1, steps + 1)
+    wobble = generator.standard_t(5, steps) * math.sqrt(3 / 5) if heavy else generator.standard_normal(steps)
+    return 2.6 + 8.2 * step**-0.35 + noise * wobble
+
+
+def plain_z(loss, window):
+    """The definition, in numpy."""
+    ordered = np.sort(window)
+    median = ordered[len(ordered) // 2]
+    deviation = np.sort(np.abs(window - median))[len(ordered) // 2]
+    return (loss - median) / max(1.4826 * deviation, 0.005 * abs(median))
+
+
+@given(st.integers(0, 2**31), st.floats(-3, 40))
+@settings(max_examples=40, deadline=None)
+def test_z_is_its_definition(seed, shift):
+    window = curve(np.random.default_rng(seed), 50)[-32:]
+    guard = Guard(CONFIG, [*([9.0] * 18), *window.tolist()], [], "cpu")
+    loss = float(window[-1] + shift * 0.02)
+    verdict = guard.judge(torch.tensor(loss, dtype=torch.float64), 51)
+    assert float(verdict.z) == pytest.approx(plain_z(loss, window))
+    assert bool(verdict.skip) == (plain_z(loss, window) > CONFIG.z_score)
+
+
+@given(st.integers(0, 2**31), st.sets(st.integers(60, 390), min_size=1, max_size=6))
+@settings(max_examples=25, deadline=None)
+def test_planted_spikes_are_found_and_nothing_else(seed, places):
+    losses = curve(np.random.default_rng(seed), 400)
+    for place in places:
+        losses[place - 1] = [losses[place - 1] + 3.0, math.nan, math.inf][place % 3]
+    assert walk(losses.tolist()) == sorted(places)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 240), st.sets(st.integers(50, 250), max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_a_resumed_guard_decides_the_same(seed, cut, places):
+    losses = curve(np.random.default_rng(seed), 250, noise=0.3)
+    for place in places:
+        losses[place - 1] = 30.0 if place % 2 else math.nan
+    losses = losses.tolist()
+    whole = walk(losses)
+    known = [loss if math.isfinite(loss) else None for loss in losses[:cut]]
+    assert walk(losses[cut:], known=known, skipped=[s for s in whole if s <= cut]) == [s for s in whole if s > cut]
+
+
+def test_before_it_is_armed_only_what_is_not_finite_is_left_out():
+    losses = [3.0, 50.0, math.nan, *([3.0] * 60)]
+    losses[39] = 50.0
+    assert walk(losses) == [3]
+    assert walk([3.0] * 60 + [1e9], SkipConfig(z_score=0.0, window=8, warmup_steps=0)) == []
+
+
+def test_a_skipped_loss_does_not_enter_the_window():
+    """A level that stays high stays a spike, until the verdict stops the run: the window never learns it."""
+    assert walk([3.0] * 60 + [9.0] * 100) == list(range(61, 161))
+
+
+def false_alarms(seeds, steps, heavy, config=SkipConfig()):  # noqa: B008
+    return sum(
+        len(walk(curve(np.random.default_rng(seed), steps, heavy=heavy).tolist(), config)) for seed in range(seeds)
+    )
+
+
+def test_clean_curves_give_no_alarm():
+    assert false_alarms(1, 10_000, heavy=False) == 0
+
+
+@pytest.mark.slow
+def test_clean_curves_give_no_alarm_for_many_seeds():
+    assert false_alarms(20, 10_000, heavy=False) == 0
+
+
+def test_it_costs_less_than_a_thousandth_of_a_second():
+    guard = Guard(SkipConfig(warmup_steps=0), [3.0] * 128, [], "cpu")
+    loss = torch.tensor(3.0, dtype=torch.float64)
+    seconds = []
+    for step in range(200):
+        began = time.perf_counter()
+        guard.accept(loss, guard.judge(loss, step + 1).skip)
+        seconds.append(time.perf_counter() - began)
+    assert sorted(seconds)[100] < 1e-3  # the promise: 0.1 % of a step of 1 s
+
+
+def test_reasons():
+    assert reason_of(math.nan, 1.0) == "loss"
+    assert reason_of(2.0, math.inf) == "gradient"
+    assert reason_of(2.0, -1.0) == "gradient"
+    assert reason_of(2.0, 1.0) == reason_of(2.0, None) == "spike"
+
+
+def record(step, reason="spike"):
+    return {"step": step, "reason": reason, "z": 9.5, "rows": [1, 2], "documents": ["d1", "d2"]}
+
+
+def test_too_many_skips_end_the_run_and_name_them():
+    few = [record(step) for step in range(1000, 1016, 2)]
+    refuse_too_many(few, 1014, SkipConfig())
+    with pytest.raises(Diverged, match=r"(?s)most_skips = 8.*step 1016: spike, z = 9.5: d1, d2") as error:
+        refuse_too_many([*few, record(1016)], 1016, SkipConfig())
+    assert "z_score" in str(error.value)
+    refuse_too_many([*few, record(1200)], 1200, SkipConfig())  # the others are long ago
+
+
+def test_steps_that_are_not_finite_in_a_row_end_the_run_at_once():
+    lower = r"lower optim\.learning_rate"
+    with pytest.raises(Diverged, match=lower):
+        refuse_too_many([record(1, "gradient")], 1, SkipConfig())
+    refuse_too_many([record(50, "loss"), record(51, "loss")], 51, SkipConfig())
+    refuse_too_many([record(50, "loss"), record(51, "spike"), record(52, "loss")], 52, SkipConfig())
+    with pytest.raises(Diverged, match=lower):
+        refuse_too_many([record(50, "loss"), record(51, "gradient"), record(52, "loss")], 52, SkipConfig())
