@@ -14,6 +14,10 @@ from governance.manifest import read_manifest
 from pretrain.config import EngineConfig
 from pretrain.dataset import open_rows
 from pretrain.evaluate import bits_per_byte, evaluate, load_decoder, measure
+from pretrain.evaluation_table import table
+from pretrain.likelihood import Scored
+from pretrain.task_scores import figures
+from pretrain.tasks import Question
 
 
 def test_bits_per_byte_of_a_uniform_guess_over_bytes():
@@ -139,3 +143,19 @@ def test_weights_of_the_run_are_listed_by_it(finished):
     last = read_manifest(root / run.stats["checkpoint"]["path"])
     assert {output.path for output in last.outputs} < {output.path for output in run.outputs}
     assert json.loads(last.model_dump_json())["stats"]["step"] == 10
+
+
+def test_the_table_shows_every_figure_with_its_error():
+    measured = measure(lambda b: b.targets.clamp(min=0).double(), Known(), 6, 2, (0, 1), lambda values: values)
+    questions = (Question("a", (" b", " c"), 0, "one"), Question("a", (" b", " c"), 1, "two"))
+    task = {"task": "mine", **figures(questions, [Scored(-value, 1) for value in (1.0, 2.0, 1.0, 2.0)])}
+    lines = table(measured, [task])
+    assert lines[0].startswith(f"loss {measured.loss:.4f} ± {measured.loss_stderr:.4f} nats/token")
+    for rows in (measured.by_source, measured.by_language, measured.by_origin):
+        for name, row in rows.items():
+            [line] = [line for line in lines if line.split("  ")[0].strip() == name]
+            assert f"{row['loss']:.4f} ± {row['loss_stderr']:.4f}" in line
+    [line] = [line for line in lines if line.startswith("mine ")]
+    assert line.split() == ["mine", "0.5000", "±", "0.5000", "0.5000", "±", "0.5000",
+                            *f"{1.5 / math.log(2):.4f} ± {0.5 / math.log(2):.4f}".split(), "0.5000", "2"]  # fmt: skip
+    assert "mean of acc over its 2 parts" in lines[-1]

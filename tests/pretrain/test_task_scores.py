@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,3 +147,39 @@ def test_other_questions_are_another_run_and_wrong_ones_start_none(tmp_path, run
     assert not list(tmp_path.glob("train/*/metrics.jsonl"))
     with pytest.raises(TypeError, match="suite"):
         run_training(tmp_path, evaluation=first)
+
+
+RANK = """
+import importlib.util, json, sys
+from pathlib import Path
+from pretrain.task_scores import encode_tasks
+from pretrain.tasks import open_tasks
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, Path(sys.argv[1]) / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+conftest, here = load("conftest"), load("test_task_scores")
+folder = Path(sys.argv[2])
+config = here.pin(here._tasks(folder), folder)
+suite = lambda: encode_tasks(open_tasks(config, folder), here.encode, 32)
+conftest._run_training(folder / "root", zero_stage=3, micro_batch_size=1, evaluation=config, suite=suite)
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_of_a_spread_model_answer_as_one_does(tmp_path, run_training):
+    (tmp_path / "rank.py").write_text(RANK)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, str(tmp_path / "rank.py"), str(Path(__file__).parent), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [held] = (tmp_path / "root" / "train").glob("*/losses.json")
+    [shared] = json.loads(held.read_bytes())["tasks"]
+    config = pin(_tasks(tmp_path), tmp_path)
+    alone = run_training(
+        tmp_path / "alone", evaluation=config, suite=lambda: encode_tasks(open_tasks(config, tmp_path), encode, 32)
+    ).stats["tasks"]["pairs"]
+    assert shared["questions"] == alone["questions"] == 12
+    assert shared["bits_per_byte"] == pytest.approx(alone["bits_per_byte"], rel=1e-4)
+    assert shared["acc"] == alone["acc"]
