@@ -6,7 +6,8 @@ are split (micro batches, ranks, threads) may change the last bit of a loss: suc
 one layout agree exactly.
 
 Everything that follows from these values is a function of them (`gradient_accumulation_steps`, the whole DeepSpeed
-dictionary in `engine.py`, the learning rate in `optim.py`), never a second setting.
+dictionary in `deepspeed_config.py`, the learning rate in `optim.py`), never a second setting. What does not work
+together is refused in `compatibility.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pydantic import Field, model_validator
 
 from governance.config import Section
 from governance.errors import ConfigError
+from pretrain.evaluation_config import EvaluationConfig
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
 from pretrain.skip_config import SkipConfig
@@ -67,8 +69,10 @@ class TrainConfig(Section):
     """Optimizer steps."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Decides the initial weights and the order of rows."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Arithmetic of forward and backward; master weights, gradient sums and moments are fp32 in both."""
+    precision: Literal["fp32", "bf16", "bf16_masters", "autocast", "fp16", "fp8"] = "bf16"
+    """Arithmetic of forward and backward. fp32: all of it. bf16, fp16: weights are copies of fp32 masters, and gradient
+    sums and moments are fp32. bf16_masters: masters, sums and moments are bf16 too, a quarter of the memory and less
+    exact. autocast: fp32 weights, products in bf16. fp8: as bf16, with the products of the blocks in 8 bits."""
     validate_every_steps: int = Field(default=100, ge=0)
     """Steps between measurements on the validation shards; 0 measures only at the end."""
     validation_rows: int = Field(default=64, gt=0)
@@ -93,18 +97,49 @@ class CheckpointConfig(Section):
     every_steps: int = Field(default=100, gt=0)
     """Steps between checkpoints; the last step is always saved."""
     keep_last: int = Field(default=2, gt=0)
-    """Checkpoints kept; older ones of this run are removed once a newer one stands."""
+    """Newest checkpoints kept; older ones of this run are removed once a newer one is durable."""
+    keep_every_steps: int = Field(default=0, ge=0)
+    """Checkpoints at multiples of this step are kept for ever; 0: none is."""
+    keep_best: int = Field(default=0, ge=0)
+    """So many checkpoints of least validation loss are kept too (of those that were measured at their own step)."""
+    native: bool = True
+    """With several ranks: leave each rank's own part beside the newest checkpoint, for a fast restart."""
+    asynchronous: bool = True
+    """Write in the background, from a copy in host memory; false: training waits until it is durable."""
 
 
 class EngineConfig(Section):
-    """How the work is spread over this hardware."""
+    """How the work is spread over this hardware; `docs/engine.md` says what works together and what was run where."""
 
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one. cuda: a start without one is an error."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What DeepSpeed spreads over ranks (arXiv:1910.02054): 1 optimizer state, 2 gradients too, 3 parameters too."""
     micro_batch_size: int = Field(default=8, gt=0)
     """Rows of one forward and backward pass on one rank."""
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
+    """Activations that the backward pass computes again: none, those of each whole block, or those of attention."""
     compile: bool = False
     """Compile the model with torch.compile: slower to start, faster to run; wants a C++ compiler on CPU."""
+    deepcompile: bool = False
+    """CUDA: compile ZeRO's communication into the graph too (DeepCompile, arXiv:2504.09983); implies `compile`."""
+    sequence_parallel_size: int = Field(default=1, gt=0)
+    """Ranks that share each row, every one with a stretch of its tokens (Ulysses, arXiv:2309.14509)."""
+    tensor_parallel_size: int = Field(default=1, gt=0)
+    """Ranks that share each matrix of a block (AutoTP); they read the same rows."""
+    hpz_partition_size: int = Field(default=1, gt=0)
+    """Stage 3: ranks (of one node) that hold a second copy of the weights among them, gathered in the backward pass
+    without crossing nodes (hpZ, arXiv:2306.10209); 1 keeps none."""
+    quantized_weights: bool = False
+    """CUDA, stage 3: gather weights in 8 bits (qwZ, arXiv:2306.10209). Alters what is learned."""
+    quantized_gradients: bool = False
+    """CUDA, stage 3: reduce gradients in 4 bits (qgZ, arXiv:2306.10209). Alters what is learned."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Where masters and moments live, and are updated by the CPU: on the device, in host memory, or in files."""
+    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
+    """Stage 3: where weights lie between their uses."""
+    nvme_path: str | None = None
+    """Folder on a fast local disk, for what is offloaded to nvme; swap files, worthless after the run."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of one rank; 0 shares the cores that this node allows among its ranks."""
     shared_memory_collectives: bool = False
@@ -140,6 +175,7 @@ class TrainRecipe(Section):
     model: ModelConfig
     optim: OptimConfig
     train: TrainConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
 
 
 @dataclass(frozen=True)
@@ -151,37 +187,12 @@ class Settings:
     tracking: TrackingConfig
 
 
-def check_together(recipe: TrainRecipe, engine: EngineConfig) -> None:
-    """Refuse combinations of sections that cannot work, each with its mend.
-
-    Raises:
-        ConfigError: names the fields, their values and what to change.
-    """
-    optim, train, model = recipe.optim, recipe.train, recipe.model
-    faults = []
-    if train.sequence_length > model.max_position_embeddings:
-        faults.append(
-            f"train.sequence_length = {train.sequence_length} is above model.max_position_embeddings = "
-            f"{model.max_position_embeddings}; raise the latter"
-        )
-    if optim.warmup_steps + optim.decay_steps > train.steps:
-        faults.append(
-            f"optim.warmup_steps + optim.decay_steps = {optim.warmup_steps + optim.decay_steps} is above "
-            f"train.steps = {train.steps}; shorten the warm-up or the decay"
-        )
-    if train.precision == "bf16" and engine.zero_stage == 0:
-        faults.append(
-            "engine.zero_stage = 0 with train.precision = 'bf16' would keep no fp32 master weights; "
-            "set zero_stage = 1 or precision = 'fp32'"
-        )
-    if faults:
-        raise ConfigError("\n".join(faults))
-
-
 def gradient_accumulation_steps(
     global_batch_size: int, micro_batch_size: int, world_size: int, field: str = "train.global_batch_size"
 ) -> int:
-    """Micro batches that each rank adds up for one optimizer step; `field` names the batch in the error.
+    """Micro batches that each rank adds up for one optimizer step.
+
+    `world_size` counts the ranks that read rows of their own; `field` names the batch in the error.
 
     Raises:
         ConfigError: the global batch does not divide evenly.

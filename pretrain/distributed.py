@@ -85,22 +85,46 @@ def meeting_point(values: Mapping[str, str]) -> tuple[str, int]:
     return address, _PORTS[job % len(_PORTS)]
 
 
-def device_of(ranks: Ranks) -> torch.device:
-    """The device that this rank computes on."""
+def device_of(ranks: Ranks, wanted: str = "auto") -> torch.device:
+    """The device that this rank computes on: `wanted` is "auto" (a GPU where there is one), "cpu" or "cuda".
+
+    Raises:
+        ConfigError: there is no GPU where one is asked for, or fewer than ranks.
+    """
     import torch
 
-    return torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    found = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
+    if wanted == "cuda" and not found:
+        raise ConfigError(
+            "engine.device = 'cuda': this machine shows no GPU to torch (see CUDA_VISIBLE_DEVICES, the driver and "
+            "whether this torch is built for CUDA). Run where there is one, or set device = 'auto' or 'cpu'."
+        )
+    if not found:
+        return torch.device("cpu")
+    if ranks.local_rank >= found:
+        raise ConfigError(f"{ranks.local_world_size} ranks on a node of {found} GPU(s); start one rank a GPU.")
+    return torch.device("cuda", ranks.local_rank)
 
 
-def join(ranks: Ranks, timeout_seconds: float) -> torch.device:
+def capability_of(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of a GPU; None of a CPU."""
+    import torch
+
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def join(ranks: Ranks, timeout_seconds: float, wanted: str = "auto") -> torch.device:
     """Meet the other ranks (nccl on CUDA, gloo on CPU), once per process; returns this rank's device.
 
     The group lasts as long as the process, because DeepSpeed keeps the groups that it derives from it.
+
+    Raises:
+        ConfigError: the device that is asked for is not there.
     """
     import torch
     from torch import distributed
 
-    device = device_of(ranks)
+    device = device_of(ranks, wanted)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if distributed.is_initialized():

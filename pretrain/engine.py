@@ -1,12 +1,14 @@
-"""The DeepSpeed door, with `engine_state.py`: our settings -> its dictionary -> an engine.
+"""The DeepSpeed door, with `engine_state.py`: our settings -> its dictionary (`deepspeed_config.py`) -> an engine.
 
-Promises: every key that we emit follows from our sections; nothing is compiled at start unless asked for. DeepSpeed's
-own attributes that this needs appear in `_import_deepspeed`; they are why the dependency is pinned below 0.20.
+Promises: what cannot work or cannot fit is refused before anything is built; nothing is compiled at start unless asked
+for. DeepSpeed's own attributes that this needs appear in `_import_deepspeed` and `Engine.set_accumulation`; they are
+why the dependency is pinned below 0.20.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -19,35 +21,21 @@ import torch
 from torch import nn
 
 from governance.errors import PipelineError
-from pretrain.config import EngineConfig, TrainRecipe, gradient_accumulation_steps
+from pretrain.config import EngineConfig, TrainRecipe
+from pretrain.deepspeed_config import deepspeed_config
 from pretrain.distributed import Ranks
-from pretrain.engine_state import full_shape, prepare_moments
+from pretrain.engine_state import before_update, full_shape, prepare_moments
 from pretrain.engine_update import update
-from pretrain.extension import SHARED_MEMORY_OP, build_shared_memory
+from pretrain.extension import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
+from pretrain.layout import layout_of
+from pretrain.memory import refuse_what_cannot_fit
 from pretrain.model.decoder import Batch, Decoder
+from pretrain.model.ulysses import share_rows
 from pretrain.optim import make_optimizer, parameter_groups
+from pretrain.tensor_parallel import TensorParts
 
 Weight = Callable[[str, torch.Size], torch.Tensor]
 """(name, shape) -> the fp32 values that a parameter starts from."""
-
-
-def deepspeed_config(recipe: TrainRecipe, engine: EngineConfig, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's whole configuration, derived.
-
-    Raises:
-        ConfigError: the global batch does not divide evenly over ranks and micro batches.
-    """
-    batch = recipe.train.global_batch_size
-    return {
-        "train_batch_size": batch,
-        "train_micro_batch_size_per_gpu": engine.micro_batch_size,
-        "gradient_accumulation_steps": gradient_accumulation_steps(batch, engine.micro_batch_size, world_size),
-        "gradient_clipping": recipe.optim.gradient_clipping,  # explicit: its default of 1.0 is not everyone's
-        "bf16": {"enabled": recipe.train.precision == "bf16"},
-        "data_types": {"grad_accum_dtype": "fp32"},  # else bf16 gradients are added up in bf16
-        "zero_optimization": {"stage": engine.zero_stage},
-        "steps_per_print": 1 << 40,  # we log ourselves
-    }
 
 
 @dataclass(frozen=True)
@@ -58,20 +46,26 @@ class Engine:
     """The `DeepSpeedEngine`."""
     zero_stage: int
     device: torch.device
-    world_size: int
-    learning_rate: float
-    """The full rate."""
+    gradient_ranks: int
+    """Ranks over which DeepSpeed averages a gradient: all, but for those that hold other parts of the same matrix."""
+    tensor_parts: TensorParts
+    """What this rank holds of each matrix."""
 
     @property
     def loss_scale(self) -> float:
         """Accumulation steps x ranks: by how much DeepSpeed divides the gradients that it adds up."""
-        return float(self.deepspeed.gradient_accumulation_steps() * self.world_size)
+        return float(self.deepspeed.gradient_accumulation_steps() * self.gradient_ranks)
 
-    def set_accumulation(self, micro_batches: int) -> None:
-        """Say of how many micro batches of this rank the coming update is made; between two updates only."""
-        rows = self.deepspeed.train_micro_batch_size_per_gpu() * micro_batches * self.world_size
-        self.deepspeed.set_train_batch_size(rows)
-        self.deepspeed.micro_steps = 0  # the end of an update is told by this count modulo the number
+    def set_accumulation(self, steps: int) -> None:
+        """Set how many micro batches the coming updates add up; between two updates only, and alike on every rank."""
+        if steps == self.deepspeed.gradient_accumulation_steps():
+            return
+        self.deepspeed.set_train_batch_size(
+            steps * self.deepspeed.train_micro_batch_size_per_gpu() * self.deepspeed.dp_world_size
+        )
+        if hasattr(self.deepspeed.optimizer, "gradient_accumulation_steps"):  # what the wrapper was told at the start
+            self.deepspeed.optimizer.gradient_accumulation_steps = steps
+        self.deepspeed.micro_steps = 0  # an update comes when it is a multiple of the new number
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """A micro batch on this rank: what is differentiated, and the nats of each token (see `Decoder.forward`)."""
@@ -88,12 +82,13 @@ class Engine:
             self.deepspeed.step()  # it counts micro batches, and computes nothing
 
     def update(self, factor: float, skip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Update the weights at `factor` of the full rate, or leave them as they are (see `engine_update.py`).
+        """Update the weights at `factor` of the highest rates (see `rate_factor`), or leave them as they are.
 
-        `skip`, a scalar on the device: 1 leaves the update out. Returns the same, with 1 also where the gradient was
-        not finite, and the global L2 norm of the gradient before clipping; neither is waited for.
+        `skip`, a scalar on the device: 1 leaves the update out (see `engine_update.py`). Returns the same, with 1 also
+        where the gradient was not finite, and the global L2 norm of the gradient before clipping, without waiting.
         """
-        return update(self.deepspeed, factor, skip, self.learning_rate)
+        before_update(self)
+        return update(self.deepspeed, factor, skip)
 
     def gradient_norm(self) -> float | None:
         """The global L2 norm of the last update's gradient before clipping; the host waits for the device."""
@@ -105,8 +100,9 @@ class Engine:
         return list(self.deepspeed.module.named_parameters())
 
     def shapes(self) -> list[tuple[str, torch.Size]]:
-        """Full shapes by name, in the order of `parameters`."""
-        return [(name, full_shape(parameter)) for name, parameter in self.parameters()]
+        """Shapes of whole parameters by name, in the order of `parameters`."""
+        parts = self.tensor_parts
+        return [(name, parts.whole_shape(name, full_shape(parameter))) for name, parameter in self.parameters()]
 
 
 @contextlib.contextmanager
@@ -136,22 +132,49 @@ def open_engine(
     """Build the model with the weights that `weight` gives, and wrap it.
 
     Raises:
-        ConfigError: the global batch does not divide evenly.
-        PipelineError: the device's memory is full.
+        PipelineError: the model does not fit, or the device's memory is full.
     """
-    config = deepspeed_config(recipe, settings, ranks.world_size)
+    refuse_what_cannot_fit(recipe, settings, vocabulary_size, ranks, device)
+    config = deepspeed_config(recipe, settings, ranks.world_size, device.type, vocabulary_size)
     deepspeed = _import_deepspeed(settings, ranks, device)
     with foreign_errors():
-        model = _build(deepspeed, config, recipe, vocabulary_size, weight)
-        groups = parameter_groups(model.named_parameters(), recipe.optim.weight_decay, lambda p: len(full_shape(p)))
-        optimizer = make_optimizer([group for group in groups if group["params"]], recipe.optim)
+        make = functools.partial(Decoder, recipe.model, vocabulary_size, settings.activation_checkpointing)
+        model = _build(deepspeed, config, make, weight)
+        if settings.sequence_parallel_size > 1:
+            share_rows(model, _sequence_group(ranks, settings))
+        groups = parameter_groups(model.named_parameters(), recipe.optim, full_shape)
+        optimizer = make_optimizer(groups, recipe.optim)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints
             wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    if settings.compile:
+    if settings.compile or settings.deepcompile:
         wrapped.compile()
-    engine = Engine(wrapped, settings.zero_stage, device, ranks.world_size, recipe.optim.learning_rate)
+    tensor_ranks = settings.tensor_parallel_size
+    engine = Engine(
+        wrapped, settings.zero_stage, device, ranks.world_size // tensor_ranks, _tensor_parts(ranks, settings)
+    )
     prepare_moments(engine, 0)
     return engine
+
+
+def _sequence_group(ranks: Ranks, settings: EngineConfig) -> Any:
+    """The ranks that share rows with this one; every rank takes part in forming every group."""
+    tensor, sequence = settings.tensor_parallel_size, settings.sequence_parallel_size
+    mine = None
+    for first in range(0, ranks.world_size, tensor * sequence):
+        for rank in range(first, first + tensor):
+            members = list(range(rank, first + tensor * sequence, tensor))
+            group = torch.distributed.new_group(members)
+            mine = group if ranks.rank in members else mine
+    return mine
+
+
+def _tensor_parts(ranks: Ranks, settings: EngineConfig) -> TensorParts:
+    if settings.tensor_parallel_size == 1:
+        return TensorParts()
+    from deepspeed.utils import groups
+
+    rank = layout_of(ranks, settings).tensor_rank
+    return TensorParts(settings.tensor_parallel_size, rank, groups.get_tensor_model_parallel_group())
 
 
 def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device) -> Any:
@@ -163,6 +186,9 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
     built = settings.shared_memory_collectives and device.type == "cpu"
     if built:
         built = build_shared_memory(ranks, settings.extension_build_seconds)
+    offloaded = (settings.offload_optimizer, settings.offload_parameters)
+    if "nvme" in offloaded:
+        build_async_io(ranks, settings.extension_build_seconds, device.type)
     import deepspeed
     import deepspeed.ops
     from deepspeed.runtime import bf16_optimizer
@@ -171,25 +197,23 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
     # Its memory report at each start collects garbage six times: 1.5 s here, for lines that nobody asked for.
     vars(bf16_optimizer)["see_memory_usage"] = lambda message, force=False: None
     # Setting the table also spares the compiler probes by which DeepSpeed would fill it.
-    vars(deepspeed.ops)["__compatible_ops__"] = {SHARED_MEMORY_OP: built}
+    vars(deepspeed.ops)["__compatible_ops__"] = {SHARED_MEMORY_OP: built, ASYNC_IO_OP: "nvme" in offloaded}
     # Now, not within `initialize`: building a model at stage 3 already asks for the number of ranks.
     with contextlib.redirect_stdout(io.StringIO()):
         deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl", verbose=False)
     return deepspeed
 
 
-def _build(
-    deepspeed: Any, config: dict[str, Any], recipe: TrainRecipe, vocabulary_size: int, weight: Weight
-) -> Decoder:
+def _build(deepspeed: Any, config: dict[str, Any], make: Callable[[], Decoder], weight: Weight) -> Decoder:
     """The model with its starting weights; at stage 3 no rank ever holds more than one whole parameter."""
     if config["zero_optimization"]["stage"] < 3:
-        model = Decoder(recipe.model, vocabulary_size)
+        model = make()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(weight(name, parameter.shape))
         return model
     with deepspeed.zero.Init(config_dict_or_path=config):
-        model = Decoder(recipe.model, vocabulary_size)
+        model = make()
     for name, parameter in model.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
             if torch.distributed.get_rank() == 0:

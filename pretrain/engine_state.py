@@ -1,21 +1,25 @@
-"""A parameter's full state (fp32 master weight and the optimizer's moments), read from and written to any ZeRO stage.
+"""What training knows of each parameter (fp32 master weight, the optimizer's moments, its gradient), at any ZeRO stage.
 
-Promise: what `full_state` gives, `load_state` restores bit for bit, at any stage and number of ranks. DeepSpeed's own
-attributes that this needs appear in `_flat_masters` and `prepare_moments`; they are why it is pinned below 0.20.
+Promise: what `full_state` gives, `load_state` restores bit for bit, at any stage and number of ranks, for every
+optimizer of `optim.py`. All of it goes by `fragments`: DeepSpeed's own attributes that this needs appear there, in
+`_flats`, `_gradients` and `prepare_moments`; they are why it is pinned below 0.20.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from governance.errors import CheckpointError
+from pretrain.fragments import Fragment, assemble
+from pretrain.muon import Muon
+from pretrain.muon_sharing import Sharing, plan
+
 if TYPE_CHECKING:
     from pretrain.engine import Engine
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:
@@ -23,90 +27,170 @@ def full_shape(parameter: nn.Parameter) -> torch.Size:
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def full_state(engine: Engine) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """Each parameter's name, and its whole fp32 "master", "exp_avg" and "exp_avg_sq"; after at least one update.
-
-    Collective: every rank must walk through all of it, one parameter at a time.
-    """
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-    for name, parameter in engine.parameters():
-        if engine.zero_stage == 0:
-            state = _adam(engine).state[parameter]
-            values = {"master": parameter.detach(), **{moment: state[moment] for moment in MOMENTS}}
-        else:
-            values = {"master": safe_get_full_fp32_param(parameter)}
-            values |= {moment: safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
-        shape = full_shape(parameter)
-        yield name, {key: value.detach().float().reshape(shape).contiguous() for key, value in values.items()}
-
-
-def load_state(engine: Engine, read: Callable[[str], dict[str, torch.Tensor]], step: int) -> None:
-    """Give a fresh engine the state that `full_state` gave at `step`; the model must hold the same master weights.
-
-    `read(name)` returns "master", "exp_avg" and "exp_avg_sq" in full.
-    """
-    prepare_moments(engine, step)
-    state = _adam(engine).state
-    for name, parameter in engine.parameters():
-        values = read(name)
-        if engine.zero_stage == 0:
-            parameter.data.copy_(values["master"])
-            for moment in MOMENTS:
-                state[parameter][moment].copy_(values[moment])
-        else:
-            _set_state(parameter, values)
-
-
-def _adam(engine: Engine) -> torch.optim.Optimizer:
+def optimizer_of(engine: Engine) -> torch.optim.Optimizer:
     """The optimizer that we gave, inside DeepSpeed's wrapper."""
     optimizer = engine.deepspeed.optimizer
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _flat_masters(engine: Engine) -> list[torch.Tensor]:
-    """The tensors that AdamW updates on this rank: parameters at stage 0, else flat fp32 pieces of them."""
-    if engine.zero_stage == 3:
-        return list(engine.deepspeed.optimizer.fp32_partitioned_groups_flat)
-    return [flat for group in _adam(engine).param_groups for flat in group["params"]]
+def _group(engine: Engine) -> Any:
+    """The ranks among which ZeRO cuts; none at stage 0, where it cuts nothing."""
+    return engine.deepspeed.optimizer.dp_process_group if engine.zero_stage > 0 else None
+
+
+def fragments(engine: Engine) -> list[tuple[torch.Tensor, dict[str, Any], list[Fragment]]]:
+    """Each tensor that the optimizer updates on this rank, its group, and which parameters lie in it where.
+
+    Every rank has the same tensors in the same order; one may hold nothing, or zeros after its last fragment.
+    """
+    names = {parameter: name for name, parameter in engine.parameters()}
+    return [(flat, group, list(_lying(engine, flat, members, names))) for flat, group, members in _flats(engine)]
+
+
+def _flats(engine: Engine) -> Iterator[tuple[torch.Tensor, dict[str, Any], list[nn.Parameter]]]:
+    """Each tensor that the optimizer updates, its group, and the parameters that it was made of."""
+    groups, zero = optimizer_of(engine).param_groups, engine.deepspeed.optimizer
+    if engine.zero_stage == 0:
+        yield from ((parameter, group, [parameter]) for group in groups for parameter in group["params"])
+    elif engine.zero_stage < 3:
+        in_bf16 = hasattr(zero, "bf16_groups")  # DeepSpeed's other class for stage 1, where gradient sums are fp32
+        flats = zero.fp32_groups_flat_partition if in_bf16 else zero.single_partition_of_fp32_groups
+        yield from zip(flats, groups, zero.bf16_groups if in_bf16 else zero.bit16_groups, strict=True)
+    else:
+        for index, (flat, members) in enumerate(zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True)):
+            yield flat, groups[zero.sub_group_to_group_id[index]], members
+
+
+def _lying(
+    engine: Engine, flat: torch.Tensor, members: list[nn.Parameter], names: dict[nn.Parameter, str]
+) -> Iterator[Fragment]:
+    offset = 0
+    for parameter in members:
+        name, shape = names[parameter], full_shape(parameter)
+        if engine.zero_stage == 0:
+            yield Fragment(name, shape, 0, 0, flat.numel())
+        elif engine.zero_stage < 3:
+            part = parameter._hp_mapping
+            if part is not None:
+                here, there = part.lp_fragment_address, part.hp_fragment_address
+                yield Fragment(name, shape, here.start, there.start, here.numel)
+        else:  # equal pieces, the last of them padded
+            size = parameter.ds_tensor.ds_numel
+            start = min(size * torch.distributed.get_rank(_group(engine)), shape.numel())
+            count = min(size, shape.numel() - start)
+            if count:
+                yield Fragment(name, shape, start, offset, count)
+            offset += size
+
+
+def full_state(engine: Engine) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """Each parameter's name, its whole fp32 "master", and its moments by name (see `parameter_groups`).
+
+    Collective: every rank must walk through all of it, one parameter at a time.
+    """
+    state, places = optimizer_of(engine).state, _places(engine)
+    for name, parameter in engine.parameters():
+        flat, group, fragment = places[name]
+        flats = [flat, *(state[flat][moment] for moment in group["moments"])]
+        fragment = fragment or Fragment(name, full_shape(parameter), 0, 0, 0)
+        pieces = [(fragment, values.detach()) for values in flats]
+        wholes = assemble(pieces, _group(engine), engine.device)
+        wholes = [engine.tensor_parts.whole(name, part) for part in wholes]
+        yield name, dict(zip(("master", *group["moments"]), wholes, strict=True))
+
+
+def _places(engine: Engine) -> dict[str, tuple[torch.Tensor, dict[str, Any], Fragment | None]]:
+    """The flat of each parameter by name, its group, and what of it lies on this rank."""
+    names = {parameter: name for name, parameter in engine.parameters()}
+    places = {}
+    for (_, _, lying), (flat, group, members) in zip(fragments(engine), _flats(engine), strict=True):
+        here = {fragment.name: fragment for fragment in lying}
+        places |= {names[member]: (flat, group, here.get(names[member])) for member in members}
+    return places
+
+
+def load_state(engine: Engine, read: Callable[[str], dict[str, torch.Tensor]], step: int) -> None:
+    """Give a fresh engine the state that `full_state` gave at `step`; the model must hold the same master weights.
+
+    `read(name)` returns the same, in full.
+
+    Raises:
+        CheckpointError: a moment is missing: another optimizer wrote the checkpoint.
+    """
+    prepare_moments(engine, step)
+    state, read = optimizer_of(engine).state, engine.tensor_parts.read_part(read)
+    for flat, group, lying in fragments(engine):
+        for fragment in lying:
+            values = read(fragment.name)
+            fragment.place(flat.data).copy_(fragment.cut(values["master"]))
+            for moment in group["moments"]:
+                if moment not in values:
+                    raise CheckpointError(f"the checkpoint has no {moment} of {fragment.name}: another optimizer's")
+                fragment.place(state[flat][moment]).copy_(fragment.cut(values[moment]))
 
 
 def prepare_moments(engine: Engine, step: int) -> None:
-    """Make AdamW's state as it is after `step` updates, with moments of zero.
+    """Make the optimizer's state as it is after `step` updates, with moments of zero; collective.
 
     Also at the start of a run: DeepSpeed links parameters to their moments after the update of its *first* group of
-    parameters, when those of the other groups do not exist yet, and never again.
+    parameters, when those of the other groups do not exist yet, and never again. Muon learns here how ZeRO cut it.
     """
-    state = _adam(engine).state
-    for flat in _flat_masters(engine):
-        count = torch.tensor(float(step), dtype=torch.float32, device=flat.device)
-        state[flat] = {"step": count} | {moment: torch.zeros_like(flat) for moment in MOMENTS}
+    optimizer = optimizer_of(engine)
+    for flat, group, _ in _flats(engine):
+        moments = {moment: torch.zeros_like(flat) for moment in group["moments"]}
+        if group["kind"] == "adamw":
+            moments["step"] = torch.tensor(float(step), dtype=torch.float32, device=flat.device)
+        optimizer.state[flat] = moments
     if engine.zero_stage in (1, 2):
-        optimizer = engine.deepspeed.optimizer
-        optimizer._hp_optimizer_states_linked = False
-        optimizer._lazy_init_hp_params_optimizer_state()
+        engine.deepspeed.optimizer._hp_optimizer_states_linked = False
+        engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+    if isinstance(optimizer, Muon) and engine.zero_stage > 0:
+        optimizer.share(_sharings(engine))
 
 
-def _set_state(parameter: nn.Parameter, values: dict[str, torch.Tensor]) -> None:
-    from deepspeed.utils import (
-        safe_set_full_fp32_param,
-        safe_set_full_optimizer_state,
-        safe_set_local_fp32_param,
-        safe_set_local_optimizer_state,
-    )
+def _sharings(engine: Engine) -> dict[torch.Tensor, Sharing]:
+    """How the ranks work together on each flat of Muon's matrices; collective."""
+    ranks = _group(engine)
+    rank, count = torch.distributed.get_rank(ranks), torch.distributed.get_world_size(ranks)
+    cut = [(flat, lying) for flat, group, lying in fragments(engine) if group["kind"] == "muon"]
+    held: list[Any] = [None] * count
+    torch.distributed.all_gather_object(held, [lying for _, lying in cut], group=ranks)
+    return {flat: plan([some[index] for some in held], rank, ranks) for index, (flat, _) in enumerate(cut)}
 
-    if not hasattr(parameter, "ds_tensor"):
-        safe_set_full_fp32_param(parameter, values["master"])
-        for moment in MOMENTS:
-            safe_set_full_optimizer_state(parameter, values[moment], moment)
-        return
-    # Stage 3 cuts a parameter into equal pieces, the last one padded; DeepSpeed's own setter forgets the padding.
-    size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
 
-    def piece(value: torch.Tensor) -> torch.Tensor:
-        part = value.flatten()[size * rank : size * (rank + 1)]
-        return nn.functional.pad(part, (0, size - part.numel()))
+def gradient_norms(engine: Engine) -> dict[str, torch.Tensor]:
+    """The L2 norm of the whole global batch's gradient, for each group by name; fp32 scalars on the device.
 
-    safe_set_local_fp32_param(parameter, piece(values["master"]))
-    for moment in MOMENTS:
-        safe_set_local_optimizer_state(parameter, piece(values[moment]), moment)
+    To be asked between the last backward and the update, when DeepSpeed has added the gradients up and not yet freed
+    them; collective, one small sum over the ranks, and never waits for the device.
+    """
+    groups = [group["name"] for group in optimizer_of(engine).param_groups]
+    squares = torch.zeros(len(groups), dtype=torch.float64, device=engine.device)
+    for group, gradients in _gradients(engine):
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        if norms:
+            squares[groups.index(group["name"])] += torch.stack(norms).to(squares).square().sum()
+    if engine.zero_stage > 0:
+        torch.distributed.all_reduce(squares, group=_group(engine))
+    scale = float(getattr(engine.deepspeed.optimizer, "loss_scale", 1.0))
+    return dict(zip(groups, (squares.sqrt() / scale).float().unbind(), strict=True))
+
+
+def _gradients(engine: Engine) -> Iterator[tuple[dict[str, Any], list[torch.Tensor]]]:
+    """The gradients that this rank will update with, for each of `_flats`."""
+    zero = engine.deepspeed.optimizer
+    averaged = getattr(zero, "averaged_gradients", {})
+    if hasattr(zero, "fp32_groups_gradient_flat_partition"):
+        averaged = {index: [flat] for index, flat in enumerate(zero.fp32_groups_gradient_flat_partition)}
+    for index, (flat, group, _) in enumerate(_flats(engine)):
+        if averaged.get(index) is not None:
+            yield group, [gradient for gradient in averaged[index] if gradient is not None]
+        elif flat.grad is not None:  # stage 0, and optimizer state that is kept in host memory
+            yield group, [flat.grad]
+
+
+def before_update(engine: Engine) -> None:
+    """Clip what DeepSpeed does not: the part of a Muon run that AdamW updates. Collective, before `deepspeed.step`."""
+    optimizer = optimizer_of(engine)
+    if isinstance(optimizer, Muon):
+        optimizer.clip(gradient_norms(engine))

@@ -1,4 +1,4 @@
-"""Building DeepSpeed's shared-memory collectives without the two ways in which that build hangs.
+"""Building DeepSpeed's extensions (shared-memory collectives, files on NVMe) without the two ways in which that hangs.
 
 A killed build leaves a lock file, and the next start waits for it for ever; two builds at once break each other. So:
 one process of this node builds, before any rank needs the result, in a folder of its own for this torch and Python,
@@ -19,11 +19,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from governance.errors import PipelineError
 from governance.log import get_logger
 from pretrain.distributed import Ranks, gather
 
 SHARED_MEMORY_OP = "deepspeed_shm_comm"
-_BUILD = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)"
+ASYNC_IO_OP = "async_io"
+_BUILDERS = {SHARED_MEMORY_OP: "ShareMemCommBuilder", ASYNC_IO_OP: "AsyncIOBuilder"}
+_BUILD = """
+from deepspeed.accelerator import get_accelerator
+get_accelerator().create_op_builder("{builder}").load(verbose=False)
+"""
 
 
 def build_shared_memory(ranks: Ranks, limit_seconds: float) -> bool:
@@ -39,6 +45,23 @@ def build_shared_memory(ranks: Ranks, limit_seconds: float) -> bool:
     return everywhere
 
 
+def build_async_io(ranks: Ranks, limit_seconds: float, device: str) -> None:
+    """Build what reads and writes offloaded state in files, once per node; collective.
+
+    Raises:
+        PipelineError: it cannot be built, most often because libaio is not installed.
+    """
+    folder = extension_folder()
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    built = build(folder, limit_seconds, ASYNC_IO_OP, device) if ranks.local_rank == 0 else True
+    if not all(gather(built)):
+        raise PipelineError(
+            "engine.offload_optimizer or offload_parameters = 'nvme' needs DeepSpeed's extension async_io, which could "
+            "not be built (the log says why). Install libaio with its headers (libaio-dev or libaio-devel) and a C++ "
+            "compiler, or offload to 'cpu'."
+        )
+
+
 def extension_folder() -> Path:
     """This node's folder of compiled extensions, for this user, torch and Python."""
     import torch
@@ -49,7 +72,7 @@ def extension_folder() -> Path:
     return Path(tempfile.gettempdir()) / name
 
 
-def build(folder: Path, limit_seconds: float) -> bool:
+def build(folder: Path, limit_seconds: float, op: str = SHARED_MEMORY_OP, device: str = "cpu") -> bool:
     """Build, or find built, in `folder`; False when it fails or takes longer than the limit."""
     log = get_logger(__name__)
     started = time.monotonic()
@@ -60,11 +83,11 @@ def build(folder: Path, limit_seconds: float) -> bool:
         for lock in sorted(folder.glob("*/lock")):
             log.warning("%s: dropped; it was left by a build that died", lock)
             lock.unlink(missing_ok=True)
-        log.info("building DeepSpeed's shared-memory collectives in %s (minutes, the first time)", folder)
-        environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(folder), "DS_ACCELERATOR": "cpu"}
+        log.info("building DeepSpeed's extension %s in %s (minutes, the first time)", op, folder)
+        environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(folder), "DS_ACCELERATOR": device}
         left = max(1.0, limit_seconds - (time.monotonic() - started))
         try:
-            command = [sys.executable, "-c", _BUILD]
+            command = [sys.executable, "-c", _BUILD.replace("{builder}", _BUILDERS[op])]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=left, check=False)
         except subprocess.TimeoutExpired:
             log.warning("the build took longer than engine.extension_build_seconds = %.0f s", limit_seconds)

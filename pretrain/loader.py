@@ -10,7 +10,8 @@ are added up, wrapping, over ranks, in whatever order; the sums are chained over
 or a place that differs gives another, save by chance of 2^-256. It proves what was read, not what was learned of it
 (a skipped batch is in it), and nothing against a forger, who can solve for sums: digests of files and the journal do.
 
-Price: 45 us of CPU a row of 256 tokens, SHA-256 included; 36 bytes in a collective that the loop makes anyway.
+Price: 1.0 ms of CPU a step of 16 rows of 256 tokens, SHA-256 included (2.1 ms with a mixture of three sources), beside
+the loop; 32 bytes in a collective that it makes anyway.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class StepRows:
 def open_loader(job: Job, state: TrainState) -> Iterator[Iterator[StepRows]]:
     """The steps after `state`, in order, this rank's rows of each; read ahead while the context lasts."""
     order = order_of(job.train_rows, job.recipe.train)
-    share = (job.settings.engine.micro_batch_size, job.ranks.rank, job.ranks.world_size)
+    share = (job.settings.engine.micro_batch_size, job.layout.data_rank, job.layout.data_ranks)
     steps = range(state.step + 1, job.recipe.train.steps + 1)
 
     def read(step: int) -> StepRows:
@@ -75,7 +76,7 @@ def open_loader(job: Job, state: TrainState) -> Iterator[Iterator[StepRows]]:
 
 
 def read_step(rows: Rows, order: Order, step: int, share: tuple[int, int, int], device: torch.device) -> StepRows:
-    """The rows of one step; `share` is (micro batch size, rank, world size). For a CUDA device memory is pinned."""
+    """The rows of one step; `share` is (micro batch size, data rank, data ranks). For CUDA memory is pinned."""
     began = time.thread_time()
     numbers, first = order.rows(step), order.sizes.before(step)
     batches = [rows.batch(group) for group in micro_batches(numbers, *share)]

@@ -1,45 +1,138 @@
-"""Parameter groups, and the learning rate as a pure function of the step."""
+"""The learning rate as a pure function of the step, parameter groups, and the optimizer that they are given to.
+
+Promise: at every ZeRO stage each optimizer honours `optimizer.found_inf`, an fp32 scalar on the device of the weights:
+where it is 1, `step` leaves weights, moments and step counts as they are, bit for bit, and never waits for the device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from governance.errors import ConfigError
 from pretrain.optim_config import OptimConfig
 
 if TYPE_CHECKING:
     import torch
 
+    Scale = Callable[[str, torch.Size], float]
+
+_OF_A_BLOCK = re.compile(r"(^|\.)layers\.\d+\.")
+_MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("exp_avg",), "muon": ("momentum_buffer",)}
+
 
 def rate_factor(step: int, steps: int, config: OptimConfig) -> float:
-    """The share of the full rate at `step` (1 is the first, `steps` the last): warm up, stay, decay (arXiv:2404.06395).
+    """The learning rate of optimizer step `step` (1 is the first, `steps` the last), as a share of the highest.
 
-    Rises linearly to the full rate at step `warmup_steps`, stays, and falls linearly over the last `decay_steps` to
-    `min_lr_ratio` of it at the last step. Stopping early and decaying from any checkpoint of the stable phase is what
-    this shape is for.
+    Each schedule rises linearly to 1 at step `warmup_steps`. Then:
+
+    - wsd (arXiv:2404.06395): 1, and a linear fall over the last `decay_steps`. Stopping early and decaying from any
+      checkpoint of the stable phase is what this shape is for.
+    - cosine (arXiv:1608.03983) and linear: a fall over all that is left, to `min_lr_ratio` at the last step.
+    - inverse_sqrt (arXiv:1706.03762, section 5.3): sqrt(warmup_steps / step), not below `min_lr_ratio`.
     """
-    rising = step / config.warmup_steps if step < config.warmup_steps else 1.0
-    left = steps - step
-    falling = left / config.decay_steps if left < config.decay_steps else 1.0
-    return rising * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * falling)
+    if config.schedule == "wsd":
+        left = steps - step
+        share = left / config.decay_steps if left < config.decay_steps else 1.0
+        rising = step / config.warmup_steps if step < config.warmup_steps else 1.0
+        return rising * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * share)
+    if step < config.warmup_steps:
+        return step / config.warmup_steps
+    if config.schedule == "inverse_sqrt":
+        return max(config.min_lr_ratio, math.sqrt(max(config.warmup_steps, 1) / step))
+    passed = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
+    share = 1.0 - passed if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * passed))
+    return config.min_lr_ratio + (1.0 - config.min_lr_ratio) * share
 
 
 def parameter_groups(
-    named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float, dimensions: Any = None
+    named: Iterable[tuple[str, torch.nn.Parameter]],
+    config: OptimConfig,
+    shape_of: Callable[[torch.nn.Parameter], torch.Size],
+    rate_scale: Scale = lambda name, shape: 1.0,
 ) -> list[dict[str, Any]]:
-    """Two groups: matrices are decayed, vectors (norms) are not.
+    """The optimizer's groups: parameters that share a kind, a rule of `config.groups`, a rate and a decay.
 
-    `dimensions(parameter)` gives its axes; ZeRO-3 shows every parameter as a vector and keeps the true shape elsewhere.
+    A group holds `params`, `name` ("matrices", "vectors", "muon", or a rule's pattern before one of them), `base_lr`
+    (the highest rate, which the schedule multiplies), `lr`, `weight_decay`, `kind` (adamw, lion or muon) and `moments`
+    (the names of what the optimizer keeps of each parameter).
+
+    `shape_of(parameter)` gives the full shape: ZeRO-3 shows every parameter as a vector. `rate_scale(name, shape)` is
+    the model's own factor (muP); it multiplies the rule's.
+
+    Raises:
+        ConfigError: a rule's pattern matches no parameter that an earlier one left; names the nearest.
     """
-    axes = dimensions or (lambda parameter: parameter.dim())
-    parameters = [parameter for _, parameter in named]
-    matrices = [parameter for parameter in parameters if axes(parameter) > 1]
-    vectors = [parameter for parameter in parameters if axes(parameter) <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups: dict[tuple[str, float], dict[str, Any]] = {}
+    unmatched, names = {rule.pattern: rule for rule in config.groups}, []
+    for name, parameter in named:
+        shape = shape_of(parameter)
+        rule = next((rule for rule in config.groups if re.search(rule.pattern, name)), None)
+        group = _kind(name, len(shape), config)
+        names.append(name)
+        scale = rate_scale(name, shape)
+        if rule is not None:
+            unmatched.pop(rule.pattern, None)
+            scale *= rule.learning_rate_scale
+            group["name"] = f"{rule.pattern} {group['name']}"
+            group["weight_decay"] = group["weight_decay"] if rule.weight_decay is None else rule.weight_decay
+        group["base_lr"] *= scale
+        groups.setdefault((group["name"], group["base_lr"]), group)["params"].append(parameter)
+    if unmatched:
+        raise ConfigError("\n".join(_no_match(pattern, names, config) for pattern in unmatched))
+    return _named_apart(list(groups.values()))
 
 
-def make_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.AdamW:
-    """The fused AdamW of torch (arXiv:1711.05101): as fast as DeepSpeed's own, and nothing is compiled for it."""
+def _kind(name: str, axes: int, config: OptimConfig) -> dict[str, Any]:
+    """An empty group, as a parameter would have it without rules."""
+    if config.optimizer == "muon" and axes > 1 and _OF_A_BLOCK.search(name):
+        kind, label, rate, decay = "muon", "muon", config.muon_learning_rate, config.muon_weight_decay
+    else:
+        kind = "lion" if config.optimizer == "lion" else "adamw"
+        label, decay = ("matrices", config.weight_decay) if axes > 1 else ("vectors", 0.0)
+        rate = config.learning_rate
+    group = {"params": [], "name": label, "base_lr": rate, "weight_decay": decay}
+    return {**group, "kind": kind, "moments": _MOMENTS[kind]}
+
+
+def _named_apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Number the names of groups that differ in their rate alone, and set the rate of each."""
+    names = [group["name"] for group in groups]
+    for index, group in enumerate(groups):
+        if names.count(names[index]) > 1:
+            group["name"] = f"{names[index]} {names[: index + 1].count(names[index])}"
+        group["lr"] = group["base_lr"]
+    return groups
+
+
+def _no_match(pattern: str, names: list[str], config: OptimConfig) -> str:
+    earlier = [name for name in names if re.search(pattern, name)]
+    if earlier:
+        return (
+            f"optim.groups: pattern {pattern!r} matches only what an earlier group took, such as {earlier[0]}; "
+            f"put it before that one"
+        )
+    plain = pattern.replace("\\", "").strip("^$")
+    near = difflib.get_close_matches(plain, names, n=3, cutoff=0.0)
+    return f"optim.groups: pattern {pattern!r} matches no parameter; the nearest names are {', '.join(near)}"
+
+
+def make_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer of the section over groups of `parameter_groups`.
+
+    AdamW is torch's fused one: as fast as DeepSpeed's own, and nothing is compiled for it.
+    """
     import torch
 
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    if config.optimizer == "lion":
+        from pretrain.lion import Lion
+
+        return Lion(groups, config.learning_rate, config.betas)
+    if config.optimizer == "muon":
+        from pretrain.muon import Muon
+
+        return Muon(groups, config)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)

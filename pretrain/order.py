@@ -9,7 +9,7 @@ The number of ranks, micro batches and restarts never enter.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,3 +76,10 @@ def order_of(rows: Rows, train: TrainConfig) -> Order:
     sizes = batch_sizes(train)
     mixture = mix(train, rows.sources(), sizes) if train.mixture else None
     return Order(rows.count, train.seed, sizes, mixture)
+
+
+def weights_in_use(rows: Rows, train: TrainConfig) -> list[dict[str, Any]]:
+    """Of each phase of the mixture, `from_step` and the share of the rows that each source has, rounding included."""
+    mixture = order_of(rows, train).mixture
+    weights = mixture.weights() if mixture is not None else {}
+    return [{"from_step": step, "weights": shares} for step, shares in weights.items()]

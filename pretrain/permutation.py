@@ -1,6 +1,7 @@
 """A permutation that needs no table: where each row stands in an epoch, and back.
 
-Nothing is kept and no generator advances, so a restart replays and skips nothing. Price: 40 ns an index.
+Nothing is kept and no generator advances, so a restart replays and skips nothing. Price: 0.4 ms a call, and
+100 ns an index where there are many.
 """
 
 from __future__ import annotations

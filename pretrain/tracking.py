@@ -6,8 +6,9 @@ A line of metrics.jsonl, one a step (all of rank 0; a restart appends, so `attem
      "step": 100, "tokens": 819200, "tokens_per_second": 10240.0}
 
 `loss` is in nats per token before the update, `tokens` those predicted so far, `mfu` the share of the device's peak
-arithmetic (null where that is unknown). Other events: "validation" (loss, bits_per_byte), "start" (ranks, threads,
-the peak and its source). A number that is not finite is written as text. The mirror may fail; the run goes on.
+arithmetic (null where that is unknown). Other events: "validation" (loss, bits_per_byte), "mixture"
+(the weights that begin with the step), "start" (ranks, threads, the peak and its source). A number that is not finite
+is written as text. The mirror may fail; the run goes on.
 """
 
 from __future__ import annotations

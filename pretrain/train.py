@@ -1,6 +1,6 @@
 """Training, from token shards to the artifact of a finished run; the loop reads from top to bottom.
 
-    <root>/train/<key>/losses.json            the loss of every step, each validation, what was skipped
+    <root>/train/<key>/losses.json            the loss of every step, validations, tasks, what was skipped
                        metrics.jsonl          what happened, with times and attempts (see tracking.py); not hashed
                        checkpoints.jsonl      the steps that were saved (see checkpoint.py)
                        run.lock               held while a run is alive: host, process, since when
@@ -27,7 +27,8 @@ from governance.files import held, write_json
 from governance.log import get_logger
 from governance.manifest import Manifest, Output, describe
 from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, artifact_folder, commit, find, now
-from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe, check_together
+from pretrain.compatibility import check_start, check_together
+from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks, read_ranks
 from pretrain.preemption import Leave, watch_signals
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pretrain.checkpoint import TrainState
     from pretrain.dataset import Rows
     from pretrain.job import Job
+    from pretrain.task_scores import Suite
 
 VERSION = 2
 STAGE = "train"
@@ -48,10 +50,12 @@ def train(
     runtime: Runtime,
     *,
     before_start: Callable[[], None] = lambda: None,
+    suite: Callable[[], Suite] | None = None,
 ) -> Manifest:
     """Train, or find trained; `before_start` runs before anything is opened, and may refuse by raising.
 
-    Called on every rank; returns the run's manifest on every rank. A finished run is found without importing torch.
+    `suite` opens the questions of `recipe.evaluation`, encoded as the tokens are. Called on every rank; returns the
+    run's manifest on every rank. A finished run is found without importing torch.
 
     Raises:
         ConfigError: the sections do not fit together, or the batch does not divide over the ranks.
@@ -69,8 +73,11 @@ def train(
     if not runtime.make:
         raise MissingInput(f"{STAGE}: not made yet for this configuration. Make it with: {runtime.command}")
     before_start()
+    if recipe.evaluation.tasks and suite is None:
+        raise TypeError("recipe.evaluation names tasks: pass the suite that asks them")
     with watch_signals() as leave:
-        return _train(tokens, recipe, settings, runtime, (key, leave))
+        questions = suite() if suite and recipe.evaluation.tasks else None
+        return _train(tokens, recipe, settings, runtime, (key, leave), questions)
 
 
 def folder_of(tokens: Manifest, recipe: TrainRecipe, root: Path) -> Path:
@@ -83,11 +90,15 @@ def _key(tokens: Manifest, recipe: TrainRecipe) -> str:
 
 
 def _train(
-    tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: Runtime, started_by: tuple[str, Leave]
+    tokens: Manifest,
+    recipe: TrainRecipe,
+    settings: Settings,
+    runtime: Runtime,
+    started_by: tuple[str, Leave],
+    suite: Suite | None,
 ) -> Manifest:
-    from pretrain.batch_sizes import refuse_uneven
     from pretrain.checkpoint import Peers, Store
-    from pretrain.distributed import gather, join
+    from pretrain.distributed import capability_of, gather, join
     from pretrain.job import Job
     from pretrain.loop import learn, run_facts
     from pretrain.tracking import open_record
@@ -101,13 +112,14 @@ def _train(
         _arithmetic(ranks, settings.engine),
         open_record(folder, settings.tracking, recipe, key, writes=ranks.first, head=runtime.head) as (record, attempt),
     ):
-        device = join(ranks, settings.engine.collective_timeout_seconds)
-        refuse_uneven(recipe.train, settings.engine.micro_batch_size, ranks.world_size)
+        device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
+        check_start(recipe, settings.engine, ranks, device.type, capability_of(device))
         train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
         store = Store(runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest)
         peers = Peers(ranks.rank, ranks.world_size, gather)
         job = Job(
-            recipe, settings, ranks, device, train_rows, validation_rows, store, peers, record, attempt, energy, leave
+            recipe, settings, ranks, device, train_rows, validation_rows, store, peers, record, attempt, energy, leave,
+            suite,
         )  # fmt: skip
         state = learn(job)
         outputs, stats = _finish(job, state, folder) if ranks.first else ((), {})
@@ -177,12 +189,13 @@ def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
 def _open_data(tokens: Manifest, train: TrainConfig, root: Path, ranks: Ranks) -> tuple[Rows, Rows | None]:
     """Verify the token shards, each by one rank, and map them."""
     from pretrain.batch_sizes import batch_sizes
-    from pretrain.dataset import altered_shards, open_rows, refuse_altered, refuse_small
+    from pretrain.dataset import altered_shards, open_rows, refuse_altered, refuse_foreign_vocabulary, refuse_small
     from pretrain.distributed import gather
 
     problems = gather(altered_shards(tokens, root, ranks.rank, ranks.world_size))
     refuse_altered([line for lines in problems for line in lines])
     train_rows = open_rows(tokens, "train", root, train.sequence_length)
+    refuse_foreign_vocabulary(tokens, train_rows, root)
     refuse_small(train_rows, max(batch_sizes(train).sizes))
     if not tokens.files("validation", root) or not tokens.stats.get("validation_tokens", 1):
         get_logger(__name__).warning("%s holds out no document: nothing is validated", tokens.folder)
@@ -194,9 +207,10 @@ def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], di
     """The run's own file, the files of its last checkpoint, and its figures."""
     from pretrain.checkpoint import require_step
     from pretrain.model.decoder import parameter_count
+    from pretrain.order import weights_in_use
 
-    values = {"losses": list(state.losses), "validations": state.validations, "skipped": state.skipped}
-    write_json(folder / "losses.json", values)
+    told = {name: getattr(state, name) for name in ("validations", "tasks", "skipped")}
+    write_json(folder / "losses.json", {"losses": list(state.losses), **told})
     losses = describe(folder / "losses.json", job.store.root)
     last = require_step(job.store, state.step)
     best = state.validations[-1] if state.validations else {}
@@ -209,8 +223,10 @@ def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], di
         "skipped_steps": len(state.skipped),
         "validation_loss": best.get("loss"),
         "bits_per_byte": best.get("bits_per_byte"),
+        "tasks": {row["task"]: row for row in state.tasks if row["step"] == state.step},
         "losses_sha256": losses.sha256,
         "stream_sha256": state.stream,
+        "mixture": weights_in_use(job.train_rows, job.recipe.train),
         "checkpoint": {"path": last.path, "digest": last.digest},
     }
     return [losses, *last.outputs], stats

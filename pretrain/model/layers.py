@@ -1,7 +1,7 @@
-"""The parts of a block: RMSNorm, rotary positions, grouped-query attention, SwiGLU; all linear maps without bias.
+"""The parts of a block: norms, grouped-query attention, and the block that adds them to the stream.
 
-Parameter names are those of Hugging Face's Llama, and so is the rotary convention (channel i is paired with channel
-i + head_dim / 2), so that exported weights mean the same there.
+Parameter names are those of Hugging Face's Llama (`q_norm` and `k_norm` are Qwen 3's, the four norms of a sandwich
+Gemma 2's), so that exported weights mean the same there.
 """
 
 from __future__ import annotations
@@ -11,84 +11,95 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain.model.attention import DocumentMask
+from pretrain.model.eager import RootMeanSquare, by_hand
+from pretrain.model.experts import Experts
+from pretrain.model.feed_forward import FeedForward
+from pretrain.model.positions import rotate
 from pretrain.model_config import ModelConfig
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis (arXiv:1910.07467)."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis (arXiv:1910.07467); `weight` may be none."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, config: ModelConfig) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(size)) if config.norm_weights else None
+        self.eps = config.rms_norm_eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., size] -> [..., size]."""
+        if by_hand(x):
+            return RootMeanSquare.apply(x, self.weight, self.eps)
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
-def rotary_angles(positions: torch.Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> torch.Tensor:
-    """Cosines and sines [2, B, 1, L, head_dim] for positions [B, L], computed in fp32 (arXiv:2104.09864, eq. 15)."""
-    channels = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
-    angles = positions[..., None].float() * theta ** -(channels / head_dim)
-    angles = torch.cat((angles, angles), dim=-1)
-    return torch.stack((angles.cos(), angles.sin())).unsqueeze(2).to(dtype)
-
-
-def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Turn each pair of channels (i, i + D/2) of x [B, H, L, D] by its angle."""
-    low, high = x.chunk(2, dim=-1)
-    return x * angles[0] + torch.cat((-high, low), dim=-1) * angles[1]
+def make_norm(config: ModelConfig) -> nn.Module:
+    """A norm over the stream (arXiv:1910.07467, arXiv:1607.06450)."""
+    if config.norm == "rmsnorm":
+        return RMSNorm(config.hidden_size, config)
+    learned = config.norm_weights
+    return nn.LayerNorm(config.hidden_size, config.rms_norm_eps, elementwise_affine=learned, bias=config.bias)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (arXiv:2305.13245) inside documents."""
+    """Multi-head, grouped-query (arXiv:2305.13245) or multi-query attention inside documents."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         width, narrow = config.hidden_size, config.num_key_value_heads * config.head_dim
-        self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, narrow, bias=False)
-        self.v_proj = nn.Linear(width, narrow, bias=False)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        self.head_dim, self.window = config.head_dim, config.window(layer)
+        self.q_proj = nn.Linear(width, width, bias=config.bias)
+        self.k_proj = nn.Linear(width, narrow, bias=config.bias)
+        self.v_proj = nn.Linear(width, narrow, bias=config.bias)
+        self.o_proj = nn.Linear(width, width, bias=config.bias)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(self.head_dim, config), RMSNorm(self.head_dim, config)
+        self.normal = config.qk_norm
 
-    def forward(self, x: torch.Tensor, angles: torch.Tensor, mask: DocumentMask) -> torch.Tensor:
-        """[B, L, hidden] -> [B, L, hidden]."""
-        rows, length, width = x.shape
-        shape = (rows, length, -1, self.head_dim)
-        q = self.q_proj(x).view(shape).transpose(1, 2)
-        k = self.k_proj(x).view(shape).transpose(1, 2)
-        v = self.v_proj(x).view(shape).transpose(1, 2)
-        seen = mask.attend(rotate(q, angles), rotate(k, angles), v)
-        return self.o_proj(seen.transpose(1, 2).reshape(rows, length, width))
-
-
-class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv:2002.05202)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, L, hidden] -> [B, L, hidden]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask) -> torch.Tensor:
+        """[B, L, hidden] -> [B, L, hidden]; `angles` turn queries and keys, if there are any."""
+        rows, length, _ = x.shape
+        shape = (rows, length, -1, self.head_dim)  # -1: under tensor parallelism a rank holds a part of the heads
+        q, k, v = self.q_proj(x).view(shape), self.k_proj(x).view(shape), self.v_proj(x).view(shape)
+        if self.normal:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        seen = mask.attend(q, k, v, self.window)
+        return self.o_proj(seen.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward; each on a normalised copy of the stream, and added to it."""
+    """Attention, then feed-forward, each added to the stream, with norms before, after or around (`norm_position`)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = FeedForward(config)
+        self.order = config.norm_position
+        self.input_layernorm = make_norm(config)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = make_norm(config)
+        if self.order == "sandwich":
+            self.pre_feedforward_layernorm = make_norm(config)
+            self.post_feedforward_layernorm = make_norm(config)
+        self.mlp = FeedForward(config) if config.moe is None else Experts(config, config.moe)
 
-    def forward(self, x: torch.Tensor, angles: torch.Tensor, mask: DocumentMask) -> torch.Tensor:
-        """[B, L, hidden] -> [B, L, hidden]."""
-        x = x + self.self_attn(self.input_layernorm(x), angles, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(
+        self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B, L, hidden] -> [B, L, hidden], and of experts the router's logits [B, L, experts]."""
+        if self.order == "post":
+            x = self.input_layernorm(x + self.self_attn(x, angles, mask))
+            out, router = self._feed(x)
+            return self.post_attention_layernorm(x + out), router
+        if self.order == "pre":
+            x = x + self.self_attn(self.input_layernorm(x), angles, mask)
+            out, router = self._feed(self.post_attention_layernorm(x))
+            return x + out, router
+        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), angles, mask))
+        out, router = self._feed(self.pre_feedforward_layernorm(x))
+        return x + self.post_feedforward_layernorm(out), router
+
+    def _feed(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        out = self.mlp(x)
+        return out if isinstance(out, tuple) else (out, None)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_pipeline.documents import DOCUMENT_SCHEMA, read_table, write_table
 from data_pipeline.encode import FEATURES_SCHEMA, SPLITS, EncodeConfig, content_digests, encode, encode_table, split_of
 from data_pipeline.mix import PLAN_SCHEMA
-from data_pipeline.token_shards import TokenShard, find_document
+from data_pipeline.token_shards import TokenShard, find_document, group_name
 from data_pipeline.tokenizer import TokenizerConfig, load_encoder, train_tokenizer
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, PipelineError
@@ -116,6 +116,10 @@ def test_the_counts_agree_with_the_shards_and_the_features(encoded):
     assert len(rows) == 63
     for code, entry in stats["by_language"].items():
         assert entry["tokens"] == sum(row["tokens"] for row in rows if row["language"] == code)
+    for split in SPLITS:
+        shards = [TokenShard.open(path) for path in manifest.files(split, root)]
+        groups = [shard.group_names[group] for shard in shards for group in shard.groups]
+        assert groups == [group_name(row["source"], row["language"]) for row in rows if row["split"] == split]
     assert sum(row["tokens"] for row in rows if row["split"] == "train") == stats["train_tokens"]
     assert all(row["first_token_ok"] and row["ends_with_eod"] for row in rows)
     assert max(row["max_id"] for row in rows) < stats["vocabulary_size"]

@@ -1,49 +1,17 @@
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pretrain.model.attention import allowed_pairs, dense_mask, flex_mask
-from pretrain.model.decoder import Batch, Decoder, flops_per_token, initial_weight, parameter_count
+from pretrain.model.decoder import Decoder
 from pretrain.model_config import ModelConfig
-
-
-def config(**changes) -> ModelConfig:
-    values = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-    }
-    return ModelConfig(**{**values, **changes})
-
-
-def model_of(settings: ModelConfig, vocabulary: int = 100) -> Decoder:
-    model = Decoder(settings, vocabulary)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            # Larger than the initial deviation, so that a wrong term would show.
-            parameter.copy_(
-                initial_weight(name, parameter.shape, settings, seed=1) * (1 if parameter.dim() == 1 else 10)
-            )
-    return model
-
-
-def rows(lengths: list[list[int]], vocabulary: int = 100, seed: int = 0) -> Batch:
-    """One row for each list of document lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    total = sum(lengths[0])
-    tokens = torch.randint(0, vocabulary, (len(lengths), total), generator=generator)
-    segments = torch.stack([torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in lengths])
-    positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
-    targets = tokens.roll(-1, 1)
-    targets[:, -1] = -100
-    return Batch(tokens, targets, segments.int(), positions.int())
+from tests.pretrain.small_models import VARIANTS, config, model_of, rows, with_tokens
 
 
 def reference(model: Decoder, settings: ModelConfig, tokens: torch.Tensor) -> torch.Tensor:
@@ -106,54 +74,6 @@ def test_logits_are_those_of_a_plain_reference(changes):
                 start += length
 
 
-def test_a_document_does_not_feel_its_neighbours():
-    settings = config()
-    model, batch = model_of(settings), rows([[7, 12, 13]])
-    changed = batch.tokens.clone()
-    changed[:, 7:19] = (changed[:, 7:19] + 17) % 100
-    with torch.no_grad():
-        before = model.logits(batch)
-        after = model.logits(Batch(changed, batch.targets, batch.segments, batch.positions))
-    assert (before[:, :7] - after[:, :7]).abs().max() <= 1e-6
-    assert (before[:, 19:] - after[:, 19:]).abs().max() <= 1e-6
-    assert (before[:, 7:19] - after[:, 7:19]).abs().max() > 1e-2
-
-
-def test_a_document_reads_the_same_wherever_it_stands():
-    model = model_of(config())
-    alone, packed = rows([[6]]), rows([[9, 6, 1]])
-    packed.tokens[0, 9:15] = alone.tokens[0]
-    with torch.no_grad():
-        torch.testing.assert_close(model.logits(packed)[0, 9:15], model.logits(alone)[0], atol=1e-5, rtol=1e-5)
-
-
-def test_the_table_allows_earlier_tokens_of_the_same_document_only():
-    segments = torch.tensor([[0, 0, 1, 1, 1, 2]])
-    table = allowed_pairs(segments)[0, 0]
-    for q in range(6):
-        for k in range(6):
-            assert table[q, k] == (k <= q and segments[0, q] == segments[0, k])
-
-
-def test_both_kernels_agree():
-    from torch.nn.attention.flex_attention import flex_attention
-
-    generator = torch.Generator().manual_seed(0)
-    segments = (torch.rand(2, 256, generator=generator) < 0.02).cumsum(1).int()
-    q = torch.randn(2, 4, 256, 16, generator=generator)
-    k, v = (torch.randn(2, 2, 256, 16, generator=generator) for _ in range(2))
-    expected = dense_mask(segments).attend(q, k, v)
-    torch.testing.assert_close(flex_mask(segments, flex_attention).attend(q, k, v), expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"num_key_value_heads": 4, "hidden_size": 48}])
-@pytest.mark.parametrize("vocabulary", [100, 128, 300])
-def test_the_parameter_count_has_a_closed_form(changes, vocabulary):
-    settings = config(**changes)
-    counted = sum(parameter.numel() for parameter in Decoder(settings, vocabulary).parameters())
-    assert parameter_count(settings, vocabulary) == counted
-
-
 def test_names_are_those_of_llama():
     names = {name for name, _ in Decoder(config(), 100).named_parameters()}
     block = {f"self_attn.{n}_proj" for n in "qkvo"} | {f"mlp.{n}_proj" for n in ("gate", "up", "down")}
@@ -163,31 +83,77 @@ def test_names_are_those_of_llama():
     assert "lm_head.weight" not in dict(Decoder(config(tie_word_embeddings=True), 100).named_parameters())
 
 
-def test_initial_weights_follow_from_name_and_seed():
-    settings = config(hidden_size=256, num_hidden_layers=8)
-    shape = torch.Size((256, 256))
-    weight = initial_weight("model.layers.0.self_attn.q_proj.weight", shape, settings, 1)
-    assert torch.equal(weight, initial_weight("model.layers.0.self_attn.q_proj.weight", shape, settings, 1))
-    assert not torch.equal(weight, initial_weight("model.layers.1.self_attn.q_proj.weight", shape, settings, 1))
-    assert not torch.equal(weight, initial_weight("model.layers.0.self_attn.q_proj.weight", shape, settings, 2))
-    assert weight.std().item() == pytest.approx(0.02, rel=0.03)
-    output = initial_weight("model.layers.0.mlp.down_proj.weight", shape, settings, 1)
-    assert output.std().item() == pytest.approx(0.02 / 4, rel=0.03)
-    assert torch.equal(initial_weight("model.norm.weight", torch.Size((8,)), settings, 1), torch.ones(8))
-
-
-def test_the_loss_is_a_sum_over_targets():
-    model, batch = model_of(config()), rows([[8, 8], [4, 12]])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_loss_is_a_sum_over_targets(variant):
+    settings = config(**VARIANTS[variant])
+    model, batch = model_of(settings), rows([[8, 8], [4, 12]])
     with torch.no_grad():
         logits = model.logits(batch)
-        loss, _ = model(batch.tokens, batch.targets, batch.segments, batch.positions)
-    terms = [F.cross_entropy(logits[row, t], batch.targets[row, t]) for row in range(2) for t in range(16) if t < 15]
-    assert loss.item() == pytest.approx(sum(terms).item(), rel=1e-5)
+        objective, nats = model(batch.tokens, batch.targets, batch.segments, batch.positions)
+    expected = F.cross_entropy(logits[:, :15].flatten(0, 1), batch.targets[:, :15].flatten(), reduction="none")
+    torch.testing.assert_close(nats[:, :15].flatten(), expected, rtol=1e-5, atol=1e-5)
+    assert not nats[:, 15].any()
+    assert nats.dtype == objective.dtype == torch.float32
+    added = settings.z_loss * logits[:, :15].logsumexp(-1).square().sum()
+    if settings.moe is None:
+        assert objective.item() == pytest.approx((expected.sum() + added).item(), rel=1e-5)
+    else:
+        assert objective.item() > expected.sum().item()
 
 
-def test_arithmetic_per_token_counts_what_multiplies():
-    settings = config()
-    matrices = sum(p.numel() for n, p in Decoder(settings, 128).named_parameters() if "embed" not in n)
-    assert flops_per_token(settings, 128, 64) == 6 * matrices + 12 * 2 * 32 * 64
-    tied = config(tie_word_embeddings=True)
-    assert flops_per_token(tied, 128, 64) == flops_per_token(settings, 128, 64)
+@st.composite
+def documents(draw):
+    """Lengths of the documents of a row, and the number of the one that is altered."""
+    lengths = draw(st.lists(st.integers(1, 12), min_size=2, max_size=5))
+    return lengths, draw(st.integers(0, len(lengths) - 1)), draw(st.integers(1, 99))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(drawn=documents())
+def test_documents_never_see_each_other(variant, drawn):
+    """The law: alter one document, and the logits of the others stay; and each reads as if it were alone."""
+    lengths, altered, shift = drawn
+    batch = rows([lengths])
+    ends = [sum(lengths[: number + 1]) for number in range(len(lengths))]
+    places = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    changed = batch.tokens.clone()
+    changed[:, places[altered]] = (changed[:, places[altered]] + shift) % 100
+    model = variant_of(variant)
+    with torch.no_grad():
+        before, after = model.logits(batch), model.logits(with_tokens(batch, changed))
+        for number, place in enumerate(places):
+            difference = (before[:, place] - after[:, place]).abs().max()
+            assert (difference > 1e-3) if number == altered else (difference <= 1e-6)
+            alone = rows([[lengths[number]]])
+            alone = model.logits(with_tokens(alone, batch.tokens[:, place]))
+            torch.testing.assert_close(before[:, place], alone, atol=1e-6, rtol=1e-5)
+
+
+@functools.cache
+def variant_of(name: str) -> Decoder:
+    """Weights as at the start of training: logits of about 1, of which 1e-6 is rounding."""
+    return model_of(config(**VARIANTS[name]), factor=1.0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_learns(variant):
+    model, batch = model_of(config(**VARIANTS[variant])), rows([[20, 44]])
+    model(batch.tokens, batch.targets, batch.segments, batch.positions)[0].backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    still = [name for name, parameter in model.named_parameters() if not parameter.grad.any()]
+    assert still == []
+
+
+@pytest.mark.parametrize("variant", ["llama", "gemma", "gpt2", "mixtral"])
+def test_bf16_follows_fp32(variant):
+    settings = config(**VARIANTS[variant])
+    batch = rows([[20, 44], [64, 0]])
+    exact, rounded = model_of(settings, factor=3.0), model_of(settings, factor=3.0).bfloat16()
+    told = [model(batch.tokens, batch.targets, batch.segments, batch.positions)[1].mean() for model in (exact, rounded)]
+    assert told[0].item() == pytest.approx(told[1].item(), rel=5e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        objective, nats = exact(batch.tokens, batch.targets, batch.segments, batch.positions)
+        assert nats.mean().item() == pytest.approx(told[0].item(), rel=5e-3)
+    objective.backward()
+    assert {parameter.grad.dtype for parameter in exact.parameters()} == {torch.float32}

@@ -71,41 +71,9 @@ def test_a_signal_becomes_a_flag_and_the_handler_returns(number):
     assert signal.getsignal(number) is before
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_with_nothing_to_save_a_signal_ends_at_once_what_runs(number):
-    """Not even a compiler that catches every Exception keeps it."""
-    before, reached = signal.getsignal(number), []
-
-    def compile_it():
-        with watch_signals():
-            with contextlib.suppress(Exception):
-                os.kill(os.getpid(), number)
-            reached.append("here")
-
-    with pytest.raises(Preempted, match="before the first step"):
-        compile_it()
-    assert not reached
-    assert signal.getsignal(number) is before
-
-
-def test_a_rank_that_waited_for_one_that_left_is_preempted_too():
-    def wait_in_a_collective():
-        with watch_signals() as leave:
-            with contextlib.suppress(BaseException):
-                os.kill(os.getpid(), signal.SIGTERM)
-            assert leave()
-            raise RuntimeError("Connection closed by peer")
-
-    with pytest.raises(Preempted):
-        wait_in_a_collective()
-    with pytest.raises(RuntimeError, match="our own"), watch_signals():
-        raise RuntimeError("our own mistake")
-
-
 _RANK = """
 import atexit, sys, torch
 from pretrain import cli
-from pretrain.launch import _free_port
 from pretrain.distributed import join, read_ranks
 
 def command(argv):
@@ -139,3 +107,34 @@ def test_a_rank_of_several_ends_with_its_status_before_the_interpreter_is_taken_
     assert [rank.returncode for rank in ranks] == [75] * world_size
     assert all(text.startswith("worked\n") for text in told)
     assert ["taken down" in text for text in told] == [world_size == 1] * world_size
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_with_nothing_to_save_a_signal_ends_at_once_what_runs(number):
+    """Not even a compiler that catches every Exception keeps it."""
+    before, reached = signal.getsignal(number), []
+
+    def compile_it():
+        with watch_signals():
+            with contextlib.suppress(Exception):
+                os.kill(os.getpid(), number)
+            reached.append("here")
+
+    with pytest.raises(Preempted, match="before the first step"):
+        compile_it()
+    assert not reached
+    assert signal.getsignal(number) is before
+
+
+def test_a_rank_that_waited_for_one_that_left_is_preempted_too():
+    def wait_in_a_collective():
+        with watch_signals() as leave:
+            with contextlib.suppress(BaseException):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert leave()
+            raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(Preempted):
+        wait_in_a_collective()
+    with pytest.raises(RuntimeError, match="our own"), watch_signals():
+        raise RuntimeError("our own mistake")

@@ -4,7 +4,8 @@ import pytest
 
 from governance.errors import ConfigError, PipelineError
 from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
-from pretrain.engine import deepspeed_config, foreign_errors
+from pretrain.deepspeed_config import BUCKET, deepspeed_config
+from pretrain.engine import foreign_errors
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
 
@@ -27,13 +28,12 @@ def recipe(**train) -> TrainRecipe:
 def test_the_whole_dictionary_is_derived():
     emitted = deepspeed_config(recipe(), EngineConfig(zero_stage=2, micro_batch_size=4), 3)
     assert emitted == {
-        "train_batch_size": 24,
         "train_micro_batch_size_per_gpu": 4,
         "gradient_accumulation_steps": 2,
         "gradient_clipping": 0.5,
-        "bf16": {"enabled": True},
+        "bf16": {"enabled": True, "check_grad_overflow": False},
         "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_optimization": {"stage": 2},
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET},
         "steps_per_print": 1 << 40,
     }
 

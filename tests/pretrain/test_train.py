@@ -21,7 +21,6 @@ from pretrain.dataset import open_rows
 from pretrain.engine import Engine
 from pretrain.guard import Diverged
 from pretrain.optim import rate_factor
-from pretrain.stragglers import Pace
 
 # Runs in a process of its own: the fixture's function, given as Python keywords.
 SCRIPT = """
@@ -184,17 +183,17 @@ def poisoned(monkeypatch):
     """The loss of one step is not a number, whenever that step is computed."""
 
     def plan(step: int):
-        now, forward, slots = [0], Engine.forward, Pace.slots
+        now, forward, agree = [0], Engine.forward, loop._agree
 
-        def begin(pace, number):
-            now[0] = number
-            return slots(pace, number)
+        def agreed(job, ready, pace):
+            now[0] = ready.step
+            return agree(job, ready, pace)
 
         def passed(engine, batch):
             objective, nats = forward(engine, batch)
             return (objective * math.nan, nats * math.nan) if now[0] == step else (objective, nats)
 
-        monkeypatch.setattr(Pace, "slots", begin)
+        monkeypatch.setattr(loop, "_agree", agreed)
         monkeypatch.setattr(Engine, "forward", passed)
 
     return plan

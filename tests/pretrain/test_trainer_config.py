@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from governance.config import validate
 from governance.errors import ConfigError
-from pretrain.config import EngineConfig, TrainConfig, TrainRecipe, check_together, gradient_accumulation_steps
+from pretrain.compatibility import check_together
+from pretrain.config import EngineConfig, TrainConfig, TrainRecipe, gradient_accumulation_steps
 from pretrain.model_config import ModelConfig, padded_vocabulary
 from pretrain.optim_config import OptimConfig
 

@@ -1,0 +1,178 @@
+"""From hidden states to the loss of each token, without ever holding the logits of all tokens.
+
+The output projection, the softmax and their gradients are computed together, a piece of tokens at a time: the gradient
+of a sum is known in the forward pass, so nothing of the size tokens x vocabulary waits for the backward pass
+(arXiv:2410.10989, section 3.2). Within a piece the softmax runs in fp32: on CPU over runs of rows that stay in the
+cache, on CUDA by one compiled kernel.
+
+Price: in training the gradients of hidden states and projection (fp32 sums where there are several pieces) live from
+the forward pass to the backward pass, which follows at once. In fp16 a softmax has values that the type cannot hold, so
+there autograd works on fp32 logits.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+_PIECE_TOKENS = 1024  # at least: each piece adds a gradient of the projection's size
+_PIECE_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}
+_RUN_LOGITS = 1 << 17  # numbers of a run of rows on CPU
+
+
+@dataclass(frozen=True)
+class Logits:
+    """How products become logits, and what is added to their cross entropy."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+    z_loss: float = 0.0
+
+    def of(self, products: torch.Tensor) -> torch.Tensor:
+        """The logits."""
+        if self.scale != 1.0:
+            products = products * self.scale
+        return products if self.softcap is None else self.softcap * torch.tanh(products / self.softcap)
+
+
+class Head(nn.Linear):
+    """The output projection: logits, or the losses of targets."""
+
+    def __init__(self, width: int, rows: int, rule: Logits) -> None:
+        super().__init__(width, rows, bias=False)
+        self.rule = rule
+
+    def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+        """[B, L, hidden] -> logits [B, L, rows]; with targets [B, L] the objective and the nats (`cross_entropy`)."""
+        if targets is None:
+            return self.rule.of(F.linear(x, self.weight))
+        objective, nats = cross_entropy(x.flatten(0, 1), self.weight, targets.flatten(), self.rule)
+        return objective, nats.view(targets.shape)
+
+
+def cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum over targets of cross entropy and z-loss, fp32; and the cross entropies [N], detached, 0 without target.
+
+    Args:
+        hidden: [N, D].
+        weight: [V, D].
+        targets: int64 [N], negative where nothing is predicted.
+        rule: how products become logits.
+    """
+    device = hidden.device.type
+    computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    if computed == torch.float16:
+        return _by_autograd(hidden, weight, targets, rule)
+    learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    return _InPieces.apply(hidden, weight, targets, rule, (computed, learns))
+
+
+def _by_autograd(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = rule.of(F.linear(hidden, weight).float())
+    nats = F.cross_entropy(logits, targets.clamp(min=-1), ignore_index=-1, reduction="none")
+    added = rule.z_loss * (logits.logsumexp(-1).square() * (targets >= 0)).sum() if rule.z_loss else 0.0
+    return nats.sum() + added, nats.detach()
+
+
+class _InPieces(torch.autograd.Function):
+    """`cross_entropy`, with the gradients of its sum computed on the way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits, how: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        computed, learns = how
+        with torch.autocast(hidden.device.type, enabled=False):
+            objective, nats, gradients = _losses(hidden.to(computed), weight.to(computed), targets, rule, learns)
+        if gradients is not None:
+            ctx.save_for_backward(gradients[0].to(hidden.dtype), gradients[1].to(weight.dtype))
+        ctx.mark_non_differentiable(nats)
+        return objective, nats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        for_hidden, for_weight = ctx.saved_tensors
+        return for_hidden * factor, for_weight * factor, None, None, None
+
+
+def _losses(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    count, vocabulary = len(hidden), len(weight)
+    step = max(_PIECE_TOKENS, _PIECE_LOGITS.get(hidden.device.type, 1 << 27) // vocabulary)
+    pieces = [slice(start, start + step) for start in range(0, count, step)]
+    soften = _softener(hidden.device.type)
+    nats = torch.empty(count, dtype=torch.float32, device=hidden.device)
+    added = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    for_hidden = torch.empty_like(hidden) if learns else None
+    for_weight = None
+    for piece in pieces:
+        products = F.linear(hidden[piece], weight)
+        nats[piece], extra = soften(products, targets[piece], rule, learns)
+        added += extra
+        if for_hidden is not None:
+            torch.mm(products, weight, out=for_hidden[piece])
+            part = products.t() @ hidden[piece]
+            for_weight = part if len(pieces) == 1 else _add(for_weight, part)
+    objective = nats.sum() + added
+    return objective, nats, None if for_hidden is None or for_weight is None else (for_hidden, for_weight)
+
+
+def _add(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
+    return part.float() if total is None else total.add_(part)
+
+
+def _soften(
+    products: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nats [N] and the sum of z-losses; `products` [N, V] become the gradient of their sum, if it is wanted."""
+    counted = targets >= 0
+    logits = rule.of(products.float())
+    chances = torch.log_softmax(logits, -1)
+    places = targets.clamp(min=0).unsqueeze(-1)
+    told = chances.gather(-1, places)
+    level = logits.gather(-1, places) - told  # log-sum-exp
+    nats = torch.where(counted, -told.squeeze(-1), 0.0)
+    extra = rule.z_loss * torch.where(counted, level.squeeze(-1).square(), 0.0).sum()
+    if learns:
+        slopes = chances.exp_()
+        if rule.z_loss:
+            slopes.mul_(1.0 + 2.0 * rule.z_loss * level)
+        slopes.scatter_add_(-1, places, torch.full_like(told, -1.0))
+        if rule.softcap is not None:
+            slopes.mul_(1.0 - (logits / rule.softcap).square())
+        products.copy_(slopes.mul_(counted.unsqueeze(-1) * rule.scale))
+    return nats, extra
+
+
+def _soften_in_runs(
+    products: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same over runs of rows that stay in a core's cache."""
+    rows = max(1, _RUN_LOGITS // products.shape[1])
+    told = [_soften(*run, rule, learns) for run in zip(products.split(rows), targets.split(rows), strict=True)]
+    return torch.cat([nats for nats, _ in told]), torch.stack([extra for _, extra in told]).sum()
+
+
+def _softener(device: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    if torch.compiler.is_compiling():
+        return _soften
+    return _compiled() if device == "cuda" else _soften_in_runs
+
+
+@functools.cache
+def _compiled() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """One kernel in place of ten passes over memory."""
+    return torch.compile(_soften, dynamic=True)

@@ -1,0 +1,74 @@
+"""How a token knows its place in its document: rotary angles, plain or stretched, and fixed sinusoids.
+
+Positions count from 0 in each document, so all of this is [batch, length] deep and computed once per micro batch, in
+fp32: a position above 256 has no exact bf16.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from pretrain.model.eager import Rotate, by_hand
+from pretrain.model_config import ModelConfig, RopeScaling
+
+
+def rotary_angles(positions: torch.Tensor, config: ModelConfig, dtype: torch.dtype) -> torch.Tensor:
+    """Cosines and sines [2, B, 1, L, head_dim / 2] for positions [B, L] (arXiv:2104.09864, eq. 15)."""
+    frequencies = rotary_frequencies(config, positions.device)
+    angles = positions[:, None, :, None].float() * frequencies
+    table = torch.stack((angles.cos(), angles.sin()))
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.rope_type == "yarn":
+        table = table * (0.1 * math.log(scaling.factor) + 1.0)  # arXiv:2309.00071, eq. 22: both q and k, so squared
+    return table.to(dtype)
+
+
+def rotary_frequencies(config: ModelConfig, device: torch.device) -> torch.Tensor:
+    """Radians per token of each pair of channels, fp32 [head_dim / 2]."""
+    channels = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
+    plain = config.rope_theta ** -(channels / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return plain
+    if scaling.rope_type == "linear":
+        return plain / scaling.factor
+    kept = (_kept_by_turns if scaling.rope_type == "llama3" else _kept_by_channel)(plain, config, scaling)
+    return plain * kept + plain / scaling.factor * (1.0 - kept)
+
+
+def _kept_by_turns(plain: torch.Tensor, config: ModelConfig, scaling: RopeScaling) -> torch.Tensor:
+    """llama3: how much of a wave is left alone: 0 to 1, linear in its turns over the original context."""
+    turns = plain * (scaling.original_max_position_embeddings or 0) / (2 * math.pi)
+    return ((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
+
+
+def _kept_by_channel(plain: torch.Tensor, config: ModelConfig, scaling: RopeScaling) -> torch.Tensor:
+    """yarn: 1 to 0, linear in the channel between the two that turn beta_fast and beta_slow times (appendix A.2)."""
+
+    def channel(turns: float) -> float:
+        context = scaling.original_max_position_embeddings or 0
+        return config.head_dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+    first = max(math.floor(channel(scaling.beta_fast)), 0)
+    last = min(math.ceil(channel(scaling.beta_slow)), config.head_dim - 1)
+    numbers = torch.arange(len(plain), dtype=torch.float32, device=plain.device)
+    return 1.0 - ((numbers - first) / max(last - first, 1e-3)).clamp(0, 1)
+
+
+def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Turn each pair of channels (i, i + D/2) of x [B, H, L, D] by its angle, as Hugging Face's Llama pairs them."""
+    angles = angles.to(x.dtype)  # under autocast the stream is fp32, and queries are not
+    if by_hand(x):
+        return Rotate.apply(x, angles)
+    low, high = x.chunk(2, dim=-1)
+    cosines, sines = angles
+    return torch.cat((low * cosines - high * sines, high * cosines + low * sines), dim=-1)
+
+
+def sinusoids(positions: torch.Tensor, size: int) -> torch.Tensor:
+    """Fixed vectors [B, L, size], fp32: sines in even channels, cosines in odd (arXiv:1706.03762, section 3.5)."""
+    channels = torch.arange(0, size, 2, dtype=torch.float32, device=positions.device)
+    angles = positions[..., None].float() * 10_000.0 ** -(channels / size)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)

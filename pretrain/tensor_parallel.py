@@ -1,0 +1,57 @@
+"""Parts of matrices under tensor parallelism, and the whole ones that checkpoints hold.
+
+AutoTP cuts the matrices that `deepspeed_config.py` names: by output (rows of the stored matrix) or by input (columns),
+into equal parts in the order of the tensor ranks. All else is the same on every tensor rank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pretrain.deepspeed_config import COLUMN, ROW
+
+
+@dataclass(frozen=True)
+class TensorParts:
+    """How matrices are parted among the tensor ranks of this rank."""
+
+    size: int = 1
+    rank: int = 0
+    group: Any = None
+
+    def axis(self, name: str) -> int | None:
+        """Along which axis a parameter is cut; None: it is whole everywhere."""
+        if self.size == 1:
+            return None
+        weight = re.sub(r"\.bias$", ".weight", name)
+        if re.match(COLUMN, weight):
+            return 0
+        return 1 if re.match(ROW, name) else None
+
+    def whole_shape(self, name: str, shape: torch.Size) -> torch.Size:
+        """The shape of the whole parameter."""
+        axis = self.axis(name)
+        return torch.Size(side * self.size if place == axis else side for place, side in enumerate(shape))
+
+    def whole(self, name: str, part: torch.Tensor) -> torch.Tensor:
+        """The whole tensor, of the parts of all tensor ranks; collective."""
+        axis = self.axis(name)
+        if axis is None:
+            return part
+        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, part.contiguous(), group=self.group)
+        return torch.cat(parts, dim=axis)
+
+    def part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        """This rank's part of a whole tensor."""
+        axis = self.axis(name)
+        return whole if axis is None else whole.chunk(self.size, dim=axis)[self.rank].contiguous()
+
+    def read_part(self, read: Callable[[str], dict[str, torch.Tensor]]) -> Callable[[str], dict[str, torch.Tensor]]:
+        """`read`, cut to this rank's part."""
+        return lambda name: {key: self.part(name, value) for key, value in read(name).items()}

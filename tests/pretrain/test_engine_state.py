@@ -1,0 +1,265 @@
+"""Every optimizer at every ZeRO stage: the same weights, the same norms, skipped steps, and state there and back."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from governance.errors import CheckpointError
+from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
+from pretrain.distributed import join, read_ranks
+from pretrain.engine import Engine, open_engine
+from pretrain.engine_state import fragments, full_state, gradient_norms, load_state
+from pretrain.fragments import Fragment, assemble
+from pretrain.model.decoder import Batch, initial_weight
+from pretrain.model_config import ModelConfig
+from pretrain.optim_config import GroupConfig, OptimConfig
+
+VOCABULARY, LENGTH, ROWS, MICRO, STEPS = 200, 16, 8, 2, 6
+OPTIMIZERS = ["adamw", "muon", "lion"]
+RATES = {"adamw": 0.01, "muon": 0.01, "lion": 0.001}
+
+Weights = dict[str, dict[str, torch.Tensor]]
+
+
+def open_one(optimizer: str, stage: int, precision: str = "fp32", weights: Weights | None = None) -> Engine:
+    model = ModelConfig(
+        hidden_size=32, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=LENGTH,
+    )  # fmt: skip
+    optim = OptimConfig(
+        optimizer=optimizer, learning_rate=RATES[optimizer], gradient_clipping=0.5, muon_weight_decay=0.1,
+        groups=(GroupConfig(pattern="lm_head", learning_rate_scale=0.5),),
+    )  # fmt: skip
+    train = TrainConfig(sequence_length=LENGTH, global_batch_size=ROWS, steps=STEPS, precision=precision)
+    recipe, ranks = TrainRecipe(model=model, optim=optim, train=train), read_ranks()
+    device = join(ranks, 60.0)
+
+    def weight(name: str, shape: torch.Size) -> torch.Tensor:
+        return weights[name]["master"] if weights else initial_weight(name, shape, model, 0)
+
+    return open_engine(
+        recipe, EngineConfig(zero_stage=stage, micro_batch_size=MICRO, threads=1), VOCABULARY, ranks, device, weight
+    )
+
+
+def batches(step: int) -> list[Batch]:
+    """This rank's micro batches of a step."""
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(1, VOCABULARY, (ROWS, LENGTH + 1), generator=generator)
+    positions = torch.arange(LENGTH, dtype=torch.int32).expand(ROWS, LENGTH)
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rows = [list(range(begin, begin + MICRO)) for begin in range(0, ROWS, MICRO)][rank::ranks]
+    whole = Batch(tokens[:, :-1], tokens[:, 1:], torch.zeros(ROWS, LENGTH, dtype=torch.int32), positions)
+    return [Batch(*(getattr(whole, key)[some] for key in ("tokens", "targets", "segments", "positions")))
+            for some in rows]  # fmt: skip
+
+
+def gradient(engine: Engine, step: int) -> float:
+    """Add up the gradient of a step; returns its loss."""
+    mine, total = batches(step), torch.zeros(())
+    for batch in mine:
+        objective, nats = engine.forward(batch)
+        engine.backward(objective, ROWS * LENGTH, last=batch is mine[-1])
+        total += nats.sum()
+    torch.distributed.all_reduce(total)
+    return float(total) / (ROWS * LENGTH)
+
+
+def learn(engine: Engine, first: int = 1, last: int = STEPS) -> list[float]:
+    losses = []
+    for step in range(first, last + 1):
+        losses.append(gradient(engine, step))
+        engine.update(1.0, torch.zeros(()))
+    return losses
+
+
+def state_of(engine: Engine) -> Weights:
+    return {name: {key: value.clone() for key, value in values.items()} for name, values in full_state(engine)}
+
+
+def same(one: Weights, other: Weights) -> bool:
+    """Bit for bit."""
+    return all(
+        one[name].keys() == other[name].keys()
+        and all(torch.equal(one[name][key].view(torch.int32), other[name][key].view(torch.int32)) for key in one[name])
+        for name in one.keys() | other.keys()
+    )
+
+
+@functools.cache
+def plain(optimizer: str) -> tuple[list[float], Weights]:
+    """Stage 0: torch alone. On one rank, as all that run in the tests' own process."""
+    engine = open_one(optimizer, 0)
+    return learn(engine), state_of(engine)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_stage_learns_what_stage_0_does(optimizer, stage):
+    engine = open_one(optimizer, stage)
+    losses, state = plain(optimizer)
+    assert learn(engine) == pytest.approx(losses, abs=1e-4)
+    assert losses[-1] < losses[0]
+    for name, values in state_of(engine).items():
+        assert values.keys() == state[name].keys()
+        assert (values["master"] - state[name]["master"]).norm() < 0.01 * state[name]["master"].norm()
+
+
+def test_muon_keeps_its_moment_of_the_blocks_matrices_alone():
+    _, state = plain("muon")
+    assert set(state["model.layers.1.mlp.down_proj.weight"]) == {"master", "momentum_buffer"}
+    for name in ("lm_head.weight", "model.embed_tokens.weight", "model.layers.0.input_layernorm.weight"):
+        assert set(state[name]) == {"master", "exp_avg", "exp_avg_sq"}
+    assert set(plain("lion")[1]["lm_head.weight"]) == {"master", "exp_avg"}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_another_stage_goes_on_from_it(optimizer):
+    losses, _ = plain(optimizer)
+    engine = open_one(optimizer, 3)
+    learn(engine, last=3)
+    state = state_of(engine)
+    for stage in (0, 1, 2):
+        again = open_one(optimizer, stage, weights=state)
+        load_state(again, state.__getitem__, 3)
+        assert same(state_of(again), state)
+        assert learn(again, 4) == pytest.approx(losses[3:], abs=1e-4)
+
+
+def test_anothers_state_is_refused():
+    engine = open_one("muon", 1)
+    with pytest.raises(CheckpointError, match="momentum_buffer"):
+        load_state(engine, plain("lion")[1].__getitem__, 3)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"),
+                                                  (2, "bf16"), (3, "bf16")])  # fmt: skip
+def test_state_comes_back_and_a_skipped_step_leaves_it_to_the_bit(optimizer, stage, precision):
+    engine = open_one(optimizer, stage, precision)
+    learn(engine, last=2)
+    state = state_of(engine)
+    gradient(engine, 3)
+    engine.update(1.0, torch.ones(()))
+    assert same(state_of(engine), state)
+    # And the step counts with it: what follows is what a run without that step learns.
+    again = open_one(optimizer, stage, precision, state)
+    load_state(again, state.__getitem__, 2)
+    assert same(state_of(again), state)
+    assert learn(again, 4, 5) == learn(engine, 4, 5)
+    assert same(state_of(again), state_of(engine))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_norms_by_group_are_the_plain_ones(optimizer, stage):
+    plain_engine, engine = open_one(optimizer, 0), open_one(optimizer, stage)
+    for step in (1, 2):
+        gradient(plain_engine, step)
+        gradient(engine, step)
+        norms = gradient_norms(engine)
+        groups = plain_engine.deepspeed.optimizer.param_groups
+        assert list(norms) == [group["name"] for group in groups]
+        for group in groups:
+            expected = torch.cat([parameter.grad.flatten() for parameter in group["params"]]).norm()
+            assert float(norms[group["name"]]) == pytest.approx(float(expected), rel=1e-5)
+        for one in (plain_engine, engine):
+            one.update(0.0, torch.zeros(()))
+
+
+def test_norms_in_bf16_are_near_those_of_fp32():
+    expected = open_one("adamw", 0)
+    gradient(expected, 1)
+    for stage in (1, 2, 3):
+        engine = open_one("adamw", stage, "bf16")
+        gradient(engine, 1)
+        for name, norm in gradient_norms(engine).items():
+            assert float(norm) == pytest.approx(float(gradient_norms(expected)[name]), rel=0.03)
+
+
+def test_the_fragments_of_a_rank_cover_what_it_updates():
+    for stage in (0, 1, 2, 3):
+        engine = open_one("adamw", stage)
+        counted: dict[str, int] = {}
+        for flat, group, lying in fragments(engine):
+            assert group["name"]
+            for fragment in lying:
+                assert fragment.offset + fragment.count <= flat.numel()
+                counted[fragment.name] = counted.get(fragment.name, 0) + fragment.count
+        assert counted == {name: shape.numel() for name, shape in engine.shapes()}
+
+
+def test_a_negative_zero_stays_one():
+    fragment = Fragment("w", torch.Size((2, 2)), 0, 0, 4)
+    join(read_ranks(), 60.0)
+    values = torch.tensor([-0.0, 0.0, 1.0, float("nan")])
+    [whole] = assemble([(fragment, values)], torch.distributed.group.WORLD, torch.device("cpu"))
+    assert torch.equal(whole.flatten().view(torch.int32), values.view(torch.int32))
+
+
+def on_two_ranks(optimizer: str, stage: int, folder: Path) -> None:
+    """What each of two ranks does: learn, save, go on from one rank's state, skip a step."""
+    ours = open_one(optimizer, stage)
+    losses = learn(ours, last=3)
+    norms = {}
+    state = state_of(ours)
+    again = open_one(optimizer, stage, weights=state)
+    load_state(again, state.__getitem__, 3)
+    back = same(state_of(again), state)
+    gradient(again, 4)
+    norms = {name: float(norm) for name, norm in gradient_norms(again).items()}
+    again.update(1.0, torch.ones(()))
+    kept = same(state_of(again), state)
+    losses += learn(again, 4)
+    alone = torch.load(folder / "alone.pt")
+    mixed = open_one(optimizer, stage, weights=alone)
+    load_state(mixed, alone.__getitem__, 3)
+    crossed = same(state_of(mixed), alone)
+    tail = learn(mixed, 4)
+    if torch.distributed.get_rank() == 0:
+        torch.save({"losses": losses, "norms": norms, "back": back, "kept": kept, "crossed": crossed, "tail": tail,
+                    "state": state}, folder / "two.pt")  # fmt: skip
+
+
+SCRIPT = """
+import importlib.util, pathlib, torch
+torch.set_num_threads(1)
+spec = importlib.util.spec_from_file_location("stages", {file!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.on_two_ranks({optimizer!r}, {stage}, pathlib.Path({folder!r}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_do_what_one_does(tmp_path, optimizer, stage):
+    expected, _ = plain(optimizer)
+    first = open_one(optimizer, 0)
+    learn(first, last=3)
+    torch.save(state_of(first), tmp_path / "alone.pt")
+    script = tmp_path / "run_it.py"
+    script.write_text(SCRIPT.format(file=__file__, optimizer=optimizer, stage=stage, folder=str(tmp_path)))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(launcher, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two: dict[str, Any] = torch.load(tmp_path / "two.pt")
+    assert two["losses"] == pytest.approx(expected, abs=1e-4)
+    assert two["tail"] == pytest.approx(expected[3:], abs=1e-4)
+    assert two["back"]
+    assert two["kept"]
+    assert two["crossed"]
+    gradient(first, 4)
+    for name, norm in gradient_norms(first).items():
+        assert two["norms"][name] == pytest.approx(float(norm), rel=1e-3)
+    again = open_one(optimizer, 1, weights=two["state"])
+    load_state(again, two["state"].__getitem__, 3)
+    assert same(state_of(again), two["state"])

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pretrain.model.decoder import Decoder
+from pretrain.model.initial import initial_deviation, initial_weight, learning_rate_scale
+from tests.pretrain.small_models import VARIANTS, config, rows
+
+Q, DOWN = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def test_initial_weights_follow_from_name_and_seed():
+    settings = config(hidden_size=256, num_hidden_layers=8)
+    shape = torch.Size((256, 256))
+    weight = initial_weight(Q, shape, settings, 1)
+    assert torch.equal(weight, initial_weight(Q, shape, settings, 1))
+    assert not torch.equal(weight, initial_weight(Q.replace("0", "1"), shape, settings, 1))
+    assert not torch.equal(weight, initial_weight(Q, shape, settings, 2))
+    assert weight.std().item() == pytest.approx(0.02, rel=0.03)
+    output = initial_weight(DOWN, shape, settings, 1)
+    assert output.std().item() == pytest.approx(0.02 / 4, rel=0.03)
+    assert torch.equal(initial_weight("model.norm.weight", torch.Size((8,)), settings, 1), torch.ones(8))
+    assert not initial_weight("model.layers.0.self_attn.q_proj.bias", torch.Size((8,)), settings, 1).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {Q: 0.02, DOWN: 0.01, EMBEDDING: 0.02, HEAD: 0.02}),
+        ({"initialisation": "normal", "initializer_range": 0.1}, {Q: 0.1, DOWN: 0.1, EMBEDDING: 0.1, HEAD: 0.1}),
+        ({"embedding_range": 1.0}, {Q: 0.02, DOWN: 0.01, EMBEDDING: 1.0, HEAD: 0.02}),
+        ({"zero_init_outputs": True}, {Q: 0.02, DOWN: 0.0, EMBEDDING: 0.02, HEAD: 0.0}),
+        ({"initialisation": "mup", "mup_base_width": 8}, {Q: 0.01, DOWN: 0.005, EMBEDDING: 0.02, HEAD: 0.02}),
+    ],
+)
+def test_deviations(changes, expected):
+    settings = config(**changes)
+    assert {name: initial_deviation(name, settings) for name in expected} == pytest.approx(expected)
+
+
+def test_only_mup_scales_learning_rates_and_only_of_what_is_hidden():
+    settings = config(initialisation="mup", mup_base_width=8, **VARIANTS["mixtral"], bias=True)
+    scales = {n: learning_rate_scale(n, tuple(p.shape), settings) for n, p in Decoder(settings, 100).named_parameters()}
+    slow = {name for name, scale in scales.items() if scale == 0.25}
+    assert slow == {name for name in scales if "proj.weight" in name or name.endswith("mlp.gate.weight")}
+    assert {scales[name] for name in scales.keys() - slow} == {1.0}
+    assert learning_rate_scale(Q, (32, 32), config()) == 1.0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_new_model_knows_nothing(variant):
+    """The golden of each family: its first loss is the logarithm of the vocabulary, padding included."""
+    settings, batch = config(**VARIANTS[variant]), rows([[100, 156], [256, 0]], vocabulary=512)
+    settings = settings.model_copy(update={"max_position_embeddings": 256})
+    model = Decoder(settings, 512)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(initial_weight(name, parameter.shape, settings, 1))
+        _, nats = model(batch.tokens, batch.targets, batch.segments, batch.positions)
+    assert (nats.sum() / (batch.targets >= 0).sum()).item() == pytest.approx(math.log(512), abs=0.05)
+
+
+STEPS = 10
+
+
+def coordinates(width: int, initialisation: str) -> list[float]:
+    """Mean magnitude of what attention, feed-forward and projection put out after four steps of Adam at one rate."""
+    mup = {"initialisation": "mup", "mup_base_width": 64} if initialisation == "mup" else {"initialisation": "normal"}
+    settings = config(
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_attention_heads=width // 16,
+        num_key_value_heads=width // 16,
+        **mup,
+    )
+    batch = rows([[32, 32]] * 4)
+    model = Decoder(settings, 100)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(initial_weight(name, parameter.shape, settings, 1))
+    groups = [
+        {"params": [p], "lr": 0.01 * learning_rate_scale(n, tuple(p.shape), settings)}
+        for n, p in model.named_parameters()
+    ]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
+    told: dict[str, float] = {}
+
+    def listen(name):
+        return lambda module, inputs, out: told.update({name: out.abs().mean().item()})
+
+    for name, module in model.named_modules():
+        if name.endswith(("self_attn", "mlp")):
+            module.register_forward_hook(listen(name))
+    for _ in range(STEPS):
+        objective, _ = model(batch.tokens, batch.targets, batch.segments, batch.positions)
+        optimizer.zero_grad()
+        (objective / (batch.targets >= 0).sum()).backward()
+        optimizer.step()
+    with torch.no_grad():
+        told["logits"] = model.logits(batch).abs().mean().item()
+    return list(told.values())
+
+
+def test_under_mup_activations_do_not_grow_with_the_width():
+    """The coordinate check (arXiv:2203.03466, appendix D.1): what each part puts out after training, by width."""
+
+    def growth(initialisation):
+        small, large = coordinates(64, initialisation), coordinates(512, initialisation)
+        return max(b / a for a, b in zip(small, large, strict=True))
+
+    assert growth("mup") < 1.5
+    assert growth("normal") > 3
