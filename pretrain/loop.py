@@ -164,13 +164,19 @@ def _start(job: Job) -> tuple[Engine, TrainState]:
 
 
 def _catch_up(parts: Parts, state: TrainState) -> TrainState:
-    """Make the validation of the step that the checkpoint is of, if the run was told to leave in its midst."""
+    """Measure and ask what the run owes for the checkpoint's step, if it was told to leave in the midst of that."""
     job, config, step = parts.job, parts.job.recipe.train, state.step
-    measured = job.validation_rows is None or any(values["step"] == step for values in state.validations)
-    if not step or measured or not _due(step, config.validate_every_steps, config.steps):
+
+    def owes(every: int, made: list[dict[str, Any]]) -> bool:
+        return bool(step) and _due(step, every, config.steps) and all(values["step"] != step for values in made)
+
+    measure_now = job.validation_rows is not None and owes(config.validate_every_steps, state.validations)
+    ask_now = job.suite is not None and owes(job.recipe.evaluation.every_steps, state.tasks)
+    if not measure_now and not ask_now:
         return state
     job.leave.gently()
-    state = _validate(parts, state, saved=step)
+    state = _validate(parts, state, saved=step) if measure_now else state
+    state = _ask(parts, state, saved=step) if ask_now else state
     if _due(step, job.settings.checkpoint.every_steps, config.steps):
         _save(parts, state)  # the artifact of an uninterrupted run holds it
     return state
