@@ -123,19 +123,8 @@ def _from_canonical(job: Job, open_with: Callable[[Any], Engine], found: Found, 
 
     root = job.store.root
     with weights(found.manifest, root) as masters, moments(found.manifest, root) as others:
-        kinds: dict[str, list[str]] = {}
-        for key in others.names():
-            name, _, kind = key.rpartition(".")
-            kinds.setdefault(name, []).append(kind)
         engine = open_with(masters.read)
-        load_state(
-            engine,
-            lambda name: {
-                "master": masters.read(name),
-                **{kind: others.read(f"{name}.{kind}") for kind in kinds.get(name, ())},
-            },
-            updates,
-        )
+        load_state(engine, lambda name: {"master": masters.read(name), **others.of(name)}, updates)
     return engine
 
 

@@ -91,6 +91,7 @@ class TensorFiles:
         self._paths = paths
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
+        self._of: dict[str, list[str]] = {}
 
     def __enter__(self) -> TensorFiles:
         from safetensors import SafetensorError, safe_open
@@ -102,6 +103,9 @@ class TensorFiles:
                 self._stack.close()
                 raise CheckpointError(f"{path}: cannot be read: {error}") from error
             self._files |= dict.fromkeys(file.keys(), file)
+        for name in self._files:
+            parameter, _, what = name.rpartition(".")
+            self._of.setdefault(parameter, []).append(what)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -111,6 +115,10 @@ class TensorFiles:
     def names(self) -> list[str]:
         """All names, sorted."""
         return sorted(self._files)
+
+    def of(self, parameter: str) -> dict[str, Any]:
+        """The tensors named "<parameter>.<what>", by what: whatever moments the optimizer that wrote them keeps."""
+        return {what: self.read(f"{parameter}.{what}") for what in self._of.get(parameter, ())}
 
     def read(self, name: str, shape: Any = None) -> Any:
         """The tensor of this name.
