@@ -125,11 +125,7 @@ def _from_canonical(job: Job, open_with: Callable[[Any], Engine], found: Found, 
     root = job.store.root
     with weights(found.manifest, root) as masters, moments(found.manifest, root) as others:
         engine = open_with(masters.read)
-        load_state(
-            engine,
-            lambda name: {"master": masters.read(name), **others.of(name)},
-            updates,
-        )
+        load_state(engine, lambda name: {"master": masters.read(name), **others.of(name)}, updates)
     return engine
 
 

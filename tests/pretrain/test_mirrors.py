@@ -15,7 +15,6 @@ from governance.errors import ManifestError, MissingInput
 from governance.files import read_lines
 from pretrain import loop
 from pretrain.charts import chart_values
-from pretrain.optim import learning_rate
 from pretrain.wandb_log import read_offline
 
 GOLDEN = {
@@ -76,7 +75,7 @@ def mirrored(tmp_path_factory, run_training, proxy):
             patch.setenv(name, proxy[0])
         patch.setattr(socket, "getaddrinfo", refuse)
         with patch.context() as inner:
-            inner.setattr(loop, "learning_rate", crash)
+            inner.setattr(loop, "rate_factor", crash)
             with pytest.raises(Crash):
                 run_training(root, **settings)
         time.sleep(1.1)  # W&B names a run's folder by the second in which it starts

@@ -21,6 +21,7 @@ from pretrain.dataset import open_rows
 from pretrain.engine import Engine
 from pretrain.guard import Diverged
 from pretrain.optim import rate_factor
+from pretrain.stragglers import Pace
 
 # Runs in a process of its own: the fixture's function, given as Python keywords.
 SCRIPT = """
