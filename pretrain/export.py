@@ -22,6 +22,7 @@ from typing import Any
 from governance.errors import CheckpointError, ConfigError
 from governance.files import atomic_path, place, write_json, write_text
 from governance.manifest import Manifest
+from pretrain.canonical import file_plan
 from pretrain.checkpoint import CheckpointIdentity, identity_of, read_checkpoint, weights
 from pretrain.export_families import Family, Piece, family_of
 from pretrain.model_config import padded_vocabulary
@@ -108,7 +109,7 @@ def _write_weights(read: Read, family: Family, identity: CheckpointIdentity, tar
     sizes = _parameter_sizes(identity)
     pieces = {piece.name: piece for piece in family.pieces(list(sizes))}
     elements = [(name, sum(sizes[source] for source in piece.sources)) for name, piece in pieces.items()]
-    plan = _shards(elements, shard_bytes)
+    plan = file_plan([(name, (count,)) for name, count in elements], shard_bytes)
     found: dict[str, str] = {}
     for number, names in enumerate(plan, 1):
         file = "model.safetensors" if len(plan) == 1 else f"model-{number:05d}-of-{len(plan):05d}.safetensors"
@@ -119,19 +120,6 @@ def _write_weights(read: Read, family: Family, identity: CheckpointIdentity, tar
     if len(plan) > 1:
         total = 4 * sum(count for _, count in elements)
         write_json(target / INDEX, {"metadata": {"total_size": total}, "weight_map": found})
-
-
-def _shards(elements: list[tuple[str, int]], most_bytes: int) -> list[list[str]]:
-    """Which tensors share a file: in order, up to `most_bytes` of fp32; a larger one has a file of its own."""
-    files: list[list[str]] = [[]]
-    filled = 0
-    for name, count in elements:
-        if files[-1] and filled + 4 * count > most_bytes:
-            files.append([])
-            filled = 0
-        files[-1].append(name)
-        filled += 4 * count
-    return files
 
 
 def _made(read: Read, piece: Piece) -> Any:
