@@ -22,7 +22,8 @@ from typing import Any
 from governance.errors import CheckpointError, ConfigError
 from governance.files import atomic_path, place, write_json, write_text
 from governance.manifest import Manifest
-from pretrain.checkpoint import CheckpointIdentity, file_plan, identity_of, read_checkpoint, weights
+from pretrain.canonical import file_plan
+from pretrain.checkpoint import CheckpointIdentity, identity_of, read_checkpoint, weights
 from pretrain.export_families import Family, Piece, family_of
 from pretrain.model_config import padded_vocabulary
 
@@ -108,7 +109,7 @@ def _write_weights(read: Read, family: Family, identity: CheckpointIdentity, tar
     sizes = _parameter_sizes(identity)
     pieces = {piece.name: piece for piece in family.pieces(list(sizes))}
     elements = [(name, sum(sizes[source] for source in piece.sources)) for name, piece in pieces.items()]
-    plan = file_plan(elements, shard_bytes)
+    plan = file_plan([(name, (count,)) for name, count in elements], shard_bytes)
     found: dict[str, str] = {}
     for number, names in enumerate(plan, 1):
         file = "model.safetensors" if len(plan) == 1 else f"model-{number:05d}-of-{len(plan):05d}.safetensors"

@@ -29,7 +29,7 @@ def plain(model, ids: list[int], first: int) -> float:
     tokens = torch.tensor([ids])
     zeros, places = torch.zeros_like(tokens, dtype=torch.int32), torch.arange(len(ids), dtype=torch.int32)[None]
     with torch.no_grad():
-        hidden = model.model(tokens, zeros, places)
+        hidden, _ = model.model(tokens, zeros, places)
         chances = torch.log_softmax(model.lm_head(hidden).float(), -1)[0]
     return sum(float(chances[place - 1, ids[place]]) for place in range(first, len(ids)))
 
