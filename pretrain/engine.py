@@ -149,12 +149,8 @@ def open_engine(
         model = _build(deepspeed, config, make, weight)
         if settings.sequence_parallel_size > 1:
             share_rows(model, _sequence_group(ranks, settings))
-        groups = parameter_groups(
-            model.named_parameters(),
-            recipe.optim,
-            full_shape,
-            lambda name, shape: learning_rate_scale(name, shape, recipe.model),
-        )
+        scale = functools.partial(learning_rate_scale, config=recipe.model)
+        groups = parameter_groups(model.named_parameters(), recipe.optim, full_shape, scale)
         optimizer = make_optimizer(groups, recipe.optim)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints
             wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)

@@ -20,7 +20,10 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from pretrain.model.attention import DocumentMask
 
 Checkpointing = Literal["none", "full", "selective"]
-_KEPT = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.linear.default)
+_PRODUCTS = torch.ops.aten
+_KEPT = (
+    _PRODUCTS.mm.default, _PRODUCTS.addmm.default, _PRODUCTS.linear.default, _PRODUCTS._scaled_mm.default
+)  # fmt: skip
 
 
 def run_block(

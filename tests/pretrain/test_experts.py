@@ -5,6 +5,7 @@ import torch
 
 from pretrain.model.experts import Experts, balance_losses
 from pretrain.model_config import MoeConfig
+from tests.pretrain.rank_runs import SHORT, Runs, losses_of_runs
 from tests.pretrain.small_models import VARIANTS, config, model_of, rows
 
 
@@ -87,3 +88,17 @@ def test_experts_train_under_zero(stage, tmp_path, run_training, losses_of):
     manifest = run_training(tmp_path, moe=MoeConfig(**moe), zero_stage=stage)
     losses = losses_of(manifest, tmp_path)
     assert losses[-1] < losses[0] - 0.3
+
+
+@pytest.mark.slow
+def test_ranks_and_stages_agree_on_experts_and_on_what_is_computed_again(tmp_path, run_training, losses_of):
+    """Two ranks, whose tokens choose other experts, at stage 3 with blocks computed again: one process's losses."""
+    moe = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    runs: Runs = {
+        how: {"moe": moe, "zero_stage": stage, "activation_checkpointing": how}
+        for stage, how in ((1, "none"), (3, "full"), (3, "selective"))
+    }
+    told = losses_of_runs(tmp_path / "ranks", runs, ranks=2)
+    alone = run_training(tmp_path / "alone", **SHORT, moe=MoeConfig(**moe), zero_stage=1)
+    for losses in told.values():
+        assert losses == pytest.approx(losses_of(alone, tmp_path / "alone"), abs=1e-5)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from pretrain.model.decoder import Decoder
 from pretrain.model.initial import initial_deviation, initial_weight, learning_rate_scale
+from pretrain.run_config import load_run
 from tests.pretrain.small_models import VARIANTS, config, rows
 
 Q, DOWN = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"
@@ -67,8 +69,23 @@ def test_a_new_model_knows_nothing(variant):
 STEPS = 10
 
 
+@pytest.mark.parametrize("name", ["10m", "125m", "350m", "1b", "7b", "13b", "70b"])
+def test_a_new_preset_knows_nothing(name):
+    """As its file says, but narrower and of two layers."""
+    preset = load_run(Path(__file__).parents[2] / "configs" / f"{name}.toml", []).config.model
+    shared = preset.num_attention_heads // preset.num_key_value_heads
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8 // shared}
+    small = preset.model_copy(update={"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, **heads})
+    model, batch = Decoder(small, 2048), rows([[100, 156]], vocabulary=2048)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            parameter.copy_(initial_weight(parameter_name, parameter.shape, small, 1))
+        _, nats = model(batch.tokens, batch.targets, batch.segments, batch.positions)
+    assert (nats.sum() / 255).item() == pytest.approx(math.log(2048), abs=0.05)
+
+
 def coordinates(width: int, initialisation: str) -> list[float]:
-    """Mean magnitude of what attention, feed-forward and projection put out after four steps of Adam at one rate."""
+    """Mean magnitude of what attention, feed-forward and projection put out after ten steps of Adam at one rate."""
     mup = {"initialisation": "mup", "mup_base_width": 64} if initialisation == "mup" else {"initialisation": "normal"}
     settings = config(
         hidden_size=width,
@@ -109,7 +126,7 @@ def test_under_mup_activations_do_not_grow_with_the_width():
     """The coordinate check (arXiv:2203.03466, appendix D.1): what each part puts out after training, by width."""
 
     def growth(initialisation):
-        small, large = coordinates(64, initialisation), coordinates(512, initialisation)
+        small, large = coordinates(128, initialisation), coordinates(512, initialisation)
         return max(b / a for a, b in zip(small, large, strict=True))
 
     assert growth("mup") < 1.5

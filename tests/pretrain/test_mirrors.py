@@ -62,7 +62,7 @@ def mirrored(tmp_path_factory, run_training, proxy):
     def crash(step, steps, config):
         if step == 7:
             raise Crash
-        return learning_rate(step, steps, config)
+        return rate_factor(step, steps, config)
 
     def refuse(family, *given):
         raise AssertionError(f"a connection was tried: {given}")
