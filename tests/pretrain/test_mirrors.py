@@ -15,6 +15,7 @@ from governance.errors import ManifestError, MissingInput
 from governance.files import read_lines
 from pretrain import loop
 from pretrain.charts import chart_values
+from pretrain.optim import rate_factor
 from pretrain.wandb_log import read_offline
 
 GOLDEN = {
