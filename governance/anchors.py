@@ -2,7 +2,7 @@
 
 A chain cannot show that its last lines are gone, or that all of it was written anew with a stolen key. Against that its
 head, "index:SHA-256 of the last line", is left in the comment of the Slurm job (kept by the scheduler's accounting), in
-the W&B summary (`pretrain/tracking.py`), in the manifest of each training run, and, if asked, in a git note on the
+the W&B summary (`pretrain/wandb_mirror.py`), in the manifest of each training run, and, if asked, in a git note on the
 commit that the run's file lies at (`git notes --ref=assay show`). `anchor_faults` compares any of them with a journal.
 
 An anchor that cannot be left is a warning, told once: it must never stop a run.

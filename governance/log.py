@@ -7,6 +7,7 @@ up at import; `set_up_logging` is called once by the command line.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 _LOGGER = logging.getLogger("assay")
 _PLAIN_INTERVAL_SECONDS = 10.0
+_DRAWN_A_SECOND = 2  # rich's own ten take more than 1 % of a core
 
 
 def set_up_logging(rank: int = 0, *, verbose: bool = False) -> None:
@@ -72,7 +74,8 @@ def _bar(description: str, total: float, unit: str, done: float) -> Iterator[Adv
         rich_progress.TextColumn("{task.fields[note]}"),
     )
     started = time.monotonic()
-    with rich_progress.Progress(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    with rich_progress.Progress(*columns, console=console, refresh_per_second=_DRAWN_A_SECOND) as bar:
         task = bar.add_task(description, total=total, completed=int(done), rate="", note="")
 
         def advance(amount: float, note: str = "") -> None:
@@ -96,8 +99,8 @@ def _lines(description: str, total: float, unit: str, done: float) -> Advance:
             return
         last = now
         rate = (count - done) / max(now - started, 1e-9)
-        left = (total - count) / rate if rate else float("inf")
-        state = f"{count:g} of {total:g} {unit}, {rate:.3g} {unit}/s, {left:.0f} s left"
-        _LOGGER.info("%s: %s %s", description, state, note)
+        left = f"{datetime.timedelta(seconds=round((total - count) / rate))} left" if rate else "time left unknown"
+        parts = (f"{count:g} of {total:g} {unit}", f"{rate:.3g} {unit}/s", left, note)
+        _LOGGER.info("%s: %s", description, ", ".join(part for part in parts if part))
 
     return advance

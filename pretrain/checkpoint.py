@@ -2,39 +2,40 @@
 
     <root>/checkpoint/<key>/weights/00000.safetensors   each parameter's fp32 master weight, by its name
                             moments/00000.safetensors   what the optimizer keeps, as "<name>.exp_avg", fp32
-                            state.json                  step, tokens, losses of all steps, validations, stream, skipped
+                            state.json                  step, tokens, losses of all steps, validations, tasks, skipped
                             manifest.json
 
 It is *canonical*: whole parameters, whatever the ZeRO stage and the number of ranks that wrote it, so any other layout
 can go on from it, and the same layout goes on bit for bit. Its bytes are a function of what was learned: no time, no
-host, no history of restarts (those stand in the manifest's `run`). Price: 12 bytes a parameter on disk; each rank
-gathers one parameter at a time and holds at most one pair of files (`FILE_BYTES`) until it is written.
+host, no history of restarts (those stand in the manifest's `run`). The moments are those of the optimizer: `exp_avg`
+and `exp_avg_sq` of AdamW, `momentum_buffer` of Muon, `exp_avg` of Lion. Price: 12 bytes a parameter on disk (AdamW).
 
 A training run keeps the steps that it began to save in `<root>/train/<key>/checkpoints.jsonl`; the key of a checkpoint
 follows from the run and the step, and only one whose manifest stands counts.
+
+This file is the format and its reading. `saving.py` writes one, `native_shards.py` what lies beside it for a fast
+restart, `resuming.py` finds the one to go on from, `retention.py` removes old ones. The guide is `docs/checkpoints.md`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from governance.config import Section, validate
-from governance.errors import CheckpointError, ConfigError, ManifestError, MissingInput, PipelineError
-from governance.files import append_line, atomic_path, read_lines, remove_tree, write_json
-from governance.log import get_logger
-from governance.manifest import FILE_NAME, Input, Manifest, Output, describe, read_manifest, verify
-from governance.stage import Attest, Recipe, artifact_folder, commit, no_attest, now
+from governance.errors import CheckpointError, ConfigError, ManifestError, MissingInput
+from governance.files import append_line, read_lines
+from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, verify
+from governance.stage import Attest, Recipe, artifact_folder, no_attest
 from pretrain.config import TrainRecipe
 from pretrain.series import Series
+from pretrain.tensor_files import TensorFiles
 
 VERSION = 1
 STAGE = "checkpoint"
-FILE_BYTES = 1 << 30  # fp32 weights of one file; a larger parameter has a file of its own
 STEPS_FILE = "checkpoints.jsonl"
 
 
@@ -61,7 +62,9 @@ class TrainState:
     losses: Series[float | None] = field(default_factory=Series)
     """Nats per token of every step so far, in order; none where it was not finite."""
     validations: list[dict[str, Any]] = field(default_factory=list)
-    """Measurements on the validation shards: step, loss, bits_per_byte."""
+    """Measurements on the validation shards: step, and the fields of `Measurement`."""
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    """The figures of each task each time that it was asked: step, and those of `task_scores.py`."""
     stream: str = ""
     """Chained SHA-256 of the tokens that were read, see `loader.py`."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
@@ -97,33 +100,19 @@ class Store:
 
     def steps(self) -> list[int]:
         """The steps that were ever begun to be saved, oldest first."""
-        lines = read_lines(artifact_folder("train", self.train_key, self.root) / STEPS_FILE)
-        return sorted({line["step"] for line in lines})
+        return sorted({line["step"] for line in self._noted()})
 
-    def note(self, step: int) -> None:
-        """Write down that `step` is about to be saved."""
-        append_line(artifact_folder("train", self.train_key, self.root) / STEPS_FILE, f'{{"step": {step}}}')
+    def natives(self) -> set[str]:
+        """The folders' names of the native shards that were ever begun."""
+        return {line["native"] for line in self._noted() if "native" in line}
 
+    def note(self, step: int, **facts: str) -> None:
+        """Write down that `step` is about to be saved; `native`: the name of its shards' folder."""
+        line = json.dumps({"step": step, **facts})
+        append_line(artifact_folder("train", self.train_key, self.root) / STEPS_FILE, line)
 
-def newest_whole(store: Store) -> int:
-    """The newest step whose checkpoint is whole, byte for byte; 0 when there is none.
-
-    One that is torn or altered is named in a warning, and the one before it is taken.
-    """
-    for step in reversed(store.steps()):
-        path = store.folder(step) / FILE_NAME
-        if not path.exists():
-            continue  # begun and not finished, or removed since
-        try:
-            problems = verify(read_manifest(path), store.root)
-        except ManifestError as error:
-            problems = [str(error)]
-        if not problems:
-            return step
-        get_logger(__name__).warning(
-            "checkpoint of step %d is damaged (%s); going back to the one before it", step, "; ".join(problems)
-        )
-    return 0
+    def _noted(self) -> list[dict[str, Any]]:
+        return read_lines(artifact_folder("train", self.train_key, self.root) / STEPS_FILE)
 
 
 def read_checkpoint(folder: Path, root: Path) -> Manifest:
@@ -163,58 +152,6 @@ def read_state(manifest: Manifest, root: Path) -> TrainState:
     return TrainState(**values | {"losses": Series(values["losses"])})
 
 
-class TensorFiles:
-    """The tensors of some safetensors files by name, read when asked for; a context, as files stay mapped."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
-        self._stack = ExitStack()
-        self._files: dict[str, Any] = {}
-        self._of: dict[str, list[str]] = {}
-
-    def __enter__(self) -> TensorFiles:
-        from safetensors import SafetensorError, safe_open
-
-        for path in self._paths:
-            try:
-                file = self._stack.enter_context(safe_open(path, framework="pt"))
-            except (OSError, SafetensorError) as error:
-                self._stack.close()
-                raise CheckpointError(f"{path}: cannot be read: {error}") from error
-            self._files |= dict.fromkeys(file.keys(), file)
-        for name in self._files:
-            parameter, _, what = name.rpartition(".")
-            self._of.setdefault(parameter, []).append(what)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-        self._files.clear()
-
-    def names(self) -> list[str]:
-        """All names, sorted."""
-        return sorted(self._files)
-
-    def of(self, parameter: str) -> dict[str, Any]:
-        """The tensors named "<parameter>.<what>", by what: whatever moments the optimizer that wrote them keeps."""
-        return {what: self.read(f"{parameter}.{what}") for what in self._of.get(parameter, ())}
-
-    def read(self, name: str, shape: Any = None) -> Any:
-        """The tensor of this name.
-
-        Raises:
-            CheckpointError: there is none, or it has another shape: the checkpoint is of another model.
-        """
-        if name not in self._files:
-            raise CheckpointError(f"{self._paths[0].parent}: has no {name}: it is of another model")
-        tensor = self._files[name].get_tensor(name)
-        if shape is not None and tuple(tensor.shape) != tuple(shape):
-            raise CheckpointError(
-                f"{self._paths[0].parent}: {name} has shape {tuple(tensor.shape)}, the model wants {tuple(shape)}"
-            )
-        return tensor
-
-
 def weights(manifest: Manifest, root: Path) -> TensorFiles:
     """The master weights of a checkpoint, fp32, by parameter name."""
     return TensorFiles(manifest.files("weights", root))
@@ -225,137 +162,14 @@ def moments(manifest: Manifest, root: Path) -> TensorFiles:
     return TensorFiles(manifest.files("moments", root))
 
 
-def file_plan(sizes: list[tuple[str, int]], limit: int = FILE_BYTES) -> list[list[str]]:
-    """Which parameters share a file: in order, up to `limit` bytes of fp32; a function of the model alone.
-
-    `sizes` are (name, number of elements).
-    """
-    files: list[list[str]] = []
-    filled = limit + 1
-    for name, elements in sizes:
-        if filled + 4 * elements > limit:
-            files.append([])
-            filled = 0
-        files[-1].append(name)
-        filled += 4 * elements
-    return files
-
-
 @dataclass(frozen=True)
 class Peers:
-    """What writing needs of the other ranks."""
+    """What saving and resuming need of the other ranks."""
 
     rank: int
     world_size: int
     gather: Callable[[Any], list[Any]]
-
-
-def write_checkpoint(
-    store: Store,
-    state: TrainState,
-    full_state: Iterator[tuple[str, Mapping[str, Any]]],
-    shapes: list[tuple[str, Any]],
-    peers: Peers,
-    run: dict[str, Any],
-) -> Manifest:
-    """Save; collective. File `i` is written and hashed by rank `i` modulo the ranks; rank 0 commits.
-
-    Raises:
-        StorageError: some rank's disk is full; the same error on every rank, and nothing is committed.
-    """
-    folder, started = store.folder(state.step), now()
-    if peers.rank == 0:
-        store.note(state.step)
-        remove_tree(folder)  # one that stands here was damaged, else the run would have gone on from it
-    peers.gather(None)  # no rank writes into a folder that is being removed
-    outputs, fault = _write_files(folder, store.root, state, full_state, file_plan(_sizes(shapes)), peers)
-    gathered = peers.gather((outputs, fault))
-    for _, error in gathered:
-        if error is not None:
-            raise error
-    manifest = Manifest(
-        stage=STAGE,
-        version=VERSION,
-        key=store.key(state.step),
-        config=store.identity(state.step).model_dump(mode="json"),
-        inputs=(store.tokens,),
-        outputs=tuple(sorted((output for made, _ in gathered for output in made), key=lambda output: output.path)),
-        stats={"step": state.step, "tokens": state.tokens, "loss": state.losses[-1]},
-        run={**run, "started": started, "finished": now()},
-    )
-    if peers.rank == 0:
-        commit(manifest, store.root, store.attest)
-    peers.gather(None)
-    return manifest
-
-
-def _sizes(shapes: list[tuple[str, Any]]) -> list[tuple[str, int]]:
-    return [(name, shape.numel()) for name, shape in shapes]
-
-
-def _write_files(
-    folder: Path,
-    root: Path,
-    state: TrainState,
-    full_state: Iterator[tuple[str, Mapping[str, Any]]],
-    plan: list[list[str]],
-    peers: Peers,
-) -> tuple[list[Output], PipelineError | None]:
-    """This rank's files; a fault is kept until all ranks are through, or those that wait for it would hang."""
-    outputs: list[Output] = []
-    fault: PipelineError | None = None
-
-    def attempt(write: Callable[[], list[Path]]) -> None:
-        nonlocal fault
-        if fault is None:
-            try:
-                outputs.extend(describe(path, root) for path in write())
-            except PipelineError as error:
-                fault = error
-
-    for number, names in enumerate(plan):
-        mine = number % peers.world_size == peers.rank
-        held = {}
-        for _ in names:
-            name, values = next(full_state)
-            if mine:
-                held[name] = {key: value.cpu() for key, value in values.items()}
-        if mine:
-            attempt(lambda held=held, number=number: _write_pair(folder, number, held))
-    if peers.rank == 0:
-        attempt(lambda: _write_state(folder, state))
-    return outputs, fault
-
-
-def _write_state(folder: Path, state: TrainState) -> list[Path]:
-    write_json(folder / "state.json", asdict(state))
-    return [folder / "state.json"]
-
-
-def _write_pair(folder: Path, number: int, held: dict[str, dict[str, Any]]) -> list[Path]:
-    from safetensors.torch import save_file
-
-    parts = {
-        "weights": {name: values["master"] for name, values in held.items()},
-        "moments": {f"{name}.{key}": values[key] for name, values in held.items() for key in values if key != "master"},
-    }
-    paths = []
-    for role, tensors in parts.items():
-        path = folder / role / f"{number:05d}.safetensors"
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary)
-        paths.append(path)
-    return paths
-
-
-def remove_old(store: Store, keep_last: int, newest: int) -> None:
-    """Remove the run's checkpoints but the `keep_last` newest, and what unfinished ones left behind."""
-    older = [step for step in store.steps() if step <= newest and store.folder(step).exists()]
-    finished = [step for step in older if (store.folder(step) / FILE_NAME).exists()]
-    kept = set(finished[-keep_last:])
-    for step in older:
-        if step not in kept:
-            remove_tree(store.folder(step))
+    """The value of every rank, on every rank; collective, so for the main thread only."""
 
 
 def require_step(store: Store, step: int) -> Manifest:
@@ -363,8 +177,17 @@ def require_step(store: Store, step: int) -> Manifest:
 
     Raises:
         MissingInput: it is gone.
+        ManifestError: its manifest is torn or altered.
+        CheckpointError: it is of another run or model.
     """
     path = store.folder(step) / FILE_NAME
     if not path.exists():
         raise MissingInput(f"{path}: the checkpoint of step {step} is gone. Run the same command again.")
-    return read_manifest(path)
+    manifest = read_manifest(path)
+    if manifest.stage != STAGE or manifest.key != store.key(step):
+        told = f"{manifest.stage} {manifest.key[:16]}, step {manifest.config.get('step')}"
+        raise CheckpointError(
+            f"{path}: is of another run or model ({told}), not the checkpoint of step {step} of this run. Remove its "
+            f"folder, or give the configuration that it was trained with."
+        )
+    return manifest

@@ -193,10 +193,13 @@ def _training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command = _add(commands, "train", "train", "train on a corpus whose gate is open; goes on from the last checkpoint")
     _config(command)
     _processes(command)
-    command = _add(commands, "evaluate", "evaluate", "validation loss and bits per byte of a checkpoint")
+    command = _add(
+        commands, "evaluate", "evaluate", "a checkpoint's validation loss, by source and language, and its tasks"
+    )
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
+    command.add_argument("--json", action="store_true", help="print all figures as JSON")
     _config(command)
-    command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face Llama folder")
+    command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face folder")
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
     command.add_argument("target", type=Path, metavar="FOLDER", help="a folder that does not exist yet")
     _config(command)

@@ -68,24 +68,24 @@ def train(arguments: Arguments) -> None:
 
 
 def evaluate(arguments: Arguments) -> None:
-    """A checkpoint's loss on all validation rows."""
+    """A checkpoint's loss on all validation rows, and its answers to the tasks."""
     from dataclasses import asdict, replace
 
     from governance.config import canonical_json
-    from governance.files import sha256_bytes
+    from governance.files import json_text, sha256_bytes
     from governance.verification import read_artifact
-    from pretrain.evaluate import evaluate as measure
-    from pretrain.run import corpus, journal_of
+    from pretrain.evaluation_table import table
+    from pretrain.run import corpus, evaluation, journal_of
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    tokens = artifacts.get("pack", artifacts["encode"])
-    found = measure(arguments.checkpoint, tokens, loaded.config.engine, runtime.root)
-    say(f"loss {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte, {found.tokens:,} tokens")
-    checkpoint = read_artifact(arguments.checkpoint)
-    subject = {f"evaluation/{checkpoint.digest[:16]}": sha256_bytes(canonical_json(asdict(found)))}
+    found, tasks = evaluation(loaded, artifacts, arguments.checkpoint, runtime)
+    values = {**asdict(found), "tasks": tasks}
+    say(json_text(values).rstrip("\n") if arguments.json else "\n".join(table(found, tasks)))
+    checkpoint, tokens = read_artifact(arguments.checkpoint), artifacts.get("pack", artifacts["encode"])
+    subject = {f"evaluation/{checkpoint.digest[:16]}": sha256_bytes(canonical_json(values))}
     made_from = [checkpoint.as_input(), tokens.as_input()]
-    journal_of(loaded, runtime).state("evaluation", subject, made_from, **asdict(found))
+    journal_of(loaded, runtime).state("evaluation", subject, made_from, **values)
 
 
 def export(arguments: Arguments) -> None:
@@ -107,7 +107,7 @@ def export(arguments: Arguments) -> None:
     }
     made_from = [manifest.as_input(), artifacts["tokenizer"].as_input()]
     journal_of(loaded, runtime).state("export", subjects, made_from)
-    say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Llama folder")
+    say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Hugging Face folder")
 
 
 def report(arguments: Arguments) -> None:

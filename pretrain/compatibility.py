@@ -262,8 +262,8 @@ def the_batch_divides(s: Situation) -> str | None:
     return None
 
 
-def lion_and_muon_stay_on_the_device(s: Situation) -> str | None:
-    """Muon's products are for the device; on files its momentum is not what DeepSpeed swaps."""
+def only_adamw_is_offloaded(s: Situation) -> str | None:
+    """Off the device, only AdamW of torch was made to run."""
     if s.optimizer == "adamw" or s.engine.offload_optimizer == "none":
         return None
     return (
@@ -291,7 +291,7 @@ RULES: tuple[Rule, ...] = (
     tensor_parallelism_knows_the_model,
     splits_divide_the_ranks,
     the_batch_divides,
-    lion_and_muon_stay_on_the_device,
+    only_adamw_is_offloaded,
 )
 
 

@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 
 from governance.config import Section
 from governance.errors import ConfigError
+from pretrain.evaluation_config import EvaluationConfig
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
 from pretrain.skip_config import SkipConfig
@@ -96,7 +97,15 @@ class CheckpointConfig(Section):
     every_steps: int = Field(default=100, gt=0)
     """Steps between checkpoints; the last step is always saved."""
     keep_last: int = Field(default=2, gt=0)
-    """Checkpoints kept; older ones of this run are removed once a newer one stands."""
+    """Newest checkpoints kept; older ones of this run are removed once a newer one is durable."""
+    keep_every_steps: int = Field(default=0, ge=0)
+    """Checkpoints at multiples of this step are kept for ever; 0: none is."""
+    keep_best: int = Field(default=0, ge=0)
+    """So many checkpoints of least validation loss are kept too (of those that were measured at their own step)."""
+    native: bool = True
+    """With several ranks: leave each rank's own part beside the newest checkpoint, for a fast restart."""
+    asynchronous: bool = True
+    """Write in the background, from a copy in host memory; false: training waits until it is durable."""
 
 
 class EngineConfig(Section):
@@ -150,7 +159,7 @@ class EngineConfig(Section):
 
 
 class TrackingConfig(Section):
-    """The mirror at Weights & Biases; metrics.jsonl is written in any case and is the record."""
+    """The mirrors at Weights & Biases and TensorBoard; metrics.jsonl is written in any case and is the record."""
 
     mode: Literal["auto", "offline", "online", "disabled"] = "auto"
     """auto: online when WANDB_API_KEY is set, else offline (upload later with `wandb sync`)."""
@@ -158,6 +167,8 @@ class TrackingConfig(Section):
     """Project that the run appears under."""
     name: str | None = None
     """Name of the run; none: `train-` and the first 8 characters of its key."""
+    tensorboard: bool = False
+    """Whether to write TensorBoard's event files, too; wants the extra `tensorboard`."""
 
 
 class TrainRecipe(Section):
@@ -166,6 +177,7 @@ class TrainRecipe(Section):
     model: ModelConfig
     optim: OptimConfig
     train: TrainConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
 
 
 @dataclass(frozen=True)

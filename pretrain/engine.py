@@ -24,7 +24,7 @@ from governance.errors import PipelineError
 from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.deepspeed_config import deepspeed_config
 from pretrain.distributed import Ranks
-from pretrain.engine_state import before_update, full_shape, prepare_moments
+from pretrain.engine_state import before_update, full_shape, optimizer_of, prepare_moments
 from pretrain.engine_update import update
 from pretrain.extension import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
 from pretrain.layout import layout_of
@@ -82,14 +82,20 @@ class Engine:
         if not last:
             self.deepspeed.step()  # it counts micro batches, and computes nothing
 
+    def group_names(self) -> list[str]:
+        """The names of the parameter groups, in the order of the norms that `update` gives."""
+        return [group["name"] for group in optimizer_of(self).param_groups]
+
     def update(self, factor: float, skip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Update the weights at `factor` of the highest rates (see `rate_factor`), or leave them as they are.
 
         `skip`, a scalar on the device: 1 leaves the update out (see `engine_update.py`). Returns the same, with 1 also
-        where the gradient was not finite, and the global L2 norm of the gradient before clipping, without waiting.
+        where the gradient was not finite, and the L2 norm of the gradient before clipping, of all and then of each
+        group, on the device; the host does not wait for them.
         """
-        before_update(self)
-        return update(self.deepspeed, factor, skip)
+        norms = before_update(self)
+        skipped, norm = update(self.deepspeed, factor, skip)
+        return skipped, torch.stack([norm, *norms.values()])
 
     def gradient_norm(self) -> float | None:
         """The global L2 norm of the last update's gradient before clipping; the host waits for the device."""

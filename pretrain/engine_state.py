@@ -189,8 +189,12 @@ def _gradients(engine: Engine) -> Iterator[tuple[dict[str, Any], list[torch.Tens
             yield group, [flat.grad]
 
 
-def before_update(engine: Engine) -> None:
-    """Clip what DeepSpeed does not: the part of a Muon run that AdamW updates. Collective, before `deepspeed.step`."""
-    optimizer = optimizer_of(engine)
+def before_update(engine: Engine) -> dict[str, torch.Tensor]:
+    """Clip what DeepSpeed does not: the part of a Muon run that AdamW updates; returns `gradient_norms`.
+
+    Collective, before `deepspeed.step`.
+    """
+    norms, optimizer = gradient_norms(engine), optimizer_of(engine)
     if isinstance(optimizer, Muon):
-        optimizer.clip(gradient_norms(engine))
+        optimizer.clip(norms)
+    return norms

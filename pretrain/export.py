@@ -1,22 +1,42 @@
-"""Write a checkpoint as a Hugging Face folder of type Llama: config.json, model.safetensors, tokenizer.json.
+"""Write a checkpoint as a Hugging Face folder, which `AutoModelForCausalLM` and `AutoTokenizer` load.
 
-Parameter names and shapes are Llama's already, so this is a copy; the rotary embedding turns the same pairs of channels
-(first half with second half). Weights are written in fp32, as the optimizer keeps them, vocabulary padding included.
+    config.json, generation_config.json                     the architecture (`export_families.py`), the token that ends
+    model.safetensors                                       fp32, as the optimizer keeps them, vocabulary padded
+    model-00001-of-0000N.safetensors, ...index.json         the same above 5 GB
+    tokenizer.json, tokenizer_config.json, special_tokens_map.json
+    configuration_assay.py, modeling_assay.py               only where no architecture of transformers is exact
+    README.md                                               what it is and its digests; facts only
+
+Logits there equal ours to rounding (1e-5 in fp32 for models of a test's size), for texts that are one document. Price:
+one pass over the weights, one file of at most 5 GB in memory at a time.
 """
 
 from __future__ import annotations
 
+import importlib.resources
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from governance.errors import ConfigError
-from governance.files import atomic_path, place, write_json
+from governance.errors import CheckpointError, ConfigError
+from governance.files import atomic_path, place, write_json, write_text
 from governance.manifest import Manifest
-from pretrain.checkpoint import identity_of, read_checkpoint, weights
+from pretrain.canonical import file_plan
+from pretrain.checkpoint import CheckpointIdentity, identity_of, read_checkpoint, weights
+from pretrain.export_families import Family, Piece, family_of
 from pretrain.model_config import padded_vocabulary
 
+SHARD_BYTES = 5_000_000_000  # of a file, as transformers shards
+INDEX = "model.safetensors.index.json"
 
-def export(checkpoint: Path, tokenizer: Path, end_of_document: int, target: Path, root: Path) -> Manifest:
+Read = Callable[[str], Any]
+"""The fp32 tensor of a parameter's name."""
+
+
+def export(
+    checkpoint: Path, tokenizer: Path, end_of_document: int, target: Path, root: Path, shard_bytes: int = SHARD_BYTES
+) -> Manifest:
     """Write the model of `checkpoint` and its `tokenizer.json` into the new folder `target`.
 
     Args:
@@ -25,49 +45,150 @@ def export(checkpoint: Path, tokenizer: Path, end_of_document: int, target: Path
         end_of_document: the id that ends a document.
         target: a folder that does not exist yet, or is empty.
         root: the artifacts' root.
+        shard_bytes: the most bytes of a file of weights; a larger tensor has a file of its own.
 
     Returns:
         The checkpoint's manifest.
 
     Raises:
-        CheckpointError: the checkpoint is damaged.
+        CheckpointError: the checkpoint is damaged, or the tokeniser is of another vocabulary.
         ConfigError: the target is not empty.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target}: is not empty; an export never overwrites. Give a new folder.")
     manifest = read_checkpoint(checkpoint, root)
     identity = identity_of(manifest)
-    model = identity.recipe.model
-    _write_weights(manifest, target / "model.safetensors", root)
-    place(tokenizer, target / "tokenizer.json")
-    end = next(
-        token["content"]
-        for token in json.loads(tokenizer.read_bytes())["added_tokens"]
-        if token["id"] == end_of_document
-    )
-    write_json(target / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end})
-    write_json(
-        target / "config.json",
-        {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            **model.model_dump(mode="json"),
-            "vocab_size": padded_vocabulary(identity.vocabulary_size),
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
-            "eos_token_id": end_of_document,
-            "bos_token_id": None,
-            "torch_dtype": "float32",
-        },
-    )
+    with weights(manifest, root) as files:
+        family = write_folder(files.read, identity, (tokenizer, end_of_document), target, shard_bytes)
+    write_text(target / "README.md", _card(manifest, identity, family))
     return manifest
 
 
-def _write_weights(manifest: Manifest, target: Path, root: Path) -> None:
+def write_folder(
+    read: Read, identity: CheckpointIdentity, tokenizer: tuple[Path, int], target: Path, shard_bytes: int = SHARD_BYTES
+) -> Family:
+    """Write all of the folder but its card; `read` gives a parameter by name, `tokenizer` is (file, id of the end).
+
+    Raises:
+        CheckpointError: the tokeniser is of another vocabulary.
+    """
+    path, end = tokenizer
+    text = _end_token(path, end, identity)
+    family = family_of(identity.recipe.model)
+    _write_weights(read, family, identity, target, shard_bytes)
+    if family.own_code:
+        for name in ("configuration_assay.py", "modeling_assay.py"):
+            source = importlib.resources.files(__package__).joinpath("hugging_face", name)
+            write_text(target / name, source.read_text(encoding="utf-8"))
+    place(path, target / "tokenizer.json")
+    _write_settings(target, family, identity, (text, end))
+    return family
+
+
+def _end_token(tokenizer: Path, end_of_document: int, identity: CheckpointIdentity) -> str:
+    """The text of the token that ends a document.
+
+    Raises:
+        CheckpointError: the tokeniser has ids that the model does not know, or no such special token.
+    """
+    held = json.loads(tokenizer.read_bytes())
+    special = {token["id"]: token["content"] for token in held["added_tokens"]}
+    size = len(set(held["model"]["vocab"].values()) | set(special))
+    if size != identity.vocabulary_size or end_of_document not in special:
+        raise CheckpointError(
+            f"{tokenizer}: has {size} tokens{'' if end_of_document in special else f', none of id {end_of_document}'}; "
+            f"the checkpoint knows {identity.vocabulary_size}. Give the configuration that it was trained with."
+        )
+    return str(special[end_of_document])
+
+
+def _write_weights(read: Read, family: Family, identity: CheckpointIdentity, target: Path, shard_bytes: int) -> None:
+    """The weights in one file, or in several with an index."""
     from safetensors.torch import save_file
 
-    with weights(manifest, root) as files:
-        tensors = {name: files.read(name) for name in files.names()}
-    with atomic_path(target) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    sizes = _parameter_sizes(identity)
+    pieces = {piece.name: piece for piece in family.pieces(list(sizes))}
+    elements = [(name, sum(sizes[source] for source in piece.sources)) for name, piece in pieces.items()]
+    plan = file_plan([(name, (count,)) for name, count in elements], shard_bytes)
+    found: dict[str, str] = {}
+    for number, names in enumerate(plan, 1):
+        file = "model.safetensors" if len(plan) == 1 else f"model-{number:05d}-of-{len(plan):05d}.safetensors"
+        tensors = {name: _made(read, pieces[name]) for name in names}
+        with atomic_path(target / file) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        found |= dict.fromkeys(names, file)
+    if len(plan) > 1:
+        total = 4 * sum(count for _, count in elements)
+        write_json(target / INDEX, {"metadata": {"total_size": total}, "weight_map": found})
+
+
+def _made(read: Read, piece: Piece) -> Any:
+    return piece.make([read(source) for source in piece.sources])
+
+
+def _parameter_sizes(identity: CheckpointIdentity) -> dict[str, int]:
+    """Elements of each parameter by name, in the model's order; nothing is allocated."""
+    import torch
+
+    from pretrain.model.decoder import Decoder
+
+    with torch.device("meta"):
+        model = Decoder(identity.recipe.model, identity.vocabulary_size)
+    return {name: parameter.numel() for name, parameter in model.named_parameters()}
+
+
+def _write_settings(target: Path, family: Family, identity: CheckpointIdentity, end: tuple[str, int]) -> None:
+    text, number = end
+    ids = {"bos_token_id": None, "eos_token_id": number, "pad_token_id": number}
+    config = {"architectures": [family.architecture], **family.config, **ids}
+    size = padded_vocabulary(identity.vocabulary_size)
+    write_json(target / "config.json", {**config, "vocab_size": size, "dtype": "float32", "torch_dtype": "float32"})
+    write_json(target / "generation_config.json", ids)
+    special = {"eos_token": text, "pad_token": text}
+    write_json(target / "special_tokens_map.json", special)
+    write_json(
+        target / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": identity.recipe.model.max_position_embeddings,
+            "clean_up_tokenization_spaces": False,
+            "add_bos_token": False,
+            **special,
+        },
+    )
+
+
+def _card(manifest: Manifest, identity: CheckpointIdentity, family: Family) -> str:
+    """What the folder holds, in facts."""
+    trust = ", trust_remote_code=True" if family.own_code else ""
+    lines: Sequence[str] = (
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "",
+        f"# {family.architecture} of training run {identity.train_key[:16]}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| architecture | {family.architecture}{', its code in this folder' if family.own_code else ''} |",
+        f"| optimizer steps | {identity.step:,} |",
+        f"| tokens predicted in training | {manifest.stats['tokens']:,} |",
+        f"| vocabulary | {identity.vocabulary_size:,}, padded to {padded_vocabulary(identity.vocabulary_size):,} |",
+        f"| longest row in training | {identity.recipe.train.sequence_length:,} tokens |",
+        "| weights | fp32 |",
+        f"| checkpoint, digest | {manifest.digest} |",
+        f"| training run, key | {identity.train_key} |",
+        *(f"| made from {item.stage}, digest | {item.digest} |" for item in manifest.inputs),
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'model = AutoModelForCausalLM.from_pretrained("."{trust})',
+        f'tokenizer = AutoTokenizer.from_pretrained("."{trust})',
+        "```",
+        "",
+        "In training a document saw nothing of others, and no token stood before its first: give a text as it is.",
+        "",
+    )
+    return "\n".join(lines)

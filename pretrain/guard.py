@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _NORMAL = 1.4826  # 1 / the third quartile of the standard normal
 _FLOOR = 0.005
+OVERFLOW = "overflow"
 _IN_A_ROW = 3  # other batches, the same weights: it is not the batches
 _TOLD = 12  # skipped steps that a verdict lists, and documents of each
 
@@ -89,23 +90,29 @@ class Guard:
         self._count += taken
 
 
-def reason_of(loss: float, norm: float | None) -> str:
-    """Why an update was left out: "loss" (not finite), "gradient" (not finite) or "spike"."""
+def reason_of(loss: float, norm: float, precision: str) -> str:
+    """Why an update was left out: "loss" (not finite), "gradient" (not finite), "overflow" or "spike".
+
+    An overflow is a gradient that is not finite in fp16: how the loss scale is found (arXiv:1710.03740), and no fault.
+    """
     if not math.isfinite(loss):
         return "loss"
-    return "spike" if norm is None or (math.isfinite(norm) and norm >= 0) else "gradient"
+    if math.isfinite(norm):
+        return "spike"
+    return OVERFLOW if precision == "fp16" else "gradient"
 
 
 def refuse_too_many(skipped: Sequence[dict[str, Any]], step: int, config: SkipConfig) -> None:
     """End the run where skipping helps no more: at `step`, which was skipped last.
 
     That is when more than `most_skips` of the last `window` steps were left out, when three in a row are not finite
-    (batches differ, the weights do not, so it is not the batches), and when the very first is not finite.
+    (batches differ, the weights do not, so it is not the batches), and when the very first is not finite. Overflows of
+    fp16 count for nothing.
 
     Raises:
         Diverged: names the steps, their reasons and documents, and what to do.
     """
-    lately = [record for record in skipped if record["step"] > step - config.window]
+    lately = [r for r in skipped if r["step"] > step - config.window and r["reason"] != OVERFLOW]
     row = [record for record in lately if record["step"] > step - _IN_A_ROW and record["reason"] != "spike"]
     hopeless = len(row) == _IN_A_ROW or (step == 1 and row)
     if len(lately) <= config.most_skips and not hopeless:

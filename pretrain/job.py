@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from pretrain.checkpoint import Peers, Store
     from pretrain.dataset import Rows
+    from pretrain.task_scores import Suite
     from pretrain.tracking import Record
 
 
@@ -37,6 +38,8 @@ class Job:
     """The meter's: told where the run stands, so that the ledger knows what a kill wasted."""
     leave: Leave
     """True once a signal told the run to leave."""
+    suite: Suite | None = None
+    """The questions of `[evaluation]`; None: there are none."""
 
     @property
     def layout(self) -> Layout:

@@ -104,8 +104,10 @@ def launch(
         if culprit is None:
             return 0
         status = culprit.child.returncode
-        if status == Preempted.exit_code:
-            return status
+        if status == Preempted.exit_code or (
+            told and status in _TOLD_TO_END
+        ):  # before it could listen: nothing is lost
+            return Preempted.exit_code
         log.error(
             "%s. Its last lines:\n%s", culprit.in_words(), "\n".join(f"  {line}" for line in culprit.output.lines)
         )

@@ -19,6 +19,7 @@ from governance.log import get_logger
 from pretrain.checkpoint import TrainState
 from pretrain.guard import reason_of, refuse_too_many
 from pretrain.job import Job
+from pretrain.meter import losses_by_origin
 
 Read = Callable[[], list[float]]
 
@@ -47,7 +48,7 @@ class Entry:
     rows: Sequence[int]
     """Numbers of the rows of its global batch."""
     read: Read
-    """loss, z, skipped (1) and the gradient's norm."""
+    """loss, z, skipped (1), the gradient's norm, that of each group, then nats and tokens of each origin."""
     values: dict[str, Any]
     """What the host knows: goes into the record as it is."""
 
@@ -55,8 +56,8 @@ class Entry:
 class Ledger:
     """The entries that are not read yet, and where they go."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, groups: Sequence[str]) -> None:
+        self._job, self._groups = job, groups
         self._late = job.device.type == "cuda"
         self._open: list[Entry] = []
         self.told: dict[str, Any] = {"loss": math.nan}
@@ -79,14 +80,19 @@ class Ledger:
         return state
 
     def _write(self, state: TrainState, entry: Entry) -> TrainState:
-        loss, z, skipped, norm = entry.read()
+        loss, z, skipped, norm, *rest = entry.read()
+        norms, divided = rest[: len(self._groups)], rest[len(self._groups) :]
         self.told = {"loss": loss, "grad_norm": norm, **entry.values}
+        self.told["gradient_norms"] = dict(zip(self._groups, norms, strict=True))
+        if divided:
+            half = len(divided) // 2
+            self.told["by_origin"] = losses_by_origin(self._job.train_rows.origins, divided[:half], divided[half:])
         self._job.record("step", entry.step, **self.told)
         state = replace(state, losses=state.losses.plus(loss if math.isfinite(loss) else None))
         return self._skip(state, entry, loss, z, norm) if skipped else state
 
     def _skip(self, state: TrainState, entry: Entry, loss: float, z: float, norm: float) -> TrainState:
-        reason = reason_of(loss, norm)
+        reason = reason_of(loss, norm, self._job.recipe.train.precision)
         documents = self._job.train_rows.documents_of(entry.rows)
         told = {"reason": reason, "z": z, "rows": list(entry.rows), "documents": documents}
         self._job.record("skipped", entry.step, **told, loss=loss, grad_norm=norm)

@@ -5,12 +5,15 @@ that the context's own encoding shares with the whole (a token that spans the bo
 document's first token is never predicted, in training neither, so it is never scored: give a context. What is longer
 than the model's window loses its beginning.
 
-Rows are sorted by length and padded to the longest of their batch; the padding is a document of its own, which no token
-attends to. Price: one forward pass over all tokens, and [batch, length, vocabulary] values in fp32.
+Texts are packed into rows as documents are in training, each a document of its own that sees no other, so that hardly
+a position is padding. Rows have one of two lengths (`SHORT` tokens, or the window): a compiled model meets few shapes.
+Price: one forward pass over all tokens; nothing of the size of the vocabulary is kept.
 """
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,8 +26,15 @@ from governance.errors import PipelineError
 if TYPE_CHECKING:
     import torch
 
+    from pretrain.model.decoder import Batch
+
+SHORT = 256  # tokens of a row of short texts: dense attention costs the square of a row's length
+
 Encode = Callable[[str], npt.NDArray[Any]]
 """The ids of one text, without an end of document."""
+
+NatsOf = Callable[["Batch"], "torch.Tensor"]
+"""Each token's cross entropy [B, L] in nats, 0 where nothing is predicted; collective where the model is spread."""
 
 
 @dataclass(frozen=True)
@@ -43,72 +53,134 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class _Row:
-    place: int
-    ids: list[int]
+class Text:
+    """A text as the model takes it: the ids, of which those from `first` on are scored."""
+
+    ids: npt.NDArray[np.int64]
     first: int
-    """The first token that is scored."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How the forward passes are made; decides no result but its last bits."""
+
+    batch_tokens: int = 8192
+    """The most tokens of one pass, padding included; at least one row is passed."""
+    rank: int = 0
+    world_size: int = 1
+    add_up: Callable[[list[float]], list[Any]] = lambda values: values
+    """Sums each value over all ranks."""
 
 
 def log_likelihoods(
-    model: Any, encode: Encode, texts: Sequence[tuple[str, str]], window: int, batch_tokens: int = 8192
+    nats_of: NatsOf, encode: Encode, texts: Sequence[tuple[str, str]], window: int, passes: Passes | None = None
 ) -> list[Scored]:
     """Score each (context, continuation), in order.
 
     Args:
-        model: a `Decoder`, on the device that it computes on.
+        nats_of: the model.
         encode: the tokeniser that the model was trained with.
         texts: the pairs; a context may be empty, then the continuation's first token is not scored.
         window: tokens that the model can see at once.
-        batch_tokens: tokens of a forward pass, padding included.
+        passes: how forward passes are made.
 
     Raises:
         PipelineError: a continuation has no token that can be scored.
     """
-    rows = [_row(encode, place, *text, window) for place, text in enumerate(texts)]
-    found: list[Scored | None] = [None] * len(rows)
-    for batch in _batches(sorted(rows, key=lambda row: (len(row.ids), row.place)), batch_tokens):
-        for row, nats in zip(batch, _score(model, batch), strict=True):
-            found[row.place] = Scored(nats, len(row.ids) - row.first)
-    return [scored for scored in found if scored is not None]
+    return score(nats_of, encode_texts(encode, texts, window), window, passes)
 
 
-def _row(encode: Encode, place: int, context: str, continuation: str, window: int) -> _Row:
-    before, ids = encode(context).tolist(), encode(context + continuation).tolist()
-    shared = next((i for i, pair in enumerate(zip(before, ids, strict=False)) if pair[0] != pair[1]), None)
+def encode_texts(encode: Encode, texts: Sequence[tuple[str, str]], window: int) -> list[Text]:
+    """The pairs as the model takes them.
+
+    Raises:
+        PipelineError: a continuation has no token that can be scored.
+    """
+    contexts: dict[str, list[int]] = {}
+    for context, _ in texts:
+        if context not in contexts:
+            contexts[context] = encode(context).tolist()
+    return [_text(encode, contexts[context], context + continuation, window) for context, continuation in texts]
+
+
+def _text(encode: Encode, before: list[int], whole: str, window: int) -> Text:
+    ids = encode(whole)
+    pairs = enumerate(zip(before, ids.tolist(), strict=False))
+    shared = next((place for place, pair in pairs if pair[0] != pair[1]), None)
     first = max(1, min(len(before), len(ids)) if shared is None else shared)
     if first >= len(ids):
-        raise PipelineError(
-            f"{context + continuation!r}: no token of it can be scored; give a longer text or a context"
-        )
+        raise PipelineError(f"{whole!r}: no token of it can be scored; give a longer text or a context")
     cut = max(0, len(ids) - window)
-    return _Row(place, ids[cut:], max(1, first - cut))
+    return Text(ids[cut:].astype(np.int64), max(1, first - cut))
 
 
-def _batches(rows: list[_Row], batch_tokens: int) -> list[list[_Row]]:
-    batches: list[list[_Row]] = []
-    for row in rows:  # the longest of a batch is its last
-        if not batches or (len(batches[-1]) + 1) * len(row.ids) > batch_tokens:
-            batches.append([])
-        batches[-1].append(row)
+def score(nats_of: NatsOf, texts: Sequence[Text], window: int, passes: Passes | None = None) -> list[Scored]:
+    """Score texts, in order; every rank gets all of them, and makes the same number of forward passes."""
+    import torch
+
+    passes = passes or Passes()
+    batches = _batches([len(text.ids) for text in texts], window, passes.batch_tokens)
+    nats = [0.0] * len(texts)
+    with torch.no_grad():
+        for turn in range(0, len(batches), passes.world_size):
+            place = turn + passes.rank
+            length, rows = batches[min(place, len(batches) - 1)]
+            found = nats_of(_stack(texts, length, rows))
+            if place >= len(batches):
+                continue  # for nothing: a model that is spread over ranks computes only together
+            values = found.double().cpu().numpy()
+            for line, row in zip(values, rows, strict=True):
+                start = 0
+                for number in row:
+                    text = texts[number]
+                    nats[number] = -float(line[start + text.first - 1 : start + len(text.ids) - 1].sum())
+                    start += len(text.ids)
+    summed = passes.add_up(nats) if nats else []
+    return [Scored(value, len(text.ids) - text.first) for value, text in zip(summed, texts, strict=True)]
+
+
+def _batches(lengths: list[int], window: int, batch_tokens: int) -> list[tuple[int, list[list[int]]]]:
+    """(length of a row, the texts of each row), a batch each; a text lies in exactly one row."""
+    batches = []
+    short = min(SHORT, window)
+    for length, low in ((window, short), (short, 0)):
+        rows = _pack([(size, number) for number, size in enumerate(lengths) if low < size <= length], length)
+        most = max(1, batch_tokens // length)
+        batches += [(length, rows[start : start + most]) for start in range(0, len(rows), most)]
     return batches
 
 
-def _score(model: Any, rows: list[_Row]) -> list[float]:
+def _pack(items: list[tuple[int, int]], room: int) -> list[list[int]]:
+    """Texts (size, number) in rows of `room` tokens: the longest that is left, then the longest that still fits."""
+    left = sorted(items)
+    rows = []
+    while left:
+        size, number = left.pop()
+        row, free = [number], room - size
+        while place := bisect.bisect_right(left, (free, math.inf)):
+            size, number = left.pop(place - 1)
+            row.append(number)
+            free -= size
+        rows.append(row)
+    return rows
+
+
+def _stack(texts: Sequence[Text], length: int, rows: list[list[int]]) -> Batch:
+    """The rows as the model takes them; what is padding is a document of its own."""
     import torch
 
     from pretrain.model.decoder import Batch
 
-    length = len(rows[-1].ids)
-    tokens, segments = np.zeros((len(rows), length), np.int64), np.ones((len(rows), length), np.int32)
-    for number, row in enumerate(rows):
-        tokens[number, : len(row.ids)] = row.ids
-        segments[number, : len(row.ids)] = 0
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape).copy()
-    columns = (tokens, np.full_like(tokens, -100), segments, positions)
-    device = next(model.parameters()).device
-    batch = Batch(*(torch.from_numpy(column) for column in columns)).to(device)
-    with torch.inference_mode():
-        chances = torch.log_softmax(model.logits(batch)[:, :-1].float(), dim=-1)
-        picked: torch.Tensor = chances.gather(2, batch.tokens[:, 1:, None])[..., 0].double().cpu()
-    return [float(picked[number, row.first - 1 : len(row.ids) - 1].sum()) for number, row in enumerate(rows)]
+    tokens, targets = np.zeros((len(rows), length), np.int64), np.full((len(rows), length), -100, np.int64)
+    segments, positions = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), np.int32)
+    for line, row in enumerate(rows):
+        start = 0
+        for segment, number in enumerate(row):
+            text = texts[number]
+            stop = start + len(text.ids)
+            tokens[line, start:stop], segments[line, start:stop] = text.ids, segment
+            positions[line, start:stop] = np.arange(len(text.ids))
+            targets[line, start + text.first - 1 : stop - 1] = text.ids[text.first :]
+            start = stop
+        segments[line, start:], positions[line, start:] = len(row), np.arange(length - start)
+    return Batch(*(torch.from_numpy(column) for column in (tokens, targets, segments, positions)))

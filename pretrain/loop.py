@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
 import torch
@@ -12,32 +10,38 @@ from torch import distributed
 
 from governance.errors import Preempted
 from governance.log import get_logger, progress
-from governance.manifest import KEY_LENGTH, Manifest
+from governance.manifest import KEY_LENGTH
 from governance.provenance import provenance
 from governance.stage import UNKNOWN_ENERGY, artifact_folder
-from pretrain.checkpoint import (
-    TrainState,
-    moments,
-    newest_whole,
-    read_state,
-    remove_old,
-    require_step,
-    weights,
-    write_checkpoint,
-)
+from pretrain.batch_sizes import batch_sizes
+from pretrain.checkpoint import TrainState
 from pretrain.distributed import HOST, add_up
 from pretrain.engine import Engine, foreign_errors, open_engine
-from pretrain.engine_state import full_state, load_state
 from pretrain.evaluate import measure
 from pretrain.guard import Guard
 from pretrain.job import Job
 from pretrain.ledger import Entry, Ledger, read_later
-from pretrain.loader import LANES, StepRows, chain, open_loader
+from pretrain.likelihood import Passes
+from pretrain.loader import LANES, StepRows, by_origin, chain, open_loader
+from pretrain.meter import Meter, step_note
 from pretrain.model.decoder import Batch, initial_weight, parameter_count
 from pretrain.optim import rate_factor
-from pretrain.speed import Speed
+from pretrain.resuming import resume
+from pretrain.saving import Saver, open_saver
 from pretrain.stragglers import Pace
+from pretrain.task_scores import ask, told
 from pretrain.watchdog import Heart, watch_hangs
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop moves, and what watches over it."""
+
+    job: Job
+    engine: Engine
+    saver: Saver
+    heart: Heart
+    meter: Meter
 
 
 def learn(job: Job) -> TrainState:
@@ -45,59 +49,63 @@ def learn(job: Job) -> TrainState:
     folder = artifact_folder("train", job.store.train_key, job.store.root)
     with watch_hangs(folder, job.ranks.rank, job.settings.engine) as heart, foreign_errors():
         engine, state = _start(job)
-        return _steps(job, engine, state, heart)
+        with open_saver(job, engine, run_facts(job)) as saver:
+            meter = Meter(job, state.step, batch_sizes(job.recipe.train).before(state.step + 1))
+            parts = Parts(job, engine, saver, heart, meter)
+            state = _steps(parts, _catch_up(parts, state))
+            heart.beat("waiting for the last checkpoint", long=True)
+    return state
 
 
-def _steps(job: Job, engine: Engine, state: TrainState, heart: Heart) -> TrainState:
+def _steps(parts: Parts, state: TrainState) -> TrainState:
     """The loop. A step: read rows, agree on leaving, add up gradients, judge, update, record, validate, save."""
+    job, engine, saved = parts.job, parts.engine, state.step
     config, optim = job.recipe.train, job.recipe.optim
-    speed, pace, ledger = Speed(job), Pace(job), Ledger(job)
+    pace, ledger = Pace(job), Ledger(job, engine.group_names())
     guard = Guard(config.skip, state.losses, state.skipped, job.device)
-    job.energy.update(artifact=f"train/{job.store.train_key[:KEY_LENGTH]}", resumed_from=state.step)
-    state = _catch_up(job, engine, state, heart)
-    saved = state.step
     with (
         progress("train", config.steps, "steps", done=state.step) as advance,
         open_loader(job, state) as loader,
     ):
         for step in range(state.step + 1, config.steps + 1):
-            began = time.perf_counter()
-            with pace.working():
+            with pace.working(), parts.meter.waiting():
                 ready = next(loader)
-            targets, leaving, lanes = _agree(job, ready, pace)
+            targets, leaving, lanes = _agree(parts, ready, pace)
             if leaving:
-                _leave(job, engine, ledger.settle(state), heart, saved)
+                _leave(parts, ledger.settle(state), saved)
 
             engine.set_accumulation(len(ready.batches))
-            loss = _add_up_gradients(job, engine, ready.batches, targets, pace)
+            loss, origins = _add_up_gradients(job, engine, ready.batches, targets, pace)
             verdict = guard.judge(loss, step)
             job.leave.gently()  # from here on there is something to save
             factor = rate_factor(step, config.steps, optim)
-            skipped, norm = engine.update(factor, verdict.skip)
+            skipped, norms = engine.update(factor, verdict.skip)
             guard.accept(loss, skipped)
 
             state = ledger.settle(state)
             state = replace(state, step=step, tokens=state.tokens + targets, stream=chain(state.stream, step, lanes))
-            numbers = read_later(torch.stack([loss, verdict.z, skipped.double(), norm.double()]))
-            seconds = time.perf_counter() - began
+            numbers = read_later(torch.cat([torch.stack([loss, verdict.z, skipped.double()]), norms.double(), origins]))
             values = {"lr": optim.learning_rate * factor, "tokens": state.tokens}
-            values |= speed.of(seconds, len(ready.rows))
+            values |= parts.meter.step(len(ready.rows), len(ready.rows) * config.sequence_length, targets)
             state = ledger.add(state, Entry(step, ready.rows, numbers, values))
-            heart.stepped(step, seconds)
+            parts.heart.stepped(step, values["seconds"])
             job.energy["step"] = step
-            advance(1, f"loss {ledger.told['loss']:.3f}, {ledger.told.get('tokens_per_second', 0.0):,.0f} tokens/s")
+            advance(1, step_note(ledger.told))
             if _due(step, config.validate_every_steps, config.steps):
-                state = _validate(job, engine, ledger.settle(state), heart, saved)
+                state = _validate(parts, ledger.settle(state), saved)
+            if _due(step, job.recipe.evaluation.every_steps, config.steps):
+                state = _ask(parts, ledger.settle(state), saved)
             if _due(step, job.settings.checkpoint.every_steps, config.steps):
                 state = ledger.settle(state)
-                _save(job, engine, state, heart)
+                _save(parts, state)
                 saved = step
     return state
 
 
-def _agree(job: Job, ready: StepRows, pace: Pace) -> tuple[int, bool, list[int]]:
+def _agree(parts: Parts, ready: StepRows, pace: Pace) -> tuple[int, bool, list[int]]:
     """In one collective: tokens that the global batch predicts, whether to leave, the lanes of the stream's digest."""
-    words = [*job.counted([ready.targets, *ready.digest]), int(job.leave()), *pace.slots(ready.step)]
+    job, leaving = parts.job, int(parts.job.leave() or parts.saver.failed)
+    words = [*job.counted([ready.targets, *ready.digest]), leaving, *pace.slots(ready.step)]
     targets, *lanes, leaving = (summed := add_up(words, HOST))[: 2 + LANES]
     pace.tell(ready.step, summed[2 + LANES :])
     if ready.mixture:
@@ -109,20 +117,29 @@ def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def _add_up_gradients(job: Job, engine: Engine, batches: list[Batch], targets: int, pace: Pace) -> torch.Tensor:
+def _add_up_gradients(
+    job: Job, engine: Engine, batches: list[Batch], targets: int, pace: Pace
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Forward and backward of every micro batch; `targets` are those of the global batch.
 
-    Returns its nats per token, fp64, on the device: the same bits on every rank, and the host does not wait for them.
+    Returns its nats per token, and the nats and then the tokens of each origin; fp64, on the device: the same bits on
+    every rank, and the host does not wait for them.
     """
-    losses = []
+    sums = []
     for batch in batches:
         with pace.passing():
             objective, nats = engine.forward(batch)
         engine.backward(objective, targets, last=batch is batches[-1])
-        losses.append(nats.sum())
-    total = torch.stack(losses).double().sum() * job.layout.counts
+        sums.append(torch.cat([nats.double().sum()[None], *_divided(job, batch, nats)]))
+    total = torch.stack(sums).sum(0) * job.layout.counts
     distributed.all_reduce(total)
-    return total / max(targets, 1)
+    return total[0] / max(targets, 1), total[1:]
+
+
+def _divided(job: Job, batch: Batch, nats: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Nats and tokens by origin, where there are several to tell apart."""
+    several = len(job.train_rows.origins) > 1 and batch.origins is not None
+    return by_origin(nats, batch.origins, len(job.train_rows.origins)) if several else ()
 
 
 def _start(job: Job) -> tuple[Engine, TrainState]:
@@ -134,58 +151,58 @@ def _start(job: Job) -> tuple[Engine, TrainState]:
         recipe.train.global_batch_size, recipe.train.sequence_length, recipe.train.precision,
         job.ranks.world_size, job.device.type,
     )  # fmt: skip
-    step = job.peers.gather(newest_whole(job.store) if job.ranks.first else None)[0]
     arguments = (recipe, job.settings.engine, job.train_rows.vocabulary_size, job.ranks, job.device)
-    if not step:
+    found = resume(job, lambda weight: open_engine(*arguments, weight))
+    if found is None:
         seed = recipe.train.seed
-        engine = open_engine(*arguments, lambda name, shape: initial_weight(name, shape, recipe.model, seed))
-        return engine, TrainState()
-    log.info("train: going on from the checkpoint of step %d", step)
-    manifest = require_step(job.store, step)
-    with weights(manifest, job.store.root) as masters, moments(manifest, job.store.root) as others:
-        engine = open_engine(*arguments, masters.read)
-        load_state(
-            engine,
-            lambda name: {"master": masters.read(name), **others.of(name)},
-            step,
+        found = (
+            open_engine(*arguments, lambda name, shape: initial_weight(name, shape, recipe.model, seed)),
+            TrainState(),
         )
-    return engine, read_state(manifest, job.store.root)
+    job.energy.update(artifact=f"train/{job.store.train_key[:KEY_LENGTH]}", resumed_from=found[1].step)
+    return found
 
 
-def _catch_up(job: Job, engine: Engine, state: TrainState, heart: Heart) -> TrainState:
-    """Make the validation of the step that the checkpoint is of, if the run was told to leave in its midst."""
-    config, step = job.recipe.train, state.step
-    measured = job.validation_rows is None or any(values["step"] == step for values in state.validations)
-    if not step or measured or not _due(step, config.validate_every_steps, config.steps):
+def _catch_up(parts: Parts, state: TrainState) -> TrainState:
+    """Measure and ask what the run owes for the checkpoint's step, if it was told to leave in the midst of that."""
+    job, config, step = parts.job, parts.job.recipe.train, state.step
+
+    def owes(every: int, made: list[dict[str, Any]]) -> bool:
+        return bool(step) and _due(step, every, config.steps) and all(values["step"] != step for values in made)
+
+    measure_now = job.validation_rows is not None and owes(config.validate_every_steps, state.validations)
+    ask_now = job.suite is not None and owes(job.recipe.evaluation.every_steps, state.tasks)
+    if not measure_now and not ask_now:
         return state
     job.leave.gently()
-    state = _validate(job, engine, state, heart, saved=step)
+    state = _validate(parts, state, saved=step) if measure_now else state
+    state = _ask(parts, state, saved=step) if ask_now else state
     if _due(step, job.settings.checkpoint.every_steps, config.steps):
-        _save(job, engine, state, heart)  # the artifact of an uninterrupted run holds it
+        _save(parts, state)  # the artifact of an uninterrupted run holds it
     return state
 
 
-def _validate(job: Job, engine: Engine, state: TrainState, heart: Heart, saved: int) -> TrainState:
+def _validate(parts: Parts, state: TrainState, saved: int) -> TrainState:
     """Measure; a signal is heeded between two batches. `saved`: as in `_leave`."""
+    job = parts.job
     if job.validation_rows is None:
         return state
 
     def nats_of(batch: Batch) -> torch.Tensor:
-        heart.beat(f"validation of step {state.step}", long=not state.validations)
-        if add_up([int(job.leave())], HOST)[0]:  # every rank makes the same number of passes
-            _leave(job, engine, state, heart, saved)
-        return engine.forward(batch)[1]
+        _heed(parts, state, saved, f"validation of step {state.step}")
+        return parts.engine.forward(batch)[1]
 
-    measured = measure(
-        nats_of,
-        job.validation_rows,
-        job.recipe.train.validation_rows,
-        job.settings.engine.micro_batch_size,
-        (job.layout.data_rank, job.layout.data_ranks),
-        lambda values: add_up(job.counted(values), HOST),
-    )
-    values = asdict(measured)
-    job.record("validation", state.step, **values)
+    with parts.meter.aside() as seconds:
+        measured = measure(
+            nats_of,
+            job.validation_rows,
+            job.recipe.train.validation_rows,
+            job.settings.engine.micro_batch_size,
+            (job.layout.data_rank, job.layout.data_ranks),
+            lambda values: add_up(job.counted(values), HOST),
+        )
+        values = asdict(measured)
+        job.record("validation", state.step, **values, seconds=seconds())
     get_logger(__name__).info(
         "train: step %d, validation loss %.4f nats/token, %.4f bits/byte",
         state.step, measured.loss, measured.bits_per_byte,
@@ -193,24 +210,49 @@ def _validate(job: Job, engine: Engine, state: TrainState, heart: Heart, saved: 
     return replace(state, validations=[*state.validations, {"step": state.step, **values}])
 
 
-def _save(job: Job, engine: Engine, state: TrainState, heart: Heart) -> Manifest:
-    def parts() -> Iterator[Any]:
-        for name, values in full_state(engine):
-            heart.beat(f"checkpoint of step {state.step}, {name}", long=True)
-            yield name, values
+def _ask(parts: Parts, state: TrainState, saved: int) -> TrainState:
+    """Ask the model the questions of `[evaluation]`; a signal is heeded between two batches, as in `_validate`."""
+    job = parts.job
+    if job.suite is None:
+        return state
 
-    manifest = write_checkpoint(job.store, state, parts(), engine.shapes(), job.peers, run_facts(job))
-    if job.ranks.first:
-        remove_old(job.store, job.settings.checkpoint.keep_last, state.step)
-    heart.beat(f"after the checkpoint of step {state.step}")
-    job.energy["checkpoint"] = state.step
-    return manifest
+    def nats_of(batch: Batch) -> torch.Tensor:
+        _heed(parts, state, saved, f"questions at step {state.step}")
+        return parts.engine.forward(batch)[1]
+
+    tokens = job.settings.engine.micro_batch_size * job.recipe.train.sequence_length  # what is known to fit
+    place = (job.layout.data_rank, job.layout.data_ranks)
+    passes = Passes(tokens, *place, lambda values: add_up(job.counted(values), HOST))
+    with parts.meter.aside():
+        rows = [{"step": state.step, **row} for row in ask(job.suite, nats_of, passes)]
+    for row in rows:
+        job.record("task", **row)
+        get_logger(__name__).info("train: step %d, %s", state.step, told(row))
+    return replace(state, tasks=[*state.tasks, *rows])
 
 
-def _leave(job: Job, engine: Engine, state: TrainState, heart: Heart, saved: int) -> NoReturn:
-    """Save what was learned since the checkpoint of step `saved`, and raise."""
+def _heed(parts: Parts, state: TrainState, saved: int, what: str) -> None:
+    """Give a sign of life, and leave if any rank was told to; every rank makes the same number of passes."""
+    parts.heart.beat(what, long=not state.validations)
+    if add_up([int(parts.job.leave())], HOST)[0]:
+        _leave(parts, state, saved)
+
+
+def _save(parts: Parts, state: TrainState) -> None:
+    """Begin to save: the loop stands still for a copy, and for the save before this one if it is not done yet."""
+    parts.heart.beat(f"checkpoint of step {state.step}", long=True)
+    with parts.meter.aside() as seconds:
+        parts.saver.save(state)
+        parts.job.record("save", state.step, seconds=seconds())
+    parts.heart.beat(f"after the copy for the checkpoint of step {state.step}")
+
+
+def _leave(parts: Parts, state: TrainState, saved: int) -> NoReturn:
+    """Save what was learned since the checkpoint of step `saved`, and raise once it is durable."""
     if state.step != saved:
-        _save(job, engine, state, heart)
+        _save(parts, state)
+    parts.heart.beat(f"waiting for the checkpoint of step {state.step}", long=True)
+    parts.saver.wait()
     raise Preempted(f"told to leave after step {state.step}, which is saved; the same command goes on from there")
 
 

@@ -165,10 +165,10 @@ def audit_model(
 def scorer_of(checkpoint: Manifest, encode: Encode, window: int, root: Path) -> Score:
     """A verified checkpoint's likelihoods, on this machine's first device."""
     from pretrain.distributed import Ranks, device_of
-    from pretrain.evaluate import load_decoder
+    from pretrain.evaluate import load_decoder, nats_with
 
-    model = load_decoder(checkpoint, root).to(device_of(Ranks())).eval()
-    return lambda texts: log_likelihoods(model, encode, texts, window)
+    nats_of = nats_with(load_decoder(checkpoint, root).to(device_of(Ranks())).eval())
+    return lambda texts: log_likelihoods(nats_of, encode, texts, window)
 
 
 def template_rows(templates: Templates, score: Score) -> list[dict[str, Any]]:

@@ -20,6 +20,8 @@ from pretrain.muon_sharing import Sharing
 from pretrain.optim_config import OptimConfig
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315  # the paper's quintic: steep at zero, and within 0.7 to 1.2 of one beyond it
+ARITHMETIC = torch.bfloat16
+"""Of the iteration, and of what travels between ranks for it."""
 _BATCH_BYTES = 64 << 20  # of matrices that are made orthogonal at once: more is no faster, and takes memory
 
 
@@ -84,7 +86,7 @@ class Muon(torch.optim.AdamW):
             held = state["momentum_buffer"]
             gradient, share = parameter.grad.to(held.dtype), 1.0 - self._momentum
             moments.append(torch.lerp(held, gradient, share) if masked else held.lerp_(gradient, share))
-            updates.append(torch.lerp(gradient, moments[-1], self._momentum).bfloat16())
+            updates.append(torch.lerp(gradient, moments[-1], self._momentum).to(ARITHMETIC))
         kept = 1.0 - group["lr"] * group["weight_decay"]
         updates = self._orthogonal(parameters, updates)
         for parameter, moment, update in zip(parameters, moments, updates, strict=True):
@@ -136,8 +138,8 @@ def newton_schulz(matrices: torch.Tensor, steps: int) -> torch.Tensor:
 
     A quintic iteration that pulls all singular values near one, to within about 0.3, and needs products alone.
     """
-    held = matrices.bfloat16()
-    norms = torch.linalg.vector_norm(held, dim=(-2, -1), keepdim=True, dtype=torch.float32)
+    held = matrices.to(ARITHMETIC)
+    norms = torch.linalg.vector_norm(held, dim=(-2, -1), keepdim=True)
     held = held / (norms + 1e-7).to(held.dtype)
     other = torch.empty_like(held)
     gram = held.new_empty(held.shape[0], held.shape[1], held.shape[1])

@@ -65,7 +65,7 @@ class Sharing:
         given = torch.cat(pieces) if pieces else like.new_empty(0)
         # As bytes: gloo has no bf16 here.
         received = given.new_empty(sum(sizes[0]))
-        expected_bytes, sent_bytes = [[2 * size for size in side] for side in sizes]
+        expected_bytes, sent_bytes = [[given.element_size() * size for size in side] for side in sizes]
         distributed.all_to_all_single(
             received.view(torch.uint8), given.view(torch.uint8), expected_bytes, sent_bytes, group=self.group
         )

@@ -61,7 +61,7 @@ def parameter_groups(
     (the names of what the optimizer keeps of each parameter).
 
     `shape_of(parameter)` gives the full shape: ZeRO-3 shows every parameter as a vector. `rate_scale(name, shape)` is
-    the model's own factor (muP); it multiplies the rule's, and leaves Muon alone, whose update fits its matrix.
+    the model's own factor (muP); it multiplies the rule's. Muon's matrices want none: its update fits their width.
 
     Raises:
         ConfigError: a rule's pattern matches no parameter that an earlier one left; names the nearest.
@@ -73,7 +73,7 @@ def parameter_groups(
         rule = next((rule for rule in config.groups if re.search(rule.pattern, name)), None)
         group = _kind(name, len(shape), config)
         names.append(name)
-        scale = rate_scale(name, shape) if group["kind"] != "muon" else 1.0
+        scale = 1.0 if group["kind"] == "muon" else rate_scale(name, shape)
         if rule is not None:
             unmatched.pop(rule.pattern, None)
             scale *= rule.learning_rate_scale

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.prepare import prepare
 from governance.attestation import open_journal
 from governance.errors import GateClosed, MissingInput, PipelineError, Preempted
+from governance.files import sha256_file
 from governance.gate import (
     CheckResult,
     decide,
@@ -30,24 +31,28 @@ from governance.gate import (
 )
 from governance.journal import Journal
 from governance.log import get_logger
-from governance.manifest import Manifest, verify
+from governance.manifest import Input, Manifest, verify
 from governance.stage import Runtime
 from pretrain.launch import launch, standing_of
 from pretrain.run_config import Run
+from pretrain.tasks import open_tasks, pin
 
 if TYPE_CHECKING:
     from governance.checks.bias.bias import Models
     from governance.checks.drift import Sketch
     from governance.checks.tokens import TokenReaders
+    from pretrain.evaluate import Measurement
+    from pretrain.task_scores import Suite
 
 
 def corpus(run: Run, runtime: Runtime) -> dict[str, Manifest]:
-    """Every artifact of the corpus, by stage. What the audit's section names is read first: its turn is hours later."""
+    """Every artifact of the corpus, by stage. What later sections name is read first: its turn is hours later."""
     if runtime.make:
         from governance.checks.bias.lexicons import load_lexicons
 
         load_lexicons(run.config.audit.bias, run.folder)
         _reference(run)
+        open_tasks(run.config.evaluation, run.folder)
     return prepare(run.config.data, run.folder, runtime)
 
 
@@ -155,7 +160,31 @@ def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> M
             f"{tokens.path}: its rows are of other token shards than the verdict is on. Remove its folder, then:"
             " assay data prepare CONFIG"
         )
-    return train(tokens, config.recipe, config.settings, runtime)
+    recipe = config.recipe.model_copy(update={"evaluation": pin(config.evaluation, run.folder)})
+    suite = partial(_suite, run, artifacts, runtime, config.train.sequence_length)
+    verdict = verdict_path(artifacts["encode"], run.policy, runtime.root)
+    evidence = Input(stage="verdict", digest=sha256_file(verdict), path=str(verdict.relative_to(runtime.root)))
+    return train(tokens, recipe, config.settings, runtime, suite=suite, evidence=(evidence,))
+
+
+def _suite(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime, window: int) -> Suite:
+    """The questions of the run, encoded with its tokeniser."""
+    from data_pipeline.tokenizer import load_encoder
+    from pretrain.task_scores import encode_tasks
+
+    encode = load_encoder(artifacts["tokenizer"], runtime.root).encode
+    return encode_tasks(open_tasks(run.config.evaluation, run.folder), encode, window)
+
+
+def evaluation(
+    run: Run, artifacts: Mapping[str, Manifest], checkpoint: Path, runtime: Runtime
+) -> tuple[Measurement, list[dict[str, Any]]]:
+    """Where a checkpoint stands on the validation shards, and the figures of each task of the run."""
+    from pretrain.evaluate import evaluate
+
+    tokens = artifacts.get("pack", artifacts["encode"])
+    suite = partial(_suite, run, artifacts, runtime) if run.config.evaluation.tasks else None
+    return evaluate(checkpoint, tokens, run.config.engine, runtime.root, suite)
 
 
 def training_in(

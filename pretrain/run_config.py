@@ -1,7 +1,7 @@
 """One TOML file is one run, from the raw corpus to the report; this is its shape.
 
     [[data.sources]] [data.*] [governance] [audit] [model] [optim] [train] [checkpoint] [engine] [tracking] [energy]
-    [model_audit] [slurm]
+    [evaluation] [model_audit] [slurm]
 
 Every section belongs to the package that uses it; here they only stand together. Derived values (accumulation steps,
 DeepSpeed's whole configuration) are functions of these, never settings of their own.
@@ -28,6 +28,7 @@ from pretrain.config import (
     TrainConfig,
     TrainRecipe,
 )
+from pretrain.evaluation_config import EvaluationConfig
 from pretrain.model_audit import ModelAuditConfig
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
@@ -47,13 +48,14 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     tracking: TrackingConfig = TrackingConfig()
     energy: EnergyConfig = EnergyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     model_audit: ModelAuditConfig = ModelAuditConfig()
     slurm: SlurmConfig = SlurmConfig()
 
     @property
     def recipe(self) -> TrainRecipe:
         """What is learned."""
-        return TrainRecipe(model=self.model, optim=self.optim, train=self.train)
+        return TrainRecipe(model=self.model, optim=self.optim, train=self.train, evaluation=self.evaluation)
 
     @property
     def settings(self) -> Settings:

@@ -1,14 +1,16 @@
-"""What a run says about itself while it runs: metrics.jsonl is the record, Weights & Biases mirrors it (its one door).
+"""What a run says about itself while it runs: metrics.jsonl is the record; W&B and TensorBoard mirror it.
 
 A line of metrics.jsonl, one a step (all of rank 0; a restart appends, so `attempt` tells which try computed a step):
 
     {"attempt": 1, "event": "step", "grad_norm": 1.02, "loss": 4.71, "lr": 0.001, "mfu": 0.41, "seconds": 0.8,
-     "step": 100, "tokens": 819200, "tokens_per_second": 10240.0}
+     "step": 100, "tokens": 819200, "tokens_per_second": 10240.0, ...}
 
-`loss` is in nats per token before the update, `tokens` those predicted so far, `mfu` the share of the device's peak
-arithmetic (null where that is unknown). Other events: "validation" (loss, bits_per_byte), "mixture"
-(the weights that begin with the step), "start" (ranks, threads, the peak and its source). A number that is not finite
-is written as text. The mirror may fail; the run goes on.
+docs/monitoring.md describes every event and field. What is unknown is null; a number that is not finite is text. The
+mirrors see the same lines under the same number (`charts.py` names their charts) and may fail: the run goes on.
+
+Price: 50 microseconds of processor time a line. No line is synced by itself, which would cost milliseconds of waiting
+each: a killed process loses none, since the kernel has them, and a node that loses its power may lose the last seconds,
+whose steps a resumed run computes again in any case, unless a checkpoint was saved since.
 """
 
 from __future__ import annotations
@@ -16,158 +18,119 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from governance.files import append_line, read_lines
 from governance.log import get_logger
+from governance.manifest import Input
 from pretrain.config import TrackingConfig, TrainRecipe
-
-if TYPE_CHECKING:
-    import torch
 
 METRICS_FILE = "metrics.jsonl"
 
 Record = Callable[..., None]
 """`record(event, step, **values)`."""
 
-# Dense TFLOP/s: (part of the name torch reports, bf16, fp32). NVIDIA's data sheets of each card; bf16 without sparsity.
-_PEAKS = (
-    ("H200", 989.0, 67.0),
-    ("H100 PCIe", 756.0, 51.0),
-    ("H100", 989.0, 67.0),
-    ("A100", 312.0, 19.5),
-    ("L40S", 362.0, 91.6),
-    ("L4", 121.0, 30.3),
-)
-
 
 @dataclass(frozen=True)
-class Peak:
-    """The arithmetic that a rank's device could do."""
+class About:
+    """Which run this is, for the mirrors."""
 
-    flops_per_second: float | None
-    """None: unknown, which is not zero."""
-    source: str
+    recipe: TrainRecipe
+    key: str
+    """Of the stage; names the run."""
+    inputs: tuple[Input, ...] = ()
+    """What it is trained on, and what let it through."""
+    head: Callable[[], str] = lambda: ""
+    """The journal's head: a mirror keeps it where whoever could rewrite the journal may have no hand."""
 
 
-def peak(device: torch.device, precision: str) -> Peak:
-    """A data-sheet figure on a known card; on CPU the best of many matrix products, measured now (1 s)."""
-    import torch
+class Mirror(Protocol):
+    """A foreign service that shows what the record holds."""
 
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for part, bf16, fp32 in _PEAKS:
-            if part in name:
-                return Peak((bf16 if precision == "bf16" else fp32) * 1e12, f"data sheet of {part}, {precision} dense")
-        return Peak(None, f"unknown for {name}")
-    size, dtype = 1024, torch.bfloat16 if precision == "bf16" else torch.float32
-    left, right = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
-    seconds = math.inf
-    begin = time.perf_counter()
-    while (started := time.perf_counter()) - begin < 1.0:  # long enough to meet a moment without neighbours
-        left @ right
-        seconds = min(seconds, time.perf_counter() - started)
-    threads = torch.get_num_threads()
-    return Peak(2 * size**3 / seconds, f"measured: best {size}^3 product, {precision}, {threads} threads")
+    def show(self, number: int, line: Mapping[str, Any]) -> None:
+        """Draw line `number` (from 0, over all attempts) of metrics.jsonl."""
+
+    def close(self) -> None:
+        """Write out what is held back."""
 
 
 @contextlib.contextmanager
-def open_record(
-    folder: Path,
-    config: TrackingConfig,
-    recipe: TrainRecipe,
-    key: str,
-    *,
-    writes: bool,
-    head: Callable[[], str] = lambda: "",
-) -> Iterator[tuple[Record, int]]:
+def open_record(folder: Path, config: TrackingConfig, about: About, *, writes: bool) -> Iterator[tuple[Record, int]]:
     """Yield `record` and the number of this attempt; ranks that do not write get a `record` that does nothing.
 
-    `head` is the journal's; the mirror's summary keeps it as "journal_head", where whoever could rewrite the journal
-    may have no hand.
+    Raises:
+        ConfigError: TensorBoard is wanted and not installed.
     """
+    from pretrain.tensorboard_mirror import open_tensorboard, require_tensorboard
+    from pretrain.wandb_mirror import open_wandb
+
+    if config.tensorboard:
+        require_tensorboard()
     path = folder / METRICS_FILE
-    attempt = 1 + max((line.get("attempt", 0) for line in read_lines(path)), default=0)
+    earlier = read_lines(path)
+    attempt = 1 + max((line.get("attempt", 0) for line in earlier), default=0)
     if not writes:
         yield lambda event, step, **values: None, attempt
         return
-    with _mirror(folder, config, recipe, key, head) as mirror:
+    number, one_at_a_time = len(earlier), threading.Lock()
+    with contextlib.ExitStack() as stack:
+        mirrors = []
+        if config.mode != "disabled":
+            mirrors.append(stack.enter_context(_guarded("W&B", lambda: open_wandb(folder, config, about))))
+        if config.tensorboard:
+            mirrors.append(stack.enter_context(_guarded("TensorBoard", lambda: open_tensorboard(folder))))
 
         def record(event: str, step: int, **values: Any) -> None:
+            nonlocal number
             line = {"event": event, "step": step, "attempt": attempt, **values}
-            append_line(path, json.dumps({name: _finite(value) for name, value in line.items()}, sort_keys=True))
-            mirror(event, step, values)
+            with one_at_a_time:  # a checkpoint may be told by the thread that saved it
+                append_line(path, json.dumps(_finite(line), sort_keys=True))
+                for show in mirrors:
+                    show(number, line)
+                number += 1
 
         yield record, attempt
 
 
 def _finite(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Mirror = Callable[[str, int, dict[str, Any]], None]
+    """The value as JSON can hold it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return value
 
 
 @contextlib.contextmanager
-def _mirror(
-    folder: Path, config: TrackingConfig, recipe: TrainRecipe, key: str, head: Callable[[], str]
-) -> Iterator[Mirror]:
-    """The W&B run, or nothing where it is disabled or fails to start."""
+def _guarded(name: str, start: Callable[[], Mirror]) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
+    """A mirror's `show` that never raises, and after a fault is silent: no foreign service stops a training run."""
     log = get_logger(__name__)
-    run: Any = None
-    if config.mode != "disabled":
-        try:
-            run = _start_wandb(folder, config, recipe, key)
-        except Exception as error:  # a foreign service must never stop a training run
-            log.warning("Weights & Biases does not start (%s); %s is the record in any case", error, METRICS_FILE)
-    broken = run is None
+    mirror: Mirror | None = None
+    try:
+        mirror = start()
+    except Exception as error:
+        log.warning("%s does not start (%s); %s is the record in any case", name, error, METRICS_FILE)
+    working = mirror is not None
 
-    def mirror(event: str, step: int, values: dict[str, Any]) -> None:
-        nonlocal broken
-        if broken:
+    def show(number: int, line: Mapping[str, Any]) -> None:
+        nonlocal working
+        if mirror is None or not working:
             return
-        numbers = {f"{event}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
         try:
-            run.log(numbers, step=step)
-        except Exception as error:  # as above
-            broken = True
-            log.warning("Weights & Biases fails (%s); the run goes on without it", error)
+            mirror.show(number, line)
+        except Exception as error:
+            working = False
+            log.warning("%s fails (%s); the run goes on without it", name, error)
 
     try:
-        yield mirror
+        yield show
     finally:
-        if run is not None:
-            with contextlib.suppress(Exception):
-                run.summary["journal_head"] = head()
-            with contextlib.suppress(Exception):
-                run.finish(quiet=True)
-
-
-def _start_wandb(folder: Path, config: TrackingConfig, recipe: TrainRecipe, key: str) -> Any:
-    place = folder / "wandb"
-    place.mkdir(parents=True, exist_ok=True)
-    # Read at import, and the only way to keep its staged files inside the artifact's folder.
-    for variable in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
-        os.environ[variable] = str(place)
-    mode = config.mode
-    if mode == "auto":
-        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-    if mode != "online":  # read at import, too: it looks up the address of its error reports even when it is offline
-        os.environ["WANDB_ERROR_REPORTING"] = "false"
-    import wandb
-
-    return wandb.init(
-        project=config.project,
-        name=config.name or f"train-{key[:8]}",
-        id=key[:16],
-        resume="allow" if mode == "online" else None,
-        mode=mode,
-        dir=place,
-        config=recipe.model_dump(mode="json"),
-        settings=wandb.Settings(silent=True, console="off", init_timeout=60.0),
-    )
+        if mirror is not None:
+            try:
+                mirror.close()
+            except Exception as error:
+                log.warning("%s cannot be closed (%s); %s is the record in any case", name, error, METRICS_FILE)

@@ -1,6 +1,6 @@
 """Training, from token shards to the artifact of a finished run; the loop reads from top to bottom.
 
-    <root>/train/<key>/losses.json            the loss of every step, each validation, what was skipped
+    <root>/train/<key>/losses.json            the loss of every step, validations, tasks, what was skipped
                        metrics.jsonl          what happened, with times and attempts (see tracking.py); not hashed
                        checkpoints.jsonl      the steps that were saved (see checkpoint.py)
                        run.lock               held while a run is alive: host, process, since when
@@ -25,17 +25,19 @@ from typing import TYPE_CHECKING, Any
 from governance.errors import MissingInput, Occupied
 from governance.files import held, write_json
 from governance.log import get_logger
-from governance.manifest import Manifest, Output, describe
+from governance.manifest import Input, Manifest, Output, describe
 from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, artifact_folder, commit, find, now
 from pretrain.compatibility import check_start, check_together
 from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks, read_ranks
 from pretrain.preemption import Leave, watch_signals
+from pretrain.tracking import About, open_record
 
 if TYPE_CHECKING:
     from pretrain.checkpoint import TrainState
     from pretrain.dataset import Rows
     from pretrain.job import Job
+    from pretrain.task_scores import Suite
 
 VERSION = 2
 STAGE = "train"
@@ -49,10 +51,14 @@ def train(
     runtime: Runtime,
     *,
     before_start: Callable[[], None] = lambda: None,
+    suite: Callable[[], Suite] | None = None,
+    evidence: tuple[Input, ...] = (),
 ) -> Manifest:
     """Train, or find trained; `before_start` runs before anything is opened, and may refuse by raising.
 
-    Called on every rank; returns the run's manifest on every rank. A finished run is found without importing torch.
+    `suite` opens the questions of `recipe.evaluation`, encoded as the tokens are. `evidence` (a verdict) is named by
+    the mirrors of the run beside what it is trained on, and decides nothing. Called on every rank; returns the run's
+    manifest on every rank. A finished run is found without importing torch.
 
     Raises:
         ConfigError: the sections do not fit together, or the batch does not divide over the ranks.
@@ -70,8 +76,12 @@ def train(
     if not runtime.make:
         raise MissingInput(f"{STAGE}: not made yet for this configuration. Make it with: {runtime.command}")
     before_start()
+    if recipe.evaluation.tasks and suite is None:
+        raise TypeError("recipe.evaluation names tasks: pass the suite that asks them")
     with watch_signals() as leave:
-        return _train(tokens, recipe, settings, runtime, (key, leave))
+        questions = suite() if suite and recipe.evaluation.tasks else None
+        about = About(recipe, key, (tokens.as_input(), *evidence), runtime.head)
+        return _train(tokens, about, settings, runtime, leave, questions)
 
 
 def folder_of(tokens: Manifest, recipe: TrainRecipe, root: Path) -> Path:
@@ -84,22 +94,21 @@ def _key(tokens: Manifest, recipe: TrainRecipe) -> str:
 
 
 def _train(
-    tokens: Manifest, recipe: TrainRecipe, settings: Settings, runtime: Runtime, started_by: tuple[str, Leave]
+    tokens: Manifest, about: About, settings: Settings, runtime: Runtime, leave: Leave, suite: Suite | None
 ) -> Manifest:
     from pretrain.checkpoint import Peers, Store
     from pretrain.distributed import capability_of, gather, join
     from pretrain.job import Job
     from pretrain.loop import learn, run_facts
-    from pretrain.tracking import open_record
 
-    (key, leave), ranks, started = started_by, read_ranks(), now()
+    recipe, key, ranks, started = about.recipe, about.key, read_ranks(), now()
     folder = artifact_folder(STAGE, key, runtime.root)
     meter = runtime.meter(STAGE) if ranks.local_rank == 0 else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
     with (
         _alone(folder, ranks),
         meter as energy,
         _arithmetic(ranks, settings.engine),
-        open_record(folder, settings.tracking, recipe, key, writes=ranks.first, head=runtime.head) as (record, attempt),
+        open_record(folder, settings.tracking, about, writes=ranks.first) as (record, attempt),
     ):
         device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
         check_start(recipe, settings.engine, ranks, device.type, capability_of(device))
@@ -107,7 +116,8 @@ def _train(
         store = Store(runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest)
         peers = Peers(ranks.rank, ranks.world_size, gather)
         job = Job(
-            recipe, settings, ranks, device, train_rows, validation_rows, store, peers, record, attempt, energy, leave
+            recipe, settings, ranks, device, train_rows, validation_rows, store, peers, record, attempt, energy, leave,
+            suite,
         )  # fmt: skip
         state = learn(job)
         outputs, stats = _finish(job, state, folder) if ranks.first else ((), {})
@@ -197,8 +207,8 @@ def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], di
     from pretrain.model.decoder import parameter_count
     from pretrain.order import weights_in_use
 
-    values = {"losses": list(state.losses), "validations": state.validations, "skipped": state.skipped}
-    write_json(folder / "losses.json", values)
+    told = {name: getattr(state, name) for name in ("validations", "tasks", "skipped")}
+    write_json(folder / "losses.json", {"losses": list(state.losses), **told})
     losses = describe(folder / "losses.json", job.store.root)
     last = require_step(job.store, state.step)
     best = state.validations[-1] if state.validations else {}
@@ -211,6 +221,7 @@ def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], di
         "skipped_steps": len(state.skipped),
         "validation_loss": best.get("loss"),
         "bits_per_byte": best.get("bits_per_byte"),
+        "tasks": {row["task"]: row for row in state.tasks if row["step"] == state.step},
         "losses_sha256": losses.sha256,
         "stream_sha256": state.stream,
         "mixture": weights_in_use(job.train_rows, job.recipe.train),

@@ -13,7 +13,8 @@ PACKAGES = ("governance", "data_pipeline", "pretrain", "slurm")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 DOORS = {
     "deepspeed": {"pretrain/engine.py", "pretrain/engine_state.py"},
-    "wandb": {"pretrain/tracking.py"},
+    "wandb": {"pretrain/wandb_mirror.py", "pretrain/wandb_log.py"},
+    "tensorboard": set(),
     "great_expectations": {"governance/checks/expectations.py", "governance/checks/data_docs.py"},
     "tokenizers": {"data_pipeline/tokenizer.py"},
     "tiktoken": set(),

@@ -200,6 +200,12 @@ def test_evaluate_and_export(project_copy, capsys):
     newest = max(root.glob("checkpoint/*/manifest.json"), key=lambda p: json.loads(p.read_bytes())["config"]["step"])
     assert main(["evaluate", str(newest.parent), *config]) == 0
     assert "bits/byte" in capsys.readouterr().out
+    (project_copy / "pairs.jsonl").write_text('{"good": "The cat sat.", "bad": "Cat the sat."}\n' * 3)
+    task = 'evaluation.tasks=[{name = "order", format = "pairs", path = "pairs.jsonl"}]'
+    assert main(["evaluate", str(newest.parent), *config, "--json", "--set", task]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert sum(row["tokens"] for row in told["by_source"].values()) == told["tokens"] > 0
+    assert told["tasks"][0]["questions"] == 3
     target = project_copy / "exported"
     assert main(["export", str(newest.parent), str(target), *config]) == 0
     from safetensors import safe_open
@@ -208,6 +214,7 @@ def test_evaluate_and_export(project_copy, capsys):
         assert "model.layers.1.self_attn.q_proj.weight" in set(file.keys())
     assert json.loads((target / "config.json").read_bytes())["model_type"] == "llama"
     assert (target / "tokenizer.json").exists()
+    assert json.loads(newest.read_bytes())["config"]["train_key"] in (target / "README.md").read_text()
     assert main(["export", str(newest.parent), str(target), *config]) == 78
     weights = next(newest.parent.rglob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-3])

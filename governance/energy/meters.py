@@ -38,6 +38,7 @@ NVML_ALLOWANCE_PERCENT = 5
 show that A100 and H100 sample a quarter of the time: short bursts can be missed or overstated."""
 
 _UNMETERED = "mainboard, disks, network, fans, power supply, cooling: no meter"
+RUNNING = "running"  # what the meter says while it measures
 _MILLIJOULES_PER_KWH = 3_600_000_000
 
 
@@ -70,8 +71,9 @@ class EnergyConfig(Section):
 def meter(config: EnergyConfig, ledger: Path) -> Meter:
     """The meter of a run: a factory of contexts that measure the node and record in `ledger`.
 
-    At the end the yielded dictionary holds joules, low, high (None: unknown), method, scope, seconds, coverage, parts
-    and carbon. A body that raises counts as wasted, but for `Preempted`: that one saved its work first.
+    While the context lasts the yielded dictionary holds under "running" the joules of the last sample and their method;
+    at its end joules, low, high (None: unknown), method, scope, seconds, coverage, parts and carbon. A body that raises
+    counts as wasted, but for `Preempted`: that one saved its work first.
     """
     if not config.enabled:
         return no_meter
@@ -150,7 +152,7 @@ class _Measuring:
         if self.thread.is_alive():
             self.thread.join()
         parts = self._write("end", outcome=outcome, cause=cause)
-        for name in MARKS:
+        for name in (*MARKS, RUNNING):
             self.energy.pop(name, None)
         self.energy.update(self._measurement(parts))
 
@@ -166,6 +168,7 @@ class _Measuring:
         with self.guard:
             parts = self._parts()
             joules, low, high = _total(parts, self.missing)
+            self.energy[RUNNING] = {"joules": _joules(joules), "method": self.about["method"]}
             if self.file is None:
                 return parts
             marks = {name: self.energy[name] for name in MARKS if name in self.energy}

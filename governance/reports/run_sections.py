@@ -43,6 +43,7 @@ def training(found: Mapping[str, Any]) -> Html:
         ("Attempts", number(run["attempts"])),
         ("Execution", execution or UNKNOWN),
         ("Peak that MFU refers to", run["peak_source"] or UNKNOWN),
+        ("Product beside it", run["gemm_source"] or UNKNOWN),
     ]
     return join([facts_list(pairs), _curves(curves), _checkpoints(found)])
 
@@ -79,6 +80,8 @@ def _curves(curves: Mapping[str, Any]) -> Html:
         ("Gradient norm", "before clipping", "grad_norm", "d", compact),
         ("Throughput", "tokens per second", "tokens_per_second", "e", compact),
         ("Model FLOPs utilisation", "share of the peak", "mfu", "a", share),
+        ("Share of the measured matrix product", "of what this device reaches", "mfu_gemm", "b", share),
+        ("Energy", "joules per token, of the node", "joules_per_token", "c", compact),
     ]
     charts = [
         chart(title, [Series(title, curves[name], style, dots=name.startswith("validation"))], "step", unit, write)

@@ -18,6 +18,8 @@ _CURVES = {
     "grad_norm": "grad_norm",
     "tokens_per_second": "tokens_per_second",
     "mfu": "mfu",
+    "mfu_gemm": "mfu_gemm",
+    "joules_per_token": "joules_per_token",
 }
 _MOST_POINTS = 400
 
@@ -42,6 +44,7 @@ def training_facts(train: Manifest, root: Path) -> dict[str, Any]:
         "execution": train.run.get("execution", {}),
         "attempts": len({line.get("attempt") for line in lines}),
         "peak_source": starts[-1].get("peak_source") if starts else None,
+        "gemm_source": starts[-1].get("gemm_source") if starts else None,
         "curves": {name: thin(points) for name, points in curves.items()},
         "checkpoints": checkpoints(train, root),
     }

@@ -179,6 +179,24 @@ def test_a_measurement_tells_method_bounds_and_what_it_lacks(tmp_path):
     json.dumps(energy, allow_nan=False)
 
 
+def test_the_running_joules_are_those_of_the_last_sample(tmp_path):
+    with meter(FAST, tmp_path / "energy.jsonl")("train") as energy:
+        first = energy["running"]["joules"]
+        deadline = time.monotonic() + 20
+        while energy["running"]["joules"] == first and time.monotonic() < deadline:
+            time.sleep(0.02)
+        running = energy["running"]["joules"]
+        assert running > first
+        assert energy["running"]["method"] != "unknown"
+        with meter(FAST, tmp_path / "energy.jsonl")("beside") as other:
+            assert other["running"]["joules"] is None  # the node is measured already
+            assert other["running"]["method"].startswith("shared")
+    assert energy["joules"] >= running
+    assert "running" not in energy
+    [interval] = read_ledger(tmp_path / "energy.jsonl")
+    assert round(running * 1000) in [sample.millijoules for sample in interval.samples]
+
+
 def test_disabled_is_unknown_and_writes_nothing(tmp_path):
     with meter(EnergyConfig(enabled=False), tmp_path / "energy.jsonl")("clean") as energy:
         pass

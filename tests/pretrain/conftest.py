@@ -14,6 +14,7 @@ from data_pipeline.token_shards import EncodedDocument, write_token_shard
 from governance.manifest import FILE_NAME, Manifest, describe, read_manifest, write_manifest
 from governance.stage import Runtime
 from pretrain.config import CheckpointConfig, EngineConfig, Settings, TrackingConfig, TrainConfig, TrainRecipe
+from pretrain.evaluation_config import EvaluationConfig
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
 
@@ -48,10 +49,10 @@ def _make_tokens(root: Path, documents: int = 60, validation: int = 10, longest:
 
 
 def _run_training(root: Path, **settings: Any) -> Manifest:
-    """Train in `root`; settings by the field's name, whatever section it belongs to; `before_start` is passed on."""
+    """Train in `root`; settings by the field's name, whatever its section; `before_start` and `suite` are passed on."""
     from pretrain.train import train
 
-    extra = {name: settings.pop(name) for name in ("before_start", "make") if name in settings}
+    extra = {name: settings.pop(name) for name in ("before_start", "make", "suite", "evaluation") if name in settings}
     defaults: dict[type, dict[str, Any]] = {
         ModelConfig: {
             "hidden_size": 32,
@@ -80,7 +81,10 @@ def _run_training(root: Path, **settings: Any) -> Manifest:
         sections[section] = section(**values)
     assert not settings, f"unknown settings: {sorted(settings)}"
     runtime = Runtime(root=root, make=extra.pop("make", True))
-    recipe = TrainRecipe(model=sections[ModelConfig], optim=sections[OptimConfig], train=sections[TrainConfig])
+    recipe = TrainRecipe(
+        model=sections[ModelConfig], optim=sections[OptimConfig], train=sections[TrainConfig],
+        evaluation=extra.pop("evaluation", EvaluationConfig()),
+    )  # fmt: skip
     settings = Settings(sections[CheckpointConfig], sections[EngineConfig], sections[TrackingConfig])
     return train(_make_tokens(root), recipe, settings, runtime, **extra)
 

@@ -17,7 +17,7 @@ SURFACE = {
     "data show": ["--help", "--root", "--set", "--workers", "CONFIG|ARTIFACT"],
     "data trace": ["--help", "OFFSET", "SHARD"],
     "data train-classifier": COMMON,
-    "evaluate": [*COMMON, "CHECKPOINT"],
+    "evaluate": [*COMMON, "--json", "CHECKPOINT"],
     "export": [*COMMON, "CHECKPOINT", "FOLDER"],
     "governance audit-model": [*COMMON, "CHECKPOINT"],
     "governance check": [*COMMON, "--data-docs"],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,10 @@ from governance.manifest import read_manifest
 from pretrain.config import EngineConfig
 from pretrain.dataset import open_rows
 from pretrain.evaluate import bits_per_byte, evaluate, load_decoder, measure
+from pretrain.evaluation_table import table
+from pretrain.likelihood import Scored
+from pretrain.task_scores import figures
+from pretrain.tasks import Question
 
 
 def test_bits_per_byte_of_a_uniform_guess_over_bytes():
@@ -23,27 +28,91 @@ def test_bits_per_byte_of_a_uniform_guess_over_bytes():
 def test_the_mean_is_over_tokens_for_any_split(tmp_path, make_tokens):
     rows = open_rows(make_tokens(tmp_path), "validation", tmp_path, 32)
 
-    def loss_of(batch):  # the sum of the ids of the targets: exact in fp64
-        return batch.targets[batch.targets >= 0].double().sum()
+    def loss_of(batch):  # the ids of the targets: their sums are exact in fp64
+        return batch.targets.clamp(min=0).double()
 
-    results = set()
+    results = []
     for micro, world in ((1, 1), (3, 1), (4, 1), (64, 1)):
         measured = measure(loss_of, rows, rows.count, micro, (0, world), lambda values: values)
-        results.add(measured)
-    assert len(results) == 1
-    [measured] = results
+        results.append(measured)
+    assert all(result == results[0] for result in results)
+    measured = results[0]
     assert measured.tokens == rows.targets
     parts = [[], []]
     for rank in range(2):
-        measure(loss_of, rows, rows.count, 3, (rank, 2), lambda values, rank=rank: parts[rank].extend(values) or values)
-    assert sum(part[0] for part in parts) / sum(part[1] for part in parts) == measured.loss
+        measure(loss_of, rows, rows.count, 3, (rank, 2), lambda values, rank=rank: parts[rank].append(values) or values)
+    summed = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(*parts, strict=True)]
+    assert measure(loss_of, rows, rows.count, 3, (0, 2), lambda values: summed.pop(0)) == measured
+
+
+def test_the_error_of_the_loss_is_that_of_a_ratio_of_sums(tmp_path, make_tokens):
+    rows = open_rows(make_tokens(tmp_path), "validation", tmp_path, 32)
+
+    def nats_of(batch):
+        return batch.targets.clamp(min=0).double() / 50
+
+    measured = measure(nats_of, rows, rows.count, 4, (0, 1), lambda values: values)
+    held = [rows.batch([number]) for number in range(rows.count)]
+    nats = np.array([float(nats_of(batch).sum()) for batch in held])
+    tokens = np.array([int((batch.targets >= 0).sum()) for batch in held])
+    nats, tokens = nats[tokens > 0], tokens[tokens > 0]
+    residue = nats - measured.loss * tokens
+    plain = np.sqrt(len(nats) / (len(nats) - 1) * np.sum(residue**2)) / tokens.sum()
+    assert measured.loss_stderr == pytest.approx(plain, rel=1e-9)
+    # And the bootstrap over rows agrees: it knows nothing of the formula.
+    generator = np.random.default_rng(0)
+    draws = generator.integers(0, len(nats), (4000, len(nats)))
+    assert measured.loss_stderr == pytest.approx(np.std(nats[draws].sum(1) / tokens[draws].sum(1)), rel=0.15)
+
+
+class Known:
+    """Rows that know of what source and language each token is."""
+
+    origins = ("books/en", "books/de", "news/en")
+    origin_targets = (400, 300, 200)
+    origin_bytes = (1000, 900, 800)
+    targets, document_bytes, count = 900, 2700, 6
+
+    def batch(self, numbers):
+        generator = torch.Generator().manual_seed(1)
+        shape = (6, 10)
+        targets = torch.randint(0, 9, shape, generator=generator)
+        targets[:, 0] = -100
+        origins = torch.randint(0, 3, shape, generator=generator)
+        columns = [column[numbers] for column in (targets, targets, torch.zeros(shape), torch.zeros(shape), origins)]
+        return SimpleNamespace(
+            **dict(zip(("tokens", "targets", "segments", "positions", "origins"), columns, strict=True))
+        )
+
+
+def test_losses_by_source_and_language_are_plain_sums():
+    rows = Known()
+    measured = measure(lambda b: b.targets.clamp(min=0).double(), rows, 6, 2, (0, 1), lambda values: values)
+    whole = rows.batch(list(range(6)))
+    predicted, nats = whole.targets >= 0, whole.targets.double()
+    parts = {
+        ("by_origin", "books/de"): (whole.origins == 1, 300, 900),
+        ("by_source", "books"): (whole.origins < 2, 700, 1900),
+        ("by_language", "en"): (whole.origins != 1, 600, 1800),
+    }
+    for (kind, name), (mine, targets, size) in parts.items():
+        row = getattr(measured, kind)[name]
+        values = nats[mine & predicted]
+        assert row["tokens"] == len(values)
+        assert row["loss"] == pytest.approx(float(values.mean()))
+        assert row["bits_per_byte"] == pytest.approx(float(values.mean()) * targets / size / math.log(2))
+        by_row = [(float(nats[r][(mine & predicted)[r]].sum()), int((mine & predicted)[r].sum())) for r in range(6)]
+        residue = sum((n - row["loss"] * t) ** 2 for n, t in by_row)
+        assert row["loss_stderr"] == pytest.approx(math.sqrt(6 / 5 * residue) / len(values))
+    assert measured.tokens == sum(row["tokens"] for row in measured.by_source.values())
+    assert list(measured.by_origin) == ["books/de", "books/en", "news/en"]
 
 
 def test_a_checkpoint_measures_as_in_training(finished, make_tokens):
     root, run = finished
     last = read_manifest(root / run.stats["checkpoint"]["path"])
     tokens = make_tokens(root)
-    measured = evaluate(root / last.folder, tokens, EngineConfig(micro_batch_size=4, threads=1), root)
+    measured, _ = evaluate(root / last.folder, tokens, EngineConfig(micro_batch_size=4, threads=1), root)
     rows = open_rows(tokens, "validation", root, 32)
     assert measured.rows == rows.count
     # Against plain sums: nats over all targets, over the documents' bytes.
@@ -74,3 +143,19 @@ def test_weights_of_the_run_are_listed_by_it(finished):
     last = read_manifest(root / run.stats["checkpoint"]["path"])
     assert {output.path for output in last.outputs} < {output.path for output in run.outputs}
     assert json.loads(last.model_dump_json())["stats"]["step"] == 10
+
+
+def test_the_table_shows_every_figure_with_its_error():
+    measured = measure(lambda b: b.targets.clamp(min=0).double(), Known(), 6, 2, (0, 1), lambda values: values)
+    questions = (Question("a", (" b", " c"), 0, "one"), Question("a", (" b", " c"), 1, "two"))
+    task = {"task": "mine", **figures(questions, [Scored(-value, 1) for value in (1.0, 2.0, 1.0, 2.0)])}
+    lines = table(measured, [task])
+    assert lines[0].startswith(f"loss {measured.loss:.4f} ± {measured.loss_stderr:.4f} nats/token")
+    for rows in (measured.by_source, measured.by_language, measured.by_origin):
+        for name, row in rows.items():
+            [line] = [line for line in lines if line.split("  ")[0].strip() == name]
+            assert f"{row['loss']:.4f} ± {row['loss_stderr']:.4f}" in line
+    [line] = [line for line in lines if line.startswith("mine ")]
+    assert line.split() == ["mine", "0.5000", "±", "0.5000", "0.5000", "±", "0.5000",
+                            *f"{1.5 / math.log(2):.4f} ± {0.5 / math.log(2):.4f}".split(), "0.5000", "2"]  # fmt: skip
+    assert "mean of acc over its 2 parts" in lines[-1]

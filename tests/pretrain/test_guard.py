@@ -114,10 +114,15 @@ def test_it_costs_less_than_a_thousandth_of_a_second():
 
 
 def test_reasons():
-    assert reason_of(math.nan, 1.0) == "loss"
-    assert reason_of(2.0, math.inf) == "gradient"
-    assert reason_of(2.0, -1.0) == "gradient"
-    assert reason_of(2.0, 1.0) == reason_of(2.0, None) == "spike"
+    assert reason_of(math.nan, 1.0, "bf16") == "loss"
+    assert reason_of(2.0, math.inf, "bf16") == reason_of(2.0, math.nan, "fp32") == "gradient"
+    assert reason_of(2.0, 1.0, "bf16") == reason_of(2.0, 1.0, "fp16") == "spike"
+    assert reason_of(2.0, math.inf, "fp16") == "overflow"
+    assert reason_of(math.nan, math.inf, "fp16") == "loss"
+
+
+def test_the_search_for_a_loss_scale_never_ends_a_run():
+    refuse_too_many([record(step, "overflow") for step in range(1, 30)], 29, SkipConfig())
 
 
 def record(step, reason="spike"):

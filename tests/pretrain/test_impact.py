@@ -16,7 +16,7 @@ from governance.lineage import read_graph
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
 from governance.stage import Recipe, Runtime, commit
 from pretrain.cli import main
-from pretrain.config import TrainConfig
+from pretrain.config import MixtureConfig, RampConfig, TrainConfig
 from pretrain.dataset import open_rows
 from pretrain.impact import explain, impact
 from pretrain.order import order_of
@@ -207,3 +207,27 @@ def test_deep_verification_of_a_real_root_and_its_train_anchor(trained):
     assert read_manifest(train / FILE_NAME).run["journal"].count(":") == 1
     assert main(["governance", "verify", str(train), "--deep", "--key", str(trained / "key.pem.pub")]) == 0
     assert Runtime(root).head() == ""
+
+
+def test_a_ramp_and_a_mixture_are_computed_back_exactly(tmp_path, run_training):
+    settings = {
+        "batch_size_ramp": (RampConfig(until_step=3, global_batch_size=4),),
+        "mixture": (MixtureConfig(from_step=3, weights={"web": 1.0, "books": 4.0}),),
+        "every_steps": 3,
+        "keep_last": 9,
+    }
+    run = run_training(tmp_path, **settings)
+    train = TrainConfig.model_validate_json(json.dumps(run.config["train"]))
+    [tokens] = [read_manifest(tmp_path / item.path) for item in run.inputs]
+    rows = open_rows(tokens, "train", tmp_path, train.sequence_length)
+    order, told = order_of(rows, train), set()
+    for name in ("train00", "train07", "train112", "train129"):
+        wanted = document_identity(name).hex()
+        read = [step for step in range(1, 11) for row in order.rows(step) if wanted in rows.documents_of([row])]
+        seen = {item.step: (item.times, item.first_step) for item in impact(name, [tmp_path]).checkpoints}
+        assert seen == {
+            last: (sum(step <= last for step in read), min((s for s in read if s <= last), default=0))
+            for last in (3, 6, 9, 10)
+        }
+        told |= set(seen.values())
+    assert len(told) > 3

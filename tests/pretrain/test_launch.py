@@ -101,11 +101,16 @@ def test_a_hang_is_tried_again(pretend):
     assert pretend(f"sys.exit({launcher.HUNG})", restarts=1, standing=lambda: next(steps)) == (70, 2)
 
 
-def test_a_signal_is_passed_on_and_nothing_is_tried_again(tmp_path):
-    line = (
-        "import os, sys, time, signal; signal.signal(15, lambda *_: os.kill(os.getpid(), 9)); "
-        "print('up', flush=True); time.sleep(60)"
-    )
+@pytest.mark.parametrize(
+    ("handler", "status"),
+    [
+        ("lambda *_: os.kill(os.getpid(), 9)", 137),
+        ("lambda *_: sys.exit(75)", 75),
+        ("signal.SIG_DFL", 75),  # it came while the rank still imported: nothing was learned, nothing is lost
+    ],
+)
+def test_a_signal_is_passed_on_and_nothing_is_tried_again(handler, status):
+    line = f"import os, sys, time, signal; signal.signal(15, {handler}); print('up', flush=True); time.sleep(60)"
     outer = (
         "import sys; from pretrain import launch as l\n"
         f"l._command = lambda words: [sys.executable, '-c', {line!r}]\n"
@@ -114,7 +119,7 @@ def test_a_signal_is_passed_on_and_nothing_is_tried_again(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "up\n"
     child.send_signal(signal.SIGTERM)
-    assert child.wait(30) == 137
+    assert child.wait(30) == status
 
 
 def test_how_far_a_run_is(tmp_path):

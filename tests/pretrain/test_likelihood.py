@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from governance.errors import PipelineError
 from governance.manifest import read_manifest
-from pretrain.evaluate import load_decoder
-from pretrain.likelihood import log_likelihoods
+from pretrain.evaluate import load_decoder, nats_with
+from pretrain.likelihood import Passes, log_likelihoods
 
 
 def encode(text: str) -> np.ndarray:
@@ -45,7 +45,7 @@ def model(finished):
 def test_a_batch_scores_each_text_as_if_it_were_alone(model, texts):
     texts = [(context or "x", text) for context, text in texts]
     texts = [(context, text) for context, text in texts if len(encode(context + text)) > 1]
-    found = log_likelihoods(model, encode, texts, 64, batch_tokens=50)
+    found = log_likelihoods(nats_with(model), encode, texts, 64, Passes(batch_tokens=150))
     assert len(found) == len(texts)
     for (context, text), scored in zip(texts, found, strict=True):
         ids, before = encode(context + text).tolist(), encode(context).tolist()
@@ -62,7 +62,7 @@ def test_the_probabilities_of_all_next_tokens_add_up_to_one(model):
     # The vocabulary of the scores is the padded one: the padding has little, and all together have all.
     symbols = {chr(code): code for code in range(256)}
     scored = log_likelihoods(
-        model,
+        nats_with(model),
         lambda text: np.array([symbols[c] for c in text], np.int64),
         [("a", chr(code)) for code in range(256)],
         64,
@@ -72,7 +72,7 @@ def test_the_probabilities_of_all_next_tokens_add_up_to_one(model):
 
 def test_what_is_longer_than_the_window_loses_its_beginning(model):
     context, text = "abcabcab" * 10, "cab"
-    [scored] = log_likelihoods(model, encode, [(context, text)], 16)
+    [scored] = log_likelihoods(nats_with(model), encode, [(context, text)], 16)
     ids = encode(context + text).tolist()[-16:]
     assert scored.tokens == 3
     assert scored.nats == pytest.approx(plain(model, ids, 13), abs=1e-4)
@@ -80,4 +80,4 @@ def test_what_is_longer_than_the_window_loses_its_beginning(model):
 
 def test_a_text_without_a_token_to_score_is_refused(model):
     with pytest.raises(PipelineError, match="no token"):
-        log_likelihoods(model, encode, [("", "a")], 64)
+        log_likelihoods(nats_with(model), encode, [("", "a")], 64)

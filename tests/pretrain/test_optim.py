@@ -165,6 +165,12 @@ def test_a_models_own_factor_parts_groups_and_names_stay_apart():
     assert sorted(group["base_lr"] for group in groups) == [0.25, 0.5, 1.0, 1.0]
 
 
+def test_a_models_own_factor_is_not_for_muon():
+    config = OptimConfig(learning_rate=1.0, optimizer="muon", muon_learning_rate=0.02)
+    groups = parameter_groups(Tiny().named_parameters(), config, lambda p: p.shape, lambda name, shape: 0.25)
+    assert {group["name"]: group["base_lr"] for group in groups} == {"muon": 0.02, "matrices": 0.25, "vectors": 0.25}
+
+
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_names():
     with pytest.raises(ConfigError, match=r"lm_haed.*lm_head\.weight"):
         grouped(groups=(GroupConfig(pattern="lm_haed"),))

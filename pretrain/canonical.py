@@ -1,0 +1,89 @@
+"""From the fragments of all ranks to the files of a canonical checkpoint (`checkpoint.py` is the format).
+
+Which parameter is in which file, and so every byte, is a function of the model and of what was learned: the ranks, the
+ZeRO stage and the moment of writing do not enter. Price: each byte goes from where a rank's fragment lies to its file;
+nothing is held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from governance.manifest import Output, describe
+from pretrain.tensor_files import Entry, write_tensors
+
+if TYPE_CHECKING:
+    from pretrain.engine_fragments import Owned
+
+FILE_BYTES = 1 << 30  # fp32 weights of one file; a larger parameter has a file of its own
+_MASTER = "master"
+
+Shapes = Sequence[tuple[str, tuple[int, ...]]]
+"""Each parameter's name and full shape, in the model's order."""
+
+
+def file_plan(shapes: Shapes, limit: int) -> list[list[str]]:
+    """Which parameters share a file: in order, up to `limit` bytes of fp32; a function of the model alone."""
+    files: list[list[str]] = []
+    filled = limit + 1
+    for name, shape in shapes:
+        size = 4 * math.prod(shape)
+        if filled + size > limit:
+            files.append([])
+            filled = 0
+        files[-1].append(name)
+        filled += size
+    return files
+
+
+def write_canonical(
+    folder: Path, root: Path, shapes: Shapes, fragments: Iterable[Owned], ranks: tuple[int, int]
+) -> list[Output]:
+    """Write and hash file `i` of the plan where `i` modulo the ranks is this rank; `ranks` is (rank, world size).
+
+    `fragments` are those of all ranks, in any order.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+        ValueError: the fragments do not cover a parameter once.
+    """
+    found: dict[str, list[Owned]] = {name: [] for name, _ in shapes}
+    for fragment in fragments:
+        found[fragment.name].append(fragment)
+    full = dict(shapes)
+    outputs = []
+    rank, world_size = ranks
+    for number, names in enumerate(file_plan(shapes, FILE_BYTES)):
+        if number % world_size != rank:
+            continue
+        entries = {name: _entries(name, full[name], found[name]) for name in names}
+        parts = {
+            "weights": [Entry(name, full[name], kinds[_MASTER]) for name, kinds in entries.items()],
+            "moments": [
+                Entry(f"{name}.{kind}", full[name], pieces)
+                for name, kinds in entries.items()
+                for kind, pieces in kinds.items()
+                if kind != _MASTER
+            ],
+        }
+        for role, tensors in parts.items():
+            path = folder / role / f"{number:05d}.safetensors"
+            write_tensors(path, tensors)
+            outputs.append(describe(path, root))
+    return outputs
+
+
+def _entries(name: str, shape: tuple[int, ...], fragments: list[Owned]) -> Mapping[str, list[Any]]:
+    """The pieces of one parameter's master and moments, in the order of its elements."""
+    ordered = sorted((fragment for fragment in fragments if fragment.length), key=lambda fragment: fragment.start)
+    end = 0
+    for fragment in ordered:
+        if fragment.start != end or fragment.tensors.keys() != ordered[0].tensors.keys():
+            raise ValueError(f"{name}: the ranks' fragments do not fit together at element {end}")
+        end += fragment.length
+    if not ordered:
+        raise ValueError(f"{name} {shape}: no rank has it")
+    return {kind: [fragment.tensors[kind] for fragment in ordered] for kind in ordered[0].tensors}

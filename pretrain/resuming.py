@@ -1,0 +1,139 @@
+"""Where a run goes on from: the newest checkpoint that is whole, by the fastest way that is exact.
+
+Nothing is loaded before its bytes were verified, each file by one rank. The same ranks and ZeRO stage read the native
+shards, each rank its own file; any other layout, or one whose shards are missing, torn or altered, reads the canonical
+form. A damaged checkpoint is named in a warning, and the one before it is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from governance.errors import CheckpointError, ManifestError, MissingInput
+from governance.log import get_logger
+from governance.manifest import Manifest, Output, verify
+from pretrain.checkpoint import Peers, Store, TrainState, moments, read_state, require_step, weights
+from pretrain.native_shards import find_native, identity, native_folder, read_shard, reader, shard_path
+
+if TYPE_CHECKING:
+    import torch
+
+    from pretrain.engine import Engine
+    from pretrain.job import Job
+
+
+@dataclass(frozen=True)
+class Found:
+    """A whole checkpoint of this run."""
+
+    step: int
+    manifest: Manifest
+    native: Manifest | None
+    """The shards beside it, where they are of this layout and whole; then the canonical files were not read."""
+
+
+def newest_whole(store: Store, peers: Peers, zero_stage: int | None = None) -> Found | None:
+    """The newest step whose checkpoint is whole, byte for byte; None when there is none. Collective.
+
+    `zero_stage`: look for native shards of this stage and these ranks; without it only for the canonical form.
+
+    Raises:
+        CheckpointError: what stands in a checkpoint's place is of another run or model.
+    """
+    steps: list[int] = peers.gather(store.steps() if peers.rank == 0 else [])[0]
+    for step in reversed(steps):
+        manifest, native, fault = peers.gather(_look(store, step, peers, zero_stage) if peers.rank == 0 else None)[0]
+        if isinstance(fault, CheckpointError):
+            raise fault
+        if manifest is None and fault is None:
+            continue  # begun and not finished, or removed since
+        problems = [str(fault)] if fault is not None else []
+        if native is not None:
+            state = [output for output in manifest.outputs if output.path.endswith("/state.json")]
+            problems = _verify(native, [*native.outputs, *state], store, peers)
+            if not problems:
+                return Found(step, manifest, native)
+            _warn(
+                peers, f"native shards of step {step} are damaged ({'; '.join(problems)}); reading the canonical form"
+            )
+        if fault is None:
+            problems = _verify(manifest, list(manifest.outputs), store, peers)
+            if not problems:
+                return Found(step, manifest, None)
+        _warn(peers, f"checkpoint of step {step} is damaged ({'; '.join(problems)}); going back to the one before it")
+    return None
+
+
+def _look(
+    store: Store, step: int, peers: Peers, zero_stage: int | None
+) -> tuple[Manifest | None, Manifest | None, Exception | None]:
+    try:
+        manifest = require_step(store, step)
+    except MissingInput:
+        return None, None, None
+    except (ManifestError, CheckpointError) as error:
+        return None, None, error
+    if zero_stage is None:
+        return manifest, None, None
+    return manifest, find_native(store, identity(store, step, peers.world_size, zero_stage), manifest), None
+
+
+def _verify(manifest: Manifest, outputs: list[Output], store: Store, peers: Peers) -> list[str]:
+    """The differences that all ranks found; file `i` is read by rank `i` modulo the ranks."""
+    mine = manifest.model_copy(update={"outputs": tuple(outputs[peers.rank :: peers.world_size])})
+    return [problem for found in peers.gather(verify(mine, store.root)) for problem in found]
+
+
+def _warn(peers: Peers, told: str) -> None:
+    if peers.rank == 0:
+        get_logger(__name__).warning("%s", told)
+
+
+def resume(
+    job: Job, open_with: Callable[[Callable[[str, Any], torch.Tensor]], Engine]
+) -> tuple[Engine, TrainState] | None:
+    """An engine that `open_with(weight)` made, at the newest whole checkpoint; None when there is none. Collective.
+
+    Raises:
+        CheckpointError: a checkpoint is of another model.
+    """
+    import torch
+
+    engine = job.settings.engine
+    stage = engine.zero_stage if engine.tensor_parallel_size == 1 else None  # parts of matrices have no native shards
+    found = newest_whole(job.store, job.peers, stage)
+    if found is not None and found.native is not None and found.step == job.recipe.train.steps:
+        found = newest_whole(job.store, job.peers)  # the run's manifest will list the canonical files: read them
+    if found is None:
+        return None
+    form = "canonical" if found.native is None else "native"
+    get_logger(__name__).info("train: going on from the checkpoint of step %d (%s form)", found.step, form)
+    state = read_state(found.manifest, job.store.root)
+    updates = state.step - len(state.skipped)  # the optimizer does not count what was left out
+    if found.native is None:
+        return _from_canonical(job, open_with, found, updates), state
+    engine = open_with(lambda name, shape: torch.zeros(shape))
+    _load_native(job, engine, found.step, updates)
+    return engine, state
+
+
+def _from_canonical(job: Job, open_with: Callable[[Any], Engine], found: Found, updates: int) -> Engine:
+    from pretrain.engine_state import load_state
+
+    root = job.store.root
+    with weights(found.manifest, root) as masters, moments(found.manifest, root) as others:
+        engine = open_with(masters.read)
+        load_state(engine, lambda name: {"master": masters.read(name), **others.of(name)}, updates)
+    return engine
+
+
+def _load_native(job: Job, engine: Engine, step: int, updates: int) -> None:
+    from pretrain.engine_fragments import load_fragments
+
+    peers = job.peers
+    folder = native_folder(job.store, identity(job.store, step, peers.world_size, engine.zero_stage))
+    ranks = range(peers.world_size) if engine.zero_stage == 0 else [peers.rank]  # at stage 0 each rank holds all
+    fragments = [fragment for rank in ranks for fragment in read_shard(shard_path(folder, rank))]
+    load_fragments(engine, reader(fragments), updates)

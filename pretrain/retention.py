@@ -1,0 +1,69 @@
+"""Which checkpoints of a run are kept; the others are removed, after the newer one is durable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from governance.files import remove_tree
+from governance.log import get_logger
+from governance.manifest import FILE_NAME
+from pretrain.checkpoint import STAGE, Store
+from pretrain.config import CheckpointConfig
+from pretrain.native_shards import STAGE as NATIVE
+
+
+def kept_steps(steps: Sequence[int], config: CheckpointConfig, validations: Sequence[dict[str, Any]]) -> dict[int, str]:
+    """Those of `steps` (of whole checkpoints, oldest first) that are kept, and why.
+
+    A checkpoint is among the best by the validation loss that was measured at its own step; of two equal ones the
+    earlier is better. One that was not measured is not among them.
+    """
+    kept = {step: "last" for step in steps[-config.keep_last :]}
+    if config.keep_every_steps:
+        kept |= {step: "every" for step in steps if step % config.keep_every_steps == 0}
+    if config.keep_best:
+        losses = {row["step"]: row["loss"] for row in validations if row["step"] in set(steps)}
+        best = sorted(losses, key=lambda step: (losses[step], step))[: config.keep_best]
+        kept |= {step: "best" for step in best}
+    return kept
+
+
+def remove_old(store: Store, config: CheckpointConfig, newest: int, validations: Sequence[dict[str, Any]]) -> None:
+    """Remove the run's checkpoints up to the durable one of step `newest` that `config` does not keep.
+
+    Also what unfinished ones left behind. One that an artifact's manifest names (a finished run, an audit) stays, and
+    is named in the log.
+    """
+    older = [step for step in store.steps() if step <= newest and store.folder(step).exists()]
+    finished = [step for step in older if (store.folder(step) / FILE_NAME).exists()]
+    kept = kept_steps(finished, config, validations)
+    surplus = [step for step in older if step not in kept]
+    named = _named(store.root, [store.folder(step) for step in surplus])
+    for step in surplus:
+        remove_tree(records_folder(store, step))
+        if store.folder(step) in named:
+            get_logger(__name__).info("checkpoint of step %d is kept: %s needs it", step, named[store.folder(step)])
+        else:
+            remove_tree(store.folder(step))
+
+
+def records_folder(store: Store, step: int) -> Path:
+    """Where the ranks meet while they save `step`."""
+    folder = store.folder(step)
+    return folder.parent / "records" / folder.name
+
+
+def _named(root: Path, folders: Sequence[Path]) -> dict[Path, str]:
+    """Which of these checkpoints another artifact's manifest names, and the manifest's path."""
+    wanted = {folder.relative_to(root).as_posix() + "/": folder for folder in folders}
+    found: dict[Path, str] = {}
+    if not wanted:
+        return found
+    for path in root.glob(f"*/*/{FILE_NAME}"):
+        if path.parts[-3] in (STAGE, NATIVE):
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        found |= {folder: path.relative_to(root).as_posix() for name, folder in wanted.items() if name in text}
+    return found

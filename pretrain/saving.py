@@ -1,0 +1,255 @@
+"""Checkpoints in the background: training stands still for a copy, and a thread does the rest.
+
+    with open_saver(job, engine, run) as saver:
+        saver.save(state)        copies what this rank owns into host memory (pinned on CUDA), and returns
+        saver.wait()             returns once it is durable, on every rank
+
+The thread writes, hashes and syncs (`_write`), meets the other ranks through files (`meeting.py`), and rank 0 commits:
+first the canonical checkpoint, then the native shards beside it. It never calls a collective. A kill at any moment
+leaves the checkpoint before it, or this one, whole.
+
+Promises: the next `save` waits for the one before. A fault of any rank's thread is raised on every rank at the next
+`save` or `wait`, or when the context ends, and nothing is committed. When training fails the thread is given the time
+to finish, since what it holds is good. Price: host memory for one copy of this rank's part (12 bytes a parameter with
+AdamW, divided by the ranks) while training lasts, and the processor's time for writing and hashing, which the thread
+takes at a lower priority than training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from governance.errors import PipelineError
+from governance.files import remove_file, write_json
+from governance.log import get_logger
+from governance.manifest import FILE_NAME, Manifest, Output, describe
+from governance.stage import commit, now
+from pretrain.canonical import Shapes, write_canonical
+from pretrain.checkpoint import STAGE, VERSION, Peers, Store, TrainState
+from pretrain.config import CheckpointConfig
+from pretrain.meeting import Meeting, MeetingOver
+from pretrain.native_shards import (
+    identity,
+    native_folder,
+    native_manifest,
+    read_shard,
+    remove_native,
+    shard_path,
+    write_shard,
+)
+from pretrain.retention import records_folder, remove_old
+
+if TYPE_CHECKING:
+    from pretrain.engine import Engine
+    from pretrain.engine_fragments import Owned
+    from pretrain.job import Job
+
+_PATIENCE_SECONDS = 0.2  # between two looks, together, at whether every rank's thread is through
+_NICE = 10  # of the thread: about a tenth of a share where training wants the whole processor
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is saved."""
+
+    fragments: Callable[[], list[Owned]]
+    """What this rank owns, as it stands; no collective."""
+    shapes: Shapes
+    zero_stage: int
+    pinned: bool = False
+    """Whether it lies on a GPU."""
+    native: bool = True
+    """Whether this layout can go on from each rank's own part."""
+
+
+@contextlib.contextmanager
+def open_saver(job: Job, engine: Engine, run: dict[str, Any]) -> Iterator[Saver]:
+    """A saver of this engine; `run` are the facts of this attempt, for the manifests' `run` block."""
+    from pretrain.engine_fragments import local_state
+
+    shapes = [(name, tuple(shape)) for name, shape in engine.shapes()]
+    whole = engine.tensor_parts.size == 1
+    source = Source(lambda: local_state(engine), shapes, engine.zero_stage, engine.device.type == "cuda", whole)
+    saver = Saver(job.store, source, job.peers, job.settings.checkpoint, run)
+
+    def durable(step: int, manifest: Manifest | None) -> None:
+        job.energy.update(checkpoint=step)
+        if manifest is not None:
+            job.record("checkpoint", step, path=manifest.path, digest=manifest.digest)
+
+    saver.when_durable = durable
+    with saver:
+        yield saver
+
+
+class Saver:
+    """Saves one after the other, in the background; see the module. A context."""
+
+    def __init__(
+        self, store: Store, source: Source, peers: Peers, config: CheckpointConfig, run: dict[str, Any]
+    ) -> None:
+        from pretrain.engine_fragments import host_buffers
+
+        self._store, self._source, self._peers, self._config, self._run = store, source, peers, config, run
+        self._buffers = host_buffers(source.fragments(), source.pinned)
+        self._thread: threading.Thread | None = None
+        self._meeting: Meeting | None = None
+        self._fault: BaseException | None = None
+        self._over, self._failing = threading.Event(), threading.Event()
+        self.when_durable: Callable[[int, Manifest | None], None] = lambda step, manifest: None
+        """Called on every rank, in its thread, with the step that became durable, and on rank 0 its manifest."""
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self.wait()
+            return
+        self._failing.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._fault is not None:
+            get_logger(__name__).error("the checkpoint in the making is lost: %s", self._fault)
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank's thread has met a fault, which the next `save` or `wait` will raise."""
+        return self._fault is not None
+
+    def save(self, state: TrainState) -> None:
+        """Save the engine as it is now; collective. What is still being saved is waited for first.
+
+        Raises:
+            StorageError: an earlier save, or this one where it is not asynchronous, met a full disk.
+        """
+        from pretrain.engine_fragments import copy_to_host
+
+        number = self._settle()
+        copy_to_host(self._source.fragments(), self._buffers)
+        place = records_folder(self._store, state.step) / number
+        self._meeting = Meeting(place, self._peers.rank, self._peers.world_size, self._over, self._failing)
+        self._thread = threading.Thread(target=self._work, args=(state, self._meeting), name="checkpoint", daemon=True)
+        self._thread.start()
+        if not self._config.asynchronous:
+            self.wait()
+
+    def wait(self) -> None:
+        """Return once all that was saved is durable, on every rank; collective.
+
+        Raises:
+            StorageError: it cannot be, on whatever rank.
+        """
+        self._settle()
+
+    def _settle(self) -> str:
+        """Wait for every rank's thread; raise what any of them met; return a number that all ranks agree on."""
+        while True:
+            if self._thread is not None:
+                self._thread.join(_PATIENCE_SECONDS)
+            busy = self._thread is not None and self._thread.is_alive()
+            answers = self._peers.gather((busy, self._told(), uuid.uuid4().hex[:16]))
+            faults = [fault for _, fault, _ in answers if fault is not None]
+            if faults:
+                self._over.set()
+                if self._thread is not None:
+                    self._thread.join()
+                raise self._fault or faults[0]
+            if not any(busy for busy, _, _ in answers):
+                break
+        if self._meeting is not None and self._peers.rank == 0:
+            self._meeting.clear(others=False)
+        self._thread = self._meeting = None
+        return str(answers[0][2])
+
+    def _told(self) -> PipelineError | None:
+        """This rank's fault, as the others hear of it."""
+        if self._fault is None or isinstance(self._fault, PipelineError):
+            return self._fault
+        return PipelineError(f"rank {self._peers.rank} could not save a checkpoint: {self._fault!r}")
+
+    def _work(self, state: TrainState, meeting: Meeting) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # Linux: of this thread alone
+        try:
+            made = write_checkpoint(self._store, state, self._buffers, self._source, meeting, self._config, self._run)
+            self.when_durable(state.step, made)
+        except MeetingOver:
+            pass
+        except BaseException as error:
+            self._fault = error
+
+
+def write_checkpoint(
+    store: Store,
+    state: TrainState,
+    own: Sequence[Owned],
+    source: Source,
+    meeting: Meeting,
+    config: CheckpointConfig,
+    run: dict[str, Any],
+) -> Manifest | None:
+    """Write and commit, together with the other ranks' threads; when it returns, it is durable.
+
+    Returns, on rank 0, the checkpoint's manifest.
+
+    Raises:
+        StorageError: this rank's disk is full.
+        MeetingOver: another rank's is, or training has ended.
+    """
+    started, folder, first = now(), store.folder(state.step), meeting.rank == 0
+    of = identity(store, state.step, meeting.world_size, source.zero_stage)
+    native = native_folder(store, of)
+    several = meeting.world_size > 1  # one rank's shard would hold what the canonical files hold
+    if first:
+        store.note(state.step, **({"native": native.name} if several else {}))
+        meeting.clear(others=True)
+    shards, fragments = [], list(own)
+    if several:
+        shard = write_shard(native, store.root, meeting.rank, own)
+        shards = [Output.model_validate(value) for value in meeting.share("shard", shard.model_dump())]
+        others = (rank for rank in range(meeting.world_size) if rank != meeting.rank)
+        fragments += [fragment for rank in others for fragment in read_shard(shard_path(native, rank))]
+    ranks = (meeting.rank, meeting.world_size)
+    made = write_canonical(folder, store.root, source.shapes, fragments, ranks)
+    outputs = [Output.model_validate(value) for values in meeting.share("canonical", _plain(made)) for value in values]
+    manifest = None
+    if first:
+        facts = {**run, "started": started, "finished": now()}
+        # One that stands here is damaged, or is saved anew with a validation that its own attempt was kept from. Its
+        # files of weights were replaced by themselves; only between the next line and the commit does nothing stand.
+        remove_file(folder / FILE_NAME)
+        write_json(folder / "state.json", asdict(state))
+        outputs.append(describe(folder / "state.json", store.root))
+        manifest = commit(_manifest(store, state, outputs, facts), store.root, store.attest)
+        kept = native if several and config.native and source.native else None
+        if kept is not None:
+            remove_file(kept / FILE_NAME)
+            commit(native_manifest(store, of, shards, manifest, facts), store.root, store.attest)
+        remove_native(store, kept)
+        remove_old(store, config, state.step, state.validations)
+    meeting.share("durable", None)
+    return manifest
+
+
+def _plain(outputs: Sequence[Output]) -> list[dict[str, Any]]:
+    return [output.model_dump(mode="json") for output in outputs]
+
+
+def _manifest(store: Store, state: TrainState, outputs: Sequence[Output], run: dict[str, Any]) -> Manifest:
+    return Manifest(
+        stage=STAGE,
+        version=VERSION,
+        key=store.key(state.step),
+        config=store.identity(state.step).model_dump(mode="json"),
+        inputs=(store.tokens,),
+        outputs=tuple(sorted(outputs, key=lambda output: output.path)),
+        stats={"step": state.step, "tokens": state.tokens, "loss": state.losses[-1]},
+        run=run,
+    )

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import logging
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+from governance import log
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def plain(monkeypatch, caplog):
+    """Plain lines, as in a job, on a clock that we turn."""
+    clock = Clock()
+    monkeypatch.setattr(log, "time", clock)
+    logger = logging.getLogger("assay")
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "handlers", [logging.NullHandler()])
+    caplog.set_level(logging.INFO, logger="assay")
+    monkeypatch.setattr(sys, "stderr", open(os.devnull, "w"))  # noqa: SIM115
+    return clock, caplog
+
+
+def test_a_job_has_a_line_every_ten_seconds_and_not_each_step(plain):
+    clock, caplog = plain
+    with log.progress("train", 20_000, "steps", done=100) as advance:
+        for step in range(250):
+            clock.now += 0.1
+            advance(1, f"loss {step}")
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "train: 200 of 20000 steps, 10 steps/s, 0:33:00 left, loss 99",
+        "train: 300 of 20000 steps, 10 steps/s, 0:32:50 left, loss 199",
+    ]
+
+
+def test_the_last_step_of_a_long_job_is_told_and_a_short_job_is_silent(plain):
+    clock, caplog = plain
+    for seconds, lines in ((1.0, 0), (4.0, 2)):
+        caplog.clear()
+        with log.progress("train", 4, "steps") as advance:
+            for _ in range(4):
+                clock.now += seconds
+                advance(1)
+        assert len(caplog.records) == lines
+    assert caplog.records[-1].getMessage() == "train: 4 of 4 steps, 0.25 steps/s, 0:00:00 left"
+
+
+def test_a_terminal_has_one_bar_that_messages_do_not_tear():
+    code = (
+        "from governance.log import get_logger, progress, set_up_logging\n"
+        "set_up_logging()\n"
+        "with progress('train', 4, 'steps') as advance:\n"
+        "    for step in range(4):\n"
+        "        advance(1, 'loss 3.25, 41.0% MFU')\n"
+        "        get_logger('x').info('a message of step %d', step)\n"
+    )
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=theirs, env={**os.environ, "COLUMNS": "120", "TERM": "xterm"}
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while part := os.read(ours, 4096):
+            shown += part
+    except OSError:  # the other side is closed
+        pass
+    os.close(ours)
+    assert child.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert text.count("100%") >= 1
+    assert "loss 3.25, 41.0% MFU" in text
+    assert all(f"a message of step {step}" in text for step in range(4))

@@ -1,0 +1,98 @@
+"""Checkpoints without an engine: made-up weights, cut over ranks that are threads of this process."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from governance.manifest import Input, Manifest
+from pretrain.checkpoint import Peers, Store, TrainState, require_step
+from pretrain.config import CheckpointConfig, TrainConfig, TrainRecipe
+from pretrain.engine_fragments import Owned
+from pretrain.model_config import ModelConfig
+from pretrain.optim_config import OptimConfig
+from pretrain.saving import Saver, Source
+
+SHAPES = [("a.weight", (3, 4)), ("b.weight", (5,)), ("c.weight", (2, 2))]
+KINDS = ("master", "exp_avg", "exp_avg_sq")
+ALONE = Peers(0, 1, lambda value: [value])
+KEEP = CheckpointConfig(keep_last=100)
+
+
+def store_in(root: Path, **kept) -> Store:
+    model = ModelConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    train = TrainConfig(sequence_length=32, global_batch_size=8, steps=100)
+    recipe = TrainRecipe(model=model, optim=OptimConfig(learning_rate=0.1), train=train)
+    tokens = Input(stage="encode", digest="d" * 64, path="encode/x/manifest.json")
+    return Store(root, kept.get("train_key", "a" * 64), 200, recipe, tokens)
+
+
+def values_at(step: int, shapes=SHAPES) -> dict[str, dict[str, torch.Tensor]]:
+    found = {}
+    for index, (name, shape) in enumerate(shapes):
+        generator = torch.Generator().manual_seed(100 * step + index)
+        found[name] = {kind: torch.randn(shape, generator=generator) for kind in KINDS}
+    return found
+
+
+def fragments_at(step: int, rank: int = 0, world_size: int = 1, shapes=SHAPES) -> list[Owned]:
+    """Equal pieces of all parameters laid end to end, as ZeRO-1 cuts them: a rank may own nothing of a parameter."""
+    total = sum(torch.Size(shape).numel() for _, shape in shapes)
+    size = -(-total // world_size)
+    begin, end, offset, made = size * rank, min(size * (rank + 1), total), 0, []
+    for name, values in values_at(step, shapes).items():
+        elements = values["master"].numel()
+        start, stop = max(begin - offset, 0), min(end - offset, elements)
+        if start < stop:
+            cut = {kind: value.flatten()[start:stop] for kind, value in values.items()}
+            made.append(Owned(name, start, stop - start, cut))
+        offset += elements
+    return made
+
+
+def state_at(step: int, **fields) -> TrainState:
+    return TrainState(step, 10 * step, [1.5] * step, **fields)
+
+
+def saver_of(store: Store, live: dict, peers: Peers = ALONE, config=KEEP, zero_stage: int = 1, attempt: int = 1):
+    """A saver of made-up weights; `live["step"]` says how far they have learned."""
+    source = Source(lambda: fragments_at(live["step"], peers.rank, peers.world_size), SHAPES, zero_stage)
+    return Saver(store, source, peers, config, {"attempt": attempt})
+
+
+def save(store: Store, *steps: int, peers: Peers = ALONE, **settings) -> Manifest:
+    live = {"step": steps[0]}
+    with saver_of(store, live, peers, **settings) as saver:
+        for step in steps:
+            live["step"] = step
+            saver.save(state_at(step))
+    return require_step(store, steps[-1])
+
+
+def together(world_size: int, act):
+    """`act(peers)` on so many ranks, each a thread; what each returned. A fault of any is raised."""
+    barrier, room = threading.Barrier(world_size, timeout=60), [None] * world_size
+
+    def gather_as(rank):
+        def gather(value):
+            room[rank] = value
+            barrier.wait()
+            heard = list(room)
+            barrier.wait()
+            return heard
+
+        return gather
+
+    with ThreadPoolExecutor(world_size) as ranks:
+        acts = [ranks.submit(act, Peers(rank, world_size, gather_as(rank))) for rank in range(world_size)]
+    return [done.result() for done in acts]

@@ -1,0 +1,113 @@
+"""Run on each rank: train a little at every ZeRO stage and save, or go on from what others saved and save again.
+
+    python resume_layouts.py FOLDER PRECISION write|read WORLD_SIZE
+
+`read` leaves, for each checkpoint that it finds, the digest of what it saved after loading it (which is a function of
+the masters and moments), which form it read, and the loss of a batch that nobody trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from governance.manifest import Input
+from pretrain.checkpoint import Peers, Store, TrainState, require_step
+from pretrain.config import CheckpointConfig, EngineConfig, TrainConfig, TrainRecipe
+from pretrain.distributed import gather, join, read_ranks
+from pretrain.engine import open_engine
+from pretrain.model.decoder import Batch, initial_weight
+from pretrain.model_config import ModelConfig
+from pretrain.optim_config import OptimConfig
+from pretrain.resuming import newest_whole, resume
+from pretrain.saving import open_saver
+
+VOCABULARY, LENGTH, STEPS = 200, 32, 2
+
+
+def batch_of(seed: int, rows: int) -> Batch:
+    tokens = torch.randint(1, VOCABULARY, (rows, LENGTH + 1), generator=torch.Generator().manual_seed(seed))
+    positions = torch.arange(LENGTH).expand(rows, LENGTH).contiguous()
+    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.zeros_like(positions), positions)
+
+
+def job_in(root: Path, precision: str, stage: int, ranks) -> SimpleNamespace:
+    model = ModelConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    train = TrainConfig(sequence_length=LENGTH, global_batch_size=4, steps=10, precision=precision)
+    recipe = TrainRecipe(model=model, optim=OptimConfig(learning_rate=3e-3), train=train)
+    store = Store(root, "a" * 64, VOCABULARY, recipe, Input(stage="encode", digest="d" * 64, path="x"))
+    engine = EngineConfig(zero_stage=stage, micro_batch_size=4 // ranks.world_size, threads=1)
+    settings = SimpleNamespace(engine=engine, checkpoint=CheckpointConfig())
+    peers = Peers(ranks.rank, ranks.world_size, gather)
+    return SimpleNamespace(recipe=recipe, store=store, peers=peers, settings=settings, energy={})
+
+
+def held_out(engine) -> float:
+    with torch.no_grad():
+        return float(engine.forward(batch_of(99, 2))[1].double().sum())
+
+
+def write(job, engine, rank: int) -> None:
+    rows = job.settings.engine.micro_batch_size
+    for step in range(STEPS):
+        objective, _ = engine.forward(batch_of(10 * step + rank, rows))
+        engine.backward(objective, 4 * LENGTH)
+    loss = held_out(engine)
+    with open_saver(job, engine, {}) as saver:
+        saver.save(TrainState(STEPS, STEPS, [loss] * STEPS))
+
+
+def read(job, target: Path, engine_of) -> dict:
+    found = newest_whole(job.store, job.peers, job.settings.engine.zero_stage)
+    engine, state = resume(job, engine_of)
+    loss = held_out(engine)
+    again = job_in(target, job.recipe.train.precision, job.settings.engine.zero_stage, read_ranks())
+    with open_saver(again, engine, {}) as saver:
+        saver.save(state)
+    return {
+        "first": found.manifest.digest,
+        "digest": require_step(again.store, STEPS).digest,
+        "native": found.native is not None,
+        "loss": loss,
+        "learned": state.losses[-1],
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder, precision, act = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    ranks = read_ranks()
+    device = join(ranks, 120.0)
+    found = {}
+    for stage in range(0 if precision == "fp32" else 1, 4):
+        layout = f"{ranks.world_size}x{stage}"
+
+        def engine_of(weight, job):
+            return open_engine(job.recipe, job.settings.engine, VOCABULARY, ranks, device, weight)
+
+        if act == "write":
+            job = job_in(folder / layout, precision, stage, ranks)
+            engine = engine_of(lambda n, s, job=job: initial_weight(n, s, job.recipe.model, 0), job)
+            write(job, engine, ranks.rank)
+            continue
+        for root in sorted(folder.glob("?x?")):
+            job = job_in(root, precision, stage, ranks)
+            target = folder / "again" / f"{root.name}-{layout}"
+            found[f"{root.name}-{layout}"] = read(job, target, lambda weight, job=job: engine_of(weight, job))
+    if ranks.first and act == "read":
+        (folder / f"read-{ranks.world_size}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Each rule of `compatibility.py` refuses what it is for, says the mend, and lets what it must not refuse pass."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from governance.errors import ConfigError
+from pretrain import compatibility
+from pretrain.compatibility import RULES, WARNINGS, Situation, check_start, check_together, faults_of
+from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
+from pretrain.distributed import Ranks, device_of
+from pretrain.model_config import ModelConfig
+from pretrain.optim_config import OptimConfig
+
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 128}
+
+
+def situation(where: dict | None = None, optimizer: str = "adamw", **settings) -> Situation:
+    """Sections that suit each other, but for `settings` (by the field's name); `where`: device, ranks, capability."""
+    values = {
+        ModelConfig: {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2},
+        TrainConfig: {"sequence_length": 64, "global_batch_size": 8, "steps": 10},
+        EngineConfig: {"micro_batch_size": 2},
+        OptimConfig: {"learning_rate": 0.1},
+    }
+    made = {}
+    for section, fields in values.items():
+        own = {name: settings.pop(name) for name in list(settings) if name in section.model_fields}
+        made[section] = section(**{**fields, **own})
+    assert not settings
+    optim = made[OptimConfig].model_copy(update={"optimizer": optimizer})
+    return Situation(made[ModelConfig], optim, made[TrainConfig], made[EngineConfig], **(where or {}))
+
+
+CPU, CUDA = {"device": "cpu"}, {"device": "cuda", "capability": (9, 0)}
+OFFLOAD = {"zero_stage": 3, "offload_optimizer": "cpu"}
+REFUSED = [
+    ("rows_fit_the_positions", {"sequence_length": 256}, "raise the latter"),
+    ("schedule_fits_the_steps", {"warmup_steps": 8, "decay_steps": 3}, "shorten the warm-up"),
+    ("half_precision_has_masters", {"zero_stage": 0, "precision": "bf16"}, "'autocast'"),
+    ("fp16_wants_cuda", {"precision": "fp16", "where": CPU}, "'bf16'"),
+    ("fp8_wants_a_card_that_has_it", {"precision": "fp8", "where": CPU}, "capability 8.9"),
+    ("fp8_wants_a_card_that_has_it", {"precision": "fp8", "where": {**CUDA, "capability": (8, 0)}}, "(8, 0)"),
+    ("fp8_shapes_divide", {"precision": "fp8", "intermediate_size": 136}, "intermediate_size = 136"),
+    ("bf16_masters_stay_on_the_device", {"precision": "bf16_masters", **OFFLOAD}, "precision = 'bf16'"),
+    ("quantized_collectives_want_cuda", {"quantized_weights": True, "zero_stage": 3, "where": CPU}, "CUDA kernels"),
+    (
+        "quantized_collectives_want_cuda",
+        {"quantized_gradients": True, "zero_stage": 2, "where": CUDA},
+        "zero_stage = 3",
+    ),
+    (
+        "quantized_collectives_want_cuda",
+        {"quantized_weights": True, "zero_stage": 3, "precision": "autocast"},
+        "'bf16'",
+    ),
+    ("deepcompile_wants_cuda", {"deepcompile": True, "where": CPU}, "compile = true"),
+    ("deepcompile_wants_cuda", {"deepcompile": True, "zero_stage": 0, "precision": "fp32"}, "zero_stage = 1"),
+    ("deepcompile_wants_cuda", {"deepcompile": True, "sequence_parallel_size": 2}, "compile = true"),
+    ("parameter_offload_wants_stage_3", {"offload_parameters": "cpu", "zero_stage": 2}, "zero_stage = 3"),
+    ("optimizer_offload_wants_its_stage", {"offload_optimizer": "cpu", "zero_stage": 0, "precision": "fp32"}, "= 1"),
+    ("optimizer_offload_wants_its_stage", {"offload_optimizer": "nvme", "zero_stage": 2, "nvme_path": "x"}, "= 3"),
+    ("nvme_has_a_folder", {"offload_optimizer": "nvme", "zero_stage": 3}, "nvme_path"),
+    ("hpz_wants_stage_3", {"hpz_partition_size": 2, "zero_stage": 2}, "zero_stage = 3"),
+    ("hpz_wants_stage_3", {"hpz_partition_size": 2, "zero_stage": 3, "where": {"world_size": 3}}, "divisor"),
+    ("sequence_parallelism_divides", {"sequence_parallel_size": 3}, "sequence_length = 64"),
+    ("sequence_parallelism_divides", {"sequence_parallel_size": 4}, "num_key_value_heads = 2"),
+    ("tensor_parallelism_divides", {"tensor_parallel_size": 4}, "num_key_value_heads = 2"),
+    ("tensor_parallelism_knows_the_model", {"tensor_parallel_size": 2, "optimizer": "muon"}, "whole matrices"),
+    ("splits_divide_the_ranks", {"tensor_parallel_size": 2, "where": {"world_size": 3}}, "multiple of 2"),
+    ("the_batch_divides", {"micro_batch_size": 3, "where": {"world_size": 1}}, "micro batch that divides"),
+    ("the_batch_divides", {"micro_batch_size": 4, "where": {"world_size": 4}}, "4 x 4"),
+    ("only_adamw_is_offloaded", {"optimizer": "muon", **OFFLOAD}, "offload_optimizer = 'none'"),
+]
+
+
+@pytest.mark.parametrize(("rule", "settings", "mend"), REFUSED)
+def test_a_rule_refuses_with_its_mend(rule, settings, mend):
+    told = getattr(compatibility, rule)(situation(**settings))
+    assert told is not None
+    assert mend in told
+
+
+def test_every_rule_is_tested_and_none_refuses_what_suits():
+    assert {name for name, _, _ in REFUSED} == {rule.__name__ for rule in RULES}
+    for where in ({}, {**CPU, "world_size": 1}, {**CPU, "world_size": 4}, {**CUDA, "world_size": 2}):
+        assert faults_of(situation(where)) == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"zero_stage": 0, "precision": "autocast"},
+        {"zero_stage": 0, "precision": "fp32"},
+        {"precision": "fp16", "where": CUDA},
+        {"precision": "fp8", "where": CUDA},
+        {"quantized_weights": True, "quantized_gradients": True, "zero_stage": 3, "where": CUDA},
+        {"sequence_parallel_size": 2, "where": {"world_size": 2}, "micro_batch_size": 8},
+        {"tensor_parallel_size": 2, "zero_stage": 3, "where": {"world_size": 4}},
+        {"offload_optimizer": "nvme", "offload_parameters": "nvme", "nvme_path": "x", "zero_stage": 3},
+        {"optimizer": "muon", "zero_stage": 3},
+    ],
+)
+def test_what_works_passes(settings):
+    assert faults_of(situation(**settings)) == []
+
+
+def test_all_faults_are_told_at_once():
+    s = situation(sequence_length=256, zero_stage=0)
+    with pytest.raises(ConfigError, match=r"(?s)max_position_embeddings.*master weights"):
+        check_together(TrainRecipe(model=s.model, optim=s.optim, train=s.train), s.engine)
+
+
+def test_a_device_that_is_asked_for_is_known_before_the_start():
+    s = situation(precision="fp16", device="cpu")
+    recipe = TrainRecipe(model=s.model, optim=s.optim, train=s.train)
+    with pytest.raises(ConfigError, match="fp16"):
+        check_together(recipe, s.engine)
+    check_together(recipe, EngineConfig())  # "auto": a login node may have no GPU
+    with pytest.raises(ConfigError, match="fp16"):
+        check_start(recipe, EngineConfig(), Ranks(), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"tensor_parallel_size": 2, "where": {"world_size": 2, "local_world_size": 1}}, "cross the network"),
+        ({"shared_memory_collectives": True, "where": CUDA}, "no effect"),
+    ],
+)
+def test_what_works_badly_is_told(settings, words, caplog):
+    s = situation(**settings)
+    assert any(words in (rule(s) or "") for rule in WARNINGS)
+    ranks = Ranks(0, s.world_size or 1, 0, s.local_world_size)
+    with caplog.at_level(logging.WARNING):
+        recipe = TrainRecipe(model=s.model, optim=s.optim, train=s.train)
+        check_start(recipe, s.engine, ranks, s.device or "cpu", s.capability)
+    assert words in caplog.text
+
+
+def test_no_gpu_where_one_is_asked_for(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of(Ranks()).type == "cpu"
+    with pytest.raises(ConfigError, match="device = 'auto' or 'cpu'"):
+        device_of(Ranks(), "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert device_of(Ranks(), "cpu").type == "cpu"
+    with pytest.raises(ConfigError, match="one rank a GPU"):
+        device_of(Ranks(1, 2, 1, 2))
