@@ -54,7 +54,7 @@ class _Product(torch.autograd.Function):
 
 
 def multiply(left: torch.Tensor, right: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-    """left [N, K] x right [M, K]^T -> [N, M] in the type of `left`, which is rounded to `kind`; `right` to e4m3."""
+    """Left [N, K] x right [M, K]^T -> [N, M] in the type of `left`, which is rounded to `kind`; `right` to e4m3."""
     small, small_scale = _rounded(left, kind)
     other, other_scale = _rounded(right, torch.float8_e4m3fn)
     return torch._scaled_mm(small, other.t(), scale_a=small_scale, scale_b=other_scale, out_dtype=left.dtype)
