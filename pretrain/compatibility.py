@@ -22,11 +22,6 @@ from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
 
 
-def optimizer_of(optim: OptimConfig) -> str:
-    """Name of the optimizer."""
-    return getattr(optim, "optimizer", "adamw")
-
-
 @dataclass(frozen=True)
 class Situation:
     """What the rules read."""
@@ -43,11 +38,6 @@ class Situation:
     """Ranks of a node."""
     capability: tuple[int, int] | None = None
     """Compute capability of the GPU."""
-
-    @property
-    def optimizer(self) -> str:
-        """Name of the optimizer."""
-        return optimizer_of(self.optim)
 
 
 Rule = Callable[[Situation], str | None]
@@ -231,9 +221,9 @@ def tensor_parallelism_knows_the_model(s: Situation) -> str | None:
     """What AutoTP would cut wrongly: experts, norms over heads that it parts, matrices that Muon wants whole."""
     if s.engine.tensor_parallel_size == 1:
         return None
-    if getattr(s.model, "moe", None) is not None:
+    if s.model.moe is not None:
         return "engine.tensor_parallel_size with model.moe: experts are not cut; set tensor_parallel_size = 1"
-    if s.optimizer == "muon":
+    if s.optim.optimizer == "muon":
         return "engine.tensor_parallel_size with optim.optimizer = 'muon': Muon wants whole matrices; set it to 1"
     if s.train.precision == "fp8":
         return "engine.tensor_parallel_size with train.precision = 'fp8': set precision = 'bf16'"
@@ -264,11 +254,11 @@ def the_batch_divides(s: Situation) -> str | None:
 
 def only_adamw_is_offloaded(s: Situation) -> str | None:
     """Off the device, only AdamW of torch was made to run."""
-    if s.optimizer == "adamw" or s.engine.offload_optimizer == "none":
+    if s.optim.optimizer == "adamw" or s.engine.offload_optimizer == "none":
         return None
     return (
-        f"optim.optimizer = {s.optimizer!r} with engine.offload_optimizer = {s.engine.offload_optimizer!r}: only AdamW "
-        f"is updated off the device; set offload_optimizer = 'none'"
+        f"optim.optimizer = {s.optim.optimizer!r} with engine.offload_optimizer = {s.engine.offload_optimizer!r}: only "
+        f"AdamW is updated off the device; set offload_optimizer = 'none'"
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pretrain.compatibility import optimizer_of
 from pretrain.config import EngineConfig, TrainRecipe, gradient_accumulation_steps
 from pretrain.layout import data_ranks
 from pretrain.model_config import ModelConfig, padded_vocabulary
@@ -38,7 +37,7 @@ def deepspeed_config(
         ConfigError: the global batch does not divide evenly over ranks and micro batches.
     """
     batch, micro = recipe.train.global_batch_size, engine.micro_batch_size
-    optimizer = optimizer_of(recipe.optim)
+    optimizer = recipe.optim.optimizer
     # With clipping, DeepSpeed would divide Muon's orthogonal update by its own norm (DeepSpeed#8439): ours clips.
     clipping = 0.0 if optimizer == "muon" else recipe.optim.gradient_clipping
     values: dict[str, Any] = {
@@ -84,7 +83,7 @@ def _zero(
         "reduce_bucket_size": BUCKET,
         "allgather_bucket_size": BUCKET,
     }
-    if engine.zero_stage == 3 and optimizer_of(recipe.optim) == "muon":
+    if engine.zero_stage == 3 and recipe.optim.optimizer == "muon":
         values["reduce_scatter"] = False  # Muon needs whole gradients
     if engine.hpz_partition_size > 1:
         values["zero_hpz_partition_size"] = engine.hpz_partition_size

@@ -30,6 +30,7 @@ from pretrain.extension import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, bu
 from pretrain.layout import layout_of
 from pretrain.memory import refuse_what_cannot_fit
 from pretrain.model.decoder import Batch, Decoder
+from pretrain.model.float8 import compute_in_8_bits
 from pretrain.model.initial import learning_rate_scale
 from pretrain.model.ulysses import share_rows
 from pretrain.optim import make_optimizer, parameter_groups
@@ -147,6 +148,8 @@ def open_engine(
     with foreign_errors():
         make = functools.partial(Decoder, recipe.model, vocabulary_size, settings.activation_checkpointing)
         model = _build(deepspeed, config, make, weight)
+        if recipe.train.precision == "fp8":
+            compute_in_8_bits(model)
         if settings.sequence_parallel_size > 1:
             share_rows(model, _sequence_group(ranks, settings))
         scale = functools.partial(learning_rate_scale, config=recipe.model)

@@ -5,8 +5,8 @@ block saves. Promise: a configuration that cannot fit is refused within a second
 and settings that would fit; one that fits is not refused unless the estimate is too high by more than `_TOLERANCE`.
 
 Measured once, on CPU with 48.9 M parameters (10 layers of 512, 4 rows of 256 tokens, vocabulary 16,384), as peak
-resident memory against the estimate: bf16 at stage 1, 2, 3: 1980, 1823, 1943 MiB against 1795, 1795, 1888; fp32 at
-stage 1: 2273 against 2216. So 2 to 9 % too low. On a GPU it was not measured.
+resident memory against the estimate: bf16 at stage 1: 1904 MiB against 1781; fp32 at stage 2: 2221 against 2221; bf16
+at stage 3 with full checkpointing: 1754 against 1686. So 0 to 6 % too low. On a GPU it was not measured.
 
 Not counted: fragmentation of the allocator, and pages of token shards, which the system gives back when asked.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from governance.errors import PipelineError
-from pretrain.compatibility import Situation, faults_of, optimizer_of
+from pretrain.compatibility import Situation, faults_of
 from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.deepspeed_config import BUCKET
 from pretrain.distributed import Ranks
@@ -72,7 +72,7 @@ def estimate(
     recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, world_size: int, device: Literal["cpu", "cuda"]
 ) -> Estimate:
     """What one of `world_size` ranks needs at the peak of a step."""
-    from pretrain.model.decoder import parameter_count
+    from pretrain.model.counting import parameter_count
 
     tensor = engine.tensor_parallel_size
     block = parameter_count(_layers(recipe.model, 2), vocabulary_size) - parameter_count(
@@ -82,7 +82,7 @@ def estimate(
     parameters = parameter_count(recipe.model, vocabulary_size) - blocks + blocks // tensor
     held = _state(recipe, engine, parameters, world_size // tensor)
     on_device = {"runtime": _RUNTIME[device], "activations": _activations(recipe, engine, device)}
-    on_device |= {"logits": _logits(recipe, engine, vocabulary_size)}
+    on_device |= {"loss": _head(recipe, engine, vocabulary_size, device)}
     on_host: dict[str, int] = {}
     for name, count in held.items():
         place = _place(name, engine)
@@ -122,7 +122,7 @@ def _state(recipe: TrainRecipe, engine: EngineConfig, parameters: int, ranks: in
     full = precision in ("fp32", "autocast")
     weight, master = (4 if full else 2), (2 if precision == "bf16_masters" else 4)
     piece = -(-parameters // ranks)
-    moments = {"adamw": 2, "muon": 1, "lion": 1}[optimizer_of(recipe.optim)]
+    moments = {"adamw": 2, "muon": 1, "lion": 1}[recipe.optim.optimizer]
     values = {
         "parameters": weight * (piece if stage == 3 else parameters),
         "masters": master * piece if stage else 0,
@@ -140,37 +140,56 @@ def _state(recipe: TrainRecipe, engine: EngineConfig, parameters: int, ranks: in
 
 
 def _activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
-    """Bytes that the forward pass saves for the backward pass, logits apart.
+    """Bytes that the blocks save for the backward pass.
 
-    Per token and block: the stream and its norm twice, what attention reads and writes, what the feed-forward layer
-    reads and writes.
+    Per token and block: the stream and its norm, before either part; what attention reads and writes; what the
+    feed-forward layer reads and writes. On CPU also the probabilities of short rows, one triangle of them.
     """
-    model, tensor = recipe.model, engine.tensor_parallel_size
-    size = 4 if recipe.train.precision == "fp32" else 2
-    tokens = engine.micro_batch_size * recipe.train.sequence_length // engine.sequence_parallel_size
-    width, heads = model.hidden_size, model.hidden_size // tensor
-    repeated = device == "cpu" and model.num_key_value_heads < model.num_attention_heads
-    keys = heads if repeated else model.num_key_value_heads * model.head_dim // tensor
-    experts = getattr(getattr(model, "moe", None), "num_experts_per_tok", 1)
-    attention = 3 * heads + 2 * keys
-    block = 4 * width + attention + 4 * experts * model.intermediate_size // tensor
-    kept = {"none": block, "selective": block - attention, "full": width}[engine.activation_checkpointing]
-    again = {"none": 0, "selective": attention, "full": block}[engine.activation_checkpointing]
-    table, length = 0, recipe.train.sequence_length
-    if device == "cpu":  # who may see whom, as bits and as what the kernel adds
-        table = engine.micro_batch_size * length**2 * (1 + size)
-        if length <= _SHORT_ROWS:  # and the probabilities on and below the diagonal, which short rows keep
-            layers = model.num_hidden_layers if engine.activation_checkpointing == "none" else 1
-            heads_here = model.num_attention_heads // tensor
-            table += size * layers * engine.micro_batch_size * heads_here * length * (length + 64) // 2
-    return size * tokens * (model.num_hidden_layers * kept + again + 2 * width) + table
+    from pretrain.model.attention import SHORT
+
+    model, tensor, length = recipe.model, engine.tensor_parallel_size, recipe.train.sequence_length
+    tokens, size = _tokens(recipe, engine), _size(recipe)
+    width, heads, keys = (
+        model.hidden_size,
+        model.hidden_size // tensor,
+        model.num_key_value_heads * model.head_dim // tensor,
+    )
+    gated = model.feed_forward == "swiglu"
+    inner = model.intermediate_size // tensor * (1 if model.moe is None else model.moe.num_experts_per_tok)
+    block = 4 * width + 3 * heads + 2 * keys + (4 if gated else 2) * inner
+    products = 2 * width + heads + 2 * keys + (2 if gated else 1) * inner
+    table = 0
+    if device == "cpu" and length <= SHORT:
+        copies = engine.sequence_parallel_size * tensor
+        table = engine.micro_batch_size * model.num_attention_heads // copies * length**2 * size // 2
+    elif device == "cpu":  # who may see whom, as bits and as what the kernel adds
+        table = engine.micro_batch_size * length**2 * (1 + size) // model.num_hidden_layers
+    kept = {"none": block, "selective": width + products, "full": width}[engine.activation_checkpointing]
+    whole = size * tokens * block + table
+    if engine.activation_checkpointing == "none":
+        return model.num_hidden_layers * whole
+    return model.num_hidden_layers * size * tokens * kept + whole
 
 
-def _logits(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int) -> int:
-    """Bytes of the logits, their fp32 log-probabilities and the gradient of those."""
-    tokens = engine.micro_batch_size * recipe.train.sequence_length // engine.sequence_parallel_size
-    size = 4 if recipe.train.precision == "fp32" else 2
-    return tokens * padded_vocabulary(vocabulary_size) * (size + 8)
+def _head(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device: str) -> int:
+    """Bytes of the loss: a piece of the logits, and the gradients that live until the backward pass (see `loss.py`)."""
+    from pretrain.model.loss import piece_tokens
+
+    tokens, size, rows = _tokens(recipe, engine), _size(recipe), padded_vocabulary(vocabulary_size)
+    if recipe.train.precision == "fp16":
+        return tokens * rows * (size + 8)
+    piece = min(tokens, piece_tokens(rows, device))
+    return piece * rows * (size + 4) + (tokens * size + rows * 4) * recipe.model.hidden_size
+
+
+def _tokens(recipe: TrainRecipe, engine: EngineConfig) -> int:
+    """Tokens that a rank computes at once."""
+    return engine.micro_batch_size * recipe.train.sequence_length // engine.sequence_parallel_size
+
+
+def _size(recipe: TrainRecipe) -> int:
+    """Bytes of a number that the forward pass computes."""
+    return 4 if recipe.train.precision == "fp32" else 2
 
 
 def available(device: torch.device, ranks: Ranks) -> Available:

@@ -57,6 +57,11 @@ class Head(nn.Linear):
         return objective, nats.view(targets.shape)
 
 
+def piece_tokens(vocabulary: int, device: str) -> int:
+    """Tokens whose logits exist at once."""
+    return max(_PIECE_TOKENS, _PIECE_LOGITS.get(device, _PIECE_LOGITS["cuda"]) // vocabulary)
+
+
 def cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,7 +116,7 @@ def _losses(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
     count, vocabulary = len(hidden), len(weight)
-    step = max(_PIECE_TOKENS, _PIECE_LOGITS.get(hidden.device.type, 1 << 27) // vocabulary)
+    step = piece_tokens(vocabulary, hidden.device.type)
     pieces = [slice(start, start + step) for start in range(0, count, step)]
     soften = _softener(hidden.device.type)
     nats = torch.empty(count, dtype=torch.float32, device=hidden.device)

@@ -11,13 +11,13 @@ from pretrain import compatibility
 from pretrain.compatibility import RULES, WARNINGS, Situation, check_start, check_together, faults_of
 from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks, device_of
-from pretrain.model_config import ModelConfig
+from pretrain.model_config import ModelConfig, MoeConfig
 from pretrain.optim_config import OptimConfig
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 128}
 
 
-def situation(where: dict | None = None, optimizer: str = "adamw", **settings) -> Situation:
+def situation(where: dict | None = None, **settings) -> Situation:
     """Sections that suit each other, but for `settings` (by the field's name); `where`: device, ranks, capability."""
     values = {
         ModelConfig: {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2},
@@ -30,11 +30,12 @@ def situation(where: dict | None = None, optimizer: str = "adamw", **settings) -
         own = {name: settings.pop(name) for name in list(settings) if name in section.model_fields}
         made[section] = section(**{**fields, **own})
     assert not settings
-    optim = made[OptimConfig].model_copy(update={"optimizer": optimizer})
-    return Situation(made[ModelConfig], optim, made[TrainConfig], made[EngineConfig], **(where or {}))
+    sections = (made[section] for section in (ModelConfig, OptimConfig, TrainConfig, EngineConfig))
+    return Situation(*sections, **(where or {}))
 
 
 CPU, CUDA = {"device": "cpu"}, {"device": "cuda", "capability": (9, 0)}
+EXPERTS = MoeConfig(num_local_experts=4, num_experts_per_tok=2)
 OFFLOAD = {"zero_stage": 3, "offload_optimizer": "cpu"}
 REFUSED = [
     ("rows_fit_the_positions", {"sequence_length": 256}, "raise the latter"),
@@ -69,6 +70,9 @@ REFUSED = [
     ("sequence_parallelism_divides", {"sequence_parallel_size": 4}, "num_key_value_heads = 2"),
     ("tensor_parallelism_divides", {"tensor_parallel_size": 4}, "num_key_value_heads = 2"),
     ("tensor_parallelism_knows_the_model", {"tensor_parallel_size": 2, "optimizer": "muon"}, "whole matrices"),
+    ("tensor_parallelism_knows_the_model", {"tensor_parallel_size": 2, "moe": EXPERTS}, "experts are not cut"),
+    ("tensor_parallelism_knows_the_model", {"tensor_parallel_size": 2, "precision": "fp8"}, "'bf16'"),
+    ("hpz_wants_stage_3", {"hpz_partition_size": 2, "zero_stage": 3, "tensor_parallel_size": 2}, "over all ranks"),
     ("splits_divide_the_ranks", {"tensor_parallel_size": 2, "where": {"world_size": 3}}, "multiple of 2"),
     ("the_batch_divides", {"micro_batch_size": 3, "where": {"world_size": 1}}, "micro batch that divides"),
     ("the_batch_divides", {"micro_batch_size": 4, "where": {"world_size": 4}}, "4 x 4"),

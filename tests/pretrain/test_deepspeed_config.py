@@ -36,9 +36,9 @@ def recipe(optimizer: str = "adamw", **train) -> TrainRecipe:
         num_key_value_heads=2,
         max_position_embeddings=64,
     )
-    optim = OptimConfig(learning_rate=0.1, gradient_clipping=0.5).model_copy(update={"optimizer": optimizer})
+    optim = OptimConfig(optimizer=optimizer, learning_rate=0.1, gradient_clipping=0.5)
     values = {"sequence_length": 32, "global_batch_size": 24, "steps": 10, **train}
-    return TrainRecipe.model_construct(model=model, optim=optim, train=TrainConfig(**values))
+    return TrainRecipe(model=model, optim=optim, train=TrainConfig(**values))
 
 
 class Noting(dict):
@@ -161,7 +161,7 @@ def test_muon_is_never_clipped_by_deepspeed_and_sees_whole_gradients():
 
 def test_no_clipping_is_said_out_loud():
     quiet = recipe()
-    quiet = TrainRecipe.model_construct(
+    quiet = TrainRecipe(
         model=quiet.model, train=quiet.train, optim=OptimConfig(learning_rate=0.1, gradient_clipping=0.0)
     )
     assert deepspeed_config(quiet, EngineConfig(), 1)["gradient_clipping"] == 0.0

@@ -1,0 +1,139 @@
+"""The parity matrix: every stage, precision, number of ranks and accumulation learns what one rank in one batch does.
+
+Short runs of a tiny model, many in each start of one or two ranks; what DeepSpeed keeps for the life of a process
+(groups of tensor ranks, of hpZ) has a start of its own. fp32 agrees to 4 decimals, bf16 to 2e-3.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from pathlib import Path
+
+import pytest
+
+from governance.errors import PipelineError
+from pretrain import extension
+from pretrain.config import EngineConfig
+from pretrain.distributed import Ranks
+from pretrain.layout import Layout, layout_of
+
+_spec = importlib.util.spec_from_file_location("rank_runs", Path(__file__).parent / "rank_runs.py")
+rank_runs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(rank_runs)
+
+FP32 = [5.5528, 5.4482, 5.3464, 5.2698]
+"""The losses of `rank_runs.SHORT` in fp32 on one rank without accumulation, when this was written."""
+EXACT, NEAR = {"abs": 5e-5}, {"rel": 2e-3}
+STAGES = {"fp32": (0, 1, 2, 3), "bf16": (1, 2, 3), "bf16_masters": (1, 2, 3), "autocast": (0, 1, 2, 3)}
+
+
+def matrix(ranks: int) -> dict:
+    """Each stage and precision; in fp32 and bf16 also each split of the 8 rows into micro batches."""
+    runs = {}
+    for precision, stages in STAGES.items():
+        splits = (8 // ranks, 2) if precision in ("fp32", "bf16") else (4,)
+        for stage, micro in itertools.product(stages, splits):
+            runs[f"{precision}-{stage}-{micro}"] = {
+                "precision": precision, "zero_stage": stage, "micro_batch_size": micro,
+            }  # fmt: skip
+    return runs
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """One rank, one batch, stage 0."""
+    runs = {"plain": {"zero_stage": 0, "micro_batch_size": 8}, "qk": {"zero_stage": 0, "qk_norm": True}}
+    return rank_runs.losses_of_runs(tmp_path_factory.mktemp("reference"), runs, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_stage_precision_ranks_and_accumulation_learn_the_same(tmp_path, reference, ranks):
+    losses = rank_runs.losses_of_runs(tmp_path, matrix(ranks), ranks)
+    assert len(losses) == 8 + 6 + 3 + 4
+    for name, found in losses.items():
+        close = EXACT if name.startswith("fp32") else NEAR
+        assert found == pytest.approx(reference["plain"], **close), name
+
+
+@pytest.mark.parametrize("settings", [{}, {"zero_stage": 3, "offload_optimizer": "cpu", "micro_batch_size": 2}])
+def test_one_rank_learns_what_it_learned(tmp_path, run_training, losses_of, settings):
+    """The small core: quick, and in the same process."""
+    run = run_training(tmp_path, **{**rank_runs.SHORT, **settings})
+    assert losses_of(run, tmp_path) == pytest.approx(FP32, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_offload_and_checkpointing_learn_the_same(tmp_path, reference):
+    host = {"offload_optimizer": "cpu", "micro_batch_size": 2}
+    runs = {
+        "optimizer-1": {"zero_stage": 1, **host},
+        "optimizer-2": {"zero_stage": 2, **host},
+        "all-3": {"zero_stage": 3, "offload_parameters": "cpu", **host},
+        "full": {"activation_checkpointing": "full"},
+        "selective": {"activation_checkpointing": "selective", "zero_stage": 3},
+        "hpz": {"zero_stage": 3, "hpz_partition_size": 2},
+    }
+    for name, found in rank_runs.losses_of_runs(tmp_path, runs, 2).items():
+        assert found == pytest.approx(reference["plain"], **EXACT), name
+
+
+@pytest.mark.slow
+def test_ranks_that_share_rows_learn_what_one_does(tmp_path, reference):
+    """Rows of several documents each, so that positions and masks are at stake."""
+    share = {"sequence_parallel_size": 2}
+    runs = {
+        "plain": share,
+        "stage-3": {**share, "zero_stage": 3, "micro_batch_size": 2},
+        "bf16": {**share, "zero_stage": 2, "precision": "bf16"},
+        "recomputed": {**share, "activation_checkpointing": "full"},
+    }
+    losses = rank_runs.losses_of_runs(tmp_path, runs, 2)
+    for name, found in losses.items():
+        assert found == pytest.approx(reference["plain"], **(NEAR if name == "bf16" else EXACT)), name
+
+
+@pytest.mark.slow
+def test_ranks_that_share_matrices_learn_what_one_does(tmp_path, reference):
+    share = {"tensor_parallel_size": 2}
+    runs = {
+        **{f"plain-{stage}": {**share, "zero_stage": stage} for stage in (0, 1, 3)},
+        "qk": {**share, "qk_norm": True},
+        "bf16": {**share, "zero_stage": 2, "precision": "bf16"},
+    }
+    for name, found in rank_runs.losses_of_runs(tmp_path, runs, 2).items():
+        expected = reference["qk" if name == "qk" else "plain"]
+        assert found == pytest.approx(expected, **(NEAR if name == "bf16" else EXACT)), name
+
+
+@pytest.mark.slow
+def test_rows_and_matrices_are_shared_at_once(tmp_path, reference):
+    both = {"tensor_parallel_size": 2, "sequence_parallel_size": 2, "num_key_value_heads": 4}
+    alone = rank_runs.losses_of_runs(tmp_path / "one", {"alone": {"num_key_value_heads": 4}}, 1)["alone"]
+    found = rank_runs.losses_of_runs(tmp_path / "four", {"both": both}, 4)["both"]
+    assert found == pytest.approx(alone, **EXACT)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same(tmp_path, reference):
+    found = rank_runs.losses_of_runs(tmp_path, {"compiled": {"compile": True}}, 1)["compiled"]
+    assert found == pytest.approx(reference["plain"], **EXACT)
+
+
+def test_every_rank_has_its_place():
+    engine = EngineConfig(sequence_parallel_size=2, tensor_parallel_size=2)
+    places = [layout_of(Ranks(rank, 8, rank, 8), engine) for rank in range(8)]
+    assert places[:4] == [Layout(0, 2, 0, 0), Layout(0, 2, 0, 1), Layout(0, 2, 1, 0), Layout(0, 2, 1, 1)]
+    assert [place.data_rank for place in places] == [0] * 4 + [1] * 4
+    assert [rank for rank, place in enumerate(places) if place.counts] == [0, 4]
+    assert layout_of(Ranks(3, 4, 3, 4), EngineConfig()) == Layout(3, 4)
+
+
+def test_files_without_libaio_are_refused_with_the_mend(tmp_path, run_training, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    monkeypatch.setattr(extension, "_BUILD", "raise OSError('libaio.h: no such file')")
+    with pytest.raises(PipelineError, match="libaio-dev"):
+        run_training(
+            tmp_path, zero_stage=3, precision="bf16", offload_optimizer="nvme", nvme_path=str(tmp_path / "swap")
+        )
