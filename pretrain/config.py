@@ -135,7 +135,7 @@ class EngineConfig(Section):
     quantized_gradients: bool = False
     """CUDA, stage 3: reduce gradients in 4 bits (qgZ, arXiv:2306.10209). Alters what is learned."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
-    """Where masters and moments live, and are updated by the CPU: on the device, in host memory, or in files."""
+    """Where masters and moments live, and are updated by the CPU: the device or host memory; files are refused."""
     offload_parameters: Literal["none", "cpu", "nvme"] = "none"
     """Stage 3: where weights lie between their uses."""
     nvme_path: str | None = None

@@ -135,5 +135,5 @@ def test_files_without_libaio_are_refused_with_the_mend(tmp_path, run_training, 
     monkeypatch.setattr(extension, "_BUILD", "raise OSError('libaio.h: no such file')")
     with pytest.raises(PipelineError, match="libaio-dev"):
         run_training(
-            tmp_path, zero_stage=3, precision="bf16", offload_optimizer="nvme", nvme_path=str(tmp_path / "swap")
+            tmp_path, zero_stage=3, precision="bf16", offload_parameters="nvme", nvme_path=str(tmp_path / "swap")
         )
