@@ -59,7 +59,7 @@ class Head(nn.Linear):
 
 def piece_tokens(vocabulary: int, device: str) -> int:
     """Tokens whose logits exist at once."""
-    return max(_PIECE_TOKENS, _PIECE_LOGITS.get(device, _PIECE_LOGITS["cuda"]) // vocabulary)
+    return max(_PIECE_TOKENS, _PIECE_LOGITS["cpu" if device == "cpu" else "cuda"] // vocabulary)
 
 
 def cross_entropy(

@@ -24,12 +24,16 @@ GOLDEN = {
         "gemm_source", "parameters", "peak_flops_per_second", "peak_source", "step", "steps", "threads", "world_size",
     },
     "step": {
-        "attempt", "epoch", "epoch_share", "event", "grad_norm", "joules", "joules_per_token", "loss", "lr", "memory",
-        "memory_peak", "memory_reserved", "mfu", "mfu_gemm", "rows", "rows_read", "seconds", "seconds_data", "step",
-        "targets_per_second", "tokens", "tokens_per_second",
+        "attempt", "by_origin", "epoch", "epoch_share", "event", "grad_norm", "gradient_norms", "joules",
+        "joules_per_token", "loss", "lr", "memory", "memory_peak", "memory_reserved", "mfu", "mfu_gemm", "rows",
+        "rows_read", "seconds", "seconds_data", "step", "targets_per_second", "tokens", "tokens_per_second",
     },
-    "validation": {"attempt", "bits_per_byte", "event", "loss", "rows", "seconds", "step", "tokens"},
-    "checkpoint": {"attempt", "digest", "event", "path", "seconds", "step"},
+    "validation": {
+        "attempt", "bits_per_byte", "by_language", "by_origin", "by_source", "event", "loss", "loss_stderr", "rows",
+        "seconds", "step", "tokens",
+    },
+    "save": {"attempt", "event", "seconds", "step"},
+    "checkpoint": {"attempt", "digest", "event", "path", "step"},
 }  # fmt: skip
 
 
@@ -111,6 +115,13 @@ def test_every_field_is_described(mirrored):
         assert {field for field in fields if f"| `{field}` |" not in text} == set()
 
 
+def leaves(value):
+    """All values of a line, those of its tables too."""
+    if not isinstance(value, dict):
+        return [value]
+    return [leaf for inner in value.values() for leaf in leaves(inner)]
+
+
 def test_offline_wandb_is_the_record(mirrored):
     root, run, lines = mirrored
     runs = read_offline(root / run.folder)
@@ -119,7 +130,7 @@ def test_offline_wandb_is_the_record(mirrored):
         drawn = {name: number(value) for name, value in row.items() if not name.startswith("_")}
         expected = {"step": line["step"], "attempt": line["attempt"], **chart_values(line)}
         assert drawn == expected
-        numbers = [value for value in line.values() if isinstance(value, int | float)]
+        numbers = [value for value in leaves(line) if isinstance(value, int | float)]
         assert sorted(drawn.values()) == sorted(numbers)  # none left out, none drawn over another
 
 

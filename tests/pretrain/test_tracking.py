@@ -265,7 +265,8 @@ def test_training_names_the_verdict_that_let_it_through(tmp_path, monkeypatch):
     path = tmp_path / "verdicts" / f"{'d' * 16}-{'p' * 16}.json"
     path.parent.mkdir()
     path.write_bytes(b"a signed verdict")
-    run = SimpleNamespace(config=SimpleNamespace(recipe=RECIPE, settings=None), policy=SimpleNamespace(digest="p" * 64))
+    config = SimpleNamespace(recipe=RECIPE, settings=None, evaluation=RECIPE.evaluation, train=RECIPE.train)
+    run = SimpleNamespace(config=config, policy=SimpleNamespace(digest="p" * 64), folder=tmp_path)
     tokens = SimpleNamespace(digest="d" * 64, stage="encode")
     run_module.training(run, {"encode": tokens}, SimpleNamespace(root=tmp_path))
     [verdict] = given["evidence"]
