@@ -1,0 +1,92 @@
+"""`assay` as anyone runs it, but each training step waits for its turn, as the rivals' do (`rivals/turns.py`).
+
+    python assay_in_turn.py train my.toml --root root
+
+Each answer tells where the processor's time went since the last: `arithmetic` is what forward, backward and update
+took on all threads, `rest` what the main thread took besides (reading, guard, record), `threads` what the other Python
+threads took (loader, saver, meters, mirror), `children` other processes that it started (the mirror's service).
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(HERE), str(HERE / "benchmarks" / "rivals")]
+
+import turns  # noqa: E402
+
+from pretrain import cli, engine, loop  # noqa: E402
+
+_TICK = os.sysconf("SC_CLK_TCK")
+_arithmetic = 0.0
+_inside = 0.0
+
+
+def _counted(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The same method, whose time is added up."""
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        global _arithmetic, _inside
+        whole, own = time.process_time(), time.thread_time()
+        try:
+            return method(*arguments, **options)
+        finally:
+            _arithmetic += time.process_time() - whole
+            _inside += time.thread_time() - own
+
+    return timed
+
+
+def _threads() -> float:
+    """Seconds of the other Python threads so far."""
+    mine = threading.get_native_id()
+    return sum(
+        _seconds(f"/proc/self/task/{thread.native_id}/stat")
+        for thread in threading.enumerate()
+        if thread.native_id != mine
+    )
+
+
+def _children() -> float:
+    """Seconds of the processes that this one started so far."""
+    listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return sum(_seconds(f"/proc/{number}/stat") for number in listed)
+
+
+def _seconds(path: str) -> float:
+    try:
+        fields = Path(path).read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / _TICK
+
+
+def main() -> int:
+    """The loop asks for a step's rate once a step, when its rows are read: there it waits."""
+    rate_factor, before = loop.rate_factor, [0.0] * 4
+    for name in ("forward", "backward", "update"):
+        setattr(engine.Engine, name, _counted(getattr(engine.Engine, name)))
+
+    def in_turn(*arguments: Any) -> float:
+        nonlocal before
+        now = [_arithmetic, time.thread_time() - _inside, _threads(), _children()]
+        spent = [after - earlier for after, earlier in zip(now, before, strict=True)]
+        if any(before):
+            turns.answer(**dict(zip(("arithmetic", "rest", "threads", "children"), spent, strict=True)))
+        else:
+            turns.answer(ready=True)
+        before = now
+        turns.wait()
+        return rate_factor(*arguments)
+
+    vars(loop)["rate_factor"] = in_turn
+    return cli.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

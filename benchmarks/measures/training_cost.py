@@ -1,0 +1,54 @@
+"""What everything besides the arithmetic costs a training step, and how long a save holds the loop up."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+
+from benchmarks.measures.goals import Goal, told
+from benchmarks.measures.in_turn import ours, runners, take_turns
+from benchmarks.measures.training_setting import prepare
+from benchmarks.measures.training_speed import GPT
+from governance.files import read_lines
+
+PARTS = ("rest", "threads", "children")
+
+
+def instruments(quick: bool) -> list[Goal]:
+    """Processor time of a step outside of forward, backward and update: loader, digest, guard, record, mirror, energy.
+
+    Exact where a difference of two runs would drown in the machine's noise: each thread's own clock.
+    """
+    rounds = 15 if quick else 60
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        path = prepare(folder, GPT, 3_000_000)
+        with runners({"ours": ours("train", str(path), "--root", str(folder / "root"))}, folder) as started:
+            take_turns(started, rounds)
+            answers = started["ours"].answers
+    arithmetic = statistics.median(answer["arithmetic"] for answer in answers)
+    # Clocks of other threads and processes tick every 10 ms, so their means count, not medians.
+    parts = {name: statistics.mean(answer[name] for answer in answers) for name in PARTS}
+    goals = [Goal("training_instruments_share", sum(parts.values()) / arithmetic, 0.01, "<=")]
+    return goals + [told(f"training_{name}_ms_a_step", 1000 * value) for name, value in parts.items()]
+
+
+def saves(quick: bool) -> list[Goal]:
+    """How long the loop stands still for a save of the whole state, as a share of a step."""
+    steps = 12 if quick else 40
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        path = prepare(folder, GPT, 3_000_000)
+        words = ["--set", f"train.steps={steps}", "--set", "checkpoint.every_steps=4"]
+        from benchmarks.measures.training_setting import assay
+
+        assay("train", path, "--root", folder / "root", *words)
+        [lines] = [read_lines(found) for found in (folder / "root").glob("train/*/metrics.jsonl")]
+    seconds = [line["seconds"] for line in lines if line["event"] == "step"][2:]
+    stalls = [line["stall_seconds"] for line in lines if line["event"] == "save"]
+    share = statistics.median(stalls[:-1]) / statistics.median(seconds)
+    return [
+        Goal("training_save_stall_share", share, 0.05, "<="),
+        told("training_save_stall_ms", 1000 * statistics.median(stalls[:-1])),
+    ]
