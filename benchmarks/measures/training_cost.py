@@ -46,7 +46,7 @@ def saves(quick: bool) -> list[Goal]:
         assay("train", path, "--root", folder / "root", *words)
         [lines] = [read_lines(found) for found in (folder / "root").glob("train/*/metrics.jsonl")]
     seconds = [line["seconds"] for line in lines if line["event"] == "step"][2:]
-    stalls = [line["stall_seconds"] for line in lines if line["event"] == "save"]
+    stalls = [line["seconds"] for line in lines if line["event"] == "save"]
     share = statistics.median(stalls[:-1]) / statistics.median(seconds)
     return [
         Goal("training_save_stall_share", share, 0.05, "<="),
