@@ -119,15 +119,15 @@ def bf16_masters_stay_on_the_device(s: Situation) -> str | None:
 
 def quantized_collectives_want_cuda(s: Situation) -> str | None:
     """QwZ and qgZ are CUDA kernels of stage 3; DeepSpeed refuses qwZ with autocast."""
-    asked = [name for name in ("quantized_weights", "quantized_gradients") if getattr(s.engine, name)]
+    asked = [name for name in ("quantized_weights", "quantized_gradients") if getattr(s.train, name)]
     if not asked:
         return None
     if s.device == "cpu":
-        return f"engine.{asked[0]} on CPU: ZeRO++ quantizes with CUDA kernels; set it to false"
+        return f"train.{asked[0]} on CPU: ZeRO++ quantizes with CUDA kernels; set it to false"
     if s.engine.zero_stage != 3:
-        return f"engine.{asked[0]} with engine.zero_stage = {s.engine.zero_stage}: set zero_stage = 3, or it to false"
+        return f"train.{asked[0]} with engine.zero_stage = {s.engine.zero_stage}: set zero_stage = 3, or it to false"
     if s.train.precision in ("autocast", "fp32"):
-        return f"engine.{asked[0]} with train.precision = {s.train.precision!r}: set precision = 'bf16', or it to false"
+        return f"train.{asked[0]} with train.precision = {s.train.precision!r}: set precision = 'bf16', or it to false"
     return None
 
 
@@ -207,6 +207,16 @@ def sequence_parallelism_divides(s: Situation) -> str | None:
     return None
 
 
+def experts_see_whole_rows(s: Situation) -> str | None:
+    """The balance of experts is asked of a row; of stretches it would be another objective, under the same key."""
+    if s.engine.sequence_parallel_size == 1 or s.model.moe is None:
+        return None
+    return (
+        f"engine.sequence_parallel_size = {s.engine.sequence_parallel_size} with model.moe: experts are balanced over "
+        f"whole rows, and it cuts them; set sequence_parallel_size = 1"
+    )
+
+
 def tensor_parallelism_divides(s: Situation) -> str | None:
     """AutoTP gives each rank whole heads and equal parts of the feed-forward layer."""
     size = s.engine.tensor_parallel_size
@@ -278,6 +288,7 @@ RULES: tuple[Rule, ...] = (
     nvme_has_a_folder,
     hpz_wants_stage_3,
     sequence_parallelism_divides,
+    experts_see_whole_rows,
     tensor_parallelism_divides,
     tensor_parallelism_knows_the_model,
     splits_divide_the_ranks,

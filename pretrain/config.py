@@ -73,6 +73,10 @@ class TrainConfig(Section):
     """Arithmetic of forward and backward. fp32: all of it. bf16, fp16: weights are copies of fp32 masters, and gradient
     sums and moments are fp32. bf16_masters: masters, sums and moments are bf16 too, a quarter of the memory and less
     exact. autocast: fp32 weights, products in bf16. fp8: as bf16, with the products of the blocks in 8 bits."""
+    quantized_weights: bool = False
+    """CUDA, stage 3: gather weights in 8 bits (qwZ, arXiv:2306.10209): passes compute with rounded weights."""
+    quantized_gradients: bool = False
+    """CUDA, stage 3: reduce gradients in 4 bits (qgZ, arXiv:2306.10209): updates learn from rounded gradients."""
     validate_every_steps: int = Field(default=100, ge=0)
     """Steps between measurements on the validation shards; 0 measures only at the end."""
     validation_rows: int = Field(default=64, gt=0)
@@ -130,10 +134,6 @@ class EngineConfig(Section):
     hpz_partition_size: int = Field(default=1, gt=0)
     """Stage 3: ranks (of one node) that hold a second copy of the weights among them, gathered in the backward pass
     without crossing nodes (hpZ, arXiv:2306.10209); 1 keeps none."""
-    quantized_weights: bool = False
-    """CUDA, stage 3: gather weights in 8 bits (qwZ, arXiv:2306.10209). Alters what is learned."""
-    quantized_gradients: bool = False
-    """CUDA, stage 3: reduce gradients in 4 bits (qgZ, arXiv:2306.10209). Alters what is learned."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
     """Where masters and moments live, and are updated by the CPU: the device or host memory; files are refused."""
     offload_parameters: Literal["none", "cpu", "nvme"] = "none"

@@ -87,9 +87,9 @@ def _zero(
         values["reduce_scatter"] = False  # Muon needs whole gradients
     if engine.hpz_partition_size > 1:
         values["zero_hpz_partition_size"] = engine.hpz_partition_size
-    if engine.quantized_weights:
+    if recipe.train.quantized_weights:
         values["zero_quantized_weights"] = True
-    if engine.quantized_gradients:
+    if recipe.train.quantized_gradients:
         values["zero_quantized_gradients"] = True
     if engine.offload_optimizer != "none":
         values["offload_optimizer"] = _offload(engine.offload_optimizer, engine.nvme_path, device)

@@ -19,7 +19,7 @@ ENGINES = [
     {"zero_stage": 0},
     {"zero_stage": 1, "offload_optimizer": "cpu"},
     {"zero_stage": 2},
-    {"zero_stage": 3, "hpz_partition_size": 2, "quantized_weights": True, "quantized_gradients": True},
+    {"zero_stage": 3, "hpz_partition_size": 2},
     {"zero_stage": 3, "offload_optimizer": "nvme", "offload_parameters": "nvme", "nvme_path": "swap"},
     {"zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu", "deepcompile": True},
     {"zero_stage": 1, "tensor_parallel_size": 2},
@@ -80,7 +80,10 @@ def test_deepspeed_reads_every_key(engine, precision):
     if engine["zero_stage"] == 0 and precision == "bf16_masters":
         return  # refused before
     ranks = engine.get("tensor_parallel_size", 1)
-    emitted = deepspeed_config(recipe(precision=precision), EngineConfig(micro_batch_size=8, **engine), ranks)
+    quantized = engine["zero_stage"] == 3
+    train = {"precision": precision, "quantized_weights": quantized, "quantized_gradients": quantized}
+    emitted = deepspeed_config(recipe(**train), EngineConfig(micro_batch_size=8, **engine), ranks)
+    assert ("zero_quantized_gradients" in emitted["zero_optimization"]) is quantized
     read: set = set()
     DeepSpeedConfig(Noting(emitted, read))
     if ranks > 1:  # the one table below the second level that pydantic does not check
