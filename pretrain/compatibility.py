@@ -155,24 +155,17 @@ def parameter_offload_wants_stage_3(s: Situation) -> str | None:
 
 
 def optimizer_offload_wants_its_stage(s: Situation) -> str | None:
-    """Stage 0 has nothing apart to offload; from files, torch's AdamW meets emptied tensors and crashes."""
-    place, stage = s.engine.offload_optimizer, s.engine.zero_stage
-    if place == "nvme":
-        return (
-            "engine.offload_optimizer = 'nvme': DeepSpeed swaps the state of its own Adam only, which is not our "
-            "optimizer; set offload_optimizer = 'cpu'"
-        )
-    if place == "none" or stage:
+    """Stage 0 has nothing apart to offload."""
+    if s.engine.offload_optimizer == "none" or s.engine.zero_stage:
         return None
     return "engine.offload_optimizer = 'cpu' with engine.zero_stage = 0: set zero_stage = 1 or more, or it to 'none'"
 
 
 def nvme_has_a_folder(s: Situation) -> str | None:
     """Files need a place."""
-    asked = [name for name in ("offload_optimizer", "offload_parameters") if getattr(s.engine, name) == "nvme"]
-    if not asked or s.engine.nvme_path:
+    if s.engine.offload_parameters != "nvme" or s.engine.nvme_path:
         return None
-    return f"engine.{asked[0]} = 'nvme' without engine.nvme_path: give a folder on a fast local disk"
+    return "engine.offload_parameters = 'nvme' without engine.nvme_path: give a folder on a fast local disk"
 
 
 def hpz_wants_stage_3(s: Situation) -> str | None:

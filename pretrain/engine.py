@@ -197,8 +197,8 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
     built = settings.shared_memory_collectives and device.type == "cpu"
     if built:
         built = build_shared_memory(ranks, settings.extension_build_seconds)
-    offloaded = (settings.offload_optimizer, settings.offload_parameters)
-    if "nvme" in offloaded:
+    in_files = settings.offload_parameters == "nvme"
+    if in_files:
         build_async_io(ranks, settings.extension_build_seconds, device.type)
     import deepspeed
     import deepspeed.ops
@@ -208,7 +208,7 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
     # Its memory report at each start collects garbage six times: 1.5 s here, for lines that nobody asked for.
     vars(bf16_optimizer)["see_memory_usage"] = lambda message, force=False: None
     # Setting the table also spares the compiler probes by which DeepSpeed would fill it.
-    vars(deepspeed.ops)["__compatible_ops__"] = {SHARED_MEMORY_OP: built, ASYNC_IO_OP: "nvme" in offloaded}
+    vars(deepspeed.ops)["__compatible_ops__"] = {SHARED_MEMORY_OP: built, ASYNC_IO_OP: in_files}
     # Now, not within `initialize`: building a model at stage 3 already asks for the number of ranks.
     with contextlib.redirect_stdout(io.StringIO()):
         deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl", verbose=False)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _TOLERANCE = 1.15
 _LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's max_live_parameters: what stage 3 keeps gathered
 _MOST_RANKS = 1 << 16
-_SWAPPED_BYTES = 8 << 30  # buffers in host memory, of state that lies in files
+_SWAPPED_BYTES = 8 << 30  # buffers in host memory, of weights that lie in files
 _CGROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -90,8 +90,8 @@ def estimate(
             on_device[name] = count
         elif place == "host":
             on_host[name] = count
-    if "nvme" in (engine.offload_optimizer, engine.offload_parameters):
-        on_host["swap buffers"] = min(_SWAPPED_BYTES, sum(held.values()))
+    if engine.offload_parameters == "nvme":
+        on_host["swap buffers"] = min(_SWAPPED_BYTES, held["parameters"])
     if device == "cpu":
         return Estimate({**on_device, **{f"offloaded {name}": count for name, count in on_host.items()}}, {})
     if engine.zero_stage < 3:
@@ -111,8 +111,6 @@ def _place(name: str, engine: EngineConfig) -> str:
         "moments": engine.offload_optimizer,
         "gradient sums": engine.offload_optimizer,
     }.get(name, "none")
-    if name == "gradient sums" and setting == "nvme":
-        return "host"
     return {"none": "device", "cpu": "host", "nvme": "file"}[setting]
 
 

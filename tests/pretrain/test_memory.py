@@ -67,7 +67,9 @@ def test_what_is_offloaded_leaves_the_device():
     moved = ("moments", "masters", "gradient sums", "parameters")
     assert far.device_bytes == near.device_bytes - sum(near.device[name] for name in moved)
     assert far.host_bytes - near.host_bytes == sum(near.device[name] for name in moved)
-    files = needed(**third, offload_optimizer="nvme", nvme_path="swap")
+    files = needed(**third, offload_optimizer="cpu", offload_parameters="nvme", nvme_path="swap")
+    assert files.device_bytes == far.device_bytes
+    assert files.host["swap buffers"] < near.device["parameters"]
     assert files.host_bytes < far.host_bytes
 
 
