@@ -98,11 +98,6 @@ class Engine:
         skipped, norm = update(self.deepspeed, factor, skip)
         return skipped, torch.stack([norm, *norms.values()])
 
-    def gradient_norm(self) -> float | None:
-        """The global L2 norm of the last update's gradient before clipping; the host waits for the device."""
-        norm = self.deepspeed.get_global_grad_norm()
-        return None if norm is None else float(norm)
-
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """All parameters by name, tied ones once, in one order on every rank."""
         return list(self.deepspeed.module.named_parameters())
