@@ -80,7 +80,9 @@ def estimate(
     )
     blocks = block * recipe.model.num_hidden_layers
     parameters = parameter_count(recipe.model, vocabulary_size) - blocks + blocks // tensor
-    held = _state(recipe, engine, parameters, world_size // tensor)
+    two = parameters - blocks if recipe.optim.optimizer == "muon" else parameters  # the vectors of blocks are nothing
+    moments = parameters if recipe.optim.optimizer == "lion" else parameters + two
+    held = _state(recipe, engine, (parameters, moments), world_size // tensor)
     on_device = {"runtime": _RUNTIME[device], "activations": _activations(recipe, engine, device)}
     on_device |= {"loss": _head(recipe, engine, vocabulary_size, device)}
     on_host: dict[str, int] = {}
@@ -114,17 +116,19 @@ def _place(name: str, engine: EngineConfig) -> str:
     return {"none": "device", "cpu": "host", "nvme": "file"}[setting]
 
 
-def _state(recipe: TrainRecipe, engine: EngineConfig, parameters: int, ranks: int) -> dict[str, int]:
-    """Bytes of weights, gradients and the optimizer's state; `ranks` share what the stage spreads."""
-    stage, precision = engine.zero_stage, recipe.train.precision
+def _state(recipe: TrainRecipe, engine: EngineConfig, counts: tuple[int, int], ranks: int) -> dict[str, int]:
+    """Bytes of weights, gradients and the optimizer's state; `ranks` share what the stage spreads.
+
+    `counts`: parameters, and the numbers that the optimizer keeps: two each with AdamW, one of Muon's matrices.
+    """
+    (parameters, moments), stage, precision = counts, engine.zero_stage, recipe.train.precision
     full = precision in ("fp32", "autocast")
     weight, master = (4 if full else 2), (2 if precision == "bf16_masters" else 4)
     piece = -(-parameters // ranks)
-    moments = {"adamw": 2, "muon": 1, "lion": 1}[recipe.optim.optimizer]
     values = {
         "parameters": weight * (piece if stage == 3 else parameters),
         "masters": master * piece if stage else 0,
-        "moments": moments * master * (piece if stage else parameters),
+        "moments": master * (-(-moments // ranks) if stage else moments),
         "gradients": weight * (parameters if stage < 2 else min(parameters, BUCKET)),
         "gradient sums": master * piece if stage else 0,
     }
