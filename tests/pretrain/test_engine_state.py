@@ -18,7 +18,8 @@ from pretrain.distributed import join, read_ranks
 from pretrain.engine import Engine, open_engine
 from pretrain.engine_state import fragments, full_state, gradient_norms, load_state
 from pretrain.fragments import Fragment, assemble
-from pretrain.model.decoder import Batch, initial_weight
+from pretrain.model.decoder import Batch
+from pretrain.model.initial import initial_weight
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import GroupConfig, OptimConfig
 
