@@ -94,9 +94,9 @@ class Engine:
         where the gradient was not finite, and the L2 norm of the gradient before clipping, of all and then of each
         group, on the device; the host does not wait for them.
         """
-        norms = before_update(self)
-        skipped, norm = update(self.deepspeed, factor, skip)
-        return skipped, torch.stack([norm, *norms.values()])
+        norms = torch.stack([*before_update(self).values()])
+        skipped, norm = update(self.deepspeed, factor, skip, torch.linalg.vector_norm(norms))
+        return skipped, torch.stack([norm, *norms])
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """All parameters by name, tied ones once, in one order on every rank."""
