@@ -3,7 +3,7 @@
 Two moments. `check_together` reads sections alone, on a login node, and leaves alone what depends on the machine.
 `check_start` knows the device and the ranks. Neither imports torch. A rule is a function `Situation -> fault or None`;
 `RULES` is the table, `docs/engine.md` the same in words. What DeepSpeed wants said otherwise and we can say for it
-(clipping with Muon, `reduce_scatter`) is no rule but a line of `deepspeed_config.py`.
+(clipping with Muon) is no rule but a line of `deepspeed_config.py`.
 """
 
 from __future__ import annotations

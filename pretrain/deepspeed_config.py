@@ -82,8 +82,6 @@ def _zero(
         "reduce_bucket_size": BUCKET,
         "allgather_bucket_size": BUCKET,
     }
-    if engine.zero_stage == 3 and recipe.optim.optimizer == "muon":
-        values["reduce_scatter"] = False  # Muon needs whole gradients
     if engine.hpz_partition_size > 1:
         values["zero_hpz_partition_size"] = engine.hpz_partition_size
     if recipe.train.quantized_weights:
