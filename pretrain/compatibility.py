@@ -222,7 +222,7 @@ def tensor_parallelism_divides(s: Situation) -> str | None:
 
 
 def tensor_parallelism_knows_the_model(s: Situation) -> str | None:
-    """What AutoTP would cut wrongly: experts, norms over heads that it parts, matrices that Muon wants whole."""
+    """What AutoTP would cut wrongly: experts, matrices that Muon wants whole, and products in 8 bits."""
     if s.engine.tensor_parallel_size == 1:
         return None
     if s.model.moe is not None:
@@ -301,7 +301,7 @@ def tensor_ranks_span_nodes(s: Situation) -> str | None:
 
 
 def shared_memory_is_for_the_cpu(s: Situation) -> str | None:
-    """Another setting of the CPU's that a GPU has no use for."""
+    """It acts on the CPU alone."""
     if s.device != "cuda" or not s.engine.shared_memory_collectives:
         return None
     return "engine.shared_memory_collectives has no effect on a GPU"

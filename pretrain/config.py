@@ -122,7 +122,8 @@ class EngineConfig(Section):
     micro_batch_size: int = Field(default=8, gt=0)
     """Rows of one forward and backward pass on one rank."""
     activation_checkpointing: Literal["none", "full", "selective"] = "none"
-    """Activations that the backward pass computes again: none, those of each whole block, or those of attention."""
+    """Activations that the backward pass computes again: none; full: all of each block; selective: all of a block but
+    the results of its linear maps."""
     compile: bool = False
     """Compile the model with torch.compile: slower to start, faster to run; wants a C++ compiler on CPU."""
     deepcompile: bool = False

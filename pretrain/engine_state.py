@@ -1,8 +1,8 @@
 """What training knows of each parameter (fp32 master weight, the optimizer's moments, its gradient), at any ZeRO stage.
 
 Promise: what `full_state` gives, `load_state` restores bit for bit, at any stage and number of ranks, for every
-optimizer of `optim.py`. All of it goes by `fragments`: DeepSpeed's own attributes that this needs appear there, in
-`_flats`, `_gradients` and `prepare_moments`; they are why it is pinned below 0.20.
+optimizer of `optim.py`. All of it goes by `fragments`. DeepSpeed's own attributes that this needs appear in `_group`,
+`_group_of`, `_flats`, `_lying`, `_gradients` and `prepare_moments`; they are why it is pinned below 0.20.
 """
 
 from __future__ import annotations
