@@ -34,7 +34,7 @@ from pretrain.config import TrainRecipe
 from pretrain.series import Series
 from pretrain.tensor_files import TensorFiles
 
-VERSION = 1
+VERSION = 2
 STAGE = "checkpoint"
 STEPS_FILE = "checkpoints.jsonl"
 

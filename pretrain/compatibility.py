@@ -3,7 +3,7 @@
 Two moments. `check_together` reads sections alone, on a login node, and leaves alone what depends on the machine.
 `check_start` knows the device and the ranks. Neither imports torch. A rule is a function `Situation -> fault or None`;
 `RULES` is the table, `docs/engine.md` the same in words. What DeepSpeed wants said otherwise and we can say for it
-(clipping with Muon, `reduce_scatter`) is no rule but a line of `deepspeed_config.py`.
+(clipping with Muon) is no rule but a line of `deepspeed_config.py`.
 """
 
 from __future__ import annotations
@@ -119,15 +119,15 @@ def bf16_masters_stay_on_the_device(s: Situation) -> str | None:
 
 def quantized_collectives_want_cuda(s: Situation) -> str | None:
     """QwZ and qgZ are CUDA kernels of stage 3; DeepSpeed refuses qwZ with autocast."""
-    asked = [name for name in ("quantized_weights", "quantized_gradients") if getattr(s.engine, name)]
+    asked = [name for name in ("quantized_weights", "quantized_gradients") if getattr(s.train, name)]
     if not asked:
         return None
     if s.device == "cpu":
-        return f"engine.{asked[0]} on CPU: ZeRO++ quantizes with CUDA kernels; set it to false"
+        return f"train.{asked[0]} on CPU: ZeRO++ quantizes with CUDA kernels; set it to false"
     if s.engine.zero_stage != 3:
-        return f"engine.{asked[0]} with engine.zero_stage = {s.engine.zero_stage}: set zero_stage = 3, or it to false"
+        return f"train.{asked[0]} with engine.zero_stage = {s.engine.zero_stage}: set zero_stage = 3, or it to false"
     if s.train.precision in ("autocast", "fp32"):
-        return f"engine.{asked[0]} with train.precision = {s.train.precision!r}: set precision = 'bf16', or it to false"
+        return f"train.{asked[0]} with train.precision = {s.train.precision!r}: set precision = 'bf16', or it to false"
     return None
 
 
@@ -155,24 +155,17 @@ def parameter_offload_wants_stage_3(s: Situation) -> str | None:
 
 
 def optimizer_offload_wants_its_stage(s: Situation) -> str | None:
-    """Stage 0 has nothing apart to offload; from files, torch's AdamW meets emptied tensors and crashes."""
-    place, stage = s.engine.offload_optimizer, s.engine.zero_stage
-    if place == "nvme":
-        return (
-            "engine.offload_optimizer = 'nvme': DeepSpeed swaps the state of its own Adam only, which is not our "
-            "optimizer; set offload_optimizer = 'cpu'"
-        )
-    if place == "none" or stage:
+    """Stage 0 has nothing apart to offload."""
+    if s.engine.offload_optimizer == "none" or s.engine.zero_stage:
         return None
     return "engine.offload_optimizer = 'cpu' with engine.zero_stage = 0: set zero_stage = 1 or more, or it to 'none'"
 
 
 def nvme_has_a_folder(s: Situation) -> str | None:
     """Files need a place."""
-    asked = [name for name in ("offload_optimizer", "offload_parameters") if getattr(s.engine, name) == "nvme"]
-    if not asked or s.engine.nvme_path:
+    if s.engine.offload_parameters != "nvme" or s.engine.nvme_path:
         return None
-    return f"engine.{asked[0]} = 'nvme' without engine.nvme_path: give a folder on a fast local disk"
+    return "engine.offload_parameters = 'nvme' without engine.nvme_path: give a folder on a fast local disk"
 
 
 def hpz_wants_stage_3(s: Situation) -> str | None:
@@ -207,6 +200,16 @@ def sequence_parallelism_divides(s: Situation) -> str | None:
     return None
 
 
+def experts_see_whole_rows(s: Situation) -> str | None:
+    """The balance of experts is asked of a row; of stretches it would be another objective, under the same key."""
+    if s.engine.sequence_parallel_size == 1 or s.model.moe is None:
+        return None
+    return (
+        f"engine.sequence_parallel_size = {s.engine.sequence_parallel_size} with model.moe: experts are balanced over "
+        f"whole rows, and it cuts them; set sequence_parallel_size = 1"
+    )
+
+
 def tensor_parallelism_divides(s: Situation) -> str | None:
     """AutoTP gives each rank whole heads and equal parts of the feed-forward layer."""
     size = s.engine.tensor_parallel_size
@@ -219,7 +222,7 @@ def tensor_parallelism_divides(s: Situation) -> str | None:
 
 
 def tensor_parallelism_knows_the_model(s: Situation) -> str | None:
-    """What AutoTP would cut wrongly: experts, norms over heads that it parts, matrices that Muon wants whole."""
+    """What AutoTP would cut wrongly: experts, matrices that Muon wants whole, and products in 8 bits."""
     if s.engine.tensor_parallel_size == 1:
         return None
     if s.model.moe is not None:
@@ -278,6 +281,7 @@ RULES: tuple[Rule, ...] = (
     nvme_has_a_folder,
     hpz_wants_stage_3,
     sequence_parallelism_divides,
+    experts_see_whole_rows,
     tensor_parallelism_divides,
     tensor_parallelism_knows_the_model,
     splits_divide_the_ranks,
@@ -297,7 +301,7 @@ def tensor_ranks_span_nodes(s: Situation) -> str | None:
 
 
 def shared_memory_is_for_the_cpu(s: Situation) -> str | None:
-    """Another setting of the CPU's that a GPU has no use for."""
+    """It acts on the CPU alone."""
     if s.device != "cuda" or not s.engine.shared_memory_collectives:
         return None
     return "engine.shared_memory_collectives has no effect on a GPU"

@@ -73,6 +73,10 @@ class TrainConfig(Section):
     """Arithmetic of forward and backward. fp32: all of it. bf16, fp16: weights are copies of fp32 masters, and gradient
     sums and moments are fp32. bf16_masters: masters, sums and moments are bf16 too, a quarter of the memory and less
     exact. autocast: fp32 weights, products in bf16. fp8: as bf16, with the products of the blocks in 8 bits."""
+    quantized_weights: bool = False
+    """CUDA, stage 3: gather weights in 8 bits (qwZ, arXiv:2306.10209): passes compute with rounded weights."""
+    quantized_gradients: bool = False
+    """CUDA, stage 3: reduce gradients in 4 bits (qgZ, arXiv:2306.10209): updates learn from rounded gradients."""
     validate_every_steps: int = Field(default=100, ge=0)
     """Steps between measurements on the validation shards; 0 measures only at the end."""
     validation_rows: int = Field(default=64, gt=0)
@@ -118,7 +122,8 @@ class EngineConfig(Section):
     micro_batch_size: int = Field(default=8, gt=0)
     """Rows of one forward and backward pass on one rank."""
     activation_checkpointing: Literal["none", "full", "selective"] = "none"
-    """Activations that the backward pass computes again: none, those of each whole block, or those of attention."""
+    """Activations that the backward pass computes again: none; full: all of each block; selective: all of a block but
+    the results of its linear maps."""
     compile: bool = False
     """Compile the model with torch.compile: slower to start, faster to run; wants a C++ compiler on CPU."""
     deepcompile: bool = False
@@ -130,14 +135,10 @@ class EngineConfig(Section):
     hpz_partition_size: int = Field(default=1, gt=0)
     """Stage 3: ranks (of one node) that hold a second copy of the weights among them, gathered in the backward pass
     without crossing nodes (hpZ, arXiv:2306.10209); 1 keeps none."""
-    quantized_weights: bool = False
-    """CUDA, stage 3: gather weights in 8 bits (qwZ, arXiv:2306.10209). Alters what is learned."""
-    quantized_gradients: bool = False
-    """CUDA, stage 3: reduce gradients in 4 bits (qgZ, arXiv:2306.10209). Alters what is learned."""
-    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
-    """Where masters and moments live, and are updated by the CPU: the device or host memory; files are refused."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """Where masters and moments live: on the device, or in host memory, where the CPU updates them."""
     offload_parameters: Literal["none", "cpu", "nvme"] = "none"
-    """Stage 3: where weights lie between their uses."""
+    """Stage 3: where weights lie between their uses: on the device, in host memory, or in files below `nvme_path`."""
     nvme_path: str | None = None
     """Folder on a fast local disk, for what is offloaded to nvme; swap files, worthless after the run."""
     threads: int = Field(default=0, ge=0)

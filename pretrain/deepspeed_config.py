@@ -20,7 +20,6 @@ ROW = r".*\.(o|down)_proj\.weight$"
 _HEAD_NORMS = r".*\.(q|k)_norm\.weight$"
 BUCKET = 1 << 26
 """Elements that are reduced or gathered at once; DeepSpeed's default of 5e8 would reserve 1 to 2 GB for any model."""
-_SWAPPED_GROUP = 100_000_000  # elements whose state is in memory at once, of an optimizer in files
 _SWAP_ALIGNMENT = 1 << 16
 
 
@@ -83,18 +82,14 @@ def _zero(
         "reduce_bucket_size": BUCKET,
         "allgather_bucket_size": BUCKET,
     }
-    if engine.zero_stage == 3 and recipe.optim.optimizer == "muon":
-        values["reduce_scatter"] = False  # Muon needs whole gradients
     if engine.hpz_partition_size > 1:
         values["zero_hpz_partition_size"] = engine.hpz_partition_size
-    if engine.quantized_weights:
+    if recipe.train.quantized_weights:
         values["zero_quantized_weights"] = True
-    if engine.quantized_gradients:
+    if recipe.train.quantized_gradients:
         values["zero_quantized_gradients"] = True
     if engine.offload_optimizer != "none":
         values["offload_optimizer"] = _offload(engine.offload_optimizer, engine.nvme_path, device)
-    if engine.offload_optimizer == "nvme":
-        values["sub_group_size"] = _SWAPPED_GROUP
     if engine.offload_parameters != "none":
         values["offload_param"] = _offload(engine.offload_parameters, engine.nvme_path, device)
     if engine.offload_parameters == "nvme":

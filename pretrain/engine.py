@@ -1,8 +1,9 @@
 """The DeepSpeed door, with `engine_state.py`: our settings -> its dictionary (`deepspeed_config.py`) -> an engine.
 
-Promises: what cannot work or cannot fit is refused before anything is built; nothing is compiled at start unless asked
-for. DeepSpeed's own attributes that this needs appear in `_import_deepspeed` and `Engine.set_accumulation`; they are
-why the dependency is pinned below 0.20.
+Promises: what cannot work or cannot fit is refused before anything is built; on CPU nothing is compiled unless asked
+for, on CUDA attention and the loss compile their kernels in the first step. DeepSpeed's own attributes are used here (in
+`_import_deepspeed` and `Engine.set_accumulation`), in `engine_state.py`, `engine_fragments.py` and `engine_update.py`;
+they are why the dependency is pinned below 0.20.
 """
 
 from __future__ import annotations
@@ -94,14 +95,9 @@ class Engine:
         where the gradient was not finite, and the L2 norm of the gradient before clipping, of all and then of each
         group, on the device; the host does not wait for them.
         """
-        norms = before_update(self)
-        skipped, norm = update(self.deepspeed, factor, skip)
-        return skipped, torch.stack([norm, *norms.values()])
-
-    def gradient_norm(self) -> float | None:
-        """The global L2 norm of the last update's gradient before clipping; the host waits for the device."""
-        norm = self.deepspeed.get_global_grad_norm()
-        return None if norm is None else float(norm)
+        norms = torch.stack([*before_update(self).values()])
+        skipped, norm = update(self.deepspeed, factor, skip, torch.linalg.vector_norm(norms))
+        return skipped, torch.stack([norm, *norms])
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """All parameters by name, tied ones once, in one order on every rank."""
@@ -197,8 +193,8 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
     built = settings.shared_memory_collectives and device.type == "cpu"
     if built:
         built = build_shared_memory(ranks, settings.extension_build_seconds)
-    offloaded = (settings.offload_optimizer, settings.offload_parameters)
-    if "nvme" in offloaded:
+    in_files = settings.offload_parameters == "nvme"
+    if in_files:
         build_async_io(ranks, settings.extension_build_seconds, device.type)
     import deepspeed
     import deepspeed.ops
@@ -208,7 +204,7 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
     # Its memory report at each start collects garbage six times: 1.5 s here, for lines that nobody asked for.
     vars(bf16_optimizer)["see_memory_usage"] = lambda message, force=False: None
     # Setting the table also spares the compiler probes by which DeepSpeed would fill it.
-    vars(deepspeed.ops)["__compatible_ops__"] = {SHARED_MEMORY_OP: built, ASYNC_IO_OP: "nvme" in offloaded}
+    vars(deepspeed.ops)["__compatible_ops__"] = {SHARED_MEMORY_OP: built, ASYNC_IO_OP: in_files}
     # Now, not within `initialize`: building a model at stage 3 already asks for the number of ranks.
     with contextlib.redirect_stdout(io.StringIO()):
         deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl", verbose=False)

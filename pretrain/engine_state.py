@@ -1,12 +1,13 @@
 """What training knows of each parameter (fp32 master weight, the optimizer's moments, its gradient), at any ZeRO stage.
 
 Promise: what `full_state` gives, `load_state` restores bit for bit, at any stage and number of ranks, for every
-optimizer of `optim.py`. All of it goes by `fragments`: DeepSpeed's own attributes that this needs appear there, in
-`_flats`, `_gradients` and `prepare_moments`; they are why it is pinned below 0.20.
+optimizer of `optim.py`. All of it goes by `fragments`. DeepSpeed's own attributes that this needs appear in `_group`,
+`_group_of`, `_flats`, `_lying`, `_gradients` and `prepare_moments`; they are why it is pinned below 0.20.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,11 @@ def optimizer_of(engine: Engine) -> torch.optim.Optimizer:
 def _group(engine: Engine) -> Any:
     """The ranks among which ZeRO cuts; none at stage 0, where it cuts nothing."""
     return engine.deepspeed.optimizer.dp_process_group if engine.zero_stage > 0 else None
+
+
+def _group_of(engine: Engine, parameter: nn.Parameter) -> Any:
+    """The ranks among which ZeRO cuts this parameter: with tensor ranks, stage 3 cuts what all hold alike among all."""
+    return parameter.ds_process_group if engine.zero_stage == 3 else _group(engine)
 
 
 def fragments(engine: Engine) -> list[tuple[torch.Tensor, dict[str, Any], list[Fragment]]]:
@@ -76,7 +82,7 @@ def _lying(
                 yield Fragment(name, shape, here.start, there.start, here.numel)
         else:  # equal pieces, the last of them padded
             size = parameter.ds_tensor.ds_numel
-            start = min(size * torch.distributed.get_rank(_group(engine)), shape.numel())
+            start = min(size * torch.distributed.get_rank(_group_of(engine, parameter)), shape.numel())
             count = min(size, shape.numel() - start)
             if count:
                 yield Fragment(name, shape, start, offset, count)
@@ -94,7 +100,7 @@ def full_state(engine: Engine) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         flats = [flat, *(state[flat][moment] for moment in group["moments"])]
         fragment = fragment or Fragment(name, full_shape(parameter), 0, 0, 0)
         pieces = [(fragment, values.detach()) for values in flats]
-        wholes = assemble(pieces, _group(engine), engine.device)
+        wholes = assemble(pieces, _group_of(engine, parameter), engine.device)
         wholes = [engine.tensor_parts.whole(name, part) for part in wholes]
         yield name, dict(zip(("master", *group["moments"]), wholes, strict=True))
 
@@ -170,23 +176,50 @@ def gradient_norms(engine: Engine) -> dict[str, torch.Tensor]:
         norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
         if norms:
             squares[groups.index(group["name"])] += torch.stack(norms).to(squares).square().sum()
-    if engine.zero_stage > 0:
-        torch.distributed.all_reduce(squares, group=_group(engine))
+    for ranks in _ranks_of_norms(engine):
+        torch.distributed.all_reduce(squares, group=ranks)
     scale = float(getattr(engine.deepspeed.optimizer, "loss_scale", 1.0))
     return dict(zip(groups, (squares.sqrt() / scale).float().unbind(), strict=True))
 
 
 def _gradients(engine: Engine) -> Iterator[tuple[dict[str, Any], list[torch.Tensor]]]:
-    """The gradients that this rank will update with, for each of `_flats`."""
+    """The gradients that this rank will update with and that it counts, for each of `_flats`."""
     zero = engine.deepspeed.optimizer
     averaged = getattr(zero, "averaged_gradients", {})
     if hasattr(zero, "fp32_groups_gradient_flat_partition"):
         averaged = {index: [flat] for index, flat in enumerate(zero.fp32_groups_gradient_flat_partition)}
-    for index, (flat, group, _) in enumerate(_flats(engine)):
+    for index, (flat, group, lying) in enumerate(fragments(engine)):
         if averaged.get(index) is not None:
-            yield group, [gradient for gradient in averaged[index] if gradient is not None]
+            yield group, _counted(engine, [gradient for gradient in averaged[index] if gradient is not None], lying)
         elif flat.grad is not None:  # stage 0, and optimizer state that is kept in host memory
-            yield group, [flat.grad]
+            yield group, _counted(engine, [flat.grad], lying)
+
+
+def _ranks_of_norms(engine: Engine) -> list[Any]:
+    """The groups, one after the other, over which the squares of `_gradients` add up to those of the whole."""
+    if engine.tensor_parts.size == 1:
+        return [_group(engine)] if engine.zero_stage > 0 else []
+    if engine.zero_stage == 3:
+        return [None]
+    return [engine.tensor_parts.group] if engine.zero_stage == 0 else [_group(engine), engine.tensor_parts.group]
+
+
+def _counted(engine: Engine, gradients: list[torch.Tensor], lying: list[Fragment]) -> list[torch.Tensor]:
+    """Those of a flat that count in sums over all ranks: what the tensor ranks hold alike counts on the first of them.
+
+    At stage 3 all counts, as the ranks hold nothing alike.
+    """
+    parts = engine.tensor_parts
+    if parts.rank == 0 or engine.zero_stage == 3:
+        return gradients
+    own = [fragment for fragment in lying if parts.axis(fragment.name) is not None]
+    if len(gradients) == 1:
+        return [fragment.place(gradients[0]) for fragment in own]
+    starts, offsets = (
+        itertools.accumulate(map(torch.numel, gradients), initial=0),
+        {fragment.offset for fragment in own},
+    )
+    return [gradient for gradient, start in zip(gradients, starts, strict=False) if start in offsets]
 
 
 def before_update(engine: Engine) -> dict[str, torch.Tensor]:

@@ -22,13 +22,14 @@ Skip = torch.Tensor
 """A scalar on the device, fp32: 1 leaves the update out."""
 
 
-def update(deepspeed: Any, factor: float, skip: Skip) -> tuple[Skip, torch.Tensor]:
+def update(deepspeed: Any, factor: float, skip: Skip, whole: torch.Tensor) -> tuple[Skip, torch.Tensor]:
     """Update the weights with the gradients of this global batch, or leave them as they are.
 
     Args:
         deepspeed: the `DeepSpeedEngine`, after the backward pass of the last micro batch.
         factor: share of its highest rate that each group learns at.
         skip: the caller's word.
+        whole: the norm of the whole gradient over all ranks, for stage 0, where DeepSpeed computes none.
 
     Returns:
         1 where the update was left out, and the norm of the whole gradient before clipping (infinite or NaN where a
@@ -38,10 +39,8 @@ def update(deepspeed: Any, factor: float, skip: Skip) -> tuple[Skip, torch.Tenso
     optimizer = getattr(wrapper, "optimizer", wrapper)
     for group in wrapper.param_groups:
         group["lr"] = group["base_lr"] * factor
-    if wrapper is optimizer:  # stage 0: nobody computes the norm
-        deepspeed._global_grad_norm = torch.nn.utils.get_total_norm(
-            [parameter.grad for parameter in deepspeed.module.parameters() if parameter.grad is not None]
-        )
+    if wrapper is optimizer:
+        deepspeed._global_grad_norm = whole
     keeper = deepspeed if wrapper is optimizer else wrapper
 
     def norm() -> torch.Tensor:

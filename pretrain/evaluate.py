@@ -162,12 +162,12 @@ def bits_per_byte(nats_per_token: float, tokens: int, document_bytes: int) -> fl
 def evaluate(
     checkpoint: Path, tokens: Manifest, engine: EngineConfig, root: Path, suite: Callable[[int], Suite] | None = None
 ) -> tuple[Measurement, list[dict[str, Any]]]:
-    """Measure a checkpoint on every row of the validation shards, on this machine's first device.
+    """Measure a checkpoint on every row of the validation shards, on one device.
 
     Args:
         checkpoint: its folder.
         tokens: the token shards, or packed rows of them.
-        engine: threads, and rows of a forward pass.
+        engine: the device, threads, and rows of a forward pass.
         root: the artifacts' root.
         suite: of a window in tokens, the questions that it is asked (`task_scores.py`); None: none.
 
@@ -176,6 +176,7 @@ def evaluate(
 
     Raises:
         CheckpointError: it is damaged, or is of another vocabulary.
+        ConfigError: the device that `engine` asks for is not there.
         PipelineError: there are no validation shards.
     """
     import torch
@@ -195,7 +196,7 @@ def evaluate(
         )
     asked = suite(train.sequence_length) if suite is not None else None
     torch.set_num_threads(threads_of(Ranks(), engine.threads))
-    device = device_of(Ranks())
+    device = device_of(Ranks(), engine.device)
     nats_of = nats_with(load_decoder(manifest, root).to(device).eval(), train.precision)
     found = measure(nats_of, rows, rows.count, engine.micro_batch_size, (0, 1), lambda values: values)
     return found, ask(asked, nats_of, Passes()) if asked is not None else []
@@ -204,12 +205,13 @@ def evaluate(
 def nats_with(model: Any, precision: str = "fp32") -> NatsOf:
     """Each token's nats by a `Decoder`, on the device that it lies on, in the arithmetic that it was trained in.
 
-    Of bf16 (with whatever masters) the weights are rounded; of autocast they are not; the rest is measured in fp32.
+    bf16, bf16_masters and fp8: weights rounded to bf16, and all computed in it; of fp8 the products of blocks too, as
+    8 bits want a GPU that has them. autocast: fp32 weights, products in bf16. fp16: in fp32, since no CPU computes it.
     """
     import torch
 
     device = next(model.parameters()).device
-    if precision.startswith("bf16"):
+    if precision in ("bf16", "bf16_masters", "fp8"):
         model = model.bfloat16()
 
     def nats_of(batch: Batch) -> torch.Tensor:

@@ -24,7 +24,9 @@ from pretrain.ledger import Entry, Ledger, read_later
 from pretrain.likelihood import Passes
 from pretrain.loader import LANES, StepRows, by_origin, chain, open_loader
 from pretrain.meter import Meter, step_note
-from pretrain.model.decoder import Batch, initial_weight, parameter_count
+from pretrain.model.counting import parameter_count
+from pretrain.model.decoder import Batch
+from pretrain.model.initial import initial_weight
 from pretrain.optim import rate_factor
 from pretrain.resuming import resume
 from pretrain.saving import Saver, open_saver

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _TOLERANCE = 1.15
 _LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's max_live_parameters: what stage 3 keeps gathered
 _MOST_RANKS = 1 << 16
-_SWAPPED_BYTES = 8 << 30  # buffers in host memory, of state that lies in files
+_SWAPPED_BYTES = 8 << 30  # buffers in host memory, of weights that lie in files
 _CGROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -80,7 +80,9 @@ def estimate(
     )
     blocks = block * recipe.model.num_hidden_layers
     parameters = parameter_count(recipe.model, vocabulary_size) - blocks + blocks // tensor
-    held = _state(recipe, engine, parameters, world_size // tensor)
+    two = parameters - blocks if recipe.optim.optimizer == "muon" else parameters  # the vectors of blocks are nothing
+    moments = parameters if recipe.optim.optimizer == "lion" else parameters + two
+    held = _state(recipe, engine, (parameters, moments), world_size // tensor)
     on_device = {"runtime": _RUNTIME[device], "activations": _activations(recipe, engine, device)}
     on_device |= {"loss": _head(recipe, engine, vocabulary_size, device)}
     on_host: dict[str, int] = {}
@@ -90,8 +92,8 @@ def estimate(
             on_device[name] = count
         elif place == "host":
             on_host[name] = count
-    if "nvme" in (engine.offload_optimizer, engine.offload_parameters):
-        on_host["swap buffers"] = min(_SWAPPED_BYTES, sum(held.values()))
+    if engine.offload_parameters == "nvme":
+        on_host["swap buffers"] = min(_SWAPPED_BYTES, held["parameters"])
     if device == "cpu":
         return Estimate({**on_device, **{f"offloaded {name}": count for name, count in on_host.items()}}, {})
     if engine.zero_stage < 3:
@@ -111,22 +113,22 @@ def _place(name: str, engine: EngineConfig) -> str:
         "moments": engine.offload_optimizer,
         "gradient sums": engine.offload_optimizer,
     }.get(name, "none")
-    if name == "gradient sums" and setting == "nvme":
-        return "host"
     return {"none": "device", "cpu": "host", "nvme": "file"}[setting]
 
 
-def _state(recipe: TrainRecipe, engine: EngineConfig, parameters: int, ranks: int) -> dict[str, int]:
-    """Bytes of weights, gradients and the optimizer's state; `ranks` share what the stage spreads."""
-    stage, precision = engine.zero_stage, recipe.train.precision
+def _state(recipe: TrainRecipe, engine: EngineConfig, counts: tuple[int, int], ranks: int) -> dict[str, int]:
+    """Bytes of weights, gradients and the optimizer's state; `ranks` share what the stage spreads.
+
+    `counts`: parameters, and the numbers that the optimizer keeps: two each with AdamW, one of Muon's matrices.
+    """
+    (parameters, moments), stage, precision = counts, engine.zero_stage, recipe.train.precision
     full = precision in ("fp32", "autocast")
     weight, master = (4 if full else 2), (2 if precision == "bf16_masters" else 4)
     piece = -(-parameters // ranks)
-    moments = {"adamw": 2, "muon": 1, "lion": 1}[recipe.optim.optimizer]
     values = {
         "parameters": weight * (piece if stage == 3 else parameters),
         "masters": master * piece if stage else 0,
-        "moments": moments * master * (piece if stage else parameters),
+        "moments": master * (-(-moments // ranks) if stage else moments),
         "gradients": weight * (parameters if stage < 2 else min(parameters, BUCKET)),
         "gradient sums": master * piece if stage else 0,
     }

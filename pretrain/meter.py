@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.distributed import add_up
 from pretrain.job import Job
-from pretrain.model.decoder import flops_per_token, parameter_count
+from pretrain.model.counting import flops_per_token, parameter_count
 from pretrain.peaks import Peak, arithmetic_of, data_sheet, device_name, measured_product
 
 if TYPE_CHECKING:

@@ -162,12 +162,16 @@ def audit_model(
     return run_stage(Recipe("model_audit", VERSION, section), inputs, runtime, make)
 
 
-def scorer_of(checkpoint: Manifest, encode: Encode, window: int, root: Path) -> Score:
-    """A verified checkpoint's likelihoods, on this machine's first device."""
+def scorer_of(checkpoint: Manifest, encode: Encode, window: int, root: Path, device: str = "auto") -> Score:
+    """A verified checkpoint's likelihoods in fp32, on the device that `engine.device` names.
+
+    Raises:
+        ConfigError: that device is not there.
+    """
     from pretrain.distributed import Ranks, device_of
     from pretrain.evaluate import load_decoder, nats_with
 
-    nats_of = nats_with(load_decoder(checkpoint, root).to(device_of(Ranks())).eval())
+    nats_of = nats_with(load_decoder(checkpoint, root).to(device_of(Ranks(), device)).eval())
     return lambda texts: log_likelihoods(nats_of, encode, texts, window)
 
 

@@ -219,7 +219,8 @@ def model_audit(run: Run, artifacts: Mapping[str, Manifest], checkpoint: Path, r
 
     def scorer() -> Score:
         window = identity_of(verified).recipe.train.sequence_length
-        return scorer_of(verified, load_encoder(tokenizer, runtime.root).encode, window, runtime.root)
+        encode = load_encoder(tokenizer, runtime.root).encode
+        return scorer_of(verified, encode, window, runtime.root, run.config.engine.device)
 
     bias = counted(run, dict(artifacts), runtime)
     return audit_model(verified, tokenizer, scorer, run.config.model_audit, run.folder, runtime, bias)

@@ -204,7 +204,7 @@ def _open_data(tokens: Manifest, train: TrainConfig, root: Path, ranks: Ranks) -
 def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], dict[str, Any]]:
     """The run's own file, the files of its last checkpoint, and its figures."""
     from pretrain.checkpoint import require_step
-    from pretrain.model.decoder import parameter_count
+    from pretrain.model.counting import parameter_count
     from pretrain.order import weights_in_use
 
     told = {name: getattr(state, name) for name in ("validations", "tasks", "skipped")}

@@ -100,7 +100,9 @@ def test_readme_tree_equals_the_disk():
         entry = line.split("  ")[0] if not line.startswith(" ") else line.strip().split("  ")[0]
         depth = (len(line) - len(line.lstrip())) // 2
         parents = [*parents[:depth], entry.rstrip("/")]
-        listed.add("/".join(parents) + ("/" if entry.endswith("/") else ""))
+        path = "/".join(parents) + ("/" if entry.endswith("/") else "")
+        assert path not in listed, f"{path}: twice in the README"
+        listed.add(path)
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,

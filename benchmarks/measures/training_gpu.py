@@ -94,7 +94,8 @@ def bare_seconds(sizes: dict[str, int], length: int, rows: int, steps: int, devi
     """The median step of the same model under torch alone: bf16 autocast, fused AdamW, clipping; compiled on a card."""
     import torch
 
-    from pretrain.model.decoder import Batch, Decoder, initial_weight
+    from pretrain.model.decoder import Batch, Decoder
+    from pretrain.model.initial import initial_weight
 
     config = _model(sizes, length)
     model = Decoder(config, VOCABULARY)

@@ -85,7 +85,8 @@ def dump(path: Path, folder: Path) -> tuple[Path, Path]:
     import numpy as np
     from safetensors.torch import save_file
 
-    from pretrain.model.decoder import Decoder, initial_weight
+    from pretrain.model.decoder import Decoder
+    from pretrain.model.initial import initial_weight
     from pretrain.run_config import load_run
 
     config = load_run(path, []).config
@@ -98,7 +99,7 @@ def dump(path: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def _goals(started: dict[str, Runner], path: Path) -> list[Goal]:
-    from pretrain.model.decoder import flops_per_token
+    from pretrain.model.counting import flops_per_token
     from pretrain.run_config import load_run
 
     model = load_run(path, []).config.model

@@ -7,8 +7,8 @@ shared by the layers of that kind. Four ways keep its one promise:
 - Matrix products over blocks of queries (`eager.BlockAttention`) on CPU, for rows of up to `SHORT` tokens: half the
   time of the next at 256 tokens in bf16, 0.7 of it at 1,024; in fp32 as fast for one document a row, else faster.
 - `torch.nn.functional.scaled_dot_product_attention` for longer rows on CPU, under torch.compile on CPU, and where
-  FlexAttention is missing: with `is_causal` and no table where the host knows that each row is one document and no
-  window cuts it, else with a block-diagonal causal table [B, 1, L, L].
+  FlexAttention is missing or a row is no multiple of 128: with `is_causal` and no table where the host knows that each
+  row is one document and no window cuts it, else with a block-diagonal causal table [B, 1, L, L].
 - The formula written out, for a soft cap where there is no FlexAttention.
 
 Nothing here makes a host wait for a GPU: rows are looked at only on CPU.

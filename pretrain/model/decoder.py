@@ -16,15 +16,11 @@ from torch import nn
 
 from pretrain.model.attention import document_mask
 from pretrain.model.checkpointing import Checkpointing, run_block
-from pretrain.model.counting import flops_per_token, parameter_count
 from pretrain.model.experts import balance_losses
-from pretrain.model.initial import initial_weight
 from pretrain.model.layers import Block, make_norm
 from pretrain.model.loss import Head, Logits
 from pretrain.model.positions import rotary_angles, sinusoids
 from pretrain.model_config import ModelConfig, padded_vocabulary
-
-__all__ = ["Batch", "Decoder", "Stack", "flops_per_token", "initial_weight", "parameter_count"]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from pretrain.checkpoint import Peers, Store, TrainState, require_step
 from pretrain.config import CheckpointConfig, EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed import gather, join, read_ranks
 from pretrain.engine import open_engine
-from pretrain.model.decoder import Batch, initial_weight
+from pretrain.model.decoder import Batch
+from pretrain.model.initial import initial_weight
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
 from pretrain.resuming import newest_whole, resume

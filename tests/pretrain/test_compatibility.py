@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 
 import pytest
+from pydantic import ValidationError
 
 from governance.errors import ConfigError
+from governance.stage import Recipe
 from pretrain import compatibility
 from pretrain.compatibility import RULES, WARNINGS, Situation, check_start, check_together, faults_of
 from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
@@ -62,12 +64,12 @@ REFUSED = [
     ("deepcompile_wants_cuda", {"deepcompile": True, "sequence_parallel_size": 2}, "compile = true"),
     ("parameter_offload_wants_stage_3", {"offload_parameters": "cpu", "zero_stage": 2}, "zero_stage = 3"),
     ("optimizer_offload_wants_its_stage", {"offload_optimizer": "cpu", "zero_stage": 0, "precision": "fp32"}, "= 1"),
-    ("optimizer_offload_wants_its_stage", {"offload_optimizer": "nvme", "zero_stage": 3, "nvme_path": "x"}, "= 'cpu'"),
     ("nvme_has_a_folder", {"offload_parameters": "nvme", "zero_stage": 3}, "nvme_path"),
     ("hpz_wants_stage_3", {"hpz_partition_size": 2, "zero_stage": 2}, "zero_stage = 3"),
     ("hpz_wants_stage_3", {"hpz_partition_size": 2, "zero_stage": 3, "where": {"world_size": 3}}, "divisor"),
     ("sequence_parallelism_divides", {"sequence_parallel_size": 3}, "sequence_length = 64"),
     ("sequence_parallelism_divides", {"sequence_parallel_size": 4}, "num_key_value_heads = 2"),
+    ("experts_see_whole_rows", {"sequence_parallel_size": 2, "moe": EXPERTS}, "sequence_parallel_size = 1"),
     ("tensor_parallelism_divides", {"tensor_parallel_size": 4}, "num_key_value_heads = 2"),
     ("tensor_parallelism_knows_the_model", {"tensor_parallel_size": 2, "optimizer": "muon"}, "whole matrices"),
     ("tensor_parallelism_knows_the_model", {"tensor_parallel_size": 2, "moe": EXPERTS}, "experts are not cut"),
@@ -105,10 +107,28 @@ def test_every_rule_is_tested_and_none_refuses_what_suits():
         {"tensor_parallel_size": 2, "zero_stage": 3, "where": {"world_size": 4}},
         {"offload_optimizer": "cpu", "offload_parameters": "nvme", "nvme_path": "x", "zero_stage": 3},
         {"optimizer": "muon", "zero_stage": 3},
+        {"moe": EXPERTS, "where": {"world_size": 2}},
     ],
 )
 def test_what_works_passes(settings):
     assert faults_of(situation(**settings)) == []
+
+
+def test_what_alters_what_is_learned_enters_the_key_and_the_layout_does_not():
+    learned = {"quantized_weights", "quantized_gradients"}
+    assert learned < TrainConfig.model_fields.keys()
+    assert not learned & EngineConfig.model_fields.keys()
+    s = situation(moe=EXPERTS)
+    keys = set()
+    for name in (None, *learned):
+        train = s.train.model_copy(update={name: True} if name else {})
+        keys.add(Recipe("train", 1, TrainRecipe(model=s.model, optim=s.optim, train=train)).key([]))
+    assert len(keys) == 3
+
+
+def test_optimizer_state_has_no_place_in_files():
+    with pytest.raises(ValidationError, match="'none' or 'cpu'"):
+        EngineConfig(offload_optimizer="nvme")
 
 
 def test_all_faults_are_told_at_once():

@@ -18,7 +18,8 @@ from pretrain.distributed import join, read_ranks
 from pretrain.engine import Engine, open_engine
 from pretrain.engine_state import fragments, full_state, gradient_norms, load_state
 from pretrain.fragments import Fragment, assemble
-from pretrain.model.decoder import Batch, initial_weight
+from pretrain.model.decoder import Batch
+from pretrain.model.initial import initial_weight
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import GroupConfig, OptimConfig
 
@@ -39,7 +40,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def open_one(
-    optimizer: str, stage: int, precision: str = "fp32", weights: Weights | None = None, mup: bool = False
+    optimizer: str,
+    stage: int,
+    precision: str = "fp32",
+    weights: Weights | None = None,
+    mup: bool = False,
+    tensor: int = 1,
 ) -> Engine:
     model = ModelConfig(
         hidden_size=32, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -57,17 +63,16 @@ def open_one(
     def weight(name: str, shape: torch.Size) -> torch.Tensor:
         return weights[name]["master"] if weights else initial_weight(name, shape, model, 0)
 
-    return open_engine(
-        recipe, EngineConfig(zero_stage=stage, micro_batch_size=MICRO, threads=1), VOCABULARY, ranks, device, weight
-    )
+    settings = EngineConfig(zero_stage=stage, micro_batch_size=MICRO, threads=1, tensor_parallel_size=tensor)
+    return open_engine(recipe, settings, VOCABULARY, ranks, device, weight)
 
 
-def batches(step: int) -> list[Batch]:
-    """This rank's micro batches of a step."""
+def batches(step: int, share: bool = True) -> list[Batch]:
+    """This rank's micro batches of a step; without `share` all of them."""
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(1, VOCABULARY, (ROWS, LENGTH + 1), generator=generator)
     positions = torch.arange(LENGTH, dtype=torch.int32).expand(ROWS, LENGTH)
-    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if share else (0, 1)
     rows = [list(range(begin, begin + MICRO)) for begin in range(0, ROWS, MICRO)][rank::ranks]
     whole = Batch(tokens[:, :-1], tokens[:, 1:], torch.zeros(ROWS, LENGTH, dtype=torch.int32), positions)
     return [Batch(*(getattr(whole, key)[some] for key in ("tokens", "targets", "segments", "positions")))
@@ -257,14 +262,57 @@ def on_two_ranks(optimizer: str, stage: int, folder: Path) -> None:
                     "state": state}, folder / "two.pt")  # fmt: skip
 
 
+def on_tensor_ranks(optimizer: str, stage: int, folder: Path) -> None:
+    """What each of two ranks that share the matrices does, at one stage after the other."""
+    found = {}
+    for stage in (0, 1, 2, 3):
+        engine = open_one(optimizer, stage, tensor=2)
+        mine = batches(1, share=False)
+        for batch in mine:
+            engine.backward(engine.forward(batch)[0], ROWS * LENGTH, last=batch is mine[-1])
+        skipped, norms = engine.update(1.0, torch.zeros(()))
+        state = state_of(engine)
+        again = open_one(optimizer, stage, weights=state, tensor=2)
+        load_state(again, state.__getitem__, 1)
+        found[stage] = {"skipped": skipped, "norms": norms, "state": state, "back": same(state_of(again), state)}
+    torch.save(found, folder / f"rank{torch.distributed.get_rank()}.pt")
+
+
 SCRIPT = """
 import importlib.util, pathlib, torch
 torch.set_num_threads(1)
 spec = importlib.util.spec_from_file_location("stages", {file!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-module.on_two_ranks({optimizer!r}, {stage}, pathlib.Path({folder!r}))
+module.{act}({optimizer!r}, {stage}, pathlib.Path({folder!r}))
 """
+
+
+def start(act: str, optimizer: str, stage: int, folder: Path) -> None:
+    """Let two ranks do `act`."""
+    script = folder / "run_it.py"
+    script.write_text(SCRIPT.format(file=__file__, act=act, optimizer=optimizer, stage=stage, folder=str(folder)))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(launcher, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_ranks_that_share_matrices_know_whole_norms_and_whole_states(tmp_path):
+    """What only some tensor ranks hold counts once, and so does what all hold; stage 3 cuts the latter among all."""
+    expected = open_one("adamw", 0)
+    gradient(expected, 1)
+    _, norms = expected.update(1.0, torch.zeros(()))
+    state = state_of(expected)
+    start("on_tensor_ranks", "adamw", 0, tmp_path)
+    for rank in range(2):
+        for stage, found in torch.load(tmp_path / f"rank{rank}.pt").items():
+            assert float(found["skipped"]) == 0.0
+            assert found["norms"].tolist() == pytest.approx(norms.tolist(), rel=1e-5), (rank, stage)
+            assert found["back"], (rank, stage)
+            for name, values in found["state"].items():
+                for kind, value in values.items():
+                    assert torch.allclose(value, state[name][kind], rtol=1e-3, atol=1e-5), (rank, stage, name, kind)
 
 
 @pytest.mark.slow
@@ -275,11 +323,7 @@ def test_two_ranks_do_what_one_does(tmp_path, optimizer, stage):
     first = open_one(optimizer, 0)
     learn(first, last=3)
     torch.save(state_of(first), tmp_path / "alone.pt")
-    script = tmp_path / "run_it.py"
-    script.write_text(SCRIPT.format(file=__file__, optimizer=optimizer, stage=stage, folder=str(tmp_path)))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(launcher, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    start("on_two_ranks", optimizer, stage, tmp_path)
     two: dict[str, Any] = torch.load(tmp_path / "two.pt")
     assert two["losses"] == pytest.approx(expected, abs=1e-4)
     assert two["tail"] == pytest.approx(expected[3:], abs=1e-4)

@@ -9,7 +9,8 @@ from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks, join
 from pretrain.engine import open_engine
 from pretrain.engine_state import full_state
-from pretrain.model.decoder import Batch, initial_weight
+from pretrain.model.decoder import Batch
+from pretrain.model.initial import initial_weight
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
 

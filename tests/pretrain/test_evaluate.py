@@ -9,13 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from governance.errors import CheckpointError
+from governance.errors import CheckpointError, ConfigError
 from governance.manifest import read_manifest
 from pretrain.config import EngineConfig
 from pretrain.dataset import open_rows
-from pretrain.evaluate import bits_per_byte, evaluate, load_decoder, measure
+from pretrain.evaluate import bits_per_byte, evaluate, load_decoder, measure, nats_with
 from pretrain.evaluation_table import table
 from pretrain.likelihood import Scored
+from pretrain.model_audit import scorer_of
 from pretrain.task_scores import figures
 from pretrain.tasks import Question
 
@@ -125,6 +126,36 @@ def test_a_checkpoint_measures_as_in_training(finished, make_tokens):
     size = sum(int(np.sum(shard.document_bytes)) for shard in rows.shards)
     assert measured.loss == pytest.approx(nats / rows.targets, rel=1e-6)
     assert measured.bits_per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-6)
+
+
+def test_a_device_that_is_asked_for_and_absent_is_refused(finished, make_tokens, monkeypatch):
+    root, run = finished
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    last = read_manifest(root / run.stats["checkpoint"]["path"])
+    with pytest.raises(ConfigError, match=r"engine\.device = 'cuda'"):
+        evaluate(root / last.folder, make_tokens(root), EngineConfig(device="cuda", threads=1), root)
+    with pytest.raises(ConfigError, match=r"engine\.device = 'cuda'"):
+        scorer_of(last, lambda text: np.zeros(1, np.int64), 32, root, "cuda")
+
+
+def test_each_precision_is_measured_in_what_it_was_trained_in(finished, make_tokens):
+    root, run = finished
+    last = read_manifest(root / run.stats["checkpoint"]["path"])
+    batch = open_rows(make_tokens(root), "validation", root, 32).batch([0, 1])
+
+    def nats(precision):
+        with torch.no_grad():
+            return nats_with(load_decoder(last, root), precision)(batch)
+
+    rounded = load_decoder(last, root).bfloat16()
+    with torch.no_grad():
+        expected = rounded(batch.tokens, batch.targets, batch.segments, batch.positions)[1]
+    for precision in ("bf16", "bf16_masters", "fp8"):
+        assert torch.equal(nats(precision), expected), precision
+    assert torch.equal(nats("fp16"), nats("fp32"))
+    assert not torch.equal(nats("autocast"), nats("fp32"))
+    assert not torch.equal(nats("autocast"), expected)
+    assert torch.allclose(nats("autocast"), nats("fp32"), rtol=0.05, atol=0.05)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path, run_training, make_tokens):

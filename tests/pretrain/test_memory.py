@@ -54,8 +54,10 @@ def test_state_is_what_the_stage_leaves_on_a_rank():
 
 
 def test_optimizers_and_precisions_keep_what_they_keep():
-    adamw, muon = needed(), needed(optimizer="muon")
-    assert adamw.device["moments"] == 2 * muon.device["moments"]
+    adamw, muon, lion = needed(), needed(optimizer="muon"), needed(optimizer="lion")
+    assert adamw.device["moments"] == 2 * lion.device["moments"]
+    tables = 2 * VOCABULARY * SEVENTY_BILLION.hidden_size  # embedding and head: AdamW's, with two moments
+    assert muon.device["moments"] - lion.device["moments"] == pytest.approx(4 * tables, rel=1e-4)
     masters = needed(precision="bf16_masters").device
     assert masters["moments"] * 2 == adamw.device["moments"]
     assert needed(precision="fp32").device["parameters"] == 2 * adamw.device["parameters"]
@@ -67,7 +69,9 @@ def test_what_is_offloaded_leaves_the_device():
     moved = ("moments", "masters", "gradient sums", "parameters")
     assert far.device_bytes == near.device_bytes - sum(near.device[name] for name in moved)
     assert far.host_bytes - near.host_bytes == sum(near.device[name] for name in moved)
-    files = needed(**third, offload_optimizer="nvme", nvme_path="swap")
+    files = needed(**third, offload_optimizer="cpu", offload_parameters="nvme", nvme_path="swap")
+    assert files.device_bytes == far.device_bytes
+    assert files.host["swap buffers"] < near.device["parameters"]
     assert files.host_bytes < far.host_bytes
 
 
