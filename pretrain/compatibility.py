@@ -94,17 +94,26 @@ def fp8_wants_a_card_that_has_it(s: Situation) -> str | None:
 
 
 def fp8_shapes_divide(s: Situation) -> str | None:
-    """8-bit products want every side of a matrix to be a multiple of 16."""
+    """8-bit products want every side of a matrix to be a multiple of 16; ranks that share rows each multiply a part."""
+    parts = s.engine.sequence_parallel_size
     sides = {
         "model.hidden_size": s.model.hidden_size,
         "model.intermediate_size": s.model.intermediate_size,
         "the width of keys (num_key_value_heads x head size)": s.model.num_key_value_heads * s.model.head_dim,
-        "micro_batch_size x sequence_length": s.engine.micro_batch_size * s.train.sequence_length,
+        "micro_batch_size x sequence_length / sequence_parallel_size": s.engine.micro_batch_size
+        * (s.train.sequence_length // parts),
     }
     odd = [f"{name} = {size}" for name, size in sides.items() if size % 16]
     if s.train.precision != "fp8" or not odd:
         return None
     return f"train.precision = 'fp8' wants multiples of 16, and {odd[0]} is none; change it, or set precision = 'bf16'"
+
+
+def fp8_wants_no_experts(s: Situation) -> str | None:
+    """The router decides how many tokens an expert multiplies: none, or no multiple of 16."""
+    if s.train.precision != "fp8" or s.model.moe is None:
+        return None
+    return "train.precision = 'fp8' with model.moe: experts get any number of tokens; set precision = 'bf16'"
 
 
 def bf16_masters_stay_on_the_device(s: Situation) -> str | None:
@@ -270,6 +279,7 @@ RULES: tuple[Rule, ...] = (
     fp16_wants_cuda,
     fp8_wants_a_card_that_has_it,
     fp8_shapes_divide,
+    fp8_wants_no_experts,
     bf16_masters_stay_on_the_device,
     quantized_collectives_want_cuda,
     deepcompile_wants_cuda,

@@ -45,6 +45,12 @@ REFUSED = [
     ("fp8_wants_a_card_that_has_it", {"precision": "fp8", "where": CPU}, "capability 8.9"),
     ("fp8_wants_a_card_that_has_it", {"precision": "fp8", "where": {**CUDA, "capability": (8, 0)}}, "(8, 0)"),
     ("fp8_shapes_divide", {"precision": "fp8", "intermediate_size": 136}, "intermediate_size = 136"),
+    (
+        "fp8_shapes_divide",
+        {"precision": "fp8", "sequence_length": 48, "sequence_parallel_size": 2, "micro_batch_size": 1},
+        "sequence_parallel_size = 24",
+    ),
+    ("fp8_wants_no_experts", {"precision": "fp8", "moe": EXPERTS}, "'bf16'"),
     ("bf16_masters_stay_on_the_device", {"precision": "bf16_masters", **OFFLOAD}, "precision = 'bf16'"),
     ("quantized_collectives_want_cuda", {"quantized_weights": True, "zero_stage": 3, "where": CPU}, "CUDA kernels"),
     (
