@@ -18,6 +18,7 @@ from pretrain.batch_sizes import refuse_uneven
 from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks
 from pretrain.layout import data_ranks
+from pretrain.likelihood import SHORT
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
 
@@ -38,6 +39,8 @@ class Situation:
     """Ranks of a node."""
     capability: tuple[int, int] | None = None
     """Compute capability of the GPU."""
+    asked: bool = False
+    """Whether the model is asked tasks."""
 
 
 Rule = Callable[[Situation], str | None]
@@ -272,6 +275,17 @@ def only_adamw_is_offloaded(s: Situation) -> str | None:
     )
 
 
+def questions_divide(s: Situation) -> str | None:
+    """Questions are packed into shorter rows than training's, which ranks that share rows cut all the same."""
+    size, short = s.engine.sequence_parallel_size, min(SHORT, s.train.sequence_length)
+    if not s.asked or short % size == 0:
+        return None
+    return (
+        f"engine.sequence_parallel_size = {size} does not divide the {short} tokens of a row of questions; choose a "
+        f"divisor, or ask no evaluation.tasks in training"
+    )
+
+
 RULES: tuple[Rule, ...] = (
     rows_fit_the_positions,
     schedule_fits_the_steps,
@@ -293,6 +307,7 @@ RULES: tuple[Rule, ...] = (
     splits_divide_the_ranks,
     the_batch_divides,
     only_adamw_is_offloaded,
+    questions_divide,
 )
 
 
@@ -329,7 +344,8 @@ def check_together(recipe: TrainRecipe, engine: EngineConfig) -> None:
         ConfigError: a line a fault: the fields, their values and what to change.
     """
     device = None if engine.device == "auto" else engine.device
-    _refuse(Situation(recipe.model, recipe.optim, recipe.train, engine, device))
+    asked = bool(recipe.evaluation.tasks)
+    _refuse(Situation(recipe.model, recipe.optim, recipe.train, engine, device, asked=asked))
 
 
 def check_start(
@@ -345,7 +361,8 @@ def check_start(
         ConfigError: a line a fault: the fields, their values and what to change.
     """
     sections = (recipe.model, recipe.optim, recipe.train, engine)
-    situation = Situation(*sections, device, ranks.world_size, ranks.local_world_size, capability)
+    where = (device, ranks.world_size, ranks.local_world_size, capability)
+    situation = Situation(*sections, *where, asked=bool(recipe.evaluation.tasks))
     _refuse(situation)
     for rule in WARNINGS:
         if ranks.first and (told := rule(situation)):
