@@ -20,7 +20,8 @@ restart, `resuming.py` finds the one to go on from, `retention.py` removes old o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 from governance.config import Section, validate
 from governance.errors import CheckpointError, ConfigError, ManifestError, MissingInput
 from governance.files import append_line, read_lines
+from governance.log import get_logger
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, verify
 from governance.stage import Attest, Recipe, artifact_folder, no_attest
 from pretrain.config import TrainRecipe
@@ -62,13 +64,31 @@ class TrainState:
     losses: Series[float | None] = field(default_factory=Series)
     """Nats per token of every step so far, in order; none where it was not finite."""
     validations: list[dict[str, Any]] = field(default_factory=list)
-    """Measurements on the validation shards: step, and the fields of `Measurement`."""
+    """Measurements on the validation shards: step, and the fields of `Measurement`, through `told_finite`."""
     tasks: list[dict[str, Any]] = field(default_factory=list)
-    """The figures of each task each time that it was asked: step, and those of `task_scores.py`."""
+    """The figures of each task each time that it was asked: step, and those of `task_scores.py`; the same."""
     stream: str = ""
     """Chained SHA-256 of the tokens that were read, see `loader.py`."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """The steps whose update was left out, see `guard.py`: step, reason, z, rows, documents."""
+
+
+def told_finite(row: dict[str, Any], what: str) -> dict[str, Any]:
+    """The figures of `what` as the state keeps them, which JSON can hold: null where not finite, and a warning."""
+    lost: list[str] = []
+
+    def known(value: Any, name: str) -> Any:
+        if isinstance(value, Mapping):
+            return {key: known(inner, f"{name}.{key}" if name else key) for key, inner in value.items()}
+        if isinstance(value, float) and not math.isfinite(value):
+            lost.append(name)
+            return None
+        return value
+
+    kept: dict[str, Any] = known(row, "")
+    if lost:
+        get_logger(__name__).warning("%s is not finite, and is kept as null: %s", what, ", ".join(lost))
+    return kept
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pretrain.batch_sizes import refuse_uneven
 from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks
 from pretrain.layout import data_ranks
+from pretrain.likelihood import SHORT
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
 
@@ -38,6 +39,8 @@ class Situation:
     """Ranks of a node."""
     capability: tuple[int, int] | None = None
     """Compute capability of the GPU."""
+    asked: bool = False
+    """Whether the model is asked tasks."""
 
 
 Rule = Callable[[Situation], str | None]
@@ -94,17 +97,26 @@ def fp8_wants_a_card_that_has_it(s: Situation) -> str | None:
 
 
 def fp8_shapes_divide(s: Situation) -> str | None:
-    """8-bit products want every side of a matrix to be a multiple of 16."""
+    """8-bit products want every side of a matrix to be a multiple of 16; ranks that share rows each multiply a part."""
+    parts = s.engine.sequence_parallel_size
     sides = {
         "model.hidden_size": s.model.hidden_size,
         "model.intermediate_size": s.model.intermediate_size,
         "the width of keys (num_key_value_heads x head size)": s.model.num_key_value_heads * s.model.head_dim,
-        "micro_batch_size x sequence_length": s.engine.micro_batch_size * s.train.sequence_length,
+        "micro_batch_size x sequence_length / sequence_parallel_size": s.engine.micro_batch_size
+        * (s.train.sequence_length // parts),
     }
     odd = [f"{name} = {size}" for name, size in sides.items() if size % 16]
     if s.train.precision != "fp8" or not odd:
         return None
     return f"train.precision = 'fp8' wants multiples of 16, and {odd[0]} is none; change it, or set precision = 'bf16'"
+
+
+def fp8_wants_no_experts(s: Situation) -> str | None:
+    """The router decides how many tokens an expert multiplies: none, or no multiple of 16."""
+    if s.train.precision != "fp8" or s.model.moe is None:
+        return None
+    return "train.precision = 'fp8' with model.moe: experts get any number of tokens; set precision = 'bf16'"
 
 
 def bf16_masters_stay_on_the_device(s: Situation) -> str | None:
@@ -266,6 +278,17 @@ def only_adamw_is_offloaded(s: Situation) -> str | None:
     )
 
 
+def questions_divide(s: Situation) -> str | None:
+    """Questions are packed into shorter rows than training's, which ranks that share rows cut all the same."""
+    size, short = s.engine.sequence_parallel_size, min(SHORT, s.train.sequence_length)
+    if not s.asked or short % size == 0:
+        return None
+    return (
+        f"engine.sequence_parallel_size = {size} does not divide the {short} tokens of a row of questions; choose a "
+        f"divisor, or ask no evaluation.tasks in training"
+    )
+
+
 RULES: tuple[Rule, ...] = (
     rows_fit_the_positions,
     schedule_fits_the_steps,
@@ -273,6 +296,7 @@ RULES: tuple[Rule, ...] = (
     fp16_wants_cuda,
     fp8_wants_a_card_that_has_it,
     fp8_shapes_divide,
+    fp8_wants_no_experts,
     bf16_masters_stay_on_the_device,
     quantized_collectives_want_cuda,
     deepcompile_wants_cuda,
@@ -287,6 +311,7 @@ RULES: tuple[Rule, ...] = (
     splits_divide_the_ranks,
     the_batch_divides,
     only_adamw_is_offloaded,
+    questions_divide,
 )
 
 
@@ -323,7 +348,8 @@ def check_together(recipe: TrainRecipe, engine: EngineConfig) -> None:
         ConfigError: a line a fault: the fields, their values and what to change.
     """
     device = None if engine.device == "auto" else engine.device
-    _refuse(Situation(recipe.model, recipe.optim, recipe.train, engine, device))
+    asked = bool(recipe.evaluation.tasks)
+    _refuse(Situation(recipe.model, recipe.optim, recipe.train, engine, device, asked=asked))
 
 
 def check_start(
@@ -339,7 +365,8 @@ def check_start(
         ConfigError: a line a fault: the fields, their values and what to change.
     """
     sections = (recipe.model, recipe.optim, recipe.train, engine)
-    situation = Situation(*sections, device, ranks.world_size, ranks.local_world_size, capability)
+    where = (device, ranks.world_size, ranks.local_world_size, capability)
+    situation = Situation(*sections, *where, asked=bool(recipe.evaluation.tasks))
     _refuse(situation)
     for rule in WARNINGS:
         if ranks.first and (told := rule(situation)):

@@ -117,10 +117,21 @@ def load_fragments(engine: Engine, read: ReadFragment, step: int) -> None:
     optimizer = engine.deepspeed.optimizer
     if engine.zero_stage in (1, 2):
         optimizer.update_lp_params()
-    elif engine.zero_stage == 3 and optimizer.persistent_parameters:
-        # Small parameters are kept whole on every rank, and are stale now.
-        optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
-        optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+    elif engine.zero_stage == 3:
+        _refresh(optimizer)
+
+
+def _refresh(optimizer: Any) -> None:
+    """Throw away what DeepSpeed made of the weights before these: whole small ones, and the second copies of hpZ.
+
+    The copies last: while there is one, to part a whole weight leaves it alone; without one a stale one is made anew.
+    """
+    small = optimizer.persistent_parameters
+    if small:
+        small[0].partition(small)
+    optimizer.invalidate_secondary_tensor()
+    if small:
+        small[0].all_gather(small)
 
 
 def _owned(engine: Engine) -> Iterator[tuple[Fragment, dict[str, torch.Tensor]]]:

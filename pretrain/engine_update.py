@@ -5,9 +5,9 @@ caller says so, and where the norm of the whole gradient is not finite. DeepSpee
 group of parameters is touched, so no group is updated beside one that is not.
 
 How: optimizers that know mixed precision read a tensor `found_inf` (torch's protocol of `GradScaler`; the attribute
-`_step_supports_amp_scaling` says who does). It is set on the device, so CUDA is never waited for. An optimizer that
-does not know it costs one wait a step. DeepSpeed's own attributes that this needs: `_global_grad_norm` of its engine
-and of its optimizers.
+`_step_supports_amp_scaling` says who does). It is set where the parameters lie, so CUDA is never waited for unless
+they are offloaded: then, and with an optimizer that does not know it, each call of the optimizer waits once.
+DeepSpeed's own attributes that this needs: `_global_grad_norm` of its engine and of its optimizers.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ def _found_inf(optimizer: Any, left_out: Callable[[], Skip]) -> Iterator[None]:
     """Tell the optimizer on the device, just before it computes: by then the norm is known."""
 
     def tell(*_: Any) -> None:
-        optimizer.found_inf = left_out()
+        # Offloaded parameters lie on the host. Torch would move the word there without waiting, and read it at once:
+        # the step before's, or none. On the device's own parameters this copies nothing.
+        places = (parameter.device for group in optimizer.param_groups for parameter in group["params"])
+        word = left_out()
+        optimizer.found_inf = word.to(next(places, word.device))
 
     hook = optimizer.register_step_pre_hook(tell)
     try:

@@ -5,7 +5,8 @@ A spike is judged by the robust z-score of a step's loss among the last accepted
     z = (loss - median) / max(1.4826 x median(|loss_i - median|), 0.005 x |median|)
 
 1.4826 makes the median absolute deviation that of a normal distribution (Iglewicz and Hoaglin, 1993); the second term
-keeps a flat curve from calling a rise of less than 0.5 % x `z_score` a spike. Only a rise counts. Medians stay put
+keeps a flat curve from calling a rise of less than 0.5 % x `z_score` a spike. Where both are 0 (losses of exactly 0)
+there is no measure of a rise, and z is 0. Only a rise counts. Medians stay put
 until half of the window is bad. PaLM (arXiv:2204.02311, section 5.1) restarted before a spike and left out its batches
 by hand; leaving out the update at once needs no restart.
 
@@ -74,9 +75,9 @@ class Guard:
         half = self._config.window // 2
         median = self._ring.sort().values[half]
         deviation = (self._ring - median).abs().sort().values[half]
-        z = (loss - median) / torch.maximum(_NORMAL * deviation, _FLOOR * median.abs())
+        spread = torch.maximum(_NORMAL * deviation, _FLOOR * median.abs())
         full = self._count[0] >= self._config.window
-        z = torch.where(full & finite, z, torch.zeros_like(z))
+        z = torch.where(full & finite & (spread > 0), (loss - median) / spread, torch.zeros_like(spread))
         return Verdict((~finite | (z > self._config.z_score)).float(), z)
 
     def accept(self, loss: torch.Tensor, skipped: torch.Tensor) -> None:

@@ -14,7 +14,7 @@ from governance.manifest import KEY_LENGTH
 from governance.provenance import provenance
 from governance.stage import UNKNOWN_ENERGY, artifact_folder
 from pretrain.batch_sizes import batch_sizes
-from pretrain.checkpoint import TrainState
+from pretrain.checkpoint import TrainState, told_finite
 from pretrain.distributed import HOST, add_up
 from pretrain.engine import Engine, foreign_errors, open_engine
 from pretrain.evaluate import measure
@@ -209,7 +209,8 @@ def _validate(parts: Parts, state: TrainState, saved: int) -> TrainState:
         "train: step %d, validation loss %.4f nats/token, %.4f bits/byte",
         state.step, measured.loss, measured.bits_per_byte,
     )  # fmt: skip
-    return replace(state, validations=[*state.validations, {"step": state.step, **values}])
+    kept = told_finite({"step": state.step, **values}, f"train: step {state.step}, validation")
+    return replace(state, validations=[*state.validations, kept])
 
 
 def _ask(parts: Parts, state: TrainState, saved: int) -> TrainState:
@@ -230,7 +231,8 @@ def _ask(parts: Parts, state: TrainState, saved: int) -> TrainState:
     for row in rows:
         job.record("task", **row)
         get_logger(__name__).info("train: step %d, %s", state.step, told(row))
-    return replace(state, tasks=[*state.tasks, *rows])
+    kept = [told_finite(row, f"train: step {state.step}, {row['task']}") for row in rows]
+    return replace(state, tasks=[*state.tasks, *kept])
 
 
 def _heed(parts: Parts, state: TrainState, saved: int, what: str) -> None:

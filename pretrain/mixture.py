@@ -54,6 +54,8 @@ class Source:
 
     def indices(self, rows: Integers) -> Integers:
         """The indices of those of these rows that are its own."""
+        if not self.count:
+            return rows[:0]
         runs = np.searchsorted(self.firsts, rows, side="right") - 1
         within = rows - self.firsts[runs]
         own = (runs >= 0) & (within < np.diff(self.before)[runs])

@@ -18,14 +18,14 @@ def kept_steps(steps: Sequence[int], config: CheckpointConfig, validations: Sequ
     """Those of `steps` (of whole checkpoints, oldest first) that are kept, and why.
 
     A checkpoint is among the best by the validation loss that was measured at its own step; of two equal ones the
-    earlier is better. One that was not measured is not among them.
+    earlier is better. One that was not measured, or measured no finite loss, is not among them.
     """
     kept = {step: "last" for step in steps[-config.keep_last :]}
     if config.keep_every_steps:
         kept |= {step: "every" for step in steps if step % config.keep_every_steps == 0}
     if config.keep_best:
-        losses = {row["step"]: row["loss"] for row in validations if row["step"] in set(steps)}
-        best = sorted(losses, key=lambda step: (losses[step], step))[: config.keep_best]
+        losses = {row["step"]: row["loss"] for row in validations if row["loss"] is not None}
+        best = sorted(losses.keys() & set(steps), key=lambda step: (losses[step], step))[: config.keep_best]
         kept |= {step: "best" for step in best}
     return kept
 

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from governance.errors import PipelineError
-from governance.files import remove_file, write_json
+from governance.files import json_text, remove_file, write_text
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest, Output, describe
 from governance.stage import commit, now
@@ -204,6 +204,7 @@ def write_checkpoint(
         MeetingOver: another rank's is, or training has ended.
     """
     started, folder, first = now(), store.folder(state.step), meeting.rank == 0
+    told = json_text(asdict(state)) if first else ""  # what cannot be written fails before anything is touched
     of = identity(store, state.step, meeting.world_size, source.zero_stage)
     native = native_folder(store, of)
     several = meeting.world_size > 1  # one rank's shard would hold what the canonical files hold
@@ -225,7 +226,7 @@ def write_checkpoint(
         # One that stands here is damaged, or is saved anew with a validation that its own attempt was kept from. Its
         # files of weights were replaced by themselves; only between the next line and the commit does nothing stand.
         remove_file(folder / FILE_NAME)
-        write_json(folder / "state.json", asdict(state))
+        write_text(folder / "state.json", told)
         outputs.append(describe(folder / "state.json", store.root))
         manifest = commit(_manifest(store, state, outputs, facts), store.root, store.attest)
         kept = native if several and config.native and source.native else None

@@ -1,9 +1,10 @@
 """Run on each rank: train a little at every ZeRO stage and save, or go on from what others saved and save again.
 
-    python resume_layouts.py FOLDER PRECISION write|read WORLD_SIZE
+    python resume_layouts.py FOLDER PRECISION write|read|hpz
 
 `read` leaves, for each checkpoint that it finds, the digest of what it saved after loading it (which is a function of
-the masters and moments), which form it read, and the loss of a batch that nobody trained on.
+the masters and moments), which form it read, and the loss of a batch that nobody trained on. `hpz` writes and then
+reads with weights kept twice, which DeepSpeed begins once in a process.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ def batch_of(seed: int, rows: int) -> Batch:
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.zeros_like(positions), positions)
 
 
-def job_in(root: Path, precision: str, stage: int, ranks) -> SimpleNamespace:
+def job_in(root: Path, precision: str, stage: int, ranks, inner: int = 64, hpz: int = 1) -> SimpleNamespace:
     model = ModelConfig(
         hidden_size=32,
-        intermediate_size=64,
+        intermediate_size=inner,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -48,10 +49,12 @@ def job_in(root: Path, precision: str, stage: int, ranks) -> SimpleNamespace:
     train = TrainConfig(sequence_length=LENGTH, global_batch_size=4, steps=10, precision=precision)
     recipe = TrainRecipe(model=model, optim=OptimConfig(learning_rate=3e-3), train=train)
     store = Store(root, "a" * 64, VOCABULARY, recipe, Input(stage="encode", digest="d" * 64, path="x"))
-    engine = EngineConfig(zero_stage=stage, micro_batch_size=4 // ranks.world_size, threads=1)
+    engine = EngineConfig(zero_stage=stage, micro_batch_size=4 // ranks.world_size, threads=1, hpz_partition_size=hpz)
     settings = SimpleNamespace(engine=engine, checkpoint=CheckpointConfig())
     peers = Peers(ranks.rank, ranks.world_size, gather)
-    return SimpleNamespace(recipe=recipe, store=store, peers=peers, settings=settings, energy={})
+    return SimpleNamespace(
+        recipe=recipe, store=store, peers=peers, settings=settings, energy={}, record=lambda *told, **facts: None
+    )
 
 
 def held_out(engine) -> float:
@@ -63,7 +66,8 @@ def write(job, engine, rank: int) -> None:
     rows = job.settings.engine.micro_batch_size
     for step in range(STEPS):
         objective, _ = engine.forward(batch_of(10 * step + rank, rows))
-        engine.backward(objective, 4 * LENGTH)
+        engine.backward(objective, 4 * LENGTH, last=True)
+        engine.update(1.0, torch.zeros(()))
     loss = held_out(engine)
     with open_saver(job, engine, {}) as saver:
         saver.save(TrainState(STEPS, STEPS, [loss] * STEPS))
@@ -73,7 +77,8 @@ def read(job, target: Path, engine_of) -> dict:
     found = newest_whole(job.store, job.peers, job.settings.engine.zero_stage)
     engine, state = resume(job, engine_of)
     loss = held_out(engine)
-    again = job_in(target, job.recipe.train.precision, job.settings.engine.zero_stage, read_ranks())
+    stage, inner = job.settings.engine.zero_stage, job.recipe.model.intermediate_size
+    again = job_in(target, job.recipe.train.precision, stage, read_ranks(), inner)
     with open_saver(again, engine, {}) as saver:
         saver.save(state)
     return {
@@ -85,13 +90,26 @@ def read(job, target: Path, engine_of) -> dict:
     }
 
 
+def hpz(folder: Path, precision: str, ranks, device) -> dict:
+    """Matrices of 131072 elements: smaller ones DeepSpeed keeps whole on every rank, and never reads the copies."""
+    once = job_in(folder / "first", precision, 3, ranks, inner=4096)
+    twice = job_in(folder / "first", precision, 3, ranks, inner=4096, hpz=ranks.world_size)
+
+    def engine_of(weight, job=twice):
+        return open_engine(job.recipe, job.settings.engine, VOCABULARY, ranks, device, weight)
+
+    first = engine_of(lambda name, shape: initial_weight(name, shape, once.recipe.model, 0), once)
+    write(once, first, ranks.rank)
+    return {"hpz": read(twice, folder / "again", engine_of)}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     folder, precision, act = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     ranks = read_ranks()
     device = join(ranks, 120.0)
-    found = {}
-    for stage in range(0 if precision == "fp32" else 1, 4):
+    found = hpz(folder, precision, ranks, device) if act == "hpz" else {}
+    for stage in () if found else range(0 if precision == "fp32" else 1, 4):
         layout = f"{ranks.world_size}x{stage}"
 
         def engine_of(weight, job):
@@ -106,7 +124,7 @@ def main() -> None:
             job = job_in(root, precision, stage, ranks)
             target = folder / "again" / f"{root.name}-{layout}"
             found[f"{root.name}-{layout}"] = read(job, target, lambda weight, job=job: engine_of(weight, job))
-    if ranks.first and act == "read":
+    if ranks.first and act != "write":
         (folder / f"read-{ranks.world_size}.json").write_text(json.dumps(found))
 
 

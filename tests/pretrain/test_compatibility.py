@@ -13,6 +13,7 @@ from pretrain import compatibility
 from pretrain.compatibility import RULES, WARNINGS, Situation, check_start, check_together, faults_of
 from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks, device_of
+from pretrain.evaluation_config import EvaluationConfig, TaskConfig
 from pretrain.model_config import ModelConfig, MoeConfig
 from pretrain.optim_config import OptimConfig
 
@@ -47,6 +48,12 @@ REFUSED = [
     ("fp8_wants_a_card_that_has_it", {"precision": "fp8", "where": CPU}, "capability 8.9"),
     ("fp8_wants_a_card_that_has_it", {"precision": "fp8", "where": {**CUDA, "capability": (8, 0)}}, "(8, 0)"),
     ("fp8_shapes_divide", {"precision": "fp8", "intermediate_size": 136}, "intermediate_size = 136"),
+    (
+        "fp8_shapes_divide",
+        {"precision": "fp8", "sequence_length": 48, "sequence_parallel_size": 2, "micro_batch_size": 1},
+        "sequence_parallel_size = 24",
+    ),
+    ("fp8_wants_no_experts", {"precision": "fp8", "moe": EXPERTS}, "'bf16'"),
     ("bf16_masters_stay_on_the_device", {"precision": "bf16_masters", **OFFLOAD}, "precision = 'bf16'"),
     ("quantized_collectives_want_cuda", {"quantized_weights": True, "zero_stage": 3, "where": CPU}, "CUDA kernels"),
     (
@@ -78,6 +85,11 @@ REFUSED = [
     ("splits_divide_the_ranks", {"tensor_parallel_size": 2, "where": {"world_size": 3}}, "multiple of 2"),
     ("the_batch_divides", {"micro_batch_size": 3, "where": {"world_size": 1}}, "micro batch that divides"),
     ("the_batch_divides", {"micro_batch_size": 4, "where": {"world_size": 4}}, "4 x 4"),
+    (
+        "questions_divide",
+        {"sequence_parallel_size": 3, "sequence_length": 768, "where": {"asked": True}},
+        "256 tokens of a row of questions",
+    ),
     ("only_adamw_is_offloaded", {"optimizer": "muon", **OFFLOAD}, "offload_optimizer = 'none'"),
 ]
 
@@ -108,6 +120,7 @@ def test_every_rule_is_tested_and_none_refuses_what_suits():
         {"offload_optimizer": "cpu", "offload_parameters": "nvme", "nvme_path": "x", "zero_stage": 3},
         {"optimizer": "muon", "zero_stage": 3},
         {"moe": EXPERTS, "where": {"world_size": 2}},
+        {"sequence_parallel_size": 2, "where": {"asked": True}},
     ],
 )
 def test_what_works_passes(settings):
@@ -135,6 +148,19 @@ def test_all_faults_are_told_at_once():
     s = situation(sequence_length=256, zero_stage=0)
     with pytest.raises(ConfigError, match=r"(?s)max_position_embeddings.*master weights"):
         check_together(TrainRecipe(model=s.model, optim=s.optim, train=s.train), s.engine)
+
+
+def test_both_moments_know_that_tasks_are_asked():
+    tasks = (TaskConfig(name="t", format="choices", path="t.jsonl"),)
+    s = situation(sequence_length=768, max_position_embeddings=768, sequence_parallel_size=3, num_key_value_heads=3,
+                  num_attention_heads=3, hidden_size=48)  # fmt: skip
+    recipe = TrainRecipe(model=s.model, optim=s.optim, train=s.train)
+    check_together(recipe, s.engine)
+    recipe = recipe.model_copy(update={"evaluation": EvaluationConfig(tasks=tasks)})
+    with pytest.raises(ConfigError, match="row of questions"):
+        check_together(recipe, s.engine)
+    with pytest.raises(ConfigError, match="row of questions"):
+        check_start(recipe, s.engine, Ranks(0, 3, 0, 3), "cpu")
 
 
 def test_a_device_that_is_asked_for_is_known_before_the_start():

@@ -9,10 +9,27 @@ from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks, join
 from pretrain.engine import open_engine
 from pretrain.engine_state import full_state
+from pretrain.engine_update import _found_inf
 from pretrain.model.decoder import Batch
 from pretrain.model.initial import initial_weight
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
+
+
+def test_the_word_lies_where_the_parameters_do():
+    """The meta device stands for another than the loss's; of a group without a parameter nothing is asked."""
+    seen = []
+
+    class Looks(torch.optim.SGD):
+        def step(self):
+            seen.append(self.found_inf.device.type)
+
+    parameters = [{"params": []}, {"params": [torch.nn.Parameter(torch.zeros(2, device="meta"))]}]
+    optimizer = Looks(parameters, lr=0.1)
+    with _found_inf(optimizer, lambda: torch.ones(())):
+        optimizer.step()
+    assert seen == ["meta"]
+    assert optimizer.found_inf is None
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "bf16")])

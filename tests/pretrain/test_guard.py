@@ -87,6 +87,16 @@ def test_a_skipped_loss_does_not_enter_the_window():
     assert walk([3.0] * 60 + [9.0] * 100) == list(range(61, 161))
 
 
+@pytest.mark.parametrize(
+    ("level", "loss", "expected"), [(0.0, 1e-6, 0.0), (0.0, 0.0, 0.0), (3.0, 3.0, 0.0), (3.0, 3.03, 2.0)]
+)
+def test_losses_that_never_changed_leave_z_finite(level, loss, expected):
+    guard = Guard(CONFIG, [level] * 50, [], "cpu")
+    verdict = guard.judge(torch.tensor(loss, dtype=torch.float64), 51)
+    assert float(verdict.z) == pytest.approx(expected)
+    assert not verdict.skip
+
+
 def false_alarms(seeds, steps, heavy, config=SkipConfig()):  # noqa: B008
     return sum(
         len(walk(curve(np.random.default_rng(seed), steps, heavy=heavy).tolist(), config)) for seed in range(seeds)

@@ -24,6 +24,13 @@ def test_the_order_is_a_permutation(count, seed, epoch):
     assert sorted(order.tolist()) == list(range(count))
 
 
+def test_a_source_that_begins_no_row_reads_none():
+    web, none = sources_of(["web", "none"], np.zeros(4, dtype=np.int64))
+    rows = np.array([0, 3])
+    assert web.indices(rows).tolist() == [0, 3]
+    assert none.indices(rows).tolist() == []
+
+
 def test_the_order_depends_on_seed_and_epoch_and_mixes():
     indices = np.arange(1000, dtype=np.uint64)
     orders = [permute(indices, 1000, seed, epoch).tolist() for seed, epoch in ((0, 0), (1, 0), (0, 1))]

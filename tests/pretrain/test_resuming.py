@@ -40,6 +40,15 @@ def test_every_layout_goes_on_exactly_from_every_other(tmp_path, precision):
             assert values["loss"] == pytest.approx(values["learned"], rel=0 if same else 1e-6), name
 
 
+@pytest.mark.slow
+def test_weights_kept_twice_are_both_those_of_the_native_shards(tmp_path):
+    on_ranks(2, str(HERE / "resume_layouts.py"), str(tmp_path), "fp32", "hpz")
+    values = json.loads((tmp_path / "read-2.json").read_text())["hpz"]
+    assert values["native"]
+    assert values["digest"] == values["first"]
+    assert values["loss"] == pytest.approx(values["learned"], rel=0)
+
+
 CRASH = """
 from pretrain.saving import Saver
 save = Saver.save

@@ -35,6 +35,8 @@ def test_each_rule_keeps_its_own():
     steps = [10, 20, 30, 40, 50, 60]
     validations = rows(s10=3.0, s20=1.0, s25=0.1, s30=2.0, s40=1.0)
     assert kept_steps(steps, CheckpointConfig(keep_last=1), validations) == {60: "last"}
+    lost = [*validations, {"step": 60, "loss": None}]
+    assert set(kept_steps(steps, CheckpointConfig(keep_last=1, keep_best=9), lost)) == {10, 20, 30, 40, 60}
     assert set(kept_steps(steps, CheckpointConfig(keep_last=2, keep_every_steps=20), [])) == {20, 40, 50, 60}
     assert set(kept_steps(steps, CheckpointConfig(keep_last=1, keep_best=1), validations)) == {20, 60}
     assert set(kept_steps(steps, CheckpointConfig(keep_last=1, keep_best=3), validations)) == {20, 30, 40, 60}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -196,6 +197,14 @@ def test_a_step_may_be_saved_anew_with_a_later_validation(tmp_path, world_size):
     assert holds(store, 3)
     found = together(world_size, lambda peers: newest_whole(store, peers, 1))
     assert all((item.native is not None) == (world_size > 1) for item in found)
+
+
+def test_a_state_that_no_file_can_hold_takes_nothing_away(tmp_path):
+    store = store_in(tmp_path)
+    save(store, 3)
+    with pytest.raises(ValueError, match="nan"), saver_of(store, {"step": 3}) as saver:
+        saver.save(state_at(3, validations=[{"step": 3, "loss": math.nan}]))
+    assert newest_whole(store, ALONE).step == 3
 
 
 def test_native_shards_count_beside_their_checkpoint_only(tmp_path):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,19 @@ def at_step(monkeypatch):
 
 def crash():
     raise Crash
+
+
+def test_a_validation_that_is_not_finite_is_kept_as_null_and_said(tmp_path, run_training, monkeypatch, caplog):
+    measure = loop.measure
+    by_source = {"web": {"loss": math.inf, "tokens": 3}}
+    monkeypatch.setattr(loop, "measure", lambda *given: replace(measure(*given), loss=math.nan, by_source=by_source))
+    run = run_training(tmp_path, steps=4, decay_steps=2, warmup_steps=1, validate_every_steps=2, every_steps=2)
+    assert run.stats["validation_loss"] is None
+    kept = json.loads((tmp_path / run.folder / "losses.json").read_text())["validations"]
+    assert [(row["step"], row["loss"], row["by_source"]) for row in kept] == [
+        (step, None, {"web": {"loss": None, "tokens": 3}}) for step in (2, 4)
+    ]
+    assert "step 2, validation is not finite, and is kept as null: loss, by_source.web.loss" in caplog.text
 
 
 def test_it_learns_and_says_what_it_did(finished, losses_of):
