@@ -1,9 +1,9 @@
 """The DeepSpeed door, with `engine_state.py`: our settings -> its dictionary (`deepspeed_config.py`) -> an engine.
 
 Promises: what cannot work or cannot fit is refused before anything is built; on CPU nothing is compiled unless asked
-for, on CUDA attention and the loss compile their kernels in the first step. DeepSpeed's own attributes are used here (in
-`_import_deepspeed` and `Engine.set_accumulation`), in `engine_state.py`, `engine_fragments.py` and `engine_update.py`;
-they are why the dependency is pinned below 0.20.
+for, on CUDA attention and the loss compile their kernels in the first step. DeepSpeed's own attributes are used here
+(in `_import_deepspeed` and `Engine.set_accumulation`), in `engine_state.py`, `engine_fragments.py` and
+`engine_update.py`; they are why the dependency is pinned below 0.20.
 """
 
 from __future__ import annotations
