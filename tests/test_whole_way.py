@@ -28,7 +28,7 @@ def assay(*words, cwd=None, timeout=300):
 
 HOOK = """
 import logging, os, signal, threading, time
-from pretrain import train
+from pretrain import loop
 
 STAGES, DELAY = os.environ.get("TEST_KILL_AT", "").split(), float(os.environ.get("TEST_KILL_AFTER", "0"))
 SIGNAL, TO_PARENT = os.environ.get("TEST_SIGNAL"), os.environ.get("TEST_SIGNAL_TO_PARENT")
@@ -48,21 +48,20 @@ def watched(*args, **more):
 if STAGES:
     logging.setLogRecordFactory(watched)
 
-save, sent = train._save, []
+save, sent = loop._save, []
 
 
-def save_and_be_told_to_leave(job, engine, state):
-    made = save(job, engine, state)
-    if job.ranks.first and not sent:
+def save_and_be_told_to_leave(parts, state):
+    save(parts, state)
+    if parts.job.ranks.first and not sent:
         sent.append(True)
         os.kill(os.getppid() if TO_PARENT else os.getpid(), getattr(signal, SIGNAL))
-        while not job.leave():  # until the launcher has passed it on
+        while not parts.job.leave():  # until the launcher has passed it on
             time.sleep(0.01)
-    return made
 
 
 if SIGNAL:
-    train._save = save_and_be_told_to_leave
+    loop._save = save_and_be_told_to_leave
 """
 """What a child does to itself, so that a test that gets no processor in time misses no moment: it kills itself a while
 after a stage began, or has itself told to leave behind its first checkpoint."""
@@ -381,7 +380,8 @@ def test_a_rank_that_dies_ends_the_others_and_the_command(finished, tmp_path):
     for made in ("train", "checkpoint"):
         shutil.rmtree(project / "root" / made)
     words = ["train", str(project / "run.toml"), "--root", str(project / "root"), "--processes", "2"]
-    words += ["--set", "engine.micro_batch_size=2", "--set", "train.steps=100000"]  # not to be over before the kill
+    words += ["--set", "engine.micro_batch_size=2", "--set", "engine.restarts=0"]
+    words += ["--set", "train.steps=100000"]  # not to be over before the kill
     child = subprocess.Popen([sys.executable, "-m", "pretrain", *words], stderr=subprocess.PIPE, text=True)
     for line in child.stderr:
         if "checkpoint: made" in line:
