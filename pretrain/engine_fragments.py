@@ -7,7 +7,7 @@ ranks the fragments of a parameter cover it once. What a rank owns at each ZeRO 
     1, 2    where DeepSpeed's flat partition of this rank overlaps the parameter
     3       piece `rank` of equal pieces, without the padding behind the last one
 
-Promise: what `copy_to_host` took, `load_fragments` restores bit for bit. Price of a copy: one pass over 12 bytes a
+Promise: what `copy_to_host` took, `place_fragments` restores bit for bit. Price of a copy: one pass over 12 bytes a
 parameter (AdamW), divided by the ranks.
 """
 
@@ -93,10 +93,10 @@ def copy_to_host(fragments: Sequence[Owned], buffers: Sequence[Owned]) -> None:
         torch.cuda.synchronize()
 
 
-def load_fragments(engine: Engine, read: ReadFragment, step: int) -> None:
-    """Give a fresh engine this rank's state after `step` updates, then bring every rank's parameters up to it.
+def place_fragments(engine: Engine, read: ReadFragment, step: int) -> None:
+    """Give a fresh engine this rank's state after `step` updates; `bring_up` must follow.
 
-    Collective only in that last act. At stage 0, where a rank owns all, `read` is asked for whole parameters.
+    At stage 0, where a rank owns all, `read` is asked for whole parameters.
 
     Raises:
         CheckpointError: `read` gives other moments than this optimizer keeps.
@@ -114,6 +114,10 @@ def load_fragments(engine: Engine, read: ReadFragment, step: int) -> None:
             tensor.data.copy_(values[kind])
         if engine.zero_stage == 3:
             parameters[fragment.name].ds_tensor.data[: fragment.count].copy_(values[MASTER])
+
+
+def bring_up(engine: Engine) -> None:
+    """Make every rank's parameters those of the masters that `place_fragments` gave; collective."""
     optimizer = engine.deepspeed.optimizer
     if engine.zero_stage in (1, 2):
         optimizer.update_lp_params()

@@ -136,7 +136,7 @@ def remove_native(store: Store, kept: Path | None) -> None:
 
 
 def reader(fragments: Sequence[Owned]) -> ReadFragment:
-    """What `load_fragments` asks for, out of these fragments.
+    """What `place_fragments` asks for, out of these fragments.
 
     Raises, when it is called:
         CheckpointError: they do not hold what is asked for: they are of another model or layout.

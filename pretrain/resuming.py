@@ -1,8 +1,9 @@
 """Where a run goes on from: the newest checkpoint that is whole, by the fastest way that is exact.
 
 Nothing is loaded before its bytes were verified, each file by one rank. The same ranks and ZeRO stage read the native
-shards, each rank its own file; any other layout, or one whose shards are missing, torn or altered, reads the canonical
-form. A damaged checkpoint is named in a warning, and the one before it is taken.
+shards, each rank its own file; any other layout, or one whose shards are missing, torn, altered or parted otherwise (by
+another DeepSpeed), reads the canonical form. A damaged checkpoint is named in a warning, and the one before it is
+taken.
 """
 
 from __future__ import annotations
@@ -106,17 +107,29 @@ def resume(
     found = newest_whole(job.store, job.peers, stage)
     if found is not None and found.native is not None and found.step == job.recipe.train.steps:
         found = newest_whole(job.store, job.peers)  # the run's manifest will list the canonical files: read them
+    if found is not None and found.native is not None:
+        engine = open_with(lambda name, shape: torch.zeros(shape))
+        state = _told_state(job, found, "native")
+        fault = _load_native(job, engine, found.step, _updates(state))
+        if fault is None:
+            return engine, state
+        _warn(job.peers, f"{fault}: other software parted them otherwise; reading the canonical form")
+        del engine
+        found = newest_whole(job.store, job.peers)
     if found is None:
         return None
-    form = "canonical" if found.native is None else "native"
+    state = _told_state(job, found, "canonical")
+    return _from_canonical(job, open_with, found, _updates(state)), state
+
+
+def _told_state(job: Job, found: Found, form: str) -> TrainState:
     get_logger(__name__).info("train: going on from the checkpoint of step %d (%s form)", found.step, form)
-    state = read_state(found.manifest, job.store.root)
-    updates = state.step - len(state.skipped)  # the optimizer does not count what was left out
-    if found.native is None:
-        return _from_canonical(job, open_with, found, updates), state
-    engine = open_with(lambda name, shape: torch.zeros(shape))
-    _load_native(job, engine, found.step, updates)
-    return engine, state
+    return read_state(found.manifest, job.store.root)
+
+
+def _updates(state: TrainState) -> int:
+    """How often the optimizer updated: it does not count what was left out."""
+    return state.step - len(state.skipped)
 
 
 def _from_canonical(job: Job, open_with: Callable[[Any], Engine], found: Found, updates: int) -> Engine:
@@ -129,11 +142,20 @@ def _from_canonical(job: Job, open_with: Callable[[Any], Engine], found: Found, 
     return engine
 
 
-def _load_native(job: Job, engine: Engine, step: int, updates: int) -> None:
-    from pretrain.engine_fragments import load_fragments
+def _load_native(job: Job, engine: Engine, step: int, updates: int) -> CheckpointError | None:
+    """Load this rank's shard; what kept any rank from it. Collective."""
+    from pretrain.engine_fragments import bring_up, place_fragments
 
     peers = job.peers
     folder = native_folder(job.store, identity(job.store, step, peers.world_size, engine.zero_stage))
     ranks = range(peers.world_size) if engine.zero_stage == 0 else [peers.rank]  # at stage 0 each rank holds all
-    fragments = [fragment for rank in ranks for fragment in read_shard(shard_path(folder, rank))]
-    load_fragments(engine, reader(fragments), updates)
+    fault = None
+    try:
+        fragments = [fragment for rank in ranks for fragment in read_shard(shard_path(folder, rank))]
+        place_fragments(engine, reader(fragments), updates)
+    except CheckpointError as error:
+        fault = error
+    fault = next((told for told in peers.gather(fault) if told is not None), None)
+    if fault is None:
+        bring_up(engine)
+    return fault

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from governance.files import read_lines
+from governance.manifest import describe, read_manifest
+from governance.stage import commit
 from tests.pretrain.test_train import script
 
 HERE = Path(__file__).parent
@@ -66,6 +68,29 @@ def trained(tmp_path: Path, root: Path, count: int, crash: bool, **settings) -> 
     file.write_text((CRASH if crash else "") + script(root, **settings))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     return subprocess.run([*launcher, str(file)], capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+def test_shards_that_were_parted_otherwise_are_told_and_the_canonical_form_is_read(tmp_path, run_training, losses_of):
+    done = trained(tmp_path, tmp_path / "whole", 2, False, zero_stage=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    root = tmp_path / "parted"
+    assert trained(tmp_path, root, 2, True, zero_stage=1).returncode != 0
+    manifest = read_manifest(next(root.glob("checkpoint-native/*/manifest.json")))
+    first, second = (root / output.path for output in manifest.outputs)
+    first.rename(spare := tmp_path / "spare")
+    second.rename(first)
+    spare.rename(second)
+    outputs = tuple(describe(path, root) for path in (first, second))
+    (root / manifest.path).unlink()
+    commit(manifest.model_copy(update={"outputs": outputs}), root)
+    done = trained(tmp_path, root, 2, False, zero_stage=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "parted them otherwise" in done.stderr
+    assert "canonical form" in done.stderr
+    assert losses_of(run_training(root, make=False), root) == losses_of(
+        run_training(tmp_path / "whole", make=False), tmp_path / "whole"
+    )
 
 
 @pytest.mark.slow
