@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import datetime
-import functools
 import logging
 import os
 import sys
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0  # Slurm's batch, extern and interactive steps: a shell, not ranks
 HOST = "cpu"
 _PORTS = range(20_000, 50_000)  # where a Slurm job's ranks meet; chosen by the job's id
+_HOSTS: dict[str, Any] = {}
+"""All ranks over the network of the hosts ("group"), where the default group is not that already."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,8 @@ def join(ranks: Ranks, timeout_seconds: float, wanted: str = "auto") -> torch.de
     if ranks.world_size == 1:
         options["store"] = distributed.HashStore()
     distributed.init_process_group(**options)
+    if options["backend"] != "gloo":
+        _HOSTS["group"] = distributed.new_group(backend="gloo", timeout=options["timeout"])
     atexit.register(_part)
     return device
 
@@ -188,16 +191,8 @@ def add_up(values: list[float] | list[int], device: torch.device | str) -> list[
     device = torch.device(device)
     whole = all(isinstance(value, int) for value in values)
     tensor = torch.tensor(values, dtype=torch.int64 if whole else torch.float64, device=device)
-    distributed.all_reduce(tensor, group=_host_group() if device.type == HOST else None)
+    distributed.all_reduce(tensor, group=_HOSTS.get("group") if device.type == HOST else None)
     return tensor.tolist()
-
-
-@functools.cache
-def _host_group() -> Any:
-    """All ranks, over the network of the hosts; none where the default group is that already."""
-    from torch import distributed
-
-    return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
 
 
 def gather(value: Any) -> list[Any]:

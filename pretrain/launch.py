@@ -123,12 +123,12 @@ def launch(
 
 def standing_of(folder: Path) -> Standing:
     """How far the run of this folder is, by its own records."""
-    from pretrain.checkpoint import STEPS_FILE
     from pretrain.tracking import METRICS_FILE
 
-    steps = [line["step"] for line in read_lines(folder / METRICS_FILE) if line.get("event") == "step"]
-    saved = [line["step"] for line in read_lines(folder / STEPS_FILE)]
-    return (steps[-1] if steps else 0), max(saved, default=0)
+    lines = list(read_lines(folder / METRICS_FILE))
+    steps = [line["step"] for line in lines if line.get("event") == "step"]
+    durable = [line["step"] for line in lines if line.get("event") == "checkpoint"]
+    return (steps[-1] if steps else 0), max(durable, default=0)
 
 
 def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, bool]:

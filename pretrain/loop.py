@@ -24,7 +24,7 @@ from pretrain.ledger import Entry, Ledger, read_later
 from pretrain.likelihood import Passes
 from pretrain.loader import LANES, StepRows, by_origin, chain, open_loader
 from pretrain.meter import Meter, step_note
-from pretrain.model.counting import parameter_count
+from pretrain.model.counting import active_parameter_count, parameter_count
 from pretrain.model.decoder import Batch
 from pretrain.model.initial import initial_weight
 from pretrain.optim import rate_factor
@@ -146,14 +146,15 @@ def _divided(job: Job, batch: Batch, nats: torch.Tensor) -> tuple[torch.Tensor, 
 
 def _start(job: Job) -> tuple[Engine, TrainState]:
     """An engine with initial weights, or with those of the newest whole checkpoint."""
-    log, recipe = get_logger(__name__), job.recipe
+    log, recipe, vocabulary = get_logger(__name__), job.recipe, job.train_rows.vocabulary_size
+    parameters, active = (count(recipe.model, vocabulary) for count in (parameter_count, active_parameter_count))
     log.info(
-        "train: %s parameters, %d steps of %d rows of %d tokens, %s, %d rank(s) on %s",
-        f"{parameter_count(recipe.model, job.train_rows.vocabulary_size):,}", recipe.train.steps,
+        "train: %s parameters%s, %d steps of %d rows of %d tokens, %s, %d rank(s) on %s",
+        f"{parameters:,}", f" ({active:,} for each token)" if active < parameters else "", recipe.train.steps,
         recipe.train.global_batch_size, recipe.train.sequence_length, recipe.train.precision,
         job.ranks.world_size, job.device.type,
     )  # fmt: skip
-    arguments = (recipe, job.settings.engine, job.train_rows.vocabulary_size, job.ranks, job.device)
+    arguments = (recipe, job.settings.engine, vocabulary, job.ranks, job.device)
     found = resume(job, lambda weight: open_engine(*arguments, weight))
     if found is None:
         seed = recipe.train.seed

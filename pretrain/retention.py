@@ -64,6 +64,9 @@ def _named(root: Path, folders: Sequence[Path]) -> dict[Path, str]:
     for path in root.glob(f"*/*/{FILE_NAME}"):
         if path.parts[-3] in (STAGE, NATIVE):
             continue
-        text = path.read_text(encoding="utf-8", errors="replace")
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            continue  # another run of this root removed it since the glob
         found |= {folder: path.relative_to(root).as_posix() for name, folder in wanted.items() if name in text}
     return found

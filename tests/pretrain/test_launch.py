@@ -127,7 +127,8 @@ def test_how_far_a_run_is(tmp_path):
     append_line(tmp_path / "metrics.jsonl", '{"event": "step", "step": 7}')
     append_line(tmp_path / "metrics.jsonl", '{"event": "step", "step": 5}')
     append_line(tmp_path / "metrics.jsonl", '{"event": "validation", "step": 6}')
-    append_line(tmp_path / "checkpoints.jsonl", '{"step": 4}')
+    append_line(tmp_path / "metrics.jsonl", '{"event": "checkpoint", "step": 4}')
+    append_line(tmp_path / "checkpoints.jsonl", '{"step": 5}')  # begun, and perhaps never durable
     assert standing_of(tmp_path) == (5, 4)
 
 
