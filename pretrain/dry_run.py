@@ -1,9 +1,10 @@
-"""What a start of training would be, said before it: `assay train CONFIG --dry-run`. Starts and writes nothing.
+"""What a start of training would be, said before it: `assay train CONFIG --dry-run`. Starts nothing, makes no artifact.
 
 Promise: what it refuses, it refuses with the words and the exit code of a start on this machine: settings that do not
 work together here (78), a GPU that is asked for and not there (78), a model that does not fit (1). What it does not
 look at may still refuse: the gate, the rows, files of tasks, patterns of `[[optim.groups]]`. It never imports
-DeepSpeed, and torch only to look for a GPU: not with `engine.device = "cpu"`.
+DeepSpeed, and torch only to look for a GPU: not with `engine.device = "cpu"`. Price: where token shards may be, the
+look-up of the corpus, which reads sources whose digests are not remembered in `fetch/digests.json`, and does so then.
 """
 
 from __future__ import annotations

@@ -69,9 +69,12 @@ def test_the_vocabulary_is_the_shards_where_they_are(project, dry):
     assert main(["data", "prepare", str(project / "run.toml"), "--root", str(project / "root"), "--workers", "1"]) == 0
     [manifest] = (project / "root").glob("tokenizer/*/manifest.json")
     made = json.loads(manifest.read_bytes())["stats"]["vocabulary_size"]
+    artifacts = "[!f]*/**/*"  # `fetch` remembers digests of sources
+    before = sorted((project / "root").glob(artifacts))
     status, out, err = dry()
     assert status == 0, err
     assert f"{made:,} ids, as the token shards have them" in out
+    assert sorted((project / "root").glob(artifacts)) == before != []
     [tokenizer] = (project / "root").glob("tokenizer/*/tokenizer.json")
     elsewhere = ("--root", str(project / "nowhere"), "--set", f'data.tokenizer.path="{tokenizer}"')
     status, out, err = dry(*elsewhere, "--set", "data.tokenizer.vocabulary_size=9999")
