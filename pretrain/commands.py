@@ -62,6 +62,14 @@ def train(arguments: Arguments) -> None:
     from pretrain.run import corpus, training_in
 
     loaded, runtime = load(arguments, "data prepare")
+    if arguments.dry_run:
+        from pretrain.dry_run import dry_run, ranks_of
+
+        for line in dry_run(loaded, runtime, ranks_of(arguments.ranks, arguments.processes)):
+            say(line)
+        return
+    if arguments.ranks:
+        raise ConfigError("--ranks goes with --dry-run; a start has the ranks of --processes, of torchrun or of srun")
     artifacts = corpus(loaded, replace(runtime, make=False))
     manifest = training_in(arguments.processes, loaded, artifacts, runtime, _words(arguments, runtime))
     say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}")
