@@ -81,7 +81,7 @@ class SlurmConfig(Section):
     retries: int = Field(default=3, ge=0, le=100)
     """How often a job goes back into the queue after a failure that another try, or another node, may mend."""
     environment: str = ""
-    """A shell script that is sourced first: modules, a virtual environment; from the folder of the file that names it."""
+    """A shell script that is sourced first (modules, a virtual environment); from the folder of the file naming it."""
     container: str = ""
     """An image that every command runs in: a file, or a name that `container_runtime` understands."""
     container_runtime: Literal["none", "pyxis", "apptainer"] = "none"
@@ -107,7 +107,7 @@ def with_site(section: SlurmConfig, folder: Path) -> SlurmConfig:
     The path of the script that is sourced is absolute afterwards.
 
     Raises:
-        ConfigError: the site's file is wrong, or named by `$ASSAY_SLURM_SITE` and not there, or the image has no runtime.
+        ConfigError: the site's file is wrong, or `$ASSAY_SLURM_SITE` names none; or an image has no runtime.
     """
     path = site_path()
     site = SlurmConfig()
