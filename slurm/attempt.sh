@@ -28,9 +28,11 @@ note() { # EVENT [more fields]: one line of the record; false where the disk ref
     >>"$attempts"; } 2>/dev/null
 }
 
-remark() { # TEXT: what `squeue -o %k` and `sacct -o comment` tell of this job
-  local text=${1//[^[:print:]]/ }
-  [ -z "${SLURM_JOB_ID:-}" ] || scontrol update "jobid=$job" "comment=${text:0:240}" 2>/dev/null || true
+remark() { # TEXT: what `squeue -o %k` and `sacct -o comment` tell of this job; the journal's head, if there, stays
+  local text=${1//[^[:print:]]/ } head
+  [ -n "${SLURM_JOB_ID:-}" ] || return 0
+  head=$(scontrol show job "$job" 2>/dev/null | sed -n 's/^ *Comment=.*\(assay journal [0-9]*:[0-9a-f]*\).*/\1/p' | tail -n 1) || head=
+  scontrol update "jobid=$job" "comment=${text:0:240}${head:+; $head}" 2>/dev/null || true
 }
 
 begin() {
