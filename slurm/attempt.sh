@@ -24,18 +24,21 @@ in_json() { # TEXT -> a JSON string
 }
 
 note() { # EVENT [more fields]: one line of the record; false where the disk refuses
-  { mkdir -p "${attempts%/*}" && printf '{"event": "%s", "job": "%s", "attempt": %d, "nodes": %s, "started": "%s", "time": "%s"%s}\n' \
+  { [ -d "$root/slurm" ] && mkdir -p "${attempts%/*}" && printf '{"event": "%s", "job": "%s", "attempt": %d, "nodes": %s, "started": "%s", "time": "%s"%s}\n' \
     "$1" "$job" "$attempt" "$(in_json "${SLURM_JOB_NODELIST:-$(hostname)}")" "$began" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "${2:-}" \
     >>"$attempts"; } 2>/dev/null
 }
 
-remark() { # TEXT: what `squeue -o %k` and `sacct -o comment` tell of this job
-  local text=${1//[^[:print:]]/ }
-  [ -z "${SLURM_JOB_ID:-}" ] || scontrol update "jobid=$job" "comment=${text:0:240}" 2>/dev/null || true
+remark() { # TEXT: what `squeue -o %k` and `sacct -o comment` tell of this job; the journal's head, if there, stays
+  local text=${1//[^[:print:]]/ } head
+  [ -n "${SLURM_JOB_ID:-}" ] || return 0
+  head=$(scontrol show job "$job" 2>/dev/null | sed -n 's/^ *Comment=.*\(assay journal [0-9]*:[0-9a-f]*\).*/\1/p' | tail -n 1) || head=
+  scontrol update "jobid=$job" "comment=${text:0:240}${head:+; $head}" 2>/dev/null || true
 }
 
 begin() {
   echo "assay: job $job, attempt $attempt, on ${SLURM_JOB_NODELIST:-$(hostname)}, at $began"
+  [ -e "$root/slurm/jobs.jsonl" ] || finish 66 "$(hostname) does not see $root; put it on a file system that all nodes share"
   note started || echo "assay: cannot write $attempts; the record of this attempt is only here" >&2
   # An update makes slurmctld save the job; one that was just started is else forgotten if slurmctld is killed now.
   [ -n "${SLURM_ARRAY_JOB_ID:-}" ] || remark "assay: attempt $attempt on ${SLURM_JOB_NODELIST:-}"
@@ -58,6 +61,13 @@ cause_of() { # STATUS -> in words
     143) echo "told to end (SIGTERM)" ;;
     *) if [ "$1" -gt 128 ]; then echo "ended by signal $(($1 - 128))"; else echo "failed with status $1"; fi ;;
   esac
+}
+
+reason_in() { # FILE: the last error that our command told there, with the indented lines below it; else the last line
+  awk '/ ERROR [A-Za-z]+: / { sub(/^.* ERROR [A-Za-z]+: /, ""); text = $0; inside = 1; next }
+    inside && /^  / { if ($1 != "waived" && $1 != "shown") text = text "; " substr($0, 3); next }
+    NF { inside = 0; last = $0 }
+    END { print substr(text != "" ? text : last, 1, 600) }' "$1" 2>/dev/null || true
 }
 
 leave_out() { # NODES: this job does not get them again; Slurm is told once the job is back in the queue, not while it runs
@@ -85,6 +95,7 @@ exclude() { # tell Slurm which nodes this waiting job does not want; it waits at
 again() { # STATUS: this job goes back into the queue; the script ends here
   local try restarts
   trap '' TERM # after a requeue Slurm ends this script and its children; what follows takes a moment
+  case $(field_of_job JobState) in CANCELLED) exit "$1" ;; esac # somebody wants it to end: to requeue it would undo that
   for try in 1 2 3 4 5 6 7 8; do
     # A node that was cut off runs this script although Slurm has started the job again elsewhere: that one is left alone.
     restarts=$(field_of_job Restarts)

@@ -31,7 +31,7 @@ _MENDS = {
     "account": "set slurm.account to one that you may charge: {accounts}",
     "qos": "set slurm.qos to one that your account has, or leave it out",
     "time limit": "lower slurm.time_limit or data_time_limit; for a longer run, slurm.chain = N makes N jobs in a row",
-    "node configuration": "ask for less of a node (slurm.gpus_per_node, cpus_per_task, memory), or take another partition",
+    "node configuration": "ask for less of a node (gpus_per_node, cpus_per_task, memory), or take another partition",
     "node count": "lower slurm.nodes",
     "memory": "lower slurm.memory or data_memory",
     "reservation": "mend slurm.reservation, or leave it out",
@@ -82,7 +82,7 @@ def _seen(config: SlurmConfig) -> Iterator[str]:
     if config.account:
         allowed = tools.accounts(getpass.getuser())
         if allowed and config.account not in allowed:
-            words = _words(["--account", config.account])
+            words = _words([f"--account={config.account}"])
             yield f"slurm.account = {config.account!r}: you may charge {', '.join(allowed)}. Use one.{words}"
     wanted = {"partition": config.partition, "data_partition": config.data_partition}
     unknown = False
@@ -90,7 +90,7 @@ def _seen(config: SlurmConfig) -> Iterator[str]:
         for part in name.split(",") if name else []:
             if part not in known:
                 unknown = True
-                words = _words(["--partition", part])
+                words = _words([f"--partition={part}"])
                 yield f"slurm.{field} = {name!r}: there is no {part!r}; there are {', '.join(sorted(known))}.{words}"
     if unknown:
         return
