@@ -80,8 +80,14 @@ def test_what_fits_is_let_through(cluster):
         ),
         ({"data_partition": "nowhere"}, r"slurm.data_partition = 'nowhere'"),
         ({"account": "other"}, r"slurm.account = 'other': you may charge tests"),
-        ({"time_limit": "2:00:00"}, r"slurm.time_limit = '2:00:00' is above the partition's limit \(short: 01:00:00\)"),
-        ({"data_time_limit": "8-0", "data_partition": "long"}, r"slurm.data_time_limit = '8-0' is above .*long: 7-"),
+        (
+            {"time_limit": "2:00:00"},
+            r"slurm.time_limit = '2:00:00' is above the partition's limit \(short MaxTime=01:00:00\)",
+        ),
+        (
+            {"data_time_limit": "8-0", "data_partition": "long"},
+            r"slurm.data_time_limit = '8-0' is above .*long MaxTime=7-",
+        ),
         ({"gpus_per_node": 3}, r"slurm.gpus_per_node = 3: 3 GPUs are asked for on a node, .* more than 2"),
         ({"cpus_per_task": 5, "gpus_per_node": 2}, r"10 CPUs are asked for on a node, .* more than 8"),
         ({"memory": "128G"}, r"slurm.memory = '128G': 131,072 MB are asked for .* more than 64,000"),
