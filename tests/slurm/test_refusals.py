@@ -138,8 +138,8 @@ def test_a_networks_file_system_is_believed(cluster, monkeypatch):
 
 
 def test_the_file_system_of_a_path():
-    mounts = ["/dev/sda / ext4 rw 0 0", "host:/x /home nfs4 rw 0 0", "tmpfs /home/a\\040b tmpfs rw 0 0", "odd"]
-    wanted = {"/etc": "ext4", "/home/me/run": "nfs4", "/home/a b/run": "tmpfs", "/homes": "ext4"}
+    mounts = ["/dev/sda / ext4 rw 0 0", "host:/x /net nfs4 rw 0 0", "tmpfs /net/a\\040b tmpfs rw 0 0", "odd"]
+    wanted = {"/etc": "ext4", "/net/me/run": "nfs4", "/net/a b/run": "tmpfs", "/nets": "ext4"}
     assert {path: file_system_of(Path(path), mounts) for path in wanted} == wanted
 
 
