@@ -22,6 +22,7 @@ def node(tmp_path):
         '[ "$*" != "show hostnames node\\"1" ] || printf "node4\\nnode5\\n"\n'
         '[ "$1 $2" != "show job" ] || echo "JobState=RUNNING Restarts=${RESTARTS:-0} ExcNodeList=${EXCLUDED:-(null)}"',
     )
+    made.program("sleep", "exec /bin/sleep 0.1")  # the script waits for what was said to be read
     folder = made.root / "train" / "key"
     folder.mkdir(parents=True)
     lines = [{"event": "checkpoint", "step": 40}, {"event": "step", "step": 43}]
@@ -41,13 +42,13 @@ def test_the_nodes_are_checked_and_then_the_ranks_are_started(node):
     words = f"/shared/run.toml --root {node.root}"
     assert first.endswith(f"--ntasks-per-node=1 assay slurm preflight {words}")
     assert second.endswith(f"--wait=60 assay train {words}")
-    assert "preflight node4:20007" in done.stdout
-    assert "train node4:20007" in done.stdout
+    assert "preflight node4:20007" in done.stdout + done.stderr
+    assert "train node4:20007" in done.stdout + done.stderr
 
 
 def test_an_interface_that_is_given_is_set_for_both_libraries(node):
     done = train(node, training='echo "$GLOO_SOCKET_IFNAME $NCCL_SOCKET_IFNAME"', interface="ib0")
-    assert "ib0 ib0" in done.stdout
+    assert "ib0 ib0" in done.stdout + done.stderr
 
 
 def test_a_bad_node_is_left_out_and_another_asked_for(node, monkeypatch):
@@ -84,6 +85,7 @@ def test_failures_are_counted_anew_behind_each_checkpoint(node):
         ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0", 137, "out of memory: slurmstepd: error: Detec"),
         ("srun: error: node5: task 1: Killed", 137, "node5: task 1: Killed"),
         ("10:00:00 ERROR StorageError: cannot write x: no space left", 74, "cannot write x: no space left"),
+        ("srun: error: node4: task 0: Exited with exit code 1\nsrun: error: node5: task 1: Aborted", 134, "node5: task 1"),
         ("nothing that tells", 1, "failed with status 1"),
     ],
 )
@@ -96,7 +98,6 @@ def test_the_cause_in_words(node, said, status, cause):
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_to_the_script_reaches_the_ranks_which_save(node, number):
     saves = 'trap "exit 75" USR1; for i in 1 2 3 4 5 6 7 8 9; do /bin/sleep 0.2; done; exit 1'
-    node.program("sleep", "exec /bin/sleep 0.1")
     done = train(node, training=f"(/bin/sleep 0.6; kill -{number} $PPID) & {saves}")
     assert done.returncode == 75
     ended = node.attempts()[-1]
@@ -118,4 +119,4 @@ def test_a_copy_on_a_node_that_was_cut_off_does_not_requeue_the_one_that_took_it
     done = train(node, training="exit 73")
     assert done.returncode == 73
     assert not [line for line in node.requests if line.startswith("requeue")]
-    assert "was started again elsewhere" in done.stdout
+    assert "was started again elsewhere" in done.stdout + done.stderr
