@@ -225,3 +225,18 @@ def test_elapsed_times_and_energies_are_read(monkeypatch):
     monkeypatch.setattr(tools, "_ask", lambda *words: f"{line}\n{line.replace('7', '7.batch', 1)}\n")
     [found] = tools.accounted(["7"])
     assert (found.state, found.signal, found.joules, found.comment) == ("CANCELLED", 15, None, "assay: x|y")
+
+
+def test_the_energy_of_a_job_is_that_of_its_steps(monkeypatch):
+    told = [
+        ("7", ""),
+        ("7.batch", "600"),
+        ("7", ""),
+        ("7.batch", "500"),
+        ("7.0", "400"),
+        ("7.1", "900"),
+        ("7.2", str(-5 % 2**64)),
+    ]
+    lines = ["\x1f".join([job, "COMPLETED", "0:0", "60", "n1", "60", joules, ""]) for job, joules in told]
+    monkeypatch.setattr(tools, "_ask", lambda *words: "\n".join(lines))
+    assert [start.joules for start in tools.accounted(["7"], every_start=True)] == [600, 1300]

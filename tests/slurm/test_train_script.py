@@ -85,7 +85,11 @@ def test_failures_are_counted_anew_behind_each_checkpoint(node):
         ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0", 137, "out of memory: slurmstepd: error: Detec"),
         ("srun: error: node5: task 1: Killed", 137, "node5: task 1: Killed"),
         ("10:00:00 ERROR StorageError: cannot write x: no space left", 74, "cannot write x: no space left"),
-        ("srun: error: node4: task 0: Exited with exit code 1\nsrun: error: node5: task 1: Aborted", 134, "node5: task 1"),
+        (
+            "srun: error: node4: task 0: Exited with exit code 1\nsrun: error: node5: task 1: Aborted",
+            134,
+            "node5: task 1",
+        ),
         ("nothing that tells", 1, "failed with status 1"),
     ],
 )
