@@ -190,19 +190,25 @@ def test_a_wrong_path_is_told_by_a_share_and_a_join(project, capsys):
         assert "no.txt" in capsys.readouterr().err
 
 
-def test_shares_at_once_in_processes(project):
-    (project / "run.toml").write_text((project / "run.toml").read_text().replace(
-        "[data.tokenizer]", "[data.ingest]\nshard_bytes = 9000\n[data.tokenizer]"))  # fmt: skip
+def test_shares_at_once_in_processes(project, tales):
+    for number in range(9):
+        tales(project / f"c{number}.jsonl", range(1000 + 10 * number, 1010 + 10 * number))
+    size = "[data.ingest]\nshard_bytes = 9000\n[data.tokenizer]"
+    for name in "ab":
+        (project / f"{name}.jsonl").unlink()
+    (project / "run.toml").write_text((project / "run.toml").read_text().replace("[data.tokenizer]", size))
     root = project / "shared"
     assert prepare(project, root, "--join") == 0
     words = [sys.executable, "-m", "pretrain", "data", "prepare", str(project / "run.toml"), "--root", str(root)]
-    tasks = [subprocess.Popen([*words, "--workers", "1", "--share", f"{i}/2"], stdout=subprocess.PIPE, text=True)
-             for i in (0, 1)]  # fmt: skip
+    tasks = [
+        subprocess.Popen([*words, "--workers", "1", "--share", f"{i}/2"], stdout=subprocess.PIPE, text=True)
+        for i in (0, 1)
+    ]
     told = [task.communicate(timeout=300)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0]
-    documents = list(root.glob("ingest/*/documents/*.parquet"))
-    assert len(documents) > 3
-    assert sum(int(line.split()[3]) for line in told) == len(documents)
+    assert [line[: line.index(" made")] for line in told] == ["left at ingest: 5 shards", "left at ingest: 4 shards"]
+    assert len(list(root.glob("ingest/*/documents/*.parquet"))) == 9
+    assert not list(root.glob("*/*/manifest.json"))
     assert prepare(project, root, "--join") == 0
     assert list(root.glob("ingest/*/manifest.json"))
     assert prepare(project, root) == 0
@@ -220,7 +226,7 @@ def test_shard_count_of_files_that_are_joined_or_cut(tmp_path):
     assert (shard_count(config, tmp_path), steps(config, tmp_path)[:2]) == (10, ["ingest", "ingest-2"])
     (tmp_path / "a.jsonl").rename(tmp_path / "a.jsonl.gz")
     assert (shard_count(config, tmp_path), steps(config, tmp_path)[:2]) == (4 + 22, ["ingest", "ingest-2"])
-    package = {"type": "package", "name": "y", "licence": "", "package": "p", "index": "debian", "files": ["*"]}
-    hub = {"type": "hub", "name": "z", "licence": "", "dataset": "a/b", "revision": "0" * 40, "split": "train"}
+    package = {"type": "package", "name": "y", "licence": "MIT", "package": "p", "index": "debian", "files": ["*"]}
+    hub = {"type": "hub", "name": "z", "licence": "MIT", "dataset": "a/b", "revision": "0" * 40, "split": "train"}
     far = DataConfig.model_validate({"sources": [package, hub]})
     assert shard_count(far, tmp_path) == 2
