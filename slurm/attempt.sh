@@ -97,10 +97,10 @@ again() { # STATUS: this job goes back into the queue; the script ends here
   trap '' TERM # after a requeue Slurm ends this script and its children; what follows takes a moment
   case $(field_of_job JobState) in CANCELLED) exit "$1" ;; esac # somebody wants it to end: to requeue it would undo that
   for try in 1 2 3 4 5 6 7 8; do
-    # A node that was cut off runs this script although Slurm has started the job again elsewhere: that one is left alone.
+    # Slurm itself puts a job back that it preempts, or whose node it lost sight of: the start that follows is left alone.
     restarts=$(field_of_job Restarts)
     if [ -n "$restarts" ] && [ "$restarts" != "$attempt" ]; then
-      echo "assay: job $job was started again elsewhere; this attempt only ends"
+      echo "assay: Slurm has put job $job back into the queue itself; this attempt only ends"
       exit "$1"
     fi
     if scontrol requeue "$job"; then

@@ -71,7 +71,7 @@ def test_what_another_node_would_not_mend_leaves_none_out(node):
 
 def test_failures_are_counted_anew_behind_each_checkpoint(node):
     for step, attempts in ((40, 3), (60, 1)):
-        (node.root / "train" / "key" / "metrics.jsonl").write_text('{"event": "checkpoint", "step": %d}\n' % step)
+        (node.root / "train" / "key" / "metrics.jsonl").write_text(f'{{"event": "checkpoint", "step": {step}}}\n')
         for number in range(attempts):
             node.asked.unlink(missing_ok=True)
             train(node, training="exit 1")
@@ -85,7 +85,11 @@ def test_failures_are_counted_anew_behind_each_checkpoint(node):
         ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0", 137, "out of memory: slurmstepd: error: Detec"),
         ("srun: error: node5: task 1: Killed", 137, "node5: task 1: Killed"),
         ("10:00:00 ERROR StorageError: cannot write x: no space left", 74, "cannot write x: no space left"),
-        ("srun: error: node4: task 0: Exited with exit code 1\nsrun: error: node5: task 1: Aborted", 134, "node5: task 1"),
+        (
+            "srun: error: node4: task 0: Exited with exit code 1\nsrun: error: node5: task 1: Aborted",
+            134,
+            "node5: task 1",
+        ),
         ("nothing that tells", 1, "failed with status 1"),
     ],
 )
@@ -119,4 +123,4 @@ def test_a_copy_on_a_node_that_was_cut_off_does_not_requeue_the_one_that_took_it
     done = train(node, training="exit 73")
     assert done.returncode == 73
     assert not [line for line in node.requests if line.startswith("requeue")]
-    assert "was started again elsewhere" in done.stdout + done.stderr
+    assert "put job 7 back into the queue itself" in done.stdout + done.stderr
