@@ -13,7 +13,7 @@ CONFIG = SlurmConfig(retries=2, nodes=2, cpus_per_task=3)
 
 @pytest.fixture
 def node(tmp_path):
-    """Its `srun` runs the command once and tells with which options; the record of training says that step 40 is saved."""
+    """Its `srun` runs the command once and tells with which options; step 40 is saved, as training's record says."""
     made = Node(tmp_path)
     made.program("srun", f'echo "srun $*" >> {made.asked}; while [[ $1 == -* ]]; do shift; done; exec "$@"')
     made.program(
