@@ -79,6 +79,15 @@ def _in_slurm_step(values: Mapping[str, str]) -> bool:
     return "SLURM_PROCID" in values and step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
 
 
+def slurm_attempt(environment: Mapping[str, str] | None = None) -> tuple[str, int]:
+    """The Slurm job that this process is of, as "cluster/id", and how often it was started again; ("", 0) for none."""
+    values = os.environ if environment is None else environment
+    if "SLURM_JOB_ID" not in values:
+        return "", 0
+    job = f"{values.get('SLURM_CLUSTER_NAME', '')}/{values['SLURM_JOB_ID']}"
+    return job, _number("SLURM_RESTART_COUNT", values.get("SLURM_RESTART_COUNT", "0"))
+
+
 def meeting_point(values: Mapping[str, str]) -> tuple[str, int]:
     """Address and port where the ranks of a Slurm step find rank 0: the node that launched the step."""
     address = values.get("SLURM_LAUNCH_NODE_IPADDR") or values.get("SLURMD_NODENAME", "127.0.0.1")
