@@ -185,12 +185,18 @@ def append_line(path: Path, line: str, *, durable: bool = False) -> None:
                 os.fsync(handle.fileno())
 
 
-def read_lines(path: Path) -> list[Any]:
-    """The JSON values of a file that `append_line` wrote; a torn line (a kill, or a full disk) is left out."""
+def read_lines(path: Path, last_bytes: int = 0) -> list[Any]:
+    """The JSON values of a file that `append_line` wrote; a torn line (a kill, or a full disk) is left out.
+
+    `last_bytes`: only what stands whole in so many bytes at its end; 0: all.
+    """
     if not path.exists():
         return []
     values = []
-    for line in path.read_bytes().split(b"\n"):
+    with open(path, "rb") as handle:
+        handle.seek(max(0, path.stat().st_size - last_bytes) if last_bytes else 0)
+        text = handle.read()
+    for line in text.split(b"\n"):
         if not line:
             continue
         try:

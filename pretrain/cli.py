@@ -1,6 +1,7 @@
 """The command line: what can be typed, and how errors become exit codes.
 
-A command's work is one function in `commands.py`, `data_commands.py` or `governance_commands.py`, imported when it is
+A command's work is one function in `commands.py`, `data_commands.py`, `governance_commands.py` or
+`slurm_commands.py`, imported when it is
 called, so that `assay --help` needs neither torch nor pydantic. The set of commands and options is pinned by
 `tests/pretrain/test_cli.py`.
 """
@@ -196,7 +197,12 @@ def _training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command = _add(
         commands, "evaluate", "evaluate", "a checkpoint's validation loss, by source and language, and its tasks"
     )
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
+    command.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a checkpoint's folder, or `last`: this run's, when it is done",
+    )
     command.add_argument("--json", action="store_true", help="print all figures as JSON")
     _config(command)
     command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face folder")
@@ -206,11 +212,22 @@ def _training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    group = commands.add_parser("slurm", help="the run as a Slurm job", description="The run as a Slurm job.")
-    group = group.add_subparsers(metavar="COMMAND", required=True)
-    _config(_add(group, "render", "slurm_render", "print the job script"))
-    _config(_add(group, "submit", "slurm_submit", "submit it; the script is kept with the run"))
-    _config(_add(group, "status", "slurm_status", "the job's state in the queue"))
+    add = _group(commands, "slurm", "the run as jobs of a Slurm cluster", "The run as jobs of a Slurm cluster.")
+    command = add("render", "render", "print the jobs' scripts; nothing is submitted")
+    _config(command)
+    command.add_argument("job", nargs="?", default="", metavar="JOB", help="only this job's script")
+    _config(add("submit", "submit", "submit the run; what the cluster would refuse is refused before"))
+    command = add("status", "status", "each job, shards, training, energy, and what to type next")
+    _config(command)
+    command.add_argument("--watch", action="store_true", help="again every ten seconds, until all has ended")
+    _config(add("cancel", "cancel", "cancel every job that waits or runs"))
+    _config(add("retry", "retry", "submit again what failed, tasks of arrays by number, and what hangs on it"))
+    command = add("logs", "logs", "print a job's log")
+    _config(command)
+    command.add_argument(
+        "job", nargs="?", default="", metavar="JOB", help='"train", or a task: "clean[3]"; default: the one to look at'
+    )
+    command.add_argument("--follow", action="store_true", help="as it grows, until the job has ended")
 
 
 def _group(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from governance.attestation import attest_with, open_journal
 from governance.energy.meters import meter
-from governance.errors import ConfigError
 from governance.stage import Runtime
 from pretrain.run_config import Run, load_run
 
@@ -36,7 +35,7 @@ def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
     return run, runtime
 
 
-def _words(arguments: Arguments, runtime: Runtime) -> list[str]:
+def words_of(arguments: Arguments, runtime: Runtime) -> list[str]:
     """The command-line words that repeat this run's configuration to a child process."""
     overrides = [word for override in arguments.overrides for word in ("--set", override)]
     return [str(arguments.config.absolute()), "--root", str(runtime.root), *overrides]
@@ -52,7 +51,7 @@ def run(arguments: Arguments) -> None:
     from pretrain.run import whole_way
 
     loaded, runtime = load(arguments, "run")
-    say(f"report: {whole_way(loaded, runtime, arguments.processes, _words(arguments, runtime))}")
+    say(f"report: {whole_way(loaded, runtime, arguments.processes, words_of(arguments, runtime))}")
 
 
 def train(arguments: Arguments) -> None:
@@ -63,7 +62,7 @@ def train(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    manifest = training_in(arguments.processes, loaded, artifacts, runtime, _words(arguments, runtime))
+    manifest = training_in(arguments.processes, loaded, artifacts, runtime, words_of(arguments, runtime))
     say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}")
 
 
@@ -75,16 +74,20 @@ def evaluate(arguments: Arguments) -> None:
     from governance.files import json_text, sha256_bytes
     from governance.verification import read_artifact
     from pretrain.evaluation_table import table
-    from pretrain.run import corpus, evaluation, journal_of
+    from pretrain.run import corpus, evaluation, journal_of, training
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    found, tasks = evaluation(loaded, artifacts, arguments.checkpoint, runtime)
+    checkpoint: Path = arguments.checkpoint
+    if str(checkpoint) == "last" and not checkpoint.exists():
+        look = replace(runtime, make=False, command=f"assay train {arguments.config}")
+        checkpoint = runtime.root / training(loaded, artifacts, look).stats["checkpoint"]["path"]
+    found, tasks = evaluation(loaded, artifacts, checkpoint, runtime)
     values = {**asdict(found), "tasks": tasks}
     say(json_text(values).rstrip("\n") if arguments.json else "\n".join(table(found, tasks)))
-    checkpoint, tokens = read_artifact(arguments.checkpoint), artifacts.get("pack", artifacts["encode"])
-    subject = {f"evaluation/{checkpoint.digest[:16]}": sha256_bytes(canonical_json(values))}
-    made_from = [checkpoint.as_input(), tokens.as_input()]
+    evaluated, tokens = read_artifact(checkpoint), artifacts.get("pack", artifacts["encode"])
+    subject = {f"evaluation/{evaluated.digest[:16]}": sha256_bytes(canonical_json(values))}
+    made_from = [evaluated.as_input(), tokens.as_input()]
     journal_of(loaded, runtime).state("evaluation", subject, made_from, **values)
 
 
@@ -116,29 +119,3 @@ def report(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "run")
     say(f"report: {write_report(loaded, runtime)}")
-
-
-def slurm_render(arguments: Arguments) -> None:
-    """The job script."""
-    from slurm.submit import render
-
-    loaded, runtime = load(arguments, "run")
-    sys.stdout.write(render(arguments.config.absolute(), runtime.root, loaded.config.slurm))
-
-
-def slurm_submit(arguments: Arguments) -> None:
-    """The job."""
-    from slurm.submit import submit
-
-    loaded, runtime = load(arguments, "run")
-    if arguments.overrides:
-        raise ConfigError("--set has no effect on a submitted job: it reads the file. Write the change into the file.")
-    say(submit(arguments.config.absolute(), runtime.root, loaded.config.slurm))
-
-
-def slurm_status(arguments: Arguments) -> None:
-    """The job's state."""
-    from slurm.submit import status
-
-    _, runtime = load(arguments, "slurm submit")
-    say(status(runtime.root))

@@ -32,7 +32,7 @@ from pretrain.evaluation_config import EvaluationConfig
 from pretrain.model_audit import ModelAuditConfig
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
-from slurm.submit import SlurmConfig
+from slurm.config import SlurmConfig
 
 
 class RunConfig(Section):

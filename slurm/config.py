@@ -16,6 +16,7 @@ from pydantic import Field
 
 from governance.config import Section, load_config
 from governance.errors import ConfigError
+from governance.signing import default_key_path
 
 SITE_VARIABLE = "ASSAY_SLURM_SITE"
 Word = Annotated[str, Field(pattern=r"^\S*$")]
@@ -80,7 +81,7 @@ class SlurmConfig(Section):
     retries: int = Field(default=3, ge=0, le=100)
     """How often a job goes back into the queue after a failure that another try, or another node, may mend."""
     environment: str = ""
-    """A shell script that is sourced first: modules, a virtual environment; from the folder of the run's file."""
+    """A shell script that is sourced first (modules, a virtual environment); from the folder of the file naming it."""
     container: str = ""
     """An image that every command runs in: a file, or a name that `container_runtime` understands."""
     container_runtime: Literal["none", "pyxis", "apptainer"] = "none"
@@ -96,20 +97,28 @@ class SlurmConfig(Section):
 
 def site_path() -> Path:
     """The site's file, whether it is there or not."""
-    return Path(os.environ.get(SITE_VARIABLE) or Path.home() / ".config" / "assay" / "slurm.toml")
+    named = os.environ.get(SITE_VARIABLE)
+    return Path(named) if named else default_key_path().with_name("slurm.toml")
 
 
-def with_site(section: SlurmConfig) -> SlurmConfig:
-    """The run's section over the site's defaults: a field that the run's file sets wins.
+def with_site(section: SlurmConfig, folder: Path) -> SlurmConfig:
+    """The run's section over the site's defaults: a field that the run's file, in `folder`, sets wins.
+
+    The path of the script that is sourced is absolute afterwards.
 
     Raises:
-        ConfigError: the site's file is wrong, or named by `$ASSAY_SLURM_SITE` and not there, or the image has no runtime.
+        ConfigError: the site's file is wrong, or `$ASSAY_SLURM_SITE` names none; or an image has no runtime.
     """
     path = site_path()
     site = SlurmConfig()
     if path.exists() or os.environ.get(SITE_VARIABLE):
         site = load_config(path, SlurmConfig)
-    merged = site.model_copy(update={name: getattr(section, name) for name in section.model_fields_set})
+    ours = {name: getattr(section, name) for name in section.model_fields_set}
+    merged = site.model_copy(update=ours)
+    if merged.environment:
+        beside = folder if "environment" in ours else path.parent
+        script = (beside / Path(merged.environment).expanduser()).absolute()
+        merged = merged.model_copy(update={"environment": str(script)})
     if bool(merged.container) != (merged.container_runtime != "none"):
         raise ConfigError(
             f"slurm.container = {merged.container!r} with container_runtime = {merged.container_runtime!r}: "

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pretrain import check_commands, commands, data_commands, governance_commands, review_commands
+from pretrain import check_commands, commands, data_commands, governance_commands, review_commands, slurm_commands
 from pretrain.cli import parser
 
 COMMON = ["--help", "--root", "--set", "--workers", "CONFIG"]
@@ -31,8 +31,11 @@ SURFACE = {
     "governance verify": ["--deep", "--help", "--key", "ARTIFACT|ROOT"],
     "report": COMMON,
     "run": [*COMMON, "--processes"],
-    "slurm render": COMMON,
-    "slurm status": COMMON,
+    "slurm cancel": COMMON,
+    "slurm logs": [*COMMON, "--follow", "JOB"],
+    "slurm render": [*COMMON, "JOB"],
+    "slurm retry": COMMON,
+    "slurm status": [*COMMON, "--watch"],
     "slurm submit": COMMON,
     "train": [*COMMON, "--processes"],
 }
@@ -53,7 +56,7 @@ def test_surface_is_pinned_and_each_command_exists():
     assert {name: options for name, options, _ in found} == {name: sorted(words) for name, words in SURFACE.items()}
     modules = {
         "check": check_commands, "data": data_commands, "governance": governance_commands, "review": review_commands,
-        "": commands,
+        "slurm": slurm_commands, "": commands,
     }  # fmt: skip
     assert all(callable(getattr(modules[group], function)) for _, _, (group, function) in found)
     assert {group for name, _, (group, _) in found if name.startswith("data ")} == {"data"}

@@ -1,0 +1,116 @@
+# shellcheck shell=bash
+# What every job script shares: a record of each attempt, and what follows from the status that its command left.
+# It is copied into each script where that says so, so that a kept script is whole. A script sets `root`, `retries` and
+# `requeues` ("yes", or "no" for a link of a chain), calls `begin` once, and ends with `finish STATUS [CAUSE]`.
+# `progress` may be set to a word that changes when the job gets further: failures are counted anew with each.
+#
+# A task of an array is named by the array and its number: the id of its last task is the array's own, and to requeue
+# that would requeue all of them.
+
+: "${root:=}" "${retries:=0}" "${requeues:=yes}" "${progress:=}"
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-0}}
+job=${job:-${SLURM_JOB_ID:-0}}
+attempts=$root/slurm/attempts/$job.jsonl
+attempt=${SLURM_RESTART_COUNT:-0}
+began=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+
+in_json() { # TEXT -> a JSON string
+  local text=$1
+  text=${text//\\/\\\\}
+  text=${text//\"/\\\"}
+  text=${text//[$'\001'-$'\037']/ }
+  printf '"%s"' "$text"
+}
+
+note() { # EVENT [more fields]: one line of the record; false where the disk refuses
+  { mkdir -p "${attempts%/*}" && printf '{"event": "%s", "job": "%s", "attempt": %d, "nodes": %s, "started": "%s", "time": "%s"%s}\n' \
+    "$1" "$job" "$attempt" "$(in_json "${SLURM_JOB_NODELIST:-$(hostname)}")" "$began" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "${2:-}" \
+    >>"$attempts"; } 2>/dev/null
+}
+
+remark() { # TEXT: what `squeue -o %k` and `sacct -o comment` tell of this job
+  local text=${1//[^[:print:]]/ }
+  [ -z "${SLURM_JOB_ID:-}" ] || scontrol update "jobid=$job" "comment=${text:0:240}" 2>/dev/null || true
+}
+
+begin() {
+  echo "assay: job $job, attempt $attempt, on ${SLURM_JOB_NODELIST:-$(hostname)}, at $began"
+  note started || echo "assay: cannot write $attempts; the record of this attempt is only here" >&2
+  # An update makes slurmctld save the job; one that was just started is else forgotten if slurmctld is killed now.
+  [ -n "${SLURM_ARRAY_JOB_ID:-}" ] || remark "assay: attempt $attempt on ${SLURM_JOB_NODELIST:-}"
+}
+
+cause_of() { # STATUS -> in words
+  case $1 in
+    0) echo "done" ;;
+    2) echo "the command line is wrong" ;;
+    65) echo "something was altered or is torn" ;;
+    66) echo "something is missing" ;;
+    70) echo "a training process hung" ;;
+    73) echo "another process, alive, does the same work" ;;
+    74) echo "the disk is full or refuses" ;;
+    75) echo "told to leave; what is done is saved" ;;
+    77) echo "the gate is closed" ;;
+    78) echo "the configuration is wrong" ;;
+    126 | 127) echo "the command is not on this node" ;;
+    137) echo "killed, for want of memory or by somebody" ;;
+    143) echo "told to end (SIGTERM)" ;;
+    *) if [ "$1" -gt 128 ]; then echo "ended by signal $(($1 - 128))"; else echo "failed with status $1"; fi ;;
+  esac
+}
+
+leave_out() { # NODES: this job does not get them again
+  local before
+  before=$(scontrol show job "$job" 2>/dev/null | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p;s/^ *ExcNodeList=\([^ ]*\).*/\1/p' | head -n 1) || before=
+  case $before in "" | "(null)") before= ;; esac
+  echo "assay: job $job leaves out $1 from now on" >&2
+  scontrol update "jobid=$job" "ExcNodeList=${before:+$before,}$1" || true
+}
+
+again() { # STATUS: this job goes back into the queue; the script ends here
+  local try
+  for try in 1 2 3 4 5 6 7 8; do
+    # what requeue says matters only where it fails; after it Slurm ends our children, so nothing may follow
+    if scontrol requeue "$job"; then exit "$1"; fi
+    sleep $((try * 5)) # slurmctld is down or starts
+  done
+  echo "assay: job $job could not be requeued; go on with: assay slurm retry" >&2
+  exit "$1"
+}
+
+failures() { # failed attempts of this job since it last got further
+  grep -F "\"progress\": $(in_json "$progress")," "$attempts" 2>/dev/null | grep -cF '"outcome": "failed"' || true
+}
+
+finish() { # STATUS [CAUSE]
+  local status=$1 cause outcome=failed known=yes
+  cause=${2:-$(cause_of "$status")}
+  case $status in
+    0) outcome="done" ;;
+    75) outcome=left ;;
+    2 | 65 | 66 | 77 | 78) outcome=explained ;;
+  esac
+  note ended ", \"status\": $status, \"outcome\": \"$outcome\", \"progress\": $(in_json "$progress"), \"cause\": $(in_json "$cause")" || known=no
+  echo "assay: job $job, attempt $attempt: $cause (status $status)"
+  case $outcome in
+    "done") exit 0 ;;
+    explained)
+      remark "assay: $cause"
+      exit "$status"
+      ;;
+  esac
+  if [ "$requeues" != yes ]; then
+    remark "assay: $cause"
+    exit "$status"
+  fi
+  if [ "$outcome" = left ]; then again 75; fi
+  local failed=$((attempt + 1))
+  if [ "$known" = yes ]; then failed=$(failures); fi
+  case $status in 126 | 127) leave_out "$(hostname -s)" ;; esac
+  if [ "$failed" -le "$retries" ]; then
+    remark "assay: $cause; try $failed of $retries more"
+    again "$status"
+  fi
+  remark "assay: $cause; no try of $retries is left"
+  exit "$status"
+}
