@@ -103,8 +103,10 @@ class Bed:
     def settle(self, seconds=90):
         """Wait until every node may get jobs and none has any."""
         until(
-            lambda: self.slurm("sinfo", "-h", "-N", "-p", "main", "-o", "%T", check=False).split()
-            == ["idle"] * len(self.nodes),
+            lambda: (
+                self.slurm("sinfo", "-h", "-N", "-p", "main", "-o", "%T", check=False).split()
+                == ["idle"] * len(self.nodes)
+            ),
             seconds,
             lambda: self.slurm("sinfo", "-N", "-l", check=False) + self.slurm("squeue", check=False),
         )
@@ -136,7 +138,55 @@ def metrics(root):
     return lines
 
 
+def submit(bed, folder, *words):
+    """Submit the project's run; name -> number of each of its jobs."""
+    done = bed.assay("slurm", "submit", folder / "run.toml", "--root", folder / "root", *words)
+    assert done.returncode == 0, done.stderr
+    return jobs_of(folder / "root")
+
+
+def status(bed, folder):
+    """What the product tells of the run's jobs."""
+    done = bed.assay("slurm", "status", folder / "run.toml", "--root", folder / "root")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def await_end(bed, folder, seconds):
+    """Wait until none of the run's jobs waits or runs; name -> its row of sacct."""
+    jobs = jobs_of(folder / "root")
+
+    def ended():
+        rows = {row["JobID"].partition("_")[0]: row for row in bed.accounted(*jobs.values())}
+        live = set(number.partition("_")[0] for number in bed.queued()) & set(jobs.values())
+        return not live and set(jobs.values()) <= set(rows) and {name: rows[number] for name, number in jobs.items()}
+
+    return until(ended, seconds, lambda: f"{status(bed, folder)}\n{tails(folder)}", every=1)
+
+
+def tails(folder):
+    """The last lines of each log of the run's jobs: why a test failed."""
+    paths = sorted((folder / "root" / "slurm" / "logs").glob("*.log"), key=lambda path: path.stat().st_mtime)
+    return "\n".join(f"== {path.name}\n" + "\n".join(path.read_text().splitlines()[-25:]) for path in paths[-6:])
+
+
+def attempts(folder, job):
+    """What each attempt of a job said of its end."""
+    path = folder / "root" / "slurm" / "attempts" / f"{job}.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line for line in lines if line["event"] == "ended"]
+
+
 def jobs_of(root):
     """Name -> number of the job that was submitted last under it."""
     rows = [json.loads(line) for line in (root / "slurm" / "jobs.jsonl").read_text().splitlines()]
     return {row["name"]: row["job"] for row in rows}
+
+
+def change(folder, *pairs):
+    """Replace texts of the run's file, each of which is there."""
+    text = (folder / "run.toml").read_text()
+    for old, new in pairs:
+        assert old in text, old
+        text = text.replace(old, new)
+    (folder / "run.toml").write_text(text)

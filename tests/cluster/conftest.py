@@ -1,6 +1,5 @@
 """One cluster for all tests of this folder; they are skipped, with the reason, where none can be had."""
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.bed import CONF, HERE, REPOSITORY, SCRIPT, Bed, digests
+from tests.cluster.bed import CONF, HERE, REPOSITORY, SCRIPT, Bed
 from tests.conftest import write_tales
 
 NODES = 3
@@ -99,7 +98,9 @@ def bed():
     words = ["--nodes", str(NODES), "--cpus", "16", *(word for line in CONF for word in ("--conf", line))]
     down = ["bash", str(SCRIPT), "down", str(folder), "--purge"]
     try:
-        done = subprocess.run(["bash", str(SCRIPT), "up", str(folder), *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["bash", str(SCRIPT), "up", str(folder), *words], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         yield Bed(folder, tuple(f"node{number}" for number in range(1, NODES + 1)))
     finally:
@@ -143,18 +144,9 @@ def write_project(folder, files=4, documents=240):
     return folder
 
 
-def change(folder, *pairs):
-    """Replace texts of the run's file, each of which is there."""
-    text = (folder / "run.toml").read_text()
-    for old, new in pairs:
-        assert old in text, old
-        text = text.replace(old, new)
-    (folder / "run.toml").write_text(text)
-
-
 @pytest.fixture(scope="session")
 def local(tmp_path_factory):
-    """The same run on this machine, without a cluster, unbroken: its project with `root`, whose digests and losses count."""
+    """The same run on this machine, without a cluster, unbroken: its digests and losses count."""
     folder = write_project(tmp_path_factory.mktemp("local") / "project")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     words = ["run", str(folder / "run.toml"), "--root", str(folder / "root"), "--workers", "1"]
@@ -174,9 +166,6 @@ def prepared(local, tmp_path):
         shutil.rmtree(folder / "root" / made)
     lines = (folder / "environment.sh").read_text()
     (folder / "environment.sh").write_text(lines.replace(str(local), str(folder)))
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(folder / "faults")
-    (folder / "faults").mkdir()
     return folder
 
 
@@ -184,6 +173,3 @@ def prepared(local, tmp_path):
 def fresh(tmp_path):
     """The project with nothing made."""
     return write_project(tmp_path / "project")
-
-
-__all__ = ["digests"]

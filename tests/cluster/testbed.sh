@@ -317,6 +317,7 @@ for folder in "$BED"/sys/*; do
     mkdir "/sys/${folder##*/}" && mount --rbind "$folder" "/sys/${folder##*/}"
 done
 mkdir -p /sys/cray/pm_counters && mount --bind "$BED/energy/$1" /sys/cray/pm_counters
+mount -t tmpfs none "$BED/unshared" # a folder that each node sees empty
 slurmd -D -N "$1" -f "$SLURM_CONF" &
 child=$!
 trap 'kill -TERM $child 2>/dev/null' TERM INT
@@ -428,7 +429,7 @@ up() {
     ((${#DIR} <= 80)) || die "too long for the sockets in it: $DIR"
     ((NODES >= 1 && NODES <= 39)) || die "--nodes is from 1 to 39"
     [[ ! -f $DIR/settings ]] || die "$DIR: there is one already; stop it with: testbed.sh down $DIR"
-    mkdir -p "$DIR"/{pids,run,log,bin,ctld,spool}
+    mkdir -p "$DIR"/{pids,run,log,bin,ctld,spool,unshared}
     chmod 755 "$DIR"
     lock
     trap 'say "stopping what was started"; stop_all || true' EXIT

@@ -10,6 +10,7 @@
 exception, one with an odd index by SIGKILL.
 """
 
+import contextlib
 import functools
 import importlib.abc
 import importlib.util
@@ -27,10 +28,8 @@ def of_training(loop):
 
     @functools.wraps(agree)
     def slow(*arguments):
-        try:
+        with contextlib.suppress(FileNotFoundError):
             time.sleep(float((FOLDER / "slow").read_text() or 0))
-        except FileNotFoundError:
-            pass
         return agree(*arguments)
 
     loop._agree = slow
