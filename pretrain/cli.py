@@ -88,13 +88,21 @@ def _data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     add = _group(commands, "data", "prepare a corpus, or look at one", "The corpus.")
     command = add("prepare", "prepare", "make every artifact of the corpus")
     _config(command)
-    command.add_argument(
+    part = command.add_mutually_exclusive_group()
+    part.add_argument(
         "--worker",
         type=_worker,
         default=(0, 1),
         metavar="I/N",
-        help="be worker I (from 0) of N that share the work: --worker $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT",
+        help="be worker I (from 0) of N that run at once, share the work and wait for each other",
     )
+    part.add_argument(
+        "--share",
+        type=_worker,
+        metavar="I/N",
+        help="make only what is missing of share I (from 0) of N of the next data step, and wait for nobody",
+    )
+    part.add_argument("--join", action="store_true", help="make only what lies between two data steps")
     command.add_argument(
         "--engine", choices=("duckdb", "daft"), default="duckdb", help="of the global joins; daft runs on Ray too"
     )

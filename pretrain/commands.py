@@ -22,11 +22,13 @@ def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
     run = load_run(arguments.config, arguments.overrides)
     root: Path = arguments.root or Path("runs") / arguments.config.stem
     journal = open_journal(run.config.governance, run.folder, root.absolute())
+    share = getattr(arguments, "share", None)
     runtime = Runtime(
         root=root.absolute(),
         workers=arguments.workers,
         command=f"assay {command} {arguments.config}" + (f" --root {arguments.root}" if arguments.root else ""),
-        worker=getattr(arguments, "worker", (0, 1)),
+        worker=share or getattr(arguments, "worker", (0, 1)),
+        mode="share" if share else "join" if getattr(arguments, "join", False) else "all",
         engine=getattr(arguments, "engine", "duckdb"),
         meter=meter(run.config.energy, root.absolute() / "energy.jsonl"),
         attest=attest_with(journal, run.config.governance, run.folder, root.absolute()),
