@@ -23,7 +23,7 @@ in_json() { # TEXT -> a JSON string
 }
 
 note() { # EVENT [more fields]: one line of the record; false where the disk refuses
-  { mkdir -p "${attempts%/*}" && printf '{"event": "%s", "job": "%s", "attempt": %d, "nodes": %s, "started": "%s", "time": "%s"%s}\n' \
+  { [ -d "$root/slurm" ] && mkdir -p "${attempts%/*}" && printf '{"event": "%s", "job": "%s", "attempt": %d, "nodes": %s, "started": "%s", "time": "%s"%s}\n' \
     "$1" "$job" "$attempt" "$(in_json "${SLURM_JOB_NODELIST:-$(hostname)}")" "$began" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "${2:-}" \
     >>"$attempts"; } 2>/dev/null
 }
@@ -35,6 +35,7 @@ remark() { # TEXT: what `squeue -o %k` and `sacct -o comment` tell of this job
 
 begin() {
   echo "assay: job $job, attempt $attempt, on ${SLURM_JOB_NODELIST:-$(hostname)}, at $began"
+  [ -e "$root/slurm/jobs.jsonl" ] || finish 66 "$(hostname) does not see $root; put it on a file system that all nodes share"
   note started || echo "assay: cannot write $attempts; the record of this attempt is only here" >&2
   # An update makes slurmctld save the job; one that was just started is else forgotten if slurmctld is killed now.
   [ -n "${SLURM_ARRAY_JOB_ID:-}" ] || remark "assay: attempt $attempt on ${SLURM_JOB_NODELIST:-}"
@@ -59,6 +60,13 @@ cause_of() { # STATUS -> in words
   esac
 }
 
+reason_in() { # FILE: the last error that our command told there, with the indented lines below it; else the last line
+  awk '/ ERROR [A-Za-z]+: / { sub(/^.* ERROR [A-Za-z]+: /, ""); text = $0; inside = 1; next }
+    inside && /^  / { if ($1 != "waived" && $1 != "shown") text = text "; " substr($0, 3); next }
+    NF { inside = 0; last = $0 }
+    END { print substr(text != "" ? text : last, 1, 600) }' "$1" 2>/dev/null || true
+}
+
 leave_out() { # NODES: this job does not get them again
   local before
   before=$(scontrol show job "$job" 2>/dev/null | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p;s/^ *ExcNodeList=\([^ ]*\).*/\1/p' | head -n 1) || before=
@@ -67,8 +75,13 @@ leave_out() { # NODES: this job does not get them again
   scontrol update "jobid=$job" "ExcNodeList=${before:+$before,}$1" || true
 }
 
+state() { # what the controller says of this job; nothing where it does not answer
+  scontrol show job "$job" 2>/dev/null | sed -n 's/^ *JobState=\([A-Z_]*\).*/\1/p;s/.* JobState=\([A-Z_]*\).*/\1/p' | head -n 1 || true
+}
+
 again() { # STATUS: this job goes back into the queue; the script ends here
   local try
+  case $(state) in CANCELLED) exit "$1" ;; esac # somebody wants it to end: to requeue it would undo that
   for try in 1 2 3 4 5 6 7 8; do
     # what requeue says matters only where it fails; after it Slurm ends our children, so nothing may follow
     if scontrol requeue "$job"; then exit "$1"; fi

@@ -31,7 +31,7 @@ _MENDS = {
     "account": "set slurm.account to one that you may charge: {accounts}",
     "qos": "set slurm.qos to one that your account has, or leave it out",
     "time limit": "lower slurm.time_limit or data_time_limit; for a longer run, slurm.chain = N makes N jobs in a row",
-    "node configuration": "ask for less of a node (slurm.gpus_per_node, cpus_per_task, memory), or take another partition",
+    "node configuration": "ask for less of a node (gpus_per_node, cpus_per_task, memory), or take another partition",
     "node count": "lower slurm.nodes",
     "memory": "lower slurm.memory or data_memory",
     "reservation": "mend slurm.reservation, or leave it out",

@@ -57,7 +57,7 @@ def render(job: Job, config_file: Path, root: Path, config: SlurmConfig) -> str:
         "@INSIDE@": apptainer,
     }
     for mark, words in values.items():
-        rest = rest.replace(mark, shlex.join(words))
+        rest = rest.replace(mark, " ".join(map(_quoted, words)))
     return "\n".join([first, *(f"#SBATCH {_directive(option)}" for option in job.options), rest])
 
 
@@ -71,6 +71,11 @@ def _container(config: SlurmConfig, folders: Sequence[Path], *, gpus: bool) -> t
         mounted = [word for folder in seen for word in ("--bind", folder)]
         return (), ("apptainer", "exec", *["--nv"] * gpus, *mounted, config.container)
     return (), ()
+
+
+def _quoted(word: str) -> str:
+    """A word for bash; one with a comma in quotes, though it needs none: shellcheck takes it for a list."""
+    return f"'{word}'" if "," in word and shlex.quote(word) == word else shlex.quote(word)
 
 
 def _directive(option: str) -> str:
