@@ -21,7 +21,7 @@ paths = ["tales/*.jsonl"]
 licence = "CC0-1.0"
 
 [data.ingest]
-shard_bytes = 1
+shard_bytes = SHARD_BYTES
 
 [data.tokenizer]
 vocabulary_size = 512
@@ -131,7 +131,8 @@ def write_project(folder, files=4, documents=240):
     for number in range(files):
         each = range(number * documents // files, (number + 1) * documents // files)
         write_tales(folder / "tales" / f"{number:03d}.jsonl", each)
-    (folder / "run.toml").write_text(CONFIG)
+    largest = max(path.stat().st_size for path in (folder / "tales").iterdir())  # a file is a shard
+    (folder / "run.toml").write_text(CONFIG.replace("SHARD_BYTES", str(largest)))
     shutil.copy(REPOSITORY / "configs" / "policy.toml", folder / "policy.toml")
     lines = {
         "PYTHONPATH": f"{HERE / 'hook'}:{REPOSITORY}",
