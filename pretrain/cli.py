@@ -236,6 +236,7 @@ def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "job", nargs="?", default="", metavar="JOB", help='"train", or a task: "clean[3]"; default: the one to look at'
     )
     command.add_argument("--follow", action="store_true", help="as it grows, until the job has ended")
+    _config(add("preflight", "preflight", "check this node for training; the job starts it on each of its nodes"))
 
 
 def _group(

@@ -137,6 +137,29 @@ def logs(arguments: Arguments) -> None:
     follow(path, live)
 
 
+def preflight(arguments: Arguments) -> None:
+    """The checks of this node, before training."""
+    from governance.manifest import FILE_NAME
+    from pretrain.distributed import read_ranks, slurm_attempt
+    from pretrain.node_checks import Asked, check_node, say_at_once
+    from pretrain.run import corpus
+
+    loaded, runtime = load(arguments, "data prepare")
+    folder = _training_folder(loaded, runtime)
+    if folder is not None and (folder / FILE_NAME).exists():
+        say(f"preflight: {folder} is finished; nothing is checked")
+        return
+    tokens = corpus(loaded, replace(runtime, make=False))["encode"]
+    config, section = loaded.config, _section(loaded)
+    asked = Asked(
+        section.gpus_per_node, config.recipe, config.engine, config.checkpoint.native,
+        int(tokens.stats["vocabulary_size"]), section.tasks_per_node,
+    )  # fmt: skip
+    job, restart = slurm_attempt()
+    meeting = f"{job.rpartition('/')[2] or 'here'}-{restart}"
+    check_node(asked, runtime.root, read_ranks(), meeting, say_at_once)
+
+
 def _section(loaded: Run) -> SlurmConfig:
     from slurm.config import with_site
 

@@ -12,6 +12,7 @@ job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-0}}
 job=${job:-${SLURM_JOB_ID:-0}}
 attempts=$root/slurm/attempts/$job.jsonl
 attempt=${SLURM_RESTART_COUNT:-0}
+left_out=
 began=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 
 in_json() { # TEXT -> a JSON string
@@ -28,9 +29,11 @@ note() { # EVENT [more fields]: one line of the record; false where the disk ref
     >>"$attempts"; } 2>/dev/null
 }
 
-remark() { # TEXT: what `squeue -o %k` and `sacct -o comment` tell of this job
-  local text=${1//[^[:print:]]/ }
-  [ -z "${SLURM_JOB_ID:-}" ] || scontrol update "jobid=$job" "comment=${text:0:240}" 2>/dev/null || true
+remark() { # TEXT: what `squeue -o %k` and `sacct -o comment` tell of this job; the journal's head, if there, stays
+  local text=${1//[^[:print:]]/ } head
+  [ -n "${SLURM_JOB_ID:-}" ] || return 0
+  head=$(scontrol show job "$job" 2>/dev/null | sed -n 's/^ *Comment=.*\(assay journal [0-9]*:[0-9a-f]*\).*/\1/p' | tail -n 1) || head=
+  scontrol update "jobid=$job" "comment=${text:0:240}${head:+; $head}" 2>/dev/null || true
 }
 
 begin() {
@@ -67,24 +70,43 @@ reason_in() { # FILE: the last error that our command told there, with the inden
     END { print substr(text != "" ? text : last, 1, 600) }' "$1" 2>/dev/null || true
 }
 
-leave_out() { # NODES: this job does not get them again
-  local before
-  before=$(scontrol show job "$job" 2>/dev/null | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p;s/^ *ExcNodeList=\([^ ]*\).*/\1/p' | head -n 1) || before=
-  case $before in "" | "(null)") before= ;; esac
-  echo "assay: job $job leaves out $1 from now on" >&2
-  scontrol update "jobid=$job" "ExcNodeList=${before:+$before,}$1" || true
+leave_out() { # NODES: this job does not get them again; Slurm is told once the job is back in the queue, not while it runs
+  left_out=${left_out:+$left_out,}$1
 }
 
-state() { # what the controller says of this job; nothing where it does not answer
-  scontrol show job "$job" 2>/dev/null | sed -n 's/^ *JobState=\([A-Z_]*\).*/\1/p;s/.* JobState=\([A-Z_]*\).*/\1/p' | head -n 1 || true
+field_of_job() { # NAME: what Slurm says of this job, '' where it says nothing
+  local found
+  found=$(scontrol show job "$job" 2>/dev/null | tr ' ' '\n' | sed -n "s/^$1=//p" | head -n 1) || found=
+  case $found in "(null)") found= ;; esac
+  echo "$found"
+}
+
+exclude() { # tell Slurm which nodes this waiting job does not want; it waits at least until this script has ended
+  local try before
+  before=$(field_of_job ExcNodeList)
+  echo "assay: job $job leaves out $left_out from now on"
+  for try in 1 2 3 4 5 6 7 8 9 10; do
+    if scontrol update "jobid=$job" "ExcNodeList=${before:+$before,}$left_out" 2>/dev/null; then return; fi
+    sleep 0.2
+  done
+  echo "assay: Slurm did not hear that (try $try)" >&2
 }
 
 again() { # STATUS: this job goes back into the queue; the script ends here
-  local try
-  case $(state) in CANCELLED) exit "$1" ;; esac # somebody wants it to end: to requeue it would undo that
+  local try restarts
+  trap '' TERM # after a requeue Slurm ends this script and its children; what follows takes a moment
+  case $(field_of_job JobState) in CANCELLED) exit "$1" ;; esac # somebody wants it to end: to requeue it would undo that
   for try in 1 2 3 4 5 6 7 8; do
-    # what requeue says matters only where it fails; after it Slurm ends our children, so nothing may follow
-    if scontrol requeue "$job"; then exit "$1"; fi
+    # A node that was cut off runs this script although Slurm has started the job again elsewhere: that one is left alone.
+    restarts=$(field_of_job Restarts)
+    if [ -n "$restarts" ] && [ "$restarts" != "$attempt" ]; then
+      echo "assay: job $job was started again elsewhere; this attempt only ends"
+      exit "$1"
+    fi
+    if scontrol requeue "$job"; then
+      [ -z "$left_out" ] || exclude
+      exit "$1"
+    fi
     sleep $((try * 5)) # slurmctld is down or starts
   done
   echo "assay: job $job could not be requeued; go on with: assay slurm retry" >&2

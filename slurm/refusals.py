@@ -82,7 +82,7 @@ def _seen(config: SlurmConfig) -> Iterator[str]:
     if config.account:
         allowed = tools.accounts(getpass.getuser())
         if allowed and config.account not in allowed:
-            words = _words(["--account", config.account])
+            words = _words([f"--account={config.account}"])
             yield f"slurm.account = {config.account!r}: you may charge {', '.join(allowed)}. Use one.{words}"
     wanted = {"partition": config.partition, "data_partition": config.data_partition}
     unknown = False
@@ -90,7 +90,7 @@ def _seen(config: SlurmConfig) -> Iterator[str]:
         for part in name.split(",") if name else []:
             if part not in known:
                 unknown = True
-                words = _words(["--partition", part])
+                words = _words([f"--partition={part}"])
                 yield f"slurm.{field} = {name!r}: there is no {part!r}; there are {', '.join(sorted(known))}.{words}"
     if unknown:
         return

@@ -33,6 +33,7 @@ SURFACE = {
     "run": [*COMMON, "--processes"],
     "slurm cancel": COMMON,
     "slurm logs": [*COMMON, "--follow", "JOB"],
+    "slurm preflight": COMMON,
     "slurm render": [*COMMON, "JOB"],
     "slurm retry": COMMON,
     "slurm status": [*COMMON, "--watch"],

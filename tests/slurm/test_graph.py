@@ -1,6 +1,7 @@
 """The graph of jobs: no cycles, each behind what it needs, arrays within the cluster's bounds, every shard once."""
 
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_what_a_job_needs_is_done_before_it(config, shards, size):
     assert surely_done("report") >= {"data"}
     assert "audit" not in surely_done("report")  # it is written when the gate is closed, too
     arrays = [name for name, job in jobs.items() if job.tasks]
-    for first, second in zip(arrays, arrays[1:], strict=False):
+    for first, second in pairwise(arrays):
         assert {first, f"{first}-join"} <= surely_done(second)
     assert {*arrays, *(f"{name}-join" for name in arrays)} <= surely_done("data")
 
@@ -119,6 +120,6 @@ def test_a_chain_goes_on_behind_whatever_the_link_before_came_to(chain):
     links = [name for name in jobs if name.startswith("train")]
     assert len(links) == chain
     assert all(("afterok", "audit") in jobs[name].after for name in links)
-    for before, link in zip(links, links[1:], strict=False):
+    for before, link in pairwise(links):
         assert ("afterany", before) in jobs[link].after
     assert jobs["evaluate"].after == (("afterok", links[-1]),)

@@ -48,7 +48,9 @@ def test_templates_are_valid_filled_in(runtime, name, tmp_path):
     config = SlurmConfig(environment="/shared/my modules.sh", gpus_per_node=2, **container)
     script = tmp_path / "script.sbatch"
     script.write_text(render(jobs_of(config)[name], Path("/shared/run.toml"), Path("/shared/run"), config))
-    assert "@" not in "".join(line for line in script.read_text().splitlines() if "USR1@" not in line and "[@]" not in line)
+    assert "@" not in "".join(
+        line for line in script.read_text().splitlines() if "USR1@" not in line and "[@]" not in line
+    )
     assert "source attempt.sh" not in script.read_text()
     assert bash_accepts(script.read_text())
     shellcheck(script)
@@ -104,7 +106,11 @@ class Node:
         script = self.root / "slurm" / f"{name}.sbatch"
         script.write_text(render(job, Path("/shared/run.toml"), self.root, config))
         kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
-        here = {"PATH": f"{self.programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(attempt)}
+        here = {
+            "PATH": f"{self.programs}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": "7",
+            "SLURM_RESTART_COUNT": str(attempt),
+        }
         here |= {"SLURM_JOB_NODELIST": 'node"1', "SLURM_CPUS_ON_NODE": "3"}
         if task is not None:
             here |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(task)}
@@ -153,12 +159,20 @@ def test_what_follows_an_exit_status(node, status, outcome, requeued):
 
 
 def test_the_reason_of_a_closed_gate_is_in_the_comment(node):
-    told = ["2026-11-25 10:00:00 ERROR GateClosed: verdict closed", "  fail pii.total (owner: ann): 3 > 0", "  shown raw.x"]
+    told = [
+        "2026-11-25 10:00:00 ERROR GateClosed: verdict closed",
+        "  fail pii.total (owner: ann): 3 > 0",
+        "  shown raw.x",
+    ]
     node.program("assay", f"printf '%s\\n' {shlex.join(told)} >&2; exit 77")
     assert node.run("audit").returncode == 77
     reason = "the gate is closed: verdict closed; fail pii.total (owner: ann): 3 > 0"
     assert node.attempts()[-1]["cause"] == reason
     assert f"update jobid=7 comment=assay: {reason}" in node.requests
+    head = "assay journal 12:0123abc"
+    node.program("scontrol", f'echo "$*" >> {node.asked}; [ "$1" != show ] || echo "   Comment={head}"')
+    node.run("audit")
+    assert f"update jobid=7 comment=assay: {reason}; {head}" in node.requests
 
 
 def test_failures_are_bounded_and_preemptions_are_not(node):
