@@ -1,6 +1,7 @@
 """A training run that a cluster does everything to: it ends by itself, with the losses of an unbroken run."""
 
 import itertools
+import json
 import os
 import signal
 
@@ -29,14 +30,14 @@ class Training:
         """The number of the newest attempt that has computed a step."""
         return max((line["attempt"] for line in metrics(self.root) if line["event"] == "step"), default=0)
 
-    def saved(self, attempt):
-        """Wait until this attempt has saved; the moment after, as little as can be is lost."""
-        until(
-            lambda: any(line["event"] == "checkpoint" and line["attempt"] >= attempt for line in metrics(self.root)),
-            150,
-            self.told,
-            every=0.05,
-        )
+    def saved(self, attempt=1):
+        """Wait until this attempt, or a later one, saves; the moment after, least can be lost. Its number."""
+
+        def of_attempt():
+            return [line for line in metrics(self.root) if line["event"] == "checkpoint" and line["attempt"] >= attempt]
+
+        before = len(of_attempt())
+        until(lambda: len(of_attempt()) > before, 150, self.told, every=0.05)
         return self.attempt()
 
     def nodes(self):
@@ -51,51 +52,46 @@ class Training:
 
 
 def lost(root):
-    """Steps that each attempt after the first computed again."""
-    by_attempt = {}
+    """Attempt -> how many of its steps the next one computed again."""
+    steps = {}
     for line in metrics(root):
         if line["event"] == "step":
-            by_attempt.setdefault(line["attempt"], []).append(line["step"])
-    ordered = [by_attempt[number] for number in sorted(by_attempt)]
-    return [max(before) - after[0] + 1 for before, after in itertools.pairwise(ordered)]
+            steps.setdefault(line["attempt"], []).append(line["step"])
+    pairs = itertools.pairwise(sorted(steps))
+    return {before: max(steps[before]) - steps[after][0] + 1 for before, after in pairs}
 
 
 def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
-    change(
-        prepared,
-        ("retries = 3", "retries = 6"),
-        ('time_limit = "20"\ndata', 'time_limit = "20"\nsignal_seconds = 20\ndata'),
-    )
+    change(prepared, ("retries = 3", "retries = 6\nsignal_seconds = 20"))
     run = Training(bed, prepared)
 
-    # the controller dies: the job goes on, or is begun again
-    run.saved(1)
+    # the controller dies: the job goes on
+    now = run.saved()
     bed("crash", "slurmctld")
     told = bed.assay("slurm", "status", prepared / "run.toml", "--root", prepared / "root")
     assert told.returncode == 0, told.stderr
     assert "wait until the controller answers" in told.stdout
     bed("start", "slurmctld")
     until(lambda: bed.state(run.job) == "RUNNING", 60, run.told)
+    assert run.saved() == now, run.told()
 
     # a rank is killed
-    now = run.saved(run.attempt())
     os.kill(bed.ranks(run.job)[1], signal.SIGKILL)
+    preempted = run.saved(now + 1)
 
     # a job of more weight takes the nodes
-    now = run.saved(now + 1)
-    other = bed.slurm(
-        "sbatch", "--parsable", "-p", "high", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2"
-    ).strip()
+    words = ["-p", "high", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2"]
+    other = bed.slurm("sbatch", "--parsable", *words).strip()
     until(lambda: bed.state(other) == "COMPLETED", 90, lambda: bed.slurm("squeue") + run.told())
+    limited = run.saved(preempted + 1)
 
     # the time limit comes near
-    now = run.saved(now + 1)
     bed.slurm("scontrol", "update", f"jobid={run.job}", "TimeLimit=1")
-    until(lambda: run.attempt() > now, 150, run.told)
+    until(lambda: bed.state(run.job) == "PENDING", 120, run.told)
     bed.slurm("scontrol", "update", f"jobid={run.job}", "TimeLimit=20")
+    now = run.saved(limited + 1)
 
     # a node dies
-    now = run.saved(now + 1)
     node = run.nodes()[1]
     bed("crash", node)
     now = run.saved(now + 1)
@@ -105,13 +101,19 @@ def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
     # a network is cut: the old start runs on where nobody reaches it, and must do no harm
     node = run.nodes()[0]
     bed("cut", node)
-    now = run.saved(now + 1)
+    run.saved(now + 1)
     assert node not in run.nodes()
     bed("heal", node)
 
     rows = run.end()
     assert rows["train"]["State"] == "COMPLETED", run.told()
     assert losses(prepared / "root") == pytest.approx(losses(local / "root"), rel=PARITY)
-    assert max(lost(prepared / "root")) <= EVERY, lost(prepared / "root")
-    told = status(bed, prepared)
-    assert "begun again" in told
+    again = lost(prepared / "root")
+    assert len(again) == 5, again
+    assert max(again.values()) <= EVERY, again
+    assert again[preempted] == again[limited] == 0, again
+    assert "begun again" in status(bed, prepared)
+    [report] = (prepared / "root").glob("report/*/report.json")
+    energy = json.loads(report.read_bytes())["energy"]
+    assert energy["total"]["wasted"] > 0, energy
+    assert energy["wasted_by_cause"]["killed"] > 0, energy
