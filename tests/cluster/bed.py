@@ -112,7 +112,7 @@ class Bed:
         )
 
 
-def digests(root, but=("train", "report", "checkpoint")):
+def digests(root, but=("train", "report", "checkpoint", "checkpoint-native")):
     """Stage -> digest of every artifact of the corpus."""
     from governance.manifest import read_manifest
 
