@@ -235,8 +235,12 @@ def publish(ranks: Ranks) -> None:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
     if slurm and ranks.world_size > ranks.local_world_size and "GLOO_SOCKET_IFNAME" not in os.environ:
         # by itself gloo takes the interface of this host's name, which in many hosts files is the loopback
-        if interface := interface_to(os.environ["MASTER_ADDR"]):
-            os.environ["GLOO_SOCKET_IFNAME"] = interface
+        os.environ.update(_gloo_interface(os.environ["MASTER_ADDR"]))
+
+
+def _gloo_interface(address: str) -> dict[str, str]:
+    interface = interface_to(address)
+    return {"GLOO_SOCKET_IFNAME": interface} if interface else {}
 
 
 def _tell_network(ranks: Ranks, backend: str) -> None:

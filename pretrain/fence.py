@@ -194,7 +194,9 @@ def _claim(stack: contextlib.ExitStack, folder: Path, ours: Holder) -> Holder:
         )
         time.sleep(TRUST_SECONDS + BEAT_SECONDS)
     if note is not None:
-        _lock(stack, folder, ours)  # by now it may have ended; if its node is dead the lock may stay, and counts no more
+        _lock(
+            stack, folder, ours
+        )  # by now it may have ended; if its node is dead the lock may stay, and counts no more
     for path in sorted(holders.glob("*.json")):
         if path.stem.isdecimal() and int(path.stem) < number:
             remove_file(path)
@@ -225,7 +227,9 @@ def _await_end(folder: Path, newest: Holder | None, note: str | None, ours: Hold
         time.sleep(_POLL_SECONDS)
         if _changed(path) != beat:
             raise Occupied(_in_words(folder, json.dumps(asdict(newest)), ours.host))
-    get_logger(__name__).warning("%s: %s gave no sign of life for %d s: it is dead", folder, _who(newest), SILENT_SECONDS)
+    get_logger(__name__).warning(
+        "%s: %s gave no sign of life for %d s: it is dead", folder, _who(newest), SILENT_SECONDS
+    )
 
 
 def newest_holder(holders: Path) -> Holder | None:

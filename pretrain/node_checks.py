@@ -184,9 +184,7 @@ def extension(asked: Asked, node: str) -> list[Finding]:
         told = "built" if built else "cannot be built; training goes on without it, slower"
         found.append(Finding("extension", f"{SHARED_MEMORY_OP}: {told}"))
     if engine.offload_parameters == "nvme":
-        built = build(
-            extension_folder(), engine.extension_build_seconds, ASYNC_IO_OP, "cuda" if asked.gpus else "cpu"
-        )
+        built = build(extension_folder(), engine.extension_build_seconds, ASYNC_IO_OP, "cuda" if asked.gpus else "cpu")
         told = "built" if built else "cannot be built; install libaio with its headers and a C++ compiler"
         found.append(Finding("extension", f"{ASYNC_IO_OP}: {told}", bad=not built, nodes=() if built else (node,)))
     return found

@@ -112,7 +112,9 @@ def _train(
         fence.follow(gather(fence.number)[0])
         check_start(recipe, settings.engine, ranks, device.type, capability_of(device))
         train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
-        store = Store(runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest, fence.look)
+        store = Store(
+            runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest, fence.look
+        )
         peers = Peers(ranks.rank, ranks.world_size, gather)
         job = Job(
             recipe, settings, ranks, device, train_rows, validation_rows, store, peers, record, attempt, energy, leave,

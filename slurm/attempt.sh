@@ -92,10 +92,20 @@ exclude() { # tell Slurm which nodes this waiting job does not want; it waits at
   echo "assay: Slurm did not hear that (try $try)" >&2
 }
 
+cancelled() { # whether somebody wants this job to end; to requeue it would undo that
+  case $(field_of_job JobState) in
+    CANCELLED | COMPLETING) # Slurm ends it: for its time or a job before it, or because somebody said so
+      [ "$(field_of_job Reason)" != TimeLimit ] || return 1
+      case $(field_of_job PreemptTime) in "" | None) return 0 ;; *) return 1 ;; esac
+      ;;
+    *) return 1 ;;
+  esac
+}
+
 again() { # STATUS: this job goes back into the queue; the script ends here
   local try restarts
   trap '' TERM # after a requeue Slurm ends this script and its children; what follows takes a moment
-  case $(field_of_job JobState) in CANCELLED) exit "$1" ;; esac # somebody wants it to end: to requeue it would undo that
+  if cancelled; then exit "$1"; fi
   for try in 1 2 3 4 5 6 7 8; do
     # A node that was cut off runs this script although Slurm has started the job again elsewhere: that one is left alone.
     restarts=$(field_of_job Restarts)

@@ -43,7 +43,7 @@ class Progress:
 def describe(view: View, progress: Progress, energy: Energy | None) -> list[str]:
     """All of it, as lines."""
     lines = [f"{progress.root}: submission {view.submissions}, of {view.last}"]
-    lines += [f"! {words}" for words in view.silent]
+    lines += [f"! {words.splitlines()[-1]}" for words in view.silent]
     lines += ["", *_table(view.rows), ""]
     lines += _data(view, progress)
     lines += _training(view, progress)

@@ -27,7 +27,12 @@ HERE = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    for name, seconds in {"BEAT_SECONDS": 0.1, "TRUST_SECONDS": 0.2, "SILENT_SECONDS": 0.6, "_POLL_SECONDS": 0.02}.items():
+    for name, seconds in {
+        "BEAT_SECONDS": 0.1,
+        "TRUST_SECONDS": 0.2,
+        "SILENT_SECONDS": 0.6,
+        "_POLL_SECONDS": 0.02,
+    }.items():
         monkeypatch.setattr(fence, name, seconds)
 
 

@@ -205,11 +205,17 @@ def test_a_task_requeues_itself_and_not_its_array(node):
     assert "requeue 7" not in node.requests
 
 
-def test_a_cancelled_job_does_not_come_back(node):
+@pytest.mark.parametrize(
+    ("told", "comes_back"),
+    [("JobState=CANCELLED Reason=None", False), ("JobState=COMPLETING Reason=None PreemptTime=None", False),
+     ("JobState=COMPLETING Reason=TimeLimit PreemptTime=None", True), ("JobState=RUNNING Reason=None", True),
+     ("JobState=COMPLETING Reason=None PreemptTime=2026-11-25T10:00:00", True)],
+)  # fmt: skip
+def test_a_cancelled_job_does_not_come_back(node, told, comes_back):
     node.program("assay", "exit 75")
-    node.program("scontrol", f'echo "$*" >> {node.asked}; echo "JobId=7 JobState=CANCELLED Reason=None"')
+    node.program("scontrol", f'echo "$*" >> {node.asked}; echo "JobId=7 {told}"')
     node.run()
-    assert not [line for line in node.requests if line.startswith("requeue")]
+    assert ("requeue 7" in node.requests) == comes_back
 
 
 def test_a_link_of_a_chain_leaves_the_rest_to_the_next(node):
