@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.bed import CONF, HERE, REPOSITORY, SCRIPT, Bed
+from tests.cluster.bed import CONF, HERE, REPOSITORY, SCRIPT, Bed, change
 from tests.conftest import write_tales
 
 NODES = 3
@@ -50,7 +50,7 @@ decay_steps = 4
 precision = "fp32"
 sequence_length = 64
 global_batch_size = 12
-steps = 60
+steps = 100
 validate_every_steps = 0
 validation_rows = 8
 
@@ -160,9 +160,10 @@ def local(tmp_path_factory):
 
 @pytest.fixture
 def prepared(local, tmp_path):
-    """The project with its corpus made and let through, and no training yet."""
+    """The project with its corpus made and let through, and no training yet; its graph has no arrays."""
     folder = tmp_path / "project"
     shutil.copytree(local, folder)
+    change(folder, ("shards_per_task = 3", "shards_per_task = 100"))
     for made in ("train", "checkpoint", "report"):
         shutil.rmtree(folder / "root" / made)
     lines = (folder / "environment.sh").read_text()

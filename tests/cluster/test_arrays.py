@@ -42,7 +42,7 @@ def test_only_what_is_missing_is_made_again(bed, tmp_path):
         most = max(most, len(tasks))
         return jobs["ingest"] not in {number.partition("_")[0] for number in bed.queued()}
 
-    until(ended, 300, lambda: f"{status(bed, folder)}\n{tails(folder)}")
+    until(ended, 500, lambda: f"{status(bed, folder)}\n{tails(folder)}")
     assert 1 < most <= AT_ONCE
     lost = {index % TASKS for index in ALWAYS}  # a task makes the shards index, index + TASKS, ...
     retried = {index % TASKS for index in ONCE}

@@ -20,8 +20,12 @@ class Training:
 
     def __init__(self, bed, folder):
         self.bed, self.folder, self.root = bed, folder, folder / "root"
-        (folder / "faults" / "slow").write_text("0.4")
+        self.slow(0.4)
         self.job = submit(bed, folder)["train"]
+
+    def slow(self, seconds):
+        """Let each step take longer from now on."""
+        (self.folder / "faults" / "slow").write_text(str(seconds))
 
     def told(self):
         return f"{status(self.bed, self.folder)}\n{tails(self.folder)}"
@@ -47,7 +51,7 @@ class Training:
         return [line["cause"] for line in attempts(self.folder, self.job)]
 
     def end(self, seconds=150):
-        (self.folder / "faults" / "slow").unlink()
+        self.slow(0)
         return await_end(self.bed, self.folder, seconds)
 
 
@@ -85,10 +89,12 @@ def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
     until(lambda: bed.state(other) == "COMPLETED", 90, lambda: bed.slurm("squeue") + run.told())
     limited = run.saved(preempted + 1)
 
-    # the time limit comes near
+    # the time limit comes near, within 40 seconds
+    run.slow(2)
     bed.slurm("scontrol", "update", f"jobid={run.job}", "TimeLimit=1")
     until(lambda: bed.state(run.job) == "PENDING", 120, run.told)
     bed.slurm("scontrol", "update", f"jobid={run.job}", "TimeLimit=20")
+    run.slow(0.4)
     now = run.saved(limited + 1)
 
     # a node dies
