@@ -57,14 +57,14 @@ def test_render_shows_the_scripts_without_slurm(no_slurm, capsys):
     names = [line.split()[2] for line in told.splitlines() if line.startswith("# ---- ")]
     assert names[:2] == ["sources", "ingest"]
     assert names[-5:] == ["data", "audit", "train", "evaluate", "report"]
-    assert slurm("render", "train", "--set", "slurm.nodes=3") == 0
+    assert slurm("render", "--job", "train", "--set", "slurm.nodes=3") == 0
     told = capsys.readouterr().out
     assert "#SBATCH --nodes=3" in told
     command = next(line for line in told.splitlines() if line.startswith("command="))
     words = shlex.split(command.removeprefix("command=(")[:-1])
     assert words[:3] == ["assay", "train", str(CONFIG)]
     assert words[-2:] == ["--set", "slurm.nodes=3"]  # the job sees what was typed
-    assert slurm("render", "nothing") == 78
+    assert slurm("render", "--job", "nothing") == 78
 
 
 def test_without_slurm_nothing_is_submitted(no_slurm, tmp_path, caplog):
@@ -99,5 +99,9 @@ def test_a_run_is_submitted_once_and_told_of(cluster, capsys):
     assert (cluster / "asked").read_text().splitlines()[-1] == "scancel 2 3"
 
     (cluster / "queue").unlink()  # the controller forgot all of it
+    assert slurm("status", "--watch", root=root) == 0  # nothing more will happen by itself, so it ends
+    told = capsys.readouterr().out
+    assert "LOST" in told
+    assert f"then: assay slurm retry {CONFIG} --root {root}" in told.splitlines()[-1]
     assert slurm("retry", root=root) == 0
     assert "ingest (3 of 3 tasks)" in capsys.readouterr().out

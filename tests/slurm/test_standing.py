@@ -301,7 +301,7 @@ def test_progress_of_the_training_is_read_from_its_record(queued, tmp_path):
     [line] = [line for line in told if line.startswith("training:")]
     assert "step 40 of 100 (attempt 2), loss 3.5000, 1,235 tokens/s, 0.002 kWh" in line
     assert "saved at step 30; expected end " in line
-    assert told[-1] == "next: assay slurm logs run.toml train --follow"
+    assert told[-1] == "next: assay slurm logs run.toml --job train --follow"
 
 
 def test_logs_are_found_by_name_and_number(queued):
