@@ -118,6 +118,8 @@ def export(arguments: Arguments) -> None:
 def report(arguments: Arguments) -> None:
     """The report of what is there."""
     from pretrain.run import write_report
+    from pretrain.slurm_commands import refresh_accounting
 
     loaded, runtime = load(arguments, "run")
+    refresh_accounting(runtime.root)
     say(f"report: {write_report(loaded, runtime)}")

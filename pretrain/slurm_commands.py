@@ -198,6 +198,16 @@ def _queue(arguments: Arguments, orders: Sequence[Order], runtime: Runtime, conf
     say(f"next: assay slurm status {_typed(arguments)} --watch")
 
 
+def refresh_accounting(root: Path) -> None:
+    """Ask the cluster's accounting again, for the report; nothing where the run was not submitted or nobody answers."""
+    from slurm.accounting import account
+    from slurm.standing import gather
+
+    view = gather(root)
+    if view is not None:
+        account(view, _our_joules(root), root)
+
+
 def _look(arguments: Arguments, loaded: Run, runtime: Runtime) -> tuple[View, list[str]]:
     from slurm.accounting import account
     from slurm.standing import gather

@@ -52,7 +52,10 @@ def account(view: View, ours: float | None, root: Path) -> Energy:
 
 def in_words(energy: Energy) -> list[str]:
     """Both meters on a line, and how far they are apart."""
-    told = [f"{energy.core_seconds / 3600:,.2f} core hours"] if energy.core_seconds else []
+    told = []
+    if energy.core_seconds:
+        hours = energy.core_seconds / 3600
+        told = [f"{hours:,.2f} core hours" if hours >= 1 else f"{energy.core_seconds:,} core seconds"]
     if energy.slurm is not None:
         told.append(f"energy by Slurm {_kilojoules(energy.slurm)}")
     if energy.ours is not None:

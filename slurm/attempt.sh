@@ -91,12 +91,22 @@ exclude() { # BEFORE: tell Slurm which nodes this waiting job does not want; it 
   echo "assay: Slurm did not hear that (try $try)" >&2
 }
 
+cancelled() { # TEXT of `scontrol show job`: whether somebody wants this job to end; to requeue it would undo that
+  case $(field JobState "$1") in
+    CANCELLED | COMPLETING) # Slurm ends it: for its time or a job before it, or because somebody said so
+      [ "$(field Reason "$1")" != TimeLimit ] || return 1
+      case $(field PreemptTime "$1") in "" | None) return 0 ;; *) return 1 ;; esac
+      ;;
+    *) return 1 ;;
+  esac
+}
+
 again() { # STATUS: this job goes back into the queue; the script ends here
   local try said restarts
   trap '' TERM # after a requeue Slurm ends this script and its children; what follows takes a moment
   for try in 1 2 3 4 5 6 7 8; do
     if said=$(scontrol show job "$job" 2>/dev/null); then # else slurmctld is down, or out of reach
-      case $(field JobState "$said") in CANCELLED) exit "$1" ;; esac # somebody wants it to end
+      if cancelled "$said"; then exit "$1"; fi
       # Slurm itself puts a job back that it preempts, or whose node it lost sight of: the start that follows is left alone.
       restarts=$(field Restarts "$said")
       if [ -n "$restarts" ] && [ "$restarts" != "$attempt" ]; then

@@ -31,12 +31,13 @@ _MENDS = {
     "account": "set slurm.account to one that you may charge: {accounts}",
     "qos": "set slurm.qos to one that your account has, or leave it out",
     "time limit": "lower slurm.time_limit or data_time_limit; for a longer run, slurm.chain = N makes N jobs in a row",
-    "node configuration": "ask for less of a node (gpus_per_node, cpus_per_task, memory), or take another partition",
+    "node configuration": "ask for less of a node (slurm.gpus_per_node, cpus_per_task, memory, data_memory, ...)",
     "node count": "lower slurm.nodes",
     "memory": "lower slurm.memory or data_memory",
     "reservation": "mend slurm.reservation, or leave it out",
     "feature": "mend slurm.constraint",
     "mail": "mend slurm.mail_type",
+    "node name": "mend slurm.exclude",
 }  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def _named(known: dict[str, tools.Partition], names: Sequence[str]) -> list[tool
 def _fits(config: SlurmConfig, field: str, among: Sequence[tools.Partition]) -> Iterator[str]:
     asked = getattr(config, field)
     if among and asked and all(minutes(asked) > minutes(partition.limit) for partition in among):
-        limits = ", ".join(f"{partition.name}: {partition.limit}" for partition in among)
+        limits = ", ".join(f"{partition.name} MaxTime={partition.limit}" for partition in among)
         words = _words([f"--partition={','.join(partition.name for partition in among)}", f"--time={asked}"])
         yield (
             f"slurm.{field} = {asked!r} is above the partition's limit ({limits}). Lower it"
@@ -158,7 +159,7 @@ def _as_options(config: SlurmConfig, nodes: int = 1) -> list[str]:
 def _words(options: Sequence[str]) -> str:
     """What sbatch itself says to these options, if it refuses them."""
     said = tools.rehearse_options(options)
-    return f" Slurm says: {said}" if said else ""
+    return f" Slurm says: {'; '.join(said.splitlines())}" if said else ""
 
 
 def _rehearsed(jobs: Sequence[Job], root: Path) -> Iterator[str]:
@@ -183,7 +184,7 @@ def _rehearsed(jobs: Sequence[Job], root: Path) -> Iterator[str]:
         mend = (
             mends[0].format(**values) if mends else "mend [slurm]; sinfo and scontrol show partition tell what there is"
         )
-        yield f"{name}: {answer}. Mend: {mend}"
+        yield f"{name}: {'; '.join(answer.splitlines())}. Mend: {mend}"
 
 
 def megabytes(memory: str) -> int:

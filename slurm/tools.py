@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from governance.errors import ClusterError
@@ -56,6 +56,10 @@ class Accounted:
     joules: int | None
     """Energy of its nodes; None where the cluster does not measure it, or a counter was reset meanwhile."""
     comment: str
+    whole_joules: int = 0
+    """Of the script."""
+    step_joules: int = 0
+    """Of what the script started by `srun`."""
 
 
 @dataclass(frozen=True)
@@ -148,16 +152,19 @@ def accounted(jobs: Iterable[str], *, every_start: bool = False) -> list[Account
         "sacct", "--noheader", "--parsable2", f"--delimiter={_SEPARATOR}", "--array", f"--jobs={','.join(wanted)}",
         f"--format={fields}", *["--duplicates"] * every_start,
     )  # fmt: skip
-    found = []
+    found: list[Accounted] = []
     for line in told.splitlines():
         job, state, ended, elapsed, nodes, cores, energy, comment = line.split(_SEPARATOR)
-        if "." in job:  # a step of it
+        _, _, step = job.partition(".")
+        if step:
+            if found:
+                found[-1] = _with_step(found[-1], step, _joules(energy))
             continue
         status, _, number = ended.partition(":")
         found.append(
             Accounted(
                 job, state.split(" ")[0], int(status or 0), int(number or 0), int(elapsed or 0), _none(nodes),
-                int(cores or 0), _joules(energy), comment,
+                int(cores or 0), None, comment,
             )
         )  # fmt: skip
     return found
@@ -244,6 +251,21 @@ def seconds(elapsed: str) -> int:
     for part in rest.split(":"):
         total = total * 60 + int(part)
     return int(days or 0) * 86_400 + total
+
+
+def _with_step(job: Accounted, step: str, joules: int | None) -> Accounted:
+    """A job with one more of its steps, whose energies are measured apart; most releases do not add them up.
+
+    The batch step is measured on the first node for as long as the script runs, the steps of `srun` on all of theirs,
+    ours one after the other. So their sum and the batch step's are two lower bounds; the larger one counts.
+    """
+    if joules is None:
+        return job
+    if step in ("batch", "extern"):
+        whole, steps = max(job.whole_joules, joules), job.step_joules
+    else:
+        whole, steps = job.whole_joules, job.step_joules + joules
+    return replace(job, joules=max(whole, steps), whole_joules=whole, step_joules=steps)
 
 
 def _joules(text: str) -> int | None:

@@ -80,8 +80,14 @@ def test_what_fits_is_let_through(cluster):
         ),
         ({"data_partition": "nowhere"}, r"slurm.data_partition = 'nowhere'"),
         ({"account": "other"}, r"slurm.account = 'other': you may charge tests"),
-        ({"time_limit": "2:00:00"}, r"slurm.time_limit = '2:00:00' is above the partition's limit \(short: 01:00:00\)"),
-        ({"data_time_limit": "8-0", "data_partition": "long"}, r"slurm.data_time_limit = '8-0' is above .*long: 7-"),
+        (
+            {"time_limit": "2:00:00"},
+            r"slurm.time_limit = '2:00:00' is above the partition's limit \(short MaxTime=01:00:00\)",
+        ),
+        (
+            {"data_time_limit": "8-0", "data_partition": "long"},
+            r"slurm.data_time_limit = '8-0' is above .*long MaxTime=7-",
+        ),
         ({"gpus_per_node": 3}, r"slurm.gpus_per_node = 3: 3 GPUs are asked for on a node, .* more than 2"),
         ({"cpus_per_task": 5, "gpus_per_node": 2}, r"10 CPUs are asked for on a node, .* more than 8"),
         ({"memory": "128G"}, r"slurm.memory = '128G': 131,072 MB are asked for .* more than 64,000"),
@@ -219,3 +225,18 @@ def test_elapsed_times_and_energies_are_read(monkeypatch):
     monkeypatch.setattr(tools, "_ask", lambda *words: f"{line}\n{line.replace('7', '7.batch', 1)}\n")
     [found] = tools.accounted(["7"])
     assert (found.state, found.signal, found.joules, found.comment) == ("CANCELLED", 15, None, "assay: x|y")
+
+
+def test_the_energy_of_a_job_is_that_of_its_steps(monkeypatch):
+    told = [
+        ("7", ""),
+        ("7.batch", "600"),
+        ("7", ""),
+        ("7.batch", "500"),
+        ("7.0", "400"),
+        ("7.1", "900"),
+        ("7.2", str(-5 % 2**64)),
+    ]
+    lines = ["\x1f".join([job, "COMPLETED", "0:0", "60", "n1", "60", joules, ""]) for job, joules in told]
+    monkeypatch.setattr(tools, "_ask", lambda *words: "\n".join(lines))
+    assert [start.joules for start in tools.accounted(["7"], every_start=True)] == [600, 1300]
