@@ -92,7 +92,7 @@ exclude() { # BEFORE: tell Slurm which nodes this waiting job does not want; it 
   echo "assay: Slurm did not hear that (try $try)" >&2
 }
 
-cancelled() { # SAID: whether somebody wants this job to end; to requeue it would undo that
+cancelled() { # TEXT of `scontrol show job`: whether somebody wants this job to end; to requeue it would undo that
   case $(field JobState "$1") in
     CANCELLED | COMPLETING) # Slurm ends it: for its time or a job before it, or because somebody said so
       [ "$(field Reason "$1")" != TimeLimit ] || return 1
