@@ -179,7 +179,7 @@ def _claim(stack: contextlib.ExitStack, folder: Path, ours: Holder) -> Holder:
     note, holders = _lock(stack, folder, ours), folder / HOLDERS
     while True:
         newest = newest_holder(holders)
-        took_over = newest is not None and not newest.ended and newest.precedes(ours)
+        took_over = newest is not None and newest.precedes(ours)
         if newest is not None and ours.precedes(newest):
             raise Occupied(f"{folder}: a later start of this job was here: {_who(newest)}. Leave it to that one.")
         if not took_over:
@@ -188,15 +188,13 @@ def _claim(stack: contextlib.ExitStack, folder: Path, ours: Holder) -> Holder:
         claimed = replace(ours, number=number)
         if write_new(_path(holders, number), json_text(asdict(claimed)).encode()):
             break
-    if took_over:
+    if took_over and not newest.ended:
         get_logger(__name__).warning(
             "%s: taken over from an earlier start of this job, %s, which was not seen to end", folder, _who(newest)
         )
         time.sleep(TRUST_SECONDS + BEAT_SECONDS)
     if note is not None:
-        _lock(
-            stack, folder, ours
-        )  # by now it may have ended; if its node is dead the lock may stay, and counts no more
+        _lock(stack, folder, ours)  # it may be free by now; the lock of a dead node may stay, and counts no more
     for path in sorted(holders.glob("*.json")):
         if path.stem.isdecimal() and int(path.stem) < number:
             remove_file(path)

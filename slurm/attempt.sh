@@ -74,50 +74,51 @@ leave_out() { # NODES: this job does not get them again; Slurm is told once the 
   left_out=${left_out:+$left_out,}$1
 }
 
-field_of_job() { # NAME: what Slurm says of this job, '' where it says nothing
+field() { # NAME TEXT: a field of what `scontrol show job` says, '' where there is none
   local found
-  found=$(scontrol show job "$job" 2>/dev/null | tr ' ' '\n' | sed -n "s/^$1=//p" | head -n 1) || found=
+  found=$(tr ' ' '\n' <<<"$2" | sed -n "s/^$1=//p" | head -n 1) || found=
   case $found in "(null)") found= ;; esac
   echo "$found"
 }
 
-exclude() { # tell Slurm which nodes this waiting job does not want; it waits at least until this script has ended
-  local try before
-  before=$(field_of_job ExcNodeList)
+exclude() { # BEFORE: tell Slurm which nodes this waiting job does not want; it waits at least until this script has ended
+  local try
   echo "assay: job $job leaves out $left_out from now on"
   for try in 1 2 3 4 5 6 7 8 9 10; do
-    if scontrol update "jobid=$job" "ExcNodeList=${before:+$before,}$left_out" 2>/dev/null; then return; fi
+    if scontrol update "jobid=$job" "ExcNodeList=${1:+$1,}$left_out" 2>/dev/null; then return; fi
     sleep 0.2
   done
   echo "assay: Slurm did not hear that (try $try)" >&2
 }
 
-cancelled() { # whether somebody wants this job to end; to requeue it would undo that
-  case $(field_of_job JobState) in
+cancelled() { # SAID: whether somebody wants this job to end; to requeue it would undo that
+  case $(field JobState "$1") in
     CANCELLED | COMPLETING) # Slurm ends it: for its time or a job before it, or because somebody said so
-      [ "$(field_of_job Reason)" != TimeLimit ] || return 1
-      case $(field_of_job PreemptTime) in "" | None) return 0 ;; *) return 1 ;; esac
+      [ "$(field Reason "$1")" != TimeLimit ] || return 1
+      case $(field PreemptTime "$1") in "" | None) return 0 ;; *) return 1 ;; esac
       ;;
     *) return 1 ;;
   esac
 }
 
 again() { # STATUS: this job goes back into the queue; the script ends here
-  local try restarts
+  local try said restarts
   trap '' TERM # after a requeue Slurm ends this script and its children; what follows takes a moment
-  if cancelled; then exit "$1"; fi
   for try in 1 2 3 4 5 6 7 8; do
-    # A node that was cut off runs this script although Slurm has started the job again elsewhere: that one is left alone.
-    restarts=$(field_of_job Restarts)
-    if [ -n "$restarts" ] && [ "$restarts" != "$attempt" ]; then
-      echo "assay: job $job was started again elsewhere; this attempt only ends"
-      exit "$1"
+    if said=$(scontrol show job "$job" 2>/dev/null); then # else slurmctld is down, or out of reach
+      if cancelled "$said"; then exit "$1"; fi
+      # Slurm itself puts a job back that it preempts, or whose node it lost sight of: the start that follows is left alone.
+      restarts=$(field Restarts "$said")
+      if [ -n "$restarts" ] && [ "$restarts" != "$attempt" ]; then
+        echo "assay: Slurm has put job $job back into the queue itself; this attempt only ends"
+        exit "$1"
+      fi
+      if scontrol requeue "$job"; then
+        [ -z "$left_out" ] || exclude "$(field ExcNodeList "$said")"
+        exit "$1"
+      fi
     fi
-    if scontrol requeue "$job"; then
-      [ -z "$left_out" ] || exclude
-      exit "$1"
-    fi
-    sleep $((try * 5)) # slurmctld is down or starts
+    sleep $((try * 5))
   done
   echo "assay: job $job could not be requeued; go on with: assay slurm retry" >&2
   exit "$1"

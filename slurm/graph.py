@@ -1,9 +1,10 @@
 """The run as a graph of jobs, a pure function of its work, the section [slurm] and the cluster's MaxArraySize.
 
-    ingest (array) -> ingest-join -> clean (array) -> clean-join -> ... -> data -> audit -> train -> evaluate -> report
+    sources -> ingest (array) -> ingest-join -> clean (array) -> clean-join -> ...
+            -> data -> audit -> train -> evaluate -> report
 
 Each task of an array makes every n-th shard of one data step, from its own number on; the join does what one process
-does between two steps. The job "data" is the plain command: it finds all that is made, and makes what is left. So the
+does between two steps, and the job "sources" what it does before the first: it fetches and hashes them. The job "data" is the plain command: it finds all that is made, and makes what is left. So the
 numbers of steps and of shards decide only how much is done side by side.
 
 Every arrow is `afterok`, except two: the report is written when the evaluation has ended in any way, so also when the
@@ -68,6 +69,7 @@ def plan(work: Work, config: SlurmConfig, max_array_size: int, root: Path) -> li
         return [("afterok", jobs[-1].name)] if jobs else []
 
     if tasks > 1:  # with one task, an array would only do what "data" does
+        add("sources", "join", ("data", "prepare", "--join"), behind())
         for step in work.steps:
             add(step, "share", ("data", "prepare"), behind(), tasks)
             add(f"{step}-join", "join", ("data", "prepare", "--join"), behind())

@@ -201,6 +201,9 @@ def next_command(view: View, progress: Progress) -> str:
     broken = [row for row in rows if row.over]
     if broken:
         first = next((row for row in broken if not all(p.cause.startswith("because ") for p in row.parts)), broken[0])
+        ended = [part for part in first.parts if part.kind in ("failed", "lost")]
+        if all(part.state.startswith("CANCELLED") and part.status in (None, 0, 75) for part in ended):
+            return f"{first.name} was cancelled; go on with: assay slurm retry {config}"
         explained = any(part.status in (2, 65, 66, 78) for part in first.parts if part.kind == "failed")
         mend = "mend that" if explained else f"look: assay slurm logs {config} {first.name}"
         return f"{first.name} did not succeed; {mend}, then: assay slurm retry {config}"

@@ -241,8 +241,16 @@ def test_a_node_without_the_command_is_left_out(node):
 
 
 def test_the_signal_before_the_limit_puts_a_step_back(node):
+    records = node.root / "clean" / "records"
+    node.program("assay", f"mkdir -p {records}; touch {records}/$RANDOM.json; kill -USR1 $PPID; exec /bin/sleep 30")
+    for attempt in range(4):  # without bound, as long as somebody gets further
+        assert node.run(attempt=attempt).returncode == 75
+        assert node.attempts()[-1]["cause"] == "told to leave before the time limit"
+    assert node.requests.count("requeue 7") == 4
+
+
+def test_a_step_for_which_the_limit_is_too_short_is_bounded(node):
     node.program("assay", "kill -USR1 $PPID; exec /bin/sleep 30")
-    done = node.run()
-    assert done.returncode == 75
-    assert node.attempts()[-1]["cause"] == "told to leave before the time limit"
-    assert "requeue 7" in node.requests
+    assert [node.run(attempt=attempt).returncode for attempt in range(3)] == [124, 124, 124]
+    assert node.attempts()[-1]["cause"] == "its time was over, and no shard was finished in it"
+    assert node.requests.count("requeue 7") == 2

@@ -13,7 +13,7 @@ CONFIG = SlurmConfig(retries=2, nodes=2, cpus_per_task=3)
 
 @pytest.fixture
 def node(tmp_path):
-    """Its `srun` runs the command once and tells with which options; the record of training says that step 40 is saved."""
+    """Its `srun` runs the command once and tells with which options; step 40 is saved, as training's record says."""
     made = Node(tmp_path)
     made.program("srun", f'echo "srun $*" >> {made.asked}; while [[ $1 == -* ]]; do shift; done; exec "$@"')
     made.program(
@@ -71,7 +71,7 @@ def test_what_another_node_would_not_mend_leaves_none_out(node):
 
 def test_failures_are_counted_anew_behind_each_checkpoint(node):
     for step, attempts in ((40, 3), (60, 1)):
-        (node.root / "train" / "key" / "metrics.jsonl").write_text('{"event": "checkpoint", "step": %d}\n' % step)
+        (node.root / "train" / "key" / "metrics.jsonl").write_text(f'{{"event": "checkpoint", "step": {step}}}\n')
         for number in range(attempts):
             node.asked.unlink(missing_ok=True)
             train(node, training="exit 1")
@@ -123,4 +123,4 @@ def test_a_copy_on_a_node_that_was_cut_off_does_not_requeue_the_one_that_took_it
     done = train(node, training="exit 73")
     assert done.returncode == 73
     assert not [line for line in node.requests if line.startswith("requeue")]
-    assert "was started again elsewhere" in done.stdout + done.stderr
+    assert "put job 7 back into the queue itself" in done.stdout + done.stderr
