@@ -313,7 +313,7 @@ def test_logs_are_found_by_name_and_number(queued):
         assert log_of(view, wanted, queued.root)[1] == path
     with pytest.raises(MissingInput, match="has written no log yet"):
         log_of(view, "train", queued.root)
-    with pytest.raises(ConfigError, match="there is no job 'x'; there are: ingest"):
+    with pytest.raises(ConfigError, match="there is no job 'x'; there are: sources, ingest"):
         log_of(view, "x", queued.root)
 
 
