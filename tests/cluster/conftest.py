@@ -95,14 +95,16 @@ def bed():
     if why := _why_not():
         pytest.skip(f"no Slurm cluster: {why}")
     folder = Path(tempfile.mkdtemp(prefix="bed-c"))
-    words = ["--nodes", str(NODES), "--cpus", "16", *(word for line in CONF for word in ("--conf", line))]
+    prefix = f"bed{os.getpid()}-"  # another cluster may be up on this machine
+    words = ["--nodes", str(NODES), "--cpus", "16", "--prefix", prefix]
+    words += [word for line in CONF for word in ("--conf", line)]
     down = ["bash", str(SCRIPT), "down", str(folder), "--purge"]
     try:
         done = subprocess.run(
             ["bash", str(SCRIPT), "up", str(folder), *words], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        yield Bed(folder, tuple(f"node{number}" for number in range(1, NODES + 1)))
+        yield Bed(folder, tuple(f"{prefix}{number}" for number in range(1, NODES + 1)))
     finally:
         subprocess.run(down, check=False, timeout=180)
 
