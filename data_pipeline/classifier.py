@@ -151,7 +151,7 @@ def train_classifier(config: ClassifierConfig, config_folder: Path, runtime: Run
         ManifestError: a line is not labelled.
         ConfigError: one of the two labels is missing, or the model does not separate what was held out.
     """
-    digests = Digests(runtime.root)
+    digests = Digests(runtime)
     files = find_files(config.paths, config_folder, f"classifier {config.name}")
     inputs = [Input(stage="file", digest=digests.of(file.path), path=file.name) for file in files]
     digests.save()

@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,7 @@ def evaluation_sets(sets: Sequence[EvaluationSet], folder: Path, runtime: Runtim
     counted = Counter(wanted.name for wanted in sets)
     if twice := sorted(name for name, times in counted.items() if times > 1):
         raise ConfigError(f"data.decontaminate.sets: the name {twice[0]!r} is given {counted[twice[0]]} times.")
-    digests = Digests(runtime.root)
+    digests = Digests(runtime)
     files = [find_files(wanted.paths, folder, f"evaluation set {wanted.name}") for wanted in sets]
     inputs = [
         Input(stage="file", digest=digests.of(file.path), path=f"{wanted.name}/{file.name}")
@@ -213,8 +214,9 @@ def evaluation_sets(sets: Sequence[EvaluationSet], folder: Path, runtime: Runtim
     ]
     digests.save()
     identity = SetsIdentity(sets=tuple(wanted.model_copy(update={"paths": ()}) for wanted in sets))
-    make = _maker(sets, [tuple(file.path for file in found) for found in files], inputs, runtime)
-    return run_stage(Recipe("evaluation_sets", VERSION, identity), inputs, runtime, make)
+    whole = replace(runtime, worker=(0, 1), mode="all")  # a few small files: one process makes them all, for all
+    make = _maker(sets, [tuple(file.path for file in found) for found in files], inputs, whole)
+    return run_stage(Recipe("evaluation_sets", VERSION, identity), inputs, runtime, make, alone=True)
 
 
 def _maker(

@@ -100,7 +100,7 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
     """Read files into a shard of documents, more where one is full, and a shard of quarantined records.
 
     The further ones, and all of a source with ids of its own, which are checked later over all its shards, have the
-    prefix `read_`: `_finish` gives them their places.
+    prefix `read_`: `drop_repeated` gives them their places.
     """
     prefix = "read_" if work.source.fields.id else ""
     quarantine = path_of(f"{prefix}quarantine")
@@ -243,7 +243,7 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
         raise ConfigError(
             f"data.sources: the name {twice[0]!r} is given {names[twice[0]]} times. Rename one: ids start with it."
         )
-    digests = Digests(runtime.root)
+    digests = Digests(runtime)
     files = [source_files(source, config_folder, digests, runtime) for source in sources]
     beside = [files_beside(source, config_folder, digests) for source in sources]
     digests.save()
@@ -319,15 +319,15 @@ def _make(readings: Sequence[Reading], folder: Path, runtime: Runtime) -> Made:
         shards.append(Shard(f"{number:06d}-{work.source.name}", (of_source, *read), work))
     done = map_shards(recipe, read_shard, shards, folder, runtime)
     stats = [(work.source.name, part.stats) for work, part in zip(readings, done, strict=True)]
-    outputs = []
+    outputs = [output for part in done for role, output in part.outputs.items() if not role.startswith("read_")]
+    last: list[tuple[str, Shard]] = []
     for source in {work.source.name: work.source for work in readings}.values():
-        own = [index for index, work in enumerate(readings) if work.source.name == source.name]
-        finished = _finish(bool(source.fields.id), {index: done[index] for index in own}, shards, folder, runtime)
-        stats += [(source.name, part.stats) for part in finished]
-        outputs += [output for part in finished for output in part.outputs.values()]
-        outputs += [
-            output for index in own for role, output in done[index].outputs.items() if not role.startswith("read_")
-        ]
+        own = {index: done[index] for index, work in enumerate(readings) if work.source.name == source.name}
+        more = _unrepeating(bool(source.fields.id), own, shards, folder, runtime)
+        last += [(source.name, shard) for shard in more]
+    finished = map_shards(recipe, drop_repeated, [shard for _, shard in last], folder, runtime)
+    stats += [(name, part.stats) for (name, _), part in zip(last, finished, strict=True)]
+    outputs += [output for part in finished for output in part.outputs.values()]
     by_source = {name: sum_stats([part for of, part in stats if of == name]) for name in dict(stats)}
     total = sum_stats([part for _, part in stats])
     for name, funnel in by_source.items():
@@ -336,10 +336,10 @@ def _make(readings: Sequence[Reading], folder: Path, runtime: Runtime) -> Made:
     return Made(outputs, {**total, "by_source": by_source})
 
 
-def _finish(
+def _unrepeating(
     with_ids: bool, read: Mapping[int, ShardDone], shards: Sequence[Shard], folder: Path, runtime: Runtime
-) -> list[ShardDone]:
-    """Give the shards of a source that were read under `read_` their places; the first of an id stays.
+) -> list[Shard]:
+    """The work that gives the shards of a source that were read under `read_` their places; the first of an id stays.
 
     What was read stays beside it, so that another process that makes the same artifact, or a later one whose other
     files changed, finds it whole; an untouched shard is one file with two names.
@@ -360,7 +360,7 @@ def _finish(
         inputs = ("finish", output.sha256, quarantine.sha256 if quarantine else "", *map(str, rows))
         beside = runtime.root / quarantine.path if quarantine else None
         work.append(Shard(name, inputs, Unrepeating(path, beside, tuple(rows))))
-    return map_shards(Recipe("ingest", VERSION, Section()), drop_repeated, work, folder, runtime)
+    return work
 
 
 def _repeated(

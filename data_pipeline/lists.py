@@ -164,7 +164,7 @@ def make_lists(config: ListsConfig, config_folder: Path, runtime: Runtime) -> Ma
         MissingInput: a pattern finds no file.
         ManifestError: a file is torn or no text.
     """
-    digests = Digests(runtime.root)
+    digests = Digests(runtime)
     kinds: dict[str, list[LocalFile]] = {
         kind: [] for kind in ("domains", "urls", *(f"words/{c}" for c in config.words))
     }

@@ -6,10 +6,14 @@
 Each line below is a stage: it finds its artifact or makes it. This call graph is the whole schedule; running it again
 resumes wherever it was left. A stage in brackets is there when its section is in the run's file. Before the first one,
 `preflight.py` looks whether all is there that the file names.
+
+A *data step* is one pass of a stage over all its shards: what the tasks of an array can share (`Runtime.mode`). `steps`
+and `shard_count` say beforehand how many arrays there will be, and of what size; nothing that is made rests on them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +32,7 @@ from data_pipeline.pack import PackConfig, pack
 from data_pipeline.paragraphs import ParagraphsConfig, drop_paragraphs
 from data_pipeline.pii import PiiConfig, redact
 from data_pipeline.preflight import check, make_beside
+from data_pipeline.readers.items import expected_items, has_lines, may_overflow, plan, text_bytes
 from data_pipeline.readers.sources import Source
 from data_pipeline.shares import MixConfig, fault_of_shares
 from data_pipeline.tokenizer import TokenizerConfig, train_tokenizer
@@ -112,7 +117,8 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
     try:
         if runtime.make:
             check(config, folder, runtime.root)
-            make_beside(config, folder, runtime)
+            if runtime.mode != "share":
+                make_beside(config, folder, runtime)
         yield (documents := _left(ingest(config.sources, config.ingest, folder, runtime), runtime))
         lists = None if config.lists is None else make_lists(config.lists, folder, runtime)
         yield (documents := _left(clean(documents, config.clean, runtime, lists), runtime))
@@ -166,3 +172,45 @@ def _left(documents: Manifest, runtime: Runtime) -> Manifest:
 def prepare(config: DataConfig, folder: Path, runtime: Runtime) -> dict[str, Manifest]:
     """Every artifact of the corpus by stage, in order."""
     return {manifest.stage: manifest for manifest in stages(config, folder, runtime)}
+
+
+def steps(config: DataConfig, folder: Path) -> list[str]:
+    """The data steps in order, each named after its stage: "ingest", "clean", "dedup", "dedup-2", ...
+
+    Those of `ingest` hang on the files, of which only names and sizes are looked at: large plain ones are cut before
+    they are read; ids of a source's own are compared behind that, and what one reading made of a packed file or an
+    archive gets its places. A step that then has nothing to do costs an array without work.
+
+    Raises:
+        MissingInput: a source's file is not there.
+    """
+    size = config.ingest.shard_bytes
+    items = [(source, item) for source in config.sources for item in expected_items(source, folder, size)]
+    cut = any(item.part and has_lines(source, item) for source, item in items)
+    placed = any(source.fields.id or may_overflow(item, size) for source, item in items)
+    passes = {
+        "ingest": 1 + cut + placed,
+        "clean": 1,
+        "classify": int(bool(config.classifiers)),
+        "dedup": 2,
+        "paragraphs": 2 * (config.paragraphs is not None),
+        "decontaminate": int(config.decontaminate is not None),
+        "redact": 1,
+        "mix": 2 * (config.mix is not None),
+        "encode": 1,
+        "pack": int(config.pack is not None),
+    }
+    return [f"{stage}-{n}" if n > 1 else stage for stage, count in passes.items() for n in range(1, count + 1)]
+
+
+def shard_count(config: DataConfig, folder: Path) -> int:
+    """About how many document shards `ingest` will make, at least one, by the names and sizes of files alone.
+
+    Raises:
+        MissingInput: a source's file is not there.
+    """
+    size, count = config.ingest.shard_bytes, 0
+    for source in config.sources:
+        for reading in plan(source, expected_items(source, folder, size), size):
+            count += max(1, math.ceil(sum(map(text_bytes, reading.items)) / size))
+    return count

@@ -9,6 +9,9 @@ its work raises, it leaves the message in `<sign>.failed`. A waiting worker
   process leaves no note. Two that make the same make the same bytes, so that is never wrong, and costs their time at
   worst. For its number in the wait, one worker takes over and not all; its signs of life let the others wait on.
 
+A share of an array (`Runtime.mode`) does not come here: it leaves instead of waiting, and a join, which is one process,
+makes what is next.
+
 Nothing here is a lock or a lease, and no file decides what is made. Clocks of nodes are not compared: a sign of life is
 a change of the file's time, whatever it says. Price: two renames and a touch each ten seconds.
 """

@@ -97,19 +97,33 @@ def write_private(path: Path, data: bytes) -> bool:
     """Write a secret readable by its owner only; False, and nothing written, when another process was first."""
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = _temporary(path)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
-        return True
+        return _write_first(path, data, 0o600)
+
+
+def write_new(path: Path, data: bytes) -> bool:
+    """Write `data` under a name that nothing has yet; False, and nothing written, when another process was first.
+
+    It is a hard link, which every shared file system makes for one of many nodes only.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _write_first(path, data, 0o644)
+
+
+def _write_first(path: Path, data: bytes, mode: int) -> bool:
+    temporary = _temporary(path)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True
 
 
 @contextlib.contextmanager
@@ -171,12 +185,18 @@ def append_line(path: Path, line: str, *, durable: bool = False) -> None:
                 os.fsync(handle.fileno())
 
 
-def read_lines(path: Path) -> list[Any]:
-    """The JSON values of a file that `append_line` wrote; a torn line (a kill, or a full disk) is left out."""
+def read_lines(path: Path, last_bytes: int = 0) -> list[Any]:
+    """The JSON values of a file that `append_line` wrote; a torn line (a kill, or a full disk) is left out.
+
+    `last_bytes`: only what stands whole in so many bytes at its end; 0: all.
+    """
     if not path.exists():
         return []
     values = []
-    for line in path.read_bytes().split(b"\n"):
+    with open(path, "rb") as handle:
+        handle.seek(max(0, path.stat().st_size - last_bytes) if last_bytes else 0)
+        text = handle.read()
+    for line in text.split(b"\n"):
         if not line:
             continue
         try:

@@ -6,6 +6,11 @@ record has come for `PATIENCE_SECONDS`, it makes what is missing itself: a worke
 two that make the same shard make the same bytes. What one worker makes for all (`once`, and stages made alone) is
 worker 0's: how the others wait for it, and take over, is `governance/alone.py`'s.
 
+Where a scheduler starts tasks when it likes, nobody can wait: then `Runtime.mode` is "share" for the tasks of an array,
+and "join" for the job behind it. A share makes worker i's missing shards of the first step that is not complete and
+leaves; it believes records whose files have the size that they say. A join reads the files and compares them, makes
+what lies between two steps, and leaves at the next step that is not complete.
+
 Each finished shard leaves a record `<root>/<stage>/records/<key>.json`, written after its files: the shard's key,
 its files with sizes and digests, its counts. A shard is skipped when a record with its key stands and its files are
 whole, in this artifact or in an earlier one of the same stage: then the files are linked, not made again. So a
@@ -32,10 +37,10 @@ from typing import Any
 from governance.alone import PATIENCE_SECONDS, POLL_SECONDS, make_alone
 from governance.config import Section
 from governance.errors import MissingInput, PipelineError
-from governance.files import put_in_place, sha256_file, sweep_temporaries, write_json
+from governance.files import put_in_place, remove_file, sha256_file, sweep_temporaries, write_json
 from governance.log import get_logger, progress
 from governance.manifest import Output, describe
-from governance.stage import Recipe, Runtime
+from governance.stage import Leave, Recipe, Runtime
 
 _PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
 
@@ -83,27 +88,37 @@ def map_shards(
 
     `function(section, payload, path_of)` must be a top-level function, so that it pickles. `suffix` ends the files'
     names: one for all roles, or role -> suffix.
+
+    Raises:
+        Leave: shards are missing, and this is a join, or a share that has made its own of them.
     """
     records = folder.parent / "records"
     done: dict[int, ShardDone] = {}
     keys = [recipe.key(shard.inputs) for shard in shards]
+    find = functools.partial(_find, folder=folder, root=runtime.root, suffix=suffix)
     missing = []
     for index, shard in enumerate(shards):
-        found = _find(records / f"{keys[index]}.json", shard.name, folder, runtime.root, suffix)
+        found = find(records / f"{keys[index]}.json", shard.name, trusted=runtime.mode == "share")
         if found is None:
             missing.append(index)
         else:
             done[index] = found
+    if missing and runtime.mode == "join":
+        _forget([(records / f"{keys[index]}.json", shards[index].name) for index in missing], find)
+        raise Leave(recipe.stage, f"{len(missing)} of {len(shards)} shards are missing; the next array makes them")
     task = functools.partial(_make_shard, function, recipe.section, folder, records, runtime.root, suffix)
-    find = functools.partial(_find, folder=folder, root=runtime.root, suffix=suffix, trusted=True)
     ours = [index for index in missing if index % runtime.worker[1] == runtime.worker[0]]
     theirs = [index for index in missing if index % runtime.worker[1] != runtime.worker[0]]
+    if missing and runtime.mode == "share":
+        _make_share(recipe.stage, task, [(i, keys[i], shards[i]) for i in ours], runtime.workers)
+        told = f"{len(ours)} shards made; {len(theirs)} of {len(shards)} were missing beside them"
+        raise Leave(recipe.stage, told, made=len(ours))
     with progress(recipe.stage, len(shards), "shards", done=len(done)) as advance:
         for index, made in _run(task, [(i, keys[i], shards[i]) for i in ours], runtime.workers):
             done[index] = made
             advance(1)
         others = {index: (records / f"{keys[index]}.json", shards[index].name) for index in theirs}
-        for index, made in _await(others, find):
+        for index, made in _await(others, functools.partial(find, trusted=True)):
             done[index] = made
             advance(1)
         for index, made in _run(task, [(i, keys[i], shards[i]) for i in sorted(others)], runtime.workers):
@@ -111,6 +126,20 @@ def map_shards(
             advance(1)
     sweep_temporaries(records)
     return [done[index] for index in range(len(shards))]
+
+
+def _make_share(stage: str, task: Callable[[Any], Any], work: list[Any], workers: int) -> None:
+    with progress(stage, len(work), "shards") as advance:
+        for _ in _run(task, work, workers):
+            advance(1)
+
+
+def _forget(missing: Sequence[tuple[Path, str]], find: Callable[[Path, str], ShardDone | None]) -> None:
+    """Remove the records whose files are not as they say: a share, which looks at sizes alone, would believe them."""
+    for record, name in missing:
+        if record.exists() and find(record, name) is None:  # looked at again: a share may have made it just now
+            get_logger(__name__).warning("%s: its files are not as it says; the shard is made again", record)
+            remove_file(record)
 
 
 def _await(
@@ -136,33 +165,43 @@ def once(runtime: Runtime, path: Path, make: Callable[[Path], None], beside: Seq
     """A file that one worker makes for all: what a step over all shards found, and every worker goes on with.
 
     `path` lies in `<root>/<stage>/records/` and its name holds the key of what decides its bytes; `make(path)` writes
-    it atomically, and those `beside` it. Their digests are noted in `<path>.json`, written last: a file that was
-    altered since is made again.
+    it atomically, and those `beside` it. Their sizes and digests are noted in `<path>.json`, written last: a file that
+    was altered since is made again.
 
     Raises:
+        Leave: it is not made yet, and this is a share.
         PipelineError: the worker that makes it has failed; its message is in this one's.
     """
     files = (path, *beside)
     note = path.with_name(f"{path.name}.json")
+    share = runtime.mode == "share"
 
     def find() -> Path | None:
-        return path if _as_noted(note, files) else None
+        return path if _as_noted(note, files, trusted=share) else None
 
     def make_and_note() -> Path:
         make(path)
-        write_json(note, {file.name: sha256_file(file) for file in files})
+        write_json(note, {file.name: _facts(file, trusted=False) for file in files})
         return path
 
-    return find() or make_alone(path, runtime.worker, find, make_and_note)
+    found = find()
+    if found is None and share:
+        raise Leave(path.parent.parent.name, "a join makes what is next")
+    return found or make_alone(path, runtime.worker, find, make_and_note)
 
 
-def _as_noted(note: Path, files: Sequence[Path]) -> bool:
-    """Whether a note of digests is there, and the files are there with them."""
+def _as_noted(note: Path, files: Sequence[Path], trusted: bool) -> bool:
+    """Whether a note is there, and the files are there as it says; of trusted ones only the sizes are looked at."""
     try:
         noted = json.loads(note.read_bytes())
-        return all(file.is_file() and noted[file.name] == sha256_file(file) for file in files)
-    except (OSError, ValueError, KeyError, MissingInput):
+        return all(_facts(file, trusted).items() <= noted[file.name].items() for file in files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MissingInput):
         return False
+
+
+def _facts(file: Path, trusted: bool) -> dict[str, Any]:
+    size = {"bytes": file.stat().st_size}
+    return size if trusted else {**size, "sha256": sha256_file(file)}
 
 
 def _path_of(folder: Path, name: str, suffix: str | Mapping[str, str], role: str) -> Path:
@@ -172,7 +211,7 @@ def _path_of(folder: Path, name: str, suffix: str | Mapping[str, str], role: str
 def _find(
     record: Path, name: str, folder: Path, root: Path, suffix: str | Mapping[str, str], trusted: bool = False
 ) -> ShardDone | None:
-    """The finished shard of this record; its files are read and compared, unless a worker has just written them."""
+    """The finished shard of this record; its files are read and compared, of `trusted` ones only the sizes."""
     try:
         values = json.loads(record.read_bytes())
     except (OSError, ValueError):

@@ -69,6 +69,21 @@ def no_head() -> str:
     return ""
 
 
+class Leave(Exception):
+    """The turn of a share or a join of an array is over (`Runtime.mode`): no error, its command ends with 0.
+
+    Args:
+        stage: where it left.
+        reason: why, in words.
+        made: how many shards it made there.
+    """
+
+    def __init__(self, stage: str, reason: str, made: int = 0) -> None:
+        super().__init__(f"{stage}: {reason}")
+        self.stage = stage
+        self.made = made
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Where and how stages run; nothing here can change a byte of what they make."""
@@ -85,6 +100,9 @@ class Runtime:
     """Energy of the node while a stage is made."""
     worker: tuple[int, int] = (0, 1)
     """(i, n): this process is worker i, from 0, of n that run the same command on one file system (a Slurm array)."""
+    mode: Literal["all", "share", "join"] = "all"
+    """What this process does before it leaves. "all": everything. "share": worker i's shards of the first step that is
+    not complete; it waits for nobody, commits nothing and compares no bytes. "join": what lies between two steps."""
     engine: Literal["duckdb", "daft"] = "duckdb"
     """What runs the global joins: DuckDB on this node, or Daft, on Ray where a cluster's address is set."""
     attest: Attest = field(default=no_attest)
@@ -140,9 +158,11 @@ def run_stage(
     """Find the artifact of this recipe and these inputs, or let `make(folder)` make it and commit it.
 
     Every worker of an array runs `make` and shares its shards; of a stage that is made `alone`, and so has none to
-    share, the first worker makes it and the others wait for it (`governance/alone.py`).
+    share, the first worker makes it and the others wait for it (`governance/alone.py`). A share of an array makes
+    shards and leaves; a join commits.
 
     Raises:
+        Leave: this is a share, and what is next is not a share's.
         MissingInput: it is not there and `runtime.make` is False.
         ManifestError: another process committed other bytes under the same key: the stage is not deterministic.
         PipelineError: the worker that makes it alone has failed; its message is in this one's.
@@ -153,6 +173,8 @@ def run_stage(
         return found
     if not runtime.make:
         raise MissingInput(f"{stage}: not made yet for this configuration. Make it with: {runtime.command}")
+    if alone and runtime.mode == "share":
+        raise Leave(stage, "a join makes it")
     folder = artifact_folder(stage, key, runtime.root)
 
     def make_and_commit() -> Manifest:
@@ -160,6 +182,8 @@ def run_stage(
         started = now()
         with runtime.meter(stage) as energy:
             made = make(folder)
+        if runtime.mode == "share":
+            raise Leave(stage, "all its shards are made; a join commits it")
         manifest = Manifest(
             stage=stage,
             version=recipe.version,

@@ -103,6 +103,8 @@ class Store:
     """The token shards' manifest."""
     attest: Attest = no_attest
     """As `Runtime.attest`."""
+    allowed: Callable[[], None] = lambda: None
+    """Called before each part of a checkpoint is written; refuses by raising where a newer attempt has begun."""
 
     def identity(self, step: int) -> CheckpointIdentity:
         """The identity of the checkpoint at `step`."""

@@ -1,6 +1,7 @@
 """The command line: what can be typed, and how errors become exit codes.
 
-A command's work is one function in `commands.py`, `data_commands.py` or `governance_commands.py`, imported when it is
+A command's work is one function in `commands.py`, `data_commands.py`, `governance_commands.py` or
+`slurm_commands.py`, imported when it is
 called, so that `assay --help` needs neither torch nor pydantic. The set of commands and options is pinned by
 `tests/pretrain/test_cli.py`.
 """
@@ -88,13 +89,21 @@ def _data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     add = _group(commands, "data", "prepare a corpus, or look at one", "The corpus.")
     command = add("prepare", "prepare", "make every artifact of the corpus")
     _config(command)
-    command.add_argument(
+    part = command.add_mutually_exclusive_group()
+    part.add_argument(
         "--worker",
         type=_worker,
         default=(0, 1),
         metavar="I/N",
-        help="be worker I (from 0) of N that share the work: --worker $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT",
+        help="be worker I (from 0) of N that run at once, share the work and wait for each other",
     )
+    part.add_argument(
+        "--share",
+        type=_worker,
+        metavar="I/N",
+        help="make only what is missing of share I (from 0) of N of the next data step, and wait for nobody",
+    )
+    part.add_argument("--join", action="store_true", help="make only what lies between two data steps")
     command.add_argument(
         "--engine", choices=("duckdb", "daft"), default="duckdb", help="of the global joins; daft runs on Ray too"
     )
@@ -206,7 +215,12 @@ def _training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command = _add(
         commands, "evaluate", "evaluate", "a checkpoint's validation loss, by source and language, and its tasks"
     )
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
+    command.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a checkpoint's folder, or `last`: this run's, when it is done",
+    )
     command.add_argument("--json", action="store_true", help="print all figures as JSON")
     _config(command)
     command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face folder")
@@ -216,11 +230,23 @@ def _training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    group = commands.add_parser("slurm", help="the run as a Slurm job", description="The run as a Slurm job.")
-    group = group.add_subparsers(metavar="COMMAND", required=True)
-    _config(_add(group, "render", "slurm_render", "print the job script"))
-    _config(_add(group, "submit", "slurm_submit", "submit it; the script is kept with the run"))
-    _config(_add(group, "status", "slurm_status", "the job's state in the queue"))
+    add = _group(commands, "slurm", "the run as jobs of a Slurm cluster", "The run as jobs of a Slurm cluster.")
+    command = add("render", "render", "print the jobs' scripts; nothing is submitted")
+    _config(command)
+    command.add_argument("--job", default="", metavar="JOB", help="only this job's script")
+    _config(add("submit", "submit", "submit the run; what the cluster would refuse is refused before"))
+    command = add("status", "status", "each job, shards, training, energy, and what to type next")
+    _config(command)
+    command.add_argument("--watch", action="store_true", help="again every ten seconds, until all has ended")
+    _config(add("cancel", "cancel", "cancel every job that waits or runs"))
+    _config(add("retry", "retry", "submit again what failed, tasks of arrays by number, and what hangs on it"))
+    command = add("logs", "logs", "print a job's log")
+    _config(command)
+    command.add_argument(
+        "--job", default="", metavar="JOB", help='"train", or a task: "clean[3]"; default: the one to look at'
+    )
+    command.add_argument("--follow", action="store_true", help="as it grows, until the job has ended")
+    _config(add("preflight", "preflight", "check this node for training; the job starts it on each of its nodes"))
 
 
 def _group(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from governance.attestation import attest_with, open_journal
 from governance.energy.meters import meter
-from governance.errors import ConfigError
 from governance.stage import Runtime
 from pretrain.run_config import Run, load_run
 
@@ -23,11 +22,13 @@ def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
     run = load_run(arguments.config, arguments.overrides)
     root: Path = arguments.root or Path("runs") / arguments.config.stem
     journal = open_journal(run.config.governance, run.folder, root.absolute())
+    share = getattr(arguments, "share", None)
     runtime = Runtime(
         root=root.absolute(),
         workers=arguments.workers,
         command=f"assay {command} {arguments.config}" + (f" --root {arguments.root}" if arguments.root else ""),
-        worker=getattr(arguments, "worker", (0, 1)),
+        worker=share or getattr(arguments, "worker", (0, 1)),
+        mode="share" if share else "join" if getattr(arguments, "join", False) else "all",
         engine=getattr(arguments, "engine", "duckdb"),
         meter=meter(run.config.energy, root.absolute() / "energy.jsonl"),
         attest=attest_with(journal, run.config.governance, run.folder, root.absolute()),
@@ -36,7 +37,7 @@ def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
     return run, runtime
 
 
-def _words(arguments: Arguments, runtime: Runtime) -> list[str]:
+def words_of(arguments: Arguments, runtime: Runtime) -> list[str]:
     """The command-line words that repeat this run's configuration to a child process."""
     overrides = [word for override in arguments.overrides for word in ("--set", override)]
     return [str(arguments.config.absolute()), "--root", str(runtime.root), *overrides]
@@ -52,7 +53,7 @@ def run(arguments: Arguments) -> None:
     from pretrain.run import whole_way
 
     loaded, runtime = load(arguments, "run")
-    say(f"report: {whole_way(loaded, runtime, arguments.processes, _words(arguments, runtime))}")
+    say(f"report: {whole_way(loaded, runtime, arguments.processes, words_of(arguments, runtime))}")
 
 
 def train(arguments: Arguments) -> None:
@@ -71,7 +72,7 @@ def train(arguments: Arguments) -> None:
     if arguments.ranks:
         raise ConfigError("--ranks goes with --dry-run; a start has the ranks of --processes, of torchrun or of srun")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    manifest = training_in(arguments.processes, loaded, artifacts, runtime, _words(arguments, runtime))
+    manifest = training_in(arguments.processes, loaded, artifacts, runtime, words_of(arguments, runtime))
     say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}")
 
 
@@ -83,16 +84,20 @@ def evaluate(arguments: Arguments) -> None:
     from governance.files import json_text, sha256_bytes
     from governance.verification import read_artifact
     from pretrain.evaluation_table import table
-    from pretrain.run import corpus, evaluation, journal_of
+    from pretrain.run import corpus, evaluation, journal_of, training
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    found, tasks = evaluation(loaded, artifacts, arguments.checkpoint, runtime)
+    checkpoint: Path = arguments.checkpoint
+    if str(checkpoint) == "last" and not checkpoint.exists():
+        look = replace(runtime, make=False, command=f"assay train {arguments.config}")
+        checkpoint = runtime.root / training(loaded, artifacts, look).stats["checkpoint"]["path"]
+    found, tasks = evaluation(loaded, artifacts, checkpoint, runtime)
     values = {**asdict(found), "tasks": tasks}
     say(json_text(values).rstrip("\n") if arguments.json else "\n".join(table(found, tasks)))
-    checkpoint, tokens = read_artifact(arguments.checkpoint), artifacts.get("pack", artifacts["encode"])
-    subject = {f"evaluation/{checkpoint.digest[:16]}": sha256_bytes(canonical_json(values))}
-    made_from = [checkpoint.as_input(), tokens.as_input()]
+    evaluated, tokens = read_artifact(checkpoint), artifacts.get("pack", artifacts["encode"])
+    subject = {f"evaluation/{evaluated.digest[:16]}": sha256_bytes(canonical_json(values))}
+    made_from = [evaluated.as_input(), tokens.as_input()]
     journal_of(loaded, runtime).state("evaluation", subject, made_from, **values)
 
 
@@ -121,32 +126,8 @@ def export(arguments: Arguments) -> None:
 def report(arguments: Arguments) -> None:
     """The report of what is there."""
     from pretrain.run import write_report
+    from pretrain.slurm_commands import refresh_accounting
 
     loaded, runtime = load(arguments, "run")
+    refresh_accounting(runtime.root)
     say(f"report: {write_report(loaded, runtime)}")
-
-
-def slurm_render(arguments: Arguments) -> None:
-    """The job script."""
-    from slurm.submit import render
-
-    loaded, runtime = load(arguments, "run")
-    sys.stdout.write(render(arguments.config.absolute(), runtime.root, loaded.config.slurm))
-
-
-def slurm_submit(arguments: Arguments) -> None:
-    """The job."""
-    from slurm.submit import submit
-
-    loaded, runtime = load(arguments, "run")
-    if arguments.overrides:
-        raise ConfigError("--set has no effect on a submitted job: it reads the file. Write the change into the file.")
-    say(submit(arguments.config.absolute(), runtime.root, loaded.config.slurm))
-
-
-def slurm_status(arguments: Arguments) -> None:
-    """The job's state."""
-    from slurm.submit import status
-
-    _, runtime = load(arguments, "slurm submit")
-    say(status(runtime.root))

@@ -188,6 +188,8 @@ class Settings:
     checkpoint: CheckpointConfig
     engine: EngineConfig
     tracking: TrackingConfig
+    notice_seconds: int = 0
+    """How long before the end the scheduler says so; 0: unknown."""
 
 
 def gradient_accumulation_steps(

@@ -11,7 +11,7 @@ from governance.attestation import attest_with, open_journal
 from governance.errors import ConfigError, MissingInput
 from governance.gate import GovernanceConfig
 from governance.manifest import FILE_NAME, Manifest, read_manifest
-from governance.stage import Runtime
+from governance.stage import Leave, Runtime
 from governance.verification import read_artifact, root_of
 from pretrain.commands import Arguments, load, say
 
@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 
 
 def prepare(arguments: Arguments) -> None:
-    """Every artifact of the corpus."""
+    """Every artifact of the corpus, or what a share or a join of an array makes of it."""
     from pretrain.run import corpus
 
     loaded, runtime = load(arguments, "data prepare")
-    for stage, manifest in corpus(loaded, runtime).items():
+    try:
+        made = corpus(loaded, runtime)
+    except Leave as left:
+        say(f"left at {left}")
+        return
+    for stage, manifest in made.items():
         say(f"{stage:<13} {manifest.digest[:16]}  {runtime.root / manifest.folder}")
 
 

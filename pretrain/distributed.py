@@ -7,9 +7,13 @@ port nor a network. Whatever started it, the standard variables are set afterwar
 from __future__ import annotations
 
 import atexit
+import contextlib
 import datetime
+import fcntl
 import logging
 import os
+import socket
+import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +26,10 @@ if TYPE_CHECKING:
 
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0  # Slurm's batch, extern and interactive steps: a shell, not ranks
 HOST = "cpu"
-_PORTS = range(20_000, 50_000)  # where a Slurm job's ranks meet; chosen by the job's id
+_PORTS = range(20_000, 32_768)  # where a Slurm job's ranks meet; Linux gives these to nobody by itself
+_SOMEWHERE = ("192.0.2.1", 9)  # an address of no host (RFC 5737): the way there is the default way out
+_SIOCGIFADDR = 0x8915  # Linux: the address of an interface
+_NETWORK = ("GLOO_", "NCCL_", "TP_SOCKET", "MASTER_", "FI_", "UCX_")
 _HOSTS: dict[str, Any] = {}
 """All ranks over the network of the hosts ("group"), where the default group is not that already."""
 
@@ -79,11 +86,57 @@ def _in_slurm_step(values: Mapping[str, str]) -> bool:
     return "SLURM_PROCID" in values and step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
 
 
+def slurm_attempt(environment: Mapping[str, str] | None = None) -> tuple[str, int]:
+    """The Slurm job that this process is of, as "cluster/id", and how often it was started again; ("", 0) for none."""
+    values = os.environ if environment is None else environment
+    if "SLURM_JOB_ID" not in values:
+        return "", 0
+    job = f"{values.get('SLURM_CLUSTER_NAME', '')}/{values['SLURM_JOB_ID']}"
+    return job, _number("SLURM_RESTART_COUNT", values.get("SLURM_RESTART_COUNT", "0"))
+
+
+def node_name() -> str:
+    """This node, as Slurm calls it; elsewhere the host's name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def meeting_point(values: Mapping[str, str]) -> tuple[str, int]:
-    """Address and port where the ranks of a Slurm step find rank 0: the node that launched the step."""
-    address = values.get("SLURM_LAUNCH_NODE_IPADDR") or values.get("SLURMD_NODENAME", "127.0.0.1")
+    """Address and port where the ranks of a Slurm step find rank 0.
+
+    The job script names both (`MASTER_ADDR`, `MASTER_PORT`). Without it: the node that launched the step, and a port
+    that follows from the job's id, so that two jobs on one node rarely want the same.
+    """
+    address = values.get("MASTER_ADDR") or values.get("SLURM_LAUNCH_NODE_IPADDR")
+    address = address or values.get("SLURMD_NODENAME", "127.0.0.1")
+    if "MASTER_PORT" in values:
+        return address, _number("MASTER_PORT", values["MASTER_PORT"])
     job = _number("SLURM_JOB_ID", values.get("SLURM_JOB_ID"))
     return address, _PORTS[job % len(_PORTS)]
+
+
+def interface_to(address: str) -> str | None:
+    """The network interface of this node by which it reaches `address`; None where that cannot be told.
+
+    Where the name is this node's own, hosts files often say 127.0.0.1, which the others do not mean: then it is the
+    interface of the default way out.
+    """
+    own = _own_address((address, 9))
+    if own is None or own.startswith("127."):
+        own = _own_address(_SOMEWHERE)
+    for _, name in socket.if_nameindex():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+            request = struct.pack("256s", name.encode()[:15])
+            if socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24]) == own:
+                return name
+    return None
+
+
+def _own_address(to: tuple[str, int]) -> str | None:
+    """The address that packets from here to there come from; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect(to)
+        return str(probe.getsockname()[0])
+    return None
 
 
 def device_of(ranks: Ranks, wanted: str = "auto") -> torch.device:
@@ -130,7 +183,7 @@ def join(ranks: Ranks, timeout_seconds: float, wanted: str = "auto") -> torch.de
         torch.cuda.set_device(device)
     if distributed.is_initialized():
         return device
-    _publish(ranks)
+    publish(ranks)
     options: dict[str, Any] = {
         "backend": "nccl" if device.type == "cuda" else "gloo",
         "timeout": datetime.timedelta(seconds=timeout_seconds),
@@ -139,6 +192,8 @@ def join(ranks: Ranks, timeout_seconds: float, wanted: str = "auto") -> torch.de
     }
     if ranks.world_size == 1:
         options["store"] = distributed.HashStore()
+    else:
+        _tell_network(ranks, options["backend"])
     distributed.init_process_group(**options)
     if options["backend"] != "gloo":
         _HOSTS["group"] = distributed.new_group(backend="gloo", timeout=options["timeout"])
@@ -170,14 +225,31 @@ def _part() -> None:
         distributed.destroy_process_group()
 
 
-def _publish(ranks: Ranks) -> None:
+def publish(ranks: Ranks) -> None:
     """Set torchrun's variables, which torch and DeepSpeed read, where another launcher did not."""
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(ranks.rank), str(ranks.world_size)
     os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"] = str(ranks.local_rank), str(ranks.local_world_size)
-    if "MASTER_ADDR" not in os.environ:
-        slurm = _in_slurm_step(os.environ)
+    slurm = _in_slurm_step(os.environ)
+    if "MASTER_ADDR" not in os.environ or (slurm and "MASTER_PORT" not in os.environ):
         address, port = meeting_point(os.environ) if slurm else ("127.0.0.1", _PORTS[0])
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
+    if slurm and ranks.world_size > ranks.local_world_size and "GLOO_SOCKET_IFNAME" not in os.environ:
+        # by itself gloo takes the interface of this host's name, which in many hosts files is the loopback
+        os.environ.update(_gloo_interface(os.environ["MASTER_ADDR"]))
+
+
+def _gloo_interface(address: str) -> dict[str, str]:
+    interface = interface_to(address)
+    return {"GLOO_SOCKET_IFNAME": interface} if interface else {}
+
+
+def _tell_network(ranks: Ranks, backend: str) -> None:
+    """Once: what the ranks' network was told, for whoever looks for the reason of a slow or broken one."""
+    from governance.log import get_logger
+
+    if ranks.first:
+        told = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(_NETWORK)]
+        get_logger(__name__).info("network: %s over %d ranks; %s", backend, ranks.world_size, " ".join(told))
 
 
 def add_up(values: list[float] | list[int], device: torch.device | str) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
@@ -258,7 +259,21 @@ def _leave(parts: Parts, state: TrainState, saved: int) -> NoReturn:
         _save(parts, state)
     parts.heart.beat(f"waiting for the checkpoint of step {state.step}", long=True)
     parts.saver.wait()
+    _tell_haste(parts.job, state.step)
     raise Preempted(f"told to leave after step {state.step}, which is saved; the same command goes on from there")
+
+
+def _tell_haste(job: Job, step: int) -> None:
+    """How long it took from the signal until all was durable; a warning where the next one may be ended first."""
+    seconds = max(job.peers.gather(job.leave.seconds()))  # the signal may have come to some ranks only
+    job.record("left", step, seconds=seconds)
+    log, given = get_logger(__name__), job.settings.notice_seconds
+    log.info("train: %.1f s from the signal until step %d was durable", seconds, step)
+    if given and seconds > given / 2:
+        log.warning(
+            "train: that is more than half of slurm.signal_seconds = %d: set it to %d, or a run that saves more slowly "
+            "is killed before it is done", given, 4 * math.ceil(seconds),
+        )  # fmt: skip
 
 
 def run_facts(job: Job) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -29,11 +30,16 @@ class Leave:
 
     def __init__(self) -> None:
         self._arrived = False
+        self._at = 0.0
         self._at_once = True
 
     def __call__(self) -> bool:
         """Whether a signal arrived."""
         return self._arrived
+
+    def seconds(self) -> float:
+        """Since the first signal came to this process; 0: none did."""
+        return time.monotonic() - self._at if self._arrived else 0.0
 
     def gently(self) -> None:
         """From now on there is something to save: a signal is only noted."""
@@ -41,7 +47,9 @@ class Leave:
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The signals' handler."""
-        first, self._arrived = not self._arrived, True
+        first = not self._arrived
+        if first:
+            self._at, self._arrived = time.monotonic(), True
         if first and self._at_once:
             raise Left
 

@@ -32,7 +32,7 @@ from pretrain.evaluation_config import EvaluationConfig
 from pretrain.model_audit import ModelAuditConfig
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
-from slurm.submit import SlurmConfig
+from slurm.config import SlurmConfig
 
 
 class RunConfig(Section):
@@ -60,7 +60,7 @@ class RunConfig(Section):
     @property
     def settings(self) -> Settings:
         """How it is carried out."""
-        return Settings(self.checkpoint, self.engine, self.tracking)
+        return Settings(self.checkpoint, self.engine, self.tracking, self.slurm.signal_seconds)
 
 
 @dataclass(frozen=True)

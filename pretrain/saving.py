@@ -202,7 +202,9 @@ def write_checkpoint(
     Raises:
         StorageError: this rank's disk is full.
         MeetingOver: another rank's is, or training has ended.
+        Occupied: a newer attempt of this run has begun; nothing is committed.
     """
+    store.allowed()
     started, folder, first = now(), store.folder(state.step), meeting.rank == 0
     told = json_text(asdict(state)) if first else ""  # what cannot be written fails before anything is touched
     of = identity(store, state.step, meeting.world_size, source.zero_stage)
@@ -218,6 +220,7 @@ def write_checkpoint(
         others = (rank for rank in range(meeting.world_size) if rank != meeting.rank)
         fragments += [fragment for rank in others for fragment in read_shard(shard_path(native, rank))]
     ranks = (meeting.rank, meeting.world_size)
+    store.allowed()
     made = write_canonical(folder, store.root, source.shapes, fragments, ranks)
     outputs = [Output.model_validate(value) for values in meeting.share("canonical", _plain(made)) for value in values]
     manifest = None
@@ -225,9 +228,11 @@ def write_checkpoint(
         facts = {**run, "started": started, "finished": now()}
         # One that stands here is damaged, or is saved anew with a validation that its own attempt was kept from. Its
         # files of weights were replaced by themselves; only between the next line and the commit does nothing stand.
+        store.allowed()
         remove_file(folder / FILE_NAME)
         write_text(folder / "state.json", told)
         outputs.append(describe(folder / "state.json", store.root))
+        store.allowed()
         manifest = commit(_manifest(store, state, outputs, facts), store.root, store.attest)
         kept = native if several and config.native and source.native else None
         if kept is not None:

@@ -59,8 +59,12 @@ class Mirror(Protocol):
 
 
 @contextlib.contextmanager
-def open_record(folder: Path, config: TrackingConfig, about: About, *, writes: bool) -> Iterator[tuple[Record, int]]:
+def open_record(
+    folder: Path, config: TrackingConfig, about: About, allowed: Callable[[], None] = lambda: None, *, writes: bool
+) -> Iterator[tuple[Record, int]]:
     """Yield `record` and the number of this attempt; ranks that do not write get a `record` that does nothing.
+
+    `allowed` is called before each line, and may refuse it by raising.
 
     Raises:
         ConfigError: TensorBoard is wanted and not installed.
@@ -86,6 +90,7 @@ def open_record(folder: Path, config: TrackingConfig, about: About, *, writes: b
 
         def record(event: str, step: int, **values: Any) -> None:
             nonlocal number
+            allowed()
             line = {"event": event, "step": step, "attempt": attempt, **values}
             with one_at_a_time:  # a checkpoint may be told by the thread that saved it
                 append_line(path, json.dumps(_finite(line), sort_keys=True))

@@ -3,7 +3,7 @@
     <root>/train/<key>/losses.json            the loss of every step, validations, tasks, what was skipped
                        metrics.jsonl          what happened, with times and attempts (see tracking.py); not hashed
                        checkpoints.jsonl      the steps that were saved (see checkpoint.py)
-                       run.lock               held while a run is alive: host, process, since when
+                       run.lock, holders/     who trains here, and who may no more (see fence.py)
                        hangs/                 where each rank was when it hung (see watchdog.py)
                        manifest.json          lists losses.json and the files of the last checkpoint
 
@@ -15,21 +15,20 @@ micro batches the artifact has the same digest, bit for bit on CPU; with others 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from governance.errors import MissingInput, Occupied
-from governance.files import held, write_json
+from governance.errors import MissingInput
+from governance.files import write_json
 from governance.log import get_logger
 from governance.manifest import Input, Manifest, Output, describe
 from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, artifact_folder, commit, find, now
 from pretrain.compatibility import check_start, check_together
 from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe
-from pretrain.distributed import Ranks, read_ranks
+from pretrain.distributed import Ranks, read_ranks, slurm_attempt
+from pretrain.fence import hold_folder
 from pretrain.preemption import Leave, watch_signals
 from pretrain.tracking import About, open_record
 
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 VERSION = 2
 STAGE = "train"
-LOCK_FILE = "run.lock"
 
 
 def train(
@@ -66,7 +64,7 @@ def train(
         ManifestError: a token shard is not what its manifest says.
         PipelineError: too few rows, a run that diverged, a full device.
         Preempted: a signal came; what was learned is saved.
-        Occupied: another run that is alive trains the same.
+        Occupied: another run that is alive trains the same, or a later start of the same Slurm job has begun.
     """
     check_together(recipe, settings.engine)
     key = _key(tokens, recipe)
@@ -105,21 +103,25 @@ def _train(
     folder = artifact_folder(STAGE, key, runtime.root)
     meter = runtime.meter(STAGE) if ranks.local_rank == 0 else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
     with (
-        _alone(folder, ranks),
+        hold_folder(folder, slurm_attempt(), first=ranks.first) as fence,
         meter as energy,
         _arithmetic(ranks, settings.engine),
-        open_record(folder, settings.tracking, about, writes=ranks.first) as (record, attempt),
+        open_record(folder, settings.tracking, about, fence.check, writes=ranks.first) as (record, attempt),
     ):
         device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
+        fence.follow(gather(fence.number)[0])
         check_start(recipe, settings.engine, ranks, device.type, capability_of(device))
         train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
-        store = Store(runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest)
+        store = Store(
+            runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest, fence.look
+        )
         peers = Peers(ranks.rank, ranks.world_size, gather)
         job = Job(
             recipe, settings, ranks, device, train_rows, validation_rows, store, peers, record, attempt, energy, leave,
             suite,
         )  # fmt: skip
         state = learn(job)
+        fence.look()
         outputs, stats = _finish(job, state, folder) if ranks.first else ((), {})
     manifest = Manifest(
         stage=STAGE,
@@ -134,35 +136,6 @@ def _train(
     if ranks.first:
         manifest = commit(manifest, runtime.root, runtime.attest)
     return gather(manifest)[0]
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Keep the run's folder for this run: rank 0 holds a lock there, which ends with its process.
-
-    The other ranks of a run that is refused wait for rank 0 in vain; their launcher ends them with it.
-
-    Raises:
-        Occupied: a run that is alive has it.
-    """
-    if not ranks.first:
-        yield
-        return
-    ours = {"host": socket.gethostname(), "pid": os.getpid(), "since": now()}
-    with held(folder / LOCK_FILE, json.dumps(ours)) as holder:
-        if holder is not None:
-            raise Occupied(_in_words(folder, holder, ours["host"]))
-        yield
-
-
-def _in_words(folder: Path, holder: str, here: str) -> str:
-    try:
-        other = json.loads(holder)
-        where = "this host" if other["host"] == here else "another host, which shares this file system"
-        who = f"process {other['pid']} on {other['host']} ({where}), since {other['since']}"
-    except (ValueError, KeyError, TypeError):  # it has the lock and did not write its note yet
-        who = "a process that has just begun"
-    return f"{folder}: another run trains here: {who}. Wait for it, or end it with SIGTERM; then run the same again."
 
 
 @contextlib.contextmanager

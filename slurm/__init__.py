@@ -1,1 +1,1 @@
-"""The run as a Slurm job: a template that is valid bash unfilled, and the only callers of Slurm's tools."""
+"""The run as jobs of a Slurm cluster: templates that are valid bash unfilled, and the only callers of Slurm's tools."""

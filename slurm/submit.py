@@ -1,116 +1,148 @@
-"""Render, submit and watch the job of a run.
+"""Submit the graph of a run: its scripts are kept, each job is recorded, and a submission stands whole or not at all.
 
-The template `run.sbatch` beside this file is valid bash before it is filled in; the rendered script is kept with the
-run (`<root>/slurm/run.sbatch`), and Slurm gets exactly that file. Whatever Slurm refuses becomes a `ClusterError`
-with Slurm's own words.
+`<root>/slurm/jobs.jsonl` has one line for each job that was submitted:
+
+    {"after": [["afterok", "11"]], "job": "12", "kind": "share", "name": "clean", "numbers": [0, 1, 2],
+     "submission": 1, "submitted": "2026-11-25T10:00:00Z", "tasks": 3}
+
+The jobs that wait for nothing are held until all are queued. Does a submission fail half-way, then what it queued is
+cancelled, and nothing of it has run.
 """
 
 from __future__ import annotations
 
-import shlex
-import subprocess
+import contextlib
+import datetime
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import Field
+from governance.errors import ClusterError, Occupied
+from governance.files import append_line, held, read_lines, touch, write_text
+from governance.log import get_logger
+from slurm import tools
+from slurm.config import SlurmConfig
+from slurm.graph import Condition, Job, logs_of, throttled
+from slurm.render import render, script_of
 
-from governance.config import Section
-from governance.errors import ClusterError, MissingInput
-from governance.files import append_line, write_text
-
-_TEMPLATE = Path(__file__).with_name("run.sbatch")
-
-
-class SlurmConfig(Section):
-    """What is asked of the cluster; an empty text leaves the choice to the cluster's default."""
-
-    partition: str = ""
-    account: str = ""
-    qos: str = ""
-    nodes: int = Field(default=1, ge=1)
-    """Nodes for training."""
-    gpus_per_node: int = Field(default=0, ge=0)
-    """GPUs on each node, one training process each; 0: one process a node on its CPUs."""
-    cpus_per_task: int = Field(default=0, ge=0)
-    """Cores for each training process; 0: the cluster's default."""
-    memory: str = ""
-    """Memory a node in Slurm's notation, for example "64G"."""
-    time_limit: str = "24:00:00"
-    """Wall time in Slurm's notation."""
-    signal_seconds: int = Field(default=180, ge=10)
-    """Seconds before the limit at which the trainer is told to save and leave."""
-    constraint: str = ""
-    environment: str = ""
-    """A shell script that is sourced first: modules, a virtual environment."""
+JOBS_FILE = "jobs.jsonl"
 
 
-def render(config: Path, root: Path, section: SlurmConfig) -> str:
-    """The job script of the run at `config`: directives, then the template with its three values filled in."""
-    name = config.stem
-    options = [
-        f"--job-name=assay-{name}",
-        f"--output={root / 'slurm' / '%x-%j.log'}",
-        "--open-mode=append",
-        "--requeue",
-        f"--nodes={section.nodes}",
-        f"--ntasks-per-node={max(1, section.gpus_per_node)}",
-        f"--time={section.time_limit}",
-        f"--signal=USR1@{section.signal_seconds}",
-    ]
-    if section.gpus_per_node:
-        options.append(f"--gpus-per-node={section.gpus_per_node}")
-    if section.cpus_per_task:
-        options.append(f"--cpus-per-task={section.cpus_per_task}")
-    texts = {
-        "partition": section.partition, "account": section.account, "qos": section.qos, "mem": section.memory,
-        "constraint": section.constraint,
-    }  # fmt: skip
-    options += [f"--{option}={value}" for option, value in texts.items() if value]
-    values = {"@CONFIG@": str(config), "@ROOT@": str(root), "@ENVIRONMENT@": section.environment}
-    first, _, rest = _TEMPLATE.read_text(encoding="utf-8").partition("\n")
-    for mark, value in values.items():
-        rest = rest.replace(mark, shlex.quote(value))
-    return "\n".join([first, *(f"#SBATCH {option}" for option in options), rest])
+@dataclass(frozen=True)
+class Submitted:
+    """A line of jobs.jsonl."""
+
+    name: str
+    kind: str
+    job: str
+    """Slurm's id; of all tasks together where it is an array."""
+    submission: int
+    submitted: str
+    after: tuple[tuple[str, str], ...] = ()
+    """(condition, id), as sbatch was told."""
+    tasks: int = 0
+    """Of the whole array; 0: it is none."""
+    numbers: tuple[int, ...] = ()
+    """Which of its tasks were submitted."""
 
 
-def submit(config: Path, root: Path, section: SlurmConfig) -> str:
-    """Keep the rendered script with the run, hand it to `sbatch`, record and return the job's id.
+@dataclass(frozen=True)
+class Order:
+    """A job to submit: all of it, or some tasks of its array; and what it waits for besides other orders."""
+
+    job: Job
+    numbers: tuple[int, ...] = ()
+    """Of an array: these tasks only; empty: all."""
+    after: tuple[tuple[Condition, str], ...] = ()
+    """(condition, id) of jobs that are queued already."""
+
+
+def submitted(root: Path) -> list[Submitted]:
+    """Every job that was submitted for this root, in order."""
+    found = []
+    for line in read_lines(root / "slurm" / JOBS_FILE):
+        after = tuple((str(condition), str(job)) for condition, job in line["after"])
+        found.append(Submitted(**{**line, "after": after, "numbers": tuple(line["numbers"])}))
+    return found
+
+
+def keep_scripts(jobs: Iterable[Job], config_file: Path, root: Path, config: SlurmConfig) -> None:
+    """Write each job's script below the root, and the folder of the logs; Slurm makes none."""
+    touch(logs_of(root, array=False).with_name(".keep"))
+    for job in jobs:
+        write_text(script_of(root, job.name), render(job, config_file, root, config))
+
+
+@contextlib.contextmanager
+def one_at_a_time(root: Path) -> Iterator[None]:
+    """Alone among all that submit for this root.
 
     Raises:
-        ClusterError: Slurm is not there, or refuses.
+        Occupied: somebody else does.
     """
-    script = root / "slurm" / "run.sbatch"
-    write_text(script, render(config, root, section))
-    job = _ask("sbatch", "--parsable", str(script)).split(";")[0].strip()
-    append_line(root / "slurm" / "jobs", job)
-    return job
+    with held(root / "slurm" / "submitting", "a submission") as holder:
+        if holder is not None:
+            raise Occupied(
+                f"{root}: another process submits jobs for this root now. Wait for it, then look with status."
+            )
+        yield
 
 
-def status(root: Path) -> str:
-    """The state of the run's newest job: from the queue, or from accounting once it has left.
+def submit(orders: Sequence[Order], root: Path, config: SlurmConfig) -> list[Submitted]:
+    """Queue the orders, whose scripts are kept already; the lines that were recorded.
 
     Raises:
-        MissingInput: nothing was submitted from this root.
-        ClusterError: Slurm is not there, or refuses.
+        ClusterError: Slurm refuses one; nothing of this submission is queued then.
     """
-    jobs = root / "slurm" / "jobs"
-    if not jobs.exists():
-        raise MissingInput(f"no job was submitted for {root}. Submit it with: assay slurm submit CONFIG")
-    job = jobs.read_text(encoding="utf-8").split()[-1]
-    queued = _ask(
-        "squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%i %T %M/%l %D nodes %R", quiet=True
-    )
-    if queued.strip():
-        return queued.strip()
-    return _ask("sacct", "--noheader", "--parsable2", f"--jobs={job}", "--format=JobID,State,ExitCode,Elapsed").strip()
-
-
-def _ask(*words: str, quiet: bool = False) -> str:
+    number = 1 + max((line.submission for line in submitted(root)), default=0)
+    done: dict[str, Submitted] = {}
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    except FileNotFoundError as error:
-        raise ClusterError(f"{words[0]}: not on this machine. Run this on a login node of a Slurm cluster.") from error
-    except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"{words[0]}: no answer within 60 s; is slurmctld up?") from error
-    if done.returncode != 0 and not quiet:
-        raise ClusterError(f"{words[0]} refused: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout if done.returncode == 0 else ""
+        for order in orders:
+            line = _submit(order, done, number, root, config)
+            done[order.job.name] = line
+            append_line(root / "slurm" / JOBS_FILE, json.dumps(asdict(line), sort_keys=True), durable=True)
+        tools.release([line.job for line in done.values() if not line.after])
+    except BaseException as error:  # an interrupt, too, must leave nothing behind
+        told = f"{len(done)} of {len(orders)} jobs were queued"
+        try:
+            tools.cancel([line.job for line in done.values()])
+            told += "; they are cancelled" if done else ""
+        except ClusterError as refusal:
+            told += f", and could not be cancelled ({refusal}): assay slurm cancel CONFIG"
+        if isinstance(error, ClusterError):
+            raise ClusterError(f"{error}\n{told}") from error
+        get_logger(__name__).error("%s", told)
+        raise
+    return list(done.values())
+
+
+def _submit(order: Order, done: Mapping[str, Submitted], number: int, root: Path, config: SlurmConfig) -> Submitted:
+    job = order.job
+    after = [(condition, done[name].job) for condition, name in job.after if name in done] + list(order.after)
+    options = (
+        [f"--dependency={','.join(f'{condition}:{ident}' for condition, ident in after)}"] if after else ["--hold"]
+    )
+    if order.numbers:
+        options.append(f"--array={ranges(order.numbers)}{throttled(config)}")
+    return Submitted(
+        name=job.name,
+        kind=job.kind,
+        job=tools.submit(script_of(root, job.name), options),
+        submission=number,
+        submitted=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        after=tuple(after),
+        tasks=job.tasks,
+        numbers=order.numbers or tuple(range(job.tasks)),
+    )
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers as Slurm writes them: 1,2,3,7 as "1-3,7"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

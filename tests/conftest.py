@@ -107,3 +107,66 @@ def project(tmp_path: Path) -> Path:
 def tales():
     """`write(path, seeds)`: one JSONL file of tales."""
     return write_tales
+
+
+SECTIONS = """
+[data.lists]
+domains = ["blocked.txt"]
+words = { en = ["words.txt"] }
+
+[data.clean]
+presets = ["gopher", "fineweb"]
+min_stop_words = 1
+max_listed_words = 0
+
+[[data.classifiers]]
+name = "quality"
+paths = ["more/labelled.jsonl"]
+positive = ["good"]
+held_out_share = 0.4
+min_score = 0.01
+
+[data.paragraphs]
+
+[data.decontaminate]
+[[data.decontaminate.sets]]
+name = "quiz"
+paths = ["more/quiz.jsonl"]
+fields = ["question"]
+answer_fields = ["answer"]
+
+[data.mix]
+weights = { tales = 1.0 }
+
+[data.pack]
+sequence_length = 64
+"""
+
+
+@pytest.fixture
+def everything(project, tales):
+    """The small project with every stage, and something for each to remove."""
+    text = (project / "run.toml").read_text()
+    text = text.replace("[data.tokenizer]", SECTIONS + "\n[data.tokenizer]").replace(
+        'licence = "CC0-1.0"', 'licence = "CC0-1.0"\nurl_field = "url"'
+    )
+    (project / "run.toml").write_text(text)
+    rows = [json.loads(line) for line in (project / "a.jsonl").read_text().splitlines()]
+    question = "Which of the four gentle soldiers carried the broken mirror across the frozen harbour that morning?"
+    rows[0]["text"] += f"\n\n{question}\n\n" + rows[0]["text"][:60]
+    rows[1]["url"] = "https://www.blocked.example/page"
+    rows[2]["text"] += " Frobnicate."
+    shared = "The council of the harbour met in the evening and read the letter that the captain had written in winter."
+    for row in rows[3:5]:
+        row["text"] += "\n\n" + shared
+    (project / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (project / "more").mkdir()
+    (project / "blocked.txt").write_text("0.0.0.0 blocked.example\n")
+    (project / "words.txt").write_text("frobnicate\n")
+    (project / "more" / "quiz.jsonl").write_text(json.dumps({"question": question, "answer": "the second"}) + "\n")
+    chance = random.Random(2)
+    good = [(" ".join(chance.choice(("river", "garden", "music")) for _ in range(20)), "good") for _ in range(40)]
+    bad = [(" ".join(chance.choice(("spam", "viagra", "casino")) for _ in range(20)), "bad") for _ in range(40)]
+    lines = (json.dumps({"text": text, "label": label}) + "\n" for text, label in good + bad)
+    (project / "more" / "labelled.jsonl").write_text("".join(lines))
+    return project

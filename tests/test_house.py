@@ -127,7 +127,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert done.stdout.strip().endswith("[]")
 
 
-@pytest.mark.parametrize("module", ["governance.reports.report", "pretrain.config", "governance.gate", "slurm.submit"])
+@pytest.mark.parametrize("module", ["governance.reports.report", "pretrain.config", "governance.gate", "slurm.status"])
 def test_reading_a_run_needs_no_heavy_library(module):
     code = (
         f"import sys, {module}\n"

@@ -88,7 +88,8 @@ def source_files(source: Source, folder: Path, digests: Digests, runtime: Runtim
     if any(is_url(pattern) for pattern in source.paths):
         remote = find_remote(source.paths, source.name)
         _check_endings([file.name for file in remote], source)
-        return [_copied(fetch_remote(file, source.name, runtime), file.name, digests, runtime) for file in remote]
+        fetched = [fetch_remote(file, source.name, runtime) for file in remote]
+        return [_copied(copy, file.name, digests, runtime) for copy, file in zip(fetched, remote, strict=True)]
     return _digested(_local_files(source, folder), digests)
 
 
@@ -159,6 +160,40 @@ def archive_items(source: PackageSource, archive: Item) -> list[Item]:
 def _chosen_by(member: Member, pattern: str) -> bool:
     outer = member.name.partition(".zip/")
     return fnmatchcase(member.name, pattern) or fnmatchcase(f"{outer[0]}.zip" if outer[1] else outer[0], pattern)
+
+
+def expected_items(source: Source, folder: Path, shard_bytes: int) -> list[Item]:
+    """About what the source's files and the cuts of huge ones will be, by names and sizes alone; nothing is read.
+
+    What is not on this machine counts as a full shard: a package, a data set of the hub, each file that a URL names.
+
+    Raises:
+        MissingInput: a file is not there, or its server cannot be asked.
+    """
+    if isinstance(source, PackageSource) or (isinstance(source, HubSource) and source.revision):
+        return [Item(source.name, None, "", shard_bytes)]
+    if isinstance(source, HubSource):
+        found = local_files(source, folder)
+    elif any(is_url(pattern) for pattern in source.paths):
+        names = [file.name for file in find_remote(source.paths, source.name)]
+        return [Item(name, None, "", shard_bytes // (_PACKED_RATIO if _is_packed(name) else 1)) for name in names]
+    else:
+        found = _local_files(source, folder)
+    pieces = []
+    for item in (Item(file.name, file.path, "", file.path.stat().st_size) for file in found):
+        size = text_bytes(item)
+        if size <= shard_bytes or not (has_lines(source, item) or has_row_groups(source, item)):
+            pieces.append(item)
+            continue
+        for begin in range(0, size, shard_bytes):
+            end = min(begin + shard_bytes, size)
+            pieces.append(replace(item, part=Part(begin, end, 0, end - begin)))
+    return pieces
+
+
+def may_overflow(item: Item, shard_bytes: int) -> bool:
+    """Whether more than one document shard may come of it: nobody knows how much text is in what is packed."""
+    return item.path is None or _is_packed(item.file) or text_bytes(item) > shard_bytes
 
 
 def _check_endings(names: Sequence[str], source: Source) -> None:

@@ -71,7 +71,7 @@ def fetch(source: PackageSource, runtime: Runtime) -> Manifest:
         output = describe(target, runtime.root)
         return Made([output], {"bytes": output.bytes})
 
-    return run_stage(Recipe("fetch", VERSION, identity), (), runtime, make)
+    return run_stage(Recipe("fetch", VERSION, identity), (), runtime, make, alone=True)
 
 
 def archive_of(manifest: Manifest, root: Path) -> Path:

@@ -31,7 +31,7 @@ from governance.energy.node import Turn, node_turn, start_time
 from governance.energy.sources import ESTIMATED, Part, Source, allowance, open_processor_model, open_rapl
 from governance.errors import PipelineError, Preempted
 from governance.log import get_logger
-from governance.stage import UNKNOWN_ENERGY, Meter, no_meter
+from governance.stage import UNKNOWN_ENERGY, Leave, Meter, no_meter
 
 NVML_ALLOWANCE_PERCENT = 5
 """Bounds of an NVML reading: the error of the sensor that Yang, Adamek and Armour measured (arXiv:2312.02741), who also
@@ -73,7 +73,7 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
 
     While the context lasts the yielded dictionary holds under "running" the joules of the last sample and their method;
     at its end joules, low, high (None: unknown), method, scope, seconds, coverage, parts and carbon. A body that raises
-    counts as wasted, but for `Preempted`: that one saved its work first.
+    counts as wasted, but for `Preempted` and `Leave`: those saved their work first.
     """
     if not config.enabled:
         return no_meter
@@ -97,6 +97,9 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
                 yield energy
             except Preempted:
                 measuring.end("surviving", "preempted")
+                raise
+            except Leave:
+                measuring.end("surviving", "left")
                 raise
             except BaseException as error:
                 measuring.end("wasted", type(error).__name__)

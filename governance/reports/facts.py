@@ -12,6 +12,7 @@ from typing import Any
 
 from governance.errors import ManifestError
 from governance.manifest import Manifest
+from governance.reports.cluster import cluster_facts
 from governance.reports.counts import counted
 from governance.reports.distributions import distributions
 from governance.reports.energy import energy_facts
@@ -63,6 +64,7 @@ def facts(
         },
         "training": training_facts(artifacts["train"], root) if "train" in artifacts else None,
         "energy": energy_facts(manifests, root),
+        "cluster": cluster_facts(root),
         "lineage": [_lineage(manifest) for manifest in manifests],
         "environment": environment(manifests),
     }

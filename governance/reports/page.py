@@ -8,6 +8,7 @@ from typing import Any
 from governance.reports import corpus_sections as corpus
 from governance.reports import run_sections as run
 from governance.reports.bias_sections import bias
+from governance.reports.cluster import cluster
 from governance.reports.document_sections import documents
 from governance.reports.markup import (
     UNKNOWN,
@@ -50,6 +51,7 @@ def page(found: Mapping[str, Any]) -> str:
         ("bias", "Differences between groups", bias(found)),
         ("training", "Training", run.training(found)),
         ("energy", "Energy", run.energy_section(found)),
+        ("cluster", "Cluster", cluster(found)),
         ("lineage", "Lineage", run.lineage(found)),
         ("environment", "Environment", run.environment(found)),
     ]

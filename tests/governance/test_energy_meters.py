@@ -15,6 +15,7 @@ from governance.energy.meters import EnergyConfig, Nvml, meter
 from governance.energy.node import node_turn
 from governance.energy.sources import ESTIMATED, ProcessorModel, open_rapl
 from governance.errors import ConfigError, Preempted
+from governance.stage import Leave
 
 FAST = EnergyConfig(sample_seconds=0.1)
 
@@ -204,7 +205,7 @@ def test_disabled_is_unknown_and_writes_nothing(tmp_path):
     assert not (tmp_path / "energy.jsonl").exists()
 
 
-def test_a_body_that_raises_is_wasted_and_a_preempted_one_is_not(tmp_path):
+def test_a_body_that_raises_is_wasted_but_not_one_that_saved_its_work_and_left(tmp_path):
     ledger = tmp_path / "energy.jsonl"
     measure = meter(FAST, ledger)
     with pytest.raises(KeyError), measure("clean") as energy:
@@ -212,8 +213,10 @@ def test_a_body_that_raises_is_wasted_and_a_preempted_one_is_not(tmp_path):
     assert energy["joules"] is not None
     with pytest.raises(Preempted), measure("train"):
         raise Preempted("saved")
+    with pytest.raises(Leave), measure("clean"):
+        raise Leave("clean", "3 shards made", made=3)
     outcomes = [(interval.outcome, interval.cause) for interval in read_ledger(ledger)]
-    assert outcomes == [("wasted", "KeyError"), ("surviving", "preempted")]
+    assert outcomes == [("wasted", "KeyError"), ("surviving", "preempted"), ("surviving", "left")]
 
 
 def test_a_second_meter_on_the_node_counts_nothing(tmp_path):

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from pretrain import check_commands, commands, data_commands, governance_commands, review_commands
+from pretrain import check_commands, commands, data_commands, governance_commands, review_commands, slurm_commands
 from pretrain.cli import parser
 
 COMMON = ["--help", "--root", "--set", "--workers", "CONFIG"]
 SURFACE = {
     "data export": [*COMMON, "PREFIX"],
     "data import": ["--end-of-document", "--help", "--root", "--vocabulary-size", "PREFIX"],
-    "data prepare": [*COMMON, "--engine", "--worker"],
+    "data prepare": [*COMMON, "--engine", "--join", "--share", "--worker"],
     "data show": ["--help", "--root", "--set", "--workers", "CONFIG|ARTIFACT"],
     "data trace": ["--help", "OFFSET", "SHARD"],
     "data train-classifier": COMMON,
@@ -31,8 +31,12 @@ SURFACE = {
     "governance verify": ["--deep", "--help", "--key", "ARTIFACT|ROOT"],
     "report": COMMON,
     "run": [*COMMON, "--processes"],
-    "slurm render": COMMON,
-    "slurm status": COMMON,
+    "slurm cancel": COMMON,
+    "slurm logs": [*COMMON, "--follow", "--job"],
+    "slurm preflight": COMMON,
+    "slurm render": [*COMMON, "--job"],
+    "slurm retry": COMMON,
+    "slurm status": [*COMMON, "--watch"],
     "slurm submit": COMMON,
     "train": [*COMMON, "--dry-run", "--processes", "--ranks"],
 }
@@ -53,7 +57,7 @@ def test_surface_is_pinned_and_each_command_exists():
     assert {name: options for name, options, _ in found} == {name: sorted(words) for name, words in SURFACE.items()}
     modules = {
         "check": check_commands, "data": data_commands, "governance": governance_commands, "review": review_commands,
-        "": commands,
+        "slurm": slurm_commands, "": commands,
     }  # fmt: skip
     assert all(callable(getattr(modules[group], function)) for _, _, (group, function) in found)
     assert {group for name, _, (group, _) in found if name.startswith("data ")} == {"data"}
@@ -65,6 +69,9 @@ def test_what_a_worker_and_an_engine_are():
     assert (plain.worker, plain.engine) == ((0, 1), "duckdb")
     chosen = parser().parse_args([*words, "--worker", "2/3", "--engine", "daft"])
     assert (chosen.worker, chosen.engine) == ((2, 3), "daft")
+    assert (plain.share, plain.join, chosen.share) == (None, False, None)
+    assert parser().parse_args([*words, "--share", "0/7"]).share == (0, 7)
+    assert parser().parse_args([*words, "--join"]).join is True
 
 
 @pytest.mark.parametrize(
@@ -74,6 +81,9 @@ def test_what_a_worker_and_an_engine_are():
         *((["data", "prepare", "x.toml", f"--worker={word}"], "I from 0 to N - 1")
           for word in ("3/3", "1", "-1/2", "1/0", "a/b", "1/2/3", "\N{ARABIC-INDIC DIGIT ONE}/2", "")),
         (["data", "prepare", "x.toml", "--engine", "spark"], "invalid choice"),
+        (["data", "prepare", "x.toml", "--share", "7/7"], "I from 0 to N - 1"),
+        *((["data", "prepare", "x.toml", *two], "not allowed with argument")
+          for two in (("--share=0/2", "--join"), ("--worker=0/2", "--join"), ("--share=0/2", "--worker=0/2"))),
         (["data", "trace", "x.tokens", "-1"], "OFFSET"),
         (["data", "trace", "x.tokens", "1.5"], "no whole number from 0 up"),
         (["data", "export", "x.toml", "/"], "names no file"),

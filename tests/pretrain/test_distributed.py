@@ -3,13 +3,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from governance.errors import ConfigError, Preempted
-from pretrain.distributed import Ranks, meeting_point, read_ranks, threads_of
+from pretrain.distributed import Ranks, interface_to, meeting_point, read_ranks, slurm_attempt, threads_of
 from pretrain.launch import _free_port
 from pretrain.preemption import SIGNALS, watch_signals
 
@@ -35,6 +36,23 @@ def test_srun():
     }
     assert read_ranks(environment) == Ranks(3, 8, 3, 4)
     assert meeting_point(environment) == ("10.0.0.7", 21_234)
+    assert meeting_point({**environment, "MASTER_ADDR": "node1"}) == ("node1", 21_234)
+    assert meeting_point({**environment, "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}) == ("node1", 29_500)
+    with pytest.raises(ConfigError, match="MASTER_PORT"):
+        meeting_point({**environment, "MASTER_PORT": "many"})
+
+
+def test_a_slurm_attempt():
+    assert slurm_attempt({}) == ("", 0)
+    assert slurm_attempt({"SLURM_JOB_ID": "7"}) == ("/7", 0)
+    environment = {"SLURM_CLUSTER_NAME": "big", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "3"}
+    assert slurm_attempt(environment) == ("big/7", 3)
+
+
+def test_the_interface_is_the_one_of_the_way_there():
+    names = {name for _, name in socket.if_nameindex()}
+    assert interface_to("192.0.2.77") in {None, *names} - {"lo"}
+    assert interface_to("127.0.0.1") == interface_to("192.0.2.1")  # a node's own name, as the others do not mean it
 
 
 @pytest.mark.parametrize("step", [None, "4294967291", "4294967295"])

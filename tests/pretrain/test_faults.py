@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -121,6 +122,38 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(tmp_path, finished,
     assert run_training(tmp_path).digest == finished[1].digest
     steps = [line["step"] for line in lines_of(tmp_path) if line["event"] == "step"]
     assert steps == list(range(1, 11))  # none twice
+
+
+def test_the_time_from_the_signal_until_all_is_durable_is_told(tmp_path, run_training, monkeypatch):
+    plain = loop.rate_factor
+
+    def rate(step, *others):
+        if step == 6:
+            me()
+        return plain(step, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "rate_factor", rate)
+        began = time.monotonic()
+        with pytest.raises(Preempted, match="step 6"):
+            run_training(tmp_path)
+    [left] = [line for line in lines_of(tmp_path) if line["event"] == "left"]
+    assert left["step"] == 6
+    assert 0 < left["seconds"] < time.monotonic() - began
+
+
+@pytest.mark.parametrize(("seconds", "warned"), [(29.0, False), (31.0, True)])
+def test_a_save_that_hardly_fits_is_a_warning_with_its_mend(caplog, seconds, warned):
+    told = []
+    job = SimpleNamespace(
+        peers=SimpleNamespace(gather=lambda own: [own, seconds]),  # the signal came to the other rank
+        leave=SimpleNamespace(seconds=lambda: 0.0),
+        record=lambda *event, **values: told.append((*event, values)),
+        settings=SimpleNamespace(notice_seconds=60),
+    )
+    loop._tell_haste(job, 7)
+    assert told == [("left", 7, {"seconds": seconds})]
+    assert ("slurm.signal_seconds = 60: set it to 124" in caplog.text) == warned
 
 
 def lines_of(root: Path) -> list[dict]:

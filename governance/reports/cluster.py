@@ -1,0 +1,83 @@
+"""The report's section on the cluster: why attempts of jobs ended, and what the scheduler's accounting measured.
+
+Read from what the jobs left below the root (`slurm/jobs.jsonl`, `slurm/attempts/`, `slurm/accounting.json`); None where
+the run was not submitted to a cluster.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from governance.files import read_lines
+from governance.reports.markup import UNKNOWN, Html, energy, foreign, join, number, table, tag
+
+_KILLED = "killed without a word, most often with its node"
+
+
+def cluster_facts(root: Path) -> dict[str, Any] | None:
+    """Attempts that were begun, causes of those that did not end well, and accounting beside our own meters."""
+    folder = root / "slurm"
+    names = {str(line["job"]): str(line["name"]) for line in read_lines(folder / "jobs.jsonl")}
+    if not names:
+        return None
+    causes: Counter[tuple[str, str]] = Counter()
+    begun = 0
+    for path in sorted((folder / "attempts").glob("*.jsonl")):
+        job = names.get(path.stem.partition("_")[0])
+        if job is None:
+            continue
+        lines = [line for line in read_lines(path) if isinstance(line, dict)]
+        starts = [line.get("started") for line in lines if line.get("event") == "started"]
+        ends = {line.get("started"): line for line in lines if line.get("event") == "ended"}
+        begun += len(starts)
+        for start in starts[:-1]:  # the last one may still run: the report's own job does
+            if start not in ends:
+                causes[job, _KILLED] += 1
+        for line in ends.values():
+            if line.get("outcome") != "done":
+                causes[job, str(line.get("cause", ""))] += 1
+    accounting = folder / "accounting.json"
+    return {
+        "jobs": len(names),
+        "attempts": begun,
+        "causes": [{"job": job, "cause": cause, "count": count} for (job, cause), count in sorted(causes.items())],
+        "accounting": json.loads(accounting.read_bytes()) if accounting.exists() else None,
+    }
+
+
+def cluster(found: Mapping[str, Any]) -> Html:
+    """The section."""
+    data = found["cluster"]
+    if data is None:
+        return tag("p", "This run was not submitted to a cluster.", class_="note")
+    lines = [[row["job"], foreign(row["cause"]), number(row["count"])] for row in data["causes"]]
+    told = f"{data['jobs']:,} jobs, {data['attempts']:,} attempts of them and of their tasks."
+    return join([
+        tag("p", told, class_="note"),
+        table("Attempts that did not end well", ["job", "cause", "how often"], lines, numeric=(2,)),
+        _meters(data["accounting"]),
+    ])  # fmt: skip
+
+
+def _meters(accounting: Mapping[str, Any] | None) -> Html:
+    """The scheduler's accounting beside our meters; a difference is shown, not resolved."""
+    if accounting is None:
+        return tag("p", "The cluster's accounting was not asked, or has nothing.", class_="note")
+    slurm, ours = accounting.get("slurm"), accounting.get("ours")
+    apart = f"{slurm / ours - 1:+.0%} of ours" if slurm is not None and ours else UNKNOWN
+    lines = [
+        ["by the scheduler's accounting", energy(slurm)],
+        ["by our meters", energy(ours)],
+        ["difference", apart],
+    ]
+    hours = (
+        f"Asked {accounting.get('asked')}; {number(accounting.get('core_seconds', 0) / 3600, 2)} core hours by then."
+    )
+    return join([
+        table("Two meters of the same nodes", ["meter", "energy"], lines, numeric=(1,)),
+        tag("p", hours, class_="note"),
+    ])  # fmt: skip

@@ -1,0 +1,267 @@
+"""What each `assay slurm ...` command does; `cli.py` says how it is typed.
+
+The package `slurm` knows nothing of data or training; what it must know of them is looked up here, as plain values.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from governance.errors import ClusterError, ConfigError, MissingInput, PipelineError
+from governance.stage import Runtime
+from pretrain.commands import Arguments, load, say
+from pretrain.run_config import Run
+
+if TYPE_CHECKING:
+    from slurm.config import SlurmConfig
+    from slurm.graph import Job
+    from slurm.standing import View
+    from slurm.status import Progress
+    from slurm.submit import Order
+
+_WATCH_SECONDS = 10.0
+_FALLBACK_ARRAY_SIZE = 1001
+"""Slurm's own default of MaxArraySize, for a script that is only looked at."""
+
+
+def render(arguments: Arguments) -> None:
+    """The scripts of all jobs, or of one."""
+    from slurm.render import render as fill_in
+    from slurm.tools import max_array_size
+
+    loaded, runtime = load(arguments, "slurm submit")
+    config = _section(loaded)
+    try:
+        size = max_array_size()
+    except ClusterError:
+        size = _FALLBACK_ARRAY_SIZE
+    jobs = _plan(arguments, loaded, runtime, config, size)
+    wanted = [job for job in jobs if arguments.job in ("", job.name)]
+    if not wanted:
+        raise ConfigError(f"there is no job {arguments.job!r}; there are: {', '.join(job.name for job in jobs)}")
+    for job in wanted:
+        if not arguments.job:
+            after = ", ".join(f"{condition} {name}" for condition, name in job.after)
+            say(f"# ---- {job.name}{f' (array of {job.tasks})' * bool(job.tasks)}{f' after {after}' * bool(after)}")
+        sys.stdout.write(fill_in(job, arguments.config.absolute(), runtime.root, config))
+
+
+def submit(arguments: Arguments) -> None:
+    """The whole run, unless it is queued already."""
+    from slurm.standing import gather
+    from slurm.submit import Order, one_at_a_time
+    from slurm.tools import max_array_size
+
+    loaded, runtime = load(arguments, "slurm submit")
+    config = _section(loaded)
+    jobs = _plan(arguments, loaded, runtime, config, max_array_size())
+    with one_at_a_time(runtime.root):
+        view = gather(runtime.root)
+        if view is not None and any(row.count("waiting", "running", "unknown") for row in view.rows):
+            queued = [row.name for row in view.rows if row.count("waiting", "running", "unknown")]
+            raise ConfigError(
+                f"{runtime.root}: jobs of this run are queued or run already: {', '.join(queued)}. See them with: "
+                f"assay slurm status {_typed(arguments)}; end them with: assay slurm cancel {_typed(arguments)}"
+            )
+        _queue(arguments, [Order(job) for job in jobs], runtime, config)
+
+
+def retry(arguments: Arguments) -> None:
+    """What is missing, and what hangs on it."""
+    from slurm.control import missing
+    from slurm.standing import gather
+    from slurm.submit import one_at_a_time
+    from slurm.tools import cancel as end
+    from slurm.tools import max_array_size
+
+    loaded, runtime = load(arguments, "slurm submit")
+    config = _section(loaded)
+    jobs = _plan(arguments, loaded, runtime, config, max_array_size())
+    with one_at_a_time(runtime.root):
+        view = gather(runtime.root) or _nothing(runtime)
+        orders, stale = missing(view, jobs)
+        if not orders:
+            say("nothing is missing")
+            return
+        end(stale)
+        _queue(arguments, orders, runtime, config)
+
+
+def status(arguments: Arguments) -> None:
+    """How the jobs stand, once or until all have ended."""
+    from slurm.status import settled
+
+    loaded, runtime = load(arguments, "slurm submit")
+    while True:
+        view, lines = _look(arguments, loaded, runtime)
+        if arguments.watch and sys.stdout.isatty():
+            sys.stdout.write("\x1b[H\x1b[2J")
+        say("\n".join(lines))
+        if not arguments.watch or settled(view):
+            return
+        sys.stdout.flush()
+        time.sleep(_WATCH_SECONDS)
+
+
+def cancel(arguments: Arguments) -> None:
+    """All that waits or runs."""
+    from slurm.control import cancel as end
+    from slurm.standing import gather
+
+    _, runtime = load(arguments, "slurm submit")
+    ended = end(gather(runtime.root) or _nothing(runtime))
+    say(f"cancelled: {', '.join(ended)}" if ended else "nothing waits or runs")
+
+
+def logs(arguments: Arguments) -> None:
+    """A job's log, once or as it grows."""
+    from slurm.control import follow, log_of
+    from slurm.standing import gather
+
+    _, runtime = load(arguments, "slurm submit")
+    row, path = log_of(gather(runtime.root) or _nothing(runtime), arguments.job, runtime.root)
+    if not arguments.follow:
+        sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
+        return
+
+    def live() -> bool:
+        now = (gather(runtime.root) or _nothing(runtime)).row(row.name)
+        return now is not None and now.live
+
+    follow(path, live)
+
+
+def preflight(arguments: Arguments) -> None:
+    """The checks of this node, before training."""
+    from governance.manifest import FILE_NAME
+    from pretrain.distributed import read_ranks, slurm_attempt
+    from pretrain.node_checks import Asked, check_node, say_at_once
+    from pretrain.run import corpus
+
+    loaded, runtime = load(arguments, "data prepare")
+    folder = _training_folder(loaded, runtime)
+    if folder is not None and (folder / FILE_NAME).exists():
+        say(f"preflight: {folder} is finished; nothing is checked")
+        return
+    tokens = corpus(loaded, replace(runtime, make=False))["encode"]
+    config, section = loaded.config, _section(loaded)
+    asked = Asked(
+        section.gpus_per_node, config.recipe, config.engine, config.checkpoint.native,
+        int(tokens.stats["vocabulary_size"]), section.tasks_per_node,
+    )  # fmt: skip
+    job, restart = slurm_attempt()
+    meeting = f"{job.rpartition('/')[2] or 'here'}-{restart}"
+    check_node(asked, runtime.root, read_ranks(), meeting, say_at_once)
+
+
+def _section(loaded: Run) -> SlurmConfig:
+    from slurm.config import with_site
+
+    return with_site(loaded.config.slurm, loaded.folder)
+
+
+def _plan(arguments: Arguments, loaded: Run, runtime: Runtime, config: SlurmConfig, max_array_size: int) -> list[Job]:
+    """The run's graph."""
+    from pretrain.commands import words_of
+    from slurm.graph import Work, plan
+
+    steps, shards = _data_of(loaded)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", arguments.config.stem).strip("-") or "run"
+    work = Work(name, steps, shards, tuple(words_of(arguments, runtime)))
+    return plan(work, config, max_array_size, runtime.root)
+
+
+def _data_of(loaded: Run) -> tuple[tuple[str, ...], int]:
+    """The names of the data steps, and how many shards each has, as well as that can be known."""
+    from data_pipeline.prepare import shard_count, steps
+
+    return tuple(steps(loaded.config.data, loaded.folder)), shard_count(loaded.config.data, loaded.folder)
+
+
+def _queue(arguments: Arguments, orders: Sequence[Order], runtime: Runtime, config: SlurmConfig) -> None:
+    from slurm.refusals import refuse
+    from slurm.submit import keep_scripts
+    from slurm.submit import submit as hand_over
+
+    jobs = [order.job for order in orders]
+    file = arguments.config.absolute()
+    keep_scripts(jobs, file, runtime.root, config)
+    refuse(jobs, config, runtime.root, file)
+    for line in hand_over(orders, runtime.root, config):
+        say(f"{line.job:<10} {line.name}{f' ({len(line.numbers)} of {line.tasks} tasks)' * bool(line.tasks)}")
+    say(f"next: assay slurm status {_typed(arguments)} --watch")
+
+
+def refresh_accounting(root: Path) -> None:
+    """Ask the cluster's accounting again, for the report; nothing where the run was not submitted or nobody answers."""
+    from slurm.accounting import account
+    from slurm.standing import gather
+
+    view = gather(root)
+    if view is not None:
+        account(view, _our_joules(root), root)
+
+
+def _look(arguments: Arguments, loaded: Run, runtime: Runtime) -> tuple[View, list[str]]:
+    from slurm.accounting import account
+    from slurm.standing import gather
+    from slurm.status import describe
+
+    view = gather(runtime.root) or _nothing(runtime)
+    energy = account(view, _our_joules(runtime.root), runtime.root)
+    return view, describe(view, _progress(arguments, loaded, runtime), energy)
+
+
+def _progress(arguments: Arguments, loaded: Run, runtime: Runtime) -> Progress:
+    from slurm.status import Progress
+
+    try:
+        steps, shards = _data_of(loaded)
+    except PipelineError:  # a source that is gone since is no reason to be silent about the jobs
+        steps, shards = (), 0
+    return Progress(
+        _typed(arguments), runtime.root, steps, shards, _training_folder(loaded, runtime), loaded.config.train.steps
+    )
+
+
+def _training_folder(loaded: Run, runtime: Runtime) -> Path | None:
+    """Where the training writes its record; None while its tokens are not made."""
+    from pretrain.run import corpus
+    from pretrain.tasks import pin
+    from pretrain.train import folder_of
+
+    try:
+        artifacts = corpus(loaded, replace(runtime, make=False))
+        pinned = pin(loaded.config.evaluation, loaded.folder)
+    except PipelineError:
+        return None
+    recipe = loaded.config.recipe.model_copy(update={"evaluation": pinned})
+    return folder_of(artifacts.get("pack", artifacts["encode"]), recipe, runtime.root)
+
+
+def _our_joules(root: Path) -> float | None:
+    """What our own meters read, of all that was made below the root."""
+    from governance.energy.ledger import FILE_NAME, read_ledger
+
+    if not (root / FILE_NAME).exists():
+        return None
+    read = [interval.millijoules for interval in read_ledger(root / FILE_NAME)]
+    known = [millijoules for millijoules in read if millijoules is not None]
+    return sum(known) / 1000 if known else None
+
+
+def _typed(arguments: Arguments) -> str:
+    """The configuration as the user named it."""
+    words = [str(arguments.config), *(["--root", str(arguments.root)] if arguments.root else [])]
+    return shlex.join(words + [word for override in arguments.overrides for word in ("--set", override)])
+
+
+def _nothing(runtime: Runtime) -> View:
+    raise MissingInput(f"no job was submitted for {runtime.root}. Submit the run with: {runtime.command}")

@@ -1,0 +1,72 @@
+"""What the cluster's own accounting measured, beside our meters.
+
+Where a site measures its nodes' energy, accounting has it for each start of each job (`ConsumedEnergyRaw`, joules of
+the whole nodes); a value behind a counter that was reset is left out. Our own figure is the ledger's (`energy.jsonl`).
+Both are kept in `<root>/slurm/accounting.json` and told side by side: they are two meters of the same nodes, and a
+difference is a finding, not an error. Slurm's counts what a node took between the start and the end of a job, the
+interpreter's start and idle waits included; ours counts the stages.
+
+    {"asked": "2026-11-25T10:00:00Z", "core_seconds": 5120, "jobs": {"train": {"core_seconds": 4096, "joules": 81000}},
+     "ours": 79000.5, "slurm": 81000}
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from governance.files import write_json
+from slurm.standing import View
+
+ACCOUNTING_FILE = "accounting.json"
+_TOLERANCE = 0.1
+"""Two meters that agree within this share need no word."""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Two meters of the same nodes, in joules; None: unknown."""
+
+    slurm: int | None
+    ours: float | None
+    core_seconds: int
+
+
+def account(view: View, ours: float | None, root: Path) -> Energy:
+    """Add up what accounting knows, keep it beside our own `ours` joules, and return both."""
+    measured = {row.name: row.joules for row in view.rows if row.joules is not None}
+    energy = Energy(sum(measured.values()) if measured else None, ours, sum(row.core_seconds for row in view.rows))
+    if energy.core_seconds or measured:
+        jobs: dict[str, Any] = {
+            row.name: {"core_seconds": row.core_seconds, "joules": row.joules} for row in view.rows if row.core_seconds
+        }
+        asked = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        values = {
+            "asked": asked, "core_seconds": energy.core_seconds, "jobs": jobs, "ours": ours, "slurm": energy.slurm,
+        }  # fmt: skip
+        write_json(root / "slurm" / ACCOUNTING_FILE, values)
+    return energy
+
+
+def in_words(energy: Energy) -> list[str]:
+    """Both meters on a line, and how far they are apart."""
+    told = []
+    if energy.core_seconds:
+        hours = energy.core_seconds / 3600
+        told = [f"{hours:,.2f} core hours" if hours >= 1 else f"{energy.core_seconds:,} core seconds"]
+    if energy.slurm is not None:
+        told.append(f"energy by Slurm {_kilojoules(energy.slurm)}")
+    if energy.ours is not None:
+        told.append(f"energy by our meters {_kilojoules(energy.ours)}")
+    if energy.slurm is not None and energy.ours:
+        apart = energy.slurm / energy.ours - 1
+        told.append(
+            "they agree within 10 %" if abs(apart) <= _TOLERANCE else f"they disagree: Slurm's is {apart:+.0%} of ours"
+        )
+    return [", ".join(told)] if told else []
+
+
+def _kilojoules(joules: float) -> str:
+    return f"{joules / 1000:,.1f} kJ"

@@ -1,0 +1,163 @@
+# shellcheck shell=bash
+# What every job script shares: a record of each attempt, and what follows from the status that its command left.
+# It is copied into each script where that says so, so that a kept script is whole. A script sets `root`, `retries` and
+# `requeues` ("yes", or "no" for a link of a chain), calls `begin` once, and ends with `finish STATUS [CAUSE]`.
+# `progress` may be set to a word that changes when the job gets further: failures are counted anew with each.
+#
+# A task of an array is named by the array and its number: the id of its last task is the array's own, and to requeue
+# that would requeue all of them.
+
+: "${root:=}" "${retries:=0}" "${requeues:=yes}" "${progress:=}"
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-0}}
+job=${job:-${SLURM_JOB_ID:-0}}
+attempts=$root/slurm/attempts/$job.jsonl
+attempt=${SLURM_RESTART_COUNT:-0}
+left_out=
+began=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+
+in_json() { # TEXT -> a JSON string
+  local text=$1
+  text=${text//\\/\\\\}
+  text=${text//\"/\\\"}
+  text=${text//[$'\001'-$'\037']/ }
+  printf '"%s"' "$text"
+}
+
+note() { # EVENT [more fields]: one line of the record; false where the disk refuses
+  { [ -d "$root/slurm" ] && mkdir -p "${attempts%/*}" && printf '{"event": "%s", "job": "%s", "attempt": %d, "nodes": %s, "started": "%s", "time": "%s"%s}\n' \
+    "$1" "$job" "$attempt" "$(in_json "${SLURM_JOB_NODELIST:-$(hostname)}")" "$began" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "${2:-}" \
+    >>"$attempts"; } 2>/dev/null
+}
+
+remark() { # TEXT: what `squeue -o %k` and `sacct -o comment` tell of this job; the journal's head, if there, stays
+  local text=${1//[^[:print:]]/ } head
+  [ -n "${SLURM_JOB_ID:-}" ] || return 0
+  head=$(scontrol show job "$job" 2>/dev/null | sed -n 's/^ *Comment=.*\(assay journal [0-9]*:[0-9a-f]*\).*/\1/p' | tail -n 1) || head=
+  scontrol update "jobid=$job" "comment=${text:0:240}${head:+; $head}" 2>/dev/null || true
+}
+
+begin() {
+  echo "assay: job $job, attempt $attempt, on ${SLURM_JOB_NODELIST:-$(hostname)}, at $began"
+  [ -e "$root/slurm/jobs.jsonl" ] || finish 66 "$(hostname) does not see $root; put it on a file system that all nodes share"
+  note started || echo "assay: cannot write $attempts; the record of this attempt is only here" >&2
+  # An update makes slurmctld save the job; one that was just started is else forgotten if slurmctld is killed now.
+  [ -n "${SLURM_ARRAY_JOB_ID:-}" ] || remark "assay: attempt $attempt on ${SLURM_JOB_NODELIST:-}"
+}
+
+cause_of() { # STATUS -> in words
+  case $1 in
+    0) echo "done" ;;
+    2) echo "the command line is wrong" ;;
+    65) echo "something was altered or is torn" ;;
+    66) echo "something is missing" ;;
+    69) echo "the cluster refused, or a node is bad" ;;
+    70) echo "a training process hung" ;;
+    73) echo "another process, alive, does the same work" ;;
+    74) echo "the disk is full or refuses" ;;
+    75) echo "told to leave; what is done is saved" ;;
+    77) echo "the gate is closed" ;;
+    78) echo "the configuration is wrong" ;;
+    126 | 127) echo "the command is not on this node" ;;
+    137) echo "killed, for want of memory or by somebody" ;;
+    143) echo "told to end (SIGTERM)" ;;
+    *) if [ "$1" -gt 128 ]; then echo "ended by signal $(($1 - 128))"; else echo "failed with status $1"; fi ;;
+  esac
+}
+
+reason_in() { # FILE: the last error that our command told there, with the indented lines below it; else the last line
+  awk '/ ERROR [A-Za-z]+: / { sub(/^.* ERROR [A-Za-z]+: /, ""); text = $0; inside = 1; next }
+    inside && /^  / { if ($1 != "waived" && $1 != "shown") text = text "; " substr($0, 3); next }
+    NF { inside = 0; last = $0 }
+    END { print substr(text != "" ? text : last, 1, 600) }' "$1" 2>/dev/null || true
+}
+
+leave_out() { # NODES: this job does not get them again; Slurm is told once the job is back in the queue, not while it runs
+  left_out=${left_out:+$left_out,}$1
+}
+
+field() { # NAME TEXT: a field of what `scontrol show job` says, '' where there is none
+  local found
+  found=$(tr ' ' '\n' <<<"$2" | sed -n "s/^$1=//p" | head -n 1) || found=
+  case $found in "(null)") found= ;; esac
+  echo "$found"
+}
+
+exclude() { # BEFORE: tell Slurm which nodes this waiting job does not want; it waits at least until this script has ended
+  local try
+  echo "assay: job $job leaves out $left_out from now on"
+  for try in 1 2 3 4 5 6 7 8 9 10; do
+    if scontrol update "jobid=$job" "ExcNodeList=${1:+$1,}$left_out" 2>/dev/null; then return; fi
+    sleep 0.2
+  done
+  echo "assay: Slurm did not hear that (try $try)" >&2
+}
+
+cancelled() { # TEXT of `scontrol show job`: whether somebody wants this job to end; to requeue it would undo that
+  case $(field JobState "$1") in
+    CANCELLED | COMPLETING) # Slurm ends it: for its time or a job before it, or because somebody said so
+      [ "$(field Reason "$1")" != TimeLimit ] || return 1
+      case $(field PreemptTime "$1") in "" | None) return 0 ;; *) return 1 ;; esac
+      ;;
+    *) return 1 ;;
+  esac
+}
+
+again() { # STATUS: this job goes back into the queue; the script ends here
+  local try said restarts
+  trap '' TERM # after a requeue Slurm ends this script and its children; what follows takes a moment
+  for try in 1 2 3 4 5 6 7 8; do
+    if said=$(scontrol show job "$job" 2>/dev/null); then # else slurmctld is down, or out of reach
+      if cancelled "$said"; then exit "$1"; fi
+      # Slurm itself puts a job back that it preempts, or whose node it lost sight of: the start that follows is left alone.
+      restarts=$(field Restarts "$said")
+      if [ -n "$restarts" ] && [ "$restarts" != "$attempt" ]; then
+        echo "assay: Slurm has put job $job back into the queue itself; this attempt only ends"
+        exit "$1"
+      fi
+      if scontrol requeue "$job"; then
+        [ -z "$left_out" ] || exclude "$(field ExcNodeList "$said")"
+        exit "$1"
+      fi
+    fi
+    sleep $((try * 5))
+  done
+  echo "assay: job $job could not be requeued; go on with: assay slurm retry" >&2
+  exit "$1"
+}
+
+failures() { # failed attempts of this job since it last got further
+  grep -F "\"progress\": $(in_json "$progress")," "$attempts" 2>/dev/null | grep -cF '"outcome": "failed"' || true
+}
+
+finish() { # STATUS [CAUSE]
+  local status=$1 cause outcome=failed known=yes
+  cause=${2:-$(cause_of "$status")}
+  case $status in
+    0) outcome="done" ;;
+    75) outcome=left ;;
+    2 | 65 | 66 | 77 | 78) outcome=explained ;;
+  esac
+  note ended ", \"status\": $status, \"outcome\": \"$outcome\", \"progress\": $(in_json "$progress"), \"cause\": $(in_json "$cause")" || known=no
+  echo "assay: job $job, attempt $attempt: $cause (status $status)"
+  case $outcome in
+    "done") exit 0 ;;
+    explained)
+      remark "assay: $cause"
+      exit "$status"
+      ;;
+  esac
+  if [ "$requeues" != yes ]; then
+    remark "assay: $cause"
+    exit "$status"
+  fi
+  if [ "$outcome" = left ]; then again 75; fi
+  local failed=$((attempt + 1))
+  if [ "$known" = yes ]; then failed=$(failures); fi
+  case $status in 126 | 127) leave_out "$(hostname -s)" ;; esac
+  if [ "$failed" -le "$retries" ]; then
+    remark "assay: $cause; try $failed of $retries more"
+    again "$status"
+  fi
+  remark "assay: $cause; no try of $retries is left"
+  exit "$status"
+}

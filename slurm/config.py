@@ -1,0 +1,148 @@
+"""The section [slurm]: what is asked of the cluster; and the site's defaults beneath it.
+
+What a whole site shares (account, partition, the script that loads modules) stands in one file with the same fields, no
+section: `$ASSAY_SLURM_SITE`, else `~/.config/assay/slurm.toml`. A field that the run's file sets wins. Nothing here can
+change a byte of what a run makes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from governance.config import Section, load_config
+from governance.errors import ConfigError
+from governance.signing import default_key_path
+
+SITE_VARIABLE = "ASSAY_SLURM_SITE"
+Word = Annotated[str, Field(pattern=r"^\S*$")]
+"""A value of one of Slurm's options: nothing in it that would end a directive."""
+Time = Annotated[str, Field(pattern=r"^(\d+(-\d+(:\d+){0,2})?|\d+(:\d+){1,2}|infinite|)$")]
+"""Wall time in Slurm's notation: minutes, "2:30:00", "3-12"."""
+Memory = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?[KMGTkmgt]?B?|)$")]
+"""Memory in Slurm's notation: "64G"; a bare number is megabytes."""
+
+
+class SlurmConfig(Section):
+    """What is asked of the cluster; an empty text or 0 leaves the choice to the cluster's default."""
+
+    partition: Word = ""
+    """Where training and evaluation run."""
+    data_partition: Word = ""
+    """Where everything else runs; empty: `partition`."""
+    account: Word = ""
+    qos: Word = ""
+    reservation: Word = ""
+    constraint: Word = ""
+    """Features of the nodes that train, in Slurm's grammar, for example "a100&ib"."""
+    exclude: Word = ""
+    """Nodes that no job gets, for example "node[3-5],node9"."""
+    mail_user: Word = ""
+    mail_type: Word = "END,FAIL"
+    """Which of Slurm's mails `mail_user` gets, of the report's and of the training's job."""
+
+    nodes: int = Field(default=1, ge=1)
+    """Nodes for training."""
+    gpus_per_node: int = Field(default=0, ge=0)
+    """GPUs on each node, one training process each; 0: training runs on the CPUs."""
+    processes_per_node: int = Field(default=0, ge=0)
+    """Training processes on each node; 0: one for each GPU, and one on a node without."""
+    cpus_per_task: int = Field(default=0, ge=0)
+    """Cores for each training process; 0: the cluster's default."""
+    memory: Memory = ""
+    """Memory of a node that trains, for example "64G"; "0": all of it."""
+    time_limit: Time = "24:00:00"
+    """Wall time of training, and of evaluation."""
+    signal_seconds: int = Field(default=180, ge=10, le=65535)
+    """Seconds before the limit at which the trainer is told to save and leave; the save must fit in."""
+    chain: int = Field(default=1, ge=1, le=100)
+    """Training jobs in a row, each begun when the one before has left: for a run longer than the time limit on a
+    cluster that does not let a job go back into its queue."""
+    interface: Word = ""
+    """Network interface of the nodes, for example "ib0"; empty: chosen in the job."""
+
+    data_cpus: int = Field(default=0, ge=0)
+    """Cores of each job that makes data, audits or reports, all used; 0: the cluster's default."""
+    data_memory: Memory = ""
+    """Memory of such a job."""
+    data_time_limit: Time = "24:00:00"
+    """Wall time of such a job."""
+    shards_per_task: int = Field(default=1, ge=1)
+    """Shards that an array task makes; more where there would be more tasks than the cluster or `max_tasks` allows."""
+    max_tasks: int = Field(default=0, ge=0)
+    """Most tasks of an array; 0: as many as the cluster's MaxArraySize allows."""
+    throttle: int = Field(default=0, ge=0)
+    """Most tasks of an array that run at once; 0: no bound."""
+
+    retries: int = Field(default=3, ge=0, le=100)
+    """How often a job goes back into the queue after a failure that another try, or another node, may mend."""
+    environment: str = ""
+    """A shell script that is sourced first (modules, a virtual environment); from the folder of the file naming it."""
+    container: str = ""
+    """An image that every command runs in: a file, or a name that `container_runtime` understands."""
+    container_runtime: Literal["none", "pyxis", "apptainer"] = "none"
+    """What runs the image: pyxis (enroot, an option of srun) or apptainer."""
+    container_mounts: tuple[str, ...] = ()
+    """Folders that are seen inside under the same path, besides the run's and its root."""
+
+    @property
+    def tasks_per_node(self) -> int:
+        """Training processes on each node."""
+        return self.processes_per_node or max(1, self.gpus_per_node)
+
+
+def site_path() -> Path:
+    """The site's file, whether it is there or not."""
+    named = os.environ.get(SITE_VARIABLE)
+    return Path(named) if named else default_key_path().with_name("slurm.toml")
+
+
+def with_site(section: SlurmConfig, folder: Path) -> SlurmConfig:
+    """The run's section over the site's defaults: a field that the run's file, in `folder`, sets wins.
+
+    The path of the script that is sourced is absolute afterwards.
+
+    Raises:
+        ConfigError: the site's file is wrong, or `$ASSAY_SLURM_SITE` names none; or an image has no runtime.
+    """
+    path = site_path()
+    site = SlurmConfig()
+    if path.exists() or os.environ.get(SITE_VARIABLE):
+        site = load_config(path, SlurmConfig)
+    ours = {name: getattr(section, name) for name in section.model_fields_set}
+    merged = site.model_copy(update=ours)
+    if merged.environment:
+        beside = folder if "environment" in ours else path.parent
+        script = (beside / Path(merged.environment).expanduser()).absolute()
+        merged = merged.model_copy(update={"environment": str(script)})
+    if bool(merged.container) != (merged.container_runtime != "none"):
+        raise ConfigError(
+            f"slurm.container = {merged.container!r} with container_runtime = {merged.container_runtime!r}: "
+            'give both, the image and "pyxis" or "apptainer", or neither'
+        )
+    return merged
+
+
+def minutes(time: str) -> float:
+    """Minutes of a wall time in Slurm's notation, rounded to none; infinite for "infinite", "UNLIMITED" and "".
+
+    Raises:
+        ValueError: it is none.
+    """
+    if time in ("", "infinite", "UNLIMITED", "NOT_SET"):
+        return float("inf")
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time):
+        raise ValueError(f"{time!r} is no wall time in Slurm's notation")
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minute, second = (*parts, 0, 0)[:3]
+    elif len(parts) == 1:
+        hours, minute, second = 0, parts[0], 0
+    else:
+        hours, minute, second = (0, *parts)[-3:]
+    return (int(days or 0) * 24 + hours) * 60 + minute + second / 60

@@ -1,0 +1,140 @@
+"""The run as a graph of jobs, a pure function of its work, the section [slurm] and the cluster's MaxArraySize.
+
+    sources -> ingest (array) -> ingest-join -> clean (array) -> clean-join -> ...
+            -> data -> audit -> train -> evaluate -> report
+
+The job "sources" is a join: it fetches what must be fetched and remembers the digests of the sources, by which shares
+find them. Each task of an array makes every n-th shard of one data step, from its own number on; a join does what one
+process does between two steps. The job "data" is the plain command: it finds all that is made, and makes what is left.
+So the numbers of steps and of shards decide only how much is done side by side.
+
+Every arrow is `afterok`, except two: the report is written when the evaluation has ended in any way, so also when the
+gate is closed; a link of a chain of training jobs begins when the one before has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from slurm.config import SlurmConfig
+
+Kind = Literal["share", "join", "data", "audit", "train", "evaluate", "report"]
+Condition = Literal["afterok", "afterany"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do, as far as a scheduler must know it."""
+
+    name: str
+    """The run's, for the jobs' names."""
+    steps: tuple[str, ...]
+    """The data steps in order, each over all shards."""
+    shards: int
+    """How many shards a step has, as well as it can be known."""
+    words: tuple[str, ...]
+    """CONFIG --root ROOT and the overrides, as a person would type them."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, or one array."""
+
+    name: str
+    kind: Kind
+    command: tuple[str, ...]
+    """The command that a person would type."""
+    options: tuple[str, ...]
+    """Of sbatch: what it asks for."""
+    after: tuple[tuple[Condition, str], ...] = ()
+    """(condition, name of the job that it waits for)."""
+    tasks: int = 0
+    """Tasks of an array, numbered from 0; 0: it is none."""
+
+
+def plan(work: Work, config: SlurmConfig, max_array_size: int, root: Path) -> list[Job]:
+    """The jobs in the order in which they are submitted: each behind those that it waits for."""
+    jobs: list[Job] = []
+    tasks = tasks_of(work.shards, config, max_array_size)
+
+    def add(
+        name: str, kind: Kind, command: Sequence[str], after: Sequence[tuple[Condition, str]], tasks: int = 0
+    ) -> None:
+        options = _options(work.name, name, kind, config, tasks, root)
+        jobs.append(Job(name, kind, ("assay", *command, *work.words), options, tuple(after), tasks))
+
+    def behind() -> list[tuple[Condition, str]]:
+        return [("afterok", jobs[-1].name)] if jobs else []
+
+    if tasks > 1:  # with one task, an array would only do what "data" does
+        add("sources", "join", ("data", "prepare", "--join"), [])
+        for step in work.steps:
+            add(step, "share", ("data", "prepare"), behind(), tasks)
+            add(f"{step}-join", "join", ("data", "prepare", "--join"), behind())
+    add("data", "data", ("data", "prepare"), behind())
+    add("audit", "audit", ("governance", "check"), behind())
+    for link in range(config.chain):
+        before: list[tuple[Condition, str]] = [("afterany", jobs[-1].name)] if link else []
+        add("train" if not link else f"train-{link + 1}", "train", ("train",), [("afterok", "audit"), *before])
+    add("evaluate", "evaluate", ("evaluate", "last"), behind())
+    add("report", "report", ("report",), [("afterok", "data"), ("afterany", "evaluate")])
+    return jobs
+
+
+def tasks_of(shards: int, config: SlurmConfig, max_array_size: int) -> int:
+    """Tasks of an array over so many shards."""
+    wanted = -(-shards // config.shards_per_task)
+    bounds = [wanted, max(1, max_array_size), *[config.max_tasks] * bool(config.max_tasks)]
+    return max(1, min(bounds))
+
+
+def shards_of(task: int, tasks: int, shards: int) -> range:
+    """The shards of one task: what `assay data prepare --share TASK/TASKS` makes."""
+    return range(task, shards, tasks)
+
+
+def logs_of(root: Path, array: bool) -> Path:
+    """Where the logs of a job lie, in sbatch's patterns: %x its name, %j or %A its id, %a the task."""
+    return root / "slurm" / "logs" / ("%x-%A_%a.log" if array else "%x-%j.log")
+
+
+def _options(run: str, name: str, kind: Kind, config: SlurmConfig, tasks: int, root: Path) -> tuple[str, ...]:
+    training, model = kind == "train", kind in ("train", "evaluate")
+    time = config.time_limit if model else config.data_time_limit
+    signal = f"USR1@{config.signal_seconds}"
+    texts = {
+        "job-name": f"{run}.{name}",
+        "output": str(logs_of(root, bool(tasks))),
+        "partition": config.partition if model else config.data_partition or config.partition,
+        "account": config.account,
+        "qos": config.qos,
+        "reservation": config.reservation,
+        "constraint": config.constraint if model else "",
+        "exclude": config.exclude,
+        "time": time,
+        "mem": config.memory if model else config.data_memory,
+        # to the ranks too while they train; else only to the script, which then ends what it started
+        "signal": signal if training else f"B:{signal}",
+        "mail-user": config.mail_user if kind in ("train", "report") else "",
+        "mail-type": config.mail_type if config.mail_user and kind in ("train", "report") else "",
+    }
+    numbers = {
+        "nodes": config.nodes if training else 1,
+        "ntasks-per-node": config.tasks_per_node if training else 1,
+        "cpus-per-task": config.cpus_per_task if model else config.data_cpus,
+        "gpus-per-node": config.gpus_per_node if training else min(1, config.gpus_per_node) if model else 0,
+    }
+    options = [f"--{option}={value}" for option, value in texts.items() if value]
+    options += [f"--{option}={value}" for option, value in numbers.items() if value]
+    options += ["--open-mode=append", "--requeue", "--kill-on-invalid-dep=yes"]
+    if tasks:
+        options.append(f"--array=0-{tasks - 1}{throttled(config)}")
+    return tuple(options)
+
+
+def throttled(config: SlurmConfig) -> str:
+    """What ends an array's list of numbers: at most so many at once."""
+    return f"%{config.throttle}" if config.throttle else ""

@@ -1,0 +1,238 @@
+"""What `assay slurm status` says: each job, the data's shards, the training, the energy, and what to type next.
+
+It says what it can while a part of Slurm is down, and which part that is. Progress is read from what the run itself
+leaves behind: the shards' records, and the training's metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from governance.files import read_lines
+from slurm.accounting import Energy, in_words
+from slurm.standing import Row, Standing, View
+
+_RECORD = re.compile(r"[0-9a-f]{64}\.json")
+_SHOWN_CAUSES = 8
+_TAIL_BYTES = 1 << 18
+"""How much of metrics.jsonl is read from its end: a few hundred steps."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the run itself stands; plain values, as whoever asks for the status knows them."""
+
+    config: str
+    """As the user typed it, with its options: what follows a command."""
+    root: Path
+    steps: tuple[str, ...] = ()
+    """The data steps."""
+    shards: int = 0
+    """Of a step, as well as it can be known."""
+    training: Path | None = None
+    """The training's folder, once its tokens are made."""
+    goal: int = 0
+    """Steps of training."""
+
+
+def describe(view: View, progress: Progress, energy: Energy | None) -> list[str]:
+    """All of it, as lines."""
+    lines = [f"{progress.root}: submission {view.submissions}, of {view.last}"]
+    lines += [f"! {words.splitlines()[-1]}" for words in view.silent]
+    lines += ["", *_table(view.rows), ""]
+    lines += _data(view, progress)
+    lines += _training(view, progress)
+    if energy is not None:
+        lines += in_words(energy)
+    lines += _attempts(view.rows)
+    lines += _reasons(view.rows)
+    return [*lines, f"next: {next_command(view, progress)}"]
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    head = ("job", "id", "state", "tasks", "elapsed", "nodes", "why")
+    cells = [head, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
+    return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    jobs = list(dict.fromkeys(part.unit.split("_")[0] for part in row.parts))
+    states: dict[str, int] = {}
+    for part in row.parts:
+        states[part.state] = states.get(part.state, 0) + 1
+    one = len(states) == 1
+    state = next(iter(states)) if one else ", ".join(f"{count} {state}" for state, count in states.items())
+    nodes = list(
+        dict.fromkeys(part.nodes for part in row.parts if (part.nodes and part.kind != "done") or len(row.parts) == 1)
+    )
+    tasks = f"{row.count('done')}/{len(row.parts)}" if row.parts[0].number is not None else ""
+    elapsed = max(part.elapsed for part in row.parts)
+    return (
+        row.name, ",".join(jobs), state, tasks, clock(elapsed), _short(",".join(nodes), 30), _why(row)
+    )  # fmt: skip
+
+
+def _why(row: Row) -> str:
+    """Why a job waits, or how it failed."""
+    failed = [part for part in row.parts if part.kind in ("failed", "lost")]
+    if failed:
+        causes = list(dict.fromkeys(_ended(part) for part in failed))
+        return _short("; ".join(causes), 100)
+    waiting = [part for part in row.parts if part.kind == "waiting"]
+    if not waiting:
+        return ""
+    reasons = list(dict.fromkeys(part.reason for part in waiting if part.reason))
+    begins = min((part.starts for part in waiting if part.starts), default="")
+    return ", ".join(reasons) + (f"; expected {begins}" if begins else "")
+
+
+def _ended(part: Standing) -> str:
+    status = f"exit {part.status}: " if part.status else ""
+    return f"{status}{part.cause}" if part.cause else status.rstrip(": ")
+
+
+def _data(view: View, progress: Progress) -> list[str]:
+    """How many shards of each stage are made, while its array is there."""
+    if not progress.shards or view.row(progress.steps[0] if progress.steps else "") is None:
+        return []
+    stages: dict[str, int] = {}
+    for step in progress.steps:
+        stage = re.sub(r"-\d+$", "", step)
+        stages[stage] = stages.get(stage, 0) + progress.shards
+    told = []
+    for stage, expected in stages.items():
+        made = _records(progress.root / stage / "records", view.first)
+        if made:
+            told.append(f"{stage} {made:,} of about {max(expected, made):,}")
+    return [f"shards made since the first submission: {', '.join(told)}"] if told else []
+
+
+def _records(folder: Path, since: str) -> int:
+    begun = moment(since).timestamp()
+    try:
+        return sum(
+            _RECORD.fullmatch(path.name) is not None and path.stat().st_mtime >= begun for path in folder.iterdir()
+        )
+    except OSError:
+        return 0
+
+
+def _training(view: View, progress: Progress) -> list[str]:
+    """Step, loss, speed and energy of the newest attempt, and when it will be done."""
+    if progress.training is None:
+        return []
+    lines = _last_lines(progress.training / "metrics.jsonl")
+    steps = [line for line in lines if line.get("event") == "step"]
+    if not steps:
+        return []
+    last = steps[-1]
+    saved = max((int(line["step"]) for line in lines if line.get("event") == "checkpoint"), default=0)
+    told = f"training: step {last['step']:,} of {progress.goal:,} (attempt {last['attempt']})"
+    told += f", loss {_number(last['loss'], 4)}, {_number(last.get('tokens_per_second'), 0)} tokens/s"
+    if isinstance(last.get("joules"), int | float):
+        told += f", {last['joules'] / 3.6e6:.4g} kWh on the first node in this attempt"
+    if saved:
+        told += f"; saved at step {saved:,}"
+    training = [row for row in view.rows if row.kind == "train"]
+    if any(row.count("running") for row in training) and (left := progress.goal - int(last["step"])) > 0:
+        recent = [float(line["seconds"]) for line in steps[-50:] if isinstance(line.get("seconds"), int | float)]
+        if recent:
+            end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=left * sum(recent) / len(recent))
+            told += f"; expected end {end:%Y-%m-%d %H:%M} UTC"
+    return [told]
+
+
+def _last_lines(path: Path) -> list[Mapping[str, Any]]:
+    return [line for line in read_lines(path, last_bytes=_TAIL_BYTES) if isinstance(line, dict)]
+
+
+def _number(value: Any, digits: int) -> str:
+    return f"{value:,.{digits}f}" if isinstance(value, int | float) else str(value)
+
+
+def _attempts(rows: Sequence[Row]) -> list[str]:
+    """Why attempts ended before the present one, the commonest causes first."""
+    told = []
+    for row in rows:
+        causes: dict[str, int] = {}
+        for part in row.parts:
+            for attempt in part.attempts:
+                if attempt.outcome not in ("", "done") and attempt is not _final(part):
+                    causes[attempt.cause] = causes.get(attempt.cause, 0) + 1
+        ordered = sorted(causes.items(), key=lambda item: -item[1])[:_SHOWN_CAUSES]
+        told += [
+            f"{row.name}: begun again{f' {count} times' if count > 1 else ''}: {cause}" for cause, count in ordered
+        ]
+    return told
+
+
+def _final(part: Standing) -> object:
+    """The attempt that decided how a job ended; none while it lives."""
+    return part.attempts[-1] if part.attempts and part.kind in ("failed", "lost") else None
+
+
+def _reasons(rows: Sequence[Row]) -> list[str]:
+    """What failed, in full: the table shortens."""
+    told = []
+    for row in rows:
+        for part in [part for part in row.parts if part.kind in ("failed", "lost") and part.cause][:_SHOWN_CAUSES]:
+            if not part.cause.startswith("because "):
+                name = row.name if part.number is None else f"{row.name}[{part.number}]"
+                told.append(f"{name} ({part.state}): {_ended(part)}")
+    return told
+
+
+def next_command(view: View, progress: Progress) -> str:
+    """What the user may type next."""
+    config, rows = progress.config, view.rows
+    if not view.queue_answers:
+        return f"wait until the controller answers (scontrol ping), then: assay slurm status {config}"
+    if any(part.status == 77 for row in rows for part in row.parts if part.kind == "failed"):
+        return (
+            "the gate is closed: read the report; mend the corpus, or let an owner look (assay governance review "
+            f"{config} --key KEY); then: assay slurm retry {config}"
+        )
+    broken = [row for row in rows if row.over]
+    if broken:
+        first = next((row for row in broken if not all(p.cause.startswith("because ") for p in row.parts)), broken[0])
+        ended = [part for part in first.parts if part.kind in ("failed", "lost")]
+        if all(part.state.startswith("CANCELLED") and part.status in (None, 0, 75) for part in ended):
+            return f"{first.name} was cancelled; go on with: assay slurm retry {config}"
+        explained = any(part.status in (2, 65, 66, 78) for part in first.parts if part.kind == "failed")
+        mend = "mend that" if explained else f"look: assay slurm logs {config} --job {first.name}"
+        return f"{first.name} did not succeed; {mend}, then: assay slurm retry {config}"
+    if all(row.done for row in rows):
+        reports = sorted((progress.root / "report").glob("*/report.html"), key=lambda path: path.stat().st_mtime)
+        return f"all is done; open {reports[-1]}" if reports else "all is done"
+    if any(part.reason == "JobHeldUser" for row in rows for part in row.parts if part.kind == "waiting"):
+        return f"jobs are held: a submission was broken off, or somebody holds them: assay slurm cancel {config}"
+    if any(row.count("running") for row in rows):
+        running = next(row.name for row in rows if row.count("running"))
+        return f"assay slurm logs {config} --job {running} --follow"
+    return f"assay slurm status {config} --watch"
+
+
+def settled(view: View) -> bool:
+    """Whether nothing more will happen by itself."""
+    return view.queue_answers and not any(row.live for row in view.rows)
+
+
+def clock(seconds: int) -> str:
+    """Seconds as "1-02:03:04"."""
+    days, rest = divmod(seconds, 86_400)
+    return (f"{days}-" if days else "") + f"{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+
+
+def moment(text: str) -> datetime.datetime:
+    """The moment of a time in ISO 8601 with Z."""
+    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,0 +1,54 @@
+"""What the report says of a cluster's jobs: causes of attempts, and two meters side by side."""
+
+import json
+
+from governance.files import append_line, write_json
+from governance.reports.cluster import cluster, cluster_facts
+
+
+def said(root, unit, event, started, **values):
+    append_line(
+        root / "slurm" / "attempts" / f"{unit}.jsonl", json.dumps({"event": event, "started": started, **values})
+    )
+
+
+def submitted(root):
+    for job, name in (("12", "clean"), ("13", "train")):
+        append_line(root / "slurm" / "jobs.jsonl", json.dumps({"job": job, "name": name}))
+
+
+def test_a_run_of_one_machine_has_no_cluster(tmp_path):
+    assert cluster_facts(tmp_path) is None
+    assert "not submitted to a cluster" in str(cluster({"cluster": None}))
+
+
+def test_causes_are_counted_by_job(tmp_path):
+    submitted(tmp_path)
+    for task in (1, 2):
+        said(tmp_path, f"12_{task}", "started", "1")
+        said(tmp_path, f"12_{task}", "ended", "1", outcome="failed", cause="the <disk> is full")
+        said(tmp_path, f"12_{task}", "started", "2")
+        said(tmp_path, f"12_{task}", "ended", "2", outcome="done", cause="done")
+    said(tmp_path, "13", "started", "3")
+    said(tmp_path, "13", "started", "4")  # it still runs
+    said(tmp_path, "99", "started", "5")  # of no job of this root
+    found = cluster_facts(tmp_path)
+    assert found["attempts"] == 6
+    assert found["causes"] == [
+        {"job": "clean", "cause": "the <disk> is full", "count": 2},
+        {"job": "train", "cause": "killed without a word, most often with its node", "count": 1},
+    ]
+    page = str(cluster({"cluster": found}))
+    assert "the &lt;disk&gt; is full" in page
+    assert "was not asked" in page
+
+
+def test_both_meters_and_their_difference_are_shown(tmp_path):
+    submitted(tmp_path)
+    values = {"asked": "2026-11-25T10:00:00Z", "core_seconds": 7200, "jobs": {}, "ours": 1000.0, "slurm": 1250}
+    write_json(tmp_path / "slurm" / "accounting.json", values)
+    page = str(cluster({"cluster": cluster_facts(tmp_path)}))
+    assert "+25% of ours" in page
+    assert "2.00 core hours" in page
+    write_json(tmp_path / "slurm" / "accounting.json", {**values, "slurm": None})
+    assert "unknown" in str(cluster({"cluster": cluster_facts(tmp_path)}))

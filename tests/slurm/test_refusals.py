@@ -1,0 +1,242 @@
+"""What is refused before anything is queued, with Slurm's own words and the mend; and the site's defaults."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from governance.errors import ClusterError, ConfigError
+from slurm import tools
+from slurm.config import SITE_VARIABLE, SlurmConfig, minutes, with_site
+from slurm.graph import Work, plan
+from slurm.refusals import check_settings, file_system_of, megabytes, refuse
+from slurm.submit import keep_scripts
+
+SCONTROL = """
+case "$*" in
+  *partition*)
+    echo "PartitionName=short AllowAccounts=ALL Default=YES MaxNodes=UNLIMITED MaxTime=01:00:00 TotalNodes=2 State=UP"
+    echo "PartitionName=long AllowAccounts=ALL Default=NO MaxNodes=1 MaxTime=7-00:00:00 TotalNodes=2 State=UP" ;;
+  *node*)
+    echo "NodeName=n1 CPUTot=8 RealMemory=64000 Gres=gpu:a100:2(S:0),nvme:1 Partitions=short,long State=IDLE"
+    echo "NodeName=n2 CPUTot=8 RealMemory=64000 Gres=(null) Partitions=short State=IDLE" ;;
+  *config*) echo "MaxArraySize            = 1001" ;;
+esac
+"""
+SBATCH = """
+for word; do case $word in
+  --partition=nowhere) echo "sbatch: error: invalid partition specified: nowhere" >&2; exit 1 ;;
+  --test-only) test=yes ;;
+esac; done
+[ -n "$test" ] || echo "$*" >> QUEUED
+[ ! -e REFUSAL ] || { cat REFUSAL >&2; exit 1; }
+"""
+
+
+SRUN = """
+while [[ $1 == -* ]]; do shift; done
+[ ! -e BUSY ] || { echo "Requested nodes are busy" >&2; exit 1; }
+"$@"
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A folder of stand-ins for Slurm's tools, first on PATH."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    bodies = {
+        "scontrol": SCONTROL,
+        "sbatch": SBATCH.replace("QUEUED", f"{tmp_path}/queued").replace("REFUSAL", f"{tmp_path}/refusal"),
+        "sacctmgr": "echo tests",
+        "srun": SRUN.replace("BUSY", f"{tmp_path}/busy"),
+    }
+    for name, body in bodies.items():
+        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def look(cluster, root=None, **settings):
+    config = SlurmConfig(**{"time_limit": "30", "data_time_limit": "30", **settings})
+    root = root or cluster / "root"
+    jobs = plan(Work("run", ("ingest",), 4, ("run.toml",)), config, 1001, root)
+    keep_scripts(jobs, cluster / "run.toml", root, config)
+    refuse(jobs, config, root, cluster / "run.toml")
+
+
+def test_what_fits_is_let_through(cluster):
+    look(cluster, partition="short", nodes=2, gpus_per_node=2, memory="60G", account="tests")
+    assert not (cluster / "queued").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"partition": "nowhere"},
+            r"slurm.partition = 'nowhere'.*there are long, short.*Slurm says: sbatch: .*nowhere",
+        ),
+        ({"data_partition": "nowhere"}, r"slurm.data_partition = 'nowhere'"),
+        ({"account": "other"}, r"slurm.account = 'other': you may charge tests"),
+        (
+            {"time_limit": "2:00:00"},
+            r"slurm.time_limit = '2:00:00' is above the partition's limit \(short MaxTime=01:00:00\)",
+        ),
+        (
+            {"data_time_limit": "8-0", "data_partition": "long"},
+            r"slurm.data_time_limit = '8-0' is above .*long MaxTime=7-",
+        ),
+        ({"gpus_per_node": 3}, r"slurm.gpus_per_node = 3: 3 GPUs are asked for on a node, .* more than 2"),
+        ({"cpus_per_task": 5, "gpus_per_node": 2}, r"10 CPUs are asked for on a node, .* more than 8"),
+        ({"memory": "128G"}, r"slurm.memory = '128G': 131,072 MB are asked for .* more than 64,000"),
+        ({"nodes": 3}, r"slurm.nodes = 3: a job gets at most 2 of short"),
+        ({"partition": "long", "nodes": 2}, r"slurm.nodes = 2: a job gets at most 1 of long"),
+    ],
+)
+def test_what_the_cluster_has_not_is_refused(cluster, settings, told):
+    with pytest.raises(ClusterError, match=f"(?s)nothing was queued.*{told}"):
+        look(cluster, **settings)
+    assert not (cluster / "queued").exists()
+
+
+def test_slurms_own_words_come_with_the_mend(cluster):
+    (cluster / "refusal").write_text("sbatch: error: Invalid account or account/partition combination specified")
+    with pytest.raises(ClusterError, match=r"Invalid account or account/partition .*Mend: set slurm") as told:
+        look(cluster)
+    assert str(told.value).count("Invalid account") == 1  # each of its answers once
+
+
+def test_a_node_that_is_down_now_is_no_refusal(cluster, caplog):
+    (cluster / "refusal").write_text("sbatch: error: Required node not available (down, drained or reserved)")
+    look(cluster)
+    assert "cannot start now" in caplog.text
+
+
+def test_without_slurm_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterError, match=r"scontrol: not on this machine's PATH.*login node"):
+        tools.max_array_size()
+
+
+def test_a_path_that_a_node_does_not_see_is_refused(cluster):
+    srun = cluster / "programs" / "srun"
+    srun.write_text('#!/bin/bash\necho "srun: error: n1: task 0: Exited with exit code 1" >&2; exit 1\n')
+    with pytest.raises(ClusterError, match=r"the nodes do not see it.*Choose a --root.*task 0: Exited"):
+        look(cluster)
+
+
+def test_where_no_node_is_free_memory_is_refused_and_a_disk_is_warned_of(cluster, caplog, monkeypatch):
+    (cluster / "busy").touch()
+    monkeypatch.setattr("slurm.refusals.file_system_of", lambda path, mounts: "ext4")
+    look(cluster)
+    assert "no node is free to be asked" in caplog.text
+    monkeypatch.setattr("slurm.refusals.file_system_of", lambda path, mounts: "tmpfs")
+    with pytest.raises(ClusterError, match="lies on tmpfs, in the memory of this machine alone"):
+        look(cluster)
+
+
+def test_a_networks_file_system_is_believed(cluster, monkeypatch):
+    (cluster / "busy").touch()
+    monkeypatch.setattr("slurm.refusals.file_system_of", lambda path, mounts: "lustre")
+    look(cluster)
+
+
+def test_the_file_system_of_a_path():
+    mounts = ["/dev/sda / ext4 rw 0 0", "host:/x /net nfs4 rw 0 0", "tmpfs /net/a\\040b tmpfs rw 0 0", "odd"]
+    wanted = {"/etc": "ext4", "/net/me/run": "nfs4", "/net/a b/run": "tmpfs", "/nets": "ext4"}
+    assert {path: file_system_of(Path(path), mounts) for path in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("30", 30), ("2:30", 2.5), ("1:02:00", 62), ("1-2", 1560), ("1-00:10", 1450), ("infinite", float("inf"))],
+)
+def test_wall_times(text, expected):
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [("64G", 65536), ("500", 500), ("1.5G", 1536), ("2T", 2 << 20), ("", 0)])
+def test_memory(text, expected):
+    assert megabytes(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "root", "told"),
+    [
+        ({"time_limit": "4", "signal_seconds": 180}, "/r", "slurm.time_limit = '4' with signal_seconds = 180"),
+        ({"environment": "/nowhere.sh"}, "/r", "slurm.environment: there is no /nowhere.sh"),
+        ({}, "/r/100%", "Slurm reads '%'"),
+    ],
+)
+def test_settings_that_contradict_are_refused(settings, root, told):
+    with pytest.raises(ConfigError, match=told):
+        check_settings(SlurmConfig(**settings), Path(root))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"partition": "a b"}, {"time_limit": "soon"}, {"memory": "much"}, {"nodes": 0}, {"container_runtime": "docker"},
+     {"account": "x\n#SBATCH --uid=0"}],
+)  # fmt: skip
+def test_values_that_no_option_takes_are_refused(settings):
+    with pytest.raises(ValueError, match="validation error"):
+        SlurmConfig(**settings)
+
+
+def test_the_runs_file_wins_over_the_sites(tmp_path, monkeypatch):
+    site = tmp_path / "site" / "slurm.toml"
+    site.parent.mkdir()
+    site.write_text('partition = "gpu"\naccount = "lab"\nenvironment = "modules.sh"\nretries = 7\n')
+    monkeypatch.setenv(SITE_VARIABLE, str(site))
+    merged = with_site(SlurmConfig(partition="big", nodes=1), tmp_path)
+    assert (merged.partition, merged.account, merged.retries, merged.nodes) == ("big", "lab", 7, 1)
+    assert merged.environment == str(tmp_path / "site" / "modules.sh")
+    assert with_site(SlurmConfig(environment="my.sh"), tmp_path).environment == str(tmp_path / "my.sh")
+    site.write_text('partitions = "gpu"\n')
+    with pytest.raises(ConfigError, match="did you mean 'partition'"):
+        with_site(SlurmConfig(), tmp_path)
+    monkeypatch.setenv(SITE_VARIABLE, str(tmp_path / "none.toml"))
+    with pytest.raises(ConfigError, match="no such file"):
+        with_site(SlurmConfig(), tmp_path)
+
+
+def test_an_image_wants_something_that_runs_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv(SITE_VARIABLE, raising=False)
+    with pytest.raises(ConfigError, match="give both"):
+        with_site(SlurmConfig(container="image.sif"), tmp_path)
+
+
+def test_a_job_around_does_not_steer_the_tools(cluster, monkeypatch):
+    (cluster / "programs" / "sbatch").write_text(f"#!/bin/bash\nenv > {cluster}/seen; echo '12;testbed'\n")
+    for name in ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "SBATCH_PARTITION", "SQUEUE_FORMAT", "SLURM_CONF"):
+        monkeypatch.setenv(name, "x")
+    assert tools.submit(Path("script"), []) == "12"
+    seen = {line.partition("=")[0] for line in (cluster / "seen").read_text().splitlines()}
+    assert "SLURM_CONF" in seen
+    assert not seen & {"SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "SBATCH_PARTITION", "SQUEUE_FORMAT"}
+
+
+def test_elapsed_times_and_energies_are_read(monkeypatch):
+    assert [tools.seconds(text) for text in ("1-02:03:04", "05:06", "INVALID", "")] == [93784, 306, 0, 0]
+    line = "\x1f".join(["7", "CANCELLED by 0", "0:15", "61", "n1", "122", str((1 << 64) - 5), "assay: x|y"])
+    monkeypatch.setattr(tools, "_ask", lambda *words: f"{line}\n{line.replace('7', '7.batch', 1)}\n")
+    [found] = tools.accounted(["7"])
+    assert (found.state, found.signal, found.joules, found.comment) == ("CANCELLED", 15, None, "assay: x|y")
+
+
+def test_the_energy_of_a_job_is_that_of_its_steps(monkeypatch):
+    told = [
+        ("7", ""),
+        ("7.batch", "600"),
+        ("7", ""),
+        ("7.batch", "500"),
+        ("7.0", "400"),
+        ("7.1", "900"),
+        ("7.2", str(-5 % 2**64)),
+    ]
+    lines = ["\x1f".join([job, "COMPLETED", "0:0", "60", "n1", "60", joules, ""]) for job, joules in told]
+    monkeypatch.setattr(tools, "_ask", lambda *words: "\n".join(lines))
+    assert [start.joules for start in tools.accounted(["7"], every_start=True)] == [600, 1300]

@@ -1,0 +1,256 @@
+"""The scripts: valid bash before and after they are filled in, true to the configuration, right about exit codes."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slurm.config import SlurmConfig
+from slurm.graph import Work, plan
+from slurm.render import render
+
+FOLDER = Path(__file__).parents[2] / "slurm"
+TEMPLATES = sorted([*FOLDER.glob("*.sbatch"), FOLDER / "attempt.sh"])
+
+
+def jobs_of(config, root=Path("/shared/run"), file=Path("/shared/run.toml"), shards=40):
+    words = (str(file), "--root", str(root))
+    return {job.name: job for job in plan(Work("run", ("ingest", "clean"), shards, words), config, 1001, root)}
+
+
+def bash_accepts(text):
+    return subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False).returncode == 0
+
+
+def shellcheck(path):
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run(["shellcheck", "--shell=bash", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_templates_are_valid_unfilled(path):
+    assert bash_accepts(path.read_text())
+    shellcheck(path)
+
+
+@pytest.mark.parametrize("runtime", ["none", "pyxis", "apptainer"])
+@pytest.mark.parametrize("name", ["ingest", "ingest-join", "audit", "train", "evaluate"])
+def test_templates_are_valid_filled_in(runtime, name, tmp_path):
+    container = {} if runtime == "none" else {"container": "/images/assay.sqsh", "container_runtime": runtime}
+    config = SlurmConfig(environment="/shared/my modules.sh", gpus_per_node=2, **container)
+    script = tmp_path / "script.sbatch"
+    script.write_text(render(jobs_of(config)[name], Path("/shared/run.toml"), Path("/shared/run"), config))
+    assert "@" not in "".join(
+        line for line in script.read_text().splitlines() if "USR1@" not in line and "[@]" not in line
+    )
+    assert "source attempt.sh" not in script.read_text()
+    assert bash_accepts(script.read_text())
+    shellcheck(script)
+
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\x00\n\r"), min_size=1, max_size=20)
+
+
+@given(name=NAMES, folder=NAMES)
+def test_any_path_survives_quoting(name, folder):
+    if name in (".", "..") or folder in (".", ".."):
+        return
+    root, file = Path("/runs") / folder, Path("/runs") / folder / f"{name}.toml"
+    config = SlurmConfig(environment=f"/etc/{name}")
+    for job in jobs_of(config, root, file).values():
+        text = render(job, file, root, config)
+        filled = {line.partition("=")[0]: line.partition("=")[2] for line in text.split("\n") if "=" in line}
+        assert shlex.split(filled["root"]) == [str(root)]
+        assert shlex.split(filled["environment"]) == [f"/etc/{name}"]
+        assert shlex.split(filled["command"].strip()[1:-1]) == list(job.command)
+        assert bash_accepts(text)
+
+
+def test_a_container_holds_the_command_and_sees_the_run():
+    pyxis = SlurmConfig(container="img", container_runtime="pyxis", container_mounts=("/data",))
+    text = render(jobs_of(pyxis)["ingest"], Path("/shared/run.toml"), Path("/shared/run"), pyxis)
+    assert "--container-image=img '--container-mounts=/shared:/shared,/shared/run:/shared/run,/data:/data'" in text
+    apptainer = SlurmConfig(container="img.sif", container_runtime="apptainer", gpus_per_node=1)
+    text = render(jobs_of(apptainer)["train"], Path("/shared/run.toml"), Path("/shared/run"), apptainer)
+    assert "inside=(apptainer exec --nv --bind /shared --bind /shared/run img.sif)" in text
+
+
+class Node:
+    """A machine on which a script runs: a root, programs that stand in, and what they were asked."""
+
+    def __init__(self, folder):
+        self.root, self.programs = folder / "root", folder / "programs"
+        (self.root / "slurm").mkdir(parents=True)
+        (self.root / "slurm" / "jobs.jsonl").write_text("")
+        self.programs.mkdir()
+        self.asked = folder / "asked"
+        self.program("scontrol", f'echo "$*" >> {self.asked}')
+        self.program("sleep", ":")
+
+    def program(self, name, body):
+        path = self.programs / name
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+
+    def run(self, name="data", attempt=0, task=None, config=None):
+        config = config or SlurmConfig(retries=2)
+        job = jobs_of(config, self.root)[name]
+        script = self.root / "slurm" / f"{name}.sbatch"
+        script.write_text(render(job, Path("/shared/run.toml"), self.root, config))
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+        here = {
+            "PATH": f"{self.programs}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": "7",
+            "SLURM_RESTART_COUNT": str(attempt),
+        }
+        here |= {"SLURM_JOB_NODELIST": 'node"1', "SLURM_CPUS_ON_NODE": "3"}
+        if task is not None:
+            here |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(task)}
+        done = subprocess.run(
+            ["bash", str(script)], env={**kept, **here}, capture_output=True, text=True, check=False, timeout=60
+        )
+        return done
+
+    @property
+    def requests(self):
+        return self.asked.read_text().splitlines() if self.asked.exists() else []
+
+    def attempts(self, unit="7"):
+        path = self.root / "slurm" / "attempts" / f"{unit}.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def node(tmp_path):
+    return Node(tmp_path)
+
+
+def test_a_job_runs_what_a_person_would_type(node, tmp_path):
+    node.program("assay", f'printf "%s\\n" "$@" > {tmp_path}/words')
+    assert node.run("ingest", task=3).returncode == 0
+    words = (tmp_path / "words").read_text().splitlines()
+    shown = ["data", "prepare", "/shared/run.toml", "--root", str(node.root), "--workers", "3", "--share", "3/40"]
+    assert words == shown
+    started, ended = node.attempts("7_3")
+    assert (started["event"], ended["event"], ended["status"], ended["outcome"]) == ("started", "ended", 0, "done")
+    assert started["nodes"] == 'node"1'
+    assert node.requests == []
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "requeued"),
+    [(0, "done", False), (2, "explained", False), (65, "explained", False), (66, "explained", False),
+     (77, "explained", False), (78, "explained", False), (75, "left", True), (1, "failed", True), (70, "failed", True),
+     (73, "failed", True), (74, "failed", True), (137, "failed", True)],
+)  # fmt: skip
+def test_what_follows_an_exit_status(node, status, outcome, requeued):
+    node.program("assay", f"exit {status}")
+    assert node.run("audit").returncode == status
+    assert node.attempts()[-1]["outcome"] == outcome
+    assert ("requeue 7" in node.requests) == requeued
+
+
+def test_the_reason_of_a_closed_gate_is_in_the_comment(node):
+    told = [
+        "2026-11-25 10:00:00 ERROR GateClosed: verdict closed",
+        "  fail pii.total (owner: ann): 3 > 0",
+        "  shown raw.x",
+    ]
+    node.program("assay", f"printf '%s\\n' {shlex.join(told)} >&2; exit 77")
+    assert node.run("audit").returncode == 77
+    reason = "the gate is closed: verdict closed; fail pii.total (owner: ann): 3 > 0"
+    assert node.attempts()[-1]["cause"] == reason
+    assert f"update jobid=7 comment=assay: {reason}" in node.requests
+    head = "assay journal 12:0123abc"
+    node.program("scontrol", f'echo "$*" >> {node.asked}; [ "$1" != show ] || echo "   Comment={head}"')
+    node.run("audit")
+    assert f"update jobid=7 comment=assay: {reason}; {head}" in node.requests
+
+
+def test_failures_are_bounded_and_preemptions_are_not(node):
+    node.program("assay", "exit 1")
+    for attempt in range(4):
+        node.asked.unlink(missing_ok=True)
+        node.run(attempt=attempt)
+        assert ("requeue 7" in node.requests) == (attempt < 2)
+    node.program("assay", "exit 75")
+    for attempt in range(4, 8):
+        node.asked.unlink(missing_ok=True)
+        node.run(attempt=attempt)
+        assert "requeue 7" in node.requests
+
+
+def test_where_the_record_cannot_be_written_slurms_own_count_bounds(node):
+    node.program("assay", "exit 1")
+    (node.root / "slurm" / "attempts").write_text("a file in the folder's place")
+    node.run(attempt=1)
+    assert "requeue 7" in node.requests
+    node.asked.unlink()
+    node.run(attempt=2)
+    assert "requeue 7" not in node.requests
+
+
+def test_a_task_requeues_itself_and_not_its_array(node):
+    node.program("assay", "exit 74")
+    node.run("ingest", task=5)
+    assert "requeue 7_5" in node.requests
+    assert "requeue 7" not in node.requests
+
+
+@pytest.mark.parametrize(
+    ("told", "comes_back"),
+    [("JobState=CANCELLED Reason=None", False), ("JobState=COMPLETING Reason=None PreemptTime=None", False),
+     ("JobState=COMPLETING Reason=TimeLimit PreemptTime=None", True), ("JobState=RUNNING Reason=None", True),
+     ("JobState=COMPLETING Reason=None PreemptTime=2026-11-25T10:00:00", True)],
+)  # fmt: skip
+def test_a_cancelled_job_does_not_come_back(node, told, comes_back):
+    node.program("assay", "exit 75")
+    node.program("scontrol", f'echo "$*" >> {node.asked}; echo "JobId=7 {told}"')
+    node.run()
+    assert ("requeue 7" in node.requests) == comes_back
+
+
+def test_a_link_of_a_chain_leaves_the_rest_to_the_next(node):
+    node.program("srun", 'while [[ $1 == -* ]]; do shift; done; exec "$@"')
+    node.program("assay", "exit 75")
+    assert node.run("train", config=SlurmConfig(chain=2)).returncode == 75
+    assert not [line for line in node.requests if line.startswith("requeue")]
+
+
+def test_a_node_that_does_not_see_the_root_says_so(node):
+    node.program("assay", "exit 0")
+    (node.root / "slurm" / "jobs.jsonl").unlink()
+    done = node.run()
+    assert done.returncode == 66
+    assert "does not see" in done.stdout
+
+
+def test_a_node_without_the_command_is_left_out(node):
+    node.program("assay", "exit 127")
+    node.run()
+    assert [line for line in node.requests if line.startswith("update jobid=7 ExcNodeList=")]
+    assert "requeue 7" in node.requests
+
+
+def test_the_signal_before_the_limit_puts_a_step_back(node):
+    records = node.root / "clean" / "records"
+    node.program("assay", f"mkdir -p {records}; touch {records}/$RANDOM.json; kill -USR1 $PPID; exec /bin/sleep 30")
+    for attempt in range(4):  # without bound, as long as somebody gets further
+        assert node.run(attempt=attempt).returncode == 75
+        assert node.attempts()[-1]["cause"] == "told to leave before the time limit"
+    assert node.requests.count("requeue 7") == 4
+
+
+def test_a_step_for_which_the_limit_is_too_short_is_bounded(node):
+    node.program("assay", "kill -USR1 $PPID; exec /bin/sleep 30")
+    assert [node.run(attempt=attempt).returncode for attempt in range(3)] == [124, 124, 124]
+    assert node.attempts()[-1]["cause"] == "its time was over, and no shard was finished in it"
+    assert node.requests.count("requeue 7") == 2

@@ -1,0 +1,354 @@
+"""How jobs stand while parts of Slurm are down, what is submitted again, and what the status says of it."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from governance.errors import ClusterError, ConfigError, MissingInput
+from governance.files import append_line, write_text
+from slurm import tools
+from slurm.accounting import ACCOUNTING_FILE, account
+from slurm.config import SlurmConfig
+from slurm.control import log_of, missing
+from slurm.graph import Work, plan
+from slurm.standing import attempts_of, gather
+from slurm.status import Progress, describe, next_command, settled
+from slurm.submit import Order, ranges, submit, submitted
+
+CONFIG = SlurmConfig(throttle=2)
+
+
+class Cluster:
+    """Slurm as the tools show it: ids are handed out, states are what a test sets."""
+
+    def __init__(self, monkeypatch, root):
+        self.root, self.next, self.calls = root, 100, []
+        self.queued, self.accounts = {}, {}
+        self.controller = self.database = True
+        monkeypatch.setattr(tools, "submit", self.submit)
+        monkeypatch.setattr(tools, "release", lambda jobs: self.calls.append(("release", *jobs)))
+        monkeypatch.setattr(tools, "cancel", lambda jobs: self.calls.append(("cancel", *jobs)))
+        monkeypatch.setattr(tools, "queue", self.queue)
+        monkeypatch.setattr(tools, "accounted", self.accounted)
+        self.refused = ""
+
+    def submit(self, script, options):
+        if script.stem == self.refused:
+            raise ClusterError("sbatch: error: Batch job submission failed: Invalid qos specification")
+        self.next += 1
+        self.calls.append(("submit", script.stem, *options))
+        return str(self.next)
+
+    def queue(self, jobs):
+        if not self.controller:
+            raise ClusterError("squeue: slurm_load_jobs error: Unable to contact slurm controller")
+        found = []
+        for unit, (state, reason) in self.queued.items():
+            if unit.split("_")[0] in jobs:
+                found.append(tools.Queued(unit, state, reason, 60, "node1", "", ""))
+        return found
+
+    def accounted(self, jobs, *, every_start=False):
+        if not self.database:
+            raise ClusterError("sacct: error: Problem talking to the database: Connection refused")
+        return [item for items in self.accounts.values() for item in items if item.job.split("_")[0] in jobs]
+
+    def ended(self, unit, state="COMPLETED", status=0, joules=None, comment=""):
+        self.queued.pop(unit, None)
+        self.accounts[unit] = [tools.Accounted(unit, state, status, 0, 60, "node1", 120, joules, comment)]
+
+    def said(self, unit, outcome, status, cause="", attempt=0):
+        about = {"job": unit, "attempt": attempt, "nodes": "node1", "started": f"2026-11-25T10:00:0{attempt}Z"}
+        path = self.root / "slurm" / "attempts" / f"{unit}.jsonl"
+        append_line(path, json.dumps({"event": "started", **about, "time": "2026-11-25T10:00:00Z"}))
+        if outcome:
+            last = {"event": "ended", "time": "2026-11-25T10:01:00Z", "status": status, "outcome": outcome}
+            append_line(path, json.dumps({**about, **last, "progress": "", "cause": cause}))
+
+    def units(self, name):
+        """The ids of the newest jobs of this name."""
+        line = [line for line in submitted(self.root) if line.name == name][-1]
+        return [f"{line.job}_{number}" for number in line.numbers] if line.tasks else [line.job]
+
+
+def jobs_of(root, shards=6, config=CONFIG):
+    return plan(Work("run", ("ingest", "clean"), shards, ("run.toml",)), config, 1001, root)
+
+
+@pytest.fixture
+def cluster(monkeypatch, tmp_path):
+    return Cluster(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def queued(cluster):
+    """A run that is submitted, all of it waiting."""
+    submit([Order(job) for job in jobs_of(cluster.root)], cluster.root, CONFIG)
+    for line in submitted(cluster.root):
+        for unit in cluster.units(line.name):
+            cluster.queued[unit] = ("PENDING", "Dependency" if line.after else "Resources")
+    return cluster
+
+
+def finish(cluster, *names):
+    for name in names:
+        for unit in cluster.units(name):
+            cluster.ended(unit)
+
+
+def progress(cluster):
+    return Progress("run.toml", cluster.root)
+
+
+def test_a_submission_is_held_until_it_stands(queued):
+    lines = {line.name: line for line in submitted(queued.root)}
+    assert list(lines) == [
+        "sources",
+        "ingest",
+        "ingest-join",
+        "clean",
+        "clean-join",
+        "data",
+        "audit",
+        "train",
+        "evaluate",
+        "report",
+    ]
+    assert lines["ingest"].numbers == tuple(range(6))
+    words = {call[1]: call[2:] for call in queued.calls if call[0] == "submit"}
+    assert words["sources"] == ("--hold",)
+    assert words["ingest"] == (f"--dependency=afterok:{lines['sources'].job}",)
+    assert words["clean"] == (f"--dependency=afterok:{lines['ingest-join'].job}",)
+    assert words["report"] == (f"--dependency=afterok:{lines['data'].job},afterany:{lines['evaluate'].job}",)
+    assert queued.calls[-1] == ("release", lines["sources"].job)
+
+
+def test_half_a_submission_is_cancelled(cluster):
+    cluster.refused = "audit"
+    with pytest.raises(ClusterError, match="Invalid qos specification\n6 of 10 jobs were queued; they are cancelled"):
+        submit([Order(job) for job in jobs_of(cluster.root)], cluster.root, CONFIG)
+    assert cluster.calls[-1] == ("cancel", *[line.job for line in submitted(cluster.root)])
+    assert not [call for call in cluster.calls if call[0] == "release"]
+
+
+def test_nothing_submitted_is_nothing_to_tell(cluster):
+    assert gather(cluster.root) is None
+
+
+def test_only_failed_tasks_are_submitted_again_and_what_hangs_on_them(queued):
+    finish(queued, "sources")
+    units = queued.units("ingest")
+    for unit in units:
+        queued.ended(unit, *(("FAILED", 1) if unit in (units[1], units[4]) else ()))
+    for name in ("ingest-join", "clean", "clean-join", "data", "audit", "train", "evaluate", "report"):
+        for unit in queued.units(name):
+            queued.ended(unit, "CANCELLED")
+    orders, stale = missing(gather(queued.root), jobs_of(queued.root))
+    assert [(order.job.name, order.numbers, order.after) for order in orders] == [
+        ("ingest", (1, 4), ()), ("ingest-join", (), ()), ("clean", (), ()), ("clean-join", (), ()), ("data", (), ()),
+        ("audit", (), ()), ("train", (), ()), ("evaluate", (), ()), ("report", (), ()),
+    ]  # fmt: skip
+    assert stale == []
+    submit(orders, queued.root, CONFIG)
+    words = {call[1]: call[2:] for call in queued.calls if call[0] == "submit"}
+    assert words["ingest"] == ("--hold", "--array=1,4%2")
+    view = gather(queued.root)
+    assert [part.unit for part in view.row("ingest").parts][1:3] == [queued.units("ingest")[0], units[2]]
+    assert view.submissions == 2
+
+
+def test_tasks_that_still_run_are_waited_for_and_not_repeated(queued):
+    finish(queued, "sources")
+    units = queued.units("ingest")
+    queued.ended(units[0])
+    queued.ended(units[1], "FAILED", 1)
+    queued.queued[units[2]] = ("RUNNING", "None")
+    join = queued.units("ingest-join")[0]
+    orders, stale = missing(gather(queued.root), jobs_of(queued.root))
+    named = {order.job.name: order for order in orders}
+    assert named["ingest"].numbers == (1,)
+    assert named["ingest-join"].after == tuple(("afterok", unit) for unit in units[2:])
+    assert join in stale
+    assert not set(stale) & set(units)
+
+
+def test_what_is_done_stays_done(queued):
+    finish(queued, "sources", "ingest", "ingest-join", "clean", "clean-join", "data", "audit")
+    queued.ended(queued.units("train")[0], "FAILED", 70)
+    queued.ended(queued.units("evaluate")[0], "CANCELLED")
+    queued.ended(queued.units("report")[0])
+    orders, _ = missing(gather(queued.root), jobs_of(queued.root))
+    assert [order.job.name for order in orders] == ["train", "evaluate", "report"]
+
+
+def test_a_share_that_failed_is_forgotten_once_the_data_is_made(queued):
+    finish(queued, "data", "audit", "train", "evaluate", "report")
+    for unit in queued.units("ingest"):
+        queued.ended(unit, "FAILED", 1)
+    finish(queued, "sources", "ingest-join", "clean", "clean-join")
+    assert missing(gather(queued.root), jobs_of(queued.root)) == ([], [])
+
+
+def test_a_job_that_the_controller_forgot_is_lost_and_comes_again(queued):
+    finish(queued, "sources", "ingest", "ingest-join", "clean", "clean-join", "data", "audit")
+    [train] = queued.units("train")
+    queued.ended(train, "RUNNING")  # accounting heard of its start, and of no end
+    view = gather(queued.root)
+    assert view.row("train").parts[0].kind == "lost"
+    orders, stale = missing(view, jobs_of(queued.root))
+    assert [order.job.name for order in orders] == ["train", "evaluate", "report"]
+    assert stale == queued.units("evaluate") + queued.units("report")
+
+
+def test_a_chain_has_failed_when_its_last_link_has_and_is_begun_anew(cluster):
+    config = SlurmConfig(chain=3)
+    jobs = jobs_of(cluster.root, 1, config)
+    submit([Order(job) for job in jobs], cluster.root, config)
+    finish(cluster, "data", "audit")
+    cluster.ended(cluster.units("train")[0], "FAILED", 75)
+    for name in ("train-2", "train-3", "evaluate", "report"):
+        cluster.queued[cluster.units(name)[0]] = ("PENDING", "Dependency")
+    assert missing(gather(cluster.root), jobs) == ([], [])
+    for name in ("train-2", "train-3"):
+        cluster.ended(cluster.units(name)[0], "FAILED", 75)
+    again = [order.job.name for order in missing(gather(cluster.root), jobs)[0]]
+    assert again == ["train", "train-2", "train-3", "evaluate", "report"]
+
+
+def test_status_survives_each_part_that_is_down(queued):
+    finish(queued, "sources", "ingest", "ingest-join", "clean", "clean-join", "data")
+    [audit] = queued.units("audit")
+    queued.queued[audit] = ("RUNNING", "None")
+    queued.database = False
+    view = gather(queued.root)
+    assert view.row("audit").parts[0].state == "RUNNING"
+    assert "Connection refused" in "\n".join(describe(view, progress(queued), None))
+    queued.controller = False
+    view = gather(queued.root)
+    assert not settled(view)
+    assert "Unable to contact slurm controller" in "\n".join(describe(view, progress(queued), None))
+    assert "wait until the controller answers" in next_command(view, progress(queued))
+    with pytest.raises(ClusterError, match="Unable to contact"):
+        missing(view, jobs_of(queued.root))
+
+
+def test_jobs_that_left_the_queue_are_told_by_their_own_record(queued):
+    [audit], [train] = queued.units("audit"), queued.units("train")
+    queued.database = False
+    queued.queued.clear()
+    queued.said(audit, "explained", 77, "the gate is closed: pii")
+    for name in ("sources", "ingest", "ingest-join", "clean", "clean-join", "data"):
+        for unit in queued.units(name):
+            queued.said(unit, "done", 0)
+    view = gather(queued.root)
+    assert view.row("data").done
+    assert (view.row("audit").parts[0].kind, view.row("audit").parts[0].status) == ("failed", 77)
+    assert view.row("train").parts[0].kind == "lost"
+    told = "\n".join(describe(view, progress(queued), None))
+    assert "exit 77: the gate is closed: pii" in told
+    assert "assay governance review run.toml" in told.splitlines()[-1]
+    assert train not in told.splitlines()[-1]
+
+
+def test_a_closed_gate_says_why_nothing_behind_it_ran(queued):
+    finish(queued, "sources", "ingest", "ingest-join", "clean", "clean-join", "data", "report")
+    [audit] = queued.units("audit")
+    queued.ended(audit, "FAILED", 77, comment="assay: the gate is closed: pii.total")
+    queued.ended(queued.units("train")[0], "CANCELLED")
+    queued.ended(queued.units("evaluate")[0], "CANCELLED")
+    view = gather(queued.root)
+    assert settled(view)
+    told = "\n".join(describe(view, progress(queued), None))
+    assert "because audit did not succeed" in told
+    assert "the gate is closed: pii.total" in told
+
+
+def test_attempts_are_paired_and_a_kill_without_a_word_is_told(queued):
+    [train] = queued.units("train")
+    queued.said(train, "", None)
+    queued.said(train, "left", 75, "told to leave; what is done is saved", attempt=1)
+    queued.said(train, "", None, attempt=2)
+    first, second, third = attempts_of(queued.root, train)
+    assert (first.outcome, second.outcome, third.outcome) == ("killed", "left", "")
+    queued.queued[train] = ("RUNNING", "None")
+    told = "\n".join(describe(gather(queued.root), progress(queued), None))
+    assert "train: begun again: killed without a word" in told
+    assert "train: begun again: told to leave; what is done is saved" in told
+
+
+def test_both_meters_stand_side_by_side(queued):
+    queued.ended(queued.units("train")[0], joules=1500)
+    queued.accounts[queued.units("train")[0]] *= 2  # two starts
+    energy = account(gather(queued.root), 1000.0, queued.root)
+    assert (energy.slurm, energy.ours) == (3000, 1000.0)
+    kept = json.loads((queued.root / "slurm" / ACCOUNTING_FILE).read_text())
+    assert kept["jobs"]["train"] == {"core_seconds": 240, "joules": 3000}
+    told = "\n".join(describe(gather(queued.root), progress(queued), energy))
+    assert "energy by Slurm 3.0 kJ, energy by our meters 1.0 kJ, they disagree: Slurm's is +200% of ours" in told
+
+
+def test_progress_of_the_training_is_read_from_its_record(queued, tmp_path):
+    finish(queued, "sources", "ingest", "ingest-join", "clean", "clean-join", "data", "audit")
+    queued.queued[queued.units("train")[0]] = ("RUNNING", "None")
+    folder = tmp_path / "training"
+    for step in range(1, 41):
+        line = {"event": "step", "step": step, "attempt": 2, "loss": 3.5, "tokens_per_second": 1234.6, "seconds": 2.0}
+        append_line(folder / "metrics.jsonl", json.dumps({**line, "joules": 7200.0}))
+    append_line(folder / "metrics.jsonl", json.dumps({"event": "checkpoint", "step": 30, "attempt": 2}))
+    told = describe(gather(queued.root), Progress("run.toml", queued.root, training=folder, goal=100), None)
+    [line] = [line for line in told if line.startswith("training:")]
+    assert "step 40 of 100 (attempt 2), loss 3.5000, 1,235 tokens/s, 0.002 kWh" in line
+    assert "saved at step 30; expected end " in line
+    assert told[-1] == "next: assay slurm logs run.toml --job train --follow"
+
+
+def test_logs_are_found_by_name_and_number(queued):
+    unit = queued.units("clean")[3]
+    path = queued.root / "slurm" / "logs" / f"run.clean-{unit}.log"
+    write_text(path, "hello")
+    view = gather(queued.root)
+    for wanted in ("clean[3]", "clean_3", "clean"):
+        assert log_of(view, wanted, queued.root)[1] == path
+    with pytest.raises(MissingInput, match="has written no log yet"):
+        log_of(view, "train", queued.root)
+    with pytest.raises(ConfigError, match="there is no job 'x'; there are: sources, ingest"):
+        log_of(view, "x", queued.root)
+
+
+@given(st.sets(st.integers(0, 5000), min_size=1, max_size=200))
+def test_ranges_name_each_number_once(numbers):
+    found = []
+    for part in ranges(numbers).split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    assert found == sorted(numbers)
+
+
+@given(st.lists(st.sampled_from(["COMPLETED", "FAILED", "RUNNING", "PENDING", "CANCELLED"]), min_size=6, max_size=6))
+def test_whatever_became_of_an_array_no_task_is_lost_or_made_twice(tmp_path_factory, states):
+    root = tmp_path_factory.mktemp("root")
+    with pytest.MonkeyPatch.context() as patch:
+        cluster = Cluster(patch, root)
+        submit([Order(job) for job in jobs_of(root)], root, CONFIG)
+        for line in submitted(root)[1:]:
+            for unit in cluster.units(line.name):
+                cluster.queued[unit] = ("PENDING", "Dependency")
+        finish(cluster, "sources")
+        for unit, state in zip(cluster.units("ingest"), states, strict=True):
+            if state in ("RUNNING", "PENDING"):
+                cluster.queued[unit] = (state, "None")
+            else:
+                cluster.ended(unit, state)
+        orders, stale = missing(gather(root), jobs_of(root))
+        failed = {number for number, state in enumerate(states) if state in ("FAILED", "CANCELLED")}
+        named = {order.job.name: order for order in orders}
+        if not failed:
+            assert (orders, stale) == ([], [])
+            return
+        again = set(named["ingest"].numbers) or set(range(6))
+        assert again == failed
+        live = {f"102_{number}" for number, state in enumerate(states) if state in ("RUNNING", "PENDING")}
+        assert {unit for _, unit in named["ingest-join"].after} == live
+        assert not live & set(stale)

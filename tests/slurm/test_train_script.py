@@ -1,0 +1,126 @@
+"""The script of training, with programs that stand in for Slurm's: checks first, signals, what follows an end."""
+
+import json
+import signal
+
+import pytest
+
+from slurm.config import SlurmConfig
+from tests.slurm.test_scripts import Node
+
+CONFIG = SlurmConfig(retries=2, nodes=2, cpus_per_task=3)
+
+
+@pytest.fixture
+def node(tmp_path):
+    """Its `srun` runs the command once and tells with which options; step 40 is saved, as training's record says."""
+    made = Node(tmp_path)
+    made.program("srun", f'echo "srun $*" >> {made.asked}; while [[ $1 == -* ]]; do shift; done; exec "$@"')
+    made.program(
+        "scontrol",
+        f'echo "$*" >> {made.asked}\n'
+        '[ "$*" != "show hostnames node\\"1" ] || printf "node4\\nnode5\\n"\n'
+        '[ "$1 $2" != "show job" ] || echo "JobState=RUNNING Restarts=${RESTARTS:-0} ExcNodeList=${EXCLUDED:-(null)}"',
+    )
+    made.program("sleep", "exec /bin/sleep 0.1")  # the script waits for what was said to be read
+    folder = made.root / "train" / "key"
+    folder.mkdir(parents=True)
+    lines = [{"event": "checkpoint", "step": 40}, {"event": "step", "step": 43}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
+    return made
+
+
+def train(node, preflight="exit 0", training="exit 0", **settings):
+    node.program("assay", f'case "$1" in slurm) {preflight} ;; train) {training} ;; esac')
+    return node.run("train", config=CONFIG.model_copy(update=settings))
+
+
+def test_the_nodes_are_checked_and_then_the_ranks_are_started(node):
+    done = train(node, preflight='echo "$2 $MASTER_ADDR:$MASTER_PORT"', training='echo "$1 $MASTER_ADDR:$MASTER_PORT"')
+    assert done.returncode == 0
+    first, second = [line for line in node.requests if line.startswith("srun")]
+    words = f"/shared/run.toml --root {node.root}"
+    assert first.endswith(f"--ntasks-per-node=1 assay slurm preflight {words}")
+    assert second.endswith(f"--wait=60 assay train {words}")
+    assert "preflight node4:20007" in done.stdout + done.stderr
+    assert "train node4:20007" in done.stdout + done.stderr
+
+
+def test_an_interface_that_is_given_is_set_for_both_libraries(node):
+    done = train(node, training='echo "$GLOO_SOCKET_IFNAME $NCCL_SOCKET_IFNAME"', interface="ib0")
+    assert "ib0 ib0" in done.stdout + done.stderr
+
+
+def test_a_bad_node_is_left_out_and_another_asked_for(node, monkeypatch):
+    monkeypatch.setenv("EXCLUDED", "node9")
+    told = 'printf "%s\\n" "preflight node5: ecc: BAD: GPU 3" "preflight bad-node=node5;preflight bad-node=node6;"'
+    error = 'echo "2026-11-25 10:00:00 ERROR ClusterError: node5: ecc: GPU 3" >&2; exit 69'
+    done = train(node, preflight=f"{told}; {error}")
+    assert done.returncode == 69
+    assert node.attempts()[-1]["cause"] == "preflight: node5: ecc: GPU 3"
+    requests = [line for line in node.requests if line.startswith(("requeue", "update jobid=7 Exc"))]
+    assert requests == ["requeue 7", "update jobid=7 ExcNodeList=node9,node5,node6"]
+    assert "assay train" not in "".join(node.requests)
+
+
+def test_what_another_node_would_not_mend_leaves_none_out(node):
+    train(node, preflight="exit 69")
+    assert "requeue 7" in node.requests
+    assert not [line for line in node.requests if "ExcNodeList" in line and line.startswith("update")]
+
+
+def test_failures_are_counted_anew_behind_each_checkpoint(node):
+    for step, attempts in ((40, 3), (60, 1)):
+        (node.root / "train" / "key" / "metrics.jsonl").write_text(f'{{"event": "checkpoint", "step": {step}}}\n')
+        for number in range(attempts):
+            node.asked.unlink(missing_ok=True)
+            train(node, training="exit 1")
+            assert ("requeue 7" in node.requests) == (number < 2)
+    assert node.attempts()[-1]["progress"] == "step 60"
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "cause"),
+    [
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0", 137, "out of memory: slurmstepd: error: Detec"),
+        ("srun: error: node5: task 1: Killed", 137, "node5: task 1: Killed"),
+        ("10:00:00 ERROR StorageError: cannot write x: no space left", 74, "cannot write x: no space left"),
+        (
+            "srun: error: node4: task 0: Exited with exit code 1\nsrun: error: node5: task 1: Aborted",
+            134,
+            "node5: task 1",
+        ),
+        ("nothing that tells", 1, "failed with status 1"),
+    ],
+)
+def test_the_cause_in_words(node, said, status, cause):
+    train(node, training=f'echo "{said}" >&2; exit {status}')
+    assert node.attempts()[-1]["cause"].startswith(cause)
+    assert node.attempts()[-1]["outcome"] == "failed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_to_the_script_reaches_the_ranks_which_save(node, number):
+    saves = 'trap "exit 75" USR1; for i in 1 2 3 4 5 6 7 8 9; do /bin/sleep 0.2; done; exit 1'
+    done = train(node, training=f"(/bin/sleep 0.6; kill -{number} $PPID) & {saves}")
+    assert done.returncode == 75
+    ended = node.attempts()[-1]
+    assert ended["outcome"] == "left"
+    assert "told to leave" in ended["cause"]
+    assert "step 40 is saved" in ended["cause"]
+    assert "requeue 7" in node.requests
+
+
+def test_a_save_that_did_not_fit_is_a_failure_with_its_mend(node):
+    train(node, training='trap "" USR1; kill -USR1 $PPID; /bin/sleep 0.5; exit 137')
+    ended = node.attempts()[-1]
+    assert ended["outcome"] == "failed"
+    assert "Raise slurm.signal_seconds" in ended["cause"]
+
+
+def test_a_copy_on_a_node_that_was_cut_off_does_not_requeue_the_one_that_took_its_place(node, monkeypatch):
+    monkeypatch.setenv("RESTARTS", "1")
+    done = train(node, training="exit 73")
+    assert done.returncode == 73
+    assert not [line for line in node.requests if line.startswith("requeue")]
+    assert "put job 7 back into the queue itself" in done.stdout + done.stderr
