@@ -11,6 +11,7 @@ from pathlib import Path
 
 from governance.attestation import attest_with, open_journal
 from governance.energy.meters import meter
+from governance.errors import ConfigError
 from governance.stage import Runtime
 from pretrain.run_config import Run, load_run
 
