@@ -133,7 +133,7 @@ def logs(arguments: Arguments) -> None:
 
     def live() -> bool:
         now = (gather(runtime.root) or _nothing(runtime)).row(row.name)
-        return now is not None and now.live
+        return now is not None and now.count("waiting", "running", "unknown") > 0
 
     follow(path, live)
 
