@@ -53,7 +53,8 @@ def refuse(jobs: Sequence[Job], config: SlurmConfig, root: Path, config_file: Pa
     told = faults or list(_rehearsed(jobs, root))
     if told:
         raise ClusterError("nothing was queued:\n" + "\n".join(f"  {line}" for line in told))
-    refuse_unshared([root, config_file.parent], config)
+    script = [Path(config.environment).parent] * bool(config.environment)
+    refuse_unshared([root, config_file.parent, *script], config)
 
 
 def check_settings(config: SlurmConfig, root: Path) -> None:
@@ -211,7 +212,8 @@ def refuse_unshared(paths: Sequence[Path], config: SlurmConfig) -> None:
         if kind in _SHARED:
             continue
         mend = "Choose a --root, and a place for the run's file, on the cluster's shared file system."
-        options = [f"--partition={config.data_partition or config.partition}"] * bool(config.partition)
+        partition = config.data_partition or config.partition
+        options = [f"--partition={partition}"] * bool(partition)
         options += [f"--account={config.account}"] * bool(config.account)
         try:
             tools.on_a_node(options, "test", "-d", str(path))
