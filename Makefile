@@ -11,7 +11,7 @@ PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13; do \
 	$$name -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
 CONFIG ?= configs/quickstart.toml
 
-.PHONY: quickstart handbook test test-slow check format benchmarks clean
+.PHONY: quickstart handbook test test-slow test-cluster check format benchmarks clean
 
 quickstart: $(VENV)/installed
 	@$(BIN)/assay run $(CONFIG)
@@ -20,10 +20,13 @@ handbook: $(VENV)/installed
 	@$(BIN)/assay run configs/handbook.toml
 
 test: $(VENV)/installed-dev
-	@$(BIN)/pytest -m "not slow and not network"
+	@$(BIN)/pytest -m "not slow and not network and not cluster"
 
 test-slow: $(VENV)/installed-dev
 	@$(BIN)/pytest -m "slow or network"
+
+test-cluster: $(VENV)/installed-dev
+	@$(BIN)/pytest -m cluster --durations=0
 
 check: $(VENV)/installed-dev
 	@$(BIN)/ruff format --check .

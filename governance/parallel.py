@@ -174,7 +174,6 @@ def once(runtime: Runtime, path: Path, make: Callable[[Path], None], beside: Seq
     """
     files = (path, *beside)
     note = path.with_name(f"{path.name}.json")
-
     share = runtime.mode == "share"
 
     def find() -> Path | None:

@@ -102,7 +102,7 @@ class Runtime:
     """(i, n): this process is worker i, from 0, of n that run the same command on one file system (a Slurm array)."""
     mode: Literal["all", "share", "join"] = "all"
     """What this process does before it leaves. "all": everything. "share": worker i's shards of the first step that is
-    not complete; it waits for nobody, commits nothing and hashes nothing. "join": what lies between two steps."""
+    not complete; it waits for nobody, commits nothing and compares no bytes. "join": what lies between two steps."""
     engine: Literal["duckdb", "daft"] = "duckdb"
     """What runs the global joins: DuckDB on this node, or Daft, on Ray where a cluster's address is set."""
     attest: Attest = field(default=no_attest)

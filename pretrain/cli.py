@@ -223,7 +223,7 @@ def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     add = _group(commands, "slurm", "the run as jobs of a Slurm cluster", "The run as jobs of a Slurm cluster.")
     command = add("render", "render", "print the jobs' scripts; nothing is submitted")
     _config(command)
-    command.add_argument("job", nargs="?", default="", metavar="JOB", help="only this job's script")
+    command.add_argument("--job", default="", metavar="JOB", help="only this job's script")
     _config(add("submit", "submit", "submit the run; what the cluster would refuse is refused before"))
     command = add("status", "status", "each job, shards, training, energy, and what to type next")
     _config(command)
@@ -233,7 +233,7 @@ def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     command = add("logs", "logs", "print a job's log")
     _config(command)
     command.add_argument(
-        "job", nargs="?", default="", metavar="JOB", help='"train", or a task: "clean[3]"; default: the one to look at'
+        "--job", default="", metavar="JOB", help='"train", or a task: "clean[3]"; default: the one to look at'
     )
     command.add_argument("--follow", action="store_true", help="as it grows, until the job has ended")
     _config(add("preflight", "preflight", "check this node for training; the job starts it on each of its nodes"))

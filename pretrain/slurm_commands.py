@@ -6,6 +6,7 @@ The package `slurm` knows nothing of data or training; what it must know of them
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -258,8 +259,8 @@ def _our_joules(root: Path) -> float | None:
 
 def _typed(arguments: Arguments) -> str:
     """The configuration as the user named it."""
-    root = f" --root {arguments.root}" if arguments.root else ""
-    return f"{arguments.config}{root}" + "".join(f" --set '{override}'" for override in arguments.overrides)
+    words = [str(arguments.config), *(["--root", str(arguments.root)] if arguments.root else [])]
+    return shlex.join(words + [word for override in arguments.overrides for word in ("--set", override)])
 
 
 def _nothing(runtime: Runtime) -> View:

@@ -50,6 +50,7 @@ cause_of() { # STATUS -> in words
     2) echo "the command line is wrong" ;;
     65) echo "something was altered or is torn" ;;
     66) echo "something is missing" ;;
+    69) echo "the cluster refused, or a node is bad" ;;
     70) echo "a training process hung" ;;
     73) echo "another process, alive, does the same work" ;;
     74) echo "the disk is full or refuses" ;;

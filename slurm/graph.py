@@ -1,10 +1,12 @@
 """The run as a graph of jobs, a pure function of its work, the section [slurm] and the cluster's MaxArraySize.
 
-    ingest (array) -> ingest-join -> clean (array) -> clean-join -> ... -> data -> audit -> train -> evaluate -> report
+    sources -> ingest (array) -> ingest-join -> clean (array) -> clean-join -> ...
+            -> data -> audit -> train -> evaluate -> report
 
-Each task of an array makes every n-th shard of one data step, from its own number on; the join does what one process
-does between two steps. The job "data" is the plain command: it finds all that is made, and makes what is left. So the
-numbers of steps and of shards decide only how much is done side by side.
+The job "sources" is a join: it fetches what must be fetched and remembers the digests of the sources, by which shares
+find them. Each task of an array makes every n-th shard of one data step, from its own number on; a join does what one
+process does between two steps. The job "data" is the plain command: it finds all that is made, and makes what is left.
+So the numbers of steps and of shards decide only how much is done side by side.
 
 Every arrow is `afterok`, except two: the report is written when the evaluation has ended in any way, so also when the
 gate is closed; a link of a chain of training jobs begins when the one before has ended.
@@ -68,6 +70,7 @@ def plan(work: Work, config: SlurmConfig, max_array_size: int, root: Path) -> li
         return [("afterok", jobs[-1].name)] if jobs else []
 
     if tasks > 1:  # with one task, an array would only do what "data" does
+        add("sources", "join", ("data", "prepare", "--join"), [])
         for step in work.steps:
             add(step, "share", ("data", "prepare"), behind(), tasks)
             add(f"{step}-join", "join", ("data", "prepare", "--join"), behind())

@@ -205,7 +205,7 @@ def next_command(view: View, progress: Progress) -> str:
         if all(part.state.startswith("CANCELLED") and part.status in (None, 0, 75) for part in ended):
             return f"{first.name} was cancelled; go on with: assay slurm retry {config}"
         explained = any(part.status in (2, 65, 66, 78) for part in first.parts if part.kind == "failed")
-        mend = "mend that" if explained else f"look: assay slurm logs {config} {first.name}"
+        mend = "mend that" if explained else f"look: assay slurm logs {config} --job {first.name}"
         return f"{first.name} did not succeed; {mend}, then: assay slurm retry {config}"
     if all(row.done for row in rows):
         reports = sorted((progress.root / "report").glob("*/report.html"), key=lambda path: path.stat().st_mtime)
@@ -214,7 +214,7 @@ def next_command(view: View, progress: Progress) -> str:
         return f"jobs are held: a submission was broken off, or somebody holds them: assay slurm cancel {config}"
     if any(row.count("running") for row in rows):
         running = next(row.name for row in rows if row.count("running"))
-        return f"assay slurm logs {config} {running} --follow"
+        return f"assay slurm logs {config} --job {running} --follow"
     return f"assay slurm status {config} --watch"
 
 

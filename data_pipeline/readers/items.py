@@ -88,7 +88,8 @@ def source_files(source: Source, folder: Path, digests: Digests, runtime: Runtim
     if any(is_url(pattern) for pattern in source.paths):
         remote = find_remote(source.paths, source.name)
         _check_endings([file.name for file in remote], source)
-        return [_copied(fetch_remote(file, source.name, runtime), file.name, digests, runtime) for file in remote]
+        fetched = [fetch_remote(file, source.name, runtime) for file in remote]
+        return [_copied(copy, file.name, digests, runtime) for copy, file in zip(fetched, remote, strict=True)]
     return _digested(_local_files(source, folder), digests)
 
 
@@ -131,7 +132,7 @@ def _copied(manifest: Manifest, name: str, digests: Digests, runtime: Runtime) -
     """A fetched file, after another look at its digest: nothing else than what was fetched is ever read."""
     (output,) = manifest.outputs
     path = runtime.root / output.path
-    if runtime.mode != "share" and digests.of(path) != output.sha256:
+    if digests.of(path) != output.sha256:
         raise ManifestError(f"{path}: was altered after it was fetched. Remove its folder; it is fetched again.")
     return Item(name or path.name, path, output.sha256, output.bytes)
 

@@ -171,12 +171,13 @@ class Digests:
 
     What is remembered holds only for the same path, size, times and inode, and only for a file that had stood
     unchanged for two seconds when it was read. Nothing rests on this file: without it everything is read again; but a
-    share of an array, of which there are many, reads nothing for it and leaves.
+    share of an array, of which there are many, reads nothing for it and leaves. So the join before it waits until what
+    it reads has stood unchanged: two seconds at most, and not for each file, since all are fetched before one is read.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         self._path = runtime.root / "fetch" / "digests.json"
-        self._reads = runtime.mode != "share"
+        self._mode = runtime.mode
         self._changed = False
         try:
             values = json.loads(self._path.read_bytes())
@@ -196,9 +197,13 @@ class Digests:
         known = self._known.get(name)
         if isinstance(known, list) and known[:-1] == before:
             return str(known[-1])
-        if not self._reads:
+        if self._mode == "share":
             raise Leave("sources", f"the digest of {path} is not known yet; a join reads the file")
         started = time.time_ns()
+        left = max(before[1:3]) + _SETTLED_NANOSECONDS - started
+        if self._mode == "join" and 0 <= left <= _SETTLED_NANOSECONDS:  # one of a time to come is never remembered
+            time.sleep(left / 1e9 + 0.01)
+            started = time.time_ns()
         digest = sha256_file(path)
         if before == _facts(path) and started - max(before[1], before[2]) > _SETTLED_NANOSECONDS:
             self._known[name] = [*before, digest]

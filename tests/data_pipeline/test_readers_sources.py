@@ -24,7 +24,7 @@ from data_pipeline.readers.streams import TornStream
 from governance.config import Section, validate
 from governance.errors import ConfigError, ManifestError, MissingInput
 from governance.files import sha256_bytes, sha256_file
-from governance.stage import Runtime
+from governance.stage import Leave, Runtime
 
 
 class Sources(Section):
@@ -126,6 +126,22 @@ def test_digests_are_remembered_only_for_files_that_stand_still(tmp_path, monkey
     assert again.of(path) == "read again", "same size and same modification time, other change time"
     (tmp_path / "fetch" / "digests.json").write_text("torn")
     assert Digests(Runtime(tmp_path)).of(path) == "read again"
+
+
+def test_a_share_reads_no_file_for_its_digest_and_a_join_waits_until_it_can_be_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipeline.readers.local._SETTLED_NANOSECONDS", 300_000_000)
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    share, join = Runtime(tmp_path, mode="share"), Runtime(tmp_path, mode="join")
+    with pytest.raises(Leave, match="a join reads the file"):
+        Digests(share).of(path)
+    digests = Digests(join)
+    digests.of(path)
+    digests.save()
+    assert Digests(share).of(path) == sha256_bytes(b"one")
+    path.write_bytes(b"two")
+    with pytest.raises(Leave):
+        Digests(share).of(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -13,7 +13,7 @@ COMMON = ["--help", "--root", "--set", "--workers", "CONFIG"]
 SURFACE = {
     "data export": [*COMMON, "PREFIX"],
     "data import": ["--end-of-document", "--help", "--root", "--vocabulary-size", "PREFIX"],
-    "data prepare": [*COMMON, "--engine", "--worker"],
+    "data prepare": [*COMMON, "--engine", "--join", "--share", "--worker"],
     "data show": ["--help", "--root", "--set", "--workers", "CONFIG|ARTIFACT"],
     "data trace": ["--help", "OFFSET", "SHARD"],
     "data train-classifier": COMMON,
@@ -32,9 +32,9 @@ SURFACE = {
     "report": COMMON,
     "run": [*COMMON, "--processes"],
     "slurm cancel": COMMON,
-    "slurm logs": [*COMMON, "--follow", "JOB"],
+    "slurm logs": [*COMMON, "--follow", "--job"],
     "slurm preflight": COMMON,
-    "slurm render": [*COMMON, "JOB"],
+    "slurm render": [*COMMON, "--job"],
     "slurm retry": COMMON,
     "slurm status": [*COMMON, "--watch"],
     "slurm submit": COMMON,
@@ -69,6 +69,9 @@ def test_what_a_worker_and_an_engine_are():
     assert (plain.worker, plain.engine) == ((0, 1), "duckdb")
     chosen = parser().parse_args([*words, "--worker", "2/3", "--engine", "daft"])
     assert (chosen.worker, chosen.engine) == ((2, 3), "daft")
+    assert (plain.share, plain.join, chosen.share) == (None, False, None)
+    assert parser().parse_args([*words, "--share", "0/7"]).share == (0, 7)
+    assert parser().parse_args([*words, "--join"]).join is True
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,9 @@ def test_what_a_worker_and_an_engine_are():
         *((["data", "prepare", "x.toml", f"--worker={word}"], "I from 0 to N - 1")
           for word in ("3/3", "1", "-1/2", "1/0", "a/b", "1/2/3", "\N{ARABIC-INDIC DIGIT ONE}/2", "")),
         (["data", "prepare", "x.toml", "--engine", "spark"], "invalid choice"),
+        (["data", "prepare", "x.toml", "--share", "7/7"], "I from 0 to N - 1"),
+        *((["data", "prepare", "x.toml", *two], "not allowed with argument")
+          for two in (("--share=0/2", "--join"), ("--worker=0/2", "--join"), ("--share=0/2", "--worker=0/2"))),
         (["data", "trace", "x.tokens", "-1"], "OFFSET"),
         (["data", "trace", "x.tokens", "1.5"], "no whole number from 0 up"),
         (["data", "export", "x.toml", "/"], "names no file"),

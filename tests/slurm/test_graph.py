@@ -58,6 +58,7 @@ def test_what_a_job_needs_is_done_before_it(config, shards, size):
     for first, second in pairwise(arrays):
         assert {first, f"{first}-join"} <= surely_done(second)
     assert {*arrays, *(f"{name}-join" for name in arrays)} <= surely_done("data")
+    assert not arrays or "sources" in surely_done(arrays[0])
 
 
 @given(CONFIGS, st.integers(1, 10_000), SIZES)

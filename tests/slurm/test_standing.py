@@ -105,6 +105,7 @@ def progress(cluster):
 def test_a_submission_is_held_until_it_stands(queued):
     lines = {line.name: line for line in submitted(queued.root)}
     assert list(lines) == [
+        "sources",
         "ingest",
         "ingest-join",
         "clean",
@@ -117,15 +118,16 @@ def test_a_submission_is_held_until_it_stands(queued):
     ]
     assert lines["ingest"].numbers == tuple(range(6))
     words = {call[1]: call[2:] for call in queued.calls if call[0] == "submit"}
-    assert words["ingest"] == ("--hold",)
+    assert words["sources"] == ("--hold",)
+    assert words["ingest"] == (f"--dependency=afterok:{lines['sources'].job}",)
     assert words["clean"] == (f"--dependency=afterok:{lines['ingest-join'].job}",)
     assert words["report"] == (f"--dependency=afterok:{lines['data'].job},afterany:{lines['evaluate'].job}",)
-    assert queued.calls[-1] == ("release", lines["ingest"].job)
+    assert queued.calls[-1] == ("release", lines["sources"].job)
 
 
 def test_half_a_submission_is_cancelled(cluster):
     cluster.refused = "audit"
-    with pytest.raises(ClusterError, match="Invalid qos specification\n5 of 9 jobs were queued; they are cancelled"):
+    with pytest.raises(ClusterError, match="Invalid qos specification\n6 of 10 jobs were queued; they are cancelled"):
         submit([Order(job) for job in jobs_of(cluster.root)], cluster.root, CONFIG)
     assert cluster.calls[-1] == ("cancel", *[line.job for line in submitted(cluster.root)])
     assert not [call for call in cluster.calls if call[0] == "release"]
@@ -136,6 +138,7 @@ def test_nothing_submitted_is_nothing_to_tell(cluster):
 
 
 def test_only_failed_tasks_are_submitted_again_and_what_hangs_on_them(queued):
+    finish(queued, "sources")
     units = queued.units("ingest")
     for unit in units:
         queued.ended(unit, *(("FAILED", 1) if unit in (units[1], units[4]) else ()))
@@ -157,6 +160,7 @@ def test_only_failed_tasks_are_submitted_again_and_what_hangs_on_them(queued):
 
 
 def test_tasks_that_still_run_are_waited_for_and_not_repeated(queued):
+    finish(queued, "sources")
     units = queued.units("ingest")
     queued.ended(units[0])
     queued.ended(units[1], "FAILED", 1)
@@ -171,7 +175,7 @@ def test_tasks_that_still_run_are_waited_for_and_not_repeated(queued):
 
 
 def test_what_is_done_stays_done(queued):
-    finish(queued, "ingest", "ingest-join", "clean", "clean-join", "data", "audit")
+    finish(queued, "sources", "ingest", "ingest-join", "clean", "clean-join", "data", "audit")
     queued.ended(queued.units("train")[0], "FAILED", 70)
     queued.ended(queued.units("evaluate")[0], "CANCELLED")
     queued.ended(queued.units("report")[0])
@@ -183,12 +187,12 @@ def test_a_share_that_failed_is_forgotten_once_the_data_is_made(queued):
     finish(queued, "data", "audit", "train", "evaluate", "report")
     for unit in queued.units("ingest"):
         queued.ended(unit, "FAILED", 1)
-    finish(queued, "ingest-join", "clean", "clean-join")
+    finish(queued, "sources", "ingest-join", "clean", "clean-join")
     assert missing(gather(queued.root), jobs_of(queued.root)) == ([], [])
 
 
 def test_a_job_that_the_controller_forgot_is_lost_and_comes_again(queued):
-    finish(queued, "ingest", "ingest-join", "clean", "clean-join", "data", "audit")
+    finish(queued, "sources", "ingest", "ingest-join", "clean", "clean-join", "data", "audit")
     [train] = queued.units("train")
     queued.ended(train, "RUNNING")  # accounting heard of its start, and of no end
     view = gather(queued.root)
@@ -214,7 +218,7 @@ def test_a_chain_has_failed_when_its_last_link_has_and_is_begun_anew(cluster):
 
 
 def test_status_survives_each_part_that_is_down(queued):
-    finish(queued, "ingest", "ingest-join", "clean", "clean-join", "data")
+    finish(queued, "sources", "ingest", "ingest-join", "clean", "clean-join", "data")
     [audit] = queued.units("audit")
     queued.queued[audit] = ("RUNNING", "None")
     queued.database = False
@@ -235,7 +239,7 @@ def test_jobs_that_left_the_queue_are_told_by_their_own_record(queued):
     queued.database = False
     queued.queued.clear()
     queued.said(audit, "explained", 77, "the gate is closed: pii")
-    for name in ("ingest", "ingest-join", "clean", "clean-join", "data"):
+    for name in ("sources", "ingest", "ingest-join", "clean", "clean-join", "data"):
         for unit in queued.units(name):
             queued.said(unit, "done", 0)
     view = gather(queued.root)
@@ -249,7 +253,7 @@ def test_jobs_that_left_the_queue_are_told_by_their_own_record(queued):
 
 
 def test_a_closed_gate_says_why_nothing_behind_it_ran(queued):
-    finish(queued, "ingest", "ingest-join", "clean", "clean-join", "data", "report")
+    finish(queued, "sources", "ingest", "ingest-join", "clean", "clean-join", "data", "report")
     [audit] = queued.units("audit")
     queued.ended(audit, "FAILED", 77, comment="assay: the gate is closed: pii.total")
     queued.ended(queued.units("train")[0], "CANCELLED")
@@ -286,7 +290,7 @@ def test_both_meters_stand_side_by_side(queued):
 
 
 def test_progress_of_the_training_is_read_from_its_record(queued, tmp_path):
-    finish(queued, "ingest", "ingest-join", "clean", "clean-join", "data", "audit")
+    finish(queued, "sources", "ingest", "ingest-join", "clean", "clean-join", "data", "audit")
     queued.queued[queued.units("train")[0]] = ("RUNNING", "None")
     folder = tmp_path / "training"
     for step in range(1, 41):
@@ -297,7 +301,7 @@ def test_progress_of_the_training_is_read_from_its_record(queued, tmp_path):
     [line] = [line for line in told if line.startswith("training:")]
     assert "step 40 of 100 (attempt 2), loss 3.5000, 1,235 tokens/s, 0.002 kWh" in line
     assert "saved at step 30; expected end " in line
-    assert told[-1] == "next: assay slurm logs run.toml train --follow"
+    assert told[-1] == "next: assay slurm logs run.toml --job train --follow"
 
 
 def test_logs_are_found_by_name_and_number(queued):
@@ -309,7 +313,7 @@ def test_logs_are_found_by_name_and_number(queued):
         assert log_of(view, wanted, queued.root)[1] == path
     with pytest.raises(MissingInput, match="has written no log yet"):
         log_of(view, "train", queued.root)
-    with pytest.raises(ConfigError, match="there is no job 'x'; there are: ingest"):
+    with pytest.raises(ConfigError, match="there is no job 'x'; there are: sources, ingest"):
         log_of(view, "x", queued.root)
 
 
@@ -331,6 +335,7 @@ def test_whatever_became_of_an_array_no_task_is_lost_or_made_twice(tmp_path_fact
         for line in submitted(root)[1:]:
             for unit in cluster.units(line.name):
                 cluster.queued[unit] = ("PENDING", "Dependency")
+        finish(cluster, "sources")
         for unit, state in zip(cluster.units("ingest"), states, strict=True):
             if state in ("RUNNING", "PENDING"):
                 cluster.queued[unit] = (state, "None")
@@ -344,6 +349,6 @@ def test_whatever_became_of_an_array_no_task_is_lost_or_made_twice(tmp_path_fact
             return
         again = set(named["ingest"].numbers) or set(range(6))
         assert again == failed
-        live = {f"101_{number}" for number, state in enumerate(states) if state in ("RUNNING", "PENDING")}
+        live = {f"102_{number}" for number, state in enumerate(states) if state in ("RUNNING", "PENDING")}
         assert {unit for _, unit in named["ingest-join"].after} == live
         assert not live & set(stale)

@@ -1,0 +1,192 @@
+"""The cluster as tests see it: start, crash and cut its parts; ask Slurm; wait until something holds."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+SCRIPT = HERE / "testbed.sh"
+CONF = (
+    "AccountingStorageEnforce=associations",
+    "EnforcePartLimits=ALL",
+    "PreemptType=preempt/partition_prio",
+    "PreemptMode=REQUEUE",
+    "PartitionName=low Nodes=ALL PriorityTier=1 GraceTime=30 MaxTime=60 State=UP",
+    "PartitionName=high Nodes=ALL PriorityTier=10 MaxTime=60 State=UP",
+)
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
+
+
+def until(holds, seconds, what, every=0.3):
+    """What `holds()` gives once it is true; fails after `seconds`, with `what` and what `tell()` says."""
+    end = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < end, f"after {seconds} s: {what() if callable(what) else what}"
+        time.sleep(every)
+    return found
+
+
+@dataclass(frozen=True)
+class Bed:
+    """A cluster that is up."""
+
+    folder: Path
+    nodes: tuple[str, ...]
+
+    def __call__(self, command, *words):
+        """One command of testbed.sh."""
+        done = subprocess.run(
+            ["bash", str(SCRIPT), command, str(self.folder), *words],
+            capture_output=True, text=True, check=False, timeout=180,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    @property
+    def environment(self):
+        """What a user's shell on the login node has."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+        return {**kept, "SLURM_CONF": str(self.folder / "slurm.conf"), "PYTHONPATH": str(REPOSITORY)}
+
+    def slurm(self, *words, check=True):
+        """The output of one of Slurm's commands."""
+        done = subprocess.run(words, capture_output=True, text=True, env=self.environment, check=False, timeout=60)
+        assert done.returncode == 0 or not check, f"{words}: {done.stderr}"
+        return done.stdout
+
+    def assay(self, *words, timeout=240, **more):
+        """A command of the product, as typed on the login node."""
+        return subprocess.run(
+            [sys.executable, "-m", "pretrain", *map(str, words)],
+            capture_output=True, text=True, env={**self.environment, **more}, check=False, timeout=timeout,
+        )  # fmt: skip
+
+    def job(self, number):
+        """What scontrol shows of a job (one task of an array: `7_3`): field -> value."""
+        shown = self.slurm("scontrol", "show", "job", "--oneliner", str(number), check=False)
+        return dict(word.split("=", 1) for word in shown.split() if "=" in word)
+
+    def state(self, number):
+        """A job's state, in one word: "" while the controller is away."""
+        return self.job(number).get("JobState", "")
+
+    def accounted(self, *jobs, fields=("JobID", "JobName", "State", "ExitCode", "Restarts", "Comment")):
+        """Rows of sacct, one a job or a task."""
+        told = self.slurm(
+            "sacct", "-n", "-X", "-P", "-D", "-j", ",".join(map(str, jobs)), f"--format={','.join(fields)}"
+        )
+        return [dict(zip(fields, line.split("|"), strict=True)) for line in told.splitlines()]
+
+    def queued(self):
+        """Numbers of jobs that wait or run."""
+        return self.slurm("squeue", "-h", "-r", "-o", "%i").split()
+
+    def ranks(self, job):
+        """Process numbers of a job's training processes, by rank."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                values = dict(v.split(b"=", 1) for v in (folder / "environ").read_bytes().split(b"\0") if b"=" in v)
+            except OSError:
+                continue
+            python = b"python" in words[0] and b"train" in words
+            if python and values.get(b"SLURM_JOB_ID") == str(job).encode() and values.get(b"SLURM_CONF"):
+                found[int(values.get(b"SLURM_PROCID", b"-1"))] = int(folder.name)
+        return found
+
+    def settle(self, seconds=90):
+        """Wait until every node may get jobs and none has any."""
+        until(
+            lambda: (
+                self.slurm("sinfo", "-h", "-N", "-p", "main", "-o", "%T", check=False).split()
+                == ["idle"] * len(self.nodes)
+            ),
+            seconds,
+            lambda: self.slurm("sinfo", "-N", "-l", check=False) + self.slurm("squeue", check=False),
+        )
+
+
+def digests(root, but=("train", "report", "checkpoint", "checkpoint-native")):
+    """Stage -> digest of every artifact of the corpus."""
+    from governance.manifest import read_manifest
+
+    found = {path: read_manifest(path) for path in sorted(root.glob("*/*/manifest.json"))}
+    return {path.parent.relative_to(root): made.digest for path, made in found.items() if made.stage not in but}
+
+
+def losses(root):
+    """The losses of the one finished run, step by step."""
+    [path] = root.glob("train/*/losses.json")
+    return json.loads(path.read_bytes())["losses"]
+
+
+def metrics(root):
+    """The lines of metrics.jsonl so far."""
+    lines = []
+    for path in root.glob("train/*/metrics.jsonl"):
+        for line in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue  # being written
+    return lines
+
+
+def submit(bed, folder, *words):
+    """Submit the project's run; name -> number of each of its jobs."""
+    done = bed.assay("slurm", "submit", folder / "run.toml", "--root", folder / "root", *words)
+    assert done.returncode == 0, done.stderr
+    return jobs_of(folder / "root")
+
+
+def status(bed, folder):
+    """What the product tells of the run's jobs."""
+    done = bed.assay("slurm", "status", folder / "run.toml", "--root", folder / "root")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def await_end(bed, folder, seconds):
+    """Wait until none of the run's jobs waits or runs; name -> its row of sacct."""
+    jobs = jobs_of(folder / "root")
+
+    def ended():
+        rows = {row["JobID"].partition("_")[0]: row for row in bed.accounted(*jobs.values())}
+        live = set(number.partition("_")[0] for number in bed.queued()) & set(jobs.values())
+        return not live and set(jobs.values()) <= set(rows) and {name: rows[number] for name, number in jobs.items()}
+
+    return until(ended, seconds, lambda: f"{status(bed, folder)}\n{tails(folder)}", every=1)
+
+
+def tails(folder):
+    """The last lines of each log of the run's jobs: why a test failed."""
+    paths = sorted((folder / "root" / "slurm" / "logs").glob("*.log"), key=lambda path: path.stat().st_mtime)
+    return "\n".join(f"== {path.name}\n" + "\n".join(path.read_text().splitlines()[-25:]) for path in paths[-6:])
+
+
+def attempts(folder, job):
+    """What each attempt of a job said of its end."""
+    path = folder / "root" / "slurm" / "attempts" / f"{job}.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line for line in lines if line["event"] == "ended"]
+
+
+def jobs_of(root):
+    """Name -> number of the job that was submitted last under it."""
+    rows = [json.loads(line) for line in (root / "slurm" / "jobs.jsonl").read_text().splitlines()]
+    return {row["name"]: row["job"] for row in rows}
+
+
+def change(folder, *pairs):
+    """Replace texts of the run's file, each of which is there."""
+    text = (folder / "run.toml").read_text()
+    for old, new in pairs:
+        assert old in text, old
+        text = text.replace(old, new)
+    (folder / "run.toml").write_text(text)

@@ -1,0 +1,179 @@
+"""One cluster for all tests of this folder; they are skipped, with the reason, where none can be had."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.bed import CONF, HERE, REPOSITORY, SCRIPT, Bed, change
+from tests.conftest import write_tales
+
+NODES = 3
+CONFIG = """
+[[data.sources]]
+type = "jsonl"
+name = "tales"
+paths = ["tales/*.jsonl"]
+licence = "CC0-1.0"
+
+[data.ingest]
+shard_bytes = SHARD_BYTES
+
+[data.tokenizer]
+vocabulary_size = 512
+
+[data.encode]
+validation_share = 0.1
+
+[governance]
+policy = "policy.toml"
+signing_key = "key.pem"
+
+[model]
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 2
+num_attention_heads = 2
+num_key_value_heads = 1
+max_position_embeddings = 64
+
+[optim]
+learning_rate = 1e-2
+warmup_steps = 2
+decay_steps = 4
+
+[train]
+precision = "fp32"
+sequence_length = 64
+global_batch_size = 12
+steps = 100
+validate_every_steps = 0
+validation_rows = 8
+
+[checkpoint]
+every_steps = 5
+
+[engine]
+zero_stage = 1
+micro_batch_size = 2
+threads = 1
+
+[tracking]
+mode = "disabled"
+
+[slurm]
+partition = "low"
+nodes = 2
+time_limit = "20"
+data_time_limit = "20"
+shards_per_task = 3
+retries = 3
+environment = "environment.sh"
+"""
+
+
+def _why_not():
+    """Why there can be no cluster here; empty: there can."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    missing = [name for name in ("slurmctld", "slurmd", "slurmdbd", "sbatch", "munged", "mariadbd", "ip")
+               if shutil.which(name, path=path) is None]  # fmt: skip
+    if missing:
+        return f"not installed: {', '.join(missing)} (tests/cluster/testbed.sh install)"
+    if os.getuid() != 0:
+        return "wants root: nodes have networks and process trees of their own"
+    probe = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "hostname", "probe"]
+    done = subprocess.run(probe, capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else f"no namespaces here: {done.stderr.strip()}"
+
+
+@pytest.fixture(scope="session")
+def bed():
+    if why := _why_not():
+        pytest.skip(f"no Slurm cluster: {why}")
+    folder = Path(tempfile.mkdtemp(prefix="bed-c"))
+    prefix = f"bed{os.getpid()}-"  # another cluster may be up on this machine
+    words = ["--nodes", str(NODES), "--cpus", "16", "--prefix", prefix]
+    words += [word for line in CONF for word in ("--conf", line)]
+    down = ["bash", str(SCRIPT), "down", str(folder), "--purge"]
+    try:
+        done = subprocess.run(
+            ["bash", str(SCRIPT), "up", str(folder), *words], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        yield Bed(folder, tuple(f"{prefix}{number}" for number in range(1, NODES + 1)))
+    finally:
+        subprocess.run(down, check=False, timeout=180)
+
+
+@pytest.fixture(autouse=True)
+def _whole(request):
+    """Each test begins with all nodes up and idle, and leaves no job behind."""
+    if "bed" not in request.fixturenames:
+        yield
+        return
+    bed = request.getfixturevalue("bed")
+    bed.settle()
+    yield
+    for part in ("munged", "mariadbd", "slurmdbd", "slurmctld", *bed.nodes):
+        bed("start", part)
+    for node in bed.nodes:
+        bed("heal", node)
+    for number in {number.partition("_")[0] for number in bed.queued()}:
+        bed.slurm("scancel", number, check=False)
+
+
+def write_project(folder, files=4, documents=240):
+    """A run's file, its corpus, its policy, and the script that its jobs source."""
+    (folder / "tales").mkdir(parents=True)
+    (folder / "faults").mkdir()
+    for number in range(files):
+        each = range(number * documents // files, (number + 1) * documents // files)
+        write_tales(folder / "tales" / f"{number:03d}.jsonl", each)
+    largest = max(path.stat().st_size for path in (folder / "tales").iterdir())  # a file is a shard
+    (folder / "run.toml").write_text(CONFIG.replace("SHARD_BYTES", str(largest)))
+    shutil.copy(REPOSITORY / "configs" / "policy.toml", folder / "policy.toml")
+    lines = {
+        "PYTHONPATH": f"{HERE / 'hook'}:{REPOSITORY}",
+        "ASSAY_TEST_FAULTS": folder / "faults",
+        "PATH": f"{Path(sys.executable).parent}:$PATH",
+        "XDG_CONFIG_HOME": os.environ["XDG_CONFIG_HOME"],
+        "OMP_NUM_THREADS": 1,
+    }
+    (folder / "environment.sh").write_text("".join(f'export {name}="{value}"\n' for name, value in lines.items()))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory):
+    """The same run on this machine, without a cluster, unbroken: its digests and losses count."""
+    folder = write_project(tmp_path_factory.mktemp("local") / "project")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    words = ["run", str(folder / "run.toml"), "--root", str(folder / "root"), "--workers", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pretrain", *words], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def prepared(local, tmp_path):
+    """The project with its corpus made and let through, and no training yet; its graph has no arrays."""
+    folder = tmp_path / "project"
+    shutil.copytree(local, folder)
+    change(folder, ("shards_per_task = 3", "shards_per_task = 100"))
+    for made in ("train", "checkpoint", "report"):
+        shutil.rmtree(folder / "root" / made)
+    lines = (folder / "environment.sh").read_text()
+    (folder / "environment.sh").write_text(lines.replace(str(local), str(folder)))
+    return folder
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """The project with nothing made."""
+    return write_project(tmp_path / "project")

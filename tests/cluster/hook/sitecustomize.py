@@ -1,0 +1,85 @@
+"""Faults from inside a process of the run; Python imports this as it starts, where this folder is on PYTHONPATH.
+
+`$ASSAY_TEST_FAULTS` names a folder. Tests write into it while jobs run:
+
+- `slow`: seconds that each training step takes longer, read at each step; no file: none;
+- `fail-once/<stage>.<index>`: the shard is not made, its process fails, and the file goes;
+- `fail-always/<stage>.<index>`: the same as long as the file is there.
+
+`made` gets a line for each shard that was made: stage, index, job, task. A shard with an even index fails by an
+exception, one with an odd index by SIGKILL.
+"""
+
+import contextlib
+import functools
+import importlib.abc
+import importlib.util
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+FOLDER = Path(os.environ["ASSAY_TEST_FAULTS"])
+
+
+def of_training(loop):
+    agree = loop._agree
+
+    @functools.wraps(agree)
+    def slow(*arguments):
+        with contextlib.suppress(FileNotFoundError):
+            time.sleep(float((FOLDER / "slow").read_text() or 0))
+        return agree(*arguments)
+
+    loop._agree = slow
+
+
+def of_shards(parallel):
+    make = parallel._make_shard
+
+    @functools.wraps(make)
+    def watched(function, section, folder, records, *more):
+        name = f"{records.parent.name}.{more[-1][0]}"
+        fail(name)
+        made = make(function, section, folder, records, *more)
+        job, task = (os.environ.get(name, "-") for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"))
+        with (FOLDER / "made").open("a") as file:  # one short line is one write
+            file.write(f"{name.replace('.', ' ')} {job} {task}\n")
+        return made
+
+    parallel._make_shard = watched
+
+
+def fail(name):
+    once, always = FOLDER / "fail-once" / name, FOLDER / "fail-always" / name
+    if not once.exists() and not always.exists():
+        return
+    once.unlink(missing_ok=True)
+    if int(name.rpartition(".")[2]) % 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise RuntimeError(f"a fault that a test asked for: {name}")
+
+
+CHANGES = {"pretrain.loop": of_training, "governance.parallel": of_shards}
+
+
+class Watch(importlib.abc.MetaPathFinder):
+    """Changes a module as soon as it is there; so that nothing heavy is imported for the sake of a hook."""
+
+    def find_spec(self, name, path, target=None):
+        if name not in CHANGES:
+            return None
+        change = CHANGES.pop(name)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+
+        def run_and_change(module):
+            run(module)
+            change(module)
+
+        spec.loader.exec_module = run_and_change
+        return spec
+
+
+sys.meta_path.insert(0, Watch())

@@ -1,0 +1,80 @@
+"""Data as an array: 200 shards, 20 tasks at a time, some of which fail; exactly what is missing is made again."""
+
+import re
+
+import pytest
+
+from tests.cluster.bed import change, status, submit, tails, until
+from tests.cluster.conftest import write_project
+
+pytestmark = pytest.mark.cluster
+SHARDS, EACH, AT_ONCE = 200, 2, 20
+TASKS = SHARDS // EACH
+ONCE = (7, 48)
+"""Shards whose first try fails: the first by SIGKILL, the second by an exception."""
+ALWAYS = (33, 90)
+"""Shards that fail until their fault is mended."""
+
+
+def made(folder):
+    """(index, job, task) of each shard of ingest that was made, in order."""
+    lines = [line.split() for line in (folder / "faults" / "made").read_text().splitlines()]
+    return [(int(index), job, int(task)) for stage, index, job, task in lines if stage == "ingest"]
+
+
+def test_only_what_is_missing_is_made_again(bed, tmp_path):
+    folder = write_project(tmp_path / "project", files=SHARDS, documents=2 * SHARDS)
+    change(
+        folder,
+        ("shards_per_task = 3", f"shards_per_task = {EACH}\nthrottle = {AT_ONCE}"),
+        ("retries = 3", "retries = 1"),
+    )
+    for when, shards in (("once", ONCE), ("always", ALWAYS)):
+        (folder / "faults" / f"fail-{when}").mkdir()
+        for index in shards:
+            (folder / "faults" / f"fail-{when}" / f"ingest.{index}").touch()
+    jobs, most = submit(bed, folder), 0
+    assert bed.job(f"{jobs['ingest']}_0")["ArrayTaskThrottle"] == str(AT_ONCE)
+
+    def ended():
+        nonlocal most
+        tasks = bed.slurm("squeue", "-h", "-r", "-t", "R", "-j", jobs["ingest"], "-o", "%i", check=False).split()
+        most = max(most, len(tasks))
+        return jobs["ingest"] not in {number.partition("_")[0] for number in bed.queued()}
+
+    until(ended, 500, lambda: f"{status(bed, folder)}\n{tails(folder)}")
+    assert 1 < most <= AT_ONCE
+    lost = {index % TASKS for index in ALWAYS}  # a task makes the shards index, index + TASKS, ...
+    retried = {index % TASKS for index in ONCE}
+    rows = [row for row in bed.accounted(jobs["ingest"]) if "_" in row["JobID"]]
+    last = {int(row["JobID"].partition("_")[2]): row for row in rows}
+    assert len(last) == TASKS
+    assert {number for number, row in last.items() if row["State"] != "COMPLETED"} == lost
+    assert {number for number, row in last.items() if row["Restarts"] == "1"} == lost | retried
+    assert all(row["Restarts"] == "0" for number, row in last.items() if number not in lost | retried)
+    before = made(folder)
+    assert len(before) == len({index for index, *_ in before})
+    missing = set(range(SHARDS)) - {index for index, *_ in before}
+    assert set(ALWAYS) <= missing <= {index for index in range(SHARDS) if index % TASKS in lost}
+    until(lambda: bed.state(jobs["ingest-join"]) == "CANCELLED", 30, lambda: status(bed, folder))
+    told = status(bed, folder)
+    assert "assay slurm retry" in told
+    assert f"{TASKS - len(lost)}/{TASKS}" in told
+
+    for index in ALWAYS:
+        (folder / "faults" / "fail-always" / f"ingest.{index}").unlink()
+    done = bed.assay("slurm", "retry", folder / "run.toml", "--root", folder / "root")
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"ingest \({len(lost)} of {TASKS} tasks\)", done.stdout), done.stdout
+    until(
+        lambda: list((folder / "root").glob("ingest/*/manifest.json")),
+        90,
+        lambda: f"{status(bed, folder)}\n{tails(folder)}",
+    )
+    again = made(folder)[len(before) :]
+    assert {index for index, *_ in again} == missing
+    assert len(again) == len(missing)
+    assert {task for *_, task in again} == lost
+    done = bed.assay("slurm", "cancel", folder / "run.toml", "--root", folder / "root")
+    assert done.returncode == 0, done.stderr
+    until(lambda: not bed.queued(), 60, lambda: bed.slurm("squeue"))

@@ -1,0 +1,125 @@
+"""A training run that a cluster does everything to: it ends by itself, with the losses of an unbroken run."""
+
+import itertools
+import json
+import os
+import signal
+
+import pytest
+
+from tests.cluster.bed import attempts, await_end, change, losses, metrics, status, submit, tails, until
+from tests.cluster.test_whole_run import PARITY
+
+pytestmark = pytest.mark.cluster
+EVERY = 5
+"""Steps from checkpoint to checkpoint."""
+
+
+class Training:
+    """The training job of a run that lasts until it is let go."""
+
+    def __init__(self, bed, folder):
+        self.bed, self.folder, self.root = bed, folder, folder / "root"
+        self.slow(0.4)
+        self.job = submit(bed, folder)["train"]
+
+    def slow(self, seconds):
+        """Let each step take longer from now on."""
+        (self.folder / "faults" / "slow").write_text(str(seconds))
+
+    def told(self):
+        return f"{status(self.bed, self.folder)}\n{tails(self.folder)}"
+
+    def attempt(self):
+        """The number of the newest attempt that has computed a step."""
+        return max((line["attempt"] for line in metrics(self.root) if line["event"] == "step"), default=0)
+
+    def saved(self, attempt=1):
+        """Wait until this attempt, or a later one, saves; the moment after, least can be lost. Its number."""
+
+        def of_attempt():
+            return [line for line in metrics(self.root) if line["event"] == "checkpoint" and line["attempt"] >= attempt]
+
+        before = len(of_attempt())
+        until(lambda: len(of_attempt()) > before, 150, self.told, every=0.05)
+        return self.attempt()
+
+    def nodes(self):
+        return self.bed.slurm("scontrol", "show", "hostnames", self.bed.job(self.job)["NodeList"]).split()
+
+    def causes(self):
+        return [line["cause"] for line in attempts(self.folder, self.job)]
+
+    def end(self, seconds=150):
+        self.slow(0)
+        return await_end(self.bed, self.folder, seconds)
+
+
+def lost(root):
+    """Attempt -> how many of its steps the next one computed again."""
+    steps = {}
+    for line in metrics(root):
+        if line["event"] == "step":
+            steps.setdefault(line["attempt"], []).append(line["step"])
+    pairs = itertools.pairwise(sorted(steps))
+    return {before: max(steps[before]) - steps[after][0] + 1 for before, after in pairs}
+
+
+def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
+    change(prepared, ("retries = 3", "retries = 6\nsignal_seconds = 20"))
+    run = Training(bed, prepared)
+
+    # the controller dies: the job goes on
+    now = run.saved()
+    bed("crash", "slurmctld")
+    told = bed.assay("slurm", "status", prepared / "run.toml", "--root", prepared / "root")
+    assert told.returncode == 0, told.stderr
+    assert "wait until the controller answers" in told.stdout
+    bed("start", "slurmctld")
+    until(lambda: bed.state(run.job) == "RUNNING", 60, run.told)
+    assert run.saved() == now, run.told()
+
+    # a rank is killed
+    os.kill(bed.ranks(run.job)[1], signal.SIGKILL)
+    preempted = run.saved(now + 1)
+
+    # a job of more weight takes the nodes
+    words = ["-p", "high", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2"]
+    other = bed.slurm("sbatch", "--parsable", *words).strip()
+    until(lambda: bed.state(other) == "COMPLETED", 90, lambda: bed.slurm("squeue") + run.told())
+    limited = run.saved(preempted + 1)
+
+    # the time limit comes near, within 40 seconds
+    run.slow(2)
+    bed.slurm("scontrol", "update", f"jobid={run.job}", "TimeLimit=1")
+    until(lambda: bed.state(run.job) == "PENDING", 120, run.told)
+    bed.slurm("scontrol", "update", f"jobid={run.job}", "TimeLimit=20")
+    run.slow(0.4)
+    now = run.saved(limited + 1)
+
+    # a node dies
+    node = run.nodes()[1]
+    bed("crash", node)
+    now = run.saved(now + 1)
+    assert node not in run.nodes()
+    bed("start", node)
+
+    # a network is cut: the old start runs on where nobody reaches it, and must do no harm
+    node = run.nodes()[0]
+    bed("cut", node)
+    run.saved(now + 1)
+    assert node not in run.nodes()
+    bed("heal", node)
+
+    rows = run.end()
+    assert rows["train"]["State"] == "COMPLETED", run.told()
+    assert losses(prepared / "root") == pytest.approx(losses(local / "root"), rel=PARITY)
+    again = lost(prepared / "root")
+    assert len(again) == 5, again
+    assert max(again.values()) <= EVERY, again
+    assert again[preempted] == again[limited] == 0, again
+    assert "begun again" in status(bed, prepared)
+    [report] = (prepared / "root").glob("report/*/report.json")
+    energy = json.loads(report.read_bytes())["energy"]
+    assert energy["total"]["wasted"] > 0, energy
+    assert energy["wasted_by_cause"]["killed"] > 0, energy

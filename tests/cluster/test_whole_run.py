@@ -1,0 +1,74 @@
+"""One file, one command, and a real cluster does the rest: what it makes is what one machine makes."""
+
+import json
+
+import pytest
+
+from tests.cluster.bed import await_end, change, digests, losses, metrics, status, submit, tails, until
+
+pytestmark = pytest.mark.cluster
+PARITY = 5e-5
+"""Relative difference of two losses of the same step in fp32, between two ways to share the work out."""
+
+
+def test_two_nodes_make_what_one_process_makes(bed, local, fresh):
+    jobs = submit(bed, fresh)
+    rows = await_end(bed, fresh, 420)
+    assert {name: row["State"] for name, row in rows.items()} == dict.fromkeys(jobs, "COMPLETED"), tails(fresh)
+    assert digests(fresh / "root") == digests(local / "root")
+    assert losses(fresh / "root") == pytest.approx(losses(local / "root"), rel=PARITY)
+    assert list((fresh / "root").glob("report/*/report.html"))
+    told = status(bed, fresh)
+    assert "all is done" in told
+    made = [line.split() for line in (fresh / "faults" / "made").read_text().splitlines()]
+    for stage in ("ingest", "clean", "redact", "encode"):  # each shard once, and not all in one task
+        of_stage = [line for line in made if line[0] == stage]
+        assert len({line[1] for line in of_stage}) == len(of_stage)
+        assert len({line[3] for line in of_stage}) > 1
+    accounting = json.loads((fresh / "root" / "slurm" / "accounting.json").read_bytes())
+    assert accounting["slurm"] > accounting["jobs"]["train"]["joules"] > 0
+    assert "energy by Slurm" in told
+
+
+def test_a_resubmission_with_more_nodes_continues_the_run(bed, local, prepared):
+    change(prepared, ("zero_stage = 1", "zero_stage = 3"))
+    root = prepared / "root"
+    (prepared / "faults" / "slow").write_text("0.4")
+    first = submit(bed, prepared)
+    until(
+        lambda: any(line["event"] == "checkpoint" for line in metrics(root)),
+        180,
+        lambda: f"{status(bed, prepared)}\n{tails(prepared)}",
+    )
+    done = bed.assay("slurm", "cancel", prepared / "run.toml", "--root", root)
+    assert done.returncode == 0, done.stderr
+    until(lambda: not bed.queued(), 60, lambda: bed.slurm("squeue"))
+    assert bed.accounted(first["train"])[-1]["State"].startswith("CANCELLED")
+    (prepared / "faults" / "slow").unlink()
+    change(prepared, ("nodes = 2", "nodes = 3"))
+    jobs = submit(bed, prepared)
+    rows = await_end(bed, prepared, 240)
+    assert rows["train"]["State"] == "COMPLETED", tails(prepared)
+    assert bed.accounted(jobs["train"], fields=("JobID", "NNodes"))[-1]["NNodes"] == "3"
+    assert losses(root) == pytest.approx(losses(local / "root"), rel=PARITY)
+    second = [line["step"] for line in metrics(root) if line["event"] == "step" and line["attempt"] == 2]
+    assert second[0] > 1, "it began anew"
+
+
+def test_a_closed_gate_lets_nothing_through(bed, prepared):
+    policy = prepared / "policy.toml"
+    policy.write_text(policy.read_text().replace('  "CC0-1.0",\n', ""))
+    submit(bed, prepared)
+    rows = await_end(bed, prepared, 180)
+    assert rows["audit"]["State"] == "FAILED"
+    assert rows["audit"]["ExitCode"] == "77:0"
+    assert "licences.allowed" in rows["audit"]["Comment"]
+    assert rows["train"]["State"] == rows["evaluate"]["State"] == "CANCELLED"
+    assert rows["report"]["State"] == "COMPLETED", tails(prepared)
+    assert rows["audit"]["Restarts"] == "0"
+    assert not list((prepared / "root").glob("train/*/metrics.jsonl"))
+    assert not list((prepared / "root").glob("checkpoint/*"))
+    told = status(bed, prepared)
+    assert "exit 77" in told
+    assert "licences.allowed" in told
+    assert "assay governance review" in told

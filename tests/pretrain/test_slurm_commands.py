@@ -1,0 +1,107 @@
+"""The commands `assay slurm ...`, as they are typed, on a machine without Slurm and with stand-ins for its tools."""
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pretrain.cli import main
+from slurm.config import SITE_VARIABLE
+
+CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.toml"
+
+
+@pytest.fixture(autouse=True)
+def no_site(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    monkeypatch.delenv(SITE_VARIABLE, raising=False)
+
+
+@pytest.fixture
+def no_slurm(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Tools that take whatever they get: sbatch hands out ids, the queue says what the file `queue` does."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    count = tmp_path / "count"
+    bodies = {
+        "sbatch": f"""[[ $* == *--test-only* ]] || {{ echo x >> {count}; wc -l < {count}; }}
+            echo "$*" >> {tmp_path}/asked""",
+        "scontrol": f'case $* in *config*) echo "MaxArraySize = 3" ;; release*) echo "$*" >> {tmp_path}/asked ;; esac',
+        "squeue": f"cat {tmp_path}/queue 2>/dev/null; exit 0",
+        "sacct": "exit 1",
+        "sacctmgr": "exit 1",
+        "scancel": f'echo "scancel $*" >> {tmp_path}/asked',
+        "srun": 'while [[ $1 == -* ]]; do shift; done; "$@"',
+    }
+    for name, body in bodies.items():
+        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def slurm(*words, root=None):
+    command, *rest = words
+    return main(["slurm", command, str(CONFIG), *([f"--root={root}"] if root else []), *rest])
+
+
+def test_render_shows_the_scripts_without_slurm(no_slurm, capsys):
+    assert slurm("render") == 0
+    told = capsys.readouterr().out
+    names = [line.split()[2] for line in told.splitlines() if line.startswith("# ---- ")]
+    assert names[:2] == ["sources", "ingest"]
+    assert names[-5:] == ["data", "audit", "train", "evaluate", "report"]
+    assert slurm("render", "--job", "train", "--set", "slurm.nodes=3") == 0
+    told = capsys.readouterr().out
+    assert "#SBATCH --nodes=3" in told
+    command = next(line for line in told.splitlines() if line.startswith("command="))
+    words = shlex.split(command.removeprefix("command=(")[:-1])
+    assert words[:3] == ["assay", "train", str(CONFIG)]
+    assert words[-2:] == ["--set", "slurm.nodes=3"]  # the job sees what was typed
+    assert slurm("render", "--job", "nothing") == 78
+
+
+def test_without_slurm_nothing_is_submitted(no_slurm, tmp_path, caplog):
+    assert slurm("submit", root=tmp_path / "root") == 69
+    assert not (tmp_path / "root").exists()
+    for command in ("status", "cancel", "logs"):
+        assert slurm(command, root=tmp_path / "root") == 66
+
+
+def test_a_run_is_submitted_once_and_told_of(cluster, capsys):
+    root = cluster / "root"
+    assert slurm("submit", root=root) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["2", "ingest", "(3", "of", "3", "tasks)"]  # MaxArraySize is 3 here
+    assert lines[-1].startswith("next: assay slurm status")
+    asked = (cluster / "asked").read_text().splitlines()
+    handed = [line for line in asked if "--parsable" in line]
+    assert handed[0] == f"--parsable --hold {root}/slurm/sources.sbatch"
+    assert handed[1] == f"--parsable --dependency=afterok:1 {root}/slurm/ingest.sbatch"
+    assert asked[-1] == "release 1"
+    assert (root / "slurm" / "train.sbatch").exists()
+
+    (cluster / "queue").write_text("2_0|RUNNING|None|1:00|n1|N/A|(null)\n3|PENDING|Dependency|0:00||N/A|\n")
+    assert slurm("submit", root=root) == 78
+    assert slurm("status", root=root) == 0
+    told = capsys.readouterr().out
+    assert "ingest-join" in told
+    assert "Dependency" in told
+    assert "! sacct: status 1" in told
+    assert slurm("cancel", root=root) == 0
+    assert "cancelled: ingest, ingest-join" in capsys.readouterr().out
+    assert (cluster / "asked").read_text().splitlines()[-1] == "scancel 2 3"
+
+    (cluster / "queue").unlink()  # the controller forgot all of it
+    assert slurm("status", "--watch", root=root) == 0  # nothing more will happen by itself, so it ends
+    told = capsys.readouterr().out
+    assert "LOST" in told
+    assert f"then: assay slurm retry {CONFIG} --root {root}" in told.splitlines()[-1]
+    assert slurm("retry", root=root) == 0
+    assert "ingest (3 of 3 tasks)" in capsys.readouterr().out
