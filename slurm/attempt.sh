@@ -37,10 +37,21 @@ remark() { # TEXT: what `squeue -o %k` and `sacct -o comment` tell of this job; 
   scontrol update "jobid=$job" "comment=${text:0:240}${head:+; $head}" 2>/dev/null || true
 }
 
+killed() { # starts in a row, up to now, that did not say how they ended, and saved nothing
+  [ -e "$attempts" ] || { echo 0 && return; }
+  progress=$(in_json "$progress") awk '/"event": "ended"/ { count = 0 }
+    /"event": "started"/ { count = index($0, "\"progress\": " ENVIRON["progress"]) ? count + 1 : 0 }
+    END { print count + 0 }' "$attempts"
+}
+
 begin() {
   echo "assay: job $job, attempt $attempt, on ${SLURM_JOB_NODELIST:-$(hostname)}, at $began"
   [ -e "$root/slurm/jobs.jsonl" ] || finish 66 "$(hostname) does not see $root; put it on a file system that all nodes share"
-  note started || echo "assay: cannot write $attempts; the record of this attempt is only here" >&2
+  if [ "$(killed)" -ge 10 ]; then
+    retries=0
+    finish 69 "its last ten starts were killed without a word, most often with their nodes"
+  fi
+  note started ", \"progress\": $(in_json "$progress")" || echo "assay: cannot write $attempts; the record of this attempt is only here" >&2
   # An update makes slurmctld save the job; one that was just started is else forgotten if slurmctld is killed now.
   [ -n "${SLURM_ARRAY_JOB_ID:-}" ] || remark "assay: attempt $attempt on ${SLURM_JOB_NODELIST:-}"
 }

@@ -282,3 +282,16 @@ def test_failures_are_bounded_whatever_bytes_they_are_told_in(node, monkeypatch)
         node.run(attempt=attempt)
         assert ("requeue 7" in node.requests) == (attempt < 2)
     assert node.attempts()[-1]["cause"] == "failed with status 1: ERR: caf"
+
+
+def test_a_job_that_takes_its_nodes_with_it_ends_at_last(node):
+    node.program("assay", "exit 0")
+    assert node.run().returncode == 0  # what ended in any way is no such start
+    started = json.dumps(node.attempts()[0]) + "\n"
+    record = node.root / "slurm" / "attempts" / "7.jsonl"
+    record.write_text(record.read_text() + 9 * started)
+    assert node.run(attempt=10).returncode == 0
+    record.write_text(record.read_text() + 10 * started)
+    assert node.run(attempt=20).returncode == 69
+    assert "killed without a word" in node.attempts()[-1]["cause"]
+    assert "requeue 7" not in node.requests
