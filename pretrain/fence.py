@@ -131,7 +131,7 @@ class Fence:
             try:
                 self.look()
             except Occupied as error:
-                get_logger(__name__).error("%s", error)
+                get_logger(__name__).error("%s: %s", type(error).__name__, error)
                 os._exit(error.exit_code)  # the main thread may wait for ever for a rank that was cut off
             except OSError:
                 continue  # the file system does not answer; `check` will ask again before anything is written
