@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-_EPILOG = """exit codes: 0 done, 66 something is missing, 65 something was altered or torn, 69 the scheduler refused,
-70 a training process hung, 73 another run trains there, 74 the disk refused, 75 preempted (run the same command
-again), 77 the gate is closed, 78 the configuration is wrong"""
+_EPILOG = """exit codes: 0 done, 1 stopped for a reason that is told, 2 wrong words, 65 something was altered or torn,
+66 something is missing, 69 the scheduler refused, 70 a training process hung, 73 another run trains there, 74 the disk
+refused, 75 preempted (run the same command again), 77 the gate is closed, 78 the configuration is wrong"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     command = _add(commands, "run", "run", "all of it on this machine: data, audit, gate, training, report")
     _config(command)
     _processes(command)
+    _codes(command)
     _data(commands)
     _governance(commands)
     _training(commands)
@@ -202,6 +203,15 @@ def _training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command = _add(commands, "train", "train", "train on a corpus whose gate is open; goes on from the last checkpoint")
     _config(command)
     _processes(command)
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what a start here would be, and refuse what it would refuse: sizes, layout, memory, DeepSpeed's JSON",
+    )
+    command.add_argument(
+        "--ranks", type=_positive, help="with --dry-run: ranks in all, --processes of them on each node"
+    )
+    _codes(command)
     command = _add(
         commands, "evaluate", "evaluate", "a checkpoint's validation loss, by source and language, and its tasks"
     )
@@ -283,6 +293,10 @@ def _processes(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--processes", type=_positive, default=1, help="training processes on this machine (default: 1)"
     )
+
+
+def _codes(command: argparse.ArgumentParser) -> None:
+    command.epilog, command.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
 
 
 def _positive(text: str) -> int:

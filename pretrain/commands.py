@@ -11,6 +11,7 @@ from pathlib import Path
 
 from governance.attestation import attest_with, open_journal
 from governance.energy.meters import meter
+from governance.errors import ConfigError
 from governance.stage import Runtime
 from pretrain.run_config import Run, load_run
 
@@ -63,6 +64,14 @@ def train(arguments: Arguments) -> None:
     from pretrain.run import corpus, training_in
 
     loaded, runtime = load(arguments, "data prepare")
+    if arguments.dry_run:
+        from pretrain.dry_run import dry_run, ranks_of
+
+        for line in dry_run(loaded, runtime, ranks_of(arguments.ranks, arguments.processes)):
+            say(line)
+        return
+    if arguments.ranks:
+        raise ConfigError("--ranks goes with --dry-run; a start has the ranks of --processes, of torchrun or of srun")
     artifacts = corpus(loaded, replace(runtime, make=False))
     manifest = training_in(arguments.processes, loaded, artifacts, runtime, words_of(arguments, runtime))
     say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}")

@@ -22,6 +22,7 @@ from pretrain.compatibility import Situation, faults_of
 from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.deepspeed_config import BUCKET
 from pretrain.distributed import Ranks
+from pretrain.model.counting import parameter_count, piece_tokens
 from pretrain.model_config import ModelConfig, padded_vocabulary
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ _CGROUP_FILES = (
 )
 _SHORT_ROWS = 1024  # attention.SHORT: what imports no torch says it again, and a test holds them equal
 _RUNTIME = {"cpu": 500 << 20, "cuda": 1500 << 20}  # torch, DeepSpeed and their tables; CUDA's context and NCCL
+
+Where = tuple[Ranks, Literal["cpu", "cuda"]]
+"""All ranks, and on what each computes."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,6 @@ def estimate(
     recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, world_size: int, device: Literal["cpu", "cuda"]
 ) -> Estimate:
     """What one of `world_size` ranks needs at the peak of a step."""
-    from pretrain.model.counting import parameter_count
-
     tensor = engine.tensor_parallel_size
     block = parameter_count(_layers(recipe.model, 2), vocabulary_size) - parameter_count(
         _layers(recipe.model, 1), vocabulary_size
@@ -147,8 +149,6 @@ def _activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
     Per token and block: the stream and its norm, before either part; what attention reads and writes; what the
     feed-forward layer reads and writes. On CPU also the probabilities of short rows, one triangle of them.
     """
-    from pretrain.model.attention import SHORT
-
     model, tensor, length = recipe.model, engine.tensor_parallel_size, recipe.train.sequence_length
     tokens, size = _tokens(recipe, engine), _size(recipe)
     width, heads, keys = (
@@ -161,7 +161,7 @@ def _activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
     block = 4 * width + 3 * heads + 2 * keys + (4 if gated else 2) * inner
     products = 2 * width + heads + 2 * keys + (2 if gated else 1) * inner
     table = 0
-    if device == "cpu" and length <= SHORT:
+    if device == "cpu" and length <= _SHORT_ROWS:
         copies = engine.sequence_parallel_size * tensor
         table = engine.micro_batch_size * model.num_attention_heads // copies * length**2 * size // 2
     elif device == "cpu":  # who may see whom, as bits and as what the kernel adds
@@ -175,8 +175,6 @@ def _activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
 
 def _head(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device: str) -> int:
     """Bytes of the loss: a piece of the logits, and the gradients that live until the backward pass (see `loss.py`)."""
-    from pretrain.model.loss import piece_tokens
-
     tokens, size, rows = _tokens(recipe, engine), _size(recipe), padded_vocabulary(vocabulary_size)
     if recipe.train.precision == "fp16":
         return tokens * rows * (size + 8)
@@ -198,8 +196,14 @@ def available(device: torch.device, ranks: Ranks) -> Available:
     """What this rank may use now: the GPU's free memory, and an equal share of what the node has left."""
     import torch
 
+    host = host_share(ranks)
+    return Available(torch.cuda.mem_get_info(device)[0], host.host) if device.type == "cuda" else host
+
+
+def host_share(ranks: Ranks) -> Available:
+    """What a rank that computes on CPU may use now."""
     host = free_host_bytes() // ranks.local_world_size
-    return Available(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host, host)
+    return Available(host, host)
 
 
 def free_host_bytes(root: Path = Path("/")) -> int:
@@ -242,25 +246,23 @@ def refuse_what_cannot_fit(
     Raises:
         PipelineError: what is needed, what there is, and settings that would fit.
     """
-    there_is = available(device, ranks)
-    needed = estimate(recipe, engine, vocabulary_size, ranks.world_size, device.type)
-    if fits(needed, there_is):
-        return
-    host = f" and {_gib(there_is.host)} of the host" if needed.host else ""
-    raise PipelineError(
-        f"this model does not fit: a rank needs about {_told(needed)}, and may use {_gib(there_is.device)} on the "
-        f"device{host} ({ranks.local_world_size} rank(s) a node). "
-        + mend(recipe, engine, vocabulary_size, (ranks, device.type), there_is)
-    )
+    refuse_beyond(recipe, engine, vocabulary_size, (ranks, device.type), available(device, ranks))
 
 
-def mend(
-    recipe: TrainRecipe,
-    engine: EngineConfig,
-    vocabulary_size: int,
-    where: tuple[Ranks, Literal["cpu", "cuda"]],
-    there_is: Available,
-) -> str:
+def refuse_beyond(
+    recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, where: Where, there_is: Available
+) -> None:
+    """The same where it is known what there is."""
+    ranks, device = where
+    needed = estimate(recipe, engine, vocabulary_size, ranks.world_size, device)
+    if not fits(needed, there_is):
+        told = in_words(needed, there_is, ranks)
+        raise PipelineError(
+            f"this model does not fit: {told}. " + mend(recipe, engine, vocabulary_size, where, there_is)
+        )
+
+
+def mend(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, where: Where, there_is: Available) -> str:
     """The least that would make it fit, in words: fewer settings before more, and those that cost less speed first."""
     ranks, device = where
     changes: dict[str, object] = {}
@@ -297,11 +299,16 @@ def _ladder(engine: EngineConfig) -> list[dict[str, object]]:
     return [*changes, {"offload_optimizer": "cpu"}, {"offload_parameters": "cpu"}]
 
 
-def _told(needed: Estimate) -> str:
+def in_words(needed: Estimate, there_is: Available, ranks: Ranks) -> str:
+    """What a rank needs, by purpose, and what it may use."""
     parts = [f"{_gib(needed.device_bytes)} on the device ({_listed(needed.device)})"]
     if needed.host:
         parts.append(f"{_gib(needed.host_bytes)} of the host ({_listed(needed.host)})")
-    return " and ".join(parts)
+    host = f" and {_gib(there_is.host)} of the host" if needed.host else ""
+    return (
+        f"a rank needs about {' and '.join(parts)}, and may use {_gib(there_is.device)} on the device{host} "
+        f"({ranks.local_world_size} rank(s) a node)"
+    )
 
 
 def _listed(values: dict[str, int]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pretrain.model_config import ModelConfig, padded_vocabulary
 
 _NORMS_OF_BLOCK = {"pre": 2, "post": 2, "sandwich": 4}
+_PIECE_TOKENS = 1024  # at least: each piece adds a gradient of the projection's size
+_PIECE_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}
 
 
 def parameter_count(config: ModelConfig, vocabulary_size: int) -> int:
@@ -32,6 +34,11 @@ def flops_per_token(config: ModelConfig, vocabulary_size: int, sequence_length: 
     windows = (config.window(layer) for layer in range(config.num_hidden_layers))
     seen = sum(min(sequence_length, window or sequence_length) for window in windows)
     return 6 * weights + 12 * config.hidden_size * seen
+
+
+def piece_tokens(vocabulary: int, device: str) -> int:
+    """Tokens whose logits exist at once (see `loss.py`)."""
+    return max(_PIECE_TOKENS, _PIECE_LOGITS["cpu" if device == "cpu" else "cuda"] // vocabulary)
 
 
 def _experts_used(config: ModelConfig) -> int:

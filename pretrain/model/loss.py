@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-_PIECE_TOKENS = 1024  # at least: each piece adds a gradient of the projection's size
-_PIECE_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}
+from pretrain.model.counting import piece_tokens
+
 _RUN_LOGITS = 1 << 17  # numbers of a run of rows on CPU
 
 
@@ -55,11 +55,6 @@ class Head(nn.Linear):
             return self.rule.of(F.linear(x, self.weight))
         objective, nats = cross_entropy(x.flatten(0, 1), self.weight, targets.flatten(), self.rule)
         return objective, nats.view(targets.shape)
-
-
-def piece_tokens(vocabulary: int, device: str) -> int:
-    """Tokens whose logits exist at once."""
-    return max(_PIECE_TOKENS, _PIECE_LOGITS["cpu" if device == "cpu" else "cuda"] // vocabulary)
 
 
 def cross_entropy(

@@ -38,7 +38,7 @@ SURFACE = {
     "slurm retry": COMMON,
     "slurm status": [*COMMON, "--watch"],
     "slurm submit": COMMON,
-    "train": [*COMMON, "--processes"],
+    "train": [*COMMON, "--dry-run", "--processes", "--ranks"],
 }
 
 
@@ -97,6 +97,15 @@ def test_wrong_words_are_refused(words, told, capsys):
         parser().parse_args(words)
     assert left.value.code == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["run"]])
+def test_help_tells_the_exit_codes(words, capsys):
+    with pytest.raises(SystemExit) as left:
+        parser().parse_args([*words, "--help"])
+    assert left.value.code == 0
+    told = capsys.readouterr().out
+    assert all(f"{code} " in told.partition("exit codes:")[2] for code in (0, 1, 65, 66, 69, 70, 73, 74, 75, 77, 78))
 
 
 def test_wrong_words_explain_themselves():

@@ -325,7 +325,7 @@ def test_two_ranks_do_what_one_does(tmp_path, optimizer, stage):
     torch.save(state_of(first), tmp_path / "alone.pt")
     start("on_two_ranks", optimizer, stage, tmp_path)
     two: dict[str, Any] = torch.load(tmp_path / "two.pt")
-    # Muon iterates in bf16: where another order of summing changes the last bit of a gradient, 2^-8 of an update may go.
+    # Muon iterates in bf16: where another order of summing changes a gradient's last bit, 2^-8 of an update may go.
     near = 5e-4 if optimizer == "muon" else 1e-4
     assert two["losses"] == pytest.approx(expected, abs=near)
     assert two["tail"] == pytest.approx(expected[3:], abs=near)

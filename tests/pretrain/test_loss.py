@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.model import loss
+from pretrain.model import counting, loss
 from pretrain.model.loss import Head, Logits, cross_entropy
 
 RULES = [Logits(), Logits(0.5), Logits(softcap=3.0), Logits(z_loss=0.1), Logits(0.5, 2.0, 0.1)]
@@ -31,8 +31,8 @@ def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rul
 @pytest.mark.parametrize("run", [1 << 17, 90], ids=["one run", "runs"])
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_losses_and_gradients_are_those_of_the_definition(rule, run, tokens, monkeypatch):
-    monkeypatch.setattr(loss, "_PIECE_TOKENS", tokens)
-    monkeypatch.setattr(loss, "_PIECE_LOGITS", {"cpu": 1})
+    monkeypatch.setattr(counting, "_PIECE_TOKENS", tokens)
+    monkeypatch.setattr(counting, "_PIECE_LOGITS", {"cpu": 1})
     monkeypatch.setattr(loss, "_RUN_LOGITS", run)
     told = []
     for function in (cross_entropy, plain, loss._by_autograd):
@@ -66,8 +66,8 @@ def test_a_batch_without_targets_costs_nothing():
 
 
 def test_bf16_sums_over_pieces_in_fp32(monkeypatch):
-    monkeypatch.setattr(loss, "_PIECE_TOKENS", 8)
-    monkeypatch.setattr(loss, "_PIECE_LOGITS", {"cpu": 1})
+    monkeypatch.setattr(counting, "_PIECE_TOKENS", 8)
+    monkeypatch.setattr(counting, "_PIECE_LOGITS", {"cpu": 1})
     hidden, weight, targets = (x.bfloat16() if x.is_floating_point() else x for x in inputs(4096))
     told = []
     for cast in (torch.Tensor.bfloat16, torch.Tensor.double):
