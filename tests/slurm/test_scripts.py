@@ -105,7 +105,11 @@ class Node:
         job = jobs_of(config, self.root)[name]
         script = self.root / "slurm" / f"{name}.sbatch"
         script.write_text(render(job, Path("/shared/run.toml"), self.root, config))
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("SLURM_", "MASTER_", "GLOO_", "NCCL_"))
+        }
         here = {
             "PATH": f"{self.programs}:{os.environ['PATH']}",
             "SLURM_JOB_ID": "7",
