@@ -164,6 +164,7 @@ failures() { # failed attempts of this job since it last got further
 
 finish() { # STATUS [CAUSE]
   local status=$1 cause outcome=failed known=yes
+  trap '' TERM USR1 # Slurm signals our children, too; without a record of the end nothing follows from it
   cause=${2:-$(cause_of "$status")}
   case $status in
     0) outcome="done" ;;

@@ -170,3 +170,16 @@ def test_a_copy_on_a_node_that_was_cut_off_does_not_requeue_the_one_that_took_it
     assert done.returncode == 73
     assert not [line for line in node.requests if line.startswith("requeue")]
     assert "put job 7 back into the queue itself" in done.stdout + done.stderr
+
+
+def test_a_signal_to_every_process_of_the_job_as_the_ranks_end_loses_no_record(node):
+    """As Slurm does where a node has died: what waits in the script, and what reads for it, gets SIGTERM as well."""
+    everybody = '"$PPID" $(cat "/proc/$PPID/task/$PPID/children")'
+    node.program("sleep", f'/bin/sleep 0.1; ! grep -q "assay train" {node.asked} || kill -TERM {everybody}')
+    told = 'echo "srun: error: Node failure on node5" >&2'
+    done = train(
+        node, training=f"{told}; (/bin/sleep 0.5) & exit 143"
+    )  # what holds the output keeps the script waiting
+    assert done.returncode == 143
+    assert node.attempts()[-1]["cause"] == "Node failure on node5"
+    assert "requeue 7" in node.requests
