@@ -83,5 +83,5 @@ def test_no_command_of_a_run_speaks_to_another_machine(traced, project):
     assay("train", *config)
     assay("evaluate", newest, *config)
     assay("export", newest, project / "exported", *config)
-    assay("report", *config)
+    assay("report", *config, "--documents")
     assay("slurm", "render", *config)

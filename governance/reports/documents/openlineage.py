@@ -15,12 +15,12 @@ from governance.reports.documents.evidence import Evidence
 from governance.reports.facts import in_order
 from governance.reports.markup import visible
 
-PRODUCER = "https://pypi.org/project/assay-pretrain"
+PRODUCER = "urn:assay:assay-pretrain"
 _SPEC = "https://openlineage.io/spec"
 _EVENT = f"{_SPEC}/2-0-2/OpenLineage.json#/$defs/RunEvent"
 _VERSION = f"{_SPEC}/facets/1-0-1/DatasetVersionDatasetFacet.json#/$defs/DatasetVersionDatasetFacet"
 _ASSERTIONS = f"{_SPEC}/facets/1-1-0/DataQualityAssertionsDatasetFacet.json#/$defs/DataQualityAssertionsDatasetFacet"
-_ENERGY = f"{PRODUCER}#EnergyRunFacet-1"
+_ENERGY = "urn:assay:facet:energy:1"
 
 Values = dict[str, Any]
 

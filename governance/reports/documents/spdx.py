@@ -7,6 +7,7 @@ the others also want a supplier and a time of release, which a person knows.
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from governance.manifest import Manifest
 from governance.reports.documents.evidence import KWH, TO_COMPLETE, Evidence, architecture
@@ -132,7 +133,7 @@ def _files(manifest: Manifest) -> list[Values]:
     files = [
         {
             "type": "software_File",
-            "spdxId": f"{_name(manifest)}#{output.path.removeprefix(f'{manifest.folder}/')}",
+            "spdxId": f"{_name(manifest)}#{quote(output.path.removeprefix(f'{manifest.folder}/'))}",
             "creationInfo": _CREATION,
             "name": output.path,
             "verifiedUsing": [_hash(output.sha256)],
