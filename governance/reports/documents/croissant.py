@@ -1,7 +1,8 @@
 """The corpus as Croissant 1.0 with the RAI vocabulary 1.0 (MLCommons, JSON-LD), readable by mlcroissant.
 
 Each shard of documents is a file with its SHA-256 and a record set of its own, so a reader that follows the document
-finds every changed byte. Paths are relative to the document, so a root can be moved with it.
+finds every changed byte. A file set over them would need one record set alone, but mlcroissant 1.1 reads it as empty.
+Paths are relative to the document, so a root can be moved with it.
 """
 
 from __future__ import annotations

@@ -130,17 +130,18 @@ def _corpus(evidence: Evidence, corpus: Manifest) -> Values:
 
 def _files(manifest: Manifest) -> list[Values]:
     """The files of an artifact, and that it contains them."""
+    owner = _name(manifest)  # its digest costs a pass over the manifest
     files = [
         {
             "type": "software_File",
-            "spdxId": f"{_name(manifest)}#{quote(output.path.removeprefix(f'{manifest.folder}/'))}",
+            "spdxId": f"{owner}#{quote(output.path.removeprefix(f'{manifest.folder}/'))}",
             "creationInfo": _CREATION,
             "name": output.path,
             "verifiedUsing": [_hash(output.sha256)],
         }
         for output in manifest.outputs
     ]
-    return [*files, _relation("contains", _name(manifest), [str(file["spdxId"]) for file in files])] if files else []
+    return [*files, _relation("contains", owner, [str(file["spdxId"]) for file in files])] if files else []
 
 
 def _relation(kind: str, start: str, ends: list[str]) -> Values:
