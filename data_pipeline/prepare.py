@@ -14,6 +14,7 @@ and `shard_count` say beforehand how many arrays there will be, and of what size
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -201,6 +202,20 @@ def steps(config: DataConfig, folder: Path) -> list[str]:
         "pack": int(config.pack is not None),
     }
     return [f"{stage}-{n}" if n > 1 else stage for stage, count in passes.items() for n in range(1, count + 1)]
+
+
+def source_folders(config: DataConfig, folder: Path) -> list[Path]:
+    """The folder of this machine that each source lies in; those that are fetched have none.
+
+    Raises:
+        MissingInput: a source's file is not there.
+    """
+    found = []
+    for source in config.sources:
+        items = expected_items(source, folder, config.ingest.shard_bytes)
+        if parents := {str(item.path.absolute().parent) for item in items if item.path is not None}:
+            found.append(Path(os.path.commonpath(parents)))
+    return found
 
 
 def shard_count(config: DataConfig, folder: Path) -> int:

@@ -126,9 +126,12 @@ def ecc(asked: Asked, node: str, query: Callable[[], str | None]) -> Finding:
     """Memory errors that the driver counted since it was loaded, and pages and rows that wait to be replaced."""
     if not asked.gpus:
         return Finding("ecc", "no GPU")
-    answer = query()
+    try:
+        answer = query()
+    except subprocess.TimeoutExpired as error:
+        return Finding("ecc", f"nvidia-smi did not answer for {error.timeout:.0f} s", bad=True, nodes=(node,))
     if answer is None:
-        return Finding("ecc", "unknown: no nvidia-smi on this node")
+        return Finding("ecc", "unknown: no nvidia-smi on this node, or it cannot tell")
     faults, count = [], 0
     for line in answer.splitlines():
         index, *counts = [word.strip() for word in line.split(",")]
@@ -146,13 +149,14 @@ def ecc(asked: Asked, node: str, query: Callable[[], str | None]) -> Finding:
 
 
 def _nvidia_smi() -> str | None:
+    """A line for each GPU; None where the tool is not there or refuses. A driver that hangs is a TimeoutExpired."""
     fields = "index,ecc.errors.uncorrected.volatile.total,retired_pages.pending,remapped_rows.pending"
     try:
         done = subprocess.run(
             ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+    except FileNotFoundError:
         return None
     return done.stdout if done.returncode == 0 else None
 
@@ -213,8 +217,10 @@ def shared_root(folder: Path, ranks: Ranks, node: str) -> tuple[list[Finding], l
         alone = len(met) == 1 and ranks.world_size > 2 and not ranks.first
         why = f"{told} within {_MEET_SECONDS:.0f} s of each other; the root must lie on a disk that all nodes share"
         return [Finding("root", why, bad=True, nodes=(node,) if alone else ())], None
-    first = ahead - met["00000.json"]["ahead"]
-    skew = max(abs(ahead), abs(first))
+    theirs = float(met["00000.json"]["ahead"])
+    first = ahead - theirs
+    # where the first node's clock is the one that is off, the first node says so itself
+    skew = max(abs(ahead), abs(first) if abs(theirs) <= _SKEW_SECONDS else 0.0)
     clock = f"{ahead:+.3f} s from the file system's clock, {first:+.3f} s from the first node's"
     findings = [
         Finding("root", told),
@@ -236,8 +242,9 @@ def network(ranks: Ranks, names: Sequence[str], device: str) -> list[Finding]:
         store = distributed.TCPStore(address, port, None, ranks.first, patience, wait_for_workers=False)
         missing = _presence(store, ranks, names)
     except (RuntimeError, OSError) as error:
+        # The first node names who did not come. If it cannot open its store, none of the others is to blame.
         told = f"cannot reach {address}:{port} of {names[0]}: {_last_line(error)}"
-        return [Finding("network", told, bad=True, nodes=() if ranks.first else (names[ranks.rank],))]
+        return [Finding("network", told, bad=True)]
     if missing:
         if len(missing) == len(names) - 1 > 1:  # nobody reaches the first: it is the one
             missing = [names[0]]
@@ -296,8 +303,11 @@ def _sum(ranks: Ranks, names: Sequence[str], store: distributed.Store, wanted: s
         moved = 4 * _ELEMENTS * 2 * (world - 1) / world  # what a ring sends and receives on each node
         interface = os.environ.get("GLOO_SOCKET_IFNAME", "chosen by the library")
         told = f"{backend} over {interface}: {moved / quickest / 1e9:.2f} GB/s a node, sums over {world} nodes "
-        if wrong:
-            return Finding("network", f"{told}are wrong in {wrong} elements", bad=True, nodes=(names[ranks.rank],))
+        count = torch.tensor(float(wrong > 0), device=device)
+        distributed.all_reduce(count)
+        if wrong:  # where all have a wrong sum, any of them may have spoilt it
+            blamed = (names[ranks.rank],) if count < world else ()
+            return Finding("network", f"{told}are wrong in {wrong} elements", bad=True, nodes=blamed)
         return Finding("network", f"{told}are right")
     finally:
         distributed.destroy_process_group()

@@ -70,7 +70,7 @@ def submit(arguments: Arguments) -> None:
                 f"{runtime.root}: jobs of this run are queued or run already: {', '.join(queued)}. See them with: "
                 f"assay slurm status {_typed(arguments)}; end them with: assay slurm cancel {_typed(arguments)}"
             )
-        _queue(arguments, [Order(job) for job in jobs], runtime, config)
+        _queue(arguments, [Order(job) for job in jobs], loaded, runtime, config)
 
 
 def retry(arguments: Arguments) -> None:
@@ -91,7 +91,7 @@ def retry(arguments: Arguments) -> None:
             say("nothing is missing")
             return
         end(stale)
-        _queue(arguments, orders, runtime, config)
+        _queue(arguments, orders, loaded, runtime, config)
 
 
 def status(arguments: Arguments) -> None:
@@ -133,7 +133,7 @@ def logs(arguments: Arguments) -> None:
 
     def live() -> bool:
         now = (gather(runtime.root) or _nothing(runtime)).row(row.name)
-        return now is not None and now.live
+        return now is not None and now.count("waiting", "running", "unknown") > 0
 
     follow(path, live)
 
@@ -185,7 +185,8 @@ def _data_of(loaded: Run) -> tuple[tuple[str, ...], int]:
     return tuple(steps(loaded.config.data, loaded.folder)), shard_count(loaded.config.data, loaded.folder)
 
 
-def _queue(arguments: Arguments, orders: Sequence[Order], runtime: Runtime, config: SlurmConfig) -> None:
+def _queue(arguments: Arguments, orders: Sequence[Order], loaded: Run, runtime: Runtime, config: SlurmConfig) -> None:
+    from data_pipeline.prepare import source_folders
     from slurm.refusals import refuse
     from slurm.submit import keep_scripts
     from slurm.submit import submit as hand_over
@@ -193,7 +194,7 @@ def _queue(arguments: Arguments, orders: Sequence[Order], runtime: Runtime, conf
     jobs = [order.job for order in orders]
     file = arguments.config.absolute()
     keep_scripts(jobs, file, runtime.root, config)
-    refuse(jobs, config, runtime.root, file)
+    refuse(jobs, config, runtime.root, file, source_folders(loaded.config.data, loaded.folder))
     for line in hand_over(orders, runtime.root, config):
         say(f"{line.job:<10} {line.name}{f' ({len(line.numbers)} of {line.tasks} tasks)' * bool(line.tasks)}")
     say(f"next: assay slurm status {_typed(arguments)} --watch")

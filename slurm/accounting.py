@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from governance.errors import StorageError
 from governance.files import write_json
+from governance.log import get_logger
 from slurm.standing import View
 
 ACCOUNTING_FILE = "accounting.json"
@@ -46,7 +48,10 @@ def account(view: View, ours: float | None, root: Path) -> Energy:
         values = {
             "asked": asked, "core_seconds": energy.core_seconds, "jobs": jobs, "ours": ours, "slurm": energy.slurm,
         }  # fmt: skip
-        write_json(root / "slurm" / ACCOUNTING_FILE, values)
+        try:
+            write_json(root / "slurm" / ACCOUNTING_FILE, values)
+        except StorageError as error:  # a full disk is what somebody asks for the status for
+            get_logger(__name__).warning("%s", error)
     return energy
 
 

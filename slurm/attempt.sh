@@ -15,8 +15,9 @@ attempt=${SLURM_RESTART_COUNT:-0}
 left_out=
 began=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 
-in_json() { # TEXT -> a JSON string
-  local text=$1
+in_json() { # TEXT -> a JSON string; of a character that was cut in halves, nothing
+  local text
+  text=$(iconv -c -f UTF-8 -t UTF-8 <<<"$1" 2>/dev/null) || [ -n "$text" ] || text=${1//[^ -~]/ }
   text=${text//\\/\\\\}
   text=${text//\"/\\\"}
   text=${text//[$'\001'-$'\037']/ }
@@ -36,10 +37,21 @@ remark() { # TEXT: what `squeue -o %k` and `sacct -o comment` tell of this job; 
   scontrol update "jobid=$job" "comment=${text:0:240}${head:+; $head}" 2>/dev/null || true
 }
 
+killed() { # starts in a row, up to now, that did not say how they ended, and saved nothing
+  [ -e "$attempts" ] || { echo 0 && return; }
+  progress=$(in_json "$progress") awk '/"event": "ended"/ { count = 0 }
+    /"event": "started"/ { count = index($0, "\"progress\": " ENVIRON["progress"]) ? count + 1 : 0 }
+    END { print count + 0 }' "$attempts"
+}
+
 begin() {
   echo "assay: job $job, attempt $attempt, on ${SLURM_JOB_NODELIST:-$(hostname)}, at $began"
   [ -e "$root/slurm/jobs.jsonl" ] || finish 66 "$(hostname) does not see $root; put it on a file system that all nodes share"
-  note started || echo "assay: cannot write $attempts; the record of this attempt is only here" >&2
+  if [ "$(killed)" -ge 10 ]; then
+    retries=0
+    finish 69 "its last ten starts were killed without a word, most often with their nodes"
+  fi
+  note started ", \"progress\": $(in_json "$progress")" || echo "assay: cannot write $attempts; the record of this attempt is only here" >&2
   # An update makes slurmctld save the job; one that was just started is else forgotten if slurmctld is killed now.
   [ -n "${SLURM_ARRAY_JOB_ID:-}" ] || remark "assay: attempt $attempt on ${SLURM_JOB_NODELIST:-}"
 }
@@ -71,6 +83,10 @@ reason_in() { # FILE: the last error that our command told there, with the inden
     END { print substr(text != "" ? text : last, 1, 600) }' "$1" 2>/dev/null || true
 }
 
+this_node() { # as Slurm calls it
+  echo "${SLURMD_NODENAME:-$(hostname -s)}"
+}
+
 leave_out() { # NODES: this job does not get them again; Slurm is told once the job is back in the queue, not while it runs
   left_out=${left_out:+$left_out,}$1
 }
@@ -82,8 +98,19 @@ field() { # NAME TEXT: a field of what `scontrol show job` says, '' where there 
   echo "$found"
 }
 
-exclude() { # BEFORE: tell Slurm which nodes this waiting job does not want; it waits at least until this script has ended
+enough_without() { # NODES PARTITION: whether the partition has enough others; so too where nobody can say
+  local all
+  all=$(sinfo --noheader --Node --format=%N "--partition=$2" 2>/dev/null | sort -u) || return 0
+  [ -n "$all" ] || return 0
+  [ "$(grep -cvxF "$(scontrol show hostnames "$1" 2>/dev/null)" <<<"$all")" -ge "${SLURM_JOB_NUM_NODES:-1}" ]
+}
+
+exclude() { # BEFORE PARTITION: tell Slurm which nodes this waiting job does not want; it waits until this script has ended
   local try
+  if ! enough_without "${1:+$1,}$left_out" "$2"; then # it would wait for ever
+    echo "assay: without $left_out too few nodes are left in $2; job $job may get them again"
+    return
+  fi
   echo "assay: job $job leaves out $left_out from now on"
   for try in 1 2 3 4 5 6 7 8 9 10; do
     if scontrol update "jobid=$job" "ExcNodeList=${1:+$1,}$left_out" 2>/dev/null; then return; fi
@@ -103,10 +130,10 @@ cancelled() { # TEXT of `scontrol show job`: whether somebody wants this job to 
 }
 
 again() { # STATUS: this job goes back into the queue; the script ends here
-  local try said restarts
+  local refused=0 waited=0 said restarts
   trap '' TERM # after a requeue Slurm ends this script and its children; what follows takes a moment
-  for try in 1 2 3 4 5 6 7 8; do
-    if said=$(scontrol show job "$job" 2>/dev/null); then # else slurmctld is down, or out of reach
+  while [ "$refused" -lt 8 ] && [ "$waited" -lt 3600 ]; do
+    if said=$(scontrol show job "$job" 2>&1); then
       if cancelled "$said"; then exit "$1"; fi
       # Slurm itself puts a job back that it preempts, or whose node it lost sight of: the start that follows is left alone.
       restarts=$(field Restarts "$said")
@@ -115,22 +142,29 @@ again() { # STATUS: this job goes back into the queue; the script ends here
         exit "$1"
       fi
       if scontrol requeue "$job"; then
-        [ -z "$left_out" ] || exclude "$(field ExcNodeList "$said")"
+        [ -z "$left_out" ] || exclude "$(field ExcNodeList "$said")" "$(field Partition "$said")"
         exit "$1"
       fi
+      refused=$((refused + 1))
+      sleep $((refused * 5))
+    else # slurmctld is down, or out of reach; a job that ended now would not come back, and what waits for it would end
+      case $said in *"Invalid job id"*) break ;; esac
+      [ "$waited" -gt 0 ] || echo "assay: the controller does not answer; job $job waits to be requeued: $said"
+      waited=$((waited + 10))
+      sleep 10
     fi
-    sleep $((try * 5))
   done
   echo "assay: job $job could not be requeued; go on with: assay slurm retry" >&2
   exit "$1"
 }
 
 failures() { # failed attempts of this job since it last got further
-  grep -F "\"progress\": $(in_json "$progress")," "$attempts" 2>/dev/null | grep -cF '"outcome": "failed"' || true
+  grep -aF "\"progress\": $(in_json "$progress")," "$attempts" 2>/dev/null | grep -caF '"outcome": "failed"' || true
 }
 
 finish() { # STATUS [CAUSE]
   local status=$1 cause outcome=failed known=yes
+  trap '' TERM USR1 # Slurm signals our children, too; without a record of the end nothing follows from it
   cause=${2:-$(cause_of "$status")}
   case $status in
     0) outcome="done" ;;
@@ -153,7 +187,7 @@ finish() { # STATUS [CAUSE]
   if [ "$outcome" = left ]; then again 75; fi
   local failed=$((attempt + 1))
   if [ "$known" = yes ]; then failed=$(failures); fi
-  case $status in 126 | 127) leave_out "$(hostname -s)" ;; esac
+  case $status in 126 | 127) [ -n "$left_out" ] || leave_out "$(this_node)" ;; esac
   if [ "$failed" -le "$retries" ]; then
     remark "assay: $cause; try $failed of $retries more"
     again "$status"

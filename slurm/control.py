@@ -49,7 +49,7 @@ def missing(view: View, jobs: Sequence[Job]) -> tuple[list[Order], list[str]]:
         behind = [name for _, name in job.after if name in orders]
         if row is not None and not _again(row, job, bool(behind)):
             continue
-        numbers = _numbers(row, job)
+        numbers = _numbers(row, job, bool(behind))
         if row is not None and behind:  # what still waits has no part in the new order of things
             stale += [part.unit for part in row.parts if part.kind == "waiting"]
         orders[job.name] = Order(job, numbers, tuple(_still(view, job, orders)))
@@ -67,11 +67,11 @@ def _again(row: Row, job: Job, behind: bool) -> bool:
     return behind and not row.done and not row.count("running")
 
 
-def _numbers(row: Row | None, job: Job) -> tuple[int, ...]:
+def _numbers(row: Row | None, job: Job, behind: bool) -> tuple[int, ...]:
     """The tasks of an array that are submitted again; none named: all."""
     if row is None or not job.tasks or len(row.parts) != job.tasks:
         return ()
-    kept = ("done", "running", "waiting") if row.over else ("done", "running")
+    kept = ("done", "running") if behind else ("done", "running", "waiting")
     found = [part.number for part in row.parts if part.kind not in kept and part.number is not None]
     return () if len(found) == job.tasks else tuple(sorted(found))
 

@@ -41,8 +41,10 @@ _MENDS = {
 }  # fmt: skip
 
 
-def refuse(jobs: Sequence[Job], config: SlurmConfig, root: Path, config_file: Path) -> None:
-    """Look at everything that the cluster would refuse; the scripts are kept already.
+def refuse(
+    jobs: Sequence[Job], config: SlurmConfig, root: Path, config_file: Path, sources: Sequence[Path] = ()
+) -> None:
+    """Look at everything that the cluster would refuse; the scripts are kept already, the sources lie in `sources`.
 
     Raises:
         ConfigError: a setting contradicts another, or the script to source is not there.
@@ -53,7 +55,8 @@ def refuse(jobs: Sequence[Job], config: SlurmConfig, root: Path, config_file: Pa
     told = faults or list(_rehearsed(jobs, root))
     if told:
         raise ClusterError("nothing was queued:\n" + "\n".join(f"  {line}" for line in told))
-    refuse_unshared([root, config_file.parent], config)
+    script = [Path(config.environment).parent] * bool(config.environment)
+    refuse_unshared([root, config_file.parent, *script, *sources], config)
 
 
 def check_settings(config: SlurmConfig, root: Path) -> None:
@@ -210,8 +213,9 @@ def refuse_unshared(paths: Sequence[Path], config: SlurmConfig) -> None:
         kind = file_system_of(path, mounts)
         if kind in _SHARED:
             continue
-        mend = "Choose a --root, and a place for the run's file, on the cluster's shared file system."
-        options = [f"--partition={config.data_partition or config.partition}"] * bool(config.partition)
+        mend = "Choose a --root, and a place for the run's file and its sources, on the cluster's shared file system."
+        partition = config.data_partition or config.partition
+        options = [f"--partition={partition}"] * bool(partition)
         options += [f"--account={config.account}"] * bool(config.account)
         try:
             tools.on_a_node(options, "test", "-d", str(path))

@@ -2,7 +2,7 @@
 
 The templates are valid bash before they are filled in. What is filled in is quoted, so any path survives:
 
-    @ROOT@ @CONFIG@         the folder of all artifacts, the run's file
+    @ROOT@                  the folder of all artifacts
     @COMMAND@               the words of the command that a person would type
     @ENVIRONMENT@           a script to source, or ''
     @PROGRAMS@              the folder of the submitter's `assay`, for a node whose PATH has none
@@ -45,7 +45,6 @@ def render(job: Job, config_file: Path, root: Path, config: SlurmConfig) -> str:
     pyxis, apptainer = _container(config, folders, gpus=any(word.startswith("--gpus") for word in job.options))
     values = {
         "@ROOT@": (str(root),),
-        "@CONFIG@": (str(config_file),),
         "@COMMAND@": job.command,
         "@ENVIRONMENT@": (config.environment,),
         "@PROGRAMS@": (str(Path(sys.executable).parent),),

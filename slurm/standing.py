@@ -79,7 +79,7 @@ class Row:
     """Names of the jobs that it waits for."""
     parts: tuple[Standing, ...]
     joules: int | None = None
-    """By accounting, over all starts."""
+    """By accounting, over all starts and submissions."""
     core_seconds: int = 0
     passed: bool = False
     """Whether it no longer matters how it ended: a later job did, or does, its work."""
@@ -143,11 +143,14 @@ def gather(root: Path) -> View | None:
         accounts = None
         silent.append(str(error))
     names = {line.job: line.name for line in lines}
+    used: dict[str, list[tools.Accounted]] = {}  # of every submission: what failed was paid for too
+    for unit, items in (accounts or {}).items():
+        used.setdefault(names.get(unit.partition("_")[0], ""), []).extend(items)
     rows = []
     for name, units in _newest(lines).items():
         line = next(line for line in reversed(lines) if line.name == name)
         parts = [_stand(root, unit, number, queued, accounts) for unit, number in units]
-        known = [item for unit, _ in units for item in (accounts or {}).get(unit, [])]
+        known = used.get(name, [])
         measured = [item.joules for item in known if item.joules is not None]
         after = tuple(names[job] for _, job in line.after if job in names)
         rows.append(

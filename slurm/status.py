@@ -19,6 +19,12 @@ from slurm.standing import Row, Standing, View
 
 _RECORD = re.compile(r"[0-9a-f]{64}\.json")
 _SHOWN_CAUSES = 8
+_NEVER = {
+    "BadConstraints", "PartitionTimeLimit", "PartitionNodeLimit", "AccountNotAllowed", "QOSNotAllowed",
+    "InvalidAccount", "InvalidQOS", "JobHeldAdmin", "JobHoldMaxRequeue", "DependencyNeverSatisfied",
+    "ReservationDeleted", "launch failed requeued held",
+}  # fmt: skip
+"""Reasons with which a job waits until somebody does something."""
 _TAIL_BYTES = 1 << 18
 """How much of metrics.jsonl is read from its end: a few hundred steps."""
 
@@ -207,11 +213,18 @@ def next_command(view: View, progress: Progress) -> str:
         explained = any(part.status in (2, 65, 66, 78) for part in first.parts if part.kind == "failed")
         mend = "mend that" if explained else f"look: assay slurm logs {config} --job {first.name}"
         return f"{first.name} did not succeed; {mend}, then: assay slurm retry {config}"
-    if all(row.done for row in rows):
+    if all(row.done or row.passed for row in rows):
         reports = sorted((progress.root / "report").glob("*/report.html"), key=lambda path: path.stat().st_mtime)
         return f"all is done; open {reports[-1]}" if reports else "all is done"
     if any(part.reason == "JobHeldUser" for row in rows for part in row.parts if part.kind == "waiting"):
         return f"jobs are held: a submission was broken off, or somebody holds them: assay slurm cancel {config}"
+    stuck = [(row.name, part.reason) for row in rows for part in row.parts if part.kind == "waiting"]
+    if never := [item for item in stuck if item[1] in _NEVER]:
+        name, reason = never[0]
+        return (
+            f"{name} waits for ever ({reason}: scontrol show job says for what); assay slurm cancel {config}, "
+            f"mend [slurm], then: assay slurm retry {config}"
+        )
     if any(row.count("running") for row in rows):
         running = next(row.name for row in rows if row.count("running"))
         return f"assay slurm logs {config} --job {running} --follow"

@@ -36,7 +36,6 @@ class Queued:
     nodes: str
     starts: str
     """When it began or is expected to; "" where nobody knows."""
-    comment: str
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def queue(jobs: Iterable[str]) -> list[Queued]:
     wanted = sorted(set(jobs))
     if not wanted:
         return []
-    layout = "|".join(("%i", "%T", "%r", "%M", "%N", "%S", "%k"))
+    layout = "|".join(("%i", "%T", "%r", "%M", "%N", "%S"))
     try:
         told = _ask(
             "squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(wanted)}", f"--format={layout}"
@@ -131,10 +130,9 @@ def queue(jobs: Iterable[str]) -> list[Queued]:
         raise
     found = []
     for line in told.splitlines():
-        job, state, reason, elapsed, nodes, starts, comment = line.split("|", 6)
+        job, state, reason, elapsed, nodes, starts = line.split("|")
         begins = "" if starts in ("N/A", "") else starts
-        comment = "" if comment == "(null)" else comment
-        found.append(Queued(job, state, _none(reason), seconds(elapsed), nodes, begins, comment))
+        found.append(Queued(job, state, _none(reason), seconds(elapsed), nodes, begins))
     return found
 
 

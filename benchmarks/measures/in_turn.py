@@ -38,6 +38,13 @@ class Runner:
         self.seconds.append(time.perf_counter() - started)
         self.cpu_seconds.append(self._cpu() - spent)
 
+    def finish(self, seconds: float) -> None:
+        """Let it take its last step, and wait until it has ended; a loop tells of a step when the next one begins."""
+        assert self.child.stdin is not None
+        self.child.stdin.write("go\n")
+        self.child.stdin.flush()
+        self.child.wait(timeout=seconds)
+
     def read(self) -> dict[str, Any]:
         """Its next answer.
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.cluster.bed import change, status, submit, tails, until
+from tests.cluster.bed import attempts, change, status, submit, tails, until
 from tests.cluster.conftest import write_project
 
 pytestmark = pytest.mark.cluster
@@ -52,7 +52,11 @@ def test_only_what_is_missing_is_made_again(bed, tmp_path):
     assert {number for number, row in last.items() if row["State"] != "COMPLETED"} == lost
     assert {number for number, row in last.items() if row["Restarts"] == "1"} == lost | retried
     assert all(row["Restarts"] == "0" for number, row in last.items() if number not in lost | retried)
-    before = made(folder)
+    for number in range(TASKS):
+        outcomes = [line["outcome"] for line in attempts(folder, f"{jobs['ingest']}_{number}")]
+        first = ["failed"] if number in lost | retried else []
+        assert outcomes == [*first, "failed" if number in lost else "done"], number
+    before, records = made(folder), folder / "root" / "ingest" / "records"
     assert len(before) == len({index for index, *_ in before})
     missing = set(range(SHARDS)) - {index for index, *_ in before}
     assert set(ALWAYS) <= missing <= {index for index in range(SHARDS) if index % TASKS in lost}
@@ -75,6 +79,7 @@ def test_only_what_is_missing_is_made_again(bed, tmp_path):
     assert {index for index, *_ in again} == missing
     assert len(again) == len(missing)
     assert {task for *_, task in again} == lost
+    assert sum(re.fullmatch("[0-9a-f]{64}.json", path.name) is not None for path in records.iterdir()) == SHARDS
     done = bed.assay("slurm", "cancel", folder / "run.toml", "--root", folder / "root")
     assert done.returncode == 0, done.stderr
     until(lambda: not bed.queued(), 60, lambda: bed.slurm("squeue"))

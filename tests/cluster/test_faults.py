@@ -118,7 +118,8 @@ def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
     assert len(again) == 5, again
     assert max(again.values()) <= EVERY, again
     assert again[preempted] == again[limited] == 0, again
-    assert "begun again" in status(bed, prepared)
+    assert sum("Node failure" in cause for cause in run.causes()) == 1, run.causes()  # a cut node cannot tell
+    assert "begun again: Node failure" in status(bed, prepared)
     [report] = (prepared / "root").glob("report/*/report.json")
     energy = json.loads(report.read_bytes())["energy"]
     assert energy["total"]["wasted"] > 0, energy

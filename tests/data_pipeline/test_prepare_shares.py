@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from data_pipeline.prepare import DataConfig, shard_count, stages, steps
+from data_pipeline.prepare import DataConfig, shard_count, source_folders, stages, steps
 from governance import parallel
 from governance.manifest import read_manifest
 from governance.stage import Runtime
@@ -230,3 +230,4 @@ def test_shard_count_of_files_that_are_joined_or_cut(tmp_path):
     hub = {"type": "hub", "name": "z", "licence": "MIT", "dataset": "a/b", "revision": "0" * 40, "split": "train"}
     far = DataConfig.model_validate({"sources": [package, hub]})
     assert shard_count(far, tmp_path) == 2
+    assert (source_folders(config, tmp_path), source_folders(far, tmp_path)) == ([tmp_path], [])

@@ -1,4 +1,4 @@
-"""Training runs in processes of their own, as ranks of one group: `losses_of_runs`. As a script: one such rank."""
+"""Ranks in processes of their own: `run_ranks`, and training in them: `losses_of_runs`. As a script: one such rank."""
 
 from __future__ import annotations
 
@@ -8,35 +8,52 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 Runs = dict[str, dict[str, Any]]
 SHORT = {"steps": 4, "validate_every_steps": 0, "every_steps": 100, "warmup_steps": 1, "decay_steps": 2}
+_LAST_WORDS_SECONDS = 30.0  # the others have so long after one has failed
 
 
-def losses_of_runs(folder: Path, runs: Runs, ranks: int, timeout: float = 400.0) -> dict[str, list[float]]:
-    """Train each of `runs` (its name, its settings) one after the other in `ranks` processes; the losses by name."""
+def run_ranks(folder: Path, words: Sequence[str], ranks: int, timeout: float = 400.0) -> tuple[bool, str]:
+    """Start `python WORDS` as so many ranks; whether all ended well, and what they wrote."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "runs.json").write_text(json.dumps(runs))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": os.pathsep.join(paths)}
     sizes = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-    processes = []
-    for rank in range(ranks):
+    processes, logs = [], [folder / f"rank{rank}.log" for rank in range(ranks)]
+    for rank, path in enumerate(logs):
         environment = {**os.environ, **meeting, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with (folder / f"rank{rank}.log").open("wb") as log:
-            command = [sys.executable, __file__, str(folder)]
+        with path.open("wb") as log:
+            command = [sys.executable, *words]
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    deadline, failed = time.monotonic() + timeout, False
     try:
-        codes = [process.wait(timeout=timeout) for process in processes]
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            if not failed and any(process.returncode for process in processes):
+                failed, deadline = True, min(deadline, time.monotonic() + _LAST_WORDS_SECONDS)
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    assert not any(codes), "\n".join((folder / f"rank{rank}.log").read_text()[-4000:] for rank in range(ranks))
+    return not any(process.returncode for process in processes), "\n".join(path.read_text() for path in logs)
+
+
+def losses_of_runs(
+    folder: Path, runs: Runs, ranks: int, timeout: float = 400.0, length: dict[str, Any] = SHORT
+) -> dict[str, list[float]]:
+    """Train each of `runs` (its name, its settings) one after the other in `ranks` processes; the losses by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "runs.json").write_text(json.dumps({name: {**length, **settings} for name, settings in runs.items()}))
+    well, told = run_ranks(folder, [__file__, str(folder)], ranks, timeout)
+    assert well, told[-8000:]
     return json.loads((folder / "losses.json").read_text())
 
 
@@ -48,7 +65,7 @@ def _run(folder: Path) -> None:
     losses = {}
     for name, settings in json.loads((folder / "runs.json").read_text()).items():
         root = folder / name
-        losses[name] = conftest._losses(conftest._run_training(root, **{**SHORT, **settings}), root)
+        losses[name] = conftest._losses(conftest._run_training(root, **settings), root)
     if os.environ["RANK"] == "0":
         (folder / "losses.json").write_text(json.dumps(losses))
 

@@ -1,10 +1,10 @@
 """Run on each rank: train a little at every ZeRO stage and save, or go on from what others saved and save again.
 
-    python resume_layouts.py FOLDER PRECISION write|read|hpz
+    python resume_layouts.py FOLDER write|read|hpz
 
-`read` leaves, for each checkpoint that it finds, the digest of what it saved after loading it (which is a function of
-the masters and moments), which form it read, and the loss of a batch that nobody trained on. `hpz` writes and then
-reads with weights kept twice, which DeepSpeed begins once in a process.
+Each precision has a folder of its own. `read` leaves, for each checkpoint that it finds, the digest of what it saved
+after loading it (which is a function of the masters and moments), which form it read, and the loss of a batch that
+nobody trained on. `hpz` writes and then reads with weights kept twice, which DeepSpeed begins once in a process.
 """
 
 from __future__ import annotations
@@ -103,13 +103,9 @@ def hpz(folder: Path, precision: str, ranks, device) -> dict:
     return {"hpz": read(twice, folder / "again", engine_of)}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    folder, precision, act = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-    ranks = read_ranks()
-    device = join(ranks, 120.0)
-    found = hpz(folder, precision, ranks, device) if act == "hpz" else {}
-    for stage in () if found else range(0 if precision == "fp32" else 1, 4):
+def every_stage(folder: Path, precision: str, act: str, ranks, device) -> dict:
+    found = {}
+    for stage in range(0 if precision == "fp32" else 1, 4):
         layout = f"{ranks.world_size}x{stage}"
 
         def engine_of(weight, job):
@@ -124,8 +120,22 @@ def main() -> None:
             job = job_in(root, precision, stage, ranks)
             target = folder / "again" / f"{root.name}-{layout}"
             found[f"{root.name}-{layout}"] = read(job, target, lambda weight, job=job: engine_of(weight, job))
-    if ranks.first and act != "write":
-        (folder / f"read-{ranks.world_size}.json").write_text(json.dumps(found))
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    root, act = Path(sys.argv[1]), sys.argv[2]
+    ranks = read_ranks()
+    device = join(ranks, 120.0)
+    for precision in ("fp32",) if act == "hpz" else ("fp32", "bf16"):
+        folder = root / precision
+        if act == "hpz":
+            found = hpz(folder, precision, ranks, device)
+        else:
+            found = every_stage(folder, precision, act, ranks, device)
+        if ranks.first and act != "write":
+            (folder / f"read-{ranks.world_size}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

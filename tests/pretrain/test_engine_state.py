@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pretrain.model.decoder import Batch
 from pretrain.model.initial import initial_weight
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import GroupConfig, OptimConfig
+from tests.pretrain.rank_runs import run_ranks
 
 VOCABULARY, LENGTH, ROWS, MICRO, STEPS = 200, 16, 8, 2, 6
 OPTIMIZERS = ["adamw", "muon", "lion"]
@@ -30,7 +30,7 @@ RATES = {"adamw": 0.01, "muon": 0.01, "lion": 0.001}
 Weights = dict[str, dict[str, torch.Tensor]]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     """So small a model is slower on several."""
     before = torch.get_num_threads()
@@ -238,11 +238,18 @@ def test_a_negative_zero_stays_one():
     assert torch.equal(whole.flatten().view(torch.int32), values.view(torch.int32))
 
 
-def on_two_ranks(optimizer: str, stage: int, folder: Path) -> None:
-    """What each of two ranks does: learn, save, go on from one rank's state, skip a step."""
+def on_two_ranks(folder: Path) -> None:
+    """What each of two ranks does, of every optimizer at every stage."""
+    for optimizer, stage in itertools.product(OPTIMIZERS, (0, 1, 2, 3)):
+        found = at_two_ranks(optimizer, stage, torch.load(folder / f"{optimizer}.pt"))
+        if torch.distributed.get_rank() == 0:
+            torch.save(found, folder / f"{optimizer}-{stage}.pt")
+
+
+def at_two_ranks(optimizer: str, stage: int, alone: Weights) -> dict[str, Any]:
+    """Learn, save, go on from one rank's state, skip a step."""
     ours = open_one(optimizer, stage)
     losses = learn(ours, last=3)
-    norms = {}
     state = state_of(ours)
     again = open_one(optimizer, stage, weights=state)
     load_state(again, state.__getitem__, 3)
@@ -252,49 +259,42 @@ def on_two_ranks(optimizer: str, stage: int, folder: Path) -> None:
     again.update(1.0, torch.ones(()))
     kept = same(state_of(again), state)
     losses += learn(again, 4)
-    alone = torch.load(folder / "alone.pt")
     mixed = open_one(optimizer, stage, weights=alone)
     load_state(mixed, alone.__getitem__, 3)
     crossed = same(state_of(mixed), alone)
     tail = learn(mixed, 4)
-    if torch.distributed.get_rank() == 0:
-        torch.save({"losses": losses, "norms": norms, "back": back, "kept": kept, "crossed": crossed, "tail": tail,
-                    "state": state}, folder / "two.pt")  # fmt: skip
+    return {"losses": losses, "norms": norms, "back": back, "kept": kept, "crossed": crossed, "tail": tail,
+            "state": state}  # fmt: skip
 
 
-def on_tensor_ranks(optimizer: str, stage: int, folder: Path) -> None:
+def on_tensor_ranks(folder: Path) -> None:
     """What each of two ranks that share the matrices does, at one stage after the other."""
     found = {}
     for stage in (0, 1, 2, 3):
-        engine = open_one(optimizer, stage, tensor=2)
+        engine = open_one("adamw", stage, tensor=2)
         mine = batches(1, share=False)
         for batch in mine:
             engine.backward(engine.forward(batch)[0], ROWS * LENGTH, last=batch is mine[-1])
         skipped, norms = engine.update(1.0, torch.zeros(()))
         state = state_of(engine)
-        again = open_one(optimizer, stage, weights=state, tensor=2)
+        again = open_one("adamw", stage, weights=state, tensor=2)
         load_state(again, state.__getitem__, 1)
         found[stage] = {"skipped": skipped, "norms": norms, "state": state, "back": same(state_of(again), state)}
     torch.save(found, folder / f"rank{torch.distributed.get_rank()}.pt")
 
 
 SCRIPT = """
-import importlib.util, pathlib, torch
+import pathlib, torch
+from tests.pretrain import test_engine_state
 torch.set_num_threads(1)
-spec = importlib.util.spec_from_file_location("stages", {file!r})
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.{act}({optimizer!r}, {stage}, pathlib.Path({folder!r}))
+test_engine_state.{act}(pathlib.Path({folder!r}))
 """
 
 
-def start(act: str, optimizer: str, stage: int, folder: Path) -> None:
+def start(act: str, folder: Path) -> None:
     """Let two ranks do `act`."""
-    script = folder / "run_it.py"
-    script.write_text(SCRIPT.format(file=__file__, act=act, optimizer=optimizer, stage=stage, folder=str(folder)))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(launcher, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    well, told = run_ranks(folder, ["-c", SCRIPT.format(act=act, folder=str(folder))], 2)
+    assert well, told[-6000:]
 
 
 @pytest.mark.slow
@@ -304,7 +304,7 @@ def test_ranks_that_share_matrices_know_whole_norms_and_whole_states(tmp_path):
     gradient(expected, 1)
     _, norms = expected.update(1.0, torch.zeros(()))
     state = state_of(expected)
-    start("on_tensor_ranks", "adamw", 0, tmp_path)
+    start("on_tensor_ranks", tmp_path)
     for rank in range(2):
         for stage, found in torch.load(tmp_path / f"rank{rank}.pt").items():
             assert float(found["skipped"]) == 0.0
@@ -315,16 +315,27 @@ def test_ranks_that_share_matrices_know_whole_norms_and_whole_states(tmp_path):
                     assert torch.allclose(value, state[name][kind], rtol=1e-3, atol=1e-5), (rank, stage, name, kind)
 
 
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, float]]]:
+    """What two ranks did, started once for all, and each optimizer's norms of step 4 on one rank."""
+    folder, norms = tmp_path_factory.mktemp("two_ranks"), {}
+    for optimizer in OPTIMIZERS:
+        first = open_one(optimizer, 0)
+        learn(first, last=3)
+        torch.save(state_of(first), folder / f"{optimizer}.pt")
+        gradient(first, 4)
+        norms[optimizer] = {name: float(norm) for name, norm in gradient_norms(first).items()}
+    start("on_two_ranks", folder)
+    return folder, norms
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_do_what_one_does(tmp_path, optimizer, stage):
+def test_two_ranks_do_what_one_does(two_ranks, optimizer, stage):
+    folder, norms = two_ranks
     expected, _ = plain(optimizer)
-    first = open_one(optimizer, 0)
-    learn(first, last=3)
-    torch.save(state_of(first), tmp_path / "alone.pt")
-    start("on_two_ranks", optimizer, stage, tmp_path)
-    two: dict[str, Any] = torch.load(tmp_path / "two.pt")
+    two: dict[str, Any] = torch.load(folder / f"{optimizer}-{stage}.pt")
     # Muon iterates in bf16: where another order of summing changes a gradient's last bit, 2^-8 of an update may go.
     near = 5e-4 if optimizer == "muon" else 1e-4
     assert two["losses"] == pytest.approx(expected, abs=near)
@@ -332,9 +343,7 @@ def test_two_ranks_do_what_one_does(tmp_path, optimizer, stage):
     assert two["back"]
     assert two["kept"]
     assert two["crossed"]
-    gradient(first, 4)
-    for name, norm in gradient_norms(first).items():
-        assert two["norms"][name] == pytest.approx(float(norm), rel=1e-3)
+    assert two["norms"] == pytest.approx(norms[optimizer], rel=1e-3)
     again = open_one(optimizer, 1, weights=two["state"])
     load_state(again, two["state"].__getitem__, 3)
     assert same(state_of(again), two["state"])

@@ -32,9 +32,9 @@ from governance.log import set_up_logging
 set_up_logging(int(os.environ.get("RANK", 0)))
 from pretrain import dataset, loop, train, watchdog
 root, rank = Path({root!r}), int(os.environ.get("RANK", 0))
-def once():
+def once(what=""):
     try:
-        (root / "planted").open("x").close()
+        (root / f"planted-{{what}}").open("x").close()
     except FileExistsError:
         return False
     return True
@@ -68,6 +68,7 @@ def two_ranks(monkeypatch):
     def run(root: Path, plant: str = "", restarts: int = 0, **settings) -> int:
         text = script(root, plant, **settings)
         monkeypatch.setattr(launcher, "_command", lambda words: [sys.executable, "-c", text])
+        monkeypatch.setattr(launcher, "_GRACE_SECONDS", 10.0)  # for the ranks that hang because another was killed
 
         def standing():
             [folder] = (root / "train").glob("*")
@@ -295,30 +296,35 @@ at_step(6, planted_hang)
     assert all("step 5 was done" in text for text in stacks.values())
 
 
+# Signals to rank 1 alone: while the data opens, in step 6, and in the evaluation after step 8.
+SIGNALS = """
+def leave(where):
+    if rank == 1 and once(where):
+        os.kill(os.getpid(), signal.SIGTERM)
+altered = dataset.altered_shards
+def in_data(*given):
+    leave("data")
+    return altered(*given)
+dataset.altered_shards = in_data
+at_step(6, lambda: leave("step"))
+measure = loop.measure
+def in_evaluation(nats_of, *others):
+    if (root / "planted-step").exists():
+        leave("evaluation")
+    return measure(nats_of, *others)
+loop.measure = in_evaluation
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["step", "evaluation", "data"])
-def test_a_signal_to_one_rank_only_hangs_nobody(tmp_path, two_ranks, run_training, losses_of, finished, where):
-    plant = {
-        "step": "at_step(6, lambda: rank == 1 and once() and os.kill(os.getpid(), signal.SIGTERM))",
-        "evaluation": """
-plain = loop.measure
-def measure(nats_of, *others):
-    if rank == 1 and once():
-        os.kill(os.getpid(), signal.SIGTERM)
-    return plain(nats_of, *others)
-loop.measure = measure
-""",
-        "data": """
-plain = dataset.altered_shards
-def altered(*given):
-    if rank == 1 and once():
-        os.kill(os.getpid(), signal.SIGTERM)
-    return plain(*given)
-dataset.altered_shards = altered
-""",
-    }[where]
-    assert two_ranks(tmp_path, plant) == 75
-    assert two_ranks(tmp_path, plant) == 0
+def test_a_signal_to_one_rank_only_hangs_nobody(tmp_path, two_ranks, run_training, losses_of, finished):
+    for where, step in (("data", None), ("step", 6), ("evaluation", 8)):
+        assert two_ranks(tmp_path, SIGNALS) == 75, where
+        assert (tmp_path / f"planted-{where}").exists()
+        left = [line["step"] for path in tmp_path.glob("train/*/metrics.jsonl") for line in read_lines(path)
+                if line["event"] == "left"]  # fmt: skip
+        assert (left[-1] if left else None) == step, where
+    assert two_ranks(tmp_path, SIGNALS) == 0
     run = run_training(tmp_path, make=False)
     assert losses_of(run, tmp_path) == pytest.approx(losses_of(finished[1], finished[0]), rel=1e-5)
     assert [line["step"] for line in lines_of(tmp_path) if line["event"] == "step"] == list(range(1, 11))

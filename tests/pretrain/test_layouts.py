@@ -6,9 +6,7 @@ Short runs of a tiny model, many in each start of one or two ranks; what DeepSpe
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-from pathlib import Path
 
 import pytest
 
@@ -17,10 +15,7 @@ from pretrain import extension
 from pretrain.config import EngineConfig
 from pretrain.distributed import Ranks
 from pretrain.layout import Layout, layout_of
-
-_spec = importlib.util.spec_from_file_location("rank_runs", Path(__file__).parent / "rank_runs.py")
-rank_runs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(rank_runs)
+from tests.pretrain import rank_runs
 
 FP32 = [5.5528, 5.4482, 5.3464, 5.2698]
 """The losses of `rank_runs.SHORT` in fp32 on one rank without accumulation, when this was written."""
@@ -40,21 +35,48 @@ def matrix(ranks: int) -> dict:
     return runs
 
 
+HOST = {"offload_optimizer": "cpu", "micro_batch_size": 2}
+SPREAD = {
+    "optimizer-1": {"zero_stage": 1, **HOST},
+    "optimizer-2": {"zero_stage": 2, **HOST},
+    "all-3": {"zero_stage": 3, "offload_parameters": "cpu", **HOST},
+    "full": {"activation_checkpointing": "full"},
+    "selective": {"activation_checkpointing": "selective", "zero_stage": 3},
+    "hpz": {"zero_stage": 3, "hpz_partition_size": 2},
+}
+"""On two ranks; hpZ last, for it stays with the process."""
+ALONE = {
+    "plain": {"zero_stage": 0, "micro_batch_size": 8},
+    "qk": {"zero_stage": 0, "qk_norm": True},
+    "heads": {"num_key_value_heads": 4},
+}
+"""One rank, one batch: what the others are compared with."""
+
+
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """One rank, one batch, stage 0."""
-    runs = {"plain": {"zero_stage": 0, "micro_batch_size": 8}, "qk": {"zero_stage": 0, "qk_norm": True}}
-    return rank_runs.losses_of_runs(tmp_path_factory.mktemp("reference"), runs, 1)
+def one_rank(tmp_path_factory):
+    runs = {**ALONE, **matrix(1), "compiled": {"compile": True}}
+    return rank_runs.losses_of_runs(tmp_path_factory.mktemp("one"), runs, 1)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    return rank_runs.losses_of_runs(tmp_path_factory.mktemp("two"), {**matrix(2), **SPREAD}, 2)
+
+
+@pytest.fixture(scope="module")
+def reference(one_rank):
+    return {name: one_rank[name] for name in ALONE}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_stage_precision_ranks_and_accumulation_learn_the_same(tmp_path, reference, ranks):
-    losses = rank_runs.losses_of_runs(tmp_path, matrix(ranks), ranks)
-    assert len(losses) == 8 + 6 + 3 + 4
-    for name, found in losses.items():
+def test_stage_precision_ranks_and_accumulation_learn_the_same(request, reference, ranks):
+    losses = request.getfixturevalue({1: "one_rank", 2: "two_ranks"}[ranks])
+    assert len(matrix(ranks)) == 8 + 6 + 3 + 4
+    for name in matrix(ranks):
         close = EXACT if name.startswith("fp32") else NEAR
-        assert found == pytest.approx(reference["plain"], **close), name
+        assert losses[name] == pytest.approx(reference["plain"], **close), name
 
 
 @pytest.mark.parametrize("settings", [{}, {"zero_stage": 3, "offload_optimizer": "cpu", "micro_batch_size": 2}])
@@ -65,18 +87,9 @@ def test_one_rank_learns_what_it_learned(tmp_path, run_training, losses_of, sett
 
 
 @pytest.mark.slow
-def test_offload_and_checkpointing_learn_the_same(tmp_path, reference):
-    host = {"offload_optimizer": "cpu", "micro_batch_size": 2}
-    runs = {
-        "optimizer-1": {"zero_stage": 1, **host},
-        "optimizer-2": {"zero_stage": 2, **host},
-        "all-3": {"zero_stage": 3, "offload_parameters": "cpu", **host},
-        "full": {"activation_checkpointing": "full"},
-        "selective": {"activation_checkpointing": "selective", "zero_stage": 3},
-        "hpz": {"zero_stage": 3, "hpz_partition_size": 2},
-    }
-    for name, found in rank_runs.losses_of_runs(tmp_path, runs, 2).items():
-        assert found == pytest.approx(reference["plain"], **EXACT), name
+@pytest.mark.parametrize("name", SPREAD)
+def test_offload_and_checkpointing_learn_the_same(two_ranks, reference, name):
+    assert two_ranks[name] == pytest.approx(reference["plain"], **EXACT)
 
 
 @pytest.mark.slow
@@ -110,15 +123,13 @@ def test_ranks_that_share_matrices_learn_what_one_does(tmp_path, reference):
 @pytest.mark.slow
 def test_rows_and_matrices_are_shared_at_once(tmp_path, reference):
     both = {"tensor_parallel_size": 2, "sequence_parallel_size": 2, "num_key_value_heads": 4}
-    alone = rank_runs.losses_of_runs(tmp_path / "one", {"alone": {"num_key_value_heads": 4}}, 1)["alone"]
-    found = rank_runs.losses_of_runs(tmp_path / "four", {"both": both}, 4)["both"]
-    assert found == pytest.approx(alone, **EXACT)
+    found = rank_runs.losses_of_runs(tmp_path, {"both": both}, 4)["both"]
+    assert found == pytest.approx(reference["heads"], **EXACT)
 
 
 @pytest.mark.slow
-def test_a_compiled_model_learns_the_same(tmp_path, reference):
-    found = rank_runs.losses_of_runs(tmp_path, {"compiled": {"compile": True}}, 1)["compiled"]
-    assert found == pytest.approx(reference["plain"], **EXACT)
+def test_a_compiled_model_learns_the_same(one_rank, reference):
+    assert one_rank["compiled"] == pytest.approx(reference["plain"], **EXACT)
 
 
 def test_every_rank_has_its_place():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -24,6 +22,7 @@ from pretrain.config import TrainConfig
 from pretrain.dataset import open_rows, refuse_foreign_vocabulary
 from pretrain.loader import by_origin, chain, lanes, read_ahead, read_step
 from pretrain.order import order_of
+from tests.pretrain.rank_runs import run_ranks
 
 CPU = torch.device("cpu")
 MIXTURE = (
@@ -277,14 +276,13 @@ module._run_training(Path({root!r}), **{settings!r})
 """
 
 
-def in_two_ranks(folder: Path, root: Path, dies: int, **settings) -> int:
-    file = folder / "run_it.py"
+def in_two_ranks(folder: Path, root: Path, dies: int, **settings) -> bool:
+    """Whether it ended well."""
     conftest = str(Path(__file__).parent / "conftest.py")
-    file.write_text(SCRIPT.format(conftest=conftest, root=str(root), settings=settings, dies=dies))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*launcher, str(file)], capture_output=True, text=True, timeout=300, check=False)
-    assert dies or done.returncode == 0, done.stderr[-3000:]
-    return done.returncode
+    text = SCRIPT.format(conftest=conftest, root=str(root), settings=settings, dies=dies)
+    well, told = run_ranks(folder, ["-c", text], 2)
+    assert dies or well, told[-6000:]
+    return well
 
 
 @pytest.mark.slow
@@ -295,7 +293,7 @@ def test_one_rank_two_ranks_one_rank_is_one_stream(tmp_path, run_training, losse
     crash_at(monkeypatch, 6)
     with pytest.raises(Crash):
         run_training(root, precision=precision)
-    assert in_two_ranks(tmp_path, root, 10, precision=precision, zero_stage=2, micro_batch_size=2) != 0
+    assert not in_two_ranks(tmp_path, root, 10, precision=precision, zero_stage=2, micro_batch_size=2)
     changed = run_training(root, precision=precision, zero_stage=3, micro_batch_size=2)
     worlds = [event["world_size"] for event in events(root, changed, "start")]
     assert worlds == [1, 2, 1]

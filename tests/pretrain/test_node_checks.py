@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from governance.errors import ClusterError
+from governance.files import write_json
 from pretrain import node_checks
 from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks
 from pretrain.launch import _free_port
 from pretrain.model_config import ModelConfig
-from pretrain.node_checks import Asked, check_node, checkpoint_bytes, disk, ecc, gpus
+from pretrain.node_checks import Asked, check_node, checkpoint_bytes, disk, ecc, gpus, shared_root
 from pretrain.optim_config import OptimConfig
 
 MODEL = {
@@ -70,6 +71,23 @@ def test_memory_errors(answer, fault):
 
 def test_without_a_tool_to_ask_nothing_is_claimed():
     assert "unknown" in ecc(asked(2), "n1", lambda: None).figures
+
+
+def test_a_driver_that_hangs_names_its_node():
+    def hangs():
+        raise subprocess.TimeoutExpired("nvidia-smi", 60)
+
+    assert ecc(asked(2), "n1", hangs).nodes == ("n1",)
+
+
+@pytest.mark.parametrize(("theirs", "ours", "bad"), [(0, 0, False), (60, 0, False), (-4.5, 1, True), (60, 30, True)])
+def test_a_first_node_whose_clock_is_off_is_not_held_against_the_others(tmp_path, monkeypatch, theirs, ours, bad):
+    real = node_checks.time.time
+    monkeypatch.setattr(node_checks.time, "time", lambda: real() + ours)
+    write_json(tmp_path / "00000.json", {"node": "n0", "ahead": theirs})
+    found, names = shared_root(tmp_path, Ranks(1, 2, 0, 1), "n1")
+    assert names == ["n0", "n1"]
+    assert [finding.bad for finding in found] == [False, bad]
 
 
 def test_room_for_a_checkpoint(tmp_path, monkeypatch, finished):
@@ -163,7 +181,8 @@ from torch import distributed
 plain = distributed.all_reduce
 def wrong(values):
     plain(values)
-    values[5] += rank == 1
+    if values.ndim:
+        values[5] += rank == 1
 distributed.all_reduce = wrong
 """
     found = nodes(tmp_path, 2, plant)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -296,11 +297,11 @@ def test_killed_at_any_operation_on_files_something_whole_stands(tmp_path, world
     def act_in(store, *steps):
         return lambda: together(world_size, lambda peers: save(store, *steps, peers=peers, config=config))
 
+    act_in(store_in(tmp_path / "begun"), 1)()
     moment, stood = 0, set()
     while True:
         moment += 1
-        store = store_in(tmp_path / str(moment))
-        act_in(store, 1)()
+        store = store_in(shutil.copytree(tmp_path / "begun", tmp_path / str(moment)))
         killed = killed_at(moment, act_in(store, 2))
         found = newest_whole(store, ALONE)
         assert found.manifest.digest == digests[found.step]

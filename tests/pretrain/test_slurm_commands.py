@@ -87,7 +87,7 @@ def test_a_run_is_submitted_once_and_told_of(cluster, capsys):
     assert asked[-1] == "release 1"
     assert (root / "slurm" / "train.sbatch").exists()
 
-    (cluster / "queue").write_text("2_0|RUNNING|None|1:00|n1|N/A|(null)\n3|PENDING|Dependency|0:00||N/A|\n")
+    (cluster / "queue").write_text("2_0|RUNNING|None|1:00|n1|N/A\n3|PENDING|Dependency|0:00||N/A\n")
     assert slurm("submit", root=root) == 78
     assert slurm("status", root=root) == 0
     told = capsys.readouterr().out

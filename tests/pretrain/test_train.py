@@ -23,6 +23,7 @@ from pretrain.engine import Engine
 from pretrain.guard import Diverged
 from pretrain.optim import rate_factor
 from pretrain.stragglers import Pace
+from tests.pretrain.rank_runs import losses_of_runs
 
 # Runs in a process of its own: the fixture's function, given as Python keywords.
 SCRIPT = """
@@ -280,30 +281,28 @@ def test_killed_at_random_moments_it_ends_the_same(tmp_path, finished):
     assert done.stdout.split()[-1] == finished[1].digest
 
 
-def torchrun(tmp_path: Path, root: Path, count: int, **settings) -> str:
-    file = tmp_path / "run_it.py"
-    file.write_text(script(root, **settings))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    done = subprocess.run([*launcher, str(file)], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.split()[-1]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2, 3])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_two_ranks_learn_what_one_does(tmp_path, run_training, losses_of, at_step, stage, precision):
-    settings = {"zero_stage": stage, "precision": precision}
-    one = run_training(tmp_path / "one", **settings)
-    torchrun(tmp_path, tmp_path / "two", 2, **settings)
-    two = run_training(tmp_path / "two", make=False, **settings)
-    close = {"rel": 1e-5} if precision == "fp32" else {"rel": 2e-3}
-    assert losses_of(two, tmp_path / "two") == pytest.approx(losses_of(one, tmp_path / "one"), **close)
-
-    # One rank begins, two go on: the checkpoint is canonical.
-    at_step(7, crash)
-    with pytest.raises(Crash):
-        run_training(tmp_path / "mixed", **settings)
-    torchrun(tmp_path, tmp_path / "mixed", 2, **settings)
-    mixed = run_training(tmp_path / "mixed", make=False, **settings)
-    assert losses_of(mixed, tmp_path / "mixed") == pytest.approx(losses_of(one, tmp_path / "one"), **close)
+def test_two_ranks_learn_what_one_does(tmp_path, run_training, losses_of, at_step):
+    """And so do two that go on from where one was cut off: the checkpoint is canonical."""
+    cases = {
+        f"{precision}-{stage}": {"precision": precision, "zero_stage": stage}
+        for precision in ("fp32", "bf16")
+        for stage in (1, 2, 3)
+    }
+    expected, ranks = {}, tmp_path / "ranks"
+    for name, settings in cases.items():
+        one = run_training(tmp_path / name, **settings)
+        expected[name] = losses_of(one, tmp_path / name)
+        at_step(7, crash)
+        with pytest.raises(Crash):
+            run_training(ranks / f"{name}-mixed", **settings)
+    runs = {f"{name}{how}": settings for name, settings in cases.items() for how in ("", "-mixed")}
+    losses_of_runs(ranks, runs, 2, length={})
+    for name, settings in cases.items():
+        close = {"rel": 1e-5} if settings["precision"] == "fp32" else {"rel": 2e-3}
+        for root in (ranks / name, ranks / f"{name}-mixed"):
+            found = run_training(root, make=False, **settings)
+            assert losses_of(found, root) == pytest.approx(expected[name], **close), root.name
+        starts = [line for line in read_lines(ranks / f"{name}-mixed" / found.folder / "metrics.jsonl")
+                  if line["event"] == "start"]  # fmt: skip
+        assert [line["world_size"] for line in starts] == [1, 2]

@@ -58,12 +58,12 @@ def cluster(tmp_path, monkeypatch):
     return tmp_path
 
 
-def look(cluster, root=None, **settings):
+def look(cluster, root=None, sources=(), **settings):
     config = SlurmConfig(**{"time_limit": "30", "data_time_limit": "30", **settings})
     root = root or cluster / "root"
     jobs = plan(Work("run", ("ingest",), 4, ("run.toml",)), config, 1001, root)
     keep_scripts(jobs, cluster / "run.toml", root, config)
-    refuse(jobs, config, root, cluster / "run.toml")
+    refuse(jobs, config, root, cluster / "run.toml", sources)
 
 
 def test_what_fits_is_let_through(cluster):
@@ -125,6 +125,19 @@ def test_a_path_that_a_node_does_not_see_is_refused(cluster):
     srun.write_text('#!/bin/bash\necho "srun: error: n1: task 0: Exited with exit code 1" >&2; exit 1\n')
     with pytest.raises(ClusterError, match=r"the nodes do not see it.*Choose a --root.*task 0: Exited"):
         look(cluster)
+
+
+def test_sources_and_the_script_that_is_sourced_must_be_seen_too(cluster):
+    srun = cluster / "programs" / "srun"
+    elsewhere = cluster / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "modules.sh").touch()
+    told = 'echo "srun: error: n1: task 0: Exited with exit code 1" >&2; exit 1'
+    srun.write_text(f'#!/bin/bash\n[[ $* != *"test -d {elsewhere}" ]] || {{ {told}; }}\n')
+    look(cluster)
+    for unseen in ({"sources": [elsewhere]}, {"environment": str(elsewhere / "modules.sh")}):
+        with pytest.raises(ClusterError, match=r"elsewhere: the nodes do not see it"):
+            look(cluster, **unseen)
 
 
 def test_where_no_node_is_free_memory_is_refused_and_a_disk_is_warned_of(cluster, caplog, monkeypatch):

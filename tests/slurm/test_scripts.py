@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurm.config import SlurmConfig
@@ -59,6 +59,7 @@ def test_templates_are_valid_filled_in(runtime, name, tmp_path):
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\x00\n\r"), min_size=1, max_size=20)
 
 
+@settings(deadline=None)
 @given(name=NAMES, folder=NAMES)
 def test_any_path_survives_quoting(name, folder):
     if name in (".", "..") or folder in (".", ".."):
@@ -119,8 +120,9 @@ class Node:
         if task is not None:
             here |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(task)}
         done = subprocess.run(
-            ["bash", str(script)], env={**kept, **here}, capture_output=True, text=True, check=False, timeout=60
-        )
+            ["bash", str(script)], env={**kept, **here}, capture_output=True, text=True, errors="replace",
+            check=False, timeout=60,
+        )  # fmt: skip
         return done
 
     @property
@@ -258,3 +260,39 @@ def test_a_step_for_which_the_limit_is_too_short_is_bounded(node):
     assert [node.run(attempt=attempt).returncode for attempt in range(3)] == [124, 124, 124]
     assert node.attempts()[-1]["cause"] == "its time was over, and no shard was finished in it"
     assert node.requests.count("requeue 7") == 2
+
+
+def test_a_controller_that_is_down_is_waited_for(node, tmp_path):
+    node.program("assay", "exit 75")
+    answers = f'echo x >> {tmp_path}/tries; [ $(wc -l < {tmp_path}/tries) -gt 40 ] || {{ echo "$down" >&2; exit 1; }}'
+    for down, comes_back in (("Unable to contact slurm controller", True), ("Invalid job id specified", False)):
+        (tmp_path / "tries").unlink(missing_ok=True)
+        node.asked.unlink(missing_ok=True)
+        node.program(
+            "scontrol", f'down="{down}"; case "$*" in "show job 7") {answers} ;; esac; echo "$*" >> {node.asked}'
+        )
+        assert node.run().returncode == 75
+        assert ("requeue 7" in node.requests) == comes_back
+
+
+def test_failures_are_bounded_whatever_bytes_they_are_told_in(node, monkeypatch):
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")  # where grep takes a file with such bytes for no text
+    node.program("assay", "printf 'ERR: caf\\303' >&2; exit 1")
+    for attempt in range(3):
+        node.asked.unlink(missing_ok=True)
+        node.run(attempt=attempt)
+        assert ("requeue 7" in node.requests) == (attempt < 2)
+    assert node.attempts()[-1]["cause"] == "failed with status 1: ERR: caf"
+
+
+def test_a_job_that_takes_its_nodes_with_it_ends_at_last(node):
+    node.program("assay", "exit 0")
+    assert node.run().returncode == 0  # what ended in any way is no such start
+    started = json.dumps(node.attempts()[0]) + "\n"
+    record = node.root / "slurm" / "attempts" / "7.jsonl"
+    record.write_text(record.read_text() + 9 * started)
+    assert node.run(attempt=10).returncode == 0
+    record.write_text(record.read_text() + 10 * started)
+    assert node.run(attempt=20).returncode == 69
+    assert "killed without a word" in node.attempts()[-1]["cause"]
+    assert "requeue 7" not in node.requests

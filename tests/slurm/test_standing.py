@@ -47,7 +47,7 @@ class Cluster:
         found = []
         for unit, (state, reason) in self.queued.items():
             if unit.split("_")[0] in jobs:
-                found.append(tools.Queued(unit, state, reason, 60, "node1", "", ""))
+                found.append(tools.Queued(unit, state, reason, 60, "node1", ""))
         return found
 
     def accounted(self, jobs, *, every_start=False):
@@ -215,6 +215,16 @@ def test_a_chain_has_failed_when_its_last_link_has_and_is_begun_anew(cluster):
         cluster.ended(cluster.units(name)[0], "FAILED", 75)
     again = [order.job.name for order in missing(gather(cluster.root), jobs)[0]]
     assert again == ["train", "train-2", "train-3", "evaluate", "report"]
+    finish(cluster, "train-3", "evaluate", "report")
+    assert next_command(gather(cluster.root), progress(cluster)) == "all is done"
+
+
+def test_a_job_that_waits_for_ever_is_told(queued):
+    queued.queued[queued.units("sources")[0]] = ("PENDING", "BadConstraints")
+    told = next_command(gather(queued.root), progress(queued))
+    assert told.startswith("sources waits for ever (BadConstraints")
+    queued.queued[queued.units("sources")[0]] = ("PENDING", "Priority")
+    assert next_command(gather(queued.root), progress(queued)) == "assay slurm status run.toml --watch"
 
 
 def test_status_survives_each_part_that_is_down(queued):
@@ -286,6 +296,9 @@ def test_both_meters_stand_side_by_side(queued):
     kept = json.loads((queued.root / "slurm" / ACCOUNTING_FILE).read_text())
     assert kept["jobs"]["train"] == {"core_seconds": 240, "joules": 3000}
     told = "\n".join(describe(gather(queued.root), progress(queued), energy))
+    submit([Order(jobs_of(queued.root)[-3])], queued.root, CONFIG)  # what failed before counts too
+    queued.ended(queued.units("train")[0], joules=500)
+    assert account(gather(queued.root), None, queued.root).slurm == 3500
     assert "energy by Slurm 3.0 kJ, energy by our meters 1.0 kJ, they disagree: Slurm's is +200% of ours" in told
 
 

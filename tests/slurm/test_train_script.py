@@ -1,6 +1,8 @@
 """The script of training, with programs that stand in for Slurm's: checks first, signals, what follows an end."""
 
 import json
+import os
+import shlex
 import signal
 
 import pytest
@@ -20,7 +22,8 @@ def node(tmp_path):
         "scontrol",
         f'echo "$*" >> {made.asked}\n'
         '[ "$*" != "show hostnames node\\"1" ] || printf "node4\\nnode5\\n"\n'
-        '[ "$1 $2" != "show job" ] || echo "JobState=RUNNING Restarts=${RESTARTS:-0} ExcNodeList=${EXCLUDED:-(null)}"',
+        '[ "$1 $2" != "show job" ] || echo "JobState=RUNNING Restarts=${RESTARTS:-0} PreemptTime=${PREEMPTED:-None}'
+        ' ExcNodeList=${EXCLUDED:-(null)}"',
     )
     made.program("sleep", "exec /bin/sleep 0.1")  # the script waits for what was said to be read
     folder = made.root / "train" / "key"
@@ -101,14 +104,57 @@ def test_the_cause_in_words(node, said, status, cause):
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_to_the_script_reaches_the_ranks_which_save(node, number):
-    saves = 'trap "exit 75" USR1; for i in 1 2 3 4 5 6 7 8 9; do /bin/sleep 0.2; done; exit 1'
+    record = node.root / "train" / "key" / "metrics.jsonl"
+    saved = f'echo \'{{"event": "checkpoint", "step": 44}}\' >> {record}; exit 75'
+    saves = f"trap {shlex.quote(saved)} USR1; for i in 1 2 3 4 5 6 7 8 9; do /bin/sleep 0.2; done; exit 1"
     done = train(node, training=f"(/bin/sleep 0.6; kill -{number} $PPID) & {saves}")
     assert done.returncode == 75
     ended = node.attempts()[-1]
     assert ended["outcome"] == "left"
     assert "told to leave" in ended["cause"]
-    assert "step 40 is saved" in ended["cause"]
+    assert "step 44 is saved" in ended["cause"]
     assert "requeue 7" in node.requests
+
+
+def test_a_limit_that_is_too_short_for_a_step_is_bounded_and_a_preemption_is_not(node, monkeypatch):
+    for attempt in range(3):
+        node.asked.unlink(missing_ok=True)
+        assert train(node, training="exit 75").returncode == 124
+        assert ("requeue 7" in node.requests) == (attempt < 2)
+    assert "raise slurm.time_limit" in node.attempts()[-1]["cause"]
+    monkeypatch.setenv("PREEMPTED", "2026-11-25T10:00:00")
+    assert train(node, training="exit 75").returncode == 75
+    assert node.attempts()[-1]["outcome"] == "left"
+
+
+def test_the_steps_of_another_run_below_the_root_do_not_count(node):
+    other = node.root / "train" / "other" / "metrics.jsonl"
+    other.parent.mkdir()
+    other.write_text('{"event": "checkpoint", "step": 9000}\n')
+    os.utime(other, (1, 1))
+    train(node, training="exit 1")
+    assert node.attempts()[-1]["progress"] == "step 40"
+
+
+def test_a_node_without_the_command_is_left_out_by_its_name(node):
+    said = ["slurmstepd: error: execve(): assay: No such file or directory"]
+    said += ["srun: error: node4: task 0: Exited with exit code 69"]
+    said += ["srun: error: node5: task 1: Exited with exit code 2"]
+    node.program("srun", f"printf '%s\\n' {shlex.join(said)} >&2; exit 69")
+    assert train(node).returncode == 127
+    assert node.attempts()[-1]["cause"] == "the command is not on node5"
+    assert "update jobid=7 ExcNodeList=node5" in node.requests
+
+
+def test_no_node_is_left_out_where_too_few_would_remain(node):
+    show = node.programs / "scontrol"
+    show.write_text(show.read_text() + '[ "$*" != "show hostnames node5" ] || echo node5\n')
+    for others, left_out in (("", False), ("node6", True)):
+        node.asked.unlink(missing_ok=True)
+        node.program("sinfo", f"echo node5 {others} | tr ' ' '\\n'")
+        train(node, preflight="echo 'preflight bad-node=node5;'; exit 69")
+        assert "requeue 7" in node.requests
+        assert ("update jobid=7 ExcNodeList=node5" in node.requests) == left_out
 
 
 def test_a_save_that_did_not_fit_is_a_failure_with_its_mend(node):
@@ -124,3 +170,16 @@ def test_a_copy_on_a_node_that_was_cut_off_does_not_requeue_the_one_that_took_it
     assert done.returncode == 73
     assert not [line for line in node.requests if line.startswith("requeue")]
     assert "put job 7 back into the queue itself" in done.stdout + done.stderr
+
+
+def test_a_signal_to_every_process_of_the_job_as_the_ranks_end_loses_no_record(node):
+    """As Slurm does where a node has died: what waits in the script, and what reads for it, gets SIGTERM as well."""
+    everybody = '"$PPID" $(cat "/proc/$PPID/task/$PPID/children")'
+    node.program("sleep", f'/bin/sleep 0.1; ! grep -q "assay train" {node.asked} || kill -TERM {everybody}')
+    told = 'echo "srun: error: Node failure on node5" >&2'
+    done = train(
+        node, training=f"{told}; (/bin/sleep 0.5) & exit 143"
+    )  # what holds the output keeps the script waiting
+    assert done.returncode == 143
+    assert node.attempts()[-1]["cause"] == "Node failure on node5"
+    assert "requeue 7" in node.requests
