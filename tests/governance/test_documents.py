@@ -3,11 +3,13 @@
 import copy
 import json
 import re
+import shutil
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from governance.energy.ledger import own_file
 from governance.files import append_line
 from governance.manifest import read_manifest, verify
 from governance.reports.documents.computation import THRESHOLDS, standing
@@ -15,6 +17,7 @@ from governance.reports.documents.documents import document_texts, documents, re
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence
 from governance.reports.documents.markdown import plain, yaml_block
 from governance.reports.documents.training_content import token_range
+from governance.reports.energy import energy_facts
 from governance.reports.report import report
 from governance.stage import Runtime
 from tests.governance.test_reports_page import HOSTILE, corpus, ledger, trained, verdict_of
@@ -74,6 +77,22 @@ def test_the_documents_are_an_artifact_that_verifies_and_is_found_again(run):
     finally:
         (folder / "model_card.md").write_text((folder / "model_card.md").read_text().replace("601", "600"))
     assert verify(manifest, root) == []
+
+
+def test_the_energy_of_a_run_is_without_that_of_its_documents(run, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(run[0], root)
+    made = list(run[1].values())
+    before = energy_facts(made, root)
+    at = {"host": "node1", "process": [1, 0], "interval": "d", "attempt": "d", "stage": "documents"}
+    count = {"method": "RAPL", "millijoules": 7_000, "low": 7_000, "high": 7_000}
+    end = {"kind": "end", "at": "2026-01-01T00:03:00.000Z", "outcome": "surviving", "cause": ""}
+    append_line(own_file(root / "energy.jsonl", "node1"), json.dumps({**end, **at, **count}))
+    assert energy_facts(made, root) == before
+    append_line(
+        own_file(root / "energy.jsonl", "node1"), json.dumps({**end, **at, **count, "stage": "clean", "interval": "e"})
+    )
+    assert energy_facts(made, root)["total"]["joules"] == pytest.approx(before["total"]["joules"] + 7)
 
 
 def rows(text):
