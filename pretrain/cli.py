@@ -76,6 +76,9 @@ def parser() -> argparse.ArgumentParser:
     _slurm(commands)
     command = _add(commands, "report", "report", "write report.html and report.json of a run")
     _config(command)
+    command.add_argument(
+        "--documents", action="store_true", help="also the model card, datasheet, bills of materials and forms"
+    )
     return top
 
 

@@ -125,10 +125,15 @@ def export(arguments: Arguments) -> None:
 
 
 def report(arguments: Arguments) -> None:
-    """The report of what is there."""
-    from pretrain.run import write_report
+    """The report of what is there, and, if asked, the documents filled from it."""
+    from pretrain.run import write_documents, write_report
     from pretrain.slurm_commands import refresh_accounting
 
     loaded, runtime = load(arguments, "run")
     refresh_accounting(runtime.root)
-    say(f"report: {write_report(loaded, runtime)}")
+    if not arguments.documents:
+        say(f"report: {write_report(loaded, runtime)}")
+        return
+    page, folder = write_documents(loaded, runtime)
+    say(f"report: {page}")
+    say(f"documents: {folder}")

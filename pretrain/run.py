@@ -228,6 +228,21 @@ def model_audit(run: Run, artifacts: Mapping[str, Manifest], checkpoint: Path, r
 
 def write_report(run: Run, runtime: Runtime) -> Path:
     """Report on whatever of this run is there; the corpus must be."""
+    _, made = _reported(run, runtime)
+    return runtime.root / made.folder / "report.html"
+
+
+def write_documents(run: Run, runtime: Runtime) -> tuple[Path, Path]:
+    """The report, and the documents that are filled from it: the page, and the folder of the documents."""
+    from governance.reports.documents.documents import documents
+
+    artifacts, reported = _reported(run, runtime)
+    made = documents(artifacts, reported, runtime)
+    return runtime.root / reported.folder / "report.html", runtime.root / made.folder
+
+
+def _reported(run: Run, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest]:
+    """The artifacts that are there, and the report on them."""
     from data_pipeline.personal_data.rules import replace_all
     from governance.reports.report import report
 
@@ -238,8 +253,7 @@ def write_report(run: Run, runtime: Runtime) -> Path:
         artifacts["train"] = training(run, artifacts, look)
     except (GateClosed, MissingInput) as error:
         get_logger(__name__).warning("the report has no training: %s", str(error).splitlines()[0])
-    made = report(artifacts, verdict, runtime.root, runtime, replace_all)
-    return runtime.root / made.folder / "report.html"
+    return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all)
 
 
 def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) -> Path:

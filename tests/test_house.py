@@ -127,7 +127,13 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert done.stdout.strip().endswith("[]")
 
 
-@pytest.mark.parametrize("module", ["governance.reports.report", "pretrain.config", "governance.gate", "slurm.status"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "governance.reports.report", "governance.reports.documents.documents", "pretrain.config", "governance.gate",
+        "slurm.status",
+    ],
+)  # fmt: skip
 def test_reading_a_run_needs_no_heavy_library(module):
     code = (
         f"import sys, {module}\n"

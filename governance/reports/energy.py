@@ -10,17 +10,19 @@ from governance.energy.attribution import Piece, Sum, add, by_checkpoint, by_sta
 from governance.energy.ledger import FILE_NAME, read_ledger
 from governance.manifest import Manifest
 
+_REPORTS = ("report", "documents")
+
 
 def energy_facts(manifests: Sequence[Manifest], root: Path) -> dict[str, Any]:
     """The total with its bounds and methods, energy by stage, waste by cause, energy of checkpoints, carbon.
 
     The total is the ledger's, which holds failed attempts as well; without a ledger it is the sum over the manifests.
-    The report's own making is not in it.
+    The making of reports and documents is not in it.
 
     Raises:
         ManifestError: the ledger is of another schema.
     """
-    pieces = [piece for piece in settle(read_ledger(root / FILE_NAME)) if piece.stage != "report"]
+    pieces = [piece for piece in settle(read_ledger(root / FILE_NAME)) if piece.stage not in _REPORTS]
     measured = [piece for piece in pieces if piece.millijoules is not None]
     total = _of_sum(add(pieces), bool(measured)) if pieces else _of_manifests(manifests)
     attempts = by_stage(pieces)

@@ -36,6 +36,8 @@ def training_facts(train: Manifest, root: Path) -> dict[str, Any]:
     for key in ("loss", "bits_per_byte"):
         curves[f"validation_{key}"] = _curve(validations, key)
     starts = [line for line in lines if line.get("event") == "start"]
+    flops = starts[-1].get("flops_per_token") if starts else None
+    tokens = train.stats.get("tokens")
     return {
         "path": train.folder,
         "digest": train.digest,
@@ -45,6 +47,9 @@ def training_facts(train: Manifest, root: Path) -> dict[str, Any]:
         "attempts": len({line.get("attempt") for line in lines}),
         "peak_source": starts[-1].get("peak_source") if starts else None,
         "gemm_source": starts[-1].get("gemm_source") if starts else None,
+        "device": starts[-1].get("device") if starts else None,
+        "flops_per_token": flops,
+        "flops": None if flops is None or tokens is None else flops * tokens,
         "curves": {name: thin(points) for name, points in curves.items()},
         "checkpoints": checkpoints(train, root),
     }

@@ -29,7 +29,7 @@ SURFACE = {
     "governance sign": ["--help", "--key", "--signing-key", "CHECKPOINT"],
     "governance trace": ["--help", "--prov", "--svg", "ARTIFACT"],
     "governance verify": ["--deep", "--help", "--key", "ARTIFACT|ROOT"],
-    "report": COMMON,
+    "report": [*COMMON, "--documents"],
     "run": [*COMMON, "--processes"],
     "slurm cancel": COMMON,
     "slurm logs": [*COMMON, "--follow", "--job"],

@@ -261,3 +261,9 @@ def test_examples_are_masked_by_the_rules_of_personal_data(project, capsys):
     assert "broken, by key [AWS_KEY]" in page
     assert "kept=tales/2000000001" in page  # evidence stays readable
     assert "kept=tales/2000000001" in shown
+    status, out = told(capsys, "report", *words, "--documents")
+    assert status == 0
+    made = {path.name: path.read_text() for path in Path(out.split("documents: ")[1].strip()).iterdir()}
+    assert "model_card.md" not in made  # no training
+    assert "| documents | 1 |" in made["datasheet.md"]
+    assert not [(name, secret) for name, text in made.items() for secret in SECRETS if secret in text]

@@ -1,0 +1,65 @@
+"""Training computation in floating-point operations (FLOP), and the thresholds that laws name.
+
+FLOP of a run = FLOP per token (6 N of every weight that a token multiplies, and attention, as the trainer counts it)
+x tokens of the steps that stand. It leaves out validation, steps that were computed twice, activation checkpointing and
+what was spent on other models (data that a model wrote, a parent model): where there is such, a person adds it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from governance.reports.documents.evidence import Evidence, Field
+
+
+class Threshold(NamedTuple):
+    """A count that a text of law names."""
+
+    flop: int
+    meaning: str
+    source: str
+
+
+THRESHOLDS = (
+    Threshold(
+        10**23,
+        "indication that a model which generates text, speech, images or video is of general purpose",
+        "European Commission, guidelines on the scope of obligations for providers of general-purpose AI models,"
+        " C(2025) 5045, 18 July 2025",
+    ),
+    Threshold(
+        10**25,
+        "presumption of high-impact capabilities, and so of systemic risk",
+        "Regulation (EU) 2024/1689 (AI Act), Article 51(2)",
+    ),
+)
+
+METHOD = "FLOP per token (6 N and attention, from the architecture) x tokens of the steps that stand"
+
+
+def computation_fields(evidence: Evidence) -> list[Field]:
+    """FLOP per token, FLOP of the training, and where that stands to each threshold."""
+    total = evidence.at("training.flops")
+    fields = [
+        evidence.field("FLOP per token, forward and backward", "training.flops_per_token", scientific),
+        evidence.field("tokens trained on", "summary.tokens_trained"),
+        evidence.field("FLOP of the training", "training.flops", scientific),
+        Field("method", METHOD if total is not None else None),
+    ]
+    for threshold in THRESHOLDS:
+        name = f"threshold of {threshold.flop:.0e} FLOP: {threshold.meaning} ({threshold.source})"
+        fields.append(Field(name, standing(total, threshold), "training.flops" if total is not None else ""))
+    return fields
+
+
+def standing(flop: Any, threshold: Threshold) -> str | None:
+    """Whether a count is over a threshold, and how far from it."""
+    if flop is None:
+        return None
+    word = "above" if flop > threshold.flop else "not above"
+    return f"{word}: {flop / threshold.flop:.3g} of the threshold"
+
+
+def scientific(value: float) -> str:
+    """A count as 1.234e+18 FLOP."""
+    return f"{value:.4g} FLOP" if value < 1e4 else f"{value:.3e} FLOP"

@@ -1,0 +1,169 @@
+"""The corpus as Croissant 1.0 with the RAI vocabulary 1.0 (MLCommons, JSON-LD), readable by mlcroissant.
+
+Each shard of documents is a file with its SHA-256 and a record set of its own, so a reader that follows the document
+finds every changed byte. A file set over them would need one record set alone, but mlcroissant 1.1 reads it as empty.
+Paths are relative to the document, so a root can be moved with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from governance.manifest import Output
+from governance.reports.documents.evidence import TO_COMPLETE, Evidence
+from governance.reports.markup import visible
+
+RAI = "http://mlcommons.org/croissant/RAI/1.0"
+CROISSANT = "http://mlcommons.org/croissant/1.0"
+
+_COLUMNS = {
+    "id": "sc:Text",
+    "text": "sc:Text",
+    "source": "sc:Text",
+    "url": "sc:Text",
+    "language": "sc:Text",
+    "licence": "sc:Text",
+    "sha256": "sc:Text",
+    "file": "sc:Text",
+    "position": "sc:Integer",
+}
+"""The columns of every document shard that a reader needs, and their types."""
+
+Values = dict[str, Any]
+
+_CONTEXT: Values = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "sc": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "dct": "http://purl.org/dc/terms/",
+    "citeAs": "cr:citeAs",
+    "column": "cr:column",
+    "conformsTo": "dct:conformsTo",
+    "containedIn": "cr:containedIn",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "equivalentProperty": "cr:equivalentProperty",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "extract": "cr:extract",
+    "field": "cr:field",
+    "fileObject": "cr:fileObject",
+    "fileProperty": "cr:fileProperty",
+    "fileSet": "cr:fileSet",
+    "format": "cr:format",
+    "includes": "cr:includes",
+    "isLiveDataset": "cr:isLiveDataset",
+    "jsonPath": "cr:jsonPath",
+    "key": "cr:key",
+    "md5": "cr:md5",
+    "parentField": "cr:parentField",
+    "path": "cr:path",
+    "recordSet": "cr:recordSet",
+    "references": "cr:references",
+    "regex": "cr:regex",
+    "repeated": "cr:repeated",
+    "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
+    "separator": "cr:separator",
+    "source": "cr:source",
+    "subField": "cr:subField",
+    "transform": "cr:transform",
+}
+
+
+def croissant(evidence: Evidence) -> Values:
+    """The document of the corpus."""
+    corpus = evidence.corpus
+    shards = [output for output in corpus.outputs if output.path.startswith(f"{corpus.folder}/documents/")]
+    return {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": [CROISSANT, RAI],
+        "name": corpus.folder.replace("/", "-"),
+        "description": _description(evidence),
+        "url": f"urn:assay:{corpus.stage}:{corpus.digest}",
+        "version": "1.0.0",
+        "citeAs": TO_COMPLETE,
+        "dateCreated": corpus.run["finished"],
+        "license": [_licence(name) for name in evidence.licences] or [TO_COMPLETE],
+        "isLiveDataset": False,
+        **({"inLanguage": evidence.languages} if evidence.languages else {}),
+        **_rai(evidence),
+        "distribution": [_file(shard) for shard in shards],
+        "recordSet": [_records(shard) for shard in shards],
+    }
+
+
+def _description(evidence: Evidence) -> str:
+    counts = [evidence.at(f"summary.{name}") for name in ("documents_kept", "bytes_kept", "verdict")]
+    return "Corpus of texts for pretraining: {} documents, {} bytes; verdict of its gate: {}.".format(*counts)
+
+
+def _licence(name: str) -> str:
+    """An SPDX name as the address of its text; anything else (an expression, NOASSERTION) as it is."""
+    single = name.replace("-", "").replace(".", "").isalnum() and name != "NOASSERTION"
+    return f"https://spdx.org/licenses/{name}" if single else visible(name)
+
+
+def _rai(evidence: Evidence) -> Values:
+    """What the responsible-AI vocabulary asks for."""
+    funnel = evidence.found["funnel"]
+    cleaning = [f"{row['stage']}: kept {row['documents_kept']} of {row['documents_in']} documents" for row in funnel]
+    groups = [
+        visible(f"{row['language']}, {row['axis']}, {row['group']}: mentioned in {row['documents']} documents")
+        for row in evidence.at("representation.rows") or []
+        if row["documents"]
+    ]
+    personal = [
+        f"{row['title']}: {visible(str(line[0]))}: {line[2]} found, {visible(str(line[1]))}"
+        for row in evidence.found["counts"]
+        if row["title"].startswith("redact:")
+        for line in row["rows"]
+    ] + [row["note"] for row in evidence.found["counts"] if row["title"].startswith("redact:")]
+    kinds = sorted({f"{row['name']} ({row['kind']})" for row in evidence.found["sources"]})
+    return {
+        "rai:dataCollection": visible(f"read from {', '.join(kinds)}; how the texts were come by: {TO_COMPLETE}"),
+        "rai:dataPreprocessingProtocol": cleaning,
+        "rai:dataBiases": groups or [TO_COMPLETE],
+        "rai:personalSensitiveInformation": personal or [TO_COMPLETE],
+        "rai:dataLimitations": [TO_COMPLETE],
+        "rai:dataSocialImpact": TO_COMPLETE,
+        "rai:dataUseCases": [f"pretraining of language models; others: {TO_COMPLETE}"],
+        "rai:dataReleaseMaintenancePlan": TO_COMPLETE,
+    }
+
+
+def _label(shard: Output) -> str:
+    return shard.path.rpartition("/")[2].removesuffix(".parquet")
+
+
+def _file(shard: Output) -> Values:
+    return {
+        "@type": "cr:FileObject",
+        "@id": f"{_label(shard)}.parquet",
+        "name": f"{_label(shard)}.parquet",
+        "contentUrl": f"../../{shard.path}",
+        "contentSize": f"{shard.bytes} B",
+        "encodingFormat": "application/x-parquet",
+        "sha256": shard.sha256,
+    }
+
+
+def _records(shard: Output) -> Values:
+    label = _label(shard)
+    return {
+        "@type": "cr:RecordSet",
+        "@id": label,
+        "name": label,
+        "field": [
+            {
+                "@type": "cr:Field",
+                "@id": f"{label}/{column}",
+                "name": f"{label}/{column}",
+                "dataType": kind,
+                "source": {"fileObject": {"@id": f"{label}.parquet"}, "extract": {"column": column}},
+            }
+            for column, kind in _COLUMNS.items()
+        ],
+    }

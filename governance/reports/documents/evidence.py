@@ -1,0 +1,142 @@
+"""What documents are filled from: the facts of report.json by their paths, and the artifacts' manifests.
+
+A document never holds a figure of its own: it names a path into report.json (`summary.train_tokens`) and a way to write
+what stands there. Where nothing stands there it says that a person must complete it; it never guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from governance.errors import MissingInput
+from governance.manifest import Manifest
+from governance.reports.markup import number
+
+TO_COMPLETE = "to be completed by a person"
+
+KWH = 3.6e6
+"""Joules of a kilowatt-hour."""
+
+_UNBOUNDED = "no known bound"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One item of a form."""
+
+    name: str
+    text: str | None
+    """None: evidence has nothing, a person completes it."""
+    source: str = ""
+    """Where it is from: paths into report.json."""
+
+    @property
+    def told(self) -> str:
+        """What the form shows."""
+        return TO_COMPLETE if self.text is None else self.text
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that documents may say."""
+
+    found: Mapping[str, Any]
+    """What report.json holds."""
+    artifacts: Mapping[str, Manifest]
+    """stage -> manifest; they list the files and their digests."""
+    root: Path
+
+    def at(self, path: str) -> Any:
+        """What stands at a path of names with dots between; None where it ends early."""
+        value: Any = self.found
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return value
+
+    def field(self, name: str, path: str, write: Callable[[Any], str] = number) -> Field:
+        """The item that a path gives."""
+        value = self.at(path)
+        return Field(name, None, "") if value is None else Field(name, write(value), path)
+
+    @property
+    def model(self) -> Manifest | None:
+        """The training that made a model; None where there is none yet."""
+        return self.artifacts.get("train")
+
+    @property
+    def corpus(self) -> Manifest:
+        """The last artifact that holds documents, as it was handed to the tokeniser; else the funnel's last.
+
+        Raises:
+            MissingInput: there is no funnel.
+        """
+        rows = [self.artifacts[row["stage"]] for row in self.found["funnel"] if row["stage"] in self.artifacts]
+        holding = [manifest for manifest in rows if manifest.files("documents", self.root)]
+        if not rows:
+            raise MissingInput(f"{self.root}: no stage counted documents. Make the corpus first: assay run CONFIG")
+        return (holding or rows)[-1]
+
+    @property
+    def training_energy(self) -> Mapping[str, Any] | None:
+        """The row of the training in the table of energy by stage."""
+        return next((row for row in self.found["energy"]["stages"] if row["stage"] == "train"), None)
+
+    @property
+    def kept(self) -> list[Mapping[str, Any]]:
+        """The sources of which something is left."""
+        return [row for row in self.found["sources"] if row["fate"] == "kept"]
+
+    @property
+    def licences(self) -> list[str]:
+        """SPDX names of the licences of the sources that are left, as configured."""
+        return sorted({row["licence"] for row in self.kept})
+
+    @property
+    def languages(self) -> list[str]:
+        """Codes of the languages that the audit counted documents of, most documents first."""
+        counts = self.at("representation.documents") or {}
+        codes = [code for code in counts if counts[code] and code.isascii() and code.isalpha() and 2 <= len(code) <= 3]
+        return sorted((code for code in codes if code != "und"), key=lambda code: (-counts[code], code))
+
+
+def kilowatt_hours(joules: float) -> str:
+    """Joules in kWh, to six significant digits."""
+    return f"{joules / KWH:.6g} kWh"
+
+
+def energy_told(found: Mapping[str, Any]) -> str | None:
+    """The run's energy with its bounds and methods; None where it is unknown."""
+    total = found["energy"]["total"]
+    if total["joules"] is None:
+        return None
+    low, high = (_UNBOUNDED if total[name] is None else kilowatt_hours(total[name]) for name in ("low", "high"))
+    return f"{kilowatt_hours(total['joules'])} (from {low} to {high}; {'; '.join(total['methods'])})"
+
+
+def carbon_told(carbon: Mapping[str, Any]) -> str:
+    """Grams of CO2 equivalent with the intensity that they were reckoned with."""
+    rates = ", ".join(f"{rate:g}" for rate in carbon["grams_per_kwh"])
+    return f"{carbon['grams_co2e']:.6g} g CO2e at {rates} g/kWh ({', '.join(carbon['source'])})"
+
+
+def architecture(config: Mapping[str, Any]) -> str:
+    """A model's shape in a line."""
+    experts = config.get("moe") or {}
+    words = [
+        f"{config['num_hidden_layers']} layers of width {config['hidden_size']}",
+        f"{config['num_attention_heads']} attention heads ({config['num_key_value_heads']} for keys and values)",
+        f"{config['feed_forward']} of width {config['intermediate_size']}",
+        f"{config['norm']}, {config['norm_position']}",
+        f"positions: {config['position_embedding']}, up to {config['max_position_embeddings']:,}",
+    ]
+    if experts:
+        words.append(f"{experts['num_local_experts']} experts, {experts['num_experts_per_tok']} a token")
+    return "decoder-only Transformer: " + "; ".join(words)
+
+
+def joined(values: Sequence[str]) -> str | None:
+    """Values with commas between; None for none."""
+    return ", ".join(values) or None

@@ -1,0 +1,184 @@
+"""The model card: a README.md as the Hugging Face Hub reads it, its YAML block with CO2, sections after Mitchell et al.
+
+(arXiv:1810.03993.) The block names only what evidence has; what the Hub may know and evidence has not stands there as a
+remark, so that a person sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from governance.reports.bias_sections import standing_out
+from governance.reports.documents.computation import computation_fields
+from governance.reports.documents.evidence import (
+    TO_COMPLETE,
+    Evidence,
+    Field,
+    architecture,
+    carbon_told,
+    energy_told,
+    joined,
+    kilowatt_hours,
+)
+from governance.reports.documents.markdown import form, section, table, yaml_block
+from governance.reports.markup import compact, number
+
+_MOST_ROWS = 12  # of differences between groups: the farthest; the report has all
+
+
+def model_card(evidence: Evidence) -> str:
+    """The card; the run must have a training."""
+    parts = [
+        _block(evidence),
+        f"# Model card of {evidence.at('training.path')}\n",
+        "Filled from the evidence of the run: numbers are those of report.json."
+        f" Where evidence has nothing it says: {TO_COMPLETE}.\n",
+        section("Model", form(_model(evidence))),
+        section("Uses", form(_open("intended uses", "uses out of scope", "users who are affected"))),
+        section("Training data", _data(evidence)),
+        section("Training", form(_training(evidence)), "### Computation\n", form(computation_fields(evidence))),
+        section("Evaluation", _evaluation(evidence)),
+        section("Bias, risks and limits", _bias(evidence)),
+        section("Environment", form(environment(evidence))),
+        section("The corpus's gate", form(gate(evidence))),
+        section("Contact", form(_open("citation", "authors of this card", "contact"))),
+    ]
+    return "\n".join(parts)
+
+
+def _open(*names: str) -> list[Field]:
+    return [Field(name, None) for name in names]
+
+
+def _block(evidence: Evidence) -> str:
+    values: dict[str, Any] = {}
+    if evidence.languages:
+        values["language"] = evidence.languages
+    values |= {"pipeline_tag": "text-generation", "tags": ["pretraining", "assay"]}
+    remarks = [f"license: {TO_COMPLETE}"]
+    carbon = evidence.at("energy.carbon")
+    if carbon is None:
+        remarks.append("co2_eq_emissions: unknown, for no carbon intensity was configured when the run was measured")
+    else:
+        values["co2_eq_emissions"] = {
+            "emissions": float(carbon["grams_co2e"]),
+            "source": f"{'; '.join(evidence.at('energy.total.methods'))}; {carbon_told(carbon)}",
+            "training_type": "pre-training",
+            "geographical_location": TO_COMPLETE,
+            "hardware_used": hardware(evidence) or TO_COMPLETE,
+        }
+    return yaml_block(values, remarks)
+
+
+def hardware(evidence: Evidence) -> str | None:
+    """What the training ran on, as far as it recorded it."""
+    execution = evidence.at("training.execution") or {}
+    if not execution.get("device"):
+        return None
+    processes = execution.get("world_size", 1)
+    device = evidence.at("training.device")
+    return f"{processes} process(es) on {execution['device']}" + (f" ({device})" if device else "")
+
+
+def _model(evidence: Evidence) -> list[Field]:
+    return [
+        Field("name", None),
+        Field("developed by", None),
+        Field("licence", None),
+        evidence.field("architecture", "training.config.model", architecture),
+        evidence.field("parameters", "training.stats.parameters"),
+        evidence.field("vocabulary", "training.stats.vocabulary_size"),
+        evidence.field("last checkpoint, digest of its manifest", "training.stats.checkpoint.digest", str),
+        evidence.field("last checkpoint, place", "training.stats.checkpoint.path", str),
+        Field("languages", joined(evidence.languages), "representation.documents" if evidence.languages else ""),
+    ]
+
+
+def _data(evidence: Evidence) -> str:
+    fields = [
+        evidence.field("documents read", "summary.documents_in"),
+        evidence.field("documents that stayed", "summary.documents_kept"),
+        evidence.field("tokens for training", "summary.train_tokens"),
+        evidence.field("tokens for validation", "summary.validation_tokens"),
+    ]
+    return f"{form(fields)}\nThe datasheet beside this card tells of sources and of what was done to them.\n"
+
+
+def _training(evidence: Evidence) -> list[Field]:
+    return [
+        evidence.field("steps", "summary.steps"),
+        evidence.field("tokens trained on", "summary.tokens_trained"),
+        evidence.field("rows in a batch", "training.config.train.global_batch_size"),
+        evidence.field("tokens in a row", "training.config.train.sequence_length"),
+        evidence.field("precision", "training.config.train.precision", str),
+        evidence.field("optimizer", "training.config.optim.optimizer", str),
+        evidence.field("greatest learning rate", "training.config.optim.learning_rate", compact),
+        evidence.field("schedule", "training.config.optim.schedule", str),
+        evidence.field("weight decay", "training.config.optim.weight_decay", compact),
+        evidence.field("attempts", "training.attempts"),
+        Field("hardware", hardware(evidence), "training.execution" if hardware(evidence) else ""),
+    ]
+
+
+def _evaluation(evidence: Evidence) -> str:
+    fields = [
+        evidence.field("loss of the last step", "summary.final_loss", compact),
+        evidence.field("validation loss", "summary.validation_loss", compact),
+        evidence.field("validation bits per byte", "summary.bits_per_byte", compact),
+    ]
+    tasks: Mapping[str, Mapping[str, Any]] = evidence.at("training.stats.tasks") or {}
+    rows = [
+        [name, measure, number(value) if isinstance(value, int) else compact(value)]
+        for name, row in sorted(tasks.items())
+        for measure, value in row.items()
+        if isinstance(value, (int, float)) and measure not in ("step", "attempt")
+    ]
+    told = table(["task", "measure", "value"], rows) if rows else "No task was evaluated in training.\n"
+    return f"{form(fields)}\n{told}"
+
+
+def _bias(evidence: Evidence) -> str:
+    """Differences between groups in the corpus that their intervals bear out, the farthest of each suite."""
+    out = standing_out(evidence.found["bias"])
+    rows = [
+        [suite, str(row["metric"]), _group(row), *(compact(row[name]) for name in ("value", "lower", "upper"))]
+        for suite, found in out.items()
+        for row in found[: _MOST_ROWS // max(1, len(out)) or 1]
+    ]
+    count = sum(map(len, out.values()))
+    head = ["suite", "measure", "group", "value", "from", "to"]
+    told = f"Differences of the corpus that their 95 % intervals bear out: {number(count)}. The farthest of them:\n"
+    shown = (
+        f"{told}\n{table(head, rows)}" if rows else "No difference of the corpus stands out, or none was measured.\n"
+    )
+    risks = form(_open("risks of the model", "limits of the model", "advice to users"))
+    return f"{shown}\n{risks}"
+
+
+def _group(row: Mapping[str, Any]) -> str:
+    return " ".join(str(row[name]) for name in ("language", "axis", "group") if row.get(name))
+
+
+def environment(evidence: Evidence) -> list[Field]:
+    """Energy with its bounds, what of it was wasted, carbon."""
+    told = energy_told(evidence.found)
+    return [
+        Field("energy of the run, failed attempts included", told, "energy.total" if told else ""),
+        evidence.field("of it wasted by failures", "energy.total.wasted", kilowatt_hours),
+        evidence.field("carbon of what stands", "energy.carbon", carbon_told),
+        evidence.field("what no meter saw", "energy.missing", lambda missing: "; ".join(missing) or "nothing is told"),
+        Field("place of the machines", None),
+        Field("water, and carbon of making the machines", None),
+    ]
+
+
+def gate(evidence: Evidence) -> list[Field]:
+    """The signed decision on the corpus."""
+    return [
+        evidence.field("verdict", "summary.verdict", str),
+        evidence.field("policy", "verdict.policy.name", str),
+        evidence.field("policy, digest", "verdict.policy.digest", str),
+        evidence.field("signed at", "verdict.signed_at", str),
+        evidence.field("waivers used", "verdict.waivers", lambda waivers: number(len(waivers))),
+    ]

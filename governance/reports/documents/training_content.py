@@ -1,0 +1,123 @@
+"""The public summary of training content (AI Act, Article 53(1)(d)).
+
+The items are those of the European Commission's template of 24 July 2025, named in our own words and in its order. The
+template itself is what a provider publishes; this is what the run can say for it. Sizes are told as the ranges that the
+template asks for.
+"""
+
+from __future__ import annotations
+
+from governance.reports.documents.datasheet import sources
+from governance.reports.documents.evidence import TO_COMPLETE, Evidence, Field, joined
+from governance.reports.documents.markdown import form, section
+from governance.reports.markup import number
+
+RANGES = ((1e9, "fewer than 1 billion tokens"), (1e13, "1 billion to 10 trillion tokens"))
+"""Below this many tokens: the range's name. From the last one up: more than 10 trillion."""
+
+
+def training_content(evidence: Evidence) -> str:
+    """The summary, section by section."""
+    return "\n".join(
+        [
+            "# Summary of training content\n",
+            "Items after the European Commission's template of 24 July 2025 for Article 53(1)(d) of Regulation (EU)"
+            " 2024/1689, in our own words. Filled from the evidence of the run: numbers are those of report.json."
+            f" Where evidence has nothing it says: {TO_COMPLETE}.\n",
+            section("1.1 Provider", form(_open("name and contact", "representative in the Union and contact"))),
+            section("1.2 Model", form(_model(evidence))),
+            section("1.3 Modalities, size and character of the data", form(_size(evidence))),
+            section("2. Sources", _told(evidence)),
+            section(
+                "2.1 Public data sets", form(_open("large public data sets: names and links", "other public ones"))
+            ),
+            section("2.2 Data sets that are not public", form(_open("licensed by rights holders", "from others"))),
+            section("2.3 Crawled and scraped from the web", form(_crawled(evidence))),
+            section("2.4 Data of users", form(_open("from the provider's services", "what kind, which service"))),
+            section("2.5 Synthetic data", form(_open("written by models for this one", "by which models"))),
+            section("2.6 Other sources", form(_open("what, and how it was got"))),
+            section("3.1 Reservation of rights", form(_reservations(evidence))),
+            section("3.2 Unlawful content", form(_unlawful(evidence))),
+            section("3.3 Other", form(_other(evidence))),
+        ]
+    )
+
+
+def _open(*names: str) -> list[Field]:
+    return [Field(name, None) for name in names]
+
+
+def _model(evidence: Evidence) -> list[Field]:
+    return [
+        *_open("name and version"),
+        evidence.field("training, by the digest of its manifest", "training.digest", str),
+        *_open("model that it was made from", "date of placing on the Union market"),
+    ]
+
+
+def _size(evidence: Evidence) -> list[Field]:
+    return [
+        Field("modality", "text"),
+        evidence.field("size, as a range", "summary.train_tokens", token_range),
+        evidence.field("tokens for training", "summary.train_tokens"),
+        evidence.field("documents", "summary.documents_kept"),
+        Field("kinds of content", None),
+        Field("latest date at which data was collected", None),
+        Field("whether the model is trained on new data after that", None),
+        Field("languages", joined(evidence.languages), "representation.documents" if evidence.languages else ""),
+        Field("regions and people that the data speaks of", None),
+    ]
+
+
+def token_range(tokens: int) -> str:
+    """The range of the template that a count of tokens lies in."""
+    return next((name for bound, name in RANGES if tokens < bound), "more than 10 trillion tokens")
+
+
+def _told(evidence: Evidence) -> str:
+    return (
+        f"{sources(evidence)}\nWhich of these belongs to which of the six kinds below: {TO_COMPLETE}; the run knows"
+        " how a source was read, not how it was come by.\n"
+    )
+
+
+def _crawled(evidence: Evidence) -> list[Field]:
+    return [
+        *_open("crawlers: names, owners, purposes, behaviour towards robots.txt, log-ins and captchas"),
+        *_open("when it was collected", "kinds of content and of sites"),
+        *_open("the largest tenth of the domains by size (for small enterprises the largest twentieth, at most 1,000)"),
+    ]
+
+
+def _reservations(evidence: Evidence) -> list[Field]:
+    refused = [row["name"] for row in evidence.found["sources"] if row["fate"] == "refused: licence"]
+    return [
+        Field("signatory of the code of practice, chapter on copyright", None),
+        evidence.field("licences that the policy allows", "licences_allowed", lambda names: ", ".join(names) or "none"),
+        Field("sources refused for their licence", joined(refused) or "none", "sources"),
+        Field("documents removed for a reservation (robots.txt and other signals)", _removed(evidence, "opted_out")),
+        Field("other measures before and after collection", None),
+    ]
+
+
+def _unlawful(evidence: Evidence) -> list[Field]:
+    removed = sum(count for row in evidence.found["funnel"] for count in row["removed"].values())
+    return [
+        Field("documents removed by filters, all reasons", number(removed), "funnel"),
+        Field("documents removed for their address, by lists", _removed(evidence, "blocked")),
+        Field("measures against child sexual abuse material, terrorist content and other unlawful content", None),
+    ]
+
+
+def _removed(evidence: Evidence, reason: str) -> str | None:
+    """Documents removed for a reason; None where no stage counted it."""
+    counts = [row["removed"][reason] for row in evidence.found["funnel"] if reason in row["removed"]]
+    return number(sum(counts)) if counts else None
+
+
+def _other(evidence: Evidence) -> list[Field]:
+    return [
+        evidence.field("verdict of the corpus's gate", "summary.verdict", str),
+        evidence.field("checks", "verdict.summary", lambda counts: ", ".join(f"{n} {k}" for k, n in counts.items())),
+        *_open("other remarks"),
+    ]
