@@ -6,8 +6,6 @@ not known is None, never 0; one meter a node, however many ranks; a kill loses a
 never stops the run that it measures. Its price: one wake-up a sample interval (docs/energy.md has the measurement).
 
 The scope is the node. No share of a process is claimed: whatever else ran there is in the figure.
-
-This is the door to NVML (`nvidia-ml-py`, optional).
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +26,11 @@ from pydantic import Field, model_validator
 from governance.config import Section
 from governance.energy.ledger import MARKS, append, own_file
 from governance.energy.node import Turn, node_turn, start_time
-from governance.energy.sources import ESTIMATED, Part, Source, allowance, open_processor_model, open_rapl
+from governance.energy.nvml import open_nvml
+from governance.energy.sources import ESTIMATED, Part, Source, open_processor_model, open_rapl
 from governance.errors import PipelineError, Preempted
 from governance.log import get_logger
 from governance.stage import UNKNOWN_ENERGY, Leave, Meter, no_meter
-
-NVML_ALLOWANCE_PERCENT = 5
-"""Bounds of an NVML reading: the error of the sensor that Yang, Adamek and Armour measured (arXiv:2312.02741), who also
-show that A100 and H100 sample a quarter of the time: short bursts can be missed or overstated."""
 
 _UNMETERED = "mainboard, disks, network, fans, power supply, cooling: no meter"
 RUNNING = "running"  # what the meter says while it measures
@@ -260,70 +255,3 @@ def _open_sources(config: EnergyConfig) -> tuple[list[Source], list[str]]:
     sources += [gpus] if gpus is not None else []
     missing += [reason] if reason else []
     return sources, missing
-
-
-class Nvml:
-    """NVIDIA GPUs by their total energy counters (Volta and later), else by their power integrated over samples."""
-
-    def __init__(self, nvml: Any, devices: list[Any]):
-        self.nvml, self.devices = nvml, devices
-        self.names = [f"GPU {index}: {_text(nvml.nvmlDeviceGetName(device))}" for index, device in enumerate(devices)]
-        self.readers = [self._reader(device) for device in devices]
-        self.failures = [""] * len(devices)
-        self.millijoules = [0] * len(devices)
-
-    def _reader(self, device: Any) -> tuple[str, Callable[[], int]]:
-        """How this GPU is read: its method, and a function that gives millijoules since now."""
-        try:
-            first = self.nvml.nvmlDeviceGetTotalEnergyConsumption(device)
-        except self.nvml.NVMLError:
-            return "NVML power, sampled", _integral(lambda: self.nvml.nvmlDeviceGetPowerUsage(device))
-        return "NVML", lambda: self.nvml.nvmlDeviceGetTotalEnergyConsumption(device) - first
-
-    def read(self) -> list[Part]:
-        """One part a GPU."""
-        parts = []
-        for index, (method, count) in enumerate(self.readers):
-            try:
-                self.millijoules[index] = count()
-            except self.nvml.NVMLError as error:
-                self.failures[index] = f"missed a reading: {error}"
-            failure = self.failures[index]
-            part = allowance(self.names[index], method, self.millijoules[index], NVML_ALLOWANCE_PERCENT, failure)
-            parts.append(Part(part.name, method, part.millijoules, part.low, None, failure) if failure else part)
-        return parts
-
-
-def _integral(milliwatts: Callable[[], int]) -> Callable[[], int]:
-    """Millijoules since now, from power read at each call and taken as the mean since the one before."""
-    last_power, last_at, total = milliwatts(), time.monotonic(), 0.0
-
-    def count() -> int:
-        nonlocal last_power, last_at, total
-        power, at = milliwatts(), time.monotonic()
-        total += (power + last_power) / 2 * (at - last_at)
-        last_power, last_at = power, at
-        return int(total)
-
-    return count
-
-
-def open_nvml() -> tuple[Nvml | None, str]:
-    """The NVIDIA GPUs of this node, or None and the reason in words; no reason where there is no GPU."""
-    devices = Path("/dev/nvidiactl").exists()
-    if Path("/dev/kfd").exists() and not devices:
-        return None, "GPU: AMD, for which there is no meter here"
-    try:
-        import pynvml
-    except ImportError:
-        return None, "GPU: nvidia-ml-py is not installed (pip install 'assay-pretrain[nvml]')" if devices else ""
-    try:
-        pynvml.nvmlInit()
-        count = pynvml.nvmlDeviceGetCount()
-        return (Nvml(pynvml, [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]) if count else None), ""
-    except pynvml.NVMLError as error:
-        return None, f"GPU: NVML answers: {error}" if devices else ""
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
