@@ -42,22 +42,29 @@ class Piece:
     """The step of the checkpoint that this work went into; None where no checkpoint is known."""
     outcome: Outcome
     cause: str
+    unseen_seconds: float = 0.0
+    """At its end a kill lost at most the energy of so many seconds."""
 
 
 @dataclass(frozen=True)
 class Sum:
-    """Energies of several pieces in millijoules; the law: surviving + wasted + unknown = measured."""
+    """Energies of several pieces in millijoules; the law: surviving + wasted + unknown = measured.
 
-    measured: int
-    surviving: int
-    wasted: int
-    unknown: int
+    A figure is None where there are pieces of its kind and none of them was measured, and 0 where there are none.
+    """
+
+    measured: int | None
+    surviving: int | None
+    wasted: int | None
+    unknown: int | None
     """Spent by what still runs."""
     low: int | None
     high: int | None
     """Bounds of `measured`; None where something that used energy had no meter."""
     unmeasured_seconds: float
     """Time in which another run's meter had the node, so that nothing is known here."""
+    unseen_seconds: float
+    """Kills lost at most the energy of so many seconds; it is in no figure."""
     methods: tuple[str, ...]
 
 
@@ -96,6 +103,7 @@ def _cut(interval: Interval) -> list[tuple[Piece, str]]:
             start, known = index, mark
     final = interval.samples[last].marks.get("step") if interval.outcome == "surviving" else None
     rest = _piece(interval, start, last, final, interval.outcome, interval.cause)
+    rest = replace(rest, unseen_seconds=interval.unseen_seconds)
     return [*pieces, (rest, interval.samples[last].at)]
 
 
@@ -127,24 +135,35 @@ def add(pieces: Iterable[Piece]) -> Sum:
     """Add pieces up; nothing is left out and nothing counts twice."""
     pieces = list(pieces)
     metered = [piece for piece in pieces if piece.millijoules is not None]
-
-    def of(outcome: str) -> int:
-        return sum(piece.millijoules or 0 for piece in metered if piece.outcome == outcome)
-
-    def bound(name: str) -> int | None:
-        values = [getattr(piece, name) for piece in metered]
-        return None if None in values else sum(values)
-
+    whole = all(piece.millijoules is not None or not piece.seconds for piece in pieces)
     return Sum(
-        measured=sum(piece.millijoules or 0 for piece in metered),
-        surviving=of("surviving"),
-        wasted=of("wasted"),
-        unknown=of("unknown"),
-        low=bound("low"),
-        high=bound("high"),
+        measured=_known(piece.millijoules for piece in pieces),
+        surviving=_known(piece.millijoules for piece in pieces if piece.outcome == "surviving"),
+        wasted=_known(piece.millijoules for piece in pieces if piece.outcome == "wasted"),
+        unknown=_known(piece.millijoules for piece in pieces if piece.outcome == "unknown"),
+        low=_all(piece.low for piece in metered),
+        high=_all(piece.high for piece in metered) if whole else None,
         unmeasured_seconds=sum(piece.seconds for piece in pieces if piece.millijoules is None),
+        unseen_seconds=sum(piece.unseen_seconds for piece in pieces),
         methods=tuple(sorted({piece.method for piece in pieces})),
     )
+
+
+def _known(values: Iterable[int | None]) -> int | None:
+    """The sum of what is known; None where there is something and nothing of it is known."""
+    values = list(values)
+    known = [value for value in values if value is not None]
+    return sum(known) if known or not values else None
+
+
+def _all(values: Iterable[int | None]) -> int | None:
+    """The sum; None where a value is not known."""
+    total = 0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total
 
 
 def by_stage(pieces: Iterable[Piece]) -> dict[str, Sum]:
@@ -155,28 +174,33 @@ def by_stage(pieces: Iterable[Piece]) -> dict[str, Sum]:
     return {stage: add(members) for stage, members in groups.items()}
 
 
-def wasted_by_cause(pieces: Iterable[Piece]) -> dict[str, int]:
-    """Wasted millijoules by cause: "killed", "rolled back", or the name of the error that ended the attempt."""
-    total: dict[str, int] = {}
+def wasted_by_cause(pieces: Iterable[Piece]) -> dict[str, int | None]:
+    """Wasted millijoules by cause: "killed", "rolled back", or the name of the error that ended the attempt.
+
+    None where a cause wasted something and no meter saw it.
+    """
+    wasted: dict[str, list[int | None]] = {}
     for piece in pieces:
-        if piece.outcome == "wasted" and piece.millijoules is not None:
-            total[piece.cause] = total.get(piece.cause, 0) + piece.millijoules
-    return dict(sorted(total.items()))
+        if piece.outcome == "wasted":
+            wasted.setdefault(piece.cause, []).append(piece.millijoules)
+    return {cause: _known(wasted[cause]) for cause in sorted(wasted)}
 
 
-def by_checkpoint(pieces: Iterable[Piece], artifact: str) -> list[dict[str, int]]:
+def by_checkpoint(pieces: Iterable[Piece], artifact: str) -> list[dict[str, int | None]]:
     """Energy of one training's checkpoints: step, marginal and cumulative millijoules, by step.
 
-    Marginal is the surviving work since the checkpoint before; cumulative is the sum up to here. A checkpoint that was
-    rolled back is not listed. Energy of the corpus and of a parent model is not in these figures.
+    Marginal is the surviving work since the checkpoint before; cumulative is the sum up to here; None where part of it
+    had no meter. A checkpoint that was rolled back is not listed. Energy of the corpus and of a parent model is not in
+    these figures.
     """
-    marginal: dict[int, int] = {}
+    marginal: dict[int, list[int | None]] = {}
     for piece in pieces:
-        mine = piece.artifact == artifact and piece.outcome == "surviving" and piece.millijoules is not None
-        if mine and piece.checkpoint is not None:
-            marginal[piece.checkpoint] = marginal.get(piece.checkpoint, 0) + (piece.millijoules or 0)
-    rows, total = [], 0
+        if piece.artifact == artifact and piece.outcome == "surviving" and piece.checkpoint is not None:
+            marginal.setdefault(piece.checkpoint, []).append(piece.millijoules)
+    rows: list[dict[str, int | None]] = []
+    total: int | None = 0
     for step in sorted(marginal):
-        total += marginal[step]
-        rows.append({"step": step, "marginal_millijoules": marginal[step], "cumulative_millijoules": total})
+        here = _all(marginal[step])
+        total = None if here is None or total is None else total + here
+        rows.append({"step": step, "marginal_millijoules": here, "cumulative_millijoules": total})
     return rows

@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from governance.config import Section
-from governance.energy.ledger import MARKS, append, own_file
+from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, append, own_file
 from governance.energy.node import Turn, node_turn, start_time
 from governance.energy.nvml import open_nvml
 from governance.energy.sources import ESTIMATED, Part, Source, open_processor_model, open_rapl
@@ -42,7 +42,7 @@ class EnergyConfig(Section):
 
     enabled: bool = True
     """Whether the node is measured; False leaves energy unknown."""
-    sample_seconds: float = Field(default=5.0, ge=0.1, le=60)
+    sample_seconds: float = Field(default=5.0, ge=0.1, le=MOST_SAMPLE_SECONDS)
     """Seconds between two readings: what a kill can lose, and the fineness of a checkpoint's energy."""
     cpu_tdp_watts: float | None = Field(default=None, gt=0)
     """Thermal design power of all processors of a node, in watts, for the estimate; None looks it up by name."""
@@ -83,6 +83,7 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
             "stage": stage,
             "host": socket.gethostname(),
             "process": [os.getpid(), start_time(os.getpid())],
+            "every": config.sample_seconds,
         }
         energy = dict(UNKNOWN_ENERGY)
         with _turn(ledger) as turn:

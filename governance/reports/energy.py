@@ -63,6 +63,7 @@ def _of_sum(total: Sum, known: bool) -> dict[str, Any]:
         "wasted": _joules(total.wasted),
         "running": _joules(total.unknown),
         "unmeasured_seconds": total.unmeasured_seconds,
+        "unseen_seconds": total.unseen_seconds,
         "methods": list(total.methods),
     }
 
@@ -85,6 +86,7 @@ def _of_manifests(manifests: Sequence[Manifest]) -> dict[str, Any]:
         "wasted": None,
         "running": None,
         "unmeasured_seconds": None,
+        "unseen_seconds": None,
         "methods": sorted({str(block["method"]) for block in blocks}),
     }
 

@@ -21,7 +21,7 @@ from governance.reports.page import page
 from governance.reports.samples import Mask, mask
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 5
+VERSION = 6
 
 
 class ReportSection(Section):

@@ -143,6 +143,9 @@ def energy_section(found: Mapping[str, Any]) -> Html:
         pairs.insert(
             6, ("Not measured", f"{duration(total['unmeasured_seconds'])} while another run's meter had the node")
         )
+    if total["unseen_seconds"]:
+        lost = f"at most the last {duration(total['unseen_seconds'])} before kills; that energy is in no figure here"
+        pairs.append(("Lost by kills", lost))
     lines = [
         [
             row["stage"],

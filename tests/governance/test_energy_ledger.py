@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from governance.energy.attribution import ROLLED_BACK, add, by_checkpoint, by_stage, settle, wasted_by_cause
-from governance.energy.ledger import Interval, Sample, own_file, read_ledger
+from governance.energy.ledger import MOST_SAMPLE_SECONDS, Interval, Sample, own_file, read_ledger
 from governance.errors import ManifestError
 from governance.files import append_line
 
@@ -134,6 +134,34 @@ def test_unknown_is_never_zero(tmp_path):
     assert second.high is None
     total = add([first, second])
     assert (total.measured, total.high, total.unmeasured_seconds) == (5, None, 60.0)
+    alone = add([first])
+    assert (alone.measured, alone.surviving, alone.wasted, alone.unknown) == (None, None, 0, 0)
+
+
+def test_waste_and_checkpoints_without_a_meter_are_unknown_not_zero(tmp_path):
+    path = own_file(tmp_path / "energy.jsonl")
+    marks = {"artifact": ARTIFACT, "resumed_from": 0}
+    write_line(path, "begin", "a", 0, None, marks=marks)
+    write_line(path, "beat", "a", 5, None, marks={**marks, "step": 10, "checkpoint": 10})
+    write_line(
+        path, "end", "a", 9, None, outcome="wasted", cause="KeyError", marks={**marks, "step": 12, "checkpoint": 10}
+    )
+    pieces = settle(read_ledger(path))
+    assert wasted_by_cause(pieces) == {"KeyError": None}
+    unknown = {"step": 10, "marginal_millijoules": None, "cumulative_millijoules": None}
+    assert by_checkpoint(pieces, ARTIFACT) == [unknown]
+
+
+def test_a_kill_says_how_much_it_may_have_lost(tmp_path):
+    path = own_file(tmp_path / "energy.jsonl")
+    write_line(path, "begin", "a", 0, 0, every=5.0)
+    write_line(path, "beat", "a", 5, 70, every=5.0)
+    write_line(path, "begin", "b", 20, 0)  # a line of an earlier release
+    write_line(path, "end", "c", 30, 5, every=5.0, outcome="surviving", cause="")
+    intervals = read_ledger(path, alive=lambda line: False)
+    assert [interval.unseen_seconds for interval in intervals] == [5.0, MOST_SAMPLE_SECONDS, 0.0]
+    assert add(settle(intervals)).unseen_seconds == 5.0 + MOST_SAMPLE_SECONDS
+    assert read_ledger(path, alive=lambda line: True)[0].unseen_seconds == 0.0
 
 
 def test_rollback_on_one_node_leaves_the_attempt_of_another_node_alone():
