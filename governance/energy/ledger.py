@@ -7,7 +7,7 @@ A whole example (`<root>/energy.jsonl`; a second host writes `<root>/energy.<hos
      "process": [4711, 123456], "every": 5.0, "method": "RAPL", "at": "2026-01-01T00:00:00.000Z", "millijoules": 0,
      "low": 0, "high": 0, "marks": {}}
     {"kind": "beat", ..., "at": "2026-01-01T00:00:05.000Z", "millijoules": 612345, "low": 551110, "high": 673580,
-     "marks": {"artifact": "train/0123456789abcdef", "resumed_from": 0, "step": 40}}
+     "marks": {"artifact": "train/0123456789abcdef", "resumed_from": 0, "step": 40, "phases": {"compute": 4990}}}
     {"kind": "end", ..., "outcome": "surviving", "cause": ""}
 
 An *attempt* is one process, an *interval* is one measured context of it. Energies are integers and count from the
@@ -35,11 +35,14 @@ from governance.config import canonical_json
 from governance.energy.node import start_time
 from governance.errors import ManifestError
 from governance.files import append_line, place, read_lines, write_text
+from governance.phases import HANG
 
 SCHEMA = 1
 FILE_NAME = "energy.jsonl"
 MARKS = ("artifact", "resumed_from", "step", "checkpoint")
 """What a trainer may write into its measurement while it runs; see `governance.energy.attribution`."""
+PHASES = "phases"
+"""The mark that the meter adds: milliseconds of each phase since the interval's begin."""
 
 MOST_SAMPLE_SECONDS = 60.0
 """The longest sample interval that can be configured; a line without `every` is of an earlier release."""
@@ -187,7 +190,7 @@ def _interval(lines: list[dict[str, Any]], alive: Callable[[Mapping[str, Any]], 
     elif alive(last):
         outcome, cause = "unknown", "still running"
     else:
-        outcome, cause = "wasted", KILLED
+        outcome, cause = "wasted", HANG if _hung(lines) else KILLED
     samples = tuple(Sample(s["at"], s["millijoules"], s["low"], s["high"], s.get("marks", {})) for s in lines)
     return Interval(
         id=last["interval"],
@@ -198,8 +201,14 @@ def _interval(lines: list[dict[str, Any]], alive: Callable[[Mapping[str, Any]], 
         outcome=outcome,
         cause=cause,
         samples=samples,
-        unseen_seconds=float(last.get("every", MOST_SAMPLE_SECONDS)) if cause == KILLED else 0.0,
+        unseen_seconds=float(last.get("every", MOST_SAMPLE_SECONDS)) if cause in (KILLED, HANG) else 0.0,
     )
+
+
+def _hung(lines: list[dict[str, Any]]) -> bool:
+    """Whether an interval's last lines tell of a hang that lasted to its end."""
+    seen = [line.get("marks", {}).get(PHASES, {}).get(HANG, 0) for line in lines[-2:]]
+    return bool(seen[-1] > (seen[0] if len(seen) > 1 else 0))
 
 
 def _alive(line: Mapping[str, Any]) -> bool:

@@ -24,15 +24,17 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from governance.config import Section
-from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, append, own_file
+from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, PHASES, append, own_file
 from governance.energy.node import Turn, node_turn, start_time
 from governance.energy.nvml import open_nvml
 from governance.energy.sources import ESTIMATED, Part, Source, open_processor_model, open_rapl
 from governance.errors import PipelineError, Preempted
 from governance.log import get_logger
+from governance.phases import CLOCK, DATA_STAGE, EVALUATION, START_UP, PhaseClock
 from governance.stage import UNKNOWN_ENERGY, Leave, Meter, no_meter
 
 _UNMETERED = "mainboard, disks, network, fans, power supply, cooling: no meter"
+_FIRST_PHASES = {"train": START_UP, "model_audit": EVALUATION}
 RUNNING = "running"  # what the meter says while it measures
 _MILLIJOULES_PER_KWH = 3_600_000_000
 
@@ -66,7 +68,8 @@ class EnergyConfig(Section):
 def meter(config: EnergyConfig, ledger: Path) -> Meter:
     """The meter of a run: a factory of contexts that measure the node and record in `ledger`.
 
-    While the context lasts the yielded dictionary holds under "running" the joules of the last sample and their method;
+    While the context lasts the yielded dictionary holds under "running" the joules of the last sample and their method,
+    and under "clock" the clock of phases;
     at its end joules, low, high (None: unknown), method, scope, seconds, coverage, parts and carbon. A body that raises
     counts as wasted, but for `Preempted` and `Leave`: those saved their work first.
     """
@@ -85,7 +88,7 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
             "process": [os.getpid(), start_time(os.getpid())],
             "every": config.sample_seconds,
         }
-        energy = dict(UNKNOWN_ENERGY)
+        energy = {**UNKNOWN_ENERGY, CLOCK: PhaseClock(_FIRST_PHASES.get(stage, DATA_STAGE))}
         with _turn(ledger) as turn:
             measuring = _Measuring(config, ledger, about, energy, turn)
             measuring.begin()
@@ -131,7 +134,8 @@ class _Measuring:
         self.ledger = None if not turn.ours and same_ledger else ledger  # the other rank's lines hold these joules
         self.file: Path | None = None
         self.started = time.monotonic()
-        self.stopping = threading.Event()
+        self.stopping = False
+        self.clock: PhaseClock = energy[CLOCK]
         self.guard = threading.Lock()
         self.thread = threading.Thread(target=self._sample, name="energy meter", daemon=True)
 
@@ -147,16 +151,21 @@ class _Measuring:
 
     def end(self, outcome: str, cause: str) -> None:
         """Read once more, close the interval, and tell the caller."""
-        self.stopping.set()
+        self.stopping = True
+        self.clock.hung.set()  # wakes the thread
         if self.thread.is_alive():
             self.thread.join()
         parts = self._write("end", outcome=outcome, cause=cause)
-        for name in (*MARKS, RUNNING):
+        for name in (*MARKS, RUNNING, CLOCK):
             self.energy.pop(name, None)
         self.energy.update(self._measurement(parts))
 
     def _sample(self) -> None:
-        while not self.stopping.wait(self.config.sample_seconds):
+        while True:
+            self.clock.hung.wait(self.config.sample_seconds)
+            self.clock.hung.clear()
+            if self.stopping:
+                return
             self._write("beat")
 
     def _parts(self) -> list[Part]:
@@ -171,6 +180,7 @@ class _Measuring:
             if self.file is None:
                 return parts
             marks = {name: self.energy[name] for name in MARKS if name in self.energy}
+            marks[PHASES] = self.clock.milliseconds()
             try:
                 append(self.file, kind, self.about, millijoules=joules, low=low, high=high, marks=marks, **values)
             except (OSError, PipelineError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from governance.energy.attribution import Piece, Sum, add, by_checkpoint, by_stage, settle, wasted_by_cause
+from governance.energy.attribution import Piece, Sum, add, by_checkpoint, by_phase, by_stage, settle, wasted_by_cause
 from governance.energy.ledger import FILE_NAME, read_ledger
 from governance.manifest import Manifest
 
@@ -32,6 +32,10 @@ def energy_facts(manifests: Sequence[Manifest], root: Path) -> dict[str, Any]:
         "stages": [
             *(_stage(manifest, attempts.get(manifest.stage)) for manifest in manifests),
             *(_only_attempts(stage, told) for stage, told in attempts.items() if stage not in artifacts),
+        ],
+        "phases": [
+            {"phase": phase, "joules": _joules(told.measured), "wasted": _joules(told.wasted)}
+            for phase, told in by_phase(pieces).items()
         ],
         "wasted_by_cause": {cause: _joules(value) for cause, value in wasted_by_cause(pieces).items()},
         "checkpoints": _checkpoints(pieces, trained.folder) if trained else [],

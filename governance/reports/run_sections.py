@@ -160,11 +160,13 @@ def energy_section(found: Mapping[str, Any]) -> Html:
     ]
     head = ["stage", "this artifact", "bounds", "method", "time", "all attempts", "of that wasted"]
     wasted = [[cause, exact(value)] for cause, value in data["wasted_by_cause"].items()]
+    phases = [[row["phase"], exact(row["joules"]), exact(row["wasted"])] for row in data["phases"]]
     missing = [tag("li", text) for text in data["missing"]]
     return join([
         tag("p", origin, class_="note"),
         facts_list(pairs),
         table("Energy by stage", head, lines, numeric=(1, 2, 4, 5, 6)),
+        table("Energy by phase", ["phase", "all attempts", "of that wasted"], phases, numeric=(1, 2)),
         table("Wasted, by cause", ["cause", "energy"], wasted, numeric=(1,)),
         [tag("h3", "What has no meter"), tag("ul", missing, class_="note")] if missing else None,
     ])  # fmt: skip

@@ -270,7 +270,9 @@ def test_a_kill_loses_at_most_one_sample_and_frees_the_node(tmp_path):
     [killed] = read_ledger(ledger)
     assert (killed.outcome, killed.cause) == ("wasted", "killed")
     assert killed.millijoules > 0
-    assert killed.samples[-1].marks == {"step": 7}
+    assert killed.samples[-1].marks["step"] == 7
+    assert killed.samples[-1].marks["phases"]["start-up"] >= 200
+    assert killed.unseen_seconds == 0.1
     with node_turn(ledger) as turn:
         assert turn.ours
 
