@@ -5,7 +5,8 @@ RAPL is not to be had. Promises: a figure carries its method and its bounds, and
 not known is None, never 0; one meter a node, however many ranks; a kill loses at most one sample interval; the meter
 never stops the run that it measures. Its price: one wake-up a sample interval (docs/energy.md has the measurement).
 
-The scope is the node. No share of a process is claimed: whatever else ran there is in the figure.
+The scope is the node: whatever else ran there is in the figure. Where a job was allotted a part of the node, the scope
+is its share (`governance.energy.share`).
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from governance.config import Section
+from governance.energy.cpu_power import cpu_times
 from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, PHASES, append, own_file
 from governance.energy.node import Turn, node_turn, start_time
 from governance.energy.nvml import open_nvml
-from governance.energy.sources import ESTIMATED, Part, Source, open_processor_model, open_rapl
+from governance.energy.share import Allotment, Shared, allotment, open_processor_model
+from governance.energy.sources import Part, Source, open_rapl
 from governance.errors import PipelineError, Preempted
 from governance.log import get_logger
 from governance.phases import CLOCK, DATA_STAGE, EVALUATION, START_UP, PhaseClock
@@ -48,6 +51,8 @@ class EnergyConfig(Section):
     """Seconds between two readings: what a kill can lose, and the fineness of a checkpoint's energy."""
     cpu_tdp_watts: float | None = Field(default=None, gt=0)
     """Thermal design power of all processors of a node, in watts, for the estimate; None looks it up by name."""
+    scope: Literal["auto", "node"] = "auto"
+    """What is measured: the node, or under "auto" this job's share where it was allotted a part of the node."""
     country: str | None = None
     """Where the node draws its power, for the report; informative."""
     carbon_grams_per_kwh: float | None = Field(default=None, ge=0)
@@ -89,8 +94,9 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
             "every": config.sample_seconds,
         }
         energy = {**UNKNOWN_ENERGY, CLOCK: PhaseClock(_FIRST_PHASES.get(stage, DATA_STAGE))}
-        with _turn(ledger) as turn:
-            measuring = _Measuring(config, ledger, about, energy, turn)
+        allotted = _allotted(config)
+        with _turn(ledger, allotted.job if allotted else None) as turn:
+            measuring = _Measuring(config, ledger, about, energy, turn, allotted)
             measuring.begin()
             try:
                 yield energy
@@ -108,12 +114,20 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
     return measure
 
 
+def _allotted(config: EnergyConfig) -> Allotment | None:
+    """The part of the node that is this job's; None where the node is measured."""
+    try:
+        return allotment(cpu_times()[2]) if config.scope == "auto" else None
+    except (OSError, ValueError, StopIteration):  # not Linux
+        return None
+
+
 @contextlib.contextmanager
-def _turn(ledger: Path) -> Iterator[Turn]:
+def _turn(ledger: Path, job: str | None) -> Iterator[Turn]:
     """The node's lock; a node whose runtime directory cannot be used is measured without, and that is said."""
     with contextlib.ExitStack() as stack:
         try:
-            turn = stack.enter_context(node_turn(ledger))
+            turn = stack.enter_context(node_turn(ledger, job))
         except (OSError, PipelineError) as error:
             get_logger(__name__).warning("energy: no lock, so another meter of this node may count the same: %s", error)
             turn = Turn(ours=True)
@@ -123,9 +137,18 @@ def _turn(ledger: Path) -> Iterator[Turn]:
 class _Measuring:
     """One interval: opens the sources, samples them in a thread, writes the ledger, fills the dictionary."""
 
-    def __init__(self, config: EnergyConfig, ledger: Path, about: dict[str, Any], energy: dict[str, Any], turn: Turn):
+    def __init__(
+        self,
+        config: EnergyConfig,
+        ledger: Path,
+        about: dict[str, Any],
+        energy: dict[str, Any],
+        turn: Turn,
+        allotted: Allotment | None,
+    ):
         self.config, self.energy = config, energy
-        self.sources, self.missing = _open_sources(config) if turn.ours else ([], [])
+        self.scope = str(allotted) if allotted else "node"
+        self.sources, self.missing = _open_sources(config, allotted) if turn.ours else ([], [])
         shared = f"shared: measured by pid {turn.pid}" if turn.pid else "shared: measured by another meter"
         self.about = {**about, "method": _method(self._parts()) if turn.ours else shared}
         same_ledger = turn.ledger == str(ledger.resolve())
@@ -196,11 +219,11 @@ class _Measuring:
             "low": _joules(low),
             "high": _joules(high),
             "method": self.about["method"],
-            "scope": "node",
+            "scope": self.scope,
             "seconds": round(time.monotonic() - self.started, 3),
             "coverage": {
-                "measured": [part.name for part in parts if part.method != ESTIMATED],
-                "estimated": [part.name for part in parts if part.method == ESTIMATED],
+                "measured": [part.name for part in parts if not part.method.startswith("estimated")],
+                "estimated": [part.name for part in parts if part.method.startswith("estimated")],
                 "missing": [*self.missing, *(f"{p.name}: {p.detail}" for p in parts if p.high is None), _UNMETERED],
             },
             "parts": [
@@ -250,19 +273,19 @@ def _method(parts: list[Part]) -> str:
     return " + ".join(dict.fromkeys(part.method for part in parts)) or "unknown"
 
 
-def _open_sources(config: EnergyConfig) -> tuple[list[Source], list[str]]:
+def _open_sources(config: EnergyConfig, allotted: Allotment | None) -> tuple[list[Source], list[str]]:
     """All that can be read here, and in words what cannot."""
     sources: list[Source] = []
     missing: list[str] = []
     rapl, reason = open_rapl()
     if rapl is not None:
-        sources.append(rapl)
+        sources.append(Shared(rapl, allotted) if allotted else rapl)
     else:
         missing.append(reason)
-        model, reason = open_processor_model(config.cpu_tdp_watts)
+        model, reason = open_processor_model(config.cpu_tdp_watts, allotted)
         sources += [model] if model is not None else []
         missing += [reason] if reason else []
-    gpus, reason = open_nvml()
+    gpus, reason = open_nvml(os.environ.get("SLURM_JOB_GPUS") if allotted else None)
     sources += [gpus] if gpus is not None else []
     missing += [reason] if reason else []
     return sources, missing

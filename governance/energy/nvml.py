@@ -63,8 +63,11 @@ class Nvml:
         return parts
 
 
-def open_nvml() -> tuple[Nvml | None, str]:
-    """The NVIDIA GPUs of this node, or None and the reason in words; no reason where there is no GPU."""
+def open_nvml(of_job: str | None = None) -> tuple[Nvml | None, str]:
+    """The NVIDIA GPUs of this node, or None and the reason in words; no reason where there is no GPU.
+
+    `of_job`: the numbers of the GPUs to count, "0,1"; None: all that are seen.
+    """
     devices = Path("/dev/nvidiactl").exists()
     if Path("/dev/kfd").exists() and not devices:
         return None, "GPU: AMD, for which there is no meter here"
@@ -75,7 +78,10 @@ def open_nvml() -> tuple[Nvml | None, str]:
     try:
         pynvml.nvmlInit()
         count = pynvml.nvmlDeviceGetCount()
-        return (Nvml(pynvml, [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]) if count else None), ""
+        named = [int(word) for word in (of_job or "").split(",") if word.isdecimal()]
+        # Where Slurm constrains devices, NVML sees the job's alone and numbers them anew.
+        numbers = named if named and len(named) < count and max(named) < count else range(count)
+        return (Nvml(pynvml, [pynvml.nvmlDeviceGetHandleByIndex(i) for i in numbers]) if count else None), ""
     except pynvml.NVMLError as error:
         return None, f"GPU: NVML answers: {error}" if devices else ""
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 from governance.energy.counters import Clock, Counter, Integral
-from governance.energy.cpu_power import CpuPower, cpu_model, cpu_power, cpu_times, estimated_watts
+from governance.energy.cpu_power import CpuPower, cpu_times, estimated_watts
 
 POWERCAP = Path("/sys/class/powercap")
 ESTIMATED = "estimated: TDP x utilisation (/proc/stat)"
+ESTIMATED_GROUP = "estimated: TDP x utilisation (control group)"
 
 RAPL_ALLOWANCE_PERCENT = 10
 """Bounds of a RAPL reading. Intel measures since Haswell (Khan et al., "RAPL in Action", ACM TOMPECS 3(2), 2018), AMD
@@ -127,7 +128,9 @@ class ProcessorModel:
         power: CpuPower,
         times: Callable[[], tuple[int, int, int]] = cpu_times,
         clock: Callable[[], float] = time.monotonic,
+        method: str = ESTIMATED,
     ):
+        self.method = method
         self.power, self.times, self.clock = power, times, clock
         self.busy, self.total, _ = times()
         self.at = clock()
@@ -137,7 +140,7 @@ class ProcessorModel:
         """One part: all processors."""
         try:
             busy, total, _ = self.times()
-        except OSError:  # out of file descriptors, say: the next reading spans this one's time
+        except (OSError, ValueError, KeyError):  # out of file descriptors, say: the next reading spans this one's time
             return [self._part()]
         at = self.clock()
         ticks = total - self.total
@@ -150,13 +153,4 @@ class ProcessorModel:
 
     def _part(self) -> Part:
         low, middle, high = (int(1000 * joules) for joules in self.joules)
-        return Part("processors", ESTIMATED, middle, low, high + 1, self.power.source)
-
-
-def open_processor_model(tdp_watts: float | None) -> tuple[ProcessorModel | None, str]:
-    """The model of this node's processors, or None and the reason in words."""
-    try:
-        threads = cpu_times()[2]
-        return ProcessorModel(cpu_power(cpu_model(), threads, tdp_watts)), ""
-    except (OSError, ValueError, StopIteration) as error:
-        return None, f"processors: /proc/stat cannot be read ({error}), so not even an estimate"
+        return Part("processors", self.method, middle, low, high + 1, self.power.source)

@@ -33,6 +33,9 @@ def energy_facts(manifests: Sequence[Manifest], root: Path) -> dict[str, Any]:
             *(_stage(manifest, attempts.get(manifest.stage)) for manifest in manifests),
             *(_only_attempts(stage, told) for stage, told in attempts.items() if stage not in artifacts),
         ],
+        "scopes": sorted(
+            {str(_block(manifest).get("scope")) for manifest in manifests if _block(manifest).get("scope")}
+        ),
         "phases": [
             {"phase": phase, "joules": _joules(told.measured), "wasted": _joules(told.wasted)}
             for phase, told in by_phase(pieces).items()

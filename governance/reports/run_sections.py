@@ -113,6 +113,9 @@ def _checkpoints(found: Mapping[str, Any]) -> Html:
     return table("Checkpoints that stand", head, lines, numeric=(3, 5, 6))
 
 
+_WHOLE_NODE = "the whole node: what else ran there is in the figure"
+
+
 def bounds(low: float | None, high: float | None) -> str:
     """An interval in words; an unknown upper bound is said, not left out."""
     if low is None:
@@ -132,7 +135,7 @@ def energy_section(found: Mapping[str, Any]) -> Html:
         ("Total", [tag("b", energy(total["joules"])), f" ({exact(total['joules'])})"]),
         ("Bounds", f"{bounds(total['low'], total['high'])} ({exact(total['low'])} to {exact(total['high'])})"),
         ("Method", "; ".join(total["methods"]) or UNKNOWN),
-        ("Scope", "the whole node: what else ran there is in the figure"),
+        ("Scope", "; ".join({"node": _WHOLE_NODE}.get(scope, scope) for scope in data["scopes"]) or _WHOLE_NODE),
         ("Surviving", exact(total["surviving"])),
         ("Wasted", exact(total["wasted"])),
         ("Carbon", _carbon(data["carbon"])),

@@ -250,6 +250,22 @@ def test_a_second_meter_on_the_node_counts_nothing(tmp_path):
     assert free["joules"] is not None
 
 
+def test_a_job_of_a_shared_node_takes_its_share_beside_another_meter(tmp_path, monkeypatch):
+    threads = cpu_times()[2]
+    if threads < 2:
+        pytest.skip("a node of one thread cannot be shared by allotment")
+    with meter(FAST, tmp_path / "a" / "energy.jsonl")("train") as whole:
+        monkeypatch.setenv("SLURM_JOB_ID", "4711")
+        monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")
+        with meter(FAST, tmp_path / "b" / "energy.jsonl")("train") as share:
+            time.sleep(0.15)
+        with meter(EnergyConfig(scope="node"), tmp_path / "c" / "energy.jsonl")("train") as refused:
+            pass
+    assert (whole["scope"], share["scope"]) == ("node", f"share: 1 of {threads} threads, by Slurm's job 4711")
+    assert 0 < share["joules"] < whole["joules"]
+    assert refused["method"].startswith("shared")
+
+
 def test_a_kill_loses_at_most_one_sample_and_frees_the_node(tmp_path):
     ledger = tmp_path / "energy.jsonl"
     program = (
