@@ -72,11 +72,11 @@ class Counter:
 class Integral:
     """Microjoules since it was opened, of a power in watts that is read at each `read()`: the mean of two neighbours.
 
-    Over a gap of missed readings the mean of its ends is only likely: bounds then reach from nothing to `MOST_WATTS`.
+    Over a gap of missed readings the mean of its ends is only likely: bounds then reach from nothing to `most_watts`.
     """
 
-    def __init__(self, watts: Callable[[], float], clock: Clock = time.monotonic):
-        self._watts, self._clock = watts, clock
+    def __init__(self, watts: Callable[[], float], clock: Clock = time.monotonic, most_watts: int = MOST_WATTS):
+        self._watts, self._clock, self._most = watts, clock, most_watts
         self._last, self._at = watts(), clock()
         self._missed = self._gaps = 0
         self._middle = self._low = self._high = 0.0
@@ -111,5 +111,5 @@ class Integral:
         self._gaps += gap
         self._middle += likely
         self._low += 0.0 if gap else likely
-        self._high += max(likely, MOST_WATTS * seconds * 1e6) if gap else likely
+        self._high += max(likely, self._most * seconds * 1e6) if gap else likely
         self._last, self._at = watts, at

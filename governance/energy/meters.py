@@ -1,9 +1,10 @@
 """The meter of a node: `with meter("clean") as energy:` tells what the node took, and how well that is known.
 
-Sources in order of trust: RAPL for processors and memory, NVML for NVIDIA GPUs, and a model for the processors where
-RAPL is not to be had. Promises: a figure carries its method and its bounds, and an estimate says "estimated"; what is
-not known is None, never 0; one meter a node, however many ranks; a kill loses at most one sample interval; the meter
-never stops the run that it measures. Its price: one wake-up a sample interval (docs/energy.md has the measurement).
+Sources in order of trust: RAPL or hwmon for processors, with NVML for NVIDIA GPUs; else a meter of the whole board
+(ACPI, IPMI, Slurm); else a model for the processors. Promises: a figure carries its method and its bounds, and an
+estimate says "estimated"; what is not known is None, never 0; one meter a node, however many ranks; a kill loses at
+most one sample interval; the meter never stops the run that it measures. Its price: one wake-up a sample interval
+(docs/energy.md has the measurement).
 
 The scope is the node: whatever else ran there is in the figure. Where a job was allotted a part of the node, the scope
 is its share (`governance.energy.share`).
@@ -25,6 +26,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from governance.config import Section
+from governance.energy.boards import open_board, open_hwmon
 from governance.energy.cpu_power import cpu_times
 from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, PHASES, append, own_file
 from governance.energy.node import Turn, node_turn, start_time
@@ -37,6 +39,7 @@ from governance.phases import CLOCK, DATA_STAGE, EVALUATION, START_UP, PhaseCloc
 from governance.stage import UNKNOWN_ENERGY, Leave, Meter, no_meter
 
 _UNMETERED = "mainboard, disks, network, fans, power supply, cooling: no meter"
+_OUTSIDE = "network and cooling outside the node: no meter"
 _FIRST_PHASES = {"train": START_UP, "model_audit": EVALUATION}
 RUNNING = "running"  # what the meter says while it measures
 _MILLIJOULES_PER_KWH = 3_600_000_000
@@ -224,7 +227,7 @@ class _Measuring:
             "coverage": {
                 "measured": [part.name for part in parts if not part.method.startswith("estimated")],
                 "estimated": [part.name for part in parts if part.method.startswith("estimated")],
-                "missing": [*self.missing, *(f"{p.name}: {p.detail}" for p in parts if p.high is None), _UNMETERED],
+                "missing": [*self.missing, *(f"{p.name}: {p.detail}" for p in parts if p.high is None)],
             },
             "parts": [
                 {
@@ -274,18 +277,17 @@ def _method(parts: list[Part]) -> str:
 
 
 def _open_sources(config: EnergyConfig, allotted: Allotment | None) -> tuple[list[Source], list[str]]:
-    """All that can be read here, and in words what cannot."""
-    sources: list[Source] = []
-    missing: list[str] = []
+    """All that can be read here, and in words what cannot; a board's meter holds everything, so it stands alone."""
     rapl, reason = open_rapl()
-    if rapl is not None:
-        sources.append(Shared(rapl, allotted) if allotted else rapl)
-    else:
-        missing.append(reason)
-        model, reason = open_processor_model(config.cpu_tdp_watts, allotted)
-        sources += [model] if model is not None else []
+    missing = [] if rapl else [reason]
+    processors: Source | None = rapl or open_hwmon()
+    if processors is None and allotted is None and (board := open_board()) is not None:
+        return [board], [*missing, _OUTSIDE]
+    if processors is None:
+        processors, reason = open_processor_model(config.cpu_tdp_watts, allotted)
         missing += [reason] if reason else []
+    elif allotted is not None:
+        processors = Shared(processors, allotted)
     gpus, reason = open_nvml(os.environ.get("SLURM_JOB_GPUS") if allotted else None)
-    sources += [gpus] if gpus is not None else []
     missing += [reason] if reason else []
-    return sources, missing
+    return [source for source in (processors, gpus) if source is not None], [*missing, _UNMETERED]

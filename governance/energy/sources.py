@@ -69,33 +69,34 @@ class Metered:
         return counted(self.name, self.method, self.count, self.percent, failure)
 
 
-def _whole(file: Path) -> int:
+def whole_number(file: Path) -> int:
+    """The number in a file of the kernel's."""
     return int(file.read_text(encoding="ascii"))
 
 
 def rapl_zone(folder: Path, clock: Clock = time.monotonic) -> Metered:
     """One energy counter below /sys/class/powercap; it wraps at its range, for some after two minutes at 500 W."""
     name = (folder / "name").read_text(encoding="ascii").strip()
-    count = Counter(lambda: _whole(folder / "energy_uj"), _whole(folder / "max_energy_range_uj"), clock)
+    count = Counter(lambda: whole_number(folder / "energy_uj"), whole_number(folder / "max_energy_range_uj"), clock)
     return Metered(name, "RAPL", count, RAPL_ALLOWANCE_PERCENT)
 
 
-class Rapl:
-    """All packages of the node, and their memory where it has its own counter.
+class Meters:
+    """Several counters as one source."""
+
+    def __init__(self, meters: list[Metered]):
+        self.meters = meters
+
+    def read(self) -> list[Part]:
+        """One part a counter."""
+        return [meter.read() for meter in self.meters]
+
+
+def open_rapl(powercap: Path = POWERCAP, clock: Clock = time.monotonic) -> tuple[Meters | None, str]:
+    """All packages of the node, and their memory where it has its own counter; or None and the reason in words.
 
     Zones named "core" and "uncore" lie within their package and "psys" lies around it: they would count twice.
     """
-
-    def __init__(self, zones: list[Metered]):
-        self.zones = zones
-
-    def read(self) -> list[Part]:
-        """One part a zone."""
-        return [zone.read() for zone in self.zones]
-
-
-def open_rapl(powercap: Path = POWERCAP, clock: Clock = time.monotonic) -> tuple[Rapl | None, str]:
-    """The RAPL counters, or None and the reason in words."""
     folders = []
     for package in sorted(powercap.glob("intel-rapl:*")):
         name = package / "name"
@@ -104,7 +105,7 @@ def open_rapl(powercap: Path = POWERCAP, clock: Clock = time.monotonic) -> tuple
     if not folders:
         return None, "RAPL: this system shows no counters (a virtual machine, or the intel_rapl driver is not loaded)"
     try:
-        return Rapl([rapl_zone(folder, clock) for folder in folders]), ""
+        return Meters([rapl_zone(folder, clock) for folder in folders]), ""
     except PermissionError as error:
         return None, (
             f"RAPL: permission refused for {error.filename}; only root may read it since CVE-2020-8694. "
