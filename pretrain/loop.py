@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -12,6 +13,7 @@ from torch import distributed
 from governance.errors import Preempted
 from governance.log import get_logger, progress
 from governance.manifest import KEY_LENGTH
+from governance.phases import CHECKPOINT, COMMUNICATION, COMPUTE, EVALUATION, begin, during, tell_hang
 from governance.provenance import provenance
 from governance.stage import UNKNOWN_ENERGY, artifact_folder
 from pretrain.batch_sizes import batch_sizes
@@ -50,12 +52,15 @@ class Parts:
 def learn(job: Job) -> TrainState:
     """Train to the last step, or until a signal; see `_steps`."""
     folder = artifact_folder("train", job.store.train_key, job.store.root)
-    with watch_hangs(folder, job.ranks.rank, job.settings.engine) as heart, foreign_errors():
+    hung = partial(tell_hang, job.energy)
+    with watch_hangs(folder, job.ranks.rank, job.settings.engine, hung) as heart, foreign_errors():
         engine, state = _start(job)
         with open_saver(job, engine, run_facts(job)) as saver:
             meter = Meter(job, state.step, batch_sizes(job.recipe.train).before(state.step + 1))
             parts = Parts(job, engine, saver, heart, meter)
+            begin(job.energy, COMPUTE)
             state = _steps(parts, _catch_up(parts, state))
+            begin(job.energy, CHECKPOINT)
             heart.beat("waiting for the last checkpoint", long=True)
     return state
 
@@ -109,7 +114,8 @@ def _agree(parts: Parts, ready: StepRows, pace: Pace) -> tuple[int, bool, list[i
     """In one collective: tokens that the global batch predicts, whether to leave, the lanes of the stream's digest."""
     job, leaving = parts.job, int(parts.job.leave() or parts.saver.failed)
     words = [*job.counted([ready.targets, *ready.digest]), leaving, *pace.slots(ready.step)]
-    targets, *lanes, leaving = (summed := add_up(words, HOST))[: 2 + LANES]
+    with during(job.energy, COMMUNICATION):
+        targets, *lanes, leaving = (summed := add_up(words, HOST))[: 2 + LANES]
     pace.tell(ready.step, summed[2 + LANES :])
     if ready.mixture:
         job.record("mixture", ready.step, weights=ready.mixture)
@@ -135,7 +141,8 @@ def _add_up_gradients(
         engine.backward(objective, targets, last=batch is batches[-1])
         sums.append(torch.cat([nats.double().sum()[None], *_divided(job, batch, nats)]))
     total = torch.stack(sums).sum(0) * job.layout.counts
-    distributed.all_reduce(total)
+    with during(job.energy, COMMUNICATION):
+        distributed.all_reduce(total)
     return total[0] / max(targets, 1), total[1:]
 
 
@@ -196,7 +203,7 @@ def _validate(parts: Parts, state: TrainState, saved: int) -> TrainState:
         _heed(parts, state, saved, f"validation of step {state.step}")
         return parts.engine.forward(batch)[1]
 
-    with parts.meter.aside() as seconds:
+    with parts.meter.aside(EVALUATION) as seconds:
         measured = measure(
             nats_of,
             job.validation_rows,
@@ -228,7 +235,7 @@ def _ask(parts: Parts, state: TrainState, saved: int) -> TrainState:
     tokens = job.settings.engine.micro_batch_size * job.recipe.train.sequence_length  # what is known to fit
     place = (job.layout.data_rank, job.layout.data_ranks)
     passes = Passes(tokens, *place, lambda values: add_up(job.counted(values), HOST))
-    with parts.meter.aside():
+    with parts.meter.aside(EVALUATION):
         rows = [{"step": state.step, **row} for row in ask(job.suite, nats_of, passes)]
     for row in rows:
         job.record("task", **row)
@@ -247,7 +254,7 @@ def _heed(parts: Parts, state: TrainState, saved: int, what: str) -> None:
 def _save(parts: Parts, state: TrainState) -> None:
     """Begin to save: the loop stands still for a copy, and for the save before this one if it is not done yet."""
     parts.heart.beat(f"checkpoint of step {state.step}", long=True)
-    with parts.meter.aside() as seconds:
+    with parts.meter.aside(CHECKPOINT) as seconds:
         parts.saver.save(state)
         parts.job.record("save", state.step, seconds=seconds())
     parts.heart.beat(f"after the copy for the checkpoint of step {state.step}")
@@ -258,6 +265,7 @@ def _leave(parts: Parts, state: TrainState, saved: int) -> NoReturn:
     if state.step != saved:
         _save(parts, state)
     parts.heart.beat(f"waiting for the checkpoint of step {state.step}", long=True)
+    begin(parts.job.energy, CHECKPOINT)
     parts.saver.wait()
     _tell_haste(parts.job, state.step)
     raise Preempted(f"told to leave after step {state.step}, which is saved; the same command goes on from there")

@@ -2,7 +2,7 @@
 
     meter = Meter(job, step, rows_read)            event "start": ranks, device, both peaks, each with its source
     with meter.waiting(): ...                      the wait for data, a part of the step
-    with meter.aside() as seconds: ...             validation or a save, part of no step
+    with meter.aside(EVALUATION) as seconds: ...   validation or a save, part of no step
     values = meter.step(rows, tokens, targets)     closes the step; the next one begins here
 
 A step lasts from the end of the one before to its own end, without what was set aside. So steps add up to the wall
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from governance.phases import IDLE, during
 from pretrain.distributed import add_up
 from pretrain.job import Job
 from pretrain.model.counting import flops_per_token, parameter_count
@@ -66,14 +67,16 @@ class Meter:
     def waiting(self) -> Iterator[None]:
         """The time in this context is the step's wait for its data."""
         began = self._clock()
-        yield
+        with during(self._job.energy, IDLE):
+            yield
         self._waited += self._clock() - began
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[Callable[[], float]]:
-        """The time in this context belongs to no step; yields a function that tells its seconds so far."""
+    def aside(self, phase: str) -> Iterator[Callable[[], float]]:
+        """The time in this context belongs to `phase`, to no step; yields a function that tells its seconds so far."""
         began = self._clock()
-        yield lambda: self._clock() - began
+        with during(self._job.energy, phase):
+            yield lambda: self._clock() - began
         self._set_aside += self._clock() - began
 
     def step(self, rows: int, tokens: int, targets: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from governance.files import atomic_file
@@ -61,11 +61,16 @@ class Heart:
 
 
 @contextlib.contextmanager
-def watch_hangs(folder: Path, rank: int, config: EngineConfig) -> Iterator[Heart]:
-    """Yield the heart to beat; while the context lasts, a silence beyond the limit ends the process."""
+def watch_hangs(
+    folder: Path, rank: int, config: EngineConfig, hung: Callable[[float], None] = lambda silent: None
+) -> Iterator[Heart]:
+    """Yield the heart to beat; while the context lasts, a silence beyond the limit ends the process.
+
+    `hung` is told the seconds of that silence first.
+    """
     heart = Heart(config.first_step_timeout_seconds, config.step_timeout_seconds)
     ended = threading.Event()
-    thread = threading.Thread(target=_watch, args=(heart, folder, rank, ended), daemon=True, name="watchdog")
+    thread = threading.Thread(target=_watch, args=(heart, folder, rank, ended, hung), daemon=True, name="watchdog")
     thread.start()
     try:
         yield heart
@@ -75,7 +80,7 @@ def watch_hangs(folder: Path, rank: int, config: EngineConfig) -> Iterator[Heart
         faulthandler.cancel_dump_traceback_later()
 
 
-def _watch(heart: Heart, folder: Path, rank: int, ended: threading.Event) -> None:
+def _watch(heart: Heart, folder: Path, rank: int, ended: threading.Event, hung: Callable[[float], None]) -> None:
     while not ended.wait(_LOOK_SECONDS):
         silent, _, limit = heart.last()
         if not limit:
@@ -84,6 +89,7 @@ def _watch(heart: Heart, folder: Path, rank: int, ended: threading.Event) -> Non
             with contextlib.suppress(OSError, ValueError, AttributeError):  # no standard error to write to
                 faulthandler.dump_traceback_later(limit - silent + _STUCK_SECONDS, exit=True, file=sys.__stderr__)
         else:
+            hung(silent)
             _expire(heart, folder, rank, ended)
 
 

@@ -23,7 +23,7 @@ DOORS = {
     "fsspec": {"data_pipeline/readers/remote.py"},
     "fastwarc": {"data_pipeline/readers/warc.py", "data_pipeline/readers/warc_stream.py"},
     "trafilatura": {"data_pipeline/readers/html.py"},
-    "pynvml": {"governance/energy/meters.py"},
+    "pynvml": {"governance/energy/nvml.py"},
     "cryptography": {"governance/signing.py", "governance/model_signature.py"},
     "datasets": {"data_pipeline/readers/hub.py"},
 }

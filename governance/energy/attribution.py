@@ -1,8 +1,8 @@
 """Where the energy went: per stage, per checkpoint, and what was wasted by which cause.
 
-`settle` cuts each interval at its samples and gives every piece an outcome; `sum` over pieces then keeps the ledger's
-law whatever happened. Without marks an interval is one fate: it ended well (surviving) or it did not (wasted). A
-trainer that writes marks into its measurement gets finer answers:
+`settle` cuts each interval at its samples and by what the node did, and gives every piece an outcome; `add` over
+pieces then keeps the ledger's law whatever happened. Without marks an interval is one fate: it ended well (surviving)
+or it did not (wasted). A trainer that writes marks into its measurement gets finer answers:
 
     energy["artifact"] = "train/0123456789abcdef"   which training this is; attempts of one training share it
     energy["resumed_from"] = 100                     the step of the checkpoint that it started from; 0: from nothing
@@ -16,21 +16,27 @@ samples, so each is late by at most one sample interval.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from governance.energy.ledger import Interval, Outcome
+from governance.energy.ledger import PHASES, Interval, Outcome
+from governance.phases import UNTOLD
 
 ROLLED_BACK = "rolled back"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of an interval with one fate; energies in millijoules, None is unknown."""
+    """Part of an interval with one fate and one phase; energies in millijoules, None is unknown."""
 
     interval: str
+    attempt: str
     stage: str
+    phase: str
+    """What the node did (`governance.phases`)."""
+    steps: tuple[int, int] | None
+    """Steps done before and after it; None where no step was told."""
     host: str
     method: str
     artifact: str | None
@@ -42,22 +48,29 @@ class Piece:
     """The step of the checkpoint that this work went into; None where no checkpoint is known."""
     outcome: Outcome
     cause: str
+    unseen_seconds: float = 0.0
+    """At its end a kill lost at most the energy of so many seconds."""
 
 
 @dataclass(frozen=True)
 class Sum:
-    """Energies of several pieces in millijoules; the law: surviving + wasted + unknown = measured."""
+    """Energies of several pieces in millijoules; the law: surviving + wasted + unknown = measured.
 
-    measured: int
-    surviving: int
-    wasted: int
-    unknown: int
+    A figure is None where there are pieces of its kind and none of them was measured, and 0 where there are none.
+    """
+
+    measured: int | None
+    surviving: int | None
+    wasted: int | None
+    unknown: int | None
     """Spent by what still runs."""
     low: int | None
     high: int | None
     """Bounds of `measured`; None where something that used energy had no meter."""
     unmeasured_seconds: float
     """Time in which another run's meter had the node, so that nothing is known here."""
+    unseen_seconds: float
+    """Kills lost at most the energy of so many seconds; it is in no figure."""
     methods: tuple[str, ...]
 
 
@@ -83,7 +96,7 @@ def _rolled_back(piece: Piece, at: str, rollbacks: list[tuple[str, Any, int]]) -
 
 
 def _cut(interval: Interval) -> list[tuple[Piece, str]]:
-    """The interval's pieces, each with the time of its last sample: one a durable checkpoint, and the rest."""
+    """The interval's pieces, each with the time of its last sample: those of each durable checkpoint, and the rest."""
     known = interval.samples[-1].marks.get("resumed_from")
     last = len(interval.samples) - 1
     pieces: list[tuple[Piece, str]] = []
@@ -92,59 +105,126 @@ def _cut(interval: Interval) -> list[tuple[Piece, str]]:
     for index, sample in enumerate(interval.samples):
         mark = sample.marks.get("checkpoint")
         if mark is not None and mark != known:
-            pieces.append((_piece(interval, start, index, mark, secured, ""), sample.at))
+            fate = _Fate(mark, secured, "")
+            pieces += [(piece, sample.at) for piece in _pieces(interval, start, index, fate)]
             start, known = index, mark
     final = interval.samples[last].marks.get("step") if interval.outcome == "surviving" else None
-    rest = _piece(interval, start, last, final, interval.outcome, interval.cause)
-    return [*pieces, (rest, interval.samples[last].at)]
+    rest = _pieces(interval, start, last, _Fate(final, interval.outcome, interval.cause))
+    rest[-1] = replace(rest[-1], unseen_seconds=interval.unseen_seconds)
+    return [*pieces, *((piece, interval.samples[last].at) for piece in rest)]
 
 
-def _piece(interval: Interval, start: int, end: int, checkpoint: int | None, outcome: Outcome, cause: str) -> Piece:
+class _Fate(NamedTuple):
+    checkpoint: int | None
+    outcome: Outcome
+    cause: str
+
+
+def _pieces(interval: Interval, start: int, end: int, fate: _Fate) -> list[Piece]:
+    """What lies between two samples, a piece for each phase; at least one, and they add up to the whole."""
     first, last = interval.samples[max(start, 0)], interval.samples[end]
 
-    def difference(name: str) -> int | None:
+    def parts(name: str) -> dict[str, int] | None:
         later, earlier = getattr(last, name), getattr(first, name)
-        return None if later is None else later - (earlier if start >= 0 and earlier else 0)
+        whole = None if later is None else later - (earlier if start >= 0 and earlier else 0)
+        return None if whole is None else share_out(whole, weights)
 
-    seconds = replace(interval, samples=(first, last)).seconds
-    return Piece(
-        interval=interval.id,
-        stage=interval.stage,
-        host=interval.host,
-        method=interval.method,
-        artifact=interval.samples[-1].marks.get("artifact"),
-        millijoules=difference("millijoules"),
-        low=difference("low"),
-        high=difference("high"),
-        seconds=seconds,
-        checkpoint=checkpoint,
-        outcome=outcome,
-        cause=cause,
-    )
+    weights = _weights(interval, start, end)
+    energies = parts("millijoules"), parts("low"), parts("high")
+    whole = replace(interval, samples=(first, last)).seconds
+    milliseconds = share_out(round(1000 * whole), _milliseconds(interval, start, end))
+    step = last.marks.get("step")
+    return [
+        Piece(
+            interval=interval.id,
+            attempt=interval.attempt,
+            stage=interval.stage,
+            phase=phase,
+            steps=None if step is None else (first.marks.get("step", last.marks.get("resumed_from", 0)), step),
+            host=interval.host,
+            method=interval.method,
+            artifact=interval.samples[-1].marks.get("artifact"),
+            seconds=milliseconds.get(phase, 0) / 1000,
+            checkpoint=fate.checkpoint,
+            outcome=fate.outcome,
+            cause=fate.cause,
+            millijoules=energies[0][phase] if energies[0] else None,
+            low=energies[1][phase] if energies[1] else None,
+            high=energies[2][phase] if energies[2] else None,
+        )
+        for phase in weights
+    ]
+
+
+def _milliseconds(interval: Interval, start: int, end: int) -> dict[str, int]:
+    """How long each phase lasted between two samples, from the marks; no phase told is one phase."""
+    before = interval.samples[start].marks.get(PHASES, {}) if start >= 0 else {}
+    after = interval.samples[end].marks.get(PHASES, {})
+    spent = {phase: max(0, count - before.get(phase, 0)) for phase, count in after.items()}
+    lasted = {phase: count for phase, count in spent.items() if count}
+    return lasted or {next(iter(after), UNTOLD): 0}
+
+
+def _weights(interval: Interval, start: int, end: int) -> dict[str, int]:
+    """Shares of the phases in the energy between two samples: each sample interval's energy goes by its own time."""
+    weights = dict.fromkeys(_milliseconds(interval, start, end), 0)
+    for index in range(start + 1, end + 1):
+        now, before = interval.samples[index].millijoules, interval.samples[index - 1].millijoules if index else 0
+        if now is None or before is None or now < before:
+            return _milliseconds(interval, start, end)
+        if now == before:
+            continue
+        for phase, part in share_out(now - before, _milliseconds(interval, index - 1, index)).items():
+            weights[phase] = weights.get(phase, 0) + part
+    return weights
+
+
+def share_out(total: int, weights: Mapping[str, int]) -> dict[str, int]:
+    """`total` in whole parts that add up to it, in proportion to `weights`; all to the first where no weight is."""
+    whole = sum(weights.values())
+    if not whole:
+        return {name: total if index == 0 else 0 for index, name in enumerate(weights)}
+    parts, passed, given = {}, 0, 0
+    for name, weight in weights.items():
+        passed += weight
+        until = total * passed // whole
+        parts[name], given = until - given, until
+    return parts
 
 
 def add(pieces: Iterable[Piece]) -> Sum:
     """Add pieces up; nothing is left out and nothing counts twice."""
     pieces = list(pieces)
     metered = [piece for piece in pieces if piece.millijoules is not None]
-
-    def of(outcome: str) -> int:
-        return sum(piece.millijoules or 0 for piece in metered if piece.outcome == outcome)
-
-    def bound(name: str) -> int | None:
-        values = [getattr(piece, name) for piece in metered]
-        return None if None in values else sum(values)
-
+    whole = all(piece.millijoules is not None or not piece.seconds for piece in pieces)
     return Sum(
-        measured=sum(piece.millijoules or 0 for piece in metered),
-        surviving=of("surviving"),
-        wasted=of("wasted"),
-        unknown=of("unknown"),
-        low=bound("low"),
-        high=bound("high"),
+        measured=_known(piece.millijoules for piece in pieces),
+        surviving=_known(piece.millijoules for piece in pieces if piece.outcome == "surviving"),
+        wasted=_known(piece.millijoules for piece in pieces if piece.outcome == "wasted"),
+        unknown=_known(piece.millijoules for piece in pieces if piece.outcome == "unknown"),
+        low=_all(piece.low for piece in metered),
+        high=_all(piece.high for piece in metered) if whole else None,
         unmeasured_seconds=sum(piece.seconds for piece in pieces if piece.millijoules is None),
+        unseen_seconds=sum(piece.unseen_seconds for piece in pieces),
         methods=tuple(sorted({piece.method for piece in pieces})),
     )
+
+
+def _known(values: Iterable[int | None]) -> int | None:
+    """The sum of what is known; None where there is something and nothing of it is known."""
+    values = list(values)
+    known = [value for value in values if value is not None]
+    return sum(known) if known or not values else None
+
+
+def _all(values: Iterable[int | None]) -> int | None:
+    """The sum; None where a value is not known."""
+    total = 0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total
 
 
 def by_stage(pieces: Iterable[Piece]) -> dict[str, Sum]:
@@ -155,28 +235,41 @@ def by_stage(pieces: Iterable[Piece]) -> dict[str, Sum]:
     return {stage: add(members) for stage, members in groups.items()}
 
 
-def wasted_by_cause(pieces: Iterable[Piece]) -> dict[str, int]:
-    """Wasted millijoules by cause: "killed", "rolled back", or the name of the error that ended the attempt."""
-    total: dict[str, int] = {}
+def by_phase(pieces: Iterable[Piece]) -> dict[str, Sum]:
+    """What each phase took, of all stages and attempts, in order of first use."""
+    groups: dict[str, list[Piece]] = {}
     for piece in pieces:
-        if piece.outcome == "wasted" and piece.millijoules is not None:
-            total[piece.cause] = total.get(piece.cause, 0) + piece.millijoules
-    return dict(sorted(total.items()))
+        groups.setdefault(piece.phase, []).append(piece)
+    return {phase: add(members) for phase, members in groups.items()}
 
 
-def by_checkpoint(pieces: Iterable[Piece], artifact: str) -> list[dict[str, int]]:
+def wasted_by_cause(pieces: Iterable[Piece]) -> dict[str, int | None]:
+    """Wasted millijoules by cause: "killed", "rolled back", or the name of the error that ended the attempt.
+
+    None where a cause wasted something and no meter saw it.
+    """
+    wasted: dict[str, list[int | None]] = {}
+    for piece in pieces:
+        if piece.outcome == "wasted":
+            wasted.setdefault(piece.cause, []).append(piece.millijoules)
+    return {cause: _known(wasted[cause]) for cause in sorted(wasted)}
+
+
+def by_checkpoint(pieces: Iterable[Piece], artifact: str) -> list[dict[str, int | None]]:
     """Energy of one training's checkpoints: step, marginal and cumulative millijoules, by step.
 
-    Marginal is the surviving work since the checkpoint before; cumulative is the sum up to here. A checkpoint that was
-    rolled back is not listed. Energy of the corpus and of a parent model is not in these figures.
+    Marginal is the surviving work since the checkpoint before; cumulative is the sum up to here; None where part of it
+    had no meter. A checkpoint that was rolled back is not listed. Energy of the corpus and of a parent model is not in
+    these figures.
     """
-    marginal: dict[int, int] = {}
+    marginal: dict[int, list[int | None]] = {}
     for piece in pieces:
-        mine = piece.artifact == artifact and piece.outcome == "surviving" and piece.millijoules is not None
-        if mine and piece.checkpoint is not None:
-            marginal[piece.checkpoint] = marginal.get(piece.checkpoint, 0) + (piece.millijoules or 0)
-    rows, total = [], 0
+        if piece.artifact == artifact and piece.outcome == "surviving" and piece.checkpoint is not None:
+            marginal.setdefault(piece.checkpoint, []).append(piece.millijoules)
+    rows: list[dict[str, int | None]] = []
+    total: int | None = 0
     for step in sorted(marginal):
-        total += marginal[step]
-        rows.append({"step": step, "marginal_millijoules": marginal[step], "cumulative_millijoules": total})
+        here = _all(marginal[step])
+        total = None if here is None or total is None else total + here
+        rows.append({"step": step, "marginal_millijoules": here, "cumulative_millijoules": total})
     return rows

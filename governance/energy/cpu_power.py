@@ -65,18 +65,18 @@ def thread_watts() -> tuple[float, float, float]:
     return min(values), statistics.median(values), max(values)
 
 
-def cpu_power(model: str, threads: int, override_watts: float | None = None) -> CpuPower:
+def cpu_power(model: str, threads: float, override_watts: float | None = None) -> CpuPower:
     """The TDP of `threads` hardware threads of a processor named `model`; `override_watts` is the whole node's."""
     if override_watts is not None:
         return CpuPower(override_watts, override_watts, override_watts, f"TDP {override_watts:g} W as configured")
     for pattern, watts, of_threads in _CHIPS:
         if re.search(pattern, model):
             total = watts / of_threads * threads
-            source = f"TDP {total:.1f} W: {threads} threads of {model}, {watts} W for {of_threads}"
+            source = f"TDP {total:.1f} W: {threads:g} threads of {model}, {watts} W for {of_threads}"
             return CpuPower(total, total, total, source)
     low, middle, high = (value * threads for value in thread_watts())
     name = model or "a processor without a name"
-    source = f"TDP {middle:.1f} W: {name} is not in the table; {threads} threads at the table's median"
+    source = f"TDP {middle:.1f} W: {name} is not in the table; {threads:g} threads at the table's median"
     return CpuPower(middle, low, high, source)
 
 

@@ -4,16 +4,17 @@ A whole example (`<root>/energy.jsonl`; a second host writes `<root>/energy.<hos
 
     {"kind": "ledger", "schema": 1, "host": "node1"}
     {"kind": "begin", "interval": "5f0c.1", "attempt": "5f0c", "stage": "train", "host": "node1",
-     "process": [4711, 123456], "method": "RAPL", "at": "2026-01-01T00:00:00.000Z", "millijoules": 0, "low": 0,
-     "high": 0, "marks": {}}
+     "process": [4711, 123456], "every": 5.0, "method": "RAPL", "at": "2026-01-01T00:00:00.000Z", "millijoules": 0,
+     "low": 0, "high": 0, "marks": {}}
     {"kind": "beat", ..., "at": "2026-01-01T00:00:05.000Z", "millijoules": 612345, "low": 551110, "high": 673580,
-     "marks": {"artifact": "train/0123456789abcdef", "resumed_from": 0, "step": 40}}
+     "marks": {"artifact": "train/0123456789abcdef", "resumed_from": 0, "step": 40, "phases": {"compute": 4990}}}
     {"kind": "end", ..., "outcome": "surviving", "cause": ""}
 
 An *attempt* is one process, an *interval* is one measured context of it. Energies are integers and count from the
 interval's begin, so a lost line loses no energy before it; `null` is unknown, never zero. A kill leaves an interval
-without an end: what its last line says was spent and is wasted, and at most one sample interval before the kill is
-not known. An interval without an end whose process still lives is `unknown` until it ends.
+without an end: what its last line says was spent and is wasted. At most one sample interval before the kill (`every`,
+in seconds) is not known; `Interval.unseen_seconds` says so. An interval without an end whose process still lives is
+`unknown` until it ends.
 
 The law, a test: surviving + wasted (+ unknown, while something runs) = measured, exactly, in millijoules.
 A reader skips a torn line and an unknown kind, and refuses an unknown schema.
@@ -34,11 +35,18 @@ from governance.config import canonical_json
 from governance.energy.node import start_time
 from governance.errors import ManifestError
 from governance.files import append_line, place, read_lines, write_text
+from governance.phases import HANG
 
 SCHEMA = 1
 FILE_NAME = "energy.jsonl"
 MARKS = ("artifact", "resumed_from", "step", "checkpoint")
 """What a trainer may write into its measurement while it runs; see `governance.energy.attribution`."""
+PHASES = "phases"
+"""The mark that the meter adds: milliseconds of each phase since the interval's begin."""
+
+MOST_SAMPLE_SECONDS = 60.0
+"""The longest sample interval that can be configured; a line without `every` is of an earlier release."""
+KILLED = "killed"
 
 _KINDS = ("begin", "beat", "end")
 
@@ -68,6 +76,8 @@ class Interval:
     outcome: Outcome
     cause: str
     samples: tuple[Sample, ...]
+    unseen_seconds: float = 0.0
+    """A kill lost at most the energy of so many seconds."""
 
     @property
     def started(self) -> str:
@@ -148,7 +158,7 @@ def _line(values: Mapping[str, Any]) -> str:
 
 
 def append(path: Path, kind: str, about: Mapping[str, Any], **values: Any) -> None:
-    """Append one line; `about` says whose: interval, attempt, stage, host, process, method."""
+    """Append one line; `about` says whose: interval, attempt, stage, host, process, every, method."""
     append_line(path, _line({"kind": kind, **about, "at": time_text(), **values}))
 
 
@@ -180,7 +190,7 @@ def _interval(lines: list[dict[str, Any]], alive: Callable[[Mapping[str, Any]], 
     elif alive(last):
         outcome, cause = "unknown", "still running"
     else:
-        outcome, cause = "wasted", "killed"
+        outcome, cause = "wasted", HANG if _hung(lines) else KILLED
     samples = tuple(Sample(s["at"], s["millijoules"], s["low"], s["high"], s.get("marks", {})) for s in lines)
     return Interval(
         id=last["interval"],
@@ -191,7 +201,14 @@ def _interval(lines: list[dict[str, Any]], alive: Callable[[Mapping[str, Any]], 
         outcome=outcome,
         cause=cause,
         samples=samples,
+        unseen_seconds=float(last.get("every", MOST_SAMPLE_SECONDS)) if cause in (KILLED, HANG) else 0.0,
     )
+
+
+def _hung(lines: list[dict[str, Any]]) -> bool:
+    """Whether an interval's last lines tell of a hang that lasted to its end."""
+    seen = [line.get("marks", {}).get(PHASES, {}).get(HANG, 0) for line in lines[-2:]]
+    return bool(seen[-1] > (seen[0] if len(seen) > 1 else 0))
 
 
 def _alive(line: Mapping[str, Any]) -> bool:

@@ -1,13 +1,13 @@
 """The meter of a node: `with meter("clean") as energy:` tells what the node took, and how well that is known.
 
-Sources in order of trust: RAPL for processors and memory, NVML for NVIDIA GPUs, and a model for the processors where
-RAPL is not to be had. Promises: a figure carries its method and its bounds, and an estimate says "estimated"; what is
-not known is None, never 0; one meter a node, however many ranks; a kill loses at most one sample interval; the meter
-never stops the run that it measures. Its price: one wake-up a sample interval (docs/energy.md has the measurement).
+Sources in order of trust: RAPL or hwmon for processors, with NVML for NVIDIA GPUs; else a meter of the whole board
+(ACPI, IPMI, Slurm); else a model for the processors. Promises: a figure carries its method and its bounds, and an
+estimate says "estimated"; what is not known is None, never 0; one meter a node, however many ranks; a kill loses at
+most one sample interval; the meter never stops the run that it measures. Its price: one wake-up a sample interval
+(docs/energy.md has the measurement).
 
-The scope is the node. No share of a process is claimed: whatever else ran there is in the figure.
-
-This is the door to NVML (`nvidia-ml-py`, optional).
+The scope is the node: whatever else ran there is in the figure. Where a job was allotted a part of the node, the scope
+is its share (`governance.energy.share`).
 """
 
 from __future__ import annotations
@@ -19,25 +19,28 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from governance.config import Section
-from governance.energy.ledger import MARKS, append, own_file
+from governance.energy.boards import open_board, open_hwmon
+from governance.energy.cpu_power import cpu_times
+from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, PHASES, append, own_file
 from governance.energy.node import Turn, node_turn, start_time
-from governance.energy.sources import ESTIMATED, Part, Source, allowance, open_processor_model, open_rapl
+from governance.energy.nvml import open_nvml
+from governance.energy.share import Allotment, Shared, allotment, open_processor_model
+from governance.energy.sources import Part, Source, open_rapl
 from governance.errors import PipelineError, Preempted
 from governance.log import get_logger
+from governance.phases import CLOCK, DATA_STAGE, EVALUATION, START_UP, PhaseClock
 from governance.stage import UNKNOWN_ENERGY, Leave, Meter, no_meter
 
-NVML_ALLOWANCE_PERCENT = 5
-"""Bounds of an NVML reading: the error of the sensor that Yang, Adamek and Armour measured (arXiv:2312.02741), who also
-show that A100 and H100 sample a quarter of the time: short bursts can be missed or overstated."""
-
 _UNMETERED = "mainboard, disks, network, fans, power supply, cooling: no meter"
+_OUTSIDE = "network and cooling outside the node: no meter"
+_FIRST_PHASES = {"train": START_UP, "model_audit": EVALUATION}
 RUNNING = "running"  # what the meter says while it measures
 _MILLIJOULES_PER_KWH = 3_600_000_000
 
@@ -47,10 +50,12 @@ class EnergyConfig(Section):
 
     enabled: bool = True
     """Whether the node is measured; False leaves energy unknown."""
-    sample_seconds: float = Field(default=5.0, ge=0.1, le=60)
+    sample_seconds: float = Field(default=5.0, ge=0.1, le=MOST_SAMPLE_SECONDS)
     """Seconds between two readings: what a kill can lose, and the fineness of a checkpoint's energy."""
     cpu_tdp_watts: float | None = Field(default=None, gt=0)
     """Thermal design power of all processors of a node, in watts, for the estimate; None looks it up by name."""
+    scope: Literal["auto", "node"] = "auto"
+    """What is measured: the node, or under "auto" this job's share where it was allotted a part of the node."""
     country: str | None = None
     """Where the node draws its power, for the report; informative."""
     carbon_grams_per_kwh: float | None = Field(default=None, ge=0)
@@ -71,7 +76,8 @@ class EnergyConfig(Section):
 def meter(config: EnergyConfig, ledger: Path) -> Meter:
     """The meter of a run: a factory of contexts that measure the node and record in `ledger`.
 
-    While the context lasts the yielded dictionary holds under "running" the joules of the last sample and their method;
+    While the context lasts the yielded dictionary holds under "running" the joules of the last sample and their method,
+    and under "clock" the clock of phases;
     at its end joules, low, high (None: unknown), method, scope, seconds, coverage, parts and carbon. A body that raises
     counts as wasted, but for `Preempted` and `Leave`: those saved their work first.
     """
@@ -88,10 +94,12 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
             "stage": stage,
             "host": socket.gethostname(),
             "process": [os.getpid(), start_time(os.getpid())],
+            "every": config.sample_seconds,
         }
-        energy = dict(UNKNOWN_ENERGY)
-        with _turn(ledger) as turn:
-            measuring = _Measuring(config, ledger, about, energy, turn)
+        energy = {**UNKNOWN_ENERGY, CLOCK: PhaseClock(_FIRST_PHASES.get(stage, DATA_STAGE))}
+        allotted = _allotted(config)
+        with _turn(ledger, allotted.job if allotted else None) as turn:
+            measuring = _Measuring(config, ledger, about, energy, turn, allotted)
             measuring.begin()
             try:
                 yield energy
@@ -109,12 +117,20 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
     return measure
 
 
+def _allotted(config: EnergyConfig) -> Allotment | None:
+    """The part of the node that is this job's; None where the node is measured."""
+    try:
+        return allotment(cpu_times()[2]) if config.scope == "auto" else None
+    except (OSError, ValueError, StopIteration):  # not Linux
+        return None
+
+
 @contextlib.contextmanager
-def _turn(ledger: Path) -> Iterator[Turn]:
+def _turn(ledger: Path, job: str | None) -> Iterator[Turn]:
     """The node's lock; a node whose runtime directory cannot be used is measured without, and that is said."""
     with contextlib.ExitStack() as stack:
         try:
-            turn = stack.enter_context(node_turn(ledger))
+            turn = stack.enter_context(node_turn(ledger, job))
         except (OSError, PipelineError) as error:
             get_logger(__name__).warning("energy: no lock, so another meter of this node may count the same: %s", error)
             turn = Turn(ours=True)
@@ -124,9 +140,18 @@ def _turn(ledger: Path) -> Iterator[Turn]:
 class _Measuring:
     """One interval: opens the sources, samples them in a thread, writes the ledger, fills the dictionary."""
 
-    def __init__(self, config: EnergyConfig, ledger: Path, about: dict[str, Any], energy: dict[str, Any], turn: Turn):
+    def __init__(
+        self,
+        config: EnergyConfig,
+        ledger: Path,
+        about: dict[str, Any],
+        energy: dict[str, Any],
+        turn: Turn,
+        allotted: Allotment | None,
+    ):
         self.config, self.energy = config, energy
-        self.sources, self.missing = _open_sources(config) if turn.ours else ([], [])
+        self.scope = str(allotted) if allotted else "node"
+        self.sources, self.missing = _open_sources(config, allotted) if turn.ours else ([], [])
         shared = f"shared: measured by pid {turn.pid}" if turn.pid else "shared: measured by another meter"
         self.about = {**about, "method": _method(self._parts()) if turn.ours else shared}
         same_ledger = turn.ledger == str(ledger.resolve())
@@ -135,7 +160,8 @@ class _Measuring:
         self.ledger = None if not turn.ours and same_ledger else ledger  # the other rank's lines hold these joules
         self.file: Path | None = None
         self.started = time.monotonic()
-        self.stopping = threading.Event()
+        self.stopping = False
+        self.clock: PhaseClock = energy[CLOCK]
         self.guard = threading.Lock()
         self.thread = threading.Thread(target=self._sample, name="energy meter", daemon=True)
 
@@ -151,16 +177,21 @@ class _Measuring:
 
     def end(self, outcome: str, cause: str) -> None:
         """Read once more, close the interval, and tell the caller."""
-        self.stopping.set()
+        self.stopping = True
+        self.clock.hung.set()  # wakes the thread
         if self.thread.is_alive():
             self.thread.join()
         parts = self._write("end", outcome=outcome, cause=cause)
-        for name in (*MARKS, RUNNING):
+        for name in (*MARKS, RUNNING, CLOCK):
             self.energy.pop(name, None)
         self.energy.update(self._measurement(parts))
 
     def _sample(self) -> None:
-        while not self.stopping.wait(self.config.sample_seconds):
+        while True:
+            self.clock.hung.wait(self.config.sample_seconds)
+            self.clock.hung.clear()
+            if self.stopping:
+                return
             self._write("beat")
 
     def _parts(self) -> list[Part]:
@@ -175,6 +206,7 @@ class _Measuring:
             if self.file is None:
                 return parts
             marks = {name: self.energy[name] for name in MARKS if name in self.energy}
+            marks[PHASES] = self.clock.milliseconds()
             try:
                 append(self.file, kind, self.about, millijoules=joules, low=low, high=high, marks=marks, **values)
             except (OSError, PipelineError) as error:
@@ -190,12 +222,12 @@ class _Measuring:
             "low": _joules(low),
             "high": _joules(high),
             "method": self.about["method"],
-            "scope": "node",
+            "scope": self.scope,
             "seconds": round(time.monotonic() - self.started, 3),
             "coverage": {
-                "measured": [part.name for part in parts if part.method != ESTIMATED],
-                "estimated": [part.name for part in parts if part.method == ESTIMATED],
-                "missing": [*self.missing, *(f"{p.name}: {p.detail}" for p in parts if p.high is None), _UNMETERED],
+                "measured": [part.name for part in parts if not part.method.startswith("estimated")],
+                "estimated": [part.name for part in parts if part.method.startswith("estimated")],
+                "missing": [*self.missing, *(f"{p.name}: {p.detail}" for p in parts if p.high is None)],
             },
             "parts": [
                 {
@@ -244,86 +276,18 @@ def _method(parts: list[Part]) -> str:
     return " + ".join(dict.fromkeys(part.method for part in parts)) or "unknown"
 
 
-def _open_sources(config: EnergyConfig) -> tuple[list[Source], list[str]]:
-    """All that can be read here, and in words what cannot."""
-    sources: list[Source] = []
-    missing: list[str] = []
+def _open_sources(config: EnergyConfig, allotted: Allotment | None) -> tuple[list[Source], list[str]]:
+    """All that can be read here, and in words what cannot; a board's meter holds everything, so it stands alone."""
     rapl, reason = open_rapl()
-    if rapl is not None:
-        sources.append(rapl)
-    else:
-        missing.append(reason)
-        model, reason = open_processor_model(config.cpu_tdp_watts)
-        sources += [model] if model is not None else []
+    missing = [] if rapl else [reason]
+    processors: Source | None = rapl or open_hwmon()
+    if processors is None and allotted is None and (board := open_board()) is not None:
+        return [board], [*missing, _OUTSIDE]
+    if processors is None:
+        processors, reason = open_processor_model(config.cpu_tdp_watts, allotted)
         missing += [reason] if reason else []
-    gpus, reason = open_nvml()
-    sources += [gpus] if gpus is not None else []
+    elif allotted is not None:
+        processors = Shared(processors, allotted)
+    gpus, reason = open_nvml(os.environ.get("SLURM_JOB_GPUS") if allotted else None)
     missing += [reason] if reason else []
-    return sources, missing
-
-
-class Nvml:
-    """NVIDIA GPUs by their total energy counters (Volta and later), else by their power integrated over samples."""
-
-    def __init__(self, nvml: Any, devices: list[Any]):
-        self.nvml, self.devices = nvml, devices
-        self.names = [f"GPU {index}: {_text(nvml.nvmlDeviceGetName(device))}" for index, device in enumerate(devices)]
-        self.readers = [self._reader(device) for device in devices]
-        self.failures = [""] * len(devices)
-        self.millijoules = [0] * len(devices)
-
-    def _reader(self, device: Any) -> tuple[str, Callable[[], int]]:
-        """How this GPU is read: its method, and a function that gives millijoules since now."""
-        try:
-            first = self.nvml.nvmlDeviceGetTotalEnergyConsumption(device)
-        except self.nvml.NVMLError:
-            return "NVML power, sampled", _integral(lambda: self.nvml.nvmlDeviceGetPowerUsage(device))
-        return "NVML", lambda: self.nvml.nvmlDeviceGetTotalEnergyConsumption(device) - first
-
-    def read(self) -> list[Part]:
-        """One part a GPU."""
-        parts = []
-        for index, (method, count) in enumerate(self.readers):
-            try:
-                self.millijoules[index] = count()
-            except self.nvml.NVMLError as error:
-                self.failures[index] = f"missed a reading: {error}"
-            failure = self.failures[index]
-            part = allowance(self.names[index], method, self.millijoules[index], NVML_ALLOWANCE_PERCENT, failure)
-            parts.append(Part(part.name, method, part.millijoules, part.low, None, failure) if failure else part)
-        return parts
-
-
-def _integral(milliwatts: Callable[[], int]) -> Callable[[], int]:
-    """Millijoules since now, from power read at each call and taken as the mean since the one before."""
-    last_power, last_at, total = milliwatts(), time.monotonic(), 0.0
-
-    def count() -> int:
-        nonlocal last_power, last_at, total
-        power, at = milliwatts(), time.monotonic()
-        total += (power + last_power) / 2 * (at - last_at)
-        last_power, last_at = power, at
-        return int(total)
-
-    return count
-
-
-def open_nvml() -> tuple[Nvml | None, str]:
-    """The NVIDIA GPUs of this node, or None and the reason in words; no reason where there is no GPU."""
-    devices = Path("/dev/nvidiactl").exists()
-    if Path("/dev/kfd").exists() and not devices:
-        return None, "GPU: AMD, for which there is no meter here"
-    try:
-        import pynvml
-    except ImportError:
-        return None, "GPU: nvidia-ml-py is not installed (pip install 'assay-pretrain[nvml]')" if devices else ""
-    try:
-        pynvml.nvmlInit()
-        count = pynvml.nvmlDeviceGetCount()
-        return (Nvml(pynvml, [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]) if count else None), ""
-    except pynvml.NVMLError as error:
-        return None, f"GPU: NVML answers: {error}" if devices else ""
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return [source for source in (processors, gpus) if source is not None], [*missing, _UNMETERED]

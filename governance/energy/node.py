@@ -31,21 +31,24 @@ class Turn:
     """Where that process records."""
 
 
-def runtime_folder() -> Path:
-    """This user's folder in the node's runtime directory: XDG_RUNTIME_DIR, else the temporary directory."""
+def runtime_folder(job: str | None = None) -> Path:
+    """This user's folder in the node's runtime directory: XDG_RUNTIME_DIR, else the temporary directory.
+
+    A job that measures its share of the node has one of its own.
+    """
     given = os.environ.get("XDG_RUNTIME_DIR")
     parent = Path(given) if given and os.access(given, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
-    return parent / f"assay-{os.getuid()}" / f"meter-{socket.gethostname()}"
+    return parent / f"assay-{os.getuid()}" / f"meter-{socket.gethostname()}{f'-job-{job}' if job else ''}"
 
 
 @contextlib.contextmanager
-def node_turn(ledger: Path) -> Iterator[Turn]:
-    """Take the node's lock for as long as the context lasts, or learn who has it; never waits.
+def node_turn(ledger: Path, job: str | None = None) -> Iterator[Turn]:
+    """Take the node's lock, or that of a job's share, for the time of the context, or learn who has it; never waits.
 
     Raises:
         OSError: the runtime directory cannot be used; the caller then cannot promise that nobody else measures.
     """
-    folder = runtime_folder()
+    folder = runtime_folder(job)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

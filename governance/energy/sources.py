@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from governance.energy.cpu_power import CpuPower, cpu_model, cpu_power, cpu_times, estimated_watts
+from governance.energy.counters import Clock, Counter, Integral
+from governance.energy.cpu_power import CpuPower, cpu_times, estimated_watts
 
 POWERCAP = Path("/sys/class/powercap")
 ESTIMATED = "estimated: TDP x utilisation (/proc/stat)"
+ESTIMATED_GROUP = "estimated: TDP x utilisation (control group)"
 
 RAPL_ALLOWANCE_PERCENT = 10
 """Bounds of a RAPL reading. Intel measures since Haswell (Khan et al., "RAPL in Action", ACM TOMPECS 3(2), 2018), AMD
@@ -43,61 +45,58 @@ class Source(Protocol):
         ...
 
 
-def allowance(name: str, method: str, millijoules: int, percent: int, detail: str = "") -> Part:
-    """A part whose bounds are `percent` to each side, rounded outwards."""
-    spread = -(-millijoules * percent // 100)
-    return Part(name, method, millijoules, millijoules - spread, millijoules + spread, detail)
+def counted(name: str, method: str, count: Counter | Integral, percent: int, failure: str = "") -> Part:
+    """A part of a counter: its doubts, and `percent` to each side; `failure`: the last reading, where it was missed."""
+    low = count.low * (100 - percent) // 100_000
+    high = -(-count.high * (100 + percent) // 100_000)
+    detail = "; ".join(text for text in (count.detail, failure) if text)
+    return Part(name, method, count.microjoules // 1000, low, None if failure else high, detail)
 
 
-class RaplZone:
-    """One energy counter below /sys/class/powercap; it wraps, so it must be read more often than it does.
+class Metered:
+    """One counter with its name, read again and again; a reading that fails is said until the next one."""
 
-    A counter of 65 kJ wraps after 2 minutes at 500 W; the sampling of every few seconds is far below that.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.name = (folder / "name").read_text(encoding="ascii").strip()
-        self.range = int((folder / "max_energy_range_uj").read_text(encoding="ascii"))
-        self.last = self._counter()
-        self.microjoules = 0
-        self.failure = ""
-
-    def _counter(self) -> int:
-        return int((self.folder / "energy_uj").read_text(encoding="ascii"))
+    def __init__(self, name: str, method: str, count: Counter | Integral, percent: int):
+        self.name, self.method, self.count, self.percent = name, method, count, percent
 
     def read(self) -> Part:
-        """What this zone counted since it was opened."""
+        """What was counted since it was opened; a counter that cannot be read keeps what it had, without a bound."""
+        failure = ""
         try:
-            now = self._counter()
+            self.count.read()
         except (OSError, ValueError) as error:
-            self.failure = (
-                f"missed a reading: {error}"  # the next one makes up for it, unless the counter wrapped twice
-            )
-        else:
-            step = now - self.last
-            self.microjoules += step if step >= 0 else step + self.range
-            self.last = now
-        part = allowance(self.name, "RAPL", self.microjoules // 1000, RAPL_ALLOWANCE_PERCENT, self.failure)
-        return Part(part.name, part.method, part.millijoules, part.low, None, part.detail) if self.failure else part
+            failure = f"missed a reading: {error}"
+        return counted(self.name, self.method, self.count, self.percent, failure)
 
 
-class Rapl:
-    """All packages of the node, and their memory where it has its own counter.
+def whole_number(file: Path) -> int:
+    """The number in a file of the kernel's."""
+    return int(file.read_text(encoding="ascii"))
+
+
+def rapl_zone(folder: Path, clock: Clock = time.monotonic) -> Metered:
+    """One energy counter below /sys/class/powercap; it wraps at its range, for some after two minutes at 500 W."""
+    name = (folder / "name").read_text(encoding="ascii").strip()
+    count = Counter(lambda: whole_number(folder / "energy_uj"), whole_number(folder / "max_energy_range_uj"), clock)
+    return Metered(name, "RAPL", count, RAPL_ALLOWANCE_PERCENT)
+
+
+class Meters:
+    """Several counters as one source."""
+
+    def __init__(self, meters: list[Metered]):
+        self.meters = meters
+
+    def read(self) -> list[Part]:
+        """One part a counter."""
+        return [meter.read() for meter in self.meters]
+
+
+def open_rapl(powercap: Path = POWERCAP, clock: Clock = time.monotonic) -> tuple[Meters | None, str]:
+    """All packages of the node, and their memory where it has its own counter; or None and the reason in words.
 
     Zones named "core" and "uncore" lie within their package and "psys" lies around it: they would count twice.
     """
-
-    def __init__(self, zones: list[RaplZone]):
-        self.zones = zones
-
-    def read(self) -> list[Part]:
-        """One part a zone."""
-        return [zone.read() for zone in self.zones]
-
-
-def open_rapl(powercap: Path = POWERCAP) -> tuple[Rapl | None, str]:
-    """The RAPL counters, or None and the reason in words."""
     folders = []
     for package in sorted(powercap.glob("intel-rapl:*")):
         name = package / "name"
@@ -106,7 +105,7 @@ def open_rapl(powercap: Path = POWERCAP) -> tuple[Rapl | None, str]:
     if not folders:
         return None, "RAPL: this system shows no counters (a virtual machine, or the intel_rapl driver is not loaded)"
     try:
-        return Rapl([RaplZone(folder) for folder in folders]), ""
+        return Meters([rapl_zone(folder, clock) for folder in folders]), ""
     except PermissionError as error:
         return None, (
             f"RAPL: permission refused for {error.filename}; only root may read it since CVE-2020-8694. "
@@ -130,7 +129,9 @@ class ProcessorModel:
         power: CpuPower,
         times: Callable[[], tuple[int, int, int]] = cpu_times,
         clock: Callable[[], float] = time.monotonic,
+        method: str = ESTIMATED,
     ):
+        self.method = method
         self.power, self.times, self.clock = power, times, clock
         self.busy, self.total, _ = times()
         self.at = clock()
@@ -140,7 +141,7 @@ class ProcessorModel:
         """One part: all processors."""
         try:
             busy, total, _ = self.times()
-        except OSError:  # out of file descriptors, say: the next reading spans this one's time
+        except (OSError, ValueError, KeyError):  # out of file descriptors, say: the next reading spans this one's time
             return [self._part()]
         at = self.clock()
         ticks = total - self.total
@@ -153,13 +154,4 @@ class ProcessorModel:
 
     def _part(self) -> Part:
         low, middle, high = (int(1000 * joules) for joules in self.joules)
-        return Part("processors", ESTIMATED, middle, low, high + 1, self.power.source)
-
-
-def open_processor_model(tdp_watts: float | None) -> tuple[ProcessorModel | None, str]:
-    """The model of this node's processors, or None and the reason in words."""
-    try:
-        threads = cpu_times()[2]
-        return ProcessorModel(cpu_power(cpu_model(), threads, tdp_watts)), ""
-    except (OSError, ValueError, StopIteration) as error:
-        return None, f"processors: /proc/stat cannot be read ({error}), so not even an estimate"
+        return Part("processors", self.method, middle, low, high + 1, self.power.source)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from governance.energy.attribution import Piece, Sum, add, by_checkpoint, by_stage, settle, wasted_by_cause
+from governance.energy.attribution import Piece, Sum, add, by_checkpoint, by_phase, by_stage, settle, wasted_by_cause
 from governance.energy.ledger import FILE_NAME, read_ledger
 from governance.manifest import Manifest
 
@@ -34,6 +34,13 @@ def energy_facts(manifests: Sequence[Manifest], root: Path) -> dict[str, Any]:
         "stages": [
             *(_stage(manifest, attempts.get(manifest.stage)) for manifest in manifests),
             *(_only_attempts(stage, told) for stage, told in attempts.items() if stage not in artifacts),
+        ],
+        "scopes": sorted(
+            {str(_block(manifest).get("scope")) for manifest in manifests if _block(manifest).get("scope")}
+        ),
+        "phases": [
+            {"phase": phase, "joules": _joules(told.measured), "wasted": _joules(told.wasted)}
+            for phase, told in by_phase(pieces).items()
         ],
         "wasted_by_cause": {cause: _joules(value) for cause, value in wasted_by_cause(pieces).items()},
         "checkpoints": _checkpoints(pieces, trained.folder) if trained else [],
@@ -65,6 +72,7 @@ def _of_sum(total: Sum, known: bool) -> dict[str, Any]:
         "wasted": _joules(total.wasted),
         "running": _joules(total.unknown),
         "unmeasured_seconds": total.unmeasured_seconds,
+        "unseen_seconds": total.unseen_seconds,
         "methods": list(total.methods),
     }
 
@@ -87,6 +95,7 @@ def _of_manifests(manifests: Sequence[Manifest]) -> dict[str, Any]:
         "wasted": None,
         "running": None,
         "unmeasured_seconds": None,
+        "unseen_seconds": None,
         "methods": sorted({str(block["method"]) for block in blocks}),
     }
 

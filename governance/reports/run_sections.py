@@ -113,6 +113,9 @@ def _checkpoints(found: Mapping[str, Any]) -> Html:
     return table("Checkpoints that stand", head, lines, numeric=(3, 5, 6))
 
 
+_WHOLE_NODE = "the whole node: what else ran there is in the figure"
+
+
 def bounds(low: float | None, high: float | None) -> str:
     """An interval in words; an unknown upper bound is said, not left out."""
     if low is None:
@@ -132,7 +135,7 @@ def energy_section(found: Mapping[str, Any]) -> Html:
         ("Total", [tag("b", energy(total["joules"])), f" ({exact(total['joules'])})"]),
         ("Bounds", f"{bounds(total['low'], total['high'])} ({exact(total['low'])} to {exact(total['high'])})"),
         ("Method", "; ".join(total["methods"]) or UNKNOWN),
-        ("Scope", "the whole node: what else ran there is in the figure"),
+        ("Scope", "; ".join({"node": _WHOLE_NODE}.get(scope, scope) for scope in data["scopes"]) or _WHOLE_NODE),
         ("Surviving", exact(total["surviving"])),
         ("Wasted", exact(total["wasted"])),
         ("Carbon", _carbon(data["carbon"])),
@@ -143,6 +146,9 @@ def energy_section(found: Mapping[str, Any]) -> Html:
         pairs.insert(
             6, ("Not measured", f"{duration(total['unmeasured_seconds'])} while another run's meter had the node")
         )
+    if total["unseen_seconds"]:
+        lost = f"at most the last {duration(total['unseen_seconds'])} before kills; that energy is in no figure here"
+        pairs.append(("Lost by kills", lost))
     lines = [
         [
             row["stage"],
@@ -157,11 +163,13 @@ def energy_section(found: Mapping[str, Any]) -> Html:
     ]
     head = ["stage", "this artifact", "bounds", "method", "time", "all attempts", "of that wasted"]
     wasted = [[cause, exact(value)] for cause, value in data["wasted_by_cause"].items()]
+    phases = [[row["phase"], exact(row["joules"]), exact(row["wasted"])] for row in data["phases"]]
     missing = [tag("li", text) for text in data["missing"]]
     return join([
         tag("p", origin, class_="note"),
         facts_list(pairs),
         table("Energy by stage", head, lines, numeric=(1, 2, 4, 5, 6)),
+        table("Energy by phase", ["phase", "all attempts", "of that wasted"], phases, numeric=(1, 2)),
         table("Wasted, by cause", ["cause", "energy"], wasted, numeric=(1,)),
         [tag("h3", "What has no meter"), tag("ul", missing, class_="note")] if missing else None,
     ])  # fmt: skip

@@ -2,11 +2,9 @@ import json
 import socket
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from governance.energy.attribution import ROLLED_BACK, add, by_checkpoint, by_stage, settle, wasted_by_cause
-from governance.energy.ledger import Interval, Sample, own_file, read_ledger
+from governance.energy.attribution import ROLLED_BACK, add, by_checkpoint, by_phase, by_stage, settle, wasted_by_cause
+from governance.energy.ledger import MOST_SAMPLE_SECONDS, Interval, Sample, own_file, read_ledger
 from governance.errors import ManifestError
 from governance.files import append_line
 
@@ -33,70 +31,6 @@ def write_line(path, kind, interval, tick, millijoules, **values):
         **values,
     }
     append_line(path, json.dumps(line))
-
-
-attempt = st.fixed_dictionaries(
-    {
-        "work": st.lists(st.tuples(st.integers(0, 500), st.sampled_from(["step", "checkpoint", "torn"])), max_size=12),
-        "end": st.sampled_from(["surviving", "KeyError", "killed"]),
-        "back": st.integers(0, 3),
-    }
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(attempt, max_size=6))
-def test_surviving_and_wasted_are_what_was_measured(tmp_path_factory, attempts):
-    """Random trainings with kills, errors, torn lines and rollbacks, against a simulation with a stack of live work."""
-    path = own_file(tmp_path_factory.mktemp("ledger") / "energy.jsonl")
-    tick, measured, wasted = 0, 0, 0
-    live: list[tuple[int, int]] = []  # (checkpoint step, millijoules) on the path to the newest checkpoint
-    for number, plan in enumerate(attempts):
-        for _ in range(min(plan["back"], len(live))):
-            wasted += live.pop()[1]
-        step = live[-1][0] if live else 0
-        marks = {"artifact": ARTIFACT, "resumed_from": step, "step": step}
-        count = pending = read = 0
-        tick += 1
-        write_line(path, "begin", str(number), tick, 0, marks=marks)
-        for millijoules, what in plan["work"]:
-            tick += 1
-            count += millijoules
-            step += 1
-            marks = {**marks, "step": step}
-            if what == "torn":
-                with path.open("ab") as handle:
-                    handle.write(b'{"kind": "beat", "interv\n')
-                continue
-            pending += count - read
-            read = count
-            if what == "checkpoint":
-                marks["checkpoint"] = step
-                live.append((step, pending))
-                pending = 0
-            write_line(path, "beat", str(number), tick, count, marks=marks)
-        tick += 1
-        if plan["end"] != "killed":
-            pending += count - read
-            read = count
-            good = plan["end"] == "surviving"
-            outcome = {"outcome": "surviving" if good else "wasted", "cause": "" if good else plan["end"]}
-            write_line(path, "end", str(number), tick, count, marks=marks, **outcome)
-            if good:
-                live.append((step, pending))
-                pending = 0
-        wasted += pending
-        measured += read
-    intervals = read_ledger(path, alive=lambda line: False)
-    total = add(settle(intervals))
-    assert total.measured == sum(interval.millijoules for interval in intervals) == measured
-    assert total.surviving + total.wasted == measured
-    assert total.unknown == 0
-    assert (total.wasted, total.surviving) == (wasted, sum(work for _, work in live))
-    assert sum(wasted_by_cause(settle(intervals)).values()) == wasted
-    rows = by_checkpoint(settle(intervals), ARTIFACT)
-    assert sum(row["marginal_millijoules"] for row in rows) == total.surviving
-    assert not rows or rows[-1]["cumulative_millijoules"] == total.surviving
 
 
 def test_what_still_runs_is_unknown_not_wasted(tmp_path):
@@ -134,6 +68,34 @@ def test_unknown_is_never_zero(tmp_path):
     assert second.high is None
     total = add([first, second])
     assert (total.measured, total.high, total.unmeasured_seconds) == (5, None, 60.0)
+    alone = add([first])
+    assert (alone.measured, alone.surviving, alone.wasted, alone.unknown) == (None, None, 0, 0)
+
+
+def test_waste_and_checkpoints_without_a_meter_are_unknown_not_zero(tmp_path):
+    path = own_file(tmp_path / "energy.jsonl")
+    marks = {"artifact": ARTIFACT, "resumed_from": 0}
+    write_line(path, "begin", "a", 0, None, marks=marks)
+    write_line(path, "beat", "a", 5, None, marks={**marks, "step": 10, "checkpoint": 10})
+    write_line(
+        path, "end", "a", 9, None, outcome="wasted", cause="KeyError", marks={**marks, "step": 12, "checkpoint": 10}
+    )
+    pieces = settle(read_ledger(path))
+    assert wasted_by_cause(pieces) == {"KeyError": None}
+    unknown = {"step": 10, "marginal_millijoules": None, "cumulative_millijoules": None}
+    assert by_checkpoint(pieces, ARTIFACT) == [unknown]
+
+
+def test_a_kill_says_how_much_it_may_have_lost(tmp_path):
+    path = own_file(tmp_path / "energy.jsonl")
+    write_line(path, "begin", "a", 0, 0, every=5.0)
+    write_line(path, "beat", "a", 5, 70, every=5.0)
+    write_line(path, "begin", "b", 20, 0)  # a line of an earlier release
+    write_line(path, "end", "c", 30, 5, every=5.0, outcome="surviving", cause="")
+    intervals = read_ledger(path, alive=lambda line: False)
+    assert [interval.unseen_seconds for interval in intervals] == [5.0, MOST_SAMPLE_SECONDS, 0.0]
+    assert add(settle(intervals)).unseen_seconds == 5.0 + MOST_SAMPLE_SECONDS
+    assert read_ledger(path, alive=lambda line: True)[0].unseen_seconds == 0.0
 
 
 def test_rollback_on_one_node_leaves_the_attempt_of_another_node_alone():
@@ -151,6 +113,45 @@ def test_rollback_on_one_node_leaves_the_attempt_of_another_node_alone():
     pieces = settle(again)
     assert wasted_by_cause(pieces) == {ROLLED_BACK: 20}
     assert add(pieces).surviving == 20
+
+
+def phased(name, counts, outcome="surviving", cause=""):
+    """An interval whose samples are (second, millijoules, phases in milliseconds, step)."""
+    marks = {"artifact": ARTIFACT, "resumed_from": 0}
+    samples = tuple(
+        Sample(stamp(second), energy, energy, energy, {**marks, "step": step, "phases": phases})
+        for second, energy, phases, step in counts
+    )
+    return Interval(name, "attempt", "train", "n1", "RAPL", outcome, cause, samples)
+
+
+def test_each_sample_intervals_energy_goes_to_its_own_phases():
+    counts = [
+        (0, 0, {"start-up": 0}, 0),
+        (5, 100, {"start-up": 5000}, 0),
+        (10, 1101, {"start-up": 6000, "compute": 3000, "communication": 1000}, 7),
+        (15, 1201, {"start-up": 6000, "compute": 3000, "communication": 1000, "checkpoint": 5000}, 7),
+    ]
+    pieces = settle([phased("a", counts)])
+    told = {piece.phase: (piece.millijoules, piece.seconds, piece.steps, piece.attempt) for piece in pieces}
+    assert told == {
+        "start-up": (300, 6.0, (0, 7), "attempt"),
+        "compute": (600, 3.0, (0, 7), "attempt"),
+        "communication": (201, 1.0, (0, 7), "attempt"),
+        "checkpoint": (100, 5.0, (0, 7), "attempt"),
+    }
+    assert sum(row.measured for row in by_phase(pieces).values()) == add(pieces).measured == 1201
+
+
+def test_a_hang_is_a_phase_and_a_cause_of_waste(tmp_path):
+    path = own_file(tmp_path / "energy.jsonl")
+    marks = {"artifact": ARTIFACT, "resumed_from": 0, "step": 3}
+    for tick, energy, phases in [(0, 0, {}), (5, 50, {"compute": 5000}), (9, 90, {"compute": 6000, "hang": 3000})]:
+        write_line(path, "beat" if tick else "begin", "a", tick, energy, marks={**marks, "phases": phases}, every=5.0)
+    pieces = settle(read_ledger(path, alive=lambda line: False))
+    assert wasted_by_cause(pieces) == {"hang": 90}
+    assert {phase: row.wasted for phase, row in by_phase(pieces).items()} == {"compute": 60, "hang": 30}
+    assert add(pieces).unseen_seconds == 5.0
 
 
 def test_each_host_has_its_own_file_and_all_are_read(tmp_path):

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from governance.config import validate
-from governance.energy import meters
+from governance.energy import meters, nvml
 from governance.energy.cpu_power import cpu_power, cpu_times, estimated_watts, thread_watts
 from governance.energy.ledger import read_ledger
-from governance.energy.meters import EnergyConfig, Nvml, meter
+from governance.energy.meters import EnergyConfig, meter
 from governance.energy.node import node_turn
+from governance.energy.nvml import WHOLE_DEVICE, Nvml
 from governance.energy.sources import ESTIMATED, ProcessorModel, open_rapl
 from governance.errors import ConfigError, Preempted
 from governance.stage import Leave
@@ -146,11 +147,10 @@ class FakeNvml:
         return self.power[device]
 
 
-def test_nvml_counts_from_its_begin_and_falls_back_to_power(monkeypatch):
+def test_nvml_counts_from_its_begin_and_falls_back_to_power():
     clock = [100.0]
-    monkeypatch.setattr(meters.time, "monotonic", lambda: clock[0])
     fake = FakeNvml()
-    gpus = Nvml(fake, [0, 1])
+    gpus = Nvml(fake, [0, 1], lambda: clock[0])
     fake.energy[0] = 5000
     fake.power[1] = 300_000
     clock[0] = 102.0
@@ -160,6 +160,17 @@ def test_nvml_counts_from_its_begin_and_falls_back_to_power(monkeypatch):
     fake.broken = True
     failed = gpus.read()[0]
     assert (failed.millijoules, failed.high) == (4000, None)
+    fake.broken = False
+    fake.energy[0] = 9000
+    again = gpus.read()[0]
+    assert (again.millijoules, again.high) == (8000, 8400)  # the next reading makes up for it
+
+
+def test_a_divided_gpu_says_that_the_energy_is_the_whole_devices():
+    fake = FakeNvml()
+    fake.nvmlDeviceGetMigMode = lambda device: [1, 1]
+    [part] = Nvml(fake, [0]).read()
+    assert part.detail == WHOLE_DEVICE
 
 
 def test_a_measurement_tells_method_bounds_and_what_it_lacks(tmp_path):
@@ -239,6 +250,22 @@ def test_a_second_meter_on_the_node_counts_nothing(tmp_path):
     assert free["joules"] is not None
 
 
+def test_a_job_of_a_shared_node_takes_its_share_beside_another_meter(tmp_path, monkeypatch):
+    threads = cpu_times()[2]
+    if threads < 2:
+        pytest.skip("a node of one thread cannot be shared by allotment")
+    with meter(FAST, tmp_path / "a" / "energy.jsonl")("train") as whole:
+        monkeypatch.setenv("SLURM_JOB_ID", "4711")
+        monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")
+        with meter(FAST, tmp_path / "b" / "energy.jsonl")("train") as share:
+            time.sleep(0.15)
+        with meter(EnergyConfig(scope="node"), tmp_path / "c" / "energy.jsonl")("train") as refused:
+            pass
+    assert (whole["scope"], share["scope"]) == ("node", f"share: 1 of {threads} threads, by Slurm's job 4711")
+    assert 0 < share["joules"] < whole["joules"]
+    assert refused["method"].startswith("shared")
+
+
 def test_a_kill_loses_at_most_one_sample_and_frees_the_node(tmp_path):
     ledger = tmp_path / "energy.jsonl"
     program = (
@@ -259,7 +286,9 @@ def test_a_kill_loses_at_most_one_sample_and_frees_the_node(tmp_path):
     [killed] = read_ledger(ledger)
     assert (killed.outcome, killed.cause) == ("wasted", "killed")
     assert killed.millijoules > 0
-    assert killed.samples[-1].marks == {"step": 7}
+    assert killed.samples[-1].marks["step"] == 7
+    assert killed.samples[-1].marks["phases"]["start-up"] >= 200
+    assert killed.unseen_seconds == 0.1
     with node_turn(ledger) as turn:
         assert turn.ours
 
@@ -294,7 +323,7 @@ def test_the_estimate_is_said_to_be_one():
 def test_no_gpu_reason_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     monkeypatch.setattr(Path, "exists", lambda path: False)
-    assert meters.open_nvml() == (None, "")
+    assert nvml.open_nvml() == (None, "")
     monkeypatch.setattr(Path, "exists", lambda path: path.name == "nvidiactl")
-    assert "not installed" in meters.open_nvml()[1]
+    assert "not installed" in nvml.open_nvml()[1]
     assert meters._total([], ["GPU: x"]) == (None, None, None)

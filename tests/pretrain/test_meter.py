@@ -6,6 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from governance.energy.attribution import add, by_checkpoint, by_phase, settle
+from governance.energy.ledger import read_ledger
+from governance.energy.meters import EnergyConfig, meter
+from governance.phases import EVALUATION
 from pretrain import meter as meter_module
 from pretrain.distributed import Ranks
 from pretrain.meter import EnergyPerToken, Meter, data_position, losses_by_origin, memory, step_note
@@ -82,7 +86,7 @@ def test_a_step_is_its_seconds_without_what_was_set_aside(opened):
     assert first["mfu"] == pytest.approx(64.0 * flops / 2e9)
     assert first["mfu_gemm"] == pytest.approx(64.0 * flops / 1e9)
 
-    with meter.aside() as seconds:
+    with meter.aside(EVALUATION) as seconds:
         clock.now += 10.0
         assert seconds() == pytest.approx(10.0)
     clock.now += 1.0
@@ -166,3 +170,19 @@ def test_the_note_says_which_share_it_is():
     assert step_note(values | {"mfu": None}) == "loss 3.210, 12,346 tokens/s, 50.0% of GEMM"
     assert step_note(values | {"mfu": None, "mfu_gemm": None}) == "loss 3.210, 12,346 tokens/s"
     assert step_note({"loss": float("nan")}) == "loss nan"
+
+
+def test_a_training_tells_the_ledger_its_phases(tmp_path, monkeypatch, run_training):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    ledger = tmp_path / "energy.jsonl"
+    made = run_training(tmp_path, meter=meter(EnergyConfig(sample_seconds=0.1), ledger), steps=6)
+    pieces = settle(read_ledger(ledger))
+    total, phases = add(pieces), by_phase(pieces)
+    assert {"start-up", "compute", "communication", "checkpoint", "evaluation", "idle"} <= set(phases)
+    assert sum(row.measured for row in phases.values()) == total.measured == total.surviving
+    assert total.measured == round(1000 * made.run["energy"]["joules"])
+    assert phases["start-up"].measured > 0
+    assert phases["compute"].measured > 0
+    assert {steps[1] for piece in pieces if (steps := piece.steps)} >= {6}
+    rows = by_checkpoint(pieces, made.folder)
+    assert [row["step"] for row in rows] == [4, 6]

@@ -1,0 +1,147 @@
+"""Random histories against a simulation: branches, rollbacks, hangs, kills in the midst of a line, and no meter."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from governance.energy.attribution import add, by_checkpoint, by_phase, settle, wasted_by_cause
+from governance.energy.ledger import own_file, read_ledger
+from tests.governance.test_energy_ledger import write_line
+
+PHASES = ("start-up", "compute", "communication", "checkpoint", "evaluation", "idle")
+
+work = st.tuples(
+    st.integers(0, 500),
+    st.sampled_from(["step", "step", "checkpoint", "torn"]),
+    st.dictionaries(st.sampled_from(PHASES), st.integers(0, 4000), max_size=3),
+)
+attempt = st.fixed_dictionaries(
+    {
+        "training": st.integers(0, 2),
+        "work": st.lists(work, max_size=10),
+        "end": st.sampled_from(["surviving", "KeyError", "killed", "hang"]),
+        "back": st.integers(0, 3),
+        "metered": st.sampled_from([True, True, True, False]),
+    }
+)
+
+
+@dataclass
+class Training:
+    """What one training has: (step, millijoules or None) on the way to its newest checkpoint, and where it began."""
+
+    artifact: str
+    base: int
+    live: list[tuple[int, int | None]] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        return self.live[-1][0] if self.live else self.base
+
+    def roll_back(self, checkpoints: int) -> list[int | None]:
+        """Give up so many checkpoints, and what was spent on them."""
+        steps = sorted({step for step, _ in self.live})
+        keep = ([self.base, *steps])[-1 - min(checkpoints, len(steps))]
+        lost = [energy for step, energy in self.live if step > keep]
+        self.live = [(step, energy) for step, energy in self.live if step <= keep]
+        return lost
+
+
+def added(values: list[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known or not values else None
+
+
+class History:
+    """Writes a ledger as the meter would, and keeps the books in a way of its own."""
+
+    def __init__(self, path):
+        self.path, self.tick = path, 0
+        self.trainings: dict[int, Training] = {}
+        self.read: list[int | None] = []
+        self.wasted: list[int | None] = []
+
+    def attempt(self, number: int, plan: dict) -> None:
+        training = self.trainings.get(plan["training"])
+        if training is None:  # a branch: it begins at the newest checkpoint of whichever training there is
+            base = next((other.step for other in self.trainings.values()), 0)
+            training = self.trainings[plan["training"]] = Training(f"train/{plan['training']:016x}", base)
+        self.wasted += training.roll_back(plan["back"])
+        step, count, read, pending, phases = training.step, 0, 0, 0, {}
+        marks = {"artifact": training.artifact, "resumed_from": step, "step": step}
+
+        def write(kind, **values):
+            self.tick += 1
+            told = {"marks": {**marks, "phases": dict(phases)}, "every": 1.0, **values}
+            write_line(self.path, kind, str(number), self.tick, count if plan["metered"] else None, **told)
+
+        write("begin")
+        for millijoules, what, spent in plan["work"]:
+            count, step = count + millijoules, step + 1
+            marks["step"] = step
+            phases = {**phases, **{name: phases.get(name, 0) + more for name, more in spent.items()}}
+            if what == "torn":
+                with self.path.open("ab") as handle:
+                    handle.write(b'{"kind": "beat", "interv\n')
+                continue
+            pending, read = pending + count - read, count
+            if what == "checkpoint":
+                marks["checkpoint"] = step
+                training.live.append((step, pending if plan["metered"] else None))
+                pending = 0
+            write("beat")
+        if plan["end"] == "hang":
+            phases = {**phases, "hang": 2000}
+            count += 70
+            pending, read = pending + count - read, count
+            write("beat")
+        elif plan["end"] != "killed":
+            pending, read = pending + count - read, count
+            good = plan["end"] == "surviving"
+            write("end", outcome="surviving" if good else "wasted", cause="" if good else plan["end"])
+        rest = pending if plan["metered"] else None
+        if plan["end"] == "surviving":
+            training.live.append((step, rest))
+        else:
+            self.wasted.append(rest)
+        self.read.append(read if plan["metered"] else None)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(attempt, max_size=7))
+def test_surviving_and_wasted_are_what_was_measured(tmp_path_factory, attempts):
+    path = own_file(tmp_path_factory.mktemp("ledger") / "energy.jsonl")
+    history = History(path)
+    for number, plan in enumerate(attempts):
+        history.attempt(number, plan)
+    intervals = read_ledger(path, alive=lambda line: False)
+    pieces = settle(intervals)
+    total = add(pieces)
+    surviving = [energy for training in history.trainings.values() for _, energy in training.live]
+    assert total.measured == added(history.read)
+    assert (total.surviving, total.wasted, total.unknown) == (added(surviving), added(history.wasted), 0)
+    assert (total.surviving or 0) + (total.wasted or 0) == (total.measured or 0)
+    assert all(interval.seconds >= 0 for interval in intervals)
+    for groups in (by_phase(pieces), by_steps(pieces)):
+        assert sum(row.measured or 0 for row in groups.values()) == (total.measured or 0)
+        assert sum(row.wasted or 0 for row in groups.values()) == (total.wasted or 0)
+    causes = wasted_by_cause(pieces)
+    assert sum(energy or 0 for energy in causes.values()) == (total.wasted or 0)
+    ends = [plan["end"] for plan in attempts]
+    assert {"hang", "killed", "KeyError"} & set(ends) == set(causes) - {"rolled back"}
+    assert total.unseen_seconds == ends.count("killed") + ends.count("hang")
+    for training in history.trainings.values():
+        rows = by_checkpoint(pieces, training.artifact)
+        spent = {step: [e for s, e in training.live if s == step] for step, _ in training.live}
+        assert [row["step"] for row in rows] == sorted(spent)
+        for row in rows:
+            here = spent[row["step"]]
+            assert row["marginal_millijoules"] == (None if None in here else sum(here))
+
+
+def by_steps(pieces):
+    groups = {}
+    for piece in pieces:
+        groups.setdefault((piece.attempt, piece.host, piece.steps), []).append(piece)
+    return {steps: add(members) for steps, members in groups.items()}
