@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 import pytest
-from tests.halves import in_halves
 
 from governance.checks.bias.impact import impact_rows
 from governance.checks.bias.interval_rows import ALL, NOBODY, OTHERS
@@ -19,6 +18,7 @@ from governance.checks.bias.shares import share_rows
 from governance.checks.bias.tables import bias_tables
 from tests.governance.bias_corpora import CATEGORY_RATE, GROUPS, RATES, Planted, corpus, simpson
 from tests.governance.bias_counts import Domains, per_bucket, table_of
+from tests.halves import in_halves
 
 PLANTED = Planted(association={("a", "crime"): 1.6}, tone={"b": -0.2}, abuse={"c": 2.0}, keep={"a": 0.85})
 SHAPES = {
