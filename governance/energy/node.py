@@ -13,11 +13,14 @@ import json
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from governance.files import write_json
+
+_LOOKS, _LOOK_SECONDS = 50, 0.02  # of the note of whoever has the lock
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def runtime_folder(job: str | None = None) -> Path:
 
 @contextlib.contextmanager
 def node_turn(ledger: Path, job: str | None = None) -> Iterator[Turn]:
-    """Take the node's lock, or that of a job's share, for the time of the context, or learn who has it; never waits.
+    """Take the node's lock, or that of a job's share, for the time of the context, or learn who has it.
 
     Raises:
         OSError: the runtime directory cannot be used; the caller then cannot promise that nobody else measures.
@@ -67,12 +70,16 @@ def node_turn(ledger: Path, job: str | None = None) -> Iterator[Turn]:
 
 
 def _holder(folder: Path) -> Turn:
-    """Who measures; unknown in the instant between its lock and its note."""
-    try:
-        values = json.loads((folder / "holder.json").read_bytes())
-        return Turn(ours=False, pid=int(values["pid"]), ledger=str(values["ledger"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return Turn(ours=False)
+    """Who measures; waits a moment for the note of one who has only just taken the lock, or whose note is another's."""
+    turn = Turn(ours=False)
+    for _ in range(_LOOKS):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            values = json.loads((folder / "holder.json").read_bytes())
+            turn = Turn(ours=False, pid=int(values["pid"]), ledger=str(values["ledger"]))
+        if turn.pid is not None and start_time(turn.pid) is not None:
+            break
+        time.sleep(_LOOK_SECONDS)
+    return turn
 
 
 def start_time(pid: int) -> int | None:

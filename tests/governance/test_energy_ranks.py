@@ -1,0 +1,83 @@
+"""Several ranks on one node count what one would, and what counting takes."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from governance.energy.attribution import add, settle
+from governance.energy.ledger import read_ledger
+from governance.energy.meters import EnergyConfig, meter
+from governance.energy.node import node_turn, runtime_folder
+from tests.governance.test_energy_meters import rapl_zone
+
+RANK = """
+import sys
+from pathlib import Path
+from governance.energy import meters, sources
+meters.open_rapl = lambda: sources.open_rapl(Path(sys.argv[1]))
+meters.open_nvml = lambda of_job: (None, "")
+with meters.meter(meters.EnergyConfig(sample_seconds=0.1, scope="node"), Path(sys.argv[2]))("train"):
+    print("on", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_node(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_ranks_of_one_node_count_its_energy_once(tmp_path, ranks):
+    zone = rapl_zone(tmp_path / "powercap" / "intel-rapl:0", "package-0", 262_000_000_000, 262_143_328_850)
+    ledger = tmp_path / "energy.jsonl"
+    command = [sys.executable, "-c", RANK, str(zone.parent), str(ledger)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(ranks)]
+    try:
+        assert [process.stdout.readline() for process in processes] == ["on\n"] * ranks
+        (zone / "energy_uj").write_text(f"{262_000_000_000 + 99_000_000}\n")
+        time.sleep(0.3)
+        (zone / "energy_uj").write_text(f"{262_000_000_000 + 123_456_000}\n")
+        for process in reversed(processes):
+            process.communicate("leave\n", timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    total = add(settle(read_ledger(ledger)))
+    assert (total.measured, total.surviving, total.methods) == (123_456, 123_456, ("RAPL",))
+
+
+def test_the_note_of_an_earlier_holder_is_not_believed(tmp_path):
+    """One rank has the lock and has not written its note yet: the others wait for it."""
+    ledger = tmp_path / "energy.jsonl"
+    with node_turn(ledger):
+        pass
+    note = runtime_folder() / "holder.json"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with node_turn(ledger):
+        current = note.read_text()
+        note.write_text(json.dumps({"pid": ended.pid, "ledger": "/elsewhere"}))
+        late = threading.Timer(0.2, lambda: note.write_text(current))
+        late.start()
+        with node_turn(ledger) as other:
+            assert (other.ours, other.pid, other.ledger) == (False, os.getpid(), str(ledger))
+        late.join()
+
+
+def test_a_sample_takes_less_than_a_thousandth_of_a_core(tmp_path):
+    """At the default of five seconds; here there are more samples, so that the sum is well above a clock's tick."""
+    with meter(EnergyConfig(sample_seconds=0.1), tmp_path / "energy.jsonl")("train") as energy:
+        before = time.process_time()
+        time.sleep(2)
+        spent = time.process_time() - before
+    samples = len(read_ledger(tmp_path / "energy.jsonl")[0].samples) - 2
+    assert samples >= 5
+    assert spent / samples / EnergyConfig().sample_seconds <= 0.001, energy["method"]
