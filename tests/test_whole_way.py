@@ -199,8 +199,9 @@ def test_evaluate_and_export(project_copy, capsys):
     newest = max(root.glob("checkpoint/*/manifest.json"), key=lambda p: json.loads(p.read_bytes())["config"]["step"])
     assert main(["evaluate", str(newest.parent), *config]) == 0
     assert "bits/byte" in capsys.readouterr().out
-    (project_copy / "pairs.jsonl").write_text('{"good": "The cat sat.", "bad": "Cat the sat."}\n' * 3)
-    task = 'evaluation.tasks=[{name = "order", format = "pairs", path = "pairs.jsonl"}]'
+    (project_copy / "asked").mkdir()  # beside the sources it would be one
+    (project_copy / "asked" / "pairs.jsonl").write_text('{"good": "The cat sat.", "bad": "Cat the sat."}\n' * 3)
+    task = 'evaluation.tasks=[{name = "order", format = "pairs", path = "asked/pairs.jsonl"}]'
     assert main(["evaluate", str(newest.parent), *config, "--json", "--set", task]) == 0
     told = json.loads(capsys.readouterr().out)
     assert sum(row["tokens"] for row in told["by_source"].values()) == told["tokens"] > 0

@@ -185,4 +185,4 @@ def test_a_training_tells_the_ledger_its_phases(tmp_path, monkeypatch, run_train
     assert phases["compute"].measured > 0
     assert {steps[1] for piece in pieces if (steps := piece.steps)} >= {6}
     rows = by_checkpoint(pieces, made.folder)
-    assert [row["step"] for row in rows] == [4, 6]
+    assert [row["step"] for row in rows] in ([4, 6], [6])  # two that become durable within one interval share it
