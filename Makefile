@@ -26,7 +26,7 @@ test-slow: $(VENV)/installed-dev
 	@$(BIN)/pytest -m "slow or network"
 
 test-cluster: $(VENV)/installed-dev
-	@$(BIN)/pytest -m cluster --durations=0
+	@$(BIN)/pytest -m cluster --durations=0 $(CLUSTER)
 
 check: $(VENV)/installed-dev
 	@$(BIN)/ruff format --check .

@@ -101,7 +101,13 @@ class Bed:
         return found
 
     def settle(self, seconds=90):
-        """Wait until every node may get jobs and none has any."""
+        """Wait until every node may get jobs and none has any; resume one drained for a step that outlived its job.
+
+        A node that was cut off may have such a step, and a site's administrator would do the same.
+        """
+        for line in self.slurm("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T %E", check=False).splitlines():
+            if "drain" in line.split()[1] and "Kill task failed" in line:
+                self.slurm("scontrol", "update", f"nodename={line.split()[0]}", "state=resume", check=False)
         until(
             lambda: (
                 self.slurm("sinfo", "-h", "-N", "-p", "main", "-o", "%T", check=False).split()

@@ -50,7 +50,7 @@ class Training:
     def causes(self):
         return [line["cause"] for line in attempts(self.folder, self.job)]
 
-    def end(self, seconds=150):
+    def end(self, seconds=400):  # a node that was cut off may keep the job completing for minutes
         self.slow(0)
         return await_end(self.bed, self.folder, seconds)
 
