@@ -1,5 +1,6 @@
 """One cluster for all tests of this folder; they are skipped, with the reason, where none can be had."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -10,61 +11,21 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.bed import CONF, HERE, REPOSITORY, SCRIPT, Bed, change
+from tests.conftest import CONFIG as LOCAL
 from tests.conftest import write_tales
 
 NODES = 3
-CONFIG = """
-[[data.sources]]
-type = "jsonl"
-name = "tales"
-paths = ["tales/*.jsonl"]
-licence = "CC0-1.0"
-
-[data.ingest]
-shard_bytes = SHARD_BYTES
-
-[data.tokenizer]
-vocabulary_size = 512
-
-[data.encode]
-validation_share = 0.1
-
-[governance]
-policy = "policy.toml"
-signing_key = "key.pem"
-
-[model]
-hidden_size = 32
-intermediate_size = 64
-num_hidden_layers = 2
-num_attention_heads = 2
-num_key_value_heads = 1
-max_position_embeddings = 64
-
-[optim]
-learning_rate = 1e-2
-warmup_steps = 2
-decay_steps = 4
-
-[train]
-precision = "fp32"
-sequence_length = 64
-global_batch_size = 12
-steps = 100
-validate_every_steps = 0
-validation_rows = 8
-
-[checkpoint]
-every_steps = 5
-
-[engine]
-zero_stage = 1
-micro_batch_size = 2
-threads = 1
-
-[tracking]
-mode = "disabled"
-
+CHANGES = {
+    'paths = ["*.jsonl"]\n': 'paths = ["tales/*.jsonl"]\n',
+    "[data.tokenizer]": "[data.ingest]\nshard_bytes = SHARD_BYTES\n\n[data.tokenizer]",
+    "[train]": '[train]\nprecision = "fp32"',
+    "global_batch_size = 4": "global_batch_size = 12",
+    "steps = 12\nvalidate_every_steps = 6": "steps = 100\nvalidate_every_steps = 0",
+    "every_steps = 4": "every_steps = 5",
+    "[engine]\nmicro_batch_size = 4": "[engine]\nzero_stage = 1\nmicro_batch_size = 2",
+}
+"""Of the run that the other tests make: a file is a shard, and twelve rows are shared by one, two or three nodes."""
+SLURM = """
 [slurm]
 partition = "low"
 nodes = 2
@@ -74,6 +35,7 @@ shards_per_task = 3
 retries = 3
 environment = "environment.sh"
 """
+CONFIG = functools.reduce(lambda text, change: text.replace(*change), CHANGES.items(), LOCAL) + SLURM
 
 
 def _why_not():
