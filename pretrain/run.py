@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from governance.checks.bias.bias import Models
     from governance.checks.drift import Sketch
     from governance.checks.tokens import TokenReaders
+    from pretrain.config import TrainRecipe
     from pretrain.evaluate import Measurement
     from pretrain.task_scores import Suite
 
@@ -160,11 +161,23 @@ def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> M
             f"{tokens.path}: its rows are of other token shards than the verdict is on. Remove its folder, then:"
             " assay data prepare CONFIG"
         )
-    recipe = config.recipe.model_copy(update={"evaluation": pin(config.evaluation, run.folder)})
+    recipe = _pinned(run)
     suite = partial(_suite, run, artifacts, runtime, config.train.sequence_length)
     verdict = verdict_path(artifacts["encode"], run.policy, runtime.root)
     evidence = Input(stage="verdict", digest=sha256_file(verdict), path=str(verdict.relative_to(runtime.root)))
     return train(tokens, recipe, config.settings, runtime, suite=suite, evidence=(evidence,))
+
+
+def training_folder(run: Run, artifacts: Mapping[str, Manifest], root: Path) -> Path:
+    """Where the training of this run writes its record."""
+    from pretrain.train import folder_of
+
+    return folder_of(artifacts.get("pack", artifacts["encode"]), _pinned(run), root)
+
+
+def _pinned(run: Run) -> TrainRecipe:
+    """What decides the training's bytes, the digests of its tasks' files included."""
+    return run.config.recipe.model_copy(update={"evaluation": pin(run.config.evaluation, run.folder)})
 
 
 def _suite(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime, window: int) -> Suite:
@@ -192,10 +205,8 @@ def training_in(
 ) -> Manifest:
     """Train in `processes` processes of this machine; `words` repeat the configuration on their command line."""
     if processes > 1:
-        from pretrain.train import folder_of
-
         pass_gate(run, artifacts, runtime)
-        folder = folder_of(artifacts.get("pack", artifacts["encode"]), run.config.recipe, runtime.root)
+        folder = training_folder(run, artifacts, runtime.root)
         restarts = run.config.settings.engine.restarts
         status = launch(processes, ["train", *words], restarts=restarts, standing=partial(standing_of, folder))
         if status == Preempted.exit_code:

@@ -234,17 +234,12 @@ def _progress(arguments: Arguments, loaded: Run, runtime: Runtime) -> Progress:
 
 def _training_folder(loaded: Run, runtime: Runtime) -> Path | None:
     """Where the training writes its record; None while its tokens are not made."""
-    from pretrain.run import corpus
-    from pretrain.tasks import pin
-    from pretrain.train import folder_of
+    from pretrain.run import corpus, training_folder
 
     try:
-        artifacts = corpus(loaded, replace(runtime, make=False))
-        pinned = pin(loaded.config.evaluation, loaded.folder)
+        return training_folder(loaded, corpus(loaded, replace(runtime, make=False)), runtime.root)
     except PipelineError:
         return None
-    recipe = loaded.config.recipe.model_copy(update={"evaluation": pinned})
-    return folder_of(artifacts.get("pack", artifacts["encode"]), recipe, runtime.root)
 
 
 def _our_joules(root: Path) -> float | None:

@@ -12,7 +12,6 @@ interpreter's start and idle waits included; ours counts the stages.
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 from governance.errors import StorageError
 from governance.files import write_json
 from governance.log import get_logger
+from governance.stage import now
 from slurm.standing import View
 
 ACCOUNTING_FILE = "accounting.json"
@@ -44,7 +44,7 @@ def account(view: View, ours: float | None, root: Path) -> Energy:
         jobs: dict[str, Any] = {
             row.name: {"core_seconds": row.core_seconds, "joules": row.joules} for row in view.rows if row.core_seconds
         }
-        asked = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        asked = now()
         values = {
             "asked": asked, "core_seconds": energy.core_seconds, "jobs": jobs, "ours": ours, "slurm": energy.slurm,
         }  # fmt: skip

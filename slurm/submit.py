@@ -12,7 +12,6 @@ cancelled, and nothing of it has run.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from governance.errors import ClusterError, Occupied
 from governance.files import append_line, held, read_lines, touch, write_text
 from governance.log import get_logger
+from governance.stage import now
 from slurm import tools
 from slurm.config import SlurmConfig
 from slurm.graph import Condition, Job, logs_of, throttled
@@ -130,7 +130,7 @@ def _submit(order: Order, done: Mapping[str, Submitted], number: int, root: Path
         kind=job.kind,
         job=tools.submit(script_of(root, job.name), options),
         submission=number,
-        submitted=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        submitted=now(),
         after=tuple(after),
         tasks=job.tasks,
         numbers=order.numbers or tuple(range(job.tasks)),
