@@ -193,6 +193,22 @@ def test_trace_reaches_the_source_files_and_diff_speaks(project_copy, capsys):
     assert "stage: 'clean' against 'dedup'" in capsys.readouterr().out
 
 
+def test_a_run_with_tasks_trains_where_it_is_looked_for(project_copy):
+    from governance.stage import Runtime
+    from pretrain.run import corpus, training_folder
+    from pretrain.run_config import load_run
+
+    path, root = project_copy / "run.toml", project_copy / "root"
+    (project_copy / "asked").mkdir()
+    (project_copy / "asked" / "pairs.jsonl").write_text('{"good": "The cat sat.", "bad": "Cat the sat."}\n')
+    task = 'evaluation.tasks=[{name = "order", format = "pairs", path = "asked/pairs.jsonl"}]'
+    before = set(root.glob("train/*/manifest.json"))
+    assert main(["train", str(path), "--root", str(root), "--set", task]) == 0
+    [made] = set(root.glob("train/*/manifest.json")) - before
+    run = load_run(path, [task])
+    assert training_folder(run, corpus(run, Runtime(root, make=False)), root) == made.parent
+
+
 def test_evaluate_and_export(project_copy, capsys):
     root = project_copy / "root"
     config = [str(project_copy / "run.toml"), "--root", str(root)]
