@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from slurm.config import SlurmConfig
     from slurm.graph import Job
     from slurm.standing import View
-    from slurm.status import Progress
     from slurm.submit import Order
 
 _WATCH_SECONDS = 10.0
@@ -99,8 +98,12 @@ def status(arguments: Arguments) -> None:
     from slurm.status import settled
 
     loaded, runtime = load(arguments, "slurm submit")
+    try:
+        data = _data_of(loaded)  # once: it lists the sources' files, and asks servers for theirs
+    except PipelineError:  # a source that is gone since is no reason to be silent about the jobs
+        data = ((), 0)
     while True:
-        view, lines = _look(arguments, loaded, runtime)
+        view, lines = _look(arguments, loaded, runtime, data)
         if arguments.watch and sys.stdout.isatty():
             sys.stdout.write("\x1b[H\x1b[2J")
         say("\n".join(lines))
@@ -210,26 +213,18 @@ def refresh_accounting(root: Path) -> None:
         account(view, _our_joules(root), root)
 
 
-def _look(arguments: Arguments, loaded: Run, runtime: Runtime) -> tuple[View, list[str]]:
+def _look(
+    arguments: Arguments, loaded: Run, runtime: Runtime, data: tuple[tuple[str, ...], int]
+) -> tuple[View, list[str]]:
     from slurm.accounting import account
     from slurm.standing import gather
-    from slurm.status import describe
+    from slurm.status import Progress, describe
 
     view = gather(runtime.root) or _nothing(runtime)
     energy = account(view, _our_joules(runtime.root), runtime.root)
-    return view, describe(view, _progress(arguments, loaded, runtime), energy)
-
-
-def _progress(arguments: Arguments, loaded: Run, runtime: Runtime) -> Progress:
-    from slurm.status import Progress
-
-    try:
-        steps, shards = _data_of(loaded)
-    except PipelineError:  # a source that is gone since is no reason to be silent about the jobs
-        steps, shards = (), 0
-    return Progress(
-        _typed(arguments), runtime.root, steps, shards, _training_folder(loaded, runtime), loaded.config.train.steps
-    )
+    trains = _training_folder(loaded, runtime)
+    progress = Progress(_typed(arguments), runtime.root, *data, trains, loaded.config.train.steps)
+    return view, describe(view, progress, energy)
 
 
 def _training_folder(loaded: Run, runtime: Runtime) -> Path | None:
