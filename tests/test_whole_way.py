@@ -12,8 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
+from governance.stage import Runtime
 from pretrain.cli import main
+from pretrain.run import corpus, training_folder
+from pretrain.run_config import load_run
 
 
 def assay(*words, cwd=None, timeout=300):
@@ -193,22 +197,6 @@ def test_trace_reaches_the_source_files_and_diff_speaks(project_copy, capsys):
     assert "stage: 'clean' against 'dedup'" in capsys.readouterr().out
 
 
-def test_a_run_with_tasks_trains_where_it_is_looked_for(project_copy):
-    from governance.stage import Runtime
-    from pretrain.run import corpus, training_folder
-    from pretrain.run_config import load_run
-
-    path, root = project_copy / "run.toml", project_copy / "root"
-    (project_copy / "asked").mkdir()
-    (project_copy / "asked" / "pairs.jsonl").write_text('{"good": "The cat sat.", "bad": "Cat the sat."}\n')
-    task = 'evaluation.tasks=[{name = "order", format = "pairs", path = "asked/pairs.jsonl"}]'
-    before = set(root.glob("train/*/manifest.json"))
-    assert main(["train", str(path), "--root", str(root), "--set", task]) == 0
-    [made] = set(root.glob("train/*/manifest.json")) - before
-    run = load_run(path, [task])
-    assert training_folder(run, corpus(run, Runtime(root, make=False)), root) == made.parent
-
-
 def test_evaluate_and_export(project_copy, capsys):
     root = project_copy / "root"
     config = [str(project_copy / "run.toml"), "--root", str(root)]
@@ -222,10 +210,12 @@ def test_evaluate_and_export(project_copy, capsys):
     told = json.loads(capsys.readouterr().out)
     assert sum(row["tokens"] for row in told["by_source"].values()) == told["tokens"] > 0
     assert told["tasks"][0]["questions"] == 3
+    assert main(["train", *config, "--set", task]) == 0
+    run = load_run(project_copy / "run.toml", [task])
+    trained = training_folder(run, corpus(run, Runtime(root, make=False)), root)  # where a launcher looks for progress
+    assert (trained / "manifest.json").exists()
     target = project_copy / "exported"
     assert main(["export", str(newest.parent), str(target), *config]) == 0
-    from safetensors import safe_open
-
     with safe_open(target / "model.safetensors", framework="pt") as file:
         assert "model.layers.1.self_attn.q_proj.weight" in set(file.keys())
     assert json.loads((target / "config.json").read_bytes())["model_type"] == "llama"
