@@ -1,5 +1,5 @@
 """`python -m pretrain` is `assay`, so that torchrun and srun can launch it."""
 
-from pretrain.cli import main
+from pretrain.cli import program
 
-raise SystemExit(main())
+raise SystemExit(program())

@@ -20,9 +20,9 @@ _EPILOG = """exit codes: 0 done, 1 stopped for a reason that is told, 2 wrong wo
 refused, 75 preempted (run the same command again), 77 the gate is closed, 78 the configuration is wrong"""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; return the process's exit status. One rank of several ends the process itself."""
-    status = _run(argv)
+def program() -> int:
+    """What `assay` runs: `main`, and then the end of the process, which is not left to Python where it trained."""
+    status = main()
     if "torch.distributed" in sys.modules:
         from pretrain.distributed import end_rank
 
@@ -30,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
-def _run(argv: list[str] | None) -> int:
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return the process's exit status."""
     # Read once, when torch loads OpenMP: a waiting thread spins for a moment and then sleeps. By default it spins on,
     # on the core that the other thread needs when the machine is shared (benchmarks/RESULTS.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

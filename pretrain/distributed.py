@@ -202,7 +202,7 @@ def join(ranks: Ranks, timeout_seconds: float, wanted: str = "auto") -> torch.de
 
 
 def end_rank(status: int) -> None:
-    """End this process with `status` now, where it is one rank of several; else do nothing.
+    """End this process with `status` now, where it is a rank, be it the only one; else do nothing.
 
     Everything is written by then. Without this the interpreter is taken down while gloo's threads may still hold
     tensors of a collective that is over, and now and then the process aborts after its work is done ("terminate called
@@ -210,7 +210,7 @@ def end_rank(status: int) -> None:
     """
     from torch import distributed
 
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+    if not distributed.is_initialized():
         return
     logging.shutdown()
     sys.stdout.flush()

@@ -94,20 +94,20 @@ import atexit, sys, torch
 from pretrain import cli
 from pretrain.distributed import join, read_ranks
 
-def command(argv):
+def command():
     join(read_ranks(), 60.0)
     torch.distributed.all_reduce(torch.ones(1))
     print("worked")
     return 75
 
 atexit.register(lambda: print("the interpreter was taken down"))
-cli._run = command
-sys.exit(cli.main([]))
+cli.main = command
+sys.exit(cli.program())
 """
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_rank_of_several_ends_with_its_status_before_the_interpreter_is_taken_down(world_size):
+def test_a_rank_ends_with_its_status_before_the_interpreter_is_taken_down(world_size):
     port = str(_free_port())
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [
@@ -124,7 +124,7 @@ def test_a_rank_of_several_ends_with_its_status_before_the_interpreter_is_taken_
     told = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [75] * world_size
     assert all(text.startswith("worked\n") for text in told)
-    assert ["taken down" in text for text in told] == [world_size == 1] * world_size
+    assert not any("taken down" in text for text in told)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
