@@ -36,7 +36,8 @@ _CGROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
-_SHORT_ROWS = 1024  # attention.SHORT: what imports no torch says it again, and a test holds them equal
+# attention.SHORT and eager.QUERIES: what imports no torch says them again, and a test holds them equal
+_SHORT_ROWS, _BLOCK = 1024, 256
 _RUNTIME = {"cpu": 500 << 20, "cuda": 1500 << 20}  # torch, DeepSpeed and their tables; CUDA's context and NCCL
 
 Where = tuple[Ranks, Literal["cpu", "cuda"]]
@@ -147,7 +148,8 @@ def _activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
     """Bytes that the blocks save for the backward pass.
 
     Per token and block: the stream and its norm, before either part; what attention reads and writes; what the
-    feed-forward layer reads and writes. On CPU also the probabilities of short rows, one triangle of them.
+    feed-forward layer reads and writes. On CPU also the probabilities of short rows: of each query, those of the keys
+    up to the end of its block.
     """
     model, tensor, length = recipe.model, engine.tensor_parallel_size, recipe.train.sequence_length
     tokens, size = _tokens(recipe, engine), _size(recipe)
@@ -158,12 +160,14 @@ def _activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
     )
     gated = model.feed_forward == "swiglu"
     inner = model.intermediate_size // tensor * (1 if model.moe is None else model.moe.num_experts_per_tok)
-    block = 4 * width + 3 * heads + 2 * keys + (4 if gated else 2) * inner
+    bent = 2 if not gated else 3 if device == "cpu" else 4  # eager.SwiGlu keeps no sigmoid
+    block = 4 * width + 3 * heads + 2 * keys + bent * inner
     products = 2 * width + heads + 2 * keys + (2 if gated else 1) * inner
     table = 0
     if device == "cpu" and length <= _SHORT_ROWS:
         copies = engine.sequence_parallel_size * tensor
-        table = engine.micro_batch_size * model.num_attention_heads // copies * length**2 * size // 2
+        pairs = length * (length + min(length, _BLOCK)) // 2
+        table = engine.micro_batch_size * model.num_attention_heads // copies * pairs * size
     elif device == "cpu":  # who may see whom, as bits and as what the kernel adds
         table = engine.micro_batch_size * length**2 * (1 + size) // model.num_hidden_layers
     kept = {"none": block, "selective": width + products, "full": width}[engine.activation_checkpointing]

@@ -15,7 +15,6 @@ through a pipe.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import os
@@ -30,6 +29,7 @@ from typing import IO, Any, NamedTuple
 from data_pipeline.readers.html import Page, extract
 from data_pipeline.readers.record import Fault, Record, sample
 from governance.errors import PipelineError
+from governance.heap import keep_freed_memory
 
 MAX_PAGE_BYTES = 16 << 20
 """Larger pages are refused unread: what the parser makes of them would not fit a worker's memory."""
@@ -43,7 +43,6 @@ MEMORY_PER_BYTE = 80
 _TIRED_BYTES = 128 << 20  # a child that keeps so much more than at its start gives way to another
 _KEPT_BYTES = 16 << 20
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _COUNT = struct.Struct("<Q")  # of pages that follow, or of bytes of the answer
 _HEAD = struct.Struct("<QQdQ")  # bytes of the page, bytes of the charset's name, CPU-seconds, bytes of memory
 _READY = b"ready\n"
@@ -195,7 +194,7 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who interrupts the run closes the pipe
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _keep_memory()
+    keep_freed_memory(_KEPT_BYTES, _KEPT_BYTES // 4)  # to fault it in again costs half of a small page's time
     gc.freeze()  # what was loaded is here to stay
     start = _address_space()
     source, answers = sys.stdin.buffer, sys.stdout.buffer
@@ -210,19 +209,6 @@ def serve() -> None:
             said = json.dumps([tired, [reply for reply, _ in replies]], ensure_ascii=False).encode("utf-8", "replace")
             answers.write(b"".join((_COUNT.pack(len(said)), said, *(text for _, text in replies))))
             answers.flush()
-
-
-def _keep_memory() -> None:
-    """Let glibc keep what a page's end frees for the next page: to fault it in again costs half of a small page's time.
-
-    Another C library goes on as it does.
-    """
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    set_option(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-    set_option(_M_MMAP_THRESHOLD, _KEPT_BYTES // 4)
 
 
 def _address_space() -> int:

@@ -33,6 +33,17 @@ def inlined(function: Callable[..., Any]) -> Any:
     return njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)(function)
 
 
+def loose(function: Callable[..., Any]) -> Any:
+    """An `inlined` part that may fuse a product with a sum, and sum in any order; NaN and infinity keep their rules.
+
+    It vectorises and its last bits depend on the processor, so nothing that a digest covers may come out of it.
+    """
+    free = {"reassoc", "contract", "nsz"}
+    return njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, fastmath=free)(
+        function
+    )
+
+
 class _FolderCache(FunctionCache):  # type: ignore[misc]
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from pretrain.model.eager import BlockAttention, by_hand, reach_of
+from pretrain.model.eager import BlockAttention, block_starts, by_hand, first_keys, has_kernels
 from pretrain.model_config import ModelConfig
 
 BLOCK = 128  # FlexAttention's block of queries and of keys, in tokens
@@ -96,16 +96,14 @@ def _spread(q: torch.Tensor, *narrow: torch.Tensor) -> list[torch.Tensor]:
 
 
 def block_attention(segments: torch.Tensor, rule: Rule) -> Attend:
-    """Matrix products over blocks of queries; rows that are one document each share one table."""
-    alone = bool((segments == segments[:, :1]).all())
-    pairs = allowed_pairs(segments[:1] if alone else segments, rule.window)
-    reach = reach_of(pairs)
-    tables: dict[torch.dtype, torch.Tensor] = {}
+    """Matrix products over blocks of queries and kernels between them, for numbers that the kernels know."""
+    firsts = first_keys(segments, rule.window)
+    starts = block_starts(firsts)
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        if q.dtype not in tables:
-            tables[q.dtype] = torch.zeros(pairs.shape, dtype=q.dtype).masked_fill_(~pairs, float("-inf"))
-        return BlockAttention.apply(q, *_spread(q, k, v), tables[q.dtype], reach, rule.scale)
+        if not has_kernels(q):
+            return tabled_attention(segments, rule)(q, k, v)
+        return BlockAttention.apply(q, *_spread(q, k, v), firsts, starts, rule.scale)
 
     return attend
 

@@ -10,11 +10,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
-_PIECE = 1 << 19  # numbers of a piece that stays in a core's cache
-_QUERIES = 64  # queries of a block of attention; 128 is as fast, 256 reads too much above the diagonal
+from pretrain.kernels import bends
+from pretrain.kernels.norms import normal_slopes, normalise
+from pretrain.kernels.softmax import slope, soften
+from pretrain.kernels.threads import over, parts_of
+from pretrain.kernels.turning import turn
+
+QUERIES = 256  # queries of a block of attention: where a row has no more, torch copies nothing for its products
 
 
 def by_hand(x: torch.Tensor) -> bool:
@@ -22,46 +28,35 @@ def by_hand(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def has_kernels(x: torch.Tensor) -> bool:
+    """Whether `pretrain.kernels` are the faster way for this tensor: they know bf16 and fp32."""
+    return by_hand(x) and x.dtype in (torch.bfloat16, torch.float32)
+
+
 class RootMeanSquare(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in pieces of rows that stay in the cache; sums in fp32."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in bf16 or fp32; sums in fp32."""
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
         """[..., size], [size] -> [..., size], in the type of x."""
-        size = x.shape[-1]
-        flat = x.reshape(-1, size)
-        out, inverse = torch.empty_like(flat), torch.empty(len(flat), 1, dtype=torch.float32)
-        step = max(1, _PIECE // size)
-        for start in range(0, len(flat), step):
-            rows = slice(start, start + step)
-            part = flat[rows].float()
-            torch.linalg.vecdot(part, part, out=inverse[rows, 0])
-            part = part * inverse[rows].div_(size).add_(eps).rsqrt_()
-            out[rows] = part if weight is None else part.mul_(weight)
-        ctx.save_for_backward(flat, weight, inverse)
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        wide = torch.ones(rows.shape[1]) if weight is None else weight.float()
+        out, inverse = torch.empty_like(rows), torch.empty(len(rows), dtype=torch.float32)
+        over(normalise, len(rows), (rows, out, inverse, wide), np.float32(eps))
+        ctx.save_for_backward(rows, inverse, wide)
+        ctx.weight_type = None if weight is None else weight.dtype
         return out.view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """With y = x / rms: dx = (g w - y mean(g w y)) / rms, dw = sum of g y."""
-        flat, weight, inverse = ctx.saved_tensors
-        size = flat.shape[-1]
-        into = gradient.reshape(-1, size)
-        for_x = torch.empty_like(flat)
-        for_weight = None if weight is None else torch.zeros(size, dtype=torch.float32)
-        step = max(1, _PIECE // size)
-        for start in range(0, len(flat), step):
-            rows = slice(start, start + step)
-            normal = flat[rows] * inverse[rows]
-            scaled = into[rows].float()
-            if for_weight is not None:
-                for_weight += (scaled * normal).sum(0)
-                scaled = scaled * weight
-            normal *= torch.linalg.vecdot(scaled, normal).div_(size).unsqueeze(-1)
-            for_x[rows] = (scaled - normal).mul_(inverse[rows])
-        return for_x.view(gradient.shape), None if for_weight is None else for_weight.to(weight.dtype), None
+        rows, inverse, wide = ctx.saved_tensors
+        out, sums = torch.empty_like(rows), torch.zeros(parts_of(len(rows)), rows.shape[1])
+        over(normal_slopes, len(rows), (rows, gradient.reshape(rows.shape).contiguous(), inverse, out, sums, wide))
+        for_weight = None if ctx.weight_type is None else sums.sum(0).to(ctx.weight_type)
+        return out.view(gradient.shape), for_weight, None
 
 
 class Rotate(torch.autograd.Function):
@@ -72,7 +67,7 @@ class Rotate(torch.autograd.Function):
         """[B, H, L, D], [2, B, 1, L, D / 2] -> [B, H, L, D], contiguous: heads first, as attention reads."""
         ctx.save_for_backward(angles)
         out = torch.empty(x.shape, dtype=x.dtype)
-        _turn(x, angles[0], angles[1], out)
+        _turn(x, angles, out, 1.0)
         return out
 
     @staticmethod
@@ -81,39 +76,42 @@ class Rotate(torch.autograd.Function):
         """The same with the angles negated; tokens first in memory, as the projection's backward reads."""
         (angles,) = ctx.saved_tensors
         out = torch.empty_like(gradient.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-        _turn(gradient, angles[0], -angles[1], out)
+        _turn(gradient, angles, out, -1.0)
         return out, None
 
 
-def _turn(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, out: torch.Tensor) -> None:
-    low, high = x.chunk(2, dim=-1)
-    first, second = out.chunk(2, dim=-1)
-    torch.mul(low, cosines, out=first).addcmul_(high, sines, value=-1)
-    torch.mul(high, cosines, out=second).addcmul_(low, sines)
+def _turn(x: torch.Tensor, angles: torch.Tensor, out: torch.Tensor, sign: float) -> None:
+    rows, heads, length, size = x.shape
+    orders = (not x.is_contiguous(), not out.is_contiguous())
+    if orders[0]:
+        x = x.transpose(1, 2).contiguous()
+    cosines, sines = angles.reshape(2, rows * length, size // 2).contiguous()
+    written = out.transpose(1, 2) if orders[1] else out
+    given = (x.view(-1), cosines, sines, written.view(-1))
+    over(turn, rows * length, given, (heads, length, size), orders, np.float32(sign))
 
 
 class BlockAttention(torch.autograd.Function):
     """Softmax attention by matrix products over blocks of queries, each with the keys that one of it may see.
 
-    Keeps the probabilities, O(B H L^2 / 2) numbers in the type of q: for short rows. In bf16 the logits are rounded
-    before the softmax, as where attention is written out with matrix products.
+    Keeps the probabilities, in the type of q: for short rows. In bf16 the logits are rounded before the softmax, as
+    where attention is written out with matrix products.
     """
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, reach: Any, scale: float
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, firsts: torch.Tensor, starts: Any, scale: float
     ) -> torch.Tensor:
         """Attend.
 
         Args:
             ctx: autograd's.
-            q: [B, H, L, D], and so are k and v.
+            q: [B, H, L, D], bf16 or fp32, and so are k and v.
             k: the keys.
             v: the values.
-            table: [B or 1, 1, L, L] in the type of q, 0 where a query may see a key and -inf elsewhere.
-            reach: of each block of `_QUERIES` queries: the first key that one may see, the first that not all may see
-                in every row, the end.
+            firsts: int32 [B, L], the first key that a query sees; it sees all from there to itself.
+            starts: of each block of `QUERIES` queries the first key that one of them sees (`first_keys`).
             scale: what products are multiplied by.
 
         Returns:
@@ -122,50 +120,108 @@ class BlockAttention(torch.autograd.Function):
         shape = q.shape
         q, k, v = (x.reshape(-1, *shape[2:]) for x in (q, k, v))
         out, kept = torch.empty_like(q), []
-        for number, (first, unsure, end) in enumerate(reach):
-            queries, keys = slice(number * _QUERIES, end), slice(first, end)
-            products = torch.baddbmm(q.new_empty(()), q[:, queries], k[:, keys].transpose(1, 2), beta=0.0, alpha=scale)
-            logits = products.view(*shape[:2], *products.shape[1:])
-            logits[..., unsure - first :] += table[:, :, queries, unsure:end]
-            kept.append(torch.softmax(products, -1))
-            out[:, queries] = torch.bmm(kept[-1], v[:, keys])
-        ctx.save_for_backward(q, k, v, *kept)
-        ctx.shape, ctx.reach, ctx.scale = shape, reach, scale
+        for number, first in enumerate(starts):
+            queries, keys = _block(number, first, shape[2])
+            logits = torch.baddbmm(q.new_empty(()), q[:, queries], k[:, keys].transpose(1, 2), beta=0.0, alpha=scale)
+            over(soften, len(logits), (logits, firsts), queries.start, first)
+            torch.bmm(logits, v[:, keys], out=out[:, queries])
+            kept.append(logits)
+        ctx.save_for_backward(q, k, v, firsts, *kept)
+        ctx.shape, ctx.starts, ctx.scale = shape, starts, scale
         return out.view(shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """With P the probabilities: dV = P' g, dS = P (g V' - rowsum(P g V')), dQ = dS K, dK = dS' Q."""
-        q, k, v, *kept = ctx.saved_tensors
+        q, k, v, firsts, *kept = ctx.saved_tensors
         into = gradient.reshape(q.shape)
-        for_q, for_k, for_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for number, (first, _, end) in enumerate(ctx.reach):
-            queries, keys = slice(number * _QUERIES, end), slice(first, end)
-            chances = kept[number]
-            products = torch.bmm(into[:, queries], v[:, keys].transpose(1, 2))
-            slopes = torch._softmax_backward_data(products, chances, -1, chances.dtype)
-            for_q[:, queries] = torch.bmm(slopes, k[:, keys])
-            for_k[:, keys] += torch.bmm(slopes.transpose(1, 2), q[:, queries])
-            for_v[:, keys] += torch.bmm(chances.transpose(1, 2), into[:, queries])
-        for_q *= ctx.scale
-        for_k *= ctx.scale
+        for_q, for_k, for_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        for number, first in reversed([*enumerate(ctx.starts)]):
+            queries, keys = _block(number, first, q.shape[1])
+            slopes = torch.bmm(into[:, queries], v[:, keys].transpose(1, 2))
+            told = (slopes, kept[number], firsts)
+            over(slope, len(slopes), told, queries.start, first, np.float32(ctx.scale))
+            torch.bmm(slopes, k[:, keys], out=for_q[:, queries])
+            _gather(for_k, keys, slopes, q[:, queries], number == len(kept) - 1)
+            _gather(for_v, keys, kept[number], into[:, queries], number == len(kept) - 1)
         return for_q.view(ctx.shape), for_k.view(ctx.shape), for_v.view(ctx.shape), None, None, None
 
 
-def reach_of(pairs: torch.Tensor) -> tuple[tuple[int, int, int], ...]:
-    """What `BlockAttention` may leave out, from the table of allowed pairs [B or 1, 1, L, L]; O(B L^2) once a batch.
+def _block(number: int, first: int, length: int) -> tuple[slice, slice]:
+    """Queries of a block, and the keys that it sees."""
+    end = min(length, (number + 1) * QUERIES)
+    return slice(number * QUERIES, end), slice(first, end)
 
-    Every query must see itself and nothing after it.
+
+def _gather(total: torch.Tensor, keys: slice, left: torch.Tensor, right: torch.Tensor, latest: bool) -> None:
+    """Add left' right to the keys' rows of `total`, which begins with the last block: what it does not see is 0."""
+    if latest:
+        total[:, : keys.start] = 0
+        torch.bmm(left.transpose(1, 2), right, out=total[:, keys])
+    else:
+        total[:, keys].baddbmm_(left.transpose(1, 2), right)
+
+
+def first_keys(segments: torch.Tensor, window: int | None) -> torch.Tensor:
+    """int32 [B, L]: the first key that each query sees.
+
+    Args:
+        segments: [B, L], the number of each token's document; a document is one run of its row.
+        window: how many tokens a token sees, itself included; none: all of its document so far.
     """
-    length = pairs.shape[-1]
-    seen_by_some, seen_by_all = pairs.any(0)[0], pairs.all(0)[0]
-    found = []
-    for start in range(0, length, _QUERIES):
-        end = min(length, start + _QUERIES)
-        some, every = seen_by_some[start:end, :end].any(0), seen_by_all[start:end, :end].all(0)
-        first = int(some.int().argmax())
-        rest = every[first:]
-        unsure = first + (len(rest) if bool(rest.all()) else int(rest.int().argmin()))
-        found.append((first, unsure, end))
-    return tuple(found)
+    places = torch.arange(segments.shape[1], dtype=torch.int32).expand(segments.shape)
+    begins = torch.zeros(segments.shape, dtype=torch.int32)
+    begins[:, 1:] = torch.where(segments.diff(dim=1) != 0, places[:, 1:], 0)
+    firsts = begins.cummax(1).values
+    return firsts if window is None else torch.maximum(firsts, places - (window - 1))
+
+
+def block_starts(firsts: torch.Tensor) -> tuple[int, ...]:
+    """The first key that one query of a block sees, of each block, from `first_keys`."""
+    return tuple(int(block.min()) for block in firsts.split(QUERIES, dim=1))
+
+
+class SquaredRelu(torch.autograd.Function):
+    """max(x, 0)^2 in bf16 or fp32, and its gradient from x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        """[...] -> [...]."""
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        out = torch.empty_like(x)
+        over(bends.square, x.numel(), (x.view(-1), out.view(-1)))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """From x, which nobody else keeps."""
+        (x,) = ctx.saved_tensors
+        out = torch.empty_like(x)
+        over(bends.square_slope, x.numel(), (x.view(-1), gradient.contiguous().view(-1), out.view(-1)))
+        return out
+
+
+class SwiGlu(torch.autograd.Function):
+    """silu(gate) up in bf16 or fp32, and both gradients in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """[...], [...] -> [...]."""
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up)
+        out = torch.empty_like(gate)
+        over(bends.swiglu, gate.numel(), (gate.view(-1), up.view(-1), out.view(-1)))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both gradients."""
+        gate, up = ctx.saved_tensors
+        for_gate, for_up = torch.empty_like(gate), torch.empty_like(up)
+        given = (gate, up, gradient.contiguous(), for_gate, for_up)
+        over(bends.swiglu_slopes, gate.numel(), tuple(x.view(-1) for x in given))
+        return for_gate, for_up

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pretrain.model.eager import SquaredRelu, SwiGlu, has_kernels
 from pretrain.model_config import ModelConfig
 
 
@@ -24,11 +25,17 @@ class FeedForward(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., hidden] -> [..., hidden]."""
         if self.kind == "swiglu":
-            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+            return self.down_proj(_gated(self.gate_proj(x), self.up_proj(x)))
         return self.down_proj(_bend(self.up_proj(x), self.kind))
+
+
+def _gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return SwiGlu.apply(gate, up) if has_kernels(gate) else F.silu(gate) * up
 
 
 def _bend(x: torch.Tensor, kind: str) -> torch.Tensor:
     if kind == "gelu":
         return F.gelu(x)
-    return F.relu(x) if kind == "relu" else F.relu(x).square()
+    if kind == "relu":
+        return F.relu(x)
+    return SquaredRelu.apply(x) if has_kernels(x) else F.relu(x).square()

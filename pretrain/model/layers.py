@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain.model.attention import DocumentMask
-from pretrain.model.eager import RootMeanSquare, by_hand
+from pretrain.model.eager import RootMeanSquare, has_kernels
 from pretrain.model.experts import Experts
 from pretrain.model.feed_forward import FeedForward
 from pretrain.model.positions import rotate
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., size] -> [..., size]."""
-        if by_hand(x):
+        if has_kernels(x):
             return RootMeanSquare.apply(x, self.weight, self.eps)
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 

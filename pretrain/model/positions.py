@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from pretrain.model.eager import Rotate, by_hand
+from pretrain.model.eager import Rotate, has_kernels
 from pretrain.model_config import ModelConfig, RopeScaling
 
 
@@ -60,7 +60,7 @@ def _kept_by_channel(plain: torch.Tensor, config: ModelConfig, scaling: RopeScal
 def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Turn each pair of channels (i, i + D/2) of x [B, H, L, D] by its angle, as Hugging Face's Llama pairs them."""
     angles = angles.to(x.dtype)  # under autocast the stream is fp32, and queries are not
-    if by_hand(x):
+    if has_kernels(x):
         return Rotate.apply(x, angles)
     low, high = x.chunk(2, dim=-1)
     cosines, sines = angles

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pretrain import memory
 from pretrain.model import attention as kernels
 from pretrain.model.attention import Rule, allowed_pairs
-from pretrain.model.eager import reach_of
+from pretrain.model.eager import QUERIES, block_starts, first_keys
 from tests.pretrain.small_models import config
 
 
@@ -55,7 +55,7 @@ def test_all_kernels_agree(segments, rule):
 
 
 @pytest.mark.parametrize("window", [None, 30])
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("length", [1, 255, 256, 257, 600])
 def test_gradients_by_hand_are_those_of_autograd(length, window):
     segments, told = cut(length, 0.03), []
     for make in (kernels.block_attention, kernels.written_out):
@@ -80,16 +80,22 @@ def test_bf16_attention_is_as_near_to_the_truth_as_its_inputs():
     window=st.one_of(st.none(), st.integers(1, 200)),
 )
 @settings(max_examples=40, deadline=None)
-def test_a_block_leaves_out_nothing_that_is_seen(lengths, window):
+def test_the_first_keys_say_what_the_table_says(lengths, window):
     total = max(map(sum, lengths))
     numbers = [torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in lengths]
     segments = torch.stack([torch.nn.functional.pad(row, (0, total - len(row)), value=9) for row in numbers])
-    pairs = allowed_pairs(segments, window)
-    for number, (first, unsure, end) in enumerate(reach_of(pairs)):
-        block = pairs[:, :, number * 64 : end]
-        assert not block[..., :first].any()
-        assert not block[..., end:].any()
-        assert block[..., first:unsure].all()
+    firsts = first_keys(segments, window)
+    places = torch.arange(total)
+    seen = (places >= firsts[..., None]) & (places <= places[:, None])
+    assert torch.equal(seen[:, None], allowed_pairs(segments, window))
+    for block, start in enumerate(block_starts(firsts)):
+        assert start == firsts[:, QUERIES * block : QUERIES * (block + 1)].min()
+
+
+def test_numbers_that_the_kernels_do_not_know_go_by_the_table():
+    q, k, v = (x.double() for x in heads(32))
+    expected = kernels.written_out(cut(32), Rule(0.25))(q, k, v)
+    torch.testing.assert_close(kernels.attention(cut(32), Rule(0.25))(q, k, v), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_the_mask_is_built_once_for_each_kind_of_layer(monkeypatch):
@@ -109,4 +115,4 @@ def test_long_rows_of_one_document_need_no_table(monkeypatch):
 
 
 def test_the_estimate_of_memory_knows_which_rows_are_short():
-    assert memory._SHORT_ROWS == kernels.SHORT
+    assert (memory._SHORT_ROWS, memory._BLOCK) == (kernels.SHORT, QUERIES)

@@ -1,12 +1,30 @@
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
+from pretrain.kernels.threads import over
 from pretrain.model import eager
 from pretrain.model.positions import rotary_angles, rotate
+from tests.pretrain import kernels_of_widths as widths
 from tests.pretrain.small_models import config
+
+TYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture
+def with_threads():
+    """Set how many threads torch, and so a kernel, uses."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def both(function, plain, *inputs):
@@ -20,23 +38,77 @@ def both(function, plain, *inputs):
     return zip(*told, strict=True)
 
 
-@pytest.mark.parametrize("piece", [1 << 19, 40])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rms_norm_is_torchs(dtype, piece, monkeypatch):
-    monkeypatch.setattr(eager, "_PIECE", piece)
+def near(dtype):
+    """How near two ways come whose sums are taken in another order."""
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    return {"atol": tolerance, "rtol": tolerance}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_rms_norm_is_torchs(dtype, threads, with_threads):
+    with_threads(threads)
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(3, 5, 24, generator=generator).to(dtype), torch.randn(24, generator=generator).to(dtype)
-    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.02}
     for ours, plain in both(
         lambda x, weight: eager.RootMeanSquare.apply(x, weight, 1e-5),
         lambda x, weight: F.rms_norm(x, (24,), weight, 1e-5),
         x, weight,
     ):  # fmt: skip
-        torch.testing.assert_close(ours, plain, **tolerance)
+        torch.testing.assert_close(ours, plain, **near(dtype))
     for ours, plain in both(
         lambda x: eager.RootMeanSquare.apply(x, None, 1e-5), lambda x: F.rms_norm(x, (24,), None, 1e-5), x
     ):
-        torch.testing.assert_close(ours, plain, **tolerance)
+        torch.testing.assert_close(ours, plain, **near(dtype))
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_functions_of_the_feed_forward_are_their_formulas(dtype, strided):
+    gate, up = torch.randn(2, 3, 7, 33, generator=torch.Generator().manual_seed(0)).mul(4).to(dtype)
+    if strided:
+        gate, up = gate.transpose(0, 1), up.transpose(0, 1)
+    for ours, plain in both(
+        eager.SwiGlu.apply, lambda gate, up: (F.silu(gate.float()) * up.float()).to(dtype), gate, up
+    ):
+        torch.testing.assert_close(ours, plain, **near(dtype))
+    for ours, plain in both(eager.SquaredRelu.apply, lambda x: F.relu(x).square(), gate):
+        torch.testing.assert_close(ours, plain, **near(dtype))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1e4, 1e4, -0.0])
+def test_what_is_not_finite_stays_so_and_what_is_far_stays_finite(value, dtype):
+    x = torch.full((1, 40), value, dtype=dtype)
+    one = torch.ones_like(x)
+    for ours, plain in (
+        (eager.SwiGlu.apply(x, one), F.silu(x)),
+        (eager.SquaredRelu.apply(x), F.relu(x).square()),
+        (eager.RootMeanSquare.apply(x, None, 1e-5), F.rms_norm(x, (40,), None, 1e-5)),
+    ):
+        assert torch.equal(ours.isfinite(), plain.isfinite())
+        torch.testing.assert_close(ours[ours.isfinite()], plain[ours.isfinite()], rtol=0.01, atol=1e-30)
+
+
+@given(hnp.arrays(np.float32, st.integers(1, 80), elements=st.floats(width=32)))
+@settings(max_examples=60, deadline=None)
+def test_rounding_to_bf16_is_torchs(values):
+    out = torch.empty(len(values), dtype=torch.bfloat16)
+    over(widths.narrow, len(values), (torch.from_numpy(values), out))
+    torch.testing.assert_close(out, torch.from_numpy(values).bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+@given(st.floats(-87, 88, width=32))
+@settings(max_examples=300, deadline=None)
+def test_the_exponential_is_within_three_last_places(x):
+    out = torch.empty(1)
+    over(widths.raised, 1, (torch.tensor([x]), out))
+    assert abs(out.item() - math.exp(x)) <= 3 * 2**-23 * math.exp(x)
+
+
+def test_kernels_refuse_what_they_do_not_know():
+    with pytest.raises(TypeError, match=r"not torch\.float64"):
+        eager.SquaredRelu.apply(torch.zeros(3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("transposed", [True, False])
@@ -48,7 +120,7 @@ def test_turning_by_hand_is_the_formula(transposed, monkeypatch):
     by_hand = both(lambda x: eager.Rotate.apply(x, angles), lambda x: _formula(x, angles), x)
     for ours, plain in by_hand:
         torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-6)
-    monkeypatch.setattr("pretrain.model.positions.by_hand", lambda x: False)
+    monkeypatch.setattr("pretrain.model.positions.has_kernels", lambda x: False)
     torch.testing.assert_close(told[0], rotate(x, angles), atol=1e-6, rtol=1e-6)
 
 

@@ -1,0 +1,46 @@
+"""Sharing a kernel's work among as many threads as torch uses: kernels hold no lock of Python's."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from pretrain.kernels.numbers import array_of
+
+_MOST = 16  # more threads than this take longer to call than they save
+
+
+def parts_of(count: int) -> int:
+    """Among how many threads `count` rows are shared."""
+    return max(1, min(torch.get_num_threads(), _MOST, count))
+
+
+def over(kernel: Callable[..., None], count: int, tensors: tuple[torch.Tensor, ...], *rest: Any) -> None:
+    """Call `kernel(part, start, end, *arrays, *rest)` for equal parts of `count` rows, at once; returns when all ended.
+
+    Args:
+        kernel: does what concerns the rows start..end, and writes nothing else.
+        count: of rows, as the kernel understands them.
+        tensors: contiguous, bf16, fp32 or int32; the kernel gets their memory.
+        rest: given to each call as it is.
+    """
+    arrays = [array_of(tensor) for tensor in tensors]
+    parts = parts_of(count)
+    edges = [count * part // parts for part in range(parts + 1)]
+    first, *others = enumerate(itertools.pairwise(edges))
+    pool = _pool(os.getpid())  # a forked child has no threads of its parent's
+    waiting = [pool.submit(kernel, part, *rows, *arrays, *rest) for part, rows in others]
+    kernel(first[0], *first[1], *arrays, *rest)
+    for one in waiting:
+        one.result()
+
+
+@functools.cache
+def _pool(_process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_MOST - 1, thread_name_prefix="kernel")
