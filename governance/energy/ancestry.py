@@ -39,6 +39,12 @@ def read_trainings(manifests: Iterable[Manifest], root: Path) -> tuple[dict[str,
     return trainings, walk.known
 
 
+def behind(corpus: Manifest, manifests: Iterable[Manifest], root: Path) -> Training:
+    """A corpus with everything that it was made from, as if a training had used it."""
+    found = _Walk(manifests, root).training(corpus)
+    return Training((corpus.folder, *found.data), starts=found.starts, gaps=found.gaps)
+
+
 class _Walk:
     def __init__(self, manifests: Iterable[Manifest], root: Path) -> None:
         self.root = root

@@ -86,8 +86,17 @@ class Cumulative:
     """Ancestors without a record, without a known share, or gone: nothing of these is in `sum`."""
 
 
+def surviving(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
+    """The pieces that survived, by the artifact that they went into."""
+    found: dict[str, list[Piece]] = {}
+    for piece in pieces:
+        if piece.outcome == "surviving" and piece.artifact is not None:
+            found.setdefault(piece.artifact, []).append(piece)
+    return found
+
+
 def cumulative(
-    pieces: Sequence[Piece],
+    survived: Mapping[str, Sequence[Piece]],
     trainings: Mapping[str, Training],
     artifact: str,
     step: int | None,
@@ -97,7 +106,7 @@ def cumulative(
     """What a checkpoint cost with its ancestors.
 
     Args:
-        pieces: of the whole ledger.
+        survived: the whole ledger's (`surviving`).
         trainings: by artifact; one that is not there is `missing`, and so is what is behind it.
         artifact: the checkpoint's training.
         step: the checkpoint's step; None is the last.
@@ -105,10 +114,6 @@ def cumulative(
         recorded: what the manifests of artifacts say, for those that no piece names (ledgers of earlier releases).
     """
     line = _line(trainings, artifact, step)
-    survived: dict[str, list[Piece]] = {}
-    for piece in pieces:
-        if piece.outcome == "surviving" and piece.artifact is not None:
-            survived.setdefault(piece.artifact, []).append(piece)
     parts: list[Part] = []
     missing: list[str] = []
     for name, until in line.items():
@@ -118,13 +123,38 @@ def cumulative(
         if not own or name not in trainings:
             missing.append(name)
         missing += [f"what is behind {gap}" for gap in trainings.get(name, Training()).gaps]
-    for name, share in _shares(trainings, line, method).items():
-        made = add(survived[name]) if name in survived else (recorded or {}).get(name)
+    used, unrecorded = _data_parts(survived, _shares(trainings, line, method), recorded or {})
+    parts += used
+    missing += unrecorded
+    return Cumulative(combine([part.sum for part in parts], whole=not missing), tuple(parts), tuple(missing))
+
+
+def data_work(
+    survived: Mapping[str, Sequence[Piece]], corpus: Training, recorded: Mapping[str, Sum] | None = None
+) -> Cumulative:
+    """What a corpus took, all that it was made from included; a model behind it is not."""
+    parts, missing = _data_parts(survived, dict.fromkeys(corpus.data, Fraction(1)), recorded or {})
+    missing += [f"what is behind {gap}" for gap in corpus.gaps]
+    return Cumulative(combine([part.sum for part in parts], whole=not missing), tuple(parts), tuple(missing))
+
+
+def _data_parts(
+    survived: Mapping[str, Sequence[Piece]], shares: Mapping[str, Fraction | None], recorded: Mapping[str, Sum]
+) -> tuple[list[Part], list[str]]:
+    parts: list[Part] = []
+    missing: list[str] = []
+    for name, share in shares.items():
+        made = add(survived[name]) if name in survived else recorded.get(name)
         if share is None or made is None:
             missing.append(name)
         else:
             parts.append(Part(name, "data", share, None, _scaled(made, share)))
-    return Cumulative(combine([part.sum for part in parts], whole=not missing), tuple(parts), tuple(missing))
+    return parts, missing
+
+
+def up_to(pieces: Iterable[Piece], step: int) -> list[Piece]:
+    """Those of one training that went into the checkpoints up to a step."""
+    return [piece for piece in pieces if _within(piece, step)]
 
 
 def _within(piece: Piece, step: int | None) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from governance.energy.ancestry import read_trainings, recorded
 from governance.energy.attribution import Sum, add, settle
 from governance.energy.ledger import own_file, read_ledger
-from governance.energy.views import BY_TOKENS, METHODS, WHOLE, Start, Training, cumulative, rate
+from governance.energy.views import BY_TOKENS, METHODS, WHOLE, Start, Training, cumulative, rate, surviving
 from governance.files import append_line, json_text
 from governance.manifest import Input, Manifest, write_manifest
 from tests.governance.test_energy_histories import History, added, attempt
@@ -121,10 +121,10 @@ def test_every_view_keeps_the_law_whatever_happened(tmp_path_factory, plans, ori
     everything = add(pieces)
     assert everything.measured == added(books.read)
     assert everything.wasted == added(books.wasted)
-    origins = books.origins(origin_plans)
+    origins, survived = books.origins(origin_plans), surviving(pieces)
     for training in books.trainings.values():
         for step in sorted({step for step, _ in training.live}):
-            view = cumulative(pieces, origins, training.artifact, step, method)
+            view = cumulative(survived, origins, training.artifact, step, method)
             expected, whole = books.reckon(origins, training.artifact, step, method)
             assert view.sum.measured == expected
             assert view.sum.measured is not None or not any(part.sum.measured is not None for part in view.parts)
@@ -135,7 +135,7 @@ def test_every_view_keeps_the_law_whatever_happened(tmp_path_factory, plans, ori
             named = [part.artifact for part in view.parts]
             assert len(named) == len(set(named))
             if method == BY_TOKENS and not view.missing:
-                most = cumulative(pieces, origins, training.artifact, step, WHOLE).sum.measured
+                most = cumulative(survived, origins, training.artifact, step, WHOLE).sum.measured
                 assert (view.sum.measured or 0) <= (most or 0)
 
 
@@ -150,28 +150,28 @@ def test_a_child_inherits_and_shares_of_one_corpus_add_up_to_the_whole(tmp_path)
     marked(path, "encode/c", 0, 1000)
     marked(path, "train/p", 10, 500, "train", resumed_from=0, step=10)
     marked(path, "train/k", 20, 70, "train", resumed_from=0, step=4)
-    pieces = settle(read_ledger(path))
+    survived = surviving(settle(read_ledger(path)))
     parent = Training(("encode/c",), 100, {10: 30})
     child = Training(("encode/c",), 100, {4: 25}, (Start("train/p", 10),))
     trainings = {"train/p": parent, "train/k": child}
-    assert cumulative(pieces, trainings, "train/p", 10).sum.measured == 500 + 300
-    assert cumulative(pieces, trainings, "train/k", 4).sum.measured == 70 + 500 + 300 + 250
-    assert cumulative(pieces, trainings, "train/k", 4, WHOLE).sum.measured == 70 + 500 + 1000
+    assert cumulative(survived, trainings, "train/p", 10).sum.measured == 500 + 300
+    assert cumulative(survived, trainings, "train/k", 4).sum.measured == 70 + 500 + 300 + 250
+    assert cumulative(survived, trainings, "train/k", 4, WHOLE).sum.measured == 70 + 500 + 1000
     greedy = {**trainings, "train/k": Training(("encode/c",), 100, {4: 90}, child.starts)}
-    assert cumulative(pieces, greedy, "train/k", 4).sum.measured == 70 + 500 + 1000
+    assert cumulative(survived, greedy, "train/k", 4).sum.measured == 70 + 500 + 1000
 
 
 def test_an_ancestor_without_a_record_leaves_no_upper_bound_and_is_named(tmp_path):
     path = own_file(tmp_path / "energy.jsonl")
     marked(path, "train/k", 20, 70, "train", resumed_from=0, step=4)
-    pieces = settle(read_ledger(path))
+    survived = surviving(settle(read_ledger(path)))
     trainings = {"train/k": Training(("encode/c",), 100, {4: 25}, (Start("train/gone", 9),))}
-    view = cumulative(pieces, trainings, "train/k", 4)
+    view = cumulative(survived, trainings, "train/k", 4)
     assert (view.sum.measured, view.sum.high, view.missing) == (70, None, ("train/gone", "encode/c"))
     told = {"encode/c": Sum(400, 400, 0, 0, 300, 500, 0.0, 0.0, ("RAPL",))}
-    view = cumulative(pieces, trainings, "train/k", 4, recorded=told)
+    view = cumulative(survived, trainings, "train/k", 4, recorded=told)
     assert (view.sum.measured, view.sum.low, view.missing) == (170, 70 + 75, ("train/gone",))
-    assert cumulative(pieces, {}, "train/none", 4).sum.measured is None
+    assert cumulative(survived, {}, "train/none", 4).sum.measured is None
 
 
 def test_a_rate_of_nothing_is_unknown():
