@@ -33,15 +33,16 @@ def read_trainings(manifests: Iterable[Manifest], root: Path) -> tuple[dict[str,
     waiting = [folder for folder, manifest in walk.known.items() if manifest.stage == TRAIN]
     trainings: dict[str, Training] = {}
     for folder in waiting:
-        if folder not in trainings and (manifest := walk.find(folder)) is not None and manifest.stage == TRAIN:
-            trainings[folder] = walk.training(manifest)
+        made = walk.find(folder) or walk.unfinished.get(folder)
+        if folder not in trainings and made is not None and made.stage in (TRAIN, CHECKPOINT):
+            trainings[folder] = walk.training(made, folder)
             waiting += [start.artifact for start in trainings[folder].starts]
     return trainings, walk.known
 
 
 def behind(corpus: Manifest, manifests: Iterable[Manifest], root: Path) -> Training:
     """A corpus with everything that it was made from, as if a training had used it."""
-    found = _Walk(manifests, root).training(corpus)
+    found = _Walk(manifests, root).training(corpus, corpus.folder)
     return Training((corpus.folder, *found.data), starts=found.starts, gaps=found.gaps)
 
 
@@ -49,6 +50,8 @@ class _Walk:
     def __init__(self, manifests: Iterable[Manifest], root: Path) -> None:
         self.root = root
         self.known = {manifest.folder: manifest for manifest in manifests}
+        self.unfinished: dict[str, Manifest] = {}
+        """A checkpoint of a training, by the training's folder: it names the same inputs."""
 
     def find(self, folder: str) -> Manifest | None:
         """The manifest in a folder; None where it is gone or torn."""
@@ -59,9 +62,8 @@ class _Walk:
                 return None
         return self.known[folder]
 
-    def training(self, manifest: Manifest) -> Training:
-        """What a training's manifest, and those behind it, say."""
-        own = manifest.folder
+    def training(self, manifest: Manifest, own: str) -> Training:
+        """What the manifest of a training, or of a checkpoint of it, and those behind it say."""
         data: dict[str, None] = {}
         starts: dict[Start, None] = {}
         gaps: list[str] = []
@@ -80,7 +82,7 @@ class _Walk:
             behind = self.find(folder)
             waiting += behind.inputs if behind is not None else ()
             gaps += [folder] if behind is None else []
-        return Training(tuple(data), self._held(tokens), self._used(manifest), tuple(starts), tuple(gaps))
+        return Training(tuple(data), self._held(tokens), self._used(manifest, own), tuple(starts), tuple(gaps))
 
     def _start(self, item: Input, folder: str) -> Start:
         """The training of a checkpoint; a checkpoint that is gone stands for itself, and has no record."""
@@ -90,7 +92,9 @@ class _Walk:
         key = checkpoint.config.get("train_key") if checkpoint is not None else None
         if checkpoint is None or not isinstance(key, str):
             return Start(folder, None)
-        return Start(f"{TRAIN}/{key[:KEY_LENGTH]}", checkpoint.config.get("step"))
+        training = f"{TRAIN}/{key[:KEY_LENGTH]}"
+        self.unfinished[training] = checkpoint
+        return Start(training, checkpoint.config.get("step"))
 
     def _held(self, tokens: Iterable[Input]) -> int | None:
         """Tokens to train on in the shards that a training names; None where one does not say."""
@@ -103,9 +107,9 @@ class _Walk:
             total += held
         return total or None
 
-    def _used(self, manifest: Manifest) -> dict[int, int]:
+    def _used(self, manifest: Manifest, own: str) -> dict[int, int]:
         """Tokens that were shown up to each step, from the record; the last step's from the manifest."""
-        lines = read_lines(self.root / manifest.folder / "metrics.jsonl")
+        lines = read_lines(self.root / own / "metrics.jsonl")
         used = {
             line["step"]: line["tokens"]
             for line in lines

@@ -240,7 +240,7 @@ def footprint_section(found: Mapping[str, Any]) -> Html:
             _amount(figure["value"], figure["at_least"], write),
             _between(figure["low"], figure["high"], write),
             ", ".join(figure["factors"]) or "–",
-            f"set {', '.join(figure['needs'])}" if figure["needs"] else "–",
+            ", ".join(figure["needs"]) or "–",
         ])  # fmt: skip
     factors = [
         [

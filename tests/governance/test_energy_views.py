@@ -210,6 +210,9 @@ def test_ancestors_are_read_from_manifests(tmp_path):
     }
     assert set(known) == {m.folder for m in (raw, tokenizer, encode, parent, middle, child)}
     assert recorded(known.values())[encode.folder].measured == 2500
+    (tmp_path / parent.path).unlink()  # it was stopped: a checkpoint is all that stands of it
+    trainings, _ = read_trainings([child], tmp_path)
+    assert trainings[parent.folder] == Training(data, 640, {})
     (tmp_path / raw.path).unlink()
     (tmp_path / middle.path).unlink()
     trainings, _ = read_trainings([child], tmp_path)
