@@ -92,7 +92,7 @@ def intensity_of(intervals: Sequence[Interval], factors: Factors) -> Grid:
     """
     grid = UNKNOWN if factors.grid is None else Band(*factors.grid.band)
     if factors.by_hour is None:
-        needs = () if factors.grid else ("energy.factors.grid", "or energy.factors.country with the extra `carbon`")
+        needs = () if factors.grid else ("energy.factors.grid (or country, with codecarbon installed)",)
         return Grid(grid, None, ("grid",) if factors.grid else (), needs)
     covered = total = grams = 0.0
     for begin, end, millijoules in _samples(intervals):
@@ -234,7 +234,7 @@ def _embodied(factors: Factors, seconds: float | None, whole_nodes: bool) -> Fig
 
 
 def _sci(total: Figure, tokens: int | None) -> Figure:
-    name, unit = "SCI (ISO/IEC 21031:2024)", "g CO2e per 10^9 tokens"
+    name, unit = "SCI, for a billion tokens (ISO/IEC 21031:2024)", "g CO2e per 10^9 tokens"
     if not tokens:
         return Figure(name, unit, UNKNOWN, (), (*total.needs, "a training"))
     units = tokens / TOKENS

@@ -6,7 +6,7 @@ Every figure has an id below `energy.views.rows`, `energy.views.rates` and `ener
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ _VIEWS = {
 }
 
 
+NONE = "–"
 _UNPRICED = Rate(None, None, None)
 
 
@@ -110,18 +111,18 @@ def view_facts(
         tokens = used.get(step)
         since = None if tokens is None or (before and before not in used) else tokens - used.get(before, 0)
         rows = {
-            "marginal": (add(piece for piece in own if piece.checkpoint == step), since),
-            "training": (add(up_to(own, step)), tokens),
-            "cumulative": (line.sum, tokens),
-            "cumulative_whole": (whole.sum, tokens),
+            "marginal": (add(piece for piece in own if piece.checkpoint == step), since, False),
+            "training": (add(up_to(own, step)), tokens, False),
+            "cumulative": (line.sum, tokens, bool(line.missing)),
+            "cumulative_whole": (whole.sum, tokens, bool(whole.missing)),
         }
     last_tokens = None if train is None else train.stats.get("tokens")
-    rows["fully_loaded"] = (add(pieces), last_tokens)
+    rows["fully_loaded"] = (add(pieces), last_tokens, False)
     return {
         "artifact": None if train is None else train.folder,
         "step": step,
         "method": BY_TOKENS,
-        "rows": {name: _row(name, told, tokens, footing) for name, (told, tokens) in rows.items()},
+        "rows": {name: _row(*row, footing) for name, row in rows.items()},
         "parts": [
             {
                 "artifact": part.artifact,
@@ -129,15 +130,16 @@ def view_facts(
                 "step": part.step,
                 "share": float(part.share),
                 "joules": _joules(part.sum.measured),
+                "from": "ledger" if part.artifact in survived else "manifest",
             }
             for part in (line.parts if line is not None else ())
         ],
         "missing": list(line.missing) if line is not None else [],
-        "rates": _rates(survived, manifests, root, ancestry, rows.get("training")),
+        "rates": _rates(survived, manifests, root, ancestry, rows["training"][0] if "training" in rows else None),
     }
 
 
-def _row(name: str, told: Sum, tokens: int | None, footing: tuple[Grid, Factors]) -> dict[str, Any]:
+def _row(told: Sum, tokens: int | None, incomplete: bool, footing: tuple[Grid, Factors]) -> dict[str, Any]:
     known = told.measured is not None
     band = Band(*(_joules(value) if known else None for value in (told.low, told.measured, told.high)))
     figure = carbon(band, *footing)
@@ -145,6 +147,7 @@ def _row(name: str, told: Sum, tokens: int | None, footing: tuple[Grid, Factors]
         "joules": band.value,
         "low": band.low,
         "high": band.high,
+        "at_least": known and (incomplete or told.unmeasured_seconds > 0),
         "surviving": _joules(told.surviving),
         "wasted": _joules(told.wasted),
         "running": _joules(told.unknown),
@@ -159,14 +162,14 @@ def _rates(
     manifests: Sequence[Manifest],
     root: Path,
     ancestry: Ancestry,
-    training: tuple[Sum, int | None] | None,
+    training: Sum | None,
 ) -> dict[str, Any]:
     """Joules of data work for a document that was kept, and of training for a nat that its loss fell."""
     documents = next((m.stats.get("documents_kept") for m in manifests if m.stage in ("encode", "pack")), None)
     corpus = ancestry.corpus
     price = rate(data_work(survived, corpus, ancestry.recorded).sum, documents) if corpus is not None else _UNPRICED
     nats = _nats_fallen(manifests, root)
-    of_loss = _UNPRICED if training is None else rate(training[0], nats)
+    of_loss = _UNPRICED if training is None else rate(training, nats)
     return {
         "documents": documents,
         "per_document": asdict(price),
@@ -198,19 +201,20 @@ def views_section(found: Mapping[str, Any]) -> Html | None:
         return None
     rows = [
         [
-            [tag("b", _VIEWS[name][0]), ", ", _VIEWS[name][1]],
-            energy(row["joules"]),
+            _VIEWS[name][0],
+            _amount(row["joules"], row["at_least"], energy),
             _between(row["low"], row["high"], energy),
             energy(row["wasted"]),
             UNKNOWN if row["per_token"]["joules"] is None else f"{compact(row['per_token']['joules'])} J",
-            _amount(row["carbon"]["value"], row["carbon"]["at_least"], grams),
+            _amount(row["carbon"]["value"], row["at_least"] or row["carbon"]["at_least"], grams),
+            _VIEWS[name][1],
         ]
         for name, row in views["rows"].items()
     ]
-    head = ["view", "energy", "from, to", "of that wasted", "a token", "CO2e, location-based"]
+    head = ["view", "energy", "from, to", "of that wasted", "a token", "CO2e, location-based", "what is in it"]
     title = "What it cost" if views["step"] is None else f"What the checkpoint of step {number(views['step'])} cost"
     parts = [
-        [tag("code", part["artifact"]), part["kind"], share(part["share"]), energy(part["joules"])]
+        [tag("code", part["artifact"]), part["kind"], share(part["share"]), energy(part["joules"]), part["from"]]
         for part in views["parts"]
     ]
     rates = views["rates"]
@@ -223,7 +227,7 @@ def views_section(found: Mapping[str, Any]) -> Html | None:
         table(title, head, rows, numeric=(1, 2, 3, 4, 5)),
         tag("p", " ".join(prices), class_="note"),
         tag("p", gaps, class_="note") if views["missing"] else None,
-        table("Its ancestors, and the share of each", ["artifact", "kind", "share", "energy"], parts, numeric=(2, 3))
+        table("What is in it, by tokens used", ["artifact", "kind", "share", "energy", "from"], parts, numeric=(2, 3))
         if parts
         else None,
     ])  # fmt: skip
@@ -234,19 +238,18 @@ def footprint_section(found: Mapping[str, Any]) -> Html:
     told = found["energy"]["footprint"]
     rows = []
     for figure in told["figures"].values():
-        write = grams if figure["unit"] == "g CO2e" else lambda value, unit=figure["unit"]: f"{compact(value)} {unit}"
+        write = grams if figure["unit"].startswith("g CO2e") else _in_unit(figure["unit"])
+        low, high = (NONE if figure[name] is None else write(figure[name]) for name in ("low", "high"))
+        needs = ", ".join(need.replace("energy.factors.", "") for need in figure["needs"])
         rows.append([
-            figure["name"],
-            _amount(figure["value"], figure["at_least"], write),
-            _between(figure["low"], figure["high"], write),
-            ", ".join(figure["factors"]) or "–",
-            ", ".join(figure["needs"]) or "–",
+            figure["name"], _amount(figure["value"], figure["at_least"], write), low, high,
+            [", ".join(figure["factors"]), tag("b", f" not set: {needs}") if needs else None],
         ])  # fmt: skip
     factors = [
         [
             tag("code", name),
             UNKNOWN if factor["value"] is None else f"{compact(factor['value'])} {factor['unit']}",
-            _between(factor["low"], factor["high"], compact) if factor["low"] is not None else "–",
+            _between(factor["low"], factor["high"], compact) if factor["low"] is not None else NONE,
             str(factor["year"]),
             factor["source"],
         ]
@@ -255,14 +258,19 @@ def footprint_section(found: Mapping[str, Any]) -> Html:
     place = f" Country: {told['country']}." if told["country"] else ""
     note = (
         f"Boundary: {told['boundary']}. Low and high multiply the meter's bounds and those of each factor: scenarios,"
-        f" no confidence interval. Location-based, market-based: GHG Protocol, Scope 2 Guidance (2015).{place}"
+        f" no confidence interval. Location-based, market-based: GHG Protocol, Scope 2 Guidance (2015). What is not set"
+        f" is unknown, not zero; it is set in [energy.factors] of the configuration.{place}"
     )
     head = ["factor", "value", "from, to", "year", "source"]
     return join([
-        table("Footprint", ["figure", "central", "from, to", "factors", "what is missing"], rows, numeric=(1, 2)),
+        table("Footprint", ["figure", "central", "low", "high", "reckoned with"], rows, numeric=(1, 2, 3)),
         table("Factors of the footprint", head, factors, numeric=(1, 2)) if factors else None,
         tag("p", note, class_="note"),
     ])  # fmt: skip
+
+
+def _in_unit(unit: str) -> Callable[[float | None], str]:
+    return lambda value: UNKNOWN if value is None else f"{compact(value)} {unit}"
 
 
 def grams(value: float | None) -> str:
@@ -275,13 +283,13 @@ def grams(value: float | None) -> str:
     return f"{value:.3g} g"
 
 
-def _amount(value: float | None, at_least: bool, write: Any) -> str:
+def _amount(value: float | None, at_least: bool, write: Callable[[float | None], str]) -> str:
     if value is None:
         return UNKNOWN
     return f"at least {write(value)}" if at_least else write(value)
 
 
-def _between(low: float | None, high: float | None, write: Any) -> str:
+def _between(low: float | None, high: float | None, write: Callable[[float | None], str]) -> str:
     if low is None:
         return UNKNOWN
     return f"{write(low)} to {write(high)}" if high is not None else f"at least {write(low)}"

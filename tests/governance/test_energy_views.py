@@ -6,12 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from governance.config import Section
 from governance.energy.ancestry import read_trainings, recorded
 from governance.energy.attribution import Sum, add, settle
 from governance.energy.ledger import own_file, read_ledger
+from governance.energy.meters import EnergyConfig, meter
 from governance.energy.views import BY_TOKENS, METHODS, WHOLE, Start, Training, cumulative, rate, surviving
 from governance.files import append_line, json_text
 from governance.manifest import Input, Manifest, write_manifest
+from governance.stage import UNKNOWN_ENERGY, Made, Recipe, Runtime, run_stage
 from tests.governance.test_energy_histories import History, added, attempt
 from tests.governance.test_energy_ledger import write_line
 
@@ -226,3 +229,18 @@ def test_the_last_step_stands_for_a_training_without_one(tmp_path):
     assert training.share(15, WHOLE) == 1
     with pytest.raises(AttributeError):
         training.held = 1
+
+
+class Nothing(Section):
+    """A stage without settings."""
+
+
+def test_the_ledger_names_the_artifact_of_data_work_and_its_manifest_does_not(tmp_path):
+    runtime = Runtime(tmp_path, meter=meter(EnergyConfig(), tmp_path / "energy.jsonl"))
+    made = run_stage(Recipe("clean", 1, Nothing()), [], runtime, lambda folder: Made([], {}))
+    [survived] = surviving(settle(read_ledger(tmp_path / "energy.jsonl"))).items()
+    assert survived[0] == made.folder
+    assert sum(piece.millijoules or 0 for piece in survived[1]) == round(1000 * (made.run["energy"]["joules"] or 0))
+    assert "artifact" not in made.run["energy"]
+    plain = run_stage(Recipe("clean", 2, Nothing()), [], Runtime(tmp_path), lambda folder: Made([], {}))
+    assert plain.run["energy"] == UNKNOWN_ENERGY
