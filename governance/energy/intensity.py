@@ -16,7 +16,6 @@ nearest row.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import math
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from governance.errors import ConfigError
+from governance.files import sha256_bytes
 
 COLUMNS = ("time", "grams_per_kwh")
 _LONGEST_STEP = timedelta(days=1)
@@ -82,7 +82,7 @@ def read_intensity(path: Path) -> IntensitySeries:
         raise ConfigError(f"{path}, line {rows.reader.line_num}: is no CSV: {error}.") from error
     if len(times) < 2:
         raise ConfigError(f"{path}: has {len(times)} row(s); at least two are needed to know how long a row holds.")
-    return IntensitySeries(times[0], times[1] - times[0], tuple(grams), hashlib.sha256(raw).hexdigest())
+    return IntensitySeries(times[0], times[1] - times[0], tuple(grams), sha256_bytes(raw))
 
 
 def _time(text: str | None, where: str) -> datetime:
