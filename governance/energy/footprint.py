@@ -64,14 +64,14 @@ class Figure:
     unit: str
     band: Band
     factors: tuple[str, ...]
-    """What it was reckoned with (`Footprint.factors`)."""
+    """Settings that it was reckoned with."""
     needs: tuple[str, ...]
     """Settings without which it is unknown, or is only a part."""
 
     @property
     def at_least(self) -> bool:
-        """Whether its value leaves a part out that is not zero."""
-        return self.band.value is not None and bool(self.needs)
+        """Whether its value may leave a part out: no meter saw it, or no PUE tells of the building."""
+        return self.band.value is not None and self.band.high is None
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class Grid:
     band: Band
     covered: float | None
     """Part of the energy in the rows; None where no CSV is given."""
+    in_rows: float | None
+    """The mean over that part."""
     used: tuple[str, ...]
     needs: tuple[str, ...]
 
@@ -93,24 +95,24 @@ def intensity_of(intervals: Sequence[Interval], factors: Factors) -> Grid:
     grid = UNKNOWN if factors.grid is None else Band(*factors.grid.band)
     if factors.by_hour is None:
         needs = () if factors.grid else ("energy.factors.grid (or country, with codecarbon installed)",)
-        return Grid(grid, None, ("grid",) if factors.grid else (), needs)
+        return Grid(grid, None, None, ("grid",) if factors.grid else (), needs)
     covered = total = grams = 0.0
     for begin, end, millijoules in _samples(intervals):
         total += millijoules
-        mean = mean_intensity(factors.by_hour.series, begin, end)
-        if mean is not None:
+        intensity = mean_intensity(factors.by_hour.series, begin, end)
+        if intensity is not None:
             covered += millijoules
-            grams += millijoules * mean
+            grams += millijoules * intensity
     if not total:
-        return Grid(UNKNOWN, None, (), ("a ledger of the energy, to know the hours",))
+        return Grid(UNKNOWN, None, None, (), ("a ledger of the energy, to know the hours",))
     inside = Band(*([grams / total] * 3))
-    part = covered / total
+    part, mean = covered / total, grams / covered if covered else None
     if covered == total:
-        return Grid(inside, part, ("by_hour",), ())
+        return Grid(inside, part, mean, ("by_hour",), ())
     if factors.grid is None:
-        return Grid(UNKNOWN, part, (), (f"energy.factors.grid, for {1 - part:.1%} of it outside the CSV's rows",))
+        return Grid(UNKNOWN, part, mean, (), (f"energy.factors.grid, for {1 - part:.1%} of it outside the CSV's rows",))
     rest = grid.each(Band(*([1 - part] * 3)), "*")
-    return Grid(inside.each(rest, "+"), part, ("by_hour", "grid") if covered else ("grid",), ())
+    return Grid(inside.each(rest, "+"), part, mean, ("by_hour", "grid") if covered else ("grid",), ())
 
 
 def _samples(intervals: Iterable[Interval]) -> Iterable[tuple[datetime, datetime, int]]:
@@ -249,7 +251,6 @@ def factors_used(factors: Factors, grid: Grid) -> Mapping[str, Mapping[str, obje
         if isinstance(factor, Factor):
             told[name] = {**factor.model_dump(mode="json"), "unit": unit}
         elif factor is not None:
-            value = grid.band.value if grid.covered == 1 else None
             about = {"source": factor.source, "year": factor.year, "sha256": factor.sha256, "covered": grid.covered}
-            told[name] = {"value": value, "low": None, "high": None, **about, "unit": unit}
+            told[name] = {"value": grid.in_rows, "low": None, "high": None, **about, "unit": unit}
     return told

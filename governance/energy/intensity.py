@@ -37,7 +37,7 @@ class IntensitySeries:
     """When the first begins, in UTC."""
     step: timedelta
     grams_per_kwh: tuple[float, ...]
-    """At least two."""
+    """As read: at least two."""
     sha256: str
     """Of the file that it was read from."""
 

@@ -8,12 +8,12 @@
 
 Data work is shared out by tokens used: a training that was shown u of the h tokens that its corpus holds takes u / h of
 what the corpus and everything behind it took, at most the whole; several trainings of one line add their shares up, at
-most to the whole. "whole" is the other method: the first training that needs a corpus answers for all of it.
+most to the whole. "whole" is the other method: a training answers for all of its corpus.
 
 Nothing is counted twice: a training or an artifact that is reached on two ways counts once. What is behind a
 checkpoint and has no record, or no known share, stands in `missing`; the sum then says "at least", it has no upper
-bound. Cumulative + what it leaves out = fully loaded, exactly: a part of a share is rounded down to a millijoule and
-stays with what is left out. Reports and documents are in no view.
+bound. Cumulative + what it leaves out = fully loaded, exactly, where the ledger names every artifact: a share is
+rounded down to the millijoule, and the rest stays with what is left out.
 """
 
 from __future__ import annotations

@@ -111,13 +111,13 @@ def view_facts(
         tokens = used.get(step)
         since = None if tokens is None or (before and before not in used) else tokens - used.get(before, 0)
         rows = {
-            "marginal": (add(piece for piece in own if piece.checkpoint == step), since, False),
-            "training": (add(up_to(own, step)), tokens, False),
-            "cumulative": (line.sum, tokens, bool(line.missing)),
-            "cumulative_whole": (whole.sum, tokens, bool(whole.missing)),
+            "marginal": (add(piece for piece in own if piece.checkpoint == step), since),
+            "training": (add(up_to(own, step)), tokens),
+            "cumulative": (line.sum, tokens),
+            "cumulative_whole": (whole.sum, tokens),
         }
     last_tokens = None if train is None else train.stats.get("tokens")
-    rows["fully_loaded"] = (add(pieces), last_tokens, False)
+    rows["fully_loaded"] = (add(pieces), last_tokens)
     return {
         "artifact": None if train is None else train.folder,
         "step": step,
@@ -139,7 +139,7 @@ def view_facts(
     }
 
 
-def _row(told: Sum, tokens: int | None, incomplete: bool, footing: tuple[Grid, Factors]) -> dict[str, Any]:
+def _row(told: Sum, tokens: int | None, footing: tuple[Grid, Factors]) -> dict[str, Any]:
     known = told.measured is not None
     band = Band(*(_joules(value) if known else None for value in (told.low, told.measured, told.high)))
     figure = carbon(band, *footing)
@@ -147,7 +147,7 @@ def _row(told: Sum, tokens: int | None, incomplete: bool, footing: tuple[Grid, F
         "joules": band.value,
         "low": band.low,
         "high": band.high,
-        "at_least": known and (incomplete or told.unmeasured_seconds > 0),
+        "at_least": known and told.high is None,
         "surviving": _joules(told.surviving),
         "wasted": _joules(told.wasted),
         "running": _joules(told.unknown),
