@@ -57,3 +57,8 @@ def test_a_real_run_names_all_that_is_behind_its_checkpoint(project_copy):  # no
     assert figure["needs"] == ["energy.factors.pue"]
     assert views["rates"]["per_document"]["joules"] > 0
     assert views["rates"]["per_nat"]["joules"] > 0
+    by_hour = 'energy.factors.by_hour={path="nowhere.csv", source="the operator", year=2025}'
+    done = assay("run", project_copy / "run.toml", "--root", project_copy / "other", "--set", by_hour)
+    assert done.returncode == 78  # before the first stage, not after the training
+    assert "nowhere.csv" in done.stderr
+    assert not (project_copy / "other").exists()

@@ -305,11 +305,6 @@ def test_fewer_tokens_than_a_batch(project, capsys, tales):
         ("optim.warmup_steps=13", ["warm"]),
         ("engine.zero_stage=0", ["zero_stage", "bf16"]),
         ('governance.policy="nowhere.toml"', ["nowhere.toml", "no such file"]),
-        ("energy.factors.pue={value=1.2}", ["energy.factors.pue.source", "energy.factors.pue.year"]),
-        (
-            'energy.factors.by_hour={path="nowhere.csv", source="the grid", year=2026}',
-            ["nowhere.csv", "cannot be read"],
-        ),
     ],
 )
 def test_a_wrong_configuration_is_told_with_its_mend(project, override, words, capsys):

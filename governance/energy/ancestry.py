@@ -21,15 +21,20 @@ TRAIN, CHECKPOINT = "train", "checkpoint"
 _NO_WORK = (*SOURCES, "verdict")
 
 
-def read_trainings(manifests: Iterable[Manifest], root: Path) -> tuple[dict[str, Training], dict[str, Manifest]]:
+def read_trainings(
+    manifests: Iterable[Manifest], root: Path, records: Path | None = None
+) -> tuple[dict[str, Training], dict[str, Manifest]]:
     """The trainings among `manifests` and those that they were started from, and every artifact that was walked.
 
-    An artifact that is not among `manifests` is read below `root`; one that is not there is a gap.
+    Args:
+        manifests: artifacts that are known.
+        root: where another one is read; one that is not there is a gap.
+        records: where a training's record is looked for before `root`.
 
     Returns:
         training's folder -> Training; artifact's folder -> manifest.
     """
-    walk = _Walk(manifests, root)
+    walk = _Walk(manifests, root, records or root)
     waiting = [folder for folder, manifest in walk.known.items() if manifest.stage == TRAIN]
     trainings: dict[str, Training] = {}
     for folder in waiting:
@@ -42,13 +47,13 @@ def read_trainings(manifests: Iterable[Manifest], root: Path) -> tuple[dict[str,
 
 def behind(corpus: Manifest, manifests: Iterable[Manifest], root: Path) -> Training:
     """A corpus with everything that it was made from, as if a training had used it."""
-    found = _Walk(manifests, root).training(corpus, corpus.folder)
+    found = _Walk(manifests, root, root).training(corpus, corpus.folder)
     return Training((corpus.folder, *found.data), starts=found.starts, gaps=found.gaps)
 
 
 class _Walk:
-    def __init__(self, manifests: Iterable[Manifest], root: Path) -> None:
-        self.root = root
+    def __init__(self, manifests: Iterable[Manifest], root: Path, records: Path) -> None:
+        self.root, self.records = root, records
         self.known = {manifest.folder: manifest for manifest in manifests}
         self.unfinished: dict[str, Manifest] = {}
         """A checkpoint of a training, by the training's folder: it names the same inputs."""
@@ -109,7 +114,8 @@ class _Walk:
 
     def _used(self, manifest: Manifest, own: str) -> dict[int, int]:
         """Tokens that were shown up to each step, from the record; the last step's from the manifest."""
-        lines = read_lines(self.root / own / "metrics.jsonl")
+        record = f"{own}/metrics.jsonl"
+        lines = read_lines((self.records if (self.records / record).exists() else self.root) / record)
         used = {
             line["step"]: line["tokens"]
             for line in lines

@@ -17,16 +17,24 @@ from governance.reports.footprint import Ancestry, footprint_facts, read_ancestr
 _REPORTS = ("report", "documents")
 
 
-def energy_facts(manifests: Sequence[Manifest], root: Path, factors: Factors | None = None) -> dict[str, Any]:
+def energy_facts(
+    manifests: Sequence[Manifest], root: Path, factors: Factors | None = None, then: Path | None = None
+) -> dict[str, Any]:
     """The total with its bounds and methods, energy by stage, waste by cause, energy of checkpoints, views, footprint.
 
     The total is the ledger's, which holds failed attempts as well; without a ledger it is the sum over the manifests.
     The making of reports and documents is not in it.
 
+    Args:
+        manifests: the artifacts that are reported on.
+        root: the artifacts' root; manifests behind these are read there.
+        factors: what turns energy into carbon and water; None: nothing is known of it.
+        then: where the ledger and the training's record lie; None is the root.
+
     Raises:
         ManifestError: the ledger is of another schema.
     """
-    intervals = _measured(root)
+    intervals = _measured(then or root)
     pieces = settle(intervals)
     measured = [piece for piece in pieces if piece.millijoules is not None]
     total = _of_sum(add(pieces), bool(measured)) if pieces else _of_manifests(manifests)
@@ -34,7 +42,7 @@ def energy_facts(manifests: Sequence[Manifest], root: Path, factors: Factors | N
     artifacts = {manifest.stage for manifest in manifests}
     trained = next((manifest for manifest in manifests if manifest.stage == "train"), None)
     scopes = sorted({str(_block(manifest).get("scope")) for manifest in manifests if _block(manifest).get("scope")})
-    ancestry = read_ancestry(manifests, root)
+    ancestry = read_ancestry(manifests, root, then or root)
     tokens = trained.stats.get("tokens") if trained else None
     grid, footprint = footprint_facts(total, intervals, factors or Factors(), set(scopes) <= {"node"}, tokens)
     return {
@@ -51,7 +59,7 @@ def energy_facts(manifests: Sequence[Manifest], root: Path, factors: Factors | N
         ],
         "wasted_by_cause": {cause: _joules(value) for cause, value in wasted_by_cause(pieces).items()},
         "checkpoints": _checkpoints(pieces, trained.folder, ancestry) if trained else [],
-        "views": view_facts(pieces, manifests, root, ancestry, (grid, factors or Factors())),
+        "views": view_facts(pieces, manifests, then or root, ancestry, (grid, factors or Factors())),
         "footprint": footprint,
         "missing": sorted({text for manifest in manifests for text in _block(manifest)["coverage"].get("missing", [])}),
     }

@@ -52,9 +52,9 @@ class Ancestry:
     """What the tokens are and what is behind them; None without token shards."""
 
 
-def read_ancestry(manifests: Sequence[Manifest], root: Path) -> Ancestry:
-    """Read the manifests behind these."""
-    trainings, known = read_trainings(manifests, root)
+def read_ancestry(manifests: Sequence[Manifest], root: Path, records: Path) -> Ancestry:
+    """Read the manifests behind these; `records` is as `read_trainings` takes it."""
+    trainings, known = read_trainings(manifests, root, records)
     tokens = {manifest.stage: manifest for manifest in manifests if manifest.stage in ("encode", "pack")}
     corpus = tokens.get("pack", tokens.get("encode"))
     return Ancestry(

@@ -125,3 +125,12 @@ def test_hours_of_a_csv_weigh_the_energy_of_the_ledger(run, tmp_path):
     assert found["factors"]["by_hour"]["value"] == pytest.approx(40)
     assert found["figures"]["carbon_location"]["value"] == pytest.approx(3099.75 / 3.6e6 * 40)
     assert found["figures"]["carbon_location"]["at_least"]
+
+
+def test_ledger_and_record_may_lie_elsewhere(run, tmp_path):
+    root, made, _, found, _ = run
+    for path in ("energy.jsonl", f"{folder('train')}/metrics.jsonl"):
+        write_text(tmp_path / path, (root / path).read_text(encoding="utf-8"))
+    append_line(tmp_path / "energy.jsonl", json.dumps({"kind": "of a later release"}))
+    told = energy_facts(list(made.values()), root, FACTORS, tmp_path)
+    assert json.loads(json.dumps(told)) == found["energy"]
