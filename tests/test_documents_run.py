@@ -47,6 +47,9 @@ def test_a_real_run_names_all_that_is_behind_its_checkpoint(project_copy):  # no
     stages = {part["artifact"].partition("/")[0]: part for part in views["parts"]}
     assert {"train", "encode", "tokenizer", "clean", "ingest"} <= set(stages)
     assert {part["from"] for part in views["parts"]} == {"ledger"}
+    if found["total"]["unmeasured_seconds"]:  # another run of this node had the meter: then nothing may look complete
+        assert all(row["joules"] is None or row["at_least"] for row in (rows["cumulative"], rows["fully_loaded"]))
+        pytest.skip("another run's meter had this node while the run was made")
     order = ("marginal", "training", "cumulative", "cumulative_whole", "fully_loaded")
     joules = [rows[name]["joules"] for name in order]
     assert joules == sorted(joules)
@@ -57,8 +60,11 @@ def test_a_real_run_names_all_that_is_behind_its_checkpoint(project_copy):  # no
     assert figure["needs"] == ["energy.factors.pue"]
     assert views["rates"]["per_document"]["joules"] > 0
     assert views["rates"]["per_nat"]["joules"] > 0
+
+
+def test_a_csv_that_is_not_there_is_told_before_the_first_stage(project_copy):  # noqa: F811
     by_hour = 'energy.factors.by_hour={path="nowhere.csv", source="the operator", year=2025}'
     done = assay("run", project_copy / "run.toml", "--root", project_copy / "other", "--set", by_hour)
-    assert done.returncode == 78  # before the first stage, not after the training
+    assert done.returncode == 78
     assert "nowhere.csv" in done.stderr
     assert not (project_copy / "other").exists()

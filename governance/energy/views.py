@@ -235,7 +235,7 @@ class Rate:
 
 def rate(energy: Sum, units: float | None) -> Rate:
     """Energy for each unit; unknown where the units are unknown or none: a loss that did not fall has no price."""
-    if units is None or units <= 0:
+    if energy.measured is None or units is None or units <= 0:
         return Rate(None, None, None)
     told = [None if value is None else value / 1000 / units for value in (energy.measured, energy.low, energy.high)]
     return Rate(*told)

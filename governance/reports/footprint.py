@@ -36,8 +36,6 @@ _VIEWS = {
     "cumulative_whole": ("with ancestors, data whole", "their work, and all of the data work"),
     "fully_loaded": ("fully loaded", "every attempt under this root, wasted work too"),
 }
-
-
 NONE = "–"
 _UNPRICED = Rate(None, None, None)
 

@@ -181,6 +181,7 @@ def test_a_rate_of_nothing_is_unknown():
     energy = Sum(3000, 3000, 0, 0, 2000, None, 0.0, 0.0, ())
     assert (rate(energy, 2).joules, rate(energy, 2).low, rate(energy, 2).high) == (1.5, 1.0, None)
     assert rate(energy, 0).joules is rate(energy, None).joules is rate(energy, -0.1).low is None
+    assert rate(Sum(None, None, 0, 0, 0, None, 60.0, 0.0, ()), 5).low is None  # no meter: not even a bound
 
 
 def artifact(root, stage, key, inputs=(), stats=None, config=None, energy=None):
