@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from governance.energy.factors import Factors
 from governance.errors import ManifestError
 from governance.manifest import Manifest
 from governance.reports.cluster import cluster_facts
@@ -30,9 +31,13 @@ _COUNTS = ("documents_in", "documents_kept", "bytes_in", "bytes_kept")
 
 
 def facts(
-    artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], root: Path, rules: Mask = mask
+    artifacts: Mapping[str, Manifest],
+    verdict: Mapping[str, Any],
+    root: Path,
+    rules: Mask = mask,
+    factors: Factors | None = None,
 ) -> dict[str, Any]:
-    """Everything that the page shows; `rules` mask personal data in examples.
+    """Everything that the page shows; `rules` mask personal data in examples, `factors` make a footprint of energy.
 
     Raises:
         ManifestError: an artifact's file cannot be read.
@@ -63,7 +68,7 @@ def facts(
             stage: scalars(artifacts[stage].stats) for stage in ("tokenizer", "encode", "pack") if stage in artifacts
         },
         "training": training_facts(artifacts["train"], root) if "train" in artifacts else None,
-        "energy": energy_facts(manifests, root),
+        "energy": energy_facts(manifests, root, factors),
         "cluster": cluster_facts(root),
         "lineage": [_lineage(manifest) for manifest in manifests],
         "environment": environment(manifests),
