@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks, read_ranks, slurm_attempt
 from pretrain.fence import hold_folder
 from pretrain.preemption import Leave, watch_signals
-from pretrain.tracking import About, open_record
+from pretrain.tracking import About, Table, open_record
 
 if TYPE_CHECKING:
     from pretrain.checkpoint import TrainState
@@ -51,11 +51,13 @@ def train(
     before_start: Callable[[], None] = lambda: None,
     suite: Callable[[], Suite] | None = None,
     evidence: tuple[Input, ...] = (),
+    shown: Callable[[], Mapping[str, Table | float | None]] = dict,
 ) -> Manifest:
     """Train, or find trained; `before_start` runs before anything is opened, and may refuse by raising.
 
     `suite` opens the questions of `recipe.evaluation`, encoded as the tokens are. `evidence` (a verdict) is named by
-    the mirrors of the run beside what it is trained on, and decides nothing. Called on every rank; returns the run's
+    the mirrors of the run beside what it is trained on, and decides nothing; `shown` is what they show beside the charts
+    (`About.shown`). Called on every rank; returns the run's
     manifest on every rank. A finished run is found without importing torch.
 
     Raises:
@@ -78,7 +80,7 @@ def train(
         raise TypeError("recipe.evaluation names tasks: pass the suite that asks them")
     with watch_signals() as leave:
         questions = suite() if suite and recipe.evaluation.tasks else None
-        about = About(recipe, key, (tokens.as_input(), *evidence), runtime.head)
+        about = About(recipe, key, (tokens.as_input(), *evidence), runtime.head, shown)
         return _train(tokens, about, settings, runtime, leave, questions)
 
 
