@@ -152,6 +152,7 @@ def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> M
     Raises:
         GateClosed: the verdict does not let this corpus through; no step is computed.
     """
+    from pretrain.tracking import Beside
     from pretrain.train import train
 
     config = run.config
@@ -166,8 +167,8 @@ def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> M
     suite = partial(_suite, run, artifacts, runtime, config.train.sequence_length)
     verdict = verdict_path(artifacts["encode"], run.policy, runtime.root)
     evidence = Input(stage="verdict", digest=sha256_file(verdict), path=str(verdict.relative_to(runtime.root)))
-    shown = partial(_shown, run, artifacts, runtime)
-    return train(tokens, recipe, config.settings, runtime, suite=suite, evidence=(evidence,), shown=shown)
+    beside = Beside((evidence,), partial(_shown, run, artifacts, runtime))
+    return train(tokens, recipe, config.settings, runtime, suite=suite, beside=beside)
 
 
 def _shown(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> dict[str, Table | float | None]:

@@ -44,6 +44,19 @@ class Table:
     rows: Sequence[Sequence[Any]]
 
 
+Shown = Callable[[], Mapping[str, Table | float | None]]
+"""Tables and figures by "section/name", as they are when it is called."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the mirrors of a run show beside its record."""
+
+    evidence: tuple[Input, ...] = ()
+    """What let it through (a verdict)."""
+    shown: Shown = dict
+
+
 @dataclass(frozen=True)
 class About:
     """Which run this is, for the mirrors."""
@@ -55,9 +68,8 @@ class About:
     """What it is trained on, and what let it through."""
     head: Callable[[], str] = lambda: ""
     """The journal's head: a mirror keeps it where whoever could rewrite the journal may have no hand."""
-    shown: Callable[[], Mapping[str, Table | float | None]] = dict
-    """Tables and figures that stand beside the charts, by "section/name", as they are when it is called: in a mirror's
-    thread, when an attempt starts and when it ends."""
+    shown: Shown = dict
+    """Stands beside the charts; called in a mirror's thread, when an attempt starts and when it ends."""
 
 
 class Mirror(Protocol):

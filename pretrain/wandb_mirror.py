@@ -107,8 +107,10 @@ class WandbMirror:
 
     def _say(self, told: str, *given: Any) -> None:
         get_logger(__name__).warning(
-            f"{told}; what it may lack is written offline. Upload it later: wandb sync %s", *given, self._folder / FOLDER / "wandb",
-        )  # fmt: skip
+            f"{told}; what it may lack is written offline. Upload it later: wandb sync %s",
+            *given,
+            self._folder / FOLDER / "wandb",
+        )
 
     def _mirror(self, follower: Follower, given_up: threading.Event) -> None:
         run, number = None, -1
@@ -287,15 +289,11 @@ def _log_without_waiting(run: Any) -> None:
     raises. Its process needs no answer: it sends the artifact when it can.
     """
 
-    def log(
-        given: Any, name: Any = None, type: Any = None, aliases: Any = None, tags: Any = None,
-        distributed_id: Any = None, finalize: bool = True, is_user_created: bool = False, use_after_commit: bool = False,
-    ) -> Any:  # fmt: skip
+    def log(given: Any, name: Any = None, type: Any = None, aliases: Any = None, **how: Any) -> Any:
         artifact, aliases = run._prepare_artifact(given, name, type, aliases)
-        run._interface.publish_artifact(
-            run, artifact, aliases, tags, finalize=finalize, is_user_created=is_user_created,
-            use_after_commit=use_after_commit,
-        )  # fmt: skip
+        tags, how["finalize"] = how.pop("tags", None), how.get("finalize", True)
+        how.pop("distributed_id", None)  # of artifacts that several runs write: ours have none
+        run._interface.publish_artifact(run, artifact, aliases, tags, **{"use_after_commit": False, **how})
         return artifact
 
     run._log_artifact = log

@@ -79,7 +79,7 @@ def in_order(artifacts: Mapping[str, Manifest]) -> list[Manifest]:
 
 
 def funnel_of(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
-    """Documents and bytes that came to each stage that counts them, stayed, and were removed by reason; by source too."""
+    """Documents and bytes that came to each stage that counts them, stayed, and were removed, by reason and source."""
     return [_funnel(manifest) for manifest in manifests if set(_COUNTS) <= set(manifest.stats)]
 
 

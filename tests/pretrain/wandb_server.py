@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -137,17 +138,17 @@ class _Handler(BaseHTTPRequestHandler):
             run["exit"] = asked.get("exitcode")
 
     def _graphql(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
-        called = query.split("(")[0].split("{")[0].split()[-1]
-        answer = getattr(self, f"_{called}", None)
+        called = query.split("(", maxsplit=1)[0].split("{", maxsplit=1)[0].rsplit(maxsplit=1)[-1]
+        answer = getattr(self, "_answer" + re.sub("(?=[A-Z])", "_", called).lower(), None)
         return answer(given) if answer else {}
 
-    def _Viewer(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _answer_viewer(self, given: dict[str, Any]) -> dict[str, Any]:
         return {"viewer": {"id": "1", "entity": "team", "username": "team", "teams": {"edges": []}, "flags": "{}"}}
 
-    def _ServerFeaturesQuery(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _answer_server_features_query(self, given: dict[str, Any]) -> dict[str, Any]:
         return {"serverInfo": {"features": []}}
 
-    def _RunResumeStatus(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _answer_run_resume_status(self, given: dict[str, Any]) -> dict[str, Any]:
         name = given["name"]
         if name not in self.server.runs:
             return {
@@ -163,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
         entity = {"id": "1", "name": "team"}
         return {"model": {"id": "1", "name": given["project"], "entity": entity, "bucket": bucket}}
 
-    def _UpsertBucket(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _answer_upsert_bucket(self, given: dict[str, Any]) -> dict[str, Any]:
         name = given["name"] or given["id"]
         inserted = name not in self.server.runs
         run = self.server.run(name)
@@ -179,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         }  # fmt: skip
         return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
 
-    def _CreateArtifact(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _answer_create_artifact(self, given: dict[str, Any]) -> dict[str, Any]:
         asked = given["input"]
         place = len(self.server.artifacts)
         made = {
@@ -205,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
         latest = {"latestArtifact": None}
         return {"createArtifact": {"artifact": {"id": made["id"], "state": state, "artifactSequence": latest}}}
 
-    def _CreateArtifactManifest(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _answer_create_artifact_manifest(self, given: dict[str, Any]) -> dict[str, Any]:
         place = f"{given['artifactID']}"
         file = {
             "id": f"file-{place}", "name": given["name"], "displayName": given["name"], "uploadHeaders": [],
@@ -213,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
         }  # fmt: skip
         return {"createArtifactManifest": {"artifactManifest": {"id": f"manifest-{place}", "file": file}}}
 
-    def _CreateArtifactFiles(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _answer_create_artifact_files(self, given: dict[str, Any]) -> dict[str, Any]:
         edges = []
         for spec in given["input"]["artifactFiles"]:
             place = f"artifact-files/{spec['artifactID']}/{spec['name']}"
@@ -225,16 +226,16 @@ class _Handler(BaseHTTPRequestHandler):
             edges.append({"node": node})
         return {"createArtifactFiles": {"files": {"edges": edges}}}
 
-    def _CommitArtifact(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _answer_commit_artifact(self, given: dict[str, Any]) -> dict[str, Any]:
         [made] = [held for held in self.server.artifacts if held["id"] == given["artifactID"]]
         made["committed"] = True
         return {"commitArtifact": {"artifact": {"id": made["id"], "digest": made["digest"]}}}
 
-    def _UseArtifact(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _answer_use_artifact(self, given: dict[str, Any]) -> dict[str, Any]:
         asked = given["input"]
         self.server.used.append((asked["runName"], asked["artifactID"]))
         return {"useArtifact": {"artifact": {"id": asked["artifactID"]}}}
 
-    def _CreateRunFiles(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _answer_create_run_files(self, given: dict[str, Any]) -> dict[str, Any]:
         files = [{"name": name, "uploadUrl": f"{self.server.url}/run-files/{name}"} for name in given["files"]]
         return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
