@@ -140,7 +140,7 @@ class WandbMirror:
             rows = [row["_step"] + 1 for row in read_offline(self._folder / FOLDER).history]
         except MissingInput:
             rows = []
-        return max([0, sent.get("rows", 0), *rows])
+        return max([0, int(sent.get("rows", 0)), *rows])
 
     def _start(self) -> Any:
         if self._mode == "online":
@@ -308,7 +308,7 @@ def _end_service(wandb: Any) -> None:
     with contextlib.suppress(Exception):
         from wandb.sdk import wandb_setup
 
-        connection = wandb_setup.singleton()._connection
+        connection: Any = wandb_setup.singleton()._connection
         connection._cleanup()
         connection._proc._process.kill()
     _tear_down(wandb)

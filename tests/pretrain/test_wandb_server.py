@@ -201,6 +201,30 @@ def test_no_step_waits_for_wandb(about, tmp_path, monkeypatch):
     release.set()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [2.0, 30.0])
+def test_a_process_whose_server_is_silent_ends_by_itself_and_well(server, tmp_path, start):
+    """Given up at the start, or at the end: no exit hook of wandb keeps the process, or changes its status."""
+    server.health = SILENT
+    code = (
+        "from pathlib import Path\n"
+        "from pretrain import wandb_mirror\n"
+        "from pretrain.tracking import About\n"
+        "from tests.pretrain.test_tracking import RECIPE\n"
+        "from tests.pretrain.test_wandb_server import train\n"
+        f"wandb_mirror._INIT_SECONDS, wandb_mirror._FINISH_SECONDS = {start}, 5.0\n"
+        f"train(Path({str(tmp_path)!r}), About(RECIPE, '9' * 64), 8)\n"
+        "print('trained')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True,
+        timeout=90, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr
+    same(read_offline(tmp_path).history, read_lines(tmp_path / METRICS_FILE))
+
+
 def sync(server, *folders):
     """The real `wandb sync`, as a user types it."""
     place = folders[0].parent.parent / "sync"
