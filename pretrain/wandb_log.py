@@ -44,7 +44,8 @@ def read_offline(folder: Path) -> OfflineRuns:
         MissingInput: there is no offline run.
         ManifestError: a file is no log of W&B, or was altered.
     """
-    files = sorted(folder.rglob("offline-run-*/*.wandb"))
+    found = sorted(folder.rglob("offline-run-*/*.wandb"))
+    files = [path for path in found if path.stat().st_size]  # a kill may leave one in which nothing was written yet
     if not files:
         raise MissingInput(f"{folder}: holds no offline run of W&B; set tracking.mode = 'offline' to write one")
     runs = OfflineRuns()

@@ -113,20 +113,23 @@ class WandbMirror:
         )
 
     def _mirror(self, follower: Follower, given_up: threading.Event) -> None:
-        run, number = None, -1
+        run, rows, whole = None, 0, False
         try:
-            run = self._start()
-            first = run.starting_step if self._mode == "online" else self._first_unwritten()
+            unwritten = self._first_unwritten()
+            run = self._start(given_up)
+            first = run.starting_step if self._mode == "online" else unwritten
             drawing = _Drawing(self._wandb, run, self._about, first)
             for number, line in follower.lines():
                 drawing.draw(number, line)
+                rows = number + 1
             drawing.tables()
+            whole = True
         except Exception as error:
             if not given_up.is_set():
                 get_logger(__name__).warning("W&B fails (%s); the run goes on without it", error)
         try:
             if run is not None and not given_up.is_set():
-                self._end(run, number + 1)
+                self._end(run, rows if whole else None)
         except Exception as error:
             if not given_up.is_set():
                 get_logger(__name__).warning(
@@ -142,14 +145,16 @@ class WandbMirror:
             rows = []
         return max([0, int(sent.get("rows", 0)), *rows])
 
-    def _start(self) -> Any:
+    def _start(self, given_up: threading.Event) -> Any:
         if self._mode == "online":
             try:
                 run = self._init("online")
                 write_json(self._sent, {"rows": run.starting_step})
                 return run
             except Exception as error:
-                self._say("W&B does not answer (%s)", str(error).splitlines()[0])
+                if given_up.is_set():  # another thread writes by now
+                    raise
+                self._say("W&B does not answer (%s)", (str(error) or repr(error)).splitlines()[0])
                 _tear_down(self._wandb)  # its process still holds the run's name
                 self._mode = "offline"
         return self._init("offline")
@@ -181,14 +186,14 @@ class WandbMirror:
         _log_without_waiting(run)
         return run
 
-    def _end(self, run: Any, rows: int) -> None:
-        """Leave the journal's head in the summary, and end the run, which has `rows` rows now."""
+    def _end(self, run: Any, rows: int | None) -> None:
+        """Leave the journal's head in the summary, and end the run; `rows`: those of the record, where it has all."""
         with contextlib.suppress(Exception):  # a broken run still has to be ended
             run.summary["journal_head"] = self._about.head()
         run.finish()
         if self._mode == "offline":
             _tear_down(self._wandb)  # `finish` answers before its process has written all; this waits for that process
-        else:
+        elif rows is not None:
             write_json(self._sent, {"rows": rows})
             for folder in (self._folder / FOLDER).rglob(f"offline-run-*-{self._about.key[:_SHORT]}"):
                 remove_tree(folder)  # the server has its rows; uploaded later, they would stand there twice
@@ -220,7 +225,7 @@ class _Drawing:
             texts = {name: value for name, value in line.items() if isinstance(value, str) and name != "event"}
             if new:
                 self._run.config.update({"start": texts}, allow_val_change=True)
-        elif event == "validation" and math.isfinite(line["loss"]):
+        elif event == "validation" and line["loss"] is not None and math.isfinite(line["loss"]):
             self._validated[step] = line["loss"]
         elif event == "checkpoint":
             self._checkpoint(line, new)
