@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from pretrain.config import TrainRecipe
     from pretrain.evaluate import Measurement
     from pretrain.task_scores import Suite
+    from pretrain.tracking import Table
 
 
 def corpus(run: Run, runtime: Runtime) -> dict[str, Manifest]:
@@ -153,6 +154,7 @@ def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> M
     Raises:
         GateClosed: the verdict does not let this corpus through; no step is computed.
     """
+    from pretrain.tracking import Beside
     from pretrain.train import train
 
     config = run.config
@@ -167,7 +169,19 @@ def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> M
     suite = partial(_suite, run, artifacts, runtime, config.train.sequence_length)
     verdict = verdict_path(artifacts["encode"], run.policy, runtime.root)
     evidence = Input(stage="verdict", digest=sha256_file(verdict), path=str(verdict.relative_to(runtime.root)))
-    return train(tokens, recipe, config.settings, runtime, suite=suite, evidence=(evidence,))
+    beside = Beside((evidence,), partial(_shown, run, artifacts, runtime))
+    return train(tokens, recipe, config.settings, runtime, suite=suite, beside=beside)
+
+
+def _shown(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> dict[str, Table | float | None]:
+    """What a mirror shows beside the charts, as it stands now."""
+    from pretrain.mirror_tables import mirror_tables
+
+    try:
+        bias = {"bias": counted(run, artifacts, replace(runtime, make=False))}
+    except MissingInput:
+        bias = {}
+    return mirror_tables({**artifacts, **bias}, runtime.root)
 
 
 def training_folder(run: Run, artifacts: Mapping[str, Manifest], root: Path) -> Path:

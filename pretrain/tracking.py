@@ -6,7 +6,8 @@ A line of metrics.jsonl, one a step (all of rank 0; a restart appends, so `attem
      "step": 100, "tokens": 819200, "tokens_per_second": 10240.0, ...}
 
 docs/monitoring.md describes every event and field. What is unknown is null; a number that is not finite is text. The
-mirrors see the same lines under the same number (`charts.py` names their charts) and may fail: the run goes on.
+mirrors see the same lines under the same number (`charts.py` names their charts) and may fail: the run goes on. What a
+restart computes again stands twice, and its "start" says how many steps that are.
 
 Price: 50 microseconds of processor time a line. No line is synced by itself, which would cost milliseconds of waiting
 each: a killed process loses none, since the kernel has them, and a node that loses its power may lose the last seconds,
@@ -19,7 +20,7 @@ import contextlib
 import json
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +37,27 @@ Record = Callable[..., None]
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table that a mirror shows; None is unknown."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+Shown = Callable[[], Mapping[str, Table | float | None]]
+"""Tables and figures by "section/name", as they are when it is called."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the mirrors of a run show beside its record."""
+
+    evidence: tuple[Input, ...] = ()
+    """What let it through (a verdict)."""
+    shown: Shown = dict
+
+
+@dataclass(frozen=True)
 class About:
     """Which run this is, for the mirrors."""
 
@@ -46,6 +68,8 @@ class About:
     """What it is trained on, and what let it through."""
     head: Callable[[], str] = lambda: ""
     """The journal's head: a mirror keeps it where whoever could rewrite the journal may have no hand."""
+    shown: Shown = dict
+    """Stands beside the charts; called in a mirror's thread, when an attempt starts and when it ends."""
 
 
 class Mirror(Protocol):
@@ -81,6 +105,7 @@ def open_record(
         yield lambda event, step, **values: None, attempt
         return
     number, one_at_a_time = len(earlier), threading.Lock()
+    reached = max((line.get("step", 0) for line in earlier if line.get("event") == "step"), default=0)
     with contextlib.ExitStack() as stack:
         mirrors = []
         if config.mode != "disabled":
@@ -91,6 +116,11 @@ def open_record(
         def record(event: str, step: int, **values: Any) -> None:
             nonlocal number
             allowed()
+            if event == "start":
+                values["rolled_back"] = max(reached - step, 0)
+                if reached > step:
+                    log = get_logger(__name__)
+                    log.info("train: steps %d to %d of an earlier attempt are computed again", step + 1, reached)
             line = {"event": event, "step": step, "attempt": attempt, **values}
             with one_at_a_time:  # a checkpoint may be told by the thread that saved it
                 append_line(path, json.dumps(_finite(line), sort_keys=True))

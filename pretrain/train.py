@@ -24,14 +24,14 @@ from governance.errors import MissingInput
 from governance.files import write_json
 from governance.heap import keep_freed_memory
 from governance.log import get_logger
-from governance.manifest import Input, Manifest, Output, describe
+from governance.manifest import Manifest, Output, describe
 from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, artifact_folder, commit, find, now
 from pretrain.compatibility import check_start, check_together
 from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks, read_ranks, slurm_attempt
 from pretrain.fence import hold_folder
 from pretrain.preemption import Leave, watch_signals
-from pretrain.tracking import About, open_record
+from pretrain.tracking import About, Beside, open_record
 
 if TYPE_CHECKING:
     from pretrain.checkpoint import TrainState
@@ -51,13 +51,13 @@ def train(
     *,
     before_start: Callable[[], None] = lambda: None,
     suite: Callable[[], Suite] | None = None,
-    evidence: tuple[Input, ...] = (),
+    beside: Beside | None = None,
 ) -> Manifest:
     """Train, or find trained; `before_start` runs before anything is opened, and may refuse by raising.
 
-    `suite` opens the questions of `recipe.evaluation`, encoded as the tokens are. `evidence` (a verdict) is named by
-    the mirrors of the run beside what it is trained on, and decides nothing. Called on every rank; returns the run's
-    manifest on every rank. A finished run is found without importing torch.
+    `suite` opens the questions of `recipe.evaluation`, encoded as the tokens are. `beside` is what the run's mirrors
+    show beside its record, and decides nothing. Called on every rank; returns the run's manifest on every rank. A
+    finished run is found without importing torch.
 
     Raises:
         ConfigError: the sections do not fit together, or the batch does not divide over the ranks.
@@ -79,7 +79,8 @@ def train(
         raise TypeError("recipe.evaluation names tasks: pass the suite that asks them")
     with watch_signals() as leave:
         questions = suite() if suite and recipe.evaluation.tasks else None
-        about = About(recipe, key, (tokens.as_input(), *evidence), runtime.head)
+        beside = beside or Beside()
+        about = About(recipe, key, (tokens.as_input(), *beside.evidence), runtime.head, beside.shown)
         return _train(tokens, about, settings, runtime, leave, questions)
 
 

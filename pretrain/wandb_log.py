@@ -1,4 +1,4 @@
-"""Reads what an offline run of W&B wrote, so that the mirror can be held against the record.
+"""Reads what wandb wrote on this machine, so that the mirror can be held against the record.
 
 A `.wandb` file is a log of LevelDB's framing (github.com/google/leveldb, doc/log_format.md): after a head of 7 bytes,
 blocks of 32 KiB hold chunks of (CRC-32 of kind and data, length, kind), little-endian, where a kind says whether the
@@ -25,14 +25,14 @@ _WHOLE, _FIRST, _LAST = 1, 2, 4
 
 @dataclass
 class OfflineRuns:
-    """All attempts of one run, as W&B would upload them."""
+    """All attempts of one run, as W&B has them once each was uploaded."""
 
     history: list[dict[str, Any]] = field(default_factory=list)
     """Rows by "_step", with wandb's own fields ("_step", "_timestamp", "_runtime")."""
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     artifacts: list[dict[str, Any]] = field(default_factory=list)
-    """Name, type, metadata, and references as (path, address)."""
+    """Name, type, metadata, references as (path, address), aliases, and whether the run uses it or made it."""
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Charts that were defined: their x-axis and summary."""
 
@@ -44,7 +44,8 @@ def read_offline(folder: Path) -> OfflineRuns:
         MissingInput: there is no offline run.
         ManifestError: a file is no log of W&B, or was altered.
     """
-    files = sorted(folder.rglob("offline-run-*/*.wandb"))
+    found = sorted(folder.rglob("offline-run-*/*.wandb"))
+    files = [path for path in found if path.stat().st_size]  # a kill may leave one in which nothing was written yet
     if not files:
         raise MissingInput(f"{folder}: holds no offline run of W&B; set tracking.mode = 'offline' to write one")
     runs = OfflineRuns()
@@ -110,7 +111,9 @@ def _take(runs: OfflineRuns, record: Any) -> None:
                 "name": artifact.name,
                 "type": artifact.type,
                 "metadata": json.loads(artifact.metadata or "{}"),
-                "references": [(entry.path, entry.ref) for entry in artifact.manifest.contents],
+                "references": [(entry.path, entry.ref) for entry in artifact.manifest.contents if entry.ref],
+                "aliases": list(artifact.aliases),
+                "used": artifact.use_after_commit,
             }
         )
 

@@ -6,7 +6,7 @@ Nothing here judges or measures. The `summary` is what the head of the page show
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def facts(
         ManifestError: an artifact's file cannot be read.
     """
     manifests = in_order(artifacts)
-    funnel = [_funnel(manifest) for manifest in manifests if set(_COUNTS) <= set(manifest.stats)]
+    funnel = funnel_of(manifests)
     audit = artifacts.get("audit")
     policy = audit.config.get("policy", {}) if audit else {}
     found: dict[str, Any] = {
@@ -63,7 +63,7 @@ def facts(
         "licences_allowed": policy.get("licences", {}).get("allowed", []),
         "checks": checks(_read(audit, "results.json", root), policy, verdict),
         "representation": _read(audit, "representation.json", root),
-        "bias": _read(artifacts.get("bias"), "tables.json", root) or {},
+        "bias": bias_of(artifacts, root),
         "tokens": {
             stage: scalars(artifacts[stage].stats) for stage in ("tokenizer", "encode", "pack") if stage in artifacts
         },
@@ -81,6 +81,20 @@ def in_order(artifacts: Mapping[str, Manifest]) -> list[Manifest]:
     """The artifacts in the order of a run."""
     place = {stage: index for index, stage in enumerate(ORDER)}
     return sorted(artifacts.values(), key=lambda manifest: (place.get(manifest.stage, len(ORDER)), manifest.stage))
+
+
+def funnel_of(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
+    """Documents and bytes that came to each stage that counts them, stayed, and were removed, by reason and source."""
+    return [_funnel(manifest) for manifest in manifests if set(_COUNTS) <= set(manifest.stats)]
+
+
+def bias_of(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list[dict[str, Any]]]:
+    """The interval tables of the bias audit, by suite; empty without one.
+
+    Raises:
+        ManifestError: they cannot be read.
+    """
+    return _read(artifacts.get("bias"), "tables.json", root) or {}
 
 
 def _funnel(manifest: Manifest) -> dict[str, Any]:

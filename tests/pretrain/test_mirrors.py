@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import threading
 import time
@@ -21,7 +22,8 @@ from pretrain.wandb_log import read_offline
 GOLDEN = {
     "start": {
         "attempt", "device", "energy_method", "epoch_rows", "event", "flops_per_token", "gemm_flops_per_second",
-        "gemm_source", "parameters", "peak_flops_per_second", "peak_source", "step", "steps", "threads", "world_size",
+        "gemm_source", "parameters", "peak_flops_per_second", "peak_source", "rolled_back", "step", "steps",
+        "threads", "world_size",
     },
     "step": {
         "attempt", "by_origin", "epoch", "epoch_share", "event", "grad_norm", "gradient_norms", "joules",
@@ -151,6 +153,34 @@ def test_offline_wandb_names_what_it_was_made_from(mirrored):
     assert runs.metrics["train/loss"] == {"step_metric": "step", "summary": ["min"]}
     last = [line["loss"] for line in lines if line["event"] == "step" and line["attempt"] == 2]
     assert runs.summary["train/loss"]["min"] == min(last)
+
+
+def test_what_a_restart_computes_again_is_said(mirrored):
+    root, run, lines = mirrored
+    starts = [line for line in lines if line["event"] == "start"]
+    done = [line["step"] for line in lines if line["event"] == "step" and line["attempt"] == 1]
+    assert [line["rolled_back"] for line in starts] == [0, max(done) - starts[1]["step"]]
+    assert starts[1]["rolled_back"] > 0
+    runs = read_offline(root / run.folder)
+    drawn = [row["start/rolled_back"] for row in runs.history if "start/rolled_back" in row]
+    assert drawn == [0, starts[1]["rolled_back"]]
+
+
+def test_checkpoints_have_the_names_that_a_team_asks_for(mirrored):
+    """The newest, each step's, and the best of those that were validated; what was used and what was made."""
+    root, run, lines = mirrored
+    artifacts = read_offline(root / run.folder).artifacts
+    assert {artifact["type"]: artifact["used"] for artifact in artifacts} == {"input": True, "model": False}
+    names = {artifact["name"] for artifact in artifacts if artifact["type"] == "input"}
+    assert names == {f"encode-{run.inputs[0].path.split('/')[1]}"}  # of the corpus, whatever is trained on it
+    losses = {line["step"]: line["loss"] for line in lines if line["event"] == "validation"}
+    least = math.inf
+    for artifact in (artifact for artifact in artifacts if artifact["type"] == "model"):
+        step = artifact["metadata"]["step"]
+        assert artifact["metadata"]["validation_loss"] == losses[step]
+        best = ["best"] if losses[step] < least else []
+        least = min(least, losses[step])
+        assert sorted(artifact["aliases"]) == sorted(["latest", f"step-{step}", *best])
 
 
 def test_tensorboard_shows_each_steps_last_attempt(mirrored):
