@@ -77,10 +77,10 @@ def half_precision_has_masters(s: Situation) -> str | None:
 
 
 def fp16_wants_cuda(s: Situation) -> str | None:
-    """DeepSpeed refuses fp16 on CPU."""
+    """DeepSpeed computes in fp16 on few CPUs, those with AVX512-FP16; in bf16 on all."""
     if s.train.precision != "fp16" or s.device != "cpu":
         return None
-    return "train.precision = 'fp16' on CPU: no kernel there computes in it; set precision = 'bf16', or use a GPU"
+    return "train.precision = 'fp16' on CPU: most have no instructions for it; set precision = 'bf16', or use a GPU"
 
 
 def fp8_wants_a_card_that_has_it(s: Situation) -> str | None:

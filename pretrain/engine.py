@@ -2,8 +2,8 @@
 
 Promises: what cannot work or cannot fit is refused before anything is built; on CPU nothing is compiled unless asked
 for, on CUDA attention and the loss compile their kernels in the first step. DeepSpeed's own attributes are used here
-(in `_import_deepspeed` and `Engine.set_accumulation`), in `engine_state.py`, `engine_fragments.py` and
-`engine_update.py`; they are why the dependency is pinned below 0.20.
+(in `_import_deepspeed` and `Engine.set_accumulation`), in `engine_state.py`, `engine_fragments.py`,
+`engine_loss_scale.py` and `engine_update.py`; they are why the dependency is pinned below 0.20.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Engine:
     """What this rank holds of each matrix."""
 
     @property
-    def loss_scale(self) -> float:
+    def gradient_divisor(self) -> float:
         """Accumulation steps x ranks: by how much DeepSpeed divides the gradients that it adds up."""
         return float(self.deepspeed.gradient_accumulation_steps() * self.gradient_ranks)
 
@@ -80,7 +80,7 @@ class Engine:
 
         After the last micro batch of a global batch comes `update`.
         """
-        self.deepspeed.backward(objective * (self.loss_scale / max(targets, 1)))
+        self.deepspeed.backward(objective * (self.gradient_divisor / max(targets, 1)))
         if not last:
             self.deepspeed.step()  # it counts micro batches, and computes nothing
 
@@ -123,6 +123,13 @@ def foreign_errors() -> Iterator[None]:
         if "DeepSpeed" not in type(error).__name__ and "can't allocate memory" not in str(error):
             raise
         raise PipelineError(f"the training engine refuses: {error}") from error
+    except Exception as error:
+        if type(error) is not Exception or "loss scale already at minimum" not in str(error):
+            raise
+        raise PipelineError(
+            "train.precision = 'fp16': gradients overflow at the smallest loss scale, 1; training stops. The last "
+            "checkpoint is kept. Set precision = 'bf16' (the masters stay fp32), or lower optim.learning_rate."
+        ) from error
 
 
 def open_engine(
