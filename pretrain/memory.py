@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from governance.errors import PipelineError
 from pretrain.compatibility import Situation, faults_of
 from pretrain.config import EngineConfig, TrainRecipe
-from pretrain.deepspeed_config import BUCKET
+from pretrain.deepspeed_config import BUCKET, SWAP_BUFFERS, SWAPPED_GROUP
 from pretrain.distributed import Ranks
 from pretrain.model.counting import parameter_count, piece_tokens
 from pretrain.model_config import ModelConfig, padded_vocabulary
@@ -96,6 +96,8 @@ def estimate(
             on_host[name] = count
     if engine.offload_parameters == "nvme":
         on_host["swap buffers"] = min(_SWAPPED_BYTES, held["parameters"])
+    if engine.offload_optimizer == "nvme":
+        on_host["swap buffers of state"] = SWAP_BUFFERS * min(held["masters"], 4 * SWAPPED_GROUP)
     if device == "cpu":
         return Estimate({**on_device, **{f"offloaded {name}": count for name, count in on_host.items()}}, {})
     if engine.zero_stage < 3:
@@ -115,6 +117,8 @@ def _place(name: str, engine: EngineConfig) -> str:
         "moments": engine.offload_optimizer,
         "gradient sums": engine.offload_optimizer,
     }.get(name, "none")
+    if name == "gradient sums" and setting == "nvme":
+        return "host"  # they are written to files only once they are whole
     return {"none": "device", "cpu": "host", "nvme": "file"}[setting]
 
 

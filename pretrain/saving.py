@@ -21,8 +21,9 @@ import contextlib
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.errors import PipelineError
@@ -39,6 +40,7 @@ from pretrain.native_shards import (
     native_folder,
     native_manifest,
     read_shard,
+    reads_native,
     remove_native,
     shard_path,
     write_shard,
@@ -58,12 +60,14 @@ _NICE = 10  # of the thread: about a tenth of a share where training wants the w
 class Source:
     """What is saved."""
 
-    fragments: Callable[[], list[Owned]]
-    """What this rank owns, as it stands; no collective."""
+    fragments: Callable[[], Iterable[Owned]]
+    """What this rank owns, as it stands; each holds until the next is asked for; no collective."""
     shapes: Shapes
     zero_stage: int
     pinned: bool = False
     """Whether it lies on a GPU."""
+    room: Path | None = None
+    """Folder whose disk holds the copy instead of host memory; none: host memory does."""
     native: bool = True
     """Whether this layout can go on from each rank's own part."""
     loss_scale: Callable[[], dict[str, float] | None] = lambda: None
@@ -76,12 +80,14 @@ def open_saver(job: Job, engine: Engine, run: dict[str, Any]) -> Iterator[Saver]
     from pretrain.engine_fragments import local_state
     from pretrain.engine_loss_scale import loss_scale_of
 
+    settings = job.settings.engine
     source = Source(
         lambda: local_state(engine),
         [(name, tuple(shape)) for name, shape in engine.shapes()],
         engine.zero_stage,
         pinned=engine.device.type == "cuda",
-        native=engine.tensor_parts.size == 1,
+        room=Path(settings.nvme_path or "").absolute() if settings.offload_optimizer == "nvme" else None,
+        native=reads_native(settings),
         loss_scale=lambda: loss_scale_of(engine),
     )
     saver = Saver(job.store, source, job.peers, job.settings.checkpoint, run)
@@ -105,7 +111,7 @@ class Saver:
         from pretrain.engine_fragments import host_buffers
 
         self._store, self._source, self._peers, self._config, self._run = store, source, peers, config, run
-        self._buffers = host_buffers(source.fragments(), source.pinned)
+        self._buffers = host_buffers(list(source.fragments()), source.pinned, source.room)
         self._thread: threading.Thread | None = None
         self._meeting: Meeting | None = None
         self._fault: BaseException | None = None
