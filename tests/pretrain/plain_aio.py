@@ -7,6 +7,7 @@ anywhere. "Locked" memory is memory that a handle gave out: it counts as pinned,
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -14,7 +15,7 @@ import torch
 class PlainHandle:
     """A handle: `async_pread` and `async_pwrite` are done when they return, and `wait` says how many there were."""
 
-    locked: dict[int, torch.Tensor] = {}
+    locked: ClassVar[dict[int, torch.Tensor]] = {}
 
     def __init__(self, **settings: int | bool) -> None:
         self._done = 0
