@@ -6,8 +6,9 @@ anywhere. "Locked" memory is memory that a handle gave out: it counts as pinned,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -55,3 +56,13 @@ class PlainModule:
     """What `AsyncIOBuilder.load` returns."""
 
     aio_handle = PlainHandle
+
+
+def plant(setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Let DeepSpeed load this, and let nobody build the compiled one; `setattr_`: that of a `MonkeyPatch`."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    from pretrain import engine
+
+    setattr_(AsyncIOBuilder, "load", lambda self, verbose=False: PlainModule)
+    setattr_(engine, "build_async_io", lambda ranks, limit, device: None)

@@ -22,8 +22,10 @@ from pretrain import loop
 from pretrain.engine_fragments import local_state
 from pretrain.engine_state import optimizer_of
 from pretrain.engine_swap import hold_folder_of_files, in_files
-from tests.pretrain.plain_aio import PlainModule
-from tests.pretrain.test_train import Crash, crash
+from tests.pretrain.plain_aio import plant
+from tests.pretrain.rank_runs import run_ranks
+from tests.pretrain.test_resuming import CRASH
+from tests.pretrain.test_train import Crash, crash, script
 
 NARROW = {
     "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "zero_stage": 3, "validate_every_steps": 0,
@@ -42,10 +44,7 @@ CASES = [
 
 @pytest.fixture
 def plain_aio(monkeypatch):
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    monkeypatch.setattr(AsyncIOBuilder, "load", lambda self, verbose=False: PlainModule)
-    monkeypatch.setattr(engine_module, "build_async_io", lambda ranks, limit, device: None)
+    plant(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +149,25 @@ def test_two_runs_of_a_node_never_share_a_folder_of_files(tmp_path):
     other.start()
     assert "give each run a folder of its own" in told.get(timeout=30)
     other.join()
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_from_their_native_shards_with_state_in_files(tmp_path, run_training):
+    def trained(root: Path, crash: str = "", **settings) -> tuple[bool, str]:
+        words = "from tests.pretrain.plain_aio import plant\nplant()\n" + crash + script(root, **settings)
+        return run_ranks(root.with_suffix(".ranks"), ["-c", words], 2)
+
+    files = {**STATE, "every_steps": 4, "nvme_path": str(tmp_path / "swap")}
+    well, told = trained(tmp_path / "files", CRASH, **files)
+    assert not well
+    assert "killed" in told
+    well, told = trained(tmp_path / "files", **files)
+    assert well, told[-6000:]
+    assert "native form" in told
+    well, told = trained(tmp_path / "memory", **{**files, "offload_optimizer": "cpu"})
+    assert well, told[-6000:]
+    runs = [run_training(tmp_path / name, make=False, **files) for name in ("files", "memory")]
+    assert runs[0].digest == runs[1].digest
 
 
 @pytest.mark.slow
