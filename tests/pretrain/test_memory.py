@@ -74,7 +74,11 @@ def test_what_is_offloaded_leaves_the_device():
     assert files.device_bytes == far.device_bytes
     assert files.host["swap buffers"] < near.device["parameters"]
     assert files.host_bytes < far.host_bytes
+    copy = "copy for checkpoints"
+    assert near.host[copy] == pytest.approx(near.device["masters"] + near.device["moments"], rel=1e-6)
     state = needed(**third, offload_optimizer="nvme", nvme_path="swap")
+    assert copy not in state.host
+    assert needed(**third, device="cpu").device[copy] == near.host[copy]
     assert not {"masters", "moments"} & (state.host.keys() | state.device.keys())
     assert state.host["gradient sums"] == near.device["gradient sums"]  # until they are whole
     assert state.host["swap buffers of state"] == 4 * 4 * SWAPPED_GROUP
