@@ -12,9 +12,11 @@ import errno
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import socket
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -285,6 +287,21 @@ def sha256_file(path: Path) -> str:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
         raise MissingInput(f"cannot read {path}: {error.strerror}") from error
+
+
+def nameless_memory(folder: Path, size: int) -> mmap.mmap:
+    """`size` bytes of memory whose pages may leave it for a file in `folder`, which has no name and ends with its use.
+
+    All of the file is reserved at once: a disk found full while a page is written would kill the process.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            return mmap.mmap(file.fileno(), max(size, 1))
 
 
 def sha256_leaves(path: Path) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
     <root>/checkpoint/<key>/weights/00000.safetensors   each parameter's fp32 master weight, by its name
                             moments/00000.safetensors   what the optimizer keeps, as "<name>.exp_avg", fp32
-                            state.json                  step, tokens, losses of all steps, validations, tasks, skipped
+                            state.json                  step, tokens, losses of all steps, validations, tasks, skipped;
+                                                        with fp16 the loss scale
                             manifest.json
 
 It is *canonical*: whole parameters, whatever the ZeRO stage and the number of ranks that wrote it, so any other layout
@@ -22,13 +23,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from governance.config import Section, validate
 from governance.errors import CheckpointError, ConfigError, ManifestError, MissingInput
-from governance.files import append_line, read_lines
+from governance.files import append_line, json_text, read_lines
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, verify
 from governance.stage import Attest, Recipe, artifact_folder, no_attest
@@ -71,6 +72,8 @@ class TrainState:
     """Chained SHA-256 of the tokens that were read, see `loader.py`."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """The steps whose update was left out, see `guard.py`: step, reason, z, rows, documents."""
+    loss_scale: dict[str, float] | None = None
+    """Where the search for fp16's loss scale stands after `step`, see `engine_loss_scale.py`; none with others."""
 
 
 def told_finite(row: dict[str, Any], what: str) -> dict[str, Any]:
@@ -166,6 +169,14 @@ def identity_of(manifest: Manifest) -> CheckpointIdentity:
         return validate(manifest.config, CheckpointIdentity, manifest.path)
     except ConfigError as error:
         raise CheckpointError(f"{manifest.path}: is of another version: {error}") from error
+
+
+def state_text(state: TrainState) -> str:
+    """What `state.json` says of it; precisions without a loss scale do not speak of one."""
+    values = asdict(state)
+    if state.loss_scale is None:
+        del values["loss_scale"]
+    return json_text(values)
 
 
 def read_state(manifest: Manifest, root: Path) -> TrainState:

@@ -77,10 +77,10 @@ def half_precision_has_masters(s: Situation) -> str | None:
 
 
 def fp16_wants_cuda(s: Situation) -> str | None:
-    """DeepSpeed refuses fp16 on CPU."""
+    """DeepSpeed computes in fp16 on few CPUs, those with AVX512-FP16; in bf16 on all."""
     if s.train.precision != "fp16" or s.device != "cpu":
         return None
-    return "train.precision = 'fp16' on CPU: no kernel there computes in it; set precision = 'bf16', or use a GPU"
+    return "train.precision = 'fp16' on CPU: most have no instructions for it; set precision = 'bf16', or use a GPU"
 
 
 def fp8_wants_a_card_that_has_it(s: Situation) -> str | None:
@@ -167,17 +167,22 @@ def parameter_offload_wants_stage_3(s: Situation) -> str | None:
 
 
 def optimizer_offload_wants_its_stage(s: Situation) -> str | None:
-    """Stage 0 has nothing apart to offload."""
-    if s.engine.offload_optimizer == "none" or s.engine.zero_stage:
+    """Stage 0 has nothing apart to offload; only stage 3 has files for it."""
+    place, least = s.engine.offload_optimizer, 3 if s.engine.offload_optimizer == "nvme" else 1
+    if place == "none" or s.engine.zero_stage >= least:
         return None
-    return "engine.offload_optimizer = 'cpu' with engine.zero_stage = 0: set zero_stage = 1 or more, or it to 'none'"
+    return (
+        f"engine.offload_optimizer = {place!r} with engine.zero_stage = {s.engine.zero_stage}: set zero_stage = "
+        f"{least}{' or more' if least == 1 else ''}, or it to {'none' if place == 'cpu' else 'cpu'!r}"
+    )
 
 
 def nvme_has_a_folder(s: Situation) -> str | None:
     """Files need a place."""
-    if s.engine.offload_parameters != "nvme" or s.engine.nvme_path:
+    asked = [name for name in ("offload_optimizer", "offload_parameters") if getattr(s.engine, name) == "nvme"]
+    if not asked or s.engine.nvme_path:
         return None
-    return "engine.offload_parameters = 'nvme' without engine.nvme_path: give a folder on a fast local disk"
+    return f"engine.{asked[0]} = 'nvme' without engine.nvme_path: give a folder on a fast local disk"
 
 
 def hpz_wants_stage_3(s: Situation) -> str | None:

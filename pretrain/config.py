@@ -135,12 +135,13 @@ class EngineConfig(Section):
     hpz_partition_size: int = Field(default=1, gt=0)
     """Stage 3: ranks (of one node) that hold a second copy of the weights among them, gathered in the backward pass
     without crossing nodes (hpZ, arXiv:2306.10209); 1 keeps none."""
-    offload_optimizer: Literal["none", "cpu"] = "none"
-    """Where masters and moments live: on the device, or in host memory, where the CPU updates them."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Where masters and moments live: on the device, in host memory, or (stage 3) in files below `nvme_path`; the CPU
+    updates what is not on the device."""
     offload_parameters: Literal["none", "cpu", "nvme"] = "none"
     """Stage 3: where weights lie between their uses: on the device, in host memory, or in files below `nvme_path`."""
     nvme_path: str | None = None
-    """Folder on a fast local disk, for what is offloaded to nvme; swap files, worthless after the run."""
+    """Folder on a fast local disk for what is offloaded to nvme, of one run of a node; worthless after it."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of one rank; 0 shares the cores that this node allows among its ranks."""
     shared_memory_collectives: bool = False

@@ -20,6 +20,10 @@ ROW = r".*\.(o|down)_proj\.weight$"
 _HEAD_NORMS = r".*\.(q|k)_norm\.weight$"
 BUCKET = 1 << 26
 """Elements that are reduced or gathered at once; DeepSpeed's default of 5e8 would reserve 1 to 2 GB for any model."""
+SWAPPED_GROUP = 100_000_000
+"""Elements whose state is in memory at once, of an optimizer in files; DeepSpeed's default of 1e9 would need 16 GB."""
+SWAP_BUFFERS = 4
+"""Of that many elements each: the master, two moments, the gradient."""
 _SWAP_ALIGNMENT = 1 << 16
 
 
@@ -90,6 +94,9 @@ def _zero(
         values["zero_quantized_gradients"] = True
     if engine.offload_optimizer != "none":
         values["offload_optimizer"] = _offload(engine.offload_optimizer, engine.nvme_path, device)
+    if engine.offload_optimizer == "nvme":
+        values["offload_optimizer"]["buffer_count"] = SWAP_BUFFERS
+        values["sub_group_size"] = SWAPPED_GROUP
     if engine.offload_parameters != "none":
         values["offload_param"] = _offload(engine.offload_parameters, engine.nvme_path, device)
     if engine.offload_parameters == "nvme":

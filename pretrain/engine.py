@@ -2,8 +2,8 @@
 
 Promises: what cannot work or cannot fit is refused before anything is built; on CPU nothing is compiled unless asked
 for, on CUDA attention and the loss compile their kernels in the first step. DeepSpeed's own attributes are used here
-(in `_import_deepspeed` and `Engine.set_accumulation`), in `engine_state.py`, `engine_fragments.py` and
-`engine_update.py`; they are why the dependency is pinned below 0.20.
+(in `_import_deepspeed` and `Engine.set_accumulation`), in `engine_state.py`, `engine_fragments.py`,
+`engine_loss_scale.py`, `engine_swap.py` and `engine_update.py`; they are why the dependency is pinned below 0.20.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.deepspeed_config import deepspeed_config
 from pretrain.distributed import Ranks
 from pretrain.engine_state import before_update, full_shape, optimizer_of, prepare_moments
+from pretrain.engine_swap import hold_folder_of_files
 from pretrain.engine_update import update
 from pretrain.extension import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
 from pretrain.layout import layout_of
@@ -55,7 +57,7 @@ class Engine:
     """What this rank holds of each matrix."""
 
     @property
-    def loss_scale(self) -> float:
+    def gradient_divisor(self) -> float:
         """Accumulation steps x ranks: by how much DeepSpeed divides the gradients that it adds up."""
         return float(self.deepspeed.gradient_accumulation_steps() * self.gradient_ranks)
 
@@ -80,7 +82,7 @@ class Engine:
 
         After the last micro batch of a global batch comes `update`.
         """
-        self.deepspeed.backward(objective * (self.loss_scale / max(targets, 1)))
+        self.deepspeed.backward(objective * (self.gradient_divisor / max(targets, 1)))
         if not last:
             self.deepspeed.step()  # it counts micro batches, and computes nothing
 
@@ -123,6 +125,13 @@ def foreign_errors() -> Iterator[None]:
         if "DeepSpeed" not in type(error).__name__ and "can't allocate memory" not in str(error):
             raise
         raise PipelineError(f"the training engine refuses: {error}") from error
+    except Exception as error:
+        if type(error) is not Exception or "loss scale already at minimum" not in str(error):
+            raise
+        raise PipelineError(
+            "train.precision = 'fp16': gradients overflow at the smallest loss scale, 1; training stops. The last "
+            "checkpoint is kept. Set precision = 'bf16' (the masters stay fp32), or lower optim.learning_rate."
+        ) from error
 
 
 def open_engine(
@@ -193,8 +202,10 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
     built = settings.shared_memory_collectives and device.type == "cpu"
     if built:
         built = build_shared_memory(ranks, settings.extension_build_seconds)
-    in_files = settings.offload_parameters == "nvme"
+    in_files = "nvme" in (settings.offload_optimizer, settings.offload_parameters)
     if in_files:
+        if ranks.local_rank == 0 and settings.nvme_path:
+            hold_folder_of_files(Path(settings.nvme_path).absolute())
         build_async_io(ranks, settings.extension_build_seconds, device.type)
     import deepspeed
     import deepspeed.ops

@@ -13,15 +13,18 @@ parameter (AdamW), divided by the ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
 
 from governance.errors import CheckpointError
+from governance.files import nameless_memory
 from pretrain.engine_state import fragments, full_state, optimizer_of, prepare_moments
+from pretrain.engine_swap import in_memory
 from pretrain.fragments import Fragment
 
 if TYPE_CHECKING:
@@ -45,25 +48,34 @@ class Owned:
     """Flat fp32 tensors (or arrays) of `length` elements: "master", and each moment by its name."""
 
 
-def local_state(engine: Engine) -> list[Owned]:
+def local_state(engine: Engine) -> Iterator[Owned]:
     """What this rank owns as it stands, not copied; no other rank is asked, but under tensor parallelism.
 
     There a rank's part of a matrix is no stretch of it: wholes are gathered one by one, and each rank takes a share.
+    Each fragment holds until the next is asked for: what lies in files is brought in for it.
     """
     if engine.tensor_parts.size > 1:
-        return [_share(name, tensors) for name, tensors in full_state(engine)]
-    if engine.zero_stage == 0:
-        return [_share(fragment.name, tensors) for fragment, tensors in _owned(engine)]
-    return [Owned(part.name, part.start, part.count, tensors) for part, tensors in _owned(engine)]
+        yield from (_share(name, tensors) for name, tensors in full_state(engine))
+    elif engine.zero_stage == 0:
+        yield from (_share(fragment.name, tensors) for fragment, tensors in _owned(engine))
+    else:
+        yield from (Owned(part.name, part.start, part.count, tensors) for part, tensors in _owned(engine))
 
 
-def host_buffers(fragments: Sequence[Owned], pinned: bool) -> list[Owned]:
+def host_buffers(fragments: Sequence[Owned], pinned: bool, folder: Path | None = None) -> list[Owned]:
     """Room in host memory for a copy of these fragments, its pages touched so that the first copy costs no faults.
 
-    `pinned`: page-locked, so that a GPU copies into it at the full speed of its bus.
+    `pinned`: page-locked, so that a GPU copies into it at the full speed of its bus. `folder`: its pages may leave
+    memory for a file there, which has no name and goes with the process; for state that memory has no room for.
+
+    Raises:
+        StorageError: the disk of `folder` is full.
     """
     elements = sum(fragment.length * len(fragment.tensors) for fragment in fragments)
-    room = torch.empty(elements, dtype=torch.float32, pin_memory=pinned).zero_()
+    if folder is not None:
+        room = torch.frombuffer(nameless_memory(folder, 4 * elements), dtype=torch.float32, count=elements)
+    else:
+        room = torch.empty(elements, dtype=torch.float32, pin_memory=pinned).zero_()
     made, used = [], 0
     for fragment in fragments:
         tensors = {}
@@ -74,7 +86,7 @@ def host_buffers(fragments: Sequence[Owned], pinned: bool) -> list[Owned]:
     return made
 
 
-def copy_to_host(fragments: Sequence[Owned], buffers: Sequence[Owned]) -> None:
+def copy_to_host(fragments: Iterable[Owned], buffers: Sequence[Owned]) -> None:
     """Copy the fragments into the room that `host_buffers` made of them; when it returns all is there.
 
     In host memory by one thread: 10 GB/s, where torch's threads wait for each other as soon as cores are shared.
@@ -139,12 +151,13 @@ def _refresh(optimizer: Any) -> None:
 
 
 def _owned(engine: Engine) -> Iterator[tuple[Fragment, dict[str, torch.Tensor]]]:
-    """What lies on this rank, with views of its master and moments."""
+    """What lies on this rank, with views of its master and moments, which hold until the next is asked for."""
     state = optimizer_of(engine).state
-    for flat, group, lying in fragments(engine):
-        flats = {MASTER: flat, **{moment: state[flat][moment] for moment in group["moments"]}}
-        for fragment in lying:
-            yield fragment, {kind: fragment.place(values.detach()) for kind, values in flats.items()}
+    for index, (flat, group, lying) in enumerate(fragments(engine)):
+        with in_memory(engine, index):
+            flats = {MASTER: flat, **{moment: state[flat][moment] for moment in group["moments"]}}
+            for fragment in lying:
+                yield fragment, {kind: fragment.place(values.detach()) for kind, values in flats.items()}
 
 
 def _share(name: str, tensors: Mapping[str, torch.Tensor]) -> Owned:

@@ -1,8 +1,9 @@
 """What training knows of each parameter (fp32 master weight, the optimizer's moments, its gradient), at any ZeRO stage.
 
 Promise: what `full_state` gives, `load_state` restores bit for bit, at any stage and number of ranks, for every
-optimizer of `optim.py`. All of it goes by `fragments`. DeepSpeed's own attributes that this needs appear in `_group`,
-`_group_of`, `_flats`, `_lying`, `_gradients` and `prepare_moments`; they are why it is pinned below 0.20.
+optimizer of `optim.py`. All of it goes by `fragments`; what lies in files is looked at `in_memory`. DeepSpeed's own
+attributes that this needs appear in `_group`, `_group_of`, `_flats`, `_lying`, `_gradients` and `prepare_moments`; they
+are why it is pinned below 0.20.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from governance.errors import CheckpointError
+from pretrain.engine_swap import gradient_norms_of, in_files, in_memory
 from pretrain.fragments import Fragment, assemble
 from pretrain.muon import Muon
 from pretrain.muon_sharing import Sharing, plan
@@ -96,22 +98,25 @@ def full_state(engine: Engine) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """
     state, places = optimizer_of(engine).state, _places(engine)
     for name, parameter in engine.parameters():
-        flat, group, fragment = places[name]
-        flats = [flat, *(state[flat][moment] for moment in group["moments"])]
+        index, flat, group, fragment = places[name]
         fragment = fragment or Fragment(name, full_shape(parameter), 0, 0, 0)
-        pieces = [(fragment, values.detach()) for values in flats]
-        wholes = assemble(pieces, _group_of(engine, parameter), engine.device)
+        with in_memory(engine, index):
+            flats = [flat, *(state[flat][moment] for moment in group["moments"])]
+            pieces = [(fragment, values.detach()) for values in flats]
+            wholes = assemble(pieces, _group_of(engine, parameter), engine.device)
         wholes = [engine.tensor_parts.whole(name, part) for part in wholes]
         yield name, dict(zip(("master", *group["moments"]), wholes, strict=True))
 
 
-def _places(engine: Engine) -> dict[str, tuple[torch.Tensor, dict[str, Any], Fragment | None]]:
-    """The flat of each parameter by name, its group, and what of it lies on this rank."""
+def _places(engine: Engine) -> dict[str, tuple[int, torch.Tensor, dict[str, Any], Fragment | None]]:
+    """The flat of each parameter by name, its number and group, and what of it lies on this rank."""
     names = {parameter: name for name, parameter in engine.parameters()}
     places = {}
-    for (_, _, lying), (flat, group, members) in zip(fragments(engine), _flats(engine), strict=True):
+    for index, ((_, _, lying), (flat, group, members)) in enumerate(
+        zip(fragments(engine), _flats(engine), strict=True)
+    ):
         here = {fragment.name: fragment for fragment in lying}
-        places |= {names[member]: (flat, group, here.get(names[member])) for member in members}
+        places |= {names[member]: (index, flat, group, here.get(names[member])) for member in members}
     return places
 
 
@@ -125,14 +130,15 @@ def load_state(engine: Engine, read: Callable[[str], dict[str, torch.Tensor]], s
     """
     prepare_moments(engine, step)
     state, read = optimizer_of(engine).state, engine.tensor_parts.read_part(read)
-    for flat, group, lying in fragments(engine):
-        for fragment in lying:
-            values = read(fragment.name)
-            fragment.place(flat.data).copy_(fragment.cut(values["master"]))
-            for moment in group["moments"]:
-                if moment not in values:
-                    raise CheckpointError(f"the checkpoint has no {moment} of {fragment.name}: another optimizer's")
-                fragment.place(state[flat][moment]).copy_(fragment.cut(values[moment]))
+    for index, (flat, group, lying) in enumerate(fragments(engine)):
+        with in_memory(engine, index):
+            for fragment in lying:
+                values = read(fragment.name)
+                fragment.place(flat.data).copy_(fragment.cut(values["master"]))
+                for moment in group["moments"]:
+                    if moment not in values:
+                        raise CheckpointError(f"the checkpoint has no {moment} of {fragment.name}: another optimizer's")
+                    fragment.place(state[flat][moment]).copy_(fragment.cut(values[moment]))
 
 
 def prepare_moments(engine: Engine, step: int) -> None:
@@ -142,11 +148,13 @@ def prepare_moments(engine: Engine, step: int) -> None:
     parameters, when those of the other groups do not exist yet, and never again. Muon learns here how ZeRO cut it.
     """
     optimizer = optimizer_of(engine)
-    for flat, group, _ in _flats(engine):
-        moments = {moment: torch.zeros_like(flat) for moment in group["moments"]}
-        if group["kind"] == "adamw":
-            moments["step"] = torch.tensor(float(step), dtype=torch.float32, device=flat.device)
-        optimizer.state[flat] = moments
+    for index, (flat, group, _) in enumerate(_flats(engine)):
+        with in_memory(engine, index):
+            known = optimizer.state[flat] if in_files(engine, index) else {}  # their files go by these very tensors
+            moments = {moment: known.get(moment, torch.zeros_like(flat)).zero_() for moment in group["moments"]}
+            if group["kind"] == "adamw":
+                moments["step"] = torch.tensor(float(step), dtype=torch.float32, device=flat.device)
+            optimizer.state[flat] = moments
     if engine.zero_stage in (1, 2):
         engine.deepspeed.optimizer._hp_optimizer_states_linked = False
         engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
@@ -183,13 +191,15 @@ def gradient_norms(engine: Engine) -> dict[str, torch.Tensor]:
 
 
 def _gradients(engine: Engine) -> Iterator[tuple[dict[str, Any], list[torch.Tensor]]]:
-    """The gradients that this rank will update with and that it counts, for each of `_flats`."""
+    """The gradients that this rank will update with and that it counts (their norms do as well), for each flat."""
     zero = engine.deepspeed.optimizer
     averaged = getattr(zero, "averaged_gradients", {})
     if hasattr(zero, "fp32_groups_gradient_flat_partition"):
         averaged = {index: [flat] for index, flat in enumerate(zero.fp32_groups_gradient_flat_partition)}
     for index, (flat, group, lying) in enumerate(fragments(engine)):
-        if averaged.get(index) is not None:
+        if in_files(engine, index):
+            yield group, gradient_norms_of(engine, index)
+        elif averaged.get(index) is not None:
             yield group, _counted(engine, [gradient for gradient in averaged[index] if gradient is not None], lying)
         elif flat.grad is not None:  # stage 0, and optimizer state that is kept in host memory
             yield group, _counted(engine, [flat.grad], lying)

@@ -46,7 +46,7 @@ def build_shared_memory(ranks: Ranks, limit_seconds: float) -> bool:
 
 
 def build_async_io(ranks: Ranks, limit_seconds: float, device: str) -> None:
-    """Build what reads and writes offloaded weights in files, once per node; collective.
+    """Build what reads and writes offloaded weights and state in files, once per node; collective.
 
     Raises:
         PipelineError: it cannot be built, most often because libaio is not installed.
@@ -56,9 +56,9 @@ def build_async_io(ranks: Ranks, limit_seconds: float, device: str) -> None:
     built = build(folder, limit_seconds, ASYNC_IO_OP, device) if ranks.local_rank == 0 else True
     if not all(gather(built)):
         raise PipelineError(
-            "engine.offload_parameters = 'nvme' needs DeepSpeed's extension async_io, which could not be built (the "
-            "log says why). Install libaio with its headers (libaio-dev or libaio-devel) and a C++ compiler, or "
-            "offload to 'cpu'."
+            "engine.offload_optimizer or offload_parameters = 'nvme' needs DeepSpeed's extension async_io, which could "
+            "not be built (the log says why). Install libaio with its headers (libaio-dev or libaio-devel) and a C++ "
+            "compiler, or offload to 'cpu'."
         )
 
 

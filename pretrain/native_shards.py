@@ -23,6 +23,7 @@ from governance.files import remove_tree
 from governance.manifest import FILE_NAME, Manifest, Output, describe, read_manifest
 from governance.stage import Recipe, artifact_folder
 from pretrain.checkpoint import Store
+from pretrain.config import EngineConfig
 from pretrain.tensor_files import Entry, map_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ class NativeIdentity(Section):
 def identity(store: Store, step: int, world_size: int, zero_stage: int) -> NativeIdentity:
     """Of the shards that this layout makes at `step`."""
     return NativeIdentity(train_key=store.train_key, step=step, world_size=world_size, zero_stage=zero_stage)
+
+
+def reads_native(engine: EngineConfig) -> bool:
+    """Whether this layout goes on from them: parts of matrices have none, weights in files cannot be written to."""
+    return engine.tensor_parallel_size == 1 and engine.offload_parameters != "nvme"
 
 
 def native_key(store: Store, of: NativeIdentity) -> str:

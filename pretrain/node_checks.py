@@ -187,7 +187,7 @@ def extension(asked: Asked, node: str) -> list[Finding]:
         built = build(extension_folder(), engine.extension_build_seconds)
         told = "built" if built else "cannot be built; training goes on without it, slower"
         found.append(Finding("extension", f"{SHARED_MEMORY_OP}: {told}"))
-    if engine.offload_parameters == "nvme":
+    if "nvme" in (engine.offload_optimizer, engine.offload_parameters):
         built = build(extension_folder(), engine.extension_build_seconds, ASYNC_IO_OP, "cuda" if asked.gpus else "cpu")
         told = "built" if built else "cannot be built; install libaio with its headers and a C++ compiler"
         found.append(Finding("extension", f"{ASYNC_IO_OP}: {told}", bad=not built, nodes=() if built else (node,)))

@@ -102,8 +102,12 @@ def resume(
     """
     import torch
 
-    engine = job.settings.engine
-    stage = engine.zero_stage if engine.tensor_parallel_size == 1 else None  # parts of matrices have no native shards
+    from pretrain.engine_loss_scale import restore_loss_scale
+
+    settings = job.settings.engine
+    stage = (
+        settings.zero_stage if settings.tensor_parallel_size == 1 else None
+    )  # parts of matrices have no native shards
     found = newest_whole(job.store, job.peers, stage)
     if found is not None and found.native is not None and found.step == job.recipe.train.steps:
         found = newest_whole(job.store, job.peers)  # the run's manifest will list the canonical files: read them
@@ -112,6 +116,7 @@ def resume(
         state = _told_state(job, found, "native")
         fault = _load_native(job, engine, found.step, _updates(state))
         if fault is None:
+            restore_loss_scale(engine, state.loss_scale)
             return engine, state
         _warn(job.peers, f"{fault}: other software parted them otherwise; reading the canonical form")
         del engine
@@ -119,7 +124,9 @@ def resume(
     if found is None:
         return None
     state = _told_state(job, found, "canonical")
-    return _from_canonical(job, open_with, found, _updates(state)), state
+    engine = _from_canonical(job, open_with, found, _updates(state))
+    restore_loss_scale(engine, state.loss_scale)
+    return engine, state
 
 
 def _told_state(job: Job, found: Found, form: str) -> TrainState:

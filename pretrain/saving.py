@@ -21,17 +21,18 @@ import contextlib
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.errors import PipelineError
-from governance.files import json_text, remove_file, write_text
+from governance.files import remove_file, write_text
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest, Output, describe
 from governance.stage import commit, now
 from pretrain.canonical import Shapes, write_canonical
-from pretrain.checkpoint import STAGE, VERSION, Peers, Store, TrainState
+from pretrain.checkpoint import STAGE, VERSION, Peers, Store, TrainState, state_text
 from pretrain.config import CheckpointConfig
 from pretrain.meeting import Meeting, MeetingOver
 from pretrain.native_shards import (
@@ -39,6 +40,7 @@ from pretrain.native_shards import (
     native_folder,
     native_manifest,
     read_shard,
+    reads_native,
     remove_native,
     shard_path,
     write_shard,
@@ -58,24 +60,36 @@ _NICE = 10  # of the thread: about a tenth of a share where training wants the w
 class Source:
     """What is saved."""
 
-    fragments: Callable[[], list[Owned]]
-    """What this rank owns, as it stands; no collective."""
+    fragments: Callable[[], Iterable[Owned]]
+    """What this rank owns, as it stands; each holds until the next is asked for; no collective."""
     shapes: Shapes
     zero_stage: int
     pinned: bool = False
     """Whether it lies on a GPU."""
+    room: Path | None = None
+    """Folder whose disk holds the copy instead of host memory; none: host memory does."""
     native: bool = True
     """Whether this layout can go on from each rank's own part."""
+    loss_scale: Callable[[], dict[str, float] | None] = lambda: None
+    """Where the search for fp16's loss scale stands, as `TrainState.loss_scale`."""
 
 
 @contextlib.contextmanager
 def open_saver(job: Job, engine: Engine, run: dict[str, Any]) -> Iterator[Saver]:
     """A saver of this engine; `run` are the facts of this attempt, for the manifests' `run` block."""
     from pretrain.engine_fragments import local_state
+    from pretrain.engine_loss_scale import loss_scale_of
 
-    shapes = [(name, tuple(shape)) for name, shape in engine.shapes()]
-    whole = engine.tensor_parts.size == 1
-    source = Source(lambda: local_state(engine), shapes, engine.zero_stage, engine.device.type == "cuda", whole)
+    settings = job.settings.engine
+    source = Source(
+        lambda: local_state(engine),
+        [(name, tuple(shape)) for name, shape in engine.shapes()],
+        engine.zero_stage,
+        pinned=engine.device.type == "cuda",
+        room=Path(settings.nvme_path or "").absolute() if settings.offload_optimizer == "nvme" else None,
+        native=reads_native(settings),
+        loss_scale=lambda: loss_scale_of(engine),
+    )
     saver = Saver(job.store, source, job.peers, job.settings.checkpoint, run)
 
     def durable(step: int, manifest: Manifest | None) -> None:
@@ -97,7 +111,7 @@ class Saver:
         from pretrain.engine_fragments import host_buffers
 
         self._store, self._source, self._peers, self._config, self._run = store, source, peers, config, run
-        self._buffers = host_buffers(source.fragments(), source.pinned)
+        self._buffers = host_buffers(list(source.fragments()), source.pinned, source.room)
         self._thread: threading.Thread | None = None
         self._meeting: Meeting | None = None
         self._fault: BaseException | None = None
@@ -133,6 +147,7 @@ class Saver:
 
         number = self._settle()
         copy_to_host(self._source.fragments(), self._buffers)
+        state = replace(state, loss_scale=self._source.loss_scale())
         place = records_folder(self._store, state.step) / number
         self._meeting = Meeting(place, self._peers.rank, self._peers.world_size, self._over, self._failing)
         self._thread = threading.Thread(target=self._work, args=(state, self._meeting), name="checkpoint", daemon=True)
@@ -206,7 +221,7 @@ def write_checkpoint(
     """
     store.allowed()
     started, folder, first = now(), store.folder(state.step), meeting.rank == 0
-    told = json_text(asdict(state)) if first else ""  # what cannot be written fails before anything is touched
+    told = state_text(state) if first else ""  # what cannot be written fails before anything is touched
     of = identity(store, state.step, meeting.world_size, source.zero_stage)
     native = native_folder(store, of)
     several = meeting.world_size > 1  # one rank's shard would hold what the canonical files hold

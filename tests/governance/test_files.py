@@ -12,6 +12,7 @@ from governance.errors import MissingInput, StorageError
 from governance.files import (
     append_line,
     atomic_path,
+    nameless_memory,
     place,
     put_in_place,
     read_lines,
@@ -92,6 +93,19 @@ def test_full_disk_under_arrow_is_a_storage_error(tiny_disk):
     table = pa.table({"text": [os.urandom(2000).hex() for _ in range(400)]})
     with pytest.raises(StorageError, match="no space left"):
         write_table(tiny_disk / "shard.parquet", table)
+    assert os.listdir(tiny_disk) == []
+
+
+def test_nameless_memory_keeps_what_is_written_and_leaves_no_file(tmp_path):
+    room = nameless_memory(tmp_path / "new", 10_000)
+    room[:3], room[-1:] = b"abc", b"z"
+    assert os.listdir(tmp_path / "new") == []
+    assert (len(room), room[:3], room[-1:], room[5000:5001]) == (10_000, b"abc", b"z", bytes(1))
+
+
+def test_nameless_memory_that_the_disk_has_no_room_for_is_refused_at_once(tiny_disk):
+    with pytest.raises(StorageError, match="no space left"):
+        nameless_memory(tiny_disk, 1 << 20)
     assert os.listdir(tiny_disk) == []
 
 

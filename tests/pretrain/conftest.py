@@ -113,6 +113,24 @@ def losses_of() -> Callable[[Manifest, Path], list[float]]:
     return _losses
 
 
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
+    """Do something in the middle of a step, once."""
+    from pretrain import loop
+    from pretrain.optim import rate_factor
+
+    def plan(step: int, action: Callable[[], None]) -> None:
+        def rate(now: int, steps: int, config: OptimConfig) -> float:
+            if now == step:
+                monkeypatch.setattr(loop, "rate_factor", rate_factor)
+                action()
+            return rate_factor(now, steps, config)
+
+        monkeypatch.setattr(loop, "rate_factor", rate)
+
+    return plan
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     """A root with a finished fp32 run, for tests that only read."""

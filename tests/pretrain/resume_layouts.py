@@ -4,12 +4,14 @@
 
 Each precision has a folder of its own. `read` leaves, for each checkpoint that it finds, the digest of what it saved
 after loading it (which is a function of the masters and moments), which form it read, and the loss of a batch that
-nobody trained on. `hpz` writes and then reads with weights kept twice, which DeepSpeed begins once in a process.
+nobody trained on. fp16 (DeepSpeed is told that this CPU computes in it) has overflowed twice, so its loss scale is not
+that of a start. `hpz` writes and then reads with weights kept twice, which DeepSpeed begins once in a process.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ from pretrain.checkpoint import Peers, Store, TrainState, require_step
 from pretrain.config import CheckpointConfig, EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed import gather, join, read_ranks
 from pretrain.engine import open_engine
+from pretrain.engine_loss_scale import loss_scale_of
 from pretrain.model.decoder import Batch
 from pretrain.model.initial import initial_weight
 from pretrain.model_config import ModelConfig
@@ -68,9 +71,14 @@ def write(job, engine, rank: int) -> None:
         objective, _ = engine.forward(batch_of(10 * step + rank, rows))
         engine.backward(objective, 4 * LENGTH, last=True)
         engine.update(1.0, torch.zeros(()))
-    loss = held_out(engine)
+    overflows = 2 if job.recipe.train.precision == "fp16" else 0
+    for step in range(overflows):
+        objective, _ = engine.forward(batch_of(step, rows))
+        engine.backward(objective * math.inf, 4 * LENGTH, last=True)
+        engine.update(1.0, torch.zeros(()))
+    loss, steps = held_out(engine), STEPS + overflows
     with open_saver(job, engine, {}) as saver:
-        saver.save(TrainState(STEPS, STEPS, [loss] * STEPS))
+        saver.save(TrainState(steps, steps, [loss] * steps, skipped=[{"step": STEPS + 1}, {"step": steps}][:overflows]))
 
 
 def read(job, target: Path, engine_of) -> dict:
@@ -83,8 +91,9 @@ def read(job, target: Path, engine_of) -> dict:
         saver.save(state)
     return {
         "first": found.manifest.digest,
-        "digest": require_step(again.store, STEPS).digest,
+        "digest": require_step(again.store, found.step).digest,
         "native": found.native is not None,
+        "scale": loss_scale_of(engine),
         "loss": loss,
         "learned": state.losses[-1],
     }
@@ -105,6 +114,10 @@ def hpz(folder: Path, precision: str, ranks, device) -> dict:
 
 def every_stage(folder: Path, precision: str, act: str, ranks, device) -> dict:
     found = {}
+    if precision == "fp16":
+        from deepspeed.accelerator import get_accelerator
+
+        type(get_accelerator()).is_fp16_supported = lambda self: True
     for stage in range(0 if precision == "fp32" else 1, 4):
         layout = f"{ranks.world_size}x{stage}"
 
@@ -128,7 +141,7 @@ def main() -> None:
     root, act = Path(sys.argv[1]), sys.argv[2]
     ranks = read_ranks()
     device = join(ranks, 120.0)
-    for precision in ("fp32",) if act == "hpz" else ("fp32", "bf16"):
+    for precision in ("fp32",) if act == "hpz" else ("fp32", "bf16", "fp16"):
         folder = root / precision
         if act == "hpz":
             found = hpz(folder, precision, ranks, device)

@@ -21,6 +21,7 @@ ENGINES = [
     {"zero_stage": 2},
     {"zero_stage": 3, "hpz_partition_size": 2},
     {"zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "nvme", "nvme_path": "swap"},
+    {"zero_stage": 3, "offload_optimizer": "nvme", "nvme_path": "swap"},
     {"zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu", "deepcompile": True},
     {"zero_stage": 1, "tensor_parallel_size": 2},
 ]

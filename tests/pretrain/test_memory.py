@@ -9,6 +9,7 @@ import torch
 from governance.errors import PipelineError
 from pretrain import memory
 from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
+from pretrain.deepspeed_config import SWAPPED_GROUP
 from pretrain.distributed import Ranks
 from pretrain.memory import Available, estimate, fits, free_host_bytes, mend, refuse_what_cannot_fit
 from pretrain.model_config import ModelConfig
@@ -73,6 +74,14 @@ def test_what_is_offloaded_leaves_the_device():
     assert files.device_bytes == far.device_bytes
     assert files.host["swap buffers"] < near.device["parameters"]
     assert files.host_bytes < far.host_bytes
+    copy = "copy for checkpoints"
+    assert near.host[copy] == pytest.approx(near.device["masters"] + near.device["moments"], rel=1e-6)
+    state = needed(**third, offload_optimizer="nvme", nvme_path="swap")
+    assert copy not in state.host
+    assert needed(**third, device="cpu").device[copy] == near.host[copy]
+    assert not {"masters", "moments"} & (state.host.keys() | state.device.keys())
+    assert state.host["gradient sums"] == near.device["gradient sums"]  # until they are whole
+    assert state.host["swap buffers of state"] == 4 * 4 * SWAPPED_GROUP
 
 
 def test_activations_follow_checkpointing_and_parallelism():

@@ -33,7 +33,7 @@ def layouts(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_every_layout_goes_on_exactly_from_every_other(layouts, precision):
     stages = 4 if precision == "fp32" else 3
     for count in (1, 2):
@@ -45,6 +45,8 @@ def test_every_layout_goes_on_exactly_from_every_other(layouts, precision):
             same = before == after
             assert values["native"] == (same and count == 2), name
             assert values["loss"] == pytest.approx(values["learned"], rel=0 if same else 1e-6), name
+            halved = {"scale": 2.0**15, "step": 4, "last_overflow": 3, "hysteresis": 1}
+            assert values["scale"] == (halved if precision == "fp16" else None), name
 
 
 @pytest.mark.slow

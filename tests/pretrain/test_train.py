@@ -21,7 +21,6 @@ from pretrain import loop
 from pretrain.dataset import open_rows
 from pretrain.engine import Engine
 from pretrain.guard import Diverged
-from pretrain.optim import rate_factor
 from pretrain.stragglers import Pace
 from tests.pretrain.rank_runs import losses_of_runs
 
@@ -44,22 +43,6 @@ def script(root: Path, **settings) -> str:
 
 class Crash(Exception):
     pass
-
-
-@pytest.fixture
-def at_step(monkeypatch):
-    """Do something in the middle of a step, once."""
-
-    def plan(step: int, action):
-        def rate(now, steps, config):
-            if now == step:
-                monkeypatch.setattr(loop, "rate_factor", rate_factor)
-                action()
-            return rate_factor(now, steps, config)
-
-        monkeypatch.setattr(loop, "rate_factor", rate)
-
-    return plan
 
 
 def crash():
