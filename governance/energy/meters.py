@@ -27,21 +27,26 @@ from pydantic import Field, model_validator
 
 from governance.config import Section
 from governance.energy.boards import open_board, open_hwmon
+from governance.energy.counters import GreatestPower
 from governance.energy.cpu_power import cpu_times
 from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, PHASES, append, own_file
 from governance.energy.node import Turn, node_turn, start_time
 from governance.energy.nvml import open_nvml
 from governance.energy.share import Allotment, Shared, allotment, open_processor_model
 from governance.energy.sources import Part, Source, open_rapl
-from governance.errors import PipelineError, Preempted
+from governance.errors import BudgetReached, PipelineError, Preempted
 from governance.log import get_logger
-from governance.phases import CLOCK, DATA_STAGE, EVALUATION, START_UP, PhaseClock
+from governance.phases import CLOCK, DATA_STAGE, EVALUATION, INTERVAL, START_UP, PhaseClock
 from governance.stage import UNKNOWN_ENERGY, Leave, Meter, no_meter
 
 _UNMETERED = "mainboard, disks, network, fans, power supply, cooling: no meter"
 _OUTSIDE = "network and cooling outside the node: no meter"
 _FIRST_PHASES = {"train": START_UP, "model_audit": EVALUATION}
 RUNNING = "running"  # what the meter says while it measures
+READ = "read"  # what makes it say so anew
+OUT_OF_BUDGET = "energy budget"
+_TELLING = (*MARKS, RUNNING, READ, INTERVAL, CLOCK)
+_LEAST_SPAN_SECONDS = 1.0  # of the readings that a greatest power is taken from; shorter ones are noise
 _MILLIJOULES_PER_KWH = 3_600_000_000
 
 
@@ -76,10 +81,11 @@ class EnergyConfig(Section):
 def meter(config: EnergyConfig, ledger: Path) -> Meter:
     """The meter of a run: a factory of contexts that measure the node and record in `ledger`.
 
-    While the context lasts the yielded dictionary holds under "running" the joules of the last sample and their method,
-    and under "clock" the clock of phases;
+    While the context lasts the yielded dictionary holds under "running" the joules of the last sample with method, time
+    and bounds (`_Measuring.tell`), under "read" what takes a sample now, under "interval" its name in the ledger, and
+    under "clock" the clock of phases;
     at its end joules, low, high (None: unknown), method, scope, seconds, coverage, parts and carbon. A body that raises
-    counts as wasted, but for `Preempted` and `Leave`: those saved their work first.
+    counts as wasted, but for `Preempted`, `BudgetReached` and `Leave`: those saved their work first.
     """
     if not config.enabled:
         return no_meter
@@ -108,6 +114,9 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
                 raise
             except Leave:
                 measuring.end("surviving", "left")
+                raise
+            except BudgetReached:
+                measuring.end("surviving", OUT_OF_BUDGET)
                 raise
             except BaseException as error:
                 measuring.end("wasted", type(error).__name__)
@@ -163,6 +172,9 @@ class _Measuring:
         self.stopping = False
         self.clock: PhaseClock = energy[CLOCK]
         self.guard = threading.Lock()
+        span = min(_LEAST_SPAN_SECONDS, config.sample_seconds / 2)
+        self.power = {"central": GreatestPower(span), "upper": GreatestPower(span)}
+        energy.update({READ: self._read, INTERVAL: about["interval"]})
         self.thread = threading.Thread(target=self._sample, name="energy meter", daemon=True)
 
     def begin(self) -> None:
@@ -182,7 +194,7 @@ class _Measuring:
         if self.thread.is_alive():
             self.thread.join()
         parts = self._write("end", outcome=outcome, cause=cause)
-        for name in (*MARKS, RUNNING, CLOCK):
+        for name in _TELLING:
             self.energy.pop(name, None)
         self.energy.update(self._measurement(parts))
 
@@ -197,12 +209,31 @@ class _Measuring:
     def _parts(self) -> list[Part]:
         return [part for source in self.sources for part in source.read()]
 
+    def _read(self) -> None:
+        with self.guard:
+            self.tell(*_total(self._parts(), self.missing))
+
+    def tell(self, joules: int | None, low: int | None, high: int | None) -> None:
+        """Say under "running" what was read: joules, method, the monotonic time, and by bound millijoules and the
+        greatest power so far in milliwatts; `elsewhere`: this node's joules are in another line of the same ledger.
+        """
+        at, values = time.monotonic(), {"central": joules, "upper": high}
+        for bound, value in values.items():
+            self.power[bound].note(at, value)
+        self.energy[RUNNING] = {
+            "joules": _joules(joules),
+            "method": self.about["method"],
+            "at": at,
+            "bounds": {bound: (value, self.power[bound].milliwatts) for bound, value in values.items()},
+            "elsewhere": self.ledger is None,
+        }
+
     def _write(self, kind: str, **values: Any) -> list[Part]:
         """Read the sources and append a line; a ledger that refuses is said once and never stops the run."""
         with self.guard:
             parts = self._parts()
             joules, low, high = _total(parts, self.missing)
-            self.energy[RUNNING] = {"joules": _joules(joules), "method": self.about["method"]}
+            self.tell(joules, low, high)
             if self.file is None:
                 return parts
             marks = {name: self.energy[name] for name in MARKS if name in self.energy}
