@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from governance.energy.ledger import NEEDS
+from governance.energy.ledger import NEEDS, still_runs
 from governance.energy.meters import READ, RUNNING
 from governance.energy.spending import MOST_UNSEEN_SECONDS, Counts, Spending, of_training, projected
 from governance.errors import BudgetReached
@@ -65,8 +65,18 @@ class Keeper:
             return
         spending = Spending(self.ledger)
         spending.read()
-        use = spending.use(self.budget.bound, self.counts(artifact))
-        needs = spending.use(self.budget.bound, lambda line: line["stage"] == stage and _of(line, artifact)).needs
+        counts = self.counts(artifact)
+
+        def same(line: Mapping[str, Any]) -> bool:
+            return bool(line["stage"] == stage and line.get("marks", {}).get("artifact", artifact) == artifact)
+
+        # What runs of this very stage is of this start, or of another of its workers, and is looked at as it goes on:
+        # some ranks' meters have begun when others come here, and all must answer alike.
+        def here(line: Mapping[str, Any]) -> bool:
+            return same(line) and line["kind"] != "end" and still_runs(line)
+
+        use = spending.use(self.budget.bound, lambda line: counts(line) and not here(line))
+        needs = spending.use(self.budget.bound, same).needs
         if use.unknown and self.budget.unknown == "refuse":
             raise self.unknown(f"{stage} is not started", use.unknown)
         limit = limit_millijoules(self.budget)
@@ -227,10 +237,6 @@ class NodeWatch(Watch):
             "scope": budget.scope,
             "bound": budget.bound,
         }
-
-
-def _of(line: Mapping[str, Any], artifact: str) -> bool:
-    return bool(line.get("marks", {}).get("artifact", artifact) == artifact)
 
 
 def limit_millijoules(budget: EnergyBudget) -> int:
