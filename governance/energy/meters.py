@@ -27,6 +27,7 @@ from pydantic import Field, model_validator
 
 from governance.config import Section
 from governance.energy.boards import open_board, open_hwmon
+from governance.energy.codecarbon_tracker import CodeCarbon, require_codecarbon
 from governance.energy.counters import GreatestPower
 from governance.energy.cpu_power import cpu_times
 from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, PHASES, append, own_file
@@ -59,6 +60,8 @@ class EnergyConfig(Section):
     """Seconds between two readings: what a kill can lose, and the fineness of a checkpoint's energy."""
     cpu_tdp_watts: float | None = Field(default=None, gt=0)
     """Thermal design power of all processors of a node, in watts, for the estimate; None looks it up by name."""
+    method: Literal["auto", "codecarbon"] = "auto"
+    """Who measures: the best source that is to be had here, or codecarbon's offline tracker, always of the node."""
     scope: Literal["auto", "node"] = "auto"
     """What is measured: the node, or under "auto" this job's share where it was allotted a part of the node."""
     country: str | None = None
@@ -89,6 +92,8 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
     """
     if not config.enabled:
         return no_meter
+    if config.method == "codecarbon":
+        require_codecarbon()
     attempt = uuid.uuid4().hex[:12]
     counter = itertools.count(1)
 
@@ -129,7 +134,7 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
 def _allotted(config: EnergyConfig) -> Allotment | None:
     """The part of the node that is this job's; None where the node is measured."""
     try:
-        return allotment(cpu_times()[2]) if config.scope == "auto" else None
+        return allotment(cpu_times()[2]) if config.scope == "auto" and config.method == "auto" else None
     except (OSError, ValueError, StopIteration):  # not Linux
         return None
 
@@ -256,8 +261,8 @@ class _Measuring:
             "scope": self.scope,
             "seconds": round(time.monotonic() - self.started, 3),
             "coverage": {
-                "measured": [part.name for part in parts if not part.method.startswith("estimated")],
-                "estimated": [part.name for part in parts if part.method.startswith("estimated")],
+                "measured": [part.name for part in parts if "estimated" not in part.method],
+                "estimated": [part.name for part in parts if "estimated" in part.method],
                 "missing": [*self.missing, *(f"{p.name}: {p.detail}" for p in parts if p.high is None)],
             },
             "parts": [
@@ -309,6 +314,9 @@ def _method(parts: list[Part]) -> str:
 
 def _open_sources(config: EnergyConfig, allotted: Allotment | None) -> tuple[list[Source], list[str]]:
     """All that can be read here, and in words what cannot; a board's meter holds everything, so it stands alone."""
+    if config.method == "codecarbon":
+        model, reason = open_processor_model(config.cpu_tdp_watts)
+        return [CodeCarbon(model)], [*([reason] if reason else []), _UNMETERED]
     rapl, reason = open_rapl()
     missing = [] if rapl else [reason]
     processors: Source | None = rapl or open_hwmon()
