@@ -1,4 +1,4 @@
-"""One rank of a sleeping node, measured by a rival: `meters.py codecarbon|carbontracker SECONDS FOLDER`; prints JSON."""
+"""One rank of a sleeping node, by a rival: `meters.py codecarbon|carbontracker SECONDS FOLDER`; prints JSON."""
 
 import json
 import re
