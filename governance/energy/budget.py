@@ -28,7 +28,7 @@ from typing import Any
 
 from governance.energy.ledger import NEEDS, still_runs
 from governance.energy.meters import READ, RUNNING
-from governance.energy.spending import MOST_UNSEEN_SECONDS, Counts, Spending, of_training, projected
+from governance.energy.spending import MOST_UNSEEN_SECONDS, Counts, Spending, Use, of_training, projected
 from governance.errors import BudgetReached
 from governance.phases import INTERVAL
 from governance.policy import EnergyBudget
@@ -152,6 +152,7 @@ class NodeWatch(Watch):
         self._own = watched.own | ({watched.energy[INTERVAL]} if INTERVAL in watched.energy else frozenset())
         self._spending = Spending(keeper.ledger)
         self._ledger_at: float | None = None
+        self._others = Use()
         self._known: tuple[float, int, int] | None = None
         self._near, self._unknown = True, False
         self._start: int | None = None  # what this start had used when it first looked
@@ -194,9 +195,10 @@ class NodeWatch(Watch):
         if self._ledger_at is None or self._clock() - self._ledger_at >= _LEDGER_SECONDS:
             self._spending.read()
             self._ledger_at = self._clock()
-        use = self._spending.use(self._bound, self._counts, self._own)
+            self._others = self._spending.use(self._bound, self._counts, self._own)
+        use = self._others
         self._why = (*self._why, *use.unknown)
-        return use.millijoules, use.milliwatts
+        return use.millijoules + projected(use.milliwatts, self._clock() - self._ledger_at), use.milliwatts
 
     def start(self, words: Sequence[int]) -> None:
         """Refuse what nobody knows; `words` are the sums of all ranks'.

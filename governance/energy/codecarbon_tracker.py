@@ -86,13 +86,17 @@ class CodeCarbon:
             type(hardware).__name__: str(getattr(hardware, "_mode", ""))
             for hardware in getattr(self._tracker, "_hardware", ())
         }
-        self._began = self._totals()
+        began = self._totals()
+        if began is None:
+            raise PipelineError('codecarbon gives no figures; [energy] method = "auto" does without it')
+        self._began = self._now = began
 
-    def _totals(self) -> dict[str, int]:
-        """Millijoules of (processors, memory, GPUs) since the tracker was started."""
+    def _totals(self) -> dict[str, int] | None:
+        """Millijoules of (processors, memory, GPUs) since the tracker was started; None: it swallowed an error."""
+        self._last.total = None
         self._tracker.flush()
         if self._last.total is None:
-            raise PipelineError('codecarbon gives no figures; [energy] method = "auto" does without it')
+            return None
         return {
             name: round(_MILLIJOULES_PER_KWH * getattr(self._last.total, f"{name}_energy"))
             for name in ("cpu", "ram", "gpu")
@@ -100,11 +104,13 @@ class CodeCarbon:
 
     def read(self) -> list[Part]:
         """One part for the processors, one for memory, one for GPUs where it found any."""
-        counts = {name: value - self._began[name] for name, value in self._totals().items()}
+        found = self._totals()
+        self._now = found or self._now
+        counts = {name: value - self._began[name] for name, value in self._now.items()}
         parts = [self._processors(counts["cpu"]), self._memory(counts["ram"])]
         if "GPU" in self._modes:
             parts.append(_measured("GPUs", "codecarbon: NVML", counts["gpu"], NVML_ALLOWANCE_PERCENT))
-        return parts
+        return parts if found else [replace(part, high=None, detail="missed a reading") for part in parts]
 
     def _processors(self, millijoules: int) -> Part:
         mode = self._modes.get("CPU", "unknown")

@@ -46,11 +46,12 @@ class Tracker:
     def __init__(self, mode):
         self.cpu_energy = self.ram_energy = self.gpu_energy = 1.0
         self._hardware = [type(name, (), {"_mode": mode})() for name in ("CPU", "RAM", "GPU")]
-        self.total = self
+        self.total, self.works = self, True
 
     def flush(self):
-        if self.total is None:
+        if not self.works:
             return
+        self.total = self
         self.cpu_energy += 1e-6  # 3.6 J
         self.ram_energy += 2e-6
         self.gpu_energy += 3e-6
@@ -81,7 +82,11 @@ def test_without_our_model_its_guess_has_no_upper_bound_and_without_figures_it_i
     tracker = Tracker("cpu_load")
     monkeypatch.setattr(codecarbon_tracker, "_tracker", lambda: (tracker, tracker))
     assert CodeCarbon(None).read()[0].high is None
-    tracker.total = None
+    counting = CodeCarbon(Fixed())
+    before = counting.read()
+    tracker.works = False  # it swallows its errors
+    assert [part.high for part in counting.read()] == [None, None, None]
+    assert [part.millijoules for part in counting.read()] == [part.millijoules for part in before]
     with pytest.raises(PipelineError, match="codecarbon gives no figures"):
         CodeCarbon(None)
 
