@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from governance.papers import Paper, Signed, person_fault
-from governance.policy import Gate, Policy
+from governance.policy import EnergyBudget, Gate, Policy
 
 APPROVAL = "urn:assay:policy-approval:1"
 WANTED = 2
@@ -146,6 +146,7 @@ def _whole(policy: Policy, parent: Policy) -> Iterator[Difference]:
     if policy.verdict_days != parent.verdict_days:
         words = f"verdict_days is {policy.verdict_days}, was {parent.verdict_days}"
         yield Difference(_POLICY, words, policy.verdict_days > parent.verdict_days, everybody)
+    yield from _energy(policy.energy_budget, parent.energy_budget, everybody)
     for role in sorted({*policy.owners, *parent.owners}):
         new, old = policy.owners.get(role), parent.owners.get(role)
         if new != old:
@@ -155,6 +156,24 @@ def _whole(policy: Policy, parent: Policy) -> Iterator[Difference]:
         if policy.people.get(name) != parent.people.get(name):
             change = "another key" if name in policy.people and name in parent.people else "added or taken away"
             yield Difference(_POLICY, f"people: {name}: {change}", True, everybody)
+
+
+def _energy(new: EnergyBudget | None, old: EnergyBudget | None, everybody: tuple[str, ...]) -> Iterator[Difference]:
+    """A budget that is gone, greater, or counts less; scopes are not compared: each holds what the other leaves out."""
+    if old is None or new is None:
+        if new != old:
+            yield Difference(_POLICY, f"energy_budget is {'gone' if new is None else 'new'}", new is None, everybody)
+        return
+    looser = {
+        "kilowatt_hours": new.kilowatt_hours > old.kilowatt_hours,
+        "scope": True,
+        "bound": new.bound == "central",
+        "unknown": new.unknown == "allow",
+    }
+    for field, loosened in looser.items():
+        if (value := getattr(new, field)) != (before := getattr(old, field)):
+            words = f"energy_budget.{field} is {_told(value)}, was {_told(before)}"
+            yield Difference(_POLICY, words, loosened, everybody)
 
 
 def _licences(policy: Policy, parent: Policy, everybody: tuple[str, ...]) -> Iterator[Difference]:

@@ -9,6 +9,7 @@
       Occupied            73    another process is at the same work, alive: host, process, since when
       StorageError        74    the disk is full or refuses; nothing stands half-written under a final name
       ClusterError        69    the scheduler refused; carries its words
+      BudgetReached       71    the policy's energy budget leaves no room, or nobody can tell; not requeued
       Preempted           75    checkpointed and left; the job requeues on 75
 
 A message says what is wrong (with the value), where, and how to mend it. Whatever is not a `PipelineError`
@@ -75,6 +76,15 @@ class ClusterError(PipelineError):
     """The scheduler refused a request."""
 
     exit_code = 69
+
+
+class BudgetReached(PipelineError):
+    """The policy's energy budget would be exceeded, or nobody can tell; what was learned is saved.
+
+    71 is EX_OSERR, "a resource of the system is used up": the only code of its kind that nothing else of ours has.
+    """
+
+    exit_code = 71
 
 
 class Preempted(PipelineError):

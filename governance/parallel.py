@@ -110,27 +110,27 @@ def map_shards(
     ours = [index for index in missing if index % runtime.worker[1] == runtime.worker[0]]
     theirs = [index for index in missing if index % runtime.worker[1] != runtime.worker[0]]
     if missing and runtime.mode == "share":
-        _make_share(recipe.stage, task, [(i, keys[i], shards[i]) for i in ours], runtime.workers)
+        _make_share(recipe.stage, task, [(i, keys[i], shards[i]) for i in ours], runtime)
         told = f"{len(ours)} shards made; {len(theirs)} of {len(shards)} were missing beside them"
         raise Leave(recipe.stage, told, made=len(ours))
     with progress(recipe.stage, len(shards), "shards", done=len(done)) as advance:
-        for index, made in _run(task, [(i, keys[i], shards[i]) for i in ours], runtime.workers):
+        for index, made in _run(task, [(i, keys[i], shards[i]) for i in ours], runtime):
             done[index] = made
             advance(1)
         others = {index: (records / f"{keys[index]}.json", shards[index].name) for index in theirs}
         for index, made in _await(others, functools.partial(find, trusted=True)):
             done[index] = made
             advance(1)
-        for index, made in _run(task, [(i, keys[i], shards[i]) for i in sorted(others)], runtime.workers):
+        for index, made in _run(task, [(i, keys[i], shards[i]) for i in sorted(others)], runtime):
             done[index] = made
             advance(1)
     sweep_temporaries(records)
     return [done[index] for index in range(len(shards))]
 
 
-def _make_share(stage: str, task: Callable[[Any], Any], work: list[Any], workers: int) -> None:
+def _make_share(stage: str, task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> None:
     with progress(stage, len(work), "shards") as advance:
-        for _ in _run(task, work, workers):
+        for _ in _run(task, work, runtime):
             advance(1)
 
 
@@ -249,24 +249,37 @@ def _make_shard(
     return index, ShardDone(outputs, made.stats)
 
 
-def _run(task: Callable[[Any], Any], work: list[Any], workers: int) -> Any:
-    """Yield results as they finish; at most two tasks a worker wait in the queue, so memory stays level."""
+def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
+    """Yield results as they finish; at most two tasks a worker wait in the queue, so memory stays level.
+
+    Before each task the energy budget is asked: for the time of the longest so far. With several workers for twice
+    that, counted from when a task was put in the queue: what is in the pool's hands cannot be taken back.
+    """
+    workers, longest = runtime.workers, 0.0
     if workers <= 1 or len(work) <= 1:
-        yield from map(task, work)
+        for item in work:
+            runtime.budget.look(longest)
+            began = time.monotonic()
+            yield task(item)
+            longest = max(longest, time.monotonic() - began)
         return
     pool = _pool(workers)
     waiting: set[Future[Any]] = set()
+    submitted: dict[Future[Any], float] = {}
     queue = iter(work)
     try:
         while True:
+            runtime.budget.look(2 * longest)
             for item in queue:
-                waiting.add(pool.submit(task, item))
+                waiting.add(future := pool.submit(task, item))
+                submitted[future] = time.monotonic()
                 if len(waiting) >= 2 * workers:
                     break
             if not waiting:
                 return
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in finished:
+                longest = max(longest, time.monotonic() - submitted.pop(future))
                 yield future.result()
     except BrokenProcessPool as error:
         close_pool()

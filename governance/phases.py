@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 CLOCK = "clock"
+INTERVAL = "interval"
+"""Where the meter says under which name the ledger has this measurement."""
 DATA_STAGE, START_UP, COMPUTE, COMMUNICATION = "data stage", "start-up", "compute", "communication"
 CHECKPOINT, EVALUATION, IDLE, HANG = "checkpoint", "evaluation", "idle", "hang"
 UNTOLD = "not told"

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from governance.config import Section, canonical_json, read_toml, validate
 from governance.errors import ConfigError
@@ -109,6 +109,20 @@ class Licences(Section):
     """SPDX identifiers or expressions, compared as written."""
 
 
+class EnergyBudget(Section):
+    """How much energy may be used; `governance.energy.budget` keeps it."""
+
+    kilowatt_hours: float = Field(gt=0)
+    """The most that may be used, in kWh of electricity at the meters."""
+    scope: Literal["root", "training"] = "root"
+    """What counts: "root", all that the root's ledger holds (data, audits, every attempt of every training; reports
+    apart), or "training", the attempts of one training; data stages are then not bounded."""
+    bound: Literal["upper", "central"] = "upper"
+    """Which figure of the meters counts: their upper bound, or what they hold for likely."""
+    unknown: Literal["refuse", "allow"] = "refuse"
+    """Energy that no meter saw: "refuse" starts nothing, "allow" counts it as nothing."""
+
+
 class Policy(Section):
     """All rules for a corpus."""
 
@@ -122,6 +136,8 @@ class Policy(Section):
     """Person -> the id of the key that this person signs with; a file may name a PEM file instead. Whoever is not here
     can sign nothing."""
     licences: Licences
+    energy_budget: EnergyBudget | None = None
+    """The most energy that may be used; absent: no bound."""
     gate: tuple[Gate, ...] = Field(min_length=1)
     parent: Policy | None = None
     """The policy that this one is compared with; a file names the parent's file. No rule is taken from it."""
@@ -142,6 +158,12 @@ class Policy(Section):
                 names = sorted(name for name in self.people if self.people[name] == key)
                 raise ValueError(f"people {', '.join(names)} have one key; whoever signs needs a key of his own")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a budget a policy is what it was before there were budgets, and its verdicts hold."""
+        values: dict[str, Any] = dump(self)
+        return {name: value for name, value in values.items() if name != "energy_budget" or value is not None}
 
     @property
     def digest(self) -> str:

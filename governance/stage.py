@@ -24,11 +24,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from governance.alone import make_alone
 from governance.config import Section, canonical_json
-from governance.errors import ManifestError, MissingInput
+from governance.errors import BudgetReached, ManifestError, MissingInput
 from governance.files import sha256_bytes, sweep_temporaries
 from governance.log import get_logger
 from governance.manifest import (
@@ -54,6 +54,75 @@ Meter = Callable[[str], AbstractContextManager[dict[str, Any]]]
 def no_meter(stage: str) -> Iterator[dict[str, Any]]:
     """The meter of a run that measures nothing: its energy is unknown, which is not zero."""
     yield dict(UNKNOWN_ENERGY)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What one rank of a start watches over."""
+
+    energy: dict[str, Any]
+    """What the meter of this rank's node yields."""
+    artifact: str
+    """Of the training, or of the stage."""
+    own: frozenset[str] = frozenset()
+    """The ledger's names of what the ranks of this start measure; this one's need not be among them."""
+    measures: bool = True
+    """Whether this rank measures its node."""
+    first: bool = True
+    """Whether it adds what the ledger says of all others."""
+
+
+class Watch(Protocol):
+    """The budget of a training: `over(sum over the ranks of words(...))` is alike on every rank."""
+
+    def words(self, ahead_seconds: float) -> list[int]:
+        """What this rank adds to a look at what so many seconds more would take."""
+
+    def start(self, words: Sequence[int]) -> None:
+        """Raise `BudgetReached` where nobody knows what is used."""
+
+    def over(self, words: Sequence[int]) -> bool:
+        """Whether it is time to save and leave."""
+
+    def reached(self, what: str) -> BudgetReached:
+        """The error that says so."""
+
+    def facts(self) -> dict[str, Any]:
+        """The figures of the last look, for the record."""
+
+
+class Budget(Protocol):
+    """The energy budget of a policy, as stages meet it; `governance.energy.budget` keeps it."""
+
+    def check(self, stage: str, artifact: str) -> None:
+        """Before anything is opened: raise `BudgetReached` where there is no room for it."""
+
+    def watching(self, stage: str, artifact: str, energy: dict[str, Any]) -> AbstractContextManager[None]:
+        """While the context lasts, `energy` is what the meter yields; raise `BudgetReached` where it says nothing."""
+
+    def look(self, ahead_seconds: float) -> None:
+        """Between two shards: raise `BudgetReached` if so many seconds more would exceed it."""
+
+    def watch(self, watched: Watched) -> Watch | None:
+        """What one rank of a training asks at each step; None: there is no bound."""
+
+
+class NoBudget:
+    """Of a policy that sets none."""
+
+    def check(self, stage: str, artifact: str) -> None:
+        """There is room."""
+
+    def watching(self, stage: str, artifact: str, energy: dict[str, Any]) -> AbstractContextManager[None]:
+        """Nothing is watched."""
+        return contextlib.nullcontext()
+
+    def look(self, ahead_seconds: float) -> None:
+        """There is room."""
+
+    def watch(self, watched: Watched) -> Watch | None:
+        """Nothing is asked."""
+        return None
 
 
 Attest = Callable[[Manifest], None]
@@ -98,6 +167,8 @@ class Runtime:
     """What a user types to make what a look-up did not find."""
     meter: Meter = field(default=no_meter)
     """Energy of the node while a stage is made."""
+    budget: Budget = field(default_factory=NoBudget)
+    """The most energy that may be used."""
     worker: tuple[int, int] = (0, 1)
     """(i, n): this process is worker i, from 0, of n that run the same command on one file system (a Slurm array)."""
     mode: Literal["all", "share", "join"] = "all"
@@ -166,6 +237,7 @@ def run_stage(
         MissingInput: it is not there and `runtime.make` is False.
         ManifestError: another process committed other bytes under the same key: the stage is not deterministic.
         PipelineError: the worker that makes it alone has failed; its message is in this one's.
+        BudgetReached: the policy's energy budget leaves no room for it; finished shards are kept.
     """
     stage, key = recipe.stage, recipe.key([item.digest for item in inputs])
     found = find(stage, key, runtime.root)
@@ -178,10 +250,12 @@ def run_stage(
     folder = artifact_folder(stage, key, runtime.root)
 
     def make_and_commit() -> Manifest:
+        artifact = f"{stage}/{folder.name}"
+        runtime.budget.check(stage, artifact)
         get_logger(__name__).info("%s: making %s", stage, folder)
         started = now()
-        with runtime.meter(stage) as energy:
-            energy["artifact"] = folder.relative_to(runtime.root).as_posix()
+        with runtime.meter(stage) as energy, runtime.budget.watching(stage, artifact, energy):
+            energy["artifact"] = artifact
             made = make(folder)
         energy.pop("artifact", None)  # a mark for the meter, no figure
         if runtime.mode == "share":

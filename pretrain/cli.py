@@ -16,8 +16,9 @@ from pathlib import Path
 from types import ModuleType
 
 _EPILOG = """exit codes: 0 done, 1 stopped for a reason that is told, 2 wrong words, 65 something was altered or torn,
-66 something is missing, 69 the scheduler refused, 70 a training process hung, 73 another run trains there, 74 the disk
-refused, 75 preempted (run the same command again), 77 the gate is closed, 78 the configuration is wrong"""
+66 something is missing, 69 the scheduler refused, 70 a training process hung, 71 the energy budget leaves no more,
+73 another run trains there, 74 the disk refused, 75 preempted (run the same command again), 77 the gate is closed,
+78 the configuration is wrong"""
 
 
 def program() -> int:

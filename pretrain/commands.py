@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from governance.attestation import attest_with, open_journal
+from governance.energy.budget import open_budget
 from governance.energy.meters import meter
 from governance.errors import ConfigError
 from governance.stage import Runtime
@@ -24,6 +25,7 @@ def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
     root: Path = arguments.root or Path("runs") / arguments.config.stem
     journal = open_journal(run.config.governance, run.folder, root.absolute())
     share = getattr(arguments, "share", None)
+    ledger = root.absolute() / "energy.jsonl"
     runtime = Runtime(
         root=root.absolute(),
         workers=arguments.workers,
@@ -31,7 +33,8 @@ def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
         worker=share or getattr(arguments, "worker", (0, 1)),
         mode="share" if share else "join" if getattr(arguments, "join", False) else "all",
         engine=getattr(arguments, "engine", "duckdb"),
-        meter=meter(run.config.energy, root.absolute() / "energy.jsonl"),
+        meter=meter(run.config.energy, ledger),
+        budget=open_budget(run.policy.energy_budget, ledger, str(run.folder / run.config.governance.policy)),
         attest=attest_with(journal, run.config.governance, run.folder, root.absolute()),
         head=journal.head,
     )

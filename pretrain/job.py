@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pretrain.allowance import Allowance
 from pretrain.config import Settings, TrainRecipe
 from pretrain.distributed import Ranks
 from pretrain.layout import Layout, layout_of
@@ -40,6 +41,8 @@ class Job:
     """True once a signal told the run to leave."""
     suite: Suite | None = None
     """The questions of `[evaluation]`; None: there are none."""
+    allowance: Allowance = field(default_factory=Allowance)
+    """What the policy's energy budget leaves."""
 
     @property
     def layout(self) -> Layout:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from governance.errors import PipelineError, Preempted
+from governance.errors import BudgetReached, PipelineError, Preempted
 from governance.files import read_lines
 from governance.log import get_logger
 from pretrain.rank_output import Output, open_output
@@ -104,6 +104,8 @@ def launch(
         if culprit is None:
             return 0
         status = culprit.child.returncode
+        if status == BudgetReached.exit_code:  # it said why, and it is no fault
+            return status
         if status == Preempted.exit_code or (
             told and status in _TOLD_TO_END
         ):  # before it could listen: nothing is lost
@@ -194,7 +196,7 @@ def _wait(ranks: Sequence[Rank]) -> None:
 
 def _grace(status: int) -> float:
     """How long the others have after one ended so."""
-    if status == Preempted.exit_code:
+    if status in (Preempted.exit_code, BudgetReached.exit_code):
         return _SAVING_SECONDS
     return _GRACE_SECONDS if status == HUNG or status not in _EXPLAINED else _EXPLAINED_SECONDS
 

@@ -50,10 +50,11 @@ class Parts:
 
 
 def learn(job: Job) -> TrainState:
-    """Train to the last step, or until a signal; see `_steps`."""
+    """Train to the last step, until a signal, or until the energy budget leaves no more; see `_steps`."""
     folder = artifact_folder("train", job.store.train_key, job.store.root)
     hung = partial(tell_hang, job.energy)
     with watch_hangs(folder, job.ranks.rank, job.settings.engine, hung) as heart, foreign_errors():
+        job.allowance.start(lambda words: add_up(words, HOST))
         engine, state = _start(job)
         with open_saver(job, engine, run_facts(job)) as saver:
             meter = Meter(job, state.step, batch_sizes(job.recipe.train).before(state.step + 1))
@@ -113,13 +114,16 @@ def _steps(parts: Parts, state: TrainState) -> TrainState:
 def _agree(parts: Parts, ready: StepRows, pace: Pace) -> tuple[int, bool, list[int]]:
     """In one collective: tokens that the global batch predicts, whether to leave, the lanes of the stream's digest."""
     job, leaving = parts.job, int(parts.job.leave() or parts.saver.failed)
-    words = [*job.counted([ready.targets, *ready.digest]), leaving, *pace.slots(ready.step)]
+    budget = job.allowance.words(parts.saver.seconds)
+    words = [*job.counted([ready.targets, *ready.digest]), leaving, *budget, *pace.slots(ready.step)]
     with during(job.energy, COMMUNICATION):
         targets, *lanes, leaving = (summed := add_up(words, HOST))[: 2 + LANES]
-    pace.tell(ready.step, summed[2 + LANES :])
+    rest = summed[2 + LANES :]
+    over = job.allowance.heed(rest[: len(budget)])
+    pace.tell(ready.step, rest[len(budget) :])
     if ready.mixture:
         job.record("mixture", ready.step, weights=ready.mixture)
-    return targets, bool(leaving), lanes
+    return targets, bool(leaving) or over, lanes
 
 
 def _due(step: int, every: int, last: int) -> bool:
@@ -247,7 +251,9 @@ def _ask(parts: Parts, state: TrainState, saved: int) -> TrainState:
 def _heed(parts: Parts, state: TrainState, saved: int, what: str) -> None:
     """Give a sign of life, and leave if any rank was told to; every rank makes the same number of passes."""
     parts.heart.beat(what, long=not state.validations)
-    if add_up([int(parts.job.leave())], HOST)[0]:
+    allowance = parts.job.allowance
+    leaving, *budget = add_up([int(parts.job.leave()), *allowance.words(parts.saver.seconds)], HOST)
+    if allowance.heed(budget) or leaving:
         _leave(parts, state, saved)
 
 
@@ -267,6 +273,9 @@ def _leave(parts: Parts, state: TrainState, saved: int) -> NoReturn:
     parts.heart.beat(f"waiting for the checkpoint of step {state.step}", long=True)
     begin(parts.job.energy, CHECKPOINT)
     parts.saver.wait()
+    if parts.job.allowance.reached:
+        parts.job.record("budget", state.step, **parts.job.allowance.facts())
+        raise parts.job.allowance.error(state.step)
     _tell_haste(parts.job, state.step)
     raise Preempted(f"told to leave after step {state.step}, which is saved; the same command goes on from there")
 

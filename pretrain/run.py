@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.prepare import prepare
 from governance.attestation import open_journal
 from governance.energy.factors import resolve
-from governance.errors import GateClosed, MissingInput, PipelineError, Preempted
+from governance.errors import BudgetReached, GateClosed, MissingInput, PipelineError, Preempted
 from governance.files import sha256_file
 from governance.gate import (
     CheckResult,
@@ -227,6 +227,8 @@ def training_in(
         status = launch(processes, ["train", *words], restarts=restarts, standing=partial(standing_of, folder))
         if status == Preempted.exit_code:
             raise Preempted("the training processes saved a checkpoint and left")
+        if status == BudgetReached.exit_code:
+            raise BudgetReached("the training processes left for the energy budget; their message stands above")
         if status != 0:
             failed = PipelineError(f"the training processes ended with status {status}; their messages stand above")
             failed.exit_code = status
@@ -286,16 +288,17 @@ def _reported(run: Run, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest
 
 
 def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) -> Path:
-    """All of it; the report is written even when the gate is closed.
+    """All of it; the report is written even when the gate is closed, or the energy budget leaves no more.
 
     Raises:
         GateClosed: after the report was written.
+        BudgetReached: so, too.
     """
     artifacts = corpus(run, runtime)
     judge(run, artifacts, runtime)
     try:
         training_in(processes, run, artifacts, runtime, words)
-    except GateClosed:
+    except (GateClosed, BudgetReached):
         get_logger(__name__).info("report: %s", write_report(run, runtime))
         raise
     return write_report(run, runtime)

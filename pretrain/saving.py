@@ -18,8 +18,10 @@ takes at a lower priority than training.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +33,7 @@ from governance.files import remove_file, write_text
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest, Output, describe
 from governance.stage import commit, now
+from pretrain.allowance import first_save_seconds
 from pretrain.canonical import Shapes, write_canonical
 from pretrain.checkpoint import STAGE, VERSION, Peers, Store, TrainState, state_text
 from pretrain.config import CheckpointConfig
@@ -116,6 +119,9 @@ class Saver:
         self._meeting: Meeting | None = None
         self._fault: BaseException | None = None
         self._over, self._failing = threading.Event(), threading.Event()
+        self.seconds = first_save_seconds(sum(math.prod(shape) for _, shape in source.shapes), peers.world_size)
+        """How long the longest save took until it was durable; before the first, what is guessed."""
+        self._saved = False
         self.when_durable: Callable[[int, Manifest | None], None] = lambda step, manifest: None
         """Called on every rank, in its thread, with the step that became durable, and on rank 0 its manifest."""
 
@@ -145,12 +151,15 @@ class Saver:
         """
         from pretrain.engine_fragments import copy_to_host
 
+        began = time.monotonic()
         number = self._settle()
         copy_to_host(self._source.fragments(), self._buffers)
         state = replace(state, loss_scale=self._source.loss_scale())
         place = records_folder(self._store, state.step) / number
         self._meeting = Meeting(place, self._peers.rank, self._peers.world_size, self._over, self._failing)
-        self._thread = threading.Thread(target=self._work, args=(state, self._meeting), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(
+            target=self._work, args=(state, self._meeting, began), name="checkpoint", daemon=True
+        )
         self._thread.start()
         if not self._config.asynchronous:
             self.wait()
@@ -189,12 +198,14 @@ class Saver:
             return self._fault
         return PipelineError(f"rank {self._peers.rank} could not save a checkpoint: {self._fault!r}")
 
-    def _work(self, state: TrainState, meeting: Meeting) -> None:
+    def _work(self, state: TrainState, meeting: Meeting, began: float) -> None:
         with contextlib.suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # Linux: of this thread alone
         try:
             made = write_checkpoint(self._store, state, self._buffers, self._source, meeting, self._config, self._run)
             self.when_durable(state.step, made)
+            lasted = time.monotonic() - began
+            self.seconds, self._saved = max(lasted, self.seconds if self._saved else 0.0), True
         except MeetingOver:
             pass
         except BaseException as error:

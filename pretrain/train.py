@@ -25,7 +25,8 @@ from governance.files import write_json
 from governance.heap import keep_freed_memory
 from governance.log import get_logger
 from governance.manifest import Manifest, Output, describe
-from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, artifact_folder, commit, find, now
+from governance.phases import INTERVAL
+from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, Watched, artifact_folder, commit, find, now
 from pretrain.compatibility import check_start, check_together
 from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks, read_ranks, slurm_attempt
@@ -65,6 +66,7 @@ def train(
         ManifestError: a token shard is not what its manifest says.
         PipelineError: too few rows, a run that diverged, a full device.
         Preempted: a signal came; what was learned is saved.
+        BudgetReached: the policy's energy budget leaves no more, or nobody can tell; what was learned is saved.
         Occupied: another run that is alive trains the same, or a later start of the same Slurm job has begun.
     """
     check_together(recipe, settings.engine)
@@ -75,6 +77,7 @@ def train(
     if not runtime.make:
         raise MissingInput(f"{STAGE}: not made yet for this configuration. Make it with: {runtime.command}")
     before_start()
+    runtime.budget.check(STAGE, artifact_folder(STAGE, key, runtime.root).relative_to(runtime.root).as_posix())
     if recipe.evaluation.tasks and suite is None:
         raise TypeError("recipe.evaluation names tasks: pass the suite that asks them")
     with watch_signals() as leave:
@@ -96,6 +99,7 @@ def _key(tokens: Manifest, recipe: TrainRecipe) -> str:
 def _train(
     tokens: Manifest, about: About, settings: Settings, runtime: Runtime, leave: Leave, suite: Suite | None
 ) -> Manifest:
+    from pretrain.allowance import Allowance
     from pretrain.checkpoint import Peers, Store
     from pretrain.distributed import capability_of, gather, join
     from pretrain.job import Job
@@ -110,6 +114,7 @@ def _train(
         _arithmetic(ranks, settings.engine),
         open_record(folder, settings.tracking, about, fence.check, writes=ranks.first) as (record, attempt),
     ):
+        energy["artifact"] = folder.relative_to(runtime.root).as_posix()
         device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
         fence.follow(gather(fence.number)[0])
         check_start(recipe, settings.engine, ranks, device.type, capability_of(device))
@@ -118,9 +123,11 @@ def _train(
             runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest, fence.look
         )
         peers = Peers(ranks.rank, ranks.world_size, gather)
+        own = frozenset(name for name in gather(energy.get(INTERVAL)) if name)
+        watched = Watched(energy, energy["artifact"], own, measures=ranks.local_rank == 0, first=ranks.first)
         job = Job(
             recipe, settings, ranks, device, train_rows, validation_rows, store, peers, record, attempt, energy, leave,
-            suite,
+            suite, Allowance(runtime.budget.watch(watched)),
         )  # fmt: skip
         state = learn(job)
         fence.look()

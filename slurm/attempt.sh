@@ -64,6 +64,7 @@ cause_of() { # STATUS -> in words
     66) echo "something is missing" ;;
     69) echo "the cluster refused, or a node is bad" ;;
     70) echo "a training process hung" ;;
+    71) echo "the energy budget leaves no more" ;;
     73) echo "another process, alive, does the same work" ;;
     74) echo "the disk is full or refuses" ;;
     75) echo "told to leave; what is done is saved" ;;
@@ -169,7 +170,7 @@ finish() { # STATUS [CAUSE]
   case $status in
     0) outcome="done" ;;
     75) outcome=left ;;
-    2 | 65 | 66 | 77 | 78) outcome=explained ;;
+    2 | 65 | 66 | 71 | 77 | 78) outcome=explained ;;
   esac
   note ended ", \"status\": $status, \"outcome\": \"$outcome\", \"progress\": $(in_json "$progress"), \"cause\": $(in_json "$cause")" || known=no
   echo "assay: job $job, attempt $attempt: $cause (status $status)"

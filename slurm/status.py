@@ -204,6 +204,11 @@ def next_command(view: View, progress: Progress) -> str:
             "the gate is closed: read the report; mend the corpus, or let an owner look (assay governance review "
             f"{config} --key KEY); then: assay slurm retry {config}"
         )
+    if any(part.status == 71 for row in rows for part in row.parts if part.kind == "failed"):
+        return (
+            "the energy budget leaves no more; what was learned is saved. With another policy ([energy_budget]), judge "
+            f"the corpus anew (assay governance check {config}), then: assay slurm retry {config}"
+        )
     broken = [row for row in rows if row.over]
     if broken:
         first = next((row for row in broken if not all(p.cause.startswith("because ") for p in row.parts)), broken[0])

@@ -14,6 +14,7 @@ so long that the counter may have wrapped in it is taken for a wrap, an error of
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -21,6 +22,25 @@ MOST_WATTS = 2000
 """More than one package, one bank of memory or one GPU takes; an upper bound, and what tells a reset from a wrap."""
 
 Clock = Callable[[], float]
+
+
+class GreatestPower:
+    """The greatest mean power, in milliwatts, between two readings at least `span` seconds apart; 0: none were."""
+
+    def __init__(self, span: float):
+        self.milliwatts = 0
+        self._span = span
+        self._last: tuple[float, int] | None = None
+
+    def note(self, at: float, millijoules: int | None) -> None:
+        """A reading at `at` seconds; None is passed over."""
+        if millijoules is None:
+            return
+        if self._last is None:
+            self._last = (at, millijoules)
+        elif (seconds := at - self._last[0]) >= self._span:
+            self.milliwatts = max(self.milliwatts, math.ceil((millijoules - self._last[1]) / seconds))
+            self._last = (at, millijoules)
 
 
 class Counter:

@@ -39,7 +39,9 @@ from governance.phases import HANG
 
 SCHEMA = 1
 FILE_NAME = "energy.jsonl"
-MARKS = ("artifact", "resumed_from", "step", "checkpoint")
+NEEDS = "needs"
+"""The mark of a budget: millijoules that a start of this would use before it had gone one step further."""
+MARKS = ("artifact", "resumed_from", "step", "checkpoint", NEEDS)
 """What a trainer may write into its measurement while it runs; see `governance.energy.attribution`."""
 PHASES = "phases"
 """The mark that the meter adds: milliseconds of each phase since the interval's begin."""
@@ -48,7 +50,7 @@ MOST_SAMPLE_SECONDS = 60.0
 """The longest sample interval that can be configured; a line without `every` is of an earlier release."""
 KILLED = "killed"
 
-_KINDS = ("begin", "beat", "end")
+KINDS = ("begin", "beat", "end")
 
 Outcome = Literal["surviving", "wasted", "unknown"]
 
@@ -97,10 +99,11 @@ class Interval:
     @property
     def seconds(self) -> float:
         """From the first to the last line, in seconds."""
-        return (_parse(self.finished) - _parse(self.started)).total_seconds()
+        return (moment(self.finished) - moment(self.started)).total_seconds()
 
 
-def _parse(text: str) -> datetime.datetime:
+def moment(text: str) -> datetime.datetime:
+    """The moment that `time_text` wrote."""
     return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
@@ -172,15 +175,25 @@ def read_ledger(ledger: Path, alive: Callable[[Mapping[str, Any]], bool] | None 
         ManifestError: a file is no ledger of this schema.
     """
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.*{ledger.suffix}"))]:
-        if not path.exists():
-            continue
-        _head(path)
+    for path in files_of(ledger):
         for line in read_lines(path):
-            if isinstance(line, dict) and line.get("kind") in _KINDS:
+            if isinstance(line, dict) and line.get("kind") in KINDS:
                 found.setdefault(line["interval"], []).append(line)
-    intervals = [_interval(lines, alive or _alive) for lines in found.values()]
+    intervals = [_interval(lines, alive or still_runs) for lines in found.values()]
     return sorted(intervals, key=lambda interval: (interval.started, interval.id))
+
+
+def files_of(ledger: Path) -> list[Path]:
+    """The files of a ledger that are there: its own, and those of the other hosts beside it.
+
+    Raises:
+        ManifestError: one is no ledger of this schema.
+    """
+    paths = [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.*{ledger.suffix}"))]
+    there = [path for path in paths if path.exists()]
+    for path in there:
+        _head(path)
+    return there
 
 
 def _interval(lines: list[dict[str, Any]], alive: Callable[[Mapping[str, Any]], bool]) -> Interval:
@@ -211,9 +224,10 @@ def _hung(lines: list[dict[str, Any]]) -> bool:
     return bool(seen[-1] > (seen[0] if len(seen) > 1 else 0))
 
 
-def _alive(line: Mapping[str, Any]) -> bool:
+def still_runs(line: Mapping[str, Any]) -> bool:
+    """Whether the process that wrote a line still runs: looked up here, on another host if the line is a minute old."""
     if line["host"] == socket.gethostname():
         pid, started = line["process"]
         return started is not None and start_time(pid) == int(started)
-    age = datetime.datetime.now(datetime.UTC) - _parse(line["at"])
+    age = datetime.datetime.now(datetime.UTC) - moment(line["at"])
     return age.total_seconds() < 60

@@ -27,6 +27,8 @@ from pydantic import Field
 
 from governance.config import Section
 from governance.energy.boards import open_board, open_hwmon
+from governance.energy.codecarbon_tracker import CodeCarbon, require_codecarbon
+from governance.energy.counters import GreatestPower
 from governance.energy.cpu_power import cpu_times
 from governance.energy.factors import FactorsConfig
 from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, PHASES, append, own_file
@@ -34,15 +36,19 @@ from governance.energy.node import Turn, node_turn, start_time
 from governance.energy.nvml import open_nvml
 from governance.energy.share import Allotment, Shared, allotment, open_processor_model
 from governance.energy.sources import Part, Source, open_rapl
-from governance.errors import PipelineError, Preempted
+from governance.errors import BudgetReached, PipelineError, Preempted
 from governance.log import get_logger
-from governance.phases import CLOCK, DATA_STAGE, EVALUATION, START_UP, PhaseClock
+from governance.phases import CLOCK, DATA_STAGE, EVALUATION, INTERVAL, START_UP, PhaseClock
 from governance.stage import UNKNOWN_ENERGY, Leave, Meter, no_meter
 
 _UNMETERED = "mainboard, disks, network, fans, power supply, cooling: no meter"
 _OUTSIDE = "network and cooling outside the node: no meter"
 _FIRST_PHASES = {"train": START_UP, "model_audit": EVALUATION}
 RUNNING = "running"  # what the meter says while it measures
+READ = "read"  # what makes it say so anew
+OUT_OF_BUDGET = "energy budget"
+_TELLING = (*MARKS, RUNNING, READ, INTERVAL, CLOCK)
+_LEAST_SPAN_SECONDS = 1.0  # of the readings that a greatest power is taken from; shorter ones are noise
 
 
 class EnergyConfig(Section):
@@ -54,6 +60,8 @@ class EnergyConfig(Section):
     """Seconds between two readings: what a kill can lose, and the fineness of a checkpoint's energy."""
     cpu_tdp_watts: float | None = Field(default=None, gt=0)
     """Thermal design power of all processors of a node, in watts, for the estimate; None looks it up by name."""
+    method: Literal["auto", "codecarbon"] = "auto"
+    """Who measures: the best source that is to be had here, or codecarbon's offline tracker, always of the node."""
     scope: Literal["auto", "node"] = "auto"
     """What is measured: the node, or under "auto" this job's share where it was allotted a part of the node."""
     factors: FactorsConfig = FactorsConfig()
@@ -63,13 +71,16 @@ class EnergyConfig(Section):
 def meter(config: EnergyConfig, ledger: Path) -> Meter:
     """The meter of a run: a factory of contexts that measure the node and record in `ledger`.
 
-    While the context lasts the yielded dictionary holds under "running" the joules of the last sample and their method,
-    and under "clock" the clock of phases;
+    While the context lasts the yielded dictionary holds under "running" the joules of the last sample with method, time
+    and bounds (`_Measuring.tell`), under "read" what takes a sample now, under "interval" its name in the ledger, and
+    under "clock" the clock of phases;
     at its end joules, low, high (None: unknown), method, scope, seconds, coverage and parts. A body that raises
-    counts as wasted, but for `Preempted` and `Leave`: those saved their work first.
+    counts as wasted, but for `Preempted`, `BudgetReached` and `Leave`: those saved their work first.
     """
     if not config.enabled:
         return no_meter
+    if config.method == "codecarbon":
+        require_codecarbon()
     attempt = uuid.uuid4().hex[:12]
     counter = itertools.count(1)
 
@@ -96,6 +107,9 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
             except Leave:
                 measuring.end("surviving", "left")
                 raise
+            except BudgetReached:
+                measuring.end("surviving", OUT_OF_BUDGET)
+                raise
             except BaseException as error:
                 measuring.end("wasted", type(error).__name__)
                 raise
@@ -107,7 +121,7 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
 def _allotted(config: EnergyConfig) -> Allotment | None:
     """The part of the node that is this job's; None where the node is measured."""
     try:
-        return allotment(cpu_times()[2]) if config.scope == "auto" else None
+        return allotment(cpu_times()[2]) if config.scope == "auto" and config.method == "auto" else None
     except (OSError, ValueError, StopIteration):  # not Linux
         return None
 
@@ -150,6 +164,9 @@ class _Measuring:
         self.stopping = False
         self.clock: PhaseClock = energy[CLOCK]
         self.guard = threading.Lock()
+        span = min(_LEAST_SPAN_SECONDS, config.sample_seconds / 2)
+        self.power = {"central": GreatestPower(span), "upper": GreatestPower(span)}
+        energy.update({READ: self._read, INTERVAL: about["interval"]})
         self.thread = threading.Thread(target=self._sample, name="energy meter", daemon=True)
 
     def begin(self) -> None:
@@ -169,7 +186,7 @@ class _Measuring:
         if self.thread.is_alive():
             self.thread.join()
         parts = self._write("end", outcome=outcome, cause=cause)
-        for name in (*MARKS, RUNNING, CLOCK):
+        for name in _TELLING:
             self.energy.pop(name, None)
         self.energy.update(self._measurement(parts))
 
@@ -184,12 +201,31 @@ class _Measuring:
     def _parts(self) -> list[Part]:
         return [part for source in self.sources for part in source.read()]
 
+    def _read(self) -> None:
+        with self.guard:
+            self.tell(*_total(self._parts(), self.missing))
+
+    def tell(self, joules: int | None, low: int | None, high: int | None) -> None:
+        """Say under "running" what was read: joules, method, the monotonic time, and by bound millijoules and the
+        greatest power so far in milliwatts; `elsewhere`: this node's joules are in another line of the same ledger.
+        """
+        at, values = time.monotonic(), {"central": joules, "upper": high}
+        for bound, value in values.items():
+            self.power[bound].note(at, value)
+        self.energy[RUNNING] = {
+            "joules": _joules(joules),
+            "method": self.about["method"],
+            "at": at,
+            "bounds": {bound: (value, self.power[bound].milliwatts) for bound, value in values.items()},
+            "elsewhere": self.ledger is None,
+        }
+
     def _write(self, kind: str, **values: Any) -> list[Part]:
         """Read the sources and append a line; a ledger that refuses is said once and never stops the run."""
         with self.guard:
             parts = self._parts()
             joules, low, high = _total(parts, self.missing)
-            self.energy[RUNNING] = {"joules": _joules(joules), "method": self.about["method"]}
+            self.tell(joules, low, high)
             if self.file is None:
                 return parts
             marks = {name: self.energy[name] for name in MARKS if name in self.energy}
@@ -212,8 +248,8 @@ class _Measuring:
             "scope": self.scope,
             "seconds": round(time.monotonic() - self.started, 3),
             "coverage": {
-                "measured": [part.name for part in parts if not part.method.startswith("estimated")],
-                "estimated": [part.name for part in parts if part.method.startswith("estimated")],
+                "measured": [part.name for part in parts if "estimated" not in part.method],
+                "estimated": [part.name for part in parts if "estimated" in part.method],
                 "missing": [*self.missing, *(f"{p.name}: {p.detail}" for p in parts if p.high is None)],
             },
             "parts": [
@@ -250,6 +286,9 @@ def _method(parts: list[Part]) -> str:
 
 def _open_sources(config: EnergyConfig, allotted: Allotment | None) -> tuple[list[Source], list[str]]:
     """All that can be read here, and in words what cannot; a board's meter holds everything, so it stands alone."""
+    if config.method == "codecarbon":
+        model, reason = open_processor_model(config.cpu_tdp_watts)
+        return [CodeCarbon(model)], [*([reason] if reason else []), _UNMETERED]
     rapl, reason = open_rapl()
     missing = [] if rapl else [reason]
     processors: Source | None = rapl or open_hwmon()

@@ -59,6 +59,7 @@ def with_gate(base, **changes):
         (with_gate(GATE, where={"stage": "clean"}), "a.b", True),
         (with_gate(GATE, owner="legal"), "a.b", True),
         (with_gate(GATE, why="another reason for it"), "a.b", False),
+        (make(energy_budget={"kilowatt_hours": 2.0}), "policy", False),
         (with_gate(INTERVAL, rule="upper_ci"), "i.v", True),
         (with_gate(INTERVAL, rule="lower_ci"), "i.v", False),
         (with_gate(INTERVAL, min_n=5), "i.v", True),
@@ -77,6 +78,27 @@ def with_gate(base, **changes):
 def test_each_difference_is_told_and_known_to_loosen_or_not(child, gate, loosened):
     [difference] = policy_differences(child, make(name="parent"))
     assert (difference.gate, difference.loosened) == (gate, loosened), difference.told()
+
+
+@pytest.mark.parametrize(
+    ("changes", "loosened"),
+    [
+        ({"kilowatt_hours": 3.0}, True),
+        ({"kilowatt_hours": 1.0}, False),
+        ({"scope": "training"}, True),
+        ({"bound": "central"}, True),
+        ({"unknown": "allow"}, True),
+        (None, True),
+    ],
+)
+def test_a_looser_energy_budget_wants_approval(changes, loosened):
+    budget = {"kilowatt_hours": 2.0}
+    parent = make(energy_budget=budget)
+    child = make(energy_budget=None if changes is None else {**budget, **changes})
+    [difference] = policy_differences(child, parent)
+    assert (difference.gate, difference.loosened) == ("policy", loosened)
+    assert "energy_budget" in difference.words
+    assert set(difference.owners) == {"ann", "fay", "leo"}
 
 
 def test_against_a_maximum_the_ends_of_an_interval_stand_the_other_way_round():

@@ -12,7 +12,7 @@ import pytest
 
 from data_pipeline.token_shards import EncodedDocument, write_token_shard
 from governance.manifest import FILE_NAME, Manifest, describe, read_manifest, write_manifest
-from governance.stage import Meter, Runtime, no_meter
+from governance.stage import Budget, Meter, NoBudget, Runtime, no_meter
 from pretrain import peaks
 from pretrain.config import CheckpointConfig, EngineConfig, Settings, TrackingConfig, TrainConfig, TrainRecipe
 from pretrain.evaluation_config import EvaluationConfig
@@ -49,7 +49,7 @@ def _make_tokens(root: Path, documents: int = 60, validation: int = 10, longest:
     return manifest
 
 
-def _run_training(root: Path, meter: Meter = no_meter, **settings: Any) -> Manifest:
+def _run_training(root: Path, meter: Meter = no_meter, budget: Budget | None = None, **settings: Any) -> Manifest:
     """Train in `root`; settings by the field's name, whatever its section; what is no setting is passed on."""
     from pretrain.train import train
 
@@ -81,7 +81,7 @@ def _run_training(root: Path, meter: Meter = no_meter, **settings: Any) -> Manif
         values |= {name: settings.pop(name) for name in list(settings) if name in section.model_fields}
         sections[section] = section(**values)
     assert not settings, f"unknown settings: {sorted(settings)}"
-    runtime = Runtime(root=root, make=extra.pop("make", True), meter=meter)
+    runtime = Runtime(root=root, make=extra.pop("make", True), meter=meter, budget=budget or NoBudget())
     recipe = TrainRecipe(
         model=sections[ModelConfig], optim=sections[OptimConfig], train=sections[TrainConfig],
         evaluation=extra.pop("evaluation", EvaluationConfig()),

@@ -154,7 +154,8 @@ def test_a_job_runs_what_a_person_would_type(node, tmp_path):
 @pytest.mark.parametrize(
     ("status", "outcome", "requeued"),
     [(0, "done", False), (2, "explained", False), (65, "explained", False), (66, "explained", False),
-     (77, "explained", False), (78, "explained", False), (75, "left", True), (1, "failed", True), (70, "failed", True),
+     (71, "explained", False), (77, "explained", False), (78, "explained", False), (75, "left", True),
+     (1, "failed", True), (70, "failed", True),
      (73, "failed", True), (74, "failed", True), (137, "failed", True)],
 )  # fmt: skip
 def test_what_follows_an_exit_status(node, status, outcome, requeued):

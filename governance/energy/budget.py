@@ -1,0 +1,251 @@
+"""The energy budget of a policy: a run is stopped before it would be exceeded, not when it is.
+
+    [energy_budget]
+    kilowatt_hours = 1200.0
+
+At each look (a training step, a batch of a validation, a shard of a data stage) all that counts is added up: what the
+root's ledger holds of earlier and other attempts, and what the meters of this start's nodes have read. Added to that is
+what it takes to go on to the next look and then to leave in good order, a checkpoint's save included:
+
+    used + 1.1 x (greatest mean power so far) x (seconds to the next look and of leaving) > budget  ->  save, and leave
+
+The promise holds as far as that assumption does: no power between now and the end is greater than 1.1 times the
+greatest mean between two readings so far, no step or shard longer than the longest of late, no save longer than the
+longest. The first shard of a stage and the first step of a training have nothing before them: they are begun if
+anything is left, unless an earlier start told what they need (the mark "needs").
+
+The upper bound of the meters counts, not what is likely, unless the policy says otherwise. What no meter saw stops
+everything, unless the policy allows it. Everybody decides on the same sums, so all ranks leave after the same step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from governance.energy.ledger import NEEDS, still_runs
+from governance.energy.meters import READ, RUNNING
+from governance.energy.spending import MOST_UNSEEN_SECONDS, Counts, Spending, Use, of_training, projected
+from governance.errors import BudgetReached
+from governance.phases import INTERVAL
+from governance.policy import EnergyBudget
+from governance.stage import Budget, NoBudget, Watch, Watched
+
+_TRAINING = "train"
+_FREE = ("report", "documents")  # whoever has no energy left may still read how that came
+_LEDGER_SECONDS = 10.0  # between two looks at what others have appended
+_NEAR_SECONDS = 60.0  # from the end the meter is read at each look; before, at its own pace
+_ANOTHER = ("another node's meter says nothing; see its log",)
+_MILLIJOULES_PER_KWH = 3_600_000_000
+
+
+def open_budget(budget: EnergyBudget | None, ledger: Path, policy: str = "the policy") -> Budget:
+    """The keeper of a policy's budget, which may be none; `policy` is what its message calls the file to change."""
+    return NoBudget() if budget is None else Keeper(budget, ledger, policy)
+
+
+class Keeper:
+    """Keeps a budget in this process; state: the watch over what is being measured."""
+
+    def __init__(self, budget: EnergyBudget, ledger: Path, policy: str, clock: Callable[[], float] = time.monotonic):
+        self.budget, self.ledger, self.policy, self.clock = budget, ledger, policy, clock
+        self._watch: NodeWatch | None = None
+
+    def check(self, stage: str, artifact: str) -> None:
+        """Before anything is opened: that there is room for a start of `stage`.
+
+        Raises:
+            BudgetReached: there is not, or nobody can tell.
+            ManifestError: a file of the ledger is of another schema.
+        """
+        if not self._bounds(stage):
+            return
+        spending = Spending(self.ledger)
+        spending.read()
+        counts = self.counts(artifact)
+
+        def same(line: Mapping[str, Any]) -> bool:
+            return bool(line["stage"] == stage and line.get("marks", {}).get("artifact", artifact) == artifact)
+
+        # What runs of this very stage is of this start, or of another of its workers, and is looked at as it goes on:
+        # some ranks' meters have begun when others come here, and all must answer alike.
+        def here(line: Mapping[str, Any]) -> bool:
+            return same(line) and line["kind"] != "end" and still_runs(line)
+
+        use = spending.use(self.budget.bound, lambda line: counts(line) and not here(line))
+        needs = spending.use(self.budget.bound, same).needs
+        if use.unknown and self.budget.unknown == "refuse":
+            raise self.unknown(f"{stage} is not started", use.unknown)
+        limit = limit_millijoules(self.budget)
+        if use.millijoules >= limit or use.millijoules + needs > limit:
+            more = f", and it would use about {kwh(needs)} kWh before it had gone a step further" if needs else ""
+            raise self.reached(f"{stage} is not started{more}", use.millijoules)
+
+    @contextlib.contextmanager
+    def watching(self, stage: str, artifact: str, energy: dict[str, Any]) -> Iterator[None]:
+        """While the context lasts, `energy` is what the meter yields.
+
+        Raises:
+            BudgetReached: it says nothing.
+        """
+        if not self._bounds(stage):
+            yield
+            return
+        before, self._watch = self._watch, self.watch(Watched(energy, artifact))
+        try:
+            self._watch.start(self._watch.words(0.0))
+            yield
+        finally:
+            self._watch = before
+
+    def look(self, ahead_seconds: float) -> None:
+        """Between two shards: whether so many seconds more fit; what is made is kept.
+
+        Raises:
+            BudgetReached: they do not.
+        """
+        if self._watch is not None and self._watch.over(self._watch.words(ahead_seconds)):
+            raise self._watch.reached("the shards that are made are kept")
+
+    def watch(self, watched: Watched) -> NodeWatch:
+        """The watch of one rank; see `NodeWatch`."""
+        return NodeWatch(self, watched)
+
+    def _bounds(self, stage: str) -> bool:
+        return stage not in _FREE and (self.budget.scope == "root" or stage == _TRAINING)
+
+    def counts(self, artifact: str) -> Counts:
+        """Which intervals of the ledger count."""
+        if self.budget.scope == "training":
+            return of_training(artifact)
+        return lambda line: line["stage"] not in _FREE
+
+    def reached(self, what: str, used: int) -> BudgetReached:
+        """The error of a budget that is used up, as far as anybody may go."""
+        bound = "by the meters' upper bound" if self.budget.bound == "upper" else "by the meters"
+        where = self.ledger.parent if self.budget.scope == "root" else "this training"
+        return BudgetReached(
+            f"energy budget: {kwh(used)} of {self.budget.kilowatt_hours:g} kWh are used {bound}, in all attempts of "
+            f"{where}; {what}. To go on, raise kilowatt_hours in [energy_budget] of {self.policy}; that is another "
+            "policy, so the corpus wants a new verdict (assay governance check CONFIG)"
+        )
+
+    def unknown(self, what: str, why: Sequence[str]) -> BudgetReached:
+        """The error of energy that nobody knows."""
+        return BudgetReached(
+            f"energy budget: nobody knows how much is used: {'; '.join(why)}. {what[0].upper()}{what[1:]}. Let the "
+            "node be measured ([energy] enabled = true; nvidia-ml-py for GPUs; what a meter lacks stands under "
+            'coverage.missing in its manifest), or accept what is unknown: unknown = "allow" in [energy_budget] of '
+            f"{self.policy}"
+        )
+
+
+class NodeWatch(Watch):
+    """The budget as one rank sees it; `over` is told the sum of all ranks' `words`, and answers alike on each."""
+
+    def __init__(self, keeper: Keeper, watched: Watched):
+        self._keeper, self._watched, self._clock = keeper, watched, keeper.clock
+        self._bound, self._counts = keeper.budget.bound, keeper.counts(watched.artifact)
+        self._own = watched.own | ({watched.energy[INTERVAL]} if INTERVAL in watched.energy else frozenset())
+        self._spending = Spending(keeper.ledger)
+        self._ledger_at: float | None = None
+        self._others = Use()
+        self._known: tuple[float, int, int] | None = None
+        self._near, self._unknown = True, False
+        self._start: int | None = None  # what this start had used when it first looked
+        self._why: tuple[str, ...] = ()
+        self._told = (0, 0)
+
+    def words(self, ahead_seconds: float) -> list[int]:
+        """Of this rank: millijoules of its node in this start, those of the ledger, what `ahead_seconds` more would
+        take, the power in milliwatts, and how much is unknown.
+        """
+        self._why = ()
+        now, milliwatts = self._node() if self._watched.measures else (0, 0)
+        earlier, others = self._ledger() if self._watched.first else (0, 0)
+        power = milliwatts + others
+        return [now, earlier, projected(power, ahead_seconds), power, len(self._why)]
+
+    def _node(self) -> tuple[int, int]:
+        """Millijoules of this node until now, and its power."""
+        told = self._watched.energy.get(RUNNING)
+        if told is None:
+            self._why = ("no meter measures this node",)
+            return 0, 0
+        if told["elsewhere"]:  # another process of this node writes them into the same ledger
+            self._why = ("another run's meter has this node",) * (self._keeper.budget.scope == "training")
+            return 0, 0
+        if self._near or not told["bounds"][self._bound][1]:
+            self._watched.energy[READ]()
+            told = self._watched.energy[RUNNING]
+        value, milliwatts = told["bounds"][self._bound]
+        if value is not None:
+            self._known = (told["at"], value, milliwatts or self._spending.greatest_power(self._bound))
+        if self._known is None or self._clock() - self._known[0] > MOST_UNSEEN_SECONDS:
+            self._why = (f"this node's meter ({told['method']}) tells no bound",)
+            return 0, 0
+        at, value, milliwatts = self._known
+        return value + projected(milliwatts, self._clock() - at), milliwatts
+
+    def _ledger(self) -> tuple[int, int]:
+        """What all others have used, and the power of those that still run."""
+        if self._ledger_at is None or self._clock() - self._ledger_at >= _LEDGER_SECONDS:
+            self._spending.read()
+            self._ledger_at = self._clock()
+            self._others = self._spending.use(self._bound, self._counts, self._own)
+        use = self._others
+        self._why = (*self._why, *use.unknown)
+        return use.millijoules + projected(use.milliwatts, self._clock() - self._ledger_at), use.milliwatts
+
+    def start(self, words: Sequence[int]) -> None:
+        """Refuse what nobody knows; `words` are the sums of all ranks'.
+
+        Raises:
+            BudgetReached: something is unknown, and the policy refuses that.
+        """
+        if words[-1] and self._keeper.budget.unknown == "refuse":
+            raise self._keeper.unknown("nothing is started", self._why or _ANOTHER)
+
+    def over(self, words: Sequence[int]) -> bool:
+        """Whether it is time to save and leave; `words` are the sums of all ranks'."""
+        now, earlier, reserve, power, unknown = words
+        limit, used = limit_millijoules(self._keeper.budget), now + earlier
+        self._start = now if self._start is None else self._start
+        self._near = used + reserve + projected(power, _NEAR_SECONDS) > limit
+        self._told = (used, reserve)
+        self._unknown = bool(unknown and self._keeper.budget.unknown == "refuse")
+        if self._watched.measures and RUNNING in self._watched.energy:
+            self._watched.energy[NEEDS] = self._start + reserve
+        return used + reserve > limit or self._unknown
+
+    def reached(self, what: str) -> BudgetReached:
+        """The error that says so."""
+        if self._unknown:
+            return self._keeper.unknown(what, self._why or _ANOTHER)
+        used, reserve = self._told
+        return self._keeper.reached(f"{kwh(reserve)} kWh were kept for leaving in good order; {what}", used)
+
+    def facts(self) -> dict[str, Any]:
+        """The figures of the last look, for the record: kWh, scope and bound."""
+        used, reserve = self._told
+        budget = self._keeper.budget
+        return {
+            "kilowatt_hours": budget.kilowatt_hours,
+            "used_kilowatt_hours": used / _MILLIJOULES_PER_KWH,
+            "reserve_kilowatt_hours": reserve / _MILLIJOULES_PER_KWH,
+            "scope": budget.scope,
+            "bound": budget.bound,
+        }
+
+
+def limit_millijoules(budget: EnergyBudget) -> int:
+    """The budget in whole millijoules."""
+    return int(budget.kilowatt_hours * _MILLIJOULES_PER_KWH)
+
+
+def kwh(millijoules: int) -> str:
+    """In words: four digits that count."""
+    return f"{millijoules / _MILLIJOULES_PER_KWH:.4g}"
