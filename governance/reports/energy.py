@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,18 @@ from governance.manifest import Manifest
 _REPORTS = ("report", "documents")
 
 
-def energy_facts(manifests: Sequence[Manifest], root: Path) -> dict[str, Any]:
+def energy_facts(
+    manifests: Sequence[Manifest], root: Path, alive: Callable[[Mapping[str, Any]], bool] | None = None
+) -> dict[str, Any]:
     """The total with its bounds and methods, energy by stage, waste by cause, energy of checkpoints, carbon.
 
     The total is the ledger's, which holds failed attempts as well; without a ledger it is the sum over the manifests.
-    The making of reports and documents is not in it.
+    The making of reports and documents is not in it. `alive` is as `read_ledger` takes it.
 
     Raises:
         ManifestError: the ledger is of another schema.
     """
-    pieces = [piece for piece in settle(read_ledger(root / FILE_NAME)) if piece.stage not in _REPORTS]
+    pieces = [piece for piece in settle(read_ledger(root / FILE_NAME, alive)) if piece.stage not in _REPORTS]
     measured = [piece for piece in pieces if piece.millijoules is not None]
     total = _of_sum(add(pieces), bool(measured)) if pieces else _of_manifests(manifests)
     attempts = by_stage(pieces)

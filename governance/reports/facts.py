@@ -6,7 +6,7 @@ Nothing here judges or measures. The `summary` is what the head of the page show
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ from governance.reports.cluster import cluster_facts
 from governance.reports.counts import counted
 from governance.reports.distributions import distributions
 from governance.reports.energy import energy_facts
+from governance.reports.evidence import Entry, as_of, gather, running_of
+from governance.reports.faults import fault_facts
+from governance.reports.first_look import first_look
+from governance.reports.origins import origins
 from governance.reports.samples import Mask, kept_samples, mask, quarantine_samples, removed_samples
 from governance.reports.training import training_facts
 
@@ -30,14 +34,43 @@ _COUNTS = ("documents_in", "documents_kept", "bytes_in", "bytes_kept")
 
 
 def facts(
-    artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], root: Path, rules: Mask = mask
+    artifacts: Mapping[str, Manifest],
+    verdict: Mapping[str, Any],
+    root: Path,
+    rules: Mask = mask,
+    stated: Sequence[Entry] | None = None,
 ) -> dict[str, Any]:
-    """Everything that the page shows; `rules` mask personal data in examples.
+    """Everything that the page shows.
+
+    Args:
+        artifacts: stage -> manifest.
+        verdict: the signed decision's content.
+        root: the artifacts' root.
+        rules: mask personal data in examples.
+        stated: the evidence of a report that stands: then files that grow are read as far as it read them.
 
     Raises:
         ManifestError: an artifact's file cannot be read.
     """
     manifests = in_order(artifacts)
+    entries = gather(manifests, verdict, root, stated)
+    with as_of(root, entries) as then:
+        return _facts(artifacts, verdict, (root, then), rules, entries)
+
+
+def _facts(
+    artifacts: Mapping[str, Manifest],
+    verdict: Mapping[str, Any],
+    places: tuple[Path, Path],
+    rules: Mask,
+    entries: Sequence[Entry],
+) -> dict[str, Any]:
+    """`places`: the artifacts' root, and where the files that grow are as they were."""
+    manifests, (root, then), running = in_order(artifacts), places, running_of(entries)
+
+    def alive(line: Mapping[str, Any]) -> bool:
+        return line["interval"] in running
+
     funnel = [_funnel(manifest) for manifest in manifests if set(_COUNTS) <= set(manifest.stats)]
     audit = artifacts.get("audit")
     policy = audit.config.get("policy", {}) if audit else {}
@@ -62,13 +95,16 @@ def facts(
         "tokens": {
             stage: scalars(artifacts[stage].stats) for stage in ("tokenizer", "encode", "pack") if stage in artifacts
         },
-        "training": training_facts(artifacts["train"], root) if "train" in artifacts else None,
-        "energy": energy_facts(manifests, root),
-        "cluster": cluster_facts(root),
+        "training": training_facts(artifacts["train"], then) if "train" in artifacts else None,
+        "energy": energy_facts(manifests, then, alive),
+        "faults": fault_facts(artifacts.get("train"), then, alive),
+        "cluster": cluster_facts(then),
         "lineage": [_lineage(manifest) for manifest in manifests],
         "environment": environment(manifests),
     }
     found["summary"] = summary(found)
+    found["first"] = first_look(found)
+    found["evidence"] = {"entries": list(entries), "of": origins(found, entries)}
     return found
 
 

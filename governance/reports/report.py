@@ -1,7 +1,7 @@
 """The report of a run: report.html for people, report.json with the same numbers for programs.
 
 Promises: it computes nothing new, it reads manifests, verdict, audit, metrics and ledger; the page is one file that
-opens without a network and runs no script; whatever came from a corpus reaches it as text only; it is made when the
+opens without a network and runs no script; each number leads to the evidence that it was read from; whatever came from a corpus reaches it as text only; it is made when the
 gate is closed too. It holds times and energies of `run` blocks, so two runs of one recipe differ in its bytes; a
 report that stands for these artifacts and this verdict is found, not made again. Neither torch nor Great Expectations
 is imported.
@@ -21,7 +21,7 @@ from governance.reports.page import page
 from governance.reports.samples import Mask, mask
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 6
+VERSION = 7
 
 
 class ReportSection(Section):
