@@ -298,7 +298,18 @@ def representation(found: Mapping[str, Any]) -> Html:
         "",
     ]
     head[-1] = "note"
-    return join([tag("p", note, class_="note"), table("Mentions of groups", head, lines, numeric=(1, 2, 3, 4, 6), cites=[cite(found, "/representation")] * len(lines))])
+    return join(
+        [
+            tag("p", note, class_="note"),
+            table(
+                "Mentions of groups",
+                head,
+                lines,
+                numeric=(1, 2, 3, 4, 6),
+                cites=[cite(found, "/representation")] * len(lines),
+            ),
+        ]
+    )
 
 
 def _interval(row: Mapping[str, Any], top: float) -> Html | None:

@@ -48,34 +48,40 @@ def gather(
             many bytes as it says.
     """
     known = None if stated is None else {str(entry.get("path")): entry for entry in stated}
+    running = _running(root, stated)
     found: list[Entry] = []
+    for kind, path, values in _pieces(manifests, verdict, root, known):
+        if known is not None and path not in known:
+            continue
+        added = {"running": running} if kind == "ledger" else {}
+        read = _sum(root / path, None if known is None else known[path])
+        found.append({"id": f"E{len(found) + 1}", "kind": kind, "path": path, **read, **values, **added})
+    return found
 
-    def add(kind: str, path: str, **values: Any) -> None:
-        before = None if known is None else known.get(path)
-        if known is not None and before is None:
-            return
-        found.append({"id": f"E{len(found) + 1}", "kind": kind, "path": path, **_sum(root / path, before), **values})
 
+_Piece = tuple[str, str, dict[str, Any]]
+"""Kind, path below the root, what else is known of it."""
+
+
+def _pieces(
+    manifests: Sequence[Manifest], verdict: Mapping[str, Any], root: Path, known: Mapping[str, Entry] | None
+) -> Iterator[_Piece]:
     if verdict:
-        add("verdict", verdict_name(verdict), digest=sha256_bytes(canonical_json(verdict)))
+        yield "verdict", verdict_name(verdict), {"digest": sha256_bytes(canonical_json(verdict))}
     for manifest in manifests:
-        add("manifest", manifest.path, digest=manifest.digest)
+        yield "manifest", manifest.path, {"digest": manifest.digest}
         for output in manifest.outputs:
             if manifest.stage in ("audit", "bias") and output.path.rpartition("/")[2] in _TABLES:
-                add("table", output.path)
+                yield "table", output.path, {}
         if manifest.stage == "train":
-            if known is not None or (root / manifest.folder / RECORD).exists():
-                add("record", f"{manifest.folder}/{RECORD}")
-            for path, digest in _checkpoints(manifest, root, known):
-                add("checkpoint", path, digest=digest)
-    ledgers = [root / LEDGER, *sorted(root.glob(f"{Path(LEDGER).stem}.*{Path(LEDGER).suffix}"))]
-    for path in ledgers:
-        if path.exists():
-            add("ledger", path.name, running=_running(root, stated))
-    for path in [*map(root.joinpath, _CLUSTER), *sorted((root / "slurm" / "attempts").glob("*.jsonl"))]:
-        if path.exists():
-            add("cluster", path.relative_to(root).as_posix())
-    return found
+            yield from _of_training(manifest, root, known)
+    ledger = Path(LEDGER)
+    for file in [root / ledger, *sorted(root.glob(f"{ledger.stem}.*{ledger.suffix}"))]:
+        if file.exists():
+            yield "ledger", file.name, {}
+    for file in [*map(root.joinpath, _CLUSTER), *sorted((root / "slurm" / "attempts").glob("*.jsonl"))]:
+        if file.exists():
+            yield "cluster", file.relative_to(root).as_posix(), {}
 
 
 def verdict_name(verdict: Mapping[str, Any]) -> str:
@@ -134,16 +140,21 @@ def _length(stated: Entry) -> int:
     return length if isinstance(length, int) and length >= 0 else 0
 
 
-def _checkpoints(train: Manifest, root: Path, known: Mapping[str, Entry] | None) -> Iterator[tuple[str, str | None]]:
+def _of_training(train: Manifest, root: Path, known: Mapping[str, Entry] | None) -> Iterator[_Piece]:
+    """Its record, and the checkpoints of it that stand, or that stood when the report was made."""
+    record = f"{train.folder}/{RECORD}"
+    if known is not None or (root / record).exists():
+        yield "record", record, {}
     if known is not None:
         for path, entry in known.items():
             if entry.get("kind") == "checkpoint":
-                yield path, read_manifest(root / path).digest if (root / path).exists() else None
+                there = (root / path).exists()
+                yield "checkpoint", path, {"digest": read_manifest(root / path).digest if there else None}
         return
     for file in sorted(root.glob(f"checkpoint/*/{FILE_NAME}")):
         manifest = read_manifest(file)
         if manifest.config.get("train_key") == train.key:
-            yield manifest.path, manifest.digest
+            yield "checkpoint", manifest.path, {"digest": manifest.digest}
 
 
 def _running(root: Path, stated: Sequence[Entry] | None) -> list[str]:

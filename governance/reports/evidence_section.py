@@ -1,4 +1,4 @@
-"""The report's section on evidence: each piece with its id, which numbers link to, its place below the root, digests."""
+"""The report's section on evidence: each piece with its id, which numbers link to, its place, digests."""
 
 from __future__ import annotations
 

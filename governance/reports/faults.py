@@ -69,7 +69,7 @@ def _skipped(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _attempts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each attempt: from which step, how far it came, how many of its steps a later one computed again, how it ended."""
+    """Each attempt: from which step, how far it came, how many of its steps were computed again later, how it ended."""
     rows: list[dict[str, Any]] = []
     for attempt in sorted({line["attempt"] for line in lines if isinstance(line.get("attempt"), int)}):
         mine = [line for line in lines if line.get("attempt") == attempt]

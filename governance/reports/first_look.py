@@ -39,7 +39,9 @@ def _gate(found: Mapping[str, Any]) -> Iterator[Finding]:
     told = [f"{reason.get('gate')} on {reason.get('subject')} ({reason.get('owner')})" for reason in open_ones[:_NAMED]]
     if len(open_ones) > _NAMED:
         told.append(f"{len(open_ones) - _NAMED:,} more")
-    yield _finding(f"The gate is closed: {word}", "; ".join(told) or "No verdict names a reason.", "/verdict", "verdict")
+    yield _finding(
+        f"The gate is closed: {word}", "; ".join(told) or "No verdict names a reason.", "/verdict", "verdict"
+    )
 
 
 def _checks(found: Mapping[str, Any]) -> Iterator[Finding]:
@@ -62,7 +64,9 @@ def _few(names: list[str]) -> str:
 def _waived(found: Mapping[str, Any]) -> Iterator[Finding]:
     waivers = found["verdict"].get("waivers", [])
     if waivers:
-        told = [f"{waiver.get('gate')} until {waiver.get('expires')}, by {waiver.get('approver')}" for waiver in waivers]
+        told = [
+            f"{waiver.get('gate')} until {waiver.get('expires')}, by {waiver.get('approver')}" for waiver in waivers
+        ]
         what = "A failure was waived" if len(waivers) == 1 else f"{len(waivers):,} failures were waived"
         yield _finding(what, _few(told), "/verdict", "verdict")
 
@@ -73,7 +77,9 @@ def _waste(found: Mapping[str, Any]) -> Iterator[Finding]:
         return
     causes = {cause: value for cause, value in found["energy"]["wasted_by_cause"].items() if value}
     most = max(causes, key=lambda cause: causes[cause], default="")
-    detail = f"{energy(total['wasted'])} of {energy(total['joules'])}; most of it by: {most}, {energy(causes.get(most))}"
+    detail = (
+        f"{energy(total['wasted'])} of {energy(total['joules'])}; most of it by: {most}, {energy(causes.get(most))}"
+    )
     yield _finding(f"{share(total['wasted'] / total['joules'])} of the energy was wasted", detail,
                    "/energy/wasted_by_cause", "energy")  # fmt: skip
 
@@ -127,10 +133,11 @@ def _unmeasured(found: Mapping[str, Any]) -> Iterator[Finding]:
 def look_first(found: Mapping[str, Any], cites: list[Html]) -> Html:
     """The card at the head of the page: the largest problem in large letters, the next ones below it."""
     rows = found["first"]
-    title = tag("h2", "What to look at first", id="first")
+    name = "What to look at first"
+    title = tag("h2", name)
     if not rows:
         return tag("section", title, tag("p", "Nothing stands out: every check passed and nothing was wasted."),
-                   class_="first", aria_labelledby="first")  # fmt: skip
+                   class_="first", id="first", aria_label=name)  # fmt: skip
     top = tag(
         "p",
         tag("a", tag("strong", foreign(rows[0]["what"])), href=f"#{rows[0]['section']}"),
@@ -142,4 +149,4 @@ def look_first(found: Mapping[str, Any], cites: list[Html]) -> Html:
         tag("li", tag("a", foreign(row["what"]), href=f"#{row['section']}"), ": ", foreign(row["detail"]), cited)
         for row, cited in zip(rows[1:], cites[1:], strict=True)
     ]
-    return tag("section", title, top, tag("ul", rest) if rest else None, class_="first", aria_labelledby="first")
+    return tag("section", title, top, tag("ul", rest) if rest else None, class_="first", id="first", aria_label=name)

@@ -82,7 +82,8 @@ def table(
 ) -> Html:
     """A table with a caption and headed columns; the first cell of a row heads it; `numeric` columns align right.
 
-    `cites`: for each row what links to its evidence, behind what heads it. On a narrow screen it scrolls by itself, also with the keyboard; a last column of words keeps room to be read.
+    `cites`: for each row what links to its evidence, behind what heads it. On a narrow screen it scrolls by itself,
+    also with the keyboard; a last column of words keeps room to be read.
     """
 
     def cell(index: int, child: Child) -> Html:

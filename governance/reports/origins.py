@@ -76,9 +76,7 @@ def _last_of(found: Mapping[str, Any], by_stage: Mapping[str, str]) -> list[str 
     return [by_stage.get(found["funnel"][-1]["stage"])] if found["funnel"] else []
 
 
-def _training(
-    found: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage: Mapping[str, str], add: Any
-) -> None:
+def _training(found: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage: Mapping[str, str], add: Any) -> None:
     if found["training"] is None:
         return
     train, record = by_stage.get("train"), kinds.get("record", [])
@@ -137,7 +135,14 @@ def cite(found: Mapping[str, Any], *places: str) -> Html:
     ids = list(dict.fromkeys(name for origin in chosen for name in origin["from"]))
     key = "; ".join(dict.fromkeys(origin["key"] for origin in chosen if origin["key"]))
     shown = [
-        tag("a", name, href=f"#{name}" if int(name[1:]) <= LISTED else "#evidence", class_="ev", title=key or None, aria_label=f"evidence {name}")
+        tag(
+            "a",
+            name,
+            href=f"#{name}" if int(name[1:]) <= LISTED else "#evidence",
+            class_="ev",
+            title=key or None,
+            aria_label=f"evidence {name}",
+        )
         for name in ids[:_SHOWN]
     ]
     rest = len(ids) - len(shown)

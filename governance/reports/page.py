@@ -16,6 +16,7 @@ from governance.reports.first_look import look_first
 from governance.reports.lineage_figure import lineage
 from governance.reports.markup import (
     UNKNOWN,
+    Child,
     Html,
     compact,
     digest,
@@ -31,7 +32,7 @@ from governance.reports.markup import (
 from governance.reports.origins import cite, cited
 from governance.reports.style import CSS
 
-_BADGES = {"PASS": "good", "WAIVED": "warn", "INCONCLUSIVE": "warn", "BLOCK": "bad", "ERROR": "bad", "NOT_RUN": "bad"}
+BADGES = {"PASS": "good", "WAIVED": "warn", "INCONCLUSIVE": "warn", "BLOCK": "bad", "ERROR": "bad", "NOT_RUN": "bad"}
 _WAIVERS_SHOWN = 4
 _MEANINGS = {
     "PASS": "Every critical gate passed. The corpus may be trained on.",
@@ -86,10 +87,30 @@ def page(found: Mapping[str, Any]) -> str:
             id="main",
             tabindex="-1",
         ),
-        tag("footer", tag("p", "The same numbers stand in report.json beside this file. Digests are SHA-256. "
-                          "assay report verify computes every number again from the evidence.")),
+        tag(
+            "footer",
+            tag(
+                "p",
+                "The same numbers stand in report.json beside this file. Digests are SHA-256. "
+                "assay report verify computes every number again from the evidence.",
+            ),
+        ),
     ]
-    title = f"Assay report: {found['summary']['verdict']}"
+    return _whole(f"Assay report: {found['summary']['verdict']}", body)
+
+
+def standing_page(title: str, body: Sequence[Child]) -> str:
+    """A page about several runs, in the report's look."""
+    inner = [
+        tag("a", "Skip to the content", href="#main", class_="skip"),
+        tag("header", tag("p", "Assay", class_="eyebrow"), tag("h1", title)),
+        tag("main", body, id="main", tabindex="-1"),
+        tag("footer", tag("p", "Read from report.json of each run; nothing is loaded from anywhere.")),
+    ]
+    return _whole(title, inner)
+
+
+def _whole(title: str, body: Sequence[Child]) -> str:
     metas = [
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
@@ -109,7 +130,7 @@ def head(found: Mapping[str, Any]) -> Html:
     lead = (
         f"Corpus of {names}{f' and {more} more sources' if more > 0 else ''}." if names else "Corpus without sources."
     )
-    badge = tag("span", word, class_=f"badge {_BADGES.get(word, 'bad')}")
+    badge = tag("span", word, class_=f"badge {BADGES.get(word, 'bad')}")
     told = tag("p", tag("strong", _MEANINGS.get(word, "This verdict is not known here.")))
     stopped = None if found["training"] else run.not_trained(found)
     return tag(

@@ -3,8 +3,8 @@
 Promises: nothing of report.json or report.html is believed but which evidence was used and how far files had grown
 then. From that evidence all is computed anew, report.json, the page and the documents, and compared value by value and
 piece by piece. One changed digit anywhere in any of them is a fault, with what stands there and what the evidence
-gives; so is evidence that was altered, replaced or lost since. Whether to believe the signers is another question, which
-`assay governance verify --deep` answers.
+gives; so is evidence that was altered, replaced or lost since. Whether to believe the signers is another question,
+which `assay governance verify --deep` answers.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def recompute(report: Manifest, root: Path, rules: Mask = mask) -> Checked:
 def _same_version(manifest: Manifest, version: int) -> None:
     if manifest.version != version:
         raise ManifestError(
-            f"{manifest.path}: was written by version {manifest.version} of the stage {manifest.stage}, this is version "
-            f"{version}: it cannot be computed again here. Write it anew: assay report CONFIG"
+            f"{manifest.path}: was written by version {manifest.version} of the stage {manifest.stage}, here is version "
+            f"{version}, which cannot compute it again. Write it anew: assay report CONFIG"
         )
 
 
@@ -140,8 +140,8 @@ def _artifacts(report: Manifest, root: Path) -> dict[str, Manifest]:
         manifest = read_manifest(root / item.path)
         if manifest.digest != item.digest:
             raise ManifestError(
-                f"{item.path}: the report is about digest {item.digest[:16]}…, now it is {manifest.digest[:16]}…: it was "
-                "made anew since. Write the report again."
+                f"{item.path}: the report is about digest {item.digest[:16]}…, now it is {manifest.digest[:16]}…: it "
+                "was made anew since. Write the report again."
             )
         found[item.stage] = manifest
     return found

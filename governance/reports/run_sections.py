@@ -13,7 +13,6 @@ from governance.reports.markup import (
     digest,
     duration,
     energy,
-    foreign,
     join,
     number,
     share,
@@ -88,7 +87,9 @@ def _curves(curves: Mapping[str, Any], cited: Html) -> Html:
         ("Energy", "joules per token, of the node", "joules_per_token", "c", compact),
     ]
     charts = [
-        chart(title, [Series(title, curves[name], style, dots=name.startswith("validation"))], "step", unit, write, cited)
+        chart(
+            title, [Series(title, curves[name], style, dots=name.startswith("validation"))], "step", unit, write, cited
+        )
         for title, unit, name, style, write in small
         if curves[name]
     ]

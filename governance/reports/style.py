@@ -46,18 +46,19 @@ border:1px solid var(--line);border-radius:.6rem;overflow:hidden;margin:1.6rem 0
 .facts{display:grid;grid-template-columns:max-content 1fr;gap:.25rem 1.4rem;margin:1rem 0;font-size:.92rem}
 .facts dt{color:var(--soft)}.facts dd{margin:0;overflow-wrap:anywhere}
 .scroll{overflow-x:auto;margin:1rem 0}.graph{width:auto;max-width:none;height:auto;margin:.6rem 0}
-.evs{font-size:.68rem;font-weight:400;letter-spacing:0;white-space:nowrap;font-family:ui-monospace,Menlo,Consolas,monospace}
+.evs{font:400 .68rem/1 ui-monospace,Menlo,Consolas,monospace;letter-spacing:0;white-space:nowrap}
 .ev{color:var(--soft);text-decoration:none;border:1px solid var(--line);border-radius:.25rem;padding:0 .25rem}
-.ev:hover,.ev:focus-visible{color:var(--a);border-color:var(--a)}.cited{font-size:.8rem;color:var(--soft);margin:.1rem 0}
-:target{background:var(--faint);outline:2px solid var(--a);outline-offset:2px}main:focus,main:target,section:target{outline:0;
-background:none}
+.ev:hover,.ev:focus-visible{color:var(--a);border-color:var(--a)}
+.cited{font-size:.8rem;color:var(--soft);margin:.1rem 0}
+:target{background:var(--faint);outline:2px solid var(--a);outline-offset:2px}
+main:focus,main:target,section:target{outline:0;background:none}
 .first{margin:1.2rem 0;border:1px solid var(--line);border-left:.35rem solid var(--a);border-radius:.5rem;
 background:var(--card);padding:.9rem 1.15rem}
 .first h2{font-size:.82rem;font-weight:500;color:var(--soft);letter-spacing:0;margin:0;padding:0;border:0}
 .first .top{margin:.1rem 0 .2rem;max-width:none}.first strong{font-size:1.3rem;font-weight:650;line-height:1.3}
 .first .why{display:block;overflow-wrap:anywhere}.first ul{margin:.5rem 0 0;padding:.5rem 0 0 1.1rem;
-border-top:1px solid var(--faint);font-size:.88rem;columns:2;column-gap:2.5rem}.first li{break-inside:avoid;padding:.1rem 0;
-overflow-wrap:anywhere}
+border-top:1px solid var(--faint);font-size:.88rem;columns:2;column-gap:2.5rem}
+.first li{break-inside:avoid;padding:.1rem 0;overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%;font-size:.88rem}
 caption{text-align:left;font-weight:600;padding:.3rem 0 .5rem;font-size:.92rem}
 th,td{text-align:left;vertical-align:top;padding:.42rem .9rem .42rem 0;border-bottom:1px solid var(--faint)}
