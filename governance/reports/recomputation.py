@@ -121,7 +121,7 @@ def recompute(report: Manifest, root: Path, rules: Mask = mask) -> Checked:
 def _same_version(manifest: Manifest, version: int) -> None:
     if manifest.version != version:
         raise ManifestError(
-            f"{manifest.path}: was written by version {manifest.version} of the stage {manifest.stage}, here is version "
+            f"{manifest.path}: was written by version {manifest.version} of {manifest.stage}, here is version "
             f"{version}, which cannot compute it again. Write it anew: assay report CONFIG"
         )
 
