@@ -154,4 +154,5 @@ def cite(found: Mapping[str, Any], *places: str) -> Html:
 
 def cited(found: Mapping[str, Any], *places: str) -> Html | None:
     """The line below a section's title: what its numbers are from, where no row says it more closely."""
-    return tag("p", "Evidence:", cite(found, *places), class_="cited") if places else None
+    known = any(origin_of(found, place)["from"] for place in places)
+    return tag("p", "Evidence:", cite(found, *places), class_="cited") if known else None

@@ -12,7 +12,7 @@ from governance.reports.cluster import cluster
 from governance.reports.document_sections import documents
 from governance.reports.evidence_section import evidence
 from governance.reports.faults import faults
-from governance.reports.first_look import look_first
+from governance.reports.first_look import look_first, look_next
 from governance.reports.lineage_figure import lineage
 from governance.reports.markup import (
     UNKNOWN,
@@ -131,18 +131,21 @@ def head(found: Mapping[str, Any]) -> Html:
         f"Corpus of {names}{f' and {more} more sources' if more > 0 else ''}." if names else "Corpus without sources."
     )
     badge = tag("span", word, class_=f"badge {BADGES.get(word, 'bad')}")
-    told = tag("p", tag("strong", _MEANINGS.get(word, "This verdict is not known here.")))
+    meaning = _MEANINGS.get(word, "This verdict is not known here.")
+    told = tag("p", tag("strong", meaning), cite(found, "/summary/verdict"))
     stopped = None if found["training"] else run.not_trained(found)
+    cites = [cite(found, f"/first/{index}") for index in range(len(found["first"]))]
     return tag(
         "header",
         tag("p", "Assay report", class_="eyebrow"),
         tag("h1", "What this run is made of"),
         tag("p", foreign(lead), class_="lead"),
-        tag("div", badge, told, cite(found, "/summary/verdict"), class_="verdict"),
+        tag("div", badge, told, class_="verdict"),
         stopped,
         _waivers_told(found),
-        look_first(found, [cite(found, f"/first/{index}") for index in range(len(found["first"]))]),
+        look_first(found, cites),
         tiles(found),
+        look_next(found, cites),
     )
 
 
