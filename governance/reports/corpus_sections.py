@@ -154,24 +154,24 @@ def removed(found: Mapping[str, Any]) -> Html:
         examples = [item["examples"] for item in found["removed"] if item["stage"] == stage["stage"]]
         for of in examples:
             often = sorted(of, key=lambda reason: (-stage["removed"].get(reason, 0), reason))
-            parts += [_examples(reason, of[reason], cited) for reason in often]
+            parts += [_examples(reason, of[reason], cited, "h3") for reason in often]
     parts.append(tag("h3", "Quarantine"))
     if found["quarantined"]:
         parts.append(tag("p", "Records that could not become documents, with their place.", class_="note"))
         cited = cite(found, "/quarantined")
-        parts += [_examples(reason, rows, cited) for reason, rows in found["quarantined"].items()]
+        parts += [_examples(reason, rows, cited, "h4") for reason, rows in found["quarantined"].items()]
     else:
         parts.append(tag("p", "No record was quarantined.", class_="none"))
     return join(parts)
 
 
-def _examples(reason: str, rows: Sequence[Mapping[str, str]], cited: Html) -> Html:
+def _examples(reason: str, rows: Sequence[Mapping[str, str]], cited: Html, level: str) -> Html:
     shown = []
     for row in rows:
         evidence = [" · evidence: ", foreign(row["evidence"])] if row["evidence"] else None
         about = tag("p", tag("code", foreign(row["id"])), evidence, class_="note")
         shown.append(tag("div", about, tag("p", foreign(row["text"]) if row["text"] else "(empty)"), class_="sample"))
-    return join([tag("h4", "Examples: ", foreign(reason), cited), shown])
+    return join([tag(level, "Examples: ", foreign(reason), cited), shown])
 
 
 def sources(found: Mapping[str, Any]) -> Html:

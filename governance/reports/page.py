@@ -242,6 +242,7 @@ def verdict(found: Mapping[str, Any]) -> Html:
         ]
         for reason in given.get("reasons", [])
     ]
+    cited = cite(found, "/verdict")
     looser = policy.get("differences") or []
     waivers = [
         [
@@ -256,9 +257,11 @@ def verdict(found: Mapping[str, Any]) -> Html:
         for waiver in given.get("waivers", [])
     ]
     return join([
-        run.facts_list(pairs),
-        table("What did not pass", ["gate", "status", "severity", "owner", "subject", "detail"], reasons),
-        table("Waivers", ["gate", "result", "observed", "up to", "approver", "until", "reason"], waivers),
+        run.facts_list(pairs, cited),
+        table("What did not pass", ["gate", "status", "severity", "owner", "subject", "detail"], reasons,
+              cites=[cited] * len(reasons)),
+        table("Waivers", ["gate", "result", "observed", "up to", "approver", "until", "reason"], waivers,
+              cites=[cited] * len(waivers)),
         table("Looser than the parent policy", ["difference"], [[foreign(str(line))] for line in looser])
         if looser
         else None,

@@ -66,9 +66,9 @@ def not_trained(found: Mapping[str, Any]) -> Html:
     return tag("p", "The gate is closed. Nothing was trained.", why, class_="stop")
 
 
-def facts_list(pairs: Sequence[tuple[str, Any]]) -> Html:
-    """Names and values in two columns."""
-    return tag("dl", [[tag("dt", name), tag("dd", value)] for name, value in pairs], class_="facts")
+def facts_list(pairs: Sequence[tuple[str, Any]], cited: Html | None = None) -> Html:
+    """Names and values in two columns; `cited` links each value to the evidence."""
+    return tag("dl", [[tag("dt", name), tag("dd", value, cited)] for name, value in pairs], class_="facts")
 
 
 def _curves(curves: Mapping[str, Any], cited: Html) -> Html:
@@ -141,7 +141,7 @@ def energy_section(found: Mapping[str, Any]) -> Html:
         "manifests": "The sum over the artifacts below; there is no ledger of failed attempts.",
     }[total["from"]]
     pairs = [
-        ("Total", [tag("b", energy(total["joules"])), f" ({exact(total['joules'])})", cite(found, "/energy/total")]),
+        ("Total", [tag("b", energy(total["joules"])), f" ({exact(total['joules'])})"]),
         ("Bounds", f"{bounds(total['low'], total['high'])} ({exact(total['low'])} to {exact(total['high'])})"),
         ("Method", "; ".join(total["methods"]) or UNKNOWN),
         ("Scope", "; ".join({"node": _WHOLE_NODE}.get(scope, scope) for scope in data["scopes"]) or _WHOLE_NODE),
@@ -178,7 +178,7 @@ def energy_section(found: Mapping[str, Any]) -> Html:
     missing = [tag("li", text) for text in data["missing"]]
     return join([
         tag("p", origin, class_="note"),
-        facts_list(pairs),
+        facts_list(pairs, cite(found, "/energy/total")),
         table("Energy by stage", head, lines, numeric=(1, 2, 4, 5, 6), cites=cites),
         table("Energy by phase", ["phase", "all attempts", "of that wasted"], phases, numeric=(1, 2),
               cites=by_phase * len(phases)),
@@ -210,11 +210,12 @@ def environment(found: Mapping[str, Any]) -> Html:
             tag("div", value, tag("span", f" ({', '.join(stages)})", class_="unit")) for value, stages in values.items()
         ]
 
-    places = facts_list([(name, told(values)) for name, values in data["places"].items()])
+    cited = cite(found, "/environment")
+    places = facts_list([(name, told(values)) for name, values in data["places"].items()], cited)
     packages = [[name, told(values)] for name, values in data["packages"].items()]
     commands = [[row["stage"], tag("code", " ".join(map(str, row["command"] or [])))] for row in found["lineage"]]
     return join([
         places,
-        table("Packages", ["package", "version"], packages),
-        table("Commands", ["stage", "command"], commands),
+        table("Packages", ["package", "version"], packages, cites=[cited] * len(packages)),
+        table("Commands", ["stage", "command"], commands, cites=[cited] * len(commands)),
     ])  # fmt: skip
