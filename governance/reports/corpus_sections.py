@@ -218,17 +218,18 @@ def checks(found: Mapping[str, Any]) -> Html:
     lines = []
     for row in rows:
         word = "waived" if row["waived"] else row["status"]
+        gate = found["gates"][row["gate"]]
         observed = compact(row["observed"]) if isinstance(row["observed"], (int, float)) else row["observed"]
         lines.append(
             [
                 [tag("code", row["gate"]), tag("br"), tag("span", foreign(str(row["subject"])), class_="note")],
                 pill(word),
                 "–" if observed is None else observed,
-                row["threshold"],
+                gate["threshold"],
                 number(row["rows"]),
                 number(row["unexpected"]),
-                f"{row['owner']} · {row['severity']}",
-                [row["why"], tag("br"), tag("span", row["detail"], class_="note")] if row["detail"] else row["why"],
+                f"{gate['owner']} · {gate['severity']}",
+                [gate["why"], tag("br"), tag("span", row["detail"], class_="note")] if row["detail"] else gate["why"],
             ]
         )
     head = ["gate and subject", "status", "observed", "threshold", "rows", "unexpected", "owner · severity", "why"]

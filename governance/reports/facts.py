@@ -74,6 +74,7 @@ def _facts(
     funnel = [_funnel(manifest) for manifest in manifests if set(_COUNTS) <= set(manifest.stats)]
     audit = artifacts.get("audit")
     policy = audit.config.get("policy", {}) if audit else {}
+    results = _read(audit, "results.json", root)
     found: dict[str, Any] = {
         "schema": 1,
         "verdict": dict(verdict),
@@ -89,7 +90,8 @@ def _facts(
         "quarantined": quarantine_samples(artifacts["ingest"], root, rules) if "ingest" in artifacts else {},
         "sources": sources(artifacts.get("ingest"), funnel, policy),
         "licences_allowed": policy.get("licences", {}).get("allowed", []),
-        "checks": checks(_read(audit, "results.json", root), policy, verdict),
+        "gates": gates(policy, results),
+        "checks": checks(results, verdict),
         "representation": _read(audit, "representation.json", root),
         "bias": _read(artifacts.get("bias"), "tables.json", root) or {},
         "tokens": {
@@ -155,25 +157,26 @@ def sources(ingest: Manifest | None, funnel: list[dict[str, Any]], policy: Mappi
     return rows
 
 
-def checks(results: Any, policy: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each result of the audit with its gate's threshold, owner and reason; those that did not pass come first."""
-    gates = {gate["id"]: gate for gate in policy.get("gate", [])}
+def gates(policy: Mapping[str, Any], results: Any) -> dict[str, dict[str, Any]]:
+    """Each gate that has a result: what it demands, how severe it is, its owner and reason."""
+    known = {gate["id"]: gate for gate in policy.get("gate", [])}
+    return {
+        name: {
+            "threshold": threshold(known.get(name, {})),
+            "severity": known.get(name, {}).get("severity", "critical"),
+            "owner": known.get(name, {}).get("owner", "unknown"),
+            "why": known.get(name, {}).get("why", ""),
+        }
+        for name in sorted({result["gate"] for result in results or []})
+    }
+
+
+def checks(results: Any, verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each result of the audit and whether it was waived; those that did not pass come first."""
     waived = {
         (reason.get("gate"), reason.get("subject")) for reason in verdict.get("reasons", []) if reason.get("waived")
     }
-    rows = []
-    for result in results or []:
-        gate = gates.get(result["gate"], {})
-        rows.append(
-            {
-                **result,
-                "threshold": threshold(gate),
-                "severity": gate.get("severity", "critical"),
-                "owner": gate.get("owner", "unknown"),
-                "why": gate.get("why", ""),
-                "waived": (result["gate"], result["subject"]) in waived,
-            }
-        )
+    rows = [{**result, "waived": (result["gate"], result["subject"]) in waived} for result in results or []]
     return sorted(rows, key=lambda row: (row["status"] == "pass", row["gate"], row["subject"]))
 
 

@@ -55,7 +55,7 @@ def _warnings(found: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _checks(found: Mapping[str, Any], severity: str, one: str, many: str = "") -> Iterator[Finding]:
     rows = [row for row in found["checks"] if row["status"] != "pass" and not row["waived"]]
-    mine = [row for row in rows if (row["severity"] == "critical") == (severity == "critical")]
+    mine = [row for row in rows if (found["gates"][row["gate"]]["severity"] == "critical") == (severity == "critical")]
     if not mine:
         return
     gates = list(dict.fromkeys(row["gate"] for row in mine))
