@@ -181,7 +181,9 @@ def run_stage(
         get_logger(__name__).info("%s: making %s", stage, folder)
         started = now()
         with runtime.meter(stage) as energy:
+            energy["artifact"] = folder.relative_to(runtime.root).as_posix()
             made = make(folder)
+        energy.pop("artifact", None)  # a mark for the meter, no figure
         if runtime.mode == "share":
             raise Leave(stage, "all its shards are made; a join commits it")
         manifest = Manifest(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.prepare import prepare
 from governance.attestation import open_journal
+from governance.energy.factors import resolve
 from governance.errors import GateClosed, MissingInput, PipelineError, Preempted
 from governance.files import sha256_file
 from governance.gate import (
@@ -53,6 +54,7 @@ def corpus(run: Run, runtime: Runtime) -> dict[str, Manifest]:
 
         load_lexicons(run.config.audit.bias, run.folder)
         _reference(run)
+        resolve(run.config.energy.factors, run.folder)
         open_tasks(run.config.evaluation, run.folder)
     return prepare(run.config.data, run.folder, runtime)
 
@@ -255,6 +257,7 @@ def write_documents(run: Run, runtime: Runtime) -> tuple[Path, Path]:
 def _reported(run: Run, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest]:
     """The artifacts that are there, and the report on them."""
     from data_pipeline.personal_data.rules import replace_all
+    from governance.reports.energy import look_up
     from governance.reports.report import report
 
     look = replace(runtime, make=False)
@@ -264,7 +267,8 @@ def _reported(run: Run, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest
         artifacts["train"] = training(run, artifacts, look)
     except (GateClosed, MissingInput) as error:
         get_logger(__name__).warning("the report has no training: %s", str(error).splitlines()[0])
-    return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all)
+    factors = look_up(run.config.energy.factors, run.folder, runtime.root)
+    return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all, factors)
 
 
 def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) -> Path:

@@ -1,9 +1,10 @@
-"""The documents of a run that was trained, by the command: the run's own numbers, found again, and verified."""
+"""Documents, views of energy and footprint of a run that was trained, by the command: its own numbers, found again."""
 
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,35 @@ def test_the_documents_tell_the_numbers_of_the_run(project_copy):  # noqa: F811
     done = assay("governance", "verify", root, *own_key)
     assert done.returncode == 65
     assert f"{folder.relative_to(root)}/datasheet.md" in done.stdout + done.stderr
+
+
+def test_a_real_run_names_all_that_is_behind_its_checkpoint(project_copy):  # noqa: F811
+    root = project_copy / "root"
+    grid = 'energy.factors.grid={value=100, source="the operator", year=2025}'
+    done = assay("report", project_copy / "run.toml", "--root", root, "--set", grid)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((Path(done.stdout.split("report: ")[1].strip()).parent / "report.json").read_bytes())["energy"]
+    views, figure = found["views"], found["footprint"]["figures"]["carbon_location"]
+    rows = views["rows"]
+    assert views["missing"] == []
+    stages = {part["artifact"].partition("/")[0]: part for part in views["parts"]}
+    assert {"train", "encode", "tokenizer", "clean", "ingest"} <= set(stages)
+    assert {part["from"] for part in views["parts"]} == {"ledger"}
+    order = ("marginal", "training", "cumulative", "cumulative_whole", "fully_loaded")
+    joules = [rows[name]["joules"] for name in order]
+    assert joules == sorted(joules)
+    assert joules[0] > 0
+    for row in rows.values():
+        assert sum(row[name] for name in ("surviving", "wasted", "running")) == pytest.approx(row["joules"])
+    assert figure["value"] == pytest.approx(found["total"]["joules"] / 3.6e6 * 100)
+    assert figure["needs"] == ["energy.factors.pue"]
+    assert views["rates"]["per_document"]["joules"] > 0
+    assert views["rates"]["per_nat"]["joules"] > 0
+    by_hour = 'energy.factors.by_hour={path="nowhere.csv", source="the operator", year=2025}'
+    done = assay("run", project_copy / "run.toml", "--root", project_copy / "other", "--set", by_hour)
+    assert done.returncode == 78  # before the first stage, not after the training
+    assert "nowhere.csv" in done.stderr
+    assert not (project_copy / "other").exists()
 
 
 REPORT = """

@@ -23,11 +23,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from governance.config import Section
 from governance.energy.boards import open_board, open_hwmon
 from governance.energy.cpu_power import cpu_times
+from governance.energy.factors import FactorsConfig
 from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, PHASES, append, own_file
 from governance.energy.node import Turn, node_turn, start_time
 from governance.energy.nvml import open_nvml
@@ -42,7 +43,6 @@ _UNMETERED = "mainboard, disks, network, fans, power supply, cooling: no meter"
 _OUTSIDE = "network and cooling outside the node: no meter"
 _FIRST_PHASES = {"train": START_UP, "model_audit": EVALUATION}
 RUNNING = "running"  # what the meter says while it measures
-_MILLIJOULES_PER_KWH = 3_600_000_000
 
 
 class EnergyConfig(Section):
@@ -56,21 +56,8 @@ class EnergyConfig(Section):
     """Thermal design power of all processors of a node, in watts, for the estimate; None looks it up by name."""
     scope: Literal["auto", "node"] = "auto"
     """What is measured: the node, or under "auto" this job's share where it was allotted a part of the node."""
-    country: str | None = None
-    """Where the node draws its power, for the report; informative."""
-    carbon_grams_per_kwh: float | None = Field(default=None, ge=0)
-    """Carbon intensity of the node's electricity in grams CO2e per kWh; None leaves carbon unknown."""
-    carbon_source: str | None = None
-    """Where that figure is from, with its year; required beside it."""
-
-    @model_validator(mode="after")
-    def _carbon_has_a_source(self) -> EnergyConfig:
-        if (self.carbon_grams_per_kwh is None) != (self.carbon_source is None):
-            raise ValueError(
-                f"carbon_grams_per_kwh is {self.carbon_grams_per_kwh} and carbon_source is {self.carbon_source!r}: "
-                "give both, or neither"
-            )
-        return self
+    factors: FactorsConfig = FactorsConfig()
+    """What turns the energy into carbon and water, for the report."""
 
 
 def meter(config: EnergyConfig, ledger: Path) -> Meter:
@@ -78,7 +65,7 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
 
     While the context lasts the yielded dictionary holds under "running" the joules of the last sample and their method,
     and under "clock" the clock of phases;
-    at its end joules, low, high (None: unknown), method, scope, seconds, coverage, parts and carbon. A body that raises
+    at its end joules, low, high (None: unknown), method, scope, seconds, coverage and parts. A body that raises
     counts as wasted, but for `Preempted` and `Leave`: those saved their work first.
     """
     if not config.enabled:
@@ -240,22 +227,7 @@ class _Measuring:
                 }
                 for part in parts
             ],
-            "carbon": carbon(self.config, joules, low, high),
         }
-
-
-def carbon(config: EnergyConfig, *millijoules: int | None) -> dict[str, Any] | None:
-    """Grams CO2e of (joules, low, high) by the configured intensity; None where no intensity is given."""
-    if config.carbon_grams_per_kwh is None:
-        return None
-    intensity = config.carbon_grams_per_kwh
-    grams = [None if value is None else value / _MILLIJOULES_PER_KWH * intensity for value in millijoules]
-    return {
-        **dict(zip(("grams_co2e", "low", "high"), grams, strict=True)),
-        "grams_per_kwh": intensity,
-        "source": config.carbon_source,
-        "country": config.country,
-    }
 
 
 def _joules(millijoules: int | None) -> float | None:

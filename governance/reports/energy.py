@@ -3,33 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from governance.energy.attribution import Piece, Sum, add, by_checkpoint, by_phase, by_stage, settle, wasted_by_cause
-from governance.energy.ledger import FILE_NAME, read_ledger
+from governance.energy.factors import Factors, FactorsConfig, resolve
+from governance.energy.ledger import FILE_NAME, Interval, read_ledger
+from governance.energy.views import BY_TOKENS, cumulative, surviving
 from governance.manifest import Manifest
+from governance.reports.footprint import Ancestry, footprint_facts, read_ancestry, view_facts
 
 _REPORTS = ("report", "documents")
 
 
 def energy_facts(
-    manifests: Sequence[Manifest], root: Path, alive: Callable[[Mapping[str, Any]], bool] | None = None
+    manifests: Sequence[Manifest],
+    root: Path,
+    factors: Factors | None = None,
+    then: Path | None = None,
+    alive: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> dict[str, Any]:
-    """The total with its bounds and methods, energy by stage, waste by cause, energy of checkpoints, carbon.
+    """The total with its bounds and methods, energy by stage, waste by cause, energy of checkpoints, views, footprint.
 
     The total is the ledger's, which holds failed attempts as well; without a ledger it is the sum over the manifests.
-    The making of reports and documents is not in it. `alive` is as `read_ledger` takes it.
+    The making of reports and documents is not in it.
+
+    Args:
+        manifests: the artifacts that are reported on.
+        root: the artifacts' root; manifests behind these are read there.
+        factors: what turns energy into carbon and water; None: nothing is known of it.
+        then: where the ledger and the training's record lie; None is the root.
+        alive: as `read_ledger` takes it.
 
     Raises:
         ManifestError: the ledger is of another schema.
     """
-    pieces = [piece for piece in settle(read_ledger(root / FILE_NAME, alive)) if piece.stage not in _REPORTS]
+    intervals = _measured(then or root, alive)
+    pieces = settle(intervals)
     measured = [piece for piece in pieces if piece.millijoules is not None]
     total = _of_sum(add(pieces), bool(measured)) if pieces else _of_manifests(manifests)
     attempts = by_stage(pieces)
     artifacts = {manifest.stage for manifest in manifests}
     trained = next((manifest for manifest in manifests if manifest.stage == "train"), None)
+    scopes = sorted({str(_block(manifest).get("scope")) for manifest in manifests if _block(manifest).get("scope")})
+    ancestry = read_ancestry(manifests, root, then or root)
+    tokens = trained.stats.get("tokens") if trained else None
+    grid, footprint = footprint_facts(total, intervals, factors or Factors(), set(scopes) <= {"node"}, tokens)
     return {
         "total": total,
         "estimated": any("estimated" in method for method in total["methods"]),
@@ -37,25 +57,40 @@ def energy_facts(
             *(_stage(manifest, attempts.get(manifest.stage)) for manifest in manifests),
             *(_only_attempts(stage, told) for stage, told in attempts.items() if stage not in artifacts),
         ],
-        "scopes": sorted(
-            {str(_block(manifest).get("scope")) for manifest in manifests if _block(manifest).get("scope")}
-        ),
+        "scopes": scopes,
         "phases": [
             {"phase": phase, "joules": _joules(told.measured), "wasted": _joules(told.wasted)}
             for phase, told in by_phase(pieces).items()
         ],
         "wasted_by_cause": {cause: _joules(value) for cause, value in wasted_by_cause(pieces).items()},
-        "checkpoints": _checkpoints(pieces, trained.folder) if trained else [],
-        "carbon": _carbon(manifests),
+        "checkpoints": _checkpoints(pieces, trained.folder, ancestry) if trained else [],
+        "views": view_facts(pieces, manifests, then or root, ancestry, (grid, factors or Factors())),
+        "footprint": footprint,
         "missing": sorted({text for manifest in manifests for text in _block(manifest)["coverage"].get("missing", [])}),
     }
+
+
+def look_up(config: FactorsConfig, folder: Path, root: Path) -> Factors:
+    """The factors for what was measured under a root; `folder` is the configuration's.
+
+    Raises:
+        ConfigError: a file of intensities cannot be read.
+        ManifestError: the ledger is of another schema.
+    """
+    intervals = _measured(root) if config.by_hour is not None else []
+    times = [datetime.fromisoformat(text) for one in intervals for text in (one.started, one.finished)]
+    return resolve(config, folder, (min(times), max(times)) if times else None)
+
+
+def _measured(root: Path, alive: Callable[[Mapping[str, Any]], bool] | None = None) -> list[Interval]:
+    return [interval for interval in read_ledger(root / FILE_NAME, alive) if interval.stage not in _REPORTS]
 
 
 def _block(manifest: Manifest) -> dict[str, Any]:
     """A manifest's energy block; whatever it does not say is unknown."""
     block = manifest.run.get("energy")
     known = block if isinstance(block, dict) else {}
-    empty = {"joules": None, "low": None, "high": None, "method": "unknown", "seconds": None, "carbon": None}
+    empty = {"joules": None, "low": None, "high": None, "method": "unknown", "seconds": None}
     coverage = known.get("coverage")
     return {**empty, **known, "coverage": coverage if isinstance(coverage, dict) else {}}
 
@@ -119,24 +154,19 @@ def _only_attempts(stage: str, attempts: Sum) -> dict[str, Any]:
     return {"stage": stage, **empty, "method": " + ".join(attempts.methods), **known}
 
 
-def _checkpoints(pieces: Sequence[Piece], artifact: str) -> list[dict[str, Any]]:
-    return [
-        {
-            "step": row["step"],
-            "marginal": _joules(row["marginal_millijoules"]),
-            "cumulative": _joules(row["cumulative_millijoules"]),
-        }
-        for row in by_checkpoint(pieces, artifact)
-    ]
-
-
-def _carbon(manifests: Sequence[Manifest]) -> dict[str, Any] | None:
-    """Grams CO2e of these artifacts; None unless an intensity was configured when each of them was made."""
-    blocks = [_block(manifest)["carbon"] for manifest in manifests]
-    if not blocks or not all(isinstance(block, dict) and block.get("grams_co2e") is not None for block in blocks):
-        return None
-    return {
-        "grams_co2e": sum(block["grams_co2e"] for block in blocks),
-        "grams_per_kwh": sorted({block["grams_per_kwh"] for block in blocks}),
-        "source": sorted({str(block["source"]) for block in blocks}),
-    }
+def _checkpoints(pieces: Sequence[Piece], artifact: str, ancestry: Ancestry) -> list[dict[str, Any]]:
+    survived = surviving(pieces)
+    rows = []
+    for row in by_checkpoint(pieces, artifact):
+        step = row["step"]
+        line = cumulative(survived, ancestry.trainings, artifact, step, BY_TOKENS, ancestry.recorded).sum
+        rows.append(
+            {
+                "step": step,
+                "marginal": _joules(row["marginal_millijoules"]),
+                "cumulative": _joules(row["cumulative_millijoules"]),
+                "with_ancestors": _joules(line.measured),
+                "with_ancestors_high": _joules(line.high),
+            }
+        )
+    return rows

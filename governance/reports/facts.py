@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from governance.energy.factors import Factors
 from governance.errors import ManifestError
 from governance.manifest import Manifest
 from governance.reports.cluster import cluster_facts
@@ -38,6 +39,7 @@ def facts(
     verdict: Mapping[str, Any],
     root: Path,
     rules: Mask = mask,
+    factors: Factors | None = None,
     stated: Sequence[Entry] | None = None,
 ) -> dict[str, Any]:
     """Everything that the page shows.
@@ -47,6 +49,7 @@ def facts(
         verdict: the signed decision's content.
         root: the artifacts' root.
         rules: mask personal data in examples.
+        factors: make a footprint of energy.
         stated: the evidence of a report that stands: then files that grow are read as far as it read them.
 
     Raises:
@@ -55,18 +58,19 @@ def facts(
     manifests = in_order(artifacts)
     entries = gather(manifests, verdict, root, stated)
     with as_of(root, entries) as then:
-        return _facts(artifacts, verdict, (root, then), rules, entries)
+        return _facts(artifacts, verdict, (root, then), (rules, factors), entries)
 
 
 def _facts(
     artifacts: Mapping[str, Manifest],
     verdict: Mapping[str, Any],
     places: tuple[Path, Path],
-    rules: Mask,
+    given: tuple[Mask, Factors | None],
     entries: Sequence[Entry],
 ) -> dict[str, Any]:
-    """`places`: the artifacts' root, and where the files that grow are as they were."""
+    """`places`: the artifacts' root, and where the files that grow are as they were; `given`: as `facts` takes them."""
     manifests, (root, then), running = in_order(artifacts), places, running_of(entries)
+    rules, factors = given
 
     def alive(line: Mapping[str, Any]) -> bool:
         return line["interval"] in running
@@ -98,7 +102,7 @@ def _facts(
             stage: scalars(artifacts[stage].stats) for stage in ("tokenizer", "encode", "pack") if stage in artifacts
         },
         "training": training_facts(artifacts["train"], then) if "train" in artifacts else None,
-        "energy": energy_facts(manifests, then, alive),
+        "energy": energy_facts(manifests, root, factors, then, alive),
         "faults": fault_facts(artifacts.get("train"), then, alive),
         "cluster": cluster_facts(then),
         "lineage": [_lineage(manifest) for manifest in manifests],

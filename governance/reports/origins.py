@@ -97,7 +97,8 @@ def _energy(found: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage: 
     add("/energy/total", ledger if found["energy"]["total"]["from"] == "ledger" else manifests, "joules")
     for name in ("phases", "wasted_by_cause", "checkpoints"):
         add(f"/energy/{name}", ledger, "millijoules")
-    add("/energy/carbon", manifests, "run.energy.carbon")
+    add("/energy/views", [*ledger, *kinds.get("record", []), *manifests], "millijoules; inputs")
+    add("/energy/footprint", [*ledger, *manifests], "millijoules; factors of report.json")
     for index, row in enumerate(found["energy"]["stages"]):
         add(f"/energy/stages/{index}", [by_stage.get(row["stage"]), *ledger], "run.energy; millijoules")
 

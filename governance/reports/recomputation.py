@@ -28,7 +28,7 @@ from governance.reports.evidence import read_stated_verdict, verdict_name
 from governance.reports.facts import facts
 from governance.reports.origins import origin_of
 from governance.reports.page import page
-from governance.reports.report import VERSION
+from governance.reports.report import VERSION, ReportSection
 from governance.reports.samples import Mask, mask
 
 MOST_FAULTS = 200  # of one file: who changed everything need not be told everything
@@ -105,7 +105,8 @@ def recompute(report: Manifest, root: Path, rules: Mask = mask) -> Checked:
     faults = [Fault("report.json", *told) for told in _verdict(report, verdict, root)]
     if faults:
         verdict = _signed(verdict, root)
-    found = facts(artifacts, verdict, root, rules, stated)
+    section = ReportSection.model_validate_json(json.dumps(report.config), strict=True)
+    found = facts(artifacts, verdict, root, rules, section.factors, stated)
     expected = json.loads(json_text(found))
     faults += [*json_faults("report.json", stands, expected)] or text_faults("report.json", text, json_text(found))
     faults += text_faults("report.html", _read(folder / "report.html"), page(found))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from governance.config import Section, canonical_json
+from governance.energy.factors import Factors
 from governance.files import sha256_bytes, write_json, write_text
 from governance.manifest import Manifest, describe
 from governance.reports.facts import facts, in_order
@@ -29,10 +30,17 @@ class ReportSection(Section):
 
     verdict_sha256: str
     """The hash of the verdict's content, signer and subjects included."""
+    factors: Factors = Factors()
+    """What the footprint was reckoned with."""
 
 
 def report(
-    artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], root: Path, runtime: Runtime, rules: Mask = mask
+    artifacts: Mapping[str, Manifest],
+    verdict: Mapping[str, Any],
+    root: Path,
+    runtime: Runtime,
+    rules: Mask = mask,
+    factors: Factors | None = None,
 ) -> Manifest:
     """Write report.html and report.json about these artifacts and this verdict.
 
@@ -42,14 +50,15 @@ def report(
         root: the artifacts' root.
         runtime: where to write; its root is `root` as a rule.
         rules: mask personal data in examples; without them only addresses of e-mail and runs of digits are masked.
+        factors: what turns energy into carbon and water (`governance.reports.energy.look_up`).
 
     Raises:
         ManifestError: a shard, the audit or the ledger cannot be read.
     """
-    section = ReportSection(verdict_sha256=sha256_bytes(canonical_json(verdict)))
+    section = ReportSection(verdict_sha256=sha256_bytes(canonical_json(verdict)), factors=factors or Factors())
 
     def make(folder: Path) -> Made:
-        found = facts(artifacts, verdict, root, rules)
+        found = facts(artifacts, verdict, root, rules, section.factors)
         write_json(folder / "report.json", found)
         write_text(folder / "report.html", page(found))
         files = [folder / "report.html", folder / "report.json"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from governance.reports.figures import Series, chart
+from governance.reports.footprint import footprint_section, views_section
 from governance.reports.markup import (
     UNKNOWN,
     Html,
@@ -111,6 +112,7 @@ def _checkpoints(found: Mapping[str, Any]) -> Html:
             str(row["finished"] or UNKNOWN),
             energy(energies.get(row["step"], {}).get("marginal")),
             energy(energies.get(row["step"], {}).get("cumulative")),
+            _with_ancestors(energies.get(row["step"], {})),
         ]
         for row in found["training"]["checkpoints"]
     ]
@@ -118,8 +120,23 @@ def _checkpoints(found: Mapping[str, Any]) -> Html:
         cite(found, f"/training/checkpoints/{index}", "/energy/checkpoints")
         for index in range(len(found["training"]["checkpoints"]))
     ]
-    head = ["checkpoint", "digest", "manifest", "size", "finished (UTC)", "energy since the one before", "up to here"]
-    return table("Checkpoints that stand", head, lines, numeric=(3, 5, 6), cites=cites)
+    head = [
+        "checkpoint",
+        "digest",
+        "manifest",
+        "size",
+        "finished (UTC)",
+        "energy since the one before",
+        "up to here",
+        "with ancestors",
+    ]
+    return table("Checkpoints that stand", head, lines, numeric=(3, 5, 6, 7), cites=cites)
+
+
+def _with_ancestors(row: Mapping[str, float | None]) -> str:
+    """Energy with that of models and data behind it; "at least" where some of it has no record or no upper bound."""
+    told = energy(row.get("with_ancestors"))
+    return told if row.get("with_ancestors") is None or row["with_ancestors_high"] is not None else f"at least {told}"
 
 
 _WHOLE_NODE = "the whole node: what else ran there is in the figure"
@@ -147,7 +164,6 @@ def energy_section(found: Mapping[str, Any]) -> Html:
         ("Scope", "; ".join({"node": _WHOLE_NODE}.get(scope, scope) for scope in data["scopes"]) or _WHOLE_NODE),
         ("Surviving", exact(total["surviving"])),
         ("Wasted", exact(total["wasted"])),
-        ("Carbon", _carbon(data["carbon"])),
     ]
     if total["running"]:
         pairs.insert(6, ("Still running", exact(total["running"])))
@@ -179,6 +195,8 @@ def energy_section(found: Mapping[str, Any]) -> Html:
     return join([
         tag("p", origin, class_="note"),
         facts_list(pairs, cite(found, "/energy/total")),
+        views_section(found),
+        footprint_section(found),
         table("Energy by stage", head, lines, numeric=(1, 2, 4, 5, 6), cites=cites),
         table("Energy by phase", ["phase", "all attempts", "of that wasted"], phases, numeric=(1, 2),
               cites=by_phase * len(phases)),
@@ -190,13 +208,6 @@ def energy_section(found: Mapping[str, Any]) -> Html:
 def exact(joules: float | None) -> str:
     """Joules to the millijoule."""
     return UNKNOWN if joules is None else f"{number(joules)} J"
-
-
-def _carbon(carbon: Mapping[str, Any] | None) -> str:
-    if carbon is None:
-        return "unknown: no carbon intensity was configured for every stage"
-    intensity = ", ".join(f"{value:g}" for value in carbon["grams_per_kwh"])
-    return f"{compact(carbon['grams_co2e'])} g CO2e, at {intensity} g/kWh ({'; '.join(carbon['source'])})"
 
 
 def environment(found: Mapping[str, Any]) -> Html:

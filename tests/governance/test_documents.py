@@ -133,7 +133,7 @@ def test_what_evidence_has_nothing_of_is_left_to_a_person(evidence):
         assert TO_COMPLETE in texts[name], name
     nothing = dict.fromkeys(("joules", "low", "high", "wasted"))
     total = {**evidence.at("energy.total"), **nothing}
-    unknown = changed(evidence, energy__total=total, energy__carbon=None, training__flops=None, energy__stages=[])
+    unknown = changed(evidence, energy__total=total, energy__views=None, training__flops=None, energy__stages=[])
     texts = document_texts(unknown)
     assert "| energy of the run, failed attempts included | to be completed by a person |" in texts["model_card.md"]
     assert "co2_eq_emissions: unknown" in texts["model_card.md"]

@@ -10,7 +10,7 @@ import pytest
 
 from governance.files import append_line
 from governance.reports.documents.documents import documents, read_report
-from governance.reports.documents.evidence import TO_COMPLETE, Evidence
+from governance.reports.documents.evidence import Evidence
 from governance.reports.documents.model_card import model_card
 from governance.reports.report import report
 from governance.stage import Runtime
@@ -115,13 +115,18 @@ def test_the_hub_reads_the_card_and_its_carbon(run, found):
     data = hub.ModelCard(text_of(run, "model_card.md")).data.to_dict()
     assert data["pipeline_tag"] == "text-generation"
     assert not {"license", "co2_eq_emissions"} & set(data)  # nobody has said either
-    carbon = {"grams_co2e": 0.25, "grams_per_kwh": [30.0], "source": ["operator: 2025\n# x"]}
+    grid = {"value": 30.0, "low": None, "high": None, "source": "operator: 2025\n# x", "year": 2025, "unit": "g"}
+    figure = found["energy"]["footprint"]["figures"]["carbon_location"]
+    figure = {**figure, "value": 0.25, "at_least": True, "factors": ["grid"], "needs": ["energy.factors.pue"]}
+    told = {**found["energy"]["footprint"], "factors": {"grid": grid}, "country": "SWE"}
+    told["figures"] = {**told["figures"], "carbon_location": figure}
     _, evidence = run
-    known = Evidence({**found, "energy": {**found["energy"], "carbon": carbon}}, evidence.artifacts, evidence.root)
+    known = Evidence({**found, "energy": {**found["energy"], "footprint": told}}, evidence.artifacts, evidence.root)
     emissions = hub.ModelCard(model_card(known)).data.to_dict()["co2_eq_emissions"]
     assert emissions["emissions"] == 0.25
     assert emissions["training_type"] == "pre-training"
-    assert emissions["geographical_location"] == TO_COMPLETE
+    assert emissions["geographical_location"] == "SWE"
+    assert "at least 0.25 g CO2e" in emissions["source"]
     assert "operator: 2025" in emissions["source"]
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from governance.config import validate
 from governance.energy import meters, nvml
 from governance.energy.cpu_power import cpu_power, cpu_times, estimated_watts, thread_watts
 from governance.energy.ledger import read_ledger
@@ -15,7 +14,7 @@ from governance.energy.meters import EnergyConfig, meter
 from governance.energy.node import node_turn
 from governance.energy.nvml import WHOLE_DEVICE, Nvml
 from governance.energy.sources import ESTIMATED, ProcessorModel, open_rapl
-from governance.errors import ConfigError, Preempted
+from governance.errors import Preempted
 from governance.stage import Leave
 
 FAST = EnergyConfig(sample_seconds=0.1)
@@ -299,21 +298,6 @@ def test_a_ledger_that_refuses_never_stops_the_run(tmp_path):
     with meter(FAST, ledger)("clean") as energy:
         pass
     assert energy["joules"] is not None
-
-
-def test_carbon_wants_its_source_and_is_unknown_without(tmp_path):
-    with pytest.raises(ConfigError, match="carbon_source"):
-        validate({"carbon_grams_per_kwh": 30.0}, EnergyConfig, "test")
-    config = EnergyConfig(carbon_grams_per_kwh=360.0, carbon_source="the grid operator, 2025")
-    assert meters.carbon(config, 3_600_000_000, 10, None) == {
-        "grams_co2e": 360.0,
-        "low": pytest.approx(1e-6),
-        "high": None,
-        "grams_per_kwh": 360.0,
-        "source": "the grid operator, 2025",
-        "country": None,
-    }
-    assert meters.carbon(EnergyConfig(), 1) is None
 
 
 def test_the_estimate_is_said_to_be_one():

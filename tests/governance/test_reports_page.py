@@ -53,9 +53,8 @@ def folder_of(root, stage):
 
 def energy_of(joules):
     coverage = {"measured": [], "estimated": ["processors"], "missing": ["RAPL: this system shows no counters"]}
-    carbon = {"grams_co2e": joules / 3.6e6 * 30, "grams_per_kwh": 30.0, "source": "operator, 2025"}
     return {"joules": joules, "low": round(joules * 0.3, 3), "high": round(joules * 2.1, 3), "method": ESTIMATED,
-            "scope": "node", "seconds": round(joules / 6.5, 3), "coverage": coverage, "parts": [], "carbon": carbon}
+            "scope": "node", "seconds": round(joules / 6.5, 3), "coverage": coverage, "parts": []}
 
 
 def funnel_stage(before, cuts, seed):

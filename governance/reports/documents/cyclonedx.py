@@ -94,13 +94,13 @@ def _model(evidence: Evidence, model: Manifest) -> Values:
 
 
 def _environment(evidence: Evidence) -> Values:
-    """Energy of the whole run, and of the training with the carbon of what stands; nothing where no meter read."""
+    """Energy of the whole run and its location-based carbon; nothing where no meter read."""
     total = evidence.at("energy.total")
     if total["joules"] is None:
         return {}
     named = {"low": "energy:low_kwh", "high": "energy:high_kwh", "wasted": "energy:wasted_kwh"}
     bounds = [_property(text, repr(total[name] / KWH)) for name, text in named.items() if total[name] is not None]
-    carbon = evidence.at("energy.carbon")
+    carbon = evidence.at("energy.footprint.figures.carbon_location")
     cost = {"value": total["joules"] / KWH, "unit": "kWh"}
     consumption: Values = {
         "activity": "training",
@@ -114,9 +114,10 @@ def _environment(evidence: Evidence) -> Values:
             _property("energy:scope", "all stages of the run, failed attempts included"),
         ],
     }
-    if carbon is not None:
-        consumption["co2CostEquivalent"] = {"value": carbon["grams_co2e"] / 1e6, "unit": "tCO2eq"}
-        consumption["properties"].append(_property("carbon:scope", "of what stands, failed attempts left out"))
+    if carbon["value"] is not None:
+        consumption["co2CostEquivalent"] = {"value": carbon["value"] / 1e6, "unit": "tCO2eq"}
+        told = evidence.footprint("carbon_location")
+        consumption["properties"].append(_property("carbon:scope", f"location-based, failed attempts included: {told}"))
     return {"energyConsumptions": [consumption]}
 
 

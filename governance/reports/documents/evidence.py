@@ -61,6 +61,15 @@ class Evidence:
         value = self.at(path)
         return Field(name, None, "") if value is None else Field(name, write(value), path)
 
+    def figure(self, name: str, figure: str) -> Field:
+        """The item that a figure of the footprint gives."""
+        told = self.footprint(figure)
+        return Field(name, told, f"energy.footprint.figures.{figure}" if told is not None else "")
+
+    def footprint(self, figure: str) -> str | None:
+        """A figure of the footprint in words; None where it is unknown."""
+        return figure_told(self.at(f"energy.footprint.figures.{figure}"), self.at("energy.footprint.factors"))
+
     @property
     def model(self) -> Manifest | None:
         """The training that made a model; None where there is none yet."""
@@ -116,10 +125,19 @@ def energy_told(found: Mapping[str, Any]) -> str | None:
     return f"{kilowatt_hours(total['joules'])} (from {low} to {high}; {'; '.join(total['methods'])})"
 
 
-def carbon_told(carbon: Mapping[str, Any]) -> str:
-    """Grams of CO2 equivalent with the intensity that they were reckoned with."""
-    rates = ", ".join(f"{rate:g}" for rate in carbon["grams_per_kwh"])
-    return f"{carbon['grams_co2e']:.6g} g CO2e at {rates} g/kWh ({', '.join(carbon['source'])})"
+def figure_told(figure: Mapping[str, Any], factors: Mapping[str, Any]) -> str | None:
+    """A figure of the footprint with its scenarios, factors, sources and years; None where it is unknown."""
+    if figure["value"] is None:
+        return None
+    low, high = (_UNBOUNDED if figure[name] is None else f"{figure[name]:.6g}" for name in ("low", "high"))
+    least = "at least " if figure["at_least"] else ""
+    return f"{least}{figure['value']:.6g} {figure['unit']} (from {low} to {high}{_with(figure, factors)})"
+
+
+def _with(figure: Mapping[str, Any], factors: Mapping[str, Any]) -> str:
+    told = [f"{name}: {factors[name]['source']}, {factors[name]['year']}" for name in figure["factors"]]
+    lacking = [f"without {', '.join(figure['needs'])}"] if figure["needs"] else []
+    return "".join(f"; {text}" for text in (*told, *lacking))
 
 
 def architecture(config: Mapping[str, Any]) -> str:

@@ -16,7 +16,6 @@ from governance.reports.documents.evidence import (
     Evidence,
     Field,
     architecture,
-    carbon_told,
     energy_told,
     joined,
     kilowatt_hours,
@@ -24,6 +23,7 @@ from governance.reports.documents.evidence import (
 from governance.reports.documents.markdown import form, section, table, yaml_block
 from governance.reports.markup import compact, number
 
+_CUMULATIVE = "energy.views.rows.cumulative.joules"
 _MOST_ROWS = 12  # of differences between groups: the farthest; the report has all
 
 
@@ -57,15 +57,16 @@ def _block(evidence: Evidence) -> str:
         values["language"] = evidence.languages
     values |= {"pipeline_tag": "text-generation", "tags": ["pretraining", "assay"]}
     remarks = [f"license: {TO_COMPLETE}"]
-    carbon = evidence.at("energy.carbon")
-    if carbon is None:
-        remarks.append("co2_eq_emissions: unknown, for no carbon intensity was configured when the run was measured")
+    carbon = evidence.at("energy.footprint.figures.carbon_location")
+    if carbon["value"] is None:
+        remarks.append(f"co2_eq_emissions: unknown; set {', '.join(carbon['needs'])}")
     else:
         values["co2_eq_emissions"] = {
-            "emissions": float(carbon["grams_co2e"]),
-            "source": f"{'; '.join(evidence.at('energy.total.methods'))}; {carbon_told(carbon)}",
+            "emissions": float(carbon["value"]),
+            "source": f"{'; '.join(evidence.at('energy.total.methods'))}; location-based, failed attempts included:"
+            f" {evidence.footprint('carbon_location')}",
             "training_type": "pre-training",
-            "geographical_location": TO_COMPLETE,
+            "geographical_location": evidence.at("energy.footprint.country") or TO_COMPLETE,
             "hardware_used": hardware(evidence) or TO_COMPLETE,
         }
     return yaml_block(values, remarks)
@@ -161,15 +162,20 @@ def _group(row: Mapping[str, Any]) -> str:
 
 
 def environment(evidence: Evidence) -> list[Field]:
-    """Energy with its bounds, what of it was wasted, carbon."""
+    """Energy with its bounds, what of it was wasted, carbon and water."""
     told = energy_told(evidence.found)
     return [
         Field("energy of the run, failed attempts included", told, "energy.total" if told else ""),
         evidence.field("of it wasted by failures", "energy.total.wasted", kilowatt_hours),
-        evidence.field("carbon of what stands", "energy.carbon", carbon_told),
+        evidence.figure("CO2e, location-based", "carbon_location"),
+        evidence.figure("CO2e, market-based", "carbon_market"),
+        evidence.figure("embodied CO2e of the nodes", "carbon_embodied"),
+        evidence.figure("SCI (ISO/IEC 21031:2024)", "sci"),
+        evidence.figure("water on site", "water_on_site"),
+        evidence.figure("water of the electricity", "water_of_electricity"),
+        evidence.field("energy of the last checkpoint with its ancestors", _CUMULATIVE, kilowatt_hours),
         evidence.field("what no meter saw", "energy.missing", lambda missing: "; ".join(missing) or "nothing is told"),
-        Field("place of the machines", None),
-        Field("water, and carbon of making the machines", None),
+        evidence.field("place of the machines, country", "energy.footprint.country", str),
     ]
 
 

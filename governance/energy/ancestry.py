@@ -1,0 +1,139 @@
+"""What the trainings of a root were made from, as the views of energy need it: read from manifests, nothing is judged.
+
+A training names its tokens, and the checkpoint (or the training) that it was started, fine-tuned or distilled from, as
+its inputs. What is behind the tokens is data; a model behind the data (it wrote or judged documents as a checkpoint of
+this root) is a start too. Verdicts and source files are no work of the meter's and are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from governance.energy.attribution import Sum
+from governance.energy.views import Start, Training
+from governance.errors import ManifestError, MissingInput
+from governance.files import read_lines
+from governance.lineage import SOURCES
+from governance.manifest import KEY_LENGTH, Input, Manifest, read_manifest
+
+TRAIN, CHECKPOINT = "train", "checkpoint"
+_NO_WORK = (*SOURCES, "verdict")
+
+
+def read_trainings(
+    manifests: Iterable[Manifest], root: Path, records: Path | None = None
+) -> tuple[dict[str, Training], dict[str, Manifest]]:
+    """The trainings among `manifests` and those that they were started from, and every artifact that was walked.
+
+    Args:
+        manifests: artifacts that are known.
+        root: where another one is read; one that is not there is a gap.
+        records: where a training's record is looked for before `root`.
+
+    Returns:
+        training's folder -> Training; artifact's folder -> manifest.
+    """
+    walk = _Walk(manifests, root, records or root)
+    waiting = [folder for folder, manifest in walk.known.items() if manifest.stage == TRAIN]
+    trainings: dict[str, Training] = {}
+    for folder in waiting:
+        made = walk.find(folder) or walk.unfinished.get(folder)
+        if folder not in trainings and made is not None and made.stage in (TRAIN, CHECKPOINT):
+            trainings[folder] = walk.training(made, folder)
+            waiting += [start.artifact for start in trainings[folder].starts]
+    return trainings, walk.known
+
+
+def behind(corpus: Manifest, manifests: Iterable[Manifest], root: Path) -> Training:
+    """A corpus with everything that it was made from, as if a training had used it."""
+    found = _Walk(manifests, root, root).training(corpus, corpus.folder)
+    return Training((corpus.folder, *found.data), starts=found.starts, gaps=found.gaps)
+
+
+class _Walk:
+    def __init__(self, manifests: Iterable[Manifest], root: Path, records: Path) -> None:
+        self.root, self.records = root, records
+        self.known = {manifest.folder: manifest for manifest in manifests}
+        self.unfinished: dict[str, Manifest] = {}
+        """A checkpoint of a training, by the training's folder: it names the same inputs."""
+
+    def find(self, folder: str) -> Manifest | None:
+        """The manifest in a folder; None where it is gone or torn."""
+        if folder not in self.known:
+            try:
+                self.known[folder] = read_manifest(self.root / folder / "manifest.json")
+            except (ManifestError, MissingInput):
+                return None
+        return self.known[folder]
+
+    def training(self, manifest: Manifest, own: str) -> Training:
+        """What the manifest of a training, or of a checkpoint of it, and those behind it say."""
+        data: dict[str, None] = {}
+        starts: dict[Start, None] = {}
+        gaps: list[str] = []
+        tokens = [item for item in manifest.inputs if item.stage not in (*_NO_WORK, TRAIN, CHECKPOINT)]
+        waiting = list(manifest.inputs)
+        for item in waiting:
+            folder = str(PurePosixPath(item.path).parent)
+            if item.stage in _NO_WORK or folder in data:
+                continue
+            if item.stage in (TRAIN, CHECKPOINT):
+                start = self._start(item, folder)
+                if start.artifact != own:
+                    starts[start] = None
+                continue
+            data[folder] = None
+            behind = self.find(folder)
+            waiting += behind.inputs if behind is not None else ()
+            gaps += [folder] if behind is None else []
+        return Training(tuple(data), self._held(tokens), self._used(manifest, own), tuple(starts), tuple(gaps))
+
+    def _start(self, item: Input, folder: str) -> Start:
+        """The training of a checkpoint; a checkpoint that is gone stands for itself, and has no record."""
+        if item.stage == TRAIN:
+            return Start(folder, None)
+        checkpoint = self.find(folder)
+        key = checkpoint.config.get("train_key") if checkpoint is not None else None
+        if checkpoint is None or not isinstance(key, str):
+            return Start(folder, None)
+        training = f"{TRAIN}/{key[:KEY_LENGTH]}"
+        self.unfinished[training] = checkpoint
+        return Start(training, checkpoint.config.get("step"))
+
+    def _held(self, tokens: Iterable[Input]) -> int | None:
+        """Tokens to train on in the shards that a training names; None where one does not say."""
+        total = 0
+        for item in tokens:
+            manifest = self.find(str(PurePosixPath(item.path).parent))
+            held = manifest.stats.get("train_tokens") if manifest is not None else None
+            if not isinstance(held, int):
+                return None
+            total += held
+        return total or None
+
+    def _used(self, manifest: Manifest, own: str) -> dict[int, int]:
+        """Tokens that were shown up to each step, from the record; the last step's from the manifest."""
+        record = f"{own}/metrics.jsonl"
+        lines = read_lines((self.records if (self.records / record).exists() else self.root) / record)
+        used = {
+            line["step"]: line["tokens"]
+            for line in lines
+            if isinstance(line, dict) and line.get("event") == "step" and isinstance(line.get("step"), int)
+            and isinstance(line.get("tokens"), int)
+        }  # fmt: skip
+        steps, tokens = manifest.stats.get("steps"), manifest.stats.get("tokens")
+        return {**used, steps: tokens} if isinstance(steps, int) and isinstance(tokens, int) else used
+
+
+def recorded(manifests: Iterable[Manifest]) -> dict[str, Sum]:
+    """What manifests say that their artifact took, for ledgers that do not name the artifact of an interval."""
+    found = {}
+    for manifest in manifests:
+        block = manifest.run.get("energy")
+        joules = block.get("joules") if isinstance(block, dict) else None
+        if isinstance(block, dict) and isinstance(joules, (int, float)):
+            measured = round(1000 * joules)
+            low, high = (None if block.get(name) is None else round(1000 * block[name]) for name in ("low", "high"))
+            found[manifest.folder] = Sum(measured, measured, 0, 0, low, high, 0.0, 0.0, (str(block.get("method")),))
+    return found

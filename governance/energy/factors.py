@@ -1,0 +1,213 @@
+"""Factors that turn energy into carbon and water: `[energy.factors]`, each figure with its source and its year.
+
+A whole example; everything is optional, and what is not set stays unknown:
+
+    [energy.factors]
+    country = "SWE"                   # ISO 3166-1, three letters
+    grid = { value = 41.0, low = 25.0, high = 60.0, source = "the grid operator's yearly mean", year = 2025 }
+    by_hour = { path = "grid.csv", source = "the grid operator", year = 2026 }
+    contract = { value = 12.0, source = "the supplier's disclosure", year = 2025 }
+    pue = { value = 1.2, low = 1.15, high = 1.3, source = "the data centre's yearly report", year = 2025 }
+    wue = { value = 0.4, source = "the data centre's yearly report", year = 2025 }
+    grid_water = { value = 1.6, source = "...", year = 2024 }
+    embodied = { value = 1500.0, low = 1000.0, high = 2500.0, source = "the maker's declaration", year = 2024 }
+    lifetime = { value = 5.0, source = "our purchasing policy", year = 2025 }
+    reserved = { value = 0.25, source = "16 of 64 cores", year = 2026 }
+
+Where `grid` is not set and `country` is, the country's yearly mean is taken from the table of an installed codecarbon
+(MIT licence; its figures are Our World in Data's, from Ember and the Energy Institute), which is read as a file and not
+imported. No figure of the kind is part of Assay.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from governance.config import Section
+from governance.energy.intensity import IntensitySeries, read_intensity
+from governance.errors import ConfigError
+
+UNITS = {
+    "grid": "g CO2e/kWh",
+    "by_hour": "g CO2e/kWh",
+    "contract": "g CO2e/kWh",
+    "pue": "kWh/kWh",
+    "wue": "l/kWh",
+    "grid_water": "l/kWh",
+    "embodied": "kg CO2e",
+    "lifetime": "years",
+    "reserved": "of a node",
+}
+_TABLE = Path("data/private_infra/global_energy_mix.json")
+_TABLE_SOURCE = "codecarbon {version}, global_energy_mix.json: Our World in Data, from Ember and the Energy Institute"
+
+
+class _Sourced(Section):
+    source: str = Field(min_length=3)
+    """Who says so, and where."""
+    year: int = Field(ge=1990, le=2100)
+    """The year that the figure holds for, or was published in."""
+
+    @model_validator(mode="after")
+    def _source_says_something(self) -> _Sourced:
+        if not self.source.strip():
+            raise ValueError("source is blank: name who says so")
+        return self
+
+
+class Factor(_Sourced):
+    """A figure with its source; the band is the figure alone where no bounds are given."""
+
+    value: float = Field(ge=0, allow_inf_nan=False)
+    low: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """The least that is plausible."""
+    high: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """The most that is plausible."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Factor:
+        least, most = self.band[0], self.band[2]
+        if not least <= self.value <= most:
+            raise ValueError(f"low {least:g}, value {self.value:g} and high {most:g} must go upwards")
+        return self
+
+    @property
+    def band(self) -> tuple[float, float, float]:
+        """Low, value, high."""
+        low = self.value if self.low is None else self.low
+        return low, self.value, self.value if self.high is None else self.high
+
+
+class HourlyFile(_Sourced):
+    """A CSV of intensities (`governance.energy.intensity`)."""
+
+    path: str
+    """Beside the configuration, or absolute."""
+
+
+class HourlySeries(_Sourced):
+    """The rows of such a file that a run lies in, as a report states them."""
+
+    start: str
+    step_seconds: float = Field(gt=0)
+    grams_per_kwh: tuple[float, ...]
+    sha256: str
+    """Of the whole file."""
+
+    @property
+    def series(self) -> IntensitySeries:
+        """To be asked by time."""
+        start = datetime.fromisoformat(self.start)
+        return IntensitySeries(start, timedelta(seconds=self.step_seconds), self.grams_per_kwh, self.sha256)
+
+
+class _Common(Section):
+    country: str | None = Field(default=None, pattern=r"^[A-Z]{3}$")
+    """Where the nodes draw their power: ISO 3166-1, three letters."""
+    grid: Factor | None = None
+    """Mean carbon intensity of the grid (location-based), g CO2e per kWh."""
+    contract: Factor | None = None
+    """Carbon intensity of the electricity that was bought (market-based), g CO2e per kWh."""
+    pue: Factor | None = None
+    """Power usage effectiveness of the data centre: its energy over that of its computers (ISO/IEC 30134-2:2016)."""
+    wue: Factor | None = None
+    """Water usage effectiveness: litres on site per kWh of the computers (ISO/IEC 30134-9:2022)."""
+    grid_water: Factor | None = None
+    """Litres that making a kWh of electricity takes."""
+    embodied: Factor | None = None
+    """kg CO2e of making one node, GPUs included."""
+    lifetime: Factor | None = None
+    """Years that a node serves."""
+    reserved: Factor | None = None
+    """The part of a node that was reserved for this work; the whole where nodes are not shared."""
+
+    @model_validator(mode="after")
+    def _within_reason(self) -> _Common:
+        if self.pue is not None and self.pue.band[0] < 1:
+            raise ValueError(f"pue is {self.pue.band[0]:g}: a data centre takes at least what its computers take, 1")
+        if self.reserved is not None and not 0 < self.reserved.band[0] <= self.reserved.band[2] <= 1:
+            raise ValueError(f"reserved is {self.reserved.value:g}: a part of a node lies above 0 and up to 1")
+        if self.lifetime is not None and self.lifetime.band[0] <= 0:
+            raise ValueError("lifetime is 0: a node serves longer than that")
+        if (self.embodied is None) != (self.lifetime is None):
+            raise ValueError("embodied and lifetime go together: give both, or neither")
+        return self
+
+
+class FactorsConfig(_Common):
+    """`[energy.factors]`; nothing here changes what is measured."""
+
+    by_hour: HourlyFile | None = None
+    """The grid's intensity by the hour; it goes before `grid` for the time that it covers."""
+
+
+class Factors(_Common):
+    """What a report reckons with: the settings, with the country's mean and the rows of the CSV looked up."""
+
+    by_hour: HourlySeries | None = None
+
+
+def resolve(config: FactorsConfig, folder: Path, span: tuple[datetime, datetime] | None = None) -> Factors:
+    """Look up what the settings name.
+
+    Args:
+        config: the settings.
+        folder: of the configuration file.
+        span: the time for which rows of the CSV are kept; None keeps none.
+
+    Raises:
+        ConfigError: the CSV cannot be read.
+    """
+    told = config.model_dump(exclude={"by_hour"})
+    if config.grid is None and config.country is not None:
+        told["grid"] = country_mean(config.country)
+    hourly = None
+    if config.by_hour is not None:
+        read = read_intensity(folder / config.by_hour.path)
+        first, last = (0, 0) if span is None else ((time - read.start) // read.step for time in span)
+        first, stop = max(0, first), max(0, last + 1) if span is not None else 0
+        hourly = HourlySeries(
+            source=config.by_hour.source,
+            year=config.by_hour.year,
+            start=(read.start + first * read.step).isoformat(),
+            step_seconds=read.step.total_seconds(),
+            grams_per_kwh=read.grams_per_kwh[first:stop],
+            sha256=read.sha256,
+        )
+    return Factors(**told, by_hour=hourly)
+
+
+def country_mean(country: str) -> Factor | None:
+    """A country's yearly mean from the table of an installed codecarbon; None where there is none, or no such row.
+
+    Raises:
+        ConfigError: the table is not what this release knows.
+    """
+    found = importlib.util.find_spec("codecarbon")
+    if found is None or found.origin is None:
+        return None
+    table = Path(found.origin).parent / _TABLE
+    try:
+        row = json.loads(table.read_bytes()).get(country)
+        if row is None or row.get("carbon_intensity") is None:
+            return None
+        source = _TABLE_SOURCE.format(version=_version())
+        return Factor(value=float(row["carbon_intensity"]), source=source, year=int(row["year"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"energy.factors.country: the table of codecarbon cannot be read ({table.name}: {error}). Set "
+            "energy.factors.grid instead."
+        ) from error
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("codecarbon")
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"

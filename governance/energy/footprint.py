@@ -1,0 +1,256 @@
+"""Carbon, water and SCI of measured energy, as bands: the meter's bounds times the bounds of each factor.
+
+    electricity of the building    E x PUE                            ISO/IEC 30134-2:2016
+    CO2e, location-based           E x PUE x grid intensity           GHG Protocol Scope 2 Guidance, 2015
+    CO2e, market-based             E x PUE x contract intensity       the same
+    embodied CO2e                  M = TE x time used / lifetime x part reserved     ISO/IEC 21031:2024
+    SCI                            (E x PUE x I + M) / R, with I location-based      ISO/IEC 21031:2024
+                                   and R = 10^9 tokens that the training was shown
+    water on site                  E x WUE                            ISO/IEC 30134-9:2022
+    water of the electricity       E x PUE x litres per kWh           Li et al., arXiv:2304.03271, 2023
+
+E is in kWh. Low, central and high multiply low, central and high of each term: a band of scenarios, no confidence
+interval. A factor without bounds adds nothing to the band.
+
+A factor that is not set makes its figures unknown, and they say what to set; nothing is taken for zero. One is not
+unknown but known to be at least 1: without a PUE carbon and water are those of the nodes alone, say "at least", and
+have no upper bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+from governance.energy.factors import UNITS, Factor, Factors
+from governance.energy.intensity import mean_intensity
+from governance.energy.ledger import Interval
+
+JOULES_PER_KWH = 3.6e6
+TOKENS = 1e9
+"""The functional unit of SCI: a billion tokens."""
+_SECONDS_PER_YEAR = 365.25 * 86400
+
+
+class Band(NamedTuple):
+    """Three scenarios; None is unknown."""
+
+    low: float | None
+    value: float | None
+    high: float | None
+
+    def each(self, other: Band, operation: str) -> Band:
+        """`+`, `*` or `/` of each scenario; a division takes the other's crosswise, so the band holds both."""
+        right = Band(*reversed(other)) if operation == "/" else other
+        return Band(*(_apply(one, two, operation) for one, two in zip(self, right, strict=True)))
+
+
+UNKNOWN = Band(None, None, None)
+
+
+def _apply(one: float | None, two: float | None, operation: str) -> float | None:
+    if one is None or two is None:
+        return None
+    return one + two if operation == "+" else one * two if operation == "*" else one / two
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the footprint."""
+
+    name: str
+    unit: str
+    band: Band
+    factors: tuple[str, ...]
+    """Settings that it was reckoned with."""
+    needs: tuple[str, ...]
+    """Settings without which it is unknown, or is only a part."""
+
+    @property
+    def at_least(self) -> bool:
+        """Whether its value may leave a part out: no meter saw it, or no PUE tells of the building."""
+        return self.band.value is not None and self.band.high is None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The intensity that the energy was reckoned with, and how much of it lies in the rows of a CSV."""
+
+    band: Band
+    covered: float | None
+    """Part of the energy in the rows; None where no CSV is given."""
+    in_rows: float | None
+    """The mean over that part."""
+    used: tuple[str, ...]
+    needs: tuple[str, ...]
+
+
+def intensity_of(intervals: Sequence[Interval], factors: Factors) -> Grid:
+    """The mean intensity of the grid, weighted by the energy of each sample where a CSV covers its time.
+
+    What lies outside the rows is weighed with `grid`; where that is not set either the mean is unknown.
+    """
+    grid = UNKNOWN if factors.grid is None else Band(*factors.grid.band)
+    if factors.by_hour is None:
+        needs = () if factors.grid else ("energy.factors.grid (or country, with codecarbon installed)",)
+        return Grid(grid, None, None, ("grid",) if factors.grid else (), needs)
+    covered = total = grams = 0.0
+    for begin, end, millijoules in _samples(intervals):
+        total += millijoules
+        intensity = mean_intensity(factors.by_hour.series, begin, end)
+        if intensity is not None:
+            covered += millijoules
+            grams += millijoules * intensity
+    if not total:
+        return Grid(UNKNOWN, None, None, (), ("a ledger of the energy, to know the hours",))
+    inside = Band(*([grams / total] * 3))
+    part, mean = covered / total, grams / covered if covered else None
+    if covered == total:
+        return Grid(inside, part, mean, ("by_hour",), ())
+    if factors.grid is None:
+        return Grid(UNKNOWN, part, mean, (), (f"energy.factors.grid, for {1 - part:.1%} of it outside the CSV's rows",))
+    rest = grid.each(Band(*([1 - part] * 3)), "*")
+    return Grid(inside.each(rest, "+"), part, mean, ("by_hour", "grid") if covered else ("grid",), ())
+
+
+def _samples(intervals: Iterable[Interval]) -> Iterable[tuple[datetime, datetime, int]]:
+    """(begin, end, millijoules) between two lines of the ledger; what the first line counted, at its moment."""
+    for interval in intervals:
+        before, spent = datetime.fromisoformat(interval.started), 0
+        for sample in interval.samples:
+            at = datetime.fromisoformat(sample.at)
+            if sample.millijoules is not None and sample.millijoules > spent:
+                yield min(before, at), at, sample.millijoules - spent
+                spent = sample.millijoules
+            before = at
+
+
+def node_seconds(intervals: Iterable[Interval]) -> float:
+    """Seconds of nodes that were in use; measurements of one node that lie over each other count once."""
+    spans: dict[str, list[tuple[datetime, datetime]]] = {}
+    for interval in intervals:
+        begin, end = datetime.fromisoformat(interval.started), datetime.fromisoformat(interval.finished)
+        spans.setdefault(interval.host, []).append((begin, end))
+    total = 0.0
+    for found in spans.values():
+        reached = min(begin for begin, _ in found)
+        for begin, end in sorted(found):
+            total += max(0.0, (end - max(begin, reached)).total_seconds())
+            reached = max(reached, end)
+    return total
+
+
+def carbon(energy: Band, grid: Grid, factors: Factors) -> Figure:
+    """Location-based CO2e in grams of some energy in joules."""
+    building, needs = _building(_kwh(energy), factors)
+    used = ("pue",) if factors.pue else ()
+    known = grid.band.value is not None
+    return Figure(
+        "CO2e, location-based", "g CO2e", building.each(grid.band, "*"), (*used, *grid.used),
+        (*needs, *grid.needs) if known else grid.needs,
+    )  # fmt: skip
+
+
+def footprint(
+    energy: Band, grid: Grid, factors: Factors, seconds: float | None, whole_nodes: bool, tokens: int | None
+) -> dict[str, Figure]:
+    """Every figure by its id.
+
+    Args:
+        energy: joules that were measured, with their bounds.
+        grid: the grid's intensity for them (`intensity_of`).
+        factors: what else is known.
+        seconds: of nodes in use (`node_seconds`); None is unknown.
+        whole_nodes: whether the scope of every measurement was the node.
+        tokens: that the training was shown; None without a training.
+    """
+    nodes = _kwh(energy)
+    building, needs = _building(nodes, factors)
+    pue = ("pue",) if factors.pue else ()
+
+    def of_electricity(name: str, unit: str, setting: str) -> Figure:
+        factor = getattr(factors, setting)
+        if factor is None:
+            return Figure(name, unit, UNKNOWN, (), (f"energy.factors.{setting}",))
+        return Figure(name, unit, building.each(Band(*factor.band), "*"), (*pue, setting), needs)
+
+    location = carbon(energy, grid, factors)
+    made = _embodied(factors, seconds, whole_nodes)
+    total = Figure(
+        "CO2e, location-based and embodied", "g CO2e", location.band.each(made.band, "+"),
+        tuple(dict.fromkeys((*location.factors, *made.factors))), tuple(dict.fromkeys((*location.needs, *made.needs))),
+    )  # fmt: skip
+    wue = Band(*factors.wue.band) if factors.wue else UNKNOWN
+    figures = {
+        "electricity": Figure("Electricity of the nodes", "kWh", nodes, (), ()),
+        "electricity_building": Figure(
+            "Electricity with the building", "kWh", building if factors.pue else Band(nodes.low, None, None), pue, needs
+        ),
+        "carbon_location": location,
+        "carbon_market": of_electricity("CO2e, market-based", "g CO2e", "contract"),
+        "carbon_embodied": made,
+        "carbon_total": total,
+        "sci": _sci(total, tokens),
+        "water_on_site": Figure(
+            "Water on site", "l", nodes.each(wue, "*"), ("wue",) if factors.wue else (),
+            () if factors.wue else ("energy.factors.wue",),
+        ),
+        "water_of_electricity": of_electricity("Water of the electricity", "l", "grid_water"),
+    }  # fmt: skip
+    if energy.value is None:
+        unmeasured = ("a meter: no energy was measured",)
+        return {
+            name: figure if name == "carbon_embodied" else Figure(figure.name, figure.unit, UNKNOWN, (), unmeasured)
+            for name, figure in figures.items()
+        }
+    return figures
+
+
+def _kwh(energy: Band) -> Band:
+    return Band(*(None if joules is None else joules / JOULES_PER_KWH for joules in energy))
+
+
+def _building(nodes: Band, factors: Factors) -> tuple[Band, tuple[str, ...]]:
+    """What the data centre took for these nodes; without a PUE the nodes alone, without an upper bound."""
+    if factors.pue is None:
+        return Band(nodes.low, nodes.value, None), ("energy.factors.pue",)
+    return nodes.each(Band(*factors.pue.band), "*"), ()
+
+
+def _embodied(factors: Factors, seconds: float | None, whole_nodes: bool) -> Figure:
+    name, unit = "Embodied CO2e of the nodes", "g CO2e"
+    if factors.embodied is None or factors.lifetime is None:
+        return Figure(name, unit, UNKNOWN, (), ("energy.factors.embodied", "energy.factors.lifetime"))
+    if factors.reserved is None and not whole_nodes:
+        return Figure(name, unit, UNKNOWN, (), ("energy.factors.reserved: nodes were shared",))
+    if seconds is None:
+        return Figure(name, unit, UNKNOWN, (), ("a ledger of the energy, to know the time",))
+    used = ("embodied", "lifetime", *(("reserved",) if factors.reserved else ()))
+    grams = Band(*(1000 * value for value in factors.embodied.band))
+    lifetime = Band(*(_SECONDS_PER_YEAR * value for value in factors.lifetime.band))
+    share = Band(*(factors.reserved.band if factors.reserved else (1.0, 1.0, 1.0)))
+    time = Band(seconds, seconds, seconds).each(lifetime, "/")
+    return Figure(name, unit, grams.each(time, "*").each(share, "*"), used, ())
+
+
+def _sci(total: Figure, tokens: int | None) -> Figure:
+    name, unit = "SCI, for a billion tokens (ISO/IEC 21031:2024)", "g CO2e per 10^9 tokens"
+    if not tokens:
+        return Figure(name, unit, UNKNOWN, (), (*total.needs, "a training"))
+    units = tokens / TOKENS
+    return Figure(name, unit, total.band.each(Band(units, units, units), "/"), total.factors, total.needs)
+
+
+def factors_used(factors: Factors, grid: Grid) -> Mapping[str, Mapping[str, object]]:
+    """Each factor that is set: value, bounds, unit, source and year; that of the CSV is the mean over the energy."""
+    told: dict[str, Mapping[str, object]] = {}
+    for name, unit in UNITS.items():
+        factor = getattr(factors, name)
+        if isinstance(factor, Factor):
+            told[name] = {**factor.model_dump(mode="json"), "unit": unit}
+        elif factor is not None:
+            about = {"source": factor.source, "year": factor.year, "sha256": factor.sha256, "covered": grid.covered}
+            told[name] = {"value": grid.in_rows, "low": None, "high": None, **about, "unit": unit}
+    return told

@@ -1,0 +1,241 @@
+"""What a checkpoint cost, with its ancestors and with its failures, exact in millijoules.
+
+    marginal      the surviving work of its training since the checkpoint before (`attribution.by_checkpoint`)
+    cumulative    the surviving work of its training up to it; of each model that the training was started or distilled
+                  from, up to the checkpoint that was taken, and so on; and of the data work behind the tokens of all
+                  these trainings
+    fully loaded  everything that was measured, of all attempts: wasted and running work too
+
+Data work is shared out by tokens used: a training that was shown u of the h tokens that its corpus holds takes u / h of
+what the corpus and everything behind it took, at most the whole; several trainings of one line add their shares up, at
+most to the whole. "whole" is the other method: a training answers for all of its corpus.
+
+Nothing is counted twice: a training or an artifact that is reached on two ways counts once. What is behind a
+checkpoint and has no record, or no known share, stands in `missing`; the sum then says "at least", it has no upper
+bound. Cumulative + what it leaves out = fully loaded, exactly, where the ledger names every artifact: a share is
+rounded down to the millijoule, and the rest stays with what is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal
+
+from governance.energy.attribution import Piece, Sum, add
+
+Method = Literal["by tokens used", "whole"]
+BY_TOKENS: Method = "by tokens used"
+WHOLE: Method = "whole"
+METHODS = (BY_TOKENS, WHOLE)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model that another one was started, fine-tuned or distilled from."""
+
+    artifact: str
+    """Its training."""
+    step: int | None
+    """The step of the checkpoint that was taken; None: the training's end."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training was made from; artifacts are named by their folder, such as "encode/0123456789abcdef"."""
+
+    data: tuple[str, ...] = ()
+    """The artifact that holds its tokens, and every artifact that this was made from."""
+    held: int | None = None
+    """Tokens that its corpus holds to train on."""
+    used: Mapping[int, int] = field(default_factory=dict)
+    """Step -> tokens that it was shown up to there."""
+    starts: tuple[Start, ...] = ()
+    gaps: tuple[str, ...] = ()
+    """Ancestors whose manifest is gone, so that what is behind them is not known."""
+
+    def share(self, step: int | None, method: Method) -> Fraction | None:
+        """The part of its corpus that it used up to a step (None: its last), at most 1; None where that is unknown."""
+        if method == WHOLE:
+            return Fraction(1)
+        used = self.used.get(max(self.used, default=0) if step is None else step)
+        return None if used is None or not self.held else min(Fraction(1), Fraction(used, self.held))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one ancestor adds to a checkpoint's cumulative energy."""
+
+    artifact: str
+    kind: Literal["training", "data"]
+    share: Fraction
+    """Of a data artifact's surviving work; 1 for a training, up to `step`."""
+    step: int | None
+    sum: Sum
+    """Its share, rounded down to the millijoule; the upper bound is rounded up."""
+
+
+@dataclass(frozen=True)
+class Cumulative:
+    """A checkpoint with its ancestors: `sum` is that of `parts`, its own training first."""
+
+    sum: Sum
+    parts: tuple[Part, ...]
+    missing: tuple[str, ...]
+    """Ancestors without a record, without a known share, or gone: nothing of these is in `sum`."""
+
+
+def surviving(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
+    """The pieces that survived, by the artifact that they went into."""
+    found: dict[str, list[Piece]] = {}
+    for piece in pieces:
+        if piece.outcome == "surviving" and piece.artifact is not None:
+            found.setdefault(piece.artifact, []).append(piece)
+    return found
+
+
+def cumulative(
+    survived: Mapping[str, Sequence[Piece]],
+    trainings: Mapping[str, Training],
+    artifact: str,
+    step: int | None,
+    method: Method = BY_TOKENS,
+    recorded: Mapping[str, Sum] | None = None,
+) -> Cumulative:
+    """What a checkpoint cost with its ancestors.
+
+    Args:
+        survived: the whole ledger's (`surviving`).
+        trainings: by artifact; one that is not there is `missing`, and so is what is behind it.
+        artifact: the checkpoint's training.
+        step: the checkpoint's step; None is the last.
+        method: how data work is shared out.
+        recorded: what the manifests of artifacts say, for those that no piece names (ledgers of earlier releases).
+    """
+    line = _line(trainings, artifact, step)
+    parts: list[Part] = []
+    missing: list[str] = []
+    for name, until in line.items():
+        own = [piece for piece in survived.get(name, []) if _within(piece, until)]
+        if own:
+            parts.append(Part(name, "training", Fraction(1), until, add(own)))
+        if not own or name not in trainings:
+            missing.append(name)
+        missing += [f"what is behind {gap}" for gap in trainings.get(name, Training()).gaps]
+    used, unrecorded = _data_parts(survived, _shares(trainings, line, method), recorded or {})
+    parts += used
+    missing += unrecorded
+    return Cumulative(combine([part.sum for part in parts], whole=not missing), tuple(parts), tuple(missing))
+
+
+def data_work(
+    survived: Mapping[str, Sequence[Piece]], corpus: Training, recorded: Mapping[str, Sum] | None = None
+) -> Cumulative:
+    """What a corpus took, all that it was made from included; a model behind it is not."""
+    parts, missing = _data_parts(survived, dict.fromkeys(corpus.data, Fraction(1)), recorded or {})
+    missing += [f"what is behind {gap}" for gap in corpus.gaps]
+    return Cumulative(combine([part.sum for part in parts], whole=not missing), tuple(parts), tuple(missing))
+
+
+def _data_parts(
+    survived: Mapping[str, Sequence[Piece]], shares: Mapping[str, Fraction | None], recorded: Mapping[str, Sum]
+) -> tuple[list[Part], list[str]]:
+    parts: list[Part] = []
+    missing: list[str] = []
+    for name, share in shares.items():
+        made = add(survived[name]) if name in survived else recorded.get(name)
+        if share is None or made is None:
+            missing.append(name)
+        else:
+            parts.append(Part(name, "data", share, None, _scaled(made, share)))
+    return parts, missing
+
+
+def up_to(pieces: Iterable[Piece], step: int) -> list[Piece]:
+    """Those of one training that went into the checkpoints up to a step."""
+    return [piece for piece in pieces if _within(piece, step)]
+
+
+def _within(piece: Piece, step: int | None) -> bool:
+    return piece.checkpoint is not None and (step is None or piece.checkpoint <= step)
+
+
+def _line(trainings: Mapping[str, Training], artifact: str, step: int | None) -> dict[str, int | None]:
+    """Each training of the line once, with the last step that is needed of it (None: its end), nearest first."""
+    line: dict[str, int | None] = {artifact: step}
+    waiting = [artifact]
+    for name in waiting:
+        for start in trainings[name].starts if name in trainings else ():
+            if start.artifact not in line:
+                waiting.append(start.artifact)
+                line[start.artifact] = start.step
+            elif start.artifact != artifact:
+                known = line[start.artifact]
+                line[start.artifact] = None if None in (known, start.step) else max(known or 0, start.step or 0)
+    return line
+
+
+def _shares(
+    trainings: Mapping[str, Training], line: Mapping[str, int | None], method: Method
+) -> dict[str, Fraction | None]:
+    """The share of each data artifact that the line used; None where a share of it is unknown."""
+    shares: dict[str, Fraction | None] = {}
+    for name, step in line.items():
+        training = trainings.get(name, Training())
+        share = training.share(step, method)
+        for artifact in dict.fromkeys(training.data):
+            before = shares.get(artifact, Fraction(0))
+            shares[artifact] = None if share is None or before is None else min(Fraction(1), before + share)
+    return shares
+
+
+def _scaled(whole: Sum, share: Fraction) -> Sum:
+    def part(value: int | None) -> int | None:
+        return None if value is None else value * share.numerator // share.denominator
+
+    measured = part(whole.surviving)
+    high = None if whole.high is None else -(-whole.high * share.numerator // share.denominator)
+    seconds = float(whole.unmeasured_seconds * share)
+    return Sum(measured, measured, 0, 0, part(whole.low), high, seconds, 0.0, whole.methods)
+
+
+def combine(sums: Iterable[Sum], whole: bool = True) -> Sum:
+    """The sum of sums, which must not overlap; without an upper bound where something is not in it (`whole` False)."""
+    sums = list(sums)
+
+    def known(name: str) -> int | None:
+        values = [getattr(one, name) for one in sums]
+        told = [value for value in values if value is not None]
+        return sum(told) if told or (whole and not values) else None
+
+    highs = [one.high for one in sums]
+    bounded = whole and None not in highs
+    return Sum(
+        measured=known("measured"),
+        surviving=known("surviving"),
+        wasted=known("wasted"),
+        unknown=known("unknown"),
+        low=known("low"),
+        high=sum(value for value in highs if value is not None) if bounded else None,
+        unmeasured_seconds=sum(one.unmeasured_seconds for one in sums),
+        unseen_seconds=sum(one.unseen_seconds for one in sums),
+        methods=tuple(sorted({method for one in sums for method in one.methods})),
+    )
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Joules for each unit of work; None is unknown."""
+
+    joules: float | None
+    low: float | None
+    high: float | None
+
+
+def rate(energy: Sum, units: float | None) -> Rate:
+    """Energy for each unit; unknown where the units are unknown or none: a loss that did not fall has no price."""
+    if units is None or units <= 0:
+        return Rate(None, None, None)
+    told = [None if value is None else value / 1000 / units for value in (energy.measured, energy.low, energy.high)]
+    return Rate(*told)

@@ -1,0 +1,136 @@
+"""The report's views and footprint: planted energy comes out in each view, and the page says what report.json says."""
+
+import json
+import re
+
+import pytest
+
+from governance.energy.factors import Factor, Factors, FactorsConfig
+from governance.files import append_line, write_text
+from governance.reports.energy import energy_facts, look_up
+from governance.reports.report import report
+from governance.stage import Runtime
+from tests.governance.test_reports_page import Page, corpus, key_of, ledger, trained, verdict_of
+
+SAID = {"source": "the operator <b>", "year": 2025}
+FACTORS = Factors(
+    grid=Factor(value=100, low=50, high=200, **SAID), pue=Factor(value=1.5, **SAID), country="SWE",
+    embodied=Factor(value=1000, **SAID), lifetime=Factor(value=5, **SAID),
+)  # fmt: skip
+TOKENS = 8192 * 600
+
+
+def folder(stage):
+    return f"{stage}/{key_of(stage)[:16]}"
+
+
+def data_line(root, stage, millijoules):
+    about = {"interval": f"m{stage}", "attempt": f"m{stage}", "stage": stage, "host": "node1", "process": [1, 0]}
+    told = {"method": "RAPL", "millijoules": millijoules, "low": millijoules, "high": millijoules}
+    at, marks = "2026-01-01T00:03:00.000Z", {"artifact": folder(stage)}
+    end = {"outcome": "surviving", "cause": "", "marks": marks}
+    append_line(root / "energy.jsonl", json.dumps({"kind": "end", **about, "at": at, **told, **end}))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("energy")
+    made = corpus(root)
+    made["train"] = trained(root, made)
+    ledger(root)
+    data_line(root, "encode", 40_000)  # its manifest says 33.5 J of another making: the ledger names the artifact
+    manifest = report(made, verdict_of(made, "PASS"), root, Runtime(root), factors=FACTORS)
+    found = json.loads((root / manifest.folder / "report.json").read_bytes())
+    return root, made, manifest, found, (root / manifest.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_each_view_is_what_was_planted_and_keeps_the_law(run):
+    _, _, _, found, _ = run
+    views = found["energy"]["views"]
+    rows = views["rows"]
+    assert (views["step"], views["artifact"]) == (600, folder("train"))
+    assert rows["marginal"]["joules"] == 850.0
+    assert rows["training"]["joules"] == 900.123 + 850.0
+    # ingest, clean, dedup, redact and encode by manifest or ledger; the tokenizer was not measured
+    data = 182.25 + 1204.5 + 377.001 + 90.0 + 40.0
+    share = TOKENS / 48_812_034
+    assert rows["cumulative"]["joules"] == pytest.approx(1750.123 + share * data, abs=0.01)
+    assert rows["cumulative_whole"]["joules"] == pytest.approx(1750.123 + data, abs=1e-6)
+    assert rows["cumulative"]["high"] is None
+    assert views["missing"] == [folder("tokenizer")]
+    assert {name for name, row in rows.items() if row["at_least"]} == {"cumulative", "cumulative_whole"}
+    assert rows["fully_loaded"]["joules"] == found["energy"]["total"]["joules"] == 3099.75
+    for row in rows.values():
+        parts = [row[name] for name in ("surviving", "wasted", "running")]
+        assert sum(part or 0 for part in parts) == pytest.approx(row["joules"], abs=1e-9)
+        assert row["per_token"]["joules"] == row["joules"] / row["tokens"]
+    assert rows["marginal"]["tokens"] == 8192 * 300
+    assert rows["fully_loaded"]["wasted"] == 99.877
+    assert views["rates"]["per_document"]["joules"] == pytest.approx(data / views["rates"]["documents"])
+    assert views["rates"]["per_nat"]["joules"] == pytest.approx(1750.123 / views["rates"]["nats"])
+    steps = {row["step"]: row for row in found["energy"]["checkpoints"]}
+    assert steps[600]["with_ancestors"] == rows["cumulative"]["joules"]
+    assert steps[300]["with_ancestors"] == pytest.approx(900.123 + share / 2 * data, abs=0.01)
+
+
+def test_the_footprint_is_of_everything_and_names_its_factors(run):
+    _, _, _, found, html = run
+    told = found["energy"]["footprint"]
+    figures = told["figures"]
+    total = found["energy"]["total"]
+    assert figures["carbon_location"]["value"] == pytest.approx(3099.75 / 3.6e6 * 1.5 * 100)
+    assert figures["carbon_location"]["high"] == pytest.approx(total["high"] / 3.6e6 * 1.5 * 200)
+    assert figures["carbon_market"]["needs"] == ["energy.factors.contract"]
+    assert figures["carbon_market"]["value"] is None
+    assert figures["sci"]["value"] == pytest.approx(figures["carbon_total"]["value"] / TOKENS * 1e9)
+    page = Page(html)
+    words = " ".join(page.words)
+    for row in told["factors"].values():
+        assert row["source"] in words
+    assert "not set: contract" in words
+    assert "the operator &lt;b&gt;" in html
+    assert "with ancestors, data whole" in words
+    assert re.search(r"0\.129 g", words)  # 3,099.75 J x 1.5 x 100 g/kWh
+
+
+def test_without_a_factor_the_page_says_unknown_and_what_to_set(tmp_path):
+    made = corpus(tmp_path)
+    manifest = report(made, {}, tmp_path, Runtime(tmp_path))
+    found = json.loads((tmp_path / manifest.folder / "report.json").read_bytes())["energy"]
+    assert found["views"] is None
+    values = {name: figure["value"] for name, figure in found["footprint"]["figures"].items()}
+    assert values.pop("electricity") > 0
+    assert set(values.values()) == {None}
+    text = (tmp_path / manifest.folder / "report.html").read_text(encoding="utf-8")
+    for setting in ("grid", "contract", "pue", "wue", "grid_water", "embodied", "lifetime"):
+        assert re.search(rf"not set: [a-z_ ,()]*\b{setting}\b", text), setting
+
+
+def test_other_factors_make_another_report_and_the_same_ones_find_it(run):
+    root, made, manifest, _, _ = run
+    assert report(made, verdict_of(made, "PASS"), root, Runtime(root, make=False), factors=FACTORS) == manifest
+    other = FACTORS.model_copy(update={"pue": None})
+    again = report(made, verdict_of(made, "PASS"), root, Runtime(root), factors=other)
+    assert again.path != manifest.path
+    assert Factors.model_validate(manifest.config["factors"]) == FACTORS
+
+
+def test_hours_of_a_csv_weigh_the_energy_of_the_ledger(run, tmp_path):
+    root, made, _, _, _ = run
+    write_text(tmp_path / "grid.csv", "time,grams_per_kwh\n2025-12-31T23:00:00Z,900\n2026-01-01T00:00:00Z,40\n")
+    config = FactorsConfig(by_hour={"path": "grid.csv", "source": "the operator", "year": 2026})
+    factors = look_up(config, tmp_path, root)
+    assert factors.by_hour.grams_per_kwh == (40.0,)
+    found = energy_facts(list(made.values()), root, factors)["footprint"]
+    assert found["factors"]["by_hour"]["value"] == pytest.approx(40)
+    assert found["figures"]["carbon_location"]["value"] == pytest.approx(3099.75 / 3.6e6 * 40)
+    assert found["figures"]["carbon_location"]["at_least"]
+
+
+def test_ledger_and_record_may_lie_elsewhere(run, tmp_path):
+    root, made, _, found, _ = run
+    for path in ("energy.jsonl", f"{folder('train')}/metrics.jsonl"):
+        write_text(tmp_path / path, (root / path).read_text(encoding="utf-8"))
+    append_line(tmp_path / "energy.jsonl", json.dumps({"kind": "of a later release"}))
+    told = energy_facts(list(made.values()), root, FACTORS, tmp_path)
+    assert json.loads(json.dumps(told)) == found["energy"]
