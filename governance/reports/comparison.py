@@ -47,7 +47,7 @@ def side_of(report: Manifest, root: Path, name: str) -> Side:
         except MissingInput:
             continue
         settings[f"{item.stage}.(version)"] = manifest.version
-        settings |= {f"{item.stage}.{key}": value for key, value in _flat(manifest.config)}
+        settings |= {f"{item.stage}.{key}": value for key, value in _flat(manifest.config) if key}
     return Side(name, report.digest, found, settings)
 
 
@@ -114,7 +114,9 @@ def _line(name: str, values: Sequence[Any], write: Any) -> list[str]:
 
 
 def _difference(ours: Any, theirs: Any, write: Any) -> str:
-    """B less A, and as a share of A; words are the same or not."""
+    """B less A, and as a share of A; words are the same or not, and what neither has is unknown."""
+    if ours is None and theirs is None:
+        return UNKNOWN
     if ours == theirs:
         return "the same"
     if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in (ours, theirs)):
@@ -174,7 +176,9 @@ def comparison_page(found: Mapping[str, Any]) -> str:
              for letter, name, digest in zip("AB", found["names"], found["digests"], strict=True)]  # fmt: skip
     body: list[Html] = [*names]
     for title, rows in found["sections"].items():
-        body.append(table(title, ["", "A", "B", "B - A"], [list(map(foreign, row)) for row in rows], numeric=(1, 2, 3)))
+        body.append(
+            table(title, ["what", "A", "B", "B - A"], [list(map(foreign, row)) for row in rows], numeric=(1, 2, 3))
+        )
         curves = [
             Series(letter, curve, style) for letter, curve, style in zip("AB", found["curves"], "ab", strict=True)
         ]

@@ -262,7 +262,8 @@ def verdict(found: Mapping[str, Any]) -> Html:
               cites=[cited] * len(reasons)),
         table("Waivers", ["gate", "result", "observed", "up to", "approver", "until", "reason"], waivers,
               cites=[cited] * len(waivers)),
-        table("Looser than the parent policy", ["difference"], [[foreign(str(line))] for line in looser])
+        table("Looser than the parent policy", ["difference"], [[foreign(str(line))] for line in looser],
+              cites=[cited] * len(looser))
         if looser
         else None,
     ])  # fmt: skip

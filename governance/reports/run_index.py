@@ -75,16 +75,21 @@ def _cells(row: Row) -> list[str]:
 def index_page(rows: Sequence[Row], name: str) -> str:
     """The page: a row a run, the newest first, each with a link to its report."""
     lines = [
-        [tag("a", foreign(row["name"]), href=row["link"]), _badge(row["summary"]["verdict"]), *_cells(row)[2:6],
-         f"{energy(row['summary']['energy_low_joules'])} – {energy(row['summary']['energy_high_joules'])}",
-         row["finished"], digest(row["digest"]), foreign(row["first"])]
+        [
+            [tag("a", foreign(row["name"]), href=row["link"]), tag("br"), digest(row["digest"])],
+            _badge(row["summary"]["verdict"]),
+            foreign(row["first"]),
+            *_cells(row)[2:6],
+            f"{energy(row['summary']['energy_low_joules'])} – {energy(row['summary']['energy_high_joules'])}",
+            row["finished"],
+        ]
         for row in rows
-    ]  # fmt: skip
-    head = ["run", "verdict", "steps", "validation loss", "energy", "of it wasted", "energy, bounds", "report written",
-            "digest of the report", "to look at first"]  # fmt: skip
+    ]
+    head = ["run, digest of its report", "verdict", "to look at first", "steps", "validation loss", "energy",
+            "of it wasted", "energy, bounds", "report written"]  # fmt: skip
     body = [
         tag("p", f"The newest report of each of {len(rows):,} runs, the newest first.", class_="lead"),
-        table("Runs", head, lines, numeric=(2, 3, 4, 5, 6)),
+        table("Runs", head, lines, numeric=(3, 4, 5, 6, 7, 8)),
     ]
     return standing_page(f"Runs in {name}", body)
 

@@ -163,7 +163,10 @@ def test_settings_are_flattened_without_loss(value):
 def test_two_runs_are_set_side_by_side(runs):
     sides = [side_of(*found) for found in (_side(runs / "a", "a"), _side(runs / "b/deep", "b"))]
     assert comparison(sides[0], sides[0])["changed"] == []
-    assert {row[3] for rows in comparison(sides[0], sides[0])["sections"].values() for row in rows} == {"the same"}
+    assert {row[3] for rows in comparison(sides[0], sides[0])["sections"].values() for row in rows} == {
+        "the same",
+        "unknown",
+    }
     other = copy.deepcopy(sides[1])
     other.settings["clean.min_words"] = 50
     found = comparison(sides[0], other)
