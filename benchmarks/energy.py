@@ -1,8 +1,8 @@
-"""The claims on energy: what the meters cost, how true they are, and what codecarbon and carbontracker say.
+"""The claims on energy and the report: what they cost, how true the meters are, what codecarbon and carbontracker say.
 
     python benchmarks/energy.py [--quick] [GROUP ...]
 
-Groups: sampling counters ranks control_group gpu. Prints a line a goal and exits 1 when one falls short.
+Groups: sampling counters ranks control_group gpu report. Prints a line a goal and exits 1 when one falls short.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measures import energy_meters
+from benchmarks.measures import energy_meters, report_speed
 from benchmarks.measures.goals import Goal, command_line
 
 
@@ -25,6 +25,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "ranks": lambda: energy_meters.ranks(quick),
         "control_group": lambda: energy_meters.groups_of_control(quick),
         "gpu": lambda: energy_meters.gpu(quick),
+        "report": lambda: report_speed.report_of_a_large_run(quick),
     }
 
 

@@ -223,6 +223,15 @@ def place(source: Path, target: Path) -> None:
                 shutil.copyfile(source, temporary)
 
 
+def copy_beginning(source: Path, target: Path, size: int) -> None:
+    """Copy the first `size` bytes of a file that others may be appending to; for scratch folders, it is not synced."""
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with source.open("rb") as file, target.open("wb") as copy:
+            while size > 0 and (block := file.read(min(size, 1 << 20))):
+                size -= copy.write(block)
+
+
 def put_in_place(source: Path, target: Path) -> None:
     """As `place`, but whatever stands under `target` gives way, in one step: no reader ever finds it missing."""
     if target.exists() and target.samefile(source):

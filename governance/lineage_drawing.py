@@ -19,7 +19,15 @@ from governance.manifest import FILE_NAME
 _FEW_FILES = 3  # files of a source that are drawn one by one
 _WIDTH, _HEIGHT, _GAP, _LAYER, _LANE, _MARGIN = 216, 64, 28, 112, 20, 32
 _SWEEPS = 8
-_COLOURS = {"source": "#7a5c00", "made": "#1f5f8b", "verdict": "#2e6b34", "gone": "#777777", "child": "#7b3f78"}
+_PAPER = {
+    "source": "#7a5c00", "made": "#1f5f8b", "verdict": "#2e6b34", "gone": "#777777", "child": "#7b3f78",
+    "ground": "#ffffff", "line": "#9aa4ad", "ink": "#333", "soft": "#666",
+}  # fmt: skip
+_PAGE = {
+    "source": "var(--e)", "made": "var(--a)", "verdict": "var(--good)", "gone": "var(--f)", "child": "var(--d)",
+    "ground": "var(--card)", "line": "var(--f)", "ink": "var(--ink)", "soft": "var(--soft)",
+}  # fmt: skip
+"""The colours of the report's style sheet, light and dark."""
 _CHILDREN = ("export", "evaluation", "model-signature")
 
 
@@ -46,9 +54,17 @@ def draw(graph: Graph, target: Node) -> str:
     """The SVG of an artifact and all that it was made from."""
     chosen = {target.key: target} | {node.key: node for _, node in graph.ancestors(target)}
     boxes, edges = _boxes(graph, chosen)
+    return draw_boxes(boxes, edges, f"Lineage of {target.stage} {target.digest[:16]}")
+
+
+def draw_boxes(boxes: Mapping[str, Box], edges: set[tuple[str, str]], title: str, *, inline: bool = False) -> str:
+    """The SVG of boxes by name and of the edges (parent, child) between them.
+
+    `inline`: as a part of the report's page, in its colours, without a title of its own above the boxes.
+    """
     edges = _reduced(edges)
     layout = _lay_out(_depths(boxes, edges), edges, boxes)
-    return _render(boxes, edges, layout, f"Lineage of {target.stage} {target.digest[:16]}")
+    return _render(boxes, edges, layout, title, inline)
 
 
 def _boxes(graph: Graph, chosen: Mapping[tuple[str, str], Node]) -> tuple[dict[str, Box], set[tuple[str, str]]]:
@@ -212,25 +228,31 @@ def _left(run: Sequence[float]) -> float:
     return run[0] / run[1]
 
 
-def _render(boxes: Mapping[str, Box], edges: Iterable[tuple[str, str]], layout: _Layout, title: str) -> str:
+def _render(
+    boxes: Mapping[str, Box], edges: Iterable[tuple[str, str]], layout: _Layout, title: str, inline: bool
+) -> str:
     level = {name: number for number, layer in enumerate(layout.layers) for name in layer}
-    left = min(layout.x[name] - _width(name, boxes) / 2 for name in layout.x) - _MARGIN
-    right = max(layout.x[name] + _width(name, boxes) / 2 for name in layout.x) + _MARGIN
-    height = len(layout.layers) * _LAYER - (_LAYER - _HEIGHT) + 2 * _MARGIN + 40
-    top = _MARGIN + 40
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left:.0f} 0 {right - left:.0f} {height}" '
-        f'width="{right - left:.0f}" height="{height}" role="img" font-family="system-ui, sans-serif">',
-        f"<title>{escape(title)}</title>",
+    margin, above = (2, 0) if inline else (_MARGIN, 40)
+    left = min(layout.x[name] - _width(name, boxes) / 2 for name in layout.x) - margin
+    right = max(layout.x[name] + _width(name, boxes) / 2 for name in layout.x) + margin
+    height = len(layout.layers) * _LAYER - (_LAYER - _HEIGHT) + 2 * margin + above
+    top, colours = margin + above, _PAGE if inline else _PAPER
+    size = f'viewBox="{left:.0f} 0 {right - left:.0f} {height}" width="{right - left:.0f}" height="{height}"'
+    told = escape(title)
+    head = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" font-family="system-ui, sans-serif">',
+        f"<title>{told}</title>",
         f'<rect x="{left:.0f}" y="0" width="{right - left:.0f}" height="{height}" fill="#ffffff"/>',
         f'<text x="{left + _MARGIN:.0f}" y="{_MARGIN + 8}" font-size="17" font-weight="600" fill="#222">'
         f"{escape(_cut(title, right - left - 2 * _MARGIN, 9.2))}</text>",
-        '<g fill="none" stroke="#9aa4ad" stroke-width="1.6">',
     ]
+    if inline:
+        head = [f'<svg class="graph" {size} role="img" aria-label="{told}">', f"<title>{told}</title>"]
+    lines = [*head, f'<g fill="none" stroke="{colours["line"]}" stroke-width="1.6">']
     lines += [_line(edge, boxes, level, layout, top) for edge in sorted(edges)]
     lines.append("</g>")
     for name, box in boxes.items():
-        lines += _drawn(box, layout.x[name] - _WIDTH / 2, top + level[name] * _LAYER)
+        lines += _drawn(box, layout.x[name] - _WIDTH / 2, top + level[name] * _LAYER, colours)
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
@@ -251,13 +273,18 @@ def _line(edge: tuple[str, str], boxes: Mapping[str, Box], level: Mapping[str, i
     return f'<path d="{" ".join(path)}"/>'
 
 
-def _drawn(box: Box, x: float, y: float) -> list[str]:
-    colour = _COLOURS[box.kind]
+def _drawn(box: Box, x: float, y: float, colours: Mapping[str, str]) -> list[str]:
+    colour = colours[box.kind]
     dash = ' stroke-dasharray="5 4"' if box.kind == "gone" else ""
-    texts = [(box.title, 22, 15, 600, colour), (box.lines[0], 40, 12, 400, "#333"), (box.lines[1], 56, 11, 400, "#666")]
+    first, second = box.lines
+    texts = [
+        (box.title, 22, 15, 600, colour),
+        (first, 40, 12, 400, colours["ink"]),
+        (second, 56, 11, 400, colours["soft"]),
+    ]
     return [
         f"<g><title>{escape(' '.join((box.title, *box.lines)))}</title>",
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{_WIDTH}" height="{_HEIGHT}" rx="7" fill="#fff" '
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{_WIDTH}" height="{_HEIGHT}" rx="7" fill="{colours["ground"]}" '
         f'stroke="{colour}" stroke-width="1.6"{dash}/>',
         f'<rect x="{x:.1f}" y="{y + 8:.1f}" width="4" height="{_HEIGHT - 16}" fill="{colour}"/>',
         *(

@@ -1,7 +1,7 @@
 """The command line: what can be typed, and how errors become exit codes.
 
-A command's work is one function in `commands.py`, `data_commands.py`, `governance_commands.py` or
-`slurm_commands.py`, imported when it is
+A command's work is one function in `commands.py`, `data_commands.py`, `governance_commands.py`,
+`report_commands.py` or `slurm_commands.py`, imported when it is
 called, so that `assay --help` needs neither torch nor pydantic. The set of commands and options is pinned by
 `tests/pretrain/test_cli.py`.
 """
@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+
+_REPORT_COMMANDS = ("write", "verify", "compare", "index")
 
 _EPILOG = """exit codes: 0 done, 1 stopped for a reason that is told, 2 wrong words, 65 something was altered or torn,
 66 something is missing, 69 the scheduler refused, 70 a training process hung, 71 the energy budget leaves no more,
@@ -36,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     # Read once, when torch loads OpenMP: a waiting thread spins for a moment and then sleeps. By default it spins on,
     # on the core that the other thread needs when the machine is shared (benchmarks/RESULTS.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_args(whole_words(sys.argv[1:] if argv is None else argv))
     from governance.errors import PipelineError
     from governance.log import get_logger, set_up_logging
     from pretrain.distributed import read_ranks
@@ -76,12 +78,17 @@ def parser() -> argparse.ArgumentParser:
     _governance(commands)
     _training(commands)
     _slurm(commands)
-    command = _add(commands, "report", "report", "write report.html and report.json of a run")
-    _config(command)
-    command.add_argument(
-        "--documents", action="store_true", help="also the model card, datasheet, bills of materials and forms"
-    )
+    _report(commands)
     return top
+
+
+def whole_words(words: Sequence[str]) -> list[str]:
+    """The words as the parser knows them: `assay report CONFIG` is short for `assay report write CONFIG`."""
+    place = next((index for index, word in enumerate(words) if not word.startswith("-")), len(words))
+    if list(words[place : place + 1]) != ["report"] or list(words[place + 1 :]) in ([], ["-h"], ["--help"]):
+        return list(words)
+    short = words[place + 1] not in _REPORT_COMMANDS
+    return [*words[: place + 1], *(["write"] if short else []), *words[place + 1 :]]
 
 
 def _module(arguments: argparse.Namespace) -> ModuleType:
@@ -232,6 +239,28 @@ def _training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
     command.add_argument("target", type=Path, metavar="FOLDER", help="a folder that does not exist yet")
     _config(command)
+
+
+def _report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    told = 'What a run came to. "assay report CONFIG" is short for "assay report write CONFIG".'
+    add = _group(commands, "report", "write, verify, compare or list the reports of runs", told)
+    command = add("write", "write", "write report.html and report.json of a run")
+    _config(command)
+    command.add_argument(
+        "--documents", action="store_true", help="also the model card, datasheet, bills of materials and forms"
+    )
+    run = "CONFIG|ROOT|REPORT"
+    text = "a run's TOML file, a run's root (its newest report), or a report's folder"
+    command = add("verify", "verify", "compute every number again from the evidence, and name those that differ")
+    command.add_argument("run", type=Path, metavar=run, help=text)
+    command.add_argument("--root", type=Path, help="of a CONFIG: folder of all artifacts (default: runs/<its name>)")
+    command = add("compare", "compare", "set two runs side by side: verdict, data, loss, speed, energy, configuration")
+    command.add_argument("ours", type=Path, metavar="A", help=text)
+    command.add_argument("theirs", type=Path, metavar="B", help="the other one")
+    command.add_argument("--html", type=Path, metavar="PATH", help="also as a page")
+    command = add("index", "index", "list all runs under a folder: a page of them, and lines")
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="holds roots of runs, at most three folders deep")
+    command.add_argument("--html", type=Path, metavar="PATH", help="where the page goes (default: FOLDER/index.html)")
 
 
 def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -125,18 +125,3 @@ def export(arguments: Arguments) -> None:
     made_from = [manifest.as_input(), artifacts["tokenizer"].as_input()]
     journal_of(loaded, runtime).state("export", subjects, made_from)
     say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Hugging Face folder")
-
-
-def report(arguments: Arguments) -> None:
-    """The report of what is there, and, if asked, the documents filled from it."""
-    from pretrain.run import write_documents, write_report
-    from pretrain.slurm_commands import refresh_accounting
-
-    loaded, runtime = load(arguments, "run")
-    refresh_accounting(runtime.root)
-    if not arguments.documents:
-        say(f"report: {write_report(loaded, runtime)}")
-        return
-    page, folder = write_documents(loaded, runtime)
-    say(f"report: {page}")
-    say(f"documents: {folder}")

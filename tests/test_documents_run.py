@@ -1,6 +1,9 @@
 """Documents, views of energy and footprint of a run that was trained, by the command: its own numbers, found again."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +71,35 @@ def test_a_csv_that_is_not_there_is_told_before_the_first_stage(project_copy):  
     assert done.returncode == 78
     assert "nowhere.csv" in done.stderr
     assert not (project_copy / "other").exists()
+
+
+REPORT = """
+import sys
+from pretrain.cli import main
+status = main(sys.argv[1:])
+print("heavy:", sorted({name.split(".")[0] for name in sys.modules} & {"torch", "great_expectations"}), status)
+"""
+
+
+def test_the_report_of_a_run_verifies_and_no_report_command_needs_a_heavy_library(project_copy):  # noqa: F811
+    def command(*words, code=0):
+        done = subprocess.run(
+            [sys.executable, "-c", REPORT, "report", *map(str, words)], capture_output=True, text=True, check=True
+        )
+        assert f"heavy: [] {code}" in done.stdout, done.stdout + done.stderr
+        return done.stdout
+
+    root, config = project_copy / "root", project_copy / "run.toml"
+    shutil.rmtree(root / "report")
+    command(config, "--root", root, "--documents")
+    told = command("verify", config, "--root", root)
+    assert "all as the evidence gives them" in told
+    assert "model_card.md" in told
+    assert "the same" in command("compare", root, root, "--html", project_copy / "two.html")
+    assert "PASS" in command("index", project_copy)
+    [card] = root.glob("documents/*/model_card.md")
+    steps = json.loads(next(root.glob("report/*/report.json")).read_bytes())["summary"]["steps"]
+    card.write_text(card.read_text().replace(f"| {steps} |", f"| {steps + 1} |", 1))
+    told = command("verify", root, code=65)
+    assert "model_card.md: line " in told
+    assert f"says {steps + 1}, the evidence gives {steps} in" in told

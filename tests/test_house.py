@@ -131,7 +131,8 @@ def test_help_is_quick_and_imports_nothing_heavy():
     "module",
     [
         "governance.reports.report", "governance.reports.documents.documents", "pretrain.config", "governance.gate",
-        "slurm.status",
+        "slurm.status", "governance.reports.recomputation", "governance.reports.comparison",
+        "governance.reports.run_index", "pretrain.report_commands",
     ],
 )  # fmt: skip
 def test_reading_a_run_needs_no_heavy_library(module):

@@ -13,6 +13,7 @@ from typing import Any
 
 from governance.reports.figures import interval_about
 from governance.reports.markup import Html, compact, foreign, join, number, share, table, tag
+from governance.reports.origins import cite
 
 NEUTRAL = {
     "npmi_gap": 0.0,
@@ -98,16 +99,16 @@ def bias(found: Mapping[str, Any]) -> Html:
     if not tables:
         return tag("p", "This corpus has no bias audit.", class_="none")
     out = standing_out(tables)
-    parts: list[Any] = [_findings(out)]
+    parts: list[Any] = [_findings(found, out)]
     for suite, title in _SUITES.items():
         rows = tables.get(suite, [])
         parts.append(tag("h3", title))
         parts.append(tag("p", _NOTES[suite], class_="note") if suite in _NOTES else None)
-        parts += _tables(suite, rows)
+        parts += _tables(suite, rows, cite(found, f"/bias/{suite}"))
     return join(parts)
 
 
-def _findings(out: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html:
+def _findings(found: Mapping[str, Any], out: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html:
     if not out:
         return tag("p", "No difference between groups stands out of its interval.", class_="none")
     parts: list[Any] = [
@@ -127,7 +128,8 @@ def _findings(out: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html:
             for row in rows[:_FIRST]
         ]
         more = f" (the {_FIRST} farthest of {len(rows):,})" if len(rows) > _FIRST else ""
-        parts.append(table(f"What stands out: {suite}{more}", head, lines, numeric=(2,)))
+        parts.append(table(f"What stands out: {suite}{more}", head, lines, numeric=(2,),
+                           cites=[cite(found, f"/bias/{suite}")] * len(lines)))  # fmt: skip
     return join(parts)
 
 
@@ -147,7 +149,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
     return words[row["metric"]][0 if up else 1]
 
 
-def _tables(suite: str, rows: Sequence[Mapping[str, Any]]) -> list[Html]:
+def _tables(suite: str, rows: Sequence[Mapping[str, Any]], cited: Html) -> list[Html]:
     """A table a metric: the rows that stand out, then those with most to rest on."""
     made = []
     for metric in sorted({row["metric"] for row in rows}):
@@ -156,7 +158,7 @@ def _tables(suite: str, rows: Sequence[Mapping[str, Any]]) -> list[Html]:
         lines = [_line(row, mine[:_SHOWN]) for row in mine[:_SHOWN]]
         more = f" ({_SHOWN} of {len(mine):,} rows; tables.json of the bias audit holds all)" * (len(mine) > _SHOWN)
         head = ["where", "value", "95 % interval", "interval", "rests on", "q", "note"]
-        made.append(table(f"{_named(metric)}{more}", head, lines, numeric=(1, 4, 5)))
+        made.append(table(f"{_named(metric)}{more}", head, lines, numeric=(1, 4, 5), cites=[cited] * len(lines)))
     return made or [tag("p", f"Nothing was measured for {suite}.", class_="none")]
 
 

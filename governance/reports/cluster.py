@@ -14,6 +14,7 @@ from typing import Any
 
 from governance.files import read_lines
 from governance.reports.markup import UNKNOWN, Html, energy, foreign, join, number, table, tag
+from governance.reports.origins import cite
 
 _KILLED = "killed without a word, most often with its node"
 
@@ -58,12 +59,13 @@ def cluster(found: Mapping[str, Any]) -> Html:
     told = f"{data['jobs']:,} jobs, {data['attempts']:,} attempts of them and of their tasks."
     return join([
         tag("p", told, class_="note"),
-        table("Attempts that did not end well", ["job", "cause", "how often"], lines, numeric=(2,)),
-        _meters(data["accounting"]),
+        table("Attempts that did not end well", ["job", "cause", "how often"], lines, numeric=(2,),
+              cites=[cite(found, "/cluster")] * len(lines)),
+        _meters(data["accounting"], cite(found, "/cluster")),
     ])  # fmt: skip
 
 
-def _meters(accounting: Mapping[str, Any] | None) -> Html:
+def _meters(accounting: Mapping[str, Any] | None, cited: Html) -> Html:
     """The scheduler's accounting beside our meters; a difference is shown, not resolved."""
     if accounting is None:
         return tag("p", "The cluster's accounting was not asked, or has nothing.", class_="note")
@@ -78,6 +80,6 @@ def _meters(accounting: Mapping[str, Any] | None) -> Html:
         f"Asked {accounting.get('asked')}; {number(accounting.get('core_seconds', 0) / 3600, 2)} core hours by then."
     )
     return join([
-        table("Two meters of the same nodes", ["meter", "energy"], lines, numeric=(1,)),
+        table("Two meters of the same nodes", ["meter", "energy"], lines, numeric=(1,), cites=[cited] * len(lines)),
         tag("p", hours, class_="note"),
     ])  # fmt: skip

@@ -7,9 +7,12 @@ from typing import Any
 
 from governance.reports.figures import bar, interval
 from governance.reports.markup import Html, compact, foreign, join, number, share, size, table, tag
+from governance.reports.origins import cite
 
 STYLES = "abcdef"
 _MOST_MULTIPLES = 24
+_CHECKS_SHOWN = 200  # results of the audit; of more, those that passed are told gate by gate
+_OF_A_GATE = 10  # of these, results of one gate and status that are told one by one
 _SOURCES_SHOWN = 5  # a bar shows the largest sources and the rest together, as more colours cannot be told apart
 OTHERS = "all others"
 
@@ -35,7 +38,7 @@ def funnel(found: Mapping[str, Any]) -> Html:
             _bars(rows, names, "documents_kept", lambda value: number(value)),
             tag("h3", "Bytes of text kept"),
             _bars(rows, names, "bytes_kept", size),
-            _funnel_table(rows),
+            _funnel_table(found),
             tag("h3", "Each source through the stages") if len(rows[0]["by_source"]) > 1 else None,
             _multiples(rows) if len(rows[0]["by_source"]) > 1 else None,
         ]
@@ -75,7 +78,9 @@ def _wide(line: Html) -> Html:
     return Html(str(line).replace("<div>", '<div class="wide">', 1))
 
 
-def _funnel_table(rows: Sequence[Mapping[str, Any]]) -> Html:
+def _funnel_table(found: Mapping[str, Any]) -> Html:
+    rows = found["funnel"]
+
     def cells(row: Mapping[str, Any]) -> list[Any]:
         removed = [tag("div", foreign(reason), f" {count:,}") for reason, count in _by_count(row["removed"])]
         return [
@@ -89,7 +94,8 @@ def _funnel_table(rows: Sequence[Mapping[str, Any]]) -> Html:
         ]
 
     head = ["stage", "documents in", "kept", "removed", "bytes in", "bytes kept", "removed, by reason"]
-    return table("The funnel in numbers", head, map(cells, rows), numeric=(1, 2, 3, 4, 5))
+    cites = [cite(found, f"/funnel/{index}") for index in range(len(rows))]
+    return table("The funnel in numbers", head, map(cells, rows), numeric=(1, 2, 3, 4, 5), cites=cites)
 
 
 def _by_count(removed: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -117,11 +123,12 @@ def _multiples(rows: Sequence[Mapping[str, Any]]) -> Html:
 def counts(found: Mapping[str, Any]) -> Html:
     """What the stages counted beside the funnel: passed over, cut out, found."""
     parts: list[Any] = []
-    for one in found["counts"]:
+    for index, one in enumerate(found["counts"]):
+        cites = [cite(found, f"/counts/{index}")] * len(one["rows"])
         rows = [[number(cell) if isinstance(cell, int) else foreign(cell) for cell in row] for row in one["rows"]]
         whole = {place for row in one["rows"] for place, cell in enumerate(row) if isinstance(cell, int)}
-        parts.append(table(one["title"], one["head"], rows, numeric=sorted(whole)))
-        parts.append(tag("p", one["note"], class_="note") if one["note"] else None)
+        parts.append(table(one["title"], one["head"], rows, numeric=sorted(whole), cites=cites))
+        parts.append(tag("p", one["note"], cite(found, f"/counts/{index}"), class_="note") if one["note"] else None)
     return join(parts) if parts else tag("p", "No stage has counted more than its funnel.", class_="none")
 
 
@@ -135,38 +142,42 @@ def removed(found: Mapping[str, Any]) -> Html:
             class_="note",
         )
     ]
-    for stage in found["funnel"]:
+    for index, stage in enumerate(found["funnel"]):
+        cited = cite(found, f"/funnel/{index}")
         counts = _by_count(stage["removed"])
         if counts:
             total = stage["documents_in"] or 1
             lines = [[foreign(reason), number(count), share(count / total)] for reason, count in counts]
             head = ["reason", "documents", "share of what came in"]
-            parts.append(table(f"Removed by {stage['stage']}", head, lines, numeric=(1, 2)))
+            parts.append(table(f"Removed by {stage['stage']}", head, lines, numeric=(1, 2),
+                               cites=[cited] * len(lines)))  # fmt: skip
         examples = [item["examples"] for item in found["removed"] if item["stage"] == stage["stage"]]
         for of in examples:
             often = sorted(of, key=lambda reason: (-stage["removed"].get(reason, 0), reason))
-            parts += [_examples(reason, of[reason]) for reason in often]
+            parts += [_examples(reason, of[reason], cited, "h3") for reason in often]
     parts.append(tag("h3", "Quarantine"))
     if found["quarantined"]:
         parts.append(tag("p", "Records that could not become documents, with their place.", class_="note"))
-        parts += [_examples(reason, rows) for reason, rows in found["quarantined"].items()]
+        cited = cite(found, "/quarantined")
+        parts += [_examples(reason, rows, cited, "h4") for reason, rows in found["quarantined"].items()]
     else:
         parts.append(tag("p", "No record was quarantined.", class_="none"))
     return join(parts)
 
 
-def _examples(reason: str, rows: Sequence[Mapping[str, str]]) -> Html:
+def _examples(reason: str, rows: Sequence[Mapping[str, str]], cited: Html, level: str) -> Html:
     shown = []
     for row in rows:
         evidence = [" · evidence: ", foreign(row["evidence"])] if row["evidence"] else None
         about = tag("p", tag("code", foreign(row["id"])), evidence, class_="note")
         shown.append(tag("div", about, tag("p", foreign(row["text"]) if row["text"] else "(empty)"), class_="sample"))
-    return join([tag("h4", "Examples: ", foreign(reason)), shown])
+    return join([tag(level, "Examples: ", foreign(reason), cited), shown])
 
 
 def sources(found: Mapping[str, Any]) -> Html:
     """Every source with its licence and what became of it; refused ones first, in words."""
-    rows = found["sources"]
+    order = sorted(enumerate(found["sources"]), key=lambda item: (item[1]["fate"] == "kept", item[1]["name"]))
+    rows = [row for _, row in order]
     refused = [row for row in rows if row["fate"] != "kept"]
     told = None
     if refused:
@@ -184,37 +195,74 @@ def sources(found: Mapping[str, Any]) -> Html:
             size(row["bytes_kept"]),
             tag("span", row["fate"], class_=f"pill {'good' if row['fate'] == 'kept' else 'bad'}"),
         ]
-        for row in sorted(rows, key=lambda row: (row["fate"] == "kept", row["name"]))
+        for row in rows
     ]
+    cites = [cite(found, f"/sources/{index}") for index, _ in order]
     head = ["source", "kind", "licence", "records", "quarantined", "documents kept", "text kept", "fate"]
     allowed = ", ".join(found["licences_allowed"]) or "the policy names none"
     return join([
         told,
-        table("Every source", head, lines, numeric=(3, 4, 5, 6)),
+        table("Every source", head, lines, numeric=(3, 4, 5, 6), cites=cites),
         tag("p", f"Licences that the policy allows: {allowed}.", class_="note"),
     ])  # fmt: skip
 
 
 def checks(found: Mapping[str, Any]) -> Html:
-    """Every result of the audit: what was found, what was demanded, and who answers for it."""
+    """Every result of the audit: what was found, what was demanded, and who answers for it.
+
+    Of many results those that passed are told gate by gate, and of those that did not the first of each gate.
+    """
+    rows = found["checks"]
+    if len(rows) > _CHECKS_SHOWN:
+        rows = _fewer(rows)
     lines = []
-    for row in found["checks"]:
+    for row in rows:
         word = "waived" if row["waived"] else row["status"]
+        gate = found["gates"][row["gate"]]
         observed = compact(row["observed"]) if isinstance(row["observed"], (int, float)) else row["observed"]
         lines.append(
             [
                 [tag("code", row["gate"]), tag("br"), tag("span", foreign(str(row["subject"])), class_="note")],
                 pill(word),
                 "–" if observed is None else observed,
-                row["threshold"],
+                gate["threshold"],
                 number(row["rows"]),
                 number(row["unexpected"]),
-                f"{row['owner']} · {row['severity']}",
-                [row["why"], tag("br"), tag("span", row["detail"], class_="note")] if row["detail"] else row["why"],
+                f"{gate['owner']} · {gate['severity']}",
+                [gate["why"], tag("br"), tag("span", row["detail"], class_="note")] if row["detail"] else gate["why"],
             ]
         )
     head = ["gate and subject", "status", "observed", "threshold", "rows", "unexpected", "owner · severity", "why"]
-    return table("Results of the audit", head, lines, numeric=(2, 4, 5))
+    cites = [cite(found, "/checks")] * len(lines)
+    folded = f" ({len(found['checks']):,}, gate by gate; report.json has each)" if rows is not found["checks"] else ""
+    return table(f"Results of the audit{folded}", head, lines, numeric=(2, 4, 5), cites=cites)
+
+
+def _fewer(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A gate's results of one status: the first ones as they are, the rest as one row that adds them up."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["gate"], row["status"], row["waived"]), []).append(row)
+    told: list[dict[str, Any]] = []
+    for (_, status, _), mine in groups.items():
+        shown = 0 if status == "pass" and len(mine) > 1 else min(_OF_A_GATE, len(mine))
+        told += [dict(row) for row in mine[:shown]]
+        if rest := mine[shown:]:
+            told.append(_added_up(rest))
+    return told
+
+
+def _added_up(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    seen = sorted(row["observed"] for row in rows if isinstance(row["observed"], (int, float)))
+    ends = f"{compact(seen[0])} – {compact(seen[-1])}" if seen else None
+    return {
+        **rows[0],
+        "subject": f"{len(rows):,} subjects",
+        "observed": ends,
+        "rows": sum(row["rows"] or 0 for row in rows),
+        "unexpected": sum(row["unexpected"] or 0 for row in rows),
+        "detail": "",
+    }
 
 
 def representation(found: Mapping[str, Any]) -> Html:
@@ -251,7 +299,18 @@ def representation(found: Mapping[str, Any]) -> Html:
         "",
     ]
     head[-1] = "note"
-    return join([tag("p", note, class_="note"), table("Mentions of groups", head, lines, numeric=(1, 2, 3, 4, 6))])
+    return join(
+        [
+            tag("p", note, class_="note"),
+            table(
+                "Mentions of groups",
+                head,
+                lines,
+                numeric=(1, 2, 3, 4, 6),
+                cites=[cite(found, "/representation")] * len(lines),
+            ),
+        ]
+    )
 
 
 def _interval(row: Mapping[str, Any], top: float) -> Html | None:

@@ -9,6 +9,7 @@ from typing import Any
 from governance.reports.distributions import write_edge
 from governance.reports.figures import histogram
 from governance.reports.markup import Html, foreign, join, table, tag
+from governance.reports.origins import cite
 
 
 def documents(found: Mapping[str, Any]) -> Html:
@@ -20,7 +21,8 @@ def documents(found: Mapping[str, Any]) -> Html:
         tag("span", tag("i", class_="key k-a"), "kept by the stage"),
         tag("span", tag("i", class_="key k-gone"), "removed by it"),
     ]
-    drawn = [histogram(one, write_edge) for one in shown]
+    cites = [cite(found, f"/distributions/{index}") for index in range(len(shown))]
+    drawn = [histogram(one, write_edge, cited) for one, cited in zip(shown, cites, strict=True)]
     rows = [[one["stage"], one["name"], *_middle(one)] for one in shown]
     head = ["stage", "measure", "documents kept", "middle one between", "removed", "middle one between"]
     examples = [
@@ -41,8 +43,8 @@ def documents(found: Mapping[str, Any]) -> Html:
                 class_="note",
             ),
             tag("div", drawn, class_="multiples"),
-            table("The middle document of each", head, rows, numeric=(2, 3, 4, 5)),
-            tag("h3", "Documents that stayed, for example") if examples else None,
+            table("The middle document of each", head, rows, numeric=(2, 3, 4, 5), cites=cites),
+            tag("h3", "Documents that stayed, for example", cite(found, "/kept")) if examples else None,
             *examples,
         ]
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,11 @@ _REPORTS = ("report", "documents")
 
 
 def energy_facts(
-    manifests: Sequence[Manifest], root: Path, factors: Factors | None = None, then: Path | None = None
+    manifests: Sequence[Manifest],
+    root: Path,
+    factors: Factors | None = None,
+    then: Path | None = None,
+    alive: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> dict[str, Any]:
     """The total with its bounds and methods, energy by stage, waste by cause, energy of checkpoints, views, footprint.
 
@@ -30,11 +34,12 @@ def energy_facts(
         root: the artifacts' root; manifests behind these are read there.
         factors: what turns energy into carbon and water; None: nothing is known of it.
         then: where the ledger and the training's record lie; None is the root.
+        alive: as `read_ledger` takes it.
 
     Raises:
         ManifestError: the ledger is of another schema.
     """
-    intervals = _measured(then or root)
+    intervals = _measured(then or root, alive)
     pieces = settle(intervals)
     measured = [piece for piece in pieces if piece.millijoules is not None]
     total = _of_sum(add(pieces), bool(measured)) if pieces else _of_manifests(manifests)
@@ -77,8 +82,8 @@ def look_up(config: FactorsConfig, folder: Path, root: Path) -> Factors:
     return resolve(config, folder, (min(times), max(times)) if times else None)
 
 
-def _measured(root: Path) -> list[Interval]:
-    return [interval for interval in read_ledger(root / FILE_NAME) if interval.stage not in _REPORTS]
+def _measured(root: Path, alive: Callable[[Mapping[str, Any]], bool] | None = None) -> list[Interval]:
+    return [interval for interval in read_ledger(root / FILE_NAME, alive) if interval.stage not in _REPORTS]
 
 
 def _block(manifest: Manifest) -> dict[str, Any]:

@@ -17,6 +17,10 @@ from governance.reports.cluster import cluster_facts
 from governance.reports.counts import counted
 from governance.reports.distributions import distributions
 from governance.reports.energy import energy_facts
+from governance.reports.evidence import Entry, as_of, gather, running_of
+from governance.reports.faults import fault_facts
+from governance.reports.first_look import first_look
+from governance.reports.origins import origins
 from governance.reports.samples import Mask, kept_samples, mask, quarantine_samples, removed_samples
 from governance.reports.training import training_facts
 
@@ -36,16 +40,45 @@ def facts(
     root: Path,
     rules: Mask = mask,
     factors: Factors | None = None,
+    stated: Sequence[Entry] | None = None,
 ) -> dict[str, Any]:
-    """Everything that the page shows; `rules` mask personal data in examples, `factors` make a footprint of energy.
+    """Everything that the page shows.
+
+    Args:
+        artifacts: stage -> manifest.
+        verdict: the signed decision's content.
+        root: the artifacts' root.
+        rules: mask personal data in examples.
+        factors: make a footprint of energy.
+        stated: the evidence of a report that stands: then files that grow are read as far as it read them.
 
     Raises:
         ManifestError: an artifact's file cannot be read.
     """
     manifests = in_order(artifacts)
+    entries = gather(manifests, verdict, root, stated)
+    with as_of(root, entries) as then:
+        return _facts(artifacts, verdict, (root, then), (rules, factors), entries)
+
+
+def _facts(
+    artifacts: Mapping[str, Manifest],
+    verdict: Mapping[str, Any],
+    places: tuple[Path, Path],
+    given: tuple[Mask, Factors | None],
+    entries: Sequence[Entry],
+) -> dict[str, Any]:
+    """`places`: the artifacts' root, and where the files that grow are as they were; `given`: as `facts` takes them."""
+    manifests, (root, then), running = in_order(artifacts), places, running_of(entries)
+    rules, factors = given
+
+    def alive(line: Mapping[str, Any]) -> bool:
+        return line["interval"] in running
+
     funnel = funnel_of(manifests)
     audit = artifacts.get("audit")
     policy = audit.config.get("policy", {}) if audit else {}
+    results = _read(audit, "results.json", root)
     found: dict[str, Any] = {
         "schema": 1,
         "verdict": dict(verdict),
@@ -61,19 +94,23 @@ def facts(
         "quarantined": quarantine_samples(artifacts["ingest"], root, rules) if "ingest" in artifacts else {},
         "sources": sources(artifacts.get("ingest"), funnel, policy),
         "licences_allowed": policy.get("licences", {}).get("allowed", []),
-        "checks": checks(_read(audit, "results.json", root), policy, verdict),
+        "gates": gates(policy, results),
+        "checks": checks(results, verdict),
         "representation": _read(audit, "representation.json", root),
         "bias": bias_of(artifacts, root),
         "tokens": {
             stage: scalars(artifacts[stage].stats) for stage in ("tokenizer", "encode", "pack") if stage in artifacts
         },
-        "training": training_facts(artifacts["train"], root) if "train" in artifacts else None,
-        "energy": energy_facts(manifests, root, factors),
-        "cluster": cluster_facts(root),
+        "training": training_facts(artifacts["train"], then) if "train" in artifacts else None,
+        "energy": energy_facts(manifests, root, factors, then, alive),
+        "faults": fault_facts(artifacts.get("train"), then, alive),
+        "cluster": cluster_facts(then),
         "lineage": [_lineage(manifest) for manifest in manifests],
         "environment": environment(manifests),
     }
     found["summary"] = summary(found)
+    found["first"] = first_look(found)
+    found["evidence"] = {"entries": list(entries), "of": origins(found, entries)}
     return found
 
 
@@ -138,25 +175,26 @@ def sources(ingest: Manifest | None, funnel: list[dict[str, Any]], policy: Mappi
     return rows
 
 
-def checks(results: Any, policy: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each result of the audit with its gate's threshold, owner and reason; those that did not pass come first."""
-    gates = {gate["id"]: gate for gate in policy.get("gate", [])}
+def gates(policy: Mapping[str, Any], results: Any) -> dict[str, dict[str, Any]]:
+    """Each gate that has a result: what it demands, how severe it is, its owner and reason."""
+    known = {gate["id"]: gate for gate in policy.get("gate", [])}
+    return {
+        name: {
+            "threshold": threshold(known.get(name, {})),
+            "severity": known.get(name, {}).get("severity", "critical"),
+            "owner": known.get(name, {}).get("owner", "unknown"),
+            "why": known.get(name, {}).get("why", ""),
+        }
+        for name in sorted({result["gate"] for result in results or []})
+    }
+
+
+def checks(results: Any, verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each result of the audit and whether it was waived; those that did not pass come first."""
     waived = {
         (reason.get("gate"), reason.get("subject")) for reason in verdict.get("reasons", []) if reason.get("waived")
     }
-    rows = []
-    for result in results or []:
-        gate = gates.get(result["gate"], {})
-        rows.append(
-            {
-                **result,
-                "threshold": threshold(gate),
-                "severity": gate.get("severity", "critical"),
-                "owner": gate.get("owner", "unknown"),
-                "why": gate.get("why", ""),
-                "waived": (result["gate"], result["subject"]) in waived,
-            }
-        )
+    rows = [{**result, "waived": (result["gate"], result["subject"]) in waived} for result in results or []]
     return sorted(rows, key=lambda row: (row["status"] == "pass", row["gate"], row["subject"]))
 
 

@@ -54,8 +54,11 @@ def bar(parts: Sequence[tuple[str, float]], whole: float, label: str) -> Html:
     return svg([track, *drawn], label, 10, "bar")
 
 
-def histogram(found: Mapping[str, Any], write: Callable[[float], str]) -> Html:
-    """Documents in bins, those kept below those removed; the edges of the first and last bin and the highest count."""
+def histogram(found: Mapping[str, Any], write: Callable[[float], str], cited: Html | None = None) -> Html:
+    """Documents in bins, those kept below those removed; the edges of the first and last bin and the highest count.
+
+    `cited`: links to the evidence, as in `chart`.
+    """
     kept, removed, edges = found["kept"], found["removed"], found["edges"]
     most = max(a + b for a, b in zip(kept, removed, strict=True))
     width = 1000 / len(kept)
@@ -77,7 +80,7 @@ def histogram(found: Mapping[str, Any], write: Callable[[float], str]) -> Html:
     axis = tag("line", x1="0", x2="1000", y1="110", y2="110", class_="grid")
     ends = tag("p", tag("span", write(edges[0])), tag("span", write(edges[-1])), class_="ends")
     unit = tag("span", f"highest bar: {most:,} documents", class_="unit")
-    title = tag("figcaption", tag("b", f"{found['stage']}: {found['name']}".replace("_", " ")), unit)
+    title = tag("figcaption", tag("b", f"{found['stage']}: {found['name']}".replace("_", " ")), cited, unit)
     return tag("figure", title, svg([*drawn, axis], label, 112, "hist"), ends, class_="chart")
 
 
@@ -112,7 +115,12 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def chart(
-    title: str, series: Sequence[Series], x_name: str, y_name: str, write: Callable[[float], str] = compact
+    title: str,
+    series: Sequence[Series],
+    x_name: str,
+    y_name: str,
+    write: Callable[[float], str] = compact,
+    cited: Html | None = None,
 ) -> Html:
     """Curves over a common x, with a legend where there are several; None of them may be empty.
 
@@ -122,6 +130,7 @@ def chart(
         x_name: what x is, with its unit.
         y_name: what y is, with its unit.
         write: how a value of y is written at the axis.
+        cited: links to the evidence.
     """
     xs = [x for curve in series for x, _ in curve.points]
     ys = [y for curve in series for _, y in curve.points]
@@ -152,7 +161,7 @@ def chart(
     legend = [tag("span", tag("i", class_=f"key k-{curve.style}"), curve.name) for curve in series]
     return tag(
         "figure",
-        tag("figcaption", tag("b", title), " ", tag("span", y_name, class_="unit"), _legend(legend)),
+        tag("figcaption", tag("b", title), " ", tag("span", y_name, class_="unit"), cited, _legend(legend)),
         tag(
             "div",
             tag("div", axis, class_="y", aria_hidden="true"),

@@ -28,6 +28,7 @@ from governance.energy.views import BY_TOKENS, WHOLE, Rate, Training, cumulative
 from governance.files import read_lines
 from governance.manifest import Manifest
 from governance.reports.markup import UNKNOWN, Html, compact, energy, join, number, share, table, tag
+from governance.reports.origins import cite
 
 _VIEWS = {
     "marginal": ("this checkpoint", "since the checkpoint before"),
@@ -220,12 +221,14 @@ def views_section(found: Mapping[str, Any]) -> Html | None:
         f"Data work for each of {number(rates['documents'])} documents kept: {_price(rates['per_document'])}.",
         f"Training for each nat that its loss fell ({compact(rates['nats'])} nats): {_price(rates['per_nat'])}.",
     ]
+    cited = cite(found, "/energy/views")
     gaps = "Not in these figures, for there is no record of it: " + ", ".join(views["missing"])
     return join([
-        table(title, head, rows, numeric=(1, 2, 3, 4, 5)),
+        table(title, head, rows, numeric=(1, 2, 3, 4, 5), cites=[cited] * len(rows)),
         tag("p", " ".join(prices), class_="note"),
         tag("p", gaps, class_="note") if views["missing"] else None,
-        table("What is in it, by tokens used", ["artifact", "kind", "share", "energy", "from"], parts, numeric=(2, 3))
+        table("What is in it, by tokens used", ["artifact", "kind", "share", "energy", "from"], parts, numeric=(2, 3),
+              cites=[cited] * len(parts))
         if parts
         else None,
     ])  # fmt: skip
@@ -259,10 +262,14 @@ def footprint_section(found: Mapping[str, Any]) -> Html:
         f" no confidence interval. Location-based, market-based: GHG Protocol, Scope 2 Guidance (2015). What is not set"
         f" is unknown, not zero; it is set in [energy.factors] of the configuration.{place}"
     )
+    cited = cite(found, "/energy/footprint")
     head = ["factor", "value", "from, to", "year", "source"]
     return join([
-        table("Footprint", ["figure", "central", "low", "high", "reckoned with"], rows, numeric=(1, 2, 3)),
-        table("Factors of the footprint", head, factors, numeric=(1, 2)) if factors else None,
+        table("Footprint", ["figure", "central", "low", "high", "reckoned with"], rows, numeric=(1, 2, 3),
+              cites=[cited] * len(rows)),
+        table("Factors of the footprint", head, factors, numeric=(1, 2), cites=[cited] * len(factors))
+        if factors
+        else None,
         tag("p", note, class_="note"),
     ])  # fmt: skip
 

@@ -73,17 +73,25 @@ def digest(value: str) -> Html:
     return tag("code", value[:16], title=value) if value else Html("")
 
 
-def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Child]], numeric: Sequence[int] = ()) -> Html:
+def table(
+    caption: str,
+    head: Sequence[str],
+    rows: Iterable[Sequence[Child]],
+    numeric: Sequence[int] = (),
+    cites: Sequence[Html] = (),
+) -> Html:
     """A table with a caption and headed columns; the first cell of a row heads it; `numeric` columns align right.
 
-    On a narrow screen it scrolls by itself, also with the keyboard; a last column of words keeps room to be read.
+    `cites`: for each row what links to its evidence, behind what heads it. On a narrow screen it scrolls by itself,
+    also with the keyboard; a last column of words keeps room to be read.
     """
 
     def cell(index: int, child: Child) -> Html:
         kind = "n" if index in numeric else "wide" if index == len(head) - 1 else None
         return tag("th", child, scope="row", class_=kind) if index == 0 else tag("td", child, class_=kind)
 
-    body = [tag("tr", [cell(index, child) for index, child in enumerate(row)]) for row in rows]
+    cited = ([[first, cite], *rest] for (first, *rest), cite in zip(rows, cites, strict=True)) if cites else rows
+    body = [tag("tr", [cell(index, child) for index, child in enumerate(row)]) for row in cited]
     if not body:
         return tag("p", f"{caption}: none.", class_="none")
     header = [tag("th", name, scope="col", class_="n" if index in numeric else None) for index, name in enumerate(head)]

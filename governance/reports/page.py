@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from governance.reports import corpus_sections as corpus
@@ -10,8 +10,13 @@ from governance.reports import run_sections as run
 from governance.reports.bias_sections import bias
 from governance.reports.cluster import cluster
 from governance.reports.document_sections import documents
+from governance.reports.evidence_section import evidence
+from governance.reports.faults import faults
+from governance.reports.first_look import look_first, look_next
+from governance.reports.lineage_figure import lineage
 from governance.reports.markup import (
     UNKNOWN,
+    Child,
     Html,
     compact,
     digest,
@@ -24,9 +29,11 @@ from governance.reports.markup import (
     table,
     tag,
 )
+from governance.reports.origins import cite, cited
 from governance.reports.style import CSS
 
-_BADGES = {"PASS": "good", "WAIVED": "warn", "INCONCLUSIVE": "warn", "BLOCK": "bad", "ERROR": "bad", "NOT_RUN": "bad"}
+BADGES = {"PASS": "good", "WAIVED": "warn", "INCONCLUSIVE": "warn", "BLOCK": "bad", "ERROR": "bad", "NOT_RUN": "bad"}
+_WAIVERS_SHOWN = 4
 _MEANINGS = {
     "PASS": "Every critical gate passed. The corpus may be trained on.",
     "WAIVED": "The corpus may be trained on; failures of critical gates were waived by their owners.",
@@ -35,6 +42,15 @@ _MEANINGS = {
     "ERROR": "A check could not be carried out, which is not a pass.",
     "NOT_RUN": "A gate has no result, which is not a pass.",
 }
+
+
+_FROM = {
+    "verdict": ("/verdict",), "corpus": ("/funnel/0", "/summary/documents_kept"), "documents": ("/kept",),
+    "sources": ("/sources/0",), "checks": ("/checks",), "representation": ("/representation",), "bias": ("/bias",),
+    "training": ("/training",), "energy": ("/energy",), "cluster": ("/cluster",), "environment": ("/environment",),
+    "removed": ("/quarantined",), "lineage": ("/environment",), "faults": ("/faults",), "found": ("/environment",),
+}  # fmt: skip
+"""What a section's numbers are from where neither their row nor their figure says it more closely."""
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -51,9 +67,11 @@ def page(found: Mapping[str, Any]) -> str:
         ("bias", "Differences between groups", bias(found)),
         ("training", "Training", run.training(found)),
         ("energy", "Energy", run.energy_section(found)),
+        ("faults", "Faults", faults(found)),
         ("cluster", "Cluster", cluster(found)),
-        ("lineage", "Lineage", run.lineage(found)),
+        ("lineage", "Lineage", lineage(found)),
         ("environment", "Environment", run.environment(found)),
+        ("evidence", "Evidence", evidence(found)),
     ]
     links = [tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in sections]
     body = [
@@ -62,12 +80,37 @@ def page(found: Mapping[str, Any]) -> str:
         tag("nav", tag("ol", links), aria_label="Sections"),
         tag(
             "main",
-            [tag("section", tag("h2", title), inner, id=name, aria_label=title) for name, title, inner in sections],
+            [
+                tag("section", tag("h2", title), cited(found, *_FROM.get(name, ())), inner, id=name, aria_label=title)
+                for name, title, inner in sections
+            ],
             id="main",
+            tabindex="-1",
         ),
-        tag("footer", tag("p", "The same numbers stand in report.json beside this file. Digests are SHA-256.")),
+        tag(
+            "footer",
+            tag(
+                "p",
+                "The same numbers stand in report.json beside this file. Digests are SHA-256. "
+                "assay report verify computes every number again from the evidence.",
+            ),
+        ),
     ]
-    title = f"Assay report: {found['summary']['verdict']}"
+    return _whole(f"Assay report: {found['summary']['verdict']}", body)
+
+
+def standing_page(title: str, body: Sequence[Child]) -> str:
+    """A page about several runs, in the report's look."""
+    inner = [
+        tag("a", "Skip to the content", href="#main", class_="skip"),
+        tag("header", tag("p", "Assay", class_="eyebrow"), tag("h1", title)),
+        tag("main", body, id="main", tabindex="-1"),
+        tag("footer", tag("p", "Read from report.json of each run; nothing is loaded from anywhere.")),
+    ]
+    return _whole(title, inner)
+
+
+def _whole(title: str, body: Sequence[Child]) -> str:
     metas = [
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
@@ -87,9 +130,11 @@ def head(found: Mapping[str, Any]) -> Html:
     lead = (
         f"Corpus of {names}{f' and {more} more sources' if more > 0 else ''}." if names else "Corpus without sources."
     )
-    badge = tag("span", word, class_=f"badge {_BADGES.get(word, 'bad')}")
-    told = tag("p", tag("strong", _MEANINGS.get(word, "This verdict is not known here.")))
+    badge = tag("span", word, class_=f"badge {BADGES.get(word, 'bad')}")
+    meaning = _MEANINGS.get(word, "This verdict is not known here.")
+    told = tag("p", tag("strong", meaning), cite(found, "/summary/verdict"))
     stopped = None if found["training"] else run.not_trained(found)
+    cites = [cite(found, f"/first/{index}") for index in range(len(found["first"]))]
     return tag(
         "header",
         tag("p", "Assay report", class_="eyebrow"),
@@ -97,8 +142,25 @@ def head(found: Mapping[str, Any]) -> Html:
         tag("p", foreign(lead), class_="lead"),
         tag("div", badge, told, class_="verdict"),
         stopped,
+        _waivers_told(found),
+        look_first(found, cites),
         tiles(found),
+        look_next(found, cites),
     )
+
+
+def _waivers_told(found: Mapping[str, Any]) -> Html:
+    """The waivers in a line, for the first page."""
+    waivers = found["verdict"].get("waivers", [])
+    if not waivers:
+        return tag("p", "Waivers: none.", class_="note")
+    told = [
+        [", " if index else "", tag("code", str(waiver.get("gate"))), f" until {waiver.get('expires')}"]
+        for index, waiver in enumerate(waivers[:_WAIVERS_SHOWN])
+    ]
+    rest = len(waivers) - len(told)
+    return tag("p", tag("a", f"Waivers: {len(waivers):,}", href="#verdict"), ": ", told,
+               f" and {rest:,} more" if rest > 0 else None, cite(found, "/verdict"), class_="note")  # fmt: skip
 
 
 def tiles(found: Mapping[str, Any]) -> Html:
@@ -106,23 +168,27 @@ def tiles(found: Mapping[str, Any]) -> Html:
     told, total = found["summary"], found["energy"]["total"]
     kept, came = told["documents_kept"], told["documents_in"]
     rate = f" ({share(kept / came)})" if kept is not None and came else ""
-    estimated = "estimated, " if found["energy"]["estimated"] else ""
-    entries: list[tuple[str, str, Any]] = [
+    estimated = found["energy"]["estimated"]
+    entries: list[tuple[str, str, Any, Sequence[str]]] = [
         (
             f"Energy{' (estimated)' if estimated else ''}",
             energy(total["joules"]),
-            f"{run.exact(total['joules'])}; {estimated}{run.bounds(total['low'], total['high'])}",
+            f"{run.exact(total['joules'])}; {run.bounds(total['low'], total['high'])}; "
+            f"method: {'; '.join(total['methods']) or UNKNOWN}",
+            ["energy_joules"],
         ),
-        ("Documents kept", number(kept), f"of {number(came)}{rate}"),
-        ("Text kept", size(told["bytes_kept"]), f"{number(told['bytes_kept'])} of {number(told['bytes_in'])} bytes"),
-        ("Tokens to train on", number(told["train_tokens"]), f"and {number(told['validation_tokens'])} to validate"),
-    ]
+        ("Documents kept", number(kept), f"of {number(came)}{rate}", ["documents_in", "documents_kept"]),
+        ("Text kept", size(told["bytes_kept"]), f"{number(told['bytes_kept'])} of {number(told['bytes_in'])} bytes",
+         ["bytes_in", "bytes_kept"]),
+        ("Tokens to train on", number(told["train_tokens"]), f"and {number(told['validation_tokens'])} to validate",
+         ["train_tokens"]),
+    ]  # fmt: skip
     if found["training"]:
         trained = f"{number(told['steps'])} steps, {number(told['tokens_trained'])} tokens"
         entries += [
-            ("Validation loss", number(told["validation_loss"]), "nats per token"),
-            ("Bits per byte", number(told["bits_per_byte"]), "on the validation text"),
-            ("Training loss", number(told["final_loss"]), trained),
+            ("Validation loss", number(told["validation_loss"]), "nats per token", ["validation_loss"]),
+            ("Bits per byte", number(told["bits_per_byte"]), "on the validation text", ["bits_per_byte"]),
+            ("Training loss", number(told["final_loss"]), trained, ["final_loss", "steps"]),
         ]
     wasted = total["wasted"]
     part = (
@@ -130,12 +196,17 @@ def tiles(found: Mapping[str, Any]) -> Html:
         if wasted is not None and total["joules"]
         else ""
     )
-    entries.append(("Energy wasted", energy(wasted), part or "no ledger of failed attempts"))
+    wasted_tile = ("Energy wasted", energy(wasted), part or "no ledger of failed attempts", ["energy_wasted_joules"])
+    entries.insert(1, wasted_tile)
     return tag(
         "dl",
-        [tag("div", tag("dt", name), tag("dd", value, tag("small", note))) for name, value, note in entries],
+        [
+            tag("div", tag("dt", name),
+                tag("dd", value, tag("small", note, cite(found, *(f"/summary/{field}" for field in fields)))))
+            for name, value, note, fields in entries
+        ],
         class_="tiles",
-    )
+    )  # fmt: skip
 
 
 def verdict(found: Mapping[str, Any]) -> Html:
@@ -171,6 +242,7 @@ def verdict(found: Mapping[str, Any]) -> Html:
         ]
         for reason in given.get("reasons", [])
     ]
+    cited = cite(found, "/verdict")
     looser = policy.get("differences") or []
     waivers = [
         [
@@ -185,10 +257,13 @@ def verdict(found: Mapping[str, Any]) -> Html:
         for waiver in given.get("waivers", [])
     ]
     return join([
-        run.facts_list(pairs),
-        table("What did not pass", ["gate", "status", "severity", "owner", "subject", "detail"], reasons),
-        table("Waivers", ["gate", "result", "observed", "up to", "approver", "until", "reason"], waivers),
-        table("Looser than the parent policy", ["difference"], [[foreign(str(line))] for line in looser])
+        run.facts_list(pairs, cited),
+        table("What did not pass", ["gate", "status", "severity", "owner", "subject", "detail"], reasons,
+              cites=[cited] * len(reasons)),
+        table("Waivers", ["gate", "result", "observed", "up to", "approver", "until", "reason"], waivers,
+              cites=[cited] * len(waivers)),
+        table("Looser than the parent policy", ["difference"], [[foreign(str(line))] for line in looser],
+              cites=[cited] * len(looser))
         if looser
         else None,
     ])  # fmt: skip

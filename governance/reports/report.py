@@ -1,10 +1,10 @@
 """The report of a run: report.html for people, report.json with the same numbers for programs.
 
-Promises: it computes nothing new, it reads manifests, verdict, audit, metrics and ledger; the page is one file that
-opens without a network and runs no script; whatever came from a corpus reaches it as text only; it is made when the
-gate is closed too. It holds times and energies of `run` blocks, so two runs of one recipe differ in its bytes; a
-report that stands for these artifacts and this verdict is found, not made again. Neither torch nor Great Expectations
-is imported.
+Promises: it computes nothing new, it reads manifests, verdict, audit, metrics and ledger, and says of each number
+which; the page is one file that opens without a network and runs no script; what came from a corpus reaches it as text
+only; it is made when the gate is closed too. It holds times and energies of `run` blocks, so two runs of one recipe
+differ in its bytes; a report that stands for these artifacts and this verdict is found, not made again. Neither torch
+nor Great Expectations is imported.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from governance.reports.markup import (
     digest,
     duration,
     energy,
-    foreign,
     join,
     number,
     share,
@@ -22,8 +21,7 @@ from governance.reports.markup import (
     table,
     tag,
 )  # fmt: skip
-
-_INPUTS_SHOWN = 25
+from governance.reports.origins import cite
 
 
 def training(found: Mapping[str, Any]) -> Html:
@@ -33,20 +31,25 @@ def training(found: Mapping[str, Any]) -> Html:
         return not_trained(found)
     stats, curves = run["stats"], run["curves"]
     execution = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sorted(run["execution"].items()))
+    figures, attempts = cite(found, "/training/stats"), cite(found, "/training/attempts")
     pairs = [
         ("Artifact", [digest(run["digest"]), " ", run["path"]]),
-        ("Steps", number(stats.get("steps"))),
-        ("Tokens predicted", number(stats.get("tokens"))),
-        ("Parameters", number(stats.get("parameters"))),
-        ("Final training loss", _nats(stats.get("final_loss"))),
-        ("Validation loss", _nats(stats.get("validation_loss"))),
-        ("Bits per byte", number(stats.get("bits_per_byte"))),
-        ("Attempts", number(run["attempts"])),
+        ("Steps", [number(stats.get("steps")), figures]),
+        ("Tokens predicted", [number(stats.get("tokens")), figures]),
+        ("Parameters", [number(stats.get("parameters")), figures]),
+        ("Final training loss", [_nats(stats.get("final_loss")), figures]),
+        ("Validation loss", [_nats(stats.get("validation_loss")), figures]),
+        ("Bits per byte", [number(stats.get("bits_per_byte")), figures]),
+        ("Attempts", [number(run["attempts"]), attempts]),
         ("Execution", execution or UNKNOWN),
         ("Peak that MFU refers to", run["peak_source"] or UNKNOWN),
         ("Product beside it", run["gemm_source"] or UNKNOWN),
     ]
-    return join([facts_list(pairs), _curves(curves), _checkpoints(found)])
+    return join([facts_list(pairs), _curves(curves, cite(found, "/training/curves")), _checkpoints(found)])
+
+
+def _short(value: float) -> str:
+    return f"{value:,.3g}"
 
 
 def _nats(loss: float | None) -> str:
@@ -64,12 +67,12 @@ def not_trained(found: Mapping[str, Any]) -> Html:
     return tag("p", "The gate is closed. Nothing was trained.", why, class_="stop")
 
 
-def facts_list(pairs: Sequence[tuple[str, Any]]) -> Html:
-    """Names and values in two columns."""
-    return tag("dl", [[tag("dt", name), tag("dd", value)] for name, value in pairs], class_="facts")
+def facts_list(pairs: Sequence[tuple[str, Any]], cited: Html | None = None) -> Html:
+    """Names and values in two columns; `cited` links each value to the evidence."""
+    return tag("dl", [[tag("dt", name), tag("dd", value, cited)] for name, value in pairs], class_="facts")
 
 
-def _curves(curves: Mapping[str, Any]) -> Html:
+def _curves(curves: Mapping[str, Any], cited: Html) -> Html:
     loss = [
         Series("training", curves["loss"], "a"),
         Series("validation", curves["validation_loss"], "b", dots=True),
@@ -85,11 +88,13 @@ def _curves(curves: Mapping[str, Any]) -> Html:
         ("Energy", "joules per token, of the node", "joules_per_token", "c", compact),
     ]
     charts = [
-        chart(title, [Series(title, curves[name], style, dots=name.startswith("validation"))], "step", unit, write)
+        chart(
+            title, [Series(title, curves[name], style, dots=name.startswith("validation"))], "step", unit, write, cited
+        )
         for title, unit, name, style, write in small
         if curves[name]
     ]
-    whole = chart("Loss", present, "step", "nats per token", lambda value: f"{value:,.3g}") if present else None
+    whole = chart("Loss", present, "step", "nats per token", _short, cited) if present else None
     note = (
         "Curves of more than 400 points show the least and the greatest value of each stretch; metrics.jsonl holds all."
     )
@@ -111,6 +116,10 @@ def _checkpoints(found: Mapping[str, Any]) -> Html:
         ]
         for row in found["training"]["checkpoints"]
     ]
+    cites = [
+        cite(found, f"/training/checkpoints/{index}", "/energy/checkpoints")
+        for index in range(len(found["training"]["checkpoints"]))
+    ]
     head = [
         "checkpoint",
         "digest",
@@ -121,7 +130,7 @@ def _checkpoints(found: Mapping[str, Any]) -> Html:
         "up to here",
         "with ancestors",
     ]
-    return table("Checkpoints that stand", head, lines, numeric=(3, 5, 6, 7))
+    return table("Checkpoints that stand", head, lines, numeric=(3, 5, 6, 7), cites=cites)
 
 
 def _with_ancestors(row: Mapping[str, float | None]) -> str:
@@ -178,17 +187,20 @@ def energy_section(found: Mapping[str, Any]) -> Html:
         for row in data["stages"]
     ]
     head = ["stage", "this artifact", "bounds", "method", "time", "all attempts", "of that wasted"]
+    cites = [cite(found, f"/energy/stages/{index}") for index in range(len(lines))]
+    by_phase, by_cause = ([cite(found, f"/energy/{name}")] for name in ("phases", "wasted_by_cause"))
     wasted = [[cause, exact(value)] for cause, value in data["wasted_by_cause"].items()]
     phases = [[row["phase"], exact(row["joules"]), exact(row["wasted"])] for row in data["phases"]]
     missing = [tag("li", text) for text in data["missing"]]
     return join([
         tag("p", origin, class_="note"),
-        facts_list(pairs),
+        facts_list(pairs, cite(found, "/energy/total")),
         views_section(found),
         footprint_section(found),
-        table("Energy by stage", head, lines, numeric=(1, 2, 4, 5, 6)),
-        table("Energy by phase", ["phase", "all attempts", "of that wasted"], phases, numeric=(1, 2)),
-        table("Wasted, by cause", ["cause", "energy"], wasted, numeric=(1,)),
+        table("Energy by stage", head, lines, numeric=(1, 2, 4, 5, 6), cites=cites),
+        table("Energy by phase", ["phase", "all attempts", "of that wasted"], phases, numeric=(1, 2),
+              cites=by_phase * len(phases)),
+        table("Wasted, by cause", ["cause", "energy"], wasted, numeric=(1,), cites=by_cause * len(wasted)),
         [tag("h3", "What has no meter"), tag("ul", missing, class_="note")] if missing else None,
     ])  # fmt: skip
 
@@ -196,28 +208,6 @@ def energy_section(found: Mapping[str, Any]) -> Html:
 def exact(joules: float | None) -> str:
     """Joules to the millijoule."""
     return UNKNOWN if joules is None else f"{number(joules)} J"
-
-
-def lineage(found: Mapping[str, Any]) -> Html:
-    """From each source file to the last checkpoint: every artifact with its digest, and what it was made from."""
-    items = []
-    for row in found["lineage"]:
-        shown = [
-            tag("li", "from ", item["stage"], " ", digest(item["digest"]), " ", foreign(item["path"]))
-            for item in row["inputs"][:_INPUTS_SHOWN]
-        ]
-        rest = len(row["inputs"]) - len(shown)
-        if rest > 0:
-            shown.append(tag("li", f"and {rest:,} more inputs, listed in the manifest"))
-        about = f"{row['files']:,} files, {size(row['bytes'])}, finished {row['finished'] or UNKNOWN}"
-        made = tag("li", f"{row['path']}: {about}")
-        items.append(tag("li", tag("b", row["stage"]), digest(row["digest"]), tag("ul", [made, *shown])))
-    last = (found["training"] or {}).get("stats", {}).get("checkpoint")
-    if last:
-        path = tag("ul", tag("li", str(last.get("path"))))
-        items.append(tag("li", tag("b", "last checkpoint"), digest(str(last.get("digest", ""))), path))
-    note = "Each artifact names the digests of what it was made from. The full digest stands in the title of each."
-    return join([tag("p", note, class_="note"), tag("ol", items, class_="rail")])
 
 
 def environment(found: Mapping[str, Any]) -> Html:
@@ -231,11 +221,12 @@ def environment(found: Mapping[str, Any]) -> Html:
             tag("div", value, tag("span", f" ({', '.join(stages)})", class_="unit")) for value, stages in values.items()
         ]
 
-    places = facts_list([(name, told(values)) for name, values in data["places"].items()])
+    cited = cite(found, "/environment")
+    places = facts_list([(name, told(values)) for name, values in data["places"].items()], cited)
     packages = [[name, told(values)] for name, values in data["packages"].items()]
     commands = [[row["stage"], tag("code", " ".join(map(str, row["command"] or [])))] for row in found["lineage"]]
     return join([
         places,
-        table("Packages", ["package", "version"], packages),
-        table("Commands", ["stage", "command"], commands),
+        table("Packages", ["package", "version"], packages, cites=[cited] * len(packages)),
+        table("Commands", ["stage", "command"], commands, cites=[cited] * len(commands)),
     ])  # fmt: skip

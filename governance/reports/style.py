@@ -28,7 +28,8 @@ code{font:.86em ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospa
 nav{margin-top:1.6rem}nav ol{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;list-style:none;margin:0;
 padding:.7rem 0;border:solid var(--line);border-width:1px 0;font-size:.88rem}
 nav a{text-decoration:none}nav a:hover{text-decoration:underline}
-section{margin:3rem 0;scroll-margin-top:1rem}section>h2{padding-bottom:.4rem;border-bottom:1px solid var(--line)}
+section{margin:3rem 0;scroll-margin-top:1rem}main section>h2{padding-bottom:.4rem;
+border-bottom:1px solid var(--line)}
 .verdict{display:flex;gap:1.4rem;align-items:center;flex-wrap:wrap;margin:1.4rem 0 .6rem}
 .badge{font-weight:750;font-size:1.55rem;letter-spacing:.03em;line-height:1;color:var(--on);background:var(--f);
 padding:.75rem 1.15rem;border-radius:.5rem}
@@ -44,7 +45,20 @@ border:1px solid var(--line);border-radius:.6rem;overflow:hidden;margin:1.6rem 0
 .tiles dd small{display:block;font-size:.8rem;font-weight:400;color:var(--soft);letter-spacing:0;line-height:1.45}
 .facts{display:grid;grid-template-columns:max-content 1fr;gap:.25rem 1.4rem;margin:1rem 0;font-size:.92rem}
 .facts dt{color:var(--soft)}.facts dd{margin:0;overflow-wrap:anywhere}
-.scroll{overflow-x:auto;margin:1rem 0}
+.scroll{overflow-x:auto;margin:1rem 0}.graph{width:auto;max-width:none;height:auto;margin:.6rem 0}
+.evs{font:400 .68rem/1 ui-monospace,Menlo,Consolas,monospace;letter-spacing:0;white-space:nowrap}
+.ev{color:var(--soft);text-decoration:none;border:1px solid var(--line);border-radius:.25rem;padding:0 .25rem}
+.ev:hover,.ev:focus-visible{color:var(--a);border-color:var(--a)}
+.cited{font-size:.8rem;color:var(--soft);margin:.1rem 0}
+:target{background:var(--faint);outline:2px solid var(--a);outline-offset:2px}
+main:focus,main:target,section:target{outline:0;background:none}
+.first{margin:1.2rem 0;border:1px solid var(--line);border-left:.35rem solid var(--a);border-radius:.5rem;
+background:var(--card);padding:.9rem 1.15rem}
+.first h2,.next h2{font-size:.82rem;font-weight:500;color:var(--soft);letter-spacing:0;margin:0;padding:0;border:0}
+.first .top{margin:.1rem 0;max-width:none}.first strong{font-size:1.3rem;font-weight:650;line-height:1.3}
+.first .why{display:block;overflow-wrap:anywhere}.next{margin:0 0 1.6rem;font-size:.9rem}
+.next ol{margin:.3rem 0 0;padding:0 0 0 1.3rem;columns:2;column-gap:2.5rem}
+.next li{break-inside:avoid;padding:.1rem 0;overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%;font-size:.88rem}
 caption{text-align:left;font-weight:600;padding:.3rem 0 .5rem;font-size:.92rem}
 th,td{text-align:left;vertical-align:top;padding:.42rem .9rem .42rem 0;border-bottom:1px solid var(--faint)}
@@ -94,12 +108,13 @@ footer{color:var(--soft);font-size:.85rem;padding-bottom:3rem}
 @media (max-width:34rem){html{font-size:15px}header,main,footer,nav{padding-left:1rem;padding-right:1rem}
 header{padding-top:1.6rem}h1{font-size:1.5rem}.stop{font-size:1.3rem}.facts{grid-template-columns:1fr;gap:0}
 .facts dd{margin-bottom:.5rem}.steps .wide{grid-template-columns:6.4rem 1fr max-content}.steps .extra{display:none}
-.axes{grid-template-rows:11rem auto}}
+.axes{grid-template-rows:11rem auto}.next ol{columns:1}}
 @media print{@page{size:A4;margin:16mm 15mm}:root{--page:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#bbb;
 --faint:#e4e4e4;--a:#17637f;--b:#b1540d;--c:#4b7a2b;--d:#7a4a9e;--e:#9a6b00;--f:#5f6b7a;--good:#1c6b3a;--warn:#8a5a00;
 --bad:#a8231c;--on:#fff;color-scheme:light}html{font-size:10.5pt}header,main,footer,nav{max-width:none;padding:0}
-header{padding:0}nav,.skip{display:none}section{margin:1.8rem 0}h2,h3,h4,figcaption,caption{break-after:avoid}
-.chart,.sample,tr,.rail>li,.tiles>div{break-inside:avoid}.scroll{overflow:visible}thead{display:table-header-group;break-after:avoid}
+header{padding:0}nav,.skip{display:none}section{margin:1.8rem 0}
+h2,h3,h4,figcaption,caption,.cited,.legend{break-after:avoid}
+.chart,.sample,tr,.rail>li,.tiles>div,.first{break-inside:avoid}.graph{max-width:100%}.scroll{overflow:visible}thead{display:table-header-group;break-after:avoid}
 td.wide{min-width:10rem}
 .badge,.f-a,.f-b,.f-c,.f-d,.f-e,.f-f,.track,.key,.rail>li::before{print-color-adjust:exact;
 -webkit-print-color-adjust:exact}table{font-size:8.6pt}td,th{padding-right:.5rem}}

@@ -6,8 +6,16 @@ import sys
 
 import pytest
 
-from pretrain import check_commands, commands, data_commands, governance_commands, review_commands, slurm_commands
-from pretrain.cli import parser
+from pretrain import (
+    check_commands,
+    commands,
+    data_commands,
+    governance_commands,
+    report_commands,
+    review_commands,
+    slurm_commands,
+)
+from pretrain.cli import parser, whole_words
 
 COMMON = ["--help", "--root", "--set", "--workers", "CONFIG"]
 SURFACE = {
@@ -29,7 +37,10 @@ SURFACE = {
     "governance sign": ["--help", "--key", "--signing-key", "CHECKPOINT"],
     "governance trace": ["--help", "--prov", "--svg", "ARTIFACT"],
     "governance verify": ["--deep", "--help", "--key", "ARTIFACT|ROOT"],
-    "report": [*COMMON, "--documents"],
+    "report compare": ["--help", "--html", "A", "B"],
+    "report index": ["--help", "--html", "FOLDER"],
+    "report verify": ["--help", "--root", "CONFIG|ROOT|REPORT"],
+    "report write": [*COMMON, "--documents"],
     "run": [*COMMON, "--processes"],
     "slurm cancel": COMMON,
     "slurm logs": [*COMMON, "--follow", "--job"],
@@ -56,11 +67,25 @@ def test_surface_is_pinned_and_each_command_exists():
     found = list(surface(parser()))
     assert {name: options for name, options, _ in found} == {name: sorted(words) for name, words in SURFACE.items()}
     modules = {
-        "check": check_commands, "data": data_commands, "governance": governance_commands, "review": review_commands,
-        "slurm": slurm_commands, "": commands,
+        "check": check_commands, "data": data_commands, "governance": governance_commands, "report": report_commands,
+        "review": review_commands, "slurm": slurm_commands, "": commands,
     }  # fmt: skip
     assert all(callable(getattr(modules[group], function)) for _, _, (group, function) in found)
     assert {group for name, _, (group, _) in found if name.startswith("data ")} == {"data"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["report", "x.toml"], ["report", "write", "x.toml"]),
+        (["-v", "report", "--root", "r", "x.toml"], ["-v", "report", "write", "--root", "r", "x.toml"]),
+        (["report", "verify", "x.toml"], None), (["report", "write", "x.toml"], None), (["report", "--help"], None),
+        (["report"], None), (["train", "report"], None), ([], None), (["report", "./verify"],
+                                                                     ["report", "write", "./verify"]),
+    ],
+)  # fmt: skip
+def test_a_report_of_a_configuration_needs_no_word_more(words, told):
+    assert whole_words(words) == (told or words)
 
 
 def test_what_a_worker_and_an_engine_are():

@@ -1,0 +1,164 @@
+"""The evidence of a report: every manifest, record and ledger that a number of it was read from, each with a digest.
+
+An entry of report.json's `evidence.entries`:
+
+    {"id": "E7", "kind": "manifest", "path": "clean/0123.../manifest.json", "bytes": 812, "sha256": "...64 hex",
+     "digest": "...64 hex"}
+
+`digest` is an artifact's own (it covers all but the `run` block), `sha256` that of the file's first `bytes` bytes. A
+manifest never changes; the record of a training, the ledger of energy and what a cluster's jobs left are appended to
+after a report was written. So a report is read from, and verified against, their first `bytes` bytes: `as_of` lays them
+out in a folder of their own. Which measurements still ran then is not in the files: the entry of a ledger says it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from governance.config import canonical_json
+from governance.energy.ledger import FILE_NAME as LEDGER
+from governance.energy.ledger import read_ledger
+from governance.errors import ManifestError
+from governance.files import copy_beginning, sha256_bytes
+from governance.manifest import FILE_NAME, Manifest, read_manifest
+
+RECORD = "metrics.jsonl"
+_TABLES = ("results.json", "representation.json", "tables.json")
+_CLUSTER = ("slurm/jobs.jsonl", "slurm/accounting.json")
+
+Entry = dict[str, Any]
+
+
+def gather(
+    manifests: Sequence[Manifest], verdict: Mapping[str, Any], root: Path, stated: Sequence[Entry] | None = None
+) -> list[Entry]:
+    """The entries, in the order of a run.
+
+    Args:
+        manifests: the artifacts that are reported on, in order.
+        verdict: as it is given to the report.
+        root: the artifacts' root.
+        stated: the entries of a report that stands: then only its files are looked at, and of files that grow only as
+            many bytes as it says.
+    """
+    known = None if stated is None else {str(entry.get("path")): entry for entry in stated}
+    running = _running(root, stated)
+    found: list[Entry] = []
+    for kind, path, values in _pieces(manifests, verdict, root, known):
+        if known is not None and path not in known:
+            continue
+        added = {"running": running} if kind == "ledger" else {}
+        read = _sum(root / path, None if known is None else known[path])
+        found.append({"id": f"E{len(found) + 1}", "kind": kind, "path": path, **read, **values, **added})
+    return found
+
+
+_Piece = tuple[str, str, dict[str, Any]]
+"""Kind, path below the root, what else is known of it."""
+
+
+def _pieces(
+    manifests: Sequence[Manifest], verdict: Mapping[str, Any], root: Path, known: Mapping[str, Entry] | None
+) -> Iterator[_Piece]:
+    if verdict:
+        yield "verdict", verdict_name(verdict), {"digest": sha256_bytes(canonical_json(verdict))}
+    for manifest in manifests:
+        yield "manifest", manifest.path, {"digest": manifest.digest}
+        for output in manifest.outputs:
+            if manifest.stage in ("audit", "bias") and output.path.rpartition("/")[2] in _TABLES:
+                yield "table", output.path, {}
+        if manifest.stage == "train":
+            yield from _of_training(manifest, root, known)
+    ledger = Path(LEDGER)
+    for file in [root / ledger, *sorted(root.glob(f"{ledger.stem}.*{ledger.suffix}"))]:
+        if file.exists():
+            yield "ledger", file.name, {}
+    for file in [*map(root.joinpath, _CLUSTER), *sorted((root / "slurm" / "attempts").glob("*.jsonl"))]:
+        if file.exists():
+            yield "cluster", file.relative_to(root).as_posix(), {}
+
+
+def verdict_name(verdict: Mapping[str, Any]) -> str:
+    """Where the verdict lies below the root, as the gate names it (`governance.gate.verdict_path`)."""
+    parts = [str((verdict.get(name) or {}).get("digest", ""))[:16] for name in ("corpus", "policy")]
+    return f"verdicts/{'-'.join(parts)}.json"
+
+
+def read_stated_verdict(path: Path) -> dict[str, Any]:
+    """What a verdict's envelope says, with the key's id and the subjects; whether to believe the key is not asked here.
+
+    Raises:
+        ManifestError: it is gone, or is no envelope.
+    """
+    try:
+        envelope = json.loads(path.read_bytes())
+        content = json.loads(base64.b64decode(envelope["payload"], validate=True))
+        subjects = {item["name"]: item["digest"]["sha256"] for item in content["subject"]}
+        return {**content["predicate"], "key_id": envelope["signatures"][0]["keyid"], "subjects": subjects}
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ManifestError(f"{path}: cannot be read as a verdict ({type(error).__name__}: {error})") from error
+
+
+def running_of(entries: Sequence[Entry]) -> frozenset[str]:
+    """The intervals of the ledger that had not ended when the report was made."""
+    lists = [entry["running"] for entry in entries if isinstance(entry.get("running"), list)]
+    return frozenset(name for names in lists for name in names if isinstance(name, str))
+
+
+@contextlib.contextmanager
+def as_of(root: Path, entries: Sequence[Entry]) -> Iterator[Path]:
+    """A folder with the files that grow as they were: the record, checkpoints' manifests, the ledger, the cluster's."""
+    with tempfile.TemporaryDirectory(prefix="assay-report-") as name:
+        view = Path(name)
+        for entry in entries:
+            source = root / entry["path"]
+            if entry["kind"] in ("record", "checkpoint", "ledger", "cluster") and source.is_file():
+                copy_beginning(source, view / entry["path"], entry["bytes"])
+        yield view
+
+
+def _sum(path: Path, stated: Entry | None) -> Entry:
+    """Bytes and SHA-256 of a file, or of as much of its beginning as is stated; None where it is not there."""
+    try:
+        with path.open("rb") as file:
+            data = file.read() if stated is None else file.read(_length(stated))
+            grows = path.suffix == ".jsonl"
+            data += b"" if grows else file.read()
+    except OSError:
+        return {"bytes": None, "sha256": None}
+    return {"bytes": len(data), "sha256": sha256_bytes(data)}
+
+
+def _length(stated: Entry) -> int:
+    length = stated.get("bytes")
+    return length if isinstance(length, int) and length >= 0 else 0
+
+
+def _of_training(train: Manifest, root: Path, known: Mapping[str, Entry] | None) -> Iterator[_Piece]:
+    """Its record, and the checkpoints of it that stand, or that stood when the report was made."""
+    record = f"{train.folder}/{RECORD}"
+    if known is not None or (root / record).exists():
+        yield "record", record, {}
+    if known is not None:
+        for path, entry in known.items():
+            if entry.get("kind") == "checkpoint":
+                there = (root / path).exists()
+                yield "checkpoint", path, {"digest": read_manifest(root / path).digest if there else None}
+        return
+    for file in sorted(root.glob(f"checkpoint/*/{FILE_NAME}")):
+        manifest = read_manifest(file)
+        if manifest.config.get("train_key") == train.key:
+            yield "checkpoint", manifest.path, {"digest": manifest.digest}
+
+
+def _running(root: Path, stated: Sequence[Entry] | None) -> list[str]:
+    """What had not ended and whose process lived; of a report that stands, what it says and what a ledger may say."""
+    if stated is not None:
+        return sorted(running_of(stated))
+    return sorted(interval.id for interval in read_ledger(root / LEDGER) if interval.outcome == "unknown")

@@ -1,0 +1,98 @@
+"""The report's section on lineage: the graph as a drawing, and each artifact with what it was made from in words."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from governance.lineage import SOURCES
+from governance.lineage_drawing import Box, draw_boxes
+from governance.reports.markup import UNKNOWN, Html, digest, foreign, join, number, size, tag, visible
+from governance.reports.origins import cite
+
+_INPUTS_SHOWN = 25
+_SOURCES_SHOWN = 6  # boxes of sources in the drawing; the rest are one box
+
+
+def lineage(found: Mapping[str, Any]) -> Html:
+    """From each source file to the last checkpoint: every artifact with its digest, and what it was made from."""
+    items = []
+    for index, row in enumerate(found["lineage"]):
+        shown = [
+            tag("li", "from ", item["stage"], " ", digest(item["digest"]), " ", foreign(item["path"]))
+            for item in row["inputs"][:_INPUTS_SHOWN]
+        ]
+        rest = len(row["inputs"]) - len(shown)
+        if rest > 0:
+            shown.append(tag("li", f"and {rest:,} more inputs, listed in the manifest"))
+        about = f"{row['files']:,} files, {size(row['bytes'])}, finished {row['finished'] or UNKNOWN}"
+        made = tag("li", f"{row['path']}: {about}", cite(found, f"/lineage/{index}"))
+        items.append(tag("li", tag("b", row["stage"]), digest(row["digest"]), tag("ul", [made, *shown])))
+    last = (found["training"] or {}).get("stats", {}).get("checkpoint")
+    if last:
+        path = tag("ul", tag("li", str(last.get("path"))))
+        items.append(tag("li", tag("b", "last checkpoint"), digest(str(last.get("digest", ""))), path))
+    note = "Each artifact names the digests of what it was made from. The full digest stands in the title of each."
+    return join([
+        tag("p", note, class_="note"),
+        _drawing(found),
+        tag("h3", "The same in words"),
+        tag("ol", items, class_="rail"),
+    ])  # fmt: skip
+
+
+def _drawing(found: Mapping[str, Any]) -> Html | None:
+    boxes, edges = _boxes(found)
+    if not boxes:
+        return None
+    told = f"Lineage: {len(boxes)} boxes from the source files at the top to what was made last; the list below says it"
+    drawn = Html(draw_boxes(boxes, edges, told, inline=True))
+    box = tag("div", drawn, class_="scroll", tabindex="0", role="region", aria_label="Lineage as a drawing")
+    return tag("figure", tag("figcaption", tag("b", "What was made from what"), " ",
+                             tag("span", "a line that longer ways imply is left out", class_="unit")), box)  # fmt: skip
+
+
+def _boxes(found: Mapping[str, Any]) -> tuple[dict[str, Box], set[tuple[str, str]]]:
+    """A box an artifact, a source and the last checkpoint, by name, and the edges between them."""
+    counts = {row["stage"]: f"{row['documents_kept']:,} documents" for row in found["funnel"]}
+    tokens = found["summary"]["train_tokens"]
+    if tokens is not None:
+        counts["encode"] = f"{tokens:,} tokens"
+    if found["training"]:
+        counts["train"] = f"{number(found['summary']['steps'])} steps"
+    boxes: dict[str, Box] = {}
+    edges: set[tuple[str, str]] = set()
+    names = {(row["path"], row["digest"]): f"made {row['stage']} {row['path']}" for row in found["lineage"]}
+    for row in found["lineage"]:
+        name = names[row["path"], row["digest"]]
+        told = counts.get(row["stage"], f"{row['files']:,} files, {size(row['bytes'])}")
+        boxes[name] = Box(row["stage"], (told, row["digest"][:16]), "made")
+        for source, (text, files) in _sources(row["inputs"]).items():
+            boxes[source] = Box(text, (f"{files:,} files" if files > 1 else "1 file", ""), "source")
+            edges.add((source, name))
+        edges |= {
+            (names[item["path"], item["digest"]], name)
+            for item in row["inputs"]
+            if (item["path"], item["digest"]) in names
+        }
+    last = (found["training"] or {}).get("stats", {}).get("checkpoint")
+    for row in found["lineage"]:
+        if last and row["stage"] == "train":
+            boxes["last"] = Box("last checkpoint", (str(last.get("path")), str(last.get("digest", ""))[:16]), "child")
+            edges.add((names[row["path"], row["digest"]], "last"))
+    return boxes, edges
+
+
+def _sources(inputs: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
+    """Source files by the source that they are of: name of the box -> what it says, number of files."""
+    files: dict[str, int] = defaultdict(int)
+    for item in inputs:
+        if item["stage"] in SOURCES:
+            files[visible(str(item["path"]).partition("/")[0])] += 1
+    ordered = sorted(files, key=lambda name: (-files[name], name))
+    found = {f"source {name}": (name, files[name]) for name in ordered[:_SOURCES_SHOWN]}
+    rest = ordered[_SOURCES_SHOWN:]
+    if rest:
+        found[f"source and {len(rest)} more"] = (f"{len(rest)} more sources", sum(files[name] for name in rest))
+    return found

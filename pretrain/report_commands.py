@@ -1,0 +1,99 @@
+"""What each `assay report ...` command does; `cli.py` says how it is typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from governance.errors import ManifestError, MissingInput
+from governance.files import write_text
+from governance.manifest import FILE_NAME, Manifest, read_manifest
+from pretrain.commands import Arguments, load, say
+
+
+def write(arguments: Arguments) -> None:
+    """The report of what is there, and, if asked, the documents filled from it."""
+    from pretrain.run import write_documents, write_report
+    from pretrain.slurm_commands import refresh_accounting
+
+    loaded, runtime = load(arguments, "run")
+    refresh_accounting(runtime.root)
+    if not arguments.documents:
+        say(f"report: {write_report(loaded, runtime)}")
+        return
+    page, folder = write_documents(loaded, runtime)
+    say(f"report: {page}")
+    say(f"documents: {folder}")
+
+
+def verify(arguments: Arguments) -> None:
+    """Every number of a report, and of the documents beside it, computed again.
+
+    Raises:
+        ManifestError: one differs, or the evidence is not as it was; each was named.
+    """
+    from data_pipeline.personal_data.rules import replace_all
+    from governance.reports.recomputation import recompute
+
+    root, report = _find(arguments.run, arguments.root)
+    checked = recompute(report, root, replace_all)
+    for fault in checked.faults:
+        say(fault.line())
+    folder = root / report.folder
+    if checked.faults:
+        raise ManifestError(f"{folder}: {len(checked.faults)} place(s) are not as the evidence gives them")
+    say(f"{folder}: {checked.numbers:,} numbers of {', '.join(checked.files)}: all as the evidence gives them")
+
+
+def compare(arguments: Arguments) -> None:
+    """Two runs side by side, as lines and, if asked, as a page."""
+    from governance.reports.comparison import comparison, comparison_lines, comparison_page, side_of
+
+    sides = [side_of(*reversed(_find(run, None)), str(run)) for run in (arguments.ours, arguments.theirs)]
+    found = comparison(*sides)
+    for line in comparison_lines(found):
+        say(line)
+    if arguments.html is not None:
+        write_text(arguments.html, comparison_page(found))
+        say(f"page: {arguments.html}")
+
+
+def index(arguments: Arguments) -> None:
+    """All runs under a folder, as lines and as a page.
+
+    Raises:
+        MissingInput: there is none.
+    """
+    from governance.reports.run_index import index_lines, index_page, runs_below
+
+    folder: Path = arguments.folder
+    page: Path = arguments.html or folder / "index.html"
+    rows = runs_below(folder, page.parent)
+    if not rows:
+        raise MissingInput(f"{folder}: no report in it or in its folders, three deep. Write one: assay report CONFIG")
+    for line in index_lines(rows):
+        say(line)
+    write_text(page, index_page(rows, folder.resolve().name))
+    say(f"page: {page}")
+
+
+def _find(run: Path, root: Path | None) -> tuple[Path, Manifest]:
+    """The root and the report that a configuration, a root or a folder means.
+
+    Raises:
+        MissingInput: there is no report.
+    """
+    from governance.reports.recomputation import newest_report
+
+    if run.is_file() and run.suffix == ".toml":
+        place = root or Path("runs") / run.stem
+        return place, newest_report(place)
+    folder = run.parent if run.name in (FILE_NAME, "report.html", "report.json") else run
+    if not (folder / FILE_NAME).exists():
+        return folder, newest_report(folder)
+    manifest, place = read_manifest(folder / FILE_NAME), folder.resolve().parents[1]
+    if manifest.stage == "documents":
+        reports = [item for item in manifest.inputs if item.stage == "report"]
+        manifest = read_manifest(place / reports[0].path) if reports else manifest
+    if manifest.stage != "report":
+        raise MissingInput(f"{run}: is an artifact of the stage {manifest.stage}, not a report. Give a run's root.")
+    return place, manifest

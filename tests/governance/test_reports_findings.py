@@ -1,0 +1,221 @@
+"""What a report finds: faults of a run, what to look at first, two runs side by side, all runs of a folder."""
+
+import copy
+import json
+import re
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from governance.errors import ManifestError, MissingInput
+from governance.files import append_line
+from governance.manifest import Manifest
+from governance.reports.comparison import _flat, comparison, comparison_lines, comparison_page, side_of
+from governance.reports.corpus_sections import checks
+from governance.reports.faults import fault_facts, faults
+from governance.reports.first_look import first_look
+from governance.reports.report import report
+from governance.reports.run_index import index_page, runs_below
+from governance.stage import Runtime
+from pretrain.cli import main
+from tests.governance.test_reports_page import Page, corpus, ledger, trained, verdict_of
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder of three roots: a trained one, a copy of it with another loss, and one whose gate is closed."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, steps in (("a", 600), ("b/deep", 400)):
+        root = folder / name
+        made = corpus(root)
+        made["train"] = trained(root, made, steps)
+        ledger(root)
+        report(made, verdict_of(made, "WAIVED"), root, Runtime(root))
+    root = folder / "closed"
+    made = corpus(root, passing=False)
+    report(made, verdict_of(made, "BLOCK"), root, Runtime(root))
+    return folder
+
+
+def found_of(root):
+    return json.loads(next(root.glob("report/*/report.json")).read_bytes())
+
+
+def record(root, *lines):
+    made = Manifest(stage="train", version=1, key="0" * 64, config={}, inputs=(), outputs=(), stats={}, run={})
+    for line in lines:
+        append_line(root / made.folder / "metrics.jsonl", json.dumps(line))
+    return made
+
+
+def step(attempt, number, event="step", **values):
+    return {"event": event, "attempt": attempt, "step": number, **values}
+
+
+def test_attempts_say_how_far_they_came_and_what_was_computed_again(tmp_path):
+    steps = [step(1, 0, "start"), *(step(1, n) for n in range(1, 8)), step(2, 5, "start"),
+             *(step(2, n) for n in range(6, 10)), step(2, 9, "left"), step(3, 9, "start"), step(3, 10)]  # fmt: skip
+    found = fault_facts(record(tmp_path, *steps), tmp_path)
+    assert found["attempts"] == [
+        {"attempt": 1, "from": 0, "to": 7, "lost": 2, "left": False},
+        {"attempt": 2, "from": 5, "to": 9, "lost": 0, "left": True},
+        {"attempt": 3, "from": 9, "to": 10, "lost": 0, "left": False},
+    ]
+
+
+def test_a_step_left_out_by_two_attempts_counts_once(tmp_path):
+    lines = [
+        *(step(attempt, 40, "skipped", reason="spike", z=8.5 + attempt / 2) for attempt in (1, 2)),
+        step(2, 41, "skipped", reason="loss", z=None),
+        step(2, 44, "skipped", reason="spike", z="nan"),
+    ]
+    found = fault_facts(record(tmp_path, *lines), tmp_path)["skipped"]
+    assert found == [
+        {"reason": "loss", "count": 1, "first": 41, "last": 41, "greatest_z": None},
+        {"reason": "spike", "count": 2, "first": 40, "last": 44, "greatest_z": 9.5},
+    ]
+    page = str(faults({"faults": fault_facts(record(tmp_path), tmp_path), "energy": {"wasted_by_cause": {}}}))
+    assert "spike of the loss" in page
+    assert "not finite" in page
+
+
+def test_a_run_without_faults_says_so(tmp_path):
+    found = {"faults": fault_facts(record(tmp_path, step(1, 0, "start"), step(1, 1)), tmp_path)}
+    assert "nothing hung" in faults({**found, "energy": {"wasted_by_cause": {}}})
+    assert fault_facts(None, tmp_path) == {"skipped": [], "attempts": [], "ended": [], "stragglers": []}
+
+
+def test_the_largest_problem_comes_first(runs):
+    closed, open_one = found_of(runs / "closed"), found_of(runs / "a")
+    assert closed["first"][0]["what"] == "The gate is closed: BLOCK"
+    assert "licences.allowed" in closed["first"][0]["detail"]
+    assert open_one["first"][0]["what"] == "1 failure waived"
+    told = [row["what"] for row in open_one["first"]]
+    assert told.index("1 attempt failed") < told.index("1 check that only warns did not pass")
+
+
+def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
+    found = found_of(runs / "a")
+    found["verdict"]["waivers"], found["summary"]["verdict"] = [], "PASS"
+    for row in found["checks"]:
+        row |= {"status": "pass", "waived": False}
+    for row in found["sources"]:
+        row["fate"] = "kept"
+    found["faults"] = {"skipped": [], "attempts": [], "ended": [], "stragglers": []}
+    found["energy"]["estimated"] = False
+    found["energy"]["total"] |= {"joules": 1000.0, "wasted": 49.0}
+    assert first_look(found) == []
+    plants = [
+        ("The energy is unknown", lambda f: f["energy"]["total"].update(joules=None)),
+        ("came to nothing", lambda f: f["sources"][0].update(fate="nothing left")),
+        ("only warns", lambda f: next(row for row in f["checks"] if "gender" in row["gate"]).update(status="fail")),
+        ("kept the others waiting", lambda f: f["faults"]["stragglers"].append({"rank": 1, "ratio": 2.0})),
+        ("2 updates left out", lambda f: f["faults"]["skipped"].append({"reason": "spike", "count": 2})),
+        ("1 attempt failed", lambda f: f["faults"]["ended"].append({"stage": "train", "cause": "hang", "count": 1})),
+        ("of the energy was wasted", lambda f: f["energy"]["total"].update(joules=1000.0, wasted=51.0)),
+        ("1 failure waived", lambda f: f["verdict"]["waivers"].append({"gate": "g"})),
+        (
+            "1 critical check did",
+            lambda f: next(r for r in f["checks"] if "parity" in r["gate"]).update(status="fail"),
+        ),
+        ("The gate is closed: ERROR", lambda f: f["summary"].update(verdict="ERROR")),
+    ]
+    for count, (words, plant) in enumerate(plants, 1):
+        plant(found)
+        told = [row["what"] for row in first_look(found)]
+        assert words in told[0], told
+        assert len(told) == count - (count > 6)  # once the energy is wasted it is not unknown any more
+
+
+def test_many_results_are_told_gate_by_gate_and_none_that_failed_is_lost(runs):
+    found = found_of(runs / "a")
+    row = {"gate": "tokens.parity", "status": "pass", "observed": 0.25, "rows": 7, "unexpected": 0, "detail": "",
+           "waived": False}  # fmt: skip
+    passing = [{**row, "subject": f"shard{n}", "observed": n / 1000} for n in range(1000)]
+    failing = [{**row, "subject": f"bad{n}", "status": "fail"} for n in range(13)]
+    page = Page(checks({**found, "checks": [*failing, *passing]}))
+    told = " ".join(page.words)
+    assert "1,000 subjects" in told
+    assert "0 – 0.999" in told
+    assert "7,000" in told
+    assert all(f"bad{n}" in told for n in range(10))
+    assert "3 subjects" in told
+    assert len(page.named("tr")) == 1 + 10 + 1 + 1
+
+
+@given(st.recursive(st.integers() | st.text(max_size=3), lambda inner: st.dictionaries(
+    st.text("abc", min_size=1, max_size=3), inner, max_size=4), max_leaves=12))  # fmt: skip
+def test_settings_are_flattened_without_loss(value):
+    def put(target, names, leaf):
+        for name in names[:-1]:
+            target = target.setdefault(name, {})
+        target[names[-1]] = leaf
+
+    whole = {"x": value}
+    built = {}
+    for name, leaf in _flat(whole):
+        put(built, name.split("."), leaf)
+    assert built == whole
+
+
+def test_two_runs_are_set_side_by_side(runs):
+    sides = [side_of(*found) for found in (_side(runs / "a", "a"), _side(runs / "b/deep", "b"))]
+    assert comparison(sides[0], sides[0])["changed"] == []
+    assert {row[3] for rows in comparison(sides[0], sides[0])["sections"].values() for row in rows} == {
+        "the same",
+        "unknown",
+    }
+    other = copy.deepcopy(sides[1])
+    other.settings["clean.min_words"] = 50
+    found = comparison(sides[0], other)
+    assert ["steps", "600", "400", "-200 (-33.33%)"] in found["sections"]["Loss"]
+    assert ["clean.min_words", "–", "50"] in found["changed"]
+    told = "\n".join(comparison_lines(found))
+    assert re.search(r"^steps +600 +400 +-200 \(-33.33%\)$", told, re.MULTILINE)
+    page = Page(comparison_page(found))
+    assert len(page.named("h1")) == 1
+    assert not page.named("script")
+    assert next(drawing["aria-label"] for drawing in page.named("svg")).startswith("Training loss")
+
+
+def _side(root, name):
+    from governance.reports.recomputation import newest_report
+
+    return newest_report(root), root, name
+
+
+def test_the_commands_write_pages_and_lines(runs, tmp_path, capsys):
+    page = tmp_path / "two.html"
+    assert main(["report", "compare", str(runs / "a"), str(runs / "closed"), "--html", str(page)]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^verdict +WAIVED +BLOCK +differs$", told, re.MULTILINE)
+    assert re.search(r"^steps +600 +unknown +differs$", told, re.MULTILINE)
+    Page(page.read_text(encoding="utf-8"))
+    assert main(["report", "index", str(runs)]) == 0
+    told = capsys.readouterr().out
+    assert [line.split()[0] for line in told.splitlines()[1:4]] == ["closed", "b/deep", "a"]
+    text = (runs / "index.html").read_text(encoding="utf-8")
+    links = [attributes["href"] for attributes in Page(text).named("a") if not attributes["href"].startswith("#")]
+    assert len(links) == 3
+    assert all((runs / link).is_file() for link in links)
+    assert main(["report", "index", str(tmp_path)]) == MissingInput.exit_code
+
+
+def test_an_index_passes_over_what_it_cannot_read(runs, tmp_path, caplog):
+    shutil.copytree(runs, tmp_path / "copy")
+    broken = next((tmp_path / "copy" / "a").glob("report/*/manifest.json"))
+    broken.write_text("{")
+    rows = runs_below(tmp_path / "copy", tmp_path)
+    assert {row["name"] for row in rows} == {"b/deep", "closed"}
+    assert "a is left out" in caplog.text
+    assert "BLOCK" in index_page(rows, "copy")
+    with pytest.raises(ManifestError):
+        side_of(*_broken_side(tmp_path / "copy" / "closed"))
+
+
+def _broken_side(root):
+    manifest, place, name = _side(root, "x")
+    (place / manifest.folder / "report.json").write_text("{")
+    return manifest, place, name

@@ -1,0 +1,267 @@
+"""A report verifies against its evidence; one changed number anywhere, or changed evidence, is found and named."""
+
+import base64
+import json
+import re
+import shutil
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.personal_data.rules import replace_all
+from governance.config import canonical_json
+from governance.energy.ledger import own_file
+from governance.errors import ManifestError, MissingInput
+from governance.files import append_line, json_text, write_json
+from governance.manifest import manifest_text, read_manifest
+from governance.reports.documents.documents import documents
+from governance.reports.evidence import verdict_name
+from governance.reports.origins import origin_of
+from governance.reports.recomputation import newest_report, numbers_of, recompute, text_faults
+from governance.reports.report import report
+from governance.signing import statement
+from governance.stage import Runtime
+from pretrain.cli import main
+from tests.governance.test_reports_page import corpus, ledger, trained, verdict_of
+
+NUMBER = re.compile(r"\d+")
+CARD = "model_card.md"
+
+
+def sign_off(root, verdict):
+    """The verdict's envelope where the gate leaves it (whose key it is, is another test's question)."""
+    predicate = {key: value for key, value in verdict.items() if key not in ("key_id", "subjects")}
+    payload = base64.b64encode(canonical_json(statement(verdict["subjects"], "verdict", predicate))).decode()
+    write_json(
+        root / verdict_name(verdict), {"payload": payload, "signatures": [{"keyid": verdict["key_id"], "sig": ""}]}
+    )
+
+
+def begin(root, interval, kind="begin", process=(1, 0), **values):
+    about = {"interval": interval, "attempt": interval, "stage": "train", "host": "node1", "process": list(process)}
+    energy = {"method": "RAPL", "millijoules": 1000, "low": 900, "high": 1100}
+    line = {"kind": kind, **about, "at": "2026-01-01T00:02:30.000Z", **energy, **values}
+    append_line(own_file(root / "energy.jsonl", "node1"), json.dumps(line))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    root = tmp_path_factory.mktemp("root")
+    made = corpus(root)
+    made["train"] = trained(root, made)
+    ledger(root)
+    record = root / made["train"].folder / "metrics.jsonl"
+    for step in (40, 55):
+        line = {"event": "skipped", "attempt": 1, "step": step, "reason": "spike", "z": 9.5 + step, "loss": 20.25}
+        append_line(record, json.dumps(line))
+    append_line(
+        record, json.dumps({"event": "stragglers", "attempt": 2, "step": 500, "rank": 1, "ratio": 1.7, "windows": 3})
+    )
+    append_line(root / "slurm" / "jobs.jsonl", json.dumps({"job": "13", "name": "train"}))
+    append_line(root / "slurm" / "attempts" / "13.jsonl", json.dumps({"event": "started", "started": "1"}))
+    verdict = verdict_of(made, "WAIVED")
+    sign_off(root, verdict)
+    made_report = report(made, verdict, root, Runtime(root), replace_all)
+    made_documents = documents(made, made_report, Runtime(root))
+    texts = {path.name: path.read_text(encoding="utf-8")
+             for folder in (made_report.folder, made_documents.folder) for path in (root / folder).iterdir()
+             if path.name != "manifest.json"}  # fmt: skip
+    return root, made_report, made_documents, texts
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """The run where a test may change it: root, report."""
+    root = tmp_path / "moved"
+    shutil.copytree(whole[0], root)
+    return root, whole[1]
+
+
+def changed(text, place, digit):
+    """The text with one digit of its `place`th number turned into another."""
+    spots = [match.start() for match in NUMBER.finditer(text)]
+    at = spots[place % len(spots)]
+    assume(text[at] != digit)
+    return f"{text[:at]}{digit}{text[at + 1 :]}"
+
+
+def test_a_report_and_its_documents_are_what_the_evidence_gives_also_of_a_moved_root(copied):
+    root, made = copied
+    found = recompute(made, root, replace_all)
+    assert found.faults == ()
+    assert {"report.json", "report.html", CARD, "datasheet.md", "spdx.json"} <= set(found.files)
+    assert found.numbers > 1000
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_number_of_the_page_or_of_a_document_can_be_changed(whole, data):
+    texts = whole[3]
+    name = data.draw(st.sampled_from(sorted(set(texts) - {"report.json"})))
+    text = changed(texts[name], data.draw(st.integers(0, 10**6)), data.draw(st.sampled_from("0123456789")))
+    [fault] = text_faults(name, text, texts[name])
+    assert fault.stands != fault.evidence
+    assert fault.place
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 10**6), digit=st.sampled_from("0123456789"))
+def test_no_number_of_report_json_can_be_changed_nor_of_what_it_says_of_its_evidence(whole, place, digit):
+    root, made, _, texts = whole
+    path = root / made.folder / "report.json"
+    path.write_text(changed(texts["report.json"], place, digit), encoding="utf-8")
+    try:
+        told = [fault.line() for fault in recompute(made, root, replace_all).faults]
+    except ManifestError as error:  # it is no JSON any more
+        told = [f"report.json: {error}"]
+    finally:
+        path.write_text(texts["report.json"], encoding="utf-8")
+    assert [line for line in told if line.startswith("report.json: ") and "report.json" in line]
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "told"),
+    [
+        ("report.html", "3,059.750 J", "3,059.751 J", ["3,059.751", "3,059.750", "Energy"]),
+        ("report.json", '"energy_joules": 3059.75', '"energy_joules": 3059.76', ["/summary/energy_joules", "3059.76"]),
+        (CARD, "4.34", "4.35", ["4.35", "4.34", "line "]),
+    ],
+)
+def test_the_command_names_the_number_and_both_values(copied, capsys, file, before, after, told):
+    root, _ = copied
+    [path] = [path for path in root.glob(f"*/*/{file}") if path.parts[-3] in ("report", "documents")]
+    text = path.read_text(encoding="utf-8")
+    assert before in text
+    path.write_text(text.replace(before, after, 1), encoding="utf-8")
+    assert main(["report", "verify", str(root)]) == ManifestError.exit_code == 65
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{file}: ")]
+    assert any(all(word in line for word in told) for line in lines), lines
+
+
+def test_the_command_takes_a_root_a_report_its_page_or_its_documents(whole, capsys):
+    root, made, made_documents, _ = whole
+    for path in (root, root / made.folder, root / made.folder / "report.html", root / made_documents.folder):
+        assert main(["report", "verify", str(path)]) == 0
+        assert "all as the evidence gives them" in capsys.readouterr().out
+    assert main(["report", "verify", str(root / "clean")]) == MissingInput.exit_code == 66
+    assert main(["report", "verify", str(next((root / "clean").iterdir()))]) == 66
+
+
+def test_what_was_appended_since_is_not_in_it(copied):
+    root, made = copied
+    begin(root, "later", "end", outcome="surviving", cause="")
+    line = {"event": "skipped", "attempt": 2, "step": 599, "reason": "loss"}
+    append_line(root / next(root.glob("train/*")).relative_to(root) / "metrics.jsonl", json.dumps(line))
+    append_line(root / "slurm" / "attempts" / "13.jsonl", json.dumps({"event": "started", "started": "2"}))
+    append_line(root / "energy.node9.jsonl", json.dumps({"kind": "ledger", "schema": 1, "host": "node9"}))
+    assert recompute(made, root, replace_all).faults == ()
+
+
+def test_what_still_ran_when_it_was_written_may_have_ended_since(tmp_path):
+    import os
+
+    from governance.energy.node import start_time
+
+    made = corpus(tmp_path)
+    ledger(tmp_path)
+    host = os.uname().nodename
+    begin(tmp_path, "open", process=(os.getpid(), int(start_time(os.getpid()))), host=host)
+    written = report(made, {}, tmp_path, Runtime(tmp_path))
+    total = json.loads((tmp_path / written.folder / "report.json").read_bytes())["energy"]["total"]
+    assert total["running"] == 1.0
+    begin(tmp_path, "open", "end", outcome="wasted", cause="KeyError", host=host, millijoules=5000)
+    assert recompute(written, tmp_path).faults == ()
+
+
+def altered_manifest(root, stage):
+    [path] = root.glob(f"{stage}/*/manifest.json")
+    manifest = read_manifest(path)
+    energy = {**manifest.run["energy"], "joules": 1.0}
+    path.write_text(manifest_text(manifest.model_copy(update={"run": {**manifest.run, "energy": energy}})))
+
+
+def altered_stats(root, stage):
+    [path] = root.glob(f"{stage}/*/manifest.json")
+    manifest = read_manifest(path)
+    path.write_text(manifest_text(manifest.model_copy(update={"stats": {**manifest.stats, "documents_kept": 3}})))
+
+
+def altered_text(root, pattern, before, after):
+    path = min(root.glob(pattern))
+    text = path.read_text(encoding="utf-8")
+    assert before in text
+    path.write_text(text.replace(before, after, 1), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("alter", "told"),
+    [
+        (lambda root: altered_manifest(root, "clean"), "/energy/stages/"),
+        (lambda root: altered_text(root, "energy.jsonl", "850000", "850001"), "/energy/total/joules"),
+        (lambda root: altered_text(root, "train/*/metrics.jsonl", '"z": 64.5', '"z": 65.5'), "/faults/skipped"),
+        (lambda root: altered_text(root, "audit/*/results.json", "0.7312", "0.7313"), "/checks/"),
+        (lambda root: (root / "energy.jsonl").unlink(), "/energy/total"),
+        (lambda root: shutil.rmtree(root / "checkpoint"), "/training/checkpoints"),
+        (lambda root: sign_off(root, {**verdict_of_root(root), "signed_at": "2026-11-25T00:00:00Z"}), "/verdict"),
+    ],
+)
+def test_altered_evidence_is_named(copied, alter, told):
+    root, made = copied
+    alter(root)
+    lines = [fault.line() for fault in recompute(made, root, replace_all).faults]
+    assert any(told in line for line in lines), lines[:10]
+
+
+def verdict_of_root(root):
+    return json.loads(next(root.glob("report/*/report.json")).read_bytes())["verdict"]
+
+
+def test_an_artifact_that_was_made_anew_or_is_gone_is_named(copied):
+    root, made = copied
+    altered_stats(root, "dedup")
+    with pytest.raises(ManifestError, match=r"dedup/.*made anew"):
+        recompute(made, root, replace_all)
+    shutil.rmtree(root / "dedup")
+    with pytest.raises(MissingInput, match="dedup"):
+        recompute(made, root, replace_all)
+
+
+def test_a_report_of_another_version_is_not_judged(copied):
+    root, made = copied
+    with pytest.raises(ManifestError, match="version 1 of report"):
+        recompute(made.model_copy(update={"version": 1}), root)
+    assert newest_report(root).digest == made.digest
+
+
+def at(value, key):
+    for name in filter(None, key):
+        value = value[int(name)] if isinstance(value, list) else value[name]
+    return value
+
+
+def test_each_number_of_report_json_has_evidence_and_what_was_copied_stands_there(whole):
+    root, _, _, texts = whole
+    found = json.loads(texts["report.json"])
+    entries = {entry["id"]: entry for entry in found["evidence"]["entries"]}
+    assert list(entries) == [f"E{n}" for n in range(1, len(entries) + 1)]
+    compared = 0
+    for place, value in numbers_of({name: item for name, item in found.items() if name not in ("evidence", "schema")}):
+        origin = origin_of(found, place)
+        assert origin["from"], place
+        assert set(origin["from"]) <= set(entries), place
+        if origin["how"] != "copied" or entries[origin["from"][0]]["kind"] not in ("manifest", "table"):
+            continue
+        prefix = place
+        while prefix not in found["evidence"]["of"]:
+            prefix = prefix.rpartition("/")[0]
+        source = json.loads((root / entries[origin["from"][0]]["path"]).read_bytes())
+        way = [*origin["key"].split("."), *(part.replace("~1", "/") for part in place[len(prefix) :].split("/"))]
+        assert at(source, way) == value, place
+        compared += 1
+    assert compared > 150
+
+
+def test_the_same_facts_give_the_same_bytes(whole):
+    found = json.loads(whole[3]["report.json"])
+    assert json_text(found) == whole[3]["report.json"]
