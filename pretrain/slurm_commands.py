@@ -20,12 +20,15 @@ from pretrain.commands import Arguments, load, say
 from pretrain.run_config import Run
 
 if TYPE_CHECKING:
+    from data_pipeline.prepare import Survey
     from slurm.config import SlurmConfig
     from slurm.graph import Job
     from slurm.standing import View
     from slurm.submit import Order
 
 _WATCH_SECONDS = 10.0
+_CANCEL_PATIENCE_SECONDS = 900.0
+"""A submission of thousands of jobs to a busy controller, whose checks may wait for a node, lasts minutes."""
 _FALLBACK_ARRAY_SIZE = 1001
 """Slurm's own default of MaxArraySize, for a script that is only looked at."""
 
@@ -41,7 +44,7 @@ def render(arguments: Arguments) -> None:
         size = max_array_size()
     except ClusterError:
         size = _FALLBACK_ARRAY_SIZE
-    jobs = _plan(arguments, loaded, runtime, config, size)
+    jobs = _plan(arguments, _sources(loaded), runtime, config, size)
     wanted = [job for job in jobs if arguments.job in ("", job.name)]
     if not wanted:
         raise ConfigError(f"there is no job {arguments.job!r}; there are: {', '.join(job.name for job in jobs)}")
@@ -60,7 +63,8 @@ def submit(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "slurm submit")
     config = _section(loaded)
-    jobs = _plan(arguments, loaded, runtime, config, max_array_size())
+    sources = _sources(loaded)
+    jobs = _plan(arguments, sources, runtime, config, max_array_size())
     with one_at_a_time(runtime.root):
         view = gather(runtime.root)
         if view is not None and any(row.count("waiting", "running", "unknown") for row in view.rows):
@@ -69,7 +73,9 @@ def submit(arguments: Arguments) -> None:
                 f"{runtime.root}: jobs of this run are queued or run already: {', '.join(queued)}. See them with: "
                 f"assay slurm status {_typed(arguments)}; end them with: assay slurm cancel {_typed(arguments)}"
             )
-        _queue(arguments, [Order(job) for job in jobs], loaded, runtime, config)
+        orders = [Order(job) for job in jobs]
+        _refuse(arguments, orders, sources, runtime, config)
+        _queue(arguments, orders, runtime, config)
 
 
 def retry(arguments: Arguments) -> None:
@@ -82,15 +88,17 @@ def retry(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "slurm submit")
     config = _section(loaded)
-    jobs = _plan(arguments, loaded, runtime, config, max_array_size())
+    sources = _sources(loaded)
+    jobs = _plan(arguments, sources, runtime, config, max_array_size())
     with one_at_a_time(runtime.root):
         view = gather(runtime.root) or _nothing(runtime)
         orders, stale = missing(view, jobs)
         if not orders:
             say("nothing is missing")
             return
-        end(stale)
-        _queue(arguments, orders, loaded, runtime, config)
+        _refuse(arguments, orders, sources, runtime, config)
+        end(stale)  # nothing that waits is lost to a submission that is refused
+        _queue(arguments, orders, runtime, config)
 
 
 def status(arguments: Arguments) -> None:
@@ -99,7 +107,8 @@ def status(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "slurm submit")
     try:
-        data = _data_of(loaded)  # once: it lists the sources' files, and asks servers for theirs
+        sources = _sources(loaded)  # once: servers are asked for their files
+        data = (sources.steps, sources.shards)
     except PipelineError:  # a source that is gone since is no reason to be silent about the jobs
         data = ((), 0)
     while True:
@@ -117,9 +126,13 @@ def cancel(arguments: Arguments) -> None:
     """All that waits or runs."""
     from slurm.control import cancel as end
     from slurm.standing import gather
+    from slurm.submit import one_at_a_time
 
     _, runtime = load(arguments, "slurm submit")
-    ended = end(gather(runtime.root) or _nothing(runtime))
+    if gather(runtime.root) is None and not (runtime.root / "slurm").is_dir():
+        _nothing(runtime)
+    with one_at_a_time(runtime.root, _CANCEL_PATIENCE_SECONDS):  # a submission that is under way is cancelled whole
+        ended = end(gather(runtime.root) or _nothing(runtime), runtime.root)
     say(f"cancelled: {', '.join(ended)}" if ended else "nothing waits or runs")
 
 
@@ -170,34 +183,38 @@ def _section(loaded: Run) -> SlurmConfig:
     return with_site(loaded.config.slurm, loaded.folder)
 
 
-def _plan(arguments: Arguments, loaded: Run, runtime: Runtime, config: SlurmConfig, max_array_size: int) -> list[Job]:
+def _plan(arguments: Arguments, sources: Survey, runtime: Runtime, config: SlurmConfig, max_array_size: int) -> list[Job]:
     """The run's graph."""
     from pretrain.commands import words_of
     from slurm.graph import Work, plan
 
-    steps, shards = _data_of(loaded)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", arguments.config.stem).strip("-") or "run"
-    work = Work(name, steps, shards, tuple(words_of(arguments, runtime)))
+    work = Work(name, sources.steps, sources.shards, tuple(words_of(arguments, runtime)))
     return plan(work, config, max_array_size, runtime.root)
 
 
-def _data_of(loaded: Run) -> tuple[tuple[str, ...], int]:
-    """The names of the data steps, and how many shards each has, as well as that can be known."""
-    from data_pipeline.prepare import shard_count, steps
+def _sources(loaded: Run) -> Survey:
+    from data_pipeline.prepare import survey
 
-    return tuple(steps(loaded.config.data, loaded.folder)), shard_count(loaded.config.data, loaded.folder)
+    return survey(loaded.config.data, loaded.folder)
 
 
-def _queue(arguments: Arguments, orders: Sequence[Order], loaded: Run, runtime: Runtime, config: SlurmConfig) -> None:
-    from data_pipeline.prepare import source_folders
+def _refuse(
+    arguments: Arguments, orders: Sequence[Order], sources: Survey, runtime: Runtime, config: SlurmConfig
+) -> None:
+    """Keep the scripts, and let the cluster look at them."""
     from slurm.refusals import refuse
     from slurm.submit import keep_scripts
-    from slurm.submit import submit as hand_over
 
     jobs = [order.job for order in orders]
     file = arguments.config.absolute()
     keep_scripts(jobs, file, runtime.root, config)
-    refuse(jobs, config, runtime.root, file, source_folders(loaded.config.data, loaded.folder))
+    refuse(jobs, config, runtime.root, file, sources.folders)
+
+
+def _queue(arguments: Arguments, orders: Sequence[Order], runtime: Runtime, config: SlurmConfig) -> None:
+    from slurm.submit import submit as hand_over
+
     for line in hand_over(orders, runtime.root, config):
         say(f"{line.job:<10} {line.name}{f' ({len(line.numbers)} of {line.tasks} tasks)' * bool(line.tasks)}")
     say(f"next: assay slurm status {_typed(arguments)} --watch")
