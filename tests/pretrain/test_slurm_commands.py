@@ -1,7 +1,10 @@
 """The commands `assay slurm ...`, as they are typed, on a machine without Slurm and with stand-ins for its tools."""
 
+import json
 import os
 import shlex
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -105,3 +108,59 @@ def test_a_run_is_submitted_once_and_told_of(cluster, capsys):
     assert f"then: assay slurm retry {CONFIG} --root {root}" in told.splitlines()[-1]
     assert slurm("retry", root=root) == 0
     assert "ingest (3 of 3 tasks)" in capsys.readouterr().out
+
+
+def test_the_sources_are_listed_once(cluster, monkeypatch):
+    from data_pipeline import prepare
+
+    listed, listing = [], prepare.expected_items
+    monkeypatch.setattr(prepare, "expected_items", lambda source, *more: listed.append(source.name) or listing(source, *more))
+    for command in ("submit", "render"):
+        listed.clear()
+        assert slurm(command, root=cluster / "root") == 0
+        assert listed
+        assert len(set(listed)) == len(listed)
+
+
+def test_a_retry_that_is_refused_has_cancelled_nothing(cluster, capsys):
+    root = cluster / "root"
+    assert slurm("submit", root=root) == 0
+    waits = "\n".join(f"{job}|PENDING|Dependency|0:00||N/A" for job in range(4, 40))
+    (cluster / "queue").write_text(f"1|FAILED|None|1:00|n1|N/A\n2_0|PENDING|Dependency|0:00||N/A\n{waits}\n")
+    taken = (cluster / "programs" / "sbatch").read_text()
+    (cluster / "programs" / "sbatch").write_text(
+        "#!/bin/bash\n[[ $* != *--test-only* ]] || { echo 'Invalid qos specification' >&2; exit 1; }\n" + taken
+    )
+    before = (cluster / "asked").read_text()
+    assert slurm("retry", root=root) == 69
+    assert "Invalid qos specification" in capsys.readouterr().err
+    assert (cluster / "asked").read_text() == before
+    (cluster / "programs" / "sbatch").write_text(taken)
+    assert slurm("retry", root=root) == 0
+    assert "\nscancel 2_0 5 " in (cluster / "asked").read_text()
+
+
+def test_a_cancel_waits_for_a_submission_and_leaves_none_of_its_jobs(cluster, capsys):
+    """The submission is in the middle of its jobs; those that it queues behind the cancel's beginning end, too."""
+    root, go = cluster / "root", cluster / "go"
+    taken = (cluster / "programs" / "sbatch").read_text()
+    (cluster / "programs" / "sbatch").write_text(
+        f"{taken}\nwhile [[ $* == */audit.sbatch && $* == *--parsable* && ! -e {go} ]]; do sleep 0.05; done\n"
+    )
+    with ThreadPoolExecutor() as pool:
+        submission = pool.submit(slurm, "submit", root=root)
+        while not (root / "slurm" / "jobs.jsonl").exists() or not (cluster / "asked").read_text().count("audit") > 1:
+            assert not submission.done()
+            time.sleep(0.05)
+        (cluster / "queue").write_text("".join(f"{job}|PENDING|Dependency|0:00||N/A\n" for job in range(1, 60)))
+        end = pool.submit(slurm, "cancel", root=root)
+        time.sleep(0.5)
+        assert not end.done()
+        assert "scancel" not in (cluster / "asked").read_text()
+        go.touch()
+        assert (submission.result(60), end.result(60)) == (0, 0)
+    queued = {json.loads(line)["job"] for line in (root / "slurm" / "jobs.jsonl").read_text().splitlines()}
+    last = (cluster / "asked").read_text().splitlines()[-1]
+    kept = {line.split("_")[0] for line in last.split()[1:]}
+    assert kept >= {job for job in queued if f"{job}|" in (cluster / "queue").read_text()}
+    assert {path.name for path in (root / "slurm" / "cancelled").iterdir()} == kept
