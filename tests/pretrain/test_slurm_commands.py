@@ -3,8 +3,9 @@
 import json
 import os
 import shlex
+import subprocess
+import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -147,18 +148,24 @@ def test_a_cancel_waits_for_a_submission_and_leaves_none_of_its_jobs(cluster, ca
     (cluster / "programs" / "sbatch").write_text(
         f"{taken}\nwhile [[ $* == */audit.sbatch && $* == *--parsable* && ! -e {go} ]]; do sleep 0.05; done\n"
     )
-    with ThreadPoolExecutor() as pool:
-        submission = pool.submit(slurm, "submit", root=root)
-        while not (root / "slurm" / "jobs.jsonl").exists() or not (cluster / "asked").read_text().count("audit") > 1:
-            assert not submission.done()
+
+    def begin(command):
+        words = [sys.executable, "-m", "pretrain", "slurm", command, str(CONFIG), "--root", str(root)]
+        return subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(CONFIG.parents[1])})
+
+    submission = begin("submit")
+    try:
+        while not (cluster / "asked").exists() or (cluster / "asked").read_text().count("/audit.sbatch") < 2:
+            assert submission.poll() is None
             time.sleep(0.05)
         (cluster / "queue").write_text("".join(f"{job}|PENDING|Dependency|0:00||N/A\n" for job in range(1, 60)))
-        end = pool.submit(slurm, "cancel", root=root)
-        time.sleep(0.5)
-        assert not end.done()
+        end = begin("cancel")
+        with pytest.raises(subprocess.TimeoutExpired):
+            end.wait(3)
         assert "scancel" not in (cluster / "asked").read_text()
+    finally:
         go.touch()
-        assert (submission.result(60), end.result(60)) == (0, 0)
+    assert (submission.wait(60), end.wait(60)) == (0, 0)
     queued = {json.loads(line)["job"] for line in (root / "slurm" / "jobs.jsonl").read_text().splitlines()}
     last = (cluster / "asked").read_text().splitlines()[-1]
     kept = {line.split("_")[0] for line in last.split()[1:]}
