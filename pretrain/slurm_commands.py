@@ -157,7 +157,7 @@ def logs(arguments: Arguments) -> None:
 def preflight(arguments: Arguments) -> None:
     """The checks of this node, before training."""
     from governance.manifest import FILE_NAME
-    from pretrain.distributed import read_ranks, slurm_attempt
+    from pretrain.distributed import meeting_name, read_ranks
     from pretrain.node_checks import Asked, check_node, say_at_once
     from pretrain.run import corpus
 
@@ -172,9 +172,7 @@ def preflight(arguments: Arguments) -> None:
         section.gpus_per_node, config.recipe, config.engine, config.checkpoint.native,
         int(tokens.stats["vocabulary_size"]), section.tasks_per_node,
     )  # fmt: skip
-    job, restart = slurm_attempt()
-    meeting = f"{job.rpartition('/')[2] or 'here'}-{restart}"
-    check_node(asked, runtime.root, read_ranks(), meeting, say_at_once)
+    check_node(asked, runtime.root, read_ranks(), meeting_name(), say_at_once)
 
 
 def _section(loaded: Run) -> SlurmConfig:
