@@ -10,11 +10,13 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from governance.errors import ClusterError, ConfigError, MissingInput, PipelineError
+from governance.files import write_json
 from governance.stage import Runtime
 from pretrain.commands import Arguments, load, say
 from pretrain.run_config import Run
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from slurm.submit import Order
 
 _WATCH_SECONDS = 10.0
+_LATEST_HOURS = 24.0
+"""How long a run waits for greener hours where nothing is said: forecasts rarely reach further."""
 _CANCEL_PATIENCE_SECONDS = 900.0
 """A submission of thousands of jobs to a busy controller, whose checks may wait for a node, lasts minutes."""
 _FALLBACK_ARRAY_SIZE = 1001
@@ -65,6 +69,7 @@ def submit(arguments: Arguments) -> None:
     config = _section(loaded)
     sources = _sources(loaded)
     jobs = _plan(arguments, sources, runtime, config, max_array_size())
+    start = _greenest(arguments, config)
     with one_at_a_time(runtime.root):
         view = gather(runtime.root)
         if view is not None and any(row.count("waiting", "running", "unknown") for row in view.rows):
@@ -75,7 +80,10 @@ def submit(arguments: Arguments) -> None:
             )
         orders = [Order(job) for job in jobs]
         _refuse(arguments, orders, sources, runtime, config)
-        _queue(arguments, orders, runtime, config)
+        if start is not None:
+            write_json(runtime.root / "slurm" / "carbon.json", start.evidence)
+            say(start.words)
+        _queue(arguments, orders, runtime, config, start.begin if start else None)
 
 
 def retry(arguments: Arguments) -> None:
@@ -210,10 +218,55 @@ def _refuse(
     refuse(jobs, config, runtime.root, file, sources.folders)
 
 
-def _queue(arguments: Arguments, orders: Sequence[Order], runtime: Runtime, config: SlurmConfig) -> None:
+@dataclass(frozen=True)
+class _Begin:
+    """When a run begins that waits for greener hours."""
+
+    begin: datetime | None
+    """None: at once."""
+    words: str
+    evidence: dict[str, Any]
+
+
+def _greenest(arguments: Arguments, config: SlurmConfig) -> _Begin | None:
+    """When to begin by the forecast that was given; None where none was.
+
+    Raises:
+        ConfigError: an option goes with another, or the forecast is wrong or too short.
+    """
+    if arguments.carbon_aware is None:
+        if arguments.latest or arguments.expected:
+            raise ConfigError("--latest and --expected go with --carbon-aware FORECAST.csv")
+        return None
+    from governance.energy.intensity import read_intensity
+    from slurm.config import minutes
+    from slurm.greenest import greenest, in_words
+
+    limit = minutes(config.time_limit) * config.chain
+    if arguments.expected is None and limit == float("inf"):
+        raise ConfigError(
+            f"slurm.time_limit = {config.time_limit!r} says nothing of how long the run lasts: give --expected HOURS"
+        )
+    lasts = timedelta(hours=arguments.expected) if arguments.expected else timedelta(minutes=limit)
+    forecast = read_intensity(arguments.carbon_aware)
+    now = datetime.now(UTC).replace(microsecond=0)
+    latest = now + timedelta(hours=arguments.latest or _LATEST_HOURS)
+    start = greenest(forecast.start, forecast.step, forecast.grams_per_kwh, now, latest, lasts)
+    evidence = {
+        "asked": now.isoformat(), "at_once_grams_per_kwh": start.at_once_grams_per_kwh, "begin": start.begin.isoformat(),
+        "expected_hours": lasts / timedelta(hours=1), "forecast": arguments.carbon_aware.name,
+        "forecast_sha256": forecast.sha256, "grams_per_kwh": start.grams_per_kwh, "latest": latest.isoformat(),
+        "latest_covered": start.last.isoformat(),
+    }  # fmt: skip
+    return _Begin(start.begin if start.begin > now else None, in_words(start, now), evidence)
+
+
+def _queue(
+    arguments: Arguments, orders: Sequence[Order], runtime: Runtime, config: SlurmConfig, begin: datetime | None = None
+) -> None:
     from slurm.submit import submit as hand_over
 
-    for line in hand_over(orders, runtime.root, config):
+    for line in hand_over(orders, runtime.root, config, begin):
         say(f"{line.job:<10} {line.name}{f' ({len(line.numbers)} of {line.tasks} tasks)' * bool(line.tasks)}")
     say(f"next: assay slurm status {_typed(arguments)} --watch")
 

@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from governance.errors import ClusterError, Occupied
@@ -101,8 +102,12 @@ def called_off(root: Path, job: str) -> Path:
     return root / "slurm" / "cancelled" / job
 
 
-def submit(orders: Sequence[Order], root: Path, config: SlurmConfig) -> list[Submitted]:
+def submit(
+    orders: Sequence[Order], root: Path, config: SlurmConfig, begin: datetime | None = None
+) -> list[Submitted]:
     """Queue the orders, whose scripts are kept already; the lines that were recorded.
+
+    `begin`: the jobs that wait for no other do not start before; None: when they can.
 
     Raises:
         ClusterError: Slurm refuses one; nothing of this submission is queued then.
@@ -111,7 +116,7 @@ def submit(orders: Sequence[Order], root: Path, config: SlurmConfig) -> list[Sub
     done: dict[str, Submitted] = {}
     try:
         for order in orders:
-            line = _submit(order, done, number, root, config)
+            line = _submit(order, done, number, root, config, begin)
             remove_file(called_off(root, line.job))  # of a job that once had this number
             done[order.job.name] = line
             append_line(root / "slurm" / JOBS_FILE, json.dumps(asdict(line), sort_keys=True), durable=True)
@@ -130,12 +135,16 @@ def submit(orders: Sequence[Order], root: Path, config: SlurmConfig) -> list[Sub
     return list(done.values())
 
 
-def _submit(order: Order, done: Mapping[str, Submitted], number: int, root: Path, config: SlurmConfig) -> Submitted:
+def _submit(
+    order: Order, done: Mapping[str, Submitted], number: int, root: Path, config: SlurmConfig, begin: datetime | None
+) -> Submitted:
     job = order.job
     after = [(condition, done[name].job) for condition, name in job.after if name in done] + list(order.after)
     options = (
         [f"--dependency={','.join(f'{condition}:{ident}' for condition, ident in after)}"] if after else ["--hold"]
     )
+    if begin is not None and not after:  # by the seconds left: a local time may be two moments, as summer ends
+        options.append(f"--begin=now+{max(0, int((begin - datetime.now(UTC)).total_seconds()))}")
     if order.numbers:
         options.append(f"--array={ranges(order.numbers)}{throttled(config)}")
     return Submitted(

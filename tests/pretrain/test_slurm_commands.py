@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -171,3 +173,52 @@ def test_a_cancel_waits_for_a_submission_and_leaves_none_of_its_jobs(cluster, ca
     assert len(lines) == 20  # all of it was queued before the cancel began
     assert set((cluster / "asked").read_text().splitlines()[-1].split()) == {"scancel", *single}
     assert {path.name for path in (root / "slurm" / "cancelled").iterdir()} == single
+
+
+def forecast(path, grams, step=timedelta(hours=1), first=None):
+    first = first or datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    rows = [f"{(first + number * step).isoformat()},{value}" for number, value in enumerate(grams)]
+    path.write_text("\n".join(["time,grams_per_kwh", *rows]) + "\n")
+    return path
+
+
+def test_a_run_begins_in_the_greenest_hours(cluster, capsys):
+    root = cluster / "root"
+    csv = forecast(cluster / "day.csv", [400] * 5 + [40] * 5 + [400] * 38)
+    assert slurm("submit", "--carbon-aware", str(csv), "--expected", "3", root=root) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"begins not before \S+ \S+: 40 g CO2e/kWh by the forecast, 400 if it began now \(90% less\)", told)
+    handed = [line for line in (cluster / "asked").read_text().splitlines() if "--parsable" in line]
+    [waits] = re.findall(r"--parsable --hold --begin=now\+(\d+) ", handed[0])
+    assert 4 * 3600 - 60 <= int(waits) <= 5 * 3600
+    assert not [line for line in handed[1:] if "--begin" in line]  # the others wait for it
+    kept = json.loads((root / "slurm" / "carbon.json").read_text())
+    assert (kept["grams_per_kwh"], kept["at_once_grams_per_kwh"], kept["expected_hours"]) == (40.0, 400.0, 3.0)
+
+
+def test_a_run_never_begins_later_than_it_may(cluster, capsys):
+    csv = forecast(cluster / "day.csv", [400, 390] + [380] * 3 + [40] * 43)
+    words = ["--carbon-aware", str(csv), "--latest", "0.5", "--expected", "1"]
+    assert slurm("submit", *words, root=cluster / "root") == 0
+    [waits] = re.findall(r"--begin=now\+(\d+) ", (cluster / "asked").read_text())
+    assert int(waits) <= 1800
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "told"),
+    [
+        ("2026-01-05T00:00:00+00:00,40\n2026-01-05T01:00:00+00:00,41\n", [], "the forecast covers 2026-01-05"),
+        ("2026-01-05T00:00:00,40\n2026-01-05T01:00:00,41\n", [], "has no offset from UTC"),
+        ("2026-01-05T01:00:00Z,40\n2026-01-05T00:00:00Z,41\n", [], "is not after"),
+        (None, [], "cannot be read"),
+        ("", ["--set", "slurm.time_limit='infinite'"], "give --expected HOURS"),
+    ],
+    ids=["of another day", "naive", "unordered", "no file", "without a limit"],
+)
+def test_a_wrong_forecast_is_refused_before_anything_is_queued(cluster, capsys, rows, words, told):
+    if rows is not None:
+        (cluster / "day.csv").write_text(f"time,grams_per_kwh\n{rows}")
+    assert slurm("submit", "--carbon-aware", str(cluster / "day.csv"), *words, root=cluster / "root") == 78
+    assert told in capsys.readouterr().err
+    assert not (cluster / "asked").exists()
+    assert slurm("submit", "--latest", "3", root=cluster / "root") == 78  # of what?
