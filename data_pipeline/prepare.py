@@ -7,8 +7,8 @@ Each line below is a stage: it finds its artifact or makes it. This call graph i
 resumes wherever it was left. A stage in brackets is there when its section is in the run's file. Before the first one,
 `preflight.py` looks whether all is there that the file names.
 
-A *data step* is one pass of a stage over all its shards: what the tasks of an array can share (`Runtime.mode`). `survey`
-says beforehand how many arrays there will be, and of what size; nothing that is made rests on it.
+A *data step* is one pass of a stage over all its shards: what the tasks of an array can share (`Runtime.mode`).
+`survey` says beforehand how many arrays there will be, and of what size; nothing that is made rests on it.
 """
 
 from __future__ import annotations
@@ -216,7 +216,9 @@ def survey(config: DataConfig, folder: Path) -> Survey:
         "pack": int(config.pack is not None),
     }
     readings = [reading for source, of_source in found for reading in plan(source, of_source, size)]
-    parents = [{str(item.path.absolute().parent) for item in of_source if item.path is not None} for _, of_source in found]
+    parents = [
+        {str(item.path.absolute().parent) for item in of_source if item.path is not None} for _, of_source in found
+    ]
     return Survey(
         tuple(f"{stage}-{n}" if n > 1 else stage for stage, count in passes.items() for n in range(1, count + 1)),
         sum(max(1, math.ceil(sum(map(text_bytes, reading.items)) / size)) for reading in readings),

@@ -111,12 +111,8 @@ def map_shards(
             else:
                 done[index] = found
 
-    if runtime.mode == "share":  # of thousands of tasks, each reads only its own records while it has work
-        if ours := list(look(mine, trusted=True)):
-            _make_share(recipe.stage, task, ours, runtime)
-            raise Leave(recipe.stage, f"{len(ours)} shards made, all that were missing of its own", made=len(ours))
-        if next(look(sorted(set(range(len(shards))) - set(mine)), trusted=True), None) is not None:
-            raise Leave(recipe.stage, "0 shards made; what is missing is of other tasks")
+    if runtime.mode == "share":
+        _share(recipe.stage, functools.partial(look, trusted=True), mine, len(shards), task, runtime)
         return [done[index] for index in range(len(shards))]
     missing = list(look(range(len(shards)), trusted=False))
     if missing and runtime.mode == "join":
@@ -125,27 +121,49 @@ def map_shards(
     ours = [item for item in missing if item[0] in mine]
     others = {index: (records / f"{key}.json", shard.name) for index, key, shard in missing if index not in mine}
     with progress(recipe.stage, len(shards), "shards", done=len(done)) as advance:
-        for index, made in _run(task, ours, runtime.workers):
+        for index, made in _made(recipe.stage, task, ours, runtime):
             done[index] = made
-            note_progress(runtime, f"{recipe.stage} {shards[index].name}")
             advance(1)
         for index, made in _await(others, functools.partial(find, trusted=True)):
             done[index] = made
             advance(1)
-        for index, made in _run(task, [work(index) for index in sorted(others)], runtime.workers):
+        for index, made in _made(recipe.stage, task, [work(index) for index in sorted(others)], runtime):
             done[index] = made
-            note_progress(runtime, f"{recipe.stage} {shards[index].name}")
             advance(1)
     sweep_temporaries(records)
     return [done[index] for index in range(len(shards))]
 
 
-def _make_share(stage: str, task: Callable[[Any], Any], work: list[tuple[int, str, Shard]], runtime: Runtime) -> None:
+def _made(
+    stage: str, task: Callable[[Any], Any], work: list[tuple[int, str, Shard]], runtime: Runtime
+) -> Iterator[tuple[int, ShardDone]]:
+    """Make shards, and say of each that it is made."""
     names = {index: shard.name for index, _, shard in work}
-    with progress(stage, len(work), "shards") as advance:
-        for index, _ in _run(task, work, runtime.workers):
-            note_progress(runtime, f"{stage} {names[index]}")
-            advance(1)
+    for index, made in _run(task, work, runtime.workers):
+        note_progress(runtime, f"{stage} {names[index]}")
+        yield index, made
+
+
+def _share(
+    stage: str,
+    look: Callable[[Iterable[int]], Iterator[tuple[int, str, Shard]]],
+    mine: range,
+    count: int,
+    task: Callable[[Any], Any],
+    runtime: Runtime,
+) -> None:
+    """Make what is missing of this task's own, and leave; it reads no records but those while it has work.
+
+    Raises:
+        Leave: the step is not complete yet, as far as this task knows.
+    """
+    if ours := list(look(mine)):
+        with progress(stage, len(ours), "shards") as advance:
+            for _ in _made(stage, task, ours, runtime):
+                advance(1)
+        raise Leave(stage, f"{len(ours)} shards made, all that were missing of its own", made=len(ours))
+    if next(look(index for index in range(count) if index not in mine), None) is not None:
+        raise Leave(stage, "0 shards made; what is missing is of other tasks")
 
 
 def _forget(missing: Sequence[tuple[Path, str]], find: Callable[[Path, str], ShardDone | None]) -> None:

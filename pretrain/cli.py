@@ -241,11 +241,19 @@ def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     command = add("submit", "submit", "submit the run; what the cluster would refuse is refused before")
     _config(command)
     command.add_argument(
-        "--carbon-aware", type=Path, metavar="CSV", help="begin in the greenest hours of this forecast (time,grams_per_kwh)"
+        "--carbon-aware",
+        type=Path,
+        metavar="CSV",
+        help="begin in the greenest hours of this forecast (time,grams_per_kwh)",
     )
-    command.add_argument("--latest", type=_hours, metavar="HOURS", help="with it: begin within so many hours (default: 24)")
     command.add_argument(
-        "--expected", type=_hours, metavar="HOURS", help="with it: how long the run lasts (default: training's time limit)"
+        "--latest", type=_hours, metavar="HOURS", help="with it: begin within so many hours (default: 24)"
+    )
+    command.add_argument(
+        "--expected",
+        type=_hours,
+        metavar="HOURS",
+        help="with it: how long the run lasts (default: training's time limit)",
     )
     command = add("status", "status", "each job, shards, training, energy, and what to type next")
     _config(command)

@@ -10,7 +10,8 @@ below the root, a root that is not shared) names none. What is found of a finish
 nothing is checked.
 
 The nodes meet by files below the root first, which is the check that they share it, and then by the network, over which
-they compare their clocks: no file's time is believed. A node that does not come is named by the first one. Price: about ten seconds, most of it importing torch.
+they compare their clocks: no file's time is believed. A node that does not come is named by the first one. Price:
+about ten seconds, most of it importing torch.
 """
 
 from __future__ import annotations

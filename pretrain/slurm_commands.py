@@ -189,7 +189,9 @@ def _section(loaded: Run) -> SlurmConfig:
     return with_site(loaded.config.slurm, loaded.folder)
 
 
-def _plan(arguments: Arguments, sources: Survey, runtime: Runtime, config: SlurmConfig, max_array_size: int) -> list[Job]:
+def _plan(
+    arguments: Arguments, sources: Survey, runtime: Runtime, config: SlurmConfig, max_array_size: int
+) -> list[Job]:
     """The run's graph."""
     from pretrain.commands import words_of
     from slurm.graph import Work, plan
@@ -253,8 +255,8 @@ def _greenest(arguments: Arguments, config: SlurmConfig) -> _Begin | None:
     latest = now + timedelta(hours=arguments.latest or _LATEST_HOURS)
     start = greenest(forecast.start, forecast.step, forecast.grams_per_kwh, now, latest, lasts)
     evidence = {
-        "asked": now.isoformat(), "at_once_grams_per_kwh": start.at_once_grams_per_kwh, "begin": start.begin.isoformat(),
-        "expected_hours": lasts / timedelta(hours=1), "forecast": arguments.carbon_aware.name,
+        "asked": now.isoformat(), "at_once_grams_per_kwh": start.at_once_grams_per_kwh,
+        "begin": start.begin.isoformat(), "expected_hours": lasts / timedelta(hours=1), "forecast": arguments.carbon_aware.name,
         "forecast_sha256": forecast.sha256, "grams_per_kwh": start.grams_per_kwh, "latest": latest.isoformat(),
         "latest_covered": start.last.isoformat(),
     }  # fmt: skip

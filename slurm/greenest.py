@@ -52,8 +52,8 @@ def greenest(
     end = first + len(grams_per_kwh) * step
     if now < first or now + lasts > end:
         raise ConfigError(
-            f"the forecast covers {_told(first)} to {_told(end)}, and not a run from {_told(now)} to {_told(now + lasts)}. "
-            "Give one that does, or --expected HOURS if the run is shorter."
+            f"the forecast covers {_told(first)} to {_told(end)}, and not a run from {_told(now)} to "
+            f"{_told(now + lasts)}. Give one that does, or --expected HOURS if the run is shorter."
         )
     last = min(latest, end - lasts)
     until = [0.0, *accumulate(grams * step.total_seconds() for grams in grams_per_kwh)]

@@ -92,7 +92,7 @@ def one_at_a_time(root: Path, patience_seconds: float = 0.0) -> Iterator[None]:
                 return
         if time.monotonic() >= deadline:
             raise Occupied(
-                f"{root}: another process submits or cancels jobs for this root now. Wait for it, then look with status."
+                f"{root}: another process submits or cancels jobs for this root. Wait for it, then look with status."
             )
         time.sleep(_LOOK_SECONDS)
 
@@ -102,9 +102,7 @@ def called_off(root: Path, job: str) -> Path:
     return root / "slurm" / "cancelled" / job
 
 
-def submit(
-    orders: Sequence[Order], root: Path, config: SlurmConfig, begin: datetime | None = None
-) -> list[Submitted]:
+def submit(orders: Sequence[Order], root: Path, config: SlurmConfig, begin: datetime | None = None) -> list[Submitted]:
     """Queue the orders, whose scripts are kept already; the lines that were recorded.
 
     `begin`: the jobs that wait for no other do not start before; None: when they can.

@@ -300,7 +300,9 @@ def test_what_a_look_up_finds_does_not_depend_on_the_mode(tmp_path, plain):
 def test_a_share_reads_no_records_but_its_own_while_it_has_work(tmp_path, monkeypatch):
     read: list[str] = []
     find = parallel._find
-    monkeypatch.setattr(parallel, "_find", lambda record, name, *a, **k: read.append(name) or find(record, name, *a, **k))
+    monkeypatch.setattr(
+        parallel, "_find", lambda record, name, *a, **k: read.append(name) or find(record, name, *a, **k)
+    )
 
     def turn(worker: int) -> str:
         read.clear()

@@ -117,7 +117,9 @@ def test_the_sources_are_listed_once(cluster, monkeypatch):
     from data_pipeline import prepare
 
     listed, listing = [], prepare.expected_items
-    monkeypatch.setattr(prepare, "expected_items", lambda source, *more: listed.append(source.name) or listing(source, *more))
+    monkeypatch.setattr(
+        prepare, "expected_items", lambda source, *more: listed.append(source.name) or listing(source, *more)
+    )
     for command in ("submit", "render"):
         listed.clear()
         assert slurm(command, root=cluster / "root") == 0
@@ -187,7 +189,9 @@ def test_a_run_begins_in_the_greenest_hours(cluster, capsys):
     csv = forecast(cluster / "day.csv", [400] * 5 + [40] * 5 + [400] * 38)
     assert slurm("submit", "--carbon-aware", str(csv), "--expected", "3", root=root) == 0
     told = capsys.readouterr().out
-    assert re.search(r"begins not before \S+ \S+: 40 g CO2e/kWh by the forecast, 400 if it began now \(90% less\)", told)
+    assert re.search(
+        r"begins not before \S+ \S+: 40 g CO2e/kWh by the forecast, 400 if it began now \(90% less\)", told
+    )
     handed = [line for line in (cluster / "asked").read_text().splitlines() if "--parsable" in line]
     [waits] = re.findall(r"--parsable --hold --begin=now\+(\d+) ", handed[0])
     assert 4 * 3600 - 60 <= int(waits) <= 5 * 3600

@@ -132,7 +132,8 @@ def test_data_may_be_charged_elsewhere():
         picked = ("--account", "--qos")
         return {name: [word for word in jobs[name].options if word.startswith(picked)] for name in ("train", "audit")}
 
-    assert charged() == dict.fromkeys(("train", "audit"), ["--account=lab", "--qos=long"])
+    lab = ["--account=lab", "--qos=long"]
+    assert charged() == {"train": lab, "audit": lab}
     assert charged(data_account="cpu", data_qos="short") == {
         "train": ["--account=lab", "--qos=long"], "audit": ["--account=cpu", "--qos=short"],
     }  # fmt: skip

@@ -182,7 +182,11 @@ def test_memory(text, expected):
         ({"time_limit": "4", "signal_seconds": 180}, "/r", "slurm.time_limit = '4' with signal_seconds = 180"),
         ({"environment": "/nowhere.sh"}, "/r", "slurm.environment: there is no /nowhere.sh"),
         ({}, "/r/100%", "Slurm reads '%'"),
-        ({"container": "/nowhere.sif", "container_runtime": "apptainer"}, "/r", "slurm.container: there is no /nowhere"),
+        (
+            {"container": "/nowhere.sif", "container_runtime": "apptainer"},
+            "/r",
+            "slurm.container: there is no /nowhere",
+        ),
         ({"container_mounts": ("data",)}, "/r", "slurm.container_mounts: 'data' is no absolute path"),
     ],
 )
@@ -221,8 +225,8 @@ def test_the_runs_file_wins_over_the_sites(tmp_path, monkeypatch):
 def test_an_image_that_is_a_file_is_found_from_the_file_that_names_it(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.delenv(SITE_VARIABLE, raising=False)
-    for named, file in (("assay.sif", True), ("./images/assay", True), ("docker://x/y:1", False), ("nvcr.io#x/y:1", False),
-                        ("ubuntu", False)):  # fmt: skip
+    files, names = ("assay.sif", "./images/assay"), ("docker://x/y:1", "nvcr.io#x/y:1", "ubuntu")
+    for named, file in {**dict.fromkeys(files, True), **dict.fromkeys(names, False)}.items():
         merged = with_site(SlurmConfig(container=named, container_runtime="pyxis"), tmp_path)
         assert merged.container == (str(tmp_path / named) if file else named)
         assert merged.image_file == (tmp_path / named if file else None)

@@ -307,7 +307,20 @@ def test_failures_of_a_data_step_are_counted_anew_behind_each_shard(node):
 
 
 def test_a_script_of_the_site_cannot_touch_ours(node, tmp_path):
-    names = ["root", "command", "status", "progress", "before", "job", "attempts", "step", "told", "retries", "shares", "workers"]
+    names = [
+        "root",
+        "command",
+        "status",
+        "progress",
+        "before",
+        "job",
+        "attempts",
+        "step",
+        "told",
+        "retries",
+        "shares",
+        "workers",
+    ]
     site = tmp_path / "it's modules.sh"
     lines = [f"{name}=theirs; export {name}" for name in names]
     lines += ["begin() { echo theirs; exit 9; }", "finish() { exit 9; }", "made() { exit 9; }", "export -f finish made"]

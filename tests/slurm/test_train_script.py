@@ -188,8 +188,9 @@ def test_a_signal_to_every_process_of_the_job_as_the_ranks_end_loses_no_record(n
 @pytest.fixture
 def chain(node):
     """Job 7 is the second of four links; `scancel` tells what it is asked."""
+    same = {"after": [], "numbers": [], "submission": 1, "submitted": "", "tasks": 0}
     lines = [
-        {"after": [], "job": job, "kind": kind, "name": name, "numbers": [], "submission": 1, "submitted": "", "tasks": 0}
+        {**same, "job": job, "kind": kind, "name": name}
         for job, kind, name in (
             ("5", "audit", "audit"), ("6", "train", "train"), ("7", "train", "train-2"), ("8", "train", "train-3"),
             ("9", "train", "train-4"), ("10", "evaluate", "evaluate"),
