@@ -255,11 +255,16 @@ def _greenest(arguments: Arguments, config: SlurmConfig) -> _Begin | None:
     latest = now + timedelta(hours=arguments.latest or _LATEST_HOURS)
     start = greenest(forecast.start, forecast.step, forecast.grams_per_kwh, now, latest, lasts)
     evidence = {
-        "asked": now.isoformat(), "at_once_grams_per_kwh": start.at_once_grams_per_kwh,
-        "begin": start.begin.isoformat(), "expected_hours": lasts / timedelta(hours=1), "forecast": arguments.carbon_aware.name,
-        "forecast_sha256": forecast.sha256, "grams_per_kwh": start.grams_per_kwh, "latest": latest.isoformat(),
+        "asked": now.isoformat(),
+        "at_once_grams_per_kwh": start.at_once_grams_per_kwh,
+        "begin": start.begin.isoformat(),
+        "expected_hours": lasts / timedelta(hours=1),
+        "forecast": arguments.carbon_aware.name,
+        "forecast_sha256": forecast.sha256,
+        "grams_per_kwh": start.grams_per_kwh,
+        "latest": latest.isoformat(),
         "latest_covered": start.last.isoformat(),
-    }  # fmt: skip
+    }
     return _Begin(start.begin if start.begin > now else None, in_words(start, now), evidence)
 
 

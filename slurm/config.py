@@ -94,8 +94,8 @@ class SlurmConfig(Section):
     environment: str = ""
     """A shell script that is sourced first (modules, a virtual environment); from the folder of the file naming it."""
     container: str = ""
-    """An image that every command runs in: a file (a path that begins with / or ., or ends like .sif; from the folder of
-    the file naming it), or a name that `container_runtime` understands ("docker://...")."""
+    """An image that every command runs in: a file (a path that begins with / or ., or ends like .sif; from the folder
+    of the file naming it), or a name that `container_runtime` understands ("docker://...")."""
     container_runtime: Literal["none", "pyxis", "apptainer"] = "none"
     """What runs the image: pyxis (enroot, an option of srun) or apptainer."""
     container_mounts: tuple[str, ...] = ()
