@@ -87,6 +87,12 @@ def test_failures_are_counted_anew_behind_each_checkpoint(node):
     [
         ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0", 137, "out of memory: slurmstepd: error: Detec"),
         ("srun: error: node5: task 1: Killed", 137, "node5: task 1: Killed"),
+        (
+            "slurmstepd: error: StepId=7.1 exceeded memory limit (2958 > 2097), being killed\n"
+            "srun: error: node4: task 0: Killed",
+            137,
+            "out of memory: slurmstepd: error: StepId=7.1 exceeded",
+        ),
         ("10:00:00 ERROR StorageError: cannot write x: no space left", 74, "cannot write x: no space left"),
         (
             "srun: error: node4: task 0: Exited with exit code 1\nsrun: error: node5: task 1: Aborted",
