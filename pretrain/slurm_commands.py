@@ -5,6 +5,7 @@ The package `slurm` knows nothing of data or training; what it must know of them
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import sys
@@ -15,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from governance.errors import ClusterError, ConfigError, MissingInput, PipelineError
+from governance.errors import ClusterError, ConfigError, MissingInput, PipelineError, StorageError
 from governance.files import write_json
 from governance.stage import Runtime
 from pretrain.commands import Arguments, load, say
@@ -139,7 +140,13 @@ def cancel(arguments: Arguments) -> None:
     _, runtime = load(arguments, "slurm submit")
     if gather(runtime.root) is None and not (runtime.root / "slurm").is_dir():
         _nothing(runtime)
-    with one_at_a_time(runtime.root, _CANCEL_PATIENCE_SECONDS):  # a submission that is under way is cancelled whole
+    with contextlib.ExitStack() as alone:
+        with contextlib.suppress(
+            StorageError
+        ):  # a full disk, where no lock is to be had, must not keep anybody from it
+            alone.enter_context(
+                one_at_a_time(runtime.root, _CANCEL_PATIENCE_SECONDS)
+            )  # a submission is cancelled whole
         ended = end(gather(runtime.root) or _nothing(runtime), runtime.root)
     say(f"cancelled: {', '.join(ended)}" if ended else "nothing waits or runs")
 
@@ -245,7 +252,7 @@ def _greenest(arguments: Arguments, config: SlurmConfig) -> _Begin | None:
     from slurm.greenest import greenest, in_words
 
     limit = minutes(config.time_limit) * config.chain
-    if arguments.expected is None and limit == float("inf"):
+    if arguments.expected is None and limit in (0, float("inf")):
         raise ConfigError(
             f"slurm.time_limit = {config.time_limit!r} says nothing of how long the run lasts: give --expected HOURS"
         )
