@@ -45,6 +45,7 @@ def test_the_quick_start_without_the_network(bed, tmp_path):
     change(
         folder,
         ('languages = ["de", "en", "es", "nl"]\n', ""),
+        ("decay_steps = 50", "decay_steps = 10"),
         ("steps = 200", "steps = 20"),
         ("every_steps = 50\nkeep", "every_steps = 10\nkeep"),
         ("validate_every_steps = 50", "validate_every_steps = 10"),
