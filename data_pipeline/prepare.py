@@ -7,8 +7,8 @@ Each line below is a stage: it finds its artifact or makes it. This call graph i
 resumes wherever it was left. A stage in brackets is there when its section is in the run's file. Before the first one,
 `preflight.py` looks whether all is there that the file names.
 
-A *data step* is one pass of a stage over all its shards: what the tasks of an array can share (`Runtime.mode`). `steps`
-and `shard_count` say beforehand how many arrays there will be, and of what size; nothing that is made rests on them.
+A *data step* is one pass of a stage over all its shards: what the tasks of an array can share (`Runtime.mode`).
+`survey` says beforehand how many arrays there will be, and of what size; nothing that is made rests on it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
@@ -175,18 +176,31 @@ def prepare(config: DataConfig, folder: Path, runtime: Runtime) -> dict[str, Man
     return {manifest.stage: manifest for manifest in stages(config, folder, runtime)}
 
 
-def steps(config: DataConfig, folder: Path) -> list[str]:
-    """The data steps in order, each named after its stage: "ingest", "clean", "dedup", "dedup-2", ...
+@dataclass(frozen=True)
+class Survey:
+    """What the sources come to, by the names and sizes of their files alone."""
 
-    Those of `ingest` hang on the files, of which only names and sizes are looked at: large plain ones are cut before
-    they are read; ids of a source's own are compared behind that, and what one reading made of a packed file or an
-    archive gets its places. A step that then has nothing to do costs an array without work.
+    steps: tuple[str, ...]
+    """The data steps in order, each named after its stage: "ingest", "clean", "dedup", "dedup-2", ..."""
+    shards: int
+    """About how many document shards `ingest` will make, at least one."""
+    folders: tuple[Path, ...]
+    """The folder of this machine that each source lies in; those that are fetched have none."""
+
+
+def survey(config: DataConfig, folder: Path) -> Survey:
+    """List the files of each source once (of one that is fetched, its server is asked for their names).
+
+    The steps of `ingest` hang on the files: large plain ones are cut before they are read; ids of a source's own are
+    compared behind that, and what one reading made of a packed file or an archive gets its places. A step that then has
+    nothing to do costs an array without work.
 
     Raises:
         MissingInput: a source's file is not there.
     """
     size = config.ingest.shard_bytes
-    items = [(source, item) for source in config.sources for item in expected_items(source, folder, size)]
+    found = [(source, expected_items(source, folder, size)) for source in config.sources]
+    items = [(source, item) for source, of_source in found for item in of_source]
     cut = any(item.part and has_lines(source, item) for source, item in items)
     placed = any(source.fields.id or may_overflow(item, size) for source, item in items)
     passes = {
@@ -201,31 +215,12 @@ def steps(config: DataConfig, folder: Path) -> list[str]:
         "encode": 1,
         "pack": int(config.pack is not None),
     }
-    return [f"{stage}-{n}" if n > 1 else stage for stage, count in passes.items() for n in range(1, count + 1)]
-
-
-def source_folders(config: DataConfig, folder: Path) -> list[Path]:
-    """The folder of this machine that each source lies in; those that are fetched have none.
-
-    Raises:
-        MissingInput: a source's file is not there.
-    """
-    found = []
-    for source in config.sources:
-        items = expected_items(source, folder, config.ingest.shard_bytes)
-        if parents := {str(item.path.absolute().parent) for item in items if item.path is not None}:
-            found.append(Path(os.path.commonpath(parents)))
-    return found
-
-
-def shard_count(config: DataConfig, folder: Path) -> int:
-    """About how many document shards `ingest` will make, at least one, by the names and sizes of files alone.
-
-    Raises:
-        MissingInput: a source's file is not there.
-    """
-    size, count = config.ingest.shard_bytes, 0
-    for source in config.sources:
-        for reading in plan(source, expected_items(source, folder, size), size):
-            count += max(1, math.ceil(sum(map(text_bytes, reading.items)) / size))
-    return count
+    readings = [reading for source, of_source in found for reading in plan(source, of_source, size)]
+    parents = [
+        {str(item.path.absolute().parent) for item in of_source if item.path is not None} for _, of_source in found
+    ]
+    return Survey(
+        tuple(f"{stage}-{n}" if n > 1 else stage for stage, count in passes.items() for n in range(1, count + 1)),
+        sum(max(1, math.ceil(sum(map(text_bytes, reading.items)) / size)) for reading in readings),
+        tuple(Path(os.path.commonpath(paths)) for paths in parents if paths),
+    )

@@ -8,7 +8,8 @@ worker 0's: how the others wait for it, and take over, is `governance/alone.py`'
 
 Where a scheduler starts tasks when it likes, nobody can wait: then `Runtime.mode` is "share" for the tasks of an array,
 and "join" for the job behind it. A share makes worker i's missing shards of the first step that is not complete and
-leaves; it believes records whose files have the size that they say. A join reads the files and compares them, makes
+leaves, and looks at those of others only where it has none to make; it believes records whose files have the size that
+they say. A join reads the files and compares them, makes
 what lies between two steps, and leaves at the next step that is not complete.
 
 Each finished shard leaves a record `<root>/<stage>/records/<key>.json`, written after its files: the shard's key,
@@ -27,7 +28,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from governance.errors import MissingInput, PipelineError
 from governance.files import put_in_place, remove_file, sha256_file, sweep_temporaries, write_json
 from governance.log import get_logger, progress
 from governance.manifest import Output, describe
-from governance.stage import Leave, Recipe, Runtime
+from governance.stage import Leave, Recipe, Runtime, note_progress
 
 _PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
 
@@ -93,45 +94,76 @@ def map_shards(
         Leave: shards are missing, and this is a join, or a share that has made its own of them.
     """
     records = folder.parent / "records"
-    done: dict[int, ShardDone] = {}
-    keys = [recipe.key(shard.inputs) for shard in shards]
     find = functools.partial(_find, folder=folder, root=runtime.root, suffix=suffix)
-    missing = []
-    for index, shard in enumerate(shards):
-        found = find(records / f"{keys[index]}.json", shard.name, trusted=runtime.mode == "share")
-        if found is None:
-            missing.append(index)
-        else:
-            done[index] = found
-    if missing and runtime.mode == "join":
-        _forget([(records / f"{keys[index]}.json", shards[index].name) for index in missing], find)
-        raise Leave(recipe.stage, f"{len(missing)} of {len(shards)} shards are missing; the next array makes them")
     task = functools.partial(_make_shard, function, recipe.section, folder, records, runtime.root, suffix)
-    ours = [index for index in missing if index % runtime.worker[1] == runtime.worker[0]]
-    theirs = [index for index in missing if index % runtime.worker[1] != runtime.worker[0]]
-    if missing and runtime.mode == "share":
-        _make_share(recipe.stage, task, [(i, keys[i], shards[i]) for i in ours], runtime)
-        told = f"{len(ours)} shards made; {len(theirs)} of {len(shards)} were missing beside them"
-        raise Leave(recipe.stage, told, made=len(ours))
+    done: dict[int, ShardDone] = {}
+    mine = range(runtime.worker[0], len(shards), runtime.worker[1])
+
+    def work(index: int) -> tuple[int, str, Shard]:
+        return index, recipe.key(shards[index].inputs), shards[index]
+
+    def look(indices: Iterable[int], trusted: bool) -> Iterator[tuple[int, str, Shard]]:
+        """Those that are missing; what is there goes into `done`."""
+        for item in map(work, indices):
+            index, key, shard = item
+            if (found := find(records / f"{key}.json", shard.name, trusted=trusted)) is None:
+                yield item
+            else:
+                done[index] = found
+
+    if runtime.mode == "share":
+        _share(recipe.stage, functools.partial(look, trusted=True), mine, len(shards), task, runtime)
+        return [done[index] for index in range(len(shards))]
+    missing = list(look(range(len(shards)), trusted=False))
+    if missing and runtime.mode == "join":
+        _forget([(records / f"{key}.json", shard.name) for _, key, shard in missing], find)
+        raise Leave(recipe.stage, f"{len(missing)} of {len(shards)} shards are missing; the next array makes them")
+    ours = [item for item in missing if item[0] in mine]
+    others = {index: (records / f"{key}.json", shard.name) for index, key, shard in missing if index not in mine}
     with progress(recipe.stage, len(shards), "shards", done=len(done)) as advance:
-        for index, made in _run(task, [(i, keys[i], shards[i]) for i in ours], runtime):
+        for index, made in _made(recipe.stage, task, ours, runtime):
             done[index] = made
             advance(1)
-        others = {index: (records / f"{keys[index]}.json", shards[index].name) for index in theirs}
         for index, made in _await(others, functools.partial(find, trusted=True)):
             done[index] = made
             advance(1)
-        for index, made in _run(task, [(i, keys[i], shards[i]) for i in sorted(others)], runtime):
+        for index, made in _made(recipe.stage, task, [work(index) for index in sorted(others)], runtime):
             done[index] = made
             advance(1)
     sweep_temporaries(records)
     return [done[index] for index in range(len(shards))]
 
 
-def _make_share(stage: str, task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> None:
-    with progress(stage, len(work), "shards") as advance:
-        for _ in _run(task, work, runtime):
-            advance(1)
+def _made(
+    stage: str, task: Callable[[Any], Any], work: list[tuple[int, str, Shard]], runtime: Runtime
+) -> Iterator[tuple[int, ShardDone]]:
+    """Make shards, and say of each that it is made."""
+    names = {index: shard.name for index, _, shard in work}
+    for index, made in _run(task, work, runtime):
+        note_progress(runtime, f"{stage} {names[index]}")
+        yield index, made
+
+
+def _share(
+    stage: str,
+    look: Callable[[Iterable[int]], Iterator[tuple[int, str, Shard]]],
+    mine: range,
+    count: int,
+    task: Callable[[Any], Any],
+    runtime: Runtime,
+) -> None:
+    """Make what is missing of this task's own, and leave; it reads no records but those while it has work.
+
+    Raises:
+        Leave: the step is not complete yet, as far as this task knows.
+    """
+    if ours := list(look(mine)):
+        with progress(stage, len(ours), "shards") as advance:
+            for _ in _made(stage, task, ours, runtime):
+                advance(1)
+        raise Leave(stage, f"{len(ours)} shards made, all that were missing of its own", made=len(ours))
+    if next(look(index for index in range(count) if index not in mine), None) is not None:
+        raise Leave(stage, "0 shards made; what is missing is of other tasks")
 
 
 def _forget(missing: Sequence[tuple[Path, str]], find: Callable[[Path, str], ShardDone | None]) -> None:

@@ -29,7 +29,7 @@ from typing import Any, Literal, Protocol
 from governance.alone import make_alone
 from governance.config import Section, canonical_json
 from governance.errors import BudgetReached, ManifestError, MissingInput
-from governance.files import sha256_bytes, sweep_temporaries
+from governance.files import append_line, sha256_bytes, sweep_temporaries
 from governance.log import get_logger
 from governance.manifest import (
     FILE_NAME,
@@ -180,6 +180,9 @@ class Runtime:
     """Called with each artifact before its manifest is written."""
     head: Callable[[], str] = field(default=no_head)
     """The journal's last line, "index:sha256"; "" where there is none."""
+    tally: Path | None = None
+    """A file that gets a line for each shard and artifact that this process finishes, for a job to see that it gets
+    further; None: nobody looks."""
 
 
 @dataclass(frozen=True)
@@ -270,12 +273,20 @@ def run_stage(
             stats=made.stats,
             run={**provenance(), "started": started, "finished": now(), "energy": energy},
         )
-        return commit(manifest, runtime.root, runtime.attest)
+        committed = commit(manifest, runtime.root, runtime.attest)
+        note_progress(runtime, f"{stage} {folder.name}")
+        return committed
 
     if not alone:
         return make_and_commit()
     sign = folder.parent / "records" / folder.name
     return make_alone(sign, runtime.worker, lambda: _committed(folder, runtime.root), make_and_commit)
+
+
+def note_progress(runtime: Runtime, what: str) -> None:
+    """Say that `what` was finished here, where somebody counts."""
+    if runtime.tally is not None:
+        append_line(runtime.tally, what)
 
 
 def _committed(folder: Path, root: Path) -> Manifest | None:

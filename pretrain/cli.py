@@ -268,7 +268,23 @@ def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     command = add("render", "render", "print the jobs' scripts; nothing is submitted")
     _config(command)
     command.add_argument("--job", default="", metavar="JOB", help="only this job's script")
-    _config(add("submit", "submit", "submit the run; what the cluster would refuse is refused before"))
+    command = add("submit", "submit", "submit the run; what the cluster would refuse is refused before")
+    _config(command)
+    command.add_argument(
+        "--carbon-aware",
+        type=Path,
+        metavar="CSV",
+        help="begin in the greenest hours of this forecast (time,grams_per_kwh)",
+    )
+    command.add_argument(
+        "--latest", type=_hours, metavar="HOURS", help="with it: begin within so many hours (default: 24)"
+    )
+    command.add_argument(
+        "--expected",
+        type=_hours,
+        metavar="HOURS",
+        help="with it: how long the run lasts (default: training's time limit)",
+    )
     command = add("status", "status", "each job, shards, training, energy, and what to type next")
     _config(command)
     command.add_argument("--watch", action="store_true", help="again every ten seconds, until all has ended")
@@ -321,6 +337,13 @@ def _config(command: argparse.ArgumentParser, name: str = "CONFIG", text: str = 
         metavar="FIELD=VALUE",
         help="override one setting, VALUE in TOML's grammar: --set train.steps=20 (repeatable)",
     )
+
+
+def _hours(text: str) -> float:
+    hours = float(text)
+    if not 0 < hours <= 24 * 366:
+        raise argparse.ArgumentTypeError(f"{text} is no number of hours above 0 and up to a year")
+    return hours
 
 
 def _processes(command: argparse.ArgumentParser) -> None:

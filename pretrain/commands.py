@@ -6,6 +6,7 @@ Results go to standard output, so that they can be piped; messages and progress 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from governance.stage import Runtime
 from pretrain.run_config import Run, load_run
 
 Arguments = argparse.Namespace
+TALLY_VARIABLE = "ASSAY_TALLY"
+"""Names the file of `Runtime.tally`; a job's script sets it."""
 
 
 def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
@@ -37,6 +40,7 @@ def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
         budget=open_budget(run.policy.energy_budget, ledger, str(run.folder / run.config.governance.policy)),
         attest=attest_with(journal, run.config.governance, run.folder, root.absolute()),
         head=journal.head,
+        tally=Path(os.environ[TALLY_VARIABLE]) if os.environ.get(TALLY_VARIABLE) else None,
     )
     return run, runtime
 

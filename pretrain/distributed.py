@@ -95,6 +95,16 @@ def slurm_attempt(environment: Mapping[str, str] | None = None) -> tuple[str, in
     return job, _number("SLURM_RESTART_COUNT", values.get("SLURM_RESTART_COUNT", "0"))
 
 
+def meeting_name(environment: Mapping[str, str] | None = None) -> str:
+    """A name that the processes of one start share and no other start has: of the job, its restart and its step."""
+    values = os.environ if environment is None else environment
+    job, restart = slurm_attempt(values)
+    if job:
+        return f"{job.strip('/').replace('/', '-')}-{restart}-{values.get('SLURM_STEP_ID', f'alone{os.getpid()}')}"
+    alone = values.get("WORLD_SIZE", "1") == "1"
+    return f"here-{os.getpid()}" if alone else f"here-{values.get('MASTER_ADDR', '')}-{values.get('MASTER_PORT', '')}"
+
+
 def node_name() -> str:
     """This node, as Slurm calls it; elsewhere the host's name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

@@ -288,8 +288,9 @@ def _tell_haste(job: Job, step: int) -> None:
     log.info("train: %.1f s from the signal until step %d was durable", seconds, step)
     if given and seconds > given / 2:
         log.warning(
-            "train: that is more than half of slurm.signal_seconds = %d: set it to %d, or a run that saves more slowly "
-            "is killed before it is done", given, 4 * math.ceil(seconds),
+            "train: that is more than half of the %d s that a job is given to leave (slurm.signal_seconds, or the "
+            "site's slurm.notice_seconds): a run that saves more slowly is killed before it is done; it wants %d s",
+            given, 4 * math.ceil(seconds),
         )  # fmt: skip
 
 

@@ -9,8 +9,9 @@ with status 69: the job script leaves the node out and asks for another. A fault
 below the root, a root that is not shared) names none. What is found of a finished run is that it is finished; then
 nothing is checked.
 
-The nodes meet by files below the root first, which is the check that they share it, and then by the network. A node
-that does not come is named by the first one. Price: about ten seconds, most of it importing torch.
+The nodes meet by files below the root first, which is the check that they share it, and then by the network, over which
+they compare their clocks: no file's time is believed. A node that does not come is named by the first one. Price:
+about ten seconds, most of it importing torch.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from governance.errors import ClusterError
 from governance.files import write_json
@@ -41,6 +42,7 @@ _SUM_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 _LAST_WORD_SECONDS = 2.0  # the first node's store lives so much longer, for the others to hear who is missing
 _SKEW_SECONDS = 5.0
+_EXCHANGES = 5  # of the time, a node; the quickest counts
 _ELEMENTS = 8 << 20  # of the all-reduce: 32 MiB
 _ROUNDS = 3
 _PERIOD = 1000  # sums of whole numbers below this are exact in fp32 up to 4,000 nodes
@@ -195,42 +197,30 @@ def extension(asked: Asked, node: str) -> list[Finding]:
 
 
 def shared_root(folder: Path, ranks: Ranks, node: str) -> tuple[list[Finding], list[str] | None]:
-    """That all nodes see each other's files, and how far their clocks are from the file system's and the first node's.
+    """That all nodes see each other's files.
 
-    Returns the findings, and the nodes' names in order; None where they did not all meet.
+    Returns the finding, and the nodes' names in order; None where they did not all meet.
     """
-    path = folder / f"{ranks.rank:05d}.json"
-    write_json(path, {"node": node})
-    ahead = time.time() - path.stat().st_mtime  # of the file server's clock; of this node's own where the disk is
-    write_json(path, {"node": node, "ahead": ahead})
+    write_json(folder / f"{ranks.rank:05d}.json", {"node": node})
     wanted = {f"{rank:05d}.json" for rank in range(ranks.world_size)}
     deadline = time.monotonic() + _MEET_SECONDS
-    met: dict[str, dict[str, Any]] = {}
-    while len(met) < len(wanted) and time.monotonic() < deadline:
+    met: dict[str, str] = {}
+    while True:
         for name in sorted((wanted & set(os.listdir(folder))) - set(met)):
-            value = json.loads((folder / name).read_bytes())
-            if "ahead" in value:
-                met[name] = value
+            met[name] = json.loads((folder / name).read_bytes())["node"]
+        if len(met) == len(wanted) or time.monotonic() >= deadline:
+            break
         time.sleep(_POLL_SECONDS)
     told = f"{len(met)} of {len(wanted)} nodes see {folder.parents[2]}"
     if len(met) < len(wanted):
         alone = len(met) == 1 and ranks.world_size > 2 and not ranks.first
         why = f"{told} within {_MEET_SECONDS:.0f} s of each other; the root must lie on a disk that all nodes share"
         return [Finding("root", why, bad=True, nodes=(node,) if alone else ())], None
-    theirs = float(met["00000.json"]["ahead"])
-    first = ahead - theirs
-    # where the first node's clock is the one that is off, the first node says so itself
-    skew = max(abs(ahead), abs(first) if abs(theirs) <= _SKEW_SECONDS else 0.0)
-    clock = f"{ahead:+.3f} s from the file system's clock, {first:+.3f} s from the first node's"
-    findings = [
-        Finding("root", told),
-        Finding("clock", clock, bad=skew > _SKEW_SECONDS, nodes=(node,) if skew > _SKEW_SECONDS else ()),
-    ]
-    return findings, [met[name]["node"] for name in sorted(met)]
+    return [Finding("root", told)], [met[name] for name in sorted(met)]
 
 
 def network(ranks: Ranks, names: Sequence[str], device: str) -> list[Finding]:
-    """That every node reaches the first, and a sum over all of them is right; how fast it was."""
+    """That every node reaches the first, their clocks agree, and a sum over all of them is right; how fast it was."""
     from torch import distributed
 
     from pretrain.distributed import publish
@@ -250,10 +240,56 @@ def network(ranks: Ranks, names: Sequence[str], device: str) -> list[Finding]:
             missing = [names[0]]
         told = f"no connection from {', '.join(missing)} to {address}:{port} within {_CONNECT_SECONDS:.0f} s"
         return [Finding("network", told, bad=True, nodes=tuple(missing))]
+    found = []
     try:
-        return [_sum(ranks, names, store, device)]
+        offsets = exchange(store, ranks)
+        found = [clock(offsets, ranks, names)]
+        return [*found, _sum(ranks, names, store, device)]
     except (RuntimeError, OSError) as error:
-        return [Finding("network", f"all-reduce failed: {_last_line(error)}", bad=True)]
+        what = "all-reduce" if found else "exchange of the time"
+        return [*found, Finding("network", f"{what} failed: {_last_line(error)}", bad=True)]
+
+
+def exchange(store: distributed.Store, ranks: Ranks) -> list[tuple[float, float]]:
+    """(seconds ahead of the first node's clock, bound of their error) of each node, on every node.
+
+    The first node answers each of the others in turn with its time, which is of a moment between question and answer:
+    half their distance bounds the error (F. Cristian, Probabilistic clock synchronization, 1989). Of `_EXCHANGES` the
+    quickest counts; the first one of a node waits for its turn.
+
+    Raises:
+        RuntimeError: a node does not answer.
+    """
+    if ranks.first:
+        for rank in range(1, ranks.world_size):
+            for turn in range(_EXCHANGES):
+                store.get(f"asked-{rank}-{turn}")
+                store.set(f"time-{rank}-{turn}", repr(time.time()))
+        others = [json.loads(store.get(f"ahead-{rank}")) for rank in range(1, ranks.world_size)]
+        store.set("ahead", json.dumps([[0.0, 0.0], *others]))
+    else:
+        quickest = (0.0, float("inf"))
+        for turn in range(_EXCHANGES):
+            asked = time.monotonic()
+            store.set(f"asked-{ranks.rank}-{turn}", "")
+            theirs = float(store.get(f"time-{ranks.rank}-{turn}"))
+            bound = (time.monotonic() - asked) / 2
+            quickest = min(quickest, (time.time() - bound - theirs, bound), key=lambda pair: pair[1])
+        store.set(f"ahead-{ranks.rank}", json.dumps(quickest))
+    return [(ahead, bound) for ahead, bound in json.loads(store.get("ahead"))]
+
+
+def clock(offsets: Sequence[tuple[float, float]], ranks: Ranks, names: Sequence[str]) -> Finding:
+    """Whether more than half of the nodes, this one counted, have this node's time within `_SKEW_SECONDS`.
+
+    So a first node whose clock is off is named, and not all the others. Of two nodes that differ nobody can say which
+    one is wrong: both are left out.
+    """
+    ahead, bound = offsets[ranks.rank]
+    agree = sum(abs(ahead - other) - bound - error <= _SKEW_SECONDS for other, error in offsets)
+    bad = 2 * agree <= len(offsets)
+    told = f"{ahead:+.3f} s (within {bound:.3f} s) from {names[0]}'s, {agree} of {len(offsets)} nodes agree"
+    return Finding("clock", told, bad=bad, nodes=(names[ranks.rank],) if bad else ())
 
 
 def _presence(store: distributed.Store, ranks: Ranks, names: Sequence[str]) -> list[str]:

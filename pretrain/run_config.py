@@ -60,7 +60,7 @@ class RunConfig(Section):
     @property
     def settings(self) -> Settings:
         """How it is carried out."""
-        return Settings(self.checkpoint, self.engine, self.tracking, self.slurm.signal_seconds)
+        return Settings(self.checkpoint, self.engine, self.tracking, self.slurm.warning_seconds)
 
 
 @dataclass(frozen=True)

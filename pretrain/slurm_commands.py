@@ -5,27 +5,35 @@ The package `slurm` knows nothing of data or training; what it must know of them
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from governance.errors import ClusterError, ConfigError, MissingInput, PipelineError
+from governance.errors import ClusterError, ConfigError, MissingInput, PipelineError, StorageError
+from governance.files import write_json
 from governance.stage import Runtime
 from pretrain.commands import Arguments, load, say
 from pretrain.run_config import Run
 
 if TYPE_CHECKING:
+    from data_pipeline.prepare import Survey
     from slurm.config import SlurmConfig
     from slurm.graph import Job
     from slurm.standing import View
     from slurm.submit import Order
 
 _WATCH_SECONDS = 10.0
+_LATEST_HOURS = 24.0
+"""How long a run waits for greener hours where nothing is said: forecasts rarely reach further."""
+_CANCEL_PATIENCE_SECONDS = 900.0
+"""A submission of thousands of jobs to a busy controller, whose checks may wait for a node, lasts minutes."""
 _FALLBACK_ARRAY_SIZE = 1001
 """Slurm's own default of MaxArraySize, for a script that is only looked at."""
 
@@ -41,7 +49,7 @@ def render(arguments: Arguments) -> None:
         size = max_array_size()
     except ClusterError:
         size = _FALLBACK_ARRAY_SIZE
-    jobs = _plan(arguments, loaded, runtime, config, size)
+    jobs = _plan(arguments, _sources(loaded), runtime, config, size)
     wanted = [job for job in jobs if arguments.job in ("", job.name)]
     if not wanted:
         raise ConfigError(f"there is no job {arguments.job!r}; there are: {', '.join(job.name for job in jobs)}")
@@ -60,7 +68,9 @@ def submit(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "slurm submit")
     config = _section(loaded)
-    jobs = _plan(arguments, loaded, runtime, config, max_array_size())
+    sources = _sources(loaded)
+    jobs = _plan(arguments, sources, runtime, config, max_array_size())
+    start = _greenest(arguments, config)
     with one_at_a_time(runtime.root):
         view = gather(runtime.root)
         if view is not None and any(row.count("waiting", "running", "unknown") for row in view.rows):
@@ -69,7 +79,12 @@ def submit(arguments: Arguments) -> None:
                 f"{runtime.root}: jobs of this run are queued or run already: {', '.join(queued)}. See them with: "
                 f"assay slurm status {_typed(arguments)}; end them with: assay slurm cancel {_typed(arguments)}"
             )
-        _queue(arguments, [Order(job) for job in jobs], loaded, runtime, config)
+        orders = [Order(job) for job in jobs]
+        _refuse(arguments, orders, sources, runtime, config)
+        if start is not None:
+            write_json(runtime.root / "slurm" / "carbon.json", start.evidence)
+            say(start.words)
+        _queue(arguments, orders, runtime, config, start.begin if start else None)
 
 
 def retry(arguments: Arguments) -> None:
@@ -82,15 +97,17 @@ def retry(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "slurm submit")
     config = _section(loaded)
-    jobs = _plan(arguments, loaded, runtime, config, max_array_size())
+    sources = _sources(loaded)
+    jobs = _plan(arguments, sources, runtime, config, max_array_size())
     with one_at_a_time(runtime.root):
         view = gather(runtime.root) or _nothing(runtime)
         orders, stale = missing(view, jobs)
         if not orders:
             say("nothing is missing")
             return
-        end(stale)
-        _queue(arguments, orders, loaded, runtime, config)
+        _refuse(arguments, orders, sources, runtime, config)
+        end(stale)  # nothing that waits is lost to a submission that is refused
+        _queue(arguments, orders, runtime, config)
 
 
 def status(arguments: Arguments) -> None:
@@ -99,7 +116,8 @@ def status(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "slurm submit")
     try:
-        data = _data_of(loaded)  # once: it lists the sources' files, and asks servers for theirs
+        sources = _sources(loaded)  # once: servers are asked for their files
+        data = (sources.steps, sources.shards)
     except PipelineError:  # a source that is gone since is no reason to be silent about the jobs
         data = ((), 0)
     while True:
@@ -117,9 +135,19 @@ def cancel(arguments: Arguments) -> None:
     """All that waits or runs."""
     from slurm.control import cancel as end
     from slurm.standing import gather
+    from slurm.submit import one_at_a_time
 
     _, runtime = load(arguments, "slurm submit")
-    ended = end(gather(runtime.root) or _nothing(runtime))
+    if gather(runtime.root) is None and not (runtime.root / "slurm").is_dir():
+        _nothing(runtime)
+    with contextlib.ExitStack() as alone:
+        with contextlib.suppress(
+            StorageError
+        ):  # a full disk, where no lock is to be had, must not keep anybody from it
+            alone.enter_context(
+                one_at_a_time(runtime.root, _CANCEL_PATIENCE_SECONDS)
+            )  # a submission is cancelled whole
+        ended = end(gather(runtime.root) or _nothing(runtime), runtime.root)
     say(f"cancelled: {', '.join(ended)}" if ended else "nothing waits or runs")
 
 
@@ -144,7 +172,7 @@ def logs(arguments: Arguments) -> None:
 def preflight(arguments: Arguments) -> None:
     """The checks of this node, before training."""
     from governance.manifest import FILE_NAME
-    from pretrain.distributed import read_ranks, slurm_attempt
+    from pretrain.distributed import meeting_name, read_ranks
     from pretrain.node_checks import Asked, check_node, say_at_once
     from pretrain.run import corpus
 
@@ -159,9 +187,7 @@ def preflight(arguments: Arguments) -> None:
         section.gpus_per_node, config.recipe, config.engine, config.checkpoint.native,
         int(tokens.stats["vocabulary_size"]), section.tasks_per_node,
     )  # fmt: skip
-    job, restart = slurm_attempt()
-    meeting = f"{job.rpartition('/')[2] or 'here'}-{restart}"
-    check_node(asked, runtime.root, read_ranks(), meeting, say_at_once)
+    check_node(asked, runtime.root, read_ranks(), meeting_name(), say_at_once)
 
 
 def _section(loaded: Run) -> SlurmConfig:
@@ -170,35 +196,91 @@ def _section(loaded: Run) -> SlurmConfig:
     return with_site(loaded.config.slurm, loaded.folder)
 
 
-def _plan(arguments: Arguments, loaded: Run, runtime: Runtime, config: SlurmConfig, max_array_size: int) -> list[Job]:
+def _plan(
+    arguments: Arguments, sources: Survey, runtime: Runtime, config: SlurmConfig, max_array_size: int
+) -> list[Job]:
     """The run's graph."""
     from pretrain.commands import words_of
     from slurm.graph import Work, plan
 
-    steps, shards = _data_of(loaded)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", arguments.config.stem).strip("-") or "run"
-    work = Work(name, steps, shards, tuple(words_of(arguments, runtime)))
+    work = Work(name, sources.steps, sources.shards, tuple(words_of(arguments, runtime)))
     return plan(work, config, max_array_size, runtime.root)
 
 
-def _data_of(loaded: Run) -> tuple[tuple[str, ...], int]:
-    """The names of the data steps, and how many shards each has, as well as that can be known."""
-    from data_pipeline.prepare import shard_count, steps
+def _sources(loaded: Run) -> Survey:
+    from data_pipeline.prepare import survey
 
-    return tuple(steps(loaded.config.data, loaded.folder)), shard_count(loaded.config.data, loaded.folder)
+    return survey(loaded.config.data, loaded.folder)
 
 
-def _queue(arguments: Arguments, orders: Sequence[Order], loaded: Run, runtime: Runtime, config: SlurmConfig) -> None:
-    from data_pipeline.prepare import source_folders
+def _refuse(
+    arguments: Arguments, orders: Sequence[Order], sources: Survey, runtime: Runtime, config: SlurmConfig
+) -> None:
+    """Keep the scripts, and let the cluster look at them."""
     from slurm.refusals import refuse
     from slurm.submit import keep_scripts
-    from slurm.submit import submit as hand_over
 
     jobs = [order.job for order in orders]
     file = arguments.config.absolute()
     keep_scripts(jobs, file, runtime.root, config)
-    refuse(jobs, config, runtime.root, file, source_folders(loaded.config.data, loaded.folder))
-    for line in hand_over(orders, runtime.root, config):
+    refuse(jobs, config, runtime.root, file, sources.folders)
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """When a run begins that waits for greener hours."""
+
+    begin: datetime | None
+    """None: at once."""
+    words: str
+    evidence: dict[str, Any]
+
+
+def _greenest(arguments: Arguments, config: SlurmConfig) -> _Begin | None:
+    """When to begin by the forecast that was given; None where none was.
+
+    Raises:
+        ConfigError: an option goes with another, or the forecast is wrong or too short.
+    """
+    if arguments.carbon_aware is None:
+        if arguments.latest or arguments.expected:
+            raise ConfigError("--latest and --expected go with --carbon-aware FORECAST.csv")
+        return None
+    from governance.energy.intensity import read_intensity
+    from slurm.config import minutes
+    from slurm.greenest import greenest, in_words
+
+    limit = minutes(config.time_limit) * config.chain
+    if arguments.expected is None and limit in (0, float("inf")):
+        raise ConfigError(
+            f"slurm.time_limit = {config.time_limit!r} says nothing of how long the run lasts: give --expected HOURS"
+        )
+    lasts = timedelta(hours=arguments.expected) if arguments.expected else timedelta(minutes=limit)
+    forecast = read_intensity(arguments.carbon_aware)
+    now = datetime.now(UTC).replace(microsecond=0)
+    latest = now + timedelta(hours=arguments.latest or _LATEST_HOURS)
+    start = greenest(forecast.start, forecast.step, forecast.grams_per_kwh, now, latest, lasts)
+    evidence = {
+        "asked": now.isoformat(),
+        "at_once_grams_per_kwh": start.at_once_grams_per_kwh,
+        "begin": start.begin.isoformat(),
+        "expected_hours": lasts / timedelta(hours=1),
+        "forecast": arguments.carbon_aware.name,
+        "forecast_sha256": forecast.sha256,
+        "grams_per_kwh": start.grams_per_kwh,
+        "latest": latest.isoformat(),
+        "latest_covered": start.last.isoformat(),
+    }
+    return _Begin(start.begin if start.begin > now else None, in_words(start, now), evidence)
+
+
+def _queue(
+    arguments: Arguments, orders: Sequence[Order], runtime: Runtime, config: SlurmConfig, begin: datetime | None = None
+) -> None:
+    from slurm.submit import submit as hand_over
+
+    for line in hand_over(orders, runtime.root, config, begin):
         say(f"{line.job:<10} {line.name}{f' ({len(line.numbers)} of {line.tasks} tasks)' * bool(line.tasks)}")
     say(f"next: assay slurm status {_typed(arguments)} --watch")
 

@@ -1,19 +1,26 @@
 # shellcheck shell=bash
 # What every job script shares: a record of each attempt, and what follows from the status that its command left.
-# It is copied into each script where that says so, so that a kept script is whole. A script sets `root`, `retries` and
-# `requeues` ("yes", or "no" for a link of a chain), calls `begin` once, and ends with `finish STATUS [CAUSE]`.
-# `progress` may be set to a word that changes when the job gets further: failures are counted anew with each.
+# It is copied into each script where that says so, so that a kept script is whole. A script sets `root`, `environment`,
+# `retries` and `requeues` ("yes", or "no" for a link of a chain), calls `enter` once, and ends with
+# `finish STATUS [CAUSE]`. `progress` is a word that changes when the job gets further: failures are counted anew with each.
 #
 # A task of an array is named by the array and its number: the id of its last task is the array's own, and to requeue
 # that would requeue all of them.
 
-: "${root:=}" "${retries:=0}" "${requeues:=yes}" "${progress:=}"
+: "${root:=}" "${environment:=}" "${retries:=0}" "${requeues:=yes}"
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-0}}
 job=${job:-${SLURM_JOB_ID:-0}}
 attempts=$root/slurm/attempts/$job.jsonl
 attempt=${SLURM_RESTART_COUNT:-0}
+tally=${attempts%.jsonl}.made
+called_off=$root/slurm/cancelled/${job%%_*}
+progress=
 left_out=
+shown=
 began=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+entered=no
+case ${ASSAY_ENTERED:-} in "$job $attempt "*) entered=yes began=${ASSAY_ENTERED##* } ;; esac
+unset ASSAY_ENTERED
 
 in_json() { # TEXT -> a JSON string; of a character that was cut in halves, nothing
   local text
@@ -47,6 +54,11 @@ killed() { # starts in a row, up to now, that did not say how they ended, and sa
 begin() {
   echo "assay: job $job, attempt $attempt, on ${SLURM_JOB_NODELIST:-$(hostname)}, at $began"
   [ -e "$root/slurm/jobs.jsonl" ] || finish 66 "$(hostname) does not see $root; put it on a file system that all nodes share"
+  if [ -e "$called_off" ]; then # it went back into the queue as somebody cancelled it
+    echo "assay: job $job is cancelled"
+    scancel "$job" || true
+    exit 75
+  fi
   if [ "$(killed)" -ge 10 ]; then
     retries=0
     finish 69 "its last ten starts were killed without a word, most often with their nodes"
@@ -54,6 +66,35 @@ begin() {
   note started ", \"progress\": $(in_json "$progress")" || echo "assay: cannot write $attempts; the record of this attempt is only here" >&2
   # An update makes slurmctld save the job; one that was just started is else forgotten if slurmctld is killed now.
   [ -n "${SLURM_ARRAY_JOB_ID:-}" ] || remark "assay: attempt $attempt on ${SLURM_JOB_NODELIST:-}"
+}
+
+enter() { # begin; then source the site's script, and start this one anew, with what that exported and nothing else of it
+  if [ "$entered" = no ]; then
+    begin
+    [ -n "$environment" ] || return 0
+    export ASSAY_ENTERED="$job $attempt $began"
+    # shellcheck disable=SC2064  # by then the site's script may have used that name
+    trap "ASSAY_UNSOURCED=yes exec bash $(printf %q "$0")" EXIT # it said `exit`
+    set +u # scripts of sites are rarely written for it
+    # shellcheck disable=SC1090
+    source "$environment" || export ASSAY_UNSOURCED=yes
+    trap - EXIT
+    exec bash "$0"
+  fi
+  if [ -n "${ASSAY_UNSOURCED:-}" ]; then
+    unset ASSAY_UNSOURCED
+    finish 127 "the environment $environment cannot be sourced on $(hostname)"
+  fi
+}
+
+made() { # the shards and artifacts that this job has finished, in all its attempts: what tells whether it gets further
+  local count=0
+  [ ! -e "$tally" ] || count=$(wc -l <"$tally")
+  echo "$count made"
+}
+
+count_made() { # the commands of this script write down what they finish, where they can
+  if : >>"$tally"; then export ASSAY_TALLY=$tally; fi 2>/dev/null
 }
 
 cause_of() { # STATUS -> in words
@@ -106,15 +147,15 @@ enough_without() { # NODES PARTITION: whether the partition has enough others; s
   [ "$(grep -cvxF "$(scontrol show hostnames "$1" 2>/dev/null)" <<<"$all")" -ge "${SLURM_JOB_NUM_NODES:-1}" ]
 }
 
-exclude() { # BEFORE PARTITION: tell Slurm which nodes this waiting job does not want; it waits until this script has ended
+exclude() { # JOB BEFORE PARTITION: tell Slurm which nodes a waiting job does not want; ours waits until this script has ended
   local try
-  if ! enough_without "${1:+$1,}$left_out" "$2"; then # it would wait for ever
-    echo "assay: without $left_out too few nodes are left in $2; job $job may get them again"
+  if ! enough_without "${2:+$2,}$left_out" "$3"; then # it would wait for ever
+    echo "assay: without $left_out too few nodes are left in $3; job $1 may get them again"
     return
   fi
-  echo "assay: job $job leaves out $left_out from now on"
+  echo "assay: job $1 leaves out $left_out from now on"
   for try in 1 2 3 4 5 6 7 8 9 10; do
-    if scontrol update "jobid=$job" "ExcNodeList=${1:+$1,}$left_out" 2>/dev/null; then return; fi
+    if scontrol update "jobid=$1" "ExcNodeList=${2:+$2,}$left_out" 2>/dev/null; then return; fi
     sleep 0.2
   done
   echo "assay: Slurm did not hear that (try $try)" >&2
@@ -130,37 +171,71 @@ cancelled() { # TEXT of `scontrol show job`: whether somebody wants this job to 
   esac
 }
 
+show() { # JOB: what the controller says of it, in $shown; one that is down is waited for, an hour; false: it knows of none
+  local waited=0
+  until shown=$(scontrol show job "$1" 2>&1); do
+    case $shown in *"Invalid job id"*) return 1 ;; esac
+    [ "$waited" -lt 3600 ] || return 1
+    [ "$waited" -gt 0 ] || echo "assay: the controller does not answer; job $job waits for it: $shown"
+    waited=$((waited + 10))
+    sleep 10
+  done
+}
+
 again() { # STATUS: this job goes back into the queue; the script ends here
-  local refused=0 waited=0 said restarts
+  local refused=0 restarts
   trap '' TERM # after a requeue Slurm ends this script and its children; what follows takes a moment
-  while [ "$refused" -lt 8 ] && [ "$waited" -lt 3600 ]; do
-    if said=$(scontrol show job "$job" 2>&1); then
-      if cancelled "$said"; then exit "$1"; fi
-      # Slurm itself puts a job back that it preempts, or whose node it lost sight of: the start that follows is left alone.
-      restarts=$(field Restarts "$said")
-      if [ -n "$restarts" ] && [ "$restarts" != "$attempt" ]; then
-        echo "assay: Slurm has put job $job back into the queue itself; this attempt only ends"
-        exit "$1"
-      fi
-      if scontrol requeue "$job"; then
-        [ -z "$left_out" ] || exclude "$(field ExcNodeList "$said")" "$(field Partition "$said")"
-        exit "$1"
-      fi
-      refused=$((refused + 1))
-      sleep $((refused * 5))
-    else # slurmctld is down, or out of reach; a job that ended now would not come back, and what waits for it would end
-      case $said in *"Invalid job id"*) break ;; esac
-      [ "$waited" -gt 0 ] || echo "assay: the controller does not answer; job $job waits to be requeued: $said"
-      waited=$((waited + 10))
-      sleep 10
+  # a job that ended while slurmctld is down would not come back, and what waits for it would end
+  while [ "$refused" -lt 8 ] && show "$job"; do
+    if cancelled "$shown" || [ -e "$called_off" ]; then exit "$1"; fi
+    # Slurm itself puts a job back that it preempts, or whose node it lost sight of: the start that follows is left alone.
+    restarts=$(field Restarts "$shown")
+    if [ -n "$restarts" ] && [ "$restarts" != "$attempt" ]; then
+      echo "assay: Slurm has put job $job back into the queue itself; this attempt only ends"
+      exit "$1"
     fi
+    if scontrol requeue "$job"; then
+      if [ -e "$called_off" ]; then scancel "$job"; fi # it was, between the two
+      [ -z "$left_out" ] || exclude "$job" "$(field ExcNodeList "$shown")" "$(field Partition "$shown")"
+      exit "$1"
+    fi
+    refused=$((refused + 1))
+    sleep $((refused * 5))
   done
   echo "assay: job $job could not be requeued; go on with: assay slurm retry" >&2
   exit "$1"
 }
 
-failures() { # failed attempts of this job since it last got further
-  grep -aF "\"progress\": $(in_json "$progress")," "$attempts" 2>/dev/null | grep -caF '"outcome": "failed"' || true
+links() { # before|behind: the links of this chain before this one that were submitted with it, or those behind it
+  [ "$requeues" = no ] || return 0
+  awk -v own="$job" -v side="$1" '
+    function value(name) { return match($0, "\"" name "\": \"?[0-9]+") ? substr($0, RSTART, RLENGTH) : "" }
+    /"kind": "train"/ { id = value("job"); sub(/.*"/, "", id); ids[++n] = id; with[n] = value("submission"); if (id == own) at = n }
+    END { for (i = 1; at && i <= n; i++)
+      if (side == "behind" ? i > at : i < at && with[i] == with[at]) print ids[i] }' "$root/slurm/jobs.jsonl" 2>/dev/null || true
+}
+
+pass_on() { # what this link leaves out, the links behind it do not get either
+  local link
+  [ -n "$left_out" ] || return 0
+  for link in $(links behind); do
+    ! show "$link" || exclude "$link" "$(field ExcNodeList "$shown")" "$(field Partition "$shown")"
+  done
+}
+
+end_chain() { # the links behind would end as this one
+  local behind
+  read -ra behind <<<"$(links behind | tr '\n' ' ')"
+  if [ "${#behind[@]}" -gt 0 ] && show "${behind[0]}"; then
+    echo "assay: the links behind it are cancelled: ${behind[*]}"
+    scancel "${behind[@]}" || true
+  fi
+}
+
+failures() { # failed attempts of this job, and of the links before it, since it last got further
+  local id files=("$attempts")
+  for id in $(links before); do files+=("$root/slurm/attempts/$id.jsonl"); done
+  cat "${files[@]}" 2>/dev/null | grep -aF "\"progress\": $(in_json "$progress")," | grep -caF '"outcome": "failed"' || true
 }
 
 finish() { # STATUS [CAUSE]
@@ -178,21 +253,25 @@ finish() { # STATUS [CAUSE]
     "done") exit 0 ;;
     explained)
       remark "assay: $cause"
+      end_chain
       exit "$status"
       ;;
+    left)
+      [ "$requeues" != yes ] || again 75
+      remark "assay: $cause" # the next link goes on
+      exit 75
+      ;;
   esac
-  if [ "$requeues" != yes ]; then
-    remark "assay: $cause"
-    exit "$status"
-  fi
-  if [ "$outcome" = left ]; then again 75; fi
   local failed=$((attempt + 1))
   if [ "$known" = yes ]; then failed=$(failures); fi
   case $status in 126 | 127) [ -n "$left_out" ] || leave_out "$(this_node)" ;; esac
   if [ "$failed" -le "$retries" ]; then
     remark "assay: $cause; try $failed of $retries more"
-    again "$status"
+    [ "$requeues" != yes ] || again "$status"
+    pass_on
+  else
+    remark "assay: $cause; no try of $retries is left"
+    end_chain
   fi
-  remark "assay: $cause; no try of $retries is left"
   exit "$status"
 }

@@ -27,6 +27,9 @@ Memory = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?[KMGTkmgt]?B?|)$")]
 """Memory in Slurm's notation: "64G"; a bare number is megabytes."""
 
 
+_IMAGES = (".sif", ".sqsh", ".squashfs", ".img", ".simg")
+
+
 class SlurmConfig(Section):
     """What is asked of the cluster; an empty text or 0 leaves the choice to the cluster's default."""
 
@@ -35,7 +38,12 @@ class SlurmConfig(Section):
     data_partition: Word = ""
     """Where everything else runs; empty: `partition`."""
     account: Word = ""
+    """Who is charged for training and evaluation."""
     qos: Word = ""
+    data_account: Word = ""
+    """Who is charged for everything else; empty: `account`."""
+    data_qos: Word = ""
+    """The qos of everything else; empty: `qos`."""
     reservation: Word = ""
     constraint: Word = ""
     """Features of the nodes that train, in Slurm's grammar, for example "a100&ib"."""
@@ -59,6 +67,9 @@ class SlurmConfig(Section):
     """Wall time of training, and of evaluation."""
     signal_seconds: int = Field(default=180, ge=10, le=65535)
     """Seconds before the limit at which the trainer is told to save and leave; the save must fit in."""
+    notice_seconds: int = Field(default=0, ge=0)
+    """Seconds from a preemption's SIGTERM until the kill, as the site gives them (the partition's GraceTime); 0:
+    unknown. A save that took more than half of it is warned of."""
     chain: int = Field(default=1, ge=1, le=100)
     """Training jobs in a row, each begun when the one before has left: for a run longer than the time limit on a
     cluster that does not let a job go back into its queue."""
@@ -83,11 +94,25 @@ class SlurmConfig(Section):
     environment: str = ""
     """A shell script that is sourced first (modules, a virtual environment); from the folder of the file naming it."""
     container: str = ""
-    """An image that every command runs in: a file, or a name that `container_runtime` understands."""
+    """An image that every command runs in: a file (a path that begins with / or ., or ends like .sif; from the folder
+    of the file naming it), or a name that `container_runtime` understands ("docker://...")."""
     container_runtime: Literal["none", "pyxis", "apptainer"] = "none"
     """What runs the image: pyxis (enroot, an option of srun) or apptainer."""
     container_mounts: tuple[str, ...] = ()
     """Folders that are seen inside under the same path, besides the run's and its root."""
+
+    @property
+    def image_file(self) -> Path | None:
+        """The image, where it is a file and no name of a registry."""
+        named = self.container
+        if "://" in named or "#" in named or not named:  # "docker://image", pyxis' "registry#image"
+            return None
+        return Path(named) if named.startswith(("/", "./", "../", "~")) or named.endswith(_IMAGES) else None
+
+    @property
+    def warning_seconds(self) -> int:
+        """The shortest warning before a job of this run is killed, as far as it is known."""
+        return min(self.signal_seconds, self.notice_seconds or self.signal_seconds)
 
     @property
     def tasks_per_node(self) -> int:
@@ -104,7 +129,7 @@ def site_path() -> Path:
 def with_site(section: SlurmConfig, folder: Path) -> SlurmConfig:
     """The run's section over the site's defaults: a field that the run's file, in `folder`, sets wins.
 
-    The path of the script that is sourced is absolute afterwards.
+    The paths of the script that is sourced, and of an image that is a file, are absolute afterwards.
 
     Raises:
         ConfigError: the site's file is wrong, or `$ASSAY_SLURM_SITE` names none; or an image has no runtime.
@@ -115,10 +140,10 @@ def with_site(section: SlurmConfig, folder: Path) -> SlurmConfig:
         site = load_config(path, SlurmConfig)
     ours = {name: getattr(section, name) for name in section.model_fields_set}
     merged = site.model_copy(update=ours)
-    if merged.environment:
-        beside = folder if "environment" in ours else path.parent
-        script = (beside / Path(merged.environment).expanduser()).absolute()
-        merged = merged.model_copy(update={"environment": str(script)})
+    for field, named in (("environment", merged.environment), ("container", str(merged.image_file or ""))):
+        if named:
+            beside = folder if field in ours else path.parent
+            merged = merged.model_copy(update={field: str((beside / Path(named).expanduser()).absolute())})
     if bool(merged.container) != (merged.container_runtime != "none"):
         raise ConfigError(
             f"slurm.container = {merged.container!r} with container_runtime = {merged.container_runtime!r}: "

@@ -6,31 +6,40 @@ the job; and whatever hangs on it, because what waited for a failed job was canc
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from governance.errors import ClusterError, ConfigError, MissingInput
+from governance.errors import ClusterError, ConfigError, MissingInput, StorageError
+from governance.files import touch
 from slurm import tools
 from slurm.graph import Condition, Job
 from slurm.standing import Row, View
-from slurm.submit import Order
+from slurm.submit import Order, called_off
 
 _POLL_SECONDS = 1.0
 _LOOK_SECONDS = 15.0
 
 
-def cancel(view: View) -> list[str]:
+def cancel(view: View, root: Path) -> list[str]:
     """Cancel all that waits or runs, and what nothing is known of; the names of those jobs.
+
+    Their scripts are told by a file as well: one that asks to be put back into the queue while Slurm cancels it would
+    live on.
 
     Raises:
         ClusterError: the controller does not answer.
     """
     live = [row for row in view.rows if row.count("waiting", "running", "unknown")]
     units = [part.unit for row in live for part in row.parts if part.kind in ("waiting", "running", "unknown")]
-    tools.cancel(sorted({unit.split("_")[0] for unit in units}))
+    jobs = sorted({unit.split("_")[0] for unit in units})
+    for job in jobs:
+        with contextlib.suppress(StorageError):  # a full disk must not keep anybody from cancelling
+            touch(called_off(root, job))
+    tools.cancel(jobs)
     return [row.name for row in live]
 
 

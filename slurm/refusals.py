@@ -55,8 +55,9 @@ def refuse(
     told = faults or list(_rehearsed(jobs, root))
     if told:
         raise ClusterError("nothing was queued:\n" + "\n".join(f"  {line}" for line in told))
-    script = [Path(config.environment).parent] * bool(config.environment)
-    refuse_unshared([root, config_file.parent, *script, *sources], config)
+    files = [Path(config.environment)] * bool(config.environment) + [config.image_file] * bool(config.image_file)
+    folders = [file.parent for file in files if file is not None]
+    refuse_unshared([root, config_file.parent, *folders, *sources], config)
 
 
 def check_settings(config: SlurmConfig, root: Path) -> None:
@@ -74,6 +75,14 @@ def check_settings(config: SlurmConfig, root: Path) -> None:
             )
     if config.environment and not Path(config.environment).is_file():
         raise ConfigError(f"slurm.environment: there is no {config.environment}. Name a shell script to source.")
+    image = config.image_file
+    if image is not None and not image.exists():
+        raise ConfigError(
+            f"slurm.container: there is no {image}. Name an image file, or what the runtime fetches (docker://...)."
+        )
+    for mount in config.container_mounts:
+        if not Path(mount).is_absolute():  # it may be on the nodes alone
+            raise ConfigError(f"slurm.container_mounts: {mount!r} is no absolute path; write it from / on.")
     if odd := sorted(set(str(root)) & set('%\\"\n\r`$')):
         raise ConfigError(
             f"{root}: Slurm reads {odd[0]!r} in the path of a log as a pattern or a quote. Choose another --root."
@@ -83,11 +92,11 @@ def check_settings(config: SlurmConfig, root: Path) -> None:
 def _seen(config: SlurmConfig) -> Iterator[str]:
     """Faults that can be seen by looking at the cluster."""
     known, all_nodes = tools.partitions(), tools.nodes()
-    if config.account:
-        allowed = tools.accounts(getpass.getuser())
-        if allowed and config.account not in allowed:
-            words = _words([f"--account={config.account}"])
-            yield f"slurm.account = {config.account!r}: you may charge {', '.join(allowed)}. Use one.{words}"
+    for field, account in (("account", config.account), ("data_account", config.data_account)):
+        allowed = tools.accounts(getpass.getuser()) if account else []
+        if allowed and account not in allowed:
+            words = _words([f"--account={account}"])
+            yield f"slurm.{field} = {account!r}: you may charge {', '.join(allowed)}. Use one.{words}"
     wanted = {"partition": config.partition, "data_partition": config.data_partition}
     unknown = False
     for field, name in wanted.items():
@@ -216,7 +225,8 @@ def refuse_unshared(paths: Sequence[Path], config: SlurmConfig) -> None:
         mend = "Choose a --root, and a place for the run's file and its sources, on the cluster's shared file system."
         partition = config.data_partition or config.partition
         options = [f"--partition={partition}"] * bool(partition)
-        options += [f"--account={config.account}"] * bool(config.account)
+        account = config.data_account or config.account
+        options += [f"--account={account}"] * bool(account)
         try:
             tools.on_a_node(options, "test", "-d", str(path))
         except ClusterError as error:

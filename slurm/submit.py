@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from governance.errors import ClusterError, Occupied
-from governance.files import append_line, held, read_lines, touch, write_text
+from governance.files import append_line, held, read_lines, remove_file, touch, write_text
 from governance.log import get_logger
 from governance.stage import now
 from slurm import tools
@@ -27,6 +29,7 @@ from slurm.graph import Condition, Job, logs_of, throttled
 from slurm.render import render, script_of
 
 JOBS_FILE = "jobs.jsonl"
+_LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -75,22 +78,34 @@ def keep_scripts(jobs: Iterable[Job], config_file: Path, root: Path, config: Slu
 
 
 @contextlib.contextmanager
-def one_at_a_time(root: Path) -> Iterator[None]:
-    """Alone among all that submit for this root.
+def one_at_a_time(root: Path, patience_seconds: float = 0.0) -> Iterator[None]:
+    """Alone among all that submit for this root, and that cancel; another one is waited for so long.
 
     Raises:
-        Occupied: somebody else does.
+        Occupied: somebody else still does.
     """
-    with held(root / "slurm" / "submitting", "a submission") as holder:
-        if holder is not None:
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        with held(root / "slurm" / "submitting", "a submission") as holder:
+            if holder is None:
+                yield
+                return
+        if time.monotonic() >= deadline:
             raise Occupied(
-                f"{root}: another process submits jobs for this root now. Wait for it, then look with status."
+                f"{root}: another process submits or cancels jobs for this root. Wait for it, then look with status."
             )
-        yield
+        time.sleep(_LOOK_SECONDS)
 
 
-def submit(orders: Sequence[Order], root: Path, config: SlurmConfig) -> list[Submitted]:
+def called_off(root: Path, job: str) -> Path:
+    """The file that tells a job's script that it is cancelled: one that puts itself back at that moment ends then."""
+    return root / "slurm" / "cancelled" / job
+
+
+def submit(orders: Sequence[Order], root: Path, config: SlurmConfig, begin: datetime | None = None) -> list[Submitted]:
     """Queue the orders, whose scripts are kept already; the lines that were recorded.
+
+    `begin`: the jobs that wait for no other do not start before; None: when they can.
 
     Raises:
         ClusterError: Slurm refuses one; nothing of this submission is queued then.
@@ -99,7 +114,8 @@ def submit(orders: Sequence[Order], root: Path, config: SlurmConfig) -> list[Sub
     done: dict[str, Submitted] = {}
     try:
         for order in orders:
-            line = _submit(order, done, number, root, config)
+            line = _submit(order, done, number, root, config, begin)
+            remove_file(called_off(root, line.job))  # of a job that once had this number
             done[order.job.name] = line
             append_line(root / "slurm" / JOBS_FILE, json.dumps(asdict(line), sort_keys=True), durable=True)
         tools.release([line.job for line in done.values() if not line.after])
@@ -117,12 +133,16 @@ def submit(orders: Sequence[Order], root: Path, config: SlurmConfig) -> list[Sub
     return list(done.values())
 
 
-def _submit(order: Order, done: Mapping[str, Submitted], number: int, root: Path, config: SlurmConfig) -> Submitted:
+def _submit(
+    order: Order, done: Mapping[str, Submitted], number: int, root: Path, config: SlurmConfig, begin: datetime | None
+) -> Submitted:
     job = order.job
     after = [(condition, done[name].job) for condition, name in job.after if name in done] + list(order.after)
     options = (
         [f"--dependency={','.join(f'{condition}:{ident}' for condition, ident in after)}"] if after else ["--hold"]
     )
+    if begin is not None and not after:  # by the seconds left: a local time may be two moments, as summer ends
+        options.append(f"--begin=now+{max(0, int((begin - datetime.now(UTC)).total_seconds()))}")
     if order.numbers:
         options.append(f"--array={ranges(order.numbers)}{throttled(config)}")
     return Submitted(

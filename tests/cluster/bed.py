@@ -1,5 +1,6 @@
 """The cluster as tests see it: start, crash and cut its parts; ask Slurm; wait until something holds."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ SCRIPT = HERE / "testbed.sh"
 CONF = (
     "AccountingStorageEnforce=associations",
     "EnforcePartLimits=ALL",
+    "JobAcctGatherParams=OverMemoryKill",
     "PreemptType=preempt/partition_prio",
     "PreemptMode=REQUEUE",
     "PartitionName=low Nodes=ALL PriorityTier=1 GraceTime=30 MaxTime=60 State=UP",
@@ -116,6 +118,61 @@ class Bed:
             seconds,
             lambda: self.slurm("sinfo", "-N", "-l", check=False) + self.slurm("squeue", check=False),
         )
+
+
+class Training:
+    """The training job of a run that lasts until it is let go."""
+
+    def __init__(self, bed, folder):
+        self.bed, self.folder, self.root = bed, folder, folder / "root"
+        self.slow(0.4)
+        self.jobs = submit(bed, folder)
+        self.job = self.jobs["train"]
+
+    def slow(self, seconds):
+        """Let each step take longer from now on."""
+        (self.folder / "faults" / "slow").write_text(str(seconds))
+
+    def told(self):
+        """How it stands, for a test that failed."""
+        return f"{status(self.bed, self.folder)}\n{tails(self.folder)}"
+
+    def attempt(self):
+        """The number of the newest attempt that has computed a step."""
+        return max((line["attempt"] for line in metrics(self.root) if line["event"] == "step"), default=0)
+
+    def saved(self, attempt=1):
+        """Wait until this attempt, or a later one, saves; the moment after, least can be lost. Its number."""
+
+        def of_attempt():
+            return [line for line in metrics(self.root) if line["event"] == "checkpoint" and line["attempt"] >= attempt]
+
+        before = len(of_attempt())
+        until(lambda: len(of_attempt()) > before, 150, self.told, every=0.05)
+        return self.attempt()
+
+    def nodes(self):
+        """The nodes that the job has."""
+        return self.bed.slurm("scontrol", "show", "hostnames", self.bed.job(self.job)["NodeList"]).split()
+
+    def causes(self):
+        """Why its attempts ended, as they said."""
+        return [line["cause"] for line in attempts(self.folder, self.job)]
+
+    def end(self, seconds=400):  # a node that was cut off may keep the job completing for minutes
+        """Let it go, and wait until all has ended; name -> its row of sacct."""
+        self.slow(0)
+        return await_end(self.bed, self.folder, seconds)
+
+
+def lost(root):
+    """Attempt -> how many of its steps the next one computed again."""
+    steps = {}
+    for line in metrics(root):
+        if line["event"] == "step":
+            steps.setdefault(line["attempt"], []).append(line["step"])
+    pairs = itertools.pairwise(sorted(steps))
+    return {before: max(steps[before]) - steps[after][0] + 1 for before, after in pairs}
 
 
 def digests(root, but=("train", "report", "checkpoint", "checkpoint-native")):

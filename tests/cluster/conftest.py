@@ -15,6 +15,8 @@ from tests.conftest import CONFIG as LOCAL
 from tests.conftest import write_tales
 
 NODES = 3
+NODE_MB = 64_000
+"""Of which a job gets 2,000 for each of its cores; one that takes more is killed."""
 CHANGES = {
     'paths = ["*.jsonl"]\n': 'paths = ["tales/*.jsonl"]\n',
     "[data.tokenizer]": "[data.ingest]\nshard_bytes = SHARD_BYTES\n\n[data.tokenizer]",
@@ -58,9 +60,12 @@ def bed():
         pytest.skip(f"no Slurm cluster: {why}")
     folder = Path(tempfile.mkdtemp(prefix="bed-c"))
     prefix = f"bed{os.getpid()}-"  # another cluster may be up on this machine
-    words = ["--nodes", str(NODES), "--cpus", "16", "--prefix", prefix]
+    words = ["--nodes", str(NODES), "--cpus", "16", "--mem", str(NODE_MB), "--prefix", prefix]
     words += [word for line in CONF for word in ("--conf", line)]
-    down = ["bash", str(SCRIPT), "down", str(folder), "--purge"]
+    down = ["bash", str(SCRIPT), "down", str(folder)]
+    small = folder / "small"  # a disk that a test can fill, mounted before the nodes are there, so that they see it
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "small", str(small)], check=True)
     try:
         done = subprocess.run(
             ["bash", str(SCRIPT), "up", str(folder), *words], capture_output=True, text=True, check=False
@@ -69,6 +74,8 @@ def bed():
         yield Bed(folder, tuple(f"{prefix}{number}" for number in range(1, NODES + 1)))
     finally:
         subprocess.run(down, check=False, timeout=180)
+        subprocess.run(["umount", "--lazy", str(small)], check=False)
+        subprocess.run([*down, "--purge"], check=False, timeout=180)
 
 
 @pytest.fixture(autouse=True)

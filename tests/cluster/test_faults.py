@@ -1,68 +1,17 @@
 """A training run that a cluster does everything to: it ends by itself, with the losses of an unbroken run."""
 
-import itertools
 import json
 import os
 import signal
 
 import pytest
 
-from tests.cluster.bed import attempts, await_end, change, losses, metrics, status, submit, tails, until
+from tests.cluster.bed import Training, change, losses, lost, status, until
 from tests.cluster.test_whole_run import PARITY
 
 pytestmark = pytest.mark.cluster
 EVERY = 5
 """Steps from checkpoint to checkpoint."""
-
-
-class Training:
-    """The training job of a run that lasts until it is let go."""
-
-    def __init__(self, bed, folder):
-        self.bed, self.folder, self.root = bed, folder, folder / "root"
-        self.slow(0.4)
-        self.job = submit(bed, folder)["train"]
-
-    def slow(self, seconds):
-        """Let each step take longer from now on."""
-        (self.folder / "faults" / "slow").write_text(str(seconds))
-
-    def told(self):
-        return f"{status(self.bed, self.folder)}\n{tails(self.folder)}"
-
-    def attempt(self):
-        """The number of the newest attempt that has computed a step."""
-        return max((line["attempt"] for line in metrics(self.root) if line["event"] == "step"), default=0)
-
-    def saved(self, attempt=1):
-        """Wait until this attempt, or a later one, saves; the moment after, least can be lost. Its number."""
-
-        def of_attempt():
-            return [line for line in metrics(self.root) if line["event"] == "checkpoint" and line["attempt"] >= attempt]
-
-        before = len(of_attempt())
-        until(lambda: len(of_attempt()) > before, 150, self.told, every=0.05)
-        return self.attempt()
-
-    def nodes(self):
-        return self.bed.slurm("scontrol", "show", "hostnames", self.bed.job(self.job)["NodeList"]).split()
-
-    def causes(self):
-        return [line["cause"] for line in attempts(self.folder, self.job)]
-
-    def end(self, seconds=400):  # a node that was cut off may keep the job completing for minutes
-        self.slow(0)
-        return await_end(self.bed, self.folder, seconds)
-
-
-def lost(root):
-    """Attempt -> how many of its steps the next one computed again."""
-    steps = {}
-    for line in metrics(root):
-        if line["event"] == "step":
-            steps.setdefault(line["attempt"], []).append(line["step"])
-    pairs = itertools.pairwise(sorted(steps))
-    return {before: max(steps[before]) - steps[after][0] + 1 for before, after in pairs}
 
 
 def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):

@@ -46,7 +46,7 @@ def test_the_controller_accepts_every_script(bed, fresh):
         (('\ntime_limit = "20"', '\ntime_limit = "2:00:00"'), ["time_limit", "2:00:00", "1:00:00", "time limit"]),
         (("nodes = 2", "nodes = 2\ngpus_per_node = 9"), ["gpus_per_node", "9", "2", "node configuration"]),
         (("nodes = 2", "nodes = 9"), ["nodes = 9", "3", "ode count"]),
-        (("nodes = 2", 'nodes = 2\nmemory = "400G"'), ["memory", "400G", "4,000"]),
+        (("nodes = 2", 'nodes = 2\nmemory = "400G"'), ["memory", "400G", "64,000"]),
     ],
     ids=["partition", "account", "time", "gpus", "nodes", "memory"],
 )

@@ -1,14 +1,20 @@
 """One file, one command, and a real cluster does the rest: what it makes is what one machine makes."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
-from tests.cluster.bed import await_end, change, digests, losses, metrics, status, submit, tails, until
+from tests.cluster.bed import REPOSITORY, await_end, change, digests, losses, metrics, status, submit, tails, until
+from tests.cluster.conftest import CONFIG, SLURM, write_project
 
 pytestmark = pytest.mark.cluster
 PARITY = 5e-5
 """Relative difference of two losses of the same step in fp32, between two ways to share the work out."""
+BF16_PARITY = 1e-2
+"""The same in bf16, whose numbers have 8 bits."""
 
 
 def test_two_nodes_make_what_one_process_makes(bed, local, fresh):
@@ -28,6 +34,37 @@ def test_two_nodes_make_what_one_process_makes(bed, local, fresh):
     accounting = json.loads((fresh / "root" / "slurm" / "accounting.json").read_bytes())
     assert accounting["slurm"] > accounting["jobs"]["train"]["joules"] > 0
     assert "energy by Slurm" in told
+
+
+def test_the_quick_start_without_the_network(bed, tmp_path):
+    """Its own file (bf16, ZeRO-1, its model) but for the sources, which no node reaches, and fewer steps."""
+    folder = write_project(tmp_path / "project", documents=600)
+    _, own = (REPOSITORY / "configs" / "quickstart.toml").read_text().split("[data.clean]")
+    tales = CONFIG.partition("[data.ingest]")[0]
+    (folder / "run.toml").write_text(f"{tales}[data.clean]{own}{SLURM}")
+    change(
+        folder,
+        ('languages = ["de", "en", "es", "nl"]\n', ""),
+        ("decay_steps = 50", "decay_steps = 10"),
+        ("steps = 200", "steps = 20"),
+        ("every_steps = 50\nkeep", "every_steps = 10\nkeep"),
+        ("validate_every_steps = 50", "validate_every_steps = 10"),
+        ("micro_batch_size = 16", "micro_batch_size = 8\nthreads = 1"),
+        ("shards_per_task = 3", "shards_per_task = 100"),
+        ("[engine]", '[tracking]\nmode = "disabled"\n\n[engine]'),
+    )
+    words = [sys.executable, "-m", "pretrain", "run", str(folder / "run.toml"), "--root", str(tmp_path / "local")]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    jobs = submit(bed, folder)
+    rows = await_end(bed, folder, 420)
+    assert {name: row["State"] for name, row in rows.items()} == dict.fromkeys(jobs, "COMPLETED"), tails(folder)
+    assert digests(folder / "root") == digests(tmp_path / "local")
+    ours, theirs = losses(folder / "root"), losses(tmp_path / "local")
+    assert len(ours) == 20
+    assert ours == pytest.approx(theirs, rel=BF16_PARITY)
+    assert sum(ours[-5:]) < 0.9 * sum(ours[:5])
 
 
 def test_a_resubmission_with_more_nodes_continues_the_run(bed, local, prepared):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from data_pipeline.prepare import DataConfig, shard_count, source_folders, stages, steps
+from data_pipeline.prepare import DataConfig, stages, survey
 from governance import parallel
 from governance.manifest import read_manifest
 from governance.stage import Runtime
@@ -115,7 +115,7 @@ def numbered(stages_in_order):
 
 def test_steps_are_what_happens_with_every_stage(everything, calls, capsys):
     run = load_run(everything / "run.toml", [])
-    expected = steps(run.config.data, run.folder)
+    expected = list(survey(run.config.data, run.folder).steps)
     assert expected == [
         "ingest", "clean", "classify", "dedup", "dedup-2", "paragraphs", "paragraphs-2", "decontaminate", "redact",
         "mix", "mix-2", "encode", "pack",
@@ -132,7 +132,7 @@ def test_steps_are_what_happens_with_every_stage(everything, calls, capsys):
 
 def test_steps_are_what_happens_with_ids_and_large_files(project, calls):
     run = load_run(with_ids(project) / "run.toml", [])
-    expected = steps(run.config.data, run.folder)
+    expected = list(survey(run.config.data, run.folder).steps)
     assert expected == ["ingest", "ingest-2", "ingest-3", "clean", "dedup", "dedup-2", "redact", "encode"]
     assert numbered(by_turns(project, project / "shared", calls, count=3)) == expected
     assert prepare(project, project / "plain") == 0
@@ -141,7 +141,7 @@ def test_steps_are_what_happens_with_ids_and_large_files(project, calls):
     ingested = read_manifest(path)
     assert ingested.stats["removed"] == {"quarantine:duplicate_id": 5}
     made = len(ingested.files("documents", project / "plain"))
-    assert abs(shard_count(run.config.data, run.folder) - made) <= 0.2 * made
+    assert abs(survey(run.config.data, run.folder).shards - made) <= 0.2 * made
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -217,17 +217,21 @@ def test_shares_at_once_in_processes(project, tales):
 
 
 def test_shard_count_of_files_that_are_joined_or_cut(tmp_path):
+    def looked(config):
+        found = survey(config, tmp_path)
+        return found.shards, found.steps[:2]
+
     source = {"type": "jsonl", "name": "x", "licence": "CC0-1.0", "paths": ["*.jsonl*"]}
     config = DataConfig.model_validate({"sources": [source], "ingest": {"shard_bytes": 1000}})
     for number in range(10):
         (tmp_path / f"{number}.jsonl").write_text("x" * 300)
-    assert (shard_count(config, tmp_path), steps(config, tmp_path)[:2]) == (4, ["ingest", "clean"])
+    assert looked(config) == (4, ("ingest", "clean"))
     (tmp_path / "a.jsonl").write_text("x" * 5500)
-    assert (shard_count(config, tmp_path), steps(config, tmp_path)[:2]) == (10, ["ingest", "ingest-2"])
+    assert looked(config) == (10, ("ingest", "ingest-2"))
     (tmp_path / "a.jsonl").rename(tmp_path / "a.jsonl.gz")
-    assert (shard_count(config, tmp_path), steps(config, tmp_path)[:2]) == (4 + 22, ["ingest", "ingest-2"])
+    assert looked(config) == (4 + 22, ("ingest", "ingest-2"))
     package = {"type": "package", "name": "y", "licence": "MIT", "package": "p", "index": "debian", "files": ["*"]}
     hub = {"type": "hub", "name": "z", "licence": "MIT", "dataset": "a/b", "revision": "0" * 40, "split": "train"}
     far = DataConfig.model_validate({"sources": [package, hub]})
-    assert shard_count(far, tmp_path) == 2
-    assert (source_folders(config, tmp_path), source_folders(far, tmp_path)) == ([tmp_path], [])
+    assert survey(far, tmp_path).shards == 2
+    assert (survey(config, tmp_path).folders, survey(far, tmp_path).folders) == ((tmp_path,), ())

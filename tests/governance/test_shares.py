@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from governance import parallel
 from governance.config import Section
 from governance.files import write_bytes
 from governance.manifest import Manifest, describe, read_manifest, verify
@@ -294,3 +295,25 @@ def test_what_a_look_up_finds_does_not_depend_on_the_mode(tmp_path, plain):
     for mode in ("share", "join", "all"):
         assert run(tmp_path, mode=mode, worker=(3, 7) if mode == "share" else (0, 1)) == ([], "all")
         assert chain(Runtime(tmp_path, mode=mode, make=False)) == plain
+
+
+def test_a_share_reads_no_records_but_its_own_while_it_has_work(tmp_path, monkeypatch):
+    read: list[str] = []
+    find = parallel._find
+    monkeypatch.setattr(
+        parallel, "_find", lambda record, name, *a, **k: read.append(name) or find(record, name, *a, **k)
+    )
+
+    def turn(worker: int) -> str:
+        read.clear()
+        runtime = Runtime(tmp_path, worker=(worker, 3), mode="share", tally=tmp_path / f"tally-{worker}")
+        with pytest.raises(Leave) as left:
+            step_of("totals-2", "x", tmp_path / "counts" / "key", runtime)
+        return str(left.value)
+
+    assert "3 shards made" in turn(0)
+    assert read == ["000", "003", "006"]
+    assert (tmp_path / "tally-0").read_text().splitlines() == ["counts 000", "counts 003", "counts 006"]
+    assert "0 shards made" in turn(0)  # it has none to make: then it must know whether the step is complete
+    assert read == ["000", "003", "006", "001"]
+    assert "2 shards made" in turn(1)

@@ -48,7 +48,7 @@ SURFACE = {
     "slurm render": [*COMMON, "--job"],
     "slurm retry": COMMON,
     "slurm status": [*COMMON, "--watch"],
-    "slurm submit": COMMON,
+    "slurm submit": [*COMMON, "--carbon-aware", "--expected", "--latest"],
     "train": [*COMMON, "--dry-run", "--processes", "--ranks"],
 }
 

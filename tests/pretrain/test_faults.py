@@ -153,7 +153,7 @@ def test_a_save_that_hardly_fits_is_a_warning_with_its_mend(caplog, seconds, war
     )
     loop._tell_haste(job, 7)
     assert told == [("left", 7, {"seconds": seconds})]
-    assert ("slurm.signal_seconds = 60: set it to 124" in caplog.text) == warned
+    assert ("more than half of the 60 s" in caplog.text and "it wants 124 s" in caplog.text) == warned
 
 
 def lines_of(root: Path) -> list[dict]:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from governance.errors import ClusterError
-from governance.files import write_json
 from pretrain import node_checks
 from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
-from pretrain.distributed import Ranks
+from pretrain.distributed import Ranks, meeting_name
 from pretrain.launch import _free_port
 from pretrain.model_config import ModelConfig
-from pretrain.node_checks import Asked, check_node, checkpoint_bytes, disk, ecc, gpus, shared_root
+from pretrain.node_checks import Asked, check_node, checkpoint_bytes, clock, disk, ecc, exchange, gpus
 from pretrain.optim_config import OptimConfig
 
 MODEL = {
@@ -80,14 +82,62 @@ def test_a_driver_that_hangs_names_its_node():
     assert ecc(asked(2), "n1", hangs).nodes == ("n1",)
 
 
-@pytest.mark.parametrize(("theirs", "ours", "bad"), [(0, 0, False), (60, 0, False), (-4.5, 1, True), (60, 30, True)])
-def test_a_first_node_whose_clock_is_off_is_not_held_against_the_others(tmp_path, monkeypatch, theirs, ours, bad):
-    real = node_checks.time.time
-    monkeypatch.setattr(node_checks.time, "time", lambda: real() + ours)
-    write_json(tmp_path / "00000.json", {"node": "n0", "ahead": theirs})
-    found, names = shared_root(tmp_path, Ranks(1, 2, 0, 1), "n1")
-    assert names == ["n0", "n1"]
-    assert [finding.bad for finding in found] == [False, bad]
+@pytest.mark.parametrize(
+    ("ahead", "off"),
+    [
+        ([0, 0.2, -0.1], set()),
+        ([0, 60, 0.1], {1}),
+        ([0, 60, 60.1], {0}),  # the first node's clock is the one
+        ([0, 60], {0, 1}),  # nobody can say which
+        ([0, 60, -60, 0.1, 0], {1, 2}),
+        ([0, -4.5, 4.5], set()),
+    ],
+)
+def test_a_clock_that_most_nodes_do_not_share_names_its_node(ahead, off):
+    names = [f"n{rank}" for rank in range(len(ahead))]
+    offsets = [(float(seconds), 0.01) for seconds in ahead]
+    found = [clock(offsets, Ranks(rank, len(ahead), 0, 1), names) for rank in range(len(ahead))]
+    assert {rank for rank, finding in enumerate(found) if finding.bad} == off
+    assert [finding.nodes for finding in found] == [(names[rank],) if rank in off else () for rank in range(len(ahead))]
+
+
+def test_a_slow_network_is_no_wrong_clock():
+    found = clock([(0.0, 0.0), (8.0, 4.0)], Ranks(1, 2, 0, 1), ["n0", "n1"])
+    assert not found.bad
+    assert "+8.000 s (within 4.000 s) from n0's, 2 of 2" in found.figures
+
+
+@given(
+    ahead=st.floats(-1e3, 1e3),
+    trips=st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2)), min_size=5, max_size=5),
+)
+def test_the_error_of_an_exchange_is_within_its_bound(ahead, trips):
+    """A clock that is `ahead`, questions and answers that take as long as they like: the law of the method."""
+    moment = [1e6]  # of true time
+    after = iter(trips)
+
+    class Store:
+        def __init__(self):
+            self.values = {}
+
+        def set(self, key, value):
+            self.values[key] = value
+
+        def get(self, key):
+            if key.startswith("time-"):
+                there, back = next(after)
+                moment[0] += there
+                answer = repr(moment[0])  # the first node's clock is right
+                moment[0] += back
+                return answer
+            return json.dumps([[0.0, 0.0], json.loads(self.values["ahead-1"])])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(node_checks.time, "time", lambda: moment[0] + ahead)
+        patch.setattr(node_checks.time, "monotonic", lambda: moment[0])
+        _, (found, bound) = exchange(Store(), Ranks(1, 2, 0, 1))
+    assert bound == pytest.approx(min(sum(trip) for trip in trips) / 2, abs=1e-6)
+    assert abs(found - ahead) <= bound + 1e-6
 
 
 def test_room_for_a_checkpoint(tmp_path, monkeypatch, finished):
@@ -107,18 +157,28 @@ def test_room_for_a_checkpoint(tmp_path, monkeypatch, finished):
     assert found.nodes == ()  # every node would find it so
 
 
-def test_a_clock_that_is_off_names_its_node(tmp_path, monkeypatch):
+def test_a_node_alone_is_checked_without_the_others(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     told = []
     check_node(asked(), tmp_path, Ranks(), "12-0", told.append)
     assert "preflight n7: root: 1 of 1 nodes see" in told[0]
     assert "bad-node" not in told[0]
-    real = node_checks.time.time
-    monkeypatch.setattr(node_checks.time, "time", lambda: real() + 60)
-    with pytest.raises(ClusterError, match=r"n7: clock: \+(60|59)\.\d+ s.*Leave out n7") as error:
+    monkeypatch.setattr(node_checks.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1}))
+    with pytest.raises(ClusterError, match=r"n7: disk: .*Another node would not mend it") as error:
         check_node(asked(), tmp_path, Ranks(), "12-1", told.append)
     assert error.value.exit_code == 69
-    assert told[1].endswith("preflight bad-node=n7;")
+
+
+def test_no_two_starts_meet_in_one_folder():
+    one = {"SLURM_JOB_ID": "12", "SLURM_CLUSTER_NAME": "big", "SLURM_STEP_ID": "0"}
+    others = [
+        {**one, "SLURM_RESTART_COUNT": "1"}, {**one, "SLURM_STEP_ID": "1"}, {**one, "SLURM_JOB_ID": "13"},
+        {**one, "SLURM_CLUSTER_NAME": "small"}, {}, {"WORLD_SIZE": "2", "MASTER_ADDR": "n1", "MASTER_PORT": "7"},
+        {"WORLD_SIZE": "2", "MASTER_ADDR": "n1", "MASTER_PORT": "8"},
+    ]  # fmt: skip
+    assert len({meeting_name(values) for values in [one, *others]}) == 1 + len(others)
+    assert all("/" not in meeting_name(values) for values in [one, *others])
+    assert meeting_name({**one, "SLURM_PROCID": "3", "SLURMD_NODENAME": "n3"}) == meeting_name(one)
 
 
 NODE = """
@@ -160,6 +220,7 @@ def test_two_nodes_meet_and_add_up(tmp_path):
         assert status == 0, text
         assert f"preflight n{rank}: root: 2 of 2 nodes see" in text
         assert "sums over 2 nodes are right" in text
+        assert re.search(rf"n{rank}: clock: [+-]0.0\d\d s \(within \d.\d\d\d s\) from n0's, 2 of 2", text), text
     written = sorted((tmp_path / "slurm" / "preflight" / "1-0").iterdir())
     assert [json.loads(path.read_text())["node"] for path in written] == ["n0", "n1"]
 
@@ -199,3 +260,17 @@ def test_a_root_of_its_own_names_the_node_that_has_it(tmp_path):
     assert "1 of 3 nodes see" in found[2][1]
     assert "bad-node=n2;" in found[2][1]
     assert "bad-node" not in found[0][1] + found[1][1]
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_off_is_found_by_the_exchange(tmp_path):
+    plant = """
+real = node_checks.time.time
+node_checks.time.time = lambda: real() + 60 * (rank == 0)
+"""
+    found = nodes(tmp_path, 3, plant)
+    assert [status for status, _ in found] == [69, 0, 0]
+    assert "bad-node=n0;" in found[0][1]
+    assert "clock: BAD: +0.000 s" in found[0][1]
+    assert "clock: -60.0" in found[1][1]
+    assert "2 of 3 nodes agree" in found[1][1]

@@ -1,7 +1,13 @@
 """The commands `assay slurm ...`, as they are typed, on a machine without Slurm and with stand-ins for its tools."""
 
+import json
 import os
+import re
 import shlex
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -105,3 +111,118 @@ def test_a_run_is_submitted_once_and_told_of(cluster, capsys):
     assert f"then: assay slurm retry {CONFIG} --root {root}" in told.splitlines()[-1]
     assert slurm("retry", root=root) == 0
     assert "ingest (3 of 3 tasks)" in capsys.readouterr().out
+
+
+def test_the_sources_are_listed_once(cluster, monkeypatch):
+    from data_pipeline import prepare
+
+    listed, listing = [], prepare.expected_items
+    monkeypatch.setattr(
+        prepare, "expected_items", lambda source, *more: listed.append(source.name) or listing(source, *more)
+    )
+    for command in ("submit", "render"):
+        listed.clear()
+        assert slurm(command, root=cluster / "root") == 0
+        assert listed
+        assert len(set(listed)) == len(listed)
+
+
+def test_a_retry_that_is_refused_has_cancelled_nothing(cluster, capsys):
+    root = cluster / "root"
+    assert slurm("submit", root=root) == 0
+    waits = "\n".join(f"{job}|PENDING|Dependency|0:00||N/A" for job in range(4, 40))
+    (cluster / "queue").write_text(f"1|FAILED|None|1:00|n1|N/A\n2_0|PENDING|Dependency|0:00||N/A\n{waits}\n")
+    taken = (cluster / "programs" / "sbatch").read_text()
+    (cluster / "programs" / "sbatch").write_text(
+        "#!/bin/bash\n[[ $* != *--test-only* ]] || { echo 'Invalid qos specification' >&2; exit 1; }\n" + taken
+    )
+    before = (cluster / "asked").read_text()
+    assert slurm("retry", root=root) == 69
+    assert "Invalid qos specification" in capsys.readouterr().err
+    assert (cluster / "asked").read_text() == before
+    (cluster / "programs" / "sbatch").write_text(taken)
+    assert slurm("retry", root=root) == 0
+    assert "\nscancel 2_0 5 " in (cluster / "asked").read_text()
+
+
+def test_a_cancel_waits_for_a_submission_and_leaves_none_of_its_jobs(cluster, capsys):
+    """The submission is in the middle of its jobs; those that it queues behind the cancel's beginning end, too."""
+    root, go = cluster / "root", cluster / "go"
+    taken = (cluster / "programs" / "sbatch").read_text()
+    (cluster / "programs" / "sbatch").write_text(
+        f"{taken}\nwhile [[ $* == */audit.sbatch && $* == *--parsable* && ! -e {go} ]]; do sleep 0.05; done\n"
+    )
+
+    def begin(command):
+        words = [sys.executable, "-m", "pretrain", "slurm", command, str(CONFIG), "--root", str(root)]
+        return subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(CONFIG.parents[1])})
+
+    submission = begin("submit")
+    try:
+        while not (cluster / "asked").exists() or (cluster / "asked").read_text().count("/audit.sbatch") < 2:
+            assert submission.poll() is None
+            time.sleep(0.05)
+        (cluster / "queue").write_text("".join(f"{job}|PENDING|Dependency|0:00||N/A\n" for job in range(1, 60)))
+        end = begin("cancel")
+        with pytest.raises(subprocess.TimeoutExpired):
+            end.wait(3)
+        assert "scancel" not in (cluster / "asked").read_text()
+    finally:
+        go.touch()
+    assert (submission.wait(60), end.wait(60)) == (0, 0)
+    lines = [json.loads(line) for line in (root / "slurm" / "jobs.jsonl").read_text().splitlines()]
+    single = {line["job"] for line in lines if not line["tasks"]}
+    assert len(lines) == 20  # all of it was queued before the cancel began
+    assert set((cluster / "asked").read_text().splitlines()[-1].split()) == {"scancel", *single}
+    assert {path.name for path in (root / "slurm" / "cancelled").iterdir()} == single
+
+
+def forecast(path, grams, step=timedelta(hours=1), first=None):
+    first = first or datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    rows = [f"{(first + number * step).isoformat()},{value}" for number, value in enumerate(grams)]
+    path.write_text("\n".join(["time,grams_per_kwh", *rows]) + "\n")
+    return path
+
+
+def test_a_run_begins_in_the_greenest_hours(cluster, capsys):
+    root = cluster / "root"
+    csv = forecast(cluster / "day.csv", [400] * 5 + [40] * 5 + [400] * 38)
+    assert slurm("submit", "--carbon-aware", str(csv), "--expected", "3", root=root) == 0
+    told = capsys.readouterr().out
+    assert re.search(
+        r"begins not before \S+ \S+: 40 g CO2e/kWh by the forecast, 400 if it began now \(90% less\)", told
+    )
+    handed = [line for line in (cluster / "asked").read_text().splitlines() if "--parsable" in line]
+    [waits] = re.findall(r"--parsable --hold --begin=now\+(\d+) ", handed[0])
+    assert 4 * 3600 - 60 <= int(waits) <= 5 * 3600
+    assert not [line for line in handed[1:] if "--begin" in line]  # the others wait for it
+    kept = json.loads((root / "slurm" / "carbon.json").read_text())
+    assert (kept["grams_per_kwh"], kept["at_once_grams_per_kwh"], kept["expected_hours"]) == (40.0, 400.0, 3.0)
+
+
+def test_a_run_never_begins_later_than_it_may(cluster, capsys):
+    csv = forecast(cluster / "day.csv", [400, 390] + [380] * 3 + [40] * 43)
+    words = ["--carbon-aware", str(csv), "--latest", "0.5", "--expected", "1"]
+    assert slurm("submit", *words, root=cluster / "root") == 0
+    [waits] = re.findall(r"--begin=now\+(\d+) ", (cluster / "asked").read_text())
+    assert int(waits) <= 1800
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "told"),
+    [
+        ("2026-01-05T00:00:00+00:00,40\n2026-01-05T01:00:00+00:00,41\n", [], "the forecast covers 2026-01-05"),
+        ("2026-01-05T00:00:00,40\n2026-01-05T01:00:00,41\n", [], "has no offset from UTC"),
+        ("2026-01-05T01:00:00Z,40\n2026-01-05T00:00:00Z,41\n", [], "is not after"),
+        (None, [], "cannot be read"),
+        ("", ["--set", "slurm.time_limit='infinite'"], "give --expected HOURS"),
+    ],
+    ids=["of another day", "naive", "unordered", "no file", "without a limit"],
+)
+def test_a_wrong_forecast_is_refused_before_anything_is_queued(cluster, capsys, rows, words, told):
+    if rows is not None:
+        (cluster / "day.csv").write_text(f"time,grams_per_kwh\n{rows}")
+    assert slurm("submit", "--carbon-aware", str(cluster / "day.csv"), *words, root=cluster / "root") == 78
+    assert told in capsys.readouterr().err
+    assert not (cluster / "asked").exists()
+    assert slurm("submit", "--latest", "3", root=cluster / "root") == 78  # of what?

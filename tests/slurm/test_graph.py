@@ -124,3 +124,16 @@ def test_a_chain_goes_on_behind_whatever_the_link_before_came_to(chain):
     for before, link in pairwise(links):
         assert ("afterany", before) in jobs[link].after
     assert jobs["evaluate"].after == (("afterok", links[-1]),)
+
+
+def test_data_may_be_charged_elsewhere():
+    def charged(**settings):
+        jobs = {job.name: job for job in planned(1, SlurmConfig(account="lab", qos="long", **settings), 1001)}
+        picked = ("--account", "--qos")
+        return {name: [word for word in jobs[name].options if word.startswith(picked)] for name in ("train", "audit")}
+
+    lab = ["--account=lab", "--qos=long"]
+    assert charged() == {"train": lab, "audit": lab}
+    assert charged(data_account="cpu", data_qos="short") == {
+        "train": ["--account=lab", "--qos=long"], "audit": ["--account=cpu", "--qos=short"],
+    }  # fmt: skip

@@ -79,6 +79,7 @@ def test_what_fits_is_let_through(cluster):
             r"slurm.partition = 'nowhere'.*there are long, short.*Slurm says: sbatch: .*nowhere",
         ),
         ({"data_partition": "nowhere"}, r"slurm.data_partition = 'nowhere'"),
+        ({"data_account": "other"}, r"slurm.data_account = 'other': you may charge tests"),
         ({"account": "other"}, r"slurm.account = 'other': you may charge tests"),
         (
             {"time_limit": "2:00:00"},
@@ -181,6 +182,12 @@ def test_memory(text, expected):
         ({"time_limit": "4", "signal_seconds": 180}, "/r", "slurm.time_limit = '4' with signal_seconds = 180"),
         ({"environment": "/nowhere.sh"}, "/r", "slurm.environment: there is no /nowhere.sh"),
         ({}, "/r/100%", "Slurm reads '%'"),
+        (
+            {"container": "/nowhere.sif", "container_runtime": "apptainer"},
+            "/r",
+            "slurm.container: there is no /nowhere",
+        ),
+        ({"container_mounts": ("data",)}, "/r", "slurm.container_mounts: 'data' is no absolute path"),
     ],
 )
 def test_settings_that_contradict_are_refused(settings, root, told):
@@ -213,6 +220,33 @@ def test_the_runs_file_wins_over_the_sites(tmp_path, monkeypatch):
     monkeypatch.setenv(SITE_VARIABLE, str(tmp_path / "none.toml"))
     with pytest.raises(ConfigError, match="no such file"):
         with_site(SlurmConfig(), tmp_path)
+
+
+def test_an_image_that_is_a_file_is_found_from_the_file_that_names_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv(SITE_VARIABLE, raising=False)
+    files, names = ("assay.sif", "./images/assay"), ("docker://x/y:1", "nvcr.io#x/y:1", "ubuntu")
+    for named, file in {**dict.fromkeys(files, True), **dict.fromkeys(names, False)}.items():
+        merged = with_site(SlurmConfig(container=named, container_runtime="pyxis"), tmp_path)
+        assert merged.container == (str(tmp_path / named) if file else named)
+        assert merged.image_file == (tmp_path / named if file else None)
+
+
+def test_an_image_must_be_seen_by_the_nodes(cluster):
+    (cluster / "images").mkdir()
+    image = cluster / "images" / "assay.sif"
+    image.touch()
+    told = 'echo "srun: error: n1: task 0: Exited with exit code 1" >&2; exit 1'
+    srun = cluster / "programs" / "srun"
+    srun.write_text(f'#!/bin/bash\n[[ $* != *"test -d {image.parent}" ]] || {{ {told}; }}\n')
+    with pytest.raises(ClusterError, match=r"images: the nodes do not see it"):
+        look(cluster, container=str(image), container_runtime="apptainer")
+
+
+def test_the_shortest_warning_counts():
+    assert SlurmConfig(signal_seconds=180).warning_seconds == 180
+    assert SlurmConfig(signal_seconds=180, notice_seconds=30).warning_seconds == 30
+    assert SlurmConfig(signal_seconds=20, notice_seconds=30).warning_seconds == 20
 
 
 def test_an_image_wants_something_that_runs_it(tmp_path, monkeypatch):

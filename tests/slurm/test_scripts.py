@@ -248,8 +248,7 @@ def test_a_node_without_the_command_is_left_out(node):
 
 
 def test_the_signal_before_the_limit_puts_a_step_back(node):
-    records = node.root / "clean" / "records"
-    node.program("assay", f"mkdir -p {records}; touch {records}/$RANDOM.json; kill -USR1 $PPID; exec /bin/sleep 30")
+    node.program("assay", "echo shard >> $ASSAY_TALLY; kill -USR1 $PPID; exec /bin/sleep 30")
     for attempt in range(4):  # without bound, as long as somebody gets further
         assert node.run(attempt=attempt).returncode == 75
         assert node.attempts()[-1]["cause"] == "told to leave before the time limit"
@@ -297,3 +296,71 @@ def test_a_job_that_takes_its_nodes_with_it_ends_at_last(node):
     assert node.run(attempt=20).returncode == 69
     assert "killed without a word" in node.attempts()[-1]["cause"]
     assert "requeue 7" not in node.requests
+
+
+def test_failures_of_a_data_step_are_counted_anew_behind_each_shard(node):
+    for makes, comes_back in (("", True), ("", True), ("", False), ("echo shard >> $ASSAY_TALLY;", True), ("", True)):
+        node.asked.unlink(missing_ok=True)
+        node.program("assay", f"{makes} exit 1")
+        node.run("ingest", task=4)
+        assert ("requeue 7_4" in node.requests) == comes_back
+    assert node.attempts("7_4")[-1]["progress"] == "1 made"
+
+
+def test_a_script_of_the_site_cannot_touch_ours(node, tmp_path):
+    names = [
+        "root",
+        "command",
+        "status",
+        "progress",
+        "before",
+        "job",
+        "attempts",
+        "step",
+        "told",
+        "retries",
+        "shares",
+        "workers",
+    ]
+    site = tmp_path / "it's modules.sh"
+    lines = [f"{name}=theirs; export {name}" for name in names]
+    lines += ["begin() { echo theirs; exit 9; }", "finish() { exit 9; }", "made() { exit 9; }", "export -f finish made"]
+    lines += ["IFS=:", "set -f", "export SEEN=yes", "trap 'exit 9' TERM", "cd /", "false"]
+    site.write_text("\n".join([*lines, "true"]) + "\n")
+    node.program("assay", f'printf "%s\\n" "$SEEN" "$@" > {tmp_path}/words; exit 75')
+    assert node.run("ingest", task=3, config=SlurmConfig(environment=str(site))).returncode == 75
+    words = (tmp_path / "words").read_text().splitlines()
+    assert words[:4] == ["yes", "data", "prepare", "/shared/run.toml"]
+    assert words[-2:] == ["--share", "3/40"]
+    started, ended = node.attempts("7_3")  # begun once, though the script is read twice
+    assert started["started"] == ended["started"]
+    assert "requeue 7_3" in node.requests
+
+
+@pytest.mark.parametrize("ends", ["return 3", "exit 3", "cd /nowhere"])
+def test_an_environment_that_fails_is_told(node, tmp_path, ends):
+    site = tmp_path / "modules.sh"
+    site.write_text(f"finish=x\n{ends}\n")
+    node.program("assay", "exit 0")
+    assert node.run(config=SlurmConfig(environment=str(site))).returncode == 127
+    assert node.attempts()[-1]["cause"].startswith(f"the environment {site} cannot be sourced on ")
+
+
+def test_a_job_that_is_called_off_does_not_come_back(node):
+    """Whenever its script notices: before it asks to be requeued, behind that, or as it begins once more."""
+    off = node.root / "slurm" / "cancelled" / "7"
+    cancel = f"mkdir -p {off.parent}; touch {off}"
+    node.program("scancel", f'echo "scancel $*" >> {node.asked}')
+    node.program("assay", f"{cancel}; exit 75")
+    assert node.run().returncode == 75
+    assert not [line for line in node.requests if line.startswith("requeue")]
+    off.unlink()
+    node.program("assay", "exit 75")
+    node.program("scontrol", f'echo "$*" >> {node.asked}; case $1 in requeue) {cancel} ;; esac')
+    assert node.run().returncode == 75
+    assert node.requests[-2:] == ["requeue 7", "scancel 7"]
+    node.program("assay", f"touch {node.root}/ran")
+    node.asked.unlink()
+    assert node.run(attempt=1).returncode == 75
+    assert node.requests == ["scancel 7"]
+    assert not (node.root / "ran").exists()

@@ -87,6 +87,12 @@ def test_failures_are_counted_anew_behind_each_checkpoint(node):
     [
         ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0", 137, "out of memory: slurmstepd: error: Detec"),
         ("srun: error: node5: task 1: Killed", 137, "node5: task 1: Killed"),
+        (
+            "slurmstepd: error: StepId=7.1 exceeded memory limit (2958 > 2097), being killed\n"
+            "srun: error: node4: task 0: Killed",
+            137,
+            "out of memory: slurmstepd: error: StepId=7.1 exceeded",
+        ),
         ("10:00:00 ERROR StorageError: cannot write x: no space left", 74, "cannot write x: no space left"),
         (
             "srun: error: node4: task 0: Exited with exit code 1\nsrun: error: node5: task 1: Aborted",
@@ -183,3 +189,67 @@ def test_a_signal_to_every_process_of_the_job_as_the_ranks_end_loses_no_record(n
     assert done.returncode == 143
     assert node.attempts()[-1]["cause"] == "Node failure on node5"
     assert "requeue 7" in node.requests
+
+
+@pytest.fixture
+def chain(node):
+    """Job 7 is the second of four links; `scancel` tells what it is asked."""
+    same = {"after": [], "numbers": [], "submission": 1, "submitted": "", "tasks": 0}
+    lines = [
+        {**same, "job": job, "kind": kind, "name": name}
+        for job, kind, name in (
+            ("5", "audit", "audit"), ("6", "train", "train"), ("7", "train", "train-2"), ("8", "train", "train-3"),
+            ("9", "train", "train-4"), ("10", "evaluate", "evaluate"),
+        )
+    ]  # fmt: skip
+    (node.root / "slurm" / "jobs.jsonl").write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
+    node.program("scancel", f'echo "scancel $*" >> {node.asked}')
+    return node
+
+
+def test_the_links_behind_do_not_get_a_node_that_a_link_left_out(chain, monkeypatch):
+    monkeypatch.setenv("EXCLUDED", "node9")
+    done = train(chain, preflight="echo 'preflight bad-node=node5;'; exit 69", chain=4)
+    assert done.returncode == 69
+    asked = [line for line in chain.requests if line.startswith(("requeue", "scancel")) or "ExcNodeList" in line]
+    assert asked == ["update jobid=8 ExcNodeList=node9,node5", "update jobid=9 ExcNodeList=node9,node5"]
+
+
+@pytest.mark.parametrize("status", [2, 65, 66, 77, 78])
+def test_a_failure_that_is_explained_ends_the_chain(chain, status):
+    assert train(chain, training=f"exit {status}", chain=4).returncode == status
+    assert "scancel 8 9" in chain.requests
+
+
+@pytest.mark.parametrize("status", [0, 75])
+def test_a_link_that_saved_or_finished_lets_the_next_one_go_on(chain, status):
+    saves = f'echo \'{{"event": "checkpoint", "step": 44}}\' >> {chain.root}/train/key/metrics.jsonl; exit {status}'
+    assert train(chain, training=saves, chain=4).returncode == status
+    assert not [line for line in chain.requests if line.startswith(("requeue", "scancel"))]
+
+
+def test_the_tries_of_a_chain_are_bounded_as_those_of_one_job(chain):
+    """Two more tries without a checkpoint, whichever links have them; a checkpoint gives it as many again."""
+    before = {"attempt": 0, "event": "ended", "job": "6", "outcome": "failed", "progress": "step 40", "status": 1}
+    record = chain.root / "slurm" / "attempts" / "6.jsonl"
+    record.parent.mkdir()
+    for failures, ends in ((1, False), (2, True)):
+        chain.asked.unlink(missing_ok=True)
+        (record.parent / "7.jsonl").unlink(missing_ok=True)
+        record.write_text(failures * (json.dumps({**before, "cause": "x"}, sort_keys=True) + "\n"))
+        assert train(chain, training="exit 1", chain=4).returncode == 1
+        assert ("scancel 8 9" in chain.requests) == ends
+    record.write_text(2 * (json.dumps({**before, "cause": "x", "progress": "step 30"}, sort_keys=True) + "\n"))
+    (record.parent / "7.jsonl").unlink()
+    chain.asked.unlink()
+    train(chain, training="exit 1", chain=4)
+    assert not [line for line in chain.requests if line.startswith("scancel")]
+
+
+def test_the_site_may_name_the_meeting_point(node, tmp_path):
+    (tmp_path / "site.sh").write_text("export MASTER_ADDR=here MASTER_PORT=99; step=x; progress=x; said=/nowhere\n")
+    told = 'echo "$MASTER_ADDR:$MASTER_PORT"'
+    done = train(node, training=told, environment=str(tmp_path / "site.sh"))
+    assert done.returncode == 0
+    assert "here:99" in done.stdout + done.stderr
+    assert node.attempts()[-1]["progress"] == "step 40"

@@ -3,6 +3,8 @@
 `$ASSAY_TEST_FAULTS` names a folder. Tests write into it while jobs run:
 
 - `slow`: seconds that each training step takes longer, read at each step; no file: none;
+- `memory`: megabytes that rank 1 takes before its next step, once: the file goes;
+- `bad-node`: the name of a node whose GPUs' memory has errors, as its check before training finds;
 - `fail-once/<stage>.<index>`: the shard is not made, its process fails, and the file goes;
 - `fail-always/<stage>.<index>`: the same as long as the file is there.
 
@@ -30,9 +32,36 @@ def of_training(loop):
     def slow(*arguments):
         with contextlib.suppress(FileNotFoundError):
             time.sleep(float((FOLDER / "slow").read_text() or 0))
+        if os.environ.get("SLURM_PROCID") == "1":
+            eat()
         return agree(*arguments)
 
     loop._agree = slow
+
+
+def eat():
+    """Take memory until somebody ends this process, at most for a minute."""
+    try:
+        size = int((FOLDER / "memory").read_text()) << 20
+        (FOLDER / "memory").unlink()
+    except (FileNotFoundError, ValueError):
+        return
+    taken = b"x" * size
+    time.sleep(60)
+    del taken
+
+
+def of_checks(checks):
+    ecc = checks.ecc
+
+    @functools.wraps(ecc)
+    def planted(asked, node, query):
+        with contextlib.suppress(FileNotFoundError):
+            if (FOLDER / "bad-node").read_text() == node:
+                return checks.Finding("ecc", "GPU 0: 2 uncorrected errors", bad=True, nodes=(node,))
+        return ecc(asked, node, query)
+
+    checks.ecc = planted
 
 
 def of_shards(parallel):
@@ -61,7 +90,7 @@ def fail(name):
     raise RuntimeError(f"a fault that a test asked for: {name}")
 
 
-CHANGES = {"pretrain.loop": of_training, "governance.parallel": of_shards}
+CHANGES = {"pretrain.loop": of_training, "governance.parallel": of_shards, "pretrain.node_checks": of_checks}
 
 
 class Watch(importlib.abc.MetaPathFinder):
