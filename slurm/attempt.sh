@@ -125,6 +125,10 @@ reason_in() { # FILE: the last error that our command told there, with the inden
     END { print substr(text != "" ? text : last, 1, 600) }' "$1" 2>/dev/null || true
 }
 
+read_out() { # PROCESS that reads a command's output: until all was read; one that was left behind may keep the pipe open
+  timeout 5 tail -s 0.1 "--pid=$1" -f /dev/null || true # SIGTERM ends it, too
+}
+
 this_node() { # as Slurm calls it
   echo "${SLURMD_NODENAME:-$(hostname -s)}"
 }

@@ -17,6 +17,7 @@ The line `source attempt.sh` becomes that file, so that the kept script is whole
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -55,8 +56,9 @@ def render(job: Job, config_file: Path, root: Path, config: SlurmConfig) -> str:
         "@SRUN_OPTIONS@": pyxis,
         "@INSIDE@": apptainer,
     }
-    for mark, words in values.items():
-        rest = rest.replace(mark, " ".join(map(_quoted, words)))
+    # In one pass: what is filled in may itself look like a mark.
+    marks = "|".join(values)
+    rest = re.sub(marks, lambda mark: " ".join(map(_quoted, values[mark[0]])), rest)
     return "\n".join([first, *(f"#SBATCH {_directive(option)}" for option in job.options), rest])
 
 
