@@ -18,7 +18,6 @@ from typing import Any
 from governance.errors import BudgetReached
 from governance.stage import Watch
 
-WORDS = 5  # of a watch
 _LATE = 200  # looks; so the first step, which compiles, is forgotten
 _BYTES_PER_PARAMETER = 16  # weights and AdamW's state, each written once, and read once to be hashed
 _BYTES_PER_SECOND = 100e6

@@ -185,6 +185,13 @@ def nvme_has_a_folder(s: Situation) -> str | None:
     return f"engine.{asked[0]} = 'nvme' without engine.nvme_path: give a folder on a fast local disk"
 
 
+def tensor_parallelism_keeps_state_out_of_files(s: Situation) -> str | None:
+    """A save puts each matrix together, and would read a file of up to 10^8 elements for each."""
+    if s.engine.offload_optimizer != "nvme" or s.engine.tensor_parallel_size == 1:
+        return None
+    return "engine.offload_optimizer = 'nvme' with tensor parallelism: set it to 'cpu', or tensor_parallel_size = 1"
+
+
 def hpz_wants_stage_3(s: Situation) -> str | None:
     """A second copy of the weights exists only where the first is spread over all ranks."""
     size = s.engine.hpz_partition_size
@@ -308,6 +315,7 @@ RULES: tuple[Rule, ...] = (
     parameter_offload_wants_stage_3,
     optimizer_offload_wants_its_stage,
     nvme_has_a_folder,
+    tensor_parallelism_keeps_state_out_of_files,
     hpz_wants_stage_3,
     sequence_parallelism_divides,
     experts_see_whole_rows,

@@ -99,10 +99,11 @@ def meeting_name(environment: Mapping[str, str] | None = None) -> str:
     """A name that the processes of one start share and no other start has: of the job, its restart and its step."""
     values = os.environ if environment is None else environment
     job, restart = slurm_attempt(values)
-    if job:
-        return f"{job.strip('/').replace('/', '-')}-{restart}-{values.get('SLURM_STEP_ID', f'alone{os.getpid()}')}"
+    place = f"{job.strip('/').replace('/', '-')}-{restart}" if job else "here"
+    if step := values.get("SLURM_STEP_ID") if job else None:
+        return f"{place}-{step}"
     alone = values.get("WORLD_SIZE", "1") == "1"
-    return f"here-{os.getpid()}" if alone else f"here-{values.get('MASTER_ADDR', '')}-{values.get('MASTER_PORT', '')}"
+    return f"{place}-{os.getpid() if alone else values.get('MASTER_ADDR', '') + '-' + values.get('MASTER_PORT', '')}"
 
 
 def node_name() -> str:

@@ -25,7 +25,7 @@ from torch import nn
 from governance.errors import PipelineError
 from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.deepspeed_config import deepspeed_config
-from pretrain.distributed import Ranks
+from pretrain.distributed import Ranks, gather
 from pretrain.engine_state import before_update, full_shape, optimizer_of, prepare_moments
 from pretrain.engine_swap import hold_folder_of_files
 from pretrain.engine_update import update
@@ -204,8 +204,14 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
         built = build_shared_memory(ranks, settings.extension_build_seconds)
     in_files = "nvme" in (settings.offload_optimizer, settings.offload_parameters)
     if in_files:
+        fault = ""
         if ranks.local_rank == 0 and settings.nvme_path:
-            hold_folder_of_files(Path(settings.nvme_path).absolute())
+            try:
+                hold_folder_of_files(Path(settings.nvme_path).absolute())
+            except PipelineError as error:
+                fault = str(error)
+        if faults := [told for told in gather(fault) if told]:  # every rank leaves, and none waits for the first
+            raise PipelineError(faults[0])
         build_async_io(ranks, settings.extension_build_seconds, device.type)
     import deepspeed
     import deepspeed.ops

@@ -64,10 +64,13 @@ def hold_folder_of_files(folder: Path) -> int:
     """Keep other runs of this node out of a folder of swap files, whose names they share, until this process ends.
 
     Raises:
-        PipelineError: another process has it.
+        PipelineError: another process has it, or it cannot be held.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise PipelineError(f"engine.nvme_path = {str(folder)!r} cannot be used: {error}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -76,4 +79,9 @@ def hold_folder_of_files(folder: Path) -> int:
             f"engine.nvme_path = {str(folder)!r} is in use by another run on this node, whose files have the same "
             f"names; give each run a folder of its own"
         ) from None
+    except OSError as error:  # some network file systems lock no folder
+        os.close(descriptor)
+        raise PipelineError(
+            f"engine.nvme_path = {str(folder)!r} cannot be locked ({error}); give a folder on a local disk"
+        ) from error
     return descriptor

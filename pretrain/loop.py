@@ -12,7 +12,6 @@ from torch import distributed
 
 from governance.errors import Preempted
 from governance.log import get_logger, progress
-from governance.manifest import KEY_LENGTH
 from governance.phases import CHECKPOINT, COMMUNICATION, COMPUTE, EVALUATION, begin, during, tell_hang
 from governance.provenance import provenance
 from governance.stage import UNKNOWN_ENERGY, artifact_folder
@@ -174,7 +173,7 @@ def _start(job: Job) -> tuple[Engine, TrainState]:
             open_engine(*arguments, lambda name, shape: initial_weight(name, shape, recipe.model, seed)),
             TrainState(),
         )
-    job.energy.update(artifact=f"train/{job.store.train_key[:KEY_LENGTH]}", resumed_from=found[1].step)
+    job.energy["resumed_from"] = found[1].step
     return found
 
 

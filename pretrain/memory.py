@@ -309,7 +309,8 @@ def _ladder(engine: EngineConfig) -> list[dict[str, object]]:
     while micro > 1:
         micro //= 2
         changes.append({"micro_batch_size": micro})
-    return [*changes, {"offload_optimizer": "cpu"}, {"offload_parameters": "cpu"}]
+    places = {"offload_optimizer": engine.offload_optimizer, "offload_parameters": engine.offload_parameters}
+    return [*changes, *({name: "cpu"} for name, place in places.items() if place != "nvme")]
 
 
 def in_words(needed: Estimate, there_is: Available, ranks: Ranks) -> str:

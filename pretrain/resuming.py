@@ -16,7 +16,7 @@ from governance.errors import CheckpointError, ManifestError, MissingInput
 from governance.log import get_logger
 from governance.manifest import Manifest, Output, verify
 from pretrain.checkpoint import Peers, Store, TrainState, moments, read_state, require_step, weights
-from pretrain.native_shards import find_native, identity, native_folder, read_shard, reader, shard_path
+from pretrain.native_shards import find_native, identity, native_folder, read_shard, reader, reads_native, shard_path
 
 if TYPE_CHECKING:
     import torch
@@ -105,9 +105,7 @@ def resume(
     from pretrain.engine_loss_scale import restore_loss_scale
 
     settings = job.settings.engine
-    stage = (
-        settings.zero_stage if settings.tensor_parallel_size == 1 else None
-    )  # parts of matrices have no native shards
+    stage = settings.zero_stage if reads_native(settings) else None
     found = newest_whole(job.store, job.peers, stage)
     if found is not None and found.native is not None and found.step == job.recipe.train.steps:
         found = newest_whole(job.store, job.peers)  # the run's manifest will list the canonical files: read them

@@ -170,7 +170,7 @@ def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> M
     verdict = verdict_path(artifacts["encode"], run.policy, runtime.root)
     evidence = Input(stage="verdict", digest=sha256_file(verdict), path=str(verdict.relative_to(runtime.root)))
     beside = Beside((evidence,), partial(_shown, run, artifacts, runtime))
-    return train(tokens, recipe, config.settings, runtime, suite=suite, beside=beside)
+    return train(tokens, recipe, run.settings, runtime, suite=suite, beside=beside)
 
 
 def _shown(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> dict[str, Table | float | None]:
@@ -223,7 +223,7 @@ def training_in(
     if processes > 1:
         pass_gate(run, artifacts, runtime)
         folder = training_folder(run, artifacts, runtime.root)
-        restarts = run.config.settings.engine.restarts
+        restarts = run.config.engine.restarts
         status = launch(processes, ["train", *words], restarts=restarts, standing=partial(standing_of, folder))
         if status == Preempted.exit_code:
             raise Preempted("the training processes saved a checkpoint and left")

@@ -28,11 +28,12 @@ from pretrain.config import (
     TrainConfig,
     TrainRecipe,
 )
+from pretrain.distributed import slurm_attempt
 from pretrain.evaluation_config import EvaluationConfig
 from pretrain.model_audit import ModelAuditConfig
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
-from slurm.config import SlurmConfig
+from slurm.config import SlurmConfig, with_site
 
 
 class RunConfig(Section):
@@ -57,11 +58,6 @@ class RunConfig(Section):
         """What is learned."""
         return TrainRecipe(model=self.model, optim=self.optim, train=self.train, evaluation=self.evaluation)
 
-    @property
-    def settings(self) -> Settings:
-        """How it is carried out."""
-        return Settings(self.checkpoint, self.engine, self.tracking, self.slurm.warning_seconds)
-
 
 @dataclass(frozen=True)
 class Run:
@@ -75,6 +71,13 @@ class Run:
     def folder(self) -> Path:
         """Where relative paths of the file start."""
         return self.path.parent
+
+    @property
+    def settings(self) -> Settings:
+        """How it is carried out; in a job of Slurm with what the site's file says of them."""
+        config, in_job = self.config, bool(slurm_attempt()[0])
+        section = with_site(config.slurm, self.folder) if in_job else config.slurm
+        return Settings(config.checkpoint, config.engine, config.tracking, section.warning_seconds)
 
 
 def load_run(path: Path, overrides: list[str]) -> Run:

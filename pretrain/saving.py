@@ -114,7 +114,9 @@ class Saver:
         from pretrain.engine_fragments import host_buffers
 
         self._store, self._source, self._peers, self._config, self._run = store, source, peers, config, run
-        self._buffers = host_buffers(list(source.fragments()), source.pinned, source.room)
+        # Their places alone: a list of the tensors would hold whole matrices where ranks hold parts of them.
+        places = [replace(fragment, tensors=dict.fromkeys(fragment.tensors)) for fragment in source.fragments()]
+        self._buffers = host_buffers(places, source.pinned, source.room)
         self._thread: threading.Thread | None = None
         self._meeting: Meeting | None = None
         self._fault: BaseException | None = None

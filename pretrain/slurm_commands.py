@@ -16,8 +16,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from governance.errors import ClusterError, ConfigError, MissingInput, PipelineError, StorageError
-from governance.files import write_json
+from governance.errors import ClusterError, ConfigError, MissingInput, Occupied, PipelineError, StorageError
+from governance.files import remove_file, write_json
+from governance.log import get_logger
 from governance.stage import Runtime
 from pretrain.commands import Arguments, load, say
 from pretrain.run_config import Run
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _WATCH_SECONDS = 10.0
 _LATEST_HOURS = 24.0
 """How long a run waits for greener hours where nothing is said: forecasts rarely reach further."""
-_CANCEL_PATIENCE_SECONDS = 900.0
+_CANCEL_PATIENCE_SECONDS = 120.0
 """A submission of thousands of jobs to a busy controller, whose checks may wait for a node, lasts minutes."""
 _FALLBACK_ARRAY_SIZE = 1001
 """Slurm's own default of MaxArraySize, for a script that is only looked at."""
@@ -81,10 +82,13 @@ def submit(arguments: Arguments) -> None:
             )
         orders = [Order(job) for job in jobs]
         _refuse(arguments, orders, sources, runtime, config)
-        if start is not None:
-            write_json(runtime.root / "slurm" / "carbon.json", start.evidence)
-            say(start.words)
         _queue(arguments, orders, runtime, config, start.begin if start else None)
+        chosen = runtime.root / "slurm" / "carbon.json"
+        if start is None:
+            remove_file(chosen)  # it told of an earlier submission
+        else:
+            write_json(chosen, start.evidence)
+            say(start.words)
 
 
 def retry(arguments: Arguments) -> None:
@@ -141,12 +145,15 @@ def cancel(arguments: Arguments) -> None:
     if gather(runtime.root) is None and not (runtime.root / "slurm").is_dir():
         _nothing(runtime)
     with contextlib.ExitStack() as alone:
-        with contextlib.suppress(
-            StorageError
-        ):  # a full disk, where no lock is to be had, must not keep anybody from it
-            alone.enter_context(
-                one_at_a_time(runtime.root, _CANCEL_PATIENCE_SECONDS)
-            )  # a submission is cancelled whole
+        try:  # a submission is cancelled whole
+            alone.enter_context(one_at_a_time(runtime.root, _CANCEL_PATIENCE_SECONDS))
+        except StorageError:  # a full disk, where no lock is to be had, must not keep anybody from it
+            pass
+        except Occupied:
+            get_logger(__name__).warning(
+                "a submission has not ended in %d s; what it has queued so far is cancelled. Look again with status",
+                _CANCEL_PATIENCE_SECONDS,
+            )
         ended = end(gather(runtime.root) or _nothing(runtime), runtime.root)
     say(f"cancelled: {', '.join(ended)}" if ended else "nothing waits or runs")
 

@@ -105,7 +105,8 @@ def open_record(
         yield lambda event, step, **values: None, attempt
         return
     number, one_at_a_time = len(earlier), threading.Lock()
-    reached = max((line.get("step", 0) for line in earlier if line.get("event") == "step"), default=0)
+    before = [line for line in earlier if line.get("event") == "step" and line.get("attempt") == attempt - 1]
+    reached = max((line.get("step", 0) for line in before), default=0)  # what came earlier was told by the one before
     with contextlib.ExitStack() as stack:
         mirrors = []
         if config.mode != "disabled":

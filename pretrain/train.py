@@ -151,7 +151,8 @@ def _train(
 def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
     """Fix what decides the order of sums while the context lasts: threads, and torch's deterministic kernels.
 
-    What a step frees stays with the process: on CPU the next step would fault it in again, for 4 % of a small one.
+    From now on what a step frees stays with the process: on CPU the next one would fault it in again, for 4 % of a
+    small step's time.
     """
     import torch
 

@@ -41,7 +41,8 @@ from pretrain.wandb_log import read_offline
 FOLDER = "wandb"
 _SENT_FILE = "sent.json"
 _INIT_SECONDS = 60.0
-_FINISH_SECONDS = 60.0
+_FINISH_SECONDS = 30.0  # with the next less than the minute that Slurm and the launcher leave to a rank that saves
+_OFFLINE_SECONDS = 15.0
 _SHORT = 16
 _MOST_ROWS = 10_000  # wandb cuts a longer table off
 
@@ -92,14 +93,15 @@ class WandbMirror:
         """Wait until all is taken, for `_FINISH_SECONDS` at most; then write offline what W&B may lack."""
         self._follower.end()
         self._thread.join(_FINISH_SECONDS)
-        if self._thread.is_alive() and self._mode == "online":
-            self._say("W&B has not taken all within %.0f s of the end", _FINISH_SECONDS)
-            self._given_up.set()
-            _end_service(self._wandb)
-            self._mode = "offline"
-            self._begin()
-            self._follower.end()
-            self._thread.join(_FINISH_SECONDS)
+        if self._thread.is_alive():
+            if self._mode == "online":
+                self._say("W&B has not taken all within %.0f s of the end", _FINISH_SECONDS)
+                self._given_up.set()
+                _end_service(self._wandb)
+                self._mode = "offline"
+                self._begin()
+                self._follower.end()
+            self._thread.join(_OFFLINE_SECONDS)
         if self._thread.is_alive():
             self._given_up.set()
             _end_service(self._wandb)
@@ -113,11 +115,11 @@ class WandbMirror:
         )
 
     def _mirror(self, follower: Follower, given_up: threading.Event) -> None:
-        run, rows, whole = None, 0, False
+        run, mode, rows, whole = None, "", 0, False
         try:
             unwritten = self._first_unwritten()
-            run = self._start(given_up)
-            first = run.starting_step if self._mode == "online" else unwritten
+            run, mode = self._start(given_up)
+            first = run.starting_step if mode == "online" else unwritten
             drawing = _Drawing(self._wandb, run, self._about, first)
             for number, line in follower.lines():
                 drawing.draw(number, line)
@@ -129,7 +131,7 @@ class WandbMirror:
                 get_logger(__name__).warning("W&B fails (%s); the run goes on without it", error)
         try:
             if run is not None and not given_up.is_set():
-                self._end(run, rows if whole else None)
+                self._end(run, mode, rows if whole else None)
         except Exception as error:
             if not given_up.is_set():
                 get_logger(__name__).warning(
@@ -145,19 +147,22 @@ class WandbMirror:
             rows = []
         return max([0, int(sent.get("rows", 0)), *rows])
 
-    def _start(self, given_up: threading.Event) -> Any:
+    def _start(self, given_up: threading.Event) -> tuple[Any, str]:
+        """A run, and whether it is online: `_mode` may be another thread's by the time that this one ends."""
         if self._mode == "online":
             try:
                 run = self._init("online")
                 write_json(self._sent, {"rows": run.starting_step})
-                return run
+                return run, "online"
             except Exception as error:
                 if given_up.is_set():  # another thread writes by now
                     raise
                 self._say("W&B does not answer (%s)", (str(error) or repr(error)).splitlines()[0])
                 _tear_down(self._wandb)  # its process still holds the run's name
+                if given_up.is_set():
+                    raise
                 self._mode = "offline"
-        return self._init("offline")
+        return self._init("offline"), "offline"
 
     def _init(self, mode: str) -> Any:
         about, place = self._about, self._folder / FOLDER
@@ -186,12 +191,12 @@ class WandbMirror:
         _log_without_waiting(run)
         return run
 
-    def _end(self, run: Any, rows: int | None) -> None:
+    def _end(self, run: Any, mode: str, rows: int | None) -> None:
         """Leave the journal's head in the summary, and end the run; `rows`: those of the record, where it has all."""
         with contextlib.suppress(Exception):  # a broken run still has to be ended
             run.summary["journal_head"] = self._about.head()
         run.finish()
-        if self._mode == "offline":
+        if mode == "offline":
             _tear_down(self._wandb)  # `finish` answers before its process has written all; this waits for that process
         elif rows is not None:
             write_json(self._sent, {"rows": rows})

@@ -73,18 +73,27 @@ enter() { # begin; then source the site's script, and start this one anew, with 
     begin
     [ -n "$environment" ] || return 0
     export ASSAY_ENTERED="$job $attempt $began"
-    # shellcheck disable=SC2064  # by then the site's script may have used that name
-    trap "ASSAY_UNSOURCED=yes exec bash $(printf %q "$0")" EXIT # it said `exit`
+    # A signal of Slurm's ends the sourcing, and is no fault of the site's: 75 is SIGTERM's, 124 that of the time limit.
+    # shellcheck disable=SC2064  # by then the site's script may have used these names
+    trap "ASSAY_UNSOURCED=127 exec $BASH $(printf %q "$0")" EXIT # it said `exit`
+    # shellcheck disable=SC2064
+    trap "trap - EXIT; ASSAY_UNSOURCED=75 exec $BASH $(printf %q "$0")" TERM
+    # shellcheck disable=SC2064
+    trap "trap - EXIT; ASSAY_UNSOURCED=124 exec $BASH $(printf %q "$0")" USR1
     set +u # scripts of sites are rarely written for it
     # shellcheck disable=SC1090
-    source "$environment" || export ASSAY_UNSOURCED=yes
-    trap - EXIT
-    exec bash "$0"
+    source "$environment" || export ASSAY_UNSOURCED=127
+    trap - EXIT TERM USR1
+    exec "$BASH" "$0"
   fi
-  if [ -n "${ASSAY_UNSOURCED:-}" ]; then
-    unset ASSAY_UNSOURCED
-    finish 127 "the environment $environment cannot be sourced on $(hostname)"
-  fi
+  local why=${ASSAY_UNSOURCED:-}
+  unset ASSAY_UNSOURCED
+  case $why in
+    "") ;;
+    127) finish 127 "the environment $environment cannot be sourced on $(hostname)" ;;
+    75) finish 75 "told to leave (SIGTERM) while $environment was sourced" ;;
+    *) finish "$why" "its time was over while $environment was sourced" ;;
+  esac
 }
 
 made() { # the shards and artifacts that this job has finished, in all its attempts: what tells whether it gets further
@@ -230,7 +239,8 @@ pass_on() { # what this link leaves out, the links behind it do not get either
 end_chain() { # the links behind would end as this one
   local behind
   read -ra behind <<<"$(links behind | tr '\n' ' ')"
-  if [ "${#behind[@]}" -gt 0 ] && show "${behind[0]}"; then
+  if [ "${#behind[@]}" -gt 0 ]; then
+    show "$job" || true # a controller that is down is waited for
     echo "assay: the links behind it are cancelled: ${behind[*]}"
     scancel "${behind[@]}" || true
   fi

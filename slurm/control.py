@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from governance.errors import ClusterError, ConfigError, MissingInput, StorageError
-from governance.files import touch
+from governance.files import remove_file, touch
 from slurm import tools
 from slurm.graph import Condition, Job
 from slurm.standing import Row, View
@@ -39,7 +39,12 @@ def cancel(view: View, root: Path) -> list[str]:
     for job in jobs:
         with contextlib.suppress(StorageError):  # a full disk must not keep anybody from cancelling
             touch(called_off(root, job))
-    tools.cancel(jobs)
+    try:
+        tools.cancel(jobs)
+    except ClusterError:  # else the marks would end them at their next start, when nobody remembers
+        for job in jobs:
+            remove_file(called_off(root, job))
+        raise
     return [row.name for row in live]
 
 

@@ -115,8 +115,8 @@ def submit(orders: Sequence[Order], root: Path, config: SlurmConfig, begin: date
     try:
         for order in orders:
             line = _submit(order, done, number, root, config, begin)
-            remove_file(called_off(root, line.job))  # of a job that once had this number
             done[order.job.name] = line
+            remove_file(called_off(root, line.job))  # of a job that once had this number
             append_line(root / "slurm" / JOBS_FILE, json.dumps(asdict(line), sort_keys=True), durable=True)
         tools.release([line.job for line in done.values() if not line.after])
     except BaseException as error:  # an interrupt, too, must leave nothing behind

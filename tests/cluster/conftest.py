@@ -64,9 +64,9 @@ def bed():
     words += [word for line in CONF for word in ("--conf", line)]
     down = ["bash", str(SCRIPT), "down", str(folder)]
     small = folder / "small"  # a disk that a test can fill, mounted before the nodes are there, so that they see it
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "small", str(small)], check=True)
     try:
+        small.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "small", str(small)], check=True)
         done = subprocess.run(
             ["bash", str(SCRIPT), "up", str(folder), *words], capture_output=True, text=True, check=False
         )

@@ -82,6 +82,11 @@ REFUSED = [
     ("tensor_parallelism_knows_the_model", {"tensor_parallel_size": 2, "optimizer": "muon"}, "whole matrices"),
     ("tensor_parallelism_knows_the_model", {"tensor_parallel_size": 2, "moe": EXPERTS}, "experts are not cut"),
     ("tensor_parallelism_knows_the_model", {"tensor_parallel_size": 2, "precision": "fp8"}, "'bf16'"),
+    (
+        "tensor_parallelism_keeps_state_out_of_files",
+        {"tensor_parallel_size": 2, "zero_stage": 3, "offload_optimizer": "nvme", "nvme_path": "/x"},
+        "set it to 'cpu'",
+    ),
     ("hpz_wants_stage_3", {"hpz_partition_size": 2, "zero_stage": 3, "tensor_parallel_size": 2}, "over all ranks"),
     ("splits_divide_the_ranks", {"tensor_parallel_size": 2, "where": {"world_size": 3}}, "multiple of 2"),
     ("the_batch_divides", {"micro_batch_size": 3, "where": {"world_size": 1}}, "micro batch that divides"),

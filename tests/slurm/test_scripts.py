@@ -346,6 +346,19 @@ def test_an_environment_that_fails_is_told(node, tmp_path, ends):
     assert node.attempts()[-1]["cause"].startswith(f"the environment {site} cannot be sourced on ")
 
 
+@pytest.mark.parametrize(
+    ("signal", "status", "cause"),
+    [("TERM", 75, "told to leave (SIGTERM) while "), ("USR1", 124, "its time was over while ")],
+)
+def test_a_signal_while_the_environment_is_sourced_is_no_fault_of_it(node, tmp_path, signal, status, cause):
+    site = tmp_path / "modules.sh"
+    site.write_text(f"finish=x; kill -{signal} $$\n")
+    node.program("assay", "exit 0")
+    assert node.run(config=SlurmConfig(environment=str(site))).returncode == status
+    assert node.attempts()[-1]["cause"].startswith(cause)
+    assert not any("ExcNodeList" in request for request in node.requests)
+
+
 def test_a_job_that_is_called_off_does_not_come_back(node):
     """Whenever its script notices: before it asks to be requeued, behind that, or as it begins once more."""
     off = node.root / "slurm" / "cancelled" / "7"
