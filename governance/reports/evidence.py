@@ -16,9 +16,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from governance.config import canonical_json
@@ -26,10 +27,11 @@ from governance.energy.ledger import FILE_NAME as LEDGER
 from governance.energy.ledger import read_ledger
 from governance.errors import ManifestError
 from governance.files import copy_beginning, sha256_bytes
-from governance.manifest import FILE_NAME, Manifest, read_manifest
+from governance.manifest import FILE_NAME, KEY_LENGTH, Manifest, read_manifest
 
 RECORD = "metrics.jsonl"
 _TABLES = ("results.json", "representation.json", "tables.json")
+_CHECKPOINT = re.compile(rf"checkpoint/[0-9a-f]{{{KEY_LENGTH}}}/{re.escape(FILE_NAME)}")
 _CLUSTER = ("slurm/jobs.jsonl", "slurm/accounting.json")
 
 Entry = dict[str, Any]
@@ -46,6 +48,9 @@ def gather(
         root: the artifacts' root.
         stated: the entries of a report that stands: then only its files are looked at, and of files that grow only as
             many bytes as it says.
+
+    Raises:
+        ManifestError: what is stated names a file that no checkpoint can have, or a manifest is torn or altered.
     """
     known = None if stated is None else {str(entry.get("path")): entry for entry in stated}
     running = _running(root, stated)
@@ -113,13 +118,20 @@ def running_of(entries: Sequence[Entry]) -> frozenset[str]:
 
 @contextlib.contextmanager
 def as_of(root: Path, entries: Sequence[Entry]) -> Iterator[Path]:
-    """A folder with the files that grow as they were: the record, checkpoints' manifests, the ledger, the cluster's."""
+    """A folder with the files that grow as they were: the record, checkpoints' manifests, the ledger, the cluster's.
+
+    Raises:
+        ManifestError: a path leads out of the root.
+    """
     with tempfile.TemporaryDirectory(prefix="assay-report-") as name:
         view = Path(name)
         for entry in entries:
-            source = root / entry["path"]
+            path = PurePosixPath(entry["path"])
+            if path.is_absolute() or ".." in path.parts:
+                raise ManifestError(f"evidence {entry['path']!r}: leads out of the root. Write the report again.")
+            source = root / path
             if entry["kind"] in ("record", "checkpoint", "ledger", "cluster") and source.is_file():
-                copy_beginning(source, view / entry["path"], entry["bytes"])
+                copy_beginning(source, view / path, entry["bytes"])
         yield view
 
 
@@ -148,6 +160,8 @@ def _of_training(train: Manifest, root: Path, known: Mapping[str, Entry] | None)
     if known is not None:
         for path, entry in known.items():
             if entry.get("kind") == "checkpoint":
+                if not _CHECKPOINT.fullmatch(path):  # what a report says is not to be believed: it may be anybody's
+                    raise ManifestError(f"evidence {path!r}: is no manifest of a checkpoint. Write the report again.")
                 there = (root / path).exists()
                 yield "checkpoint", path, {"digest": read_manifest(root / path).digest if there else None}
         return

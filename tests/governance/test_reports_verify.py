@@ -16,7 +16,7 @@ from governance.errors import ManifestError, MissingInput
 from governance.files import append_line, json_text, write_json
 from governance.manifest import manifest_text, read_manifest
 from governance.reports.documents.documents import documents
-from governance.reports.evidence import verdict_name
+from governance.reports.evidence import as_of, verdict_name
 from governance.reports.origins import origin_of
 from governance.reports.recomputation import newest_report, numbers_of, recompute, text_faults
 from governance.reports.report import report
@@ -211,6 +211,36 @@ def test_altered_evidence_is_named(copied, alter, told):
     alter(root)
     lines = [fault.line() for fault in recompute(made, root, replace_all).faults]
     assert any(told in line for line in lines), lines[:10]
+
+
+def state(root, change):
+    """Change report.json's list of evidence."""
+    path = next(root.glob("report/*/report.json"))
+    found = json.loads(path.read_bytes())
+    change(found["evidence"]["entries"])
+    write_json(path, found)
+
+
+@pytest.mark.parametrize("way", ["absolute", "up", "elsewhere"])
+def test_stated_evidence_neither_reads_nor_overwrites_a_foreign_file(copied, tmp_path, way):
+    root, made = copied
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text("mine")
+    names = {"absolute": str(foreign), "up": "../foreign.json", "elsewhere": "checkpoint/../../foreign.json"}
+
+    def change(entries):
+        next(entry for entry in entries if entry["kind"] == "checkpoint").update(path=names[way], bytes=2)
+
+    state(root, change)
+    with pytest.raises(ManifestError, match="is no manifest of a checkpoint"):
+        recompute(made, root, replace_all)
+    for kind in ("checkpoint", "ledger"):
+        with (
+            pytest.raises(ManifestError, match="leads out of the root"),
+            as_of(root, [{"path": names[way], "kind": kind, "bytes": 2}]),
+        ):
+            pass
+    assert foreign.read_text() == "mine"
 
 
 def verdict_of_root(root):
