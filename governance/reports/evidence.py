@@ -24,7 +24,7 @@ from typing import Any
 
 from governance.config import canonical_json
 from governance.energy.ledger import FILE_NAME as LEDGER
-from governance.energy.ledger import read_ledger
+from governance.energy.ledger import files_of, read_ledger, still_runs
 from governance.errors import ManifestError
 from governance.files import copy_beginning, sha256_bytes
 from governance.manifest import FILE_NAME, KEY_LENGTH, Manifest, read_manifest
@@ -53,13 +53,14 @@ def gather(
         ManifestError: what is stated names a file that no checkpoint can have, or a manifest is torn or altered.
     """
     known = None if stated is None else {str(entry.get("path")): entry for entry in stated}
-    running = _running(root, stated)
+    read_first = _sizes(root) if known is None else known
+    running = _running(root, read_first) if stated is None else sorted(running_of(stated))
     found: list[Entry] = []
     for kind, path, values in _pieces(manifests, verdict, root, known):
         if known is not None and path not in known:
             continue
         added = {"running": running} if kind == "ledger" else {}
-        read = _sum(root / path, None if known is None else known[path])
+        read = _sum(root / path, read_first.get(path))
         found.append({"id": f"E{len(found) + 1}", "kind": kind, "path": path, **read, **values, **added})
     return found
 
@@ -171,8 +172,29 @@ def _of_training(train: Manifest, root: Path, known: Mapping[str, Entry] | None)
             yield "checkpoint", manifest.path, {"digest": manifest.digest}
 
 
-def _running(root: Path, stated: Sequence[Entry] | None) -> list[str]:
-    """What had not ended and whose process lived; of a report that stands, what it says and what a ledger may say."""
-    if stated is not None:
-        return sorted(running_of(stated))
-    return sorted(interval.id for interval in read_ledger(root / LEDGER) if interval.outcome == "unknown")
+def _sizes(root: Path) -> dict[str, Entry]:
+    """How long each file of the ledger is now: the report is read from so much of it, whatever is appended since."""
+    return {path.name: {"bytes": path.stat().st_size} for path in files_of(root / LEDGER)}
+
+
+def _running(root: Path, sizes: Mapping[str, Entry]) -> list[str]:
+    """What had not ended in so much of the ledger, and whose process lives, or whose end stands behind that.
+
+    Whether it lives is asked first: what ends between the two questions has its end by the second.
+    """
+    opened: dict[str, bool] = {}
+    still_open: set[str] = set()
+
+    def alive(line: Mapping[str, Any]) -> bool:
+        opened[line["interval"]] = still_runs(line)
+        return True
+
+    def open_now(line: Mapping[str, Any]) -> bool:
+        still_open.add(line["interval"])
+        return True
+
+    entries = [{"path": name, "kind": "ledger", **size} for name, size in sizes.items()]
+    with as_of(root, entries) as then:
+        read_ledger(then / LEDGER, alive)
+    read_ledger(root / LEDGER, open_now)
+    return sorted(name for name, lives in opened.items() if lives or name not in still_open)

@@ -174,6 +174,27 @@ def test_what_still_ran_when_it_was_written_may_have_ended_since(tmp_path):
     assert recompute(written, tmp_path).faults == ()
 
 
+def test_what_ends_or_begins_while_a_report_is_written_was_not_killed(tmp_path, monkeypatch):
+    made = corpus(tmp_path)
+    ledger(tmp_path)
+    begin(tmp_path, "ends")
+    begin(tmp_path, "dies")
+
+    def meanwhile(line):
+        if line["interval"] == "ends":
+            begin(tmp_path, "ends", "end", outcome="surviving", cause="", millijoules=5000)
+            begin(tmp_path, "begins")
+        return False
+
+    monkeypatch.setattr("governance.reports.evidence.still_runs", meanwhile)
+    written = report(made, {}, tmp_path, Runtime(tmp_path))
+    found = json.loads((tmp_path / written.folder / "report.json").read_bytes())
+    [running] = [entry["running"] for entry in found["evidence"]["entries"] if entry["kind"] == "ledger"]
+    assert running == ["ends"]
+    assert found["energy"]["wasted_by_cause"]["killed"] == found["energy"]["total"]["running"] == 1.0
+    assert recompute(written, tmp_path).faults == ()
+
+
 def altered_manifest(root, stage):
     [path] = root.glob(f"{stage}/*/manifest.json")
     manifest = read_manifest(path)
