@@ -32,7 +32,7 @@ from governance.manifest import FILE_NAME, KEY_LENGTH, Manifest, read_manifest
 RECORD = "metrics.jsonl"
 _TABLES = ("results.json", "representation.json", "tables.json")
 _CHECKPOINT = re.compile(rf"checkpoint/[0-9a-f]{{{KEY_LENGTH}}}/{re.escape(FILE_NAME)}")
-_CLUSTER = ("slurm/jobs.jsonl", "slurm/accounting.json")
+_CLUSTER = ("slurm/jobs.jsonl", "slurm/accounting.jsonl")
 
 Entry = dict[str, Any]
 
@@ -57,7 +57,7 @@ def gather(
     running = _running(root, read_first) if stated is None else sorted(running_of(stated))
     found: list[Entry] = []
     for kind, path, values in _pieces(manifests, verdict, root, known):
-        if known is not None and path not in known:
+        if path not in read_first and (known is not None or kind == "ledger"):
             continue
         added = {"running": running} if kind == "ledger" else {}
         read = _sum(root / path, read_first.get(path))

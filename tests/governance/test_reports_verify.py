@@ -60,6 +60,7 @@ def whole(tmp_path_factory):
     )
     append_line(root / "slurm" / "jobs.jsonl", json.dumps({"job": "13", "name": "train"}))
     append_line(root / "slurm" / "attempts" / "13.jsonl", json.dumps({"event": "started", "started": "1"}))
+    append_line(root / "slurm" / "accounting.jsonl", json.dumps({"asked": "1", "slurm": 4, "core_seconds": 2}))
     verdict = verdict_of(made, "WAIVED")
     sign_off(root, verdict)
     made_report = report(made, verdict, root, Runtime(root), replace_all)
@@ -154,6 +155,7 @@ def test_what_was_appended_since_is_not_in_it(copied):
     line = {"event": "skipped", "attempt": 2, "step": 599, "reason": "loss"}
     append_line(root / next(root.glob("train/*")).relative_to(root) / "metrics.jsonl", json.dumps(line))
     append_line(root / "slurm" / "attempts" / "13.jsonl", json.dumps({"event": "started", "started": "2"}))
+    append_line(root / "slurm" / "accounting.jsonl", json.dumps({"asked": "2", "slurm": 5, "core_seconds": 3}))
     append_line(root / "energy.node9.jsonl", json.dumps({"kind": "ledger", "schema": 1, "host": "node9"}))
     assert recompute(made, root, replace_all).faults == ()
 
