@@ -21,7 +21,6 @@ def energy_facts(
     manifests: Sequence[Manifest],
     root: Path,
     factors: Factors | None = None,
-    then: Path | None = None,
     alive: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> dict[str, Any]:
     """The total with its bounds and methods, energy by stage, waste by cause, energy of checkpoints, views, footprint.
@@ -31,15 +30,14 @@ def energy_facts(
 
     Args:
         manifests: the artifacts that are reported on.
-        root: the artifacts' root; manifests behind these are read there.
+        root: where the ledger, the trainings' records and the manifests behind these lie.
         factors: what turns energy into carbon and water; None: nothing is known of it.
-        then: where the ledger and the training's record lie; None is the root.
         alive: as `read_ledger` takes it.
 
     Raises:
         ManifestError: the ledger is of another schema.
     """
-    intervals = _measured(then or root, alive)
+    intervals = _measured(root, alive)
     pieces = settle(intervals)
     measured = [piece for piece in pieces if piece.millijoules is not None]
     total = _of_sum(add(pieces), bool(measured)) if pieces else _of_manifests(manifests)
@@ -47,7 +45,7 @@ def energy_facts(
     artifacts = {manifest.stage for manifest in manifests}
     trained = next((manifest for manifest in manifests if manifest.stage == "train"), None)
     scopes = sorted({str(_block(manifest).get("scope")) for manifest in manifests if _block(manifest).get("scope")})
-    ancestry = read_ancestry(manifests, root, then or root)
+    ancestry = read_ancestry(manifests, root)
     tokens = trained.stats.get("tokens") if trained else None
     grid, footprint = footprint_facts(total, intervals, factors or Factors(), set(scopes) <= {"node"}, tokens)
     return {
@@ -64,7 +62,7 @@ def energy_facts(
         ],
         "wasted_by_cause": {cause: _joules(value) for cause, value in wasted_by_cause(pieces).items()},
         "checkpoints": _checkpoints(pieces, trained.folder, ancestry) if trained else [],
-        "views": view_facts(pieces, manifests, then or root, ancestry, (grid, factors or Factors())),
+        "views": view_facts(pieces, manifests, root, ancestry, (grid, factors or Factors())),
         "footprint": footprint,
         "missing": sorted({text for manifest in manifests for text in _block(manifest)["coverage"].get("missing", [])}),
     }

@@ -23,14 +23,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from governance.config import canonical_json
+from governance.energy.ancestry import RECORD, read_behind
 from governance.energy.ledger import FILE_NAME as LEDGER
 from governance.energy.ledger import files_of, read_ledger, still_runs
 from governance.errors import ManifestError
 from governance.files import copy_beginning, sha256_bytes
 from governance.manifest import FILE_NAME, KEY_LENGTH, Manifest, read_manifest
 
-RECORD = "metrics.jsonl"
 _TABLES = ("results.json", "representation.json", "tables.json")
+_LAID_OUT = ("record", "checkpoint", "ancestor", "ledger", "cluster")
 _CHECKPOINT = re.compile(rf"checkpoint/[0-9a-f]{{{KEY_LENGTH}}}/{re.escape(FILE_NAME)}")
 _CLUSTER = ("slurm/jobs.jsonl", "slurm/accounting.jsonl")
 
@@ -55,14 +56,14 @@ def gather(
     known = None if stated is None else {str(entry.get("path")): entry for entry in stated}
     read_first = _sizes(root) if known is None else known
     running = _running(root, read_first) if stated is None else sorted(running_of(stated))
-    found: list[Entry] = []
+    found: dict[str, Entry] = {}
     for kind, path, values in _pieces(manifests, verdict, root, known):
-        if path not in read_first and (known is not None or kind == "ledger"):
-            continue
+        if path in found or (path not in read_first and (known is not None or kind == "ledger")):
+            continue  # a checkpoint of this training may be behind its data, too
         added = {"running": running} if kind == "ledger" else {}
         read = _sum(root / path, read_first.get(path))
-        found.append({"id": f"E{len(found) + 1}", "kind": kind, "path": path, **read, **values, **added})
-    return found
+        found[path] = {"id": f"E{len(found) + 1}", "kind": kind, "path": path, **read, **values, **added}
+    return list(found.values())
 
 
 _Piece = tuple[str, str, dict[str, Any]]
@@ -81,6 +82,11 @@ def _pieces(
                 yield "table", output.path, {}
         if manifest.stage == "train":
             yield from _of_training(manifest, root, known)
+    for path in read_behind(manifests, root):
+        if path.endswith(f"/{RECORD}"):
+            yield "record", path, {}
+        else:
+            yield "ancestor", path, {"digest": read_manifest(root / path).digest}
     ledger = Path(LEDGER)
     for file in [root / ledger, *sorted(root.glob(f"{ledger.stem}.*{ledger.suffix}"))]:
         if file.exists():
@@ -119,7 +125,7 @@ def running_of(entries: Sequence[Entry]) -> frozenset[str]:
 
 @contextlib.contextmanager
 def as_of(root: Path, entries: Sequence[Entry]) -> Iterator[Path]:
-    """A folder with the files that grow as they were: the record, checkpoints' manifests, the ledger, the cluster's.
+    """A folder with the files that grow as they were (records, ledger, the cluster's) and manifests that may go.
 
     Raises:
         ManifestError: a path leads out of the root.
@@ -131,7 +137,7 @@ def as_of(root: Path, entries: Sequence[Entry]) -> Iterator[Path]:
             if path.is_absolute() or ".." in path.parts:
                 raise ManifestError(f"evidence {entry['path']!r}: leads out of the root. Write the report again.")
             source = root / path
-            if entry["kind"] in ("record", "checkpoint", "ledger", "cluster") and source.is_file():
+            if entry["kind"] in _LAID_OUT and source.is_file():
                 copy_beginning(source, view / path, entry["bytes"])
         yield view
 

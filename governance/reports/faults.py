@@ -1,6 +1,6 @@
 """What went wrong while the run ran: updates left out, attempts and why they ended, hangs, slow ranks.
 
-Read from the record of the training and the ledger of energy, and, on a cluster, from what its jobs left.
+Read from the record of the training and the ledger of energy; what a cluster's jobs left is in the section on it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from governance.energy.ancestry import RECORD
 from governance.energy.ledger import FILE_NAME as LEDGER
 from governance.energy.ledger import read_ledger
 from governance.files import read_lines
 from governance.manifest import Manifest
 from governance.phases import HANG
-from governance.reports.evidence import RECORD
 from governance.reports.markup import Html, compact, energy, foreign, join, number, table, tag
 from governance.reports.origins import cite
 

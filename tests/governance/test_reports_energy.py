@@ -132,5 +132,5 @@ def test_ledger_and_record_may_lie_elsewhere(run, tmp_path):
     for path in ("energy.jsonl", f"{folder('train')}/metrics.jsonl"):
         write_text(tmp_path / path, (root / path).read_text(encoding="utf-8"))
     append_line(tmp_path / "energy.jsonl", json.dumps({"kind": "of a later release"}))
-    told = energy_facts(list(made.values()), root, FACTORS, tmp_path)
+    told = energy_facts(list(made.values()), tmp_path, FACTORS)
     assert json.loads(json.dumps(told)) == found["energy"]

@@ -14,7 +14,7 @@ from governance.config import canonical_json
 from governance.energy.ledger import own_file
 from governance.errors import ManifestError, MissingInput
 from governance.files import append_line, json_text, write_json
-from governance.manifest import manifest_text, read_manifest
+from governance.manifest import Manifest, manifest_text, read_manifest, write_manifest
 from governance.reports.documents.documents import documents
 from governance.reports.evidence import as_of, verdict_name
 from governance.reports.origins import origin_of
@@ -195,6 +195,48 @@ def test_what_ends_or_begins_while_a_report_is_written_was_not_killed(tmp_path, 
     assert running == ["ends"]
     assert found["energy"]["wasted_by_cause"]["killed"] == found["energy"]["total"]["running"] == 1.0
     assert recompute(written, tmp_path).faults == ()
+
+
+def descended(root):
+    """A run whose model was started from a checkpoint of a training that is not reported on, and its report."""
+    made = corpus(root)
+    ledger(root)
+    encode = made["encode"].as_input()
+    parent = written(root, "train", "a", [encode], {"steps": 8, "tokens": 80})
+    middle = written(root, "checkpoint", "b", [encode], {}, {"train_key": parent.key, "step": 4})
+    append_line(root / parent.folder / "metrics.jsonl", json.dumps({"event": "step", "step": 4, "tokens": 40}))
+    made["train"] = written(root, "train", "c", [encode, middle.as_input()], {"steps": 600, "tokens": 8192 * 600})
+    append_line(root / made["train"].folder / "metrics.jsonl", json.dumps({"event": "step", "step": 1, "tokens": 9}))
+    marks = {"artifact": made["train"].folder, "resumed_from": 0, "step": 600, "checkpoint": 600}
+    begin(root, "child", "end", outcome="surviving", cause="", marks=marks)
+    return report(made, {}, root, Runtime(root)), parent, middle, made["train"]
+
+
+def written(root, stage, key, inputs, stats, config=None):
+    made = Manifest(stage=stage, version=1, key=key * 64, config=config or {}, outputs=(), stats=stats,
+                    inputs=tuple(inputs), run={})  # fmt: skip
+    write_manifest(made, root)
+    return made
+
+
+def test_what_is_behind_a_training_is_evidence_of_its_energy(tmp_path):
+    made, parent, middle, child = descended(tmp_path)
+    found = json.loads((tmp_path / made.folder / "report.json").read_bytes())
+    entries = {entry["path"]: entry for entry in found["evidence"]["entries"]}
+    for behind in (parent, middle):
+        assert (entries[behind.path]["kind"], entries[behind.path]["digest"]) == ("ancestor", behind.digest)
+    records = {f"{manifest.folder}/metrics.jsonl" for manifest in (parent, child)}
+    for place in ("/energy/views/rows/cumulative/joules", "/energy/checkpoints/0/with_ancestors"):
+        told = set(origin_of(found, place)["from"])
+        assert {entries[path]["id"] for path in (parent.path, middle.path, child.path, *records)} <= told
+    assert set(origin_of(found, "/training/curves")["from"]) == {entries[f"{child.folder}/metrics.jsonl"]["id"]}
+    assert recompute(made, tmp_path).faults == ()
+    append_line(tmp_path / parent.folder / "metrics.jsonl", json.dumps({"event": "step", "step": 4, "tokens": 44}))
+    written(tmp_path, "clean", "d", [], {})
+    assert recompute(made, tmp_path).faults == ()
+    shutil.rmtree(tmp_path / parent.folder)
+    lines = [fault.line() for fault in recompute(made, tmp_path).faults]
+    assert any("/evidence/entries/" in line and parent.path in line for line in lines)
 
 
 def altered_manifest(root, stage):
