@@ -286,6 +286,28 @@ def state(root, change):
     write_json(path, found)
 
 
+def sealed_faults(root, made):
+    return [fault for fault in recompute(made, root, replace_all).faults if fault.place == "SHA-256 of the file"]
+
+
+def test_what_only_the_report_says_cannot_be_changed_either(copied):
+    """Running intervals and which checkpoints stood are in no evidence: the sealed manifest finds a change."""
+    root, made = copied
+    state(root, lambda entries: next(entry for entry in entries if entry["kind"] == "ledger")["running"].append("z"))
+    [fault] = sealed_faults(root, made)
+    assert fault.file == "report.json"
+    assert made.path in fault.line()
+    [page] = [output.sha256 for output in made.outputs if output.path.endswith(".json")]
+    assert (fault.evidence, fault.stands != page) == (page, True)
+
+
+def test_a_dropped_entry_and_an_altered_document_are_found(copied):
+    root, made = copied
+    state(root, lambda entries: entries.pop(next(i for i, e in enumerate(entries) if e["kind"] == "checkpoint")))
+    altered_text(root, f"documents/*/{CARD}", "4.34", "4.35")
+    assert {fault.file for fault in sealed_faults(root, made)} == {"report.json", CARD}
+
+
 @pytest.mark.parametrize("way", ["absolute", "up", "elsewhere"])
 def test_stated_evidence_neither_reads_nor_overwrites_a_foreign_file(copied, tmp_path, way):
     root, made = copied
