@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shutil
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from hypothesis import given
@@ -222,6 +223,15 @@ def test_the_commands_write_pages_and_lines(runs, tmp_path, capsys):
     assert len(links) == 3
     assert all((runs / link).is_file() for link in links)
     assert main(["report", "index", str(tmp_path)]) == MissingInput.exit_code
+
+
+def test_a_link_leads_to_a_folder_of_any_name(runs, tmp_path):
+    shutil.copytree(runs / "closed", tmp_path / "50% #1?a b")
+    page = index_page(runs_below(tmp_path, tmp_path), "all")
+    [link] = [attributes["href"] for attributes in Page(page).named("a") if not attributes["href"].startswith("#")]
+    parts = urlsplit(link)
+    assert (parts.query, parts.fragment) == ("", "")
+    assert (tmp_path / unquote(parts.path)).is_file()
 
 
 def test_an_index_passes_over_what_it_cannot_read(runs, tmp_path, caplog):
