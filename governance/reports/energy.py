@@ -10,7 +10,7 @@ from typing import Any
 from governance.energy.attribution import Piece, Sum, add, by_checkpoint, by_phase, by_stage, settle, wasted_by_cause
 from governance.energy.factors import Factors, FactorsConfig, resolve
 from governance.energy.ledger import FILE_NAME, Interval, read_ledger
-from governance.energy.views import BY_TOKENS, cumulative, surviving
+from governance.energy.views import BY_TOKENS, cumulative_by_step, surviving
 from governance.manifest import Manifest
 from governance.reports.footprint import Ancestry, footprint_facts, read_ancestry, view_facts
 
@@ -47,7 +47,7 @@ def energy_facts(
     scopes = sorted({str(_block(manifest).get("scope")) for manifest in manifests if _block(manifest).get("scope")})
     ancestry = read_ancestry(manifests, root)
     tokens = trained.stats.get("tokens") if trained else None
-    grid, footprint = footprint_facts(total, intervals, factors or Factors(), set(scopes) <= {"node"}, tokens)
+    grid, footprint = footprint_facts(total, intervals, factors or Factors(), scopes == ["node"], tokens)
     return {
         "total": total,
         "estimated": any("estimated" in method for method in total["methods"]),
@@ -153,18 +153,18 @@ def _only_attempts(stage: str, attempts: Sum) -> dict[str, Any]:
 
 
 def _checkpoints(pieces: Sequence[Piece], artifact: str, ancestry: Ancestry) -> list[dict[str, Any]]:
-    survived = surviving(pieces)
+    own = by_checkpoint(pieces, artifact)
+    steps = [row["step"] or 0 for row in own]
+    lines = cumulative_by_step(surviving(pieces), ancestry.trainings, artifact, steps, BY_TOKENS, ancestry.recorded)
     rows = []
-    for row in by_checkpoint(pieces, artifact):
-        step = row["step"]
-        line = cumulative(survived, ancestry.trainings, artifact, step, BY_TOKENS, ancestry.recorded).sum
+    for row, line in zip(own, lines, strict=True):
         rows.append(
             {
-                "step": step,
+                "step": row["step"],
                 "marginal": _joules(row["marginal_millijoules"]),
                 "cumulative": _joules(row["cumulative_millijoules"]),
-                "with_ancestors": _joules(line.measured),
-                "with_ancestors_high": _joules(line.high),
+                "with_ancestors": _joules(line.sum.measured),
+                "with_ancestors_high": _joules(line.sum.high),
             }
         )
     return rows
