@@ -4,8 +4,8 @@ Where a site measures its nodes' energy, accounting has it for each start of eac
 the whole nodes); a value behind a counter that was reset is left out. Our own figure is the ledger's (`energy.jsonl`).
 Both are kept in `<root>/slurm/accounting.jsonl`, a line for each answer, and the last line is told: what a report was
 written from is never changed, only added to. They are two meters of the same nodes, and a difference is a finding, not
-an error. Slurm's counts what a node took between the start and the end of a job, the
-interpreter's start and idle waits included; ours counts the stages.
+an error. Slurm's counts what a node took between the start and the end of a job, the interpreter's start and idle waits
+included; ours counts the stages.
 
     {"asked": "2026-11-25T10:00:00Z", "core_seconds": 5120, "jobs": {"train": {"core_seconds": 4096, "joules": 81000}},
      "ours": 79000.5, "slurm": 81000}

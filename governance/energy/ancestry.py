@@ -22,9 +22,7 @@ RECORD = "metrics.jsonl"
 _NO_WORK = (*SOURCES, "verdict")
 
 
-def read_trainings(
-    manifests: Iterable[Manifest], root: Path
-) -> tuple[dict[str, Training], dict[str, Manifest]]:
+def read_trainings(manifests: Iterable[Manifest], root: Path) -> tuple[dict[str, Training], dict[str, Manifest]]:
     """The trainings among `manifests` and those that they were started from, and every artifact that was walked.
 
     Args:

@@ -215,9 +215,7 @@ def data_work(
     return Cumulative(combine([part.sum for part in parts], whole=not missing), tuple(parts), tuple(missing))
 
 
-def _data_parts(
-    of_data: _OfData, shares: Mapping[str, Fraction | None]
-) -> tuple[list[Part], list[str]]:
+def _data_parts(of_data: _OfData, shares: Mapping[str, Fraction | None]) -> tuple[list[Part], list[str]]:
     parts: list[Part] = []
     missing: list[str] = []
     for name, share in shares.items():

@@ -1,7 +1,7 @@
 """The report's section on the cluster: why attempts of jobs ended, and what the scheduler's accounting measured.
 
-Read from what the jobs left below the root (`slurm/jobs.jsonl`, `slurm/attempts/`, `slurm/accounting.jsonl`); None where
-the run was not submitted to a cluster.
+Read from what the jobs left below the root (`slurm/jobs.jsonl`, `slurm/attempts/`, `slurm/accounting.jsonl`, its last
+line); None where the run was not submitted to a cluster.
 """
 
 from __future__ import annotations

@@ -87,6 +87,11 @@ def _pieces(
             yield "record", path, {}
         else:
             yield "ancestor", path, {"digest": read_manifest(root / path).digest}
+    yield from _that_grow(root)
+
+
+def _that_grow(root: Path) -> Iterator[_Piece]:
+    """Files of the whole root that every run below it appends to."""
     ledger = Path(LEDGER)
     for file in [root / ledger, *sorted(root.glob(f"{ledger.stem}.*{ledger.suffix}"))]:
         if file.exists():

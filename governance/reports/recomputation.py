@@ -4,8 +4,8 @@ Promises: nothing of report.json or report.html is believed but which evidence w
 then. From that evidence all is computed anew, report.json, the page and the documents, and compared value by value and
 piece by piece. One changed digit anywhere in any of them is a fault, with what stands there and what the evidence
 gives; so is evidence that was altered, replaced or lost since, and a file that is not the one that its own sealed
-manifest names, which finds a change in what the report says of its evidence, too. Whether to believe the signers is another question,
-which `assay governance verify --deep` answers.
+manifest names, which finds a change in what the report says of its evidence, too. Whether to believe the signers is
+another question, which `assay governance verify --deep` answers.
 """
 
 from __future__ import annotations

@@ -177,7 +177,9 @@ def test_each_piece_is_added_up_once_however_many_checkpoints_there_are(tmp_path
 
     monkeypatch.setattr("governance.energy.views.add", counted)
     steps = range(1, 21)
-    told = cumulative_by_step(survived, {"train/k": Training(("encode/c",), 20, {n: n for n in steps})}, "train/k", steps)
+    told = cumulative_by_step(
+        survived, {"train/k": Training(("encode/c",), 20, {n: n for n in steps})}, "train/k", steps
+    )
     assert [line.sum.measured for line in told] == [7 * step + 50 * step for step in steps]
     assert set(counts.values()) == {1}
 
