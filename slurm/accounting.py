@@ -2,9 +2,10 @@
 
 Where a site measures its nodes' energy, accounting has it for each start of each job (`ConsumedEnergyRaw`, joules of
 the whole nodes); a value behind a counter that was reset is left out. Our own figure is the ledger's (`energy.jsonl`).
-Both are kept in `<root>/slurm/accounting.json` and told side by side: they are two meters of the same nodes, and a
-difference is a finding, not an error. Slurm's counts what a node took between the start and the end of a job, the
-interpreter's start and idle waits included; ours counts the stages.
+Both are kept in `<root>/slurm/accounting.jsonl`, a line for each answer, and the last line is told: what a report was
+written from is never changed, only added to. They are two meters of the same nodes, and a difference is a finding, not
+an error. Slurm's counts what a node took between the start and the end of a job, the interpreter's start and idle waits
+included; ours counts the stages.
 
     {"asked": "2026-11-25T10:00:00Z", "core_seconds": 5120, "jobs": {"train": {"core_seconds": 4096, "joules": 81000}},
      "ours": 79000.5, "slurm": 81000}
@@ -16,13 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from governance.config import canonical_json
 from governance.errors import StorageError
-from governance.files import write_json
+from governance.files import append_line, read_lines
 from governance.log import get_logger
 from governance.stage import now
 from slurm.standing import View
 
-ACCOUNTING_FILE = "accounting.json"
+ACCOUNTING_FILE = "accounting.jsonl"
+_LAST_BYTES = 1 << 16  # hold the last line of a run of some hundred jobs; a longer line is only written once more
 _TOLERANCE = 0.1
 """Two meters that agree within this share need no word."""
 
@@ -44,12 +47,12 @@ def account(view: View, ours: float | None, root: Path) -> Energy:
         jobs: dict[str, Any] = {
             row.name: {"core_seconds": row.core_seconds, "joules": row.joules} for row in view.rows if row.core_seconds
         }
-        asked = now()
-        values = {
-            "asked": asked, "core_seconds": energy.core_seconds, "jobs": jobs, "ours": ours, "slurm": energy.slurm,
-        }  # fmt: skip
+        values = {"core_seconds": energy.core_seconds, "jobs": jobs, "ours": ours, "slurm": energy.slurm}
+        path = root / "slurm" / ACCOUNTING_FILE
         try:
-            write_json(root / "slurm" / ACCOUNTING_FILE, values)
+            kept = [line for line in read_lines(path, _LAST_BYTES) if isinstance(line, dict)][-1:]
+            if [{**line, "asked": None} for line in kept] != [{**values, "asked": None}]:  # the same answer is one line
+                append_line(path, canonical_json({"asked": now(), **values}).decode())
         except StorageError as error:  # a full disk is what somebody asks for the status for
             get_logger(__name__).warning("%s", error)
     return energy

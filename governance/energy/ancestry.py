@@ -7,7 +7,7 @@ this root) is a start too. Verdicts and source files are no work of the meter's 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from governance.energy.attribution import Sum
@@ -15,26 +15,24 @@ from governance.energy.views import Start, Training
 from governance.errors import ManifestError, MissingInput
 from governance.files import read_lines
 from governance.lineage import SOURCES
-from governance.manifest import KEY_LENGTH, Input, Manifest, read_manifest
+from governance.manifest import FILE_NAME, KEY_LENGTH, Input, Manifest, read_manifest
 
 TRAIN, CHECKPOINT = "train", "checkpoint"
+RECORD = "metrics.jsonl"
 _NO_WORK = (*SOURCES, "verdict")
 
 
-def read_trainings(
-    manifests: Iterable[Manifest], root: Path, records: Path | None = None
-) -> tuple[dict[str, Training], dict[str, Manifest]]:
+def read_trainings(manifests: Iterable[Manifest], root: Path) -> tuple[dict[str, Training], dict[str, Manifest]]:
     """The trainings among `manifests` and those that they were started from, and every artifact that was walked.
 
     Args:
         manifests: artifacts that are known.
-        root: where another one is read; one that is not there is a gap.
-        records: where a training's record is looked for before `root`.
+        root: where another one is read, and the trainings' records; what is not there is a gap.
 
     Returns:
         training's folder -> Training; artifact's folder -> manifest.
     """
-    walk = _Walk(manifests, root, records or root)
+    walk = _Walk(manifests, root)
     waiting = [folder for folder, manifest in walk.known.items() if manifest.stage == TRAIN]
     trainings: dict[str, Training] = {}
     for folder in waiting:
@@ -45,15 +43,37 @@ def read_trainings(
     return trainings, walk.known
 
 
+def corpus_of(manifests: Iterable[Manifest]) -> Manifest | None:
+    """The artifact that holds the tokens: packed where they were packed; None where there are none yet."""
+    tokens = {manifest.stage: manifest for manifest in manifests if manifest.stage in ("encode", "pack")}
+    return tokens.get("pack", tokens.get("encode"))
+
+
+def read_behind(manifests: Sequence[Manifest], root: Path) -> list[str]:
+    """The files that `read_trainings` and `behind` read beyond `manifests`: manifests, trainings' records.
+
+    Relative to the root, sorted. Where more is there later, what was there before is among them.
+    """
+    trainings, known = read_trainings(manifests, root)
+    walk = _Walk(known.values(), root)
+    corpus = corpus_of(manifests)
+    if corpus is not None:
+        walk.training(corpus, corpus.folder)
+    given = {manifest.folder for manifest in manifests}
+    records = [f"{folder}/{RECORD}" for folder in trainings if folder not in given]
+    there = [record for record in records if (root / record).exists()]
+    return sorted([*(f"{folder}/{FILE_NAME}" for folder in {*walk.known} - given), *there])
+
+
 def behind(corpus: Manifest, manifests: Iterable[Manifest], root: Path) -> Training:
     """A corpus with everything that it was made from, as if a training had used it."""
-    found = _Walk(manifests, root, root).training(corpus, corpus.folder)
+    found = _Walk(manifests, root).training(corpus, corpus.folder)
     return Training((corpus.folder, *found.data), starts=found.starts, gaps=found.gaps)
 
 
 class _Walk:
-    def __init__(self, manifests: Iterable[Manifest], root: Path, records: Path) -> None:
-        self.root, self.records = root, records
+    def __init__(self, manifests: Iterable[Manifest], root: Path) -> None:
+        self.root = root
         self.known = {manifest.folder: manifest for manifest in manifests}
         self.unfinished: dict[str, Manifest] = {}
         """A checkpoint of a training, by the training's folder: it names the same inputs."""
@@ -62,7 +82,7 @@ class _Walk:
         """The manifest in a folder; None where it is gone or torn."""
         if folder not in self.known:
             try:
-                self.known[folder] = read_manifest(self.root / folder / "manifest.json")
+                self.known[folder] = read_manifest(self.root / folder / FILE_NAME)
             except (ManifestError, MissingInput):
                 return None
         return self.known[folder]
@@ -114,8 +134,7 @@ class _Walk:
 
     def _used(self, manifest: Manifest, own: str) -> dict[int, int]:
         """Tokens that were shown up to each step, from the record; the last step's from the manifest."""
-        record = f"{own}/metrics.jsonl"
-        lines = read_lines((self.records if (self.records / record).exists() else self.root) / record)
+        lines = read_lines(self.root / own / RECORD)
         used = {
             line["step"]: line["tokens"]
             for line in lines

@@ -18,9 +18,11 @@ rounded down to the millijoule, and the rest stays with what is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from typing import Literal
 
 from governance.energy.attribution import Piece, Sum, add
@@ -113,17 +115,92 @@ def cumulative(
         method: how data work is shared out.
         recorded: what the manifests of artifacts say, for those that no piece names (ledgers of earlier releases).
     """
+    return _cumulative(_sums_of_trainings(survived), _sums_of_data(survived, recorded or {}), trainings, artifact, step,
+                       method)  # fmt: skip
+
+
+def cumulative_by_step(
+    survived: Mapping[str, Sequence[Piece]],
+    trainings: Mapping[str, Training],
+    artifact: str,
+    steps: Sequence[int],
+    method: Method = BY_TOKENS,
+    recorded: Mapping[str, Sum] | None = None,
+) -> list[Cumulative]:
+    """`cumulative` of each of several checkpoints of a training, by step: every piece is added up once.
+
+    Args:
+        survived: as `cumulative` takes it, and so are the others.
+        trainings: by artifact.
+        artifact: the checkpoints' training.
+        steps: rising.
+        method: how data work is shared out.
+        recorded: what the manifests of artifacts say.
+    """
+    ancestors, data = _sums_of_trainings(survived), _sums_of_data(survived, recorded or {})
+    own = sorted(
+        (piece for piece in survived.get(artifact, []) if piece.checkpoint is not None),
+        key=lambda piece: piece.checkpoint or 0,
+    )
+    lines: list[Cumulative] = []
+    so_far: Sum | None = None
+    begun = 0
+    for step in steps:
+        end = bisect_right(own, step, begun, key=lambda piece: piece.checkpoint or 0)
+        if end > begun:
+            since = add(own[begun:end])
+            so_far, begun = (since if so_far is None else combine([so_far, since])), end
+        known = so_far
+
+        def sums(name: str, until: int | None, known: Sum | None = known) -> Sum | None:
+            return known if name == artifact else ancestors(name, until)
+
+        lines.append(_cumulative(sums, data, trainings, artifact, step, method))
+    return lines
+
+
+_OfTraining = Callable[[str, int | None], Sum | None]
+"""What a training took up to a step (None: its end); None without a record."""
+_OfData = Callable[[str], Sum | None]
+"""What an artifact took; None without a record."""
+
+
+def _sums_of_trainings(survived: Mapping[str, Sequence[Piece]]) -> _OfTraining:
+    @cache
+    def took(name: str, until: int | None) -> Sum | None:
+        own = [piece for piece in survived.get(name, []) if _within(piece, until)]
+        return add(own) if own else None
+
+    return took
+
+
+def _sums_of_data(survived: Mapping[str, Sequence[Piece]], recorded: Mapping[str, Sum]) -> _OfData:
+    @cache
+    def took(name: str) -> Sum | None:
+        return add(survived[name]) if name in survived else recorded.get(name)
+
+    return took
+
+
+def _cumulative(
+    of_training: _OfTraining,
+    of_data: _OfData,
+    trainings: Mapping[str, Training],
+    artifact: str,
+    step: int | None,
+    method: Method,
+) -> Cumulative:
     line = _line(trainings, artifact, step)
     parts: list[Part] = []
     missing: list[str] = []
     for name, until in line.items():
-        own = [piece for piece in survived.get(name, []) if _within(piece, until)]
-        if own:
-            parts.append(Part(name, "training", Fraction(1), until, add(own)))
-        if not own or name not in trainings:
+        own = of_training(name, until)
+        if own is not None:
+            parts.append(Part(name, "training", Fraction(1), until, own))
+        if own is None or name not in trainings:
             missing.append(name)
         missing += [f"what is behind {gap}" for gap in trainings.get(name, Training()).gaps]
-    used, unrecorded = _data_parts(survived, _shares(trainings, line, method), recorded or {})
+    used, unrecorded = _data_parts(of_data, _shares(trainings, line, method))
     parts += used
     missing += unrecorded
     return Cumulative(combine([part.sum for part in parts], whole=not missing), tuple(parts), tuple(missing))
@@ -133,18 +210,16 @@ def data_work(
     survived: Mapping[str, Sequence[Piece]], corpus: Training, recorded: Mapping[str, Sum] | None = None
 ) -> Cumulative:
     """What a corpus took, all that it was made from included; a model behind it is not."""
-    parts, missing = _data_parts(survived, dict.fromkeys(corpus.data, Fraction(1)), recorded or {})
+    parts, missing = _data_parts(_sums_of_data(survived, recorded or {}), dict.fromkeys(corpus.data, Fraction(1)))
     missing += [f"what is behind {gap}" for gap in corpus.gaps]
     return Cumulative(combine([part.sum for part in parts], whole=not missing), tuple(parts), tuple(missing))
 
 
-def _data_parts(
-    survived: Mapping[str, Sequence[Piece]], shares: Mapping[str, Fraction | None], recorded: Mapping[str, Sum]
-) -> tuple[list[Part], list[str]]:
+def _data_parts(of_data: _OfData, shares: Mapping[str, Fraction | None]) -> tuple[list[Part], list[str]]:
     parts: list[Part] = []
     missing: list[str] = []
     for name, share in shares.items():
-        made = add(survived[name]) if name in survived else recorded.get(name)
+        made = of_data(name)
         if share is None or made is None:
             missing.append(name)
         else:

@@ -1,12 +1,11 @@
 """The report's section on the cluster: why attempts of jobs ended, and what the scheduler's accounting measured.
 
-Read from what the jobs left below the root (`slurm/jobs.jsonl`, `slurm/attempts/`, `slurm/accounting.json`); None where
-the run was not submitted to a cluster.
+Read from what the jobs left below the root (`slurm/jobs.jsonl`, `slurm/attempts/`, `slurm/accounting.jsonl`, its last
+line); None where the run was not submitted to a cluster.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,12 +40,12 @@ def cluster_facts(root: Path) -> dict[str, Any] | None:
         for line in ends.values():
             if line.get("outcome") != "done":
                 causes[job, str(line.get("cause", ""))] += 1
-    accounting = folder / "accounting.json"
+    accounting = [line for line in read_lines(folder / "accounting.jsonl") if isinstance(line, dict)]
     return {
         "jobs": len(names),
         "attempts": begun,
         "causes": [{"job": job, "cause": cause, "count": count} for (job, cause), count in sorted(causes.items())],
-        "accounting": json.loads(accounting.read_bytes()) if accounting.exists() else None,
+        "accounting": accounting[-1] if accounting else None,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from governance.energy.attribution import Piece, Sum, add, by_checkpoint, by_phase, by_stage, settle, wasted_by_cause
 from governance.energy.factors import Factors, FactorsConfig, resolve
 from governance.energy.ledger import FILE_NAME, Interval, read_ledger
-from governance.energy.views import BY_TOKENS, cumulative, surviving
+from governance.energy.views import BY_TOKENS, cumulative_by_step, surviving
 from governance.manifest import Manifest
 from governance.reports.footprint import Ancestry, footprint_facts, read_ancestry, view_facts
 
@@ -21,7 +21,6 @@ def energy_facts(
     manifests: Sequence[Manifest],
     root: Path,
     factors: Factors | None = None,
-    then: Path | None = None,
     alive: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> dict[str, Any]:
     """The total with its bounds and methods, energy by stage, waste by cause, energy of checkpoints, views, footprint.
@@ -31,15 +30,14 @@ def energy_facts(
 
     Args:
         manifests: the artifacts that are reported on.
-        root: the artifacts' root; manifests behind these are read there.
+        root: where the ledger, the trainings' records and the manifests behind these lie.
         factors: what turns energy into carbon and water; None: nothing is known of it.
-        then: where the ledger and the training's record lie; None is the root.
         alive: as `read_ledger` takes it.
 
     Raises:
         ManifestError: the ledger is of another schema.
     """
-    intervals = _measured(then or root, alive)
+    intervals = _measured(root, alive)
     pieces = settle(intervals)
     measured = [piece for piece in pieces if piece.millijoules is not None]
     total = _of_sum(add(pieces), bool(measured)) if pieces else _of_manifests(manifests)
@@ -47,9 +45,9 @@ def energy_facts(
     artifacts = {manifest.stage for manifest in manifests}
     trained = next((manifest for manifest in manifests if manifest.stage == "train"), None)
     scopes = sorted({str(_block(manifest).get("scope")) for manifest in manifests if _block(manifest).get("scope")})
-    ancestry = read_ancestry(manifests, root, then or root)
+    ancestry = read_ancestry(manifests, root)
     tokens = trained.stats.get("tokens") if trained else None
-    grid, footprint = footprint_facts(total, intervals, factors or Factors(), set(scopes) <= {"node"}, tokens)
+    grid, footprint = footprint_facts(total, intervals, factors or Factors(), scopes == ["node"], tokens)
     return {
         "total": total,
         "estimated": any("estimated" in method for method in total["methods"]),
@@ -64,7 +62,7 @@ def energy_facts(
         ],
         "wasted_by_cause": {cause: _joules(value) for cause, value in wasted_by_cause(pieces).items()},
         "checkpoints": _checkpoints(pieces, trained.folder, ancestry) if trained else [],
-        "views": view_facts(pieces, manifests, then or root, ancestry, (grid, factors or Factors())),
+        "views": view_facts(pieces, manifests, root, ancestry, (grid, factors or Factors())),
         "footprint": footprint,
         "missing": sorted({text for manifest in manifests for text in _block(manifest)["coverage"].get("missing", [])}),
     }
@@ -155,18 +153,18 @@ def _only_attempts(stage: str, attempts: Sum) -> dict[str, Any]:
 
 
 def _checkpoints(pieces: Sequence[Piece], artifact: str, ancestry: Ancestry) -> list[dict[str, Any]]:
-    survived = surviving(pieces)
+    own = by_checkpoint(pieces, artifact)
+    steps = [row["step"] or 0 for row in own]
+    lines = cumulative_by_step(surviving(pieces), ancestry.trainings, artifact, steps, BY_TOKENS, ancestry.recorded)
     rows = []
-    for row in by_checkpoint(pieces, artifact):
-        step = row["step"]
-        line = cumulative(survived, ancestry.trainings, artifact, step, BY_TOKENS, ancestry.recorded).sum
+    for row, line in zip(own, lines, strict=True):
         rows.append(
             {
-                "step": step,
+                "step": row["step"],
                 "marginal": _joules(row["marginal_millijoules"]),
                 "cumulative": _joules(row["cumulative_millijoules"]),
-                "with_ancestors": _joules(line.measured),
-                "with_ancestors_high": _joules(line.high),
+                "with_ancestors": _joules(line.sum.measured),
+                "with_ancestors_high": _joules(line.sum.high),
             }
         )
     return rows

@@ -16,21 +16,24 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from governance.config import canonical_json
+from governance.energy.ancestry import RECORD, read_behind
 from governance.energy.ledger import FILE_NAME as LEDGER
-from governance.energy.ledger import read_ledger
+from governance.energy.ledger import files_of, read_ledger, still_runs
 from governance.errors import ManifestError
 from governance.files import copy_beginning, sha256_bytes
-from governance.manifest import FILE_NAME, Manifest, read_manifest
+from governance.manifest import FILE_NAME, KEY_LENGTH, Manifest, read_manifest
 
-RECORD = "metrics.jsonl"
 _TABLES = ("results.json", "representation.json", "tables.json")
-_CLUSTER = ("slurm/jobs.jsonl", "slurm/accounting.json")
+_LAID_OUT = ("record", "checkpoint", "ancestor", "ledger", "cluster")
+_CHECKPOINT = re.compile(rf"checkpoint/[0-9a-f]{{{KEY_LENGTH}}}/{re.escape(FILE_NAME)}")
+_CLUSTER = ("slurm/jobs.jsonl", "slurm/accounting.jsonl")
 
 Entry = dict[str, Any]
 
@@ -46,17 +49,21 @@ def gather(
         root: the artifacts' root.
         stated: the entries of a report that stands: then only its files are looked at, and of files that grow only as
             many bytes as it says.
+
+    Raises:
+        ManifestError: what is stated names a file that no checkpoint can have, or a manifest is torn or altered.
     """
     known = None if stated is None else {str(entry.get("path")): entry for entry in stated}
-    running = _running(root, stated)
-    found: list[Entry] = []
+    read_first = _sizes(root) if known is None else known
+    running = _running(root, read_first) if stated is None else sorted(running_of(stated))
+    found: dict[str, Entry] = {}
     for kind, path, values in _pieces(manifests, verdict, root, known):
-        if known is not None and path not in known:
-            continue
+        if path in found or (path not in read_first and (known is not None or kind == "ledger")):
+            continue  # a checkpoint of this training may be behind its data, too
         added = {"running": running} if kind == "ledger" else {}
-        read = _sum(root / path, None if known is None else known[path])
-        found.append({"id": f"E{len(found) + 1}", "kind": kind, "path": path, **read, **values, **added})
-    return found
+        read = _sum(root / path, read_first.get(path))
+        found[path] = {"id": f"E{len(found) + 1}", "kind": kind, "path": path, **read, **values, **added}
+    return list(found.values())
 
 
 _Piece = tuple[str, str, dict[str, Any]]
@@ -75,6 +82,16 @@ def _pieces(
                 yield "table", output.path, {}
         if manifest.stage == "train":
             yield from _of_training(manifest, root, known)
+    for path in read_behind(manifests, root):
+        if path.endswith(f"/{RECORD}"):
+            yield "record", path, {}
+        else:
+            yield "ancestor", path, {"digest": read_manifest(root / path).digest}
+    yield from _that_grow(root)
+
+
+def _that_grow(root: Path) -> Iterator[_Piece]:
+    """Files of the whole root that every run below it appends to."""
     ledger = Path(LEDGER)
     for file in [root / ledger, *sorted(root.glob(f"{ledger.stem}.*{ledger.suffix}"))]:
         if file.exists():
@@ -113,13 +130,20 @@ def running_of(entries: Sequence[Entry]) -> frozenset[str]:
 
 @contextlib.contextmanager
 def as_of(root: Path, entries: Sequence[Entry]) -> Iterator[Path]:
-    """A folder with the files that grow as they were: the record, checkpoints' manifests, the ledger, the cluster's."""
+    """A folder with the files that grow as they were (records, ledger, the cluster's) and manifests that may go.
+
+    Raises:
+        ManifestError: a path leads out of the root.
+    """
     with tempfile.TemporaryDirectory(prefix="assay-report-") as name:
         view = Path(name)
         for entry in entries:
-            source = root / entry["path"]
-            if entry["kind"] in ("record", "checkpoint", "ledger", "cluster") and source.is_file():
-                copy_beginning(source, view / entry["path"], entry["bytes"])
+            path = PurePosixPath(entry["path"])
+            if path.is_absolute() or ".." in path.parts:
+                raise ManifestError(f"evidence {entry['path']!r}: leads out of the root. Write the report again.")
+            source = root / path
+            if entry["kind"] in _LAID_OUT and source.is_file():
+                copy_beginning(source, view / path, entry["bytes"])
         yield view
 
 
@@ -148,6 +172,8 @@ def _of_training(train: Manifest, root: Path, known: Mapping[str, Entry] | None)
     if known is not None:
         for path, entry in known.items():
             if entry.get("kind") == "checkpoint":
+                if not _CHECKPOINT.fullmatch(path):  # what a report says is not to be believed: it may be anybody's
+                    raise ManifestError(f"evidence {path!r}: is no manifest of a checkpoint. Write the report again.")
                 there = (root / path).exists()
                 yield "checkpoint", path, {"digest": read_manifest(root / path).digest if there else None}
         return
@@ -157,8 +183,29 @@ def _of_training(train: Manifest, root: Path, known: Mapping[str, Entry] | None)
             yield "checkpoint", manifest.path, {"digest": manifest.digest}
 
 
-def _running(root: Path, stated: Sequence[Entry] | None) -> list[str]:
-    """What had not ended and whose process lived; of a report that stands, what it says and what a ledger may say."""
-    if stated is not None:
-        return sorted(running_of(stated))
-    return sorted(interval.id for interval in read_ledger(root / LEDGER) if interval.outcome == "unknown")
+def _sizes(root: Path) -> dict[str, Entry]:
+    """How long each file of the ledger is now: the report is read from so much of it, whatever is appended since."""
+    return {path.name: {"bytes": path.stat().st_size} for path in files_of(root / LEDGER)}
+
+
+def _running(root: Path, sizes: Mapping[str, Entry]) -> list[str]:
+    """What had not ended in so much of the ledger, and whose process lives, or whose end stands behind that.
+
+    Whether it lives is asked first: what ends between the two questions has its end by the second.
+    """
+    opened: dict[str, bool] = {}
+    still_open: set[str] = set()
+
+    def alive(line: Mapping[str, Any]) -> bool:
+        opened[line["interval"]] = still_runs(line)
+        return True
+
+    def open_now(line: Mapping[str, Any]) -> bool:
+        still_open.add(line["interval"])
+        return True
+
+    entries = [{"path": name, "kind": "ledger", **size} for name, size in sizes.items()]
+    with as_of(root, entries) as then:
+        read_ledger(then / LEDGER, alive)
+    read_ledger(root / LEDGER, open_now)
+    return sorted(name for name, lives in opened.items() if lives or name not in still_open)

@@ -102,7 +102,7 @@ def _facts(
             stage: scalars(artifacts[stage].stats) for stage in ("tokenizer", "encode", "pack") if stage in artifacts
         },
         "training": training_facts(artifacts["train"], then) if "train" in artifacts else None,
-        "energy": energy_facts(manifests, root, factors, then, alive),
+        "energy": energy_facts(manifests, then, factors, alive),
         "faults": fault_facts(artifacts.get("train"), then, alive),
         "cluster": cluster_facts(then),
         "lineage": [_lineage(manifest) for manifest in manifests],

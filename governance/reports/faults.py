@@ -1,6 +1,6 @@
 """What went wrong while the run ran: updates left out, attempts and why they ended, hangs, slow ranks.
 
-Read from the record of the training and the ledger of energy, and, on a cluster, from what its jobs left.
+Read from the record of the training and the ledger of energy; what a cluster's jobs left is in the section on it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from governance.energy.ancestry import RECORD
 from governance.energy.ledger import FILE_NAME as LEDGER
-from governance.energy.ledger import read_ledger
+from governance.energy.ledger import files_of, read_ledger
 from governance.files import read_lines
 from governance.manifest import Manifest
 from governance.phases import HANG
-from governance.reports.evidence import RECORD
 from governance.reports.markup import Html, compact, energy, foreign, join, number, table, tag
 from governance.reports.origins import cite
 
@@ -33,6 +33,8 @@ def fault_facts(
 ) -> dict[str, Any]:
     """Updates left out by reason, attempts of the training, ends of measured attempts by stage and cause, slow ranks.
 
+    `ledger` says whether there is one: without it nothing is known of attempts of other stages, nor of hangs.
+
     Args:
         train: the training, if there is one.
         root: where its record and the ledger lie.
@@ -47,6 +49,7 @@ def fault_facts(
     return {
         "skipped": _skipped([line for line in lines if line.get("event") == "skipped"]),
         "attempts": _attempts(lines),
+        "ledger": bool(files_of(root / LEDGER)),
         "ended": [{"stage": stage, "cause": cause, "count": count} for (stage, cause), count in sorted(ends.items())],
         "stragglers": [
             {name: line.get(name) for name in ("step", "rank", "ratio", "windows")}
@@ -108,11 +111,16 @@ def faults(found: Mapping[str, Any]) -> Html:
         [f"rank {row['rank']}", number(row["step"]), compact(row["ratio"]), number(row["windows"])]
         for row in data["stragglers"]
     ]
-    if not (skipped or ended or slow) and len(attempts) < 2:
-        return tag("p", "No update was left out, no attempt failed, nothing hung, no rank was slow.",
-                   cite(found, "/faults"), class_="none")  # fmt: skip
     cited = cite(found, "/faults")
+    unknown = None if data["ledger"] else (
+        "Whether an attempt failed or hung is unknown: there is no ledger of energy, which tells how attempts ended."
+    )  # fmt: skip
+    if not (skipped or ended or slow) and len(attempts) < 2:
+        failed = "" if unknown else "no attempt failed, nothing hung, "
+        told = f"No update was left out, {failed}no rank was slow."
+        return tag("p", f"{told} {unknown}" if unknown else told, cited, class_="none")
     return join([
+        tag("p", unknown, class_="note") if unknown else None,
         table("Attempts that failed, by cause", ["stage", "cause", "how often", "energy wasted by the cause"], ended,
               numeric=(2, 3), cites=[cited] * len(ended)),
         table("Attempts of the training", ["attempt", "from step", "to step", "steps computed again", "end"], attempts,

@@ -146,7 +146,7 @@ def look_first(found: Mapping[str, Any], cites: list[Html]) -> Html:
     """The card at the head of the page: the largest problem in large letters."""
     name = "What to look at first"
     if not found["first"]:
-        inner = tag("p", "Nothing stands out: every check passed and nothing was wasted.")
+        inner = tag("p", f"Nothing stands out: every check passed and {_wasted_in_words(found['energy']['total'])}.")
     else:
         first = found["first"][0]
         inner = tag(
@@ -156,6 +156,15 @@ def look_first(found: Mapping[str, Any], cites: list[Html]) -> Html:
             class_="top",
         )
     return tag("section", tag("h2", name), inner, class_="first", id="first", aria_label=name)
+
+
+def _wasted_in_words(total: Mapping[str, Any]) -> str:
+    """What was wasted where that is too little to stand out, or not known."""
+    if total["wasted"] is None or (total["wasted"] and not total["joules"]):
+        return "what was wasted is unknown"
+    if total["wasted"]:
+        return f"{share(total['wasted'] / total['joules'])} of the energy was wasted"
+    return "nothing was wasted"
 
 
 def look_next(found: Mapping[str, Any], cites: list[Html]) -> Html | None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from governance.energy.ancestry import behind, read_trainings, recorded
+from governance.energy.ancestry import RECORD, behind, corpus_of, read_trainings, recorded
 from governance.energy.attribution import Piece, Sum, add
 from governance.energy.factors import Factors
 from governance.energy.footprint import (
@@ -51,13 +51,12 @@ class Ancestry:
     """What the tokens are and what is behind them; None without token shards."""
 
 
-def read_ancestry(manifests: Sequence[Manifest], root: Path, records: Path) -> Ancestry:
-    """Read the manifests behind these; `records` is as `read_trainings` takes it."""
-    trainings, known = read_trainings(manifests, root, records)
-    tokens = {manifest.stage: manifest for manifest in manifests if manifest.stage in ("encode", "pack")}
-    corpus = tokens.get("pack", tokens.get("encode"))
+def read_ancestry(manifests: Sequence[Manifest], root: Path) -> Ancestry:
+    """Read the manifests behind these, and the trainings' records, below `root`."""
+    trainings, known = read_trainings(manifests, root)
+    corpus = corpus_of(manifests)
     return Ancestry(
-        trainings, recorded(known.values()), behind(corpus, known.values(), root) if corpus is not None else None
+        trainings, recorded(known.values()), None if corpus is None else behind(corpus, known.values(), root)
     )
 
 
@@ -183,7 +182,7 @@ def _nats_fallen(manifests: Sequence[Manifest], root: Path) -> float | None:
     final = None if train is None else train.stats.get("final_loss")
     if train is None or not isinstance(final, (int, float)) or not math.isfinite(final):
         return None
-    lines = [line for line in read_lines(root / train.folder / "metrics.jsonl") if isinstance(line, dict)]
+    lines = [line for line in read_lines(root / train.folder / RECORD) if isinstance(line, dict)]
     losses = {line["step"]: line.get("loss") for line in lines if line.get("event") == "step" and "step" in line}
     first = losses[min(losses)] if losses else None
     return first - final if isinstance(first, (int, float)) and math.isfinite(first) else None

@@ -29,7 +29,7 @@ def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
     by_stage = {str(entry["path"]).partition("/")[0]: entry["id"] for entry in entries if entry["kind"] == "manifest"}
     kinds: dict[str, list[str]] = {}
     for entry in entries:
-        kinds.setdefault(entry["kind"], []).append(entry["id"])
+        kinds.setdefault(_kind(entry, found), []).append(entry["id"])
     tables = {str(entry["path"]).rpartition("/")[2]: entry["id"] for entry in entries if entry["kind"] == "table"}
     manifests = kinds.get("manifest", [])
     made: dict[str, Origin] = {"": _origin(manifests, "")}
@@ -61,12 +61,18 @@ def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
     _training(found, kinds, by_stage, add)
     _energy(found, kinds, by_stage, add)
     add("/cluster", kinds.get("cluster", []), "")
-    add("/faults", [*kinds.get("record", []), *kinds.get("ledger", []), *kinds.get("cluster", [])], "event")
+    add("/faults", [*kinds.get("record", []), *kinds.get("ledger", [])], "event")
     add("/environment", manifests, "run")
     for index, row in enumerate(found["first"]):
         made[f"/first/{index}"] = _nearest(made, row["at"])
     _summary(found, made, by_stage, add)
     return made
+
+
+def _kind(entry: Entry, found: Mapping[str, Any]) -> str:
+    """An entry's kind; the record of a training that this one was started from is an ancestor's."""
+    own = (found["training"] or {}).get("path")
+    return "ancestor" if entry["kind"] == "record" and not entry["path"].startswith(f"{own}/") else str(entry["kind"])
 
 
 def _origin(sources: Sequence[str], key: str, how: str = "counted") -> Origin:
@@ -95,9 +101,11 @@ def _energy(found: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage: 
     manifests, ledger = kinds.get("manifest", []), kinds.get("ledger", [])
     add("/energy", [*ledger, *manifests], "millijoules; run.energy")
     add("/energy/total", ledger if found["energy"]["total"]["from"] == "ledger" else manifests, "joules")
-    for name in ("phases", "wasted_by_cause", "checkpoints"):
+    for name in ("phases", "wasted_by_cause"):
         add(f"/energy/{name}", ledger, "millijoules")
-    add("/energy/views", [*ledger, *kinds.get("record", []), *manifests], "millijoules; inputs")
+    with_ancestors = [*ledger, *kinds.get("record", []), *manifests, *kinds.get("ancestor", [])]
+    for name in ("checkpoints", "views"):
+        add(f"/energy/{name}", with_ancestors, "millijoules; inputs; tokens; run.energy")
     add("/energy/footprint", [*ledger, *manifests], "millijoules; factors of report.json")
     for index, row in enumerate(found["energy"]["stages"]):
         add(f"/energy/stages/{index}", [by_stage.get(row["stage"]), *ledger], "run.energy; millijoules")

@@ -3,8 +3,9 @@
 Promises: nothing of report.json or report.html is believed but which evidence was used and how far files had grown
 then. From that evidence all is computed anew, report.json, the page and the documents, and compared value by value and
 piece by piece. One changed digit anywhere in any of them is a fault, with what stands there and what the evidence
-gives; so is evidence that was altered, replaced or lost since. Whether to believe the signers is another question,
-which `assay governance verify --deep` answers.
+gives; so is evidence that was altered, replaced or lost since, and a file that is not the one that its own sealed
+manifest names, which finds a change in what the report says of its evidence, too. Whether to believe the signers is
+another question, which `assay governance verify --deep` answers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from governance.config import canonical_json
 from governance.errors import ManifestError, MissingInput
-from governance.files import json_text, sha256_bytes
+from governance.files import json_text, sha256_bytes, sha256_file
 from governance.manifest import FILE_NAME, Manifest, read_manifest
 from governance.reports.documents.documents import VERSION as DOCUMENTS_VERSION
 from governance.reports.documents.documents import document_texts
@@ -110,13 +111,24 @@ def recompute(report: Manifest, root: Path, rules: Mask = mask) -> Checked:
     expected = json.loads(json_text(found))
     faults += [*json_faults("report.json", stands, expected)] or text_faults("report.json", text, json_text(found))
     faults += text_faults("report.html", _read(folder / "report.html"), page(found))
+    faults += _unsealed(report, root)
     files = ["report.json", "report.html"]
     for documents in _documents(report, root):
         texts = document_texts(Evidence(expected, artifacts, root))
         for name, wanted in sorted(texts.items()):
             files.append(name)
             faults += text_faults(name, _read(root / documents.folder / name), wanted)
+        faults += _unsealed(documents, root)
     return Checked(report, tuple(files), sum(1 for _ in numbers_of(expected)), tuple(faults))
+
+
+def _unsealed(manifest: Manifest, root: Path) -> Iterator[Fault]:
+    """The files that are not the ones that their manifest names."""
+    for output in manifest.outputs:
+        path = root / output.path
+        stands = sha256_file(path) if path.is_file() else "nothing"
+        if stands != output.sha256:
+            yield Fault(path.name, "SHA-256 of the file", stands, output.sha256, f"in {manifest.path}")
 
 
 def _same_version(manifest: Manifest, version: int) -> None:

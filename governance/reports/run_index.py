@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from governance.errors import ManifestError, MissingInput
 from governance.log import get_logger
@@ -76,7 +77,7 @@ def index_page(rows: Sequence[Row], name: str) -> str:
     """The page: a row a run, the newest first, each with a link to its report."""
     lines = [
         [
-            [tag("a", foreign(row["name"]), href=row["link"]), tag("br"), digest(row["digest"])],
+            [tag("a", foreign(row["name"]), href=quote(row["link"])), tag("br"), digest(row["digest"])],
             _badge(row["summary"]["verdict"]),
             foreign(row["first"]),
             *_cells(row)[2:6],

@@ -31,7 +31,7 @@ def test_two_nodes_make_what_one_process_makes(bed, local, fresh):
         of_stage = [line for line in made if line[0] == stage]
         assert len({line[1] for line in of_stage}) == len(of_stage)
         assert len({line[3] for line in of_stage}) > 1
-    accounting = json.loads((fresh / "root" / "slurm" / "accounting.json").read_bytes())
+    accounting = json.loads((fresh / "root" / "slurm" / "accounting.jsonl").read_text().splitlines()[-1])
     assert accounting["slurm"] > accounting["jobs"]["train"]["joules"] > 0
     assert "energy by Slurm" in told
 

@@ -115,6 +115,25 @@ def test_each_entry_stands_in_report_json_and_its_numbers_are_those(evidence, na
     assert numbers >= 2
 
 
+def test_the_card_tells_the_energy_of_a_line_with_its_bounds_and_what_is_not_in_it(evidence):
+    def told(of):
+        return {item: entry for item, entry, _ in rows(document_texts(of)["model_card.md"])}.get(
+            "energy of the last checkpoint with its ancestors"
+        )
+
+    [gap] = evidence.at("energy.views.missing")  # the tokenizer was not measured
+    joules = evidence.at("energy.views.rows.cumulative.joules")
+    entry = told(evidence)
+    assert entry.startswith(f"at least {joules / 3.6e6:.6g} kWh (from ")
+    assert entry.endswith(f" to no known bound; without {gap})")
+    row = "energy__views__rows__cumulative__"
+    bounds = {f"{row}joules": 3.6e6, f"{row}low": 3.6e5, f"{row}high": 7.2e6, f"{row}at_least": False}
+    known = changed(evidence, **bounds, energy__views__missing=[])
+    assert told(known) == "1 kWh (from 0.1 kWh to 2 kWh)"
+    assert told(changed(evidence, **{f"{row}joules": None})) is None
+    assert told(changed(evidence, energy__views=None)) is None
+
+
 def test_another_number_in_the_report_is_another_number_in_the_documents(evidence):
     texts = document_texts(evidence)
     other = document_texts(changed(evidence, summary__train_tokens=48_812_035, summary__tokens_trained=4_915_201))

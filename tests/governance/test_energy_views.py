@@ -1,5 +1,6 @@
 """Views of energy against books kept in another way: branches, children, shares of data, rollbacks, kills, no meter."""
 
+from collections import Counter
 from fractions import Fraction
 
 import pytest
@@ -11,7 +12,17 @@ from governance.energy.ancestry import read_trainings, recorded
 from governance.energy.attribution import Sum, add, settle
 from governance.energy.ledger import own_file, read_ledger
 from governance.energy.meters import EnergyConfig, meter
-from governance.energy.views import BY_TOKENS, METHODS, WHOLE, Start, Training, cumulative, rate, surviving
+from governance.energy.views import (
+    BY_TOKENS,
+    METHODS,
+    WHOLE,
+    Start,
+    Training,
+    cumulative,
+    cumulative_by_step,
+    rate,
+    surviving,
+)
 from governance.files import append_line, json_text
 from governance.manifest import Input, Manifest, write_manifest
 from governance.stage import UNKNOWN_ENERGY, Made, Recipe, Runtime, run_stage
@@ -126,8 +137,13 @@ def test_every_view_keeps_the_law_whatever_happened(tmp_path_factory, plans, ori
     assert everything.wasted == added(books.wasted)
     origins, survived = books.origins(origin_plans), surviving(pieces)
     for training in books.trainings.values():
-        for step in sorted({step for step, _ in training.live}):
+        steps = sorted({step for step, _ in training.live})
+        at_once = cumulative_by_step(survived, origins, training.artifact, steps, method)
+        for step, going_on in zip(steps, at_once, strict=True):
             view = cumulative(survived, origins, training.artifact, step, method)
+            assert going_on.missing == view.missing
+            for ours, theirs in zip((going_on, *going_on.parts), (view, *view.parts), strict=True):
+                assert figures(ours.sum) == figures(theirs.sum)
             expected, whole = books.reckon(origins, training.artifact, step, method)
             assert view.sum.measured == expected
             assert view.sum.measured is not None or not any(part.sum.measured is not None for part in view.parts)
@@ -140,6 +156,32 @@ def test_every_view_keeps_the_law_whatever_happened(tmp_path_factory, plans, ori
             if method == BY_TOKENS and not view.missing:
                 most = cumulative(survived, origins, training.artifact, step, WHOLE).sum.measured
                 assert (view.sum.measured or 0) <= (most or 0)
+
+
+def figures(told):
+    return (told.measured, told.surviving, told.wasted, told.unknown, told.low, told.high, told.methods)
+
+
+def test_each_piece_is_added_up_once_however_many_checkpoints_there_are(tmp_path, monkeypatch):
+    path = own_file(tmp_path / "energy.jsonl")
+    marked(path, "encode/c", 0, 1000)
+    for step in range(1, 21):
+        marked(path, "train/k", 10 * step, 7, "train", resumed_from=step - 1, step=step)
+    survived = surviving(settle(read_ledger(path)))
+    counts = Counter()
+
+    def counted(pieces):
+        pieces = list(pieces)
+        counts.update(piece.interval for piece in pieces)
+        return add(pieces)
+
+    monkeypatch.setattr("governance.energy.views.add", counted)
+    steps = range(1, 21)
+    told = cumulative_by_step(
+        survived, {"train/k": Training(("encode/c",), 20, {n: n for n in steps})}, "train/k", steps
+    )
+    assert [line.sum.measured for line in told] == [7 * step + 50 * step for step in steps]
+    assert set(counts.values()) == {1}
 
 
 def marked(path, name, tick, spent, stage="clean", **marks):

@@ -2,7 +2,7 @@
 
 import json
 
-from governance.files import append_line, write_json
+from governance.files import append_line
 from governance.reports.cluster import cluster, cluster_facts
 
 
@@ -46,9 +46,10 @@ def test_causes_are_counted_by_job(tmp_path):
 def test_both_meters_and_their_difference_are_shown(tmp_path):
     submitted(tmp_path)
     values = {"asked": "2026-11-25T10:00:00Z", "core_seconds": 7200, "jobs": {}, "ours": 1000.0, "slurm": 1250}
-    write_json(tmp_path / "slurm" / "accounting.json", values)
+    path = tmp_path / "slurm" / "accounting.jsonl"
+    append_line(path, json.dumps(values))
     page = str(cluster({"cluster": cluster_facts(tmp_path)}))
     assert "+25% of ours" in page
     assert "2.00 core hours" in page
-    write_json(tmp_path / "slurm" / "accounting.json", {**values, "slurm": None})
+    append_line(path, json.dumps({**values, "slurm": None}))  # the newest answer is told
     assert "unknown" in str(cluster({"cluster": cluster_facts(tmp_path)}))

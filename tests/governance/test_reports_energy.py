@@ -115,6 +115,18 @@ def test_other_factors_make_another_report_and_the_same_ones_find_it(run):
     assert Factors.model_validate(manifest.config["factors"]) == FACTORS
 
 
+@pytest.mark.parametrize(("scope", "known"), [("node", True), ("process", False), (None, False)])
+def test_only_energy_that_is_known_to_be_whole_nodes_has_their_embodied_carbon(run, scope, known):
+    root, made, _, _, _ = run
+
+    def scoped(manifest):
+        energy = {**(manifest.run.get("energy") or {}), "scope": scope}
+        return manifest.model_copy(update={"run": {**manifest.run, "energy": energy}})
+
+    figure = energy_facts([*map(scoped, made.values())], root, FACTORS)["footprint"]["figures"]["carbon_embodied"]
+    assert (figure["value"] is not None) == known
+
+
 def test_hours_of_a_csv_weigh_the_energy_of_the_ledger(run, tmp_path):
     root, made, _, _, _ = run
     write_text(tmp_path / "grid.csv", "time,grams_per_kwh\n2025-12-31T23:00:00Z,900\n2026-01-01T00:00:00Z,40\n")
@@ -132,5 +144,5 @@ def test_ledger_and_record_may_lie_elsewhere(run, tmp_path):
     for path in ("energy.jsonl", f"{folder('train')}/metrics.jsonl"):
         write_text(tmp_path / path, (root / path).read_text(encoding="utf-8"))
     append_line(tmp_path / "energy.jsonl", json.dumps({"kind": "of a later release"}))
-    told = energy_facts(list(made.values()), root, FACTORS, tmp_path)
+    told = energy_facts(list(made.values()), tmp_path, FACTORS)
     assert json.loads(json.dumps(told)) == found["energy"]

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shutil
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from governance.manifest import Manifest
 from governance.reports.comparison import _flat, comparison, comparison_lines, comparison_page, side_of
 from governance.reports.corpus_sections import checks
 from governance.reports.faults import fault_facts, faults
-from governance.reports.first_look import first_look
+from governance.reports.first_look import first_look, look_first
 from governance.reports.report import report
 from governance.reports.run_index import index_page, runs_below
 from governance.stage import Runtime
@@ -83,8 +84,29 @@ def test_a_step_left_out_by_two_attempts_counts_once(tmp_path):
 
 def test_a_run_without_faults_says_so(tmp_path):
     found = {"faults": fault_facts(record(tmp_path, step(1, 0, "start"), step(1, 1)), tmp_path)}
-    assert "nothing hung" in faults({**found, "energy": {"wasted_by_cause": {}}})
-    assert fault_facts(None, tmp_path) == {"skipped": [], "attempts": [], "ended": [], "stragglers": []}
+    page = str(faults({**found, "energy": {"wasted_by_cause": {}}}))
+    assert "Whether an attempt failed or hung is unknown" in page
+    assert "no attempt failed" not in page
+    none = {"skipped": [], "attempts": [], "ended": [], "stragglers": []}
+    assert fault_facts(None, tmp_path) == {**none, "ledger": False}
+    ledger(tmp_path)
+    found["faults"] |= {"ledger": fault_facts(None, tmp_path)["ledger"]}
+    page = str(faults({**found, "energy": {"wasted_by_cause": {}}}))
+    assert "no attempt failed, nothing hung" in page
+    assert "unknown" not in page
+
+
+@pytest.mark.parametrize(
+    ("total", "words"),
+    [
+        ({"wasted": None, "joules": 1000.0}, "what was wasted is unknown"),
+        ({"wasted": 49.0, "joules": 1000.0}, "4.9 % of the energy was wasted"),
+        ({"wasted": 0.0, "joules": 1000.0}, "nothing was wasted"),
+    ],
+)
+def test_where_nothing_stands_out_the_waste_is_told_as_it_is(total, words):
+    page = str(look_first({"first": [], "energy": {"total": total}}, []))
+    assert f"every check passed and {words}." in page
 
 
 def test_the_largest_problem_comes_first(runs):
@@ -103,7 +125,7 @@ def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
         row |= {"status": "pass", "waived": False}
     for row in found["sources"]:
         row["fate"] = "kept"
-    found["faults"] = {"skipped": [], "attempts": [], "ended": [], "stragglers": []}
+    found["faults"] = {"skipped": [], "attempts": [], "ended": [], "stragglers": [], "ledger": True}
     found["energy"]["estimated"] = False
     found["energy"]["total"] |= {"joules": 1000.0, "wasted": 49.0}
     assert first_look(found) == []
@@ -201,6 +223,15 @@ def test_the_commands_write_pages_and_lines(runs, tmp_path, capsys):
     assert len(links) == 3
     assert all((runs / link).is_file() for link in links)
     assert main(["report", "index", str(tmp_path)]) == MissingInput.exit_code
+
+
+def test_a_link_leads_to_a_folder_of_any_name(runs, tmp_path):
+    shutil.copytree(runs / "closed", tmp_path / "50% #1?a b")
+    page = index_page(runs_below(tmp_path, tmp_path), "all")
+    [link] = [attributes["href"] for attributes in Page(page).named("a") if not attributes["href"].startswith("#")]
+    parts = urlsplit(link)
+    assert (parts.query, parts.fragment) == ("", "")
+    assert (tmp_path / unquote(parts.path)).is_file()
 
 
 def test_an_index_passes_over_what_it_cannot_read(runs, tmp_path, caplog):

@@ -14,9 +14,9 @@ from governance.config import canonical_json
 from governance.energy.ledger import own_file
 from governance.errors import ManifestError, MissingInput
 from governance.files import append_line, json_text, write_json
-from governance.manifest import manifest_text, read_manifest
+from governance.manifest import Manifest, manifest_text, read_manifest, write_manifest
 from governance.reports.documents.documents import documents
-from governance.reports.evidence import verdict_name
+from governance.reports.evidence import as_of, verdict_name
 from governance.reports.origins import origin_of
 from governance.reports.recomputation import newest_report, numbers_of, recompute, text_faults
 from governance.reports.report import report
@@ -60,6 +60,7 @@ def whole(tmp_path_factory):
     )
     append_line(root / "slurm" / "jobs.jsonl", json.dumps({"job": "13", "name": "train"}))
     append_line(root / "slurm" / "attempts" / "13.jsonl", json.dumps({"event": "started", "started": "1"}))
+    append_line(root / "slurm" / "accounting.jsonl", json.dumps({"asked": "1", "slurm": 4, "core_seconds": 2}))
     verdict = verdict_of(made, "WAIVED")
     sign_off(root, verdict)
     made_report = report(made, verdict, root, Runtime(root), replace_all)
@@ -154,6 +155,7 @@ def test_what_was_appended_since_is_not_in_it(copied):
     line = {"event": "skipped", "attempt": 2, "step": 599, "reason": "loss"}
     append_line(root / next(root.glob("train/*")).relative_to(root) / "metrics.jsonl", json.dumps(line))
     append_line(root / "slurm" / "attempts" / "13.jsonl", json.dumps({"event": "started", "started": "2"}))
+    append_line(root / "slurm" / "accounting.jsonl", json.dumps({"asked": "2", "slurm": 5, "core_seconds": 3}))
     append_line(root / "energy.node9.jsonl", json.dumps({"kind": "ledger", "schema": 1, "host": "node9"}))
     assert recompute(made, root, replace_all).faults == ()
 
@@ -172,6 +174,69 @@ def test_what_still_ran_when_it_was_written_may_have_ended_since(tmp_path):
     assert total["running"] == 1.0
     begin(tmp_path, "open", "end", outcome="wasted", cause="KeyError", host=host, millijoules=5000)
     assert recompute(written, tmp_path).faults == ()
+
+
+def test_what_ends_or_begins_while_a_report_is_written_was_not_killed(tmp_path, monkeypatch):
+    made = corpus(tmp_path)
+    ledger(tmp_path)
+    begin(tmp_path, "ends")
+    begin(tmp_path, "dies")
+
+    def meanwhile(line):
+        if line["interval"] == "ends":
+            begin(tmp_path, "ends", "end", outcome="surviving", cause="", millijoules=5000)
+            begin(tmp_path, "begins")
+        return False
+
+    monkeypatch.setattr("governance.reports.evidence.still_runs", meanwhile)
+    written = report(made, {}, tmp_path, Runtime(tmp_path))
+    found = json.loads((tmp_path / written.folder / "report.json").read_bytes())
+    [running] = [entry["running"] for entry in found["evidence"]["entries"] if entry["kind"] == "ledger"]
+    assert running == ["ends"]
+    assert found["energy"]["wasted_by_cause"]["killed"] == found["energy"]["total"]["running"] == 1.0
+    assert recompute(written, tmp_path).faults == ()
+
+
+def descended(root):
+    """A run whose model was started from a checkpoint of a training that is not reported on, and its report."""
+    made = corpus(root)
+    ledger(root)
+    encode = made["encode"].as_input()
+    parent = written(root, "train", "a", [encode], {"steps": 8, "tokens": 80})
+    middle = written(root, "checkpoint", "b", [encode], {}, {"train_key": parent.key, "step": 4})
+    append_line(root / parent.folder / "metrics.jsonl", json.dumps({"event": "step", "step": 4, "tokens": 40}))
+    made["train"] = written(root, "train", "c", [encode, middle.as_input()], {"steps": 600, "tokens": 8192 * 600})
+    append_line(root / made["train"].folder / "metrics.jsonl", json.dumps({"event": "step", "step": 1, "tokens": 9}))
+    marks = {"artifact": made["train"].folder, "resumed_from": 0, "step": 600, "checkpoint": 600}
+    begin(root, "child", "end", outcome="surviving", cause="", marks=marks)
+    return report(made, {}, root, Runtime(root)), parent, middle, made["train"]
+
+
+def written(root, stage, key, inputs, stats, config=None):
+    made = Manifest(stage=stage, version=1, key=key * 64, config=config or {}, outputs=(), stats=stats,
+                    inputs=tuple(inputs), run={})  # fmt: skip
+    write_manifest(made, root)
+    return made
+
+
+def test_what_is_behind_a_training_is_evidence_of_its_energy(tmp_path):
+    made, parent, middle, child = descended(tmp_path)
+    found = json.loads((tmp_path / made.folder / "report.json").read_bytes())
+    entries = {entry["path"]: entry for entry in found["evidence"]["entries"]}
+    for behind in (parent, middle):
+        assert (entries[behind.path]["kind"], entries[behind.path]["digest"]) == ("ancestor", behind.digest)
+    records = {f"{manifest.folder}/metrics.jsonl" for manifest in (parent, child)}
+    for place in ("/energy/views/rows/cumulative/joules", "/energy/checkpoints/0/with_ancestors"):
+        told = set(origin_of(found, place)["from"])
+        assert {entries[path]["id"] for path in (parent.path, middle.path, child.path, *records)} <= told
+    assert set(origin_of(found, "/training/curves")["from"]) == {entries[f"{child.folder}/metrics.jsonl"]["id"]}
+    assert recompute(made, tmp_path).faults == ()
+    append_line(tmp_path / parent.folder / "metrics.jsonl", json.dumps({"event": "step", "step": 4, "tokens": 44}))
+    written(tmp_path, "clean", "d", [], {})
+    assert recompute(made, tmp_path).faults == ()
+    shutil.rmtree(tmp_path / parent.folder)
+    lines = [fault.line() for fault in recompute(made, tmp_path).faults]
+    assert any("/evidence/entries/" in line and parent.path in line for line in lines)
 
 
 def altered_manifest(root, stage):
@@ -211,6 +276,58 @@ def test_altered_evidence_is_named(copied, alter, told):
     alter(root)
     lines = [fault.line() for fault in recompute(made, root, replace_all).faults]
     assert any(told in line for line in lines), lines[:10]
+
+
+def state(root, change):
+    """Change report.json's list of evidence."""
+    path = next(root.glob("report/*/report.json"))
+    found = json.loads(path.read_bytes())
+    change(found["evidence"]["entries"])
+    write_json(path, found)
+
+
+def sealed_faults(root, made):
+    return [fault for fault in recompute(made, root, replace_all).faults if fault.place == "SHA-256 of the file"]
+
+
+def test_what_only_the_report_says_cannot_be_changed_either(copied):
+    """Running intervals and which checkpoints stood are in no evidence: the sealed manifest finds a change."""
+    root, made = copied
+    state(root, lambda entries: next(entry for entry in entries if entry["kind"] == "ledger")["running"].append("z"))
+    [fault] = sealed_faults(root, made)
+    assert fault.file == "report.json"
+    assert made.path in fault.line()
+    [page] = [output.sha256 for output in made.outputs if output.path.endswith(".json")]
+    assert (fault.evidence, fault.stands != page) == (page, True)
+
+
+def test_a_dropped_entry_and_an_altered_document_are_found(copied):
+    root, made = copied
+    state(root, lambda entries: entries.pop(next(i for i, e in enumerate(entries) if e["kind"] == "checkpoint")))
+    altered_text(root, f"documents/*/{CARD}", "4.34", "4.35")
+    assert {fault.file for fault in sealed_faults(root, made)} == {"report.json", CARD}
+
+
+@pytest.mark.parametrize("way", ["absolute", "up", "elsewhere"])
+def test_stated_evidence_neither_reads_nor_overwrites_a_foreign_file(copied, tmp_path, way):
+    root, made = copied
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text("mine")
+    names = {"absolute": str(foreign), "up": "../foreign.json", "elsewhere": "checkpoint/../../foreign.json"}
+
+    def change(entries):
+        next(entry for entry in entries if entry["kind"] == "checkpoint").update(path=names[way], bytes=2)
+
+    state(root, change)
+    with pytest.raises(ManifestError, match="is no manifest of a checkpoint"):
+        recompute(made, root, replace_all)
+    for kind in ("checkpoint", "ledger"):
+        with (
+            pytest.raises(ManifestError, match="leads out of the root"),
+            as_of(root, [{"path": names[way], "kind": kind, "bytes": 2}]),
+        ):
+            pass
+    assert foreign.read_text() == "mine"
 
 
 def verdict_of_root(root):

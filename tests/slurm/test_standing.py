@@ -293,12 +293,17 @@ def test_both_meters_stand_side_by_side(queued):
     queued.accounts[queued.units("train")[0]] *= 2  # two starts
     energy = account(gather(queued.root), 1000.0, queued.root)
     assert (energy.slurm, energy.ours) == (3000, 1000.0)
-    kept = json.loads((queued.root / "slurm" / ACCOUNTING_FILE).read_text())
+    file = queued.root / "slurm" / ACCOUNTING_FILE
+    account(gather(queued.root), 1000.0, queued.root)  # the same answer is kept once
+    first = file.read_text()
+    [kept] = map(json.loads, first.splitlines())
     assert kept["jobs"]["train"] == {"core_seconds": 240, "joules": 3000}
     told = "\n".join(describe(gather(queued.root), progress(queued), energy))
     submit([Order(jobs_of(queued.root)[-3])], queued.root, CONFIG)  # what failed before counts too
     queued.ended(queued.units("train")[0], joules=500)
     assert account(gather(queued.root), None, queued.root).slurm == 3500
+    assert file.read_text().startswith(first)  # a report that was written from it can be verified
+    assert json.loads(file.read_text().splitlines()[-1])["slurm"] == 3500
     assert "energy by Slurm 3.0 kJ, energy by our meters 1.0 kJ, they disagree: Slurm's is +200% of ours" in told
 
 

@@ -121,8 +121,23 @@ def energy_told(found: Mapping[str, Any]) -> str | None:
     total = found["energy"]["total"]
     if total["joules"] is None:
         return None
-    low, high = (_UNBOUNDED if total[name] is None else kilowatt_hours(total[name]) for name in ("low", "high"))
-    return f"{kilowatt_hours(total['joules'])} (from {low} to {high}; {'; '.join(total['methods'])})"
+    return f"{kilowatt_hours(total['joules'])} ({_bounds(total)}; {'; '.join(total['methods'])})"
+
+
+def ancestry_told(found: Mapping[str, Any]) -> str | None:
+    """The last checkpoint's energy with its ancestors, its bounds and what is not in it; None where it is unknown."""
+    views = found["energy"]["views"] or {"rows": {}}
+    row = views["rows"].get("cumulative")
+    if row is None or row["joules"] is None:
+        return None
+    least = "at least " if row["at_least"] else ""
+    lacking = f"; without {', '.join(views['missing'])}" if views["missing"] else ""
+    return f"{least}{kilowatt_hours(row['joules'])} ({_bounds(row)}{lacking})"
+
+
+def _bounds(row: Mapping[str, Any]) -> str:
+    low, high = (_UNBOUNDED if row[name] is None else kilowatt_hours(row[name]) for name in ("low", "high"))
+    return f"from {low} to {high}"
 
 
 def figure_told(figure: Mapping[str, Any], factors: Mapping[str, Any]) -> str | None:

@@ -15,6 +15,7 @@ from governance.reports.documents.evidence import (
     TO_COMPLETE,
     Evidence,
     Field,
+    ancestry_told,
     architecture,
     energy_told,
     joined,
@@ -163,7 +164,7 @@ def _group(row: Mapping[str, Any]) -> str:
 
 def environment(evidence: Evidence) -> list[Field]:
     """Energy with its bounds, what of it was wasted, carbon and water."""
-    told = energy_told(evidence.found)
+    told, line = energy_told(evidence.found), ancestry_told(evidence.found)
     return [
         Field("energy of the run, failed attempts included", told, "energy.total" if told else ""),
         evidence.field("of it wasted by failures", "energy.total.wasted", kilowatt_hours),
@@ -173,7 +174,7 @@ def environment(evidence: Evidence) -> list[Field]:
         evidence.figure("SCI (ISO/IEC 21031:2024)", "sci"),
         evidence.figure("water on site", "water_on_site"),
         evidence.figure("water of the electricity", "water_of_electricity"),
-        evidence.field("energy of the last checkpoint with its ancestors", _CUMULATIVE, kilowatt_hours),
+        Field("energy of the last checkpoint with its ancestors", line, _CUMULATIVE if line else ""),
         evidence.field("what no meter saw", "energy.missing", lambda missing: "; ".join(missing) or "nothing is told"),
         evidence.field("place of the machines, country", "energy.footprint.country", str),
     ]
