@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -37,7 +38,7 @@ from typing import Any
 
 from governance.alone import PATIENCE_SECONDS, POLL_SECONDS, make_alone
 from governance.config import Section
-from governance.errors import MissingInput, PipelineError
+from governance.errors import BudgetReached, MissingInput, PipelineError
 from governance.files import put_in_place, remove_file, sha256_file, sweep_temporaries, write_json
 from governance.log import get_logger, progress
 from governance.manifest import Output, describe
@@ -284,8 +285,10 @@ def _make_shard(
 def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
     """Yield results as they finish; at most two tasks a worker wait in the queue, so memory stays level.
 
-    Before each task the energy budget is asked: for the time of the longest so far. With several workers for twice
-    that, counted from when a task was put in the queue: what is in the pool's hands cannot be taken back.
+    One worker asks the energy budget before each task, for the time of the longest so far. Several ask before they
+    fill the queue, so first with nothing before them, and whenever a task has finished: for twice the longest time
+    from a task's being queued to its end, since what is in the pool's hands cannot be taken back. That is awaited and
+    yielded before `BudgetReached` is passed on: its energy is inside what the meter measures.
     """
     workers, longest = runtime.workers, 0.0
     if workers <= 1 or len(work) <= 1:
@@ -300,15 +303,16 @@ def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
     submitted: dict[Future[Any], float] = {}
     queue = iter(work)
     try:
-        while True:
-            runtime.budget.look(2 * longest)
-            for item in queue:
+        while (items := list(itertools.islice(queue, 2 * workers - len(waiting)))) or waiting:
+            try:
+                runtime.budget.look(2 * longest)
+            except BudgetReached:
+                for future in wait([future for future in waiting if not future.cancel()]).done:
+                    yield future.result()
+                raise
+            for item in items:
                 waiting.add(future := pool.submit(task, item))
                 submitted[future] = time.monotonic()
-                if len(waiting) >= 2 * workers:
-                    break
-            if not waiting:
-                return
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in finished:
                 longest = max(longest, time.monotonic() - submitted.pop(future))
