@@ -41,6 +41,8 @@ from governance.files import (
 SCHEMA = 1
 FILE_NAME = "manifest.json"
 KEY_LENGTH = 16  # characters of the key that name the directory
+LINKED_FROM = "linked_from"
+"""In `run`: the earlier artifacts that shards were linked from, where there are any."""
 
 
 class Input(Section):

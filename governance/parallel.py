@@ -95,7 +95,9 @@ def map_shards(
         Leave: shards are missing, and this is a join, or a share that has made its own of them.
     """
     records = folder.parent / "records"
-    find = functools.partial(_find, folder=folder, root=runtime.root, suffix=suffix)
+    artifact = "/".join(folder.relative_to(runtime.root).parts[:2])
+    linked = runtime.linked.setdefault(artifact, set())
+    find = functools.partial(_find, folder=folder, root=runtime.root, suffix=suffix, linked=linked)
     task = functools.partial(_make_shard, function, recipe.section, folder, records, runtime.root, suffix)
     done: dict[int, ShardDone] = {}
     mine = range(runtime.worker[0], len(shards), runtime.worker[1])
@@ -242,9 +244,18 @@ def _path_of(folder: Path, name: str, suffix: str | Mapping[str, str], role: str
 
 
 def _find(
-    record: Path, name: str, folder: Path, root: Path, suffix: str | Mapping[str, str], trusted: bool = False
+    record: Path,
+    name: str,
+    folder: Path,
+    root: Path,
+    suffix: str | Mapping[str, str],
+    linked: set[str],
+    trusted: bool = False,
 ) -> ShardDone | None:
-    """The finished shard of this record; its files are read and compared, of `trusted` ones only the sizes."""
+    """The finished shard of this record; its files are read and compared, of `trusted` ones only the sizes.
+
+    `linked` gets the artifact that they are of, where that is another.
+    """
     try:
         values = json.loads(record.read_bytes())
     except (OSError, ValueError):
@@ -261,6 +272,7 @@ def _find(
         target = _path_of(folder, name, suffix, role)
         if root / output.path != target:
             put_in_place(root / output.path, target)
+            linked.add("/".join(Path(output.path).parts[:2]))
         here[role] = output.model_copy(update={"path": target.relative_to(root).as_posix()})
     return ShardDone(here, values["stats"])
 
