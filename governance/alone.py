@@ -1,10 +1,10 @@
 """What one worker of an array makes for all: how the others wait, and what they do when it fails or is gone.
 
 Worker 0 makes it. Meanwhile it gives a sign of life each `BEAT_SECONDS`: it touches `<sign>.alive`, from a thread. When
-its work raises, it leaves the message in `<sign>.failed`. A waiting worker
+its work raises, it leaves the message and the exit code in `<sign>.failed`. A waiting worker
 
-- ends with that message, when such a note comes while it waits. One that stood there before may be of an earlier run,
-  and counts for nothing; whoever begins the work removes it;
+- ends with that message and exit code, when such a note comes while it waits. One that stood there before may be of an
+  earlier run, and counts for nothing; whoever begins the work removes it;
 - makes it itself, when worker i has neither found it nor seen a sign of life for i times `PATIENCE_SECONDS`: a killed
   process leaves no note. Two that make the same make the same bytes, so that is never wrong, and costs their time at
   worst. For its number in the wait, one worker takes over and not all; its signs of life let the others wait on.
@@ -50,7 +50,7 @@ def make_alone(
         make: makes it.
 
     Raises:
-        PipelineError: the worker that makes it has failed; its message is in this one's.
+        PipelineError: the worker that makes it has failed; this one has its message and its exit code.
     """
     if worker[0] and (found := _await(sign, worker[0], find)) is not None:
         return found
@@ -89,10 +89,12 @@ def _tell(failed: Path) -> None:
         note = json.loads(failed.read_bytes())
     except (OSError, ValueError):
         return  # removed in this moment: the work began again
-    raise PipelineError(
+    error = PipelineError(
         f"worker {note['worker']} of this array failed in what it makes for all, at {note['time']}: {note['message']}\n"
         "Mend that, then run the same command again: finished work is kept."
     )
+    error.exit_code = note.get("exit_code", error.exit_code)  # so that all end with one: an energy budget's 71, too
+    raise error
 
 
 @contextlib.contextmanager
@@ -115,7 +117,9 @@ def _signs(sign: Path, number: int) -> Iterator[None]:
         message = str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         with contextlib.suppress(StorageError, OSError):
-            write_json(_failed(sign), {"worker": number, "time": stamp, "message": message})
+            code = getattr(error, "exit_code", PipelineError.exit_code)
+            note = {"worker": number, "time": stamp, "message": message, "exit_code": code}
+            write_json(_failed(sign), note)
         raise
     finally:
         ended.set()

@@ -16,6 +16,7 @@ A whole example (`<root>/clean/0123456789abcdef/manifest.json`):
 unknown schema and an unknown key: it never guesses. `seal` is the hash of all the rest, `run` included: it finds
 accidents within the manifest itself, as the digests in `outputs` find them in the files. An output of more than 64 MiB
 has `leaves` too, the SHA-256 of each 64 MiB of it: where the file is not as it was, the piece can be named.
+`run.linked_from` names the earlier artifacts that shards were linked from, where there are any.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from governance.files import (
 SCHEMA = 1
 FILE_NAME = "manifest.json"
 KEY_LENGTH = 16  # characters of the key that name the directory
+LINKED_FROM = "linked_from"
 
 
 class Input(Section):

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -37,7 +38,7 @@ from typing import Any
 
 from governance.alone import PATIENCE_SECONDS, POLL_SECONDS, make_alone
 from governance.config import Section
-from governance.errors import MissingInput, PipelineError
+from governance.errors import BudgetReached, MissingInput, PipelineError
 from governance.files import put_in_place, remove_file, sha256_file, sweep_temporaries, write_json
 from governance.log import get_logger, progress
 from governance.manifest import Output, describe
@@ -94,7 +95,9 @@ def map_shards(
         Leave: shards are missing, and this is a join, or a share that has made its own of them.
     """
     records = folder.parent / "records"
-    find = functools.partial(_find, folder=folder, root=runtime.root, suffix=suffix)
+    artifact = "/".join(folder.relative_to(runtime.root).parts[:2])
+    linked = runtime.linked.setdefault(artifact, set())
+    find = functools.partial(_find, folder=folder, root=runtime.root, suffix=suffix, linked=linked)
     task = functools.partial(_make_shard, function, recipe.section, folder, records, runtime.root, suffix)
     done: dict[int, ShardDone] = {}
     mine = range(runtime.worker[0], len(shards), runtime.worker[1])
@@ -241,9 +244,18 @@ def _path_of(folder: Path, name: str, suffix: str | Mapping[str, str], role: str
 
 
 def _find(
-    record: Path, name: str, folder: Path, root: Path, suffix: str | Mapping[str, str], trusted: bool = False
+    record: Path,
+    name: str,
+    folder: Path,
+    root: Path,
+    suffix: str | Mapping[str, str],
+    linked: set[str],
+    trusted: bool = False,
 ) -> ShardDone | None:
-    """The finished shard of this record; its files are read and compared, of `trusted` ones only the sizes."""
+    """The finished shard of this record; its files are read and compared, of `trusted` ones only the sizes.
+
+    `linked` gets the artifact that they are of, where that is another.
+    """
     try:
         values = json.loads(record.read_bytes())
     except (OSError, ValueError):
@@ -260,6 +272,7 @@ def _find(
         target = _path_of(folder, name, suffix, role)
         if root / output.path != target:
             put_in_place(root / output.path, target)
+            linked.add("/".join(Path(output.path).parts[:2]))
         here[role] = output.model_copy(update={"path": target.relative_to(root).as_posix()})
     return ShardDone(here, values["stats"])
 
@@ -284,8 +297,10 @@ def _make_shard(
 def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
     """Yield results as they finish; at most two tasks a worker wait in the queue, so memory stays level.
 
-    Before each task the energy budget is asked: for the time of the longest so far. With several workers for twice
-    that, counted from when a task was put in the queue: what is in the pool's hands cannot be taken back.
+    One worker asks the energy budget before each task, for the time of the longest so far. Several ask before they
+    fill the queue, so first with nothing before them, and whenever a task has finished: for twice the longest time
+    from a task's being queued to its end, since what is in the pool's hands cannot be taken back. That is awaited and
+    yielded before `BudgetReached` is passed on: its energy is inside what the meter measures.
     """
     workers, longest = runtime.workers, 0.0
     if workers <= 1 or len(work) <= 1:
@@ -300,15 +315,16 @@ def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
     submitted: dict[Future[Any], float] = {}
     queue = iter(work)
     try:
-        while True:
-            runtime.budget.look(2 * longest)
-            for item in queue:
+        while (items := list(itertools.islice(queue, 2 * workers - len(waiting)))) or waiting:
+            try:
+                runtime.budget.look(2 * longest)
+            except BudgetReached:
+                for future in wait([future for future in waiting if not future.cancel()]).done:
+                    yield future.result()
+                raise
+            for item in items:
                 waiting.add(future := pool.submit(task, item))
                 submitted[future] = time.monotonic()
-                if len(waiting) >= 2 * workers:
-                    break
-            if not waiting:
-                return
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in finished:
                 longest = max(longest, time.monotonic() - submitted.pop(future))

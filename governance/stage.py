@@ -34,6 +34,7 @@ from governance.log import get_logger
 from governance.manifest import (
     FILE_NAME,
     KEY_LENGTH,
+    LINKED_FROM,
     Input,
     Manifest,
     Output,
@@ -183,6 +184,9 @@ class Runtime:
     tally: Path | None = None
     """A file that gets a line for each shard and artifact that this process finishes, for a job to see that it gets
     further; None: nobody looks."""
+    linked: dict[str, set[str]] = field(default_factory=dict, repr=False, compare=False)
+    """Artifact -> the earlier ones that shards of it were linked from, noted by `map_shards` and told in `run`: their
+    energy is the earlier one's."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +267,8 @@ def run_stage(
         energy.pop("artifact", None)  # a mark for the meter, no figure
         if runtime.mode == "share":
             raise Leave(stage, "all its shards are made; a join commits it")
+        earlier = sorted(runtime.linked.get(artifact, ()))
+        linked = {LINKED_FROM: earlier} if earlier else {}
         manifest = Manifest(
             stage=stage,
             version=recipe.version,
@@ -271,7 +277,7 @@ def run_stage(
             inputs=tuple(inputs),
             outputs=tuple(sorted(made.outputs, key=lambda output: output.path)),
             stats=made.stats,
-            run={**provenance(), "started": started, "finished": now(), "energy": energy},
+            run={**provenance(), "started": started, "finished": now(), "energy": energy, **linked},
         )
         committed = commit(manifest, runtime.root, runtime.attest)
         note_progress(runtime, f"{stage} {folder.name}")

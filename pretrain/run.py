@@ -288,11 +288,11 @@ def _reported(run: Run, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest
 
 
 def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) -> Path:
-    """All of it; the report is written even when the gate is closed, or the energy budget leaves no more.
+    """All of it; the report is written even when the gate is closed, or the energy budget leaves no more to train.
 
     Raises:
         GateClosed: after the report was written.
-        BudgetReached: so, too.
+        BudgetReached: so, too, where training meets it; before there are a corpus and a verdict there is no report.
     """
     artifacts = corpus(run, runtime)
     judge(run, artifacts, runtime)

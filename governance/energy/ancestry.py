@@ -15,7 +15,7 @@ from governance.energy.views import Start, Training
 from governance.errors import ManifestError, MissingInput
 from governance.files import read_lines
 from governance.lineage import SOURCES
-from governance.manifest import FILE_NAME, KEY_LENGTH, Input, Manifest, read_manifest
+from governance.manifest import FILE_NAME, KEY_LENGTH, LINKED_FROM, Input, Manifest, read_manifest
 
 TRAIN, CHECKPOINT = "train", "checkpoint"
 RECORD = "metrics.jsonl"
@@ -68,7 +68,7 @@ def read_behind(manifests: Sequence[Manifest], root: Path) -> list[str]:
 def behind(corpus: Manifest, manifests: Iterable[Manifest], root: Path) -> Training:
     """A corpus with everything that it was made from, as if a training had used it."""
     found = _Walk(manifests, root).training(corpus, corpus.folder)
-    return Training((corpus.folder, *found.data), starts=found.starts, gaps=found.gaps)
+    return Training((corpus.folder, *found.data), starts=found.starts, gaps=found.gaps, linked=found.linked)
 
 
 class _Walk:
@@ -92,6 +92,7 @@ class _Walk:
         data: dict[str, None] = {}
         starts: dict[Start, None] = {}
         gaps: list[str] = []
+        linked = dict.fromkeys(_linked_from(manifest))
         tokens = [item for item in manifest.inputs if item.stage not in (*_NO_WORK, TRAIN, CHECKPOINT)]
         waiting = list(manifest.inputs)
         for item in waiting:
@@ -105,9 +106,13 @@ class _Walk:
                 continue
             data[folder] = None
             behind = self.find(folder)
-            waiting += behind.inputs if behind is not None else ()
-            gaps += [folder] if behind is None else []
-        return Training(tuple(data), self._held(tokens), self._used(manifest, own), tuple(starts), tuple(gaps))
+            if behind is None:
+                gaps.append(folder)
+                continue
+            waiting += behind.inputs
+            linked.update(dict.fromkeys(_linked_from(behind)))
+        used = self._used(manifest, own)
+        return Training(tuple(data), self._held(tokens), used, tuple(starts), tuple(gaps), tuple(linked))
 
     def _start(self, item: Input, folder: str) -> Start:
         """The training of a checkpoint; a checkpoint that is gone stands for itself, and has no record."""
@@ -143,6 +148,12 @@ class _Walk:
         }  # fmt: skip
         steps, tokens = manifest.stats.get("steps"), manifest.stats.get("tokens")
         return {**used, steps: tokens} if isinstance(steps, int) and isinstance(tokens, int) else used
+
+
+def _linked_from(manifest: Manifest) -> list[str]:
+    """The earlier artifacts that shards of one were linked from; a manifest of before says none."""
+    told = manifest.run.get(LINKED_FROM, ())
+    return [name for name in told if isinstance(name, str)] if isinstance(told, (list, tuple)) else []
 
 
 def recorded(manifests: Iterable[Manifest]) -> dict[str, Sum]:

@@ -154,6 +154,8 @@ class NodeWatch(Watch):
         self._ledger_at: float | None = None
         self._others = Use()
         self._known: tuple[float, int, int] | None = None
+        self._seen, self._gaps = self._clock(), 0  # when another's meter was last seen to run here; earlier gaps in mJ
+        self._gone = False
         self._near, self._unknown = True, False
         self._start: int | None = None  # what this start had used when it first looked
         self._why: tuple[str, ...] = ()
@@ -175,9 +177,8 @@ class NodeWatch(Watch):
         if told is None:
             self._why = ("no meter measures this node",)
             return 0, 0
-        if told["elsewhere"]:  # another process of this node writes them into the same ledger
-            self._why = ("another run's meter has this node",) * (self._keeper.budget.scope == "training")
-            return 0, 0
+        if told["elsewhere"]:
+            return self._beside()
         if self._near or not told["bounds"][self._bound][1]:
             self._watched.energy[READ]()
             told = self._watched.energy[RUNNING]
@@ -190,15 +191,38 @@ class NodeWatch(Watch):
         at, value, milliwatts = self._known
         return value + projected(milliwatts, self._clock() - at), milliwatts
 
-    def _ledger(self) -> tuple[int, int]:
-        """What all others have used, and the power of those that still run."""
+    def _beside(self) -> tuple[int, int]:
+        """As `_node`, where another process's meter has this node: its lines in the same ledger count there.
+
+        Between two of its intervals, and after its last, nobody measures: that is made up for as a silent meter is.
+        """
+        if self._keeper.budget.scope == "training":
+            self._why = ("another run's meter has this node",)
+            return 0, 0
+        at, power = self._read(), self._spending.greatest_power(self._bound)
+        if self._spending.runs_here(self._counts):
+            if self._gone:
+                self._gaps += projected(power, at - self._seen)
+            self._seen, self._gone = at, False
+            return self._gaps, 0
+        self._gone, unseen = True, self._clock() - self._seen
+        if unseen > (MOST_UNSEEN_SECONDS if power else _LEDGER_SECONDS):
+            self._why = ("the meter that had this node has ended; start again, so that this run measures it",)
+        return self._gaps + projected(power, unseen), power
+
+    def _read(self) -> float:
+        """Read the ledger when it is time; return when it was read last."""
         if self._ledger_at is None or self._clock() - self._ledger_at >= _LEDGER_SECONDS:
             self._spending.read()
             self._ledger_at = self._clock()
             self._others = self._spending.use(self._bound, self._counts, self._own)
-        use = self._others
+        return self._ledger_at
+
+    def _ledger(self) -> tuple[int, int]:
+        """What all others have used, and the power of those that still run."""
+        at, use = self._read(), self._others
         self._why = (*self._why, *use.unknown)
-        return use.millijoules + projected(use.milliwatts, self._clock() - self._ledger_at), use.milliwatts
+        return use.millijoules + projected(use.milliwatts, self._clock() - at), use.milliwatts
 
     def start(self, words: Sequence[int]) -> None:
         """Refuse what nobody knows; `words` are the sums of all ranks'.

@@ -7,8 +7,10 @@ those meters. What it guesses is said to be estimated, and has a part of its own
     memory       from its size alone, whatever it does: bounds from nothing to twice the figure
 
 Traps of it that are kept out: one tracker a node, by the meter's own election (it counts a node once for each rank); no
-network, whatever its own configuration files and environment say; no PUE; no CO2, and no water, which it gives as 0
-where it knows nothing. Price: about three seconds at the first start in a process, and a thread that wakes each second.
+network, whatever its own configuration files and environment say; all GPUs of the node, not those that
+CUDA_VISIBLE_DEVICES names, and where it finds none though there is one, that is missing, not 0; no PUE; no CO2, and no
+water, which it gives as 0 where it knows nothing. Price: about three seconds at the first start in a process, and a
+thread that wakes each second.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import importlib.util
 from dataclasses import replace
 from typing import Any
 
-from governance.energy.nvml import NVML_ALLOWANCE_PERCENT
+from governance.energy.nvml import NVML_ALLOWANCE_PERCENT, open_nvml
 from governance.energy.sources import RAPL_ALLOWANCE_PERCENT, Part, Source
 from governance.errors import ConfigError, PipelineError
 
@@ -45,6 +47,8 @@ def _tracker() -> tuple[Any, Any]:
     from codecarbon import OfflineEmissionsTracker
     from codecarbon.output_methods.base_output import BaseOutput
 
+    gpus, _ = open_nvml()
+
     class Last(BaseOutput):  # type: ignore[misc]
         """Keeps what the tracker would write to a file."""
 
@@ -66,6 +70,8 @@ def _tracker() -> tuple[Any, Any]:
         output_handlers=[last],
         measure_power_secs=_NEVER_SECONDS,
         api_call_interval=-1,
+        # All of the node: left to itself it takes those of CUDA_VISIBLE_DEVICES, one rank's.
+        gpu_ids=list(range(len(gpus.devices))) if gpus else None,
         allow_multiple_runs=True,  # else it takes a lock of its own, and measures nothing where another has it
         tracking_mode="machine",
         pue=1.0,
@@ -101,6 +107,13 @@ class CodeCarbon:
             name: round(_MILLIJOULES_PER_KWH * getattr(self._last.total, f"{name}_energy"))
             for name in ("cpu", "ram", "gpu")
         }
+
+    def missing(self) -> list[str]:
+        """The GPUs that it does not count, in words that leave the node without an upper bound."""
+        gpus, reason = open_nvml()
+        if gpus is not None and "GPU" not in self._modes:
+            reason = f"GPU: codecarbon found none, NVML tells of {len(gpus.devices)}"
+        return [reason] if reason else []
 
     def read(self) -> list[Part]:
         """One part for the processors, one for memory, one for GPUs where it found any."""

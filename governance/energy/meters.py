@@ -288,7 +288,8 @@ def _open_sources(config: EnergyConfig, allotted: Allotment | None) -> tuple[lis
     """All that can be read here, and in words what cannot; a board's meter holds everything, so it stands alone."""
     if config.method == "codecarbon":
         model, reason = open_processor_model(config.cpu_tdp_watts)
-        return [CodeCarbon(model)], [*([reason] if reason else []), _UNMETERED]
+        tracker = CodeCarbon(model)
+        return [tracker], [*([reason] if reason else []), *tracker.missing(), _UNMETERED]
     rapl, reason = open_rapl()
     missing = [] if rapl else [reason]
     processors: Source | None = rapl or open_hwmon()

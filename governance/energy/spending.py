@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,14 +102,23 @@ class Spending:
         """Of any interval, in milliwatts; 0 where none is known."""
         return max((seen.power[FIELD_OF[bound]].milliwatts for seen in self._seen.values()), default=0)
 
+    def runs_here(self, counts: Counts) -> bool:
+        """Whether an interval that counts still runs on this host."""
+        host = socket.gethostname()
+        lines = (seen.line for seen in self._seen.values())
+        return any(
+            line["host"] == host and line["kind"] != "end" and counts(line) and still_runs(line) for line in lines
+        )
+
     def use(self, bound: Bound, counts: Counts, without: frozenset[str] = frozenset()) -> Use:
         """What the intervals that count have used, but for those `without`."""
         joules, watts, unknown = 0, 0, []
+        greatest = self.greatest_power(bound)
         newest, needs = "", 0
         for name, seen in self._seen.items():
             if name in without or not counts(seen.line):
                 continue
-            used = self._of(seen, bound)
+            used = self._of(seen, bound, greatest)
             if used is None:
                 unknown.append(f"{seen.line['stage']} on {seen.line['host']} at {seen.line['at']}")
             else:
@@ -118,13 +128,16 @@ class Spending:
         more = [f"and {len(unknown) - _SHOWN} more"] if len(unknown) > _SHOWN else []
         return Use(joules, watts, (*unknown[:_SHOWN], *more), needs)
 
-    def _of(self, seen: _Seen, bound: Bound) -> tuple[int, int] | None:
-        """Millijoules until now, and the power of an interval that still runs; None: unknown."""
+    def _of(self, seen: _Seen, bound: Bound, greatest: int) -> tuple[int, int] | None:
+        """Millijoules until now, and the power of an interval that still runs; None: unknown.
+
+        `greatest` is the power of one that told none of its own.
+        """
         found, line = seen.known.get(FIELD_OF[bound]), seen.line
         if found is None:
             return None
         at, value = found
-        milliwatts = seen.power[FIELD_OF[bound]].milliwatts or self.greatest_power(bound)
+        milliwatts = seen.power[FIELD_OF[bound]].milliwatts or greatest
         runs = line["kind"] != "end" and still_runs(line)
         unseen = ((self._now() if runs else moment(line["at"])) - at).total_seconds()
         if not runs and line["kind"] != "end":

@@ -11,7 +11,8 @@ what the corpus and everything behind it took, at most the whole; several traini
 most to the whole. "whole" is the other method: a training answers for all of its corpus.
 
 Nothing is counted twice: a training or an artifact that is reached on two ways counts once. What is behind a
-checkpoint and has no record, or no known share, stands in `missing`; the sum then says "at least", it has no upper
+checkpoint and has no record, or no known share, stands in `missing`, and so do shards that were linked from an
+earlier artifact, whose work is that one's; the sum then says "at least", it has no upper
 bound. Cumulative + what it leaves out = fully loaded, exactly, where the ledger names every artifact: a share is
 rounded down to the millijoule, and the rest stays with what is left out.
 """
@@ -56,6 +57,16 @@ class Training:
     starts: tuple[Start, ...] = ()
     gaps: tuple[str, ...] = ()
     """Ancestors whose manifest is gone, so that what is behind them is not known."""
+    linked: tuple[str, ...] = ()
+    """Earlier artifacts that shards of these were linked from: which part of their work that is, nobody noted."""
+
+    @property
+    def unknown(self) -> list[str]:
+        """What is behind it and not in its data, in words."""
+        return [
+            *(f"what is behind {gap}" for gap in self.gaps),
+            *(f"the shards that were linked from {name}" for name in self.linked),
+        ]
 
     def share(self, step: int | None, method: Method) -> Fraction | None:
         """The part of its corpus that it used up to a step (None: its last), at most 1; None where that is unknown."""
@@ -85,7 +96,8 @@ class Cumulative:
     sum: Sum
     parts: tuple[Part, ...]
     missing: tuple[str, ...]
-    """Ancestors without a record, without a known share, or gone: nothing of these is in `sum`."""
+    """Ancestors without a record, without a known share, or gone, and shards of earlier artifacts: nothing of these is
+    in `sum`."""
 
 
 def surviving(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
@@ -199,7 +211,7 @@ def _cumulative(
             parts.append(Part(name, "training", Fraction(1), until, own))
         if own is None or name not in trainings:
             missing.append(name)
-        missing += [f"what is behind {gap}" for gap in trainings.get(name, Training()).gaps]
+        missing += [text for text in trainings.get(name, Training()).unknown if text not in missing]
     used, unrecorded = _data_parts(of_data, _shares(trainings, line, method))
     parts += used
     missing += unrecorded
@@ -211,7 +223,7 @@ def data_work(
 ) -> Cumulative:
     """What a corpus took, all that it was made from included; a model behind it is not."""
     parts, missing = _data_parts(_sums_of_data(survived, recorded or {}), dict.fromkeys(corpus.data, Fraction(1)))
-    missing += [f"what is behind {gap}" for gap in corpus.gaps]
+    missing += corpus.unknown
     return Cumulative(combine([part.sum for part in parts], whole=not missing), tuple(parts), tuple(missing))
 
 

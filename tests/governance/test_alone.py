@@ -13,7 +13,7 @@ import pytest
 from governance import alone
 from governance.alone import make_alone
 from governance.config import Section
-from governance.errors import ConfigError, PipelineError
+from governance.errors import BudgetReached, ConfigError, PipelineError, StorageError
 from governance.files import write_bytes, write_json
 from governance.manifest import describe
 from governance.parallel import once
@@ -62,6 +62,21 @@ def test_those_who_wait_hear_why_the_first_worker_failed(tmp_path):
             with pytest.raises(PipelineError, match=r"worker 0 .*vocabulary_size = 7: too small(.|\n)*again"):
                 other.result(LIMIT)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("error", [BudgetReached("no more"), StorageError("full"), ValueError("a defect")])
+def test_those_who_wait_end_with_the_exit_code_of_the_first(tmp_path, error):
+    def end() -> bytes:
+        raise error
+
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(make_alone, tmp_path / "key", (1, 2), finder(tmp_path / "made"), refuse)
+        time.sleep(0.2)
+        with pytest.raises(type(error)):
+            make_alone(tmp_path / "key", (0, 2), finder(tmp_path / "made"), end)
+        with pytest.raises(PipelineError, match=str(error)) as told:
+            other.result(LIMIT)
+    assert told.value.exit_code == getattr(error, "exit_code", 1)
 
 
 def test_a_stage_and_a_step_for_all_end_so_too(tmp_path):

@@ -1,8 +1,11 @@
 """A run is stopped before its energy budget is exceeded: power by chance, kills, unknown energy, the policy."""
 
 import datetime
+import itertools
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -270,6 +273,23 @@ def test_a_data_stage_stops_between_shards_stays_stopped_and_goes_on(tmp_path, p
     done = work(runtime_of(tmp_path, kilowatt_hours=kilowatt_hours(20_000)))
     assert done.stats == {"shards": 8}
     assert Planted.seconds == 80.0  # what was made was found
+
+
+def test_what_the_pool_has_in_hand_when_the_budget_ends_is_finished_and_measured(tmp_path, planted, monkeypatch):
+    """Threads for processes: they share the planted clock. A shard takes 1,000 J; no kept one is free of charge."""
+    begun = itertools.count()
+    monkeypatch.setattr(Planted, "beside", lambda: time.sleep((0.05, 0.3)[next(begun) % 2]))
+    tally = tmp_path / "tally"
+    with ThreadPoolExecutor(2) as pool:
+        monkeypatch.setattr(parallel, "_pool", lambda workers: pool)
+        runtime = runtime_of(tmp_path, kilowatt_hours=kilowatt_hours(9500))
+        with pytest.raises(BudgetReached, match="kept"):
+            work(replace(runtime, workers=2, tally=tally), shards=40)
+    made = len(list((tmp_path / "work").glob("*/made/*")))
+    [interval] = read_ledger(tmp_path / "energy.jsonl")
+    assert 2 <= made < 40
+    assert interval.samples[-1].high == 1_000_000 * made
+    assert len(tally.read_text().splitlines()) == made
 
 
 def test_scope_training_bounds_no_data_stage_and_reports_are_always_made(tmp_path, planted):

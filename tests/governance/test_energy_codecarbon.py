@@ -6,11 +6,12 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
-from governance.energy import codecarbon_tracker
+from governance.energy import codecarbon_tracker, meters
 from governance.energy.codecarbon_tracker import CodeCarbon
 from governance.energy.ledger import read_ledger
 from governance.energy.meters import EnergyConfig, meter
@@ -89,6 +90,48 @@ def test_without_our_model_its_guess_has_no_upper_bound_and_without_figures_it_i
     assert [part.millijoules for part in counting.read()] == [part.millijoules for part in before]
     with pytest.raises(PipelineError, match="codecarbon gives no figures"):
         CodeCarbon(None)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "nvml", "missing"),
+    [
+        (("CPU", "RAM", "GPU"), (types.SimpleNamespace(devices=[0]), ""), None),
+        (("CPU", "RAM"), (None, ""), None),
+        (("CPU", "RAM"), (types.SimpleNamespace(devices=[0, 1]), ""), "GPU: codecarbon found none, NVML tells of 2"),
+        (("CPU", "RAM"), (None, "GPU: NVML answers: Driver Not Loaded"), "GPU: NVML answers: Driver Not Loaded"),
+    ],
+)
+def test_gpus_that_it_does_not_count_are_missing_and_not_zero(tmp_path, monkeypatch, hardware, nvml, missing):
+    tracker = Tracker("intel_rapl")
+    tracker._hardware = [type(name, (), {"_mode": "intel_rapl"})() for name in hardware]
+    monkeypatch.setattr(codecarbon_tracker, "_tracker", lambda: (tracker, tracker))
+    monkeypatch.setattr(codecarbon_tracker, "open_nvml", lambda: nvml)
+    monkeypatch.setattr(meters, "require_codecarbon", lambda: None)
+    with meter(CONFIG, tmp_path / "energy.jsonl")("clean") as energy:
+        pass
+    assert energy["joules"] > 0
+    assert (energy["high"] is None) == (missing is not None)
+    assert [text for text in energy["coverage"]["missing"] if text.startswith("GPU")] == [missing] * bool(missing)
+
+
+@installed
+def test_it_is_told_all_gpus_of_the_node_whatever_one_rank_sees(monkeypatch):
+    import codecarbon
+
+    told = []
+
+    class Took(codecarbon.OfflineEmissionsTracker):
+        """The real one, up to what it took for its settings."""
+
+        def start(self):
+            told.append(self._conf["gpu_ids"])
+
+    monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", Took)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    for nvml in (types.SimpleNamespace(devices=["a", "b", "c"]), None):
+        monkeypatch.setattr(codecarbon_tracker, "open_nvml", lambda nvml=nvml: (nvml, ""))
+        codecarbon_tracker._tracker.__wrapped__()
+    assert [[int(number) for number in numbers] for numbers in told] == [[0, 1, 2], [1]]
 
 
 @installed

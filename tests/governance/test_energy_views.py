@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from governance.config import Section
-from governance.energy.ancestry import read_trainings, recorded
+from governance.energy.ancestry import behind, read_trainings, recorded
 from governance.energy.attribution import Sum, add, settle
 from governance.energy.ledger import own_file, read_ledger
 from governance.energy.meters import EnergyConfig, meter
@@ -20,6 +20,7 @@ from governance.energy.views import (
     Training,
     cumulative,
     cumulative_by_step,
+    data_work,
     rate,
     surviving,
 )
@@ -29,7 +30,7 @@ from governance.stage import UNKNOWN_ENERGY, Made, Recipe, Runtime, run_stage
 from tests.governance.test_energy_histories import History, added, attempt
 from tests.governance.test_energy_ledger import write_line
 
-data_work = st.fixed_dictionaries(
+work_done = st.fixed_dictionaries(
     {
         "data": st.integers(0, 3),
         "spent": st.integers(0, 900),
@@ -123,7 +124,7 @@ class Books(History):
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.lists(st.one_of(attempt, data_work), max_size=9), st.lists(origin, min_size=3, max_size=3),
+    st.lists(st.one_of(attempt, work_done), max_size=9), st.lists(origin, min_size=3, max_size=3),
     st.sampled_from(METHODS),
 )  # fmt: skip
 def test_every_view_keeps_the_law_whatever_happened(tmp_path_factory, plans, origin_plans, method):
@@ -226,10 +227,10 @@ def test_a_rate_of_nothing_is_unknown():
     assert rate(Sum(None, None, 0, 0, 0, None, 60.0, 0.0, ()), 5).low is None  # no meter: not even a bound
 
 
-def artifact(root, stage, key, inputs=(), stats=None, config=None, energy=None):
+def artifact(root, stage, key, inputs=(), stats=None, config=None, energy=None, **run):
     made = Manifest(
         stage=stage, version=1, key=(key * 64)[:64], config=config or {}, outputs=(), stats=stats or {},
-        inputs=tuple(inputs), run={"energy": energy},
+        inputs=tuple(inputs), run={"energy": energy, **run},
     )  # fmt: skip
     write_manifest(made, root)
     return made
@@ -264,6 +265,30 @@ def test_ancestors_are_read_from_manifests(tmp_path):
     trainings, _ = read_trainings([child], tmp_path)
     assert trainings[child.folder].gaps == (raw.folder,)
     assert trainings[child.folder].starts == (Start(middle.folder, None),)
+
+
+def test_shards_that_were_linked_from_an_earlier_artifact_leave_no_upper_bound(tmp_path):
+    path = own_file(tmp_path / "energy.jsonl")
+    marked(path, f"clean/{'1' * 16}", 0, 900)
+    marked(path, f"clean/{'2' * 16}", 10, 10)  # one shard of it was made, the others linked
+    marked(path, f"encode/{'3' * 16}", 20, 40)
+    marked(path, f"train/{'4' * 16}", 30, 70, "train", resumed_from=0, step=4)
+    survived = surviving(settle(read_ledger(path)))
+
+    def views(**run):
+        clean = artifact(tmp_path, "clean", "2", **run)
+        encode = artifact(tmp_path, "encode", "3", [clean.as_input()], {"train_tokens": 100})
+        train = artifact(tmp_path, "train", "4", [encode.as_input()], {"steps": 4, "tokens": 100})
+        trainings, known = read_trainings([train], tmp_path)
+        corpus = behind(encode, known.values(), tmp_path)
+        return cumulative(survived, trainings, train.folder, 4), data_work(survived, corpus)
+
+    for view, joules in zip(views(), (120, 50), strict=True):
+        assert (view.sum.measured, view.missing) == (joules, ())
+        assert view.sum.high is not None
+    for view, joules in zip(views(linked_from=[f"clean/{'1' * 16}"]), (120, 50), strict=True):
+        assert (view.sum.measured, view.sum.high) == (joules, None)
+        assert view.missing == (f"the shards that were linked from clean/{'1' * 16}",)
 
 
 def test_the_last_step_stands_for_a_training_without_one(tmp_path):

@@ -142,6 +142,10 @@ def test_law_5_changed_input_remakes_exactly_its_shard_and_links_the_rest(tmp_pa
     second = upper(changed, Upper(), Runtime(tmp_path))
     clean = upper(changed, Upper(), Runtime(tmp_path / "clean"))
     assert second.digest == clean.digest
+    assert second.run["linked_from"] == [first.folder]  # whose energy those are; and no byte of what counts
+    assert "linked_from" not in {**first.run, **clean.run}
+    (tmp_path / second.path).unlink()
+    assert upper(changed, Upper(), Runtime(tmp_path)).run["linked_from"] == [first.folder]
     same = [
         os.path.samefile(tmp_path / a.path, tmp_path / b.path)
         for a, b in zip(first.outputs, second.outputs, strict=True)

@@ -1,0 +1,74 @@
+"""A budget on a node whose meter another run of the root has: what nobody measured between is not taken for free."""
+
+import contextlib
+import itertools
+import socket
+import types
+
+import pytest
+
+from governance.energy import spending
+from governance.energy.budget import Keeper
+from governance.energy.ledger import own_file
+from governance.energy.meters import RUNNING, meter
+from governance.errors import BudgetReached
+from governance.policy import EnergyBudget
+from governance.stage import Watched
+from tests.governance.test_energy_budget import (  # noqa: F401
+    SLOW,
+    Planted,
+    append_raw,
+    line,
+    own_node,
+    planted,
+    runtime_of,
+    work,
+)
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_node_whose_meter_was_anothers_is_not_taken_for_free_when_that_ends(tmp_path, monkeypatch):
+    """Another run of the root has the node's meter, and ends during our third shard, of ten seconds each."""
+    other, begun = contextlib.ExitStack(), itertools.count(1)
+    monkeypatch.setattr(Planted, "beside", lambda: other.close() if next(begun) == 3 else None)
+    runtime = runtime_of(tmp_path, kilowatt_hours=1)
+    other.enter_context(meter(SLOW, tmp_path / "energy.jsonl")("other"))
+    with pytest.raises(BudgetReached, match=r"the meter that had this node has ended.*shards that are made are kept"):
+        work(runtime, shards=30)
+    assert 3 < len(list((tmp_path / "work").glob("*/made/*"))) < 30
+    assert work(runtime, shards=30).stats == {"shards": 30}  # this start has the meter
+
+
+def test_gaps_between_the_intervals_of_anothers_meter_are_counted_at_the_greatest_power(tmp_path, monkeypatch):
+    """The other's stages took 100 W; 20 s of 110 W lie between them as we see it, and then there is no third."""
+    ledger, host, clock = tmp_path / "energy.jsonl", socket.gethostname(), types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(spending, "still_runs", lambda line: line["kind"] != "end")
+    own_file(ledger)
+
+    def tell(kind, interval, second, joules):
+        at = f"2026-01-01T00:00:{second:02d}.000Z"
+        more = {"interval": interval, "host": host, "stage": "other", "outcome": "surviving", "cause": ""}
+        append_raw(ledger, {**line(kind, at, 1000 * joules), **more})
+
+    energy = {RUNNING: {"elsewhere": True, "method": "shared", "at": 0.0, "bounds": {"upper": (None, 0)}}}
+    keeper = Keeper(EnergyBudget(kilowatt_hours=1), ledger, "policy.toml", clock=lambda: clock.now)
+    tell("begin", "o.1", 0, 0)
+    watch = keeper.watch(Watched(energy, "work/0", first=False))  # the ledger itself is the first rank's
+
+    def look(seconds):
+        clock.now += seconds
+        now, _, _, _, unknown = watch.words(0.0)
+        return now // 1000, unknown
+
+    assert look(0) == (0, 0)
+    tell("end", "o.1", 10, 1000)
+    assert look(10) == (10 * 110, 0)  # seen last ten seconds ago, in part counted twice
+    tell("begin", "o.2", 20, 0)
+    assert look(5) == (15 * 110, 0)  # not read yet
+    assert look(5) == look(0) == look(3) == (20 * 110, 0)
+    tell("end", "o.2", 30, 1000)
+    assert look(7) == (30 * 110, 0)
+    assert look(290) == (320 * 110, 0)
+    assert look(1)[1] == 1
+    energy.clear()  # a rank that does not measure asks nothing of the kind
+    assert keeper.watch(Watched(energy, "work/0", measures=False, first=False)).words(0.0)[0] == 0
