@@ -16,6 +16,27 @@ from typing import Any
 Runs = dict[str, dict[str, Any]]
 SHORT = {"steps": 4, "validate_every_steps": 0, "every_steps": 100, "warmup_steps": 1, "decay_steps": 2}
 _LAST_WORDS_SECONDS = 30.0  # the others have so long after one has failed
+# A rank ends as one of Assay does: taken down with gloo's threads alive, an interpreter aborts now and then.
+_ENDING = """
+import runpy, sys, traceback
+status, sys.argv = 0, sys.argv[1:]
+try:
+    if sys.argv[0] == "-c":
+        text = sys.argv.pop(1)
+        exec(compile(text, "<rank>", "exec"), {"__name__": "__main__"})
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as leave:
+    status = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    if isinstance(leave.code, str):
+        print(leave.code, file=sys.stderr)
+except BaseException:
+    traceback.print_exc()
+    status = 1
+from pretrain.distributed import end_rank
+end_rank(status)
+sys.exit(status)
+"""
 
 
 def run_ranks(folder: Path, words: Sequence[str], ranks: int, timeout: float = 400.0) -> tuple[bool, str]:
@@ -31,7 +52,7 @@ def run_ranks(folder: Path, words: Sequence[str], ranks: int, timeout: float = 4
     for rank, path in enumerate(logs):
         environment = {**os.environ, **meeting, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         with path.open("wb") as log:
-            command = [sys.executable, *words]
+            command = [sys.executable, "-c", _ENDING, *words]
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
     deadline, failed = time.monotonic() + timeout, False
     try:

@@ -32,6 +32,8 @@ from pretrain.resuming import newest_whole, resume
 from pretrain.saving import open_saver
 
 VOCABULARY, LENGTH, STEPS = 200, 32, 2
+STAGES = {"fp32": (0, 1, 2, 3), "bf16": (1, 2, 3), "fp16": (1, 3)}
+"""Those of each precision; fp16 differs from bf16 in its scale alone, so two of them do."""
 
 
 def batch_of(seed: int, rows: int) -> Batch:
@@ -118,7 +120,7 @@ def every_stage(folder: Path, precision: str, act: str, ranks, device) -> dict:
         from deepspeed.accelerator import get_accelerator
 
         type(get_accelerator()).is_fp16_supported = lambda self: True
-    for stage in range(0 if precision == "fp32" else 1, 4):
+    for stage in STAGES[precision]:
         layout = f"{ranks.world_size}x{stage}"
 
         def engine_of(weight, job):

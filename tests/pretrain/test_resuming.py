@@ -12,6 +12,7 @@ from governance.files import read_lines
 from governance.manifest import describe, read_manifest
 from governance.stage import commit
 from tests.pretrain.rank_runs import run_ranks
+from tests.pretrain.resume_layouts import STAGES
 from tests.pretrain.test_train import script
 
 PROGRAM = str(Path(__file__).parent / "resume_layouts.py")
@@ -35,7 +36,7 @@ def layouts(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_every_layout_goes_on_exactly_from_every_other(layouts, precision):
-    stages = 4 if precision == "fp32" else 3
+    stages = len(STAGES[precision])
     for count in (1, 2):
         found = json.loads((layouts / precision / f"read-{count}.json").read_text())
         assert len(found) == 2 * stages * stages
