@@ -21,6 +21,7 @@ sys.path[:0] = [str(HERE), str(HERE / "benchmarks" / "rivals")]
 import turns  # noqa: E402
 
 from pretrain import cli, engine, loop  # noqa: E402
+from pretrain.kernels.threads import NAME  # noqa: E402
 
 _TICK = os.sysconf("SC_CLK_TCK")
 _arithmetic = 0.0
@@ -43,12 +44,12 @@ def _counted(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _threads() -> float:
-    """Seconds of the other Python threads so far."""
+    """Seconds of the other Python threads so far, without those that share the arithmetic."""
     mine = threading.get_native_id()
     return sum(
         _seconds(f"/proc/self/task/{thread.native_id}/stat")
         for thread in threading.enumerate()
-        if thread.native_id != mine
+        if thread.native_id != mine and not thread.name.startswith(NAME)
     )
 
 

@@ -13,6 +13,8 @@ import torch
 
 from pretrain.kernels.numbers import array_of
 
+NAME = "kernel"
+"""How the names of these threads begin."""
 _MOST = 16  # more threads than this take longer to call than they save
 
 
@@ -43,4 +45,4 @@ def over(kernel: Callable[..., None], count: int, tensors: tuple[torch.Tensor, .
 
 @functools.cache
 def _pool(_process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_MOST - 1, thread_name_prefix="kernel")
+    return ThreadPoolExecutor(_MOST - 1, thread_name_prefix=NAME)
