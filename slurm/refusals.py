@@ -92,9 +92,9 @@ def check_settings(config: SlurmConfig, root: Path) -> None:
 def _seen(config: SlurmConfig) -> Iterator[str]:
     """Faults that can be seen by looking at the cluster."""
     known, all_nodes = tools.partitions(), tools.nodes()
+    allowed = tools.accounts(getpass.getuser()) if config.account or config.data_account else []
     for field, account in (("account", config.account), ("data_account", config.data_account)):
-        allowed = tools.accounts(getpass.getuser()) if account else []
-        if allowed and account not in allowed:
+        if account and allowed and account not in allowed:
             words = _words([f"--account={account}"])
             yield f"slurm.{field} = {account!r}: you may charge {', '.join(allowed)}. Use one.{words}"
     wanted = {"partition": config.partition, "data_partition": config.data_partition}

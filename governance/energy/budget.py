@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from governance.energy.ledger import NEEDS, still_runs
+from governance.energy.ledger import MILLIJOULES_PER_KWH, NEEDS, still_runs
 from governance.energy.meters import READ, RUNNING
 from governance.energy.spending import MOST_UNSEEN_SECONDS, Counts, Spending, Use, of_training, projected
 from governance.errors import BudgetReached
@@ -39,7 +39,6 @@ _FREE = ("report", "documents")  # whoever has no energy left may still read how
 _LEDGER_SECONDS = 10.0  # between two looks at what others have appended
 _NEAR_SECONDS = 60.0  # from the end the meter is read at each look; before, at its own pace
 _ANOTHER = ("another node's meter says nothing; see its log",)
-_MILLIJOULES_PER_KWH = 3_600_000_000
 
 
 def open_budget(budget: EnergyBudget | None, ledger: Path, policy: str = "the policy") -> Budget:
@@ -258,8 +257,8 @@ class NodeWatch(Watch):
         budget = self._keeper.budget
         return {
             "kilowatt_hours": budget.kilowatt_hours,
-            "used_kilowatt_hours": used / _MILLIJOULES_PER_KWH,
-            "reserve_kilowatt_hours": reserve / _MILLIJOULES_PER_KWH,
+            "used_kilowatt_hours": used / MILLIJOULES_PER_KWH,
+            "reserve_kilowatt_hours": reserve / MILLIJOULES_PER_KWH,
             "scope": budget.scope,
             "bound": budget.bound,
         }
@@ -267,9 +266,9 @@ class NodeWatch(Watch):
 
 def limit_millijoules(budget: EnergyBudget) -> int:
     """The budget in whole millijoules."""
-    return int(budget.kilowatt_hours * _MILLIJOULES_PER_KWH)
+    return int(budget.kilowatt_hours * MILLIJOULES_PER_KWH)
 
 
 def kwh(millijoules: int) -> str:
     """In words: four digits that count."""
-    return f"{millijoules / _MILLIJOULES_PER_KWH:.4g}"
+    return f"{millijoules / MILLIJOULES_PER_KWH:.4g}"

@@ -20,11 +20,11 @@ import importlib.util
 from dataclasses import replace
 from typing import Any
 
+from governance.energy.ledger import MILLIJOULES_PER_KWH
 from governance.energy.nvml import NVML_ALLOWANCE_PERCENT, open_nvml
 from governance.energy.sources import RAPL_ALLOWANCE_PERCENT, Part, Source
 from governance.errors import ConfigError, PipelineError
 
-_MILLIJOULES_PER_KWH = 3_600_000_000
 _NEVER_SECONDS = 10**8  # it is read when we ask
 
 
@@ -104,7 +104,7 @@ class CodeCarbon:
         if self._last.total is None:
             return None
         return {
-            name: round(_MILLIJOULES_PER_KWH * getattr(self._last.total, f"{name}_energy"))
+            name: round(MILLIJOULES_PER_KWH * getattr(self._last.total, f"{name}_energy"))
             for name in ("cpu", "ram", "gpu")
         }
 

@@ -39,6 +39,7 @@ from governance.phases import HANG
 
 SCHEMA = 1
 FILE_NAME = "energy.jsonl"
+MILLIJOULES_PER_KWH = 3_600_000_000
 NEEDS = "needs"
 """The mark of a budget: millijoules that a start of this would use before it had gone one step further."""
 MARKS = ("artifact", "resumed_from", "step", "checkpoint", NEEDS)

@@ -51,12 +51,12 @@ def bits_of_float(_context: Any, _value: Any) -> Any:
 
 def number(x: Any) -> Any:
     """The fp32 that an element of an array means."""
-    raise NotImplementedError("for kernels")
+    raise NotImplementedError("compiled kernels alone call it: numba takes its overload")
 
 
 def stored(value: Any, like: Any) -> Any:
     """An fp32 as an element of the type of `like`: bf16 rounded to the nearest, ties to even, NaN kept."""
-    raise NotImplementedError("for kernels")
+    raise NotImplementedError("compiled kernels alone call it: numba takes its overload")
 
 
 @overload(number, inline="always", strict=False)
