@@ -95,6 +95,20 @@ def told_finite(row: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Parent:
+    """The checkpoint of another training that this one goes on from, see `continuing.py`."""
+
+    manifest: Manifest
+    root: Path
+    """Where it lies."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that it has seen."""
+        return int(self.manifest.config["step"])
+
+
+@dataclass(frozen=True)
 class Store:
     """Where a run's checkpoints are, and what they are of."""
 
@@ -108,6 +122,20 @@ class Store:
     """As `Runtime.attest`."""
     allowed: Callable[[], None] = lambda: None
     """Called before each part of a checkpoint is written; refuses by raising where a newer attempt has begun."""
+    parent: Parent | None = None
+    """What the run goes on from while it has no checkpoint of its own; none: it began with initial weights."""
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """What its checkpoints, and the run, are made from."""
+        return (self.tokens,) if self.parent is None else (self.tokens, self.parent.manifest.as_input())
+
+    @property
+    def continued(self) -> dict[str, Any]:
+        """For the `stats` of manifests: the parent's step, and the tokens that it was shown; else nothing."""
+        if self.parent is None:
+            return {}
+        return {"continued": {"step": self.parent.step, "tokens": self.parent.manifest.stats["tokens"]}}
 
     def identity(self, step: int) -> CheckpointIdentity:
         """The identity of the checkpoint at `step`."""
@@ -117,7 +145,7 @@ class Store:
 
     def key(self, step: int) -> str:
         """The key of the checkpoint at `step`."""
-        return Recipe(STAGE, VERSION, self.identity(step)).key([self.tokens.digest])
+        return Recipe(STAGE, VERSION, self.identity(step)).key([item.digest for item in self.inputs])
 
     def folder(self, step: int) -> Path:
         """The directory of the checkpoint at `step`."""
@@ -140,12 +168,12 @@ class Store:
         return read_lines(artifact_folder("train", self.train_key, self.root) / STEPS_FILE)
 
 
-def read_checkpoint(folder: Path, root: Path) -> Manifest:
-    """The manifest of a checkpoint that someone asked for by name, after its bytes were verified.
+def open_checkpoint(folder: Path) -> Manifest:
+    """The manifest of a checkpoint that someone asked for by name.
 
     Raises:
         MissingInput: there is none.
-        CheckpointError: it is torn or altered, or is no checkpoint.
+        CheckpointError: the manifest is torn or altered, or of no checkpoint.
     """
     path = folder if folder.name == FILE_NAME else folder / FILE_NAME
     try:
@@ -154,6 +182,17 @@ def read_checkpoint(folder: Path, root: Path) -> Manifest:
         raise CheckpointError(str(error)) from error
     if manifest.stage != STAGE:
         raise CheckpointError(f"{folder}: is an artifact of stage {manifest.stage!r}, not a checkpoint")
+    return manifest
+
+
+def read_checkpoint(folder: Path, root: Path) -> Manifest:
+    """The same, after its bytes were verified.
+
+    Raises:
+        MissingInput: there is none.
+        CheckpointError: it is torn or altered, or is no checkpoint.
+    """
+    manifest = open_checkpoint(folder)
     if problems := verify(manifest, root):
         raise CheckpointError(f"{folder}: is damaged:\n  " + "\n  ".join(problems) + "\n  Choose another checkpoint.")
     return manifest

@@ -66,7 +66,10 @@ class TrainConfig(Section):
     """`[[train.mixture]]`: weights of the sources, each from a step on; before the first, each source weighs its rows.
     None: all rows in one order, whatever source they are of."""
     steps: int = Field(gt=0)
-    """Optimizer steps."""
+    """Optimizer steps, those of `continue_from` included."""
+    continue_from: str = Field(default="", exclude=True)
+    """A checkpoint of another run to go on from: its folder, relative to the run's file, or `checkpoint/<key>` of this
+    root; empty: begin with initial weights. Where it lies decides nothing; its digest stands in the key."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Decides the initial weights and the order of rows."""
     precision: Literal["fp32", "bf16", "bf16_masters", "autocast", "fp16", "fp8"] = "bf16"

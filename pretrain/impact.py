@@ -123,7 +123,12 @@ def impact(asked: str, roots: Sequence[Path]) -> Impact:
     rows = [item for root, graph in graphs.items() for item in _rows(graph, root, shards)]
     seen = [item for root, graph in graphs.items() for item in _checkpoints(graph, root, rows)]
     children = {
-        (item.root, node) for item in seen if item.times for _, node in graphs[item.root].descendants(item.checkpoint)
+        (root, node)
+        for item in seen
+        if item.times
+        for root, graph in graphs.items()  # a run may go on from a checkpoint of another root
+        if item.checkpoint.key in graph.nodes
+        for _, node in graph.descendants(item.checkpoint)
     }
     return Impact(
         tuple(sorted(identity.hex() for identity in found.identities)),

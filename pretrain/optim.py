@@ -29,8 +29,8 @@ def rate_factor(step: int, steps: int, config: OptimConfig) -> float:
 
     Each schedule rises linearly to 1 at step `warmup_steps`. Then:
 
-    - wsd (arXiv:2404.06395): 1, and a linear fall over the last `decay_steps`. Stopping early and decaying from any
-      checkpoint of the stable phase is what this shape is for.
+    - wsd (arXiv:2404.06395): 1, and a linear fall over the last `decay_steps`. A run of other `steps` can go on from
+      any checkpoint of the stable phase (`train.continue_from`): up to there both have the same rates.
     - cosine (arXiv:1608.03983) and linear: a fall over all that is left, to `min_lr_ratio` at the last step.
     - inverse_sqrt (arXiv:1706.03762, section 5.3): sqrt(warmup_steps / step), not below `min_lr_ratio`.
     """

@@ -1,4 +1,5 @@
-"""Where a run goes on from: the newest checkpoint that is whole, by the fastest way that is exact.
+"""Where a run goes on from: the newest checkpoint that is whole, by the fastest way that is exact; with none of its own
+that of another run which `train.continue_from` names (`continuing.py`).
 
 Nothing is loaded before its bytes were verified, each file by one rank. The same ranks and ZeRO stage read the native
 shards, each rank its own file; any other layout, or one whose shards are missing, torn, altered or parted otherwise (by
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.errors import CheckpointError, ManifestError, MissingInput
 from governance.log import get_logger
 from governance.manifest import Manifest, Output, verify
-from pretrain.checkpoint import Peers, Store, TrainState, moments, read_state, require_step, weights
+from pretrain.checkpoint import Parent, Peers, Store, TrainState, moments, read_state, require_step, weights
 from pretrain.native_shards import find_native, identity, native_folder, read_shard, reader, reads_native, shard_path
 
 if TYPE_CHECKING:
@@ -27,10 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """A whole checkpoint of this run."""
+    """A whole checkpoint, of this run or of its parent."""
 
     step: int
     manifest: Manifest
+    root: Path
     native: Manifest | None
     """The shards beside it, where they are of this layout and whole; then the canonical files were not read."""
 
@@ -53,16 +56,16 @@ def newest_whole(store: Store, peers: Peers, zero_stage: int | None = None) -> F
         problems = [str(fault)] if fault is not None else []
         if native is not None:
             state = [output for output in manifest.outputs if output.path.endswith("/state.json")]
-            problems = _verify(native, [*native.outputs, *state], store, peers)
+            problems = _verify(native, [*native.outputs, *state], store.root, peers)
             if not problems:
-                return Found(step, manifest, native)
+                return Found(step, manifest, store.root, native)
             _warn(
                 peers, f"native shards of step {step} are damaged ({'; '.join(problems)}); reading the canonical form"
             )
         if fault is None:
-            problems = _verify(manifest, list(manifest.outputs), store, peers)
+            problems = _verify(manifest, list(manifest.outputs), store.root, peers)
             if not problems:
-                return Found(step, manifest, None)
+                return Found(step, manifest, store.root, None)
         _warn(peers, f"checkpoint of step {step} is damaged ({'; '.join(problems)}); going back to the one before it")
     return None
 
@@ -81,10 +84,21 @@ def _look(
     return manifest, find_native(store, identity(store, step, peers.world_size, zero_stage), manifest), None
 
 
-def _verify(manifest: Manifest, outputs: list[Output], store: Store, peers: Peers) -> list[str]:
+def _whole_parent(parent: Parent, peers: Peers) -> Found:
+    """What the run goes on from while it has no checkpoint of its own. Collective."""
+    if problems := _verify(parent.manifest, list(parent.manifest.outputs), parent.root, peers):
+        raise CheckpointError(
+            f"{parent.root / parent.manifest.folder}, which train.continue_from names, is damaged:\n  "
+            + "\n  ".join(problems)
+            + "\n  Bring its files back, or choose another checkpoint."
+        )
+    return Found(parent.step, parent.manifest, parent.root, None)
+
+
+def _verify(manifest: Manifest, outputs: list[Output], root: Path, peers: Peers) -> list[str]:
     """The differences that all ranks found; file `i` is read by rank `i` modulo the ranks."""
     mine = manifest.model_copy(update={"outputs": tuple(outputs[peers.rank :: peers.world_size])})
-    return [problem for found in peers.gather(verify(mine, store.root)) for problem in found]
+    return [problem for found in peers.gather(verify(mine, root)) for problem in found]
 
 
 def _warn(peers: Peers, told: str) -> None:
@@ -98,7 +112,7 @@ def resume(
     """An engine that `open_with(weight)` made, at the newest whole checkpoint; None when there is none. Collective.
 
     Raises:
-        CheckpointError: a checkpoint is of another model.
+        CheckpointError: a checkpoint is of another model; that of the run's parent is damaged.
     """
     import torch
 
@@ -119,17 +133,20 @@ def resume(
         _warn(job.peers, f"{fault}: other software parted them otherwise; reading the canonical form")
         del engine
         found = newest_whole(job.store, job.peers)
+    if found is None and job.store.parent is not None:
+        found = _whole_parent(job.store.parent, job.peers)
     if found is None:
         return None
     state = _told_state(job, found, "canonical")
-    engine = _from_canonical(job, open_with, found, _updates(state))
+    engine = _from_canonical(open_with, found, _updates(state))
     restore_loss_scale(engine, state.loss_scale)
     return engine, state
 
 
 def _told_state(job: Job, found: Found, form: str) -> TrainState:
-    get_logger(__name__).info("train: going on from the checkpoint of step %d (%s form)", found.step, form)
-    return read_state(found.manifest, job.store.root)
+    told = "train: going on from the checkpoint of step %d (%s form) in %s"
+    get_logger(__name__).info(told, found.step, form, found.root / found.manifest.folder)
+    return read_state(found.manifest, found.root)
 
 
 def _updates(state: TrainState) -> int:
@@ -137,11 +154,10 @@ def _updates(state: TrainState) -> int:
     return state.step - len(state.skipped)
 
 
-def _from_canonical(job: Job, open_with: Callable[[Any], Engine], found: Found, updates: int) -> Engine:
+def _from_canonical(open_with: Callable[[Any], Engine], found: Found, updates: int) -> Engine:
     from pretrain.engine_state import load_state
 
-    root = job.store.root
-    with weights(found.manifest, root) as masters, moments(found.manifest, root) as others:
+    with weights(found.manifest, found.root) as masters, moments(found.manifest, found.root) as others:
         engine = open_with(masters.read)
         load_state(engine, lambda name: {"master": masters.read(name), **others.of(name)}, updates)
     return engine

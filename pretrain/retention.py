@@ -9,7 +9,7 @@ from typing import Any
 from governance.files import remove_tree
 from governance.log import get_logger
 from governance.manifest import FILE_NAME
-from pretrain.checkpoint import STAGE, Store
+from pretrain.checkpoint import Store
 from pretrain.config import CheckpointConfig
 from pretrain.native_shards import STAGE as NATIVE
 
@@ -33,8 +33,8 @@ def kept_steps(steps: Sequence[int], config: CheckpointConfig, validations: Sequ
 def remove_old(store: Store, config: CheckpointConfig, newest: int, validations: Sequence[dict[str, Any]]) -> None:
     """Remove the run's checkpoints up to the durable one of step `newest` that `config` does not keep.
 
-    Also what unfinished ones left behind. One that an artifact's manifest names (a finished run, an audit) stays, and
-    is named in the log.
+    Also what unfinished ones left behind. One that an artifact's manifest names (a finished run, an audit, a checkpoint
+    of a run that goes on from it) stays, and is named in the log.
     """
     older = [step for step in store.steps() if step <= newest and store.folder(step).exists()]
     finished = [step for step in older if (store.folder(step) / FILE_NAME).exists()]
@@ -62,11 +62,12 @@ def _named(root: Path, folders: Sequence[Path]) -> dict[Path, str]:
     if not wanted:
         return found
     for path in root.glob(f"*/*/{FILE_NAME}"):
-        if path.parts[-3] in (STAGE, NATIVE):
+        if path.parts[-3] == NATIVE:
             continue
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             continue  # another run of this root removed it since the glob
-        found |= {folder: path.relative_to(root).as_posix() for name, folder in wanted.items() if name in text}
+        naming = path.relative_to(root).as_posix()
+        found |= {folder: naming for name, folder in wanted.items() if name in text and folder != path.parent}
     return found

@@ -192,8 +192,12 @@ def training_folder(run: Run, artifacts: Mapping[str, Manifest], root: Path) -> 
 
 
 def _pinned(run: Run) -> TrainRecipe:
-    """What decides the training's bytes, the digests of its tasks' files included."""
-    return run.config.recipe.model_copy(update={"evaluation": pin(run.config.evaluation, run.folder)})
+    """What decides the training's bytes, the digests of its tasks' files included; paths from the run's file on."""
+    train = run.config.train
+    if train.continue_from and (run.folder / train.continue_from).exists():
+        train = train.model_copy(update={"continue_from": str((run.folder / train.continue_from).absolute())})
+    evaluation = pin(run.config.evaluation, run.folder)
+    return run.config.recipe.model_copy(update={"train": train, "evaluation": evaluation})
 
 
 def _suite(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime, window: int) -> Suite:

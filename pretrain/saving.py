@@ -282,8 +282,8 @@ def _manifest(store: Store, state: TrainState, outputs: Sequence[Output], run: d
         version=VERSION,
         key=store.key(state.step),
         config=store.identity(state.step).model_dump(mode="json"),
-        inputs=(store.tokens,),
+        inputs=store.inputs,
         outputs=tuple(sorted(outputs, key=lambda output: output.path)),
-        stats={"step": state.step, "tokens": state.tokens, "loss": state.losses[-1]},
+        stats={"step": state.step, "tokens": state.tokens, "loss": state.losses[-1], **store.continued},
         run=run,
     )

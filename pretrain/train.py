@@ -29,13 +29,14 @@ from governance.phases import INTERVAL
 from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, Watched, artifact_folder, commit, find, now
 from pretrain.compatibility import check_start, check_together
 from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe
+from pretrain.continuing import parent_of, refuse_unlike
 from pretrain.distributed import Ranks, read_ranks, slurm_attempt
 from pretrain.fence import hold_folder
 from pretrain.preemption import Leave, watch_signals
 from pretrain.tracking import About, Beside, open_record
 
 if TYPE_CHECKING:
-    from pretrain.checkpoint import TrainState
+    from pretrain.checkpoint import Parent, TrainState
     from pretrain.dataset import Rows
     from pretrain.job import Job
     from pretrain.task_scores import Suite
@@ -62,7 +63,8 @@ def train(
 
     Raises:
         ConfigError: the sections do not fit together, or the batch does not divide over the ranks.
-        MissingInput: it is not trained yet and `runtime.make` is False.
+        MissingInput: it is not trained yet and `runtime.make` is False; the checkpoint to go on from is not there.
+        CheckpointError: that one is torn, or no checkpoint.
         ManifestError: a token shard is not what its manifest says.
         PipelineError: too few rows, a run that diverged, a full device.
         Preempted: a signal came; what was learned is saved.
@@ -70,12 +72,15 @@ def train(
         Occupied: another run that is alive trains the same, or a later start of the same Slurm job has begun.
     """
     check_together(recipe, settings.engine)
-    key = _key(tokens, recipe)
+    parent = parent_of(recipe.train, runtime.root)
+    key = _key(tokens, recipe, parent)
     found = find(STAGE, key, runtime.root)
     if found is not None:
         return found
     if not runtime.make:
         raise MissingInput(f"{STAGE}: not made yet for this configuration. Make it with: {runtime.command}")
+    if parent is not None:
+        refuse_unlike(parent, tokens, recipe)
     before_start()
     runtime.budget.check(STAGE, artifact_folder(STAGE, key, runtime.root).relative_to(runtime.root).as_posix())
     if recipe.evaluation.tasks and suite is None:
@@ -83,29 +88,32 @@ def train(
     with watch_signals() as leave:
         questions = suite() if suite and recipe.evaluation.tasks else None
         beside = beside or Beside()
-        about = About(recipe, key, (tokens.as_input(), *beside.evidence), runtime.head, beside.shown)
-        return _train(tokens, about, settings, runtime, leave, questions)
+        made_from = (tokens.as_input(), *([parent.manifest.as_input()] if parent is not None else []))
+        about = About(recipe, key, (*made_from, *beside.evidence), runtime.head, beside.shown)
+        return _train((tokens, parent), about, settings, runtime, leave, questions)
 
 
 def folder_of(tokens: Manifest, recipe: TrainRecipe, root: Path) -> Path:
     """Where the run of this recipe is, begun or not."""
-    return artifact_folder(STAGE, _key(tokens, recipe), root)
+    return artifact_folder(STAGE, _key(tokens, recipe, parent_of(recipe.train, root)), root)
 
 
-def _key(tokens: Manifest, recipe: TrainRecipe) -> str:
-    return Recipe(STAGE, VERSION, recipe).key([tokens.digest])
+def _key(tokens: Manifest, recipe: TrainRecipe, parent: Parent | None) -> str:
+    made_from = [tokens, *([parent.manifest] if parent is not None else [])]
+    return Recipe(STAGE, VERSION, recipe).key([manifest.digest for manifest in made_from])
 
 
 def _train(
-    tokens: Manifest, about: About, settings: Settings, runtime: Runtime, leave: Leave, suite: Suite | None
-) -> Manifest:
+    begun: tuple[Manifest, Parent | None], about: About, settings: Settings, runtime: Runtime, leave: Leave,
+    suite: Suite | None,
+) -> Manifest:  # fmt: skip
     from pretrain.allowance import Allowance
     from pretrain.checkpoint import Peers, Store
     from pretrain.distributed import capability_of, gather, join
     from pretrain.job import Job
     from pretrain.loop import learn, run_facts
 
-    recipe, key, ranks, started = about.recipe, about.key, read_ranks(), now()
+    (tokens, parent), recipe, key, ranks, started = begun, about.recipe, about.key, read_ranks(), now()
     folder = artifact_folder(STAGE, key, runtime.root)
     meter = runtime.meter(STAGE) if ranks.local_rank == 0 else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
     with (
@@ -120,7 +128,7 @@ def _train(
         check_start(recipe, settings.engine, ranks, device.type, capability_of(device))
         train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
         store = Store(
-            runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest, fence.look
+            runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest, fence.look, parent
         )
         peers = Peers(ranks.rank, ranks.world_size, gather)
         own = frozenset(name for name in gather(energy.get(INTERVAL)) if name)
@@ -137,7 +145,7 @@ def _train(
         version=VERSION,
         key=key,
         config=recipe.model_dump(mode="json"),
-        inputs=(tokens.as_input(),),
+        inputs=store.inputs,
         outputs=tuple(sorted(outputs, key=lambda output: output.path)),
         stats=stats,
         run={**run_facts(job), "started": started, "finished": now(), "energy": energy, "journal": runtime.head()},
@@ -213,5 +221,6 @@ def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], di
         "stream_sha256": state.stream,
         "mixture": weights_in_use(job.train_rows, job.recipe.train),
         "checkpoint": {"path": last.path, "digest": last.digest},
+        **job.store.continued,
     }
     return [losses, *last.outputs], stats

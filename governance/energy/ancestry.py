@@ -1,8 +1,9 @@
 """What the trainings of a root were made from, as the views of energy need it: read from manifests, nothing is judged.
 
-A training names its tokens, and the checkpoint (or the training) that it was started, fine-tuned or distilled from, as
-its inputs. What is behind the tokens is data; a model behind the data (it wrote or judged documents as a checkpoint of
-this root) is a start too. Verdicts and source files are no work of the meter's and are passed over.
+A training names its tokens, and the checkpoint (or the training) that it goes on from, or was fine-tuned or distilled
+from, as its inputs. One that goes on counts its tokens on: `stats.continued` says from how many. What is behind the
+tokens is data; a model behind the data (it wrote or judged documents as a checkpoint of this root) is a start too.
+Verdicts and source files are no work of the meter's and are passed over.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ class _Walk:
                 continue
             waiting += behind.inputs
             linked.update(dict.fromkeys(_linked_from(behind)))
-        used = self._used(manifest, own)
-        return Training(tuple(data), self._held(tokens), used, tuple(starts), tuple(gaps), tuple(linked))
+        used, before = self._used(manifest, own), manifest.stats.get("continued", {}).get("tokens", 0)
+        return Training(tuple(data), self._held(tokens), used, tuple(starts), tuple(gaps), tuple(linked), before)
 
     def _start(self, item: Input, folder: str) -> Start:
         """The training of a checkpoint; a checkpoint that is gone stands for itself, and has no record."""

@@ -53,12 +53,14 @@ class Training:
     held: int | None = None
     """Tokens that its corpus holds to train on."""
     used: Mapping[int, int] = field(default_factory=dict)
-    """Step -> tokens that it was shown up to there."""
+    """Step -> tokens that it was shown up to there, counted on from `before`."""
     starts: tuple[Start, ...] = ()
     gaps: tuple[str, ...] = ()
     """Ancestors whose manifest is gone, so that what is behind them is not known."""
     linked: tuple[str, ...] = ()
     """Earlier artifacts that shards of these were linked from: which part of their work that is, nobody noted."""
+    before: int = 0
+    """Of the tokens in `used`, those that it was not shown itself, but the checkpoint that it goes on from."""
 
     @property
     def unknown(self) -> list[str]:
@@ -73,7 +75,7 @@ class Training:
         if method == WHOLE:
             return Fraction(1)
         used = self.used.get(max(self.used, default=0) if step is None else step)
-        return None if used is None or not self.held else min(Fraction(1), Fraction(used, self.held))
+        return None if used is None or not self.held else min(Fraction(1), Fraction(used - self.before, self.held))
 
 
 @dataclass(frozen=True)

@@ -102,15 +102,15 @@ def view_facts(
     own = [] if train is None else survived.get(train.folder, [])
     step = max((piece.checkpoint for piece in own if piece.checkpoint is not None), default=None)
     if train is not None and step is not None:
-        used = ancestry.trainings[train.folder].used
+        used, not_own = ancestry.trainings[train.folder].used, ancestry.trainings[train.folder].before
         before = max((p.checkpoint for p in own if p.checkpoint is not None and p.checkpoint < step), default=0)
         line = cumulative(survived, ancestry.trainings, train.folder, step, BY_TOKENS, ancestry.recorded)
         whole = cumulative(survived, ancestry.trainings, train.folder, step, WHOLE, ancestry.recorded)
         tokens = used.get(step)
-        since = None if tokens is None or (before and before not in used) else tokens - used.get(before, 0)
+        since = None if tokens is None or (before and before not in used) else tokens - used.get(before, not_own)
         rows = {
             "marginal": (add(piece for piece in own if piece.checkpoint == step), since),
-            "training": (add(up_to(own, step)), tokens),
+            "training": (add(up_to(own, step)), None if tokens is None else tokens - not_own),
             "cumulative": (line.sum, tokens),
             "cumulative_whole": (whole.sum, tokens),
         }
