@@ -1,12 +1,12 @@
 """A training that goes on from another one's checkpoint: `[train] continue_from`.
 
-    a run in the stable phase of wsd, 10,000 steps  ->  its checkpoint of step 8,000  ->  a run of 9,000 steps that decays
+    20,000 steps, to fall over the last 2,000  ->  its checkpoint of step 8,000  ->  9,000 steps, falling over 1,000
 
-Promise: a run of one go, and one that goes on from a checkpoint of its first steps, are the same from there on: weights,
-moments, loss scale, guard and the stream of rows. So those first steps must be the first ones of the new run: the same
-model, optimizer, token shards, seed and length of rows, and up to that step the same batch sizes and mixture. Whatever
-else may differ: steps, schedule, rates, decay, precision, and batch sizes and mixture of later steps (the branches of
-arXiv:2404.06395, section 4, and arXiv:2405.18392).
+Promise: a run of one go, and one that goes on from a checkpoint of such a run's first steps, are the same from there
+on: weights, moments, loss scale, guard and the stream of rows. So what is gone on from must be the beginning of the new
+run: the same model, optimizer, token shards, seed and length of rows, and up to its step the same batch sizes and
+mixture. Whatever else may differ: steps, schedule, rates, precision, and batch sizes and mixture of later steps (the
+branches of a stable phase: arXiv:2404.06395, arXiv:2405.18392).
 
 The checkpoint is an input of the new run and of its checkpoints: its digest is in their keys, where it lies is not. Its
 canonical form is read (`resuming.py`), and only while the new run has no whole checkpoint of its own.

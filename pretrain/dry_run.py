@@ -2,9 +2,10 @@
 
 Promise: what it refuses, it refuses with the words and the exit code of a start on this machine: settings that do not
 work together here (78), a GPU that is asked for and not there (78), a model that does not fit (1). What it does not
-look at may still refuse: the gate, the rows, files of tasks, patterns of `[[optim.groups]]`. It never imports
-DeepSpeed, and torch only to look for a GPU: not with `engine.device = "cpu"`. Price: where token shards may be, the
-look-up of the corpus, which reads sources whose digests are not remembered in `fetch/digests.json`, and does so then.
+look at may still refuse: the gate, the rows, `train.continue_from`, files of tasks, patterns of `[[optim.groups]]`. It
+never imports DeepSpeed, and torch only to look for a GPU: not with `engine.device = "cpu"`. Price: where token shards
+may be, the look-up of the corpus, which reads sources whose digests are not remembered in `fetch/digests.json`, and
+does so then.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ def dry_run(run: Run, runtime: Runtime, ranks: Ranks) -> Iterator[str]:
     dictionary = deepspeed_config(recipe, engine, ranks.world_size, device, vocabulary)
     yield f"deepspeed   {json_text(dictionary).rstrip()}"
     refuse_beyond(recipe, engine, vocabulary, (ranks, device), there_is)
-    yield "refused     nothing; the gate, the rows, tasks and patterns of [[optim.groups]] are looked at when it starts"
+    yield (
+        "refused     nothing; the gate, the rows, train.continue_from, tasks and patterns of [[optim.groups]] are "
+        "looked at when it starts"
+    )
 
 
 def ranks_of(total: int | None, a_node: int) -> Ranks:

@@ -36,6 +36,11 @@ def training(found: Mapping[str, Any]) -> Html:
         ("Artifact", [digest(run["digest"]), " ", run["path"]]),
         ("Steps", [number(stats.get("steps")), figures]),
         ("Tokens predicted", [number(stats.get("tokens")), figures]),
+        *(
+            [("Of these, by the run it went on from", [_before(stats["continued"]), figures])]
+            if "continued" in stats
+            else []
+        ),
         ("Parameters", [number(stats.get("parameters")), figures]),
         ("Final training loss", [_nats(stats.get("final_loss")), figures]),
         ("Validation loss", [_nats(stats.get("validation_loss")), figures]),
@@ -54,6 +59,10 @@ def _short(value: float) -> str:
 
 def _nats(loss: float | None) -> str:
     return UNKNOWN if loss is None else f"{number(loss)} nats per token"
+
+
+def _before(continued: Mapping[str, Any]) -> str:
+    return f"{number(continued['step'])} steps, {number(continued['tokens'])} tokens"
 
 
 def not_trained(found: Mapping[str, Any]) -> Html:

@@ -1,4 +1,4 @@
-"""A run that goes on from another one's checkpoint is, from there on, the run of one go; and it says where it is from."""
+"""A run that goes on from another one's checkpoint is the run of one go from there on, and says where it is from."""
 
 from __future__ import annotations
 
@@ -79,6 +79,15 @@ def test_what_goes_on_is_the_run_of_one_go_bit_for_bit(continued, tmp_path, run_
     lines = read_lines(root / child.folder / "metrics.jsonl")
     assert [line["step"] for line in lines if line["event"] == "step"] == [9, 10, 11, 12]
     assert [line["step"] for line in lines if line["event"] == "start"] == [8]
+
+
+def test_so_it_is_in_bf16(tmp_path, run_training, losses_of):
+    parent = run_training(tmp_path / "a", precision="bf16", **STABLE)
+    named = checkpoints_of(tmp_path / "a")[parent.key, 8]
+    child = run_training(tmp_path / "a", precision="bf16", continue_from=named, **DECAYS)
+    whole = run_training(tmp_path / "b", precision="bf16", **DECAYS)
+    assert losses_of(child, tmp_path / "a") == losses_of(whole, tmp_path / "b")
+    assert sums(child, tmp_path / "a") == sums(whole, tmp_path / "b")
 
 
 def test_where_it_lies_decides_nothing_and_what_it_is_does(continued, tmp_path, run_training):
@@ -162,7 +171,7 @@ def test_a_torn_one_is_refused_before_anything_is_loaded(begun, run_training):
 
 def test_what_is_no_checkpoint_is_refused(begun, stable, tmp_path, run_training):
     root, named = begun
-    with pytest.raises(MissingInput, match="continue_from = 'nowhere'.*Give the folder of a checkpoint"):
+    with pytest.raises(MissingInput, match=r"continue_from = 'nowhere'.*Give the folder of a checkpoint"):
         run_training(root, continue_from="nowhere", **DECAYS)
     with pytest.raises(CheckpointError, match="stage 'train', not a checkpoint"):
         run_training(root, continue_from=stable[1].folder, **DECAYS)
@@ -193,7 +202,7 @@ def test_batch_size_and_mixture_of_later_steps_may_change(tmp_path, run_training
 
 
 def test_lineage_names_the_parent(continued, capsys):
-    root, parent, named, child = continued
+    root, _, named, child = continued
     graph = read_graph(root)
     node = graph.find(child)
     assert named in {Path(item.path).parent.as_posix() for _, item in graph.ancestors(node)}
@@ -235,7 +244,7 @@ def test_another_root_names_the_child_too(continued, tmp_path, run_training):
 
 
 def test_energy_counts_the_tokens_of_the_line_once(continued):
-    root, parent, named, child = continued
+    root, parent, _, child = continued
     for known in ([child], [read_manifest(root / child.stats["checkpoint"]["path"]), child]):
         trainings, _ = read_trainings(known, root)
         mine, theirs = trainings[child.folder], trainings[parent.folder]
