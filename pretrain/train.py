@@ -62,7 +62,8 @@ def train(
     finished run is found without importing torch.
 
     Raises:
-        ConfigError: the sections do not fit together, or the batch does not divide over the ranks.
+        ConfigError: the sections do not fit together, the batch does not divide over the ranks, or the checkpoint to go
+            on from is not of the beginning of this run.
         MissingInput: it is not trained yet and `runtime.make` is False; the checkpoint to go on from is not there.
         CheckpointError: that one is torn, or no checkpoint.
         ManifestError: a token shard is not what its manifest says.
@@ -90,7 +91,7 @@ def train(
         beside = beside or Beside()
         made_from = (tokens.as_input(), *([parent.manifest.as_input()] if parent is not None else []))
         about = About(recipe, key, (*made_from, *beside.evidence), runtime.head, beside.shown)
-        return _train((tokens, parent), about, settings, runtime, leave, questions)
+        return _train(tokens, parent, about, settings, runtime, leave, questions)
 
 
 def folder_of(tokens: Manifest, recipe: TrainRecipe, root: Path) -> Path:
@@ -104,16 +105,21 @@ def _key(tokens: Manifest, recipe: TrainRecipe, parent: Parent | None) -> str:
 
 
 def _train(
-    begun: tuple[Manifest, Parent | None], about: About, settings: Settings, runtime: Runtime, leave: Leave,
+    tokens: Manifest,
+    parent: Parent | None,
+    about: About,
+    settings: Settings,
+    runtime: Runtime,
+    leave: Leave,
     suite: Suite | None,
-) -> Manifest:  # fmt: skip
+) -> Manifest:
     from pretrain.allowance import Allowance
     from pretrain.checkpoint import Peers, Store
     from pretrain.distributed import capability_of, gather, join
     from pretrain.job import Job
     from pretrain.loop import learn, run_facts
 
-    (tokens, parent), recipe, key, ranks, started = begun, about.recipe, about.key, read_ranks(), now()
+    recipe, key, ranks, started = about.recipe, about.key, read_ranks(), now()
     folder = artifact_folder(STAGE, key, runtime.root)
     meter = runtime.meter(STAGE) if ranks.local_rank == 0 else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
     with (

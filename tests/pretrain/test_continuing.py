@@ -6,7 +6,10 @@ import shutil
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_pipeline.token_shards import document_identity
 from governance.energy.ancestry import read_trainings
@@ -15,16 +18,20 @@ from governance.errors import CheckpointError, ConfigError, MissingInput
 from governance.files import read_lines
 from governance.lineage import read_graph
 from governance.manifest import read_manifest
-from pretrain.checkpoint import identity_of
+from pretrain.batch_sizes import batch_sizes
+from pretrain.checkpoint import Store, identity_of
 from pretrain.cli import main
-from pretrain.config import CheckpointConfig, MixtureConfig, RampConfig
+from pretrain.config import CheckpointConfig, MixtureConfig, RampConfig, TrainConfig, TrainRecipe
+from pretrain.continuing import _beginning
 from pretrain.dataset import open_rows
 from pretrain.impact import impact
-from pretrain.order import order_of
+from pretrain.mixture import mix, sources_of
+from pretrain.model_config import ModelConfig
+from pretrain.optim_config import OptimConfig
+from pretrain.order import Order, order_of
 from pretrain.retention import remove_old
 from pretrain.run import _pinned
 from pretrain.run_config import load_run
-from tests.pretrain.checkpoint_ranks import store_in
 from tests.pretrain.rank_runs import run_ranks
 from tests.pretrain.test_train import Crash, crash, script
 
@@ -149,6 +156,58 @@ def test_what_is_not_the_beginning_of_this_run_is_refused(begun, run_training, s
     assert sorted(root.glob("train/*")) == before
 
 
+MODEL = ModelConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+                    num_key_value_heads=1, max_position_embeddings=8)  # fmt: skip
+WEIGHTS = st.sampled_from([{"web": 1.0}, {"web": 1.0, "books": 2.0}])
+
+
+def entries(draw, after: int, last: int = 7):
+    """A ramp, a last batch size and a mixture whose entries lie behind step `after`."""
+    ends, begins = (sorted(draw(st.sets(st.integers(after + 1, last), max_size=2))) for _ in range(2))
+    size = st.integers(2, 3)
+    ramp = [RampConfig(until_step=end, global_batch_size=draw(size)) for end in ends]
+    return ramp, draw(size), [MixtureConfig(from_step=begin, weights=draw(WEIGHTS)) for begin in begins]
+
+
+def train_of(ramp, size, mixture) -> TrainConfig:
+    return TrainConfig(
+        sequence_length=8, global_batch_size=size, batch_size_ramp=tuple(ramp), mixture=tuple(mixture), steps=9
+    )
+
+
+@st.composite
+def pairs(draw):
+    """Two trainings, a step, and whether the second was made as a branch of the first from there on."""
+    step = draw(st.integers(1, 6))
+    one = train_of(*entries(draw, 0))
+    if not draw(st.booleans()):
+        return one, train_of(*entries(draw, 0)), step, False
+    ramp, size, mixture = entries(draw, step)
+    kept = [stage for stage in one.batch_size_ramp if stage.until_step < step]
+    kept.append(RampConfig(until_step=step, global_batch_size=batch_sizes(one).of(step)))
+    begun = [phase for phase in one.mixture if phase.from_step <= step]
+    return one, train_of([*kept, *ramp], size, [*begun, *mixture] if begun else one.mixture), step, True
+
+
+@given(pairs())
+def test_a_branch_is_let_through_and_what_is_let_through_reads_the_same_rows_up_to_there(pair):
+    one, other, step, branch = pair
+    sources = sources_of(("books", "web"), np.array([0, 0, 1, 1, 1, 0, 1]))
+
+    def beginning(train):
+        return _beginning(TrainRecipe(model=MODEL, optim=OptimConfig(learning_rate=1.0), train=train), "d", step)
+
+    def rows(train):
+        sizes = batch_sizes(train)
+        order = Order(7, train.seed, sizes, mix(train, sources, sizes) if train.mixture else None)
+        return [order.rows(now) for now in range(1, step + 1)], sizes.before(step + 1)
+
+    same = beginning(one) == beginning(other)
+    assert same or not branch
+    if same:
+        assert rows(one) == rows(other)
+
+
 def test_another_corpus_is_refused(begun, tmp_path, run_training, make_tokens):
     root, named = begun
     made = make_tokens(tmp_path / "other", documents=40)
@@ -261,9 +320,8 @@ def test_the_parent_is_kept_while_a_checkpoint_of_the_child_names_it(continued, 
     root = shutil.copytree(root, tmp_path / "root")
     (root / child.path).unlink()  # it is not finished
     manifest = read_manifest(root / named / "manifest.json")
-    store = store_in(root)
-    store = type(store)(root, parent.key, identity_of(manifest).vocabulary_size, identity_of(manifest).recipe,
-                        manifest.inputs[0])  # fmt: skip
+    identity = identity_of(manifest)
+    store = Store(root, parent.key, identity.vocabulary_size, identity.recipe, manifest.inputs[0])
     assert store.folder(8) == root / named
     remove_old(store, CheckpointConfig(keep_last=1), 20, [])
     assert {step for key, step in checkpoints_of(root) if key == parent.key} == {8, 20}
