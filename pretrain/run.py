@@ -251,8 +251,8 @@ def model_audit(run: Run, artifacts: Mapping[str, Manifest], checkpoint: Path, r
         encode = load_encoder(tokenizer, runtime.root).encode
         return scorer_of(verified, encode, window, runtime.root, run.config.engine.device)
 
-    bias = counted(run, dict(artifacts), runtime)
-    return audit_model(verified, tokenizer, scorer, run.config.model_audit, run.folder, runtime, bias)
+    bias_of = partial(counted, run, dict(artifacts), runtime)
+    return audit_model(verified, tokenizer, scorer, run.config.model_audit, run.folder, runtime, bias_of)
 
 
 def write_report(run: Run, runtime: Runtime) -> Path:
