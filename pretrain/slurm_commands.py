@@ -239,9 +239,10 @@ def _refuse_start(loaded: Run, runtime: Runtime, config: SlurmConfig) -> None:
     try:
         refuse_start(loaded, runtime, ranks, lambda: on_nodes(engine, ranks, config.gpus_per_node, memory))
     except PipelineError as error:
-        raise type(error)(
-            f"nothing was queued; on {config.nodes} node(s) of {a_node} process(es) the run would end with:\n{error}"
-        ) from error
+        asked = f"{config.nodes} node(s) of {a_node} process(es)" + f" and slurm.memory = {config.memory!r}" * bool(
+            memory
+        )
+        raise type(error)(f"nothing was queued; on {asked} the run would end with:\n{error}") from error
 
 
 def _refuse(

@@ -7,8 +7,8 @@ finished nothing is asked. The vocabulary is that of the token shards; where the
 asks for, which may be more than its sample will give.
 
 Nothing here imports torch. Where a GPU may be, a process of its own asks torch for it: a CUDA context would stay in
-this one for as long as the corpus takes. Price: with a driver about three seconds; where token shards may be, the
-look-up of the corpus, which reads sources whose digests are not remembered in `fetch/digests.json`.
+this one for as long as the corpus takes. Price: where there is a driver, that process' import of torch; where token
+shards may be, the look-up of the corpus, which reads sources whose digests are not remembered in `fetch/digests.json`.
 """
 
 from __future__ import annotations
