@@ -119,9 +119,7 @@ def export(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    tokenizer = runtime.root / artifacts["tokenizer"].folder / "tokenizer.json"
-    end = int(artifacts["tokenizer"].stats["end_of_document"])
-    manifest = write(arguments.checkpoint, tokenizer, end, arguments.target, runtime.root)
+    manifest = write(arguments.checkpoint, artifacts["tokenizer"], arguments.target, runtime.root)
     subjects = {
         f"{arguments.target.name}/{path.name}": sha256_file(path)
         for path in sorted(arguments.target.glob("*.safetensors"))

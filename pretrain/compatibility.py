@@ -38,7 +38,7 @@ class Situation:
     local_world_size: int = 1
     """Ranks of a node."""
     capability: tuple[int, int] | None = None
-    """Compute capability of the GPU."""
+    """Compute capability of the GPU; None: not known yet, and rules of it keep silent."""
     asked: bool = False
     """Whether the model is asked tasks."""
 
@@ -87,7 +87,7 @@ def fp8_wants_a_card_that_has_it(s: Situation) -> str | None:
     """8-bit products exist from compute capability 8.9 on."""
     if s.train.precision != "fp8" or s.device is None:
         return None
-    if s.device == "cuda" and s.capability is not None and s.capability >= (8, 9):
+    if s.device == "cuda" and (s.capability is None or s.capability >= (8, 9)):
         return None
     found = "the CPU" if s.device == "cpu" else f"a GPU of compute capability {s.capability}"
     return (

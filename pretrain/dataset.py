@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from pretrain.model.decoder import Batch
 
 NO_ORIGIN = -1  # of a position where nothing is predicted
-_TOKENIZER = "tokenizer"
-_ENCODE_AGAIN = "Remove that folder and run: assay data prepare CONFIG"
 _PACKED = "pack"  # the stage whose artifact indexes the shards of its input
 
 
@@ -184,10 +182,10 @@ def altered_shards(tokens: Manifest, root: Path, rank: int, world_size: int) -> 
 def _files_read(tokens: Manifest, root: Path) -> list[Output]:
     if tokens.stage != _PACKED:
         return list(tokens.outputs)
-    return [*tokens.outputs, *_packed_from(tokens, root).outputs]
+    return [*tokens.outputs, *packed_from(tokens, root).outputs]
 
 
-def _packed_from(packed: Manifest, root: Path) -> Manifest:
+def packed_from(packed: Manifest, root: Path) -> Manifest:
     """The manifest of the token shards that were packed.
 
     Raises:
@@ -208,35 +206,6 @@ def _packed_from(packed: Manifest, root: Path) -> Manifest:
             f"{manifest.digest[:16]}…. Remove both folders and make them again."
         )
     return manifest
-
-
-def refuse_foreign_vocabulary(tokens: Manifest, rows: Rows, root: Path) -> None:
-    """Raise unless the shards, their manifest and the tokenizer that it names agree on the vocabulary.
-
-    The model's vocabulary is made from the shards', so it fits whatever passes here. A tokenizer whose folder is gone
-    is not asked.
-
-    Raises:
-        ManifestError: names the two that differ, and the mend.
-    """
-    source = _packed_from(tokens, root) if tokens.stage == _PACKED else tokens
-    told = [source]
-    for item in source.inputs:
-        if item.stage == _TOKENIZER and (root / item.path).exists():
-            told.append(read_manifest(root / item.path))
-            if told[-1].digest != item.digest:
-                raise ManifestError(
-                    f"{source.folder}: was encoded by the tokenizer of digest {item.digest[:16]}…; the one in "
-                    f"{told[-1].folder} has {told[-1].digest[:16]}…. {_ENCODE_AGAIN}"
-                )
-    found = {"vocabulary_size": rows.vocabulary_size, "end_of_document": rows.shards[0].end_of_document}
-    for manifest in told:
-        for name, value in found.items():
-            if manifest.stats.get(name, value) != value:
-                raise ManifestError(
-                    f"{source.folder}: its shards have {name} {value}, {manifest.folder} says {manifest.stats[name]}: "
-                    f"they are of different tokenizers. {_ENCODE_AGAIN}"
-                )
 
 
 def refuse_altered(problems: list[str]) -> None:
@@ -263,7 +232,7 @@ def open_rows(tokens: Manifest, role: str, root: Path, sequence_length: int) -> 
         ManifestError: a shard is torn, or shards disagree about the vocabulary.
     """
     packed = tokens.stage == _PACKED
-    source = _packed_from(tokens, root) if packed else tokens
+    source = packed_from(tokens, root) if packed else tokens
     shards = tuple(TokenShard.open(path) for path in source.files(role, root))
     indices = _open_packed(tokens, source, shards, (role, root, sequence_length)) if packed else ()
     counts = [index.count for index, _ in indices] if packed else [row_count(s, sequence_length) for s in shards]

@@ -17,7 +17,7 @@ import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from governance.errors import ConfigError
 
@@ -159,16 +159,25 @@ def device_of(ranks: Ranks, wanted: str = "auto") -> torch.device:
     import torch
 
     found = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
+    return torch.device("cuda", ranks.local_rank) if kind_of(found, ranks, wanted) == "cuda" else torch.device("cpu")
+
+
+def kind_of(found: int, ranks: Ranks, wanted: str = "auto") -> Literal["cpu", "cuda"]:
+    """The kind of that device on a node that shows torch `found` GPUs.
+
+    Raises:
+        ConfigError: there is no GPU where one is asked for, or fewer than ranks.
+    """
     if wanted == "cuda" and not found:
         raise ConfigError(
             "engine.device = 'cuda': this machine shows no GPU to torch (see CUDA_VISIBLE_DEVICES, the driver and "
             "whether this torch is built for CUDA). Run where there is one, or set device = 'auto' or 'cpu'."
         )
-    if not found:
-        return torch.device("cpu")
+    if wanted == "cpu" or not found:
+        return "cpu"
     if ranks.local_rank >= found:
         raise ConfigError(f"{ranks.local_world_size} ranks on a node of {found} GPU(s); start one rank a GPU.")
-    return torch.device("cuda", ranks.local_rank)
+    return "cuda"
 
 
 def capability_of(device: torch.device) -> tuple[int, int] | None:

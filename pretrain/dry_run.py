@@ -1,33 +1,27 @@
 """What a start of training would be, said before it: `assay train CONFIG --dry-run`. Starts nothing, makes no artifact.
 
-Promise: what it refuses, it refuses with the words and the exit code of a start on this machine: settings that do not
-work together here (78), a GPU that is asked for and not there (78), a model that does not fit (1). What it does not
-look at may still refuse: the gate, the rows, `train.continue_from`, files of tasks, patterns of `[[optim.groups]]`. It
-never imports DeepSpeed, and torch only to look for a GPU: not with `engine.device = "cpu"`. Price: where token shards
-may be, the look-up of the corpus, which reads sources whose digests are not remembered in `fetch/digests.json`, and
-does so then.
+Promise: what it refuses, it refuses with the words and the exit code of a start on this machine (`start.py`). What it
+does not look at may still refuse: the gate, the rows, `train.continue_from`, files of tasks, patterns of
+`[[optim.groups]]`. It imports neither torch nor DeepSpeed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Literal
 
-from data_pipeline.tokenizer import take_over
-from governance.errors import ConfigError, MissingInput
+from governance.errors import ConfigError
 from governance.files import json_text
 from governance.stage import Runtime
 from pretrain.batch_sizes import batch_sizes
 from pretrain.compatibility import check_start
 from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.deepspeed_config import deepspeed_config
-from pretrain.distributed import Ranks, capability_of, device_of
+from pretrain.distributed import Ranks
 from pretrain.layout import data_ranks
-from pretrain.memory import Available, available, estimate, host_share, in_words, refuse_beyond
+from pretrain.memory import estimate, in_words, refuse_beyond
 from pretrain.model.counting import active_parameter_count, flops_per_token, parameter_count
-from pretrain.run import corpus
 from pretrain.run_config import Run
+from pretrain.start import here, vocabulary_of
 
 
 def dry_run(run: Run, runtime: Runtime, ranks: Ranks) -> Iterator[str]:
@@ -38,17 +32,17 @@ def dry_run(run: Run, runtime: Runtime, ranks: Ranks) -> Iterator[str]:
         PipelineError: the model does not fit.
     """
     recipe, engine = run.config.recipe, run.config.engine
-    vocabulary, source = _vocabulary(run, runtime)
+    vocabulary, source = vocabulary_of(run, runtime)
     yield f"vocabulary  {vocabulary:,} {source}"
     yield from _sizes(recipe, vocabulary)
-    device, capability, there_is = _place(engine, ranks)
-    check_start(recipe, engine, ranks, device, capability)
-    yield f"layout      {_layout(recipe, engine, ranks)}, on {device}"
-    needed = estimate(recipe, engine, vocabulary, ranks.world_size, device)
-    yield f"memory      {in_words(needed, there_is, ranks)}"
-    dictionary = deepspeed_config(recipe, engine, ranks.world_size, device, vocabulary)
+    place = here(engine, ranks)
+    check_start(recipe, engine, ranks, place.device, place.capability)
+    yield f"layout      {_layout(recipe, engine, ranks)}, on {place.device}"
+    needed = estimate(recipe, engine, vocabulary, ranks.world_size, place.device)
+    yield f"memory      {in_words(needed, place.there_is, ranks)}"
+    dictionary = deepspeed_config(recipe, engine, ranks.world_size, place.device, vocabulary)
     yield f"deepspeed   {json_text(dictionary).rstrip()}"
-    refuse_beyond(recipe, engine, vocabulary, (ranks, device), there_is)
+    refuse_beyond(recipe, engine, vocabulary, (ranks, place.device), place.there_is)
     yield (
         "refused     nothing; the gate, the rows, train.continue_from, tasks and patterns of [[optim.groups]] are "
         "looked at when it starts"
@@ -67,20 +61,6 @@ def ranks_of(total: int | None, a_node: int) -> Ranks:
     return Ranks(0, world, 0, a_node)
 
 
-def _vocabulary(run: Run, runtime: Runtime) -> tuple[int, str]:
-    """Ids of the tokens, and who says so. Sources are read only where token shards of this root could be of them."""
-    if (runtime.root / "encode").is_dir():
-        try:
-            tokenizer = corpus(run, replace(runtime, make=False))["tokenizer"]
-        except MissingInput:
-            pass
-        else:
-            return int(tokenizer.stats["vocabulary_size"]), "ids, as the token shards have them"
-    config, source = run.config.data.tokenizer, "ids, as [data.tokenizer] asks: there are no token shards yet"
-    size = len(take_over(run.folder / config.path, config)[1].pieces) if config.path else config.vocabulary_size
-    return size, source
-
-
 def _sizes(recipe: TrainRecipe, vocabulary: int) -> Iterator[str]:
     """The model's, and the run's."""
     model, train = recipe.model, recipe.train
@@ -92,14 +72,6 @@ def _sizes(recipe: TrainRecipe, vocabulary: int) -> Iterator[str]:
     grown = " -> ".join(f"{size * train.sequence_length:,}" for size in sizes.sizes)
     total = sizes.before(train.steps + 1) * train.sequence_length
     yield f"tokens      {grown} a step, {total:,} in {train.steps:,} steps, {total * flops:.3g} FLOPs"
-
-
-def _place(engine: EngineConfig, ranks: Ranks) -> tuple[Literal["cpu", "cuda"], tuple[int, int] | None, Available]:
-    """What a rank computes on here, the capability of its GPU, and the memory that it may use."""
-    if engine.device == "cpu":
-        return "cpu", None, host_share(ranks)
-    device = device_of(replace(ranks, local_rank=ranks.local_world_size - 1), engine.device)  # the last needs one too
-    return device.type, capability_of(device), available(device, ranks)
 
 
 def _layout(recipe: TrainRecipe, engine: EngineConfig, ranks: Ranks) -> str:

@@ -175,7 +175,7 @@ def evaluate(
         Where it stands, and the figures of each task.
 
     Raises:
-        CheckpointError: it is damaged, or is of another vocabulary.
+        CheckpointError: it is damaged, or the shards are of another tokenizer than it learned by.
         ConfigError: the device that `engine` asks for is not there.
         PipelineError: there are no validation shards.
     """
@@ -184,6 +184,7 @@ def evaluate(
     from governance.errors import CheckpointError
     from pretrain.distributed import Ranks, device_of, threads_of
     from pretrain.task_scores import ask
+    from pretrain.vocabulary import refuse_foreign_tokenizer
 
     manifest = read_checkpoint(checkpoint, root)
     identity = identity_of(manifest)
@@ -194,6 +195,7 @@ def evaluate(
             f"{checkpoint}: knows {identity.vocabulary_size} tokens, the shards of {tokens.folder} have "
             f"{rows.vocabulary_size}; give the configuration that it was trained with"
         )
+    refuse_foreign_tokenizer(manifest, tokens, root)
     asked = suite(train.sequence_length) if suite is not None else None
     torch.set_num_threads(threads_of(Ranks(), engine.threads))
     device = device_of(Ranks(), engine.device)

@@ -26,6 +26,7 @@ from pretrain.canonical import file_plan
 from pretrain.checkpoint import CheckpointIdentity, identity_of, read_checkpoint, weights
 from pretrain.export_families import Family, Piece, family_of
 from pretrain.model_config import padded_vocabulary
+from pretrain.vocabulary import refuse_foreign_tokenizer
 
 SHARD_BYTES = 5_000_000_000  # of a file, as transformers shards
 INDEX = "model.safetensors.index.json"
@@ -34,15 +35,12 @@ Read = Callable[[str], Any]
 """The fp32 tensor of a parameter's name."""
 
 
-def export(
-    checkpoint: Path, tokenizer: Path, end_of_document: int, target: Path, root: Path, shard_bytes: int = SHARD_BYTES
-) -> Manifest:
+def export(checkpoint: Path, tokenizer: Manifest, target: Path, root: Path, shard_bytes: int = SHARD_BYTES) -> Manifest:
     """Write the model of `checkpoint` and its `tokenizer.json` into the new folder `target`.
 
     Args:
         checkpoint: the checkpoint's folder; its files are verified first.
-        tokenizer: the tokeniser's JSON file.
-        end_of_document: the id that ends a document.
+        tokenizer: the artifact of its tokeniser; the same as it was trained with (`vocabulary.py`).
         target: a folder that does not exist yet, or is empty.
         root: the artifacts' root.
         shard_bytes: the most bytes of a file of weights; a larger tensor has a file of its own.
@@ -51,15 +49,18 @@ def export(
         The checkpoint's manifest.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or the tokeniser is of another vocabulary.
+        CheckpointError: the checkpoint is damaged, or was trained with another tokeniser.
+        ManifestError: the tokeniser was altered.
         ConfigError: the target is not empty.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target}: is not empty; an export never overwrites. Give a new folder.")
     manifest = read_checkpoint(checkpoint, root)
     identity = identity_of(manifest)
+    refuse_foreign_tokenizer(manifest, tokenizer, root)
+    told = (root / tokenizer.folder / "tokenizer.json", int(tokenizer.stats["end_of_document"]))
     with weights(manifest, root) as files:
-        family = write_folder(files.read, identity, (tokenizer, end_of_document), target, shard_bytes)
+        family = write_folder(files.read, identity, told, target, shard_bytes)
     write_text(target / "README.md", _card(manifest, identity, family))
     return manifest
 

@@ -67,10 +67,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Available:
-    """Bytes that a rank may use."""
+    """Bytes that a rank may use; None: nobody knows, and nothing is refused for it."""
 
-    device: int
-    host: int
+    device: int | None
+    host: int | None
     """Its share of the node's memory; on CPU both are the same memory."""
 
 
@@ -248,7 +248,8 @@ def _cached(group: Path) -> int:
 
 def fits(needed: Estimate, there_is: Available) -> bool:
     """Whether a rank's need is within what it may use, after the tolerance."""
-    return needed.device_bytes <= there_is.device * _TOLERANCE and needed.host_bytes <= there_is.host * _TOLERANCE
+    pairs = ((needed.device_bytes, there_is.device), (needed.host_bytes, there_is.host))
+    return all(has is None or wanted <= has * _TOLERANCE for wanted, has in pairs)
 
 
 def refuse_what_cannot_fit(
@@ -330,5 +331,5 @@ def _listed(values: dict[str, int]) -> str:
     return ", ".join(f"{name} {_gib(count)}" for name, count in largest if count)
 
 
-def _gib(count: int) -> str:
-    return f"{count / 2**30:,.1f} GiB"
+def _gib(count: int | None) -> str:
+    return "an unknown amount" if count is None else f"{count / 2**30:,.1f} GiB"

@@ -45,6 +45,7 @@ from governance.manifest import Input, Manifest, describe
 from governance.stage import Made, Recipe, Runtime, run_stage
 from pretrain.bias_sets import LEAD, NAMES, Item, read_set
 from pretrain.likelihood import Encode, Scored, log_likelihoods
+from pretrain.vocabulary import refuse_foreign_tokenizer
 
 VERSION = 1
 MIN_PAIRS = 10  # below, a rank correlation says nothing
@@ -117,28 +118,31 @@ def audit_model(
     config: ModelAuditConfig,
     folder: Path,
     runtime: Runtime,
-    bias: Manifest | None = None,
+    bias_of: Callable[[], Manifest | None] = lambda: None,
 ) -> Manifest:
     """Measure one checkpoint; writes `leanings.json`: `templates` (a row a group and category), `sets`, and `corpus`.
 
     Args:
         checkpoint: what is measured.
-        tokenizer: the artifact of its tokeniser.
+        tokenizer: the artifact of its tokeniser; the same as it was trained with (`vocabulary.py`).
         scorer: opens the model, when the artifact is not there already (`scorer_of`).
         config: the sets.
         folder: where relative paths start.
         runtime: where.
-        bias: what was counted of the corpus, for the comparison with it.
+        bias_of: gives what was counted of the corpus, for the comparison with it.
 
     Raises:
         MissingInput: a file of a set is not there.
         ConfigError: a file is of another kind.
+        CheckpointError: it was trained with another tokeniser.
     """
+    refuse_foreign_tokenizer(checkpoint, tokenizer, runtime.root)
     templates = load_templates(folder / config.templates if config.templates else None)
     paths = {name: [folder / path for path in getattr(config, name)] for name in NAMES if getattr(config, name)}
     items = {name: read_set(name, files) for name, files in paths.items()}
     digests = {name: tuple(sha256_file(path) for path in files) for name, files in paths.items()}
     section = ModelAuditSection(templates_sha256=templates.sha256, sets=digests)
+    bias = bias_of()
     inputs = [manifest.as_input() for manifest in (checkpoint, tokenizer, bias) if manifest is not None]
     for name, files in paths.items():
         inputs += [

@@ -34,8 +34,10 @@ from governance.journal import Journal
 from governance.log import get_logger
 from governance.manifest import Input, Manifest, verify
 from governance.stage import Runtime
+from pretrain.distributed import Ranks, read_ranks
 from pretrain.launch import launch, standing_of
 from pretrain.run_config import Run
+from pretrain.start import here, refuse_start
 from pretrain.tasks import open_tasks, pin
 
 if TYPE_CHECKING:
@@ -255,8 +257,8 @@ def model_audit(run: Run, artifacts: Mapping[str, Manifest], checkpoint: Path, r
         encode = load_encoder(tokenizer, runtime.root).encode
         return scorer_of(verified, encode, window, runtime.root, run.config.engine.device)
 
-    bias = counted(run, dict(artifacts), runtime)
-    return audit_model(verified, tokenizer, scorer, run.config.model_audit, run.folder, runtime, bias)
+    bias_of = partial(counted, run, dict(artifacts), runtime)
+    return audit_model(verified, tokenizer, scorer, run.config.model_audit, run.folder, runtime, bias_of)
 
 
 def write_report(run: Run, runtime: Runtime) -> Path:
@@ -294,10 +296,16 @@ def _reported(run: Run, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest
 def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) -> Path:
     """All of it; the report is written even when the gate is closed, or the energy budget leaves no more to train.
 
+    What would refuse the training on this machine is refused before the corpus is made (`start.py`).
+
     Raises:
+        ConfigError: the settings do not work on so many processes of this machine.
+        PipelineError: the model does not fit.
         GateClosed: after the report was written.
         BudgetReached: so, too, where training meets it; before there are a corpus and a verdict there is no report.
     """
+    ranks = Ranks(0, processes, 0, processes) if processes > 1 else read_ranks()
+    refuse_start(run, runtime, ranks, partial(here, run.config.engine, ranks))
     artifacts = corpus(run, runtime)
     judge(run, artifacts, runtime)
     try:

@@ -69,6 +69,7 @@ def submit(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "slurm submit")
     config = _section(loaded)
+    _refuse_start(loaded, runtime, config)
     sources = _sources(loaded)
     jobs = _plan(arguments, sources, runtime, config, max_array_size())
     start = _greenest(arguments, config)
@@ -101,6 +102,7 @@ def retry(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "slurm submit")
     config = _section(loaded)
+    _refuse_start(loaded, runtime, config)
     sources = _sources(loaded)
     jobs = _plan(arguments, sources, runtime, config, max_array_size())
     with one_at_a_time(runtime.root):
@@ -219,6 +221,28 @@ def _sources(loaded: Run) -> Survey:
     from data_pipeline.prepare import survey
 
     return survey(loaded.config.data, loaded.folder)
+
+
+def _refuse_start(loaded: Run, runtime: Runtime, config: SlurmConfig) -> None:
+    """What training would be refused for on the nodes that are asked for, as far as that can be known here.
+
+    Raises:
+        PipelineError: of the start's own class, with its words.
+    """
+    from pretrain.distributed import Ranks
+    from pretrain.start import on_nodes, refuse_start
+    from slurm.refusals import megabytes
+
+    a_node, engine = config.tasks_per_node, loaded.config.engine
+    ranks = Ranks(0, config.nodes * a_node, 0, a_node)
+    memory = megabytes(config.memory) << 20
+    try:
+        refuse_start(loaded, runtime, ranks, lambda: on_nodes(engine, ranks, config.gpus_per_node, memory))
+    except PipelineError as error:
+        asked = f"{config.nodes} node(s) of {a_node} process(es)" + f" and slurm.memory = {config.memory!r}" * bool(
+            memory
+        )
+        raise type(error)(f"nothing was queued; on {asked} the run would end with:\n{error}") from error
 
 
 def _refuse(

@@ -188,8 +188,9 @@ def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
 def _open_data(tokens: Manifest, train: TrainConfig, root: Path, ranks: Ranks) -> tuple[Rows, Rows | None]:
     """Verify the token shards, each by one rank, and map them."""
     from pretrain.batch_sizes import batch_sizes
-    from pretrain.dataset import altered_shards, open_rows, refuse_altered, refuse_foreign_vocabulary, refuse_small
+    from pretrain.dataset import altered_shards, open_rows, refuse_altered, refuse_small
     from pretrain.distributed import gather
+    from pretrain.vocabulary import refuse_foreign_vocabulary
 
     problems = gather(altered_shards(tokens, root, ranks.rank, ranks.world_size))
     refuse_altered([line for lines in problems for line in lines])

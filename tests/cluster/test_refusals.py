@@ -44,8 +44,11 @@ def test_the_controller_accepts_every_script(bed, fresh):
         (('partition = "low"', 'partition = "nowhere"'), ["nowhere", "main", "invalid partition"]),
         (('partition = "low"', 'account = "strangers"'), ["strangers", "tests", "Invalid account"]),
         (('\ntime_limit = "20"', '\ntime_limit = "2:00:00"'), ["time_limit", "2:00:00", "1:00:00", "time limit"]),
-        (("nodes = 2", "nodes = 2\ngpus_per_node = 9"), ["gpus_per_node", "9", "2", "node configuration"]),
-        (("nodes = 2", "nodes = 9"), ["nodes = 9", "3", "ode count"]),
+        (
+            ("nodes = 2", "nodes = 2\ngpus_per_node = 9\nprocesses_per_node = 1"),
+            ["gpus_per_node", "9", "2", "node configuration"],
+        ),
+        (("nodes = 2", "nodes = 6"), ["nodes = 6", "3", "ode count"]),
         (("nodes = 2", 'nodes = 2\nmemory = "400G"'), ["memory", "400G", "64,000"]),
     ],
     ids=["partition", "account", "time", "gpus", "nodes", "memory"],
@@ -54,6 +57,13 @@ def test_what_the_cluster_has_not(bed, fresh, pair, words):
     done = refused(bed, fresh, pair)
     assert done.returncode == 69, done.stderr
     assert all(word.lower() in done.stderr.lower() for word in ["nothing was queued", *words]), done.stderr
+
+
+def test_what_training_would_refuse(bed, fresh):
+    done = refused(bed, fresh, ("micro_batch_size = 2", "micro_batch_size = 5"))
+    assert done.returncode == 78, done.stderr
+    assert "5 x 2 = 10" in done.stderr
+    assert not (fresh / "root").exists()
 
 
 def test_no_slurm_here(bed, fresh, tmp_path):

@@ -125,6 +125,7 @@ def test_every_rule_is_tested_and_none_refuses_what_suits():
         {"zero_stage": 0, "precision": "fp32"},
         {"precision": "fp16", "where": CUDA},
         {"precision": "fp8", "where": CUDA},
+        {"precision": "fp8", "where": {"device": "cuda"}},  # of which kind, a login node does not know
         {"quantized_weights": True, "quantized_gradients": True, "zero_stage": 3, "where": CUDA},
         {"sequence_parallel_size": 2, "where": {"world_size": 2}, "micro_batch_size": 8},
         {"tensor_parallel_size": 2, "zero_stage": 3, "where": {"world_size": 4}},

@@ -17,7 +17,7 @@ from governance.errors import CheckpointError, ConfigError
 from pretrain.checkpoint import CheckpointIdentity
 from pretrain.config import TrainConfig, TrainRecipe
 from pretrain.evaluate import nats_with
-from pretrain.export import INDEX, write_folder
+from pretrain.export import INDEX, export, write_folder
 from pretrain.export_families import family_of
 from pretrain.likelihood import log_likelihoods
 from pretrain.optim_config import OptimConfig
@@ -239,13 +239,11 @@ def test_a_tokeniser_of_another_vocabulary_is_refused(tmp_path, tokenizer):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path):
-    from pretrain.export import export
-
+def test_a_folder_that_holds_something_is_left_alone(tmp_path, make_tokens):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="never overwrites"):
-        export(tmp_path, tmp_path, 0, tmp_path / "full", tmp_path)
+        export(tmp_path, make_tokens(tmp_path), tmp_path / "full", tmp_path)
 
 
 def test_every_preset_of_the_table_names_its_architecture():

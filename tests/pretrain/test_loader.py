@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from data_pipeline.pack import PackConfig, pack
 from governance.errors import ManifestError
 from governance.files import read_lines
-from governance.manifest import Input, write_manifest
 from governance.stage import Runtime
 from pretrain import loader as loading
 from pretrain.config import TrainConfig
-from pretrain.dataset import open_rows, refuse_foreign_vocabulary
+from pretrain.dataset import open_rows
 from pretrain.loader import by_origin, chain, lanes, read_ahead, read_step
 from pretrain.order import order_of
 from tests.pretrain.rank_runs import run_ranks
@@ -180,24 +179,6 @@ def test_closing_waits_for_one_step_at_most():
     assert len(made) <= 3
     assert len(makers) == 1
     assert not makers.pop().is_alive()
-
-
-def test_a_tokenizer_that_did_not_make_the_shards_is_told(tmp_path, make_tokens):
-    tokens = make_tokens(tmp_path)
-    rows = open_rows(tokens, "train", tmp_path, 32)
-    refuse_foreign_vocabulary(tokens, rows, tmp_path)
-    with pytest.raises(ManifestError, match=r"shards have vocabulary_size 200, encode/e+ says 300"):
-        refuse_foreign_vocabulary(tokens.model_copy(update={"stats": {"vocabulary_size": 300}}), rows, tmp_path)
-    tokenizer = tokens.model_copy(
-        update={"stage": "tokenizer", "outputs": (), "stats": {"vocabulary_size": 200, "end_of_document": 1}}
-    )
-    write_manifest(tokenizer, tmp_path)
-    made = tokens.model_copy(update={"inputs": (tokenizer.as_input(),)})
-    with pytest.raises(ManifestError, match=r"have end_of_document 0, tokenizer/e+ says 1: .*assay data prepare"):
-        refuse_foreign_vocabulary(made, rows, tmp_path)
-    other = tokens.model_copy(update={"inputs": (Input(stage="tokenizer", digest="0" * 64, path=tokenizer.path),)})
-    with pytest.raises(ManifestError, match="encoded by the tokenizer of digest 0000000000000000"):
-        refuse_foreign_vocabulary(other, rows, tmp_path)
 
 
 def events(root, run, name):

@@ -113,6 +113,72 @@ def test_a_run_is_submitted_once_and_told_of(cluster, capsys):
     assert "ingest (3 of 3 tasks)" in capsys.readouterr().out
 
 
+def setting(*values):
+    return [word for value in values for word in ("--set", value)]
+
+
+@pytest.mark.parametrize(
+    ("values", "status", "told"),
+    [
+        (["slurm.nodes=3"], 78, "micro_batch_size x ranks = 16 x 3 = 48"),
+        (["slurm.gpus_per_node=4", "engine.micro_batch_size=8"], 78, "micro_batch_size x ranks = 8 x 4 = 32"),
+        (["slurm.nodes=2", "slurm.processes_per_node=4", "engine.micro_batch_size=4"], 78, "4 x 8 = 32"),
+        (['slurm.memory="100M"'], 1, "slurm.memory = '100M' the run would end with:"),
+        (['slurm.memory="1G"', "slurm.processes_per_node=16", "engine.micro_batch_size=1"], 1, "(16 rank(s) a node)"),
+        (
+            ["slurm.gpus_per_node=1", "slurm.processes_per_node=2", "engine.micro_batch_size=8"], 78,
+            "2 ranks on a node of 1 GPU(s)",
+        ),
+        (['train.precision="fp16"'], 78, "train.precision = 'fp16' on CPU"),
+    ],
+    ids=["nodes", "gpus", "processes", "memory", "a share of it", "more ranks than gpus", "arithmetic"],
+)  # fmt: skip
+def test_what_training_would_refuse_is_refused_before_anything_is_queued(cluster, capsys, values, status, told):
+    assert slurm("submit", *setting(*values), root=cluster / "root") == status
+    said = capsys.readouterr().err
+    assert "nothing was queued" in said
+    assert told in said
+    assert not (cluster / "asked").exists()
+    assert not (cluster / "root").exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["slurm.nodes=2", "engine.micro_batch_size=8"],
+        ['slurm.memory="64G"'],
+        ['slurm.memory="0"'],
+        ["slurm.gpus_per_node=2", "engine.micro_batch_size=8", 'train.precision="fp16"'],
+        [
+            'engine.device="cuda"',
+            "slurm.gpus_per_node=1",
+            'train.precision="fp8"',
+        ],  # of which kind, only the node knows
+        ["model.num_hidden_layers=4000", "slurm.gpus_per_node=1"],  # and how much memory
+    ],
+)
+def test_what_only_the_nodes_know_is_not_refused(cluster, values):
+    assert slurm("submit", *setting(*values), root=cluster / "root") == 0
+
+
+def test_a_retry_looks_at_the_start_too(cluster, capsys):
+    root = cluster / "root"
+    assert slurm("submit", root=root) == 0
+    (cluster / "queue").write_text("1|FAILED|None|1:00|n1|N/A\n")
+    before = (cluster / "asked").read_text()
+    assert slurm("retry", *setting("slurm.nodes=3"), root=root) == 78
+    assert "nothing was queued" in capsys.readouterr().err
+    assert (cluster / "asked").read_text() == before
+
+
+def test_a_submission_imports_no_torch(cluster):
+    words = ["slurm", "submit", str(CONFIG), "--root", str(cluster / "root"), *setting("slurm.gpus_per_node=1")]
+    code = f"import sys\nfrom pretrain.cli import main\nassert main({words!r}) == 0\n"
+    code += "print(sorted({'torch', 'deepspeed', 'great_expectations', 'wandb'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_the_sources_are_listed_once(cluster, monkeypatch):
     from data_pipeline import prepare
 

@@ -1,0 +1,149 @@
+"""What would refuse a start of training, asked before the hours that come before it.
+
+`assay run` asks before the first source is read, `assay slurm submit` before the first job is queued, and
+`assay train --dry-run` says what it found: settings that do not work together on these ranks (78), a GPU that is asked
+for and not there (78), a model that does not fit (1), each with the words of the start itself. Of a training that is
+finished nothing is asked. The vocabulary is that of the token shards; where there are none yet, what `[data.tokenizer]`
+asks for, which may be more than its sample will give.
+
+Nothing here imports torch. Where a GPU may be, a process of its own asks torch for it: a CUDA context would stay in
+this one for as long as the corpus takes. Price: where there is a driver, that process' import of torch; where token
+shards may be, the look-up of the corpus, which reads sources whose digests are not remembered in `fetch/digests.json`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from data_pipeline.tokenizer import take_over
+from governance.errors import MissingInput
+from governance.log import get_logger
+from governance.manifest import FILE_NAME, Manifest
+from governance.stage import Runtime
+from pretrain.compatibility import check_start
+from pretrain.config import EngineConfig
+from pretrain.distributed import Ranks, capability_of, device_of, kind_of
+from pretrain.memory import Available, available, host_share, refuse_beyond
+from pretrain.run_config import Run
+
+_AMD = Path("/dev/kfd")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank would compute."""
+
+    device: Literal["cpu", "cuda"]
+    capability: tuple[int, int] | None
+    """Compute capability of its GPU; None: it has none, or nobody knows."""
+    there_is: Available
+    """The memory that it may use."""
+
+
+def refuse_start(run: Run, runtime: Runtime, ranks: Ranks, place_of: Callable[[], Place]) -> None:
+    """Raise where training would be refused on these ranks, each in the place that `place_of` finds.
+
+    Raises:
+        ConfigError: the settings do not work there, or the GPU that they ask for is not there.
+        PipelineError: the model does not fit.
+    """
+    artifacts = _look_up(run, runtime)
+    if artifacts is not None and _finished(run, artifacts, runtime.root):
+        return
+    place, recipe, engine = place_of(), run.config.recipe, run.config.engine
+    check_start(recipe, engine, ranks, place.device, place.capability)
+    vocabulary, _ = _size(run, artifacts)
+    refuse_beyond(recipe, engine, vocabulary, (ranks, place.device), place.there_is)
+
+
+def vocabulary_of(run: Run, runtime: Runtime) -> tuple[int, str]:
+    """Ids of the tokens, and who says so."""
+    return _size(run, _look_up(run, runtime))
+
+
+def _size(run: Run, artifacts: dict[str, Manifest] | None) -> tuple[int, str]:
+    if artifacts is not None:
+        return int(artifacts["tokenizer"].stats["vocabulary_size"]), "ids, as the token shards have them"
+    config, source = run.config.data.tokenizer, "ids, as [data.tokenizer] asks: there are no token shards yet"
+    size = len(take_over(run.folder / config.path, config)[1].pieces) if config.path else config.vocabulary_size
+    return size, source
+
+
+def _look_up(run: Run, runtime: Runtime) -> dict[str, Manifest] | None:
+    """The corpus, where it is made. Sources are read only where token shards of this root could be of them."""
+    if not (runtime.root / "encode").is_dir():
+        return None
+    from pretrain.run import corpus
+
+    try:
+        return corpus(run, replace(runtime, make=False))
+    except MissingInput:
+        return None
+
+
+def _finished(run: Run, artifacts: dict[str, Manifest], root: Path) -> bool:
+    from pretrain.run import training_folder
+
+    try:
+        return (training_folder(run, artifacts, root) / FILE_NAME).exists()
+    except MissingInput:  # a file of its tasks
+        return False
+
+
+def here(engine: EngineConfig, ranks: Ranks) -> Place:
+    """The place of the last rank of this node, which wants a GPU as the first does.
+
+    Raises:
+        ConfigError: there is no GPU where one is asked for, or fewer than ranks.
+    """
+    if engine.device == "cpu" or not may_have_gpu():
+        return Place(kind_of(0, ranks, engine.device), None, host_share(ranks))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+        return apart.submit(_ask_torch, engine.device, _last(ranks)).result()
+
+
+def may_have_gpu() -> bool:
+    """Whether torch might find a GPU here: the driver's library is there, without which it never does."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return _AMD.exists()
+    return True
+
+
+def _ask_torch(wanted: str, ranks: Ranks) -> Place:
+    device = device_of(ranks, wanted)
+    return Place("cuda" if device.type == "cuda" else "cpu", capability_of(device), available(device, ranks))
+
+
+def _last(ranks: Ranks) -> Ranks:
+    return replace(ranks, local_rank=ranks.local_world_size - 1)
+
+
+def on_nodes(engine: EngineConfig, ranks: Ranks, gpus: int, memory: int) -> Place:
+    """The place of a rank on nodes of a cluster, as far as it can be known before a job is there.
+
+    Args:
+        engine: what it asks for.
+        ranks: all of them.
+        gpus: that are asked for on each node.
+        memory: bytes that are asked for on each node; 0: the cluster's default.
+
+    Raises:
+        ConfigError: a node would have fewer GPUs than ranks.
+    """
+    share = memory // ranks.local_world_size or None
+    if engine.device == "cuda" and not gpus:
+        get_logger(__name__).warning(
+            "engine.device = 'cuda' with slurm.gpus_per_node = 0: a job that asks for no GPU gets none, unless its "
+            "nodes show all of theirs to every job. Set slurm.gpus_per_node."
+        )
+        return Place("cuda", None, Available(None, share))
+    kind = kind_of(gpus, _last(ranks), engine.device)
+    return Place(kind, None, Available(share if kind == "cpu" else None, share))
