@@ -167,7 +167,7 @@ def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> M
             f"{tokens.path}: its rows are of other token shards than the verdict is on. Remove its folder, then:"
             " assay data prepare CONFIG"
         )
-    recipe = _pinned(run)
+    recipe = pinned(run)
     suite = partial(_suite, run, artifacts, runtime, config.train.sequence_length)
     verdict = verdict_path(artifacts["encode"], run.policy, runtime.root)
     evidence = Input(stage="verdict", digest=sha256_file(verdict), path=str(verdict.relative_to(runtime.root)))
@@ -190,10 +190,10 @@ def training_folder(run: Run, artifacts: Mapping[str, Manifest], root: Path) -> 
     """Where the training of this run writes its record."""
     from pretrain.train import folder_of
 
-    return folder_of(artifacts.get("pack", artifacts["encode"]), _pinned(run), root)
+    return folder_of(artifacts.get("pack", artifacts["encode"]), pinned(run), root)
 
 
-def _pinned(run: Run) -> TrainRecipe:
+def pinned(run: Run) -> TrainRecipe:
     """What decides the training's bytes, the digests of its tasks' files included; paths from the run's file on."""
     train = run.config.train
     if train.continue_from and (run.folder / train.continue_from).exists():

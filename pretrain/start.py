@@ -2,9 +2,10 @@
 
 `assay run` asks before the first source is read, `assay slurm submit` before the first job is queued, and
 `assay train --dry-run` says what it found: settings that do not work together on these ranks (78), a GPU that is asked
-for and not there (78), a model that does not fit (1), each with the words of the start itself. Of a training that is
-finished nothing is asked. The vocabulary is that of the token shards; where there are none yet, what `[data.tokenizer]`
-asks for, which may be more than its sample will give.
+for and not there (78), a model that does not fit (1), each with the words of the start itself. The first two also ask
+for the checkpoint to go on from and for the files of tasks (66). Of a training that is finished nothing is asked. The
+vocabulary is that of the token shards; where there are none yet, what `[data.tokenizer]` asks for, which may be more
+than its sample will give.
 
 Nothing here imports torch. Where a GPU may be, a process of its own asks torch for it: a CUDA context would stay in
 this one for as long as the corpus takes. Price: where there is a driver, that process' import of torch; where token
@@ -28,6 +29,7 @@ from governance.manifest import FILE_NAME, Manifest
 from governance.stage import Runtime
 from pretrain.compatibility import check_start
 from pretrain.config import EngineConfig
+from pretrain.continuing import parent_of
 from pretrain.distributed import Ranks, capability_of, device_of, kind_of
 from pretrain.memory import Available, available, host_share, refuse_beyond
 from pretrain.run_config import Run
@@ -51,11 +53,16 @@ def refuse_start(run: Run, runtime: Runtime, ranks: Ranks, place_of: Callable[[]
 
     Raises:
         ConfigError: the settings do not work there, or the GPU that they ask for is not there.
+        MissingInput: the checkpoint to go on from is not there, or a file of its tasks.
+        CheckpointError: what is named as that checkpoint is none.
         PipelineError: the model does not fit.
     """
+    from pretrain.run import pinned
+
     artifacts = _look_up(run, runtime)
     if artifacts is not None and _finished(run, artifacts, runtime.root):
         return
+    parent_of(pinned(run).train, runtime.root)
     place, recipe, engine = place_of(), run.config.recipe, run.config.engine
     check_start(recipe, engine, ranks, place.device, place.capability)
     vocabulary, _ = _size(run, artifacts)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pretrain.dataset import Rows
 
 _TOKENIZER, _FILE = "tokenizer", "/tokenizer.json"
-_ONWARD = ("checkpoint", "pack")  # their one input leads to the tokenizer
+_ONWARD, _TOKENS = ("checkpoint", "pack"), ("pack", "encode")  # what a checkpoint goes on from is an input of it too
 _ENCODE_AGAIN = "Remove that folder and run: assay data prepare CONFIG"
 
 
@@ -63,7 +63,7 @@ def tokenizer_of(artifact: Manifest, root: Path) -> Input:
         MissingInput: a manifest on the way is not there, or another one lies in its place; or none records a tokenizer.
     """
     while artifact.stage in _ONWARD:
-        [behind] = artifact.inputs
+        [behind] = [item for item in artifact.inputs if item.stage in _TOKENS]
         artifact = _recorded(behind, root)
     if artifact.stage == _TOKENIZER:
         return artifact.as_input()

@@ -30,7 +30,7 @@ from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
 from pretrain.order import Order, order_of
 from pretrain.retention import remove_old
-from pretrain.run import _pinned
+from pretrain.run import pinned
 from pretrain.run_config import load_run
 from tests.pretrain.rank_runs import run_ranks
 from tests.pretrain.test_train import Crash, crash, script
@@ -331,9 +331,9 @@ def test_the_parent_is_kept_while_a_checkpoint_of_the_child_names_it(continued, 
 def test_a_path_starts_at_the_file_of_the_run(project):
     words = ["train.continue_from='before/checkpoint/0123456789abcdef'"]
     run = load_run(project / "run.toml", words)
-    assert _pinned(run).train.continue_from == "before/checkpoint/0123456789abcdef"  # of the root, or of nobody
+    assert pinned(run).train.continue_from == "before/checkpoint/0123456789abcdef"  # of the root, or of nobody
     (project / "before" / "checkpoint" / "0123456789abcdef").mkdir(parents=True)
-    assert _pinned(run).train.continue_from == str(project / "before" / "checkpoint" / "0123456789abcdef")
+    assert pinned(run).train.continue_from == str(project / "before" / "checkpoint" / "0123456789abcdef")
 
 
 @pytest.mark.slow

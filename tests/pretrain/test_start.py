@@ -67,6 +67,12 @@ def test_a_model_that_does_not_fit_is_refused_before_a_source_is_read(whole_way,
     assert "(4 rank(s) a node)" in told
 
 
+def test_a_checkpoint_to_go_on_from_that_is_not_there_is_refused_before_a_source_is_read(whole_way):
+    status, told = whole_way("--set", "train.continue_from='checkpoint/0123456789abcdef'")
+    assert status == 66
+    assert "train.continue_from = 'checkpoint/0123456789abcdef'" in told
+
+
 def test_a_gpu_that_is_not_there_is_refused_before_a_source_is_read(whole_way, monkeypatch):
     monkeypatch.setattr(start, "may_have_gpu", lambda: False)
     status, told = whole_way("--set", 'engine.device="cuda"')

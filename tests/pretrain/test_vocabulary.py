@@ -69,10 +69,12 @@ def two(tmp_path_factory):
         patch.setattr(peaks, "_SECONDS_A_SIZE", 0.0)
         settings = Settings(CheckpointConfig(), ENGINE, TrackingConfig(mode="disabled"))
         run = train(packed, recipe, settings, Runtime(root))
-    checkpoint = read_manifest(root / run.stats["checkpoint"]["path"])
+        checkpoint = read_manifest(root / run.stats["checkpoint"]["path"])
+        longer = recipe.train.model_copy(update={"steps": 2, "continue_from": checkpoint.folder})
+        child = train(packed, recipe.model_copy(update={"train": longer}), settings, Runtime(root))
     return SimpleNamespace(
         folder=folder, root=root, ours=ours, theirs=theirs, packed=packed, checkpoint=checkpoint,
-        place=root / checkpoint.folder,
+        place=root / checkpoint.folder, child=read_manifest(root / child.stats["checkpoint"]["path"]),
     )  # fmt: skip
 
 
@@ -94,7 +96,7 @@ def test_the_chain_ends_at_the_tokenizer_that_was_trained_with(two):
     ours = two.ours.tokenizer.as_input()
     assert two.ours.tokenizer.stats["vocabulary_size"] == two.theirs.tokenizer.stats["vocabulary_size"] == SIZE
     assert ours != two.theirs.tokenizer.as_input()
-    for artifact in (two.checkpoint, two.packed, two.ours.tokens, two.ours.tokenizer):
+    for artifact in (two.checkpoint, two.child, two.packed, two.ours.tokens, two.ours.tokenizer):
         assert tokenizer_of(artifact, two.root) == ours
     assert tokenizer_of(two.theirs.tokens, two.root) == two.theirs.tokenizer.as_input()
 
