@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13; do \
 	$$name -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
 CONFIG ?= configs/quickstart.toml
+# A test file to a process, a process to a core; a thread to each, since more would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
 
 .PHONY: quickstart handbook test test-slow test-cluster check format benchmarks clean
 
@@ -20,10 +22,10 @@ handbook: $(VENV)/installed
 	@$(BIN)/assay run configs/handbook.toml
 
 test: $(VENV)/installed-dev
-	@$(BIN)/pytest -m "not slow and not network and not cluster"
+	@$(PYTEST) -m "not slow and not network and not cluster"
 
 test-slow: $(VENV)/installed-dev
-	@$(BIN)/pytest -m "slow or network"
+	@$(PYTEST) -m "slow or network"
 
 test-cluster: $(VENV)/installed-dev
 	@$(BIN)/pytest -m cluster --durations=0 $(CLUSTER)
