@@ -31,7 +31,7 @@ def test_a_node_whose_meter_was_anothers_is_not_taken_for_free_when_that_ends(tm
     """Another run of the root has the node's meter, and ends during our third shard, of ten seconds each."""
     other, begun = contextlib.ExitStack(), itertools.count(1)
     monkeypatch.setattr(Planted, "beside", lambda: other.close() if next(begun) == 3 else None)
-    runtime = runtime_of(tmp_path, kilowatt_hours=1)
+    runtime = runtime_of(tmp_path, kilowatt_hours=100)  # whatever power joules of planted seconds make of real ones
     other.enter_context(meter(SLOW, tmp_path / "energy.jsonl")("other"))
     with pytest.raises(BudgetReached, match=r"the meter that had this node has ended.*shards that are made are kept"):
         work(runtime, shards=30)
