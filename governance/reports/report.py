@@ -22,7 +22,7 @@ from governance.reports.page import page
 from governance.reports.samples import Mask, mask
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 8
+VERSION = 9
 
 
 class ReportSection(Section):

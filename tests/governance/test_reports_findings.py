@@ -82,12 +82,46 @@ def test_a_step_left_out_by_two_attempts_counts_once(tmp_path):
     assert "not finite" in page
 
 
+def page_of(root, *lines):
+    found = {"faults": fault_facts(record(root, *lines), root), "energy": {"wasted_by_cause": {}}}
+    return found["faults"], re.sub(r"<[^>]+>", " ", str(faults(found)))
+
+
+def test_a_verdict_that_stopped_the_training_stands_among_the_faults(tmp_path):
+    verdict = {"reason": "too many", "skipped": 9, "window": 128, "most_skips": 8, "by_reason": {"loss": 1, "spike": 8},
+               "steps": [32, 40], "documents": [f"d{n}" for n in range(9)]}  # fmt: skip
+    lines = [step(1, 0, "start"), step(1, 40), step(1, 40, "diverged", **verdict), step(2, 30, "start"), step(2, 99)]
+    found, page = page_of(tmp_path, *lines)
+    kept = {name: verdict[name] for name in ("reason", "skipped", "window", "by_reason", "documents")}
+    assert found["diverged"] == [{"attempt": 1, "step": 40, **kept}]
+    assert "more steps left out than train.skip.most_skips allows" in page
+    assert "9 of 128" in page
+    assert "loss that was not finite: 1, spike of the loss: 8" in page
+    assert "d0, d1, d2, d3, d4, d5 and 3 more" in page
+    assert page.count("stopped with a verdict") == 1  # of the two attempts
+
+
+def test_the_own_work_of_ranks_is_of_the_newest_attempt_and_weighed_by_steps(tmp_path):
+    def ranks(attempt, at, steps, *seconds):
+        return step(attempt, at, "ranks", steps=steps, seconds=list(seconds), slowest=0)
+
+    lines = [step(1, 1), ranks(1, 50, 50, 9.0, 9.0), ranks(2, 100, 10, 1.0, 1.0, 4.0), ranks(2, 150, 30, 1.0, 1.0, 8.0)]
+    found, page = page_of(tmp_path, *lines)
+    assert found["own_work"] == [
+        {"rank": 2, "seconds": 7.0, "ratio": 7.0},
+        {"rank": 0, "seconds": 1.0, "ratio": 1.0},
+        {"rank": 1, "seconds": 1.0, "ratio": 1.0},
+    ]
+    assert "seconds a step" in page
+    assert "seconds a step" not in page_of(tmp_path / "alone", step(1, 1))[1]
+
+
 def test_a_run_without_faults_says_so(tmp_path):
     found = {"faults": fault_facts(record(tmp_path, step(1, 0, "start"), step(1, 1)), tmp_path)}
     page = str(faults({**found, "energy": {"wasted_by_cause": {}}}))
     assert "Whether an attempt failed or hung is unknown" in page
     assert "no attempt failed" not in page
-    none = {"skipped": [], "attempts": [], "ended": [], "stragglers": []}
+    none = {"skipped": [], "diverged": [], "attempts": [], "ended": [], "stragglers": [], "own_work": []}
     assert fault_facts(None, tmp_path) == {**none, "ledger": False}
     ledger(tmp_path)
     found["faults"] |= {"ledger": fault_facts(None, tmp_path)["ledger"]}
@@ -125,7 +159,7 @@ def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
         row |= {"status": "pass", "waived": False}
     for row in found["sources"]:
         row["fate"] = "kept"
-    found["faults"] = {"skipped": [], "attempts": [], "ended": [], "stragglers": [], "ledger": True}
+    found["faults"] = fault_facts(None, runs) | {"ledger": True}
     found["energy"]["estimated"] = False
     found["energy"]["total"] |= {"joules": 1000.0, "wasted": 49.0}
     assert first_look(found) == []
@@ -136,6 +170,10 @@ def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
         ("kept the others waiting", lambda f: f["faults"]["stragglers"].append({"rank": 1, "ratio": 2.0})),
         ("2 updates left out", lambda f: f["faults"]["skipped"].append({"reason": "spike", "count": 2})),
         ("1 attempt failed", lambda f: f["faults"]["ended"].append({"stage": "train", "cause": "hang", "count": 1})),
+        (
+            "stopped with a verdict",
+            lambda f: f["faults"]["diverged"].append({"attempt": 1, "step": 9, "reason": "not finite"}),
+        ),
         ("of the energy was wasted", lambda f: f["energy"]["total"].update(joules=1000.0, wasted=51.0)),
         ("1 failure waived", lambda f: f["verdict"]["waivers"].append({"gate": "g"})),
         (
@@ -148,7 +186,7 @@ def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
         plant(found)
         told = [row["what"] for row in first_look(found)]
         assert words in told[0], told
-        assert len(told) == count - (count > 6)  # once the energy is wasted it is not unknown any more
+        assert len(told) == count - (count > 7)  # once the energy is wasted it is not unknown any more
 
 
 def test_many_results_are_told_gate_by_gate_and_none_that_failed_is_lost(runs):

@@ -13,11 +13,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from governance.errors import Occupied, Preempted
 from governance.files import read_lines
 from pretrain import dataset, loop
 from pretrain import launch as launcher
+from pretrain.distributed import Ranks
 from pretrain.engine import Engine
 from pretrain.launch import launch, standing_of
 from pretrain.stragglers import RATIO, WINDOWS, Pace, ratios
@@ -252,6 +255,35 @@ def test_a_rank_is_told_only_when_it_is_slow_for_several_windows():
     assert [len(pace.judge(window)) for window in windows] == [0, 0, *([0] * (WINDOWS - 1)), 1]
 
 
+@given(st.lists(st.lists(st.integers(0, 10**7), min_size=3, max_size=3), min_size=1, max_size=4), st.integers(2, 5))
+def test_each_window_tells_the_own_work_of_every_rank(windows, every):
+    """In microseconds over the window on the wire, in seconds a step in the record; one rank alone records nothing."""
+    told = []
+    job = SimpleNamespace(
+        settings=SimpleNamespace(engine=SimpleNamespace(straggler_window_steps=every)),
+        ranks=Ranks(1, 3, 1, 3),
+        device=SimpleNamespace(type="cpu"),
+        record=lambda event, step, **values: told.append({"event": event, "step": step, **values}),
+    )
+    first = every - 1  # resumed in the midst of a window: the first one has a step less
+    pace = Pace(job)
+    for step in range(2, len(windows) * every + 1):
+        own = pace.slots(step)
+        assert bool(own) == (step % every == 0)
+        assert own[:1] + own[2:] == [0, 0] if own else True  # a rank adds up its own place alone
+        pace.tell(step, windows[step // every - 1] if own else [])
+    ranks = [line for line in told if line["event"] == "ranks"]
+    assert [line["step"] for line in ranks] == [every * (place + 1) for place in range(len(windows))]
+    assert [line["steps"] for line in ranks] == [first, *([every] * (len(windows) - 1))]
+    for line, window in zip(ranks, windows, strict=True):
+        assert line["seconds"] == pytest.approx([value / 1e6 / line["steps"] for value in window])
+        least, median, greatest = sorted(line["seconds"])
+        assert (line["seconds_least"], line["seconds_median"], line["seconds_greatest"]) == (least, median, greatest)
+        assert line["seconds"][line["slowest"]] == greatest
+    job.ranks = Ranks()
+    assert [Pace(job).slots(step) for step in range(1, 9)] == [[]] * 8
+
+
 # Rank 1 is killed in step 7, once it is told that step 4 is durable: else the other waits long for its part of that.
 KILL = """
 from governance.files import read_lines
@@ -354,3 +386,8 @@ dataset.Rows.batch = batch
     assert [line["rank"] for line in told] == [1]
     assert told[0]["ratio"] > RATIO
     assert told[0]["step"] == 2 * WINDOWS
+    ranks = [line for line in lines_of(tmp_path) if line["event"] == "ranks"]
+    assert [line["step"] for line in ranks] == [2, 4, 6, 8, 10]
+    assert {line["slowest"] for line in ranks} == {1}
+    assert all(line["seconds"][1] > 0.15 for line in ranks)  # a batch or more of each step
+    assert all(line["seconds"][1] > RATIO * line["seconds"][0] for line in ranks)
