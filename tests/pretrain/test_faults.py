@@ -291,6 +291,7 @@ def killed():
     [metrics] = root.glob("train/*/metrics.jsonl")
     while not any(line["event"] == "checkpoint" for line in read_lines(metrics)):
         time.sleep(0.02)
+    (root / "killed-at").write_text(repr(time.time()))
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -301,12 +302,11 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_checkpoint(
     tmp_path, two_ranks, run_training, losses_of, caplog, finished, stage
 ):
     plant = f"{KILL}at_step(7, lambda: rank == 1 and once() and killed())"
-    began = time.monotonic()
     assert two_ranks(tmp_path, plant, restarts=1, zero_stage=stage) == 0
-    assert "rank 1" in caplog.text
-    assert "SIGKILL" in caplog.text
+    [named] = [record for record in caplog.records if "was killed by SIGKILL" in record.getMessage()]
+    assert named.getMessage().startswith("rank 1 ")
     assert "starting the ranks again from the checkpoint of step 4" in caplog.text
-    assert time.monotonic() - began < 240
+    assert named.created - float((tmp_path / "killed-at").read_text()) < 60  # the others are down by then, too
     run = run_training(tmp_path, make=False, zero_stage=stage)
     root, whole = finished
     assert losses_of(run, tmp_path) == pytest.approx(losses_of(whole, root), rel=1e-5)
@@ -377,17 +377,19 @@ def test_a_slow_rank_is_told(tmp_path, two_ranks):
     plant = """
 plain = dataset.Rows.batch
 def batch(rows, numbers):
-    time.sleep(0.15 * rank)
+    time.sleep(0.4 * rank)
     return plain(rows, numbers)
 dataset.Rows.batch = batch
 """
     assert two_ranks(tmp_path, plant, straggler_window_steps=2) == 0
-    told = [line for line in lines_of(tmp_path) if line["event"] == "stragglers"]
+    lines = lines_of(tmp_path)
+    told = [line for line in lines if line["event"] == "stragglers"]
     assert [line["rank"] for line in told] == [1]
     assert told[0]["ratio"] > RATIO
-    assert told[0]["step"] == 2 * WINDOWS
-    ranks = [line for line in lines_of(tmp_path) if line["event"] == "ranks"]
-    assert [line["step"] for line in ranks] == [2, 4, 6, 8, 10]
-    assert {line["slowest"] for line in ranks} == {1}
-    assert all(line["seconds"][1] > 0.15 for line in ranks)  # a batch or more of each step
-    assert all(line["seconds"][1] > RATIO * line["seconds"][0] for line in ranks)
+    assert told[0]["step"] in (2 * WINDOWS, 2 * WINDOWS + 2)  # the first window has each rank's first pass in it
+    ranks = {line["step"]: line for line in lines if line["event"] == "ranks"}
+    assert list(ranks) == [2, 4, 6, 8, 10]
+    slow = [ranks[told[0]["step"] - 2 * back] for back in range(WINDOWS)]
+    assert {line["slowest"] for line in slow} == {1}
+    assert all(line["seconds"][1] > RATIO * line["seconds"][0] for line in slow)
+    assert told[0]["seconds"] == pytest.approx(2 * ranks[told[0]["step"]]["seconds"][1])
