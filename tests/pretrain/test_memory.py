@@ -57,6 +57,17 @@ def test_state_is_what_the_stage_leaves_on_a_rank():
     assert third["parameters"] == pytest.approx(2 * PARAMETERS / 64, rel=0.01)
 
 
+def test_the_sums_of_the_bf16_optimizer_are_reduced_in_a_copy():
+    """Of 500 M numbers at most; on a GPU it takes the place of activations, which are freed by then."""
+    name, most = "gradients on their way", 2_000_000_000
+    alone = needed(zero_stage=1, device="cpu").device
+    assert alone[name] == most
+    gpu = needed(zero_stage=1).device
+    assert gpu[name] == max(0, most - gpu["activations"])
+    assert [needed(zero_stage=stage, device="cpu").device[name] for stage in (2, 3)] == [0, 0]
+    assert needed(zero_stage=1, device="cpu", precision="fp32").device[name] == 0
+
+
 def test_optimizers_and_precisions_keep_what_they_keep():
     adamw, muon, lion = needed(), needed(optimizer="muon"), needed(optimizer="lion")
     assert adamw.device["moments"] == 2 * lion.device["moments"]
@@ -153,7 +164,7 @@ print("peak", meter._resident()[1])
 
 @pytest.mark.slow
 def test_the_estimate_of_a_real_run_is_within_its_tolerance(tmp_path, run_training, make_tokens):
-    """Both ways: what it leaves out would let a run begin that is killed, what it invents would refuse one that fits."""
+    """Both ways: what it leaves out lets a run begin that is killed, what it invents refuses one that fits."""
     make_tokens(tmp_path, documents=400)
     conftest = str(Path(__file__).parent / "conftest.py")
     code = PEAK.format(conftest=conftest, root=str(tmp_path), settings=MEASURED)
@@ -165,4 +176,3 @@ def test_the_estimate_of_a_real_run_is_within_its_tolerance(tmp_path, run_traini
     engine = EngineConfig(micro_batch_size=4, threads=1, zero_stage=1)
     told = estimate(TrainRecipe.model_validate(made.config), engine, made.stats["vocabulary_size"], 1, "cpu")
     assert peak / memory._TOLERANCE < told.device_bytes < peak * memory._TOLERANCE, (peak, told)
-    print("PEAK", peak/2**20, told.device_bytes/2**20)
