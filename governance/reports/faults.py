@@ -36,19 +36,25 @@ _NAMED = 6  # documents of a verdict; the record has more, and each step that wa
 
 
 def fault_facts(
-    train: Manifest | None, root: Path, alive: Callable[[Mapping[str, Any]], bool] | None = None
+    train: Manifest | None,
+    root: Path,
+    alive: Callable[[Mapping[str, Any]], bool] | None = None,
+    begun: str = "",
 ) -> dict[str, Any]:
     """Updates left out by reason, verdicts, attempts of the training, ends of measured attempts by stage and cause,
     slow ranks, and how long each rank worked by itself.
 
     `ledger` says whether there is one: without it nothing is known of attempts of other stages, nor of hangs.
+    `finished` says whether the training is.
 
     Args:
-        train: the training, if there is one.
+        train: the training, if it is finished.
         root: where its record and the ledger lie.
         alive: as `read_ledger` takes it.
+        begun: the folder of a training that is not.
     """
-    lines = read_lines(root / train.folder / RECORD) if train else []
+    folder = train.folder if train else begun
+    lines = read_lines(root / folder / RECORD) if folder else []
     lines = [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
     ends: Counter[tuple[str, str]] = Counter()
     for interval in read_ledger(root / LEDGER, alive):
@@ -65,6 +71,7 @@ def fault_facts(
             if line.get("event") == "diverged"
         ],
         "attempts": _attempts(lines),
+        "finished": train is not None,
         "ledger": bool(files_of(root / LEDGER)),
         "ended": [{"stage": stage, "cause": cause, "count": count} for (stage, cause), count in sorted(ends.items())],
         "stragglers": [
@@ -194,4 +201,6 @@ def _end(row: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         return "stopped with a verdict"
     if row["left"]:
         return "saved and left, as it was told to"
-    return "went on to the end" if row is data["attempts"][-1] else "ended before its goal; the next one went on"
+    if row is not data["attempts"][-1]:
+        return "ended before its goal; the next one went on"
+    return "went on to the end" if data["finished"] else "goes on, or ended before its goal"

@@ -17,7 +17,8 @@ from governance.reports.comparison import _flat, comparison, comparison_lines, c
 from governance.reports.corpus_sections import checks
 from governance.reports.faults import fault_facts, faults
 from governance.reports.first_look import first_look, look_first
-from governance.reports.report import report
+from governance.reports.recomputation import recompute
+from governance.reports.report import ReportSection, report
 from governance.reports.run_index import index_page, runs_below
 from governance.stage import Runtime
 from pretrain.cli import main
@@ -116,12 +117,62 @@ def test_the_own_work_of_ranks_is_of_the_newest_attempt_and_weighed_by_steps(tmp
     assert "seconds a step" not in page_of(tmp_path / "alone", step(1, 1))[1]
 
 
+def test_a_training_that_never_finished_is_reported_by_its_record_and_can_be_verified(tmp_path):
+    """One that diverged never has an artifact: its verdict would stand in no report."""
+    made, begun = corpus(tmp_path), "train/0123456789abcdef"
+    ledger(tmp_path)
+
+    def told(line):
+        append_line(tmp_path / begun / "metrics.jsonl", json.dumps(line))
+
+    def reported(**given):
+        written = report(made, verdict_of(made, "PASS"), tmp_path, Runtime(tmp_path), **given)
+        folder = tmp_path / written.folder
+        return written, json.loads((folder / "report.json").read_bytes()), (folder / "report.html").read_text()
+
+    assert "Not trained yet" in reported(begun=begun)[2]  # no record: nothing was begun
+    for line in (step(1, 0, "start"), step(1, 31), step(1, 32)):
+        told(line)
+    running, found, page = reported(begun=begun)
+    assert "Training was begun and is not finished" in page
+    assert "Attempt 1 came to step 32; attempts and faults are below" in page
+    assert found["faults"]["diverged"] == []
+    told(step(1, 32, "skipped", reason="loss", z=0.0))
+    verdict = {"reason": "not finite", "skipped": 3, "window": 128, "by_reason": {"loss": 3}, "documents": ["d1"]}
+    told(step(1, 32, "diverged", **verdict))
+    stopped, found, page = reported(begun=begun)
+    assert stopped.key != running.key  # the record has grown
+    assert found["faults"]["diverged"] == [{"attempt": 1, "step": 32, **verdict}]
+    assert "The training stopped with a verdict" in [row["what"] for row in found["first"]]
+    assert "came to step 32 and stopped with a verdict" in page
+    [entry] = [entry for entry in found["evidence"]["entries"] if entry["kind"] == "record"]
+    assert entry["path"] == f"{begun}/metrics.jsonl"
+    assert entry["id"] in found["evidence"]["of"]["/faults"]["from"]
+    told(step(2, 30, "start"))  # it goes on
+    for written in (running, stopped):
+        assert recompute(written, tmp_path).faults == ()
+    (tmp_path / begun / "metrics.jsonl").write_text("{}\n")
+    assert any("/faults" in fault.place for fault in recompute(stopped, tmp_path).faults)
+    with pytest.raises(ValueError, match="begun"):
+        ReportSection(verdict_sha256="", begun="train/../elsewhere00")
+    made["train"] = trained(tmp_path, made)
+    assert reported(begun=begun)[1]["begun"] is None  # a finished one is what the report is about
+
+
 def test_a_run_without_faults_says_so(tmp_path):
     found = {"faults": fault_facts(record(tmp_path, step(1, 0, "start"), step(1, 1)), tmp_path)}
     page = str(faults({**found, "energy": {"wasted_by_cause": {}}}))
     assert "Whether an attempt failed or hung is unknown" in page
     assert "no attempt failed" not in page
-    none = {"skipped": [], "diverged": [], "attempts": [], "ended": [], "stragglers": [], "own_work": []}
+    none = {
+        "finished": False,
+        "skipped": [],
+        "diverged": [],
+        "attempts": [],
+        "ended": [],
+        "stragglers": [],
+        "own_work": [],
+    }
     assert fault_facts(None, tmp_path) == {**none, "ledger": False}
     ledger(tmp_path)
     found["faults"] |= {"ledger": fault_facts(None, tmp_path)["ledger"]}
