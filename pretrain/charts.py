@@ -5,6 +5,7 @@
                 loss/<source>/<language>    of `by_origin`
     validation  validation/loss  validation/<source>/loss  validation/<source>/<language>/loss  ...
     task        task/<task>/<field>
+    ranks       ranks/seconds/<rank>        of `seconds`, for the first 64 ranks: a chart has no room for more lines
     others      <event>/<field>
 
 A field that is not listed here is drawn as well, below its event's name: nothing that is a number is left out.
@@ -31,16 +32,23 @@ _STEP_CHARTS = {field: f"{section}/{field}" for section, fields in _STEP_FIELDS.
 _CHARTS = {"step": _STEP_CHARTS, "validation": {"by_origin": "validation", "by_source": "validation"}}
 _UNNAMED = {"step": "train"}
 _PLACE = ("event", "step", "attempt")
+_BY_RANK = ("ranks", "seconds")
+_RANKS_DRAWN = 64
 
 
 def chart_values(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a record's line, by chart; what is text, a truth value, a list or unknown has none."""
+    """The numbers of a record's line, by chart; what is text, a truth value, a list or unknown has none.
+
+    The list of ranks' seconds has: a line for each rank.
+    """
     event = str(line["event"])
     charts, rest = _CHARTS.get(event, {}), _UNNAMED.get(event, event)
     if "task" in line:  # one event for each task that was asked
         rest = f"{event}/{line['task']}"
     values: dict[str, float] = {}
     for field, value in line.items():
+        if (event, field) == _BY_RANK:
+            value = {str(rank): seconds for rank, seconds in enumerate(value[:_RANKS_DRAWN])}
         if field not in _PLACE:
             values.update(_leaves(charts.get(field) or f"{rest}/{field}", value))
     return values
@@ -61,4 +69,4 @@ def summary_of(chart: str) -> Literal["min", "max", "mean", "last"]:
         return "min"
     if section == "memory":
         return "max"
-    return "mean" if section == "speed" else "last"
+    return "mean" if section == "speed" or chart.startswith("ranks/seconds") else "last"

@@ -2,8 +2,8 @@
 
 Two moments. `check_together` reads sections alone, on a login node, and leaves alone what depends on the machine.
 `check_start` knows the device and the ranks. Neither imports torch. A rule is a function `Situation -> fault or None`;
-`RULES` is the table, `docs/engine.md` the same in words. What DeepSpeed wants said otherwise and we can say for it
-(clipping with Muon) is no rule but a line of `deepspeed_config.py`.
+`RULES` is the table, `docs/engine.md` the same in words; what is only warned of is in `cautions.py`. What DeepSpeed
+wants said otherwise and we can say for it (clipping with Muon) is no rule but a line of `deepspeed_config.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Literal
 from governance.errors import ConfigError
 from governance.log import get_logger
 from pretrain.batch_sizes import refuse_uneven
-from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
+from pretrain.cautions import WARNINGS
+from pretrain.config import CheckpointConfig, EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks
 from pretrain.layout import data_ranks
 from pretrain.likelihood import SHORT
@@ -41,6 +42,10 @@ class Situation:
     """Compute capability of the GPU; None: not known yet, and rules of it keep silent."""
     asked: bool = False
     """Whether the model is asked tasks."""
+    checkpoint: CheckpointConfig | None = None
+    """None: not known, and rules of checkpoints keep silent."""
+    gpus: int = 0
+    """GPUs that this node shows to a rank that computes on one; 0: not known."""
 
 
 Rule = Callable[[Situation], str | None]
@@ -328,27 +333,6 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def tensor_ranks_span_nodes(s: Situation) -> str | None:
-    """Every product of a block ends in a sum over the tensor ranks: over a network that is most of the step."""
-    if s.world_size is None or s.local_world_size % s.engine.tensor_parallel_size == 0:
-        return None
-    return (
-        f"engine.tensor_parallel_size = {s.engine.tensor_parallel_size} does not divide the {s.local_world_size} ranks "
-        f"of a node: sums of each block cross the network, which is slow"
-    )
-
-
-def shared_memory_is_for_the_cpu(s: Situation) -> str | None:
-    """It acts on the CPU alone."""
-    if s.device != "cuda" or not s.engine.shared_memory_collectives:
-        return None
-    return "engine.shared_memory_collectives has no effect on a GPU"
-
-
-WARNINGS: tuple[Rule, ...] = (tensor_ranks_span_nodes, shared_memory_is_for_the_cpu)
-"""What works, though not as one would wish."""
-
-
 def faults_of(situation: Situation) -> list[str]:
     """What each rule says against it."""
     return [fault for rule in RULES if (fault := rule(situation))]
@@ -371,15 +355,27 @@ def check_start(
     ranks: Ranks,
     device: Literal["cpu", "cuda"],
     capability: tuple[int, int] | None = None,
+    checkpoint: CheckpointConfig | None = None,
+    gpus: int = 0,
 ) -> None:
-    """Refuse what cannot work here; warn of what works badly.
+    """Refuse what cannot work here; warn of what works badly or has no effect (`cautions.py`).
+
+    Args:
+        recipe: what is learned.
+        engine: how the work is spread.
+        ranks: this one among the others; the first one warns.
+        device: that it computes on.
+        capability: of its GPU.
+        checkpoint: when the run is saved, and how long that is kept.
+        gpus: that this node shows.
 
     Raises:
         ConfigError: a line a fault: the fields, their values and what to change.
     """
     sections = (recipe.model, recipe.optim, recipe.train, engine)
     where = (device, ranks.world_size, ranks.local_world_size, capability)
-    situation = Situation(*sections, *where, asked=bool(recipe.evaluation.tasks))
+    asked = bool(recipe.evaluation.tasks)
+    situation = Situation(*sections, *where, asked=asked, checkpoint=checkpoint, gpus=gpus)
     _refuse(situation)
     for rule in WARNINGS:
         if ranks.first and (told := rule(situation)):

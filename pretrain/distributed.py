@@ -187,6 +187,13 @@ def capability_of(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
+def gpus_of(device: torch.device) -> int:
+    """How many GPUs this node shows to a rank that computes on one; 0 to others."""
+    import torch
+
+    return torch.cuda.device_count() if device.type == "cuda" else 0
+
+
 def join(ranks: Ranks, timeout_seconds: float, wanted: str = "auto") -> torch.device:
     """Meet the other ranks (nccl on CUDA, gloo on CPU), once per process; returns this rank's device.
 

@@ -36,7 +36,7 @@ def dry_run(run: Run, runtime: Runtime, ranks: Ranks) -> Iterator[str]:
     yield f"vocabulary  {vocabulary:,} {source}"
     yield from _sizes(recipe, vocabulary)
     place = here(engine, ranks)
-    check_start(recipe, engine, ranks, place.device, place.capability)
+    check_start(recipe, engine, ranks, place.device, place.capability, run.config.checkpoint, place.gpus)
     yield f"layout      {_layout(recipe, engine, ranks)}, on {place.device}"
     needed = estimate(recipe, engine, vocabulary, ranks.world_size, place.device)
     yield f"memory      {in_words(needed, place.there_is, ranks)}"

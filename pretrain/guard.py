@@ -18,6 +18,7 @@ weights and moments (`engine_update.py`). Too many end the run with a verdict: s
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -111,7 +112,7 @@ def refuse_too_many(skipped: Sequence[dict[str, Any]], step: int, config: SkipCo
     fp16 count for nothing.
 
     Raises:
-        Diverged: names the steps, their reasons and documents, and what to do.
+        Diverged: names the steps, their reasons and documents, and what to do; its `facts` are the same as values.
     """
     lately = [r for r in skipped if r["step"] > step - config.window and r["reason"] != OVERFLOW]
     row = [record for record in lately if record["step"] > step - _IN_A_ROW and record["reason"] != "spike"]
@@ -133,7 +134,21 @@ def refuse_too_many(skipped: Sequence[dict[str, Any]], step: int, config: SkipCo
             f"unstable (lower optim.learning_rate, lengthen optim.warmup_steps, set optim.gradient_clipping), or its "
             f"loss rose for another reason (raise train.skip.z_score; 0 looks for no spikes)."
         )
-    raise Diverged(f"{verdict}\n{told}")
+    raise Diverged(f"{verdict}\n{told}", _facts("not finite" if hopeless else "too many", lately, config))
+
+
+def _facts(reason: str, lately: Sequence[dict[str, Any]], config: SkipConfig) -> dict[str, Any]:
+    """The verdict for the record. Documents are bounded as in its words: each step's "skipped" has all of them."""
+    named = [name for record in lately[-_TOLD:] for name in (record.get("documents") or ())[:_TOLD]]
+    return {
+        "reason": reason,
+        "skipped": len(lately),
+        "window": config.window,
+        "most_skips": config.most_skips,
+        "by_reason": dict(sorted(Counter(record["reason"] for record in lately).items())),
+        "steps": [record["step"] for record in lately],
+        "documents": list(dict.fromkeys(named)),
+    }
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -145,3 +160,8 @@ def _line(record: dict[str, Any]) -> str:
 
 class Diverged(PipelineError):
     """The run cannot go on as it is configured; a restart would end the same."""
+
+    def __init__(self, message: str, facts: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.facts = facts or {}
+        """Fields of the event "diverged"."""

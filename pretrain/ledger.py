@@ -17,7 +17,7 @@ import torch
 
 from governance.log import get_logger
 from pretrain.checkpoint import TrainState
-from pretrain.guard import reason_of, refuse_too_many
+from pretrain.guard import Diverged, reason_of, refuse_too_many
 from pretrain.job import Job
 from pretrain.meter import losses_by_origin
 
@@ -102,5 +102,9 @@ class Ledger:
             entry.step, reason, loss, z, norm, len(documents),
         )  # fmt: skip
         state = replace(state, skipped=[*state.skipped, {"step": entry.step, **told}])
-        refuse_too_many(state.skipped, entry.step, self._job.recipe.train.skip)
+        try:
+            refuse_too_many(state.skipped, entry.step, self._job.recipe.train.skip)
+        except Diverged as verdict:
+            self._job.record("diverged", entry.step, **verdict.facts)
+            raise
         return state

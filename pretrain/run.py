@@ -35,6 +35,7 @@ from governance.log import get_logger
 from governance.manifest import Input, Manifest, verify
 from governance.stage import Runtime
 from pretrain.distributed import Ranks, read_ranks
+from pretrain.guard import Diverged
 from pretrain.launch import launch, standing_of
 from pretrain.run_config import Run
 from pretrain.start import here, refuse_start
@@ -290,11 +291,12 @@ def _reported(run: Run, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest
     except (GateClosed, MissingInput) as error:
         get_logger(__name__).warning("the report has no training: %s", str(error).splitlines()[0])
     factors = look_up(run.config.energy.factors, run.folder, runtime.root)
-    return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all, factors)
+    begun = training_folder(run, artifacts, runtime.root).relative_to(runtime.root).as_posix()
+    return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun)
 
 
 def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) -> Path:
-    """All of it; the report is written even when the gate is closed, or the energy budget leaves no more to train.
+    """All of it; the report is written even when the gate is closed, training diverges, or its energy budget is used.
 
     What would refuse the training on this machine is refused before the corpus is made (`start.py`).
 
@@ -302,6 +304,7 @@ def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) 
         ConfigError: the settings do not work on so many processes of this machine.
         PipelineError: the model does not fit.
         GateClosed: after the report was written.
+        Diverged: so, too.
         BudgetReached: so, too, where training meets it; before there are a corpus and a verdict there is no report.
     """
     ranks = Ranks(0, processes, 0, processes) if processes > 1 else read_ranks()
@@ -310,7 +313,7 @@ def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) 
     judge(run, artifacts, runtime)
     try:
         training_in(processes, run, artifacts, runtime, words)
-    except (GateClosed, BudgetReached):
+    except (GateClosed, BudgetReached, Diverged):
         get_logger(__name__).info("report: %s", write_report(run, runtime))
         raise
     return write_report(run, runtime)

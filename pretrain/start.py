@@ -30,7 +30,7 @@ from governance.stage import Runtime
 from pretrain.compatibility import check_start
 from pretrain.config import EngineConfig
 from pretrain.continuing import parent_of
-from pretrain.distributed import Ranks, capability_of, device_of, kind_of
+from pretrain.distributed import Ranks, capability_of, device_of, gpus_of, kind_of
 from pretrain.memory import Available, available, host_share, refuse_beyond
 from pretrain.run_config import Run
 
@@ -44,6 +44,8 @@ class Place:
     device: Literal["cpu", "cuda"]
     capability: tuple[int, int] | None
     """Compute capability of its GPU; None: it has none, or nobody knows."""
+    gpus: int
+    """That its node shows; 0: none, or nobody knows."""
     there_is: Available
     """The memory that it may use."""
 
@@ -64,7 +66,7 @@ def refuse_start(run: Run, runtime: Runtime, ranks: Ranks, place_of: Callable[[]
         return
     parent_of(pinned(run).train, runtime.root)
     place, recipe, engine = place_of(), run.config.recipe, run.config.engine
-    check_start(recipe, engine, ranks, place.device, place.capability)
+    check_start(recipe, engine, ranks, place.device, place.capability, run.config.checkpoint, place.gpus)
     vocabulary, _ = _size(run, artifacts)
     refuse_beyond(recipe, engine, vocabulary, (ranks, place.device), place.there_is)
 
@@ -110,7 +112,7 @@ def here(engine: EngineConfig, ranks: Ranks) -> Place:
         ConfigError: there is no GPU where one is asked for, or fewer than ranks.
     """
     if engine.device == "cpu" or not may_have_gpu():
-        return Place(kind_of(0, ranks, engine.device), None, host_share(ranks))
+        return Place(kind_of(0, ranks, engine.device), None, 0, host_share(ranks))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
         return apart.submit(_ask_torch, engine.device, _last(ranks)).result()
 
@@ -126,7 +128,8 @@ def may_have_gpu() -> bool:
 
 def _ask_torch(wanted: str, ranks: Ranks) -> Place:
     device = device_of(ranks, wanted)
-    return Place("cuda" if device.type == "cuda" else "cpu", capability_of(device), available(device, ranks))
+    kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
+    return Place(kind, capability_of(device), gpus_of(device), available(device, ranks))
 
 
 def _last(ranks: Ranks) -> Ranks:
@@ -151,6 +154,6 @@ def on_nodes(engine: EngineConfig, ranks: Ranks, gpus: int, memory: int) -> Plac
             "engine.device = 'cuda' with slurm.gpus_per_node = 0: a job that asks for no GPU gets none, unless its "
             "nodes show all of theirs to every job. Set slurm.gpus_per_node."
         )
-        return Place("cuda", None, Available(None, share))
+        return Place("cuda", None, 0, Available(None, share))
     kind = kind_of(gpus, _last(ranks), engine.device)
-    return Place(kind, None, Available(share if kind == "cpu" else None, share))
+    return Place(kind, None, gpus if kind == "cuda" else 0, Available(share if kind == "cpu" else None, share))

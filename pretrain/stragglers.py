@@ -1,9 +1,10 @@
-"""Which rank keeps the others waiting.
+"""How long each rank works by itself, and which one keeps the others waiting.
 
 Each rank times its own part of a step: reading rows and the forward passes, where (below ZeRO stage 3) it waits for
-nobody. Every `engine.straggler_window_steps` steps the times go along in a collective that is made anyway, as one whole
-number a rank. A rank whose time is above `RATIO` times the median of the others in `WINDOWS` windows running is told:
-an event "stragglers" in metrics.jsonl, and a warning.
+nobody. Whole steps would not do: the slowest rank's are everybody's. Every `engine.straggler_window_steps` steps the
+times go along in a collective that is made anyway, as one whole number a rank, and are recorded: event "ranks" in
+metrics.jsonl. A rank whose time is above `RATIO` times the median of the others in `WINDOWS` windows running is told:
+an event "stragglers", and a warning. One rank alone records neither.
 
 Limits: at stage 3 a forward pass waits for the parameters of others, so all ranks look equally slow there, and only
 slow reading shows. On CUDA the host's time is that of launching the passes; so a pass is timed by events on the device.
@@ -22,6 +23,19 @@ from pretrain.job import Job
 
 RATIO = 1.25
 WINDOWS = 3
+
+
+def spread(seconds: Sequence[float], steps: int) -> dict[str, Any]:
+    """Own work a step, of each rank and over all: the fields of "ranks".
+
+    Args:
+        seconds: of each rank, in all of the window.
+        steps: of the window.
+    """
+    means = [value / steps for value in seconds]
+    least, greatest = min(means), max(means)
+    figures = {"seconds_least": least, "seconds_median": statistics.median(means), "seconds_greatest": greatest}
+    return {"steps": steps, "seconds": means, **figures, "slowest": means.index(greatest)}
 
 
 def ratios(seconds: Sequence[float]) -> list[float]:
@@ -43,6 +57,7 @@ class Pace:
         self._every = every if job.ranks.world_size > 1 else 0
         self._passes: list[tuple[Any, Any]] = []
         self._seconds = 0.0
+        self._steps = 0
         self._slow: dict[int, int] = {}
 
     @contextlib.contextmanager
@@ -68,7 +83,10 @@ class Pace:
 
     def slots(self, step: int) -> list[int]:
         """What is added up over ranks in `step`: microseconds in this rank's place, where a window ends."""
-        if not self._every or step % self._every:
+        if not self._every:
+            return []
+        self._steps += 1
+        if step % self._every:
             return []
         if self._passes:
             self._passes[-1][1].synchronize()  # it belongs to the step before
@@ -78,10 +96,12 @@ class Pace:
         return [int(1e6 * seconds) if rank == ranks.rank else 0 for rank in range(ranks.world_size)]
 
     def tell(self, step: int, microseconds: Sequence[int]) -> None:
-        """Judge a window by the sums of `slots` over all ranks, and record who was slow for long."""
+        """Record a window by the sums of `slots` over all ranks, judge it, and record who was slow for long."""
         if not microseconds:
             return
         seconds = [value / 1e6 for value in microseconds]
+        self._job.record("ranks", step, **spread(seconds, self._steps))
+        self._steps = 0
         for rank, ratio in self.judge(ratios(seconds)):
             values = {"rank": rank, "ratio": ratio, "seconds": seconds[rank], "windows": self._slow[rank]}
             self._job.record("stragglers", step, **values)

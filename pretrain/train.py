@@ -115,7 +115,7 @@ def _train(
 ) -> Manifest:
     from pretrain.allowance import Allowance
     from pretrain.checkpoint import Peers, Store
-    from pretrain.distributed import capability_of, gather, join
+    from pretrain.distributed import capability_of, gather, gpus_of, join
     from pretrain.job import Job
     from pretrain.loop import learn, run_facts
 
@@ -131,7 +131,8 @@ def _train(
         energy["artifact"] = folder.relative_to(runtime.root).as_posix()
         device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
         fence.follow(gather(fence.number)[0])
-        check_start(recipe, settings.engine, ranks, device.type, capability_of(device))
+        there = (device.type, capability_of(device), settings.checkpoint, gpus_of(device))
+        check_start(recipe, settings.engine, ranks, *there)
         train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
         store = Store(
             runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest, fence.look, parent

@@ -137,7 +137,7 @@ def _training(view: View, progress: Progress) -> list[str]:
     steps = [line for line in lines if line.get("event") == "step"]
     if not steps:
         return []
-    last = steps[-1]
+    last, begun = steps[-1], max((place for place, line in enumerate(lines) if line.get("event") == "start"), default=0)
     saved = max((int(line["step"]) for line in lines if line.get("event") == "checkpoint"), default=0)
     told = f"training: step {last['step']:,} of {progress.goal:,} (attempt {last['attempt']})"
     told += f", loss {_number(last['loss'], 4)}, {_number(last.get('tokens_per_second'), 0)} tokens/s"
@@ -151,7 +151,17 @@ def _training(view: View, progress: Progress) -> list[str]:
         if recent:
             end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=left * sum(recent) / len(recent))
             told += f"; expected end {end:%Y-%m-%d %H:%M} UTC"
-    return [told]
+    return [told, *(_diverged(line) for line in lines[begun:] if line.get("event") == "diverged")]
+
+
+def _diverged(line: Mapping[str, Any]) -> str:
+    """The verdict with which the newest attempt stopped."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in (line.get("by_reason") or {}).items())
+    return (
+        f"! training stopped with a verdict at step {line['step']:,} (attempt {line.get('attempt')}): "
+        f"{line.get('skipped')} of the last {line.get('window')} steps were left out ({reasons}); its log names them "
+        "and what to do"
+    )
 
 
 def _last_lines(path: Path) -> list[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""Documents, views of energy and footprint of a run that was trained, by the command: its own numbers, found again."""
+"""Documents, views of energy, footprint and faults of real runs, by the command: their own numbers, found again."""
 
 import json
 import shutil
@@ -103,3 +103,24 @@ def test_the_report_of_a_run_verifies_and_no_report_command_needs_a_heavy_librar
     told = command("verify", root, code=65)
     assert "model_card.md: line " in told
     assert f"says {steps + 1}, the evidence gives {steps} in" in told
+
+
+def test_a_run_that_diverges_is_reported_with_its_verdict(project_copy):  # noqa: F811
+    root = project_copy / "root"
+    known = {path.parent for path in root.glob("train/*/metrics.jsonl")} | set((root / "report").iterdir())
+    config = (project_copy / "run.toml", "--root", root, "--set", "optim.learning_rate=1e30")
+    done = assay("run", *config)
+    assert done.returncode == 1, done.stderr
+    assert "the loss or the gradient is not finite" in done.stderr
+    assert "Traceback" not in done.stderr
+    [record] = [path for path in root.glob("train/*/metrics.jsonl") if path.parent not in known]
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    [verdict] = [line for line in lines if line["event"] == "diverged"]
+    [folder] = set((root / "report").iterdir()) - known
+    found = json.loads((folder / "report.json").read_bytes())
+    assert found["begun"] == record.parent.relative_to(root).as_posix()
+    [told] = found["faults"]["diverged"]
+    assert told == {name: verdict[name] for name in told}
+    assert "stopped with a verdict" in (folder / "report.html").read_text()
+    assert assay("report", "verify", folder).returncode == 0
+    assert assay("report", *config).stdout.strip() == f"report: {folder / 'report.html'}"  # found: nothing has grown

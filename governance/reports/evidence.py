@@ -39,7 +39,11 @@ Entry = dict[str, Any]
 
 
 def gather(
-    manifests: Sequence[Manifest], verdict: Mapping[str, Any], root: Path, stated: Sequence[Entry] | None = None
+    manifests: Sequence[Manifest],
+    verdict: Mapping[str, Any],
+    root: Path,
+    stated: Sequence[Entry] | None = None,
+    begun: str = "",
 ) -> list[Entry]:
     """The entries, in the order of a run.
 
@@ -49,6 +53,7 @@ def gather(
         root: the artifacts' root.
         stated: the entries of a report that stands: then only its files are looked at, and of files that grow only as
             many bytes as it says.
+        begun: the folder of a training that is not finished, whose record is read.
 
     Raises:
         ManifestError: what is stated names a file that no checkpoint can have, or a manifest is torn or altered.
@@ -57,7 +62,7 @@ def gather(
     read_first = _sizes(root) if known is None else known
     running = _running(root, read_first) if stated is None else sorted(running_of(stated))
     found: dict[str, Entry] = {}
-    for kind, path, values in _pieces(manifests, verdict, root, known):
+    for kind, path, values in _pieces(manifests, verdict, root, known, begun):
         if path in found or (path not in read_first and (known is not None or kind == "ledger")):
             continue  # a checkpoint of this training may be behind its data, too
         added = {"running": running} if kind == "ledger" else {}
@@ -71,7 +76,11 @@ _Piece = tuple[str, str, dict[str, Any]]
 
 
 def _pieces(
-    manifests: Sequence[Manifest], verdict: Mapping[str, Any], root: Path, known: Mapping[str, Entry] | None
+    manifests: Sequence[Manifest],
+    verdict: Mapping[str, Any],
+    root: Path,
+    known: Mapping[str, Entry] | None,
+    begun: str,
 ) -> Iterator[_Piece]:
     if verdict:
         yield "verdict", verdict_name(verdict), {"digest": sha256_bytes(canonical_json(verdict))}
@@ -82,6 +91,8 @@ def _pieces(
                 yield "table", output.path, {}
         if manifest.stage == "train":
             yield from _of_training(manifest, root, known)
+    if begun:
+        yield "record", f"{begun}/{RECORD}", {}
     for path in read_behind(manifests, root):
         if path.endswith(f"/{RECORD}"):
             yield "record", path, {}

@@ -39,7 +39,7 @@ def facts(
     verdict: Mapping[str, Any],
     root: Path,
     rules: Mask = mask,
-    factors: Factors | None = None,
+    more: tuple[Factors | None, str] = (None, ""),
     stated: Sequence[Entry] | None = None,
 ) -> dict[str, Any]:
     """Everything that the page shows.
@@ -49,28 +49,28 @@ def facts(
         verdict: the signed decision's content.
         root: the artifacts' root.
         rules: mask personal data in examples.
-        factors: make a footprint of energy.
+        more: what makes a footprint of energy; the folder of a training that is not finished, "": there is none.
         stated: the evidence of a report that stands: then files that grow are read as far as it read them.
 
     Raises:
         ManifestError: an artifact's file cannot be read.
     """
     manifests = in_order(artifacts)
-    entries = gather(manifests, verdict, root, stated)
+    entries = gather(manifests, verdict, root, stated, more[1])
     with as_of(root, entries) as then:
-        return _facts(artifacts, verdict, (root, then), (rules, factors), entries)
+        return _facts(artifacts, verdict, (root, then), (rules, *more), entries)
 
 
 def _facts(
     artifacts: Mapping[str, Manifest],
     verdict: Mapping[str, Any],
     places: tuple[Path, Path],
-    given: tuple[Mask, Factors | None],
+    given: tuple[Mask, Factors | None, str],
     entries: Sequence[Entry],
 ) -> dict[str, Any]:
     """`places`: the artifacts' root, and where the files that grow are as they were; `given`: as `facts` takes them."""
     manifests, (root, then), running = in_order(artifacts), places, running_of(entries)
-    rules, factors = given
+    rules, factors, begun = given
 
     def alive(line: Mapping[str, Any]) -> bool:
         return line["interval"] in running
@@ -102,8 +102,9 @@ def _facts(
             stage: scalars(artifacts[stage].stats) for stage in ("tokenizer", "encode", "pack") if stage in artifacts
         },
         "training": training_facts(artifacts["train"], then) if "train" in artifacts else None,
+        "begun": begun or None,
         "energy": energy_facts(manifests, then, factors, alive),
-        "faults": fault_facts(artifacts.get("train"), then, alive),
+        "faults": fault_facts(artifacts.get("train"), then, alive, begun),
         "cluster": cluster_facts(then),
         "lineage": [_lineage(manifest) for manifest in manifests],
         "environment": environment(manifests),

@@ -1,10 +1,11 @@
-"""What went wrong while the run ran: updates left out, attempts and why they ended, hangs, slow ranks.
+"""What went wrong while the run ran: updates left out, verdicts, attempts and why they ended, hangs, slow ranks.
 
 Read from the record of the training and the ledger of energy; what a cluster's jobs left is in the section on it.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,22 +26,35 @@ _REASONS = {
     "spike": "spike of the loss",
     "overflow": "overflow in fp16, as its loss scale is found",
 }
+_VERDICTS = {
+    "not finite": "steps that were not finite in a row: it is not the batches",
+    "too many": "more steps left out than train.skip.most_skips allows",
+}
 _REPORTS = ("report", "documents")
+_SLOWEST = 8  # ranks whose own work is listed
+_NAMED = 6  # documents of a verdict; the record has more, and each step that was left out has all of its own
 
 
 def fault_facts(
-    train: Manifest | None, root: Path, alive: Callable[[Mapping[str, Any]], bool] | None = None
+    train: Manifest | None,
+    root: Path,
+    alive: Callable[[Mapping[str, Any]], bool] | None = None,
+    begun: str = "",
 ) -> dict[str, Any]:
-    """Updates left out by reason, attempts of the training, ends of measured attempts by stage and cause, slow ranks.
+    """Updates left out by reason, verdicts, attempts of the training, ends of measured attempts by stage and cause,
+    slow ranks, and how long each rank worked by itself.
 
     `ledger` says whether there is one: without it nothing is known of attempts of other stages, nor of hangs.
+    `finished` says whether the training is.
 
     Args:
-        train: the training, if there is one.
+        train: the training, if it is finished.
         root: where its record and the ledger lie.
         alive: as `read_ledger` takes it.
+        begun: the folder of a training that is not.
     """
-    lines = read_lines(root / train.folder / RECORD) if train else []
+    folder = train.folder if train else begun
+    lines = read_lines(root / folder / RECORD) if folder else []
     lines = [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
     ends: Counter[tuple[str, str]] = Counter()
     for interval in read_ledger(root / LEDGER, alive):
@@ -48,7 +62,16 @@ def fault_facts(
             ends[interval.stage, interval.cause] += 1
     return {
         "skipped": _skipped([line for line in lines if line.get("event") == "skipped"]),
+        "diverged": [
+            {
+                name: line.get(name)
+                for name in ("attempt", "step", "reason", "skipped", "window", "by_reason", "documents")
+            }
+            for line in lines
+            if line.get("event") == "diverged"
+        ],
         "attempts": _attempts(lines),
+        "finished": train is not None,
         "ledger": bool(files_of(root / LEDGER)),
         "ended": [{"stage": stage, "cause": cause, "count": count} for (stage, cause), count in sorted(ends.items())],
         "stragglers": [
@@ -56,7 +79,26 @@ def fault_facts(
             for line in lines
             if line.get("event") == "stragglers"
         ],
+        "own_work": _own_work([line for line in lines if line.get("event") == "ranks"]),
     }
+
+
+def _own_work(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of the newest attempt's ranks, the slowest first: seconds of own work a step, and their ratio to the median."""
+    newest = [line for line in lines if line.get("attempt") == lines[-1].get("attempt")]
+    steps = sum(line["steps"] for line in newest)
+    if not steps:
+        return []
+    means = [
+        sum(line["steps"] * seconds for line, seconds in zip(newest, rank, strict=True)) / steps
+        for rank in zip(*(line["seconds"] for line in newest), strict=True)
+    ]
+    middle = statistics.median(means)
+    order = sorted(range(len(means)), key=lambda rank: (-means[rank], rank))
+    return [
+        {"rank": rank, "seconds": means[rank], "ratio": means[rank] / middle if middle else None}
+        for rank in order[:_SLOWEST]
+    ]
 
 
 def _skipped(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -111,16 +153,21 @@ def faults(found: Mapping[str, Any]) -> Html:
         [f"rank {row['rank']}", number(row["step"]), compact(row["ratio"]), number(row["windows"])]
         for row in data["stragglers"]
     ]
+    work = [[f"rank {row['rank']}", compact(row["seconds"]), compact(row["ratio"])] for row in data["own_work"]]
+    verdicts = [_verdict(row) for row in data["diverged"]]
     cited = cite(found, "/faults")
     unknown = None if data["ledger"] else (
         "Whether an attempt failed or hung is unknown: there is no ledger of energy, which tells how attempts ended."
     )  # fmt: skip
-    if not (skipped or ended or slow) and len(attempts) < 2:
+    if not (skipped or verdicts or ended or slow) and len(attempts) < 2:
         failed = "" if unknown else "no attempt failed, nothing hung, "
         told = f"No update was left out, {failed}no rank was slow."
-        return tag("p", f"{told} {unknown}" if unknown else told, cited, class_="none")
+        return join([tag("p", f"{told} {unknown}" if unknown else told, cited, class_="none"), _work(work, cited)])
     return join([
         tag("p", unknown, class_="note") if unknown else None,
+        table("Verdicts that stopped the training",
+              ["attempt", "step", "why", "steps left out", "by reason", "documents"], verdicts,
+              numeric=(0, 1), cites=[cited] * len(verdicts)),
         table("Attempts that failed, by cause", ["stage", "cause", "how often", "energy wasted by the cause"], ended,
               numeric=(2, 3), cites=[cited] * len(ended)),
         table("Attempts of the training", ["attempt", "from step", "to step", "steps computed again", "end"], attempts,
@@ -129,10 +176,31 @@ def faults(found: Mapping[str, Any]) -> Html:
               numeric=(1, 2, 3, 4), cites=[cited] * len(skipped)),
         table("Ranks that kept the others waiting", ["rank", "step", "times the others' own work", "windows"], slow,
               numeric=(1, 2, 3), cites=[cited] * len(slow)),
+        _work(work, cited),
     ])  # fmt: skip
 
 
+def _work(rows: Sequence[Sequence[Any]], cited: Html) -> Html | None:
+    if not rows:
+        return None  # one rank alone, or no window was whole
+    name = "Own work of the newest attempt's ranks, the slowest first"
+    return table(name, ["rank", "seconds a step", "times the median"], rows, numeric=(1, 2), cites=[cited] * len(rows))
+
+
+def _verdict(row: Mapping[str, Any]) -> list[Any]:
+    reasons = ", ".join(f"{_REASONS.get(name, name)}: {count}" for name, count in (row["by_reason"] or {}).items())
+    documents, more = (row["documents"] or [])[:_NAMED], len(row["documents"] or []) - _NAMED
+    told = ", ".join(map(str, documents)) + (f" and {number(more)} more" if more > 0 else "")
+    left_out = f"{number(row['skipped'])} of {number(row['window'])}"
+    why = _VERDICTS.get(row["reason"], row["reason"])
+    return [number(row["attempt"]), number(row["step"]), why, left_out, foreign(reasons), foreign(told or "unknown")]
+
+
 def _end(row: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    if any(verdict["attempt"] == row["attempt"] for verdict in data["diverged"]):
+        return "stopped with a verdict"
     if row["left"]:
         return "saved and left, as it was told to"
-    return "went on to the end" if row is data["attempts"][-1] else "ended before its goal; the next one went on"
+    if row is not data["attempts"][-1]:
+        return "ended before its goal; the next one went on"
+    return "went on to the end" if data["finished"] else "goes on, or ended before its goal"

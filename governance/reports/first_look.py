@@ -102,6 +102,10 @@ def _faults(found: Mapping[str, Any]) -> Iterator[Finding]:
     again = sum(row["lost"] for row in data["attempts"])
     often = [(row, f", {row['count']:,} times" if row["count"] > 1 else "") for row in data["ended"]]
     told = [f"{row['stage']}: {row['cause']}{times}" for row, times in often]
+    if data["diverged"]:
+        last = data["diverged"][-1]
+        detail = f"attempt {last['attempt']}, step {last['step']}: {last['reason']}"
+        yield _finding("The training stopped with a verdict", detail, "/faults", "faults")
     if failed:
         more = f"; {_counted(again, 'step')} computed again" if again else ""
         yield _finding(f"{_counted(failed, 'attempt')} failed", f"{_few(told)}{more}", "/faults", "faults")

@@ -71,7 +71,7 @@ def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
 
 def _kind(entry: Entry, found: Mapping[str, Any]) -> str:
     """An entry's kind; the record of a training that this one was started from is an ancestor's."""
-    own = (found["training"] or {}).get("path")
+    own = (found["training"] or {}).get("path") or found["begun"]
     return "ancestor" if entry["kind"] == "record" and not entry["path"].startswith(f"{own}/") else str(entry["kind"])
 
 

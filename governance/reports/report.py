@@ -13,16 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from governance.config import Section, canonical_json
+from governance.energy.ancestry import RECORD
 from governance.energy.factors import Factors
 from governance.files import sha256_bytes, write_json, write_text
-from governance.manifest import Manifest, describe
+from governance.manifest import KEY_LENGTH, Manifest, describe
 from governance.reports.facts import facts, in_order
 from governance.reports.page import page
 from governance.reports.samples import Mask, mask
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 8
+VERSION = 9
 
 
 class ReportSection(Section):
@@ -32,6 +35,10 @@ class ReportSection(Section):
     """The hash of the verdict's content, signer and subjects included."""
     factors: Factors = Factors()
     """What the footprint was reckoned with."""
+    begun: str = Field(default="", pattern=rf"^(train/[0-9a-f]{{{KEY_LENGTH}}})?$")
+    """Folder of a training that was begun and is not finished: no artifact, but its record tells of its faults."""
+    begun_bytes: int = 0
+    """Of that record when the report was asked for: one that has grown since makes another report."""
 
 
 def report(
@@ -41,6 +48,7 @@ def report(
     runtime: Runtime,
     rules: Mask = mask,
     factors: Factors | None = None,
+    begun: str = "",
 ) -> Manifest:
     """Write report.html and report.json about these artifacts and this verdict.
 
@@ -51,14 +59,22 @@ def report(
         runtime: where to write; its root is `root` as a rule.
         rules: mask personal data in examples; without them only addresses of e-mail and runs of digits are masked.
         factors: what turns energy into carbon and water (`governance.reports.energy.look_up`).
+        begun: folder below the root of a training that was begun and is not finished; counts without `train` alone.
 
     Raises:
         ManifestError: a shard, the audit or the ledger cannot be read.
     """
-    section = ReportSection(verdict_sha256=sha256_bytes(canonical_json(verdict)), factors=factors or Factors())
+    record = root / begun / RECORD
+    begun = begun if begun and "train" not in artifacts and record.is_file() else ""
+    section = ReportSection(
+        verdict_sha256=sha256_bytes(canonical_json(verdict)),
+        factors=factors or Factors(),
+        begun=begun,
+        begun_bytes=record.stat().st_size if begun else 0,
+    )
 
     def make(folder: Path) -> Made:
-        found = facts(artifacts, verdict, root, rules, section.factors)
+        found = facts(artifacts, verdict, root, rules, (section.factors, section.begun))
         write_json(folder / "report.json", found)
         write_text(folder / "report.html", page(found))
         files = [folder / "report.html", folder / "report.json"]

@@ -68,12 +68,29 @@ def _before(continued: Mapping[str, Any]) -> str:
 def not_trained(found: Mapping[str, Any]) -> Html:
     """Why there is no training."""
     verdict = found["summary"]["verdict"]
-    if verdict in ("PASS", "WAIVED"):
+    is_open = verdict in ("PASS", "WAIVED")
+    if found["begun"]:
+        closed = "" if is_open else f" The verdict is now {verdict}: no further step is computed."
+        small = tag("small", f"{_how_far(found)}{closed}")
+        return tag("p", "Training was begun and is not finished.", small, class_="stop")
+    if is_open:
         return tag(
             "p", "Not trained yet.", tag("small", "The gate is open; no finished training was found."), class_="stop"
         )
     why = tag("small", f"The verdict is {verdict}. No step was computed on this corpus.")
     return tag("p", "The gate is closed. Nothing was trained.", why, class_="stop")
+
+
+def _how_far(found: Mapping[str, Any]) -> str:
+    """Where the newest attempt of a training stood that is not finished."""
+    attempts, verdicts = found["faults"]["attempts"], found["faults"]["diverged"]
+    if not attempts:
+        return f"Its record is {found['begun']}."
+    last = attempts[-1]
+    told = f"Attempt {number(last['attempt'])} came to step {number(last['to'])}"
+    if verdicts and verdicts[-1]["attempt"] == last["attempt"]:
+        return f"{told} and stopped with a verdict, which stands among the faults."
+    return f"{told}; attempts and faults are below."
 
 
 def facts_list(pairs: Sequence[tuple[str, Any]], cited: Html | None = None) -> Html:

@@ -184,7 +184,12 @@ def test_what_is_no_entry_is_counted_and_told(tmp_path, caplog, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "error", "told"),
     [
-        ("torn.gz", gzip.compress(b"example.org\n" * 1000, mtime=0)[:-20], ManifestError, "torn.gz.*Fetch the list again"),
+        (
+            "torn.gz",
+            gzip.compress(b"example.org\n" * 1000, mtime=0)[:-20],
+            ManifestError,
+            "torn.gz.*Fetch the list again",
+        ),
         ("no.gz", b"example.org\n", ManifestError, "no.gz"),
         ("latin.txt", b"one.example\ncaf\xe9.example\n", ManifestError, "latin.txt, line 2: is not UTF-8"),
         ("picture.png", b"\x89PNG\r\n\x1a\n\x00\xff", ManifestError, "not UTF-8"),

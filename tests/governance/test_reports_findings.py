@@ -17,7 +17,8 @@ from governance.reports.comparison import _flat, comparison, comparison_lines, c
 from governance.reports.corpus_sections import checks
 from governance.reports.faults import fault_facts, faults
 from governance.reports.first_look import first_look, look_first
-from governance.reports.report import report
+from governance.reports.recomputation import recompute
+from governance.reports.report import ReportSection, report
 from governance.reports.run_index import index_page, runs_below
 from governance.stage import Runtime
 from pretrain.cli import main
@@ -82,12 +83,96 @@ def test_a_step_left_out_by_two_attempts_counts_once(tmp_path):
     assert "not finite" in page
 
 
+def page_of(root, *lines):
+    found = {"faults": fault_facts(record(root, *lines), root), "energy": {"wasted_by_cause": {}}}
+    return found["faults"], re.sub(r"<[^>]+>", " ", str(faults(found)))
+
+
+def test_a_verdict_that_stopped_the_training_stands_among_the_faults(tmp_path):
+    verdict = {"reason": "too many", "skipped": 9, "window": 128, "most_skips": 8, "by_reason": {"loss": 1, "spike": 8},
+               "steps": [32, 40], "documents": [f"d{n}" for n in range(9)]}  # fmt: skip
+    lines = [step(1, 0, "start"), step(1, 40), step(1, 40, "diverged", **verdict), step(2, 30, "start"), step(2, 99)]
+    found, page = page_of(tmp_path, *lines)
+    kept = {name: verdict[name] for name in ("reason", "skipped", "window", "by_reason", "documents")}
+    assert found["diverged"] == [{"attempt": 1, "step": 40, **kept}]
+    assert "more steps left out than train.skip.most_skips allows" in page
+    assert "9 of 128" in page
+    assert "loss that was not finite: 1, spike of the loss: 8" in page
+    assert "d0, d1, d2, d3, d4, d5 and 3 more" in page
+    assert page.count("stopped with a verdict") == 1  # of the two attempts
+
+
+def test_the_own_work_of_ranks_is_of_the_newest_attempt_and_weighed_by_steps(tmp_path):
+    def ranks(attempt, at, steps, *seconds):
+        return step(attempt, at, "ranks", steps=steps, seconds=list(seconds), slowest=0)
+
+    lines = [step(1, 1), ranks(1, 50, 50, 9.0, 9.0), ranks(2, 100, 10, 1.0, 1.0, 4.0), ranks(2, 150, 30, 1.0, 1.0, 8.0)]
+    found, page = page_of(tmp_path, *lines)
+    assert found["own_work"] == [
+        {"rank": 2, "seconds": 7.0, "ratio": 7.0},
+        {"rank": 0, "seconds": 1.0, "ratio": 1.0},
+        {"rank": 1, "seconds": 1.0, "ratio": 1.0},
+    ]
+    assert "seconds a step" in page
+    assert "seconds a step" not in page_of(tmp_path / "alone", step(1, 1))[1]
+
+
+def test_a_training_that_never_finished_is_reported_by_its_record_and_can_be_verified(tmp_path):
+    """One that diverged never has an artifact: its verdict would stand in no report."""
+    made, begun = corpus(tmp_path), "train/0123456789abcdef"
+    ledger(tmp_path)
+
+    def told(line):
+        append_line(tmp_path / begun / "metrics.jsonl", json.dumps(line))
+
+    def reported(**given):
+        written = report(made, verdict_of(made, "PASS"), tmp_path, Runtime(tmp_path), **given)
+        folder = tmp_path / written.folder
+        return written, json.loads((folder / "report.json").read_bytes()), (folder / "report.html").read_text()
+
+    assert "Not trained yet" in reported(begun=begun)[2]  # no record: nothing was begun
+    for line in (step(1, 0, "start"), step(1, 31), step(1, 32)):
+        told(line)
+    running, found, page = reported(begun=begun)
+    assert "Training was begun and is not finished" in page
+    assert "Attempt 1 came to step 32; attempts and faults are below" in page
+    assert found["faults"]["diverged"] == []
+    told(step(1, 32, "skipped", reason="loss", z=0.0))
+    verdict = {"reason": "not finite", "skipped": 3, "window": 128, "by_reason": {"loss": 3}, "documents": ["d1"]}
+    told(step(1, 32, "diverged", **verdict))
+    stopped, found, page = reported(begun=begun)
+    assert stopped.key != running.key  # the record has grown
+    assert found["faults"]["diverged"] == [{"attempt": 1, "step": 32, **verdict}]
+    assert "The training stopped with a verdict" in [row["what"] for row in found["first"]]
+    assert "came to step 32 and stopped with a verdict" in page
+    [entry] = [entry for entry in found["evidence"]["entries"] if entry["kind"] == "record"]
+    assert entry["path"] == f"{begun}/metrics.jsonl"
+    assert entry["id"] in found["evidence"]["of"]["/faults"]["from"]
+    told(step(2, 30, "start"))  # it goes on
+    for written in (running, stopped):
+        assert recompute(written, tmp_path).faults == ()
+    (tmp_path / begun / "metrics.jsonl").write_text("{}\n")
+    assert any("/faults" in fault.place for fault in recompute(stopped, tmp_path).faults)
+    with pytest.raises(ValueError, match="begun"):
+        ReportSection(verdict_sha256="", begun="train/../elsewhere00")
+    made["train"] = trained(tmp_path, made)
+    assert reported(begun=begun)[1]["begun"] is None  # a finished one is what the report is about
+
+
 def test_a_run_without_faults_says_so(tmp_path):
     found = {"faults": fault_facts(record(tmp_path, step(1, 0, "start"), step(1, 1)), tmp_path)}
     page = str(faults({**found, "energy": {"wasted_by_cause": {}}}))
     assert "Whether an attempt failed or hung is unknown" in page
     assert "no attempt failed" not in page
-    none = {"skipped": [], "attempts": [], "ended": [], "stragglers": []}
+    none = {
+        "finished": False,
+        "skipped": [],
+        "diverged": [],
+        "attempts": [],
+        "ended": [],
+        "stragglers": [],
+        "own_work": [],
+    }
     assert fault_facts(None, tmp_path) == {**none, "ledger": False}
     ledger(tmp_path)
     found["faults"] |= {"ledger": fault_facts(None, tmp_path)["ledger"]}
@@ -125,7 +210,7 @@ def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
         row |= {"status": "pass", "waived": False}
     for row in found["sources"]:
         row["fate"] = "kept"
-    found["faults"] = {"skipped": [], "attempts": [], "ended": [], "stragglers": [], "ledger": True}
+    found["faults"] = fault_facts(None, runs) | {"ledger": True}
     found["energy"]["estimated"] = False
     found["energy"]["total"] |= {"joules": 1000.0, "wasted": 49.0}
     assert first_look(found) == []
@@ -136,6 +221,10 @@ def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
         ("kept the others waiting", lambda f: f["faults"]["stragglers"].append({"rank": 1, "ratio": 2.0})),
         ("2 updates left out", lambda f: f["faults"]["skipped"].append({"reason": "spike", "count": 2})),
         ("1 attempt failed", lambda f: f["faults"]["ended"].append({"stage": "train", "cause": "hang", "count": 1})),
+        (
+            "stopped with a verdict",
+            lambda f: f["faults"]["diverged"].append({"attempt": 1, "step": 9, "reason": "not finite"}),
+        ),
         ("of the energy was wasted", lambda f: f["energy"]["total"].update(joules=1000.0, wasted=51.0)),
         ("1 failure waived", lambda f: f["verdict"]["waivers"].append({"gate": "g"})),
         (
@@ -148,7 +237,7 @@ def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
         plant(found)
         told = [row["what"] for row in first_look(found)]
         assert words in told[0], told
-        assert len(told) == count - (count > 6)  # once the energy is wasted it is not unknown any more
+        assert len(told) == count - (count > 7)  # once the energy is wasted it is not unknown any more
 
 
 def test_many_results_are_told_gate_by_gate_and_none_that_failed_is_lost(runs):

@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from governance.errors import ConfigError
+from governance.errors import ConfigError, MissingInput
 from governance.stage import Recipe
-from pretrain import compatibility
-from pretrain.compatibility import RULES, WARNINGS, Situation, check_start, check_together, faults_of
-from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
+from pretrain import compatibility, train
+from pretrain.cautions import WARNINGS, no_checkpoint_is_validated
+from pretrain.compatibility import RULES, Situation, check_start, check_together, faults_of
+from pretrain.config import CheckpointConfig, EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks, device_of
 from pretrain.evaluation_config import EvaluationConfig, TaskConfig
 from pretrain.model_config import ModelConfig, MoeConfig
 from pretrain.optim_config import OptimConfig
+from pretrain.retention import kept_steps
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 128}
 
@@ -181,11 +185,20 @@ def test_a_device_that_is_asked_for_is_known_before_the_start():
         check_start(recipe, EngineConfig(), Ranks(), "cpu")
 
 
+BEST = CheckpointConfig(every_steps=2, keep_best=3)
+FOUR_OF_EIGHT = {**CUDA, "world_size": 8, "local_world_size": 4, "gpus": 8}
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"tensor_parallel_size": 2, "where": {"world_size": 2, "local_world_size": 1}}, "cross the network"),
         ({"shared_memory_collectives": True, "where": CUDA}, "no effect"),
+        ({"where": {**CUDA, "world_size": 1, "gpus": 8}}, "--processes 8"),
+        ({"micro_batch_size": 1, "where": FOUR_OF_EIGHT}, "8 GPUs and 4 rank"),
+        ({"where": {"checkpoint": BEST}, "validate_every_steps": 5}, "no effect"),
+        ({"where": {"checkpoint": BEST}, "validate_every_steps": 0}, "keep_best = 3"),
+        ({"where": {"checkpoint": BEST}, "validate_every_steps": 10}, "last step, 10"),
     ],
 )
 def test_what_works_badly_is_told(settings, words, caplog):
@@ -194,8 +207,56 @@ def test_what_works_badly_is_told(settings, words, caplog):
     ranks = Ranks(0, s.world_size or 1, 0, s.local_world_size)
     with caplog.at_level(logging.WARNING):
         recipe = TrainRecipe(model=s.model, optim=s.optim, train=s.train)
-        check_start(recipe, s.engine, ranks, s.device or "cpu", s.capability)
+        check_start(recipe, s.engine, ranks, s.device or "cpu", s.capability, s.checkpoint, s.gpus)
     assert words in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"where": {**CUDA, "world_size": 8, "local_world_size": 8, "gpus": 8}},
+        {"where": {**CUDA, "world_size": 8, "local_world_size": 8, "gpus": 1}},  # Slurm shows each task its own
+        {"where": {**CPU, "world_size": 1, "gpus": 8}},
+        {"where": {"checkpoint": CheckpointConfig(every_steps=3, keep_best=1)}, "validate_every_steps": 3},
+        {"where": {"checkpoint": CheckpointConfig(every_steps=2, keep_best=1)}, "validate_every_steps": 4},
+        {"where": {"checkpoint": CheckpointConfig(every_steps=7)}, "validate_every_steps": 5},
+    ],
+)
+def test_what_works_well_is_not_warned_of(settings):
+    assert [told for rule in WARNINGS if (told := rule(situation(**settings)))] == []
+
+
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(1, 30), st.integers(1, 4))
+def test_keep_best_is_warned_of_exactly_where_it_keeps_nothing_more(saved, validated, steps, keep_best):
+    """By the rules of the loop and of retention, checkpoint after checkpoint."""
+
+    def due(step, every):
+        return step == steps or (every > 0 and step % every == 0)
+
+    config = CheckpointConfig(every_steps=saved, keep_best=keep_best, keep_last=1)
+    validations = [{"step": step, "loss": 1.0} for step in range(1, steps + 1) if due(step, validated)]
+    held, differs = [], False
+    for step in range(1, steps + 1):
+        if due(step, saved):
+            held.append(step)
+            known = [row for row in validations if row["step"] <= step]
+            kept = kept_steps(held, config, known)
+            differs |= bool(kept.keys() - kept_steps(held, config.model_copy(update={"keep_best": 0}), known).keys())
+            held = sorted(kept)
+    s = situation({"checkpoint": config}, validate_every_steps=validated, steps=steps)
+    assert (no_checkpoint_is_validated(s) is None) == differs
+
+
+def test_training_knows_what_the_warnings_ask(tmp_path, run_training, caplog):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_open_data", _stop)
+        with pytest.raises(MissingInput, match="stop here"), caplog.at_level(logging.WARNING):
+            run_training(tmp_path, every_steps=4, validate_every_steps=3, keep_best=1)
+    assert "checkpoint.keep_best = 1 has no effect" in caplog.text
+
+
+def _stop(*_):
+    raise MissingInput("stop here")
 
 
 def test_no_gpu_where_one_is_asked_for(monkeypatch):

@@ -13,11 +13,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from governance.errors import Occupied, Preempted
 from governance.files import read_lines
 from pretrain import dataset, loop
 from pretrain import launch as launcher
+from pretrain.distributed import Ranks
 from pretrain.engine import Engine
 from pretrain.launch import launch, standing_of
 from pretrain.stragglers import RATIO, WINDOWS, Pace, ratios
@@ -252,6 +255,35 @@ def test_a_rank_is_told_only_when_it_is_slow_for_several_windows():
     assert [len(pace.judge(window)) for window in windows] == [0, 0, *([0] * (WINDOWS - 1)), 1]
 
 
+@given(st.lists(st.lists(st.integers(0, 10**7), min_size=3, max_size=3), min_size=1, max_size=4), st.integers(2, 5))
+def test_each_window_tells_the_own_work_of_every_rank(windows, every):
+    """In microseconds over the window on the wire, in seconds a step in the record; one rank alone records nothing."""
+    told = []
+    job = SimpleNamespace(
+        settings=SimpleNamespace(engine=SimpleNamespace(straggler_window_steps=every)),
+        ranks=Ranks(1, 3, 1, 3),
+        device=SimpleNamespace(type="cpu"),
+        record=lambda event, step, **values: told.append({"event": event, "step": step, **values}),
+    )
+    first = every - 1  # resumed in the midst of a window: the first one has a step less
+    pace = Pace(job)
+    for step in range(2, len(windows) * every + 1):
+        own = pace.slots(step)
+        assert bool(own) == (step % every == 0)
+        assert own[:1] + own[2:] == [0, 0] if own else True  # a rank adds up its own place alone
+        pace.tell(step, windows[step // every - 1] if own else [])
+    ranks = [line for line in told if line["event"] == "ranks"]
+    assert [line["step"] for line in ranks] == [every * (place + 1) for place in range(len(windows))]
+    assert [line["steps"] for line in ranks] == [first, *([every] * (len(windows) - 1))]
+    for line, window in zip(ranks, windows, strict=True):
+        assert line["seconds"] == pytest.approx([value / 1e6 / line["steps"] for value in window])
+        least, median, greatest = sorted(line["seconds"])
+        assert (line["seconds_least"], line["seconds_median"], line["seconds_greatest"]) == (least, median, greatest)
+        assert line["seconds"][line["slowest"]] == greatest
+    job.ranks = Ranks()
+    assert [Pace(job).slots(step) for step in range(1, 9)] == [[]] * 8
+
+
 # Rank 1 is killed in step 7, once it is told that step 4 is durable: else the other waits long for its part of that.
 KILL = """
 from governance.files import read_lines
@@ -259,6 +291,7 @@ def killed():
     [metrics] = root.glob("train/*/metrics.jsonl")
     while not any(line["event"] == "checkpoint" for line in read_lines(metrics)):
         time.sleep(0.02)
+    (root / "killed-at").write_text(repr(time.time()))
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -269,12 +302,11 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_checkpoint(
     tmp_path, two_ranks, run_training, losses_of, caplog, finished, stage
 ):
     plant = f"{KILL}at_step(7, lambda: rank == 1 and once() and killed())"
-    began = time.monotonic()
     assert two_ranks(tmp_path, plant, restarts=1, zero_stage=stage) == 0
-    assert "rank 1" in caplog.text
-    assert "SIGKILL" in caplog.text
+    [named] = [record for record in caplog.records if "was killed by SIGKILL" in record.getMessage()]
+    assert named.getMessage().startswith("rank 1 ")
     assert "starting the ranks again from the checkpoint of step 4" in caplog.text
-    assert time.monotonic() - began < 240
+    assert named.created - float((tmp_path / "killed-at").read_text()) < 60  # the others are down by then, too
     run = run_training(tmp_path, make=False, zero_stage=stage)
     root, whole = finished
     assert losses_of(run, tmp_path) == pytest.approx(losses_of(whole, root), rel=1e-5)
@@ -345,12 +377,19 @@ def test_a_slow_rank_is_told(tmp_path, two_ranks):
     plant = """
 plain = dataset.Rows.batch
 def batch(rows, numbers):
-    time.sleep(0.15 * rank)
+    time.sleep(0.4 * rank)
     return plain(rows, numbers)
 dataset.Rows.batch = batch
 """
     assert two_ranks(tmp_path, plant, straggler_window_steps=2) == 0
-    told = [line for line in lines_of(tmp_path) if line["event"] == "stragglers"]
+    lines = lines_of(tmp_path)
+    told = [line for line in lines if line["event"] == "stragglers"]
     assert [line["rank"] for line in told] == [1]
     assert told[0]["ratio"] > RATIO
-    assert told[0]["step"] == 2 * WINDOWS
+    assert told[0]["step"] in (2 * WINDOWS, 2 * WINDOWS + 2)  # the first window has each rank's first pass in it
+    ranks = {line["step"]: line for line in lines if line["event"] == "ranks"}
+    assert list(ranks) == [2, 4, 6, 8, 10]
+    slow = [ranks[told[0]["step"] - 2 * back] for back in range(WINDOWS)]
+    assert {line["slowest"] for line in slow} == {1}
+    assert all(line["seconds"][1] > RATIO * line["seconds"][0] for line in slow)
+    assert told[0]["seconds"] == pytest.approx(2 * ranks[told[0]["step"]]["seconds"][1])

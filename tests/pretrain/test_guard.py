@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import time
 
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from governance.files import read_lines
 from pretrain.guard import Diverged, Guard, reason_of, refuse_too_many
 from pretrain.skip_config import SkipConfig
 from tests.halves import in_halves
@@ -145,6 +147,39 @@ def test_too_many_skips_end_the_run_and_name_them():
         refuse_too_many([*few, record(1016)], 1016, SkipConfig())
     assert "z_score" in str(error.value)
     refuse_too_many([*few, record(1200)], 1200, SkipConfig())  # the others are long ago
+    assert error.value.facts == {
+        "reason": "too many", "skipped": 9, "window": 128, "most_skips": 8, "by_reason": {"spike": 9},
+        "steps": list(range(1000, 1018, 2)), "documents": ["d1", "d2"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("learning_rate", "z_score", "reason"), [(1e30, 8.0, "not finite"), (1e-9, 1e-9, "too many")])
+def test_a_run_that_diverges_ends_its_record_with_the_verdict(tmp_path, run_training, learning_rate, z_score, reason):
+    """The weights overflow, or every loss above the median is called a spike: real runs, real losses."""
+    skip = SkipConfig(z_score=z_score, window=8, warmup_steps=8, most_skips=2)
+    settings = {"warmup_steps": 0, "decay_steps": 0, "steps": 60, "gradient_clipping": 0.0, "skip": skip}
+    with pytest.raises(Diverged) as error:
+        run_training(tmp_path, learning_rate=learning_rate, **settings)
+    [path] = tmp_path.glob("train/*/metrics.jsonl")
+    lines = read_lines(path)
+    [verdict] = [line for line in lines if line["event"] == "diverged"]
+    assert lines.index(verdict) > max(place for place, line in enumerate(lines) if line["event"] in ("step", "skipped"))
+    assert verdict == {"event": "diverged", "step": verdict["steps"][-1], "attempt": 1, **error.value.facts}
+    assert verdict["reason"] == reason
+    skipped = {line["step"]: line for line in lines if line["event"] == "skipped" and line["step"] in verdict["steps"]}
+    assert sorted(skipped) == verdict["steps"]
+    assert sum(verdict["by_reason"].values()) == verdict["skipped"] == len(skipped)
+    assert set(verdict["documents"]) <= {name for line in skipped.values() for name in line["documents"]}
+    assert verdict["documents"]
+    assert all(name in str(error.value) for name in verdict["documents"])
+
+
+def test_a_verdict_is_a_line_that_can_be_read_from_the_end_of_the_record():
+    """`assay slurm status` reads the last 256 KiB: a batch of thousands of documents must not push the line out."""
+    many = [record(step) | {"documents": [f"{step}-{n:060}" for n in range(5000)]} for step in range(1, 20)]
+    with pytest.raises(Diverged) as error:
+        refuse_too_many(many, 19, SkipConfig())
+    assert len(json.dumps(error.value.facts)) < 1 << 14
 
 
 def test_steps_that_are_not_finite_in_a_row_end_the_run_at_once():

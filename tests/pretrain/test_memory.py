@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +57,17 @@ def test_state_is_what_the_stage_leaves_on_a_rank():
     assert third["parameters"] == pytest.approx(2 * PARAMETERS / 64, rel=0.01)
 
 
+def test_the_sums_of_the_bf16_optimizer_are_reduced_in_a_copy():
+    """Of 500 M numbers at most; on a GPU it takes the place of activations, which are freed by then."""
+    name, most = "gradients on their way", 2_000_000_000
+    alone = needed(zero_stage=1, device="cpu").device
+    assert alone[name] == most
+    gpu = needed(zero_stage=1).device
+    assert gpu[name] == max(0, most - gpu["activations"])
+    assert [needed(zero_stage=stage, device="cpu").device[name] for stage in (2, 3)] == [0, 0]
+    assert needed(zero_stage=1, device="cpu", precision="fp32").device[name] == 0
+
+
 def test_optimizers_and_precisions_keep_what_they_keep():
     adamw, muon, lion = needed(), needed(optimizer="muon"), needed(optimizer="lion")
     assert adamw.device["moments"] == 2 * lion.device["moments"]
@@ -69,7 +83,9 @@ def test_what_is_offloaded_leaves_the_device():
     near, far = needed(**third), needed(**third, offload_optimizer="cpu", offload_parameters="cpu")
     moved = ("moments", "masters", "gradient sums", "parameters")
     assert far.device_bytes == near.device_bytes - sum(near.device[name] for name in moved)
-    assert far.host_bytes - near.host_bytes == sum(near.device[name] for name in moved)
+    beside = far.host["gradients of the update"]  # the optimizer's own, and the sums that they are copied from
+    assert beside == far.host["gradient sums"] == near.device["gradient sums"]
+    assert far.host_bytes - near.host_bytes == sum(near.device[name] for name in moved) + beside
     files = needed(**third, offload_optimizer="cpu", offload_parameters="nvme", nvme_path="swap")
     assert files.device_bytes == far.device_bytes
     assert files.host["swap buffers"] < near.device["parameters"]
@@ -128,3 +144,37 @@ def test_the_cgroup_counts_where_it_allows_less(tmp_path):
     assert free_host_bytes(tmp_path) == 450_000
     (group / "memory.max").write_text("max\n")
     assert free_host_bytes(tmp_path) == 1000 << 10
+
+
+# As the module's docstring measures it: 50 M parameters, 4 rows of 256 tokens; a run in a process of its own.
+MEASURED = {
+    "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
+    "num_key_value_heads": 8, "max_position_embeddings": 256, "sequence_length": 256, "global_batch_size": 4,
+    "precision": "bf16", "zero_stage": 1, "steps": 2, "warmup_steps": 0, "decay_steps": 0, "validation_rows": 4,
+}  # fmt: skip
+PEAK = """
+import importlib.util, sys
+from pathlib import Path
+from pretrain import meter
+spec = importlib.util.spec_from_file_location("conftest", {conftest!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module._run_training(Path({root!r}), **{settings!r})
+print("peak", meter._resident()[1])
+"""
+
+
+@pytest.mark.slow
+def test_the_estimate_of_a_real_run_is_within_its_tolerance(tmp_path, run_training, make_tokens):
+    """Both ways: what it leaves out lets a run begin that is killed, what it invents refuses one that fits."""
+    make_tokens(tmp_path, documents=400)
+    conftest = str(Path(__file__).parent / "conftest.py")
+    code = PEAK.format(conftest=conftest, root=str(tmp_path), settings=MEASURED)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    peak = int(done.stdout.rpartition("peak ")[2])
+    made = run_training(tmp_path, make=False, **MEASURED)
+    assert made.stats["parameters"] > 50e6
+    engine = EngineConfig(micro_batch_size=4, threads=1, zero_stage=1)
+    told = estimate(TrainRecipe.model_validate(made.config), engine, made.stats["vocabulary_size"], 1, "cpu")
+    assert peak / memory._TOLERANCE < told.device_bytes < peak * memory._TOLERANCE, (peak, told)

@@ -24,7 +24,7 @@ from pretrain.run_config import load_run
 from pretrain.start import Place, here, on_nodes, refuse_start, vocabulary_of
 
 MIB = 1 << 20
-PLENTY = Place("cpu", None, Available(1 << 40, 1 << 40))
+PLENTY = Place("cpu", None, 0, Available(1 << 40, 1 << 40))
 
 
 def ranks_of(count: int) -> Ranks:
@@ -155,16 +155,16 @@ def test_what_it_answers_is_what_a_rank_would_find():
 def test_of_nodes_only_what_is_known_is_asked():
     two = Ranks(0, 4, 0, 2)
     auto, cpu = EngineConfig(), EngineConfig(device="cpu")
-    assert on_nodes(auto, two, 0, 0) == Place("cpu", None, Available(None, None))
-    assert on_nodes(auto, two, 0, 8 * MIB) == Place("cpu", None, Available(4 * MIB, 4 * MIB))
-    assert on_nodes(auto, two, 2, 8 * MIB) == Place("cuda", None, Available(None, 4 * MIB))
-    assert on_nodes(cpu, two, 2, 8 * MIB) == Place("cpu", None, Available(4 * MIB, 4 * MIB))
+    assert on_nodes(auto, two, 0, 0) == Place("cpu", None, 0, Available(None, None))
+    assert on_nodes(auto, two, 0, 8 * MIB) == Place("cpu", None, 0, Available(4 * MIB, 4 * MIB))
+    assert on_nodes(auto, two, 2, 8 * MIB) == Place("cuda", None, 2, Available(None, 4 * MIB))
+    assert on_nodes(cpu, two, 2, 8 * MIB) == Place("cpu", None, 0, Available(4 * MIB, 4 * MIB))
     with pytest.raises(ConfigError, match=r"2 ranks on a node of 1 GPU"):
         on_nodes(auto, two, 1, 0)
 
 
 def test_a_gpu_that_nobody_asked_the_cluster_for_is_told_of(caplog):
-    assert on_nodes(EngineConfig(device="cuda"), Ranks(), 0, 0) == Place("cuda", None, Available(None, None))
+    assert on_nodes(EngineConfig(device="cuda"), Ranks(), 0, 0) == Place("cuda", None, 0, Available(None, None))
     assert "slurm.gpus_per_node = 0" in caplog.text
 
 
@@ -174,6 +174,6 @@ def test_memory_that_nobody_knows_refuses_nothing(project):
     refuse_start(run, Runtime(project / "root"), Ranks(), lambda: unknown)
     with pytest.raises(PipelineError, match="does not fit"):
         refuse_start(run, Runtime(project / "root"), Ranks(), lambda: replace(PLENTY, there_is=Available(MIB, MIB)))
-    on_gpu = Place("cuda", None, Available(None, MIB))
+    on_gpu = Place("cuda", None, 0, Available(None, MIB))
     with pytest.raises(PipelineError, match=r"may use an unknown amount on the device and 0\.0 GiB of the host"):
         refuse_start(run, Runtime(project / "root"), Ranks(), lambda: on_gpu)

@@ -19,6 +19,7 @@ from pretrain.charts import chart_values, summary_of
 from pretrain.config import TrackingConfig, TrainConfig, TrainRecipe
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
+from pretrain.stragglers import spread
 from pretrain.tracking import METRICS_FILE, About, open_record
 from pretrain.wandb_log import read_offline
 
@@ -223,6 +224,17 @@ def test_every_number_has_a_chart_of_its_own():
     assert chart_values(task) == {"task/blimp/acc": 0.5}
 
 
+def test_each_rank_has_a_line_of_its_own_as_far_as_a_chart_has_room():
+    ranks = {"event": "ranks", "step": 50, "attempt": 1, "steps": 50, **spread([5.0 * n for n in range(3)], 50)}
+    assert chart_values(ranks) == {
+        "ranks/steps": 50, "ranks/seconds/0": 0.0, "ranks/seconds/1": 0.1, "ranks/seconds/2": 0.2,
+        "ranks/seconds_least": 0.0, "ranks/seconds_median": 0.1, "ranks/seconds_greatest": 0.2, "ranks/slowest": 2,
+    }  # fmt: skip
+    many = chart_values({**ranks, **spread([5.0 * n for n in range(2000)], 50)})
+    assert len(many) == 64 + 5
+    assert many["ranks/seconds_greatest"] == 1999 / 10
+
+
 @pytest.mark.parametrize(
     ("chart", "summary"),
     [
@@ -233,6 +245,8 @@ def test_every_number_has_a_chart_of_its_own():
         ("validation/tokens", "last"),
         ("memory/peak", "max"),
         ("speed/mfu", "mean"),
+        ("ranks/seconds/3", "mean"),
+        ("ranks/slowest", "last"),
         ("train/lr", "last"),
     ],
 )

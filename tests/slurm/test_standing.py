@@ -322,6 +322,25 @@ def test_progress_of_the_training_is_read_from_its_record(queued, tmp_path):
     assert told[-1] == "next: assay slurm logs run.toml --job train --follow"
 
 
+def test_a_training_that_stopped_with_a_verdict_says_so_until_it_is_begun_again(queued, tmp_path):
+    folder = tmp_path / "training"
+
+    def told(*lines):
+        for line in lines:
+            append_line(folder / "metrics.jsonl", json.dumps({"attempt": 1, **line}))
+        found = describe(gather(queued.root), Progress("run.toml", queued.root, training=folder, goal=100), None)
+        return [line for line in found if "verdict" in line]
+
+    step = {"event": "step", "loss": 3.5, "seconds": 2.0, "tokens_per_second": 1.0}
+    verdict = {"event": "diverged", "step": 40, "reason": "too many", "skipped": 9, "window": 128}
+    assert told({"event": "start", "step": 0}, {**step, "step": 40}) == []
+    assert told({**verdict, "by_reason": {"loss": 1, "spike": 8}, "steps": [40], "documents": []}) == [
+        "! training stopped with a verdict at step 40 (attempt 1): 9 of the last 128 steps were left out "
+        "(1 loss, 8 spike); its log names them and what to do"
+    ]
+    assert told({"event": "start", "step": 30, "attempt": 2}, {**step, "step": 31, "attempt": 2}) == []
+
+
 def test_logs_are_found_by_name_and_number(queued):
     unit = queued.units("clean")[3]
     path = queued.root / "slurm" / "logs" / f"run.clean-{unit}.log"

@@ -1,0 +1,64 @@
+"""What works, though not as one would wish, and settings without effect: a table of rules, each a warning at the start.
+
+A rule is a function `Situation -> warning or None`, as in `compatibility.py`, which calls them once the device and the
+ranks are known. `docs/engine.md` has the same in words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pretrain.compatibility import Situation
+
+
+def tensor_ranks_span_nodes(s: Situation) -> str | None:
+    """Every product of a block ends in a sum over the tensor ranks: over a network that is most of the step."""
+    if s.world_size is None or s.local_world_size % s.engine.tensor_parallel_size == 0:
+        return None
+    return (
+        f"engine.tensor_parallel_size = {s.engine.tensor_parallel_size} does not divide the {s.local_world_size} ranks "
+        f"of a node: sums of each block cross the network, which is slow"
+    )
+
+
+def shared_memory_is_for_the_cpu(s: Situation) -> str | None:
+    """It acts on the CPU alone."""
+    if s.device != "cuda" or not s.engine.shared_memory_collectives:
+        return None
+    return "engine.shared_memory_collectives has no effect on a GPU"
+
+
+def gpus_stand_idle(s: Situation) -> str | None:
+    """A rank computes on one GPU; who starts one command on a node of eight may believe that it takes all."""
+    if s.device != "cuda" or s.gpus <= s.local_world_size:
+        return None
+    return (
+        f"this node shows {s.gpus} GPUs and {s.local_world_size} rank(s) of this run compute here, each on one; the "
+        f"others stand idle. For all of them start {s.gpus} ranks (--processes {s.gpus}; under Slurm "
+        f"slurm.gpus_per_node = {s.gpus}); to leave them to others, hide them (CUDA_VISIBLE_DEVICES)"
+    )
+
+
+def no_checkpoint_is_validated(s: Situation) -> str | None:
+    """The best are chosen among checkpoints whose own step is validated; the last step's is kept in any case."""
+    if s.checkpoint is None or not s.checkpoint.keep_best:
+        return None
+    saved, validated = s.checkpoint.every_steps, s.train.validate_every_steps
+    if validated and math.lcm(saved, validated) < s.train.steps:
+        return None
+    return (
+        f"checkpoint.keep_best = {s.checkpoint.keep_best} has no effect: no checkpoint before the last step, "
+        f"{s.train.steps}, is of a step that is validated (checkpoint.every_steps = {saved}, "
+        f"train.validate_every_steps = {validated}); make one a multiple of the other, both below train.steps"
+    )
+
+
+WARNINGS: tuple[Callable[[Situation], str | None], ...] = (
+    tensor_ranks_span_nodes,
+    shared_memory_is_for_the_cpu,
+    gpus_stand_idle,
+    no_checkpoint_is_validated,
+)
