@@ -4,7 +4,11 @@ import json
 import random
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("assay", deadline=None)  # a test asks what is true, not how fast
+hypothesis.settings.load_profile("assay")
 
 _TEXT = (
     "river stone garden window market evening letter teacher forest station bridge harbour kitchen "

@@ -149,7 +149,7 @@ def test_two_models_of_one_name_are_refused(tmp_path):
         classify(documents, [(config(), model), (config(min_score=0.1), model)], Runtime(tmp_path / "root"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, max_size=40))
 def test_auc_is_the_share_of_ordered_pairs(rows):
     scores, positive = np.array([s for s, _ in rows]), np.array([p for _, p in rows])
@@ -159,7 +159,7 @@ def test_auc_is_the_share_of_ordered_pairs(rows):
     assert measure(scores, positive)["auc"] == pytest.approx(np.mean(pairs), abs=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(max_size=60))
 def test_a_score_does_not_depend_on_the_neighbours(text):
     weights = np.random.default_rng(0).normal(size=(1 << 12) + 1).astype(np.float32)

@@ -113,7 +113,7 @@ def test_normalise_is_idempotent_and_leaves_nothing_unwanted(text):
     assert "\ufeff" not in once
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.text(max_size=30), st.booleans()), max_size=8))
 def test_a_column_is_normalised_like_its_texts(items):
     texts = pa.array([text for text, _ in items], pa.large_string())

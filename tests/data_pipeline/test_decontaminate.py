@@ -5,7 +5,7 @@ import random
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.decontaminate import HIT_SCHEMA, DecontaminateConfig, decontaminate
@@ -253,7 +253,6 @@ def test_cut_spans_leaves_what_no_span_covers(text, pairs):
     assert cut_spans(text, spans) == bytes(byte for at, byte in enumerate(text) if at not in covered)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(0, 30), st.integers(1, 9)), max_size=12))
 def test_strongest_chooses_without_overlap_and_leaves_nothing_out(rows):
     hits = [Hit(passage, words, start, start + length) for passage, words, start, length in rows]

@@ -134,7 +134,7 @@ def test_workers_do_not_change_a_byte(encoded, tmp_path):
     assert made(tmp_path, workers=2)[1].digest == one.digest
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(), st.floats(0, 0.99))
 def test_equal_contents_fall_on_one_side(text, share):
     digest = content_digest(text)

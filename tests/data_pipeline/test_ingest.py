@@ -124,7 +124,7 @@ def test_fifty_megabytes_in_one_document(tmp_path):
     assert [document.text for document in documents(manifest, tmp_path / "root")] == ["first", text, "last"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(
         st.lists(
@@ -194,7 +194,7 @@ def test_one_id_in_two_sources_is_no_duplicate(tmp_path):
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=8), min_size=1, max_size=4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_repeated_rows_against_a_set(tmp_path_factory, shards):
     folder = tmp_path_factory.mktemp("ids")
     paths, seen, expected = [], set(), []

@@ -39,7 +39,7 @@ def slow_cuts(data, target):
     return [*parts, (begin, begin + size, first)] if size else []
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.binary(max_size=12).map(lambda data: data.replace(b"\n", b"")), max_size=30),
     st.integers(1, 60),
@@ -61,7 +61,7 @@ def test_a_plain_file_is_cut_as_the_plain_rule_says(tmp_path_factory, rows, targ
     assert b"".join(pieces) == data
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.one_of(st.binary(max_size=9), st.text(max_size=9).map(lambda t: json.dumps({"text": t}).encode()))))
 def test_parts_have_the_records_and_faults_of_the_whole(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("lines") / "x.jsonl"

@@ -76,7 +76,7 @@ PIECES = st.one_of(
 TEXT = st.lists(PIECES, max_size=12).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(texts=st.lists(TEXT, max_size=5))
 def test_the_ids_are_those_of_the_library(engines, texts):
     ours, theirs = engines
@@ -113,7 +113,7 @@ def stops_of(data, eights, start, end, classes):
     return stops
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=TEXT.filter(bool))
 def test_the_pretokens_are_those_of_the_expression(text):
     from tokenizers import pre_tokenizers
@@ -225,7 +225,7 @@ def test_empty_texts_are_only_closed(texts):
     assert run(texts) == [[vocabulary.letters[byte] for byte in text.encode()] for text in texts]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_order_of_merges_is_followed(data):
     """Vocabularies that no training gives: random pairs of tokens, in a random order."""

@@ -102,7 +102,7 @@ def hash_of(word):
     return h ^ h >> 33
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(TEXTS, max_size=4))
 @example(
     [
@@ -124,7 +124,7 @@ def test_words_and_measures_equal_the_reference(texts):
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXTS, TEXTS)
 @example("naïve ", "“日本”, x")
 def test_spans_are_those_of_the_words(before, text):

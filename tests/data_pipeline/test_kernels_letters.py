@@ -29,7 +29,7 @@ def test_every_character_is_folded_as_python_folds_it():
         assert letters_of(part) == [plain(character) for character in part]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.text(st.one_of(st.characters(exclude_categories=("Cs",)), st.sampled_from(" \tẞſŉΐİK̇ǰﬃᾷA\x85\u3000"))),

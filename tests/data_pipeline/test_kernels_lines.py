@@ -76,7 +76,7 @@ def reference_lines(text, min_words):
     return "\n".join(kept), removed
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(TEXTS, max_size=5), st.sampled_from([0, 3, 5]))
 @example(["a b c d e[1].\n[2]a b c d e. [3]", "", "\n \n", "x" * 41 + "\n" + "日" * 41 + "。"], 5)
 def test_lines_equal_the_reference(texts, min_words):
@@ -166,7 +166,7 @@ def reference_count(text, code):
     return sum(listed[tuple(words[i:j])] for i in range(len(words)) for j in range(i + 1, len(words) + 1))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(LISTED, st.sampled_from(["en", "ja", "th", "es", "fr"])), max_size=6))
 @example([("An ass, an ASS hole ass; class", "en"), ("女の子女の子グロ", "ja"), ("any ass", "fr"), ("", "en")])
 def test_listed_words_equal_the_reference(items):

@@ -110,7 +110,7 @@ def keys_of(text, ngram, bands, rows):
     return keys
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(TEXTS, max_size=5), st.integers(1, 6), st.integers(1, 4), st.integers(1, 4))
 @example(["", " \n ", "w" * 3000, "a b c d e", "A, B! c—d e"], 5, 3, 2)
 def test_keys_and_words_equal_the_reference(texts, ngram, bands, rows):
@@ -119,7 +119,7 @@ def test_keys_and_words_equal_the_reference(texts, ngram, bands, rows):
     assert keys.tolist() == [keys_of(text, ngram, bands, rows) for text in texts]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(TEXTS, max_size=5), st.integers(1, 6))
 @example(["", "a b a b a b a b", "日本語日本語日本語"], 2)
 def test_shingle_sets_and_jaccard_equal_the_reference(texts, ngram):
@@ -140,7 +140,7 @@ def test_what_normalisation_forgets_and_what_it_keeps():
     assert (keys[3] != keys[0]).any(), "numbers count"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(max_codepoint=0x2FF, exclude_characters="İ"), max_size=80))
 def test_words_are_those_of_a_plain_regular_expression(text):
     assert words_of(text) == re.findall(r"\w+", text.lower())

@@ -164,7 +164,7 @@ def cases(draw):
     return items, texts
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(cases(), st.sampled_from([5, 8, 50]))
 @example(([["abcd"]], [list("xabcdy"), [], list("abc")]), 50)
 def test_hits_equal_the_reference(case, run_words):
@@ -185,7 +185,7 @@ def test_a_family_of_look_alikes_equals_the_reference():
     assert kernel(items, texts, 50) == reference(items, texts, 50)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ITEMS, st.lists(st.sampled_from("abxy"), max_size=5), st.integers(1, 3 * COMMON))
 def test_what_stands_word_by_word_is_found(items, around, copies):
     items = items * copies  # whatever else the sets hold, and however often

@@ -190,7 +190,7 @@ def measured(texts, languages):
     return measure_texts(pa.array(texts, pa.large_string()), languages)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(TEXTS, st.sampled_from(LANGUAGES)), max_size=6))
 @example([("", "en"), (" \n\t ", "en"), ("x" * 5000, "de"), ("the . . . the", "en"), ("a b " * 40, "und")])
 @example([("\x00the of", "en"), ("a...\n b. .. \n……", "en"), ("p\nq\n\n \np\nq\n", "fr"), ("THE be", "en")])
@@ -221,7 +221,7 @@ def test_words_of_many_scripts(text, words):
     assert values["sentences"] == (text[-1] in TERMINALS)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(TEXTS, max_size=6))
 def test_shares_are_shares(texts):
     values = measured(texts, ["en"] * len(texts))
@@ -229,7 +229,7 @@ def test_shares_are_shares(texts):
     assert ((values[:, shares] >= 0) & (values[:, shares] <= 1)).all()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.one_of(TEXTS, st.text(st.characters(max_codepoint=0x350), max_size=30)), max_size=6))
 @example(["\x85", "\u00a0", "a\rb", "\ufeff", "a\u0301", "\x7f", "tab\tand\nline"])
 def test_scan_overlooks_nothing(texts):

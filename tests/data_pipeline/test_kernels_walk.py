@@ -27,7 +27,7 @@ def walked(candidates, texts, threshold=0.7, limit=64, addresses=None, fixed=0):
     )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_the_walk_keeps_its_promise(data):
     count = data.draw(st.integers(1, 12))

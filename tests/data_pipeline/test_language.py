@@ -66,7 +66,7 @@ def test_the_kernel_gives_what_the_library_gives(library):
             assert_equal(library, [json.loads(line)["text"] for line, _ in zip(file, range(600), strict=False)])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(max_size=200))
 def test_the_kernel_gives_what_the_library_gives_on_any_text(library, text):
     assert_equal(library, [text, text * 9])

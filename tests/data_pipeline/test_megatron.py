@@ -61,7 +61,7 @@ def plain_read(prefix):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shards=st.lists(BODIES, min_size=1, max_size=3), vocabulary=st.sampled_from([100, 70_000]), most=st.integers(1, 30)
 )

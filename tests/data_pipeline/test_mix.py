@@ -43,7 +43,7 @@ def total(values, axis, name):
     return sum(value for cell, value in values.items() if cell[axis] == name)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(sizes=CELLS, config=CONFIGS)
 def test_caps_and_quotas_hold_and_nothing_is_raised(sizes, config):
     try:
@@ -84,7 +84,7 @@ def test_weights_are_shares_and_a_cap_is_told_in_words():
     assert "the mixture: wanted 100000 bytes, got 90000; nothing else was raised in their place" in made.notes
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sizes=CELLS, temperature=st.sampled_from([1.5, 2.0, 3.3333]), axis=st.sampled_from([0, 1]))
 def test_temperature_equals_the_published_formula(sizes, temperature, axis):
     config = MixConfig(
@@ -156,7 +156,7 @@ def tables_of(documents, cut):
     return [pa.Table.from_pylist(part, SIZES_SCHEMA) for part in (rows[:cut], rows[cut:])]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     members=st.lists(st.tuples(st.sampled_from(SOURCES), st.sampled_from(LANGUAGES), st.integers(0, 99)), max_size=60),
     budget=st.integers(1, 9000),

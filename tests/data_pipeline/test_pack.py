@@ -83,7 +83,7 @@ def plain_best_fit(sizes, length):
     return sorted(rooms)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sizes=st.lists(st.integers(1, 70), max_size=80), length=st.integers(1, 70))
 def test_best_fit_equals_the_reference(sizes, length):
     sizes = np.array([min(size, length) for size in sizes], np.int64)
@@ -96,7 +96,7 @@ def test_best_fit_equals_the_reference(sizes, length):
     assert packing.cuts == 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     sizes=st.lists(st.integers(1, 70), max_size=60),
     length=st.integers(1, 70),
@@ -119,7 +119,7 @@ def test_cuts_fill_rows_and_lose_nothing(sizes, length, share):
         assert 0 < packing.lengths[first:stop].sum() <= length
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shards=st.lists(SIZES, min_size=1, max_size=3), length=st.integers(1, 20), share=st.sampled_from([0, 0.995]))
 def test_every_prediction_is_in_one_row(tmp_path_factory, shards, length, share):
     root = tmp_path_factory.mktemp("root")

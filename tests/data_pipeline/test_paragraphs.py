@@ -74,7 +74,7 @@ def reference_units(text: str, min_paragraph: int, min_line: int) -> list[tuple[
 PIECES = st.lists(st.sampled_from(["a", " ", "\n", "\n\n", "word", "\t", "zwei", "é", "\r", "中"]), max_size=25)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(pieces=st.lists(PIECES, min_size=1, max_size=4), paragraph=st.integers(1, 6), line=st.integers(1, 6))
 def test_units_are_those_of_the_reference(pieces, paragraph, line):
     texts = ["".join(parts) for parts in pieces]
@@ -132,7 +132,7 @@ def test_a_document_of_nothing_else_leaves_whole(tmp_path):
     assert made.stats["documents_in"] == made.stats["documents_kept"] + 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.lists(st.sampled_from(["ab cd", "ef gh", "x", "", "lone wolf"]), max_size=7), min_size=1, max_size=7)
 )

@@ -102,7 +102,7 @@ ALPHABET = st.sampled_from(
 STRINGS = st.one_of(st.lists(ALPHABET, max_size=40).map("".join), st.text(max_size=60))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(STRINGS)
 def test_findings_are_in_order_apart_and_stable(text):
     found = find(text)
@@ -113,7 +113,7 @@ def test_findings_are_in_order_apart_and_stable(text):
         assert find(text, [kind]) == [finding for finding in found if finding.type == kind]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(STRINGS, st.data())
 def test_replace_keeps_all_else(text, data):
     marks = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)))
@@ -124,7 +124,7 @@ def test_replace_keeps_all_else(text, data):
     assert replace(text, found) == "".join(plain)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(STRINGS, max_size=8), st.integers(0, 3))
 def test_a_shard_is_read_as_its_texts_are(texts, skipped):
     """The oracle is `find` on every text; also for a slice of a larger array, whose buffer begins earlier."""

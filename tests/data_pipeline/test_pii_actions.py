@@ -41,7 +41,7 @@ def test_a_mask_keeps_length_and_separators(kind, value, mask):
     assert masked(kind, value) == mask
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(TYPES), st.text(min_size=3, max_size=40))
 def test_a_mask_is_as_long_and_leaves_no_digit_of_a_number(kind, value):
     assert len(masked(kind, value)) == len(value)

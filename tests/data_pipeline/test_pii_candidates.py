@@ -58,14 +58,14 @@ def scanned(*texts):
     return scan(np.frombuffer(b"".join(parts), np.uint8), offsets).tolist()
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(TEXTS)
 @pytest.mark.parametrize("kind", [AT, DIGITS, WORD, ACCOUNT])
 def test_each_kind_against_its_reference(kind, text):
     assert [(a, b) for _, k, a, b in scanned(text) if k == kind] == list(REFERENCES[kind](text))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(TEXTS, max_size=6))
 def test_many_texts_are_read_as_each_by_itself(texts):
     alone = [[number, *row[1:]] for number, text in enumerate(texts) for row in scanned(text)]

@@ -89,7 +89,7 @@ def test_zero_padding_behind_a_gzip_member_is_no_tear(tmp_path):
     assert until_tear(written(tmp_path, "x.gz", gzip.compress(b"text") + bytes(512))) == (b"text", "")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 200_000), st.integers(0, 3))
 def test_a_truncated_gzip_gives_all_that_zlib_can_decode(tmp_path_factory, size, level):
     data = b"".join(b"%d %d\n" % (i, i * i) for i in range(size // 8))
@@ -308,7 +308,6 @@ def test_a_page_without_main_text_gives_all_its_text_and_says_so():
     assert "first entry" in record.text
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_no_bytes_break_the_html_reader(data):
     piece = read_html(b"<p>" + data, "f.html")

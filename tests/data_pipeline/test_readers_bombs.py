@@ -171,7 +171,7 @@ def test_the_holes_of_a_sparse_member_are_a_bomb(tmp_path, small):
     assert (member.name, member.fault) == ("holes.txt", "decompression_bomb")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.binary(max_size=2000), min_size=1, max_size=4), st.sampled_from(["", "gz", "zst", "xz", "bz2"]))
 def test_packed_streams_are_known_by_their_first_bytes(tmp_path_factory, parts, kind):
     pack = {"gz": gzip.compress, "zst": zstandard.compress, "xz": lzma.compress, "bz2": bz2.compress, "": bytes}[kind]

@@ -59,7 +59,7 @@ def test_the_article_and_nothing_else(name):
     assert own_lines(f"<html><body>{TEMPLATES[name]}</body></html>") == PROSE
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.sampled_from([MENU, f"<ul>{MENU}</ul>", TEASERS, FOOTER, f"<p>{COOKIES}</p>"]), max_size=4), st.data()
 )
@@ -109,7 +109,7 @@ TAGS = "<div> </div> <td> </td> <table> </table> <a/href=x> </a> <article> </art
 PIECES = st.sampled_from([*TAGS.split(), '<a href="x">', '<div class="menu">', "-->", "<", "text ", PROSE[0]])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(PIECES, max_size=40))
 def test_whatever_the_nesting_all_lines_are_of_the_page_and_no_mark_is_left(pieces):
     page = "".join(pieces)
@@ -160,7 +160,7 @@ def test_utf_8_is_believed_against_what_is_declared_and_the_transport_before_the
     assert decode_html(b"<p>caf\xe9 \x02", "utf-8") == "<p>café "
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.binary(max_size=300), st.sampled_from(["", "utf-8", "utf-16", "x-user-defined", "iso-2022-jp", "gbk", "\ud800"])
 )
@@ -291,7 +291,7 @@ def test_a_child_that_cannot_start_is_told(monkeypatch):
         read_page(b"<p>x")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_reader(data):
     assert isinstance(read_html(b"<p>" + data, "f.html"), Record)

@@ -98,7 +98,7 @@ def test_patterns(pattern, path, hit):
     assert matches(normal_path(pattern), normal_path(path)) is hit
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text("ab*", max_size=6), st.booleans(), st.text("ab", max_size=8))
 def test_patterns_are_those_of_a_plain_search(pattern, ends, path):
     def plain(pattern, path):

@@ -27,7 +27,7 @@ def texts(pieces):
     return [piece.text if isinstance(piece, Record) else piece.reason for piece in pieces]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(st.one_of(st.none(), st.text(alphabet=st.characters(exclude_categories=["Cs"]))), max_size=40),
     kind=st.sampled_from([pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]),
@@ -131,7 +131,7 @@ def test_what_is_no_parquet(tmp_path, data):
         list(read_parquet(tmp_path / "none", "f", FIELDS))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_no_damage_is_worse_than_a_fault(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("p") / "x.parquet"

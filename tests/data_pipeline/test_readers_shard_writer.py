@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from data_pipeline.documents import DOCUMENT_SCHEMA, read_table, shard_writer
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.text(max_size=40), max_size=30), st.integers(1, 100))
 def test_shard_writer_round_trip_and_row_groups(tmp_path_factory, texts, group_bytes):
     path = tmp_path_factory.mktemp("w") / "x.parquet"

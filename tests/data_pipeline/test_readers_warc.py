@@ -132,7 +132,7 @@ def test_plain_text_is_taken_whole_and_pages_without_text_are_quarantined(tmp_pa
 # --- damage
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(["plain", "gzip", "zstd"]), st.data())
 def test_cut_anywhere_all_before_is_read_and_the_cut_record_is_told(tmp_path_factory, way, data):
     members = squeezed(pages(4), way)
@@ -151,7 +151,7 @@ def test_cut_anywhere_all_before_is_read_and_the_cut_record_is_told(tmp_path_fac
     assert found == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(["plain", "gzip", "zstd"]), st.integers(0, 3), st.data())
 def test_whatever_bytes_of_one_record_change_the_others_are_read(tmp_path_factory, way, victim, data):
     records = [warc(http(page(i))) for i in range(4)]
@@ -225,7 +225,7 @@ def test_a_length_beyond_the_file_is_a_tear_and_a_huge_block_is_passed_by(tmp_pa
         assert passed == {"other_content_type": 1}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=400))
 def test_no_bytes_break_the_reader(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("any") / "x.warc"

@@ -176,7 +176,7 @@ def test_of_two_presets_the_stricter_bound_holds_in_any_order(names, unspaced):
     assert set(found) == set().union(*(known[name] for name in names))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(PAIRS, st.lists(st.sampled_from([GOOD, *(text[:9000] for text in GOPHER.values()), *LINES]), max_size=6))
 def test_another_preset_never_lets_a_document_back_in(names, texts):
     few = judged(CleanConfig(presets=tuple(names[:1])), texts)

@@ -38,7 +38,7 @@ def written(tmp_path_factory, bodies, vocabulary=100):
     return TokenShard.open(path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(bodies=BODIES, wide=st.booleans())
 def test_what_is_written_is_read(tmp_path_factory, bodies, wide):
     shard = written(tmp_path_factory, bodies, 1 << 20 if wide else 100)
@@ -71,7 +71,7 @@ def plain_row(stream, owners, index, length):
     return [row[0] for row in rows], [row[1] for row in rows], segments, positions
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(bodies=BODIES, length=st.integers(1, 17))
 def test_rows_equal_the_reference_and_every_token_is_a_target_once(tmp_path_factory, bodies, length):
     shard = written(tmp_path_factory, bodies)

@@ -116,7 +116,7 @@ MIXED = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=MIXED)
 def test_both_engines_agree_and_the_text_comes_back(encoder, reference, text):
     assert encoder.engine == "kernel"
@@ -143,7 +143,7 @@ def test_documents_are_closed_and_special_tokens_are_silent(encoder):
     assert not encoder.is_text(encoder.vocabulary_size)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from(["word ", "\n", "  ", "x", "中", "a\u00a0", "'s"]), max_size=30), st.integers(1, 9))
 def test_cutting_at_words_changes_no_id(reference, parts, limit):
     """With tiny segments: the cut stretches joined are the text, each cut is before white space, the ids stay."""

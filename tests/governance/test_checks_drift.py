@@ -66,7 +66,7 @@ def test_an_empty_text_and_a_null_are_one_language():
 
 
 @given(seed=st.integers(0, 10**6), cuts=st.lists(st.integers(0, 40), max_size=4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_sketches_of_any_parts_in_any_order_are_the_sketch_of_the_whole(seed, cuts):
     chance = random.Random(seed)
     values = [chance.choice([None, chance.gauss(0, 10), float(chance.randrange(3))]) for _ in range(40)]
@@ -96,7 +96,7 @@ def plain(a, e):
 
 
 @given(a=st.lists(st.integers(0, 31), min_size=1, max_size=60), e=st.lists(st.integers(0, 31), min_size=1, max_size=60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_distances_are_those_of_their_definitions(a, e):
     found = distances(histogram(map(float, a)), histogram(map(float, e)))
     assert found == pytest.approx(plain(np.array(a, float), np.array(e, float)), abs=1e-8)

@@ -116,7 +116,7 @@ def test_without_gates_there_is_nothing_to_gather(findings):
     assert gather(SuiteSection(suite="documents", gates=()), SHARDS, findings, "x") == []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(seed=st.integers(0, 2**32), copies=st.lists(st.integers(0, 2), min_size=3, max_size=3))
 def test_everything_passes_only_when_each_came_exactly_once(findings, seed, copies):
     came = [finding for finding, times in zip(findings, copies, strict=True) for _ in range(times)]

@@ -180,7 +180,7 @@ ROWS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(rows=ROWS, rule=st.sampled_from(["point", "lower_ci", "upper_ci"]), low=NUMBER, high=NUMBER)
 def test_the_rows_are_those_of_a_plain_loop(rows, rule, low, high):
     columns = list(row(0, 0, 0))
@@ -207,7 +207,7 @@ def test_the_rows_are_those_of_a_plain_loop(rows, rule, low, high):
         )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(rows=ROWS, rule=st.sampled_from(["point", "lower_ci", "upper_ci"]))
 def test_a_pass_means_that_every_row_was_judged_and_kept(rows, rule):
     table = pd.DataFrame(rows, columns=list(row(0, 0, 0)))

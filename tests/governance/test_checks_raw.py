@@ -62,7 +62,6 @@ def slow_hash(data: bytes) -> int:
 
 
 @given(texts=st.lists(st.text(), max_size=20))
-@settings(deadline=None)
 def test_the_hash_is_the_plain_one(texts):
     assert hash_texts(pa.array(texts, pa.string())).tolist() == [slow_hash(text.encode()) for text in texts]
 
@@ -84,7 +83,7 @@ def find(folder, shards, range_bytes=identities.RANGE_BYTES):
     shards=st.lists(st.lists(st.integers(0, 30).map(str), max_size=12), min_size=1, max_size=4),
     range_bytes=st.sampled_from([8, 64, 1 << 20]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_repeated_ids_are_found_in_whatever_shard_and_range(tmp_path_factory, shards, range_bytes):
     times = Counter(name for ids in shards for name in ids)
     wanted = [{row: times[name] - 1 for row, name in enumerate(ids) if times[name] > 1} for ids in shards]

@@ -65,7 +65,7 @@ class Node:
                 self.read()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_the_upper_bound_never_exceeds_the_budget_while_the_assumption_holds(data, tmp_path_factory):
     """Steps and saves of one or two nodes; none takes longer or more than what came before, by more than a tenth."""
@@ -116,7 +116,7 @@ def line(kind, at, millijoules, **more):
     return {"kind": kind, **about, "at": at, "millijoules": millijoules, "low": 0, "high": millijoules, **more}
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     powers=st.lists(st.integers(0, 2000), min_size=1, max_size=20),
     kill=st.sampled_from([0.0, 0.5, 1.0]),

@@ -108,7 +108,7 @@ class History:
         self.read.append(read if plan["metered"] else None)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(attempt, max_size=7))
 def test_surviving_and_wasted_are_what_was_measured(tmp_path_factory, attempts):
     path = own_file(tmp_path_factory.mktemp("ledger") / "energy.jsonl")

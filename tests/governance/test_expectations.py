@@ -265,7 +265,7 @@ RULES = [
 ]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     column=st.lists(VALUES, max_size=6),
     rules=st.lists(st.sampled_from(RULES), max_size=6),

@@ -83,7 +83,7 @@ def found_by_the_kernel(texts):
     return count_texts(text_buffers(column), rows, rows % 64, PACKED, sums), sums
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.lists(TEXTS, min_size=1, max_size=3))
 @example(["Dr. She said no. he left. J. She! bad… good. She"])
 @example(["african african american american man", "african. American\n\nman", "she is good. he is bad"])
@@ -109,7 +109,7 @@ def test_equals_the_reference(texts):
         assert sums.scores[number].tolist() == scores.tolist()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXTS)
 def test_without_sums_the_same_mentions(text):
     whole, _ = found_by_the_kernel([text])

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from governance.errors import ManifestError
@@ -50,7 +50,6 @@ def features(rows, start=0):
     return pa.table(columns)
 
 
-@settings(deadline=None)
 @given(ROWS, st.integers(0, 40))
 def test_the_counts_add_up_to_the_documents_however_they_are_cut(tmp_path_factory, rows, cut):
     root = tmp_path_factory.mktemp("root")
@@ -73,7 +72,6 @@ def test_the_counts_add_up_to_the_documents_however_they_are_cut(tmp_path_factor
 
 
 @given(st.lists(st.integers(0, 2**31 - 2), min_size=1, max_size=20))
-@settings(deadline=None)
 def test_each_document_is_in_the_bin_of_its_size(tmp_path_factory, tokens):
     root = tmp_path_factory.mktemp("root")
     made = artifact(root, "encode", [("token_features", 0, pa.table({"tokens": pa.array(tokens, pa.int64())}))])

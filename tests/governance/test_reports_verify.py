@@ -95,7 +95,7 @@ def test_a_report_and_its_documents_are_what_the_evidence_gives_also_of_a_moved_
     assert found.numbers > 1000
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_number_of_the_page_or_of_a_document_can_be_changed(whole, data):
     texts = whole[3]
@@ -106,7 +106,7 @@ def test_no_number_of_the_page_or_of_a_document_can_be_changed(whole, data):
     assert fault.place
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 10**6), digit=st.sampled_from("0123456789"))
 def test_no_number_of_report_json_can_be_changed_nor_of_what_it_says_of_its_evidence(whole, place, digit):
     root, made, _, texts = whole

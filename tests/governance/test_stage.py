@@ -187,7 +187,7 @@ def test_law_7_version_makes_another_key_and_the_bytes_are_pinned(tmp_path):
     assert made.digest[:16] == "4dc5e6a14e0a4a28"
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(texts=st.lists(st.text(max_size=30), max_size=6), order=st.randoms())
 def test_law_8_merging_counts_does_not_depend_on_order(texts, order):
     parts = [{"n": len(t), "by": {t[:1]: len(t)}} for t in texts]
@@ -204,7 +204,7 @@ def test_law_8_workers_do_not_change_the_digest(tmp_path):
     assert len(digests) == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(texts=st.lists(st.text(max_size=40), min_size=1, max_size=5), last=st.characters(codec="utf-8"))
 def test_law_9_what_was_removed_is_an_output_and_counts_add_up(tmp_path_factory, texts, last):
     root = tmp_path_factory.mktemp("root")

@@ -91,7 +91,7 @@ def test_what_is_not_finite_stays_so_and_what_is_far_stays_finite(value, dtype):
 
 
 @given(hnp.arrays(np.float32, st.integers(1, 80), elements=st.floats(width=32)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rounding_to_bf16_is_torchs(values):
     out = torch.empty(len(values), dtype=torch.bfloat16)
     over(widths.narrow, len(values), (torch.from_numpy(values), out))
@@ -99,7 +99,7 @@ def test_rounding_to_bf16_is_torchs(values):
 
 
 @given(st.floats(-87, 88, width=32))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_exponential_is_within_three_last_places(x):
     out = torch.empty(1)
     over(widths.raised, 1, (torch.tensor([x]), out))

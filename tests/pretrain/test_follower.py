@@ -16,7 +16,7 @@ from pretrain.follower import Follower
 TORN = '{"event": "st'
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     parts=st.lists(
         st.one_of(st.integers(0, 10**9), st.just(TORN), st.text(max_size=30).map("x{}".format)), max_size=30

@@ -47,7 +47,7 @@ def plain_z(loss, window):
 
 
 @given(st.integers(0, 2**31), st.floats(-3, 40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_z_is_its_definition(seed, shift):
     window = curve(np.random.default_rng(seed), 50)[-32:]
     guard = Guard(CONFIG, [*([9.0] * 18), *window.tolist()], [], "cpu")
@@ -58,7 +58,7 @@ def test_z_is_its_definition(seed, shift):
 
 
 @given(st.integers(0, 2**31), st.sets(st.integers(60, 390), min_size=1, max_size=6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_planted_spikes_are_found_and_nothing_else(seed, places):
     losses = curve(np.random.default_rng(seed), 400)
     for place in places:
@@ -67,7 +67,7 @@ def test_planted_spikes_are_found_and_nothing_else(seed, places):
 
 
 @given(st.integers(0, 2**31), st.integers(1, 240), st.sets(st.integers(50, 250), max_size=5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_resumed_guard_decides_the_same(seed, cut, places):
     losses = curve(np.random.default_rng(seed), 250, noise=0.3)
     for place in places:

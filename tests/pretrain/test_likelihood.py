@@ -40,7 +40,7 @@ def model(finished):
     return load_decoder(read_manifest(root / run.stats["checkpoint"]["path"]), root)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.text("abc ", max_size=12), st.text("abc ", min_size=1, max_size=20)), max_size=9))
 def test_a_batch_scores_each_text_as_if_it_were_alone(model, texts):
     texts = [(context or "x", text) for context, text in texts]

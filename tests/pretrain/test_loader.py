@@ -44,7 +44,7 @@ def added(digests):
     return np.array(digests, dtype=np.int64).sum(axis=0, dtype=np.int64).tolist()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(1, 30), st.booleans())
 def test_any_ranks_and_micro_batches_read_the_same_stream(corpus, world, micro, turns, step, mixed):
     size = world * micro * turns

@@ -77,7 +77,7 @@ def test_intervals_of_means_and_shares():
     assert high == pytest.approx(0.2775, abs=1e-3)  # Wilson 1927, by hand
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-5, 5).map(lambda v: round(v, 2)), min_size=12, max_size=40))
 def test_the_rank_correlation_is_one_with_itself_and_turns_with_the_sign(values):
     keys = [("axis", f"g{i % 4}", f"c{i // 4}") for i in range(len(values) // 4 * 4)]

@@ -121,7 +121,6 @@ def test_weights_that_can_be_exact_are():
     assert whole_parts({"a": 1.0, "b": 1.0, "c": 1.0, "d": 0.0}) == {"a": 1, "b": 1, "c": 1}
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(any))
 def test_each_source_is_within_a_row_of_its_weight_at_every_row(parts):
     parts = np.array(parts)
@@ -144,7 +143,7 @@ def mixtures(draw):
     return tuple({"from_step": step, "weights": draw(WEIGHTS)} for step in steps)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(OWNERS, mixtures(), RAMPS, st.integers(0, 99))
 def test_a_mixture_keeps_its_weights_and_each_source_its_epochs(owners, mixture, ramp, seed):
     config = train_config(mixture=mixture, batch_size_ramp=ramp, seed=seed)
@@ -168,7 +167,7 @@ def test_a_mixture_keeps_its_weights_and_each_source_its_epochs(owners, mixture,
         assert (np.abs(counts - np.arange(1, len(read) + 1)[:, None] * shares) < 1).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(OWNERS, mixtures() | st.just(()), RAMPS, st.sets(st.integers(0, 2)), st.integers(0, 30))
 def test_the_steps_that_read_a_row_are_those_that_did(owners, mixture, ramp, chosen, last):
     order = order_of(rows_of(owners), train_config(mixture=mixture, batch_size_ramp=ramp))

@@ -80,7 +80,7 @@ def test_a_gpu_that_is_not_there_is_refused_before_a_source_is_read(whole_way, m
     assert "this machine shows no GPU" in told
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_whole_way_refuses_what_the_dry_run_refuses_and_nothing_else(project, data):
     drawn = {name: data.draw(st.sampled_from(values), label=name) for name, values in {

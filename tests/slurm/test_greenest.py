@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from governance.errors import ConfigError
@@ -20,7 +20,6 @@ def slow_mean(grams, start, lasts):
     return sum(by_minute[begin : begin + length]) / length
 
 
-@settings(deadline=None)
 @given(
     grams=st.lists(st.integers(0, 900), min_size=4, max_size=30),
     now=st.integers(0, 90),

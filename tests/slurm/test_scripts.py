@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slurm.config import SlurmConfig
@@ -59,7 +59,6 @@ def test_templates_are_valid_filled_in(runtime, name, tmp_path):
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\x00\n\r"), min_size=1, max_size=20)
 
 
-@settings(deadline=None)
 @given(name=NAMES, folder=NAMES)
 def test_any_path_survives_quoting(name, folder):
     if name in (".", "..") or folder in (".", ".."):
