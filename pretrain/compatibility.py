@@ -2,48 +2,35 @@
 
 Two moments. `check_together` reads sections alone, on a login node, and leaves alone what depends on the machine.
 `check_start` knows the device and the ranks. Neither imports torch. A rule is a function `Situation -> fault or None`;
-`RULES` is the table, `docs/engine.md` the same in words. What DeepSpeed wants said otherwise and we can say for it
+those that ask how ranks share the work are in `rank_rules.py`. `RULES` is the table, `docs/engine.md` the same in words
+(a test ties them). What DeepSpeed wants said otherwise and we can say for it
 (clipping with Muon) is no rule but a line of `deepspeed_config.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 from governance.errors import ConfigError
 from governance.log import get_logger
-from pretrain.batch_sizes import refuse_uneven
-from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
+from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.distributed import Ranks
-from pretrain.layout import data_ranks
-from pretrain.likelihood import SHORT
-from pretrain.model_config import ModelConfig
-from pretrain.optim_config import OptimConfig
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What the rules read."""
-
-    model: ModelConfig
-    optim: OptimConfig
-    train: TrainConfig
-    engine: EngineConfig
-    device: Literal["cpu", "cuda"] | None = None
-    """None: not known yet, and rules of the device keep silent."""
-    world_size: int | None = None
-    """None: not known yet, and rules of the ranks keep silent."""
-    local_world_size: int = 1
-    """Ranks of a node."""
-    capability: tuple[int, int] | None = None
-    """Compute capability of the GPU."""
-    asked: bool = False
-    """Whether the model is asked tasks."""
-
-
-Rule = Callable[[Situation], str | None]
+from pretrain.rank_rules import (
+    experts_see_whole_rows,
+    hpz_ranks_span_nodes,
+    hpz_wants_stage_3,
+    quantized_gradients_stay_on_a_node,
+    quantized_gradients_want_whole_nodes,
+    questions_divide,
+    sequence_parallelism_divides,
+    splits_divide_the_ranks,
+    tensor_parallelism_divides,
+    tensor_parallelism_keeps_state_out_of_files,
+    tensor_parallelism_knows_the_model,
+    tensor_ranks_span_nodes,
+    the_batch_divides,
+)
+from pretrain.situation import Rule, Situation
 
 
 def rows_fit_the_positions(s: Situation) -> str | None:
@@ -185,101 +172,6 @@ def nvme_has_a_folder(s: Situation) -> str | None:
     return f"engine.{asked[0]} = 'nvme' without engine.nvme_path: give a folder on a fast local disk"
 
 
-def tensor_parallelism_keeps_state_out_of_files(s: Situation) -> str | None:
-    """A save puts each matrix together, and would read a file of up to 10^8 elements for each."""
-    if s.engine.offload_optimizer != "nvme" or s.engine.tensor_parallel_size == 1:
-        return None
-    return "engine.offload_optimizer = 'nvme' with tensor parallelism: set it to 'cpu', or tensor_parallel_size = 1"
-
-
-def hpz_wants_stage_3(s: Situation) -> str | None:
-    """A second copy of the weights exists only where the first is spread over all ranks."""
-    size = s.engine.hpz_partition_size
-    if size == 1:
-        return None
-    if s.engine.zero_stage != 3:
-        return f"engine.hpz_partition_size = {size} with engine.zero_stage = {s.engine.zero_stage}: set zero_stage = 3"
-    if s.engine.tensor_parallel_size > 1:
-        return f"engine.hpz_partition_size = {size} with tensor parallelism: DeepSpeed forms its groups over all ranks"
-    if s.world_size is not None and s.world_size % size:
-        return f"engine.hpz_partition_size = {size} does not divide {s.world_size} ranks; choose a divisor"
-    return None
-
-
-def sequence_parallelism_divides(s: Situation) -> str | None:
-    """Ulysses cuts rows into equal stretches and gives each rank whole heads."""
-    size, split = s.engine.sequence_parallel_size, s.engine.sequence_parallel_size * s.engine.tensor_parallel_size
-    if size == 1:
-        return None
-    if s.train.sequence_length % size:
-        return (
-            f"engine.sequence_parallel_size = {size} does not divide train.sequence_length = "
-            f"{s.train.sequence_length}; choose a divisor"
-        )
-    if s.model.num_key_value_heads % split:
-        return (
-            f"engine.sequence_parallel_size x tensor_parallel_size = {split} does not divide "
-            f"model.num_key_value_heads = {s.model.num_key_value_heads}; each rank wants whole heads"
-        )
-    return None
-
-
-def experts_see_whole_rows(s: Situation) -> str | None:
-    """The balance of experts is asked of a row; of stretches it would be another objective, under the same key."""
-    if s.engine.sequence_parallel_size == 1 or s.model.moe is None:
-        return None
-    return (
-        f"engine.sequence_parallel_size = {s.engine.sequence_parallel_size} with model.moe: experts are balanced over "
-        f"whole rows, and it cuts them; set sequence_parallel_size = 1"
-    )
-
-
-def tensor_parallelism_divides(s: Situation) -> str | None:
-    """AutoTP gives each rank whole heads and equal parts of the feed-forward layer."""
-    size = s.engine.tensor_parallel_size
-    if size == 1:
-        return None
-    for name in ("num_key_value_heads", "intermediate_size"):
-        if getattr(s.model, name) % size:
-            return f"engine.tensor_parallel_size = {size} does not divide model.{name} = {getattr(s.model, name)}"
-    return None
-
-
-def tensor_parallelism_knows_the_model(s: Situation) -> str | None:
-    """What AutoTP would cut wrongly: experts, matrices that Muon wants whole, and products in 8 bits."""
-    if s.engine.tensor_parallel_size == 1:
-        return None
-    if s.model.moe is not None:
-        return "engine.tensor_parallel_size with model.moe: experts are not cut; set tensor_parallel_size = 1"
-    if s.optim.optimizer == "muon":
-        return "engine.tensor_parallel_size with optim.optimizer = 'muon': Muon wants whole matrices; set it to 1"
-    if s.train.precision == "fp8":
-        return "engine.tensor_parallel_size with train.precision = 'fp8': set precision = 'bf16'"
-    return None
-
-
-def splits_divide_the_ranks(s: Situation) -> str | None:
-    """Each copy of the model takes sequence x tensor ranks, and those of one matrix belong on one node."""
-    split = s.engine.sequence_parallel_size * s.engine.tensor_parallel_size
-    if s.world_size is None or s.world_size % split == 0:
-        return None
-    return (
-        f"engine.sequence_parallel_size x tensor_parallel_size = {s.engine.sequence_parallel_size} x "
-        f"{s.engine.tensor_parallel_size} does not divide {s.world_size} rank(s); start a multiple of {split}"
-    )
-
-
-def the_batch_divides(s: Situation) -> str | None:
-    """Every rank adds up the same number of micro batches."""
-    if s.world_size is None or splits_divide_the_ranks(s):
-        return None
-    try:
-        refuse_uneven(s.train, s.engine.micro_batch_size, data_ranks(s.world_size, s.engine))
-    except ConfigError as error:
-        return str(error)
-    return None
-
-
 def only_adamw_is_offloaded(s: Situation) -> str | None:
     """Off the device, only AdamW of torch was made to run."""
     if s.optim.optimizer == "adamw" or s.engine.offload_optimizer == "none":
@@ -287,17 +179,6 @@ def only_adamw_is_offloaded(s: Situation) -> str | None:
     return (
         f"optim.optimizer = {s.optim.optimizer!r} with engine.offload_optimizer = {s.engine.offload_optimizer!r}: only "
         f"AdamW is updated off the device; set offload_optimizer = 'none'"
-    )
-
-
-def questions_divide(s: Situation) -> str | None:
-    """Questions are packed into shorter rows than training's, which ranks that share rows cut all the same."""
-    size, short = s.engine.sequence_parallel_size, min(SHORT, s.train.sequence_length)
-    if not s.asked or short % size == 0:
-        return None
-    return (
-        f"engine.sequence_parallel_size = {size} does not divide the {short} tokens of a row of questions; choose a "
-        f"divisor, or ask no evaluation.tasks in training"
     )
 
 
@@ -311,6 +192,7 @@ RULES: tuple[Rule, ...] = (
     fp8_wants_no_experts,
     bf16_masters_stay_on_the_device,
     quantized_collectives_want_cuda,
+    quantized_gradients_want_whole_nodes,
     deepcompile_wants_cuda,
     parameter_offload_wants_stage_3,
     optimizer_offload_wants_its_stage,
@@ -328,16 +210,6 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def tensor_ranks_span_nodes(s: Situation) -> str | None:
-    """Every product of a block ends in a sum over the tensor ranks: over a network that is most of the step."""
-    if s.world_size is None or s.local_world_size % s.engine.tensor_parallel_size == 0:
-        return None
-    return (
-        f"engine.tensor_parallel_size = {s.engine.tensor_parallel_size} does not divide the {s.local_world_size} ranks "
-        f"of a node: sums of each block cross the network, which is slow"
-    )
-
-
 def shared_memory_is_for_the_cpu(s: Situation) -> str | None:
     """It acts on the CPU alone."""
     if s.device != "cuda" or not s.engine.shared_memory_collectives:
@@ -345,7 +217,12 @@ def shared_memory_is_for_the_cpu(s: Situation) -> str | None:
     return "engine.shared_memory_collectives has no effect on a GPU"
 
 
-WARNINGS: tuple[Rule, ...] = (tensor_ranks_span_nodes, shared_memory_is_for_the_cpu)
+WARNINGS: tuple[Rule, ...] = (
+    tensor_ranks_span_nodes,
+    hpz_ranks_span_nodes,
+    quantized_gradients_stay_on_a_node,
+    shared_memory_is_for_the_cpu,
+)
 """What works, though not as one would wish."""
 
 
@@ -371,14 +248,15 @@ def check_start(
     ranks: Ranks,
     device: Literal["cpu", "cuda"],
     capability: tuple[int, int] | None = None,
+    gpus: int | None = None,
 ) -> None:
-    """Refuse what cannot work here; warn of what works badly.
+    """Refuse what cannot work here; warn of what works badly. `capability` and `gpus`: see `Situation`.
 
     Raises:
         ConfigError: a line a fault: the fields, their values and what to change.
     """
     sections = (recipe.model, recipe.optim, recipe.train, engine)
-    where = (device, ranks.world_size, ranks.local_world_size, capability)
+    where = (device, ranks.world_size, ranks.local_world_size, capability, gpus)
     situation = Situation(*sections, *where, asked=bool(recipe.evaluation.tasks))
     _refuse(situation)
     for rule in WARNINGS:

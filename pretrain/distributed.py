@@ -178,6 +178,13 @@ def capability_of(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
+def gpus_beside(device: torch.device) -> int | None:
+    """GPUs that this process sees on its node, be they used or not; None beside a CPU."""
+    import torch
+
+    return torch.cuda.device_count() if device.type == "cuda" else None
+
+
 def join(ranks: Ranks, timeout_seconds: float, wanted: str = "auto") -> torch.device:
     """Meet the other ranks (nccl on CUDA, gloo on CPU), once per process; returns this rank's device.
 

@@ -21,7 +21,7 @@ from pretrain.batch_sizes import batch_sizes
 from pretrain.compatibility import check_start
 from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.deepspeed_config import deepspeed_config
-from pretrain.distributed import Ranks, capability_of, device_of
+from pretrain.distributed import Ranks, capability_of, device_of, gpus_beside
 from pretrain.layout import data_ranks
 from pretrain.memory import Available, available, estimate, host_share, in_words, refuse_beyond
 from pretrain.model.counting import active_parameter_count, flops_per_token, parameter_count
@@ -40,8 +40,8 @@ def dry_run(run: Run, runtime: Runtime, ranks: Ranks) -> Iterator[str]:
     vocabulary, source = _vocabulary(run, runtime)
     yield f"vocabulary  {vocabulary:,} {source}"
     yield from _sizes(recipe, vocabulary)
-    device, capability, there_is = _place(engine, ranks)
-    check_start(recipe, engine, ranks, device, capability)
+    device, card, there_is = _place(engine, ranks)
+    check_start(recipe, engine, ranks, device, *card)
     yield f"layout      {_layout(recipe, engine, ranks)}, on {device}"
     needed = estimate(recipe, engine, vocabulary, ranks.world_size, device)
     yield f"memory      {in_words(needed, there_is, ranks)}"
@@ -90,12 +90,14 @@ def _sizes(recipe: TrainRecipe, vocabulary: int) -> Iterator[str]:
     yield f"tokens      {grown} a step, {total:,} in {train.steps:,} steps, {total * flops:.3g} FLOPs"
 
 
-def _place(engine: EngineConfig, ranks: Ranks) -> tuple[Literal["cpu", "cuda"], tuple[int, int] | None, Available]:
-    """What a rank computes on here, the capability of its GPU, and the memory that it may use."""
+def _place(
+    engine: EngineConfig, ranks: Ranks
+) -> tuple[Literal["cpu", "cuda"], tuple[tuple[int, int] | None, int | None], Available]:
+    """What a rank computes on here, its GPU's capability and number beside each other, and the memory it may use."""
     if engine.device == "cpu":
-        return "cpu", None, host_share(ranks)
+        return "cpu", (None, None), host_share(ranks)
     device = device_of(replace(ranks, local_rank=ranks.local_world_size - 1), engine.device)  # the last needs one too
-    return device.type, capability_of(device), available(device, ranks)
+    return device.type, (capability_of(device), gpus_beside(device)), available(device, ranks)
 
 
 def _layout(recipe: TrainRecipe, engine: EngineConfig, ranks: Ranks) -> str:

@@ -101,7 +101,7 @@ def _train(
 ) -> Manifest:
     from pretrain.allowance import Allowance
     from pretrain.checkpoint import Peers, Store
-    from pretrain.distributed import capability_of, gather, join
+    from pretrain.distributed import capability_of, gather, gpus_beside, join
     from pretrain.job import Job
     from pretrain.loop import learn, run_facts
 
@@ -117,7 +117,7 @@ def _train(
         energy["artifact"] = folder.relative_to(runtime.root).as_posix()
         device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
         fence.follow(gather(fence.number)[0])
-        check_start(recipe, settings.engine, ranks, device.type, capability_of(device))
+        check_start(recipe, settings.engine, ranks, device.type, capability_of(device), gpus_beside(device))
         train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
         store = Store(
             runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest, fence.look

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +13,7 @@ from governance.stage import Recipe
 from pretrain import compatibility
 from pretrain.compatibility import RULES, WARNINGS, Situation, check_start, check_together, faults_of
 from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
-from pretrain.distributed import Ranks, device_of
+from pretrain.distributed import Ranks, device_of, gpus_beside
 from pretrain.evaluation_config import EvaluationConfig, TaskConfig
 from pretrain.model_config import ModelConfig, MoeConfig
 from pretrain.optim_config import OptimConfig
@@ -39,6 +41,9 @@ def situation(where: dict | None = None, **settings) -> Situation:
 CPU, CUDA = {"device": "cpu"}, {"device": "cuda", "capability": (9, 0)}
 EXPERTS = MoeConfig(num_local_experts=4, num_experts_per_tok=2)
 OFFLOAD = {"zero_stage": 3, "offload_optimizer": "cpu"}
+GRADIENTS = {"quantized_gradients": True, "zero_stage": 3}
+OF_8 = {**CUDA, "world_size": 4, "gpus": 8}
+"""A node that shows 8 GPUs."""
 REFUSED = [
     ("rows_fit_the_positions", {"sequence_length": 256}, "raise the latter"),
     ("schedule_fits_the_steps", {"warmup_steps": 8, "decay_steps": 3}, "shorten the warm-up"),
@@ -65,6 +70,13 @@ REFUSED = [
         {"quantized_weights": True, "zero_stage": 3, "precision": "autocast"},
         "'bf16'",
     ),
+    ("quantized_gradients_want_whole_nodes", {**GRADIENTS, "where": {**OF_8, "local_world_size": 4}}, "0 node(s)"),
+    (
+        "quantized_gradients_want_whole_nodes",
+        {**GRADIENTS, "where": {**OF_8, "world_size": 12, "local_world_size": 4}},
+        "start 8 ranks a node",
+    ),
+    ("quantized_gradients_want_whole_nodes", {**GRADIENTS, "tensor_parallel_size": 2}, "other parts of a matrix"),
     ("deepcompile_wants_cuda", {"deepcompile": True, "where": CPU}, "compile = true"),
     ("deepcompile_wants_cuda", {"deepcompile": True, "zero_stage": 0, "precision": "fp32"}, "zero_stage = 1"),
     ("deepcompile_wants_cuda", {"deepcompile": True, "sequence_parallel_size": 2}, "compile = true"),
@@ -112,6 +124,17 @@ def test_a_rule_refuses_with_its_mend(rule, settings, mend):
     assert mend in told
 
 
+def test_the_page_and_the_table_have_the_same_rules():
+    """Each rule once, on a line of its own or with its like; and no line without a rule."""
+    text = (Path(__file__).parents[2] / "docs" / "engine.md").read_text()
+    part = text.split("## What does not work together", 1)[1].split("\n## ", 1)[0]
+    for page, table in zip(part.split("Warned of:"), (RULES, WARNINGS), strict=True):
+        lines = [line.strip("|").split("|")[-1] for line in page.splitlines() if line.startswith("|")]
+        told = [re.findall(r"`(\w+)`", cell) for cell in lines[2:]]
+        assert all(told)
+        assert sorted(name for names in told for name in names) == sorted(rule.__name__ for rule in table)
+
+
 def test_every_rule_is_tested_and_none_refuses_what_suits():
     assert {name for name, _, _ in REFUSED} == {rule.__name__ for rule in RULES}
     for where in ({}, {**CPU, "world_size": 1}, {**CPU, "world_size": 4}, {**CUDA, "world_size": 2}):
@@ -125,7 +148,9 @@ def test_every_rule_is_tested_and_none_refuses_what_suits():
         {"zero_stage": 0, "precision": "fp32"},
         {"precision": "fp16", "where": CUDA},
         {"precision": "fp8", "where": CUDA},
-        {"quantized_weights": True, "quantized_gradients": True, "zero_stage": 3, "where": CUDA},
+        {"quantized_weights": True, **GRADIENTS, "where": CUDA},
+        {**GRADIENTS, "global_batch_size": 32, "where": {**OF_8, "world_size": 16, "local_world_size": 8}},
+        {"zero_stage": 3, "where": {**OF_8, "local_world_size": 4}},
         {"sequence_parallel_size": 2, "where": {"world_size": 2}, "micro_batch_size": 8},
         {"tensor_parallel_size": 2, "zero_stage": 3, "where": {"world_size": 4}},
         {"offload_optimizer": "cpu", "offload_parameters": "nvme", "nvme_path": "x", "zero_stage": 3},
@@ -180,21 +205,38 @@ def test_a_device_that_is_asked_for_is_known_before_the_start():
         check_start(recipe, EngineConfig(), Ranks(), "cpu")
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"tensor_parallel_size": 2, "where": {"world_size": 2, "local_world_size": 1}}, "cross the network"),
-        ({"shared_memory_collectives": True, "where": CUDA}, "no effect"),
-    ],
-)
-def test_what_works_badly_is_told(settings, words, caplog):
+WARNED_OF = [
+    ("tensor_ranks_span_nodes", {"tensor_parallel_size": 2, "where": {"world_size": 2}}, "cross the network"),
+    (
+        "hpz_ranks_span_nodes",
+        {"hpz_partition_size": 4, "zero_stage": 3, "where": {"world_size": 4, "local_world_size": 2}},
+        "crosses the network too",
+    ),
+    (
+        "quantized_gradients_stay_on_a_node",
+        {**GRADIENTS, "where": {**CUDA, "world_size": 1, "gpus": 1}},
+        "nothing is quantized",
+    ),
+    ("shared_memory_is_for_the_cpu", {"shared_memory_collectives": True, "where": CUDA}, "no effect"),
+]
+
+
+@pytest.mark.parametrize(("rule", "settings", "words"), WARNED_OF)
+def test_what_works_badly_is_told(rule, settings, words, caplog):
     s = situation(**settings)
-    assert any(words in (rule(s) or "") for rule in WARNINGS)
+    assert words in getattr(compatibility, rule)(s)
     ranks = Ranks(0, s.world_size or 1, 0, s.local_world_size)
     with caplog.at_level(logging.WARNING):
         recipe = TrainRecipe(model=s.model, optim=s.optim, train=s.train)
-        check_start(recipe, s.engine, ranks, s.device or "cpu", s.capability)
+        check_start(recipe, s.engine, ranks, s.device or "cpu", s.capability, s.gpus)
     assert words in caplog.text
+
+
+def test_every_warning_is_tested_and_none_is_given_of_what_suits():
+    assert {name for name, _, _ in WARNED_OF} == {rule.__name__ for rule in WARNINGS}
+    whole = {**OF_8, "world_size": 16, "local_world_size": 8}
+    s = situation(whole, **GRADIENTS, hpz_partition_size=8)
+    assert [told for rule in WARNINGS if (told := rule(s))] == []
 
 
 def test_no_gpu_where_one_is_asked_for(monkeypatch):
@@ -209,3 +251,5 @@ def test_no_gpu_where_one_is_asked_for(monkeypatch):
     assert device_of(Ranks(), "cpu").type == "cpu"
     with pytest.raises(ConfigError, match="one rank a GPU"):
         device_of(Ranks(1, 2, 1, 2))
+    assert gpus_beside(device_of(Ranks())) == 1
+    assert gpus_beside(device_of(Ranks(), "cpu")) is None

@@ -1,0 +1,37 @@
+"""What the rules of `compatibility.py` and `rank_rules.py` read, and what a rule is. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pretrain.config import EngineConfig, TrainConfig
+from pretrain.model_config import ModelConfig
+from pretrain.optim_config import OptimConfig
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the rules read."""
+
+    model: ModelConfig
+    optim: OptimConfig
+    train: TrainConfig
+    engine: EngineConfig
+    device: Literal["cpu", "cuda"] | None = None
+    """None: not known yet, and rules of the device keep silent."""
+    world_size: int | None = None
+    """None: not known yet, and rules of the ranks keep silent."""
+    local_world_size: int = 1
+    """Ranks of a node."""
+    capability: tuple[int, int] | None = None
+    """Compute capability of the GPU."""
+    gpus: int | None = None
+    """GPUs of this node that a rank sees; None: not known yet, or a CPU."""
+    asked: bool = False
+    """Whether the model is asked tasks."""
+
+
+Rule = Callable[[Situation], str | None]
+"""The fault of a situation with its mend, or None."""
