@@ -47,7 +47,7 @@ OF_8 = {**CUDA, "world_size": 4, "gpus": 8}
 REFUSED = [
     ("rows_fit_the_positions", {"sequence_length": 256}, "raise the latter"),
     ("schedule_fits_the_steps", {"warmup_steps": 8, "decay_steps": 3}, "shorten the warm-up"),
-    ("half_precision_has_masters", {"zero_stage": 0, "precision": "bf16"}, "'autocast'"),
+    ("half_precision_wants_a_stage", {"zero_stage": 0, "precision": "bf16"}, "'autocast'"),
     ("fp16_wants_cuda", {"precision": "fp16", "where": CPU}, "'bf16'"),
     ("fp8_wants_a_card_that_has_it", {"precision": "fp8", "where": CPU}, "capability 8.9"),
     ("fp8_wants_a_card_that_has_it", {"precision": "fp8", "where": {**CUDA, "capability": (8, 0)}}, "(8, 0)"),
@@ -178,7 +178,7 @@ def test_what_alters_what_is_learned_enters_the_key_and_the_layout_does_not():
 
 def test_all_faults_are_told_at_once():
     s = situation(sequence_length=256, zero_stage=0)
-    with pytest.raises(ConfigError, match=r"(?s)max_position_embeddings.*master weights"):
+    with pytest.raises(ConfigError, match=r"(?s)max_position_embeddings.*before the first"):
         check_together(TrainRecipe(model=s.model, optim=s.optim, train=s.train), s.engine)
 
 
