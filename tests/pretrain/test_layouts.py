@@ -1,7 +1,7 @@
 """The parity matrix: every stage, precision, number of ranks and accumulation learns what one rank in one batch does.
 
 Short runs of a tiny model, many in each start of one or two ranks; what DeepSpeed keeps for the life of a process
-(groups of tensor ranks, of hpZ) has a start of its own. fp32 agrees to 4 decimals, bf16 to 2e-3.
+(groups of tensor ranks, of hpZ) has a start of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from tests.pretrain import rank_runs
 
 FP32 = [5.5528, 5.4482, 5.3464, 5.2698]
 """The losses of `rank_runs.SHORT` in fp32 on one rank without accumulation, when this was written."""
-EXACT, NEAR = {"abs": 5e-5}, {"rel": 2e-3}
+AGREE, ADDED = 5e-5, 2e-4
+"""Nats between stages on the same ranks and micro batches: 0 on AVX-512 (2e-8 in fp32, where micro batches are added
+up), but in bf16, where they are, 6e-5."""
+NEAR = {"fp32": AGREE, "bf16": 1e-3, "bf16_masters": 4e-3, "autocast": 1e-3}
+"""Nats from fp32 after four steps, four times and more what AVX-512 gave: 2e-8, 2e-4, 1e-3, 1e-4. Whether it is the
+right trajectory in bf16 shows in more steps alone (`test_trajectories.py`)."""
+EXACT, ROUNDED = {"abs": AGREE}, {"abs": NEAR["bf16"]}
 STAGES = {"fp32": (0, 1, 2, 3), "bf16": (1, 2, 3), "bf16_masters": (1, 2, 3), "autocast": (0, 1, 2, 3)}
 
 
@@ -75,8 +81,18 @@ def test_stage_precision_ranks_and_accumulation_learn_the_same(request, referenc
     losses = request.getfixturevalue({1: "one_rank", 2: "two_ranks"}[ranks])
     assert len(matrix(ranks)) == 8 + 6 + 3 + 4
     for name in matrix(ranks):
-        close = EXACT if name.startswith("fp32") else NEAR
-        assert losses[name] == pytest.approx(reference["plain"], **close), name
+        assert losses[name] == pytest.approx(reference["plain"], abs=NEAR[name.split("-")[0]]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_stages_agree_with_each_other_in_every_precision(request, ranks):
+    losses = request.getfixturevalue({1: "one_rank", 2: "two_ranks"}[ranks])
+    for precision, stages in STAGES.items():
+        for micro in {int(name.split("-")[2]) for name in matrix(ranks) if name.startswith(f"{precision}-")}:
+            runs = [losses[f"{precision}-{stage}-{micro}"] for stage in stages]
+            spread = max(max(step) - min(step) for step in zip(*runs, strict=True))
+            assert spread < (ADDED if precision == "bf16" and micro * ranks < 8 else AGREE), (precision, micro)
 
 
 @pytest.mark.parametrize("settings", [{}, {"zero_stage": 3, "offload_optimizer": "cpu", "micro_batch_size": 2}])
@@ -104,7 +120,7 @@ def test_ranks_that_share_rows_learn_what_one_does(tmp_path, reference):
     }
     losses = rank_runs.losses_of_runs(tmp_path, runs, 2)
     for name, found in losses.items():
-        assert found == pytest.approx(reference["plain"], **(NEAR if name == "bf16" else EXACT)), name
+        assert found == pytest.approx(reference["plain"], **(ROUNDED if name == "bf16" else EXACT)), name
 
 
 @pytest.mark.slow
@@ -117,7 +133,7 @@ def test_ranks_that_share_matrices_learn_what_one_does(tmp_path, reference):
     }
     for name, found in rank_runs.losses_of_runs(tmp_path, runs, 2).items():
         expected = reference["qk" if name == "qk" else "plain"]
-        assert found == pytest.approx(expected, **(NEAR if name == "bf16" else EXACT)), name
+        assert found == pytest.approx(expected, **(ROUNDED if name == "bf16" else EXACT)), name
 
 
 @pytest.mark.slow
