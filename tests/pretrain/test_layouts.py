@@ -20,8 +20,8 @@ from tests.pretrain import rank_runs
 FP32 = [5.5528, 5.4482, 5.3464, 5.2698]
 """The losses of `rank_runs.SHORT` in fp32 on one rank without accumulation, when this was written."""
 AGREE, ADDED = 5e-5, 2e-4
-"""Nats between stages on the same ranks and micro batches: 0 on AVX-512 (2e-8 in fp32, where micro batches are added
-up), but in bf16, where they are, 6e-5."""
+"""Nats between stages on the same ranks and micro batches: 0 on AVX-512, or 2e-8; but 6e-5 in bf16 where two ranks add
+micro batches up, which stage 1 reduces in fp32 when they are added up, and stages 2 and 3 one by one in bf16."""
 NEAR = {"fp32": AGREE, "bf16": 1e-3, "bf16_masters": 4e-3, "autocast": 1e-3}
 """Nats from fp32 after four steps, four times and more what AVX-512 gave: 2e-8, 2e-4, 1e-3, 1e-4. Whether it is the
 right trajectory in bf16 shows in more steps alone (`test_trajectories.py`)."""
@@ -92,7 +92,8 @@ def test_stages_agree_with_each_other_in_every_precision(request, ranks):
         for micro in {int(name.split("-")[2]) for name in matrix(ranks) if name.startswith(f"{precision}-")}:
             runs = [losses[f"{precision}-{stage}-{micro}"] for stage in stages]
             spread = max(max(step) - min(step) for step in zip(*runs, strict=True))
-            assert spread < (ADDED if precision == "bf16" and micro * ranks < 8 else AGREE), (precision, micro)
+            added = precision == "bf16" and ranks == 2 and micro < 4
+            assert spread < (ADDED if added else AGREE), (precision, micro)
 
 
 @pytest.mark.parametrize("settings", [{}, {"zero_stage": 3, "offload_optimizer": "cpu", "micro_batch_size": 2}])
