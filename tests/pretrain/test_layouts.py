@@ -16,6 +16,7 @@ from pretrain.config import EngineConfig
 from pretrain.distributed import Ranks
 from pretrain.layout import Layout, layout_of
 from tests.pretrain import rank_runs
+from tests.pretrain.small_models import VARIANTS
 
 FP32 = [5.5528, 5.4482, 5.3464, 5.2698]
 """The losses of `rank_runs.SHORT` in fp32 on one rank without accumulation, when this was written."""
@@ -55,8 +56,11 @@ ALONE = {
     "plain": {"zero_stage": 0, "micro_batch_size": 8},
     "qk": {"zero_stage": 0, "qk_norm": True},
     "heads": {"num_key_value_heads": 4},
+    "gpt2": {"zero_stage": 0, **VARIANTS["gpt2"]},
+    "gemma": {"zero_stage": 0, **VARIANTS["gemma"]},
 }
-"""One rank, one batch: what the others are compared with."""
+"""One rank, one batch: what the others are compared with. gpt2: biases, LayerNorm, learned positions; gemma: windows,
+soft caps, norms around and within attention."""
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +122,13 @@ def test_ranks_that_share_rows_learn_what_one_does(tmp_path, reference):
         "stage-3": {**share, "zero_stage": 3, "micro_batch_size": 2},
         "bf16": {**share, "zero_stage": 2, "precision": "bf16"},
         "recomputed": {**share, "activation_checkpointing": "full"},
+        "gpt2": {**share, **VARIANTS["gpt2"], "zero_stage": 3},
+        "gemma": {**share, **VARIANTS["gemma"]},
     }
     losses = rank_runs.losses_of_runs(tmp_path, runs, 2)
     for name, found in losses.items():
-        assert found == pytest.approx(reference["plain"], **(ROUNDED if name == "bf16" else EXACT)), name
+        expected = reference.get(name, reference["plain"])
+        assert found == pytest.approx(expected, **(ROUNDED if name == "bf16" else EXACT)), name
 
 
 @pytest.mark.slow
@@ -130,10 +137,12 @@ def test_ranks_that_share_matrices_learn_what_one_does(tmp_path, reference):
     runs = {
         **{f"plain-{stage}": {**share, "zero_stage": stage} for stage in (0, 1, 3)},
         "qk": {**share, "qk_norm": True},
+        "gpt2": {**share, **VARIANTS["gpt2"], "zero_stage": 3},
+        "gemma": {**share, **VARIANTS["gemma"]},
         "bf16": {**share, "zero_stage": 2, "precision": "bf16"},
     }
     for name, found in rank_runs.losses_of_runs(tmp_path, runs, 2).items():
-        expected = reference["qk" if name == "qk" else "plain"]
+        expected = reference.get(name, reference["plain"])
         assert found == pytest.approx(expected, **(ROUNDED if name == "bf16" else EXACT)), name
 
 
