@@ -16,24 +16,22 @@ from tests.pretrain.rank_runs import SHORT, load_conftest, run_ranks
 CASES = {"1b": (1, "selective"), "7b": (2, "selective"), "13b": (3, "selective"), "70b": (3, "full")}
 """Presets: stage and checkpointing."""
 ROUNDED = 1e-3
-"""Nats after four steps: compiled code rounds to bf16 elsewhere. On AVX-512 2e-4."""
+"""Nats in four steps: compiled code rounds to bf16 elsewhere. On AVX-512 6e-5, and 2e-4 with two blocks on one rank."""
 
 
 def on_two_ranks(folder: Path) -> None:
-    """What each rank does: every case, as it is and compiled."""
+    """What each rank does: every case compiled, and once what they shall learn, uncompiled."""
     import torch
     from torch._dynamo.utils import counters
 
     conftest, found = load_conftest(), {}
-    for compiled in (False, True):
-        for name, (stage, kept) in CASES.items():
-            torch._dynamo.reset()
-            counters.clear()
-            settings = {"zero_stage": stage, "activation_checkpointing": kept, "compile": compiled}
-            root = folder / f"{name}-{compiled}"
-            run = conftest._run_training(root, precision="bf16", num_hidden_layers=1, **SHORT, **settings)
-            graphs = counters["stats"]["unique_graphs"]
-            found[f"{name}-{compiled}"] = {"losses": conftest._losses(run, root), "graphs": graphs}
+    for name, (stage, kept) in {"plain": (2, "none"), **CASES}.items():
+        torch._dynamo.reset()
+        counters.clear()
+        settings = {"zero_stage": stage, "activation_checkpointing": kept, "compile": name in CASES}
+        run = conftest._run_training(folder / name, precision="bf16", num_hidden_layers=1, **SHORT, **settings)
+        losses, graphs = conftest._losses(run, folder / name), counters["stats"]["unique_graphs"]
+        found[name] = {"losses": losses, "graphs": graphs}
     if torch.distributed.get_rank() == 0:
         (folder / "found.json").write_text(json.dumps(found))
 
@@ -54,7 +52,8 @@ def found(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_compiled_preset_learns_what_it_learns_uncompiled(found, name):
-    plain, compiled = found[f"{name}-False"], found[f"{name}-True"]
-    assert plain["graphs"] == 0
-    assert compiled["graphs"] >= 2  # training and validation
-    assert compiled["losses"] == pytest.approx(plain["losses"], abs=ROUNDED)
+    assert found["plain"]["graphs"] == 0
+    # One graph of the model for training and one for validation; at stage 3 it breaks where DeepSpeed gathers weights.
+    whole = CASES[name][0] < 3
+    assert found[name]["graphs"] == 2 if whole else found[name]["graphs"] > 2
+    assert found[name]["losses"] == pytest.approx(found["plain"]["losses"], abs=ROUNDED)
