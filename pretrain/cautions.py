@@ -7,11 +7,8 @@ ranks are known. `docs/engine.md` has the same in words.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pretrain.compatibility import Situation
+from pretrain.situation import Rule, Situation
 
 
 def tensor_ranks_span_nodes(s: Situation) -> str | None:
@@ -22,6 +19,24 @@ def tensor_ranks_span_nodes(s: Situation) -> str | None:
         f"engine.tensor_parallel_size = {s.engine.tensor_parallel_size} does not divide the {s.local_world_size} ranks "
         f"of a node: sums of each block cross the network, which is slow"
     )
+
+
+def hpz_ranks_span_nodes(s: Situation) -> str | None:
+    """The second copy is there so that the backward pass gathers within a node."""
+    size = s.engine.hpz_partition_size
+    if s.world_size is None or s.local_world_size % size == 0:
+        return None
+    return (
+        f"engine.hpz_partition_size = {size} does not divide the {s.local_world_size} ranks of a node: the second copy "
+        f"of the weights crosses the network too, and only costs memory; choose a divisor"
+    )
+
+
+def quantized_gradients_stay_on_a_node(s: Situation) -> str | None:
+    """DeepSpeed 0.19.8 reduces in 4 bits where there are several nodes, else as without."""
+    if not s.train.quantized_gradients or not s.gpus or s.world_size != s.local_world_size:
+        return None
+    return "train.quantized_gradients on one node: DeepSpeed quantizes between nodes only, so nothing is quantized here"
 
 
 def shared_memory_is_for_the_cpu(s: Situation) -> str | None:
@@ -56,8 +71,10 @@ def no_checkpoint_is_validated(s: Situation) -> str | None:
     )
 
 
-WARNINGS: tuple[Callable[[Situation], str | None], ...] = (
+WARNINGS: tuple[Rule, ...] = (
     tensor_ranks_span_nodes,
+    hpz_ranks_span_nodes,
+    quantized_gradients_stay_on_a_node,
     shared_memory_is_for_the_cpu,
     gpus_stand_idle,
     no_checkpoint_is_validated,

@@ -2,53 +2,33 @@
 
 Two moments. `check_together` reads sections alone, on a login node, and leaves alone what depends on the machine.
 `check_start` knows the device and the ranks. Neither imports torch. A rule is a function `Situation -> fault or None`;
-`RULES` is the table, `docs/engine.md` the same in words; what is only warned of is in `cautions.py`. What DeepSpeed
-wants said otherwise and we can say for it (clipping with Muon) is no rule but a line of `deepspeed_config.py`.
+those that ask how ranks share the work are in `rank_rules.py`. `RULES` is the table, `docs/engine.md` the same in words
+(a test ties them); what is only warned of is in `cautions.py`. What DeepSpeed wants said otherwise and we can say for
+it (clipping with Muon) is no rule but a line of `deepspeed_config.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 from governance.errors import ConfigError
 from governance.log import get_logger
-from pretrain.batch_sizes import refuse_uneven
 from pretrain.cautions import WARNINGS
-from pretrain.config import CheckpointConfig, EngineConfig, TrainConfig, TrainRecipe
+from pretrain.config import CheckpointConfig, EngineConfig, TrainRecipe
 from pretrain.distributed import Ranks
-from pretrain.layout import data_ranks
-from pretrain.likelihood import SHORT
-from pretrain.model_config import ModelConfig
-from pretrain.optim_config import OptimConfig
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What the rules read."""
-
-    model: ModelConfig
-    optim: OptimConfig
-    train: TrainConfig
-    engine: EngineConfig
-    device: Literal["cpu", "cuda"] | None = None
-    """None: not known yet, and rules of the device keep silent."""
-    world_size: int | None = None
-    """None: not known yet, and rules of the ranks keep silent."""
-    local_world_size: int = 1
-    """Ranks of a node."""
-    capability: tuple[int, int] | None = None
-    """Compute capability of the GPU; None: not known yet, and rules of it keep silent."""
-    asked: bool = False
-    """Whether the model is asked tasks."""
-    checkpoint: CheckpointConfig | None = None
-    """None: not known, and rules of checkpoints keep silent."""
-    gpus: int = 0
-    """GPUs that this node shows to a rank that computes on one; 0: not known."""
-
-
-Rule = Callable[[Situation], str | None]
+from pretrain.rank_rules import (
+    experts_see_whole_rows,
+    hpz_wants_stage_3,
+    quantized_gradients_want_whole_nodes,
+    questions_divide,
+    sequence_parallelism_divides,
+    splits_divide_the_ranks,
+    tensor_parallelism_divides,
+    tensor_parallelism_keeps_state_out_of_files,
+    tensor_parallelism_knows_the_model,
+    the_batch_divides,
+)
+from pretrain.situation import Rule, Situation
 
 
 def rows_fit_the_positions(s: Situation) -> str | None:
@@ -71,13 +51,17 @@ def schedule_fits_the_steps(s: Situation) -> str | None:
     )
 
 
-def half_precision_has_masters(s: Situation) -> str | None:
-    """Stage 0 keeps no fp32 masters: bf16 then takes another trajectory (6.341 against 6.311 nats after 60 steps)."""
+def half_precision_wants_a_stage(s: Situation) -> str | None:
+    """DeepSpeed's optimizer of stage 0 takes a step before the first, and AdamW corrects its moments by one too many.
+
+    So bf16 takes another trajectory there: 6.341 against 6.311 nats after 60 steps. It adds gradients up in bf16, too.
+    """
     if s.engine.zero_stage or s.train.precision in ("fp32", "autocast"):
         return None
     return (
-        f"engine.zero_stage = 0 with train.precision = {s.train.precision!r} would keep no fp32 master weights; "
-        f"set zero_stage = 1, or precision = 'autocast' or 'fp32'"
+        f"engine.zero_stage = 0 with train.precision = {s.train.precision!r} would learn otherwise than at "
+        f"the other stages: DeepSpeed's optimizer of stage 0 counts a step before the first, and adds gradients up in "
+        f"half precision; set zero_stage = 1, or precision = 'autocast' or 'fp32'"
     )
 
 
@@ -190,101 +174,6 @@ def nvme_has_a_folder(s: Situation) -> str | None:
     return f"engine.{asked[0]} = 'nvme' without engine.nvme_path: give a folder on a fast local disk"
 
 
-def tensor_parallelism_keeps_state_out_of_files(s: Situation) -> str | None:
-    """A save puts each matrix together, and would read a file of up to 10^8 elements for each."""
-    if s.engine.offload_optimizer != "nvme" or s.engine.tensor_parallel_size == 1:
-        return None
-    return "engine.offload_optimizer = 'nvme' with tensor parallelism: set it to 'cpu', or tensor_parallel_size = 1"
-
-
-def hpz_wants_stage_3(s: Situation) -> str | None:
-    """A second copy of the weights exists only where the first is spread over all ranks."""
-    size = s.engine.hpz_partition_size
-    if size == 1:
-        return None
-    if s.engine.zero_stage != 3:
-        return f"engine.hpz_partition_size = {size} with engine.zero_stage = {s.engine.zero_stage}: set zero_stage = 3"
-    if s.engine.tensor_parallel_size > 1:
-        return f"engine.hpz_partition_size = {size} with tensor parallelism: DeepSpeed forms its groups over all ranks"
-    if s.world_size is not None and s.world_size % size:
-        return f"engine.hpz_partition_size = {size} does not divide {s.world_size} ranks; choose a divisor"
-    return None
-
-
-def sequence_parallelism_divides(s: Situation) -> str | None:
-    """Ulysses cuts rows into equal stretches and gives each rank whole heads."""
-    size, split = s.engine.sequence_parallel_size, s.engine.sequence_parallel_size * s.engine.tensor_parallel_size
-    if size == 1:
-        return None
-    if s.train.sequence_length % size:
-        return (
-            f"engine.sequence_parallel_size = {size} does not divide train.sequence_length = "
-            f"{s.train.sequence_length}; choose a divisor"
-        )
-    if s.model.num_key_value_heads % split:
-        return (
-            f"engine.sequence_parallel_size x tensor_parallel_size = {split} does not divide "
-            f"model.num_key_value_heads = {s.model.num_key_value_heads}; each rank wants whole heads"
-        )
-    return None
-
-
-def experts_see_whole_rows(s: Situation) -> str | None:
-    """The balance of experts is asked of a row; of stretches it would be another objective, under the same key."""
-    if s.engine.sequence_parallel_size == 1 or s.model.moe is None:
-        return None
-    return (
-        f"engine.sequence_parallel_size = {s.engine.sequence_parallel_size} with model.moe: experts are balanced over "
-        f"whole rows, and it cuts them; set sequence_parallel_size = 1"
-    )
-
-
-def tensor_parallelism_divides(s: Situation) -> str | None:
-    """AutoTP gives each rank whole heads and equal parts of the feed-forward layer."""
-    size = s.engine.tensor_parallel_size
-    if size == 1:
-        return None
-    for name in ("num_key_value_heads", "intermediate_size"):
-        if getattr(s.model, name) % size:
-            return f"engine.tensor_parallel_size = {size} does not divide model.{name} = {getattr(s.model, name)}"
-    return None
-
-
-def tensor_parallelism_knows_the_model(s: Situation) -> str | None:
-    """What AutoTP would cut wrongly: experts, matrices that Muon wants whole, and products in 8 bits."""
-    if s.engine.tensor_parallel_size == 1:
-        return None
-    if s.model.moe is not None:
-        return "engine.tensor_parallel_size with model.moe: experts are not cut; set tensor_parallel_size = 1"
-    if s.optim.optimizer == "muon":
-        return "engine.tensor_parallel_size with optim.optimizer = 'muon': Muon wants whole matrices; set it to 1"
-    if s.train.precision == "fp8":
-        return "engine.tensor_parallel_size with train.precision = 'fp8': set precision = 'bf16'"
-    return None
-
-
-def splits_divide_the_ranks(s: Situation) -> str | None:
-    """Each copy of the model takes sequence x tensor ranks, and those of one matrix belong on one node."""
-    split = s.engine.sequence_parallel_size * s.engine.tensor_parallel_size
-    if s.world_size is None or s.world_size % split == 0:
-        return None
-    return (
-        f"engine.sequence_parallel_size x tensor_parallel_size = {s.engine.sequence_parallel_size} x "
-        f"{s.engine.tensor_parallel_size} does not divide {s.world_size} rank(s); start a multiple of {split}"
-    )
-
-
-def the_batch_divides(s: Situation) -> str | None:
-    """Every rank adds up the same number of micro batches."""
-    if s.world_size is None or splits_divide_the_ranks(s):
-        return None
-    try:
-        refuse_uneven(s.train, s.engine.micro_batch_size, data_ranks(s.world_size, s.engine))
-    except ConfigError as error:
-        return str(error)
-    return None
-
-
 def only_adamw_is_offloaded(s: Situation) -> str | None:
     """Off the device, only AdamW of torch was made to run."""
     if s.optim.optimizer == "adamw" or s.engine.offload_optimizer == "none":
@@ -295,27 +184,17 @@ def only_adamw_is_offloaded(s: Situation) -> str | None:
     )
 
 
-def questions_divide(s: Situation) -> str | None:
-    """Questions are packed into shorter rows than training's, which ranks that share rows cut all the same."""
-    size, short = s.engine.sequence_parallel_size, min(SHORT, s.train.sequence_length)
-    if not s.asked or short % size == 0:
-        return None
-    return (
-        f"engine.sequence_parallel_size = {size} does not divide the {short} tokens of a row of questions; choose a "
-        f"divisor, or ask no evaluation.tasks in training"
-    )
-
-
 RULES: tuple[Rule, ...] = (
     rows_fit_the_positions,
     schedule_fits_the_steps,
-    half_precision_has_masters,
+    half_precision_wants_a_stage,
     fp16_wants_cuda,
     fp8_wants_a_card_that_has_it,
     fp8_shapes_divide,
     fp8_wants_no_experts,
     bf16_masters_stay_on_the_device,
     quantized_collectives_want_cuda,
+    quantized_gradients_want_whole_nodes,
     deepcompile_wants_cuda,
     parameter_offload_wants_stage_3,
     optimizer_offload_wants_its_stage,

@@ -79,7 +79,7 @@ class TrainConfig(Section):
     quantized_weights: bool = False
     """CUDA, stage 3: gather weights in 8 bits (qwZ, arXiv:2306.10209): passes compute with rounded weights."""
     quantized_gradients: bool = False
-    """CUDA, stage 3: reduce gradients in 4 bits (qgZ, arXiv:2306.10209): updates learn from rounded gradients."""
+    """CUDA, stage 3, several nodes: reduce gradients in 4 bits (qgZ, arXiv:2306.10209), from which updates learn."""
     validate_every_steps: int = Field(default=100, ge=0)
     """Steps between measurements on the validation shards; 0 measures only at the end."""
     validation_rows: int = Field(default=64, gt=0)

@@ -51,6 +51,9 @@ def deepspeed_config(
         "zero_optimization": _zero(recipe, engine, world_size, device, vocabulary_size),
         **_precision(recipe.train.precision),
     }
+    if recipe.train.precision in ("bf16", "fp8") and engine.zero_stage == 1:
+        # Stage 1 reduces the sums of a whole step, and would first round them to bf16, on one rank too.
+        values["communication_data_type"] = "fp32"
     if optimizer != "adamw":
         values["zero_allow_untested_optimizer"] = True
     if engine.offload_optimizer != "none":

@@ -217,12 +217,19 @@ def _ranks_of_norms(engine: Engine) -> list[Any]:
 def _counted(engine: Engine, gradients: list[torch.Tensor], lying: list[Fragment]) -> list[torch.Tensor]:
     """Those of a flat that count in sums over all ranks: what the tensor ranks hold alike counts on the first of them.
 
-    At stage 3 all counts, as the ranks hold nothing alike.
+    Stage 3 cuts what they hold alike among all ranks, but the biases of matrices that are cut by input: those it cuts
+    among the data ranks, so that each tensor rank holds the same parts of them.
     """
     parts = engine.tensor_parts
-    if parts.rank == 0 or engine.zero_stage == 3:
+    if parts.rank == 0:
         return gradients
-    own = [fragment for fragment in lying if parts.axis(fragment.name) is not None]
+    named = dict(engine.parameters())
+
+    def alone(name: str) -> bool:
+        among_all = engine.zero_stage == 3 and _group_of(engine, named[name]).size() > engine.gradient_ranks
+        return among_all or parts.axis(name) is not None
+
+    own = [fragment for fragment in lying if alone(fragment.name)]
     if len(gradients) == 1:
         return [fragment.place(gradients[0]) for fragment in own]
     starts, offsets = (

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from governance.errors import PipelineError
-from pretrain.compatibility import Situation, faults_of
+from pretrain.compatibility import faults_of
 from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.deepspeed_config import BUCKET, SWAP_BUFFERS, SWAPPED_GROUP
 from pretrain.distributed import Ranks
 from pretrain.model.counting import parameter_count, piece_tokens
 from pretrain.model_config import ModelConfig, padded_vocabulary
+from pretrain.situation import Situation
 
 if TYPE_CHECKING:
     import torch

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 Runs = dict[str, dict[str, Any]]
@@ -78,12 +79,17 @@ def losses_of_runs(
     return json.loads((folder / "losses.json").read_text())
 
 
-def _run(folder: Path) -> None:
+def load_conftest() -> ModuleType:
+    """The fixtures' functions, in a process that pytest did not start."""
     path = Path(__file__).parent / "conftest.py"
     spec = importlib.util.spec_from_file_location("conftest", path)
     conftest = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(conftest)
-    losses = {}
+    return conftest
+
+
+def _run(folder: Path) -> None:
+    conftest, losses = load_conftest(), {}
     for name, settings in json.loads((folder / "runs.json").read_text()).items():
         root = folder / name
         losses[name] = conftest._losses(conftest._run_training(root, **settings), root)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,15 +12,16 @@ from hypothesis import strategies as st
 
 from governance.errors import ConfigError, MissingInput
 from governance.stage import Recipe
-from pretrain import compatibility, train
+from pretrain import cautions, compatibility, train
 from pretrain.cautions import WARNINGS, no_checkpoint_is_validated
-from pretrain.compatibility import RULES, Situation, check_start, check_together, faults_of
+from pretrain.compatibility import RULES, check_start, check_together, faults_of
 from pretrain.config import CheckpointConfig, EngineConfig, TrainConfig, TrainRecipe
-from pretrain.distributed import Ranks, device_of
+from pretrain.distributed import Ranks, device_of, gpus_of
 from pretrain.evaluation_config import EvaluationConfig, TaskConfig
 from pretrain.model_config import ModelConfig, MoeConfig
 from pretrain.optim_config import OptimConfig
 from pretrain.retention import kept_steps
+from pretrain.situation import Situation
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 128}
 
@@ -43,10 +46,13 @@ def situation(where: dict | None = None, **settings) -> Situation:
 CPU, CUDA = {"device": "cpu"}, {"device": "cuda", "capability": (9, 0)}
 EXPERTS = MoeConfig(num_local_experts=4, num_experts_per_tok=2)
 OFFLOAD = {"zero_stage": 3, "offload_optimizer": "cpu"}
+GRADIENTS = {"quantized_gradients": True, "zero_stage": 3}
+OF_8 = {**CUDA, "world_size": 4, "gpus": 8}
+"""A node that shows 8 GPUs."""
 REFUSED = [
     ("rows_fit_the_positions", {"sequence_length": 256}, "raise the latter"),
     ("schedule_fits_the_steps", {"warmup_steps": 8, "decay_steps": 3}, "shorten the warm-up"),
-    ("half_precision_has_masters", {"zero_stage": 0, "precision": "bf16"}, "'autocast'"),
+    ("half_precision_wants_a_stage", {"zero_stage": 0, "precision": "bf16"}, "'autocast'"),
     ("fp16_wants_cuda", {"precision": "fp16", "where": CPU}, "'bf16'"),
     ("fp8_wants_a_card_that_has_it", {"precision": "fp8", "where": CPU}, "capability 8.9"),
     ("fp8_wants_a_card_that_has_it", {"precision": "fp8", "where": {**CUDA, "capability": (8, 0)}}, "(8, 0)"),
@@ -69,6 +75,13 @@ REFUSED = [
         {"quantized_weights": True, "zero_stage": 3, "precision": "autocast"},
         "'bf16'",
     ),
+    ("quantized_gradients_want_whole_nodes", {**GRADIENTS, "where": {**OF_8, "local_world_size": 4}}, "0 node(s)"),
+    (
+        "quantized_gradients_want_whole_nodes",
+        {**GRADIENTS, "where": {**OF_8, "world_size": 12, "local_world_size": 4}},
+        "start 8 ranks a node",
+    ),
+    ("quantized_gradients_want_whole_nodes", {**GRADIENTS, "tensor_parallel_size": 2}, "other parts of a matrix"),
     ("deepcompile_wants_cuda", {"deepcompile": True, "where": CPU}, "compile = true"),
     ("deepcompile_wants_cuda", {"deepcompile": True, "zero_stage": 0, "precision": "fp32"}, "zero_stage = 1"),
     ("deepcompile_wants_cuda", {"deepcompile": True, "sequence_parallel_size": 2}, "compile = true"),
@@ -116,6 +129,17 @@ def test_a_rule_refuses_with_its_mend(rule, settings, mend):
     assert mend in told
 
 
+def test_the_page_and_the_table_have_the_same_rules():
+    """Each rule once, on a line of its own or with its like; and no line without a rule."""
+    text = (Path(__file__).parents[2] / "docs" / "engine.md").read_text()
+    part = text.split("## What does not work together", 1)[1].split("\n## ", 1)[0]
+    for page, table in zip(part.split("Warned of:"), (RULES, WARNINGS), strict=True):
+        lines = [line.strip("|").split("|")[-1] for line in page.splitlines() if line.startswith("|")]
+        told = [re.findall(r"`(\w+)`", cell) for cell in lines[2:]]
+        assert all(told)
+        assert sorted(name for names in told for name in names) == sorted(rule.__name__ for rule in table)
+
+
 def test_every_rule_is_tested_and_none_refuses_what_suits():
     assert {name for name, _, _ in REFUSED} == {rule.__name__ for rule in RULES}
     for where in ({}, {**CPU, "world_size": 1}, {**CPU, "world_size": 4}, {**CUDA, "world_size": 2}):
@@ -130,7 +154,9 @@ def test_every_rule_is_tested_and_none_refuses_what_suits():
         {"precision": "fp16", "where": CUDA},
         {"precision": "fp8", "where": CUDA},
         {"precision": "fp8", "where": {"device": "cuda"}},  # of which kind, a login node does not know
-        {"quantized_weights": True, "quantized_gradients": True, "zero_stage": 3, "where": CUDA},
+        {"quantized_weights": True, **GRADIENTS, "where": CUDA},
+        {**GRADIENTS, "global_batch_size": 32, "where": {**OF_8, "world_size": 16, "local_world_size": 8}},
+        {"zero_stage": 3, "where": {**OF_8, "local_world_size": 4}},
         {"sequence_parallel_size": 2, "where": {"world_size": 2}, "micro_batch_size": 8},
         {"tensor_parallel_size": 2, "zero_stage": 3, "where": {"world_size": 4}},
         {"offload_optimizer": "cpu", "offload_parameters": "nvme", "nvme_path": "x", "zero_stage": 3},
@@ -158,7 +184,7 @@ def test_what_alters_what_is_learned_enters_the_key_and_the_layout_does_not():
 
 def test_all_faults_are_told_at_once():
     s = situation(sequence_length=256, zero_stage=0)
-    with pytest.raises(ConfigError, match=r"(?s)max_position_embeddings.*master weights"):
+    with pytest.raises(ConfigError, match=r"(?s)max_position_embeddings.*before the first"):
         check_together(TrainRecipe(model=s.model, optim=s.optim, train=s.train), s.engine)
 
 
@@ -187,23 +213,31 @@ def test_a_device_that_is_asked_for_is_known_before_the_start():
 
 BEST = CheckpointConfig(every_steps=2, keep_best=3)
 FOUR_OF_EIGHT = {**CUDA, "world_size": 8, "local_world_size": 4, "gpus": 8}
+WARNED_OF = [
+    ("tensor_ranks_span_nodes", {"tensor_parallel_size": 2, "where": {"world_size": 2}}, "cross the network"),
+    (
+        "hpz_ranks_span_nodes",
+        {"hpz_partition_size": 4, "zero_stage": 3, "where": {"world_size": 4, "local_world_size": 2}},
+        "crosses the network too",
+    ),
+    (
+        "quantized_gradients_stay_on_a_node",
+        {**GRADIENTS, "where": {**CUDA, "world_size": 1, "gpus": 1}},
+        "nothing is quantized",
+    ),
+    ("shared_memory_is_for_the_cpu", {"shared_memory_collectives": True, "where": CUDA}, "no effect"),
+    ("gpus_stand_idle", {"where": {**CUDA, "world_size": 1, "gpus": 8}}, "--processes 8"),
+    ("gpus_stand_idle", {"micro_batch_size": 1, "where": FOUR_OF_EIGHT}, "8 GPUs and 4 rank"),
+    ("no_checkpoint_is_validated", {"where": {"checkpoint": BEST}, "validate_every_steps": 5}, "no effect"),
+    ("no_checkpoint_is_validated", {"where": {"checkpoint": BEST}, "validate_every_steps": 0}, "keep_best = 3"),
+    ("no_checkpoint_is_validated", {"where": {"checkpoint": BEST}, "validate_every_steps": 10}, "last step, 10"),
+]
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"tensor_parallel_size": 2, "where": {"world_size": 2, "local_world_size": 1}}, "cross the network"),
-        ({"shared_memory_collectives": True, "where": CUDA}, "no effect"),
-        ({"where": {**CUDA, "world_size": 1, "gpus": 8}}, "--processes 8"),
-        ({"micro_batch_size": 1, "where": FOUR_OF_EIGHT}, "8 GPUs and 4 rank"),
-        ({"where": {"checkpoint": BEST}, "validate_every_steps": 5}, "no effect"),
-        ({"where": {"checkpoint": BEST}, "validate_every_steps": 0}, "keep_best = 3"),
-        ({"where": {"checkpoint": BEST}, "validate_every_steps": 10}, "last step, 10"),
-    ],
-)
-def test_what_works_badly_is_told(settings, words, caplog):
+@pytest.mark.parametrize(("rule", "settings", "words"), WARNED_OF)
+def test_what_works_badly_is_told(rule, settings, words, caplog):
     s = situation(**settings)
-    assert any(words in (rule(s) or "") for rule in WARNINGS)
+    assert words in getattr(cautions, rule)(s)
     ranks = Ranks(0, s.world_size or 1, 0, s.local_world_size)
     with caplog.at_level(logging.WARNING):
         recipe = TrainRecipe(model=s.model, optim=s.optim, train=s.train)
@@ -211,9 +245,14 @@ def test_what_works_badly_is_told(settings, words, caplog):
     assert words in caplog.text
 
 
+def test_every_warning_is_tested():
+    assert {name for name, _, _ in WARNED_OF} == {rule.__name__ for rule in WARNINGS}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
+        {**GRADIENTS, "hpz_partition_size": 8, "where": {**OF_8, "world_size": 16, "local_world_size": 8}},
         {"where": {**CUDA, "world_size": 8, "local_world_size": 8, "gpus": 8}},
         {"where": {**CUDA, "world_size": 8, "local_world_size": 8, "gpus": 1}},  # Slurm shows each task its own
         {"where": {**CPU, "world_size": 1, "gpus": 8}},
@@ -271,3 +310,5 @@ def test_no_gpu_where_one_is_asked_for(monkeypatch):
     assert device_of(Ranks(), "cpu").type == "cpu"
     with pytest.raises(ConfigError, match="one rank a GPU"):
         device_of(Ranks(1, 2, 1, 2))
+    assert gpus_of(device_of(Ranks())) == 1
+    assert gpus_of(device_of(Ranks(), "cpu")) == 0

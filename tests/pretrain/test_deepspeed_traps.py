@@ -93,6 +93,44 @@ def test_a_token_weighs_the_same_in_every_micro_batch(stage):
     assert abs(sum(only) / 2 - whole) > 0.05 * whole  # the rows differ enough for the mistake to show
 
 
+def bare(stage: int) -> list[float]:
+    """A linear map that shall become zero, in bf16, with DeepSpeed alone: its losses."""
+    small.open_one("adamw", 1)  # DeepSpeed is imported, and told what it may build
+    import deepspeed
+
+    torch.manual_seed(0)
+    model, rows = torch.nn.Linear(8, 8, bias=False), torch.randn(16, 8, dtype=torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        config={
+            "train_micro_batch_size_per_gpu": 16,
+            "bf16": {"enabled": True},
+            "zero_optimization": {"stage": stage},
+        },
+    )
+    losses = []
+    for _ in range(8):
+        loss = engine(rows).float().square().mean()
+        engine.backward(loss)
+        engine.step()
+        losses.append(float(loss))
+    return losses
+
+
+def test_bf16_at_stage_0_is_a_step_ahead_and_so_learns_otherwise(monkeypatch):
+    """It keeps fp32 masters, but steps once, with gradients of zero: AdamW corrects its moments by a step too many."""
+    expected, ahead = bare(1), bare(0)
+    assert bare(2) == expected
+    assert ahead[0] == expected[0]
+    assert min(one - other for one, other in zip(ahead[1:], expected[1:], strict=True)) > 0.01 * expected[0]
+    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+
+    monkeypatch.setattr(FP16_UnfusedOptimizer, "initialize_optimizer_states", lambda self: None)
+    assert bare(0) == expected
+
+
 @pytest.mark.slow
 def test_a_start_on_cpu_compiles_nothing(tmp_path, monkeypatch):
     """Else gloo builds `deepspeed_shm_comm` at every first start: minutes, and a lock for ever where it is killed."""

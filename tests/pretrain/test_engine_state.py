@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Iterator
@@ -22,8 +23,11 @@ from pretrain.model.initial import initial_weight
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import GroupConfig, OptimConfig
 from tests.pretrain.rank_runs import run_ranks
+from tests.pretrain.small_models import VARIANTS
 
 VOCABULARY, LENGTH, ROWS, MICRO, STEPS = 200, 16, 8, 2, 6
+SHARED = ("llama", "gpt2")
+"""Models whose matrices ranks share: without biases and LayerNorms, and with."""
 OPTIMIZERS = ["adamw", "muon", "lion"]
 RATES = {"adamw": 0.01, "muon": 0.01, "lion": 0.001}
 
@@ -44,13 +48,12 @@ def open_one(
     stage: int,
     precision: str = "fp32",
     weights: Weights | None = None,
-    mup: bool = False,
     tensor: int = 1,
+    **variant: Any,
 ) -> Engine:
     model = ModelConfig(
         hidden_size=32, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=LENGTH,
-        **({"initialisation": "mup", "mup_base_width": 16} if mup else {}),
+        max_position_embeddings=LENGTH, **variant,
     )  # fmt: skip
     optim = OptimConfig(
         optimizer=optimizer, learning_rate=RATES[optimizer], gradient_clipping=0.5, muon_weight_decay=0.1,
@@ -211,8 +214,25 @@ def test_norms_in_bf16_are_near_those_of_fp32():
             assert float(norm) == pytest.approx(float(gradient_norms(expected)[name]), rel=0.03)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_gradients_of_micro_batches_are_added_up_in_fp32(stage):
+    """The norm is that of the exact sum of each micro batch's bf16 gradient; a sum in bf16 would be off by 4e-5."""
+    engine = open_one("adamw", stage, "bf16")
+    model, exact = copy.deepcopy(open_one("adamw", 1, "bf16").deepspeed.module), {}
+    for batch in batches(1):
+        model.zero_grad()
+        objective, _ = model(batch.tokens, batch.targets, batch.segments, batch.positions)
+        (objective / (ROWS * LENGTH)).backward()
+        for name, parameter in model.named_parameters():
+            exact[name] = exact.get(name, 0.0) + parameter.grad.double()
+    gradient(engine, 1)
+    _, norms = engine.update(0.0, torch.zeros(()))
+    whole = torch.cat([total.flatten() for total in exact.values()]).norm()
+    assert float(norms[0]) == pytest.approx(float(whole), rel=5e-6)
+
+
 def test_mup_scales_the_rates_that_the_engine_opens_with():
-    engine = open_one("adamw", 1, mup=True)
+    engine = open_one("adamw", 1, initialisation="mup", mup_base_width=16)
     groups = {group["name"]: group["base_lr"] for group in engine.deepspeed.optimizer.param_groups}
     assert groups["lm_head matrices"] == 0.005
     assert sorted(rate for name, rate in groups.items() if name.startswith("matrices")) == [0.005, 0.01]
@@ -270,16 +290,17 @@ def at_two_ranks(optimizer: str, stage: int, alone: Weights) -> dict[str, Any]:
 def on_tensor_ranks(folder: Path) -> None:
     """What each of two ranks that share the matrices does, at one stage after the other."""
     found = {}
-    for stage in (0, 1, 2, 3):
-        engine = open_one("adamw", stage, tensor=2)
+    for variant, stage in itertools.product(SHARED, (0, 1, 2, 3)):
+        engine = open_one("adamw", stage, tensor=2, **VARIANTS[variant])
         mine = batches(1, share=False)
         for batch in mine:
             engine.backward(engine.forward(batch)[0], ROWS * LENGTH, last=batch is mine[-1])
         skipped, norms = engine.update(1.0, torch.zeros(()))
         state = state_of(engine)
-        again = open_one("adamw", stage, weights=state, tensor=2)
+        again = open_one("adamw", stage, weights=state, tensor=2, **VARIANTS[variant])
         load_state(again, state.__getitem__, 1)
-        found[stage] = {"skipped": skipped, "norms": norms, "state": state, "back": same(state_of(again), state)}
+        back = same(state_of(again), state)
+        found[variant, stage] = {"skipped": skipped, "norms": norms, "state": state, "back": back}
     torch.save(found, folder / f"rank{torch.distributed.get_rank()}.pt")
 
 
@@ -300,16 +321,21 @@ def start(act: str, folder: Path) -> None:
 @pytest.mark.slow
 def test_ranks_that_share_matrices_know_whole_norms_and_whole_states(tmp_path):
     """What only some tensor ranks hold counts once, and so does what all hold; stage 3 cuts the latter among all."""
-    expected = open_one("adamw", 0)
-    gradient(expected, 1)
-    _, norms = expected.update(1.0, torch.zeros(()))
-    state = state_of(expected)
+    whole = {}
+    for variant in SHARED:
+        expected = open_one("adamw", 0, **VARIANTS[variant])
+        gradient(expected, 1)
+        whole[variant] = expected.update(1.0, torch.zeros(()))[1].tolist(), state_of(expected)
     start("on_tensor_ranks", tmp_path)
     for rank in range(2):
-        for stage, found in torch.load(tmp_path / f"rank{rank}.pt").items():
+        results = torch.load(tmp_path / f"rank{rank}.pt")
+        assert len(results) == 4 * len(SHARED)
+        for (variant, stage), found in results.items():
+            norms, state = whole[variant]
             assert float(found["skipped"]) == 0.0
-            assert found["norms"].tolist() == pytest.approx(norms.tolist(), rel=1e-5), (rank, stage)
-            assert found["back"], (rank, stage)
+            assert found["norms"].tolist() == pytest.approx(norms, rel=1e-5), (rank, variant, stage)
+            assert found["back"], (rank, variant, stage)
+            assert found["state"].keys() == state.keys()
             for name, values in found["state"].items():
                 for kind, value in values.items():
                     assert torch.allclose(value, state[name][kind], rtol=1e-3, atol=1e-5), (rank, stage, name, kind)

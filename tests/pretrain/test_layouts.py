@@ -1,7 +1,7 @@
 """The parity matrix: every stage, precision, number of ranks and accumulation learns what one rank in one batch does.
 
 Short runs of a tiny model, many in each start of one or two ranks; what DeepSpeed keeps for the life of a process
-(groups of tensor ranks, of hpZ) has a start of its own. fp32 agrees to 4 decimals, bf16 to 2e-3.
+(groups of tensor ranks, of hpZ) has a start of its own.
 """
 
 from __future__ import annotations
@@ -16,10 +16,17 @@ from pretrain.config import EngineConfig
 from pretrain.distributed import Ranks
 from pretrain.layout import Layout, layout_of
 from tests.pretrain import rank_runs
+from tests.pretrain.small_models import VARIANTS
 
 FP32 = [5.5528, 5.4482, 5.3464, 5.2698]
 """The losses of `rank_runs.SHORT` in fp32 on one rank without accumulation, when this was written."""
-EXACT, NEAR = {"abs": 5e-5}, {"rel": 2e-3}
+AGREE, REDUCED = 5e-5, 2e-4
+"""Nats between stages on the same ranks and micro batches: 0 on AVX-512, or 2e-8; but in bf16 on two ranks 4e-5, for
+stage 1 reduces the sum of micro batches in fp32, stages 2 and 3 each of them in bf16."""
+NEAR = {"fp32": AGREE, "bf16": 1e-3, "bf16_masters": 4e-3, "autocast": 1e-3}
+"""Nats from fp32 after four steps, four times and more what AVX-512 gave: 2e-8, 2e-4, 1e-3, 1e-4. Whether it is the
+right trajectory in bf16 shows in more steps alone (`test_trajectories.py`)."""
+EXACT, ROUNDED = {"abs": AGREE}, {"abs": NEAR["bf16"]}
 STAGES = {"fp32": (0, 1, 2, 3), "bf16": (1, 2, 3), "bf16_masters": (1, 2, 3), "autocast": (0, 1, 2, 3)}
 
 
@@ -49,8 +56,11 @@ ALONE = {
     "plain": {"zero_stage": 0, "micro_batch_size": 8},
     "qk": {"zero_stage": 0, "qk_norm": True},
     "heads": {"num_key_value_heads": 4},
+    "gpt2": {"zero_stage": 0, **VARIANTS["gpt2"]},
+    "gemma": {"zero_stage": 0, **VARIANTS["gemma"]},
 }
-"""One rank, one batch: what the others are compared with."""
+"""One rank, one batch: what the others are compared with. gpt2: biases, LayerNorm, learned positions; gemma: windows,
+soft caps, norms around and within attention."""
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +85,18 @@ def test_stage_precision_ranks_and_accumulation_learn_the_same(request, referenc
     losses = request.getfixturevalue({1: "one_rank", 2: "two_ranks"}[ranks])
     assert len(matrix(ranks)) == 8 + 6 + 3 + 4
     for name in matrix(ranks):
-        close = EXACT if name.startswith("fp32") else NEAR
-        assert losses[name] == pytest.approx(reference["plain"], **close), name
+        assert losses[name] == pytest.approx(reference["plain"], abs=NEAR[name.split("-")[0]]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_stages_agree_with_each_other_in_every_precision(request, ranks):
+    losses = request.getfixturevalue({1: "one_rank", 2: "two_ranks"}[ranks])
+    for precision, stages in STAGES.items():
+        for micro in {int(name.split("-")[2]) for name in matrix(ranks) if name.startswith(f"{precision}-")}:
+            runs = [losses[f"{precision}-{stage}-{micro}"] for stage in stages]
+            spread = max(max(step) - min(step) for step in zip(*runs, strict=True))
+            assert spread < (REDUCED if precision == "bf16" and ranks > 1 else AGREE), (precision, micro)
 
 
 @pytest.mark.parametrize("settings", [{}, {"zero_stage": 3, "offload_optimizer": "cpu", "micro_batch_size": 2}])
@@ -101,10 +121,13 @@ def test_ranks_that_share_rows_learn_what_one_does(tmp_path, reference):
         "stage-3": {**share, "zero_stage": 3, "micro_batch_size": 2},
         "bf16": {**share, "zero_stage": 2, "precision": "bf16"},
         "recomputed": {**share, "activation_checkpointing": "full"},
+        "gpt2": {**share, **VARIANTS["gpt2"], "zero_stage": 3},
+        "gemma": {**share, **VARIANTS["gemma"]},
     }
     losses = rank_runs.losses_of_runs(tmp_path, runs, 2)
     for name, found in losses.items():
-        assert found == pytest.approx(reference["plain"], **(NEAR if name == "bf16" else EXACT)), name
+        expected = reference.get(name, reference["plain"])
+        assert found == pytest.approx(expected, **(ROUNDED if name == "bf16" else EXACT)), name
 
 
 @pytest.mark.slow
@@ -113,11 +136,13 @@ def test_ranks_that_share_matrices_learn_what_one_does(tmp_path, reference):
     runs = {
         **{f"plain-{stage}": {**share, "zero_stage": stage} for stage in (0, 1, 3)},
         "qk": {**share, "qk_norm": True},
+        "gpt2": {**share, **VARIANTS["gpt2"], "zero_stage": 3},
+        "gemma": {**share, **VARIANTS["gemma"]},
         "bf16": {**share, "zero_stage": 2, "precision": "bf16"},
     }
     for name, found in rank_runs.losses_of_runs(tmp_path, runs, 2).items():
-        expected = reference["qk" if name == "qk" else "plain"]
-        assert found == pytest.approx(expected, **(NEAR if name == "bf16" else EXACT)), name
+        expected = reference.get(name, reference["plain"])
+        assert found == pytest.approx(expected, **(ROUNDED if name == "bf16" else EXACT)), name
 
 
 @pytest.mark.slow

@@ -43,9 +43,8 @@ def test_every_layout_goes_on_exactly_from_every_other(layouts, precision):
         for name, values in found.items():
             assert values["digest"] == values["first"], name
             before, after = name.split("-")
-            same = before == after
-            assert values["native"] == (same and count == 2), name
-            assert values["loss"] == pytest.approx(values["learned"], rel=0 if same else 1e-6), name
+            assert values["native"] == (before == after and count == 2), name
+            assert values["loss"] == values["learned"], name
             halved = {"scale": 2.0**15, "step": 4, "last_overflow": 3, "hysteresis": 1}
             assert values["scale"] == (halved if precision == "fp16" else None), name
 
@@ -119,7 +118,7 @@ def test_killed_and_resumed_at_other_ranks_and_stages_the_losses_are_the_same(
     tmp_path, whole, killed, run_training, losses_of
 ):
     runs = {}
-    for name, (ranks, stage) in {"same": (2, 1), "other": (1, 3)}.items():
+    for name, (ranks, stage) in {"same": (2, 1), "stage": (2, 3), "other": (1, 3)}.items():
         root = shutil.copytree(killed, tmp_path / name)
         well, told = trained(root, ranks, False, zero_stage=stage)
         assert well, told[-6000:]
@@ -128,5 +127,7 @@ def test_killed_and_resumed_at_other_ranks_and_stages_the_losses_are_the_same(
         attempts = {line["attempt"] for line in read_lines(next(root.glob("train/*/metrics.jsonl")))}
         assert attempts == {1, 2}
     expected = losses_of(run_training(whole, make=False), whole)
-    assert runs["same"] == expected
-    assert runs["other"] == pytest.approx(expected, rel=1e-5)
+    assert runs["same"] == runs["stage"] == expected
+    # The first step after it is of the same weights; on another number of ranks the next may be summed otherwise.
+    assert runs["other"][:5] == expected[:5]
+    assert runs["other"] == pytest.approx(expected, rel=1e-6)
