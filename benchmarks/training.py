@@ -2,7 +2,7 @@
 
     ASSAY_TEST_DATA=... python benchmarks/training.py [--quick] [GROUP ...]
 
-Groups: speed instruments saves time_to_loss gpu. Rivals are installed from the package index into an environment of
+Groups: speed instruments saves tax time_to_loss gpu. Rivals are installed from the package index into an environment of
 their own, and all take their steps in turn. Prints a line a goal and exits 1 when one falls short.
 """
 
@@ -24,6 +24,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "speed": lambda: training_speed.speed(quick),
         "instruments": lambda: training_cost.instruments(quick),
         "saves": lambda: training_cost.saves(quick),
+        "tax": lambda: training_cost.engine_tax(quick),
         "time_to_loss": lambda: training_to_loss.time_to_loss(quick),
         "gpu": lambda: training_gpu.gpu(quick),
     }
