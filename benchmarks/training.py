@@ -1,9 +1,11 @@
-"""The claims on training: speed against other trainers, what instruments cost, time to a loss, the stall of a save.
+"""The claims on training: speed against other trainers, what instruments, saves and DeepSpeed cost, time to a loss; and
+that an exported model scores the same under lm-evaluation-harness as here.
 
     ASSAY_TEST_DATA=... python benchmarks/training.py [--quick] [GROUP ...]
 
-Groups: speed instruments saves time_to_loss gpu. Rivals are installed from the package index into an environment of
-their own, and all take their steps in turn. Prints a line a goal and exits 1 when one falls short.
+Groups: speed instruments saves tax kernels time_to_loss lm_eval gpu. Rivals are installed from the package index into
+environments of their own, and those that are timed take their steps in turn. Prints a line a goal and exits 1 when one
+falls short.
 """
 
 from __future__ import annotations
@@ -14,7 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measures import training_cost, training_gpu, training_speed, training_to_loss
+from benchmarks.measures import (
+    training_cost,
+    training_gpu,
+    training_harness,
+    training_kernels,
+    training_speed,
+    training_to_loss,
+)
 from benchmarks.measures.goals import Goal, command_line
 
 
@@ -24,7 +33,10 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "speed": lambda: training_speed.speed(quick),
         "instruments": lambda: training_cost.instruments(quick),
         "saves": lambda: training_cost.saves(quick),
+        "tax": lambda: training_cost.engine_tax(quick),
+        "kernels": lambda: training_kernels.kernels(quick),
         "time_to_loss": lambda: training_to_loss.time_to_loss(quick),
+        "lm_eval": lambda: training_harness.lm_eval(quick),
         "gpu": lambda: training_gpu.gpu(quick),
     }
 

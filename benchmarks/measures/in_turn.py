@@ -55,7 +55,7 @@ class Runner:
         line = self.child.stdout.readline()
         if not line:
             self.log.seek(0)
-            raise RuntimeError(f"{self.name} ended: {self.log.read()[-2000:]}")
+            raise RuntimeError(f"{self.name} ended with {self.child.wait()}: {self.log.read()[-2000:]}")
         found: dict[str, Any] = json.loads(line)
         return found
 

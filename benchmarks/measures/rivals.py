@@ -11,6 +11,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
 DATATROVE = ("datatrove==0.10.1", "spacy>=3.8,<4", "tokenizers<0.23", "xxhash<3.7", "orjson", "loguru", "nltk", "numba")
+HARNESS = ("lm-eval[hf]==0.4.13", "torch>=2.7", "transformers>=5,<6")
 
 
 def environment(name: str, packages: tuple[str, ...]) -> Path:
@@ -34,5 +35,19 @@ def datatrove(everything: Path, cleaned: Path, final: Path, tokenizer: Path, scr
     done = subprocess.run(
         [str(python), str(script), *words], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def harness(model: Path, questions: Path, scratch: Path) -> dict[str, Any]:
+    """What lm-evaluation-harness scores on an exported model: `rivals/lm_eval_harness.py`, without network."""
+    python = environment("lm_eval", HARNESS)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(scratch / "cache")}
+    done = subprocess.run(
+        [str(python), str(HERE / "rivals" / "lm_eval_harness.py"), str(model), str(questions)],
+        env={**os.environ, **offline}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"lm-evaluation-harness ended with {done.returncode}: {done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -1,13 +1,15 @@
-"""What everything besides the arithmetic costs a training step, and how long a save holds the loop up."""
+"""What everything besides the arithmetic costs a training step, what DeepSpeed costs, how long a save stalls it."""
 
 from __future__ import annotations
 
+import shutil
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
 from benchmarks.measures.goals import Goal, told
-from benchmarks.measures.in_turn import ours, runners, take_turns
+from benchmarks.measures.in_turn import ours, ratio, runners, take_turns
 from benchmarks.measures.training_setting import prepare
 from benchmarks.measures.training_speed import GPT
 from governance.files import read_lines
@@ -51,4 +53,32 @@ def saves(quick: bool) -> list[Goal]:
     return [
         Goal("training_save_stall_share", share, 0.05, "<="),
         told("training_save_stall_ms", 1000 * statistics.median(stalls[:-1])),
+    ]
+
+
+def engine_tax(quick: bool) -> list[Goal]:
+    """A whole run at ZeRO stages 1 and 3 against the bare loop (`bare_loop.py`), on this CPU and in turn.
+
+    Told only: the goal is a card's (`training_gpu.py`), and here a step is long and its launches cost nothing. A second
+    bare loop takes turns too: what it "costs" is the noise.
+    """
+    rounds = 10 if quick else 40
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        path = prepare(folder, GPT, 3_000_000)
+        bare = [sys.executable, str(Path(__file__).with_name("bare_in_turn.py")), str(path)]
+        commands = {"bare": bare}
+        for stage in (1, 3):
+            root = folder / f"root-{stage}"  # a copy each: both have one key, and two runs of one key are refused
+            shutil.copytree(folder / "root", root)
+            words = ("train", str(path), "--root", str(root), "--set", f"engine.zero_stage={stage}")
+            commands[f"zero_{stage}"] = ours(*words)
+        with runners({**commands, "bare_again": bare}, folder) as started:
+            take_turns(started, rounds)
+            found = {name: {"wall": runner.seconds, "cpu": runner.cpu_seconds} for name, runner in started.items()}
+    return [
+        told(f"training_engine_tax_{name}_{clock}", ratio(taken[clock], found["bare"][clock]) - 1)
+        for name, taken in found.items()
+        if name != "bare"
+        for clock in ("wall", "cpu")
     ]

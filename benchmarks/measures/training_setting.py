@@ -63,11 +63,14 @@ def assay(*words: object) -> str:
     return done.stdout
 
 
-def prepare(folder: Path, config: str, most_bytes: int) -> Path:
-    """Make the corpus of `config` (without its data sections) and let it pass the gate; the run's file."""
+def prepare(folder: Path, config: str, most_bytes: int, vocabulary: int = 257) -> Path:
+    """Make the corpus of `config` (without its data sections) and let it pass the gate; the run's file.
+
+    A vocabulary of 257 is that of bytes.
+    """
     books(folder, most_bytes)
     path = folder / "run.toml"
-    path.write_text(DATA + config)
+    path.write_text(DATA.replace("vocabulary_size = 257", f"vocabulary_size = {vocabulary}") + config)
     assay("data", "prepare", path, "--root", folder / "root")
     assay("governance", "check", path, "--root", folder / "root")
     return path

@@ -68,7 +68,7 @@ def speed(quick: bool) -> list[Goal]:
             "gpt": [python, rival("gpt.py"), *given],
             "hf": [python, rival("hf_trainer.py"), *given],
             "litgpt": [python, rival("litgpt_steps.py"), *given],
-            "products": [sys.executable, rival("products.py"), "bfloat16", "0.3", str(THREADS)],
+            "products": [sys.executable, rival("products.py"), "bfloat16", "0.45", str(THREADS)],
         }
         with runners(commands, folder) as started:
             take_turns(started, rounds)
