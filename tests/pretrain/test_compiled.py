@@ -16,7 +16,7 @@ from tests.pretrain.rank_runs import SHORT, load_conftest, run_ranks
 CASES = {"1b": (1, "selective"), "7b": (2, "selective"), "13b": (3, "selective"), "70b": (3, "full")}
 """Presets: stage and checkpointing."""
 ROUNDED = 1e-3
-"""Nats in four steps: compiled code rounds to bf16 elsewhere. On AVX-512 6e-5, and 2e-4 with two blocks on one rank."""
+"""Nats in four steps: compiled code rounds to bf16 elsewhere. With AMX 6e-5, and 2e-4 with two blocks on one rank."""
 
 
 def on_two_ranks(folder: Path) -> None:

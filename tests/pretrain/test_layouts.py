@@ -21,10 +21,10 @@ from tests.pretrain.small_models import VARIANTS
 FP32 = [5.5528, 5.4482, 5.3464, 5.2698]
 """The losses of `rank_runs.SHORT` in fp32 on one rank without accumulation, when this was written."""
 AGREE, REDUCED = 5e-5, 2e-4
-"""Nats between stages on the same ranks and micro batches: 0 on AVX-512, or 2e-8; but in bf16 on two ranks 4e-5, for
-stage 1 reduces the sum of micro batches in fp32, stages 2 and 3 each of them in bf16."""
+"""Nats between stages on the same ranks and micro batches: 0 on an Intel Xeon with AMX, or 2e-8; but in bf16 on two
+ranks 4e-5, for stage 1 reduces the sum of micro batches in fp32, stages 2 and 3 each of them in bf16."""
 NEAR = {"fp32": AGREE, "bf16": 1e-3, "bf16_masters": 4e-3, "autocast": 1e-3}
-"""Nats from fp32 after four steps, four times and more what AVX-512 gave: 2e-8, 2e-4, 1e-3, 1e-4. Whether it is the
+"""Nats from fp32 after four steps, more than three times what AMX gave: 2e-8, 2e-4, 1.1e-3, 1e-4. Whether it is the
 right trajectory in bf16 shows in more steps alone (`test_trajectories.py`)."""
 EXACT, ROUNDED = {"abs": AGREE}, {"abs": NEAR["bf16"]}
 STAGES = {"fp32": (0, 1, 2, 3), "bf16": (1, 2, 3), "bf16_masters": (1, 2, 3), "autocast": (0, 1, 2, 3)}

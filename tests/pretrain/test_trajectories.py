@@ -1,7 +1,7 @@
 """Sixty steps in bf16: one trajectory at every stage, and near enough to fp32's that another one would show.
 
 What would be another is planted: fp32 masters that are bf16's, and moments corrected by a step too many, which is what
-DeepSpeed's stage 0 does (`test_deepspeed_traps.py`). Measured on AVX-512, in nats: the stages on one rank differ by 0,
+DeepSpeed's stage 0 does (`test_deepspeed_traps.py`). Measured with AMX, in nats: the stages on one rank differ by 0,
 and so do 2 and 3 on two ranks, from which 1 differs by 0.0007; other splits of the batch by 0.0008, bf16 from fp32 by
 0.0045; the planted ones by 0.39 and 0.036, the first of them by 0.0001 in the first four steps.
 """
