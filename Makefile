@@ -25,7 +25,7 @@ test: $(VENV)/installed-dev
 	@$(PYTEST) -m "not slow and not network and not cluster"
 
 test-slow: $(VENV)/installed-dev
-	@$(PYTEST) -m "slow or network"
+	@$(PYTEST) -m "slow or network" --durations=15
 
 test-cluster: $(VENV)/installed-dev
 	@$(BIN)/pytest -m cluster --durations=0 $(CLUSTER)
