@@ -5,8 +5,8 @@ block saves. Promise: a configuration that cannot fit is refused within a second
 and settings that would fit; one that fits is not refused unless the estimate is too high by more than `_TOLERANCE`.
 
 Measured on CPU with 50.6 M parameters (12 layers of 512, 4 rows of 256 tokens), as peak resident memory of a whole run
-against the estimate: bf16 at stage 1: 2649 MiB against 2540; fp32 at stage 2: 3072 against 2842; bf16 at stage 3 with
-state offloaded to the host: 2921 against 2637. So 4, 7 and 10 % too low; a test holds the first. With a torch that is
+against the estimate: bf16 at stage 1: 2555 MiB against 2540; fp32 at stage 2: 3072 against 2842; bf16 at stage 3 with
+state offloaded to the host: 2921 against 2637. So 1, 7 and 10 % too low; a test holds the first. With a torch that is
 built for CUDA the first is 2924 against 2840. On a GPU it was not measured.
 
 Not counted: fragmentation of the allocator, and pages of token shards, which the system gives back when asked.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.prepare import prepare
 from governance.attestation import open_journal
 from governance.energy.factors import resolve
-from governance.errors import BudgetReached, GateClosed, MissingInput, PipelineError, Preempted
+from governance.errors import BudgetReached, CheckpointError, GateClosed, MissingInput, PipelineError, Preempted
 from governance.files import sha256_file
 from governance.gate import (
     CheckResult,
@@ -286,12 +286,13 @@ def _reported(run: Run, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest
     look = replace(runtime, make=False)
     artifacts = corpus(run, look)
     artifacts["audit"], verdict = judge(run, artifacts, look)
+    begun = ""
     try:
+        begun = training_folder(run, artifacts, runtime.root).relative_to(runtime.root).as_posix()
         artifacts["train"] = training(run, artifacts, look)
-    except (GateClosed, MissingInput) as error:
+    except (GateClosed, MissingInput, CheckpointError) as error:  # what it asks or goes on from may be gone since
         get_logger(__name__).warning("the report has no training: %s", str(error).splitlines()[0])
     factors = look_up(run.config.energy.factors, run.folder, runtime.root)
-    begun = training_folder(run, artifacts, runtime.root).relative_to(runtime.root).as_posix()
     return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun)
 
 

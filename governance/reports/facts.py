@@ -39,7 +39,8 @@ def facts(
     verdict: Mapping[str, Any],
     root: Path,
     rules: Mask = mask,
-    more: tuple[Factors | None, str] = (None, ""),
+    factors: Factors | None = None,
+    begun: str = "",
     stated: Sequence[Entry] | None = None,
 ) -> dict[str, Any]:
     """Everything that the page shows.
@@ -49,16 +50,17 @@ def facts(
         verdict: the signed decision's content.
         root: the artifacts' root.
         rules: mask personal data in examples.
-        more: what makes a footprint of energy; the folder of a training that is not finished, "": there is none.
+        factors: make a footprint of energy.
+        begun: the folder of a training that is not finished; "": there is none.
         stated: the evidence of a report that stands: then files that grow are read as far as it read them.
 
     Raises:
         ManifestError: an artifact's file cannot be read.
     """
     manifests = in_order(artifacts)
-    entries = gather(manifests, verdict, root, stated, more[1])
+    entries = gather(manifests, verdict, root, stated, begun)
     with as_of(root, entries) as then:
-        return _facts(artifacts, verdict, (root, then), (rules, *more), entries)
+        return _facts(artifacts, verdict, (root, then), (rules, factors, begun), entries)
 
 
 def _facts(

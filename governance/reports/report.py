@@ -74,7 +74,7 @@ def report(
     )
 
     def make(folder: Path) -> Made:
-        found = facts(artifacts, verdict, root, rules, (section.factors, section.begun))
+        found = facts(artifacts, verdict, root, rules, section.factors, section.begun)
         write_json(folder / "report.json", found)
         write_text(folder / "report.html", page(found))
         files = [folder / "report.html", folder / "report.json"]

@@ -19,7 +19,7 @@ from pretrain.config import EngineConfig
 from pretrain.distributed import Ranks, capability_of, device_of
 from pretrain.dry_run import dry_run
 from pretrain.memory import Available
-from pretrain.run import corpus, training_folder
+from pretrain.run import corpus, judge, training_folder, write_report
 from pretrain.run_config import load_run
 from pretrain.start import Place, here, on_nodes, refuse_start, vocabulary_of
 
@@ -177,3 +177,11 @@ def test_memory_that_nobody_knows_refuses_nothing(project):
     on_gpu = Place("cuda", None, 0, Available(None, MIB))
     with pytest.raises(PipelineError, match=r"may use an unknown amount on the device and 0\.0 GiB of the host"):
         refuse_start(run, Runtime(project / "root"), Ranks(), lambda: on_gpu)
+
+
+def test_what_training_goes_on_from_may_be_gone_and_the_report_is_written(project, caplog):
+    run = load_run(project / "run.toml", ["train.continue_from='checkpoint/0123456789abcdef'"])
+    runtime = Runtime(project / "root")
+    judge(run, corpus(run, runtime), runtime)
+    assert write_report(run, runtime).is_file()
+    assert "the report has no training" in caplog.text
