@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from governance.config import Section, canonical_json, read_toml, validate
 from governance.errors import ConfigError
@@ -76,6 +76,13 @@ class Gate(Section):
     why: str = Field(min_length=10)
     """The reason, for the reader of a report."""
 
+    @field_validator("min", "max", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool) and not _is_double(value):
+            raise ValueError("no 64-bit float holds this integer exactly; write one that it does, such as 2^53")
+        return value
+
     @model_validator(mode="after")
     def _complete(self) -> Gate:
         if self.expectation in _WITH_BOUNDS and self.min is None and self.max is None:
@@ -100,6 +107,13 @@ class Gate(Section):
         if "" in self.where:
             raise ValueError(f"gate {self.id}: `where` names a column without a name")
         return self
+
+
+def _is_double(number: int) -> bool:
+    try:
+        return int(float(number)) == number
+    except OverflowError:
+        return False
 
 
 class Licences(Section):

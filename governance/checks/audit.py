@@ -35,7 +35,7 @@ from governance.parallel import close_pool
 from governance.policy import Gate, Policy
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 3
+VERSION = 4
 STAGES = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode")
 """The artifacts that every audit is of, in their order."""
 OPTIONAL_STAGES = ("classify", "paragraphs", "decontaminate", "mix", "bias")

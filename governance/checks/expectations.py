@@ -10,6 +10,9 @@ is the engine that evaluates; it fails open in ways that were reproduced with 1.
     nearly every value is null                       inconclusive above `max_missing`, and with no value at all
     the suite is empty                               nothing is returned; the audit then says "missing"
     an expectation demands nothing (no bound ...)    error
+    a mean overflows                                 inconclusive: a pass wants an observed number
+    an integer is rounded to a bound above 2^53      integers are compared as integers
+    `$` matches before a final line feed             `$` is the end of the text
 
 Intervals are judged by an expectation of our own (`governance.checks.intervals`) that goes through the same door.
 
@@ -31,17 +34,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from governance.checks.findings import describe, describe_intervals, rows_where
-from governance.checks.intervals import COLUMNS, Judged, judge
+from governance.checks.intervals import Judged, judge
+from governance.checks.judgeable import INTERVAL as _INTERVAL
+from governance.checks.judgeable import WHOLE_TABLE as _WHOLE_TABLE
+from governance.checks.judgeable import anchored, columns, exactly, unjudgeable, values_of
 from governance.gate import CheckResult, Status
 from governance.policy import Gate
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_NUMERIC = {"between", "mean_between", "quantile_between"}
 _ROW_WISE = {"between", "not_null", "in_set", "unique", "match_regex"}
-_INTERVAL = "interval_between"
-_WHOLE_TABLE = {"row_count_between", "columns_present"}
 _ROW_COUNT = "expect_table_row_count_to_be_between"  # looks at no column
 _WORDS = 300  # characters of an engine's message that a detail keeps
 
@@ -69,7 +72,7 @@ def run_suite(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[
     for where, indices in parts.items():
         chosen = [gates[index] for index in indices]
         if absent := [name for name, _ in where if list(table.columns).count(name) != 1]:
-            words = f"`where` names {', '.join(absent)}; the table's columns are {_columns(table)}"
+            words = f"`where` names {', '.join(absent)}; the table's columns are {columns(table)}"
             found = [_error(gate, subject, table, words) for gate in chosen]
         else:
             found = _judge_part(rows_where(table, dict(where)), chosen, subject)
@@ -78,10 +81,10 @@ def run_suite(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[
 
 
 def _judge_part(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[CheckResult]:
-    refused = {index: words for index, gate in enumerate(gates) if (words := _unjudgeable(gate, table))}
+    refused = {index: words for index, gate in enumerate(gates) if (words := unjudgeable(gate, table))}
     built: dict[int, Any] = {}
     for index, gate in enumerate(gates):
-        if index in refused or _values(gate, table) == 0:
+        if index in refused or values_of(gate, table) == 0:
             continue  # GX has nothing to evaluate; `_result` says so
         try:
             built[index] = _build(gate, index)
@@ -98,59 +101,6 @@ def _judge_part(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> lis
         else _result(gate, subject, table, built.get(index), outcomes.get(index, ()))
         for index, gate in enumerate(gates)
     ]
-
-
-def _unjudgeable(gate: Gate, table: pd.DataFrame) -> str:
-    """Why this gate cannot be evaluated on this table; empty when it can."""
-    kind = gate.expectation
-    if kind not in _BUILDERS:
-        return f"unknown expectation {kind!r}; known are {', '.join(sorted(_BUILDERS))}"
-    if idle := _demands_nothing(gate):
-        return idle
-    if kind in _WHOLE_TABLE:
-        return ""
-    for name in COLUMNS if kind == _INTERVAL else (gate.column,):
-        if (found := list(table.columns).count(name)) != 1:
-            return f"column {name!r} stands {found} times in the table; its columns are {_columns(table)}"
-    if kind == _INTERVAL:
-        return ""
-    infinite = _infinite(table[gate.column]) if kind in _NUMERIC else 0
-    return f"column {gate.column!r} holds {infinite} infinite value(s)" if infinite else ""
-
-
-def _columns(table: pd.DataFrame) -> str:
-    return ", ".join(sorted(map(str, table.columns)))
-
-
-def _demands_nothing(gate: Gate) -> str:
-    """GX passes an expectation without a demand; the policy refuses such a gate, and so does this door."""
-    kind = gate.expectation
-    if kind in _NUMERIC | {"row_count_between", _INTERVAL} and gate.min is None and gate.max is None:
-        return f"{kind} without min or max demands nothing"
-    if kind == "quantile_between" and gate.quantile is None:
-        return "quantile_between without a quantile"
-    if kind in {"in_set", "columns_present"} and not gate.values:
-        return f"{kind} without values demands nothing"
-    if kind == "match_regex" and not gate.regex:
-        return "match_regex without a regex matches everything"
-    if not 0 < gate.mostly <= 1:
-        return f"mostly = {gate.mostly:g} is no share of rows above 0"
-    return ""
-
-
-def _infinite(column: pd.Series) -> int:
-    import numpy as np
-
-    return int(np.isinf(column.to_numpy()).sum()) if column.dtype.kind == "f" else 0
-
-
-def _values(gate: Gate, table: pd.DataFrame) -> int:
-    """How many values the gate can judge: its column's that are not missing; for a missing-value rule all rows."""
-    if gate.expectation in _WHOLE_TABLE:
-        return max(1, len(table))  # an empty table has a row count and columns, too
-    if gate.expectation in ("not_null", _INTERVAL):
-        return len(table)
-    return int(table[gate.column].notna().sum())
 
 
 def _build(gate: Gate, index: int) -> Any:
@@ -179,7 +129,7 @@ _BUILDERS: dict[str, Callable[[Any, Gate, dict[str, str]], Any]] = {
         column=gate.column, mostly=gate.mostly, meta=meta
     ),
     "match_regex": lambda gxe, gate, meta: gxe.ExpectColumnValuesToMatchRegex(
-        column=gate.column, regex=gate.regex, mostly=gate.mostly, meta=meta
+        column=gate.column, regex=anchored(gate.regex), mostly=gate.mostly, meta=meta
     ),
     "mean_between": lambda gxe, gate, meta: gxe.ExpectColumnMeanToBeBetween(
         column=gate.column, min_value=gate.min, max_value=gate.max, meta=meta
@@ -281,7 +231,7 @@ def built_expectations(table: pd.DataFrame, gates: Sequence[Gate]) -> list[Any]:
     """GX's expectations for the gates that it can evaluate on a table: what `run_suite` would hand it."""
     built = []
     for index, gate in enumerate(gates):
-        if not _unjudgeable(gate, table) and _values(gate, table):
+        if not unjudgeable(gate, table) and values_of(gate, table):
             with contextlib.suppress(Exception):  # what the engine refuses is an error in the audit's own results
                 built.append(_build(gate, index))
     return built
@@ -299,11 +249,12 @@ def _execute(table: pd.DataFrame, built: Mapping[int, Any]) -> Outcomes:
     from great_expectations.validator.v1_validator import Validator
 
     named = [_columns_of(expectation, table) for expectation in built.values()]
+    handed = exactly(table.loc[:, table.columns.isin(set().union(*named))])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         validator = Validator(
             batch_definition=definition,
-            batch_parameters={"dataframe": table.loc[:, table.columns.isin(set().union(*named))]},
+            batch_parameters={"dataframe": handed},
             result_format=ResultFormat.BASIC,
         )
         suite = gx.ExpectationSuite(name="gates", expectations=list(built.values()))
@@ -325,7 +276,7 @@ def _columns_of(expectation: Any, table: pd.DataFrame) -> set[Any]:
 
 
 def _result(gate: Gate, subject: str, table: pd.DataFrame, built: Any, outcomes: Sequence[Any]) -> CheckResult:
-    rows, values = len(table), _values(gate, table)
+    rows, values = len(table), values_of(gate, table)
     counted = gate.expectation in _WHOLE_TABLE
     if built is None:
         return CheckResult(gate.id, subject, "inconclusive", None, rows, 0, _too_few(gate, rows, values))
@@ -350,6 +301,8 @@ def _result(gate: Gate, subject: str, table: pd.DataFrame, built: Any, outcomes:
     elif status == "pass" and not counted and missing > gate.max_missing:
         detail = f"{missing:.4g} of the values are missing, at most {gate.max_missing:g} may be; {detail}"
         status = "inconclusive"
+    elif status == "pass" and observed is None and gate.expectation != "columns_present":
+        status, detail = "inconclusive", f"no finite number was observed; {detail}"
     return CheckResult(gate.id, subject, status, observed, rows, unexpected, detail)
 
 

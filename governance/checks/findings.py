@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from governance.checks.intervals import NUMBER, Judged, judge
+from governance.checks.judgeable import EXACT, anchored, exactly
 from governance.policy import Gate
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def offending_rows(gate: Gate, table: pd.DataFrame) -> list[int]:
         return sorted(judge(table, gate.rule, (gate.min, gate.max), gate.min_n).places)
     if kind not in ("between", "not_null", "in_set", "unique", "match_regex"):
         return []
-    column = table[gate.column]
+    column = exactly(table[[gate.column]])[gate.column]
     if kind == "not_null":
         broken = column.isna()
     elif kind == "in_set":
@@ -47,7 +48,7 @@ def offending_rows(gate: Gate, table: pd.DataFrame) -> list[int]:
     elif kind == "unique":
         broken = column.duplicated(keep=False)
     elif kind == "match_regex":
-        broken = ~column.astype("string").str.contains(gate.regex, regex=True).fillna(True)
+        broken = ~column.astype("string").str.contains(anchored(gate.regex), regex=True).fillna(True)
     else:
         below = column < gate.min if gate.min is not None else False
         broken = below | (column > gate.max if gate.max is not None else False)
@@ -61,7 +62,7 @@ def row_words(gate: Gate, table: pd.DataFrame, place: int) -> str:
     if gate.expectation == "interval_between":
         return _interval(gate, table, place)
     name, value = label(gate, table, place), table.at[place, gate.column]
-    text = shown(number(value)) if isinstance(value, Real) else repr(str(value)[:60])
+    text = shown(value) if isinstance(value, Real) else repr(str(value)[:60])
     return f"{name}: {text}" if name else text
 
 
@@ -115,7 +116,7 @@ def _offenders(gate: Gate, table: pd.DataFrame, content: Mapping[str, Any]) -> s
     lines = []
     for value in seen[:_SHOWN]:
         name = label(gate, table, (table[gate.column] == value).idxmax())
-        text = shown(value) if isinstance(value, (int, float)) else repr(str(value)[:60])
+        text = shown(value) if isinstance(value, Real) else repr(str(value)[:60])
         lines.append(f"{name}: {text}" if name else text)
     return ", ".join(lines)
 
@@ -165,10 +166,15 @@ def number(value: Any) -> float | None:
     """A plain float of 12 significant digits, so that the last bits of a sum do not differ between processors."""
     if value is None:
         return None
-    plain = float(value)
+    try:
+        plain = float(value)
+    except OverflowError:  # an integer that no float holds
+        return None
     return float(f"{plain:.12g}") if math.isfinite(plain) else None
 
 
-def shown(value: float | None) -> str:
-    """A number for the reader."""
-    return "nothing" if value is None else f"{value:.6g}"
+def shown(value: Real | float | None) -> str:
+    """A number for the reader; an integer that a float would round, digit by digit."""
+    if isinstance(value, Integral) and abs(int(value)) > EXACT:
+        return str(value)
+    return "nothing" if value is None else f"{float(value):.6g}"

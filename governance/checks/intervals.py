@@ -9,8 +9,8 @@ Promise: a row is kept, outside, or not judged, and the three add up. Not judged
     thin     `n` is missing or below the gate's
     bare     the number that the rule compares is missing
 
-Numbers that no estimate can have (infinite, lower above upper) raise. No engine is needed here, so the tests compare
-this with a plain loop, and the expectation with this.
+Numbers that no estimate can have (infinite, lower above upper, a value outside its own interval) raise. No engine is
+needed here, so the tests compare this with a plain loop, and the expectation with this.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ NUMBER: dict[str, str] = {"point": "value", "lower_ci": "lower", "upper_ci": "up
 """Rule -> the column that it compares."""
 BIASED = "biased instrument"
 _UNNAMED = "(unnamed)"
+_SLACK = 1e-9  # relative: an end is rounded by itself, and an interval may be as narrow as its value
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def judge(table: pd.DataFrame, rule: Rule, limits: tuple[float | None, float | N
         min_n: a row that rests on fewer units is not judged.
 
     Raises:
-        ValueError: a number is infinite, an interval ends before it begins, or a column holds no numbers.
+        ValueError: a number is infinite, an interval ends before it begins or does not hold its own value, or a
+            column holds no numbers.
     """
     import numpy as np
 
@@ -79,6 +81,10 @@ def judge(table: pd.DataFrame, rule: Rule, limits: tuple[float | None, float | N
     with np.errstate(invalid="ignore"):
         if crossed := int((numbers["lower"] > numbers["upper"]).sum()):
             raise ValueError(f"{crossed} row(s) whose interval's lower end lies above its upper end")
+        slack = _SLACK * np.abs(numbers["value"])
+        below, above = numbers["value"] < numbers["lower"] - slack, numbers["value"] > numbers["upper"] + slack
+        if astray := int((below | above).sum()):
+            raise ValueError(f"{astray} row(s) whose value lies outside its own interval")
     names = instruments(table)
     biased = np.array([bool(name) for name in names], dtype=bool)
     thin = ~biased & ~(numbers["n"] >= min_n)

@@ -1,0 +1,121 @@
+r"""Whether the engine can evaluate a gate on a table, and the form in which it is handed the columns.
+
+Promise: what is handed over means the same to the engine as to the policy. Great Expectations holds every bound as a
+64-bit float and pandas compares an integer column with it after rounding, so that 2^53 + 1 is "at most 2^53"; a mean
+or a quantile of such integers is rounded too. Python's `$` matches before a final line feed, so `^a+$` finds "a\n".
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, get_args
+
+from governance.checks.intervals import COLUMNS
+from governance.policy import Expectation, Gate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EXACT = 2**53
+"""Up to here each integer is a 64-bit float."""
+INTERVAL = "interval_between"
+WHOLE_TABLE = {"row_count_between", "columns_present"}
+_NUMERIC = {"between", "mean_between", "quantile_between"}
+_KNOWN = set(get_args(Expectation))
+_TOKENS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\$", re.DOTALL)
+_BY_LINE = re.compile(r"\(\?[aiLsux]*m")
+
+
+def unjudgeable(gate: Gate, table: pd.DataFrame) -> str:
+    """Why this gate cannot be evaluated on this table; empty when it can."""
+    kind = gate.expectation
+    if kind not in _KNOWN:
+        return f"unknown expectation {kind!r}; known are {', '.join(sorted(_KNOWN))}"
+    if idle := _demands_nothing(gate):
+        return idle
+    if kind in WHOLE_TABLE:
+        return ""
+    for name in COLUMNS if kind == INTERVAL else (gate.column,):
+        if (found := list(table.columns).count(name)) != 1:
+            return f"column {name!r} stands {found} times in the table; its columns are {columns(table)}"
+    return _not_exact(gate, table[gate.column]) if kind in _NUMERIC else ""
+
+
+def columns(table: pd.DataFrame) -> str:
+    """The names of a table's columns, sorted."""
+    return ", ".join(sorted(map(str, table.columns)))
+
+
+def _demands_nothing(gate: Gate) -> str:
+    """GX passes an expectation without a demand; the policy refuses such a gate, and so does this door."""
+    kind = gate.expectation
+    if kind in _NUMERIC | {"row_count_between", INTERVAL} and gate.min is None and gate.max is None:
+        return f"{kind} without min or max demands nothing"
+    if kind == "quantile_between" and gate.quantile is None:
+        return "quantile_between without a quantile"
+    if kind in {"in_set", "columns_present"} and not gate.values:
+        return f"{kind} without values demands nothing"
+    if kind == "match_regex" and not gate.regex:
+        return "match_regex without a regex matches everything"
+    if not 0 < gate.mostly <= 1:
+        return f"mostly = {gate.mostly:g} is no share of rows above 0"
+    return ""
+
+
+def _not_exact(gate: Gate, column: pd.Series) -> str:
+    """Values that a bound cannot be compared with: infinite ones, and integers whose mean or quantile is rounded."""
+    if infinite := _infinite(column):
+        return f"column {gate.column!r} holds {infinite} infinite value(s)"
+    if gate.expectation != "between" and _beyond_exact(column):
+        return f"column {gate.column!r} holds integers beyond 2^53: {gate.expectation} would round them"
+    return ""
+
+
+def _infinite(column: pd.Series) -> int:
+    """How many values are infinite, whatever type holds them."""
+    import numpy as np
+
+    if column.dtype.kind == "f":
+        return int(np.isinf(column.to_numpy(dtype="float64", na_value=np.nan)).sum())
+    if column.dtype.kind != "O":
+        return 0
+    return sum(_is_infinite(value) for value in column)
+
+
+def _is_infinite(value: Any) -> bool:
+    if isinstance(value, Decimal):
+        return value.is_infinite()
+    return isinstance(value, Real) and not isinstance(value, Integral) and math.isinf(value)
+
+
+def _beyond_exact(column: pd.Series) -> bool:
+    """Whether a column holds an integer that a 64-bit float may round."""
+    if column.dtype.kind in "iu":
+        values = column.dropna()
+        return len(values) > 0 and (int(values.min()) < -EXACT or int(values.max()) > EXACT)
+    return column.dtype.kind == "O" and any(isinstance(item, Integral) and abs(int(item)) > EXACT for item in column)
+
+
+def exactly(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose integers beyond 2^53 are Python's, which compare with a float without being rounded."""
+    wide = [name for name in table.columns if table[name].ndim == 1 and table[name].dtype.kind in "iu"]
+    return table.astype({name: object for name in wide if _beyond_exact(table[name])})
+
+
+def values_of(gate: Gate, table: pd.DataFrame) -> int:
+    """How many values the gate can judge: its column's that are not missing; for a missing-value rule all rows."""
+    if gate.expectation in WHOLE_TABLE:
+        return max(1, len(table))  # an empty table has a row count and columns, too
+    if gate.expectation in ("not_null", INTERVAL):
+        return len(table)
+    return int(table[gate.column].notna().sum())
+
+
+def anchored(regex: str) -> str:
+    r"""A regular expression whose `$` is the end of the text (`\Z`); one that asks for lines (`(?m)`) stays."""
+    if _BY_LINE.search(regex):
+        return regex
+    return _TOKENS.sub(lambda found: r"\Z" if found[0] == "$" else found[0], regex)
