@@ -28,7 +28,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from governance.config import Section, canonical_json
-from governance.errors import ManifestError, MissingInput
+from governance.errors import ManifestError, MissingInput, StorageError
 from governance.files import (
     LEAF_BYTES,
     json_text,
@@ -146,13 +146,18 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         MissingInput: there is none.
         ManifestError: it is torn or altered, of an unknown schema, or has unknown or missing keys.
+        StorageError: the file system does not let it be read; whether it is whole nobody knows.
     """
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise MissingInput(f"{path}: no such manifest") from error
-    except (OSError, ValueError) as error:
+    except (IsADirectoryError, NotADirectoryError, ValueError) as error:
         raise ManifestError(f"{path}: is no JSON ({error}). Remove its folder and make it again.") from error
+    except OSError as error:
+        raise StorageError(
+            f"cannot read {path}: {error.strerror}. Make its disk readable, then run the same command again."
+        ) from error
     schema = values.get("schema") if isinstance(values, dict) else None
     if schema != SCHEMA:
         raise ManifestError(

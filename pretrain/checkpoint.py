@@ -251,11 +251,13 @@ def require_step(store: Store, step: int) -> Manifest:
         MissingInput: it is gone.
         ManifestError: its manifest is torn or altered.
         CheckpointError: it is of another run or model.
+        StorageError: its manifest cannot be read.
     """
     path = store.folder(step) / FILE_NAME
-    if not path.exists():
-        raise MissingInput(f"{path}: the checkpoint of step {step} is gone. Run the same command again.")
-    manifest = read_manifest(path)
+    try:
+        manifest = read_manifest(path)
+    except MissingInput as error:
+        raise MissingInput(f"{path}: the checkpoint of step {step} is gone. Run the same command again.") from error
     if manifest.stage != STAGE or manifest.key != store.key(step):
         told = f"{manifest.stage} {manifest.key[:16]}, step {manifest.config.get('step')}"
         raise CheckpointError(

@@ -73,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     command = _add(commands, "run", "run", "all of it on this machine: data, audit, gate, training, report")
     _config(command)
     _processes(command)
+    _from_scratch(command)
     _codes(command)
     _data(commands)
     _governance(commands)
@@ -223,6 +224,7 @@ def _training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command.add_argument(
         "--ranks", type=_positive, help="with --dry-run: ranks in all, --processes of them on each node"
     )
+    _from_scratch(command)
     _codes(command)
     command = _add(
         commands, "evaluate", "evaluate", "a checkpoint's validation loss, by source and language, and its tasks"
@@ -349,6 +351,16 @@ def _hours(text: str) -> float:
 def _processes(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--processes", type=_positive, default=1, help="training processes on this machine (default: 1)"
+    )
+
+
+def _from_scratch(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--from-scratch",
+        dest="overrides",
+        action="append_const",
+        const="checkpoint.from_scratch=true",
+        help="train from step 1 where this run had durable checkpoints and none is whole (refused otherwise)",
     )
 
 

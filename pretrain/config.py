@@ -113,6 +113,8 @@ class CheckpointConfig(Section):
     """With several ranks: leave each rank's own part beside the newest checkpoint, for a fast restart."""
     asynchronous: bool = True
     """Write in the background, from a copy in host memory; false: training waits until it is durable."""
+    from_scratch: bool = False
+    """Train from step 1 where checkpoints of this run were durable and none is whole; without it that is refused."""
 
 
 class EngineConfig(Section):

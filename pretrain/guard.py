@@ -6,9 +6,10 @@ A spike is judged by the robust z-score of a step's loss among the last accepted
 
 1.4826 makes the median absolute deviation that of a normal distribution (Iglewicz and Hoaglin, 1993); the second term
 keeps a flat curve from calling a rise of less than 0.5 % x `z_score` a spike. Where both are 0 (losses of exactly 0)
-there is no measure of a rise, and z is 0. Only a rise counts. Medians stay put
-until half of the window is bad. PaLM (arXiv:2204.02311, section 5.1) restarted before a spike and left out its batches
-by hand; leaving out the update at once needs no restart.
+there is no measure of a rise, and z is 0. Only a rise counts. Medians stay put until half of the window is bad. Where
+the configuration itself changes the level or the noise of the loss (a phase of the mixture, a stage of the batch ramp),
+the window is emptied: losses of before are no measure of those that follow. PaLM (arXiv:2204.02311, section 5.1)
+restarted before a spike and left out its batches by hand; leaving out the update at once needs no restart.
 
 Promise: the decision is a function of the losses so far and of those left out, so a resumed run decides as one that was
 never interrupted. It is computed on the loss's device, and CUDA is never waited for. What is left out changes no bit of
@@ -24,6 +25,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from governance.errors import PipelineError
+from pretrain.batch_sizes import batch_sizes
+from pretrain.config import TrainConfig
 from pretrain.skip_config import SkipConfig
 
 if TYPE_CHECKING:
@@ -46,19 +49,40 @@ class Verdict:
     """fp64: the robust z-score; 0 while spikes are not looked for."""
 
 
+def window_starts(train: TrainConfig) -> frozenset[int]:
+    """The steps at which the window is emptied: the first of each phase of the mixture and stage of the batch ramp."""
+    phases = (phase.from_step for phase in train.mixture)
+    return frozenset((*phases, *(before + 1 for before in batch_sizes(train).steps[1:])))
+
+
 class Guard:
-    """The window of accepted losses: a ring on the device, which `judge` reads and `accept` writes."""
+    """The window of accepted losses: a ring on the device, which `judge` reads and `accept` writes.
+
+    Args:
+        config: the thresholds.
+        losses: of every step so far; none where it was not finite.
+        skipped: the records of those that were left out.
+        device: of the losses to come.
+        starts: steps at which the window is emptied, see `window_starts`.
+    """
 
     def __init__(
-        self, config: SkipConfig, losses: Sequence[float | None], skipped: Sequence[dict[str, Any]], device: Any
+        self,
+        config: SkipConfig,
+        losses: Sequence[float | None],
+        skipped: Sequence[dict[str, Any]],
+        device: Any,
+        starts: frozenset[int] = frozenset(),
     ) -> None:
         import torch
 
         left_out = {record["step"] for record in skipped}
-        accepted = [loss for step, loss in enumerate(losses, 1) if step not in left_out and loss is not None]
+        first = max((start for start in starts if start <= len(losses)), default=1)
+        later = enumerate(losses[first - 1 :], first)
+        accepted = [loss for step, loss in later if step not in left_out and loss is not None]
         kept = accepted[-config.window :]
         ring = kept + [math.inf] * (config.window - len(kept))
-        self._config = config
+        self._config, self._starts = config, starts
         self._ring = torch.tensor(ring, dtype=torch.float64, device=device)
         self._next = torch.tensor([len(kept) % config.window], device=device)
         self._count = torch.tensor([len(accepted)], device=device)
@@ -70,6 +94,10 @@ class Guard:
         """
         import torch
 
+        if step in self._starts:
+            self._ring.fill_(math.inf)
+            self._next.zero_()
+            self._count.zero_()
         finite = torch.isfinite(loss)
         if not self._config.z_score or step <= self._config.warmup_steps:
             return Verdict((~finite).float(), torch.zeros_like(loss))

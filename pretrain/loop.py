@@ -20,7 +20,7 @@ from pretrain.checkpoint import TrainState, told_finite
 from pretrain.distributed import HOST, add_up
 from pretrain.engine import Engine, foreign_errors, open_engine
 from pretrain.evaluate import measure
-from pretrain.guard import Guard
+from pretrain.guard import Guard, window_starts
 from pretrain.job import Job
 from pretrain.ledger import Entry, Ledger, read_later
 from pretrain.likelihood import Passes
@@ -70,7 +70,7 @@ def _steps(parts: Parts, state: TrainState) -> TrainState:
     job, engine, saved = parts.job, parts.engine, state.step
     config, optim = job.recipe.train, job.recipe.optim
     pace, ledger = Pace(job), Ledger(job, engine.group_names())
-    guard = Guard(config.skip, state.losses, state.skipped, job.device)
+    guard = Guard(config.skip, state.losses, state.skipped, job.device, window_starts(config))
     with (
         progress("train", config.steps, "steps", done=state.step) as advance,
         open_loader(job, state) as loader,

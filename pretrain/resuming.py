@@ -4,7 +4,8 @@ that of another run which `train.continue_from` names (`continuing.py`).
 Nothing is loaded before its bytes were verified, each file by one rank. The same ranks and ZeRO stage read the native
 shards, each rank its own file; any other layout, or one whose shards are missing, torn, altered or parted otherwise (by
 another DeepSpeed), reads the canonical form. A damaged checkpoint is named in a warning, and the one before it is
-taken.
+taken. A run that had a durable checkpoint and has none that is whole is refused: it never starts again by itself
+(`checkpoint.from_scratch` says so on purpose). A disk that cannot be read is an error of its own, not damage.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from governance.errors import CheckpointError, ManifestError, MissingInput
+from governance.errors import CheckpointError, ManifestError, MissingInput, PipelineError, StorageError
+from governance.files import read_lines
 from governance.log import get_logger
 from governance.manifest import Manifest, Output, verify
+from governance.stage import artifact_folder
 from pretrain.checkpoint import Parent, Peers, Store, TrainState, moments, read_state, require_step, weights
 from pretrain.native_shards import find_native, identity, native_folder, read_shard, reader, reads_native, shard_path
+from pretrain.tracking import METRICS_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -45,11 +49,18 @@ def newest_whole(store: Store, peers: Peers, zero_stage: int | None = None) -> F
 
     Raises:
         CheckpointError: what stands in a checkpoint's place is of another run or model.
+        StorageError: a file of a checkpoint cannot be read.
     """
+    return _search(store, peers, zero_stage)[0]
+
+
+def _search(store: Store, peers: Peers, zero_stage: int | None) -> tuple[Found | None, list[str]]:
+    """The newest whole checkpoint, and one line for each newer one that is damaged."""
+    damaged: list[str] = []
     steps: list[int] = peers.gather(store.steps() if peers.rank == 0 else [])[0]
     for step in reversed(steps):
         manifest, native, fault = peers.gather(_look(store, step, peers, zero_stage) if peers.rank == 0 else None)[0]
-        if isinstance(fault, CheckpointError):
+        if isinstance(fault, CheckpointError | StorageError):
             raise fault
         if manifest is None and fault is None:
             continue  # begun and not finished, or removed since
@@ -58,16 +69,17 @@ def newest_whole(store: Store, peers: Peers, zero_stage: int | None = None) -> F
             state = [output for output in manifest.outputs if output.path.endswith("/state.json")]
             problems = _verify(native, [*native.outputs, *state], store.root, peers)
             if not problems:
-                return Found(step, manifest, store.root, native)
+                return Found(step, manifest, store.root, native), damaged
             _warn(
                 peers, f"native shards of step {step} are damaged ({'; '.join(problems)}); reading the canonical form"
             )
         if fault is None:
             problems = _verify(manifest, list(manifest.outputs), store.root, peers)
             if not problems:
-                return Found(step, manifest, store.root, None)
+                return Found(step, manifest, store.root, None), damaged
+        damaged.append(f"step {step}: {'; '.join(problems)}")
         _warn(peers, f"checkpoint of step {step} is damaged ({'; '.join(problems)}); going back to the one before it")
-    return None
+    return None, damaged
 
 
 def _look(
@@ -77,7 +89,7 @@ def _look(
         manifest = require_step(store, step)
     except MissingInput:
         return None, None, None
-    except (ManifestError, CheckpointError) as error:
+    except (ManifestError, CheckpointError, StorageError) as error:
         return None, None, error
     if zero_stage is None:
         return manifest, None, None
@@ -96,9 +108,24 @@ def _whole_parent(parent: Parent, peers: Peers) -> Found:
 
 
 def _verify(manifest: Manifest, outputs: list[Output], root: Path, peers: Peers) -> list[str]:
-    """The differences that all ranks found; file `i` is read by rank `i` modulo the ranks."""
+    """The differences that all ranks found; file `i` is read by rank `i` modulo the ranks.
+
+    Raises:
+        StorageError: on every rank, where one of them cannot read a file that is there.
+    """
     mine = manifest.model_copy(update={"outputs": tuple(outputs[peers.rank :: peers.world_size])})
-    return [problem for found in peers.gather(verify(mine, root)) for problem in found]
+    unreadable, problems = "", []
+    try:
+        problems = verify(mine, root)
+    except (MissingInput, OSError) as error:
+        unreadable = str(error)
+    found = peers.gather((problems, unreadable))
+    if told := next((fault for _, fault in found if fault), ""):
+        raise StorageError(
+            f"{root / manifest.folder}: {told}. The checkpoint may well be whole: make its disk readable, then run the "
+            f"same command again."
+        )
+    return [problem for part, _ in found for problem in part]
 
 
 def _warn(peers: Peers, told: str) -> None:
@@ -109,10 +136,12 @@ def _warn(peers: Peers, told: str) -> None:
 def resume(
     job: Job, open_with: Callable[[Callable[[str, Any], torch.Tensor]], Engine]
 ) -> tuple[Engine, TrainState] | None:
-    """An engine that `open_with(weight)` made, at the newest whole checkpoint; None when there is none. Collective.
+    """An engine that `open_with(weight)` made, at the newest whole checkpoint; None when none was ever. Collective.
 
     Raises:
-        CheckpointError: a checkpoint is of another model; that of the run's parent is damaged.
+        CheckpointError: a checkpoint is of another model; that of the run's parent is damaged; every one of the run is.
+        MissingInput: the run had durable checkpoints, and all of them are gone.
+        StorageError: a checkpoint is there and cannot be read.
     """
     import torch
 
@@ -120,7 +149,7 @@ def resume(
 
     settings = job.settings.engine
     stage = settings.zero_stage if reads_native(settings) else None
-    found = newest_whole(job.store, job.peers, stage)
+    found, damaged = _search(job.store, job.peers, stage)
     if found is not None and found.native is not None and found.step == job.recipe.train.steps:
         found = newest_whole(job.store, job.peers)  # the run's manifest will list the canonical files: read them
     if found is not None and found.native is not None:
@@ -133,14 +162,45 @@ def resume(
         _warn(job.peers, f"{fault}: other software parted them otherwise; reading the canonical form")
         del engine
         found = newest_whole(job.store, job.peers)
-    if found is None and job.store.parent is not None:
-        found = _whole_parent(job.store.parent, job.peers)
     if found is None:
-        return None
+        _refuse_restart(job, damaged)
+        if job.store.parent is None:
+            return None
+        found = _whole_parent(job.store.parent, job.peers)
     state = _told_state(job, found, "canonical")
     engine = _from_canonical(open_with, found, _updates(state))
     restore_loss_scale(engine, state.loss_scale)
     return engine, state
+
+
+def _refuse_restart(job: Job, damaged: list[str]) -> None:
+    """Raise where the run's durable checkpoints are gone or damaged: what they held cannot be computed for free.
+
+    The event "checkpoint" of `metrics.jsonl` says which were durable; a damaged one says so by its manifest.
+    """
+    store, error = job.store, None
+    if job.peers.rank == 0:
+        folder = artifact_folder("train", store.train_key, store.root)
+        durable = {line["step"] for line in read_lines(folder / METRICS_FILE) if line.get("event") == "checkpoint"}
+        if durable or damaged:
+            error = _lost(folder, sorted(durable), damaged)
+    if (error := job.peers.gather(error)[0]) is None:
+        return
+    if not job.settings.checkpoint.from_scratch:
+        raise error
+    _warn(job.peers, f"{error}\n  Training starts at step 1 all the same: checkpoint.from_scratch is set.")
+
+
+def _lost(folder: Path, durable: list[int], damaged: list[str]) -> PipelineError:
+    """The refusal: the steps that were durable, and what is left of them."""
+    steps = f"step {durable[-1]}" if durable else "a step"
+    lines = [f"{folder}: the checkpoint of {steps} was durable, and none of this run is whole now."]
+    lines += [f"  {line}" for line in damaged] or ["  Their folders below checkpoint/ are gone."]
+    lines.append(
+        "  Bring them back (a backup, a snapshot of the disk), then run the same command again. To train from step 1 "
+        "on purpose, add --from-scratch."
+    )
+    return (CheckpointError if damaged else MissingInput)("\n".join(lines))
 
 
 def _told_state(job: Job, found: Found, form: str) -> TrainState:

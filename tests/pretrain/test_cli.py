@@ -41,7 +41,7 @@ SURFACE = {
     "report index": ["--help", "--html", "FOLDER"],
     "report verify": ["--help", "--root", "CONFIG|ROOT|REPORT"],
     "report write": [*COMMON, "--documents"],
-    "run": [*COMMON, "--processes"],
+    "run": [*COMMON, "--from-scratch", "--processes"],
     "slurm cancel": COMMON,
     "slurm logs": [*COMMON, "--follow", "--job"],
     "slurm preflight": COMMON,
@@ -49,7 +49,7 @@ SURFACE = {
     "slurm retry": COMMON,
     "slurm status": [*COMMON, "--watch"],
     "slurm submit": [*COMMON, "--carbon-aware", "--expected", "--latest"],
-    "train": [*COMMON, "--dry-run", "--processes", "--ranks"],
+    "train": [*COMMON, "--dry-run", "--from-scratch", "--processes", "--ranks"],
 }
 
 

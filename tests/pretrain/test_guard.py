@@ -11,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from governance.files import read_lines
-from pretrain.guard import Diverged, Guard, reason_of, refuse_too_many
+from pretrain.config import TrainConfig
+from pretrain.guard import Diverged, Guard, reason_of, refuse_too_many, window_starts
 from pretrain.skip_config import SkipConfig
 from tests.halves import in_halves
 
 CONFIG = SkipConfig(window=32, warmup_steps=40)
 
 
-def walk(losses, config=CONFIG, known=(), skipped=()):
+def walk(losses, config=CONFIG, known=(), skipped=(), starts=frozenset()):
     """The steps that a guard leaves out of these losses, which follow the `known` ones."""
-    guard = Guard(config, list(known), [{"step": step} for step in skipped], "cpu")
+    guard = Guard(config, list(known), [{"step": step} for step in skipped], "cpu", starts)
     found = []
     for step, value in enumerate(losses, len(known) + 1):
         loss = torch.tensor(value, dtype=torch.float64)
@@ -66,16 +67,39 @@ def test_planted_spikes_are_found_and_nothing_else(seed, places):
     assert walk(losses.tolist()) == sorted(places)
 
 
+@pytest.mark.parametrize("noise", [0.01, 0.02, 0.05])
+@pytest.mark.parametrize("rise", [0.1, 0.2, 0.3, 0.6])
+def test_a_planned_change_of_level_ends_no_healthy_run(noise, rise):
+    """A mixture that turns to a harder source at step 2,001; spikes before it and later are still left out."""
+    losses = curve(np.random.default_rng(7), 2300, noise)
+    losses[2000:] += rise
+    losses[[1949, 2199]] += 3.0
+    known, rest, config = losses[:1900].tolist(), losses[1900:].tolist(), SkipConfig()
+    assert walk(rest, config, known, starts=frozenset({2001})) == [1950, 2200]
+    if rise >= 0.3 and noise <= 0.02:  # a change that the guard does not know: the new level is never learned
+        assert len(walk(rest, config, known)) > config.most_skips
+
+
+def test_the_window_starts_with_each_phase_of_the_mixture_and_stage_of_the_ramp():
+    train = TrainConfig(
+        sequence_length=8, global_batch_size=8, steps=90,
+        batch_size_ramp=[{"until_step": 20, "global_batch_size": 4}],
+        mixture=[{"from_step": 1, "weights": {"a": 1.0}}, {"from_step": 60, "weights": {"b": 1.0}}],
+    )  # fmt: skip
+    assert window_starts(train) == {1, 21, 60}
+
+
 @given(st.integers(0, 2**31), st.integers(1, 240), st.sets(st.integers(50, 250), max_size=5))
 @settings(max_examples=25)
 def test_a_resumed_guard_decides_the_same(seed, cut, places):
     losses = curve(np.random.default_rng(seed), 250, noise=0.3)
     for place in places:
         losses[place - 1] = 30.0 if place % 2 else math.nan
-    losses = losses.tolist()
-    whole = walk(losses)
+    losses, starts = losses.tolist(), frozenset({60, 150})
+    whole = walk(losses, starts=starts)
     known = [loss if math.isfinite(loss) else None for loss in losses[:cut]]
-    assert walk(losses[cut:], known=known, skipped=[s for s in whole if s <= cut]) == [s for s in whole if s > cut]
+    left = [step for step in whole if step <= cut]
+    assert walk(losses[cut:], known=known, skipped=left, starts=starts) == [step for step in whole if step > cut]
 
 
 def test_before_it_is_armed_only_what_is_not_finite_is_left_out():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import bisect
+import errno
 import json
 import math
 import os
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from governance.errors import ConfigError, ManifestError, MissingInput, Preempted
-from governance.files import read_lines
+from governance.errors import CheckpointError, ConfigError, ManifestError, MissingInput, Preempted, StorageError
+from governance.files import read_lines, remove_tree
 from governance.manifest import verify
 from pretrain import loop
 from pretrain.dataset import open_rows
@@ -158,6 +159,47 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, finished, run_training, a
     newest.write_bytes(data)
     assert run_training(tmp_path).digest == finished[1].digest
     assert str(newest.relative_to(tmp_path)) in caplog.text
+
+
+@pytest.fixture
+def crashed(tmp_path, run_training, at_step):
+    """A root whose run crashed at its last step: the checkpoints of steps 4 and 8 are durable."""
+    at_step(10, crash)
+    with pytest.raises(Crash):
+        run_training(tmp_path)
+    assert len(list((tmp_path / "checkpoint").glob("*/manifest.json"))) == 2
+    return tmp_path
+
+
+def test_a_run_whose_checkpoints_are_gone_never_starts_again_by_itself(crashed, finished, run_training):
+    remove_tree(crashed / "checkpoint")
+    with pytest.raises(MissingInput, match=r"step 8 was durable.*\n.*gone.*\n.*--from-scratch") as error:
+        run_training(crashed)
+    assert error.value.exit_code == 66
+    assert run_training(crashed, from_scratch=True).digest == finished[1].digest
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_never_starts_again_by_itself(crashed, run_training):
+    for state in (crashed / "checkpoint").glob("*/state.json"):
+        state.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"none of this run is whole(.*\n)*.*step 8: .*state.json") as error:
+        run_training(crashed)
+    assert error.value.exit_code == 65
+
+
+def test_a_disk_that_cannot_be_read_is_not_damage(crashed, run_training, monkeypatch, caplog):
+    from builtins import open as real
+
+    def failing(path, *args, **kwargs):
+        if str(path).endswith("weights/00000.safetensors"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", failing)
+    with pytest.raises(StorageError, match="Input/output error") as error:
+        run_training(crashed)
+    assert error.value.exit_code == 74
+    assert "damaged" not in caplog.text
 
 
 def test_old_checkpoints_are_removed(tmp_path, run_training):
