@@ -117,7 +117,12 @@ _STRICTNESS = {"upper_ci": 0, "point": 1, "lower_ci": 2}  # against a minimum; a
 
 
 def _rule(ours: Gate, theirs: Gate) -> bool:
-    """With one bound the ends of an interval have an order; between two of them a change may open either side."""
+    """With one bound the ends of an interval have an order; between two of them a change may open either side.
+
+    `whole_ci` has no place in the order: what a bound cuts is inconclusive there, passed or failed elsewhere.
+    """
+    if "whole_ci" in (ours.rule, theirs.rule):
+        return True
     rise = _STRICTNESS[ours.rule] - _STRICTNESS[theirs.rule]
     if theirs.min is not None and theirs.max is not None:
         return True

@@ -28,7 +28,7 @@ Expectation = Literal[
     "between", "quantile_between", "mean_between", "not_null", "in_set", "unique", "match_regex", "row_count_between",
     "columns_present", "interval_between",
 ]  # fmt: skip
-Rule = Literal["point", "lower_ci", "upper_ci"]
+Rule = Literal["point", "lower_ci", "upper_ci", "whole_ci"]
 _WITH_BOUNDS = {"between", "quantile_between", "mean_between", "row_count_between", "interval_between"}
 _WITHOUT_COLUMN = {"row_count_between", "columns_present", "interval_between"}
 _KEY_ID = re.compile(r"[0-9a-f]{64}")
@@ -60,7 +60,7 @@ class Gate(Section):
     regex: str = ""
     """For `match_regex`."""
     rule: Rule = "point"
-    """For `interval_between`: which number is compared with min and max, the value or an end of its interval."""
+    """For `interval_between`: which number is compared with min and max, the value, an end of its interval, or both."""
     min_n: int = Field(default=1, ge=1)
     """For `interval_between`: a row that rests on fewer units is not judged."""
     min_rows: int = Field(default=1, ge=1)

@@ -275,8 +275,11 @@ def _path(folder: Path, name: str, moment: str) -> Path:
     return path
 
 
+_COMPARED = {"point": "value", "lower_ci": "lower end", "upper_ci": "upper end", "whole_ci": "whole interval"}
+
+
 def _threshold(gate: Gate) -> str:
-    number = gate.column or {"point": "value", "lower_ci": "lower end", "upper_ci": "upper end"}[gate.rule]
+    number = gate.column or _COMPARED[gate.rule]
     quantile = f"quantile {gate.quantile:g} of " if gate.quantile is not None else ""
     bounds = limits(gate) or (f"one of {', '.join(gate.values)}" if gate.values else gate.regex)
     parts = [f"{gate.expectation}: {quantile}{number} {bounds}".rstrip()]

@@ -273,6 +273,8 @@ def representation_of_bias(
     """
     by_group: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
     for row in tables.get("representation", ()):
+        if row["group"] is None:
+            continue  # `coverage` is of a whole corpus
         key = (str(row["language"]), str(row["axis"]), str(row["group"]))
         by_group.setdefault(key, {})[str(row["metric"])] = row
     rows, documents = [], {}

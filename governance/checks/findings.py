@@ -142,7 +142,10 @@ def describe_intervals(gate: Gate, table: pd.DataFrame, found: Judged) -> tuple[
     if found.thin:
         lines.append(f"{found.thin} row(s) rest on fewer than {gate.min_n} units, or on an unknown number")
     if found.bare:
-        lines.append(f"{found.bare} row(s) have no {column}")
+        lines.append(f"{found.bare} row(s) have no {'interval' if gate.rule == 'whole_ci' else column}")
+    if found.cut:
+        named = ", ".join(_with_note(gate, table, place) for place in found.cut_places[:_SHOWN])
+        lines.append(f"{found.cut} interval(s) have a bound within them: {named}")
     if found.places:
         lines.append("such as " + ", ".join(_interval(gate, table, place) for place in found.places[:_SHOWN]))
     return (None if found.worst is None else number(found.worst)), "; ".join(lines)
@@ -153,6 +156,12 @@ def _interval(gate: Gate, table: pd.DataFrame, place: int) -> str:
     name = label(gate, table, place)
     text = f"{shown(value)} [{shown(lower)}, {shown(upper)}], n {shown(count)}"
     return f"{name}: {text}" if name else text
+
+
+def _with_note(gate: Gate, table: pd.DataFrame, place: int) -> str:
+    note = table.at[place, "note"] if "note" in table.columns else None
+    text = _interval(gate, table, place)
+    return f"{text} ({note})" if isinstance(note, str) and note else text
 
 
 def limits(gate: Gate) -> str:

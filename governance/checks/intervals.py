@@ -3,11 +3,13 @@
 A row is an estimate: `value` with its 95 % interval [`lower`, `upper`], resting on `n` units. The rule says which of
 these is compared with the bounds: `upper_ci` with a minimum closes only when the whole interval lies below it (the
 corpus is surely bad), `lower_ci` with the same minimum unless the whole interval lies above it (it is surely good).
-Promise: a row is kept, outside, or not judged, and the three add up. Not judged are, in this order:
+`whole_ci` looks at both ends: an interval within the bounds is kept, one beyond them is outside, one that a bound cuts
+is not judged. Promise: a row is kept, outside, or not judged, and the three add up. Not judged are, in this order:
 
     biased   its `note` begins "biased instrument": the instrument that measured it cannot decide
     thin     `n` is missing or below the gate's
-    bare     the number that the rule compares is missing
+    bare     a number that the rule compares is missing
+    cut      a bound lies within the interval (`whole_ci`)
 
 Numbers that no estimate can have (infinite, lower above upper, a value outside its own interval) raise. No engine is
 needed here, so the tests compare this with a plain loop, and the expectation with this.
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("value", "lower", "upper", "n")
-NUMBER: dict[str, str] = {"point": "value", "lower_ci": "lower", "upper_ci": "upper"}
-"""Rule -> the column that it compares."""
+NUMBER: dict[str, str] = {"point": "value", "lower_ci": "lower", "upper_ci": "upper", "whole_ci": "value"}
+"""Rule -> the column that it compares; of `whole_ci` the one that is shown."""
 BIASED = "biased instrument"
 _UNNAMED = "(unnamed)"
 _SLACK = 1e-9  # relative: an end is rounded by itself, and an interval may be as narrow as its value
@@ -41,6 +43,9 @@ class Judged:
     biased: int
     thin: int
     bare: int
+    cut: int
+    cut_places: tuple[int, ...]
+    """Positions of the rows that a bound cuts, in the table's order."""
     instruments: tuple[str, ...]
     """The biased instruments, by name, sorted."""
     worst: float | None
@@ -51,7 +56,7 @@ class Judged:
     @property
     def judged(self) -> int:
         """Rows that could be judged."""
-        return self.rows - self.biased - self.thin - self.bare
+        return self.rows - self.biased - self.thin - self.bare - self.cut
 
     def kept(self, mostly: float) -> bool:
         """Whether rows were judged, and enough of them lie inside."""
@@ -89,9 +94,12 @@ def judge(table: pd.DataFrame, rule: Rule, limits: tuple[float | None, float | N
     biased = np.array([bool(name) for name in names], dtype=bool)
     thin = ~biased & ~(numbers["n"] >= min_n)
     compared = numbers[NUMBER[rule]]
-    bare = ~biased & ~thin & np.isnan(compared)
-    judged = ~(biased | thin | bare)
-    beyond = np.where(judged, _beyond(compared, limits), -np.inf)
+    ends = (numbers["lower"], numbers["upper"]) if rule == "whole_ci" else (compared, compared)
+    bare = ~biased & ~thin & (np.isnan(compared) | np.isnan(ends[0]) | np.isnan(ends[1]))
+    nearest, farthest = _beyond(ends, limits)
+    cut = ~(biased | thin | bare) & (nearest <= 0) & (farthest > 0)
+    judged = ~(biased | thin | bare | cut)
+    beyond = np.where(judged, nearest, -np.inf)
     order = np.argsort(-beyond, kind="stable")
     outside = int((beyond > 0).sum())
     return Judged(
@@ -100,6 +108,8 @@ def judge(table: pd.DataFrame, rule: Rule, limits: tuple[float | None, float | N
         biased=int(biased.sum()),
         thin=int(thin.sum()),
         bare=int(bare.sum()),
+        cut=int(cut.sum()),
+        cut_places=tuple(int(place) for place in np.flatnonzero(cut)),
         instruments=tuple(sorted(set(filter(None, names)))),
         worst=float(compared[order[0]]) if judged.any() else None,
         places=tuple(int(place) for place in order[:outside]),
@@ -119,14 +129,15 @@ def _numbers(table: pd.DataFrame, name: str) -> Any:
     return numbers
 
 
-def _beyond(numbers: Any, limits: tuple[float | None, float | None]) -> Any:
-    """How far each number lies beyond a limit; negative inside."""
+def _beyond(ends: tuple[Any, Any], limits: tuple[float | None, float | None]) -> tuple[Any, Any]:
+    """How far the whole of each interval, and its worse end, lie beyond a limit; negative inside."""
     import numpy as np
 
-    low, high = limits
-    below = np.full(len(numbers), -np.inf) if low is None else low - numbers
-    above = np.full(len(numbers), -np.inf) if high is None else numbers - high
-    return np.maximum(below, above)
+    (lower, upper), (low, high) = ends, limits
+    none = np.full(len(lower), -np.inf)
+    whole = np.maximum(none if low is None else low - upper, none if high is None else lower - high)
+    worse = np.maximum(none if low is None else low - lower, none if high is None else upper - high)
+    return whole, worse
 
 
 def instruments(table: pd.DataFrame) -> list[str]:

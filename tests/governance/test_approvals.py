@@ -109,6 +109,9 @@ def test_against_a_maximum_the_ends_of_an_interval_stand_the_other_way_round():
     assert not policy_differences(rules("upper_ci"), rules("point"))[0].loosened
     both = make([{**INTERVAL, "max": 2}])
     assert policy_differences(make([{**INTERVAL, "max": 2, "rule": "lower_ci"}]), both)[0].loosened
+    for other in ("lower_ci", "point", "upper_ci"):
+        assert policy_differences(rules("whole_ci"), rules(other))[0].loosened
+        assert policy_differences(rules(other), rules("whole_ci"))[0].loosened
 
 
 def test_an_equal_policy_differs_in_nothing():

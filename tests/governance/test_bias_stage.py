@@ -28,7 +28,7 @@ from governance.manifest import Manifest, describe, verify
 from governance.parallel import close_pool
 from governance.stage import Runtime
 
-GOLDEN = "c325a276b22cb040c10f5a37f87ad92798c875fe02702dfa0b639a87b0e60523"
+GOLDEN = "cd6c6aee7888263efa62f86e7bb2d2f8c3287666e0719f80ab3e4078d238aeee"
 SENTENCES = (
     "She is a wonderful nurse. ", "The man was arrested for theft. ", "Nobody knows the colour of it. ",
     "Die Frau kam. ", "A young Muslim teacher won the match. ", "That stupid idiot! ",
@@ -68,7 +68,7 @@ def rows_of(number: int, first: int = 0, **more: str) -> list[dict[str, object]]
                 "text": "".join(chance.choice(SENTENCES) for _ in range(chance.randint(1, 9))),
                 "source": "s",
                 "url": chance.choice(["", f"https://site{index % 5}.example/2020/{index}"]),
-                "language": chance.choice(["en", "en", "de", "ja"]),
+                "language": chance.choice(["en", "en", "de", "xx"]),
                 "licence": "MIT",
                 "position": index,
                 **more,
@@ -128,12 +128,17 @@ def test_golden(tmp_path):
 
 def test_documents_without_lists_are_told(tmp_path, caplog):
     made = bias_audit(corpus(tmp_path), BiasConfig(), Runtime(tmp_path))
-    number = sum(row["language"] == "ja" for row in rows_of(120))
-    assert made.stats["documents_without_terms"] == {"ja": number}
-    assert f"{number} documents are in languages without term lists (ja)" in caplog.text
+    number = sum(row["language"] == "xx" for row in rows_of(120))
+    assert made.stats["documents_without_terms"] == {"xx": number}
+    words = f"{100 * number / 120:.0f} % of documents are in languages that no word list covers: xx"
+    assert words in caplog.text
+    tables = json.loads((tmp_path / made.folder / "tables.json").read_bytes())
+    [row] = [row for row in tables["representation"] if row["metric"] == "coverage" and row["instrument"] is None]
+    assert (row["value"], row["upper"], row["n"]) == (pytest.approx(1 - number / 120), 1.0, 120)
+    assert row["note"].startswith(words)
     fates = tables_of(made, tmp_path)["fates"].to_pylist()
     silent = [row for row in fates if row["axis"] == ""]
-    assert {row["language"] for row in silent} == {"ja"}
+    assert {row["language"] for row in silent} == {"xx"}
     assert sum(row["documents"] for row in silent if row["stage"] == "kept") == number
 
 

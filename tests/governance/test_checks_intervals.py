@@ -45,6 +45,9 @@ STRADDLES = [row(0.75, 0.6, 0.9)]
         ("upper_ci", {"max": 0.8}, "fail", 0.9),
         ("lower_ci", {"max": 0.8}, "pass", 0.6),
         ("point", {"min": 0.7, "max": 0.8}, "pass", 0.75),
+        ("whole_ci", {"min": 0.5, "max": 0.9}, "pass", 0.75),
+        ("whole_ci", {"min": 0.95}, "fail", 0.75),
+        ("whole_ci", {"max": 0.5}, "fail", 0.75),
     ],
 )
 def test_the_rule_says_which_number_is_compared(rule, bounds, status, observed):
@@ -80,6 +83,8 @@ def test_the_detail_names_the_row_with_its_interval():
             "biased instrument: sentiment",
         ),
         (STRADDLES, gate(min=0.8, where={"axis": "age"}), "0 row(s) where axis = age"),
+        ([row(0.75, 0.6, 0.9, note="why")], gate(min=0.8, rule="whole_ci"), "n 100 (why)"),
+        ([*STRADDLES, row(1.0, 0.9, 1.1)], gate(min=0.8, rule="whole_ci"), "1 interval(s) have a bound within them"),
         (STRADDLES, gate(min=0.1, min_rows=2), "at least 2 are wanted"),
     ],
 )
@@ -181,12 +186,12 @@ ROWS = st.lists(
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
-@given(rows=ROWS, rule=st.sampled_from(["point", "lower_ci", "upper_ci"]), low=NUMBER, high=NUMBER)
+@given(rows=ROWS, rule=st.sampled_from(["point", "lower_ci", "upper_ci", "whole_ci"]), low=NUMBER, high=NUMBER)
 def test_the_rows_are_those_of_a_plain_loop(rows, rule, low, high):
     columns = list(row(0, 0, 0))
     found = judge(pd.DataFrame(rows, columns=columns), rule, (low, high), 10)
-    name = {"point": "value", "lower_ci": "lower", "upper_ci": "upper"}[rule]
-    biased = thin = bare = 0
+    name = {"point": "value", "lower_ci": "lower", "upper_ci": "upper", "whole_ci": "value"}[rule]
+    biased = thin = bare = cut = 0
     outside = []
     for place, line in enumerate(rows):
         number = line[name]
@@ -194,13 +199,19 @@ def test_the_rows_are_those_of_a_plain_loop(rows, rule, low, high):
             biased += 1
         elif line["n"] is None or line["n"] < 10:
             thin += 1
-        elif number is None:
+        elif number is None or (rule == "whole_ci" and line["lower"] is None):
             bare += 1
+        elif rule == "whole_ci":
+            below, above = (low is not None and line["upper"] < low), (high is not None and line["lower"] > high)
+            inside = (low is None or line["lower"] >= low) and (high is None or line["upper"] <= high)
+            outside += [place] * (below or above)
+            cut += not (below or above or inside)
         elif (low is not None and number < low) or (high is not None and number > high):
             outside.append(place)
     assert (found.biased, found.thin, found.bare, found.outside) == (biased, thin, bare, len(outside))
+    assert found.cut == cut
     assert sorted(found.places) == outside
-    assert found.judged == len(rows) - biased - thin - bare
+    assert found.judged == len(rows) - biased - thin - bare - cut
     if (low, high) != (None, None) and (low is None or high is None or low <= high):
         assert (
             offending_rows(gate(rule=rule, min=low, max=high, min_n=10), pd.DataFrame(rows, columns=columns)) == outside
@@ -208,7 +219,7 @@ def test_the_rows_are_those_of_a_plain_loop(rows, rule, low, high):
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
-@given(rows=ROWS, rule=st.sampled_from(["point", "lower_ci", "upper_ci"]))
+@given(rows=ROWS, rule=st.sampled_from(["point", "lower_ci", "upper_ci", "whole_ci"]))
 def test_a_pass_means_that_every_row_was_judged_and_kept(rows, rule):
     table = pd.DataFrame(rows, columns=list(row(0, 0, 0)))
     (result,) = run_suite(table, [gate(rule=rule, min=0.5, min_n=10)], "t")

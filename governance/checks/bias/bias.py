@@ -6,8 +6,8 @@ of `counts.py` (role `counts`, one Parquet file a table); `parts` holds the same
 Word lists and classifiers are instruments, and are checked by neutral sentences first (`instruments.py`).
 
 Promise: an artifact of any number of workers, in any order, after any crash, is the same to the byte. Documents of a
-language without term lists are counted (`documents_without_terms` in the stats, and in `fates` with the axis ""), and
-told; they are never taken for documents that mention nobody.
+language without term lists are counted (`documents_without_terms` in the stats, in `fates` with the axis "", and in the
+metric `coverage`) and reported; they are never taken for documents that mention nobody.
 
 Price: one pass over the texts. One core of a busy AMD EPYC counts 5.4 million words (35 MB of text) a second, reading
 the shards included; removed documents as fast. A process holds 0.4 GB of memory.
@@ -22,6 +22,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from governance.checks.bias.counts import KEPT, TABLES, Work, count_shard, merge_parts, write_counts
+from governance.checks.bias.coverage import uncovered_words
 from governance.checks.bias.impact import Reference
 from governance.checks.bias.instruments import Scorer, instrument_rows, lexicon_scorer, load_templates
 from governance.checks.bias.lexicons import Lexicons, ListFile, ListsConfig, load_lexicons
@@ -34,7 +35,7 @@ from governance.manifest import Manifest, describe
 from governance.parallel import Shard, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 FINAL = "redact"
 """The stage whose documents are the corpus."""
 FILTERS = ("clean", "classify", "dedup", "paragraphs", "decontaminate")
@@ -116,6 +117,7 @@ def bias_audit(
         checked = instrument_rows(scorers, _terms(lexicons), templates)
         choices = Choices(
             listed={code: lexicon.groups for code, lexicon in lexicons.languages.items()},
+            scored=lexicons.scored,
             reference=config.reference,
             parity_reference=config.parity_reference,
         )
@@ -179,11 +181,8 @@ def _stats(counts: Mapping[str, pa.Table], lexicons: Lexicons) -> dict[str, obje
         by_language[code] = by_language.get(code, 0) + number
     without = {code: number for code, number in by_language.items() if code not in lexicons.languages}
     if without:
-        get_logger(__name__).warning(
-            "bias: %d documents are in languages without term lists (%s); whom they mention is not known",
-            sum(without.values()),
-            ", ".join(sorted(without)),
-        )
+        words = uncovered_words(without, sum(by_language.values()))
+        get_logger(__name__).warning("bias: %s; whom they mention is not known", words)
     totals = {name: sum(documents[name].to_pylist()) for name in TABLES["documents"][1]}
     rows = {name: table.num_rows for name, table in counts.items()}
     return {**totals, "documents_without_terms": without, "left_out_terms": lexicons.left_out, "rows": rows}

@@ -113,6 +113,20 @@ class Lexicons:
     left_out: int
     """Terms of instruments and attributes that are identity terms."""
 
+    @property
+    def scored(self) -> dict[str, tuple[str, ...]]:
+        """Instrument -> the languages that it has words of."""
+        from governance.kernels.mentions import WEIGHT
+
+        used = {
+            code: {number for labels in lexicon.others.values() for kind, number, _ in labels if kind == WEIGHT}
+            for code, lexicon in self.languages.items()
+        }
+        return {
+            name: tuple(code for code in sorted(used) if number in used[code])
+            for number, name in enumerate(self.instruments)
+        }
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Lexicons) and self.sha256 == other.sha256
 

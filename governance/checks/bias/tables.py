@@ -1,6 +1,7 @@
 """The tables of the bias audit, made of the counts: suite -> rows with intervals, which gates judge.
 
     representation   share, axis_share, per_million_words            shares_of_groups.py
+                     coverage                                        coverage.py
     association      npmi, npmi_gap                                  association.py
     tone             sentiment_gap, toxicity_ratio                   tone.py
     impact           keep_ratio, keep_ratio_adjusted                 impact.py
@@ -15,13 +16,14 @@ counts gives the same bytes. A suite whose counts are not there has no rows, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from governance.checks.bias.association import LEAST_EXPECTED, association_rows
+from governance.checks.bias.coverage import coverage_rows
 from governance.checks.bias.impact import Reference, impact_rows
 from governance.checks.bias.instruments import biased_instruments
 from governance.checks.bias.interval_rows import Row, finished
@@ -47,6 +49,8 @@ class Choices:
 
     listed: Groups = field(default_factory=dict)
     """Language -> the (axis, group) that were looked for; those which nobody mentions have rows of zero."""
+    scored: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Word list that scores sentences -> the languages that it has words of."""
     reference: Reference = "none"
     """Against whom a keep rate is compared: "none", documents that mention no group of the axis; or "highest"."""
     min_documents: int = 30
@@ -91,7 +95,10 @@ def bias_tables(
     recorded, choices = recorded or Recorded(), choices or Choices()
     biased = biased_instruments(instruments)
     makers: dict[str, Callable[[], list[Row]]] = {
-        "representation": lambda: representation_rows(counts, choices.listed),
+        "representation": lambda: [
+            *representation_rows(counts, choices.listed),
+            *coverage_rows(counts["documents"], choices.listed, choices.scored),
+        ],
         "association": lambda: association_rows(counts, choices.least_expected),
         "tone": lambda: tone_rows(counts["scores"], biased),
         "impact": lambda: impact_rows(counts["fates"], choices.reference, choices.min_documents),

@@ -1,0 +1,74 @@
+"""Coverage: the share of documents in languages that some word list covers.
+
+    coverage = documents in languages with identity terms / documents                       in 0 .. 1
+
+One row of all languages for the identity terms (`instrument` is None), and one for each word list that scores
+sentences. A corpus is known whole, so this is no estimate: [lower, upper] are the worst and the best case of what
+nobody counted (Manski 1989, "Anatomy of the Selection Problem", Journal of Human Resources 24(3)). What a table says of
+whom the corpus mentions holds for at least `lower` of the documents and for at most all of them. A gate with the rule
+`whole_ci` and a minimum is therefore inconclusive, never passed, where too many documents were not counted; the note
+says in which languages they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import pyarrow as pa
+
+from governance.checks.bias.interval_rows import ALL, Row, interval_row
+
+METRIC = "coverage"
+_NAMED = 8  # languages that a note names
+
+
+def coverage_rows(documents: pa.Table, listed: Collection[str], scored: Mapping[str, Collection[str]]) -> list[Row]:
+    """The rows of the metric `coverage`; none for a corpus without documents.
+
+    Args:
+        documents: the count table of that name.
+        listed: the languages with identity terms.
+        scored: list that scores sentences -> the languages that it has words of.
+    """
+    sizes: dict[str, int] = {}
+    for code, number in zip(documents["language"].to_pylist(), documents["documents"].to_pylist(), strict=True):
+        sizes[code] = sizes.get(code, 0) + number
+    whole = sum(sizes.values())
+    rows: list[Row] = []
+    if not whole:
+        return rows
+    lists: list[tuple[str | None, Collection[str]]] = [(None, listed), *sorted(scored.items())]
+    for instrument, languages in lists:
+        without = {code: number for code, number in sizes.items() if code not in languages and number}
+        share = 1 - sum(without.values()) / whole
+        numbers = {"value": share, "lower": share, "upper": 1.0, "n": whole}
+        names = {"metric": METRIC, "language": ALL, "instrument": instrument}
+        rows.append(interval_row(names, numbers, uncovered_words(without, whole, instrument)))
+    return rows
+
+
+def uncovered_words(without: Mapping[str, int], whole: int, instrument: str | None = None) -> str:
+    """How many documents no word list covers, by language and the most first; "" where every one is covered."""
+    if not without:
+        return ""
+    ordered = sorted(without.items(), key=lambda item: (-item[1], item[0]))
+    named = [f"{_language(code)} {_percent(number / whole)}" for code, number in ordered[:_NAMED]]
+    if rest := ordered[_NAMED:]:
+        named.append(f"{len(rest)} more {_percent(sum(number for _, number in rest) / whole)}")
+    lists = "word list" if instrument is None else f"{instrument} list"
+    share = _percent(sum(without.values()) / whole)
+    return f"{share} of documents are in languages that no {lists} covers: {', '.join(named)}"
+
+
+def _language(code: str) -> str:
+    return "language unknown" if code == "und" else code
+
+
+def _percent(share: float) -> str:
+    """A share with two digits; what is little is not called none, nor nearly all called all."""
+    percent = 100 * share
+    if percent < 0.1:
+        return "< 0.1 %"
+    if 99.9 < percent < 100:
+        return "> 99.9 %"
+    return f"{percent:.1f} %" if percent < 10 or 99.5 <= percent < 100 else f"{percent:.0f} %"
