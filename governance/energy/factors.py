@@ -14,24 +14,25 @@ A whole example; everything is optional, and what is not set stays unknown:
     lifetime = { value = 5.0, source = "our purchasing policy", year = 2025 }
     reserved = { value = 0.25, source = "16 of 64 cores", year = 2026 }
 
-Where `grid` is not set and `country` is, the country's yearly mean is taken from the table of an installed codecarbon
-(MIT licence; its figures are Our World in Data's, from Ember and the Energy Institute), which is read as a file and not
-imported. No figure of the kind is part of Assay.
+Where `grid` is not set, the yearly mean of `country` stands in (`grid_intensity.toml`, with year and source), or
+without a country the world's mean; where `pue` is not set, the industry's average. Such a default says so in its
+source, has a band, and is listed in `Factors.defaults`. `defaults = false` leaves what is not set unknown.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import json
+import functools
+import importlib.resources
+import tomllib
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from governance.config import Section
 from governance.energy.intensity import IntensitySeries, read_intensity
-from governance.errors import ConfigError
 
 UNITS = {
     "grid": "g CO2e/kWh",
@@ -44,8 +45,7 @@ UNITS = {
     "lifetime": "years",
     "reserved": "of a node",
 }
-_TABLE = Path("data/private_infra/global_energy_mix.json")
-_TABLE_SOURCE = "codecarbon {version}, global_energy_mix.json: Our World in Data, from Ember and the Energy Institute"
+_TABLE = "grid_intensity.toml"
 
 
 class _Sourced(Section):
@@ -145,12 +145,25 @@ class FactorsConfig(_Common):
 
     by_hour: HourlyFile | None = None
     """The grid's intensity by the hour; it goes before `grid` for the time that it covers."""
+    defaults: bool = True
+    """Whether public averages stand in for `grid` and `pue` where they are not set; False leaves them unknown."""
+
+    @model_validator(mode="after")
+    def _country_is_in_the_table(self) -> FactorsConfig:
+        if self.country is not None and self.grid is None and country_mean(self.country) is None:
+            raise ValueError(
+                f"country {self.country} has no figure in Assay's table of grid intensities: set grid with value,"
+                " source and year, or leave country out for the world's mean"
+            )
+        return self
 
 
 class Factors(_Common):
     """What a report reckons with: the settings, with the country's mean and the rows of the CSV looked up."""
 
     by_hour: HourlySeries | None = None
+    defaults: tuple[str, ...] = ()
+    """The factors that are public averages, because nobody set them."""
 
 
 def resolve(config: FactorsConfig, folder: Path, span: tuple[datetime, datetime] | None = None) -> Factors:
@@ -164,9 +177,12 @@ def resolve(config: FactorsConfig, folder: Path, span: tuple[datetime, datetime]
     Raises:
         ConfigError: the CSV cannot be read.
     """
-    told = config.model_dump(exclude={"by_hour"})
+    told: dict[str, Any] = config.model_dump(exclude={"by_hour", "defaults"})
     if config.grid is None and config.country is not None:
         told["grid"] = country_mean(config.country)
+    if config.defaults:
+        standing_in = {name: make() for name, make in _DEFAULTS.items() if told[name] is None}
+        told |= {**standing_in, "defaults": tuple(standing_in)}
     hourly = None
     if config.by_hour is not None:
         read = read_intensity(folder / config.by_hour.path)
@@ -183,31 +199,26 @@ def resolve(config: FactorsConfig, folder: Path, span: tuple[datetime, datetime]
     return Factors(**told, by_hour=hourly)
 
 
+@functools.cache
+def _table() -> Mapping[str, Any]:
+    """The table of public averages, as it lies beside this file."""
+    return tomllib.loads(importlib.resources.files(__package__).joinpath(_TABLE).read_text(encoding="utf-8"))
+
+
 def country_mean(country: str) -> Factor | None:
-    """A country's yearly mean from the table of an installed codecarbon; None where there is none, or no such row.
-
-    Raises:
-        ConfigError: the table is not what this release knows.
-    """
-    found = importlib.util.find_spec("codecarbon")
-    if found is None or found.origin is None:
-        return None
-    table = Path(found.origin).parent / _TABLE
-    try:
-        row = json.loads(table.read_bytes()).get(country)
-        if row is None or row.get("carbon_intensity") is None:
-            return None
-        source = _TABLE_SOURCE.format(version=_version())
-        return Factor(value=float(row["carbon_intensity"]), source=source, year=int(row["year"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"energy.factors.country: the table of codecarbon cannot be read ({table.name}: {error}). Set "
-            "energy.factors.grid instead."
-        ) from error
+    """The newest yearly mean of a country's grid; None where the table has no figure."""
+    years = (name for name in _table() if name.isdecimal() and country in _table()[name])
+    return next((Factor(value=_table()[y][country], source=_table()["source"], year=int(y)) for y in years), None)
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version("codecarbon")
-    except importlib.metadata.PackageNotFoundError:
-        return "of unknown version"
+def world_mean() -> Factor:
+    """The world's mean intensity, with a band that holds nine in ten countries."""
+    return Factor(**_table()["world"])
+
+
+def industry_pue() -> Factor:
+    """The average PUE of data centres, with a band from the least possible to the highest average surveyed."""
+    return Factor(**_table()["pue"])
+
+
+_DEFAULTS = {"grid": world_mean, "pue": industry_pue}

@@ -5,22 +5,24 @@
     CO2e, market-based             E x PUE x contract intensity       the same
     embodied CO2e                  M = TE x time used / lifetime x part reserved     ISO/IEC 21031:2024
     SCI                            (E x PUE x I + M) / R, with I location-based      ISO/IEC 21031:2024
-                                   and R = 10^9 tokens that the training was shown
+                                   R = 10^9 tokens that a training was shown, E and M of all its attempts and of
+                                   nothing else
     water on site                  E x WUE                            ISO/IEC 30134-9:2022
     water of the electricity       E x PUE x litres per kWh           Li et al., arXiv:2304.03271, 2023
 
 E is in kWh. Low, central and high multiply low, central and high of each term: a band of scenarios, no confidence
 interval. A factor without bounds adds nothing to the band.
 
-A factor that is not set makes its figures unknown, and they say what to set; nothing is taken for zero. One is not
-unknown but known to be at least 1: without a PUE carbon and water are those of the nodes alone, say "at least", and
-have no upper bound.
+A factor that is not set makes its figures unknown, and they say what to set; nothing is taken for zero. Two are not
+unknown, for they have a least value: a PUE is at least 1, and embodied carbon is above 0. Without them carbon, water
+and SCI say "at least" and have no upper bound. Without a contract the market-based figure is that of the grid's
+average, the last method in the Scope 2 Guidance's hierarchy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple
 
@@ -94,7 +96,7 @@ def intensity_of(intervals: Sequence[Interval], factors: Factors) -> Grid:
     """
     grid = UNKNOWN if factors.grid is None else Band(*factors.grid.band)
     if factors.by_hour is None:
-        needs = () if factors.grid else ("energy.factors.grid (or country, with codecarbon installed)",)
+        needs = () if factors.grid else ("energy.factors.grid (or country)",)
         return Grid(grid, None, None, ("grid",) if factors.grid else (), needs)
     covered = total = grams = 0.0
     for begin, end, millijoules in _samples(intervals):
@@ -153,19 +155,30 @@ def carbon(energy: Band, grid: Grid, factors: Factors) -> Figure:
     )  # fmt: skip
 
 
-def footprint(
-    energy: Band, grid: Grid, factors: Factors, seconds: float | None, whole_nodes: bool, tokens: int | None
-) -> dict[str, Figure]:
+@dataclass(frozen=True)
+class Usage:
+    """Measured work: all under a root, or all attempts of one training."""
+
+    energy: Band
+    """Joules, with the meter's bounds."""
+    seconds: float | None
+    """Of nodes in use (`node_seconds`); None is unknown."""
+    grid: Grid
+    """The grid's intensity for this work (`intensity_of`)."""
+    tokens: int | None = None
+    """That the training was shown by these attempts."""
+
+
+def footprint(root: Usage, training: Usage | None, factors: Factors, whole_nodes: bool) -> dict[str, Figure]:
     """Every figure by its id.
 
     Args:
-        energy: joules that were measured, with their bounds.
-        grid: the grid's intensity for them (`intensity_of`).
+        root: all that was measured; every figure but SCI is of it.
+        training: all attempts of the training that is reported on, for SCI; None without one.
         factors: what else is known.
-        seconds: of nodes in use (`node_seconds`); None is unknown.
         whole_nodes: whether the scope of every measurement was the node.
-        tokens: that the training was shown; None without a training.
     """
+    energy, grid = root.energy, root.grid
     nodes = _kwh(energy)
     building, needs = _building(nodes, factors)
     pue = ("pue",) if factors.pue else ()
@@ -177,11 +190,8 @@ def footprint(
         return Figure(name, unit, building.each(Band(*factor.band), "*"), (*pue, setting), needs)
 
     location = carbon(energy, grid, factors)
-    made = _embodied(factors, seconds, whole_nodes)
-    total = Figure(
-        "CO2e, location-based and embodied", "g CO2e", location.band.each(made.band, "+"),
-        tuple(dict.fromkeys((*location.factors, *made.factors))), tuple(dict.fromkeys((*location.needs, *made.needs))),
-    )  # fmt: skip
+    made = _embodied(factors, root.seconds, whole_nodes)
+    averaged = replace(location, name="CO2e, market-based (no contract is set: the grid's average)")
     wue = Band(*factors.wue.band) if factors.wue else UNKNOWN
     figures = {
         "electricity": Figure("Electricity of the nodes", "kWh", nodes, (), ()),
@@ -189,10 +199,10 @@ def footprint(
             "Electricity with the building", "kWh", building if factors.pue else Band(nodes.low, None, None), pue, needs
         ),
         "carbon_location": location,
-        "carbon_market": of_electricity("CO2e, market-based", "g CO2e", "contract"),
+        "carbon_market": of_electricity("CO2e, market-based", "g CO2e", "contract") if factors.contract else averaged,
         "carbon_embodied": made,
-        "carbon_total": total,
-        "sci": _sci(total, tokens),
+        "carbon_total": _with_embodied(location, made),
+        "sci": _sci(training, factors, whole_nodes),
         "water_on_site": Figure(
             "Water on site", "l", nodes.each(wue, "*"), ("wue",) if factors.wue else (),
             () if factors.wue else ("energy.factors.wue",),
@@ -202,10 +212,22 @@ def footprint(
     if energy.value is None:
         unmeasured = ("a meter: no energy was measured",)
         return {
-            name: figure if name == "carbon_embodied" else Figure(figure.name, figure.unit, UNKNOWN, (), unmeasured)
+            name: figure
+            if name in ("carbon_embodied", "sci")
+            else Figure(figure.name, figure.unit, UNKNOWN, (), unmeasured)
             for name, figure in figures.items()
         }
     return figures
+
+
+def _with_embodied(location: Figure, made: Figure) -> Figure:
+    """Both together; without the embodied part what is known is the least that it can be."""
+    operation = location.band
+    both = Band(operation.low, operation.value, None) if made.band.value is None else operation.each(made.band, "+")
+    return Figure(
+        "CO2e, location-based and embodied", "g CO2e", both,
+        tuple(dict.fromkeys((*location.factors, *made.factors))), tuple(dict.fromkeys((*location.needs, *made.needs))),
+    )  # fmt: skip
 
 
 def _kwh(energy: Band) -> Band:
@@ -235,11 +257,15 @@ def _embodied(factors: Factors, seconds: float | None, whole_nodes: bool) -> Fig
     return Figure(name, unit, grams.each(time, "*").each(share, "*"), used, ())
 
 
-def _sci(total: Figure, tokens: int | None) -> Figure:
-    name, unit = "SCI, for a billion tokens (ISO/IEC 21031:2024)", "g CO2e per 10^9 tokens"
-    if not tokens:
-        return Figure(name, unit, UNKNOWN, (), (*total.needs, "a training"))
-    units = tokens / TOKENS
+def _sci(training: Usage | None, factors: Factors, whole_nodes: bool) -> Figure:
+    name, unit = "SCI of the training, for a billion tokens (ISO/IEC 21031:2024)", "g CO2e per 10^9 tokens"
+    if training is None or not training.tokens:
+        return Figure(name, unit, UNKNOWN, (), ("a training",))
+    if training.energy.value is None:
+        return Figure(name, unit, UNKNOWN, (), ("a meter: no energy of this training was measured",))
+    made = _embodied(factors, training.seconds, whole_nodes)
+    total = _with_embodied(carbon(training.energy, training.grid, factors), made)
+    units = training.tokens / TOKENS
     return Figure(name, unit, total.band.each(Band(units, units, units), "/"), total.factors, total.needs)
 
 

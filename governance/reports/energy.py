@@ -9,10 +9,11 @@ from typing import Any
 
 from governance.energy.attribution import Piece, Sum, add, by_checkpoint, by_phase, by_stage, settle, wasted_by_cause
 from governance.energy.factors import Factors, FactorsConfig, resolve
+from governance.energy.footprint import Grid, Usage
 from governance.energy.ledger import FILE_NAME, Interval, read_ledger
 from governance.energy.views import BY_TOKENS, cumulative_by_step, surviving
 from governance.manifest import Manifest
-from governance.reports.footprint import Ancestry, footprint_facts, read_ancestry, view_facts
+from governance.reports.footprint import Ancestry, footprint_facts, priced, read_ancestry, usage_of, view_facts
 
 _REPORTS = ("report", "documents")
 
@@ -46,26 +47,53 @@ def energy_facts(
     trained = next((manifest for manifest in manifests if manifest.stage == "train"), None)
     scopes = sorted({str(_block(manifest).get("scope")) for manifest in manifests if _block(manifest).get("scope")})
     ancestry = read_ancestry(manifests, root)
-    tokens = trained.stats.get("tokens") if trained else None
-    grid, footprint = footprint_facts(total, intervals, factors or Factors(), scopes == ["node"], tokens)
+    factors = factors or Factors()
+    everything = usage_of(total, intervals, factors)
+    footing = (everything.grid, factors)
+    own = _of_training(trained, intervals, pieces, factors) if trained else None
     return {
-        "total": total,
+        "total": {**total, **priced(total["low"], total["joules"], total["high"], footing), **_waste(total, footing)},
         "estimated": any("estimated" in method for method in total["methods"]),
         "stages": [
-            *(_stage(manifest, attempts.get(manifest.stage)) for manifest in manifests),
-            *(_only_attempts(stage, told) for stage, told in attempts.items() if stage not in artifacts),
+            {**row, **priced(row["low"], row["joules"], row["high"], footing)}
+            for row in (
+                *(_stage(manifest, attempts.get(manifest.stage)) for manifest in manifests),
+                *(_only_attempts(stage, told) for stage, told in attempts.items() if stage not in artifacts),
+            )
         ],
         "scopes": scopes,
-        "phases": [
-            {"phase": phase, "joules": _joules(told.measured), "wasted": _joules(told.wasted)}
-            for phase, told in by_phase(pieces).items()
-        ],
+        "phases": [_phase(phase, told, footing) for phase, told in by_phase(pieces).items()],
         "wasted_by_cause": {cause: _joules(value) for cause, value in wasted_by_cause(pieces).items()},
         "checkpoints": _checkpoints(pieces, trained.folder, ancestry) if trained else [],
-        "views": view_facts(pieces, manifests, root, ancestry, (grid, factors or Factors())),
-        "footprint": footprint,
+        "views": view_facts(pieces, manifests, root, ancestry, footing),
+        "footprint": footprint_facts(everything, own, factors, scopes == ["node"]),
         "missing": sorted({text for manifest in manifests for text in _block(manifest)["coverage"].get("missing", [])}),
     }
+
+
+def _of_training(trained: Manifest, intervals: Sequence[Interval], pieces: Sequence[Piece], factors: Factors) -> Usage:
+    """All attempts of one training, and the tokens that they showed it; of a root without a ledger its manifest's."""
+    own = [piece for piece in pieces if piece.artifact == trained.folder]
+    shown = trained.stats.get("tokens")
+    tokens = None if shown is None else shown - trained.stats.get("continued", {}).get("tokens", 0)
+    if not own:
+        block = _block(trained)
+        return usage_of(block, [], factors, tokens)
+    mine = [one for one in intervals if one.samples[-1].marks.get("artifact") == trained.folder]
+    return usage_of(_of_sum(add(own), any(piece.millijoules is not None for piece in own)), mine, factors, tokens)
+
+
+def _waste(total: Mapping[str, Any], footing: tuple[Grid, Factors]) -> dict[str, Any]:
+    joules = total["wasted"]
+    wasted = priced(joules, joules, joules, footing)
+    return {"wasted_kwh": wasted["kwh"]["value"], "wasted_carbon": wasted["carbon"]}
+
+
+def _phase(phase: str, told: Sum, footing: tuple[Grid, Factors]) -> dict[str, Any]:
+    known = told.measured is not None
+    low, joules, high = (_joules(value) if known else None for value in (told.low, told.measured, told.high))
+    row = {"phase": phase, "joules": joules, "low": low, "high": high, "wasted": _joules(told.wasted)}
+    return {**row, **priced(low, joules, high, footing)}
 
 
 def look_up(config: FactorsConfig, folder: Path, root: Path) -> Factors:

@@ -295,6 +295,15 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
         "energy_low_joules": total["low"],
         "energy_high_joules": total["high"],
         "energy_wasted_joules": total["wasted"],
+        "energy_kwh": total["kwh"]["value"],
+        "energy_low_kwh": total["kwh"]["low"],
+        "energy_high_kwh": total["kwh"]["high"],
+        "energy_wasted_kwh": total["wasted_kwh"],
+        "carbon_grams": total["carbon"]["value"],
+        "carbon_low_grams": total["carbon"]["low"],
+        "carbon_high_grams": total["carbon"]["high"],
+        "carbon_wasted_grams": total["wasted_carbon"]["value"],
+        "carbon_basis": found["energy"]["footprint"]["basis"],
     }
 
 

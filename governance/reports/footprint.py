@@ -13,10 +13,12 @@ from typing import Any
 
 from governance.energy.ancestry import RECORD, behind, corpus_of, read_trainings, recorded
 from governance.energy.attribution import Piece, Sum, add
-from governance.energy.factors import Factors
+from governance.energy.factors import Factor, Factors
 from governance.energy.footprint import (
+    JOULES_PER_KWH,
     Band,
     Grid,
+    Usage,
     carbon,
     factors_used,
     footprint,
@@ -60,18 +62,24 @@ def read_ancestry(manifests: Sequence[Manifest], root: Path) -> Ancestry:
     )
 
 
-def footprint_facts(
-    total: Mapping[str, Any], intervals: Sequence[Interval], factors: Factors, whole_nodes: bool, tokens: int | None
-) -> tuple[Grid, dict[str, Any]]:
-    """The grid that the energy is weighed with, and the figures with what each was reckoned with."""
-    grid = intensity_of(intervals, factors)
-    seconds = node_seconds(intervals) if intervals else None
-    measured = Band(total["low"], total["joules"], total["high"])
-    figures = footprint(measured, grid, factors, seconds, whole_nodes, tokens)
-    return grid, {
+def usage_of(
+    measured: Mapping[str, Any], intervals: Sequence[Interval], factors: Factors, tokens: int | None = None
+) -> Usage:
+    """Measured work as the footprint takes it; `measured` has joules with low and high."""
+    band = Band(measured["low"], measured["joules"], measured["high"])
+    return Usage(band, node_seconds(intervals) if intervals else None, intensity_of(intervals, factors), tokens)
+
+
+def footprint_facts(root: Usage, training: Usage | None, factors: Factors, whole_nodes: bool) -> dict[str, Any]:
+    """The figures, and the factors that each was computed with."""
+    figures = footprint(root, training, factors, whole_nodes)
+    return {
         "boundary": "every attempt under this root, wasted work too; of what the meters cover",
+        "boundary_of_sci": "every attempt of this training, wasted work too; no data work, no other training",
         "country": factors.country,
-        "node_seconds": seconds,
+        "basis": basis(factors, root.grid),
+        "defaults": list(factors.defaults),
+        "node_seconds": root.seconds,
         "figures": {
             name: {
                 "name": figure.name,
@@ -83,8 +91,35 @@ def footprint_facts(
             }
             for name, figure in figures.items()
         },
-        "factors": factors_used(factors, grid),
+        "factors": factors_used(factors, root.grid),
     }
+
+
+def basis(factors: Factors, grid: Grid) -> str:
+    """Grid and PUE behind the figures of CO2e, in words; a default's own source says that it is an average."""
+    told = []
+    if factors.by_hour is not None and "by_hour" in grid.used:
+        told.append(f"grid by the hour: {factors.by_hour.source}, {factors.by_hour.year}")
+    if factors.grid is not None and "grid" in grid.used:
+        place = f" of {factors.country}" if factors.country else ""
+        told.append(_told(f"grid{place}", factors.grid, "grid" in factors.defaults))
+    if factors.pue is not None:
+        told.append(_told(f"PUE {factors.pue.value:g}", factors.pue, "pue" in factors.defaults))
+    return "; ".join([*told, *(["no PUE is set: of the nodes alone"] if factors.pue is None else [])])
+
+
+def _told(name: str, factor: Factor, default: bool) -> str:
+    return f"{name}: {factor.source}" if default else f"{name}: {factor.source}, {factor.year}"
+
+
+def priced(
+    low: float | None, joules: float | None, high: float | None, footing: tuple[Grid, Factors]
+) -> dict[str, Any]:
+    """Joules as kWh, and their location-based CO2e in grams, with bounds."""
+    band = Band(low, joules, high)
+    figure = carbon(band, *footing)
+    kwh = {name: None if value is None else value / JOULES_PER_KWH for name, value in band._asdict().items()}
+    return {"kwh": kwh, "carbon": {**figure.band._asdict(), "at_least": figure.at_least}}
 
 
 def view_facts(
@@ -140,7 +175,6 @@ def view_facts(
 def _row(told: Sum, tokens: int | None, footing: tuple[Grid, Factors]) -> dict[str, Any]:
     known = told.measured is not None
     band = Band(*(_joules(value) if known else None for value in (told.low, told.measured, told.high)))
-    figure = carbon(band, *footing)
     return {
         "joules": band.value,
         "low": band.low,
@@ -151,7 +185,7 @@ def _row(told: Sum, tokens: int | None, footing: tuple[Grid, Factors]) -> dict[s
         "running": _joules(told.unknown),
         "tokens": tokens,
         "per_token": asdict(rate(told, tokens)),
-        "carbon": {**figure.band._asdict(), "at_least": figure.at_least},
+        **priced(*band, footing),
     }
 
 
@@ -237,7 +271,8 @@ def footprint_section(found: Mapping[str, Any]) -> Html:
     """Each figure in three scenarios, with the sources and years of its factors, or what to set."""
     told = found["energy"]["footprint"]
     rows = []
-    for figure in told["figures"].values():
+    known = [figure for figure in told["figures"].values() if figure["value"] is not None]
+    for figure in known:
         write = grams if figure["unit"].startswith("g CO2e") else _in_unit(figure["unit"])
         low, high = (NONE if figure[name] is None else write(figure[name]) for name in ("low", "high"))
         needs = ", ".join(need.replace("energy.factors.", "") for need in figure["needs"])
@@ -255,11 +290,14 @@ def footprint_section(found: Mapping[str, Any]) -> Html:
         ]
         for name, factor in told["factors"].items()
     ]
+    unset = [figure for figure in told["figures"].values() if figure["value"] is None]
+    lacking = "; ".join(f"{figure['name']} ({', '.join(figure['needs'])})" for figure in unset)
     place = f" Country: {told['country']}." if told["country"] else ""
     note = (
-        f"Boundary: {told['boundary']}. Low and high multiply the meter's bounds and those of each factor: scenarios,"
-        f" no confidence interval. Location-based, market-based: GHG Protocol, Scope 2 Guidance (2015). What is not set"
-        f" is unknown, not zero; it is set in [energy.factors] of the configuration.{place}"
+        f"CO2e rests on {told['basis']}. Boundary: {told['boundary']}. Of SCI: {told['boundary_of_sci']}. Low and high"
+        f" multiply the meter's bounds and those of each factor: scenarios, no confidence interval. Location-based,"
+        f" market-based: GHG Protocol, Scope 2 Guidance (2015). What is not set is unknown, not zero; it is set in"
+        f" [energy.factors] of the configuration.{place}"
     )
     cited = cite(found, "/energy/footprint")
     head = ["factor", "value", "from, to", "year", "source"]
@@ -269,6 +307,7 @@ def footprint_section(found: Mapping[str, Any]) -> Html:
         table("Factors of the footprint", head, factors, numeric=(1, 2), cites=[cited] * len(factors))
         if factors
         else None,
+        tag("p", f"Not computed, for want of a factor: {lacking}.", class_="note") if unset else None,
         tag("p", note, class_="note"),
     ])  # fmt: skip
 

@@ -20,7 +20,7 @@ LISTED = 300
 _SHOWN = 2  # evidence ids beside a number; the rest are behind a link to the section
 
 Origin = dict[str, Any]
-_ENERGY_SUMMARY = ("energy_joules", "energy_low_joules", "energy_high_joules", "energy_wasted_joules")
+_ENERGY_SUMMARY = ("energy_", "carbon_")
 _COUNTS = ("documents", "bytes")
 
 
@@ -123,7 +123,7 @@ def _summary(found: Mapping[str, Any], made: dict[str, Origin], by_stage: Mappin
     for name in ("steps", "final_loss", "validation_loss", "bits_per_byte"):
         add(f"/summary/{name}", [by_stage.get("train")], f"stats.{name}", "copied")
     add("/summary/tokens_trained", [by_stage.get("train")], "stats.tokens", "copied")
-    for name in _ENERGY_SUMMARY:
+    for name in (name for name in found["summary"] if name.startswith(_ENERGY_SUMMARY)):
         made[f"/summary/{name}"] = _nearest(made, "/energy/total")
 
 

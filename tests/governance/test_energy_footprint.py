@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import tomllib
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -10,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governance.config import validate
-from governance.energy import factors as tables
+from governance.energy import factors
 from governance.energy.factors import Factor, Factors, FactorsConfig, country_mean, resolve
-from governance.energy.footprint import Band, factors_used, footprint, intensity_of, node_seconds
+from governance.energy.footprint import Band, Usage, factors_used, footprint, intensity_of, node_seconds
 from governance.energy.ledger import Interval, Sample
 from governance.errors import ConfigError
 
@@ -33,7 +35,8 @@ ENERGY = Band(1 * KWH, 2 * KWH, 4 * KWH)
 
 
 def figures(factors, energy=ENERGY, seconds=43_830.0, whole=True, tokens=500_000_000):
-    return footprint(energy, intensity_of([], factors), factors, seconds, whole, tokens)
+    everything = Usage(energy, seconds, intensity_of([], factors))
+    return footprint(everything, replace(everything, tokens=tokens), factors, whole)
 
 
 def band(low, value, high):
@@ -56,7 +59,7 @@ def test_every_figure_by_hand():
     assert found["water_of_electricity"] == band(2.2, 4.8, 11.2)
     assert not any(figure.needs or figure.at_least for figure in figures(ALL).values())
     told = factors_used(ALL, intensity_of([], ALL))
-    assert set(told) == {*ALL.model_dump(exclude_none=True)} - {"country"}
+    assert set(told) == {*ALL.model_dump(exclude_none=True)} - {"country", "defaults"}
     assert all(row["source"] and row["year"] == 2025 and row["unit"] for row in told.values())
 
 
@@ -69,11 +72,14 @@ def test_what_is_not_set_is_unknown_and_says_what_to_set(without, tokens, metere
     found = figures(
         ALL.model_copy(update=dict.fromkeys(lacking)), ENERGY if metered else Band(None, None, None), tokens=tokens
     )
+    neither = {"contract", "grid"}
     needed = {
-        "carbon_location": {"grid"}, "carbon_market": {"contract"}, "carbon_embodied": {"embodied"},
-        "carbon_total": {"grid", "embodied"}, "sci": {"grid", "embodied"}, "water_on_site": {"wue"},
+        "carbon_location": {"grid"}, "carbon_market": neither if neither <= lacking else set(),
+        "carbon_embodied": {"embodied"}, "carbon_total": {"grid"}, "sci": {"grid"}, "water_on_site": {"wue"},
         "water_of_electricity": {"grid_water"}, "electricity": set(), "electricity_building": {"pue"},
     }  # fmt: skip
+    parts = {name: {"pue"} for name in needed if name not in ("electricity", "carbon_embodied", "water_on_site")}
+    parts |= {"carbon_total": {"pue", "embodied"}, "sci": {"pue", "embodied"}}
     assert set(found) == set(needed)
     for name, figure in found.items():
         unknown = bool(needed[name] & lacking) or (name == "sci" and tokens is None)
@@ -83,10 +89,10 @@ def test_what_is_not_set_is_unknown_and_says_what_to_set(without, tokens, metere
         if unknown:
             assert figure.needs, name
             assert figure.band.high is None
-        elif name not in ("electricity", "carbon_embodied", "water_on_site"):
-            assert figure.at_least == ("pue" in lacking)  # of the nodes alone
-            assert (figure.band.high is None) == ("pue" in lacking)
-        for setting in needed[name] & lacking if metered else ():
+        elif name in parts:  # of the nodes alone, or of the electricity alone
+            assert figure.at_least == bool(parts[name] & lacking)
+            assert (figure.band.high is None) == bool(parts[name] & lacking)
+        for setting in (needed[name] & lacking) - {"contract"} if metered and (tokens or name != "sci") else ():
             assert any(f"energy.factors.{setting}" in text for text in figure.needs), (name, setting)
 
 
@@ -139,7 +145,7 @@ def test_energy_outside_the_rows_is_weighed_with_the_mean_or_unknown(tmp_path):
         interval("b", "n1", ("04:00", 0), ("05:00", 1000)),
     ]
     span = (datetime.fromisoformat("2026-01-01T02:00Z"), datetime.fromisoformat("2026-01-01T05:00Z"))
-    factors = resolve(FactorsConfig(by_hour={"path": "grid.csv", **SAID}), tmp_path, span)
+    factors = resolve(FactorsConfig(by_hour={"path": "grid.csv", **SAID}, defaults=False), tmp_path, span)
     grid = intensity_of(ran, factors)
     assert (grid.band.value, grid.covered) == (None, 0.75)
     assert "25.0%" in grid.needs[0]
@@ -175,6 +181,7 @@ def test_a_node_that_is_measured_twice_at_once_counts_once():
         ({"lifetime": {"value": 0.0, **SAID}, "embodied": {"value": 1.0, **SAID}}, "lifetime is 0"),
         ({"embodied": {"value": 1500.0, **SAID}}, "embodied and lifetime go together"),
         ({"country": "Sweden"}, "country"),
+        ({"country": "ATA"}, "country ATA has no figure"),
         ({"gird": {"value": 30.0, **SAID}}, "did you mean 'grid'"),
     ],
 )
@@ -183,33 +190,44 @@ def test_a_figure_without_a_source_or_out_of_reason_is_refused(values, told):
         validate(values, FactorsConfig, "run.toml")
 
 
-class Spec:
-    def __init__(self, folder: Path):
-        self.origin = str(folder / "__init__.py")
-
-
-def test_a_countrys_mean_is_read_from_an_installed_table(tmp_path, monkeypatch):
-    table = tmp_path / "data" / "private_infra" / "global_energy_mix.json"
-    table.parent.mkdir(parents=True)
-    table.write_text(json.dumps({"SWE": {"carbon_intensity": 41.5, "year": 2023}, "ATA": {"year": 2023}}))
-    monkeypatch.setattr(tables.importlib.util, "find_spec", lambda name: Spec(tmp_path))
-    found = resolve(FactorsConfig(country="SWE"), tmp_path).grid
-    assert (found.value, found.year) == (41.5, 2023)
-    assert "codecarbon" in found.source
-    assert "Our World in Data" in found.source
-    assert country_mean("ATA") is None
-    assert country_mean("XXX") is None
-    assert resolve(FactorsConfig(country="SWE", grid=factor(7)), tmp_path).grid.value == 7
-    table.write_text("[]")
-    with pytest.raises(ConfigError, match=r"energy\.factors\.grid"):
-        country_mean("SWE")
-    monkeypatch.setattr(tables.importlib.util, "find_spec", lambda name: None)
-    assert resolve(FactorsConfig(country="SWE"), tmp_path).grid is None
+def test_a_country_stands_for_its_grid_and_the_world_for_a_country(tmp_path):
+    found = resolve(FactorsConfig(country="SWE"), tmp_path)
+    assert (found.grid.value, found.grid.year, found.defaults) == (41, 2023, ("pue",))
+    assert "Ember" in found.grid.source
+    assert resolve(FactorsConfig(country="ATA", grid=factor(7)), tmp_path).grid.value == 7
+    found = resolve(FactorsConfig(), tmp_path)
+    assert found.defaults == ("grid", "pue")
+    assert found.grid.source.startswith("world average, not your grid")
+    assert found.grid.low < found.grid.value < found.grid.high
+    assert found.pue.low == 1 < found.pue.value < found.pue.high
+    told = figures(found)
+    assert told["carbon_location"].band == band(
+        1 * found.grid.low, 2 * found.pue.value * found.grid.value, 4 * found.pue.high * found.grid.high
+    )
+    assert told["carbon_market"].band == told["carbon_location"].band
+    assert told["carbon_total"].at_least
+    assert {name for name, figure in told.items() if figure.band.value is None} == {
+        "carbon_embodied", "water_on_site", "water_of_electricity"
+    }  # fmt: skip
+    unknown = resolve(FactorsConfig(defaults=False), tmp_path)
+    assert (unknown.grid, unknown.pue, unknown.defaults) == (None, None, ())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("codecarbon") is None, reason="codecarbon is not installed")
-def test_the_real_table_has_a_figure_for_most_countries():
-    for country in ("SWE", "DEU", "FRA", "USA", "CHE"):
-        found = country_mean(country)
-        assert 0 < found.value < 1000
-        assert found.year >= 2021
+def test_the_table_is_that_of_public_statistics():
+    """Compared with codecarbon's copy of them; the world's mean and its band follow from the same figures."""
+    package = Path(importlib.util.find_spec("codecarbon").origin).parent
+    theirs = json.loads((package / "data" / "private_infra" / "global_energy_mix.json").read_bytes())
+    table = tomllib.loads((Path(factors.__file__).parent / "grid_intensity.toml").read_text(encoding="utf-8"))
+    ours = {country: (value, int(year)) for year in table if year.isdecimal() for country, value in table[year].items()}
+    assert len(ours) == sum(len(table[year]) for year in table if year.isdecimal()) > 180
+    for country, (value, year) in ours.items():
+        assert year >= theirs[country]["year"], country
+        if year == theirs[country]["year"]:
+            assert value == pytest.approx(theirs[country]["carbon_intensity"], abs=0.5), country
+        assert country_mean(country).value == value > 0
+    made = sum(row["total_TWh"] for row in theirs.values())
+    mean = sum(row["carbon_intensity"] * row["total_TWh"] for row in theirs.values()) / made
+    assert table["world"]["value"] == pytest.approx(mean, rel=0.01)
+    within = sum(table["world"]["low"] <= value <= table["world"]["high"] for value, _ in ours.values())
+    assert within / len(ours) == pytest.approx(0.9, abs=0.03)
