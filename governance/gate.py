@@ -47,7 +47,7 @@ from governance.waivers import REFUSAL, RULINGS, Case, Refusal, refusal_words, r
 
 __all__ = [
     "CheckResult", "GovernanceConfig", "Judgement", "Papers", "Status", "decide", "explain", "gather", "give_verdict",
-    "read_verdict", "require_open", "verdict_path",
+    "policy_words", "read_verdict", "require_open", "verdict_path",
 ]  # fmt: skip
 
 REFUSALS = "refusals"
@@ -168,6 +168,7 @@ def _content(judgement: Judgement, tokens: Manifest, audit: Manifest, policy: Po
         "verdict": judgement.decision,
         "policy": {
             "name": policy.name,
+            "strength": policy.strength,
             "digest": policy.digest,
             "parents": parents,
             "differences": list(judgement.differences),
@@ -294,9 +295,16 @@ def _since(verdict: Mapping[str, Any], policy: Policy, corpus: str, today: datet
     return found
 
 
+def policy_words(verdict: Mapping[str, Any]) -> str:
+    """The policy of a verdict with its strength: "policy assay-default (warns on fairness)"."""
+    policy = verdict["policy"]
+    strength = policy.get("strength")
+    return f"policy {policy['name']} ({strength})" if strength else f"policy {policy['name']}"
+
+
 def explain(verdict: Mapping[str, Any]) -> str:
     """The verdict for a terminal: decision, what is looser than in the parent, then each reason with its owner."""
-    lines = [f"verdict {verdict['verdict']} under policy {verdict['policy']['name']}"]
+    lines = [f"verdict {verdict['verdict']} under {policy_words(verdict)}"]
     lines += [f"  {difference}" for difference in verdict["policy"]["differences"]]
     for reason in verdict["reasons"]:
         mark = "waived " if reason["waived"] else "" if reason["closes"] else "shown "

@@ -22,7 +22,7 @@ from governance.signing import key_id, public_key
 
 Suite = Literal[
     "documents", "sources", "licences", "representation", "tokens", "pii", "association", "tone", "impact", "shares",
-    "privacy", "parity", "instruments", "raw", "drift", "token_shards",
+    "privacy", "parity", "instruments", "intersections", "raw", "drift", "token_shards",
 ]  # fmt: skip
 Expectation = Literal[
     "between", "quantile_between", "mean_between", "not_null", "in_set", "unique", "match_regex", "row_count_between",
@@ -142,6 +142,8 @@ class Policy(Section):
 
     name: str
     """For people; the digest identifies it."""
+    strength: str = ""
+    """What it does about fairness, in a few words for page one: "warns on fairness"."""
     verdict_days: int = Field(default=30, ge=1)
     """Days that a verdict holds."""
     owners: dict[str, tuple[str, ...]]
@@ -154,7 +156,8 @@ class Policy(Section):
     """The most energy that may be used; absent: no bound."""
     gate: tuple[Gate, ...] = Field(min_length=1)
     parent: Policy | None = None
-    """The policy that this one is compared with; a file names the parent's file. No rule is taken from it."""
+    """The policy that this one is compared with; a file names the parent's file. With `inherit = true` in that file,
+    what it does not say itself is the parent's: gates and their fields by id, all else but `name` and `strength`."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> Policy:
@@ -175,9 +178,9 @@ class Policy(Section):
 
     @model_serializer(mode="wrap")
     def _as_it_was(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a budget a policy is what it was before there were budgets, and its verdicts hold."""
+        """Without a budget or a strength a policy is what it was before there were any, and its verdicts hold."""
         values: dict[str, Any] = dump(self)
-        return {name: value for name, value in values.items() if name != "energy_budget" or value is not None}
+        return {name: value for name, value in values.items() if value or name not in ("energy_budget", "strength")}
 
     @property
     def digest(self) -> str:
@@ -212,8 +215,11 @@ def _load(path: Path, children: tuple[Path, ...]) -> Policy:
     children = (*children, path.resolve())
     if isinstance(values.get("people"), Mapping):
         values["people"] = {name: _person(key, path) for name, key in values["people"].items()}
+    inherit = values.pop("inherit", False)
     if "parent" in values:
         values["parent"] = _parent(values["parent"], path, children)
+    if inherit:
+        values = _inherited(values, inherit, path)
     return validate(values, Policy, str(path))
 
 
@@ -224,6 +230,25 @@ def _parent(name: Any, path: Path, children: tuple[Path, ...]) -> dict[str, Any]
     if above.resolve() in children:
         raise ConfigError(f"{path}: parent = {name!r}: is this policy itself, or one that it is the parent of")
     return _load(above, children).model_dump(mode="json")
+
+
+def _inherited(values: dict[str, Any], inherit: Any, path: Path) -> dict[str, Any]:
+    """The file's values and, where it is silent, its parent's; a gate of a parent's id takes what it does not say."""
+    parent = values.get("parent")
+    if inherit is not True or parent is None:
+        raise ConfigError(f"{path}: inherit = {inherit!r}: it is true, and the file names a parent; else leave it out")
+    own = values.get("gate", [])
+    if not isinstance(own, list) or not all(isinstance(gate, dict) for gate in own):
+        return values  # the validator says what a gate is
+    above = {gate["id"]: gate for gate in parent["gate"]}
+    written: dict[str, list[dict[str, Any]]] = {}
+    for gate in own:
+        name = str(gate.get("id"))
+        written.setdefault(name, []).append({**above.get(name, {}), **gate})  # twice is refused by the validator
+    names = dict.fromkeys([*above, *written])
+    gates = [gate for name in names for gate in written.get(name) or [above[name]]]
+    taken = {name: value for name, value in parent.items() if name not in ("name", "strength", "parent")}
+    return {**taken, **values, "gate": gates}
 
 
 def _person(key: Any, path: Path) -> Any:

@@ -35,7 +35,7 @@ from governance.parallel import close_pool
 from governance.policy import Gate, Policy
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 4
+VERSION = 5
 STAGES = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode")
 """The artifacts that every audit is of, in their order."""
 OPTIONAL_STAGES = ("classify", "paragraphs", "decontaminate", "mix", "bias")
@@ -119,7 +119,7 @@ def audit(
         config: how to count.
         runtime: where.
         readers: how token shards are read; without them the suite `token_shards` has no table.
-        reference: what `drift` compares with; without it that suite has no table.
+        reference: what `drift` compares with; without it that table has no rows, and gates on it are inconclusive.
 
     Raises:
         MissingInput: an artifact is not given, or one of its files is gone.
@@ -187,8 +187,7 @@ def find_all(asked: Asked, place: Place) -> Findings:
     representation: dict[str, Any] = {}
     if "bias" in artifacts:
         representation = representation_of_bias(artifacts["bias"], bias_tables(artifacts, root), asked.config)
-    if asked.reference is not None:
-        tables["drift"] = Table("drift", frame_of(drift, DRIFT_COLUMNS))
+    tables["drift"] = Table("drift", frame_of(drift, DRIFT_COLUMNS))  # without a reference: no rows, inconclusive
     if asked.readers is not None:
         tables["token_shards"] = Table("token_shards", frame_of(counted, TOKEN_COLUMNS), problem)
     for suite, table in tables.items():

@@ -12,6 +12,7 @@ from typing import Any
 
 from governance.energy.factors import Factors
 from governance.errors import ManifestError
+from governance.gate import policy_words
 from governance.manifest import Manifest
 from governance.reports.cluster import cluster_facts
 from governance.reports.counts import counted
@@ -280,6 +281,7 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
     first, last = (funnel[0], funnel[-1]) if funnel else ({}, {})
     return {
         "verdict": found["verdict"].get("verdict", "NOT_RUN"),
+        "policy": policy_words(found["verdict"]) if "policy" in found["verdict"] else "no policy",
         "documents_in": first.get("documents_in"),
         "documents_kept": last.get("documents_kept"),
         "bytes_in": first.get("bytes_in"),

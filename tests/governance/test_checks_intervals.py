@@ -225,3 +225,15 @@ def test_a_pass_means_that_every_row_was_judged_and_kept(rows, rule):
     (result,) = run_suite(table, [gate(rule=rule, min=0.5, min_n=10)], "t")
     found = judge(table, rule, (0.5, None), 10)
     assert (result.status == "pass") == (found.judged == len(rows) > 0 and found.outside == 0)
+
+
+def test_a_gate_on_a_gap_fails_the_group_that_is_spoken_of_worse_and_no_other():
+    low, others = (-0.91, -0.98, -0.84), (0.30, 0.26, 0.34)
+    table = pd.DataFrame([row(value, lower, upper, 500) for value, lower, upper in (low, others, others, others)])
+    both = {"rule": "whole_ci", "min": -0.5, "max": 0.5, "min_n": 100, "max_missing": 1.0}
+    (result,) = run_suite(table, [gate(**both)], "tone")
+    assert (result.status, result.observed) == ("fail", -0.91)
+    assert judge(table, "whole_ci", (-0.5, 0.5), 100).places == (0,)
+    cut = pd.DataFrame([row(-0.91, -1.4, -0.3, 500), row(*others, 500)])
+    ruled = [gate(**both), gate(**{**both, "max_missing": 0.0})]
+    assert [result.status for result in run_suite(cut, ruled, "tone")] == ["pass", "inconclusive"]
