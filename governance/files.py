@@ -28,7 +28,7 @@ from governance.errors import MissingInput, storage_errors
 
 LEAF_BYTES = 64 << 20  # a larger file has a digest for each piece of this size, so that a bad piece can be named
 _READ_BYTES = 1 << 20
-_THREADS = threading.Lock()  # a record lock belongs to the process, so threads of one process need a lock of their own
+_THREADS = threading.RLock()  # a record lock belongs to the process, so threads of one process need a lock of their own
 _TEMPORARY = ".tmp~"  # .<name>.tmp~<host>~<pid>~<random>: who writes it, so that a sweep knows whether it still lives
 
 

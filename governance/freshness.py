@@ -9,35 +9,18 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from governance.errors import ManifestError
 from governance.files import sha256_file
+from governance.journal import VERDICT, Journal
 from governance.manifest import Manifest
 
 SKEW = datetime.timedelta(minutes=5)
 """How far the clocks of two nodes may differ."""
-VERDICT = "verdict"
-"""The kind of a verdict's entry in the journal; its statement's subject is the verdict's file."""
 _HEADER_BYTES = 64  # a token shard without a document is its header alone, and equals every other
-
-
-class JournalLike(Protocol):
-    """What is asked of a root's journal."""
-
-    def head(self) -> str:
-        """What names its last line; "" when there is none."""
-
-    def last_time(self) -> str:
-        """The time of its last line, ISO 8601 in UTC; "" when there is none."""
-
-    def append(self, kind: str, statement: Mapping[str, Any]) -> None:
-        """Sign a statement and append it."""
-
-    def entries(self, kind: str) -> Iterable[Mapping[str, Any]]:
-        """The statements of a kind, oldest first; ManifestError when the chain is broken."""
 
 
 def stamp(moment: datetime.datetime) -> str:
@@ -45,7 +28,7 @@ def stamp(moment: datetime.datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def clock_fault(moment: datetime.datetime, signed_at: str, journal: JournalLike | None) -> str:
+def clock_fault(moment: datetime.datetime, signed_at: str, journal: Journal | None) -> str:
     """Whether now is before what was already signed: a clock that was moved back."""
     latest = stamp(moment + SKEW)
     if latest < signed_at:
@@ -92,7 +75,7 @@ def staleness(verdict: Mapping[str, Any], tokens: Manifest, policy_digest: str, 
     return f"the waiver of {', '.join(lapsed)} has expired" if lapsed else ""
 
 
-def replay_fault(path: Path, root: Path, journal: JournalLike | None) -> str:
+def replay_fault(path: Path, root: Path, journal: Journal | None) -> str:
     """Whether the journal's last verdict of this file's name is another one: an older one was put back."""
     if journal is None:
         return ""
@@ -105,9 +88,8 @@ def replay_fault(path: Path, root: Path, journal: JournalLike | None) -> str:
     return "" if stated == sha256_file(path) else "the journal knows a newer one: an older verdict was put back"
 
 
-def last_stated(path: Path, root: Path, journal: JournalLike) -> str:
+def last_stated(path: Path, root: Path, journal: Journal) -> str:
     """The digest that the journal last stated of a verdict's file; "" when it never did."""
-    name, found = path.relative_to(root).as_posix(), ""
-    for entry in journal.entries(VERDICT) if journal.head() else ():
-        found = next((item["digest"]["sha256"] for item in entry["subject"] if item["name"] == name), found)
-    return found
+    name = path.relative_to(root).as_posix()
+    stated = (entry.subjects for entry in reversed(journal.believed()) if entry.kind == VERDICT)
+    return next((subjects[name] for subjects in stated if name in subjects), "")

@@ -4,24 +4,24 @@ A verdict is an in-toto statement in a signed envelope at `<root>/verdicts/<corp
 encoded corpus and each of its token shards; its predicate is the decision with every reason, the policy's digest and
 what is looser in it than in its parent, the audit's digest, the waivers, the journal's head, and an expiry.
 `require_open` is the one door into training: it re-checks signature, subjects, files, policy, clock, expiry, journal,
-waivers, refusals and approvals each time. Whatever is unknown, empty, missing, stale, altered or in error closes the
-gate.
+waivers, refusals and approvals each time. Both doors, the one that signs and the one that trains, first ask
+`require_chain`: every manifest of the corpus and of its audit is the one that the journal states last. Whatever is
+unknown, empty, missing, stale, altered or in error closes the gate.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from governance.approvals import APPROVALS, links, unapproved
+from governance.chain import require_chain
 from governance.config import Section
 from governance.errors import GateClosed, ManifestError
 from governance.files import sha256_file, write_json
 from governance.freshness import (
-    VERDICT,
-    JournalLike,
     clock_fault,
     last_stated,
     replay_fault,
@@ -29,9 +29,10 @@ from governance.freshness import (
     staleness,
     stamp,
 )
+from governance.journal import VERDICT, Journal
 from governance.judgement import CheckResult, Judgement, Papers, Status, decide, strange_papers
 from governance.log import get_logger
-from governance.manifest import Manifest
+from governance.manifest import Manifest, read_manifest, verify
 from governance.papers import read_papers, signer_id, submitters
 from governance.policy import Policy
 from governance.signing import (
@@ -97,6 +98,30 @@ def gather(config: GovernanceConfig, folder: Path, root: Path) -> Papers:
     )
 
 
+def _judged(verdict: Mapping[str, Any], root: Path) -> list[Manifest]:
+    """The audit that a verdict rests on, with its files as they were written; none where it was removed whole.
+
+    Raises:
+        GateClosed: it is another one, or a file of it was altered.
+    """
+    path = root / verdict["audit"]["path"]
+    if not path.exists():
+        return []
+    try:
+        audit = read_manifest(path)
+        faults = verify(audit, root)
+    except ManifestError as error:
+        raise GateClosed(f"the audit of the verdict cannot be believed: {error}") from error
+    if audit.digest != verdict["audit"]["digest"]:
+        faults = [f"{audit.path}: is another audit than the verdict rests on"]
+    if faults:
+        raise GateClosed(
+            f"the audit of the verdict is not as it was written: {'; '.join(faults)}. Remove {path.parent}, then:"
+            " assay governance check CONFIG"
+        )
+    return [audit]
+
+
 def verdict_path(tokens: Manifest, policy: Policy, root: Path) -> Path:
     """Where the verdict on this corpus under this policy lies."""
     return root / "verdicts" / f"{tokens.digest[:16]}-{policy.digest[:16]}.json"
@@ -109,7 +134,7 @@ def give_verdict(
     policy: Policy,
     governance: tuple[GovernanceConfig, Path],
     root: Path,
-    journal: JournalLike | None = None,
+    journal: Journal | None = None,
 ) -> dict[str, Any]:
     """Sign the judgement; an unexpired verdict that says the same of the same audit stands as it is.
 
@@ -120,12 +145,14 @@ def give_verdict(
         policy: what it was judged by.
         governance: the section and the folder that its paths are relative to.
         root: the artifacts' root.
-        journal: where it is stated, and whose head it carries.
+        journal: where it is stated, and whose head it carries; without one nothing is asked of the chain.
 
     Raises:
-        GateClosed: this machine's clock is behind what was signed already.
+        GateClosed: this machine's clock is behind what was signed already; a manifest of the chain is not as the
+            journal states it.
     """
     config, folder = governance
+    require_chain((tokens, audit), root, journal)
     path = verdict_path(tokens, policy, root)
     today = datetime.datetime.now(datetime.UTC)
     content = _content(judgement, tokens, audit, policy)
@@ -193,7 +220,7 @@ def _standing(path: Path, config: GovernanceConfig, folder: Path) -> dict[str, A
         return {}
 
 
-def _state(path: Path, root: Path, predicate: Mapping[str, Any], journal: JournalLike) -> None:
+def _state(path: Path, root: Path, predicate: Mapping[str, Any], journal: Journal) -> None:
     """State the verdict's file in the journal, with what it was made from; once."""
     digest = sha256_file(path)
     if last_stated(path, root, journal) == digest:
@@ -231,14 +258,15 @@ def require_open(
     config: GovernanceConfig,
     folder: Path,
     root: Path,
-    journal: JournalLike | None = None,
+    journal: Journal | None = None,
+    packed: Sequence[Manifest] = (),
 ) -> dict[str, Any]:
     """The verdict that lets exactly these token shards through, now, under exactly this policy.
 
     Raises:
         GateClosed: there is none, it is stale, altered, replayed or about something else, or it does not open; a shard
-            is missing or stands twice; a clock was moved back; a waiver or an approval no longer holds; an owner
-            refused: reasons, owners.
+            is missing or stands twice; a manifest of the chain, or a file of the audit, is not as it was stated; a
+            clock was moved back; a waiver or an approval no longer holds; an owner refused: reasons, owners.
     """
     path = verdict_path(tokens, policy, root)
     if not path.exists():
@@ -250,6 +278,7 @@ def require_open(
         verdict = read_verdict(path, config, folder)
     except ManifestError as error:
         raise GateClosed(f"the verdict cannot be believed: {error}") from error
+    require_chain((tokens, *_judged(verdict, root), *packed), root, journal)
     if shards := shard_faults(tokens, root):
         raise GateClosed(f"the token shards are not those of the verdict: {shards}. Make it again with data prepare")
     moment = datetime.datetime.now(datetime.UTC)

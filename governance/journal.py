@@ -4,8 +4,9 @@
      "time": "2026-01-01T00:00:00Z"}                                                       (all in one line)
 
 The envelope (DSSE, `signing.py`) holds an in-toto statement. Of an artifact its subject is the manifest with its
-digest, and its predicate (`urn:assay:provenance:1`) has stage, key, version, config and materials: what it was made
-from, down to the source files, for a run also the verdict that let it start and its last checkpoint. So the way from a
+digest, and its predicate (`urn:assay:provenance:1`) has stage, key, version, config, the manifest's seal (so that the
+`run` block is signed, too) and materials: what it was made from, down to the source files, for a run also the verdict
+that let it start and its last checkpoint. So the way from a
 source file to a child of a checkpoint can be walked in the journal alone, when the artifacts are gone.
 
 Promises. The signed predicate repeats index, kind, time and the hash of the line before (`journal`), so nobody
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from governance.config import canonical_json
 from governance.errors import ManifestError
-from governance.files import append_line, locked, sha256_bytes
+from governance.files import append_line, locked, sha256_bytes, sha256_file
 from governance.log import get_logger
 from governance.manifest import Input, Manifest
 from governance.signing import SigningKey, refuse_expired, sign, statement, verify_envelope
@@ -70,9 +71,20 @@ class Entry:
         return {item["name"]: item["digest"]["sha256"] for item in self.statement["subject"]}
 
     @property
+    def seal(self) -> str:
+        """The seal of the manifest that it states; "" where it states none."""
+        predicate = self.statement["predicate"]
+        return str(predicate.get("seal", "")) if self.states_files else ""
+
+    @property
+    def states_files(self) -> bool:
+        """Whether its subjects are files, and what they were made from is said."""
+        return bool(self.statement["predicateType"] == PREDICATE_TYPE)
+
+    @property
     def materials(self) -> tuple[Input, ...]:
         """What that was made from; none for a statement of another kind."""
-        if self.statement["predicateType"] != PREDICATE_TYPE:
+        if not self.states_files:
             return ()
         return tuple(Input(**item) for item in self.statement["predicate"].get("materials", ()))
 
@@ -110,7 +122,8 @@ class Journal:
         self._last = ""  # SHA-256 of the last line
         self._torn = False
         self._entries: list[Entry] = []
-        self._stated: dict[str, str] = {}  # subject -> digest, as it was stated last
+        self._stated: dict[str, tuple[str, str]] = {}  # subject -> digest and seal, as they were stated last
+        self._believed: tuple[str, tuple[Entry, ...]] = ("", ())  # SHA-256 of what was verified last, and its entries
 
     def head(self) -> str:
         """The last line as "index:SHA-256"; "" when there is none."""
@@ -122,16 +135,23 @@ class Journal:
         self._read()
         return self._entries[-1].time if self._entries else ""
 
-    def entries(self, kind: str) -> list[dict[str, Any]]:
-        """The statements of a kind, oldest first, after the whole chain and each signature were verified.
+    def believed(self) -> Sequence[Entry]:
+        """Every entry, oldest first, after the chain and each signature were verified; none where there is no journal.
+
+        Bytes that were verified by this object are not verified again.
 
         Raises:
             ManifestError: something in the journal is not as it was written, or its signer is not trusted.
         """
-        found, problems = read_journal(self.path, self._trusted(), ended=True)
-        if problems:
-            raise ManifestError(f"{self.path.parent}: " + "; ".join(problems[:5]))
-        return [dict(entry.statement) for entry in found if entry.kind == kind]
+        if not self.path.exists():
+            return ()
+        digest = sha256_file(self.path)
+        if digest != self._believed[0]:
+            found, problems = read_journal(self.path, self._trusted(), ended=True)
+            if problems:
+                raise ManifestError(f"{self.path.parent}: " + "; ".join(problems[:5]))
+            self._believed = (digest, tuple(found))
+        return self._believed[1]
 
     def append(self, kind: str, statement: Mapping[str, Any]) -> None:
         """Sign a statement and append it; its predicate gets the field `journal`.
@@ -150,19 +170,25 @@ class Journal:
         )
 
     def state_artifact(self, manifest: Manifest) -> None:
-        """Append the statement on an artifact; one that stands adds nothing."""
+        """Append the statement on an artifact, its `run` block included; one that stands adds nothing."""
         subjects = {manifest.path: manifest.digest}
-        facts = {"stage": manifest.stage, "key": manifest.key, "version": manifest.version, "config": manifest.config}
+        facts = {
+            "stage": manifest.stage,
+            "key": manifest.key,
+            "version": manifest.version,
+            "config": manifest.config,
+            "seal": manifest.seal,
+        }
 
         def make() -> dict[str, Any] | None:
-            if self._is_stated(subjects):
+            if self._is_stated(subjects, manifest.seal):
                 return None
             return provenance(subjects, (*manifest.inputs, *self._also(manifest)), facts)
 
         self._append(manifest.stage, make)
 
-    def _is_stated(self, subjects: Mapping[str, str]) -> bool:
-        return all(self._stated.get(name) == digest for name, digest in subjects.items())
+    def _is_stated(self, subjects: Mapping[str, str], seal: str = "") -> bool:
+        return all(self._stated.get(name) == (digest, seal) for name, digest in subjects.items())
 
     def _also(self, manifest: Manifest) -> Iterator[Input]:
         """What a run rests on besides its inputs: its last checkpoint, and the verdict that let it start."""
@@ -222,7 +248,7 @@ class Journal:
             self._lines, self._last, self._torn = self._lines + 1, sha256_bytes(line), entry is None
             if entry is not None:
                 self._entries.append(entry)
-                self._stated.update(entry.subjects)
+                self._stated.update({name: (digest, entry.seal) for name, digest in entry.subjects.items()})
         self._size, self._ended = self._size + len(data), data.endswith(b"\n")
 
 

@@ -18,10 +18,7 @@ from typing import Any
 from governance.errors import ManifestError, MissingInput
 from governance.journal import FILE_NAME as JOURNAL
 from governance.journal import VERDICT, Entry, read_journal
-from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
-
-SOURCES = ("file", "hub")
-"""What an input says of itself that is no artifact."""
+from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manifest
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from governance.lineage import SOURCES, Graph, Node
-from governance.manifest import FILE_NAME
+from governance.lineage import Graph, Node
+from governance.manifest import FILE_NAME, SOURCES
 
 _FEW_FILES = 3  # files of a source that are drawn one by one
 _WIDTH, _HEIGHT, _GAP, _LAYER, _LANE, _MARGIN = 216, 64, 28, 112, 20, 32

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from governance.files import sha256_bytes
-from governance.lineage import SOURCES, Graph, Node
+from governance.lineage import Graph, Node
+from governance.manifest import SOURCES
 
 
 def prov_document(graph: Graph, nodes: Iterable[Node]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ A whole example (`<root>/clean/0123456789abcdef/manifest.json`):
 `key` says what *should* be made (stage, version, config, input digests); `digest` is the hash of everything but
 `run`, and says what *was* made. Paths are relative to the root, so a root can be moved. A reader refuses an
 unknown schema and an unknown key: it never guesses. `seal` is the hash of all the rest, `run` included: it finds
-accidents within the manifest itself, as the digests in `outputs` find them in the files. An output of more than 64 MiB
+accidents within the manifest itself, as the digests in `outputs` find them in the files. Against intent it is signed:
+the journal states digest and seal (`chain.py`). An output of more than 64 MiB
 has `leaves` too, the SHA-256 of each 64 MiB of it: where the file is not as it was, the piece can be named.
 `run.linked_from` names the earlier artifacts that shards were linked from, where there are any.
 """
@@ -43,6 +44,8 @@ SCHEMA = 1
 FILE_NAME = "manifest.json"
 KEY_LENGTH = 16  # characters of the key that name the directory
 LINKED_FROM = "linked_from"
+SOURCES = ("file", "hub")
+"""Stages of an input that is no artifact."""
 
 
 class Input(Section):
@@ -93,6 +96,11 @@ class Manifest(Section):
         return sha256_bytes(canonical_json(self.content()))
 
     @property
+    def seal(self) -> str:
+        """The hash of the whole manifest, the `run` block included; its file and its statement hold it."""
+        return _seal(self.plain())
+
+    @property
     def folder(self) -> str:
         """The artifact's directory, relative to the root."""
         return f"{self.stage}/{self.key[:KEY_LENGTH]}"
@@ -133,7 +141,7 @@ def write_manifest(manifest: Manifest, root: Path) -> None:
 
 def manifest_text(manifest: Manifest) -> str:
     """What the manifest's file holds."""
-    return json_text({**manifest.plain(), "seal": _seal(manifest.plain())})
+    return json_text({**manifest.plain(), "seal": manifest.seal})
 
 
 def _seal(values: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ from typing import Any, Literal, Protocol
 from governance.alone import make_alone
 from governance.config import Section, canonical_json
 from governance.errors import BudgetReached, ManifestError, MissingInput
-from governance.files import append_line, sha256_bytes, sweep_temporaries
+from governance.files import append_line, locked, sha256_bytes, sweep_temporaries
 from governance.log import get_logger
 from governance.manifest import (
     FILE_NAME,
@@ -45,6 +45,7 @@ from governance.manifest import (
 )
 from governance.provenance import provenance
 
+_LOCK = "commit.lock"  # of a root: an artifact is attested and committed by one process at a time
 UNKNOWN_ENERGY: dict[str, Any] = {"joules": None, "low": None, "high": None, "method": "unknown"}
 
 Meter = Callable[[str], AbstractContextManager[dict[str, Any]]]
@@ -305,14 +306,18 @@ def _committed(folder: Path, root: Path) -> Manifest | None:
 
 
 def commit(manifest: Manifest, root: Path, attest: Attest = no_attest) -> Manifest:
-    """Attest and write the manifest, unless another process did so first; then both must have made the same bytes."""
+    """Attest and write the manifest, unless another process did so first; then both must have made the same bytes.
+
+    What is attested last is what stands: two workers of an array commit the same bytes with a `run` block each.
+    """
     path = root / manifest.path
     if path.exists():
         other = read_manifest(path)
         if present(other, root) and (lines := differences(other, manifest)):
             raise ManifestError(f"{path}: the same recipe gave other bytes:\n  " + "\n  ".join(lines[:10]))
-    attest(manifest)
-    write_manifest(manifest, root)
+    with contextlib.nullcontext() if attest is no_attest else locked(root / _LOCK):
+        attest(manifest)
+        write_manifest(manifest, root)
     sweep_temporaries(path.parent)
     get_logger(__name__).info("%s: made, digest %s", manifest.stage, manifest.digest[:16])
     return manifest

@@ -22,14 +22,15 @@ from typing import Any
 
 from governance.anchors import anchor_faults
 from governance.attestation import MODEL_SIGNATURE, believed
+from governance.chain import Stated, latest_statements, unstated
 from governance.errors import ManifestError, MissingInput
 from governance.files import json_text, sha256_file
 from governance.gate import GovernanceConfig, read_verdict
 from governance.journal import FILE_NAME as JOURNAL
-from governance.journal import PREDICATE_TYPE, VERDICT, Entry, read_journal
-from governance.lineage import SOURCES, read_graph
+from governance.journal import VERDICT, Entry, read_journal
+from governance.lineage import read_graph
 from governance.log import progress
-from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, verify
+from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manifest, verify
 from governance.model_signature import signature_faults
 
 
@@ -53,8 +54,7 @@ class _Evidence:
     """What the journal states, for the deep check."""
 
     entries: Sequence[Entry]
-    latest: Mapping[str, Entry]
-    """The last line about each subject, by the subject's name."""
+    latest: Stated
 
 
 def verify_root(root: Path, config: GovernanceConfig, folder: Path, *, deep: bool = False) -> tuple[int, list[str]]:
@@ -142,7 +142,8 @@ def _verify_artifact(path: Path, root: Path, evidence: _Evidence | None) -> tupl
     for item in manifest.inputs:
         problems += [f"{name}: {problem}" for problem in _verify_input(item, root)]
     if evidence is not None:
-        problems += [f"{name}: {problem}" for problem in _unstated(manifest, evidence)]
+        problems += [f"{name}: {problem}" for problem in unstated(manifest, evidence.latest)]
+        problems += [f"{name}: {problem}" for problem in _noted_head(manifest, evidence)]
         problems += signature_faults(manifest, root) if manifest.stage == "checkpoint" else []
     return 1 + len(manifest.outputs), problems + verify(manifest, root, deep=evidence is not None)
 
@@ -184,28 +185,11 @@ def _evidence(root: Path, config: GovernanceConfig, folder: Path) -> tuple[_Evid
         entries, problems = read_journal(root / JOURNAL, believed(config, folder))
     except ManifestError as error:
         return _Evidence((), {}), [f"{JOURNAL}: {str(error).removeprefix(f'{root / JOURNAL}: ')}"]
-    latest = {name: entry for entry in entries for name in entry.subjects if _states_files(entry)}
-    return _Evidence(entries, latest), problems
+    return _Evidence(entries, latest_statements(entries)), problems
 
 
-def _states_files(entry: Entry) -> bool:
-    return bool(entry.statement["predicateType"] == PREDICATE_TYPE)
-
-
-def _unstated(manifest: Manifest, evidence: _Evidence) -> Iterator[str]:
-    """Where the journal does not say of this artifact what its manifest says."""
-    entry = evidence.latest.get(manifest.path)
-    if entry is None:
-        yield f"{JOURNAL} has no statement of it: it was put there by something else, or the journal was cut"
-        return
-    predicate = entry.statement["predicate"]
-    if entry.subjects[manifest.path] != manifest.digest:
-        stated = entry.subjects[manifest.path]
-        yield f"{JOURNAL} line {entry.index} states digest {stated[:16]}…, the manifest has {manifest.digest[:16]}…"
-    elif (entry.kind, predicate["key"], predicate["version"]) != (manifest.stage, manifest.key, manifest.version):
-        yield f"{JOURNAL} line {entry.index} states another stage, key or version"
-    elif entry.materials[: len(manifest.inputs)] != manifest.inputs:
-        yield f"{JOURNAL} line {entry.index} states other inputs"
+def _noted_head(manifest: Manifest, evidence: _Evidence) -> Iterator[str]:
+    """Where the journal is not the one whose head a run noted."""
     if head := manifest.run.get("journal"):
         yield from (f"{JOURNAL} {fault}" for fault in anchor_faults(head, evidence.entries))
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.prepare import prepare
 from governance.attestation import open_journal
+from governance.chain import require_chain
 from governance.energy.factors import resolve
 from governance.errors import BudgetReached, CheckpointError, GateClosed, MissingInput, PipelineError, Preempted
 from governance.files import sha256_file
@@ -67,13 +68,15 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
     """Audit the corpus, decide, and sign: the audit's manifest and the verdict; `artifacts` gets what was counted.
 
     Raises:
-        GateClosed: a file of the audit was altered since it was written.
+        GateClosed: a file of the audit was altered since it was written, or a manifest is not as it was stated.
     """
     from governance.checks.audit import audit
 
+    journal, tokens = journal_of(run, runtime), artifacts["encode"]
+    if runtime.make:
+        require_chain((tokens, *_packed(artifacts)), runtime.root, journal)  # before hours of checks
     artifacts["bias"] = counted(run, artifacts, runtime)
     checked = audit(artifacts, run.policy, run.config.audit, runtime, _token_readers(), _reference(run))
-    tokens = artifacts["encode"]
     if not runtime.make:
         path = verdict_path(tokens, run.policy, runtime.root)
         if not path.exists():
@@ -92,9 +95,14 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
     papers = gather(run.config.governance, run.folder, runtime.root)
     judgement = decide(run.policy, results, tokens.digest, today, papers)
     own = (run.config.governance, run.folder)
-    verdict = give_verdict(judgement, tokens, checked, run.policy, own, runtime.root, journal_of(run, runtime))
+    verdict = give_verdict(judgement, tokens, checked, run.policy, own, runtime.root, journal)
     get_logger(__name__).info("%s", explain(verdict))
     return checked, verdict
+
+
+def _packed(artifacts: Mapping[str, Manifest]) -> tuple[Manifest, ...]:
+    """The packed rows, where the run has them."""
+    return (artifacts["pack"],) if "pack" in artifacts else ()
 
 
 def journal_of(run: Run, runtime: Runtime) -> Journal:
@@ -108,8 +116,8 @@ def pass_gate(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> 
     Raises:
         GateClosed: none does.
     """
-    journal = journal_of(run, runtime)
-    return require_open(artifacts["encode"], run.policy, run.config.governance, run.folder, runtime.root, journal)
+    own = (run.config.governance, run.folder, runtime.root, journal_of(run, runtime))
+    return require_open(artifacts["encode"], run.policy, *own, _packed(artifacts))
 
 
 def counted(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest:

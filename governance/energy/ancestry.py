@@ -15,8 +15,7 @@ from governance.energy.attribution import Sum
 from governance.energy.views import Start, Training
 from governance.errors import ManifestError, MissingInput
 from governance.files import read_lines
-from governance.lineage import SOURCES
-from governance.manifest import FILE_NAME, KEY_LENGTH, LINKED_FROM, Input, Manifest, read_manifest
+from governance.manifest import FILE_NAME, KEY_LENGTH, LINKED_FROM, SOURCES, Input, Manifest, read_manifest
 
 TRAIN, CHECKPOINT = "train", "checkpoint"
 RECORD = "metrics.jsonl"

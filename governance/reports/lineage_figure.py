@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from governance.lineage import SOURCES
 from governance.lineage_drawing import Box, draw_boxes
+from governance.manifest import SOURCES
 from governance.reports.markup import UNKNOWN, Html, digest, foreign, join, number, size, tag, visible
 from governance.reports.origins import cite
 

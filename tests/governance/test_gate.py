@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governance.config import canonical_json, validate
-from governance.errors import ConfigError, GateClosed, ManifestError
-from governance.files import sha256_bytes, write_json
+from governance.attestation import open_journal
+from governance.config import validate
+from governance.errors import ConfigError, GateClosed
+from governance.files import write_json
 from governance.gate import (
     CheckResult,
     GovernanceConfig,
@@ -20,7 +21,7 @@ from governance.gate import (
     require_open,
     verdict_path,
 )
-from governance.manifest import Manifest, Output
+from governance.manifest import Manifest, Output, write_manifest
 from governance.policy import Policy
 from governance.signing import create_key, public_path
 
@@ -216,67 +217,61 @@ def test_a_clock_that_was_moved_back_closes_and_signs_nothing(corpus, monkeypatc
         sign_for(corpus, policy, ALL_PASS)
 
 
-class ListedJournal:
-    """A journal in memory: the statements in their order, each with the time that it was given."""
-
-    def __init__(self, time="2026-01-01T00:00:00Z"):
-        self.lines, self.time = [], time
-
-    def head(self):
-        return f"{len(self.lines) - 1}:{sha256_bytes(canonical_json(self.lines[-1]))}" if self.lines else ""
-
-    def last_time(self):
-        return self.time if self.lines else ""
-
-    def append(self, kind, statement):
-        self.lines.append({"kind": kind, "statement": statement})
-
-    def entries(self, kind):
-        return [line["statement"] for line in self.lines if line["kind"] == kind]
-
-
-def test_the_journal_carries_each_verdict_once_and_finds_an_older_one_put_back(corpus):
+@pytest.fixture
+def journal(corpus):
+    """The journal of the root, in which the corpus and its audit are stated."""
     tokens, audit, config, root = corpus
-    policy, journal = make_policy(), ListedJournal()
+    opened = open_journal(config, root, root)
+    for manifest in (tokens, audit):
+        write_manifest(manifest, root)
+        opened.state_artifact(manifest)
+    return opened
+
+
+def test_the_journal_carries_each_verdict_once_and_finds_an_older_one_put_back(corpus, journal, monkeypatch):
+    tokens, audit, config, root = corpus
+    policy, stated = make_policy(), journal.head()
     path = verdict_path(tokens, policy, root)
 
     def give(results, log=journal):
         judgement = decide(policy, results, tokens.digest, TODAY)
         return give_verdict(judgement, tokens, audit, policy, (config, root), root, log)
 
-    assert give(ALL_PASS)["journal_head"] == ""
+    assert give(ALL_PASS)["journal_head"] == stated
     old, head = path.read_bytes(), journal.head()
-    assert head.startswith("0:")
+    assert head.startswith("2:")
     give(ALL_PASS)
-    assert len(journal.lines) == 1, "a verdict that stands is stated once"
+    assert journal.head() == head, "a verdict that stands is stated once"
     assert require_open(tokens, policy, config, root, root, journal)["verdict"] == "PASS"
     assert give(with_status("fail"))["journal_head"] == head
-    assert len(journal.lines) == 2
+    assert len(journal.believed()) == 4
     path.write_bytes(old)
     with pytest.raises(GateClosed, match="an older verdict was put back"):
         require_open(tokens, policy, config, root, root, journal)
     assert require_open(tokens, policy, config, root, root)["verdict"] == "PASS", "what a missing journal cannot find"
     assert give(ALL_PASS)["verdict"] == "PASS"
     assert require_open(tokens, policy, config, root, root, journal)["verdict"] == "PASS"
-    with pytest.raises(GateClosed, match="the journal does not know it"):
-        require_open(tokens, policy, config, root, root, ListedJournal())
-    journal.time = "2999-01-01T00:00:00Z"
+    monkeypatch.setattr(journal, "last_time", lambda: "2999-01-01T00:00:00Z")
     with pytest.raises(GateClosed, match="the journal's last line is of 2999"):
         require_open(tokens, policy, config, root, root, journal)
 
 
-def test_a_broken_journal_closes(corpus):
+def test_a_broken_or_a_missing_journal_closes_both_doors(corpus, journal):
     tokens, audit, config, root = corpus
-    policy, journal = make_policy(), ListedJournal()
+    policy = make_policy()
     judgement = decide(policy, ALL_PASS, tokens.digest, TODAY)
     give_verdict(judgement, tokens, audit, policy, (config, root), root, journal)
-
-    def broken(kind):
-        raise ManifestError("line 3 does not follow line 2")
-
-    journal.entries = broken
-    with pytest.raises(GateClosed, match="line 3 does not follow"):
-        require_open(tokens, policy, config, root, root, journal)
+    whole = journal.path.read_bytes()
+    for rest, words in (
+        (whole.replace(b'"index":1', b'"index":7'), "cannot be believed"),
+        (b"".join(whole.splitlines(keepends=True)[1:]), "cannot be believed"),
+        (b"", "has no statement of it"),
+    ):
+        journal.path.write_bytes(rest)
+        with pytest.raises(GateClosed, match=words):
+            require_open(tokens, policy, config, root, root, open_journal(config, root, root))
+        with pytest.raises(GateClosed, match=words):
+            give_verdict(judgement, tokens, audit, policy, (config, root), root, open_journal(config, root, root))
 
 
 def outputs(*shards):
