@@ -59,7 +59,8 @@ class MoeConfig(Section):
     num_experts_per_tok: int = Field(gt=0)
     """Experts that a token uses: those of the largest router probability."""
     norm_topk_prob: bool = True
-    """Divide the chosen probabilities by their sum (Mixtral); False: weigh by the plain softmax (Switch)."""
+    """Divide the chosen probabilities by their sum (Mixtral); False: weigh by the plain softmax (Switch), which one
+    expert a token needs: of a single probability divided by itself the router would learn nothing."""
     router_aux_loss_coef: float = Field(default=0.01, ge=0)
     """Weight of the load-balancing loss, per layer: experts x sum of (share of choices x mean probability), which is 1
     when all experts are used alike (Switch, arXiv:2101.03961, eq. 4)."""
@@ -72,6 +73,11 @@ class MoeConfig(Section):
             raise ValueError(
                 f"num_experts_per_tok = {self.num_experts_per_tok} is above num_local_experts = "
                 f"{self.num_local_experts}; a token cannot use more experts than there are"
+            )
+        if self.num_experts_per_tok == 1 and self.norm_topk_prob:
+            raise ValueError(
+                "num_experts_per_tok = 1 with norm_topk_prob = true: the one chosen probability divided by itself is 1 "
+                "whatever the router says, so the loss never trains it; set norm_topk_prob = false (Switch)"
             )
         return self
 

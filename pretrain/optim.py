@@ -61,7 +61,9 @@ def parameter_groups(
     (the names of what the optimizer keeps of each parameter).
 
     `shape_of(parameter)` gives the full shape: ZeRO-3 shows every parameter as a vector. `rate_scale(name, shape)` is
-    the model's own factor (muP); it multiplies the rule's. Muon's matrices want none: its update fits their width.
+    the model's own factor (muP); it multiplies the rule's rate and divides the decay, so that rate x decay, what a step
+    takes from a weight, is the same at every width (arXiv:2203.03466, appendix B.3). Muon's matrices want none of it:
+    their update fits their width.
 
     Raises:
         ConfigError: a rule's pattern matches no parameter that an earlier one left; names the nearest.
@@ -76,10 +78,11 @@ def parameter_groups(
         scale = 1.0 if group["kind"] == "muon" else rate_scale(name, shape)
         if rule is not None:
             unmatched.pop(rule.pattern, None)
-            scale *= rule.learning_rate_scale
+            group["base_lr"] *= rule.learning_rate_scale
             group["name"] = f"{rule.pattern} {group['name']}"
             group["weight_decay"] = group["weight_decay"] if rule.weight_decay is None else rule.weight_decay
         group["base_lr"] *= scale
+        group["weight_decay"] /= scale
         groups.setdefault((group["name"], group["base_lr"]), group)["params"].append(parameter)
     if unmatched:
         raise ConfigError("\n".join(_no_match(pattern, names, config) for pattern in unmatched))

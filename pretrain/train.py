@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pretrain.job import Job
     from pretrain.task_scores import Suite
 
-VERSION = 2
+VERSION = 3
 STAGE = "train"
 
 

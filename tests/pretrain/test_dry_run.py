@@ -84,7 +84,7 @@ def test_the_vocabulary_is_the_shards_where_they_are(project, dry):
 
 def test_stages_of_a_batch_and_experts_are_told(project, dry):
     ramp = "train.batch_size_ramp=[{until_step=2,global_batch_size=2}]"
-    experts = "model.moe={num_local_experts=4,num_experts_per_tok=1}"
+    experts = "model.moe={num_local_experts=4,num_experts_per_tok=1,norm_topk_prob=false}"
     status, out, err = dry("--set", ramp, "--set", experts)
     assert status == 0, err
     config = the_run(project, ramp, experts)
