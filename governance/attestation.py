@@ -1,4 +1,4 @@
-"""What a run signs as it goes: its journal opened, and the hook that the stages call with each artifact.
+"""What a run signs as it goes: its journal, the hook that the stages call with each artifact, and its notes.
 
 The journal's keys are those of `[governance]`: it is signed with `signing_key`, and believed when signed by that key or
 by one of `trusted_keys`, or by a job's key that one of them certified.
@@ -6,22 +6,26 @@ by one of `trusted_keys`, or by a job's key that one of them certified.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from governance.anchors import anchor
+from governance.config import canonical_json
+from governance.errors import ManifestError
+from governance.files import sha256_bytes
 from governance.gate import GovernanceConfig
 from governance.journal import Journal
 from governance.manifest import Manifest
 from governance.model_signature import default_model_key_path, model_key, sign_model
-from governance.signing import private_key, public_key
-from governance.stage import Attest
+from governance.signing import SigningKey, private_key, public_key, sign, statement, verify_envelope
+from governance.stage import Attest, now
 
 if TYPE_CHECKING:
     from governance.signing import PublicKey
 
 MODEL_SIGNATURE = "model-signature"
+NOTE = "urn:assay:note:1"
 
 
 def believed(config: GovernanceConfig, folder: Path) -> Sequence[PublicKey]:
@@ -55,6 +59,43 @@ def attest_with(journal: Journal, config: GovernanceConfig, folder: Path, root: 
 def model_key_path(config: GovernanceConfig, folder: Path) -> Path:
     """Where the model key lies."""
     return folder / config.model_key if config.model_key else default_model_key_path()
+
+
+class KeySigner:
+    """Signs notes with the run's key; believes those of every key whose statements count in its journal.
+
+    It travels to worker processes without its keys, which are read where they are first wanted.
+
+    Args:
+        config: names the keys.
+        folder: where its paths start.
+    """
+
+    def __init__(self, config: GovernanceConfig, folder: Path) -> None:
+        self._config, self._folder = config, folder
+        self._key: SigningKey | None = None
+        self._trusted: tuple[bool, Sequence[PublicKey]] | None = None  # with or without the own key, made meanwhile
+
+    def sign(self, name: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """An envelope around the content and the time, whose subject is the note's name."""
+        self._key = self._key or private_key(self._config.key_path(self._folder))
+        subject = {name: sha256_bytes(canonical_json(content))}
+        return sign(statement(subject, NOTE, {"content": content, "signed_at": now()}), self._key)
+
+    def open(self, name: str, written: Any) -> Any:
+        """The content; None where it is of another name or kind, was altered, or nobody who is trusted signed it."""
+        own = self._config.key_path(self._folder).exists()
+        if self._trusted is None or self._trusted[0] != own:
+            self._trusted = (own, believed(self._config, self._folder))
+        try:
+            found, _ = verify_envelope(written, self._trusted[1], name)
+        except ManifestError:
+            return None
+        named = [item["name"] for item in found["subject"]] == [name]
+        return found["predicate"]["content"] if named and found["predicateType"] == NOTE else None
+
+    def __reduce__(self) -> tuple[type[KeySigner], tuple[GovernanceConfig, Path]]:
+        return KeySigner, (self._config, self._folder)
 
 
 def state_model_signature(journal: Journal, manifest: Manifest, key: Path, root: Path) -> str:

@@ -13,9 +13,9 @@ they say. A join reads the files and compares them, makes
 what lies between two steps, and leaves at the next step that is not complete.
 
 Each finished shard leaves a record `<root>/<stage>/records/<key>.json`, written after its files: the shard's key,
-its files with sizes and digests, its counts. A shard is skipped when a record with its key stands and its files are
-whole, in this artifact or in an earlier one of the same stage: then the files are linked, not made again. So a
-changed input or configuration re-makes exactly the shards that it touches.
+its files with sizes and digests, its counts. A shard is skipped when a record with its key stands, signed by a key that
+this run believes (`notes.py`), and its files are whole, in this artifact or in an earlier one of the same stage: then
+the files are linked, not made again. So a changed input or configuration re-makes exactly the shards that it touches.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
-import json
 import multiprocessing
 import os
 import signal
@@ -39,9 +38,10 @@ from typing import Any
 from governance.alone import PATIENCE_SECONDS, POLL_SECONDS, make_alone
 from governance.config import Section
 from governance.errors import BudgetReached, MissingInput, PipelineError
-from governance.files import put_in_place, remove_file, sha256_file, sweep_temporaries, write_json
+from governance.files import put_in_place, remove_file, sha256_file, sweep_temporaries
 from governance.log import get_logger, progress
 from governance.manifest import Output, describe
+from governance.notes import Signer, read_note, write_note
 from governance.stage import Leave, Recipe, Runtime, note_progress
 
 _PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
@@ -74,6 +74,21 @@ class ShardDone:
     stats: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where the shards of an artifact lie, and who signs their records."""
+
+    folder: Path
+    root: Path
+    suffix: str | Mapping[str, str]
+    signer: Signer
+
+    def path_of(self, name: str, role: str) -> Path:
+        """The file of one shard and role."""
+        suffix = self.suffix if isinstance(self.suffix, str) else self.suffix[role]
+        return self.folder / role / f"{name}{suffix}"
+
+
 ShardFunction = Callable[[Any, Callable[[str], Path]], ShardMade]
 """`function(payload, path_of) -> ShardMade`; `path_of(role)` is the final path `<artifact>/<role>/<name><suffix>`."""
 
@@ -97,8 +112,9 @@ def map_shards(
     records = folder.parent / "records"
     artifact = "/".join(folder.relative_to(runtime.root).parts[:2])
     linked = runtime.linked.setdefault(artifact, set())
-    find = functools.partial(_find, folder=folder, root=runtime.root, suffix=suffix, linked=linked)
-    task = functools.partial(_make_shard, function, recipe.section, folder, records, runtime.root, suffix)
+    place = _Place(folder, runtime.root, suffix, runtime.signer)
+    find = functools.partial(_find, place=place, linked=linked)
+    task = functools.partial(_make_shard, function, recipe.section, records, place)
     done: dict[int, ShardDone] = {}
     mine = range(runtime.worker[0], len(shards), runtime.worker[1])
 
@@ -212,11 +228,13 @@ def once(runtime: Runtime, path: Path, make: Callable[[Path], None], beside: Seq
     share = runtime.mode == "share"
 
     def find() -> Path | None:
-        return path if _as_noted(note, files, trusted=share) else None
+        noted = read_note(note, runtime.root, runtime.signer)
+        return path if noted is not None and _as_noted(noted, files, trusted=share) else None
 
     def make_and_note() -> Path:
         make(path)
-        write_json(note, {file.name: _facts(file, trusted=False) for file in files})
+        facts = {file.name: _facts(file, trusted=False) for file in files}
+        write_note(note, facts, runtime.root, runtime.signer)
         return path
 
     found = find()
@@ -225,12 +243,11 @@ def once(runtime: Runtime, path: Path, make: Callable[[Path], None], beside: Seq
     return found or make_alone(path, runtime.worker, find, make_and_note)
 
 
-def _as_noted(note: Path, files: Sequence[Path], trusted: bool) -> bool:
-    """Whether a note is there, and the files are there as it says; of trusted ones only the sizes are looked at."""
+def _as_noted(noted: Mapping[str, Any], files: Sequence[Path], trusted: bool) -> bool:
+    """Whether the files are there as a note says; of trusted ones only the sizes are looked at."""
     try:
-        noted = json.loads(note.read_bytes())
         return all(_facts(file, trusted).items() <= noted[file.name].items() for file in files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MissingInput):
+    except (OSError, KeyError, AttributeError, MissingInput):
         return False
 
 
@@ -239,26 +256,13 @@ def _facts(file: Path, trusted: bool) -> dict[str, Any]:
     return size if trusted else {**size, "sha256": sha256_file(file)}
 
 
-def _path_of(folder: Path, name: str, suffix: str | Mapping[str, str], role: str) -> Path:
-    return folder / role / f"{name}{suffix if isinstance(suffix, str) else suffix[role]}"
-
-
-def _find(
-    record: Path,
-    name: str,
-    folder: Path,
-    root: Path,
-    suffix: str | Mapping[str, str],
-    linked: set[str],
-    trusted: bool = False,
-) -> ShardDone | None:
+def _find(record: Path, name: str, place: _Place, linked: set[str], trusted: bool = False) -> ShardDone | None:
     """The finished shard of this record; its files are read and compared, of `trusted` ones only the sizes.
 
     `linked` gets the artifact that they are of, where that is another.
     """
-    try:
-        values = json.loads(record.read_bytes())
-    except (OSError, ValueError):
+    root, values = place.root, read_note(record, place.root, place.signer)
+    if values is None:
         return None
     outputs = {role: Output(**output) for role, output in values["outputs"].items()}
     for output in outputs.values():
@@ -269,7 +273,7 @@ def _find(
             return None
     here = {}
     for role, output in outputs.items():
-        target = _path_of(folder, name, suffix, role)
+        target = place.path_of(name, role)
         if root / output.path != target:
             put_in_place(root / output.path, target)
             linked.add("/".join(Path(output.path).parts[:2]))
@@ -278,19 +282,13 @@ def _find(
 
 
 def _make_shard(
-    function: Callable[..., ShardMade],
-    section: Section,
-    folder: Path,
-    records: Path,
-    root: Path,
-    suffix: str | Mapping[str, str],
-    work: tuple[int, str, Shard],
+    function: Callable[..., ShardMade], section: Section, records: Path, place: _Place, work: tuple[int, str, Shard]
 ) -> tuple[int, ShardDone]:
     index, key, shard = work
-    made = function(section, shard.payload, functools.partial(_path_of, folder, shard.name, suffix))
-    outputs = {role: describe(path, root) for role, path in made.files.items()}
+    made = function(section, shard.payload, functools.partial(place.path_of, shard.name))
+    outputs = {role: describe(path, place.root) for role, path in made.files.items()}
     record = {"key": key, "outputs": {r: o.model_dump(mode="json") for r, o in outputs.items()}, "stats": made.stats}
-    write_json(records / f"{key}.json", record)
+    write_note(records / f"{key}.json", record, place.root, place.signer)
     return index, ShardDone(outputs, made.stats)
 
 

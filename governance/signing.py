@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import datetime
 import json
 import os
@@ -105,8 +106,9 @@ def private_key(path: Path, *, make: bool = True) -> SigningKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     if not path.exists() and make:
-        create_key(path)
-        get_logger(__name__).info("made a signing key at %s; others verify with %s", path, public_path(path))
+        with contextlib.suppress(ConfigError):  # another process was first: its key is everybody's
+            create_key(path)
+            get_logger(__name__).info("made a signing key at %s; others verify with %s", path, public_path(path))
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:

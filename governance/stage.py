@@ -43,6 +43,7 @@ from governance.manifest import (
     read_manifest,
     write_manifest,
 )
+from governance.notes import NoSigner, Signer
 from governance.provenance import provenance
 
 _LOCK = "commit.lock"  # of a root: an artifact is attested and committed by one process at a time
@@ -182,6 +183,8 @@ class Runtime:
     """Called with each artifact before its manifest is written."""
     head: Callable[[], str] = field(default=no_head)
     """The journal's last line, "index:sha256"; "" where there is none."""
+    signer: Signer = field(default=NoSigner())
+    """Who signs the notes that are left for the next run (`notes.py`), and whose notes of others are believed."""
     tally: Path | None = None
     """A file that gets a line for each shard and artifact that this process finishes, for a job to see that it gets
     further; None: nobody looks."""

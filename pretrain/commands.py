@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from governance.attestation import attest_with, open_journal
+from governance.attestation import KeySigner, attest_with, open_journal
 from governance.energy.budget import open_budget
 from governance.energy.meters import meter
 from governance.errors import ConfigError
@@ -40,6 +40,7 @@ def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
         budget=open_budget(run.policy.energy_budget, ledger, str(run.folder / run.config.governance.policy)),
         attest=attest_with(journal, run.config.governance, run.folder, root.absolute()),
         head=journal.head,
+        signer=KeySigner(run.config.governance, run.folder),
         tally=Path(os.environ[TALLY_VARIABLE]) if os.environ.get(TALLY_VARIABLE) else None,
     )
     return run, runtime

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from governance.attestation import attest_with, open_journal
+from governance.attestation import KeySigner, attest_with, open_journal
 from governance.errors import ConfigError, MissingInput
 from governance.gate import GovernanceConfig
 from governance.manifest import FILE_NAME, Manifest, read_manifest
@@ -130,5 +130,5 @@ def import_tokens(arguments: Arguments) -> None:
     config = validate(values, MegatronConfig, f"assay data import {arguments.prefix}")
     root, governance = arguments.root.absolute(), GovernanceConfig()
     attest = attest_with(open_journal(governance, Path(), root), governance, Path(), root)
-    made = import_megatron(arguments.prefix, config, Runtime(root, attest=attest))
+    made = import_megatron(arguments.prefix, config, Runtime(root, attest=attest, signer=KeySigner(governance, Path())))
     say(f"{made.stage} {made.digest[:16]}  {root / made.folder}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fnmatch
 import glob
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -20,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from governance.errors import MissingInput, StorageError
-from governance.files import sha256_file, write_json
+from governance.files import sha256_file
 from governance.log import get_logger
+from governance.notes import read_note, write_note
 from governance.stage import Leave, Runtime
 
 _SETTLED_NANOSECONDS = 2_000_000_000  # a file changed this lately can change again within one tick of its clock
@@ -169,21 +169,19 @@ def _names(folder: str) -> list[str]:
 class Digests:
     """SHA-256 of source files, remembered in `<root>/fetch/digests.json` so that a second run need not read them.
 
-    What is remembered holds only for the same path, size, times and inode, and only for a file that had stood
-    unchanged for two seconds when it was read. Nothing rests on this file: without it everything is read again; but a
-    share of an array, of which there are many, reads nothing for it and leaves. So the join before it waits until what
-    it reads has stood unchanged: two seconds at most, and not for each file, since all are fetched before one is read.
+    What is remembered is a signed note (`governance/notes.py`). It holds only for the same path, size, times and inode,
+    and only for a file that had stood unchanged for two seconds when it was read. Without it everything is read again;
+    but a share of an array, of which there are many, reads nothing for it and leaves. So the join before it waits until
+    what it reads has stood unchanged: two seconds at most, and not for each file, since all are fetched before one is
+    read.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         self._path = runtime.root / "fetch" / "digests.json"
+        self._runtime = runtime
         self._mode = runtime.mode
         self._changed = False
-        try:
-            values = json.loads(self._path.read_bytes())
-        except (OSError, ValueError):
-            values = {}
-        self._known: dict[str, list[object]] = values if isinstance(values, dict) else {}
+        self._known: dict[str, list[object]] = read_note(self._path, runtime.root, runtime.signer) or {}
 
     def of(self, path: Path) -> str:
         """The file's SHA-256.
@@ -215,7 +213,7 @@ class Digests:
         if not self._changed:
             return
         try:
-            write_json(self._path, self._known)
+            write_note(self._path, self._known, self._runtime.root, self._runtime.signer)
         except StorageError as error:
             get_logger(__name__).warning("the digests of the source files are not remembered: %s", error)
 

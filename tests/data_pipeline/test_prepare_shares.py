@@ -46,10 +46,10 @@ def calls(monkeypatch):
     made, limit = [], []
     make = parallel._make_shard
 
-    def spy(function, section, folder, records, root, suffix, work):
+    def spy(function, section, records, place, work):
         if limit and len(made) >= limit[0]:
             raise Fault(work[2].name)
-        done = make(function, section, folder, records, root, suffix, work)
+        done = make(function, section, records, place, work)
         made.append((records.parent.name, function.__name__, work[1]))
         return done
 

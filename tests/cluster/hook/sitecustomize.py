@@ -68,10 +68,10 @@ def of_shards(parallel):
     make = parallel._make_shard
 
     @functools.wraps(make)
-    def watched(function, section, folder, records, *more):
+    def watched(function, section, records, *more):
         name = f"{records.parent.name}.{more[-1][0]}"
         fail(name)
-        made = make(function, section, folder, records, *more)
+        made = make(function, section, records, *more)
         job, task = (os.environ.get(name, "-") for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"))
         with (FOLDER / "made").open("a") as file:  # one short line is one write
             file.write(f"{name.replace('.', ' ')} {job} {task}\n")
