@@ -229,6 +229,12 @@ def unapproved(policy: Policy, papers: Sequence[Paper], submitters: tuple[str, .
     return found
 
 
+def approvers(policy: Policy, papers: Sequence[Paper], submitters: tuple[str, ...]) -> tuple[str, ...]:
+    """Everybody whose approval of a policy of the chain counts."""
+    found = [_approvers(child, parent, papers, submitters)[0] for child, parent in links(policy)]
+    return tuple(sorted(set().union(*found)))
+
+
 def _approvers(
     policy: Policy, parent: Policy, papers: Sequence[Paper], submitters: tuple[str, ...]
 ) -> tuple[set[str], list[str]]:

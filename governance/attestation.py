@@ -19,6 +19,7 @@ from governance.journal import Journal
 from governance.manifest import Manifest
 from governance.model_signature import default_model_key_path, model_key, sign_model
 from governance.signing import SigningKey, private_key, public_key, sign, statement, verify_envelope
+from governance.site import site_keys, sites
 from governance.stage import Attest, now
 
 if TYPE_CHECKING:
@@ -29,8 +30,10 @@ NOTE = "urn:assay:note:1"
 
 
 def believed(config: GovernanceConfig, folder: Path) -> Sequence[PublicKey]:
-    """The keys whose statements count: the trusted ones, and the signing key's own where it is there."""
+    """The keys whose statements count: the trusted ones and, but on a site, the signing key's own where it is there."""
     keys = [public_key(folder / name) for name in config.trusted_keys]
+    if bound := sites():
+        return keys or site_keys(bound)
     own = config.key_path(folder)
     return [*keys, private_key(own).public_key()] if own.exists() else keys
 

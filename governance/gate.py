@@ -12,14 +12,18 @@ unknown, empty, missing, stale, altered or in error closes the gate.
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic import field_validator
 
 from governance.approvals import APPROVALS, links, unapproved
 from governance.chain import require_chain
 from governance.config import Section
 from governance.errors import GateClosed, ManifestError
+from governance.explanation import explain, site_words
 from governance.files import sha256_file, write_json
 from governance.freshness import (
     clock_fault,
@@ -36,6 +40,8 @@ from governance.manifest import Manifest, read_manifest, verify
 from governance.papers import read_papers, signer_id, submitters
 from governance.policy import Policy
 from governance.signing import (
+    SigningKey,
+    certified,
     default_key_path,
     open_envelope,
     private_key,
@@ -44,11 +50,13 @@ from governance.signing import (
     statement,
     verify_envelope,
 )
+from governance.site import Site, described, pair, require_site, site_keys, sites
+from governance.two_keys import TwoKeys, demands_of, two_key_faults
 from governance.waivers import REFUSAL, RULINGS, Case, Refusal, refusal_words, ruling_faults
 
 __all__ = [
-    "CheckResult", "GovernanceConfig", "Judgement", "Papers", "Status", "decide", "explain", "gather", "give_verdict",
-    "policy_words", "read_verdict", "require_open", "verdict_path",
+    "CheckResult", "GovernanceConfig", "Judgement", "Papers", "Status", "bound_by", "decide", "gather", "give_verdict",
+    "read_verdict", "require_open", "verdict_path",
 ]  # fmt: skip
 
 REFUSALS = "refusals"
@@ -66,6 +74,9 @@ class GovernanceConfig(Section):
     """Path of the private key; empty: the user's own, made on first use."""
     trusted_keys: tuple[str, ...] = ()
     """Public key files whose verdicts open the gate; empty: the signing key's own."""
+    verdict_by: tuple[str, ...] = ()
+    """Two names, of certificates or of `[people]`: who signs the audit's statement, and who signs the verdict; empty:
+    one key may do both. A site's policy may demand it, too."""
     waivers: str = "waivers"
     """The folder of signed waivers and refusals, relative to the run's file."""
     approvals: str = "approvals"
@@ -78,6 +89,11 @@ class GovernanceConfig(Section):
     """Sign each checkpoint as OpenSSF's model_signing does (`model.sig` beside its files)."""
     model_key: str = ""
     """Path of the EC key that signs them; empty: the user's own, made on first use."""
+
+    @field_validator("verdict_by")
+    @classmethod
+    def _is_a_pair(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return pair(value)
 
     def key_path(self, folder: Path) -> Path:
         """Where the signing key lies; relative paths are taken from the run's file."""
@@ -152,10 +168,14 @@ def give_verdict(
             journal states it.
     """
     config, folder = governance
+    bound = bound_by(policy, config, folder)
+    demands = _demands(policy, config, folder, bound)
     require_chain((tokens, audit), root, journal)
     path = verdict_path(tokens, policy, root)
     today = datetime.datetime.now(datetime.UTC)
-    content = _content(judgement, tokens, audit, policy)
+    own = private_key(config.key_path(folder))
+    signers = _signers(judgement, policy, own, trusted(config, folder))
+    content = {**_content(judgement, tokens, audit, policy), "site": described(bound), "people": signers}
     standing = _standing(path, config, folder)
     signed_at = str(standing.get("signed_at", ""))
     if fault := clock_fault(today, signed_at, journal):
@@ -164,7 +184,9 @@ def give_verdict(
             f"and {root / 'journal.jsonl'} away, and make the root anew"
         )
     same = all(standing.get(name) == value for name, value in content.items())
-    if same and standing["expires"] > stamp(today) and not replay_fault(path, root, journal):
+    stated = (audit.path, audit.digest)
+    by_two = bool(standing) and not two_key_faults(demands, json.loads(path.read_bytes()), stated, root)
+    if same and by_two and standing["expires"] > stamp(today) and not replay_fault(path, root, journal):
         return standing
     predicate = {
         **content,
@@ -173,14 +195,16 @@ def give_verdict(
         "expires": stamp(today + datetime.timedelta(days=policy.verdict_days)),
     }
     subjects = {tokens.path: tokens.digest, **{output.path: output.sha256 for output in tokens.outputs}}
-    envelope = sign(statement(subjects, PREDICATE_TYPE, predicate), private_key(config.key_path(folder)))
+    envelope = sign(statement(subjects, PREDICATE_TYPE, predicate), own)
     try:
         verify_envelope(envelope, trusted(config, folder), "the verdict of this signing key")
+        if faults := two_key_faults(demands, envelope, stated, root):
+            raise ManifestError("; ".join(faults))
     except ManifestError as error:  # a job of people who may not decide never takes the place of their verdict
-        if standing and standing["audit"] == content["audit"]:
+        if by_two and standing["audit"] == content["audit"]:
             return standing
         raise GateClosed(
-            f"no verdict is given: {error}. Let someone whose key is in trusted_keys run: assay governance check CONFIG"
+            f"no verdict is given: {error}. Let someone whose key may sign it run: assay governance check CONFIG"
         ) from error
     write_json(path, envelope)
     if journal is not None:
@@ -247,9 +271,36 @@ def read_verdict(path: Path, config: GovernanceConfig, folder: Path) -> dict[str
 
 def trusted(config: GovernanceConfig, folder: Path) -> list[Any]:
     """The public keys that are believed: those that the section names, else the own one, if there is one."""
-    keys = [public_key(folder / name) for name in config.trusted_keys]
+    keys = [public_key(folder / name) for name in config.trusted_keys] or site_keys(sites())
     own = config.key_path(folder)
     return keys or ([private_key(own).public_key()] if own.exists() else [])
+
+
+def bound_by(policy: Policy, config: GovernanceConfig, folder: Path) -> tuple[Site, ...]:
+    """The sites whose rules this run is under.
+
+    Raises:
+        GateClosed: it is not under the rules of one that binds on this machine.
+    """
+    return require_site(policy, config.trusted_keys, config.key_path(folder), folder)
+
+
+def _demands(policy: Policy, config: GovernanceConfig, folder: Path, bound: tuple[Site, ...]) -> list[TwoKeys]:
+    """Who must sign: by the run's file, and by each site."""
+    by_sites = [(site.verdict_by, site.keys, site.policy.people) for site in bound]
+    return demands_of((config.verdict_by, trusted(config, folder), policy.people), by_sites)
+
+
+def _signers(judgement: Judgement, policy: Policy, own: SigningKey, roots: list[Any]) -> dict[str, Any]:
+    """Who stands behind a verdict: the person or the certificate whose key signs it, and who approved of what."""
+    certificate = certified(own.certificate, roots)
+    waived = {waiver["approver"] for waiver in judgement.waivers}
+    return {
+        "named": len(policy.people),
+        "signer": next((name for name, key in policy.people.items() if key == signer_id(own)), ""),
+        "key": "" if certificate is None else certificate.name,
+        "approved": sorted(waived | set(judgement.approvers)),
+    }
 
 
 def require_open(
@@ -268,6 +319,7 @@ def require_open(
             is missing or stands twice; a manifest of the chain, or a file of the audit, is not as it was stated; a
             clock was moved back; a waiver or an approval no longer holds; an owner refused: reasons, owners.
     """
+    bound = bound_by(policy, config, folder)
     path = verdict_path(tokens, policy, root)
     if not path.exists():
         raise GateClosed(
@@ -282,8 +334,17 @@ def require_open(
     if shards := shard_faults(tokens, root):
         raise GateClosed(f"the token shards are not those of the verdict: {shards}. Make it again with data prepare")
     moment = datetime.datetime.now(datetime.UTC)
+    stated = (verdict["audit"]["path"], verdict["audit"]["digest"])
     stale = (
         staleness(verdict, tokens, policy.digest, moment)
+        or (
+            f"it was given {site_words(verdict)}, not of those that bind here"
+            if bound and verdict.get("site") != described(bound)
+            else ""
+        )
+        or "; ".join(
+            two_key_faults(_demands(policy, config, folder, bound), json.loads(path.read_bytes()), stated, root)
+        )
         or clock_fault(moment, verdict["signed_at"], journal)
         or replay_fault(path, root, journal)
     )
@@ -322,23 +383,3 @@ def _since(verdict: Mapping[str, Any], policy: Policy, corpus: str, today: datet
         for item in unapproved(policy, papers.approvals, papers.submitters)
     ]
     return found
-
-
-def policy_words(verdict: Mapping[str, Any]) -> str:
-    """The policy of a verdict with its strength: "policy assay-default (warns on fairness)"."""
-    policy = verdict["policy"]
-    strength = policy.get("strength")
-    return f"policy {policy['name']} ({strength})" if strength else f"policy {policy['name']}"
-
-
-def explain(verdict: Mapping[str, Any]) -> str:
-    """The verdict for a terminal: decision, what is looser than in the parent, then each reason with its owner."""
-    lines = [f"verdict {verdict['verdict']} under {policy_words(verdict)}"]
-    lines += [f"  {difference}" for difference in verdict["policy"]["differences"]]
-    for reason in verdict["reasons"]:
-        mark = "waived " if reason["waived"] else "" if reason["closes"] else "shown "
-        lines.append(
-            f"  {mark}{reason['status']} {reason['gate']} ({reason['severity']}, owner: {reason['owner']}): "
-            f"{reason['detail']} [{reason['subject']}]"
-        )
-    return "\n".join(lines)

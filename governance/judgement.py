@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from governance.approvals import all_differences, unapproved
+from governance.approvals import all_differences, approvers, unapproved
 from governance.papers import Paper
 from governance.policy import Gate, Policy
 from governance.waivers import Case, Refusal, Ruled, deviation, rule_on
@@ -64,6 +64,8 @@ class Judgement:
     differences: tuple[str, ...]
     """Where the policy differs from its parent, in words."""
     submitters: tuple[str, ...]
+    approvers: tuple[str, ...] = ()
+    """People whose approval of the policy against a parent counts."""
 
 
 def decide(
@@ -93,7 +95,9 @@ def decide(
     reasons += [*strange_papers(papers, gates), *_loosened(policy, papers)]
     summary: dict[str, int] = dict(sorted(Counter(str(result.status) for result in [*results, *absent]).items()))
     differences = tuple(all_differences(policy))
-    return Judgement(_decision(reasons), tuple(reasons), summary, tuple(waivers), differences, papers.submitters)
+    approved = approvers(policy, papers.approvals, papers.submitters)
+    decision = _decision(reasons)
+    return Judgement(decision, tuple(reasons), summary, tuple(waivers), differences, papers.submitters, approved)
 
 
 def _reason(result: CheckResult, gate: Gate | None, ruled: Ruled) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.certificates import PREDICATE_TYPE as CERTIFICATE
-from governance.certificates import certificate_path, certificate_predicate, read_certificate
+from governance.certificates import Certificate, certificate_path, certificate_predicate, read_certificate
 from governance.config import canonical_json
 from governance.errors import ConfigError, ManifestError
 from governance.files import sha256_bytes, write_bytes, write_json, write_private
@@ -305,10 +305,8 @@ def _certified(
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     signature, claimed, body = signed
-    content, signatures = _parts(envelope, "its certificate")
-    by_root = [roots[name] for item, name, _ in signatures if name in roots and _holds(roots[name], item, content)]
-    certificate = read_certificate(json.loads(content))
-    if not by_root or certificate is None:
+    certificate = _by_root(envelope, roots)
+    if certificate is None:
         return "its signer's certificate is not by a trusted key, or was altered"
     try:
         key = Ed25519PublicKey.from_public_bytes(certificate.public_key)
@@ -321,6 +319,21 @@ def _certified(
         when = moment or "at no stated time"
         return f"signed {when}; the certificate of {certificate.name} holds {certificate.validity}"
     return ""
+
+
+def _by_root(envelope: Any, roots: Mapping[str, Ed25519PublicKey]) -> Certificate | None:
+    content, signatures = _parts(envelope, "its certificate")
+    if any(name in roots and _holds(roots[name], item, content) for item, name, _ in signatures):
+        return read_certificate(json.loads(content))
+    return None
+
+
+def certified(envelope: Any, roots: Iterable[Ed25519PublicKey]) -> Certificate | None:
+    """The certificate that an envelope holds, if one of these keys signed it; None otherwise."""
+    try:
+        return _by_root(envelope, {key_id(key): key for key in roots})
+    except ManifestError:
+        return None
 
 
 def pre_authentication(body: bytes) -> bytes:

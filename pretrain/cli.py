@@ -15,6 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from pretrain.governance_options import add_commands as add_governance
+from pretrain.option_values import hours, natural, positive, prefix, worker
+
 _REPORT_COMMANDS = ("write", "verify", "compare", "index")
 
 _EPILOG = """exit codes: 0 done, 1 stopped for a reason that is told, 2 wrong words, 65 something was altered or torn,
@@ -76,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     _from_scratch(command)
     _codes(command)
     _data(commands)
-    _governance(commands)
+    add_governance(_group(commands, "governance", "audit, verify, trace, sign", "Checks and evidence."), _config)
     _training(commands)
     _slurm(commands)
     _report(commands)
@@ -105,14 +108,14 @@ def _data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     part = command.add_mutually_exclusive_group()
     part.add_argument(
         "--worker",
-        type=_worker,
+        type=worker,
         default=(0, 1),
         metavar="I/N",
         help="be worker I (from 0) of N that run at once, share the work and wait for each other",
     )
     part.add_argument(
         "--share",
-        type=_worker,
+        type=worker,
         metavar="I/N",
         help="make only what is missing of share I (from 0) of N of the next data step, and wait for nobody",
     )
@@ -124,7 +127,7 @@ def _data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     _config(command, "CONFIG|ARTIFACT", "the run's TOML file, or an artifact's folder")
     command = add("trace", "trace", "say which document, file and place a token is from")
     command.add_argument("shard", type=Path, metavar="SHARD", help="a token shard (.tokens) or packed rows (.rows)")
-    command.add_argument("offset", type=_natural, metavar="OFFSET", help="the token's number in it, from 0")
+    command.add_argument("offset", type=natural, metavar="OFFSET", help="the token's number in it, from 0")
     _config(
         add(
             "train-classifier", "train_classifiers", "train the models of [[data.classifiers]], print how good they are"
@@ -132,84 +135,12 @@ def _data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     command = add("export", "export", "write the token shards as Megatron's PREFIX_train.bin and .idx")
     _config(command)
-    command.add_argument("prefix", type=_prefix, metavar="PREFIX", help="path and first part of the files' names")
+    command.add_argument("prefix", type=prefix, metavar="PREFIX", help="path and first part of the files' names")
     command = add("import", "import_tokens", "make token shards of Megatron's PREFIX.bin and PREFIX.idx")
-    command.add_argument("prefix", type=_prefix, metavar="PREFIX", help="the two files without their endings")
+    command.add_argument("prefix", type=prefix, metavar="PREFIX", help="the two files without their endings")
     command.add_argument("--root", type=Path, required=True, help="folder of all artifacts")
-    command.add_argument("--vocabulary-size", type=_positive, required=True, help="every id is below it")
-    command.add_argument("--end-of-document", type=_natural, required=True, help="id of the token that ends a document")
-
-
-def _governance(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    add = _group(commands, "governance", "audit, verify, trace, sign", "Checks and evidence.")
-    command = add("check", "check", "audit the corpus and sign the verdict")
-    _config(command)
-    command.add_argument(
-        "--data-docs",
-        type=Path,
-        metavar="FOLDER",
-        help="write Great Expectations' own pages, too; they load styles and scripts from hosts outside",
-    )
-    command = add("freeze", "freeze", "sign the distributions of a corpus that was let through: [audit] reference")
-    command.set_defaults(group="check")
-    _config(command)
-    command.add_argument("file", type=Path, metavar="FILE", help="the reference, a file that does not exist yet")
-    command = add("review", "review", "walk through what keeps a gate closed; sign waivers or refusals")
-    command.set_defaults(group="review")
-    _config(command)
-    command.add_argument(
-        "--key", type=Path, required=True, metavar="PRIVATE_KEY", help="your own key, which the policy's [people] knows"
-    )
-    command = add(
-        "verify", "verify", "read every file of an artifact, or below a root, and compare it with its manifest"
-    )
-    command.add_argument("artifact", type=Path, metavar="ARTIFACT|ROOT", help="an artifact's folder, or a root of them")
-    command.add_argument(
-        "--deep",
-        action="store_true",
-        help="every ancestor, every signed statement, the journal's chain, leaves and waivers too",
-    )
-    command.add_argument(
-        "--key",
-        dest="keys",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="PUBLIC_KEY",
-        help="believe this key, or a root's for the keys that it certified, instead of your own (repeatable)",
-    )
-    command = add("trace", "trace", "print what an artifact was made from, down to the source files")
-    command.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact's folder or its manifest.json")
-    command.add_argument("--svg", type=Path, metavar="FILE", help="draw it, too")
-    command.add_argument("--prov", type=Path, metavar="FILE", help="write it as W3C PROV-JSON, too")
-    command = add("impact", "impact", "print which shards, rows, checkpoints and children saw a document")
-    command.add_argument("document", metavar="DOCUMENT|URL|SHARD", help="its id, its URL, or a shard of documents")
-    command.add_argument("--root", dest="roots", type=Path, nargs="+", required=True, help="folders of artifacts")
-    command = add("diff", "diff", "print in words how two artifacts differ")
-    command.add_argument("ours", type=Path, metavar="A", help="an artifact's folder or its manifest.json")
-    command.add_argument("theirs", type=Path, metavar="B", help="another")
-    command = add("audit-model", "audit_model", "measure what a checkpoint leans to")
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
-    _config(command)
-    _keys(add)
-
-
-def _keys(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
-    command = add("keygen", "keygen", "make a key pair: Ed25519 that signs verdicts and statements, or a model's")
-    command.add_argument("path", type=Path, nargs="?", metavar="PATH", help="where; default: your configuration folder")
-    kind = command.add_mutually_exclusive_group()
-    kind.add_argument("--root", type=Path, metavar="PATH", help="a root key, to keep offline: it certifies jobs' keys")
-    kind.add_argument("--job", type=Path, metavar="PATH", help="a job's key, certified by --root-key")
-    kind.add_argument("--model", nargs="?", const="", metavar="PATH", help="an EC P-256 key that signs models")
-    command.add_argument("--root-key", type=Path, metavar="PATH", help="the root's private key")
-    command.add_argument("--days", type=_positive, default=30, help="how long a job's certificate holds (default: 30)")
-    command.add_argument("--name", default="job", help="whose key it is, in the certificate (default: job)")
-    command = add("sign", "sign", "sign a checkpoint in the OpenSSF model-signing format")
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
-    command.add_argument("--key", type=Path, metavar="PATH", help="the model key (default: your own)")
-    command.add_argument(
-        "--signing-key", type=Path, metavar="PATH", help="signs the journal's line (default: your own)"
-    )
+    command.add_argument("--vocabulary-size", type=positive, required=True, help="every id is below it")
+    command.add_argument("--end-of-document", type=natural, required=True, help="id of the token that ends a document")
 
 
 def _training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -222,7 +153,7 @@ def _training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="say what a start here would be, and refuse what it would refuse: sizes, layout, memory, DeepSpeed's JSON",
     )
     command.add_argument(
-        "--ranks", type=_positive, help="with --dry-run: ranks in all, --processes of them on each node"
+        "--ranks", type=positive, help="with --dry-run: ranks in all, --processes of them on each node"
     )
     _from_scratch(command)
     _codes(command)
@@ -279,11 +210,11 @@ def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="begin in the greenest hours of this forecast (time,grams_per_kwh)",
     )
     command.add_argument(
-        "--latest", type=_hours, metavar="HOURS", help="with it: begin within so many hours (default: 24)"
+        "--latest", type=hours, metavar="HOURS", help="with it: begin within so many hours (default: 24)"
     )
     command.add_argument(
         "--expected",
-        type=_hours,
+        type=hours,
         metavar="HOURS",
         help="with it: how long the run lasts (default: training's time limit)",
     )
@@ -329,7 +260,7 @@ def _config(command: argparse.ArgumentParser, name: str = "CONFIG", text: str = 
     command.add_argument("config", type=Path, metavar=name, help=text)
     command.add_argument("--root", type=Path, help="folder of all artifacts (default: runs/<name of CONFIG>)")
     command.add_argument(
-        "--workers", type=_positive, default=os.cpu_count() or 1, help="processes for data (default: cores)"
+        "--workers", type=positive, default=os.cpu_count() or 1, help="processes for data (default: cores)"
     )
     command.add_argument(
         "--set",
@@ -341,16 +272,9 @@ def _config(command: argparse.ArgumentParser, name: str = "CONFIG", text: str = 
     )
 
 
-def _hours(text: str) -> float:
-    hours = float(text)
-    if not 0 < hours <= 24 * 366:
-        raise argparse.ArgumentTypeError(f"{text} is no number of hours above 0 and up to a year")
-    return hours
-
-
 def _processes(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--processes", type=_positive, default=1, help="training processes on this machine (default: 1)"
+        "--processes", type=positive, default=1, help="training processes on this machine (default: 1)"
     )
 
 
@@ -366,31 +290,6 @@ def _from_scratch(command: argparse.ArgumentParser) -> None:
 
 def _codes(command: argparse.ArgumentParser) -> None:
     command.epilog, command.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
-    return int(text)
-
-
-def _natural(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
-    return int(text)
-
-
-def _prefix(text: str) -> Path:
-    if not Path(text).name or text.endswith("/"):
-        raise argparse.ArgumentTypeError(f"{text!r} names no file: give a path and the first part of a name")
-    return Path(text)
-
-
-def _worker(text: str) -> tuple[int, int]:
-    number, _, count = text.partition("/")
-    if not (text.isascii() and number.isdigit() and count.isdigit() and int(number) < int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
-    return int(number), int(count)
 
 
 def _version() -> str:

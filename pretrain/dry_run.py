@@ -21,16 +21,18 @@ from pretrain.layout import data_ranks
 from pretrain.memory import estimate, in_words, refuse_beyond
 from pretrain.model.counting import active_parameter_count, flops_per_token, parameter_count
 from pretrain.run_config import Run
-from pretrain.start import here, vocabulary_of
+from pretrain.start import here, under_site, vocabulary_of
 
 
 def dry_run(run: Run, runtime: Runtime, ranks: Ranks) -> Iterator[str]:
     """The lines, one after the other; a refusal comes once all lines that do not need its mend are out.
 
     Raises:
+        GateClosed: the run is not under the rules of its site.
         ConfigError: the settings do not work on these ranks, or the GPU that they ask for is not there.
         PipelineError: the model does not fit.
     """
+    under_site(run)
     recipe, engine = run.config.recipe, run.config.engine
     vocabulary, source = vocabulary_of(run, runtime)
     yield f"vocabulary  {vocabulary:,} {source}"

@@ -20,7 +20,7 @@ def check(arguments: Arguments) -> int:
     """Audit and sign; the exit status is that of the gate."""
     from dataclasses import replace
 
-    from governance.gate import explain
+    from governance.explanation import explain
     from pretrain.run import corpus, judge, pass_gate
 
     loaded, runtime = load(arguments, "data prepare")
@@ -52,6 +52,26 @@ def verify(arguments: Arguments) -> int:
     signed = ", and as the journal states" if arguments.deep else ""
     say(f"{files} files {where}: all as their manifests say{signed}")
     return 0
+
+
+def site(arguments: Arguments) -> None:
+    """Whose rules bind on this machine; of a policy that is named, its digest, which `site.toml` pins."""
+    from governance.policy import load_policy
+    from governance.signing import key_id
+    from governance.site import SYSTEM, VARIABLE, sites
+
+    if arguments.policy is not None:
+        say(load_policy(arguments.policy).digest)
+        return
+    found = sites()
+    for each in found:
+        say(f"{each.name}: policy {each.policy.name} {each.policy.digest} ({each.path})")
+        for key in each.keys:
+            say(f"  trusts the key {key_id(key)}, and those that it certified")
+        if each.verdict_by:
+            say(f"  {each.verdict_by[0]} signs the audit's statement, {each.verdict_by[1]} the verdict")
+    if not found:
+        say(f"no site's policy binds here: neither {SYSTEM} nor a file named by ${VARIABLE} is there")
 
 
 def trace(arguments: Arguments) -> None:

@@ -19,11 +19,11 @@ from governance.attestation import open_journal
 from governance.chain import require_chain
 from governance.energy.factors import resolve
 from governance.errors import BudgetReached, CheckpointError, GateClosed, MissingInput, PipelineError, Preempted
+from governance.explanation import explain
 from governance.files import sha256_file
 from governance.gate import (
     CheckResult,
     decide,
-    explain,
     gather,
     give_verdict,
     read_verdict,
@@ -39,7 +39,7 @@ from pretrain.distributed import Ranks, read_ranks
 from pretrain.guard import Diverged
 from pretrain.launch import launch, standing_of
 from pretrain.run_config import Run
-from pretrain.start import here, refuse_start
+from pretrain.start import here, refuse_start, under_site
 from pretrain.tasks import open_tasks, pin
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 def corpus(run: Run, runtime: Runtime) -> dict[str, Manifest]:
     """Every artifact of the corpus, by stage. What later sections name is read first: its turn is hours later."""
     if runtime.make:
+        under_site(run)
         from governance.checks.bias.lexicons import load_lexicons
 
         load_lexicons(run.config.audit.bias, run.folder)
@@ -68,12 +69,14 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
     """Audit the corpus, decide, and sign: the audit's manifest and the verdict; `artifacts` gets what was counted.
 
     Raises:
-        GateClosed: a file of the audit was altered since it was written, or a manifest is not as it was stated.
+        GateClosed: a file of the audit was altered since it was written, a manifest is not as it was stated, or the run
+            is not under its site's rules.
     """
     from governance.checks.audit import audit
 
     journal, tokens = journal_of(run, runtime), artifacts["encode"]
     if runtime.make:
+        under_site(run)
         require_chain((tokens, *_packed(artifacts)), runtime.root, journal)  # before hours of checks
     artifacts["bias"] = counted(run, artifacts, runtime)
     checked = audit(artifacts, run.policy, run.config.audit, runtime, _token_readers(), _reference(run))

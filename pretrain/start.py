@@ -1,11 +1,11 @@
 """What would refuse a start of training, asked before the hours that come before it.
 
 `assay run` asks before the first source is read, `assay slurm submit` before the first job is queued, and
-`assay train --dry-run` says what it found: settings that do not work together on these ranks (78), a GPU that is asked
-for and not there (78), a model that does not fit (1), each with the words of the start itself. The first two also ask
-for the checkpoint to go on from and for the files of tasks (66). Of a training that is finished nothing is asked. The
-vocabulary is that of the token shards; where there are none yet, what `[data.tokenizer]` asks for, which may be more
-than its sample will give.
+`assay train --dry-run` says what it found: a site whose rules the run is not under (77), settings that do not work
+together on these ranks (78), a GPU that is asked for and not there (78), a model that does not fit (1), each with the
+words of the start itself. The first two also ask for the checkpoint to go on from and for the files of tasks (66). Of a
+training that is finished nothing is asked. The vocabulary is that of the token shards; where there are none yet, what
+`[data.tokenizer]` asks for, which may be more than its sample will give.
 
 Nothing here imports torch. Where a GPU may be, a process of its own asks torch for it: a CUDA context would stay in
 this one for as long as the corpus takes. Price: where there is a driver, that process' import of torch; where token
@@ -24,6 +24,7 @@ from typing import Literal
 
 from data_pipeline.tokenizer import take_over
 from governance.errors import MissingInput
+from governance.gate import bound_by
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest
 from governance.stage import Runtime
@@ -50,10 +51,20 @@ class Place:
     """The memory that it may use."""
 
 
+def under_site(run: Run) -> None:
+    """Let a run pass that is under the rules of the site that binds on this machine, if there is one.
+
+    Raises:
+        GateClosed: its policy or its keys are not the site's.
+    """
+    bound_by(run.policy, run.config.governance, run.folder)
+
+
 def refuse_start(run: Run, runtime: Runtime, ranks: Ranks, place_of: Callable[[], Place]) -> None:
     """Raise where training would be refused on these ranks, each in the place that `place_of` finds.
 
     Raises:
+        GateClosed: the run is not under the rules of its site.
         ConfigError: the settings do not work there, or the GPU that they ask for is not there.
         MissingInput: the checkpoint to go on from is not there, or a file of its tasks.
         CheckpointError: what is named as that checkpoint is none.
@@ -61,6 +72,7 @@ def refuse_start(run: Run, runtime: Runtime, ranks: Ranks, place_of: Callable[[]
     """
     from pretrain.run import pinned
 
+    under_site(run)
     artifacts = _look_up(run, runtime)
     if artifacts is not None and _finished(run, artifacts, runtime.root):
         return

@@ -12,7 +12,7 @@ from typing import Any
 
 from governance.energy.factors import Factors
 from governance.errors import ManifestError
-from governance.gate import policy_words
+from governance.explanation import policy_words, signer_words, site_words
 from governance.manifest import Manifest
 from governance.reports.cluster import cluster_facts
 from governance.reports.counts import counted
@@ -282,6 +282,8 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "verdict": found["verdict"].get("verdict", "NOT_RUN"),
         "policy": policy_words(found["verdict"]) if "policy" in found["verdict"] else "no policy",
+        "site": site_words(found["verdict"]),
+        "signer": signer_words(found["verdict"]) if found["verdict"] else "not signed",
         "documents_in": first.get("documents_in"),
         "documents_kept": last.get("documents_kept"),
         "bytes_in": first.get("bytes_in"),

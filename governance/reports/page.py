@@ -132,7 +132,8 @@ def head(found: Mapping[str, Any]) -> Html:
     )
     badge = tag("span", word, class_=f"badge {BADGES.get(word, 'bad')}")
     meaning = _MEANINGS.get(word, "This verdict is not known here.")
-    under = f" Judged under {found['summary']['policy']}."
+    told_by = found["summary"]
+    under = f" Judged under {told_by['policy']}, {told_by['site']}; {told_by['signer']}."
     told = tag("p", tag("strong", meaning), under, cite(found, "/summary/verdict", "/summary/policy"))
     stopped = None if found["training"] else run.not_trained(found)
     cites = [cite(found, f"/first/{index}") for index in range(len(found["first"]))]

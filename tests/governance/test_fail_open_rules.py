@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import datetime
 import decimal
+import json
 import math
+import shutil
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from governance.attestation import open_journal
 from governance.checks.expectations import run_suite
 from governance.checks.findings import offending_rows
 from governance.checks.judgeable import EXACT, anchored
 from governance.config import validate
-from governance.errors import ConfigError
-from governance.policy import Gate
+from governance.errors import ConfigError, GateClosed
+from governance.explanation import explain
+from governance.gate import CheckResult, GovernanceConfig, decide, gather, give_verdict, require_open
+from governance.manifest import Manifest, Output
+from governance.policy import Gate, load_policy
+from governance.signing import create_job_key, create_key, private_key
+from governance.site import VARIABLE, sites
+from pretrain.cli import main
 
 WIDE = EXACT + 1
 
@@ -69,6 +79,7 @@ def test_an_estimate_outside_its_own_interval_is_an_error(bounds):
 _NEAR = st.integers(EXACT - 4, EXACT + 64)
 
 
+@settings(max_examples=25)
 @given(value=_NEAR, bound=_NEAR.filter(lambda number: int(float(number)) == number), sign=st.sampled_from([1, -1]))
 def test_integers_are_compared_with_a_bound_as_integers(value, bound, sign):
     """By the engine for the verdict, and by the reader's list of offending rows."""
@@ -104,3 +115,266 @@ def test_a_bound_that_no_float_holds_is_refused():
 )
 def test_the_dollar_is_the_end_of_the_text(written, handed):
     assert anchored(written) == handed
+
+
+# --- whose rules: a site's policy, and two keys for one verdict
+
+SITE_POLICY = """
+name = "institute"
+[owners]
+data = ["ann"]
+[people]
+ann = "ann.pem.pub"
+ben = "ben.pem.pub"
+[licences]
+allowed = ["MIT"]
+[[gate]]
+id = "a.hard"
+suite = "sources"
+expectation = "between"
+column = "x"
+max = 1
+owner = "data"
+why = "because it matters here"
+"""
+CHILD = 'name = "run"\nparent = "site/policy.toml"\ninherit = true\n'
+TODAY = datetime.datetime.now(datetime.UTC).date()
+
+
+class Yard:
+    """A site's folder, a run's folder with an encoded corpus and its audit, and the keys of everybody."""
+
+    def __init__(self, root):
+        self.root, self.site = root, root / "site"
+        self.site.mkdir()
+        for name in ("ann", "ben", "root"):
+            create_key(self.site / f"{name}.pem")
+        create_key(root / "stranger.pem")
+        self.certify("audit", self.site / "root.pem")
+        self.certify("gate", self.site / "root.pem")
+        (self.site / "policy.toml").write_text(SITE_POLICY)
+        (root / "policy.toml").write_text(CHILD)
+        self.pin()
+        fields = {"version": 1, "key": "0" * 64, "config": {}, "inputs": (), "stats": {}, "run": {}}
+        shard = Output(path=f"encode/{'0' * 16}/train/00000.tokens", bytes=1, sha256="1" * 64)
+        (root / shard.path).parent.mkdir(parents=True)
+        (root / shard.path).write_bytes(b"1")
+        self.tokens = Manifest(stage="encode", outputs=(shard,), **fields)
+        self.audit = Manifest(stage="audit", outputs=(), **fields)
+
+    def certify(self, name, root, days=30):
+        create_job_key(self.root / f"{name}.pem", private_key(root), name, days)
+
+    def pin(self, **changes):
+        digest = load_policy(self.site / "policy.toml").digest
+        pins = {"name": "Example Institute", "policy": digest, "trusted_keys": ["root.pem.pub"], **changes}
+        (self.site / "site.toml").write_text("".join(f"{name} = {json.dumps(pins[name])}\n" for name in pins))
+
+    def config(self, **changes):
+        known = {"signing_key": "audit.pem", "trusted_keys": ("site/root.pem.pub",)}
+        return GovernanceConfig(**{**known, **changes})
+
+    def judge(self, **changes):
+        """Sign as `assay governance check` does."""
+        config, policy = self.config(**changes), load_policy(self.root / "policy.toml")
+        journal = open_journal(config, self.root, self.root)
+        for manifest in (self.tokens, self.audit):
+            journal.state_artifact(manifest)
+        results = [CheckResult(gate.id, "sources", "pass", 0.5, 9, 0, "x") for gate in policy.gate]
+        papers = gather(config, self.root, self.root)
+        judgement = decide(policy, results, self.tokens.digest, TODAY, papers)
+        return give_verdict(judgement, self.tokens, self.audit, policy, (config, self.root), self.root, journal)
+
+    def open(self, **changes):
+        """Ask as `assay train` does."""
+        config = self.config(**changes)
+        journal = open_journal(config, self.root, self.root)
+        policy = load_policy(self.root / "policy.toml")
+        return require_open(self.tokens, policy, config, self.root, self.root, journal)
+
+    def refused(self, words, **changes):
+        """Neither door opens, and both say why."""
+        for door in (self.judge, self.open):
+            with pytest.raises(GateClosed) as caught:
+                door(**changes)
+            assert words in str(caught.value)
+            assert caught.value.exit_code == 77
+
+
+@pytest.fixture
+def yard(tmp_path, monkeypatch):
+    monkeypatch.setattr("governance.site.SYSTEM", tmp_path / "nowhere" / "policy.toml")
+    return Yard(tmp_path)
+
+
+@pytest.fixture
+def bound(yard, monkeypatch):
+    """The same on a machine that is under the site's rules, with a verdict that holds."""
+    monkeypatch.setattr("governance.site.SYSTEM", yard.site / "policy.toml")
+    yard.judge()
+    return yard
+
+
+def test_off_a_site_the_verdict_says_so(yard):
+    verdict = yard.judge(signing_key="stranger.pem", trusted_keys=())
+    assert (verdict["site"], verdict["people"]["approved"]) == (None, [])
+    told = explain(verdict)
+    assert "not under a site's policy" in told
+    assert "signed by the account that ran it; no person has approved" in told
+    assert yard.open(signing_key="stranger.pem", trusted_keys=())["verdict"] == "PASS"
+
+
+def test_on_a_site_its_own_open(bound):
+    verdict = bound.open()
+    assert "under the site's policy of Example Institute" in explain(verdict)
+    assert "the account that ran it, with the key of audit; no person has approved" in explain(verdict)
+    bound.pin(trusted_keys=["root.pem.pub", "ann.pem.pub"])
+    keys = ("site/root.pem.pub", "site/ann.pem.pub")
+    assert "signed by ann" in explain(bound.judge(signing_key="site/ann.pem", trusted_keys=keys))
+
+
+_DESCENT = "does not descend from the site's institute"
+_OTHER = "neither a key of the site"
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes", "words"),
+    [
+        ("the site's own", {}, ""),
+        ("doctored copy", {}, _DESCENT),
+        ("licence added", {}, _DESCENT),
+        (CHILD + "[licences]\nallowed = ['MIT', 'NOASSERTION']\n", {}, "looser than institute"),
+        (CHILD, {"trusted_keys": ()}, "names no trusted_keys"),
+        (CHILD, {"trusted_keys": ("stranger.pem.pub",)}, f"trusts stranger.pem.pub, which is {_OTHER}"),
+        (CHILD, {"trusted_keys": ("site/root.pem.pub", "stranger.pem.pub")}, _OTHER),
+        (CHILD, {"signing_key": "stranger.pem"}, _OTHER),
+        (CHILD, {"signing_key": "forged.pem"}, _OTHER),
+        (CHILD, {"signing_key": "late.pem"}, _OTHER),
+        (CHILD, {"trusted_keys": ("late.pem.pub",)}, _OTHER),
+        (CHILD, {"signing_key": "absent.pem"}, "has no signing key"),
+    ],
+)
+def test_a_site_refuses_the_submitters_own_rules(bound, policy, changes, words):
+    alone = SITE_POLICY.replace("ann.pem", "site/ann.pem").replace("ben.pem", "site/ben.pem")
+    if policy == "the site's own":
+        policy = alone
+    if policy == "licence added":
+        policy = alone.replace('["MIT"]', '["MIT", "NOASSERTION"]')
+    if policy == "doctored copy":
+        (bound.root / "parent.toml").write_text(alone.replace("max = 1", "max = 9"))
+        policy = CHILD.replace("site/policy.toml", "parent.toml")
+    bound.certify("forged", bound.root / "stranger.pem")
+    bound.certify("late", bound.site / "root.pem", days=-1)
+    (bound.root / "policy.toml").write_text(policy)
+    if not words:
+        assert bound.judge(**changes)["verdict"] == "PASS"
+    elif "looser" in words:
+        assert bound.judge(**changes)["verdict"] == "BLOCK"
+        with pytest.raises(GateClosed, match=words):
+            bound.open(**changes)
+    else:
+        bound.refused(words, **changes)
+
+
+def test_a_variable_adds_a_site_and_takes_none_away(bound, monkeypatch, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(bound.site, other)
+    (other / "policy.toml").write_text(SITE_POLICY.replace("institute", "lax").replace("max = 1", "max = 9"))
+    bound.site, home = other, bound.site
+    bound.pin(name="Lax")
+    monkeypatch.setenv(VARIABLE, str(other / "policy.toml"))
+    assert [site.name for site in sites()] == ["Example Institute", "Lax"]
+    bound.refused("Lax decides what opens a gate here")
+    (bound.root / "policy.toml").write_text(CHILD.replace("site/", "other/"))
+    bound.refused("Example Institute decides what opens a gate here")
+    monkeypatch.setenv(VARIABLE, str(home / "policy.toml"))
+    assert [site.name for site in sites()] == ["Example Institute"], "the same file twice is one site"
+
+
+def test_a_variable_alone_binds_and_a_site_that_is_not_whole_lets_nobody_by(yard, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(yard.site / "policy.toml"))
+    assert yard.judge()["site"]["name"] == "Example Institute"
+    yard.refused("names no trusted_keys", trusted_keys=())
+    (yard.site / "policy.toml").write_text(SITE_POLICY.replace("max = 1", "max = 2"))
+    with pytest.raises(ConfigError, match=r"site\.toml pins"):
+        yard.open()
+    (yard.site / "policy.toml").unlink()
+    with pytest.raises(ConfigError, match="no such file"):
+        yard.open()
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setattr("governance.site.SYSTEM", yard.site / "policy.toml")
+    with pytest.raises(ConfigError, match="no such file"):
+        yard.open()
+
+
+def test_a_verdict_from_before_the_site_had_rules_is_given_anew(yard, monkeypatch):
+    yard.judge()
+    monkeypatch.setattr("governance.site.SYSTEM", yard.site / "policy.toml")
+    with pytest.raises(GateClosed, match="it was given not under a site's policy"):
+        yard.open()
+    yard.judge()
+    yard.open()
+    monkeypatch.undo()
+    assert yard.open()["site"]["name"] == "Example Institute", "a node without the site's files asks for less"
+
+
+@pytest.mark.parametrize("by_site", [True, False])
+def test_a_verdict_by_two_keys(bound, by_site):
+    """The holder of one key opens nothing, whichever it is; each of the two in its place does."""
+    wanted = {} if by_site else {"verdict_by": ("audit", "gate")}
+    if by_site:
+        bound.pin(verdict_by=["audit", "gate"])
+    bound.refused("gate is to sign it", **wanted)
+    assert bound.judge(signing_key="gate.pem", **wanted)["people"]["key"] == "gate"
+    assert bound.open(**wanted)["verdict"] == "PASS"
+    assert bound.judge(**wanted)["people"]["key"] == "gate", "the job's own check lets the verdict stand"
+    bound.certify("other", bound.site / "root.pem")
+    (bound.root / "verdicts").rename(bound.root / "gone")
+    with pytest.raises(GateClosed, match="gate is to sign it"):
+        bound.judge(signing_key="other.pem", **wanted)
+
+
+def test_one_key_that_states_the_audit_and_signs_the_verdict_is_not_two(bound):
+    bound.pin(verdict_by=["audit", "gate"])
+    bound.audit = bound.audit.model_copy(update={"stats": {"another": 1}})
+    with pytest.raises(GateClosed, match=r"the audit is stated by the key .* \(gate\); audit is to sign it"):
+        bound.judge(signing_key="gate.pem")
+
+
+def test_two_names_of_one_key_are_not_two_keys(bound):
+    (bound.site / "policy.toml").write_text(SITE_POLICY.replace("[people]", '[people]\ngate = "../audit.pem.pub"'))
+    bound.pin()
+    bound.judge()
+    bound.pin(verdict_by=["audit", "gate"])
+    bound.refused("two are wanted")
+
+
+def test_a_name_that_a_key_gives_itself_is_none(bound):
+    """`gate.pem` is certified by a root of the attacker's own."""
+    bound.pin(verdict_by=["audit", "gate"])
+    (bound.root / "gate.pem").unlink()
+    bound.certify("gate", bound.root / "stranger.pem")
+    bound.refused(_OTHER, signing_key="gate.pem")
+
+
+@pytest.mark.parametrize("names", [["audit"], ["gate", "gate"], ["a", "b", "c"], ["", "gate"]])
+def test_two_keys_are_two_names(names):
+    with pytest.raises(ConfigError, match="wants two different names"):
+        validate({"verdict_by": names}, GovernanceConfig, "governance")
+
+
+@pytest.mark.parametrize("command", [["run"], ["data", "prepare"], ["slurm", "submit"], ["train", "--dry-run"]])
+def test_what_a_site_would_refuse_is_refused_before_the_corpus_is_made(project, bound, capsys, command):
+    assert main([*command, str(project / "run.toml"), "--root", str(project / "root")]) == 77
+    assert _DESCENT in capsys.readouterr().err
+    assert not list((project / "root").glob("*/*/manifest.json"))
+
+
+def test_the_command_says_whose_rules_bind(bound, capsys, monkeypatch):
+    assert main(["governance", "site"]) == 0
+    assert "Example Institute: policy institute" in capsys.readouterr().out
+    assert main(["governance", "site", str(bound.site / "policy.toml")]) == 0
+    assert capsys.readouterr().out.strip() == load_policy(bound.site / "policy.toml").digest
+    monkeypatch.undo()
+    assert main(["governance", "site"]) == 0
+    assert "no site's policy binds here" in capsys.readouterr().out

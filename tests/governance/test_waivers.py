@@ -8,8 +8,9 @@ import pytest
 
 from governance.config import validate
 from governance.errors import ConfigError, GateClosed
+from governance.explanation import explain
 from governance.files import write_json
-from governance.gate import CheckResult, GovernanceConfig, decide, explain, gather, give_verdict, require_open
+from governance.gate import CheckResult, GovernanceConfig, decide, gather, give_verdict, require_open
 from governance.manifest import Manifest, Output
 from governance.papers import signature_fields, signer_id, submitters, write_paper
 from governance.policy import Gate, Policy, load_policy

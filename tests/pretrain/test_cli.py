@@ -35,6 +35,7 @@ SURFACE = {
     "governance keygen": ["--days", "--help", "--job", "--model", "--name", "--root", "--root-key", "PATH"],
     "governance review": [*COMMON, "--key"],
     "governance sign": ["--help", "--key", "--signing-key", "CHECKPOINT"],
+    "governance site": ["--help", "POLICY"],
     "governance trace": ["--help", "--prov", "--svg", "ARTIFACT"],
     "governance verify": ["--deep", "--help", "--key", "ARTIFACT|ROOT"],
     "report compare": ["--help", "--html", "A", "B"],

@@ -38,7 +38,7 @@ from governance.reports.documents.training_content import training_content
 from governance.reports.facts import in_order
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 
 
 class DocumentsSection(Section):

@@ -186,6 +186,8 @@ def gate(evidence: Evidence) -> list[Field]:
         evidence.field("verdict", "summary.verdict", str),
         evidence.field("policy", "verdict.policy.name", str),
         evidence.field("policy, digest", "verdict.policy.digest", str),
+        evidence.field("rules", "summary.site", str),
+        evidence.field("signature", "summary.signer", str),
         evidence.field("signed at", "verdict.signed_at", str),
         evidence.field("waivers used", "verdict.waivers", lambda waivers: number(len(waivers))),
     ]

@@ -1,0 +1,43 @@
+"""Values of options on the command line, each read from its text or refused in words."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def hours(text: str) -> float:
+    """A number of hours, up to a year."""
+    number = float(text)
+    if not 0 < number <= 24 * 366:
+        raise argparse.ArgumentTypeError(f"{text} is no number of hours above 0 and up to a year")
+    return number
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 up."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
+    return int(text)
+
+
+def prefix(text: str) -> Path:
+    """A path with the first part of a file's name."""
+    if not Path(text).name or text.endswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} names no file: give a path and the first part of a name")
+    return Path(text)
+
+
+def worker(text: str) -> tuple[int, int]:
+    """Worker I of N, typed "I/N", as two numbers."""
+    number, _, count = text.partition("/")
+    if not (text.isascii() and number.isdigit() and count.isdigit() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
+    return int(number), int(count)
