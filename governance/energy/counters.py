@@ -1,15 +1,20 @@
-"""Energy counters that wrap, fall back to zero and miss readings; and power that was read now and then.
+"""Energy counters that wrap, fall back to zero, stumble and miss readings; and power that was read now and then.
 
-`Counter` follows a counter of microjoules. What it must tell apart, where a reading is below the one before:
+`Counter` follows a counter of microjoules. A reading that does not follow from the one before is one of three things:
 
     a wrap     the way over the top needs no more power than any device takes: what lies on that way is counted
-    a reset    the way over the top would need more: the counter began again (a driver was loaded anew). What stands in
-               it now is certain; what was spent before the reset is taken from the mean power so far
+    a reset    the counter fell to less than half, to a value that a device can take in the time: it began again (a
+               driver was loaded anew). What stands in it now is certain; what was spent before the reset is taken from
+               the mean power so far
+    a glitch   any other fall, and a rise that no device's power explains. It raises `Glitch` and leaves a gap: the next
+               reading is measured against the last good one. Where it follows from the glitch instead, the counter
+               goes on from there, and the mean power so far fills the time before
 
-A reading that fails leaves a gap, and the next one makes up for it. In a long gap a small counter can wrap several
-times: the number that agrees best with the mean power so far is taken. Both are said in the detail of the figure, and
-its bounds then reach from what is certain to what `MOST_WATTS` allow. What cannot be told apart: a reset within a gap
-so long that the counter may have wrapped in it is taken for a wrap, an error of at most one range of the counter.
+A reading that fails leaves a gap as well, and the next one makes up for it. In a long gap a small counter can wrap
+several times: the number that agrees best with the mean power so far is taken. All of this is said in the detail of the
+figure, and its bounds then reach from what is certain to what `MOST_WATTS` allow. What cannot be told apart: a reset
+within a gap so long that the counter may have wrapped in it is taken for a wrap, an error of at most one range of the
+counter; a glitch that looks like a reset adds at most what `MOST_WATTS` allow in its interval.
 """
 
 from __future__ import annotations
@@ -21,7 +26,16 @@ from collections.abc import Callable
 MOST_WATTS = 2000
 """More than one package, one bank of memory or one GPU takes; an upper bound, and what tells a reset from a wrap."""
 
+LAG_SECONDS = 1.0
+"""A counter may publish late: a rise may hold the energy of so much more time than lies between two readings."""
+
 Clock = Callable[[], float]
+_Span = tuple[int, int, int]
+"""Microjoules of some time: (certain, likely, possible)."""
+
+
+class Glitch(ValueError):
+    """A reading that follows from no earlier one."""
 
 
 class GreatestPower:
@@ -48,45 +62,76 @@ class Counter:
 
     def __init__(self, counter: Callable[[], int], size: int | None = None, clock: Clock = time.monotonic):
         self._counter, self._size, self._clock = counter, size, clock
-        self._last, self._at = counter(), clock()
-        self._began = self._at
+        self._last = (counter(), clock())
+        self._began = self._last[1]
+        self._glitch: tuple[int, float] | None = None
         self.microjoules = self.low = self.high = 0
-        self._told: dict[str, int] = {}
+        self._noted: dict[str, int] = {}
 
     @property
     def detail(self) -> str:
         """What was not a plain reading, with how often; "" where all were."""
-        return ", ".join(f"{what} ({count})" for what, count in self._told.items())
+        return ", ".join(f"{what} ({count})" for what, count in self._noted.items())
 
     def read(self) -> None:
-        """Count what came since the last reading; whatever the counter raises leaves a gap for the next one."""
-        now, at = self._counter(), self._clock()
-        most = int(MOST_WATTS * 1e6 * (at - self._at)) + 1
-        least, middle, greatest = self._since(now, most, at)
-        self.low, self.microjoules, self.high = self.low + least, self.microjoules + middle, self.high + greatest
-        self._last, self._at = now, at
+        """Count what came since the last reading; whatever the counter raises leaves a gap for the next one.
 
-    def _since(self, now: int, most: int, at: float) -> tuple[int, int, int]:
-        """Microjoules since the last reading: (certain, likely, possible)."""
-        step = now - self._last
+        Raises:
+            Glitch: the reading cannot be; the next one makes up for it.
+        """
+        reading = self._counter(), self._clock()
+        span = self._since(self._last, reading) or self._from_glitch(reading) or self._reset(reading)
+        if span is None:
+            self._glitch = reading
+            self._note("passed over a reading that no power explains")
+            raise Glitch(f"the counter went from {self._last[0]} to {reading[0]} uJ, which no power explains")
+        self._add(span)
+        self._last, self._glitch = reading, None
+
+    def _since(self, start: tuple[int, float], reading: tuple[int, float]) -> _Span | None:
+        """The way from one reading to another, with wraps; None where no power explains it."""
+        seconds, step = reading[1] - start[1], reading[0] - start[0]
+        most = self._most(seconds)
         over = step if step >= 0 else None if self._size is None else step + self._size
-        if over is None or (step < 0 and over > most):
-            self._tell("began again from zero")
-            return now, max(now, min(self._expected(at), most)), max(now, most)
+        if over is None or over > (most if step < 0 else self._most(seconds + LAG_SECONDS)):
+            return None
         if self._size is None or over + self._size > most:
             return over, over, over
-        self._tell("may have wrapped several times in a gap")
-        times = max(0, round((self._expected(at) - over) / self._size))
+        self._note("may have wrapped several times in a gap")
+        times = max(0, round((self._expected(seconds) - over) / self._size))
         possible = (most - over) // self._size
         return over, over + min(times, possible) * self._size, over + possible * self._size
 
-    def _expected(self, at: float) -> int:
-        """What the mean power so far would have taken since the last reading."""
-        before = self._at - self._began
-        return int(self.microjoules / before * (at - self._at)) if before > 0 else 0
+    def _from_glitch(self, reading: tuple[int, float]) -> _Span | None:
+        """The way from the reading that was passed over, and the time before it; None where there is none."""
+        if self._glitch is None or (way := self._since(self._glitch, reading)) is None:
+            return None
+        self._note("went on from another value")
+        seconds = self._glitch[1] - self._last[1]
+        return way[0], way[1] + self._expected(seconds), way[2] + self._most(seconds)
 
-    def _tell(self, what: str) -> None:
-        self._told[what] = self._told.get(what, 0) + 1
+    def _reset(self, reading: tuple[int, float]) -> _Span | None:
+        """What a counter holds that began again from zero; None where it cannot have."""
+        now, seconds = reading[0], reading[1] - self._last[1]
+        most = self._most(seconds)
+        if now > most or 2 * now >= self._last[0]:
+            return None
+        self._note("began again from zero")
+        return now, max(now, min(self._expected(seconds), most)), max(now, most)
+
+    def _add(self, span: _Span) -> None:
+        self.low, self.microjoules, self.high = self.low + span[0], self.microjoules + span[1], self.high + span[2]
+
+    def _most(self, seconds: float) -> int:
+        return int(MOST_WATTS * 1e6 * seconds) + 1
+
+    def _expected(self, seconds: float) -> int:
+        """What the mean power so far takes in some time."""
+        before = self._last[1] - self._began
+        return int(self.microjoules / before * seconds) if before > 0 else 0
+
+    def _note(self, what: str) -> None:
+        self._noted[what] = self._noted.get(what, 0) + 1
 
 
 class Integral:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from governance.energy.counters import Clock, Counter, Integral
+from governance.energy.counters import Clock, Counter, Glitch, Integral
 from governance.energy.sources import Part, counted
 
 NVML_ALLOWANCE_PERCENT = 5
@@ -54,7 +54,7 @@ class Nvml:
             failure = ""
             try:
                 count.read()
-            except self.nvml.NVMLError as error:
+            except (self.nvml.NVMLError, Glitch) as error:
                 failure = f"missed a reading: {error}"
             part = counted(name, method, count, NVML_ALLOWANCE_PERCENT, failure)
             parts.append(
