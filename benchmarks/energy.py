@@ -2,7 +2,7 @@
 
     python benchmarks/energy.py [--quick] [GROUP ...]
 
-Groups: sampling counters ranks control_group gpu report. Prints a line a goal and exits 1 when one falls short.
+Groups: sampling counters election ranks control_group gpu report. Prints a line a goal, exits 1 when one falls short.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
     return {
         "sampling": lambda: energy_meters.sampling(quick),
         "counters": lambda: energy_meters.counters(quick),
+        "election": lambda: energy_meters.election(quick),
         "ranks": lambda: energy_meters.ranks(quick),
         "control_group": lambda: energy_meters.groups_of_control(quick),
         "gpu": lambda: energy_meters.gpu(quick),

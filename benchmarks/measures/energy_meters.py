@@ -155,6 +155,64 @@ def _trace(seed: int, *, apart: bool) -> tuple[float, int]:
         return abs(part.millijoules / 1000 - truth) / truth, wraps
 
 
+_HOLDER = """
+import sys, time
+from pathlib import Path
+from governance.energy import meters, sources
+meters.open_rapl = lambda: sources.open_rapl(Path(sys.argv[2]))
+meters.open_nvml = lambda of_job: (None, "")
+with meters.meter(meters.EnergyConfig(sample_seconds=0.5, scope="node"), Path(sys.argv[1]))("train"):
+    print("on", flush=True)
+    time.sleep(float(sys.argv[3]))
+"""
+
+
+def election(quick: bool) -> list[Goal]:
+    """A counter of 100 W; five processes want the node's meter and the holder is killed again and again."""
+    from governance.energy.attribution import add, settle
+    from governance.energy.ledger import read_ledger
+
+    watts, lasts, processes = 100.0, 4.0 if quick else 20.0, 5
+    with _own_node() as scratch:
+        zone = scratch / "powercap" / "intel-rapl:0"
+        zone.mkdir(parents=True)
+        for name, text in {"name": "package-0", "max_energy_range_uj": "262143328850", "energy_uj": "1000"}.items():
+            (zone / name).write_text(f"{text}\n")
+        ended = threading.Event()
+
+        def spend() -> None:
+            began = time.monotonic()
+            while not ended.wait(0.02):
+                (zone / "new").write_text(f"{1000 + int(1e6 * watts * (time.monotonic() - began))}\n")
+                (zone / "new").replace(zone / "energy_uj")
+
+        words = [sys.executable, "-c", _HOLDER, str(scratch / "energy.jsonl"), str(zone.parent), "600"]
+        pipes = {"env": {**os.environ, "PYTHONPATH": str(HERE.parent)}, "stdout": subprocess.PIPE}
+        running = [subprocess.Popen(words, **pipes) for _ in range(processes)]  # type: ignore[call-overload]
+        for process in running:
+            process.stdout.readline()
+        spending = threading.Thread(target=spend)
+        spending.start()
+        began = time.monotonic()
+        while running:
+            time.sleep(lasts)
+            holder = json.loads(next(scratch.glob("assay-*/meter-*/holder.json")).read_bytes())["pid"]
+            process = next(process for process in running if process.pid == holder)
+            process.kill()
+            process.wait()
+            running.remove(process)
+        true = watts * (time.monotonic() - began)
+        ended.set()
+        spending.join()
+        measured = (add(settle(read_ledger(scratch / "energy.jsonl"))).measured or 0) / 1000
+    lost = (true - measured) / watts / processes
+    note = f"{measured:.0f} of {true:.0f} J; a sample of 0.5 s is lost by each kill, 1 s lies between two elections"
+    return [
+        Goal("election.seconds_without_a_meter_a_kill", lost, 2.0, "<=", note),
+        Goal("election.joules_counted_twice", max(0.0, measured - true), 0.0, "<=", note),
+    ]
+
+
 _RANK = """
 import sys, time
 from pathlib import Path

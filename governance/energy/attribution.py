@@ -106,10 +106,10 @@ def _cut(interval: Interval) -> list[tuple[Piece, str]]:
         mark = sample.marks.get("checkpoint")
         if mark is not None and mark != known:
             fate = _Fate(mark, secured, "")
-            pieces += [(piece, sample.at) for piece in _pieces(interval, start, index, fate)]
+            pieces += [(piece, sample.at) for piece in _metered(interval, start, index, fate)]
             start, known = index, mark
     final = interval.samples[last].marks.get("step") if interval.outcome == "surviving" else None
-    rest = _pieces(interval, start, last, _Fate(final, interval.outcome, interval.cause))
+    rest = _metered(interval, start, last, _Fate(final, interval.outcome, interval.cause))
     rest[-1] = replace(rest[-1], unseen_seconds=interval.unseen_seconds)
     return [*pieces, *((piece, interval.samples[last].at) for piece in rest)]
 
@@ -118,6 +118,15 @@ class _Fate(NamedTuple):
     checkpoint: int | None
     outcome: Outcome
     cause: str
+
+
+def _metered(interval: Interval, start: int, end: int, fate: _Fate) -> list[Piece]:
+    """As `_pieces`; where another process had the node's meter at first, the time before is a piece without energy."""
+    for index in range(max(start, 0), end):
+        now, then = (interval.samples[place].millijoules for place in (index, index + 1))
+        if now is None and then is not None and index > start:
+            return [*_pieces(interval, start, index, fate), *_pieces(interval, index, end, fate)]
+    return _pieces(interval, start, end, fate)
 
 
 def _pieces(interval: Interval, start: int, end: int, fate: _Fate) -> list[Piece]:

@@ -154,7 +154,7 @@ class NodeWatch(Watch):
         self._others = Use()
         self._known: tuple[float, int, int] | None = None
         self._seen, self._gaps = self._clock(), 0  # when another's meter was last seen to run here; earlier gaps in mJ
-        self._gone = False
+        self._gone = self._waits = False
         self._near, self._unknown = True, False
         self._start: int | None = None  # what this start had used when it first looked
         self._why: tuple[str, ...] = ()
@@ -178,6 +178,7 @@ class NodeWatch(Watch):
             return 0, 0
         if told["elsewhere"]:
             return self._beside()
+        self._end_gap(told)
         if self._near or not told["bounds"][self._bound][1]:
             self._watched.energy[READ]()
             told = self._watched.energy[RUNNING]
@@ -188,13 +189,21 @@ class NodeWatch(Watch):
             self._why = (f"this node's meter ({told['method']}) tells no bound",)
             return 0, 0
         at, value, milliwatts = self._known
-        return value + projected(milliwatts, self._clock() - at), milliwatts
+        return self._gaps + value + projected(milliwatts, self._clock() - at), milliwatts
+
+    def _end_gap(self, told: Mapping[str, Any]) -> None:
+        """Where this process took the meter over from another, make up for the time between the two."""
+        if self._waits:
+            self._gaps += projected(self._spending.greatest_power(self._bound), max(0.0, told["began"] - self._seen))
+            self._waits = False
 
     def _beside(self) -> tuple[int, int]:
         """As `_node`, where another process's meter has this node: its lines in the same ledger count there.
 
         Between two of its intervals, and after its last, nobody measures: that is made up for as a silent meter is.
+        Soon after its last this process takes the meter over (`governance.energy.node`).
         """
+        self._waits = True
         if self._keeper.budget.scope == "training":
             self._why = ("another run's meter has this node",)
             return 0, 0

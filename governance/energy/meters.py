@@ -48,6 +48,7 @@ RUNNING = "running"  # what the meter says while it measures
 READ = "read"  # what makes it say so anew
 OUT_OF_BUDGET = "energy budget"
 _TELLING = (*MARKS, RUNNING, READ, INTERVAL, CLOCK)
+_STAND_SECONDS = 1.0  # between two elections while another measures the node; what is spent meanwhile has no meter
 _LEAST_SPAN_SECONDS = 1.0  # of the readings that a greatest power is taken from; shorter ones are noise
 
 
@@ -150,17 +151,18 @@ class _Measuring:
         turn: Turn,
         allotted: Allotment | None,
     ):
-        self.config, self.energy = config, energy
+        self.config, self.energy, self.turn, self.allotted = config, energy, turn, allotted
         self.scope = str(allotted) if allotted else "node"
+        self.path = ledger
         self.sources, self.missing = _open_sources(config, allotted) if turn.ours else ([], [])
         shared = f"shared: measured by pid {turn.pid}" if turn.pid else "shared: measured by another meter"
         self.about = {**about, "method": _method(self._parts()) if turn.ours else shared}
-        same_ledger = turn.ledger == str(ledger.resolve())
         if not turn.ours:
-            self.missing = [f"everything: the node is {self.about['method'].removeprefix('shared: ')}"]
-        self.ledger = None if not turn.ours and same_ledger else ledger  # the other rank's lines hold these joules
+            self.missing = [f"everything: the node is {shared.removeprefix('shared: ')}"]
+        self.ledger = ledger if turn.ours or not self._same_ledger() else None  # the holder's lines hold these joules
         self.file: Path | None = None
-        self.started = time.monotonic()
+        self.started = self.began = time.monotonic()
+        self.late = not turn.ours
         self.stopping = False
         self.clock: PhaseClock = energy[CLOCK]
         self.guard = threading.Lock()
@@ -169,15 +171,22 @@ class _Measuring:
         energy.update({READ: self._read, INTERVAL: about["interval"]})
         self.thread = threading.Thread(target=self._sample, name="energy meter", daemon=True)
 
+    def _same_ledger(self) -> bool:
+        return self.turn.ledger == str(self.path.resolve())
+
     def begin(self) -> None:
-        """Open the interval in the ledger and start sampling."""
+        """Open the interval in the ledger and start sampling, or standing for the node's meter."""
+        self._record()
+        if self.sources or not self.turn.ours:
+            self.thread.start()
+
+    def _record(self) -> None:
+        """Open the interval in the ledger, where these joules are not in another's lines."""
         try:
             self.file = own_file(self.ledger) if self.ledger else None
         except (OSError, PipelineError) as error:
             get_logger(__name__).warning("energy: this interval is not in the ledger: %s", error)
         self._write("begin")
-        if self.sources:
-            self.thread.start()
 
     def end(self, outcome: str, cause: str) -> None:
         """Read once more, close the interval, and tell the caller."""
@@ -192,10 +201,35 @@ class _Measuring:
 
     def _sample(self) -> None:
         while True:
-            self.clock.hung.wait(self.config.sample_seconds)
+            every = self.config.sample_seconds
+            self.clock.hung.wait(every if self.turn.ours else min(every, _STAND_SECONDS))
             self.clock.hung.clear()
             if self.stopping:
                 return
+            if self.turn.ours:
+                self._write("beat")
+            else:
+                self._stand()
+
+    def _stand(self) -> None:
+        """Hold the election again; who wins it measures from now on, and says since when."""
+        if not self.turn.elect():
+            if self.ledger is None and not self._same_ledger():  # from now on these joules stand in no line of ours
+                self.ledger = self.path
+                self._record()
+            return
+        sources, missing = _open_sources(self.config, self.allotted)
+        if self.ledger is not None:
+            self._write("beat")  # up to here nothing is known; `attribution` cuts the interval at this line
+        waited = time.monotonic() - self.started
+        with self.guard:
+            self.sources, self.began = sources, time.monotonic()
+            self.missing = [*missing, f"the first {waited:.1f} s: another process measured the node"]
+            self.about["method"] = _method(self._parts())
+        if self.ledger is None:
+            self.ledger = self.path
+            self._record()
+        else:
             self._write("beat")
 
     def _parts(self) -> list[Part]:
@@ -207,7 +241,8 @@ class _Measuring:
 
     def tell(self, joules: int | None, low: int | None, high: int | None) -> None:
         """Say under "running" what was read: joules, method, the monotonic time, and by bound millijoules and the
-        greatest power so far in milliwatts; `elsewhere`: this node's joules are in another line of the same ledger.
+        greatest power so far in milliwatts; `elsewhere`: this node's joules are in another line of the same ledger;
+        `began`: when this process began to measure.
         """
         at, values = time.monotonic(), {"central": joules, "upper": high}
         for bound, value in values.items():
@@ -218,6 +253,7 @@ class _Measuring:
             "at": at,
             "bounds": {bound: (value, self.power[bound].milliwatts) for bound, value in values.items()},
             "elsewhere": self.ledger is None,
+            "began": self.began,
         }
 
     def _write(self, kind: str, **values: Any) -> list[Part]:
@@ -243,7 +279,7 @@ class _Measuring:
         return {
             "joules": _joules(joules),
             "low": _joules(low),
-            "high": _joules(high),
+            "high": None if self.late else _joules(high),
             "method": self.about["method"],
             "scope": self.scope,
             "seconds": round(time.monotonic() - self.started, 3),

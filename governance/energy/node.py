@@ -1,8 +1,9 @@
-"""One meter a node: the first to take the node's lock measures, the others say who does.
+"""One meter a node: the first to take the node's lock measures, the others say who does, and stand again.
 
 The lock is `flock` on a folder of this user in the node's own runtime directory, so that the ranks of one run, and
 two runs beside each other, never count the same joules twice. The kernel drops the lock when its owner dies, however
-it dies. `holder.json` in that folder names the owner and its ledger; it is information, never the lock.
+it dies; whoever holds another election then (`Turn.elect`) measures from there on. `holder.json` in that folder names
+the owner and its ledger; it is information, never the lock.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from governance.files import write_json
@@ -23,7 +25,7 @@ from governance.files import write_json
 _LOOKS, _LOOK_SECONDS = 50, 0.02  # of the note of whoever has the lock
 
 
-@dataclass(frozen=True)
+@dataclass
 class Turn:
     """Whether this process measures the node; if not, who does."""
 
@@ -32,6 +34,17 @@ class Turn:
     """The measuring process, where it could be read."""
     ledger: str | None = None
     """Where that process records."""
+    stand: Callable[[], bool] = lambda: False
+    """Take the lock if nobody has it."""
+    note: Callable[[], tuple[int, str] | None] = lambda: None
+    """The measuring process and its ledger, as it has noted them."""
+
+    def elect(self) -> bool:
+        """Hold the election again: whether this process measures the node from now on; else who does is read anew."""
+        self.ours = self.ours or self.stand()
+        if not self.ours and (noted := self.note()) is not None:
+            self.pid, self.ledger = noted
+        return self.ours
 
 
 def runtime_folder(job: str | None = None) -> Path:
@@ -54,32 +67,41 @@ def node_turn(ledger: Path, job: str | None = None) -> Iterator[Turn]:
     folder = runtime_folder(job)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+
+    def stand() -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield _holder(folder)
-            return
+            return False
         write_json(folder / "holder.json", {"pid": os.getpid(), "ledger": str(ledger.resolve())})
-        try:
-            yield Turn(ours=True)
-        finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may still hold a copy of the descriptor
+        return True
+
+    turn = Turn(ours=False, stand=stand, note=partial(_noted, folder))
+    try:
+        if not turn.elect():
+            _wait_for_the_note(turn)
+        yield turn
     finally:
+        if turn.ours:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may still hold a copy of the descriptor
         os.close(descriptor)
 
 
-def _holder(folder: Path) -> Turn:
-    """Who measures; waits a moment for the note of one who has only just taken the lock, or whose note is another's."""
-    turn = Turn(ours=False)
+def _wait_for_the_note(turn: Turn) -> None:
+    """Wait a moment for the note of one who has only just taken the lock, or whose note is another's."""
     for _ in range(_LOOKS):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            values = json.loads((folder / "holder.json").read_bytes())
-            turn = Turn(ours=False, pid=int(values["pid"]), ledger=str(values["ledger"]))
         if turn.pid is not None and start_time(turn.pid) is not None:
-            break
+            return
         time.sleep(_LOOK_SECONDS)
-    return turn
+        if turn.elect():
+            return
+
+
+def _noted(folder: Path) -> tuple[int, str] | None:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        values = json.loads((folder / "holder.json").read_bytes())
+        return int(values["pid"]), str(values["ledger"])
+    return None
 
 
 def start_time(pid: int) -> int | None:

@@ -3,14 +3,15 @@
 import contextlib
 import itertools
 import socket
+import time
 import types
 
 import pytest
 
-from governance.energy import spending
+from governance.energy import meters, spending
 from governance.energy.budget import Keeper
-from governance.energy.ledger import own_file
-from governance.energy.meters import RUNNING, meter
+from governance.energy.ledger import own_file, read_ledger
+from governance.energy.meters import READ, RUNNING, meter
 from governance.errors import BudgetReached
 from governance.policy import EnergyBudget
 from governance.stage import Watched
@@ -27,16 +28,31 @@ from tests.governance.test_energy_budget import (  # noqa: F401
 
 
 @pytest.mark.usefixtures("planted")
-def test_a_node_whose_meter_was_anothers_is_not_taken_for_free_when_that_ends(tmp_path, monkeypatch):
+@pytest.mark.parametrize("takes_over", [True, False])
+def test_a_node_whose_meter_was_anothers_is_not_taken_for_free_when_that_ends(tmp_path, monkeypatch, takes_over):
     """Another run of the root has the node's meter, and ends during our third shard, of ten seconds each."""
-    other, begun = contextlib.ExitStack(), itertools.count(1)
-    monkeypatch.setattr(Planted, "beside", lambda: other.close() if next(begun) == 3 else None)
+    other, begun, ledger = contextlib.ExitStack(), itertools.count(1), tmp_path / "energy.jsonl"
+    monkeypatch.setattr(meters, "_STAND_SECONDS", 0.01 if takes_over else 60.0)
+
+    def beside():
+        if next(begun) == 3:
+            other.close()
+            while takes_over and all(interval.stage != "work" for interval in read_ledger(ledger)):
+                time.sleep(0.01)
+
+    monkeypatch.setattr(Planted, "beside", beside)
     runtime = runtime_of(tmp_path, kilowatt_hours=100)  # whatever power joules of planted seconds make of real ones
-    other.enter_context(meter(SLOW, tmp_path / "energy.jsonl")("other"))
+    other.enter_context(meter(SLOW, ledger)("other"))
+    if takes_over:
+        assert work(runtime, shards=30).stats == {"shards": 30}
+        [theirs, ours] = read_ledger(ledger)
+        assert (theirs.stage, ours.stage, ours.method) == ("other", "work", "planted")
+        assert theirs.millijoules + ours.millijoules == Planted.seconds * 90_000
+        return
     with pytest.raises(BudgetReached, match=r"the meter that had this node has ended.*shards that are made are kept"):
-        work(runtime, shards=30)
-    assert 3 < len(list((tmp_path / "work").glob("*/made/*"))) < 30
-    assert work(runtime, shards=30).stats == {"shards": 30}  # this start has the meter
+        work(runtime, shards=60)  # of which more than 300 s of silence are not made up for
+    assert 3 < len(list((tmp_path / "work").glob("*/made/*"))) < 60
+    assert work(runtime, shards=60).stats == {"shards": 60}  # this start has the meter
 
 
 def test_gaps_between_the_intervals_of_anothers_meter_are_counted_at_the_greatest_power(tmp_path, monkeypatch):
@@ -70,5 +86,13 @@ def test_gaps_between_the_intervals_of_anothers_meter_are_counted_at_the_greates
     assert look(7) == (30 * 110, 0)
     assert look(290) == (320 * 110, 0)
     assert look(1)[1] == 1
+    tell("begin", "o.3", 40, 0)
+    assert look(10) == (331 * 110, 0)
+    energy[RUNNING].update(elsewhere=False, began=clock.now + 3)  # then it ended, and 3 s later this process measures
+    energy[READ] = lambda: None
+    energy[RUNNING].update(at=clock.now + 3, bounds={"upper": (0, 90_000)})
+    assert look(3) == (334 * 110, 0)
+    energy[RUNNING]["bounds"] = {"upper": (500_000, 90_000)}
+    assert look(0) == (334 * 110 + 500, 0)
     energy.clear()  # a rank that does not measure asks nothing of the kind
     assert keeper.watch(Watched(energy, "work/0", measures=False, first=False)).words(0.0)[0] == 0

@@ -1,0 +1,143 @@
+"""The election of a node's meter is held again: real processes, a holder that leaves or is killed, no joule twice."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from governance.energy.attribution import add, settle
+from governance.energy.ledger import read_ledger
+from tests.governance.test_energy_meters import rapl_zone
+
+BEGIN, RANGE = 1_000_000_000, 262_143_328_850
+PROCESS = """
+import json, sys
+from pathlib import Path
+from governance.energy import meters, sources
+meters.open_rapl = lambda: sources.open_rapl(Path(sys.argv[1]))
+meters.open_nvml = lambda of_job: (None, "")
+config = meters.EnergyConfig(sample_seconds=0.1, scope="node")
+with meters.meter(config, Path(sys.argv[2]))(sys.argv[3]) as energy:
+    energy["artifact"] = f"{sys.argv[3]}/0"
+    for line in sys.stdin:
+        word, _, step = line.partition(" ")
+        if word == "leave":
+            break
+        if step:
+            energy[word] = int(step)
+        energy["read"]()
+        print(energy["running"]["method"], flush=True)
+print(json.dumps(energy), flush=True)
+"""
+
+
+class Node:
+    """A node with a fake counter, and processes that measure it."""
+
+    def __init__(self, folder):
+        self.folder, self.joules, self.processes = folder, 0, []
+        self.zone = rapl_zone(folder / "powercap" / "intel-rapl:0", "package-0", BEGIN, RANGE)
+
+    def start(self, stage, root="root"):
+        (self.folder / root).mkdir(exist_ok=True)
+        words = [sys.executable, "-c", PROCESS, self.zone.parent, self.folder / root / "energy.jsonl", stage]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(list(map(str, words)), **pipes)
+        self.processes.append(process)
+        return process
+
+    def spend(self, joules):
+        self.joules += joules
+        file = self.zone / "new"
+        file.write_text(f"{BEGIN + 1_000_000 * self.joules}\n")
+        file.replace(self.zone / "energy_uj")
+
+
+def ask(process, words="read"):
+    process.stdin.write(f"{words}\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+def leave(process):
+    return json.loads(process.communicate("leave\n", timeout=60)[0].splitlines()[-1])
+
+
+def until_it_measures(process):
+    end = time.monotonic() + 60
+    while ask(process) != "RAPL":
+        assert time.monotonic() < end, "the meter was not taken over"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def node(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    node = Node(tmp_path)
+    yield node
+    for process in node.processes:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("root", ["root", "another root"])
+def test_who_waited_measures_when_the_holder_ends(node, root, killed):
+    """A short command holds the meter when a training starts; what both read is each joule once."""
+    short = node.start("audit", root)
+    assert ask(short) == "RAPL"
+    training = node.start("train")
+    assert ask(training, "step 1") == f"shared: measured by pid {short.pid}"
+    node.spend(100)
+    assert ask(short) == "RAPL"
+    time.sleep(0.3)  # a sample, so that a kill loses none of it
+    if killed:
+        short.kill()
+        short.wait()
+    else:
+        leave(short)
+    until_it_measures(training)
+    node.spend(25)
+    ask(training, "step 10")
+    ask(training, "checkpoint 10")
+    time.sleep(0.3)
+    node.spend(7)
+    ask(training, "step 12")
+    told = leave(training)
+    assert (told["joules"], told["low"], told["high"], told["method"]) == (32.0, 28.8, None, "RAPL")
+    assert "another process measured the node" in " ".join(told["coverage"]["missing"])
+    ledgers = dict.fromkeys([node.folder / "root" / "energy.jsonl", node.folder / root / "energy.jsonl"])
+    pieces = [piece for ledger in ledgers for piece in settle(read_ledger(ledger))]
+    total = add(pieces)
+    assert total.measured == total.surviving + total.wasted == 1000 * node.joules
+    assert total.wasted == (100_000 if killed else 0)
+    own = add(piece for piece in pieces if piece.stage == "train")
+    assert own.surviving == 32_000
+    assert (own.unmeasured_seconds > 0.2) == (own.high is None) == (root != "root")  # else the audit's line holds it
+    spent = {piece.checkpoint: piece.millijoules for piece in pieces if piece.stage == "train" and piece.millijoules}
+    assert spent == {10: 25_000, 12: 7_000}
+
+
+def test_of_many_who_wait_one_measures(node):
+    """Three wait; each holder is killed in turn, and every joule stands in exactly one line."""
+    waiting = [node.start(f"stage{number}") for number in range(4)]
+    for count in range(4, 0, -1):
+        end = time.monotonic() + 60
+        while not (holders := [one for one in waiting if ask(one) == "RAPL"]):
+            assert time.monotonic() < end
+        assert len(holders) == 1
+        node.spend(10 * count)
+        ask(holders[0])
+        time.sleep(0.3)
+        assert [one for one in waiting if ask(one) == "RAPL"] == holders
+        os.kill(holders[0].pid, 9)
+        holders[0].wait()
+        waiting.remove(holders[0])
+    total = add(settle(read_ledger(node.folder / "root" / "energy.jsonl")))
+    assert (total.measured, total.wasted) == (100_000, 100_000)
+    assert total.unmeasured_seconds == 0
