@@ -58,8 +58,8 @@ def cluster(found: Mapping[str, Any]) -> Html:
     told = f"{data['jobs']:,} jobs, {data['attempts']:,} attempts of them and of their tasks."
     return join([
         tag("p", told, class_="note"),
-        table("Attempts that did not end well", ["job", "cause", "how often"], lines, numeric=(2,),
-              cites=[cite(found, "/cluster")] * len(lines)),
+        table("Attempts that failed", ["job", "cause", "count"], lines, numeric=(2,),
+              cited=cite(found, "/cluster")),
         _meters(data["accounting"], cite(found, "/cluster")),
     ])  # fmt: skip
 
@@ -79,6 +79,6 @@ def _meters(accounting: Mapping[str, Any] | None, cited: Html) -> Html:
         f"Asked {accounting.get('asked')}; {number(accounting.get('core_seconds', 0) / 3600, 2)} core hours by then."
     )
     return join([
-        table("Two meters of the same nodes", ["meter", "energy"], lines, numeric=(1,), cites=[cited] * len(lines)),
+        table("Two meters of the same nodes", ["meter", "energy"], lines, numeric=(1,), cited=cited),
         tag("p", hours, class_="note"),
     ])  # fmt: skip

@@ -1,19 +1,18 @@
-"""The report's sections on the corpus: its funnel, what was removed, sources, checks, representation."""
+"""The report's sections on the corpus: its funnel, what was removed, sources, checks, examples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from governance.reports.figures import bar, interval
-from governance.reports.markup import Html, compact, foreign, join, number, share, size, table, tag
-from governance.reports.origins import cite
+from governance.reports.bars import STYLES, Bar, bars, key
+from governance.reports.markup import Html, compact, fold, foreign, join, number, share, size, table, tag
+from governance.reports.origins import cite, cite_each
 
-STYLES = "abcdef"
-_MOST_MULTIPLES = 24
-_CHECKS_SHOWN = 200  # results of the audit; of more, those that passed are told gate by gate
-_OF_A_GATE = 10  # of these, results of one gate and status that are told one by one
+_CHECKS_SHOWN = 200  # results of the audit; of more, those that passed are shown gate by gate
+_OF_A_GATE = 10  # of these, results of one gate and status that are shown one by one
 _SOURCES_SHOWN = 5  # a bar shows the largest sources and the rest together, as more colours cannot be told apart
+_LANGUAGES_SHOWN = 10
 OTHERS = "all others"
 
 PILLS = {"pass": "good", "waived": "warn", "inconclusive": "warn", "fail": "bad", "error": "bad", "missing": "bad"}
@@ -25,24 +24,56 @@ def pill(word: str) -> Html:
 
 
 def funnel(found: Mapping[str, Any]) -> Html:
-    """How documents and bytes went through the stages, whole and for each source."""
+    """How documents went through the stages: by source, by language, and why they were removed."""
     rows = found["funnel"]
     if not rows:
         return tag("p", "No stage of the corpus has counts.", class_="none")
     names = _largest(rows[0]["by_source"])
-    legend = tag("p", [_key(index, name) for index, name in enumerate(names)], class_="legend")
-    return join(
+    cited = cite_each(found, "/funnel", len(rows))
+    keys = [key(STYLES[index], name) for index, name in enumerate(names)]
+    whole = rows[0]["documents_in"] or 1
+    stages = [
+        Bar(row["stage"], _parts(row, names, "documents_kept"),
+            f"{number(row['documents_kept'])} ({share(row['documents_kept'] / whole)})")
+        for row in rows
+    ]  # fmt: skip
+    return join([
+        bars("Documents kept after each stage", stages, keys, cited),
+        tag("div", tag("div", _of_sources(found, cited), _removed_table(found)), _of_languages(found), class_="pair"),
+    ])  # fmt: skip
+
+
+def funnel_folded(found: Mapping[str, Any]) -> Iterator[Html]:
+    """The funnel in bytes, in numbers, and each source through the stages."""
+    rows = found["funnel"]
+    if not rows:
+        return
+    names = _largest(rows[0]["by_source"])
+    cited = cite_each(found, "/funnel", len(rows))
+    keys = [key(STYLES[index], name) for index, name in enumerate(names)]
+    stages = [Bar(row["stage"], _parts(row, names, "bytes_kept"), size(row["bytes_kept"])) for row in rows]
+    head = ["stage", "documents in", "kept", "removed", "bytes in", "bytes kept"]
+    lines = [
         [
-            tag("h3", "Documents kept, by stage and source"),
-            legend if len(names) > 1 else None,
-            _bars(rows, names, "documents_kept", lambda value: number(value)),
-            tag("h3", "Bytes of text kept"),
-            _bars(rows, names, "bytes_kept", size),
-            _funnel_table(found),
-            tag("h3", "Each source through the stages") if len(rows[0]["by_source"]) > 1 else None,
-            _multiples(rows) if len(rows[0]["by_source"]) > 1 else None,
+            row["stage"],
+            number(row["documents_in"]),
+            number(row["documents_kept"]),
+            number(sum(row["removed"].values())),
+            number(row["bytes_in"]),
+            number(row["bytes_kept"]),
         ]
-    )
+        for row in rows
+    ]
+    by_source = [
+        [foreign(name), *(number(row["by_source"].get(name, {}).get("documents_kept", 0)) for row in rows)]
+        for name in sorted(rows[0]["by_source"])
+    ]
+    stages_named = [row["stage"] for row in rows]
+    yield fold("The funnel in numbers, in bytes and by source",
+               bars("Bytes of text kept", stages, keys, cited),
+               table("Documents and bytes", head, lines, numeric=(1, 2, 3, 4, 5), cited=cited),
+               table("Documents kept of each source", ["source", *stages_named], by_source,
+                     numeric=tuple(range(1, len(rows) + 1)), cited=cited))  # fmt: skip
 
 
 def _largest(by_source: Mapping[str, Mapping[str, int]]) -> list[str]:
@@ -51,191 +82,166 @@ def _largest(by_source: Mapping[str, Mapping[str, int]]) -> list[str]:
     return ordered if len(ordered) <= len(STYLES) else [*ordered[:_SOURCES_SHOWN], OTHERS]
 
 
-def _key(index: int, name: str) -> Html:
-    return tag("span", tag("i", class_=f"key k-{STYLES[index]}"), foreign(name))
+def _parts(row: Mapping[str, Any], names: Sequence[str], field: str) -> list[tuple[str, float]]:
+    amounts = {name: entry[field] for name, entry in row["by_source"].items()} or {"": row[field]}
+    parts = []
+    for index, name in enumerate(names or [""]):
+        if name == OTHERS and name not in amounts:
+            amount = sum(value for other, value in amounts.items() if other not in names)
+        else:
+            amount = amounts.get(name, 0)
+        parts.append((STYLES[index], amount))
+    return parts
 
 
-def _bars(rows: Sequence[Mapping[str, Any]], names: Sequence[str], field: str, write: Any) -> Html:
-    whole = max(rows[0][field.replace("kept", "in")], *(row[field] for row in rows), 1)
-    lines = []
-    for row in rows:
-        amounts = {name: entry[field] for name, entry in row["by_source"].items()} or {"": row[field]}
-        parts = []
-        for index, name in enumerate(names or [""]):
-            if name == OTHERS and name not in amounts:
-                amount = sum(value for other, value in amounts.items() if other not in names)
-            else:
-                amount = amounts.get(name, 0)
-            parts.append((STYLES[index], amount))
-        label = f"{row['stage']}: {write(row[field])}"
-        of = share(row[field] / whole) if whole else ""
-        told = tag("span", write(row[field]), tag("span", f"  ({of})", class_="extra unit"))
-        lines.append(tag("div", tag("b", row["stage"]), bar(parts, whole, label), told))
-    return tag("div", [_wide(line) for line in lines], class_="steps")
-
-
-def _wide(line: Html) -> Html:
-    return Html(str(line).replace("<div>", '<div class="wide">', 1))
-
-
-def _funnel_table(found: Mapping[str, Any]) -> Html:
+def _of_sources(found: Mapping[str, Any], cited: Html) -> Html:
+    """The part of each source that is left, on the source's own scale."""
     rows = found["funnel"]
+    first, last = rows[0]["by_source"], rows[-1]["by_source"]
+    ordered = sorted(first, key=lambda name: (-first[name]["documents_in"], name))[:_LANGUAGES_SHOWN]
+    lines = [_own(name, last.get(name, {}).get("documents_kept", 0), first[name]["documents_in"]) for name in ordered]
+    rest = len(first) - len(ordered)
+    return bars(f"Kept of each source{f', the largest {len(ordered)}' if rest else ''}", lines, cited=cited)
 
-    def cells(row: Mapping[str, Any]) -> list[Any]:
-        removed = [tag("div", foreign(reason), f" {count:,}") for reason, count in _by_count(row["removed"])]
-        return [
-            row["stage"],
-            number(row["documents_in"]),
-            number(row["documents_kept"]),
-            number(sum(row["removed"].values())),
-            number(row["bytes_in"]),
-            number(row["bytes_kept"]),
-            removed or "nothing",
-        ]
 
-    head = ["stage", "documents in", "kept", "removed", "bytes in", "bytes kept", "removed, by reason"]
-    cites = [cite(found, f"/funnel/{index}") for index in range(len(rows))]
-    return table("The funnel in numbers", head, map(cells, rows), numeric=(1, 2, 3, 4, 5), cites=cites)
+def _of_languages(found: Mapping[str, Any]) -> Html | None:
+    """The part of each language that `clean` kept, on the language's own scale."""
+    known = [row for row in found["languages"] if row["documents_in"]]
+    if not known:
+        return None
+    shown = known[:_LANGUAGES_SHOWN]
+    lines = [_own(row["language"], row["documents_kept"], row["documents_in"]) for row in shown]
+    rest = sum(row["documents_in"] for row in known[_LANGUAGES_SHOWN:])
+    note = f" {len(known) - len(shown)} more have {number(rest)} documents" if rest else ""
+    return bars(
+        ["Kept of each language by clean", tag("span", note, class_="unit")], lines, cited=cite(found, "/languages")
+    )
+
+
+def _own(name: str, kept: int, came: int) -> Bar:
+    return Bar(name, [("a", kept / came if came else 0), ("faint", 1 - kept / came if came else 1)],
+               f"{number(kept)} of {number(came)}")  # fmt: skip
 
 
 def _by_count(removed: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(((reason, count) for reason, count in removed.items() if count), key=lambda item: (-item[1], item[0]))
 
 
-def _multiples(rows: Sequence[Mapping[str, Any]]) -> Html:
-    """One small funnel a source, each on its own scale."""
-    by_source = rows[0]["by_source"]
-    ordered = sorted(by_source, key=lambda name: (-by_source[name]["documents_in"], name))
-    small = []
-    for name in ordered[:_MOST_MULTIPLES]:
-        whole = max(by_source[name]["documents_in"], 1)
-        lines = []
-        for row in rows:
-            kept = row["by_source"].get(name, {}).get("documents_kept", 0)
-            drawing = bar([("a", kept)], whole, f"{name}, {row['stage']}: {kept:,} documents")
-            lines.append(tag("div", tag("b", row["stage"]), drawing, tag("span", number(kept))))
-        small.append(tag("div", tag("h4", foreign(name)), tag("div", lines, class_="steps")))
-    rest = len(ordered) - len(small)
-    more = tag("p", f"{rest:,} smaller sources are in the table of sources.", class_="note") if rest > 0 else None
-    return join([tag("div", small, class_="multiples"), more])
+def _removed_table(found: Mapping[str, Any]) -> Html:
+    rows = found["funnel"]
+    lines = [
+        (count, [foreign(reason.replace("_", " ")), row["stage"], number(count), share(count / (row["documents_in"] or 1))])
+        for row in rows
+        for reason, count in _by_count(row["removed"])
+    ]  # fmt: skip
+    lines.sort(key=lambda line: -line[0])
+    head = ["reason", "removed by", "documents", "share"]
+    return table("Why documents were removed", head, [line for _, line in lines], numeric=(2, 3),
+                 cited=cite_each(found, "/funnel", len(rows)), shown=6)  # fmt: skip
 
 
-def counts(found: Mapping[str, Any]) -> Html:
-    """What the stages counted beside the funnel: passed over, cut out, found."""
-    parts: list[Any] = []
+def counts_folded(found: Mapping[str, Any]) -> Iterator[Html]:
+    """What the stages counted besides the funnel: passed over, cut out, found."""
     for index, one in enumerate(found["counts"]):
-        cites = [cite(found, f"/counts/{index}")] * len(one["rows"])
+        cited = cite(found, f"/counts/{index}")
         rows = [[number(cell) if isinstance(cell, int) else foreign(cell) for cell in row] for row in one["rows"]]
         whole = {place for row in one["rows"] for place, cell in enumerate(row) if isinstance(cell, int)}
-        parts.append(table(one["title"], one["head"], rows, numeric=sorted(whole), cites=cites))
-        parts.append(tag("p", one["note"], cite(found, f"/counts/{index}"), class_="note") if one["note"] else None)
-    return join(parts) if parts else tag("p", "No stage has counted more than its funnel.", class_="none")
+        note = tag("p", one["note"], cited if not rows else None, class_="note") if one["note"] else None
+        title = one["title"][:1].upper() + one["title"][1:]
+        told = sum(cell for row in one["rows"] for cell in row if isinstance(cell, int))
+        yield fold([title, tag("span", f" {number(told)}", class_="unit")],
+                   table(one["title"], one["head"], rows, numeric=sorted(whole), cited=cited), note)  # fmt: skip
 
 
-def removed(found: Mapping[str, Any]) -> Html:
-    """Counts of what was removed, with examples; quarantined records; addresses and numbers are masked."""
-    parts: list[Any] = [
-        tag(
-            "p",
-            "Up to five examples of each reason, 200 characters each. Personal data, keys and runs of digits are "
-            "masked here; the removed shards hold the whole text.",
-            class_="note",
-        )
-    ]
+def examples_folded(found: Mapping[str, Any]) -> Iterator[Html]:
+    """Examples of removed documents by reason, and of records that were quarantined."""
+    note = tag("p", "Up to five examples of each reason, 200 characters each. Personal data, keys and runs of digits "
+                    "are masked; the removed shards hold the whole text.", class_="note")  # fmt: skip
+    parts: list[Any] = []
     for index, stage in enumerate(found["funnel"]):
-        cited = cite(found, f"/funnel/{index}")
-        counts = _by_count(stage["removed"])
-        if counts:
-            total = stage["documents_in"] or 1
-            lines = [[foreign(reason), number(count), share(count / total)] for reason, count in counts]
-            head = ["reason", "documents", "share of what came in"]
-            parts.append(table(f"Removed by {stage['stage']}", head, lines, numeric=(1, 2),
-                               cites=[cited] * len(lines)))  # fmt: skip
-        examples = [item["examples"] for item in found["removed"] if item["stage"] == stage["stage"]]
-        for of in examples:
+        for of in (item["examples"] for item in found["removed"] if item["stage"] == stage["stage"]):
             often = sorted(of, key=lambda reason: (-stage["removed"].get(reason, 0), reason))
-            parts += [_examples(reason, of[reason], cited, "h3") for reason in often]
-    parts.append(tag("h3", "Quarantine"))
+            cited = cite(found, f"/funnel/{index}")
+            parts += [_examples(f"{stage['stage']}: {reason}", of[reason], cited) for reason in often]
+    if parts:
+        yield fold(f"Examples of removed documents, {len(parts)} reasons", note, *parts)
     if found["quarantined"]:
-        parts.append(tag("p", "Records that could not become documents, with their place.", class_="note"))
         cited = cite(found, "/quarantined")
-        parts += [_examples(reason, rows, cited, "h4") for reason, rows in found["quarantined"].items()]
-    else:
-        parts.append(tag("p", "No record was quarantined.", class_="none"))
-    return join(parts)
+        told = "Records that could not become documents, with their place."
+        yield fold("Examples of quarantined records", tag("p", told, class_="note"),
+                   *(_examples(reason, rows, cited) for reason, rows in found["quarantined"].items()))  # fmt: skip
 
 
-def _examples(reason: str, rows: Sequence[Mapping[str, str]], cited: Html, level: str) -> Html:
+def _examples(reason: str, rows: Sequence[Mapping[str, str]], cited: Html) -> Html:
     shown = []
     for row in rows:
         evidence = [" · evidence: ", foreign(row["evidence"])] if row["evidence"] else None
         about = tag("p", tag("code", foreign(row["id"])), evidence, class_="note")
         shown.append(tag("div", about, tag("p", foreign(row["text"]) if row["text"] else "(empty)"), class_="sample"))
-    return join([tag(level, "Examples: ", foreign(reason), cited), shown])
+    return join([tag("h4", foreign(reason), cited), shown])
 
 
 def sources(found: Mapping[str, Any]) -> Html:
-    """Every source with its licence and what became of it; refused ones first, in words."""
-    order = sorted(enumerate(found["sources"]), key=lambda item: (item[1]["fate"] == "kept", item[1]["name"]))
-    rows = [row for _, row in order]
-    refused = [row for row in rows if row["fate"] != "kept"]
-    told = None
-    if refused:
-        names = [tag("li", foreign(row["name"]), f": {row['fate']} ({row['licence']})") for row in refused]
-        told = join([tag("p", tag("b", f"Refused or empty: {len(refused)} of {len(rows)} sources")),
-                     tag("ul", names)])  # fmt: skip
+    """Every source with its licence and what became of it; refused ones first."""
+    order = sorted(found["sources"], key=lambda row: (row["fate"] == "kept", row["name"]))
     lines = [
         [
             foreign(row["name"]),
-            str(row["kind"]),
             row["licence"],
             number(row["documents_in"]),
-            number(row["quarantined"]),
             number(row["documents_kept"]),
             size(row["bytes_kept"]),
             tag("span", row["fate"], class_=f"pill {'good' if row['fate'] == 'kept' else 'bad'}"),
         ]
-        for row in rows
+        for row in order
     ]
-    cites = [cite(found, f"/sources/{index}") for index, _ in order]
-    head = ["source", "kind", "licence", "records", "quarantined", "documents kept", "text kept", "fate"]
+    cited = cite_each(found, "/sources", len(order))
+    head = ["source", "licence", "documents", "kept", "text kept", "fate"]
     allowed = ", ".join(found["licences_allowed"]) or "the policy names none"
     return join([
-        told,
-        table("Every source", head, lines, numeric=(3, 4, 5, 6), cites=cites),
-        tag("p", f"Licences that the policy allows: {allowed}.", class_="note"),
+        table("Sources", head, lines, numeric=(2, 3, 4), cited=cited, shown=6),
+        tag("p", f"Licences that the policy allows: {allowed}.", class_="note") if lines else None,
     ])  # fmt: skip
 
 
 def checks(found: Mapping[str, Any]) -> Html:
-    """Every result of the audit: what was found, what was demanded, and who answers for it.
-
-    Of many results those that passed are told gate by gate, and of those that did not the first of each gate.
-    """
+    """Checks that did not pass in a table, those that passed folded."""
     rows = found["checks"]
     if len(rows) > _CHECKS_SHOWN:
         rows = _fewer(rows)
+    passed = [row for row in rows if row["status"] == "pass" and not row["waived"]]
+    others = [row for row in rows if row not in passed]
+    count = sum(row["status"] == "pass" and not row["waived"] for row in found["checks"])
+    gates = len({row["gate"] for row in passed})
+    told = f"{number(count)} {'check' if count == 1 else 'checks'} passed, of {gates:,} {'gate' if gates == 1 else 'gates'}"
+    return join([
+        _checks_table(found, "Checks that did not pass", others) if others else None,
+        fold(told, _checks_table(found, "Checks that passed", passed)) if passed else None,
+    ])  # fmt: skip
+
+
+def _checks_table(found: Mapping[str, Any], title: str, rows: Sequence[Mapping[str, Any]]) -> Html:
     lines = []
     for row in rows:
-        word = "waived" if row["waived"] else row["status"]
         gate = found["gates"][row["gate"]]
         observed = compact(row["observed"]) if isinstance(row["observed"], (int, float)) else row["observed"]
-        lines.append(
-            [
-                [tag("code", row["gate"]), tag("br"), tag("span", foreign(str(row["subject"])), class_="note")],
-                pill(word),
-                "–" if observed is None else observed,
-                gate["threshold"],
-                number(row["rows"]),
-                number(row["unexpected"]),
-                f"{gate['owner']} · {gate['severity']}",
-                [gate["why"], tag("br"), tag("span", row["detail"], class_="note")] if row["detail"] else gate["why"],
-            ]
+        subject = tag("span", foreign(str(row["subject"])), class_="note")
+        why = (
+            [gate["why"], tag("br"), tag("span", foreign(row["detail"]), class_="note")]
+            if row["detail"]
+            else gate["why"]
         )
-    head = ["gate and subject", "status", "observed", "threshold", "rows", "unexpected", "owner · severity", "why"]
-    cites = [cite(found, "/checks")] * len(lines)
-    folded = f" ({len(found['checks']):,}, gate by gate; report.json has each)" if rows is not found["checks"] else ""
-    return table(f"Results of the audit{folded}", head, lines, numeric=(2, 4, 5), cites=cites)
+        lines.append([
+            [tag("code", row["gate"]), tag("br"), subject],
+            pill("waived" if row["waived"] else row["status"]),
+            "–" if observed is None else observed,
+            gate["threshold"],
+            f"{number(row['rows'])} ({number(row['unexpected'])} unexpected)",
+            f"{gate['owner']}, {gate['severity']}",
+            why,
+        ])  # fmt: skip
+    head = ["gate and subject", "status", "observed", "threshold", "rows", "owner, severity", "why"]
+    return table(title, head, lines, numeric=(2,), cited=cite(found, "/checks"))
 
 
 def _fewer(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -263,58 +269,3 @@ def _added_up(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "unexpected": sum(row["unexpected"] or 0 for row in rows),
         "detail": "",
     }
-
-
-def representation(found: Mapping[str, Any]) -> Html:
-    """How often groups of people are mentioned, with 95 % intervals."""
-    data = found["representation"]
-    rows = (data.get("rows", []) if isinstance(data, Mapping) else data) or []
-    note = (
-        "Share: documents of the language that mention the group. The intervals are 95 % jackknife intervals over "
-        "documents. A mention is a word of a list, not a judgement of what is said; too few documents are inconclusive."
-    )
-    top = max((row["share_high"] or 0 for row in rows), default=0)
-    lines = [
-        [
-            f"{row['language']} · {row['axis']} · {row['group']}",
-            number(row["documents"]),
-            number(row["mentions"]),
-            share(row["share"]),
-            f"{share(row['share_low'])} – {share(row['share_high'])}" if row["share"] is not None else "–",
-            _interval(row, top),
-            compact(row["per_million_words"]),
-            None if row.get("conclusive", True) else pill("inconclusive"),
-        ]
-        for row in rows
-    ]
-    scale = f"interval on a scale from 0 to {share(top)}" if top else "interval"
-    head = [
-        "language · axis · group",
-        "documents",
-        "mentions",
-        "share",
-        "95 % interval",
-        scale,
-        "per million words",
-        "",
-    ]
-    head[-1] = "note"
-    return join(
-        [
-            tag("p", note, class_="note"),
-            table(
-                "Mentions of groups",
-                head,
-                lines,
-                numeric=(1, 2, 3, 4, 6),
-                cites=[cite(found, "/representation")] * len(lines),
-            ),
-        ]
-    )
-
-
-def _interval(row: Mapping[str, Any], top: float) -> Html | None:
-    low, middle, high = row["share_low"], row["share"], row["share_high"]
-    if None in (low, middle, high):
-        return None
-    return interval(low, middle, high, top, f"{row['group']}: {share(middle)}, from {share(low)} to {share(high)}")

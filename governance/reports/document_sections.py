@@ -1,56 +1,45 @@
-"""The report's section on documents: how they are distributed, and examples of those that stayed."""
+"""The report's folds on documents: how they are distributed, and examples of those that were kept."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from governance.reports.bars import key
 from governance.reports.distributions import write_edge
 from governance.reports.figures import histogram
-from governance.reports.markup import Html, foreign, join, table, tag
-from governance.reports.origins import cite
+from governance.reports.markup import Html, fold, foreign, table, tag
+from governance.reports.origins import cite, cite_each
 
 
-def documents(found: Mapping[str, Any]) -> Html:
-    """Histograms of what the stages measured, the same in numbers, and examples."""
+def documents_folded(found: Mapping[str, Any]) -> Iterator[Html]:
+    """Histograms of what the stages measured with their medians, and examples of kept documents."""
     shown = found["distributions"]
-    if not shown:
-        return tag("p", "No stage has measured its documents.", class_="none")
-    keys = [
-        tag("span", tag("i", class_="key k-a"), "kept by the stage"),
-        tag("span", tag("i", class_="key k-gone"), "removed by it"),
-    ]
-    cites = [cite(found, f"/distributions/{index}") for index in range(len(shown))]
-    drawn = [histogram(one, write_edge, cited) for one, cited in zip(shown, cites, strict=True)]
-    rows = [[one["stage"], one["name"], *_middle(one)] for one in shown]
-    head = ["stage", "measure", "documents kept", "middle one between", "removed", "middle one between"]
-    examples = [
-        tag(
-            "div",
-            tag("p", tag("code", foreign(row["id"])), class_="note"),
-            tag("p", foreign(row["text"])),
-            class_="sample",
-        )
-        for row in found["kept"]
-    ]
-    return join(
-        [
-            tag("p", keys, class_="legend"),
-            tag(
-                "p",
-                "Sizes in bins of twice the width of the one before; shares and scores in twentieths.",
-                class_="note",
-            ),
+    if shown:
+        cites = [cite(found, f"/distributions/{index}") for index in range(len(shown))]
+        drawn = [histogram(one, write_edge, cited) for one, cited in zip(shown, cites, strict=True)]
+        rows = [[one["name"].replace("_", " "), one["stage"], *_medians(one)] for one in shown]
+        head = ["measure", "stage", "kept", "median between", "removed", "median between"]
+        note = "Sizes in bins of twice the width of the one before; shares and scores in twentieths."
+        yield fold(
+            f"Distributions of {len(shown)} measures",
+            tag("p", key("a", "kept by the stage"), key("gone", "removed by it"), class_="legend"),
+            tag("p", note, class_="note"),
             tag("div", drawn, class_="multiples"),
-            table("The middle document of each", head, rows, numeric=(2, 3, 4, 5), cites=cites),
-            tag("h3", "Documents that stayed, for example", cite(found, "/kept")) if examples else None,
-            *examples,
-        ]
-    )
+            table("Medians", head, rows, numeric=(2, 3, 4, 5), cited=cite_each(found, "/distributions", len(shown))),
+        )
+    examples = [
+        tag("div", tag("p", tag("code", foreign(row["id"])), class_="note"), tag("p", foreign(row["text"])),
+            class_="sample")
+        for row in found["kept"]
+    ]  # fmt: skip
+    if examples:
+        yield fold("Examples of kept documents", tag("p", "Masked as the removed ones are.", cite(found, "/kept"),
+                                                     class_="note"), *examples)  # fmt: skip
 
 
-def _middle(one: Mapping[str, Any]) -> list[str]:
+def _medians(one: Mapping[str, Any]) -> list[str]:
     cells = []
     for side in ("kept", "removed"):
         counts = one[side]

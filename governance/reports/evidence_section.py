@@ -1,11 +1,11 @@
-"""The report's section on evidence: each piece with its id, which numbers link to, its place, digests."""
+"""The report's section on evidence: each piece with its id, which marks link to, its place, digests."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from governance.reports.markup import UNKNOWN, Html, digest, foreign, join, number, table, tag
+from governance.reports.markup import UNKNOWN, Html, digest, fold, foreign, number, table, tag
 from governance.reports.origins import LISTED
 
 _KINDS = {
@@ -21,7 +21,7 @@ _KINDS = {
 
 
 def evidence(found: Mapping[str, Any]) -> Html:
-    """The table that every number's link leads to."""
+    """The table that every mark leads to, folded."""
     entries = found["evidence"]["entries"]
     rows = [
         [
@@ -35,11 +35,13 @@ def evidence(found: Mapping[str, Any]) -> Html:
         for entry in entries[:LISTED]
     ]
     note = (
-        "Paths are below the root of the run. A file that has grown since was read so far as its bytes say. "
-        "report.json names for each of its numbers the piece and the key: evidence.of."
+        "Paths are below the root of the run. A file that has grown since was read as far as its bytes say. "
+        "report.json names the piece and the key of each of its numbers (evidence.of)."
     )
     rest = len(entries) - len(rows)
-    told = tag("p", f"{rest:,} more pieces, of the cluster's jobs, are in report.json.", class_="note")
-    head = ["id", "what", "path", "bytes that were read", "SHA-256 of them", "digest of what was made"]
-    return join([tag("p", note, class_="note"), table("Pieces of evidence", head, rows, numeric=(3,)),
-                 told if rest > 0 else None])  # fmt: skip
+    more = tag("p", f"{rest:,} more pieces, of the cluster's jobs, are in report.json.", class_="note")
+    head = ["id", "kind", "path", "bytes read", "their SHA-256", "digest of the artifact"]
+    pieces = table("Evidence", head, rows, numeric=(3,), shown=LISTED)
+    inner = fold(f"{len(entries):,} files that every number here was read from, with their digests",
+                 tag("p", note, class_="note"), pieces, more if rest > 0 else None)  # fmt: skip
+    return tag("section", tag("h2", "Evidence"), inner, id="evidence", class_="reader", aria_label="Evidence")

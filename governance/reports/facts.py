@@ -21,6 +21,7 @@ from governance.reports.energy import energy_facts
 from governance.reports.evidence import Entry, as_of, gather, running_of
 from governance.reports.faults import fault_facts
 from governance.reports.first_look import first_look
+from governance.reports.languages import language_counts
 from governance.reports.origins import origins
 from governance.reports.samples import Mask, kept_samples, mask, quarantine_samples, removed_samples
 from governance.reports.training import training_facts
@@ -43,6 +44,7 @@ def facts(
     factors: Factors | None = None,
     begun: str = "",
     stated: Sequence[Entry] | None = None,
+    name: str = "",
 ) -> dict[str, Any]:
     """Everything that the page shows.
 
@@ -54,6 +56,7 @@ def facts(
         factors: make a footprint of energy.
         begun: the folder of a training that is not finished; "": there is none.
         stated: the evidence of a report that stands: then files that grow are read as far as it read them.
+        name: of the run, as people call it.
 
     Raises:
         ManifestError: an artifact's file cannot be read.
@@ -61,19 +64,19 @@ def facts(
     manifests = in_order(artifacts)
     entries = gather(manifests, verdict, root, stated, begun)
     with as_of(root, entries) as then:
-        return _facts(artifacts, verdict, (root, then), (rules, factors, begun), entries)
+        return _facts(artifacts, verdict, (root, then), (rules, factors, begun, name), entries)
 
 
 def _facts(
     artifacts: Mapping[str, Manifest],
     verdict: Mapping[str, Any],
     places: tuple[Path, Path],
-    given: tuple[Mask, Factors | None, str],
+    given: tuple[Mask, Factors | None, str, str],
     entries: Sequence[Entry],
 ) -> dict[str, Any]:
     """`places`: the artifacts' root, and where the files that grow are as they were; `given`: as `facts` takes them."""
     manifests, (root, then), running = in_order(artifacts), places, running_of(entries)
-    rules, factors, begun = given
+    rules, factors, begun, name = given
 
     def alive(line: Mapping[str, Any]) -> bool:
         return line["interval"] in running
@@ -84,8 +87,10 @@ def _facts(
     results = _read(audit, "results.json", root)
     found: dict[str, Any] = {
         "schema": 1,
+        "run": {"name": name, "finished": max((str(m.run.get("finished") or "") for m in manifests), default="")},
         "verdict": dict(verdict),
         "funnel": funnel,
+        "languages": language_counts(artifacts, root),
         "removed": [
             {"stage": manifest.stage, "examples": removed_samples(manifest, root, rules)}
             for manifest in manifests
@@ -96,6 +101,8 @@ def _facts(
         "distributions": [histogram for manifest in manifests for histogram in distributions(manifest, root)],
         "quarantined": quarantine_samples(artifacts["ingest"], root, rules) if "ingest" in artifacts else {},
         "sources": sources(artifacts.get("ingest"), funnel, policy),
+        "owners": policy.get("owners", {}),
+        "people": len(policy.get("people", {})),
         "licences_allowed": policy.get("licences", {}).get("allowed", []),
         "gates": gates(policy, results),
         "checks": checks(results, verdict),

@@ -27,8 +27,8 @@ _REASONS = {
     "overflow": "overflow in fp16, as its loss scale is found",
 }
 _VERDICTS = {
-    "not finite": "steps that were not finite in a row: it is not the batches",
-    "too many": "more steps left out than train.skip.most_skips allows",
+    "not finite": "several steps in a row were not finite: the batches are not the cause",
+    "too many": "more skipped steps than train.skip.most_skips allows",
 }
 _REPORTS = ("report", "documents")
 _SLOWEST = 8  # ranks whose own work is listed
@@ -157,25 +157,25 @@ def faults(found: Mapping[str, Any]) -> Html:
     verdicts = [_verdict(row) for row in data["diverged"]]
     cited = cite(found, "/faults")
     unknown = None if data["ledger"] else (
-        "Whether an attempt failed or hung is unknown: there is no ledger of energy, which tells how attempts ended."
+        "Whether an attempt failed or hung is unknown: there is no ledger of energy, which records how attempts ended."
     )  # fmt: skip
     if not (skipped or verdicts or ended or slow) and len(attempts) < 2:
         failed = "" if unknown else "no attempt failed, nothing hung, "
-        told = f"No update was left out, {failed}no rank was slow."
+        told = f"No update was skipped, {failed}no rank was slow."
         return join([tag("p", f"{told} {unknown}" if unknown else told, cited, class_="none"), _work(work, cited)])
     return join([
         tag("p", unknown, class_="note") if unknown else None,
-        table("Verdicts that stopped the training",
-              ["attempt", "step", "why", "steps left out", "by reason", "documents"], verdicts,
-              numeric=(0, 1), cites=[cited] * len(verdicts)),
-        table("Attempts that failed, by cause", ["stage", "cause", "how often", "energy wasted by the cause"], ended,
-              numeric=(2, 3), cites=[cited] * len(ended)),
+        table("Divergence",
+              ["attempt", "step", "why", "steps skipped", "by reason", "documents"], verdicts,
+              numeric=(0, 1), cited=cited),
+        table("Failed attempts, by cause", ["stage", "cause", "count", "energy wasted by the cause"], ended,
+              numeric=(2, 3), cited=cited),
         table("Attempts of the training", ["attempt", "from step", "to step", "steps computed again", "end"], attempts,
-              numeric=(1, 2, 3), cites=[cited] * len(attempts)),
-        table("Updates left out", ["reason", "updates", "first step", "last step", "greatest z-score"], skipped,
-              numeric=(1, 2, 3, 4), cites=[cited] * len(skipped)),
-        table("Ranks that kept the others waiting", ["rank", "step", "times the others' own work", "windows"], slow,
-              numeric=(1, 2, 3), cites=[cited] * len(slow)),
+              numeric=(1, 2, 3), cited=cited),
+        table("Skipped updates", ["reason", "updates", "first step", "last step", "largest z-score"], skipped,
+              numeric=(1, 2, 3, 4), cited=cited),
+        table("Slow ranks", ["rank", "step", "own work over the median", "windows"], slow,
+              numeric=(1, 2, 3), cited=cited),
         _work(work, cited),
     ])  # fmt: skip
 
@@ -183,8 +183,8 @@ def faults(found: Mapping[str, Any]) -> Html:
 def _work(rows: Sequence[Sequence[Any]], cited: Html) -> Html | None:
     if not rows:
         return None  # one rank alone, or no window was whole
-    name = "Own work of the newest attempt's ranks, the slowest first"
-    return table(name, ["rank", "seconds a step", "times the median"], rows, numeric=(1, 2), cites=[cited] * len(rows))
+    name = "Own work of the newest attempt's ranks, slowest first"
+    return table(name, ["rank", "seconds a step", "over the median"], rows, numeric=(1, 2), cited=cited)
 
 
 def _verdict(row: Mapping[str, Any]) -> list[Any]:
@@ -198,9 +198,9 @@ def _verdict(row: Mapping[str, Any]) -> list[Any]:
 
 def _end(row: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     if any(verdict["attempt"] == row["attempt"] for verdict in data["diverged"]):
-        return "stopped with a verdict"
+        return "stopped: it diverged"
     if row["left"]:
-        return "saved and left, as it was told to"
+        return "saved and left on request"
     if row is not data["attempts"][-1]:
-        return "ended before its goal; the next one went on"
-    return "went on to the end" if data["finished"] else "goes on, or ended before its goal"
+        return "ended early; the next one continued"
+    return "finished" if data["finished"] else "running, or ended early"

@@ -40,20 +40,6 @@ def svg(inner: Sequence[Html], label: str, height: int, class_: str) -> Html:
     )
 
 
-def bar(parts: Sequence[tuple[str, float]], whole: float, label: str) -> Html:
-    """One horizontal bar; each part is a style and an amount, and `whole` fills the width."""
-    left = 0.0
-    drawn = []
-    for style, amount in parts:
-        width = 1000 * amount / whole if whole > 0 else 0.0
-        if width > 0:
-            x, w = f"{left:.1f}", f"{max(width, 1.5):.1f}"
-            drawn.append(tag("rect", x=x, y="0", width=w, height="10", class_=f"f-{style}"))
-        left += width
-    track = tag("rect", x="0", y="0", width="1000", height="10", class_="track")
-    return svg([track, *drawn], label, 10, "bar")
-
-
 def histogram(found: Mapping[str, Any], write: Callable[[float], str], cited: Html | None = None) -> Html:
     """Documents in bins, those kept below those removed; the edges of the first and last bin and the highest count.
 
@@ -84,25 +70,28 @@ def histogram(found: Mapping[str, Any], write: Callable[[float], str], cited: Ht
     return tag("figure", title, svg([*drawn, axis], label, 112, "hist"), ends, class_="chart")
 
 
-def interval(low: float, middle: float, high: float, whole: float, label: str) -> Html:
-    """An estimate with its interval on a scale from 0 to `whole`."""
-    return interval_about((low, middle, high), (0.0, whole), None, label)
-
-
 def interval_about(
-    estimate: tuple[float, float, float], scale: tuple[float, float], neutral: float | None, label: str
+    estimate: tuple[float, float, float],
+    scale: tuple[float, float],
+    neutral: float | None,
+    label: str,
+    *,
+    hit: bool = False,
 ) -> Html:
-    """An estimate (low, middle, high) on a scale (least, greatest), with an upright mark at `neutral`."""
-    (low, middle, high), (least, most) = estimate, scale
+    """An estimate (low, value, high) on a scale (least, greatest), with an upright mark at `neutral`.
+
+    `hit`: in the warning colour.
+    """
+    (low, value, high), (least, most) = estimate, scale
 
     def at(value: float) -> str:
-        return f"{1000 * min(1.0, max(0.0, (value - least) / (most - least))):.1f}" if most > least else "0"
+        return f"{1000 * min(1.0, max(0.0, (value - least) / (most - least))):.0f}" if most > least else "0"
 
-    span = tag("line", x1=at(low), x2=at(high), y1="5", y2="5", class_="span")
-    dot = tag("path", d=f"M{at(middle)} 5h.01", class_="dot s-a")
-    track = tag("rect", x="0", y="4.5", width="1000", height="1", class_="track")
+    style = "w" if hit else "f"
+    span = tag("line", x1=at(low), x2=at(high), y1="5", y2="5", class_=f"span s-{style}")
+    dot = tag("path", d=f"M{at(value)} 5h.01", class_=f"dot s-{style}")
     mark = None if neutral is None else tag("line", x1=at(neutral), x2=at(neutral), y1="0", y2="10", class_="grid")
-    return svg([part for part in (track, mark, span, dot) if part is not None], label, 10, "bar")
+    return svg([part for part in (mark, span, dot) if part is not None], label, 10, "bar")
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -161,7 +150,7 @@ def chart(
     legend = [tag("span", tag("i", class_=f"key k-{curve.style}"), curve.name) for curve in series]
     return tag(
         "figure",
-        tag("figcaption", tag("b", title), " ", tag("span", y_name, class_="unit"), cited, _legend(legend)),
+        tag("figcaption", tag("b", title), cited, " ", tag("span", y_name, class_="unit"), _legend(legend)),
         tag(
             "div",
             tag("div", axis, class_="y", aria_hidden="true"),

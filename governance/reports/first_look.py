@@ -1,48 +1,59 @@
-"""What to look at first: the run's problems, the largest first, each computed from what the report holds.
+"""Findings of page one: the run's problems, the largest first, each computed from what the report holds.
 
 The order is that of consequences: a closed gate (nothing may be trained), critical checks that failed or could not be
-judged, failures that were waived, energy that was wasted, faults of the run, differences between groups, checks that
-only warn, sources that came to nothing, energy that nobody measured. What stands in one place is not weighed: a reader
-judges.
+judged, failures that were waived, energy that was wasted, faults of the run, differences between groups that were
+tested, checks that only warn, sources of which nothing is kept, energy that nobody measured, the largest cut of the
+funnel. Nothing is weighed beyond that order: a reader judges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from governance.reports.bias_sections import standing_out
-from governance.reports.markup import Html, energy, foreign, share, tag
+from governance.reports.group_words import distinct, headline, language_of, named
+from governance.reports.markup import compact, energy, share
 
 _WASTED_SHARE = 0.05  # of the energy, from which waste is worth a look
+_CUT_SHARE = 0.5  # of the documents, from which the funnel's loss is worth a look
 _OPEN = ("PASS", "WAIVED")
 _NAMED = 3
+_EXAMPLE = 150  # characters
 
 Finding = dict[str, str]
-"""`what` in a few words, `detail` in a line, `at`: where in report.json, `section`: of the page."""
+"""`what` in a few words, `detail` in a line, `n`: what it rests on, `example`: one case of it ("": there is none),
+`at`: where in report.json, `section`: of the page."""
 
 
 def first_look(found: Mapping[str, Any]) -> list[Finding]:
     """The findings; the first is the largest problem, and there may be none."""
-    ways = (_gate, _critical, _waived, _waste, _faults, _bias, _warnings, _sources, _unmeasured)
+    ways = (_gate, _critical, _waived, _waste, _faults, _bias, _warnings, _sources, _unmeasured, _cut)
     return [finding for way in ways for finding in way(found)]
 
 
-def _finding(what: str, detail: str, at: str, section: str) -> Finding:
-    return {"what": what, "detail": detail, "at": at, "section": section}
+def _finding(what: str, detail: str, at: str, section: str, n: str = "", example: str = "") -> Finding:
+    shown = example if len(example) <= _EXAMPLE else f"{example[:_EXAMPLE].rstrip()}…"
+    return {"what": what, "detail": detail, "n": n, "example": shown, "at": at, "section": section}
+
+
+def closing(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The reasons of the verdict that close the gate; a verdict of an older release does not say `closes`."""
+    reasons = found["verdict"].get("reasons", [])
+    return [row for row in reasons if row.get("closes", not row.get("waived") and row.get("severity") == "critical")]
 
 
 def _gate(found: Mapping[str, Any]) -> Iterator[Finding]:
     word = found["summary"]["verdict"]
     if word in _OPEN:
         return
-    open_ones = [reason for reason in found["verdict"].get("reasons", []) if not reason.get("waived")]
-    told = [f"{reason.get('gate')} on {reason.get('subject')} ({reason.get('owner')})" for reason in open_ones[:_NAMED]]
-    if len(open_ones) > _NAMED:
-        told.append(f"{len(open_ones) - _NAMED:,} more")
-    yield _finding(
-        f"The gate is closed: {word}", "; ".join(told) or "No verdict names a reason.", "/verdict", "verdict"
-    )
+    reasons = closing(found)
+    told = [f"{reason.get('gate')} on {reason.get('subject')} ({reason.get('owner')})" for reason in reasons[:_NAMED]]
+    if len(reasons) > _NAMED:
+        told.append(f"{len(reasons) - _NAMED:,} more")
+    example = str(reasons[0].get("detail") or "") if reasons else ""
+    yield _finding(f"The gate is closed: {word}", "; ".join(told) or "No verdict names a reason.", "/verdict",
+                   "verdict", counted(len(reasons), "reason"), example)  # fmt: skip
 
 
 def _critical(found: Mapping[str, Any]) -> Iterator[Finding]:
@@ -54,23 +65,28 @@ def _warnings(found: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _checks(found: Mapping[str, Any], severity: str, one: str, many: str = "") -> Iterator[Finding]:
-    rows = [row for row in found["checks"] if row["status"] != "pass" and not row["waived"]]
+    closed = {row.get("gate") for row in closing(found)} if found["summary"]["verdict"] not in _OPEN else set()
+    rows = [
+        row for row in found["checks"] if row["status"] != "pass" and not row["waived"] and row["gate"] not in closed
+    ]
     mine = [row for row in rows if (found["gates"][row["gate"]]["severity"] == "critical") == (severity == "critical")]
     if not mine:
         return
     gates = list(dict.fromkeys(row["gate"] for row in mine))
     counts = {status: sum(row["status"] == status for row in mine) for status in {row["status"] for row in mine}}
     how = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items(), key=lambda item: -item[1]))
-    what = f"{_counted(len(gates), one, many)} did not pass"
-    yield _finding(what, f"{_few(gates)}: {how}", "/checks", "checks")
+    worst = mine[0]
+    example = f"{worst['gate']} on {worst['subject']}: {worst['detail'] or worst['status']}"
+    yield _finding(f"{counted(len(gates), one, many)} did not pass", f"{_few(gates)}: {how}", "/checks", "checks",
+                   counted(len(mine), "result"), example)  # fmt: skip
 
 
-def _counted(count: int, one: str, many: str = "") -> str:
+def counted(count: int, one: str, many: str = "") -> str:
     """1 source, 2 sources."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
-def _few(names: list[str]) -> str:
+def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
 
 
@@ -80,7 +96,8 @@ def _waived(found: Mapping[str, Any]) -> Iterator[Finding]:
         told = [
             f"{waiver.get('gate')} until {waiver.get('expires')}, by {waiver.get('approver')}" for waiver in waivers
         ]
-        yield _finding(f"{_counted(len(waivers), 'failure')} waived", _few(told), "/verdict", "verdict")
+        yield _finding(f"{counted(len(waivers), 'failure')} waived", _few(told), "/verdict", "verdict",
+                       counted(len(waivers), "waiver"), f"reason given: {waivers[0].get('reason')}")  # fmt: skip
 
 
 def _waste(found: Mapping[str, Any]) -> Iterator[Finding]:
@@ -89,11 +106,14 @@ def _waste(found: Mapping[str, Any]) -> Iterator[Finding]:
         return
     causes = {cause: value for cause, value in found["energy"]["wasted_by_cause"].items() if value}
     most = max(causes, key=lambda cause: causes[cause], default="")
-    detail = (
-        f"{energy(total['wasted'])} of {energy(total['joules'])}; most of it by: {most}, {energy(causes.get(most))}"
+    yield _finding(
+        f"{share(total['wasted'] / total['joules'])} of the energy was wasted",
+        f"{energy(total['wasted'])} of {energy(total['joules'])} went into work that nothing here rests on",
+        "/energy/wasted_by_cause",
+        "energy",
+        counted(sum(row["count"] for row in found["faults"]["ended"]), "failed attempt"),
+        f"most of it: {most}, {energy(causes.get(most))}" if most else "",
     )
-    yield _finding(f"{share(total['wasted'] / total['joules'])} of the energy was wasted", detail,
-                   "/energy/wasted_by_cause", "energy")  # fmt: skip
 
 
 def _faults(found: Mapping[str, Any]) -> Iterator[Finding]:
@@ -104,78 +124,93 @@ def _faults(found: Mapping[str, Any]) -> Iterator[Finding]:
     told = [f"{row['stage']}: {row['cause']}{times}" for row, times in often]
     if data["diverged"]:
         last = data["diverged"][-1]
-        detail = f"attempt {last['attempt']}, step {last['step']}: {last['reason']}"
-        yield _finding("The training stopped with a verdict", detail, "/faults", "faults")
+        yield _finding("Training diverged and was stopped", f"attempt {last['attempt']}, step {last['step']}",
+                       "/faults", "faults", f"step {last['step']:,}", f"cause: {last['reason']}")  # fmt: skip
     if failed:
-        more = f"; {_counted(again, 'step')} computed again" if again else ""
-        yield _finding(f"{_counted(failed, 'attempt')} failed", f"{_few(told)}{more}", "/faults", "faults")
+        detail = f"{counted(again, 'step')} computed again" if again else "no step had to be computed again"
+        yield _finding(f"{counted(failed, 'attempt')} failed", detail, "/faults", "faults",
+                       counted(failed, "attempt"), _few(told))  # fmt: skip
     if skipped:
         why = ", ".join(f"{row['reason']} {row['count']:,}" for row in data["skipped"])
-        yield _finding(f"{_counted(skipped, 'update')} left out", why, "/faults", "faults")
+        first = min((row.get("first") for row in data["skipped"] if row.get("first") is not None), default=None)
+        yield _finding(f"{counted(skipped, 'update')} skipped", why, "/faults", "faults", counted(skipped, "step"),
+                       "" if first is None else f"the first at step {first:,}")  # fmt: skip
     if data["stragglers"]:
         worst = max(data["stragglers"], key=lambda row: row["ratio"] or 0)
-        yield _finding("A rank kept the others waiting", f"rank {worst['rank']}, {worst['ratio']:.3g} times their work",
-                       "/faults", "faults")  # fmt: skip
+        yield _finding("A rank kept the others waiting", f"rank {worst['rank']}: {worst['ratio']:.3g} times the median",
+                       "/faults", "faults", counted(len(data["stragglers"]), "report"))  # fmt: skip
 
 
 def _bias(found: Mapping[str, Any]) -> Iterator[Finding]:
+    """The largest difference of each kind; all of them were tested (q below 0.05)."""
+    told = {row["id"]: row for row in found.get("findings") or []}
+    for suite, rows in _differences(found).items():
+        worst = next((row for row in told.values() if row["suite"] == suite), None) or rows[0]
+        examples, effect = worst.get("examples") or [], worst.get("effect") or {}
+        where = ", ".join(filter(None, (language_of(worst), str(worst["axis"] or ""))))
+        size = effect.get("words") or f"{named(worst['metric'])} {compact(worst['value'])}"
+        interval = f"95 % interval {compact(worst['lower'])} to {compact(worst['upper'])}"
+        more = f"; {counted(len(rows) - 1, 'more difference')} of this kind" if len(rows) > 1 else ""
+        yield _finding(
+            headline(worst),
+            f"{where}: {size}, {interval}{more}",
+            f"/bias/{suite}",
+            "bias",
+            f"{counted(worst['n'] or 0, 'mention')}, q {compact(worst['q'])}",
+            str(examples[0]["text"]) if examples else "",
+        )
+
+
+def _differences(found: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Suite -> rows that were tested and stand out."""
     out = standing_out(found["bias"])
-    if rows := out.get("impact"):
-        worst = rows[0]
-        group = " · ".join(str(worst[name]) for name in ("language", "axis", "group") if worst[name])
-        yield _finding(f"Documents of {_counted(len(rows), 'group')} are removed more often",
-                       f"farthest: {group}, kept at {worst['value']:.3g} of the reference's rate, like with like",
-                       "/bias/impact", "bias")  # fmt: skip
-    rest = {suite: len(rows) for suite, rows in out.items() if suite != "impact"}
-    if rest:
-        told = ", ".join(f"{suite} {count:,}" for suite, count in rest.items())
-        yield _finding(f"{_counted(sum(rest.values()), 'difference')} between groups", told, "/bias", "bias")
+    tested = {suite: distinct([row for row in rows if row["q"] is not None]) for suite, rows in out.items()}
+    return {suite: rows for suite, rows in tested.items() if rows}
 
 
 def _sources(found: Mapping[str, Any]) -> Iterator[Finding]:
-    gone = [f"{row['name']} ({row['fate']})" for row in found["sources"] if row["fate"] != "kept"]
+    gone = [row for row in found["sources"] if row["fate"] != "kept"]
     if gone:
-        yield _finding(f"{_counted(len(gone), 'source')} came to nothing", _few(gone), "/sources", "sources")
+        told = [
+            f"{row['name']} ({row['fate']}{' ' + row['licence'] if 'licence' in row['fate'] else ''})" for row in gone
+        ]
+        documents = sum(row["documents_in"] for row in gone)
+        yield _finding(f"{counted(len(gone), 'source')} of {len(found['sources']):,} not in the corpus", _few(told),
+                       "/sources", "sources", counted(documents, "document"), _removed_example(found, gone))  # fmt: skip
+
+
+def _removed_example(found: Mapping[str, Any], gone: Sequence[Mapping[str, Any]]) -> str:
+    """The text of a document that a refused source lost, where the samples hold one."""
+    names = tuple(f"{row['name']}/" for row in gone)
+    for stage in found["removed"]:
+        for rows in stage["examples"].values():
+            for row in rows:
+                if row["id"].startswith(names) and row["text"]:
+                    return str(row["text"])
+    return ""
 
 
 def _unmeasured(found: Mapping[str, Any]) -> Iterator[Finding]:
     total = found["energy"]["total"]
+    why = (found["energy"]["missing"] or [""])[0]
     if total["joules"] is None:
-        yield _finding("The energy is unknown", "no meter could be read; it is not zero", "/energy/total", "energy")
+        yield _finding("The energy is unknown", "no meter could be read; it is not zero", "/energy/total", "energy",
+                       counted(len(found["energy"]["stages"]), "stage"), why)  # fmt: skip
     elif found["energy"]["estimated"]:
-        yield _finding("The energy is an estimate", "; ".join(total["methods"]), "/energy/total", "energy")
+        yield _finding("The energy is an estimate", "; ".join(total["methods"]), "/energy/total", "energy",
+                       counted(len(found["energy"]["stages"]), "stage"), why)  # fmt: skip
 
 
-def look_first(found: Mapping[str, Any], cites: list[Html]) -> Html:
-    """The card at the head of the page: the largest problem in large letters."""
-    name = "What to look at first"
-    if not found["first"]:
-        inner = tag("p", f"Nothing stands out: every check passed and {_wasted_in_words(found['energy']['total'])}.")
-    else:
-        first = found["first"][0]
-        inner = tag(
-            "p",
-            tag("a", tag("strong", foreign(first["what"])), href=f"#{first['section']}"),
-            tag("span", foreign(first["detail"]), cites[0], class_="why"),
-            class_="top",
-        )
-    return tag("section", tag("h2", name), inner, class_="first", id="first", aria_label=name)
-
-
-def _wasted_in_words(total: Mapping[str, Any]) -> str:
-    """What was wasted where that is too little to stand out, or not known."""
-    if total["wasted"] is None or (total["wasted"] and not total["joules"]):
-        return "what was wasted is unknown"
-    if total["wasted"]:
-        return f"{share(total['wasted'] / total['joules'])} of the energy was wasted"
-    return "nothing was wasted"
-
-
-def look_next(found: Mapping[str, Any], cites: list[Html]) -> Html | None:
-    """The other findings, in their order, for below the figures."""
-    rest = [
-        tag("li", tag("a", foreign(row["what"]), href=f"#{row['section']}"), ": ", foreign(row["detail"]), cited)
-        for row, cited in zip(found["first"][1:], cites[1:], strict=True)
-    ]
-    name = "What to look at next"
-    return tag("section", tag("h2", name), tag("ol", rest), class_="next", id="next", aria_label=name) if rest else None
+def _cut(found: Mapping[str, Any]) -> Iterator[Finding]:
+    """The reason that removed most, where the funnel keeps less than half."""
+    told = found["summary"]
+    came, kept = told["documents_in"], told["documents_kept"]
+    if not came or kept is None or 1 - kept / came < _CUT_SHARE:
+        return
+    reasons = [(count, reason, row["stage"]) for row in found["funnel"] for reason, count in row["removed"].items()]
+    count, reason, stage = max(reasons, default=(0, "", ""))
+    samples = [item["examples"].get(reason, []) for item in found["removed"] if item["stage"] == stage]
+    example = next((row["text"] for rows in samples for row in rows if row["text"]), "")
+    yield _finding(f"{share(1 - kept / came)} of the documents were removed",
+                   f"{count:,} of them by {stage}: {reason.replace('_', ' ')}", "/funnel/0", "corpus",
+                   counted(came - kept, "document"), example)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Views of energy and the footprint as the report tells them, and its two tables on them.
+"""Views of energy and the footprint as values.
 
 Every figure has an id below `energy.views.rows`, `energy.views.rates` and `energy.footprint.figures` of report.json.
 """
@@ -6,7 +6,7 @@ Every figure has an id below `energy.views.rows`, `energy.views.rates` and `ener
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,7 @@ from governance.energy.ledger import Interval
 from governance.energy.views import BY_TOKENS, WHOLE, Rate, Training, cumulative, data_work, rate, surviving, up_to
 from governance.files import read_lines
 from governance.manifest import Manifest
-from governance.reports.markup import UNKNOWN, Html, compact, energy, join, number, share, table, tag
-from governance.reports.origins import cite
 
-_VIEWS = {
-    "marginal": ("this checkpoint", "since the checkpoint before"),
-    "training": ("this training", "up to this checkpoint"),
-    "cumulative": ("with ancestors", f"their work, and data work {BY_TOKENS}"),
-    "cumulative_whole": ("with ancestors, data whole", "their work, and all of the data work"),
-    "fully_loaded": ("fully loaded", "every attempt under this root, wasted work too"),
-}
-NONE = "–"
 _UNPRICED = Rate(None, None, None)
 
 
@@ -224,121 +214,3 @@ def _nats_fallen(manifests: Sequence[Manifest], root: Path) -> float | None:
 
 def _joules(millijoules: int | None) -> float | None:
     return None if millijoules is None else millijoules / 1000
-
-
-def views_section(found: Mapping[str, Any]) -> Html | None:
-    """The last checkpoint in every view, its ancestors, and prices of a token, a document and a nat."""
-    views = found["energy"]["views"]
-    if views is None:
-        return None
-    rows = [
-        [
-            _VIEWS[name][0],
-            _amount(row["joules"], row["at_least"], energy),
-            _between(row["low"], row["high"], energy),
-            energy(row["wasted"]),
-            UNKNOWN if row["per_token"]["joules"] is None else f"{compact(row['per_token']['joules'])} J",
-            _amount(row["carbon"]["value"], row["at_least"] or row["carbon"]["at_least"], grams),
-            _VIEWS[name][1],
-        ]
-        for name, row in views["rows"].items()
-    ]
-    head = ["view", "energy", "from, to", "of that wasted", "a token", "CO2e, location-based", "what is in it"]
-    title = "What it cost" if views["step"] is None else f"What the checkpoint of step {number(views['step'])} cost"
-    parts = [
-        [tag("code", part["artifact"]), part["kind"], share(part["share"]), energy(part["joules"]), part["from"]]
-        for part in views["parts"]
-    ]
-    rates = views["rates"]
-    prices = [
-        f"Data work for each of {number(rates['documents'])} documents kept: {_price(rates['per_document'])}.",
-        f"Training for each nat that its loss fell ({compact(rates['nats'])} nats): {_price(rates['per_nat'])}.",
-    ]
-    cited = cite(found, "/energy/views")
-    gaps = "Not in these figures, for there is no record of it: " + ", ".join(views["missing"])
-    return join([
-        table(title, head, rows, numeric=(1, 2, 3, 4, 5), cites=[cited] * len(rows)),
-        tag("p", " ".join(prices), class_="note"),
-        tag("p", gaps, class_="note") if views["missing"] else None,
-        table("What is in it, by tokens used", ["artifact", "kind", "share", "energy", "from"], parts, numeric=(2, 3),
-              cites=[cited] * len(parts))
-        if parts
-        else None,
-    ])  # fmt: skip
-
-
-def footprint_section(found: Mapping[str, Any]) -> Html:
-    """Each figure in three scenarios, with the sources and years of its factors, or what to set."""
-    told = found["energy"]["footprint"]
-    rows = []
-    known = [figure for figure in told["figures"].values() if figure["value"] is not None]
-    for figure in known:
-        write = grams if figure["unit"].startswith("g CO2e") else _in_unit(figure["unit"])
-        low, high = (NONE if figure[name] is None else write(figure[name]) for name in ("low", "high"))
-        needs = ", ".join(need.replace("energy.factors.", "") for need in figure["needs"])
-        rows.append([
-            figure["name"], _amount(figure["value"], figure["at_least"], write), low, high,
-            [", ".join(figure["factors"]), tag("b", f" not set: {needs}") if needs else None],
-        ])  # fmt: skip
-    factors = [
-        [
-            tag("code", name),
-            UNKNOWN if factor["value"] is None else f"{compact(factor['value'])} {factor['unit']}",
-            _between(factor["low"], factor["high"], compact) if factor["low"] is not None else NONE,
-            str(factor["year"]),
-            factor["source"],
-        ]
-        for name, factor in told["factors"].items()
-    ]
-    unset = [figure for figure in told["figures"].values() if figure["value"] is None]
-    lacking = "; ".join(f"{figure['name']} ({', '.join(figure['needs'])})" for figure in unset)
-    place = f" Country: {told['country']}." if told["country"] else ""
-    note = (
-        f"CO2e rests on {told['basis']}. Boundary: {told['boundary']}. Of SCI: {told['boundary_of_sci']}. Low and high"
-        f" multiply the meter's bounds and those of each factor: scenarios, no confidence interval. Location-based,"
-        f" market-based: GHG Protocol, Scope 2 Guidance (2015). What is not set is unknown, not zero; it is set in"
-        f" [energy.factors] of the configuration.{place}"
-    )
-    cited = cite(found, "/energy/footprint")
-    head = ["factor", "value", "from, to", "year", "source"]
-    return join([
-        table("Footprint", ["figure", "central", "low", "high", "reckoned with"], rows, numeric=(1, 2, 3),
-              cites=[cited] * len(rows)),
-        table("Factors of the footprint", head, factors, numeric=(1, 2), cites=[cited] * len(factors))
-        if factors
-        else None,
-        tag("p", f"Not computed, for want of a factor: {lacking}.", class_="note") if unset else None,
-        tag("p", note, class_="note"),
-    ])  # fmt: skip
-
-
-def _in_unit(unit: str) -> Callable[[float | None], str]:
-    return lambda value: UNKNOWN if value is None else f"{compact(value)} {unit}"
-
-
-def grams(value: float | None) -> str:
-    """Grams, kilograms or tonnes."""
-    if value is None:
-        return UNKNOWN
-    for limit, unit in ((1e6, "t"), (1e3, "kg")):
-        if abs(value) >= limit:
-            return f"{value / limit:,.3g} {unit}"
-    return f"{value:.3g} g"
-
-
-def _amount(value: float | None, at_least: bool, write: Callable[[float | None], str]) -> str:
-    if value is None:
-        return UNKNOWN
-    return f"at least {write(value)}" if at_least else write(value)
-
-
-def _between(low: float | None, high: float | None, write: Callable[[float | None], str]) -> str:
-    if low is None:
-        return UNKNOWN
-    return f"{write(low)} to {write(high)}" if high is not None else f"at least {write(low)}"
-
-
-def _price(price: Mapping[str, float | None]) -> str:
-    if price["joules"] is None:
-        return UNKNOWN
-    return f"{compact(price['joules'])} J ({_between(price['low'], price['high'], compact)})"

@@ -8,17 +8,42 @@ from typing import Any
 
 from governance.lineage_drawing import Box, draw_boxes
 from governance.manifest import SOURCES
-from governance.reports.markup import UNKNOWN, Html, digest, foreign, join, number, size, tag, visible
-from governance.reports.origins import cite
+from governance.reports.markup import UNKNOWN, Html, digest, fold, foreign, join, number, size, tag, visible
+from governance.reports.origins import cite_each
 
 _INPUTS_SHOWN = 25
 _SOURCES_SHOWN = 6  # boxes of sources in the drawing; the rest are one box
 
 
 def lineage(found: Mapping[str, Any]) -> Html:
-    """From each source file to the last checkpoint: every artifact with its digest, and what it was made from."""
+    """The way from the sources to the last checkpoint in a line; the graph and every artifact in words folded."""
+    rows = found["lineage"]
+    cited = cite_each(found, "/lineage", len(rows))
+    return join([
+        _strip(found, cited),
+        fold(f"Lineage as a graph, and all {len(rows)} artifacts with their inputs", _drawing(found),
+             tag("h4", "The same in words", cited), tag("ol", _in_words(found), class_="rail")),
+    ])  # fmt: skip
+
+
+def _strip(found: Mapping[str, Any], cited: Html) -> Html | None:
+    """Sources, stages and the last checkpoint as chips in the order of the run."""
+    boxes, _ = _boxes(found)
+    if not boxes:
+        return None
+    chips = [
+        tag("li", tag("b", foreign(box.title)), tag("span", foreign(box.lines[0])), class_=box.kind)
+        for kind in ("source", "made", "child")
+        for box in boxes.values()
+        if box.kind == kind
+    ]
+    title = tag("figcaption", tag("b", "From the sources to the last checkpoint"), cited)
+    return tag("figure", title, tag("ol", chips, class_="strip"), class_="chart")
+
+
+def _in_words(found: Mapping[str, Any]) -> list[Html]:
     items = []
-    for index, row in enumerate(found["lineage"]):
+    for row in found["lineage"]:
         shown = [
             tag("li", "from ", item["stage"], " ", digest(item["digest"]), " ", foreign(item["path"]))
             for item in row["inputs"][:_INPUTS_SHOWN]
@@ -27,30 +52,24 @@ def lineage(found: Mapping[str, Any]) -> Html:
         if rest > 0:
             shown.append(tag("li", f"and {rest:,} more inputs, listed in the manifest"))
         about = f"{row['files']:,} files, {size(row['bytes'])}, finished {row['finished'] or UNKNOWN}"
-        made = tag("li", f"{row['path']}: {about}", cite(found, f"/lineage/{index}"))
+        made = tag("li", f"{row['path']}: {about}")
         items.append(tag("li", tag("b", row["stage"]), digest(row["digest"]), tag("ul", [made, *shown])))
     last = (found["training"] or {}).get("stats", {}).get("checkpoint")
     if last:
         path = tag("ul", tag("li", str(last.get("path"))))
         items.append(tag("li", tag("b", "last checkpoint"), digest(str(last.get("digest", ""))), path))
-    note = "Each artifact names the digests of what it was made from. The full digest stands in the title of each."
-    return join([
-        tag("p", note, class_="note"),
-        _drawing(found),
-        tag("h3", "The same in words"),
-        tag("ol", items, class_="rail"),
-    ])  # fmt: skip
+    return items
 
 
 def _drawing(found: Mapping[str, Any]) -> Html | None:
     boxes, edges = _boxes(found)
     if not boxes:
         return None
-    told = f"Lineage: {len(boxes)} boxes from the source files at the top to what was made last; the list below says it"
+    told = f"Lineage: {len(boxes)} boxes, source files at the top; the list below says the same in words"
     drawn = Html(draw_boxes(boxes, edges, told, inline=True))
     box = tag("div", drawn, class_="scroll", tabindex="0", role="region", aria_label="Lineage as a drawing")
     return tag("figure", tag("figcaption", tag("b", "What was made from what"), " ",
-                             tag("span", "a line that longer ways imply is left out", class_="unit")), box)  # fmt: skip
+                             tag("span", "edges that longer paths imply are left out", class_="unit")), box)  # fmt: skip
 
 
 def _boxes(found: Mapping[str, Any]) -> tuple[dict[str, Box], set[tuple[str, str]]]:

@@ -15,6 +15,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\
 _VOID = frozenset({"meta", "br", "hr", "col"})
 
 UNKNOWN = "unknown"
+_FEW, _MIDDLE = 3, 5  # columns: so many fit on a telephone, on a narrow window
 
 
 class Html(str):
@@ -73,30 +74,59 @@ def digest(value: str) -> Html:
     return tag("code", value[:16], title=value) if value else Html("")
 
 
+ROWS_SHOWN = 10
+"""Rows of a table that are open; the whole of a longer one is folded below them."""
+
+
+def fold(summary: Child, *inner: Child, id_: str | None = None, open_: bool = False) -> Html:
+    """A part of the page that is closed until a reader opens it."""
+    return tag("details", tag("summary", summary), *inner, id=id_, open="" if open_ else None)
+
+
 def table(
     caption: str,
     head: Sequence[str],
     rows: Iterable[Sequence[Child]],
     numeric: Sequence[int] = (),
-    cites: Sequence[Html] = (),
+    cited: Html | None = None,
+    shown: int = ROWS_SHOWN,
 ) -> Html:
     """A table with a caption and headed columns; the first cell of a row heads it; `numeric` columns align right.
 
-    `cites`: for each row what links to its evidence, behind what heads it. On a narrow screen it scrolls by itself,
-    also with the keyboard; a last column of words keeps room to be read.
+    Ten rows are open; a longer table is folded below them and takes their place when it is unfolded. On a narrow screen
+    a row becomes a block with its columns' names beside its values (`--c2` to `--c9`), so that nothing is cut off.
+
+    Args:
+        caption: what the table holds.
+        head: names of the columns.
+        rows: cells.
+        numeric: columns of numbers.
+        cited: the mark that leads to the table's evidence.
+        shown: how many rows are open.
     """
-
-    def cell(index: int, child: Child) -> Html:
-        kind = "n" if index in numeric else "wide" if index == len(head) - 1 else None
-        return tag("th", child, scope="row", class_=kind) if index == 0 else tag("td", child, class_=kind)
-
-    cited = ([[first, cite], *rest] for (first, *rest), cite in zip(rows, cites, strict=True)) if cites else rows
-    body = [tag("tr", [cell(index, child) for index, child in enumerate(row)]) for row in cited]
+    body = list(rows)
     if not body:
         return tag("p", f"{caption}: none.", class_="none")
+    if len(body) <= shown:
+        return _grid([caption, cited], head, body, numeric)
+    first = _grid(
+        [caption, tag("span", f" {shown} of {len(body):,}", class_="unit"), cited], head, body[:shown], numeric
+    )
+    whole = _grid([caption, cited], head, body, numeric)
+    return tag("div", first, fold(f"All {len(body):,} rows", whole), class_="rows")
+
+
+def _grid(caption: Child, head: Sequence[str], rows: Sequence[Sequence[Child]], numeric: Sequence[int]) -> Html:
+    def cell(index: int, child: Child) -> Html:
+        kind = "n" if index in numeric else None
+        return tag("th", child, scope="row") if index == 0 else tag("td", child, class_=kind)
+
+    body = [tag("tr", [cell(index, child) for index, child in enumerate(row)]) for row in rows]
     header = [tag("th", name, scope="col", class_="n" if index in numeric else None) for index, name in enumerate(head)]
-    inner = tag("table", tag("caption", caption), tag("thead", tag("tr", header)), tag("tbody", body))
-    return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption)
+    names = ";".join(f"--c{index + 1}:'{name}'" for index, name in enumerate(head) if index)
+    width = "few" if len(head) <= _FEW else "mid" if len(head) <= _MIDDLE else "many"
+    return tag("table", tag("caption", caption), tag("thead", tag("tr", header)), tag("tbody", body),
+               class_=width, style=names or None)  # fmt: skip
 
 
 def number(value: float | None, digits: int | None = None) -> str:
@@ -131,12 +161,27 @@ def size(value: int | None) -> str:
 
 
 def energy(joules: float | None) -> str:
-    """Joules up to 1 MJ, then kilowatt-hours."""
+    """Joules as watt-hours: 0.234 Wh, 1.2 kWh."""
     if joules is None:
         return UNKNOWN
-    if abs(joules) >= 1e6:
-        return f"{joules / 3.6e6:,.3g} kWh" if joules < 3.6e9 else f"{joules / 3.6e6:,.0f} kWh"
-    return f"{joules:,.3g} J" if abs(joules) < 1000 else f"{joules / 1000:,.3g} kJ"
+    value = joules / 3600
+    for unit in ("Wh", "kWh", "MWh"):
+        if abs(value) < 1000 or unit == "MWh":
+            break
+        value /= 1000
+    return f"{value:,.3g} {unit}" if abs(value) < 1000 else f"{value:,.0f} {unit}"
+
+
+def kilowatt_hours(joules: float | None) -> str:
+    """Joules as kilowatt-hours, whatever their size: 0.000234 kWh, 1,250 kWh."""
+    if joules is None:
+        return UNKNOWN
+    value = joules / 3.6e6
+    if value and abs(value) < 1e-6:
+        return f"{value:.2e} kWh"
+    return (
+        f"{float(f'{value:.3g}'):.10f}".rstrip("0").rstrip(".") + " kWh" if abs(value) < 1000 else f"{value:,.0f} kWh"
+    )
 
 
 def share(value: float | None) -> str:

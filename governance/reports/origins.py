@@ -17,7 +17,7 @@ from governance.reports.markup import Html, tag
 
 LISTED = 300
 """Pieces of evidence that the page lists; report.json holds all."""
-_SHOWN = 2  # evidence ids beside a number; the rest are behind a link to the section
+_IDS, _KEYS = 12, 3  # ids and keys that a mark says when it is hovered; report.json has all
 
 Origin = dict[str, Any]
 _ENERGY_SUMMARY = ("energy_", "carbon_")
@@ -48,12 +48,14 @@ def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
     stages("lineage", "inputs, outputs, run")
     for index, row in enumerate(found["counts"]):
         add(f"/counts/{index}", [by_stage.get(row["title"].partition(":")[0])], "stats")
+    add("/languages", [by_stage.get("clean"), by_stage.get("encode")], "outputs: features; stats.by_language")
     add("/kept", [by_stage.get("redact")], "outputs: documents")
     add("/quarantined", [by_stage.get("ingest")], "outputs: quarantine")
     for index, row in enumerate(found["sources"]):
         add(f"/sources/{index}", [by_stage.get("ingest"), *_last_of(found, by_stage)], f"stats.by_source.{row['name']}")
     add("/checks", [tables.get("results.json"), by_stage.get("audit")], "gate, subject")
     add("/gates", [by_stage.get("audit")], "config.policy.gate")
+    add("/people", [by_stage.get("audit")], "config.policy.people")
     add("/representation", [tables.get("representation.json")], "", "copied")
     add("/bias", [tables.get("tables.json")], "", "copied")
     for stage in found["tokens"]:
@@ -92,6 +94,7 @@ def _training(found: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage
     add("/training/config", [train], "config", "copied")
     add("/training/execution", [train], "run.execution", "copied")
     add("/training/curves", record, "step, validation")
+    add("/training/validation", record, "validation.by_source, validation.by_language")
     add("/training/attempts", record, "attempt")
     for index, _ in enumerate(found["training"]["checkpoints"]):
         add(f"/training/checkpoints/{index}", kinds.get("checkpoint", [])[index : index + 1], "config, outputs")
@@ -141,29 +144,17 @@ def origin_of(found: Mapping[str, Any], place: str) -> Origin:
 
 
 def cite(found: Mapping[str, Any], *places: str) -> Html:
-    """Links from a number, or its row, to the evidence that it was read from."""
+    """The quiet mark of a table or a figure: its evidence by ids when it is hovered, a link to the first of them."""
     chosen = [origin_of(found, place) for place in places]
     ids = list(dict.fromkeys(name for origin in chosen for name in origin["from"]))
-    key = "; ".join(dict.fromkeys(origin["key"] for origin in chosen if origin["key"]))
-    shown = [
-        tag(
-            "a",
-            name,
-            href=f"#{name}" if int(name[1:]) <= LISTED else "#evidence",
-            class_="ev",
-            title=key or None,
-            aria_label=f"evidence {name}",
-        )
-        for name in ids[:_SHOWN]
-    ]
-    rest = len(ids) - len(shown)
-    if rest > 0 or not ids:
-        shown.append(tag("a", f"+{rest}" if rest > 0 else "none", href="#evidence", class_="ev",
-                         aria_label=f"{max(rest, 0)} more pieces of evidence"))  # fmt: skip
-    return tag("span", " ", [[link, " "] for link in shown], class_="evs")
+    if not ids:
+        return Html("")
+    keys = "; ".join(list(dict.fromkeys(origin["key"] for origin in chosen if origin["key"]))[:_KEYS])
+    told = f"Evidence: {', '.join(ids[:_IDS])}{f' and {len(ids) - _IDS} more' if len(ids) > _IDS else ''}"
+    return tag("a", "E", href=f"#{ids[0]}" if int(ids[0][1:]) <= LISTED else "#evidence", class_="ev",
+               title=f"{told} ({keys})" if keys else told, aria_label=told)  # fmt: skip
 
 
-def cited(found: Mapping[str, Any], *places: str) -> Html | None:
-    """The line below a section's title: what its numbers are from, where no row says it more closely."""
-    known = any(origin_of(found, place)["from"] for place in places)
-    return tag("p", "Evidence:", cite(found, *places), class_="cited") if known else None
+def cite_each(found: Mapping[str, Any], place: str, count: int) -> Html:
+    """The mark of a table whose rows are from different evidence: `place`/0, `place`/1, ..."""
+    return cite(found, *(f"{place}/{index}" for index in range(count)))

@@ -25,11 +25,14 @@ from governance.reports.page import page
 from governance.reports.samples import Mask, mask
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 10
+VERSION = 11
 
 
 class ReportSection(Section):
-    """What decides a report beside the artifacts."""
+    """What decides a report besides the artifacts."""
+
+    name: str = ""
+    """Of the run, as its page is headed: as a rule that of the root's folder."""
 
     verdict_sha256: str
     """The hash of the verdict's content, signer and subjects included."""
@@ -49,6 +52,7 @@ def report(
     rules: Mask = mask,
     factors: Factors | None = None,
     begun: str = "",
+    name: str = "",
 ) -> Manifest:
     """Write report.html and report.json about these artifacts and this verdict.
 
@@ -60,6 +64,7 @@ def report(
         rules: mask personal data in examples; without them only addresses of e-mail and runs of digits are masked.
         factors: what turns energy into carbon and water (`governance.reports.energy.look_up`).
         begun: folder below the root of a training that was begun and is not finished; counts without `train` alone.
+        name: of the run, the title of its page.
 
     Raises:
         ManifestError: a shard, the audit or the ledger cannot be read.
@@ -67,6 +72,7 @@ def report(
     record = root / begun / RECORD
     begun = begun if begun and "train" not in artifacts and record.is_file() else ""
     section = ReportSection(
+        name=name,
         verdict_sha256=sha256_bytes(canonical_json(verdict)),
         factors=factors or Factors(),
         begun=begun,
@@ -74,7 +80,7 @@ def report(
     )
 
     def make(folder: Path) -> Made:
-        found = facts(artifacts, verdict, root, rules, section.factors, section.begun)
+        found = facts(artifacts, verdict, root, rules, section.factors, section.begun, name=section.name)
         write_json(folder / "report.json", found)
         write_text(folder / "report.html", page(found))
         files = [folder / "report.html", folder / "report.json"]

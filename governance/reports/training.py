@@ -50,9 +50,25 @@ def training_facts(train: Manifest, root: Path) -> dict[str, Any]:
         "device": starts[-1].get("device") if starts else None,
         "flops_per_token": flops,
         "flops": None if flops is None or tokens is None else flops * tokens,
+        "validation": {by: _groups(validations, f"by_{by}") for by in ("source", "language")},
         "curves": {name: thin(points) for name, points in curves.items()},
         "checkpoints": checkpoints(train, root),
     }
+
+
+def _groups(lines: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Validation of each source or language: its last figures, and its loss and bits per byte by step.
+
+    The group with most validation tokens comes first.
+    """
+    names = {name for line in lines for name in line.get(key, {})}
+    rows = []
+    for name in names:
+        mine = [{"step": line["step"], **line[key][name]} for line in lines if name in line.get(key, {})]
+        curves = {field: thin(_curve(mine, field)) for field in ("loss", "bits_per_byte")}
+        last = {field: mine[-1].get(field) for field in ("loss", "loss_stderr", "bits_per_byte", "tokens")}
+        rows.append({"name": name, **last, "curves": curves})
+    return sorted(rows, key=lambda row: (-(row["tokens"] or 0), row["name"]))
 
 
 def _by_step(lines: Sequence[Mapping[str, Any]], event: str) -> list[Mapping[str, Any]]:

@@ -1,0 +1,100 @@
+"""The verdict in words: its reason, who signed it and whether a person approved, and under whose rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from governance.reports.first_look import closing, counted
+from governance.reports.markup import number
+
+_LICENCES = "licences.allowed"
+_SHOWN = 3  # reasons, and sources of one
+_PLAIN = {
+    "PASS": "Every critical gate passed. The corpus may be trained on.",
+    "WAIVED": "The corpus may be trained on: the owners of the gates that failed have waived them.",
+    "BLOCK": "A critical gate failed. The corpus may not be trained on.",
+    "INCONCLUSIVE": "A critical gate had too little to judge by, which is not a pass.",
+    "ERROR": "A check could not be carried out, which is not a pass.",
+    "NOT_RUN": "A gate has no result, which is not a pass.",
+}
+
+
+def meaning(found: Mapping[str, Any]) -> str:
+    """What the verdict means for the corpus."""
+    word = found["summary"]["verdict"]
+    told = _PLAIN.get(word, "This verdict is not known to this release.")
+    untouched = word not in ("PASS", "WAIVED") and not found["training"] and not found["begun"]
+    return f"{told} Nothing was trained." if untouched else told
+
+
+def reasons(found: Mapping[str, Any]) -> list[str]:
+    """Why the gate is closed, or with what exception it is open, a sentence each."""
+    word = found["summary"]["verdict"]
+    if word in ("PASS", "WAIVED"):
+        return list(_open_reasons(found))
+    by_gate: dict[str, list[Mapping[str, Any]]] = {}
+    for row in closing(found):
+        by_gate.setdefault(str(row.get("gate")), []).append(row)
+    told = [sentence for gate, rows in by_gate.items() for sentence in _closed(found, gate, rows)]
+    more = [f"{counted(len(told) - _SHOWN, 'more reason')} below."] if len(told) > _SHOWN else []
+    return [*(told[:_SHOWN] or ["No verdict names a reason."]), *more]
+
+
+def _open_reasons(found: Mapping[str, Any]) -> Iterator[str]:
+    counts = found["verdict"].get("summary") or {}
+    others = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items()) if status != "pass" and count)
+    yield f"{counted(counts.get('pass', 0), 'check')} passed" + (f"; {others}." if others else "; none failed.")
+    for waiver in found["verdict"].get("waivers", [])[:_SHOWN]:
+        yield f"Waived: {waiver.get('gate')} by {waiver.get('approver')} until {waiver.get('expires')}."
+
+
+def _closed(found: Mapping[str, Any], gate: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    whose = _whose(found, str(rows[0].get("owner")))
+    refused = [row for row in found["sources"] if "licence" in row["fate"] and row["documents_kept"]]
+    if gate == _LICENCES and refused:
+        for row in refused[:_SHOWN]:
+            yield (
+                f"Source {row['name']}: licence {row['licence']} is not allowed by the policy, on "
+                f"{counted(row['documents_kept'], 'document')} of the corpus. {whose}"
+            )
+        return
+    detail = "; ".join(part for part in str(rows[0].get("detail") or "").split("; ") if part)
+    more = f" and {counted(len(rows) - 1, 'more result')}" if len(rows) > 1 else ""
+    yield f"{gate} on {rows[0].get('subject')}{more}: {detail or rows[0].get('status')}. {whose}"
+
+
+def _whose(found: Mapping[str, Any], owner: str) -> str:
+    people = found["owners"].get(owner, [])
+    return f"Decision: {owner} ({', '.join(map(str, people))})." if people else f"Decision: {owner}."
+
+
+def signer(found: Mapping[str, Any]) -> str:
+    """Who signed, and whether a person approved."""
+    given = found["verdict"]
+    if not given.get("signed_at"):
+        return "Not signed."
+    when = str(given["signed_at"]).replace("T", " ").replace("Z", " UTC")
+    if not found["people"]:
+        return f"Signed by the account that ran it, {when}; no person has approved."
+    approvers = sorted({str(waiver.get("approver")) for waiver in given.get("waivers", [])})
+    by = f"waivers by {', '.join(approvers)}" if approvers else "no waiver or approval was needed"
+    return f"Signed by the gate's key, {when}; {by}; the policy names {counted(found['people'], 'person', 'people')}."
+
+
+def rules(found: Mapping[str, Any]) -> str:
+    """The policy with its strength, and whether it is a site's."""
+    given = found["verdict"].get("policy") or {}
+    known = found["summary"].get("policy") or {}
+    words = known.get("words") or f"policy {given.get('name', 'unknown')}"
+    site = found["verdict"].get("site")
+    name = site.get("name") if isinstance(site, Mapping) else site
+    under = f"under the site's policy {name}" if name else "not under a site's policy"
+    return f"{words[:1].upper()}{words[1:]}, {under}."
+
+
+def expiry(found: Mapping[str, Any]) -> str:
+    """When the verdict ends, and what it covers."""
+    given = found["verdict"]
+    names = len(given.get("subjects") or {})
+    return f"until {str(given.get('expires', 'unknown'))[:10]}, for {number(names)} signed names"
