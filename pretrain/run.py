@@ -304,8 +304,7 @@ def _reported(run: Run, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest
     except (GateClosed, MissingInput, CheckpointError) as error:  # what it asks or goes on from may be gone since
         get_logger(__name__).warning("the report has no training: %s", str(error).splitlines()[0])
     factors = look_up(run.config.energy.factors, run.folder, runtime.root)
-    name = runtime.root.resolve().name
-    return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun, name)
+    return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun)
 
 
 def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) -> Path:

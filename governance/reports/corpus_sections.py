@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from governance.reports.bars import STYLES, Bar, bars, key
+from governance.reports.first_look import counted
 from governance.reports.markup import Html, compact, fold, foreign, join, number, share, size, table, tag
 from governance.reports.origins import cite, cite_each
 
@@ -130,10 +131,10 @@ def _by_count(removed: Mapping[str, int]) -> list[tuple[str, int]]:
 def _removed_table(found: Mapping[str, Any]) -> Html:
     rows = found["funnel"]
     lines = [
-        (count, [foreign(reason.replace("_", " ")), row["stage"], number(count), share(count / (row["documents_in"] or 1))])
-        for row in rows
+        (count, [foreign(reason.replace("_", " ")), row["stage"], number(count), share(count / came)])
+        for row, came in ((row, row["documents_in"] or 1) for row in rows)
         for reason, count in _by_count(row["removed"])
-    ]  # fmt: skip
+    ]
     lines.sort(key=lambda line: -line[0])
     head = ["reason", "removed by", "documents", "share"]
     return table("Why documents were removed", head, [line for _, line in lines], numeric=(2, 3),
@@ -191,7 +192,7 @@ def sources(found: Mapping[str, Any]) -> Html:
             number(row["documents_in"]),
             number(row["documents_kept"]),
             size(row["bytes_kept"]),
-            tag("span", row["fate"], class_=f"pill {'good' if row['fate'] == 'kept' else 'bad'}"),
+            tag("span", _fate(row), class_=f"pill {'good' if row['fate'] == 'kept' else 'bad'}"),
         ]
         for row in order
     ]
@@ -204,6 +205,12 @@ def sources(found: Mapping[str, Any]) -> Html:
     ])  # fmt: skip
 
 
+def _fate(row: Mapping[str, Any]) -> str:
+    """What became of a source; one that the policy refuses may be in the corpus all the same."""
+    refused = row["fate"] != "kept" and row["documents_kept"]
+    return "not allowed, in the corpus" if refused else str(row["fate"])
+
+
 def checks(found: Mapping[str, Any]) -> Html:
     """Checks that did not pass in a table, those that passed folded."""
     rows = found["checks"]
@@ -213,7 +220,7 @@ def checks(found: Mapping[str, Any]) -> Html:
     others = [row for row in rows if row not in passed]
     count = sum(row["status"] == "pass" and not row["waived"] for row in found["checks"])
     gates = len({row["gate"] for row in passed})
-    told = f"{number(count)} {'check' if count == 1 else 'checks'} passed, of {gates:,} {'gate' if gates == 1 else 'gates'}"
+    told = f"{counted(count, 'check')} passed, of {counted(gates, 'gate')}"
     return join([
         _checks_table(found, "Checks that did not pass", others) if others else None,
         fold(told, _checks_table(found, "Checks that passed", passed)) if passed else None,
@@ -226,11 +233,7 @@ def _checks_table(found: Mapping[str, Any], title: str, rows: Sequence[Mapping[s
         gate = found["gates"][row["gate"]]
         observed = compact(row["observed"]) if isinstance(row["observed"], (int, float)) else row["observed"]
         subject = tag("span", foreign(str(row["subject"])), class_="note")
-        why = (
-            [gate["why"], tag("br"), tag("span", foreign(row["detail"]), class_="note")]
-            if row["detail"]
-            else gate["why"]
-        )
+        detail = [tag("br"), tag("span", foreign(row["detail"]), class_="note")] if row["detail"] else None
         lines.append([
             [tag("code", row["gate"]), tag("br"), subject],
             pill("waived" if row["waived"] else row["status"]),
@@ -238,7 +241,7 @@ def _checks_table(found: Mapping[str, Any], title: str, rows: Sequence[Mapping[s
             gate["threshold"],
             f"{number(row['rows'])} ({number(row['unexpected'])} unexpected)",
             f"{gate['owner']}, {gate['severity']}",
-            why,
+            [gate["why"], detail],
         ])  # fmt: skip
     head = ["gate and subject", "status", "observed", "threshold", "rows", "owner, severity", "why"]
     return table(title, head, lines, numeric=(2,), cited=cite(found, "/checks"))

@@ -101,6 +101,7 @@ def _personal_data(redact: Manifest) -> Iterator[Table]:
         rows.append((kind, actions.get(kind, ""), count, ", ".join(told)))
     looked, having = len(stats.get("findings", {})), stats.get("documents_with_findings", 0)
     note = (
-        f"{number(having)} documents hold any, of {number(stats.get('documents_in', 0))}; {looked} types were sought."
+        f"{number(having)} of {number(stats.get('documents_in', 0))} documents hold any. "
+        f"{looked} structured types were sought; names and places are not among them."
     )
     yield _table("redact: personal data found", ["type", "what was done", "found", "in sources"], rows, note)

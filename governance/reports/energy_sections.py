@@ -98,13 +98,26 @@ def energy_folded(found: Mapping[str, Any]) -> Iterator[Html]:
     yield fold(
         "Energy in joules, by stage, phase and cause",
         facts_list(pairs, cite(found, "/energy/total")),
-        table("Energy by stage", head, lines, numeric=(1, 3, 4, 5), shown=20,
-              cited=cite_each(found, "/energy/stages", len(lines))),
-        table("Energy by phase", ["phase", "all attempts", "of that wasted"], phases, numeric=(1, 2),
-              cited=cite(found, "/energy/phases")),
-        table("Wasted, by cause", ["cause", "energy"], wasted, numeric=(1,), cited=cite(found, "/energy/wasted_by_cause")),
+        table(
+            "Energy by stage",
+            head,
+            lines,
+            numeric=(1, 3, 4, 5),
+            shown=20,
+            cited=cite_each(found, "/energy/stages", len(lines)),
+        ),
+        table(
+            "Energy by phase",
+            ["phase", "all attempts", "of that wasted"],
+            phases,
+            numeric=(1, 2),
+            cited=cite(found, "/energy/phases"),
+        ),
+        table(
+            "Wasted, by cause", ["cause", "energy"], wasted, numeric=(1,), cited=cite(found, "/energy/wasted_by_cause")
+        ),
         [tag("h4", "Without a meter"), tag("ul", missing, class_="note")] if missing else None,
-    )  # fmt: skip
+    )
     if data["views"] is not None:
         yield fold("Energy of the last checkpoint, from the narrowest to the widest boundary", views_section(found))
     if data["footprint"]["factors"]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,25 @@ _OF_TOKENS = ("tokenizer", "encode", "pack")
 _COUNTS = ("documents_in", "documents_kept", "bytes_in", "bytes_kept")
 
 
+@dataclass(frozen=True)
+class Given:
+    """What decides a report besides artifacts and verdict."""
+
+    factors: Factors | None = None
+    """What turns energy into carbon and water."""
+    begun: str = ""
+    """Folder of a training that is not finished; "": there is none."""
+    name: str = ""
+    """Of the run, as people call it."""
+
+
 def facts(
     artifacts: Mapping[str, Manifest],
     verdict: Mapping[str, Any],
     root: Path,
     rules: Mask = mask,
-    factors: Factors | None = None,
-    begun: str = "",
+    given: Given | None = None,
     stated: Sequence[Entry] | None = None,
-    name: str = "",
 ) -> dict[str, Any]:
     """Everything that the page shows.
 
@@ -53,30 +64,29 @@ def facts(
         verdict: the signed decision's content.
         root: the artifacts' root.
         rules: mask personal data in examples.
-        factors: make a footprint of energy.
-        begun: the folder of a training that is not finished; "": there is none.
+        given: what else decides a report.
         stated: the evidence of a report that stands: then files that grow are read as far as it read them.
-        name: of the run, as people call it.
 
     Raises:
         ManifestError: an artifact's file cannot be read.
     """
     manifests = in_order(artifacts)
-    entries = gather(manifests, verdict, root, stated, begun)
+    given = given or Given()
+    entries = gather(manifests, verdict, root, stated, given.begun)
     with as_of(root, entries) as then:
-        return _facts(artifacts, verdict, (root, then), (rules, factors, begun, name), entries)
+        return _facts(artifacts, verdict, (root, then), (rules, given), entries)
 
 
 def _facts(
     artifacts: Mapping[str, Manifest],
     verdict: Mapping[str, Any],
     places: tuple[Path, Path],
-    given: tuple[Mask, Factors | None, str, str],
+    asked: tuple[Mask, Given],
     entries: Sequence[Entry],
 ) -> dict[str, Any]:
-    """`places`: the artifacts' root, and where the files that grow are as they were; `given`: as `facts` takes them."""
+    """`places`: the artifacts' root, and where the files that grow are as they were; `asked`: as `facts` takes them."""
     manifests, (root, then), running = in_order(artifacts), places, running_of(entries)
-    rules, factors, begun, name = given
+    rules, (factors, begun, name) = asked[0], (asked[1].factors, asked[1].begun, asked[1].name)
 
     def alive(line: Mapping[str, Any]) -> bool:
         return line["interval"] in running

@@ -169,14 +169,20 @@ def _differences(found: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]
 
 
 def _sources(found: Mapping[str, Any]) -> Iterator[Finding]:
-    gone = [row for row in found["sources"] if row["fate"] != "kept"]
+    gone = [row for row in found["sources"] if row["fate"] != "kept" and not row["documents_kept"]]
     if gone:
         told = [
             f"{row['name']} ({row['fate']}{' ' + row['licence'] if 'licence' in row['fate'] else ''})" for row in gone
         ]
         documents = sum(row["documents_in"] for row in gone)
-        yield _finding(f"{counted(len(gone), 'source')} of {len(found['sources']):,} not in the corpus", _few(told),
-                       "/sources", "sources", counted(documents, "document"), _removed_example(found, gone))  # fmt: skip
+        yield _finding(
+            f"{counted(len(gone), 'source')} of {len(found['sources']):,} not in the corpus",
+            _few(told),
+            "/sources",
+            "sources",
+            counted(documents, "document"),
+            _removed_example(found, gone),
+        )
 
 
 def _removed_example(found: Mapping[str, Any], gone: Sequence[Mapping[str, Any]]) -> str:

@@ -28,8 +28,16 @@ def footprint_section(found: Mapping[str, Any]) -> Html:
             continue
         write = grams if figure["unit"].startswith("g CO2e") else _in_unit(figure["unit"])
         low, high = (NONE if figure[name] is None else write(figure[name]) for name in ("low", "high"))
-        rows.append([figure["name"], _amount(figure["value"], figure["at_least"], write), low, high,
-                     ", ".join(figure["factors"]) or "measured"])  # fmt: skip
+        needs = ", ".join(need.replace("energy.factors.", "") for need in figure["needs"])
+        rows.append(
+            [
+                figure["name"],
+                _amount(figure["value"], figure["at_least"], write),
+                low,
+                high,
+                (", ".join(figure["factors"]) or "measured") + (f"; not set: {needs}" if needs else ""),
+            ]
+        )
     unset = [figure for figure in told["figures"].values() if figure["value"] is None]
     lacking = ", ".join(
         dict.fromkeys(need.replace("energy.factors.", "") for figure in unset for need in figure["needs"])
@@ -39,7 +47,7 @@ def footprint_section(found: Mapping[str, Any]) -> Html:
     return join([
         table("Footprint of the whole run", ["figure", "central", "low", "high", "computed with"], rows,
               numeric=(1, 2, 3), cited=cited),
-        tag("p", f"{told['basis'][:1].upper()}{told['basis'][1:]}.", class_="note") if told.get("basis") else None,
+        tag("p", f"CO2e rests on: {told['basis']}.", class_="note") if told.get("basis") else None,
         tag("p", note, class_="note") if unset else None,
     ])  # fmt: skip
 
@@ -65,10 +73,19 @@ def factors_table(found: Mapping[str, Any]) -> Html:
         f" is not set is unknown, not zero; it is set in [energy.factors] of the configuration.{place}"
     )
     head = ["factor", "value", "from, to", "year", "source"]
-    return join([
-        table("Factors of the footprint", head, factors, numeric=(1, 2), cited=cite(found, "/energy/footprint"), shown=20),
-        tag("p", note, class_="note"),
-    ])  # fmt: skip
+    return join(
+        [
+            table(
+                "Factors of the footprint",
+                head,
+                factors,
+                numeric=(1, 2),
+                cited=cite(found, "/energy/footprint"),
+                shown=20,
+            ),
+            tag("p", note, class_="note"),
+        ]
+    )
 
 
 def views_section(found: Mapping[str, Any]) -> Html | None:

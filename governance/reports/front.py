@@ -53,7 +53,7 @@ def _verdict(found: Mapping[str, Any]) -> Html:
 
 
 def _tiles(found: Mapping[str, Any]) -> Html:
-    told, total = found["summary"], found["energy"]["total"]
+    told = found["summary"]
     kept, came = told["documents_kept"], told["documents_in"]
     tiles = [
         _tile(found, f"Energy{', estimated' if found['energy']['estimated'] else ''}",
@@ -63,7 +63,7 @@ def _tiles(found: Mapping[str, Any]) -> Html:
               "energy_wasted_joules"),
         _tile(found, "Corpus", f"{number(kept)} documents",
               f"of {number(came)}{f' ({share(kept / came)})' if kept is not None and came else ''}, "
-              f"{size(told['bytes_kept'])}, {number(told['train_tokens'])} tokens to train on", "documents_kept",
+              f"{size(told['bytes_kept'])}, {number(told['train_tokens'])} tokens to train on, {number(told['validation_tokens'])} to validate", "documents_kept",
               "train_tokens"),
     ]  # fmt: skip
     if found["training"]:
@@ -96,7 +96,7 @@ def _carbon(found: Mapping[str, Any]) -> Html:
     if value is None:
         return _tile(found, "CO2e", UNKNOWN, "no grid intensity: set energy.factors", "energy_joules")
     between = f"{grams(low)} to {grams(high)}" if high is not None else f"at least {grams(low)}"
-    short = basis if len(basis) <= 70 else f"{basis[: basis.rfind(' ', 0, 70)]}…"
+    short = ": ".join(basis.partition("; ")[0].split(": ")[:2])  # without source and year
     return _tile(
         found, "CO2e, location-based", grams(value), [between, f"; {short}" if short else None], "carbon_grams"
     )

@@ -116,7 +116,11 @@ def _findings(found: Mapping[str, Any]) -> Html:
     head = ["group", "finding", "value (95 % interval)", "n", "q", *(["words and an example"] if with_words else [])]
     lines = [
         [
-            [tag("b", foreign(spaced(row["group"] or row["axis"]))), tag("br"), tag("span", foreign(place(row)), class_="note")],
+            [
+                tag("b", foreign(spaced(row["group"] or row["axis"]))),
+                tag("br"),
+                tag("span", foreign(place(row)), class_="note"),
+            ],
             foreign(says(row)),
             [f"{written(row)} ({bounds(row)})", _effect(row)],
             number(row["n"]) if row["n"] is not None else None,
@@ -124,7 +128,7 @@ def _findings(found: Mapping[str, Any]) -> Html:
             *([_case(row)] if with_words else []),
         ]
         for row in rows[:_MOST]
-    ]  # fmt: skip
+    ]
     return table(f"{len(rows):,} tested differences stand out, the gravest kind first", head, lines, numeric=(3, 4),
                  cited=cite(found, *(f"/bias/{suite}" for suite in standing_out(found["bias"]))), shown=4)  # fmt: skip
 

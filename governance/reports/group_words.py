@@ -75,7 +75,7 @@ def spaced(name: object) -> str:
 
 
 def distinct(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Without rows that say the same again: a filter that alone removed anything has its stage's and the total's ratio."""
+    """Without rows that repeat another: where one filter removed everything, its ratio is the total's."""
     seen, kept = set(), []
     for row in sorted(rows, key=lambda row: row["stage"] != _ALL):
         same = (*(row[name] for name in ("metric", "instrument", "language", "axis", "group", "against")), row["value"])

@@ -68,8 +68,16 @@ def _drawing(found: Mapping[str, Any]) -> Html | None:
     told = f"Lineage: {len(boxes)} boxes, source files at the top; the list below says the same in words"
     drawn = Html(draw_boxes(boxes, edges, told, inline=True))
     box = tag("div", drawn, class_="scroll", tabindex="0", role="region", aria_label="Lineage as a drawing")
-    return tag("figure", tag("figcaption", tag("b", "What was made from what"), " ",
-                             tag("span", "edges that longer paths imply are left out", class_="unit")), box)  # fmt: skip
+    return tag(
+        "figure",
+        tag(
+            "figcaption",
+            tag("b", "What was made from what"),
+            " ",
+            tag("span", "edges that longer paths imply are left out", class_="unit"),
+        ),
+        box,
+    )
 
 
 def _boxes(found: Mapping[str, Any]) -> tuple[dict[str, Box], set[tuple[str, str]]]:

@@ -75,6 +75,7 @@ def digest(value: str) -> Html:
 
 
 ROWS_SHOWN = 10
+_SPARE = 2  # rows too few to fold
 """Rows of a table that are open; the whole of a longer one is folded below them."""
 
 
@@ -107,7 +108,7 @@ def table(
     body = list(rows)
     if not body:
         return tag("p", f"{caption}: none.", class_="none")
-    if len(body) <= shown:
+    if len(body) <= shown + _SPARE:
         return _grid([caption, cited], head, body, numeric)
     first = _grid(
         [caption, tag("span", f" {shown} of {len(body):,}", class_="unit"), cited], head, body[:shown], numeric

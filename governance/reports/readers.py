@@ -63,19 +63,21 @@ def verdict(found: Mapping[str, Any]) -> Html:
     given = found["verdict"]
     policy, audit, tokens = (given.get(name) or {} for name in ("policy", "audit", "corpus"))
     counts = ", ".join(f"{count} {status}" for status, count in sorted((given.get("summary") or {}).items()))
-    known = found["summary"].get("policy") or {}
     pairs: list[tuple[str, Child]] = [
         ("Decision", tag("b", found["summary"]["verdict"])),
         ("Results", counts or "none"),
         ("Policy", [str(policy.get("name", UNKNOWN)), " ", digest(str(policy.get("digest", "")))]),
-        *([("Strength", str(known["strength"]))] if known.get("strength") else []),
+        *([("Strength", str(policy["strength"]))] if policy.get("strength") else []),
         ("Signature", signer(found)),
         ("Expires", str(given.get("expires", UNKNOWN))),
-        ("Key", digest(str(given.get("key_id", ""))) or UNKNOWN),
+        ("Key", tag("code", str(given.get("key_id", UNKNOWN)))),
         ("Submitted by", ", ".join(map(str, given.get("submitters", []))) or UNKNOWN),
-        ("Covers", [digest(str(tokens.get("digest", ""))), f" and {number(len(given.get('subjects') or {}))} signed names"]),
+        (
+            "Covers",
+            [digest(str(tokens.get("digest", ""))), f" and {number(len(given.get('subjects') or {}))} signed names"],
+        ),
         ("Audit", digest(str(audit.get("digest", ""))) or UNKNOWN),
-    ]  # fmt: skip
+    ]
     cited = cite(found, "/verdict")
     waivers = [
         [
@@ -102,13 +104,23 @@ def verdict(found: Mapping[str, Any]) -> Html:
         if (reason.get("gate"), reason.get("subject")) not in checked
     ]
     looser = [[foreign(str(line))] for line in policy.get("differences") or []]
-    return join([
-        facts_list(pairs, cited),
-        table("Reasons besides the checks", ["gate", "status", "owner, severity", "subject", "detail"], reasons, cited=cited, shown=5)
-        if reasons
-        else None,
-        table("Waivers", ["gate", "result", "observed", "up to", "approver", "until", "reason"], waivers, cited=cited)
-        if waivers
-        else tag("p", "Waivers: none.", class_="none"),
-        table("Looser than the parent policy", ["difference"], looser, cited=cited) if looser else None,
-    ])  # fmt: skip
+    return join(
+        [
+            facts_list(pairs, cited),
+            table(
+                "Reasons besides the checks",
+                ["gate", "status", "owner, severity", "subject", "detail"],
+                reasons,
+                cited=cited,
+                shown=5,
+            )
+            if reasons
+            else None,
+            table(
+                "Waivers", ["gate", "result", "observed", "up to", "approver", "until", "reason"], waivers, cited=cited
+            )
+            if waivers
+            else tag("p", "Waivers: none.", class_="none"),
+            table("Looser than the parent policy", ["difference"], looser, cited=cited) if looser else None,
+        ]
+    )

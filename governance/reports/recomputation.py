@@ -107,7 +107,7 @@ def recompute(report: Manifest, root: Path, rules: Mask = mask) -> Checked:
     if faults:
         verdict = _signed(verdict, root)
     section = ReportSection.model_validate_json(json.dumps(report.config), strict=True)
-    found = facts(artifacts, verdict, root, rules, section.factors, section.begun, stated, section.name)
+    found = facts(artifacts, verdict, root, rules, section.given, stated)
     expected = json.loads(json_text(found))
     faults += [*json_faults("report.json", stands, expected)] or text_faults("report.json", text, json_text(found))
     faults += text_faults("report.html", _read(folder / "report.html"), page(found))

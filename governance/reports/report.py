@@ -20,7 +20,7 @@ from governance.energy.ancestry import RECORD
 from governance.energy.factors import Factors
 from governance.files import sha256_bytes, write_json, write_text
 from governance.manifest import KEY_LENGTH, Manifest, describe
-from governance.reports.facts import facts, in_order
+from governance.reports.facts import Given, facts, in_order
 from governance.reports.page import page
 from governance.reports.samples import Mask, mask
 from governance.stage import Made, Recipe, Runtime, run_stage
@@ -43,6 +43,11 @@ class ReportSection(Section):
     begun_bytes: int = 0
     """Of that record when the report was asked for: one that has grown since makes another report."""
 
+    @property
+    def given(self) -> Given:
+        """As the facts take it."""
+        return Given(self.factors, self.begun, self.name)
+
 
 def report(
     artifacts: Mapping[str, Manifest],
@@ -52,7 +57,6 @@ def report(
     rules: Mask = mask,
     factors: Factors | None = None,
     begun: str = "",
-    name: str = "",
 ) -> Manifest:
     """Write report.html and report.json about these artifacts and this verdict.
 
@@ -64,7 +68,6 @@ def report(
         rules: mask personal data in examples; without them only addresses of e-mail and runs of digits are masked.
         factors: what turns energy into carbon and water (`governance.reports.energy.look_up`).
         begun: folder below the root of a training that was begun and is not finished; counts without `train` alone.
-        name: of the run, the title of its page.
 
     Raises:
         ManifestError: a shard, the audit or the ledger cannot be read.
@@ -72,7 +75,7 @@ def report(
     record = root / begun / RECORD
     begun = begun if begun and "train" not in artifacts and record.is_file() else ""
     section = ReportSection(
-        name=name,
+        name=root.resolve().name,
         verdict_sha256=sha256_bytes(canonical_json(verdict)),
         factors=factors or Factors(),
         begun=begun,
@@ -80,7 +83,7 @@ def report(
     )
 
     def make(folder: Path) -> Made:
-        found = facts(artifacts, verdict, root, rules, section.factors, section.begun, name=section.name)
+        found = facts(artifacts, verdict, root, rules, section.given)
         write_json(folder / "report.json", found)
         write_text(folder / "report.html", page(found))
         files = [folder / "report.html", folder / "report.json"]

@@ -12,8 +12,9 @@ from urllib.parse import quote
 from governance.errors import ManifestError, MissingInput
 from governance.log import get_logger
 from governance.manifest import FILE_NAME
+from governance.reports.front import BADGES
 from governance.reports.markup import UNKNOWN, Html, compact, digest, energy, foreign, number, table, tag, visible
-from governance.reports.page import BADGES, standing_page
+from governance.reports.page import standing_page
 from governance.reports.recomputation import newest_report
 
 _DEPTH = 3

@@ -59,9 +59,9 @@ def _how_far(found: Mapping[str, Any]) -> str:
     if not attempts:
         return f"Its record is {found['begun']}."
     last = attempts[-1]
-    told = f"Attempt {number(last['attempt'])} came to step {number(last['to'])}"
+    told = f"Attempt {number(last['attempt'])} reached step {number(last['to'])}"
     if verdicts and verdicts[-1]["attempt"] == last["attempt"]:
-        return f"{told} and stopped with a verdict, which stands among the faults."
+        return f"{told} and was stopped, as it diverged: see the faults."
     return f"{told}; attempts and faults are below."
 
 
@@ -76,7 +76,8 @@ def _curves(found: Mapping[str, Any]) -> Html:
     curves, cited = run["curves"], cite(found, "/training/curves")
     groups = cite(found, "/training/validation")
     charts: list[Html | None] = [
-        _chart("Loss", "nats per token", [("training", curves["loss"], "a"), ("validation", curves["validation_loss"], "b")],
+        _chart("Loss", "nats per token", [("training", curves["loss"], "a"),
+                                          ("validation", curves["validation_loss"], "b")],
                cited, dots=("validation",)),
         _by_group("Validation loss by source", "nats per token", run["validation"]["source"], "loss", groups),
         _by_group("Validation by language", "bits per byte", run["validation"]["language"], "bits_per_byte", groups),
@@ -85,7 +86,8 @@ def _curves(found: Mapping[str, Any]) -> Html:
                [("MFU", curves["mfu"], "a"), ("of the measured product", curves["mfu_gemm"], "b")], cited, write=share),
         _chart("Learning rate", "as applied", [("learning rate", curves["learning_rate"], "a")], cited),
         _chart("Gradient norm", "before clipping", [("gradient norm", curves["grad_norm"], "a")], cited),
-        _chart("Energy per token", "joules, of the node", [("joules per token", curves["joules_per_token"], "a")], cited),
+        _chart("Energy per token", "joules, of the node",
+               [("joules per token", curves["joules_per_token"], "a")], cited),
     ]  # fmt: skip
     return tag("div", [one for one in charts if one is not None], class_="charts")
 

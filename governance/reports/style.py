@@ -47,7 +47,8 @@ summary{cursor:pointer;padding:.4rem .8rem;font-size:.9rem;color:var(--a);overfl
 details[open]>summary{border-bottom:1px solid var(--line);margin-bottom:.7rem}
 details>:not(summary){margin-left:.8rem;margin-right:.8rem;max-width:calc(100% - 1.6rem)}
 .many{width:100%}.folds{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(24rem,100%),1fr));
-gap:.4rem .8rem;margin:.6rem 0;align-items:start}.folds>details{margin:0;min-width:0}.folds>details[open]{grid-column:1/-1}
+gap:.4rem .8rem;margin:.6rem 0;align-items:start}.folds>details{margin:0;min-width:0}
+.folds>details[open]{grid-column:1/-1}
 footer{color:var(--soft);font-size:.85rem;padding-top:2rem;padding-bottom:3rem}
 """
 
@@ -124,8 +125,8 @@ vector-effect:non-scaling-stroke}
 margin-top:.5rem}
 .y{display:flex;flex-direction:column;justify-content:space-between;text-align:right;font-size:.74rem;color:var(--soft)}
 .y span{line-height:0}.x{grid-column:2;display:flex;justify-content:space-between;font-size:.74rem;color:var(--soft)}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(16.5rem,100%),1fr));gap:.4rem 1.8rem;margin:.6rem 0;
-align-items:end}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(16.5rem,100%),1fr));gap:.4rem 1.8rem;
+margin:.6rem 0;align-items:end}
 .charts .unit,.multiples .unit{display:block}
 .multiples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(15rem,100%),1fr));gap:1rem 2rem;
 align-items:end}

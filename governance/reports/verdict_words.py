@@ -55,8 +55,8 @@ def _closed(found: Mapping[str, Any], gate: str, rows: Sequence[Mapping[str, Any
     if gate == _LICENCES and refused:
         for row in refused[:_SHOWN]:
             yield (
-                f"Source {row['name']}: licence {row['licence']} is not allowed by the policy, on "
-                f"{counted(row['documents_kept'], 'document')} of the corpus. {whose}"
+                f"{counted(row['documents_kept'], 'document')} of source {row['name']} are in the corpus under licence "
+                f"{row['licence']}, which the policy does not allow. {whose}"
             )
         return
     detail = "; ".join(part for part in str(rows[0].get("detail") or "").split("; ") if part)
@@ -84,13 +84,11 @@ def signer(found: Mapping[str, Any]) -> str:
 
 def rules(found: Mapping[str, Any]) -> str:
     """The policy with its strength, and whether it is a site's."""
-    given = found["verdict"].get("policy") or {}
-    known = found["summary"].get("policy") or {}
-    words = known.get("words") or f"policy {given.get('name', 'unknown')}"
+    words = str(found["summary"]["policy"])
     site = found["verdict"].get("site")
     name = site.get("name") if isinstance(site, Mapping) else site
     under = f"under the site's policy {name}" if name else "not under a site's policy"
-    return f"{words[:1].upper()}{words[1:]}, {under}."
+    return f"Judged by {words}, {under}."
 
 
 def expiry(found: Mapping[str, Any]) -> str:

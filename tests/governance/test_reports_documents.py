@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from governance.errors import ManifestError
 from governance.manifest import Manifest, describe
 from governance.reports.distributions import distributions, write_edge
-from governance.reports.document_sections import documents
+from governance.reports.document_sections import documents_folded
 from governance.reports.figures import histogram
 from governance.reports.report import report
 from governance.reports.samples import _told, kept_samples, removed_samples
@@ -104,7 +104,7 @@ def test_nothing_measured_and_nothing_there(tmp_path):
     assert distributions(empty, tmp_path) == []
     assert distributions(artifact(tmp_path, "dedup", []), tmp_path) == []
     assert distributions(artifact(tmp_path, "encode", []), tmp_path) == []
-    assert "No stage has measured its documents." in documents({"distributions": [], "kept": []})
+    assert list(documents_folded({"distributions": [], "kept": []})) == []
     told = show_corpus([empty], tmp_path)
     assert told.splitlines()[-1] == f"clean: {empty.digest}"
 
@@ -180,8 +180,6 @@ def test_the_page_shows_histograms_and_examples_and_is_well_formed(tmp_path):
     folder = tmp_path / report(made, {}, tmp_path, Runtime(tmp_path)).folder
     text = (folder / "report.html").read_text(encoding="utf-8")
     page = Page(text)
-    assert [attributes["id"] for tag, attributes in page.tags if tag == "section"].count("documents") == 1
-    assert ("a", {"href": "#documents"}) in page.tags
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
     assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in drawings)
     assert {"clean: words: 20 documents kept, 10 removed", "clean: bytes: 20 documents kept, 10 removed"} <= {
@@ -193,14 +191,14 @@ def test_the_page_shows_histograms_and_examples_and_is_well_formed(tmp_path):
     assert "jane.doe" not in text
     assert "20 7946" not in text
     assert not re.search("[\x00-\x08\x1b\u202e]", text)
-    assert "Documents that stayed, for example" in text
+    assert "Examples of kept documents" in text
 
 
-def test_the_middle_document_is_in_the_bin_that_is_told(tmp_path):
+def test_the_median_is_in_the_bin_that_is_shown(tmp_path):
     rows = [{"words": float(words), "share": None, "kept": kept} for words, kept in
             [*((3, True) for _ in range(4)), *((100, True) for _ in range(5)), (1000, False)]]  # fmt: skip
     made = artifact(tmp_path, "clean", [("features", 0, features(rows))])
-    text = documents({"distributions": distributions(made, tmp_path), "kept": []})
+    [text] = documents_folded({"distributions": distributions(made, tmp_path), "kept": []})
     cells = re.findall(r'<td class="n">([^<]*)</td>', text)
     assert cells[4:8] == ["9", "64 and 128", "1", "512 and 1,024"]
 

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from governance.files import append_line
 from governance.manifest import Manifest
+from governance.reports.bars import bar
 from governance.reports.facts import threshold
-from governance.reports.figures import Series, bar, chart, ticks
-from governance.reports.markup import Html, compact, energy, escape, number, share, size, table, tag
+from governance.reports.figures import Series, chart, ticks
+from governance.reports.markup import Html, compact, energy, escape, kilowatt_hours, number, share, size, table, tag
 from governance.reports.report import report
 from governance.reports.samples import _told, mask, shorten
 from governance.reports.style import CSS
@@ -43,12 +44,10 @@ def test_numbers_are_written_for_people():
     assert number(1234.5) == "1,234.500"
     assert number(None) == size(None) == energy(None) == share(None) == compact(None) == "unknown"
     assert (size(999), size(1_230_000)) == ("999 B", "1.23 MB")
-    assert (energy(66.676), energy(1204.5), energy(7.2e6), energy(3.6e10)) == (
-        "66.7 J",
-        "1.2 kJ",
-        "2 kWh",
-        "10,000 kWh",
-    )
+    told = (energy(66.676), energy(1204.5), energy(7.2e6), energy(3.6e10), energy(3.6e13))
+    assert told == ("0.0185 Wh", "0.335 Wh", "2 kWh", "10 MWh", "10,000 MWh")
+    told = tuple(map(kilowatt_hours, (842.987, 0.0, 1e-3, 7.2e6, 4.5e9, None)))
+    assert told == ("0.000234 kWh", "0 kWh", "2.78e-10 kWh", "2 kWh", "1,250 kWh", "unknown")
     assert (compact(3.2e-5), compact(0), compact(12340.0)) == ("3.2e-05", "0", "12,340")
     assert (share(0.626), share(0.99961)) == ("62.6 %", "99.96 %")
 
