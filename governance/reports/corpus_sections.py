@@ -138,7 +138,7 @@ def _removed_table(found: Mapping[str, Any]) -> Html:
     lines.sort(key=lambda line: -line[0])
     head = ["reason", "removed by", "documents", "share"]
     return table("Why documents were removed", head, [line for _, line in lines], numeric=(2, 3),
-                 cited=cite_each(found, "/funnel", len(rows)), shown=6)  # fmt: skip
+                 cited=cite_each(found, "/funnel", len(rows)), shown=5)  # fmt: skip
 
 
 def counts_folded(found: Mapping[str, Any]) -> Iterator[Html]:
@@ -200,7 +200,7 @@ def sources(found: Mapping[str, Any]) -> Html:
     head = ["source", "licence", "documents", "kept", "text kept", "fate"]
     allowed = ", ".join(found["licences_allowed"]) or "the policy names none"
     return join([
-        table("Sources", head, lines, numeric=(2, 3, 4), cited=cited, shown=6),
+        table("Sources", head, lines, numeric=(2, 3, 4), cited=cited, shown=5),
         tag("p", f"Licences that the policy allows: {allowed}.", class_="note") if lines else None,
     ])  # fmt: skip
 

@@ -120,8 +120,7 @@ def energy_folded(found: Mapping[str, Any]) -> Iterator[Html]:
     )
     if data["views"] is not None:
         yield fold("Energy of the last checkpoint, from the narrowest to the widest boundary", views_section(found))
-    if data["footprint"]["factors"]:
-        yield fold("Factors and boundary of the footprint", factors_table(found))
+    yield fold("Factors and boundary of the footprint, and what was not computed", factors_table(found))
 
 
 def exact(joules: float | None) -> str:

@@ -20,7 +20,7 @@ _VIEWS = {
 
 
 def footprint_section(found: Mapping[str, Any]) -> Html:
-    """Each figure that is known, with its low and high scenario; what is not computed, and why, in a note."""
+    """Each figure that is known, with its low and high scenario, and what CO2e rests on."""
     told = found["energy"]["footprint"]
     rows = []
     for figure in told["figures"].values():
@@ -38,22 +38,16 @@ def footprint_section(found: Mapping[str, Any]) -> Html:
                 (", ".join(figure["factors"]) or "measured") + (f"; not set: {needs}" if needs else ""),
             ]
         )
-    unset = [figure for figure in told["figures"].values() if figure["value"] is None]
-    lacking = ", ".join(
-        dict.fromkeys(need.replace("energy.factors.", "") for figure in unset for need in figure["needs"])
-    )
     cited = cite(found, "/energy/footprint")
-    note = f"Not computed, as nobody set {lacking}: " + ", ".join(figure["name"] for figure in unset) + "."
     return join([
         table("Footprint of the whole run", ["figure", "central", "low", "high", "computed with"], rows,
               numeric=(1, 2, 3), cited=cited),
         tag("p", f"CO2e rests on: {told['basis']}.", class_="note") if told.get("basis") else None,
-        tag("p", note, class_="note") if unset else None,
     ])  # fmt: skip
 
 
 def factors_table(found: Mapping[str, Any]) -> Html:
-    """The factors with their sources and years, and the boundary of the figures."""
+    """The factors with their sources and years, what was not computed and why, and the boundary of the figures."""
     told = found["energy"]["footprint"]
     factors = [
         [
@@ -65,6 +59,11 @@ def factors_table(found: Mapping[str, Any]) -> Html:
         ]
         for name, factor in told["factors"].items()
     ]
+    unset = [figure for figure in told["figures"].values() if figure["value"] is None]
+    lacking = ", ".join(
+        dict.fromkeys(need.replace("energy.factors.", "") for figure in unset for need in figure["needs"])
+    )
+    lack = f"Not computed, as nobody set {lacking}: " + ", ".join(figure["name"] for figure in unset) + "."
     place = f" Country: {told['country']}." if told["country"] else ""
     sci = f" Of SCI: {told['boundary_of_sci']}." if told.get("boundary_of_sci") else ""
     note = (
@@ -83,6 +82,7 @@ def factors_table(found: Mapping[str, Any]) -> Html:
                 cited=cite(found, "/energy/footprint"),
                 shown=20,
             ),
+            tag("p", lack, class_="note") if unset else None,
             tag("p", note, class_="note"),
         ]
     )

@@ -54,17 +54,14 @@ def _verdict(found: Mapping[str, Any]) -> Html:
 
 def _tiles(found: Mapping[str, Any]) -> Html:
     told = found["summary"]
-    kept, came = told["documents_kept"], told["documents_in"]
+    kept = told["documents_kept"]
     tiles = [
         _tile(found, f"Energy{', estimated' if found['energy']['estimated'] else ''}",
               kilowatt_hours(told["energy_joules"]), _between(told), "energy_joules"),
         _carbon(found),
         _tile(found, "Wasted by failed attempts", kilowatt_hours(told["energy_wasted_joules"]), _wasted(found),
               "energy_wasted_joules"),
-        _tile(found, "Corpus", f"{number(kept)} documents",
-              f"of {number(came)}{f' ({share(kept / came)})' if kept is not None and came else ''}, "
-              f"{size(told['bytes_kept'])}, {number(told['train_tokens'])} tokens to train on, {number(told['validation_tokens'])} to validate", "documents_kept",
-              "train_tokens"),
+        _tile(found, "Corpus", f"{number(kept)} documents", _corpus(told), "documents_kept", "train_tokens"),
     ]  # fmt: skip
     if found["training"]:
         tiles.append(_tile(found, "Validation", f"{number(told['bits_per_byte'])} bits per byte",
@@ -78,6 +75,13 @@ def _tile(found: Mapping[str, Any], name: str, value: Child, note: Child, *field
     cited = cite(found, *(f"/summary/{field}" for field in fields))
     big = [value, tag("span", f" {unit}")] if unit else value
     return tag("div", tag("dt", name, cited), tag("dd", big, tag("small", note)))
+
+
+def _corpus(told: Mapping[str, Any]) -> str:
+    kept, came = told["documents_kept"], told["documents_in"]
+    part = f" ({share(kept / came)})" if kept is not None and came else ""
+    tokens = f"{number(told['train_tokens'])} tokens to train on, {number(told['validation_tokens'])} to validate"
+    return f"of {number(came)}{part}, {size(told['bytes_kept'])}; {tokens}"
 
 
 def _between(told: Mapping[str, Any]) -> str:

@@ -141,7 +141,7 @@ def _ordered(found: Mapping[str, Any]) -> list[Row]:
         by_suite = {}
         for row in given:
             by_suite.setdefault(row["suite"], []).append(row)
-    turns = [distinct(rows) for rows in by_suite.values()]
+    turns = [distinct([row for row in rows if row["q"] is not None]) for rows in by_suite.values()]
     most = max(map(len, turns), default=0)
     return [rows[turn] for turn in range(most) for rows in turns if turn < len(rows)]
 

@@ -81,7 +81,7 @@ def _back(place: float, row: Row) -> str:
     neutral = _neutral(row)
     if row["metric"] == "share":
         return share(place)
-    return f"{math.exp(place):.2g}" if neutral == 1.0 else f"{place + (neutral or 0.0):.2g}"
+    return f"{math.exp(place):.3g}" if neutral == 1.0 else f"{place + (neutral or 0.0):.2g}"
 
 
 def _panel(axis: str, rows: Sequence[Row], scale: tuple[float, float], cited: Html | None, by_theme: bool) -> Html:

@@ -21,8 +21,7 @@ from governance.reports.verdict_words import signer
 def officer(found: Mapping[str, Any]) -> Html:
     """May it be used, under whose rules, at what cost."""
     return _reader("officer", "Officer", "May it be used, who decided, and what did it cost?", [
-        _part("verdict", "Verdict", verdict(found)),
-        _part("checks", "Checks", corpus.checks(found)),
+        _part("verdict", "Verdict and checks", [verdict(found), tag("div", corpus.checks(found), id="checks")]),
         _part("sources", "Sources and licences", corpus.sources(found)),
         _part("energy", "Energy and carbon", energy_section(found), *energy_folded(found)),
         _part("lineage", "Lineage", lineage(found)),

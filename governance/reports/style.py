@@ -36,7 +36,7 @@ nav ol{display:flex;flex-wrap:wrap;gap:.1rem 2rem;list-style:none;padding-top:.5
 font-size:.88rem}
 nav li{display:flex;flex-wrap:wrap;gap:0 .8rem}nav a{text-decoration:none}nav a:hover{text-decoration:underline}
 nav li>a+a{color:var(--soft)}
-.reader{margin:2.6rem 0 0;padding-top:.2rem}.reader>section{margin:0 0 1.8rem}
+.reader{margin:0;padding-top:2.4rem}.reader>section{margin:0 0 1.2rem}
 .reader>section>h3{border-top:1px solid var(--line);padding-top:.7rem}
 .ev{font:600 .6rem/1 system-ui,sans-serif;color:var(--soft);text-decoration:none;vertical-align:.35em;
 margin-left:.35rem;padding:0 .12rem}
@@ -44,8 +44,8 @@ margin-left:.35rem;padding:0 .12rem}
 :target{outline:2px solid var(--a);outline-offset:2px}main:focus,main:target,section:target,dl:target{outline:0}
 details{border:1px solid var(--line);border-radius:.4rem;background:var(--card);margin:.45rem 0}
 summary{cursor:pointer;padding:.4rem .8rem;font-size:.9rem;color:var(--a);overflow-wrap:anywhere}
-details[open]>summary{border-bottom:1px solid var(--line);margin-bottom:.7rem}
-details>:not(summary){margin-left:.8rem;margin-right:.8rem;max-width:calc(100% - 1.6rem)}
+details[open]{padding:0 .8rem .6rem}
+details[open]>summary{border-bottom:1px solid var(--line);margin:0 -.8rem .7rem}
 .many{width:100%}.folds{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(24rem,100%),1fr));
 gap:.4rem .8rem;margin:.6rem 0;align-items:start}.folds>details{margin:0;min-width:0}
 .folds>details[open]{grid-column:1/-1}
@@ -88,15 +88,16 @@ font-size:.9rem}
 .facts>div{display:grid;grid-template-columns:8rem minmax(0,1fr);gap:.8rem}
 .facts dt{color:var(--soft)}.facts dd{margin:0;overflow-wrap:anywhere}
 .facts-box{display:flex;align-items:flex-start}.facts-box>dl{flex:1}
-table{border-collapse:collapse;width:auto;min-width:min(100%,36rem);font-size:.86rem;margin:.7rem 0}
+table{border-collapse:collapse;width:auto;min-width:min(100%,36rem);font-size:.86rem;margin:.5rem 0}
 caption{text-align:left;font-weight:600;padding:.2rem 0 .35rem;font-size:.9rem}
-th,td{text-align:left;vertical-align:top;padding:.28rem 1.3rem .28rem 0;border-bottom:1px solid var(--faint);
+th,td{text-align:left;vertical-align:top;padding:.23rem 1.3rem .23rem 0;border-bottom:1px solid var(--faint);
 overflow-wrap:anywhere}
 th:last-child,td:last-child{padding-right:0}
 thead th{font-weight:500;color:var(--soft);border-bottom-color:var(--line);vertical-align:bottom;overflow-wrap:normal}
 tbody th{font-weight:500}.n{text-align:right}td.n{overflow-wrap:normal}th .note,td .note{font-weight:400}
 .rows:has(>details[open])>table{display:none}.rows>details{margin-top:-.35rem;border:0;background:none}
-.rows>details>summary{padding:.1rem 0;border:0;margin:0}.rows>details>table{margin:.5rem 0;max-width:none}
+.rows>details,.rows>details[open]{padding:0}.rows>details>summary,.rows>details[open]>summary{padding:.1rem 0;border:0;
+margin:0}.rows>details>table{margin:.5rem 0}
 q{font-size:.84rem;color:var(--soft)}td .note+q{display:block}
 .pill{display:inline-block;font-size:.78rem;font-weight:600;border:1px solid currentColor;border-radius:99rem;
 padding:0 .5rem;line-height:1.45;color:var(--f);overflow-wrap:normal}

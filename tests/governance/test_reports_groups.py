@@ -1,0 +1,140 @@
+"""Differences between groups on the page: dot plots, words, and the folded tables."""
+
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from governance.checks.bias.interval_rows import COLUMNS
+from governance.reports.first_look import first_look
+from governance.reports.group_sections import groups, groups_folded
+from governance.reports.group_words import distinct, headline, says
+from governance.reports.interval_plots import PANEL_ROWS, panels, scale_of
+from governance.reports.markup import join
+from tests.governance.test_reports_page import Page
+
+FOUND = {
+    "verdict": {}, "summary": {"verdict": "PASS", "documents_in": 9, "documents_kept": 9}, "checks": [], "sources": [],
+    "faults": {"ended": [], "skipped": [], "attempts": [], "diverged": [], "stragglers": []}, "representation": None,
+    "energy": {"total": {"joules": 1.0, "wasted": 0.0}, "wasted_by_cause": {}, "estimated": False, "missing": []},
+}  # fmt: skip
+
+
+def row(metric="sentiment_gap", lower=-0.4, value=-0.3, upper=-0.1, **more):
+    fields = dict.fromkeys(COLUMNS) | {"metric": metric, "language": "en", "axis": "gender", "group": "female"}
+    return {**fields, "lower": lower, "value": value, "upper": upper, "n": 100, "p": 0.001, "q": 0.002, **more}
+
+
+def found(**suites):
+    return {**FOUND, "bias": suites}
+
+
+intervals = st.tuples(*[st.floats(1e-3, 1e3)] * 3).map(sorted)
+
+
+@given(st.lists(intervals, min_size=1, max_size=60), st.sampled_from(["keep_ratio_adjusted", "npmi_gap"]))
+def test_every_dot_lies_on_the_scale_and_dots_are_in_the_order_of_their_values(values, metric):
+    rows = [row(metric, *ends, group=f"g{place}") for place, ends in enumerate(values)]
+    drawn = str(panels(rows))
+    low, high = scale_of(rows)
+    assert low < high
+    places = [float(place) for place in re.findall(r'd="M([\d.]+) 5h', drawn)]
+    assert len(places) == min(len(rows), PANEL_ROWS)
+    assert places == sorted(places)
+    assert all(0 <= place <= 1000 for place in places)
+    if metric == "npmi_gap":
+        inside = [row["value"] for row in rows]
+        assert low <= min(inside) <= max(inside) <= high
+    else:
+        assert -math.log(8) <= low <= 0 <= high <= math.log(8)
+    hidden = len(rows) - len(places)
+    assert f"{hidden} more in the table" in drawn or not hidden
+
+
+def test_a_panel_an_axis_with_one_scale_and_what_stands_out_is_marked():
+    rows = [
+        row(group="far"),
+        row(group="near", lower=-0.1, value=0.0, upper=0.1, q=0.9),
+        row(group="other", axis="age", lower=0.1, value=0.2, upper=0.3),
+        row(group="unknown", lower=None, upper=None),
+    ]
+    drawn = str(panels(rows))
+    page = Page(drawn)
+    assert drawn.count("<figure") == 2
+    labels = [attributes["aria-label"] for attributes in page.named("svg")]
+    assert labels == [
+        "other: 0.2, 95 % interval 0.1 to 0.3, n = 100",
+        "far: -0.3, 95 % interval -0.4 to -0.1, n = 100",
+        "near: 0, 95 % interval -0.1 to 0.1, n = 100",
+    ]
+    assert drawn.count('class="hit"') == 2
+    assert len(set(re.findall(r'class="ends">(.*?)</div>', drawn))) == 1
+    assert panels([rows[3]]) is None
+
+
+def test_the_axis_of_a_ratio_says_ratios():
+    drawn = str(panels([row("keep_ratio_adjusted", 0.05, 0.5, 40.0, group="a")]))
+    assert re.findall(r"<span[^>]*>([\d.]+)</span>", drawn.partition('class="ends"')[2]) == ["0.125", "1", "8"]
+
+
+@pytest.mark.parametrize(
+    ("given_row", "sentence"),
+    [
+        (row("keep_ratio_adjusted", 0.5, 0.6, 0.7), "Documents that mention “female” are removed more often"),
+        (row(), "“female” is described less favourably than other gender groups"),
+        (row("toxicity_ratio", 2, 3, 4), "Insults occur more often near “female” than other gender groups"),
+        (
+            row("npmi_gap", 0.1, 0.2, 0.3, group="middle_aged", axis="age", against="career/career"),
+            "“middle aged” occurs more often with “career” than other age groups",
+        ),
+        (row("premium", 1.1, 1.2, 1.3, language="nl"), "nl needs more tokens for the same text"),
+    ],
+)
+def test_a_headline_is_a_sentence(given_row, sentence):
+    assert headline(given_row) == sentence
+    assert says(given_row)
+
+
+def test_the_same_ratio_of_the_only_filter_is_said_once():
+    same = [row("keep_ratio_adjusted", 0.5, 0.6, 0.7, stage=stage) for stage in ("clean", "(all)", "dedup")]
+    other = row("keep_ratio_adjusted", 0.5, 0.65, 0.7, stage="dedup")
+    assert [one["stage"] for one in distinct([*same, other])] == ["(all)", "dedup"]
+
+
+def test_no_headline_without_a_test_behind_it():
+    untested = row(p=None, q=None, group="never tested")
+    chance = row(q=0.2, group="by chance")
+    assert first_look(found(tone=[untested, chance])) == []
+    [told] = first_look(found(tone=[untested, chance, row(), row(group="male")]))
+    assert told["what"] == "“female” is described less favourably than other gender groups"
+    assert told["n"] == "100 mentions, q 0.002"
+    assert "95 % interval -0.4 to -0.1; 1 more difference of this kind" in told["detail"]
+    assert "never tested" not in str(groups(found(tone=[untested, chance])))
+
+
+def test_a_finding_with_terms_and_examples_shows_them():
+    finding = {
+        **row(), "id": "x", "suite": "tone", "effect": {"size": "small", "words": "0.3 listed words a sentence lower"},
+        "terms": {"group": [], "words": [{"term": "victim", "count": 3, "contribution": -0.1}]},
+        "examples": [{"id": "d1", "text": "She was <b>called</b> a victim."}],
+    }  # fmt: skip
+    given = {**found(tone=[row()]), "findings": [finding]}
+    page = str(groups(given))
+    for words in ("small: 0.3 listed words a sentence lower", "victim", "She was &lt;b&gt;called&lt;/b&gt; a victim."):
+        assert words in page
+    [told] = first_look(given)
+    assert told["example"] == "She was <b>called</b> a victim."
+    assert "0.3 listed words a sentence lower" in told["detail"]
+
+
+def test_every_row_is_in_a_fold_and_only_some_are_open():
+    rows = [row(group=f"group{n}", language=language) for n in range(200) for language in ("de", "en")]
+    opened = str(groups(found(tone=rows))).partition("<details>")[0]
+    assert opened.count("<tr>") <= 8
+    folded = join(groups_folded(found(tone=rows)))
+    assert folded.startswith("<details>")
+    whole = folded.rpartition("<table")[2]
+    assert all(f">group{n}<" in whole for n in range(200))
+    assert "400 of 400 tested differ" in folded
