@@ -32,7 +32,7 @@ def test_of_keep_rates_only_the_adjusted_ones_that_fell_stand_out():
     rows = [
         row("keep_ratio", 0.1, 0.2, 0.3, group="raw"),
         row("keep_ratio_adjusted", 1.5, 2.0, 3.0, group="kept more"),
-        row("keep_ratio_adjusted", 0.5, 0.6, 0.7, group="harmed"),
+        row("keep_ratio_adjusted", 0.5, 0.6, 0.7, group="harmed", p=0.01, q=0.02),
     ]
     assert [r["group"] for r in standing_out({"impact": rows})["impact"]] == ["harmed"]
     page = str(groups(found(impact=rows)))
@@ -50,7 +50,7 @@ def test_instruments_stand_out_by_the_word_of_their_own_check():
 
 
 def test_hostile_names_reach_the_page_as_text_and_nothing_is_said_aloud():
-    hostile = found(tone=[row("sentiment_gap", -0.4, -0.3, -0.1, group="<script>alert(1)</script>")])
+    hostile = found(tone=[row("sentiment_gap", -0.4, -0.3, -0.1, group="<script>alert(1)</script>", p=0.01, q=0.02)])
     page = join([groups(hostile), *groups_folded(hostile)])
     assert "<script>" not in page
     assert page.count("&lt;script&gt;") >= 3

@@ -1,0 +1,136 @@
+"""Page one: run, model, verdict with reason and signer, energy and CO2e, waste, three findings."""
+
+import json
+import re
+
+import pytest
+
+from governance.energy.factors import Factor, Factors
+from governance.reports.first_look import first_look
+from governance.reports.front import front
+from governance.reports.model_words import family, model_line, parameters
+from governance.reports.report import report
+from governance.reports.verdict_words import meaning, reasons, rules, signer
+from governance.stage import Runtime
+from tests.governance.test_reports_page import Page, corpus, ledger, trained, verdict_of
+
+FACTORS = Factors(grid=Factor(value=100, low=50, high=200, source="a table", year=2025))
+
+
+def reported(root, word, passing=True, with_training=True):
+    made = corpus(root, passing)
+    if with_training:
+        made["train"] = trained(root, made)
+    ledger(root)
+    folder = root / report(made, verdict_of(made, word), root, Runtime(root), factors=FACTORS).folder
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    return json.loads((folder / "report.json").read_bytes()), re.search(r"<header>.*?</header>", html, re.DOTALL)[0]
+
+
+@pytest.fixture(scope="module")
+def waived(tmp_path_factory):
+    return reported(tmp_path_factory.mktemp("my-run"), "WAIVED")
+
+
+@pytest.fixture(scope="module")
+def blocked(tmp_path_factory):
+    return reported(tmp_path_factory.mktemp("closed"), "BLOCK", passing=False, with_training=False)
+
+
+def words_of(html):
+    return re.sub(r"\s+", " ", " ".join(Page(html).words))
+
+
+def test_ten_seconds_are_enough(waived):
+    """What an officer asks, in the order in which the eye meets it."""
+    found, head = waived
+    told = words_of(head)
+    order = [
+        "2026-11-24 10:04:10 UTC", found["run"]["name"],
+        "Transformer decoder, 10.7 M parameters; 4,915,200 tokens in 600 steps", "1.419 bits per byte",
+        "WAIVED", "Waived: licences.allowed by legal-counsel until 2027-01-31.",
+        "Signed by the account that ran it", "no person has approved", "policy assay-default",
+        "not under a site's policy",
+        "0.00085", "0.000283 to 0.0017", "CO2e", "0.085", "Wasted by failed attempts", "3.26 % of all, 0.00277 g CO2e",
+        "What to look at first", "1 attempt failed",
+    ]  # fmt: skip
+    places = [told.find(part) for part in order]
+    assert -1 not in places, [part for part, place in zip(order, places, strict=True) if place < 0]
+    assert places == sorted(places)
+
+
+def test_three_cards_each_with_n_and_each_a_row_of_report_json(waived):
+    found, head = waived
+    cards = re.findall(r"<article>.*?</article>", head)
+    assert len(cards) == 3
+    listed = {row["what"]: row for row in found["first"]}
+    assert first_look(found) == found["first"]
+    for card in cards:
+        title = words_of(re.search(r"<h3>.*?</h3>", card)[0]).strip()
+        row = listed[title]
+        assert f"n: {row['n']}" in words_of(card)
+        assert row["n"]
+        assert ("<blockquote>" in card) == bool(row["example"])
+        assert row["at"] != "/verdict"
+    assert sum("<blockquote>" in card for card in cards) >= 2
+
+
+def test_a_block_says_which_licence_which_source_how_many_documents_and_whose_decision(blocked):
+    found, head = blocked
+    told = words_of(head)
+    kept = next(row["documents_kept"] for row in found["sources"] if row["name"] == "forum")
+    sentence = (f"{kept:,} documents of source forum are in the corpus under licence NOASSERTION, which the policy "
+                "does not allow. Decision: legal.")  # fmt: skip
+    assert sentence in told
+    assert reasons({**found, "owners": {"legal": ["ann", "bob"]}}) == [sentence.replace("legal.", "legal (ann, bob).")]
+    assert "A critical gate failed. The corpus may not be trained on. Nothing was trained." in told
+    assert told.count("licences.allowed") == 0  # said in words, not again as a card
+    assert "1 critical check" not in told
+
+
+def test_only_reasons_that_close_are_reasons(blocked):
+    found, _ = blocked
+    base = {"subject": "s", "status": "fail", "owner": "data", "detail": "; 3 of 4", "waived": False}
+    rows = [{**base, "gate": "warned", "severity": "warning", "closes": False},
+            *({**base, "gate": f"gate{n}", "severity": "critical", "closes": True} for n in range(5))]  # fmt: skip
+    told = reasons({**found, "verdict": {**found["verdict"], "reasons": rows}})
+    assert told[0] == "gate0 on s: 3 of 4. Decision: data."
+    assert told[-1] == "2 more reasons below."
+    assert not any("warned" in sentence for sentence in told)
+    again = [row for row in rows if row["gate"] == "gate0"] * 3
+    [told] = reasons({**found, "verdict": {**found["verdict"], "reasons": again}})
+    assert told.startswith("gate0 on s and 2 more results: 3 of 4.")
+
+
+def test_the_signer_is_the_account_unless_people_are_named(waived):
+    found, _ = waived
+    assert signer(found) == "Signed by the account that ran it, 2026-11-24 10:05:00 UTC; no person has approved."
+    named = signer({**found, "people": 2})
+    assert "waivers by legal-counsel" in named
+    assert "the account that ran it" not in named
+    assert signer({**found, "verdict": {}}) == "Not signed."
+
+
+def test_a_site_is_named_or_its_absence_is_said(waived):
+    found, _ = waived
+    assert rules(found) == "Judged by policy assay-default, not under a site's policy."
+    site = {**found, "verdict": {**found["verdict"], "site": {"name": "centre"}}}
+    assert rules(site) == "Judged by policy assay-default, under the site's policy centre."
+
+
+def test_unknown_figures_are_said_and_nothing_is_made_up(tmp_path):
+    folder = tmp_path / report({}, {}, tmp_path, Runtime(tmp_path)).folder
+    found = json.loads((folder / "report.json").read_bytes())
+    told = words_of(front(found))
+    for words in ("NOT_RUN", "Not signed.", "unknown", "No verdict names a reason.", "Nothing was trained."):
+        assert words in told
+    assert meaning({**found, "summary": {"verdict": "NEW"}}).startswith("This verdict is not known")
+
+
+def test_a_model_is_named_by_its_kind_and_size():
+    assert family({"model": {"moe": {"experts": 8}}}) == "Mixture-of-experts Transformer decoder"
+    assert family({}) == "Transformer decoder"
+    sizes = (None, 999, 2_361_024, 7_000_000_000)
+    assert [parameters(size) for size in sizes] == [
+        "unknown parameters", "999 parameters", "2.36 M parameters", "7 B parameters"]  # fmt: skip
+    assert model_line({"training": None}) == ""
