@@ -112,7 +112,6 @@ def _facts(
         "quarantined": quarantine_samples(artifacts["ingest"], root, rules) if "ingest" in artifacts else {},
         "sources": sources(artifacts.get("ingest"), funnel, policy),
         "owners": policy.get("owners", {}),
-        "people": len(policy.get("people", {})),
         "licences_allowed": policy.get("licences", {}).get("allowed", []),
         "gates": gates(policy, results),
         "checks": checks(results, verdict),

@@ -55,7 +55,6 @@ def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
         add(f"/sources/{index}", [by_stage.get("ingest"), *_last_of(found, by_stage)], f"stats.by_source.{row['name']}")
     add("/checks", [tables.get("results.json"), by_stage.get("audit")], "gate, subject")
     add("/gates", [by_stage.get("audit")], "config.policy.gate")
-    add("/people", [by_stage.get("audit")], "config.policy.people")
     add("/representation", [tables.get("representation.json")], "", "copied")
     add("/bias", [tables.get("tables.json")], "", "copied")
     for stage in found["tokens"]:

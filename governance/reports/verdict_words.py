@@ -70,25 +70,14 @@ def _whose(found: Mapping[str, Any], owner: str) -> str:
 
 
 def signer(found: Mapping[str, Any]) -> str:
-    """Who signed, and whether a person approved."""
-    given = found["verdict"]
-    if not given.get("signed_at"):
-        return "Not signed."
-    when = str(given["signed_at"]).replace("T", " ").replace("Z", " UTC")
-    if not found["people"]:
-        return f"Signed by the account that ran it, {when}; no person has approved."
-    approvers = sorted({str(waiver.get("approver")) for waiver in given.get("waivers", [])})
-    by = f"waivers by {', '.join(approvers)}" if approvers else "no waiver or approval was needed"
-    return f"Signed by the gate's key, {when}; {by}; the policy names {counted(found['people'], 'person', 'people')}."
+    """Who signed and when, and whether a person approved."""
+    when = str(found["verdict"].get("signed_at") or "").replace("T", " ").replace("Z", " UTC")
+    return f"The verdict is {found['summary']['signer']}{f' ({when})' if when else ''}."
 
 
 def rules(found: Mapping[str, Any]) -> str:
     """The policy with its strength, and whether it is a site's."""
-    words = str(found["summary"]["policy"])
-    site = found["verdict"].get("site")
-    name = site.get("name") if isinstance(site, Mapping) else site
-    under = f"under the site's policy {name}" if name else "not under a site's policy"
-    return f"Judged by {words}, {under}."
+    return f"Judged by {found['summary']['policy']}, {found['summary']['site']}."
 
 
 def expiry(found: Mapping[str, Any]) -> str:

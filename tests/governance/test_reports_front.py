@@ -6,6 +6,7 @@ import re
 import pytest
 
 from governance.energy.factors import Factor, Factors
+from governance.reports.facts import summary
 from governance.reports.first_look import first_look
 from governance.reports.front import front
 from governance.reports.model_words import family, model_line, parameters
@@ -49,7 +50,7 @@ def test_ten_seconds_are_enough(waived):
         "2026-11-24 10:04:10 UTC", found["run"]["name"],
         "Transformer decoder, 10.7 M parameters; 4,915,200 tokens in 600 steps", "1.419 bits per byte",
         "WAIVED", "Waived: licences.allowed by legal-counsel until 2027-01-31.",
-        "Signed by the account that ran it", "no person has approved", "policy assay-default",
+        "signed by the account that ran it", "no person has approved", "policy assay-default",
         "not under a site's policy",
         "0.00085", "0.000283 to 0.0017", "CO2e", "0.085", "Wasted by failed attempts", "3.26 % of all, 0.00277 g CO2e",
         "What to look at first", "1 attempt failed",
@@ -102,27 +103,25 @@ def test_only_reasons_that_close_are_reasons(blocked):
     assert told.startswith("gate0 on s and 2 more results: 3 of 4.")
 
 
-def test_the_signer_is_the_account_unless_people_are_named(waived):
+def test_signer_and_rules_are_those_of_the_signed_verdict(waived):
+    """`governance.explanation` has the words for a person, an account, a site."""
     found, _ = waived
-    assert signer(found) == "Signed by the account that ran it, 2026-11-24 10:05:00 UTC; no person has approved."
-    named = signer({**found, "people": 2})
-    assert "waivers by legal-counsel" in named
-    assert "the account that ran it" not in named
-    assert signer({**found, "verdict": {}}) == "Not signed."
-
-
-def test_a_site_is_named_or_its_absence_is_said(waived):
-    found, _ = waived
+    when = "(2026-11-24 10:05:00 UTC)"
+    assert signer(found) == f"The verdict is signed by the account that ran it; no person has approved {when}."
     assert rules(found) == "Judged by policy assay-default, not under a site's policy."
-    site = {**found, "verdict": {**found["verdict"], "site": {"name": "centre"}}}
-    assert rules(site) == "Judged by policy assay-default, under the site's policy centre."
+    given = {**found["verdict"], "people": {"signer": "ann", "approved": ["bob"]}, "site": {"name": "centre"}}
+    told = {**found, "verdict": given}
+    told["summary"] = summary(told)
+    assert signer(told).startswith("The verdict is signed by ann; approved by bob")
+    assert rules(told).endswith("under the site's policy of centre.")
 
 
 def test_unknown_figures_are_said_and_nothing_is_made_up(tmp_path):
     folder = tmp_path / report({}, {}, tmp_path, Runtime(tmp_path)).folder
     found = json.loads((folder / "report.json").read_bytes())
     told = words_of(front(found))
-    for words in ("NOT_RUN", "Not signed.", "unknown", "No verdict names a reason.", "Nothing was trained."):
+    wanted = ("NOT_RUN", "The verdict is not signed.", "unknown", "No verdict names a reason.", "Nothing was trained.")
+    for words in wanted:
         assert words in told
     assert meaning({**found, "summary": {"verdict": "NEW"}}).startswith("This verdict is not known")
 
