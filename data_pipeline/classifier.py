@@ -300,7 +300,7 @@ def classify(documents: Manifest, models: Sequence[tuple[ClassifierConfig, Manif
     def make(folder: Path) -> Made:
         digests = tuple(model.digest for _, model in models)
         shards = [
-            Shard(path.stem, (output.sha256, *digests), (path, judges, runtime.root))
+            Shard(path.stem, (output.sha256, *digests), (path, judges, runtime.root), (output,))
             for output, path in document_shards(documents, runtime.root)
         ]
         done = map_shards(recipe, _classify_shard, shards, folder, runtime)

@@ -268,7 +268,7 @@ def clean(documents: Manifest, config: CleanConfig, runtime: Runtime, lists: Man
         known = tuple(manifest.digest for manifest in more)
         at = None if lists is None else runtime.root / lists.folder
         inputs = document_shards(documents, runtime.root)
-        shards = [Shard(path.stem, (output.sha256, *known), (path, at)) for output, path in inputs]
+        shards = [Shard(path.stem, (output.sha256, *known), (path, at), (output,)) for output, path in inputs]
         done = map_shards(recipe, _clean_shard, shards, folder, runtime)
         stats = sum_stats([_none(), *(shard.stats for shard in done)])
         if stats["documents_in"] and not stats["documents_kept"]:

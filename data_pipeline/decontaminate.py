@@ -216,7 +216,7 @@ def decontaminate(documents: Manifest, sets: Manifest, config: DecontaminateConf
         items = _Items(sets.digest, tuple(sets.files("items", runtime.root)))
         sought = _sought(items, config)
         inputs = document_shards(documents, runtime.root)
-        shards = [Shard(path.stem, (output.sha256, sets.digest), (path, items)) for output, path in inputs]
+        shards = [Shard(path.stem, (output.sha256, sets.digest), (path, items), (output,)) for output, path in inputs]
         done = map_shards(recipe, _decontaminate_shard, shards, folder, runtime)
         stats = sum_stats([funnel([], [], [], []), _extras([], []), *(shard.stats for shard in done)])
         stats["items_sought_by_set"] = {name: sought.items.get(name, 0) for name in sorted(sets.stats["items"])}

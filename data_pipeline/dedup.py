@@ -296,7 +296,7 @@ def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: S
 
     def make(folder: Path) -> Made:
         inputs = document_shards(documents, runtime.root)
-        wanted = [Shard(path.stem, ("signatures", output.sha256), path) for output, path in inputs]
+        wanted = [Shard(path.stem, ("signatures", output.sha256), path, (output,)) for output, path in inputs]
         signed = map_shards(recipe, _sign_shard, wanted, folder, runtime)
         key = recipe.key([item.digest for item in origins])
         records = folder.parent / "records"
@@ -318,6 +318,7 @@ def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: S
                 path.stem,
                 ("documents", output.sha256, judged.digest(index)),
                 Split(path, runtime.root / shard.outputs["signatures"].path, verdict, index),
+                (output, shard.outputs["signatures"]),
             )
             for index, ((output, path), shard) in enumerate(zip(inputs, signed, strict=True))
         ]

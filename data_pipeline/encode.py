@@ -273,7 +273,7 @@ def encode(
         plans = {path.stem: (output, path) for output, path in of_plan}
         shards = []
         for output, path in document_shards(documents, runtime.root):
-            inputs, part = [path.stem, output.sha256, tokenizer.digest], None
+            inputs, part, reads = [path.stem, output.sha256, tokenizer.digest], None, [output]
             if plan is not None:
                 if path.stem not in plans:
                     raise ManifestError(
@@ -281,7 +281,8 @@ def encode(
                     )
                 planned, part = plans[path.stem]
                 inputs.append(planned.sha256)
-            shards.append(Shard(path.stem, tuple(inputs), Work(path, part, tokenizer, runtime.root)))
+                reads.append(planned)
+            shards.append(Shard(path.stem, tuple(inputs), Work(path, part, tokenizer, runtime.root), tuple(reads)))
         done = map_shards(recipe, _encode_shard, shards, folder, runtime, _SUFFIXES)
         stats = sum_stats([shard.stats for shard in done])
         if not stats.get("documents_kept"):

@@ -207,7 +207,7 @@ def mix(documents: Manifest, config: MixConfig, runtime: Runtime) -> Manifest:
 
     def make(folder: Path) -> Made:
         inputs = document_shards(documents, runtime.root)
-        wanted = [Shard(path.stem, ("sizes", output.sha256), path) for output, path in inputs]
+        wanted = [Shard(path.stem, ("sizes", output.sha256), path, (output,)) for output, path in inputs]
         measured = map_shards(recipe, _measure_shard, wanted, folder, runtime)
         sizes = _flat(sum_stats([shard.stats for shard in measured]).get("cells", {}))
         allocation = allocate(sizes, config)
@@ -215,7 +215,7 @@ def mix(documents: Manifest, config: MixConfig, runtime: Runtime) -> Manifest:
         rules = _shared_rules(allocation, sizes, paths, folder, runtime)
         known = sha256_bytes(canonical_json([[*cell, *rule] for cell, rule in sorted(rules.items())]))
         work = [
-            Shard(path.stem, ("plan", shard.outputs["sizes"].sha256, known), (path, rules))
+            Shard(path.stem, ("plan", shard.outputs["sizes"].sha256, known), (path, rules), (shard.outputs["sizes"],))
             for path, shard in zip(paths, measured, strict=True)
         ]
         done = map_shards(recipe, _plan_shard, work, folder, runtime)

@@ -230,7 +230,7 @@ def drop_paragraphs(documents: Manifest, config: ParagraphsConfig, runtime: Runt
 
     def make(folder: Path) -> Made:
         inputs = document_shards(documents, runtime.root)
-        first = [Shard(path.stem, ("units", output.sha256), path) for output, path in inputs]
+        first = [Shard(path.stem, ("units", output.sha256), path, (output,)) for output, path in inputs]
         found = map_shards(recipe, _units_shard, first, folder, runtime)
         units = [runtime.root / shard.outputs["units"].path for shard in found]
         known = [shard.outputs["units"].sha256 for shard in found]
@@ -238,8 +238,13 @@ def drop_paragraphs(documents: Manifest, config: ParagraphsConfig, runtime: Runt
         cuts = once(runtime, folder.parent / "records" / f"{recipe.key(known)}.parquet", join)
         firsts = itertools.accumulate((shard.stats["units"] for shard in found), initial=0)
         second = [
-            Shard(path.stem, ("cut", output.sha256, str(first), *known), Cutting(path, unit, cuts, first))
-            for (output, path), unit, first in zip(inputs, units, firsts, strict=False)
+            Shard(
+                path.stem,
+                ("cut", output.sha256, str(first), *known),
+                Cutting(path, runtime.root / shard.outputs["units"].path, cuts, first),
+                (output, shard.outputs["units"]),
+            )
+            for (output, path), shard, first in zip(inputs, found, firsts, strict=False)
         ]
         done = map_shards(recipe, _cut_shard, second, folder, runtime)
         outputs = [output for shard in (*found, *done) for output in shard.outputs.values()]

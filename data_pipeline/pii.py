@@ -184,7 +184,7 @@ def redact(documents: Manifest, config: PiiConfig, runtime: Runtime, folder: Pat
 
     def make(target: Path) -> Made:
         shards = [
-            Shard(path.stem, (path.stem, output.sha256), (path, key))
+            Shard(path.stem, (path.stem, output.sha256), (path, key), (output,))
             for output, path in document_shards(documents, runtime.root)
         ]
         done = map_shards(recipe, _redact_shard, shards, target, runtime)

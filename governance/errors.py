@@ -4,6 +4,7 @@
       ConfigError         78    the file or an override is wrong: file, section, field, value, the mend
       MissingInput        66    an input or an artifact is not there; names the command that makes it
       ManifestError       65    unknown schema, digest mismatch: the difference in words
+        AlteredFile       65    a file is not what its manifest lists; where a verdict rests on it, 77
       GateClosed          77    the verdict does not allow this corpus: reasons and owners
       CheckpointError     65    cannot load: missing shard, torn file, another model
       Occupied            73    another process is at the same work, alive: host, process, since when
@@ -46,6 +47,10 @@ class ManifestError(PipelineError):
     """A manifest cannot be read, or does not agree with the files that it lists."""
 
     exit_code = 65
+
+
+class AlteredFile(ManifestError):
+    """A file that is read is not the one that its manifest lists."""
 
 
 class GateClosed(PipelineError):

@@ -124,8 +124,23 @@ class Manifest(Section):
 
     def files(self, role: str, root: Path) -> list[Path]:
         """The output files below `<folder>/<role>/`, in name order."""
+        return [root / output.path for output in self.listed(role)]
+
+    def named(self, name: str) -> Output:
+        """What the manifest says of the file of this name in the artifact itself.
+
+        Raises:
+            ManifestError: it lists none.
+        """
+        for output in self.outputs:
+            if output.path == f"{self.folder}/{name}":
+                return output
+        raise ManifestError(f"{self.path}: lists no {name}. Remove its folder and make it again.")
+
+    def listed(self, role: str) -> list[Output]:
+        """What the manifest says of these files, in name order."""
         prefix = f"{self.folder}/{role}/"
-        return [root / output.path for output in self.outputs if output.path.startswith(prefix)]
+        return [output for output in self.outputs if output.path.startswith(prefix)]
 
 
 def describe(path: Path, root: Path) -> Output:

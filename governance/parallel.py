@@ -20,6 +20,7 @@ the files are linked, not made again. So a changed input or configuration re-mak
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -39,6 +40,7 @@ from governance.alone import PATIENCE_SECONDS, POLL_SECONDS, make_alone
 from governance.config import Section
 from governance.errors import BudgetReached, MissingInput, PipelineError
 from governance.files import put_in_place, remove_file, sha256_file, sweep_temporaries
+from governance.intact import intact
 from governance.log import get_logger, progress
 from governance.manifest import Output, describe
 from governance.notes import Signer, read_note, write_note
@@ -56,6 +58,8 @@ class Shard:
     """Digests and names: all of the payload that decides bytes, and nothing that does not."""
     payload: Any
     """Handed to the function as it is; must pickle."""
+    reads: tuple[Output, ...] = ()
+    """Files of earlier artifacts that the function reads: hashed as it begins, and unchanged when it ends."""
 
 
 @dataclass(frozen=True)
@@ -285,7 +289,10 @@ def _make_shard(
     function: Callable[..., ShardMade], section: Section, records: Path, place: _Place, work: tuple[int, str, Shard]
 ) -> tuple[int, ShardDone]:
     index, key, shard = work
-    made = function(section, shard.payload, functools.partial(place.path_of, shard.name))
+    with contextlib.ExitStack() as reading:
+        for output in shard.reads:
+            reading.enter_context(intact(output, place.root))
+        made = function(section, shard.payload, functools.partial(place.path_of, shard.name))
     outputs = {role: describe(path, place.root) for role, path in made.files.items()}
     record = {"key": key, "outputs": {r: o.model_dump(mode="json") for r, o in outputs.items()}, "stats": made.stats}
     write_note(records / f"{key}.json", record, place.root, place.signer)

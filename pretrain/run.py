@@ -18,7 +18,15 @@ from data_pipeline.prepare import prepare
 from governance.attestation import open_journal
 from governance.chain import require_chain
 from governance.energy.factors import resolve
-from governance.errors import BudgetReached, CheckpointError, GateClosed, MissingInput, PipelineError, Preempted
+from governance.errors import (
+    AlteredFile,
+    BudgetReached,
+    CheckpointError,
+    GateClosed,
+    MissingInput,
+    PipelineError,
+    Preempted,
+)
 from governance.explanation import explain
 from governance.files import sha256_file
 from governance.gate import (
@@ -31,6 +39,7 @@ from governance.gate import (
     trusted,
     verdict_path,
 )
+from governance.intact import intact
 from governance.journal import Journal
 from governance.log import get_logger
 from governance.manifest import Input, Manifest, verify
@@ -69,8 +78,8 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
     """Audit the corpus, decide, and sign: the audit's manifest and the verdict; `artifacts` gets what was counted.
 
     Raises:
-        GateClosed: a file of the audit was altered since it was written, a manifest is not as it was stated, or the run
-            is not under its site's rules.
+        GateClosed: a manifest is not as it was stated; a file that a check reads, or of the audit, was altered; or the
+            run is not under its site's rules.
     """
     from governance.checks.audit import audit
 
@@ -78,8 +87,11 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
     if runtime.make:
         under_site(run)
         require_chain((tokens, *_packed(artifacts)), runtime.root, journal)  # before hours of checks
-    artifacts["bias"] = counted(run, artifacts, runtime)
-    checked = audit(artifacts, run.policy, run.config.audit, runtime, _token_readers(), _reference(run))
+    try:
+        artifacts["bias"] = counted(run, artifacts, runtime)
+        checked = audit(artifacts, run.policy, run.config.audit, runtime, _token_readers(), _reference(run))
+    except AlteredFile as error:
+        raise GateClosed(f"the audit cannot judge what is not as it was written: {error}") from error
     if not runtime.make:
         path = verdict_path(tokens, run.policy, runtime.root)
         if not path.exists():
@@ -92,8 +104,8 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
                 + "; ".join(problems)
                 + f". Remove {runtime.root / manifest.folder}, then audit again"
             )
-    [results_file] = [output.path for output in checked.outputs if output.path.endswith("/results.json")]
-    results = [CheckResult(**row) for row in json.loads((runtime.root / results_file).read_bytes())]
+    with intact(checked.named("results.json"), runtime.root) as path:
+        results = [CheckResult(**row) for row in json.loads(path.read_bytes())]
     today = datetime.datetime.now(datetime.UTC).date()
     papers = gather(run.config.governance, run.folder, runtime.root)
     judgement = decide(run.policy, results, tokens.digest, today, papers)

@@ -9,7 +9,6 @@ token shards, and the import of Great Expectations; docs/checks.md has figures.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,14 @@ from typing import Any
 from pydantic import Field
 
 from governance.checks.bias.bias import TABLES_FILE, BiasConfig
-from governance.checks.by_shard import Place, counted_token_shards, document_results, raw_results, shard_tables
+from governance.checks.by_shard import (
+    Place,
+    counted_token_shards,
+    document_results,
+    raw_results,
+    read_values,
+    shard_tables,
+)
 from governance.checks.drift import COLUMNS as DRIFT_COLUMNS
 from governance.checks.drift import Sketch, drift_rows
 from governance.checks.gathering import judge_table
@@ -232,8 +238,7 @@ def tables_again(
     tables = dict(corpus_tables(asked, runtime.root))
     columns = {"drift": DRIFT_COLUMNS, "token_shards": TOKEN_COLUMNS}
     for suite in sorted(set(columns) - set(tables)):
-        rows = json.loads((place.folder / f"{suite}.json").read_bytes())
-        if rows:
+        if rows := read_values(checked.named(f"{suite}.json"), runtime.root):
             tables[suite] = Table(suite, frame_of(rows, columns[suite]))
     yield from tables.items()
 
@@ -247,11 +252,11 @@ def bias_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list
     if "bias" not in artifacts:
         return {}
     bias = artifacts["bias"]
-    path = root / bias.folder / TABLES_FILE
     try:
-        tables = json.loads(path.read_bytes())
+        tables = read_values(bias.named(TABLES_FILE), root)
         return {str(suite): [dict(row) for row in rows] for suite, rows in tables.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
+        path = root / bias.folder / TABLES_FILE
         raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
 
 

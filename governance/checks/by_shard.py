@@ -9,14 +9,17 @@ and with the same gates on a suite all its findings.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from governance.checks.drift import Sketch, merge_sketches, sketch_of
-from governance.checks.gathering import Expected, SuiteSection, gather, read_findings, write_finding
+from governance.checks.gathering import Expected, SuiteSection, gather, write_finding
 from governance.checks.identities import repeated_ids, write_hashes
 from governance.checks.raw import RawShard, day_of, raw_table, read_ids
 from governance.checks.suites import Table, disagreement, document_table, read_columns
@@ -24,6 +27,7 @@ from governance.checks.tokens import TokenReaders, count_tokens, shards_of, toke
 from governance.config import Section, canonical_json
 from governance.files import sha256_bytes, write_json
 from governance.gate import CheckResult
+from governance.intact import intact
 from governance.manifest import Manifest, Output
 from governance.parallel import Shard, ShardDone, ShardMade, map_shards, sum_stats
 from governance.policy import Gate
@@ -66,13 +70,15 @@ def _outputs(done: Sequence[ShardDone]) -> list[Output]:
     return [output for shard in done for output in shard.outputs.values()]
 
 
-def _findings(done: Sequence[ShardDone], role: str, root: Path) -> list[dict[str, Any]]:
-    return read_findings(root / shard.outputs[role].path for shard in done)
+def _values(done: Sequence[ShardDone], role: str, root: Path) -> list[dict[str, Any]]:
+    """What workers wrote as JSON under a role."""
+    return [read_values(shard.outputs[role], root) for shard in done if role in shard.outputs]
 
 
-def _digests(manifest: Manifest, role: str, root: Path) -> list[tuple[Path, Expected]]:
-    by_path = {root / output.path: Expected(output.path, output.sha256) for output in manifest.outputs}
-    return [(path, by_path[path]) for path in manifest.files(role, root)]
+def read_values(output: Output, root: Path) -> Any:
+    """The JSON of a listed file."""
+    with intact(output, root) as path:
+        return json.loads(path.read_bytes())
 
 
 # --- raw
@@ -80,16 +86,20 @@ def _digests(manifest: Manifest, role: str, root: Path) -> list[tuple[Path, Expe
 
 def raw_shards(place: Place, ingest: Manifest) -> tuple[list[RawShard], list[Output]]:
     """The shards of ingest, each with the rows whose id stands elsewhere, too; and the files of hashes."""
-    shards = _digests(ingest, "documents", place.root)
-    hashing = [Shard(path.stem, ("ids", shard.sha256), (path, read_ids)) for path, shard in shards]
+    root, listed = place.root, ingest.listed("documents")
+    hashing = [Shard(Path(of.path).stem, ("ids", of.sha256), (root / of.path, read_ids), (of,)) for of in listed]
     done = _map(place, Section(), write_hashes, hashing, ".u64")
-    hashes = [place.root / shard.outputs["id_hashes"].path for shard in done]
-    repeats = repeated_ids([path for path, _ in shards], hashes, read_ids)
+    by_path = {root / of.path: of for of in listed}
+
+    def ids_of(path: Path) -> pa.ChunkedArray:
+        with intact(by_path[path], root):
+            return read_ids(path)
+
+    with contextlib.ExitStack() as reading:
+        hashes = [reading.enter_context(intact(shard.outputs["id_hashes"], root)) for shard in done]
+        repeats = repeated_ids(list(by_path), hashes, ids_of)
     day = day_of(ingest)
-    found = [
-        RawShard(path, shard.subject, shard.sha256, own, day)
-        for (path, shard), own in zip(shards, repeats, strict=True)
-    ]
+    found = [RawShard(root / of.path, of.path, of.sha256, own, day) for of, own in zip(listed, repeats, strict=True)]
     return found, _outputs(done)
 
 
@@ -105,10 +115,13 @@ def raw_results(place: Place, ingest: Manifest, gates: Sequence[Gate]) -> Found:
     """The results of the suite `raw`."""
     section = SuiteSection(suite="raw", gates=tuple(gates))
     shards, outputs = raw_shards(place, ingest)
-    work = [Shard(shard.path.stem, ("raw", shard.subject, shard.sha256, _state(shard)), shard) for shard in shards]
+    work = [
+        Shard(shard.path.stem, ("raw", shard.subject, shard.sha256, _state(shard)), shard, (of,))
+        for shard, of in zip(shards, ingest.listed("documents"), strict=True)
+    ]
     done = _map(place, section, judge_raw, work)
     expected = [Expected(shard.subject, shard.sha256) for shard in shards]
-    found = _findings(done, "raw", place.root)
+    found = _values(done, "raw", place.root)
     corpus = f"{ingest.folder}/documents"
     results = gather(section, expected, found, corpus)
     counted = sum_stats([shard.stats for shard in done]).get("documents", {})
@@ -157,28 +170,33 @@ def judge_documents(section: SuiteSection, work: FeatureShard, path_of: Callable
 def document_results(place: Place, clean: Manifest, gates: Sequence[Gate], sketched: bool) -> tuple[Found, Sketch]:
     """The results of the suite `documents`, and the corpus' sketch if it is wanted."""
     section = SuiteSection(suite="documents", gates=tuple(gates))
-    shards = _digests(clean, "features", place.root)
+    shards = [(place.root / of.path, Expected(of.path, of.sha256), of) for of in clean.listed("features")]
     work = [
-        Shard(path.stem, ("documents", own.subject, own.sha256, str(sketched)), FeatureShard(path, own, sketched))
-        for path, own in shards
+        Shard(
+            path.stem, ("documents", own.subject, own.sha256, str(sketched)), FeatureShard(path, own, sketched), (of,)
+        )
+        for path, own, of in shards
     ]
     done = _map(place, section, judge_documents, work)
     corpus = f"{clean.folder}/features"
-    findings = _findings(done, "documents", place.root)
-    results = gather(section, [own for _, own in shards], findings, corpus)
+    findings = _values(done, "documents", place.root)
+    results = gather(section, [own for _, own, _ in shards], findings, corpus)
     counted = sum_stats([shard.stats for shard in done])
     known = not any(row.status == "error" and "`kept`" in row.detail for row in results)
     problem = disagreement(clean, counted.get("rows", 0), counted.get("kept", 0)) if done and known else ""
     results += _errors(gates, corpus, problem) if problem else []
-    drawn = [place.root / shard.outputs["sketches"].path for shard in done if "sketches" in shard.outputs]
-    sketch = merge_sketches(json.loads(path.read_bytes()) for path in drawn)
+    sketch = merge_sketches(_values(done, "sketches", place.root))
     return Found(results, _outputs(done)), sketch
 
 
 def sketch_corpus(clean: Manifest, root: Path) -> Sketch:
     """The sketch of a corpus' kept documents, a shard after the other in this process."""
-    paths = clean.files("features", root)
-    return merge_sketches(sketch_of(read_columns(path, without=("text",))) for path in paths)
+
+    def sketch(output: Output) -> Sketch:
+        with intact(output, root) as path:
+            return sketch_of(read_columns(path, without=("text",)))
+
+    return merge_sketches(map(sketch, clean.listed("features")))
 
 
 # --- token shards
@@ -191,9 +209,18 @@ def counted_token_shards(
     encode, tokenizer = artifacts["encode"], artifacts["tokenizer"]
     shards = shards_of(encode, tokenizer, artifacts["redact"], place.root, readers)
     made_of = (tokenizer.digest, artifacts["redact"].digest)
-    work = [Shard(shard.path.stem, ("tokens", shard.subject, shard.sha256, *made_of), shard) for shard in shards]
+    listed = {of.path: of for of in (*encode.outputs, *artifacts["redact"].outputs)}
+    work = [
+        Shard(
+            shard.path.stem,
+            ("tokens", shard.subject, shard.sha256, *made_of),
+            shard,
+            tuple(listed[path.relative_to(place.root).as_posix()] for path in (shard.path, shard.documents) if path),
+        )
+        for shard in shards
+    ]
     outputs = _outputs(_map(place, Section(), count_tokens, work))
-    found = [json.loads((place.root / output.path).read_bytes()) for output in outputs]
+    found = [read_values(output, place.root) for output in outputs]
     rows, problem = token_shard_rows(shards, found, encode)
     return rows, problem, outputs
 
@@ -203,7 +230,10 @@ def counted_token_shards(
 
 def shard_tables(place: Place, artifacts: Mapping[str, Manifest]) -> Iterator[tuple[str, Table]]:
     """The tables of `raw` and `documents` one after the other, made again in this process."""
-    for shard in raw_shards(place, artifacts["ingest"])[0]:
-        yield "raw", raw_table(shard)
-    for path in artifacts["clean"].files("features", place.root):
-        yield "documents", document_table(path, path.relative_to(place.root).as_posix())[0]
+    ingest, clean = artifacts["ingest"], artifacts["clean"]
+    for shard, of in zip(raw_shards(place, ingest)[0], ingest.listed("documents"), strict=True):
+        with intact(of, place.root):
+            yield "raw", raw_table(shard)
+    for of in clean.listed("features"):
+        with intact(of, place.root) as path:
+            yield "documents", document_table(path, of.path)[0]

@@ -15,7 +15,6 @@ without a manifest, and without an audit there is no verdict.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,8 +123,3 @@ def _problem(section: SuiteSection, shard: Expected, own: Sequence[Mapping[str, 
 def _columns(section: SuiteSection) -> list[str]:
     """The columns of an empty table: those that the gates ask for, so that they find no value instead of no column."""
     return sorted({gate.column for gate in section.gates if gate.column})
-
-
-def read_findings(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """The findings that workers wrote."""
-    return [json.loads(path.read_bytes()) for path in paths]

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from governance.errors import ManifestError
+from governance.intact import intact
 from governance.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -173,8 +174,9 @@ def licence_rows(final: Manifest, root: Path) -> list[dict[str, Any]]:
         ManifestError: a shard cannot be read.
     """
     found: Counter[tuple[str, str]] = Counter()
-    for path in final.files("documents", root):
-        table = _read(path, ["source", "licence"])
+    for output in final.listed("documents"):
+        with intact(output, root) as path:
+            table = _read(path, ["source", "licence"])
         counted = table.group_by(["source", "licence"]).aggregate([([], "count_all")]).to_pylist()
         for row in counted:
             found[str(row["source"]), str(row["licence"])] += row["count_all"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from governance.checks.gathering import Expected, SuiteSection, gather, read_findings, write_finding
+from governance.checks.gathering import Expected, SuiteSection, gather, write_finding
 from governance.checks.suites import Table
 from governance.policy import Gate
 
@@ -32,7 +33,11 @@ def findings(tmp_path_factory):
     paths = [folder / f"{number}.json" for number in range(3)]
     for shard, path in zip(SHARDS, paths, strict=True):
         write_finding(SECTION, Table(shard.subject, pd.DataFrame({"words": [9, 10]})), shard, path)
-    return read_findings(paths)
+    return read_all(paths)
+
+
+def read_all(paths):
+    return [json.loads(path.read_bytes()) for path in paths]
 
 
 def statuses(found, shards=SHARDS):
@@ -98,7 +103,7 @@ def test_what_is_not_the_work_that_was_asked_for_is_an_error(findings, change, w
 
 def test_a_shard_of_which_nothing_is_kept_has_nothing_to_judge_as_long_as_another_has(findings, tmp_path):
     write_finding(SECTION, Table(SHARDS[0].subject, pd.DataFrame({"words": []})), SHARDS[0], tmp_path / "0.json")
-    [empty] = read_findings([tmp_path / "0.json"])
+    [empty] = read_all([tmp_path / "0.json"])
     assert set(statuses([empty, *findings[1:]]).values()) == {"pass"}
     found = statuses([empty], SHARDS[:1])
     assert found == {
@@ -109,7 +114,7 @@ def test_a_shard_of_which_nothing_is_kept_has_nothing_to_judge_as_long_as_anothe
 
 def test_a_problem_is_an_error_of_each_gate(tmp_path):
     write_finding(SECTION, Table(SHARDS[0].subject, pd.DataFrame(), "is torn"), SHARDS[0], tmp_path / "0.json")
-    assert set(statuses(read_findings([tmp_path / "0.json"]), SHARDS[:1]).values()) == {"error"}
+    assert set(statuses(read_all([tmp_path / "0.json"]), SHARDS[:1]).values()) == {"error"}
 
 
 def test_without_gates_there_is_nothing_to_gather(findings):

@@ -15,6 +15,7 @@ the shards included; removed documents as fast. A process holds 0.4 GB of memory
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from governance.checks.bias.tables import Choices, Recorded, bias_tables
 from governance.config import Section
 from governance.errors import MissingInput
 from governance.files import write_json
+from governance.intact import intact
 from governance.log import get_logger
 from governance.manifest import Manifest, describe
 from governance.parallel import Shard, map_shards
@@ -109,7 +111,8 @@ def bias_audit(
             shards += _shards(artifacts[stage], "removed", stage, lexicons, runtime.root)
         done = map_shards(recipe, count_shard, shards, folder, runtime)
         parts = [shard.outputs["parts"] for shard in done]
-        counts = merge_parts(runtime.root / part.path for part in parts)
+        with contextlib.ExitStack() as reading:
+            counts = merge_parts([reading.enter_context(intact(part, runtime.root)) for part in parts])
         for name, table in counts.items():
             write_counts(folder / "counts" / f"{name}.parquet", table)
         spoken = set(counts["documents"]["language"].to_pylist())
@@ -166,10 +169,9 @@ def _scorers(lexicons: Lexicons, models: Models) -> dict[str, dict[str, Scorer]]
 
 
 def _shards(manifest: Manifest, role: str, stage: str, lexicons: Lexicons, root: Path) -> list[Shard]:
-    outputs = {root / output.path: output for output in manifest.outputs}
     return [
-        Shard(f"{stage}-{path.stem}", (stage, outputs[path].sha256), Work(path, stage, lexicons))
-        for path in manifest.files(role, root)
+        Shard(f"{stage}-{Path(of.path).stem}", (stage, of.sha256), Work(root / of.path, stage, lexicons), (of,))
+        for of in manifest.listed(role)
     ]
 
 
