@@ -9,34 +9,41 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from governance.clock import SKEW, since_clock, stamp
 from governance.errors import ManifestError
 from governance.files import sha256_file
-from governance.journal import VERDICT, Journal
+from governance.journal import VERDICT, Entry, Journal
 from governance.manifest import Manifest
 
-SKEW = datetime.timedelta(minutes=5)
-"""How far the clocks of two nodes may differ."""
 _HEADER_BYTES = 64  # a token shard without a document is its header alone, and equals every other
 
 
-def stamp(moment: datetime.datetime) -> str:
-    """A time in UTC, ISO 8601, to the second."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def clock_fault(moment: datetime.datetime, signed_at: str, journal: Journal | None) -> str:
-    """Whether now is before what was already signed: a clock that was moved back."""
-    latest = stamp(moment + SKEW)
+    """Whether now is before what was already signed: this clock is behind, or that one was ahead."""
+    latest, here = stamp(moment + SKEW), f"this machine's clock says {stamp(moment)}"
     if latest < signed_at:
-        return f"it was signed at {signed_at} and this machine's clock says {stamp(moment)}: a clock was moved"
+        return f"it was signed at {signed_at} and {here}: a clock was moved"
     last = journal.last_time() if journal is not None else ""
     if last and latest < last:
-        return f"the journal's last line is of {last} and this machine's clock says {stamp(moment)}: a clock was moved"
+        return f"the journal's last line is of {last} and {here}: a clock was moved"
     return ""
+
+
+def undone(path: Path, root: Path, journal: Journal | None) -> str:
+    """Whether a verdict is from before a statement that undid a wrong clock: after that each is given again."""
+    if journal is None:
+        return ""
+    try:
+        put_right, since = since_clock(journal.believed())
+    except ManifestError as error:
+        return f"the journal cannot be believed: {error}"
+    if put_right is None or _stated_in(since, path, root) == sha256_file(path):
+        return ""
+    return f"{put_right.place} undid a wrong clock, and it was given before that"
 
 
 def shard_faults(tokens: Manifest, root: Path) -> str:
@@ -90,6 +97,10 @@ def replay_fault(path: Path, root: Path, journal: Journal | None) -> str:
 
 def last_stated(path: Path, root: Path, journal: Journal) -> str:
     """The digest that the journal last stated of a verdict's file; "" when it never did."""
+    return _stated_in(journal.believed(), path, root)
+
+
+def _stated_in(entries: Sequence[Entry], path: Path, root: Path) -> str:
     name = path.relative_to(root).as_posix()
-    stated = (entry.subjects for entry in reversed(journal.believed()) if entry.kind == VERDICT)
+    stated = (entry.subjects for entry in reversed(entries) if entry.kind == VERDICT)
     return next((subjects[name] for subjects in stated if name in subjects), "")

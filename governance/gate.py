@@ -21,6 +21,7 @@ from pydantic import field_validator
 
 from governance.approvals import APPROVALS, links, unapproved
 from governance.chain import require_chain
+from governance.clock import stamp
 from governance.config import Section
 from governance.errors import GateClosed, ManifestError
 from governance.explanation import explain, site_words
@@ -31,7 +32,7 @@ from governance.freshness import (
     replay_fault,
     shard_faults,
     staleness,
-    stamp,
+    undone,
 )
 from governance.journal import VERDICT, Journal
 from governance.judgement import CheckResult, Judgement, Papers, Status, decide, strange_papers
@@ -176,12 +177,12 @@ def give_verdict(
     own = private_key(config.key_path(folder))
     signers = _signers(judgement, policy, own, trusted(config, folder))
     content = {**_content(judgement, tokens, audit, policy), "site": described(bound), "people": signers}
-    standing = _standing(path, config, folder)
+    standing = {} if path.exists() and undone(path, root, journal) else _standing(path, config, folder)
     signed_at = str(standing.get("signed_at", ""))
     if fault := clock_fault(today, signed_at, journal):
         raise GateClosed(
-            f"no verdict is given: {fault}. Set this clock right; if the earlier time is the wrong one, move {path} "
-            f"and {root / 'journal.jsonl'} away, and make the root anew"
+            f"no verdict is given: {fault}. Set this clock right; if it is right, see what is dated ahead of it and "
+            "undo that: assay governance clock CONFIG"
         )
     same = all(standing.get(name) == value for name, value in content.items())
     stated = (audit.path, audit.digest)
@@ -345,6 +346,7 @@ def require_open(
         or "; ".join(
             two_key_faults(_demands(policy, config, folder, bound), json.loads(path.read_bytes()), stated, root)
         )
+        or undone(path, root, journal)
         or clock_fault(moment, verdict["signed_at"], journal)
         or replay_fault(path, root, journal)
     )

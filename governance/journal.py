@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from governance.clock import CLOCK, read_times, void
+from governance.clock import PREDICATE_TYPE as CLOCK_TYPE
 from governance.config import canonical_json
 from governance.errors import ManifestError
 from governance.files import append_line, locked, sha256_bytes, sha256_file
@@ -187,6 +189,26 @@ class Journal:
 
         self._append(manifest.stage, make)
 
+    def state_clock(self, verdicts: Sequence[str], reason: str, account: str) -> int:
+        """Append that the times of the lines dated ahead of this clock are void; returns how many.
+
+        Args:
+            verdicts: files of verdicts that are dated ahead, for the reader.
+            reason: why they are.
+            account: who says so.
+        """
+        count = 0
+
+        def make() -> dict[str, Any]:
+            nonlocal count
+            late = [entry for entry in read_times(self._entries)[0] if entry.time > now()]
+            count = len(late)
+            said = {"void": void(late), "verdicts": list(verdicts), "reason": reason, "account": account}
+            return statement({FILE_NAME: self._last}, CLOCK_TYPE, said)
+
+        self._append(CLOCK, make)
+        return count
+
     def _is_stated(self, subjects: Mapping[str, str], seal: str = "") -> bool:
         return all(self._stated.get(name) == (digest, seal) for name, digest in subjects.items())
 
@@ -218,7 +240,8 @@ class Journal:
                     self.path,
                     self._lines - 1,
                 )
-            entry = {"index": self._lines, "kind": kind, "previous": self._last, "time": self._time()}
+            time = now() if kind == CLOCK else self._time()
+            entry = {"index": self._lines, "kind": kind, "previous": self._last, "time": time}
             refuse_expired(self._signer, str(entry["time"]))
             block = {**entry, **({"torn": True} if self._torn else {})}
             signed = sign({**made, "predicate": {**made["predicate"], "journal": block}}, self._signer)
@@ -307,9 +330,7 @@ def read_journal(path: Path, trusted: Sequence[PublicKey], *, ended: bool = Fals
         previous, torn = sha256_bytes(line), entry is None
     if data and not data.endswith(b"\n"):
         problems.append(f"{FILE_NAME}: line {len(lines) - 1}: has no end: its writer was killed, or it was cut")
-    times = [entry.time for entry in entries]
-    problems += [f"{FILE_NAME}: its times fall" for _ in [0] if times != sorted(times)]
-    return entries, problems
+    return entries, [*problems, *(f"{FILE_NAME}: {fault}" for fault in read_times(entries)[1])]
 
 
 def _is_closed(lines: Sequence[bytes], index: int) -> bool:

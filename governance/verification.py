@@ -23,6 +23,7 @@ from typing import Any
 from governance.anchors import anchor_faults
 from governance.attestation import MODEL_SIGNATURE, believed
 from governance.chain import Stated, latest_statements, unstated
+from governance.clock import ahead_words
 from governance.errors import ManifestError, MissingInput
 from governance.files import json_text, sha256_file
 from governance.gate import GovernanceConfig, read_verdict
@@ -185,6 +186,7 @@ def _evidence(root: Path, config: GovernanceConfig, folder: Path) -> tuple[_Evid
         entries, problems = read_journal(root / JOURNAL, believed(config, folder))
     except ManifestError as error:
         return _Evidence((), {}), [f"{JOURNAL}: {str(error).removeprefix(f'{root / JOURNAL}: ')}"]
+    problems += [f"{JOURNAL}: {words}" for words in ahead_words(entries, datetime.datetime.now(datetime.UTC))]
     return _Evidence(entries, latest_statements(entries)), problems
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 from governance.attestation import open_journal, state_model_signature
-from governance.errors import ConfigError, ManifestError
+from governance.clock import SKEW, ahead_words, stamp
+from governance.errors import ConfigError, GateClosed, ManifestError
 from governance.files import write_json, write_text
-from governance.gate import GovernanceConfig
+from governance.gate import GovernanceConfig, read_verdict
 from governance.lineage import describe_node, read_graph
 from governance.manifest import differences
 from governance.model_signature import create_model_key, default_model_key_path
 from governance.signing import create_job_key, create_key, default_key_path, private_key, public_path
 from governance.verification import read_artifact, root_of, verify_artifact, verify_root
 from pretrain.commands import Arguments, load, say
+from pretrain.run_config import Run
 
 
 def check(arguments: Arguments) -> int:
@@ -33,6 +36,53 @@ def check(arguments: Arguments) -> int:
     say(explain(verdict))
     pass_gate(loaded, artifacts, runtime)
     return 0
+
+
+def clock(arguments: Arguments) -> int:
+    """What is dated ahead of this clock; with a day and a reason, the statement that those times are void."""
+    from governance.papers import submitters
+    from pretrain.run import journal_of
+    from pretrain.start import under_site
+
+    loaded, runtime = load(arguments, "governance clock")
+    journal, moment = journal_of(loaded, runtime), datetime.datetime.now(datetime.UTC)
+    verdicts = _verdicts_ahead(loaded, runtime.root, moment)
+    lines = [*(f"journal {words}" for words in ahead_words(journal.believed(), moment)), *verdicts.values()]
+    for line in lines or [f"nothing is dated ahead of this machine's clock, {stamp(moment)}"]:
+        say(line)
+    if not lines:
+        return 0
+    if arguments.accept is None:
+        say("if this clock is the right one: assay governance clock CONFIG --accept YYYY-MM-DD --reason '...'")
+        return GateClosed.exit_code
+    if arguments.accept != moment.date().isoformat():
+        raise ConfigError(
+            f"--accept {arguments.accept}: this machine's clock says {moment.date()}. Give the day that it is, by "
+            "another clock than this one's; set this one right first if they differ"
+        )
+    if len(arguments.reason) < 10:
+        raise ConfigError(
+            f"--reason {arguments.reason!r}: say in ten characters or more which clock was wrong, and why"
+        )
+    under_site(loaded)
+    count = journal.state_clock(sorted(verdicts), arguments.reason, submitters(loaded.config.governance.submitter)[0])
+    say(f"signed: the times of {count} line(s) of the journal are void, and so is each verdict given before")
+    say(f"next: assay governance check {arguments.config}")
+    return 0
+
+
+def _verdicts_ahead(loaded: Run, root: Path, moment: datetime.datetime) -> dict[str, str]:
+    """Verdicts that are dated ahead of a clock: file -> words."""
+    found = {}
+    for path in sorted(root.glob("verdicts/*.json")):
+        try:
+            signed = read_verdict(path, loaded.config.governance, loaded.folder)["signed_at"]
+        except ManifestError:
+            continue  # one that cannot be believed opens nothing
+        if signed > stamp(moment + SKEW):
+            name = path.relative_to(root).as_posix()
+            found[name] = f"{name}: is signed at {signed}, ahead of this machine's clock ({stamp(moment)})"
+    return found
 
 
 def verify(arguments: Arguments) -> int:

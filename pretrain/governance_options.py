@@ -32,6 +32,14 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     command.add_argument(
         "--key", type=Path, required=True, metavar="PRIVATE_KEY", help="your own key, which the policy's [people] knows"
     )
+    command = add(
+        "clock", "clock", "print what is dated ahead of this machine's clock, or sign that those times are void"
+    )
+    config(command)
+    command.add_argument(
+        "--accept", metavar="YYYY-MM-DD", help="today, by another clock: this machine's is right, the others were wrong"
+    )
+    command.add_argument("--reason", default="", metavar="TEXT", help="with it: which clock was wrong, and why")
     command = add("site", "site", "print whose policy and keys bind on this machine, or a policy's digest")
     command.add_argument(
         "policy", type=Path, nargs="?", metavar="POLICY", help="print this policy's digest, which site.toml pins"

@@ -139,6 +139,16 @@ def test_a_waiver_that_does_not_hold_blocks_and_says_why(bench, changes, words, 
         bench.open()
 
 
+@pytest.mark.parametrize("changes", [{"gate": "a.law", "signer": "ben"}, {"gate": "a.soft"}, {"result": "t"}])
+def test_a_waiver_of_another_gate_or_result_covers_nothing(bench, changes):
+    bench.paper(**changes)
+    judgement = bench.judge()
+    assert (judgement.decision, judgement.waivers) == ("BLOCK", ())
+    bench.give(judgement)
+    with pytest.raises(GateClosed, match=r"verdict BLOCK"):
+        bench.open()
+
+
 def test_nobody_waives_for_himself(bench, monkeypatch):
     bench.policy = bench.make_policy(people={"ann": signer_id(bench.keys["ann"])})
     bench.paper()

@@ -29,6 +29,7 @@ SURFACE = {
     "export": [*COMMON, "CHECKPOINT", "FOLDER"],
     "governance audit-model": [*COMMON, "CHECKPOINT"],
     "governance check": [*COMMON, "--data-docs"],
+    "governance clock": [*COMMON, "--accept", "--reason"],
     "governance diff": ["--help", "A", "B"],
     "governance freeze": [*COMMON, "FILE"],
     "governance impact": ["--help", "--root", "DOCUMENT|URL|SHARD"],

@@ -1,0 +1,108 @@
+"""A site's folder, a run with a corpus and its audit, and everybody's keys: both doors of the gate in milliseconds."""
+
+from __future__ import annotations
+
+import datetime
+import json
+
+import pytest
+
+from governance.attestation import open_journal
+from governance.errors import GateClosed
+from governance.gate import CheckResult, GovernanceConfig, decide, gather, give_verdict, require_open
+from governance.manifest import Manifest, Output
+from governance.policy import load_policy
+from governance.signing import create_job_key, create_key, private_key
+
+SITE_POLICY = """
+name = "institute"
+[owners]
+data = ["ann"]
+[people]
+ann = "ann.pem.pub"
+ben = "ben.pem.pub"
+[licences]
+allowed = ["MIT"]
+[[gate]]
+id = "a.hard"
+suite = "sources"
+expectation = "between"
+column = "x"
+max = 1
+owner = "data"
+why = "because it matters here"
+"""
+CHILD = 'name = "run"\nparent = "site/policy.toml"\ninherit = true\n'
+
+
+class Yard:
+    """A site's folder, a run's folder with an encoded corpus and its audit, and the keys of everybody."""
+
+    def __init__(self, root):
+        self.root, self.site = root, root / "site"
+        self.site.mkdir()
+        for name in ("ann", "ben", "root"):
+            create_key(self.site / f"{name}.pem")
+        create_key(root / "stranger.pem")
+        self.certify("audit", self.site / "root.pem")
+        self.certify("gate", self.site / "root.pem")
+        (self.site / "policy.toml").write_text(SITE_POLICY)
+        (root / "policy.toml").write_text(CHILD)
+        self.pin()
+        fields = {"version": 1, "key": "0" * 64, "config": {}, "inputs": (), "stats": {}, "run": {}}
+        shard = Output(path=f"encode/{'0' * 16}/train/00000.tokens", bytes=1, sha256="1" * 64)
+        (root / shard.path).parent.mkdir(parents=True)
+        (root / shard.path).write_bytes(b"1")
+        self.tokens = Manifest(stage="encode", outputs=(shard,), **fields)
+        self.audit = Manifest(stage="audit", outputs=(), **fields)
+
+    def certify(self, name, root, days=30):
+        create_job_key(self.root / f"{name}.pem", private_key(root), name, days)
+
+    def pin(self, **changes):
+        digest = load_policy(self.site / "policy.toml").digest
+        pins = {"name": "Example Institute", "policy": digest, "trusted_keys": ["root.pem.pub"], **changes}
+        (self.site / "site.toml").write_text("".join(f"{name} = {json.dumps(pins[name])}\n" for name in pins))
+
+    def config(self, **changes):
+        known = {"signing_key": "audit.pem", "trusted_keys": ("site/root.pem.pub",)}
+        return GovernanceConfig(**{**known, **changes})
+
+    def judge(self, **changes):
+        """Sign as `assay governance check` does."""
+        config, policy = self.config(**changes), load_policy(self.root / "policy.toml")
+        journal = open_journal(config, self.root, self.root)
+        for manifest in (self.tokens, self.audit):
+            journal.state_artifact(manifest)
+        results = [CheckResult(gate.id, "sources", "pass", 0.5, 9, 0, "x") for gate in policy.gate]
+        papers = gather(config, self.root, self.root)
+        today = datetime.datetime.now(datetime.UTC).date()
+        judgement = decide(policy, results, self.tokens.digest, today, papers)
+        return give_verdict(judgement, self.tokens, self.audit, policy, (config, self.root), self.root, journal)
+
+    def open(self, **changes):
+        """Ask as `assay train` does."""
+        config = self.config(**changes)
+        journal = open_journal(config, self.root, self.root)
+        policy = load_policy(self.root / "policy.toml")
+        return require_open(self.tokens, policy, config, self.root, self.root, journal)
+
+    def refused(self, words, **changes):
+        """Neither door opens, and both say why."""
+        for door in (self.judge, self.open):
+            with pytest.raises(GateClosed) as caught:
+                door(**changes)
+            assert words in str(caught.value)
+            assert caught.value.exit_code == 77
+
+
+def move_clock(monkeypatch, by):
+    """Every later question after the time is answered that much later."""
+    real = datetime.datetime
+
+    class Moved(real):
+        @classmethod
+        def now(cls, tz=None):
+            return real.now(tz) + by
+
+    monkeypatch.setattr(datetime, "datetime", Moved)
