@@ -12,6 +12,9 @@ or it did not (wasted). A trainer that writes marks into its measurement gets fi
 The work up to a durable checkpoint survives a kill; the work behind it is lost. When a later attempt resumes from an
 earlier checkpoint, everything behind that one was rolled back, and is wasted too. Boundaries are those of the
 samples, so each is late by at most one sample interval.
+
+A training needs one start-up. An attempt that goes on from a checkpoint needs another one, until its first step, and
+that is wasted by the "restart", whatever ended the attempt before it.
 """
 
 from __future__ import annotations
@@ -21,9 +24,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from governance.energy.ledger import PHASES, Interval, Outcome
-from governance.phases import UNTOLD
+from governance.phases import START_UP, UNTOLD
 
 ROLLED_BACK = "rolled back"
+RESTART = "restart"
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,34 @@ class Sum:
 
 def settle(intervals: Sequence[Interval]) -> list[Piece]:
     """Every interval in pieces with their outcomes, in the order of the intervals."""
-    cut = [_cut(interval) for interval in intervals]
+    restarts = _restarts(intervals)
+    cut = [_cut(interval, restart) for interval, restart in zip(intervals, restarts, strict=True)]
     rollbacks = [
         (interval.started, interval.samples[-1].marks.get("artifact"), interval.samples[-1].marks["resumed_from"])
         for interval in intervals
         if "resumed_from" in interval.samples[-1].marks
     ]
     return [_rolled_back(piece, at, rollbacks) for pieces in cut for piece, at in pieces]
+
+
+def _restarts(intervals: Sequence[Interval]) -> list[bool]:
+    """Whether each interval goes on from a checkpoint of an attempt that had ended before it began."""
+    ended: dict[Any, str] = {}
+    base: dict[Any, int] = {}
+    for interval in intervals:
+        marks = interval.samples[-1].marks
+        artifact, step = marks.get("artifact"), marks.get("resumed_from")
+        ended[artifact] = min(ended.get(artifact, interval.finished), interval.finished)
+        if step is not None:
+            base[artifact] = min(base.get(artifact, step), step)
+
+    def restart(interval: Interval) -> bool:
+        marks = interval.samples[-1].marks
+        artifact, step = marks.get("artifact"), marks.get("resumed_from")
+        known = artifact is not None and step is not None
+        return known and step > base[artifact] and ended[artifact] <= interval.started
+
+    return [restart(interval) for interval in intervals]
 
 
 def _rolled_back(piece: Piece, at: str, rollbacks: list[tuple[str, Any, int]]) -> Piece:
@@ -95,7 +120,7 @@ def _rolled_back(piece: Piece, at: str, rollbacks: list[tuple[str, Any, int]]) -
     return replace(piece, outcome="wasted", cause=ROLLED_BACK) if lost else piece
 
 
-def _cut(interval: Interval) -> list[tuple[Piece, str]]:
+def _cut(interval: Interval, restart: bool) -> list[tuple[Piece, str]]:
     """The interval's pieces, each with the time of its last sample: those of each durable checkpoint, and the rest."""
     known = interval.samples[-1].marks.get("resumed_from")
     last = len(interval.samples) - 1
@@ -111,7 +136,13 @@ def _cut(interval: Interval) -> list[tuple[Piece, str]]:
     final = interval.samples[last].marks.get("step") if interval.outcome == "surviving" else None
     rest = _metered(interval, start, last, _Fate(final, interval.outcome, interval.cause))
     rest[-1] = replace(rest[-1], unseen_seconds=interval.unseen_seconds)
-    return [*pieces, *((piece, interval.samples[last].at) for piece in rest)]
+    pieces += [(piece, interval.samples[last].at) for piece in rest]
+    return [(_of_restart(piece), at) for piece, at in pieces] if restart else pieces
+
+
+def _of_restart(piece: Piece) -> Piece:
+    lost = piece.phase == START_UP and piece.outcome == "surviving"
+    return replace(piece, outcome="wasted", cause=RESTART) if lost else piece
 
 
 class _Fate(NamedTuple):
@@ -167,7 +198,7 @@ def _pieces(interval: Interval, start: int, end: int, fate: _Fate) -> list[Piece
 
 def _milliseconds(interval: Interval, start: int, end: int) -> dict[str, int]:
     """How long each phase lasted between two samples, from the marks; no phase told is one phase."""
-    before = interval.samples[start].marks.get(PHASES, {}) if start >= 0 else {}
+    before = interval.samples[max(start, 0)].marks.get(PHASES, {}) if end > 0 else {}
     after = interval.samples[end].marks.get(PHASES, {})
     spent = {phase: max(0, count - before.get(phase, 0)) for phase, count in after.items()}
     lasted = {phase: count for phase, count in spent.items() if count}

@@ -49,6 +49,7 @@ READ = "read"  # what makes it say so anew
 OUT_OF_BUDGET = "energy budget"
 _TELLING = (*MARKS, RUNNING, READ, INTERVAL, CLOCK)
 _STAND_SECONDS = 1.0  # between two elections while another measures the node; what is spent meanwhile has no meter
+_FIRST_SECONDS = 0.25  # to the first sample: what is killed right after its start has said for which artifact it was
 _LEAST_SPAN_SECONDS = 1.0  # of the readings that a greatest power is taken from; shorter ones are noise
 
 
@@ -200,9 +201,10 @@ class _Measuring:
         self.energy.update(self._measurement(parts))
 
     def _sample(self) -> None:
+        every, first = self.config.sample_seconds, _FIRST_SECONDS
         while True:
-            every = self.config.sample_seconds
-            self.clock.hung.wait(every if self.turn.ours else min(every, _STAND_SECONDS))
+            self.clock.hung.wait(min(every, first if self.turn.ours else _STAND_SECONDS))
+            first = every
             self.clock.hung.clear()
             if self.stopping:
                 return

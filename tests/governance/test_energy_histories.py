@@ -1,4 +1,6 @@
-"""Random histories against a simulation: branches, rollbacks, hangs, kills in the midst of a line, and no meter."""
+"""Random histories against a simulation: branches, rollbacks, restarts, hangs, kills in the midst of a line, no meter,
+and a meter that another process has at first.
+"""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +11,7 @@ from governance.energy.attribution import add, by_checkpoint, by_phase, settle, 
 from governance.energy.ledger import own_file, read_ledger
 from tests.governance.test_energy_ledger import write_line
 
-PHASES = ("start-up", "compute", "communication", "checkpoint", "evaluation", "idle")
+PHASES = ("compute", "communication", "checkpoint", "evaluation", "idle")
 
 work = st.tuples(
     st.integers(0, 500),
@@ -19,10 +21,12 @@ work = st.tuples(
 attempt = st.fixed_dictionaries(
     {
         "training": st.integers(0, 2),
+        "start": st.integers(0, 300),
         "work": st.lists(work, max_size=10),
         "end": st.sampled_from(["surviving", "KeyError", "killed", "hang"]),
         "back": st.integers(0, 3),
         "metered": st.sampled_from([True, True, True, False]),
+        "late": st.sampled_from([None, None, 0, 1, 4, 9]),
     }
 )
 
@@ -34,6 +38,7 @@ class Training:
     artifact: str
     base: int
     live: list[tuple[int, int | None]] = field(default_factory=list)
+    ended: bool = False
 
     @property
     def step(self) -> int:
@@ -68,17 +73,42 @@ class History:
             base = next((other.step for other in self.trainings.values()), 0)
             training = self.trainings[plan["training"]] = Training(f"train/{plan['training']:016x}", base)
         self.wasted += training.roll_back(plan["back"])
-        step, count, read, pending, phases = training.step, 0, 0, 0, {}
+        step, read, pending = training.step, 0, 0
+        dark, waited = plan["late"] is not None, False
+        count, phases = 0, {}
+        restart = training.ended and step > training.base
         marks = {"artifact": training.artifact, "resumed_from": step, "step": step}
 
+        def known(value):
+            return value if plan["metered"] and not dark else None
+
         def write(kind, **values):
+            nonlocal phases
+            if "start-up" in phases and kind != "start":  # whatever follows the start-up takes some time
+                phases = {**phases, "compute": phases.get("compute", 0) + 1}
+            kind = "beat" if kind == "start" else kind
             self.tick += 1
             told = {"marks": {**marks, "phases": dict(phases)}, "every": 1.0, **values}
-            write_line(self.path, kind, str(number), self.tick, count if plan["metered"] else None, **told)
+            write_line(self.path, kind, str(number), self.tick, known(count), **told)
+
+        def segment():
+            """What stands since the last checkpoint: without the time in which another had the meter, and with it."""
+            return [*([None] if waited else []), known(pending)]
 
         write("begin")
-        for millijoules, what, spent in plan["work"]:
-            count, step = count + millijoules, step + 1
+        phases, count = {"start-up": 1000}, 0 if dark else plan["start"]
+        write("start")
+        read = count
+        if restart:
+            self.wasted.append(known(count))
+        else:
+            pending = count
+        for index, (millijoules, what, spent) in enumerate(plan["work"]):
+            if dark and plan["late"] == index:
+                write("beat")
+                dark, waited, count = False, True, 0
+                write("beat")
+            count, step = count + (0 if dark else millijoules), step + 1
             marks["step"] = step
             phases = {**phases, **{name: phases.get(name, 0) + more for name, more in spent.items()}}
             if what == "torn":
@@ -88,24 +118,24 @@ class History:
             pending, read = pending + count - read, count
             if what == "checkpoint":
                 marks["checkpoint"] = step
-                training.live.append((step, pending if plan["metered"] else None))
-                pending = 0
+                training.live += [(step, energy) for energy in segment()]
+                pending, waited = 0, False
             write("beat")
         if plan["end"] == "hang":
             phases = {**phases, "hang": 2000}
-            count += 70
+            count += 0 if dark else 70
             pending, read = pending + count - read, count
             write("beat")
         elif plan["end"] != "killed":
             pending, read = pending + count - read, count
             good = plan["end"] == "surviving"
             write("end", outcome="surviving" if good else "wasted", cause="" if good else plan["end"])
-        rest = pending if plan["metered"] else None
         if plan["end"] == "surviving":
-            training.live.append((step, rest))
+            training.live += [(step, energy) for energy in segment()]
         else:
-            self.wasted.append(rest)
-        self.read.append(read if plan["metered"] else None)
+            self.wasted += segment()
+        self.read.append(known(read))
+        training.ended = True
 
 
 @settings(max_examples=300)
@@ -129,7 +159,7 @@ def test_surviving_and_wasted_are_what_was_measured(tmp_path_factory, attempts):
     causes = wasted_by_cause(pieces)
     assert sum(energy or 0 for energy in causes.values()) == (total.wasted or 0)
     ends = [plan["end"] for plan in attempts]
-    assert {"hang", "killed", "KeyError"} & set(ends) == set(causes) - {"rolled back"}
+    assert {"hang", "killed", "KeyError"} & set(ends) == set(causes) - {"rolled back", "restart"}
     assert total.unseen_seconds == ends.count("killed") + ends.count("hang")
     for training in history.trainings.values():
         rows = by_checkpoint(pieces, training.artifact)

@@ -176,3 +176,33 @@ def test_a_foreign_file_is_refused(tmp_path):
     with pytest.raises(ManifestError, match="Move the file away"):
         own_file(ledger)
     assert read_ledger(tmp_path / "none.jsonl") == []
+
+
+def test_a_restart_is_wasted_up_to_its_first_step_and_one_start_up_is_not(tmp_path):
+    """Killed before a checkpoint, in training, in start-up: one start-up is needed, the others are not."""
+    path, tick = own_file(tmp_path / "energy.jsonl"), 0
+
+    def attempt(name, resumed_from, *lines, end="", host="node1", at=None):
+        nonlocal tick
+        marks, about = {"artifact": ARTIFACT, "resumed_from": resumed_from}, {"host": host}
+        for index, (millijoules, phases, more) in enumerate(((0, {}, {}), *lines)):
+            tick, second = tick + 1, tick if at is None else at + index
+            values = {"marks": {**marks, **more, "phases": phases}, **about}
+            last = end and index == len(lines)
+            fate = {"outcome": "surviving", "cause": end} if last else {}
+            write_line(path, "end" if last else "beat", name, second, millijoules, **values, **fate)
+
+    started, trained = {"start-up": 8000}, {"start-up": 8000, "compute": 4000}
+    attempt("a", 0, (500_000, started, {}), (700_000, trained, {"step": 9}))  # killed before the first checkpoint
+    attempt("b", 0, (510_000, started, {}), (900_000, trained, {"step": 20, "checkpoint": 20}))
+    attempt("c", 20, (941_000, started, {}), (1_141_000, trained, {"step": 30, "checkpoint": 30}))
+    attempt("d", 30, (77_000, started, {}))  # killed in start-up
+    begun = tick
+    attempt("e", 30, (668_000, started, {}), (968_000, trained, {"step": 40, "checkpoint": 40}), end="preempted")
+    attempt("f", 30, (660_000, started, {}), (960_000, trained, {"step": 40}), end="", host="node2", at=begun + 1)
+    pieces = settle(read_ledger(path, alive=lambda line: False))
+    causes = wasted_by_cause(pieces)
+    assert causes == {"killed": 700_000 + 77_000 + 960_000, "restart": 941_000 + 668_000}
+    total = add(pieces)
+    assert total.surviving == 510_000 + 390_000 + 200_000 + 300_000  # a start-up and the work up to step 40
+    assert total.measured == total.surviving + total.wasted
