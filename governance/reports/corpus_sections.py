@@ -148,7 +148,8 @@ def counts_folded(found: Mapping[str, Any]) -> Iterator[Html]:
         rows = [[number(cell) if isinstance(cell, int) else foreign(cell) for cell in row] for row in one["rows"]]
         whole = {place for row in one["rows"] for place, cell in enumerate(row) if isinstance(cell, int)}
         note = tag("p", one["note"], cited if not rows else None, class_="note") if one["note"] else None
-        title = one["title"][:1].upper() + one["title"][1:]
+        stage, _, name = one["title"].partition(": ")
+        title = f"{name[:1].upper()}{name[1:]} ({stage})"
         told = sum(cell for row in one["rows"] for cell in row if isinstance(cell, int))
         yield fold([title, tag("span", f" {number(told)}", class_="unit")],
                    table(one["title"], one["head"], rows, numeric=sorted(whole), cited=cited), note)  # fmt: skip

@@ -42,7 +42,7 @@ def energy_section(found: Mapping[str, Any]) -> Html:
         else None,
         bars("Energy by phase", phases, keys, cite(found, "/energy/phases")) if phases else None,
     ]
-    used = f"{energy(total['joules'])}, {bounds(total['low'], total['high'])}"
+    used = f"{energy(total['joules'])} ({bounds(total['low'], total['high'])})"
     told = f"{used}; {'; '.join(total['methods']) or UNKNOWN}; {_ORIGINS[total['from']]}"
     return join([
         tag("p", told, cite(found, "/energy/total"), class_="note"),
@@ -52,7 +52,7 @@ def energy_section(found: Mapping[str, Any]) -> Html:
 
 
 _ORIGINS = {
-    "ledger": "all that was run under this root, failed attempts included, but for this report",
+    "ledger": "everything run under this root, failed attempts included, this report left out",
     "manifests": "the sum over the artifacts; there is no ledger of failed attempts",
 }
 

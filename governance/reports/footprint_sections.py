@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from governance.energy.views import BY_TOKENS
-from governance.reports.markup import UNKNOWN, Html, compact, energy, join, number, share, table, tag
+from governance.reports.markup import UNKNOWN, Html, compact, decimal, energy, join, number, share, table, tag
 from governance.reports.origins import cite
 
 NONE = "–"
@@ -42,7 +42,7 @@ def footprint_section(found: Mapping[str, Any]) -> Html:
     return join([
         table("Footprint of the whole run", ["figure", "central", "low", "high", "computed with"], rows,
               numeric=(1, 2, 3), cited=cited),
-        tag("p", f"CO2e rests on: {told['basis']}.", class_="note") if told.get("basis") else None,
+        tag("p", tag("b", "Basis of CO2e"), f" {told['basis']}", class_="note") if told.get("basis") else None,
     ])  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def grams(value: float | None) -> str:
 
 
 def _in_unit(unit: str) -> Callable[[float | None], str]:
-    return lambda value: UNKNOWN if value is None else f"{compact(value)} {unit}"
+    return lambda value: UNKNOWN if value is None else f"{decimal(value)} {unit}"
 
 
 def _amount(value: float | None, at_least: bool, write: Callable[[float | None], str]) -> str:

@@ -15,7 +15,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\
 _VOID = frozenset({"meta", "br", "hr", "col"})
 
 UNKNOWN = "unknown"
-_FEW, _MIDDLE = 3, 5  # columns: so many fit on a telephone, on a narrow window
+_FEW, _MIDDLE = 3, 6  # columns: so many fit on a telephone, on a narrow window
 
 
 class Html(str):
@@ -175,14 +175,16 @@ def energy(joules: float | None) -> str:
 
 def kilowatt_hours(joules: float | None) -> str:
     """Joules as kilowatt-hours, whatever their size: 0.000234 kWh, 1,250 kWh."""
-    if joules is None:
-        return UNKNOWN
-    value = joules / 3.6e6
+    return UNKNOWN if joules is None else f"{decimal(joules / 3.6e6)} kWh"
+
+
+def decimal(value: float) -> str:
+    """Three significant digits without a power of ten, as far as a reader can count noughts: 0.000234, 1,250."""
     if value and abs(value) < 1e-6:
-        return f"{value:.2e} kWh"
-    return (
-        f"{float(f'{value:.3g}'):.10f}".rstrip("0").rstrip(".") + " kWh" if abs(value) < 1000 else f"{value:,.0f} kWh"
-    )
+        return f"{value:.2e}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{float(f'{value:.3g}'):.10f}".rstrip("0").rstrip(".")
 
 
 def share(value: float | None) -> str:

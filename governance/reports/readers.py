@@ -15,7 +15,6 @@ from governance.reports.lineage_figure import lineage
 from governance.reports.markup import UNKNOWN, Child, Html, compact, digest, fold, foreign, join, number, table, tag
 from governance.reports.origins import cite
 from governance.reports.run_sections import environment_folded, facts_list, training, training_folded
-from governance.reports.verdict_words import signer
 
 
 def officer(found: Mapping[str, Any]) -> Html:
@@ -67,7 +66,7 @@ def verdict(found: Mapping[str, Any]) -> Html:
         ("Results", counts or "none"),
         ("Policy", [str(policy.get("name", UNKNOWN)), " ", digest(str(policy.get("digest", "")))]),
         *([("Strength", str(policy["strength"]))] if policy.get("strength") else []),
-        ("Signature", signer(found)),
+        ("Signature", str(found["summary"]["signer"])),
         ("Expires", str(given.get("expires", UNKNOWN))),
         ("Key", tag("code", str(given.get("key_id", UNKNOWN)))),
         ("Submitted by", ", ".join(map(str, given.get("submitters", []))) or UNKNOWN),

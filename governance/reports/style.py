@@ -65,14 +65,14 @@ padding:.7rem 1rem;border-radius:.45rem}
 .why{margin:.1rem 0;padding:0;list-style:none}
 .stop{font-size:1.25rem;font-weight:700;line-height:1.2;color:var(--bad);margin:.6rem 0;max-width:none}
 .stop small{display:block;font-size:.92rem;font-weight:400;color:var(--ink);margin-top:.2rem}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(13rem,100%),1fr));gap:1px;background:var(--line);
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(13rem,100%),1fr));background:var(--card);
 border:1px solid var(--line);border-radius:.5rem;overflow:hidden;margin:.8rem 0}
-.tiles>div{padding:.65rem .9rem;background:var(--card)}.tiles dt{font-size:.8rem;color:var(--soft)}
+.tiles>div{padding:.65rem .9rem;box-shadow:0 0 0 1px var(--line)}.tiles dt{font-size:.8rem;color:var(--soft)}
 .tiles dd{margin:0;font-size:1.5rem;font-weight:650;letter-spacing:-.01em;line-height:1.25}
 .tiles dd span{font-size:.95rem;font-weight:500}
 .tiles dd small{display:block;font-size:.78rem;font-weight:400;color:var(--soft);letter-spacing:0;line-height:1.4}
 .first{margin:.8rem 0 0}.first>h2{font-size:.86rem;font-weight:500;color:var(--soft);letter-spacing:0;margin:0 0 .3rem}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(20rem,100%),1fr));gap:.8rem}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(14rem,100%),1fr));gap:.8rem}
 article{border:1px solid var(--line);border-top:.2rem solid var(--a);border-radius:.4rem;background:var(--card);
 padding:.6rem .9rem}
 article h3{font-size:1rem;margin:0 0 .2rem;overflow-wrap:anywhere}article p{margin:.1rem 0;font-size:.88rem;
@@ -100,7 +100,7 @@ tbody th{font-weight:500}.n{text-align:right}td.n{overflow-wrap:normal}th .note,
 margin:0}.rows>details>table{margin:.5rem 0}
 q{font-size:.84rem;color:var(--soft)}td .note+q{display:block}
 .pill{display:inline-block;font-size:.78rem;font-weight:600;border:1px solid currentColor;border-radius:99rem;
-padding:0 .5rem;line-height:1.45;color:var(--f);overflow-wrap:normal}
+padding:0 .5rem;line-height:1.45;color:var(--f);overflow-wrap:normal;justify-self:start}
 .pill.good{color:var(--good)}.pill.warn{color:var(--warn)}.pill.bad{color:var(--bad)}
 """
 
@@ -175,7 +175,7 @@ _NARROW = f"""
 @media (max-width:40rem){{header,main,footer,nav ol{{padding-left:1rem;padding-right:1rem}}header{{padding-top:1rem}}
 h1{{font-size:1.45rem}}h2 small{{display:block;margin:.2rem 0 0}}.verdict{{grid-template-columns:1fr}}
 .badge{{justify-self:start}}nav{{position:static}}html{{scroll-padding-top:0}}nav li>a+a{{display:none}}
-nav ol{{gap:.1rem 1.1rem}}.steps>div{{grid-template-columns:5rem minmax(0,1fr) 7rem;gap:.5rem}}
+nav ol{{gap:.1rem 1.1rem}}.steps>div{{grid-template-columns:6.2rem minmax(0,1fr) 6.6rem;gap:.5rem}}
 .facts>div{{grid-template-columns:1fr;gap:0;margin-bottom:.3rem}}.facts dt{{font-size:.8rem}}
 .many td,.mid td{{grid-template-columns:6.5rem minmax(0,1fr)}}}}
 """
