@@ -82,13 +82,18 @@ def _suite(found: Mapping[str, Any], suite: str, rows: Sequence[Row]) -> Iterabl
 
 
 def _plots(rows: Sequence[Row], cited: Html) -> Iterable[Html]:
-    """A measure drawn: a block a language and, of filters, over all stages."""
+    """A measure drawn: a block a language and reference and, of filters, over all stages."""
     whole = [row for row in rows if row["stage"] in (None, "(all)")] or list(rows)
-    for language in dict.fromkeys(row["language"] for row in whole):
-        mine = [row for row in whole if row["language"] == language]
-        drawn = panels(mine, cited, by_theme=rows[0]["metric"] == "npmi_gap")
+    themes = rows[0]["metric"] == "npmi_gap"
+    blocks: dict[tuple[Any, Any], list[Row]] = {}
+    for row in whole:
+        blocks.setdefault((row["language"], None if themes else row["against"]), []).append(row)
+    for (_, against), mine in blocks.items():
+        drawn = panels(mine, cited, by_theme=themes)
         if drawn is not None:
-            yield tag("h4", f"{named(rows[0]['metric'])}, {language_of(mine[0]) or 'all languages'}".capitalize())
+            about = [named(rows[0]["metric"]), language_of(mine[0]), f"against {theme(mine[0])}" if against else ""]
+            title = ", ".join(filter(None, about))
+            yield tag("h4", foreign(f"{title[:1].upper()}{title[1:]}"))
             yield drawn
 
 

@@ -138,3 +138,14 @@ def test_every_row_is_in_a_fold_and_only_some_are_open():
     whole = folded.rpartition("<table")[2]
     assert all(f">group{n}<" in whole for n in range(200))
     assert "400 of 400 tested differ" in folded
+
+
+def test_two_references_are_two_drawings():
+    rows = [row(against=against, group=group) for group in ("female", "male") for against in ("nobody", "other groups")]
+    folded = join(groups_folded(found(tone=rows)))
+    titles = re.findall(r"<h4>(.*?)</h4>", folded)
+    assert [re.sub("<.*?>", "", title) for title in titles] == [
+        "Sentiment gap, en, against nobody",
+        "Sentiment gap, en, against other groups",
+    ]
+    assert folded.count("<figure") == 2
