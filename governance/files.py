@@ -14,6 +14,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -30,11 +31,17 @@ LEAF_BYTES = 64 << 20  # a larger file has a digest for each piece of this size,
 _READ_BYTES = 1 << 20
 _THREADS = threading.RLock()  # a record lock belongs to the process, so threads of one process need a lock of their own
 _TEMPORARY = ".tmp~"  # .<name>.tmp~<host>~<pid>~<random>: who writes it, so that a sweep knows whether it still lives
+_WRITING = re.compile(rf"\..+{re.escape(_TEMPORARY)}[^~]+~[0-9]+~[0-9a-f]{{8}}")
 
 
 def _temporary(path: Path) -> Path:
     writer = f"{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex[:8]}"
     return path.parent / f".{path.name}{_TEMPORARY}{writer}"
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file has the name of one that is still being written, or whose writer was killed."""
+    return _WRITING.fullmatch(path.name) is not None
 
 
 @contextlib.contextmanager
@@ -278,6 +285,11 @@ def sweep_temporaries(folder: Path) -> int:
             temporary.unlink()
             removed += 1
     return removed
+
+
+def running_sha256() -> hashlib._Hash:
+    """A SHA-256 to be updated piece by piece."""
+    return hashlib.sha256()
 
 
 def sha256_bytes(data: bytes | memoryview) -> str:

@@ -9,6 +9,9 @@ digest, and its predicate (`urn:assay:provenance:1`) has stage, key, version, co
 that let it start and its last checkpoint. So the way from a
 source file to a child of a checkpoint can be walked in the journal alone, when the artifacts are gone.
 
+The files that only grow (energy ledger, a training's record) have no manifest until they are finished; each line states
+how far they had grown and the digest of that much (`journal.grown`, `running_digests.py`).
+
 Promises. The signed predicate repeats index, kind, time and the hash of the line before (`journal`), so nobody
 without a key can drop, reorder, replay or alter a line and make the chain fit again. What a chain cannot show of
 itself is that its last lines are gone: for that its head, "index:SHA-256 of the last line", stands elsewhere
@@ -36,6 +39,7 @@ from governance.errors import ManifestError
 from governance.files import append_line, locked, sha256_bytes, sha256_file
 from governance.log import get_logger
 from governance.manifest import Input, Manifest
+from governance.running_digests import GROWN, Prefix, RunningDigests, read_prefix
 from governance.signing import SigningKey, refuse_expired, sign, statement, verify_envelope
 from governance.stage import now
 
@@ -90,6 +94,11 @@ class Entry:
             return ()
         return tuple(Input(**item) for item in self.statement["predicate"].get("materials", ()))
 
+    @property
+    def grown(self) -> tuple[Prefix, ...]:
+        """How far the files that grow had come, of those that had grown since the line before."""
+        return tuple(map(read_prefix, self.statement["predicate"]["journal"].get(GROWN, ())))
+
 
 def provenance(subjects: Mapping[str, str], materials: Iterable[Input], facts: Mapping[str, Any]) -> dict[str, Any]:
     """The statement that `subjects` (name -> SHA-256) were made from `materials`."""
@@ -126,6 +135,8 @@ class Journal:
         self._entries: list[Entry] = []
         self._stated: dict[str, tuple[str, str]] = {}  # subject -> digest and seal, as they were stated last
         self._believed: tuple[str, tuple[Entry, ...]] = ("", ())  # SHA-256 of what was verified last, and its entries
+        self._prefixes: dict[str, Prefix] = {}  # file that grows -> how it was stated last
+        self._running = RunningDigests(root)
 
     def head(self) -> str:
         """The last line as "index:SHA-256"; "" when there is none."""
@@ -243,7 +254,8 @@ class Journal:
             time = now() if kind == CLOCK else self._time()
             entry = {"index": self._lines, "kind": kind, "previous": self._last, "time": time}
             refuse_expired(self._signer, str(entry["time"]))
-            block = {**entry, **({"torn": True} if self._torn else {})}
+            grown = [prefix.plain() for prefix in self._running.grown(self._prefixes)]
+            block = {**entry, **({"torn": True} if self._torn else {}), **({GROWN: grown} if grown else {})}
             signed = sign({**made, "predicate": {**made["predicate"], "journal": block}}, self._signer)
             append_line(self.path, canonical_json({**entry, "envelope": signed}).decode("utf-8"), durable=True)
             head = self.head()
@@ -263,6 +275,7 @@ class Journal:
             return
         if size < self._size or not self._ended:
             self._size, self._lines, self._last, self._torn, self._entries, self._stated = 0, 0, "", False, [], {}
+            self._prefixes = {}
         with open(self.path, "rb") as handle:
             handle.seek(self._size)
             data = handle.read()
@@ -272,6 +285,7 @@ class Journal:
             if entry is not None:
                 self._entries.append(entry)
                 self._stated.update({name: (digest, entry.seal) for name, digest in entry.subjects.items()})
+                self._prefixes.update((prefix.path, prefix) for prefix in entry.grown)
         self._size, self._ended = self._size + len(data), data.endswith(b"\n")
 
 
@@ -296,6 +310,7 @@ def _parse(line: bytes, index: int) -> Entry | None:
         entry = Entry(index, sha256_bytes(line), str(values["kind"]), str(values["time"]), found)
         _named(entry)
         dict(found["predicate"]["journal"])
+        tuple(entry.grown)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return entry
@@ -356,7 +371,7 @@ def _faults(line: bytes, entry: Entry | None, wanted: tuple[int, str, bool], tru
     except ManifestError as error:
         faults.append(str(error))
     block = {**entry.statement["predicate"].get("journal", {})}
-    said_torn = block.pop("torn", False)
+    said_torn, _ = block.pop("torn", False), block.pop(GROWN, None)
     if block != {name: value for name, value in values.items() if name != "envelope"}:
         faults.append("says other things than were signed")
     if block.get("index") != index:

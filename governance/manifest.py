@@ -17,7 +17,8 @@ unknown schema and an unknown key: it never guesses. `seal` is the hash of all t
 accidents within the manifest itself, as the digests in `outputs` find them in the files. Against intent it is signed:
 the journal states digest and seal (`chain.py`). An output of more than 64 MiB
 has `leaves` too, the SHA-256 of each 64 MiB of it: where the file is not as it was, the piece can be named.
-`run.linked_from` names the earlier artifacts that shards were linked from, where there are any.
+`run.linked_from` names the earlier artifacts that shards were linked from, where there are any. `run.beside` lists, as
+`outputs` does, what was written for the artifact and is no output: records of its shards, a training's record.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from governance.config import Section, canonical_json
 from governance.errors import ManifestError, MissingInput, StorageError
 from governance.files import (
     LEAF_BYTES,
+    is_temporary,
     json_text,
     sha256_bytes,
     sha256_file,
@@ -44,6 +46,7 @@ SCHEMA = 1
 FILE_NAME = "manifest.json"
 KEY_LENGTH = 16  # characters of the key that name the directory
 LINKED_FROM = "linked_from"
+BESIDE = "beside"
 SOURCES = ("file", "hub")
 """Stages of an input that is no artifact."""
 
@@ -122,6 +125,12 @@ class Manifest(Section):
         """This artifact as an input of the next."""
         return Input(stage=self.stage, digest=self.digest, path=self.path)
 
+    @property
+    def beside(self) -> tuple[Output, ...] | None:
+        """What was written for it and is no output; None where an earlier release made it, which did not say."""
+        listed = self.run.get(BESIDE)
+        return None if listed is None else tuple(Output.model_validate(item) for item in listed)
+
     def files(self, role: str, root: Path) -> list[Path]:
         """The output files below `<folder>/<role>/`, in name order."""
         return [root / output.path for output in self.listed(role)]
@@ -147,6 +156,12 @@ def describe(path: Path, root: Path) -> Output:
     """Hash one finished file below `root`, a large one with its leaves."""
     digest, leaves = sha256_with_leaves(path)
     return Output(path=path.relative_to(root).as_posix(), bytes=path.stat().st_size, sha256=digest, leaves=leaves)
+
+
+def describe_folder(folder: Path, root: Path) -> list[Output]:
+    """Every file in a folder below `root` and in its folders, but for a manifest and what is only being written."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not is_temporary(path))
+    return [describe(path, root) for path in files if path != folder / FILE_NAME]
 
 
 def write_manifest(manifest: Manifest, root: Path) -> None:
@@ -215,11 +230,12 @@ def verify(manifest: Manifest, root: Path, *, deep: bool = False) -> list[str]:
     return [
         f"{output.path}: {problem}"
         for output in manifest.outputs
-        if (problem := _fault(output, root, deep)) is not None
+        if (problem := output_fault(output, root, deep=deep)) is not None
     ]
 
 
-def _fault(output: Output, root: Path, deep: bool) -> str | None:
+def output_fault(output: Output, root: Path, *, deep: bool = False) -> str | None:
+    """In words, where a file is not as it is listed; None: it is whole."""
     path = root / output.path
     if not path.is_file():
         return "is missing"

@@ -154,7 +154,14 @@ def map_shards(
             done[index] = made
             advance(1)
     sweep_temporaries(records)
+    keys = (work(index)[1] for index in range(len(shards)))
+    _note_beside(runtime, folder.parent.name, (describe(records / f"{key}.json", runtime.root) for key in keys))
+    _note_beside(runtime, folder.parent.name, (output for one in done.values() for output in one.outputs.values()))
     return [done[index] for index in range(len(shards))]
+
+
+def _note_beside(runtime: Runtime, stage: str, files: Iterable[Output]) -> None:
+    runtime.beside.setdefault(stage, {}).update((file.path, file) for file in files)
 
 
 def _made(
@@ -242,9 +249,15 @@ def once(runtime: Runtime, path: Path, make: Callable[[Path], None], beside: Seq
         return path
 
     found = find()
+    stage = path.parent.parent.name
     if found is None and share:
-        raise Leave(path.parent.parent.name, "a join makes what is next")
-    return found or make_alone(path, runtime.worker, find, make_and_note)
+        raise Leave(stage, "a join makes what is next")
+    found = found or make_alone(path, runtime.worker, find, make_and_note)
+    if not share:
+        noted = read_note(note, runtime.root, runtime.signer) or {}
+        names = [(file.relative_to(runtime.root).as_posix(), noted[file.name]) for file in files if noted]
+        _note_beside(runtime, stage, [describe(note, runtime.root), *(Output(path=p, **facts) for p, facts in names)])
+    return found
 
 
 def _as_noted(noted: Mapping[str, Any], files: Sequence[Path], trusted: bool) -> bool:

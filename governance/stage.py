@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from governance.errors import BudgetReached, ManifestError, MissingInput
 from governance.files import append_line, locked, sha256_bytes, sweep_temporaries
 from governance.log import get_logger
 from governance.manifest import (
+    BESIDE,
     FILE_NAME,
     KEY_LENGTH,
     LINKED_FROM,
@@ -191,6 +192,9 @@ class Runtime:
     linked: dict[str, set[str]] = field(default_factory=dict, repr=False, compare=False)
     """Artifact -> the earlier ones that shards of it were linked from, noted by `map_shards` and told in `run`: their
     energy is the earlier one's."""
+    beside: dict[str, dict[str, Output]] = field(default_factory=dict, repr=False, compare=False)
+    """Stage -> by path what was written for the artifact in the making and may go into no output, noted by
+    `map_shards` and `once`: it is listed in `run`."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +222,21 @@ class Recipe:
 def artifact_folder(stage: str, key: str, root: Path) -> Path:
     """The directory of an artifact."""
     return root / stage / key[:KEY_LENGTH]
+
+
+def root_of(artifact: Path) -> Path:
+    """The root that an artifact's folder, or its manifest, lies in: folders are `<root>/<stage>/<key>`."""
+    folder = artifact.parent if artifact.name == FILE_NAME else artifact
+    return folder.resolve().parents[1] if (folder / FILE_NAME).exists() else folder.resolve()
+
+
+def read_artifact(artifact: Path) -> Manifest:
+    """The manifest of an artifact, given its folder or its manifest file.
+
+    Raises:
+        MissingInput: there is none.
+    """
+    return read_manifest(artifact if artifact.name == FILE_NAME else artifact / FILE_NAME)
 
 
 def find(stage: str, key: str, root: Path) -> Manifest | None:
@@ -265,6 +284,7 @@ def run_stage(
         runtime.budget.check(stage, artifact)
         get_logger(__name__).info("%s: making %s", stage, folder)
         started = now()
+        runtime.beside[stage] = {}
         with runtime.meter(stage) as energy, runtime.budget.watching(stage, artifact, energy):
             energy["artifact"] = artifact
             made = make(folder)
@@ -283,7 +303,8 @@ def run_stage(
             stats=made.stats,
             run={**provenance(), "started": started, "finished": now(), "energy": energy, **linked},
         )
-        committed = commit(manifest, runtime.root, runtime.attest)
+        beside = runtime.beside.pop(stage).values()
+        committed = commit(manifest, runtime.root, runtime.attest, beside)
         note_progress(runtime, f"{stage} {folder.name}")
         return committed
 
@@ -308,12 +329,17 @@ def _committed(folder: Path, root: Path) -> Manifest | None:
     return manifest if present(manifest, root) else None
 
 
-def commit(manifest: Manifest, root: Path, attest: Attest = no_attest) -> Manifest:
+def commit(manifest: Manifest, root: Path, attest: Attest = no_attest, beside: Iterable[Output] = ()) -> Manifest:
     """Attest and write the manifest, unless another process did so first; then both must have made the same bytes.
 
-    What is attested last is what stands: two workers of an array commit the same bytes with a `run` block each.
+    What is attested last is what stands: two workers of an array commit the same bytes with a `run` block each. Of what
+    was written `beside`, that which is no output is listed in that block.
     """
     path = root / manifest.path
+    outputs = {output.path for output in manifest.outputs}
+    listed = [item for item in sorted(beside, key=lambda item: item.path) if item.path not in outputs]
+    run = {**manifest.run, BESIDE: [item.model_dump(mode="json") for item in listed]}
+    manifest = manifest.model_copy(update={"run": run})
     if path.exists():
         other = read_manifest(path)
         if present(other, root) and (lines := differences(other, manifest)):

@@ -1,11 +1,12 @@
 """Verify an artifact, or a whole root; `deep` also what was signed about them.
 
 Promise of the plain check: one changed byte in a file that a manifest lists, in a manifest, or in a verdict is found,
-and the problem names the file (of a large one the 64 MiB piece). It reads every byte once, as fast as SHA-256 and the
-disk allow. `deep` adds what an attacker could make fit, and what an accident can do to the evidence: the journal's
-chain and every signature in it, a statement for each artifact that agrees with its manifest, the leaves of large
-files, the heads that runs noted, model signatures, and that each waiver which a verdict used was in force for that
-corpus.
+and so is a file that nothing lists (`strays.py`); the problem names the file (of a large one the 64 MiB piece). It
+reads every byte once, as fast as SHA-256 and the disk allow. `deep` adds what an attacker could make fit, and what an
+accident can do to the evidence: the journal's chain and every signature in it, a statement for each artifact that
+agrees with its manifest, each beginning that was ever stated of a file that grows (`running_digests.py`), the energy
+ledger's figures against the manifests', the records of shards, the leaves of large files, the heads that runs noted,
+model signatures, and that each waiver which a verdict used was in force for that corpus.
 
 What was removed whole, to save space, is no fault; the journal still knows it. A source file cannot be looked at: only
 its digest is here.
@@ -18,12 +19,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from governance.anchors import anchor_faults
-from governance.attestation import MODEL_SIGNATURE, believed
+from governance.attestation import MODEL_SIGNATURE, KeySigner, believed
 from governance.chain import Stated, latest_statements, unstated
 from governance.clock import ahead_words
+from governance.energy.agreement import ledger_faults
 from governance.errors import ManifestError, MissingInput
 from governance.files import json_text, sha256_file
 from governance.gate import GovernanceConfig, read_verdict
@@ -33,21 +35,9 @@ from governance.lineage import read_graph
 from governance.log import progress
 from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manifest, verify
 from governance.model_signature import signature_faults
-
-
-def root_of(artifact: Path) -> Path:
-    """The root that an artifact's folder, or its manifest, lies in: folders are `<root>/<stage>/<key>`."""
-    folder = artifact.parent if artifact.name == FILE_NAME else artifact
-    return folder.resolve().parents[1] if (folder / FILE_NAME).exists() else folder.resolve()
-
-
-def read_artifact(artifact: Path) -> Manifest:
-    """The manifest of an artifact, given its folder or its manifest file.
-
-    Raises:
-        MissingInput: there is none.
-    """
-    return read_manifest(artifact if artifact.name == FILE_NAME else artifact / FILE_NAME)
+from governance.running_digests import StatedPrefix, prefix_faults
+from governance.stage import root_of
+from governance.strays import beside_faults, note_faults, strays
 
 
 @dataclass(frozen=True)
@@ -56,13 +46,22 @@ class _Evidence:
 
     entries: Sequence[Entry]
     latest: Stated
+    signer: KeySigner
+    """Whose notes are believed."""
 
 
-def verify_root(root: Path, config: GovernanceConfig, folder: Path, *, deep: bool = False) -> tuple[int, list[str]]:
-    """Check every artifact and verdict below `root`; `config` (paths relative to `folder`) says whose words count.
+class Verified(NamedTuple):
+    """What was found; problems and notes are in words, each beginning with the file's path below the root."""
 
-    Returns:
-        The number of files read, and the problems in words, each beginning with the file's path below the root.
+    files: int
+    """How many were read."""
+    problems: list[str]
+    notes: list[str]
+    """What is no fault and rests on nobody's word: an end that is not stated yet, an unfinished artifact."""
+
+
+def verify_root(root: Path, config: GovernanceConfig, folder: Path, *, deep: bool = False) -> Verified:
+    """Check every file below `root`; `config` (paths relative to `folder`) says whose words count.
 
     Raises:
         MissingInput: there is no artifact below `root`.
@@ -79,24 +78,23 @@ def verify_root(root: Path, config: GovernanceConfig, folder: Path, *, deep: boo
     if evidence is not None:
         files += 1
         problems += _lost(root, evidence)
-    return files, problems
+    found, notes = _verify_others(root, [""], evidence)
+    return Verified(files, problems + found, notes)
 
 
-def verify_artifact(
-    artifact: Path, config: GovernanceConfig, folder: Path, *, deep: bool = False
-) -> tuple[int, list[str]]:
+def verify_artifact(artifact: Path, config: GovernanceConfig, folder: Path, *, deep: bool = False) -> Verified:
     """Check one artifact; `deep`: with all its ancestors that are still there, and all that was signed about them.
-
-    Returns:
-        As `verify_root`.
 
     Raises:
         MissingInput: there is none.
     """
     root, path = root_of(artifact).absolute(), artifact if artifact.name == FILE_NAME else artifact / FILE_NAME
     path = path.resolve()
+    own = path.parent.relative_to(root).as_posix()
     if not deep:
-        return _verify_each([path], root, None)
+        files, found = _verify_each([path], root, None)
+        others, notes = _verify_others(root, [own], None)
+        return Verified(files, found + others, notes)
     evidence, problems = _evidence(root, config, folder)
     graph = read_graph(root)
     try:
@@ -115,7 +113,66 @@ def verify_artifact(
     ]
     for verdict in verdicts:
         found += _verify_verdict(verdict, root, (config, folder), evidence)
-    return files + 1 + len(verdicts), problems + found
+    folders = [own, *(path.parent.relative_to(root).as_posix() for path in paths)]
+    others, notes = _verify_others(root, folders, evidence)
+    return Verified(files + 1 + len(verdicts), problems + found + others, notes)
+
+
+def _verify_others(root: Path, folders: Sequence[str], evidence: _Evidence | None) -> tuple[list[str], list[str]]:
+    """Problems and notes on what is no output: of these folders below the root; "" is the root."""
+    manifests = dict(_manifests(root))
+    whole = [manifest for manifest in manifests.values() if manifest is not None]
+    ours = whole if "" in folders else [manifest for manifest in whole if manifest.folder in folders]
+    problems = beside_faults(ours, root)
+    notes: list[str] = []
+    for folder in folders:
+        found = strays(manifests, root, folder)
+        problems += found.problems
+        notes += found.notes
+    if evidence is None:
+        return problems, notes
+    faults, untold = prefix_faults(root, _prefixes(evidence))
+    notes_found = note_faults(whole, root, evidence.signer)
+    faults, untold = faults + notes_found.problems, untold + notes_found.notes
+    about = tuple(f"{folder}/" for folder in folders)
+    faults, untold = (
+        [line for line in lines if "" in folders or line.startswith((*about, "energy."))] for lines in (faults, untold)
+    )
+    return [*problems, *faults, *ledger_faults(ours, root), *_rested_on(ours, root, evidence)], [*notes, *untold]
+
+
+def _manifests(root: Path) -> Iterator[tuple[str, Manifest | None]]:
+    """Every manifest below a root by its path; None where it cannot be read, which is reported under its own name."""
+    for path in sorted(root.glob(f"*/*/{FILE_NAME}")):
+        try:
+            yield path.relative_to(root).as_posix(), read_manifest(path)
+        except ManifestError:
+            yield path.relative_to(root).as_posix(), None
+
+
+def _prefixes(evidence: _Evidence) -> dict[str, list[StatedPrefix]]:
+    """Path -> what the journal states of a file that grows, in order."""
+    found: dict[str, list[StatedPrefix]] = {}
+    for entry in evidence.entries:
+        for prefix in entry.grown:
+            found.setdefault(prefix.path, []).append(StatedPrefix(f"{JOURNAL} line {entry.index}", prefix))
+    return found
+
+
+def _rested_on(manifests: Sequence[Manifest], root: Path, evidence: _Evidence) -> Iterator[str]:
+    """Where a report was read from more of a file that grows than was ever stated."""
+    longest = {name: max(item.prefix.bytes for item in stated) for name, stated in _prefixes(evidence).items()}
+    for manifest in manifests:
+        if manifest.stage != "report" or not (root / manifest.folder / "report.json").is_file():
+            continue
+        try:
+            entries = json.loads((root / manifest.folder / "report.json").read_bytes())["evidence"]["entries"]
+            read = {entry["path"]: entry["bytes"] or 0 for entry in entries if entry["path"].endswith(".jsonl")}
+        except (ValueError, KeyError, TypeError):
+            continue  # reported under its own name
+        for name, size in read.items():
+            if size > longest.get(name, 0) and manifest.beside is not None:
+                yield f"{name}: {manifest.folder} rests on {size} bytes of it, {longest.get(name, 0)} were ever stated"
 
 
 def _verify_each(paths: Sequence[Path], root: Path, evidence: _Evidence | None) -> tuple[int, list[str]]:
@@ -182,12 +239,13 @@ def _verify_verdict(
 
 
 def _evidence(root: Path, config: GovernanceConfig, folder: Path) -> tuple[_Evidence, list[str]]:
+    signer = KeySigner(config, folder)
     try:
         entries, problems = read_journal(root / JOURNAL, believed(config, folder))
     except ManifestError as error:
-        return _Evidence((), {}), [f"{JOURNAL}: {str(error).removeprefix(f'{root / JOURNAL}: ')}"]
+        return _Evidence((), {}, signer), [f"{JOURNAL}: {str(error).removeprefix(f'{root / JOURNAL}: ')}"]
     problems += [f"{JOURNAL}: {words}" for words in ahead_words(entries, datetime.datetime.now(datetime.UTC))]
-    return _Evidence(entries, latest_statements(entries)), problems
+    return _Evidence(entries, latest_statements(entries), signer), problems
 
 
 def _noted_head(manifest: Manifest, evidence: _Evidence) -> Iterator[str]:

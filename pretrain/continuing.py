@@ -19,7 +19,7 @@ from typing import Any
 
 from governance.errors import CheckpointError, ConfigError, MissingInput
 from governance.manifest import FILE_NAME, Manifest
-from governance.verification import root_of
+from governance.stage import root_of
 from pretrain.batch_sizes import batch_sizes
 from pretrain.checkpoint import Parent, identity_of, open_checkpoint
 from pretrain.config import TrainConfig, TrainRecipe

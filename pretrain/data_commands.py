@@ -11,8 +11,7 @@ from governance.attestation import KeySigner, attest_with, open_journal
 from governance.errors import ConfigError, MissingInput
 from governance.gate import GovernanceConfig
 from governance.manifest import FILE_NAME, Manifest, read_manifest
-from governance.stage import Leave, Runtime
-from governance.verification import read_artifact, root_of
+from governance.stage import Leave, Runtime, read_artifact, root_of
 from pretrain.commands import Arguments, load, say
 
 if TYPE_CHECKING:

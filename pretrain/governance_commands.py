@@ -14,7 +14,8 @@ from governance.lineage import describe_node, read_graph
 from governance.manifest import differences
 from governance.model_signature import create_model_key, default_model_key_path
 from governance.signing import create_job_key, create_key, default_key_path, private_key, public_path
-from governance.verification import read_artifact, root_of, verify_artifact, verify_root
+from governance.stage import read_artifact, root_of
+from governance.verification import verify_artifact, verify_root
 from pretrain.commands import Arguments, load, say
 from pretrain.run_config import Run
 
@@ -93,9 +94,9 @@ def verify(arguments: Arguments) -> int:
     config = GovernanceConfig(trusted_keys=keys)
     alone = artifact.resolve() != root
     look = verify_artifact if alone else verify_root
-    files, problems = look(artifact if alone else root, config, Path(), deep=arguments.deep)
-    for problem in problems:
-        say(problem)
+    files, problems, notes = look(artifact if alone else root, config, Path(), deep=arguments.deep)
+    for line in (*problems, *(f"note: {note}" for note in notes)):
+        say(line)
     where = f"of {artifact}" if alone else f"below {root}"
     if problems:
         raise ManifestError(f"{len(problems)} problem(s) in {files} files {where}")

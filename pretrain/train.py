@@ -24,7 +24,7 @@ from governance.errors import MissingInput
 from governance.files import write_json
 from governance.heap import keep_freed_memory
 from governance.log import get_logger
-from governance.manifest import Manifest, Output, describe
+from governance.manifest import Manifest, Output, describe, describe_folder
 from governance.phases import INTERVAL
 from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, Watched, artifact_folder, commit, find, now
 from pretrain.compatibility import check_start, check_together
@@ -158,7 +158,7 @@ def _train(
         run={**run_facts(job), "started": started, "finished": now(), "energy": energy, "journal": runtime.head()},
     )
     if ranks.first:
-        manifest = commit(manifest, runtime.root, runtime.attest)
+        manifest = commit(manifest, runtime.root, runtime.attest, describe_folder(folder, runtime.root))
     return gather(manifest)[0]
 
 

@@ -147,7 +147,7 @@ def test_verify_names_each_flipped_file(project_copy):
         whole = path.read_bytes()
         position = chance.randrange(len(whole))
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << chance.randrange(8)]) + whole[position + 1 :])
-        _, problems = verify_root(root, config, project_copy)
+        problems = verify_root(root, config, project_copy).problems
         assert any(problem.startswith(path.relative_to(root).as_posix() + ":") for problem in problems), path
         path.write_bytes(whole)
     assert verify_root(root, config, project_copy)[1] == []

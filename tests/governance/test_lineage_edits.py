@@ -199,7 +199,7 @@ def check(pristine, root, edit, seed):
     chance = random.Random(seed)
     named, touched, *words = edit(root, chance)
     try:
-        _, problems = verify_root(root, CONFIG, root.parent, deep=True)
+        problems = verify_root(root, CONFIG, root.parent, deep=True).problems
     finally:
         changed = [path for path in touched if not path.exists() or not (pristine / path.relative_to(root)).exists()
                    or path.read_bytes() != (pristine / path.relative_to(root)).read_bytes()]  # fmt: skip
@@ -226,7 +226,7 @@ def test_an_untouched_root_has_no_problem_and_neither_has_a_moved_one(pristine, 
     for root in (pristine, working):
         assert verify_root(root, CONFIG, root.parent, deep=True)[1] == []
         [train] = root.glob("train/*")
-        read, problems = verify_artifact(train, CONFIG, root.parent, deep=True)
+        read, problems, _ = verify_artifact(train, CONFIG, root.parent, deep=True)
         assert problems == []
         assert read > 15
 

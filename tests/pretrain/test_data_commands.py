@@ -12,7 +12,7 @@ from data_pipeline.megatron import open_indexed
 from data_pipeline.token_shards import TokenShard
 from governance.manifest import read_manifest
 from governance.parallel import close_pool
-from governance.verification import read_artifact
+from governance.stage import read_artifact
 from pretrain.cli import main
 from tests.conftest import CONFIG, tale, write_tales
 

@@ -1,0 +1,216 @@
+"""Files that only grow: every beginning that was stated is verified, and only an end that nobody stated is not."""
+
+import json
+import os
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from governance.attestation import KeySigner, attest_with, open_journal
+from governance.config import Section
+from governance.energy.ledger import own_file
+from governance.energy.meters import EnergyConfig, meter
+from governance.files import append_line, sha256_bytes, write_bytes
+from governance.gate import GovernanceConfig
+from governance.manifest import describe
+from governance.notes import write_note
+from governance.running_digests import RunningDigests, StatedPrefix, prefix_faults
+from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.verification import verify_artifact, verify_root
+
+CONFIG = GovernanceConfig(signing_key="key.pem")
+FILES = ("energy.jsonl", "energy.node2.jsonl", "train/0123456789abcdef/metrics.jsonl")
+ACTIONS = st.one_of(
+    st.tuples(st.sampled_from(FILES), st.text(alphabet="ab1\u00e9", min_size=1, max_size=30)),
+    st.tuples(st.sampled_from(FILES), st.just("torn")),
+    st.tuples(st.just("state"), st.sampled_from(["same process", "another process"])),
+)
+
+
+def play(root, actions):
+    """Append, tear and state as told; returns the statements as the journal would hold them."""
+    running, last, stated = RunningDigests(root), {}, {}
+    for what, word in actions:
+        if what == "state":
+            running = running if word == "same process" else RunningDigests(root)
+            for prefix in running.grown(last):
+                last[prefix.path] = prefix
+                stated.setdefault(prefix.path, []).append(StatedPrefix(f"line {len(stated)}", prefix))
+        elif word == "torn":
+            write_bytes(root / what, (root / what).read_bytes() + b'{"to' if (root / what).exists() else b'{"to')
+        else:
+            append_line(root / what, word)
+    return stated
+
+
+@settings(max_examples=60)
+@given(st.lists(ACTIONS, max_size=25), st.data())
+def test_no_byte_that_was_stated_can_change_and_nothing_else_is_a_fault(tmp_path_factory, actions, data):
+    root = tmp_path_factory.mktemp("root")
+    (root / "train" / "0123456789abcdef").mkdir(parents=True)
+    stated = play(root, actions)
+    faults, notes = prefix_faults(root, stated)
+    assert faults == []
+    sizes = {name: max(item.prefix.bytes for item in items) for name, items in stated.items()}
+    unsaid = {name for name in FILES if (root / name).exists() and (root / name).stat().st_size > sizes.get(name, 0)}
+    assert {note.partition(":")[0] for note in notes} == unsaid
+    for name, items in stated.items():
+        assert [item.prefix.anew for item in items] == [False] * len(items)
+        whole = (root / name).read_bytes()
+        place = data.draw(st.integers(0, sizes[name] - 1))
+        edits = {
+            "flip": whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :],
+            "cut": whole[:place],
+            "drop": whole[:place] + whole[place + 1 :],
+        }
+        for edited in edits.values():
+            (root / name).write_bytes(edited)
+            if edited[: sizes[name]] != whole[: sizes[name]]:
+                assert [fault.partition(":")[0] for fault in prefix_faults(root, stated)[0]] == [name]
+        (root / name).unlink()
+        assert "is missing" in prefix_faults(root, stated)[0][0]
+        (root / name).write_bytes(whole)
+
+
+def test_a_break_is_signed_and_stays_a_fault_of_the_ledger_and_a_note_of_a_training_made_again(tmp_path, caplog):
+    ledger, record = tmp_path / "energy.jsonl", tmp_path / "train" / "0123456789abcdef" / "metrics.jsonl"
+    for path in (ledger, record):
+        append_line(path, "12345")
+    running, last, stated = RunningDigests(tmp_path), {}, {}
+    for prefix in running.grown(last):
+        last[prefix.path] = prefix
+        stated[prefix.path] = [StatedPrefix("line 0", prefix)]
+    for path in (ledger, record):
+        path.write_text("12344\n")
+        append_line(path, "6")
+    for prefix in RunningDigests(tmp_path).grown(last):
+        assert prefix.anew
+        stated[prefix.path].append(StatedPrefix("line 1", prefix))
+    assert caplog.text.count("does not continue") == 2
+    faults, notes = prefix_faults(tmp_path, stated)
+    assert [line.partition(":")[0] for line in faults] == ["energy.jsonl"]
+    assert [line.partition(":")[0] for line in notes] == ["train/0123456789abcdef/metrics.jsonl"]
+
+
+def test_a_process_hashes_what_was_added_and_nothing_twice(tmp_path, monkeypatch):
+    path = tmp_path / "energy.jsonl"
+    running, last, read = RunningDigests(tmp_path), {}, []
+    whole = RunningDigests._advance
+
+    def counted(self, path, name, known):
+        before = self._known[name].bytes if name in self._known else 0
+        found = whole(self, path, name, known)
+        read.append(found.bytes - before)
+        return found
+
+    monkeypatch.setattr(RunningDigests, "_advance", counted)
+    for number in range(20):
+        append_line(path, "x" * number)
+        last = {prefix.path: prefix for prefix in running.grown(last)}
+    assert sum(read) == path.stat().st_size
+    assert running.grown(last) == []
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A root of two stages that were measured, as a run makes it: root, and the two manifests."""
+    root = tmp_path / "root"
+    journal = open_journal(CONFIG, tmp_path, root)
+    runtime = Runtime(
+        root,
+        meter=meter(EnergyConfig(sample_seconds=0.1, cpu_tdp_watts=100.0), root / "energy.jsonl"),
+        attest=attest_with(journal, CONFIG, tmp_path, root),
+    )
+
+    def make(folder):
+        write_bytes(folder / "documents" / "0.txt", b"text")
+        return Made([describe(folder / "documents" / "0.txt", root)], {})
+
+    first = run_stage(Recipe("clean", 1, Section()), [], runtime, make)
+    second = run_stage(Recipe("dedup", 1, Section()), [first.as_input()], runtime, make)
+    return root, first, second
+
+
+def problems_of(root):
+    return verify_root(root, CONFIG, root.parent, deep=True)
+
+
+def test_a_ledger_divided_by_ten_is_found_with_file_and_figure(measured):
+    root, first, _ = measured
+    assert problems_of(root)[1:] == ([], [])
+    ledger = root / "energy.jsonl"
+    whole = ledger.read_text()
+
+    def tenth(match):
+        return f'"{match[1]}":{int(match[2]) // 10}'
+
+    ledger.write_text(re.sub(r'"(millijoules|low|high)":(\d+)', tenth, whole))
+    told = [line for line in problems_of(root).problems if line.startswith("energy.jsonl: ")]
+    assert any("journal.jsonl line 0 states it" in line for line in told)
+    joules = first.run["energy"]["joules"]
+    assert any(f"of {first.folder}, its manifest says {joules:g} J" in line for line in told)
+    alone = verify_artifact(root / first.folder, CONFIG, root.parent, deep=True).problems
+    assert [line for line in alone if "its manifest says" in line]
+    os.unlink(ledger)
+    assert any("energy.jsonl: is missing" in line for line in problems_of(root).problems)
+
+
+def test_an_end_that_is_not_stated_is_said_and_is_no_problem(measured):
+    root, _, _ = measured
+    begun = {"kind": "begin", "interval": "1.1", "attempt": "1", "stage": "train", "host": "node", "process": [1, 1],
+             "every": 5.0, "method": "RAPL", "at": "2026-01-01T00:00:00.000Z", "millijoules": 0, "low": 0, "high": 0,
+             "marks": {}}  # fmt: skip
+    append_line(own_file(root / "energy.jsonl"), json.dumps(begun))
+    _, problems, notes = problems_of(root)
+    assert problems == []
+    [note] = notes
+    assert note.startswith("energy.jsonl: its end (")
+    assert note.endswith("1 line(s)) is not stated yet")
+
+
+def test_a_note_must_be_signed_under_its_own_name_or_be_as_an_artifact_lists_it(measured):
+    root, _, _ = measured
+    signer = KeySigner(CONFIG, root.parent)
+    names = ["fetch/digests.json", f"clean/records/{'a' * 64}.json", f"clean/records/{'b' * 64}.json"]
+    for name in names:
+        write_note(root / name, {"outputs": {}}, root, signer)
+    beside = root / "clean" / "records" / f"{'c' * 64}.verdict.arrow"
+    write_bytes(beside, b"data")
+    facts = {beside.name: {"bytes": 4, "sha256": sha256_bytes(b"data")}}
+    write_note(beside.with_name(f"{beside.name}.json"), facts, root, signer)
+    assert problems_of(root)[1:] == ([], [])
+    write_bytes(beside, b"date")
+    os.replace(root / names[1], root / names[2])
+    (root / names[0]).write_text((root / names[0]).read_text().replace("payload", "pailoat"))
+    told = problems_of(root).problems
+    altered = [names[0], names[2], beside.relative_to(root).as_posix()]
+    assert sorted(line.partition(":")[0] for line in told) == sorted(altered)
+    stranger = KeySigner(GovernanceConfig(signing_key="stranger.pem"), root.parent)
+    write_note(root / names[0], {}, root, stranger)
+    assert len(problems_of(root).problems) == 3
+
+
+def test_foreign_files_are_named_and_what_is_only_being_made_is_not(measured):
+    root, first, _ = measured
+    fine = [
+        f"{first.folder}/documents/.1.txt.tmp~node~4711~0123abcd",  # its writer was killed
+        "clean/records/0123456789abcdef.alive",
+        "dedup/fedcba9876543210/documents/0.txt",  # an artifact that is not finished
+        "slurm/logs/x-1.log",
+    ]
+    foreign = [
+        f"{first.folder}/documents/1.txt", f"{first.folder}/notes.md", "notes.md", "planted/x", "clean/records/x.json",
+        "verdicts/readme", f"{first.folder}/more/deep/x.parquet",
+    ]  # fmt: skip
+    for name in (*fine, *foreign):
+        write_bytes(root / name, b"" if name.endswith(".alive") else b"x")
+    for deep in (False, True):
+        found = verify_root(root, CONFIG, root.parent, deep=deep).problems
+        assert sorted(line.partition(":")[0] for line in found if "is foreign" in line) == sorted(foreign)
+        assert len(found) == len(foreign)
+    alone = verify_artifact(root / first.folder, CONFIG, root.parent).problems
+    assert sorted(line.partition(":")[0] for line in alone) == sorted(n for n in foreign if n.startswith(first.folder))
+    write_bytes(root / "journal.lock", b"held")
+    assert any(line.startswith("journal.lock: ") for line in problems_of(root).problems)
