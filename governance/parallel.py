@@ -21,13 +21,11 @@ the files are linked, not made again. So a changed input or configuration re-mak
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import itertools
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -44,9 +42,8 @@ from governance.intact import intact
 from governance.log import get_logger, progress
 from governance.manifest import Output, describe
 from governance.notes import Signer, read_note, write_note
+from governance.processes import end_with_parent
 from governance.stage import Leave, Recipe, Runtime, note_progress
-
-_PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
 
 
 @dataclass(frozen=True)
@@ -373,10 +370,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 def _follow(parent: int) -> None:
     """A worker ends when its parent does, however that ends, and leaves Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before this could be asked for
-            os._exit(1)
+    end_with_parent(parent)
 
 
 def close_pool() -> None:

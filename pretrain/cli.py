@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     from pretrain.distributed import read_ranks
 
     set_up_logging(verbose=arguments.verbose)
+    if launcher := os.environ.pop("ASSAY_LAUNCHER", ""):  # LAUNCHER of launch.py, whose import every command would pay
+        from governance.processes import end_with_parent
+
+        end_with_parent(int(launcher), signal.SIGTERM)
     try:
         set_up_logging(read_ranks().rank, verbose=arguments.verbose)
         return int(getattr(_module(arguments), arguments.command)(arguments) or 0)

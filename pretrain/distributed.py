@@ -208,6 +208,7 @@ def join(ranks: Ranks, timeout_seconds: float, wanted: str = "auto") -> torch.de
     device = device_of(ranks, wanted)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that torch records, for a hang's evidence
     if distributed.is_initialized():
         return device
     publish(ranks)

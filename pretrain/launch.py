@@ -7,7 +7,9 @@ and gives back their status.
 When a rank dies, the others wait for it for ever or fail because of it. So the launcher gives them some time to
 say what they have to say, ends them, and names the rank that began it: its status or signal, and its last lines. A
 crash or a hang (70) is started again from the last checkpoint; an error that was explained is not, for it would be the
-same again. A second crash at the same step without a newer checkpoint ends it too.
+same again. A second crash at the same step without a newer checkpoint ends it too. Of a hang the rank is named that
+the others waited for: one that still stands when they have ended. Ranks end with their launcher, however that ends:
+they get SIGTERM, save and leave.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from governance.files import read_lines
 from governance.log import get_logger
 from pretrain.rank_output import Output, open_output
 
+LAUNCHER = "ASSAY_LAUNCHER"
+"""Tells a rank the process that it ends with, see `cli.main`."""
 HUNG = 70
 """Exit status of a rank that hung, see `watchdog.py` (EX_SOFTWARE)."""
 _PORTS = range(20_000, 32_768)
@@ -49,11 +53,18 @@ class Rank:
         self.number, self.child, self.output = number, child, output
         self.ended = 0.0
         """When it ended by itself (monotonic seconds); 0: it did not."""
+        self.stands = False
+        """Whether it neither ended nor wrote its stacks while the others hung because of it."""
 
     def look(self) -> None:
         """Note an end."""
         if self.child.poll() is not None and not self.ended:
             self.ended = time.monotonic()
+
+    @property
+    def status(self) -> int:
+        """How it ended, as `Popen.returncode`; of one that stands it is the others' status."""
+        return HUNG if self.stands else self.child.returncode
 
     @property
     def failed(self) -> bool:
@@ -63,15 +74,17 @@ class Rank:
     @property
     def crashed(self) -> bool:
         """Whether another try may help: a signal, a hang, a traceback."""
-        status = self.child.returncode
+        status = self.status
         if status == 1:
             return self.output.traceback  # without one, the error was explained
         return status not in _TOLD_TO_END and (status == HUNG or status not in (*_EXPLAINED, 130))
 
     def in_words(self) -> str:
         """How it ended."""
-        status = self.child.returncode
-        if status < 0:
+        status = self.status
+        if self.stands:
+            how = "stands still: it neither wrote its stacks nor ended while the others waited for it, and was killed"
+        elif status < 0:
             name = signal.Signals(-status).name
             more = " (the kernel, for want of memory, or somebody's kill)" if name == "SIGKILL" else ""
             how = f"was killed by {name}{more}"
@@ -103,7 +116,7 @@ def launch(
         culprit, told = _once(processes, words)
         if culprit is None:
             return 0
-        status = culprit.child.returncode
+        status = culprit.status
         if status == BudgetReached.exit_code:  # it said why, and it is no fault
             return status
         if status == Preempted.exit_code or (
@@ -149,8 +162,12 @@ def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, bool]:
         for number in range(processes):
             ranks.append(_start(stack, _command(words), number, _environment(number, processes, port)))
         _wait(ranks)
-    failed = [rank for rank in ranks if rank.failed]
-    return min(failed, key=_blame, default=None), bool(told)
+    culprit = min((rank for rank in ranks if rank.failed), key=_blame, default=None)
+    silent = [rank for rank in ranks if not rank.ended]
+    if culprit is not None and culprit.status == HUNG and silent:
+        culprit = silent[0]
+        culprit.stands = True
+    return culprit, bool(told)
 
 
 def _command(words: Sequence[str]) -> list[str]:
@@ -211,7 +228,7 @@ def _blame(rank: Rank) -> tuple[int, float]:
 
 def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
     ours = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), LAUNCHER: str(os.getpid())}
     return {**os.environ, **{name: str(value) for name, value in ours.items()}, **meeting}
 
 

@@ -34,7 +34,7 @@ from pretrain.resuming import resume
 from pretrain.saving import Saver, open_saver
 from pretrain.stragglers import Pace
 from pretrain.task_scores import ask, told
-from pretrain.watchdog import Heart, watch_hangs
+from pretrain.watchdog import Heart, Place, watch_hangs
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def learn(job: Job) -> TrainState:
     """Train to the last step, until a signal, or until the energy budget leaves no more; see `_steps`."""
     folder = artifact_folder("train", job.store.train_key, job.store.root)
     hung = partial(tell_hang, job.energy)
-    with watch_hangs(folder, job.ranks.rank, job.settings.engine, hung) as heart, foreign_errors():
+    place = Place(folder, job.ranks.rank, job.ranks.world_size, job.peers.gather(job.attempt)[0])
+    with watch_hangs(place, job.settings.engine, hung) as heart, foreign_errors():
         job.allowance.start(lambda words: add_up(words, HOST))
         engine, state = _start(job)
         with open_saver(job, engine, run_facts(job)) as saver:
@@ -87,6 +88,7 @@ def _steps(parts: Parts, state: TrainState) -> TrainState:
             verdict = guard.judge(loss, step)
             job.leave.gently()  # from here on there is something to save
             factor = rate_factor(step, config.steps, optim)
+            parts.heart.beat(f"step {step}: the gradients are there")
             skipped, norms = engine.update(factor, verdict.skip)
             guard.accept(loss, skipped)
 
@@ -115,6 +117,7 @@ def _agree(parts: Parts, ready: StepRows, pace: Pace) -> tuple[int, bool, list[i
     job, leaving = parts.job, int(parts.job.leave() or parts.saver.failed)
     budget = job.allowance.words(parts.saver.seconds)
     words = [*job.counted([ready.targets, *ready.digest]), leaving, *budget, *pace.slots(ready.step)]
+    parts.heart.beat(f"step {ready.step}: the rows are read")
     with during(job.energy, COMMUNICATION):
         targets, *lanes, leaving = (summed := add_up(words, HOST))[: 2 + LANES]
     rest = summed[2 + LANES :]

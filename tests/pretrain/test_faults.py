@@ -19,66 +19,10 @@ from hypothesis import strategies as st
 from governance.errors import Occupied, Preempted
 from governance.files import read_lines
 from pretrain import dataset, loop
-from pretrain import launch as launcher
 from pretrain.distributed import Ranks
 from pretrain.engine import Engine
-from pretrain.launch import launch, standing_of
 from pretrain.stragglers import RATIO, WINDOWS, Pace, ratios
-from pretrain.watchdog import watch_hangs
-
-# A rank in a process of its own; `plant` is Python that may replace parts of the trainer before it starts.
-SCRIPT = """
-import importlib.util, os, signal, sys, time
-from pathlib import Path
-from governance.errors import PipelineError
-from governance.log import set_up_logging
-set_up_logging(int(os.environ.get("RANK", 0)))
-from pretrain import dataset, loop, train, watchdog
-root, rank = Path({root!r}), int(os.environ.get("RANK", 0))
-def once(what=""):
-    try:
-        (root / f"planted-{{what}}").open("x").close()
-    except FileExistsError:
-        return False
-    return True
-def at_step(planted, action):
-    plain = loop.rate_factor
-    def rate(step, *others):
-        if step == planted:
-            action()
-        return plain(step, *others)
-    loop.rate_factor = rate
-{plant}
-spec = importlib.util.spec_from_file_location("conftest", {conftest!r})
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-try:
-    print(module._run_training(root, **{settings!r}).digest)
-except PipelineError as error:
-    sys.stderr.write(f"{{type(error).__name__}}: {{error}}\\n")
-    sys.exit(error.exit_code)
-"""
-
-
-def script(root: Path, plant: str = "", **settings) -> str:
-    root.mkdir(parents=True, exist_ok=True)
-    conftest = str(Path(__file__).parent / "conftest.py")
-    return SCRIPT.format(conftest=conftest, root=str(root), plant=plant, settings=settings)
-
-
-@pytest.fixture
-def two_ranks(monkeypatch):
-    def run(root: Path, plant: str = "", restarts: int = 0, **settings) -> int:
-        text = script(root, plant, **settings)
-        monkeypatch.setattr(launcher, "_command", lambda words: [sys.executable, "-c", text])
-
-        def standing():
-            [folder] = (root / "train").glob("*")
-            return standing_of(folder)
-
-        return launch(2, [], restarts=restarts, standing=standing)
-
-    return run
+from tests.pretrain.planted_faults import launch_two, script
 
 
 def me(number=signal.SIGTERM):
@@ -206,42 +150,6 @@ def test_a_run_on_another_host_is_named(tmp_path, run_training, monkeypatch, fin
         holder.wait()
 
 
-def test_a_heart_has_a_long_limit_first_and_then_a_short_one(tmp_path):
-    from pretrain.config import EngineConfig
-
-    with watch_hangs(tmp_path, 0, EngineConfig(first_step_timeout_seconds=900, step_timeout_seconds=5)) as heart:
-        assert heart.last()[2] == 900
-        heart.stepped(1, 200.0)  # it compiled
-        assert heart.last()[1:] == ("step 1 was done", 5)
-        heart.stepped(2, 1.0)
-        assert heart.last()[2] == 20
-        heart.beat("save", long=True)
-        assert heart.last()[2] == 900
-    with watch_hangs(tmp_path, 0, EngineConfig(first_step_timeout_seconds=0, step_timeout_seconds=0)) as heart:
-        heart.stepped(1, 1.0)
-        assert heart.last()[2] == 0
-
-
-def test_a_hang_that_keeps_the_interpreter_to_itself_is_ended_too(tmp_path):
-    """Not even the watching thread runs then; the interpreter's timer in C does."""
-    code = f"""
-import ctypes, time
-from pathlib import Path
-from pretrain import watchdog
-from pretrain.config import EngineConfig
-watchdog._STUCK_SECONDS = 2.0
-with watchdog.watch_hangs(Path({str(tmp_path)!r}), 0, EngineConfig(first_step_timeout_seconds=2)):
-    time.sleep(1.5)
-    ctypes.PyDLL(None).sleep(60)  # PyDLL keeps the lock
-"""
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1
-    assert "Timeout" in done.stderr
-    assert "File" in done.stderr
-    assert time.monotonic() - began < 50
-
-
 def test_ratios_are_over_the_median_of_the_others():
     assert ratios([1.0]) == [1.0]
     assert ratios([1.0, 2.0]) == [0.5, 2.0]
@@ -299,10 +207,10 @@ def killed():
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_checkpoint(
-    tmp_path, two_ranks, run_training, losses_of, caplog, finished, stage
+    tmp_path, run_training, losses_of, caplog, finished, stage
 ):
     plant = f"{KILL}at_step(7, lambda: rank == 1 and once() and killed())"
-    assert two_ranks(tmp_path, plant, restarts=1, zero_stage=stage) == 0
+    assert launch_two(tmp_path, plant, restarts=1, zero_stage=stage) == 0
     [named] = [record for record in caplog.records if "was killed by SIGKILL" in record.getMessage()]
     assert named.getMessage().startswith("rank 1 ")
     assert "starting the ranks again from the checkpoint of step 4" in caplog.text
@@ -313,29 +221,10 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_at_the_same_step_again_ends_the_job(tmp_path, two_ranks, caplog):
+def test_a_rank_that_dies_at_the_same_step_again_ends_the_job(tmp_path, caplog):
     plant = f"{KILL}at_step(7, lambda: rank == 1 and killed())"
-    assert two_ranks(tmp_path, plant, restarts=5) == 137
+    assert launch_two(tmp_path, plant, restarts=5) == 137
     assert "second crash after step 6" in caplog.text
-
-
-@pytest.mark.slow
-def test_a_hang_writes_the_stacks_of_every_rank_and_is_started_again(tmp_path, two_ranks, run_training):
-    plant = """
-watchdog._SLOWEST_STEPS = 0.0
-def planted_hang():
-    if rank == 1 and once():
-        time.sleep(600)
-at_step(6, planted_hang)
-"""
-    assert two_ranks(tmp_path, plant, restarts=1, step_timeout_seconds=8.0) == 0
-    run = run_training(tmp_path, make=False)
-    stacks = {path.name: path.read_text() for path in (tmp_path / run.folder / "hangs").glob("*")}
-    assert sorted(stacks) == ["rank-00000.txt", "rank-00001.txt"]
-    assert "planted_hang" in stacks["rank-00001.txt"]
-    assert "planted_hang" not in stacks["rank-00000.txt"]
-    assert "loop.py" in stacks["rank-00000.txt"]
-    assert all("step 5 was done" in text for text in stacks.values())
 
 
 # Signals to rank 1 alone: while the data opens, in step 6, and in the evaluation after step 8.
@@ -359,21 +248,21 @@ loop.measure = in_evaluation
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_only_hangs_nobody(tmp_path, two_ranks, run_training, losses_of, finished):
+def test_a_signal_to_one_rank_only_hangs_nobody(tmp_path, run_training, losses_of, finished):
     for where, step in (("data", None), ("step", 6), ("evaluation", 8)):
-        assert two_ranks(tmp_path, SIGNALS) == 75, where
+        assert launch_two(tmp_path, SIGNALS) == 75, where
         assert (tmp_path / f"planted-{where}").exists()
         left = [line["step"] for path in tmp_path.glob("train/*/metrics.jsonl") for line in read_lines(path)
                 if line["event"] == "left"]  # fmt: skip
         assert (left[-1] if left else None) == step, where
-    assert two_ranks(tmp_path, SIGNALS) == 0
+    assert launch_two(tmp_path, SIGNALS) == 0
     run = run_training(tmp_path, make=False)
     assert losses_of(run, tmp_path) == pytest.approx(losses_of(finished[1], finished[0]), rel=1e-5)
     assert [line["step"] for line in lines_of(tmp_path) if line["event"] == "step"] == list(range(1, 11))
 
 
 @pytest.mark.slow
-def test_a_slow_rank_is_told(tmp_path, two_ranks):
+def test_a_slow_rank_is_told(tmp_path):
     plant = """
 plain = dataset.Rows.batch
 def batch(rows, numbers):
@@ -381,7 +270,7 @@ def batch(rows, numbers):
     return plain(rows, numbers)
 dataset.Rows.batch = batch
 """
-    assert two_ranks(tmp_path, plant, straggler_window_steps=2) == 0
+    assert launch_two(tmp_path, plant, straggler_window_steps=2) == 0
     lines = lines_of(tmp_path)
     told = [line for line in lines if line["event"] == "stragglers"]
     assert [line["rank"] for line in told] == [1]

@@ -105,6 +105,34 @@ def test_a_hang_is_tried_again(pretend):
     assert pretend(f"sys.exit({launcher.HUNG})", restarts=1, standing=lambda: next(steps)) == (70, 2)
 
 
+def test_of_a_hang_the_rank_that_still_stands_is_named(pretend, caplog):
+    stopped = "os.kill(os.getpid(), signal.SIGSTOP)"
+    assert pretend(f"time.sleep(0.5); sys.exit({launcher.HUNG})", stopped, restarts=0) == (70, 1)
+    [named] = caplog.records
+    assert named.getMessage().startswith("rank 1 ")
+    assert "stands still" in named.getMessage()
+
+
+def test_ranks_end_when_their_launcher_is_killed(tmp_path):
+    """A rank gets SIGTERM, and saves and leaves as it would for a scheduler."""
+    line = (
+        "import signal, sys, time; import pretrain.cli as cli\n"
+        f"signal.signal(15, lambda *_: (open({str(tmp_path / 'left')!r}, 'w').close(), sys.exit(75)))\n"
+        "cli._module = lambda arguments: (print('up', flush=True), time.sleep(60))\n"
+        "cli.main(['data', 'show', 'x.toml'])"
+    )
+    outer = (
+        "import sys; from pretrain import launch as l\n"
+        f"l._command = lambda words: [sys.executable, '-c', {line!r}]\n"
+        "l.launch(1, [])"
+    )
+    child = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "up\n"
+    child.kill()
+    assert child.stdout.read() == ""  # the rank held its other end: it has ended
+    assert (tmp_path / "left").exists()
+
+
 @pytest.mark.parametrize(
     ("handler", "status"),
     [

@@ -1,0 +1,63 @@
+"""Ranks in processes of their own, with faults planted into the trainer before they start."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain import launch as launcher
+from pretrain.launch import launch, standing_of
+
+# A rank in a process of its own; `plant` is Python that may replace parts of the trainer before it starts.
+SCRIPT = """
+import importlib.util, os, signal, sys, time
+from pathlib import Path
+from governance.errors import PipelineError
+from governance.log import set_up_logging
+set_up_logging(int(os.environ.get("RANK", 0)))
+from pretrain import dataset, loop, train, watchdog
+root, rank = Path({root!r}), int(os.environ.get("RANK", 0))
+def once(what=""):
+    try:
+        (root / f"planted-{{what}}").open("x").close()
+    except FileExistsError:
+        return False
+    return True
+def at_step(planted, action):
+    plain = loop.rate_factor
+    def rate(step, *others):
+        if step == planted:
+            action()
+        return plain(step, *others)
+    loop.rate_factor = rate
+{plant}
+spec = importlib.util.spec_from_file_location("conftest", {conftest!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+try:
+    print(module._run_training(root, **{settings!r}).digest)
+except PipelineError as error:
+    sys.stderr.write(f"{{type(error).__name__}}: {{error}}\\n")
+    sys.exit(error.exit_code)
+"""
+
+
+def script(root: Path, plant: str = "", **settings) -> str:
+    root.mkdir(parents=True, exist_ok=True)
+    conftest = str(Path(__file__).parent / "conftest.py")
+    return SCRIPT.format(conftest=conftest, root=str(root), plant=plant, settings=settings)
+
+
+def launch_two(root: Path, plant: str = "", restarts: int = 0, **settings) -> int:
+    """Train on two ranks of this machine, as the command does; returns its status."""
+    text = script(root, plant, **settings)
+
+    def standing():
+        [folder] = (root / "train").glob("*")
+        return standing_of(folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launcher, "_command", lambda words: [sys.executable, "-c", text])
+        return launch(2, [], restarts=restarts, standing=standing)
