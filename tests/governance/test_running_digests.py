@@ -114,8 +114,9 @@ def test_a_process_hashes_what_was_added_and_nothing_twice(tmp_path, monkeypatch
 
 
 @pytest.fixture
-def measured(tmp_path):
+def measured(tmp_path, monkeypatch):
     """A root of two stages that were measured, as a run makes it: root, and the two manifests."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # no other meter of this machine has the turn
     root = tmp_path / "root"
     journal = open_journal(CONFIG, tmp_path, root)
     runtime = Runtime(
