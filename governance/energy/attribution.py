@@ -104,8 +104,9 @@ def _restarts(intervals: Sequence[Interval]) -> list[bool]:
     def restart(interval: Interval) -> bool:
         marks = interval.samples[-1].marks
         artifact, step = marks.get("artifact"), marks.get("resumed_from")
-        known = artifact is not None and step is not None
-        return known and step > base[artifact] and ended[artifact] <= interval.started
+        if artifact is None or step is None:
+            return False
+        return bool(step > base[artifact] and ended[artifact] <= interval.started)
 
     return [restart(interval) for interval in intervals]
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from governance.files import append_line
+from governance.reports.documents.corpus_facts import SPDX_LISTED, licence_told
 from governance.reports.documents.documents import documents, read_report
 from governance.reports.documents.evidence import Evidence
 from governance.reports.documents.model_card import model_card
@@ -183,3 +184,12 @@ def test_prov_reads_the_lineage(run):
     names = {str(record.identifier) for record in document.get_records(prov.ProvEntity)}
     assert sum(name.startswith("assay:train-") for name in names) == 1
     assert sum(name.startswith("assay:ingest-") for name in names) == 1
+
+
+def test_every_licence_that_gets_an_address_is_in_the_spdx_list():
+    spdx = pytest.importorskip("cyclonedx.spdx", reason="cyclonedx-python-lib is not installed")
+    assert [name for name in SPDX_LISTED if not spdx.is_supported_id(name)] == []
+    assert licence_told("CC0-1.0") == "https://spdx.org/licenses/CC0-1.0"
+    for name in ("LicenseRef-Public-Domain", "NOASSERTION", "CC0-1.0 OR MIT", "Public"):
+        assert "://" not in licence_told(name)
+        assert licence_told(name).startswith(name)

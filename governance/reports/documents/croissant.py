@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from governance.manifest import Output
+from governance.reports.documents.corpus_facts import finding_told, findings, findings_told, licence_told
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence
 from governance.reports.markup import visible
 
@@ -86,7 +87,7 @@ def croissant(evidence: Evidence) -> Values:
         "version": "1.0.0",
         "citeAs": TO_COMPLETE,
         "dateCreated": corpus.run["finished"],
-        "license": [_licence(name) for name in evidence.licences] or [TO_COMPLETE],
+        "license": [licence_told(name) for name in evidence.licences] or [TO_COMPLETE],
         "isLiveDataset": False,
         **({"inLanguage": evidence.languages} if evidence.languages else {}),
         **_rai(evidence),
@@ -100,21 +101,11 @@ def _description(evidence: Evidence) -> str:
     return "Corpus of texts for pretraining: {} documents, {} bytes; verdict of its gate: {}.".format(*counts)
 
 
-def _licence(name: str) -> str:
-    """An SPDX name as the address of its text; anything else (an expression, NOASSERTION) as it is."""
-    single = name.replace("-", "").replace(".", "").isalnum() and name != "NOASSERTION"
-    return f"https://spdx.org/licenses/{name}" if single else visible(name)
-
-
 def _rai(evidence: Evidence) -> Values:
     """What the responsible-AI vocabulary asks for."""
     funnel = evidence.found["funnel"]
     cleaning = [f"{row['stage']}: kept {row['documents_kept']} of {row['documents_in']} documents" for row in funnel]
-    groups = [
-        visible(f"{row['language']}, {row['axis']}, {row['group']}: mentioned in {row['documents']} documents")
-        for row in evidence.at("representation.rows") or []
-        if row["documents"]
-    ]
+    tested = [finding_told(suite, row) for suite, rows in findings(evidence).items() for row in rows]
     personal = [
         f"{row['title']}: {visible(str(line[0]))}: {line[2]} found, {visible(str(line[1]))}"
         for row in evidence.found["counts"]
@@ -125,7 +116,7 @@ def _rai(evidence: Evidence) -> Values:
     return {
         "rai:dataCollection": visible(f"read from {', '.join(kinds)}; how the texts were come by: {TO_COMPLETE}"),
         "rai:dataPreprocessingProtocol": cleaning,
-        "rai:dataBiases": groups or [TO_COMPLETE],
+        "rai:dataBiases": [findings_told(evidence), *tested],
         "rai:personalSensitiveInformation": personal or [TO_COMPLETE],
         "rai:dataLimitations": [TO_COMPLETE],
         "rai:dataSocialImpact": TO_COMPLETE,

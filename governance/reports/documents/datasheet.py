@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from governance.reports.documents.corpus_facts import domains, read_on, years
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence, Field, joined
 from governance.reports.documents.markdown import form, section, table
 from governance.reports.documents.model_card import gate
@@ -76,11 +77,11 @@ def _groups(evidence: Evidence) -> str:
 
 
 def _collection(evidence: Evidence) -> list[Field]:
-    ingest = evidence.artifacts.get("ingest")
-    finished = ingest.run.get("finished") if ingest is not None else None
     return [
-        Field("when it was read into this run", str(finished) if finished else None, "lineage" if finished else ""),
-        Field("when and how the texts were collected", None),
+        read_on(evidence, "when it was read into this run"),
+        years(evidence, "years that addresses name"),
+        domains(evidence, "largest domains"),
+        Field("how the texts were collected", None),
         Field("whether the people in it know and agreed", None),
         Field("ethical review", None),
     ]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from governance.reports.bias_sections import standing_out
 from governance.reports.documents.computation import computation_fields
+from governance.reports.documents.corpus_facts import findings, findings_told, parents
 from governance.reports.documents.evidence import (
     TO_COMPLETE,
     Evidence,
@@ -93,6 +93,7 @@ def _model(evidence: Evidence) -> list[Field]:
         evidence.field("vocabulary", "training.stats.vocabulary_size"),
         evidence.field("last checkpoint, digest of its manifest", "training.stats.checkpoint.digest", str),
         evidence.field("last checkpoint, place", "training.stats.checkpoint.path", str),
+        parents(evidence, "model that it was made from"),
         Field("languages", joined(evidence.languages), "representation.documents" if evidence.languages else ""),
     ]
 
@@ -141,19 +142,23 @@ def _evaluation(evidence: Evidence) -> str:
 
 
 def _bias(evidence: Evidence) -> str:
-    """Differences between groups in the corpus that their intervals bear out, the farthest of each suite."""
-    out = standing_out(evidence.found["bias"])
+    """Differences between groups in the corpus that were tested and stand out, the greatest of each suite."""
+    out = findings(evidence)
+    each = max(1, _MOST_ROWS // max(1, len(out)))
     rows = [
-        [suite, str(row["metric"]), _group(row), *(compact(row[name]) for name in ("value", "lower", "upper"))]
+        [
+            suite,
+            str(row["metric"]),
+            _group(row),
+            *(compact(row[name]) for name in ("value", "lower", "upper", "p", "q")),
+            number(row["n"]),
+        ]
         for suite, found in out.items()
-        for row in found[: _MOST_ROWS // max(1, len(out)) or 1]
+        for row in found[:each]
     ]
-    count = sum(map(len, out.values()))
-    head = ["suite", "measure", "group", "value", "from", "to"]
-    told = f"Differences of the corpus that their 95 % intervals bear out: {number(count)}. The farthest of them:\n"
-    shown = (
-        f"{told}\n{table(head, rows)}" if rows else "No difference of the corpus stands out, or none was measured.\n"
-    )
+    head = ["suite", "measure", "group", "value", "from", "to", "p", "q", "n"]
+    listed = "" if len(rows) == sum(map(len, out.values())) else f" The greatest {number(each)} of each suite:"
+    shown = f"{findings_told(evidence)}{listed}\n\n{table(head, rows)}" if rows else f"{findings_told(evidence)}\n"
     risks = form(_open("risks of the model", "limits of the model", "advice to users"))
     return f"{shown}\n{risks}"
 

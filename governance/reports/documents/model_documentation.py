@@ -7,6 +7,7 @@ whom each is meant for (AI Office, authorities, providers downstream) stands in 
 from __future__ import annotations
 
 from governance.reports.documents.computation import computation_fields
+from governance.reports.documents.corpus_facts import parents
 from governance.reports.documents.evidence import (
     TO_COMPLETE,
     Evidence,
@@ -50,7 +51,8 @@ def _general(evidence: Evidence) -> list[Field]:
         evidence.field(
             "authenticity: digest of the last checkpoint's manifest", "training.stats.checkpoint.digest", str
         ),
-        *_open("date of release", "date of placing on the Union market", "models that it was made from"),
+        *_open("date of release", "date of placing on the Union market"),
+        parents(evidence, "models that it was made from"),
     ]
 
 

@@ -1,16 +1,17 @@
 """The public summary of training content (AI Act, Article 53(1)(d)).
 
-The items are those of the European Commission's template of 24 July 2025, named in our own words and in its order. The
-template itself is what a provider publishes; this is what the run can say for it. Sizes are told as the ranges that the
-template asks for.
+The items are those of the European Commission's template of 24 July 2025, adopted by its Communication C(2025) 8311 of
+5 December 2025, named in our own words and in its order. The template itself is what a provider publishes; this is what
+the run can say for it. Sizes are written as the ranges that the template asks for.
 """
 
 from __future__ import annotations
 
+from governance.reports.documents.corpus_facts import domains, parents, read_on, shares_of, years
 from governance.reports.documents.datasheet import sources
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence, Field, joined
 from governance.reports.documents.markdown import form, section
-from governance.reports.markup import number
+from governance.reports.markup import number, share
 
 RANGES = ((1e9, "fewer than 1 billion tokens"), (1e13, "1 billion to 10 trillion tokens"))
 """Below this many tokens: the range's name. From the last one up: more than 10 trillion."""
@@ -21,8 +22,9 @@ def training_content(evidence: Evidence) -> str:
     return "\n".join(
         [
             "# Summary of training content\n",
-            "Items after the European Commission's template of 24 July 2025 for Article 53(1)(d) of Regulation (EU)"
-            " 2024/1689, in our own words. Filled from the evidence of the run: numbers are those of report.json."
+            "Items after the European Commission's template of 24 July 2025, adopted by its Communication C(2025) 8311"
+            " of 5 December 2025, for Article 53(1)(d) of Regulation (EU) 2024/1689, in our own words. Filled from the"
+            " evidence of the run: numbers are those of report.json."
             f" Where evidence has nothing it says: {TO_COMPLETE}.\n",
             section("1.1 Provider", form(_open("name and contact", "representative in the Union and contact"))),
             section("1.2 Model", form(_model(evidence))),
@@ -51,7 +53,8 @@ def _model(evidence: Evidence) -> list[Field]:
     return [
         *_open("name and version"),
         evidence.field("training, by the digest of its manifest", "training.digest", str),
-        *_open("model that it was made from", "date of placing on the Union market"),
+        parents(evidence, "model that it was made from"),
+        *_open("date of placing on the Union market"),
     ]
 
 
@@ -62,11 +65,18 @@ def _size(evidence: Evidence) -> list[Field]:
         evidence.field("tokens for training", "summary.train_tokens"),
         evidence.field("documents", "summary.documents_kept"),
         Field("kinds of content", None),
-        Field("latest date at which data was collected", None),
+        read_on(evidence, "latest date at which data was collected", "not after "),
         Field("whether the model is trained on new data after that", None),
         Field("languages", joined(evidence.languages), "representation.documents" if evidence.languages else ""),
-        Field("regions and people that the data speaks of", None),
+        *_countries(evidence),
     ]
+
+
+def _countries(evidence: Evidence) -> list[Field]:
+    name, found = "regions and people that the data speaks of", shares_of(evidence, "country", "share")
+    told = ", ".join(f"{row['group']} {share(row['value'])}" for row in found)
+    by_domain = [Field("countries of the documents' domains", told, "bias.shares")] if told else []
+    return [*by_domain, Field(name, None)]
 
 
 def token_range(tokens: int) -> str:
@@ -84,8 +94,12 @@ def _told(evidence: Evidence) -> str:
 def _crawled(evidence: Evidence) -> list[Field]:
     return [
         *_open("crawlers: names, owners, purposes, behaviour towards robots.txt, log-ins and captchas"),
-        *_open("when it was collected", "kinds of content and of sites"),
-        *_open("the largest tenth of the domains by size (for small enterprises the largest twentieth, at most 1,000)"),
+        years(evidence, "when it was collected: years that addresses name"),
+        *_open("kinds of content and of sites"),
+        domains(
+            evidence,
+            "the largest tenth of the domains by size (for small enterprises the largest twentieth, at most 1,000)",
+        ),
     ]
 
 

@@ -1,0 +1,116 @@
+"""What several documents say of a corpus: tested differences of groups, domains, dates, licences, parent models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from governance.manifest import Manifest
+from governance.reports.bias_sections import standing_out
+from governance.reports.documents.evidence import Evidence, Field
+from governance.reports.markup import compact, number, share, visible
+
+Row = Mapping[str, Any]
+
+SPDX_LISTED = frozenset({
+    "0BSD", "AFL-3.0", "Apache-2.0", "Artistic-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC-BY-2.0",
+    "CC-BY-2.5", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-NC-4.0", "CC-BY-NC-ND-4.0", "CC-BY-NC-SA-4.0", "CC-BY-ND-4.0",
+    "CC-BY-SA-2.0", "CC-BY-SA-2.5", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC0-1.0", "CDLA-Permissive-1.0",
+    "CDLA-Permissive-2.0", "CDLA-Sharing-1.0", "EPL-2.0", "EUPL-1.2", "GFDL-1.3-or-later", "GPL-2.0-only",
+    "GPL-2.0-or-later", "GPL-3.0-only", "GPL-3.0-or-later", "ISC", "LGPL-2.1-only", "LGPL-3.0-only", "MIT", "MIT-0",
+    "MPL-2.0", "ODC-By-1.0", "ODbL-1.0", "OGL-UK-3.0", "PDDL-1.0", "PSF-2.0", "Unlicense", "WTFPL", "Zlib",
+    "etalab-2.0",
+})  # fmt: skip
+"""Names of the SPDX licence list that texts bear: each has a page there; no other name gets an address."""
+
+_ALL, _REST, _UNKNOWN = "(all)", "(others)", ("unknown", "und")
+
+
+def licence_told(name: str) -> str:
+    """The address of a licence of the SPDX list; of any other name, what it is."""
+    if name in SPDX_LISTED:
+        return f"https://spdx.org/licenses/{name}"
+    if name.startswith("LicenseRef-"):
+        return visible(f"{name}: named by the configuration, not in the SPDX licence list")
+    return visible(name)
+
+
+def findings(evidence: Evidence) -> dict[str, list[Row]]:
+    """Suite -> differences that were tested and stand out, each once, the greatest first."""
+    found: dict[str, list[Row]] = {}
+    for suite, rows in standing_out(evidence.found["bias"]).items():
+        tested = [row for row in rows if row["p"] is not None and row["q"] is not None]
+        seen: set[tuple[Any, ...]] = set()
+        once = []
+        for row in sorted(tested, key=lambda row: row["language"] == _ALL):  # the language says more than all of them
+            named = tuple(row[name] for name in ("metric", "axis", "group", "against"))
+            names = {(*named, row["language"]), (*named, *(row[name] for name in ("value", "lower", "upper", "n")))}
+            if not names & seen:
+                once.append(row)
+            seen |= names
+        if once:
+            found[suite] = [row for row in tested if row in once]
+    return found
+
+
+def findings_told(evidence: Evidence) -> str:
+    """How many differences were tested, and how many of them stand out."""
+    tested = sum(row["p"] is not None for rows in evidence.found["bias"].values() for row in rows)
+    if not tested:
+        return "No difference between groups was tested."
+    count = sum(map(len, findings(evidence).values()))
+    told = f"{number(tested)} differences between groups were tested; {number(count) if count else 'none'} of them"
+    return f"{told} {'stand' if count > 1 else 'stands'} out, with q below 0.05 and an interval without no difference."
+
+
+def finding_told(suite: str, row: Row) -> str:
+    """One finding in a line, with its interval, p, q and n."""
+    where = " ".join(str(row[name]) for name in ("language", "axis", "group") if row.get(name))
+    against = f" against {row['against']}" if row.get("against") else ""
+    value, low, high, p, q = (compact(row[name]) for name in ("value", "lower", "upper", "p", "q"))
+    told = f"{suite}: {row['metric'].replace('_', ' ')} of {where}{against}: {value}"
+    return visible(f"{told} (95 % interval {low} to {high}; p {p}, q {q}, n {number(row['n'])})")
+
+
+def shares_of(evidence: Evidence, axis: str, metric: str) -> list[Row]:
+    """The largest values of a dimension of the corpus, with their shares; without what is unknown."""
+    rows = evidence.found["bias"].get("shares", ())
+    return [row for row in rows if (row["axis"], row["metric"]) == (axis, metric) and row["group"] not in _UNKNOWN]
+
+
+def domains(evidence: Evidence, name: str) -> Field:
+    """The largest domains by words, as the bias audit counted them."""
+    told = [f"{row['group']} {share(row['value'])}" for row in shares_of(evidence, "domain", "share_of_words")]
+    if told:
+        counted = any(text.startswith(_REST) for text in told)
+        rest = "; the bias audit lists no more" if counted else "; these are all"
+        return Field(name, f"by words: {', '.join(told)}{rest}", "bias.shares")
+    counted = any(row["axis"] == "domain" for row in evidence.found["bias"].get("shares", ()))
+    return Field(name, "none: no document has an address", "bias.shares") if counted else Field(name, None)
+
+
+def read_on(evidence: Evidence, name: str, before: str = "") -> Field:
+    """The day on which the sources were read into this run."""
+    finished = next((row["finished"] for row in evidence.found["lineage"] if row["stage"] == "ingest"), None)
+    return Field(name, f"{before}{str(finished)[:10]}" if finished else None, "lineage" if finished else "")
+
+
+def years(evidence: Evidence, name: str) -> Field:
+    """The years that documents' addresses name."""
+    found = sorted(shares_of(evidence, "year", "share"), key=lambda row: str(row["group"]))
+    told = ", ".join(f"{row['group']} {share(row['value'])}" for row in found)
+    return Field(name, told or None, "bias.shares" if told else "")
+
+
+def parents(evidence: Evidence, name: str) -> Field:
+    """The models that this one was made from, by the inputs of its training."""
+    if evidence.model is None:
+        return Field(name, None)
+    found = list(_parents(evidence.model))
+    return Field(name, ", ".join(found) or "none: trained from random weights", "lineage")
+
+
+def _parents(model: Manifest) -> Iterator[str]:
+    for item in model.inputs:
+        if item.stage in ("train", "checkpoint"):
+            yield f"{item.path} (SHA-256 {item.digest[:16]}...)"

@@ -1,0 +1,116 @@
+"""Documents claim what was tested and counted: findings with p, q, n; domains, dates, types sought, parent models."""
+
+import json
+import re
+
+import pytest
+
+from governance.manifest import Input
+from governance.reports.counts import counted
+from governance.reports.documents.corpus_facts import findings
+from governance.reports.documents.documents import document_texts
+from governance.reports.documents.evidence import TO_COMPLETE, Evidence
+from governance.reports.documents.training_content import training_content
+from tests.governance.test_documents import changed, evidence, run  # noqa: F401
+
+CARD, CONTENT = "model_card.md", "training_content.md"
+
+
+def row(metric, group, value, lower, upper, **more):
+    named = {"language": "en", "axis": "nationality", "against": "other groups", "stage": None, "instrument": None}
+    return {**named, "metric": metric, "group": group, "value": value, "lower": lower, "upper": upper, "n": 412,
+            "p": 0.001, "q": 0.01, "note": None, **more}  # fmt: skip
+
+
+TONE = [
+    row("sentiment_gap", "danish", -0.2, -0.3, -0.1),
+    row("sentiment_gap", "danish", -0.2, -0.3, -0.1, language="(all)"),  # the same sentences
+    row("sentiment_gap", "swedish", -0.4, -0.5, -0.3, p=None, q=None, n=2),  # could not be tested
+    row("sentiment_gap", "french", 0.01, -0.1, 0.2, p=0.9, q=0.95),
+]
+SHARES = [
+    row("share_of_words", value, share, None, None, axis=axis, p=None, q=None, language=None)
+    for axis, value, share in (
+        ("domain", "example.org", 0.75), ("domain", "example.net", 0.2), ("domain", "unknown", 0.05),
+        ("domain", "(others)", 0.05),
+    )
+]  # fmt: skip
+YEARS = [row("share", year, 0.5, None, None, axis="year", p=None, q=None) for year in ("2019", "2021", "unknown")]
+
+
+@pytest.fixture
+def texts(evidence):  # noqa: F811
+    return document_texts(changed(evidence, bias={"tone": TONE, "shares": [*SHARES, *YEARS]}))
+
+
+def biases(texts):
+    return json.loads(texts["croissant.json"])["rai:dataBiases"]
+
+
+def test_a_bias_is_a_tested_finding_and_stands_there_once(texts):
+    told = biases(texts)
+    assert told[0] == (
+        "3 differences between groups were tested; 1 of them stands out, with q below 0.05 and an interval without no"
+        " difference."
+    )
+    assert told[1:] == [
+        "tone: sentiment gap of en nationality danish against other groups: -0.2 (95 % interval -0.3 to -0.1; p 0.001,"
+        " q 0.01, n 412)"
+    ]
+    assert texts[CARD].count("danish") == 1
+    assert re.search(
+        r"\| tone \| sentiment\\_gap \| en nationality danish \|.*\| 0\.001 \| 0\.01 \| 412 \|", texts[CARD]
+    )
+    assert "swedish" not in texts[CARD]
+    assert "mentioned in" not in texts["croissant.json"]
+
+
+def test_what_was_not_tested_is_said(evidence):  # noqa: F811
+    untested = document_texts(changed(evidence, bias={}))
+    assert biases(untested) == ["No difference between groups was tested."]
+    assert "No difference between groups was tested." in untested[CARD]
+    nothing = changed(evidence, bias={"tone": TONE[2:]})
+    assert findings(nothing) == {}
+    assert biases(document_texts(nothing)) == [
+        "1 differences between groups were tested; none of them stands out, with q below 0.05 and an interval without"
+        " no difference."
+    ]
+
+
+def test_personal_data_names_the_types_that_were_sought(evidence):  # noqa: F811
+    redact = evidence.artifacts["redact"]
+    stats = {**redact.stats, "findings": {"iban": 0, "e-mail": 2, "telephone": 0}, "documents_with_findings": 1}
+    counts = counted([redact.model_copy(update={"stats": stats})])
+    told = json.loads(document_texts(changed(evidence, counts=counts))["croissant.json"])
+    [found, note] = told["rai:personalSensitiveInformation"]
+    assert "e-mail: 2 found" in found
+    assert "3 structured types were sought; names and places are not among them" in note
+
+
+def test_domains_dates_and_parents_that_evidence_has_are_filled_in(texts, evidence):  # noqa: F811
+    content = texts[CONTENT]
+    assert "example.org 75.0 %" in content or "example.org 75 %" in content
+    assert "unknown" not in content.partition("by words:")[2].partition("|")[0]
+    day = evidence.artifacts["ingest"].run["finished"][:10]
+    assert f"| latest date at which data was collected | not after {day} |" in content
+    assert "2019 50" in content
+    assert "C(2025) 8311 of 5 December 2025" in content
+    assert "24 July 2025" in content
+    for name in (CARD, CONTENT, "model_documentation.md"):
+        assert "none: trained from random weights" in texts[name]
+    assert texts[CONTENT].count(TO_COMPLETE) < document_texts(changed(evidence, bias={}))[CONTENT].count(TO_COMPLETE)
+
+
+def test_a_model_that_was_made_from_another_names_it(evidence):  # noqa: F811
+    parent = Input(stage="checkpoint", digest="ab" * 32, path="checkpoint/0123456789abcdef/manifest.json")
+    train = evidence.model.model_copy(update={"inputs": (*evidence.model.inputs, parent)})
+    made = Evidence(evidence.found, {**evidence.artifacts, "train": train}, evidence.root)
+    content = training_content(made)
+    assert "checkpoint/0123456789abcdef/manifest.json (SHA-256 abababababababab" in content
+    assert "random weights" not in content
+
+
+def test_no_address_is_invented(texts):
+    for name, text in texts.items():
+        assert "spdx.org/licenses/LicenseRef" not in text, name
+        assert "spdx.org/licenses/NOASSERTION" not in text, name
