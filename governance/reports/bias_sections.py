@@ -1,8 +1,8 @@
 """Differences between groups that stand out, from the interval tables of the bias audit.
 
-A row stands out when its whole 95 % interval lies on one side of what "no difference" would be: 1 for a ratio, 0 for a
-gap. Where many rows were tested at once (`q` is there), q must be below 0.05 as well. Shares have no such value: they
-say who is there, and nobody here knows who should be.
+A row stands out when it was tested, its q is below 0.05, and its whole 95 % interval lies on one side of what "no
+difference" would be: 1 for a ratio, 0 for a gap. A row without a p was not tested: it shows a number and is no finding.
+Shares have no such value: they say who is there, and nobody here knows who should be.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ NEUTRAL = {
 }
 """Metric -> what it is where groups do not differ."""
 FOUR_FIFTHS = 0.8
+LEVEL = 0.05
+"""Below this q a tested row may stand out."""
 SUITES = ("impact", "tone", "association", "intersections", "parity", "instruments")
 """Suites of which rows can stand out, the gravest first."""
 
@@ -49,7 +51,7 @@ def stands_out(row: Mapping[str, Any]) -> bool:
         return note.startswith("biased")
     if neutral is None or None in (row["lower"], row["upper"]) or note.startswith("biased instrument"):
         return False
-    if row["q"] is not None and row["q"] >= 0.05:
+    if row["p"] is None or row["q"] is None or row["q"] >= LEVEL:
         return False
     return bool(row["lower"] > neutral or row["upper"] < neutral)
 

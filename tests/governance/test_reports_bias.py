@@ -8,7 +8,8 @@ from governance.reports.markup import join
 
 def row(metric, lower, value, upper, **more):
     fields = dict.fromkeys(COLUMNS) | {"metric": metric, "language": "en", "axis": "gender", "group": "female"}
-    return {**fields, "lower": lower, "value": value, "upper": upper, "n": 100, **more}
+    tested = {"p": 0.001, "q": 0.01}
+    return {**fields, "lower": lower, "value": value, "upper": upper, "n": 100, **tested, **more}
 
 
 def found(**suites):
@@ -22,6 +23,7 @@ def test_only_whole_intervals_on_one_side_stand_out():
         row("sentiment_gap", -0.4, -0.1, 0.2, group="astride"),
         row("sentiment_gap", None, -0.9, None, group="unknown"),
         row("sentiment_gap", -0.9, -0.8, -0.7, group="untrusted", note="biased instrument: sentiment"),
+        row("sentiment_gap", -2.0, -1.5, -1.0, group="not tested", p=None, q=None),
         row("npmi_gap", 0.1, 0.2, 0.3, group="by chance", q=0.2),
     ]
     assert [r["group"] for r in standing_out({"tone": rows})["tone"]] == ["far", "near"]
