@@ -78,9 +78,8 @@ def _scores(d, rows, spoken, nobody, planted):
         mean = mood + planted.tone.get(group, 0.0)
         total = np.rint(d.rng.normal(n * mean, np.sqrt(n)))
         hits = d.draw(n, abuse * planted.abuse.get(group, 1.0))
-        zero = np.zeros(64, int)
         key = ("en", None, axis, group)
-        rows["scores"] += per_bucket("scores", (*key, "sentiment"), d.into(n), d.into(total), d.into(n), zero)
+        rows["scores"] += per_bucket("scores", (*key, "sentiment"), d.into(n), d.into(total), d.into(n), d.into(n))
         rows["scores"] += per_bucket("scores", (*key, "toxicity"), d.into(n), d.into(hits), d.into(hits), d.into(hits))
 
 
@@ -95,7 +94,7 @@ def _fates(d, rows, mentioning, docs, planted):
             ("clean", "short", n - passed), ("dedup", "near", passed - kept), ("kept", "", kept)
         ):  # fmt: skip
             for length in range(6, 10):
-                key = (stage, reason, "web", "en", length, None, "x", group)
+                key = (stage, reason, "web", "", "en", length, None, "x", group)
                 rows["fates"] += per_bucket("fates", key, d.into(np.where(lengths == length, ended, 0)))
 
 
@@ -108,6 +107,6 @@ def simpson(seed):
             for group, number in sizes.items():
                 n = rng.poisson(number)
                 kept = rng.binomial(n, rate)
-                rows.append(("kept", "", "web", "en", length, bucket, "x", group, kept))
-                rows.append(("clean", "long", "web", "en", length, bucket, "x", group, n - kept))
+                rows.append(("kept", "", "web", "", "en", length, bucket, "x", group, kept))
+                rows.append(("clean", "long", "web", "", "en", length, bucket, "x", group, n - kept))
     return table_of("fates", rows)

@@ -12,7 +12,7 @@ KEYS = {
     "categories": ("language", "bucket", "family", "category"),
     "pairs": ("language", "bucket", "axis", "group", "family", "category"),
     "scores": ("language", "bucket", "axis", "group", "instrument"),
-    "fates": ("stage", "reason", "source", "language", "length_bin", "bucket", "axis", "group"),
+    "fates": ("stage", "reason", "source", "site", "language", "length_bin", "bucket", "axis", "group"),
     "shares": ("dimension", "value", "bucket"),
 }
 COUNTS = {

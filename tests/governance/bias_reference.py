@@ -119,3 +119,29 @@ def count(text: str, identity: Mapping[Words, list], others: Mapping[Words, list
         "scores": [(here, there) for here, there in zip(groups, scores, strict=True)],
         "dialect": top[0][0] if clear else -1,
     }
+
+
+def keep_ratio(rows: Sequence[Mapping], group: str, stages: Mapping[str, tuple], strata: Sequence[str]) -> float:
+    """Mantel and Haenszel's ratio of keep rates, group against "", from rows of `fates` of one axis.
+
+    Args:
+        rows: of the count table, as dictionaries.
+        group: against the documents that mention no group of the axis.
+        stages: "entered" and "kept" -> the (stage, reason) that count; a reason of None is any.
+        strata: the columns that make a stratum.
+    """
+    cells: dict[tuple, Counter] = {}
+    for row in rows:
+        if row["group"] not in (group, ""):
+            continue
+        cell = cells.setdefault(tuple(row[name] for name in strata), Counter())
+        for what, outcomes in stages.items():
+            if any(row["stage"] == stage and reason in (None, row["reason"]) for stage, reason in outcomes):
+                cell[what, row["group"] == group] += row["documents"]
+    above = below = 0.0
+    for cell in cells.values():
+        own, others = cell["entered", True], cell["entered", False]
+        if own and others:
+            above += cell["kept", True] * others / (own + others)
+            below += cell["kept", False] * own / (own + others)
+    return above / below if below else float("nan")

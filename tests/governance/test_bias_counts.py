@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from governance.checks.bias import count_tables as t
 from governance.checks.bias import counts as c
 from governance.checks.bias.lexicons import ListsConfig, load_lexicons
 from governance.checks.bias.origins import bucket_of, country_of, host_of, year_of
@@ -48,7 +49,7 @@ def counted(rows, stage=c.KEPT):
 
 
 def keyed(table, name, *columns):
-    keys = c.TABLES[name][0]
+    keys = t.TABLES[name][0]
     return {tuple(row[key] for key in keys): tuple(row[one] for one in columns) for row in table.to_pylist()}
 
 
@@ -62,15 +63,23 @@ LABELS = {code: labels_of(lexicon) for code, lexicon in LEXICONS.languages.items
 
 def reference(rows):
     """Every table but `shares`, from the slow reference of single texts, as Counters by key."""
-    found = {name: Counter() for name in c.TABLES}
+    found = {name: Counter() for name in t.TABLES}
     for row in rows:
         code, bucket = row["language"] or "und", bucket_of(host_of(row["url"]) or row["id"])
         lexicon = LEXICONS.languages.get(code)
         own = count(row["text"], *(LABELS[code] if lexicon else ({}, {})), len(LEXICONS.instruments))
         sums = (1, own["words"], own["sentences"], len(row["text"].encode()))
-        for field, value in zip(c.TABLES["documents"][1], sums, strict=True):
+        for field, value in zip(t.TABLES["documents"][1], sums, strict=True):
             found["documents"][code, bucket, field] += value
-        place = (c.KEPT, "", row["source"], code, min(15, max(1, own["words"]).bit_length() - 1), bucket)
+        place = (
+            c.KEPT,
+            "",
+            row["source"],
+            host_of(row["url"]),
+            code,
+            min(15, max(1, own["words"]).bit_length() - 1),
+            bucket,
+        )
         if lexicon is None:
             found["fates"][(*place, "", "")] += 1
             continue
@@ -78,7 +87,7 @@ def reference(rows):
             found["axes"][code, bucket, axis] += 1
         for group, many in own["mentions"].items():
             found["fates"][(*place, *lexicon.groups[group])] += 1
-            for field, value in zip(c.TABLES["groups"][1], (1, many, own["with_mention"][group]), strict=True):
+            for field, value in zip(t.TABLES["groups"][1], (1, many, own["with_mention"][group]), strict=True):
                 found["groups"][(code, bucket, *lexicon.groups[group], field)] += value
         for axis in set(lexicon.axes) - {lexicon.groups[group][0] for group in own["mentions"]}:
             found["fates"][(*place, axis, "")] += 1
@@ -90,7 +99,7 @@ def reference(rows):
             for name in [lexicon.groups[group] for group in groups] or [("", "")]:
                 for instrument, (score, words) in zip(LEXICONS.instruments, scores, strict=True):
                     values = (1, score, score * score, words > 0)
-                    for field, value in zip(c.TABLES["scores"][1], values, strict=True):
+                    for field, value in zip(t.TABLES["scores"][1], values, strict=True):
                         found["scores"][(code, bucket, *name, instrument, field)] += value
     return found
 
@@ -99,7 +108,7 @@ def reference(rows):
 @given(ROWS)
 def test_the_tables_are_those_of_a_plain_reference(rows):
     tables, expected = counted(rows), reference(rows)
-    for name, (_, fields) in c.TABLES.items():
+    for name, (_, fields) in t.TABLES.items():
         if name == "shares":
             continue
         own = {key: values for key, values in keyed(tables[name], name, *fields).items()}
@@ -121,12 +130,12 @@ def test_any_order_and_any_partition_give_the_same_bytes(tmp_path_factory, rows,
         own = shuffled[place::number]
         groups = [table_of(own[start : start + 2]) for start in range(0, len(own), 2)]
         paths.append(folder / f"{place}.parquet")
-        c.write_part(paths[-1], c.count_groups(groups, c.KEPT, LEXICONS))
+        t.write_part(paths[-1], c.count_groups(groups, c.KEPT, LEXICONS))
     chance.shuffle(paths)
-    pieces = c.merge_parts(paths)
+    pieces = t.merge_parts(paths)
     for name, whole in counted(rows).items():
         for which, table in (("whole", whole), ("pieces", pieces[name])):
-            c.write_counts(folder / f"{which}.parquet", table)
+            t.write_counts(folder / f"{which}.parquet", table)
         assert (folder / "whole.parquet").read_bytes() == (folder / "pieces.parquet").read_bytes(), name
 
 
@@ -155,10 +164,10 @@ def test_tables_are_sorted_and_hold_no_zeros():
         for n, text in enumerate(PHRASES * 3)
     ]
     for name, table in counted(rows).items():
-        keys, fields = c.TABLES[name]
+        keys, fields = t.TABLES[name]
         own = [tuple(row[key] for key in keys) for row in table.to_pylist()]
         assert own == sorted(set(own))
-        assert table.schema == c.schema_of(name)
+        assert table.schema == t.schema_of(name)
         assert all(any(row[field] for field in fields) for row in table.to_pylist())
         assert len(own) > 5 or name in {"shares", "documents"}
 
@@ -212,4 +221,4 @@ def test_a_torn_shard_is_told(tmp_path):
     with pytest.raises(ManifestError, match="cannot be read as a document shard"):
         list(c.read_groups(tmp_path / "x.parquet", removed=False))
     with pytest.raises(ManifestError, match="cannot be read"):
-        c.merge_parts([tmp_path / "x.parquet"])
+        t.merge_parts([tmp_path / "x.parquet"])

@@ -17,7 +17,8 @@ import pytest
 
 from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, write_table
 from governance.checks.bias.bias import BiasConfig, bias_audit
-from governance.checks.bias.counts import TABLES, _packed
+from governance.checks.bias.count_tables import TABLES
+from governance.checks.bias.counts import _packed
 from governance.checks.bias.lexicons import ListsConfig, load_lexicons
 from governance.checks.bias.origins import bucket_of
 from governance.errors import ManifestError, MissingInput
@@ -28,7 +29,7 @@ from governance.manifest import Manifest, describe, verify
 from governance.parallel import close_pool
 from governance.stage import Runtime
 
-GOLDEN = "cd6c6aee7888263efa62f86e7bb2d2f8c3287666e0719f80ab3e4078d238aeee"
+GOLDEN = "26b1ecb878a3aa68abff0d0976f04332fbade95ef0ba8632b6856b187598431b"
 SENTENCES = (
     "She is a wonderful nurse. ", "The man was arrested for theft. ", "Nobody knows the colour of it. ",
     "Die Frau kam. ", "A young Muslim teacher won the match. ", "That stupid idiot! ",

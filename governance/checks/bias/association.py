@@ -17,14 +17,17 @@ line), and a line drawn through what was seen would choose the extremes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from governance.checks.bias.bucket_counts import by_bucket, stacked
+from governance.checks.bias.interval_choice import chosen_intervals, effective_units, units_against
 from governance.checks.bias.interval_rows import OTHERS, Row, interval_rows
 from governance.checks.bias.jackknife import FISHER, IDENTITY, Estimates, Floats, Integers, jackknife
+from governance.checks.bias.small_samples import Bounds, rate_bounds
 
 LEAST_EXPECTED = 5.0
 
@@ -71,26 +74,77 @@ def _rows_of_category(
     if not keys:
         return []
     others_together, others = pooled_others(keys, together), pooled_others(keys, one)
-    expected = one.sum(axis=1) * subject.sum(axis=1) / np.maximum(whole.sum(axis=1), 1)
-    shown = (together.sum(axis=1) > 0) | (expected >= least_expected)
+    sums = _Sums(
+        *(part.sum(axis=1).astype(np.float64) for part in (together, one, others_together, others, subject, whole))
+    )
+    with np.errstate(all="ignore"):
+        rate = sums.subject / sums.whole
+    expected, by_others = sums.one * rate, sums.others * rate
     names = [{"language": key[0], "axis": key[1], "group": key[2], "against": against} for key in keys]
-    found = jackknife(normalised_pmi, counts, whole, FISHER, 0.0)
-    notes = [
+    rest = subject - together, whole - one
+    units = effective_units(one, rest[0], rest[1], rate * (1 - rate))
+    found, notes = chosen_intervals(
+        jackknife(normalised_pmi, counts, whole, FISHER, 0.0),
+        _npmi_bounds(sums, units_against(units, sums.whole - sums.one)), expected, one,
+    )  # fmt: skip
+    never = [
         "" if seen else f"never together; chance would have it in {by_chance:.1f} sentences"
-        for seen, by_chance in zip(together.sum(axis=1).tolist(), expected.tolist(), strict=True)
+        for seen, by_chance in zip(np.any(together, axis=1).tolist(), expected.tolist(), strict=True)
     ]
-    rows = _chosen("npmi", names, _tested(found, expected >= least_expected), shown, one, notes)
-    gap = jackknife(_gap, (together, one, others_together, others, subject, whole), whole, IDENTITY, 0.0)
-    by_others = others.sum(axis=1) * subject.sum(axis=1) / np.maximum(whole.sum(axis=1), 1)
-    both = np.minimum(expected, by_others) >= least_expected
-    seen = (together.any(axis=1) & others_together.any(axis=1)) | both
-    unlike = [f"against {OTHERS}" for _ in keys]
-    return rows + _chosen("npmi_gap", names, _tested(gap, both), seen & others.any(axis=1), one, unlike)
+    shown = together.any(axis=1) | (expected >= least_expected)
+    rows = _chosen("npmi", names, found, shown, one, [_joined(*both) for both in zip(never, notes, strict=True)])
+    gap, notes = chosen_intervals(
+        jackknife(_gap, (together, one, others_together, others, subject, whole), whole, IDENTITY, 0.0),
+        _gap_bounds(sums, units_against(units, sums.others)), np.minimum(expected, by_others), one,
+    )  # fmt: skip
+    seen = (together.any(axis=1) & others_together.any(axis=1)) | (np.minimum(expected, by_others) >= least_expected)
+    unlike = [_joined(f"against {OTHERS}", note) for note in notes]
+    return rows + _chosen("npmi_gap", names, gap, seen & others.any(axis=1), one, unlike)
 
 
-def _tested(found: Estimates, fit: npt.NDArray[np.bool_]) -> Estimates:
-    p = np.where(fit, found.p, np.nan)
-    return Estimates(found.value, found.lower, found.upper, p, found.error, found.degrees)
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sentences of each row, [rows]."""
+
+    together: Floats
+    one: Floats
+    others_together: Floats
+    others: Floats
+    subject: Floats
+    whole: Floats
+
+
+def _npmi_of(rate: Floats, sums: _Sums) -> Floats:
+    """npmi, were `rate` of the group's sentences of the category."""
+    return normalised_pmi(rate * sums.one, sums.one, sums.subject, sums.whole)
+
+
+def _npmi_bounds(sums: _Sums, units: Floats) -> Bounds:
+    """Bounds of npmi, and p of 0: of the group's rate, against the category's among the other sentences."""
+    with np.errstate(all="ignore"):
+        null = (sums.subject - sums.together) / (sums.whole - sums.one)
+        found = rate_bounds(sums.together / sums.one, units, null)
+        # the category's rate has the group's sentences in it: npmi is 0 where both are the others' rate
+        grown = [
+            _Sums(sums.together, sums.one, sums.others_together, sums.others,
+                  sums.subject - sums.together + end * sums.one, sums.whole)
+            for end in (found.lower, found.upper)
+        ]  # fmt: skip
+        return Bounds(_npmi_of(found.lower, grown[0]), _npmi_of(found.upper, grown[1]), found.p)
+
+
+def _gap_bounds(sums: _Sums, units: Floats) -> Bounds:
+    """Bounds of the gap, and p of 0: of the group's rate, against the rate that would give it the others' npmi."""
+    with np.errstate(all="ignore"):
+        beside = normalised_pmi(sums.others_together, sums.others, sums.subject, sums.whole)
+        one, category = np.log(sums.one / sums.whole), np.log(sums.subject / sums.whole)
+        null = np.exp((category - beside * one) / (1 + beside))
+        found = rate_bounds(sums.together / sums.one, units, null)
+        return Bounds(_npmi_of(found.lower, sums) - beside, _npmi_of(found.upper, sums) - beside, found.p)
 
 
 def _chosen(

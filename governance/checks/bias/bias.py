@@ -22,7 +22,8 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import Field
 
-from governance.checks.bias.counts import KEPT, TABLES, Work, count_shard, merge_parts, write_counts
+from governance.checks.bias.count_tables import TABLES, merge_parts, write_counts
+from governance.checks.bias.counts import KEPT, Work, count_shard
 from governance.checks.bias.coverage import uncovered_words
 from governance.checks.bias.impact import Reference
 from governance.checks.bias.instruments import Scorer, instrument_rows, lexicon_scorer, load_templates
@@ -37,7 +38,7 @@ from governance.manifest import Manifest, describe
 from governance.parallel import Shard, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 FINAL = "redact"
 """The stage whose documents are the corpus."""
 FILTERS = ("clean", "classify", "dedup", "paragraphs", "decontaminate")

@@ -11,7 +11,8 @@ cluster (`origins.py`), `language` the column's ("und" where it is empty), `leng
     scores      language, bucket, axis, group, instrument -> sentences, total, squares, hits
                 total and squares of the sentences' scores, hits: sentences with a listed word; axis and group are ""
                 for the sentences that mention nobody
-    fates       stage, reason, source, language, length_bin, bucket, axis, group -> documents
+    fates       stage, reason, source, site, language, length_bin, bucket, axis, group -> documents
+                `site` is the host, "" without one, "(small sites)" beyond the MOST_SITES with most documents;
                 where each document ended that came into the first filter: "kept", or the stage that removed it; once
                 for each group that it mentions, and with the group "" on an axis of which it mentions none. In a
                 language without term lists: once, with axis and group "", since nobody knows whom it mentions
@@ -27,7 +28,7 @@ integers a language, and a row for each host: the process that merges holds thos
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,54 +39,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from governance.checks.bias.count_tables import TABLES, Tables, merged, schema_of, write_part
 from governance.checks.bias.lexicons import Lexicon, Lexicons, pack_lexicon
 from governance.checks.bias.origins import BUCKETS, UNKNOWN, bucket_of, country_of, host_of, year_of
 from governance.config import Section
 from governance.errors import ManifestError
-from governance.files import atomic_path
 from governance.parallel import ShardMade
 
 if TYPE_CHECKING:
     from governance.kernels.mentions import Found, Packed, Sums
 
 Integers = npt.NDArray[np.int64]
-Tables = dict[str, list[pa.Table]]
 
 KEPT = "kept"
 LENGTH_BINS = 16
-TABLES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "documents": (("language", "bucket"), ("documents", "words", "sentences", "bytes")),
-    "axes": (("language", "bucket", "axis"), ("documents",)),
-    "groups": (("language", "bucket", "axis", "group"), ("documents", "mentions", "sentences")),
-    "categories": (("language", "bucket", "family", "category"), ("sentences",)),
-    "pairs": (("language", "bucket", "axis", "group", "family", "category"), ("sentences",)),
-    "scores": (
-        ("language", "bucket", "axis", "group", "instrument"),
-        ("sentences", "total", "squares", "hits"),
-    ),
-    "fates": (("stage", "reason", "source", "language", "length_bin", "bucket", "axis", "group"), ("documents",)),
-    "shares": (("dimension", "value", "bucket"), ("documents", "bytes", "words")),
-}
-"""Table -> its keys, in the order in which it is sorted, and its counts."""
-_INTEGER_KEYS = {"bucket", "length_bin"}
 _COLUMNS = ("id", "text", "source", "url", "language", "licence")
-
-
-def schema_of(table: str) -> pa.Schema:
-    """The columns of a count table."""
-    keys, counts = TABLES[table]
-    kinds = [(name, pa.int64() if name in _INTEGER_KEYS else pa.string()) for name in keys]
-    return pa.schema([*kinds, *((name, pa.int64()) for name in counts)])
-
-
-def merged(table: str, parts: Sequence[pa.Table]) -> pa.Table:
-    """The sum of parts of one table, in its order."""
-    keys, counts = TABLES[table]
-    schema = schema_of(table)
-    whole = pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in parts)])
-    added = whole.group_by(list(keys), use_threads=False).aggregate([(name, "sum") for name in counts])
-    renamed = added.select([*keys, *(f"{name}_sum" for name in counts)]).rename_columns(schema.names)
-    return renamed.sort_by([(name, "ascending") for name in keys]).cast(schema).combine_chunks()
 
 
 @dataclass(frozen=True)
@@ -151,12 +119,14 @@ class Facts:
     """"" for documents that stayed."""
     sources: list[str]
     urls: list[str]
+    hosts: list[str]
     licences: list[str]
 
 
 def _facts(group: pa.Table) -> Facts:
     urls = group["url"].to_pylist()
-    clusters = [host_of(url) or name for url, name in zip(urls, group["id"].to_pylist(), strict=True)]
+    hosts = [host_of(url) for url in urls]
+    clusters = [host or name for host, name in zip(hosts, group["id"].to_pylist(), strict=True)]
     return Facts(
         languages=np.array([code or "und" for code in group["language"].to_pylist()], object),
         buckets=np.array([bucket_of(cluster) for cluster in clusters], np.int64),
@@ -164,6 +134,7 @@ def _facts(group: pa.Table) -> Facts:
         reasons=group["reason"].to_pylist() if "reason" in group.column_names else [""] * len(group),
         sources=group["source"].to_pylist(),
         urls=urls,
+        hosts=hosts,
         licences=group["licence"].to_pylist(),
     )
 
@@ -276,7 +247,9 @@ def _fates(stage: str, code: str, lexicon: Lexicon | None, facts: Facts, rows: I
     bins = np.clip(np.log2(np.maximum(found.words, 1)).astype(np.int64), 0, LENGTH_BINS - 1)
     reasons, reason = np.unique(np.array(facts.reasons, object)[rows], return_inverse=True)
     sources, source = np.unique(np.array(facts.sources, object)[rows], return_inverse=True)
-    kind = ((reason * len(sources) + source) * LENGTH_BINS + bins) * BUCKETS + facts.buckets[rows]
+    sites, site = np.unique(np.array(facts.hosts, object)[rows], return_inverse=True)
+    kind = ((reason * len(sources) + source) * len(sites) + site) * LENGTH_BINS + bins
+    kind = kind * BUCKETS + facts.buckets[rows]
     names: list[tuple[str, str]] = [("", "")]
     document, label = np.arange(len(rows)), np.zeros(len(rows), np.int64)
     if lexicon:
@@ -288,23 +261,23 @@ def _fates(stage: str, code: str, lexicon: Lexicon | None, facts: Facts, rows: I
     kinds, label = np.divmod(keys, len(names))
     kinds, bucket = np.divmod(kinds, BUCKETS)
     kinds, length = np.divmod(kinds, LENGTH_BINS)
+    kinds, site = np.divmod(kinds, len(sites))
     reason, source = np.divmod(kinds, len(sources))
     named = np.array(names, object).reshape(-1, 2)[label]
     return _table(
-        "fates", stage=stage, reason=reasons[reason], source=sources[source], language=code, length_bin=length,
-        bucket=bucket, axis=named[:, 0], group=named[:, 1], documents=documents,
+        "fates", stage=stage, reason=reasons[reason], source=sources[source], site=sites[site], language=code,
+        length_bin=length, bucket=bucket, axis=named[:, 0], group=named[:, 1], documents=documents,
     )  # fmt: skip
 
 
 def _shares(facts: Facts, words: Integers, dialects: npt.NDArray[np.object_]) -> Iterator[pa.Table]:
-    hosts = [host_of(url) for url in facts.urls]
     values: dict[str, Sequence[str]] = {
         "language": facts.languages.tolist(),
         "source": facts.sources,
-        "domain": [host or UNKNOWN for host in hosts],
+        "domain": [host or UNKNOWN for host in facts.hosts],
         "licence": facts.licences,
         "year": [year_of(url) for url in facts.urls],
-        "country": [country_of(host) for host in hosts],
+        "country": [country_of(host) for host in facts.hosts],
         "dialect": dialects.tolist(),
     }
     for dimension, of in values.items():
@@ -345,40 +318,3 @@ def sentence_tables(code: str, lexicons: Lexicons, sums: Sums) -> Iterator[tuple
         instrument=np.array(lexicons.instruments, object)[instrument], sentences=sentences, total=total,
         squares=squares, hits=hits,
     )  # fmt: skip
-
-
-def _part_schema() -> pa.Schema:
-    fields = {field.name: field for name in TABLES for field in schema_of(name)}
-    return pa.schema([pa.field("table", pa.string()), *fields.values()])
-
-
-def write_part(path: Path, tables: Mapping[str, pa.Table]) -> None:
-    """Write all tables of a shard into one Parquet file: a column `table`, and the columns of all."""
-    rows = [table.append_column("table", pa.array([name] * len(table), pa.string())) for name, table in tables.items()]
-    whole = pa.concat_tables([_part_schema().empty_table(), *rows], promote_options="default")
-    write_counts(path, whole.select(_part_schema().names))
-
-
-def write_counts(path: Path, table: pa.Table) -> None:
-    """Write a table; the same rows give the same bytes."""
-    with atomic_path(path) as temporary:
-        pq.write_table(table.combine_chunks(), temporary, compression="zstd", row_group_size=1 << 20)
-
-
-def merge_parts(paths: Iterable[Path]) -> dict[str, pa.Table]:
-    """The count tables of all parts.
-
-    Raises:
-        ManifestError: a part cannot be read.
-    """
-    pending: Tables = {name: [] for name in TABLES}
-    for path in paths:
-        try:
-            part = pq.read_table(path, partitioning=None)
-        except (pa.ArrowException, OSError) as error:
-            raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
-        for name, parts in pending.items():
-            parts.append(part.filter(pc.equal(part["table"], name)).select(schema_of(name).names))
-            if len(parts) > 32:
-                pending[name] = [merged(name, parts)]
-    return {name: merged(name, parts) for name, parts in pending.items()}

@@ -1,21 +1,23 @@
-"""Adverse impact: does a filter keep fewer documents that mention a group than of the reference?
+"""Adverse impact: does a filter keep fewer documents that mention a group than comparable ones?
 
-    keep_ratio          = (a / n1) / (b / n0)                      raw risk ratio; 1 is equal
-    keep_ratio_adjusted = sum(a n0 / N) / sum(b n1 / N)            Mantel-Haenszel over language x length_bin x bucket
+    keep_ratio_adjusted = sum(a n0 / N) / sum(b n1 / N)      Mantel-Haenszel over source, language, length_bin and site
+    keep_ratio          = (a / n1) / (b / n0)                raw risk ratio; says mostly that sources differ
 
-a of n1 documents that mention the group were kept, b of n0 of the reference, N = n1 + n0 in a stratum. The reference is
-the documents that mention no group of the axis, or ("highest") the group of the axis with the highest keep rate among
-those with `min_documents`, as the Uniform Guidelines compare. A stage is judged on the documents that came into it; the
-stage "(all)" on those that came into the first.
+In a stratum a of n1 documents that mention the group were kept, b of n0 of the reference, N = n1 + n0. A stratum is a
+source, a language, a length bin and a site: the host, the source itself where documents have no address, and the bucket
+for hosts beyond the largest (`counts.py`). The reference is the documents that mention no group of the axis, or
+("highest") the group of the axis with the highest keep rate among those with `min_documents`, as the Uniform Guidelines
+compare. A stage is judged on the documents that came into it, the stage "(all)" on those that came into the first. A
+stage that removes for several reasons has rows for each ("clean/too_few_words") over all languages: of the documents
+that came in, those that this filter let pass. They are listed where there are enough to test.
 
-Intervals on the log scale. Raw: Katz, Baptista, Azen & Pike 1978, Biometrics 34(3), 469-474, var = 1/a - 1/n1 + 1/b -
-1/n0. Adjusted: Greenland & Robins 1985, Biometrics 41(1), 55-68, var = sum((n1 n0 m - a b N) / N^2) / (sum(a n0 / N)
-sum(b n1 / N)), m = a + b. Both take documents as independent; where the delete-a-group jackknife over the buckets
-(Kott 2001) is wider, documents of a domain share their fate, and its interval is given: the note has the design
-effect (jackknife variance / model variance). Where nothing was removed, or nothing kept, half a document is put in
-(Pettigrew, Gart & Thomas 1986, Biometrika 73(2), 425-435): a rate of 1 in three documents is not certain. Where nothing
-of the group was kept the ratio is 0, from 0 to the greatest keep rate that so many clusters may have hidden, 1 -
-0.025^(1/G) (Clopper & Pearson 1934, G the effective clusters), over the reference's rate.
+Intervals (`interval_choice.py`): with fewer than 5 expected removals exact, of effective units; with more, on the log
+scale, Greenland & Robins 1985, Biometrics 41(1), 55-68, var = sum((n1 n0 m - a b N) / N^2) / (sum(a n0 / N) sum(b n1 /
+N)), m = a + b, or the delete-a-group jackknife (Kott 2001) where it is wider: documents of a site share their fate, and
+the note has the design effect (jackknife variance / model variance). Effective units give the variance of a - n1 m / N
+when the margins are fixed, sum(n1 n0 m (N - m) / (N^2 (N - 1))) (Mantel & Haenszel 1959, JNCI 22(4), 719-748). A ratio
+cannot exceed 1 / the reference's rate, and neither does the exact interval. Raw ratios have an interval and no p: what
+they show is not tested.
 
 A kept document is read as it stays, a removed one as it was when it left. Where `c4_lines` or `paragraphs` cut out the
 lines that held the mentions, keep ratios are therefore too low.
@@ -27,24 +29,24 @@ term list, or removed before the language was known) are no reference and are le
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from governance.checks.bias.bucket_counts import Counts, by_bucket
+from governance.checks.bias.fates import ORDER, axes_of
+from governance.checks.bias.interval_choice import chosen_intervals, effective_units, rate_ratio_bounds
 from governance.checks.bias.interval_rows import ALL, NO_GROUP, Row, interval_row
-from governance.checks.bias.jackknife import BUCKETS, Floats, Integers, effective_clusters, replicates, spread
+from governance.checks.bias.jackknife import BUCKETS, Estimates, Floats, Integers, spread
 from governance.checks.bias.student_t import quantile, two_sided_p
-from governance.errors import ManifestError
 
-ORDER = ("ingest", "clean", "classify", "dedup", "paragraphs", "decontaminate", "redact", "mix", "encode", "kept")
-"""Where a document can end, in the order of a run."""
 FOUR_FIFTHS = 0.8
-LENGTHS = 16
+NOT_COMPARABLE = "no comparable document of the reference"
 _NORMAL = 1.959963985  # the 0.975 quantile
 
 Reference = Literal["none", "highest"]
@@ -52,14 +54,19 @@ Reference = Literal["none", "highest"]
 
 @dataclass(frozen=True)
 class Passage:
-    """Documents of one kind at one stage, each [languages, length bins, buckets]."""
+    """Documents of one kind at one filter, each [cells]; a cell is a stratum in a bucket."""
 
     entered: Integers
     kept: Integers
 
-    def language(self, place: int) -> Passage:
-        """Those of one language."""
-        return Passage(self.entered[place : place + 1], self.kept[place : place + 1])
+    def at(self, chosen: npt.NDArray[np.bool_]) -> Passage:
+        """Those of some cells."""
+        return Passage(self.entered[chosen], self.kept[chosen])
+
+    @property
+    def rate(self) -> float:
+        """The share kept."""
+        return float(self.kept.sum() / max(int(self.entered.sum()), 1))
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,10 @@ class Ratio:
     upper: float
     p: float
     design_effect: float
-    """Jackknife variance / model variance."""
-    clustered: bool
-    """Whether the interval is the jackknife's."""
+    """Jackknife variance / model variance, where the interval is the jackknife's; else NaN."""
+    jackknife_error: float
+    """Of the logarithm."""
+    note: str
 
 
 def impact_rows(fates: pa.Table, reference: Reference = "none", min_documents: int = 30) -> list[Row]:
@@ -87,71 +95,67 @@ def impact_rows(fates: pa.Table, reference: Reference = "none", min_documents: i
     Raises:
         ManifestError: a document ended at a stage that is not in ORDER.
     """
-    counts = by_bucket(fates, ("axis", "group", "language", "length_bin", "stage"), "documents")
-    stages = _stages({key[4] for key in counts})
     rows: list[Row] = []
-    for axis in sorted({key[0] for key in counts if key[1]}):
-        languages = sorted({key[2] for key in counts if key[0] == axis and key[1]})
-        ended = _ended(counts, axis, languages, stages)
-        for stage in (ALL, *stages[:-1]):
-            first = 0 if stage == ALL else stages.index(stage)
-            kept_from = len(stages) - 1 if stage == ALL else first + 1
+    for of_axis in axes_of(fates):
+        for name, entered, kept in _filters(of_axis.stages, of_axis.outcomes):
             passed = {
-                group: Passage(cells[first:].sum(axis=0), cells[kept_from:].sum(axis=0))
-                for group, cells in ended.items()
+                group: Passage(counts[entered].sum(axis=0), counts[kept].sum(axis=0))
+                for group, counts in of_axis.groups.items()
             }
-            for place, language in enumerate((*languages, ALL)):
-                of = passed if language == ALL else {name: one.language(place) for name, one in passed.items()}
-                rows += _rows_of(axis, language, stage, of, (reference, min_documents))
+            for language in (*of_axis.languages, ALL) if "/" not in name else (ALL,):
+                chosen = np.full(len(of_axis.strata), True) if language == ALL else of_axis.language == language
+                of = {group: passage.at(chosen) for group, passage in passed.items()}
+                place = of_axis.strata[chosen], of_axis.buckets[chosen]
+                rows += _rows_of((of_axis.axis, language, name), of, place, (reference, min_documents))
     return rows
 
 
-def _stages(found: set[str]) -> list[str]:
-    if unknown := sorted(found - set(ORDER)):
-        raise ManifestError(f"fates: documents ended at {unknown}, which are not among the stages {list(ORDER)}.")
-    return [stage for stage in ORDER if stage in found or stage == "kept"]
-
-
-def _ended(counts: Counts, axis: str, languages: Sequence[str], stages: Sequence[str]) -> dict[str, Integers]:
-    """Group -> [stages, languages, length bins, buckets] documents that ended there; "" is no group of the axis."""
-    cells: dict[str, Integers] = {}
-    at_language, at_stage = ({name: place for place, name in enumerate(names)} for names in (languages, stages))
-    for (of_axis, group, language, length, stage), row in counts.items():
-        if of_axis == axis and language in at_language:
-            shape = (len(stages), len(languages), LENGTHS, BUCKETS)
-            ours = cells.setdefault(group, np.zeros(shape, np.int64))
-            ours[at_stage[stage], at_language[language], int(length)] += row
-    return dict(sorted(cells.items()))
+def _filters(stages: Sequence[str], outcomes: Sequence[tuple[str, str]]) -> Iterator[tuple[str, list[int], list[int]]]:
+    """Name, the outcomes (stage, reason) of documents that came in, and those of documents that passed."""
+    after = {stage: [n for n, (of, _) in enumerate(outcomes) if ORDER.index(of) >= ORDER.index(stage)]
+             for stage in stages}  # fmt: skip
+    yield ALL, list(range(len(outcomes))), after["kept"]
+    for stage, following in itertools.pairwise(stages):
+        yield stage, after[stage], after[following]
+        reasons = [n for n, (of, _) in enumerate(outcomes) if of == stage]
+        for one in reasons if len(reasons) > 1 else ():
+            yield f"{stage}/{outcomes[one][1]}", after[stage], [n for n in after[stage] if n != one]
 
 
 def _rows_of(
-    axis: str, language: str, stage: str, passed: Mapping[str, Passage], by: tuple[Reference, int]
-) -> Iterator[Row]:
+    names: tuple[str, str, str], passed: Mapping[str, Passage], place: tuple[Integers, Integers],
+    by: tuple[Reference, int],
+) -> Iterator[Row]:  # fmt: skip
+    axis, language, stage = names
     groups = {group: passage for group, passage in passed.items() if group and passage.entered.any()}
     against = _highest(groups, by[1]) if by[0] == "highest" else ""
     reference = passed.get(against) if against is not None else None
+    if reference is None or not reference.entered.any():
+        return
     for group, passage in groups.items():
-        if reference is None or not reference.entered.any() or group == against:
+        if group == against:
             continue
-        names = {"language": language, "axis": axis, "group": group, "against": against or NO_GROUP, "stage": stage}
-        for metric, compare in (("keep_ratio", raw_ratio), ("keep_ratio_adjusted", adjusted_ratio)):
-            found = compare(passage, reference)
-            numbers = {"value": found.value, "lower": found.lower, "upper": found.upper, "p": found.p}
-            numbers["n"] = int(passage.entered.sum())
-            yield interval_row({"metric": metric, **names}, numbers, _note(found))
+        named = {"language": language, "axis": axis, "group": group, "against": against or NO_GROUP, "stage": stage}
+        adjusted = adjusted_ratio(passage, reference, *place)
+        if "/" in stage and not math.isfinite(adjusted.p):
+            continue
+        raw = adjusted_ratio(passage, reference, np.zeros_like(place[0]), place[1])
+        for metric, found, p in (("keep_ratio", raw, math.nan), ("keep_ratio_adjusted", adjusted, adjusted.p)):
+            if metric == "keep_ratio_adjusted" or "/" not in stage:
+                numbers = {"value": found.value, "lower": found.lower, "upper": found.upper, "p": p}
+                numbers["n"] = int(passage.entered.sum())
+                yield interval_row({"metric": metric, **named}, numbers, _note(found))
 
 
 def _highest(groups: Mapping[str, Passage], min_documents: int) -> str | None:
-    rates = {
-        group: passage.kept.sum() / passage.entered.sum()
-        for group, passage in groups.items()
-        if passage.entered.sum() >= min_documents
-    }
+    rates = {group: passage.rate for group, passage in groups.items() if passage.entered.sum() >= min_documents}
     return min(rates, key=lambda group: (-rates[group], group), default=None)
 
 
 def _note(found: Ratio) -> str:
-    notes = [f"clustered, design effect {found.design_effect:.1f}"] if found.clustered else []
+    notes = [found.note] if found.note else []
+    if math.isfinite(found.design_effect):
+        notes.append(f"clustered, design effect {found.design_effect:.1f}")
     if found.upper < FOUR_FIFTHS:
         notes.append("below four fifths")
     elif found.value < FOUR_FIFTHS:
@@ -159,72 +163,102 @@ def _note(found: Ratio) -> str:
     return "; ".join(notes)
 
 
-def raw_ratio(group: Passage, reference: Passage) -> Ratio:
-    """The ratio of keep rates, with Katz' interval or the wider one of the jackknife."""
-    a, n1, b, n0 = (part.sum(axis=(0, 1)) for part in (group.kept, group.entered, reference.kept, reference.entered))
-    with np.errstate(all="ignore"):
-        parts = [replicates(part) for part in (a, n1, b, n0)]
-        ratios = (parts[0] / parts[1]) / (parts[2] / parts[3])
-    variance = _katz(int(a.sum()), int(n1.sum())) + _katz(int(b.sum()), int(n0.sum()))
-    if not a.any() and b.any():
-        return _none_kept(n1, float(b.sum() / n0.sum()))
-    return _with_interval(ratios, variance, n1 + n0, n1)
+def adjusted_ratio(group: Passage, reference: Passage, strata: Integers, buckets: Integers) -> Ratio:
+    """The Mantel-Haenszel ratio over strata that hold both; one stratum gives the raw ratio.
 
-
-def _katz(kept: int, entered: int) -> float:
-    """Variance of the log of a keep rate; half a document stands for none kept, or none removed."""
-    some = min(max(float(kept), 0.5), entered - 0.5)
-    return 1 / some - 1 / entered
-
-
-def adjusted_ratio(group: Passage, reference: Passage) -> Ratio:
-    """The Mantel-Haenszel ratio over all strata, with Greenland and Robins' interval or the jackknife's wider one."""
-    a, n1, b, n0 = (part.astype(np.float64) for part in (group.kept, group.entered, reference.kept, reference.entered))
-    whole = np.maximum(n1 + n0, 1.0)
-    expected = (a * n0 / whole).sum(axis=(0, 1)), (b * n1 / whole).sum(axis=(0, 1))
-    model = float(((n1 * n0 * (a + b) - a * b * whole) / whole**2).sum())
-    products = float(expected[0].sum() * expected[1].sum())
-    shared = ((n1 > 0) & (n0 > 0)).astype(np.int64)
-    in_both = (n1 * shared).sum(axis=(0, 1)).astype(np.int64), ((n1 + n0) * shared).sum(axis=(0, 1)).astype(np.int64)
-    if products > 0 and model > 0:
-        variance = model / products
-    else:
-        sums = [int((part * shared).sum()) for part in (a, n1, b, n0)]
-        variance = _katz(sums[0], sums[1]) + _katz(sums[2], sums[3]) if sums[1] and sums[3] else math.nan
-    if not expected[0].any() and expected[1].any():
-        return _none_kept(in_both[0], float(expected[1].sum() / (n1 * n0 / whole).sum()))
-    with np.errstate(all="ignore"):
-        ratios = replicates(expected[0]) / replicates(expected[1])
-    return _with_interval(ratios, variance, in_both[1], in_both[0])
-
-
-def _none_kept(of_group: Integers, reference_rate: float) -> Ratio:
-    """The ratio of a group of which nothing was kept; one cluster alone bounds nothing."""
-    if np.count_nonzero(of_group) < 2:
-        return Ratio(0.0, math.nan, math.nan, math.nan, math.nan, False)
-    hidden = 1.0 - 0.025 ** (1.0 / float(effective_clusters(of_group)))
-    return Ratio(0.0, 0.0, hidden / reference_rate, math.nan, math.nan, False)
-
-
-def _with_interval(ratios: Floats, variance: float, sampled: Integers, of_group: Integers) -> Ratio:
-    """Of the ratios with and without each bucket, [1 + buckets], the wider of the two intervals."""
-    value = float(ratios[0])
-    unknown = Ratio(value, math.nan, math.nan, math.nan, math.nan, False)
-    if not math.isfinite(value) or np.count_nonzero(of_group) < 2 or not math.isfinite(variance):
+    Args:
+        group: [cells].
+        reference: [cells].
+        strata: each cell's, [cells].
+        buckets: each cell's, [cells]; a stratum has one cell a bucket, or several.
+    """
+    unknown = Ratio(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, NOT_COMPARABLE)
+    _, strata = np.unique(strata, return_inverse=True)
+    both = (np.bincount(strata, group.entered) > 0) & (np.bincount(strata, reference.entered) > 0)
+    chosen = both[strata]
+    if not chosen.any():
         return unknown
+    _, strata = np.unique(strata[chosen], return_inverse=True)
+    cells = [
+        np.asarray(part[chosen], np.float64) for part in (group.kept, group.entered, reference.kept, reference.entered)
+    ]
+    sums = [np.bincount(strata, part).astype(np.float64) for part in cells]
+    return _ratio_of(sums, cells, strata, buckets[chosen])
+
+
+def _terms(a: Floats, n1: Floats, b: Floats, n0: Floats) -> tuple[Floats, Floats]:
+    whole = np.maximum(n1 + n0, 1.0)
+    return a * n0 / whole, b * n1 / whole
+
+
+def _ratio_of(sums: Sequence[Floats], cells: Sequence[Floats], strata: Integers, buckets: Integers) -> Ratio:
+    a, n1, b, n0 = sums
+    whole, kept = n1 + n0, a + b
+    own, others = (float(part.sum()) for part in _terms(a, n1, b, n0))
+    shared = float((n1 * n0 / whole).sum())
+    rate = others / shared
+    given = float((n1 * n0 * kept * (whole - kept) / (whole**2 * np.maximum(whole - 1, 1))).sum())
+    by_bucket = [np.bincount(buckets, part, BUCKETS).astype(np.float64) for part in cells]
+    units = math.nan
+    if given > 0 and 0 < rate < 1:
+        resemblance = cells[2] - (b / n0)[strata] * cells[3]
+        variance = float((b * (1 - b / n0)).sum() / n0.sum())
+        counting = effective_units(
+            by_bucket[1][None, :], np.bincount(buckets, resemblance, BUCKETS)[None, :], by_bucket[3][None, :],
+            np.array([variance]),
+        )  # fmt: skip
+        units = (1 - rate) / rate * others**2 / given * float(counting[0]) / n1.sum()
+    value = own / others if others > 0 else math.nan
+    model = (
+        float(((n1 * n0 * kept - a * b * whole) / whole**2).sum()) / (own * others) if own * others > 0 else math.nan
+    )
+    ratios = np.array([value, *_without_each(sums, cells, strata, buckets, (own, others))])
+    found, effect = _log_interval(ratios, model, by_bucket[1] + by_bucket[3])
+    at = np.array([own / shared])
+    exact = rate_ratio_bounds(at, np.array([rate]), np.array([units]))
+    expected = np.array([units * min(rate, 1 - rate)])
+    given_, notes = chosen_intervals(found, exact, expected, by_bucket[1][None, :])
+    lower, upper, p = (float(part[0]) for part in (given_.lower, given_.upper, given_.p))
+    jackknifed = effect if given_.lower[0] == found.lower[0] else math.nan
+    return Ratio(value, lower, upper, p, jackknifed, float(found.error[0]), notes[0])
+
+
+def _without_each(
+    sums: Sequence[Floats], cells: Sequence[Floats], strata: Integers, buckets: Integers, whole: tuple[float, float]
+) -> Floats:
+    """[buckets] ratios without each bucket: only the strata that a bucket holds change."""
+    before = _terms(*(part[strata] for part in sums))
+    pairs, pair = np.unique(strata * BUCKETS + buckets, return_inverse=True)
+    first = np.full(len(pairs), -1)
+    first[pair[::-1]] = np.arange(len(pair))[::-1]
+    own = [np.bincount(pair, part) for part in cells]
+    after = _terms(*(part[strata[first]] - one for part, one in zip(sums, own, strict=True)))
+    changed = [
+        total + np.bincount(buckets[first], new - old[first], BUCKETS)
+        for total, old, new in zip(whole, before, after, strict=True)
+    ]
+    with np.errstate(all="ignore"):
+        return np.asarray(changed[0] / changed[1])
+
+
+def _log_interval(ratios: Floats, variance: float, sampled: Floats) -> tuple[Estimates, float]:
+    """The wider of the model's and the jackknife's interval, of ratios with and without each bucket; design effect."""
     with np.errstate(all="ignore"):
         logs = np.log(ratios)
-        error, degrees = spread(logs[None, :], sampled[None, :])
-    if not np.isfinite(logs[1:][sampled > 0]).all():
-        return unknown
-    model = math.sqrt(variance)
-    clustered_margin, margin = float(quantile(degrees)[0] * error[0]), _NORMAL * model
-    effect = float(error[0] ** 2 / variance)
-    clustered = clustered_margin > margin
-    center = math.log(value)
-    if clustered:
-        p = float(two_sided_p(center / error, degrees)[0])
-        margin = clustered_margin
-    else:
-        p = math.erfc(abs(center) / model / math.sqrt(2))
-    return Ratio(value, math.exp(center - margin), math.exp(center + margin), p, effect, clustered)
+        error, degrees = spread(logs[None, :], sampled[None, :].astype(np.int64))
+        error, degrees = np.nan_to_num(error), np.nan_to_num(degrees, nan=1.0)
+        model, center = math.sqrt(variance) if variance > 0 else math.nan, logs[0]
+        margins = float(quantile(degrees)[0] * error[0]), _NORMAL * model
+        clustered = margins[0] > margins[1]
+        margin = max(margins) if clustered else margins[1]
+        p = (
+            float(two_sided_p(center / error, degrees)[0])
+            if clustered
+            else math.erfc(abs(center) / model / math.sqrt(2))
+        )
+        value, lower, upper, tested = (
+            np.array([part]) for part in (ratios[0], math.exp(center - margin), math.exp(center + margin), p)
+        )
+        return Estimates(value, lower, upper, tested, error, degrees), float(
+            error[0] ** 2 / variance
+        ) if clustered else math.nan

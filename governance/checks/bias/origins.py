@@ -17,6 +17,8 @@ import zlib
 
 BUCKETS = 64
 UNKNOWN = "unknown"
+SMALL_SITES = "(small sites)"
+"""The site of a document of a host beyond the largest: too few documents to compare it with itself."""
 
 _HOST = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]/?#]*\]|[^/?#:]*)")
 _YEAR = re.compile(r"(?:^|[/_.-])(199\d|20[0-4]\d)(?=$|[/_.-])")

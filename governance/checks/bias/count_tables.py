@@ -1,0 +1,129 @@
+"""The count tables' columns, their parts (a file a shard), and the sum of parts.
+
+`counts.py` says what each table counts. Parts hold all sites; their sum names the largest `MOST_SITES`, by documents,
+whatever the partition into parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from governance.checks.bias.origins import SMALL_SITES
+from governance.errors import ManifestError
+from governance.files import atomic_path
+
+Tables = dict[str, list[pa.Table]]
+
+MOST_SITES = 4096
+"""Sites that `fates` names; a smaller one has too few documents to be compared with itself."""
+TABLES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "documents": (("language", "bucket"), ("documents", "words", "sentences", "bytes")),
+    "axes": (("language", "bucket", "axis"), ("documents",)),
+    "groups": (("language", "bucket", "axis", "group"), ("documents", "mentions", "sentences")),
+    "categories": (("language", "bucket", "family", "category"), ("sentences",)),
+    "pairs": (("language", "bucket", "axis", "group", "family", "category"), ("sentences",)),
+    "scores": (
+        ("language", "bucket", "axis", "group", "instrument"),
+        ("sentences", "total", "squares", "hits"),
+    ),
+    "fates": (
+        ("stage", "reason", "source", "site", "language", "length_bin", "bucket", "axis", "group"),
+        ("documents",),
+    ),
+    "shares": (("dimension", "value", "bucket"), ("documents", "bytes", "words")),
+}
+"""Table -> its keys, in the order in which it is sorted, and its counts."""
+_INTEGER_KEYS = {"bucket", "length_bin"}
+
+
+def schema_of(table: str) -> pa.Schema:
+    """The columns of a count table."""
+    keys, counts = TABLES[table]
+    kinds = [(name, pa.int64() if name in _INTEGER_KEYS else pa.string()) for name in keys]
+    return pa.schema([*kinds, *((name, pa.int64()) for name in counts)])
+
+
+def merged(table: str, parts: Sequence[pa.Table]) -> pa.Table:
+    """The sum of parts of one table, in its order."""
+    keys, counts = TABLES[table]
+    schema = schema_of(table)
+    whole = pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in parts)])
+    added = whole.group_by(list(keys), use_threads=False).aggregate([(name, "sum") for name in counts])
+    renamed = added.select([*keys, *(f"{name}_sum" for name in counts)]).rename_columns(schema.names)
+    return renamed.sort_by([(name, "ascending") for name in keys]).cast(schema).combine_chunks()
+
+
+def _part_schema() -> pa.Schema:
+    fields = {field.name: field for name in TABLES for field in schema_of(name)}
+    return pa.schema([pa.field("table", pa.string()), *fields.values()])
+
+
+def write_part(path: Path, tables: Mapping[str, pa.Table]) -> None:
+    """Write all tables of a shard into one Parquet file: a column `table`, and the columns of all."""
+    rows = [table.append_column("table", pa.array([name] * len(table), pa.string())) for name, table in tables.items()]
+    whole = pa.concat_tables([_part_schema().empty_table(), *rows], promote_options="default")
+    write_counts(path, whole.select(_part_schema().names))
+
+
+def write_counts(path: Path, table: pa.Table) -> None:
+    """Write a table; the same rows give the same bytes."""
+    with atomic_path(path) as temporary:
+        pq.write_table(table.combine_chunks(), temporary, compression="zstd", row_group_size=1 << 20)
+
+
+def merge_parts(paths: Iterable[Path], most_sites: int = MOST_SITES) -> dict[str, pa.Table]:
+    """The count tables of all parts; of sites the largest by name, the others as one.
+
+    Raises:
+        ManifestError: a part cannot be read.
+    """
+    paths = list(paths)
+    largest = _largest_sites(paths, most_sites)
+    pending: Tables = {name: [] for name in TABLES}
+    for path in paths:
+        part = _read_part(path)
+        for name, parts in pending.items():
+            own = part.filter(pc.equal(part["table"], name)).select(schema_of(name).names)
+            parts.append(own if name != "fates" else _without_small_sites(own, largest))
+            if len(parts) > 32:
+                pending[name] = [merged(name, parts)]
+    return {name: merged(name, parts) for name, parts in pending.items()}
+
+
+def _read_part(path: Path, columns: list[str] | None = None) -> pa.Table:
+    try:
+        return pq.read_table(path, partitioning=None, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
+
+
+def _largest_sites(paths: Sequence[Path], most: int) -> pa.Array | None:
+    """The sites with most rows of fates, by documents, then by name; None where there are no more than `most`."""
+    sizes: list[pa.Table] = []
+    for path in paths:
+        part = _read_part(path, ["table", "site", "documents"])
+        sizes.append(part.filter(pc.equal(part["table"], "fates")).select(["site", "documents"]))
+        if len(sizes) > 32:
+            sizes = [_by_site(sizes)]
+    found = _by_site(sizes) if sizes else None
+    if found is None or found.num_rows <= most:
+        return None
+    ordered = found.sort_by([("documents", "descending"), ("site", "ascending")])
+    return pa.concat_arrays([ordered["site"].combine_chunks()[:most], pa.array([""])])  # no address is no small site
+
+
+def _by_site(parts: Sequence[pa.Table]) -> pa.Table:
+    added = pa.concat_tables(parts).group_by("site", use_threads=False).aggregate([("documents", "sum")])
+    return added.rename_columns(["site", "documents"])
+
+
+def _without_small_sites(fates: pa.Table, largest: pa.Array | None) -> pa.Table:
+    if largest is None:
+        return fates
+    sites = pc.if_else(pc.is_in(fates["site"], value_set=largest), fates["site"], SMALL_SITES)
+    return fates.set_column(fates.column_names.index("site"), "site", sites)

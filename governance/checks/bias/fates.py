@@ -1,0 +1,100 @@
+"""The table of fates as arrays: for each axis, where documents of each group ended, by stratum and bucket.
+
+A stratum is a source, a language, a length bin and a site. A site is a host; the source, where documents have no
+address; and a bucket of hosts, for those beyond the largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from governance.checks.bias.jackknife import BUCKETS, Integers
+from governance.checks.bias.origins import SMALL_SITES
+from governance.errors import ManifestError
+
+ORDER = ("ingest", "clean", "classify", "dedup", "paragraphs", "decontaminate", "redact", "mix", "encode", "kept")
+"""Where a document can end, in the order of a run."""
+_COLUMNS = ("axis", "group", "language", "stage", "reason", "source", "site", "length_bin", "bucket", "documents")
+
+
+@dataclass(frozen=True)
+class AxisFates:
+    """Documents of one axis, in the languages in which any mentions it."""
+
+    axis: str
+    languages: list[str]
+    stages: list[str]
+    """Those of the run that removed any document, in order, and "kept"."""
+    outcomes: list[tuple[str, str]]
+    """Stage and reason."""
+    strata: Integers
+    """[cells]"""
+    buckets: Integers
+    """[cells]"""
+    language: npt.NDArray[np.object_]
+    """[cells]"""
+    groups: Mapping[str, Integers]
+    """Group -> [outcomes, cells] documents; "" is no group of the axis."""
+
+
+def axes_of(fates: pa.Table) -> Iterator[AxisFates]:
+    """Each axis that a document mentions, in order.
+
+    Raises:
+        ManifestError: the table lacks a column, or a document ended at a stage that is not in ORDER.
+    """
+    if absent := sorted(set(_COLUMNS) - set(fates.column_names)):
+        raise ManifestError(f"fates: a table of {fates.column_names} lacks {absent}. Make the stage `bias` again.")
+    found = set(pc.unique(fates["stage"]).to_pylist())
+    if unknown := sorted(found - set(ORDER)):
+        raise ManifestError(f"fates: documents ended at {unknown}, which are not among the stages {list(ORDER)}.")
+    stages = [stage for stage in ORDER if stage in found or stage == "kept"]
+    mentioned = fates.filter(pc.not_equal(fates["group"], ""))
+    for axis in sorted(pc.unique(mentioned["axis"]).to_pylist()):
+        spoken = pc.unique(mentioned.filter(pc.equal(mentioned["axis"], axis))["language"])
+        chosen = pc.and_(pc.equal(fates["axis"], axis), pc.is_in(fates["language"], value_set=spoken))
+        yield _axis(axis, sorted(spoken.to_pylist()), stages, fates.filter(chosen))
+
+
+def _axis(axis: str, languages: list[str], stages: list[str], rows: pa.Table) -> AxisFates:
+    code = {name: _codes(rows[name]) for name in ("group", "language", "stage", "reason", "source", "site")}
+    bucket = rows["bucket"].to_numpy().astype(np.int64)
+    site, names = code["site"]
+    small = np.array([name == SMALL_SITES for name in names], bool)
+    site = np.where(small[site], len(names) + bucket, site)
+    parts = [code["source"][0], code["language"][0], rows["length_bin"].to_numpy().astype(np.int64), site]
+    _, stratum = np.unique(np.stack(parts, axis=1), axis=0, return_inverse=True)
+    cells, first, cell = np.unique(stratum.reshape(-1) * BUCKETS + bucket, return_index=True, return_inverse=True)
+    outcomes, outcome = _outcomes(code["stage"], code["reason"])
+    documents = rows["documents"].to_numpy()
+    groups = {}
+    for number, group in sorted(enumerate(code["group"][1]), key=lambda item: item[1]):
+        mine = code["group"][0] == number
+        sums = np.zeros((len(outcomes), len(cells)), np.int64)
+        np.add.at(sums, (outcome[mine], cell[mine]), documents[mine])
+        groups[group] = sums
+    spoken = np.array(code["language"][1], object)[code["language"][0][first]]
+    return AxisFates(axis, languages, stages, outcomes, cells // BUCKETS, cells % BUCKETS, spoken, groups)
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[Integers, list[str]]:
+    encoded = pc.dictionary_encode(column).combine_chunks()
+    encoded = encoded if isinstance(encoded, pa.Array) else pa.concat_arrays(encoded.chunks)
+    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
+
+
+def _outcomes(
+    stage: tuple[Integers, list[str]], reason: tuple[Integers, list[str]]
+) -> tuple[list[tuple[str, str]], Integers]:
+    found, code = np.unique(stage[0] * len(reason[1]) + reason[0], return_inverse=True)
+    named = [(stage[1][one // len(reason[1])], reason[1][one % len(reason[1])]) for one in found.tolist()]
+    order = sorted(range(len(named)), key=lambda place: (ORDER.index(named[place][0]), named[place][1]))
+    places = np.empty(len(named), np.int64)
+    places[order] = np.arange(len(named))
+    return [named[place] for place in order], places[code]
