@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from governance.checks.bias.student_t import quantile
+from governance.checks.bias.jackknife import quantile
 from governance.config import Section
 from governance.errors import ConfigError
 from governance.files import sha256_bytes, sha256_file, write_json

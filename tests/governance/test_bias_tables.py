@@ -12,9 +12,8 @@ import pytest
 from governance.checks.bias.bucket_counts import by_bucket
 from governance.checks.bias.impact import NOT_COMPARABLE, Passage, adjusted_ratio, impact_rows
 from governance.checks.bias.interval_rows import ALL, COLUMNS, NOBODY, OTHERS, false_discovery_rates
-from governance.checks.bias.jackknife import LOG, jackknife, share_estimates
+from governance.checks.bias.jackknife import LOG, jackknife, quantile, share_estimates, two_sided_p
 from governance.checks.bias.shares import share_rows
-from governance.checks.bias.student_t import quantile, two_sided_p
 from governance.checks.bias.tables import SUITES, Choices, Recorded, bias_tables
 from governance.errors import ManifestError
 from tests.governance.bias_corpora import RATES, Planted, corpus, simpson
@@ -362,21 +361,6 @@ def test_shares_at_the_edge_have_the_bound_of_their_clusters():
     reach = 1 - 0.025 ** (1 / 64)
     assert found.lower == pytest.approx([0.0, 1 - reach])
     assert found.upper == pytest.approx([reach, 1.0])
-
-
-@pytest.mark.parametrize(
-    ("degrees", "expected"), [(1, 12.7062), (2, 4.3027), (5, 2.5706), (10, 2.2281), (30, 2.0423), (63, 1.9983)]
-)
-def test_quantiles_of_students_t_are_those_of_the_tables(degrees, expected):
-    assert float(quantile(degrees)) == pytest.approx(expected, abs=6e-5)
-    assert float(two_sided_p(expected, degrees)) == pytest.approx(0.05, abs=1e-5)
-
-
-def test_students_t_has_closed_forms_to_be_held_against():
-    t = np.array([0.0, 0.1, 1.0, 3.0, 50.0, 1e8])
-    assert two_sided_p(t, 1) == pytest.approx(1 - 2 / math.pi * np.arctan(t), abs=1e-12)  # Cauchy
-    assert two_sided_p(t, 2) == pytest.approx(1 - t / np.sqrt(2 + t * t), abs=1e-12)
-    assert np.isnan(two_sided_p([np.nan, 1.0], [3.0, np.nan])).all()
 
 
 def test_q_values_are_those_of_benjamini_and_hochberg():

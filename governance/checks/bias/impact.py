@@ -42,8 +42,7 @@ import pyarrow as pa
 from governance.checks.bias.fates import ORDER, axes_of
 from governance.checks.bias.interval_choice import chosen_intervals, effective_units, rate_ratio_bounds
 from governance.checks.bias.interval_rows import ALL, NO_GROUP, Row, interval_row
-from governance.checks.bias.jackknife import BUCKETS, Estimates, Floats, Integers, spread
-from governance.checks.bias.student_t import quantile, two_sided_p
+from governance.checks.bias.jackknife import BUCKETS, Estimates, Floats, Integers, quantile, spread, two_sided_p
 
 FOUR_FIFTHS = 0.8
 NOT_COMPARABLE = "no comparable document of the reference"

@@ -27,9 +27,8 @@ from typing import Any
 import numpy as np
 
 from governance.checks.bias.interval_rows import OTHERS, Row, interval_row
-from governance.checks.bias.jackknife import Floats
+from governance.checks.bias.jackknife import Floats, quantile, two_sided_p
 from governance.checks.bias.lexicons import split_words
-from governance.checks.bias.student_t import quantile, two_sided_p
 from governance.errors import ConfigError
 
 TOLERANCE = 0.02

@@ -28,8 +28,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from governance.checks.bias.student_t import quantile, two_sided_p
-
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
@@ -71,6 +69,20 @@ class Estimates:
     """Standard error on the scale."""
     degrees: Floats
     """Effective degrees of freedom."""
+
+
+def two_sided_p(t: npt.ArrayLike, degrees: npt.ArrayLike) -> Floats:
+    """The chance that |T| of Student's t is at least |t|; NaN where either is."""
+    from scipy.special import stdtr
+
+    return np.asarray(2.0 * stdtr(degrees, -np.abs(np.asarray(t, np.float64))))
+
+
+def quantile(degrees: npt.ArrayLike) -> Floats:
+    """The t that |T| stays under with a chance of 95 %; NaN where the degrees of freedom are."""
+    from scipy.special import stdtrit
+
+    return np.asarray(stdtrit(degrees, 0.975))
 
 
 def replicates(counts: npt.NDArray[np.int64] | Floats) -> Floats:
