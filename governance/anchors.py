@@ -1,9 +1,10 @@
 """Put the journal's head where whoever could rewrite the journal may have no hand.
 
 A chain cannot show that its last lines are gone, or that all of it was written anew with a stolen key. Against that its
-head, "index:SHA-256 of the last line", is left in the comment of the Slurm job (kept by the scheduler's accounting), in
-the W&B summary (`pretrain/wandb_mirror.py`), in the manifest of each training run, and, if asked, in a git note on the
-commit that the run's file lies at (`git notes --ref=assay show`). `anchor_faults` compares any of them with a journal.
+head, "index:SHA-256 of the last line", is kept in the user's state folder, where both doors of the gate look
+(`home_anchor.py`). It is left as well in the comment of the Slurm job (kept by the scheduler's accounting), in the W&B
+summary (`pretrain/wandb_mirror.py`), in the manifest of each training run, and, if asked, in a git note on the commit
+that the run's file lies at (`git notes --ref=assay show`). `anchor_faults` compares any of them with a journal.
 
 An anchor that cannot be left is a warning, told once: it must never stop a run.
 """
@@ -13,10 +14,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from governance.journal import Entry
+from governance.journal import GIVEN_UP, Entry, Journal, read_journal
 from governance.log import get_logger
 
 NOTES_REF = "assay"
@@ -47,6 +48,18 @@ def _attempt(words: Sequence[str], folder: Path | None, told: set[str]) -> None:
     if fault and words[0] not in told:
         told.add(words[0])
         get_logger(__name__).warning("%s: the journal's head is not left there (%s); the run goes on", words[0], fault)
+
+
+def anchor_words(journal: Journal) -> Iterator[str]:
+    """What is known here of a journal's head, and each statement that gave lines up."""
+    unknown = "no head of it was kept in this account's state folder: lines cut from its end would not show"
+    known = "it has the line that was kept last in this account's state folder" if journal.anchored() else unknown
+    yield journal.behind() or known
+    for entry in read_journal(journal.path, ())[0] if journal.path.exists() else ():
+        if entry.statement["predicateType"] == GIVEN_UP:
+            predicate = entry.statement["predicate"]
+            heads = ", ".join(head[:24] for head in predicate["given_up"])
+            yield f"line {entry.index}, {entry.time}: gave up {heads}…: {predicate['reason']}"
 
 
 def anchor_faults(head: str, entries: Sequence[Entry]) -> list[str]:

@@ -15,6 +15,7 @@ from governance.config import canonical_json
 from governance.errors import ManifestError
 from governance.files import sha256_bytes
 from governance.gate import GovernanceConfig
+from governance.home_anchor import HomeAnchor
 from governance.journal import Journal
 from governance.manifest import Manifest
 from governance.model_signature import default_model_key_path, model_key, sign_model
@@ -45,6 +46,7 @@ def open_journal(config: GovernanceConfig, folder: Path, root: Path) -> Journal:
         lambda: private_key(config.key_path(folder)),
         lambda: believed(config, folder),
         anchor(root, folder if config.git_note else None),
+        HomeAnchor(root),
     )
 
 

@@ -31,7 +31,7 @@ def require_chain(ends: Sequence[Manifest], root: Path, journal: Journal | None)
     """Let these artifacts pass if they, and all that they were made from, are what the journal states last.
 
     Raises:
-        GateClosed: names each manifest that is not, and how it is made again.
+        GateClosed: names each manifest that is not, and how it is made again; or the journal lacks lines that it had.
     """
     if journal is None:
         return
@@ -39,6 +39,8 @@ def require_chain(ends: Sequence[Manifest], root: Path, journal: Journal | None)
         stated = latest_statements(journal.believed())
     except ManifestError as error:
         raise GateClosed(f"the journal cannot be believed: {error}") from error
+    if fault := journal.behind():
+        raise GateClosed(f"{root / JOURNAL} is behind its anchor: {fault}")
     manifests, faults = read_chain(ends, root)
     if faults := [*faults, *chain_faults(manifests, stated)]:
         raise GateClosed(

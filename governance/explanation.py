@@ -10,6 +10,8 @@ def explain(verdict: Mapping[str, Any]) -> str:
     """The verdict for a terminal: decision, rules, signer, what is looser than in the parent, then each reason."""
     lines = [f"verdict {verdict['verdict']} under {policy_words(verdict)}, {site_words(verdict)}"]
     lines.append(f"  {signer_words(verdict)}")
+    if not verdict.get("anchored", True):
+        lines.append("  no head of this journal was kept here before: lines cut from its end would not have been seen")
     lines += [f"  {difference}" for difference in verdict["policy"]["differences"]]
     for reason in verdict["reasons"]:
         mark = "waived " if reason["waived"] else "" if reason["closes"] else "shown "

@@ -192,6 +192,7 @@ def give_verdict(
     predicate = {
         **content,
         "journal_head": "" if journal is None else journal.head(),
+        "anchored": journal is not None and journal.anchored(),
         "signed_at": stamp(today),
         "expires": stamp(today + datetime.timedelta(days=policy.verdict_days)),
     }

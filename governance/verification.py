@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from governance.anchors import anchor_faults
-from governance.attestation import MODEL_SIGNATURE, KeySigner, believed
+from governance.attestation import MODEL_SIGNATURE, KeySigner, believed, open_journal
 from governance.chain import Stated, latest_statements, unstated
 from governance.clock import ahead_words
 from governance.energy.agreement import ledger_faults
@@ -70,6 +70,8 @@ def verify_root(root: Path, config: GovernanceConfig, folder: Path, *, deep: boo
     if not paths:
         raise MissingInput(f"{root}: no artifact here (no <stage>/<key>/{FILE_NAME}). Give the root of a run.")
     evidence, problems = _evidence(root, config, folder) if deep else (None, [])
+    if behind := open_journal(config, folder, root).behind() if deep else "":
+        problems.append(f"{JOURNAL}: {behind}")
     files, found = _verify_each(paths, root, evidence)
     problems += found
     for path in sorted(root.glob("verdicts/*.json")):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
+from governance.anchors import anchor_words
 from governance.attestation import open_journal, state_model_signature
 from governance.clock import SKEW, ahead_words, stamp
 from governance.errors import ConfigError, GateClosed, ManifestError
 from governance.files import write_json, write_text
-from governance.gate import GovernanceConfig, read_verdict
+from governance.gate import GovernanceConfig, read_verdict, trusted
+from governance.journal import FILE_NAME as JOURNAL
 from governance.lineage import describe_node, read_graph
 from governance.manifest import differences
 from governance.model_signature import create_model_key, default_model_key_path
@@ -102,7 +104,25 @@ def verify(arguments: Arguments) -> int:
         raise ManifestError(f"{len(problems)} problem(s) in {files} files {where}")
     signed = ", and as the journal states" if arguments.deep else ""
     say(f"{files} files {where}: all as their manifests say{signed}")
+    for line in anchor_words(open_journal(config, Path(), root)) if arguments.deep else ():
+        say(f"{JOURNAL}: {line}")
     return 0
+
+
+def anchor(arguments: Arguments) -> int:
+    """Whether the journal lacks lines that it had; accept: give them up, signed. 77 while it lacks them."""
+    from pretrain.run import journal_of
+
+    loaded, runtime = load(arguments, "governance anchor")
+    journal = journal_of(loaded, runtime)
+    if arguments.accept is not None:
+        if not arguments.accept.strip():
+            raise ConfigError('--accept: say why these lines are given up: --accept "restored from a backup"')
+        owners = trusted(loaded.config.governance, loaded.folder)
+        say(f"{JOURNAL}: {len(journal.accept(arguments.accept, owners))} head(s) given up")
+    for line in anchor_words(journal):
+        say(f"{JOURNAL}: {line}")
+    return GateClosed.exit_code if journal.behind() else 0
 
 
 def site(arguments: Arguments) -> None:

@@ -62,6 +62,13 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
         metavar="PUBLIC_KEY",
         help="believe this key, or a root's for the keys that it certified, instead of your own (repeatable)",
     )
+    command = add(
+        "anchor", "anchor", "print whether the journal is what was kept of it here; give up lines that are gone"
+    )
+    config(command)
+    command.add_argument(
+        "--accept", metavar="REASON", help="the journal as it is counts from now on; signed into it with this reason"
+    )
     command = add("trace", "trace", "print what an artifact was made from, down to the source files")
     command.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact's folder or its manifest.json")
     command.add_argument("--svg", type=Path, metavar="FILE", help="draw it, too")

@@ -92,6 +92,7 @@ def own_keys(tmp_path_factory: pytest.TempPathFactory):
     """Keys that a command makes on first use lie in a folder of the tests, not in the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.delenv("ASSAY_SITE_POLICY", raising=False)
         yield
 
