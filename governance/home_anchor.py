@@ -1,7 +1,8 @@
 """The head of each journal, kept in the user's state folder: outside of the root, on by default.
 
     <state>/assay/heads/<first line's SHA-256>.json
-    {"heads": {"/runs/a": {"head": "30:...64 hex", "over": ["21:..."], "time": "2026-01-01T00:00:00Z"}}, "given_up": []}
+    {"heads": {"/runs/a": {"head": "30:...64 hex", "over": ["21:..."], "real": "/disk/runs/a",
+                           "time": "2026-01-01T00:00:00Z"}}, "given_up": []}
 
 `<state>` is `$XDG_STATE_HOME`, else `~/.local/state`. A journal is known by its first line, so a root may be moved,
 copied or reached by another name; one that was made anew is another. Each place of a root has a head of its own, for
@@ -79,7 +80,8 @@ class HomeAnchor:
                     self._warn(fault)
                 elif place not in heads or _index(heads[place]["head"]) < _index(head):
                     over = [item["head"] for name, item in heads.items() if name != place and holds(item["head"])]
-                    heads[place] = {"head": head, "over": sorted(over), "time": time}
+                    real = os.path.realpath(self._root)
+                    heads[place] = {"head": head, "over": sorted(over), "real": real, "time": time}
                     write_json(path, values)
         except (OSError, RuntimeError, StorageError) as error:  # RuntimeError: the user has no home
             self._warn(f"the journal's head cannot be kept in the user's state folder ({error}); the run goes on")
@@ -96,7 +98,8 @@ class HomeAnchor:
             lost = self._lost(values["heads"], holds)
             for place in lost:
                 del values["heads"][place]
-            values["heads"][self._place()] = {"head": head, "over": [], "time": words["time"]}
+            real = os.path.realpath(self._root)
+            values["heads"][self._place()] = {"head": head, "over": [], "real": real, "time": words["time"]}
             values["given_up"] += [{**words, "place": place, "head": item["head"]} for place, item in lost.items()]
             write_json(path, values)
         return sorted(item["head"] for item in lost.values())
@@ -112,7 +115,7 @@ class HomeAnchor:
             return {}
         if any(holds(item["head"]) and _stands(Path(place), item["head"]) for place, item in heads.items()):
             return {}
-        there = [Path(place) for place in heads]
+        there = [Path(name) for place, item in heads.items() for name in {place, item["real"]}]
         return {place: item for place, item in latest.items() if not any(_stands(root, item["head"]) for root in there)}
 
     def _place(self) -> str:
