@@ -24,12 +24,13 @@ _HEADER_BYTES = 64  # a token shard without a document is its header alone, and 
 
 def clock_fault(moment: datetime.datetime, signed_at: str, journal: Journal | None) -> str:
     """Whether now is before what was already signed: this clock is behind, or that one was ahead."""
-    latest, here = stamp(moment + SKEW), f"this machine's clock says {stamp(moment)}"
+    here = f"this machine's clock says {stamp(moment)}: a clock was moved (see: assay governance clock CONFIG)"
+    latest = stamp(moment + SKEW)
     if latest < signed_at:
-        return f"it was signed at {signed_at} and {here}: a clock was moved"
+        return f"it was signed at {signed_at} and {here}"
     last = journal.last_time() if journal is not None else ""
     if last and latest < last:
-        return f"the journal's last line is of {last} and {here}: a clock was moved"
+        return f"the journal's last line is of {last} and {here}"
     return ""
 
 

@@ -181,8 +181,7 @@ def give_verdict(
     signed_at = str(standing.get("signed_at", ""))
     if fault := clock_fault(today, signed_at, journal):
         raise GateClosed(
-            f"no verdict is given: {fault}. Set this clock right; if it is right, see what is dated ahead of it and "
-            "undo that: assay governance clock CONFIG"
+            f"no verdict is given: {fault}. Set this clock right; if it is right, undo what is dated ahead of it"
         )
     same = all(standing.get(name) == value for name, value in content.items())
     stated = (audit.path, audit.digest)
