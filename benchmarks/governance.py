@@ -2,9 +2,9 @@
 
     ASSAY_TEST_DATA=... python benchmarks/governance.py [--quick] [GROUP ...]
 
-Groups: suites identities tokens drift fail_opens lost_shards share bias journal hashing edits. Seconds are those of
-the CPU, after the import of Great Expectations, whose own line is told. Prints a line a goal and exits
-1 when one falls short.
+Groups: suites identities tokens drift fail_opens lost_shards share bias journal hashing edits page. Seconds are those
+of the CPU, after the import of Great Expectations, whose own line is told. Prints a line a goal and exits 1 when one
+falls short.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measures import governance_bias, governance_closed, governance_edits, governance_speed, lineage_speed
+from benchmarks.measures import (
+    governance_bias,
+    governance_closed,
+    governance_edits,
+    governance_speed,
+    lineage_speed,
+    report_look,
+)
 from benchmarks.measures.goals import Goal, command_line
 
 
@@ -33,6 +40,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "journal": lambda: lineage_speed.journal(quick),
         "hashing": lambda: lineage_speed.hashing(quick),
         "edits": lambda: governance_edits.all_files(quick),
+        "page": lambda: report_look.page(quick),
     }
 
 

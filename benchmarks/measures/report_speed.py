@@ -38,7 +38,7 @@ def report_of_a_large_run(quick: bool) -> list[Goal]:
     rows = 100 if quick else 1_000
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        artifacts, verdict = _root(root, rows)
+        artifacts, verdict = root_of_a_large_run(root, rows)
         wall, began = time.perf_counter(), cpu_seconds()
         made = report(artifacts, verdict, root, Runtime(root), replace_all)
         seconds, wall = cpu_seconds() - began, time.perf_counter() - wall
@@ -58,7 +58,7 @@ def report_of_a_large_run(quick: bool) -> list[Goal]:
         ]
 
 
-def _root(root: Path, rows: int) -> tuple[dict[str, Manifest], dict[str, Any]]:
+def root_of_a_large_run(root: Path, rows: int) -> tuple[dict[str, Manifest], dict[str, Any]]:
     """The artifacts of a run that is over, and its verdict."""
     draw, made = random.Random(7), {}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from governance.reports.bars import STYLES, Bar, bars, key
 from governance.reports.first_look import counted
-from governance.reports.markup import Html, compact, fold, foreign, join, number, share, size, table, tag
+from governance.reports.markup import ROWS_SHOWN, Html, compact, fold, foreign, join, number, share, size, table, tag
 from governance.reports.origins import cite, cite_each
 
 _CHECKS_SHOWN = 200  # results of the audit; of more, those that passed are shown gate by gate
@@ -200,10 +200,8 @@ def sources(found: Mapping[str, Any]) -> Html:
     cited = cite_each(found, "/sources", len(order))
     head = ["source", "licence", "documents", "kept", "text kept", "fate"]
     allowed = ", ".join(found["licences_allowed"]) or "the policy names none"
-    return join([
-        table("Sources", head, lines, numeric=(2, 3, 4), cited=cited, shown=5),
-        tag("p", f"Licences that the policy allows: {allowed}.", class_="note") if lines else None,
-    ])  # fmt: skip
+    note = tag("p", f"Licences that the policy allows: {allowed}.", class_="note") if lines else None
+    return join([table("Sources", head, lines, numeric=(2, 3, 4), cited=cited, shown=5), note])
 
 
 def _fate(row: Mapping[str, Any]) -> str:
@@ -223,12 +221,14 @@ def checks(found: Mapping[str, Any]) -> Html:
     gates = len({row["gate"] for row in passed})
     told = f"{counted(count, 'check')} passed, of {counted(gates, 'gate')}"
     return join([
-        _checks_table(found, "Checks that did not pass", others) if others else None,
+        _checks_table(found, "Checks that did not pass", others, shown=3) if others else None,
         fold(told, _checks_table(found, "Checks that passed", passed)) if passed else None,
     ])  # fmt: skip
 
 
-def _checks_table(found: Mapping[str, Any], title: str, rows: Sequence[Mapping[str, Any]]) -> Html:
+def _checks_table(
+    found: Mapping[str, Any], title: str, rows: Sequence[Mapping[str, Any]], shown: int = ROWS_SHOWN
+) -> Html:
     lines = []
     for row in rows:
         gate = found["gates"][row["gate"]]
@@ -245,7 +245,7 @@ def _checks_table(found: Mapping[str, Any], title: str, rows: Sequence[Mapping[s
             [gate["why"], detail],
         ])  # fmt: skip
     head = ["gate and subject", "status", "observed", "threshold", "rows", "owner, severity", "why"]
-    return table(title, head, lines, numeric=(2,), cited=cite(found, "/checks"))
+    return table(title, head, lines, numeric=(2,), cited=cite(found, "/checks"), shown=shown)
 
 
 def _fewer(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from governance.phases import UNTOLD
 from governance.reports.bars import Bar, bars, key
 from governance.reports.footprint_sections import factors_table, footprint_section, views_section
 from governance.reports.markup import UNKNOWN, Html, duration, energy, fold, foreign, join, number, table, tag
@@ -33,7 +34,8 @@ def energy_section(found: Mapping[str, Any]) -> Html:
         for row in data["stages"]
     ]  # fmt: skip
     phases = [
-        Bar(row["phase"], _used(row["joules"], row["wasted"], None), energy(row["joules"])) for row in data["phases"]
+        Bar(_PHASES.get(row["phase"], row["phase"]), _used(row["joules"], row["wasted"], None), energy(row["joules"]))
+        for row in data["phases"]
     ]
     known = [line for line in stages if line.parts]
     figures = [
@@ -51,6 +53,7 @@ def energy_section(found: Mapping[str, Any]) -> Html:
     ])  # fmt: skip
 
 
+_PHASES = {UNTOLD: "not recorded"}
 _ORIGINS = {
     "ledger": "everything run under this root, failed attempts included, this report left out",
     "manifests": "the sum over the artifacts; there is no ledger of failed attempts",
@@ -93,7 +96,9 @@ def energy_folded(found: Mapping[str, Any]) -> Iterator[Html]:
     ]  # fmt: skip
     head = ["stage", "this artifact", "bounds", "time", "all attempts", "of that wasted", "method"]
     wasted = [[foreign(cause), exact(value)] for cause, value in data["wasted_by_cause"].items()]
-    phases = [[row["phase"], exact(row["joules"]), exact(row["wasted"])] for row in data["phases"]]
+    phases = [
+        [_PHASES.get(row["phase"], row["phase"]), exact(row["joules"]), exact(row["wasted"])] for row in data["phases"]
+    ]
     missing = [tag("li", text) for text in data["missing"]]
     yield fold(
         "Energy in joules, by stage, phase and cause",

@@ -60,7 +60,7 @@ def verdict(found: Mapping[str, Any]) -> Html:
     """The signed decision in facts; what was waived, and where the policy is looser than its parent."""
     given = found["verdict"]
     policy, audit, tokens = (given.get(name) or {} for name in ("policy", "audit", "corpus"))
-    counts = ", ".join(f"{count} {status}" for status, count in sorted((given.get("summary") or {}).items()))
+    counts = ", ".join(f"{count:,} {status}" for status, count in sorted((given.get("summary") or {}).items()))
     pairs: list[tuple[str, Child]] = [
         ("Decision", tag("b", found["summary"]["verdict"])),
         ("Results", counts or "none"),

@@ -36,7 +36,7 @@ nav ol{display:flex;flex-wrap:wrap;gap:.1rem 2rem;list-style:none;padding-top:.5
 font-size:.88rem}
 nav li{display:flex;flex-wrap:wrap;gap:0 .8rem}nav a{text-decoration:none}nav a:hover{text-decoration:underline}
 nav li>a+a{color:var(--soft)}
-.reader{margin:0;padding-top:2.4rem}.reader>section{margin:0 0 1.2rem}
+.reader{margin:0;padding-top:1.9rem}.reader>section{margin:0 0 1rem}
 .reader>section>h3{border-top:1px solid var(--line);padding-top:.7rem}
 .ev{font:600 .6rem/1 system-ui,sans-serif;color:var(--soft);text-decoration:none;vertical-align:.35em;
 margin-left:.35rem;padding:0 .12rem}

@@ -254,9 +254,8 @@ def test_many_results_are_told_gate_by_gate_and_none_that_failed_is_lost(runs):
     assert "7,000" in told
     assert all(f"bad{n}" in told for n in range(10))
     assert "3 subjects" in told
-    assert (
-        len(page.named("tr")) == 1 + 10 + 1 + 1 + 1
-    )  # two heads, ten that failed, the rest of them, those that passed
+    heads, first, failed, rest, passed = 3, 3, 10, 1, 1
+    assert len(page.named("tr")) == heads + first + failed + rest + passed
 
 
 @given(st.recursive(st.integers() | st.text(max_size=3), lambda inner: st.dictionaries(
