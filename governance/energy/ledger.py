@@ -5,7 +5,7 @@ A whole example (`<root>/energy.jsonl`; a second host writes `<root>/energy.<hos
     {"kind": "ledger", "schema": 1, "host": "node1"}
     {"kind": "begin", "interval": "5f0c.1", "attempt": "5f0c", "stage": "train", "host": "node1",
      "process": [4711, 123456], "every": 5.0, "method": "RAPL", "at": "2026-01-01T00:00:00.000Z", "millijoules": 0,
-     "low": 0, "high": 0, "marks": {}}
+     "low": 0, "high": 0, "marks": {}, "before": 2.113}
     {"kind": "beat", ..., "at": "2026-01-01T00:00:05.000Z", "millijoules": 612345, "low": 551110, "high": 673580,
      "marks": {"artifact": "train/0123456789abcdef", "resumed_from": 0, "step": 40, "phases": {"compute": 4990}}}
     {"kind": "end", ..., "outcome": "surviving", "cause": ""}
@@ -13,8 +13,9 @@ A whole example (`<root>/energy.jsonl`; a second host writes `<root>/energy.<hos
 An *attempt* is one process, an *interval* is one measured context of it. Energies are integers and count from the
 interval's begin, so a lost line loses no energy before it; `null` is unknown, never zero. A kill leaves an interval
 without an end: what its last line says was spent and is wasted. At most one sample interval before the kill (`every`,
-in seconds) is not known; `Interval.unseen_seconds` says so. An interval without an end whose process still lives is
-`unknown` until it ends.
+in seconds) is not known; `Interval.unseen_seconds` says so. `before` is how long its process had run without a meter
+(imports, or since its last interval): no figure holds that energy (`governance.energy.before`). An interval without an
+end whose process still lives is `unknown` until it ends.
 
 The law, a test: surviving + wasted (+ unknown, while something runs) = measured, exactly, in millijoules.
 A reader skips a torn line and an unknown kind, and refuses an unknown schema.
@@ -81,6 +82,8 @@ class Interval:
     samples: tuple[Sample, ...]
     unseen_seconds: float = 0.0
     """A kill lost at most the energy of so many seconds."""
+    before_seconds: float = 0.0
+    """So long its process had run without a meter when it began."""
 
     @property
     def started(self) -> str:
@@ -216,6 +219,7 @@ def _interval(lines: list[dict[str, Any]], alive: Callable[[Mapping[str, Any]], 
         cause=cause,
         samples=samples,
         unseen_seconds=float(last.get("every", MOST_SAMPLE_SECONDS)) if cause in (KILLED, HANG) else 0.0,
+        before_seconds=float(lines[0].get("before", 0.0)),
     )
 
 

@@ -32,7 +32,7 @@ from governance.energy.counters import GreatestPower
 from governance.energy.cpu_power import cpu_times
 from governance.energy.factors import FactorsConfig
 from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, PHASES, append, own_file
-from governance.energy.node import Turn, node_turn, start_time
+from governance.energy.node import Turn, node_turn, seconds_alive, start_time
 from governance.energy.nvml import open_nvml
 from governance.energy.share import Allotment, Shared, allotment, open_processor_model
 from governance.energy.sources import Part, Source, open_rapl
@@ -85,6 +85,7 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
         require_codecarbon()
     attempt = uuid.uuid4().hex[:12]
     counter = itertools.count(1)
+    ended = [0.0]  # when this process measured last, in seconds of its life
 
     @contextlib.contextmanager
     def measure(stage: str) -> Iterator[dict[str, Any]]:
@@ -100,7 +101,7 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
         allotted = _allotted(config)
         with _turn(ledger, allotted.job if allotted else None) as turn:
             measuring = _Measuring(config, ledger, about, energy, turn, allotted)
-            measuring.begin()
+            measuring.begin(before=round(max(0.0, seconds_alive() - ended[0]), 3))
             try:
                 yield energy
             except Preempted:
@@ -115,7 +116,10 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
             except BaseException as error:
                 measuring.end("wasted", type(error).__name__)
                 raise
-            measuring.end("surviving", "")
+            else:
+                measuring.end("surviving", "")
+            finally:
+                ended[0] = seconds_alive()
 
     return measure
 
@@ -175,19 +179,22 @@ class _Measuring:
     def _same_ledger(self) -> bool:
         return self.turn.ledger == str(self.path.resolve())
 
-    def begin(self) -> None:
-        """Open the interval in the ledger and start sampling, or standing for the node's meter."""
-        self._record()
+    def begin(self, before: float) -> None:
+        """Open the interval in the ledger and start sampling, or standing for the node's meter.
+
+        `before`: seconds that this process has run without a meter.
+        """
+        self._record(before=before)
         if self.sources or not self.turn.ours:
             self.thread.start()
 
-    def _record(self) -> None:
+    def _record(self, **values: Any) -> None:
         """Open the interval in the ledger, where these joules are not in another's lines."""
         try:
             self.file = own_file(self.ledger) if self.ledger else None
         except (OSError, PipelineError) as error:
             get_logger(__name__).warning("energy: this interval is not in the ledger: %s", error)
-        self._write("begin")
+        self._write("begin", **values)
 
     def end(self, outcome: str, cause: str) -> None:
         """Read once more, close the interval, and tell the caller."""

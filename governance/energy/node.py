@@ -111,3 +111,11 @@ def start_time(pid: int) -> int | None:
         return int(fields[19])
     except (OSError, ValueError, IndexError):
         return None
+
+
+def seconds_alive() -> float:
+    """How long this process has run, in seconds of the clock that counts on in suspension; 0 where that is unknown."""
+    started = start_time(os.getpid())
+    if started is None:
+        return 0.0
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK"))

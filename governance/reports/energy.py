@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from governance.energy.attribution import Piece, Sum, add, by_checkpoint, by_phase, by_stage, settle, wasted_by_cause
+from governance.energy.before import unmetered
 from governance.energy.factors import Factors, FactorsConfig, resolve
 from governance.energy.footprint import Grid, Usage
 from governance.energy.ledger import FILE_NAME, Interval, read_ledger
@@ -48,6 +49,11 @@ def energy_facts(
     scopes = sorted({str(_block(manifest).get("scope")) for manifest in manifests if _block(manifest).get("scope")})
     ancestry = read_ancestry(manifests, root)
     factors = factors or Factors()
+    lacking = unmetered(intervals) if intervals else None
+    total |= {
+        "before_seconds": lacking.seconds if lacking else None,
+        "before_joules_at_most": _joules(lacking.millijoules) if lacking else None,
+    }
     everything = usage_of(total, intervals, factors)
     footing = (everything.grid, factors)
     own = _of_training(trained, intervals, pieces, factors) if trained else None

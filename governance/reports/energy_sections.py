@@ -86,6 +86,11 @@ def energy_folded(found: Mapping[str, Any]) -> Iterator[Html]:
         pairs.append(
             ("Not measured", f"{duration(total['unmeasured_seconds'])} while another run's meter had the node")
         )
+    if total["before_seconds"]:
+        most = energy(total["before_joules_at_most"])
+        lasted = duration(total["before_seconds"])
+        told = f"{lasted}, at most {most}: while programs load, and between stages; in no figure here"
+        pairs.append(("Before meters opened", told))
     if total["unseen_seconds"]:
         lost = f"at most the last {duration(total['unseen_seconds'])} before kills; that energy is in no figure here"
         pairs.append(("Lost by kills", lost))

@@ -1,0 +1,73 @@
+"""Time of a run's processes in which no meter was open: imports, and what lies between two stages of one process.
+
+No figure holds its energy. What is known is how long it was, and a bound: the greatest mean power that the node's
+meters read between two lines. Time in which another process measured the node is in that one's lines and does not
+count.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from governance.energy.counters import GreatestPower
+from governance.energy.ledger import Interval, moment
+
+_LEAST_SPAN_SECONDS = 1.0  # of the readings that a greatest power is taken from; shorter ones are noise
+
+Span = tuple[datetime.datetime, datetime.datetime]
+
+
+@dataclass(frozen=True)
+class Unmetered:
+    """Node-seconds without a meter, and the most energy that can have gone there."""
+
+    seconds: float
+    millijoules: int | None
+    """None: no power of that node is known."""
+
+
+def unmetered(intervals: Sequence[Interval]) -> Unmetered:
+    """What ran before meters opened, each node by itself."""
+    total, most = 0.0, 0
+    known = True
+    for host in sorted({interval.host for interval in intervals}):
+        mine = [interval for interval in intervals if interval.host == host]
+        seconds = _uncovered(mine)
+        power = _greatest(mine)
+        total += seconds
+        known = known and (power > 0 or not seconds)
+        most += math.ceil(power * seconds)
+    return Unmetered(round(total, 3), most if known else None)
+
+
+def _uncovered(intervals: Sequence[Interval]) -> float:
+    """Seconds of one node before intervals that lie in no measured one; spans that overlap count once."""
+    measured = [(moment(one.started), moment(one.finished)) for one in intervals if one.millijoules is not None]
+    before = [(moment(one.started) - datetime.timedelta(seconds=one.before_seconds), moment(one.started))
+              for one in intervals]  # fmt: skip
+    return _length([*measured, *before]) - _length(measured)
+
+
+def _length(spans: Sequence[Span]) -> float:
+    """Seconds of the union of spans."""
+    total, reached = 0.0, None
+    for begin, end in sorted(spans):
+        begin = begin if reached is None else max(begin, reached)
+        total += max(0.0, (end - begin).total_seconds())
+        reached = end if reached is None else max(end, reached)
+    return total
+
+
+def _greatest(intervals: Sequence[Interval]) -> int:
+    """The greatest mean power that a node's meters allow, in milliwatts: of upper bounds, where there are any."""
+    greatest = 0
+    for interval in intervals:
+        power = GreatestPower(_LEAST_SPAN_SECONDS)
+        for sample in interval.samples:
+            value = sample.millijoules if sample.high is None else sample.high
+            power.note(moment(sample.at).timestamp(), value)
+        greatest = max(greatest, power.milliwatts)
+    return greatest
