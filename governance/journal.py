@@ -205,7 +205,7 @@ class Journal:
             late = [entry for entry in read_times(self._entries)[0] if entry.time > now()]
             count = len(late)
             said = {"void": void(late), "verdicts": list(verdicts), "reason": reason, "account": account}
-            return statement({FILE_NAME: self._digests[-1]}, CLOCK_TYPE, said)
+            return statement({FILE_NAME: self._digests[-1] if self._digests else sha256_bytes(b"")}, CLOCK_TYPE, said)
 
         self._append(CLOCK, make)
         return count

@@ -92,10 +92,21 @@ def sites() -> tuple[Site, ...]:
     Raises:
         ConfigError: a file of a site is missing, is wrong, or the policy is not the one that is pinned.
     """
-    paths = [SYSTEM] if SYSTEM.exists() or SYSTEM.with_name(PINS).exists() else []
+    paths = [SYSTEM] if _is_there(SYSTEM) or _is_there(SYSTEM.with_name(PINS)) else []
     if named := os.environ.get(VARIABLE):
         paths += [path for path in [Path(named).absolute()] if path not in paths]
     return tuple(_read(path) for path in paths)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file, readable or not, or a link that leads nowhere: what is in doubt binds."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _read(path: Path) -> Site:

@@ -86,7 +86,7 @@ def test_verify_says_what_is_dated_ahead_until_it_is_undone(ahead):
     (folder / "manifest.json").write_text(ahead.tokens.model_dump_json())
 
     def told():
-        _, problems = verify_root(ahead.root, ahead.config(**OWN), ahead.root, deep=True)
+        _, problems, *_ = verify_root(ahead.root, ahead.config(**OWN), ahead.root, deep=True)
         return [problem for problem in problems if "ahead of this machine's clock" in problem]
 
     assert len(told()) == 1

@@ -220,6 +220,10 @@ def test_a_variable_alone_binds_and_a_site_that_is_not_whole_lets_nobody_by(yard
     monkeypatch.setattr("governance.site.SYSTEM", yard.site / "policy.toml")
     with pytest.raises(ConfigError, match="no such file"):
         yard.open()
+    (yard.site / "site.toml").unlink()
+    (yard.site / "policy.toml").symlink_to("gone.toml")
+    with pytest.raises(ConfigError, match="no such file"):
+        yard.open()
 
 
 def test_a_verdict_from_before_the_site_had_rules_is_given_anew(yard, monkeypatch):
