@@ -107,17 +107,46 @@ def _empty_suite() -> tuple[bool, bool]:
     return _plain(table, []), written or bool(run_suite(table, [], "t"))
 
 
+def _edge(
+    values: list[Any], theirs: str, plain: dict[str, Any], dtype: str = "object", **fields: Any
+) -> tuple[bool, bool]:
+    """A column of which the engine holds something else than the policy says."""
+    import great_expectations.expectations as gxe
+
+    from governance.checks.expectations import run_suite
+
+    table = pd.DataFrame({"x": pd.Series(values, dtype=dtype)})
+    [result] = run_suite(table, [_gate(column="x", **fields)], "t")
+    return _plain(table, [getattr(gxe, theirs)(column="x", **plain)]), result.status == "pass"
+
+
 def fail_opens() -> list[Goal]:
-    """Five ways, each once with the plain engine and once with ours."""
+    """Nine ways, each once with the plain engine and once with ours."""
     from governance.checks.expectations import quiet_context
 
     quiet_context()
+    values, mean, regex = (
+        "ExpectColumnValuesToBeBetween",
+        "ExpectColumnMeanToBeBetween",
+        "ExpectColumnValuesToMatchRegex",
+    )
+    wide = float(2**53)
     ways: dict[str, Callable[[], tuple[bool, bool]]] = {
         "shards_collide": _collision,
         "expectation_lost": _lost_expectation,
         "empty_table": lambda: _table(pd.DataFrame({"x": pd.Series([], dtype=float)})),
         "nearly_all_null": lambda: _table(pd.DataFrame({"x": [None] * 99 + [1.0]}), 0.5),
         "empty_suite": _empty_suite,
+        "infinity_in_objects": lambda: _edge([1.0, -np.inf], values, {"max_value": 5}, expectation="between", max=5.0),
+        "mean_overflows": lambda: _edge(
+            [-1e308] * 20, mean, {"max_value": 5}, "float64", expectation="mean_between", max=5.0
+        ),
+        "integer_is_rounded": lambda: _edge(
+            [2**53 + 1], values, {"max_value": wide}, "int64", expectation="between", max=wide
+        ),
+        "line_feed_after_all": lambda: _edge(
+            ["a\n"], regex, {"regex": "^a+$"}, expectation="match_regex", regex="^a+$"
+        ),
     }
     goals, theirs_open = [], 0
     with warnings.catch_warnings():
@@ -126,7 +155,7 @@ def fail_opens() -> list[Goal]:
             theirs, ours = way()
             theirs_open += theirs
             goals.append(Goal(f"fail_opens.{name}", int(ours), 0, "<=", f"the plain engine passes: {theirs}"))
-    return [*goals, told("fail_opens.plain_engine", theirs_open, "of 5 ways")]
+    return [*goals, told("fail_opens.plain_engine", theirs_open, "of 9 ways")]
 
 
 def lost_shards() -> list[Goal]:
