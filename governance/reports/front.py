@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from governance.reports.first_look import counted
 from governance.reports.footprint_sections import grams
-from governance.reports.markup import UNKNOWN, Child, Html, foreign, kilowatt_hours, number, share, size, tag
+from governance.reports.markup import UNKNOWN, Child, Html, duration, foreign, kilowatt_hours, number, share, size, tag
 from governance.reports.model_words import model_line
 from governance.reports.origins import cite
 from governance.reports.run_sections import not_trained
@@ -114,7 +115,9 @@ def _wasted(found: Mapping[str, Any]) -> str:
     carbon = found["summary"].get("carbon_wasted_grams")
     cost = f", {grams(carbon)} CO2e" if carbon else ""
     attempts = sum(row["count"] for row in found["faults"]["ended"])
-    return f"{part}{cost}; {attempts:,} failed {'attempt' if attempts == 1 else 'attempts'}"
+    unseen = total["unseen_seconds"]
+    lost = f"; at most the last {duration(unseen)} before a kill is in no figure" if unseen else ""
+    return f"{part}{cost}; {counted(attempts, 'failed attempt')}{lost}"
 
 
 def _findings(found: Mapping[str, Any]) -> Html:

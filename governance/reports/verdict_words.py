@@ -10,6 +10,7 @@ from governance.reports.markup import number
 
 _LICENCES = "licences.allowed"
 _SHOWN = 3  # reasons, and sources of one
+_DID = {"fail": "failed", "error": "could not be carried out", "missing": "without a result"}
 _PLAIN = {
     "PASS": "Every critical gate passed. The corpus may be trained on.",
     "WAIVED": "The corpus may be trained on: the owners of the gates that failed have waived them.",
@@ -43,8 +44,11 @@ def reasons(found: Mapping[str, Any]) -> list[str]:
 
 def _open_reasons(found: Mapping[str, Any]) -> Iterator[str]:
     counts = found["verdict"].get("summary") or {}
-    others = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items()) if status != "pass" and count)
-    yield f"{counted(counts.get('pass', 0), 'check')} passed" + (f"; {others}." if others else "; none failed.")
+    others = [f"{count:,} {_DID.get(status, status)}" for status, count in sorted(counts.items())
+              if status != "pass" and count]  # fmt: skip
+    only = ", in gates that only warn" if found["summary"]["verdict"] == "PASS" else ""
+    told = f"{' and '.join(others)}{only}" if others else "none failed"
+    yield f"{counted(counts.get('pass', 0), 'check')} passed; {told}."
     for waiver in found["verdict"].get("waivers", [])[:_SHOWN]:
         yield f"Waived: {waiver.get('gate')} by {waiver.get('approver')} until {waiver.get('expires')}."
 

@@ -18,7 +18,8 @@ from tests.pretrain.test_tracking import RECIPE
 
 ROW = {
     "metric": "keep_ratio_adjusted", "stage": "clean", "instrument": "", "language": "en", "axis": "gender",
-    "group": "women", "against": "men", "value": 0.5, "lower": 0.4, "upper": 0.6, "n": 100, "q": 0.001, "note": None,
+    "group": "women", "against": "men", "value": 0.5, "lower": 0.4, "upper": 0.6, "n": 100, "p": 0.001, "q": 0.001,
+    "note": None,
 }  # fmt: skip
 TABLES = {
     "impact": [ROW, {**ROW, "group": "elders", "value": 1.0, "lower": 0.9, "upper": 1.1, "q": None}],
