@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from governance.reports.bias_sections import standing_out
-from governance.reports.group_words import distinct, headline, language_of, named
+from governance.reports.group_words import detailed, distinct, headline, language_of, named
 from governance.reports.markup import compact, energy, share
 
 _WASTED_SHARE = 0.05  # of the energy, from which waste is worth a look
@@ -143,9 +143,8 @@ def _faults(found: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _bias(found: Mapping[str, Any]) -> Iterator[Finding]:
     """The largest difference of each kind; all of them were tested (q below 0.05)."""
-    told = {row["id"]: row for row in found.get("findings") or []}
     for suite, rows in _differences(found).items():
-        worst = next((row for row in told.values() if row["suite"] == suite), None) or rows[0]
+        [worst] = detailed(found, rows[:1])
         examples, effect = worst.get("examples") or [], worst.get("effect") or {}
         where = ", ".join(filter(None, (language_of(worst), str(worst["axis"] or ""))))
         size = effect.get("words") or f"{named(worst['metric'])} {compact(worst['value'])}"

@@ -6,7 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from governance.reports.bias_sections import standing_out, stands_out
-from governance.reports.group_words import bounds, distinct, language_of, named, place, says, spaced, theme, written
+from governance.reports.group_words import (
+    bounds,
+    detailed,
+    distinct,
+    language_of,
+    named,
+    place,
+    says,
+    spaced,
+    theme,
+    written,
+)
 from governance.reports.interval_plots import in_words, panels
 from governance.reports.markup import Html, compact, fold, foreign, join, number, table, tag
 from governance.reports.origins import cite
@@ -140,13 +151,8 @@ def _findings(found: Mapping[str, Any]) -> Html:
 
 def _ordered(found: Mapping[str, Any]) -> list[Row]:
     """The findings, a turn of each suite, so that no suite hides the others."""
-    given = found.get("findings")
-    by_suite = standing_out(found["bias"])
-    if given:
-        by_suite = {}
-        for row in given:
-            by_suite.setdefault(row["suite"], []).append(row)
-    turns = [distinct([row for row in rows if row["q"] is not None]) for rows in by_suite.values()]
+    tested = [[row for row in rows if row["q"] is not None] for rows in standing_out(found["bias"]).values()]
+    turns = [detailed(found, distinct(rows)) for rows in tested]
     most = max(map(len, turns), default=0)
     return [rows[turn] for turn in range(most) for rows in turns if turn < len(rows)]
 

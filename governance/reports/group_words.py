@@ -85,6 +85,15 @@ def distinct(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(kept, key=lambda row: [one is row for one in rows].index(True))
 
 
+_KEY = ("metric", "stage", "instrument", "language", "axis", "group", "against")
+
+
+def detailed(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows with effect, terms and examples, where the audit left any (`findings` of report.json)."""
+    known = {tuple(row[name] for name in _KEY): row for row in found.get("findings") or []}
+    return [known.get(tuple(row[name] for name in _KEY), row) for row in rows]
+
+
 def theme(row: Mapping[str, Any]) -> str:
     """What a group is compared with, or the theme that it is counted beside: career/career is "career"."""
     parts = list(dict.fromkeys(str(row.get("against") or "").split("/")))
