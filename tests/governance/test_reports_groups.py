@@ -125,7 +125,7 @@ def test_a_finding_with_terms_and_examples_shows_them():
     for words in ("small: 0.3 listed words a sentence lower", "victim", "She was &lt;b&gt;called&lt;/b&gt; a victim."):
         assert words in page
     better = {**finding, "id": "y", "group": "male"}  # of a row that does not stand out
-    assert "male" not in str(groups({**given, "findings": [better, finding]}))
+    assert ">male<" not in str(groups({**given, "findings": [better, finding]}))
     [told] = first_look(given)
     assert told["example"] == "She was <b>called</b> a victim."
     assert "0.3 listed words a sentence lower" in told["detail"]
