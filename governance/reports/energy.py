@@ -70,7 +70,7 @@ def energy_facts(
         "scopes": scopes,
         "phases": [_phase(phase, told, footing) for phase, told in by_phase(pieces).items()],
         "wasted_by_cause": {cause: _joules(value) for cause, value in wasted_by_cause(pieces).items()},
-        "checkpoints": _checkpoints(pieces, trained.folder, ancestry) if trained else [],
+        "checkpoints": _checkpoints(pieces, trained.folder, ancestry, footing) if trained else [],
         "views": view_facts(pieces, manifests, root, ancestry, footing),
         "footprint": footprint_facts(everything, own, factors, scopes == ["node"]),
         "missing": sorted({text for manifest in manifests for text in _block(manifest)["coverage"].get("missing", [])}),
@@ -186,7 +186,10 @@ def _only_attempts(stage: str, attempts: Sum) -> dict[str, Any]:
     return {"stage": stage, **empty, "method": " + ".join(attempts.methods), **known}
 
 
-def _checkpoints(pieces: Sequence[Piece], artifact: str, ancestry: Ancestry) -> list[dict[str, Any]]:
+def _checkpoints(
+    pieces: Sequence[Piece], artifact: str, ancestry: Ancestry, footing: tuple[Grid, Factors]
+) -> list[dict[str, Any]]:
+    """What each checkpoint took; kWh and carbon are those with its ancestors."""
     own = by_checkpoint(pieces, artifact)
     steps = [row["step"] or 0 for row in own]
     lines = cumulative_by_step(surviving(pieces), ancestry.trainings, artifact, steps, BY_TOKENS, ancestry.recorded)
@@ -199,6 +202,7 @@ def _checkpoints(pieces: Sequence[Piece], artifact: str, ancestry: Ancestry) -> 
                 "cumulative": _joules(row["cumulative_millijoules"]),
                 "with_ancestors": _joules(line.sum.measured),
                 "with_ancestors_high": _joules(line.sum.high),
+                **priced(_joules(line.sum.low), _joules(line.sum.measured), _joules(line.sum.high), footing),
             }
         )
     return rows

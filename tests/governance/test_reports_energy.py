@@ -70,6 +70,7 @@ def test_each_view_is_what_was_planted_and_keeps_the_law(run):
     assert views["rates"]["per_nat"]["joules"] == pytest.approx(1750.123 / views["rates"]["nats"])
     steps = {row["step"]: row for row in found["energy"]["checkpoints"]}
     assert steps[600]["with_ancestors"] == rows["cumulative"]["joules"]
+    assert (steps[600]["kwh"], steps[600]["carbon"]) == (rows["cumulative"]["kwh"], rows["cumulative"]["carbon"])
     assert steps[300]["with_ancestors"] == pytest.approx(900.123 + share / 2 * data, abs=0.01)
 
 
