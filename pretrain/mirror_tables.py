@@ -50,7 +50,7 @@ def mirror_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, Ta
                 for reason, count in entry["removed"].items()
             ],
         ),
-        "energy/stages": _table(energy["stages"]),
+        "energy/stages": _table([_stage(row) for row in energy["stages"]]),
         "energy/wasted": Table(("cause", "joules"), list(wasted.items())),
         "energy/total_joules": total["joules"],
         "energy/surviving_joules": total["surviving"],
@@ -71,6 +71,12 @@ def _entries(funnel: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, Mappin
         for stage in funnel
         for source, entry in [(_ALL, stage), *stage["by_source"].items()]
     ]
+
+
+def _stage(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's energy on one level; carbon needs the report's factors."""
+    kwh = {f"kwh_{bound}": value for bound, value in row["kwh"].items()}
+    return {name: value for name, value in row.items() if name not in ("kwh", "carbon")} | kwh
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
