@@ -1,8 +1,8 @@
 r"""Words and sentences of a text, and which words a list holds, in one walk over its UTF-8 bytes.
 
-A *word* is a maximal run of letters, digits and underscores after Unicode NFC and full case folding: what Python's
-`re.findall(r"\w+", text.casefold())` finds. The walk wants NFC; `buffers.scan_texts` names the few
-texts that may not be in it.
+A *word* is that of `words.py`: a run of letters, digits, underscores and marks after Unicode NFC and full case folding,
+one character in a script without spaces. The walk wants NFC; `buffers.scan_texts` names the few texts that may not be
+in it. Two words of such a script stand next to each other unless a mark of punctuation stands between them.
 
 A *sentence* has a word, and ends
 
@@ -10,7 +10,7 @@ A *sentence* has a word, and ends
 - at a terminal beyond ASCII (。 ؟ । ...), whatever follows;
 - at `.`, `!`, `?` or `…`, with more of them and closing marks behind, before white space or the end of the text; but at
   full stops and ellipses not where a small letter follows (Unicode annex 29, rule SB8), and not at a single full stop
-  behind a word of one letter ("J. Doe", "U.S. law") or one of `ABBREVIATIONS`.
+  behind a word of one letter ("J. Doe", "U.S. law"; Latin, Greek, Cyrillic, Armenian) or one of `ABBREVIATIONS`.
 
 So "She took plan B. He left." is taken for one sentence, a German "3. Mai" for two. A heading without punctuation ends
 at its blank line; a single line end parts nothing, since many texts break their lines within sentences.
@@ -28,11 +28,14 @@ import numpy.typing as npt
 from numba import uint64
 
 from governance.kernels.buffers import SPACE as IS_SPACE
-from governance.kernels.buffers import code_point_classes
+from governance.kernels.buffers import UNSPACED, code_point_classes
 from governance.kernels.code_points import CLOSERS, TERMINALS, byte_at, decode
 from governance.kernels.compiled import inlined, kernel, part
+from governance.kernels.words import KATAKANA_RANGES, PASSED_RANGES, READ_AS, combining_marks
 
 SPACE, SOFT, STRONG, CLOSER, LOWER = 1, 2, 4, 8, 16
+ALONE, KATAKANA, MARK = 32, 64, 128
+_NO_INITIALS = 0x0590  # scripts from here on write no initials with a full stop
 ABBREVIATIONS = (
     "bzw", "ca", "capt", "cf", "col", "dhr", "dott", "dr", "dra", "eg", "fig", "gen", "gov", "hon", "hr", "ie", "jr",
     "lt", "mevr", "mlle", "mme", "mr", "mrs", "ms", "nr", "prof", "rep", "rev", "sen", "sgt", "sig", "sr", "sra",
@@ -51,16 +54,22 @@ def word_tables() -> Tables:
     """What the walk looks up; 5.6 MB.
 
     Returns:
-        `points`: of each code point its folded form where that is one character of a word, 0 where it is none, and the
-        negative row in `several` where it folds to more. `signs`: bits of each. `several`: up to three of a row, -1
-        for what is no part of a word. The hashes of `ABBREVIATIONS`.
+        `points`: of each code point its folded form where that is one character of a word, 0 where it is none or
+        stands in a script without spaces, and the negative row in `several` where it folds to more, or to nothing (row
+        1). `signs`: bits of each. `several`: up to three of a row, -1 for what is no part of a word. The hashes of
+        `ABBREVIATIONS`.
     """
     characters = np.arange(0x110000, dtype=np.uint32).view("U1")
     in_word = np.strings.isalnum(characters)
-    in_word[ord("_")] = True
+    in_word[[ord("_"), *combining_marks()]] = True
     points = np.where(in_word, np.arange(0x110000), 0).astype(np.int32)
-    several = [[0, 0, 0]]
+    several = [[0, 0, 0], [0, 0, 0]]
+    for first, last in PASSED_RANGES:
+        points[first : last + 1] = -1
+    points[list(READ_AS)] = list(READ_AS.values())
     for point in range(_FOLDING_END):
+        if points[point] == -1 or point in READ_AS:
+            continue
         folded = chr(point).casefold()
         if len(folded) == 1:
             points[point] = ord(folded) if in_word[ord(folded)] else 0
@@ -68,8 +77,9 @@ def word_tables() -> Tables:
             points[point] = -len(several)
             row = [ord(one) if in_word[ord(one)] else -1 for one in folded]
             several.append(row + [0] * (3 - len(row)))
-    points.flags.writeable = False
     signs = _signs(characters)
+    points[signs & (ALONE | KATAKANA) > 0] = 0
+    points.flags.writeable = False
     names = tuple(hash_word(np.frombuffer(name.encode(), np.uint8).astype(np.int64)) for name in ABBREVIATIONS)
     return points, signs, np.array(several, np.int32), np.array(names, np.uint64)
 
@@ -77,6 +87,11 @@ def word_tables() -> Tables:
 def _signs(characters: npt.NDArray[np.str_]) -> npt.NDArray[np.uint8]:
     signs = (code_point_classes() & IS_SPACE).astype(np.uint8)
     signs[np.strings.islower(characters)] |= LOWER
+    signs[list(combining_marks())] |= MARK
+    for first, last in KATAKANA_RANGES:
+        signs[first : last + 1] |= KATAKANA
+    alone = (code_point_classes() & UNSPACED > 0) & np.strings.isalnum(characters) & (signs & (KATAKANA | MARK) == 0)
+    signs[alone] |= ALONE
     for text, bit in ((TERMINALS[3:], STRONG), (TERMINALS[:3] + "…", SOFT), (CLOSERS, CLOSER)):
         for character in text:
             signs[ord(character)] |= bit
@@ -175,7 +190,7 @@ def _run_of_ends(data, i, end, signs, short):  # type: ignore[no-untyped-def]
 def _is_short(h, size, last, abbreviations):  # type: ignore[no-untyped-def]
     """Whether a full stop behind this word need not end a sentence."""
     if size == 1:
-        return not 48 <= last <= 57
+        return last < _NO_INITIALS and not 48 <= last <= 57
     found = False
     for known in abbreviations:
         found |= known == h
@@ -192,6 +207,49 @@ def _behind_blanks(data, i, end):  # type: ignore[no-untyped-def]
 
 
 @part
+def _unspaced(data, span, tables, listed, hits, counts):  # type: ignore[no-untyped-def]
+    """The words in a row of scripts without spaces.
+
+    Args:
+        data: as `scan` has them.
+        span: the first byte of the first, and the text's end.
+        tables: as `scan` has them.
+        listed: likewise.
+        hits: likewise.
+        counts: hits, place of the first word, sentence.
+
+    Returns:
+        The hits, how many there are, the place behind the last word, the byte behind it, and whether a mark of
+        punctuation follows.
+    """
+    points, signs, several, _ = tables
+    (i, end), (count, place, sentence) = span, counts
+    point, width = decode(data, i, end)
+    kind = signs[point] & 96
+    while kind:
+        h, own = uint64(_SEED), kind
+        while kind:
+            h, i = _add(h, point), i + width
+            kind = 0
+            while i < end:
+                point, width = decode(data, i, end)
+                kind = signs[point] & 96
+                if not signs[point] & 128 and points[point] != -1:
+                    break
+                if points[point] > 0:
+                    h = _add(h, points[point])
+                i, kind = i + width, 0
+            if own == 32 or kind != own:
+                break
+        hits, count = _noted(_finished(h), place, sentence, hits, count, listed)
+        place += 1
+    if i >= end or signs[point] & 1:
+        return hits, count, place, i, False
+    folded = points[point]
+    return hits, count, place, i, folded == 0 or (folded < 0 and several[-folded, 0] < 0)
+
+
+@part
 def scan(data, start, end, tables, listed, hits):  # type: ignore[no-untyped-def]
     """The listed words of one text, in order.
 
@@ -201,13 +259,14 @@ def scan(data, start, end, tables, listed, hits):  # type: ignore[no-untyped-def
         end: behind its last.
         tables: of `word_tables`.
         listed: an open-addressing table: the hashes of words (0: empty), and their numbers.
-        hits: three arrays to write to, which grow: number of the word, which word and which sentence of the text it is.
+        hits: three arrays to write to, which grow: number of the word, its place, and which sentence of the text it is
+            in. Words that may stand in one phrase have places in succession.
 
     Returns:
         The arrays, how many hits are in them, the words, and the sentences of the text.
     """
     points, signs, several, abbreviations = tables
-    words = sentences = count = size = last = 0
+    words = sentences = count = size = last = gaps = 0  # `words` counts the gaps too: it is the next word's place
     in_sentence = False
     h = uint64(_SEED)
     i = start
@@ -237,6 +296,9 @@ def scan(data, start, end, tables, listed, hits):  # type: ignore[no-untyped-def
         ended = False
         if signs[point] & 6:
             i, ended = _run_of_ends(data, i, end, signs, short)
+        elif signs[point] & 96:
+            hits, count, words, i, parted = _unspaced(data, (i, end), tables, listed, hits, (count, words, sentences))
+            words, gaps, in_sentence = words + parted, gaps + parted, True
         elif point == 10:
             i = _behind_blanks(data, i, end)
             ended = i < end and byte_at(data, i) == 10
@@ -247,4 +309,4 @@ def scan(data, start, end, tables, listed, hits):  # type: ignore[no-untyped-def
     if size:
         hits, count = _noted(_finished(h), words, sentences, hits, count, listed)
         words, in_sentence = words + 1, True
-    return hits, count, words, sentences + in_sentence
+    return hits, count, words - gaps, sentences + in_sentence

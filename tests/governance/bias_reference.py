@@ -2,20 +2,69 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from governance.kernels.buffers import UNSPACED_RANGES
 from governance.kernels.code_points import CLOSERS, TERMINALS
 from governance.kernels.sentences import ABBREVIATIONS
+from governance.kernels.words import KATAKANA_RANGES
 
 Words = tuple[str, ...]
 
 
+SAME = {
+    "\u0622": "\u0627",
+    "\u0623": "\u0627",
+    "\u0625": "\u0627",
+    "\u0671": "\u0627",
+    "\u0649": "\u064a",
+    "\u0130": "i",
+}
+BREAK = ""
+"""Stands for a mark of punctuation behind a word of a script without spaces: no phrase runs over it."""
+
+
+def _passed(one: str) -> bool:
+    return one in "\u00ad\u0640\u0670\u200c\u200d" or "\u064b" <= one <= "\u065f" or "\ufe00" <= one <= "\ufe0f"
+
+
+def _mark(one: str) -> bool:
+    return unicodedata.category(one).startswith("M")
+
+
+def _script(one: str) -> str:
+    """ "alone", "katakana" or ""."""
+    point = ord(one)
+    if any(first <= point <= last for first, last in KATAKANA_RANGES):
+        return "katakana"
+    return "alone" if any(first <= point <= last for first, last in UNSPACED_RANGES) else ""
+
+
+def pieces(text: str) -> list[str]:
+    """The case-folded words of a text, and breaks."""
+    found, word, of = [], "", ""
+    for one in unicodedata.normalize("NFC", text):
+        if _passed(one):
+            continue
+        whole = SAME.get(one, one).casefold()
+        for part in whole:
+            if part.isalnum() or part == "_" or _mark(part):
+                script = of if _mark(one) else _script(one)
+                if word and (script != of or (script == "alone" and not _mark(one))):
+                    found.append(word)
+                    word = ""
+                word, of = word + part, script
+            elif word:
+                found += [word, BREAK] if of and not one.isspace() else [word]
+                word, of = "", ""
+    return [*found, word] if word else found
+
+
 def split_words(text: str) -> list[str]:
     """The case-folded words of a text."""
-    return re.findall(r"\w+", unicodedata.normalize("NFC", text).casefold())
+    return [piece for piece in pieces(text) if piece != BREAK]
 
 
 def sentence_spans(text: str) -> list[str]:
@@ -53,13 +102,10 @@ def _ends(text: str, i: int, j: int) -> bool:
         behind = text[j:].lstrip()
         if behind and behind[0].islower():
             return False
-        before = re.search(r"\w*\Z", text[:i].casefold())
-        word = before.group() if before else ""
-        if (
-            text[i] == "."
-            and len(marks) == 1
-            and (word in ABBREVIATIONS or (len(word) == 1 and word not in "0123456789"))
-        ):
+        touching = text[:i] and (_mark(text[i - 1]) or split_words(text[i - 1]) or _passed(text[i - 1]))
+        word = (split_words(text[:i]) or [""])[-1] if touching else ""
+        initial = len(word) == 1 and word not in "0123456789" and word < "\u0590"
+        if text[i] == "." and len(marks) == 1 and (word in ABBREVIATIONS or initial):
             return False
     return True
 
@@ -86,7 +132,7 @@ def count(text: str, identity: Mapping[Words, list], others: Mapping[Words, list
     sentences = sentence_spans(text)
     words, of = [], []
     for number, sentence in enumerate(sentences):
-        own = split_words(sentence)
+        own = pieces(sentence)
         words += own
         of += [number] * len(own)
     mentions, used, groups = Counter(), set(), [set() for _ in sentences]
@@ -110,7 +156,7 @@ def count(text: str, identity: Mapping[Words, list], others: Mapping[Words, list
     top = dialects.most_common(2)
     clear = len(top) == 1 or (len(top) == 2 and top[0][1] > top[1][1])
     return {
-        "words": len(words),
+        "words": sum(word != BREAK for word in words),
         "sentences": len(sentences),
         "mentions": mentions,
         "with_mention": Counter(group for here in groups for group in here),

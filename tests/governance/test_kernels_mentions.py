@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from governance.kernels.buffers import text_buffers
 from governance.kernels.mentions import CATEGORY, DIALECT, WEIGHT, count_texts, no_sums, pack
+from governance.kernels.words import split_words as words_of_lists
 from tests.governance.bias_reference import count, sentence_spans, split_words
 
 IDENTITY = {
@@ -29,6 +30,11 @@ IDENTITY = {
     ("american",): [(0, 3, 0)],
     ("mädchen",): [(0, 0, 0)],
     ("strasse",): [(0, 3, 0)],
+    ("女", "性"): [(0, 0, 0)],
+    ("女",): [(0, 3, 0)],
+    ("イスラム", "教"): [(0, 1, 0)],
+    ("महिला",): [(0, 0, 0)],
+    ("انسان",): [(0, 1, 0)],
 }
 OTHERS = {
     ("good",): [(WEIGHT, 0, 1)],
@@ -42,7 +48,35 @@ OTHERS = {
 SIZES = (5, 3, 2, 2)
 PACKED = pack(IDENTITY, OTHERS, SIZES)
 WORDS = {word for term in (*IDENTITY, *OTHERS) for word in term}
-FOLDED = ("She", "GOOD", "Straße", "x", "İ", "ΐ", "ŉ", "ﬃ", "ẖ", "Dr", "J", "7", "𝒜", "\u0927\u0941", "_")
+FOLDED = (
+    "女",
+    "性",
+    "人",
+    "の",
+    "イスラム",
+    "教",
+    "महिला",
+    "أنسان",
+    "إِنْسان",
+    "انســان",
+    "ชาย",
+    "여성은",
+    "She",
+    "GOOD",
+    "Straße",
+    "x",
+    "İ",
+    "ΐ",
+    "ŉ",
+    "ﬃ",
+    "ẖ",
+    "Dr",
+    "J",
+    "7",
+    "𝒜",
+    "\u0927\u0941",
+    "_",
+)
 MARKS = (
     " ",
     " ",
@@ -65,7 +99,20 @@ MARKS = (
     "\x00",
     "\x85",
 )
-COMBINING = ("\u0301", "e\u0301", "\u1100", "\u1161", "\u200b", "\u2028")
+COMBINING = (
+    "、",
+    "・",
+    "\u093f",
+    "\u064e",
+    "\u00ad",
+    "\u200d",
+    "\u0301",
+    "e\u0301",
+    "\u1100",
+    "\u1161",
+    "\u200b",
+    "\u2028",
+)
 PIECES = st.sampled_from([*sorted(WORDS), *FOLDED, *MARKS, *COMBINING])
 TEXTS = st.one_of(
     st.lists(PIECES, max_size=40).map("".join),
@@ -119,7 +166,7 @@ def test_without_sums_the_same_mentions(text):
     assert (short.words, short.sentences) == (whole.words, whole.sentences)
 
 
-def test_every_code_point_is_a_word_or_none_as_python_says():
+def test_every_code_point_is_a_word_or_none_as_the_reference_says():
     texts = [f"a{chr(point)}b" for point in range(0x110000) if not 0xD800 <= point < 0xE000]
     texts = [text for text in texts if unicodedata.is_normalized("NFC", text)]
     column = text_buffers(pa.array(texts, pa.large_string()))
@@ -128,9 +175,42 @@ def test_every_code_point_is_a_word_or_none_as_python_says():
     assert found.words.tolist() == [len(split_words(text)) for text in texts]
 
 
+@given(TEXTS)
+@example("女、性女性 女 性")
+def test_term_lists_and_texts_have_the_same_words(text):
+    assert words_of_lists(text) == split_words(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Frauen und Män\u00adner", ["frauen", "und", "männer"]),
+        ("महिलाओं की", ["महिलाओं", "की"]),
+        ("İNGİLİZ", ["ingiliz"]),
+        ("نِساء الأمّة", ["نساء", "الامة"]),
+        ("女性とLGBTのイスラム教徒", [*"女性と", "lgbt", "の", "イスラム", *"教徒"]),
+        ("여성은 왔다", ["여성은", "왔다"]),
+        ("ผู้ชาย", ["ผู้", "ช", "า", "ย"]),
+    ],
+)
+def test_words_of_each_script(text, words):
+    assert split_words(text) == words_of_lists(text) == words
+
+
+def test_punctuation_parts_a_term_of_a_script_without_spaces():
+    for text, groups in (("女性", {0}), ("女、性", {3}), ("女\n性", {0}), ("女性、女", {0, 3})):
+        assert {group for _, group, *_ in found_by_the_kernel([text])[0].events.tolist()} == groups
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
     [
+        ("女性が来た。「はい！」彼は去った？", 3),
+        ("여성이 왔다. 남성도 왔다. 봄. 끝.", 4),
+        ("女性来了！男性走了？好。", 3),
+        ("महिला आई। पुरुष गया॥ क्यों?", 3),
+        ("جاءت المرأة. هل ذهب الرجل؟ نعم!", 3),
+        ("В 2020 г. она ушла. А. С. Пушкин.", 2),
         ("She came. He left.", 2),
         ("Dr. Doe and J. Doe of the U.S. Senate came.", 1),
         ("It cost 3.5 million at example.com. Then he left", 2),

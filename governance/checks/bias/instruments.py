@@ -28,8 +28,8 @@ import numpy as np
 
 from governance.checks.bias.interval_rows import OTHERS, Row, interval_row
 from governance.checks.bias.jackknife import Floats, quantile, two_sided_p
-from governance.checks.bias.lexicons import split_words
 from governance.errors import ConfigError
+from governance.kernels.words import split_words
 
 TOLERANCE = 0.02
 TERM_TOLERANCE = 0.1

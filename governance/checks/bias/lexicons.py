@@ -23,7 +23,6 @@ import importlib.resources
 import itertools
 import re
 import tomllib
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from pydantic import Field
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError
 from governance.files import sha256_bytes
+from governance.kernels.words import split_words
 from governance.log import get_logger
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ ListName = Literal["terms", "attributes", "sentiment", "toxicity", "dialects"]
 OURS: tuple[ListName, ...] = ("terms", "attributes", "sentiment", "toxicity", "dialects")
 
 WEIGHTS = {"positive": 1, "negative": -1, "listed": 1}
-_WORD = re.compile(r"\w+")
 _BRACES = re.compile(r"\{([^{}]+)\}")
 
 
@@ -132,11 +131,6 @@ class Lexicons:
 
     def __hash__(self) -> int:
         return hash(self.sha256)
-
-
-def split_words(text: str) -> list[str]:
-    """The case-folded words of a text: maximal runs of letters, digits and underscores after Unicode NFC."""
-    return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
 
 
 def read_lists(name: str, path: Path | None = None) -> ListFile:

@@ -23,10 +23,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from governance.checks.bias.lexicons import ListFile, ListsConfig, Words, split_words
+from governance.checks.bias.lexicons import ListFile, ListsConfig, Words
 from governance.config import canonical_json
 from governance.errors import ConfigError
 from governance.files import sha256_bytes
+from governance.kernels.words import split_words
 
 Lists = dict[str, dict[str, list[Words]]]
 
