@@ -1,10 +1,10 @@
 """Count, in one pass over many texts, whom they speak of and with which words.
 
 A *term* is a word or a phrase of words (`words.py`: of a script without spaces each character is a word, so there the
-longest term that begins at a character is found). Two sets of terms are matched, each by itself: identity terms, whose labels are
-groups, and the others, whose labels are categories, weights of an instrument, or dialects. Of the terms of a set that
-begin at a word the longest counts, and it uses its words up. A phrase may run over the end of a sentence; it belongs to
-the sentence in which it begins. Weights of a word that an identity term uses up do not count.
+longest term that begins at a character is found). Two sets of terms are matched, each by itself: identity terms, whose
+labels are groups, and the others, whose labels are categories, weights of an instrument, or dialects. Of the terms of
+a set that begin at a word the longest counts, and it uses its words up. A phrase may run over the end of a sentence;
+it belongs to the sentence in which it begins. Weights of a word that an identity term uses up do not count.
 
 Price: one look at each byte; memory is the packed lists and, where counts of sentences are wanted, 64 x groups x
 categories integers.

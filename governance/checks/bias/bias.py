@@ -27,7 +27,8 @@ from governance.checks.bias.counts import KEPT, Work, count_shard
 from governance.checks.bias.coverage import uncovered_words
 from governance.checks.bias.impact import Reference
 from governance.checks.bias.instruments import Scorer, instrument_rows, lexicon_scorer, load_templates
-from governance.checks.bias.lexicons import Lexicons, ListFile, ListsConfig, load_lexicons
+from governance.checks.bias.lexicons import Lexicons, ListsConfig, load_lexicons
+from governance.checks.bias.list_files import ListFile
 from governance.checks.bias.tables import Choices, Recorded, bias_tables
 from governance.config import Section
 from governance.errors import MissingInput

@@ -1,16 +1,8 @@
 """The word lists of the bias audit: read, checked, and put together into one lexicon a language.
 
-A list file is TOML. Whole example:
-
-    version = 1
-    [lists.en]                       # names that terms may use
-    person = ["people", "man"]
-    [en.ethnicity]                   # [language.heading], one list a name
-    white = ["white {person}", "{caucasian|caucasians}"]
-
-Ours lie beside this file: `terms.toml` (heading = axis, name = group), `attributes.toml` (family, category),
-`sentiment.toml`, `toxicity.toml` (instrument; positive 1, negative -1, listed 1) and `dialects.toml`. Each can be
-replaced by path, and lists of others added (`outside_lists.py`).
+Ours lie beside this file: `terms/` (a file a language; heading = axis, name = group), `attributes.toml` (family,
+category), `sentiment.toml`, `toxicity.toml` (instrument; positive 1, negative -1, listed 1) and `dialects.toml`;
+`list_files.py` has their form. Each can be replaced by path, and lists of others added (`outside_lists.py`).
 
 Promise: no identity term is a term of an instrument or of an attribute: what a list of others brings of them is left
 out, and counted. The digest of all lists as they are used is part of every audit.
@@ -19,36 +11,28 @@ out, and counted. The digest of all lists as they are used is part of every audi
 from __future__ import annotations
 
 import functools
-import importlib.resources
-import itertools
-import re
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from governance.checks.bias.list_files import Headings, ListFile, Words, read_lists
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError
 from governance.files import sha256_bytes
-from governance.kernels.words import split_words
 from governance.log import get_logger
 
 if TYPE_CHECKING:
     from governance.kernels.mentions import Packed
 
-Words = tuple[str, ...]
 Name = tuple[str, str]
 """(axis, group), (family, category), or (instrument, "")."""
-Headings = Mapping[str, Mapping[str, Sequence[Words]]]
-"""Heading -> name -> terms, of one language."""
 ListName = Literal["terms", "attributes", "sentiment", "toxicity", "dialects"]
 OURS: tuple[ListName, ...] = ("terms", "attributes", "sentiment", "toxicity", "dialects")
 
 WEIGHTS = {"positive": 1, "negative": -1, "listed": 1}
-_BRACES = re.compile(r"\{([^{}]+)\}")
 
 
 class ListsConfig(Section):
@@ -68,15 +52,6 @@ class ListsConfig(Section):
     """Those held by more men."""
     winogender: str = ""
     """`occupations-stats.tsv` of Winogender (Rudinger et al. 2018)."""
-
-
-@dataclass(frozen=True)
-class ListFile:
-    """One file of lists as it was read."""
-
-    version: int
-    sha256: str
-    languages: Mapping[str, Headings]
 
 
 @dataclass(frozen=True)
@@ -131,51 +106,6 @@ class Lexicons:
 
     def __hash__(self) -> int:
         return hash(self.sha256)
-
-
-def read_lists(name: str, path: Path | None = None) -> ListFile:
-    """Read a list file: ours of that name when `path` is None.
-
-    Raises:
-        ConfigError: it is no such file, or a term has no word.
-    """
-    origin = str(path) if path else f"{name}.toml"
-    try:
-        data = path.read_bytes() if path else importlib.resources.files(__package__).joinpath(origin).read_bytes()
-        values = tomllib.loads(data.decode("utf-8"))
-        version, named = values.pop("version"), values.pop("lists", {})
-        languages = {code: _headings(tables, named.get(code, {})) for code, tables in sorted(values.items())}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"{origin}: is no list of words ({error!r}). It wants `version = n` and [language.heading] tables of lists."
-        ) from error
-    return ListFile(version, sha256_bytes(data), languages)
-
-
-def _headings(tables: Mapping[str, Mapping[str, Sequence[str]]], named: Mapping[str, Sequence[str]]) -> Headings:
-    found: dict[str, dict[str, list[Words]]] = {}
-    for heading, lists in tables.items():
-        for name, terms in lists.items():
-            spelt = [text for term in terms for text in _spelt_out(term, named)]
-            found.setdefault(heading, {})[name] = [_words(text, f"{heading}.{name}") for text in spelt]
-    return found
-
-
-def _spelt_out(term: str, named: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """The terms that braces stand for."""
-    pieces = _BRACES.split(term)  # text, inside, text, inside, ..., text
-    choices = [
-        [piece] if place % 2 == 0 else piece.split("|") if "|" in piece else list(named[piece])
-        for place, piece in enumerate(pieces)
-    ]
-    return ("".join(chosen) for chosen in itertools.product(*choices))
-
-
-def _words(text: str, where: str) -> Words:
-    words = tuple(split_words(text))
-    if not words:
-        raise ValueError(f"{where}: {text!r} has no word")
-    return words
 
 
 @functools.lru_cache(maxsize=4)

@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from governance.checks.bias.lexicons import ListFile, ListsConfig, Words
+from governance.checks.bias.lexicons import ListsConfig
+from governance.checks.bias.list_files import ListFile, Words
 from governance.config import canonical_json
 from governance.errors import ConfigError
 from governance.files import sha256_bytes
