@@ -122,7 +122,7 @@ def bias_audit(
         checked = instrument_rows(scorers, _terms(lexicons), templates)
         choices = Choices(
             listed={code: lexicon.groups for code, lexicon in lexicons.languages.items()},
-            scored=lexicons.scored,
+            scored={**lexicons.scored, "attributes": _with_attributes(lexicons)},
             reference=config.reference,
             parity_reference=config.parity_reference,
         )
@@ -134,6 +134,11 @@ def bias_audit(
     inputs = [artifacts[stage].as_input() for stage in (*filters, FINAL, "encode") if stage in artifacts]
     inputs += [model.as_input() for model, _ in models.values()]
     return run_stage(recipe, inputs, runtime, make)
+
+
+def _with_attributes(lexicons: Lexicons) -> list[str]:
+    """The languages in which associations are looked for."""
+    return [code for code, lexicon in lexicons.languages.items() if lexicon.categories]
 
 
 def _recorded(artifacts: Mapping[str, Manifest]) -> Recorded:

@@ -310,7 +310,8 @@ def sentence_tables(code: str, lexicons: Lexicons, sums: Sums) -> Iterator[tuple
         "pairs", language=code, bucket=bucket, axis=whom[:, 0], group=whom[:, 1], family=named[:, 0],
         category=named[:, 1], sentences=sums.pairs[bucket, group, category],
     )  # fmt: skip
-    bucket, group, instrument = np.nonzero(sums.scores[:, :, :, 0])
+    scored = np.array([code in lexicons.scored[name] for name in lexicons.instruments], bool)
+    bucket, group, instrument = np.nonzero(sums.scores[:, :, :, 0] * scored)
     whom = groups[group]
     sentences, total, squares, hits = sums.scores[bucket, group, instrument].T
     yield "scores", _table(

@@ -2,12 +2,12 @@
 
     coverage = documents in languages with identity terms / documents                       in 0 .. 1
 
-One row of all languages for the identity terms (`instrument` is None), and one for each word list that scores
-sentences. A corpus is known whole, so this is no estimate: [lower, upper] are the worst and the best case of what
-nobody counted (Manski 1989, "Anatomy of the Selection Problem", Journal of Human Resources 24(3)). What a table says of
-whom the corpus mentions holds for at least `lower` of the documents and for at most all of them. A gate with the rule
-`whole_ci` and a minimum is therefore inconclusive, never passed, where too many documents were not counted; the note
-says in which languages they are.
+One row of all languages for the identity terms (`instrument` is None), one for each word list that scores sentences,
+and one for the attributes of associations. A corpus is known whole, so this is no estimate: [lower, upper] are the
+worst and the best case of what nobody counted (Manski 1989, "Anatomy of the Selection Problem", Journal of Human
+Resources 24(3)). What a table says of whom the corpus mentions holds for at least `lower` of the documents and for at
+most all of them. A gate with the rule `whole_ci` and a minimum is therefore inconclusive, never passed, where too many
+documents were not counted; the note says in which languages they are.
 """
 
 from __future__ import annotations

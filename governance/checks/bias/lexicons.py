@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from governance.checks.bias.list_files import Headings, ListFile, Words, read_lists
+from governance.checks.bias.list_files import NONE, Headings, ListFile, Words, read_lists
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError
 from governance.files import sha256_bytes
@@ -87,9 +87,9 @@ class Lexicons:
     left_out: int
     """Terms of instruments and attributes that are identity terms."""
 
-    @property
+    @functools.cached_property
     def scored(self) -> dict[str, tuple[str, ...]]:
-        """Instrument -> the languages that it has words of."""
+        """Instrument -> the languages that it has words of: elsewhere it has no score, not a score of 0."""
         from governance.kernels.mentions import WEIGHT
 
         used = {
@@ -190,10 +190,10 @@ def _lexicon(
     """One language's lexicon, and how many terms were left out of it."""
     from governance.kernels.mentions import CATEGORY, DIALECT, WEIGHT
 
-    groups = tuple(sorted((axis, group) for axis, names in axes.items() for group in names))
+    groups = tuple(sorted((axis, group) for axis, names in axes.items() for group in names if group != NONE))
     categories = tuple(sorted((family, name) for family, names in families.items() for name in names))
     dialects = tuple(sorted(varieties))
-    identity: dict[Words, set[int]] = {}
+    identity: dict[Words, set[int]] = {term: set() for names in axes.values() for term in names.get(NONE, ())}
     for number, (axis, group) in enumerate(groups):
         for term in axes[axis][group]:
             identity.setdefault(term, set()).add(number)

@@ -17,6 +17,9 @@ Whole example:
     atheist = { man = "ateo, ateos", woman = "ate{a}", word = "ateísmo" }
     hindu = { man = "hindú, hindúes", woman = "hindú, hindúes", word = "none: its word is not in use" }
 
+    [ja.gender]
+    none = ["彼ら"]                        # holds a term of he and means they: uses its words up, counts for no group
+
 A cell is terms with commas between them. Laws, each a `ConfigError` where a file breaks it:
 
 - Rows of `pairs` name the same groups, and each cell has terms: what cannot be counted of one group is not counted of
