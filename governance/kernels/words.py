@@ -14,10 +14,11 @@ A *word* is a maximal run of letters, digits, underscores and combining marks af
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 UNSPACED_FROM = 0x0E00
 """The first code point of a script without spaces."""
@@ -67,3 +68,11 @@ def split_words(text: str) -> list[str]:
     if text.isascii():
         return _ASCII.findall(text.lower())
     return _pattern().findall(unicodedata.normalize("NFC", text).translate(_TRANSLATED).casefold())
+
+
+def joined(words: Sequence[str]) -> str:
+    """The words as one phrase; no space stands between words that part without one."""
+    text = words[0]
+    for before, word in itertools.pairwise(words):
+        text += word if split_words(before + word) == [before, word] else f" {word}"
+    return text

@@ -98,6 +98,8 @@ def reference(rows):
         for groups, scores in own["scores"]:
             for name in [lexicon.groups[group] for group in groups] or [("", "")]:
                 for instrument, (score, words) in zip(LEXICONS.instruments, scores, strict=True):
+                    if code not in LEXICONS.scored[instrument]:
+                        continue
                     values = (1, score, score * score, words > 0)
                     for field, value in zip(t.TABLES["scores"][1], values, strict=True):
                         found["scores"][(code, bucket, *name, instrument, field)] += value

@@ -38,7 +38,10 @@ def test_templates_are_neutral_and_name_nobody():
     for language, groups in TERMS.items():
         words = {term for terms in groups.values() for term in terms if " " not in term}
         for sentence in TEMPLATES.languages[language]:
-            assert words.isdisjoint(sentence.replace("{term}", "").casefold().replace(".", "").split()), sentence
+            if language in ("ja", "zh"):
+                assert not [term for term in words if term in sentence], sentence
+            else:
+                assert words.isdisjoint(sentence.replace("{term}", "").casefold().replace(".", "").split()), sentence
 
 
 @pytest.mark.parametrize("language", ["en", "de", "es", "nl"])

@@ -29,7 +29,7 @@ from governance.manifest import Manifest, describe, verify
 from governance.parallel import close_pool
 from governance.stage import Runtime
 
-GOLDEN = "26b1ecb878a3aa68abff0d0976f04332fbade95ef0ba8632b6856b187598431b"
+GOLDEN = "b4365e0543b6914b481424a06a5cd3c9e9e9078b2a92144ca790264d0413c118"
 SENTENCES = (
     "She is a wonderful nurse. ", "The man was arrested for theft. ", "Nobody knows the colour of it. ",
     "Die Frau kam. ", "A young Muslim teacher won the match. ", "That stupid idiot! ",

@@ -34,12 +34,13 @@ from governance.config import Section
 from governance.errors import MissingInput
 from governance.files import write_json
 from governance.intact import intact
+from governance.kernels.words import joined
 from governance.log import get_logger
 from governance.manifest import Manifest, describe
 from governance.parallel import Shard, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 3
+VERSION = 4
 FINAL = "redact"
 """The stage whose documents are the corpus."""
 FILTERS = ("clean", "classify", "dedup", "paragraphs", "decontaminate")
@@ -154,7 +155,7 @@ def _terms(lexicons: Lexicons) -> dict[str, dict[tuple[str, str], list[str]]]:
         groups: dict[tuple[str, str], list[str]] = {group: [] for group in lexicon.groups}
         for term, of in lexicon.identity.items():
             for number in of:
-                groups[lexicon.groups[number]].append(" ".join(term))
+                groups[lexicon.groups[number]].append(joined(term))
         found[code] = {group: terms for group, terms in groups.items() if terms}
     return found
 
@@ -169,7 +170,7 @@ def _scorers(lexicons: Lexicons, models: Models) -> dict[str, dict[str, Scorer]]
         for term, labels in lexicon.others.items():
             for kind, number, weight in labels:
                 if kind == WEIGHT:
-                    weights[lexicons.instruments[number]][" ".join(term)] = float(weight)
+                    weights[lexicons.instruments[number]][joined(term)] = float(weight)
         found[code] = {name: lexicon_scorer(of) for name, of in weights.items() if of}
         found[code] |= {f"classifier:{name}": scorer for name, (_, scorer) in models.items()}  # no list is called so
     return found
