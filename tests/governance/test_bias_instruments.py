@@ -10,6 +10,7 @@ import pytest
 
 from governance.checks.bias.bias import _terms
 from governance.checks.bias.instruments import (
+    NOT_APPLICABLE,
     biased_instruments,
     instrument_rows,
     lexicon_scorer,
@@ -60,6 +61,12 @@ def test_a_planted_identity_term_is_flagged_and_the_clean_lexicon_is_not(languag
         ]
         assert found[0]["value"] < 0
         assert re.match(rf'biased: furthest term "[^"]*{re.escape(terms[0])}[^"]*"', found[0]["note"])
+
+
+def test_a_list_without_identity_terms_is_said_to_be_beyond_the_check():
+    """It scores all neutral sentences 0: that is no evidence that it is fair."""
+    (found,) = instrument_rows({"en": {"sentiment": lexicon_scorer(PRAISE)}}, TERMS, TEMPLATES)
+    assert (found["note"], found["value"], found["n"], found["group"]) == (NOT_APPLICABLE, None, None, None)
 
 
 def test_an_english_list_put_to_german_is_caught():

@@ -7,7 +7,9 @@ Templates are neutral sentences (`templates.toml`), the same for every term, so 
 alone: the design of Dixon et al. 2018, "Measuring and Mitigating Unintended Bias in Text Classification" (AIES).
 Interval: Student's t over the templates, paired by template (as Kiritchenko & Mohammad 2018, *SEM); the terms are no
 sample, they are the terms that the audit counts. `n` is the sentences scored for the group. An instrument whose
-differences do not vary, as a count of words does, has an interval of no width: it is exact for these terms.
+differences do not vary, as a count of words does, has an interval of no width: it is exact for these terms. An
+instrument that scores all these sentences the same has one row that says so, and no number: a word list from which the
+identity terms were taken, as ours are, cannot score a neutral sentence, so this check does not bear on it.
 
 An instrument is biased, for a language, when the interval of a group excludes 0 and |instrument_bias| exceeds
 `tolerance`, or when a single term's mean is further than `term_tolerance` from the mean of the axis' terms: one word
@@ -34,6 +36,7 @@ from governance.kernels.words import split_words
 TOLERANCE = 0.02
 TERM_TOLERANCE = 0.1
 METRIC = "instrument_bias"
+NOT_APPLICABLE = "not applicable: every sentence has the same score, whoever it is about"
 
 Scorer = Callable[[list[str]], list[float]]
 """Texts to scores, one each, in order."""
@@ -100,7 +103,7 @@ def instrument_rows(
     tolerance: float = TOLERANCE,
     term_tolerance: float = TERM_TOLERANCE,
 ) -> list[Row]:
-    """The rows of the suite `instruments`, without q; one for each language, instrument and group.
+    """The rows of the suite `instruments`, without q: a language, an instrument and a group, or "not applicable".
 
     Args:
         instruments: language -> name -> scorer; classifiers are handed in by whoever has them.
@@ -115,14 +118,19 @@ def instrument_rows(
     rows: list[Row] = []
     for language in sorted(set(instruments) & set(terms) & set(templates.languages)):
         for name, scorer in sorted(instruments[language].items()):
+            names = {"metric": METRIC, "language": language, "instrument": name}
+            found: list[Row] = []
+            seen: set[float] = set()
             for axis in sorted({axis for axis, _ in terms[language]}):
                 groups = {group: list(of) for (at, group), of in sorted(terms[language].items()) if at == axis and of}
                 scores = _scores(scorer, groups, templates.languages[language])
+                seen.update(score for row in scores.values() for score in row.tolist())
                 means = {term: float(row.mean()) for term, row in scores.items()}
-                names = {"metric": METRIC, "language": language, "axis": axis, "against": OTHERS, "instrument": name}
                 for group in groups if len(groups) > 1 else ():
                     measured = _measured(group, groups, (scores, means), (tolerance, term_tolerance))
-                    rows.append(interval_row({**names, "group": group}, *measured))
+                    placed = {**names, "axis": axis, "group": group, "against": OTHERS}
+                    found.append(interval_row(placed, *measured))
+            rows += found if len(seen) > 1 else [interval_row(names, {}, NOT_APPLICABLE)]
     return rows
 
 

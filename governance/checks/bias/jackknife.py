@@ -11,10 +11,11 @@ G is the number of buckets that hold anything of what is sampled. Documents of o
 have in common is in the interval.
 
 Scales make a skewed statistic nearly symmetric, and keep an interval inside its range: logit for shares, log for
-ratios, Fisher's atanh for values between -1 and 1. Measured over 200 corpora (tests/governance/test_bias_coverage.py):
-93 to 97 % of the intervals of each metric cover the truth, with 600, 60 and 400 very unequal domains. Where a handful
-of huge domains hold most mentions of a rare group (2,000 domains, sizes log-normal with sigma 2, a group in 1 of 1,000
-documents) coverage falls to 82 %: so few domains cannot tell how domains differ.
+ratios, Fisher's atanh for values between -1 and 1. The variance is that of what was seen: ten sentences that all score
+0 vary by nothing, so groups with few units have exact intervals instead (`interval_choice.py`, `share_estimates`).
+Coverage is measured by `benchmarks/governance.py bias_null`. Where a handful of huge domains hold most mentions of a
+rare group (2,000 domains, sizes log-normal with sigma 2, a group in 1 of 1,000 documents) it falls to 82 %: so few
+domains cannot tell how domains differ.
 
 Promise: a statistic that rests on one bucket alone has no interval (NaN), never a narrow one. Price: 65 evaluations
 of the statistic, vectorised; no second pass over documents.
@@ -28,10 +29,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from governance.checks.bias.small_samples import rate_bounds
+
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 BUCKETS = 64
+FEW_UNITS = 10
+"""Units of a share, or missing from it, below which the jackknife's interval is skewed."""
 
 
 @dataclass(frozen=True)
@@ -150,15 +155,24 @@ def effective_clusters(sampled: Integers) -> Floats:
 def share_estimates(part: Integers, whole: Integers) -> Estimates:
     """Shares part / whole, [rows, buckets] each, on the logit scale.
 
-    A share of 0 or 1 has the exact bound of so many independent clusters, 1 - 0.025^(1/G) from the edge (Clopper &
-    Pearson 1934), with G the effective clusters of the whole: documents of one cluster may all be alike.
+    A share of fewer than FEW_UNITS is skewed: it has the interval of so many effective units (`small_samples.py`), with
+    the design effect of its own buckets, 1 at least. A share of 0 or 1 has the exact bound of so many independent
+    clusters, 1 - 0.025^(1/G) from the edge (Clopper & Pearson 1934), with G the effective clusters of the whole:
+    documents of one cluster may all be alike.
     """
     found = jackknife(lambda some, all_: some / all_, (part, whole), whole, LOGIT)
     clusters = np.broadcast_to(effective_clusters(whole), found.value.shape)
+    several = np.broadcast_to((whole > 0).sum(axis=-1) > 1, found.value.shape)
+    units = np.broadcast_to(whole.sum(axis=-1), found.value.shape).astype(np.float64)
     with np.errstate(all="ignore"):
         reach = 1.0 - 0.025 ** (1.0 / clusters)
-    several = np.broadcast_to((whole > 0).sum(axis=-1) > 1, found.value.shape)
+        used = np.broadcast_to((whole > 0).sum(axis=-1), found.value.shape)
+        residuals = part - found.value[:, None] * whole
+        effect = used / (used - 1) * (residuals**2).sum(axis=-1) / (units * found.value * (1 - found.value))
+        exact = rate_bounds(found.value, units / np.maximum(np.nan_to_num(effect, nan=1.0), 1.0), found.value)
+    few = several & (np.minimum(part, whole - part).sum(axis=-1) < FEW_UNITS)
+    lower, upper = np.where(few, exact.lower, found.lower), np.where(few, exact.upper, found.upper)
     none, every = several & (found.value == 0.0), several & (found.value == 1.0)
-    lower = np.where(none, 0.0, np.where(every, 1.0 - reach, found.lower))
-    upper = np.where(none, reach, np.where(every, 1.0, found.upper))
+    lower = np.where(none, 0.0, np.where(every, 1.0 - reach, lower))
+    upper = np.where(none, reach, np.where(every, 1.0, upper))
     return Estimates(found.value, lower, upper, found.p, found.error, found.degrees)
