@@ -105,7 +105,7 @@ def views_section(found: Mapping[str, Any]) -> Html | None:
         ]
         for name, row in views["rows"].items()
     ]
-    head = ["view", "energy", "from, to", "of that wasted", "a token", "CO2e", "what is in it"]
+    head = ["view", "energy", "from, to", "of that wasted", "a token", "CO2e", "includes"]
     title = "What it cost" if views["step"] is None else f"What the checkpoint of step {number(views['step'])} cost"
     parts = [
         [tag("code", part["artifact"]), part["kind"], share(part["share"]), energy(part["joules"]), part["from"]]

@@ -170,7 +170,7 @@ def energy(joules: float | None) -> str:
         if abs(value) < 1000 or unit == "MWh":
             break
         value /= 1000
-    return f"{value:,.3g} {unit}" if abs(value) < 1000 else f"{value:,.0f} {unit}"
+    return f"{decimal(value)} {unit}"
 
 
 def kilowatt_hours(joules: float | None) -> str:

@@ -170,6 +170,7 @@ def _names(table: str) -> str:
 
 
 _NARROW = f"""
+@media (min-width:60.1rem){{.many th code{{white-space:nowrap}}}}
 @media (max-width:60rem){{{_BLOCKS.format(t=".many")}{_names(".many")}}}
 @media (max-width:40rem){{{_BLOCKS.format(t=".mid")}{_names(".mid")}}}
 @media (max-width:40rem){{header,main,footer,nav ol{{padding-left:1rem;padding-right:1rem}}header{{padding-top:1rem}}

@@ -11,7 +11,7 @@ from benchmarks.measures.report_look import Browser, bias_rows
 from governance.files import append_line, write_json
 from governance.reports.report import report
 from governance.stage import Runtime
-from tests.governance.test_reports_page import corpus, folder_of, ledger, manifest_of, shard, trained, verdict_of
+from tests.governance.test_reports_page import Page, corpus, folder_of, ledger, manifest_of, shard, trained, verdict_of
 
 
 def crowded(root):
@@ -42,6 +42,18 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("crowded")
     made = crowded(root)
     return root / report(made, verdict_of(made, "WAIVED"), root, Runtime(root)).folder
+
+
+STILTED = re.compile(
+    r"farthest|came to nothing|like with like|reckon|\bbeside|what is in it|middle (one|document)|found and cut|\bheed|"
+    r"\bmend|unknown – unknown|\(all\)|not told",
+    re.IGNORECASE,
+)
+
+
+def test_the_page_has_the_words_of_the_field(root):
+    words = Page((root / "report.html").read_text(encoding="utf-8")).words
+    assert [word for word in words if STILTED.search(word) and "beside this file" not in word] == []
 
 
 @pytest.fixture(scope="module")
