@@ -2,8 +2,8 @@
 
 The order is that of consequences: a closed gate (nothing may be trained), critical checks that failed or could not be
 judged, failures that were waived, energy that was wasted, faults of the run, differences between groups that were
-tested, checks that only warn, sources of which nothing is kept, energy that nobody measured, the largest cut of the
-funnel. Nothing is weighed beyond that order: a reader judges.
+tested, checks that only warn, languages that no word list covers, sources of which nothing is kept, energy that nobody
+measured, the largest cut of the funnel. Nothing is weighed beyond that order: a reader judges.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Finding = dict[str, str]
 
 def first_look(found: Mapping[str, Any]) -> list[Finding]:
     """The findings; the first is the largest problem, and there may be none."""
-    ways = (_gate, _critical, _waived, _waste, _faults, _bias, _warnings, _sources, _unmeasured, _cut)
+    ways = (_gate, _critical, _waived, _waste, _faults, _bias, _warnings, _uncovered, _sources, _unmeasured, _cut)
     return [finding for way in ways for finding in way(found)]
 
 
@@ -165,6 +165,23 @@ def _differences(found: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]
     out = standing_out(found["bias"])
     tested = {suite: distinct([row for row in rows if row["q"] is not None]) for suite, rows in out.items()}
     return {suite: rows for suite, rows in tested.items() if rows}
+
+
+def uncovered(found: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """The suite and the row that says how many documents no word list of groups covers; None where it covers all."""
+    for suite, rows in found["bias"].items():
+        for row in rows:
+            if row["metric"] == "coverage" and not row["instrument"] and row["note"]:
+                return suite, row
+    return None
+
+
+def _uncovered(found: Mapping[str, Any]) -> Iterator[Finding]:
+    if told := uncovered(found):
+        suite, row = told
+        what, _, languages = str(row["note"]).partition(": ")
+        yield _finding(what, "nothing is known of the groups that they mention", f"/bias/{suite}", "bias",
+                       counted(row["n"] or 0, "document"), languages)  # fmt: skip
 
 
 def _sources(found: Mapping[str, Any]) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from governance.reports.bias_sections import standing_out, stands_out
+from governance.reports.first_look import uncovered
 from governance.reports.group_words import (
     bounds,
     detailed,
@@ -57,7 +58,9 @@ def groups(found: Mapping[str, Any]) -> Html:
     """What is open: differences that were tested and stand out, and the keep ratios as a dot plot."""
     if not found["bias"]:
         return tag("p", "This corpus has no bias audit.", class_="none")
-    return join([_findings(found), _open_plot(found)])
+    gap = uncovered(found)
+    note = tag("p", foreign(f"{gap[1]['note']}."), cite(found, f"/bias/{gap[0]}"), class_="note") if gap else None
+    return join([note, _findings(found), _open_plot(found)])
 
 
 def groups_folded(found: Mapping[str, Any]) -> list[Html]:

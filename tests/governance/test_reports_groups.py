@@ -151,3 +151,15 @@ def test_two_references_are_two_drawings():
         "Sentiment gap, en, against other groups",
     ]
     assert folded.count("<figure") == 2
+
+
+def test_what_no_word_list_covers_is_said_in_words():
+    note = "3.0 % of documents are in languages that no word list covers: fi 2.0 %, et 1.0 %"
+    gap = row("coverage", 0.97, 0.97, 1.0, instrument=None, n=1000, p=None, q=None, note=note)
+    covered = row("coverage", 1.0, 1.0, 1.0, instrument=None, n=1000, p=None, q=None, note="")
+    scores = row("coverage", 0.5, 0.5, 1.0, instrument="sentiment", n=1000, p=None, q=None, note="50 % of documents")
+    assert first_look(found(representation=[scores, covered])) == []
+    [told] = first_look(found(representation=[scores, gap]))
+    assert told["what"] == "3.0 % of documents are in languages that no word list covers"
+    assert (told["n"], told["example"]) == ("1,000 documents", "fi 2.0 %, et 1.0 %")
+    assert note in str(groups(found(representation=[gap])))
