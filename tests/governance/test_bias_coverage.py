@@ -11,6 +11,7 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.measures import bias_null
 from governance.checks.bias.impact import impact_rows
 from governance.checks.bias.interval_rows import ALL, NOBODY, OTHERS
 from governance.checks.bias.jackknife import LOGIT, jackknife
@@ -129,7 +130,27 @@ def test_intervals_of_shares_and_of_the_index_in_90_to_98_of_100():
     assert all(0.90 <= rate <= 0.98 for rate in rates), rates
 
 
-def alarms(seeds, shape):
+@pytest.mark.parametrize("shape", bias_null.SHAPES)
+def test_corpora_without_bias_seldom_raise_an_alarm_and_are_covered(shape):
+    """Bounds that a method of 95 % crosses in one of 1,000 runs; the benchmark holds the goals over 300 corpora."""
+    drawn = bias_null.SHAPES[shape]
+    held, alarms = bias_null.measured(range(8 if drawn.rare else 20), drawn)  # 28 groups cost more than three
+    assert max(alarms.values()) <= 3, alarms
+    rates = {metric: inside / rows for metric, (inside, rows) in held.items() if rows >= 100}
+    assert min(rates.values()) >= 0.86, rates
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_corpus_without_bias_raises_an_alarm_in_5_of_100_at_most(shape):
+    """Of another simulator than the benchmark's: scores are normal, not counted words."""
+    even, odd = in_halves(alarms_of, range(200), SHAPES[shape])
+    found = {suite: number + odd[suite] for suite, number in even.items()}
+    allowed = 200 * 0.05 + 1.645 * math.sqrt(200 * 0.05 * 0.95)  # 5 % within the error of 200 corpora
+    assert max(found.values()) <= allowed, found
+
+
+def alarms_of(seeds, shape):
     """suite -> corpora without bias in which a row has q < 0.05."""
     found = dict.fromkeys(("association", "tone", "impact"), 0)
     for seed in seeds:
@@ -137,19 +158,6 @@ def alarms(seeds, shape):
         for suite in found:
             found[suite] += any(row["q"] is not None and row["q"] < 0.05 for row in tables[suite])
     return found
-
-
-def test_a_corpus_without_bias_seldom_raises_an_alarm():
-    assert max(alarms(range(1000, 1040), SHAPES["many domains"]).values()) <= 6
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_corpus_without_bias_raises_an_alarm_in_5_of_100_at_most(shape):
-    even, odd = in_halves(alarms, range(200), SHAPES[shape])
-    found = {suite: number + odd[suite] for suite, number in even.items()}
-    allowed = 200 * 0.05 + 1.645 * math.sqrt(200 * 0.05 * 0.95)  # 5 % within the error of 200 corpora
-    assert max(found.values()) <= allowed, found
 
 
 def test_simpson_corpora_are_fair_once_adjusted():

@@ -7,11 +7,11 @@ p(g,c), p(g), p(c) are shares of the language's sentences. Bouma 2009, "Normaliz
 Collocation Extraction", Proceedings of GSCL, defines it. The other groups are pooled: their sentences are added, so a
 sentence that mentions two of them counts twice. Never together is -1, by Bouma's limit.
 
-Intervals and p: delete-a-group jackknife (Kott 2001) over 64 buckets of domains with Student's t, npmi on Fisher's
-atanh scale; q: Benjamini & Hochberg 1995 over the suite. `n` is the group's sentences. A pair has a row when it was
-seen or when chance alone would have it in `least_expected` sentences; it has a p only in the second case, whatever
-was seen: with fewer the ratio is too skewed for Student's t (Cochran 1954, Biometrics 10(4), 417-451, draws the same
-line), and a line drawn through what was seen would choose the extremes.
+Intervals and p (`interval_choice.py`): delete-a-group jackknife (Kott 2001) over 64 buckets of domains with Student's
+t, npmi on Fisher's atanh scale, where chance alone would have the pair in 5 sentences or more (Cochran 1954, Biometrics
+10(4), 417-451, draws the same line); from 1 to 5 exact ones of the group's rate, with the category's as known; with
+fewer none. What was seen draws no line: it would choose the extremes. q: Benjamini & Hochberg 1995 over the suite. `n`
+is the group's sentences. A pair has a row when it was seen or when chance would have it in `least_expected` sentences.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def association_rows(counts: Mapping[str, pa.Table], least_expected: float = LEA
 
     Args:
         counts: the tables documents, groups, categories, pairs.
-        least_expected: sentences that chance alone would give a pair, for its p.
+        least_expected: sentences that chance alone would give a pair that was never seen, for its row.
     """
     everything = by_bucket(counts["documents"], ("language",), "sentences")
     groups = by_bucket(counts["groups"], ("language", "axis", "group"), "sentences")

@@ -56,7 +56,7 @@ class Choices:
     min_documents: int = 30
     """Documents without which a group is no candidate for the highest keep rate."""
     least_expected: float = LEAST_EXPECTED
-    """Sentences that chance alone would give a pair, for its p."""
+    """Sentences that chance alone would give a pair that was never seen, for its row."""
     most_values: int = MOST
     """Values shown of a dimension of the shares."""
     parity_reference: str = "en"

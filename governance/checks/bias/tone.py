@@ -7,8 +7,9 @@
 own, the sentences that mention nobody. An instrument whose name begins with "sentiment" has a score for
 each sentence; any other is a list of words of abuse, of which hits are counted (sentences with at least one).
 
-Intervals and p (of 0, of 1): delete-a-group jackknife (Kott 2001) over 64 buckets of domains, the ratio on the log
-scale (Katz et al. 1978, Biometrics 34(3), 469-474, for independent sentences). `n` is the group's sentences. The
+Intervals and p (of 0, of 1; `interval_choice.py`): delete-a-group jackknife (Kott 2001) over 64 buckets of domains, the
+ratio on the log scale (Katz et al. 1978, Biometrics 34(3), 469-474, for independent sentences); exact ones where few
+sentences are scored. `n` is the group's sentences. The
 method, scores of what is said about groups, is that of Dhamala et al. 2021 ("BOLD", FAccT), turned from generated
 text to the corpus. A row of an instrument that was found biased says so in its note: it cannot decide a gate.
 """
