@@ -208,17 +208,19 @@ class _Measuring:
         self.energy.update(self._measurement(parts))
 
     def _sample(self) -> None:
-        every, first = self.config.sample_seconds, _FIRST_SECONDS
+        every, due = self.config.sample_seconds, _FIRST_SECONDS
         while True:
-            self.clock.hung.wait(min(every, first if self.turn.ours else _STAND_SECONDS))
-            first = every
+            wait = min(due, every) if self.turn.ours else min(due, every, _STAND_SECONDS)
+            self.clock.hung.wait(wait)
             self.clock.hung.clear()
             if self.stopping:
                 return
-            if self.turn.ours:
-                self._write("beat")
-            else:
+            due -= wait
+            if not self.turn.ours:
                 self._stand()
+            if due <= 0 or self.turn.ours:  # who only waits writes its marks, so that a kill leaves them
+                self._write("beat")
+                due = every
 
     def _stand(self) -> None:
         """Hold the election again; who wins it measures from now on, and says since when."""

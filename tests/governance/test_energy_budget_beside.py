@@ -32,7 +32,8 @@ from tests.governance.test_energy_budget import (  # noqa: F401
 def test_a_node_whose_meter_was_anothers_is_not_taken_for_free_when_that_ends(tmp_path, monkeypatch, takes_over):
     """Another run of the root has the node's meter, and ends during our third shard, of ten seconds each."""
     other, begun, ledger = contextlib.ExitStack(), itertools.count(1), tmp_path / "energy.jsonl"
-    monkeypatch.setattr(meters, "_STAND_SECONDS", 0.01 if takes_over else 60.0)
+    for name in ("_FIRST_SECONDS", "_STAND_SECONDS"):
+        monkeypatch.setattr(meters, name, 0.01 if takes_over else 60.0)
 
     def beside():
         if next(begun) == 3:

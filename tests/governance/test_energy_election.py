@@ -141,3 +141,17 @@ def test_of_many_who_wait_one_measures(node):
     total = add(settle(read_ledger(node.folder / "root" / "energy.jsonl")))
     assert (total.measured, total.wasted) == (100_000, 100_000)
     assert total.unmeasured_seconds == 0
+
+
+def test_who_waits_leaves_its_marks_when_it_is_killed(node):
+    """Its energy is unknown, not its artifact and step: the attempt that goes on from there is a restart."""
+    holder, training = node.start("audit", "another root"), node.start("train")
+    ask(holder)
+    ask(training, "resumed_from 0")
+    ask(training, "step 12")
+    time.sleep(0.5)
+    training.kill()
+    training.wait()
+    [killed] = read_ledger(node.folder / "root" / "energy.jsonl")
+    assert (killed.outcome, killed.millijoules, killed.samples[-1].marks["step"]) == ("wasted", None, 12)
+    assert killed.samples[-1].marks["artifact"] == "train/0"
