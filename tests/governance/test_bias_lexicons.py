@@ -62,7 +62,7 @@ def test_our_lists_are_well_formed(name):
                 assert all(split_words(" ".join(term)) == list(term) for term in terms)
 
 
-@pytest.mark.parametrize("name", [*INSTRUMENTS, "dialects"])
+@pytest.mark.parametrize("name", ["sentiment", "toxicity", "dialects"])
 def test_our_plain_lists_are_written_as_they_are_compared(name):
     values = tomllib.loads((Path(x.__file__).parent / f"{name}.toml").read_text(encoding="utf-8"))
     assert isinstance(values.pop("version"), int)
