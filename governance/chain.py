@@ -41,6 +41,7 @@ def require_chain(ends: Sequence[Manifest], root: Path, journal: Journal | None)
         raise GateClosed(f"the journal cannot be believed: {error}") from error
     if fault := journal.behind():
         raise GateClosed(f"{root / JOURNAL} is behind its anchor: {fault}")
+    journal.keep()
     manifests, faults = read_chain(ends, root)
     if faults := [*faults, *chain_faults(manifests, stated)]:
         raise GateClosed(

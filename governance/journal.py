@@ -115,6 +115,12 @@ class Journal:
             return ""
         return self._anchor.fault(self._digests[0], self.holds)
 
+    def keep(self) -> None:
+        """Keep the head outside of the root, as each line that is appended does."""
+        head = self.head()
+        if self._anchor is not None and head:
+            self._anchor.leave(self._digests[0], head, self.holds, now())
+
     def accept(self, reason: str, owners: Sequence[PublicKey]) -> list[str]:
         """Give up the lines that are gone: the heads that this journal lacks, which it states, signed, from now on.
 

@@ -11,7 +11,6 @@ import datetime
 import io
 import json
 import shutil
-from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -19,109 +18,21 @@ import pytest
 
 from governance.checks import expectations
 from governance.files import place, write_json
-from governance.gate import verdict_path
-from governance.manifest import Output, describe, read_manifest, write_manifest
-from governance.papers import signature_fields, write_paper
-from governance.signing import create_key, private_key, sign
-from governance.waivers import REFUSAL, WAIVER, Refusal, Waiver
+from governance.signing import private_key, sign
+from governance.waivers import REFUSAL, WAIVER
 from pretrain.cli import main
-from pretrain.run_config import load_run
-from tests.conftest import CONFIG, tale
-
-NOW = datetime.datetime.now(datetime.UTC)
-SOURCES = """
-[[data.sources]]
-type = "jsonl"
-name = "stories"
-paths = ["stories.jsonl"]
-licence = "CC0-1.0"
-"""
-
-
-def gate(name, **fields):
-    """One more gate, as the policy's text."""
-    known = {"id": name, "owner": "data", "why": "what the test is about", **fields}
-    lines = []
-    for field, value in known.items():
-        text = json.dumps(value)
-        if isinstance(value, dict):
-            text = "{ " + ", ".join(f"{key} = {json.dumps(item)}" for key, item in value.items()) + " }"
-        lines.append(f"{field} = {text}")
-    return "\n[[gate]]\n" + "\n".join(lines) + "\n"
-
-
-FAILS = gate("sources.few", suite="sources", expectation="between", column="documents_in", max=1)
+from tests.governance.attacked import FAILS, NOW, closed, demand, gate, paper, prepare, verdict_of, words_of
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A corpus of two shards, the texts of the second longer, and its PASS."""
-    folder = tmp_path_factory.mktemp("prepared") / "project"
-    folder.mkdir()
-    config = CONFIG.replace('paths = ["*.jsonl"]', 'paths = ["tales.jsonl"]\nopt_out_field = "opt_out"')
-    (folder / "run.toml").write_text(config.replace("[data.tokenizer]", f"{SOURCES}\n[data.tokenizer]"))
-    policy = (Path(__file__).parents[2] / "configs" / "policy.toml").read_text()
-    create_key(folder / "ann.pem")
-    policy = policy.replace('data = ["data-lead"]', 'data = ["ann"]').replace(
-        "[licences]", '[people]\nann = "ann.pem.pub"\n\n[licences]'
-    )
-    (folder / "policy.toml").write_text(policy)
-    for name, words, seeds in (("tales", 90, range(120)), ("stories", 140, range(200, 240))):
-        lines = [{"text": tale(seed, words), **({"opt_out": "none"} if seed == 7 else {})} for seed in seeds]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert main(["data", "prepare", *words_of(folder), "--workers", "1"]) == 0
-    assert main(["governance", "check", *words_of(folder)]) == 0
-    return folder
+    return prepare(tmp_path_factory.mktemp("prepared") / "project")
 
 
 @pytest.fixture
 def project(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "project")
     return tmp_path / "project"
-
-
-def words_of(folder):
-    return [str(folder / "run.toml"), "--root", str(folder / "root")]
-
-
-def closed(folder, capsys, told, *words, checked=77, status=77):
-    """The audit and the training end with these; the error names what it should, and no step was computed."""
-    capsys.readouterr()
-    if checked is not None:
-        assert main(["governance", "check", *words_of(folder), *words]) == checked
-    if status == 77:
-        assert checked is None or checked == 0 or told in capsys.readouterr().err
-    assert main(["train", *words_of(folder), *words]) == status
-    assert told in capsys.readouterr().err
-    assert [path.name for made in ("train", "checkpoint") for path in (folder / "root" / made).glob("*")] == []
-
-
-def demand(folder, text):
-    """Add to the policy."""
-    path = folder / "policy.toml"
-    path.write_text(path.read_text() + text)
-
-
-def verdict_of(folder):
-    """The verdict's file, the policy and the token shards' manifest, as the run's file says now."""
-    run = load_run(folder / "run.toml", [])
-    [manifest] = (folder / "root" / "encode").glob("*/manifest.json")
-    tokens = read_manifest(manifest)
-    return verdict_path(tokens, run.policy, folder / "root"), run.policy, tokens
-
-
-def paper(folder, kind, **fields):
-    """A waiver or a refusal by ann of what `FAILS` finds."""
-    _, policy, tokens = verdict_of(folder)
-    key = private_key(folder / "ann.pem")
-    known = {**signature_fields("ann", "the test wants it so", key), "gate": "sources.few", "result": "sources"}
-    known |= {"policy": policy.digest}
-    if kind == WAIVER:
-        known |= {"observed": 160.0, "max_deviation": 159.0, "expires": str(NOW.date() + datetime.timedelta(days=9))}
-    content = (Waiver if kind == WAIVER else Refusal)(**{**known, **fields})
-    path = folder / "waivers" / f"{kind.split(':')[2]}.json"
-    write_paper(path, kind, ("corpus", tokens.digest), content, key)
-    return path
 
 
 def engine():
@@ -356,27 +267,3 @@ def test_a_policy_that_is_looser_than_its_parent(project, capsys):
     loose = policy.read_text().replace("max = 0.9\nowner", "max = 0.99\nowner", 1)
     policy.write_text('parent = "parent.toml"\n' + loose)
     closed(project, capsys, "looser than assay-default: max is 0.99, was 0.9")
-
-
-# --- shards
-
-
-def test_a_shard_that_is_missing(project, capsys):
-    """The look-up of the artifact finds it before the gate does, and says how to make it: 66."""
-    [shard, *_] = sorted((project / "root" / "encode").glob("*/train/*.tokens"))
-    shard.unlink()
-    closed(project, capsys, "data prepare", checked=66, status=66)
-
-
-@pytest.mark.parametrize("copied", [True, False])
-def test_a_shard_that_stands_twice(project, capsys, copied):
-    root = project / "root"
-    _, _, tokens = verdict_of(project)
-    first = next(output for output in tokens.outputs if output.path.endswith(".tokens"))
-    twice: Output = first
-    if copied:
-        target = (root / first.path).with_name("zz-again.tokens")
-        shutil.copyfile(root / first.path, target)
-        twice = describe(target, root)
-    write_manifest(tokens.model_copy(update={"outputs": (*tokens.outputs, twice)}), root)
-    closed(project, capsys, f"{tokens.path}: journal.jsonl line ")
