@@ -2,9 +2,9 @@
 
     ASSAY_TEST_DATA=... python benchmarks/governance.py [--quick] [GROUP ...]
 
-Groups: suites identities tokens drift fail_opens lost_shards share bias bias_null journal hashing edits page. Seconds
-are those of the CPU, after the import of Great Expectations, whose own line is told. Prints a line a goal and exits 1
-when one falls short.
+Groups: suites identities tokens drift fail_opens lost_shards share verified bias bias_null journal hashing edits page.
+Seconds are those of the CPU, after the import of Great Expectations, whose own line is told. Prints a line a goal and
+exits 1 when one falls short.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from benchmarks.measures import (
     governance_bias,
     governance_closed,
     governance_edits,
+    governance_gate,
     governance_speed,
     lineage_speed,
     report_look,
@@ -37,6 +38,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "fail_opens": governance_closed.fail_opens,
         "lost_shards": governance_closed.lost_shards,
         "share": lambda: governance_speed.share(quick),
+        "verified": lambda: governance_gate.verified(quick),
         "bias": lambda: governance_bias.bias(quick),
         "bias_null": lambda: bias_null.bias_null(quick),
         "journal": lambda: lineage_speed.journal(quick),

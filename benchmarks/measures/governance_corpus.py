@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,25 @@ from governance.stage import Runtime
 
 
 def prepared(
-    documents: Sequence[dict[str, Any]], folder: Path
+    documents: Sequence[dict[str, Any]],
+    folder: Path,
+    runtime_of: Callable[[Path], Runtime] = Runtime,
+    watched: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[dict[str, Manifest], Runtime, TokenReaders, dict[str, float]]:
     """The artifacts of documents, where they lie, how their tokens are read, and each stage's CPU-seconds.
 
-    They are made twice, in this process, and the second time is counted: the first one compiles.
+    They are made twice, in this process, and the second time is counted: the first one compiles. `runtime_of(root)`
+    gives the second one's runtime; it is made within `watched()`.
     """
     write_jsonl(folder / "raw" / "all.jsonl", documents)
     source = JsonlSource(type="jsonl", name="mixed", paths=("raw/*.jsonl",), licence="CC0-1.0", id_field="id")
     config = DataConfig(sources=(source,))
     prepare(config, folder, Runtime(folder / "warm"))
-    runtime = Runtime(folder / "root")
+    runtime = runtime_of(folder / "root")
     artifacts, spent = {}, {}
-    started = cpu_seconds()
-    for manifest in stages(config, folder, runtime):
-        artifacts[manifest.stage], spent[manifest.stage] = manifest, cpu_seconds() - started
+    with watched():
         started = cpu_seconds()
+        for manifest in stages(config, folder, runtime):
+            artifacts[manifest.stage], spent[manifest.stage] = manifest, cpu_seconds() - started
+            started = cpu_seconds()
     return artifacts, runtime, TokenReaders(TokenShard.open, load_encoder), spent

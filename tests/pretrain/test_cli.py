@@ -27,6 +27,7 @@ SURFACE = {
     "data train-classifier": COMMON,
     "evaluate": [*COMMON, "--json", "CHECKPOINT"],
     "export": [*COMMON, "CHECKPOINT", "FOLDER"],
+    "governance anchor": [*COMMON, "--accept"],
     "governance audit-model": [*COMMON, "CHECKPOINT"],
     "governance check": [*COMMON, "--data-docs"],
     "governance clock": [*COMMON, "--accept", "--reason"],
