@@ -174,6 +174,27 @@ def test_tables_are_sorted_and_hold_no_zeros():
         assert len(own) > 5 or name in {"shares", "documents"}
 
 
+def test_small_sites_are_one_site_whatever_the_partition(tmp_path):
+    hosts = {"big.example": 5, "mid.example": 3, "aaa.example": 1, "zzz.example": 1, "": 2}
+    rows = [
+        {"id": f"{host}{n}", "text": "She left.", "source": "s", "url": f"https://{host}/{n}" if host else "",
+         "language": "en", "licence": "MIT", "reason": ""}
+        for host, number in hosts.items() for n in range(number)
+    ]  # fmt: skip
+    found = []
+    for parts in (1, 3):
+        paths = [tmp_path / f"{parts}-{place}.parquet" for place in range(parts)]
+        for place, path in enumerate(paths):
+            t.write_part(path, counted(rows[place::parts]))
+        found.append(t.merge_parts(paths, most_sites=2)["fates"])
+    assert found[0].equals(found[1])
+    female = [row for row in found[0].to_pylist() if row["group"] == "female"]
+    sizes = Counter()
+    for row in female:
+        sizes[row["site"]] += row["documents"]
+    assert sizes == {"big.example": 5, "mid.example": 3, "(small sites)": 2, "": 2}
+
+
 def test_shares():
     base = {"id": "1", "source": "s", "licence": "MIT", "language": "en", "reason": ""}
     rows = [

@@ -68,9 +68,11 @@ def _axis(axis: str, languages: list[str], stages: list[str], rows: pa.Table) ->
     site, names = code["site"]
     small = np.array([name == SMALL_SITES for name in names], bool)
     site = np.where(small[site], len(names) + bucket, site)
-    parts = [code["source"][0], code["language"][0], rows["length_bin"].to_numpy().astype(np.int64), site]
-    _, stratum = np.unique(np.stack(parts, axis=1), axis=0, return_inverse=True)
-    cells, first, cell = np.unique(stratum.reshape(-1) * BUCKETS + bucket, return_index=True, return_inverse=True)
+    length = rows["length_bin"].to_numpy().astype(np.int64)
+    stratum = code["source"][0] * len(code["language"][1]) + code["language"][0]
+    stratum = (stratum * (int(length.max()) + 1) + length) * (len(names) + BUCKETS) + site
+    _, stratum = np.unique(stratum, return_inverse=True)
+    cells, first, cell = np.unique(stratum * BUCKETS + bucket, return_index=True, return_inverse=True)
     outcomes, outcome = _outcomes(code["stage"], code["reason"])
     documents = rows["documents"].to_numpy()
     groups = {}
