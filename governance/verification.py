@@ -120,6 +120,18 @@ def verify_artifact(artifact: Path, config: GovernanceConfig, folder: Path, *, d
     return Verified(files + 1 + len(verdicts), problems + found + others, notes)
 
 
+def verify_evidence(manifests: Sequence[Manifest], root: Path, config: GovernanceConfig, folder: Path) -> list[str]:
+    """What speaks against the evidence of a report, in words, each beginning with the file's path below the root.
+
+    The journal's chain and signatures; that these manifests are what it states last; every stated beginning of the
+    files that grow; the ledger's figures against the manifests'; that no report rests on more than was ever stated.
+    """
+    evidence, problems = _evidence(root, config, folder)
+    problems += [f"{one.path}: {fault}" for one in manifests for fault in unstated(one, evidence.latest)]
+    faults, _ = prefix_faults(root, _prefixes(evidence))
+    return [*problems, *faults, *ledger_faults(manifests, root), *_rested_on(manifests, root, evidence)]
+
+
 def _verify_others(root: Path, folders: Sequence[str], evidence: _Evidence | None) -> tuple[list[str], list[str]]:
     """Problems and notes on what is no output: of these folders below the root; "" is the root."""
     manifests = dict(_manifests(root))

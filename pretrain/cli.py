@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from pretrain.governance_options import add_commands as add_governance
+from pretrain.governance_options import trusted_keys
 from pretrain.option_values import hours, natural, positive, prefix, worker
 
 _REPORT_COMMANDS = ("write", "verify", "compare", "index")
@@ -192,6 +193,7 @@ def _report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     command = add("verify", "verify", "compute every number again from the evidence, and name those that differ")
     command.add_argument("run", type=Path, metavar=run, help=text)
     command.add_argument("--root", type=Path, help="of a CONFIG: folder of all artifacts (default: runs/<its name>)")
+    trusted_keys(command)
     command = add("compare", "compare", "set two runs side by side: verdict, data, loss, speed, energy, configuration")
     command.add_argument("ours", type=Path, metavar="A", help=text)
     command.add_argument("theirs", type=Path, metavar="B", help="the other one")

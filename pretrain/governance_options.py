@@ -53,15 +53,7 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
         action="store_true",
         help="every ancestor, every signed statement, the journal's chain, leaves and waivers too",
     )
-    command.add_argument(
-        "--key",
-        dest="keys",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="PUBLIC_KEY",
-        help="believe this key, or a root's for the keys that it certified, instead of your own (repeatable)",
-    )
+    trusted_keys(command)
     command = add(
         "anchor", "anchor", "print whether the journal is what was kept of it here; give up lines that are gone"
     )
@@ -100,4 +92,17 @@ def _keys(add: Add) -> None:
     command.add_argument("--key", type=Path, metavar="PATH", help="the model key (default: your own)")
     command.add_argument(
         "--signing-key", type=Path, metavar="PATH", help="signs the journal's line (default: your own)"
+    )
+
+
+def trusted_keys(command: argparse.ArgumentParser) -> None:
+    """Add the option that names public keys to believe."""
+    command.add_argument(
+        "--key",
+        dest="keys",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PUBLIC_KEY",
+        help="believe this key, or a root's for the keys that it certified, instead of your own (repeatable)",
     )

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from governance.errors import ManifestError, MissingInput
 from governance.files import write_text
+from governance.gate import GovernanceConfig
 from governance.manifest import FILE_NAME, Manifest, read_manifest
 from pretrain.commands import Arguments, load, say
+from pretrain.run_config import load_run
 
 
 def write(arguments: Arguments) -> None:
@@ -26,22 +28,42 @@ def write(arguments: Arguments) -> None:
 
 
 def verify(arguments: Arguments) -> None:
-    """Every number of a report, and of the documents beside it, computed again.
+    """Every number of a report, and of the documents beside it, computed again from evidence that is signed.
 
     Raises:
-        ManifestError: one differs, or the evidence is not as it was; each was named.
+        ManifestError: one differs, or the evidence is not as it was, or not as it was signed; each was named.
     """
     from data_pipeline.personal_data.rules import replace_all
-    from governance.reports.recomputation import recompute
+    from governance.reports.recomputation import recompute, rests_on
+    from governance.verification import verify_evidence
 
     root, report = _find(arguments.run, arguments.root)
+    problems = verify_evidence(rests_on(report, root), root.absolute(), *_keys(arguments))
     checked = recompute(report, root, replace_all)
-    for fault in checked.faults:
-        say(fault.line())
+    for line in (*problems, *(fault.line() for fault in checked.faults)):
+        say(line)
     folder = root / report.folder
+    if problems:
+        raise ManifestError(
+            f"{folder}: {len(problems)} thing(s) speak against its evidence, {len(checked.faults)} place(s) are not as "
+            "it gives them. Where another's key signed the journal, give its public key with --key"
+        )
     if checked.faults:
         raise ManifestError(f"{folder}: {len(checked.faults)} place(s) are not as the evidence gives them")
-    say(f"{folder}: {checked.numbers:,} numbers of {', '.join(checked.files)}: all as the evidence gives them")
+    say(
+        f"{folder}: {checked.numbers:,} numbers of {', '.join(checked.files)}: all as the evidence gives them, and the "
+        "evidence as the journal states it"
+    )
+
+
+def _keys(arguments: Arguments) -> tuple[GovernanceConfig, Path]:
+    """Whose signatures count: the keys of the run's file, where it was given, and those that were given beside it."""
+    given = tuple(str(key.absolute()) for key in arguments.keys)
+    if not (arguments.run.is_file() and arguments.run.suffix == ".toml"):
+        return GovernanceConfig(trusted_keys=given), Path()
+    run = load_run(arguments.run, ())
+    keys = (*run.config.governance.trusted_keys, *given)
+    return run.config.governance.model_copy(update={"trusted_keys": keys}), run.folder
 
 
 def compare(arguments: Arguments) -> None:

@@ -100,7 +100,9 @@ def finished(tmp_path_factory):
     shutil.copy(Path(__file__).parents[1] / "configs" / "policy.toml", folder / "policy.toml")
     write_tales(folder / "a.jsonl", range(60))
     write_tales(folder / "b.jsonl", range(60, 120))
-    done = assay("run", folder / "run.toml", "--root", folder / "root", "--workers", 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder.parent))  # no other meter of this machine has the turn
+        done = assay("run", folder / "run.toml", "--root", folder / "root", "--workers", 2)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -129,6 +131,35 @@ def test_again_it_makes_nothing(project_copy):
     after = {path: path.stat().st_mtime_ns for path in (project_copy / "root").rglob("*") if path.is_file()}
     changed = {path.name for path in after if after[path] != before.get(path)}
     assert changed <= {"digests.json"}
+
+
+def test_a_ledger_divided_by_ten_is_found_though_the_report_is_written_anew(project_copy, capsys):
+    root, run = project_copy / "root", project_copy / "run.toml"
+    of_root = [str(root), "--key", str(project_copy / "key.pem.pub")]
+    assert main(["report", "verify", str(run), "--root", str(root)]) == 0
+    assert main(["report", "verify", *of_root]) == 0
+    ledger = root / "energy.jsonl"
+    divided = re.sub(r'"(millijoules|low|high)":(\d+)', lambda m: f'"{m[1]}":{int(m[2]) // 10}', ledger.read_text())
+    ledger.write_text(divided)
+    shutil.rmtree(root / "report")
+    assert main(["report", "write", str(run), "--root", str(root)]) == 0
+    capsys.readouterr()
+    for words in (["report", "verify"], ["governance", "verify", "--deep"]):
+        assert main([*words, *of_root]) == 65
+        told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("energy.jsonl: ")]
+        assert any("does not continue" in line for line in told), told
+        assert any(re.search(r"of train/\w+, its manifest says [\d.]+ J", line) for line in told), told
+
+
+def test_random_edits_of_every_file_of_a_root_are_found_and_named(project_copy):
+    from benchmarks.measures.governance_edits import check, edits
+
+    root = project_copy / "root"
+    assert check(root)[1:] == ([], [])
+    found = edits(root, 45, seed=7)
+    assert found.missed == []
+    assert found.made == 45
+    assert check(root)[1:] == ([], [])
 
 
 def test_verify_names_each_flipped_file(project_copy):

@@ -16,9 +16,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
-from benchmarks.measures.corpora import mixed, write_jsonl
+from benchmarks.measures.corpora import rows, write_jsonl
 from benchmarks.measures.goals import Goal, told
 from governance.gate import GovernanceConfig
 from governance.manifest import FILE_NAME
@@ -79,13 +80,13 @@ KEYS = GovernanceConfig(trusted_keys=("key.pem.pub",))
 
 def make_root(folder: Path, documents: int = 400) -> Path:
     """A finished run below `folder`, and the root of it."""
-    texts = mixed(4_000_000)[:documents]
+    texts = [{"id": row["id"], "text": row["text"]} for row in islice(rows("corpora/wiki.jsonl.gz"), documents)]
     for number, part in enumerate((texts[::2], texts[1::2])):
         write_jsonl(folder / "raw" / f"{number}.jsonl", part)
     (folder / "run.toml").write_text(_CONFIG)
     shutil.copy(_HERE / "configs" / "policy.toml", folder / "policy.toml")
     words = [sys.executable, "-m", "pretrain", "run", str(folder / "run.toml"), "--root", str(folder / "root")]
-    environment = {**os.environ, "PYTHONPATH": str(_HERE), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(_HERE), "OMP_NUM_THREADS": "1", "XDG_RUNTIME_DIR": str(folder)}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the run ended with {done.returncode}: {done.stderr[-2000:]}")

@@ -122,6 +122,22 @@ def recompute(report: Manifest, root: Path, rules: Mask = mask) -> Checked:
     return Checked(report, tuple(files), sum(1 for _ in numbers_of(expected)), tuple(faults))
 
 
+def rests_on(report: Manifest, root: Path) -> list[Manifest]:
+    """The report's manifest, and those of everything that it says it was read from and that is there.
+
+    Raises:
+        ManifestError: one is torn or altered.
+    """
+    try:
+        entries = json.loads(_read(root / report.folder / "report.json"))["evidence"]["entries"]
+        named = [str(entry["path"]) for entry in entries]
+    except (ValueError, KeyError, TypeError):
+        named = []  # `recompute` says what is wrong with it
+    paths = dict.fromkeys([*(item.path for item in report.inputs), *named])
+    inside = [path for path in paths if path.endswith(f"/{FILE_NAME}") and ".." not in path.split("/")]
+    return [report, *(read_manifest(root / path) for path in inside if (root / path).is_file())]
+
+
 def _unsealed(manifest: Manifest, root: Path) -> Iterator[Fault]:
     """The files that are not the ones that their manifest names."""
     for output in manifest.outputs:
