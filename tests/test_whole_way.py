@@ -138,9 +138,9 @@ def test_a_ledger_divided_by_ten_is_found_though_the_report_is_written_anew(proj
     of_root = [str(root), "--key", str(project_copy / "key.pem.pub")]
     assert main(["report", "verify", str(run), "--root", str(root)]) == 0
     assert main(["report", "verify", *of_root]) == 0
-    ledger = root / "energy.jsonl"
-    divided = re.sub(r'"(millijoules|low|high)":(\d+)', lambda m: f'"{m[1]}":{int(m[2]) // 10}', ledger.read_text())
-    ledger.write_text(divided)
+    text = (root / "energy.jsonl").read_text()
+    tenth = re.sub(r'"(millijoules|low|high)":(\d+)', lambda m: f'"{m[1]}":{int(m[2]) // 10}', text)
+    (root / "energy.jsonl").write_text(tenth)
     shutil.rmtree(root / "report")
     assert main(["report", "write", str(run), "--root", str(root)]) == 0
     capsys.readouterr()
@@ -157,36 +157,8 @@ def test_random_edits_of_every_file_of_a_root_are_found_and_named(project_copy):
     root = project_copy / "root"
     assert check(root)[1:] == ([], [])
     found = edits(root, 45, seed=7)
-    assert found.missed == []
-    assert found.made == 45
+    assert (found.missed, found.made) == ([], 45)
     assert check(root)[1:] == ([], [])
-
-
-def test_verify_names_each_flipped_file(project_copy):
-    root = project_copy / "root"
-    own_key = ("--key", project_copy / "key.pem.pub")
-    assert assay("governance", "verify", root, *own_key).returncode == 0
-    manifests = sorted(root.glob("*/*/manifest.json"))
-    outputs = {out["path"] for path in manifests for out in json.loads(path.read_bytes())["outputs"] if out["bytes"]}
-    files = [*(root / out for out in sorted(outputs)), *manifests, *root.glob("verdicts/*.json")]
-    chance = random.Random(5)
-    from governance.gate import GovernanceConfig
-    from governance.verification import verify_root
-
-    config = GovernanceConfig(trusted_keys=("key.pem.pub",))
-    for path in files:
-        whole = path.read_bytes()
-        position = chance.randrange(len(whole))
-        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << chance.randrange(8)]) + whole[position + 1 :])
-        problems = verify_root(root, config, project_copy).problems
-        assert any(problem.startswith(path.relative_to(root).as_posix() + ":") for problem in problems), path
-        path.write_bytes(whole)
-    assert verify_root(root, config, project_copy)[1] == []
-    victim = files[0]
-    victim.write_bytes(victim.read_bytes()[:-1] + b"\0")
-    done = assay("governance", "verify", root, *own_key)
-    assert done.returncode == 65
-    assert victim.relative_to(root).as_posix() in done.stdout
 
 
 def test_a_licence_that_leaves_the_policy_closes_the_gate(project_copy):

@@ -1,8 +1,10 @@
 """Random edits over every file of a root that the product made: each must be found by `verify --deep`, its file named.
 
 The root is a whole run (two sources' files, ids of their own, an offline W&B mirror, checkpoints, verdict, report). An
-edit is one of `EDITS`, on a file drawn from all files below the root, whatever they are. Two are no edits of evidence
-and are not drawn: removing an empty lock, and a change that leaves the bytes as they were.
+edit is one of `EDITS`, on a file drawn from all files below the root, whatever they are. No edits of evidence, and not
+drawn, are the removal of an empty lock or of `fetch/digests.json` (a cache: without it sources are read again), and a
+change that leaves the bytes as they were. Where a manifest is exchanged with a file that it lists, it is the manifest
+that must be named: nothing can be said of its files.
 """
 
 from __future__ import annotations
@@ -75,6 +77,7 @@ sample_seconds = 0.5
 [tracking]
 mode = "offline"
 """
+_CACHE = "digests.json"
 KEYS = GovernanceConfig(trusted_keys=("key.pem.pub",))
 
 
@@ -184,7 +187,10 @@ def swap(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
     """The bytes of two files exchanged."""
     other = chance.choice(others)
     ours, theirs = path.read_bytes(), other.read_bytes()
-    edit = Edit([path, other])
+    owners = [
+        one for one in (path, other) if one.name == FILE_NAME and {path, other} & set(one.parent.rglob("*")) - {one}
+    ]
+    edit = Edit(owners or [path, other])
     edit.write(path, theirs)
     edit.write(other, ours)
     return edit
@@ -195,14 +201,14 @@ def rename(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
     target = path.with_name(f"{chance.choice('abcdef')}{path.name}")
     edit = _on(target, path.read_bytes())
     edit.write(path, None)
-    edit.named = [target] * (path.name != FILE_NAME) + [path] * bool(edit.before[path])
+    edit.named = [target] * (path.name != FILE_NAME) + [path] * bool(edit.before[path] and path.name != _CACHE)
     return edit
 
 
 def delete(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
-    """Gone; an empty lock says nothing, and stays."""
+    """Gone; an empty lock and a cache say nothing, and stay."""
     data = path.read_bytes()
-    return _on(path, None if data else data)
+    return _on(path, None if data and path.name != _CACHE else data)
 
 
 def add(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
