@@ -11,6 +11,7 @@ from governance.reports.markup import ROWS_SHOWN, Html, compact, fold, foreign, 
 from governance.reports.origins import cite, cite_each
 
 _CHECKS_SHOWN = 200  # results of the audit; of more, those that passed are shown gate by gate
+_DETAIL = 140  # characters of what a check says
 _OF_A_GATE = 10  # of these, results of one gate and status that are shown one by one
 _SOURCES_SHOWN = 5  # a bar shows the largest sources and the rest together, as more colours cannot be told apart
 _LANGUAGES_SHOWN = 10
@@ -234,7 +235,7 @@ def _checks_table(
         gate = found["gates"][row["gate"]]
         observed = compact(row["observed"]) if isinstance(row["observed"], (int, float)) else row["observed"]
         subject = tag("span", foreign(str(row["subject"])), class_="note")
-        detail = [tag("br"), tag("span", foreign(row["detail"]), class_="note")] if row["detail"] else None
+        detail = [tag("br"), tag("span", foreign(_cut(row["detail"])), class_="note")] if row["detail"] else None
         lines.append([
             [tag("code", row["gate"]), tag("br"), subject],
             pill("waived" if row["waived"] else row["status"]),
@@ -246,6 +247,11 @@ def _checks_table(
         ])  # fmt: skip
     head = ["gate and subject", "status", "observed", "threshold", "rows", "owner, severity", "why"]
     return table(title, head, lines, numeric=(2,), cited=cite(found, "/checks"), shown=shown)
+
+
+def _cut(detail: str) -> str:
+    """A detail that leaves the page its height; report.json has it whole."""
+    return detail if len(detail) <= _DETAIL else f"{detail[:_DETAIL].rstrip()}…"
 
 
 def _fewer(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -74,7 +74,9 @@ def _checks(found: Mapping[str, Any], severity: str, one: str, many: str = "") -
         return
     gates = list(dict.fromkeys(row["gate"] for row in mine))
     counts = {status: sum(row["status"] == status for row in mine) for status in {row["status"] for row in mine}}
-    how = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items(), key=lambda item: -item[1]))
+    how = ", ".join(
+        f"{count:,} {status}" for status, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    )
     worst = mine[0]
     example = f"{worst['gate']} on {worst['subject']}: {worst['detail'] or worst['status']}"
     yield _finding(f"{counted(len(gates), one, many)} did not pass", f"{_few(gates)}: {how}", "/checks", "checks",
