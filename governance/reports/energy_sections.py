@@ -129,8 +129,8 @@ def energy_folded(found: Mapping[str, Any]) -> Iterator[Html]:
         [tag("h4", "Without a meter"), tag("ul", missing, class_="note")] if missing else None,
     )
     if data["views"] is not None:
-        yield fold("Energy of the last checkpoint, from the narrowest to the widest boundary", views_section(found))
-    yield fold("Factors and boundary of the footprint, and what was not computed", factors_table(found))
+        yield fold("Energy of the last checkpoint", views_section(found))
+    yield fold("Factors, and what was not computed", factors_table(found))
 
 
 def exact(joules: float | None) -> str:

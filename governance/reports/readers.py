@@ -68,12 +68,13 @@ def verdict(found: Mapping[str, Any]) -> Html:
         *([("Strength", str(policy["strength"]))] if policy.get("strength") else []),
         ("Signature", str(found["summary"]["signer"])),
         ("Expires", str(given.get("expires", UNKNOWN))),
-        ("Key", tag("code", str(given.get("key_id", UNKNOWN)))),
+        ("Key", tag("code", str(given.get("key_id", UNKNOWN))[:24], title=str(given.get("key_id", "")))),
         ("Submitted by", ", ".join(map(str, given.get("submitters", []))) or UNKNOWN),
         (
             "Covers",
             [digest(str(tokens.get("digest", ""))), f" and {number(len(given.get('subjects') or {}))} signed names"],
         ),
+        *([] if given.get("waivers") else [("Waivers", "none")]),
         ("Audit", digest(str(audit.get("digest", ""))) or UNKNOWN),
     ]
     cited = cite(found, "/verdict")
@@ -118,7 +119,7 @@ def verdict(found: Mapping[str, Any]) -> Html:
                 "Waivers", ["gate", "result", "observed", "up to", "approver", "until", "reason"], waivers, cited=cited
             )
             if waivers
-            else tag("p", "Waivers: none.", class_="none"),
+            else None,
             table("Looser than the parent policy", ["difference"], looser, cited=cited) if looser else None,
         ]
     )
