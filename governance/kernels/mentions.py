@@ -6,8 +6,13 @@ labels are groups, and the others, whose labels are categories, weights of an in
 a set that begin at a word the longest counts, and it uses its words up. A phrase may run over the end of a sentence;
 it belongs to the sentence in which it begins. Weights of a word that an identity term uses up do not count.
 
+What stands behind the counts is kept on the way: how often each term was found beside whom, and of each cell (a group
+with a category, or with a tone) the three sentences whose documents have the least priorities, each of another
+document (bottom-k sampling; Cohen & Kaplan 2007, PODC). A priority is a hash of the document's id, so any order and any
+partition keeps the same three; a sentence of more than `LONG` bytes gives way to shorter ones.
+
 Price: one look at each byte; memory is the packed lists and, where counts of sentences are wanted, 64 x groups x
-categories integers.
+categories integers, and groups x other terms.
 """
 
 from __future__ import annotations
@@ -18,7 +23,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numba import uint64
 
+from governance.kernels.behind_counts import EXAMPLES, NO_PRIORITY, add_terms, has_room, keep_examples, more_rows
 from governance.kernels.buffers import Bytes, Offsets
 from governance.kernels.compiled import inlined, kernel, part
 from governance.kernels.sentences import hash_word, longer, scan, word_tables
@@ -26,6 +33,7 @@ from governance.kernels.sentences import hash_word, longer, scan, word_tables
 BUCKETS = 64
 CATEGORY, WEIGHT, DIALECT = 0, 1, 2
 SCORES = 4  # sentences, total, squares, hits
+LONG = 400
 
 Integers = npt.NDArray[np.int64]
 Words = tuple[str, ...]
@@ -55,14 +63,19 @@ class Packed:
     others: Matcher
     sizes: tuple[int, int, int, int]
     """Groups, categories, instruments, dialects."""
+    crossed: npt.NDArray[np.int32]
+    """(groups, groups): the group that a sentence mentions, too, where it mentions both; -1 for none."""
+    terms: tuple[tuple[Words, ...], tuple[Words, ...]]
+    """The identity terms and the others, by number."""
 
 
 def pack(
     identity: Mapping[Words, Sequence[Label]],
     others: Mapping[Words, Sequence[Label]],
     sizes: tuple[int, int, int, int],
+    crossed: Mapping[tuple[int, int], int] | None = None,
 ) -> Packed:
-    """Pack terms: tuples of case-folded words, with their labels."""
+    """Pack terms: tuples of case-folded words, with their labels; `crossed`: two groups -> their intersection."""
     vocabulary = sorted({word for terms in (identity, others) for term in terms for word in term})
     numbers = {word: number for number, word in enumerate(vocabulary)}
     room = 1
@@ -75,11 +88,19 @@ def pack(
         while keys[at]:
             at = (at + 1) & (room - 1)
         keys[at], places[at] = key, number
-    return Packed((keys, places), _matcher(identity, numbers), _matcher(others, numbers), sizes)
+    both = np.full((sizes[0], sizes[0]), -1, np.int32)
+    for (one, other), number in (crossed or {}).items():
+        both[one, other] = both[other, one] = number
+    order = (_in_order(identity, numbers), _in_order(others, numbers))
+    matchers = (_matcher(identity, order[0], numbers), _matcher(others, order[1], numbers))
+    return Packed((keys, places), *matchers, sizes, both, order)
 
 
-def _matcher(terms: Mapping[Words, Sequence[Label]], numbers: Mapping[str, int]) -> Matcher:
-    order = sorted(terms, key=lambda term: (numbers[term[0]], -len(term), term))
+def _in_order(terms: Mapping[Words, Sequence[Label]], numbers: Mapping[str, int]) -> tuple[Words, ...]:
+    return tuple(sorted(terms, key=lambda term: (numbers[term[0]], -len(term), term)))
+
+
+def _matcher(terms: Mapping[Words, Sequence[Label]], order: Sequence[Words], numbers: Mapping[str, int]) -> Matcher:
     firsts = np.array([numbers[term[0]] for term in order], np.int64)
     labels = [label for term in order for label in terms[term]]
     return Matcher(
@@ -92,7 +113,11 @@ def _matcher(terms: Mapping[Words, Sequence[Label]], numbers: Mapping[str, int])
 
 
 class Sums(NamedTuple):
-    """Counts of sentences that add up over texts, by the documents' buckets."""
+    """Counts of sentences that add up over texts, by the documents' buckets, and what stands behind them.
+
+    A *cell* of a group is a category, then for each instrument a score below 0 and one above; where sentences are not
+    looked into there is one cell, any mention.
+    """
 
     categories: Integers
     """(64, categories): sentences that hold a term of it."""
@@ -100,15 +125,27 @@ class Sums(NamedTuple):
     """(64, groups, categories): sentences that mention the group and hold the category."""
     scores: Integers
     """(64, groups + 1, instruments, SCORES); behind the groups those that mention nobody."""
+    named: Integers
+    """(identity terms, 1 + cells): mentions, and mentions in sentences of each cell."""
+    beside: Integers
+    """(groups + 1, other terms, 2): words of sentences that mention the group, or nobody: all, and those that no
+    identity term uses up."""
+    best: npt.NDArray[np.uint64]
+    """(groups, cells, EXAMPLES): the least priorities, ascending."""
 
 
-def no_sums(sizes: tuple[int, int, int, int]) -> Sums:
-    """Sums of nothing."""
-    groups, categories, instruments, _ = sizes
+def no_sums(packed: Packed, deep: bool = True) -> Sums:
+    """Sums of nothing; not `deep`: sentences are not looked into, only whom the texts mention."""
+    groups = packed.sizes[0]
+    categories, instruments = packed.sizes[1:3] if deep else (0, 0)
+    cells = categories + 2 * instruments if deep else 1
     return Sums(
         np.zeros((BUCKETS, categories), np.int64),
         np.zeros((BUCKETS, groups, categories), np.int64),
         np.zeros((BUCKETS, groups + 1, instruments, SCORES), np.int64),
+        np.zeros((len(packed.terms[0]), 1 + cells if deep else 1), np.int64),
+        np.zeros((groups + 1, len(packed.terms[1]) if deep else 0, 2), np.int64),
+        np.full((groups, cells, EXAMPLES), NO_PRIORITY, np.uint64),
     )
 
 
@@ -121,10 +158,17 @@ class Found(NamedTuple):
     """The dialect whose words stand most often in the text; -1 where none does, or two as often."""
     events: Integers
     """Rows of (text, as its place in `rows`, group, mentions, sentences with a mention), for each group mentioned."""
+    examples: Integers
+    """Rows of (text, group, cell, first byte, behind the last): sentences that were kept, some no longer."""
 
 
 def count_texts(
-    buffers: tuple[Bytes, Offsets], rows: Integers, buckets: Integers, packed: Packed, sums: Sums | None
+    buffers: tuple[Bytes, Offsets],
+    rows: Integers,
+    buckets: Integers,
+    packed: Packed,
+    sums: Sums | None,
+    priorities: npt.NDArray[np.uint64] | None = None,
 ) -> Found:
     """Count the texts `rows` of a column.
 
@@ -133,14 +177,19 @@ def count_texts(
         rows: which texts; all of one language.
         buckets: 0 to 63, one for each of `rows`.
         packed: the lists of that language.
-        sums: is added to; None: sentences are not looked into, only whom the texts mention.
+        sums: is added to; those of `no_sums(packed, deep=False)`, or None: sentences are not looked into.
+        priorities: below 2^63, one for each of `rows`; None: no example is kept.
     """
-    wanted = no_sums((packed.sizes[0], 0, 0, 0)) if sums is None else sums
-    shape = np.array(packed.sizes, np.int64) * (1 if sums is not None else np.array([1, 0, 0, 0]))
+    wanted = no_sums(packed, deep=False) if sums is None else sums
+    ranks = np.full(len(rows), NO_PRIORITY, np.uint64) if priorities is None else priorities
+    deep = wanted.beside.shape[1] > 0 or wanted.scores.shape[2] > 0 or wanted.pairs.shape[2] > 0
+    shape = np.array(packed.sizes, np.int64) * (1 if deep else np.array([1, 0, 0, 0]))
     matchers: Any = (tuple(packed.identity), tuple(packed.others))
     out = np.zeros((3, len(rows)), np.int64)
-    events = _count(buffers, rows, buckets, word_tables(), packed.listed, matchers, shape, tuple(wanted), out)
-    return Found(out[0], out[1], out[2], events)
+    places = (rows, buckets, ranks)
+    lists = (word_tables(), packed.listed, matchers, packed.crossed)
+    events, examples = _count(buffers, places, lists, shape, tuple(wanted), out)
+    return Found(out[0], out[1], out[2], events, examples)
 
 
 @part
@@ -190,7 +239,7 @@ def _first_time(number, stamps, stamp, here, filled):  # type: ignore[no-untyped
 @part
 def _add_sentence(bucket, groups, categories, score, hit, sums):  # type: ignore[no-untyped-def]
     """Add one sentence to the sums; of a sentence that mentions nobody the number is counted elsewhere."""
-    by_category, pairs, scores = sums
+    by_category, pairs, scores, _, _, _ = sums
     for c in categories:
         by_category[bucket, c] += 1
         for g in groups:
@@ -219,12 +268,31 @@ def _most(counts):  # type: ignore[no-untyped-def]
     return winner
 
 
+@part
+def _add_crossed(groups, many, crossed, stamps, stamp, mentions, touched, mentioned):  # type: ignore[no-untyped-def]
+    """Add the intersections of the first `many` groups of a sentence; how many groups it then has, and the text."""
+    filled = many
+    for i in range(many):
+        for j in range(i):
+            number = crossed[groups[i], groups[j]]
+            if number >= 0 and stamps[number] != stamp:
+                filled = _first_time(number, stamps, stamp, groups, filled)
+                if mentions[number] == 0:
+                    touched[mentioned] = number
+                    mentioned += 1
+                mentions[number] += 1
+    return filled, mentioned
+
+
 @kernel
-def _count(buffers, rows, buckets, tables, listed, matchers, shape, sums, out):  # type: ignore[no-untyped-def]
+def _count(buffers, places, lists, shape, sums, out):  # type: ignore[no-untyped-def]
     data, offsets = buffers
+    rows, buckets, ranks = places
+    tables, listed, matchers, crossed = lists
     identity, others = matchers
     deep = shape[1] + shape[2] + shape[3] > 0
     hits = (np.empty(1024, np.int32), np.empty(1024, np.int64), np.empty(1024, np.int64))
+    ends = np.empty(0, np.int64)
     terms, more = np.empty(1024, np.int32), np.empty(1024, np.int32)
     mentions, with_mention = np.zeros(shape[0], np.int64), np.zeros(shape[0], np.int64)
     touched = np.empty(shape[0], np.int64)
@@ -232,16 +300,17 @@ def _count(buffers, rows, buckets, tables, listed, matchers, shape, sums, out): 
     stamps, here = np.full(shape[1], -1, np.int64), np.empty(shape[1], np.int64)
     score, hit, dialects = np.zeros(shape[2], np.int64), np.zeros(shape[2], np.int64), np.zeros(shape[3], np.int64)
     events, filled, stamp = np.empty((1024, 4), np.int64), 0, 0
+    chosen, kept = np.empty((1024, 5), np.int64), 0
     for n in range(len(rows)):
         start, end = offsets[rows[n]], offsets[rows[n] + 1]
-        hits, count, out[0, n], out[1, n] = scan(data, start, end, tables, listed, hits)
+        hits, count, out[0, n], out[1, n] = scan(data, start, end, tables, listed, hits, None)
         terms = _match(hits, count, identity, terms)
         if deep:
             more = _match(hits, count, others, more)
         sentence = hits[2]
-        mentioned, peopled, k = 0, 0, 0
+        mentioned, peopled, k, walked = 0, 0, 0, False
         while k < count:
-            stamp, current, many, several = stamp + 1, sentence[k], 0, 0
+            stamp, current, many, several, first = stamp + 1, sentence[k], 0, 0, k
             score[:] = 0
             hit[:] = 0
             while k < count and sentence[k] == current:
@@ -253,6 +322,8 @@ def _count(buffers, rows, buckets, tables, listed, matchers, shape, sums, out): 
                             mentioned += 1
                         mentions[g] += 1
                         many = _first_time(g, group_stamps, stamp, groups_here, many)
+                    if not deep:
+                        sums[3][terms[k], 0] += 1
                 if deep and more[k] >= 0:
                     for at in range(others[3][more[k]], others[3][more[k] + 1]):
                         kind, number, weight = others[4][at]
@@ -264,27 +335,35 @@ def _count(buffers, rows, buckets, tables, listed, matchers, shape, sums, out): 
                             score[number] += weight
                             hit[number] += 1
                 k += 1
+            if deep and many > 1:
+                many, mentioned = _add_crossed(
+                    groups_here, many, crossed, group_stamps, stamp, mentions, touched, mentioned
+                )
             for j in range(many):
                 with_mention[groups_here[j]] += 1
             peopled += many > 0
             if deep:
                 _add_sentence(buckets[n], groups_here[:many], here[:several], score, hit, sums)
+                labels = (others[3], others[4])
+                add_terms((terms, more), first, k, labels, groups_here[:many], here[:several], score, sums)
+            if many > 0 and has_room(ranks[n], groups_here[:many], here[:several], score, sums[5]):
+                if not walked:
+                    ends, walked = np.empty(out[1, n], np.int64), True
+                    scan(data, start, end, tables, listed, hits, ends)
+                span = (ends[current - 1] if current else start, ends[current])
+                rank = ranks[n] | (uint64(span[1] - span[0] > LONG) << uint64(63))
+                chosen, kept = keep_examples(
+                    (n, rank), span, groups_here[:many], here[:several], score, sums[5], chosen, kept
+                )
         for instrument in range(shape[2]):
             sums[2][buckets[n], shape[0], instrument, 0] += out[1, n] - peopled
         out[2, n] = _most(dialects)
         while filled + mentioned > len(events):
-            events = _more_rows(events)
+            events = more_rows(events)
         for j in range(mentioned):
             g = touched[j]
             events[filled, 0], events[filled, 1] = n, g
             events[filled, 2], events[filled, 3] = mentions[g], with_mention[g]
             mentions[g] = with_mention[g] = 0
             filled += 1
-    return events[:filled].copy()
-
-
-@part
-def _more_rows(values):  # type: ignore[no-untyped-def]
-    more = np.empty((2 * len(values), values.shape[1]), values.dtype)
-    more[: len(values)] = values
-    return more
+    return events[:filled].copy(), chosen[:kept].copy()

@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from governance.checks.bias import findings
+
 NEUTRAL = {
     "npmi_gap": 0.0,
     "sentiment_gap": 0.0,
@@ -46,6 +48,8 @@ def standing_out(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str,
 
 def stands_out(row: Mapping[str, Any]) -> bool:
     """Its interval leaves out "no difference", and the test says so too."""
+    if row["metric"] in findings.NEUTRAL:
+        return findings.stands_out(row)
     neutral, note = NEUTRAL.get(row["metric"]), str(row["note"] or "")
     if row["metric"] == "instrument_bias":  # the check has its own bounds, of a group and of a single term
         return note.startswith("biased")

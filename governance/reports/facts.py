@@ -24,7 +24,7 @@ from governance.reports.faults import fault_facts
 from governance.reports.first_look import first_look
 from governance.reports.languages import language_counts
 from governance.reports.origins import origins
-from governance.reports.samples import Mask, kept_samples, mask, quarantine_samples, removed_samples
+from governance.reports.samples import Mask, kept_samples, mask, masked_example, quarantine_samples, removed_samples
 from governance.reports.training import training_facts
 
 ORDER = (
@@ -117,6 +117,7 @@ def _facts(
         "checks": checks(results, verdict),
         "representation": _read(audit, "representation.json", root),
         "bias": bias_of(artifacts, root),
+        "findings": findings_of(artifacts, root, rules),
         "tokens": {
             stage: scalars(artifacts[stage].stats) for stage in ("tokenizer", "encode", "pack") if stage in artifacts
         },
@@ -152,6 +153,21 @@ def bias_of(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list[dic
         ManifestError: they cannot be read.
     """
     return _read(artifacts.get("bias"), "tables.json", root) or {}
+
+
+def findings_of(artifacts: Mapping[str, Manifest], root: Path, rules: Mask = mask) -> list[dict[str, Any]]:
+    """The findings of the bias audit, their examples masked; none without one, or where it was made before there were.
+
+    Raises:
+        ManifestError: they cannot be read.
+    """
+    bias = artifacts.get("bias")
+    if bias is None or not any(output.path.endswith("/findings.json") for output in bias.outputs):
+        return []
+    return [
+        {**row, "examples": [masked_example(example, rules) for example in row["examples"]]}
+        for row in _read(bias, "findings.json", root)
+    ]
 
 
 def _funnel(manifest: Manifest) -> dict[str, Any]:

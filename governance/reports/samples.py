@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,11 @@ def kept_samples(manifest: Manifest, root: Path, rules: Mask = mask) -> list[dic
             break
     turns = itertools.chain.from_iterable(itertools.zip_longest(*found.values()))
     return [example for example in turns if example is not None][:EXAMPLES]
+
+
+def masked_example(example: Mapping[str, str], rules: Mask = mask) -> dict[str, str]:
+    """A sentence behind a finding, masked and shortened; its id as every id is."""
+    return {**example, "id": _id(example["id"]), "text": shorten(example["text"], rules)}
 
 
 def quarantine_samples(manifest: Manifest, root: Path, rules: Mask = mask) -> dict[str, list[dict[str, str]]]:

@@ -16,7 +16,7 @@ from governance.checks.bias.origins import bucket_of, country_of, host_of, year_
 from governance.errors import ManifestError
 from tests.governance.bias_reference import count
 
-LEXICONS = load_lexicons(ListsConfig())
+LEXICONS = load_lexicons(ListsConfig(intersections=()))
 PHRASES = (
     "She is a nurse.", "The man was arrested for theft!", "A wonderful black woman", "old friend", "lesbian idiots",
     "an African American judge", "nobody here.", "colour and colour", "Die Frau ist eine gute Ärztin.", "ella", "\n\n",
@@ -35,6 +35,7 @@ ROWS = st.lists(
         }
     ),
     max_size=12,
+    unique_by=lambda row: row["id"],
 )
 SCHEMA = pa.schema([(name, pa.large_string() if name == "text" else pa.string()) for name in (*c._COLUMNS, "reason")])
 
@@ -62,7 +63,7 @@ LABELS = {code: labels_of(lexicon) for code, lexicon in LEXICONS.languages.items
 
 
 def reference(rows):
-    """Every table but `shares`, from the slow reference of single texts, as Counters by key."""
+    """Every table but `shares`, `terms` and `beside`, from the slow reference of single texts, as Counters by key."""
     found = {name: Counter() for name in t.TABLES}
     for row in rows:
         code, bucket = row["language"] or "und", bucket_of(host_of(row["url"]) or row["id"])
@@ -111,8 +112,8 @@ def reference(rows):
 def test_the_tables_are_those_of_a_plain_reference(rows):
     tables, expected = counted(rows), reference(rows)
     for name, (_, fields) in t.TABLES.items():
-        if name == "shares":
-            continue
+        if name in {"shares", "terms", "beside"}:
+            continue  # `terms` and `beside` in test_bias_behind.py
         own = {key: values for key, values in keyed(tables[name], name, *fields).items()}
         flat = {(*key, field) if len(fields) > 1 else key: value
                 for key, values in own.items() for field, value in zip(fields, values, strict=True)}  # fmt: skip
@@ -145,7 +146,7 @@ def test_any_order_and_any_partition_give_the_same_bytes(tmp_path_factory, rows,
 @given(ROWS)
 def test_every_removed_document_has_a_fate_on_every_axis(rows):
     tables = counted(rows, "dedup")
-    assert all(table.num_rows == 0 for name, table in tables.items() if name != "fates")
+    assert all(table.num_rows == 0 for name, table in tables.items() if name not in {"fates", "terms", "examples"})
     for code in {row["language"] for row in rows}:
         own = [row for row in tables["fates"].to_pylist() if row["language"] == (code or "und")]
         of = Counter(row["reason"] for row in rows if row["language"] == code)
@@ -165,8 +166,8 @@ def test_tables_are_sorted_and_hold_no_zeros():
         {"id": str(n), "text": text * 2, "source": "s", "url": "", "language": "en", "licence": "MIT", "reason": ""}
         for n, text in enumerate(PHRASES * 3)
     ]
-    for name, table in counted(rows).items():
-        keys, fields = t.TABLES[name]
+    for name, (keys, fields) in t.TABLES.items():
+        table = counted(rows)[name]
         own = [tuple(row[key] for key in keys) for row in table.to_pylist()]
         assert own == sorted(set(own))
         assert table.schema == t.schema_of(name)

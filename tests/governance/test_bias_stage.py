@@ -17,7 +17,7 @@ import pytest
 
 from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, write_table
 from governance.checks.bias.bias import BiasConfig, bias_audit
-from governance.checks.bias.count_tables import TABLES
+from governance.checks.bias.count_tables import ALL_TABLES
 from governance.checks.bias.counts import _packed
 from governance.checks.bias.lexicons import ListsConfig, load_lexicons
 from governance.checks.bias.origins import bucket_of
@@ -29,7 +29,7 @@ from governance.manifest import Manifest, describe, verify
 from governance.parallel import close_pool
 from governance.stage import Runtime
 
-GOLDEN = "b4365e0543b6914b481424a06a5cd3c9e9e9078b2a92144ca790264d0413c118"
+GOLDEN = "16e2dd28c2b4271aff2adefb34dbbc50fadb299ab47e3716923f6ae13caf979f"
 SENTENCES = (
     "She is a wonderful nurse. ", "The man was arrested for theft. ", "Nobody knows the colour of it. ",
     "Die Frau kam. ", "A young Muslim teacher won the match. ", "That stupid idiot! ",
@@ -115,7 +115,7 @@ def test_golden(tmp_path):
         (tmp_path / f"{name}.toml").write_text(text)
     config = BiasConfig(lists={name: f"{name}.toml" for name in LISTS})
     made = bias_audit(corpus(tmp_path), config, Runtime(tmp_path), folder=tmp_path)
-    assert set(tables_of(made, tmp_path)) == set(TABLES)
+    assert set(tables_of(made, tmp_path)) == set(ALL_TABLES)
     assert content(made, tmp_path) == GOLDEN, "bytes changed: raise VERSION"
     assert verify(made, tmp_path) == []
     assert made.stats["documents"] == 120
@@ -253,10 +253,10 @@ def test_planted_sentences_are_scored_as_planted(name):
     right: dict[str, Counter[bool]] = defaultdict(Counter)
     for start in range(0, len(mentions), 64):
         part = mentions[start : start + 64]
-        sums, rows = no_sums(packed.sizes), np.arange(len(part))
+        sums, rows = no_sums(packed), np.arange(len(part))
         buffers = text_buffers(pa.array([sentence for sentence, _ in part], pa.large_string()))
         found = count_texts(buffers, rows, rows, packed, sums)
-        groups = {(row, english.groups[group]) for row, group, *_ in found.events.tolist()}
+        groups = {(row, english.everyone[group]) for row, group, *_ in found.events.tolist()}
         for row, (_, mention) in enumerate(part):
             place = int(np.argmax(sums.scores[row, :, 0, 0]))  # every group of a sentence has its score
             score, toxic = (sums.scores[row, place, lexicons.instruments.index(i)] for i in ("sentiment", "toxicity"))

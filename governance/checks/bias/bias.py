@@ -3,6 +3,7 @@
 Reads the documents that stayed (`redact`) and those that each filter removed, once each, and writes the count tables
 of `counts.py` (role `counts`, one Parquet file a table); `parts` holds the same of each shard. Of the counts
 `tables.json` is made: suite -> rows with intervals (`tables.py`), which the gates judge; nothing here is a judgement.
+`findings.json` has what stands behind each row that stands out (`findings.py`): its sentences are not masked.
 Word lists and classifiers are instruments, and are checked by neutral sentences first (`instruments.py`).
 
 Promise: an artifact of any number of workers, in any order, after any crash, is the same to the byte. Documents of a
@@ -22,9 +23,10 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import Field
 
-from governance.checks.bias.count_tables import TABLES, merge_parts, write_counts
+from governance.checks.bias.count_tables import ALL_TABLES, TABLES, merge_parts, write_counts
 from governance.checks.bias.counts import KEPT, Work, count_shard
 from governance.checks.bias.coverage import uncovered_words
+from governance.checks.bias.findings import findings_of
 from governance.checks.bias.impact import Reference
 from governance.checks.bias.instruments import Scorer, instrument_rows, lexicon_scorer, load_templates
 from governance.checks.bias.lexicons import Lexicons, ListsConfig, load_lexicons
@@ -40,12 +42,13 @@ from governance.manifest import Manifest, describe
 from governance.parallel import Shard, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 4
+VERSION = 5
 FINAL = "redact"
 """The stage whose documents are the corpus."""
 FILTERS = ("clean", "classify", "dedup", "paragraphs", "decontaminate")
 """The stages that remove documents, in order; those that the run has are counted."""
 TABLES_FILE = "tables.json"
+FINDINGS_FILE = "findings.json"
 
 Models = Mapping[str, tuple[Manifest, Scorer]]
 """Name -> a classifier's artifact, and how it scores texts."""
@@ -127,9 +130,11 @@ def bias_audit(
             reference=config.reference,
             parity_reference=config.parity_reference,
         )
-        write_json(folder / TABLES_FILE, bias_tables(counts, _recorded(artifacts), checked, choices))
-        written = [describe(folder / "counts" / f"{name}.parquet", runtime.root) for name in TABLES]
-        written.append(describe(folder / TABLES_FILE, runtime.root))
+        tables = bias_tables(counts, _recorded(artifacts), checked, choices)
+        write_json(folder / TABLES_FILE, tables)
+        write_json(folder / FINDINGS_FILE, findings_of(tables, counts, lexicons))
+        written = [describe(folder / "counts" / f"{name}.parquet", runtime.root) for name in ALL_TABLES]
+        written += [describe(folder / name, runtime.root) for name in (TABLES_FILE, FINDINGS_FILE)]
         return Made([*parts, *written], _stats(counts, lexicons))
 
     inputs = [artifacts[stage].as_input() for stage in (*filters, FINAL, "encode") if stage in artifacts]

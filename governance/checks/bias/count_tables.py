@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 from governance.checks.bias.origins import SMALL_SITES
 from governance.errors import ManifestError
 from governance.files import atomic_path
+from governance.kernels.behind_counts import EXAMPLES
 
 Tables = dict[str, list[pa.Table]]
 
@@ -36,20 +39,32 @@ TABLES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("documents",),
     ),
     "shares": (("dimension", "value", "bucket"), ("documents", "bytes", "words")),
+    "terms": (("stage", "language", "term", "family", "category"), ("mentions",)),
+    "beside": (("language", "axis", "group", "term"), ("words", "scored")),
 }
 """Table -> its keys, in the order in which it is sorted, and its counts."""
+EXAMPLES_TABLE = "examples"
+CELL = ("stage", "language", "axis", "group", "family", "category")
+"""The keys of `examples`."""
+EXAMPLE_COLUMNS = (*CELL, "priority", "id", "source", "reason", "text")
+ALL_TABLES = (*TABLES, EXAMPLES_TABLE)
 _INTEGER_KEYS = {"bucket", "length_bin"}
 
 
 def schema_of(table: str) -> pa.Schema:
-    """The columns of a count table."""
+    """The columns of a table."""
+    if table == EXAMPLES_TABLE:
+        kinds = {"priority": pa.uint64()}
+        return pa.schema([(name, kinds.get(name, pa.string())) for name in EXAMPLE_COLUMNS])
     keys, counts = TABLES[table]
-    kinds = [(name, pa.int64() if name in _INTEGER_KEYS else pa.string()) for name in keys]
-    return pa.schema([*kinds, *((name, pa.int64()) for name in counts)])
+    fields = [(name, pa.int64() if name in _INTEGER_KEYS else pa.string()) for name in keys]
+    return pa.schema([*fields, *((name, pa.int64()) for name in counts)])
 
 
 def merged(table: str, parts: Sequence[pa.Table]) -> pa.Table:
-    """The sum of parts of one table, in its order."""
+    """The sum of parts of one table, in its order; of `examples` the first of all."""
+    if table == EXAMPLES_TABLE:
+        return _first_examples(parts)
     keys, counts = TABLES[table]
     schema = schema_of(table)
     whole = pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in parts)])
@@ -58,8 +73,31 @@ def merged(table: str, parts: Sequence[pa.Table]) -> pa.Table:
     return renamed.sort_by([(name, "ascending") for name in keys]).cast(schema).combine_chunks()
 
 
+def _first_examples(parts: Sequence[pa.Table]) -> pa.Table:
+    """The examples of least priority in each cell."""
+    schema = schema_of(EXAMPLES_TABLE)
+    whole = pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in parts)])
+    whole = whole.sort_by([(name, "ascending") for name in (*CELL, "priority", "id")])
+    begins = np.zeros(len(whole), bool)
+    begins[:1] = True
+    for name in CELL:
+        code = pc.dictionary_encode(whole[name].combine_chunks()).indices.to_numpy()
+        begins[1:] |= code[1:] != code[:-1]
+    places = np.arange(len(whole))
+    first = np.maximum.accumulate(np.where(begins, places, 0))
+    return whole.filter(pa.array(places - first < EXAMPLES)).combine_chunks()
+
+
+def table_of(name: str, **columns: Any) -> pa.Table:
+    """Rows of a count table; a single value stands for all rows."""
+    schema = schema_of(name)
+    rows = max(len(values) for values in columns.values() if not isinstance(values, str))
+    whole = {key: [value] * rows if isinstance(value, str) else value for key, value in columns.items()}
+    return pa.table([pa.array(whole[field.name], field.type) for field in schema], schema=schema)
+
+
 def _part_schema() -> pa.Schema:
-    fields = {field.name: field for name in TABLES for field in schema_of(name)}
+    fields = {field.name: field for name in ALL_TABLES for field in schema_of(name)}
     return pa.schema([pa.field("table", pa.string()), *fields.values()])
 
 
@@ -84,7 +122,7 @@ def merge_parts(paths: Iterable[Path], most_sites: int = MOST_SITES) -> dict[str
     """
     paths = list(paths)
     largest = _largest_sites(paths, most_sites)
-    pending: Tables = {name: [] for name in TABLES}
+    pending: Tables = {name: [] for name in ALL_TABLES}
     for path in paths:
         part = _read_part(path)
         for name, parts in pending.items():

@@ -18,6 +18,16 @@ cluster (`origins.py`), `language` the column's ("und" where it is empty), `leng
                 language without term lists: once, with axis and group "", since nobody knows whom it mentions
     shares      dimension, value, bucket -> documents, bytes, words; of language, source, domain, licence, year,
                 country, dialect
+    terms       stage, language, term, family, category -> mentions
+                of an identity term: all of them (family and category ""), and of what stayed those in sentences that
+                hold the category, or whose score is "below" or "above" 0 (family: the instrument)
+    beside      language, axis, group, term -> words, scored
+                of any other term in sentences that mention the group (or, "", nobody): how often it stands there, and
+                how often without being part of an identity term, as scores count it
+
+The table `examples` is no sum: of each stage, language, axis, group, family and category the `EXAMPLES` sentences with
+the least `priority`, each of another document (`examples.py`). Intersections (`crossed.py`) are groups of axes of their
+own in `groups`, `pairs`, `scores` and `beside`.
 
 Promise: any order, any partition into shards, any crash gives the same bytes. Bytes are of the text as it is stored,
 words and sentences as `kernels/sentences.py` has them. Price: memory is one row group, 64 x groups x categories
@@ -31,7 +41,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -39,9 +49,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from governance.checks.bias.count_tables import TABLES, Tables, merged, schema_of, write_part
+from governance.checks.bias.count_tables import ALL_TABLES, EXAMPLES_TABLE, Tables, merged, table_of, write_part
+from governance.checks.bias.examples import Kept, add_examples, example_table, priorities_of
 from governance.checks.bias.lexicons import Lexicon, Lexicons, pack_lexicon
 from governance.checks.bias.origins import BUCKETS, UNKNOWN, bucket_of, country_of, host_of, year_of
+from governance.checks.bias.sentence_tables import removed_tables, sentence_tables
 from governance.config import Section
 from governance.errors import ManifestError
 from governance.parallel import ShardMade
@@ -94,16 +106,21 @@ def read_groups(path: Path, removed: bool) -> Iterator[pa.Table]:
 def count_groups(groups: Iterable[pa.Table], stage: str, lexicons: Lexicons) -> dict[str, pa.Table]:
     """The count tables of documents of one stage, from tables with the columns of a document shard."""
     sums: dict[str, Sums] = {}
-    parts: Tables = {name: [] for name in TABLES}
+    parts: Tables = {name: [] for name in ALL_TABLES}
+    kept: Kept = {}
     for group in groups:
         if group.num_rows:
-            _count_group(group, stage, lexicons, sums, parts)
+            _count_group(group, stage, lexicons, (sums, kept), parts)
         for name, pending in parts.items():
             if len(pending) > 32:
                 parts[name] = [merged(name, pending)]
     for code, added in sums.items():
-        for name, table in sentence_tables(code, lexicons, added):
+        packed = _packed(lexicons, code)
+        deep = stage == KEPT
+        tables = sentence_tables(code, lexicons, packed, added) if deep else removed_tables(stage, code, packed, added)
+        for name, table in tables:
             parts[name].append(table)
+    parts[EXAMPLES_TABLE].append(example_table(stage, kept))
     return {name: merged(name, pending) for name, pending in parts.items()}
 
 
@@ -111,6 +128,7 @@ def count_groups(groups: Iterable[pa.Table], stage: str, lexicons: Lexicons) -> 
 class Facts:
     """What is known of each document of a row group, in order."""
 
+    ids: list[str]
     languages: npt.NDArray[np.object_]
     buckets: Integers
     sizes: Integers
@@ -126,8 +144,10 @@ class Facts:
 def _facts(group: pa.Table) -> Facts:
     urls = group["url"].to_pylist()
     hosts = [host_of(url) for url in urls]
-    clusters = [host or name for host, name in zip(hosts, group["id"].to_pylist(), strict=True)]
+    ids = group["id"].to_pylist()
+    clusters = [host or name for host, name in zip(hosts, ids, strict=True)]
     return Facts(
+        ids=ids,
         languages=np.array([code or "und" for code in group["language"].to_pylist()], object),
         buckets=np.array([bucket_of(cluster) for cluster in clusters], np.int64),
         sizes=pc.binary_length(group["text"]).to_numpy().astype(np.int64),
@@ -164,23 +184,28 @@ def _packed(lexicons: Lexicons, code: str) -> Packed:
     return pack_lexicon(lexicons.languages.get(code), len(lexicons.instruments))
 
 
-def _count_group(group: pa.Table, stage: str, lexicons: Lexicons, sums: dict[str, Sums], parts: Tables) -> None:
-    """Count one row group into `sums` and `parts`."""
+def _count_group(
+    group: pa.Table, stage: str, lexicons: Lexicons, found_before: tuple[dict[str, Sums], Kept], parts: Tables
+) -> None:
+    """Count one row group into the sums and examples found before, and `parts`."""
     from governance.kernels.buffers import text_buffers
     from governance.kernels.mentions import count_texts, no_sums
 
-    facts = _facts(group)
+    facts, (sums, kept) = _facts(group), found_before
+    priorities = priorities_of(group["id"])
     buffers = text_buffers(_in_nfc(group["text"]))
     words, sentences = np.zeros((2, len(group)), np.int64)
     dialects = np.full(len(group), UNKNOWN, object)
     for code in sorted(set(facts.languages.tolist())):
         lexicon = lexicons.languages.get(code)
         rows, packed = np.flatnonzero(facts.languages == code), _packed(lexicons, code if lexicon else "")
-        if stage == KEPT and lexicon and code not in sums:
-            sums[code] = no_sums(packed.sizes)
+        if lexicon and code not in sums:
+            sums[code] = no_sums(packed, deep=stage == KEPT)
         buckets = facts.buckets[rows]
-        found = count_texts(buffers, rows, buckets, packed, sums.get(code) if stage == KEPT else None)
+        found = count_texts(buffers, rows, buckets, packed, sums.get(code), priorities[rows])
         words[rows], sentences[rows] = found.words, found.sentences
+        if lexicon:
+            add_examples(kept, (code, lexicons), (found, sums[code].best), (rows, priorities), (facts, buffers))
         if lexicon and stage == KEPT:
             for name, table in _mention_tables(code, lexicon, buckets, found):
                 parts[name].append(table)
@@ -192,16 +217,8 @@ def _count_group(group: pa.Table, stage: str, lexicons: Lexicons, sums: dict[str
         parts["shares"] += _shares(facts, words, dialects)
 
 
-def _table(name: str, **columns: Any) -> pa.Table:
-    """Rows of a count table; a single value stands for all rows."""
-    schema = schema_of(name)
-    rows = max(len(values) for values in columns.values() if not isinstance(values, str))
-    whole = {key: [value] * rows if isinstance(value, str) else value for key, value in columns.items()}
-    return pa.table([pa.array(whole[field.name], field.type) for field in schema], schema=schema)
-
-
 def _documents(facts: Facts, words: Integers, sentences: Integers) -> pa.Table:
-    return _table(
+    return table_of(
         "documents",
         language=facts.languages,
         bucket=facts.buckets,
@@ -217,21 +234,27 @@ def _axis_numbers(lexicon: Lexicon) -> Integers:
     return np.array([lexicon.axes.index(axis) for axis, _ in lexicon.groups], np.int64)
 
 
+def _of_groups(lexicon: Lexicon, found: Found) -> Integers:
+    """The events of groups, without those of intersections."""
+    return found.events[found.events[:, 1] < len(lexicon.groups)]
+
+
 def _mentioned(lexicon: Lexicon, found: Found) -> npt.NDArray[np.bool_]:
     """(documents, axes): which documents mention any group of which axis."""
     seen = np.zeros((len(found.words), len(lexicon.axes)), bool)
-    seen[found.events[:, 0], _axis_numbers(lexicon)[found.events[:, 1]]] = True
+    events = _of_groups(lexicon, found)
+    seen[events[:, 0], _axis_numbers(lexicon)[events[:, 1]]] = True
     return seen
 
 
 def _mention_tables(code: str, lexicon: Lexicon, buckets: Integers, found: Found) -> Iterator[tuple[str, pa.Table]]:
-    groups = np.zeros((BUCKETS, len(lexicon.groups), 3), np.int64)
+    groups = np.zeros((BUCKETS, len(lexicon.everyone), 3), np.int64)
     place = (buckets[found.events[:, 0]], found.events[:, 1])
     np.add.at(groups, place, np.stack([np.ones(len(found.events), np.int64), *found.events[:, 2:].T], axis=1))
     bucket, group = np.nonzero(groups[:, :, 0])
     documents, mentions, sentences = groups[bucket, group].T
-    names = np.array(lexicon.groups, object).reshape(-1, 2)[group]
-    yield "groups", _table(
+    names = np.array(lexicon.everyone, object).reshape(-1, 2)[group]
+    yield "groups", table_of(
         "groups", language=code, bucket=bucket, axis=names[:, 0], group=names[:, 1], documents=documents,
         mentions=mentions, sentences=sentences,
     )  # fmt: skip
@@ -239,7 +262,7 @@ def _mention_tables(code: str, lexicon: Lexicon, buckets: Integers, found: Found
     np.add.at(axes, buckets, _mentioned(lexicon, found))
     bucket, axis = np.nonzero(axes)
     named = np.array(lexicon.axes, object)[axis]
-    yield "axes", _table("axes", language=code, bucket=bucket, axis=named, documents=axes[bucket, axis])
+    yield "axes", table_of("axes", language=code, bucket=bucket, axis=named, documents=axes[bucket, axis])
 
 
 def _fates(stage: str, code: str, lexicon: Lexicon | None, facts: Facts, rows: Integers, found: Found) -> pa.Table:
@@ -255,8 +278,9 @@ def _fates(stage: str, code: str, lexicon: Lexicon | None, facts: Facts, rows: I
     if lexicon:
         names = [*lexicon.groups, *((axis, "") for axis in lexicon.axes)]
         none, axis = np.nonzero(~_mentioned(lexicon, found))
-        document = np.concatenate([found.events[:, 0], none])
-        label = np.concatenate([found.events[:, 1], axis + len(lexicon.groups)])
+        events = _of_groups(lexicon, found)
+        document = np.concatenate([events[:, 0], none])
+        label = np.concatenate([events[:, 1], axis + len(lexicon.groups)])
     keys, documents = np.unique(kind[document] * len(names) + label, return_counts=True)
     kinds, label = np.divmod(keys, len(names))
     kinds, bucket = np.divmod(kinds, BUCKETS)
@@ -264,7 +288,7 @@ def _fates(stage: str, code: str, lexicon: Lexicon | None, facts: Facts, rows: I
     kinds, site = np.divmod(kinds, len(sites))
     reason, source = np.divmod(kinds, len(sources))
     named = np.array(names, object).reshape(-1, 2)[label]
-    return _table(
+    return table_of(
         "fates", stage=stage, reason=reasons[reason], source=sources[source], site=sites[site], language=code,
         length_bin=length, bucket=bucket, axis=named[:, 0], group=named[:, 1], documents=documents,
     )  # fmt: skip
@@ -287,35 +311,7 @@ def _shares(facts: Facts, words: Integers, dialects: npt.NDArray[np.object_]) ->
         np.add.at(sums, place, np.stack([np.ones(len(words), np.int64), facts.sizes, words], axis=1))
         value = coded.dictionary.take(pa.array(keys // BUCKETS))
         documents, size, number = sums.T
-        yield _table(
+        yield table_of(
             "shares", dimension=dimension, value=value, bucket=keys % BUCKETS, documents=documents, bytes=size,
             words=number,
         )  # fmt: skip
-
-
-def sentence_tables(code: str, lexicons: Lexicons, sums: Sums) -> Iterator[tuple[str, pa.Table]]:
-    """The tables of what sentences of one language hold."""
-    lexicon = lexicons.languages[code]
-    groups = np.array([*lexicon.groups, ("", "")], object).reshape(-1, 2)
-    categories = np.array(lexicon.categories, object).reshape(-1, 2)
-    bucket, category = np.nonzero(sums.categories)
-    named = categories[category]
-    yield "categories", _table(
-        "categories", language=code, bucket=bucket, family=named[:, 0], category=named[:, 1],
-        sentences=sums.categories[bucket, category],
-    )  # fmt: skip
-    bucket, group, category = np.nonzero(sums.pairs)
-    whom, named = groups[group], categories[category]
-    yield "pairs", _table(
-        "pairs", language=code, bucket=bucket, axis=whom[:, 0], group=whom[:, 1], family=named[:, 0],
-        category=named[:, 1], sentences=sums.pairs[bucket, group, category],
-    )  # fmt: skip
-    scored = np.array([code in lexicons.scored[name] for name in lexicons.instruments], bool)
-    bucket, group, instrument = np.nonzero(sums.scores[:, :, :, 0] * scored)
-    whom = groups[group]
-    sentences, total, squares, hits = sums.scores[bucket, group, instrument].T
-    yield "scores", _table(
-        "scores", language=code, bucket=bucket, axis=whom[:, 0], group=whom[:, 1],
-        instrument=np.array(lexicons.instruments, object)[instrument], sentences=sentences, total=total,
-        squares=squares, hits=hits,
-    )  # fmt: skip

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from governance.checks.bias.crossed import Crossed, chosen_pairs, crossed_groups, intersections_of_terms
 from governance.checks.bias.list_files import NONE, Headings, ListFile, Words, read_lists
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError
@@ -52,6 +53,9 @@ class ListsConfig(Section):
     """Those held by more men."""
     winogender: str = ""
     """`occupations-stats.tsv` of Winogender (Rudinger et al. 2018)."""
+    intersections: tuple[str, ...] | None = None
+    """Pairs of axes whose groups are counted together where one sentence mentions both, such as "ethnicity x gender";
+    empty: none; not set: ethnicity, religion and age with gender, as far as the lists have them."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,13 @@ class Lexicon:
     """Term -> groups."""
     others: Mapping[Words, tuple[tuple[int, int, int], ...]]
     """Term -> labels of `kernels/mentions.py`."""
+    crossed: tuple[Crossed, ...] = ()
+    """The intersections, numbered behind the groups."""
+
+    @property
+    def everyone(self) -> tuple[Name, ...]:
+        """The groups, then the intersections."""
+        return (*self.groups, *(pair.name for pair in self.crossed))
 
     @functools.cached_property
     def axes(self) -> tuple[str, ...]:
@@ -136,17 +147,20 @@ def load_lexicons(config: ListsConfig, folder: Path = Path(), more: Mapping[str,
     scored = [(number, files[name].languages, name) for number, name in enumerate(instruments)]
     _require_terms({name: files[name] for name in chosen}, identity)
     _require_headings({name: chosen[name] for name in (*instruments, "dialects") if name in chosen})
+    pairs = chosen_pairs(config.intersections, {axis for axes in identity.values() for axis in axes})
     languages, left_out = {}, 0
     for code in sorted(identity):
         weighed = {number: lists.get(code, {}).get(name, {}) for number, lists, name in scored}
         varieties = files["dialects"].languages.get(code, {}).get("dialect", {})
-        languages[code], dropped = _lexicon(identity[code], attributes.get(code, {}), weighed, varieties)
+        lexicon, dropped = _lexicon(identity[code], attributes.get(code, {}), weighed, varieties)
+        languages[code] = replace(lexicon, crossed=crossed_groups(lexicon.groups, pairs))
         left_out += dropped
     if left_out:
         get_logger(__name__).warning(
             "bias: %d terms of instruments or attributes are identity terms: left out", left_out
         )
     digests = {name: file.sha256 for name, file in sorted(files.items())}
+    digests["intersections"] = sha256_bytes(canonical_json(pairs))
     return Lexicons(sha256_bytes(canonical_json(digests)), digests, instruments, languages, left_out)
 
 
@@ -228,6 +242,11 @@ def pack_lexicon(lexicon: Lexicon | None, instruments: int) -> Packed:
 
     if lexicon is None:
         return pack({}, {}, (0, 0, 0, 0))
-    identity = {term: [(0, group, 0) for group in groups] for term, groups in lexicon.identity.items()}
-    sizes = (len(lexicon.groups), len(lexicon.categories), instruments, len(lexicon.dialects))
-    return pack(identity, lexicon.others, sizes)
+    numbers = intersections_of_terms(lexicon.identity, lexicon.crossed, len(lexicon.groups))
+    identity = {
+        term: [(0, group, 0) for group in (*groups, *numbers.get(term, ()))]
+        for term, groups in lexicon.identity.items()
+    }
+    sizes = (len(lexicon.everyone), len(lexicon.categories), instruments, len(lexicon.dialects))
+    both = {(pair.one, pair.other): len(lexicon.groups) + number for number, pair in enumerate(lexicon.crossed)}
+    return pack(identity, lexicon.others, sizes, both)

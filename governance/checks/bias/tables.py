@@ -9,6 +9,7 @@
     privacy          pii_per_million_tokens                          privacy.py
     parity           tokens_per_byte, premium                        parity.py
     instruments      instrument_bias                                 instruments.py
+    intersections    the metrics of association and tone, of groups of two axes at once; q is of this suite
 
 A row is that of `interval_rows.py`. Promise: a pure function of sums of integers, so any order and any partition of the
 counts gives the same bytes. A suite whose counts are not there has no rows, so its gates find nothing and do not pass.
@@ -21,9 +22,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from governance.checks.bias.association import LEAST_EXPECTED, association_rows
 from governance.checks.bias.coverage import coverage_rows
+from governance.checks.bias.crossed import CROSS
 from governance.checks.bias.impact import Reference, impact_rows
 from governance.checks.bias.instruments import biased_instruments
 from governance.checks.bias.interval_rows import Row, finished
@@ -33,13 +36,16 @@ from governance.checks.bias.shares import MOST, share_rows
 from governance.checks.bias.shares_of_groups import Groups, representation_rows
 from governance.checks.bias.tone import tone_rows
 
-SUITES = ("representation", "association", "tone", "impact", "shares", "privacy", "parity", "instruments")
+SUITES = (
+    "representation", "association", "tone", "impact", "shares", "privacy", "parity", "instruments", "intersections",
+)  # fmt: skip
 _WANTED = {
     "representation": ("documents", "axes", "groups"),
     "association": ("documents", "groups", "categories", "pairs"),
     "tone": ("scores",),
     "impact": ("fates",),
     "shares": ("shares",),
+    "intersections": ("documents", "groups", "categories", "pairs", "scores"),
 }
 
 
@@ -59,6 +65,8 @@ class Choices:
     """Sentences that chance alone would give a pair that was never seen, for its row."""
     most_values: int = MOST
     """Values shown of a dimension of the shares."""
+    min_sentences: int = 30
+    """Sentences without which an intersection of two groups has no row."""
     parity_reference: str = "en"
     """The language against which the tokeniser's premium is taken."""
 
@@ -94,6 +102,7 @@ def bias_tables(
     """
     recorded, choices = recorded or Recorded(), choices or Choices()
     biased = biased_instruments(instruments)
+    counts, together = _parted(counts)
     makers: dict[str, Callable[[], list[Row]]] = {
         "representation": lambda: [
             *representation_rows(counts, choices.listed),
@@ -103,6 +112,11 @@ def bias_tables(
         "tone": lambda: tone_rows(counts["scores"], biased),
         "impact": lambda: impact_rows(counts["fates"], choices.reference, choices.min_documents),
         "shares": lambda: share_rows(counts["shares"], choices.most_values),
+        "intersections": lambda: [
+            row
+            for row in (*association_rows(together, choices.least_expected), *tone_rows(together["scores"], biased))
+            if row["n"] >= choices.min_sentences
+        ],
     }
     tables = {suite: make() for suite, make in makers.items() if set(_WANTED[suite]) <= set(counts)}
     if recorded.redact:
@@ -112,3 +126,14 @@ def bias_tables(
     return {
         suite: finished([*tables.get(suite, ()), *(instruments if suite == "instruments" else ())]) for suite in SUITES
     }
+
+
+def _parted(counts: Mapping[str, pa.Table]) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
+    """The counts of groups, and those of intersections; what is of nobody is in both."""
+    groups, together = dict(counts), dict(counts)
+    for name, table in counts.items():
+        if "axis" in table.column_names:
+            crossed = pc.match_substring(table["axis"], CROSS)
+            groups[name] = table.filter(pc.invert(crossed))
+            together[name] = table.filter(pc.or_(crossed, pc.equal(table["axis"], "")))
+    return groups, together

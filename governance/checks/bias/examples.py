@@ -1,0 +1,109 @@
+"""Examples of a shard: in each cell the sentences of least priority, each of another document.
+
+A cell is a group with a category, or with a score below or above 0, in what stayed; in what was removed any mention of
+the group. Texts are kept as the shard holds them, in the artifact, beside the shards themselves: whoever shows one
+masks personal data first (`governance/reports/finding_facts.py`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from governance.checks.bias.count_tables import EXAMPLES_TABLE, schema_of
+from governance.checks.bias.lexicons import Lexicons
+from governance.checks.bias.sentence_tables import cells_of
+from governance.kernels.behind_counts import EXAMPLES
+
+if TYPE_CHECKING:
+    from governance.kernels.buffers import Bytes, Offsets
+    from governance.kernels.mentions import Found, Integers
+
+CHARACTERS = 1000
+"""Of a sentence, that are kept."""
+
+
+class Example(NamedTuple):
+    """One sentence."""
+
+    priority: int
+    id: str
+    source: str
+    reason: str
+    text: str
+
+
+Cell = tuple[str, str, str, str, str]
+"""language, axis, group, family, category."""
+Kept = dict[Cell, list[Example]]
+
+
+class Documents(Protocol):
+    """What is known of each document."""
+
+    @property
+    def ids(self) -> list[str]:
+        """Names in the corpus."""
+
+    @property
+    def sources(self) -> list[str]:
+        """Where they are from."""
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why they were removed."""
+
+
+def priorities_of(ids: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    """63 bits of a hash of each id: which documents are shown is nobody's choice."""
+    from governance.kernels.identities import hash_texts
+
+    return hash_texts(ids) >> np.uint64(1)
+
+
+def add_examples(
+    kept: Kept,
+    lists: tuple[str, Lexicons],
+    counted: tuple[Found, npt.NDArray[np.uint64]],
+    rows: tuple[Integers, npt.NDArray[np.uint64]],
+    documents: tuple[Documents, tuple[Bytes, Offsets]],
+) -> None:
+    """Add what the kernel noted in one row group to the examples of a shard.
+
+    Args:
+        kept: is added to.
+        lists: the language, and the lexicons.
+        counted: what was found, and the least priorities of each cell after it.
+        rows: which documents were counted, and the priorities of all.
+        documents: facts and texts of all.
+    """
+    from governance.kernels.mentions import LONG
+
+    (code, lexicons), (found, best), (counted_rows, priorities) = lists, counted, rows
+    facts, (data, _) = documents
+    text, group, cell, start, end = found.examples.T
+    ranks = priorities[counted_rows[text]] | ((end - start > LONG).astype(np.uint64) << np.uint64(63))
+    still = (best[group, cell] == ranks[:, None]).any(axis=1)
+    names = lexicons.languages[code].everyone
+    cells = cells_of(lexicons.languages[code], lexicons.instruments) if best.shape[1] > 1 else [("", "")]
+    for place in np.flatnonzero(still).tolist():
+        row = int(counted_rows[text[place]])
+        where = (code, *names[group[place]], *cells[cell[place]])
+        sentence = bytes(data[start[place] : end[place]]).decode("utf-8", "replace")
+        words = " ".join(sentence[: 4 * CHARACTERS].split())[:CHARACTERS]
+        example = Example(int(ranks[place]), facts.ids[row], facts.sources[row], facts.reasons[row], words)
+        of_cell = kept.setdefault(where, [])
+        known = [one for one in of_cell if one.id == example.id]
+        if not known or known[0].priority > example.priority:
+            kept[where] = sorted([*(one for one in of_cell if one.id != example.id), example])[:EXAMPLES]
+
+
+def example_table(stage: str, kept: Kept) -> pa.Table:
+    """The examples of a shard as a table."""
+    rows = [(stage, *cell, *example) for cell, examples in kept.items() for example in examples]
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(schema_of(EXAMPLES_TABLE))
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, schema_of(EXAMPLES_TABLE), strict=True)]
+    return pa.table(arrays, schema=schema_of(EXAMPLES_TABLE))

@@ -1,0 +1,315 @@
+"""Findings: the rows that stand out, each with its effect in words, the terms that drive it, and sentences to read.
+
+A row stands out when it was tested, q is below 0.05, and its whole 95 % interval lies on one side of no difference: 0
+for a gap, 1 for a ratio. Of keep rates only adjusted ones count, and only of groups that are kept less often. Terms:
+
+    tone, sentiment   contribution(t) = weight (scored of t / n - scored of t with the others / n of the others);
+                      the contributions of all terms are the value of the row
+    association       a word's count is how often it stands in sentences that mention the group
+    impact            documents removed, by reason
+
+Effects are named by a scale of ours, on the value: a ratio (or its inverse) is small below 1.25 (beyond four fifths),
+medium below 2, large from 2 on; a gap in words a sentence is small below 0.2, medium below 0.5, large from there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from governance.checks.bias.count_tables import CELL
+from governance.checks.bias.crossed import CROSS
+from governance.checks.bias.interval_rows import ALL, NOBODY, Row
+from governance.checks.bias.lexicons import Lexicons
+from governance.checks.bias.sentence_tables import ABOVE, BELOW, KEPT
+from governance.kernels.behind_counts import EXAMPLES
+
+NEUTRAL = {
+    "npmi_gap": 0.0,
+    "sentiment_gap": 0.0,
+    "toxicity_ratio": 1.0,
+    "keep_ratio_adjusted": 1.0,
+}
+"""Metric of a finding -> what it is where groups do not differ."""
+SUITES = ("impact", "association", "tone", "intersections")
+TERMS = 5
+MOST_Q = 0.05
+RATIO_SIZES, GAP_SIZES = (1.25, 2.0), (0.2, 0.5)
+
+Sums = dict[tuple[str, ...], int]
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What the counts hold behind the rows."""
+
+    terms: Sums
+    """stage, language, term, family, category -> mentions."""
+    beside: dict[tuple[str, ...], dict[str, tuple[int, int]]]
+    """language, axis, group -> term -> words, scored."""
+    sentences: Sums
+    """language, axis, group -> sentences that mention it; axis and group "": nobody."""
+    pairs: Sums
+    """language, axis, group, family, category -> sentences."""
+    removed: Sums
+    """stage, language, axis, group, reason -> documents."""
+    examples: dict[tuple[str, ...], list[dict[str, Any]]]
+    """A cell -> its examples."""
+
+
+def stands_out(row: Mapping[str, Any]) -> bool:
+    """Whether a row was tested and differs, with its whole interval, from no difference."""
+    neutral = NEUTRAL.get(str(row["metric"]))
+    if neutral is None or None in (row["lower"], row["upper"], row["q"]) or row["q"] >= MOST_Q:
+        return False
+    if str(row["note"] or "").startswith("biased instrument"):
+        return False
+    below, above = row["upper"] < neutral, row["lower"] > neutral
+    return bool(below or (above and row["metric"] != "keep_ratio_adjusted"))
+
+
+def findings_of(
+    tables: Mapping[str, Sequence[Row]], counts: Mapping[str, pa.Table], lexicons: Lexicons
+) -> list[dict[str, Any]]:
+    """Every finding, by suite, the largest effect first.
+
+    Args:
+        tables: the interval tables, suite -> rows.
+        counts: the tables that they were made of.
+        lexicons: the word lists that were counted with.
+    """
+    behind = _behind(counts)
+    found = []
+    for suite in SUITES:
+        rows = [row for row in tables.get(suite, ()) if stands_out(row)]
+        found += [_finding(suite, row, behind, lexicons) for row in sorted(rows, key=_order)]
+    return found
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    neutral = NEUTRAL[row["metric"]]
+    size = abs(row["value"]) if neutral == 0 else abs(math.log(max(row["value"], 1e-9)))
+    return (-size, *(str(row[name] or "") for name in ("metric", "language", "axis", "group", "against", "stage")))
+
+
+def _behind(counts: Mapping[str, pa.Table]) -> Behind:
+    beside: dict[tuple[str, ...], dict[str, tuple[int, int]]] = {}
+    for row in counts["beside"].to_pylist():
+        of = beside.setdefault((row["language"], row["axis"], row["group"]), {})
+        of[row["term"]] = (row["words"], row["scored"])
+    examples: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in counts["examples"].to_pylist():
+        examples.setdefault(tuple(row[name] for name in CELL), []).append(row)
+    scores = counts["scores"].filter(pa.compute.equal(counts["scores"]["instrument"], "sentiment"))
+    removed = counts["fates"].filter(pa.compute.not_equal(counts["fates"]["stage"], KEPT))
+    return Behind(
+        terms=_summed(counts["terms"], ("stage", "language", "term", "family", "category"), "mentions"),
+        beside=beside,
+        sentences=_summed(scores, ("language", "axis", "group"), "sentences"),
+        pairs=_summed(counts["pairs"], ("language", "axis", "group", "family", "category"), "sentences"),
+        removed=_summed(removed, ("stage", "language", "axis", "group", "reason"), "documents"),
+        examples=examples,
+    )
+
+
+def _summed(table: pa.Table, keys: Sequence[str], count: str) -> Sums:
+    added = table.group_by(list(keys), use_threads=False).aggregate([(count, "sum")])
+    columns = [added[name].to_pylist() for name in (*keys, f"{count}_sum")]
+    return dict(sorted((tuple(row[:-1]), row[-1]) for row in zip(*columns, strict=True)))
+
+
+def _finding(suite: str, row: Row, behind: Behind, lexicons: Lexicons) -> dict[str, Any]:
+    names = [row[name] for name in ("language", "axis", "group", "metric", "against", "stage", "instrument")]
+    make: dict[str, Callable[[Row, Behind, Lexicons], tuple[dict[str, str], Any, Any, list[tuple[str, ...]]]]] = {
+        "npmi_gap": _association,
+        "sentiment_gap": _tone,
+        "toxicity_ratio": _tone,
+        "keep_ratio_adjusted": _impact,
+    }
+    effect, own, words, cells = make[row["metric"]](row, behind, lexicons)
+    return {
+        "id": "/".join([suite, *(str(name) for name in names if name)]),
+        "suite": suite,
+        **row,
+        "neutral": NEUTRAL[row["metric"]],
+        "effect": effect,
+        "terms": {"group": own, "words": words},
+        "examples": _examples(behind, cells),
+    }
+
+
+def _examples(behind: Behind, cells: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
+    """The sentences of least priority in these cells, each of another document."""
+    rows = sorted(
+        (row for cell in cells for row in behind.examples.get(cell, ())), key=lambda row: (row["priority"], row["id"])
+    )
+    first = {row["id"]: row for row in reversed(rows)}
+    chosen = sorted(first.values(), key=lambda row: (row["priority"], row["id"]))[:EXAMPLES]
+    return [{name: row[name] for name in ("id", "source", "stage", "reason", "text")} for row in chosen]
+
+
+def _others(row: Row, keys: Mapping[tuple[str, ...], Any]) -> list[tuple[str, ...]]:
+    """Against whom a row compares: the axis' other groups, or nobody."""
+    if row["against"] == NOBODY:
+        return [(row["language"], "", "")]
+    language, axis, group = row["language"], row["axis"], row["group"]
+    return [key for key in keys if key[:2] == (language, axis) and key[2] != group]
+
+
+def _own_terms(
+    row: Row, behind: Behind, lexicons: Lexicons, stages: Sequence[str], cell: tuple[str, str]
+) -> list[dict[str, Any]]:
+    """The group's identity terms by their mentions in a cell; an intersection has no terms of its own."""
+    if CROSS in row["axis"]:
+        return []
+    languages = sorted(lexicons.languages) if row["language"] == ALL else [row["language"]]
+    mentions: dict[str, int] = {}
+    for code in languages:
+        lexicon = lexicons.languages[code]
+        names = {
+            " ".join(term)
+            for term, of in lexicon.identity.items()
+            if (row["axis"], row["group"]) in [lexicon.groups[g] for g in of]
+        }
+        for term in sorted(names):
+            number = sum(behind.terms.get((stage, code, term, *cell), 0) for stage in stages)
+            if number:
+                mentions[term] = mentions.get(term, 0) + number
+    first = sorted(mentions.items(), key=lambda item: (-item[1], item[0]))[:TERMS]
+    return [{"term": term, "count": number} for term, number in first]
+
+
+def _association(
+    row: Row, behind: Behind, lexicons: Lexicons
+) -> tuple[dict[str, str], Any, Any, list[tuple[str, ...]]]:
+    family, _, category = row["against"].partition("/")
+    key = (row["language"], row["axis"], row["group"])
+    others = _others({**row, "against": ""}, behind.sentences)
+    own = behind.pairs.get((*key, family, category), 0) / max(1, behind.sentences.get(key, 0))
+    beside = sum(behind.pairs.get((*other, family, category), 0) for other in others)
+    rate = beside / max(1, sum(behind.sentences[other] for other in others))
+    effect = ratio_effect(own / rate if rate else math.inf)
+    effect["words"] += (
+        f": in {100 * own:.2g} % of the sentences that mention the group, {100 * rate:.2g} % of the others'"
+    )
+    lexicon = lexicons.languages[row["language"]]
+    number = lexicon.categories.index((family, category))
+    listed = {
+        " ".join(term) for term, of in lexicon.others.items() if any(kind == 0 and c == number for kind, c, _ in of)
+    }
+    words = _words(behind, key, others, lambda term: term in listed, 0)
+    cell = (KEPT, *key, family, category)
+    return effect, _own_terms(row, behind, lexicons, [KEPT], (family, category)), words, [cell]
+
+
+def _words(
+    behind: Behind,
+    key: tuple[str, ...],
+    others: Sequence[tuple[str, ...]],
+    listed: Callable[[str], bool],
+    column: int,
+) -> list[dict[str, Any]]:
+    """The listed words that stand most often beside the group."""
+    own = {
+        term: values[column] for term, values in behind.beside.get(key, {}).items() if values[column] and listed(term)
+    }
+    first = sorted(own.items(), key=lambda item: (-item[1], item[0]))[:TERMS]
+    pooled = [behind.beside.get(other, {}) for other in others]
+    return [
+        {
+            "term": term,
+            "count": number,
+            "against": sum(of[term][column] for of in pooled if term in of),
+            "contribution": None,
+        }
+        for term, number in first
+    ]
+
+
+def weights_of(lexicons: Lexicons, language: str, instrument: str) -> dict[str, int]:
+    """Term -> its weight in an instrument."""
+    number = lexicons.instruments.index(instrument)
+    return {
+        " ".join(term): weight
+        for term, labels in lexicons.languages[language].others.items()
+        for kind, of, weight in labels
+        if kind == 1 and of == number
+    }
+
+
+def contributions(row: Row, behind: Behind, weights: Mapping[str, int]) -> Iterator[tuple[str, int, int, float]]:
+    """(term, count beside the group, count beside the others, contribution) of every term; their sum is the gap."""
+    key = (row["language"], row["axis"], row["group"])
+    others = _others(row, behind.sentences)
+    n, of_others = behind.sentences[key], sum(behind.sentences[other] for other in others)
+    for term, weight in sorted(weights.items()):
+        count = behind.beside.get(key, {}).get(term, (0, 0))[1]
+        against = sum(behind.beside.get(other, {}).get(term, (0, 0))[1] for other in others)
+        if count or against:
+            yield term, count, against, weight * (count / n - against / of_others)
+
+
+def _tone(row: Row, behind: Behind, lexicons: Lexicons) -> tuple[dict[str, str], Any, Any, list[tuple[str, ...]]]:
+    key, instrument = (row["language"], row["axis"], row["group"]), row["instrument"]
+    weights = weights_of(lexicons, row["language"], instrument)
+    if row["metric"] == "sentiment_gap":
+        side = BELOW if row["value"] < 0 else ABOVE
+        effect, sign = gap_effect(row["value"]), math.copysign(1, row["value"])
+        driving = sorted(contributions(row, behind, weights), key=lambda item: (-sign * item[3], item[0]))[:TERMS]
+        words: list[dict[str, Any]] = [
+            {"term": term, "count": count, "against": against, "contribution": round(share, 6)}
+            for term, count, against, share in driving
+            if sign * share > 0
+        ]
+    else:
+        side, effect = ABOVE, ratio_effect(row["value"])
+        words = _words(behind, key, _others(row, behind.sentences), weights.__contains__, 1)
+    own = _own_terms(row, behind, lexicons, [KEPT], (instrument, side))
+    return effect, own, words, [(KEPT, *key, instrument, side)]
+
+
+def _impact(row: Row, behind: Behind, lexicons: Lexicons) -> tuple[dict[str, str], Any, Any, list[tuple[str, ...]]]:
+    name, _, only = row["stage"].partition("/")
+    stages = sorted({key[0] for key in behind.removed}) if name == ALL else [name]
+    languages = sorted(lexicons.languages) if row["language"] == ALL else [row["language"]]
+    reasons: dict[str, int] = {}
+    for (stage, language, axis, group, reason), number in behind.removed.items():
+        mine = stage in stages and language in languages and (axis, group) == (row["axis"], row["group"])
+        if mine and only in ("", reason):
+            reasons[reason] = reasons.get(reason, 0) + number
+    first = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:TERMS]
+    words = [{"term": reason, "count": number, "contribution": None} for reason, number in first]
+    cells: list[tuple[str, ...]] = [
+        (stage, language, row["axis"], row["group"], "", "") for stage in stages for language in languages
+    ]
+    return ratio_effect(row["value"], "kept"), _own_terms(row, behind, lexicons, stages, ("", "")), words, cells
+
+
+def ratio_effect(ratio: float, what: str = "") -> dict[str, str]:
+    """How large a ratio is, and in words: "2.4 times as often", "half as often"."""
+    size = max(ratio, 1 / ratio) if ratio > 0 else math.inf
+    if ratio == 0:
+        words = "never"
+    elif not math.isfinite(ratio):
+        words = "only here"
+    elif 0.45 <= ratio <= 0.55:
+        words = "half as often"
+    elif 1.9 <= ratio <= 2.1:
+        words = "twice as often"
+    else:
+        words = f"{ratio:.2g} times as often"
+    return {"size": _size(size, RATIO_SIZES), "words": f"{what} {words}".strip()}
+
+
+def gap_effect(gap: float) -> dict[str, str]:
+    """How large a gap of tone is, and in words."""
+    words = f"{abs(gap):.2g} listed words a sentence {'lower' if gap < 0 else 'higher'}"
+    return {"size": _size(abs(gap), GAP_SIZES), "words": words}
+
+
+def _size(value: float, bounds: tuple[float, float]) -> str:
+    return "small" if value < bounds[0] else "medium" if value < bounds[1] else "large"

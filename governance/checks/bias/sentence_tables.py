@@ -1,0 +1,74 @@
+"""The count tables of what sentences of one language hold, from the sums of the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from governance.checks.bias.count_tables import table_of
+from governance.checks.bias.lexicons import Lexicon, Lexicons, Name
+
+if TYPE_CHECKING:
+    from governance.kernels.mentions import Packed, Sums
+
+KEPT = "kept"
+BELOW, ABOVE = "below", "above"
+"""The sides of an instrument: sentences whose score is below 0, and above."""
+
+
+def sentence_tables(code: str, lexicons: Lexicons, packed: Packed, sums: Sums) -> Iterator[tuple[str, pa.Table]]:
+    """The tables of what sentences of one language hold."""
+    lexicon = lexicons.languages[code]
+    groups = np.array([*lexicon.everyone, ("", "")], object).reshape(-1, 2)
+    categories = np.array(lexicon.categories, object).reshape(-1, 2)
+    bucket, category = np.nonzero(sums.categories)
+    named = categories[category]
+    yield "categories", table_of(
+        "categories", language=code, bucket=bucket, family=named[:, 0], category=named[:, 1],
+        sentences=sums.categories[bucket, category],
+    )  # fmt: skip
+    bucket, group, category = np.nonzero(sums.pairs)
+    whom, named = groups[group], categories[category]
+    yield "pairs", table_of(
+        "pairs", language=code, bucket=bucket, axis=whom[:, 0], group=whom[:, 1], family=named[:, 0],
+        category=named[:, 1], sentences=sums.pairs[bucket, group, category],
+    )  # fmt: skip
+    scored = np.array([code in lexicons.scored[name] for name in lexicons.instruments], bool)
+    bucket, group, instrument = np.nonzero(sums.scores[:, :, :, 0] * scored)
+    whom = groups[group]
+    sentences, total, squares, hits = sums.scores[bucket, group, instrument].T
+    yield "scores", table_of(
+        "scores", language=code, bucket=bucket, axis=whom[:, 0], group=whom[:, 1],
+        instrument=np.array(lexicons.instruments, object)[instrument], sentences=sentences, total=total,
+        squares=squares, hits=hits,
+    )  # fmt: skip
+    yield "terms", _terms(KEPT, code, packed, sums, cells_of(lexicon, lexicons.instruments))
+    group, term = np.nonzero(sums.beside[:, :, 0])
+    whom, words = groups[group], np.array([" ".join(words) for words in packed.terms[1]], object)
+    yield "beside", table_of(
+        "beside", language=code, axis=whom[:, 0], group=whom[:, 1], term=words[term],
+        words=sums.beside[group, term, 0], scored=sums.beside[group, term, 1],
+    )  # fmt: skip
+
+
+def removed_tables(stage: str, code: str, packed: Packed, sums: Sums) -> Iterator[tuple[str, pa.Table]]:
+    """The tables of whom the removed documents of one language name."""
+    yield "terms", _terms(stage, code, packed, sums, [])
+
+
+def cells_of(lexicon: Lexicon, instruments: Sequence[str]) -> list[Name]:
+    """The (family, category) of each cell of the kernel's: categories, then each instrument's two sides."""
+    return [*lexicon.categories, *((name, side) for name in instruments for side in (BELOW, ABOVE))]
+
+
+def _terms(stage: str, code: str, packed: Packed, sums: Sums, cells: Sequence[Name]) -> pa.Table:
+    term, cell = np.nonzero(sums.named)
+    named = np.array([("", ""), *cells], object).reshape(-1, 2)[cell]
+    words = np.array([" ".join(words) for words in packed.terms[0]], object)
+    return table_of(
+        "terms", stage=stage, language=code, term=words[term], family=named[:, 0], category=named[:, 1],
+        mentions=sums.named[term, cell],
+    )  # fmt: skip
