@@ -202,7 +202,7 @@ def sources(found: Mapping[str, Any]) -> Html:
     head = ["source", "licence", "documents", "kept", "text kept", "fate"]
     allowed = ", ".join(found["licences_allowed"]) or "the policy names none"
     note = tag("p", f"Licences that the policy allows: {allowed}.", class_="note") if lines else None
-    return tag("div", table("Sources", head, lines, numeric=(2, 3, 4), cited=cited, shown=5), note, class_="besides")
+    return tag("div", table("Sources", head, lines, numeric=(2, 3, 4), cited=cited, shown=5), note, class_="alongside")
 
 
 def _fate(row: Mapping[str, Any]) -> str:

@@ -95,7 +95,8 @@ overflow-wrap:anywhere}
 th:last-child,td:last-child{padding-right:0}
 thead th{font-weight:500;color:var(--soft);border-bottom-color:var(--line);vertical-align:bottom;overflow-wrap:normal}
 tbody th{font-weight:500}.n{text-align:right}td.n{overflow-wrap:normal}th .note,td .note{font-weight:400}
-.besides{display:flex;flex-wrap:wrap;gap:0 2.5rem;align-items:flex-start}.besides>.note{flex:1 1 18rem;margin-top:2rem}
+.alongside{display:flex;flex-wrap:wrap;gap:0 2.5rem;align-items:flex-start}
+.alongside>.note{flex:1 1 18rem;margin-top:2rem}
 .rows:has(>details[open])>table{display:none}.rows>details{margin-top:-.35rem;border:0;background:none}
 .rows>details,.rows>details[open]{padding:0}.rows>details>summary,.rows>details[open]>summary{padding:.1rem 0;border:0;
 margin:0}.rows>details>table{margin:.5rem 0}
