@@ -80,6 +80,11 @@ def test_a_lexicon_counts_words_and_phrases():
     assert score(["Good, good", "it is not good", "STRASSE", "goodness", ""]) == [2.0, -1.0, 3.0, 0.0, 0.0]
 
 
+def test_words_that_an_identity_term_uses_up_are_not_scored_as_in_the_counts():
+    score = lexicon_scorer({"blind": -1.0, "man is": 2.0, "to blind": 4.0}, {("blind", "man"): (0,), ("man",): (1,)})
+    assert score(["The blind man is here", "Love is blind", "The man is here", "to blind man"]) == [0.0, -1.0, 0.0, 4.0]
+
+
 def test_a_classifier_with_a_lean_is_flagged_and_noise_is_not():
     def leaning(lean):
         def score(texts):

@@ -29,7 +29,7 @@ from governance.checks.bias.coverage import uncovered_words
 from governance.checks.bias.findings import findings_of
 from governance.checks.bias.impact import Reference
 from governance.checks.bias.instruments import Scorer, instrument_rows, lexicon_scorer, load_templates
-from governance.checks.bias.lexicons import Lexicons, ListsConfig, load_lexicons
+from governance.checks.bias.lexicons import Lexicons, ListsConfig, load_lexicons, scale_of
 from governance.checks.bias.list_files import ListFile
 from governance.checks.bias.tables import Choices, Recorded, bias_tables
 from governance.config import Section
@@ -42,7 +42,7 @@ from governance.manifest import Manifest, describe
 from governance.parallel import Shard, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 5
+VERSION = 6
 FINAL = "redact"
 """The stage whose documents are the corpus."""
 FILTERS = ("clean", "classify", "dedup", "paragraphs", "decontaminate")
@@ -175,8 +175,9 @@ def _scorers(lexicons: Lexicons, models: Models) -> dict[str, dict[str, Scorer]]
         for term, labels in lexicon.others.items():
             for kind, number, weight in labels:
                 if kind == WEIGHT:
-                    weights[lexicons.instruments[number]][joined(term)] = float(weight)
-        found[code] = {name: lexicon_scorer(of) for name, of in weights.items() if of}
+                    name = lexicons.instruments[number]
+                    weights[name][joined(term)] = weight / scale_of(name)
+        found[code] = {name: lexicon_scorer(of, lexicon.identity) for name, of in weights.items() if of}
         found[code] |= {f"classifier:{name}": scorer for name, (_, scorer) in models.items()}  # no list is called so
     return found
 

@@ -9,7 +9,8 @@ for a gap, 1 for a ratio. Of keep rates only adjusted ones count, and only of gr
     impact            documents removed, by reason
 
 Effects are named by a scale of ours, on the value: a ratio (or its inverse) is small below 1.25 (beyond four fifths),
-medium below 2, large from 2 on; a gap in words a sentence is small below 0.2, medium below 0.5, large from there.
+medium below 2, large from 2 on; a gap in words a sentence is small below 0.2, medium below 0.5, large from there. A gap
+in points of a scored list is divided by the mean size of its scores first.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import pyarrow as pa
 from governance.checks.bias.count_tables import CELL
 from governance.checks.bias.crossed import CROSS
 from governance.checks.bias.interval_rows import ALL, NOBODY, Row
-from governance.checks.bias.lexicons import Lexicons
+from governance.checks.bias.lexicons import Lexicons, scale_of
 from governance.checks.bias.sentence_tables import ABOVE, BELOW, KEPT
 from governance.kernels.behind_counts import EXAMPLES
 
@@ -104,12 +105,12 @@ def _behind(counts: Mapping[str, pa.Table]) -> Behind:
     examples: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in counts["examples"].to_pylist():
         examples.setdefault(tuple(row[name] for name in CELL), []).append(row)
-    scores = counts["scores"].filter(pa.compute.equal(counts["scores"]["instrument"], "sentiment"))
+    scores = _summed(counts["scores"], ("language", "axis", "group", "instrument"), "sentences")  # the same in each
     removed = counts["fates"].filter(pa.compute.not_equal(counts["fates"]["stage"], KEPT))
     return Behind(
         terms=_summed(counts["terms"], ("stage", "language", "term", "family", "category"), "mentions"),
         beside=beside,
-        sentences=_summed(scores, ("language", "axis", "group"), "sentences"),
+        sentences={key[:3]: number for key, number in scores.items()},
         pairs=_summed(counts["pairs"], ("language", "axis", "group", "family", "category"), "sentences"),
         removed=_summed(removed, ("stage", "language", "axis", "group", "reason"), "documents"),
         examples=examples,
@@ -230,18 +231,18 @@ def _words(
     ]
 
 
-def weights_of(lexicons: Lexicons, language: str, instrument: str) -> dict[str, int]:
-    """Term -> its weight in an instrument."""
+def weights_of(lexicons: Lexicons, language: str, instrument: str) -> dict[str, float]:
+    """Term -> its weight in an instrument, in points."""
     number = lexicons.instruments.index(instrument)
     return {
-        " ".join(term): weight
+        " ".join(term): weight / scale_of(instrument)
         for term, labels in lexicons.languages[language].others.items()
         for kind, of, weight in labels
         if kind == 1 and of == number
     }
 
 
-def contributions(row: Row, behind: Behind, weights: Mapping[str, int]) -> Iterator[tuple[str, int, int, float]]:
+def contributions(row: Row, behind: Behind, weights: Mapping[str, float]) -> Iterator[tuple[str, int, int, float]]:
     """(term, count beside the group, count beside the others, contribution) of every term; their sum is the gap."""
     key = (row["language"], row["axis"], row["group"])
     others = _others(row, behind.sentences)
@@ -258,7 +259,8 @@ def _tone(row: Row, behind: Behind, lexicons: Lexicons) -> tuple[dict[str, str],
     weights = weights_of(lexicons, row["language"], instrument)
     if row["metric"] == "sentiment_gap":
         side = BELOW if row["value"] < 0 else ABOVE
-        effect, sign = gap_effect(row["value"]), math.copysign(1, row["value"])
+        a_word = math.fsum(map(abs, weights.values())) / len(weights)
+        effect, sign = gap_effect(row["value"], instrument, a_word), math.copysign(1, row["value"])
         driving = sorted(contributions(row, behind, weights), key=lambda item: (-sign * item[3], item[0]))[:TERMS]
         words: list[dict[str, Any]] = [
             {"term": term, "count": count, "against": against, "contribution": round(share, 6)}
@@ -305,10 +307,11 @@ def ratio_effect(ratio: float, what: str = "") -> dict[str, str]:
     return {"size": _size(size, RATIO_SIZES), "words": f"{what} {words}".strip()}
 
 
-def gap_effect(gap: float) -> dict[str, str]:
-    """How large a gap of tone is, and in words."""
-    words = f"{abs(gap):.2g} listed words a sentence {'lower' if gap < 0 else 'higher'}"
-    return {"size": _size(abs(gap), GAP_SIZES), "words": words}
+def gap_effect(gap: float, instrument: str = "sentiment", a_word: float = 1.0) -> dict[str, str]:
+    """How large a gap of tone is, and in words; `a_word`: the mean size of a word's score."""
+    unit = "listed words" if instrument == "sentiment" else f"points of {instrument}"
+    words = f"{abs(gap):.2g} {unit} a sentence {'lower' if gap < 0 else 'higher'}"
+    return {"size": _size(abs(gap) / a_word, GAP_SIZES), "words": words}
 
 
 def _size(value: float, bounds: tuple[float, float]) -> str:

@@ -75,25 +75,34 @@ def load_templates(path: Path | None = None) -> Templates:
     return Templates(version, languages)
 
 
-def lexicon_scorer(weights: Mapping[str, float]) -> Scorer:
+def lexicon_scorer(weights: Mapping[str, float], identity: Collection[tuple[str, ...]] = ()) -> Scorer:
     """Score a text by a lexicon: the sum of the weights of its terms, each as often as it stands there.
 
     Args:
         weights: term (a word or a phrase, of any case) -> weight; +1 and -1 for praise and blame, 1 for listed words.
+        identity: terms that use up their words, as they do in the counts: what begins within one is not scored.
     """
     by_words = {tuple(split_words(term)): weight for term, weight in weights.items()}
     lengths = sorted({len(words) for words in by_words if words})
+    longest_first = sorted({len(term) for term in identity}, reverse=True)
 
     def score(texts: list[str]) -> list[float]:
-        return [math.fsum(_weights(split_words(text), by_words, lengths)) for text in texts]
+        return [math.fsum(_weights(words, _used(words))) for words in map(split_words, texts)]
+
+    def _used(words: list[str]) -> set[int]:
+        used: set[int] = set()
+        for start in range(len(words)):
+            found = (n for n in longest_first if start not in used and tuple(words[start : start + n]) in identity)
+            used.update(range(start, start + next(found, 0)))
+        return used
+
+    def _weights(words: list[str], used: set[int]) -> Iterator[float]:
+        for length in lengths:
+            for start in range(len(words) - length + 1):
+                if start not in used:
+                    yield by_words.get(tuple(words[start : start + length]), 0.0)
 
     return score
-
-
-def _weights(words: list[str], by_words: Mapping[tuple[str, ...], float], lengths: Sequence[int]) -> Iterator[float]:
-    for length in lengths:
-        for start in range(len(words) - length + 1):
-            yield by_words.get(tuple(words[start : start + length]), 0.0)
 
 
 def instrument_rows(

@@ -14,12 +14,13 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from governance.checks.bias.crossed import Crossed, chosen_pairs, crossed_groups, intersections_of_terms
 from governance.checks.bias.list_files import NONE, Headings, ListFile, Words, read_lists
+from governance.checks.bias.tabbed_lists import SCALE
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError
 from governance.files import sha256_bytes
@@ -34,6 +35,8 @@ ListName = Literal["terms", "attributes", "sentiment", "toxicity", "dialects"]
 OURS: tuple[ListName, ...] = ("terms", "attributes", "sentiment", "toxicity", "dialects")
 
 WEIGHTS = {"positive": 1, "negative": -1, "listed": 1}
+SCORED = "sentiment:"
+"""How the instruments of scored word lists begin; the names of their lists are the weights."""
 
 
 class ListsConfig(Section):
@@ -47,6 +50,8 @@ class ListsConfig(Section):
     """`nouns.json` of HolisticBias; wanted with the descriptors."""
     bad_words: dict[str, str] = Field(default={})
     """Language -> a word list, one a line (LDNOOBW); scored as the instrument "bad_words"."""
+    sentiment: dict[Annotated[str, StringConstraints(pattern="^[a-z0-9_.-]+$")], dict[str, str]] = Field(default={})
+    """NAME -> language -> words with scores, `word<TAB>score` a line (VADER, AFINN); instrument "sentiment:NAME"."""
     winobias_female: str = ""
     """Occupations of WinoBias (Zhao et al. 2018) held by more women, one a line."""
     winobias_male: str = ""
@@ -146,7 +151,8 @@ def load_lexicons(config: ListsConfig, folder: Path = Path(), more: Mapping[str,
     instruments = tuple(sorted(set(files) - {"terms", "holistic", "attributes", "winobias", "winogender", "dialects"}))
     scored = [(number, files[name].languages, name) for number, name in enumerate(instruments)]
     _require_terms({name: files[name] for name in chosen}, identity)
-    _require_headings({name: chosen[name] for name in (*instruments, "dialects") if name in chosen})
+    ours_in_form = [name for name in (*instruments, "dialects") if not name.startswith(SCORED)]
+    _require_headings({name: chosen[name] for name in ours_in_form if name in chosen})
     pairs = chosen_pairs(config.intersections, {axis for axes in identity.values() for axis in axes})
     languages, left_out = {}, 0
     for code in sorted(identity):
@@ -162,6 +168,16 @@ def load_lexicons(config: ListsConfig, folder: Path = Path(), more: Mapping[str,
     digests = {name: file.sha256 for name, file in sorted(files.items())}
     digests["intersections"] = sha256_bytes(canonical_json(pairs))
     return Lexicons(sha256_bytes(canonical_json(digests)), digests, instruments, languages, left_out)
+
+
+def weight_of(name: str) -> int:
+    """The weight of the terms of a list of that name in an instrument."""
+    return WEIGHTS[name] if name in WEIGHTS else int(name)
+
+
+def scale_of(instrument: str) -> int:
+    """The weight of one point of an instrument."""
+    return SCALE if instrument.startswith(SCORED) else 1
 
 
 def _require_headings(files: Mapping[str, ListFile]) -> None:
@@ -217,7 +233,7 @@ def _lexicon(
         for term in families[family][name]
     ]
     for instrument, names in weighed.items():
-        labelled += [(term, (WEIGHT, instrument, WEIGHTS[name])) for name in names for term in names[name]]
+        labelled += [(term, (WEIGHT, instrument, weight_of(name))) for name in names for term in names[name]]
     labelled += [(term, (DIALECT, number, 0)) for number, name in enumerate(dialects) for term in varieties[name]]
     others: dict[Words, set[tuple[int, int, int]]] = {}
     for term, label in labelled:

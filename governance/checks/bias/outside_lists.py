@@ -13,6 +13,8 @@ WinoBias (Zhao et al. 2018, arXiv:1804.06876): one occupation a line, in one fil
 labour statistics, in the other those that more men hold. Winogender (Rudinger et al. 2018, arXiv:1804.09301):
 tab-separated, `occupation` and `bls_pct_female`. Both become a family of two categories, "female" and "male" (by half
 of the share).
+
+Words with scores (VADER, AFINN) are `tabbed_lists.py`'s.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from governance.checks.bias.lexicons import ListsConfig
+from governance.checks.bias.lexicons import SCORED, ListsConfig
 from governance.checks.bias.list_files import ListFile, Words
+from governance.checks.bias.tabbed_lists import scored_words
 from governance.config import canonical_json
 from governance.errors import ConfigError
 from governance.files import sha256_bytes
@@ -34,7 +37,7 @@ Lists = dict[str, dict[str, list[Words]]]
 
 
 def outside_lists(config: ListsConfig, folder: Path) -> dict[str, ListFile]:
-    """The configured lists of others, by name: holistic, bad_words, winobias, winogender.
+    """The configured lists of others, by name: holistic, bad_words, winobias, winogender, sentiment:NAME.
 
     Raises:
         ConfigError: a file is not of its form, or one of a pair is not named.
@@ -53,6 +56,12 @@ def outside_lists(config: ListsConfig, folder: Path) -> dict[str, ListFile]:
         found["winobias"] = _file({"en": {"winobias": jobs}})
     if config.winogender:
         found["winogender"] = _file({"en": {"winogender": _winogender(folder / config.winogender)}})
+    for name, files in sorted(config.sentiment.items()):
+        instrument, field = f"{SCORED}{name}", f"sentiment.{name}"
+        if not files:
+            raise ConfigError(f"audit.bias.{field}: names no file. Name one for each language, or leave it out.")
+        scores = {code: scored_words(folder / path, f"{field}.{code}") for code, path in sorted(files.items())}
+        found[instrument] = _file({code: {instrument: terms} for code, terms in scores.items()})
     return found
 
 

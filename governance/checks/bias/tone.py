@@ -5,7 +5,8 @@
 
 "The others" are the axis' other groups pooled (a sentence that mentions two of them counts twice), and, in a row of its
 own, the sentences that mention nobody. An instrument whose name begins with "sentiment" has a score for
-each sentence; any other is a list of words of abuse, of which hits are counted (sentences with at least one).
+each sentence, "sentiment:NAME" in the points of that scored list; any other is a list of words of abuse, of which hits
+are counted (sentences with at least one).
 
 Intervals and p (of 0, of 1; `interval_choice.py`): delete-a-group jackknife (Kott 2001) over 64 buckets of domains, the
 ratio on the log scale (Katz et al. 1978, Biometrics 34(3), 469-474, for independent sentences); exact ones where few
@@ -17,6 +18,7 @@ text to the corpus. A row of an instrument that was found biased says so in its 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +28,7 @@ from governance.checks.bias.bucket_counts import Counts, by_bucket, stacked
 from governance.checks.bias.interval_choice import chosen_intervals, effective_units, rate_ratio_bounds, units_against
 from governance.checks.bias.interval_rows import NOBODY, OTHERS, Row, interval_rows
 from governance.checks.bias.jackknife import IDENTITY, LOG, Estimates, Floats, Integers, jackknife
+from governance.checks.bias.lexicons import scale_of
 from governance.checks.bias.small_samples import Bounds, mean_bounds, scores_of
 
 _KEYS = ("instrument", "language", "axis", "group")
@@ -68,6 +71,7 @@ def tone_rows(scores: pa.Table, biased: Collection[tuple[str, str]] = ()) -> lis
                 for part in (sentences, totals, squares, hits)
             )
             found, notes = _compared(toxic, (*own, other_sums, other_n), pool)
+            found = _in_points(found, scale_of(instrument))
             names = [
                 {"metric": "toxicity_ratio" if toxic else "sentiment_gap", "language": language, "axis": key[2],
                  "group": key[3], "against": against, "instrument": instrument}
@@ -97,6 +101,12 @@ def _compared(toxic: bool, counts: tuple[Integers, ...], pool: tuple[Integers, .
     units = units_against(effective_units(own, other_sums, others, variance), others.sum(axis=1).astype(np.float64))
     exact = rate_ratio_bounds(mean, other, units) if toxic else _mean_gaps(mean, other, units, sums)
     return chosen_intervals(found, exact, units * np.minimum(density, 1 - density if toxic else density), own)
+
+
+def _in_points(found: Estimates, scale: int) -> Estimates:
+    """Estimates of scaled scores in points; all is linear in the scores, so p stays."""
+    parts = {name: getattr(found, name) / scale for name in ("value", "lower", "upper", "error")}
+    return replace(found, **parts)
 
 
 def _mean_gaps(mean: Floats, other: Floats, units: Floats, pool: list[Floats]) -> Bounds:

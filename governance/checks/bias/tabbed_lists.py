@@ -1,0 +1,139 @@
+"""Tab-separated lists of others: words with scores, and given names; a wrong line is an error with its number.
+
+Scored words, `word<TAB>score`, further columns passed over, one file a language: the form of VADER (Hutto & Gilbert
+2014, ICWSM) and of AFINN (Nielsen 2011, arXiv:1103.2903). Scores are kept as integers, `SCALE` to the point, so that
+sums of any shards add up; a word that is listed with several (VADER has "fav" and "FAV") has their mean. An emoticon is
+no word and is left out, and so is a score of 0.
+
+Given names, `name<TAB>axis<TAB>group[<TAB>language]`, without a language for every one with identity terms, the heading
+of the columns optional. They are groups of "AXIS (names)", never of the axis itself: a name is a proxy. A name of two
+groups counts for each.
+"""
+
+from __future__ import annotations
+
+import codecs
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from governance.checks.bias.crossed import CROSS
+from governance.checks.bias.list_files import Words
+from governance.errors import ConfigError
+from governance.kernels.words import split_words
+
+SCALE = 1000
+"""Integers of a scored list to one point of it: three decimals count."""
+MOST = 1000
+"""The greatest score."""
+OF_NAMES = " (names)"
+"""How the axes of given names end."""
+PROXIES = "names are proxies: they hint at a group, they do not tell who somebody is"
+_WITHIN_WORDS = "-'’._·"
+_HEADING = ("name", "axis", "group")
+
+
+def scored_words(path: Path, field: str) -> dict[str, list[Words]]:
+    """Scaled score, as text -> its terms.
+
+    Raises:
+        ConfigError: the file cannot be read, a line has no word or no number, or no word has a score.
+    """
+    scores: dict[Words, list[Decimal]] = {}
+    for line, columns in _rows(path, field):
+        score = _score(columns[1]) if len(columns) > 1 else None
+        if score is None or not columns[0].strip():
+            wish = f"a word, a tab and a number from -{MOST:,} to {MOST:,}"
+            raise _wrong(path, field, line, f"{' '.join(columns)!r} is not {wish}")
+        if words := _plain_words(columns[0]):
+            scores.setdefault(words, []).append(score)
+    found: dict[str, list[Words]] = {}
+    for words, of in sorted(scores.items()):
+        if scaled := round(sum(of) / len(of) * SCALE):
+            found.setdefault(str(scaled), []).append(words)
+    if not found:
+        raise ConfigError(f"audit.bias.{field}: {path} has no word with a score other than 0. Name another file.")
+    return found
+
+
+def given_names(path: Path, languages: Collection[str]) -> dict[str, dict[str, dict[str, list[Words]]]]:
+    """Language -> axis of names -> group -> names.
+
+    Args:
+        path: of the file.
+        languages: those with identity terms.
+
+    Raises:
+        ConfigError: the file cannot be read or is empty, a line has other columns, or a language is not one of these.
+    """
+    found: dict[str, dict[str, dict[str, list[Words]]]] = {}
+    for line, columns in _rows(path, "names"):
+        name, axis, group, *more = (column.strip() for column in columns) if len(columns) in (3, 4) else ("",) * 3
+        if line == 1 and (name, axis, group) == _HEADING:
+            continue
+        words, language = tuple(split_words(name)), "".join(more)
+        if not words or not _is_label(axis) or not _is_label(group):
+            wish = "name, axis, group and, if you like, language, with tabs between them"
+            raise _wrong(path, "names", line, f"{' '.join(columns)!r} is not {wish}")
+        if language and language not in languages:
+            known = ", ".join(sorted(languages))
+            raise _wrong(path, "names", line, f"{language!r} is no language with identity terms ({known})")
+        for code in [language] if language else languages:
+            names = found.setdefault(code, {}).setdefault(f"{axis}{OF_NAMES}", {}).setdefault(group, [])
+            names.append(words)
+    if not found:
+        raise ConfigError(f"audit.bias.names: {path} has no name. Name another file, or leave the setting out.")
+    return {
+        code: {axis: {group: sorted(set(names)) for group, names in of.items()} for axis, of in axes.items()}
+        for code, axes in sorted(found.items())
+    }
+
+
+def _rows(path: Path, field: str) -> Iterator[tuple[int, list[str]]]:
+    """Number and columns of each line that is not empty."""
+    try:
+        data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise ConfigError(f"audit.bias.{field}: {path} cannot be read ({error}). Name a file that is there.") from error
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _wrong(path, field, line, "is not UTF-8; convert the file") from error
+    for line, row in enumerate(text.split("\n"), 1):
+        if row.strip():
+            yield line, row.rstrip("\r").split("\t")
+
+
+def _wrong(path: Path, field: str, line: int, what: str) -> ConfigError:
+    return ConfigError(f"audit.bias.{field}: {path}, line {line}: {what}.")
+
+
+def _score(text: str) -> Decimal | None:
+    try:
+        score = Decimal(text.strip())
+    except InvalidOperation:
+        return None
+    return score if score.is_finite() and abs(score) <= MOST else None
+
+
+def _plain_words(text: str) -> Words:
+    """The words of a term; none where signs stand in it, as in ":D", whose letter is no word."""
+    signs = any(unicodedata.category(one)[0] in "PS" and one not in _WITHIN_WORDS for one in text)
+    return () if signs else tuple(split_words(text))
+
+
+def _is_label(text: str) -> bool:
+    """Whether a name of an axis or a group is one that rows, ids and intersections can hold."""
+    return bool(text) and CROSS not in text and all(one.isalnum() or one in " _-'" for one in text)
+
+
+def begins_another(name: Words, first_words: Collection[str]) -> bool:
+    """Whether a word of a name begins a term of another list: then it would take that term's words."""
+    return any(word in first_words for word in name)
+
+
+def first_words_of(terms: Sequence[Words]) -> frozenset[str]:
+    """The first words of terms."""
+    return frozenset(term[0] for term in terms)
