@@ -91,7 +91,7 @@ def evaluate(arguments: Arguments) -> None:
 
     from governance.config import canonical_json
     from governance.files import json_text, sha256_bytes
-    from governance.verification import read_artifact
+    from governance.stage import read_artifact
     from pretrain.evaluation_table import table
     from pretrain.run import corpus, evaluation, journal_of, training
 

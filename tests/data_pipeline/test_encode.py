@@ -191,6 +191,8 @@ def test_a_plan_says_how_often_each_document_is_written(tmp_path, monkeypatch, g
     documents = artifact(tmp_path, CORPUS)
     for path in documents.files("documents", tmp_path):  # in several row groups
         pq.write_table(pq.read_table(path), path, row_group_size=group_rows)
+    listed = tuple(describe(tmp_path / output.path, tmp_path) for output in documents.outputs)
+    documents = documents.model_copy(update={"outputs": listed})
     tokenizer = train_tokenizer(documents, TokenizerConfig(vocabulary_size=400), Runtime(tmp_path))
     copies = [[place % 4 for place in range(60)], [0, 2, 1], []]
     plan = planned(tmp_path, copies)

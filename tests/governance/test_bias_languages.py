@@ -84,8 +84,10 @@ def found(code, texts):
     rows = np.arange(len(texts))
     events = count_texts(text_buffers(column), rows, rows % 64, _packed(LEXICONS, code), None).events
     mentions = [Counter() for _ in texts]
+    groups = LEXICONS.languages[code].groups
     for text, group, many, _ in events.tolist():
-        mentions[text][LEXICONS.languages[code].groups[group][1]] += many
+        if group < len(groups):  # those behind are intersections of two
+            mentions[text][groups[group][1]] += many
     return mentions
 
 

@@ -44,7 +44,7 @@ def test_a_reference_is_frozen_once_from_a_corpus_that_was_let_through(project, 
     policy.write_text(policy.read_text() + GATE)
     status, said = typed("governance check")
     assert status == 77, "a gate on drift without a reference"
-    assert "missing drift.psi" in said
+    assert "inconclusive drift.reference" in said
     status, said = typed("governance check", *REFERENCE)
     assert status == 0, said
     newest = max((project / "root").glob("audit/*/drift.json"), key=lambda path: path.stat().st_mtime_ns)
@@ -70,7 +70,7 @@ def test_a_reference_that_is_not_there_is_told_before_anything_is_made(project, 
 
 GATE = """
 [[gate]]
-id = "drift.psi"
+id = "drift.reference"
 suite = "drift"
 expectation = "between"
 column = "psi"

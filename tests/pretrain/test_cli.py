@@ -42,7 +42,7 @@ SURFACE = {
     "governance verify": ["--deep", "--help", "--key", "ARTIFACT|ROOT"],
     "report compare": ["--help", "--html", "A", "B"],
     "report index": ["--help", "--html", "FOLDER"],
-    "report verify": ["--help", "--root", "CONFIG|ROOT|REPORT"],
+    "report verify": ["--help", "--key", "--root", "CONFIG|ROOT|REPORT"],
     "report write": [*COMMON, "--documents"],
     "run": [*COMMON, "--from-scratch", "--processes"],
     "slurm cancel": COMMON,

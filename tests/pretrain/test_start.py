@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from governance.attestation import attest_with
 from governance.errors import ConfigError, PipelineError
 from governance.manifest import FILE_NAME
 from governance.stage import Runtime
@@ -19,7 +20,7 @@ from pretrain.config import EngineConfig
 from pretrain.distributed import Ranks, capability_of, device_of
 from pretrain.dry_run import dry_run
 from pretrain.memory import Available
-from pretrain.run import corpus, judge, training_folder, write_report
+from pretrain.run import corpus, journal_of, judge, training_folder, write_report
 from pretrain.run_config import load_run
 from pretrain.start import Place, here, on_nodes, refuse_start, vocabulary_of
 
@@ -181,7 +182,9 @@ def test_memory_that_nobody_knows_refuses_nothing(project):
 
 def test_what_training_goes_on_from_may_be_gone_and_the_report_is_written(project, caplog):
     run = load_run(project / "run.toml", ["train.continue_from='checkpoint/0123456789abcdef'"])
-    runtime = Runtime(project / "root")
+    root = project / "root"
+    attest = attest_with(journal_of(run, Runtime(root)), run.config.governance, run.folder, root)
+    runtime = Runtime(root, attest=attest)
     judge(run, corpus(run, runtime), runtime)
     assert write_report(run, runtime).is_file()
     assert "the report has no training" in caplog.text
