@@ -179,7 +179,8 @@ class NodeWatch(Watch):
         if told["elsewhere"]:
             return self._beside()
         self._end_gap(told)
-        if self._near or not told["bounds"][self._bound][1]:
+        stale = self._clock() - told["at"] > MOST_UNSEEN_SECONDS / 2  # the meter's own thread may come late
+        if self._near or stale or not told["bounds"][self._bound][1]:
             self._watched.energy[READ]()
             told = self._watched.energy[RUNNING]
         value, milliwatts = told["bounds"][self._bound]

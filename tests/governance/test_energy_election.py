@@ -145,8 +145,9 @@ def test_of_many_who_wait_one_measures(node):
 
 def test_who_waits_leaves_its_marks_when_it_is_killed(node):
     """Its energy is unknown, not its artifact and step: the attempt that goes on from there is a restart."""
-    holder, training = node.start("audit", "another root"), node.start("train")
-    ask(holder)
+    holder = node.start("audit", "another root")
+    assert ask(holder) == "RAPL"  # it has the meter before the training starts
+    training = node.start("train")
     ask(training, "resumed_from 0")
     ask(training, "step 12")
     time.sleep(0.5)
