@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from governance.checks.bias import counts as c
 from governance.checks.bias.bias import BiasConfig, _scorers, _terms, bias_audit
 from governance.checks.bias.findings import _behind, contributions, findings_of, weights_of
 from governance.checks.bias.instruments import biased_instruments, instrument_rows, load_templates
 from governance.checks.bias.lexicons import ListsConfig, load_lexicons
+from governance.checks.bias.tabbed_lists import PROXIES
 from governance.checks.bias.tables import Choices, bias_tables
 from governance.config import Section, load_config
 from governance.errors import ConfigError
@@ -134,7 +137,118 @@ def test_a_scored_list_of_no_language_or_of_one_twice_is_refused(tmp_path):
         load_lexicons(ListsConfig(sentiment={"mine": {}}), tmp_path)
     with pytest.raises(ConfigError, match=r"sentiment\.mine\.en: .*gone cannot be read"):
         load_lexicons(ListsConfig(sentiment={"mine": {"en": "gone"}}), tmp_path)
-    for settings, said in (('mine = { en = "a", en = "b" }', "line 2"), ('"My list" = { en = "a" }', "My list")):
-        (tmp_path / "run.toml").write_text(f"[bias.sentiment]\n{settings}\n")
+    for table, said in (('mine = { en = "a", en = "b" }', "line 2"), ('"My list" = { en = "a" }', "My list")):
+        (tmp_path / "run.toml").write_text(f"[bias.sentiment]\n{table}\n")
         with pytest.raises(ConfigError, match=rf"run\.toml.*(?s:.)*{said}"):
             load_config(tmp_path / "run.toml", Run)
+
+
+NAMES = (
+    "name\taxis\tgroup\tlanguage\nAnna\tgender\tfemale\nMary Ann\tgender\tfemale\ten\nKarl\tgender\tmale\tde\r\n"
+    "Robin\tgender\tmale\nrobin\tgender\tfemale\nJamal\tethnicity\tblack\ten\nPeter\tgender\tmale\n"
+    "Good\tgender\tmale\ten\nDelta She\tgender\tfemale\ten\nWill\tgender\tmale\ten\n"
+)
+
+
+def with_names(tmp_path, text=NAMES, **more):
+    (tmp_path / "names.tsv").write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
+    return load_lexicons(ListsConfig(names="names.tsv", **more), tmp_path)
+
+
+def test_names_are_groups_of_axes_of_their_own(tmp_path, caplog):
+    loaded, ours = with_names(tmp_path), load_lexicons(ListsConfig())
+    english, german = loaded.languages["en"], loaded.languages["de"]
+    groups = {("gender (names)", "female"), ("gender (names)", "male")}
+    assert set(english.groups) - set(ours.languages["en"].groups) == groups | {("ethnicity (names)", "black")}
+    assert set(german.groups) - set(ours.languages["de"].groups) == groups
+    named = {
+        code: {" ".join(term): sorted(lexicon.groups[g][1] for g in of) for term, of in lexicon.identity.items()
+               if term not in ours.languages[code].identity}
+        for code, lexicon in loaded.languages.items()
+    }  # fmt: skip
+    everywhere = {"anna": ["female"], "peter": ["male"], "robin": ["female", "male"]}
+    assert named["en"] == {**everywhere, "jamal": ["black"], "mary ann": ["female"], "will": ["male"]}
+    assert named["de"] == {**everywhere, "karl": ["male"]}
+    assert named["ko"] == everywhere
+    assert loaded.left_out_names == 2, "good is praise, she a pronoun"
+    assert "2 given names begin terms of other lists: left out" in caplog.text
+    assert {name: loaded.files[name] for name in ours.files} == ours.files
+    assert (set(loaded.files) - set(ours.files), ours.left_out_names) == ({"names"}, None)
+
+
+PHRASES = (*plain.PHRASES, "Anna is a nurse.", "Robin and the black woman won!", "Mary Ann stole", "will, she", "Karl")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(PHRASES), max_size=5).map(" ".join), max_size=8), st.sampled_from(["en", "de"])
+)
+def test_names_change_no_count_of_another_group(tmp_path_factory, texts, language):
+    off, on = (counted(rows_of(texts, language), lexicons) for lexicons in both(tmp_path_factory))
+    for name, table in off.items():
+        if "axis" not in table.column_names:
+            assert name in ("terms", "documents", "categories", "shares")
+        rows = [row for row in table.to_pylist() if row.get("axis") != "" or name == "fates"]
+        kept = [row for row in on[name].to_pylist() if counts_no_name(name, row)]
+        assert kept == rows, name
+
+
+def counts_no_name(table, row):
+    if table == "terms":
+        return row["term"] not in {"anna", "mary ann", "karl", "robin", "peter", "jamal", "will"}
+    axis = str(row.get("axis"))
+    return not axis.endswith("(names)") and (axis != "" or table == "fates")
+
+
+BOTH: list = []
+
+
+def both(factory):
+    """The lexicons without and with names, made once."""
+    if not BOTH:
+        BOTH.extend((load_lexicons(ListsConfig()), with_names(factory.mktemp("names"))))
+    return BOTH
+
+
+def test_planted_names_have_rows_that_say_they_are_proxies(tmp_path):
+    lexicons = with_names(tmp_path)
+    rows = rows_of(["Anna is terrible. Nobody came. Peter is wonderful.", "Anna left. Peter is good, good."] * 40)
+    tables = bias_tables(counted(rows, lexicons))
+    tone = {row["group"]: row for row in tables["tone"]
+            if (row["against"], row["instrument"]) == ("other groups", "sentiment")}  # fmt: skip
+    assert {row["axis"] for row in tone.values()} == {"gender (names)"}
+    assert (tone["female"]["value"], tone["female"]["n"]) == (-0.5 - 1.5, 80)
+    assert all(PROXIES in row["note"] for rows in tables.values() for row in rows if row["axis"] == "gender (names)")
+    found = with_names(tmp_path, intersections=("ethnicity x gender (names)",)).languages["en"].crossed
+    assert ("ethnicity x gender (names)", "black x female") in {pair.name for pair in found}
+
+
+def test_the_key_of_the_audit_follows_the_names_and_its_stats_count_those_left_out(tmp_path):
+    (tmp_path / "names.tsv").write_text(NAMES)
+    made = bias_audit(corpus(tmp_path), BiasConfig(names="names.tsv"), Runtime(tmp_path), folder=tmp_path)
+    assert made.stats["left_out_names"] == 2
+    (tmp_path / "names.tsv").write_text(NAMES.replace("Peter", "Paul"))
+    other = bias_audit(corpus(tmp_path), BiasConfig(names="names.tsv"), Runtime(tmp_path), folder=tmp_path)
+    without = bias_audit(corpus(tmp_path), BiasConfig(), Runtime(tmp_path))
+    assert len({made.key, other.key, without.key}) == 3
+    assert "left_out_names" not in without.stats
+    assert "names" not in without.config["lists"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Anna\tgender\tfemale\nPeter\tgender\n", "line 2: 'Peter gender' is not name, axis, group"),
+        ("Anna gender female\n", "line 1"),
+        ("--\tgender\tfemale\n", "line 1"),
+        ("Anna\tgender\tnone\n", "line 1"),
+        ("Anna\ta x b\tfemale\n", "line 1"),
+        ("Anna\tgender\tfemale\n\nPeter\tgender\tmale\txx\n", "line 3: 'xx' is no language with identity terms"),
+        (b"Anna\tgender\tfemale\nRen\xe9\tgender\tmale\n", "line 2: is not UTF-8"),
+        ("name\taxis\tgroup\n", "has no name"),
+        ("Good\tgender\tmale\ten\n", "each name begins a term of another list"),
+    ],
+)
+def test_a_wrong_list_of_names_is_refused_with_file_and_line(tmp_path, text, said):
+    with pytest.raises(ConfigError, match=rf"audit\.bias\.names: .*{said}"):
+        with_names(tmp_path, text)

@@ -201,4 +201,7 @@ def _stats(counts: Mapping[str, pa.Table], lexicons: Lexicons) -> dict[str, obje
         get_logger(__name__).warning("bias: %s; whom they mention is not known", words)
     totals = {name: sum(documents[name].to_pylist()) for name in TABLES["documents"][1]}
     rows = {name: table.num_rows for name, table in counts.items()}
-    return {**totals, "documents_without_terms": without, "left_out_terms": lexicons.left_out, "rows": rows}
+    left_out = {"left_out_terms": lexicons.left_out}
+    if lexicons.left_out_names is not None:
+        left_out["left_out_names"] = lexicons.left_out_names
+    return {**totals, "documents_without_terms": without, **left_out, "rows": rows}

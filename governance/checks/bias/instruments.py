@@ -85,15 +85,17 @@ def lexicon_scorer(weights: Mapping[str, float], identity: Collection[tuple[str,
     by_words = {tuple(split_words(term)): weight for term, weight in weights.items()}
     lengths = sorted({len(words) for words in by_words if words})
     longest_first = sorted({len(term) for term in identity}, reverse=True)
+    first_words = {term[0] for term in identity}
 
     def score(texts: list[str]) -> list[float]:
         return [math.fsum(_weights(words, _used(words))) for words in map(split_words, texts)]
 
     def _used(words: list[str]) -> set[int]:
         used: set[int] = set()
-        for start in range(len(words)):
-            found = (n for n in longest_first if start not in used and tuple(words[start : start + n]) in identity)
-            used.update(range(start, start + next(found, 0)))
+        for start, word in enumerate(words):
+            if word in first_words and start not in used:
+                found = (n for n in longest_first if tuple(words[start : start + n]) in identity)
+                used.update(range(start, start + next(found, 0)))
         return used
 
     def _weights(words: list[str], used: set[int]) -> Iterator[float]:

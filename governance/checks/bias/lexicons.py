@@ -20,7 +20,7 @@ from pydantic import Field, StringConstraints
 
 from governance.checks.bias.crossed import Crossed, chosen_pairs, crossed_groups, intersections_of_terms
 from governance.checks.bias.list_files import NONE, Headings, ListFile, Words, read_lists
-from governance.checks.bias.tabbed_lists import SCALE
+from governance.checks.bias.tabbed_lists import SCALE, apart_from, given_names
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError
 from governance.files import sha256_bytes
@@ -58,6 +58,8 @@ class ListsConfig(Section):
     """Those held by more men."""
     winogender: str = ""
     """`occupations-stats.tsv` of Winogender (Rudinger et al. 2018)."""
+    names: str = ""
+    """Given names, `name<TAB>axis<TAB>group[<TAB>language]` a line: proxies, on axes of their own, "AXIS (names)"."""
     intersections: tuple[str, ...] | None = None
     """Pairs of axes whose groups are counted together where one sentence mentions both, such as "ethnicity x gender";
     empty: none; not set: ethnicity, religion and age with gender, as far as the lists have them."""
@@ -102,6 +104,8 @@ class Lexicons:
     languages: Mapping[str, Lexicon]
     left_out: int
     """Terms of instruments and attributes that are identity terms."""
+    left_out_names: int | None = None
+    """Given names by which terms of other lists begin; None: there is no list of names."""
 
     @functools.cached_property
     def scored(self) -> dict[str, tuple[str, ...]]:
@@ -140,7 +144,7 @@ def load_lexicons(config: ListsConfig, folder: Path = Path(), more: Mapping[str,
     Raises:
         ConfigError: a file is not what it should be.
     """
-    from governance.checks.bias.outside_lists import outside_lists
+    from governance.checks.bias.outside_lists import as_list_file, outside_lists
 
     chosen: dict[str, ListFile] = {name: read_lists(name, folder / path) for name, path in config.lists.items()}
     chosen |= {**outside_lists(config, folder), **(more or {})}
@@ -153,6 +157,14 @@ def load_lexicons(config: ListsConfig, folder: Path = Path(), more: Mapping[str,
     _require_terms({name: files[name] for name in chosen}, identity)
     ours_in_form = [name for name in (*instruments, "dialects") if not name.startswith(SCORED)]
     _require_headings({name: chosen[name] for name in ours_in_form if name in chosen})
+    left_out_names = None
+    if config.names:
+        terms = _merged([file for name, file in files.items() if name != "dialects"])
+        flat = {code: [term for of in lists.values() for some in of.values() for term in some]
+                for code, lists in terms.items()}  # fmt: skip
+        names, left_out_names = apart_from(given_names(folder / config.names, identity), flat)
+        files["names"] = as_list_file(names)
+        identity = _merged([ListFile(1, "", identity), files["names"]])
     pairs = chosen_pairs(config.intersections, {axis for axes in identity.values() for axis in axes})
     languages, left_out = {}, 0
     for code in sorted(identity):
@@ -165,9 +177,11 @@ def load_lexicons(config: ListsConfig, folder: Path = Path(), more: Mapping[str,
         get_logger(__name__).warning(
             "bias: %d terms of instruments or attributes are identity terms: left out", left_out
         )
+    if left_out_names:
+        get_logger(__name__).warning("bias: %d given names begin terms of other lists: left out", left_out_names)
     digests = {name: file.sha256 for name, file in sorted(files.items())}
     digests["intersections"] = sha256_bytes(canonical_json(pairs))
-    return Lexicons(sha256_bytes(canonical_json(digests)), digests, instruments, languages, left_out)
+    return Lexicons(sha256_bytes(canonical_json(digests)), digests, instruments, languages, left_out, left_out_names)
 
 
 def weight_of(name: str) -> int:

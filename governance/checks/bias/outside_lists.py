@@ -14,14 +14,14 @@ labour statistics, in the other those that more men hold. Winogender (Rudinger e
 tab-separated, `occupation` and `bls_pct_female`. Both become a family of two categories, "female" and "male" (by half
 of the share).
 
-Words with scores (VADER, AFINN) are `tabbed_lists.py`'s.
+Words with scores (VADER, AFINN) and given names are `tabbed_lists.py`'s.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +44,24 @@ def outside_lists(config: ListsConfig, folder: Path) -> dict[str, ListFile]:
     """
     found: dict[str, ListFile] = {}
     if _pair(config, "holistic_descriptors", "holistic_nouns"):
-        found["holistic"] = _file(
+        found["holistic"] = as_list_file(
             {"en": _holistic(folder / config.holistic_descriptors, folder / config.holistic_nouns)}
         )
     if config.bad_words:
         read = {code: _lines(folder / path, "bad_words") for code, path in sorted(config.bad_words.items())}
-        found["bad_words"] = _file({code: {"bad_words": {"listed": terms}} for code, terms in read.items()})
+        found["bad_words"] = as_list_file({code: {"bad_words": {"listed": terms}} for code, terms in read.items()})
     if _pair(config, "winobias_female", "winobias_male"):
         paths = {"female": folder / config.winobias_female, "male": folder / config.winobias_male}
         jobs = {name: _with_plurals(_lines(path, f"winobias_{name}")) for name, path in paths.items()}
-        found["winobias"] = _file({"en": {"winobias": jobs}})
+        found["winobias"] = as_list_file({"en": {"winobias": jobs}})
     if config.winogender:
-        found["winogender"] = _file({"en": {"winogender": _winogender(folder / config.winogender)}})
+        found["winogender"] = as_list_file({"en": {"winogender": _winogender(folder / config.winogender)}})
     for name, files in sorted(config.sentiment.items()):
         instrument, field = f"{SCORED}{name}", f"sentiment.{name}"
         if not files:
             raise ConfigError(f"audit.bias.{field}: names no file. Name one for each language, or leave it out.")
         scores = {code: scored_words(folder / path, f"{field}.{code}") for code, path in sorted(files.items())}
-        found[instrument] = _file({code: {instrument: terms} for code, terms in scores.items()})
+        found[instrument] = as_list_file({code: {instrument: terms} for code, terms in scores.items()})
     return found
 
 
@@ -73,7 +73,7 @@ def _pair(config: ListsConfig, one: str, other: str) -> bool:
     return len(named) == 2
 
 
-def _file(languages: dict[str, Lists]) -> ListFile:
+def as_list_file(languages: Mapping[str, Lists]) -> ListFile:
     """What was read as a list file; its digest is that of the terms, which is what decides bytes."""
     plain = {
         code: {

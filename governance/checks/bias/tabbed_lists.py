@@ -7,19 +7,20 @@ no word and is left out, and so is a score of 0.
 
 Given names, `name<TAB>axis<TAB>group[<TAB>language]`, without a language for every one with identity terms, the heading
 of the columns optional. They are groups of "AXIS (names)", never of the axis itself: a name is a proxy. A name of two
-groups counts for each.
+groups counts for each. Promise: whom the other axes count stays the same, so a name that begins with a word, or holds
+one, by which a term of another list begins ("Joy", "Will") is left out, and counted.
 """
 
 from __future__ import annotations
 
 import codecs
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from governance.checks.bias.crossed import CROSS
-from governance.checks.bias.list_files import Words
+from governance.checks.bias.list_files import NONE, Words
 from governance.errors import ConfigError
 from governance.kernels.words import split_words
 
@@ -30,6 +31,8 @@ MOST = 1000
 OF_NAMES = " (names)"
 """How the axes of given names end."""
 PROXIES = "names are proxies: they hint at a group, they do not tell who somebody is"
+Names = dict[str, dict[str, dict[str, list[Words]]]]
+"""Language -> axis of names -> group -> names."""
 _WITHIN_WORDS = "-'’._·"
 _HEADING = ("name", "axis", "group")
 
@@ -57,8 +60,8 @@ def scored_words(path: Path, field: str) -> dict[str, list[Words]]:
     return found
 
 
-def given_names(path: Path, languages: Collection[str]) -> dict[str, dict[str, dict[str, list[Words]]]]:
-    """Language -> axis of names -> group -> names.
+def given_names(path: Path, languages: Collection[str]) -> Names:
+    """Read a file of given names.
 
     Args:
         path: of the file.
@@ -67,7 +70,7 @@ def given_names(path: Path, languages: Collection[str]) -> dict[str, dict[str, d
     Raises:
         ConfigError: the file cannot be read or is empty, a line has other columns, or a language is not one of these.
     """
-    found: dict[str, dict[str, dict[str, list[Words]]]] = {}
+    found: Names = {}
     for line, columns in _rows(path, "names"):
         name, axis, group, *more = (column.strip() for column in columns) if len(columns) in (3, 4) else ("",) * 3
         if line == 1 and (name, axis, group) == _HEADING:
@@ -88,6 +91,31 @@ def given_names(path: Path, languages: Collection[str]) -> dict[str, dict[str, d
         code: {axis: {group: sorted(set(names)) for group, names in of.items()} for axis, of in axes.items()}
         for code, axes in sorted(found.items())
     }
+
+
+def apart_from(names: Names, others: Mapping[str, Iterable[Words]]) -> tuple[Names, int]:
+    """The names that can take no word from a term of other lists, and how many others there were.
+
+    Args:
+        names: as `given_names` has them.
+        others: language -> the terms of all other lists.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    first = {code: {term[0] for term in others.get(code, ())} for code in names}
+    kept = {
+        code: {axis: {group: [name for name in of if first[code].isdisjoint(name)] for group, of in groups.items()}
+               for axis, groups in axes.items()}
+        for code, axes in names.items()
+    }  # fmt: skip
+    before, after = (
+        sum(len(of) for axes in some.values() for groups in axes.values() for of in groups.values())
+        for some in (names, kept)
+    )
+    if not after:
+        raise ConfigError("audit.bias.names: each name begins a term of another list. Name a file with other names.")
+    return kept, before - after
 
 
 def _rows(path: Path, field: str) -> Iterator[tuple[int, list[str]]]:
@@ -126,14 +154,4 @@ def _plain_words(text: str) -> Words:
 
 def _is_label(text: str) -> bool:
     """Whether a name of an axis or a group is one that rows, ids and intersections can hold."""
-    return bool(text) and CROSS not in text and all(one.isalnum() or one in " _-'" for one in text)
-
-
-def begins_another(name: Words, first_words: Collection[str]) -> bool:
-    """Whether a word of a name begins a term of another list: then it would take that term's words."""
-    return any(word in first_words for word in name)
-
-
-def first_words_of(terms: Sequence[Words]) -> frozenset[str]:
-    """The first words of terms."""
-    return frozenset(term[0] for term in terms)
+    return text not in ("", NONE) and CROSS not in text and all(one.isalnum() or one in " _-'" for one in text)

@@ -34,6 +34,7 @@ from governance.checks.bias.parity import parity_rows
 from governance.checks.bias.privacy import privacy_rows
 from governance.checks.bias.shares import MOST, share_rows
 from governance.checks.bias.shares_of_groups import Groups, representation_rows
+from governance.checks.bias.tabbed_lists import OF_NAMES, PROXIES
 from governance.checks.bias.tone import tone_rows
 
 SUITES = (
@@ -123,9 +124,15 @@ def bias_tables(
         tables["privacy"] = privacy_rows(recorded.redact, recorded.actions, recorded.encode)
     if recorded.encode:
         tables["parity"] = parity_rows(recorded.encode, choices.parity_reference)
-    return {
-        suite: finished([*tables.get(suite, ()), *(instruments if suite == "instruments" else ())]) for suite in SUITES
-    }
+    tables["instruments"] = list(instruments)
+    return {suite: finished([_noted(row) for row in tables.get(suite, ())]) for suite in SUITES}
+
+
+def _noted(row: Row) -> Row:
+    """The row, which says so where its group is one of names."""
+    if OF_NAMES not in str(row["axis"]):
+        return row
+    return {**row, "note": "; ".join(filter(None, (row["note"], PROXIES)))}
 
 
 def _parted(counts: Mapping[str, pa.Table]) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
