@@ -13,7 +13,7 @@ from typing import Any
 
 from governance.reports.bias_sections import standing_out
 from governance.reports.group_words import detailed, distinct, headline, language_of, named
-from governance.reports.markup import compact, energy, share
+from governance.reports.markup import chance, compact, energy, share
 
 _WASTED_SHARE = 0.05  # of the energy, from which waste is worth a look
 _CUT_SHARE = 0.5  # of the documents, from which the funnel's loss is worth a look
@@ -149,15 +149,16 @@ def _bias(found: Mapping[str, Any]) -> Iterator[Finding]:
         [worst] = detailed(found, rows[:1])
         examples, effect = worst.get("examples") or [], worst.get("effect") or {}
         where = ", ".join(filter(None, (language_of(worst), str(worst["axis"] or ""))))
-        size = effect.get("words") or f"{named(worst['metric'])} {compact(worst['value'])}"
+        size = f"{effect['words']}; " if effect.get("words") else ""
         interval = f"95 % interval {compact(worst['lower'])} to {compact(worst['upper'])}"
+        size += f"{named(worst['metric'])} {compact(worst['value'])}"
         more = f"; {counted(len(rows) - 1, 'more difference')} of this kind" if len(rows) > 1 else ""
         yield _finding(
             headline(worst),
             f"{where}: {size}, {interval}{more}",
             f"/bias/{suite}",
             "bias",
-            f"{counted(worst['n'] or 0, 'mention')}, q {compact(worst['q'])}",
+            f"{counted(worst['n'] or 0, 'mention')}, q {chance(worst['q'])}",
             str(examples[0]["text"]) if examples else "",
         )
 

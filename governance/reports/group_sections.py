@@ -20,7 +20,7 @@ from governance.reports.group_words import (
     written,
 )
 from governance.reports.interval_plots import in_words, panels
-from governance.reports.markup import Html, compact, fold, foreign, join, number, table, tag
+from governance.reports.markup import Html, chance, compact, fold, foreign, join, number, table, tag
 from governance.reports.origins import cite
 
 Row = Mapping[str, Any]
@@ -143,7 +143,7 @@ def _findings(found: Mapping[str, Any]) -> Html:
             foreign(says(row)),
             [f"{written(row)} ({bounds(row)})", _effect(row)],
             number(row["n"]) if row["n"] is not None else None,
-            compact(row["q"]) if row["q"] is not None else None,
+            chance(row["q"]) if row["q"] is not None else None,
             *([_case(row)] if with_words else []),
         ]
         for row in rows[:_MOST]
@@ -187,7 +187,7 @@ def _table(rows: Sequence[Row], cited: Html) -> Html:
             written(row),
             bounds(row),
             number(row["n"]) if row["n"] is not None else None,
-            compact(row["q"]) if row["q"] is not None else None,
+            chance(row["q"]) if row["q"] is not None else None,
             foreign(str(row["note"])) if row["note"] else None,
         ]
         for row in mine[:_MOST]

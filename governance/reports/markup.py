@@ -148,6 +148,11 @@ def compact(value: float | None) -> str:
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
+def chance(value: float) -> str:
+    """A p or q value: "< 0.001" below that, else three decimals."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def _scaled(value: float, step: float, units: Sequence[str]) -> str:
     index = 0
     while abs(value) >= step and index < len(units) - 1:
