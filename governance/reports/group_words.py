@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from governance.checks.bias.tabbed_lists import OF_NAMES
 from governance.reports.bias_sections import FOUR_FIFTHS, NEUTRAL
 from governance.reports.markup import compact, share
 
@@ -55,7 +56,8 @@ def says(row: Mapping[str, Any]) -> str:
 
 def headline(row: Mapping[str, Any]) -> str:
     """A difference that stands out as a sentence."""
-    group, up = f"“{spaced(row['group'] or row['axis'])}”", row["value"] > NEUTRAL.get(row["metric"], 0.0)
+    proxy = OF_NAMES if str(row["axis"]).endswith(OF_NAMES) else ""
+    group, up = f"“{spaced(row['group'] or row['axis'])}{proxy}”", row["value"] > NEUTRAL.get(row["metric"], 0.0)
     others = f"than other {spaced(row['axis'])} groups"
     more, kindly = ("more" if up else "less"), ("higher" if up else "lower")
     sentences = {

@@ -84,6 +84,10 @@ def test_the_axis_of_a_ratio_says_ratios():
     [
         (row("keep_ratio_adjusted", 0.5, 0.6, 0.7), "Documents that mention “female” are removed more often"),
         (row(), "“female” is described less favourably than other gender groups"),
+        (
+            row(axis="gender (names)"),
+            "“female (names)” is described less favourably than other gender (names) groups",
+        ),
         (row("toxicity_ratio", 2, 3, 4), "Insults occur more often near “female” than other gender groups"),
         (
             row("npmi_gap", 0.1, 0.2, 0.3, group="middle_aged", axis="age", against="career/career"),

@@ -30,7 +30,8 @@ MOST = 1000
 """The greatest score."""
 OF_NAMES = " (names)"
 """How the axes of given names end."""
-PROXIES = "names are proxies: they hint at a group, they do not tell who somebody is"
+PROXIES = "names are proxies"
+"""What each row of such an axis says."""
 Names = dict[str, dict[str, dict[str, list[Words]]]]
 """Language -> axis of names -> group -> names."""
 _WITHIN_WORDS = "-'’._·"
