@@ -8,7 +8,7 @@ no word and is left out, and so is a score of 0.
 Given names, `name<TAB>axis<TAB>group[<TAB>language]`, without a language for every one with identity terms, the heading
 of the columns optional. They are groups of "AXIS (names)", never of the axis itself: a name is a proxy. A name of two
 groups counts for each. Promise: whom the other axes count stays the same, so a name that begins with a word, or holds
-one, by which a term of another list begins ("Joy", "Will") is left out, and counted.
+one, by which a term of another list begins ("Joy", "Christian") is left out, and counted.
 """
 
 from __future__ import annotations
