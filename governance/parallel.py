@@ -36,7 +36,7 @@ from typing import Any
 
 from governance.alone import PATIENCE_SECONDS, POLL_SECONDS, make_alone
 from governance.config import Section
-from governance.errors import BudgetReached, MissingInput, PipelineError
+from governance.errors import AlteredFile, BudgetReached, MissingInput, PipelineError
 from governance.files import put_in_place, remove_file, sha256_file, sweep_temporaries
 from governance.intact import intact
 from governance.log import get_logger, progress
@@ -299,10 +299,16 @@ def _make_shard(
     function: Callable[..., ShardMade], section: Section, records: Path, place: _Place, work: tuple[int, str, Shard]
 ) -> tuple[int, ShardDone]:
     index, key, shard = work
-    with contextlib.ExitStack() as reading:
-        for output in shard.reads:
-            reading.enter_context(intact(output, place.root))
-        made = function(section, shard.payload, functools.partial(place.path_of, shard.name))
+    for left in (2, 1, 0):
+        try:
+            with contextlib.ExitStack() as reading:
+                for output in shard.reads:
+                    reading.enter_context(intact(output, place.root))
+                made = function(section, shard.payload, functools.partial(place.path_of, shard.name))
+            break
+        except AlteredFile:  # another worker may have put an equal file in its place; one that differs is refused again
+            if not left:
+                raise
     outputs = {role: describe(path, place.root) for role, path in made.files.items()}
     record = {"key": key, "outputs": {r: o.model_dump(mode="json") for r, o in outputs.items()}, "stats": made.stats}
     write_note(records / f"{key}.json", record, place.root, place.signer)
