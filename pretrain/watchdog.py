@@ -6,9 +6,9 @@ its own, and ranks wait for each other: so all of them expire at about the same 
 ends, because its end would break the collectives of the others before they have written.
 
 Ranks beat in step: each makes the same beats in the same order, so the number of its beats says how far a rank is, and
-no clocks are compared. When the wait is over each rank names the culprit from the files of all: the ranks that wrote
-none (their process stands still), else those with the fewest beats; where all have the same number they wait in the
-same place, and the stacks must tell.
+no clocks are compared. When the wait is over the lowest rank that wrote names the culprit from the files of all: the
+ranks that wrote none (their process stands still), else those with the fewest beats; where all have the same number
+they wait in the same place, and the stacks must tell.
 
 On CUDA the ranks also write torch's flight recorder (the last collectives) to `rank-00000.fr`, a pickle that
 `torch.distributed.flight_recorder.fr_trace` reads; elsewhere they do where `TORCH_FR_BUFFER_SIZE` is set.
@@ -75,13 +75,13 @@ class Heart:
 
     @property
     def beats(self) -> int:
-        """How many there were."""
+        """The number of beats so far."""
         return self._last[3]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank writes when it hangs, and who hangs with it."""
+    """The folder that a hanging rank writes to, and the ranks beside it."""
 
     folder: Path
     """Of the run."""
@@ -148,7 +148,8 @@ def _expire(heart: Heart, place: Place, ended: threading.Event) -> None:
         place.rank, silent, what, limit, path, f"; its last collectives: {recorded}" if recorded else "",
     )  # fmt: skip
     if not ended.wait(min(30.0, max(2.0, 0.1 * limit))) and heart.last()[0] > silent:
-        get_logger(__name__).error("Hang: %s", culprit(place))
+        if _speaks(place):
+            get_logger(__name__).error("Hang: %s", culprit(place))
         os._exit(HUNG)
 
 
@@ -163,6 +164,14 @@ def _write_flight_recorder(path: Path) -> Path | None:
             file.write(_dump_fr_trace())
         return path
     return None
+
+
+def _speaks(place: Place) -> bool:
+    """Whether this rank names the culprit: the lowest that wrote, so that the ranks do not read N x N files."""
+    try:
+        return place.file(place.rank).name == min(path.name for path in place.file(0).parent.glob("rank-*.txt"))
+    except (OSError, ValueError):
+        return True  # nothing can be read there: better said by each than by none
 
 
 def culprit(place: Place) -> str:

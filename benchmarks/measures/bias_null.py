@@ -39,7 +39,7 @@ _CATEGORY, _ABUSE, _PRAISE, _CLEAN, _DEDUP = 0.05, 0.03, 0.6, 0.95, 0.85
 
 @dataclass(frozen=True)
 class Shape:
-    """How a corpus is drawn."""
+    """The shape of a simulated corpus."""
 
     sites: int = 400
     documents: float = 20.0
@@ -52,7 +52,7 @@ class Shape:
     density: float = 0.4
     """Share of sentences with a word of praise or blame."""
     named: bool = False
-    """Whether documents have an address: strata of impact are then sites, else the source."""
+    """True: documents have an address, and strata of impact are sites; else the source."""
     effects: Mapping[tuple[str, ...], float] = field(default_factory=dict)
     """("npmi", group, category), ("abuse", group), ("keep", group) -> factor; ("tone", group) -> points."""
 

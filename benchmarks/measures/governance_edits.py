@@ -109,7 +109,7 @@ def files_of(root: Path) -> list[Path]:
 
 @dataclass
 class Edit:
-    """What an edit changed: the files that must be named, and how to put everything back."""
+    """One edit: the files that must be named, and the way back."""
 
     named: list[Path]
     before: dict[Path, bytes | None] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class Edit:
 
     @property
     def changed(self) -> bool:
-        """Whether any byte is not as it was."""
+        """True where any byte differs from before."""
         return any((path.read_bytes() if path.exists() else None) != data for path, data in self.before.items())
 
     def undo(self) -> None:
@@ -234,7 +234,7 @@ class Found:
 
     @property
     def made(self) -> int:
-        """How many edits there were."""
+        """The number of edits."""
         return self.problems.total() + self.notes.total() + len(self.missed)
 
 
@@ -267,7 +267,7 @@ def _note(found: Found, name: str, edit: Edit, root: Path) -> None:
 
 
 def _names(lines: Sequence[str], path: Path, root: Path) -> bool:
-    """Whether a line names a file, or the manifest beside it: of an altered one nothing more can be said."""
+    """True where a line names the file, or its manifest: of an altered one nothing more can be said."""
     name = path.relative_to(root).as_posix()
     return any(line.startswith(f"{name}:") for line in lines)
 
