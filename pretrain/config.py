@@ -149,6 +149,9 @@ class EngineConfig(Section):
     """Folder on a fast local disk for what is offloaded to nvme, of one run of a node; worthless after it."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of one rank; 0 shares the cores that this node allows among its ranks."""
+    deterministic: bool = False
+    """CUDA: only kernels that add in a fixed order, at a price in speed and memory, so that equal runs give equal bits.
+    On CPU that is always so."""
     shared_memory_collectives: bool = False
     """On CPU: build and use DeepSpeed's shared-memory extension for ranks on one node (minutes, once per node)."""
     extension_build_seconds: float = Field(default=600.0, gt=0)

@@ -166,18 +166,22 @@ def _train(
 def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
     """Fix what decides the order of sums while the context lasts: threads, and torch's deterministic kernels.
 
+    Those are a setting on CUDA (`engine.deterministic`): with them a compiler falls back to slow scatters and sorts.
+
     From now on what a step frees stays with the process: on CPU the next one would fault it in again, for 4 % of a
     small step's time.
     """
     import torch
 
-    from pretrain.distributed import threads_of
+    from pretrain.distributed import device_of, threads_of
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, deterministic cuBLAS refuses to start
+    on_cpu = device_of(ranks, engine.device).type == "cpu"
+    if engine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, deterministic cuBLAS refuses to start
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads_of(ranks, engine.threads))
     keep_freed_memory()
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.use_deterministic_algorithms(on_cpu or engine.deterministic, warn_only=not on_cpu)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, at the price of a pass over memory
     try:
         yield

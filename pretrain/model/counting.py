@@ -6,7 +6,7 @@ from pretrain.model_config import ModelConfig, padded_vocabulary
 
 _NORMS_OF_BLOCK = {"pre": 2, "post": 2, "sandwich": 4}
 _PIECE_TOKENS = 1024  # at least: each piece adds a gradient of the projection's size
-_PIECE_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}
+_PIECE_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 29}  # CUDA: few pieces, as each adds a gradient in fp32
 
 
 def parameter_count(config: ModelConfig, vocabulary_size: int) -> int:

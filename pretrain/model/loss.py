@@ -3,7 +3,8 @@
 The output projection, the softmax and their gradients are computed together, a piece of tokens at a time: the gradient
 of a sum is known in the forward pass, so nothing of the size tokens x vocabulary waits for the backward pass
 (arXiv:2410.10989, section 3.2). Within a piece the softmax runs in fp32: on CPU over runs of rows that stay in the
-cache, on CUDA by one compiled kernel.
+cache, on CUDA and under torch.compile by one kernel, which reads a piece's products and writes their gradients in their
+place: the target is found by comparison, since a scatter or a gather would write the fp32 chances out in between.
 
 Price: in training the gradients of hidden states and projection (fp32 sums where there are several pieces) live from
 the forward pass to the backward pass, which follows at once. In fp16 a softmax has values that the type cannot hold, so
@@ -166,13 +167,45 @@ def _soften_in_runs(
     return torch.cat([nats for nats, _ in told]), torch.stack([extra for _, extra in told]).sum()
 
 
+def _soften_at_once(
+    products: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same by the one kernel."""
+    compiling = torch.compiler.is_compiling()
+    if not compiling:  # one compilation for pieces of any size
+        for tensor in (products, targets):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    nats, extras = (_kernel if compiling else _compiled())(products, targets, rule, learns)
+    return nats, nats.new_zeros(()) if extras is None else extras.sum()
+
+
+def _kernel(
+    products: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Nats [N] and z-losses [N], if any; written for a compiler, which makes one pass for each use of a row."""
+    counted = targets >= 0
+    logits = rule.of(products.float())
+    level = logits.logsumexp(-1, keepdim=True)
+    hit = torch.arange(logits.shape[1], device=logits.device) == targets.unsqueeze(-1)
+    told = torch.where(hit, logits, 0.0).sum(-1)
+    nats = torch.where(counted, level.squeeze(-1) - told, 0.0)
+    extras = torch.where(counted, rule.z_loss * level.squeeze(-1).square(), 0.0) if rule.z_loss else None
+    if learns:
+        slopes = (logits - level).exp()
+        if rule.z_loss:
+            slopes = slopes * (1.0 + 2.0 * rule.z_loss * level)
+        slopes = torch.where(hit, slopes - 1.0, slopes)
+        if rule.softcap is not None:
+            slopes = slopes * (1.0 - (logits / rule.softcap).square())
+        products.copy_(torch.where(counted.unsqueeze(-1), slopes * rule.scale, 0.0))
+    return nats, extras
+
+
 def _softener(device: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    if torch.compiler.is_compiling():
-        return _soften
-    return _compiled() if device == "cuda" else _soften_in_runs
+    return _soften_at_once if device == "cuda" or torch.compiler.is_compiling() else _soften_in_runs
 
 
 @functools.cache
-def _compiled() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    """One kernel in place of ten passes over memory."""
-    return torch.compile(_soften, dynamic=True)
+def _compiled() -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    """The kernel; what it cannot be compiled for is an error, not a slow way."""
+    return torch.compile(_kernel, fullgraph=True)

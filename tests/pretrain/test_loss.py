@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -45,6 +47,65 @@ def test_losses_and_gradients_are_those_of_the_definition(rule, run, tokens, mon
     for other in (1, 2):
         for ours, expected in zip(told[0], told[other], strict=True):
             torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_the_kernel_computes_what_runs_of_rows_compute(rule, learns):
+    hidden, weight, targets = inputs()
+    ours, plain = hidden @ weight.T, hidden @ weight.T
+    nats, extras = loss._kernel(ours, targets, rule, learns)
+    expected = loss._soften_in_runs(plain, targets, rule, learns)
+    torch.testing.assert_close(nats, expected[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(extras.sum() if rule.z_loss else torch.zeros(()), expected[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours, plain, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_compiled_kernel_is_one_and_writes_no_chances(deterministic, monkeypatch):
+    from torch._inductor.utils import run_and_get_code
+
+    monkeypatch.setattr(loss, "_compiled", lambda: torch.compile(loss._kernel, fullgraph=True))
+    torch._dynamo.reset()
+    was = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        products = torch.randn(70, 900).bfloat16()
+        targets = torch.arange(70) - 5
+        expected = loss._kernel(again := products.clone(), targets, Logits(), True)[0]
+        (nats, _), codes = run_and_get_code(loss._soften_at_once, products, targets, Logits(), True)
+    finally:
+        torch.use_deterministic_algorithms(was)
+    torch.testing.assert_close(nats, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(products.float(), again.float(), atol=1e-2, rtol=1e-2)
+    [code] = codes
+    call = code.split("def call(")[1].split("\nrunner = ")[0]
+    assert len(re.findall(r"^ +cpp_fused\w*\(", call, re.MULTILINE)) == 1
+    assert "aten." not in call
+    assert "scatter" not in call
+    made = re.findall(r"empty_strided_cpu\(\((.*?)\), \(", call)
+    assert made  # maxima and sums of rows
+    assert all("900" not in shape for shape in made)
+
+
+def test_pieces_of_any_size_share_one_compilation(monkeypatch):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss._kernel, fullgraph=True, backend=count)
+    monkeypatch.setattr(loss, "_compiled", lambda: compiled)
+    monkeypatch.setattr(loss, "_softener", lambda device: loss._soften_at_once)
+    monkeypatch.setattr(counting, "_PIECE_TOKENS", 16)
+    monkeypatch.setattr(counting, "_PIECE_LOGITS", {"cpu": 1})
+    for length in (50, 37, 20):
+        hidden, weight, targets = inputs(length)
+        objective, _ = cross_entropy(hidden.requires_grad_(), weight, targets, Logits())
+        torch.testing.assert_close(objective, plain(hidden, weight, targets, Logits())[0], atol=2e-5, rtol=1e-5)
+    assert len(graphs) == 1
 
 
 def test_nothing_is_kept_where_nothing_learns():

@@ -14,15 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from governance.errors import CheckpointError, ConfigError, ManifestError, MissingInput, Preempted, StorageError
 from governance.files import read_lines, remove_tree
 from governance.manifest import verify
 from pretrain import loop
+from pretrain.config import EngineConfig
 from pretrain.dataset import open_rows
+from pretrain.distributed import Ranks
 from pretrain.engine import Engine
 from pretrain.guard import Diverged
 from pretrain.stragglers import Pace
+from pretrain.train import _arithmetic
 from tests.pretrain.rank_runs import losses_of_runs
 
 # Runs in a process of its own: the fixture's function, given as Python keywords.
@@ -331,3 +335,17 @@ def test_two_ranks_learn_what_one_does(tmp_path, run_training, losses_of, at_ste
         starts = [line for line in read_lines(ranks / f"{name}-mixed" / found.folder / "metrics.jsonl")
                   if line["event"] == "start"]  # fmt: skip
         assert [line["world_size"] for line in starts] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "fixed"), [("cpu", False, True), ("cuda", False, False), ("cuda", True, True)]
+)
+def test_the_order_of_sums_is_fixed_on_cpu_and_where_it_is_asked_for(device, asked, fixed, monkeypatch):
+    monkeypatch.setattr("pretrain.distributed.device_of", lambda ranks, wanted: torch.device(device))
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = torch.are_deterministic_algorithms_enabled()
+    with _arithmetic(Ranks(), EngineConfig(deterministic=asked, threads=1)):
+        assert torch.are_deterministic_algorithms_enabled() == fixed
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == (device == "cuda")
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == asked
+    assert torch.are_deterministic_algorithms_enabled() == before
