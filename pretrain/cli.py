@@ -18,7 +18,7 @@ from types import ModuleType
 
 from pretrain.governance_options import add_commands as add_governance
 from pretrain.governance_options import trusted_keys
-from pretrain.option_values import hours, natural, positive, prefix, worker
+from pretrain.option_values import hours, natural, positive, prefix, size, worker
 
 _REPORT_COMMANDS = ("write", "verify", "compare", "index")
 
@@ -160,6 +160,12 @@ def _training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     command.add_argument(
         "--ranks", type=positive, help="with --dry-run: ranks in all, --processes of them on each node"
+    )
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), help="with --dry-run: plan for nodes of this kind, whatever this one is"
+    )
+    command.add_argument(
+        "--gpu-memory", type=size, metavar="SIZE", help="with --device cuda: memory of each GPU there, such as 80GiB"
     )
     _from_scratch(command)
     _codes(command)

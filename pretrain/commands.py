@@ -73,13 +73,17 @@ def train(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "data prepare")
     if arguments.dry_run:
-        from pretrain.dry_run import dry_run, ranks_of
+        from pretrain.dry_run import dry_run, planned, ranks_of
 
-        for line in dry_run(loaded, runtime, ranks_of(arguments.ranks, arguments.processes)):
+        ranks = ranks_of(arguments.ranks, arguments.processes)
+        place = planned(loaded.config.engine, ranks, arguments.device, arguments.gpu_memory)
+        for line in dry_run(loaded, runtime, ranks, place):
             say(line)
         return
     if arguments.ranks:
         raise ConfigError("--ranks goes with --dry-run; a start has the ranks of --processes, of torchrun or of srun")
+    if arguments.device or arguments.gpu_memory:
+        raise ConfigError("--device and --gpu-memory go with --dry-run; a start computes on what engine.device says")
     artifacts = corpus(loaded, replace(runtime, make=False))
     manifest = training_in(arguments.processes, loaded, artifacts, runtime, words_of(arguments, runtime))
     say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}")

@@ -1,6 +1,7 @@
 """What a start of training would be, said before it: `assay train CONFIG --dry-run`. Starts nothing, makes no artifact.
 
-Promise: what it refuses, it refuses with the words and the exit code of a start on this machine (`start.py`). What it
+Promise: what it refuses, it refuses with the words and the exit code of a start on this machine (`start.py`), or with
+`--device` and `--gpu-memory` on nodes of that kind, of which this one need not be. What it
 does not look at may still refuse: the gate, the rows, `train.continue_from`, files of tasks, patterns of
 `[[optim.groups]]`. It imports neither torch nor DeepSpeed.
 """
@@ -8,6 +9,7 @@ does not look at may still refuse: the gate, the rows, `train.continue_from`, fi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from governance.errors import ConfigError
 from governance.files import json_text
@@ -18,14 +20,42 @@ from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.deepspeed_config import deepspeed_config
 from pretrain.distributed import Ranks
 from pretrain.layout import data_ranks
-from pretrain.memory import estimate, in_words, refuse_beyond
+from pretrain.memory import estimate
+from pretrain.memory_room import Available, host_share, in_words, refuse_beyond
 from pretrain.model.counting import active_parameter_count, flops_per_token, parameter_count
 from pretrain.run_config import Run
-from pretrain.start import here, under_site, vocabulary_of
+from pretrain.start import Place, here, under_site, vocabulary_of
 
 
-def dry_run(run: Run, runtime: Runtime, ranks: Ranks) -> Iterator[str]:
+def planned(
+    engine: EngineConfig, ranks: Ranks, device: Literal["cpu", "cuda"] | None, gpu_memory: int | None
+) -> Place | None:
+    """The place of a rank on nodes of `device` whose GPUs have `gpu_memory` bytes; None: this machine's.
+
+    Raises:
+        ConfigError: a start would compute on something else, or nobody said what its GPUs have.
+    """
+    if device is None and gpu_memory is None:
+        return None
+    if device == "cpu" and gpu_memory is not None:
+        raise ConfigError("--gpu-memory goes with --device cuda: a plan for CPUs has no GPU")
+    device = device or "cuda"
+    if engine.device not in ("auto", device):
+        raise ConfigError(
+            f"--device {device}: a start would compute on {engine.device!r}, as engine.device says. Plan with "
+            f"--set 'engine.device=\"{device}\"', or leave --device out."
+        )
+    if device == "cpu":
+        return Place("cpu", None, 0, host_share(ranks))
+    if gpu_memory is None:
+        raise ConfigError("--device cuda: add the memory of a GPU of those nodes, for example --gpu-memory 80GiB")
+    return Place("cuda", None, ranks.local_world_size, Available(gpu_memory, None))
+
+
+def dry_run(run: Run, runtime: Runtime, ranks: Ranks, place: Place | None = None) -> Iterator[str]:
     """The lines, one after the other; a refusal comes once all lines that do not need its mend are out.
+
+    `place`: where a rank would compute; None: on this machine.
 
     Raises:
         GateClosed: the run is not under the rules of its site.
@@ -37,7 +67,7 @@ def dry_run(run: Run, runtime: Runtime, ranks: Ranks) -> Iterator[str]:
     vocabulary, source = vocabulary_of(run, runtime)
     yield f"vocabulary  {vocabulary:,} {source}"
     yield from _sizes(recipe, vocabulary)
-    place = here(engine, ranks)
+    place = place or here(engine, ranks)
     check_start(recipe, engine, ranks, place.device, place.capability, run.config.checkpoint, place.gpus)
     yield f"layout      {_layout(recipe, engine, ranks)}, on {place.device}"
     needed = estimate(recipe, engine, vocabulary, ranks.world_size, place.device)

@@ -31,7 +31,7 @@ from pretrain.engine_swap import hold_folder_of_files
 from pretrain.engine_update import update
 from pretrain.extension import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
 from pretrain.layout import layout_of
-from pretrain.memory import refuse_what_cannot_fit
+from pretrain.memory_room import refuse_what_cannot_fit
 from pretrain.model.decoder import Batch, Decoder
 from pretrain.model.float8 import compute_in_8_bits
 from pretrain.model.initial import learning_rate_scale

@@ -1,8 +1,7 @@
 """What a rank needs of memory, in closed form, before anything is built: parameters, gradients, state, activations.
 
 The terms follow what DeepSpeed 0.19 keeps (its fp32 copies of fp32 weights included) and what the backward pass of a
-block saves. Promise: a configuration that cannot fit is refused within a second, with what is needed, what there is
-and settings that would fit; one that fits is not refused unless the estimate is too high by more than `_TOLERANCE`.
+block saves. `memory_room.py` compares them with what there is.
 
 Measured on CPU with 50.6 M parameters (12 layers of 512, 4 rows of 256 tokens), as peak resident memory of a whole run
 against the estimate: bf16 at stage 1: 2555 MiB against 2540; fp32 at stage 2: 3072 against 2842; bf16 at stage 3 with
@@ -18,37 +17,22 @@ import functools
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from governance.errors import PipelineError
-from pretrain.compatibility import faults_of
 from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.deepspeed_config import BUCKET, SWAP_BUFFERS, SWAPPED_GROUP
-from pretrain.distributed import Ranks
 from pretrain.model.counting import parameter_count, piece_tokens
 from pretrain.model_config import ModelConfig, padded_vocabulary
-from pretrain.situation import Situation
 
-if TYPE_CHECKING:
-    import torch
-
-_TOLERANCE = 1.15
 _LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's max_live_parameters: what stage 3 keeps gathered
 _REDUCED_AT_ONCE = 500_000_000  # DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE, in numbers
-_MOST_RANKS = 1 << 16
 _SWAPPED_BYTES = 8 << 30  # buffers in host memory, of weights that lie in files
-_CGROUP_FILES = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
 _COPY = "copy for checkpoints"  # in fp32, of this rank's share of masters and moments, for as long as training lasts
 # attention.SHORT and eager.QUERIES: what imports no torch says them again, and a test holds them equal
 _SHORT_ROWS, _BLOCK = 1024, 256
-_RUNTIME = {"cpu": 500 << 20, "cuda": 1500 << 20}  # torch, DeepSpeed and their tables; CUDA's context and NCCL
+_RUNTIME = {"cpu": 500 << 20, "cuda": 500 << 20}  # torch, DeepSpeed and their tables; CUDA's context
+_NCCL = 1000 << 20  # its channels to the other ranks
 _GPU_LIBRARIES = 300 << 20  # of a torch that is built for GPUs: resident where it computes on the CPU, too
-
-Where = tuple[Ranks, Literal["cpu", "cuda"]]
-"""All ranks, and on what each computes."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +55,6 @@ class Estimate:
         return sum(self.host.values())
 
 
-@dataclass(frozen=True)
-class Available:
-    """Bytes that a rank may use; None: nobody knows, and nothing is refused for it."""
-
-    device: int | None
-    host: int | None
-    """Its share of the node's memory; on CPU both are the same memory."""
-
-
 def estimate(
     recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, world_size: int, device: Literal["cpu", "cuda"]
 ) -> Estimate:
@@ -96,7 +71,10 @@ def estimate(
     on_device = {"runtime": _runtime(device), "activations": _activations(recipe, engine, device)}
     on_device |= {"loss": _head(recipe, engine, vocabulary_size, device)}
     flat = _flat_gradients(recipe, engine, parameters)  # once activations are freed, which the host's allocator keeps
-    on_device["gradients on their way"] = flat if device == "cpu" else max(0, flat - on_device["activations"])
+    reduced = flat if device == "cpu" else max(0, flat - on_device["activations"])
+    on_device["buffers of communication"] = reduced + _buckets(recipe, engine, parameters)
+    if device == "cuda" and world_size > 1:
+        on_device["buffers of communication"] += _NCCL
     on_host: dict[str, int] = {}
     for name, count in held.items():
         place = _place(name, engine)
@@ -161,7 +139,7 @@ def _state(recipe: TrainRecipe, engine: EngineConfig, counts: tuple[int, int], r
         "parameters": weight * (piece if stage == 3 else parameters),
         "masters": master * piece if stage else 0,
         "moments": master * (-(-moments // ranks) if stage else moments),
-        "gradients": weight * (parameters if stage < 2 else min(parameters, BUCKET)),
+        "gradients": weight * parameters if stage < 2 else 0,
         "gradient sums": master * piece if stage else 0,
         _COPY: 4 * (piece - (-moments // ranks)),
     }
@@ -179,6 +157,15 @@ def _state(recipe: TrainRecipe, engine: EngineConfig, counts: tuple[int, int], r
 def _adds_up_whole_gradients(recipe: TrainRecipe, engine: EngineConfig) -> bool:
     """Whether it is DeepSpeed's bf16 optimizer of stage 1, which adds up whole gradients in fp32."""
     return engine.zero_stage == 1 and recipe.train.precision in ("bf16", "fp8") and engine.offload_optimizer == "none"
+
+
+def _buckets(recipe: TrainRecipe, engine: EngineConfig, parameters: int) -> int:
+    """Bytes of the buckets in which stages 2 and 3 reduce gradients, which they never hold whole."""
+    return (
+        (4 if recipe.train.precision in ("fp32", "autocast") else 2)
+        * min(parameters, BUCKET)
+        * (engine.zero_stage >= 2)
+    )
 
 
 def _flat_gradients(recipe: TrainRecipe, engine: EngineConfig, parameters: int) -> int:
@@ -237,133 +224,3 @@ def _tokens(recipe: TrainRecipe, engine: EngineConfig) -> int:
 def _size(recipe: TrainRecipe) -> int:
     """Bytes of a number that the forward pass computes."""
     return 4 if recipe.train.precision == "fp32" else 2
-
-
-def available(device: torch.device, ranks: Ranks) -> Available:
-    """What this rank may use now: the GPU's free memory, and an equal share of what the node has left."""
-    import torch
-
-    host = host_share(ranks)
-    return Available(torch.cuda.mem_get_info(device)[0], host.host) if device.type == "cuda" else host
-
-
-def host_share(ranks: Ranks) -> Available:
-    """What a rank that computes on CPU may use now."""
-    host = free_host_bytes() // ranks.local_world_size
-    return Available(host, host)
-
-
-def free_host_bytes(root: Path = Path("/")) -> int:
-    """Bytes that processes of this job may still take of the node: the system's count, or the cgroup's if that is less.
-
-    `root` is where the system's files are found.
-    """
-    lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
-    free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    group = root / "sys/fs/cgroup"
-    for limit, used in _CGROUP_FILES:
-        if (group / limit).exists() and (group / used).exists():
-            text = (group / limit).read_text(encoding="ascii").strip()
-            taken = int((group / used).read_text(encoding="ascii")) - _cached(group / Path(limit).parent)
-            if text != "max":
-                free = min(free, max(0, int(text) - taken))
-    return free
-
-
-def _cached(group: Path) -> int:
-    """Bytes of files in the cgroup's page cache, which the system gives back when they are needed."""
-    path = group / "memory.stat"
-    if not path.exists():
-        return 0
-    lines = path.read_text(encoding="ascii").splitlines()
-    values = {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
-    return values.get("inactive_file", values.get("total_inactive_file", 0))
-
-
-def fits(needed: Estimate, there_is: Available) -> bool:
-    """Whether a rank's need is within what it may use, after the tolerance."""
-    pairs = ((needed.device_bytes, there_is.device), (needed.host_bytes, there_is.host))
-    return all(has is None or wanted <= has * _TOLERANCE for wanted, has in pairs)
-
-
-def refuse_what_cannot_fit(
-    recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks: Ranks, device: torch.device
-) -> None:
-    """Raise where the model, its state and its activations cannot fit.
-
-    Raises:
-        PipelineError: what is needed, what there is, and settings that would fit.
-    """
-    refuse_beyond(recipe, engine, vocabulary_size, (ranks, device.type), available(device, ranks))
-
-
-def refuse_beyond(
-    recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, where: Where, there_is: Available
-) -> None:
-    """The same where it is known what there is."""
-    ranks, device = where
-    needed = estimate(recipe, engine, vocabulary_size, ranks.world_size, device)
-    if not fits(needed, there_is):
-        told = in_words(needed, there_is, ranks)
-        raise PipelineError(
-            f"this model does not fit: {told}. " + mend(recipe, engine, vocabulary_size, where, there_is)
-        )
-
-
-def mend(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, where: Where, there_is: Available) -> str:
-    """The least that would make it fit, in words: fewer settings before more, and those that cost less speed first."""
-    ranks, device = where
-    changes: dict[str, object] = {}
-    for change in _ladder(engine):
-        changes |= {name: value for name, value in change.items() if getattr(engine, name) != value}
-        tried = engine.model_copy(update=changes)
-        situation = Situation(recipe.model, recipe.optim, recipe.train, tried, device, ranks.world_size)
-        if faults_of(situation):
-            continue
-        if fits(estimate(recipe, tried, vocabulary_size, ranks.world_size, device), there_is):
-            return f"It would fit with {_settings(changes)}."
-    tried, world = engine.model_copy(update=changes), ranks.world_size
-    while world < _MOST_RANKS:
-        world *= 2
-        if fits(estimate(recipe, tried, vocabulary_size, world, device), there_is):
-            return (
-                f"No setting makes it fit on {ranks.world_size} rank(s); {world} would do, with {_settings(changes)}."
-            )
-    return "No setting makes it fit on ranks of this size; choose a smaller model or shorter rows."
-
-
-def _settings(changes: dict[str, object]) -> str:
-    return ", ".join(f"engine.{name} = {value!r}" for name, value in changes.items())
-
-
-def _ladder(engine: EngineConfig) -> list[dict[str, object]]:
-    """Changes that need less memory, cheap ones first; each is tried on top of those before it."""
-    changes: list[dict[str, object]] = [{"zero_stage": max(engine.zero_stage, 2)}, {"zero_stage": 3}]
-    changes.append({"activation_checkpointing": "full"})
-    micro = engine.micro_batch_size
-    while micro > 1:
-        micro //= 2
-        changes.append({"micro_batch_size": micro})
-    places = {"offload_optimizer": engine.offload_optimizer, "offload_parameters": engine.offload_parameters}
-    return [*changes, *({name: "cpu"} for name, place in places.items() if place != "nvme")]
-
-
-def in_words(needed: Estimate, there_is: Available, ranks: Ranks) -> str:
-    """What a rank needs, by purpose, and what it may use."""
-    parts = [f"{_gib(needed.device_bytes)} on the device ({_listed(needed.device)})"]
-    if needed.host:
-        parts.append(f"{_gib(needed.host_bytes)} of the host ({_listed(needed.host)})")
-    host = f" and {_gib(there_is.host)} of the host" if needed.host else ""
-    return (
-        f"a rank needs about {' and '.join(parts)}, and may use {_gib(there_is.device)} on the device{host} "
-        f"({ranks.local_world_size} rank(s) a node)"
-    )
-
-
-def _listed(values: dict[str, int]) -> str:
-    largest = sorted(values.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {_gib(count)}" for name, count in largest if count)
-
-
-def _gib(count: int | None) -> str:
-    return "an unknown amount" if count is None else f"{count / 2**30:,.1f} GiB"

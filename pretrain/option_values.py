@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
+
+_SCALES = {"M": 2, "G": 3, "T": 4}
 
 
 def hours(text: str) -> float:
@@ -26,6 +29,14 @@ def natural(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
     return int(text)
+
+
+def size(text: str) -> int:
+    """Bytes of a size with its unit: "80GiB" in powers of 1024, "80GB" in powers of 1000."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([MGT])(i?)B", text, re.ASCII)
+    if found is None or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size above 0 with its unit, such as 80GiB or 141GB")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** _SCALES[found[2]])
 
 
 def prefix(text: str) -> Path:

@@ -235,13 +235,13 @@ def _refuse_start(loaded: Run, runtime: Runtime, config: SlurmConfig) -> None:
 
     a_node, engine = config.tasks_per_node, loaded.config.engine
     ranks = Ranks(0, config.nodes * a_node, 0, a_node)
-    memory = megabytes(config.memory) << 20
+    memory, of_gpu = megabytes(config.memory) << 20, megabytes(config.gpu_memory) << 20
     try:
-        refuse_start(loaded, runtime, ranks, lambda: on_nodes(engine, ranks, config.gpus_per_node, memory))
+        refuse_start(loaded, runtime, ranks, lambda: on_nodes(engine, ranks, config.gpus_per_node, memory, of_gpu))
     except PipelineError as error:
-        asked = f"{config.nodes} node(s) of {a_node} process(es)" + f" and slurm.memory = {config.memory!r}" * bool(
-            memory
-        )
+        asked = f"{config.nodes} node(s) of {a_node} process(es)"
+        asked += f" and slurm.memory = {config.memory!r}" * bool(memory)
+        asked += f" and slurm.gpu_memory = {config.gpu_memory!r}" * bool(of_gpu)
         raise type(error)(f"nothing was queued; on {asked} the run would end with:\n{error}") from error
 
 

@@ -32,10 +32,12 @@ from pretrain.compatibility import check_start
 from pretrain.config import EngineConfig
 from pretrain.continuing import parent_of
 from pretrain.distributed import Ranks, capability_of, device_of, gpus_of, kind_of
-from pretrain.memory import Available, available, host_share, refuse_beyond
+from pretrain.memory_room import Available, available, host_share, refuse_beyond
 from pretrain.run_config import Run
 
 _AMD = Path("/dev/kfd")
+LARGEST_GPU = 432_000_000_000
+"""Bytes of the largest memory of a GPU that is announced (AMD Instinct MI430X): what it cannot hold, none can."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def _last(ranks: Ranks) -> Ranks:
     return replace(ranks, local_rank=ranks.local_world_size - 1)
 
 
-def on_nodes(engine: EngineConfig, ranks: Ranks, gpus: int, memory: int) -> Place:
+def on_nodes(engine: EngineConfig, ranks: Ranks, gpus: int, memory: int, gpu_memory: int = 0) -> Place:
     """The place of a rank on nodes of a cluster, as far as it can be known before a job is there.
 
     Args:
@@ -156,6 +158,7 @@ def on_nodes(engine: EngineConfig, ranks: Ranks, gpus: int, memory: int) -> Plac
         ranks: all of them.
         gpus: that are asked for on each node.
         memory: bytes that are asked for on each node; 0: the cluster's default.
+        gpu_memory: bytes of each of its GPUs; 0: nobody said, and no GPU holds more than `LARGEST_GPU`.
 
     Raises:
         ConfigError: a node would have fewer GPUs than ranks.
@@ -166,6 +169,8 @@ def on_nodes(engine: EngineConfig, ranks: Ranks, gpus: int, memory: int) -> Plac
             "engine.device = 'cuda' with slurm.gpus_per_node = 0: a job that asks for no GPU gets none, unless its "
             "nodes show all of theirs to every job. Set slurm.gpus_per_node."
         )
-        return Place("cuda", None, 0, Available(None, share))
+        return Place("cuda", None, 0, Available(gpu_memory or LARGEST_GPU, share))
     kind = kind_of(gpus, _last(ranks), engine.device)
-    return Place(kind, None, gpus if kind == "cuda" else 0, Available(share if kind == "cpu" else None, share))
+    if kind == "cpu":
+        return Place("cpu", None, 0, Available(share, share))
+    return Place("cuda", None, gpus, Available(gpu_memory or LARGEST_GPU, share))

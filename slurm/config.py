@@ -57,6 +57,9 @@ class SlurmConfig(Section):
     """Nodes for training."""
     gpus_per_node: int = Field(default=0, ge=0)
     """GPUs on each node, one training process each; 0: training runs on the CPUs."""
+    gpu_memory: Memory = ""
+    """Memory of each of these GPUs, for example "80G": what cannot fit is refused at submit; empty: unknown, and only
+    what no GPU can hold is refused."""
     processes_per_node: int = Field(default=0, ge=0)
     """Training processes on each node; 0: one for each GPU, and one on a node without."""
     cpus_per_task: int = Field(default=0, ge=0)

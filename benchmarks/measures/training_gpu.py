@@ -30,7 +30,8 @@ from governance.manifest import Manifest, describe, write_manifest
 from governance.stage import Runtime
 from pretrain.config import CheckpointConfig, EngineConfig, Settings, TrackingConfig, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks
-from pretrain.memory import Available, estimate, in_words
+from pretrain.memory import estimate
+from pretrain.memory_room import Available, in_words
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
 
@@ -160,7 +161,7 @@ def _free() -> Available:
     """Of the first card, and of the host."""
     import torch
 
-    from pretrain.memory import available
+    from pretrain.memory_room import available
 
     return available(torch.device("cuda", 0), Ranks())
 

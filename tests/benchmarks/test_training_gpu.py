@@ -11,7 +11,7 @@ from benchmarks.measures import training_gpu
 from benchmarks.measures.training_gpu import Setting, bare, difference, measured, refuse, settings
 from governance.errors import PipelineError
 from pretrain import peaks
-from pretrain.memory import Available
+from pretrain.memory_room import Available
 from pretrain.model.counting import parameter_count
 from pretrain.model_config import ModelConfig
 

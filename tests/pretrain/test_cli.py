@@ -52,7 +52,7 @@ SURFACE = {
     "slurm retry": COMMON,
     "slurm status": [*COMMON, "--watch"],
     "slurm submit": [*COMMON, "--carbon-aware", "--expected", "--latest"],
-    "train": [*COMMON, "--dry-run", "--from-scratch", "--processes", "--ranks"],
+    "train": [*COMMON, "--device", "--dry-run", "--from-scratch", "--gpu-memory", "--processes", "--ranks"],
 }
 
 
@@ -106,6 +106,9 @@ def test_what_a_worker_and_an_engine_are():
     ("words", "told"),
     [
         (["run", "x.toml", "--workers", "0"], "no whole number from 1 up"),
+        *((["train", "x.toml", f"--gpu-memory={word}"], "no size above 0 with its unit, such as 80GiB")
+          for word in ("80", "0GiB", "-1GiB", "80 GiB", "80gib", "\N{ARABIC-INDIC DIGIT ONE}GiB")),
+        (["train", "x.toml", "--device", "tpu"], "invalid choice: 'tpu'"),
         *((["data", "prepare", "x.toml", f"--worker={word}"], "I from 0 to N - 1")
           for word in ("3/3", "1", "-1/2", "1/0", "a/b", "1/2/3", "\N{ARABIC-INDIC DIGIT ONE}/2", "")),
         (["data", "prepare", "x.toml", "--engine", "spark"], "invalid choice"),

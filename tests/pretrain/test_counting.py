@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.memory import Available, estimate, fits
+from pretrain.memory import estimate
+from pretrain.memory_room import Available, fits
 from pretrain.model.counting import active_parameter_count, flops_per_token, parameter_count
 from pretrain.model.decoder import Decoder
 from pretrain.run_config import Run, load_run

@@ -6,17 +6,18 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from governance.errors import ConfigError, PipelineError
-from pretrain import memory
+from pretrain import memory_room
 from pretrain.cli import main
 from pretrain.compatibility import check_start
 from pretrain.config import gradient_accumulation_steps
 from pretrain.deepspeed_config import deepspeed_config
 from pretrain.distributed import Ranks
-from pretrain.memory import Available, refuse_beyond
+from pretrain.memory_room import Available, refuse_beyond
 from pretrain.model.counting import active_parameter_count, flops_per_token, parameter_count
 from pretrain.run_config import load_run
 
@@ -118,7 +119,7 @@ def test_what_does_not_work_is_refused_with_the_words_of_a_start(project, dry, w
 
 
 def test_what_does_not_fit_is_refused_with_the_words_of_a_start(project, dry, monkeypatch):
-    monkeypatch.setattr(memory, "free_host_bytes", lambda: 600 << 20)
+    monkeypatch.setattr(memory_room, "free_host_bytes", lambda: 600 << 20)
     status, out, err = dry("--processes", "4")
     assert status == 1
     config, there_is = the_run(project), Available(150 << 20, 150 << 20)
@@ -137,11 +138,74 @@ def test_a_gpu_that_is_not_there_is_refused(project, dry, monkeypatch):
     assert "this machine shows no GPU" in err
 
 
+@pytest.fixture
+def plan(tmp_path, capsys):
+    """`plan(preset, *words)`: the exit status of a plan for nodes of eight GPUs, and what was said on either stream."""
+
+    def run(preset, *words):
+        path = Path(__file__).parents[2] / "configs" / f"{preset}.toml"
+        status = main(
+            [
+                "train",
+                str(path),
+                "--root",
+                str(tmp_path / "root"),
+                "--dry-run",
+                "--device",
+                "cuda",
+                "--processes",
+                "8",
+                *words,
+            ]
+        )
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+def test_seventy_billion_parameters_are_planned_for_gpus_from_a_node_without_one(plan):
+    """At stage 1 a node of eight is refused with each part, and with what would fit; the offer itself passes."""
+    status, out, err = plan("70b", "--ranks", "8", "--gpu-memory", "80GiB", "--set", "engine.zero_stage=1")
+    assert status == 1
+    assert "8 data x 1 sequence x 1 tensor; ZeRO stage 1, bf16" in out
+    needed, offer = re.search(
+        r"needs about (.*) on the device.*?(It would fit.*|No setting.*)", err, re.DOTALL
+    ).groups()
+    assert float(needed.partition(" ")[0]) > 500
+    for part in ("parameters", "gradients", "masters", "moments", "activations", "buffers of communication"):
+        assert re.search(rf"{part} [\d,.]+ GiB", err), part
+    ranks, settings = re.search(
+        r"(\d+) (?:ranks|would do), ?with (.*)\.", offer.replace("ranks with", "ranks, with")
+    ).groups()
+    words = [
+        word for change in settings.split(", ") for word in ("--set", change.replace(" = ", "=").replace("'", '"'))
+    ]
+    assert plan("70b", "--ranks", ranks, "--gpu-memory", "80GiB", *words)[0] == 0
+    assert plan("70b", "--ranks", "8", "--gpu-memory", "1TiB", "--set", "engine.zero_stage=1")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--set", 'engine.device="cpu"', "--gpu-memory", "80GiB"], "--device cuda: a start would compute on 'cpu'"),
+        ([], "--device cuda: add the memory of a GPU of those nodes, for example --gpu-memory 80GiB"),
+        (["--device", "cpu", "--gpu-memory", "80GiB"], "--gpu-memory goes with --device cuda"),
+        (["--gpu-memory", "80GiB", "--ranks", "12"], "no multiple of --processes 8"),
+    ],
+)
+def test_a_plan_that_means_nothing_is_refused(plan, words, told):
+    status, _, err = plan("10m", *words)
+    assert (status, told in err) == (78, True), err
+
+
 def test_ranks_that_mean_nothing_are_refused(project, dry, capsys):
     status, _, err = dry("--ranks", "3", "--processes", "2")
     assert (status, "no multiple of --processes 2" in err) == (78, True)
     assert main(["train", str(project / "run.toml"), "--root", str(project / "root"), "--ranks", "2"]) == 78
     assert "goes with --dry-run" in capsys.readouterr().err
+    assert main(["train", str(project / "run.toml"), "--root", str(project / "root"), "--device", "cpu"]) == 78
+    assert "go with --dry-run" in capsys.readouterr().err
 
 
 def test_on_cpu_neither_torch_nor_deepspeed_is_imported(project):

@@ -130,8 +130,14 @@ def setting(*values):
             "2 ranks on a node of 1 GPU(s)",
         ),
         (['train.precision="fp16"'], 78, "train.precision = 'fp16' on CPU"),
+        (
+            ["model.num_hidden_layers=400", "slurm.gpus_per_node=1", 'slurm.gpu_memory="2G"'], 1,
+            "slurm.gpu_memory = '2G' the run would end with:",
+        ),
+        (["model.num_hidden_layers=40000", "slurm.gpus_per_node=1"], 1, "may use 402.3 GiB on the device"),
     ],
-    ids=["nodes", "gpus", "processes", "memory", "a share of it", "more ranks than gpus", "arithmetic"],
+    ids=["nodes", "gpus", "processes", "memory", "a share of it", "more ranks than gpus", "arithmetic", "of a GPU",
+         "of any GPU"],
 )  # fmt: skip
 def test_what_training_would_refuse_is_refused_before_anything_is_queued(cluster, capsys, values, status, told):
     assert slurm("submit", *setting(*values), root=cluster / "root") == status
@@ -154,7 +160,7 @@ def test_what_training_would_refuse_is_refused_before_anything_is_queued(cluster
             "slurm.gpus_per_node=1",
             'train.precision="fp8"',
         ],  # of which kind, only the node knows
-        ["model.num_hidden_layers=4000", "slurm.gpus_per_node=1"],  # and how much memory
+        ["model.num_hidden_layers=400", "slurm.gpus_per_node=1"],  # and how much memory
     ],
 )
 def test_what_only_the_nodes_know_is_not_refused(cluster, values):

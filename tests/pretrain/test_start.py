@@ -14,15 +14,15 @@ from governance.attestation import attest_with
 from governance.errors import ConfigError, PipelineError
 from governance.manifest import FILE_NAME
 from governance.stage import Runtime
-from pretrain import memory, start
+from pretrain import memory_room, start
 from pretrain.cli import main
 from pretrain.config import EngineConfig
 from pretrain.distributed import Ranks, capability_of, device_of
 from pretrain.dry_run import dry_run
-from pretrain.memory import Available
+from pretrain.memory_room import Available
 from pretrain.run import corpus, journal_of, judge, training_folder, write_report
 from pretrain.run_config import load_run
-from pretrain.start import Place, here, on_nodes, refuse_start, vocabulary_of
+from pretrain.start import LARGEST_GPU, Place, here, on_nodes, refuse_start, vocabulary_of
 
 MIB = 1 << 20
 PLENTY = Place("cpu", None, 0, Available(1 << 40, 1 << 40))
@@ -61,7 +61,7 @@ def test_a_batch_that_does_not_divide_is_refused_before_a_source_is_read(whole_w
 
 
 def test_a_model_that_does_not_fit_is_refused_before_a_source_is_read(whole_way, monkeypatch):
-    monkeypatch.setattr(memory, "free_host_bytes", lambda: 600 * MIB)
+    monkeypatch.setattr(memory_room, "free_host_bytes", lambda: 600 * MIB)
     status, told = whole_way("--processes", "4", "--set", 'engine.device="cpu"', "--set", "engine.micro_batch_size=1")
     assert status == 1
     assert "this model does not fit: a rank needs about" in told
@@ -100,7 +100,7 @@ def test_the_whole_way_refuses_what_the_dry_run_refuses_and_nothing_else(project
     run = replace(run, config=run.config.model_copy(update=sections))
     runtime, ranks = Runtime(project / "root"), ranks_of(count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "free_host_bytes", lambda: free * MIB)
+        patch.setattr(memory_room, "free_host_bytes", lambda: free * MIB)
         before = refusal(lambda: refuse_start(run, runtime, ranks, lambda: here(run.config.engine, ranks)))
         assert before == refusal(lambda: list(dry_run(run, runtime, ranks)))
 
@@ -158,14 +158,15 @@ def test_of_nodes_only_what_is_known_is_asked():
     auto, cpu = EngineConfig(), EngineConfig(device="cpu")
     assert on_nodes(auto, two, 0, 0) == Place("cpu", None, 0, Available(None, None))
     assert on_nodes(auto, two, 0, 8 * MIB) == Place("cpu", None, 0, Available(4 * MIB, 4 * MIB))
-    assert on_nodes(auto, two, 2, 8 * MIB) == Place("cuda", None, 2, Available(None, 4 * MIB))
+    assert on_nodes(auto, two, 2, 8 * MIB) == Place("cuda", None, 2, Available(LARGEST_GPU, 4 * MIB))
+    assert on_nodes(auto, two, 2, 0, 80 * MIB) == Place("cuda", None, 2, Available(80 * MIB, None))
     assert on_nodes(cpu, two, 2, 8 * MIB) == Place("cpu", None, 0, Available(4 * MIB, 4 * MIB))
     with pytest.raises(ConfigError, match=r"2 ranks on a node of 1 GPU"):
         on_nodes(auto, two, 1, 0)
 
 
 def test_a_gpu_that_nobody_asked_the_cluster_for_is_told_of(caplog):
-    assert on_nodes(EngineConfig(device="cuda"), Ranks(), 0, 0) == Place("cuda", None, 0, Available(None, None))
+    assert on_nodes(EngineConfig(device="cuda"), Ranks(), 0, 0) == Place("cuda", None, 0, Available(LARGEST_GPU, None))
     assert "slurm.gpus_per_node = 0" in caplog.text
 
 
