@@ -38,6 +38,7 @@ from pretrain.model.initial import learning_rate_scale
 from pretrain.model.ulysses import share_rows
 from pretrain.optim import make_optimizer, parameter_groups
 from pretrain.tensor_parallel import TensorParts
+from pretrain.uncompiled import nothing_compiled, spare_optimizers, spared_marks
 
 Weight = Callable[[str, torch.Size], torch.Tensor]
 """(name, shape) -> the fp32 values that a parameter starts from."""
@@ -160,7 +161,7 @@ def open_engine(
         scale = functools.partial(learning_rate_scale, config=recipe.model)
         groups = parameter_groups(model.named_parameters(), recipe.optim, full_shape, scale)
         optimizer = make_optimizer(groups, recipe.optim)
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints
+        with contextlib.redirect_stdout(io.StringIO()), spared_marks():  # it prints
             wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if settings.compile or settings.deepcompile:
         wrapped.compile()
@@ -213,9 +214,12 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
         if faults := [told for told in gather(fault) if told]:  # every rank leaves, and none waits for the first
             raise PipelineError(faults[0])
         build_async_io(ranks, settings.extension_build_seconds, device.type)
-    import deepspeed
-    import deepspeed.ops
-    from deepspeed.runtime import bf16_optimizer
+    spare_optimizers()
+    with spared_marks(), nothing_compiled():
+        import deepspeed
+        import deepspeed.ops
+        import deepspeed.runtime.zero.muon.muon_optimizer
+        from deepspeed.runtime import bf16_optimizer
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Its memory report at each start collects garbage six times: 1.5 s here, for lines that nobody asked for.
