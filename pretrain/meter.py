@@ -32,7 +32,7 @@ _STATUS = "/proc/self/status"
 
 
 class Meter:
-    """Measures the steps of one attempt; opening it is collective and takes about a second, for the matrix products."""
+    """Measures the steps of one attempt; opening it is collective and takes half a second, for the matrix products."""
 
     def __init__(self, job: Job, step: int, rows_read: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self._job, self._clock, self._rows_read = job, clock, rows_read

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 _SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}  # each is one point; a device is best at some, not at all
-_SECONDS_A_SIZE = 0.3  # long enough to meet a moment without neighbours
+_SECONDS_A_SIZE = 0.15  # each start pays it for each size; long enough for three products of the largest
 _LEAST_PRODUCTS = 3
 _WARM_UPS = 2
 
@@ -120,7 +120,7 @@ def data_sheet(name: str, arithmetic: str) -> Peak:
 
 
 def measured_product(device: torch.device, arithmetic: str) -> Peak:
-    """The best of some square matrix products in this arithmetic; takes about a second, and memory for three matrices.
+    """The best of some square matrix products in this arithmetic; takes half a second, and memory for three matrices.
 
     Operands are random: on GPUs a product of equal numbers draws less power and runs faster than any training would.
     fp8 products want scales that only a layer knows, so a run in fp8 is measured in bf16, and its source says so.

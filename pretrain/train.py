@@ -174,6 +174,7 @@ def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
     import torch
 
     from pretrain.distributed import device_of, threads_of
+    from pretrain.uncompiled import set_deterministic
 
     on_cpu = device_of(ranks, engine.device).type == "cpu"
     if engine.deterministic:
@@ -181,13 +182,14 @@ def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads_of(ranks, engine.threads))
     keep_freed_memory()
-    torch.use_deterministic_algorithms(on_cpu or engine.deterministic, warn_only=not on_cpu)
+    compiles = not on_cpu or engine.compile
+    set_deterministic(on_cpu or engine.deterministic, warn_only=not on_cpu, compiles=compiles)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, at the price of a pass over memory
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
+        set_deterministic(before[1], compiles=compiles)
 
 
 def _open_data(tokens: Manifest, train: TrainConfig, root: Path, ranks: Ranks) -> tuple[Rows, Rows | None]:

@@ -18,11 +18,22 @@ _COMPILER = "torch._dynamo"
 _CACHED = "__dynamo_disable"  # where torch's mark keeps the function that it calls (torch/_compile.py)
 
 
+def set_deterministic(wanted: bool, *, warn_only: bool = False, compiles: bool = False) -> None:
+    """Do as `torch.use_deterministic_algorithms` does; the compiler's own setting only where something `compiles`."""
+    import torch
+
+    if compiles or _COMPILER in sys.modules:
+        torch.use_deterministic_algorithms(wanted, warn_only=warn_only)
+    else:
+        torch._C._set_deterministic_algorithms(wanted, warn_only=warn_only)
+
+
 def spare_optimizers() -> None:
     """Let optimizers of torch be made and used without the import."""
     import torch
+    from torch._compile import _disable_dynamo
 
-    marked = torch._disable_dynamo(print).__code__
+    marked = _disable_dynamo(print).__code__
     for method in vars(torch.optim.Optimizer).values():
         if getattr(method, "__code__", None) is marked:
             _spare(method)
@@ -52,8 +63,7 @@ def _spare_step(optimizer: Any) -> None:
 def spared_marks() -> Iterator[None]:
     """Within this context modules are imported whose marks import no compiler."""
     import torch
-
-    mark = torch._disable_dynamo
+    from torch._compile import _disable_dynamo as mark
 
     def spared(function: Any = None, recursive: bool = True, **_: Any) -> Any:
         if function is None or not hasattr(function, "__dict__"):

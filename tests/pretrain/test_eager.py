@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from pretrain.kernels import threads
 from pretrain.kernels.threads import over
 from pretrain.model import eager
 from pretrain.model.positions import rotary_angles, rotate
@@ -44,10 +45,10 @@ def near(dtype):
     return {"atol": tolerance, "rtol": tolerance}
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("dtype", TYPES)
-def test_rms_norm_is_torchs(dtype, threads, with_threads):
-    with_threads(threads)
+def test_rms_norm_is_torchs(dtype, count, with_threads):
+    with_threads(count)
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(3, 5, 24, generator=generator).to(dtype), torch.randn(24, generator=generator).to(dtype)
     for ours, plain in both(
@@ -60,6 +61,27 @@ def test_rms_norm_is_torchs(dtype, threads, with_threads):
         lambda x: eager.RootMeanSquare.apply(x, None, 1e-5), lambda x: F.rms_norm(x, (24,), None, 1e-5), x
     ):
         torch.testing.assert_close(ours, plain, **near(dtype))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_small_work_stays_on_the_callers_thread_and_gives_the_same_bits(dtype, with_threads, monkeypatch):
+    with_threads(3)
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(3, 7, 24, generator=generator).to(dtype), torch.randn(24, generator=generator).to(dtype)
+
+    def bits():
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        out = eager.RootMeanSquare.apply(*leaves, 1e-5)
+        out.backward(torch.ones_like(out))
+        return [out.detach(), *(leaf.grad for leaf in leaves)]
+
+    pools, pool = [], threads._pool
+    monkeypatch.setattr(threads, "_pool", lambda process: pools.append(process) or pool(process))
+    alone = bits()
+    assert not pools
+    monkeypatch.setattr(threads, "SMALL", 0)
+    assert all(torch.equal(shared, one) for shared, one in zip(bits(), alone, strict=True))
+    assert pools
 
 
 @pytest.mark.parametrize("strided", [False, True])

@@ -22,7 +22,9 @@ def on_one_rank(folder: Path) -> None:
 
     def losses(round_: str) -> dict[str, list[float]]:
         return {
-            name: conftest._losses(conftest._run_training(folder / round_ / name, **SHORT, **settings), folder / round_ / name)
+            name: conftest._losses(
+                conftest._run_training(folder / round_ / name, **SHORT, **settings), folder / round_ / name
+            )
             for name, settings in RUNS.items()
         }
 
