@@ -36,6 +36,14 @@ def optimizer_of(engine: Engine) -> torch.optim.Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
 
 
+def sums_at_once(deepspeed: Any) -> bool:
+    """Whether it adds whole gradients up over the ranks after the backward pass, and does nothing else there.
+
+    True at stage 0, and of its other class for stage 1, where gradient sums are fp32.
+    """
+    return deepspeed.zero_optimization_stage() == 0 or hasattr(deepspeed.optimizer, "bf16_groups")
+
+
 def _group(engine: Engine) -> Any:
     """The ranks among which ZeRO cuts; none at stage 0, where it cuts nothing."""
     return engine.deepspeed.optimizer.dp_process_group if engine.zero_stage > 0 else None
