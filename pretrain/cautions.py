@@ -71,6 +71,31 @@ def no_checkpoint_is_validated(s: Situation) -> str | None:
     )
 
 
+def steps_lie_within_the_run(s: Situation) -> str | None:
+    """A setting for a step that never comes; a default that a short run does not reach is nobody's mistake."""
+    last = s.train.steps
+    ramp = [(f"train.batch_size_ramp.{n}.until_step", e.until_step + 1) for n, e in enumerate(s.train.batch_size_ramp)]
+    turns = [(f"train.mixture.{number}.from_step", entry.from_step) for number, entry in enumerate(s.train.mixture)]
+    told = [
+        ("checkpoint", s.checkpoint, "every_steps", 0),
+        ("checkpoint", s.checkpoint, "keep_every_steps", 0),
+        ("train", s.train, "validate_every_steps", 0),
+        ("train.skip", s.train.skip, "warmup_steps", 1),
+        ("evaluation", s.evaluation, "every_steps", 0),
+    ]
+    periods = [
+        (f"{name}.{field}", getattr(section, field) + after)
+        for name, section, field, after in told
+        if section is not None and field in section.model_fields_set
+    ]
+    profiled = [("profile.from_step", s.profile.from_step)] if s.profile else []
+    beyond = [f"{field} (step {step})" for field, step in (*ramp, *turns, *periods, *profiled) if step > last]
+    if not beyond:
+        return None
+    told = ", ".join(beyond)
+    return f"train.steps = {last}: the run ends before these have an effect: {told}; lower them, or raise steps"
+
+
 WARNINGS: tuple[Rule, ...] = (
     tensor_ranks_span_nodes,
     hpz_ranks_span_nodes,
@@ -78,4 +103,5 @@ WARNINGS: tuple[Rule, ...] = (
     shared_memory_is_for_the_cpu,
     gpus_stand_idle,
     no_checkpoint_is_validated,
+    steps_lie_within_the_run,
 )

@@ -183,6 +183,9 @@ def _training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face folder")
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
     command.add_argument("target", type=Path, metavar="FOLDER", help="a folder that does not exist yet")
+    command.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the weights (default: %(default)s)"
+    )
     _config(command)
 
 

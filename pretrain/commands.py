@@ -124,7 +124,9 @@ def export(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    manifest = write(arguments.checkpoint, artifacts["tokenizer"], arguments.target, runtime.root)
+    manifest = write(
+        arguments.checkpoint, artifacts["tokenizer"], arguments.target, runtime.root, dtype=arguments.dtype
+    )
     subjects = {
         f"{arguments.target.name}/{path.name}": sha256_file(path)
         for path in sorted(arguments.target.glob("*.safetensors"))

@@ -14,8 +14,10 @@ from typing import Literal
 from governance.errors import ConfigError
 from governance.log import get_logger
 from pretrain.cautions import WARNINGS
-from pretrain.config import CheckpointConfig, EngineConfig, TrainRecipe
+from pretrain.config import EngineConfig, Settings, TrainRecipe
+from pretrain.deepspeed_keys import conflict
 from pretrain.distributed import Ranks
+from pretrain.optim import decay_fault
 from pretrain.rank_rules import (
     experts_see_whole_rows,
     hpz_wants_stage_3,
@@ -49,6 +51,15 @@ def schedule_fits_the_steps(s: Situation) -> str | None:
         f"optim.warmup_steps + optim.decay_steps = {s.optim.warmup_steps + s.optim.decay_steps} is above "
         f"train.steps = {s.train.steps}; shorten the warm-up or the decay"
     )
+
+
+def decay_leaves_the_weights(s: Situation) -> str | None:
+    """A decay that empties weights or turns their sign; with `[[optim.groups]]` it is `parameter_groups` that knows."""
+    o = s.optim
+    kinds = [("matrices", o.learning_rate, o.weight_decay)]
+    if o.optimizer == "muon":
+        kinds.append(("muon", o.muon_learning_rate, o.muon_weight_decay))
+    return None if o.groups else next((fault for kind in kinds if (fault := decay_fault(*kind))), None)
 
 
 def half_precision_wants_a_stage(s: Situation) -> str | None:
@@ -132,6 +143,24 @@ def quantized_collectives_want_cuda(s: Situation) -> str | None:
     return None
 
 
+def bf16_reduction_suits_the_gradients(s: Situation) -> str | None:
+    """DeepSpeed reduces as autocast says, and in 4 bits where asked; scaled fp16 gradients lose digits that they have.
+
+    Stage 0 would obey with autocast, and learn otherwise than the other stages.
+    """
+    asked = "train.quantized_gradients" if s.train.quantized_gradients else None
+    if s.train.precision in ("autocast", "fp16"):
+        asked = f"train.precision = {s.train.precision!r}"
+    if s.train.gradient_reduction != "bf16" or asked is None:
+        return None
+    return f"train.gradient_reduction = 'bf16' with {asked}: it would have no effect, or lose digits; set it to 'fp32'"
+
+
+def deepspeed_gets_no_key_of_ours(s: Situation) -> str | None:
+    """One truth for each value."""
+    return conflict(s.engine.deepspeed)
+
+
 def deepcompile_wants_cuda(s: Situation) -> str | None:
     """DeepCompile rewrites graphs of CUDA, at stages 1 to 3, and knows no other split of the model."""
     if not s.engine.deepcompile:
@@ -187,6 +216,7 @@ def only_adamw_is_offloaded(s: Situation) -> str | None:
 RULES: tuple[Rule, ...] = (
     rows_fit_the_positions,
     schedule_fits_the_steps,
+    decay_leaves_the_weights,
     half_precision_wants_a_stage,
     fp16_wants_cuda,
     fp8_wants_a_card_that_has_it,
@@ -195,6 +225,8 @@ RULES: tuple[Rule, ...] = (
     bf16_masters_stay_on_the_device,
     quantized_collectives_want_cuda,
     quantized_gradients_want_whole_nodes,
+    bf16_reduction_suits_the_gradients,
+    deepspeed_gets_no_key_of_ours,
     deepcompile_wants_cuda,
     parameter_offload_wants_stage_3,
     optimizer_offload_wants_its_stage,
@@ -234,7 +266,7 @@ def check_start(
     ranks: Ranks,
     device: Literal["cpu", "cuda"],
     capability: tuple[int, int] | None = None,
-    checkpoint: CheckpointConfig | None = None,
+    settings: Settings | None = None,
     gpus: int = 0,
 ) -> None:
     """Refuse what cannot work here; warn of what works badly or has no effect (`cautions.py`).
@@ -245,7 +277,7 @@ def check_start(
         ranks: this one among the others; the first one warns.
         device: that it computes on.
         capability: of its GPU.
-        checkpoint: when the run is saved, and how long that is kept.
+        settings: how the run is carried out, for what is only warned of.
         gpus: that this node shows.
 
     Raises:
@@ -253,8 +285,10 @@ def check_start(
     """
     sections = (recipe.model, recipe.optim, recipe.train, engine)
     where = (device, ranks.world_size, ranks.local_world_size, capability)
-    asked = bool(recipe.evaluation.tasks)
-    situation = Situation(*sections, *where, asked=asked, checkpoint=checkpoint, gpus=gpus)
+    situation = Situation(
+        *sections, *where, asked=bool(recipe.evaluation.tasks), evaluation=recipe.evaluation, gpus=gpus,
+        checkpoint=settings.checkpoint if settings else None, profile=settings.profile if settings else None,
+    )  # fmt: skip
     _refuse(situation)
     for rule in WARNINGS:
         if ranks.first and (told := rule(situation)):

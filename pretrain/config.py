@@ -1,9 +1,9 @@
 """The trainer's sections of a run's file. Imports no torch, so that a login node can read and check a configuration.
 
 `ModelConfig`, `OptimConfig` and `TrainConfig` decide what is learned: they enter the key of the training run.
-`CheckpointConfig`, `EngineConfig` and `TrackingConfig` decide where and how it runs, and never enter a key. How sums
-are split (micro batches, ranks, threads) may change the last bit of a loss: such runs agree to rounding, and runs of
-one layout agree exactly.
+`CheckpointConfig`, `EngineConfig`, `TrackingConfig` and `ProfileConfig` decide where and how it runs, and never enter a
+key. How sums are split (micro batches, ranks, threads) may change the last bit of a loss: such runs agree to rounding,
+and runs of one layout agree exactly.
 
 Everything that follows from these values is a function of them (`gradient_accumulation_steps`, the whole DeepSpeed
 dictionary in `deepspeed_config.py`, the learning rate in `optim.py`), never a second setting. What does not work
@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,7 @@ from governance.errors import ConfigError
 from pretrain.evaluation_config import EvaluationConfig
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
+from pretrain.profile_config import ProfileConfig
 from pretrain.skip_config import SkipConfig
 
 
@@ -80,6 +81,8 @@ class TrainConfig(Section):
     """CUDA, stage 3: gather weights in 8 bits (qwZ, arXiv:2306.10209): passes compute with rounded weights."""
     quantized_gradients: bool = False
     """CUDA, stage 3, several nodes: reduce gradients in 4 bits (qgZ, arXiv:2306.10209), from which updates learn."""
+    gradient_reduction: Literal["fp32", "bf16"] = "fp32"
+    """In what gradients are summed over the ranks. bf16 sends half the bytes; its error grows with the ranks."""
     validate_every_steps: int = Field(default=100, ge=0)
     """Steps between measurements on the validation shards; 0 measures only at the end."""
     validation_rows: int = Field(default=64, gt=0)
@@ -89,12 +92,12 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
-        for field, starts in (
+        for name, starts in (
             ("batch_size_ramp: until_step", [stage.until_step for stage in self.batch_size_ramp]),
             ("mixture: from_step", [phase.from_step for phase in self.mixture]),
         ):
             if any(after <= before for before, after in itertools.pairwise(starts)):
-                raise ValueError(f"{field} is {starts}; it must rise from each entry to the next")
+                raise ValueError(f"{name} is {starts}; it must rise from each entry to the next")
         return self
 
 
@@ -147,6 +150,8 @@ class EngineConfig(Section):
     """Stage 3: where weights lie between their uses: on the device, in host memory, or in files below `nvme_path`."""
     nvme_path: str | None = None
     """Folder on a fast local disk for what is offloaded to nvme, of one run of a node; worthless after it."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """`[engine.deepspeed]`: keys of DeepSpeed's configuration that no setting of ours says, passed through."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of one rank; 0 shares the cores that this node allows among its ranks."""
     deterministic: bool = False
@@ -199,6 +204,8 @@ class Settings:
     tracking: TrackingConfig
     notice_seconds: int = 0
     """How long before the end the scheduler says so; 0: unknown."""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    """In which steps the profiler runs."""
 
 
 def gradient_accumulation_steps(

@@ -1,4 +1,5 @@
-"""DeepSpeed's whole configuration, derived: our sections are the only truth, and nobody writes this dictionary by hand.
+"""DeepSpeed's whole configuration, derived: our sections are the only truth, and nobody writes this dictionary by hand
+(what no section says may be passed through: `deepspeed_keys.py`).
 
 Promises: every key is one that the pinned DeepSpeed reads (a test hands it a dictionary that notes what is asked of
 it); keys whose default is not neutral (`gradient_clipping`) are always there; keys that DeepSpeed removed never are.
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pretrain.config import EngineConfig, TrainRecipe, gradient_accumulation_steps
+from pretrain.deepspeed_keys import with_passed
 from pretrain.layout import data_ranks
 from pretrain.model_config import ModelConfig, padded_vocabulary
 
@@ -51,9 +53,8 @@ def deepspeed_config(
         "zero_optimization": _zero(recipe, engine, world_size, device, vocabulary_size),
         **_precision(recipe.train.precision),
     }
-    if recipe.train.precision in ("bf16", "fp8") and engine.zero_stage == 1:
-        # Stage 1 reduces the sums of a whole step, and would first round them to bf16, on one rank too.
-        values["communication_data_type"] = "fp32"
+    if not recipe.train.quantized_gradients:  # their kernel takes gradients in the arithmetic of the passes only
+        values["communication_data_type"] = recipe.train.gradient_reduction
     if optimizer != "adamw":
         values["zero_allow_untested_optimizer"] = True
     if engine.offload_optimizer != "none":
@@ -62,7 +63,7 @@ def deepspeed_config(
         values["compile"] = {"deepcompile": True}
     if engine.tensor_parallel_size > 1:
         values["tensor_parallel"] = _tensor_parallel(engine.tensor_parallel_size)
-    return values
+    return with_passed(values, engine.deepspeed)
 
 
 def _precision(precision: str) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """What a start of training would be, said before it: `assay train CONFIG --dry-run`. Starts nothing, makes no artifact.
 
 Promise: what it refuses, it refuses with the words and the exit code of a start on this machine (`start.py`), or with
-`--device` and `--gpu-memory` on nodes of that kind, of which this one need not be. What it
-does not look at may still refuse: the gate, the rows, `train.continue_from`, files of tasks, patterns of
-`[[optim.groups]]`. It imports neither torch nor DeepSpeed.
+`--device` and `--gpu-memory` on nodes of that kind, of which this one need not be. What it does not look at may still
+refuse: the gate, the rows, `train.continue_from`, files of tasks. It imports neither torch nor DeepSpeed.
 """
 
 from __future__ import annotations
@@ -23,8 +22,17 @@ from pretrain.layout import data_ranks
 from pretrain.memory import estimate
 from pretrain.memory_room import Available, host_share, in_words, refuse_beyond
 from pretrain.model.counting import active_parameter_count, flops_per_token, parameter_count
+from pretrain.reduction import in_words as reduction_in_words
 from pretrain.run_config import Run
-from pretrain.start import Place, here, under_site, vocabulary_of
+from pretrain.start import (
+    Place,
+    here,
+    refuse_groups,
+    refuse_missing_packages,
+    refuse_passed_keys,
+    under_site,
+    vocabulary_of,
+)
 
 
 def planned(
@@ -67,18 +75,19 @@ def dry_run(run: Run, runtime: Runtime, ranks: Ranks, place: Place | None = None
     vocabulary, source = vocabulary_of(run, runtime)
     yield f"vocabulary  {vocabulary:,} {source}"
     yield from _sizes(recipe, vocabulary)
+    refuse_missing_packages(run.config.tracking)
+    refuse_groups(recipe, vocabulary)
     place = place or here(engine, ranks)
-    check_start(recipe, engine, ranks, place.device, place.capability, run.config.checkpoint, place.gpus)
+    check_start(recipe, engine, ranks, place.device, place.capability, run.settings, place.gpus)
     yield f"layout      {_layout(recipe, engine, ranks)}, on {place.device}"
     needed = estimate(recipe, engine, vocabulary, ranks.world_size, place.device)
     yield f"memory      {in_words(needed, place.there_is, ranks)}"
+    yield f"reduction   {reduction_in_words(recipe, engine, vocabulary, ranks.world_size)}"
+    refuse_passed_keys(recipe, engine, ranks.world_size)
     dictionary = deepspeed_config(recipe, engine, ranks.world_size, place.device, vocabulary)
     yield f"deepspeed   {json_text(dictionary).rstrip()}"
     refuse_beyond(recipe, engine, vocabulary, (ranks, place.device), place.there_is)
-    yield (
-        "refused     nothing; the gate, the rows, train.continue_from, tasks and patterns of [[optim.groups]] are "
-        "looked at when it starts"
-    )
+    yield "refused     nothing; the gate, the rows, train.continue_from and tasks are looked at when it starts"
 
 
 def ranks_of(total: int | None, a_node: int) -> Ranks:

@@ -14,7 +14,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from governance.errors import PipelineError
+from governance.errors import ConfigError, PipelineError
 from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.deepspeed_config import deepspeed_config
 from pretrain.distributed import Ranks, gather
@@ -151,6 +151,8 @@ def open_engine(
     refuse_what_cannot_fit(recipe, settings, vocabulary_size, ranks, device)
     config = deepspeed_config(recipe, settings, ranks.world_size, device.type, vocabulary_size)
     deepspeed = _import_deepspeed(settings, ranks, device)
+    if settings.deepspeed:
+        refuse_unknown_keys(config)
     with foreign_errors():
         make = functools.partial(Decoder, recipe.model, vocabulary_size, settings.activation_checkpointing)
         model = _build(deepspeed, config, make, weight)
@@ -173,6 +175,48 @@ def open_engine(
     )
     prepare_moments(engine, 0)
     return engine
+
+
+class _Noting(dict[str, Any]):
+    """A dictionary that notes which of its keys were asked for; a copy is the same one."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def __copy__(self) -> _Noting:
+        return self
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As a dictionary's."""
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def refuse_unknown_keys(config: Mapping[str, Any]) -> None:
+    """Raise where DeepSpeed does not know a key of its configuration, or refuses a value.
+
+    Raises:
+        ConfigError: names the keys.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from pydantic import ValidationError
+
+    noting = _Noting(config)
+    try:
+        DeepSpeedConfig(noting)
+    except ValidationError as error:
+        faults = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors(include_url=False)]
+        told = "; ".join(f"{place}: {message}" for place, message in faults)
+        raise ConfigError(f"engine.deepspeed: DeepSpeed refuses ({error.title}) {told}") from None
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(f"engine.deepspeed: DeepSpeed refuses: {error}") from None
+    if unknown := sorted(set(config) - noting.asked):
+        raise ConfigError(f"engine.deepspeed: this DeepSpeed knows no key {', '.join(unknown)}; correct or remove it")
 
 
 def _sequence_group(ranks: Ranks, settings: EngineConfig) -> Any:

@@ -1,7 +1,7 @@
 """Write a checkpoint as a Hugging Face folder, which `AutoModelForCausalLM` and `AutoTokenizer` load.
 
     config.json, generation_config.json                     the architecture (`export_families.py`), the token that ends
-    model.safetensors                                       fp32, as the optimizer keeps them, vocabulary padded
+    model.safetensors                                       fp32, as the optimizer keeps them, or rounded; padded
     model-00001-of-0000N.safetensors, ...index.json         the same above 5 GB
     tokenizer.json, tokenizer_config.json, special_tokens_map.json
     configuration_assay.py, modeling_assay.py               only where no architecture of transformers is exact
@@ -17,7 +17,7 @@ import importlib.resources
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from governance.errors import CheckpointError, ConfigError
 from governance.files import atomic_path, place, write_json, write_text
@@ -30,12 +30,22 @@ from pretrain.vocabulary import refuse_foreign_tokenizer
 
 SHARD_BYTES = 5_000_000_000  # of a file, as transformers shards
 INDEX = "model.safetensors.index.json"
+Dtype = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[str, tuple[str, int]] = {"fp32": ("float32", 4), "bf16": ("bfloat16", 2), "fp16": ("float16", 2)}
+"""Each form of the weights: its name in torch, and bytes an element."""
 
 Read = Callable[[str], Any]
 """The fp32 tensor of a parameter's name."""
 
 
-def export(checkpoint: Path, tokenizer: Manifest, target: Path, root: Path, shard_bytes: int = SHARD_BYTES) -> Manifest:
+def export(
+    checkpoint: Path,
+    tokenizer: Manifest,
+    target: Path,
+    root: Path,
+    shard_bytes: int = SHARD_BYTES,
+    dtype: Dtype = "fp32",
+) -> Manifest:
     """Write the model of `checkpoint` and its `tokenizer.json` into the new folder `target`.
 
     Args:
@@ -44,6 +54,7 @@ def export(checkpoint: Path, tokenizer: Manifest, target: Path, root: Path, shar
         target: a folder that does not exist yet, or is empty.
         root: the artifacts' root.
         shard_bytes: the most bytes of a file of weights; a larger tensor has a file of its own.
+        dtype: what the weights are rounded to, to the nearest, ties to even.
 
     Returns:
         The checkpoint's manifest.
@@ -51,7 +62,7 @@ def export(checkpoint: Path, tokenizer: Manifest, target: Path, root: Path, shar
     Raises:
         CheckpointError: the checkpoint is damaged, or was trained with another tokeniser.
         ManifestError: the tokeniser was altered.
-        ConfigError: the target is not empty.
+        ConfigError: the target is not empty, or a weight is too large for fp16.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target}: is not empty; an export never overwrites. Give a new folder.")
@@ -60,29 +71,35 @@ def export(checkpoint: Path, tokenizer: Manifest, target: Path, root: Path, shar
     refuse_foreign_tokenizer(manifest, tokenizer, root)
     told = (root / tokenizer.folder / "tokenizer.json", int(tokenizer.stats["end_of_document"]))
     with weights(manifest, root) as files:
-        family = write_folder(files.read, identity, told, target, shard_bytes)
-    write_text(target / "README.md", _card(manifest, identity, family))
+        family = write_folder(files.read, identity, told, target, shard_bytes, dtype)
+    write_text(target / "README.md", _card(manifest, identity, family, dtype))
     return manifest
 
 
 def write_folder(
-    read: Read, identity: CheckpointIdentity, tokenizer: tuple[Path, int], target: Path, shard_bytes: int = SHARD_BYTES
+    read: Read,
+    identity: CheckpointIdentity,
+    tokenizer: tuple[Path, int],
+    target: Path,
+    shard_bytes: int = SHARD_BYTES,
+    dtype: Dtype = "fp32",
 ) -> Family:
     """Write all of the folder but its card; `read` gives a parameter by name, `tokenizer` is (file, id of the end).
 
     Raises:
         CheckpointError: the tokeniser is of another vocabulary.
+        ConfigError: a weight is too large for fp16.
     """
     path, end = tokenizer
     text = _end_token(path, end, identity)
     family = family_of(identity.recipe.model)
-    _write_weights(read, family, identity, target, shard_bytes)
+    _write_weights(read, family, identity, target, (shard_bytes, dtype))
     if family.own_code:
         for name in ("configuration_assay.py", "modeling_assay.py"):
             source = importlib.resources.files(__package__).joinpath("hugging_face", name)
             write_text(target / name, source.read_text(encoding="utf-8"))
     place(path, target / "tokenizer.json")
-    _write_settings(target, family, identity, (text, end))
+    _write_settings(target, family, identity, (text, end), dtype)
     return family
 
 
@@ -103,28 +120,42 @@ def _end_token(tokenizer: Path, end_of_document: int, identity: CheckpointIdenti
     return str(special[end_of_document])
 
 
-def _write_weights(read: Read, family: Family, identity: CheckpointIdentity, target: Path, shard_bytes: int) -> None:
-    """The weights in one file, or in several with an index."""
+def _write_weights(
+    read: Read, family: Family, identity: CheckpointIdentity, target: Path, form: tuple[int, Dtype]
+) -> None:
+    """The weights in one file, or in several with an index; `form`: the most bytes of a file, and what they are."""
     from safetensors.torch import save_file
 
     sizes = _parameter_sizes(identity)
     pieces = {piece.name: piece for piece in family.pieces(list(sizes))}
     elements = [(name, sum(sizes[source] for source in piece.sources)) for name, piece in pieces.items()]
-    plan = file_plan([(name, (count,)) for name, count in elements], shard_bytes)
+    shard_bytes, dtype = form
+    width = DTYPES[dtype][1]
+    # `file_plan` counts 4 bytes an element
+    plan = file_plan([(name, (count,)) for name, count in elements], shard_bytes * 4 // width)
     found: dict[str, str] = {}
     for number, names in enumerate(plan, 1):
         file = "model.safetensors" if len(plan) == 1 else f"model-{number:05d}-of-{len(plan):05d}.safetensors"
-        tensors = {name: _made(read, pieces[name]) for name in names}
+        tensors = {name: _made(read, pieces[name], dtype) for name in names}
         with atomic_path(target / file) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
         found |= dict.fromkeys(names, file)
     if len(plan) > 1:
-        total = 4 * sum(count for _, count in elements)
+        total = width * sum(count for _, count in elements)
         write_json(target / INDEX, {"metadata": {"total_size": total}, "weight_map": found})
 
 
-def _made(read: Read, piece: Piece) -> Any:
-    return piece.make([read(source) for source in piece.sources])
+def _made(read: Read, piece: Piece, dtype: Dtype) -> Any:
+    import torch
+
+    whole = piece.make([read(source) for source in piece.sources])
+    rounded = whole.to(getattr(torch, DTYPES[dtype][0]))
+    if bool((whole.isfinite() & ~rounded.isfinite()).any()):
+        raise ConfigError(
+            f"--dtype {dtype}: {piece.name} has a weight of {float(whole.abs().max()):g}, which {dtype} cannot hold; "
+            f"give --dtype bf16 or fp32"
+        )
+    return rounded
 
 
 def _parameter_sizes(identity: CheckpointIdentity) -> dict[str, int]:
@@ -138,12 +169,14 @@ def _parameter_sizes(identity: CheckpointIdentity) -> dict[str, int]:
     return {name: parameter.numel() for name, parameter in model.named_parameters()}
 
 
-def _write_settings(target: Path, family: Family, identity: CheckpointIdentity, end: tuple[str, int]) -> None:
+def _write_settings(
+    target: Path, family: Family, identity: CheckpointIdentity, end: tuple[str, int], dtype: Dtype
+) -> None:
     text, number = end
     ids = {"bos_token_id": None, "eos_token_id": number, "pad_token_id": number}
     config = {"architectures": [family.architecture], **family.config, **ids}
-    size = padded_vocabulary(identity.vocabulary_size)
-    write_json(target / "config.json", {**config, "vocab_size": size, "dtype": "float32", "torch_dtype": "float32"})
+    size, name = padded_vocabulary(identity.vocabulary_size), DTYPES[dtype][0]
+    write_json(target / "config.json", {**config, "vocab_size": size, "dtype": name, "torch_dtype": name})
     write_json(target / "generation_config.json", ids)
     special = {"eos_token": text, "pad_token": text}
     write_json(target / "special_tokens_map.json", special)
@@ -159,7 +192,7 @@ def _write_settings(target: Path, family: Family, identity: CheckpointIdentity, 
     )
 
 
-def _card(manifest: Manifest, identity: CheckpointIdentity, family: Family) -> str:
+def _card(manifest: Manifest, identity: CheckpointIdentity, family: Family, dtype: Dtype) -> str:
     """What the folder holds, in facts."""
     trust = ", trust_remote_code=True" if family.own_code else ""
     lines: Sequence[str] = (
@@ -177,7 +210,7 @@ def _card(manifest: Manifest, identity: CheckpointIdentity, family: Family) -> s
         f"| tokens predicted in training | {manifest.stats['tokens']:,} |",
         f"| vocabulary | {identity.vocabulary_size:,}, padded to {padded_vocabulary(identity.vocabulary_size):,} |",
         f"| longest row in training | {identity.recipe.train.sequence_length:,} tokens |",
-        "| weights | fp32 |",
+        f"| weights | {dtype}{', rounded from fp32' if dtype != 'fp32' else ''} |",
         f"| checkpoint, digest | {manifest.digest} |",
         f"| training run, key | {identity.train_key} |",
         *(f"| made from {item.stage}, digest | {item.digest} |" for item in manifest.inputs),

@@ -30,6 +30,7 @@ from pretrain.model.counting import active_parameter_count, parameter_count
 from pretrain.model.decoder import Batch
 from pretrain.model.initial import initial_weight
 from pretrain.optim import rate_factor
+from pretrain.profiler import open_profile
 from pretrain.resuming import resume
 from pretrain.saving import Saver, open_saver
 from pretrain.stragglers import Pace
@@ -75,8 +76,10 @@ def _steps(parts: Parts, state: TrainState) -> TrainState:
     with (
         progress("train", config.steps, "steps", done=state.step) as advance,
         open_loader(job, state) as loader,
+        open_profile(job, state.step, parts.meter.aside, partial(parts.heart.beat, long=True)) as profile,
     ):
         for step in range(state.step + 1, config.steps + 1):
+            profile.begin(step)
             with pace.working(), parts.meter.waiting():
                 ready = next(loader)
             targets, leaving, lanes = _agree(parts, ready, pace)
@@ -101,6 +104,7 @@ def _steps(parts: Parts, state: TrainState) -> TrainState:
             parts.heart.stepped(step, values["seconds"])
             job.energy["step"] = step
             advance(1, step_note(ledger.told))
+            profile.end(step)
             if _due(step, config.validate_every_steps, config.steps):
                 state = _validate(parts, ledger.settle(state), saved)
             if _due(step, job.recipe.evaluation.every_steps, config.steps):
@@ -303,5 +307,6 @@ def run_facts(job: Job) -> dict[str, Any]:
         "device": job.device.type,
         "zero_stage": job.settings.engine.zero_stage,
         "micro_batch_size": job.settings.engine.micro_batch_size,
+        **({"deepspeed": passed} if (passed := job.settings.engine.deepspeed) else {}),
     }
     return {**provenance(), "attempt": job.attempt, "execution": execution, "energy": dict(UNKNOWN_ENERGY)}

@@ -66,7 +66,8 @@ def parameter_groups(
     their update fits their width.
 
     Raises:
-        ConfigError: a rule's pattern matches no parameter that an earlier one left; names the nearest.
+        ConfigError: a rule's pattern matches no parameter that an earlier one left (names the nearest), or a step takes
+            all of a weight or more: rate x decay is 1 or above.
     """
     groups: dict[tuple[str, float], dict[str, Any]] = {}
     unmatched, names = {rule.pattern: rule for rule in config.groups}, []
@@ -86,7 +87,20 @@ def parameter_groups(
         groups.setdefault((group["name"], group["base_lr"]), group)["params"].append(parameter)
     if unmatched:
         raise ConfigError("\n".join(_no_match(pattern, names, config) for pattern in unmatched))
+    for group in groups.values():
+        if fault := decay_fault(group["name"], group["base_lr"], group["weight_decay"]):
+            raise ConfigError(fault)
     return _named_apart(list(groups.values()))
+
+
+def decay_fault(name: str, rate: float, decay: float) -> str | None:
+    """The fault of a decoupled decay that leaves nothing of a weight, or turns its sign (arXiv:1711.05101)."""
+    if rate * decay < 1.0:
+        return None
+    return (
+        f"optim: learning rate x weight decay of {name!r} is {rate:g} x {decay:g} = {rate * decay:g}: each step "
+        f"multiplies these weights by {1.0 - rate * decay:g}; lower the decay (0.1 is usual) to below {1.0 / rate:g}"
+    )
 
 
 def _kind(name: str, axes: int, config: OptimConfig) -> dict[str, Any]:

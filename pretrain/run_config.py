@@ -1,7 +1,7 @@
 """One TOML file is one run, from the raw corpus to the report; this is its shape.
 
     [[data.sources]] [data.*] [governance] [audit] [model] [optim] [train] [checkpoint] [engine] [tracking] [energy]
-    [evaluation] [model_audit] [slurm]
+    [evaluation] [profile] [model_audit] [slurm]
 
 Every section belongs to the package that uses it; here they only stand together. Derived values (accumulation steps,
 DeepSpeed's whole configuration) are functions of these, never settings of their own.
@@ -33,6 +33,7 @@ from pretrain.evaluation_config import EvaluationConfig
 from pretrain.model_audit import ModelAuditConfig
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
+from pretrain.profile_config import ProfileConfig
 from slurm.config import SlurmConfig, with_site
 
 
@@ -50,6 +51,7 @@ class RunConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     energy: EnergyConfig = EnergyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    profile: ProfileConfig = ProfileConfig()
     model_audit: ModelAuditConfig = ModelAuditConfig()
     slurm: SlurmConfig = SlurmConfig()
 
@@ -77,7 +79,17 @@ class Run:
         """How it is carried out; in a job of Slurm with what the site's file says of them."""
         config, in_job = self.config, bool(slurm_attempt()[0])
         section = with_site(config.slurm, self.folder) if in_job else config.slurm
-        return Settings(config.checkpoint, config.engine, config.tracking, section.warning_seconds)
+        return Settings(config.checkpoint, config.engine, config.tracking, section.warning_seconds, config.profile)
+
+
+def _refuse_unknown_sources(config: RunConfig, path: Path) -> None:
+    known = {source.name for source in config.data.sources}
+    for number, phase in enumerate(config.train.mixture):
+        if unknown := sorted(name for name in phase.weights if name not in known):
+            raise ConfigError(
+                f"{path}: train.mixture.{number}.weights names {', '.join(map(repr, unknown))}; the sources of "
+                f"[[data.sources]] are {', '.join(sorted(known))}. Correct the name, or add the source."
+            )
 
 
 def load_run(path: Path, overrides: list[str]) -> Run:
@@ -88,6 +100,7 @@ def load_run(path: Path, overrides: list[str]) -> Run:
     """
     config = load_config(path, RunConfig, overrides)
     check_together(config.recipe, config.engine)
+    _refuse_unknown_sources(config, path)
     packed = config.data.pack
     if packed is not None and packed.sequence_length != config.train.sequence_length:
         raise ConfigError(

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pretrain.config import CheckpointConfig, EngineConfig, TrainConfig
+from pretrain.evaluation_config import EvaluationConfig
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
+from pretrain.profile_config import ProfileConfig
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,12 @@ class Situation:
     """Compute capability of the GPU; None: not known yet, and rules of it keep silent."""
     asked: bool = False
     """Whether the model is asked tasks."""
+    evaluation: EvaluationConfig | None = None
+    """When it is asked them; None: not known, and rules of it keep silent."""
     checkpoint: CheckpointConfig | None = None
     """None: not known, and rules of checkpoints keep silent."""
+    profile: ProfileConfig | None = None
+    """None: not known, and rules of the profiler keep silent."""
     gpus: int = 0
     """GPUs that this node shows to a rank that computes on one; 0: not known."""
 

@@ -3,37 +3,43 @@
 `assay run` asks before the first source is read, `assay slurm submit` before the first job is queued, and
 `assay train --dry-run` says what it found: a site whose rules the run is not under (77), settings that do not work
 together on these ranks (78), a GPU that is asked for and not there (78), a model that does not fit (1), each with the
-words of the start itself. The first two also ask for the checkpoint to go on from and for the files of tasks (66). Of a
-training that is finished nothing is asked. The vocabulary is that of the token shards; where there are none yet, what
+words of the start itself. So are patterns of `[[optim.groups]]` that match no parameter, and packages that are not
+installed (78). The first two also ask for the checkpoint to go on from and for the files of tasks (66). Of a training
+that is finished nothing is asked. The vocabulary is that of the token shards; where there are none yet, what
 `[data.tokenizer]` asks for, which may be more than its sample will give.
 
 Nothing here imports torch. Where a GPU may be, a process of its own asks torch for it: a CUDA context would stay in
-this one for as long as the corpus takes. Price: where there is a driver, that process' import of torch; where token
+this one for as long as the corpus takes. Another one matches the patterns against a model without storage. Price: that
+process' import of torch, where there is a driver or a pattern; where token
 shards may be, the look-up of the corpus, which reads sources whose digests are not remembered in `fetch/digests.json`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import multiprocessing
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data_pipeline.tokenizer import take_over
-from governance.errors import MissingInput
+from governance.errors import ConfigError, MissingInput
 from governance.gate import bound_by
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest
 from governance.stage import Runtime
 from pretrain.compatibility import check_start
-from pretrain.config import EngineConfig
+from pretrain.config import EngineConfig, TrackingConfig, TrainRecipe
 from pretrain.continuing import parent_of
+from pretrain.deepspeed_config import deepspeed_config
 from pretrain.distributed import Ranks, capability_of, device_of, gpus_of, kind_of
 from pretrain.memory_room import Available, available, host_share, refuse_beyond
 from pretrain.run_config import Run
+from pretrain.tensorboard_mirror import require_tensorboard
 
 _AMD = Path("/dev/kfd")
 LARGEST_GPU = 432_000_000_000
@@ -80,9 +86,67 @@ def refuse_start(run: Run, runtime: Runtime, ranks: Ranks, place_of: Callable[[]
         return
     parent_of(pinned(run).train, runtime.root)
     place, recipe, engine = place_of(), run.config.recipe, run.config.engine
-    check_start(recipe, engine, ranks, place.device, place.capability, run.config.checkpoint, place.gpus)
+    check_start(recipe, engine, ranks, place.device, place.capability, run.settings, place.gpus)
+    refuse_missing_packages(run.config.tracking)
     vocabulary, _ = _size(run, artifacts)
+    refuse_groups(recipe, vocabulary)
+    refuse_passed_keys(recipe, engine, ranks.world_size)
     refuse_beyond(recipe, engine, vocabulary, (ranks, place.device), place.there_is)
+
+
+def refuse_missing_packages(tracking: TrackingConfig) -> None:
+    """Raise where a mirror that is asked for wants a package that is not installed.
+
+    Raises:
+        ConfigError: with the command that installs it.
+    """
+    if tracking.tensorboard:
+        require_tensorboard()
+    if tracking.mode == "online" and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            "tracking.mode = 'online', but the package wandb is not installed. Install it with: pip install wandb, or "
+            "set tracking.mode = 'disabled'"
+        )
+
+
+def refuse_groups(recipe: TrainRecipe, vocabulary: int) -> None:
+    """Raise where a pattern of `[[optim.groups]]` matches no parameter, or its decay turns weights.
+
+    Raises:
+        ConfigError: names the nearest parameters.
+    """
+    if recipe.optim.groups:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+            apart.submit(_group, recipe, vocabulary).result()
+
+
+def _group(recipe: TrainRecipe, vocabulary: int) -> None:
+    import torch
+
+    from pretrain.model.decoder import Decoder
+    from pretrain.optim import parameter_groups
+
+    with torch.device("meta"):
+        model = Decoder(recipe.model, vocabulary)
+    parameter_groups(model.named_parameters(), recipe.optim, lambda parameter: parameter.shape)
+
+
+def refuse_passed_keys(recipe: TrainRecipe, engine: EngineConfig, world_size: int) -> None:
+    """Raise where DeepSpeed knows a key of `[engine.deepspeed]` no more than we do; only then it is imported, apart.
+
+    Raises:
+        ConfigError: names the keys.
+    """
+    if engine.deepspeed:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+            apart.submit(_pass, deepspeed_config(recipe, engine, world_size)).result()
+
+
+def _pass(config: dict[str, Any]) -> None:
+    os.environ["DS_ACCELERATOR"] = "cpu"  # no context on a GPU for a look at names
+    from pretrain.engine import refuse_unknown_keys
+
+    refuse_unknown_keys(config)
 
 
 def vocabulary_of(run: Run, runtime: Runtime) -> tuple[int, str]:

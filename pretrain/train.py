@@ -4,6 +4,7 @@
                        metrics.jsonl          what happened, with times and attempts (see tracking.py); not hashed
                        checkpoints.jsonl      the steps that were saved (see checkpoint.py)
                        run.lock, holders/     who trains here, and who may no more (see fence.py)
+                       profile/               where the time of some steps went (see profiler.py)
                        hangs/                 where each rank was when it hung (see watchdog.py)
                        manifest.json          lists losses.json and the files of the last checkpoint
 
@@ -131,7 +132,7 @@ def _train(
         energy["artifact"] = folder.relative_to(runtime.root).as_posix()
         device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
         fence.follow(gather(fence.number)[0])
-        there = (device.type, capability_of(device), settings.checkpoint, gpus_of(device))
+        there = (device.type, capability_of(device), settings, gpus_of(device))
         check_start(recipe, settings.engine, ranks, *there)
         train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
         store = Store(

@@ -96,6 +96,7 @@ def _training(found: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage
     add("/training/curves", record, "step, validation")
     add("/training/validation", record, "validation.by_source, validation.by_language")
     add("/training/attempts", record, "attempt")
+    add("/training/profiles", record, "profile", "copied")
     for index, _ in enumerate(found["training"]["checkpoints"]):
         add(f"/training/checkpoints/{index}", kinds.get("checkpoint", [])[index : index + 1], "config, outputs")
 

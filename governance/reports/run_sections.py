@@ -158,6 +158,27 @@ def training_folded(found: Mapping[str, Any]) -> Iterator[Html]:
     )
     yield fold(title, table("Checkpoints", head, lines, numeric=(2, 4, 5, 6), cited=cited),
                tag("p", note, class_="note"))  # fmt: skip
+    if run["profiles"]:
+        yield _profiles(found)
+
+
+def _profiles(found: Mapping[str, Any]) -> Html:
+    """Where the time of the profiled steps went, a table for each window."""
+    cited, tables = cite(found, "/training/profiles"), []
+    for row in found["training"]["profiles"]:
+        lines = [
+            [foreign(line["name"]), foreign(line["shapes"]), number(line["calls"]), compact(line["seconds"]),
+             share(line["share"])]
+            for line in row["top"]
+        ]  # fmt: skip
+        steps = f"steps {number(row['first'])} to {number(row['step'])}, attempt {number(row['attempt'])}"
+        head = ["name", "shapes", "calls", "seconds", "share"]
+        tables += [
+            table(f"Profile of {steps}: {row['time']}", head, lines, numeric=(2, 3, 4), cited=cited, shown=20),
+            tag("p", f"{compact(row['seconds'])} s a step in all of them. Trace of rank 0: ",
+                tag("code", foreign(row["path"])), class_="note"),
+        ]  # fmt: skip
+    return fold("Profile: where the time of a step went", *tables)
 
 
 def _with_ancestors(row: Mapping[str, float | None]) -> str:

@@ -52,6 +52,11 @@ def training_facts(train: Manifest, root: Path) -> dict[str, Any]:
         "flops": None if flops is None or tokens is None else flops * tokens,
         "validation": {by: _groups(validations, f"by_{by}") for by in ("source", "language")},
         "curves": {name: thin(points) for name, points in curves.items()},
+        "profiles": [
+            {name: line.get(name) for name in ("attempt", "first", "step", "time", "seconds", "path", "top")}
+            for line in lines
+            if line.get("event") == "profile"
+        ],
         "checkpoints": checkpoints(train, root),
     }
 

@@ -33,6 +33,9 @@ def crowded(root):
         append_line(record, json.dumps({"event": "validation", "attempt": 2, "step": step, "loss": 5.0,
                                         "bits_per_byte": 1.6, "by_source": groups, "by_language": groups}))  # fmt: skip
     append_line(record, json.dumps({"event": "skipped", "attempt": 1, "step": 40, "reason": "spike", "z": 9.5}))
+    top = {"name": "aten::mm<int>", "calls": 4, "seconds": 0.25, "share": 0.5, "bytes": 0, "shapes": "[[8, 8]]"}
+    window = {"attempt": 1, "first": 3, "step": 4, "time": "operators on the CPU", "seconds": 0.25, "top": [top]}
+    append_line(record, json.dumps({"event": "profile", **window, "path": "train/x/profile/a.json.gz"}))
     ledger(root)
     return made
 
@@ -54,6 +57,15 @@ STILTED = re.compile(
 def test_the_page_has_the_words_of_the_field(root):
     words = Page((root / "report.html").read_text(encoding="utf-8")).words
     assert [word for word in words if STILTED.search(word) and "beside this file" not in word] == []
+
+
+def test_a_profile_is_a_folded_table_with_its_evidence(root):
+    text = (root / "report.html").read_text(encoding="utf-8")
+    fold = text[text.index("Profile: where the time of a step went") :]
+    part = fold[: fold.index("</details>")]
+    assert "steps 3 to 4, attempt 1" in part
+    assert "aten::mm&lt;int&gt;" in part
+    assert re.search(r'aria-label="Evidence: E\d+', part)
 
 
 @pytest.fixture(scope="module")

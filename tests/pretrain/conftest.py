@@ -18,8 +18,10 @@ from pretrain.config import CheckpointConfig, EngineConfig, Settings, TrackingCo
 from pretrain.evaluation_config import EvaluationConfig
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
+from pretrain.profile_config import ProfileConfig
 
 VOCABULARY = 200
+_PASSED = ("before_start", "make", "suite", "evaluation")
 
 
 def _document(generator: np.random.Generator, name: str, longest: int) -> EncodedDocument:
@@ -53,7 +55,7 @@ def _run_training(root: Path, meter: Meter = no_meter, budget: Budget | None = N
     """Train in `root`; settings by the field's name, whatever its section; what is no setting is passed on."""
     from pretrain.train import train
 
-    extra = {name: settings.pop(name) for name in ("before_start", "make", "suite", "evaluation") if name in settings}
+    extra = {name: settings.pop(name) for name in (*_PASSED, "profile") if name in settings}
     defaults: dict[type, dict[str, Any]] = {
         ModelConfig: {
             "hidden_size": 32,
@@ -86,7 +88,10 @@ def _run_training(root: Path, meter: Meter = no_meter, budget: Budget | None = N
         model=sections[ModelConfig], optim=sections[OptimConfig], train=sections[TrainConfig],
         evaluation=extra.pop("evaluation", EvaluationConfig()),
     )  # fmt: skip
-    settings = Settings(sections[CheckpointConfig], sections[EngineConfig], sections[TrackingConfig])
+    settings = Settings(
+        sections[CheckpointConfig], sections[EngineConfig], sections[TrackingConfig],
+        profile=extra.pop("profile", ProfileConfig()),
+    )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         # Each start measures matrix products for a second; test_peaks and the runs of the command do that in earnest.
         patch.setitem(peaks._SIZES, "cpu", (64,))

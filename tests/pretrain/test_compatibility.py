@@ -15,13 +15,24 @@ from governance.stage import Recipe
 from pretrain import cautions, compatibility, train
 from pretrain.cautions import WARNINGS, no_checkpoint_is_validated
 from pretrain.compatibility import RULES, check_start, check_together, faults_of
-from pretrain.config import CheckpointConfig, EngineConfig, TrainConfig, TrainRecipe
+from pretrain.config import (
+    CheckpointConfig,
+    EngineConfig,
+    MixtureConfig,
+    RampConfig,
+    Settings,
+    TrackingConfig,
+    TrainConfig,
+    TrainRecipe,
+)
 from pretrain.distributed import Ranks, device_of, gpus_of
 from pretrain.evaluation_config import EvaluationConfig, TaskConfig
 from pretrain.model_config import ModelConfig, MoeConfig
 from pretrain.optim_config import OptimConfig
+from pretrain.profile_config import ProfileConfig
 from pretrain.retention import kept_steps
 from pretrain.situation import Situation
+from pretrain.skip_config import SkipConfig
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 128}
 
@@ -52,6 +63,12 @@ OF_8 = {**CUDA, "world_size": 4, "gpus": 8}
 REFUSED = [
     ("rows_fit_the_positions", {"sequence_length": 256}, "raise the latter"),
     ("schedule_fits_the_steps", {"warmup_steps": 8, "decay_steps": 3}, "shorten the warm-up"),
+    ("decay_leaves_the_weights", {"learning_rate": 0.01, "weight_decay": 500}, "by -4"),
+    (
+        "decay_leaves_the_weights",
+        {"optimizer": "muon", "muon_learning_rate": 0.02, "muon_weight_decay": 50.0},
+        "multiplies these weights by 0;",
+    ),
     ("half_precision_wants_a_stage", {"zero_stage": 0, "precision": "bf16"}, "'autocast'"),
     ("fp16_wants_cuda", {"precision": "fp16", "where": CPU}, "'bf16'"),
     ("fp8_wants_a_card_that_has_it", {"precision": "fp8", "where": CPU}, "capability 8.9"),
@@ -82,6 +99,11 @@ REFUSED = [
         "start 8 ranks a node",
     ),
     ("quantized_gradients_want_whole_nodes", {**GRADIENTS, "tensor_parallel_size": 2}, "other parts of a matrix"),
+    ("bf16_reduction_suits_the_gradients", {"gradient_reduction": "bf16", "precision": "autocast"}, "'fp32'"),
+    ("bf16_reduction_suits_the_gradients", {"gradient_reduction": "bf16", **GRADIENTS}, "quantized_gradients"),
+    ("deepspeed_gets_no_key_of_ours", {"deepspeed": {"bf16": {"enabled": True}}}, "bf16 (set train.precision)"),
+    ("deepspeed_gets_no_key_of_ours", {"deepspeed": {"zero_optimization": {"stage": 2}}}, "engine.zero_stage"),
+    ("deepspeed_gets_no_key_of_ours", {"deepspeed": {"zero_optimization": 2}}, "no table"),
     ("deepcompile_wants_cuda", {"deepcompile": True, "where": CPU}, "compile = true"),
     ("deepcompile_wants_cuda", {"deepcompile": True, "zero_stage": 0, "precision": "fp32"}, "zero_stage = 1"),
     ("deepcompile_wants_cuda", {"deepcompile": True, "sequence_parallel_size": 2}, "compile = true"),
@@ -211,6 +233,7 @@ def test_a_device_that_is_asked_for_is_known_before_the_start():
         check_start(recipe, EngineConfig(), Ranks(), "cpu")
 
 
+OFF = ProfileConfig()
 BEST = CheckpointConfig(every_steps=2, keep_best=3)
 FOUR_OF_EIGHT = {**CUDA, "world_size": 8, "local_world_size": 4, "gpus": 8}
 WARNED_OF = [
@@ -231,6 +254,20 @@ WARNED_OF = [
     ("no_checkpoint_is_validated", {"where": {"checkpoint": BEST}, "validate_every_steps": 5}, "no effect"),
     ("no_checkpoint_is_validated", {"where": {"checkpoint": BEST}, "validate_every_steps": 0}, "keep_best = 3"),
     ("no_checkpoint_is_validated", {"where": {"checkpoint": BEST}, "validate_every_steps": 10}, "last step, 10"),
+    (
+        "steps_lie_within_the_run",
+        {"batch_size_ramp": (RampConfig(until_step=10, global_batch_size=4),)},
+        "train.batch_size_ramp.0.until_step (step 11)",
+    ),
+    (
+        "steps_lie_within_the_run",
+        {"mixture": (MixtureConfig(from_step=11, weights={"a": 1}),)},
+        "0.from_step (step 11)",
+    ),
+    ("steps_lie_within_the_run", {"where": {"checkpoint": CheckpointConfig(every_steps=11)}}, "checkpoint.every_steps"),
+    ("steps_lie_within_the_run", {"where": {"evaluation": EvaluationConfig(every_steps=11)}}, "evaluation.every_steps"),
+    ("steps_lie_within_the_run", {"skip": SkipConfig(warmup_steps=10)}, "train.skip.warmup_steps"),
+    ("steps_lie_within_the_run", {"where": {"profile": ProfileConfig(from_step=11)}}, "profile.from_step (step 11)"),
 ]
 
 
@@ -240,8 +277,10 @@ def test_what_works_badly_is_told(rule, settings, words, caplog):
     assert words in getattr(cautions, rule)(s)
     ranks = Ranks(0, s.world_size or 1, 0, s.local_world_size)
     with caplog.at_level(logging.WARNING):
-        recipe = TrainRecipe(model=s.model, optim=s.optim, train=s.train)
-        check_start(recipe, s.engine, ranks, s.device or "cpu", s.capability, s.checkpoint, s.gpus)
+        evaluation = s.evaluation or EvaluationConfig()
+        recipe = TrainRecipe(model=s.model, optim=s.optim, train=s.train, evaluation=evaluation)
+        kept = Settings(s.checkpoint or CheckpointConfig(), s.engine, TrackingConfig(), profile=s.profile or OFF)
+        check_start(recipe, s.engine, ranks, s.device or "cpu", s.capability, kept, s.gpus)
     assert words in caplog.text
 
 
@@ -259,6 +298,13 @@ def test_every_warning_is_tested():
         {"where": {"checkpoint": CheckpointConfig(every_steps=3, keep_best=1)}, "validate_every_steps": 3},
         {"where": {"checkpoint": CheckpointConfig(every_steps=2, keep_best=1)}, "validate_every_steps": 4},
         {"where": {"checkpoint": CheckpointConfig(every_steps=7)}, "validate_every_steps": 5},
+        {"where": {"checkpoint": CheckpointConfig()}},  # defaults of 100 steps, and of the guard's 200, in a run of 10
+        {
+            "batch_size_ramp": (RampConfig(until_step=9, global_batch_size=4),),
+            "mixture": (MixtureConfig(from_step=10, weights={"a": 1}),),
+            "skip": SkipConfig(warmup_steps=9),
+            "validate_every_steps": 10,
+        },
     ],
 )
 def test_what_works_well_is_not_warned_of(settings):

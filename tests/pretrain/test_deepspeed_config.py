@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from governance.errors import ConfigError
+from pretrain import deepspeed_keys
 from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.deepspeed_config import BUCKET, COLUMN, ROW, deepspeed_config
+from pretrain.engine import refuse_unknown_keys
 from pretrain.model_config import ModelConfig
 from pretrain.optim_config import OptimConfig
 
@@ -154,6 +156,22 @@ def test_one_arithmetic_is_on(precision, bf16, fp16, autocast):
     assert read.float16_config.loss_scale == 0  # dynamic
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_masters"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_gradients_are_reduced_as_the_setting_says_at_every_stage(stage, precision):
+    import torch
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    if stage == 0 and precision == "bf16_masters":
+        return  # refused before
+    engine = EngineConfig(zero_stage=stage, micro_batch_size=8)
+    for told, meant in (({}, torch.float32), ({"gradient_reduction": "bf16"}, torch.bfloat16)):
+        read = DeepSpeedConfig(deepspeed_config(recipe(precision=precision, **told), engine, 1))
+        assert read.communication_data_type == meant
+    quantized = deepspeed_config(recipe(quantized_gradients=True), engine, 1)
+    assert "communication_data_type" not in quantized
+
+
 def test_muon_is_never_clipped_by_deepspeed():
     plain, muon = (deepspeed_config(recipe(name), EngineConfig(zero_stage=3), 1) for name in ("adamw", "muon"))
     assert (plain["gradient_clipping"], muon["gradient_clipping"]) == (0.5, 0.0)
@@ -194,6 +212,50 @@ def test_tensor_parallelism_cuts_every_matrix_of_a_block_once():
     for name, parameter in Decoder(recipe().model, 100).named_parameters():
         cut = [bool(re.match(pattern, name)) for pattern in (COLUMN, ROW)]
         assert sum(cut) == (parameter.dim() == 2 and ".layers." in name), name
+
+
+CHOSEN = {
+    "steps_per_print", "allgather_bucket_size", "reduce_bucket_size", "sub_group_size", "buffer_count", "buffer_size",
+    "pin_memory", "overlap_comm", "reduce_scatter", "contiguous_gradients", "use_multi_rank_bucket_allreduce",
+    "zero_optimization", "offload_optimizer", "offload_param",
+}  # fmt: skip
+"""Of what we emit: tables that are joined, and values that no setting decides, which an expert may replace."""
+
+
+@pytest.mark.parametrize(("engine", "precision"), itertools.product(ENGINES, PRECISIONS))
+def test_each_key_that_is_emitted_is_decided_by_a_setting_or_can_be_replaced(engine, precision):
+    quantized = {"quantized_weights": True, "quantized_gradients": True} if engine["zero_stage"] == 3 else {}
+    ranks = engine.get("tensor_parallel_size", 1)
+    emitted = deepspeed_config(recipe("lion", precision=precision, **quantized), EngineConfig(**engine), ranks)
+    for key in deepspeed_keys.keys_of(emitted):
+        parents = {key[: match.start()] for match in re.finditer(r"\.|$", key)}
+        assert parents & deepspeed_keys.OWNED.keys() or key.rpartition(".")[2] in CHOSEN, key
+
+
+def test_what_is_passed_joins_tables_and_replaces_what_no_setting_decides():
+    passed = {"wall_clock_breakdown": True, "zero_optimization": {"reduce_bucket_size": 7, "overlap_comm": True}}
+    engine = {"zero_stage": 2, "micro_batch_size": 8}
+    plain = deepspeed_config(recipe(), EngineConfig(**engine), 1)
+    found = deepspeed_config(recipe(), EngineConfig(**engine, deepspeed=passed), 1)
+    assert found == {
+        **plain,
+        "wall_clock_breakdown": True,
+        "zero_optimization": {**plain["zero_optimization"], **passed["zero_optimization"]},
+    }
+    refuse_unknown_keys(found)
+
+
+@pytest.mark.parametrize(
+    ("passed", "words"),
+    [
+        ({"wall_clock_breakdwon": True}, "knows no key wall_clock_breakdwon"),
+        ({"zero_optimization": {"overlap_com": True}}, "overlap_com"),
+        ({"zero_optimization": {"reduce_bucket_size": -1}}, "reduce_bucket_size"),
+    ],
+)
+def test_what_deepspeed_does_not_know_is_named(passed, words):
+    with pytest.raises(ConfigError, match=words):
+        refuse_unknown_keys(deepspeed_config(recipe(), EngineConfig(micro_batch_size=8, deepspeed=passed), 1))
 
 
 def test_nobody_else_writes_the_dictionary():

@@ -18,7 +18,7 @@ from pretrain.checkpoint import CheckpointIdentity
 from pretrain.config import TrainConfig, TrainRecipe
 from pretrain.evaluate import nats_with
 from pretrain.export import INDEX, export, write_folder
-from pretrain.export_families import family_of
+from pretrain.export_families import Family, Piece, family_of
 from pretrain.likelihood import log_likelihoods
 from pretrain.optim_config import OptimConfig
 from pretrain.task_scores import figures
@@ -54,6 +54,7 @@ ARCHITECTURES = {
     "neox": "GPTNeoXForCausalLM", "gemma2": "Gemma2ForCausalLM",
 }  # fmt: skip
 EVERY = {**VARIANTS, **MORE}
+LARGE = Family("LlamaForCausalLM", {}, lambda names: [Piece("large", (names[0],), lambda parts: torch.full((2,), 7e4))])
 
 
 @pytest.fixture(scope="session")
@@ -160,6 +161,37 @@ def test_our_own_code_pads_and_continues(tmp_path, tokenizer, name):
         text = torch.cat([text, our_logits(model, text)[:, -1:].argmax(-1)], 1)
     made = theirs.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert made.tolist() == text.tolist()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "speedy"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_rounded_weights_are_the_nearest_and_load_in_their_own_arithmetic(tmp_path, tokenizer, name, dtype):
+    from safetensors.torch import load_file
+
+    exported(name, tokenizer, tmp_path / "fp32")
+    exported(name, tokenizer, tmp_path / "rounded", shard_bytes=20_000, dtype=dtype)
+    wanted = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    files = sorted((tmp_path / "rounded").glob("*.safetensors"))
+    assert len(files) > 1
+    assert all(path.stat().st_size < 25_000 or len(load_file(path)) == 1 for path in files)
+    rounded = {key: value for path in files for key, value in load_file(path).items()}
+    for key, value in load_file(tmp_path / "fp32" / "model.safetensors").items():
+        assert torch.equal(rounded.pop(key), value.to(wanted)), key
+    assert rounded == {}
+    index = json.loads((tmp_path / "rounded" / INDEX).read_bytes())
+    theirs, plain = loaded(tmp_path / "rounded"), loaded(tmp_path / "fp32")
+    assert {value.dtype for value in theirs.parameters()} == {wanted}
+    assert index["metadata"]["total_size"] == sum(2 * value.numel() for value in theirs.state_dict().values())
+    ids = torch.randint(0, size_of(tokenizer), (2, 30), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, exact = theirs(ids).logits.float(), plain(ids).logits
+    assert (found - exact).norm() < 0.05 * exact.norm()
+
+
+def test_a_weight_that_fp16_cannot_hold_is_refused(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("pretrain.export.family_of", lambda model: LARGE)
+    with pytest.raises(ConfigError, match=r"--dtype fp16: large has a weight of 70000"):
+        exported("llama", tokenizer, tmp_path / "model", dtype="fp16")
 
 
 def test_shards_have_an_index_and_load_as_one(tmp_path, tokenizer):

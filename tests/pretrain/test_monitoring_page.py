@@ -19,6 +19,7 @@ from pretrain.config import MixtureConfig
 from pretrain.distributed import Ranks
 from pretrain.evaluation_config import EvaluationConfig, TaskConfig
 from pretrain.guard import Diverged
+from pretrain.profile_config import ProfileConfig
 from pretrain.skip_config import SkipConfig
 from pretrain.stragglers import WINDOWS, Pace
 from pretrain.task_scores import encode_tasks
@@ -96,6 +97,7 @@ def written(tmp_path_factory, run_training):
     settings = {
         "evaluation": asked, "suite": lambda: encode_tasks(open_tasks(asked, root), encode, 32), "steps": 60,
         "mixture": (MixtureConfig(from_step=2, weights={"web": 1.0, "books": 2.0}),), "learning_rate": 1e-9,
+        "profile": ProfileConfig(from_step=2, steps=1),
         "warmup_steps": 0, "decay_steps": 0, "skip": SkipConfig(z_score=1e-9, window=8, warmup_steps=8, most_skips=2),
     }  # fmt: skip
     plain = loop.rate_factor

@@ -126,6 +126,15 @@ def grouped(**settings):
     return {group["name"]: (group, [names[p] for p in group["params"]]) for group in groups}
 
 
+def test_a_decay_that_turns_the_weights_of_a_group_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"'lm_head matrices' is 0.25 x 4 = 1: each step multiplies these weights by 0"
+    ):
+        grouped(groups=(GroupConfig(pattern="lm_head", learning_rate_scale=0.5, weight_decay=4.0),))
+    with pytest.raises(ConfigError, match=r"by -1\.5"):
+        grouped(weight_decay=5.0)
+
+
 def test_only_matrices_decay_and_every_parameter_has_a_group():
     groups = grouped(weight_decay=0.3)
     assert {name: group["weight_decay"] for name, (group, _) in groups.items()} == {"matrices": 0.3, "vectors": 0.0}

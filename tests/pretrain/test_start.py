@@ -74,6 +74,25 @@ def test_a_checkpoint_to_go_on_from_that_is_not_there_is_refused_before_a_source
     assert "train.continue_from = 'checkpoint/0123456789abcdef'" in told
 
 
+def test_what_the_file_alone_shows_is_refused_before_a_source_is_read(whole_way, monkeypatch):
+    """A pattern that matches nothing, a source that nobody has, a package that is not installed, a decay that flips."""
+    for setting, words in (
+        ('optim.groups=[{pattern = "lm_haed"}]', "'lm_haed' matches no parameter; the nearest names are lm_head"),
+        ("train.mixture=[{from_step = 1, weights = {nobody = 1.0}}]", "train.mixture.0.weights names 'nobody'"),
+        ("optim.weight_decay=1e6", "lower the decay"),
+        ("engine.deepspeed.gradient_clipping=2.0", "gradient_clipping (set optim.gradient_clipping)"),
+        ("engine.deepspeed.prefetch=1", "this DeepSpeed knows no key prefetch"),
+    ):
+        status, told = whole_way("--set", 'engine.device="cpu"', "--set", setting)
+        assert status == 78
+        assert words in told
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for setting in ("tracking.tensorboard=true", 'tracking.mode="online"'):
+        status, told = whole_way("--set", 'engine.device="cpu"', "--set", setting)
+        assert status == 78
+        assert "is not installed. Install it with" in told
+
+
 def test_a_gpu_that_is_not_there_is_refused_before_a_source_is_read(whole_way, monkeypatch):
     monkeypatch.setattr(start, "may_have_gpu", lambda: False)
     status, told = whole_way("--set", 'engine.device="cuda"')

@@ -1,0 +1,74 @@
+"""What the mean gradient loses when N ranks sum in bf16: simulated, against fp64.
+
+    .venv/bin/python benchmarks/reduction.py
+
+Each rank's gradient is a shared signal plus noise of its own, rounded to bf16, as a backward pass leaves it. Every way
+sums those same rounded numbers, divided by N first as DeepSpeed does; only what the sum is kept in differs.
+
+- ring: each element passes N - 1 ranks, which add their own and round (NCCL's ring, gloo's).
+- tree: pairs, pairs of pairs, ... (NCCL's tree; a lower bound of what bf16 loses).
+
+Printed: the L2 error of the mean over its L2 length, the length of its projection on the true mean, and the same error
+for fp32 in the ring. Takes under a minute of one core and no training.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+
+ELEMENTS = 1 << 14
+Sum = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
+
+
+def gradients(ranks: int, signal: float, seed: int = 0, elements: int = ELEMENTS) -> torch.Tensor:
+    """[ranks, elements] bf16: `signal` is the length of what is shared over the length of a rank's own noise."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(elements, generator=generator) * signal
+    return (shared + torch.randn(ranks, elements, generator=generator)).bfloat16()
+
+
+def ring(parts: torch.Tensor, kept: torch.dtype) -> torch.Tensor:
+    """The sum over the ranks; the element of chunk c begins at rank c, as in a ring all-reduce."""
+    ranks, elements = parts.shape
+    start = torch.arange(elements) * ranks // elements
+    total = torch.zeros(elements, dtype=kept)
+    for hop in range(ranks):
+        total += parts[(start + hop) % ranks, torch.arange(elements)].to(kept)
+    return total
+
+
+def tree(parts: torch.Tensor, kept: torch.dtype) -> torch.Tensor:
+    """The sum over the ranks, a power of two, by pairs."""
+    values = parts.to(kept)
+    while len(values) > 1:
+        values = values[0::2] + values[1::2]
+    return values[0]
+
+
+def lost(parts: torch.Tensor, how: Sum, kept: torch.dtype) -> tuple[float, float]:
+    """(error over length, projection over length) of the mean, against fp64 over the same numbers."""
+    true = parts.double().mean(0)
+    found = how((parts / len(parts)), kept).double()
+    return float((found - true).norm() / true.norm()), float(found @ true / (true @ true))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8, 64, 512], help="powers of two")
+    parser.add_argument("--signal", type=float, nargs="+", default=[0.1, 1.0, 10.0])
+    arguments = parser.parse_args()
+    print("ranks  signal/noise  ring bf16  projection  tree bf16  ring fp32")
+    for signal in arguments.signal:
+        for ranks in arguments.ranks:
+            parts = gradients(ranks, signal)
+            error, projection = lost(parts, ring, torch.bfloat16)
+            by_pairs, exact = lost(parts, tree, torch.bfloat16)[0], lost(parts, ring, torch.float32)[0]
+            print(f"{ranks:5}  {signal:12}  {error:9.2%}  {projection:10.4f}  {by_pairs:9.2%}  {exact:9.1e}")
+
+
+if __name__ == "__main__":
+    main()

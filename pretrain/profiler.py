@@ -1,0 +1,176 @@
+"""Torch's profiler over the steps of `[profile]`: a trace, a memory snapshot, and the operators that took the time.
+
+    <root>/train/<key>/profile/step-000012-000014.attempt-000001.rank-00000.trace.json.gz   for https://ui.perfetto.dev
+                               ...                                          .memory.pickle  CUDA, with `memory`
+                               ...                                          .operators.json all of them
+
+Rank 0's largest stand in the record as an event "profile", from which the report has its table.
+
+Promises: what is learned does not change; outside the profiled steps a step costs two comparisons; a profiler that
+fails is a warning, and training goes on. Price within them: CPU operators take up to twice as long, and writing a trace
+of a large model takes seconds, which count to no step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+
+from governance.files import atomic_file, atomic_path, write_json
+from governance.log import get_logger
+from governance.phases import IDLE
+from governance.stage import artifact_folder
+from pretrain.job import Job
+
+FOLDER = "profile"
+TOP = 20
+"""Operators of the event."""
+_MOST_ALLOCATIONS = 1 << 17  # of a memory snapshot, so that a long window fills no disk
+
+Aside = Callable[[str], contextlib.AbstractContextManager[Any]]
+Rows = list[dict[str, Any]]
+
+
+class Profile:
+    """The profiled window of one attempt; `begin` and `end` go around each step."""
+
+    def __init__(self, job: Job, step: int, aside: Aside, beat: Callable[[str], None]) -> None:
+        config = job.settings.profile
+        wanted = bool(config.from_step) and job.ranks.rank in config.ranks
+        self._job, self._aside, self._beat = job, aside, beat
+        self._last = min(config.from_step + config.steps - 1, job.recipe.train.steps) if wanted else 0
+        self._first = max(config.from_step, step + 1)
+        self._start = max(config.from_step - config.warmup, step + 1) if self._first <= self._last else 0
+        self._torch: Any = None
+
+    def begin(self, step: int) -> None:
+        """Start the profiler where this step is the first of the window, warm-up included."""
+        if step == self._start:
+            with self._guarded():
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of a window without warm-up, which is what was asked for
+                    self._torch = self._open()
+                self._torch.start()
+
+    def end(self, step: int) -> None:
+        """Close the step; after the last of the window write what was found."""
+        if self._torch is not None:
+            with self._guarded():
+                if step < self._last:
+                    self._torch.step()
+                    return
+                self._beat(f"profile of step {step}")
+                with self._aside(IDLE):
+                    self._write()
+                    self._torch = None
+                self._beat(f"after the profile of step {step}")
+
+    def close(self) -> None:
+        """Stop a profiler whose window did not come to its end; what it has is not kept."""
+        _forget_allocations(self._job)
+        if self._torch is not None:
+            unfinished, self._torch = self._torch, None
+            with contextlib.suppress(Exception):
+                unfinished.stop()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            get_logger(__name__).warning("the profiler fails (%s: %s); training continues without it",
+                                         type(error).__name__, error)  # fmt: skip
+            self.close()
+
+    def _open(self) -> Any:
+        from torch.profiler import ProfilerActivity, profile, schedule
+
+        config, on_cuda = self._job.settings.profile, self._job.device.type == "cuda"
+        if config.memory and on_cuda:
+            torch.cuda.memory._record_memory_history(max_entries=_MOST_ALLOCATIONS)
+        return profile(
+            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])],
+            schedule=schedule(wait=0, warmup=self._first - self._start, active=self._last - self._first + 1, repeat=1),
+            record_shapes=config.record_shapes,
+            profile_memory=config.memory,
+            with_stack=config.stacks,
+            acc_events=True,
+        )
+
+    def _write(self) -> None:
+        """Stop, and write trace, snapshot and table of this rank."""
+        job, config = self._job, self._job.settings.profile
+        self._torch.stop()
+        name = f"step-{self._first:06d}-{self._last:06d}.attempt-{job.attempt:06d}.rank-{job.ranks.rank:05d}"
+        folder = artifact_folder("train", job.store.train_key, job.store.root) / FOLDER
+        if config.memory and job.device.type == "cuda":
+            with atomic_path(folder / f"{name}.memory.pickle") as temporary:
+                torch.cuda.memory._dump_snapshot(str(temporary))
+            _forget_allocations(job)
+        _write_trace(self._torch, folder / f"{name}.trace.json.gz")
+        kind, rows = operators(self._torch.key_averages(group_by_input_shape=config.record_shapes), job.device.type)
+        write_json(folder / f"{name}.operators.json", {"time": kind, "operators": rows})
+        folder_name = folder.relative_to(job.store.root).as_posix()
+        steps = self._last - self._first + 1
+        total = sum(row["seconds"] for row in rows) / steps
+        job.record("profile", self._last, first=self._first, time=kind, seconds=total, top=rows[:TOP],
+                   path=f"{folder_name}/{name}.trace.json.gz")  # fmt: skip
+        get_logger(__name__).info("train: profile of steps %d to %d: %s", self._first, self._last, folder / name)
+
+
+@contextlib.contextmanager
+def open_profile(job: Job, step: int, aside: Aside, beat: Callable[[str], None]) -> Iterator[Profile]:
+    """A profile of an attempt that goes on from `step`; `aside` takes time out of a step, `beat` is a sign of life."""
+    profile = Profile(job, step, aside, beat)
+    try:
+        yield profile
+    finally:
+        profile.close()
+
+
+def operators(averages: Any, device: str) -> tuple[str, Rows]:
+    """What the time is of, and each operator or kernel with its calls, seconds and share of all, longest first.
+
+    On CUDA: kernels, by the time that the device spent in them. On CPU: operators, without those that they called.
+    """
+    on_cuda = device == "cuda"
+    wanted = DeviceType.CUDA if on_cuda else DeviceType.CPU
+    rows: Rows = []
+    for event in averages:
+        if event.device_type != wanted or event.key.startswith("ProfilerStep") or event.is_user_annotation:
+            continue
+        microseconds = event.self_device_time_total if on_cuda else event.self_cpu_time_total
+        memory = event.self_device_memory_usage if on_cuda else event.self_cpu_memory_usage
+        row = {"name": event.key, "calls": event.count, "seconds": microseconds / 1e6, "bytes": memory}
+        shapes = str(event.input_shapes) if getattr(event, "input_shapes", None) else ""
+        rows.append({**row, "shapes": shapes})
+    total = sum(row["seconds"] for row in rows)
+    for row in rows:
+        row["share"] = row["seconds"] / total if total else 0.0
+    return ("kernels of the device" if on_cuda else "operators on the CPU"), sorted(
+        rows, key=lambda row: (-row["seconds"], row["name"])
+    )
+
+
+def _write_trace(profiler: Any, path: Path) -> None:
+    """Chrome's trace, packed; torch writes it by itself, as plain text, and so elsewhere first."""
+    with tempfile.TemporaryDirectory(prefix="assay-profile-") as folder:
+        plain = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(plain))
+        with atomic_file(path) as file, gzip.GzipFile("", "wb", 6, file, 0) as packed, plain.open("rb") as source:
+            shutil.copyfileobj(source, packed, 1 << 20)
+
+
+def _forget_allocations(job: Job) -> None:
+    if job.settings.profile.memory and job.device.type == "cuda":
+        with contextlib.suppress(Exception):
+            torch.cuda.memory._record_memory_history(enabled=None)

@@ -1,0 +1,39 @@
+"""What the sum of the gradients over the ranks costs on the wire. Imports no torch.
+
+A ring sends each element of an all-reduce 2 (N - 1) / N times from every one of N ranks, of a reduce-scatter half as
+often (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002). DeepSpeed all-reduces below stage 3. Stages 0 and 1
+reduce the sum of a step, stages 2 and 3 the gradient of each micro batch. What bf16 loses: `docs/engine.md`.
+"""
+
+from __future__ import annotations
+
+from pretrain.config import EngineConfig, TrainRecipe, gradient_accumulation_steps
+from pretrain.layout import data_ranks
+from pretrain.model.counting import parameter_count
+
+_BYTES = {"fp32": 4.0, "bf16": 2.0}
+_QUANTIZED = 0.5
+
+
+def reduced_bytes(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, world_size: int) -> int:
+    """Bytes that a rank sends in an optimizer step of the full batch to sum its gradients over the ranks.
+
+    Raises:
+        ConfigError: the global batch does not divide evenly over ranks and micro batches.
+    """
+    train, tensor = recipe.train, engine.tensor_parallel_size
+    ranks, micro = world_size // tensor, engine.micro_batch_size
+    passes = gradient_accumulation_steps(train.global_batch_size, micro, data_ranks(world_size, engine))
+    times = passes if engine.zero_stage > 1 else 1
+    width = _QUANTIZED if train.quantized_gradients else _BYTES[train.gradient_reduction]
+    ways = 1 if engine.zero_stage == 3 else 2
+    elements = parameter_count(recipe.model, vocabulary_size) / tensor
+    return round(times * ways * elements * width * (ranks - 1) / ranks)
+
+
+def in_words(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, world_size: int) -> str:
+    """The same as a line of the dry run, with the price of fp32 where that is what is set."""
+    sent = reduced_bytes(recipe, engine, vocabulary_size, world_size) / 2**30
+    kind = "4 bits" if recipe.train.quantized_gradients else recipe.train.gradient_reduction
+    choice = "; in bf16 half as much, with an error that grows with the ranks" if kind == "fp32" and sent else ""
+    return f"gradients in {kind}: each rank sends {sent:,.2f} GiB a step{choice}"

@@ -1,0 +1,96 @@
+"""A profile of some steps: what is learned stays the same, what failed is told, and no step beside them pays."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+
+import pytest
+import torch
+
+from pretrain import profiler
+from pretrain.profile_config import ProfileConfig
+
+LENGTH = {"steps": 6, "validate_every_steps": 0, "every_steps": 6, "warmup_steps": 0, "decay_steps": 0}
+
+
+def record_of(root, name="profile"):
+    [path] = root.glob("train/*/metrics.jsonl")
+    return [line for line in map(json.loads, path.read_text().splitlines()) if line["event"] == name]
+
+
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory, run_training):
+    root = tmp_path_factory.mktemp("profiled")
+    config = ProfileConfig(from_step=3, steps=2, record_shapes=True, memory=True)
+    return root, run_training(root, profile=config, **LENGTH)
+
+
+def test_the_given_steps_are_traced_and_nothing_else(profiled):
+    root, manifest = profiled
+    [line] = record_of(root)
+    assert (line["first"], line["step"], line["attempt"]) == (3, 4, 1)
+    path = root / line["path"]
+    assert path.name == "step-000003-000004.attempt-000001.rank-00000.trace.json.gz"
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    steps = {event["name"] for event in events if str(event.get("name", "")).startswith("ProfilerStep")}
+    assert len(steps) == 2  # after one of warm-up, which is not kept
+    assert line["path"].startswith(f"{manifest.folder}/profile/")
+
+
+def test_the_table_holds_the_products_of_the_model_and_adds_up(profiled):
+    root, _ = profiled
+    [line] = record_of(root)
+    table = json.loads((root / line["path"].replace(".trace.json.gz", ".operators.json")).read_bytes())
+    rows = table["operators"]
+    assert table["time"] == line["time"] == "operators on the CPU"
+    assert [row["seconds"] for row in rows] == sorted((row["seconds"] for row in rows), reverse=True)
+    assert sum(row["share"] for row in rows) == pytest.approx(1.0)
+    assert line["top"] == rows[: profiler.TOP]
+    assert line["seconds"] == pytest.approx(sum(row["seconds"] for row in rows) / 2)
+    products = [row for row in rows if row["name"] in ("aten::mm", "aten::addmm", "aten::bmm")]
+    assert len({row["shapes"] for row in products}) > 1
+    assert any(row["bytes"] > 0 for row in rows)
+    assert all(row["calls"] % 2 == 0 for row in products)  # of two equal steps
+
+
+def test_what_is_learned_does_not_change(profiled, tmp_path, run_training, losses_of):
+    root, manifest = profiled
+    assert losses_of(run_training(tmp_path, **LENGTH), tmp_path) == losses_of(manifest, root)
+    assert record_of(tmp_path) == []
+    assert not list(tmp_path.glob("train/*/profile"))
+
+
+@pytest.mark.parametrize("place", ["_open", "_write"])
+def test_a_profiler_that_fails_is_a_warning(tmp_path, run_training, monkeypatch, caplog, place):
+    def fail(self):
+        raise RuntimeError("no counters here")
+
+    monkeypatch.setattr(profiler.Profile, place, fail)
+    with caplog.at_level(logging.WARNING):
+        manifest = run_training(tmp_path, profile=ProfileConfig(from_step=2, steps=1), **LENGTH)
+    assert manifest.stats["steps"] == LENGTH["steps"]
+    assert [told for told in caplog.messages if "no counters here" in told] != []
+    assert not torch.autograd._profiler_enabled()
+
+
+def test_steps_outside_the_window_never_touch_the_profiler(tmp_path, run_training, monkeypatch):
+    """Other ranks', and those of a run that is resumed behind the window, too."""
+    monkeypatch.setattr(profiler.Profile, "_open", lambda self: pytest.fail("it was opened"))
+    for number, config in enumerate((ProfileConfig(), ProfileConfig(from_step=2, ranks=(1,)),
+                                     ProfileConfig(from_step=7))):  # fmt: skip
+        run_training(tmp_path / str(number), profile=config, **LENGTH)
+
+
+def test_a_window_that_is_cut_short_is_stopped(tmp_path, run_training, at_step):
+    def stop():
+        raise KeyboardInterrupt
+
+    at_step(4, stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(tmp_path, profile=ProfileConfig(from_step=3, steps=3), **LENGTH)
+    assert not torch.autograd._profiler_enabled()
+    assert record_of(tmp_path) == []
+    run_training(tmp_path, profile=ProfileConfig(from_step=3, steps=3), **LENGTH)
+    assert [(line["first"], line["step"], line["attempt"]) for line in record_of(tmp_path)] == [(3, 5, 2)]
