@@ -1,16 +1,18 @@
 """Stage "encode": documents to token shards, split into train and validation.
 
-Promises: every document is encoded, closed with the end-of-document token, and lies in exactly one of the two roles;
+Promises: every document is encoded, closed with the end-of-document token (and begun with `data.tokenizer.bos`, where
+that is set), and lies in exactly one of the two roles;
 text is recovered from ids (checked on a hashed sample, counted). A token shard knows the source and the language of
 each of its documents. Beside the token shards it writes `token_features`,
 one row for each document of the token shards, which the checks of the tokens read:
 
     id, source, language   string
     split                  string  "train" or "validation"
-    tokens                 int64   the end-of-document token included
+    tokens                 int64   the tokens that begin and end a document included
     bytes                  int64   UTF-8 bytes of the text
     max_id                 int64   the largest id
-    first_token_ok         bool    the first id is of text (of an empty text: the end-of-document token)
+    first_token_ok         bool    the first id is of text (of an empty text: the end-of-document token); where a token
+                                   begins documents, it is the first, and this holds of the second
     ends_with_eod          bool
 
 The split looks at the text's content, not at the document's id: two documents of the same words fall on the same side,
@@ -41,7 +43,7 @@ from data_pipeline.bpe.encoder import Encoder
 from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, funnel, read_groups, read_table, write_table
 from data_pipeline.mix import PLAN_SCHEMA
 from data_pipeline.token_shards import SUFFIX, EncodedDocument, group_name, write_token_shard
-from data_pipeline.tokenizer import load_encoder
+from data_pipeline.tokenizer import BEGIN, load_encoder
 from governance.config import Section
 from governance.errors import ManifestError, PipelineError
 from governance.files import sha256_bytes
@@ -170,9 +172,11 @@ def _features(
     table: pa.Table, splits: list[str], sizes: Integers, ids: npt.NDArray[Any], ends: Integers, encoder: Encoder
 ) -> pa.Table:
     """The rows of FEATURES_SCHEMA for the documents of a table, in order."""
-    firsts, lengths = ends[:-1], np.diff(ends)
+    firsts, lengths, before = ends[:-1], np.diff(ends), encoder.begin_of_document
+    own = int(before is not None)
     is_text = np.array([*map(bool, encoder.pieces), False])  # the last stands for every id that is too large
-    first_ids = np.minimum(ids[firsts].astype(np.int64), encoder.vocabulary_size)
+    first_ids = np.minimum(ids[firsts + own].astype(np.int64), encoder.vocabulary_size)
+    begins = (ids[firsts] == before) if own else np.True_
     columns = [
         table["id"],
         table["source"],
@@ -181,7 +185,7 @@ def _features(
         lengths,
         sizes,
         np.maximum.reduceat(ids, firsts).astype(np.int64) if len(firsts) else firsts,
-        (lengths == 1) | is_text[first_ids],
+        begins & ((lengths == 1 + own) | is_text[first_ids]),
         ids[ends[1:] - 1] == encoder.end_of_document,
     ]
     arrays = [column if isinstance(column, pa.ChunkedArray) else pa.array(column) for column in columns]
@@ -291,7 +295,8 @@ def encode(
                 f"Look at what the earlier stages removed: assay data show CONFIG."
             )
         _warn(stats, config)
-        stats |= {name: tokenizer.stats[name] for name in ("vocabulary_size", "end_of_document", "parity")}
+        told = ("vocabulary_size", "end_of_document", BEGIN, "parity")
+        stats |= {name: tokenizer.stats[name] for name in told if name in tokenizer.stats}
         return Made([output for shard in done for output in shard.outputs.values()], stats)
 
     inputs = [artifact.as_input() for artifact in (documents, tokenizer, plan) if artifact is not None]

@@ -13,15 +13,15 @@ Price of training: one pass over the ids and sizes of all documents, one over th
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from data_pipeline.bpe.encoder import Encoder, kernel_engine, library_engine, segments
+from data_pipeline.bpe.encoder import Encoder, begun, kernel_engine, library_engine, segments
 from data_pipeline.bpe.parity import awkward_strings, compare, every_character
 from data_pipeline.bpe.sample import Sample, choose_sample, sample_texts
 from data_pipeline.bpe.vocabulary import Vocabulary, alphabet, ranks_text, read_vocabulary
@@ -33,6 +33,7 @@ from governance.manifest import FILE_NAME, Input, Manifest, describe, read_manif
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 2
+BEGIN = "begin_of_document"  # of the statistics, where documents begin with a token of their own
 TOKENIZER_FILE = "tokenizer.json"
 RANKS_FILE = "tokenizer.tiktoken"
 
@@ -49,9 +50,12 @@ class TokenizerConfig(Section):
     """UTF-8 bytes of text to train on, shared among (source, language) in proportion to their bytes."""
     special_tokens: tuple[str, ...] = ("<|endoftext|>",)
     """Ids 0, 1, ...; the first ends every document. Never produced from text."""
+    bos: str = ""
+    """The one of `special_tokens` that begins every document, so that the first token of a text is predicted, too;
+    empty: none does. It may be the one that ends documents."""
     path: str = ""
     """A `tokenizer.json` to use instead of training one: byte-level BPE with the pre-tokeniser of GPT-2, in which the
-    first of `special_tokens` is a special token. Its size and its other special tokens stand as they are."""
+    first of `special_tokens` and `bos` are special tokens. Its size and its other special tokens stand as they are."""
 
     @model_validator(mode="after")
     def _check(self) -> TokenizerConfig:
@@ -61,9 +65,17 @@ class TokenizerConfig(Section):
             raise ValueError("special_tokens names a token twice; name each once")
         if set(self.special_tokens) & set(alphabet()):
             raise ValueError("special_tokens has a single letter, which is a token of its own; name it otherwise")
+        if self.bos and self.bos not in self.special_tokens:
+            raise ValueError(f"bos is {self.bos!r}, which is none of special_tokens; add it there")
         if self.vocabulary_size < 256 + len(self.special_tokens):
             raise ValueError(f"vocabulary_size {self.vocabulary_size} has no room for 256 bytes and special_tokens")
         return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `bos` where there is none: such a tokeniser has the key that it had before the setting was there."""
+        values: dict[str, Any] = serialize(self)
+        return values if self.bos else {name: value for name, value in values.items() if name != "bos"}
 
 
 def load_encoder(tokenizer: Manifest | Path, root: Path | None = None) -> Encoder:
@@ -79,17 +91,20 @@ def load_encoder(tokenizer: Manifest | Path, root: Path | None = None) -> Encode
     if isinstance(tokenizer, Manifest):
         if root is None:
             raise TypeError("a manifest wants the root that it lies below")
-        stats = tokenizer.stats
-        return _load(root / tokenizer.folder, bool(stats["parity"]), int(stats["end_of_document"]))
+        return _load(root / tokenizer.folder, *_told(tokenizer.stats))
     folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
     if (folder / FILE_NAME).exists():
-        stats = read_manifest(folder / FILE_NAME).stats
-        return _load(folder, bool(stats["parity"]), int(stats["end_of_document"]))
-    return _load(folder, True, None)
+        return _load(folder, *_told(read_manifest(folder / FILE_NAME).stats))
+    return _load(folder, True, None, None)
+
+
+def _told(stats: Mapping[str, Any]) -> tuple[bool, int, int | None]:
+    """Whether the engines agree, and the ids that end and begin a document."""
+    return bool(stats["parity"]), int(stats["end_of_document"]), stats.get(BEGIN)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(folder: Path, parity: bool, end: int | None) -> Encoder:
+def _load(folder: Path, parity: bool, end: int | None, begin: int | None) -> Encoder:
     path = folder / TOKENIZER_FILE
     try:
         text = path.read_text(encoding="utf-8")
@@ -108,7 +123,9 @@ def _load(folder: Path, parity: bool, end: int | None) -> Encoder:
         parity = False
     if not parity:
         get_logger(__name__).warning("%s: encoding with `tokenizers`, some twenty times slower", folder)
-    return Encoder(size, end, "kernel", pieces, fast) if parity else Encoder(size, end, "tokenizers", pieces, slow)
+    engine = fast if parity else slow
+    run = engine if begin is None else begun(engine, begin)
+    return Encoder(size, end, "kernel" if parity else "tokenizers", pieces, run, begin)
 
 
 def open_reference(text: str) -> Any:
@@ -186,11 +203,12 @@ def take_over(path: Path, config: TokenizerConfig) -> tuple[str, Vocabulary]:
         text = path.read_text(encoding="utf-8")
         vocabulary = read_vocabulary(text)
         open_reference(text)
-        if config.special_tokens[0] not in vocabulary.special:
-            raise ValueError(
-                f"{config.special_tokens[0]!r}, the first of special_tokens, is none of its special tokens "
-                f"{sorted(vocabulary.special, key=lambda name: vocabulary.special[name])[:8]}"
-            )
+        for name, what in ((config.special_tokens[0], "the first of special_tokens"), (config.bos, "bos")):
+            if name and name not in vocabulary.special:
+                raise ValueError(
+                    f"{name!r}, {what}, is none of its special tokens "
+                    f"{sorted(vocabulary.special, key=lambda name: vocabulary.special[name])[:8]}"
+                )
     except OSError as error:
         raise MissingInput(f"tokenizer.path: cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -244,6 +262,7 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
             "trained": int(given is None),
             "vocabulary_size": len(vocabulary.pieces),
             "end_of_document": end,
+            **({BEGIN: vocabulary.special[config.bos]} if config.bos else {}),
             **_parity(text, vocabulary, end, paths, sample),
         })  # fmt: skip
 

@@ -202,7 +202,10 @@ def _span(
         return None, f"the tokeniser of {tokens.folder} {note}; the characters are not known"
     if int(shard.tokens[offset]) == shard.end_of_document:
         return None, ""
-    decode = load_encoder(manifest, root).decode
+    encoder = load_encoder(manifest, root)
+    if offset == start and int(shard.tokens[offset]) == encoder.begin_of_document:
+        return None, ""
+    decode = encoder.decode
     first = _agree(decode(shard.tokens[start:offset].tolist()), text)
     last = _agree(decode(shard.tokens[start : offset + 1].tolist()), text)
     if first is None or last is None:

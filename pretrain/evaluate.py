@@ -6,7 +6,9 @@
   each other, so it is rows that are counted; a document may lie in several rows, which it does not see.
 - *bits per byte*: loss x (predicted tokens / UTF-8 bytes) / ln 2, over all validation documents, which does not: models
   with other vocabularies compare (The Pile, arXiv:2101.00027, section 3.1). The two counts are exact, from the shards.
-  Predicted tokens are all but the first of each document, the end-of-document token among them. When every row is
+  Predicted tokens are all but the first of each document, the end-of-document token among them. Where documents begin
+  with a token of their own (`data.tokenizer.bos`) it is that one, and all of the text is counted; without it, the first
+  token of each text is free, which favours vocabularies of long tokens. When every row is
   measured, it is exactly the sum of the nats over the bytes.
 
 The same for each source, each language, and each source in each language (`Rows.origins`). A row that holds none

@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +37,16 @@ DTYPES: dict[str, tuple[str, int]] = {"fp32": ("float32", 4), "bf16": ("bfloat16
 
 Read = Callable[[str], Any]
 """The fp32 tensor of a parameter's name."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokeniser's file, and the ids of its tokens that end and begin a document."""
+
+    path: Path
+    end: int
+    begin: int | None = None
+    """None: none does."""
 
 
 def export(
@@ -69,55 +80,78 @@ def export(
     manifest = read_checkpoint(checkpoint, root)
     identity = identity_of(manifest)
     refuse_foreign_tokenizer(manifest, tokenizer, root)
-    told = (root / tokenizer.folder / "tokenizer.json", int(tokenizer.stats["end_of_document"]))
+    stats = tokenizer.stats
+    told = Vocabulary(
+        root / tokenizer.folder / "tokenizer.json", int(stats["end_of_document"]), stats.get("begin_of_document")
+    )
     with weights(manifest, root) as files:
         family = write_folder(files.read, identity, told, target, shard_bytes, dtype)
-    write_text(target / "README.md", _card(manifest, identity, family, dtype))
+    write_text(target / "README.md", _card(manifest, identity, family, (dtype, told.begin)))
     return manifest
 
 
 def write_folder(
     read: Read,
     identity: CheckpointIdentity,
-    tokenizer: tuple[Path, int],
+    tokenizer: Vocabulary,
     target: Path,
     shard_bytes: int = SHARD_BYTES,
     dtype: Dtype = "fp32",
 ) -> Family:
-    """Write all of the folder but its card; `read` gives a parameter by name, `tokenizer` is (file, id of the end).
+    """Write all of the folder but its card; `read` gives a parameter by name.
 
     Raises:
         CheckpointError: the tokeniser is of another vocabulary.
         ConfigError: a weight is too large for fp16.
     """
-    path, end = tokenizer
-    text = _end_token(path, end, identity)
+    special = _special_tokens(tokenizer, identity)
     family = family_of(identity.recipe.model)
     _write_weights(read, family, identity, target, (shard_bytes, dtype))
     if family.own_code:
         for name in ("configuration_assay.py", "modeling_assay.py"):
             source = importlib.resources.files(__package__).joinpath("hugging_face", name)
             write_text(target / name, source.read_text(encoding="utf-8"))
-    place(path, target / "tokenizer.json")
-    _write_settings(target, family, identity, (text, end), dtype)
+    if tokenizer.begin is None:
+        place(tokenizer.path, target / "tokenizer.json")
+    else:
+        held = json.loads(tokenizer.path.read_bytes())
+        write_json(target / "tokenizer.json", {**held, "post_processor": _begins(special["bos"], tokenizer.begin)})
+    _write_settings(target, family, identity, (tokenizer, special), dtype)
     return family
 
 
-def _end_token(tokenizer: Path, end_of_document: int, identity: CheckpointIdentity) -> str:
-    """The text of the token that ends a document.
+def _special_tokens(tokenizer: Vocabulary, identity: CheckpointIdentity) -> dict[str, str]:
+    """The texts of the tokens that end ("eos") and begin ("bos") a document.
 
     Raises:
         CheckpointError: the tokeniser has ids that the model does not know, or no such special token.
     """
-    held = json.loads(tokenizer.read_bytes())
+    held = json.loads(tokenizer.path.read_bytes())
     special = {token["id"]: token["content"] for token in held["added_tokens"]}
     size = len(set(held["model"]["vocab"].values()) | set(special))
-    if size != identity.vocabulary_size or end_of_document not in special:
+    wanted = {"eos": tokenizer.end, **({} if tokenizer.begin is None else {"bos": tokenizer.begin})}
+    absent = [index for index in wanted.values() if index not in special]
+    if size != identity.vocabulary_size or absent:
         raise CheckpointError(
-            f"{tokenizer}: has {size} tokens{'' if end_of_document in special else f', none of id {end_of_document}'}; "
+            f"{tokenizer.path}: has {size} tokens{f', none of id {absent[0]}' if absent else ''}; "
             f"the checkpoint knows {identity.vocabulary_size}. Give the configuration that it was trained with."
         )
-    return str(special[end_of_document])
+    return {name: str(special[index]) for name, index in wanted.items()}
+
+
+def _begins(text: str, index: int) -> dict[str, Any]:
+    """What lets `tokenizers` begin each text with a token, as in training."""
+    token, first, second = (
+        {"SpecialToken": {"id": text, "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 0}},
+    )
+    return {
+        "type": "TemplateProcessing",
+        "single": [token, first],
+        "pair": [token, first, second],
+        "special_tokens": {text: {"id": text, "ids": [index], "tokens": [text]}},
+    }
 
 
 def _write_weights(
@@ -170,15 +204,20 @@ def _parameter_sizes(identity: CheckpointIdentity) -> dict[str, int]:
 
 
 def _write_settings(
-    target: Path, family: Family, identity: CheckpointIdentity, end: tuple[str, int], dtype: Dtype
+    target: Path,
+    family: Family,
+    identity: CheckpointIdentity,
+    ends: tuple[Vocabulary, dict[str, str]],
+    dtype: Dtype,
 ) -> None:
-    text, number = end
-    ids = {"bos_token_id": None, "eos_token_id": number, "pad_token_id": number}
+    (tokenizer, texts) = ends
+    ids = {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.end}
     config = {"architectures": [family.architecture], **family.config, **ids}
     size, name = padded_vocabulary(identity.vocabulary_size), DTYPES[dtype][0]
     write_json(target / "config.json", {**config, "vocab_size": size, "dtype": name, "torch_dtype": name})
     write_json(target / "generation_config.json", ids)
-    special = {"eos_token": text, "pad_token": text}
+    begins = {"bos_token": texts["bos"]} if "bos" in texts else {}
+    special = {**begins, "eos_token": texts["eos"], "pad_token": texts["eos"]}
     write_json(target / "special_tokens_map.json", special)
     write_json(
         target / "tokenizer_config.json",
@@ -186,14 +225,18 @@ def _write_settings(
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": identity.recipe.model.max_position_embeddings,
             "clean_up_tokenization_spaces": False,
-            "add_bos_token": False,
+            "add_bos_token": bool(begins),
             **special,
         },
     )
 
 
-def _card(manifest: Manifest, identity: CheckpointIdentity, family: Family, dtype: Dtype) -> str:
-    """What the folder holds, in facts."""
+def _card(manifest: Manifest, identity: CheckpointIdentity, family: Family, form: tuple[Dtype, int | None]) -> str:
+    """What the folder holds, in facts; `form`: of the weights, and the id that begins documents."""
+    dtype, begin = form
+    before = (
+        "no token stood before its first" if begin is None else f"token {begin}, which the tokenizer adds, began it"
+    )
     trust = ", trust_remote_code=True" if family.own_code else ""
     lines: Sequence[str] = (
         "---",
@@ -222,7 +265,7 @@ def _card(manifest: Manifest, identity: CheckpointIdentity, family: Family, dtyp
         f'tokenizer = AutoTokenizer.from_pretrained("."{trust})',
         "```",
         "",
-        "In training a document saw nothing of others, and no token stood before its first: give a text as it is.",
+        f"In training a document saw nothing of others, and {before}: give a text as it is.",
         "",
     )
     return "\n".join(lines)

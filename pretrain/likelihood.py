@@ -2,8 +2,9 @@
 
 Context and continuation are encoded together, and the tokens of the continuation are those behind the longest prefix
 that the context's own encoding shares with the whole (a token that spans the border belongs to the continuation). A
-document's first token is never predicted, in training neither, so it is never scored: give a context. What is longer
-than the model's window loses its beginning.
+document's first token is never predicted, in training neither, so it is never scored: give a context, unless a token
+of their own begins documents (`data.tokenizer.bos`): behind it all of a text is scored. What is longer than the model's
+window loses its beginning.
 
 Texts are packed into rows as documents are in training, each a document of its own that sees no other, so that hardly
 a position is padding. Rows have one of two lengths (`SHORT` tokens, or the window): a compiled model meets few shapes.
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 SHORT = 256  # tokens of a row of short texts: dense attention costs the square of a row's length
 
 Encode = Callable[[str], npt.NDArray[Any]]
-"""The ids of one text, without an end of document."""
+"""The ids of a document that begins with the text, the token that begins documents included; without its end."""
 
 NatsOf = Callable[["Batch"], "torch.Tensor"]
 """Each token's cross entropy [B, L] in nats, 0 where nothing is predicted; collective where the model is spread."""

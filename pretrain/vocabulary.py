@@ -144,6 +144,6 @@ def _whole(item: Input, root: Path) -> Manifest | None:
 
 
 def _decisive(tokenizer: Manifest) -> tuple[object, ...]:
-    """What ids mean: the bytes of `tokenizer.json`, and the id that ends a document."""
+    """What ids mean: the bytes of `tokenizer.json`, and the ids that end and begin a document."""
     files = [output.sha256 for output in tokenizer.outputs if output.path.endswith(_FILE)]
-    return (*files, tokenizer.stats["end_of_document"])
+    return (*files, tokenizer.stats["end_of_document"], tokenizer.stats.get("begin_of_document"))

@@ -40,6 +40,8 @@ class Encoder:
     pieces: tuple[bytes, ...] = field(repr=False)
     """The bytes of each id; empty for a special token."""
     run: Engine = field(repr=False)
+    begin_of_document: int | None = None
+    """The id that stands before each document's text; None: none does."""
 
     @property
     def dtype(self) -> npt.DTypeLike:
@@ -47,7 +49,7 @@ class Encoder:
         return np.uint16 if token_bytes(self.vocabulary_size) == 2 else np.uint32
 
     def encode_column(self, texts: pa.Array | pa.ChunkedArray) -> tuple[Ids, Ends]:
-        """The ids of n texts end to end, each closed with the end-of-document token, and the n + 1 offsets.
+        """The ids of n texts end to end, each with the tokens that begin and end a document, and the n + 1 offsets.
 
         Text i is `ids[ends[i]:ends[i + 1]]`. The quickest way: no Python object is made for a text.
         """
@@ -55,11 +57,11 @@ class Encoder:
         return ids.astype(self.dtype), ends
 
     def encode(self, text: str) -> Ids:
-        """The ids of one text, without the end-of-document token."""
+        """The ids of a document that begins with the text: all but the end-of-document token."""
         return self.encode_column(pa.array([text], pa.large_string()))[0][:-1]
 
     def encode_documents(self, texts: Iterable[str]) -> list[Ids]:
-        """The ids of each text, closed with the end-of-document token."""
+        """The ids of each text as a whole document."""
         ids, ends = self.encode_column(pa.array(list(texts), pa.large_string()))
         return np.split(ids, ends[1:-1]) if len(ends) > 1 else []
 
@@ -70,6 +72,16 @@ class Encoder:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; special tokens are left out, a torn character becomes U+FFFD."""
         return b"".join(map(self.pieces.__getitem__, ids)).decode("utf-8", errors="replace")
+
+
+def begun(engine: Engine, begin: int) -> Engine:
+    """The engine, with the token `begin` before each text."""
+
+    def run(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint32], Ends]:
+        ids, ends = engine(texts)
+        return np.insert(ids, ends[:-1], np.uint32(begin)), ends + np.arange(len(ends))
+
+    return run
 
 
 def kernel_engine(vocabulary: Vocabulary, classes: npt.NDArray[np.uint8], end: int) -> Engine:

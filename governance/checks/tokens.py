@@ -6,7 +6,7 @@ two functions that read it (`TokenReaders`); everything that is counted is worke
     shard, split           its path, and "train" or "validation"
     tokens, documents      how many
     ids_above_vocabulary   ids that are not below the vocabulary's size
-    unknown, unknown_share ids that stand for no text, the ends of documents aside, and their share of all
+    unknown, unknown_share ids that stand for no text, but for those that begin and end documents; their share of all
     ends_out_of_order      document ends that do not lie above the one before
     ends_beyond            document ends outside 1 ... tokens, and 1 more where the last is not the number of tokens
     documents_without_end  documents whose last id is not the end-of-document token
@@ -129,14 +129,15 @@ def token_row(shard: TokenShard) -> dict[str, Any]:
     try:
         file = shard.readers.open_shard(shard.path)
         pieces = shard.readers.load_decoder(shard.tokenizer, shard.root).pieces
-        counted = {**_count_ids(file, pieces), **_count_ends(file), **_round_trip(file, pieces, shard)}
+        begin = shard.tokenizer.stats.get("begin_of_document")
+        counted = {**_count_ids(file, pieces, begin), **_count_ends(file), **_round_trip(file, pieces, shard)}
     except (ManifestError, ValueError, IndexError) as error:  # of Arrow too; what is not there raises
         return {**row, "problem": f"{type(error).__name__}: {error}"[:300].replace(f"{shard.root}/", "")}
     tokens = counted["tokens"]
     return {**row, **counted, "unknown_share": counted["unknown"] / tokens if tokens else None}
 
 
-def _count_ids(file: TokenFile, pieces: Sequence[bytes]) -> dict[str, int]:
+def _count_ids(file: TokenFile, pieces: Sequence[bytes], begin: int | None) -> dict[str, int]:
     is_text = np.array([*map(bool, pieces), False])  # the last stands for every id that is too large
     above = wordless = 0
     for start in range(0, len(file.tokens), _CHUNK):
@@ -149,7 +150,7 @@ def _count_ids(file: TokenFile, pieces: Sequence[bytes]) -> dict[str, int]:
         "tokens": len(file.tokens),
         "documents": len(file.document_ends),
         "ids_above_vocabulary": above,
-        "unknown": wordless - ends,
+        "unknown": wordless - ends - (0 if begin is None else int(np.count_nonzero(_first_ids(file) == begin))),
         "documents_without_end": len(file.document_ends) - ends,
     }
 
@@ -159,6 +160,13 @@ def _last_ids(file: TokenFile) -> Integers:
     ends = file.document_ends
     within = (ends > 0) & (ends <= len(file.tokens))
     return file.tokens[ends[within].astype(np.int64) - 1]
+
+
+def _first_ids(file: TokenFile) -> Integers:
+    """The first id of each document that begins within the tokens and has another, its end."""
+    ends = file.document_ends.astype(np.int64)
+    begins = np.concatenate((np.zeros(1, np.int64), ends[:-1]))[: len(ends)]
+    return file.tokens[begins[(begins < ends - 1) & (begins < len(file.tokens)) & (begins >= 0)]]
 
 
 def _count_ends(file: TokenFile) -> dict[str, int]:

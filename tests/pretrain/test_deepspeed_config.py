@@ -217,7 +217,8 @@ def test_tensor_parallelism_cuts_every_matrix_of_a_block_once():
 CHOSEN = {
     "steps_per_print", "allgather_bucket_size", "reduce_bucket_size", "sub_group_size", "buffer_count", "buffer_size",
     "pin_memory", "overlap_comm", "reduce_scatter", "contiguous_gradients", "use_multi_rank_bucket_allreduce",
-    "zero_optimization", "offload_optimizer", "offload_param",
+    "zero_optimization", "offload_optimizer", "offload_param", "leaf_module", "classes", "names", "name_suffixes",
+    "memory_efficient_linear",
 }  # fmt: skip
 """Of what we emit: tables that are joined, and values that no setting decides, which an expert may replace."""
 

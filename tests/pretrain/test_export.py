@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from governance.errors import CheckpointError, ConfigError
 from pretrain.checkpoint import CheckpointIdentity
 from pretrain.config import TrainConfig, TrainRecipe
 from pretrain.evaluate import nats_with
-from pretrain.export import INDEX, export, write_folder
+from pretrain.export import INDEX, Vocabulary, export, write_folder
 from pretrain.export_families import Family, Piece, family_of
 from pretrain.likelihood import log_likelihoods
 from pretrain.optim_config import OptimConfig
@@ -63,7 +64,7 @@ def tokenizer(tmp_path_factory) -> Path:
     return write_tokenizer(path, VOCABULARY)
 
 
-def write_tokenizer(path: Path, size: int) -> Path:
+def write_tokenizer(path: Path, size: int, special: Sequence[str] = ("<|endoftext|>",)) -> Path:
     """A byte-level BPE as the stage makes it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -72,7 +73,7 @@ def write_tokenizer(path: Path, size: int) -> Path:
     made.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
     made.train_from_iterator([TEXT], trainer)
     made.save(str(path))
@@ -83,7 +84,7 @@ def size_of(tokenizer: Path) -> int:
     return load_encoder(tokenizer.parent).vocabulary_size
 
 
-def exported(name: str, tokenizer: Path, target: Path, **options):
+def exported(name: str, tokenizer: Path, target: Path, begin: int | None = None, **options):
     """A folder with the variant, and the variant itself."""
     settings, size = config(**EVERY[name]), size_of(tokenizer)
     model = model_of(settings, size)
@@ -94,7 +95,9 @@ def exported(name: str, tokenizer: Path, target: Path, **options):
     )
     identity = CheckpointIdentity(train_key="k" * 64, step=1, vocabulary_size=size, recipe=recipe)
     held = dict(model.named_parameters())
-    family = write_folder(lambda parameter: held[parameter].detach(), identity, (tokenizer, 0), target, **options)
+    family = write_folder(
+        lambda parameter: held[parameter].detach(), identity, Vocabulary(tokenizer, 0, begin), target, **options
+    )
     return family, model
 
 
@@ -223,6 +226,23 @@ def test_the_tokeniser_comes_back(tmp_path, tokenizer, name):
     assert theirs.eos_token == "<|endoftext|>"
     assert theirs.model_max_length == 64
     assert len(theirs) == ours.vocabulary_size
+
+
+@pytest.mark.parametrize("name", ["llama", "speedy"])
+def test_a_token_that_begins_documents_begins_texts_there_too(tmp_path, name):
+    path = write_tokenizer(tmp_path / "tokenizer.json", VOCABULARY, ["<|endoftext|>", "<|begin|>"])
+    exported(name, path, tmp_path / "model", begin=1)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    ours = load_encoder(path.parent)
+    for text in ("The cat sat.", "été 猫 \U0001f408 12345", ""):
+        assert theirs(text)["input_ids"] == [1, *ours.encode(text).tolist()]
+        assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text).tolist()
+        assert theirs.decode(theirs(text)["input_ids"], skip_special_tokens=True) == text
+    assert (theirs.bos_token, theirs.bos_token_id, theirs.eos_token_id) == ("<|begin|>", 1, 0)
+    model = loaded(tmp_path / "model")
+    assert model.config.bos_token_id == model.generation_config.bos_token_id == 1
+    with pytest.raises(CheckpointError, match="none of id 7"):
+        exported(name, path, tmp_path / "other", begin=7)
 
 
 @pytest.mark.parametrize("name", ["llama", "speedy_tied"])

@@ -12,6 +12,8 @@ from governance.errors import PipelineError
 from governance.manifest import read_manifest
 from pretrain.evaluate import load_decoder, nats_with
 from pretrain.likelihood import Passes, log_likelihoods
+from pretrain.task_scores import encode_tasks
+from pretrain.tasks import LEAD, Question, Task
 
 
 def encode(text: str) -> np.ndarray:
@@ -56,6 +58,22 @@ def test_a_batch_scores_each_text_as_if_it_were_alone(model, texts):
         if first < len(ids):
             assert scored.tokens == len(ids) - first
             assert scored.nats == pytest.approx(plain(model, ids, first), abs=1e-4)
+
+
+def test_behind_a_token_that_begins_documents_all_of_a_text_is_scored(model):
+    def begun(text):
+        return np.append(np.uint16(199), encode(text)).astype(np.uint16)
+
+    first, second, [third] = (
+        log_likelihoods(nats_with(model), begun, [pair], 64) for pair in (("", "a"), ("", "abc"), ("ab", "cab"))
+    )
+    assert [scored.tokens for scored in (*first, *second, third)] == [1, 3, 3]
+    assert first[0].nats == pytest.approx(plain(model, begun("a").tolist(), 1), abs=1e-4)
+    assert second[0].nats == pytest.approx(plain(model, begun("abc").tolist(), 1), abs=1e-4)
+    assert third.nats == pytest.approx(plain(model, begun("abcab").tolist(), 3), abs=1e-4)
+    suite = encode_tasks([Task("pairs", "", (Question(LEAD, ("abc", "bc"), 0),))], begun, 64)
+    assert [text.ids.tolist() for text in suite.texts[0]] == [begun("abc").tolist(), begun("bc").tolist()]
+    assert [text.first for text in suite.texts[0]] == [1, 1]
 
 
 def test_the_probabilities_of_all_next_tokens_add_up_to_one(model):
