@@ -160,12 +160,15 @@ def _adds_up_whole_gradients(recipe: TrainRecipe, engine: EngineConfig) -> bool:
 
 
 def _buckets(recipe: TrainRecipe, engine: EngineConfig, parameters: int) -> int:
-    """Bytes of the buckets in which stages 2 and 3 reduce gradients, which they never hold whole."""
-    return (
-        (4 if recipe.train.precision in ("fp32", "autocast") else 2)
-        * min(parameters, BUCKET)
-        * (engine.zero_stage >= 2)
-    )
+    """Bytes of the buckets in which stages 2 and 3 reduce gradients, which they never hold whole.
+
+    A bucket of half precision that is summed in fp32 is copied for it.
+    """
+    train = recipe.train
+    whole = train.precision in ("fp32", "autocast")
+    copied = not whole and not train.quantized_gradients and train.gradient_reduction == "fp32"
+    width = (4 if whole else 2) + (4 if copied else 0)
+    return width * min(parameters, BUCKET) * (engine.zero_stage >= 2)
 
 
 def _flat_gradients(recipe: TrainRecipe, engine: EngineConfig, parameters: int) -> int:
