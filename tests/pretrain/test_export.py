@@ -285,9 +285,9 @@ def test_a_tokeniser_of_another_vocabulary_is_refused(tmp_path, tokenizer):
     )  # fmt: skip
     identity = CheckpointIdentity(train_key="k", step=1, vocabulary_size=size_of(tokenizer), recipe=recipe)
     with pytest.raises(CheckpointError, match="has 257 tokens; the checkpoint knows"):
-        write_folder(lambda name: None, identity, (other, 0), tmp_path / "out")
+        write_folder(lambda name: None, identity, Vocabulary(other, 0), tmp_path / "out")
     with pytest.raises(CheckpointError, match="none of id 7"):
-        write_folder(lambda name: None, identity, (tokenizer, 7), tmp_path / "out")
+        write_folder(lambda name: None, identity, Vocabulary(tokenizer, 7), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
