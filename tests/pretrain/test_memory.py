@@ -66,7 +66,9 @@ def test_the_sums_of_the_bf16_optimizer_are_reduced_in_a_copy():
     assert alone[name] == most
     gpu = needed(zero_stage=1).device
     assert gpu[name] == max(0, most - gpu["activations"])
-    assert [needed(zero_stage=stage, device="cpu").device[name] for stage in (2, 3)] == [2 * BUCKET] * 2
+    assert [needed(zero_stage=stage, device="cpu").device[name] for stage in (2, 3)] == [
+        6 * BUCKET
+    ] * 2  # bf16, and its copy in fp32
     assert needed(zero_stage=1, device="cpu", precision="fp32").device[name] == 0
 
 
