@@ -244,6 +244,8 @@ def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     command.add_argument(
         "--job", default="", metavar="JOB", help='"train", or a task: "clean[3]"; default: the one to look at'
     )
+    command.add_argument("--attempt", type=int, metavar="N", help="of this attempt, from 0 (default: the newest)")
+    command.add_argument("--rank", type=int, metavar="N", help="of this rank of a training (default: of all)")
     command.add_argument("--follow", action="store_true", help="as it grows, until the job has ended")
     _config(add("preflight", "preflight", "check this node for training; the job starts it on each of its nodes"))
 

@@ -166,7 +166,8 @@ def logs(arguments: Arguments) -> None:
     from slurm.standing import gather
 
     _, runtime = load(arguments, "slurm submit")
-    row, path = log_of(gather(runtime.root) or _nothing(runtime), arguments.job, runtime.root)
+    view = gather(runtime.root) or _nothing(runtime)
+    row, path = log_of(view, arguments.job, runtime.root, arguments.attempt, arguments.rank)
     if not arguments.follow:
         sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
         return

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# What every job script shares: a record of each attempt, and what follows from the status that its command left.
-# It is copied into each script where that says so, so that a kept script is whole. A script sets `root`, `environment`,
-# `retries` and `requeues` ("yes", or "no" for a link of a chain), calls `enter` once, and ends with
-# `finish STATUS [CAUSE]`. `progress` is a word that changes when the job gets further: failures are counted anew with each.
+# The machinery of every job's script: a record of each attempt, and what follows from the status that its command left.
+# A job's script sources it from a copy that was kept at submission, then train.sh or step.sh. The script sets `root`,
+# `environment`, `retries` and `requeues` ("yes", or "no" for a link of a chain); the other file calls `enter` once, and
+# ends with `finish STATUS [CAUSE]`. `progress` is a word that changes when the job gets further: failures are counted anew with each.
 #
 # A task of an array is named by the array and its number: the id of its last task is the array's own, and to requeue
 # that would requeue all of them.
@@ -37,11 +37,14 @@ note() { # EVENT [more fields]: one line of the record; false where the disk ref
     >>"$attempts"; } 2>/dev/null
 }
 
-remark() { # TEXT: what `squeue -o %k` and `sacct -o comment` tell of this job; the journal's head, if there, stays
-  local text=${1//[^[:print:]]/ } head
+remark() { # TEXT: what `squeue -o %k` and `sacct -o comment` tell of this job; the site's own words and the journal's head stay
+  local text=${1//[^[:print:]]/ } was site head
   [ -n "${SLURM_JOB_ID:-}" ] || return 0
-  head=$(scontrol show job "$job" 2>/dev/null | sed -n 's/^ *Comment=.*\(assay journal [0-9]*:[0-9a-f]*\).*/\1/p' | tail -n 1) || head=
-  scontrol update "jobid=$job" "comment=${text:0:240}${head:+; $head}" 2>/dev/null || true
+  was=$(scontrol show job "$job" 2>/dev/null | sed -n 's/^ *Comment=//p' | tail -n 1) || was=
+  site=${was%%assay[: ]*}
+  site=${site%; }
+  head=$(grep -oE 'assay journal [0-9]*:[0-9a-f]*' <<<"$was" | tail -n 1) || head=
+  scontrol update "jobid=$job" "comment=${site:+$site; }${text:0:240}${head:+; $head}" 2>/dev/null || true
 }
 
 killed() { # starts in a row, up to now, that did not say how they ended, and saved nothing
@@ -49,6 +52,14 @@ killed() { # starts in a row, up to now, that did not say how they ended, and sa
   progress=$(in_json "$progress") awk '/"event": "ended"/ { count = 0 }
     /"event": "started"/ { count = index($0, "\"progress\": " ENVIRON["progress"]) ? count + 1 : 0 }
     END { print count + 0 }' "$attempts"
+}
+
+apart() { # an attempt has a log of its own; the one that Slurm opened gets what Slurm says, and where this one is
+  local log=$root/slurm/logs/${SLURM_JOB_NAME:-assay}-$job.$attempt.log
+  if { : >>"$log"; } 2>/dev/null; then
+    echo "assay: job $job, attempt $attempt, on ${SLURM_JOB_NODELIST:-$(hostname)}, at $began: $log"
+    exec >>"$log" 2>&1
+  fi
 }
 
 begin() {
@@ -70,6 +81,9 @@ begin() {
 
 enter() { # begin; then source the site's script, and start this one anew, with what that exported and nothing else of it
   if [ "$entered" = no ]; then
+    # of the shell that submitted: where other ranks met, and that srun should pass nothing on
+    unset MASTER_ADDR MASTER_PORT RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK SLURM_EXPORT_ENV SRUN_EXPORT_ENV
+    apart
     begin
     [ -n "$environment" ] || return 0
     export ASSAY_ENTERED="$job $attempt $began"

@@ -22,6 +22,7 @@ from slurm.submit import Order, called_off
 
 _POLL_SECONDS = 1.0
 _LOOK_SECONDS = 15.0
+_ATTEMPT = re.compile(r"\.(\d+)(?:\.log|/rank-\d+\.log)$")
 
 
 def cancel(view: View, root: Path) -> list[str]:
@@ -101,8 +102,12 @@ def _still(view: View, job: Job, orders: dict[str, Order]) -> list[tuple[Conditi
     return found
 
 
-def log_of(view: View, wanted: str, root: Path) -> tuple[Row, Path]:
+def log_of(
+    view: View, wanted: str, root: Path, attempt: int | None = None, rank: int | None = None
+) -> tuple[Row, Path]:
     """The log of a job ("train"), or of a task of an array ("clean[3]"); without a name, of the one to look at.
+
+    Of the newest attempt, or of `attempt`; of all ranks of a training, or of `rank`.
 
     Raises:
         ConfigError: there is no such job.
@@ -116,9 +121,19 @@ def log_of(view: View, wanted: str, root: Path) -> tuple[Row, Path]:
     parts = [part for part in row.parts if number is None or part.number in (None, int(number))]
     parts.sort(key=lambda part: ("failed", "lost", "running", "done", "unknown", "waiting").index(part.kind))
     for part in parts:
-        for path in (root / "slurm" / "logs").glob(f"*.{row.name}-{part.unit}.log"):
+        if path := _newest(root / "slurm" / "logs", f"{row.name}-{part.unit}", attempt, rank):
             return row, path
-    raise MissingInput(f"{row.name}: has written no log yet. See why with: assay slurm status CONFIG")
+    which = f", attempt {attempt}" * (attempt is not None) + f", rank {rank}" * (rank is not None)
+    raise MissingInput(f"{row.name}{which}: has written no log yet. See why with: assay slurm status CONFIG")
+
+
+def _newest(logs: Path, unit: str, attempt: int | None, rank: int | None) -> Path | None:
+    """The log of an attempt, the newest where none is named; where no attempt has one yet, what Slurm itself says."""
+    pattern = f"*.{unit}.{'*' if attempt is None else attempt}" + (".log" if rank is None else f"/rank-{rank}.log")
+    of_attempts = {int(number[1]): path for path in logs.glob(pattern) if (number := _ATTEMPT.search(str(path)))}
+    if of_attempts:
+        return of_attempts[max(of_attempts)]
+    return next(logs.glob(f"*.{unit}.log"), None) if attempt is None and rank is None else None
 
 
 def _worth_a_look(view: View) -> Row | None:

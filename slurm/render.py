@@ -1,7 +1,8 @@
 """A job's script: its directives, then a template with the run's values filled in.
 
-The templates are valid bash before they are filled in. What is filled in is quoted, so any path survives:
+The template is valid bash before it is filled in. What is filled in is quoted, so any path survives:
 
+    @PURPOSE@               what the job does, in one line
     @ROOT@                  the folder of all artifacts
     @COMMAND@               the words of the command that a person would type
     @ENVIRONMENT@           a script to source, or ''
@@ -9,26 +10,40 @@ The templates are valid bash before they are filled in. What is filled in is quo
     @SHARES@                tasks of the array, 0 where it is none
     @RETRIES@ @REQUEUES@    how often a failure is tried again; "yes", or "no" for a link of a chain
     @INTERFACE@             network interface, or ''
-    @SRUN_OPTIONS@          options of srun that put a command into a container (pyxis), as words
+    @SRUN_OPTIONS@          options of srun: those that put a command into a container (pyxis), and the user's own
     @INSIDE@                words before a command that do so (apptainer)
+    @MACHINERY@             the folders that hold the machinery, the kept copy first
+    @PART@                  the file of it for this kind of job
 
-The line `source attempt.sh` becomes that file, so that the kept script is whole.
+The machinery (attempt.sh, then step.sh or train.sh) is sourced. `keep_machinery` copies it below the root, under its
+own digest, so a job that waits is not changed by another release of the program.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from governance.files import write_text
 from slurm.config import SlurmConfig
-from slurm.graph import Job
+from slurm.graph import Job, Kind
 
 _FOLDER = Path(__file__).parent
-_SHARED = "source attempt.sh"
-_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_=./,:@%&|*+[]()!~#")
+_MACHINERY = ("attempt.sh", "step.sh", "train.sh")
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_=./,:@%&|*+[]()!~")
+_PURPOSES: dict[Kind, str] = {
+    "share": "A task of an array: its share of the shards of one data step.",
+    "join": "What one process does between two data steps: joins over the whole corpus, and commits.",
+    "data": "The rest of the data: it finds all that is made, and makes what is left.",
+    "audit": "The audit and its gate; the verdict is signed. 77: the gate is closed.",
+    "train": "Training: each node is checked, then srun starts one rank a task.",
+    "evaluate": "The evaluation of the last checkpoint.",
+    "report": "The report on all that was done.",
+}
 
 
 def script_of(root: Path, job: str) -> Path:
@@ -36,12 +51,21 @@ def script_of(root: Path, job: str) -> Path:
     return root / "slurm" / f"{job}.sbatch"
 
 
+def machinery_of(root: Path) -> Path:
+    """Where the machinery of this release is kept below a root."""
+    digest = hashlib.sha256(b"".join((_FOLDER / name).read_bytes() for name in _MACHINERY))
+    return root / "slurm" / "machinery" / digest.hexdigest()[:16]
+
+
+def keep_machinery(root: Path) -> None:
+    """Copy the machinery below the root."""
+    for name in _MACHINERY:
+        write_text(machinery_of(root) / name, (_FOLDER / name).read_text(encoding="utf-8"))
+
+
 def render(job: Job, config_file: Path, root: Path, config: SlurmConfig) -> str:
     """The script of a job of the run at `config_file`."""
-    template = "train.sbatch" if job.kind == "train" else "step.sbatch"
-    first, _, rest = (_FOLDER / template).read_text(encoding="utf-8").partition("\n")
-    shared = (_FOLDER / "attempt.sh").read_text(encoding="utf-8").partition("\n")[2]
-    rest = "".join(shared if line.strip() == _SHARED else line for line in rest.splitlines(keepends=True))
+    first, _, rest = (_FOLDER / "job.sbatch").read_text(encoding="utf-8").partition("\n")
     folders = [config_file.parent, root, *map(Path, config.container_mounts)]
     pyxis, apptainer = _container(config, folders, gpus=any(word.startswith("--gpus") for word in job.options))
     values = {
@@ -55,10 +79,14 @@ def render(job: Job, config_file: Path, root: Path, config: SlurmConfig) -> str:
         "@INTERFACE@": (config.interface,),
         "@SRUN_OPTIONS@": pyxis,
         "@INSIDE@": apptainer,
+        "@MACHINERY@": (str(machinery_of(root)), str(_FOLDER)),
+        "@PART@": ("train.sh" if job.kind == "train" else "step.sh",),
     }
     # In one pass: what is filled in may itself look like a mark.
-    marks = "|".join(values)
-    rest = re.sub(marks, lambda mark: " ".join(map(_quoted, values[mark[0]])), rest)
+    marks = "|".join([*values, "@PURPOSE@"])
+    rest = re.sub(
+        marks, lambda mark: " ".join(map(_quoted, values[mark[0]])) if mark[0] in values else _PURPOSES[job.kind], rest
+    )
     return "\n".join([first, *(f"#SBATCH {_directive(option)}" for option in job.options), rest])
 
 

@@ -26,7 +26,7 @@ from governance.stage import now
 from slurm import tools
 from slurm.config import SlurmConfig
 from slurm.graph import Condition, Job, logs_of, throttled
-from slurm.render import render, script_of
+from slurm.render import keep_machinery, render, script_of
 
 JOBS_FILE = "jobs.jsonl"
 _LOOK_SECONDS = 0.2
@@ -73,6 +73,7 @@ def submitted(root: Path) -> list[Submitted]:
 def keep_scripts(jobs: Iterable[Job], config_file: Path, root: Path, config: SlurmConfig) -> None:
     """Write each job's script below the root, and the folder of the logs; Slurm makes none."""
     touch(logs_of(root, array=False).with_name(".keep"))
+    keep_machinery(root)
     for job in jobs:
         write_text(script_of(root, job.name), render(job, config_file, root, config))
 

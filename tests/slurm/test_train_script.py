@@ -44,14 +44,14 @@ def test_the_nodes_are_checked_and_then_the_ranks_are_started(node):
     first, second = [line for line in node.requests if line.startswith("srun")]
     words = f"/shared/run.toml --root {node.root}"
     assert first.endswith(f"--ntasks-per-node=1 assay slurm preflight {words}")
-    assert second.endswith(f"--wait=60 assay train {words}")
-    assert "preflight node4:20007" in done.stdout + done.stderr
-    assert "train node4:20007" in done.stdout + done.stderr
+    assert second.endswith(f"{node.root}/slurm/logs/run.train-7.0 assay train {words}")
+    assert "preflight node4:20007" in node.log
+    assert "train node4:20007" in node.log
 
 
 def test_an_interface_that_is_given_is_set_for_both_libraries(node):
-    done = train(node, training='echo "$GLOO_SOCKET_IFNAME $NCCL_SOCKET_IFNAME"', interface="ib0")
-    assert "ib0 ib0" in done.stdout + done.stderr
+    train(node, training='echo "$GLOO_SOCKET_IFNAME $NCCL_SOCKET_IFNAME"', interface="ib0")
+    assert "ib0 ib0" in node.log
 
 
 def test_a_bad_node_is_left_out_and_another_asked_for(node, monkeypatch):
@@ -175,7 +175,7 @@ def test_a_copy_on_a_node_that_was_cut_off_does_not_requeue_the_one_that_took_it
     done = train(node, training="exit 73")
     assert done.returncode == 73
     assert not [line for line in node.requests if line.startswith("requeue")]
-    assert "put job 7 back into the queue itself" in done.stdout + done.stderr
+    assert "put job 7 back into the queue itself" in node.log
 
 
 def test_a_signal_to_every_process_of_the_job_as_the_ranks_end_loses_no_record(node):
@@ -251,5 +251,5 @@ def test_the_site_may_name_the_meeting_point(node, tmp_path):
     told = 'echo "$MASTER_ADDR:$MASTER_PORT"'
     done = train(node, training=told, environment=str(tmp_path / "site.sh"))
     assert done.returncode == 0
-    assert "here:99" in done.stdout + done.stderr
+    assert "here:99" in node.log
     assert node.attempts()[-1]["progress"] == "step 40"

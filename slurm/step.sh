@@ -1,21 +1,9 @@
-#!/usr/bin/env bash
+# shellcheck shell=bash
 # One command of a run as a job: a share of a data step, a join, the audit, the evaluation, the report. It is the command
 # that a person would type. Slurm sends SIGUSR1 to this script before the time limit and SIGTERM when it takes the node
 # away; finished shards are kept, so the job goes back into the queue and goes on.
-# shellcheck disable=SC1091,SC2034,SC2317  # attempt.sh takes its line's place; it reads more, and holds more, than is used
-set -euo pipefail
-
-root=@ROOT@
-environment=@ENVIRONMENT@
-programs=@PROGRAMS@
-retries=@RETRIES@
-requeues=@REQUEUES@
-shares=@SHARES@
-srun_options=(@SRUN_OPTIONS@)
-inside=(@INSIDE@)
-command=(@COMMAND@)
-
-source attempt.sh
+# attempt.sh, sourced before, has the functions. The job's script sets `srun_options`, `inside` and `command` (arrays) too.
+# shellcheck disable=SC2154,SC2034,SC2317 # they are assigned, and functions are called, in the other files
 
 progress=$(made)
 before=$progress

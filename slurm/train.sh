@@ -1,22 +1,10 @@
-#!/usr/bin/env bash
+# shellcheck shell=bash
 # Training on the job's nodes. Each node is checked first; a bad one is left out, and the job asks for another. Then
 # `srun` starts one rank a task, with the command that a person would type. Slurm sends SIGUSR1 to the ranks before the
 # time limit and SIGTERM when it takes the nodes away: they save, leave with 75, and the job goes back into the queue.
 # A link of a chain ends instead, and the next link goes on; one that finds the run finished ends with 0 at once.
-# shellcheck disable=SC1091,SC2034,SC2317  # attempt.sh takes its line's place; it reads more, and holds more, than is used
-set -euo pipefail
-
-root=@ROOT@
-environment=@ENVIRONMENT@
-programs=@PROGRAMS@
-retries=@RETRIES@
-requeues=@REQUEUES@
-interface=@INTERFACE@
-srun_options=(@SRUN_OPTIONS@)
-inside=(@INSIDE@)
-command=(@COMMAND@)
-
-source attempt.sh
+# attempt.sh, sourced before, has the functions. The job's script sets `srun_options`, `inside` and `command` (arrays) too.
+# shellcheck disable=SC2154,SC2034,SC2317 # they are assigned, and functions are called, in the other files
 
 saved() { # the last step that is durable: failures are counted anew behind each; of the run that wrote last
   local step file newest=
@@ -110,8 +98,15 @@ if [ "$status" -ne 0 ]; then
 fi
 
 # When the first rank ends badly the others have a minute, to save or to say what they have to say; then they are ended.
+# What each rank prints goes to a file of its own, too, written on its node.
+ranks=$root/slurm/logs/${SLURM_JOB_NAME:-train}-$job.$attempt
+keeping=()
+# shellcheck disable=SC2016 # the rank's shell fills these in
+if mkdir -p "$ranks" 2>/dev/null; then
+  keeping=(bash -c 'exec "$@" > >(trap "" TERM USR1; exec tee "$0/rank-${SLURM_PROCID:-0}.log") 2>&1' "$ranks")
+fi
 echo "assay: ${command[*]}"
-run_step --kill-on-bad-exit=0 --wait=60 "${cores[@]}" "${inside[@]}" "${command[@]}"
+run_step --kill-on-bad-exit=0 --wait=60 "${cores[@]}" "${keeping[@]}" "${inside[@]}" "${command[@]}"
 trap '' TERM USR1 # they would end the commands that read how it ended
 before=$progress
 progress=$(saved)
