@@ -12,6 +12,7 @@ An anchor that cannot be left is a warning, told once: it must never stop a run.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -31,12 +32,25 @@ def anchor(root: Path, notes_in: Path | None) -> Callable[[str], None]:
     def leave(head: str) -> None:
         job = os.environ.get("SLURM_JOB_ID")
         if job and shutil.which("scontrol"):
-            _attempt(["scontrol", "update", f"JobId={job}", f"Comment=assay journal {head}"], None, told)
+            comment = f"{_comment_of_site(job)}assay journal {head}"
+            _attempt(["scontrol", "update", f"JobId={job}", f"Comment={comment}"], None, told)
         if notes_in is not None:
             words = ["git", "notes", f"--ref={NOTES_REF}", "append", "-m", f"assay journal {head} {root.name}"]
             _attempt(words, notes_in, told)
 
     return leave
+
+
+def _comment_of_site(job: str) -> str:
+    """What somebody else wrote into a job's comment, before any words of ours; sites bill by it."""
+    try:
+        words = ["scontrol", "show", "job", job]
+        shown = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    found = re.search(r"^\s*Comment=(.*)$", shown, re.MULTILINE)
+    own = re.split(r"assay[: ]", found[1])[0].rstrip("; ") if found else ""
+    return f"{own}; " if own else ""
 
 
 def _attempt(words: Sequence[str], folder: Path | None, told: set[str]) -> None:

@@ -234,11 +234,14 @@ def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         metavar="HOURS",
         help="with it: how long the run lasts (default: training's time limit)",
     )
+    _take_edits(command)
     command = add("status", "status", "each job, shards, training, energy, and what to type next")
     _config(command)
     command.add_argument("--watch", action="store_true", help="again every ten seconds, until all has ended")
     _config(add("cancel", "cancel", "cancel every job that waits or runs"))
-    _config(add("retry", "retry", "submit again what failed, tasks of arrays by number, and what hangs on it"))
+    command = add("retry", "retry", "submit again what failed, tasks of arrays by number, and what hangs on it")
+    _config(command)
+    _take_edits(command)
     command = add("logs", "logs", "print a job's log")
     _config(command)
     command.add_argument(
@@ -248,6 +251,14 @@ def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     command.add_argument("--rank", type=int, metavar="N", help="of this rank of a training (default: of all)")
     command.add_argument("--follow", action="store_true", help="as it grows, until the job has ended")
     _config(add("preflight", "preflight", "check this node for training; the job starts it on each of its nodes"))
+
+
+def _take_edits(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--take-edits",
+        action="store_true",
+        help="jobs take the run's file, its policy and the program as they are when each starts (default: refused)",
+    )
 
 
 def _group(

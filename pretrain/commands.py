@@ -16,6 +16,7 @@ from governance.energy.meters import meter
 from governance.errors import ConfigError
 from governance.stage import Runtime
 from pretrain.run_config import Run, load_run
+from slurm.frozen import VARIABLE as SUBMITTED_VARIABLE
 
 Arguments = argparse.Namespace
 TALLY_VARIABLE = "ASSAY_TALLY"
@@ -26,6 +27,7 @@ def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
     """The run and the runtime of a command; `command` is what a look-up tells the user to type."""
     run = load_run(arguments.config, arguments.overrides)
     root: Path = arguments.root or Path("runs") / arguments.config.stem
+    refuse_edited(run, root.absolute())
     journal = open_journal(run.config.governance, run.folder, root.absolute())
     share = getattr(arguments, "share", None)
     ledger = root.absolute() / "energy.jsonl"
@@ -44,6 +46,21 @@ def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
         tally=Path(os.environ[TALLY_VARIABLE]) if os.environ.get(TALLY_VARIABLE) else None,
     )
     return run, runtime
+
+
+def refuse_edited(run: Run, root: Path) -> None:
+    """In a job of a cluster: refuse what differs from what was submitted.
+
+    Raises:
+        ConfigError: a file, the signing key or the program does.
+    """
+    if os.environ.get(SUBMITTED_VARIABLE) != str(root):
+        return
+    from pretrain.distributed import read_ranks
+    from pretrain.slurm_folders import signing_key_id
+    from slurm.frozen import refuse_edits
+
+    refuse_edits(root, signing_key_id(run), first=read_ranks().first)
 
 
 def words_of(arguments: Arguments, runtime: Runtime) -> list[str]:

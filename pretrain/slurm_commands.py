@@ -41,6 +41,7 @@ _FALLBACK_ARRAY_SIZE = 1001
 
 def render(arguments: Arguments) -> None:
     """The scripts of all jobs, or of one."""
+    from pretrain.slurm_folders import seen
     from slurm.render import render as fill_in
     from slurm.tools import max_array_size
 
@@ -50,7 +51,9 @@ def render(arguments: Arguments) -> None:
         size = max_array_size()
     except ClusterError:
         size = _FALLBACK_ARRAY_SIZE
-    jobs = _plan(arguments, _sources(loaded), runtime, config, size)
+    sources = _sources(loaded)
+    given = seen(loaded, sources.folders, config)
+    jobs = _plan(arguments, sources, runtime, config, size)
     wanted = [job for job in jobs if arguments.job in ("", job.name)]
     if not wanted:
         raise ConfigError(f"there is no job {arguments.job!r}; there are: {', '.join(job.name for job in jobs)}")
@@ -58,17 +61,18 @@ def render(arguments: Arguments) -> None:
         if not arguments.job:
             after = ", ".join(f"{condition} {name}" for condition, name in job.after)
             say(f"# ---- {job.name}{f' (array of {job.tasks})' * bool(job.tasks)}{f' after {after}' * bool(after)}")
-        sys.stdout.write(fill_in(job, arguments.config.absolute(), runtime.root, config))
+        sys.stdout.write(fill_in(job, arguments.config.absolute(), runtime.root, config, given))
 
 
 def submit(arguments: Arguments) -> None:
     """The whole run, unless it is queued already."""
+    from pretrain.slurm_folders import freeze_run
     from slurm.standing import gather
     from slurm.submit import Order, one_at_a_time
     from slurm.tools import max_array_size
 
     loaded, runtime = load(arguments, "slurm submit")
-    config = _section(loaded)
+    config = _with_cores(_section(loaded))
     _refuse_start(loaded, runtime, config)
     sources = _sources(loaded)
     jobs = _plan(arguments, sources, runtime, config, max_array_size())
@@ -82,7 +86,8 @@ def submit(arguments: Arguments) -> None:
                 f"assay slurm status {_typed(arguments)}; end them with: assay slurm cancel {_typed(arguments)}"
             )
         orders = [Order(job) for job in jobs]
-        _refuse(arguments, orders, sources, runtime, config)
+        _refuse(arguments, orders, loaded, sources, runtime, config)
+        freeze_run(loaded, runtime.root, config, take_edits=arguments.take_edits)
         _queue(arguments, orders, runtime, config, start.begin if start else None)
         chosen = runtime.root / "slurm" / "carbon.json"
         if start is None:
@@ -94,24 +99,31 @@ def submit(arguments: Arguments) -> None:
 
 def retry(arguments: Arguments) -> None:
     """What is missing, and what hangs on it."""
+    from pretrain.slurm_folders import freeze_run
     from slurm.control import missing
+    from slurm.frozen import refuse_unasked
     from slurm.standing import gather
     from slurm.submit import one_at_a_time
     from slurm.tools import cancel as end
     from slurm.tools import max_array_size
 
     loaded, runtime = load(arguments, "slurm submit")
-    config = _section(loaded)
+    config = _with_cores(_section(loaded))
     _refuse_start(loaded, runtime, config)
     sources = _sources(loaded)
     jobs = _plan(arguments, sources, runtime, config, max_array_size())
     with one_at_a_time(runtime.root):
         view = gather(runtime.root) or _nothing(runtime)
+        if not arguments.take_edits:
+            refuse_unasked(runtime.root, _typed(arguments))
         orders, stale = missing(view, jobs)
         if not orders:
-            say("nothing is missing")
+            if arguments.take_edits:
+                freeze_run(loaded, runtime.root, config, take_edits=True)
+            say("nothing is missing" + "; the jobs that wait take the edits" * arguments.take_edits)
             return
-        _refuse(arguments, orders, sources, runtime, config)
+        _refuse(arguments, orders, loaded, sources, runtime, config)
+        freeze_run(loaded, runtime.root, config, take_edits=arguments.take_edits)
         end(stale)  # nothing that waits is lost to a submission that is refused
         _queue(arguments, orders, runtime, config)
 
@@ -232,7 +244,7 @@ def _refuse_start(loaded: Run, runtime: Runtime, config: SlurmConfig) -> None:
     """
     from pretrain.distributed import Ranks
     from pretrain.start import on_nodes, refuse_start
-    from slurm.refusals import megabytes
+    from slurm.nodes import megabytes
 
     a_node, engine = config.tasks_per_node, loaded.config.engine
     ranks = Ranks(0, config.nodes * a_node, 0, a_node)
@@ -247,16 +259,28 @@ def _refuse_start(loaded: Run, runtime: Runtime, config: SlurmConfig) -> None:
 
 
 def _refuse(
-    arguments: Arguments, orders: Sequence[Order], sources: Survey, runtime: Runtime, config: SlurmConfig
+    arguments: Arguments, orders: Sequence[Order], loaded: Run, sources: Survey, runtime: Runtime, config: SlurmConfig
 ) -> None:
     """Keep the scripts, and let the cluster look at them."""
+    from pretrain.slurm_folders import folders_read, seen
     from slurm.refusals import refuse
     from slurm.submit import keep_scripts
 
     jobs = [order.job for order in orders]
     file = arguments.config.absolute()
-    keep_scripts(jobs, file, runtime.root, config)
-    refuse(jobs, config, runtime.root, file, sources.folders)
+    keep_scripts(jobs, file, runtime.root, config, seen(loaded, sources.folders, config))
+    refuse(jobs, config, runtime.root, file, folders_read(loaded, sources.folders))
+
+
+def _with_cores(config: SlurmConfig) -> SlurmConfig:
+    """The section with the cores of a rank, where the cluster's nodes decide them."""
+    from slurm.nodes import with_cores
+    from slurm.tools import nodes, partitions
+
+    config, words = with_cores(config, partitions().values(), nodes())
+    if words:
+        get_logger(__name__).warning("%s", words)
+    return config
 
 
 @dataclass(frozen=True)
@@ -331,6 +355,7 @@ def _look(
     arguments: Arguments, loaded: Run, runtime: Runtime, data: tuple[tuple[str, ...], int]
 ) -> tuple[View, list[str]]:
     from slurm.accounting import account
+    from slurm.frozen import in_words
     from slurm.standing import gather
     from slurm.status import Progress, describe
 
@@ -338,7 +363,8 @@ def _look(
     energy = account(view, _our_joules(runtime.root), runtime.root)
     trains = _training_folder(loaded, runtime)
     progress = Progress(_typed(arguments), runtime.root, *data, trains, loaded.config.train.steps)
-    return view, describe(view, progress, energy)
+    first, *rest = describe(view, progress, energy)
+    return view, [first, *in_words(runtime.root), *rest]
 
 
 def _training_folder(loaded: Run, runtime: Runtime) -> Path | None:

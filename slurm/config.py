@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from governance.config import Section, load_config
 from governance.errors import ConfigError
@@ -28,6 +29,38 @@ Memory = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?[KMGTkmgt]?B?|)$")]
 
 
 _IMAGES = (".sif", ".sqsh", ".squashfs", ".img", ".simg")
+
+
+_OURS = {
+    "partition": "partition", "account": "account", "qos": "qos", "reservation": "reservation",
+    "constraint": "constraint", "exclude": "exclude", "mail-user": "mail_user", "mail-type": "mail_type",
+    "nodes": "nodes", "gpus-per-node": "gpus_per_node", "gpus": "gpus_per_node", "gpus-per-task": "gpus_per_node",
+    "ntasks": "processes_per_node", "ntasks-per-node": "processes_per_node", "cpus-per-task": "cpus_per_task",
+    "mem": "memory", "time": "time_limit", "signal": "signal_seconds", "dependency": "chain", "array": "max_tasks",
+    "begin": "", "hold": "", "job-name": "", "output": "", "error": "", "open-mode": "", "requeue": "",
+    "no-requeue": "", "kill-on-invalid-dep": "", "export": "environment", "export-file": "environment",
+    "parsable": "", "test-only": "", "wrap": "", "wait": "", "quiet": "", "chdir": "", "help": "", "version": "",
+    "deadline": "",
+}  # fmt: skip
+"""Options of sbatch that a job has already, and the field of [slurm] that says it; "": it is set by the program."""
+_OURS_OF_SRUN = {
+    "nodes": "nodes", "ntasks": "processes_per_node", "ntasks-per-node": "processes_per_node",
+    "cpus-per-task": "cpus_per_task", "kill-on-bad-exit": "", "wait": "", "output": "", "error": "", "input": "",
+    "export": "environment", "multi-prog": "", "immediate": "", "jobid": "", "container-image": "container",
+    "container-mounts": "container_mounts", "time": "time_limit", "help": "", "version": "", "quit-on-interrupt": "",
+}  # fmt: skip
+
+
+def _checked(values: tuple[str, ...], ours: Mapping[str, str], where: str) -> tuple[str, ...]:
+    for value in values:
+        found = re.fullmatch(r"--([a-z][a-z0-9-]*)(=[^\n\r\"\\]*)?", value)
+        if found is None:
+            raise ValueError(f'{value!r}: write an option by its long name, as "--name" or "--name=value"')
+        for option, field in ours.items():
+            if option.startswith(found[1]):  # getopt takes parts of a name
+                mend = f"set slurm.{field} instead" if field else f"the program sets --{option} itself"
+                raise ValueError(f"{value!r} is no option for {where}: {mend}")
+    return values
 
 
 class SlurmConfig(Section):
@@ -63,7 +96,7 @@ class SlurmConfig(Section):
     processes_per_node: int = Field(default=0, ge=0)
     """Training processes on each node; 0: one for each GPU, and one on a node without."""
     cpus_per_task: int = Field(default=0, ge=0)
-    """Cores for each training process; 0: the cluster's default."""
+    """Cores for each training process; 0: its share of a node's cores, which `submit` says."""
     memory: Memory = ""
     """Memory of a node that trains, for example "64G"; "0": all of it."""
     time_limit: Time = "24:00:00"
@@ -76,6 +109,12 @@ class SlurmConfig(Section):
     chain: int = Field(default=1, ge=1, le=100)
     """Training jobs in a row, each begun when the one before has left: for a run longer than the time limit on a
     cluster that does not let a job go back into its queue."""
+    options: tuple[str, ...] = ()
+    """More options of sbatch for training and evaluation, for example ["--gres=gpu:h100:8", "--exclusive"]."""
+    data_options: tuple[str, ...] = ()
+    """The same for every other job."""
+    srun_options: tuple[str, ...] = ()
+    """More options of the srun that starts the ranks, for example ["--cpu-bind=cores", "--hint=nomultithread"]."""
     interface: Word = ""
     """Network interface of the nodes, for example "ib0"; empty: chosen in the job."""
 
@@ -103,6 +142,16 @@ class SlurmConfig(Section):
     """What runs the image: pyxis (enroot, an option of srun) or apptainer."""
     container_mounts: tuple[str, ...] = ()
     """Folders that are seen inside under the same path, besides the run's and its root."""
+
+    @field_validator("options", "data_options")
+    @classmethod
+    def _are_not_ours(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _checked(value, _OURS, "sbatch here")
+
+    @field_validator("srun_options")
+    @classmethod
+    def _are_not_ours_of_srun(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _checked(value, _OURS_OF_SRUN, "srun here")
 
     @property
     def image_file(self) -> Path | None:

@@ -14,6 +14,7 @@ gate is closed; a link of a chain of training jobs begins when the one before ha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +130,10 @@ def _options(run: str, name: str, kind: Kind, config: SlurmConfig, tasks: int, r
     }
     options = [f"--{option}={value}" for option, value in texts.items() if value]
     options += [f"--{option}={value}" for option, value in numbers.items() if value]
+    more = config.options if model else config.data_options
+    if any(option.startswith("--gres=gpu") for option in more):  # it says which, and how many
+        options = [option for option in options if not option.startswith("--gpus-per-node=")]
+    options += more if training else [re.sub(r"^(--gres=gpu(:[^:,]+)?:)\d+$", r"\g<1>1", option) for option in more]
     options += ["--open-mode=append", "--requeue", "--kill-on-invalid-dep=yes"]
     if tasks:
         options.append(f"--array=0-{tasks - 1}{throttled(config)}")

@@ -18,6 +18,7 @@ from governance.log import get_logger
 from slurm import tools
 from slurm.config import SlurmConfig, minutes
 from slurm.graph import Job
+from slurm.nodes import away, megabytes, of_training
 from slurm.render import script_of
 
 _SHARED = {
@@ -26,6 +27,8 @@ _SHARED = {
 }  # fmt: skip
 _OF_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
 _LATER = re.compile(r"down, drained or reserved|ReqNodeNotAvail|Resources|Priority|MaxSubmit|QOSMax|AssocMax|AssocGrp")
+_NO_SUCH_NODE = "Requested node configuration is not available"
+"""What `sbatch --test-only` says as well where nodes are down that would do; the job itself is queued."""
 _MENDS = {
     "partition": "set slurm.partition (and data_partition) to one of: {partitions}",
     "account": "set slurm.account to one that you may charge: {accounts}",
@@ -52,7 +55,7 @@ def refuse(
     """
     check_settings(config, root)
     faults = list(_seen(config))
-    told = faults or list(_rehearsed(jobs, root))
+    told = faults or list(_rehearsed(jobs, root, _away(config)))
     if told:
         raise ClusterError("nothing was queued:\n" + "\n".join(f"  {line}" for line in told))
     files = [Path(config.environment)] * bool(config.environment) + [config.image_file] * bool(config.image_file)
@@ -174,8 +177,17 @@ def _words(options: Sequence[str]) -> str:
     return f" Slurm says: {'; '.join(said.splitlines())}" if said else ""
 
 
-def _rehearsed(jobs: Sequence[Job], root: Path) -> Iterator[str]:
-    """What `sbatch --test-only` refuses, each of its answers once."""
+def _away(config: SlurmConfig) -> str:
+    """Why training cannot start now, where enough nodes are configured and some are away; "" where none is."""
+    fitting = of_training(config, tools.partitions().values(), tools.nodes())
+    gone = away(fitting)
+    if not gone or len(fitting) < config.nodes or len(fitting) - len(gone) >= config.nodes:
+        return ""
+    return f"{len(fitting)} nodes fit, of which {', '.join(f'{node.name} is {node.state}' for node in gone)}"
+
+
+def _rehearsed(jobs: Sequence[Job], root: Path, gone: str = "") -> Iterator[str]:
+    """What `sbatch --test-only` refuses, each of its answers once; `gone`: why nodes that fit are not there now."""
     said: dict[str, str] = {}
     for job in jobs:
         answer = tools.rehearse(script_of(root, job.name))
@@ -183,6 +195,8 @@ def _rehearsed(jobs: Sequence[Job], root: Path) -> Iterator[str]:
             continue
         if _LATER.search(answer):
             get_logger(__name__).warning("%s cannot start now: %s", job.name, answer)
+        elif gone and job.kind == "train" and _NO_SUCH_NODE in answer:
+            get_logger(__name__).warning("%s cannot start now: %s (Slurm says: %s)", job.name, gone, answer)
         else:
             said.setdefault(answer, job.name)
     if not said:
@@ -197,15 +211,6 @@ def _rehearsed(jobs: Sequence[Job], root: Path) -> Iterator[str]:
             mends[0].format(**values) if mends else "mend [slurm]; sinfo and scontrol show partition tell what there is"
         )
         yield f"{name}: {'; '.join(answer.splitlines())}. Mend: {mend}"
-
-
-def megabytes(memory: str) -> int:
-    """Megabytes of Slurm's notation; 0 of "" and "0", which ask for nothing in particular."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTkmgt]?)B?", memory)
-    if not found:
-        return 0
-    scale = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[found[2].upper()]
-    return int(float(found[1]) * scale)
 
 
 def refuse_unshared(paths: Sequence[Path], config: SlurmConfig) -> None:

@@ -10,8 +10,9 @@ The template is valid bash before it is filled in. What is filled in is quoted, 
     @SHARES@                tasks of the array, 0 where it is none
     @RETRIES@ @REQUEUES@    how often a failure is tried again; "yes", or "no" for a link of a chain
     @INTERFACE@             network interface, or ''
-    @SRUN_OPTIONS@          options of srun: those that put a command into a container (pyxis), and the user's own
-    @INSIDE@                words before a command that do so (apptainer)
+    @SRUN_OPTIONS@          options of srun that put a command into a container (pyxis), as words
+    @RANK_OPTIONS@          the user's own options of the srun that starts the ranks
+    @INSIDE@                words before a command that put it into a container (apptainer) and set variables there
     @MACHINERY@             the folders that hold the machinery, the kept copy first
     @PART@                  the file of it for this kind of job
 
@@ -25,7 +26,8 @@ import hashlib
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from governance.files import write_text
@@ -63,11 +65,23 @@ def keep_machinery(root: Path) -> None:
         write_text(machinery_of(root) / name, (_FOLDER / name).read_text(encoding="utf-8"))
 
 
-def render(job: Job, config_file: Path, root: Path, config: SlurmConfig) -> str:
+@dataclass(frozen=True)
+class Seen:
+    """What a job reads besides the run's folder and its root, and the variables by which it finds it in a container."""
+
+    folders: tuple[Path, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+NOTHING = Seen()
+
+
+def render(job: Job, config_file: Path, root: Path, config: SlurmConfig, seen: Seen = NOTHING) -> str:
     """The script of a job of the run at `config_file`."""
     first, _, rest = (_FOLDER / "job.sbatch").read_text(encoding="utf-8").partition("\n")
-    folders = [config_file.parent, root, *map(Path, config.container_mounts)]
-    pyxis, apptainer = _container(config, folders, gpus=any(word.startswith("--gpus") for word in job.options))
+    folders = [config_file.parent, root, *map(Path, config.container_mounts), *seen.folders]
+    gpus = any(word.startswith(("--gpus", "--gres=gpu")) for word in job.options)
+    pyxis, inside = _container(config, folders, seen.variables, gpus=gpus)
     values = {
         "@ROOT@": (str(root),),
         "@COMMAND@": job.command,
@@ -78,7 +92,8 @@ def render(job: Job, config_file: Path, root: Path, config: SlurmConfig) -> str:
         "@REQUEUES@": ("no" if job.kind == "train" and config.chain > 1 else "yes",),
         "@INTERFACE@": (config.interface,),
         "@SRUN_OPTIONS@": pyxis,
-        "@INSIDE@": apptainer,
+        "@RANK_OPTIONS@": config.srun_options,
+        "@INSIDE@": inside,
         "@MACHINERY@": (str(machinery_of(root)), str(_FOLDER)),
         "@PART@": ("train.sh" if job.kind == "train" else "step.sh",),
     }
@@ -90,15 +105,19 @@ def render(job: Job, config_file: Path, root: Path, config: SlurmConfig) -> str:
     return "\n".join([first, *(f"#SBATCH {_directive(option)}" for option in job.options), rest])
 
 
-def _container(config: SlurmConfig, folders: Sequence[Path], *, gpus: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Options of srun, and words before a command: each puts the command into the image, seeing `folders`."""
-    seen = list(dict.fromkeys(str(folder) for folder in folders))
+def _container(
+    config: SlurmConfig, folders: Sequence[Path], variables: Mapping[str, str], *, gpus: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Options of srun, and words before a command: they put it into the image, with `folders` and `variables`."""
+    seen = list(dict.fromkeys(map(str, folders)))
+    above = [folder for folder in seen if not any(Path(other) in Path(folder).parents for other in seen)]
+    setting = ("env", *(f"{name}={value}" for name, value in variables.items())) if variables else ()
     if config.container_runtime == "pyxis":
-        mounts = ",".join(f"{folder}:{folder}" for folder in seen)
-        return (f"--container-image={config.container}", f"--container-mounts={mounts}"), ()
+        mounts = ",".join(f"{folder}:{folder}" for folder in above)
+        return (f"--container-image={config.container}", f"--container-mounts={mounts}"), setting
     if config.container_runtime == "apptainer":
-        mounted = [word for folder in seen for word in ("--bind", folder)]
-        return (), ("apptainer", "exec", *["--nv"] * gpus, *mounted, config.container)
+        mounted = [word for folder in above for word in ("--bind", folder)]
+        return (), ("apptainer", "exec", *["--nv"] * gpus, *mounted, config.container, *setting)
     return (), ()
 
 

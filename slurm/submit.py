@@ -26,7 +26,7 @@ from governance.stage import now
 from slurm import tools
 from slurm.config import SlurmConfig
 from slurm.graph import Condition, Job, logs_of, throttled
-from slurm.render import keep_machinery, render, script_of
+from slurm.render import NOTHING, Seen, keep_machinery, render, script_of
 
 JOBS_FILE = "jobs.jsonl"
 _LOOK_SECONDS = 0.2
@@ -70,12 +70,12 @@ def submitted(root: Path) -> list[Submitted]:
     return found
 
 
-def keep_scripts(jobs: Iterable[Job], config_file: Path, root: Path, config: SlurmConfig) -> None:
+def keep_scripts(jobs: Iterable[Job], config_file: Path, root: Path, config: SlurmConfig, seen: Seen = NOTHING) -> None:
     """Write each job's script below the root, and the folder of the logs; Slurm makes none."""
     touch(logs_of(root, array=False).with_name(".keep"))
     keep_machinery(root)
     for job in jobs:
-        write_text(script_of(root, job.name), render(job, config_file, root, config))
+        write_text(script_of(root, job.name), render(job, config_file, root, config, seen))
 
 
 @contextlib.contextmanager
@@ -103,6 +103,11 @@ def called_off(root: Path, job: str) -> Path:
     return root / "slurm" / "cancelled" / job
 
 
+def next_submission(root: Path) -> int:
+    """The number of the submission that comes next."""
+    return 1 + max((line.submission for line in submitted(root)), default=0)
+
+
 def submit(orders: Sequence[Order], root: Path, config: SlurmConfig, begin: datetime | None = None) -> list[Submitted]:
     """Queue the orders, whose scripts are kept already; the lines that were recorded.
 
@@ -111,7 +116,7 @@ def submit(orders: Sequence[Order], root: Path, config: SlurmConfig, begin: date
     Raises:
         ClusterError: Slurm refuses one; nothing of this submission is queued then.
     """
-    number = 1 + max((line.submission for line in submitted(root)), default=0)
+    number = next_submission(root)
     done: dict[str, Submitted] = {}
     try:
         for order in orders:

@@ -187,7 +187,7 @@ def nodes() -> list[Node]:
     for words in _records("scontrol", "show", "node", "--oneliner"):
         gpus = [int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", words.get("Gres", ""))]
         of = tuple(words.get("Partitions", "").split(","))
-        cpus, memory = int(words.get("CPUTot", "0")), int(words.get("RealMemory", "0"))
+        cpus, memory = int(words.get("CPUEfctv") or words.get("CPUTot", "0")), int(words.get("RealMemory", "0"))
         found.append(Node(words["NodeName"], of, cpus, memory, sum(gpus), words.get("State", "")))
     return found
 

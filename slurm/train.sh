@@ -3,7 +3,7 @@
 # `srun` starts one rank a task, with the command that a person would type. Slurm sends SIGUSR1 to the ranks before the
 # time limit and SIGTERM when it takes the nodes away: they save, leave with 75, and the job goes back into the queue.
 # A link of a chain ends instead, and the next link goes on; one that finds the run finished ends with 0 at once.
-# attempt.sh, sourced before, has the functions. The job's script sets `srun_options`, `inside` and `command` (arrays) too.
+# attempt.sh, sourced before, has the functions. The job's script sets the arrays `srun_options`, `rank_options`, `inside` and `command` too.
 # shellcheck disable=SC2154,SC2034,SC2317 # they are assigned, and functions are called, in the other files
 
 saved() { # the last step that is durable: failures are counted anew behind each; of the run that wrote last
@@ -106,7 +106,7 @@ if mkdir -p "$ranks" 2>/dev/null; then
   keeping=(bash -c 'exec "$@" > >(trap "" TERM USR1; exec tee "$0/rank-${SLURM_PROCID:-0}.log") 2>&1' "$ranks")
 fi
 echo "assay: ${command[*]}"
-run_step --kill-on-bad-exit=0 --wait=60 "${cores[@]}" "${keeping[@]}" "${inside[@]}" "${command[@]}"
+run_step --kill-on-bad-exit=0 --wait=60 "${cores[@]}" "${rank_options[@]}" "${keeping[@]}" "${inside[@]}" "${command[@]}"
 trap '' TERM USR1 # they would end the commands that read how it ended
 before=$progress
 progress=$(saved)

@@ -9,7 +9,8 @@ from governance.errors import ClusterError, ConfigError
 from slurm import tools
 from slurm.config import SITE_VARIABLE, SlurmConfig, minutes, with_site
 from slurm.graph import Work, plan
-from slurm.refusals import check_settings, file_system_of, megabytes, refuse
+from slurm.nodes import megabytes
+from slurm.refusals import check_settings, file_system_of, refuse
 from slurm.submit import keep_scripts
 
 SCONTROL = """

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from slurm.config import SlurmConfig
 from slurm.graph import Work, plan
-from slurm.render import keep_machinery, machinery_of, render
+from slurm.render import keep_machinery, render
 
 FOLDER = Path(__file__).parents[2] / "slurm"
 TEMPLATES = sorted([*FOLDER.glob("*.sbatch"), *FOLDER.glob("*.sh")])

@@ -1,0 +1,101 @@
+"""The files and folders that the jobs of a run read: what a container must mount, and what is kept at submission."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from governance.home_anchor import state_folder
+from governance.signing import default_key_path, key_id, private_key
+from pretrain.run_config import Run
+from slurm.config import SlurmConfig
+from slurm.frozen import freeze
+from slurm.render import Seen
+from slurm.submit import next_submission
+
+_PATTERN = re.compile(r"[*?\[{]")
+
+
+def policy_files(policy: Path) -> list[Path]:
+    """A policy's file and those of its parents, the nearest first."""
+    found = [policy]
+    while True:
+        parent = tomllib.loads(found[-1].read_text(encoding="utf-8")).get("parent")
+        if not isinstance(parent, str) or found[-1].parent / parent in found:
+            return found
+        found.append(found[-1].parent / parent)
+
+
+def folders_read(run: Run, sources: Sequence[Path]) -> list[Path]:
+    """The folders outside of the run's own that its file and its policies name, and where the keys lie.
+
+    Any text of the file that is the path of something on this machine counts (sources, tasks, classifiers, lists,
+    earlier corpora, keys, waivers): a container that sees a folder too many does no harm.
+    """
+    config = run.config
+    policies = policy_files(run.folder / config.governance.policy)
+    named = [*sources, *(path.parent for path in policies), *key_folders(run)]
+    named += _named(config.model_dump(exclude={"slurm"}), run.folder)
+    for path in policies:
+        named += _named(tomllib.loads(path.read_text(encoding="utf-8")), path.parent)
+    absolute = [Path(os.path.abspath(folder)) for folder in named]
+    return [path for path in dict.fromkeys(absolute) if path != Path("/") and not path.is_relative_to(run.folder)]
+
+
+def key_folders(run: Run) -> list[Path]:
+    """Where the signing key lies and where the journal's heads are kept: each job must see both as they are here."""
+    return [run.config.governance.key_path(run.folder).parent, state_folder().parent]
+
+
+def files_frozen(run: Run, environment: str) -> list[Path]:
+    """The run's file, its policies and the script that is sourced, absolute."""
+    policies = policy_files(run.folder / run.config.governance.policy)
+    named = [run.path, *policies, *[Path(environment)] * bool(environment)]
+    return [Path(os.path.abspath(path)) for path in named]
+
+
+def signing_key_id(run: Run) -> str:
+    """The id of the key that signs here; "" where there is none yet."""
+    path = run.config.governance.key_path(run.folder)
+    return key_id(private_key(path, make=False).public_key()) if path.exists() else ""
+
+
+def freeze_run(run: Run, root: Path, config: SlurmConfig, *, take_edits: bool) -> None:
+    """Keep what is submitted; the jobs refuse what differs from it, or take it if asked to."""
+    private_key(run.config.governance.key_path(run.folder))  # made here, where its owner sees it
+    freeze(
+        root, next_submission(root), files_frozen(run, config.environment), signing_key_id(run),
+        metadata.version("assay-pretrain"), taken=take_edits, code_is_seen=not config.container,
+    )  # fmt: skip
+
+
+def seen(run: Run, sources: Sequence[Path], config: SlurmConfig) -> Seen:
+    """What a container must mount, and the variables by which the program finds the user's own folders in it."""
+    return Seen(tuple(folders_read(run, sources)), _homes()) if config.container else Seen()
+
+
+def _homes() -> dict[str, str]:
+    """The folders of the user's own, for a container, where HOME may be another."""
+    return {
+        "XDG_CONFIG_HOME": str(default_key_path().parent.parent.absolute()),
+        "XDG_STATE_HOME": str(state_folder().parent.parent.absolute()),
+    }
+
+
+def _named(values: Any, folder: Path) -> Iterator[Path]:
+    """The folders of all paths in a nest of values that begin at / or above `folder`, and are there."""
+    if isinstance(values, dict):
+        values = [*values.values()]
+    if isinstance(values, list | tuple):
+        for value in values:
+            yield from _named(value, folder)
+    elif isinstance(values, str) and values.startswith(("/", "../", "~/")):
+        whole = folder / Path(_PATTERN.split(values)[0]).expanduser()
+        place = whole if whole.is_dir() else whole.parent
+        if place.is_dir():
+            yield place

@@ -1,0 +1,152 @@
+"""The run as it was submitted: files, signing key and program, kept below the root and compared as each job starts.
+
+`<root>/slurm/submitted.jsonl` has a line for each submission, the newest last; the files lie in `slurm/submitted/N/`:
+
+    {"code": {"sha256": "...", "version": "0.9.0"}, "edits": "refused", "files": {"/home/me/run.toml": {"kept":
+     "0-run.toml", "sha256": "..."}}, "key": "...", "submission": 1, "time": "2026-11-25T10:00:00Z"}
+
+A job whose files, key or program differ from that line refuses to run, or, with `"edits": "taken"`, says so and appends
+what it used to `slurm/taken.jsonl`: {"job": "12", "name": "/home/me/run.toml", "sha256": "...", "time": "..."}.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from governance.errors import ConfigError
+from governance.files import append_line, read_lines, sha256_bytes, write_bytes
+from governance.log import get_logger
+from governance.stage import now
+
+VARIABLE = "ASSAY_SUBMITTED"
+"""Names the root of the run that a job belongs to; its script sets it."""
+_RECORD, _TAKEN = "submitted.jsonl", "taken.jsonl"
+_PACKAGES = ("governance", "data_pipeline", "pretrain", "slurm")
+
+
+def code_digest() -> str:
+    """SHA-256 of the program's own files: one that is installed and a checkout of the same state are equal."""
+    found = hashlib.sha256()
+    above = Path(__file__).parents[1]
+    for package in _PACKAGES:
+        for path in sorted((above / package).rglob("*")):
+            if path.suffix in (".py", ".sh", ".sbatch", ".toml"):
+                found.update(f"{path.relative_to(above)}\0{sha256_bytes(path.read_bytes())}\n".encode())
+    return found.hexdigest()
+
+
+def freeze(
+    root: Path, submission: int, files: Sequence[Path], key: str, version: str, *, taken: bool, code_is_seen: bool
+) -> None:
+    """Keep copies of the files, and record what was submitted.
+
+    `taken`: jobs take an edit. `code_is_seen`: jobs run this very program, and not that of an image.
+    """
+    kept = {}
+    for number, path in enumerate(files):
+        data, name = path.read_bytes(), f"{number}-{path.name}"
+        write_bytes(root / "slurm" / "submitted" / str(submission) / name, data)
+        kept[str(path)] = {"kept": name, "sha256": sha256_bytes(data)}
+    code = {"version": version} | ({"sha256": code_digest()} if code_is_seen else {})
+    line = {
+        "code": code, "edits": "taken" if taken else "refused", "files": kept, "key": key, "submission": submission,
+        "time": now(),
+    }  # fmt: skip
+    append_line(root / "slurm" / _RECORD, json.dumps(line, sort_keys=True), durable=True)
+
+
+def last_frozen(root: Path) -> dict[str, Any] | None:
+    """The newest line; None where nothing was submitted."""
+    lines = [line for line in read_lines(root / "slurm" / _RECORD) if isinstance(line, dict)]
+    return lines[-1] if lines else None
+
+
+def edits(record: Mapping[str, Any], key: str | None, *, code: bool = True) -> Iterator[tuple[str, str, str]]:
+    """What differs now from a record: (name, digest now, in words).
+
+    `key`: the signing key's id here; None: it is not looked at. `code`: whether the program is.
+    """
+    for name, was in record["files"].items():
+        try:
+            is_now = sha256_bytes(Path(name).read_bytes())
+        except OSError as error:
+            yield name, "", f"{name}: cannot be read on {socket.gethostname()} ({error.strerror})"
+            continue
+        if is_now != was["sha256"]:
+            kept = f"slurm/submitted/{record['submission']}/{was['kept']}"
+            yield name, is_now, f"{name}: was edited since; the root keeps it as it was in {kept}"
+    if key is not None and key != record["key"]:
+        yield (
+            "signing key", key,
+            f"the signing key on {socket.gethostname()} is {key[:12] or 'not there'}, and {record['key'][:12]} where "
+            "the run was submitted: each job would sign with a key that no other trusts. Set governance.signing_key to "
+            "a file that all nodes (and the container) see",
+        )  # fmt: skip
+    submitted = record["code"].get("sha256")
+    if code and submitted and (is_now := code_digest()) != submitted:
+        here = Path(__file__).parents[1]
+        yield "assay", is_now, f"the program at {here} is not the one that submitted: it was edited, or is another one"
+
+
+def refuse_edits(root: Path, key: str | None, *, first: bool) -> None:
+    """Compare this job with what was submitted; `first`: the rank that compares the program, and speaks.
+
+    Raises:
+        ConfigError: something differs, and edits are not taken.
+    """
+    record = last_frozen(root)
+    if record is None:
+        return
+    found = list(edits(record, key, code=first))
+    if not found:
+        return
+    words = "\n".join(f"  {told}" for _, _, told in found)
+    if record["edits"] != "taken" or any(name == "signing key" for name, _, _ in found):
+        raise ConfigError(
+            f"this is not what was submitted (submission {record['submission']}, {record['time']}):\n{words}\n"
+            "  Put it back, or take it on purpose: assay slurm retry CONFIG --take-edits"
+        )
+    if first:
+        get_logger(__name__).warning("what was edited since the submission is taken, as asked:\n%s", words)
+        for name, digest, _ in found:
+            line = {"job": os.environ.get("SLURM_JOB_ID", ""), "name": name, "sha256": digest, "time": now()}
+            append_line(root / "slurm" / _TAKEN, json.dumps(line, sort_keys=True))
+
+
+def refuse_unasked(root: Path, typed: str) -> None:
+    """Refuse to submit again what was edited since; `typed`: what follows a command.
+
+    Raises:
+        ConfigError: something was edited.
+    """
+    record = last_frozen(root)
+    found = list(edits(record, None)) if record is not None else []
+    if found:
+        raise ConfigError(
+            "this is not what was submitted:\n" + "\n".join(f"  {told}" for _, _, told in found) + "\n  Put it back, "
+            f"or take it on purpose: assay slurm retry {typed} --take-edits"
+        )
+
+
+def in_words(root: Path) -> list[str]:
+    """What was submitted, what differs from it now, and which edits jobs have taken; as lines."""
+    record = last_frozen(root)
+    if record is None:
+        return []
+    names = ", ".join(f"{Path(name).name} {was['sha256'][:12]}" for name, was in record["files"].items())
+    code = record["code"].get("sha256", "of the image")[:12]
+    lines = [f"submitted: {names}; assay {record['code']['version']} {code}; edits are {record['edits']}"]
+    lines += [f"! {told}" for _, _, told in edits(record, None)]
+    taken = {(Path(line["name"]).name, line["sha256"][:12]): line["job"] for line in _taken(root)}
+    return lines + [f"edit taken: {name} {digest} (since job {job})" for (name, digest), job in taken.items()]
+
+
+def _taken(root: Path) -> list[dict[str, Any]]:
+    """What jobs have taken, the newest first."""
+    return [line for line in reversed(read_lines(root / "slurm" / _TAKEN)) if isinstance(line, dict)]

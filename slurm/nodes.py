@@ -1,0 +1,61 @@
+"""What the configured nodes have, up or down: the cores of a rank, and whether enough nodes fit a job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from slurm import tools
+from slurm.config import SlurmConfig
+
+_AWAY = re.compile(r"DOWN|DRAIN|FAIL|NOT_RESPONDING|\*|POWER(ED|ING)_DOWN|MAINT|REBOOT|INVAL|FUTURE|UNKNOWN|RESERVED")
+
+
+def megabytes(memory: str) -> int:
+    """Megabytes of Slurm's notation; 0 of "" and "0", which ask for nothing in particular."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTkmgt]?)B?", memory)
+    if not found:
+        return 0
+    scale = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[found[2].upper()]
+    return int(float(found[1]) * scale)
+
+
+def of_training(
+    config: SlurmConfig, partitions: Iterable[tools.Partition], nodes: Sequence[tools.Node]
+) -> list[tools.Node]:
+    """The nodes of the partition for training, whatever their state, that have what a rank's node must have."""
+    names = set(config.partition.split(",")) if config.partition else {each.name for each in partitions if each.default}
+    asked = (config.cpus_per_task * config.tasks_per_node, megabytes(config.memory), config.gpus_per_node)
+    return [
+        node
+        for node in nodes
+        if names & set(node.partitions)
+        and all(has >= wants for has, wants in zip((node.cpus, node.memory_mb, node.gpus), asked, strict=True))
+    ]
+
+
+def away(nodes: Sequence[tools.Node]) -> list[tools.Node]:
+    """Those that are down, drained or otherwise not to be had now."""
+    return [node for node in nodes if _AWAY.search(node.state.upper())]
+
+
+def with_cores(
+    config: SlurmConfig, partitions: Iterable[tools.Partition], nodes: Sequence[tools.Node]
+) -> tuple[SlurmConfig, str]:
+    """`cpus_per_task`, where it is 0, filled in: a rank's share of the smallest fitting node; and that in words.
+
+    Of a node with more GPUs than are asked for, the share of these GPUs is divided.
+    """
+    fitting = of_training(config, partitions, nodes)
+    if config.cpus_per_task or not fitting:
+        return config, ""
+    if config.gpus_per_node:
+        shares = [node.cpus * config.gpus_per_node // max(1, node.gpus) // config.tasks_per_node for node in fitting]
+    else:
+        shares = [node.cpus // config.tasks_per_node for node in fitting]
+    share = max(1, min(shares))
+    words = (
+        f"slurm.cpus_per_task = 0: each rank gets {share} cores, its share of the smallest of {len(fitting)} nodes that"
+        f" fit ({min(node.cpus for node in fitting)} CPUs)"
+    )
+    return config.model_copy(update={"cpus_per_task": share}), words
