@@ -34,7 +34,8 @@ _BY_RULE = re.compile(
     | [a-z_-]+/records/{_KEY}\.failed                               # a message to those that wait, while they wait
     | checkpoint/records/{_KEY}/[0-9a-f]+/[a-z]+\.[0-9]+\.json      # ranks that save together
     | \.energy[^/]*\.[0-9]+ | .*/\.age~[^/]+ | (.*/)?\.nfs[0-9a-f]+ # a claim, a probe, a file removed while open
-    | slurm/[^/]+\.sbatch | slurm/submitting | slurm/(logs|cancelled|preflight|machinery|submitted)/.+
+    | slurm/[^/]+\.sbatch | slurm/(submitting|rehearsing|local\.jsonl)
+    | slurm/(logs|cancelled|preflight|machinery|submitted)/.+
     | train/{_KEY}/wandb/(.+\.wandb\.synced|(wandb/)?latest-run/.+)  # a mark, and a second name of a run's folder
     """
 )

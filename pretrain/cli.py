@@ -234,14 +234,17 @@ def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         metavar="HOURS",
         help="with it: how long the run lasts (default: training's time limit)",
     )
-    _take_edits(command)
+    command.add_argument(
+        "--fetch", action="store_true", help="fetch here first what sources have elsewhere; for nodes without internet"
+    )
+    _submits(command)
     command = add("status", "status", "each job, shards, training, energy, and what to type next")
     _config(command)
     command.add_argument("--watch", action="store_true", help="again every ten seconds, until all has ended")
     _config(add("cancel", "cancel", "cancel every job that waits or runs"))
     command = add("retry", "retry", "submit again what failed, tasks of arrays by number, and what hangs on it")
     _config(command)
-    _take_edits(command)
+    _submits(command)
     command = add("logs", "logs", "print a job's log")
     _config(command)
     command.add_argument(
@@ -253,7 +256,12 @@ def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     _config(add("preflight", "preflight", "check this node for training; the job starts it on each of its nodes"))
 
 
-def _take_edits(command: argparse.ArgumentParser) -> None:
+def _submits(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--local",
+        action="store_true",
+        help="run the jobs here, one after the other: a rehearsal without a queue, or inside salloc",
+    )
     command.add_argument(
         "--take-edits",
         action="store_true",

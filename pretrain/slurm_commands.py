@@ -11,10 +11,10 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from governance.errors import ClusterError, ConfigError, MissingInput, Occupied, PipelineError, StorageError
 from governance.files import remove_file, write_json
@@ -28,11 +28,9 @@ if TYPE_CHECKING:
     from slurm.config import SlurmConfig
     from slurm.graph import Job
     from slurm.standing import View
-    from slurm.submit import Order
+    from slurm.submit import Order, Submitted
 
 _WATCH_SECONDS = 10.0
-_LATEST_HOURS = 24.0
-"""How long a run waits for greener hours where nothing is said: forecasts rarely reach further."""
 _CANCEL_PATIENCE_SECONDS = 120.0
 """A submission of thousands of jobs to a busy controller, whose checks may wait for a node, lasts minutes."""
 _FALLBACK_ARRAY_SIZE = 1001
@@ -64,19 +62,21 @@ def render(arguments: Arguments) -> None:
         sys.stdout.write(fill_in(job, arguments.config.absolute(), runtime.root, config, given))
 
 
-def submit(arguments: Arguments) -> None:
-    """The whole run, unless it is queued already."""
-    from pretrain.slurm_folders import freeze_run
+def submit(arguments: Arguments) -> int:
+    """The whole run, unless it is queued already; the status of the first job that failed, where they ran here."""
+    from pretrain.slurm_begin import begin_of
+    from pretrain.slurm_folders import fetch_here, freeze_run
     from slurm.standing import gather
     from slurm.submit import Order, one_at_a_time
-    from slurm.tools import max_array_size
 
     loaded, runtime = load(arguments, "slurm submit")
-    config = _with_cores(_section(loaded))
+    config = _asked(arguments, loaded)
     _refuse_start(loaded, runtime, config)
     sources = _sources(loaded)
-    jobs = _plan(arguments, sources, runtime, config, max_array_size())
-    start = _greenest(arguments, config)
+    jobs = _plan(arguments, sources, runtime, config, _array_size(arguments))
+    start = begin_of(arguments, config)
+    if start is not None and arguments.local:
+        raise ConfigError("--carbon-aware is for a queue; a rehearsal (--local) begins at once")
     with one_at_a_time(runtime.root):
         view = gather(runtime.root)
         if view is not None and any(row.count("waiting", "running", "unknown") for row in view.rows):
@@ -87,31 +87,32 @@ def submit(arguments: Arguments) -> None:
             )
         orders = [Order(job) for job in jobs]
         _refuse(arguments, orders, loaded, sources, runtime, config)
+        fetch_here(loaded, runtime, _typed(arguments), wanted=arguments.fetch, local=arguments.local)
         freeze_run(loaded, runtime.root, config, take_edits=arguments.take_edits)
-        _queue(arguments, orders, runtime, config, start.begin if start else None)
+        lines = _queue(arguments, orders, runtime, config, start.begin if start else None)
         chosen = runtime.root / "slurm" / "carbon.json"
         if start is None:
             remove_file(chosen)  # it told of an earlier submission
         else:
             write_json(chosen, start.evidence)
             say(start.words)
+    return _rehearse(arguments, lines, orders, runtime, config)
 
 
-def retry(arguments: Arguments) -> None:
-    """What is missing, and what hangs on it."""
+def retry(arguments: Arguments) -> int:
+    """What is missing, and what hangs on it; the status as of `submit`."""
     from pretrain.slurm_folders import freeze_run
     from slurm.control import missing
     from slurm.frozen import refuse_unasked
     from slurm.standing import gather
     from slurm.submit import one_at_a_time
     from slurm.tools import cancel as end
-    from slurm.tools import max_array_size
 
     loaded, runtime = load(arguments, "slurm submit")
-    config = _with_cores(_section(loaded))
+    config = _asked(arguments, loaded)
     _refuse_start(loaded, runtime, config)
     sources = _sources(loaded)
-    jobs = _plan(arguments, sources, runtime, config, max_array_size())
+    jobs = _plan(arguments, sources, runtime, config, _array_size(arguments))
     with one_at_a_time(runtime.root):
         view = gather(runtime.root) or _nothing(runtime)
         if not arguments.take_edits:
@@ -121,11 +122,12 @@ def retry(arguments: Arguments) -> None:
             if arguments.take_edits:
                 freeze_run(loaded, runtime.root, config, take_edits=True)
             say("nothing is missing" + "; the jobs that wait take the edits" * arguments.take_edits)
-            return
+            return 0
         _refuse(arguments, orders, loaded, sources, runtime, config)
         freeze_run(loaded, runtime.root, config, take_edits=arguments.take_edits)
         end(stale)  # nothing that waits is lost to a submission that is refused
-        _queue(arguments, orders, runtime, config)
+        lines = _queue(arguments, orders, runtime, config)
+    return _rehearse(arguments, lines, orders, runtime, config)
 
 
 def status(arguments: Arguments) -> None:
@@ -262,83 +264,63 @@ def _refuse(
     arguments: Arguments, orders: Sequence[Order], loaded: Run, sources: Survey, runtime: Runtime, config: SlurmConfig
 ) -> None:
     """Keep the scripts, and let the cluster look at them."""
-    from pretrain.slurm_folders import folders_read, seen
-    from slurm.refusals import refuse
+    from pretrain.slurm_folders import folders_read, make_key, seen
+    from slurm.refusals import check_settings, refuse
     from slurm.submit import keep_scripts
 
+    make_key(loaded)
     jobs = [order.job for order in orders]
     file = arguments.config.absolute()
     keep_scripts(jobs, file, runtime.root, config, seen(loaded, sources.folders, config))
-    refuse(jobs, config, runtime.root, file, folders_read(loaded, sources.folders))
+    if arguments.local:
+        check_settings(config, runtime.root)
+    else:
+        refuse(jobs, config, runtime.root, file, folders_read(loaded, sources.folders))
 
 
-def _with_cores(config: SlurmConfig) -> SlurmConfig:
+def _asked(arguments: Arguments, loaded: Run) -> SlurmConfig:
     """The section with the cores of a rank, where the cluster's nodes decide them."""
     from slurm.nodes import with_cores
     from slurm.tools import nodes, partitions
 
+    config = _section(loaded)
+    if arguments.local:
+        return config
     config, words = with_cores(config, partitions().values(), nodes())
     if words:
         get_logger(__name__).warning("%s", words)
     return config
 
 
-@dataclass(frozen=True)
-class _Begin:
-    """When a run begins that waits for greener hours."""
+def _array_size(arguments: Arguments) -> int:
+    from slurm.tools import max_array_size
 
-    begin: datetime | None
-    """None: at once."""
-    words: str
-    evidence: dict[str, Any]
-
-
-def _greenest(arguments: Arguments, config: SlurmConfig) -> _Begin | None:
-    """When to begin by the forecast that was given; None where none was.
-
-    Raises:
-        ConfigError: an option goes with another, or the forecast is wrong or too short.
-    """
-    if arguments.carbon_aware is None:
-        if arguments.latest or arguments.expected:
-            raise ConfigError("--latest and --expected go with --carbon-aware FORECAST.csv")
-        return None
-    from governance.energy.intensity import read_intensity
-    from slurm.config import minutes
-    from slurm.greenest import greenest, in_words
-
-    limit = minutes(config.time_limit) * config.chain
-    if arguments.expected is None and limit in (0, float("inf")):
-        raise ConfigError(
-            f"slurm.time_limit = {config.time_limit!r} says nothing of how long the run lasts: give --expected HOURS"
-        )
-    lasts = timedelta(hours=arguments.expected) if arguments.expected else timedelta(minutes=limit)
-    forecast = read_intensity(arguments.carbon_aware)
-    now = datetime.now(UTC).replace(microsecond=0)
-    latest = now + timedelta(hours=arguments.latest or _LATEST_HOURS)
-    start = greenest(forecast.start, forecast.step, forecast.grams_per_kwh, now, latest, lasts)
-    evidence = {
-        "asked": now.isoformat(),
-        "at_once_grams_per_kwh": start.at_once_grams_per_kwh,
-        "begin": start.begin.isoformat(),
-        "expected_hours": lasts / timedelta(hours=1),
-        "forecast": arguments.carbon_aware.name,
-        "forecast_sha256": forecast.sha256,
-        "grams_per_kwh": start.grams_per_kwh,
-        "latest": latest.isoformat(),
-        "latest_covered": start.last.isoformat(),
-    }
-    return _Begin(start.begin if start.begin > now else None, in_words(start, now), evidence)
+    return _FALLBACK_ARRAY_SIZE if arguments.local else max_array_size()
 
 
 def _queue(
     arguments: Arguments, orders: Sequence[Order], runtime: Runtime, config: SlurmConfig, begin: datetime | None = None
-) -> None:
+) -> list[Submitted]:
+    from slurm.local import record
     from slurm.submit import submit as hand_over
 
-    for line in hand_over(orders, runtime.root, config, begin):
+    lines = record(orders, runtime.root) if arguments.local else hand_over(orders, runtime.root, config, begin)
+    for line in lines:
         say(f"{line.job:<10} {line.name}{f' ({len(line.numbers)} of {line.tasks} tasks)' * bool(line.tasks)}")
     say(f"next: assay slurm status {_typed(arguments)} --watch")
+    return lines
+
+
+def _rehearse(
+    arguments: Arguments, lines: Sequence[Submitted], orders: Sequence[Order], runtime: Runtime, config: SlurmConfig
+) -> int:
+    """Run what was recorded, where it is a rehearsal."""
+    from slurm.local import rehearse
+
+    if not arguments.local:
+        return 0
+    sys.stdout.flush()
+    return rehearse(lines, {order.job.name: order.job for order in orders}, runtime.root, config)
 
 
 def refresh_accounting(root: Path) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.readers.items import is_elsewhere
 from governance.home_anchor import state_folder
+from governance.log import get_logger
 from governance.signing import default_key_path, key_id, private_key
+from governance.stage import Leave, Runtime
 from pretrain.run_config import Run
 from slurm.config import SlurmConfig
 from slurm.frozen import freeze
@@ -39,17 +44,13 @@ def folders_read(run: Run, sources: Sequence[Path]) -> list[Path]:
     """
     config = run.config
     policies = policy_files(run.folder / config.governance.policy)
-    named = [*sources, *(path.parent for path in policies), *key_folders(run)]
+    key = run.config.governance.key_path(run.folder)
+    named = [*sources, *(path.parent for path in policies), key.parent]
     named += _named(config.model_dump(exclude={"slurm"}), run.folder)
     for path in policies:
         named += _named(tomllib.loads(path.read_text(encoding="utf-8")), path.parent)
     absolute = [Path(os.path.abspath(folder)) for folder in named]
     return [path for path in dict.fromkeys(absolute) if path != Path("/") and not path.is_relative_to(run.folder)]
-
-
-def key_folders(run: Run) -> list[Path]:
-    """Where the signing key lies and where the journal's heads are kept: each job must see both as they are here."""
-    return [run.config.governance.key_path(run.folder).parent, state_folder().parent]
 
 
 def files_frozen(run: Run, environment: str) -> list[Path]:
@@ -65,9 +66,32 @@ def signing_key_id(run: Run) -> str:
     return key_id(private_key(path, make=False).public_key()) if path.exists() else ""
 
 
+def fetch_here(run: Run, runtime: Runtime, typed: str, *, wanted: bool, local: bool) -> None:
+    """Fetch on this machine what sources have elsewhere, if it is wanted; else say how, as nodes may have no internet.
+
+    Raises:
+        PipelineError: it cannot be fetched.
+    """
+    elsewhere = [source.name for source in run.config.data.sources if is_elsewhere(source)]
+    if wanted:
+        from pretrain.run import corpus
+
+        with contextlib.suppress(Leave):  # once all is fetched, the next step is an array's
+            corpus(run, replace(runtime, mode="join"))
+    elif elsewhere and not local and len(list(runtime.root.glob("fetch/*/manifest.json"))) < len(elsewhere):
+        get_logger(__name__).warning(
+            "the first job fetches %s; if nodes have no internet, cancel, and submit with --fetch (or type here: assay "
+            "data prepare %s --join)", ", ".join(elsewhere), typed,
+        )  # fmt: skip
+
+
+def make_key(run: Run) -> None:
+    """The signing key, made here on first use, where its owner sees it, and not by each job."""
+    private_key(run.config.governance.key_path(run.folder))
+
+
 def freeze_run(run: Run, root: Path, config: SlurmConfig, *, take_edits: bool) -> None:
     """Keep what is submitted; the jobs refuse what differs from it, or take it if asked to."""
-    private_key(run.config.governance.key_path(run.folder))  # made here, where its owner sees it
     freeze(
         root, next_submission(root), files_frozen(run, config.environment), signing_key_id(run),
         metadata.version("assay-pretrain"), taken=take_edits, code_is_seen=not config.container,
@@ -76,7 +100,11 @@ def freeze_run(run: Run, root: Path, config: SlurmConfig, *, take_edits: bool) -
 
 def seen(run: Run, sources: Sequence[Path], config: SlurmConfig) -> Seen:
     """What a container must mount, and the variables by which the program finds the user's own folders in it."""
-    return Seen(tuple(folders_read(run, sources)), _homes()) if config.container else Seen()
+    if not config.container:
+        return Seen()
+    heads = state_folder().parent  # of the journal, which the gate compares
+    heads.mkdir(parents=True, exist_ok=True)  # what is not there cannot be mounted
+    return Seen((*folders_read(run, sources), heads.absolute()), _homes())
 
 
 def _homes() -> dict[str, str]:

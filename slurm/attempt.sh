@@ -100,6 +100,7 @@ enter() { # begin; then source the site's script, and start this one anew, with 
     trap - EXIT TERM USR1
     exec "$BASH" "$0"
   fi
+  [ -z "${ASSAY_LOCAL:-}" ] || PATH=$ASSAY_LOCAL/bin:$PATH # in a rehearsal, before those of the site's script
   local why=${ASSAY_UNSOURCED:-}
   unset ASSAY_UNSOURCED
   case $why in

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from governance.errors import ClusterError
 from governance.files import read_lines
-from slurm import tools
+from slurm import local, tools
 from slurm.submit import Submitted, submitted
 
 Class = Literal["waiting", "running", "done", "failed", "lost", "unknown"]
@@ -131,13 +131,15 @@ def gather(root: Path) -> View | None:
     jobs, silent = {line.job for line in lines}, []
     queued: dict[str, tools.Queued] | None = None
     accounts: dict[str, list[tools.Accounted]] | None = None
+    here = {job for job in jobs if tools.is_local(job)}
+    rehearsed = local.queued(root, here)
     try:
-        queued = {item.job: item for item in tools.queue(jobs)}
+        queued = {item.job: item for item in tools.queue(jobs - here)} | rehearsed
     except ClusterError as error:
         silent.append(str(error))
     try:
         accounts = {}
-        for item in tools.accounted(jobs, every_start=True):
+        for item in tools.accounted(jobs - here, every_start=True):
             accounts.setdefault(item.job, []).append(item)
     except ClusterError as error:
         accounts = None

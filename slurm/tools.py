@@ -14,6 +14,8 @@ from pathlib import Path
 
 from governance.errors import ClusterError
 
+FIRST_LOCAL = 10**9
+"""Jobs of a rehearsal (`local.py`) have numbers from here on, above all that Slurm gives."""
 _SEPARATOR = "\x1f"
 _SECONDS = 60.0
 _COUNTER_RESET = 1 << 63  # a node's energy counter that was reset shows as 2^64 - x
@@ -235,9 +237,14 @@ def release(jobs: Sequence[str]) -> None:
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Cancel jobs; those that have ended already are passed over."""
-    if jobs:
-        _ask("scancel", *jobs)
+    """Cancel jobs; those that have ended already are passed over, as are those of a rehearsal, which looks itself."""
+    if of_slurm := [job for job in jobs if not is_local(job)]:
+        _ask("scancel", *of_slurm)
+
+
+def is_local(job: str) -> bool:
+    """Whether a job, or a task, is of a rehearsal."""
+    return int(job.partition("_")[0]) >= FIRST_LOCAL
 
 
 def seconds(elapsed: str) -> int:

@@ -93,6 +93,15 @@ def source_files(source: Source, folder: Path, digests: Digests, runtime: Runtim
     return _digested(_local_files(source, folder), digests)
 
 
+def is_elsewhere(source: Source) -> bool:
+    """Whether a source is fetched over a network."""
+    if isinstance(source, PackageSource):
+        return True
+    if isinstance(source, HubSource):
+        return bool(source.revision)
+    return any(is_url(pattern) for pattern in source.paths)
+
+
 def find_source(source: Source, folder: Path) -> Iterator[Callable[[], object]]:
     """Looks, without reading, for what a source names on this machine; each raises what `source_files` would."""
     if isinstance(source, PackageSource) or (isinstance(source, HubSource) and source.revision):

@@ -224,7 +224,13 @@ def test_the_head_goes_into_the_slurm_comment_and_the_git_note(tmp_path, monkeyp
     assert not (tmp_path / "asked").exists()
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     journal.state_artifact(manifest(2))
-    assert (tmp_path / "asked").read_text() == f"update JobId=77 Comment=assay journal {journal.head()}\n"
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == ["show job 77", f"update JobId=77 Comment=assay journal {journal.head()}"]
+    shows = f'[ "$1" != show ] || echo "   Comment=grant 12; assay journal 3:ab"; echo "$@" >> {tmp_path}/asked'
+    (tools / "scontrol").write_text(f"#!/bin/sh\n{shows}\nexit $(cat {tmp_path}/status)\n")
+    journal.state_artifact(manifest(5))  # what the site wrote there is kept
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[-1] == f"update JobId=77 Comment=grant 12; assay journal {journal.head()}"
     note = subprocess.run(
         ["git", "notes", "--ref=assay", "show"], cwd=repository, capture_output=True, text=True, check=True
     )
@@ -234,4 +240,4 @@ def test_the_head_goes_into_the_slurm_comment_and_the_git_note(tmp_path, monkeyp
         for number in (3, 4):
             journal.state_artifact(manifest(number))
     assert caplog.text.count("scontrol: the journal's head is not left there") == 1
-    assert len(whole(tmp_path)) == 4
+    assert len(whole(tmp_path)) == 5
