@@ -11,7 +11,6 @@ what it used to `slurm/taken.jsonl`: {"job": "12", "name": "/home/me/run.toml", 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -32,13 +31,13 @@ _PACKAGES = ("governance", "data_pipeline", "pretrain", "slurm")
 
 def code_digest() -> str:
     """SHA-256 of the program's own files: one that is installed and a checkout of the same state are equal."""
-    found = hashlib.sha256()
+    found = []
     above = Path(__file__).parents[1]
     for package in _PACKAGES:
         for path in sorted((above / package).rglob("*")):
             if path.suffix in (".py", ".sh", ".sbatch", ".toml"):
-                found.update(f"{path.relative_to(above)}\0{sha256_bytes(path.read_bytes())}\n".encode())
-    return found.hexdigest()
+                found.append(f"{path.relative_to(above)}\0{sha256_bytes(path.read_bytes())}\n")
+    return sha256_bytes("".join(found).encode())
 
 
 def freeze(

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 
 from governance.errors import ConfigError
-from governance.files import append_line, held, read_lines, remove_file
+from governance.files import append_line, held, read_lines, remove_file, write_text
 from governance.log import get_logger
 from governance.stage import now
 from slurm.config import SlurmConfig, minutes
@@ -157,15 +157,16 @@ def _run(unit: str, line: Submitted, job: Job, root: Path, config: SlurmConfig, 
     while True:
         _note(root, unit, "RUNNING", restarts=restarts)
         shown = tools / unit
-        shown.write_text(
+        write_text(
+            shown,
             f"JobId={unit} JobName={_name(job)}\n   JobState=RUNNING Reason=None Restarts={restarts} PreemptTime=None\n"
-            "   ExcNodeList=(null)\n   Partition=local\n   Comment=\n"
+            "   ExcNodeList=(null)\n   Partition=local\n   Comment=\n",
         )
         status, timed_out = _start(unit, line, job, root, config, tools, restarts)
         again = (tools / f"{unit}.requeue").exists()
         cancelled = (tools / f"{unit}.cancel").exists() or called_off(root, line.job).exists()
         for path in (shown, tools / f"{unit}.requeue", tools / f"{unit}.cancel"):
-            path.unlink(missing_ok=True)
+            remove_file(path)
         if cancelled:
             state = "CANCELLED"
         elif again:
@@ -186,11 +187,8 @@ def _start(
     end, warned = time.monotonic() + limit, False
     log = root / "slurm" / "logs" / f"{_name(job)}-{unit}.log"
     environment = _environment(unit, line, job, config, tools, restarts)
-    words = ["bash", str(script_of(root, job.name))]
-    with (
-        open(log, "ab") as output,
-        subprocess.Popen(words, stdout=output, stderr=output, env=environment, start_new_session=True) as process,
-    ):
+    words = ["bash", "-c", 'exec bash "$0" >>"$1" 2>&1', str(script_of(root, job.name)), str(log)]
+    with subprocess.Popen(words, env=environment, start_new_session=True) as process:
         try:
             while process.poll() is None:
                 left = end - time.monotonic()

@@ -22,7 +22,6 @@ own digest, so a job that waits is not changed by another release of the program
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
 import sys
@@ -30,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from governance.files import write_text
+from governance.files import sha256_bytes, write_text
 from slurm.config import SlurmConfig
 from slurm.graph import Job, Kind
 
@@ -55,8 +54,8 @@ def script_of(root: Path, job: str) -> Path:
 
 def machinery_of(root: Path) -> Path:
     """Where the machinery of this release is kept below a root."""
-    digest = hashlib.sha256(b"".join((_FOLDER / name).read_bytes() for name in _MACHINERY))
-    return root / "slurm" / "machinery" / digest.hexdigest()[:16]
+    digest = sha256_bytes(b"".join((_FOLDER / name).read_bytes() for name in _MACHINERY))
+    return root / "slurm" / "machinery" / digest[:16]
 
 
 def keep_machinery(root: Path) -> None:
