@@ -2,11 +2,11 @@
 
 `<root>/slurm/submitted.jsonl` has a line for each submission, the newest last; the files lie in `slurm/submitted/N/`:
 
-    {"code": {"sha256": "...", "version": "0.9.0"}, "edits": "refused", "files": {"/home/me/run.toml": {"kept":
+    {"code": {"sha256": "...", "version": "0.9.0"}, "edits": "refused", "files": {"/shared/run.toml": {"kept":
      "0-run.toml", "sha256": "..."}}, "key": "...", "submission": 1, "time": "2026-11-25T10:00:00Z"}
 
 A job whose files, key or program differ from that line refuses to run, or, with `"edits": "taken"`, says so and appends
-what it used to `slurm/taken.jsonl`: {"job": "12", "name": "/home/me/run.toml", "sha256": "...", "time": "..."}.
+what it used to `slurm/taken.jsonl`: {"job": "12", "name": "/shared/run.toml", "sha256": "...", "time": "..."}.
 """
 
 from __future__ import annotations

@@ -74,15 +74,6 @@ def test_any_path_survives_quoting(name, folder):
         assert bash_accepts(text)
 
 
-def test_a_container_holds_the_command_and_sees_the_run():
-    pyxis = SlurmConfig(container="img", container_runtime="pyxis", container_mounts=("/data",))
-    text = render(jobs_of(pyxis)["ingest"], Path("/shared/run.toml"), Path("/shared/run"), pyxis)
-    assert "--container-image=img '--container-mounts=/shared:/shared,/shared/run:/shared/run,/data:/data'" in text
-    apptainer = SlurmConfig(container="img.sif", container_runtime="apptainer", gpus_per_node=1)
-    text = render(jobs_of(apptainer)["train"], Path("/shared/run.toml"), Path("/shared/run"), apptainer)
-    assert "inside=(apptainer exec --nv --bind /shared --bind /shared/run img.sif)" in text
-
-
 class Node:
     """A machine on which a script runs: a root, programs that stand in, and what they were asked."""
 
@@ -179,6 +170,11 @@ def test_the_reason_of_a_closed_gate_is_in_the_comment(node):
     node.program("scontrol", f'echo "$*" >> {node.asked}; [ "$1" != show ] || echo "   Comment={head}"')
     node.run("audit")
     assert f"update jobid=7 comment=assay: {reason}; {head}" in node.requests
+    node.program(
+        "scontrol", f'echo "$*" >> {node.asked}; [ "$1" != show ] || echo "   Comment=grant 12; assay: x; {head}"'
+    )
+    node.run("audit")  # what the site wrote there is kept
+    assert f"update jobid=7 comment=grant 12; assay: {reason}; {head}" in node.requests
 
 
 def test_failures_are_bounded_and_preemptions_are_not(node):

@@ -49,6 +49,18 @@ def test_the_nodes_are_checked_and_then_the_ranks_are_started(node):
     assert "train node4:20007" in node.log
 
 
+def test_each_rank_and_each_attempt_has_a_log_of_its_own(node):
+    for status in (1, 0):
+        train(node, training=f'echo "says $SLURM_RESTART_COUNT"; exit {status}', srun_options=("--cpu-bind=cores",))
+    assert "--cpu-bind=cores bash -c" in node.requests[-1]
+    logs = node.root / "slurm" / "logs"
+    assert (logs / "run.train-7.0" / "rank-0.log").read_text() == "says 0\n"
+    node.run("train", attempt=1, config=CONFIG)
+    assert (logs / "run.train-7.1" / "rank-0.log").read_text() == "says 1\n"
+    assert "says 1" in node.log
+    assert "says 0" not in node.log
+
+
 def test_an_interface_that_is_given_is_set_for_both_libraries(node):
     train(node, training='echo "$GLOO_SOCKET_IFNAME $NCCL_SOCKET_IFNAME"', interface="ib0")
     assert "ib0 ib0" in node.log
