@@ -29,7 +29,7 @@ _REDUCED_AT_ONCE = 500_000_000  # DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE, in numb
 _SWAPPED_BYTES = 8 << 30  # buffers in host memory, of weights that lie in files
 _COPY = "copy for checkpoints"  # in fp32, of this rank's share of masters and moments, for as long as training lasts
 # attention.SHORT and eager.QUERIES: what imports no torch says them again, and a test holds them equal
-_SHORT_ROWS, _BLOCK = 1024, 256
+_SHORT_ROWS, _BLOCK = 1024, 128
 _RUNTIME = {"cpu": 500 << 20, "cuda": 500 << 20}  # torch, DeepSpeed and their tables; CUDA's context
 _NCCL = 1000 << 20  # its channels to the other ranks
 _GPU_LIBRARIES = 300 << 20  # of a torch that is built for GPUs: resident where it computes on the CPU, too
@@ -70,7 +70,9 @@ def estimate(
     held = _state(recipe, engine, (parameters, moments), world_size // tensor)
     on_device = {"runtime": _runtime(device), "activations": _activations(recipe, engine, device)}
     on_device |= {"loss": _head(recipe, engine, vocabulary_size, device)}
-    flat = _flat_gradients(recipe, engine, parameters)  # once activations are freed, which the host's allocator keeps
+    flat = _flat_gradients(
+        recipe, engine, parameters, world_size
+    )  # once activations are freed, which the host's allocator keeps
     reduced = flat if device == "cpu" else max(0, flat - on_device["activations"])
     on_device["buffers of communication"] = reduced + _buckets(recipe, engine, parameters)
     if device == "cuda" and world_size > 1:
@@ -171,9 +173,10 @@ def _buckets(recipe: TrainRecipe, engine: EngineConfig, parameters: int) -> int:
     return width * min(parameters, BUCKET) * (engine.zero_stage >= 2)
 
 
-def _flat_gradients(recipe: TrainRecipe, engine: EngineConfig, parameters: int) -> int:
-    """Bytes of the copies in which that optimizer reduces its sums, on one rank, too; others reduce in `BUCKET`s."""
-    return 4 * min(parameters, _REDUCED_AT_ONCE) if _adds_up_whole_gradients(recipe, engine) else 0
+def _flat_gradients(recipe: TrainRecipe, engine: EngineConfig, parameters: int, world_size: int) -> int:
+    """Bytes of the copies in which several ranks reduce the sums of that optimizer; others reduce in `BUCKET`s."""
+    summed = world_size > 1 and _adds_up_whole_gradients(recipe, engine)
+    return 4 * min(parameters, _REDUCED_AT_ONCE) if summed else 0
 
 
 def _activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:

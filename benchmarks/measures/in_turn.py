@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from benchmarks.measures.children import ending_with_this, environment
+
 
 @dataclass
 class Runner:
@@ -37,13 +39,6 @@ class Runner:
         self.answers.append(self.read())
         self.seconds.append(time.perf_counter() - started)
         self.cpu_seconds.append(self._cpu() - spent)
-
-    def finish(self, seconds: float) -> None:
-        """Let it take its last step, and wait until it has ended; a loop tells of a step when the next one begins."""
-        assert self.child.stdin is not None
-        self.child.stdin.write("go\n")
-        self.child.stdin.flush()
-        self.child.wait(timeout=seconds)
 
     def read(self) -> dict[str, Any]:
         """Its next answer.
@@ -69,13 +64,13 @@ class Runner:
 def runners(commands: Mapping[str, Sequence[str]], scratch: Path) -> Iterator[dict[str, Runner]]:
     """Start each command, wait until all are ready, and end them afterwards."""
     started: dict[str, Runner] = {}
-    environment = {**os.environ, "GOMP_SPINCOUNT": "10000", "TOKENIZERS_PARALLELISM": "false"}
     try:
         for name, words in commands.items():
             log = (scratch / f"{name}.log").open("w+")
             child = subprocess.Popen(
-                list(words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
-            )
+                list(words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                env=environment(), preexec_fn=ending_with_this(),
+            )  # fmt: skip
             started[name] = Runner(name, child, log)
             started[name].read()  # one at a time: loading beside a neighbour's loading is slow
         yield started

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.measures.children import ending_with_this
+
 HERE = Path(__file__).resolve().parents[2]
 THREADS = len(os.sched_getaffinity(0))
 
@@ -57,7 +59,7 @@ def assay(*words: object) -> str:
         RuntimeError: it failed; with its messages.
     """
     command = [sys.executable, "-m", "pretrain", *map(str, words)]
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False, preexec_fn=ending_with_this())
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-3000:]}")
     return done.stdout

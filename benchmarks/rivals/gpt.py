@@ -1,9 +1,11 @@
-"""The GPT-2 model as the small teaching trainers write it, and their step on a CPU: fp32, AdamW, clipping at 1.
+"""The GPT-2 model as the small teaching trainers write it, and their step on a CPU: AdamW, clipping at 1.
+
+As they ship it on a CPU it is fp32 and eager; "bf16" is autocast, and "compiled" goes through torch.compile.
 
 Learned positions, LayerNorm before each part, GELU, one matrix for query, key and value, tied embeddings, no bias, no
 dropout; attention over the whole row. Written for this comparison after the published description (GPT-2, section 2.3).
 
-    python gpt.py WEIGHTS.safetensors TOKENS.npy
+    python gpt.py WEIGHTS.safetensors TOKENS.npy HEADS THREADS [bf16] [compiled]
 """
 
 import sys
@@ -83,13 +85,15 @@ def batches(path):
 
 def main():
     """Steps in turn."""
-    weights, tokens, heads, threads = sys.argv[1:5]
+    weights, tokens, heads, threads, *how = sys.argv[1:]
     torch.set_num_threads(int(threads))
     model, given = from_weights(weights, int(heads)), batches(tokens)
+    run = torch.compile(model) if "compiled" in how else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     def step(number):
-        loss = model(*given[number % len(given)])
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in how):
+            loss = run(*given[number % len(given)])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

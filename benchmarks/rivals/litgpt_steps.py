@@ -1,4 +1,4 @@
-"""litgpt's model in bf16 autocast on a CPU, eager; its steps wait for their turn.
+"""litgpt's model in bf16 autocast on a CPU, compiled as its `pretrain` does; its steps wait for their turn.
 
 Its layers have no learned positions: it turns a quarter of each head's channels, so only the sizes are the same.
 
@@ -27,12 +27,13 @@ def main():
         norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP", intermediate_size=4 * width, lm_head_bias=False,
     )  # fmt: skip
     model, rows = GPT(config), batches(tokens)
+    run = torch.compile(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     def step(number):
         inputs, targets = rows[number % len(rows)]
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(inputs)
+            logits = run(inputs)
             loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from governance.errors import PipelineError
-from pretrain import memory_room
+from pretrain import memory, memory_room
 from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.deepspeed_config import BUCKET, SWAPPED_GROUP
 from pretrain.distributed import Ranks
@@ -59,13 +59,13 @@ def test_state_is_what_the_stage_leaves_on_a_rank():
     assert third["parameters"] == pytest.approx(2 * PARAMETERS / 64, rel=0.01)
 
 
-def test_the_sums_of_the_bf16_optimizer_are_reduced_in_a_copy():
+def test_several_ranks_reduce_the_sums_of_the_bf16_optimizer_in_a_copy():
     """Of 500 M numbers at most; on a GPU it takes the place of activations, which are freed by then."""
     name, most = "buffers of communication", 2_000_000_000
-    alone = needed(zero_stage=1, device="cpu").device
-    assert alone[name] == most
-    gpu = needed(zero_stage=1).device
-    assert gpu[name] == max(0, most - gpu["activations"])
+    assert needed(zero_stage=1, device="cpu").device[name] == 0
+    assert needed(zero_stage=1, device="cpu", ranks=2).device[name] == most
+    gpu = needed(zero_stage=1, ranks=2).device
+    assert gpu[name] == max(0, most - gpu["activations"]) + memory._NCCL
     assert [needed(zero_stage=stage, device="cpu").device[name] for stage in (2, 3)] == [
         6 * BUCKET
     ] * 2  # bf16, and its copy in fp32
