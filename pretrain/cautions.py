@@ -46,6 +46,17 @@ def shared_memory_is_for_the_cpu(s: Situation) -> str | None:
     return "engine.shared_memory_collectives has no effect on a GPU"
 
 
+def soft_caps_on_cpu_are_written_out(s: Situation) -> str | None:
+    """No kernel of torch caps logits on a CPU; on a GPU FlexAttention does."""
+    if s.device != "cpu" or s.model.attn_logit_softcapping is None:
+        return None
+    length = s.train.sequence_length
+    return (
+        f"model.attn_logit_softcapping on CPU: attention is computed by the formula, which keeps fp32 logits of all "
+        f"{length} x {length} pairs of each row and head; it is slow and needs memory. On a GPU it is one kernel"
+    )
+
+
 def gpus_stand_idle(s: Situation) -> str | None:
     """A rank computes on one GPU; who starts one command on a node of eight may believe that it takes all."""
     if s.device != "cuda" or s.gpus <= s.local_world_size:
@@ -101,6 +112,7 @@ WARNINGS: tuple[Rule, ...] = (
     hpz_ranks_span_nodes,
     quantized_gradients_stay_on_a_node,
     shared_memory_is_for_the_cpu,
+    soft_caps_on_cpu_are_written_out,
     gpus_stand_idle,
     no_checkpoint_is_validated,
     steps_lie_within_the_run,

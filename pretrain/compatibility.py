@@ -9,12 +9,13 @@ it (clipping with Muon) is no rule but a line of `deepspeed_config.py`.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Literal
 
 from governance.errors import ConfigError
 from governance.log import get_logger
 from pretrain.cautions import WARNINGS
-from pretrain.config import EngineConfig, Settings, TrainRecipe
+from pretrain.config import FLASH_PACKAGES, EngineConfig, Settings, TrainRecipe
 from pretrain.deepspeed_keys import conflict
 from pretrain.distributed import Ranks
 from pretrain.optim import decay_fault
@@ -129,6 +130,22 @@ def bf16_masters_stay_on_the_device(s: Situation) -> str | None:
     )
 
 
+def flash_wants_cuda_and_16_bits(s: Situation) -> str | None:
+    """FlashAttention's kernels know bf16 and fp16, on CUDA; whether one is installed is known where a GPU is."""
+    if s.engine.attention != "flash":
+        return None
+    if s.device == "cpu":
+        return "engine.attention = 'flash' on CPU: its kernels are CUDA's; set attention = 'auto'"
+    if s.train.precision == "fp32":
+        return "engine.attention = 'flash' with train.precision = 'fp32': it knows 16 bits; set precision = 'bf16'"
+    if s.capability is not None and not any(importlib.util.find_spec(name) for name in FLASH_PACKAGES):
+        return (
+            f"engine.attention = 'flash': neither {' nor '.join(FLASH_PACKAGES)} is installed; install one that is "
+            f"built for this torch and CUDA, or set attention = 'auto' (FlexAttention, a part of torch)"
+        )
+    return None
+
+
 def quantized_collectives_want_cuda(s: Situation) -> str | None:
     """QwZ and qgZ are CUDA kernels of stage 3; DeepSpeed refuses qwZ with autocast."""
     asked = [name for name in ("quantized_weights", "quantized_gradients") if getattr(s.train, name)]
@@ -223,6 +240,7 @@ RULES: tuple[Rule, ...] = (
     fp8_shapes_divide,
     fp8_wants_no_experts,
     bf16_masters_stay_on_the_device,
+    flash_wants_cuda_and_16_bits,
     quantized_collectives_want_cuda,
     quantized_gradients_want_whole_nodes,
     bf16_reduction_suits_the_gradients,

@@ -27,6 +27,9 @@ from pretrain.optim_config import OptimConfig
 from pretrain.profile_config import ProfileConfig
 from pretrain.skip_config import SkipConfig
 
+FLASH_PACKAGES = ("flash_attn_interface", "flash_attn")
+"""Where `flash_attn_varlen_func` is looked for: FlashAttention 3, then 2."""
+
 
 class RampConfig(Section):
     """One stage of a growing batch."""
@@ -132,6 +135,9 @@ class EngineConfig(Section):
     activation_checkpointing: Literal["none", "full", "selective"] = "none"
     """Activations that the backward pass computes again: none; full: all of each block; selective: all of a block but
     the results of its linear maps."""
+    attention: Literal["auto", "flash"] = "auto"
+    """CUDA: auto: FlexAttention, a part of torch. flash: FlashAttention's kernel for rows of several lengths, from the
+    package flash_attn_interface (3) or flash_attn (2), whichever is installed."""
     compile: bool = False
     """Compile the model with torch.compile: slower to start, faster to run; wants a C++ compiler on CPU."""
     deepcompile: bool = False

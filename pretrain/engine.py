@@ -33,6 +33,7 @@ from pretrain.extension import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, bu
 from pretrain.layout import layout_of
 from pretrain.memory_room import refuse_what_cannot_fit
 from pretrain.model.decoder import Batch, Decoder
+from pretrain.model.flash import documents_at_most
 from pretrain.model.float8 import compute_in_8_bits
 from pretrain.model.initial import learning_rate_scale
 from pretrain.model.ulysses import share_rows
@@ -56,6 +57,8 @@ class Engine:
     """Ranks over which DeepSpeed averages a gradient: all, but for those that hold other parts of the same matrix."""
     tensor_parts: TensorParts
     """What this rank holds of each matrix."""
+    counts_documents: bool = False
+    """Whether attention wants the number of documents, which the host counts."""
 
     @property
     def gradient_divisor(self) -> float:
@@ -76,7 +79,8 @@ class Engine:
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """A micro batch on this rank: what is differentiated, and the nats of each token (see `Decoder.forward`)."""
         rows = batch.to(self.device)
-        return self.deepspeed(rows.tokens, rows.targets, rows.segments, rows.positions)
+        known = (documents_at_most(batch.segments),) if self.counts_documents else ()
+        return self.deepspeed(rows.tokens, rows.targets, rows.segments, rows.positions, *known)
 
     def backward(self, objective: torch.Tensor, targets: int, last: bool) -> None:
         """Add up the gradient of `objective / targets`, where `targets` counts the whole global batch.
@@ -127,6 +131,11 @@ def foreign_errors() -> Iterator[None]:
             raise
         raise PipelineError(f"the training engine refuses: {error}") from error
     except Exception as error:
+        if type(error).__name__ == "FailOnRecompileLimitHit":
+            raise PipelineError(
+                f"torch.compile has compiled a function for as many classes of shapes as it may, and the next would "
+                f"run uncompiled: {error}. Use fewer lengths of rows, or raise torch._dynamo.config.recompile_limit."
+            ) from error
         if type(error) is not Exception or "loss scale already at minimum" not in str(error):
             raise
         raise PipelineError(
@@ -154,7 +163,9 @@ def open_engine(
     if settings.deepspeed:
         refuse_unknown_keys(config)
     with foreign_errors():
-        make = functools.partial(Decoder, recipe.model, vocabulary_size, settings.activation_checkpointing)
+        make = functools.partial(
+            Decoder, recipe.model, vocabulary_size, settings.activation_checkpointing, settings.attention
+        )
         model = _build(deepspeed, config, make, weight)
         if recipe.train.precision == "fp8":
             compute_in_8_bits(model)
@@ -170,9 +181,12 @@ def open_engine(
     if settings.compile or settings.deepcompile:
         wrapped.compile()
     tensor_ranks = settings.tensor_parallel_size
-    engine = Engine(
-        wrapped, settings.zero_stage, device, ranks.world_size // tensor_ranks, _tensor_parts(ranks, settings)
+    parts, divisor, counts = (
+        _tensor_parts(ranks, settings),
+        ranks.world_size // tensor_ranks,
+        settings.attention == "flash",
     )
+    engine = Engine(wrapped, settings.zero_stage, device, divisor, parts, counts)
     prepare_moments(engine, 0)
     return engine
 

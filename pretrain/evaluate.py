@@ -97,11 +97,13 @@ def measure(
     micro_batch_size: int,
     ranks: tuple[int, int],
     add_up: Callable[[list[Any]], list[Any]],
+    alike: bool = False,
 ) -> Measurement:
     """Mean loss over at most `most_rows` rows, evenly spread; collective over `ranks` (rank, world size).
 
     `nats_of(batch)` gives each token's cross entropy [B, L]. Every rank makes the same number of forward passes,
-    a last one perhaps for nothing, because a model that is spread over ranks computes only together.
+    a last one perhaps for nothing, because a model that is spread over ranks computes only together. `alike` fills the
+    last one with rows that do not count, for what compiles for shapes.
     """
     import torch
 
@@ -112,8 +114,10 @@ def measure(
     passes = -(-len(numbers) // (micro_batch_size * world_size))
     with torch.no_grad():
         for number in range(passes):
-            batch = rows.batch(mine[number] if number < len(mine) else numbers[:1])
-            nats_here = nats_of(batch)
+            read = mine[number] if number < len(mine) else numbers[:1]
+            batch = rows.batch(read)
+            padding = [read[0]] * (micro_batch_size - len(read)) if alike else []
+            nats_here = nats_of(rows.batch([*read, *padding]) if padding else batch)[: len(read)]
             if number < len(mine):
                 tokens, nats = _by_row(batch, nats_here.double().cpu().numpy(), groups)
                 counts += [tokens.sum(0), (tokens > 0).sum(0)]
@@ -201,9 +205,9 @@ def evaluate(
     asked = suite(train.sequence_length) if suite is not None else None
     torch.set_num_threads(threads_of(Ranks(), engine.threads))
     device = device_of(Ranks(), engine.device)
-    nats_of = nats_with(load_decoder(manifest, root).to(device).eval(), train.precision)
-    found = measure(nats_of, rows, rows.count, engine.micro_batch_size, (0, 1), lambda values: values)
-    return found, ask(asked, nats_of, Passes()) if asked is not None else []
+    nats_of, alike = nats_with(load_decoder(manifest, root).to(device).eval(), train.precision), device.type == "cuda"
+    found = measure(nats_of, rows, rows.count, engine.micro_batch_size, (0, 1), lambda values: values, alike)
+    return found, ask(asked, nats_of, Passes(alike=alike)) if asked is not None else []
 
 
 def nats_with(model: Any, precision: str = "fp32") -> NatsOf:

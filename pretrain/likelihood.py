@@ -71,6 +71,8 @@ class Passes:
     world_size: int = 1
     add_up: Callable[[list[float]], list[Any]] = lambda values: values
     """Sums each value over all ranks."""
+    alike: bool = False
+    """Pad each pass to the most rows: what compiles for shapes then meets one of each length."""
 
 
 def log_likelihoods(
@@ -121,12 +123,14 @@ def score(nats_of: NatsOf, texts: Sequence[Text], window: int, passes: Passes | 
 
     passes = passes or Passes()
     batches = _batches([len(text.ids) for text in texts], window, passes.batch_tokens)
+    least = passes.batch_tokens if passes.alike else 0
     nats = [0.0] * len(texts)
     with torch.no_grad():
         for turn in range(0, len(batches), passes.world_size):
             place = turn + passes.rank
             length, rows = batches[min(place, len(batches) - 1)]
-            found = nats_of(_stack(texts, length, rows))
+            padding: list[list[int]] = [[]] * (least // length - len(rows))
+            found = nats_of(_stack(texts, length, [*rows, *padding]))[: len(rows)]
             if place >= len(batches):
                 continue  # for nothing: a model that is spread over ranks computes only together
             values = found.double().cpu().numpy()

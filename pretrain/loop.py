@@ -221,6 +221,7 @@ def _validate(parts: Parts, state: TrainState, saved: int) -> TrainState:
             job.settings.engine.micro_batch_size,
             (job.layout.data_rank, job.layout.data_ranks),
             lambda values: add_up(job.counted(values), HOST),
+            _compiles(job),
         )
         values = asdict(measured)
         job.record("validation", state.step, **values, seconds=seconds())
@@ -244,7 +245,7 @@ def _ask(parts: Parts, state: TrainState, saved: int) -> TrainState:
 
     tokens = job.settings.engine.micro_batch_size * job.recipe.train.sequence_length  # what is known to fit
     place = (job.layout.data_rank, job.layout.data_ranks)
-    passes = Passes(tokens, *place, lambda values: add_up(job.counted(values), HOST))
+    passes = Passes(tokens, *place, lambda values: add_up(job.counted(values), HOST), _compiles(job))
     with parts.meter.aside(EVALUATION):
         rows = [{"step": state.step, **row} for row in ask(job.suite, nats_of, passes)]
     for row in rows:
@@ -252,6 +253,11 @@ def _ask(parts: Parts, state: TrainState, saved: int) -> TrainState:
         get_logger(__name__).info("train: step %d, %s", state.step, told(row))
     kept = [told_finite(row, f"train: step {state.step}, {row['task']}") for row in rows]
     return replace(state, tasks=[*state.tasks, *kept])
+
+
+def _compiles(job: Job) -> bool:
+    """Whether a batch of another shape is compiled for."""
+    return job.device.type == "cuda" or job.settings.engine.compile
 
 
 def _heed(parts: Parts, state: TrainState, saved: int, what: str) -> None:

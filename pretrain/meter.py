@@ -19,7 +19,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from governance.log import get_logger
 from governance.phases import IDLE, during
+from pretrain.compiling import compiled_graphs, watch_compiler
 from pretrain.distributed import add_up
 from pretrain.job import Job
 from pretrain.model.counting import flops_per_token, parameter_count
@@ -40,6 +42,8 @@ class Meter:
         self._flops = flops_per_token(job.recipe.model, job.train_rows.vocabulary_size, length)
         self._sheet, self._product = _peaks(job)
         self._energy = EnergyPerToken(job.energy, job.ranks.local_world_size / job.ranks.world_size)
+        self._given_up = watch_compiler()
+        self._told_given_up = 0
         job.record("start", step, **self._about())
         self._waited = self._set_aside = 0.0
         self._last = clock()
@@ -100,12 +104,24 @@ class Meter:
             "targets_per_second": targets / seconds,
             "mfu": _share(flops_per_second, self._sheet),
             "mfu_gemm": _share(flops_per_second, self._product),
+            "graphs": compiled_graphs(),
+            "uncompiled": self._uncompiled(),
             **memory(self._job.device),
             **self._energy.after(targets),
         }
         self._waited = self._set_aside = 0.0
         self._last = now
         return values
+
+    def _uncompiled(self) -> int:
+        count = self._given_up.count
+        if count > self._told_given_up:
+            self._told_given_up = count
+            get_logger(__name__).warning(
+                "train: torch.compile left %d function(s) uncompiled, since they met too many classes of shapes; they "
+                "run slowly from now on (TORCH_LOGS=recompiles names them)", count,
+            )  # fmt: skip
+        return count
 
 
 class EnergyPerToken:

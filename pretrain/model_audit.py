@@ -44,7 +44,7 @@ from governance.files import sha256_bytes, sha256_file, write_json
 from governance.manifest import Input, Manifest, describe
 from governance.stage import Made, Recipe, Runtime, run_stage
 from pretrain.bias_sets import LEAD, NAMES, Item, read_set
-from pretrain.likelihood import Encode, Scored, log_likelihoods
+from pretrain.likelihood import Encode, Passes, Scored, log_likelihoods
 from pretrain.vocabulary import refuse_foreign_tokenizer
 
 VERSION = 1
@@ -175,8 +175,9 @@ def scorer_of(checkpoint: Manifest, encode: Encode, window: int, root: Path, dev
     from pretrain.distributed import Ranks, device_of
     from pretrain.evaluate import load_decoder, nats_with
 
-    nats_of = nats_with(load_decoder(checkpoint, root).to(device_of(Ranks(), device)).eval())
-    return lambda texts: log_likelihoods(nats_of, encode, texts, window)
+    place = device_of(Ranks(), device)
+    nats_of, passes = nats_with(load_decoder(checkpoint, root).to(place).eval()), Passes(alike=place.type == "cuda")
+    return lambda texts: log_likelihoods(nats_of, encode, texts, window, passes)
 
 
 def template_rows(templates: Templates, score: Score) -> list[dict[str, Any]]:

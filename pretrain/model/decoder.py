@@ -17,6 +17,7 @@ from torch import nn
 from pretrain.model.attention import document_mask
 from pretrain.model.checkpointing import Checkpointing, run_block
 from pretrain.model.experts import balance_losses
+from pretrain.model.flash import Kernel, load_kernel
 from pretrain.model.layers import Block, make_norm
 from pretrain.model.loss import Head, Logits
 from pretrain.model.positions import rotary_angles, sinusoids
@@ -54,9 +55,11 @@ class Batch:
 class Stack(nn.Module):
     """Embedding, blocks, final norm: everything below the output projection."""
 
-    def __init__(self, config: ModelConfig, vocabulary_size: int, checkpointing: Checkpointing) -> None:
+    def __init__(
+        self, config: ModelConfig, vocabulary_size: int, checkpointing: Checkpointing, flash: Kernel | None
+    ) -> None:
         super().__init__()
-        self.config, self.checkpointing = config, checkpointing
+        self.config, self.checkpointing, self.flash = config, checkpointing, flash
         self.embed_tokens = nn.Embedding(padded_vocabulary(vocabulary_size), config.hidden_size)
         if config.position_embedding == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -67,13 +70,13 @@ class Stack(nn.Module):
             self.norm = make_norm(config)
 
     def forward(
-        self, tokens: torch.Tensor, segments: torch.Tensor, positions: torch.Tensor
+        self, tokens: torch.Tensor, segments: torch.Tensor, positions: torch.Tensor, documents: int | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Token ids [B, L] -> hidden states [B, L, hidden], and the router's logits of each layer of experts."""
         x = self._embed(tokens, positions)
         turned = self.config.position_embedding == "rope"
         angles = rotary_angles(positions, self.config, x.dtype) if turned else None
-        mask = document_mask(segments, self.config)
+        mask = document_mask(segments, self.config, self.flash, documents)
         routers = []
         for layer in self.layers:
             x, router = run_block(layer, x, angles, mask, self.checkpointing)
@@ -93,7 +96,8 @@ class Stack(nn.Module):
 class Decoder(nn.Module):
     """A language model; `vocabulary_size` is the data's, before padding.
 
-    `activation_checkpointing` says what the forward pass keeps for the backward pass (see `checkpointing.py`).
+    `activation_checkpointing` says what the forward pass keeps for the backward pass (see `checkpointing.py`), and
+    `attention` whether FlashAttention's kernel computes attention (see `flash.py`).
     """
 
     def __init__(
@@ -101,10 +105,12 @@ class Decoder(nn.Module):
         config: ModelConfig,
         vocabulary_size: int,
         activation_checkpointing: Literal["none", "full", "selective"] = "none",
+        attention: Literal["auto", "flash"] = "auto",
     ) -> None:
         super().__init__()
         self.config = config
-        self.model = Stack(config, vocabulary_size, activation_checkpointing)
+        flash = load_kernel() if attention == "flash" else None
+        self.model = Stack(config, vocabulary_size, activation_checkpointing, flash)
         rule = Logits(1.0 / config.width_ratio, config.final_logit_softcapping, config.z_loss)
         self.lm_head = Head(config.hidden_size, padded_vocabulary(vocabulary_size), rule)
         if config.tie_word_embeddings:
@@ -116,14 +122,20 @@ class Decoder(nn.Module):
         return self.lm_head(hidden)
 
     def forward(
-        self, tokens: torch.Tensor, targets: torch.Tensor, segments: torch.Tensor, positions: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        targets: torch.Tensor,
+        segments: torch.Tensor,
+        positions: torch.Tensor,
+        documents: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What is differentiated, an fp32 scalar: the sum over all targets; and each token's nats, fp32 [B, L].
 
         The sum is of cross entropies, z-losses and, with experts, the losses of their routers. The nats are the plain
-        cross entropies, 0 where nothing is predicted, and carry no gradient.
+        cross entropies, 0 where nothing is predicted, and carry no gradient. `documents` bounds the number of documents
+        (`flash.documents_at_most`); without it FlashAttention makes the host wait for the count.
         """
-        hidden, routers = self.model(tokens, segments, positions)
+        hidden, routers = self.model(tokens, segments, positions, documents)
         objective, nats = self.lm_head(hidden, targets)
         moe = self.config.moe
         for router in routers if moe else ():

@@ -164,20 +164,6 @@ def _gather(total: torch.Tensor, keys: slice, left: torch.Tensor, right: torch.T
         total[:, keys].baddbmm_(left.transpose(1, 2), right)
 
 
-def first_keys(segments: torch.Tensor, window: int | None) -> torch.Tensor:
-    """int32 [B, L]: the first key that each query sees.
-
-    Args:
-        segments: [B, L], the number of each token's document; a document is one run of its row.
-        window: how many tokens a token sees, itself included; none: all of its document so far.
-    """
-    places = torch.arange(segments.shape[1], dtype=torch.int32).expand(segments.shape)
-    begins = torch.zeros(segments.shape, dtype=torch.int32)
-    begins[:, 1:] = torch.where(segments.diff(dim=1) != 0, places[:, 1:], 0)
-    firsts = begins.cummax(1).values
-    return firsts if window is None else torch.maximum(firsts, places - (window - 1))
-
-
 def block_starts(firsts: torch.Tensor) -> tuple[int, ...]:
     """The first key that one query of a block sees, of each block, from `first_keys`."""
     return tuple(int(block.min()) for block in firsts.split(QUERIES, dim=1))

@@ -31,9 +31,10 @@ def share_rows(model: Decoder, group: Group) -> None:
     """Let the ranks of `group` share each row that the model is given; every one is given the same whole rows."""
     size, rank = distributed.get_world_size(group), distributed.get_rank(group)
 
-    def cut(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        tokens, targets, segments, positions = args
-        return (_stretch(tokens, size, rank), _stretch(targets, size, rank), segments, _stretch(positions, size, rank))
+    def cut(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        tokens, targets, segments, positions, *rest = args
+        tokens, targets, positions = (_stretch(value, size, rank) for value in (tokens, targets, positions))
+        return (tokens, targets, segments, positions, *rest)
 
     def join(module: nn.Module, args: Any, out: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         objective, nats = out

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pretrain import memory
 from pretrain.model import attention as kernels
 from pretrain.model.attention import Rule, allowed_pairs
-from pretrain.model.eager import QUERIES, block_starts, first_keys
+from pretrain.model.attention_rule import first_keys
+from pretrain.model.eager import QUERIES, block_starts
 from tests.pretrain.small_models import config
 
 
@@ -39,13 +40,8 @@ def test_the_table_allows_earlier_tokens_of_the_same_document_only(window):
 @pytest.mark.parametrize("segments", [cut(256), cut(256, 0.0)], ids=["documents", "one"])
 @pytest.mark.parametrize("rule", [Rule(0.25), Rule(0.5, window=37), Rule(1.0, 2.0), Rule(1.0, 3.0, 50)], ids=str)
 def test_all_kernels_agree(segments, rule):
-    from torch.nn.attention.flex_attention import flex_attention
-
     expected = kernels.written_out(segments, rule)(*heads(256))
-    told = {
-        "chosen": kernels.attention(segments, rule),
-        "flex": kernels.flex_attention(segments, rule, flex_attention),
-    }
+    told = {"chosen": kernels.attention(segments, rule)}
     if rule.softcap is None:
         told |= {"table": kernels.tabled_attention(segments, rule), "block": kernels.block_attention(segments, rule)}
         if not segments.any() and rule.window is None:

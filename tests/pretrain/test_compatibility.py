@@ -81,6 +81,9 @@ REFUSED = [
     ),
     ("fp8_wants_no_experts", {"precision": "fp8", "moe": EXPERTS}, "'bf16'"),
     ("bf16_masters_stay_on_the_device", {"precision": "bf16_masters", **OFFLOAD}, "precision = 'bf16'"),
+    ("flash_wants_cuda_and_16_bits", {"attention": "flash", "where": CPU}, "attention = 'auto'"),
+    ("flash_wants_cuda_and_16_bits", {"attention": "flash", "precision": "fp32"}, "precision = 'bf16'"),
+    ("flash_wants_cuda_and_16_bits", {"attention": "flash", "where": {**CUDA, "capability": (9, 0)}}, "is installed"),
     ("quantized_collectives_want_cuda", {"quantized_weights": True, "zero_stage": 3, "where": CPU}, "CUDA kernels"),
     (
         "quantized_collectives_want_cuda",
@@ -249,6 +252,7 @@ WARNED_OF = [
         "nothing is quantized",
     ),
     ("shared_memory_is_for_the_cpu", {"shared_memory_collectives": True, "where": CUDA}, "no effect"),
+    ("soft_caps_on_cpu_are_written_out", {"attn_logit_softcapping": 50.0, "where": CPU}, "64 x 64"),
     ("gpus_stand_idle", {"where": {**CUDA, "world_size": 1, "gpus": 8}}, "--processes 8"),
     ("gpus_stand_idle", {"micro_batch_size": 1, "where": FOUR_OF_EIGHT}, "8 GPUs and 4 rank"),
     ("no_checkpoint_is_validated", {"where": {"checkpoint": BEST}, "validate_every_steps": 5}, "no effect"),

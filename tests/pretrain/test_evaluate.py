@@ -109,6 +109,18 @@ def test_losses_by_source_and_language_are_plain_sums():
     assert list(measured.by_origin) == ["books/de", "books/en", "news/en"]
 
 
+def test_batches_that_are_alike_measure_the_same():
+    shapes = []
+
+    def nats_of(batch):
+        shapes.append(len(batch.targets))
+        return batch.targets.clamp(min=0).double()
+
+    found = [measure(nats_of, Known(), 6, 4, (0, 1), lambda values: values, alike) for alike in (False, True)]
+    assert found[0] == found[1]
+    assert shapes == [4, 2, 4, 4]
+
+
 def test_a_checkpoint_measures_as_in_training(finished, make_tokens):
     root, run = finished
     last = read_manifest(root / run.stats["checkpoint"]["path"])

@@ -76,6 +76,22 @@ def test_behind_a_token_that_begins_documents_all_of_a_text_is_scored(model):
     assert [text.first for text in suite.texts[0]] == [1, 1]
 
 
+def test_passes_that_are_alike_have_one_shape_a_length_and_the_same_scores(model):
+    texts = [("x", "abc" * (1 + number % 13)) for number in range(40)]
+    plain, shapes = nats_with(model), []
+
+    def nats_of(batch):
+        shapes.append(tuple(batch.tokens.shape))
+        return plain(batch)
+
+    expected = log_likelihoods(plain, encode, texts, 32, Passes(batch_tokens=320))
+    assert log_likelihoods(nats_of, encode, texts, 32, Passes(batch_tokens=320, alike=True)) == [
+        scored.__class__(pytest.approx(scored.nats, abs=1e-4), scored.tokens) for scored in expected
+    ]
+    assert set(shapes) == {(10, 32)}
+    assert len(shapes) > 1
+
+
 def test_the_probabilities_of_all_next_tokens_add_up_to_one(model):
     # The vocabulary of the scores is the padded one: the padding has little, and all together have all.
     symbols = {chr(code): code for code in range(256)}

@@ -13,6 +13,7 @@ from governance.energy.meters import EnergyConfig, meter
 from governance.phases import EVALUATION
 from pretrain import loop
 from pretrain import meter as meter_module
+from pretrain.compiling import compiled_graphs
 from pretrain.distributed import Ranks
 from pretrain.meter import EnergyPerToken, Meter, data_position, losses_by_origin, memory, step_note
 from pretrain.model_config import ModelConfig
@@ -195,3 +196,24 @@ def test_a_training_tells_the_ledger_its_phases(tmp_path, monkeypatch, run_train
     assert {steps[1] for piece in pieces if (steps := piece.steps)} >= {6}
     rows = by_checkpoint(pieces, made.folder)
     assert [row["step"] for row in rows] == [4, 6]
+
+
+def test_what_the_compiler_leaves_uncompiled_is_counted_and_warned_of(opened, caplog):
+    """The words are torch's own: a function is compiled for more shapes than it may be."""
+    torch._dynamo.reset()
+    meter, before = opened[0], compiled_graphs()
+
+    def twice(x):
+        return x * 2
+
+    compiled = torch.compile(twice, backend="eager", dynamic=False)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for length in (3, 4):
+            compiled(torch.ones(length))
+        first = meter.step(1, 1, 1)
+        compiled(torch.ones(5))
+    second = meter.step(1, 1, 1)
+    third = meter.step(1, 1, 1)
+    assert first["graphs"] == second["graphs"] == before + 2
+    assert [values["uncompiled"] - first["uncompiled"] for values in (first, second, third)] == [0, 1, 1]
+    assert sum("uncompiled" in record.message for record in caplog.records) == 1

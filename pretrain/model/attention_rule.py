@@ -1,0 +1,36 @@
+"""Who attends to whom, and the form of every way to compute it (see `attention.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(q [B, H, L, D], k [B, K, L, D], v [B, K, L, D]) -> [B, H, L, D], where K divides H."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Who may attend to whom, and how products become logits."""
+
+    scale: float
+    """What products of queries and keys are multiplied by."""
+    softcap: float | None = None
+    """c: logits become c tanh(logits / c)."""
+    window: int | None = None
+    """Tokens that a token sees, itself included; none: all of its document so far."""
+
+
+def first_keys(segments: torch.Tensor, window: int | None) -> torch.Tensor:
+    """int32 [B, L]: the first key that each query sees; it sees all from there to itself.
+
+    Args:
+        segments: [B, L], the number of each token's document; a document is one run of its row.
+        window: how many tokens a token sees, itself included; none: all of its document so far.
+    """
+    places = torch.arange(segments.shape[1], dtype=torch.int32, device=segments.device).expand(segments.shape)
+    begins = torch.where(segments[:, 1:] != segments[:, :-1], places[:, 1:], 0)
+    firsts = torch.cat([torch.zeros_like(places[:, :1]), begins], dim=1).cummax(1).values
+    return firsts if window is None else torch.maximum(firsts, places - (window - 1))

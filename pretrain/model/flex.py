@@ -1,0 +1,101 @@
+"""FlexAttention (arXiv:2412.05496) inside documents: its block tables, and one compilation for each class of shapes.
+
+*Tables.* A query sees one run of keys (`first_keys`), so of a block of queries the blocks of keys that it sees are a
+run too: first those that a mask cuts, then those seen whole, then the diagonal. Both tables follow from the least and
+the greatest first key of each block, in O(B (L / 128)^2) bytes: 16 a pair of blocks (FlexAttention's own four int32
+tables) and 38 at the peak, where `create_block_mask` looks at every pair of tokens, at 10 bytes each. Nothing waits
+for the device.
+
+*Compilation.* FlexAttention uncompiled holds all logits in fp32, and torch.compile leaves a function uncompiled after
+eight recompilations. So each class of shapes has a function of its own, compiled whole: a class too many costs one more
+compilation, and what cannot be compiled is an error. In a model that is compiled as a whole it is a part of the graph.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
+
+from pretrain.model.attention_rule import Attend, Rule, first_keys
+
+BLOCK = 128  # tokens of a block of queries and of keys
+
+Flex = Callable[..., torch.Tensor]
+
+
+def flex_attention(segments: torch.Tensor, rule: Rule) -> Attend:
+    """Attend by `rule` in rows whose documents are numbered by `segments` [B, L]; L is padded to whole blocks."""
+    length, softcap = segments.shape[1], rule.softcap or 0.0
+    padding = -length % BLOCK
+    firsts = first_keys(segments, rule.window)
+    if padding:  # a padded query sees itself
+        added = torch.arange(length, length + padding, dtype=torch.int32, device=segments.device)
+        firsts = torch.cat([firsts, added.expand(len(firsts), padding)], dim=1)
+    blocks = block_table(firsts)
+
+    def capped(logit: torch.Tensor, *place: torch.Tensor) -> torch.Tensor:
+        return softcap * torch.tanh(logit / softcap)
+
+    change = capped if softcap else None
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if padding:
+            q, k, v = (F.pad(x, (0, 0, 0, padding)) for x in (q, k, v))
+        flex = torch_flex_attention
+        if not torch.compiler.is_compiling():
+            learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+            flex = compiled((q.shape, k.shape[1], q.dtype, q.device, learns, rule.scale, softcap))
+        grouped = q.shape[1] != k.shape[1]
+        out = flex(q, k, v, score_mod=change, block_mask=blocks, scale=rule.scale, enable_gqa=grouped)
+        return out[:, :, :length] if padding else out
+
+    return attend
+
+
+def block_table(firsts: torch.Tensor) -> BlockMask:
+    """FlexAttention's table of queries that see the keys from `firsts` [B, L] to themselves; L in whole blocks."""
+    rows, length = firsts.shape
+    of_block = firsts.view(rows, -1, BLOCK)
+    own = torch.arange(of_block.shape[1], dtype=torch.int32, device=firsts.device)
+    first = of_block.amin(-1) // BLOCK
+    whole = torch.minimum((of_block.amax(-1) + (BLOCK - 1)) // BLOCK, own)  # from here on every query sees every key
+    turn = own.expand(rows, len(own), len(own))
+    cut = torch.where(turn < (whole - first)[..., None], first[..., None] + turn, own[:, None])
+    seen_whole = (whole[..., None] + turn).clamp(max=len(own) - 1)
+
+    def allowed(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return (firsts[b, q] <= k) & (k <= q)
+
+    return BlockMask.from_kv_blocks(
+        (whole - first + 1)[:, None],
+        cut[:, None],
+        (own - whole)[:, None],
+        seen_whole[:, None],
+        BLOCK_SIZE=BLOCK,
+        mask_mod=allowed,
+        seq_lengths=(length, length),
+    )
+
+
+@functools.cache
+def compiled(shapes: Any) -> Flex:
+    """FlexAttention compiled for one class of shapes, in a function that shares its compilations with no other."""
+
+    def of_one_class(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+        return torch_flex_attention(q, k, v, **options)
+
+    code, found = of_one_class.__code__.replace(), of_one_class  # torch counts recompilations by code object
+    own = types.FunctionType(code, found.__globals__, found.__name__, found.__defaults__, found.__closure__)
+    return torch.compile(own, dynamic=False, fullgraph=True, backend=backend())
+
+
+def backend() -> Any:
+    """What compiles; a test counts here."""
+    return "inductor"
