@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from governance.errors import ConfigError, MissingInput
+from pretrain.likelihood import LEAD
 
 NAMES = ("crows_pairs", "stereoset", "winobias", "bbq")
-LEAD = "\n"  # a context of nothing, so that the first word of a sentence is predicted too
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from pretrain.model.decoder import Batch
 
+LEAD = "\n"
+"""A context of nothing, so that the first word of a sentence is predicted; left out where a token begins documents."""
 SHORT = 256  # tokens of a row of short texts: dense attention costs the square of a row's length
 
 Encode = Callable[[str], npt.NDArray[Any]]
@@ -99,6 +101,8 @@ def encode_texts(encode: Encode, texts: Sequence[tuple[str, str]], window: int) 
     Raises:
         PipelineError: a continuation has no token that can be scored.
     """
+    if len(encode("")):
+        texts = [(context.removeprefix(LEAD), continuation) for context, continuation in texts]
     contexts: dict[str, list[int]] = {}
     for context, _ in texts:
         if context not in contexts:

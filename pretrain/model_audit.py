@@ -43,8 +43,8 @@ from governance.errors import ConfigError
 from governance.files import sha256_bytes, sha256_file, write_json
 from governance.manifest import Input, Manifest, describe
 from governance.stage import Made, Recipe, Runtime, run_stage
-from pretrain.bias_sets import LEAD, NAMES, Item, read_set
-from pretrain.likelihood import Encode, Passes, Scored, log_likelihoods
+from pretrain.bias_sets import NAMES, Item, read_set
+from pretrain.likelihood import LEAD, Encode, Passes, Scored, log_likelihoods
 from pretrain.vocabulary import refuse_foreign_tokenizer
 
 VERSION = 1

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretrain.likelihood import Encode, NatsOf, Passes, Scored, Text, encode_texts, score
-from pretrain.tasks import LEAD, Question, Task
+from pretrain.tasks import Question, Task
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,17 @@ class Suite:
 
 
 def encode_tasks(tasks: Sequence[Task], encode: Encode, window: int) -> Suite:
-    """Encode every question; where a token begins documents, it stands in the place of a context of nothing.
+    """Encode every question.
 
     Raises:
         PipelineError: a choice has no token that can be scored; the task is named.
     """
-    lead = "" if len(encode("")) else LEAD
-    texts = tuple(tuple(encode_texts(encode, _pairs_of(task, lead), window)) for task in tasks)
+    texts = tuple(tuple(encode_texts(encode, _pairs_of(task), window)) for task in tasks)
     return Suite(tuple(tasks), texts, window)
 
 
-def _pairs_of(task: Task, lead: str) -> list[tuple[str, str]]:
-    return [
-        (lead if question.context == LEAD else question.context, choice)
-        for question in task.questions
-        for choice in question.choices
-    ]
+def _pairs_of(task: Task) -> list[tuple[str, str]]:
+    return [(question.context, choice) for question in task.questions for choice in question.choices]
 
 
 def ask(suite: Suite, nats_of: NatsOf, passes: Passes | None = None) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ the context. Records are JSON Lines or Parquet, with the fields as published or 
 
 Prompts are those of lm-evaluation-harness without examples, with three differences: it asks commonsenseqa by letters,
 puts a primer before truthfulqa, and begins a context of nothing with the end-of-document token, which our models never
-see at a beginning.
+see at a beginning (a line break stands there, or the token that begins documents: `likelihood.LEAD`).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes, sha256_file
 from governance.log import get_logger
 from pretrain.evaluation_config import EvaluationConfig, TaskConfig
+from pretrain.likelihood import LEAD
 
 MOST_FAULTS = 0.01  # of the records; published files have a few that are broken, another format has all
-LEAD = "\n"  # a context of nothing, so that the first word of a sentence is predicted too
 _FILES = re.compile(r".*\.(jsonl?(\.gz)?|parquet)")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

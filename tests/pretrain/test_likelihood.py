@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from governance.errors import PipelineError
 from governance.manifest import read_manifest
 from pretrain.evaluate import load_decoder, nats_with
-from pretrain.likelihood import Passes, log_likelihoods
-from pretrain.task_scores import encode_tasks
-from pretrain.tasks import LEAD, Question, Task
+from pretrain.likelihood import LEAD, Passes, encode_texts, log_likelihoods
 
 
 def encode(text: str) -> np.ndarray:
@@ -71,9 +69,10 @@ def test_behind_a_token_that_begins_documents_all_of_a_text_is_scored(model):
     assert first[0].nats == pytest.approx(plain(model, begun("a").tolist(), 1), abs=1e-4)
     assert second[0].nats == pytest.approx(plain(model, begun("abc").tolist(), 1), abs=1e-4)
     assert third.nats == pytest.approx(plain(model, begun("abcab").tolist(), 3), abs=1e-4)
-    suite = encode_tasks([Task("pairs", "", (Question(LEAD, ("abc", "bc"), 0),))], begun, 64)
-    assert [text.ids.tolist() for text in suite.texts[0]] == [begun("abc").tolist(), begun("bc").tolist()]
-    assert [text.first for text in suite.texts[0]] == [1, 1]
+    texts = encode_texts(begun, [(LEAD, "abc"), (f"{LEAD}a", "bc"), (LEAD, "a")], 64)
+    assert [(text.ids.tolist(), text.first) for text in texts] == [
+        (begun("abc").tolist(), 1), (begun("abc").tolist(), 2), (begun("a").tolist(), 1)
+    ]  # fmt: skip
 
 
 def test_passes_that_are_alike_have_one_shape_a_length_and_the_same_scores(model):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from pretrain import profiler
 from pretrain.profile_config import ProfileConfig
@@ -60,6 +62,27 @@ def test_what_is_learned_does_not_change(profiled, tmp_path, run_training, losse
     assert losses_of(run_training(tmp_path, **LENGTH), tmp_path) == losses_of(manifest, root)
     assert record_of(tmp_path) == []
     assert not list(tmp_path.glob("train/*/profile"))
+
+
+def test_on_cuda_kernels_are_listed_and_not_the_operators_that_launched_them():
+    def event(key, device, self_cpu, self_device, note=False):
+        return SimpleNamespace(
+            key=key, device_type=device, count=2, self_cpu_time_total=self_cpu, self_device_time_total=self_device,
+            self_cpu_memory_usage=0, self_device_memory_usage=0, is_user_annotation=note, input_shapes=None,
+        )  # fmt: skip
+
+    events = [
+        event("aten::mm", DeviceType.CPU, 50.0, 3e6),
+        event("gemm_kernel", DeviceType.CUDA, 0.0, 3e6),
+        event("softmax_kernel", DeviceType.CUDA, 0.0, 1e6),
+        event("ProfilerStep#3", DeviceType.CUDA, 0.0, 9e6),
+        event("a range of ours", DeviceType.CUDA, 0.0, 9e6, note=True),
+    ]
+    kind, rows = profiler.operators(events, "cuda")
+    assert kind == "kernels of the device"
+    assert [(row["name"], row["seconds"], row["share"]) for row in rows] == [
+        ("gemm_kernel", 3.0, 0.75), ("softmax_kernel", 1.0, 0.25)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("place", ["_open", "_write"])

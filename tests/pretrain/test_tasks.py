@@ -13,7 +13,8 @@ import pytest
 
 from governance.errors import ConfigError, MissingInput
 from pretrain.evaluation_config import EvaluationConfig, TaskConfig
-from pretrain.tasks import LEAD, open_tasks, pin
+from pretrain.likelihood import LEAD
+from pretrain.tasks import open_tasks, pin
 
 
 def write(path: Path, records: list[dict]) -> Path:
