@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.classifier import train_classifier
 from data_pipeline.dedup import earlier_corpora
+from data_pipeline.duplicates.join import require_engine
 from data_pipeline.evaluation_sets import evaluation_sets
 from data_pipeline.language import known_codes
 from data_pipeline.lists import make_lists
@@ -33,15 +34,17 @@ if TYPE_CHECKING:
     from data_pipeline.prepare import DataConfig
 
 
-def check(config: DataConfig, folder: Path, root: Path) -> None:
+def check(config: DataConfig, folder: Path, root: Path, engine: str = "duckdb") -> None:
     """Look up every path of the configuration; relative ones start at `folder`, earlier corpora at `root`.
+
+    `engine` is that of the joins, which must be installed.
 
     Raises:
         ConfigError: at least one thing that is named is of the wrong kind.
         PipelineError: things are not there; of one kind it keeps its class, `MissingInput` mostly.
     """
     faults: list[PipelineError] = []
-    for look in _looks(config, folder, root):
+    for look in (*_looks(config, folder, root), partial(require_engine, engine)):
         try:
             look()
         except PipelineError as error:

@@ -118,8 +118,9 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
     """
     try:
         if runtime.make:
-            check(config, folder, runtime.root)
-            if runtime.mode != "share":
+            joins = runtime.mode != "share"
+            check(config, folder, runtime.root, runtime.engine if joins else "duckdb")
+            if joins:
                 make_beside(config, folder, runtime)
         yield (documents := _left(ingest(config.sources, config.ingest, folder, runtime), runtime))
         lists = None if config.lists is None else make_lists(config.lists, folder, runtime)

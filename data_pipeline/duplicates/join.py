@@ -16,6 +16,7 @@ the rows of one range in memory.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,16 @@ def write_keys(path: Path, keys: Integers, rows: npt.NDArray[np.int32]) -> None:
             write_statistics=["key"],
             row_group_size=KEYS_A_ROW_GROUP,
         )
+
+
+def require_engine(name: str) -> None:
+    """Raise where the engine of the joins is not installed.
+
+    Raises:
+        MissingInput: with the command that installs it.
+    """
+    if name == "daft" and importlib.util.find_spec("daft") is None:
+        raise MissingInput("engine daft: Daft is not installed. Install it with: pip install 'assay-pretrain[ray]'")
 
 
 def shared_keys(
@@ -143,12 +154,9 @@ def _duckdb(names: list[str], shards: pa.Table, engine: Engine) -> Iterator[Any]
 def _daft(names: list[str], shards: pa.Table, engine: Engine) -> Iterator[Any]:
     os.environ.setdefault("DO_NOT_TRACK", "true")  # both report home unless told not to
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import daft
-    except ImportError as error:
-        raise MissingInput(
-            "engine daft: Daft is not installed. Install it with: pip install 'assay-pretrain[ray]'"
-        ) from error
+    require_engine("daft")
+    import daft
+
     address = os.environ.get("RAY_ADDRESS")
     if address:
         daft.set_runner_ray(address, noop_if_initialized=True)

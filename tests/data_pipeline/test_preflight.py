@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from data_pipeline.duplicates import join
 from data_pipeline.prepare import DataConfig, stages
 from governance.config import validate
 from governance.errors import ConfigError, MissingInput, PipelineError
@@ -59,6 +60,14 @@ def test_all_that_is_missing_stands_in_one_message(folder):
     lines = str(told.value).splitlines()
     assert lines[0] == "7 faults; nothing was made yet"
     assert len(lines) == 8
+
+
+def test_an_engine_that_is_not_installed_is_told_before_anything_is_made(folder, monkeypatch):
+    monkeypatch.setattr(join.importlib.util, "find_spec", lambda name: None)
+    config = validate({"sources": [SOURCE]}, DataConfig, "run.toml")
+    with pytest.raises(MissingInput, match=r"pip install 'assay-pretrain\[ray\]'"):
+        next(stages(config, folder, Runtime(folder / "made", engine="daft")))
+    assert not (folder / "made").exists()
 
 
 def test_one_fault_of_the_file_makes_the_whole_a_fault_of_the_file(folder):
