@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from benchmarks.measures.goals import Goal
+from benchmarks.measures.goals import Goal, told
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -33,6 +33,10 @@ CATEGORIES = ("crime", "science", "family")
 SUITES = ("association", "tone", "impact")
 NULLS = {"npmi": 0.0, "npmi_gap": 0.0, "sentiment_gap": 0.0, "toxicity_ratio": 1.0, "keep_ratio_adjusted": 1.0}
 LEVEL = 0.05
+LEANINGS = {"a": 3.0, "b": 1 / 3, "category": 3.0, "praise": 0.6, "abuse": 4.0, "kept": 0.8}
+"""The second source's rates over the first's."""
+_OF_ONE_SOURCE = ("npmi", "share")
+"""Metrics that describe the whole corpus: their truth is not known where sources differ."""
 _LIKENESS = 0.05
 _CATEGORY, _ABUSE, _PRAISE, _CLEAN, _DEDUP = 0.05, 0.03, 0.6, 0.95, 0.85
 
@@ -51,6 +55,8 @@ class Shape:
     common: bool = True
     density: float = 0.4
     """Share of sentences with a word of praise or blame."""
+    sources: int = 1
+    """Two: sites of the second speak otherwise of everyone, and of other people (`LEANINGS`)."""
     named: bool = False
     """True: documents have an address, and strata of impact are sites; else the source."""
     effects: Mapping[tuple[str, ...], float] = field(default_factory=dict)
@@ -63,6 +69,7 @@ SHAPES = {
     "12_sites": Shape(sites=12, documents=600),
     "rare_dense": Shape(documents=8, rare=28, common=False),
     "rare_sparse": Shape(documents=8, rare=28, common=False, density=0.06, named=True),
+    "two_sources": Shape(sources=2),
 }
 POWER = Shape(
     documents=4,
@@ -92,22 +99,30 @@ class _Drawn:
         spread = self.rng.lognormal(-(shape.sigma**2) / 2, shape.sigma, shape.sites)
         self.sizes = 1 + self.rng.poisson(shape.documents * spread)
         self.buckets = self.rng.integers(0, 64, shape.sites)
+        self.sources = np.arange(shape.sites) % shape.sources
         self.rows: dict[str, list[tuple[Any, ...]]] = {}
 
-    def rates(self, rate: float) -> Floats:
+    def rates(self, rate: float, leaning: str = "") -> Floats:
         """[sites]"""
         of = (1 - _LIKENESS) / _LIKENESS
-        return self.rng.beta(rate * of, (1 - rate) * of, self.shape.sites)
+        means = rate * np.where(self.sources == 1, LEANINGS.get(leaning, 1.0), 1.0)
+        return self.rng.beta(means * of, (1 - means) * of, self.shape.sites)
 
     def draw(self, of: Integers, rates: Floats, factor: float = 1.0) -> Integers:
         """[sites]"""
         return self.rng.binomial(of, np.clip(rates * factor, 0, 1))
 
     def put(self, table: str, before: tuple[Any, ...], after: tuple[Any, ...], *counts: Integers) -> None:
-        """Rows of one key, a bucket each; `before` and `after` are the keys on either side of the bucket."""
-        sums = [np.bincount(self.buckets, one, 64).astype(np.int64) for one in counts]
-        for bucket in np.flatnonzero(sum(np.abs(one) for one in sums)).tolist():
-            self.rows.setdefault(table, []).append((*before, bucket, *after, *(int(one[bucket]) for one in sums)))
+        """Rows of one key, a bucket each; `before` and `after` are the keys on either side of the bucket.
+
+        Where `before` has the source "web", each source has rows of its own, named "web", "web1", ...
+        """
+        for source in range(self.shape.sources if "web" in before else 1):
+            mine = self.sources == source if "web" in before else np.full(len(self.sources), True)
+            key = [f"web{source or ''}" if part == "web" else part for part in before]
+            sums = [np.bincount(self.buckets[mine], one[mine], 64).astype(np.int64) for one in counts]
+            for bucket in np.flatnonzero(sum(np.abs(one) for one in sums)).tolist():
+                self.rows.setdefault(table, []).append((*key, bucket, *after, *(int(one[bucket]) for one in sums)))
 
 
 def corpus(seed: int, shape: Shape) -> dict[str, pa.Table]:
@@ -117,13 +132,13 @@ def corpus(seed: int, shape: Shape) -> dict[str, pa.Table]:
     sentences = {key: of * 3 if key[0] == "x" else of + d.rng.binomial(of, 0.5) for key, of in documents.items()}
     entered = np.maximum(d.sizes, sum(documents.values()))
     every = np.maximum(entered * 8, sum(sentences.values()))
-    d.put("documents", ("en",), (), entered, every * 15, every, every * 90)
+    d.put("documents", ("en", "web"), (), entered, every * 15, every, every * 90)
     for axis in sorted({key[0] for key in documents}):
         mine = {key: of for key, of in documents.items() if key[0] == axis}
         d.put("axes", ("en",), (axis,), sum(mine.values()))
         _fates(d, {(axis, ""): entered - sum(mine.values()), **mine})
     for key, of in documents.items():
-        d.put("groups", ("en",), key, of, sentences[key], sentences[key])
+        d.put("groups", ("en", "web"), key, of, sentences[key], sentences[key])
     nobody = every - sum(sentences.values())
     _categories(d, sentences, nobody)
     _scores(d, {("", ""): nobody, **sentences})
@@ -139,7 +154,7 @@ def rates_of(shape: Shape) -> dict[str, float]:
 
 def _documents(d: _Drawn) -> dict[tuple[str, str], Integers]:
     return {
-        ("x" if group in COMMON else "nationality", group): d.draw(d.sizes, d.rates(rate))
+        ("x" if group in COMMON else "nationality", group): d.draw(d.sizes, d.rates(rate, group))
         if group in COMMON
         else np.minimum(d.rng.poisson(d.sizes * rate), d.sizes)
         for group, rate in rates_of(d.shape).items()
@@ -148,28 +163,28 @@ def _documents(d: _Drawn) -> dict[tuple[str, str], Integers]:
 
 def _categories(d: _Drawn, sentences: Mapping[tuple[str, str], Integers], nobody: Integers) -> None:
     for category in CATEGORIES:
-        rates = d.rates(_CATEGORY)
+        rates = d.rates(_CATEGORY, "category")
         total = d.draw(nobody, rates)
         for key, of in sentences.items():
             both = d.draw(of, rates, d.shape.effects.get(("npmi", key[1], category), 1.0))
             total = total + both
-            d.put("pairs", ("en",), (*key, "topic", category), both)
-        d.put("categories", ("en",), ("topic", category), total)
+            d.put("pairs", ("en", "web"), (*key, "topic", category), both)
+        d.put("categories", ("en", "web"), ("topic", category), total)
 
 
 def _scores(d: _Drawn, sentences: Mapping[tuple[str, str], Integers]) -> None:
-    scored, praise, abuse = d.rates(d.shape.density), d.rates(_PRAISE), d.rates(_ABUSE)
+    scored, praise, abuse = d.rates(d.shape.density), d.rates(_PRAISE, "praise"), d.rates(_ABUSE, "abuse")
     for key, of in sentences.items():
         hits = d.draw(of, scored)
         shift = d.shape.effects.get(("tone", key[1]), 0.0) / 2 / d.shape.density
         total = 2 * d.draw(hits, praise + shift) - hits
-        d.put("scores", ("en",), (*key, "sentiment"), of, total, hits, hits)
+        d.put("scores", ("en", "web"), (*key, "sentiment"), of, total, hits, hits)
         listed = d.draw(of, abuse, d.shape.effects.get(("abuse", key[1]), 1.0))
-        d.put("scores", ("en",), (*key, "toxicity"), of, listed, listed, listed)
+        d.put("scores", ("en", "web"), (*key, "toxicity"), of, listed, listed, listed)
 
 
 def _fates(d: _Drawn, documents: Mapping[tuple[str, str], Integers]) -> None:
-    clean, dedup, lengths = d.rates(_CLEAN), d.rates(_DEDUP), d.rng.integers(6, 10, d.shape.sites)
+    clean, dedup, lengths = d.rates(_CLEAN, "kept"), d.rates(_DEDUP, "kept"), d.rng.integers(6, 10, d.shape.sites)
     for key, of in documents.items():
         passed = d.draw(of, clean)
         kept = d.draw(passed, dedup, d.shape.effects.get(("keep", key[1]), 1.0))
@@ -209,13 +224,31 @@ def measured(seeds: Sequence[int], shape: Shape) -> tuple[dict[str, list[int]], 
         found = tables(seed, shape)
         for row in (row for suite in (*SUITES, "representation") for row in found[suite]):
             truth = shares.get(row["group"]) if row["metric"] == "share" else NULLS.get(row["metric"])
-            if truth is not None and row["lower"] is not None:
+            known = shape.sources == 1 or row["metric"] not in _OF_ONE_SOURCE
+            if known and truth is not None and row["lower"] is not None:
                 of = held.setdefault(row["metric"], [0, 0])
                 of[0] += row["lower"] <= truth <= row["upper"]
                 of[1] += 1
         for suite in SUITES:
             alarms[suite] += any(row["q"] is not None and row["q"] < LEVEL for row in found[suite])
     return held, alarms
+
+
+def pooled_alarms(seeds: Sequence[int], shape: Shape) -> Counter[str]:
+    """Suite -> corpora with an alarm, were all sources one: what comparing within sources is for."""
+    from governance.checks.bias.tables import bias_tables
+
+    alarms: Counter[str] = Counter(dict.fromkeys(SUITES, 0))
+    for seed in seeds:
+        counts = corpus(seed, shape)
+        for name, table in counts.items():
+            if "source" in table.column_names:
+                place = table.column_names.index("source")
+                counts[name] = table.set_column(place, "source", pa.array(["web"] * len(table)))
+        found = bias_tables(counts)
+        for suite in SUITES:
+            alarms[suite] += any(row["q"] is not None and row["q"] < LEVEL for row in found[suite])
+    return alarms
 
 
 def power(seeds: Sequence[int]) -> Counter[str]:
@@ -237,6 +270,9 @@ def bias_null(quick: bool) -> list[Goal]:
     goals = []
     for name, shape in SHAPES.items():
         goals += list(_goals(name, number, *measured(range(number), shape)))
+    few = range(number // 10)
+    for suite, hits in sorted(pooled_alarms(few, SHAPES["two_sources"]).items()):
+        goals.append(told(f"bias_null.two_sources.{suite}.alarms_with_sources_pooled", hits / len(few)))
     for name, hits in power(range(_POWER_CORPORA)).items():
         note = f"{BEFORE[name]:g} by the jackknife alone, on the same corpora"
         goals.append(Goal(f"bias_null.power.{name}", hits / _POWER_CORPORA, BEFORE[name] - _POWER_NOISE, note=note))

@@ -42,9 +42,9 @@ _NOTES = {
     "within source, language, length and site (Mantel-Haenszel); the raw one mostly shows that sources differ. Below "
     "0.8 is adverse impact by the four-fifths rule.",
     "association": "Normalised pointwise mutual information of group and theme in a sentence (-1 to 1), and its gap to "
-    "the other groups of the axis.",
+    "the other groups of the axis, compared within source.",
     "tone": "Positive less negative words in sentences that mention the group, against other groups; and the ratio of "
-    "such sentences with a listed insult.",
+    "such sentences with a listed insult. Both are compared within source; notes have the values with sources pooled.",
     "instruments": "Neutral sentences about each group, scored by each word list and model. One that scores groups "
     "differently decides no gate.",
     "shares": "Shares of the corpus. Nothing says what they should be, so none of them is tested.",

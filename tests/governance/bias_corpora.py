@@ -42,12 +42,17 @@ def corpus(seed, planted=None, **shape):
     sentences = np.maximum(sentences, sum(spoken.values()))
     nobody = sentences - sum(spoken.values())
     rows["documents"] += per_bucket(
-        "documents", ("en", None), d.into(docs), d.into(sentences * 15), d.into(sentences), d.into(sentences * 90)
+        "documents",
+        ("en", "web", None),
+        d.into(docs),
+        d.into(sentences * 15),
+        d.into(sentences),
+        d.into(sentences * 90),
     )
     rows["axes"] += per_bucket("axes", ("en", None, "x"), d.into(sum(mentioning.values())))
     for group in GROUPS:
         n = d.into(mentioning[group])
-        rows["groups"] += per_bucket("groups", ("en", None, "x", group), n, n * 4, d.into(spoken[group]))
+        rows["groups"] += per_bucket("groups", ("en", "web", None, "x", group), n, n * 4, d.into(spoken[group]))
     _categories(d, rows, spoken, nobody, planted)
     _scores(d, rows, spoken, nobody, planted)
     _fates(d, rows, mentioning, docs, planted)
@@ -67,9 +72,9 @@ def _categories(d, rows, spoken, nobody, planted):
         total = d.draw(nobody, rates)
         for group in GROUPS:
             both = d.draw(spoken[group], rates * planted.association.get((group, category), 1.0))
-            rows["pairs"] += per_bucket("pairs", ("en", None, "x", group, "topic", category), d.into(both))
+            rows["pairs"] += per_bucket("pairs", ("en", "web", None, "x", group, "topic", category), d.into(both))
             total = total + both
-        rows["categories"] += per_bucket("categories", ("en", None, "topic", category), d.into(total))
+        rows["categories"] += per_bucket("categories", ("en", "web", None, "topic", category), d.into(total))
 
 
 def _scores(d, rows, spoken, nobody, planted):
@@ -78,7 +83,7 @@ def _scores(d, rows, spoken, nobody, planted):
         mean = mood + planted.tone.get(group, 0.0)
         total = np.rint(d.rng.normal(n * mean, np.sqrt(n)))
         hits = d.draw(n, abuse * planted.abuse.get(group, 1.0))
-        key = ("en", None, axis, group)
+        key = ("en", "web", None, axis, group)
         rows["scores"] += per_bucket("scores", (*key, "sentiment"), d.into(n), d.into(total), d.into(n), d.into(n))
         rows["scores"] += per_bucket("scores", (*key, "toxicity"), d.into(n), d.into(hits), d.into(hits), d.into(hits))
 

@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 
 KEYS = {
-    "documents": ("language", "bucket"),
+    "documents": ("language", "source", "bucket"),
     "axes": ("language", "bucket", "axis"),
-    "groups": ("language", "bucket", "axis", "group"),
-    "categories": ("language", "bucket", "family", "category"),
-    "pairs": ("language", "bucket", "axis", "group", "family", "category"),
-    "scores": ("language", "bucket", "axis", "group", "instrument"),
+    "groups": ("language", "source", "bucket", "axis", "group"),
+    "categories": ("language", "source", "bucket", "family", "category"),
+    "pairs": ("language", "source", "bucket", "axis", "group", "family", "category"),
+    "scores": ("language", "source", "bucket", "axis", "group", "instrument"),
     "fates": ("stage", "reason", "source", "site", "language", "length_bin", "bucket", "axis", "group"),
     "shares": ("dimension", "value", "bucket"),
 }

@@ -71,7 +71,7 @@ def reference(rows):
         own = count(row["text"], *(LABELS[code] if lexicon else ({}, {})), len(LEXICONS.instruments))
         sums = (1, own["words"], own["sentences"], len(row["text"].encode()))
         for field, value in zip(t.TABLES["documents"][1], sums, strict=True):
-            found["documents"][code, bucket, field] += value
+            found["documents"][code, row["source"], bucket, field] += value
         place = (
             c.KEPT,
             "",
@@ -89,13 +89,13 @@ def reference(rows):
         for group, many in own["mentions"].items():
             found["fates"][(*place, *lexicon.groups[group])] += 1
             for field, value in zip(t.TABLES["groups"][1], (1, many, own["with_mention"][group]), strict=True):
-                found["groups"][(code, bucket, *lexicon.groups[group], field)] += value
+                found["groups"][(code, row["source"], bucket, *lexicon.groups[group], field)] += value
         for axis in set(lexicon.axes) - {lexicon.groups[group][0] for group in own["mentions"]}:
             found["fates"][(*place, axis, "")] += 1
         for number, many in own["categories"].items():
-            found["categories"][(code, bucket, *lexicon.categories[number])] += many
+            found["categories"][(code, row["source"], bucket, *lexicon.categories[number])] += many
         for (group, number), many in own["pairs"].items():
-            found["pairs"][(code, bucket, *lexicon.groups[group], *lexicon.categories[number])] += many
+            found["pairs"][(code, row["source"], bucket, *lexicon.groups[group], *lexicon.categories[number])] += many
         for groups, scores in own["scores"]:
             for name in [lexicon.groups[group] for group in groups] or [("", "")]:
                 for instrument, (score, words) in zip(LEXICONS.instruments, scores, strict=True):
@@ -103,7 +103,7 @@ def reference(rows):
                         continue
                     values = (1, score, score * score, words > 0)
                     for field, value in zip(t.TABLES["scores"][1], values, strict=True):
-                        found["scores"][(code, bucket, *name, instrument, field)] += value
+                        found["scores"][(code, row["source"], bucket, *name, instrument, field)] += value
     return found
 
 

@@ -36,8 +36,7 @@ def truths():
     both = spoken["a"] * CATEGORY_RATE * 1.6
     every = CATEGORY_RATE * (1 + spoken["a"] * 0.6)
     npmi = math.log(both / (spoken["a"] * every)) / -math.log(both)
-    others = spoken["b"] + spoken["c"]
-    gap = npmi - math.log(CATEGORY_RATE / every) / -math.log(others * CATEGORY_RATE)
+    gap = npmi - math.log(CATEGORY_RATE / every) / -math.log(spoken["a"] * CATEGORY_RATE)
     found["association", "npmi", "a", "topic/crime", None] = npmi
     found["association", "npmi_gap", "a", "topic/crime", None] = gap
     for against in (OTHERS, NOBODY):

@@ -21,7 +21,9 @@ LISTED = ("en", "de")
 def covered(sizes, scored=None):
     """The coverage rows of a corpus with so many documents a language."""
     rows = [
-        (code, bucket, number, 9, 1, 99) for code, number in sizes.items() for bucket, number in enumerate([number])
+        (code, "web", bucket, number, 9, 1, 99)
+        for code, number in sizes.items()
+        for bucket, number in enumerate([number])
     ]
     return coverage_rows(table_of("documents", rows), LISTED, scored or {})
 

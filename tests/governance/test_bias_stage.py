@@ -29,7 +29,7 @@ from governance.manifest import Manifest, describe, verify
 from governance.parallel import close_pool
 from governance.stage import Runtime
 
-GOLDEN = "16e2dd28c2b4271aff2adefb34dbbc50fadb299ab47e3716923f6ae13caf979f"
+GOLDEN = "a81784555bd9e343702dee73e219fa442cae5b811135a03d0f7ffb90ad31f402"
 SENTENCES = (
     "She is a wonderful nurse. ", "The man was arrested for theft. ", "Nobody knows the colour of it. ",
     "Die Frau kam. ", "A young Muslim teacher won the match. ", "That stupid idiot! ",

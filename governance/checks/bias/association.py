@@ -1,11 +1,16 @@
 """Association: do sentences that mention a group speak of a category more often than chance would have it?
 
     npmi(g, c)     = ln(p(g,c) / (p(g) p(c))) / -ln p(g,c)             in -1 .. 1; 0 is independence
-    npmi_gap(g, c) = npmi(g, c) - npmi(the axis' other groups, c)      in -2 .. 2
+    npmi_gap(g, c) = npmi(g, c | own rate) - npmi(g, c | others' rate)      in -2 .. 2; 0 is the same rate
 
 p(g,c), p(g), p(c) are shares of the language's sentences. Bouma 2009, "Normalized (Pointwise) Mutual Information in
-Collocation Extraction", Proceedings of GSCL, defines it. The other groups are pooled: their sentences are added, so a
-sentence that mentions two of them counts twice. Never together is -1, by Bouma's limit.
+Collocation Extraction", Proceedings of GSCL, defines it. Never together is -1, by Bouma's limit. npmi is a description
+of the whole corpus: it has an interval and no p, for sources and sentences that mention nobody have a part in it.
+
+The gap compares within sources (`within_source.py`): both rates, and the category's, are taken as if the group and the
+axis' other groups stood in the same sources, and the others' rate is put in place of the group's own. So the gap is 0
+where both speak of the category equally often, however much more often than other sentences do; two npmi of groups of
+unlike size would differ there. The other groups are pooled: a sentence that mentions two of them counts twice.
 
 Intervals and p (`interval_choice.py`): delete-a-group jackknife (Kott 2001) over 64 buckets of domains with Student's
 t, npmi on Fisher's atanh scale, where chance alone would have the pair in 5 sentences or more (Cochran 1954, Biometrics
@@ -23,11 +28,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from governance.checks.bias.bucket_counts import by_bucket, stacked
+from governance.checks.bias.bucket_counts import by_bucket
 from governance.checks.bias.interval_choice import chosen_intervals, effective_units, units_against
 from governance.checks.bias.interval_rows import OTHERS, Row, interval_rows
 from governance.checks.bias.jackknife import FISHER, IDENTITY, Estimates, Floats, Integers, jackknife
 from governance.checks.bias.small_samples import Bounds, rate_bounds
+from governance.checks.bias.within_source import (
+    by_source,
+    comparable,
+    notes_of,
+    sources_of,
+    standardised,
+    units_within,
+    weights,
+)
 
 LEAST_EXPECTED = 5.0
 
@@ -40,8 +54,9 @@ def normalised_pmi(both: Floats, one: Floats, other: Floats, everything: Floats)
 
 
 def _gap(*counts: Floats) -> Floats:
-    both, one, both_others, others, category, everything = counts
-    return normalised_pmi(both, one, category, everything) - normalised_pmi(both_others, others, category, everything)
+    """[rows, replicates] of counts [rows, sources, replicates]."""
+    sums = _within(*counts)
+    return _npmi_of(sums.rate, sums) - _npmi_of(sums.others_rate, sums)
 
 
 def association_rows(counts: Mapping[str, pa.Table], least_expected: float = LEAST_EXPECTED) -> list[Row]:
@@ -51,18 +66,19 @@ def association_rows(counts: Mapping[str, pa.Table], least_expected: float = LEA
         counts: the tables documents, groups, categories, pairs.
         least_expected: sentences that chance alone would give a pair that was never seen, for its row.
     """
-    everything = by_bucket(counts["documents"], ("language",), "sentences")
-    groups = by_bucket(counts["groups"], ("language", "axis", "group"), "sentences")
-    categories = by_bucket(counts["categories"], ("language", "family", "category"), "sentences")
-    pairs = by_bucket(counts["pairs"], ("language", "axis", "group", "family", "category"), "sentences")
+    everything = by_bucket(counts["documents"], ("language", "source"), "sentences")
+    groups = by_bucket(counts["groups"], ("language", "axis", "group", "source"), "sentences")
+    categories = by_bucket(counts["categories"], ("language", "family", "category", "source"), "sentences")
+    pairs = by_bucket(counts["pairs"], ("language", "axis", "group", "family", "category", "source"), "sentences")
     rows: list[Row] = []
-    for (language,), sentences in everything.items():
-        keys = [key for key in groups if key[0] == language]
-        for _, family, category in [key for key in categories if key[0] == language]:
-            together = stacked(pairs, [(*key, family, category) for key in keys])
-            one = stacked(groups, keys)
-            subject = np.broadcast_to(categories[language, family, category], one.shape)
-            whole = np.broadcast_to(sentences, one.shape)
+    for language in dict.fromkeys(key[0] for key in everything):
+        sources = sources_of([key for key in everything if key[0] == language])
+        keys = list(dict.fromkeys(key[:-1] for key in groups if key[0] == language))
+        one = by_source(groups, keys, sources)
+        whole = np.broadcast_to(by_source(everything, [(language,)], sources), one.shape)
+        for family, category in dict.fromkeys(key[1:-1] for key in categories if key[0] == language):
+            together = by_source(pairs, [(*key, family, category) for key in keys], sources)
+            subject = np.broadcast_to(by_source(categories, [(language, family, category)], sources), one.shape)
             rows += _rows_of_category(keys, f"{family}/{category}", (together, one, subject, whole), least_expected)
     return rows
 
@@ -70,36 +86,55 @@ def association_rows(counts: Mapping[str, pa.Table], least_expected: float = LEA
 def _rows_of_category(
     keys: list[tuple[str, ...]], against: str, counts: tuple[Integers, ...], least_expected: float
 ) -> list[Row]:
-    together, one, subject, whole = counts
     if not keys:
         return []
+    together, one = counts[:2]
+    names = [{"language": key[0], "axis": key[1], "group": key[2], "against": against} for key in keys]
     others_together, others = pooled_others(keys, together), pooled_others(keys, one)
-    sums = _Sums(
-        *(part.sum(axis=1).astype(np.float64) for part in (together, one, others_together, others, subject, whole))
-    )
+    rows = _npmi_rows(names, [part.sum(axis=1) for part in counts], least_expected)
+    return rows + _gap_rows(names, (together, one, others_together, others, *counts[2:]), least_expected)
+
+
+def _npmi_rows(names: list[dict[str, str]], counts: list[Integers], least_expected: float) -> list[Row]:
+    """The rows of a category, from counts [rows, buckets]."""
+    together, one, subject, whole = counts
+    sums = _Sums(*(part.sum(axis=1).astype(np.float64) for part in counts))
     with np.errstate(all="ignore"):
         rate = sums.subject / sums.whole
-    expected, by_others = sums.one * rate, sums.others * rate
-    names = [{"language": key[0], "axis": key[1], "group": key[2], "against": against} for key in keys]
-    rest = subject - together, whole - one
-    units = effective_units(one, rest[0], rest[1], rate * (1 - rate))
-    found, notes = chosen_intervals(
-        jackknife(normalised_pmi, counts, whole, FISHER, 0.0),
-        _npmi_bounds(sums, units_against(units, sums.whole - sums.one)), expected, one,
-    )  # fmt: skip
+        expected = sums.one * rate
+        units = effective_units(one, subject - together, whole - one, rate * (1 - rate))
+        exact = _npmi_bounds(sums, units_against(units, sums.whole - sums.one))
+    found, notes = chosen_intervals(jackknife(normalised_pmi, tuple(counts), whole, FISHER), exact, expected, one)
     never = [
         "" if seen else f"never together; chance would have it in {by_chance:.1f} sentences"
         for seen, by_chance in zip(np.any(together, axis=1).tolist(), expected.tolist(), strict=True)
     ]
     shown = together.any(axis=1) | (expected >= least_expected)
-    rows = _chosen("npmi", names, found, shown, one, [_joined(*both) for both in zip(never, notes, strict=True)])
-    gap, notes = chosen_intervals(
-        jackknife(_gap, (together, one, others_together, others, subject, whole), whole, IDENTITY, 0.0),
-        _gap_bounds(sums, units_against(units, sums.others)), np.minimum(expected, by_others), one,
-    )  # fmt: skip
-    seen = (together.any(axis=1) & others_together.any(axis=1)) | (np.minimum(expected, by_others) >= least_expected)
-    unlike = [_joined(f"against {OTHERS}", note) for note in notes]
-    return rows + _chosen("npmi_gap", names, gap, seen & others.any(axis=1), one, unlike)
+    return _chosen(
+        "npmi", names, found, shown, one.sum(axis=1), [_joined(*both) for both in zip(never, notes, strict=True)]
+    )
+
+
+def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...], least_expected: float) -> list[Row]:
+    """The rows of a category, from counts [rows, sources, buckets] of `_Within`'s arguments."""
+    _, one, _, others, _, _ = counts
+    there = comparable(one, others)
+    mine = [np.asarray(part * there) for part in counts]
+    sums = _within(*(part.sum(axis=2).astype(np.float64) for part in mine))
+    with np.errstate(all="ignore"):
+        pooled = _gap(*(part.sum(axis=(1, 2))[:, None, None].astype(np.float64) for part in counts))[:, 0]
+        units = units_within(mine[1], mine[3], mine[4] - mine[0], mine[5] - mine[1], sums.variance)
+        exact = rate_bounds(sums.rate, units, sums.others_rate)
+        beside = _npmi_of(sums.others_rate, sums)
+        exact = Bounds(_npmi_of(exact.lower, sums) - beside, _npmi_of(exact.upper, sums) - beside, exact.p)
+        expected = np.minimum(sums.one, mine[3].sum(axis=(1, 2))) * sums.subject_rate
+    found, notes = chosen_intervals(
+        jackknife(_gap, tuple(mine), mine[5].sum(axis=1), IDENTITY, 0.0), exact, expected, mine[1].sum(axis=1)
+    )
+    seen = (counts[0].any(axis=(1, 2)) & counts[2].any(axis=(1, 2))) | (expected >= least_expected)
+    of_sources = notes_of(found.value, pooled, one, others)
+    unlike = [_joined(f"against {OTHERS}", *both) for both in zip(notes, of_sources, strict=True)]
+    return _chosen("npmi_gap", names, found, seen & others.any(axis=(1, 2)), one.sum(axis=(1, 2)), unlike)
 
 
 def _joined(*notes: str) -> str:
@@ -112,39 +147,52 @@ class _Sums:
 
     together: Floats
     one: Floats
-    others_together: Floats
-    others: Floats
     subject: Floats
     whole: Floats
 
 
-def _npmi_of(rate: Floats, sums: _Sums) -> Floats:
+@dataclass(frozen=True)
+class _Within:
+    """What the gap is made of, [rows] or [rows, replicates]; rates are standardised over sources."""
+
+    rate: Floats
+    others_rate: Floats
+    subject_rate: Floats
+    """The category's, among all sentences."""
+    variance: Floats
+    """Of one sentence, within its source."""
+    one: Floats
+    whole: Floats
+
+
+def _within(
+    together: Floats, one: Floats, others_together: Floats, others: Floats, subject: Floats, whole: Floats
+) -> _Within:
+    """Of counts [rows, sources, ...]."""
+    weight = weights(one, others)
+    with np.errstate(all="ignore"):
+        rates = subject / whole
+    return _Within(
+        standardised(together, one, weight), standardised(others_together, others, weight),
+        standardised(subject, whole, weight), standardised(rates * (1 - rates), np.ones_like(rates), weight),
+        one.sum(axis=1), whole.sum(axis=1),
+    )  # fmt: skip
+
+
+def _npmi_of(rate: Floats, sums: _Within) -> Floats:
     """npmi, were `rate` of the group's sentences of the category."""
-    return normalised_pmi(rate * sums.one, sums.one, sums.subject, sums.whole)
+    return normalised_pmi(rate * sums.one, sums.one, sums.subject_rate * sums.whole, sums.whole)
 
 
 def _npmi_bounds(sums: _Sums, units: Floats) -> Bounds:
-    """Bounds of npmi, and p of 0: of the group's rate, against the category's among the other sentences."""
+    """Bounds of npmi, of the group's rate; the category's has the group's sentences in it."""
     with np.errstate(all="ignore"):
-        null = (sums.subject - sums.together) / (sums.whole - sums.one)
-        found = rate_bounds(sums.together / sums.one, units, null)
-        # the category's rate has the group's sentences in it: npmi is 0 where both are the others' rate
-        grown = [
-            _Sums(sums.together, sums.one, sums.others_together, sums.others,
-                  sums.subject - sums.together + end * sums.one, sums.whole)
+        found = rate_bounds(sums.together / sums.one, units, np.full_like(units, np.nan))
+        lower, upper = (
+            normalised_pmi(end * sums.one, sums.one, sums.subject - sums.together + end * sums.one, sums.whole)
             for end in (found.lower, found.upper)
-        ]  # fmt: skip
-        return Bounds(_npmi_of(found.lower, grown[0]), _npmi_of(found.upper, grown[1]), found.p)
-
-
-def _gap_bounds(sums: _Sums, units: Floats) -> Bounds:
-    """Bounds of the gap, and p of 0: of the group's rate, against the rate that would give it the others' npmi."""
-    with np.errstate(all="ignore"):
-        beside = normalised_pmi(sums.others_together, sums.others, sums.subject, sums.whole)
-        one, category = np.log(sums.one / sums.whole), np.log(sums.subject / sums.whole)
-        null = np.exp((category - beside * one) / (1 + beside))
-        found = rate_bounds(sums.together / sums.one, units, null)
-        return Bounds(_npmi_of(found.lower, sums) - beside, _npmi_of(found.upper, sums) - beside, found.p)
+        )
+        return Bounds(lower, upper, found.p)
 
 
 def _chosen(
@@ -152,10 +200,10 @@ def _chosen(
     names: list[dict[str, str]],
     found: Estimates,
     shown: npt.NDArray[np.bool_],
-    one: Integers,
+    n: Integers,
     notes: list[str],
 ) -> list[Row]:
-    rows = interval_rows([{"metric": metric, **name} for name in names], found, one.sum(axis=1), notes)
+    rows = interval_rows([{"metric": metric, **name} for name in names], found, n, notes)
     return [row for row, chosen in zip(rows, shown.tolist(), strict=True) if chosen]
 
 

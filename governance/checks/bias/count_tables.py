@@ -25,13 +25,13 @@ Tables = dict[str, list[pa.Table]]
 MOST_SITES = 4096
 """Sites that `fates` names; a smaller one has too few documents to be compared with itself."""
 TABLES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "documents": (("language", "bucket"), ("documents", "words", "sentences", "bytes")),
+    "documents": (("language", "source", "bucket"), ("documents", "words", "sentences", "bytes")),
     "axes": (("language", "bucket", "axis"), ("documents",)),
-    "groups": (("language", "bucket", "axis", "group"), ("documents", "mentions", "sentences")),
-    "categories": (("language", "bucket", "family", "category"), ("sentences",)),
-    "pairs": (("language", "bucket", "axis", "group", "family", "category"), ("sentences",)),
+    "groups": (("language", "source", "bucket", "axis", "group"), ("documents", "mentions", "sentences")),
+    "categories": (("language", "source", "bucket", "family", "category"), ("sentences",)),
+    "pairs": (("language", "source", "bucket", "axis", "group", "family", "category"), ("sentences",)),
     "scores": (
-        ("language", "bucket", "axis", "group", "instrument"),
+        ("language", "source", "bucket", "axis", "group", "instrument"),
         ("sentences", "total", "squares", "hits"),
     ),
     "fates": (
@@ -40,7 +40,7 @@ TABLES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "shares": (("dimension", "value", "bucket"), ("documents", "bytes", "words")),
     "terms": (("stage", "language", "term", "family", "category"), ("mentions",)),
-    "beside": (("language", "axis", "group", "term"), ("words", "scored")),
+    "beside": (("language", "source", "axis", "group", "term"), ("words", "scored")),
 }
 """Table -> its keys, in the order in which it is sorted, and its counts."""
 EXAMPLES_TABLE = "examples"

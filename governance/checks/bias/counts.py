@@ -3,12 +3,12 @@
 A table is Arrow: keys, then int64 counts; sorted by its keys; without rows of zeros. `bucket` is that of the document's
 cluster (`origins.py`), `language` the column's ("und" where it is empty), `length_bin` floor(log2(words)), 0 to 15.
 
-    documents   language, bucket -> documents, words, sentences, bytes
+    documents   language, source, bucket -> documents, words, sentences, bytes
     axes        language, bucket, axis -> documents that mention any group of the axis
-    groups      language, bucket, axis, group -> documents, mentions, sentences with a mention
-    categories  language, bucket, family, category -> sentences
-    pairs       language, bucket, axis, group, family, category -> sentences
-    scores      language, bucket, axis, group, instrument -> sentences, total, squares, hits
+    groups      language, source, bucket, axis, group -> documents, mentions, sentences with a mention
+    categories  language, source, bucket, family, category -> sentences
+    pairs       language, source, bucket, axis, group, family, category -> sentences
+    scores      language, source, bucket, axis, group, instrument -> sentences, total, squares, hits
                 total and squares of the sentences' scores, hits: sentences with a listed word; axis and group are ""
                 for the sentences that mention nobody
     fates       stage, reason, source, site, language, length_bin, bucket, axis, group -> documents
@@ -21,7 +21,7 @@ cluster (`origins.py`), `language` the column's ("und" where it is empty), `leng
     terms       stage, language, term, family, category -> mentions
                 of an identity term: all of them (family and category ""), and of what stayed those in sentences that
                 hold the category, or whose score is "below" or "above" 0 (family: the instrument)
-    beside      language, axis, group, term -> words, scored
+    beside      language, source, axis, group, term -> words, scored
                 of any other term in sentences that mention the group (or, "", nobody): how often it stands there, and
                 how often without being part of an identity term, as scores count it
 
@@ -31,8 +31,8 @@ own in `groups`, `pairs`, `scores` and `beside`.
 
 Promise: any order, any partition into shards, any crash gives the same bytes. Bytes are of the text as it is stored,
 words and sentences as `kernels/sentences.py` has them. Price: memory is one row group, 64 x groups x categories
-integers a language, and a row for each host: the process that merges holds those of the whole corpus. Time is in
-`bias.py`.
+integers a language and source (`MOST_BYTES` and one row group's at most), and a row for each host: the process that
+merges holds those of the whole corpus. Time is in `bias.py`.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ Integers = npt.NDArray[np.int64]
 
 KEPT = "kept"
 LENGTH_BINS = 16
+MOST_BYTES = 256 << 20
+"""Of counts of sentences in memory."""
 _COLUMNS = ("id", "text", "source", "url", "language", "licence")
 
 
@@ -105,23 +107,54 @@ def read_groups(path: Path, removed: bool) -> Iterator[pa.Table]:
 
 def count_groups(groups: Iterable[pa.Table], stage: str, lexicons: Lexicons) -> dict[str, pa.Table]:
     """The count tables of documents of one stage, from tables with the columns of a document shard."""
-    sums: dict[str, Sums] = {}
     parts: Tables = {name: [] for name in ALL_TABLES}
-    kept: Kept = {}
+    running = Running({}, {}, {})
     for group in groups:
         if group.num_rows:
-            _count_group(group, stage, lexicons, (sums, kept), parts)
+            _count_group(group, stage, lexicons, running, parts)
+        if sum(part.nbytes for sums in running.sums.values() for part in sums) > MOST_BYTES:
+            _write_out(stage, lexicons, running, parts)
         for name, pending in parts.items():
             if len(pending) > 32:
                 parts[name] = [merged(name, pending)]
-    for code, added in sums.items():
+    _write_out(stage, lexicons, running, parts)
+    parts[EXAMPLES_TABLE].append(example_table(stage, running.kept))
+    return {name: merged(name, pending) for name, pending in parts.items()}
+
+
+@dataclass(frozen=True)
+class Running:
+    """What grows while a shard is counted."""
+
+    sums: dict[tuple[str, str], Sums]
+    """Language and source -> counts of sentences."""
+    best: dict[str, npt.NDArray[np.uint64]]
+    """Language -> the least priorities of each cell, which its sources share."""
+    kept: Kept
+
+    def sums_of(self, code: str, source: str, packed: Packed, deep: bool) -> Sums:
+        """The sums of a language and source, which begin with nothing."""
+        from governance.kernels.mentions import no_sums
+
+        if (code, source) not in self.sums:
+            fresh = no_sums(packed, deep)
+            self.sums[code, source] = fresh._replace(best=self.best.setdefault(code, fresh.best))
+        return self.sums[code, source]
+
+
+def _write_out(stage: str, lexicons: Lexicons, running: Running, parts: Tables) -> None:
+    """Move the sums into `parts`: a shard of many sources would hold them all at once."""
+    for (code, source), sums in running.sums.items():
         packed = _packed(lexicons, code)
         deep = stage == KEPT
-        tables = sentence_tables(code, lexicons, packed, added) if deep else removed_tables(stage, code, packed, added)
-        for name, table in tables:
+        of = (
+            sentence_tables((code, source), lexicons, packed, sums)
+            if deep
+            else removed_tables(stage, code, packed, sums)
+        )
+        for name, table in of:
             parts[name].append(table)
-    parts[EXAMPLES_TABLE].append(example_table(stage, kept))
-    return {name: merged(name, pending) for name, pending in parts.items()}
+    running.sums.clear()
 
 
 @dataclass(frozen=True)
@@ -184,30 +217,27 @@ def _packed(lexicons: Lexicons, code: str) -> Packed:
     return pack_lexicon(lexicons.languages.get(code), len(lexicons.instruments))
 
 
-def _count_group(
-    group: pa.Table, stage: str, lexicons: Lexicons, found_before: tuple[dict[str, Sums], Kept], parts: Tables
-) -> None:
-    """Count one row group into the sums and examples found before, and `parts`."""
+def _count_group(group: pa.Table, stage: str, lexicons: Lexicons, running: Running, parts: Tables) -> None:
+    """Count one row group into what is running, and `parts`."""
     from governance.kernels.buffers import text_buffers
-    from governance.kernels.mentions import count_texts, no_sums
+    from governance.kernels.mentions import count_texts
 
-    facts, (sums, kept) = _facts(group), found_before
+    facts = _facts(group)
     priorities = priorities_of(group["id"])
     buffers = text_buffers(_in_nfc(group["text"]))
     words, sentences = np.zeros((2, len(group)), np.int64)
     dialects = np.full(len(group), UNKNOWN, object)
-    for code in sorted(set(facts.languages.tolist())):
+    for code, source, rows in _by_language_and_source(facts):
         lexicon = lexicons.languages.get(code)
-        rows, packed = np.flatnonzero(facts.languages == code), _packed(lexicons, code if lexicon else "")
-        if lexicon and code not in sums:
-            sums[code] = no_sums(packed, deep=stage == KEPT)
+        packed = _packed(lexicons, code if lexicon else "")
+        sums = running.sums_of(code, source, packed, stage == KEPT) if lexicon else None
         buckets = facts.buckets[rows]
-        found = count_texts(buffers, rows, buckets, packed, sums.get(code), priorities[rows])
+        found = count_texts(buffers, rows, buckets, packed, sums, priorities[rows])
         words[rows], sentences[rows] = found.words, found.sentences
-        if lexicon:
-            add_examples(kept, (code, lexicons), (found, sums[code].best), (rows, priorities), (facts, buffers))
+        if sums:
+            add_examples(running.kept, (code, lexicons), (found, sums.best), (rows, priorities), (facts, buffers))
         if lexicon and stage == KEPT:
-            for name, table in _mention_tables(code, lexicon, buckets, found):
+            for name, table in _mention_tables((code, source), lexicon, buckets, found):
                 parts[name].append(table)
             spoken = np.array([*lexicon.dialects, UNKNOWN], object)
             dialects[rows] = spoken[found.dialects]
@@ -217,10 +247,20 @@ def _count_group(
         parts["shares"] += _shares(facts, words, dialects)
 
 
+def _by_language_and_source(facts: Facts) -> Iterator[tuple[str, str, Integers]]:
+    """The rows of each language and source, in order."""
+    sources = np.array(facts.sources, object)
+    for code in sorted(set(facts.languages.tolist())):
+        spoken = facts.languages == code
+        for source in sorted(set(sources[spoken].tolist())):
+            yield code, source, np.flatnonzero(spoken & (sources == source))
+
+
 def _documents(facts: Facts, words: Integers, sentences: Integers) -> pa.Table:
     return table_of(
         "documents",
         language=facts.languages,
+        source=np.array(facts.sources, object),
         bucket=facts.buckets,
         documents=np.ones(len(words), np.int64),
         words=words,
@@ -247,7 +287,10 @@ def _mentioned(lexicon: Lexicon, found: Found) -> npt.NDArray[np.bool_]:
     return seen
 
 
-def _mention_tables(code: str, lexicon: Lexicon, buckets: Integers, found: Found) -> Iterator[tuple[str, pa.Table]]:
+def _mention_tables(
+    of: tuple[str, str], lexicon: Lexicon, buckets: Integers, found: Found
+) -> Iterator[tuple[str, pa.Table]]:
+    code, source = of
     groups = np.zeros((BUCKETS, len(lexicon.everyone), 3), np.int64)
     place = (buckets[found.events[:, 0]], found.events[:, 1])
     np.add.at(groups, place, np.stack([np.ones(len(found.events), np.int64), *found.events[:, 2:].T], axis=1))
@@ -255,8 +298,8 @@ def _mention_tables(code: str, lexicon: Lexicon, buckets: Integers, found: Found
     documents, mentions, sentences = groups[bucket, group].T
     names = np.array(lexicon.everyone, object).reshape(-1, 2)[group]
     yield "groups", table_of(
-        "groups", language=code, bucket=bucket, axis=names[:, 0], group=names[:, 1], documents=documents,
-        mentions=mentions, sentences=sentences,
+        "groups", language=code, source=source, bucket=bucket, axis=names[:, 0], group=names[:, 1],
+        documents=documents, mentions=mentions, sentences=sentences,
     )  # fmt: skip
     axes = np.zeros((BUCKETS, len(lexicon.axes)), np.int64)
     np.add.at(axes, buckets, _mentioned(lexicon, found))

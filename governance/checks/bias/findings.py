@@ -3,8 +3,8 @@
 A row stands out when it was tested, q is below 0.05, and its whole 95 % interval lies on one side of no difference: 0
 for a gap, 1 for a ratio. Of keep rates only adjusted ones count, and only of groups that are kept less often. Terms:
 
-    tone, sentiment   contribution(t) = weight (scored of t / n - scored of t with the others / n of the others);
-                      the contributions of all terms are the value of the row
+    tone, sentiment   contribution(t) = weight (scored of t / n - scored of t with the others / n of the others), within
+                      sources as the row is; the contributions of all terms are the value of the row
     association       a word's count is how often it stands in sentences that mention the group
     impact            documents removed, by reason
 
@@ -50,12 +50,12 @@ class Behind:
 
     terms: Sums
     """stage, language, term, family, category -> mentions."""
-    beside: dict[tuple[str, ...], dict[str, tuple[int, int]]]
-    """language, axis, group -> term -> words, scored."""
-    sentences: Sums
-    """language, axis, group -> sentences that mention it; axis and group "": nobody."""
-    pairs: Sums
-    """language, axis, group, family, category -> sentences."""
+    beside: dict[tuple[str, ...], dict[str, dict[str, tuple[int, int]]]]
+    """language, axis, group -> term -> source -> words, scored."""
+    sentences: dict[tuple[str, ...], dict[str, int]]
+    """language, axis, group -> source -> sentences that mention it; axis and group "": nobody."""
+    pairs: dict[tuple[str, ...], dict[str, int]]
+    """language, axis, group, family, category -> source -> sentences."""
     removed: Sums
     """stage, language, axis, group, reason -> documents."""
     examples: dict[tuple[str, ...], list[dict[str, Any]]]
@@ -98,20 +98,21 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 def _behind(counts: Mapping[str, pa.Table]) -> Behind:
-    beside: dict[tuple[str, ...], dict[str, tuple[int, int]]] = {}
+    beside: dict[tuple[str, ...], dict[str, dict[str, tuple[int, int]]]] = {}
     for row in counts["beside"].to_pylist():
-        of = beside.setdefault((row["language"], row["axis"], row["group"]), {})
-        of[row["term"]] = (row["words"], row["scored"])
+        of = beside.setdefault((row["language"], row["axis"], row["group"]), {}).setdefault(row["term"], {})
+        of[row["source"]] = (row["words"], row["scored"])
     examples: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in counts["examples"].to_pylist():
         examples.setdefault(tuple(row[name] for name in CELL), []).append(row)
-    scores = _summed(counts["scores"], ("language", "axis", "group", "instrument"), "sentences")  # the same in each
+    scores = _summed(counts["scores"], ("language", "axis", "group", "instrument", "source"), "sentences")
+    pairs = _summed(counts["pairs"], ("language", "axis", "group", "family", "category", "source"), "sentences")
     removed = counts["fates"].filter(pa.compute.not_equal(counts["fates"]["stage"], KEPT))
     return Behind(
         terms=_summed(counts["terms"], ("stage", "language", "term", "family", "category"), "mentions"),
         beside=beside,
-        sentences={key[:3]: number for key, number in scores.items()},
-        pairs=_summed(counts["pairs"], ("language", "axis", "group", "family", "category"), "sentences"),
+        sentences=_by_source({(*key[:3], key[4]): number for key, number in scores.items()}),  # the same in each list
+        pairs=_by_source(pairs),
         removed=_summed(removed, ("stage", "language", "axis", "group", "reason"), "documents"),
         examples=examples,
     )
@@ -121,6 +122,31 @@ def _summed(table: pa.Table, keys: Sequence[str], count: str) -> Sums:
     added = table.group_by(list(keys), use_threads=False).aggregate([(count, "sum")])
     columns = [added[name].to_pylist() for name in (*keys, f"{count}_sum")]
     return dict(sorted((tuple(row[:-1]), row[-1]) for row in zip(*columns, strict=True)))
+
+
+def _by_source(sums: Sums) -> dict[tuple[str, ...], dict[str, int]]:
+    """Sums by their keys but the last, then by that, the source."""
+    found: dict[tuple[str, ...], dict[str, int]] = {}
+    for key, number in sums.items():
+        found.setdefault(key[:-1], {})[key[-1]] = number
+    return found
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A source in which a group and its reference both have sentences."""
+
+    own: int
+    others: int
+    share: float
+    """Of the comparison, its weight over all weights (`within_source.py`)."""
+
+
+def _sources(own: Mapping[str, int], others: Sequence[Mapping[str, int]]) -> dict[str, _Source]:
+    beside = {source: sum(of.get(source, 0) for of in others) for source in own}
+    weight = {source: n * beside[source] / (n + beside[source]) for source, n in own.items() if beside[source]}
+    whole = math.fsum(weight.values())
+    return {source: _Source(own[source], beside[source], of / whole) for source, of in weight.items()}
 
 
 def _finding(suite: str, row: Row, behind: Behind, lexicons: Lexicons) -> dict[str, Any]:
@@ -190,9 +216,11 @@ def _association(
     family, _, category = row["against"].partition("/")
     key = (row["language"], row["axis"], row["group"])
     others = _others({**row, "against": ""}, behind.sentences)
-    own = behind.pairs.get((*key, family, category), 0) / max(1, behind.sentences.get(key, 0))
-    beside = sum(behind.pairs.get((*other, family, category), 0) for other in others)
-    rate = beside / max(1, sum(behind.sentences[other] for other in others))
+    sources = _sources(behind.sentences.get(key, {}), [behind.sentences[other] for other in others])
+    pairs = behind.pairs.get((*key, family, category), {})
+    pooled = [behind.pairs.get((*other, family, category), {}) for other in others]
+    own = sum(of.share * pairs.get(source, 0) / of.own for source, of in sources.items())
+    rate = sum(of.share * sum(one.get(source, 0) for one in pooled) / of.others for source, of in sources.items())
     effect = ratio_effect(own / rate if rate else math.inf)
     effect["words"] += (
         f": in {100 * own:.2g} % of the sentences that mention the group, {100 * rate:.2g} % of the others'"
@@ -215,20 +243,23 @@ def _words(
     column: int,
 ) -> list[dict[str, Any]]:
     """The listed words that stand most often beside the group."""
-    own = {
-        term: values[column] for term, values in behind.beside.get(key, {}).items() if values[column] and listed(term)
-    }
+    own = {term: _total(values, column) for term, values in behind.beside.get(key, {}).items() if listed(term)}
+    own = {term: number for term, number in own.items() if number}
     first = sorted(own.items(), key=lambda item: (-item[1], item[0]))[:TERMS]
     pooled = [behind.beside.get(other, {}) for other in others]
     return [
         {
             "term": term,
             "count": number,
-            "against": sum(of[term][column] for of in pooled if term in of),
+            "against": sum(_total(of.get(term, {}), column) for of in pooled),
             "contribution": None,
         }
         for term, number in first
     ]
+
+
+def _total(by_source: Mapping[str, tuple[int, int]], column: int) -> int:
+    return sum(values[column] for values in by_source.values())
 
 
 def weights_of(lexicons: Lexicons, language: str, instrument: str) -> dict[str, float]:
@@ -246,12 +277,18 @@ def contributions(row: Row, behind: Behind, weights: Mapping[str, float]) -> Ite
     """(term, count beside the group, count beside the others, contribution) of every term; their sum is the gap."""
     key = (row["language"], row["axis"], row["group"])
     others = _others(row, behind.sentences)
-    n, of_others = behind.sentences[key], sum(behind.sentences[other] for other in others)
+    sources = _sources(behind.sentences[key], [behind.sentences[other] for other in others])
     for term, weight in sorted(weights.items()):
-        count = behind.beside.get(key, {}).get(term, (0, 0))[1]
-        against = sum(behind.beside.get(other, {}).get(term, (0, 0))[1] for other in others)
+        mine = behind.beside.get(key, {}).get(term, {})
+        theirs = [of[term] for other in others if term in (of := behind.beside.get(other, {}))]
+        gap = math.fsum(
+            of.share * (mine.get(source, (0, 0))[1] / of.own
+                        - sum(one.get(source, (0, 0))[1] for one in theirs) / of.others)
+            for source, of in sources.items()
+        )  # fmt: skip
+        count, against = _total(mine, 1), sum(_total(one, 1) for one in theirs)
         if count or against:
-            yield term, count, against, weight * (count / n - against / of_others)
+            yield term, count, against, weight * gap
 
 
 def _tone(row: Row, behind: Behind, lexicons: Lexicons) -> tuple[dict[str, str], Any, Any, list[tuple[str, ...]]]:

@@ -11,13 +11,13 @@ compare. A stage is judged on the documents that came into it, the stage "(all)"
 stage that removes for several reasons has rows for each ("clean/too_few_words") over all languages: of the documents
 that came in, those that this filter let pass. They are listed where there are enough to test.
 
-Intervals (`interval_choice.py`): with fewer than 5 expected removals exact, of effective units; with more, on the log
-scale, Greenland & Robins 1985, Biometrics 41(1), 55-68, var = sum((n1 n0 m - a b N) / N^2) / (sum(a n0 / N) sum(b n1 /
-N)), m = a + b, or the delete-a-group jackknife (Kott 2001) where it is wider: documents of a site share their fate, and
-the note has the design effect (jackknife variance / model variance). Effective units give the variance of a - n1 m / N
-when the margins are fixed, sum(n1 n0 m (N - m) / (N^2 (N - 1))) (Mantel & Haenszel 1959, JNCI 22(4), 719-748). A ratio
-cannot exceed 1 / the reference's rate, and neither does the exact interval. Raw ratios have an interval and no p: what
-they show is not tested.
+Intervals (`interval_choice.py`): with fewer than 5 expected removals exact, of effective units; with more the
+delete-a-group jackknife's (Kott 2001), on the log scale, since documents of a site share their fate. Where its variance
+exceeds that of independent documents (Greenland & Robins 1985, Biometrics 41(1), 55-68: sum((n1 n0 m - a b N) / N^2) /
+(sum(a n0 / N) sum(b n1 / N)), m = a + b) the note has the design effect, their quotient. Effective units give the
+variance of a - n1 m / N when the margins are fixed, sum(n1 n0 m (N - m) / (N^2 (N - 1))) (Mantel & Haenszel 1959, JNCI
+22(4), 719-748). A ratio cannot exceed 1 / the reference's rate, and neither does the exact interval. Raw ratios have an
+interval and no p: what they show is not tested.
 
 A kept document is read as it stays, a removed one as it was when it left. Where `c4_lines` or `paragraphs` cut out the
 lines that held the mentions, keep ratios are therefore too low.
@@ -46,7 +46,6 @@ from governance.checks.bias.jackknife import BUCKETS, Estimates, Floats, Integer
 
 FOUR_FIFTHS = 0.8
 NOT_COMPARABLE = "no comparable document of the reference"
-_NORMAL = 1.959963985  # the 0.975 quantile
 
 Reference = Literal["none", "highest"]
 
@@ -77,7 +76,7 @@ class Ratio:
     upper: float
     p: float
     design_effect: float
-    """Jackknife variance / model variance, where the interval is the jackknife's; else NaN."""
+    """Jackknife variance / that of independent documents, where the interval is the jackknife's; else NaN."""
     jackknife_error: float
     """Of the logarithm."""
     note: str
@@ -153,7 +152,7 @@ def _highest(groups: Mapping[str, Passage], min_documents: int) -> str | None:
 
 def _note(found: Ratio) -> str:
     notes = [found.note] if found.note else []
-    if math.isfinite(found.design_effect):
+    if found.design_effect > 1:
         notes.append(f"clustered, design effect {found.design_effect:.1f}")
     if found.upper < FOUR_FIFTHS:
         notes.append("below four fifths")
@@ -212,12 +211,13 @@ def _ratio_of(sums: Sequence[Floats], cells: Sequence[Floats], strata: Integers,
         float(((n1 * n0 * kept - a * b * whole) / whole**2).sum()) / (own * others) if own * others > 0 else math.nan
     )
     ratios = np.array([value, *_without_each(sums, cells, strata, buckets, (own, others))])
-    found, effect = _log_interval(ratios, model, by_bucket[1] + by_bucket[3])
+    found = _log_interval(ratios, by_bucket[1] + by_bucket[3])
     at = np.array([own / shared])
     exact = rate_ratio_bounds(at, np.array([rate]), np.array([units]))
     expected = np.array([units * min(rate, 1 - rate)])
     given_, notes = chosen_intervals(found, exact, expected, by_bucket[1][None, :])
     lower, upper, p = (float(part[0]) for part in (given_.lower, given_.upper, given_.p))
+    effect = float(found.error[0]) ** 2 / model if model > 0 else math.nan
     jackknifed = effect if given_.lower[0] == found.lower[0] else math.nan
     return Ratio(value, lower, upper, p, jackknifed, float(found.error[0]), notes[0])
 
@@ -240,24 +240,11 @@ def _without_each(
         return np.asarray(changed[0] / changed[1])
 
 
-def _log_interval(ratios: Floats, variance: float, sampled: Floats) -> tuple[Estimates, float]:
-    """The wider of the model's and the jackknife's interval, of ratios with and without each bucket; design effect."""
+def _log_interval(ratios: Floats, sampled: Floats) -> Estimates:
+    """The jackknife's interval, on the log scale, of ratios with and without each bucket; one row."""
     with np.errstate(all="ignore"):
         logs = np.log(ratios)
         error, degrees = spread(logs[None, :], sampled[None, :].astype(np.int64))
-        error, degrees = np.nan_to_num(error), np.nan_to_num(degrees, nan=1.0)
-        model, center = math.sqrt(variance) if variance > 0 else math.nan, logs[0]
-        margins = float(quantile(degrees)[0] * error[0]), _NORMAL * model
-        clustered = margins[0] > margins[1]
-        margin = max(margins) if clustered else margins[1]
-        p = (
-            float(two_sided_p(center / error, degrees)[0])
-            if clustered
-            else math.erfc(abs(center) / model / math.sqrt(2))
-        )
-        value, lower, upper, tested = (
-            np.array([part]) for part in (ratios[0], math.exp(center - margin), math.exp(center + margin), p)
-        )
-        return Estimates(value, lower, upper, tested, error, degrees), float(
-            error[0] ** 2 / variance
-        ) if clustered else math.nan
+        center, margin = logs[:1], quantile(degrees) * error
+        lower, upper = np.exp(center - margin), np.exp(center + margin)
+        return Estimates(ratios[:1], lower, upper, two_sided_p(center / error, degrees), error, degrees)

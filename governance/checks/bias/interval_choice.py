@@ -48,6 +48,14 @@ def effective_units(
         of: the reference's units, by bucket.
         variance: of one unit of the reference, [rows].
     """
+    with np.errstate(all="ignore"):
+        return np.asarray(units.sum(axis=-1) / design_effects(units, sums, of, variance))
+
+
+def design_effects(
+    units: Integers | Floats, sums: Integers | Floats, of: Integers | Floats, variance: Floats
+) -> Floats:
+    """1 + rho (m - 1), [rows]; arguments as `effective_units` has them."""
     whole = units.sum(axis=-1).astype(np.float64)
     with np.errstate(all="ignore"):
         size = of.sum(axis=-1).astype(np.float64)
@@ -57,7 +65,7 @@ def effective_units(
         crowded = (of.astype(np.float64) ** 2).sum(axis=-1) / size
         rho = np.clip(np.nan_to_num((effect - 1) / (crowded - 1)), 0.0, 1.0)
         own = (units.astype(np.float64) ** 2).sum(axis=-1) / whole
-        return np.asarray(whole / (1 + rho * (own - 1)))
+        return np.asarray(1 + rho * (own - 1))
 
 
 def units_against(units: Floats, of: Floats) -> Floats:

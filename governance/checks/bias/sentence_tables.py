@@ -19,29 +19,32 @@ BELOW, ABOVE = "below", "above"
 """The sides of an instrument: sentences whose score is below 0, and above."""
 
 
-def sentence_tables(code: str, lexicons: Lexicons, packed: Packed, sums: Sums) -> Iterator[tuple[str, pa.Table]]:
-    """The tables of what sentences of one language hold."""
+def sentence_tables(
+    of: tuple[str, str], lexicons: Lexicons, packed: Packed, sums: Sums
+) -> Iterator[tuple[str, pa.Table]]:
+    """The tables of what sentences of one language and source hold."""
+    code, source = of
     lexicon = lexicons.languages[code]
     groups = np.array([*lexicon.everyone, ("", "")], object).reshape(-1, 2)
     categories = np.array(lexicon.categories, object).reshape(-1, 2)
     bucket, category = np.nonzero(sums.categories)
     named = categories[category]
     yield "categories", table_of(
-        "categories", language=code, bucket=bucket, family=named[:, 0], category=named[:, 1],
-        sentences=sums.categories[bucket, category],
+        "categories", language=code, source=source, bucket=bucket, family=named[:, 0],
+        category=named[:, 1], sentences=sums.categories[bucket, category],
     )  # fmt: skip
     bucket, group, category = np.nonzero(sums.pairs)
     whom, named = groups[group], categories[category]
     yield "pairs", table_of(
-        "pairs", language=code, bucket=bucket, axis=whom[:, 0], group=whom[:, 1], family=named[:, 0],
-        category=named[:, 1], sentences=sums.pairs[bucket, group, category],
+        "pairs", language=code, source=source, bucket=bucket, axis=whom[:, 0], group=whom[:, 1],
+        family=named[:, 0], category=named[:, 1], sentences=sums.pairs[bucket, group, category],
     )  # fmt: skip
     scored = np.array([code in lexicons.scored[name] for name in lexicons.instruments], bool)
     bucket, group, instrument = np.nonzero(sums.scores[:, :, :, 0] * scored)
     whom = groups[group]
     sentences, total, squares, hits = sums.scores[bucket, group, instrument].T
     yield "scores", table_of(
-        "scores", language=code, bucket=bucket, axis=whom[:, 0], group=whom[:, 1],
+        "scores", language=code, source=source, bucket=bucket, axis=whom[:, 0], group=whom[:, 1],
         instrument=np.array(lexicons.instruments, object)[instrument], sentences=sentences, total=total,
         squares=squares, hits=hits,
     )  # fmt: skip
@@ -49,7 +52,7 @@ def sentence_tables(code: str, lexicons: Lexicons, packed: Packed, sums: Sums) -
     group, term = np.nonzero(sums.beside[:, :, 0])
     whom, words = groups[group], np.array([" ".join(words) for words in packed.terms[1]], object)
     yield "beside", table_of(
-        "beside", language=code, axis=whom[:, 0], group=whom[:, 1], term=words[term],
+        "beside", language=code, source=source, axis=whom[:, 0], group=whom[:, 1], term=words[term],
         words=sums.beside[group, term, 0], scored=sums.beside[group, term, 1],
     )  # fmt: skip
 

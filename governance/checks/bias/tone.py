@@ -3,10 +3,11 @@
     sentiment_gap  = mean score of the group's sentences - mean score of the others'      points of the instrument
     toxicity_ratio = share of hits in the group's sentences / share of hits in the others'   a risk ratio; 1 is equal
 
-"The others" are the axis' other groups pooled (a sentence that mentions two of them counts twice), and, in a row of its
-own, the sentences that mention nobody. An instrument whose name begins with "sentiment" has a score for
-each sentence, "sentiment:NAME" in the points of that scored list; any other is a list of words of abuse, of which hits
-are counted (sentences with at least one).
+Means and shares are compared within sources (`within_source.py`): where several differ, the note has the value that
+pooling them would give. "The others" are the axis' other groups pooled (a sentence that mentions two of them counts
+twice), and, in a row of its own, the sentences that mention nobody. An instrument whose name begins with "sentiment"
+has a score for each sentence, "sentiment:NAME" in the points of that scored list; any other is a list of words of
+abuse, of which hits are counted (sentences with at least one).
 
 Intervals and p (of 0, of 1; `interval_choice.py`): delete-a-group jackknife (Kott 2001) over 64 buckets of domains, the
 ratio on the log scale (Katz et al. 1978, Biometrics 34(3), 469-474, for independent sentences); exact ones where few
@@ -17,30 +18,42 @@ text to the corpus. A row of an instrument that was found biased says so in its 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
 from governance.checks.bias.association import pooled_others
-from governance.checks.bias.bucket_counts import Counts, by_bucket, stacked
-from governance.checks.bias.interval_choice import chosen_intervals, effective_units, rate_ratio_bounds, units_against
+from governance.checks.bias.bucket_counts import by_bucket
+from governance.checks.bias.interval_choice import chosen_intervals, rate_ratio_bounds
 from governance.checks.bias.interval_rows import NOBODY, OTHERS, Row, interval_rows
 from governance.checks.bias.jackknife import IDENTITY, LOG, Estimates, Floats, Integers, jackknife
 from governance.checks.bias.lexicons import scale_of
 from governance.checks.bias.small_samples import Bounds, mean_bounds, scores_of
+from governance.checks.bias.within_source import (
+    by_source,
+    comparable,
+    notes_of,
+    sources_of,
+    standardised,
+    units_within,
+    weights,
+)
 
 _KEYS = ("instrument", "language", "axis", "group")
 SENTIMENT = "sentiment"
 
 
 def _difference(total: Floats, n: Floats, other_total: Floats, other_n: Floats) -> Floats:
-    return total / n - other_total / other_n
+    """[rows, replicates] of sums [rows, sources, replicates], as the ratio."""
+    weight = weights(n, other_n)
+    return standardised(total, n, weight) - standardised(other_total, other_n, weight)
 
 
 def _ratio(hits: Floats, n: Floats, other_hits: Floats, other_n: Floats) -> Floats:
-    return (hits / n) / (other_hits / other_n)
+    weight = weights(n, other_n)
+    return standardised(hits, n, weight) / standardised(other_hits, other_n, weight)
 
 
 def tone_rows(scores: pa.Table, biased: Collection[tuple[str, str]] = ()) -> list[Row]:
@@ -50,57 +63,65 @@ def tone_rows(scores: pa.Table, biased: Collection[tuple[str, str]] = ()) -> lis
         scores: the count table.
         biased: (instrument, language) that cannot decide.
     """
-    sentences = by_bucket(scores, _KEYS, "sentences")
-    totals, squares, hits = (by_bucket(scores, _KEYS, name) for name in ("total", "squares", "hits"))
-    sums = {True: hits, False: totals}
+    parts = [by_bucket(scores, (*_KEYS, "source"), name) for name in ("sentences", "total", "squares", "hits")]
     rows: list[Row] = []
-    for instrument, language in sorted({key[:2] for key in sentences}):
-        keys = [key for key in sentences if key[:2] == (instrument, language) and key[3]]
+    for instrument, language in sorted({key[:2] for key in parts[0]}):
+        of = [key for key in parts[0] if key[:2] == (instrument, language)]
+        keys, sources = list(dict.fromkeys(key[:-1] for key in of if key[3])), sources_of(of)
         if not keys:
             continue
         toxic = not instrument.startswith(SENTIMENT)
         note = f"biased instrument: {instrument}" if (instrument, language) in biased else ""
-        own = stacked(sums[toxic], keys), stacked(sentences, keys)
         by_axis = [key[1:] for key in keys]
-        others = pooled_others(by_axis, own[0]), pooled_others(by_axis, own[1])
-        nobody = _nobody(sums[toxic], keys), _nobody(sentences, keys)
-        for against, (other_sums, other_n) in ((OTHERS, others), (NOBODY, nobody)):
-            pool = tuple(
-                stacked(part, keys)
-                + (_nobody(part, keys) if against == NOBODY else pooled_others(by_axis, stacked(part, keys)))
-                for part in (sentences, totals, squares, hits)
-            )
-            found, notes = _compared(toxic, (*own, other_sums, other_n), pool)
-            found = _in_points(found, scale_of(instrument))
-            names = [
-                {"metric": "toxicity_ratio" if toxic else "sentiment_gap", "language": language, "axis": key[2],
-                 "group": key[3], "against": against, "instrument": instrument}
-                for key in keys
-            ]  # fmt: skip
+        own = [by_source(part, keys, sources) for part in parts]
+        others = [pooled_others(by_axis, part) for part in own]
+        nobody = [
+            np.broadcast_to(by_source(part, [(instrument, language, "", "")], sources), own[0].shape) for part in parts
+        ]
+        names = [{"language": language, "axis": key[2], "group": key[3], "instrument": instrument} for key in keys]
+        for against, reference in ((OTHERS, others), (NOBODY, nobody)):
+            found, notes = _compared(toxic, own, reference, scale_of(instrument))
+            metric = {"metric": "toxicity_ratio" if toxic else "sentiment_gap", "against": against}
             made = interval_rows(
-                names, found, own[1].sum(axis=1), ["; ".join(filter(None, (note, own_note))) for own_note in notes]
-            )
-            rows += [row for row, there in zip(made, other_n.sum(axis=1).tolist(), strict=True) if there]
+                [{**metric, **name} for name in names], found, own[0].sum(axis=(1, 2)),
+                ["; ".join(filter(None, (note, own_note))) for own_note in notes],
+            )  # fmt: skip
+            size = reference[0].sum(axis=(1, 2)).tolist()
+            rows += [row for row, there in zip(made, size, strict=True) if there]
     return rows
 
 
-def _nobody(counts: Counts, keys: list[tuple[str, ...]]) -> Integers:
-    return stacked(counts, [(*key[:2], "", "") for key in keys])
-
-
-def _compared(toxic: bool, counts: tuple[Integers, ...], pool: tuple[Integers, ...]) -> tuple[Estimates, list[str]]:
-    """Gaps or ratios, and what is said of them; `pool` are both sides' sentences, total, squares, hits together."""
-    own_sums, own, other_sums, others = counts
-    scale, null = (LOG, 1.0) if toxic else (IDENTITY, 0.0)
-    found = jackknife(_ratio if toxic else _difference, counts, np.asarray(own + others), scale, null)
-    sums = [part.sum(axis=1).astype(np.float64) for part in pool]
+def _compared(
+    toxic: bool, own: Sequence[Integers], others: Sequence[Integers], scale: int
+) -> tuple[Estimates, list[str]]:
+    """Gaps or ratios in points, and what is said of them; sides are sentences, total, squares, hits, by source."""
+    statistic, form, null = (_ratio, LOG, 1.0) if toxic else (_difference, IDENTITY, 0.0)
+    there = comparable(own[0], others[0])
+    sides = [[np.asarray(part * there) for part in side] for side in (own, others)]
+    (n1, *own_sums), (n0, *other_sums) = sides
+    place = 2 if toxic else 0
+    found = jackknife(statistic, (own_sums[place], n1, other_sums[place], n0), (n1 + n0).sum(axis=1), form, null)
+    first, second = ([part.sum(axis=-1).astype(np.float64) for part in side] for side in sides)
+    weight = weights(first[0], second[0])
+    mean, other = (standardised(side[1 + place], side[0], weight) for side in (first, second))
+    size = first[0] + second[0]
     with np.errstate(all="ignore"):
-        mean, other = (hits.sum(axis=1) / n.sum(axis=1) for hits, n in ((own_sums, own), (other_sums, others)))
-        density = sums[3] / sums[0]
-        variance = density * (1 - density) if toxic else sums[2] / sums[0] - (sums[1] / sums[0]) ** 2
-    units = units_against(effective_units(own, other_sums, others, variance), others.sum(axis=1).astype(np.float64))
-    exact = rate_ratio_bounds(mean, other, units) if toxic else _mean_gaps(mean, other, units, sums)
-    return chosen_intervals(found, exact, units * np.minimum(density, 1 - density if toxic else density), own)
+        total, squares, hits = ((one + two) / size for one, two in zip(first[1:], second[1:], strict=True))
+        spread = hits * (1 - hits) if toxic else squares - total**2
+    ones = np.ones_like(size)
+    variance, *pool = (standardised(part, ones, weight) for part in (spread, total, squares, hits))
+    units = units_within(n1, n0, other_sums[place], n0, variance)
+    exact = rate_ratio_bounds(mean, other, units) if toxic else _mean_gaps(mean, other, units, pool)
+    expected = units * np.minimum(pool[2], 1 - pool[2] if toxic else pool[2])
+    chosen, notes = chosen_intervals(found, exact, expected, n1.sum(axis=1))
+    chosen = _in_points(chosen, scale)
+    with np.errstate(all="ignore"):
+        pooled = statistic(
+            *(side[part].sum(axis=(1, 2))[:, None, None].astype(np.float64)
+              for side in (own, others) for part in (1 + place, 0))
+        )[:, 0]  # fmt: skip
+    of_sources = notes_of(chosen.value, pooled / scale, own[0], others[0])
+    return chosen, ["; ".join(filter(None, both)) for both in zip(notes, of_sources, strict=True)]
 
 
 def _in_points(found: Estimates, scale: int) -> Estimates:
@@ -110,10 +131,10 @@ def _in_points(found: Estimates, scale: int) -> Estimates:
 
 
 def _mean_gaps(mean: Floats, other: Floats, units: Floats, pool: list[Floats]) -> Bounds:
-    """Bounds of mean - other, and p of 0."""
+    """Bounds of mean - other, and p of 0; `pool` is total, squares and hits a sentence."""
     ends = np.full((3, len(mean)), np.nan)
     for row, (own, against, n) in enumerate(zip(mean.tolist(), other.tolist(), units.tolist(), strict=True)):
-        scores = scores_of(*(float(part[row]) for part in pool))
+        scores = scores_of(1.0, *(float(part[row]) for part in pool))
         if scores is not None and np.isfinite(own) and np.isfinite(against) and n > 0:
             lower, upper, p = mean_bounds(own, n, against, scores)
             ends[:, row] = lower - against, upper - against, p
