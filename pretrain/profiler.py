@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import os
 import shutil
 import tempfile
 import warnings
@@ -92,6 +93,7 @@ class Profile:
             self.close()
 
     def _open(self) -> Any:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines of its own to standard error
         from torch.profiler import ProfilerActivity, profile, schedule
 
         config, on_cuda = self._job.settings.profile, self._job.device.type == "cuda"

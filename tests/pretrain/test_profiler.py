@@ -13,6 +13,7 @@ from torch.autograd import DeviceType
 
 from pretrain import profiler
 from pretrain.profile_config import ProfileConfig
+from tests.pretrain.rank_runs import run_ranks
 
 LENGTH = {"steps": 6, "validate_every_steps": 0, "every_steps": 6, "warmup_steps": 0, "decay_steps": 0}
 
@@ -117,3 +118,25 @@ def test_a_window_that_is_cut_short_is_stopped(tmp_path, run_training, at_step):
     assert record_of(tmp_path) == []
     run_training(tmp_path, profile=ProfileConfig(from_step=3, steps=3), **LENGTH)
     assert [(line["first"], line["step"], line["attempt"]) for line in record_of(tmp_path)] == [(3, 5, 2)]
+
+
+RANKS = """
+import pathlib
+from pretrain.profile_config import ProfileConfig
+from tests.pretrain.rank_runs import run_ranks
+from tests.pretrain.rank_runs import load_conftest
+config = ProfileConfig(from_step=2, steps=2, ranks=(1, 0, 9))
+load_conftest()._run_training(pathlib.Path({root!r}), profile=config, zero_stage=2, precision="bf16", **{length!r})
+"""
+
+
+@pytest.mark.slow
+def test_each_rank_that_is_asked_writes_its_own_and_the_first_one_records(tmp_path):
+    root = tmp_path / "root"
+    well, told = run_ranks(tmp_path / "logs", ["-c", RANKS.format(root=str(root), length=LENGTH)], 2)
+    assert well, told[-4000:]
+    names = sorted(path.name for path in root.glob("train/*/profile/*"))
+    stem = "step-000002-000003.attempt-000001.rank-0000"
+    assert names == [f"{stem}{rank}.{kind}" for rank in (0, 1) for kind in ("operators.json", "trace.json.gz")]
+    [line] = record_of(root)
+    assert line["path"].endswith(f"{stem}0.trace.json.gz")
