@@ -1,6 +1,7 @@
 """What the mean gradient loses when N ranks sum in bf16: simulated, against fp64.
 
     .venv/bin/python benchmarks/reduction.py
+    .venv/bin/python benchmarks/reduction.py --root runs/quickstart     # gradients of a real model, too
 
 Each rank's gradient is a shared signal plus noise of its own, rounded to bf16, as a backward pass leaves it. Every way
 sums those same rounded numbers, divided by N first as DeepSpeed does; only what the sum is kept in differs.
@@ -9,15 +10,20 @@ sums those same rounded numbers, divided by N first as DeepSpeed does; only what
 - tree: pairs, pairs of pairs, ... (NCCL's tree; a lower bound of what bf16 loses).
 
 Printed: the L2 error of the mean over its L2 length, the length of its projection on the true mean, and the same error
-for fp32 in the ring. Takes under a minute of one core and no training.
+for fp32 in the ring. Takes under a minute of one core and no training. With `--root` the gradients are those of the
+newest training there, in bf16, of one row a rank, at its initial weights and at its last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 ELEMENTS = 1 << 14
 Sum = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
@@ -55,19 +61,54 @@ def lost(parts: torch.Tensor, how: Sum, kept: torch.dtype) -> tuple[float, float
     return float((found - true).norm() / true.norm()), float(found @ true / (true @ true))
 
 
+def model_gradients(root: Path, ranks: int, trained: bool, elements: int = ELEMENTS) -> torch.Tensor:
+    """[ranks, elements] bf16: of each rank's own row, every so many elements of the whole gradient."""
+    from governance.manifest import read_manifest
+    from pretrain.checkpoint import identity_of
+    from pretrain.dataset import open_rows, spread
+    from pretrain.evaluate import load_decoder
+    from pretrain.model.initial import initial_weight
+
+    train = max(map(read_manifest, root.glob("train/*/manifest.json")), key=lambda found: str(found.run["finished"]))
+    checkpoint = read_manifest(root / train.stats["checkpoint"]["path"])
+    recipe, model = identity_of(checkpoint).recipe, load_decoder(checkpoint, root)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters() if not trained else ():
+            parameter.copy_(initial_weight(name, parameter.shape, recipe.model, recipe.train.seed))
+    [tokens] = [read_manifest(root / item.path) for item in train.inputs if item.stage in ("encode", "pack")]
+    rows, model = open_rows(tokens, "train", root, recipe.train.sequence_length), model.bfloat16()
+    step, parts = sum(parameter.numel() for parameter in model.parameters()) // elements, []
+    for number in spread(rows.count, ranks):
+        batch = rows.batch([number])
+        model.zero_grad()
+        model(batch.tokens, batch.targets, batch.segments, batch.positions)[0].backward()
+        whole = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+        parts.append(whole[::step][:elements].clone())
+    return torch.stack(parts)
+
+
+def line(name: str, parts: torch.Tensor) -> str:
+    """A row of the table."""
+    error, projection = lost(parts, ring, torch.bfloat16)
+    by_pairs, exact = lost(parts, tree, torch.bfloat16)[0], lost(parts, ring, torch.float32)[0]
+    return f"{len(parts):5}  {name:>12}  {error:9.2%}  {projection:10.4f}  {by_pairs:9.2%}  {exact:9.1e}"
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8, 64, 512], help="powers of two")
     parser.add_argument("--signal", type=float, nargs="+", default=[0.1, 1.0, 10.0])
+    parser.add_argument("--root", type=Path, help="of a run with a finished training")
     arguments = parser.parse_args()
     print("ranks  signal/noise  ring bf16  projection  tree bf16  ring fp32")
     for signal in arguments.signal:
         for ranks in arguments.ranks:
-            parts = gradients(ranks, signal)
-            error, projection = lost(parts, ring, torch.bfloat16)
-            by_pairs, exact = lost(parts, tree, torch.bfloat16)[0], lost(parts, ring, torch.float32)[0]
-            print(f"{ranks:5}  {signal:12}  {error:9.2%}  {projection:10.4f}  {by_pairs:9.2%}  {exact:9.1e}")
+            print(line(str(signal), gradients(ranks, signal)))
+    for trained, name in ((False, "initial"), (True, "trained")) if arguments.root else ():
+        found = model_gradients(arguments.root, max(arguments.ranks), trained)
+        for ranks in arguments.ranks:
+            print(line(name, found[:: len(found) // ranks]))
 
 
 if __name__ == "__main__":

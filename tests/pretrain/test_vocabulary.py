@@ -147,12 +147,12 @@ def test_one_file_taken_over_for_two_corpora_is_one_tokenizer(two, caplog):
     refuse_foreign_tokenizer(two.checkpoint, other.tokenizer, two.root)
     assert measured_on(two, other.tokens).rows > 0
     assert not warned(caplog)
-    ends = two.ours.tokenizer.model_copy(
-        update={"key": "7" * 64, "stats": {**two.ours.tokenizer.stats, "end_of_document": 7}}
-    )
-    write_manifest(ends, two.root)
-    with pytest.raises(CheckpointError, match="other texts"):  # the same file, and another id ends a document
-        refuse_foreign_tokenizer(two.checkpoint, ends, two.root)
+    for key, name in (("7" * 64, "end_of_document"), ("8" * 64, "begin_of_document")):
+        update = {"key": key, "stats": {**two.ours.tokenizer.stats, name: 7}}
+        unlike = two.ours.tokenizer.model_copy(update=update)
+        write_manifest(unlike, two.root)
+        with pytest.raises(CheckpointError, match="other texts"):  # the same file; another id ends or begins a document
+            refuse_foreign_tokenizer(two.checkpoint, unlike, two.root)
 
 
 def test_a_checkpoint_that_was_copied_alone_is_used_with_a_warning(two, tmp_path, caplog):
