@@ -201,9 +201,9 @@ def metrics(root):
     return lines
 
 
-def submit(bed, folder, *words):
-    """Submit the project's run; name -> number of each of its jobs."""
-    done = bed.assay("slurm", "submit", folder / "run.toml", "--root", folder / "root", *words)
+def submit(bed, folder, *words, **environment):
+    """Submit the project's run from a shell with these variables; name -> number of each of its jobs."""
+    done = bed.assay("slurm", "submit", folder / "run.toml", "--root", folder / "root", *words, **environment)
     assert done.returncode == 0, done.stderr
     return jobs_of(folder / "root")
 

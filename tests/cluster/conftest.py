@@ -31,6 +31,7 @@ SLURM = """
 [slurm]
 partition = "low"
 nodes = 2
+cpus_per_task = 1
 time_limit = "20"
 data_time_limit = "20"
 shards_per_task = 3
@@ -132,7 +133,7 @@ def local(tmp_path_factory):
 @pytest.fixture
 def prepared(local, tmp_path):
     """The project with its corpus made and let through, and no training yet; its graph has no arrays."""
-    folder = tmp_path / "project"
+    folder = tmp_path / "project #1"  # a name that a directive must quote
     shutil.copytree(local, folder)
     change(folder, ("shards_per_task = 3", "shards_per_task = 100"))
     for made in ("train", "checkpoint", "report"):

@@ -97,6 +97,19 @@ def test_a_run_waits_for_greener_hours(bed, prepared):
     assert bed.job(jobs["audit"])["Reason"] == "Dependency"
     assert json.loads((prepared / "root" / "slurm" / "carbon.json").read_text())["grams_per_kwh"] == 40
     assert "BeginTime" in status(bed, prepared)
+
+    # what is edited meanwhile is refused as the job starts, and by a retry that does not ask for it
+    change(prepared, ("steps = 100", "steps = 50"))
+    bed.slurm("scontrol", "update", f"jobid={jobs['data']}", "StartTime=now")
+    until(lambda: bed.state(jobs["data"]) == "FAILED", 90, lambda: status(bed, prepared) + tails(prepared))
+    assert "run.toml: was edited since" in attempts(prepared, jobs["data"])[-1]["cause"]
+    assert "run.toml: was edited since" in status(bed, prepared)
+    words = ["slurm", "retry", prepared / "run.toml", "--root", prepared / "root"]
+    done = bed.assay(*words)
+    assert (done.returncode, bed.queued()) == (78, []), done.stderr
+    done = bed.assay(*words, "--take-edits")
+    assert done.returncode == 0, done.stderr
+    assert "edits are taken" in status(bed, prepared)
     done = bed.assay("slurm", "cancel", prepared / "run.toml", "--root", prepared / "root")
     assert done.returncode == 0, done.stderr
     until(lambda: not bed.queued(), 30, lambda: bed.slurm("squeue"))

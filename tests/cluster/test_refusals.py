@@ -59,6 +59,21 @@ def test_what_the_cluster_has_not(bed, fresh, pair, words):
     assert all(word.lower() in done.stderr.lower() for word in ["nothing was queued", *words]), done.stderr
 
 
+def test_drained_nodes_are_a_warning(bed, fresh):
+    for node in bed.nodes[1:]:
+        bed.slurm("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
+    try:
+        done = bed.assay("slurm", "submit", fresh / "run.toml", "--root", fresh / "root")
+        assert done.returncode == 0, done.stderr
+        assert "train cannot start now" in done.stderr
+        assert bed.nodes[1] in done.stderr
+        done = bed.assay("slurm", "cancel", fresh / "run.toml", "--root", fresh / "root")
+        assert done.returncode == 0, done.stderr
+    finally:
+        for node in bed.nodes[1:]:
+            bed.slurm("scontrol", "update", f"nodename={node}", "state=resume")
+
+
 def test_what_training_would_refuse(bed, fresh):
     done = refused(bed, fresh, ("micro_batch_size = 2", "micro_batch_size = 5"))
     assert done.returncode == 78, done.stderr

@@ -17,9 +17,18 @@ BF16_PARITY = 1e-2
 """The same in bf16, whose numbers have 8 bits."""
 
 
+LEAKS = {"MASTER_ADDR": "localhost", "RANK": "3", "WORLD_SIZE": "9", "LOCAL_RANK": "3", "SLURM_EXPORT_ENV": "NONE"}
+"""What the shell of somebody may have set, who trained by hand, or is inside a job."""
+
+
 def test_two_nodes_make_what_one_process_makes(bed, local, fresh):
-    jobs = submit(bed, fresh)
+    change(fresh, ("cpus_per_task = 1", 'cpus_per_task = 0\noptions = ["--nice=1", "--comment=grant 12"]'))
+    jobs = submit(bed, fresh, **LEAKS)
     rows = await_end(bed, fresh, 420)
+    assert rows["train"]["Comment"].startswith("grant 12; assay"), rows["train"]
+    assert bed.accounted(jobs["train"], fields=("JobID", "NCPUS"))[-1]["NCPUS"] == "32"
+    ranks = fresh / "root" / "slurm" / "logs" / f"run.train-{jobs['train']}.0"
+    assert sorted(path.name for path in ranks.iterdir()) == ["rank-0.log", "rank-1.log"]
     assert {name: row["State"] for name, row in rows.items()} == dict.fromkeys(jobs, "COMPLETED"), tails(fresh)
     assert digests(fresh / "root") == digests(local / "root")
     assert losses(fresh / "root") == pytest.approx(losses(local / "root"), rel=PARITY)
@@ -67,7 +76,7 @@ def test_the_quick_start_without_the_network(bed, tmp_path):
     assert sum(ours[-5:]) < 0.9 * sum(ours[:5])
 
 
-def test_a_resubmission_with_more_nodes_continues_the_run(bed, local, prepared):
+def test_a_resubmission_with_more_nodes_in_an_allocation_continues_the_run(bed, local, prepared):
     change(prepared, ("zero_stage = 1", "zero_stage = 3"))
     root = prepared / "root"
     (prepared / "faults" / "slow").write_text("0.4")
@@ -83,10 +92,12 @@ def test_a_resubmission_with_more_nodes_continues_the_run(bed, local, prepared):
     assert bed.accounted(first["train"])[-1]["State"].startswith("CANCELLED")
     (prepared / "faults" / "slow").unlink()
     change(prepared, ("nodes = 2", "nodes = 3"))
-    jobs = submit(bed, prepared)
-    rows = await_end(bed, prepared, 240)
-    assert rows["train"]["State"] == "COMPLETED", tails(prepared)
-    assert bed.accounted(jobs["train"], fields=("JobID", "NNodes"))[-1]["NNodes"] == "3"
+    words = ["salloc", "-p", "low", "-N3", "--ntasks-per-node=1", sys.executable, "-m", "pretrain", "slurm", "submit"]
+    words += [str(prepared / "run.toml"), "--root", str(root), "--local"]  # the same jobs, in one allocation
+    done = subprocess.run(words, capture_output=True, text=True, env=bed.environment, check=False, timeout=400)
+    assert done.returncode == 0, f"{done.stderr}\n{tails(prepared)}"
+    assert "all is done" in status(bed, prepared)
+    assert "over 3 ranks" in next((root / "slurm" / "logs").glob("run.train-1*.0.log")).read_text()
     assert losses(root) == pytest.approx(losses(local / "root"), rel=PARITY)
     second = [line["step"] for line in metrics(root) if line["event"] == "step" and line["attempt"] == 2]
     assert second[0] > 1, "it began anew"
