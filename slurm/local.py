@@ -90,9 +90,8 @@ def rehearse(lines: Sequence[Submitted], jobs: Mapping[str, Job], root: Path, co
     """Run the recorded jobs one after the other; the status of the first that failed, 0 where none did.
 
     Raises:
-        ConfigError: another rehearsal of this root is alive, or the allocation has too few nodes.
+        ConfigError: another rehearsal of this root is alive.
     """
-    _refuse_allocation(config)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _one_by_one(lines, jobs, root, config)
@@ -146,8 +145,11 @@ def _tools() -> Iterator[Path]:
     """A folder in which Slurm's tools are ours."""
     with tempfile.TemporaryDirectory(prefix="assay-local-") as folder:
         (Path(folder) / "bin").mkdir()
+        tool = Path(folder) / "standin.sh"
+        write_text(tool, Path(__file__).with_name(tool.name).read_text(encoding="utf-8"))
+        tool.chmod(0o755)  # however this program was installed
         for name in _TOOLS:
-            (Path(folder) / "bin" / name).symlink_to(Path(__file__).with_name("standin.sh"))
+            (Path(folder) / "bin" / name).symlink_to(tool)
         yield Path(folder)
 
 
@@ -250,14 +252,14 @@ def _environment(
     return values
 
 
-def _refuse_allocation(config: SlurmConfig) -> None:
-    """Refuse an allocation that is too small, and a container that only srun can start where there is none."""
+def refuse_allocation(config: SlurmConfig) -> None:
+    """Look whether a rehearsal can run where this process is.
+
+    Raises:
+        ConfigError: the allocation is too small; or there is none, and the container is started by srun.
+    """
     if nodes := os.environ.get("SLURM_JOB_NUM_NODES") if os.environ.get("SLURM_JOB_ID") else None:
         if int(nodes) < config.nodes:
-            raise ConfigError(
-                f"slurm.nodes = {config.nodes}: the allocation has {nodes}. Ask salloc for more, or --set."
-            )
+            raise ConfigError(f"slurm.nodes = {config.nodes}: the allocation has {nodes}. Ask salloc for as many.")
     elif config.container_runtime == "pyxis":
-        raise ConfigError(
-            'slurm.container_runtime = "pyxis" is an option of srun: rehearse it in an allocation (salloc)'
-        )
+        raise ConfigError('slurm.container_runtime = "pyxis" needs srun: rehearse it in an allocation (salloc)')

@@ -104,6 +104,7 @@ def test_a_run_waits_for_greener_hours(bed, prepared):
     until(lambda: bed.state(jobs["data"]) == "FAILED", 90, lambda: status(bed, prepared) + tails(prepared))
     assert "run.toml: was edited since" in attempts(prepared, jobs["data"])[-1]["cause"]
     assert "run.toml: was edited since" in status(bed, prepared)
+    until(lambda: not bed.queued(), 60, lambda: bed.slurm("squeue"))
     words = ["slurm", "retry", prepared / "run.toml", "--root", prepared / "root"]
     done = bed.assay(*words)
     assert (done.returncode, bed.queued()) == (78, []), done.stderr

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from governance.errors import ConfigError
+from slurm import tools
 from slurm.config import SlurmConfig
+from slurm.frozen import freeze, in_words, refuse_edits, refuse_unasked
+from slurm.nodes import away, of_training, with_cores
 from slurm.render import Seen, render
 from tests.slurm.test_scripts import Node, jobs_of
 
@@ -65,3 +69,122 @@ def test_a_node_that_sees_no_machinery_is_left_out_while_there_are_others(node):
         assert done.returncode == 66
         assert "does not see" in done.stderr
         assert node.requests == asked
+
+
+@pytest.mark.parametrize(
+    ("field", "option", "told"),
+    [
+        ("options", "--partition=x", "set slurm.partition instead"),
+        ("options", "--part=x", "set slurm.partition instead"),
+        ("options", "--gpus=8", "set slurm.gpus_per_node instead"),
+        ("options", "--dependency=afterok:1", "set slurm.chain instead"),
+        ("data_options", "--output=x", "the program sets --output itself"),
+        ("options", "-N2", "by its long name"),
+        ("options", "--comment=a\nb", "by its long name"),
+        ("srun_options", "--kill-on-bad-exit=1", "the program sets --kill-on-bad-exit itself"),
+        ("srun_options", "--container-image=x", "set slurm.container instead"),
+    ],
+)
+def test_an_option_that_a_field_says_or_the_program_sets_is_refused(field, option, told):
+    with pytest.raises(ValueError, match=told):
+        SlurmConfig(**{field: (option,)})
+
+
+def test_what_is_no_field_is_passed_on():
+    """A typed gres takes the place of the plain number; the evaluation asks for one of that type."""
+    more = ("--gres=gpu:h100:8", "--exclusive", "--licenses=fast:2", "--switches=1@10", "--network=sn_all", "--nice=5")
+    config = SlurmConfig(gpus_per_node=8, options=more, data_options=("--wckey=x",), srun_options=("--cpu-bind=cores",))
+    jobs = jobs_of(config)
+    assert set(more) <= set(jobs["train"].options)
+    assert not any(option.startswith("--gpus-per-node") for option in jobs["train"].options)
+    assert {"--gres=gpu:h100:1", "--exclusive"} <= set(jobs["evaluate"].options)
+    assert "--wckey=x" in jobs["audit"].options
+    assert not set(more) & set(jobs["clean"].options)
+    text = render(jobs["train"], Path("/shared/run.toml"), Path("/shared/run"), config)
+    assert "rank_options=(--cpu-bind=cores)" in text
+
+
+NODES = [
+    tools.Node("n1", ("gpu",), 64, 500_000, 8, "IDLE"),
+    tools.Node("n2", ("gpu", "cpu"), 48, 500_000, 4, "DOWN*+DRAIN"),
+    tools.Node("n3", ("cpu",), 16, 64_000, 0, "MIXED"),
+]
+PARTITIONS = [tools.Partition("gpu", "infinite", 2, 2, False), tools.Partition("cpu", "infinite", 2, 2, True)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "cores"),
+    [
+        ({"partition": "gpu", "gpus_per_node": 8}, 8),  # of n1 alone
+        ({"partition": "gpu", "gpus_per_node": 4}, 8),  # 4 of 8 GPUs: half of n1's 64 cores; n2 has 48 for 4
+        ({"partition": "gpu", "gpus_per_node": 4, "processes_per_node": 2}, 16),
+        ({}, 16),  # one process on a node of the default partition, the smallest of which has 16
+        ({"processes_per_node": 5}, 3),
+        ({"cpus_per_task": 6}, 6),
+        ({"partition": "gpu", "gpus_per_node": 16}, 0),  # no node fits: that is refused elsewhere
+    ],
+)
+def test_a_rank_gets_its_share_of_the_smallest_node_and_that_is_said(settings, cores):
+    config, words = with_cores(SlurmConfig(**settings), PARTITIONS, NODES)
+    assert config.cpus_per_task == cores
+    assert (f"each rank gets {cores} cores" in words) == (cores > 0 and "cpus_per_task" not in settings)
+
+
+def test_nodes_that_are_not_there_now_are_known():
+    assert [node.name for node in away(NODES)] == ["n2"]
+    assert [node.name for node in of_training(SlurmConfig(memory="100G"), PARTITIONS, NODES)] == ["n2"]
+
+
+@pytest.fixture
+def submitted(tmp_path):
+    """A root under which a run's file and its policy were frozen."""
+    (tmp_path / "run.toml").write_text("steps = 1\n")
+    (tmp_path / "policy.toml").write_text("name = 'a'\n")
+    files = [tmp_path / "run.toml", tmp_path / "policy.toml"]
+
+    def submit(taken):
+        freeze(tmp_path, 1, files, "k" * 64, "1.0", taken=taken, code_is_seen=True)
+
+    submit(False)
+    return tmp_path, submit
+
+
+def test_an_edit_is_refused_named_and_can_be_undone(submitted):
+    root, _ = submitted
+    refuse_edits(root, "k" * 64, first=True)
+    (root / "run.toml").write_text("steps = 2\n")
+    with pytest.raises(ConfigError, match=r"(?s)run.toml: was edited since; .*submitted/1/0-run.toml.*--take-edits"):
+        refuse_edits(root, "k" * 64, first=True)
+    with pytest.raises(ConfigError, match=r"(?s)run.toml: was edited.*assay slurm retry X --take-edits"):
+        refuse_unasked(root, "X")
+    assert any("run.toml: was edited since" in line for line in in_words(root))
+    (root / "run.toml").write_bytes((root / "slurm" / "submitted" / "1" / "0-run.toml").read_bytes())
+    refuse_edits(root, "k" * 64, first=True)
+    refuse_unasked(root, "X")
+
+
+def test_an_edit_is_taken_on_purpose_and_written_down(submitted, caplog):
+    root, submit = submitted
+    submit(True)
+    (root / "policy.toml").unlink()
+    (root / "run.toml").write_text("steps = 2\n")
+    refuse_edits(root, "k" * 64, first=True)
+    assert "is taken, as asked" in caplog.text
+    assert any("edit taken: run.toml" in line for line in in_words(root))
+
+
+def test_a_program_that_was_edited_is_refused_by_the_first_rank(submitted, monkeypatch):
+    root, _ = submitted
+    monkeypatch.setattr("slurm.frozen.code_digest", lambda: "0" * 64)
+    refuse_edits(root, "k" * 64, first=False)
+    with pytest.raises(ConfigError, match=r"the program at .* is not the one that submitted"):
+        refuse_edits(root, "k" * 64, first=True)
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_another_signing_key_is_refused_even_where_edits_are_taken(submitted, taken):
+    root, submit = submitted
+    submit(taken)
+    for key in ("", "x" * 64):
+        with pytest.raises(ConfigError, match=r"(?s)signing key .* Set governance.signing_key"):
+            refuse_edits(root, key, first=False)

@@ -1,0 +1,129 @@
+"""A rehearsal: the own scripts of the jobs, in order, with dependencies, retries and cancellation."""
+
+import json
+import os
+import threading
+import time
+
+import pytest
+
+from governance.errors import ConfigError
+from slurm.config import SlurmConfig
+from slurm.control import missing
+from slurm.graph import Work, plan
+from slurm.local import record, refuse_allocation, rehearse
+from slurm.render import keep_machinery
+from slurm.standing import gather
+from slurm.submit import Order, called_off, keep_scripts
+from slurm.tools import FIRST_LOCAL
+
+CONFIG = SlurmConfig(nodes=2, retries=2, signal_seconds=10)
+
+
+class Rehearsal:
+    """A root, and an `assay` that stands in: it writes down how it was called and ends as the test wants."""
+
+    def __init__(self, folder, monkeypatch):
+        self.root, self.calls = folder / "root", folder / "calls"
+        self.program = folder / "bin" / "assay"
+        self.program.parent.mkdir()
+        for name in [name for name in os.environ if name.startswith("SLURM_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("PATH", f"{self.program.parent}:{os.environ['PATH']}")
+        self.ends("exit 0")
+
+    def ends(self, body):
+        call = "$1 ${2##/*} ${SLURM_PROCID:-x} ${SLURM_RESTART_COUNT:-x}"
+        self.program.write_text(f'#!/bin/bash\necho "{call}" >> {self.calls}\n{body}\n')
+        self.program.chmod(0o755)
+
+    def run(self, orders=None, shards=1, config=CONFIG):
+        words = (str(self.root.parent / "run.toml"), "--root", str(self.root))
+        jobs = plan(Work("run", ("ingest",), shards, words), config, 1001, self.root)
+        orders = [Order(job) for job in jobs] if orders is None else orders
+        keep_scripts(jobs, self.root.parent / "run.toml", self.root, config)
+        keep_machinery(self.root)
+        self.jobs = {job.name: job for job in jobs}
+        return rehearse(record(orders, self.root), self.jobs, self.root, config)
+
+    def states(self):
+        return {row.name: [part.state for part in row.parts] for row in gather(self.root).rows}
+
+    def called(self):
+        """Each call: the command's first word, its second where it is none of a path, the rank, the restart."""
+        return [tuple(line.split()) for line in self.calls.read_text().splitlines()]
+
+
+@pytest.fixture
+def rehearsal(tmp_path, monkeypatch):
+    return Rehearsal(tmp_path, monkeypatch)
+
+
+def test_the_whole_graph_runs_in_order_with_a_process_for_each_rank(rehearsal):
+    assert rehearsal.run(shards=2) == 0
+    done = ["COMPLETED"]
+    assert rehearsal.states() == {
+        "sources": done, "ingest": done * 2, "ingest-join": done, "data": done, "audit": done, "train": done,
+        "evaluate": done, "report": done,
+    }  # fmt: skip
+    calls = [call[:-1] for call in rehearsal.called()]
+    assert calls[:5] == [("data", "prepare", "x")] * 5
+    assert calls[5:7] == [("governance", "check", "x"), ("slurm", "preflight", "0")]
+    assert sorted(calls[7:9]) == [("train", "0"), ("train", "1")]
+    assert calls[9:] == [("evaluate", "last", "x"), ("report", "x")]
+    lines = [json.loads(line) for line in (rehearsal.root / "slurm" / "jobs.jsonl").read_text().splitlines()]
+    assert min(int(line["job"]) for line in lines) > FIRST_LOCAL
+    ranks = rehearsal.root.glob("slurm/logs/run.train-*.0/rank-*.log")
+    assert sorted(path.name for path in ranks) == ["rank-0.log", "rank-1.log"]
+
+
+def test_a_closed_gate_cancels_the_training_and_not_the_report(rehearsal):
+    rehearsal.ends('[ "$1" != governance ] || exit 77')
+    assert rehearsal.run() == 77
+    cancelled = {name: ["CANCELLED"] for name in ("train", "evaluate")}
+    assert rehearsal.states() == {"data": ["COMPLETED"], "audit": ["FAILED"], **cancelled, "report": ["COMPLETED"]}
+
+
+def test_a_failure_is_tried_again_and_what_is_left_is_made_by_a_retry(rehearsal):
+    rehearsal.ends('[ "$1" != train ] || exit 1')
+    assert rehearsal.run() == 1
+    assert [call[-1] for call in rehearsal.called() if call[:2] == ("train", "0")] == ["0", "1", "2"]
+    assert rehearsal.states()["train"] == ["FAILED"]
+    orders, stale = missing(gather(rehearsal.root), list(rehearsal.jobs.values()))
+    assert ([order.job.name for order in orders], stale) == (["train", "evaluate", "report"], [])
+    rehearsal.ends('[ "$1" != evaluate ] || [ "$SLURM_RESTART_COUNT" -ge 2 ] || exit 75')  # told to leave: again
+    assert rehearsal.run(orders) == 0
+    assert all(states == ["COMPLETED"] for states in rehearsal.states().values())
+
+
+def test_a_cancellation_ends_what_runs_and_what_waits(rehearsal):
+    rehearsal.ends('[ "$1" != governance ] || exec sleep 60')
+
+    def cancel():
+        while not rehearsal.calls.exists() or "governance" not in rehearsal.calls.read_text():
+            time.sleep(0.05)
+        for number in range(1, 6):
+            path = called_off(rehearsal.root, str(FIRST_LOCAL + number))
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    assert rehearsal.run() != 0
+    thread.join()
+    states = rehearsal.states()
+    assert states.pop("data") == ["COMPLETED"]
+    assert all(state == ["CANCELLED"] for state in states.values())
+
+
+def test_an_allocation_that_is_too_small_is_refused(rehearsal, monkeypatch):
+    refuse_allocation(CONFIG)
+    pyxis = CONFIG.model_copy(update={"container": "img", "container_runtime": "pyxis"})
+    with pytest.raises(ConfigError, match="needs srun"):
+        refuse_allocation(pyxis)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    refuse_allocation(pyxis)
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
+    with pytest.raises(ConfigError, match=r"slurm.nodes = 2: the allocation has 1"):
+        refuse_allocation(CONFIG)
