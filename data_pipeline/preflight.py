@@ -44,7 +44,8 @@ def check(config: DataConfig, folder: Path, root: Path, engine: str = "duckdb") 
         PipelineError: things are not there; of one kind it keeps its class, `MissingInput` mostly.
     """
     faults: list[PipelineError] = []
-    for look in (*_looks(config, folder, root), partial(require_engine, engine)):
+    looks: list[Callable[[], Any]] = [*_looks(config, folder, root), partial(require_engine, engine)]
+    for look in looks:
         try:
             look()
         except PipelineError as error:
