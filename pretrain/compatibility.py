@@ -103,6 +103,7 @@ def fp8_shapes_divide(s: Situation) -> str | None:
     sides = {
         "model.hidden_size": s.model.hidden_size,
         "model.intermediate_size": s.model.intermediate_size,
+        "the width of queries (num_attention_heads x head_dim)": s.model.attention_width,
         "the width of keys (num_key_value_heads x head size)": s.model.num_key_value_heads * s.model.head_dim,
         "micro_batch_size x sequence_length / sequence_parallel_size": s.engine.micro_batch_size
         * (s.train.sequence_length // parts),

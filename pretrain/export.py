@@ -25,7 +25,8 @@ from governance.files import atomic_path, place, write_json, write_text
 from governance.manifest import Manifest
 from pretrain.canonical import file_plan
 from pretrain.checkpoint import CheckpointIdentity, identity_of, read_checkpoint, weights
-from pretrain.export_families import Family, Piece, family_of
+from pretrain.export_families import family_of
+from pretrain.export_family import Family, Piece
 from pretrain.model_config import padded_vocabulary
 from pretrain.vocabulary import refuse_foreign_tokenizer
 

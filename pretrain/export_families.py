@@ -4,11 +4,12 @@
     Llama                    RMSNorm before each part, rotary positions (plain, linear, llama3, yarn), SwiGLU, any bias
     Granite                  the same under muP: its multipliers are our scales
     Mistral                  the same without bias, every layer with a window
-    Qwen3                    with norms of queries and keys; windows in some layers
+    Qwen3                    with norms of queries and keys, heads of any width; windows in some layers
     Qwen3Moe, Mixtral        experts, with and without norms of queries and keys
     GPT2                     learned positions, LayerNorm, biases, GELU, ReLU or squared ReLU, no shared key heads
     GPTNeoX                  the same with rotary positions
-    Gemma2                   norms around each part, windows, soft caps; norms are 1 + weight there, the table is scaled
+    Gemma2, Gemma3           norms around each part, windows, soft caps, either gate; the second with norms of heads
+    Olmo2                    norms of what a part writes, and of all queries and all keys
     Assay                    all else: `hugging_face/modeling_assay.py` travels with the weights (`trust_remote_code`)
 
 Exact means: logits in fp32 agree to rounding. Tests load each with `transformers` and compare.
@@ -16,56 +17,24 @@ Exact means: logits in fp32 agree to rounding. Tests load each with `transformer
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pretrain.export_family import SIZES, Family, Piece, capped, layer_types, llama_fields, rotary_rms, same
+from pretrain.export_gemma import gemma, olmo
 from pretrain.model_config import ModelConfig
 
 if TYPE_CHECKING:
     import torch
 
-Make = Callable[[Sequence["torch.Tensor"]], "torch.Tensor"]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One tensor of the exported model."""
-
-    name: str
-    sources: tuple[str, ...]
-    """The checkpoint's parameters that it is made of."""
-    make: Make
-
-
-@dataclass(frozen=True)
-class Family:
-    """An architecture, with this model's settings."""
-
-    architecture: str
-    config: dict[str, Any]
-    """What config.json says of it, `vocab_size` and the ids of special tokens apart."""
-    pieces: Callable[[Sequence[str]], list[Piece]]
-    """Of the checkpoint's parameter names, the tensors to write."""
-
-    @property
-    def own_code(self) -> bool:
-        """Whether it needs `modeling_assay.py`."""
-        return self.architecture == "AssayForCausalLM"
-
 
 def family_of(model: ModelConfig) -> Family:
     """The native architecture that computes exactly what `model` does, else our own."""
-    for candidate in (_llama, _experts, _gpt, _gemma):
+    for candidate in (_llama, _experts, _gpt, gemma, olmo):
         found = candidate(model)
         if found is not None:
             return found
     return _own(model)
-
-
-def _same(names: Sequence[str]) -> list[Piece]:
-    return [Piece(name, (name,), lambda tensors: tensors[0]) for name in names]
 
 
 def _own(model: ModelConfig) -> Family:
@@ -76,93 +45,39 @@ def _own(model: ModelConfig) -> Family:
             "AutoModelForCausalLM": "modeling_assay.AssayForCausalLM",
         },
         "assay_model": model.model_dump(mode="json"),
-        **{name: getattr(model, name) for name in _SIZES},
+        **{name: getattr(model, name) for name in SIZES},
         "tie_word_embeddings": False,
     }
-    return Family("AssayForCausalLM", config, _same)
-
-
-_SIZES = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "max_position_embeddings",
-)  # fmt: skip
-
-
-def _llama_fields(model: ModelConfig) -> dict[str, Any]:
-    """The fields that Llama's relatives share."""
-    return {
-        **{name: getattr(model, name) for name in _SIZES},
-        "head_dim": model.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": model.rms_norm_eps,
-        "initializer_range": model.initializer_range,
-        "tie_word_embeddings": model.tie_word_embeddings,
-        "attention_bias": model.bias,
-        "mlp_bias": model.bias,
-        "rope_theta": model.rope_theta,
-        "rope_scaling": _scaling(model),
-    }
-
-
-def _scaling(model: ModelConfig) -> dict[str, Any] | None:
-    scaling = model.rope_scaling
-    if scaling is None:
-        return None
-    fields = {
-        "linear": (),
-        "llama3": ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
-        "yarn": ("original_max_position_embeddings", "beta_fast", "beta_slow"),
-    }[scaling.rope_type]
-    return {name: getattr(scaling, name) for name in ("rope_type", "factor", *fields)}
-
-
-def _rotary_rms(model: ModelConfig) -> bool:
-    """Rotary positions, RMSNorm with weights, SwiGLU, nothing after the embedding."""
-    return (
-        model.position_embedding == "rope"
-        and model.norm == "rmsnorm"
-        and model.norm_weights
-        and model.feed_forward == "swiglu"
-        and not model.embedding_norm
-    )
-
-
-def _capped(model: ModelConfig) -> bool:
-    return model.attn_logit_softcapping is not None or model.final_logit_softcapping is not None
-
-
-def _layer_types(model: ModelConfig) -> list[str]:
-    windows = [model.window(layer) for layer in range(model.num_hidden_layers)]
-    return ["full_attention" if window is None else "sliding_attention" for window in windows]
+    return Family("AssayForCausalLM", config, same)
 
 
 def _llama(model: ModelConfig) -> Family | None:
-    if not _rotary_rms(model) or model.norm_position != "pre" or model.moe is not None or _capped(model):
+    if not rotary_rms(model) or model.norm_position != "pre" or model.moe is not None or capped(model):
         return None
-    fields, mup = _llama_fields(model), model.initialisation == "mup"
+    fields, mup = llama_fields(model), model.initialisation == "mup"
     window = model.sliding_window
     if model.qk_norm:
         if model.bias or mup:
             return None
         fields |= {"model_type": "qwen3", "use_sliding_window": window is not None, "sliding_window": window}
-        return Family("Qwen3ForCausalLM", fields | {"layer_types": _layer_types(model)}, _same)
+        return Family("Qwen3ForCausalLM", fields | {"layer_types": layer_types(model)}, same)
     if window is not None:
         if model.bias or mup or model.full_attention_every:
             return None
-        return Family("MistralForCausalLM", fields | {"model_type": "mistral", "sliding_window": window}, _same)
+        return Family("MistralForCausalLM", fields | {"model_type": "mistral", "sliding_window": window}, same)
     if mup:
         scales = {"attention_multiplier": model.attention_scale, "logits_scaling": model.width_ratio}
         scales |= {"embedding_multiplier": 1.0, "residual_multiplier": 1.0}
-        return Family("GraniteForCausalLM", fields | {"model_type": "granite"} | scales, _same)
-    return Family("LlamaForCausalLM", fields | {"model_type": "llama"}, _same)
+        return Family("GraniteForCausalLM", fields | {"model_type": "granite"} | scales, same)
+    return Family("LlamaForCausalLM", fields | {"model_type": "llama"}, same)
 
 
 def _experts(model: ModelConfig) -> Family | None:
     moe = model.moe
-    plain = _rotary_rms(model) and model.norm_position == "pre" and not _capped(model) and not model.bias
+    plain = rotary_rms(model) and model.norm_position == "pre" and not capped(model) and not model.bias
     if moe is None or not plain or model.initialisation == "mup" or model.full_attention_every:
         return None
-    fields = _llama_fields(model) | {
+    fields = llama_fields(model) | {
         "num_experts_per_tok": moe.num_experts_per_tok,
         "router_aux_loss_coef": moe.router_aux_loss_coef,
     }
@@ -175,7 +90,7 @@ def _experts(model: ModelConfig) -> Family | None:
             "decoder_sparse_step": 1,
             "mlp_only_layers": [],
         }
-        return Family("Qwen3MoeForCausalLM", fields, _same)
+        return Family("Qwen3MoeForCausalLM", fields, same)
     if not model.qk_norm and moe.norm_topk_prob:
         fields |= {
             "model_type": "mixtral",
@@ -209,12 +124,15 @@ def _gpt(model: ModelConfig) -> Family | None:
         and model.norm_weights
         and model.bias
         and model.norm_position == "pre"
-        and model.feed_forward != "swiglu"
+        and not model.gated
+        and model.attention_width == model.hidden_size
+        and model.embedding_multiplier == 1.0
+        and model.query_pre_attn_scalar is None
         and model.num_key_value_heads == model.num_attention_heads
     ):
         return None
     extras = (model.qk_norm, model.embedding_norm, model.moe, model.sliding_window, model.rope_scaling)
-    if any(extras) or _capped(model) or model.initialisation == "mup":
+    if any(extras) or capped(model) or model.initialisation == "mup":
         return None
     shared = {"initializer_range": model.initializer_range, "tie_word_embeddings": model.tie_word_embeddings}
     if model.position_embedding == "learned":
@@ -284,12 +202,16 @@ def _join_turned(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 def _neox_fields(model: ModelConfig) -> dict[str, Any]:
     return {
         "model_type": "gpt_neox",
-        **{name: getattr(model, name) for name in _SIZES if name != "num_key_value_heads"},
+        **{name: getattr(model, name) for name in SIZES if name != "num_key_value_heads"},
         "hidden_act": model.feed_forward,
         "layer_norm_eps": model.rms_norm_eps,
-        "rotary_pct": 1.0,
+        "rotary_pct": model.partial_rotary_factor,
         "rotary_emb_base": model.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta, "partial_rotary_factor": 1.0},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": model.rope_theta,
+            "partial_rotary_factor": model.partial_rotary_factor,
+        },
         "use_parallel_residual": False,
         "attention_bias": True,
     }
@@ -318,35 +240,3 @@ def _neox(names: Sequence[str], heads: int) -> list[Piece]:
 
     kept = _renamed([name for name in names if not _key_or_value(name)], words)
     return [Piece(piece.name, _joined(piece.sources[0]), beside) for piece in kept]
-
-
-def _gemma(model: ModelConfig) -> Family | None:
-    plain = _rotary_rms(model) and model.norm_position == "sandwich" and not model.bias and not model.qk_norm
-    if not plain or model.moe is not None or model.initialisation == "mup":
-        return None
-    fields = _llama_fields(model) | {
-        "model_type": "gemma2",
-        "hidden_activation": "silu",
-        "query_pre_attn_scalar": model.head_dim,
-        "attn_logit_softcapping": model.attn_logit_softcapping,
-        "final_logit_softcapping": model.final_logit_softcapping,
-        "sliding_window": model.sliding_window or model.max_position_embeddings,
-        "layer_types": _layer_types(model),
-        "tie_word_embeddings": False,  # its embedding is scaled, its output projection is not
-    }
-    if model.attn_logit_softcapping is not None:
-        fields["attn_implementation"] = "eager"  # the fused kernels there leave the cap out
-    tied, scale = model.tie_word_embeddings, math.sqrt(model.hidden_size)
-    return Family("Gemma2ForCausalLM", fields, lambda names: _gemma_pieces(names, scale, tied))
-
-
-def _gemma_pieces(names: Sequence[str], scale: float, tied: bool) -> list[Piece]:
-    table, pieces = "model.embed_tokens.weight", []
-    for name in names:
-        if name == table:
-            pieces.append(Piece(name, (name,), lambda tensors: tensors[0] / scale))
-        elif name.endswith("norm.weight"):
-            pieces.append(Piece(name, (name,), lambda tensors: tensors[0] - 1.0))
-        else:
-            pieces.append(Piece(name, (name,), lambda tensors: tensors[0]))
-    return [*pieces, Piece("lm_head.weight", (table,), lambda tensors: tensors[0].clone())] if tied else pieces

@@ -190,12 +190,14 @@ def _activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
     tokens, size = _tokens(recipe, engine), _size(recipe)
     width, heads, keys = (
         model.hidden_size,
-        model.hidden_size // tensor,
+        model.attention_width // tensor,
         model.num_key_value_heads * model.head_dim // tensor,
     )
-    gated = model.feed_forward == "swiglu"
+    gated = model.gated
     inner = model.intermediate_size // tensor * (1 if model.moe is None else model.moe.num_experts_per_tok)
-    bent = 2 if not gated else 3 if device == "cpu" else 4  # eager.SwiGlu keeps no sigmoid
+    bent = (
+        2 if not gated else 3 if device == "cpu" and model.feed_forward == "swiglu" else 4
+    )  # eager.SwiGlu keeps no sigmoid
     block = 4 * width + 3 * heads + 2 * keys + bent * inner
     products = 2 * width + heads + 2 * keys + (2 if gated else 1) * inner
     table = 0

@@ -6,7 +6,7 @@ learned, so all of them enter the key of a training run. Fields that Hugging Fac
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -95,10 +95,12 @@ class ModelConfig(Section):
     num_hidden_layers: int = Field(gt=0)
     """Transformer blocks."""
     num_attention_heads: int = Field(gt=0)
-    """Query heads; each is hidden_size / num_attention_heads channels wide."""
+    """Query heads."""
     num_key_value_heads: int = Field(gt=0)
     """Key and value heads: as many as query heads, fewer (grouped-query attention, arXiv:2305.13245), or one
     (multi-query attention, arXiv:1911.02150)."""
+    head_dim: int = Field(default=0, ge=0)
+    """Channels of one head; 0: hidden_size / num_attention_heads (Qwen 3 and Gemma have others)."""
     max_position_embeddings: int = Field(gt=0)
     """Upper bound of the sequence length, in tokens; rows of the table of learned positions."""
 
@@ -110,13 +112,19 @@ class ModelConfig(Section):
     """Base wavelength of the rotary position embedding (arXiv:2104.09864)."""
     rope_scaling: RopeScaling | None = None
     """Stretches the rotary embedding; none: as it is."""
+    rope_local_base_freq: float | None = Field(default=None, gt=1)
+    """The base wavelength of layers with a window, which are then not stretched (Gemma 3, arXiv:2503.19786); none: that
+    of all layers."""
+    partial_rotary_factor: float = Field(default=1.0, gt=0, le=1)
+    """The share of a head's channels that is turned, from the first on (GPT-NeoX, arXiv:2204.06745)."""
 
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Divide by the root mean square (arXiv:1910.07467), or subtract the mean and divide by the deviation
     (arXiv:1607.06450)."""
-    norm_position: Literal["pre", "post", "sandwich"] = "pre"
+    norm_position: Literal["pre", "post", "sandwich", "reordered"] = "pre"
     """Where a block normalises: what a part reads (GPT-2; arXiv:2002.04745); the stream after each sum
-    (arXiv:1706.03762), which then has no norm at the end; what a part reads and what it writes (arXiv:2105.13290)."""
+    (arXiv:1706.03762), which then has no norm at the end; what a part reads and what it writes (arXiv:2105.13290); or
+    what it writes alone (OLMo 2, arXiv:2501.00656)."""
     norm_weights: bool = True
     """Give norms a learned scale; False: none, and no bias either (OLMo, arXiv:2402.00838)."""
     rms_norm_eps: float = Field(default=1e-5, gt=0)
@@ -125,10 +133,16 @@ class ModelConfig(Section):
     """A norm right after the embedding (BLOOM, arXiv:2211.05100)."""
     qk_norm: bool = False
     """RMSNorm of each query and key head, before positions (arXiv:2302.05442; as Qwen 3 has it)."""
+    qk_norm_whole: bool = False
+    """With qk_norm: over the channels of all heads together (OLMo 2, arXiv:2501.00656)."""
+    embedding_multiplier: float = Field(default=1.0, gt=0)
+    """What embeddings of tokens are multiplied by: sqrt(hidden_size) in Gemma (arXiv:2403.08295)."""
+    query_pre_attn_scalar: float | None = Field(default=None, gt=0)
+    """Products of queries and keys are divided by its square root (Gemma 2); none: see `attention_scale`."""
 
-    feed_forward: Literal["swiglu", "gelu", "relu", "relu2"] = "swiglu"
-    """The layer between attentions: gated (arXiv:2002.05202), or two maps with GELU (arXiv:1606.08415, by erf), ReLU
-    or squared ReLU (Primer, arXiv:2109.08668) in between."""
+    feed_forward: Literal["swiglu", "geglu", "gelu", "relu", "relu2"] = "swiglu"
+    """The layer between attentions: gated by SiLU or by GELU's tanh form (arXiv:2002.05202), or two maps with GELU
+    (arXiv:1606.08415, by erf), ReLU or squared ReLU (Primer, arXiv:2109.08668) in between."""
     bias: bool = False
     """Biases in all linear maps of the blocks and in LayerNorm, as in GPT-2."""
 
@@ -161,12 +175,23 @@ class ModelConfig(Section):
     moe: MoeConfig | None = None
     """Several experts in place of each feed-forward layer; none: one layer for all tokens."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _head_width(cls, values: Any) -> Any:
+        """The width of a head that follows where none is given; what is no number is refused later."""
+        if not isinstance(values, dict) or values.get("head_dim"):
+            return values
+        width, heads = values.get("hidden_size"), values.get("num_attention_heads")
+        if isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads == 0:
+            return {**values, "head_dim": width // heads}
+        return values
+
     @model_validator(mode="after")
     def _heads(self) -> ModelConfig:
-        if self.hidden_size % self.num_attention_heads:
+        if not self.head_dim:
             raise ValueError(
                 f"hidden_size = {self.hidden_size} is not a multiple of num_attention_heads = "
-                f"{self.num_attention_heads}; change one of them"
+                f"{self.num_attention_heads}; change one of them, or set head_dim"
             )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -177,10 +202,11 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _positions(self) -> ModelConfig:
-        if self.position_embedding == "rope" and self.head_dim % 2:
+        if self.position_embedding == "rope" and (self.rotary_dim % 2 or not self.rotary_dim):
             raise ValueError(
-                f"hidden_size / num_attention_heads = {self.head_dim} is odd; the rotary embedding turns pairs of "
-                f"channels, so choose fewer or more heads"
+                f"head_dim x partial_rotary_factor = {self.head_dim} x {self.partial_rotary_factor} gives "
+                f"{self.rotary_dim} channels, an odd number or none; the rotary embedding turns pairs of channels, so "
+                f"choose another head_dim or number of heads"
             )
         if self.position_embedding == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"hidden_size = {self.hidden_size} is odd; sinusoidal positions are pairs of channels")
@@ -216,10 +242,38 @@ class ModelConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _parts(self) -> ModelConfig:
+        if self.qk_norm_whole and not self.qk_norm:
+            raise ValueError("qk_norm_whole = true without qk_norm: nothing is normalised; set qk_norm = true, too")
+        if self.position_embedding != "rope" and (self.partial_rotary_factor < 1 or self.rope_local_base_freq):
+            raise ValueError(
+                f"partial_rotary_factor and rope_local_base_freq turn channels, but position_embedding = "
+                f"{self.position_embedding!r} turns none; remove them, or set position_embedding = 'rope'"
+            )
+        if self.rope_local_base_freq and self.sliding_window is None:
+            raise ValueError(
+                f"rope_local_base_freq = {self.rope_local_base_freq} is of layers with a window, and there is none; "
+                f"set sliding_window, or rope_theta instead"
+            )
+        if self.query_pre_attn_scalar and self.initialisation == "mup":
+            raise ValueError("query_pre_attn_scalar with initialisation = 'mup', which says that scale; remove one")
+        return self
+
     @property
-    def head_dim(self) -> int:
-        """Channels of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+    def gated(self) -> bool:
+        """Whether the feed-forward layer has a gate."""
+        return self.feed_forward in ("swiglu", "geglu")
+
+    @property
+    def attention_width(self) -> int:
+        """Channels of all query heads together."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels of a head that are turned."""
+        return int(self.head_dim * self.partial_rotary_factor)
 
     @property
     def width_ratio(self) -> float:
@@ -228,11 +282,13 @@ class ModelConfig(Section):
 
     @property
     def attention_scale(self) -> float:
-        """What products of queries and keys are multiplied by: 1 / sqrt(head_dim).
+        """What products of queries and keys are multiplied by: 1 / sqrt(head_dim), or of `query_pre_attn_scalar`.
 
         Under mup 8 / head_dim, since products then grow with the channels; the two agree at 64 channels.
         """
-        return 8.0 / self.head_dim if self.initialisation == "mup" else self.head_dim**-0.5
+        if self.initialisation == "mup":
+            return 8.0 / self.head_dim
+        return float((self.query_pre_attn_scalar or self.head_dim) ** -0.5)
 
     def window(self, layer: int) -> int | None:
         """Tokens that layer number `layer` (from 0) sees; none: all of the document so far."""

@@ -88,6 +88,8 @@ def tensor_parallelism_knows_the_model(s: Situation) -> str | None:
         return "engine.tensor_parallel_size with model.moe: experts are not cut; set tensor_parallel_size = 1"
     if s.optim.optimizer == "muon":
         return "engine.tensor_parallel_size with optim.optimizer = 'muon': Muon wants whole matrices; set it to 1"
+    if s.model.qk_norm_whole:
+        return "engine.tensor_parallel_size with model.qk_norm_whole: ranks hold a part of the heads; set it to 1"
     if s.train.precision == "fp8":
         return "engine.tensor_parallel_size with train.precision = 'fp8': set precision = 'bf16'"
     return None

@@ -42,27 +42,31 @@ class Attention(nn.Module):
 
     def __init__(self, spec, layer):
         super().__init__()
-        width, heads = spec["hidden_size"], spec["num_attention_heads"]
-        self.head_dim, self.layer, self.softcap = width // heads, layer, spec["attn_logit_softcapping"]
-        narrow = spec["num_key_value_heads"] * self.head_dim
+        width, self.head_dim = spec["hidden_size"], spec["head_dim"]
+        self.layer, self.softcap = layer, spec["attn_logit_softcapping"]
+        wide, narrow = (spec[f"num_{kind}_heads"] * self.head_dim for kind in ("attention", "key_value"))
         every = spec["full_attention_every"]
         self.window = None if every and (layer + 1) % every == 0 else spec["sliding_window"]
         mup = spec["initialisation"] == "mup"
-        self.scale = 8.0 / self.head_dim if mup else self.head_dim**-0.5
-        self.q_proj = nn.Linear(width, width, bias=spec["bias"])
+        self.scale = 8.0 / self.head_dim if mup else (spec["query_pre_attn_scalar"] or self.head_dim) ** -0.5
+        self.q_proj = nn.Linear(width, wide, bias=spec["bias"])
         self.k_proj = nn.Linear(width, narrow, bias=spec["bias"])
         self.v_proj = nn.Linear(width, narrow, bias=spec["bias"])
-        self.o_proj = nn.Linear(width, width, bias=spec["bias"])
-        self.normal = spec["qk_norm"]
+        self.o_proj = nn.Linear(wide, width, bias=spec["bias"])
+        self.normal, self.whole = spec["qk_norm"], spec["qk_norm_whole"]
         if self.normal:
-            self.q_norm, self.k_norm = RMSNorm(self.head_dim, spec), RMSNorm(self.head_dim, spec)
+            sizes = (wide, narrow) if self.whole else (self.head_dim, self.head_dim)
+            self.q_norm, self.k_norm = (RMSNorm(size, spec) for size in sizes)
 
     def forward(self, x, angles, visible, cache):
         """[B, L, hidden] -> [B, L, hidden]; `visible` [B, 1, L, K] says who may see whom, the window left out."""
-        rows, length, width = x.shape
+        rows, length, _ = x.shape
         shape = (rows, length, -1, self.head_dim)
-        q, k, v = self.q_proj(x).view(shape), self.k_proj(x).view(shape), self.v_proj(x).view(shape)
-        if self.normal:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.normal and self.whole:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.view(shape), k.view(shape), v.view(shape)
+        if self.normal and not self.whole:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if angles is not None:
@@ -81,24 +85,27 @@ class Attention(nn.Module):
             logits = (q @ k.transpose(-1, -2)).float() * self.scale
             logits = self.softcap * torch.tanh(logits / self.softcap)
             seen = logits.masked_fill(~visible, float("-inf")).softmax(-1).to(v.dtype) @ v
-        return self.o_proj(seen.transpose(1, 2).reshape(rows, length, width))
+        return self.o_proj(seen.transpose(1, 2).reshape(rows, length, -1))
 
 
 def rotate(x, angles):
-    """Turn each pair of channels (i, i + D/2) of x [B, H, L, D] by its angle."""
+    """Turn each pair of channels (i, i + R/2) of x [B, H, L, D] by its angle; those from R on stay as they are."""
+    turned = 2 * angles.shape[-1]
+    if turned < x.shape[-1]:
+        return torch.cat((rotate(x[..., :turned], angles), x[..., turned:]), dim=-1)
     low, high = x.chunk(2, dim=-1)
     cosines, sines = angles
     return torch.cat((low * cosines - high * sines, high * cosines + low * sines), dim=-1)
 
 
-def rotary_angles(positions, spec, dtype):
-    """Cosines and sines [2, B, 1, L, head_dim / 2] for positions [B, L]."""
-    head_dim = spec["hidden_size"] // spec["num_attention_heads"]
-    channels = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
-    frequencies = spec["rope_theta"] ** -(channels / head_dim)
-    scaling, warmth = spec["rope_scaling"], 1.0
+def rotary_angles(positions, spec, dtype, local):
+    """Cosines and sines [2, B, 1, L, R / 2] for positions [B, L]; `local`: of layers with their own base."""
+    turned = int(spec["head_dim"] * spec["partial_rotary_factor"])
+    channels = torch.arange(0, turned, 2, dtype=torch.float32, device=positions.device)
+    frequencies = spec["rope_local_base_freq" if local else "rope_theta"] ** -(channels / turned)
+    scaling, warmth = None if local else spec["rope_scaling"], 1.0
     if scaling is not None:
-        frequencies = stretched(frequencies, head_dim, spec["rope_theta"], scaling)
+        frequencies = stretched(frequencies, turned, spec["rope_theta"], scaling)
         if scaling["rope_type"] == "yarn":
             warmth = 0.1 * math.log(scaling["factor"]) + 1.0
     angles = positions[:, None, :, None].float() * frequencies
@@ -131,12 +138,12 @@ def sinusoids(positions, size):
 
 
 class FeedForward(nn.Module):
-    """down(silu(gate(x)) * up(x)), or down(f(up(x))) with GELU, ReLU or squared ReLU for f."""
+    """down(f(gate(x)) * up(x)), f SiLU or GELU's tanh form, or down(f(up(x))) with GELU, ReLU or squared ReLU for f."""
 
     def __init__(self, spec):
         super().__init__()
         width, inner, self.kind = spec["hidden_size"], spec["intermediate_size"], spec["feed_forward"]
-        if self.kind == "swiglu":
+        if self.kind in ("swiglu", "geglu"):
             self.gate_proj = nn.Linear(width, inner, bias=spec["bias"])
         self.up_proj = nn.Linear(width, inner, bias=spec["bias"])
         self.down_proj = nn.Linear(inner, width, bias=spec["bias"])
@@ -146,6 +153,8 @@ class FeedForward(nn.Module):
         x, raw = self.up_proj(x), x
         if self.kind == "swiglu":
             return self.down_proj(F.silu(self.gate_proj(raw)) * x)
+        if self.kind == "geglu":
+            return self.down_proj(F.gelu(self.gate_proj(raw), approximate="tanh") * x)
         if self.kind == "gelu":
             return self.down_proj(F.gelu(x))
         return self.down_proj(F.relu(x) if self.kind == "relu" else F.relu(x).square())
@@ -177,16 +186,18 @@ class Experts(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each added to the stream, with norms before, after or around."""
+    """Attention, then feed-forward, each added to the stream, with norms as the model says."""
 
     def __init__(self, spec, layer):
         super().__init__()
         self.order = spec["norm_position"]
-        self.input_layernorm = make_norm(spec)
+        if self.order != "reordered":
+            self.input_layernorm = make_norm(spec)
         self.self_attn = Attention(spec, layer)
         self.post_attention_layernorm = make_norm(spec)
         if self.order == "sandwich":
             self.pre_feedforward_layernorm = make_norm(spec)
+        if self.order in ("sandwich", "reordered"):
             self.post_feedforward_layernorm = make_norm(spec)
         self.mlp = FeedForward(spec) if spec["moe"] is None else Experts(spec)
 
@@ -198,6 +209,9 @@ class Block(nn.Module):
         if self.order == "pre":
             x = x + self.self_attn(self.input_layernorm(x), *seen)
             return x + self.mlp(self.post_attention_layernorm(x))
+        if self.order == "reordered":
+            x = x + self.post_attention_layernorm(self.self_attn(x, *seen))
+            return x + self.post_feedforward_layernorm(self.mlp(x))
         x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), *seen))
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
@@ -220,6 +234,8 @@ class Stack(nn.Module):
     def forward(self, x, positions, visible, cache):
         """Embedded tokens [B, L, hidden] -> hidden states [B, L, hidden]."""
         spec = self.spec
+        if spec["embedding_multiplier"] != 1.0:
+            x = x * spec["embedding_multiplier"]
         if spec["position_embedding"] == "learned":
             x = x + self.embed_positions(positions)
         if spec["position_embedding"] == "sinusoidal":
@@ -227,10 +243,13 @@ class Stack(nn.Module):
             x = x * scale + sinusoids(positions, x.shape[-1]).to(x.dtype)
         if spec["embedding_norm"]:
             x = self.embedding_norm(x)
-        turned = spec["position_embedding"] == "rope"
-        angles = rotary_angles(positions, spec, x.dtype) if turned else None
+        angles = {False: None}
+        if spec["position_embedding"] == "rope":
+            kinds = (False, True) if spec["rope_local_base_freq"] else (False,)
+            angles = {local: rotary_angles(positions, spec, x.dtype, local) for local in kinds}
         for layer in self.layers:
-            x = layer(x, angles, visible, cache)
+            local = layer.self_attn.window is not None and True in angles
+            x = layer(x, angles[local], visible, cache)
         return x if spec["norm_position"] == "post" else self.norm(x)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pretrain.model_config import ModelConfig, padded_vocabulary
 
-_NORMS_OF_BLOCK = {"pre": 2, "post": 2, "sandwich": 4}
+_NORMS_OF_BLOCK = {"pre": 2, "post": 2, "sandwich": 4, "reordered": 2}
 _PIECE_TOKENS = 1024  # at least: each piece adds a gradient of the projection's size
 _PIECE_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 29}  # CUDA: few pieces, as each adds a gradient in fp32
 
@@ -21,10 +21,11 @@ def active_parameter_count(config: ModelConfig, vocabulary_size: int) -> int:
 
 
 def flops_per_token(config: ModelConfig, vocabulary_size: int, sequence_length: int) -> int:
-    """Floating-point operations of forward and backward per token: 6 N + 12 x width x (tokens seen, over all layers).
+    """Floating-point operations of forward and backward per token: 6 N + 12 x width x tokens seen.
 
     N counts every weight that a token multiplies: of experts those that it uses, the output projection tied or not, and
-    not the look-ups (embedding, learned positions). The attention term takes each row as one document and both
+    not the look-ups (embedding, learned positions). Attention's width is that of all query heads, and tokens seen are
+    added up over layers. The term takes each row as one document and both
     triangles, as PaLM does (arXiv:2204.02311, appendix B), so that MFU compares with others'; a layer with a window
     sees that many tokens. What activation checkpointing computes twice is not counted.
     """
@@ -33,7 +34,7 @@ def flops_per_token(config: ModelConfig, vocabulary_size: int, sequence_length: 
         weights += padded_vocabulary(vocabulary_size) * config.hidden_size
     windows = (config.window(layer) for layer in range(config.num_hidden_layers))
     seen = sum(min(sequence_length, window or sequence_length) for window in windows)
-    return 6 * weights + 12 * config.hidden_size * seen
+    return 6 * weights + 12 * config.attention_width * seen
 
 
 def piece_tokens(vocabulary: int, device: str) -> int:
@@ -75,9 +76,11 @@ def _linear(inputs: int, outputs: int, bias: bool) -> int:
 def _block(config: ModelConfig, experts: int) -> int:
     width, inner, bias = config.hidden_size, config.intermediate_size, config.bias
     narrow = config.num_key_value_heads * config.head_dim
-    attention = 2 * _linear(width, width, bias) + 2 * _linear(width, narrow, bias)
-    attention += 2 * config.head_dim if config.qk_norm and config.norm_weights else 0
-    maps_in = 2 if config.feed_forward == "swiglu" else 1
+    heads = config.attention_width
+    attention = _linear(width, heads, bias) + _linear(heads, width, bias) + 2 * _linear(width, narrow, bias)
+    if config.qk_norm and config.norm_weights:
+        attention += heads + narrow if config.qk_norm_whole else 2 * config.head_dim
+    maps_in = 2 if config.gated else 1
     expert = maps_in * _linear(width, inner, bias) + _linear(inner, width, bias)
     router = 0 if config.moe is None else width * config.moe.num_local_experts
     return attention + experts * expert + router + _NORMS_OF_BLOCK[config.norm_position] * _norm(config)

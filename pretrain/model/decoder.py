@@ -74,18 +74,22 @@ class Stack(nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Token ids [B, L] -> hidden states [B, L, hidden], and the router's logits of each layer of experts."""
         x = self._embed(tokens, positions)
-        turned = self.config.position_embedding == "rope"
-        angles = rotary_angles(positions, self.config, x.dtype) if turned else None
+        windows, angles = [self.config.window(number) for number in range(len(self.layers))], {}
+        if self.config.position_embedding == "rope":
+            kinds = set(windows) if self.config.rope_local_base_freq else {None}
+            angles = {kind: rotary_angles(positions, self.config, x.dtype, kind) for kind in kinds}
         mask = document_mask(segments, self.config, self.flash, documents)
         routers = []
-        for layer in self.layers:
-            x, router = run_block(layer, x, angles, mask, self.checkpointing)
+        for layer, window in zip(self.layers, windows, strict=True):
+            x, router = run_block(layer, x, angles.get(window, angles.get(None)), mask, self.checkpointing)
             if router is not None:
                 routers.append(router)
         return (x if self.config.norm_position == "post" else self.norm(x)), routers
 
     def _embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         config, x = self.config, self.embed_tokens(tokens)
+        if config.embedding_multiplier != 1.0:
+            x = x * config.embedding_multiplier
         if config.position_embedding == "learned":
             x = x + self.embed_positions(positions)
         if config.position_embedding == "sinusoidal":  # arXiv:1706.03762, section 3.4; of the base's width under mup

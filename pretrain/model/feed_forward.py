@@ -11,25 +11,28 @@ from pretrain.model_config import ModelConfig
 
 
 class FeedForward(nn.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv:2002.05202), or down(f(up(x))) with GELU, ReLU or squared ReLU for f."""
+    """down(f(gate(x)) * up(x)), f SiLU or GELU (arXiv:2002.05202), or down(f(up(x))), f GELU, ReLU or squared ReLU."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size
         self.kind = config.feed_forward
-        if self.kind == "swiglu":
+        self.gated = config.gated
+        if self.gated:
             self.gate_proj = nn.Linear(width, inner, bias=config.bias)
         self.up_proj = nn.Linear(width, inner, bias=config.bias)
         self.down_proj = nn.Linear(inner, width, bias=config.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., hidden] -> [..., hidden]."""
-        if self.kind == "swiglu":
-            return self.down_proj(_gated(self.gate_proj(x), self.up_proj(x)))
+        if self.gated:
+            return self.down_proj(_gated(self.gate_proj(x), self.up_proj(x), self.kind))
         return self.down_proj(_bend(self.up_proj(x), self.kind))
 
 
-def _gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+def _gated(gate: torch.Tensor, up: torch.Tensor, kind: str) -> torch.Tensor:
+    if kind == "geglu":
+        return F.gelu(gate, approximate="tanh") * up
     return SwiGlu.apply(gate, up) if has_kernels(gate) else F.silu(gate) * up
 
 

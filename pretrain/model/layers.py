@@ -1,7 +1,7 @@
 """The parts of a block: norms, grouped-query attention, and the block that adds them to the stream.
 
-Parameter names are those of Hugging Face's Llama (`q_norm` and `k_norm` are Qwen 3's, the four norms of a sandwich
-Gemma 2's), so that exported weights mean the same there.
+Parameter names are those of Hugging Face's Llama (`q_norm` and `k_norm` are Qwen 3's, the norms of a sandwich Gemma
+2's, those of the reordered block OLMo 2's), so that exported weights mean the same there.
 """
 
 from __future__ import annotations
@@ -48,20 +48,24 @@ class Attention(nn.Module):
         super().__init__()
         width, narrow = config.hidden_size, config.num_key_value_heads * config.head_dim
         self.head_dim, self.window = config.head_dim, config.window(layer)
-        self.q_proj = nn.Linear(width, width, bias=config.bias)
+        self.q_proj = nn.Linear(width, config.attention_width, bias=config.bias)
         self.k_proj = nn.Linear(width, narrow, bias=config.bias)
         self.v_proj = nn.Linear(width, narrow, bias=config.bias)
-        self.o_proj = nn.Linear(width, width, bias=config.bias)
+        self.o_proj = nn.Linear(config.attention_width, width, bias=config.bias)
+        self.normal, self.normal_whole = config.qk_norm, config.qk_norm_whole
         if config.qk_norm:
-            self.q_norm, self.k_norm = RMSNorm(self.head_dim, config), RMSNorm(self.head_dim, config)
-        self.normal = config.qk_norm
+            sizes = (config.attention_width, narrow) if config.qk_norm_whole else (self.head_dim, self.head_dim)
+            self.q_norm, self.k_norm = (RMSNorm(size, config) for size in sizes)
 
     def forward(self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask) -> torch.Tensor:
         """[B, L, hidden] -> [B, L, hidden]; `angles` turn queries and keys, if there are any."""
         rows, length, _ = x.shape
         shape = (rows, length, -1, self.head_dim)  # -1: under tensor parallelism a rank holds a part of the heads
-        q, k, v = self.q_proj(x).view(shape), self.k_proj(x).view(shape), self.v_proj(x).view(shape)
-        if self.normal:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.normal_whole:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.view(shape), k.view(shape), v.view(shape)
+        if self.normal and not self.normal_whole:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if angles is not None:
@@ -71,16 +75,18 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each added to the stream, with norms before, after or around (`norm_position`)."""
+    """Attention, then feed-forward, each added to the stream, with norms as `norm_position` says."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.order = config.norm_position
-        self.input_layernorm = make_norm(config)
+        if self.order != "reordered":
+            self.input_layernorm = make_norm(config)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = make_norm(config)
         if self.order == "sandwich":
             self.pre_feedforward_layernorm = make_norm(config)
+        if self.order in ("sandwich", "reordered"):
             self.post_feedforward_layernorm = make_norm(config)
         self.mlp = FeedForward(config) if config.moe is None else Experts(config, config.moe)
 
@@ -96,6 +102,10 @@ class Block(nn.Module):
             x = x + self.self_attn(self.input_layernorm(x), angles, mask)
             out, router = self._feed(self.post_attention_layernorm(x))
             return x + out, router
+        if self.order == "reordered":
+            x = x + self.post_attention_layernorm(self.self_attn(x, angles, mask))
+            out, router = self._feed(x)
+            return x + self.post_feedforward_layernorm(out), router
         x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), angles, mask))
         out, router = self._feed(self.pre_feedforward_layernorm(x))
         return x + self.post_feedforward_layernorm(out), router

@@ -14,23 +14,30 @@ from pretrain.model.eager import Rotate, has_kernels
 from pretrain.model_config import ModelConfig, RopeScaling
 
 
-def rotary_angles(positions: torch.Tensor, config: ModelConfig, dtype: torch.dtype) -> torch.Tensor:
-    """Cosines and sines [2, B, 1, L, head_dim / 2] for positions [B, L] (arXiv:2104.09864, eq. 15)."""
-    frequencies = rotary_frequencies(config, positions.device)
+def rotary_angles(
+    positions: torch.Tensor, config: ModelConfig, dtype: torch.dtype, window: int | None = None
+) -> torch.Tensor:
+    """Cosines and sines [2, B, 1, L, rotary_dim / 2] for positions [B, L] (arXiv:2104.09864, eq. 15).
+
+    `window` is that of the layer: those with one may have a base wavelength of their own.
+    """
+    local = window is not None and config.rope_local_base_freq is not None
+    frequencies = rotary_frequencies(config, positions.device, local)
     angles = positions[:, None, :, None].float() * frequencies
     table = torch.stack((angles.cos(), angles.sin()))
-    scaling = config.rope_scaling
+    scaling = None if local else config.rope_scaling
     if scaling is not None and scaling.rope_type == "yarn":
         table = table * (0.1 * math.log(scaling.factor) + 1.0)  # arXiv:2309.00071, eq. 22: both q and k, so squared
     return table.to(dtype)
 
 
-def rotary_frequencies(config: ModelConfig, device: torch.device) -> torch.Tensor:
-    """Radians per token of each pair of channels, fp32 [head_dim / 2]."""
-    channels = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
-    plain = config.rope_theta ** -(channels / config.head_dim)
+def rotary_frequencies(config: ModelConfig, device: torch.device, local: bool = False) -> torch.Tensor:
+    """Radians per token of each pair of channels, fp32 [rotary_dim / 2]; `local`: of layers with their own."""
+    channels = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32, device=device)
+    theta = (local and config.rope_local_base_freq) or config.rope_theta
+    plain = theta ** -(channels / config.rotary_dim)
     scaling = config.rope_scaling
-    if scaling is None:
+    if scaling is None or local:
         return plain
     if scaling.rope_type == "linear":
         return plain / scaling.factor
@@ -49,17 +56,23 @@ def _kept_by_channel(plain: torch.Tensor, config: ModelConfig, scaling: RopeScal
 
     def channel(turns: float) -> float:
         context = scaling.original_max_position_embeddings or 0
-        return config.head_dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+        return config.rotary_dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
 
     first = max(math.floor(channel(scaling.beta_fast)), 0)
-    last = min(math.ceil(channel(scaling.beta_slow)), config.head_dim - 1)
+    last = min(math.ceil(channel(scaling.beta_slow)), config.rotary_dim - 1)
     numbers = torch.arange(len(plain), dtype=torch.float32, device=plain.device)
     return 1.0 - ((numbers - first) / max(last - first, 1e-3)).clamp(0, 1)
 
 
 def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Turn each pair of channels (i, i + D/2) of x [B, H, L, D] by its angle, as Hugging Face's Llama pairs them."""
+    """Turn each pair of channels (i, i + R/2) of x [B, H, L, D] by its angle, as Hugging Face's Llama pairs them.
+
+    R, twice the angles, may be less than D: the rest of a head is left as it is.
+    """
     angles = angles.to(x.dtype)  # under autocast the stream is fp32, and queries are not
+    turned = 2 * angles.shape[-1]
+    if turned < x.shape[-1]:
+        return torch.cat((rotate(x[..., :turned], angles), x[..., turned:]), dim=-1)
     if has_kernels(x):
         return Rotate.apply(x, angles)
     low, high = x.chunk(2, dim=-1)

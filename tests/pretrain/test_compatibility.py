@@ -81,6 +81,11 @@ REFUSED = [
     ),
     ("fp8_wants_no_experts", {"precision": "fp8", "moe": EXPERTS}, "'bf16'"),
     ("bf16_masters_stay_on_the_device", {"precision": "bf16_masters", **OFFLOAD}, "precision = 'bf16'"),
+    (
+        "tensor_parallelism_knows_the_model",
+        {"tensor_parallel_size": 2, "qk_norm": True, "qk_norm_whole": True},
+        "part of the heads",
+    ),
     ("flash_wants_cuda_and_16_bits", {"attention": "flash", "where": CPU}, "attention = 'auto'"),
     ("flash_wants_cuda_and_16_bits", {"attention": "flash", "precision": "fp32"}, "precision = 'bf16'"),
     ("flash_wants_cuda_and_16_bits", {"attention": "flash", "where": {**CUDA, "capability": (9, 0)}}, "is installed"),

@@ -54,8 +54,11 @@ def test_arithmetic_per_token_counts_what_multiplies(variant):
     settings = config(**VARIANTS[variant])
     embedded = 128 * 32 + (64 * 32 if settings.position_embedding == "learned" else 0)
     multiplied = active_parameter_count(settings, 128) - (0 if settings.tie_word_embeddings else embedded)
-    seen = {"mistral": 2 * 5, "gemma": 4 + 64}.get(variant, 2 * 64)
-    assert flops_per_token(settings, 128, 64) == 6 * multiplied + 12 * 32 * seen
+    seen = {"mistral": 2 * 5, "gemma": 4 + 64, "gemma3": 4 + 64}.get(variant, 2 * 64)
+    assert (
+        flops_per_token(settings, 128, 64)
+        == 6 * multiplied + 12 * {"wide_heads": 48, "gemma3": 64}.get(variant, 32) * seen
+    )
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -19,7 +19,8 @@ from pretrain.checkpoint import CheckpointIdentity
 from pretrain.config import TrainConfig, TrainRecipe
 from pretrain.evaluate import nats_with
 from pretrain.export import INDEX, Vocabulary, export, write_folder
-from pretrain.export_families import Family, Piece, family_of
+from pretrain.export_families import family_of
+from pretrain.export_family import Family, Piece
 from pretrain.likelihood import log_likelihoods
 from pretrain.optim_config import OptimConfig
 from pretrain.task_scores import figures
@@ -31,6 +32,11 @@ transformers = pytest.importorskip("transformers", reason="wants transformers, o
 VOCABULARY = 300
 TEXT = "The cat sat on the mat, and the dog did not. " * 3
 GPT = {"norm": "layernorm", "bias": True, "feed_forward": "gelu", "num_key_value_heads": 4}
+GEMMA_2 = {
+    "norm_position": "sandwich", "attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0, "sliding_window": 4,
+    "full_attention_every": 2, "tie_word_embeddings": True, "feed_forward": "geglu", "head_dim": 12,
+    "query_pre_attn_scalar": 9, "embedding_multiplier": 32**0.5,
+}  # fmt: skip
 MORE = {
     "biased": {"bias": True},
     "gpt2_heads": {**GPT, "position_embedding": "learned"},
@@ -40,6 +46,16 @@ MORE = {
     "qwen3_moe": {"qk_norm": True, "moe": {"num_local_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False}},
     "gemma2": {"norm_position": "sandwich", "attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0,
                "sliding_window": 4, "full_attention_every": 2, "tie_word_embeddings": True},
+    "qwen3_wide": {"head_dim": 20, "qk_norm": True, "tie_word_embeddings": True},
+    "llama_wide": {"head_dim": 20},
+    "neox_partial": {**GPT, "partial_rotary_factor": 0.25, "head_dim": 8},
+    "olmo2_heads": {"norm_position": "reordered", "qk_norm": True, "qk_norm_whole": True, "num_key_value_heads": 4},
+    "gemma2_whole": {**GEMMA_2, "num_hidden_layers": 3},
+    "gemma2_rescaled": {**GEMMA_2, "embedding_multiplier": 2.0},
+    "gemma3_stretched": {**VARIANTS["gemma3"], "final_logit_softcapping": 8.0,
+                         "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    "local_base": {"sliding_window": 4, "full_attention_every": 2, "rope_local_base_freq": 100.0,
+                   "embedding_multiplier": 3.0, "feed_forward": "geglu", "attn_logit_softcapping": 5.0},
     "windows": {"sliding_window": 3, "full_attention_every": 2},
     "mup_tied": {"initialisation": "mup", "mup_base_width": 8, "tie_word_embeddings": True},
     "mup_sinusoidal": {"initialisation": "mup", "mup_base_width": 16, "position_embedding": "sinusoidal"},
@@ -52,7 +68,10 @@ ARCHITECTURES = {
     "mup_tied": "GraniteForCausalLM",
     "mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
     "mixtral": "MixtralForCausalLM", "gpt2_heads": "GPT2LMHeadModel", "gpt2_tied_relu2": "GPT2LMHeadModel",
-    "neox": "GPTNeoXForCausalLM", "gemma2": "Gemma2ForCausalLM",
+    "neox": "GPTNeoXForCausalLM", "gemma2": "Gemma2ForCausalLM", "wide_heads": "Qwen3ForCausalLM",
+    "qwen3_wide": "Qwen3ForCausalLM", "llama_wide": "LlamaForCausalLM", "neox_partial": "GPTNeoXForCausalLM",
+    "reordered": "Olmo2ForCausalLM", "olmo2_heads": "Olmo2ForCausalLM", "gemma2_whole": "Gemma2ForCausalLM",
+    "gemma2_rescaled": "Gemma2ForCausalLM", "gemma3": "Gemma3ForCausalLM", "gemma3_stretched": "Gemma3ForCausalLM",
 }  # fmt: skip
 EVERY = {**VARIANTS, **MORE}
 LARGE = Family("LlamaForCausalLM", {}, lambda names: [Piece("large", (names[0],), lambda parts: torch.full((2,), 7e4))])
@@ -137,7 +156,7 @@ def test_transformers_computes_the_same_logits(tmp_path, tokenizer, name):
     assert (found - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["gemma", "speedy", "sinusoidal", "switch", "gpt2"])
+@pytest.mark.parametrize("name", ["local_base", "partial", "speedy", "sinusoidal", "switch", "gpt2"])
 def test_our_own_code_pads_and_continues(tmp_path, tokenizer, name):
     family, model = exported(name, tokenizer, tmp_path / f"own_{name}")
     assert family.own_code

@@ -78,7 +78,9 @@ def test_a_new_preset_knows_nothing(name):
     preset = load_run(Path(__file__).parents[2] / "configs" / f"{name}.toml", []).config.model
     shared = preset.num_attention_heads // preset.num_key_value_heads
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8 // shared}
-    small = preset.model_copy(update={"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, **heads})
+    small = preset.model_copy(
+        update={"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "head_dim": 16, **heads}
+    )
     model, batch = Decoder(small, 2048), rows([[100, 156]], vocabulary=2048)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
