@@ -107,6 +107,16 @@ def steps_lie_within_the_run(s: Situation) -> str | None:
     return f"train.steps = {last}: the run ends before these have an effect: {told}; lower them, or raise steps"
 
 
+def profiled_ranks_exist(s: Situation) -> str | None:
+    """A rank that the run has not profiles nothing."""
+    if s.profile is None or not s.profile.from_step or s.world_size is None:
+        return None
+    absent = [rank for rank in s.profile.ranks if not 0 <= rank < s.world_size]
+    if not absent:
+        return None
+    return f"profile.ranks names {', '.join(map(str, absent))}: the ranks of this run are 0 to {s.world_size - 1}"
+
+
 WARNINGS: tuple[Rule, ...] = (
     tensor_ranks_span_nodes,
     hpz_ranks_span_nodes,
@@ -116,4 +126,5 @@ WARNINGS: tuple[Rule, ...] = (
     gpus_stand_idle,
     no_checkpoint_is_validated,
     steps_lie_within_the_run,
+    profiled_ranks_exist,
 )

@@ -277,6 +277,11 @@ WARNED_OF = [
     ("steps_lie_within_the_run", {"where": {"evaluation": EvaluationConfig(every_steps=11)}}, "evaluation.every_steps"),
     ("steps_lie_within_the_run", {"skip": SkipConfig(warmup_steps=10)}, "train.skip.warmup_steps"),
     ("steps_lie_within_the_run", {"where": {"profile": ProfileConfig(from_step=11)}}, "profile.from_step (step 11)"),
+    (
+        "profiled_ranks_exist",
+        {"where": {"profile": ProfileConfig(from_step=2, ranks=(0, 2)), "world_size": 2, "local_world_size": 2}},
+        "names 2: the ranks of this run are 0 to 1",
+    ),
 ]
 
 
