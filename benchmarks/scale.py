@@ -1,6 +1,9 @@
 """How cost grows: the chain from JSONL to packed rows on 0.1, 1 and 10 GB of text, in time and in memory.
 
     ASSAY_TEST_DATA=... python benchmarks/scale.py [--quick] [--plot docs/scale.svg]
+    python benchmarks/scale.py --ranks [--quick]
+
+`--ranks`: what a rank of 8, 64 and 512 does with files when it saves, loads and looks at the run's holders.
 
 The text is that of the test corpora, repeated with a salt in every fourth word, so that no copy is a duplicate of
 another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the most that a worker process held, and, told beside,
@@ -24,6 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.measures import scale_ranks
 from benchmarks.measures.corpora import mixed
 from benchmarks.measures.data_sameness import CONFIG, prepare_words
 from benchmarks.measures.goals import Goal, run, told
@@ -156,6 +160,7 @@ def main() -> int:
     """Measure each size and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="25 MB to 0.2 GB; at most 5 minutes")
+    parser.add_argument("--ranks", action="store_true", help="only what grows with the ranks of a training")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="BYTES", help="other sizes, rising")
     parser.add_argument("--plot", type=Path, help="write the plot to this SVG file")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -163,6 +168,9 @@ def main() -> int:
     if arguments.child:
         child(arguments.child)
         return 0
+
+    if arguments.ranks:
+        return run([("ranks", lambda: scale_ranks.goals(arguments.quick))])
 
     def grow() -> list[Goal]:
         found, goals = [], []

@@ -32,7 +32,6 @@ _BY_RULE = re.compile(
     rf"""(?x)
     (journal|commit)\.lock | [a-z_-]+/records/{_KEY}\.alive                  # locks and signs of life
     | [a-z_-]+/records/{_KEY}\.failed                               # a message to those that wait, while they wait
-    | checkpoint/records/{_KEY}/[0-9a-f]+/[a-z]+\.[0-9]+\.json      # ranks that save together
     | \.energy[^/]*\.[0-9]+ | .*/\.age~[^/]+ | (.*/)?\.nfs[0-9a-f]+ # a claim, a probe, a file removed while open
     | slurm/[^/]+\.sbatch | slurm/(submitting|rehearsing|local\.jsonl)
     | slurm/(logs|cancelled|preflight|machinery|submitted)/.+

@@ -8,7 +8,7 @@ nothing is held.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,25 +40,29 @@ def file_plan(shapes: Shapes, limit: int) -> list[list[str]]:
 
 
 def write_canonical(
-    folder: Path, root: Path, shapes: Shapes, fragments: Iterable[Owned], ranks: tuple[int, int]
+    folder: Path,
+    root: Path,
+    shapes: Shapes,
+    fragments: Callable[[list[str]], Iterable[Owned]],
+    ranks: tuple[int, int],
 ) -> list[Output]:
     """Write and hash file `i` of the plan where `i` modulo the ranks is this rank; `ranks` is (rank, world size).
 
-    `fragments` are those of all ranks, in any order.
+    `fragments(names)` are those of all ranks of these parameters, in any order.
 
     Raises:
         StorageError: the disk is full or refuses.
         ValueError: the fragments do not cover a parameter once.
     """
-    found: dict[str, list[Owned]] = {name: [] for name, _ in shapes}
-    for fragment in fragments:
-        found[fragment.name].append(fragment)
     full = dict(shapes)
     outputs = []
     rank, world_size = ranks
     for number, names in enumerate(file_plan(shapes, FILE_BYTES)):
         if number % world_size != rank:
             continue
+        found: dict[str, list[Owned]] = {name: [] for name in names}
+        for fragment in fragments(names):
+            found[fragment.name].append(fragment)
         entries = {name: _entries(name, full[name], found[name]) for name in names}
         parts = {
             "weights": [Entry(name, full[name], kinds[_MASTER]) for name, kinds in entries.items()],

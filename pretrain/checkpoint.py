@@ -242,6 +242,8 @@ class Peers:
     world_size: int
     gather: Callable[[Any], list[Any]]
     """The value of every rank, on every rank; collective, so for the main thread only."""
+    store: Any = None
+    """The ranks' key-value store, by a connection for the thread that saves; None: there is one rank."""
 
 
 def require_step(store: Store, step: int) -> Manifest:

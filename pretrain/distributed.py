@@ -211,6 +211,8 @@ def join(ranks: Ranks, timeout_seconds: float, wanted: str = "auto") -> torch.de
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that torch records, for a hang's evidence
     if distributed.is_initialized():
         return device
+    # gloo connects two ranks once they talk: of N some 2 + 2 log2(N) to each, in place of all N (N - 1) / 2 pairs
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     publish(ranks)
     options: dict[str, Any] = {
         "backend": "nccl" if device.type == "cuda" else "gloo",
@@ -293,6 +295,14 @@ def add_up(values: list[float] | list[int], device: torch.device | str) -> list[
     tensor = torch.tensor(values, dtype=torch.int64 if whole else torch.float64, device=device)
     distributed.all_reduce(tensor, group=_HOSTS.get("group") if device.type == HOST else None)
     return tensor.tolist()
+
+
+def ranks_store() -> Any:
+    """A connection of its own, for one thread, to the key-value store that the ranks met by; None for one rank."""
+    from torch import distributed
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store().clone() if distributed.get_world_size() > 1 else None
 
 
 def gather(value: Any) -> list[Any]:

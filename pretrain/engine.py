@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from governance.errors import ConfigError, PipelineError
 from pretrain.config import EngineConfig, TrainRecipe
@@ -150,9 +151,9 @@ def open_engine(
     vocabulary_size: int,
     ranks: Ranks,
     device: torch.device,
-    weight: Weight,
+    weight: Weight | None,
 ) -> Engine:
-    """Build the model with the weights that `weight` gives, and wrap it.
+    """Build the model with the weights that `weight` gives, and wrap it; none: its state will be placed.
 
     Raises:
         PipelineError: the model does not fit, or the device's memory is full.
@@ -292,18 +293,38 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
     return deepspeed
 
 
-def _build(deepspeed: Any, config: dict[str, Any], make: Callable[[], Decoder], weight: Weight) -> Decoder:
-    """The model with its starting weights; at stage 3 no rank ever holds more than one whole parameter."""
-    if config["zero_optimization"]["stage"] < 3:
+class _Unfilled(TorchFunctionMode):
+    """Modules leave their parameters as memory was: drawing what is replaced costs 6 s a thousand million numbers."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def _build(deepspeed: Any, config: dict[str, Any], make: Callable[[], Decoder], weight: Weight | None) -> Decoder:
+    """The model with its starting weights; at stage 3 no rank ever holds more than one whole parameter of them."""
+    cut = config["zero_optimization"]["stage"] == 3
+    with deepspeed.zero.Init(config_dict_or_path=config) if cut else contextlib.nullcontext(), _Unfilled():
         model = make()
+    named = list(model.named_parameters())
+    if weight is not None and cut:
+        _draw_in_turn(deepspeed, named, weight)
+    elif weight is not None:
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(weight(name, parameter.shape))
-        return model
-    with deepspeed.zero.Init(config_dict_or_path=config):
-        model = make()
-    for name, parameter in model.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
-            if torch.distributed.get_rank() == 0:
+            for name, parameter in named:
                 parameter.copy_(weight(name, parameter.shape))
     return model
+
+
+def _draw_in_turn(deepspeed: Any, named: list[tuple[str, nn.Parameter]], weight: Weight) -> None:
+    """Each rank draws its share of the parameters, all at once and one at a time, and hands each to the others."""
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    ordered = sorted(named, key=lambda pair: -full_shape(pair[1]).numel())  # alike in size: none waits long
+    for first in range(0, len(ordered), ranks):
+        turn = ordered[first : first + ranks]
+        drawn = weight(turn[rank][0], full_shape(turn[rank][1])) if rank < len(turn) else None
+        for drawer, (_, parameter) in enumerate(turn):
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=drawer), torch.no_grad():
+                if rank == drawer:
+                    parameter.copy_(drawn)

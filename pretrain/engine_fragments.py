@@ -13,7 +13,7 @@ parameter (AdamW), divided by the ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,14 +26,12 @@ from governance.files import nameless_memory
 from pretrain.engine_state import fragments, full_state, optimizer_of, prepare_moments
 from pretrain.engine_swap import in_memory
 from pretrain.fragments import Fragment
+from pretrain.tensor_parallel import ReadStretch
 
 if TYPE_CHECKING:
     from pretrain.engine import Engine
 
 MASTER = "master"
-
-ReadFragment = Callable[[str, int, int], Mapping[str, torch.Tensor]]
-"""(name, start, length) -> that stretch of the parameter's master and moments."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +103,10 @@ def copy_to_host(fragments: Iterable[Owned], buffers: Sequence[Owned]) -> None:
         torch.cuda.synchronize()
 
 
-def place_fragments(engine: Engine, read: ReadFragment, step: int) -> None:
-    """Give a fresh engine this rank's state after `step` updates; `bring_up` must follow.
+def place_fragments(engine: Engine, read: ReadStretch, step: int) -> None:
+    """Give a fresh engine this rank's state after `step` updates, and ask `read` for nothing else; collective.
 
-    At stage 0, where a rank owns all, `read` is asked for whole parameters.
+    `bring_up` must follow, unless the model holds the same weights already: those in files it must hold.
 
     Raises:
         CheckpointError: `read` gives other moments than this optimizer keeps.
@@ -116,7 +114,7 @@ def place_fragments(engine: Engine, read: ReadFragment, step: int) -> None:
     prepare_moments(engine, step)
     parameters = dict(engine.parameters())
     for fragment, tensors in _owned(engine):
-        values = read(fragment.name, fragment.start, fragment.count)
+        values = engine.tensor_parts.read_part(read, fragment)
         if values.keys() != tensors.keys():
             raise CheckpointError(
                 f"{fragment.name}: the checkpoint has {sorted(values)}, the optimizer keeps {sorted(tensors)}: another "
@@ -124,7 +122,7 @@ def place_fragments(engine: Engine, read: ReadFragment, step: int) -> None:
             )
         for kind, tensor in tensors.items():
             tensor.data.copy_(values[kind])
-        if engine.zero_stage == 3:
+        if engine.zero_stage == 3 and parameters[fragment.name].ds_tensor.numel() >= fragment.count:
             parameters[fragment.name].ds_tensor.data[: fragment.count].copy_(values[MASTER])
 
 

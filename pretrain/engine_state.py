@@ -1,6 +1,6 @@
 """What training knows of each parameter (fp32 master weight, the optimizer's moments, its gradient), at any ZeRO stage.
 
-Promise: what `full_state` gives, `load_state` restores bit for bit, at any stage and number of ranks, for every
+Promise: what `full_state` gives, `place_fragments` restores bit for bit, at any stage and number of ranks, for every
 optimizer of `optim.py`. All of it goes by `fragments`; what lies in files is looked at `in_memory`. DeepSpeed's own
 attributes that this needs appear in `_group`, `_group_of`, `_flats`, `_lying`, `_gradients` and `prepare_moments`; they
 are why it is pinned below 0.20.
@@ -9,13 +9,12 @@ are why it is pinned below 0.20.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from governance.errors import CheckpointError
 from pretrain.engine_swap import gradient_norms_of, in_files, in_memory
 from pretrain.fragments import Fragment, assemble
 from pretrain.muon import Muon
@@ -126,27 +125,6 @@ def _places(engine: Engine) -> dict[str, tuple[int, torch.Tensor, dict[str, Any]
         here = {fragment.name: fragment for fragment in lying}
         places |= {names[member]: (index, flat, group, here.get(names[member])) for member in members}
     return places
-
-
-def load_state(engine: Engine, read: Callable[[str], dict[str, torch.Tensor]], step: int) -> None:
-    """Give a fresh engine the state that `full_state` gave at `step`; the model must hold the same master weights.
-
-    `read(name)` returns the same, in full.
-
-    Raises:
-        CheckpointError: a moment is missing: another optimizer wrote the checkpoint.
-    """
-    prepare_moments(engine, step)
-    state, read = optimizer_of(engine).state, engine.tensor_parts.read_part(read)
-    for index, (flat, group, lying) in enumerate(fragments(engine)):
-        with in_memory(engine, index):
-            for fragment in lying:
-                values = read(fragment.name)
-                fragment.place(flat.data).copy_(fragment.cut(values["master"]))
-                for moment in group["moments"]:
-                    if moment not in values:
-                        raise CheckpointError(f"the checkpoint has no {moment} of {fragment.name}: another optimizer's")
-                    fragment.place(state[flat][moment]).copy_(fragment.cut(values[moment]))
 
 
 def prepare_moments(engine: Engine, step: int) -> None:

@@ -19,7 +19,8 @@ the holder. Laws:
 
 No clocks are compared: ages are differences of times that the file system gave, and of one process's own clock. What
 this cannot keep out is a process that stands still between its last look and its write; what it writes then are the
-bytes of the same step of the same run. Price: a small file written each beat, and a list of names on each rank.
+bytes of the same step of the same run. Price: a small file written each beat, and on each node a list of names: its
+first rank looks for all (`sighting.py`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from governance.errors import Occupied, PipelineError
 from governance.files import held, json_text, remove_file, touch, write_new, write_text
 from governance.log import get_logger
 from governance.stage import now
+from pretrain.sighting import Sighting
 
 LOCK_FILE = "run.lock"
 HOLDERS = "holders"
@@ -74,8 +76,9 @@ class Fence:
     `number` is 0 on the ranks after the first until they `follow` it.
     """
 
-    def __init__(self, folder: Path, ours: Holder) -> None:
+    def __init__(self, folder: Path, ours: Holder, *, leads: bool = True) -> None:
         self._folder, self._ours, self._first = folder / HOLDERS, ours, ours.number > 0
+        self._leads, self._sighting = leads, Sighting(folder)
         self._looked = time.monotonic()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -125,11 +128,25 @@ class Fence:
         if self._first:
             with contextlib.suppress(PipelineError, OSError):  # its silence will say the same
                 self._write(ended=True)
+        if self._leads:
+            self._sighting.remove()
+
+    def _beat(self) -> None:
+        """Look, or on another than the node's first rank learn that it has: its word is fresher than the next beat."""
+        if self._leads:
+            self.look()
+            self._sighting.write(self.number, self._looked)
+            return
+        seen, asked = self._sighting.read(self.number), time.monotonic()
+        if seen is not None and 0 <= asked - seen < 1.25 * BEAT_SECONDS:
+            self._looked = max(self._looked, seen)
+        elif asked - self._looked >= BEAT_SECONDS:
+            self.look()
 
     def _live(self) -> None:
-        while not self._over.wait(BEAT_SECONDS):
+        while not self._over.wait(BEAT_SECONDS if self._leads else BEAT_SECONDS / 4):
             try:
-                self.look()
+                self._beat()
             except Occupied as error:
                 get_logger(__name__).error("%s: %s", type(error).__name__, error)
                 os._exit(error.exit_code)  # the main thread may wait for ever for a rank that was cut off
@@ -151,7 +168,7 @@ class Fence:
 
 
 @contextlib.contextmanager
-def hold_folder(folder: Path, attempt: tuple[str, int], *, first: bool) -> Iterator[Fence]:
+def hold_folder(folder: Path, attempt: tuple[str, int], *, first: bool, leads: bool = True) -> Iterator[Fence]:
     """Keep the run's folder for this attempt while the context lasts; `first` is rank 0, which speaks for all.
 
     The other ranks of an attempt that is refused wait for rank 0 in vain; their launcher ends them with it.
@@ -160,13 +177,14 @@ def hold_folder(folder: Path, attempt: tuple[str, int], *, first: bool) -> Itera
         folder: of the run.
         attempt: the Slurm job ("" where there is none), and how often it was started again.
         first: whether this is rank 0.
+        leads: whether this is the first rank of its node, which looks for the others.
 
     Raises:
         Occupied: another attempt that is alive, or a later start of the same job, has it.
     """
     ours = Holder(socket.gethostname(), os.getpid(), now(), *attempt)
     if not first:
-        with Fence(folder, ours) as fence:
+        with Fence(folder, ours, leads=leads) as fence:
             yield fence
         return
     with contextlib.ExitStack() as stack:

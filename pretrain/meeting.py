@@ -1,23 +1,20 @@
-"""How the background threads of several ranks meet: by files in a folder that all of them see.
+"""The meeting of the background threads of several ranks: through a key-value store, without files or collectives.
 
 Collectives are the main threads' own: one from a background thread would be matched with another rank's collective of
-training. So a rank says a thing by writing `<name>.<rank>.json`, and hears the others by finding theirs. The folder
-carries a number drawn afresh for each meeting, so that what a killed run said is never heard.
+training. So a rank sets a key of its own in the store that the ranks' process group was formed by (rank 0's), by a
+connection that is the thread's alone; rank 0 collects the keys and sets the answer, for which the others wait. Keys
+begin with a number drawn afresh for each meeting. Price: three short messages a rank, whatever the number of ranks.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
-import os
 import threading
-import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from governance.files import remove_tree, write_json
-
-_POLL_SECONDS = 0.02
+_LOOK_SECONDS = 0.5  # how long a wait in the store lasts before this rank's own events are looked at
 _GRACE_SECONDS = 20.0  # how long the others are waited for once this rank's training has failed
 
 
@@ -29,38 +26,56 @@ class MeetingOver(Exception):
 class Meeting:
     """One meeting of the background threads."""
 
-    folder: Path
+    store: Any
+    """A `torch.distributed.Store` that all ranks share; the connection of this thread alone. None: of one rank."""
+    number: str
+    """Of this meeting; no other has it."""
     rank: int
     world_size: int
     over: threading.Event
     """Set by the main thread: stop waiting now."""
     failing: threading.Event
     """Set by the main thread, whose training has failed: stop waiting soon."""
+    _answers: list[str] = field(default_factory=list)
 
-    def share(self, name: str, value: Any) -> list[Any]:
-        """The value of every rank, in rank order; each must be plain JSON.
+    def collect(self, name: str, value: Any) -> list[Any] | None:
+        """The value of every rank, in rank order, on rank 0; each must be plain JSON. Returns once all are there.
 
         Raises:
             MeetingOver: the main thread called it off.
-            StorageError: the disk is full or refuses.
         """
         if self.world_size == 1:
             return [value]
-        write_json(self.folder / f"{name}.{self.rank}.json", value)
-        wanted = [f"{name}.{rank}.json" for rank in range(self.world_size)]
-        patience = _GRACE_SECONDS
-        while not set(wanted) <= set(os.listdir(self.folder)):  # a list of names: network file systems remember misses
-            patience -= _POLL_SECONDS if self.failing.is_set() else 0.0
-            if self.over.is_set() or patience < 0:
-                raise MeetingOver
-            time.sleep(_POLL_SECONDS)
-        return [json.loads((self.folder / file).read_bytes()) for file in wanted]
+        answer, mine = f"{self.number}/{name}", f"{self.number}/{name}/{self.rank}"
+        if self.rank:
+            self.store.set(mine, json.dumps(value))
+            self._await([answer])
+            return None
+        keys = [f"{answer}/{rank}" for rank in range(1, self.world_size)]
+        self._await(keys)
+        values = [value, *(json.loads(text) for text in self.store.multi_get(keys))]
+        for key in keys:
+            self.store.delete_key(key)
+        self.store.set(answer, "")
+        self._answers.append(answer)
+        return values
 
-    def clear(self, *, others: bool) -> None:
-        """Remove the records of this meeting, or of the `others` that were held at this place."""
-        if not others:
-            remove_tree(self.folder)
-            return
-        for folder in self.folder.parent.glob("*"):
-            if folder != self.folder:
-                remove_tree(folder)
+    def clear(self) -> None:
+        """Remove what is left of this meeting; on rank 0, once no rank waits for it."""
+        for answer in self._answers:
+            self.store.delete_key(answer)
+        self._answers.clear()
+
+    def _await(self, keys: list[str]) -> None:
+        from torch.distributed import DistStoreError
+
+        patience = _GRACE_SECONDS
+        while True:
+            try:
+                self.store.wait(keys, datetime.timedelta(seconds=_LOOK_SECONDS))
+            except DistStoreError:  # not yet; a broken connection is another error
+                patience -= _LOOK_SECONDS if self.failing.is_set() else 0.0
+                if self.over.is_set() or patience < 0:
+                    raise MeetingOver from None
+            else:
+                return

@@ -7,7 +7,8 @@
 They hold nothing that the canonical checkpoint does not, and count only beside it: their manifest is written after it
 and names its digest. A run with the same ranks and ZeRO stage reads them, each rank its own file; any other layout, or
 one whose shards are torn, reads the canonical form. They are also how the ranks hand each other what the canonical
-files are made of. Price: 12 bytes a parameter on disk once more (AdamW), for the newest checkpoint only.
+files are made of (`shares.py` knows where in them it lies). Price: 12 bytes a parameter on disk once more (AdamW), for
+the newest checkpoint only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from pretrain.config import EngineConfig
 from pretrain.tensor_files import Entry, map_tensors, write_tensors
 
 if TYPE_CHECKING:
-    from pretrain.engine_fragments import Owned, ReadFragment
+    from pretrain.engine_fragments import Owned
+    from pretrain.tensor_parallel import ReadStretch
 
 VERSION = 1
 STAGE = "checkpoint-native"
@@ -141,7 +143,7 @@ def remove_native(store: Store, kept: Path | None) -> None:
             remove_tree(folder)
 
 
-def reader(fragments: Sequence[Owned]) -> ReadFragment:
+def reader(fragments: Sequence[Owned]) -> ReadStretch:
     """What `place_fragments` asks for, out of these fragments.
 
     Raises, when it is called:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pretrain.engine import Engine
     from pretrain.job import Job
 
+OpenWith = Callable[["Callable[[str, Any], torch.Tensor] | None"], "Engine"]
+"""Open an engine with what a weight starts from, by name and shape; none: whatever, its state will be placed."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -133,18 +136,14 @@ def _warn(peers: Peers, told: str) -> None:
         get_logger(__name__).warning("%s", told)
 
 
-def resume(
-    job: Job, open_with: Callable[[Callable[[str, Any], torch.Tensor]], Engine]
-) -> tuple[Engine, TrainState] | None:
-    """An engine that `open_with(weight)` made, at the newest whole checkpoint; None when none was ever. Collective.
+def resume(job: Job, open_with: OpenWith) -> tuple[Engine, TrainState] | None:
+    """An engine that `open_with` made, at the newest whole checkpoint; None when none was ever. Collective.
 
     Raises:
         CheckpointError: a checkpoint is of another model; that of the run's parent is damaged; every one of the run is.
         MissingInput: the run had durable checkpoints, and all of them are gone.
         StorageError: a checkpoint is there and cannot be read.
     """
-    import torch
-
     from pretrain.engine_loss_scale import restore_loss_scale
 
     settings = job.settings.engine
@@ -153,7 +152,7 @@ def resume(
     if found is not None and found.native is not None and found.step == job.recipe.train.steps:
         found = newest_whole(job.store, job.peers)  # the run's manifest will list the canonical files: read them
     if found is not None and found.native is not None:
-        engine = open_with(lambda name, shape: torch.zeros(shape))
+        engine = open_with(None)
         state = _told_state(job, found, "native")
         fault = _load_native(job, engine, found.step, _updates(state))
         if fault is None:
@@ -168,7 +167,7 @@ def resume(
             return None
         found = _whole_parent(job.store.parent, job.peers)
     state = _told_state(job, found, "canonical")
-    engine = _from_canonical(open_with, found, _updates(state))
+    engine = _from_canonical(job, open_with, found, _updates(state))
     restore_loss_scale(engine, state.loss_scale)
     return engine, state
 
@@ -214,12 +213,22 @@ def _updates(state: TrainState) -> int:
     return state.step - len(state.skipped)
 
 
-def _from_canonical(open_with: Callable[[Any], Engine], found: Found, updates: int) -> Engine:
-    from pretrain.engine_state import load_state
+def _from_canonical(job: Job, open_with: OpenWith, found: Found, updates: int) -> Engine:
+    """Load what this rank owns, and no other byte; weights in files DeepSpeed writes itself, from whole ones."""
+    from pretrain.engine_fragments import MASTER, bring_up, place_fragments
 
+    in_files = job.settings.engine.offload_parameters == "nvme"
     with weights(found.manifest, found.root) as masters, moments(found.manifest, found.root) as others:
-        engine = open_with(masters.read)
-        load_state(engine, lambda name: {"master": masters.read(name), **others.of(name)}, updates)
+        engine = open_with(masters.read if in_files else None)
+        for name, shape in engine.shapes():
+            masters.refuse_other(name, shape)
+        place_fragments(
+            engine,
+            lambda name, start, count: {MASTER: masters.stretch(name, start, count), **others.of(name, start, count)},
+            updates,
+        )
+    if not in_files:
+        bring_up(engine)
     return engine
 
 

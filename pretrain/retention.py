@@ -42,17 +42,10 @@ def remove_old(store: Store, config: CheckpointConfig, newest: int, validations:
     surplus = [step for step in older if step not in kept]
     named = _named(store.root, [store.folder(step) for step in surplus])
     for step in surplus:
-        remove_tree(records_folder(store, step))
         if store.folder(step) in named:
             get_logger(__name__).info("checkpoint of step %d is kept: %s needs it", step, named[store.folder(step)])
         else:
             remove_tree(store.folder(step))
-
-
-def records_folder(store: Store, step: int) -> Path:
-    """Where the ranks meet while they save `step`."""
-    folder = store.folder(step)
-    return folder.parent / "records" / folder.name
 
 
 def _named(root: Path, folders: Sequence[Path]) -> dict[Path, str]:

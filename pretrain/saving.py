@@ -4,7 +4,7 @@
         saver.save(state)        copies what this rank owns into host memory (pinned on CUDA), and returns
         saver.wait()             returns once it is durable, on every rank
 
-The thread writes, hashes and syncs (`_write`), meets the other ranks through files (`meeting.py`), and rank 0 commits:
+The thread writes, hashes and syncs, meets the other ranks through their store (`meeting.py`), and rank 0 commits:
 first the canonical checkpoint, then the native shards beside it. It never calls a collective. A kill at any moment
 leaves the checkpoint before it, or this one, whole.
 
@@ -42,13 +42,13 @@ from pretrain.native_shards import (
     identity,
     native_folder,
     native_manifest,
-    read_shard,
     reads_native,
     remove_native,
     shard_path,
     write_shard,
 )
-from pretrain.retention import records_folder, remove_old
+from pretrain.retention import remove_old
+from pretrain.shares import Shares, gather_shares
 
 if TYPE_CHECKING:
     from pretrain.engine import Engine
@@ -117,6 +117,7 @@ class Saver:
         # Their places alone: a list of the tensors would hold whole matrices where ranks hold parts of them.
         places = [replace(fragment, tensors=dict.fromkeys(fragment.tensors)) for fragment in source.fragments()]
         self._buffers = host_buffers(places, source.pinned, source.room)
+        self._shares = gather_shares(places, [name for name, _ in source.shapes], peers)
         self._thread: threading.Thread | None = None
         self._meeting: Meeting | None = None
         self._fault: BaseException | None = None
@@ -157,8 +158,8 @@ class Saver:
         number = self._settle()
         copy_to_host(self._source.fragments(), self._buffers)
         state = replace(state, loss_scale=self._source.loss_scale())
-        place = records_folder(self._store, state.step) / number
-        self._meeting = Meeting(place, self._peers.rank, self._peers.world_size, self._over, self._failing)
+        peers = self._peers
+        self._meeting = Meeting(peers.store, number, peers.rank, peers.world_size, self._over, self._failing)
         self._thread = threading.Thread(
             target=self._work, args=(state, self._meeting, began), name="checkpoint", daemon=True
         )
@@ -190,7 +191,7 @@ class Saver:
             if not any(busy for busy, _, _ in answers):
                 break
         if self._meeting is not None and self._peers.rank == 0:
-            self._meeting.clear(others=False)
+            self._meeting.clear()
         self._thread = self._meeting = None
         return str(answers[0][2])
 
@@ -204,7 +205,8 @@ class Saver:
         with contextlib.suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # Linux: of this thread alone
         try:
-            made = write_checkpoint(self._store, state, self._buffers, self._source, meeting, self._config, self._run)
+            ours = Part(self._buffers, self._source, self._shares)
+            made = write_checkpoint(self._store, state, ours, meeting, self._config, self._run)
             self.when_durable(state.step, made)
             lasted = time.monotonic() - began
             self.seconds, self._saved = max(lasted, self.seconds if self._saved else 0.0), True
@@ -214,11 +216,28 @@ class Saver:
             self._fault = error
 
 
+@dataclass(frozen=True)
+class Part:
+    """This rank's part of a save."""
+
+    own: Sequence[Owned]
+    """The copy of what it owns."""
+    source: Source
+    shares: Shares
+    """Of all ranks."""
+
+    def fragments(self, native: Path, rank: int, names: list[str]) -> Iterator[Owned]:
+        """What all ranks own of these parameters: this one's from its copy, the others' from their shards."""
+        yield from (fragment for fragment in self.own if fragment.name in names)
+        for other in self.shares.owners(names):
+            if other != rank:
+                yield from self.shares.read(shard_path(native, other), other, names)
+
+
 def write_checkpoint(
     store: Store,
     state: TrainState,
-    own: Sequence[Owned],
-    source: Source,
+    part: Part,
     meeting: Meeting,
     config: CheckpointConfig,
     run: dict[str, Any],
@@ -233,24 +252,23 @@ def write_checkpoint(
         Occupied: a newer attempt of this run has begun; nothing is committed.
     """
     store.allowed()
-    started, folder, first = now(), store.folder(state.step), meeting.rank == 0
+    started, folder, first, source = now(), store.folder(state.step), meeting.rank == 0, part.source
     told = state_text(state) if first else ""  # what cannot be written fails before anything is touched
     of = identity(store, state.step, meeting.world_size, source.zero_stage)
     native = native_folder(store, of)
     several = meeting.world_size > 1  # one rank's shard would hold what the canonical files hold
     if first:
         store.note(state.step, **({"native": native.name} if several else {}))
-        meeting.clear(others=True)
-    shards, fragments = [], list(own)
+    shards: list[Output] = []
     if several:
-        shard = write_shard(native, store.root, meeting.rank, own)
-        shards = [Output.model_validate(value) for value in meeting.share("shard", shard.model_dump())]
-        others = (rank for rank in range(meeting.world_size) if rank != meeting.rank)
-        fragments += [fragment for rank in others for fragment in read_shard(shard_path(native, rank))]
+        shard = write_shard(native, store.root, meeting.rank, part.own)
+        shards = _outputs(meeting.collect("shard", [shard.model_dump(mode="json")]))
     ranks = (meeting.rank, meeting.world_size)
     store.allowed()
-    made = write_canonical(folder, store.root, source.shapes, fragments, ranks)
-    outputs = [Output.model_validate(value) for values in meeting.share("canonical", _plain(made)) for value in values]
+    made = write_canonical(
+        folder, store.root, source.shapes, lambda names: part.fragments(native, meeting.rank, names), ranks
+    )
+    outputs = _outputs(meeting.collect("canonical", [output.model_dump(mode="json") for output in made]))
     manifest = None
     if first:
         facts = {**run, "started": started, "finished": now()}
@@ -268,12 +286,13 @@ def write_checkpoint(
             commit(native_manifest(store, of, shards, manifest, facts), store.root, store.attest)
         remove_native(store, kept)
         remove_old(store, config, state.step, state.validations)
-    meeting.share("durable", None)
+    meeting.collect("durable", None)
     return manifest
 
 
-def _plain(outputs: Sequence[Output]) -> list[dict[str, Any]]:
-    return [output.model_dump(mode="json") for output in outputs]
+def _outputs(told: list[list[dict[str, Any]]] | None) -> list[Output]:
+    """Those of all ranks, on rank 0."""
+    return [Output.model_validate(value) for values in told or () for value in values]
 
 
 def _manifest(store: Store, state: TrainState, outputs: Sequence[Output], run: dict[str, Any]) -> Manifest:

@@ -1,7 +1,8 @@
 """Safetensors files of fp32 tensors: written tensor by tensor from pieces, read when asked for.
 
 Promise: `write_tensors` gives byte for byte what the safetensors library writes of the same tensors, and holds none of
-them: each piece goes from where it lies to the file. Price: one pass over the bytes, no copy in memory.
+them: each piece goes from where it lies to the file. Price: one pass over the bytes, no copy in memory. `TensorFiles`
+reads no byte of a tensor that nobody asked for.
 
     8 bytes        length of the header, little endian
     the header     JSON: name -> dtype, shape, data_offsets; tensors by name; padded with spaces to 8 bytes
@@ -12,11 +13,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from governance.errors import CheckpointError
 from governance.files import atomic_file
@@ -61,6 +63,41 @@ def write_tensors(path: Path, entries: Iterable[Entry], metadata: Mapping[str, s
                 file.write(memoryview(array.astype("<f4", copy=False)).cast("B"))
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in its file."""
+
+    offset: int
+    """Its first byte."""
+    shape: tuple[int, ...]
+
+
+def read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Place], dict[str, str]]:
+    """The place of each tensor of an open file of fp32, and its metadata.
+
+    Raises:
+        CheckpointError: it is torn, or holds something else than fp32.
+    """
+    try:
+        length = int.from_bytes(file.read(8), "little")
+        size = os.fstat(file.fileno()).st_size - 8 - length
+        header = json.loads(file.read(length)) if size >= 0 else {}
+        metadata = header.pop("__metadata__", {})
+        places, end = {}, 0
+        for name, value in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            place = Place(8 + length + value["data_offsets"][0], tuple(value["shape"]))
+            fits = value["dtype"] == "F32" and place.offset == 8 + length + end
+            end += _ITEM * math.prod(place.shape)
+            if not fits or value["data_offsets"][1] != end:
+                raise ValueError(f"{name} is not where its shape says")
+            places[name] = place
+        if end != size:
+            raise ValueError("its header does not fit its length")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    return places, metadata
+
+
 def map_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The tensors of a file of fp32, each a flat array that stays on disk until it is read; and its metadata.
 
@@ -71,38 +108,37 @@ def map_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
     try:
         with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        mapped = numpy.memmap(path, mode="c", offset=8 + length)
-        metadata = header.pop("__metadata__", {})
-        places = {name: tuple(value["data_offsets"]) for name, value in header.items() if value["dtype"] == "F32"}
-        tensors = {name: mapped[start:end].view("<f4") for name, (start, end) in places.items()}
-        if len(tensors) != len(header) or sum(end - start for start, end in places.values()) != mapped.size:
-            raise ValueError("its header does not fit its length")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+            places, metadata = read_header(path, file)
+        mapped = numpy.memmap(path, mode="c")
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    return tensors, metadata
+    return {
+        name: mapped[place.offset : place.offset + _ITEM * math.prod(place.shape)].view("<f4")
+        for name, place in places.items()
+    }, metadata
 
 
 class TensorFiles:
-    """The tensors of some safetensors files by name, read when asked for; a context, as files stay mapped."""
+    """The tensors of some safetensors files of fp32 by name; a context, as files stay open.
+
+    Price: what is asked for is read, a stretch of a tensor without the rest of it.
+    """
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
         self._stack = ExitStack()
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, tuple[BinaryIO, Place]] = {}
         self._of: dict[str, list[str]] = {}
 
     def __enter__(self) -> TensorFiles:
-        from safetensors import SafetensorError, safe_open
-
         for path in self._paths:
             try:
-                file = self._stack.enter_context(safe_open(path, framework="pt"))
-            except (OSError, SafetensorError) as error:
+                file = self._stack.enter_context(open(path, "rb", buffering=0))
+                places, _ = read_header(path, file)
+            except (OSError, CheckpointError) as error:
                 self._stack.close()
                 raise CheckpointError(f"{path}: cannot be read: {error}") from error
-            self._files |= dict.fromkeys(file.keys(), file)
+            self._files |= {name: (file, place) for name, place in places.items()}
         for name in self._files:
             parameter, _, what = name.rpartition(".")
             self._of.setdefault(parameter, []).append(what)
@@ -116,21 +152,54 @@ class TensorFiles:
         """All names, sorted."""
         return sorted(self._files)
 
-    def of(self, parameter: str) -> dict[str, Any]:
-        """The tensors named "<parameter>.<what>", by what: whatever moments the optimizer that wrote them keeps."""
-        return {what: self.read(f"{parameter}.{what}") for what in self._of.get(parameter, ())}
+    def of(self, parameter: str, start: int, count: int) -> dict[str, Any]:
+        """A stretch of the tensors named "<parameter>.<what>", by what: of the moments that the optimizer keeps."""
+        return {what: self.stretch(f"{parameter}.{what}", start, count) for what in self._of.get(parameter, ())}
 
     def read(self, name: str, shape: Any = None) -> Any:
-        """The tensor of this name.
+        """The whole tensor of this name.
 
         Raises:
             CheckpointError: there is none, or it has another shape: the checkpoint is of another model.
         """
+        found = self._place(name).shape
+        if shape is not None:
+            self.refuse_other(name, shape)
+        return self.stretch(name, 0, math.prod(found)).view(found)
+
+    def refuse_other(self, name: str, shape: Sequence[int]) -> None:
+        """Raise where the tensor of this name has another shape; nothing is read.
+
+        Raises:
+            CheckpointError: it has, or there is none.
+        """
+        if (found := self._place(name).shape) != tuple(shape):
+            raise CheckpointError(f"{self._paths[0].parent}: {name} has shape {found}, the model wants {tuple(shape)}")
+
+    def stretch(self, name: str, start: int, count: int) -> Any:
+        """Elements `start` to `start + count` of a tensor, flattened row-major.
+
+        Raises:
+            CheckpointError: there is no such tensor, or it has not so many: the checkpoint is of another model.
+        """
+        import torch
+
+        place = self._place(name)
+        if start + count > math.prod(place.shape):
+            raise CheckpointError(
+                f"{self._paths[0].parent}: {name} of shape {place.shape} has no elements {start} to {start + count}: "
+                f"it is of another model"
+            )
+        read = torch.empty(count, dtype=torch.float32)
+        file, room, offset = self._files[name][0], memoryview(read.numpy()).cast("B"), place.offset + _ITEM * start
+        while room:
+            got = os.preadv(file.fileno(), [room], offset)
+            if not got:
+                raise CheckpointError(f"{file.name}: ends within {name}")
+            room, offset = room[got:], offset + got
+        return read
+
+    def _place(self, name: str) -> Place:
         if name not in self._files:
             raise CheckpointError(f"{self._paths[0].parent}: has no {name}: it is of another model")
-        tensor = self._files[name].get_tensor(name)
-        if shape is not None and tuple(tensor.shape) != tuple(shape):
-            raise CheckpointError(
-                f"{self._paths[0].parent}: {name} has shape {tuple(tensor.shape)}, the model wants {tuple(shape)}"
-            )
-        return tensor
+        return self._files[name][1]

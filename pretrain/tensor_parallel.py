@@ -7,13 +7,17 @@ into equal parts in the order of the tensor ranks. All else is the same on every
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pretrain.deepspeed_config import COLUMN, ROW
+from pretrain.fragments import Fragment
+
+ReadStretch = Callable[[str, int, int], Mapping[str, torch.Tensor]]
+"""(name, start, length) -> that stretch of the whole parameter's master and moments, flattened."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,21 @@ class TensorParts:
         torch.distributed.all_gather(parts, part.contiguous(), group=self.group)
         return torch.cat(parts, dim=axis)
 
-    def part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
-        """This rank's part of a whole tensor."""
-        axis = self.axis(name)
-        return whole if axis is None else whole.chunk(self.size, dim=axis)[self.rank].contiguous()
+    def read_part(self, read: ReadStretch, fragment: Fragment) -> Mapping[str, torch.Tensor]:
+        """A fragment of this rank's part of a matrix, by `read`, which knows the whole one.
 
-    def read_part(self, read: Callable[[str], dict[str, torch.Tensor]]) -> Callable[[str], dict[str, torch.Tensor]]:
-        """`read`, cut to this rank's part."""
-        return lambda name: {key: self.part(name, value) for key, value in read(name).items()}
+        Price: of a matrix that is cut by input whole rows are read, `size` times what is wanted.
+        """
+        axis, start, count = self.axis(fragment.name), fragment.start, fragment.count
+        if axis is None:
+            return read(fragment.name, start, count)
+        if axis == 0:
+            return read(fragment.name, self.rank * fragment.shape.numel() + start, count)
+        width = fragment.shape[1]
+        first, end = start // width, -(-(start + count) // width)
+        rows = read(fragment.name, first * width * self.size, (end - first) * width * self.size)
+        skipped = start - first * width
+        return {
+            kind: values.view(-1, self.size, width)[:, self.rank].reshape(-1)[skipped : skipped + count]
+            for kind, values in rows.items()
+        }

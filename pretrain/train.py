@@ -116,7 +116,7 @@ def _train(
 ) -> Manifest:
     from pretrain.allowance import Allowance
     from pretrain.checkpoint import Peers, Store
-    from pretrain.distributed import capability_of, gather, gpus_of, join
+    from pretrain.distributed import capability_of, gather, gpus_of, join, ranks_store
     from pretrain.job import Job
     from pretrain.loop import learn, run_facts
 
@@ -124,7 +124,7 @@ def _train(
     folder = artifact_folder(STAGE, key, runtime.root)
     meter = runtime.meter(STAGE) if ranks.local_rank == 0 else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
     with (
-        hold_folder(folder, slurm_attempt(), first=ranks.first) as fence,
+        hold_folder(folder, slurm_attempt(), first=ranks.first, leads=ranks.local_rank == 0) as fence,
         meter as energy,
         _arithmetic(ranks, settings.engine),
         open_record(folder, settings.tracking, about, fence.check, writes=ranks.first) as (record, attempt),
@@ -135,10 +135,11 @@ def _train(
         there = (device.type, capability_of(device), settings, gpus_of(device))
         check_start(recipe, settings.engine, ranks, *there)
         train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
+        allowed = fence.look if ranks.first else fence.check  # who commits looks; what the others write counts then
         store = Store(
-            runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest, fence.look, parent
+            runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest, allowed, parent
         )
-        peers = Peers(ranks.rank, ranks.world_size, gather)
+        peers = Peers(ranks.rank, ranks.world_size, gather, ranks_store())
         own = frozenset(name for name in gather(energy.get(INTERVAL)) if name)
         watched = Watched(energy, energy["artifact"], own, measures=ranks.local_rank == 0, first=ranks.first)
         job = Job(

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from torch.distributed import HashStore
 
 from governance.manifest import Input, Manifest
 from pretrain.checkpoint import Peers, Store, TrainState, require_step
@@ -81,7 +82,7 @@ def save(store: Store, *steps: int, peers: Peers = ALONE, **settings) -> Manifes
 
 def together(world_size: int, act):
     """`act(peers)` on so many ranks, each a thread; what each returned. A fault of any is raised."""
-    barrier, room = threading.Barrier(world_size, timeout=60), [None] * world_size
+    barrier, room, store = threading.Barrier(world_size, timeout=60), [None] * world_size, HashStore()
 
     def gather_as(rank):
         def gather(value):
@@ -94,5 +95,5 @@ def together(world_size: int, act):
         return gather
 
     with ThreadPoolExecutor(world_size) as ranks:
-        acts = [ranks.submit(act, Peers(rank, world_size, gather_as(rank))) for rank in range(world_size)]
+        acts = [ranks.submit(act, Peers(rank, world_size, gather_as(rank), store)) for rank in range(world_size)]
     return [done.result() for done in acts]

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 
 from governance.manifest import Input
 from pretrain.checkpoint import Peers, Store, TrainState, require_step
 from pretrain.config import CheckpointConfig, EngineConfig, TrainConfig, TrainRecipe
-from pretrain.distributed import gather, join, read_ranks
+from pretrain.distributed import gather, join, ranks_store, read_ranks
 from pretrain.engine import open_engine
+from pretrain.engine_fragments import local_state
 from pretrain.engine_loss_scale import loss_scale_of
 from pretrain.model.decoder import Batch
 from pretrain.model.initial import initial_weight
@@ -56,7 +59,7 @@ def job_in(root: Path, precision: str, stage: int, ranks, inner: int = 64, hpz: 
     store = Store(root, "a" * 64, VOCABULARY, recipe, Input(stage="encode", digest="d" * 64, path="x"))
     engine = EngineConfig(zero_stage=stage, micro_batch_size=4 // ranks.world_size, threads=1, hpz_partition_size=hpz)
     settings = SimpleNamespace(engine=engine, checkpoint=CheckpointConfig())
-    peers = Peers(ranks.rank, ranks.world_size, gather)
+    peers = Peers(ranks.rank, ranks.world_size, gather, ranks_store())
     return SimpleNamespace(
         recipe=recipe, store=store, peers=peers, settings=settings, energy={}, record=lambda *told, **facts: None
     )
@@ -83,9 +86,25 @@ def write(job, engine, rank: int) -> None:
         saver.save(TrainState(steps, steps, [loss] * steps, skipped=[{"step": STEPS + 1}, {"step": steps}][:overflows]))
 
 
+def counted_preadv(counts: list[int]):
+    """`os.preadv` that notes how much it read."""
+    plain = os.preadv
+
+    def preadv(*arguments):
+        counts.append(plain(*arguments))
+        return counts[-1]
+
+    return preadv
+
+
 def read(job, target: Path, engine_of) -> dict:
     found = newest_whole(job.store, job.peers, job.settings.engine.zero_stage)
-    engine, state = resume(job, engine_of)
+    counts: list[int] = []
+    with mock.patch.object(os, "preadv", counted_preadv(counts)):
+        engine, state = resume(job, engine_of)
+    owned = sum(4 * part.length * len(part.tensors) for part in local_state(engine))
+    if job.settings.engine.zero_stage == 0:  # a rank owns all, of which it saves a share
+        owned = sum(job.peers.gather(owned))
     loss = held_out(engine)
     stage, inner = job.settings.engine.zero_stage, job.recipe.model.intermediate_size
     again = job_in(target, job.recipe.train.precision, stage, read_ranks(), inner)
@@ -95,6 +114,7 @@ def read(job, target: Path, engine_of) -> dict:
         "first": found.manifest.digest,
         "digest": require_step(again.store, found.step).digest,
         "native": found.native is not None,
+        "read": sum(counts) / owned,
         "scale": loss_scale_of(engine),
         "loss": loss,
         "learned": state.losses[-1],

@@ -13,6 +13,7 @@ from governance.errors import ConfigError, Preempted
 from pretrain.distributed import Ranks, interface_to, meeting_point, read_ranks, slurm_attempt, threads_of
 from pretrain.launch import _free_port
 from pretrain.preemption import SIGNALS, watch_signals
+from tests.pretrain.rank_runs import run_ranks
 
 
 def test_nobody_launched_it():
@@ -125,6 +126,30 @@ def test_a_rank_ends_with_its_status_before_the_interpreter_is_taken_down(world_
     assert [rank.returncode for rank in ranks] == [75] * world_size
     assert all(text.startswith("worked\n") for text in told)
     assert not any("taken down" in text for text in told)
+
+
+_SOCKETS = """
+import contextlib, os
+from pathlib import Path
+from pretrain.distributed import HOST, add_up, gather, join, read_ranks
+join(read_ranks(), 120.0)
+assert add_up([1], HOST) == [5]
+assert gather(read_ranks().rank) == [0, 1, 2, 3, 4]
+mine = set()
+for name in os.listdir("/proc/self/fd"):
+    with contextlib.suppress(FileNotFoundError):
+        mine.add(os.readlink(f"/proc/self/fd/{name}"))
+rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]]
+held = sum(row[3] == "01" and f"socket:[{row[9]}]" in mine for row in rows) - 1  # the store's
+assert read_ranks().first or held == 2, held
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_is_connected_to_those_it_talks_to_and_not_to_all(tmp_path):
+    """A ring has two neighbours; of a full mesh of five ranks each would have four."""
+    well, told = run_ranks(tmp_path, ["-c", _SOCKETS], 5)
+    assert well, told[-6000:]
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from governance.errors import Occupied
 from governance.files import read_lines
-from pretrain import fence
+from pretrain import fence, sighting
 from pretrain.config import TrackingConfig
 from pretrain.fence import Fence, Holder, hold_folder, newest_holder
 from pretrain.tracking import open_record
@@ -66,6 +66,36 @@ def test_a_silent_holder_of_another_host_is_dead_and_may_not_come_back(tmp_path)
         assert 0.5 < time.monotonic() - began < 5
         with pytest.raises(Occupied, match=r"newer attempt trains here: attempt 4, process \d+ on .* job main/13"):
             older.look()
+
+
+def test_one_rank_of_a_node_looks_for_all_while_it_lives(tmp_path, monkeypatch):
+    """The others take its word where it is fresh and of their own attempt, and look themselves where it is not."""
+    monkeypatch.setattr(sighting, "SHARED_MEMORY", tmp_path)
+    leave_behind(tmp_path / "run", ELSEWHERE)
+    looks = []
+    monkeypatch.setattr(fence, "newest_holder", lambda folder: looks.append(1) or newest_holder(folder))
+    first = Fence(tmp_path / "run", ELSEWHERE)
+    other = Fence(tmp_path / "run", replace(ELSEWHERE, pid=42), leads=False)
+    for _ in range(3):
+        time.sleep(fence.BEAT_SECONDS)
+        first._beat()
+        other._beat()
+        other.check()
+    assert len(looks) == 3
+    assert other._looked == first._looked
+    time.sleep(1.5 * fence.BEAT_SECONDS)  # the first one stands still, or is gone
+    other._beat()
+    assert len(looks) == 4
+    first._beat()
+    time.sleep(fence.BEAT_SECONDS)
+    stranger = Fence(tmp_path / "run", replace(ELSEWHERE, number=4), leads=False)
+    stranger._looked -= 1.0
+    stranger._beat()  # the word is of another attempt
+    assert len(looks) == 6
+    [left] = tmp_path.glob("assay-*")
+    left.rename(tmp_path / "elsewhere")
+    left.symlink_to(tmp_path / "elsewhere")
+    assert sighting.Sighting(tmp_path / "run").read(3) is None  # a link that somebody planted is not believed
 
 
 def test_a_living_holder_of_another_host_keeps_another_job_out(tmp_path):

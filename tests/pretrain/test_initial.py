@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.model.decoder import Decoder
 from pretrain.model.initial import initial_deviation, initial_weight, learning_rate_scale
 from pretrain.optim import parameter_groups
 from pretrain.optim_config import OptimConfig
 from pretrain.run_config import load_run
+from tests.pretrain.rank_runs import run_ranks
 from tests.pretrain.small_models import VARIANTS, config, rows
 
 Q, DOWN = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"
@@ -30,6 +32,47 @@ def test_initial_weights_follow_from_name_and_seed():
     assert output.std().item() == pytest.approx(0.02 / 4, rel=0.03)
     assert torch.equal(initial_weight("model.norm.weight", torch.Size((8,)), settings, 1), torch.ones(8))
     assert not initial_weight("model.layers.0.self_attn.q_proj.bias", torch.Size((8,)), settings, 1).any()
+
+
+DRAWN = """
+import sys, torch
+from pathlib import Path
+from pretrain.distributed import gather, join, read_ranks
+from pretrain.engine import open_engine
+from pretrain.engine_state import full_state
+from pretrain.model.initial import initial_weight
+from tests.pretrain.test_initial import RECIPE, SETTINGS, same_bits
+ranks, drawn = read_ranks(), []
+device = join(ranks, 120.0)
+
+def weight(name, shape):
+    drawn.append(name)
+    return initial_weight(name, shape, RECIPE.model, 5)
+
+state = dict(full_state(open_engine(RECIPE, SETTINGS, 200, ranks, device, weight)))
+everyone = gather(drawn)
+assert sorted(name for names in everyone for name in names) == sorted(state), everyone
+assert max(map(len, everyone)) - min(map(len, everyone)) <= 1, everyone
+for name, tensors in state.items():
+    assert same_bits(tensors["master"], initial_weight(name, tensors["master"].shape, RECIPE.model, 5)), name
+"""
+RECIPE = TrainRecipe(
+    model=config(), optim=OptimConfig(learning_rate=0.1),
+    train=TrainConfig(sequence_length=32, global_batch_size=12, steps=9, precision="fp32"),
+)  # fmt: skip
+SETTINGS = EngineConfig(zero_stage=3, micro_batch_size=1, threads=1)
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.view(torch.int32), other.view(torch.int32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 3])
+def test_at_stage_3_each_rank_draws_its_share_and_all_hold_the_same_weights(tmp_path, count):
+    """Bit for bit those of one rank that draws all, whatever the number of ranks."""
+    well, told = run_ranks(tmp_path, ["-c", DRAWN], count)
+    assert well, told[-6000:]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def test_every_layout_goes_on_exactly_from_every_other(layouts, precision):
             before, after = name.split("-")
             assert values["native"] == (before == after and count == 2), name
             assert values["loss"] == values["learned"], name
+            assert values["read"] == (0.0 if values["native"] else 1.0), name  # what a rank owns, and no other byte
             halved = {"scale": 2.0**15, "step": 4, "last_overflow": 3, "hysteresis": 1}
             assert values["scale"] == (halved if precision == "fp16" else None), name
 
