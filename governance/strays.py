@@ -33,7 +33,7 @@ _BY_RULE = re.compile(
     (journal|commit)\.lock | [a-z_-]+/records/{_KEY}\.alive                  # locks and signs of life
     | [a-z_-]+/records/{_KEY}\.failed                               # a message to those that wait, while they wait
     | \.energy[^/]*\.[0-9]+ | .*/\.age~[^/]+ | (.*/)?\.nfs[0-9a-f]+ # a claim, a probe, a file removed while open
-    | slurm/[^/]+\.sbatch | slurm/(submitting|rehearsing|local\.jsonl)
+    | slurm/[^/]+\.sbatch | slurm/(submitting|rehearsing)
     | slurm/(logs|cancelled|preflight|machinery|submitted)/.+
     | train/{_KEY}/wandb/(.+\.wandb\.synced|(wandb/)?latest-run/.+)  # a mark, and a second name of a run's folder
     """

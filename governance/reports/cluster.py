@@ -46,6 +46,25 @@ def cluster_facts(root: Path) -> dict[str, Any] | None:
         "attempts": begun,
         "causes": [{"job": job, "cause": cause, "count": count} for (job, cause), count in sorted(causes.items())],
         "accounting": accounting[-1] if accounting else None,
+        "submitted": _submitted(folder),
+    }
+
+
+def _submitted(folder: Path) -> dict[str, Any] | None:
+    """The files and the program that were submitted last, by digest, and the edits that jobs took instead."""
+    lines = [line for line in read_lines(folder / "submitted.jsonl") if isinstance(line, dict)]
+    if not lines:
+        return None
+    last = lines[-1]
+    taken = {(str(line["name"]), str(line["sha256"])) for line in read_lines(folder / "taken.jsonl")}
+    return {
+        "submission": last["submission"],
+        "time": last["time"],
+        "edits": last["edits"],
+        "version": last["code"]["version"],
+        "code_sha256": last["code"].get("sha256"),
+        "files": [{"name": Path(name).name, "sha256": was["sha256"]} for name, was in sorted(last["files"].items())],
+        "taken": [{"name": Path(name).name, "sha256": digest} for name, digest in sorted(taken)],
     }
 
 
@@ -61,6 +80,21 @@ def cluster(found: Mapping[str, Any]) -> Html:
         table("Attempts that failed", ["job", "cause", "count"], lines, numeric=(2,),
               cited=cite(found, "/cluster")),
         _meters(data["accounting"], cite(found, "/cluster")),
+        _frozen(data["submitted"], cite(found, "/cluster")),
+    ])  # fmt: skip
+
+
+def _frozen(data: Mapping[str, Any] | None, cited: Html) -> Html:
+    """What was submitted, and what jobs took instead of it."""
+    if data is None:
+        return tag("p", "What was submitted is not on record.", class_="note")
+    rows = [[foreign(file["name"]), file["sha256"][:16], "submitted"] for file in data["files"]]
+    code = (data["code_sha256"] or "of the image")[:16]
+    rows.append([f"assay {data['version']}", code, "submitted"])
+    rows += [[foreign(file["name"]), file["sha256"][:16], "an edit that jobs took"] for file in data["taken"]]
+    told = f"Submission {data['submission']}, {data['time']}; later edits are {data['edits']} as a job starts."
+    return join([
+        table("What the jobs used", ["file", "SHA-256", "as"], rows, cited=cited), tag("p", told, class_="note"),
     ])  # fmt: skip
 
 

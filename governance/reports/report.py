@@ -25,7 +25,7 @@ from governance.reports.page import page
 from governance.reports.samples import Mask, mask
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 16
+VERSION = 17
 
 
 class ReportSection(Section):

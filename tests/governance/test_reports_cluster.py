@@ -53,3 +53,22 @@ def test_both_meters_and_their_difference_are_shown(tmp_path):
     assert "2.00 core hours" in page
     append_line(path, json.dumps({**values, "slurm": None}))  # the newest answer is told
     assert "unknown" in str(cluster({"cluster": cluster_facts(tmp_path)}))
+
+
+def test_what_was_submitted_and_the_edits_that_were_taken_are_shown(tmp_path):
+    submitted(tmp_path)
+    assert cluster_facts(tmp_path)["submitted"] is None
+    line = {
+        "code": {"sha256": "c" * 64, "version": "1.2"}, "edits": "taken", "key": "k",
+        "files": {"/shared/run.toml": {"kept": "0-run.toml", "sha256": "a" * 64}}, "submission": 2, "time": "now",
+    }  # fmt: skip
+    for number in (1, 2):
+        append_line(tmp_path / "slurm" / "submitted.jsonl", json.dumps({**line, "submission": number}))
+        edit = {"job": str(number), "name": "/shared/run.toml", "sha256": "b" * 64, "time": "then"}
+        append_line(tmp_path / "slurm" / "taken.jsonl", json.dumps(edit))
+    found = cluster_facts(tmp_path)
+    assert found["submitted"]["submission"] == 2
+    assert found["submitted"]["taken"] == [{"name": "run.toml", "sha256": "b" * 64}]
+    page = str(cluster({"cluster": found}))
+    assert "an edit that jobs took" in page
+    assert all(digest[:16] in page for digest in ("a" * 64, "b" * 64, "c" * 64))
