@@ -7,8 +7,8 @@
 Rank 0's largest stand in the record as an event "profile", from which the report has its table.
 
 Promises: what is learned does not change; outside the profiled steps a step costs two comparisons; a profiler that
-fails is a warning, and training goes on. Price within them: CPU operators take up to twice as long, and writing a trace
-of a large model takes seconds, which count to no step.
+fails is a warning, and training continues. Price within them: a step is slower, the more so the
+smaller its operators, and writing a trace takes a second or more, which count to no step.
 """
 
 from __future__ import annotations
