@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pretrain.config import EngineConfig, TrainRecipe, gradient_accumulation_steps
 from pretrain.deepspeed_keys import with_passed
 from pretrain.layout import data_ranks
+from pretrain.model.counting import parameter_count
 from pretrain.model_config import ModelConfig, padded_vocabulary
 
 COLUMN = r".*\.(q|k|v|gate|up)_proj\.weight$"
@@ -22,6 +23,10 @@ ROW = r".*\.(o|down)_proj\.weight$"
 _HEAD_NORMS = r".*\.(q|k)_norm\.weight$"
 BUCKET = 1 << 26
 """Elements that are reduced or gathered at once; DeepSpeed's default of 5e8 would reserve 1 to 2 GB for any model."""
+BLOCK = "pretrain.model.layers.Block"
+"""Stage 3 gathers the weights of a whole block at once: one collective where seven matrices had one each."""
+OWNERS = 4
+"""The most ranks to which a bucket is reduced one by one; with more owners it is all-reduced."""
 SWAPPED_GROUP = 100_000_000
 """Elements whose state is in memory at once, of an optimizer in files; DeepSpeed's default of 1e9 would need 16 GB."""
 SWAP_BUFFERS = 4
@@ -43,12 +48,12 @@ def deepspeed_config(
     """
     batch, micro = recipe.train.global_batch_size, engine.micro_batch_size
     optimizer = recipe.optim.optimizer
-    # With clipping, DeepSpeed would divide Muon's orthogonal update by its own norm (DeepSpeed#8439): ours clips.
-    clipping = 0.0 if optimizer == "muon" else recipe.optim.gradient_clipping
     values: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": gradient_accumulation_steps(batch, micro, data_ranks(world_size, engine)),
-        "gradient_clipping": clipping,  # explicit: its default of 1.0 is not everyone's
+        # Explicit, for its default is 1.0. Ours clips (`engine_update.py`): DeepSpeed's waits for the device, and would
+        # divide Muon's orthogonal update by its own norm (DeepSpeed#8439).
+        "gradient_clipping": 0.0,
         "steps_per_print": 1 << 40,  # we log ourselves
         "zero_optimization": _zero(recipe, engine, world_size, device, vocabulary_size),
         **_precision(recipe.train.precision),
@@ -90,12 +95,12 @@ def _zero(
         "reduce_bucket_size": BUCKET,
         "allgather_bucket_size": BUCKET,
     }
-    if engine.hpz_partition_size > 1:
-        values["zero_hpz_partition_size"] = engine.hpz_partition_size
-    if recipe.train.quantized_weights:
-        values["zero_quantized_weights"] = True
-    if recipe.train.quantized_gradients:
-        values["zero_quantized_gradients"] = True
+    if engine.zero_stage:
+        values["overlap_comm"] = True  # stage 1 in bf16 is another class, which has no stream to do it on
+    if engine.zero_stage == 2:
+        values["use_multi_rank_bucket_allreduce"] = _many_owners(recipe.model, engine, world_size, vocabulary_size)
+    if engine.zero_stage == 3:
+        values |= _gathering(recipe, engine)
     if engine.offload_optimizer != "none":
         values["offload_optimizer"] = _offload(engine.offload_optimizer, engine.nvme_path, device)
     if engine.offload_optimizer == "nvme":
@@ -106,6 +111,44 @@ def _zero(
     if engine.offload_parameters == "nvme":
         values["offload_param"]["buffer_size"] = _swap_buffer(recipe.model, vocabulary_size, world_size)
     return values
+
+
+def _gathering(recipe: TrainRecipe, engine: EngineConfig) -> dict[str, Any]:
+    """How stage 3 gathers weights: a block at once."""
+    # DeepSpeed's own linear map lets go of weights that the backward pass gathers again. It breaks a compiled graph,
+    # and adds a bias to the very product that selective checkpointing keeps: added again, gradients are wrong.
+    kept_products = engine.activation_checkpointing == "selective" and recipe.model.bias
+    values: dict[str, Any] = {
+        "leaf_module": {"classes": [BLOCK], "names": [], "name_suffixes": []},
+        "memory_efficient_linear": not (compiles_blocks(engine) or kept_products),
+    }
+    if engine.hpz_partition_size > 1:
+        values["zero_hpz_partition_size"] = engine.hpz_partition_size
+    if recipe.train.quantized_weights:
+        values["zero_quantized_weights"] = True
+    if recipe.train.quantized_gradients:
+        values["zero_quantized_gradients"] = True
+    return values
+
+
+def _many_owners(model: ModelConfig, engine: EngineConfig, world_size: int, vocabulary_size: int) -> bool:
+    """Whether a bucket of gradients spans the parts of many ranks.
+
+    Reduced to each owner it costs half of an all-reduce's bytes, and as many collectives as there are owners, before
+    each of which DeepSpeed's overlapped reduction waits for the device.
+    """
+    parameters = parameter_count(model, vocabulary_size) // engine.tensor_parallel_size
+    ranks = world_size // engine.tensor_parallel_size
+    return min(BUCKET, parameters) * ranks > OWNERS * parameters
+
+
+def compiles_blocks(engine: EngineConfig) -> bool:
+    """Whether each block is compiled alone, rather than the whole model: where hooks act between blocks.
+
+    At stage 3 they gather weights. At stage 2 they reduce gradients while the backward pass goes on: one graph of the
+    whole model would give all of its gradients at its end, and hold them all until then.
+    """
+    return engine.compile and engine.zero_stage >= 2 and not engine.deepcompile
 
 
 def _offload(place: str, nvme_path: str | None, device: str) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from torch.overrides import TorchFunctionMode
 
 from governance.errors import ConfigError, PipelineError
 from pretrain.config import EngineConfig, TrainRecipe
-from pretrain.deepspeed_config import deepspeed_config
+from pretrain.deepspeed_config import compiles_blocks, deepspeed_config
 from pretrain.distributed import Ranks, gather
 from pretrain.engine_state import before_update, full_shape, optimizer_of, prepare_moments, sums_at_once
 from pretrain.engine_swap import hold_folder_of_files
-from pretrain.engine_update import update
+from pretrain.engine_update import never_ask, update
 from pretrain.extension import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
 from pretrain.layout import layout_of
 from pretrain.memory_room import refuse_what_cannot_fit
@@ -60,6 +60,8 @@ class Engine:
     """What this rank holds of each matrix."""
     counts_documents: bool = False
     """Whether attention wants the number of documents, which the host counts."""
+    clipping: float = 0.0
+    """Norm to which `update` clips a gradient; 0: it does not, or the optimizer clips by itself (Muon)."""
 
     @property
     def gradient_divisor(self) -> float:
@@ -104,7 +106,7 @@ class Engine:
         group, on the device; the host does not wait for them.
         """
         norms = torch.stack([*before_update(self).values()])
-        skipped, norm = update(self.deepspeed, factor, skip, torch.linalg.vector_norm(norms))
+        skipped, norm = update(self.deepspeed, factor, skip, torch.linalg.vector_norm(norms), self.clipping)
         return skipped, torch.stack([norm, *norms])
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -160,7 +162,7 @@ def open_engine(
     """
     refuse_what_cannot_fit(recipe, settings, vocabulary_size, ranks, device)
     config = deepspeed_config(recipe, settings, ranks.world_size, device.type, vocabulary_size)
-    deepspeed = _import_deepspeed(settings, ranks, device)
+    deepspeed = _import_deepspeed(settings, ranks, device, recipe.train.precision)
     if settings.deepspeed:
         refuse_unknown_keys(config)
     with foreign_errors():
@@ -179,15 +181,15 @@ def open_engine(
             wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if ranks.world_size == 1 and sums_at_once(wrapped):
         wrapped.enable_backward_allreduce = False  # a sum over one rank, for three passes over all gradients
-    if settings.compile or settings.deepcompile:
-        wrapped.compile()
+    _compile(wrapped, model, settings)
     tensor_ranks = settings.tensor_parallel_size
     parts, divisor, counts = (
         _tensor_parts(ranks, settings),
         ranks.world_size // tensor_ranks,
         settings.attention == "flash",
     )
-    engine = Engine(wrapped, settings.zero_stage, device, divisor, parts, counts)
+    clipping = 0.0 if recipe.optim.optimizer == "muon" else recipe.optim.gradient_clipping
+    engine = Engine(wrapped, settings.zero_stage, device, divisor, parts, counts, clipping)
     prepare_moments(engine, 0)
     return engine
 
@@ -234,6 +236,15 @@ def refuse_unknown_keys(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"engine.deepspeed: this DeepSpeed knows no key {', '.join(unknown)}; correct or remove it")
 
 
+def _compile(wrapped: Any, model: Decoder, settings: EngineConfig) -> None:
+    """Compile the whole model, or each block within the hooks that DeepSpeed put around it (`compiles_blocks`)."""
+    if compiles_blocks(settings):
+        for block in model.model.layers:
+            block.forward = torch.compile(block.forward)
+    elif settings.compile or settings.deepcompile:
+        wrapped.compile()
+
+
 def _sequence_group(ranks: Ranks, settings: EngineConfig) -> Any:
     """The ranks that share rows with this one; every rank takes part in forming every group."""
     tensor, sequence = settings.tensor_parallel_size, settings.sequence_parallel_size
@@ -255,7 +266,7 @@ def _tensor_parts(ranks: Ranks, settings: EngineConfig) -> TensorParts:
     return TensorParts(settings.tensor_parallel_size, rank, groups.get_tensor_model_parallel_group())
 
 
-def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device) -> Any:
+def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device, precision: str) -> Any:
     """Import it quietly, and decide which of its C++ extensions it may build: it builds one for gloo unless told."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -280,11 +291,13 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
         import deepspeed
         import deepspeed.ops
         import deepspeed.runtime.zero.muon.muon_optimizer
-        from deepspeed.runtime import bf16_optimizer
+        from deepspeed.runtime import bf16_optimizer, utils
+        from deepspeed.runtime.zero import stage3, stage_1_and_2
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Its memory report at each start collects garbage six times: 1.5 s here, for lines that nobody asked for.
     vars(bf16_optimizer)["see_memory_usage"] = lambda message, force=False: None
+    never_ask((bf16_optimizer, stage_1_and_2, stage3), utils.is_invalid_grad_norm, precision)
     # Setting the table also spares the compiler probes by which DeepSpeed would fill it.
     vars(deepspeed.ops)["__compatible_ops__"] = {SHARED_MEMORY_OP: built, ASYNC_IO_OP: in_files}
     # Now, not within `initialize`: building a model at stage 3 already asks for the number of ranks.

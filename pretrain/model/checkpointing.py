@@ -11,10 +11,10 @@ Losses and gradients are those of "none": the same operations on the same number
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from pretrain.model.attention import DocumentMask
@@ -27,7 +27,11 @@ _KEPT = (
 
 
 def run_block(
-    block: nn.Module, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask, how: Checkpointing
+    block: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
+    x: torch.Tensor,
+    angles: torch.Tensor | None,
+    mask: DocumentMask,
+    how: Checkpointing,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What `block(x, angles, mask)` returns; keeps what `how` says."""
     if how == "none" or not torch.is_grad_enabled():

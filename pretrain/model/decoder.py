@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pretrain.model.attention import document_mask
-from pretrain.model.checkpointing import Checkpointing, run_block
+from pretrain.model.checkpointing import Checkpointing
 from pretrain.model.experts import balance_losses
 from pretrain.model.flash import Kernel, load_kernel
 from pretrain.model.layers import Block, make_norm
@@ -59,13 +59,13 @@ class Stack(nn.Module):
         self, config: ModelConfig, vocabulary_size: int, checkpointing: Checkpointing, flash: Kernel | None
     ) -> None:
         super().__init__()
-        self.config, self.checkpointing, self.flash = config, checkpointing, flash
+        self.config, self.flash = config, flash
         self.embed_tokens = nn.Embedding(padded_vocabulary(vocabulary_size), config.hidden_size)
         if config.position_embedding == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         if config.embedding_norm:
             self.embedding_norm = make_norm(config)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(config, layer, checkpointing) for layer in range(config.num_hidden_layers))
         if config.norm_position != "post":
             self.norm = make_norm(config)
 
@@ -81,7 +81,7 @@ class Stack(nn.Module):
         mask = document_mask(segments, self.config, self.flash, documents)
         routers = []
         for layer, window in zip(self.layers, windows, strict=True):
-            x, router = run_block(layer, x, angles.get(window, angles.get(None)), mask, self.checkpointing)
+            x, router = layer(x, angles.get(window, angles.get(None)), mask)
             if router is not None:
                 routers.append(router)
         return (x if self.config.norm_position == "post" else self.norm(x)), routers

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain.model.attention import DocumentMask
+from pretrain.model.checkpointing import Checkpointing, run_block
 from pretrain.model.eager import RootMeanSquare, has_kernels
 from pretrain.model.experts import Experts
 from pretrain.model.feed_forward import FeedForward
@@ -77,9 +78,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention, then feed-forward, each added to the stream, with norms as `norm_position` says."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, checkpointing: Checkpointing = "none") -> None:
         super().__init__()
-        self.order = config.norm_position
+        self.order, self.checkpointing = config.norm_position, checkpointing
         if self.order != "reordered":
             self.input_layernorm = make_norm(config)
         self.self_attn = Attention(config, layer)
@@ -93,7 +94,15 @@ class Block(nn.Module):
     def forward(
         self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[B, L, hidden] -> [B, L, hidden], and of experts the router's logits [B, L, experts]."""
+        """[B, L, hidden] -> [B, L, hidden], and of experts the router's logits [B, L, experts].
+
+        Recomputation happens in here, below the hooks by which ZeRO-3 gathers the weights of the whole block.
+        """
+        return run_block(self._compute, x, angles, mask, self.checkpointing)
+
+    def _compute(
+        self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.order == "post":
             x = self.input_layernorm(x + self.self_attn(x, angles, mask))
             out, router = self._feed(x)

@@ -9,7 +9,7 @@ from pretrain.config import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed import Ranks, join
 from pretrain.engine import open_engine
 from pretrain.engine_state import full_state
-from pretrain.engine_update import _found_inf
+from pretrain.engine_update import _told
 from pretrain.model.decoder import Batch
 from pretrain.model.initial import initial_weight
 from pretrain.model_config import ModelConfig
@@ -26,7 +26,7 @@ def test_the_word_lies_where_the_parameters_do():
 
     parameters = [{"params": []}, {"params": [torch.nn.Parameter(torch.zeros(2, device="meta"))]}]
     optimizer = Looks(parameters, lr=0.1)
-    with _found_inf(optimizer, lambda: torch.ones(())):
+    with _told(optimizer, lambda: torch.ones(()), lambda: torch.ones(()), 1.0):
         optimizer.step()
     assert seen == ["meta"]
     assert optimizer.found_inf is None
