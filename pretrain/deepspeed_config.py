@@ -98,7 +98,9 @@ def _zero(
     if engine.zero_stage:
         values["overlap_comm"] = True  # stage 1 in bf16 is another class, which has no stream to do it on
     if engine.zero_stage == 2:
-        values["use_multi_rank_bucket_allreduce"] = _many_owners(recipe.model, engine, world_size, vocabulary_size)
+        tensor = engine.tensor_parallel_size
+        parameters = parameter_count(recipe.model, vocabulary_size) // tensor
+        values["use_multi_rank_bucket_allreduce"] = many_owners(parameters, world_size // tensor)
     if engine.zero_stage == 3:
         values |= _gathering(recipe, engine)
     if engine.offload_optimizer != "none":
@@ -131,14 +133,12 @@ def _gathering(recipe: TrainRecipe, engine: EngineConfig) -> dict[str, Any]:
     return values
 
 
-def _many_owners(model: ModelConfig, engine: EngineConfig, world_size: int, vocabulary_size: int) -> bool:
-    """Whether a bucket of gradients spans the parts of many ranks.
+def many_owners(parameters: int, ranks: int) -> bool:
+    """Whether a bucket of gradients spans the parts of many of `ranks` that share `parameters`.
 
     Reduced to each owner it costs half of an all-reduce's bytes, and as many collectives as there are owners, before
     each of which DeepSpeed's overlapped reduction waits for the device.
     """
-    parameters = parameter_count(model, vocabulary_size) // engine.tensor_parallel_size
-    ranks = world_size // engine.tensor_parallel_size
     return min(BUCKET, parameters) * ranks > OWNERS * parameters
 
 

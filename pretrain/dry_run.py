@@ -18,6 +18,7 @@ from pretrain.compatibility import check_start
 from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.deepspeed_config import deepspeed_config
 from pretrain.distributed import Ranks
+from pretrain.forecast import forecast
 from pretrain.layout import data_ranks
 from pretrain.memory import estimate
 from pretrain.memory_room import Available, host_share, in_words, refuse_beyond
@@ -84,6 +85,8 @@ def dry_run(run: Run, runtime: Runtime, ranks: Ranks, place: Place | None = None
     yield f"memory      {in_words(needed, place.there_is, ranks)}"
     yield f"reduction   {reduction_in_words(recipe, engine, vocabulary, ranks.world_size)}"
     refuse_passed_keys(recipe, engine, ranks.world_size)
+    if place.device == "cuda":
+        yield f"forecast    {forecast(recipe, engine, vocabulary, ranks).in_words()}"
     dictionary = deepspeed_config(recipe, engine, ranks.world_size, place.device, vocabulary)
     yield f"deepspeed   {json_text(dictionary).rstrip()}"
     refuse_beyond(recipe, engine, vocabulary, (ranks, place.device), place.there_is)

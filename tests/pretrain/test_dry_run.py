@@ -166,7 +166,8 @@ def plan(tmp_path, capsys):
 
 def test_seventy_billion_parameters_are_planned_for_gpus_from_a_node_without_one(plan):
     """At stage 1 a node of eight is refused with each part, and with what would fit; the offer itself passes."""
-    status, out, err = plan("70b", "--ranks", "8", "--gpu-memory", "80GiB", "--set", "engine.zero_stage=1")
+    first = ["--set", "engine.zero_stage=1", "--set", "engine.hpz_partition_size=1"]
+    status, out, err = plan("70b", "--ranks", "8", "--gpu-memory", "80GiB", *first)
     assert status == 1
     assert "8 data x 1 sequence x 1 tensor; ZeRO stage 1, bf16" in out
     needed, offer = re.search(
@@ -182,7 +183,10 @@ def test_seventy_billion_parameters_are_planned_for_gpus_from_a_node_without_one
         word for change in settings.split(", ") for word in ("--set", change.replace(" = ", "=").replace("'", '"'))
     ]
     assert plan("70b", "--ranks", ranks, "--gpu-memory", "80GiB", *words)[0] == 0
-    assert plan("70b", "--ranks", "8", "--gpu-memory", "1TiB", "--set", "engine.zero_stage=1")[0] == 0
+    assert plan("70b", "--ranks", "8", "--gpu-memory", "1TiB", *first)[0] == 0
+    status, out, _ = plan("70b", "--ranks", "512", "--gpu-memory", "80GiB")
+    share = int(re.search(r"forecast .* (\d+) % of an H100's bf16 peak", out)[1])
+    assert (status, share >= 40) == (0, True)
 
 
 @pytest.mark.parametrize(
