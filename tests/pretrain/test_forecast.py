@@ -57,7 +57,7 @@ def test_what_a_preset_was_preferred_to_is_forecast_slower(name, worse):
 @pytest.mark.parametrize("name", ["7b", "13b", "70b"])
 def test_second_copies_pay_where_the_network_is_slow(name):
     held, without = plan(name, SLOW), plan(name, SLOW, hpz_partition_size=1)
-    assert held.mfu >= 0.40 > without.mfu
+    assert held.mfu > 1.2 * without.mfu
 
 
 def test_the_parts_add_up_and_the_words_say_so():
