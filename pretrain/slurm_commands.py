@@ -265,7 +265,7 @@ def _refuse(
 ) -> None:
     """Keep the scripts, and let the cluster look at them."""
     from pretrain.slurm_folders import folders_read, make_key, seen
-    from slurm.local import refuse_allocation
+    from slurm.local import refuse_here
     from slurm.refusals import check_settings, refuse
     from slurm.submit import keep_scripts
 
@@ -275,7 +275,7 @@ def _refuse(
     keep_scripts(jobs, file, runtime.root, config, seen(loaded, sources.folders, config))
     if arguments.local:
         check_settings(config, runtime.root)
-        refuse_allocation(config)
+        refuse_here(config, runtime.root)
     else:
         refuse(jobs, config, runtime.root, file, folders_read(loaded, sources.folders))
 

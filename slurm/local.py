@@ -107,9 +107,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _one_by_one(lines: Sequence[Submitted], jobs: Mapping[str, Job], root: Path, config: SlurmConfig) -> int:
     states: dict[str, str] = {}
     first = 0
-    with held(root / "slurm" / _LOCK, f"process {os.getpid()} on {socket.gethostname()}") as holder, _tools() as tools:
-        if holder is not None:
-            raise ConfigError(f"{root}: another rehearsal is alive: {holder}. Wait for it, or end it with cancel.")
+    with _alone(root), _tools() as tools:
         for line in lines:
             why = _hindered(line, states)
             ended = []
@@ -252,14 +250,24 @@ def _environment(
     return values
 
 
-def refuse_allocation(config: SlurmConfig) -> None:
+def refuse_here(config: SlurmConfig, root: Path) -> None:
     """Look whether a rehearsal can run where this process is.
 
     Raises:
-        ConfigError: the allocation is too small; or there is none, and the container is started by srun.
+        ConfigError: another one is alive, the allocation is too small, or there is none and the container wants srun.
     """
+    with _alone(root):
+        pass
     if nodes := os.environ.get("SLURM_JOB_NUM_NODES") if os.environ.get("SLURM_JOB_ID") else None:
         if int(nodes) < config.nodes:
             raise ConfigError(f"slurm.nodes = {config.nodes}: the allocation has {nodes}. Ask salloc for as many.")
     elif config.container_runtime == "pyxis":
         raise ConfigError('slurm.container_runtime = "pyxis" needs srun: rehearse it in an allocation (salloc)')
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    with held(root / "slurm" / _LOCK, f"process {os.getpid()} on {socket.gethostname()}") as holder:
+        if holder is not None:
+            raise ConfigError(f"{root}: another rehearsal is alive: {holder}. Wait for it, or end it with cancel.")
+        yield

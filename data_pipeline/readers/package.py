@@ -139,7 +139,7 @@ def _only_file(folder: Path, identity: PackageIdentity, words: str) -> Path:
     said = [line.strip() for line in words.splitlines() if line.startswith(("ERROR", "E:", "WARNING", "W:"))]
     if _UNREACHABLE.search(words):
         what = f"the package index cannot be reached, so {release} cannot be fetched. Mend the network, or {client}'s"
-        what += " configuration (a mirror), or copy a root that has it"
+        what += " configuration (a mirror), or copy a root that has it (nodes of a cluster: submit with --fetch)"
     else:
         what = f"{client} cannot fetch {release} ({identity.archive if client == 'pip' else 'deb'}). Mend package and"
         what += " version" + ("" if client == "pip" else ", or run apt-get update")

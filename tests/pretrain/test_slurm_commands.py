@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from governance.stage import Leave
 from pretrain.cli import main
 from slurm.config import SITE_VARIABLE
 
@@ -83,7 +84,9 @@ def test_without_slurm_nothing_is_submitted(no_slurm, tmp_path, caplog):
 def test_a_run_is_submitted_once_and_told_of(cluster, capsys):
     root = cluster / "root"
     assert slurm("submit", root=root) == 0
-    lines = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    assert "if nodes have no internet, cancel, and submit with --fetch" in said.err
+    lines = said.out.splitlines()
     assert lines[1].split() == ["2", "ingest", "(3", "of", "3", "tasks)"]  # MaxArraySize is 3 here
     assert lines[-1].startswith("next: assay slurm status")
     asked = (cluster / "asked").read_text().splitlines()
@@ -111,6 +114,17 @@ def test_a_run_is_submitted_once_and_told_of(cluster, capsys):
     assert f"then: assay slurm retry {CONFIG} --root {root}" in told.splitlines()[-1]
     assert slurm("retry", root=root) == 0
     assert "ingest (3 of 3 tasks)" in capsys.readouterr().out
+
+
+def test_what_lies_elsewhere_is_fetched_before_anything_is_queued(cluster, monkeypatch):
+    def corpus(run, runtime):
+        assert runtime.mode == "join"
+        assert not (cluster / "root" / "slurm" / "jobs.jsonl").exists()
+        raise Leave("ingest", "its shards are an array's", 0)
+
+    monkeypatch.setattr("pretrain.run.corpus", corpus)
+    assert slurm("submit", "--fetch", root=cluster / "root") == 0
+    assert (cluster / "root" / "slurm" / "jobs.jsonl").exists()
 
 
 def setting(*values):

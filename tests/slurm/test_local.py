@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,7 +13,7 @@ from governance.errors import ConfigError
 from slurm.config import SlurmConfig
 from slurm.control import missing
 from slurm.graph import Work, plan
-from slurm.local import record, refuse_allocation, rehearse
+from slurm.local import record, refuse_here, rehearse
 from slurm.render import keep_machinery
 from slurm.standing import gather
 from slurm.submit import Order, called_off, keep_scripts
@@ -116,14 +118,26 @@ def test_a_cancellation_ends_what_runs_and_what_waits(rehearsal):
     assert all(state == ["CANCELLED"] for state in states.values())
 
 
+def test_a_second_rehearsal_of_a_root_is_refused(rehearsal):
+    path = rehearsal.root / "slurm" / "rehearsing"
+    hold = "import sys, pathlib; from governance.files import held\nwith held(pathlib.Path(sys.argv[1]), 'me'): input()"
+    with subprocess.Popen([sys.executable, "-c", hold, str(path)], stdin=subprocess.PIPE) as other:
+        while not path.exists() or not path.read_text():
+            time.sleep(0.05)
+        with pytest.raises(ConfigError, match="another rehearsal is alive: me"):
+            refuse_here(CONFIG, rehearsal.root)
+        other.communicate(b"\n")
+    refuse_here(CONFIG, rehearsal.root)
+
+
 def test_an_allocation_that_is_too_small_is_refused(rehearsal, monkeypatch):
-    refuse_allocation(CONFIG)
+    refuse_here(CONFIG, rehearsal.root)
     pyxis = CONFIG.model_copy(update={"container": "img", "container_runtime": "pyxis"})
     with pytest.raises(ConfigError, match="needs srun"):
-        refuse_allocation(pyxis)
+        refuse_here(pyxis, rehearsal.root)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
-    refuse_allocation(pyxis)
+    refuse_here(pyxis, rehearsal.root)
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
     with pytest.raises(ConfigError, match=r"slurm.nodes = 2: the allocation has 1"):
-        refuse_allocation(CONFIG)
+        refuse_here(CONFIG, rehearsal.root)
