@@ -342,12 +342,15 @@ def _look(
     from slurm.frozen import in_words
     from slurm.standing import gather
     from slurm.status import Progress, describe
+    from slurm.tools import is_local
 
     view = gather(runtime.root) or _nothing(runtime)
     energy = account(view, _our_joules(runtime.root), runtime.root)
     trains = _training_folder(loaded, runtime)
     progress = Progress(_typed(arguments), runtime.root, *data, trains, loaded.config.train.steps)
     first, *rest = describe(view, progress, energy)
+    if all(is_local(part.unit) for row in view.rows for part in row.parts):
+        rest = [line.replace("assay slurm retry ", "assay slurm retry --local ") for line in rest]
     return view, [first, *in_words(runtime.root), *rest]
 
 
