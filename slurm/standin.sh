@@ -64,9 +64,9 @@ ranks() { # [OPTIONS] WORDS: a process for each rank on this machine, as srun do
 case $name in
   scontrol)
     case "${1:-} ${2:-}" in
-      "show hostnames") really "$@" || tr ',' '\n' <<<"${3:-}" ;;
+      "show hostnames") if [ -n "${ASSAY_ALLOCATION:-}" ]; then really "$@"; else tr ',' '\n' <<<"${3:-}"; fi ;;
       "show job")
-        if [ -e "$ASSAY_LOCAL/${3:-}" ]; then cat "$ASSAY_LOCAL/$3"; else really "$@" || { echo "Invalid job id specified" >&2 && exit 1; }; fi
+        if [ -e "$ASSAY_LOCAL/${3:-}" ]; then cat "$ASSAY_LOCAL/$3"; else echo "Invalid job id specified" >&2 && exit 1; fi
         ;;
       requeue*) if [ -e "$ASSAY_LOCAL/$2" ]; then touch "$ASSAY_LOCAL/$2.requeue"; else really "$@"; fi ;;
       update*)
@@ -84,7 +84,7 @@ case $name in
       if [ -e "$ASSAY_LOCAL/$job" ]; then touch "$ASSAY_LOCAL/$job.cancel"; else really "$job"; fi
     done
     ;;
-  sinfo) really "$@" || hostname -s ;;
+  sinfo) if [ -n "${ASSAY_ALLOCATION:-}" ]; then really "$@"; else echo localhost; fi ;;
   srun) if [ -n "${ASSAY_ALLOCATION:-}" ]; then really "$@"; else ranks "$@"; fi ;;
   *) really "$@" ;;
 esac
