@@ -1,13 +1,15 @@
 """What the sum of the gradients over the ranks costs on the wire. Imports no torch.
 
 A ring sends each element of an all-reduce 2 (N - 1) / N times from every one of N ranks, of a reduce-scatter half as
-often (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002). DeepSpeed all-reduces below stage 3. Stages 0 and 1
-reduce the sum of a step, stages 2 and 3 the gradient of each micro batch. What bf16 loses: `docs/engine.md`.
+often (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002). Stage 3 reduces and scatters, stage 2 reduces to each
+owner while a bucket has few (`deepspeed_config.many_owners`); else it is an all-reduce. Stages 0 and 1 reduce the sum
+of a step, stages 2 and 3 the gradient of each micro batch. What bf16 loses: `docs/engine.md`.
 """
 
 from __future__ import annotations
 
 from pretrain.config import EngineConfig, TrainRecipe, gradient_accumulation_steps
+from pretrain.deepspeed_config import many_owners
 from pretrain.layout import data_ranks
 from pretrain.model.counting import parameter_count
 
@@ -26,8 +28,9 @@ def reduced_bytes(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: in
     passes = gradient_accumulation_steps(train.global_batch_size, micro, data_ranks(world_size, engine))
     times = passes if engine.zero_stage > 1 else 1
     width = _QUANTIZED if train.quantized_gradients else _BYTES[train.gradient_reduction]
-    ways = 1 if engine.zero_stage == 3 else 2
-    elements = parameter_count(recipe.model, vocabulary_size) / tensor
+    elements = parameter_count(recipe.model, vocabulary_size) // tensor
+    to_owners = engine.zero_stage == 2 and not many_owners(elements, ranks)
+    ways = 1 if engine.zero_stage == 3 or to_owners else 2
     return round(times * ways * elements * width * (ranks - 1) / ranks)
 
 

@@ -12,8 +12,8 @@ from tests.pretrain.test_deepspeed_config import recipe
 VOCABULARY = 1000
 
 
-def sent(ranks: int, train: dict | None = None, **engine) -> int:
-    settings = EngineConfig(micro_batch_size=2, **engine)
+def sent(ranks: int, train: dict | None = None, micro: int = 2, **engine) -> int:
+    settings = EngineConfig(micro_batch_size=micro, **engine)
     return reduced_bytes(recipe(**(train or {})), settings, VOCABULARY, ranks)
 
 
@@ -21,8 +21,11 @@ def test_bytes_of_a_ring_by_stage_and_split():
     whole = 4 * parameter_count(recipe().model, VOCABULARY)
     passes = 24 // (2 * 4)
     assert [sent(4, zero_stage=stage) for stage in (1, 2, 3)] == pytest.approx(
-        [2 * whole * 3 / 4, 2 * whole * 3 / 4 * passes, whole * 3 / 4 * passes]
+        [2 * whole * 3 / 4, whole * 3 / 4 * passes, whole * 3 / 4 * passes]
     )
+    assert sent(8, micro=1, zero_stage=2) == pytest.approx(
+        2 * whole * 7 / 8 * 3
+    )  # more owners than a bucket is sent to
     assert sent(4, {"gradient_reduction": "bf16"}, zero_stage=2) * 2 == sent(4, zero_stage=2)
     assert sent(4, {"quantized_gradients": True}, zero_stage=3) * 8 == sent(4, zero_stage=3)
     assert sent(1) == 0
