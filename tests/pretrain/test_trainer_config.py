@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from hypothesis import given
@@ -86,8 +90,14 @@ def test_every_setting_is_described():
     from pretrain import config
 
     for section in ("ModelConfig", "OptimConfig", "TrainConfig", "CheckpointConfig", "EngineConfig", "TrackingConfig"):
-        for name, field in getattr(config, section).model_fields.items():
-            assert field.description, f"{section}.{name} has no docstring"
+        settings = getattr(config, section)
+        [tree] = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
+        described = {
+            line.target.id
+            for line, below in itertools.pairwise(tree.body)
+            if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        }
+        assert described >= settings.__annotations__.keys(), section
 
 
 def test_a_configuration_is_read_without_torch():
