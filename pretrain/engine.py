@@ -28,6 +28,7 @@ from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.deepspeed_config import compiles_blocks, deepspeed_config
 from pretrain.distributed import Ranks, gather
 from pretrain.engine_state import before_update, full_shape, optimizer_of, prepare_moments, sums_at_once
+from pretrain.engine_sums import add_up_in_one_pass
 from pretrain.engine_swap import hold_folder_of_files
 from pretrain.engine_update import never_ask, update
 from pretrain.extension import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
@@ -179,6 +180,8 @@ def open_engine(
         optimizer = make_optimizer(groups, recipe.optim)
         with contextlib.redirect_stdout(io.StringIO()), spared_marks():  # it prints
             wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    if hasattr(wrapped.optimizer, "bf16_groups"):
+        add_up_in_one_pass(wrapped.optimizer)
     if ranks.world_size == 1 and sums_at_once(wrapped):
         wrapped.enable_backward_allreduce = False  # a sum over one rank, for three passes over all gradients
     _compile(wrapped, model, settings)
