@@ -70,9 +70,8 @@ def estimate(
     held = _state(recipe, engine, (parameters, moments), world_size // tensor)
     on_device = {"runtime": _runtime(device), "activations": _activations(recipe, engine, device)}
     on_device |= {"loss": _head(recipe, engine, vocabulary_size, device)}
-    flat = _flat_gradients(
-        recipe, engine, parameters, world_size
-    )  # once activations are freed, which the host's allocator keeps
+    # Held once activations are freed, which the host's allocator keeps:
+    flat = _flat_gradients(recipe, engine, parameters, world_size)
     reduced = flat if device == "cpu" else max(0, flat - on_device["activations"])
     on_device["buffers of communication"] = reduced + _buckets(recipe, engine, parameters)
     if device == "cuda" and world_size > 1:

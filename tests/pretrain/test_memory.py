@@ -66,9 +66,8 @@ def test_several_ranks_reduce_the_sums_of_the_bf16_optimizer_in_a_copy():
     assert needed(zero_stage=1, device="cpu", ranks=2).device[name] == most
     gpu = needed(zero_stage=1, ranks=2).device
     assert gpu[name] == max(0, most - gpu["activations"]) + memory._NCCL
-    assert [needed(zero_stage=stage, device="cpu").device[name] for stage in (2, 3)] == [
-        6 * BUCKET
-    ] * 2  # bf16, and its copy in fp32
+    in_buckets = [needed(zero_stage=stage, device="cpu").device[name] for stage in (2, 3)]
+    assert in_buckets == [6 * BUCKET] * 2  # bf16, and its copy in fp32
     assert needed(zero_stage=1, device="cpu", precision="fp32").device[name] == 0
 
 
