@@ -12,7 +12,6 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 _COMPILER = "torch._dynamo"
 _CACHED = "__dynamo_disable"  # where torch's mark keeps the function that it calls (torch/_compile.py)
@@ -70,7 +69,7 @@ def spared_marks() -> Iterator[None]:
             return mark(function, recursive)
         return _spare(mark(function, recursive))
 
-    with mock.patch.object(torch, "_disable_dynamo", spared), mock.patch.object(torch.compiler, "disable", spared):
+    with _replaced(torch, "_disable_dynamo", spared), _replaced(torch.compiler, "disable", spared):
         yield
 
 
@@ -79,8 +78,18 @@ def nothing_compiled() -> Iterator[None]:
     """Within this context `torch.compile` gives functions back as they are."""
     import torch
 
-    with mock.patch.object(torch, "compile", lambda function=None, **_: function or (lambda given: given)):
+    with _replaced(torch, "compile", lambda function=None, **_: function or (lambda given: given)):
         yield
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
 
 def _spare(marked: Any) -> Callable[..., Any]:
@@ -90,7 +99,7 @@ def _spare(marked: Any) -> Callable[..., Any]:
     def call(*given: Any, **named: Any) -> Any:
         if _COMPILER not in sys.modules:
             return function(*given, **named)
-        delattr(function, _CACHED)
+        vars(function).pop(_CACHED, None)  # another thread may have done so
         return marked(*given, **named)
 
     setattr(function, _CACHED, call)
