@@ -2,7 +2,8 @@
 
     ASSAY_TEST_DATA=... python benchmarks/governance.py [--quick] [GROUP ...]
 
-Groups: suites identities tokens drift fail_opens lost_shards share verified bias bias_null journal hashing edits page.
+Groups: suites identities tokens drift fail_opens lost_shards share verified bias bias_null bias_few_sites
+        journal hashing edits page.
 Seconds are those of the CPU, after the import of Great Expectations, whose own line is told. Prints a line a goal and
 exits 1 when one falls short.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measures import (
+    bias_few_sites,
     bias_null,
     governance_bias,
     governance_closed,
@@ -41,6 +43,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "verified": lambda: governance_gate.verified(quick),
         "bias": lambda: governance_bias.bias(quick),
         "bias_null": lambda: bias_null.bias_null(quick),
+        "bias_few_sites": lambda: bias_few_sites.few_sites(quick),
         "journal": lambda: lineage_speed.journal(quick),
         "hashing": lambda: lineage_speed.hashing(quick),
         "edits": lambda: governance_edits.all_files(quick),

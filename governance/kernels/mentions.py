@@ -292,7 +292,7 @@ def _count(buffers, places, lists, shape, sums, out):  # type: ignore[no-untyped
     identity, others = matchers
     deep = shape[1] + shape[2] + shape[3] > 0
     hits = (np.empty(1024, np.int32), np.empty(1024, np.int64), np.empty(1024, np.int64))
-    ends = np.empty(0, np.int64)
+    ends = np.empty(1024, np.int64)
     terms, more = np.empty(1024, np.int32), np.empty(1024, np.int32)
     mentions, with_mention = np.zeros(shape[0], np.int64), np.zeros(shape[0], np.int64)
     touched = np.empty(shape[0], np.int64)
@@ -303,12 +303,12 @@ def _count(buffers, places, lists, shape, sums, out):  # type: ignore[no-untyped
     chosen, kept = np.empty((1024, 5), np.int64), 0
     for n in range(len(rows)):
         start, end = offsets[rows[n]], offsets[rows[n] + 1]
-        hits, count, out[0, n], out[1, n] = scan(data, start, end, tables, listed, hits, None)
+        hits, count, out[0, n], out[1, n], ends = scan(data, start, end, tables, listed, hits, ends)
         terms = _match(hits, count, identity, terms)
         if deep:
             more = _match(hits, count, others, more)
         sentence = hits[2]
-        mentioned, peopled, k, walked = 0, 0, 0, False
+        mentioned, peopled, k = 0, 0, 0
         while k < count:
             stamp, current, many, several, first = stamp + 1, sentence[k], 0, 0, k
             score[:] = 0
@@ -347,9 +347,6 @@ def _count(buffers, places, lists, shape, sums, out):  # type: ignore[no-untyped
                 labels = (others[3], others[4])
                 add_terms((terms, more), first, k, labels, groups_here[:many], here[:several], score, sums)
             if many > 0 and has_room(ranks[n], groups_here[:many], here[:several], score, sums[5]):
-                if not walked:
-                    ends, walked = np.empty(out[1, n], np.int64), True
-                    scan(data, start, end, tables, listed, hits, ends)
                 span = (ends[current - 1] if current else start, ends[current])
                 rank = ranks[n] | (uint64(span[1] - span[0] > LONG) << uint64(63))
                 chosen, kept = keep_examples(
