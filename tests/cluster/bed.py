@@ -222,7 +222,8 @@ def await_end(bed, folder, seconds):
     def ended():
         rows = {row["JobID"].partition("_")[0]: row for row in bed.accounted(*jobs.values())}
         live = set(number.partition("_")[0] for number in bed.queued()) & set(jobs.values())
-        return not live and set(jobs.values()) <= set(rows) and {name: rows[number] for name, number in jobs.items()}
+        over = set(jobs.values()) <= set(rows) and all(row["State"].split()[0] in ENDED for row in rows.values())
+        return not live and over and {name: rows[number] for name, number in jobs.items()}  # accounting comes later
 
     return until(ended, seconds, lambda: f"{status(bed, folder)}\n{tails(folder)}", every=1)
 
