@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from data_pipeline.readers.items import is_elsewhere
 from governance.home_anchor import state_folder
 from governance.log import get_logger
@@ -46,7 +48,7 @@ def folders_read(run: Run, sources: Sequence[Path]) -> list[Path]:
     policies = policy_files(run.folder / config.governance.policy)
     key = run.config.governance.key_path(run.folder)
     named = [*sources, *(path.parent for path in policies), key.parent]
-    named += _named(config.model_dump(exclude={"slurm"}), run.folder)
+    named += _named(config, run.folder)
     for path in policies:
         named += _named(tomllib.loads(path.read_text(encoding="utf-8")), path.parent)
     absolute = [Path(os.path.abspath(folder)) for folder in named]
@@ -117,6 +119,8 @@ def _homes() -> dict[str, str]:
 
 def _named(values: Any, folder: Path) -> Iterator[Path]:
     """The folders of all paths in a nest of values that begin at / or above `folder`, and are there."""
+    if isinstance(values, BaseModel):  # not its dump, which leaves out the paths that no hash may see
+        values = [getattr(values, name) for name in type(values).model_fields if name != "slurm"]
     if isinstance(values, dict):
         values = [*values.values()]
     if isinstance(values, list | tuple):
