@@ -3,9 +3,9 @@ that an exported model scores the same under lm-evaluation-harness as here.
 
     ASSAY_TEST_DATA=... python benchmarks/training.py [--quick] [GROUP ...]
 
-Groups: speed instruments saves tax update kernels time_to_loss lm_eval gpu. Rivals are installed from the package index
-into environments of their own, and those that are timed take their steps in turn. Prints a line a goal and exits 1 when
-one falls short.
+Groups: speed instruments saves tax update kernels time_to_loss memory lm_eval gpu. Rivals are installed from the
+package index into environments of their own, and those that are timed take their steps in turn. Prints a line a goal
+and exits 1 when one falls short.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from benchmarks.measures import (
     training_gpu,
     training_harness,
     training_kernels,
+    training_memory,
     training_speed,
     training_to_loss,
     training_update,
@@ -38,6 +39,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "update": lambda: training_update.update(quick),
         "kernels": lambda: training_kernels.kernels(quick),
         "time_to_loss": lambda: training_to_loss.time_to_loss(quick),
+        "memory": lambda: training_memory.memory(quick),
         "lm_eval": lambda: training_harness.lm_eval(quick),
         "gpu": lambda: training_gpu.gpu(quick),
     }

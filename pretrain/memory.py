@@ -21,16 +21,15 @@ from typing import Literal
 
 from pretrain.config import EngineConfig, TrainRecipe
 from pretrain.deepspeed_config import BUCKET, SWAP_BUFFERS, SWAPPED_GROUP
-from pretrain.model.counting import parameter_count, piece_tokens
-from pretrain.model_config import ModelConfig, padded_vocabulary
+from pretrain.memory_passes import activations, head
+from pretrain.model.counting import parameter_count
+from pretrain.model_config import ModelConfig
 
 _LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's max_live_parameters: what stage 3 keeps gathered
 _REDUCED_AT_ONCE = 500_000_000  # DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE, in numbers
 _SWAPPED_BYTES = 8 << 30  # buffers in host memory, of weights that lie in files
 _COPY = "copy for checkpoints"  # in fp32, of this rank's share of masters and moments, for as long as training lasts
-# attention.SHORT and eager.QUERIES: what imports no torch says them again, and a test holds them equal
-_SHORT_ROWS, _BLOCK = 1024, 128
-_RUNTIME = {"cpu": 500 << 20, "cuda": 500 << 20}  # torch, DeepSpeed and their tables; CUDA's context
+_RUNTIME = {"cpu": 450 << 20, "cuda": 500 << 20}  # torch, DeepSpeed and their tables; CUDA's context
 _NCCL = 1000 << 20  # its channels to the other ranks
 _GPU_LIBRARIES = 300 << 20  # of a torch that is built for GPUs: resident where it computes on the CPU, too
 
@@ -68,8 +67,8 @@ def estimate(
     two = parameters - blocks if recipe.optim.optimizer == "muon" else parameters  # the vectors of blocks are nothing
     moments = parameters if recipe.optim.optimizer == "lion" else parameters + two
     held = _state(recipe, engine, (parameters, moments), world_size // tensor)
-    on_device = {"runtime": _runtime(device), "activations": _activations(recipe, engine, device)}
-    on_device |= {"loss": _head(recipe, engine, vocabulary_size, device)}
+    on_device = {"runtime": _runtime(device), "activations": activations(recipe, engine, device)}
+    on_device |= {"loss": head(recipe, engine, vocabulary_size, device)}
     # Held once activations are freed, which the host's allocator keeps:
     flat = _flat_gradients(recipe, engine, parameters, world_size)
     reduced = flat if device == "cpu" else max(0, flat - on_device["activations"])
@@ -176,58 +175,3 @@ def _flat_gradients(recipe: TrainRecipe, engine: EngineConfig, parameters: int, 
     """Bytes of the copies in which several ranks reduce the sums of that optimizer; others reduce in `BUCKET`s."""
     summed = world_size > 1 and _adds_up_whole_gradients(recipe, engine)
     return 4 * min(parameters, _REDUCED_AT_ONCE) if summed else 0
-
-
-def _activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
-    """Bytes that the blocks save for the backward pass.
-
-    Per token and block: the stream and its norm, before either part; what attention reads and writes; what the
-    feed-forward layer reads and writes. On CPU also the probabilities of short rows: of each query, those of the keys
-    up to the end of its block.
-    """
-    model, tensor, length = recipe.model, engine.tensor_parallel_size, recipe.train.sequence_length
-    tokens, size = _tokens(recipe, engine), _size(recipe)
-    width, heads, keys = (
-        model.hidden_size,
-        model.attention_width // tensor,
-        model.num_key_value_heads * model.head_dim // tensor,
-    )
-    gated = model.gated
-    inner = model.intermediate_size // tensor * (1 if model.moe is None else model.moe.num_experts_per_tok)
-    bent = (
-        2 if not gated else 3 if device == "cpu" and model.feed_forward == "swiglu" else 4
-    )  # eager.SwiGlu keeps no sigmoid
-    block = 4 * width + 3 * heads + 2 * keys + bent * inner
-    products = 2 * width + heads + 2 * keys + (2 if gated else 1) * inner
-    table = 0
-    if device == "cpu" and length <= _SHORT_ROWS:
-        copies = engine.sequence_parallel_size * tensor
-        pairs = length * (length + min(length, _BLOCK)) // 2
-        table = engine.micro_batch_size * model.num_attention_heads // copies * pairs * size
-    elif device == "cpu":  # who may see whom, as bits and as what the kernel adds
-        table = engine.micro_batch_size * length**2 * (1 + size) // model.num_hidden_layers
-    kept = {"none": block, "selective": width + products, "full": width}[engine.activation_checkpointing]
-    whole = size * tokens * block + table
-    if engine.activation_checkpointing == "none":
-        return model.num_hidden_layers * whole
-    return model.num_hidden_layers * size * tokens * kept + whole
-
-
-def _head(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device: str) -> int:
-    """Bytes of the loss: a piece of the logits, and the gradients that live until the backward pass (see `loss.py`)."""
-    tokens, size, rows = _tokens(recipe, engine), _size(recipe), padded_vocabulary(vocabulary_size)
-    if recipe.train.precision == "fp16":
-        return tokens * rows * (size + 8)
-    piece = min(tokens, piece_tokens(rows, device))
-    softened = size if device == "cuda" else size + 4  # one kernel on CUDA, which writes no fp32 copy
-    return piece * rows * softened + (tokens * size + rows * 4) * recipe.model.hidden_size
-
-
-def _tokens(recipe: TrainRecipe, engine: EngineConfig) -> int:
-    """Tokens that a rank computes at once."""
-    return engine.micro_batch_size * recipe.train.sequence_length // engine.sequence_parallel_size
-
-
-def _size(recipe: TrainRecipe) -> int:
-    """Bytes of a number that the forward pass computes."""
-    return 4 if recipe.train.precision == "fp32" else 2

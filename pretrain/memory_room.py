@@ -20,7 +20,7 @@ from pretrain.situation import Situation
 if TYPE_CHECKING:
     import torch
 
-_TOLERANCE = 1.15
+_TOLERANCE = 1.10
 _MOST_RANKS = 1 << 16
 _CGROUP_FILES = (
     ("memory.max", "memory.current"),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain import memory
+from pretrain import memory_passes
 from pretrain.model import attention as kernels
 from pretrain.model.attention import Rule, allowed_pairs
 from pretrain.model.attention_rule import first_keys
@@ -111,4 +111,4 @@ def test_long_rows_of_one_document_need_no_table(monkeypatch):
 
 
 def test_the_estimate_of_memory_knows_which_rows_are_short():
-    assert (memory._SHORT_ROWS, memory._BLOCK) == (kernels.SHORT, QUERIES)
+    assert (memory_passes.SHORT_ROWS, memory_passes.BLOCK) == (kernels.SHORT, QUERIES)

@@ -1,0 +1,19 @@
+"""The estimate of memory is at most a tenth off the peak of real trainings, either way.
+
+What it leaves out lets a run begin that is killed; what it invents refuses one that fits.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.measures.training_memory import CASES, measured
+from pretrain.memory_room import _TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bf16", "autocast_stage_2", "soft_cap", "documents", "experts"])
+def test_the_estimate_of_a_real_run_is_within_its_tolerance(name):
+    peak, estimate = measured(name)
+    assert peak / _TOLERANCE < estimate < peak * _TOLERANCE
+    assert name in CASES
