@@ -63,8 +63,8 @@ def test_several_ranks_reduce_the_sums_of_the_bf16_optimizer_in_a_copy():
     assert needed(zero_stage=1, device="cpu", ranks=2).device[name] == most
     gpu = needed(zero_stage=1, ranks=2).device
     assert gpu[name] == max(0, most - gpu["activations"]) + memory._NCCL
-    in_buckets = [needed(zero_stage=stage, device="cpu").device[name] for stage in (2, 3)]
-    assert in_buckets == [6 * BUCKET] * 2  # bf16, and its copy in fp32
+    buckets = [needed(zero_stage=stage, device="cpu").device[name] for stage in (2, 3)]
+    assert buckets == [6 * BUCKET, 8 * BUCKET]  # bf16, its copy in fp32, and at stage 3 that of the ranks' parts
     assert needed(zero_stage=1, device="cpu", precision="fp32").device[name] == 0
 
 
@@ -82,7 +82,9 @@ def test_what_is_offloaded_leaves_the_device():
     third = {"zero_stage": 3, "ranks": 8}
     near, far = needed(**third), needed(**third, offload_optimizer="cpu", offload_parameters="cpu")
     moved = ("moments", "masters", "gradient sums", "parameters")
-    assert far.device_bytes == near.device_bytes - sum(near.device[name] for name in moved)
+    update = near.device["gradients of the update"]  # of a sub-group of 10^9 numbers
+    assert update == 4 * 10**9
+    assert far.device_bytes == near.device_bytes - update - sum(near.device[name] for name in moved)
     beside = far.host["gradients of the update"]  # the optimizer's own, and the sums that they are copied from
     assert beside == far.host["gradient sums"] == near.device["gradient sums"]
     assert far.host_bytes - near.host_bytes == sum(near.device[name] for name in moved) + beside
