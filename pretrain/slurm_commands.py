@@ -132,6 +132,7 @@ def retry(arguments: Arguments) -> int:
 
 def status(arguments: Arguments) -> None:
     """How the jobs stand, once or until all have ended."""
+    from slurm.answers import WATCH_SECONDS
     from slurm.status import settled
 
     loaded, runtime = load(arguments, "slurm submit")
@@ -141,7 +142,7 @@ def status(arguments: Arguments) -> None:
     except PipelineError:  # a source that is gone since is no reason to be silent about the jobs
         data = ((), 0)
     while True:
-        view, lines = _look(arguments, loaded, runtime, data)
+        view, lines = _look(arguments, loaded, runtime, data, WATCH_SECONDS if arguments.watch else 0.0)
         if arguments.watch and sys.stdout.isatty():
             sys.stdout.write("\x1b[H\x1b[2J")
         say("\n".join(lines))
@@ -176,6 +177,7 @@ def cancel(arguments: Arguments) -> None:
 
 def logs(arguments: Arguments) -> None:
     """A job's log, once or as it grows."""
+    from slurm.answers import WATCH_SECONDS
     from slurm.control import follow, log_of
     from slurm.standing import gather
 
@@ -187,7 +189,7 @@ def logs(arguments: Arguments) -> None:
         return
 
     def live() -> bool:
-        now = (gather(runtime.root) or _nothing(runtime)).row(row.name)
+        now = (gather(runtime.root, WATCH_SECONDS) or _nothing(runtime)).row(row.name)
         return now is not None and now.count("waiting", "running", "unknown") > 0
 
     follow(path, live)
@@ -336,7 +338,7 @@ def refresh_accounting(root: Path) -> None:
 
 
 def _look(
-    arguments: Arguments, loaded: Run, runtime: Runtime, data: tuple[tuple[str, ...], int]
+    arguments: Arguments, loaded: Run, runtime: Runtime, data: tuple[tuple[str, ...], int], most_seconds: float
 ) -> tuple[View, list[str]]:
     from slurm.accounting import account
     from slurm.frozen import in_words
@@ -344,7 +346,7 @@ def _look(
     from slurm.status import Progress, describe
     from slurm.tools import is_local
 
-    view = gather(runtime.root) or _nothing(runtime)
+    view = gather(runtime.root, most_seconds) or _nothing(runtime)
     energy = account(view, _our_joules(runtime.root), runtime.root)
     trains = _training_folder(loaded, runtime)
     progress = Progress(_typed(arguments), runtime.root, *data, trains, loaded.config.train.steps)

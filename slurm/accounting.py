@@ -13,7 +13,7 @@ included; ours counts the stages.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ ACCOUNTING_FILE = "accounting.jsonl"
 _LAST_BYTES = 1 << 16  # hold the last line of a run of some hundred jobs; a longer line is only written once more
 _TOLERANCE = 0.1
 """Two meters that agree within this share need no word."""
+_LEAST_JOULES = 1000.0
+"""Below this the start of the interpreter, which only Slurm counts, outweighs the rest."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,15 @@ class Energy:
     slurm: int | None
     ours: float | None
     core_seconds: int
+    ended: bool = True
+    """Whether all jobs have; only then are the meters compared."""
 
 
 def account(view: View, ours: float | None, root: Path) -> Energy:
     """Add up what accounting knows, keep it beside our own `ours` joules, and return both."""
     measured = {row.name: row.joules for row in view.rows if row.joules is not None}
     energy = Energy(sum(measured.values()) if measured else None, ours, sum(row.core_seconds for row in view.rows))
+    energy = replace(energy, ended=not any(row.live for row in view.rows))
     if energy.core_seconds or measured:
         jobs: dict[str, Any] = {
             row.name: {"core_seconds": row.core_seconds, "joules": row.joules} for row in view.rows if row.core_seconds
@@ -68,7 +73,7 @@ def in_words(energy: Energy) -> list[str]:
         told.append(f"energy by Slurm {_kilojoules(energy.slurm)}")
     if energy.ours is not None:
         told.append(f"energy by our meters {_kilojoules(energy.ours)}")
-    if energy.slurm is not None and energy.ours:
+    if energy.ended and energy.slurm is not None and energy.ours and energy.ours >= _LEAST_JOULES:
         apart = energy.slurm / energy.ours - 1
         told.append(
             "they agree within 10 %" if abs(apart) <= _TOLERANCE else f"they disagree: Slurm's is {apart:+.0%} of ours"

@@ -16,7 +16,10 @@ tally=${attempts%.jsonl}.made
 called_off=$root/slurm/cancelled/${job%%_*}
 progress=
 left_out=
+failed=0
+pause_seconds=${ASSAY_PAUSE_SECONDS:-60} # tests have less time
 shown=
+watcher=
 began=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 entered=no
 case ${ASSAY_ENTERED:-} in "$job $attempt "*) entered=yes began=${ASSAY_ENTERED##* } ;; esac
@@ -64,7 +67,10 @@ apart() { # an attempt has a log of its own; the one that Slurm opened gets what
 
 begin() {
   echo "assay: job $job, attempt $attempt, on ${SLURM_JOB_NODELIST:-$(hostname)}, at $began"
-  [ -e "$root/slurm/jobs.jsonl" ] || finish 66 "$(hostname) does not see $root; put it on a file system that all nodes share"
+  if [ ! -e "$root/slurm/jobs.jsonl" ]; then # it was there at submission: this node's mount is dead, if any is
+    leave_out "$(this_node)"
+    finish 66 "$(this_node) does not see $root; put it on a file system that all nodes share"
+  fi
   if [ -e "$called_off" ]; then # it went back into the queue as somebody cancelled it
     echo "assay: job $job is cancelled"
     scancel "$job" || true
@@ -85,7 +91,7 @@ enter() { # begin; then source the site's script, and start this one anew, with 
     unset MASTER_ADDR MASTER_PORT RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK SLURM_EXPORT_ENV SRUN_EXPORT_ENV
     apart
     begin
-    [ -n "$environment" ] || return 0
+    if [ -z "$environment" ]; then watch_start && return 0; fi
     export ASSAY_ENTERED="$job $attempt $began"
     # A signal of Slurm's ends the sourcing, and is no fault of the site's: 75 is SIGTERM's, 124 that of the time limit.
     # shellcheck disable=SC2064  # by then the site's script may have used these names
@@ -104,7 +110,7 @@ enter() { # begin; then source the site's script, and start this one anew, with 
   local why=${ASSAY_UNSOURCED:-}
   unset ASSAY_UNSOURCED
   case $why in
-    "") ;;
+    "") watch_start ;;
     127) finish 127 "the environment $environment cannot be sourced on $(hostname)" ;;
     75) finish 75 "told to leave (SIGTERM) while $environment was sourced" ;;
     *) finish "$why" "its time was over while $environment was sourced" ;;
@@ -157,6 +163,15 @@ this_node() { # as Slurm calls it
   echo "${SLURMD_NODENAME:-$(hostname -s)}"
 }
 
+# shellcheck disable=SC2154 # the script has it
+blind() { # whether a file that the command names, and that was there at submission, is not to be seen on this node
+  local word
+  for word in "${command[@]}"; do
+    case $word in /*) [ -e "$word" ] || { echo "$word" && return; } ;; esac
+  done
+  return 1
+}
+
 leave_out() { # NODES: this job does not get them again; Slurm is told once the job is back in the queue, not while it runs
   left_out=${left_out:+$left_out,}$1
 }
@@ -168,22 +183,41 @@ field() { # NAME TEXT: a field of what `scontrol show job` says, '' where there 
   echo "$found"
 }
 
-enough_without() { # NODES PARTITION: whether the partition has enough others; so too where nobody can say
-  local all
-  all=$(sinfo --noheader --Node --format=%N "--partition=$2" 2>/dev/null | sort -u) || return 0
+enough_without() { # NODES PARTITION FEATURES: whether enough others run jobs there; so too where nobody can say
+  local all feature=$3
+  case $feature in *[!A-Za-z0-9_.-]*) feature= ;; esac # a formula: only Slurm reads those
+  all=$(sinfo --noheader --Node "--format=%N %b" "--partition=$2" --responding \
+    --states=idle,allocated,mixed,completing,planned,reserved 2>/dev/null) || return 0
   [ -n "$all" ] || return 0
+  [ -z "$feature" ] || all=$(awk -v feature="$feature" 'index("," $2 ",", "," feature ",")' <<<"$all")
+  all=$(awk '{ print $1 }' <<<"$all" | sort -u)
   [ "$(grep -cvxF "$(scontrol show hostnames "$1" 2>/dev/null)" <<<"$all")" -ge "${SLURM_JOB_NUM_NODES:-1}" ]
 }
 
-exclude() { # JOB BEFORE PARTITION: tell Slurm which nodes a waiting job does not want; ours waits until this script has ended
-  local try
-  if ! enough_without "${2:+$2,}$left_out" "$3"; then # it would wait for ever
-    echo "assay: without $left_out too few nodes are left in $3; job $1 may get them again"
-    return
+most_blamed() { # of the nodes to leave out, the one that the attempts of this job, this one too, blamed most often
+  local node
+  for node in ${left_out//,/ }; do
+    echo "$(grep -oE '"blamed": "[^"]*' "$attempts" 2>/dev/null | grep -cF ",$node," || true) $node"
+  done | sort -s -k1,1nr | awk 'NR == 1 { print $2 }'
+}
+
+exclude() { # JOB TEXT: tell Slurm which nodes a waiting job, of which `scontrol show job` says TEXT, does not want
+  local try partition features before=
+  partition=$(field Partition "$2") features=$(field Features "$2") before=$(field ExcNodeList "$2")
+  if ! enough_without "${before:+$before,}$left_out" "$partition" "$features"; then # it would wait for ever
+    # Of two nodes whose clocks differ nobody knows which is wrong; with one at a time a third tells.
+    before=$(sed -n 's/^#SBATCH --exclude="\{0,1\}\([^"]*\)"\{0,1\}$/\1/p' "$0" | head -n 1)
+    local all=$left_out
+    left_out=$(most_blamed)
+    if ! enough_without "${before:+$before,}$left_out" "$partition" "$features"; then
+      echo "assay: without $left_out too few nodes are left in $partition; job $1 may get them again"
+      return
+    fi
+    [ "$all" = "$left_out" ] || echo "assay: without $all too few nodes are left in $partition: of them the most blamed is left out"
   fi
   echo "assay: job $1 leaves out $left_out from now on"
   for try in 1 2 3 4 5 6 7 8 9 10; do
-    if scontrol update "jobid=$1" "ExcNodeList=${2:+$2,}$left_out" 2>/dev/null; then return; fi
+    if scontrol update "jobid=$1" "ExcNodeList=${before:+$before,}$left_out" 2>/dev/null; then return; fi
     sleep 0.2
   done
   echo "assay: Slurm did not hear that (try $try)" >&2
@@ -200,14 +234,87 @@ cancelled() { # TEXT of `scontrol show job`: whether somebody wants this job to 
 }
 
 show() { # JOB: what the controller says of it, in $shown; one that is down is waited for, an hour; false: it knows of none
-  local waited=0
+  local waited=0 pause=1 # at first each second: what it forgot it starts again within three, see `stand_aside`
   until shown=$(scontrol show job "$1" 2>&1); do
     case $shown in *"Invalid job id"*) return 1 ;; esac
     [ "$waited" -lt 3600 ] || return 1
     [ "$waited" -gt 0 ] || echo "assay: the controller does not answer; job $job waits for it: $shown"
-    waited=$((waited + 10))
-    sleep 10
+    [ "$waited" -lt 300 ] || pause=10
+    waited=$((waited + pause))
+    sleep "$pause"
   done
+}
+
+stand_aside() { # where the controller, killed before it saved that this job runs, has it waiting as $shown says
+  # It starts the job again while the nodes, which register with it, end this script: a race that one start in two
+  # loses ("Job credential revoked"), and the job with it. So the start comes later, and this script waits for its end;
+  # if it ended by itself, Slurm would take the waiting job for ended.
+  [ "$(field JobState "$shown") $(field Restarts "$shown")" = "PENDING $attempt" ] || return 0
+  echo "assay: the controller was down and forgot that job $job runs; it begins again in 30 s"
+  trap '' TERM USR1
+  scontrol update "jobid=$job" StartTime=now+30 || true
+  sleep 900
+}
+
+runs_on() { # whether the controller, which is waited for, has this job running
+  show "$job" || return 1
+  stand_aside
+  [ "$(field JobState "$shown")" = RUNNING ]
+}
+
+let_go() { # a job that Slurm holds, as $shown says, for it took a launch for failed; true: it is held no more
+  # A reply that a busy node sent too late, or a launch sent twice, does that to a job that runs, or ended well.
+  case $(field Reason "$shown") in launch_failed*) ;; *) return 1 ;; esac
+  if [ "$(grep -c '"event": "released"' "$attempts" 2>/dev/null)" -ge 10 ]; then
+    echo "assay: job $job is held for the eleventh time (launch failed requeued held); it stays so" >&2
+    return 1
+  fi
+  note released || true
+  echo "assay: Slurm holds job $job, as if its launch had failed; it is released"
+  scontrol release "$job"
+}
+
+settle() { # STATUS, before a script ends for good: what Slurm does to its job from now on nobody would see
+  show "$job" || return 0
+  if let_go; then return 0; fi
+  stand_aside
+  if [ "$1" = 0 ] && grep -q '"event": "preempted"' "$attempts" 2>/dev/null; then
+    # A job that was once told to leave within a grace time Slurm takes for preempted when it ends, however long
+    # after: it puts it back, to wait in the queue for a start in which nothing is left to do.
+    freed || return 0
+  fi
+  scontrol update "jobid=$job" Requeue=0 2>/dev/null || true # else a launch taken for failed, late, puts it back, held
+}
+
+freed() { # true: what waits for this job's success, which has come, waits for its end alone, be that called PREEMPTED
+  local waiting after
+  [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || return 1 # for all tasks of an array there is one dependency
+  while read -r waiting after; do
+    after=$(sed 's/\["\([a-z]*\)", "\([0-9_]*\)"\]/\1:\2/g; s/, /,/g' <<<"$after,")
+    after=${after//afterok:$job,/afterany:$job,}
+    if ! scontrol update "jobid=$waiting" "Dependency=${after%,}" 2>/dev/null && show "$waiting"; then
+      [ "$(field JobState "$shown")" != PENDING ] || return 1
+    fi
+  done < <(grep -F "[\"afterok\", \"$job\"]" "$root/slurm/jobs.jsonl" 2>/dev/null |
+    sed -n 's/^{"after": \[\(.*\)\], "job": "\([0-9]*\)".*/\2 \1/p')
+}
+
+watch_start() { # for the seconds after its start in which the controller, if it is killed, forgets a job
+  (
+    trap '' TERM USR1
+    sleep 8 >/dev/null 2>&1
+    ! show "$job" || stand_aside
+  ) &
+  watcher=$!
+}
+
+later() { # STATUS: what needs time, not another node, is not tried at once: 60 s x 2^n after n such ends, spread for an array
+  local seconds
+  case ${ASSAY_LOCAL:+rehearsed}$1 in 69 | 73 | 74) ;; *) return 0 ;; esac
+  seconds=$((pause_seconds << (failed > 6 ? 6 : failed > 0 ? failed - 1 : 0)))
+  [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || seconds=$((seconds + RANDOM % (seconds + 1)))
+  echo "assay: job $job begins again in $seconds s, or later"
+  scontrol update "jobid=$job" "StartTime=now+$seconds" 2>/dev/null || true
 }
 
 again() { # STATUS: this job goes back into the queue; the script ends here
@@ -215,16 +322,19 @@ again() { # STATUS: this job goes back into the queue; the script ends here
   trap '' TERM # after a requeue Slurm ends this script and its children; what follows takes a moment
   # a job that ended while slurmctld is down would not come back, and what waits for it would end
   while [ "$refused" -lt 8 ] && show "$job"; do
+    if let_go; then exit "$1"; fi
     if cancelled "$shown" || [ -e "$called_off" ]; then exit "$1"; fi
+    stand_aside
     # Slurm itself puts a job back that it preempts, or whose node it lost sight of: the start that follows is left alone.
     restarts=$(field Restarts "$shown")
     if [ -n "$restarts" ] && [ "$restarts" != "$attempt" ]; then
       echo "assay: Slurm has put job $job back into the queue itself; this attempt only ends"
       exit "$1"
     fi
+    case $(field PreemptTime "$shown") in "" | None) ;; *) note preempted || true ;; esac
     if scontrol requeue "$job"; then
       if [ -e "$called_off" ]; then scancel "$job"; fi # it was, between the two
-      [ -z "$left_out" ] || exclude "$job" "$(field ExcNodeList "$shown")" "$(field Partition "$shown")"
+      if [ -n "$left_out" ]; then exclude "$job" "$shown"; else later "$1"; fi
       exit "$1"
     fi
     refused=$((refused + 1))
@@ -247,7 +357,7 @@ pass_on() { # what this link leaves out, the links behind it do not get either
   local link
   [ -n "$left_out" ] || return 0
   for link in $(links behind); do
-    ! show "$link" || exclude "$link" "$(field ExcNodeList "$shown")" "$(field Partition "$shown")"
+    ! show "$link" || exclude "$link" "$shown"
   done
 }
 
@@ -268,30 +378,41 @@ failures() { # failed attempts of this job, and of the links before it, since it
 }
 
 finish() { # STATUS [CAUSE]
-  local status=$1 cause outcome=failed known=yes
+  local status=$1 cause outcome=failed known=yes unseen blamed=
+  [ -z "$watcher" ] || kill "$watcher" 2>/dev/null || true
   trap '' TERM USR1 # Slurm signals our children, too; without a record of the end nothing follows from it
   cause=${2:-$(cause_of "$status")}
   case $status in
     0) outcome="done" ;;
     75) outcome=left ;;
-    2 | 65 | 66 | 71 | 77 | 78) outcome=explained ;;
+    66 | 78) # of what is there elsewhere: another node sees it
+      if [ "$known" = yes ] && [ -z "$left_out" ] && unseen=$(blind); then
+        leave_out "$(this_node)"
+        cause="$(this_node) does not see $unseen; $cause"
+      fi
+      [ -n "$left_out" ] || outcome=explained
+      ;;
+    2 | 65 | 71 | 77) outcome=explained ;;
   esac
-  note ended ", \"status\": $status, \"outcome\": \"$outcome\", \"progress\": $(in_json "$progress"), \"cause\": $(in_json "$cause")" || known=no
+  [ -z "$left_out" ] || blamed=", \"blamed\": $(in_json ",$left_out,")"
+  note ended ", \"status\": $status, \"outcome\": \"$outcome\", \"progress\": $(in_json "$progress"), \"cause\": $(in_json "$cause")$blamed" || known=no
   echo "assay: job $job, attempt $attempt: $cause (status $status)"
   case $outcome in
-    "done") exit 0 ;;
+    "done") settle 0 && exit 0 ;;
     explained)
       remark "assay: $cause"
       end_chain
+      settle "$status"
       exit "$status"
       ;;
     left)
       [ "$requeues" != yes ] || again 75
       remark "assay: $cause" # the next link goes on
+      settle 75
       exit 75
       ;;
   esac
-  local failed=$((attempt + 1))
+  failed=$((attempt + 1))
   if [ "$known" = yes ]; then failed=$(failures); fi
   case $status in 126 | 127) [ -n "$left_out" ] || leave_out "$(this_node)" ;; esac
   if [ "$failed" -le "$retries" ]; then
@@ -302,5 +423,6 @@ finish() { # STATUS [CAUSE]
     remark "assay: $cause; no try of $retries is left"
     end_chain
   fi
+  settle "$status"
   exit "$status"
 }

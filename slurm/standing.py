@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from governance.errors import ClusterError
 from governance.files import read_lines
-from slurm import local, tools
+from slurm import tools
+from slurm.answers import ask
 from slurm.submit import Submitted, submitted
 
 Class = Literal["waiting", "running", "done", "failed", "lost", "unknown"]
@@ -62,6 +62,8 @@ class Standing:
     """Seconds."""
     nodes: str = ""
     starts: str = ""
+    excluded: str = ""
+    """Nodes that it does not get."""
     status: int | None = None
     """Exit status."""
     cause: str = ""
@@ -81,6 +83,8 @@ class Row:
     joules: int | None = None
     """By accounting, over all starts and submissions."""
     core_seconds: int = 0
+    submission: int = 0
+    """The newest that had it."""
     passed: bool = False
     """Whether it no longer matters how it ended: a later job did, or does, its work."""
 
@@ -123,27 +127,21 @@ class View:
         return next((row for row in self.rows if row.name == name), None)
 
 
-def gather(root: Path) -> View | None:
-    """How all jobs stand that were submitted for this root; None where none was."""
+def gather(root: Path, most_seconds: float = 0.0) -> View | None:
+    """How all jobs stand that were submitted for this root; None where none was.
+
+    `most_seconds`: answers of Slurm that are so old do, where another process had them (see answers.py).
+    """
     lines = submitted(root)
     if not lines:
         return None
-    jobs, silent = {line.job for line in lines}, []
-    queued: dict[str, tools.Queued] | None = None
+    answers = ask(root, lines, most_seconds)
+    queued = None if answers.queued is None else {item.job: item for item in answers.queued}
     accounts: dict[str, list[tools.Accounted]] | None = None
-    here = {job for job in jobs if tools.is_local(job)}
-    rehearsed = local.queued(root, here)
-    try:
-        queued = {item.job: item for item in tools.queue(jobs - here)} | rehearsed
-    except ClusterError as error:
-        silent.append(str(error))
-    try:
+    if answers.accounted is not None:
         accounts = {}
-        for item in tools.accounted(jobs - here, every_start=True):
+        for item in answers.accounted:
             accounts.setdefault(item.job, []).append(item)
-    except ClusterError as error:
-        accounts = None
-        silent.append(str(error))
     names = {line.job: line.name for line in lines}
     used: dict[str, list[tools.Accounted]] = {}  # of every submission: what failed was paid for too
     for unit, items in (accounts or {}).items():
@@ -158,11 +156,11 @@ def gather(root: Path) -> View | None:
         rows.append(
             Row(
                 name, line.kind, after, tuple(parts), sum(measured) if measured else None,
-                sum(item.core_seconds for item in known),
+                sum(item.core_seconds for item in known), line.submission,
             )
         )  # fmt: skip
     told = _explained(_passed(rows))
-    return View(told, lines[-1].submission, lines[0].submitted, lines[-1].submitted, tuple(silent), queued is not None)
+    return View(told, lines[-1].submission, lines[0].submitted, lines[-1].submitted, answers.silent, queued is not None)
 
 
 def _newest(lines: Sequence[Submitted]) -> dict[str, list[tuple[str, int | None]]]:
@@ -200,11 +198,13 @@ def _stand(
     if entry is not None:
         base = replace(
             base, state=entry.state, reason=entry.reason, elapsed=entry.elapsed, starts=entry.starts,
-            nodes=entry.nodes or base.nodes,
+            nodes=entry.nodes or base.nodes, excluded=entry.excluded,
         )  # fmt: skip
     elif told is not None:
         base = replace(base, state=told.state)
     kind = class_of(base.state)
+    if base.state == "PREEMPTED" and last is not None and last.outcome == "done":
+        kind = "done"  # so Slurm calls the end of a job that was told to leave at any time before
     if entry is None and kind in ("waiting", "running", "unknown"):
         base, kind = _without_the_queue(base, last, queued is not None, told is not None)
     if kind == "failed":
@@ -243,16 +243,27 @@ def _why(base: Standing, told: tools.Accounted | None) -> Standing:
     }
     if base.state in words:
         base = replace(base, cause=words[base.state] + (f"; {base.cause}" if base.cause else ""))
+    if base.attempts and base.attempts[-1].outcome == "done":  # it was put back, or cancelled, after its end
+        base = replace(base, cause=f"its work was done; then Slurm ended it ({base.state})")
+    if not base.cause and base.attempts and not base.attempts[-1].ended:
+        base = replace(base, cause="killed without a word, most often with its node")
     return base
 
 
 def _passed(rows: Sequence[Row]) -> list[Row]:
-    """Shares and joins count no more once the data is made; nor does a link of a chain behind which another goes on."""
+    """Shares and joins count no more once the data is made, or planned anew without them; nor does a link of a chain
+    behind which another goes on.
+    """
     made = any(row.kind == "data" and row.done for row in rows)
+    planned = next((row.submission for row in rows if row.kind == "data"), 0)
     found: list[Row] = []
     goes_on = False
     for row in reversed(rows):
-        found.append(replace(row, passed=made if row.kind in ("share", "join") else row.kind == "train" and goes_on))
+        if row.kind in ("share", "join"):
+            passed = made or (row.submission < planned and not row.done and not row.live)
+        else:
+            passed = row.kind == "train" and goes_on
+        found.append(replace(row, passed=passed))
         goes_on = goes_on or (row.kind == "train" and (row.live or row.done))
     return found[::-1]
 

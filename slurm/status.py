@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,22 @@ from typing import Any
 from governance.files import read_lines
 from slurm.accounting import Energy, in_words
 from slurm.standing import Row, Standing, View
+from slurm.table import clock, ended, stage_of, table
 
 _RECORD = re.compile(r"[0-9a-f]{64}\.json")
 _SHOWN_CAUSES = 8
 _NEVER = {
     "BadConstraints", "PartitionTimeLimit", "PartitionNodeLimit", "AccountNotAllowed", "QOSNotAllowed",
-    "InvalidAccount", "InvalidQOS", "JobHeldAdmin", "JobHoldMaxRequeue", "DependencyNeverSatisfied",
-    "ReservationDeleted", "launch failed requeued held",
+    "InvalidAccount", "InvalidQOS", "JobHoldMaxRequeue", "DependencyNeverSatisfied", "ReservationDeleted",
 }  # fmt: skip
 """Reasons with which a job waits until somebody does something."""
+_HELD = {
+    "JobHeldUser": "somebody holds it, or a submission was broken off",
+    "job requeued in held state": "somebody put it back with requeuehold",
+    "job requeued in special exit state": "somebody put it back in the state SPECIAL_EXIT",
+    "launch failed requeued held": "Slurm holds it, for it took a launch for failed",
+}
+"""Reasons with which a job waits until its owner releases it."""
 _TAIL_BYTES = 1 << 18
 """How much of metrics.jsonl is read from its end: a few hundred steps."""
 
@@ -50,7 +58,7 @@ def describe(view: View, progress: Progress, energy: Energy | None) -> list[str]
     """All of it, as lines."""
     lines = [f"{progress.root}: submission {view.submissions}, of {view.last}"]
     lines += [f"! {words.splitlines()[-1]}" for words in view.silent]
-    lines += ["", *_table(view.rows), ""]
+    lines += ["", *table(view.rows), ""]
     lines += _data(view, progress)
     lines += _training(view, progress)
     if energy is not None:
@@ -58,49 +66,6 @@ def describe(view: View, progress: Progress, energy: Energy | None) -> list[str]
     lines += _attempts(view.rows)
     lines += _reasons(view.rows)
     return [*lines, f"next: {next_command(view, progress)}"]
-
-
-def _table(rows: Sequence[Row]) -> list[str]:
-    head = ("job", "id", "state", "tasks", "elapsed", "nodes", "why")
-    cells = [head, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
-    return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    jobs = list(dict.fromkeys(part.unit.split("_")[0] for part in row.parts))
-    states: dict[str, int] = {}
-    for part in row.parts:
-        states[part.state] = states.get(part.state, 0) + 1
-    one = len(states) == 1
-    state = next(iter(states)) if one else ", ".join(f"{count} {state}" for state, count in states.items())
-    nodes = list(
-        dict.fromkeys(part.nodes for part in row.parts if (part.nodes and part.kind != "done") or len(row.parts) == 1)
-    )
-    tasks = f"{row.count('done')}/{len(row.parts)}" if row.parts[0].number is not None else ""
-    elapsed = max(part.elapsed for part in row.parts)
-    return (
-        row.name, ",".join(jobs), state, tasks, clock(elapsed), _short(",".join(nodes), 30), _why(row)
-    )  # fmt: skip
-
-
-def _why(row: Row) -> str:
-    """Why a job waits, or how it failed."""
-    failed = [part for part in row.parts if part.kind in ("failed", "lost")]
-    if failed:
-        causes = list(dict.fromkeys(_ended(part) for part in failed))
-        return _short("; ".join(causes), 100)
-    waiting = [part for part in row.parts if part.kind == "waiting"]
-    if not waiting:
-        return ""
-    reasons = list(dict.fromkeys(part.reason for part in waiting if part.reason))
-    begins = min((part.starts for part in waiting if part.starts), default="")
-    return ", ".join(reasons) + (f"; expected {begins}" if begins else "")
-
-
-def _ended(part: Standing) -> str:
-    status = f"exit {part.status}: " if part.status else ""
-    return f"{status}{part.cause}" if part.cause else status.rstrip(": ")
 
 
 def _data(view: View, progress: Progress) -> list[str]:
@@ -111,10 +76,14 @@ def _data(view: View, progress: Progress) -> list[str]:
     for step in progress.steps:
         stage = re.sub(r"-\d+$", "", step)
         stages[stage] = stages.get(stage, 0) + progress.shards
+    made_all = any(row.kind == "data" and row.done for row in view.rows)
     told = []
     for stage, expected in stages.items():
         made = _records(progress.root / stage / "records", view.first)
-        if made:
+        rows = [row for row in view.rows if stage_of(row) == stage]
+        if made and (made_all or all(row.done for row in rows)):
+            told.append(f"{stage} all {made:,}")
+        elif made:
             told.append(f"{stage} {made:,} of about {max(expected, made):,}")
     return [f"shards made since the first submission: {', '.join(told)}"] if told else []
 
@@ -145,13 +114,38 @@ def _training(view: View, progress: Progress) -> list[str]:
         told += f", {last['joules'] / 3.6e6:.4g} kWh on the first node in this attempt"
     if saved:
         told += f"; saved at step {saved:,}"
-    training = [row for row in view.rows if row.kind == "train"]
-    if any(row.count("running") for row in training) and (left := progress.goal - int(last["step"])) > 0:
+    begun_at, ago = _running_since(view), _seconds_since(progress.training / "metrics.jsonl")
+    if begun_at is not None and (left := progress.goal - int(last["step"])) > 0:
+        if time.time() - ago < begun_at:
+            told += f"; no step yet since its newest start, {clock(int(time.time() - begun_at))} ago"
+            return [told, *_verdicts(lines[begun:])]
+        told += f"; last step {ago:,.0f} s ago"
         recent = [float(line["seconds"]) for line in steps[-50:] if isinstance(line.get("seconds"), int | float)]
         if recent:
             end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=left * sum(recent) / len(recent))
             told += f"; expected end {end:%Y-%m-%d %H:%M} UTC"
-    return [told, *(_diverged(line) for line in lines[begun:] if line.get("event") == "diverged")]
+    return [told, *_verdicts(lines[begun:])]
+
+
+def _running_since(view: View) -> float | None:
+    """When the training's present attempt began, in seconds of the epoch, 0 where nobody knows; None: none runs."""
+    running = [part for row in view.rows if row.kind == "train" for part in row.parts if part.kind == "running"]
+    if not running:
+        return None
+    last = running[-1].attempts[-1:]
+    return moment(last[0].started).timestamp() if last and last[0].started and not last[0].ended else 0.0
+
+
+def _seconds_since(path: Path) -> float:
+    """Seconds since a file was written."""
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except OSError:
+        return 0.0
+
+
+def _verdicts(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [_diverged(line) for line in lines if line.get("event") == "diverged"]
 
 
 def _diverged(line: Mapping[str, Any]) -> str:
@@ -200,7 +194,7 @@ def _reasons(rows: Sequence[Row]) -> list[str]:
         for part in [part for part in row.parts if part.kind in ("failed", "lost") and part.cause][:_SHOWN_CAUSES]:
             if not part.cause.startswith("because "):
                 name = row.name if part.number is None else f"{row.name}[{part.number}]"
-                told.append(f"{name} ({part.state}): {_ended(part)}")
+                told.append(f"{name} ({part.state}): {ended(part)}")
     return told
 
 
@@ -231,19 +225,35 @@ def next_command(view: View, progress: Progress) -> str:
     if all(row.done or row.passed for row in rows):
         reports = sorted((progress.root / "report").glob("*/report.html"), key=lambda path: path.stat().st_mtime)
         return f"all is done; open {reports[-1]}" if reports else "all is done"
-    if any(part.reason == "JobHeldUser" for row in rows for part in row.parts if part.kind == "waiting"):
-        return f"jobs are held: a submission was broken off, or somebody holds them: assay slurm cancel {config}"
-    stuck = [(row.name, part.reason) for row in rows for part in row.parts if part.kind == "waiting"]
-    if never := [item for item in stuck if item[1] in _NEVER]:
+    if words := _waits_for_somebody(view, config):
+        return words
+    if any(row.count("running") for row in rows):
+        running = next(row.name for row in rows if row.count("running"))
+        return f"assay slurm logs {config} --job {running} --follow"
+    return f"assay slurm status {config} --watch"
+
+
+def _waits_for_somebody(view: View, config: str) -> str:
+    """What a person must do so that what waits begins; "" where nothing waits for one."""
+    waiting = [(row.name, part) for row in view.rows for part in row.parts if part.kind == "waiting"]
+    if held := [(name, part) for name, part in waiting if part.reason in _HELD]:
+        units = ",".join(dict.fromkeys(part.unit for _, part in held))
+        return (
+            f"{held[0][0]} is held ({held[0][1].reason}: {_HELD[held[0][1].reason]}): scontrol release {units}; or end "
+            f"the run: assay slurm cancel {config}"
+        )
+    if any(part.reason == "JobHeldAdmin" for _, part in waiting):
+        name = next(name for name, part in waiting if part.reason == "JobHeldAdmin")
+        return (
+            f"{name} is held by an administrator, who alone can release it; then: assay slurm status {config} --watch"
+        )
+    if never := [(name, part.reason) for name, part in waiting if part.reason in _NEVER]:
         name, reason = never[0]
         return (
             f"{name} waits for ever ({reason}: scontrol show job says for what); assay slurm cancel {config}, "
             f"mend [slurm], then: assay slurm retry {config}"
         )
-    if any(row.count("running") for row in rows):
-        running = next(row.name for row in rows if row.count("running"))
-        return f"assay slurm logs {config} --job {running} --follow"
-    return f"assay slurm status {config} --watch"
+    return ""
 
 
 def settled(view: View) -> bool:
@@ -251,16 +261,6 @@ def settled(view: View) -> bool:
     return view.queue_answers and not any(row.live for row in view.rows)
 
 
-def clock(seconds: int) -> str:
-    """Seconds as "1-02:03:04"."""
-    days, rest = divmod(seconds, 86_400)
-    return (f"{days}-" if days else "") + f"{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
-
-
 def moment(text: str) -> datetime.datetime:
     """The moment of a time in ISO 8601 with Z."""
     return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -38,6 +38,10 @@ class Queued:
     nodes: str
     starts: str
     """When it began or is expected to; "" where nobody knows."""
+    excluded: str = ""
+    """Nodes that it does not get."""
+    name: str = ""
+    """The job's; another job may have had this id before."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Accounted:
     """Of the script."""
     step_joules: int = 0
     """Of what the script started by `srun`."""
+    name: str = ""
+    """The job's; another job may have had this id before."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def queue(jobs: Iterable[str]) -> list[Queued]:
     wanted = sorted(set(jobs))
     if not wanted:
         return []
-    layout = "|".join(("%i", "%T", "%r", "%M", "%N", "%S"))
+    layout = "|".join(("%i", "%T", "%r", "%M", "%N", "%S", "%x", "%j"))
     try:
         told = _ask(
             "squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(wanted)}", f"--format={layout}"
@@ -132,14 +138,16 @@ def queue(jobs: Iterable[str]) -> list[Queued]:
         raise
     found = []
     for line in told.splitlines():
-        job, state, reason, elapsed, nodes, starts = line.split("|")
+        job, state, reason, elapsed, nodes, starts, excluded, name = line.split("|", 7)
         begins = "" if starts in ("N/A", "") else starts
-        found.append(Queued(job, state, _none(reason), seconds(elapsed), nodes, begins))
+        found.append(Queued(job, state, _none(reason), seconds(elapsed), nodes, begins, _none(excluded), name))
     return found
 
 
-def accounted(jobs: Iterable[str], *, every_start: bool = False) -> list[Accounted]:
+def accounted(jobs: Iterable[str], *, every_start: bool = False, since: str = "") -> list[Accounted]:
     """What accounting knows of the jobs; with `every_start` also of their earlier starts.
+
+    `since`: not of jobs that had these ids before, which begin anew as they reach MaxJobId; local time.
 
     Raises:
         ClusterError: there is no accounting, or it does not answer.
@@ -147,14 +155,15 @@ def accounted(jobs: Iterable[str], *, every_start: bool = False) -> list[Account
     wanted = sorted(set(jobs))
     if not wanted:
         return []
-    fields = "JobID,State,ExitCode,ElapsedRaw,NodeList,CPUTimeRAW,ConsumedEnergyRaw,Comment"
+    fields = "JobID,State,ExitCode,ElapsedRaw,NodeList,CPUTimeRAW,ConsumedEnergyRaw,JobName,Comment"
     told = _ask(
         "sacct", "--noheader", "--parsable2", f"--delimiter={_SEPARATOR}", "--array", f"--jobs={','.join(wanted)}",
         f"--format={fields}", *["--duplicates"] * every_start,
+        *[f"--starttime={since}"] * bool(since),
     )  # fmt: skip
     found: list[Accounted] = []
     for line in told.splitlines():
-        job, state, ended, elapsed, nodes, cores, energy, comment = line.split(_SEPARATOR)
+        job, state, ended, elapsed, nodes, cores, energy, name, comment = line.split(_SEPARATOR)
         _, _, step = job.partition(".")
         if step:
             if found:
@@ -164,7 +173,7 @@ def accounted(jobs: Iterable[str], *, every_start: bool = False) -> list[Account
         found.append(
             Accounted(
                 job, state.split(" ")[0], int(status or 0), int(number or 0), int(elapsed or 0), _none(nodes),
-                int(cores or 0), None, comment,
+                int(cores or 0), None, comment, name=name,
             )
         )  # fmt: skip
     return found

@@ -16,7 +16,17 @@ saved() { # the last step that is durable: failures are counted anew behind each
   echo "step ${step:-0}"
 }
 
-run_step() { # WORDS of srun ...: its output to the log, what tells of an end to $said; its status in $status
+run_step() { # as one_step; where srun did not reach the controller, again when that answers
+  local try
+  for try in 1 2 3 4 5; do
+    one_step "$@"
+    [ "$status" -ne 0 ] && [ -z "$told" ] && grep -aqE "$unreached" "$said" || return 0
+    runs_on || return 0
+    echo "assay: the controller answers again; srun is started anew (try $((try + 1)))"
+  done
+}
+
+one_step() { # WORDS of srun ...: its output to the log, what tells of an end to $said; its status in $status
   local reader
   # Slurm signals every process of the job: this one has to read what the ranks say of their end
   exec 7> >(trap '' TERM USR1; tee -a /dev/stderr | { grep -aE "$telling" || true; } | tail -n 40 >"$said")
@@ -47,6 +57,15 @@ why() { # the cause of the end in words, '' where nothing told it
   fi
 }
 
+not_seeing() { # the nodes that ended for a missing file or a wrong configuration; false: none, or all, or nobody can say
+  local bad count
+  bad=$(sed -n 's/^srun: error: \([^ ]*\): tasks\{0,1\} .*Exited with exit code \(66\|78\)$/\1/p' "$said" | sort -u | paste -sd,) || return 1
+  [ -n "$bad" ] || return 1
+  bad=$(scontrol show hostnames "$bad" 2>/dev/null | sort -u | paste -sd,) || return 1
+  count=$(tr ',' '\n' <<<"$bad" | grep -c .) || return 1
+  [ "$count" -lt "${SLURM_JOB_NUM_NODES:-1}" ] && echo "$bad"
+}
+
 preempted() { # whether another job takes these nodes, as far as anybody knows
   case $told in *SIGTERM*) return 0 ;; esac
   case $(field PreemptTime "$(scontrol show job "${SLURM_JOB_ID:-0}" 2>/dev/null)") in "" | None) return 1 ;; esac
@@ -62,7 +81,7 @@ if [ -z "${MASTER_ADDR:-}" ]; then
   MASTER_ADDR=${MASTER_ADDR:-$(hostname)}
 fi
 export MASTER_ADDR
-export MASTER_PORT="${MASTER_PORT:-$((20000 + ${SLURM_JOB_ID:-0} % 12768))}"
+export MASTER_PORT="${MASTER_PORT:-$((20000 + (${SLURM_JOB_ID:-0} + 97 * attempt) % 12768))}" # one that is taken is not met again
 if [ -n "$interface" ]; then # else each node takes the one by which it reaches the first (GLOO), and NCCL its own choice
   export GLOO_SOCKET_IFNAME="$interface" NCCL_SOCKET_IFNAME="$interface"
 fi
@@ -74,6 +93,7 @@ if ! said=$(mktemp); then
 fi
 trap 'rm -f "$said"' EXIT
 telling=' ERROR [A-Za-z]+: |bad-node=|oom.kill|[Oo]ut [Oo]f [Mm]emory|xceeded .*memory limit|execve|srun: error: '
+unreached='srun: error: Unable to (confirm allocation|contact slurm controller)'
 told=
 step=
 # A signal that came to this script alone (scancel --batch) is passed on; ranks that have it already heed the first.
@@ -83,7 +103,8 @@ cores=()
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || cores=("--cpus-per-task=$SLURM_CPUS_PER_TASK") # srun does not inherit it
 
 nodes=${SLURM_JOB_NUM_NODES:-1}
-run_step "--nodes=$nodes" "--ntasks=$nodes" --ntasks-per-node=1 "${cores[@]}" \
+# When the first node has ended the others have a minute: one that waits for a stranger on that port would wait for ever.
+run_step "--nodes=$nodes" "--ntasks=$nodes" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=60 --time=15 "${cores[@]}" \
   "${inside[@]}" assay slurm preflight "${command[@]:2}"
 [ -z "$told" ] || finish 75 "$told"
 if [ "$status" -ne 0 ]; then
@@ -93,8 +114,15 @@ if [ "$status" -ne 0 ]; then
     [ -z "$bad" ] || leave_out "$bad"
     finish 127 "the command is not on ${bad:-a node}"
   fi
+  ! preempted || finish 75 "told to leave, as another job takes its nodes, during the preflight"
+  if [ -z "$bad" ] && bad=$(not_seeing); then
+    leave_out "$bad"
+    finish 69 "preflight: $bad does not see what the other nodes see: $(why)"
+  fi
   [ -z "$bad" ] || leave_out "$bad"
-  finish "$status" "preflight: $(why)"
+  if [ "$status" -gt 128 ] && grep -aq ' ERROR ClusterError: ' "$said"; then status=69; fi # the rest was ended for it
+  cause=$(why)
+  finish "$status" "preflight: ${cause:-$(cause_of "$status")}"
 fi
 
 # When the first rank ends badly the others have a minute, to save or to say what they have to say; then they are ended.
@@ -111,6 +139,7 @@ trap '' TERM USR1 # they would end the commands that read how it ended
 before=$progress
 progress=$(saved)
 cause=$(why)
+if [ "$status" -gt 128 ] && grep -aq ' ERROR Hang: ' "$said"; then status=70; fi # the rank that stood was ended at last
 case $status in
   75)
     if [ "$progress" = "$before" ] && ! preempted; then

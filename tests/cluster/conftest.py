@@ -112,6 +112,7 @@ def write_project(folder, files=4, documents=240):
         "PATH": f"{Path(sys.executable).parent}:$PATH",
         "XDG_CONFIG_HOME": os.environ["XDG_CONFIG_HOME"],
         "OMP_NUM_THREADS": 1,
+        "ASSAY_PAUSE_SECONDS": 3,
     }
     (folder / "environment.sh").write_text("".join(f'export {name}="{value}"\n' for name, value in lines.items()))
     return folder

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import pytest
 
@@ -17,6 +18,12 @@ EVERY = 5
 def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
     change(prepared, ("retries = 3", "retries = 6\nsignal_seconds = 20"))
     run = Training(bed, prepared)
+
+    # the controller dies as it starts the training, before it has saved that it did
+    until(lambda: bed.state(run.job) == "RUNNING", 150, run.told, every=0.05)
+    bed("crash", "slurmctld")
+    time.sleep(5)
+    bed("start", "slurmctld")
 
     # the controller dies: the job goes on
     now = run.saved()
@@ -60,11 +67,21 @@ def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
     assert node not in run.nodes()
     bed("heal", node)
 
+    # a node takes its launch for failed, for its answer was late: Slurm puts the running job back, and holds it
+    now = run.saved()
+    assert bed.launch_failed(run.job) == 0
+    run.saved(now + 1)
+
     rows = run.end()
-    assert rows["train"]["State"] == "COMPLETED", run.told()
+    assert rows["train"]["State"] in ("COMPLETED", "PREEMPTED"), (
+        run.told()
+    )  # as Slurm calls the end of one that once was
+    assert rows["evaluate"]["State"] == rows["report"]["State"] == "COMPLETED", run.told()
+    assert "all is done" in status(bed, prepared)
+    assert bed.launch_failed(run.job) != 0  # it has ended, and stays so
     assert losses(prepared / "root") == pytest.approx(losses(local / "root"), rel=PARITY)
     again = lost(prepared / "root")
-    assert len(again) == 5, again
+    assert len(again) == 6, again
     assert max(again.values()) <= EVERY, again
     assert again[preempted] == again[limited] == 0, again
     assert sum("Node failure" in cause for cause in run.causes()) == 1, run.causes()  # a cut node cannot tell

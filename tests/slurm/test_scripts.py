@@ -49,7 +49,7 @@ def test_templates_are_valid_filled_in(runtime, name, tmp_path):
     script = tmp_path / "script.sbatch"
     script.write_text(render(jobs_of(config)[name], Path("/shared/run.toml"), Path("/shared/run"), config))
     assert "@" not in "".join(
-        line for line in script.read_text().splitlines() if "USR1@" not in line and "[@]" not in line
+        line for line in script.read_text().splitlines() if not any(word in line for word in ("USR1@", "[@]", '"$@"'))
     )
     assert len(script.read_text().splitlines()) <= 60  # what a lab reads
     assert bash_accepts(script.read_text())
@@ -82,6 +82,10 @@ class Node:
         (self.root / "slurm" / "logs").mkdir(parents=True)
         (self.root / "slurm" / "jobs.jsonl").write_text("")
         self.programs.mkdir()
+        self.more = {}
+        """Of the job's environment."""
+        self.file = folder / "run.toml"
+        self.file.touch()
         self.asked = folder / "asked"
         self.program("scontrol", f'echo "$*" >> {self.asked}')
         self.program("sleep", ":")
@@ -93,9 +97,9 @@ class Node:
 
     def run(self, name="data", attempt=0, task=None, config=None):
         config = config or SlurmConfig(retries=2)
-        job = jobs_of(config, self.root)[name]
+        job = jobs_of(config, self.root, self.file)[name]
         script = self.root / "slurm" / f"{name}.sbatch"
-        script.write_text(render(job, Path("/shared/run.toml"), self.root, config))
+        script.write_text(render(job, self.file, self.root, config))
         keep_machinery(self.root)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "GLOO_", "NCCL_"))}
         here = {
@@ -107,7 +111,7 @@ class Node:
         if task is not None:
             here |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(task)}
         done = subprocess.run(
-            ["bash", str(script)], env={**kept, **here}, capture_output=True, text=True, errors="replace",
+            ["bash", str(script)], env={**kept, **here, **self.more}, capture_output=True, text=True, errors="replace",
             check=False, timeout=60,
         )  # fmt: skip
         unit = "7" if task is None else f"7_{task}"
@@ -121,7 +125,8 @@ class Node:
 
     def attempts(self, unit="7"):
         path = self.root / "slurm" / "attempts" / f"{unit}.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return [line for line in lines if line["event"] != "preempted"]
 
 
 @pytest.fixture
@@ -133,12 +138,12 @@ def test_a_job_runs_what_a_person_would_type(node, tmp_path):
     node.program("assay", f'printf "%s\\n" "$@" > {tmp_path}/words')
     assert node.run("ingest", task=3).returncode == 0
     words = (tmp_path / "words").read_text().splitlines()
-    shown = ["data", "prepare", "/shared/run.toml", "--root", str(node.root), "--workers", "3", "--share", "3/40"]
+    shown = ["data", "prepare", str(node.file), "--root", str(node.root), "--workers", "3", "--share", "3/40"]
     assert words == shown
     started, ended = node.attempts("7_3")
     assert (started["event"], ended["event"], ended["status"], ended["outcome"]) == ("started", "ended", 0, "done")
     assert started["nodes"] == 'node"1'
-    assert node.requests == []
+    assert set(node.requests) == {"show job 7_3", "update jobid=7_3 Requeue=0"}
 
 
 @pytest.mark.parametrize(
@@ -325,7 +330,7 @@ def test_a_script_of_the_site_cannot_touch_ours(node, tmp_path):
     node.program("assay", f'printf "%s\\n" "$SEEN" "$@" > {tmp_path}/words; exit 75')
     assert node.run("ingest", task=3, config=SlurmConfig(environment=str(site))).returncode == 75
     words = (tmp_path / "words").read_text().splitlines()
-    assert words[:4] == ["yes", "data", "prepare", "/shared/run.toml"]
+    assert words[:4] == ["yes", "data", "prepare", str(node.file)]
     assert words[-2:] == ["--share", "3/40"]
     started, ended = node.attempts("7_3")  # begun once, though the script is read twice
     assert started["started"] == ended["started"]
@@ -372,3 +377,20 @@ def test_a_job_that_is_called_off_does_not_come_back(node):
     assert node.run(attempt=1).returncode == 75
     assert node.requests == ["scancel 7"]
     assert not (node.root / "ran").exists()
+
+
+def test_what_needs_time_is_tried_later_and_later_and_an_array_spreads(node):
+    for attempt, (status, seconds) in enumerate([(74, 60), (69, 120), (73, 240)]):
+        node.program("assay", f"exit {status}")
+        node.run(attempt=attempt, config=SlurmConfig(retries=9))
+        assert node.requests[-1] == f"update jobid=7 StartTime=now+{seconds}"
+    node.program("assay", "exit 1")
+    node.run(attempt=3, config=SlurmConfig(retries=9))
+    assert node.requests[-1] == "requeue 7"
+    node.program("assay", "exit 74")
+    waits = set()
+    for task in range(4):
+        node.run("ingest", task=task)
+        waits.add(int(node.requests[-1].partition("now+")[2]))
+    assert all(60 <= wait <= 120 for wait in waits)
+    assert len(waits) > 1

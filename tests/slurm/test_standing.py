@@ -1,6 +1,7 @@
 """How jobs stand while parts of Slurm are down, what is submitted again, and what the status says of it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from governance.errors import ClusterError, ConfigError, MissingInput
 from governance.files import append_line, write_text
 from slurm import tools
 from slurm.accounting import ACCOUNTING_FILE, account
+from slurm.answers import ANSWERS_FILE
 from slurm.config import SlurmConfig
 from slurm.control import log_of, missing
 from slurm.graph import Work, plan
@@ -42,6 +44,7 @@ class Cluster:
         return str(self.next)
 
     def queue(self, jobs):
+        self.calls.append(("queue", *jobs))
         if not self.controller:
             raise ClusterError("squeue: slurm_load_jobs error: Unable to contact slurm controller")
         found = []
@@ -50,7 +53,8 @@ class Cluster:
                 found.append(tools.Queued(unit, state, reason, 60, "node1", ""))
         return found
 
-    def accounted(self, jobs, *, every_start=False):
+    def accounted(self, jobs, *, every_start=False, since=""):
+        self.calls.append(("accounted", *jobs))
         if not self.database:
             raise ClusterError("sacct: error: Problem talking to the database: Connection refused")
         return [item for items in self.accounts.values() for item in items if item.job.split("_")[0] in jobs]
@@ -215,6 +219,7 @@ def test_a_chain_has_failed_when_its_last_link_has_and_is_begun_anew(cluster):
         cluster.ended(cluster.units(name)[0], "FAILED", 75)
     again = [order.job.name for order in missing(gather(cluster.root), jobs)[0]]
     assert again == ["train", "train-2", "train-3", "evaluate", "report"]
+    (cluster.root / "slurm" / ANSWERS_FILE).unlink()  # what has ended is never asked again
     finish(cluster, "train-3", "evaluate", "report")
     assert next_command(gather(cluster.root), progress(cluster)) == "all is done"
 
@@ -298,13 +303,15 @@ def test_both_meters_stand_side_by_side(queued):
     first = file.read_text()
     [kept] = map(json.loads, first.splitlines())
     assert kept["jobs"]["train"] == {"core_seconds": 240, "joules": 3000}
-    told = "\n".join(describe(gather(queued.root), progress(queued), energy))
+    told = "\n".join(describe(gather(queued.root), progress(queued), replace(energy, ended=True)))
     submit([Order(jobs_of(queued.root)[-3])], queued.root, CONFIG)  # what failed before counts too
     queued.ended(queued.units("train")[0], joules=500)
     assert account(gather(queued.root), None, queued.root).slurm == 3500
     assert file.read_text().startswith(first)  # a report that was written from it can be verified
     assert json.loads(file.read_text().splitlines()[-1])["slurm"] == 3500
     assert "energy by Slurm 3.0 kJ, energy by our meters 1.0 kJ, they disagree: Slurm's is +200% of ours" in told
+    assert not energy.ended  # jobs wait still: the meters are not compared
+    assert "disagree" not in "\n".join(describe(gather(queued.root), progress(queued), energy))
 
 
 def test_progress_of_the_training_is_read_from_its_record(queued, tmp_path):
@@ -318,8 +325,14 @@ def test_progress_of_the_training_is_read_from_its_record(queued, tmp_path):
     told = describe(gather(queued.root), Progress("run.toml", queued.root, training=folder, goal=100), None)
     [line] = [line for line in told if line.startswith("training:")]
     assert "step 40 of 100 (attempt 2), loss 3.5000, 1,235 tokens/s, 0.002 kWh" in line
-    assert "saved at step 30; expected end " in line
+    assert "saved at step 30; last step 0 s ago; expected end " in line
     assert told[-1] == "next: assay slurm logs run.toml --job train --follow"
+    about = {"event": "started", "job": "108", "attempt": 3, "nodes": "node1", "started": "2099-11-25T10:00:00Z"}
+    append_line(queued.root / "slurm" / "attempts" / f"{queued.units('train')[0]}.jsonl", json.dumps(about))
+    told = describe(gather(queued.root), Progress("run.toml", queued.root, training=folder, goal=100), None)
+    [line] = [line for line in told if line.startswith("training:")]
+    assert "no step yet since its newest start" in line
+    assert "expected end" not in line
 
 
 def test_a_training_that_stopped_with_a_verdict_says_so_until_it_is_begun_again(queued, tmp_path):

@@ -42,8 +42,8 @@ def test_the_nodes_are_checked_and_then_the_ranks_are_started(node):
     done = train(node, preflight='echo "$2 $MASTER_ADDR:$MASTER_PORT"', training='echo "$1 $MASTER_ADDR:$MASTER_PORT"')
     assert done.returncode == 0
     first, second = [line for line in node.requests if line.startswith("srun")]
-    words = f"/shared/run.toml --root {node.root}"
-    assert first.endswith(f"--ntasks-per-node=1 assay slurm preflight {words}")
+    words = f"{node.file} --root {node.root}"
+    assert first.endswith(f"--wait=60 --time=15 assay slurm preflight {words}")
     assert second.endswith(f"{node.root}/slurm/logs/run.train-7.0 assay train {words}")
     assert "preflight node4:20007" in node.log
     assert "train node4:20007" in node.log
@@ -256,6 +256,148 @@ def test_the_tries_of_a_chain_are_bounded_as_those_of_one_job(chain):
     chain.asked.unlink()
     train(chain, training="exit 1", chain=4)
     assert not [line for line in chain.requests if line.startswith("scancel")]
+
+
+SAYS = 'case "$1 $2" in "show job") echo "{}" ;; release*|update*) echo "$*" >> {} ;; esac'
+HELD = "JobState=COMPLETING Reason=launch_failed_requeued_held Restarts=1"
+
+
+@pytest.mark.parametrize("status", [0, 1, 75, 78, 143])
+def test_a_job_that_slurm_holds_as_if_its_launch_had_failed_is_released(node, status):
+    node.program("scontrol", SAYS.format(HELD, node.asked))
+    assert train(node, training=f"exit {status}").returncode in (status, 124)
+    assert node.requests.count("release 7") == 1
+    assert not [line for line in node.requests if "Requeue=0" in line]
+    assert "released" in [line["event"] for line in node.attempts()]
+
+
+def test_a_job_that_was_preempted_before_ends_for_good_and_lets_go_what_waits_for_it(node, monkeypatch):
+    """Slurm calls its end PREEMPTED: it would put it back, or cancel what waits for its success."""
+    (node.root / "slurm" / "jobs.jsonl").write_text(
+        '{"after": [["afterok", "6"]], "job": "7", "kind": "train"}\n'
+        '{"after": [["afterok", "5"], ["afterok", "7"]], "job": "8", "kind": "evaluate"}\n'
+    )
+    monkeypatch.setenv("PREEMPTED", "2026-11-25T10:00:00")
+    train(node, training="exit 75")
+    assert "requeue 7" in node.requests
+    monkeypatch.delenv("PREEMPTED")
+    node.asked.unlink()
+    train(node)
+    updates = [line for line in node.requests if "Dependency=" in line or "Requeue=" in line]
+    assert updates == ["update jobid=8 Dependency=afterok:5,afterany:7", "update jobid=7 Requeue=0"]
+
+
+def test_a_job_is_released_ten_times_and_no_more_and_never_one_that_somebody_holds(node):
+    node.program("scontrol", SAYS.format(HELD, node.asked))
+    for _ in range(11):
+        train(node)
+    assert node.requests.count("release 7") == 10
+    node.asked.unlink()
+    node.program("scontrol", SAYS.format("JobState=PENDING Reason=job_requeued_in_held_state Restarts=1", node.asked))
+    train(node)
+    assert not [line for line in node.requests if line.startswith("release")]
+
+
+def test_an_end_is_for_good_unless_the_job_goes_back(node):
+    """Else Slurm puts back, and holds, what it thinks was not launched: minutes after its end."""
+    train(node)
+    train(node, training="exit 78")
+    assert node.requests.count("update jobid=7 Requeue=0") == 2
+    train(node, training="exit 1")
+    assert node.requests.count("update jobid=7 Requeue=0") == 2
+
+
+@pytest.mark.parametrize("training", ["exit 0", "exit 1"])
+def test_a_start_that_the_controller_forgot_begins_later_and_is_not_ended_twice(node, training):
+    node.program("scontrol", SAYS.format("JobState=PENDING Reason=None Restarts=0", node.asked))
+    train(node, training=training)
+    assert "update jobid=7 StartTime=now+30" in node.requests
+    assert not [line for line in node.requests if line.startswith("requeue")]
+
+
+def test_a_step_that_did_not_reach_the_controller_is_started_again_in_place(node):
+    told = "srun: error: Unable to confirm allocation for job 7: Unable to contact slurm controller (connect failure)"
+    fails = f'[ -e {node.root}/reached ] || {{ touch {node.root}/reached; echo "{told}" >&2; exit 1; }}'
+    assert train(node, preflight=f"{fails}; exit 0").returncode == 0
+    assert [line.split()[-5] for line in node.requests if line.startswith("srun")] == ["slurm", "slurm", "assay"]
+    assert node.attempts()[-1]["outcome"] == "done"
+
+
+def test_each_attempt_meets_at_a_port_of_its_own(node):
+    told = 'echo "$MASTER_PORT"'
+    ports = []
+    for attempt in range(2):
+        node.program("assay", f'case "$1" in train) {told} ;; esac')
+        node.run("train", attempt=attempt, config=CONFIG)
+        ports += [line for line in node.log.splitlines() if line.isdecimal()]
+    assert ports == ["20007", "20104"]
+
+
+@pytest.mark.parametrize(("status", "cause"), [(69, "x"), (137, "x: Address already in use")])
+def test_a_preflight_that_the_first_node_ends_is_its_failure(node, status, cause):
+    error = 'echo "2026-11-25 10:00:00 ERROR ClusterError: x: Address already in use" >&2'
+    assert train(node, preflight=f"{error}; exit {status}").returncode == 69
+    assert node.attempts()[-1]["cause"].startswith(f"preflight: {cause}")
+    assert "update jobid=7 StartTime=now+60" in node.requests
+
+
+def test_a_preflight_that_says_nothing_has_a_cause(node):
+    train(node, preflight="exit 69")
+    assert node.attempts()[-1]["cause"] == "preflight: the cluster refused, or a node is bad"
+
+
+def test_a_preemption_during_the_preflight_is_no_failure(node, monkeypatch):
+    monkeypatch.setenv("PREEMPTED", "2026-11-25T10:00:00")
+    assert train(node, preflight='echo "srun: error: node5: task 1: Terminated" >&2; exit 143').returncode == 75
+    assert node.attempts()[-1]["outcome"] == "left"
+
+
+def test_a_hang_is_named_though_the_rank_that_stood_was_killed(node):
+    told = 'echo "10:00:00 ERROR Hang: rank 1 stands at all_reduce since 70 s" >&2'
+    assert train(node, training=f'{told}; echo "srun: error: n2: task 1: Killed" >&2; exit 137').returncode == 70
+    assert node.attempts()[-1]["cause"] == "rank 1 stands at all_reduce since 70 s"
+
+
+def hosts(node, *names):
+    """`scontrol show hostnames` takes names apart; the partition has these nodes."""
+    show = node.programs / "scontrol"
+    show.write_text(show.read_text() + 'case "$2" in hostnames) shift 2; tr , "\\n" <<<"$1" ;; esac\n')
+    node.program("sinfo", f'printf "%s (null)\\n" {" ".join(names)}')
+
+
+def left_out(node):
+    found = [line.partition("ExcNodeList=")[2] for line in node.requests if "jobid=7 ExcNodeList" in line]
+    node.asked.unlink(missing_ok=True)
+    return found
+
+
+def test_of_nodes_that_cannot_all_be_left_out_the_most_blamed_is(node, monkeypatch):
+    """The clock of node5 is wrong; of the pair it is in nobody knows which."""
+    node.more["SLURM_JOB_NUM_NODES"] = "2"
+    hosts(node, "node4", "node5", "node6")
+    for pair, before, expected in ((("node4", "node5"), "(null)", "node4"), (("node5", "node6"), "node4", "node5")):
+        monkeypatch.setenv("EXCLUDED", before)
+        told = "".join(f"preflight bad-node={name};" for name in pair)
+        train(node, preflight=f"echo '{told}'; exit 69")
+        assert left_out(node) == [expected]
+
+
+def test_a_node_that_does_not_see_the_file_is_left_out(node):
+    node.more["SLURM_JOB_NUM_NODES"] = "2"
+    hosts(node, "node4", "node5", "node6")
+    said = 'echo "srun: error: node5: task 1: Exited with exit code 78" >&2'
+    error = 'echo "10:00:00 ERROR ConfigError: no such file" >&2'
+    assert train(node, preflight=f"{error}; {said}; exit 78").returncode == 69
+    assert "node5 does not see what the other nodes see: no such file" in node.attempts()[-1]["cause"]
+    assert left_out(node) == ["node5"]
+    both = said.replace("node5: task 1", "node4,node5: tasks 0-1")
+    assert train(node, preflight=f"{error}; {both}; exit 78").returncode == 78
+    assert node.attempts()[-1]["outcome"] == "explained"
+    node.more["SLURMD_NODENAME"] = "node4"
+    node.asked.unlink()
+    assert train(node, training=f"rm {node.file}; exit 78").returncode == 78
+    assert node.attempts()[-1]["cause"].startswith(f"node4 does not see {node.file}")
+    assert left_out(node) == ["node4"]
 
 
 def test_the_site_may_name_the_meeting_point(node, tmp_path):

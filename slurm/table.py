@@ -1,0 +1,105 @@
+"""The table of `assay slurm status`: a row for each stage of the data, and for each other job.
+
+The arrays and joins of one stage (`clean`, `clean-join`) are folded into a row under the stage's name: its tasks, and
+the state of what is not done. What waits for another job says so only where nothing else of its row tells more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from slurm.standing import Row, Standing
+
+_HEAD = ("job", "id", "state", "tasks", "elapsed", "nodes", "left out", "why")
+_ORDER = ("failed", "lost", "running", "unknown", "waiting", "done")
+_IDS_SHOWN = 24
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """The lines of the table; a column that is empty in all rows is left out."""
+    cells = [_HEAD, *(_cells(name, of_stage) for name, of_stage in folded(rows).items())]
+    shown = [column for column in range(len(_HEAD)) if any(line[column] for line in cells[1:])]
+    widths = {column: max(len(line[column]) for line in cells) for column in shown}
+    return ["  ".join(line[column].ljust(widths[column]) for column in shown).rstrip() for line in cells]
+
+
+def folded(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Name of a stage or job -> its rows, in order; rows that no longer matter only where nothing took their place."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(stage_of(row), []).append(row)
+    return found
+
+
+def stage_of(row: Row) -> str:
+    """The data stage that a share or a join belongs to ("dedup-2-join" -> "dedup"), else the job's own name."""
+    if row.kind not in ("share", "join"):
+        return row.name
+    return re.sub(r"-\d+$", "", row.name.removesuffix("-join"))
+
+
+def _cells(name: str, rows: Sequence[Row]) -> tuple[str, ...]:
+    parts = [part for row in rows for part in row.parts]
+    tasks = [part for part in parts if part.number is not None]
+    jobs = list(dict.fromkeys(part.unit.split("_")[0] for part in parts))
+    nodes = list(dict.fromkeys(part.nodes for part in parts if part.nodes and (part.kind != "done" or len(parts) == 1)))
+    left_out = list(dict.fromkeys(part.excluded for part in parts if part.excluded and part.kind != "done"))
+    done = sum(part.kind == "done" for part in tasks)
+    return (
+        name,
+        _short(",".join(jobs), _IDS_SHOWN),
+        _state(rows, parts),
+        f"{done}/{len(tasks)}" if tasks else "",
+        clock(max(part.elapsed for part in parts)),
+        _short(",".join(nodes), 30),
+        _short(",".join(left_out), 30),
+        _short(_why(parts), 100),
+    )
+
+
+def _state(rows: Sequence[Row], parts: Sequence[Standing]) -> str:
+    """The states of what is not done, the worst first; of a stage that has not begun, or is done, the one word."""
+    if all(row.passed for row in rows) and not all(part.kind == "done" for part in parts):
+        return "done by others"
+    left = [part for part in parts if part.kind != "done"] or list(parts)
+    if any(part.kind not in ("done", "waiting") for part in parts):  # what only waits for that needs no word
+        left = [part for part in left if part.reason != "Dependency"] or left
+    states: dict[str, int] = {}
+    for part in sorted(left, key=lambda part: _ORDER.index(part.kind)):
+        states[part.state] = states.get(part.state, 0) + 1
+    if len(states) == 1:
+        return next(iter(states))
+    return ", ".join(f"{count} {state}" for state, count in states.items())
+
+
+def _why(parts: Sequence[Standing]) -> str:
+    """Why a job waits, or how it failed."""
+    failed = [part for part in parts if part.kind in ("failed", "lost")]
+    if failed:
+        causes = list(dict.fromkeys(ended(part) for part in failed))
+        named = [cause for cause in causes if not cause.startswith("because ")]
+        return "; ".join(named or causes)
+    waiting = [part for part in parts if part.kind == "waiting"]
+    reasons = list(dict.fromkeys(part.reason for part in waiting if part.reason))
+    others = [reason for reason in reasons if reason != "Dependency"]
+    if not waiting or (not others and any(part.kind == "running" for part in parts)):
+        return ""
+    begins = min((part.starts for part in waiting if part.starts), default="")
+    return ", ".join(others or reasons) + (f"; expected {begins}" if begins else "")
+
+
+def ended(part: Standing) -> str:
+    """How a job ended, in words: its exit status and its cause."""
+    status = f"exit {part.status}: " if part.status else ""
+    return f"{status}{part.cause}" if part.cause else f"{status}Slurm says {part.state}"
+
+
+def clock(seconds: int) -> str:
+    """Seconds as "1-02:03:04"."""
+    days, rest = divmod(seconds, 86_400)
+    return (f"{days}-" if days else "") + f"{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

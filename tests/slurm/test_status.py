@@ -1,0 +1,142 @@
+"""What the status says where it said something else than what is so; and how rarely Slurm is asked for it."""
+
+import pytest
+
+from slurm import tools
+from slurm.answers import WATCH_SECONDS
+from slurm.standing import gather
+from slurm.status import describe, next_command
+from slurm.submit import Order, submit
+from slurm.table import folded
+from tests.slurm.test_standing import CONFIG, Cluster, finish, jobs_of, progress
+
+
+@pytest.fixture
+def queued(monkeypatch, tmp_path):
+    """A run that is submitted, all of it waiting."""
+    cluster = Cluster(monkeypatch, tmp_path)
+    put(cluster, jobs_of(cluster.root))
+    return cluster
+
+
+def put(cluster, jobs):
+    for line in submit([Order(job) for job in jobs], cluster.root, CONFIG):
+        for unit in cluster.units(line.name):
+            cluster.queued[unit] = ("PENDING", "Dependency" if line.after else "Resources")
+
+
+def told(cluster):
+    return describe(gather(cluster.root), progress(cluster), None)
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("JobHeldUser", "scontrol release 101; or end the run: assay slurm cancel run.toml"),
+        ("job requeued in held state", "scontrol release 101;"),
+        ("launch failed requeued held", "took a launch for failed): scontrol release 101;"),
+        ("JobHeldAdmin", "sources is held by an administrator"),
+    ],
+)
+def test_a_held_job_is_to_be_released(queued, reason, words):
+    queued.queued["101"] = ("PENDING", reason)
+    assert words in next_command(gather(queued.root), progress(queued))
+
+
+def test_arrays_that_are_planned_no_more_need_no_retry(queued):
+    for name in (
+        "sources",
+        "ingest",
+        "ingest-join",
+        "clean",
+        "clean-join",
+        "data",
+        "audit",
+        "train",
+        "evaluate",
+        "report",
+    ):
+        for unit in queued.units(name):
+            queued.ended(unit, "CANCELLED")
+    put(queued, jobs_of(queued.root, shards=1))
+    queued.queued[queued.units("data")[0]] = ("RUNNING", "None")
+    assert next_command(gather(queued.root), progress(queued)) == "assay slurm logs run.toml --job data --follow"
+    assert [line.split()[2:4] for line in told(queued) if line.startswith("ingest")] == [["done", "by"]]
+
+
+def test_a_stage_is_one_row(queued):
+    finish(queued, "sources")
+    units = queued.units("ingest")
+    for unit in units[:4]:
+        queued.ended(unit)
+    queued.queued[units[4]] = ("RUNNING", "None")
+    view = gather(queued.root)
+    assert list(folded(view.rows)) == ["sources", "ingest", "clean", "data", "audit", "train", "evaluate", "report"]
+    [row] = [line for line in told(queued) if line.startswith("ingest")]
+    assert row.split()[:3] == ["ingest", "102,103", "RUNNING"]
+    assert "4/6" in row
+    assert "Dependency" not in row
+
+
+def test_a_job_that_was_done_before_slurm_ended_it_says_so(queued):
+    [data] = queued.units("data")
+    queued.said(data, "done", 0, "done")
+    queued.ended(data, "CANCELLED")
+    assert "data (CANCELLED): its work was done; then Slurm ended it (CANCELLED)" in told(queued)
+
+
+def test_a_job_that_ended_well_is_done_though_slurm_calls_it_preempted(queued):
+    [train] = queued.units("train")
+    queued.ended(train, "PREEMPTED")
+    assert gather(queued.root).row("train").over
+    queued.said(train, "done", 0, "done")
+    assert gather(queued.root).row("train").done
+
+
+def test_no_cause_is_empty(queued):
+    [train], [audit] = queued.units("train"), queued.units("audit")
+    queued.said(train, "", None)
+    queued.ended(train, "FAILED", 1)
+    queued.ended(audit, "FAILED", 1)
+    lines = told(queued)
+    assert "train (FAILED): exit 1: killed without a word, most often with its node" in lines
+    assert any(line.startswith("audit") and line.endswith("exit 1: Slurm says FAILED") for line in lines)
+
+
+def test_nodes_that_a_job_does_not_get_are_shown(queued, monkeypatch):
+    item = tools.Queued(queued.units("train")[0], "PENDING", "Resources", 0, "", "", "node[5-6]", "run.train")
+    monkeypatch.setattr(tools, "queue", lambda jobs: [item])
+    [row] = [line for line in told(queued) if line.startswith("train")]
+    assert "node[5-6]" in row
+
+
+def test_a_job_of_another_that_had_the_same_id_is_not_counted(queued):
+    [train] = queued.units("train")
+    theirs = tools.Accounted(train, "COMPLETED", 0, 0, 60, "node9", 1440, 9000, "", name="their.job")
+    ours = tools.Accounted(train, "COMPLETED", 0, 0, 60, "node1", 28, 100, "", name="run.train")
+    queued.queued.pop(train)
+    queued.accounts[train] = [theirs, ours]
+    row = gather(queued.root).row("train")
+    assert (row.core_seconds, row.joules) == (28, 100)
+
+
+def test_watchers_share_an_answer_for_a_minute_and_what_ended_is_never_asked_again(queued):
+    def asked():
+        found = [call for call in queued.calls if call[0] in ("queue", "accounted")]
+        queued.calls.clear()
+        return found
+
+    finish(queued, "sources", "ingest")
+    asked()
+    first = gather(queued.root, WATCH_SECONDS)
+    assert len(asked()) == 2
+    assert gather(queued.root, WATCH_SECONDS) == first
+    assert asked() == []
+    again = gather(queued.root)  # a person who asks once gets the present state
+    queue, accounts = asked()
+    assert not {"101", "102"} & {*queue[1:], *accounts[1:]}
+    assert again == first
+    put(queued, jobs_of(queued.root)[-1:])
+    asked()
+    gather(queued.root, WATCH_SECONDS)
+    assert len(asked()) == 2  # another submission makes the answer old
