@@ -279,7 +279,8 @@ def _refuse(
         check_settings(config, runtime.root)
         refuse_here(config, runtime.root)
     else:
-        refuse(jobs, config, runtime.root, file, folders_read(loaded, sources.folders))
+        entries = {order.job.name: len(order.numbers) or max(1, order.job.tasks) for order in orders}
+        refuse(jobs, config, runtime.root, file, folders_read(loaded, sources.folders), entries)
 
 
 def _asked(arguments: Arguments, loaded: Run) -> SlurmConfig:

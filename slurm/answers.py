@@ -17,7 +17,7 @@ import contextlib
 import datetime
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from slurm.submit import Submitted
 ANSWERS_FILE = "answers.json"
 WATCH_SECONDS = 60.0
 """Age up to which an answer does for somebody who watches."""
+_CLOCKS_DIFFER = datetime.timedelta(minutes=5)
+"""The controller's clock and ours, at most."""
 _LIVE = {
     "PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RUNNING", "SUSPENDED", "STOPPED",
     "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "RESV_DEL_HOLD", "REQUEUE_FED",
@@ -58,41 +60,30 @@ def ask(root: Path, lines: Sequence[Submitted], most_seconds: float = 0.0) -> An
     names = {line.job: line.name for line in lines}
     ended = {item.job.partition("_")[0] for item in over}
     left = [job for job in jobs if job not in ended]
-    queued, accounted, silent = _queued(left), _accounted(left, lines), []
-    if isinstance(queued, str):
-        silent.append(queued)
-        queued = None
-    if isinstance(accounted, str):
-        silent.append(accounted)
-        accounted = None
-    queued = [item for item in queued if _ours(item.name, names[item.job.partition("_")[0]])] if queued else queued
-    if accounted is not None:
-        accounted = [item for item in accounted if _ours(item.name, names.get(item.job.partition("_")[0], ""))]
-    if queued is not None and accounted is not None:
-        _keep(root, jobs, queued, accounted, over)
-    accounts = None if accounted is None else over + accounted
-    return Answers(None if queued is None else queued + rehearsed, accounts, tuple(silent))
-
-
-def _queued(jobs: Sequence[str]) -> list[tools.Queued] | str:
-    try:
-        return tools.queue(jobs)
-    except ClusterError as error:
-        return str(error)
-
-
-def _accounted(jobs: Sequence[str], lines: Sequence[Submitted]) -> list[tools.Accounted] | str:
     first = datetime.datetime.fromisoformat(lines[0].submitted.replace("Z", "+00:00"))
-    since = first - datetime.timedelta(minutes=5)  # the controller's clock and ours may differ
+    since = f"{first.astimezone() - _CLOCKS_DIFFER:%Y-%m-%dT%H:%M:%S}"
+    known: list[tools.Queued] | None = None
+    accounted: list[tools.Accounted] | None = None
+    silent: list[str] = []
     try:
-        return tools.accounted(jobs, every_start=True, since=f"{since.astimezone():%Y-%m-%dT%H:%M:%S}")
+        known = [item for item in tools.queue(left) if _ours(item, names)]
     except ClusterError as error:
-        return str(error)
+        silent.append(str(error))
+    try:
+        found = tools.accounted(left, every_start=True, since=since)
+        accounted = [item for item in found if _ours(item, names)]
+    except ClusterError as error:
+        silent.append(str(error))
+    if known is not None and accounted is not None:
+        _keep(root, jobs, known, accounted, over)
+    accounts = None if accounted is None else over + accounted
+    return Answers(None if known is None else known + rehearsed, accounts, tuple(silent))
 
 
-def _ours(told: str, name: str) -> bool:
-    """Whether a job of this name is the one that was submitted as `name`; so, too, where Slurm tells none."""
-    return not told or not name or told.rpartition(".")[2] == name
+def _ours(item: tools.Queued | tools.Accounted, names: Mapping[str, str]) -> bool:
+    """Whether a job is the one that was submitted under its id; so, too, where Slurm tells no name."""
+    name = names.get(item.job.partition("_")[0])
+    return name is not None and (not item.name or item.name.rpartition(".")[2] == name)
 
 
 def _kept(root: Path) -> dict[str, Any]:

@@ -278,23 +278,24 @@ settle() { # STATUS, before a script ends for good: what Slurm does to its job f
   show "$job" || return 0
   if let_go; then return 0; fi
   stand_aside
-  if [ "$1" = 0 ] && grep -q '"event": "preempted"' "$attempts" 2>/dev/null; then
-    # A job that was once told to leave within a grace time Slurm takes for preempted when it ends, however long
-    # after: it puts it back, to wait in the queue for a start in which nothing is left to do.
-    freed || return 0
-  fi
-  scontrol update "jobid=$job" Requeue=0 2>/dev/null || true # else a launch taken for failed, late, puts it back, held
+  [ "$1" = 0 ] && [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || return 0
+  # A job that was once told to leave within a grace time Slurm takes for preempted when it ends, however long after:
+  # it puts it back, for a start in which nothing is left to do. What waits for this job does not wait for that.
+  [ "$(field Restarts "$shown") $(field PreemptTime "$shown")" = "0 None" ] || free
+  # If that launch fails, on a busy node, Slurm holds a job that is done; the next one of the run to end releases it.
+  local held
+  held=$(squeue --me --noheader --states=PENDING "--format=%i %r" 2>/dev/null | sed -n 's/^\([0-9]*\) launch failed requeued held$/\1/p') || return 0
+  for held in $held; do
+    ! grep -qF "\"job\": \"$held\"," "$root/slurm/jobs.jsonl" || scontrol release "$held" || true
+  done
 }
 
-freed() { # true: what waits for this job's success, which has come, waits for its end alone, be that called PREEMPTED
+free() { # what waits for this job's success, which has come, waits no more
   local waiting after
-  [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || return 1 # for all tasks of an array there is one dependency
   while read -r waiting after; do
     after=$(sed 's/\["\([a-z]*\)", "\([0-9_]*\)"\]/\1:\2/g; s/, /,/g' <<<"$after,")
-    after=${after//afterok:$job,/afterany:$job,}
-    if ! scontrol update "jobid=$waiting" "Dependency=${after%,}" 2>/dev/null && show "$waiting"; then
-      [ "$(field JobState "$shown")" != PENDING ] || return 1
-    fi
+    after=${after//afterok:$job,/}
+    scontrol update "jobid=$waiting" "Dependency=${after%,}" 2>/dev/null || true # it has ended, or waits on
   done < <(grep -F "[\"afterok\", \"$job\"]" "$root/slurm/jobs.jsonl" 2>/dev/null |
     sed -n 's/^{"after": \[\(.*\)\], "job": "\([0-9]*\)".*/\2 \1/p')
 }
@@ -331,7 +332,6 @@ again() { # STATUS: this job goes back into the queue; the script ends here
       echo "assay: Slurm has put job $job back into the queue itself; this attempt only ends"
       exit "$1"
     fi
-    case $(field PreemptTime "$shown") in "" | None) ;; *) note preempted || true ;; esac
     if scontrol requeue "$job"; then
       if [ -e "$called_off" ]; then scancel "$job"; fi # it was, between the two
       if [ -n "$left_out" ]; then exclude "$job" "$shown"; else later "$1"; fi

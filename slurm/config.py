@@ -128,7 +128,7 @@ class SlurmConfig(Section):
     """Shards that an array task makes; more where there would be more tasks than the cluster or `max_tasks` allows."""
     max_tasks: int = Field(default=0, ge=0)
     """Most tasks of an array; 0: as many as the cluster's MaxArraySize allows."""
-    throttle: int = Field(default=0, ge=0)
+    throttle: int = Field(default=100, ge=0)
     """Most tasks of an array that run at once; 0: no bound."""
 
     retries: int = Field(default=3, ge=0, le=100)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import getpass
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from governance.errors import ClusterError, ConfigError
@@ -18,6 +18,7 @@ from governance.log import get_logger
 from slurm import tools
 from slurm.config import SlurmConfig, minutes
 from slurm.graph import Job
+from slurm.limits import entries_of, over_limits
 from slurm.nodes import away, megabytes, of_training
 from slurm.render import script_of
 
@@ -45,9 +46,16 @@ _MENDS = {
 
 
 def refuse(
-    jobs: Sequence[Job], config: SlurmConfig, root: Path, config_file: Path, sources: Sequence[Path] = ()
+    jobs: Sequence[Job],
+    config: SlurmConfig,
+    root: Path,
+    config_file: Path,
+    sources: Sequence[Path] = (),
+    entries: Mapping[str, int] | None = None,
 ) -> None:
     """Look at everything that the cluster would refuse; the scripts are kept already, the sources lie in `sources`.
+
+    `entries`: how many tasks of each array are submitted; None: all.
 
     Raises:
         ConfigError: a setting contradicts another, or the script to source is not there.
@@ -55,6 +63,7 @@ def refuse(
     """
     check_settings(config, root)
     faults = list(_seen(config))
+    faults += over_limits(jobs, entries or {job.name: entries_of([job]) for job in jobs}, config)
     told = faults or list(_rehearsed(jobs, root, _away(config)))
     if told:
         raise ClusterError("nothing was queued:\n" + "\n".join(f"  {line}" for line in told))
@@ -232,8 +241,13 @@ def refuse_unshared(paths: Sequence[Path], config: SlurmConfig) -> None:
         options = [f"--partition={partition}"] * bool(partition)
         account = config.data_account or config.account
         options += [f"--account={account}"] * bool(account)
+        qos = config.data_qos or config.qos
+        options += [f"--qos={qos}"] * bool(qos)
+        options += [f"--reservation={config.reservation}"] * bool(config.reservation)
+        options += [f"--exclude={config.exclude}"] * bool(config.exclude)
+        look = 'test -d "$0" || { echo "node $(hostname -s) does not see $0" >&2; exit 1; }'
         try:
-            tools.on_a_node(options, "test", "-d", str(path))
+            tools.on_a_node(options, "sh", "-c", look, str(path))
         except ClusterError as error:
             if not _busy(str(error)):
                 raise ClusterError(

@@ -203,8 +203,8 @@ def _stand(
     elif told is not None:
         base = replace(base, state=told.state)
     kind = class_of(base.state)
-    if base.state == "PREEMPTED" and last is not None and last.outcome == "done":
-        kind = "done"  # so Slurm calls the end of a job that was told to leave at any time before
+    if last is not None and last.outcome == "done" and (base.state == "PREEMPTED" or kind == "waiting"):
+        kind = "done"  # so Slurm ends a job that was told to leave at any time before, or puts it back
     if entry is None and kind in ("waiting", "running", "unknown"):
         base, kind = _without_the_queue(base, last, queued is not None, told is not None)
     if kind == "failed":

@@ -231,6 +231,37 @@ def accounts(user: str) -> list[str]:
     return list(dict.fromkeys(line for line in told.splitlines() if line))
 
 
+def submit_limits(user: str, account: str, qos: str) -> dict[str, int]:
+    """Name of each limit on a user's entries in the queue -> how many; none where accounting does not answer."""
+    found: dict[str, int] = {}
+    words = ["user=" + user, *["account=" + account] * bool(account)]
+    try:
+        of_user = _ask("sacctmgr", "-nP", "show", "assoc", *words, "format=account,maxsubmit,grpsubmit,defaultqos")
+        defaults = [line.split("|")[3] for line in of_user.splitlines() if line.count("|") == 3]
+        names = [qos or next((name for name in defaults if name), "normal")]
+        of_qos = _ask("sacctmgr", "-nP", "show", "qos", *names, "format=name,maxsubmitpu,grpsubmit")
+    except ClusterError:
+        return {}
+    for kind, told, fields in (
+        ("account", of_user, ("MaxSubmitJobs", "GrpSubmitJobs")),
+        ("qos", of_qos, ("MaxSubmitJobsPerUser", "GrpSubmitJobs")),
+    ):
+        for line in told.splitlines():
+            name, *values = line.split("|")
+            for field, value in zip(fields, values, strict=False):
+                if value.isdecimal():
+                    found[f"the {kind} {name} ({field})"] = int(value)
+    return found
+
+
+def mine() -> int:
+    """How many entries this user has in the queue; 0 where the controller does not answer."""
+    try:
+        return len(_ask("squeue", "--me", "--noheader", "--array", "--format=%i").splitlines())
+    except ClusterError:
+        return 0
+
+
 def on_a_node(options: Sequence[str], *command: str, seconds: int = 10) -> str:
     """Run a command on a node that is free within some seconds; what it prints.
 

@@ -53,6 +53,7 @@ why() { # the cause of the end in words, '' where nothing told it
   else # the first rank that was ended; those that only missed it ended with a status of their own
     words=$(grep -aE '^srun: error: .*(task.*: (Killed|Aborted|Segm|Bus)|Node failure)' "$said" | head -n 1) || true
     [ -n "$words" ] || words=$(grep -aE '^srun: error: .*task.*: (Exited|Terminated)' "$said" | head -n 1) || true
+    [ -n "$words" ] || words=$(grep -aE '^srun: error: ' "$said" | tail -n 1) || true
     echo "${words#srun: error: }"
   fi
 }

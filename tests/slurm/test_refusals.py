@@ -135,7 +135,7 @@ def test_sources_and_the_script_that_is_sourced_must_be_seen_too(cluster):
     elsewhere.mkdir()
     (elsewhere / "modules.sh").touch()
     told = 'echo "srun: error: n1: task 0: Exited with exit code 1" >&2; exit 1'
-    srun.write_text(f'#!/bin/bash\n[[ $* != *"test -d {elsewhere}" ]] || {{ {told}; }}\n')
+    srun.write_text(f'#!/bin/bash\n[[ $* != *" {elsewhere}" ]] || {{ {told}; }}\n')
     look(cluster)
     for unseen in ({"sources": [elsewhere]}, {"environment": str(elsewhere / "modules.sh")}):
         with pytest.raises(ClusterError, match=r"elsewhere: the nodes do not see it"):
@@ -239,7 +239,7 @@ def test_an_image_must_be_seen_by_the_nodes(cluster):
     image.touch()
     told = 'echo "srun: error: n1: task 0: Exited with exit code 1" >&2; exit 1'
     srun = cluster / "programs" / "srun"
-    srun.write_text(f'#!/bin/bash\n[[ $* != *"test -d {image.parent}" ]] || {{ {told}; }}\n')
+    srun.write_text(f'#!/bin/bash\n[[ $* != *" {image.parent}" ]] || {{ {told}; }}\n')
     with pytest.raises(ClusterError, match=r"images: the nodes do not see it"):
         look(cluster, container=str(image), container_runtime="apptainer")
 
@@ -269,7 +269,7 @@ def test_a_job_around_does_not_steer_the_tools(cluster, monkeypatch):
 
 def test_elapsed_times_and_energies_are_read(monkeypatch):
     assert [tools.seconds(text) for text in ("1-02:03:04", "05:06", "INVALID", "")] == [93784, 306, 0, 0]
-    line = "\x1f".join(["7", "CANCELLED by 0", "0:15", "61", "n1", "122", str((1 << 64) - 5), "assay: x|y"])
+    line = "\x1f".join(["7", "CANCELLED by 0", "0:15", "61", "n1", "122", str((1 << 64) - 5), "run.data", "assay: x|y"])
     monkeypatch.setattr(tools, "_ask", lambda *words: f"{line}\n{line.replace('7', '7.batch', 1)}\n")
     [found] = tools.accounted(["7"])
     assert (found.state, found.signal, found.joules, found.comment) == ("CANCELLED", 15, None, "assay: x|y")
@@ -285,6 +285,6 @@ def test_the_energy_of_a_job_is_that_of_its_steps(monkeypatch):
         ("7.1", "900"),
         ("7.2", str(-5 % 2**64)),
     ]
-    lines = ["\x1f".join([job, "COMPLETED", "0:0", "60", "n1", "60", joules, ""]) for job, joules in told]
+    lines = ["\x1f".join([job, "COMPLETED", "0:0", "60", "n1", "60", joules, "run.data", ""]) for job, joules in told]
     monkeypatch.setattr(tools, "_ask", lambda *words: "\n".join(lines))
     assert [start.joules for start in tools.accounted(["7"], every_start=True)] == [600, 1300]

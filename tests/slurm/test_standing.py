@@ -1,7 +1,6 @@
 """How jobs stand while parts of Slurm are down, what is submitted again, and what the status says of it."""
 
 import json
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 from governance.errors import ClusterError, ConfigError, MissingInput
 from governance.files import append_line, write_text
 from slurm import tools
-from slurm.accounting import ACCOUNTING_FILE, account
 from slurm.answers import ANSWERS_FILE
 from slurm.config import SlurmConfig
 from slurm.control import log_of, missing
@@ -291,27 +289,6 @@ def test_attempts_are_paired_and_a_kill_without_a_word_is_told(queued):
     told = "\n".join(describe(gather(queued.root), progress(queued), None))
     assert "train: begun again: killed without a word" in told
     assert "train: begun again: told to leave; what is done is saved" in told
-
-
-def test_both_meters_stand_side_by_side(queued):
-    queued.ended(queued.units("train")[0], joules=1500)
-    queued.accounts[queued.units("train")[0]] *= 2  # two starts
-    energy = account(gather(queued.root), 1000.0, queued.root)
-    assert (energy.slurm, energy.ours) == (3000, 1000.0)
-    file = queued.root / "slurm" / ACCOUNTING_FILE
-    account(gather(queued.root), 1000.0, queued.root)  # the same answer is kept once
-    first = file.read_text()
-    [kept] = map(json.loads, first.splitlines())
-    assert kept["jobs"]["train"] == {"core_seconds": 240, "joules": 3000}
-    told = "\n".join(describe(gather(queued.root), progress(queued), replace(energy, ended=True)))
-    submit([Order(jobs_of(queued.root)[-3])], queued.root, CONFIG)  # what failed before counts too
-    queued.ended(queued.units("train")[0], joules=500)
-    assert account(gather(queued.root), None, queued.root).slurm == 3500
-    assert file.read_text().startswith(first)  # a report that was written from it can be verified
-    assert json.loads(file.read_text().splitlines()[-1])["slurm"] == 3500
-    assert "energy by Slurm 3.0 kJ, energy by our meters 1.0 kJ, they disagree: Slurm's is +200% of ours" in told
-    assert not energy.ended  # jobs wait still: the meters are not compared
-    assert "disagree" not in "\n".join(describe(gather(queued.root), progress(queued), energy))
 
 
 def test_progress_of_the_training_is_read_from_its_record(queued, tmp_path):

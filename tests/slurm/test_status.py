@@ -1,8 +1,12 @@
 """What the status says where it said something else than what is so; and how rarely Slurm is asked for it."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from slurm import tools
+from slurm.accounting import ACCOUNTING_FILE, account
 from slurm.answers import WATCH_SECONDS
 from slurm.standing import gather
 from slurm.status import describe, next_command
@@ -91,6 +95,8 @@ def test_a_job_that_ended_well_is_done_though_slurm_calls_it_preempted(queued):
     assert gather(queued.root).row("train").over
     queued.said(train, "done", 0, "done")
     assert gather(queued.root).row("train").done
+    queued.queued[train] = ("PENDING", "launch failed requeued held")
+    assert gather(queued.root).row("train").done
 
 
 def test_no_cause_is_empty(queued):
@@ -140,3 +146,24 @@ def test_watchers_share_an_answer_for_a_minute_and_what_ended_is_never_asked_aga
     asked()
     gather(queued.root, WATCH_SECONDS)
     assert len(asked()) == 2  # another submission makes the answer old
+
+
+def test_both_meters_stand_side_by_side(queued):
+    queued.ended(queued.units("train")[0], joules=1500)
+    queued.accounts[queued.units("train")[0]] *= 2  # two starts
+    energy = account(gather(queued.root), 1000.0, queued.root)
+    assert (energy.slurm, energy.ours) == (3000, 1000.0)
+    file = queued.root / "slurm" / ACCOUNTING_FILE
+    account(gather(queued.root), 1000.0, queued.root)  # the same answer is kept once
+    first = file.read_text()
+    [kept] = map(json.loads, first.splitlines())
+    assert kept["jobs"]["train"] == {"core_seconds": 240, "joules": 3000}
+    told = "\n".join(describe(gather(queued.root), progress(queued), replace(energy, ended=True)))
+    submit([Order(jobs_of(queued.root)[-3])], queued.root, CONFIG)  # what failed before counts too
+    queued.ended(queued.units("train")[0], joules=500)
+    assert account(gather(queued.root), None, queued.root).slurm == 3500
+    assert file.read_text().startswith(first)  # a report that was written from it can be verified
+    assert json.loads(file.read_text().splitlines()[-1])["slurm"] == 3500
+    assert "energy by Slurm 3.0 kJ, energy by our meters 1.0 kJ, they disagree: Slurm's is +200% of ours" in told
+    assert not energy.ended  # jobs wait still: the meters are not compared
+    assert "disagree" not in "\n".join(describe(gather(queued.root), progress(queued), energy))

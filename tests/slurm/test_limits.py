@@ -1,0 +1,71 @@
+"""Entries in the queue are counted against the site's limits before the first job is queued."""
+
+from pathlib import Path
+
+import pytest
+
+from slurm import tools
+from slurm.config import SlurmConfig
+from slurm.graph import Work, plan
+from slurm.limits import entries_of, over_limits
+
+ASSOCIATION = "lab|%s||normal\n"
+QOS = "normal|%s|\n"
+
+
+def jobs_of(tasks=100, **settings):
+    config = SlurmConfig(max_tasks=tasks, **settings)
+    return plan(Work("run", ("ingest", "clean"), 1000, ("run.toml",)), config, 1001, Path("/shared/run")), config
+
+
+@pytest.fixture
+def site(monkeypatch):
+    """The limits of a site; what it was asked."""
+    limits = {"maxsubmit": "", "pu": "", "MaxJobCount": "10000", "mine": 0}
+
+    def ask(*words):
+        if words[0] == "squeue":
+            return "1\n" * limits["mine"]
+        if words[0] == "scontrol":
+            return f"MaxJobCount = {limits['MaxJobCount']}\n"
+        return ASSOCIATION % limits["maxsubmit"] if "assoc" in words else QOS % limits["pu"]
+
+    monkeypatch.setattr(tools, "_ask", ask)
+    return limits
+
+
+def told(jobs, config):
+    return list(over_limits(jobs, {job.name: entries_of([job]) for job in jobs}, config))
+
+
+@pytest.mark.parametrize(
+    ("limit", "name"),
+    [
+        ("maxsubmit", "the account lab (MaxSubmitJobs)"),
+        ("pu", "the qos normal (MaxSubmitJobsPerUser)"),
+        ("MaxJobCount", "the cluster (MaxJobCount)"),
+    ],
+)
+def test_what_does_not_fit_says_with_which_setting_it_does(site, limit, name):
+    jobs, config = jobs_of()
+    assert (entries_of(jobs), told(jobs, config)) == (208, [])
+    site[limit] = "50"
+    [line] = told(jobs, config)
+    assert line.startswith(f"208 entries in the queue (jobs and tasks of arrays), of which {name} allows 50.")
+    assert "slurm.max_tasks = 21" in line
+    smaller, config = jobs_of(21)
+    assert entries_of(smaller) == 50
+    assert told(smaller, config) == []
+
+
+def test_what_else_one_has_queued_is_warned_of(site, caplog):
+    jobs, config = jobs_of()
+    site |= {"pu": "300", "mine": 100}
+    assert told(jobs, config) == []
+    assert "you have 100 already" in caplog.text
+
+
+def test_of_a_retry_only_what_is_submitted_counts(site):
+    jobs, config = jobs_of()
+    site["pu"] = "50"
+    assert list(over_limits(jobs, {job.name: 1 for job in jobs}, config)) == []
