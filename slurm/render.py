@@ -16,8 +16,8 @@ The template is valid bash before it is filled in. What is filled in is quoted, 
     @MACHINERY@             the folders that hold the machinery, the kept copy first
     @PART@                  the file of it for this kind of job
 
-The machinery (attempt.sh, then step.sh or train.sh) is sourced. `keep_machinery` copies it below the root, under its
-own digest, so a job that waits is not changed by another release of the program.
+The machinery (attempt.sh, settle.sh, then step.sh or train.sh) is sourced. `keep_machinery` copies it below the root,
+under its own digest, so a job that waits is not changed by another release of the program.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from slurm.config import SlurmConfig
 from slurm.graph import Job, Kind
 
 _FOLDER = Path(__file__).parent
-_MACHINERY = ("attempt.sh", "step.sh", "train.sh")
+_MACHINERY = ("attempt.sh", "settle.sh", "step.sh", "train.sh")
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_=./,:@%&|*+[]()!~")
 _PURPOSES: dict[Kind, str] = {
     "share": "A task of an array: its share of the shards of one data step.",
