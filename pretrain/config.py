@@ -134,7 +134,7 @@ class EngineConfig(Section):
     """Rows of one forward and backward pass on one rank."""
     activation_checkpointing: Literal["none", "full", "selective"] = "none"
     """Activations that the backward pass computes again: none; full: all of each block; selective: all of a block but
-    the results of its linear maps."""
+    the results of its linear maps and of attention."""
     attention: Literal["auto", "flash"] = "auto"
     """CUDA: auto: FlexAttention, a part of torch. flash: FlashAttention's kernel for rows of several lengths, from the
     package flash_attn_interface (3) or flash_attn (2), whichever is installed."""

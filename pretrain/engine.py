@@ -38,6 +38,7 @@ from pretrain.model.decoder import Batch, Decoder
 from pretrain.model.flash import documents_at_most
 from pretrain.model.float8 import compute_in_8_bits
 from pretrain.model.initial import learning_rate_scale
+from pretrain.model.layers import join_projections
 from pretrain.model.ulysses import share_rows
 from pretrain.optim import make_optimizer, parameter_groups
 from pretrain.tensor_parallel import TensorParts
@@ -173,6 +174,8 @@ def open_engine(
         model = _build(deepspeed, config, make, weight)
         if recipe.train.precision == "fp8":
             compute_in_8_bits(model)
+        elif settings.zero_stage < 3 and settings.tensor_parallel_size == 1:
+            join_projections(model)
         if settings.sequence_parallel_size > 1:
             share_rows(model, _sequence_group(ranks, settings))
         scale = functools.partial(learning_rate_scale, config=recipe.model)

@@ -62,8 +62,9 @@ def activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
     layers = model.num_hidden_layers
     if kind == "none":
         return layers * whole + scratch
-    gated = model.feed_forward == "swiglu"
-    products = of.width * (1 + max(1, of.chosen)) + of.heads + 2 * of.keys + (2 if gated else 1) * of.inner
+    products = of.width * (1 + max(1, of.chosen)) + of.heads + 2 * of.keys + (2 if model.gated else 1) * of.inner
+    if device != "cpu" or (recipe.train.sequence_length > SHORT_ROWS and model.attn_logit_softcapping is None):
+        products += of.heads  # attention's result, where it is one kernel
     kept = of.stream * of.width + (of.size * products if kind == "selective" else 0)
     return layers * of.tokens * kept + whole + scratch
 
@@ -82,8 +83,8 @@ def _attended(recipe: TrainRecipe, of: _Pass, device: str) -> int:
 def _fed(recipe: TrainRecipe, of: _Pass, device: str) -> int:
     """Bytes a token that a block's feed-forward layer saves: what it reads, and what bends it."""
     kind = recipe.model.feed_forward
-    gated = kind == "swiglu"
-    bent = {"swiglu": 3 if device == "cpu" else 4, "relu": 1}.get(kind, 2)  # eager.SwiGlu keeps no sigmoid
+    gated = recipe.model.gated
+    bent = {"swiglu": 3 if device == "cpu" else 4, "geglu": 4, "relu": 1}.get(kind, 2)  # eager.SwiGlu keeps no sigmoid
     copies = 2 if gated and recipe.train.precision == "autocast" else 1
     found = of.size * (copies * of.width + bent * of.inner)
     if of.chosen:  # the router's fp32 copy; a copy of the token for each expert, and each one's output

@@ -2,8 +2,9 @@
 
 - none: everything that the backward pass reads.
 - full: the block's input; the block is computed again (arXiv:1604.06174). About a third more arithmetic.
-- selective: the block's input and the results of its linear maps; norms, positions, activations and attention are
-  computed again (arXiv:2205.05198). A few per cent more arithmetic.
+- selective: the block's input, the results of its linear maps and of attention, where that is one kernel (all but the
+  matrix products by which short rows attend on CPU); norms, positions and activations are computed again
+  (arXiv:2205.05198). Hardly more arithmetic.
 
 Losses and gradients are those of "none": the same operations on the same numbers.
 """
@@ -22,8 +23,16 @@ from pretrain.model.attention import DocumentMask
 Checkpointing = Literal["none", "full", "selective"]
 _PRODUCTS = torch.ops.aten
 _KEPT = (
-    _PRODUCTS.mm.default, _PRODUCTS.addmm.default, _PRODUCTS.linear.default, _PRODUCTS._scaled_mm.default
+    _PRODUCTS.mm.default, _PRODUCTS.addmm.default, _PRODUCTS.linear.default, _PRODUCTS._scaled_mm.default,
+    _PRODUCTS._scaled_dot_product_flash_attention_for_cpu.default,
 )  # fmt: skip
+_KEPT_NAMES = (
+    "flex_attention",  # in a model that is compiled
+    "inductor_compiled_code",  # FlexAttention compiled by itself (`flex.py`)
+    "flash_attn::_flash_attn_varlen_forward",  # FlashAttention 2
+    "flash_attn_3::_flash_attn_forward",  # and 3
+    "flash_attn_3::fwd",  # of its first versions
+)
 
 
 def run_block(
@@ -43,4 +52,11 @@ def run_block(
 
 
 def _policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    kept = operation in _KEPT or _name(operation) in _KEPT_NAMES
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _name(operation: Any) -> str:
+    """The name of an operation of torch, a package or a higher order, without its overload."""
+    name = operation.name() if callable(getattr(operation, "name", None)) else str(operation)
+    return name.partition(".")[0]

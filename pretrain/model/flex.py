@@ -93,9 +93,12 @@ def compiled(shapes: Any) -> Flex:
 
     code, found = of_one_class.__code__.replace(), of_one_class  # torch counts recompilations by code object
     own = types.FunctionType(code, found.__globals__, found.__name__, found.__defaults__, found.__closure__)
-    return torch.compile(own, dynamic=False, fullgraph=True, backend=backend())
+    return torch.compile(own, dynamic=False, fullgraph=True, **compiler())
 
 
-def backend() -> Any:
-    """What compiles; a test counts here."""
-    return "inductor"
+def compiler() -> dict[str, Any]:
+    """What compiles; its code is one operation for selective checkpointing, which keeps the result."""
+    from torch._inductor import config
+
+    wraps = "wrap_inductor_compiled_regions"
+    return {"options": {wraps: True}} if hasattr(config, wraps) else {}

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointPolicy
 
+from pretrain.model import attention, checkpointing, flex
 from tests.pretrain.small_models import VARIANTS, config, model_of, rows
 
 
@@ -12,11 +14,12 @@ class Products(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = self.softmax = 0
+        self.linear = self.softmax = self.fused = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.linear += func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
         self.softmax += func is torch.ops.aten._softmax.default
+        self.fused += func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
         return func(*args, **(kwargs or {}))
 
 
@@ -52,7 +55,53 @@ def difference(variant: str, how: str) -> dict[str, float]:
     return {name: float((a - b).abs().max()) for name, (a, b) in pairs.items() if not torch.equal(a, b)}
 
 
-def test_selective_computes_attention_again_and_linear_maps_once():
+@pytest.mark.parametrize("how", ["full", "selective"])
+def test_selective_keeps_the_result_of_an_attention_that_is_one_kernel(how, monkeypatch):
+    monkeypatch.setattr(attention, "SHORT", 16)
+    none, other = (learn("llama", kind)[2] for kind in ("none", how))
+    assert none.fused == 2
+    assert other.fused == (4 if how == "full" else 2)
+    assert difference("llama", how) == {}
+
+
+@torch.library.custom_op("assay_tests::noted", mutates_args=())
+def noted(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers; each run is noted."""
+    RUNS.append(1)
+    return x.clone()
+
+
+noted.register_fake(torch.empty_like)
+noted.register_autograd(lambda context, gradient: gradient)
+RUNS: list[int] = []
+
+
+@pytest.mark.slow
+def test_selective_keeps_what_is_compiled_by_itself(monkeypatch):
+    """As FlexAttention is on CUDA: here a formula in its place, compiled with the same options."""
+
+    def formula(q, k, v):
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        return noted((q @ k.transpose(-1, -2)).tril().softmax(-1)) @ v
+
+    compiled = torch.compile(formula, dynamic=False, fullgraph=True, **flex.compiler())
+    monkeypatch.setattr(attention, "attention", lambda segments, rule: compiled)
+    counts, batch = {}, rows([[32], [32]])
+    for how in ("none", "selective", "full"):
+        model = model_of(config(), activation_checkpointing=how)
+        RUNS.clear()
+        model(batch.tokens, batch.targets, batch.segments, batch.positions)[0].backward()
+        counts[how] = len(RUNS)
+    assert counts == {"none": 2, "selective": 2, "full": 4}
+
+
+@pytest.mark.parametrize("name", ["flex_attention", "inductor_compiled_code"])
+def test_the_operations_of_flex_are_known_by_their_names(name):
+    operation = getattr(torch.ops.higher_order, name)
+    assert checkpointing._policy(None, operation) is CheckpointPolicy.MUST_SAVE
+
+
+def test_selective_computes_short_rows_again_and_linear_maps_once():
     none, full, selective = (learn("llama", how)[2] for how in ("none", "full", "selective"))
     assert selective.linear == none.linear
     assert full.linear > none.linear

@@ -78,7 +78,7 @@ def counted(monkeypatch):
 
     torch._dynamo.reset()
     flex.compiled.cache_clear()
-    monkeypatch.setattr(flex, "backend", lambda: count)
+    monkeypatch.setattr(flex, "compiler", lambda: {"backend": count})
     yield graphs
     flex.compiled.cache_clear()
     torch._dynamo.reset()
