@@ -174,7 +174,7 @@ def open_engine(
         model = _build(deepspeed, config, make, weight)
         if recipe.train.precision == "fp8":
             compute_in_8_bits(model)
-        elif settings.zero_stage < 3 and settings.tensor_parallel_size == 1:
+        elif settings.tensor_parallel_size == 1 and (settings.zero_stage < 3 or compiles_blocks(settings)):
             join_projections(model)
         if settings.sequence_parallel_size > 1:
             share_rows(model, _sequence_group(ranks, settings))

@@ -14,7 +14,7 @@ from torch import nn
 
 from pretrain.model.attention import DocumentMask
 from pretrain.model.checkpointing import Checkpointing, run_block
-from pretrain.model.eager import RootMeanSquare, by_hand, has_kernels
+from pretrain.model.eager import RootMeanSquare, has_kernels
 from pretrain.model.experts import Experts
 from pretrain.model.feed_forward import FeedForward
 from pretrain.model.positions import rotate
@@ -78,9 +78,9 @@ class Attention(nn.Module):
         return self.o_proj(seen.transpose(1, 2).flatten(2))
 
     def _project(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Queries, keys and values, in one product where the parameters are joined (`join_projections`)."""
+        """Queries, keys and values, in one product where parameters are joined (`join_projections`)."""
         maps = (self.q_proj, self.k_proj, self.v_proj)
-        if not self.joined or by_hand(x):
+        if not self.joined or not torch.compiler.is_compiling():
             return [part(x) for part in maps]
         bias = torch.cat([part.bias for part in maps]) if self.q_proj.bias is not None else None
         out = F.linear(x, torch.cat([part.weight for part in maps]), bias)
@@ -88,12 +88,12 @@ class Attention(nn.Module):
 
 
 def join_projections(model: nn.Module) -> None:
-    """Let attention multiply by the three matrices of queries, keys and values at once.
+    """Let compiled attention multiply by the three matrices of queries, keys and values at once.
 
-    One product in place of three forward and in place of six backward, with no sum of three gradients of the stream.
+    One product in place of three forward, two in place of six backward, and no sum of three gradients of the stream.
     The parameters stay three, so checkpoints, exports and optimizers know nothing of it; each pass copies them, which
-    is little beside the products of thousands of tokens. On CPU without a compiler nothing changes: there it gains
-    nothing. Wants whole plain maps, whose weights are there outside their own calls: not at ZeRO-3, not cut by AutoTP.
+    is little beside the products of thousands of tokens. Without a compiler nothing changes: there the backward pass
+    would keep the copy. Wants whole plain maps, whose weights are there outside their own calls: not cut by AutoTP.
     """
     for module in model.modules():
         if isinstance(module, Attention):

@@ -62,6 +62,8 @@ def test_queries_keys_and_values_are_one_product_each_way(codes):
     """Seven products forward and two for each of them backward, without: two and four of them are gone."""
     assert [code.products for code in codes[False][:2]] == [7, 14]
     assert [code.products for code in codes[True][:2]] == [5, 10]
+    for code in codes[True][:2]:  # the copy of the weights is made again, not kept
+        assert any("cat" in name for name in code.kernels)
     for ours, plain in zip(codes[True][2], codes[False][2], strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
 
@@ -79,7 +81,7 @@ def test_rotation_residual_and_norm_are_fused(codes, joined):
     )  # norm, rotations and mask, copy of heads, residual and norm, gate, residual
 
 
-def test_on_cpu_without_a_compiler_nothing_changes():
+def test_without_a_compiler_nothing_changes():
     settings, batch = config(), rows([[32]])
     block = Block(settings, 0)
     with torch.no_grad():
