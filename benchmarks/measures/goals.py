@@ -40,7 +40,7 @@ def told(name: str, value: float, note: str = "") -> Goal:
     return Goal(name, value, 0.0, "info", note)
 
 
-def command_line(description: str | None, groups: Callable[[bool], Mapping[str, Callable[[], list[Goal]]]]) -> int:
+def command_line(description: str | None, groups: Callable[[bool], Mapping[str, Callable[[], Iterable[Goal]]]]) -> int:
     """A script's whole command line: `[--quick] [GROUP ...]`; `groups(quick)` names what can be measured."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller samples; at most 5 minutes")
@@ -52,21 +52,20 @@ def command_line(description: str | None, groups: Callable[[bool], Mapping[str, 
     return run([(name, measure) for name, measure in known.items() if name in (arguments.groups or known)])
 
 
-def run(groups: Iterable[tuple[str, Callable[[], list[Goal]]]]) -> int:
+def run(groups: Iterable[tuple[str, Callable[[], Iterable[Goal]]]]) -> int:
     """Measure group after group, print each goal as it comes; a group that fails counts as missed."""
     short = 0
     print(f"# {machine()}", flush=True)
     for name, measure in groups:
         started = time.monotonic()
         try:
-            goals = measure()
+            for goal in measure():
+                print(goal.line(), flush=True)
+                short += not goal.holds
         except Exception as error:  # the other goals are still worth knowing
             print(f"{name} failed: {type(error).__name__}: {error}", flush=True)
             short += 1
             continue
-        for goal in goals:
-            print(goal.line(), flush=True)
-            short += not goal.holds
         print(f"# {name}: {time.monotonic() - started:.0f} s", flush=True)
     return int(short > 0)
 

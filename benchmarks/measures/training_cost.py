@@ -82,3 +82,33 @@ def engine_tax(quick: bool) -> list[Goal]:
         if name != "bare"
         for clock in ("wall", "cpu")
     ]
+
+
+def blocks(quick: bool) -> list[Goal]:
+    """A model small enough that overhead is all, at stage 3: compiled blocks against none, in turn.
+
+    The goal is processor time. Where arithmetic is all, our own kernels for CPUs are faster than compiled ones.
+    """
+    rounds = 10 if quick else 40
+    small = GPT.replace("hidden_size = 384", "hidden_size = 96").replace(
+        "intermediate_size = 1536", "intermediate_size = 192"
+    )
+    small = small.replace("sequence_length = 256", "sequence_length = 64").replace(
+        "global_batch_size = 16", "global_batch_size = 8"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        path = prepare(folder, small, 1_000_000)
+        commands = {}
+        for name in ("plain", "compiled"):
+            root = folder / f"root-{name}"  # a copy each: both have one key, and two runs of one key are refused
+            shutil.copytree(folder / "root", root)
+            words = ("--set", "engine.zero_stage=3", "--set", f"engine.compile={str(name == 'compiled').lower()}")
+            commands[name] = ours("train", str(path), "--root", str(root), *words)
+        with runners(commands, folder) as started:
+            take_turns(started, rounds)
+            cpu, wall = (
+                ratio(getattr(started["compiled"], clock), getattr(started["plain"], clock))
+                for clock in ("cpu_seconds", "seconds")
+            )
+    return [Goal("training_stage_3_compiled_cpu", cpu, 1.0, "<="), told("training_stage_3_compiled_wall", wall)]

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,8 @@ class Timed:
     """Nats a token of every step."""
     tokens_per_second: float
     mfu: float | None = None
+    memory_peak: int = 0
+    """Bytes, where the loop writes them down."""
 
 
 def settings(quick: bool) -> dict[str, Setting]:
@@ -97,8 +99,8 @@ def _preset(name: str) -> ModelConfig:
     return load_run(CONFIGS / f"{name}.toml", []).config.model
 
 
-def gpu(quick: bool) -> list[Goal]:
-    """All of it on this machine's first card."""
+def goals_on(quick: bool) -> list[Goal]:
+    """The goals on this machine's first card."""
     import torch
 
     if not torch.cuda.is_available():
@@ -180,11 +182,12 @@ def measured(setting: Setting, zero_stage: int = 1, device: str = "cuda") -> Tim
     kept = Settings(CheckpointConfig(every_steps=setting.steps), engine, TrackingConfig(mode="disabled"))
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        made = train(_tokens(root, setting), setting.recipe, kept, Runtime(root))
+        made = train(write_tokens(root, setting), setting.recipe, kept, Runtime(root))
         lines = [line for line in read_lines(root / made.folder / "metrics.jsonl") if line["event"] == "step"]
     mfu = None if lines[-1]["mfu"] is None else _median([line["mfu"] for line in lines])
     losses = [line["loss"] for line in lines]
-    return _timed(setting, [line["seconds"] for line in lines], losses, mfu)
+    found = _timed(setting, [line["seconds"] for line in lines], losses, mfu)
+    return replace(found, memory_peak=max(line["memory_peak"] or 0 for line in lines))
 
 
 def bare(setting: Setting, device: str = "cuda") -> Timed:
@@ -199,7 +202,7 @@ def bare(setting: Setting, device: str = "cuda") -> Timed:
     losses: list[float] = []
     with tempfile.TemporaryDirectory() as scratch, _arithmetic(Ranks(), setting.engine(1, device)):
         root = Path(scratch)
-        rows = open_rows(_tokens(root, setting), "train", root, setting.length)
+        rows = open_rows(write_tokens(root, setting), "train", root, setting.length)
         before, last = None, time.perf_counter()
         for read in bare_steps(setting.recipe, rows, setting.micro_rows, torch.device(device)):
             if before is not None:
@@ -220,7 +223,7 @@ def _median(values: list[float]) -> float:
     return statistics.median(values[min(WARM_UP, len(values) // 2) :])
 
 
-def _tokens(root: Path, setting: Setting) -> Manifest:
+def write_tokens(root: Path, setting: Setting) -> Manifest:
     """A shard of random tokens, four steps' rows and more: documents of one to four rows, so that rows hold two."""
     from data_pipeline.token_shards import EncodedDocument, write_token_shard
 

@@ -1,0 +1,91 @@
+"""The first look at a card, on a CPU at the size of a toy: every arm runs, and the whole stops by itself."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from benchmarks.measures import gpu_first_look
+from benchmarks.measures.gpu_first_look import ARMS, first_look
+from pretrain import peaks
+from tests.benchmarks.test_training_gpu import TOY
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Short products at a start."""
+    monkeypatch.setitem(peaks._SIZES, "cpu", (64,))
+    monkeypatch.setattr(peaks, "_SECONDS_A_SIZE", 0.0)
+
+
+def answers(arm: str) -> dict[str, float]:
+    return {name: value for name, value, _ in ARMS[arm][0](TOY, "cpu")}
+
+
+def test_the_products_are_those_of_the_model():
+    found = answers("shapes")
+    assert found.keys() == {
+        "query", "query_key_value", "up", "gate_and_up", "down", "gradient_of_up", "head",
+    }  # fmt: skip
+    assert all(value > 0 for value in found.values())
+
+
+def test_a_run_and_the_bare_loop_are_told_alike(quick):
+    run, bare = answers("run"), answers("bare")
+    assert {"ms", "tokens_per_second"} <= run.keys() & bare.keys()
+    assert run["memory_over_estimate"] > 0
+    assert run["graph_breaks"] == run["graphs"] == 0  # nothing is compiled on a CPU
+
+
+def test_kernels_are_told_by_their_time(quick):
+    found = answers("kernels")
+    table = [found[f"{number:02d}"] for number in range(1, 13)]
+    assert table == sorted(table, reverse=True)
+    assert table[0] > 0
+    assert 0 <= found["idle"] < 1
+
+
+def test_waits_are_counted_by_the_lines_that_make_them(quick, monkeypatch):
+    import warnings
+
+    from pretrain import loop
+
+    taken = loop.rate_factor
+
+    def waiting(step: int, *given):
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)  # as CUDA says it
+        return taken(step, *given)
+
+    assert answers("waits") == {"a_step": 0.0}
+    monkeypatch.setattr(loop, "rate_factor", waiting)
+    [(_, value, note)] = ARMS["waits"][0](TOY, "cpu")
+    assert value > 0
+    assert note.startswith("test_gpu_first_look.py:")
+
+
+def _slow(setting, device):
+    time.sleep(60)
+    return []
+
+
+def _broken(setting, device):
+    raise ValueError("no such kernel")
+
+
+def test_it_stops_by_itself_and_a_fault_costs_one_arm(monkeypatch):
+    """Arms in order; one that fails is told and missed, one that takes too long is killed, the rest are left out."""
+    arms = {"shapes": ARMS["shapes"], "broken": (_broken, 0.0), "slow": (_slow, 0.0), "late": (_slow, 1000.0)}
+    monkeypatch.setattr(gpu_first_look, "ARMS", arms)
+    began = time.monotonic()
+    lines = list(first_look({"toy": TOY}, "cpu", seconds=30.0))
+    assert time.monotonic() - began < 50
+    failed = [goal for goal in lines if not goal.holds]
+    assert [goal.name for goal in failed] == [
+        "training_gpu_look_toy_broken_failed",
+        "training_gpu_look_toy_slow_failed",
+    ]
+    assert "no such kernel" in failed[0].note
+    assert "was not done" in failed[1].note
+    assert lines[0].name == "training_gpu_look_toy_shapes_query"
+    assert lines[-1].name == "training_gpu_look_toy_late_left_out"
