@@ -93,9 +93,7 @@ def blocks(quick: bool) -> list[Goal]:
     small = GPT.replace("hidden_size = 384", "hidden_size = 96").replace(
         "intermediate_size = 1536", "intermediate_size = 192"
     )
-    small = small.replace("sequence_length = 256", "sequence_length = 64").replace(
-        "global_batch_size = 16", "global_batch_size = 8"
-    )
+    small = small.replace("sequence_length = 256", "sequence_length = 64")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         path = prepare(folder, small, 1_000_000)
