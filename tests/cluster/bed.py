@@ -149,14 +149,14 @@ class Training:
         """The number of the newest attempt that has computed a step."""
         return max((line["attempt"] for line in metrics(self.root) if line["event"] == "step"), default=0)
 
-    def saved(self, attempt=1):
+    def saved(self, attempt=1, seconds=150):
         """Wait until this attempt, or a later one, saves; the moment after, least can be lost. Its number."""
 
         def of_attempt():
             return [line for line in metrics(self.root) if line["event"] == "checkpoint" and line["attempt"] >= attempt]
 
         before = len(of_attempt())
-        until(lambda: len(of_attempt()) > before, 150, self.told, every=0.05)
+        until(lambda: len(of_attempt()) > before, seconds, self.told, every=0.05)
         return self.attempt()
 
     def nodes(self):
