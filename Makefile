@@ -13,7 +13,7 @@ CONFIG ?= configs/quickstart.toml
 # A test file to a process, a process to a core; a thread to each, since more would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
 
-.PHONY: quickstart handbook test test-slow test-cluster check format benchmarks clean
+.PHONY: quickstart handbook test test-slow test-cluster check format tree benchmarks clean
 
 quickstart: $(VENV)/installed
 	@$(BIN)/assay run $(CONFIG)
@@ -40,6 +40,9 @@ check: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+tree:
+	@python3 tests/tree.py >docs/tree.md
 
 benchmarks: $(VENV)/installed-dev
 	@status=0; for script in benchmarks/*.py; do $(BIN)/python $$script --quick || status=1; done; exit $$status

@@ -36,7 +36,7 @@ def _job(record: Callable[..., None]) -> Any:
     """What the meter asks of a job: the model and the batch of the claim."""
     import torch
 
-    from pretrain.distributed import Ranks, join
+    from pretrain.distributed.process_group import Ranks, join
 
     return SimpleNamespace(
         recipe=_recipe(),
@@ -49,9 +49,9 @@ def _job(record: Callable[..., None]) -> Any:
 
 
 def _recipe() -> Any:
-    from pretrain.config import TrainConfig, TrainRecipe
-    from pretrain.model_config import ModelConfig
-    from pretrain.optim_config import OptimConfig
+    from pretrain.config.model import ModelConfig
+    from pretrain.config.optim import OptimConfig
+    from pretrain.config.training import TrainConfig, TrainRecipe
 
     model = ModelConfig(
         hidden_size=384,
@@ -68,9 +68,10 @@ def _recipe() -> Any:
 
 def _run(steps: int, settings: dict[str, Any], seen: dict[str, Any]) -> float:
     """CPU-seconds of a run of `steps` steps that compute nothing; the event "start" goes into `seen`."""
-    from pretrain.config import TrackingConfig
-    from pretrain.meter import Meter, step_note
-    from pretrain.tracking import About, open_record
+    from pretrain.config.training import TrackingConfig
+    from pretrain.metrics.metrics_log import open_record
+    from pretrain.metrics.run_identity import About
+    from pretrain.step_meter import Meter, step_note
 
     started = cpu_seconds()
     with tempfile.TemporaryDirectory() as folder:
@@ -113,8 +114,8 @@ def _product_rate() -> float:
 def step_cost(quick: bool) -> list[Goal]:
     """Microseconds a step of each way, and all of it as a share of the shortest step."""
     steps, goals, seen = (1000 if quick else 4000), [], {}
-    from pretrain import meter
-    from pretrain.peaks import Peak
+    from pretrain import step_meter as meter
+    from pretrain.metrics.peak_flops import Peak
 
     rate = _product_rate()
     vars(meter)["measured_product"] = lambda device, arithmetic: Peak(rate, "benchmark")  # it is no part of a step

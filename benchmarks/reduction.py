@@ -64,10 +64,10 @@ def lost(parts: torch.Tensor, how: Sum, kept: torch.dtype) -> tuple[float, float
 def model_gradients(root: Path, ranks: int, trained: bool, elements: int = ELEMENTS) -> torch.Tensor:
     """[ranks, elements] bf16: of each rank's own row, every so many elements of the whole gradient."""
     from governance.manifest import read_manifest
-    from pretrain.checkpoint import identity_of
-    from pretrain.dataset import open_rows, spread
-    from pretrain.evaluate import load_decoder
-    from pretrain.model.initial import initial_weight
+    from pretrain.checkpoint.format import identity_of
+    from pretrain.data.dataset import open_rows, spread
+    from pretrain.evaluation.validation import load_decoder
+    from pretrain.model.init import initial_weight
 
     train = max(map(read_manifest, root.glob("train/*/manifest.json")), key=lambda found: str(found.run["finished"]))
     checkpoint = read_manifest(root / train.stats["checkpoint"]["path"])

@@ -1,4 +1,4 @@
-"""From raw text to packed token shards; each stage is a function from manifests to a manifest.
+"""The data pipeline: from raw text to packed token shards.
 
 Imports the ground of `governance` only, and never `pretrain`: the two meet on disk.
 """

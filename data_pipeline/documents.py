@@ -1,4 +1,4 @@
-"""The document, and the document shard: a Parquet file with one row a document.
+"""Documents and document shards: Parquet, one row a document.
 
     id        string  unique in the corpus: "<source>/<file within the source>#<record>"
     text      string  UTF-8
@@ -99,7 +99,7 @@ class Document:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write one shard (documents, removed, quarantine or features), whole or not at all."""
+    """Write one shard atomically: documents, removed, quarantine or features."""
     rows = table.num_rows
     groups = max(1, table.nbytes // ROW_GROUP_BYTES)
     with atomic_path(path) as temporary, _open_writer(temporary, table.schema) as writer:
@@ -107,7 +107,10 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def _open_writer(path: Path, schema: pa.Schema, bounds: Sequence[str] = ()) -> pq.ParquetWriter:
-    """Only short texts that many rows share are worth a dictionary: of others it costs time and saves nothing."""
+    """Only short texts that many rows share are worth a dictionary.
+
+    Of others it costs time and saves nothing.
+    """
     return pq.ParquetWriter(
         path,
         schema,
@@ -121,7 +124,7 @@ def _open_writer(path: Path, schema: pa.Schema, bounds: Sequence[str] = ()) -> p
 
 @contextlib.contextmanager
 def table_writer(path: Path, schema: pa.Schema, bounds: Sequence[str] = ()) -> Iterator[Callable[[pa.Table], None]]:
-    """Write one shard a table at a time, whole or not at all; each table with rows becomes one row group.
+    """Write one shard atomically, one row group a table.
 
     Row groups carry the least and the greatest value of the columns `bounds`, so that a reader can pass over them.
     """
@@ -138,7 +141,10 @@ def table_writer(path: Path, schema: pa.Schema, bounds: Sequence[str] = ()) -> I
 
 
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """`pa.array` of values of which none is None; for text in half the time, and without the pandas that it loads."""
+    """`pa.array` of values of which none is None.
+
+    For text in half the time, and without the pandas that it loads.
+    """
     if pa.types.is_int64(kind):
         return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.asarray(values, np.int64))])
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
@@ -158,7 +164,9 @@ AddRow = Callable[[Sequence[Any], int], None]
 
 @contextlib.contextmanager
 def shard_writer(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA) -> Iterator[AddRow]:
-    """Write one shard row by row, whole or not at all; at most one row group (8 MiB of text) is held in memory.
+    """Write one shard row by row, whole or not at all.
+
+    At most one row group (8 MiB of text) is held in memory.
 
     Yields `add(row, text_bytes)`: the row's values in the schema's order, and the UTF-8 bytes of its text.
     """
@@ -190,7 +198,9 @@ def shard_writer(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA) -> Iterator[Ad
 
 
 def read_table(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA, columns: list[str] | None = None) -> pa.Table:
-    """Read one shard and check its schema (string columns may come back in either Arrow width).
+    """Read one shard and check its schema.
+
+    String columns may come back in either Arrow width.
 
     Raises:
         ManifestError: the file is no Parquet file or lacks a column.
@@ -211,7 +221,7 @@ def read_table(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA, columns: list[st
 def read_groups(
     path: Path, schema: pa.Schema = DOCUMENT_SCHEMA, chosen: Sequence[int] | None = None
 ) -> Iterator[pa.Table]:
-    """The row groups of one shard, or those `chosen`, one after the other: memory does not grow with the shard.
+    """Row groups of a shard, one at a time, optionally `chosen`.
 
     Raises:
         ManifestError: the file is no Parquet file or lacks a column.
@@ -226,7 +236,7 @@ def read_groups(
 
 
 def rows_by_group(path: Path, rows: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.int64]]]:
-    """Each row group of a shard that has some of the rows (which ascend), and the places of these in it.
+    """Row groups that hold the (ascending) rows, with positions.
 
     Raises:
         ManifestError: the file is no Parquet file.
@@ -253,7 +263,7 @@ def _reading(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def read_documents(paths: Iterable[Path]) -> Iterator[Document]:
-    """The documents of several shards, in order, a row group at a time."""
+    """Documents of several shards in order, by row group."""
     for path in paths:
         for batch in pq.ParquetFile(path).iter_batches(columns=DOCUMENT_SCHEMA.names):
             for row in batch.to_pylist():
@@ -269,7 +279,7 @@ def document_shards(documents: Manifest, root: Path, role: str = "documents") ->
 def split_table(
     table: pa.Table, reasons: Sequence[str], evidence: Sequence[str], changed: pa.Table | None = None
 ) -> tuple[pa.Table, pa.Table]:
-    """The rows that stay, as they are in `changed` where it is given, and those that go with reason and evidence."""
+    """Kept rows (from `changed` where given) and removed rows with reasons."""
     kept = pa.array([not reason for reason in reasons], pa.bool_())
     marked = table.append_column(REMOVED_SCHEMA.field("reason"), pa.array(reasons, pa.string()))
     marked = marked.append_column(REMOVED_SCHEMA.field("evidence"), pa.array(evidence, pa.string()))
@@ -288,7 +298,10 @@ def cut_spans(text: bytes, spans: Iterable[tuple[int, int]]) -> bytes:
 def funnel(
     sources: Iterable[str], bytes_in: Iterable[int], bytes_kept: Iterable[int], reasons: Iterable[str]
 ) -> dict[str, Any]:
-    """The counts that every stage keeps, of documents in order; the reason "" means kept."""
+    """The counts that every stage keeps, of documents in order.
+
+    The reason "" means kept.
+    """
     by_source: dict[str, dict[str, Any]] = {}
     for source, came, stayed, reason in zip(sources, bytes_in, bytes_kept, reasons, strict=True):
         counts = by_source.setdefault(source, _no_documents())

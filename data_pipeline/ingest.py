@@ -1,4 +1,4 @@
-"""Ingest: every record of every source becomes a document, or is quarantined with file, place and reason.
+"""Ingest stage: each source record becomes a document or is quarantined.
 
 Promise: records read = documents + quarantined, exactly; the first record of an id stays, in the order of sources,
 files and records; the same sources give the same bytes wherever they lie and however many workers read them.
@@ -62,14 +62,17 @@ VERSION = 3
 
 
 class IngestConfig(Section):
-    """How sources are cut into shards."""
+    """Shard sizes of ingested sources."""
 
     shard_bytes: int = Field(default=64 << 20, ge=1)
     """Bytes of text that a document shard holds at most: files are joined up to it, and huge ones are cut."""
 
 
 class IngestIdentity(Section):
-    """All that decides the bytes; where local files lie (`paths`, a local `dataset`) does not: inputs are digests."""
+    """All that decides the bytes.
+
+    Where local files lie (`paths`, a local `dataset`) does not: inputs are digests.
+    """
 
     sources: tuple[Source, ...]
     ingest: IngestConfig
@@ -78,7 +81,7 @@ class IngestIdentity(Section):
 
 
 def to_row(record: Record, source: Source) -> tuple[tuple[Any, ...], int]:
-    """A record as a row of a document shard, and its text's UTF-8 bytes."""
+    """Row of a document shard from a record, and its UTF-8 bytes."""
     data = record.text.encode("utf-8")
     row = (
         f"{source.name}/{record.id or f'{record.file}#{record.position}'}",
@@ -97,7 +100,7 @@ def to_row(record: Record, source: Source) -> tuple[tuple[Any, ...], int]:
 
 
 def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) -> ShardMade:
-    """Read files into a shard of documents, more where one is full, and a shard of quarantined records.
+    """Read files into document shards and one shard of quarantined records.
 
     The further ones, and all of a source with ids of its own, which are checked later over all its shards, have the
     prefix `read_`: `drop_repeated` gives them their places.
@@ -142,7 +145,7 @@ _FURTHER = "read_documents_"  # and a number from 1: the roles of a reading's fu
 
 @contextlib.contextmanager
 def _filling(next_path: Callable[[], Path], shard_bytes: int) -> Iterator[AddRow]:
-    """Write one document shard after another, each until its next document would bring it over `shard_bytes`."""
+    """Write document shards of at most `shard_bytes` one after another."""
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(shard_writer(next_path()))
         held = 0
@@ -176,7 +179,7 @@ def _funnel(count: Counter[str], removed: Counter[str], passed: Counter[str]) ->
 
 
 def repeated_rows(shards: Sequence[Path]) -> list[list[int]]:
-    """For each document shard of one source, the rows whose id stands in an earlier row of any of them."""
+    """Rows whose id occurs in an earlier row, for each shard."""
     tables = [pq.read_table(path, columns=["id"], partitioning=None) for path in shards]
     ids = pa.concat_tables(tables)["id"].cast(pa.large_string()).combine_chunks()
     codes = ids.dictionary_encode().indices.to_numpy(zero_copy_only=False)
@@ -188,7 +191,7 @@ def repeated_rows(shards: Sequence[Path]) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Unrepeating:
-    """The work on one shard of a source with ids of its own: which rows go."""
+    """Work on one shard: rows with repeated ids."""
 
     documents: Path
     quarantine: Path | None
@@ -197,7 +200,7 @@ class Unrepeating:
 
 
 def drop_repeated(section: Section, work: Unrepeating, path_of: Callable[[str], Path]) -> ShardMade:
-    """Move the rows whose id came before from a shard's documents to its quarantine; its counts are differences."""
+    """Move rows with repeated ids to the quarantine; return count differences."""
     paths = {role: path_of(role) for role in ("documents", "quarantine")}
     if not work.repeated:
         place(work.documents, paths["documents"])
@@ -232,7 +235,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Path, runtime: Runtime) -> Manifest:
-    """Make or find the documents of all sources; relative paths start at `config_folder`.
+    """Make or find the documents of all sources.
+
+    Relative paths start at `config_folder`.
 
     Raises:
         ConfigError: two sources have one name.
@@ -279,7 +284,7 @@ def find_lines(section: Section, work: tuple[Path, int], path_of: Callable[[str]
 def cut_files(
     sources: Sequence[Source], files: Sequence[Sequence[Item]], shard_bytes: int, folder: Path, runtime: Runtime
 ) -> list[list[Item]]:
-    """The items of each source, those that are larger than a shard in parts where they can be cut."""
+    """Items of each source, with large ones cut into parts."""
     huge = [
         (source, item)
         for source, items in zip(sources, files, strict=True)
@@ -339,7 +344,7 @@ def _make(readings: Sequence[Reading], folder: Path, runtime: Runtime) -> Made:
 def _unrepeating(
     with_ids: bool, read: Mapping[int, ShardDone], shards: Sequence[Shard], folder: Path, runtime: Runtime
 ) -> list[Shard]:
-    """The work that gives the shards of a source that were read under `read_` their places; the first of an id stays.
+    """Final names of shards read under `read_`, repeated ids removed.
 
     What was read stays beside it, so that another process that makes the same artifact, or a later one whose other
     files changed, finds it whole; an untouched shard is one file with two names.

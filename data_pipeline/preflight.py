@@ -1,4 +1,4 @@
-"""Before the first stage: is all there that the run's file names?
+"""Preflight of the corpus: every path that the configuration names.
 
 Promise: whatever can be known without reading the corpus is told now, all of it in one message, and not when its stage
 comes after hours. `check` looks up each path (sources, opt-out files, lists, labelled files, evaluation sets, earlier
@@ -17,25 +17,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.classifier import train_classifier
-from data_pipeline.dedup import earlier_corpora
-from data_pipeline.duplicates.join import require_engine
-from data_pipeline.evaluation_sets import evaluation_sets
-from data_pipeline.language import known_codes
-from data_pipeline.lists import make_lists
-from data_pipeline.personal_data.actions import read_key
+from data_pipeline.decontamination.evaluation_sets import evaluation_sets
+from data_pipeline.dedup.dedup import earlier_corpora
+from data_pipeline.dedup.join import require_engine
+from data_pipeline.filters.blocklists import make_lists
+from data_pipeline.filters.classifier import train_classifier
+from data_pipeline.filters.language import known_codes
+from data_pipeline.pii.redaction import read_key
 from data_pipeline.readers.items import find_source
 from data_pipeline.readers.local import find_files
-from data_pipeline.tokenizer import take_over
+from data_pipeline.tokens.tokenizer import take_over
 from governance.errors import ConfigError, PipelineError
 from governance.stage import Runtime
 
 if TYPE_CHECKING:
-    from data_pipeline.prepare import DataConfig
+    from data_pipeline.config import DataConfig
 
 
 def check(config: DataConfig, folder: Path, root: Path, engine: str = "duckdb") -> None:
-    """Look up every path of the configuration; relative ones start at `folder`, earlier corpora at `root`.
+    """Look up every path of the configuration.
+
+    Relative ones start at `folder`, earlier corpora at `root`.
 
     `engine` is that of the joins, which must be installed.
 
@@ -78,7 +80,7 @@ def _looks(config: DataConfig, folder: Path, root: Path) -> Iterator[Callable[[]
 
 
 def _check_languages(config: DataConfig) -> None:
-    """A code that no document can have would remove all of them, or do nothing, without a word."""
+    """Refuse language codes that no document can have."""
     named = {
         "data.clean.languages": config.clean.languages,
         "data.clean.by_language": config.clean.by_language,

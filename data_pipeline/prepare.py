@@ -1,4 +1,4 @@
-"""The recipe on a page: from sources to packed token shards, in order.
+"""The corpus on a page: from sources to packed token shards.
 
     sources -> ingest -> clean -> [classify] -> dedup -> [paragraphs] -> [decontaminate] -> redact
             -> tokenizer -> [mix] -> encode -> [pack]
@@ -19,97 +19,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, field_validator, model_validator
-
-from data_pipeline.classifier import ClassifierConfig, classify, train_classifier
-from data_pipeline.clean import CleanConfig, clean
-from data_pipeline.decontaminate import DecontaminateConfig, decontaminate
-from data_pipeline.dedup import DedupConfig, dedup, earlier_corpora
-from data_pipeline.encode import EncodeConfig, encode
-from data_pipeline.evaluation_sets import evaluation_sets
-from data_pipeline.ingest import IngestConfig, ingest
-from data_pipeline.lists import ListsConfig, make_lists
-from data_pipeline.mix import mix
-from data_pipeline.pack import PackConfig, pack
-from data_pipeline.paragraphs import ParagraphsConfig, drop_paragraphs
-from data_pipeline.pii import PiiConfig, redact
+from data_pipeline.config import DataConfig
+from data_pipeline.decontamination.decontaminate import decontaminate
+from data_pipeline.decontamination.evaluation_sets import evaluation_sets
+from data_pipeline.dedup.dedup import dedup, earlier_corpora
+from data_pipeline.dedup.paragraphs import drop_paragraphs
+from data_pipeline.filters.blocklists import make_lists
+from data_pipeline.filters.classifier import classify, train_classifier
+from data_pipeline.filters.clean import clean
+from data_pipeline.ingest import ingest
+from data_pipeline.pii.redact import redact
 from data_pipeline.preflight import check, make_beside
 from data_pipeline.readers.items import expected_items, has_lines, may_overflow, plan, text_bytes
-from data_pipeline.readers.sources import Source
-from data_pipeline.shares import MixConfig, fault_of_shares
-from data_pipeline.tokenizer import TokenizerConfig, train_tokenizer
-from governance.config import Section
+from data_pipeline.tokens.encode import encode
+from data_pipeline.tokens.mix import mix
+from data_pipeline.tokens.pack import pack
+from data_pipeline.tokens.tokenizer import train_tokenizer
 from governance.errors import ConfigError
 from governance.manifest import Manifest
 from governance.parallel import close_pool
 from governance.stage import Runtime
 
 
-class DataConfig(Section):
-    """The data half of a run's file; each field is one stage's own section."""
-
-    sources: tuple[Source, ...] = Field(min_length=1)
-    """Where raw text comes from, in the order in which ties between duplicates are broken."""
-    ingest: IngestConfig = IngestConfig()
-    lists: ListsConfig | None = None
-    """Block lists and word lists, which `clean` uses; absent: none."""
-    clean: CleanConfig = CleanConfig()
-    classifiers: tuple[ClassifierConfig, ...] = ()
-    """Models that are trained from labelled files and judge every document; none: no such stage."""
-    dedup: DedupConfig = DedupConfig()
-    paragraphs: ParagraphsConfig | None = None
-    """Cut repeated paragraphs and lines; absent: no such stage."""
-    decontaminate: DecontaminateConfig | None = None
-    """Keep the corpus clean of evaluation sets; absent: no such stage."""
-    pii: PiiConfig = PiiConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    mix: MixConfig | None = None
-    """Weigh sources and languages; absent: each document once."""
-    encode: EncodeConfig = EncodeConfig()
-    pack: PackConfig | None = None
-    """Fill rows by best fit; absent: rows are stretches of the token stream."""
-
-    @model_validator(mode="after")
-    def _mix_fits_sources(self) -> DataConfig:
-        names = [source.name for source in self.sources]
-        config = self.mix or MixConfig()
-        for field in ("weights", "max_epochs_of", "source_quotas"):
-            if unknown := sorted(getattr(config, field).keys() - set(names)):
-                raise ValueError(f"mix.{field} names {unknown[0]!r}, which is no source; they are: {', '.join(names)}")
-        if config.weights and (unnamed := [name for name in names if name not in config.weights]):
-            raise ValueError(f"mix.weights does not name {', '.join(unnamed)}; give each a weight, 0 to leave it out")
-        mixed = [name for name in names if config.weights.get(name, 1) and config.max_epochs_of.get(name, 1)]
-        if fault := fault_of_shares("source", mixed, config.source_quotas):
-            raise ValueError(fault)
-        return self
-
-    @field_validator("sources")
-    @classmethod
-    def _sources_once(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
-        names = [source.name for source in sources]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two sources are named {twice[0]!r}; rename one: ids start with it")
-        return sources
-
-    @field_validator("decontaminate")
-    @classmethod
-    def _sets_once(cls, config: DecontaminateConfig | None) -> DecontaminateConfig | None:
-        names = [wanted.name for wanted in config.sets] if config else []
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two evaluation sets are named {twice[0]!r}; rename one")
-        return config
-
-    @field_validator("classifiers")
-    @classmethod
-    def _names_once(cls, models: tuple[ClassifierConfig, ...]) -> tuple[ClassifierConfig, ...]:
-        names = [model.name for model in models]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two classifiers are named {twice[0]!r}; give each a name of its own")
-        return models
-
-
 def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manifest]:
-    """Make or find the artifacts of the corpus one after the other, in order; `folder` is where relative paths start.
+    """Make or find the artifacts of the corpus, in order.
+
+    `folder` is where relative paths start.
 
     Raises:
         PipelineError: something that the configuration names is not there or cannot be used, before anything is made.
@@ -179,7 +114,7 @@ def prepare(config: DataConfig, folder: Path, runtime: Runtime) -> dict[str, Man
 
 @dataclass(frozen=True)
 class Survey:
-    """What the sources come to, by the names and sizes of their files alone."""
+    """Expected size of the sources, by file names and sizes alone."""
 
     steps: tuple[str, ...]
     """The data steps in order, each named after its stage: "ingest", "clean", "dedup", "dedup-2", ..."""
@@ -190,7 +125,9 @@ class Survey:
 
 
 def survey(config: DataConfig, folder: Path) -> Survey:
-    """List the files of each source once (of one that is fetched, its server is asked for their names).
+    """List the files of each source once.
+
+    Of one that is fetched, its server is asked for their names.
 
     The steps of `ingest` hang on the files: large plain ones are cut before they are read; ids of a source's own are
     compared behind that, and what one reading made of a packed file or an archive gets its places. A step that then has

@@ -1,4 +1,4 @@
-"""From a token back to its source: which document, of which file and place, under which licence, through which stages.
+"""Provenance of a token: document, source file, licence, stages.
 
     trace(<root>/encode/<key>/train/00000.tokens, 12345, root)
 
@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.documents import DOCUMENT_SCHEMA, Document, read_table
-from data_pipeline.packed_rows import SUFFIX as PACKED_SUFFIX
-from data_pipeline.packed_rows import PackedRows, locate
-from data_pipeline.token_shards import TokenShard, document_identity
-from data_pipeline.tokenizer import load_encoder
+from data_pipeline.tokens.packed_rows import SUFFIX as PACKED_SUFFIX
+from data_pipeline.tokens.packed_rows import PackedRows, locate
+from data_pipeline.tokens.token_shards import TokenShard, document_identity
+from data_pipeline.tokens.tokenizer import load_encoder
 from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
 
@@ -48,7 +48,7 @@ class Ancestor:
 
 @dataclass(frozen=True)
 class Traced:
-    """Where a token is from."""
+    """Origin of a token."""
 
     shard: Path
     offset: int
@@ -72,7 +72,7 @@ class Traced:
 
 
 def trace(path: Path, offset: int, root: Path | None = None) -> Traced:
-    """Trace token `offset` of a token shard, or position `offset` of an index of packed rows.
+    """Trace a token of a shard or a position of packed rows.
 
     `root` is the root that the shard lies in; none: as its path says, `<root>/<stage>/<key>/<role>/<shard>`.
 
@@ -120,7 +120,7 @@ def _manifest_of(path: Path, root: Path) -> Manifest:
 
 
 def _unpack(path: Path, position: int, packed: Manifest, root: Path) -> tuple[Path, int, Manifest]:
-    """The token shard, the offset in it and the artifact, for a position of packed rows."""
+    """Token shard, offset and artifact of a packed position."""
     index = PackedRows.open(path)
     try:
         found = locate(index, position)
@@ -151,7 +151,7 @@ def _documents(tokens: Manifest, root: Path) -> tuple[Manifest | None, str]:
 
 
 def _read(item: Input, root: Path) -> tuple[Manifest | None, str]:
-    """An input's manifest if it is an artifact, there, and the one that was used; else None and why not."""
+    """Manifest of an input artifact, or None and the reason."""
     if item.stage in _SOURCES:
         return None, ""
     try:
@@ -166,7 +166,10 @@ def _read(item: Input, root: Path) -> tuple[Manifest | None, str]:
 
 
 def _find(source: Manifest, stem: str, identity: bytes, root: Path) -> tuple[Document | None, int | None, str]:
-    """The document of this identity in the shard of this name: document, row, problem."""
+    """The document of this identity in the shard of this name.
+
+    Document, row, problem.
+    """
     paths = [path for path in source.files("documents", root) if path.stem == stem]
     if not paths or not paths[0].exists():
         return None, None, f"{source.folder}/documents/{stem}.parquet is gone; only the identity is known"
@@ -194,7 +197,7 @@ def _read_row(path: Path, row: int) -> Document:
 def _span(
     tokens: Manifest, shard: TokenShard, where: tuple[int, int], text: str, root: Path
 ) -> tuple[tuple[int, int] | None, str]:
-    """The characters of `text` that the token touches, and why they are not known."""
+    """Characters that the token covers, or why they are unknown."""
     start, offset = where
     tokenizers = [item for item in tokens.inputs if item.stage == "tokenizer"]
     manifest, note = _read(tokenizers[0], root) if tokenizers else (None, "is not among the inputs")
@@ -214,7 +217,7 @@ def _span(
 
 
 def _agree(spelled: str, text: str) -> tuple[int, bool] | None:
-    """How many whole characters of `text` a beginning of its tokens spells, and whether it ends within one more."""
+    """Characters that a token prefix spells, and whether it ends inside one."""
     if text.startswith(spelled):
         return len(spelled), False
     if spelled.endswith("\ufffd") and text.startswith(spelled[:-1]):  # a torn character decodes to one of these
@@ -223,7 +226,7 @@ def _agree(spelled: str, text: str) -> tuple[int, bool] | None:
 
 
 def _ancestors(tokens: Manifest, document: Document | None, root: Path) -> Iterator[Ancestor]:
-    """What an artifact of tokens was made from, each once, nearest first; then the document's source file."""
+    """Ancestors of a token artifact, nearest first, then the source file."""
     seen: set[tuple[str, str]] = set()
     queue = list(tokens.inputs)
     while queue:
@@ -242,7 +245,7 @@ def _ancestors(tokens: Manifest, document: Document | None, root: Path) -> Itera
 
 
 def _origins(tokens: Manifest, root: Path) -> list[Input]:
-    """What the documents were read from: a stage's first input is the documents that it passes on.
+    """Ancestry of the documents along each stage's first input.
 
     The others (models, lists, earlier corpora) have source files of their own, perhaps of the same names.
     """
@@ -253,7 +256,10 @@ def _origins(tokens: Manifest, root: Path) -> list[Input]:
 
 
 def _source_files(sources: list[Input], document: Document) -> list[Input]:
-    """The inputs that a document is from: its file, the archive it lies in, or all that its source has."""
+    """The inputs that a document is from.
+
+    Its file, the archive it lies in, or all that its source has.
+    """
     name = f"{document.source}/{document.file}"
     for test in (name.__eq__, lambda path: name.startswith(path), lambda path: path.startswith(f"{document.source}/")):
         if found := [item for item in sources if test(item.path)]:

@@ -1,4 +1,4 @@
-"""Configuration: one TOML file, frozen sections, and errors that say how to mend them.
+"""Configuration: one TOML file, frozen sections, errors with a fix.
 
 A `Section` is validated strictly (the text "5" is no integer, an unknown key is an error) and never changes.
 `load_config` reads the file, applies `--set section.field=VALUE` (VALUE in TOML's own grammar), and turns each
@@ -24,7 +24,9 @@ from governance.errors import ConfigError
 
 
 class Section(BaseModel):
-    """A frozen group of settings; an unknown key is an error; a docstring below each field describes it.
+    """A frozen group of settings.
+
+    An unknown key is an error; a docstring below each field describes it.
 
     pydantic does not read those (`use_attribute_docstrings`): it would parse each class again at each start, 0.1 s.
     """
@@ -37,7 +39,9 @@ _SHOWN_CHARACTERS = 200
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one byte form of a value that is ever hashed: sorted keys, no spaces, UTF-8.
+    """The one byte form of a value that is ever hashed.
+
+    Sorted keys, no spaces, UTF-8.
 
     Raises:
         TypeError: something JSON cannot fix for certain: a NaN, an infinity, a key that is no string, a set.
@@ -125,7 +129,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _follows(fault: Mapping[str, Any], faults: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether a list is called too short for an item that has a fault of its own."""
+    """Return whether a length fault only follows from an item's fault."""
     where = fault["loc"]
     return fault["type"] == "too_short" and any(
         len(other["loc"]) > len(where) and other["loc"][: len(where)] == where for other in faults
@@ -148,12 +152,15 @@ def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:
 
 
 def _short(value: str) -> str:
-    """A value as an error shows it: its beginning says which it is."""
+    """A value as an error shows it.
+
+    Its beginning says which it is.
+    """
     return value if len(value) <= _SHOWN_CHARACTERS else f"{value[:_SHOWN_CHARACTERS]}…"
 
 
 def _names_at(schema: Any, location: list[Any]) -> list[str]:
-    """The field names that are allowed at `location`, for the suggestion in an error."""
+    """Field names allowed at `location`, for suggestions."""
     here: list[Any] = [schema]
     for part in location:
         below = []

@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree; each class carries the exit code of sysexits.h.
+"""Error classes with their exit codes (sysexits.h).
 
     PipelineError          1    anything that a user can cause and we can explain
       ConfigError         78    the file or an override is wrong: file, section, field, value, the mend
@@ -26,7 +26,10 @@ from pathlib import Path
 
 
 class PipelineError(Exception):
-    """An error that a user can cause, told without a traceback; `exit_code` is the process's exit status."""
+    """An error that a user can cause, told without a traceback.
+
+    `exit_code` is the process's exit status.
+    """
 
     exit_code = 1
 
@@ -44,13 +47,13 @@ class MissingInput(PipelineError):
 
 
 class ManifestError(PipelineError):
-    """A manifest cannot be read, or does not agree with the files that it lists."""
+    """A manifest that is unreadable or disagrees with its files."""
 
     exit_code = 65
 
 
 class AlteredFile(ManifestError):
-    """A file that is read is not the one that its manifest lists."""
+    """A file that differs from its manifest."""
 
 
 class GateClosed(PipelineError):
@@ -66,7 +69,7 @@ class CheckpointError(PipelineError):
 
 
 class Occupied(PipelineError):
-    """Another process that is alive does the same work in the same place."""
+    """Another living process does the same work."""
 
     exit_code = 73
 
@@ -84,7 +87,9 @@ class ClusterError(PipelineError):
 
 
 class BudgetReached(PipelineError):
-    """The policy's energy budget would be exceeded, or nobody can tell; what was learned is saved.
+    """The policy's energy budget would be exceeded, or nobody can tell.
+
+    What was learned is saved.
 
     71 is EX_OSERR, "a resource of the system is used up": the only code of its kind that nothing else of ours has.
     """
@@ -93,7 +98,10 @@ class BudgetReached(PipelineError):
 
 
 class Preempted(PipelineError):
-    """The run was told to leave, saved a checkpoint and left; the same command goes on from there."""
+    """The run was told to leave, saved a checkpoint and left.
+
+    The same command goes on from there.
+    """
 
     exit_code = 75
 
@@ -112,7 +120,7 @@ _STORAGE_ERRNOS = {
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write `path` into a `StorageError` that names it.
+    """Turn OS write errors on `path` into `StorageError`.
 
     Libraries that write for us (Arrow, safetensors, torch) raise other types with the system's message inside;
     those are recognised by that message.

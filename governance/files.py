@@ -1,4 +1,4 @@
-"""The only code that puts bytes on disk or hashes them.
+"""File access: the only code that writes or hashes files.
 
 Promise: a file under its final name is whole. It is written under a temporary name beside it, flushed, synced,
 and renamed; whatever happens before the rename leaves the old file (or none). A killed process can leave only
@@ -40,13 +40,15 @@ def _temporary(path: Path) -> Path:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file has the name of one that is still being written, or whose writer was killed."""
+    """Return whether a file name is a temporary one."""
     return _WRITING.fullmatch(path.name) is not None
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success sync it and rename it to `path`, else remove it.
+    """Yield a temporary path beside `path`.
+
+    On success sync it and rename it to `path`, else remove it.
 
     Raises:
         StorageError: the disk is full or refuses.
@@ -73,7 +75,10 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _sync_directory(folder: Path) -> None:
-    """Make a rename durable: POSIX keeps a directory's entries apart from the files' bytes."""
+    """Make a rename durable.
+
+    POSIX keeps a directory's entries apart from the files' bytes.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -93,7 +98,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def json_text(value: Any) -> str:
-    """The form of every JSON file that we write: indented, sorted keys; NaN and infinity are refused."""
+    """The form of every JSON file that we write: indented, sorted keys.
+
+    NaN and infinity are refused.
+    """
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -103,14 +111,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_private(path: Path, data: bytes) -> bool:
-    """Write a secret readable by its owner only; False, and nothing written, when another process was first."""
+    """Write a secret readable by its owner only.
+
+    False, and nothing written, when another process was first.
+    """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return _write_first(path, data, 0o600)
 
 
 def write_new(path: Path, data: bytes) -> bool:
-    """Write `data` under a name that nothing has yet; False, and nothing written, when another process was first.
+    """Write `data` under a name that nothing has yet.
+
+    False, and nothing written, when another process was first.
 
     It is a hard link, which every shared file system makes for one of many nodes only.
     """
@@ -137,7 +150,7 @@ def _write_first(path: Path, data: bytes, mode: int) -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` alone among all threads, processes and nodes of its file system.
+    """Hold an exclusive lock file across threads, processes and nodes.
 
     It is a POSIX record lock, which network file systems pass on and which ends with its process, however that ends.
     """
@@ -150,7 +163,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(path: Path, note: str) -> Iterator[str | None]:
-    """Hold the lock file `path` alone while the context lasts, without waiting for it.
+    """Hold a lock file without waiting.
 
     Yields None when it is ours, with `note` written inside; else the note of its holder, who is alive, perhaps on
     another node. As with `locked`, the lock ends with its process, however that ends.
@@ -176,7 +189,9 @@ def held(path: Path, note: str) -> Iterator[str | None]:
 
 
 def append_line(path: Path, line: str, *, durable: bool = False) -> None:
-    """Append one line (without its line end) in a single write, so that a kill tears at most the last line.
+    """Append one line in a single write.
+
+    A kill tears at most the last line.
 
     A line that a kill tore is closed first, so that it does not take the next one with it. `durable`: it is on the disk
     when this returns.
@@ -195,7 +210,9 @@ def append_line(path: Path, line: str, *, durable: bool = False) -> None:
 
 
 def read_lines(path: Path, last_bytes: int = 0) -> list[Any]:
-    """The JSON values of a file that `append_line` wrote; a torn line (a kill, or a full disk) is left out.
+    """The JSON values of a file that `append_line` wrote.
+
+    A torn line (a kill, or a full disk) is left out.
 
     `last_bytes`: only what stands whole in so many bytes at its end; 0: all.
     """
@@ -216,7 +233,10 @@ def read_lines(path: Path, last_bytes: int = 0) -> list[Any]:
 
 
 def place(source: Path, target: Path) -> None:
-    """Give the finished file `source` a second name `target`: a hard link where the file system can, else a copy."""
+    """Give the finished file `source` a second name `target`.
+
+    A hard link where the file system can, else a copy.
+    """
     if target.exists():
         return
     with storage_errors(target):
@@ -231,7 +251,7 @@ def place(source: Path, target: Path) -> None:
 
 
 def copy_beginning(source: Path, target: Path, size: int) -> None:
-    """Copy the first `size` bytes of a file that others may be appending to; for scratch folders, it is not synced."""
+    """Copy the first `size` bytes of a growing file, unsynced."""
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with source.open("rb") as file, target.open("wb") as copy:
@@ -240,7 +260,10 @@ def copy_beginning(source: Path, target: Path, size: int) -> None:
 
 
 def put_in_place(source: Path, target: Path) -> None:
-    """As `place`, but whatever stands under `target` gives way, in one step: no reader ever finds it missing."""
+    """As `place`, but whatever stands under `target` gives way, in one step.
+
+    No reader ever finds it missing.
+    """
     if target.exists() and target.samefile(source):
         return
     with storage_errors(target):
@@ -255,7 +278,10 @@ def put_in_place(source: Path, target: Path) -> None:
 
 
 def touch(path: Path) -> None:
-    """Change a file's time to now; an empty one is made where there is none."""
+    """Change a file's time to now.
+
+    An empty one is made where there is none.
+    """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -268,14 +294,17 @@ def remove_file(path: Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder and all below it; the manifest first, so that a kill half-way leaves an unfinished artifact."""
+    """Remove a folder and all below it.
+
+    The manifest first, so that a kill half-way leaves an unfinished artifact.
+    """
     with contextlib.suppress(FileNotFoundError):
         (folder / "manifest.json").unlink()
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep_temporaries(folder: Path) -> int:
-    """Remove temporary files below `folder` whose writer, a process of this host, is gone; return how many."""
+    """Remove temporary files of dead writers; return the number."""
     removed = 0
     for temporary in folder.rglob(f".*{_TEMPORARY}*"):
         host, pid, _ = temporary.name.rsplit(_TEMPORARY, 1)[1].rsplit("~", 2)
@@ -298,7 +327,9 @@ def sha256_bytes(data: bytes | memoryview) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, read in blocks of 1 MiB (about 1.5 GB/s where the processor has SHA instructions).
+    """The SHA-256 of a file's bytes, read in blocks of 1 MiB.
+
+    About 1.5 GB/s where the processor has SHA instructions.
 
     Raises:
         MissingInput: the file is not there or cannot be read.
@@ -311,7 +342,7 @@ def sha256_file(path: Path) -> str:
 
 
 def nameless_memory(folder: Path, size: int) -> mmap.mmap:
-    """`size` bytes of memory whose pages may leave it for a file in `folder`, which has no name and ends with its use.
+    """Memory of `size` bytes backed by an unnamed file in `folder`.
 
     All of the file is reserved at once: a disk found full while a page is written would kill the process.
 
@@ -326,7 +357,9 @@ def nameless_memory(folder: Path, size: int) -> mmap.mmap:
 
 
 def sha256_leaves(path: Path) -> tuple[str, ...]:
-    """The SHA-256 of each `LEAF_BYTES` piece of a file; none for one that is no larger than a piece.
+    """The SHA-256 of each `LEAF_BYTES` piece of a file.
+
+    None for one that is no larger than a piece.
 
     Raises:
         MissingInput: the file is not there or cannot be read.
@@ -351,7 +384,9 @@ def sha256_leaves(path: Path) -> tuple[str, ...]:
 
 
 def sha256_with_leaves(path: Path) -> tuple[str, tuple[str, ...]]:
-    """`sha256_file` and `sha256_leaves` at once: the leaves of a large file in a second thread.
+    """`sha256_file` and `sha256_leaves` at once.
+
+    The leaves of a large file in a second thread.
 
     Hashing leaves the interpreter's lock, so on a second core the leaves cost no time, and the file is read from the
     disk once; they do cost the processor as much again.

@@ -1,4 +1,4 @@
-"""The one logging set-up and the one progress bar.
+"""Logging: one format, one level switch, progress lines.
 
 On a terminal: rich. In a job: plain lines with time and rank, and a progress line every ten seconds. Nothing is set
 up at import; `set_up_logging` is called once by the command line.
@@ -19,7 +19,10 @@ _DRAWN_A_SECOND = 2  # rich's own ten take more than 1 % of a core
 
 
 def set_up_logging(rank: int = 0, *, verbose: bool = False) -> None:
-    """Send the program's messages to standard error; ranks above 0 speak only of warnings, and say who they are."""
+    """Send the program's messages to standard error.
+
+    Ranks above 0 speak only of warnings, and say who they are.
+    """
     handler: logging.Handler
     if sys.stderr.isatty() and rank == 0:
         from rich.console import Console

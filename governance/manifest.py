@@ -1,4 +1,6 @@
-"""The manifest: what was made, from what, and how. It is written last, so it is the commit of an artifact.
+"""Manifests: outputs, inputs and recipe of an artifact; written last.
+
+It is written last, so it is the commit of an artifact.
 
 A whole example (`<root>/clean/0123456789abcdef/manifest.json`):
 
@@ -81,7 +83,7 @@ class Output(Section):
 
 
 class Manifest(Section):
-    """What was made, from what, how; see the module's example."""
+    """The manifest of an artifact; see the module's example."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
     stage: str
@@ -100,7 +102,10 @@ class Manifest(Section):
 
     @property
     def seal(self) -> str:
-        """The hash of the whole manifest, the `run` block included; its file and its statement hold it."""
+        """The hash of the whole manifest, the `run` block included.
+
+        Its file and its statement hold it.
+        """
         return _seal(self.plain())
 
     @property
@@ -127,7 +132,7 @@ class Manifest(Section):
 
     @property
     def beside(self) -> tuple[Output, ...] | None:
-        """What was written for it and is no output; None where an earlier release made it, which did not say."""
+        """Companion files that are no outputs; None in older manifests."""
         listed = self.run.get(BESIDE)
         return None if listed is None else tuple(Output.model_validate(item) for item in listed)
 
@@ -136,7 +141,7 @@ class Manifest(Section):
         return [root / output.path for output in self.listed(role)]
 
     def named(self, name: str) -> Output:
-        """What the manifest says of the file of this name in the artifact itself.
+        """Output of this name in the artifact.
 
         Raises:
             ManifestError: it lists none.
@@ -147,7 +152,7 @@ class Manifest(Section):
         raise ManifestError(f"{self.path}: lists no {name}. Remove its folder and make it again.")
 
     def listed(self, role: str) -> list[Output]:
-        """What the manifest says of these files, in name order."""
+        """Outputs of these names, sorted."""
         prefix = f"{self.folder}/{role}/"
         return [output for output in self.outputs if output.path.startswith(prefix)]
 
@@ -159,7 +164,7 @@ def describe(path: Path, root: Path) -> Output:
 
 
 def describe_folder(folder: Path, root: Path) -> list[Output]:
-    """Every file in a folder below `root` and in its folders, but for a manifest and what is only being written."""
+    """All files of a folder except manifests and temporaries."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not is_temporary(path))
     return [describe(path, root) for path in files if path != folder / FILE_NAME]
 
@@ -170,7 +175,7 @@ def write_manifest(manifest: Manifest, root: Path) -> None:
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """What the manifest's file holds."""
+    """Text of the manifest's file."""
     return json_text({**manifest.plain(), "seal": manifest.seal})
 
 
@@ -212,7 +217,10 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def present(manifest: Manifest, root: Path) -> bool:
-    """Whether each output is there with its size: the cheap check of every look-up (`verify` reads the bytes)."""
+    """Return whether each output is there with its size.
+
+    The cheap check of every look-up (`verify` reads the bytes).
+    """
     for output in manifest.outputs:
         try:
             if (root / output.path).stat().st_size != output.bytes:
@@ -223,7 +231,9 @@ def present(manifest: Manifest, root: Path) -> bool:
 
 
 def verify(manifest: Manifest, root: Path, *, deep: bool = False) -> list[str]:
-    """Read each output and compare; return the differences in words, each naming its file (none: it is whole).
+    """Read each output and compare.
+
+    Return the differences in words, each naming its file (none: it is whole).
 
     Of a large file that differs the pieces are named; `deep` compares the leaves of those that do not, too.
     """
@@ -235,7 +245,10 @@ def verify(manifest: Manifest, root: Path, *, deep: bool = False) -> list[str]:
 
 
 def output_fault(output: Output, root: Path, *, deep: bool = False) -> str | None:
-    """In words, where a file is not as it is listed; None: it is whole."""
+    """In words, where a file is not as it is listed.
+
+    None: it is whole.
+    """
     path = root / output.path
     if not path.is_file():
         return "is missing"
@@ -252,7 +265,7 @@ def output_fault(output: Output, root: Path, *, deep: bool = False) -> str | Non
 
 
 def _pieces(output: Output, found: tuple[str, ...], size: int) -> str:
-    """Which bytes of a large file differ, in words, neighbours joined."""
+    """Byte ranges of a large file that differ, merged."""
     ranges: list[list[int]] = []
     for number, (ours, theirs) in enumerate(zip(found, output.leaves, strict=False)):
         first, last = number * LEAF_BYTES, min((number + 1) * LEAF_BYTES, size) - 1
@@ -266,7 +279,10 @@ def _pieces(output: Output, found: tuple[str, ...], size: int) -> str:
 
 
 def differences(ours: Manifest, theirs: Manifest) -> list[str]:
-    """In words, where two manifests differ in what the digest covers; files are compared by their names."""
+    """In words, where two manifests differ in what the digest covers.
+
+    Files are compared by their names.
+    """
     a, b = ours.content(), theirs.content()
     files = [_files_of(manifest) for manifest in (ours, theirs)]
     plain = _differences({**a, "outputs": None}, {**b, "outputs": None}, "")
@@ -275,7 +291,10 @@ def differences(ours: Manifest, theirs: Manifest) -> list[str]:
 
 
 def _files_of(manifest: Manifest) -> dict[str, Output]:
-    """The outputs by their names within the artifact; those of another artifact by their whole path."""
+    """The outputs by their names within the artifact.
+
+    Those of another artifact by their whole path.
+    """
     return {output.path.removeprefix(f"{manifest.folder}/"): output for output in manifest.outputs}
 
 

@@ -1,10 +1,10 @@
-"""Run one pure function over many shards; the number of workers never changes a byte.
+"""Parallel map over shards; the number of workers changes no byte.
 
 The workers are processes of this machine, and processes of an array: `Runtime.worker = (i, n)`. Worker i of n makes
 every n-th shard and waits for the records of the others, which run the same command on the same file system. When no
 record has come for `PATIENCE_SECONDS`, it makes what is missing itself: a worker that died only delays the others, and
 two that make the same shard make the same bytes. What one worker makes for all (`once`, and stages made alone) is
-worker 0's: how the others wait for it, and take over, is `governance/alone.py`'s.
+worker 0's: how the others wait for it, and take over, is `governance/leader.py`'s.
 
 Where a scheduler starts tasks when it likes, nobody can wait: then `Runtime.mode` is "share" for the tasks of an array,
 and "join" for the job behind it. A share makes worker i's missing shards of the first step that is not complete and
@@ -14,8 +14,9 @@ what lies between two steps, and leaves at the next step that is not complete.
 
 Each finished shard leaves a record `<root>/<stage>/records/<key>.json`, written after its files: the shard's key,
 its files with sizes and digests, its counts. A shard is skipped when a record with its key stands, signed by a key that
-this run believes (`notes.py`), and its files are whole, in this artifact or in an earlier one of the same stage: then
-the files are linked, not made again. So a changed input or configuration re-makes exactly the shards that it touches.
+this run believes (`signed_notes.py`), and its files are whole, in this artifact or in an earlier one of the same
+stage: then the files are linked, not made again. So a changed input or configuration re-makes exactly the shards that
+it touches.
 """
 
 from __future__ import annotations
@@ -34,21 +35,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from governance.alone import PATIENCE_SECONDS, POLL_SECONDS, make_alone
 from governance.config import Section
 from governance.errors import AlteredFile, BudgetReached, MissingInput, PipelineError
 from governance.files import put_in_place, remove_file, sha256_file, sweep_temporaries
-from governance.intact import intact
+from governance.leader import PATIENCE_SECONDS, POLL_SECONDS, make_alone
 from governance.log import get_logger, progress
 from governance.manifest import Output, describe
-from governance.notes import Signer, read_note, write_note
 from governance.processes import end_with_parent
+from governance.signed_notes import Signer, read_note, write_note
 from governance.stage import Leave, Recipe, Runtime, note_progress
+from governance.verified_files import intact
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One unit of work: `name` names its files, `inputs` and the recipe decide its bytes."""
+    """One unit of work.
+
+    `name` names its files, `inputs` and the recipe decide its bytes.
+    """
 
     name: str
     inputs: tuple[str, ...]
@@ -61,7 +65,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardMade:
-    """What a shard function returns: role -> file it wrote, and its counts."""
+    """Result of a shard function: files by role, and counts."""
 
     files: Mapping[str, Path]
     stats: dict[str, Any]
@@ -69,7 +73,10 @@ class ShardMade:
 
 @dataclass(frozen=True)
 class ShardDone:
-    """A finished shard: role -> file with size and digest, and its counts."""
+    """A finished shard.
+
+    Role -> file with size and digest, and its counts.
+    """
 
     outputs: dict[str, Output]
     stats: dict[str, Any]
@@ -77,7 +84,7 @@ class ShardDone:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the shards of an artifact lie, and who signs their records."""
+    """Location of an artifact's shards, and the signer of records."""
 
     folder: Path
     root: Path
@@ -179,7 +186,9 @@ def _share(
     task: Callable[[Any], Any],
     runtime: Runtime,
 ) -> None:
-    """Make what is missing of this task's own, and leave; it reads no records but those while it has work.
+    """Make what is missing of this task's own, and leave.
+
+    It reads no records but those while it has work.
 
     Raises:
         Leave: the step is not complete yet, as far as this task knows.
@@ -194,7 +203,10 @@ def _share(
 
 
 def _forget(missing: Sequence[tuple[Path, str]], find: Callable[[Path, str], ShardDone | None]) -> None:
-    """Remove the records whose files are not as they say: a share, which looks at sizes alone, would believe them."""
+    """Remove the records whose files are not as they say.
+
+    A share, which looks at sizes alone, would believe them.
+    """
     for record, name in missing:
         if record.exists() and find(record, name) is None:  # looked at again: a share may have made it just now
             get_logger(__name__).warning("%s: its files are not as it says; the shard is made again", record)
@@ -204,7 +216,10 @@ def _forget(missing: Sequence[tuple[Path, str]], find: Callable[[Path, str], Sha
 def _await(
     others: dict[int, tuple[Path, str]], find: Callable[[Path, str], ShardDone | None]
 ) -> Iterator[tuple[int, ShardDone]]:
-    """The shards that other workers make, as their records appear; `others` keeps those that never did."""
+    """The shards that other workers make, as their records appear.
+
+    `others` keeps those that never did.
+    """
     heard = time.monotonic()
     while others and time.monotonic() - heard < PATIENCE_SECONDS:
         for index, (record, name) in list(others.items()):
@@ -221,7 +236,9 @@ def _await(
 
 
 def once(runtime: Runtime, path: Path, make: Callable[[Path], None], beside: Sequence[Path] = ()) -> Path:
-    """A file that one worker makes for all: what a step over all shards found, and every worker goes on with.
+    """A file that one worker makes for all.
+
+    What a step over all shards found, and every worker goes on with.
 
     `path` lies in `<root>/<stage>/records/` and its name holds the key of what decides its bytes; `make(path)` writes
     it atomically, and those `beside` it. Their sizes and digests are noted in `<path>.json`, written last: a file that
@@ -258,7 +275,10 @@ def once(runtime: Runtime, path: Path, make: Callable[[Path], None], beside: Seq
 
 
 def _as_noted(noted: Mapping[str, Any], files: Sequence[Path], trusted: bool) -> bool:
-    """Whether the files are there as a note says; of trusted ones only the sizes are looked at."""
+    """Return whether the files are there as a note says.
+
+    Of trusted ones only the sizes are looked at.
+    """
     try:
         return all(_facts(file, trusted).items() <= noted[file.name].items() for file in files)
     except (OSError, KeyError, AttributeError, MissingInput):
@@ -271,7 +291,9 @@ def _facts(file: Path, trusted: bool) -> dict[str, Any]:
 
 
 def _find(record: Path, name: str, place: _Place, linked: set[str], trusted: bool = False) -> ShardDone | None:
-    """The finished shard of this record; its files are read and compared, of `trusted` ones only the sizes.
+    """The finished shard of this record.
+
+    Its files are read and compared, of `trusted` ones only the sizes.
 
     `linked` gets the artifact that they are of, where that is another.
     """
@@ -316,7 +338,9 @@ def _make_shard(
 
 
 def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
-    """Yield results as they finish; at most two tasks a worker wait in the queue, so memory stays level.
+    """Yield results as they finish.
+
+    At most two tasks a worker wait in the queue, so memory stays level.
 
     One worker asks the energy budget before each task, for the time of the longest so far. Several ask before they
     fill the queue, so first with nothing before them, and whenever a task has finished: for twice the longest time
@@ -365,7 +389,10 @@ _POOL: dict[int, ProcessPoolExecutor] = {}  # at most one, by its number of work
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    """This process's workers, started afresh (spawn): forking a process with Arrow threads can deadlock."""
+    """This process's workers, started afresh (spawn).
+
+    Forking a process with Arrow threads can deadlock.
+    """
     if workers not in _POOL:
         close_pool()
         context = multiprocessing.get_context("spawn")
@@ -374,19 +401,25 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _follow(parent: int) -> None:
-    """A worker ends when its parent does, however that ends, and leaves Ctrl-C to it."""
+    """Make a worker end with its parent and ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(parent)
 
 
 def close_pool() -> None:
-    """End the worker processes, if there are any; the next `map_shards` starts new ones."""
+    """End the worker processes, if there are any.
+
+    The next `map_shards` starts new ones.
+    """
     while _POOL:
         _POOL.popitem()[1].shutdown(cancel_futures=True)
 
 
 def sum_stats(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add counts shard by shard: integers add, dictionaries merge by adding; nothing else is a count."""
+    """Add counts shard by shard: integers add, dictionaries merge by adding.
+
+    Nothing else is a count.
+    """
     total: dict[str, Any] = {}
     for part in parts:
         for name, value in part.items():

@@ -1,4 +1,4 @@
-"""What a measured node was doing: seconds by phase, from which the ledger divides each sample interval's energy.
+"""Seconds by phase, for dividing a node's energy.
 
     data stage      everything before training        checkpoint      the loop stands still for a save
     start-up        until the first step              evaluation      validation and questions
@@ -28,7 +28,10 @@ UNTOLD = "not told"
 
 
 class PhaseClock:
-    """Seconds in each phase since it was made; one thread changes the phase, any other may read."""
+    """Seconds in each phase since it was made.
+
+    One thread changes the phase, any other may read.
+    """
 
     def __init__(self, first: str, clock: Callable[[], float] = time.monotonic):
         self._clock, self._guard = clock, threading.Lock()
@@ -40,7 +43,7 @@ class PhaseClock:
 
     @property
     def phase(self) -> str:
-        """What was said last."""
+        """The current phase."""
         return self._phase
 
     def enter(self, phase: str) -> None:
@@ -50,7 +53,10 @@ class PhaseClock:
             self._phase, self._hangs = phase, False
 
     def hang(self, silent: float) -> None:
-        """For `silent` seconds there has been no sign of life: they were a hang, and what follows is one."""
+        """For `silent` seconds there has been no sign of life.
+
+        They were a hang, and what follows is one.
+        """
         with self._guard:
             self._settle()
             last = self._seconds.get(self._phase, 0.0)
@@ -81,7 +87,7 @@ def begin(energy: Mapping[str, Any], phase: str) -> None:
 
 @contextlib.contextmanager
 def during(energy: Mapping[str, Any], phase: str) -> Iterator[None]:
-    """While the context lasts it is `phase`, and then again what it was before."""
+    """Set the phase for the time of the context."""
     clock: PhaseClock | None = energy.get(CLOCK)
     if clock is None:
         yield
@@ -95,7 +101,7 @@ def during(energy: Mapping[str, Any], phase: str) -> Iterator[None]:
 
 
 def tell_hang(energy: Mapping[str, Any], silent: float) -> None:
-    """Say to the measurement that there was no sign of life for `silent` seconds."""
+    """Tell the meter that nothing moved for `silent` seconds."""
     clock: PhaseClock | None = energy.get(CLOCK)
     if clock is not None:
         clock.hang(silent)

@@ -1,4 +1,4 @@
-"""A process that ends when the one that started it does, however that ends, a SIGKILL included."""
+"""Child processes that end with their parent, SIGKILL included."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ _PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its paren
 
 
 def end_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
-    """Get signal `number` when process `parent`, which started this one, ends; at once where it has ended already.
+    """Get signal `number` when process `parent`, which started this one, ends.
+
+    At once where it has ended already.
 
     Linux only; elsewhere nothing happens.
     """

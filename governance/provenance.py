@@ -1,4 +1,4 @@
-"""Who made an artifact, with what, and where: the facts of the `run` block, which never enters a digest."""
+"""Provenance of an artifact: software, machine, time; never in a digest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PACKAGES = (
 
 @functools.cache
 def provenance() -> dict[str, Any]:
-    """Commit and dirtiness of the source tree, package versions, host, command line, Slurm job id if any."""
+    """Commit, dirtiness, package versions, host, command line, Slurm job id."""
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": _git(),
@@ -39,7 +39,10 @@ def _version(name: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """The commit of this checkout, and whether tracked files differ from it; None where it is no checkout."""
+    """The commit of this checkout, and whether tracked files differ from it.
+
+    None where it is no checkout.
+    """
     folder = Path(__file__).parent
 
     def ask(*words: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The stage contract: make an artifact, or find it.
+"""Stages: find or make an artifact by the key of its recipe.
 
 A stage is a function `(manifests, its own section, Runtime) -> Manifest` whose body is one call of `run_stage`.
 The section and the input digests decide the bytes; the `Runtime` decides only where and how. The laws, each a test
@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from governance.alone import make_alone
 from governance.config import Section, canonical_json
 from governance.errors import BudgetReached, ManifestError, MissingInput
 from governance.files import append_line, locked, sha256_bytes, sweep_temporaries
+from governance.leader import make_alone
 from governance.log import get_logger
 from governance.manifest import (
     BESIDE,
@@ -44,8 +44,8 @@ from governance.manifest import (
     read_manifest,
     write_manifest,
 )
-from governance.notes import NoSigner, Signer
 from governance.provenance import provenance
+from governance.signed_notes import NoSigner, Signer
 
 _LOCK = "commit.lock"  # of a root: an artifact is attested and committed by one process at a time
 UNKNOWN_ENERGY: dict[str, Any] = {"joules": None, "low": None, "high": None, "method": "unknown"}
@@ -56,13 +56,16 @@ Meter = Callable[[str], AbstractContextManager[dict[str, Any]]]
 
 @contextlib.contextmanager
 def no_meter(stage: str) -> Iterator[dict[str, Any]]:
-    """The meter of a run that measures nothing: its energy is unknown, which is not zero."""
+    """The meter of a run that measures nothing.
+
+    Its energy is unknown, which is not zero.
+    """
     yield dict(UNKNOWN_ENERGY)
 
 
 @dataclass(frozen=True)
 class Watched:
-    """What one rank of a start watches over."""
+    """Scope of one rank's energy budget."""
 
     energy: dict[str, Any]
     """What the meter of this rank's node yields."""
@@ -77,16 +80,19 @@ class Watched:
 
 
 class Watch(Protocol):
-    """The budget of a training: `over(sum over the ranks of words(...))` is alike on every rank."""
+    """The budget of a training.
+
+    `over(sum over the ranks of words(...))` is alike on every rank.
+    """
 
     def words(self, ahead_seconds: float) -> list[int]:
-        """What this rank adds to a look at what so many seconds more would take."""
+        """Budget words of this rank for the next look."""
 
     def start(self, words: Sequence[int]) -> None:
         """Raise `BudgetReached` where nobody knows what is used."""
 
     def over(self, words: Sequence[int]) -> bool:
-        """Whether it is time to save and leave."""
+        """Return whether it is time to save and leave."""
 
     def reached(self, what: str) -> BudgetReached:
         """The error that says so."""
@@ -96,23 +102,35 @@ class Watch(Protocol):
 
 
 class Budget(Protocol):
-    """The energy budget of a policy, as stages meet it; `governance.energy.budget` keeps it."""
+    """The energy budget of a policy, as stages meet it.
+
+    `governance.energy.budget` keeps it.
+    """
 
     def check(self, stage: str, artifact: str) -> None:
-        """Before anything is opened: raise `BudgetReached` where there is no room for it."""
+        """Before anything is opened.
+
+        Raise `BudgetReached` where there is no room for it.
+        """
 
     def watching(self, stage: str, artifact: str, energy: dict[str, Any]) -> AbstractContextManager[None]:
-        """While the context lasts, `energy` is what the meter yields; raise `BudgetReached` where it says nothing."""
+        """While the context lasts, `energy` is what the meter yields.
+
+        Raise `BudgetReached` where it says nothing.
+        """
 
     def look(self, ahead_seconds: float) -> None:
-        """Between two shards: raise `BudgetReached` if so many seconds more would exceed it."""
+        """Between two shards.
+
+        Raise `BudgetReached` if so many seconds more would exceed it.
+        """
 
     def watch(self, watched: Watched) -> Watch | None:
-        """What one rank of a training asks at each step; None: there is no bound."""
+        """Budget watcher of a rank; None without a bound."""
 
 
 class NoBudget:
-    """Of a policy that sets none."""
+    """Budget of a policy without one."""
 
     def check(self, stage: str, artifact: str) -> None:
         """There is room."""
@@ -138,12 +156,12 @@ def no_attest(manifest: Manifest) -> None:
 
 
 def no_head() -> str:
-    """Of a run without a journal."""
+    """Journal head of a run without a journal: always empty."""
     return ""
 
 
 class Leave(Exception):
-    """The turn of a share or a join of an array is over (`Runtime.mode`): no error, its command ends with 0.
+    """End of an array task's turn (`Runtime.mode`); exit code 0.
 
     Args:
         stage: where it left.
@@ -159,7 +177,7 @@ class Leave(Exception):
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how stages run; nothing here can change a byte of what they make."""
+    """Execution context of stages; changes no byte of the result."""
 
     root: Path
     """The folder of all artifacts."""
@@ -185,7 +203,8 @@ class Runtime:
     head: Callable[[], str] = field(default=no_head)
     """The journal's last line, "index:sha256"; "" where there is none."""
     signer: Signer = field(default=NoSigner())
-    """Who signs the notes that are left for the next run (`notes.py`), and whose notes of others are believed."""
+    """Who signs the notes that are left for the next run (`signed_notes.py`), and whose notes of others are
+    believed."""
     tally: Path | None = None
     """A file that gets a line for each shard and artifact that this process finishes, for a job to see that it gets
     further; None: nobody looks."""
@@ -199,7 +218,7 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Made:
-    """What a stage's body hands back: its files, already under their final names, and its counts."""
+    """Result of a stage's body: final files and counts."""
 
     outputs: Sequence[Output]
     stats: dict[str, Any]
@@ -207,14 +226,14 @@ class Made:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a stage makes what it makes: its name, the VERSION of its code, its section of the configuration."""
+    """Recipe of an artifact: stage, VERSION and section."""
 
     stage: str
     version: int
     section: Section
 
     def key(self, inputs: Sequence[str]) -> str:
-        """What should be made of the inputs with these digests: the hash of all that may decide its bytes."""
+        """Key of the artifact made from inputs of these digests."""
         values = {"stage": self.stage, "version": self.version, "config": self.section, "inputs": list(inputs)}
         return sha256_bytes(canonical_json(values))
 
@@ -225,7 +244,10 @@ def artifact_folder(stage: str, key: str, root: Path) -> Path:
 
 
 def root_of(artifact: Path) -> Path:
-    """The root that an artifact's folder, or its manifest, lies in: folders are `<root>/<stage>/<key>`."""
+    """The root that an artifact's folder, or its manifest, lies in.
+
+    Folders are `<root>/<stage>/<key>`.
+    """
     folder = artifact.parent if artifact.name == FILE_NAME else artifact
     return folder.resolve().parents[1] if (folder / FILE_NAME).exists() else folder.resolve()
 
@@ -240,7 +262,10 @@ def read_artifact(artifact: Path) -> Manifest:
 
 
 def find(stage: str, key: str, root: Path) -> Manifest | None:
-    """The finished artifact of this key, or None; one whose files are gone or cut short counts as unfinished."""
+    """The finished artifact of this key, or None.
+
+    One whose files are gone or cut short counts as unfinished.
+    """
     path = artifact_folder(stage, key, root) / FILE_NAME
     if not path.exists():
         return None
@@ -256,10 +281,10 @@ def find(stage: str, key: str, root: Path) -> Manifest | None:
 def run_stage(
     recipe: Recipe, inputs: Sequence[Input], runtime: Runtime, make: Callable[[Path], Made], *, alone: bool = False
 ) -> Manifest:
-    """Find the artifact of this recipe and these inputs, or let `make(folder)` make it and commit it.
+    """Find the artifact of a recipe, or make and commit it.
 
     Every worker of an array runs `make` and shares its shards; of a stage that is made `alone`, and so has none to
-    share, the first worker makes it and the others wait for it (`governance/alone.py`). A share of an array makes
+    share, the first worker makes it and the others wait for it (`governance/leader.py`). A share of an array makes
     shards and leaves; a join commits.
 
     Raises:
@@ -321,7 +346,10 @@ def note_progress(runtime: Runtime, what: str) -> None:
 
 
 def _committed(folder: Path, root: Path) -> Manifest | None:
-    """The manifest in this folder, or None; an older one whose files are gone counts as none."""
+    """The manifest in this folder, or None.
+
+    An older one whose files are gone counts as none.
+    """
     path = folder / FILE_NAME
     if not path.exists():
         return None
@@ -330,7 +358,9 @@ def _committed(folder: Path, root: Path) -> Manifest | None:
 
 
 def commit(manifest: Manifest, root: Path, attest: Attest = no_attest, beside: Iterable[Output] = ()) -> Manifest:
-    """Attest and write the manifest, unless another process did so first; then both must have made the same bytes.
+    """Attest and write the manifest, unless another process did so first.
+
+    Then both must have made the same bytes.
 
     What is attested last is what stands: two workers of an array commit the same bytes with a `run` block each. Of what
     was written `beside`, that which is no output is listed in that block.

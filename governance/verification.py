@@ -1,12 +1,13 @@
-"""Verify an artifact, or a whole root; `deep` also what was signed about them.
+"""Verification of an artifact or root; `deep` includes signatures.
 
 Promise of the plain check: one changed byte in a file that a manifest lists, in a manifest, or in a verdict is found,
-and so is a file that nothing lists (`strays.py`); the problem names the file (of a large one the 64 MiB piece). It
-reads every byte once, as fast as SHA-256 and the disk allow. `deep` adds what an attacker could make fit, and what an
-accident can do to the evidence: the journal's chain and every signature in it, a statement for each artifact that
-agrees with its manifest, each beginning that was ever stated of a file that grows (`running_digests.py`), the energy
-ledger's figures against the manifests', the records of shards, the leaves of large files, the heads that runs noted,
-model signatures, and that each waiver which a verdict used was in force for that corpus.
+and so is a file that nothing lists (`unlisted_files.py`); the problem names the file (of a large one the 64 MiB
+piece). It reads every byte once, as fast as SHA-256 and the disk allow. `deep` adds what an attacker could make fit,
+and what an accident can do to the evidence: the journal's chain and every signature in it, a statement for each
+artifact that agrees with its manifest, each beginning that was ever stated of a file that grows
+(`running_digests.py`), the energy ledger's figures against the manifests', the records of shards, the leaves of large
+files, the heads that runs noted, model signatures, and that each waiver which a verdict used was in force for that
+corpus.
 
 What was removed whole, to save space, is no fault; the journal still knows it. A source file cannot be looked at: only
 its digest is here.
@@ -21,28 +22,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from governance.anchors import anchor_faults
-from governance.attestation import MODEL_SIGNATURE, KeySigner, believed, open_journal
-from governance.chain import Stated, latest_statements, unstated
-from governance.clock import ahead_words
 from governance.energy.agreement import ledger_faults
 from governance.errors import ManifestError, MissingInput
 from governance.files import json_text, sha256_file
-from governance.gate import GovernanceConfig, read_verdict
-from governance.journal import FILE_NAME as JOURNAL
-from governance.journal import VERDICT, Entry, read_journal
-from governance.lineage import read_graph
+from governance.gate.chain import Stated, latest_statements, unstated
+from governance.gate.verdict import GovernanceConfig, read_verdict
+from governance.lineage.attest import MODEL_SIGNATURE, KeySigner, believed, open_journal
+from governance.lineage.lineage_graph import read_graph
+from governance.lineage.unlisted_files import beside_faults, note_faults, strays
 from governance.log import progress
 from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manifest, verify
-from governance.model_signature import signature_faults
-from governance.running_digests import StatedPrefix, prefix_faults
+from governance.signing.git_anchor import anchor_faults
+from governance.signing.journal import FILE_NAME as JOURNAL
+from governance.signing.journal import VERDICT, Entry, read_journal
+from governance.signing.journal_times import ahead_words
+from governance.signing.openssf import signature_faults
+from governance.signing.running_digests import StatedPrefix, prefix_faults
 from governance.stage import root_of
-from governance.strays import beside_faults, note_faults, strays
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What the journal states, for the deep check."""
+    """Statements of the journal, for deep verification."""
 
     entries: Sequence[Entry]
     latest: Stated
@@ -51,7 +52,7 @@ class _Evidence:
 
 
 class Verified(NamedTuple):
-    """What was found; problems and notes are in words, each beginning with the file's path below the root."""
+    """Result of a verification; texts begin with the file's path."""
 
     files: int
     """How many were read."""
@@ -61,7 +62,9 @@ class Verified(NamedTuple):
 
 
 def verify_root(root: Path, config: GovernanceConfig, folder: Path, *, deep: bool = False) -> Verified:
-    """Check every file below `root`; `config` (paths relative to `folder`) says whose words count.
+    """Check every file below `root`.
+
+    `config` (paths relative to `folder`) says whose words count.
 
     Raises:
         MissingInput: there is no artifact below `root`.
@@ -85,7 +88,9 @@ def verify_root(root: Path, config: GovernanceConfig, folder: Path, *, deep: boo
 
 
 def verify_artifact(artifact: Path, config: GovernanceConfig, folder: Path, *, deep: bool = False) -> Verified:
-    """Check one artifact; `deep`: with all its ancestors that are still there, and all that was signed about them.
+    """Check one artifact.
+
+    `deep`: with all its ancestors that are still there, and all that was signed about them.
 
     Raises:
         MissingInput: there is none.
@@ -121,7 +126,7 @@ def verify_artifact(artifact: Path, config: GovernanceConfig, folder: Path, *, d
 
 
 def verify_evidence(manifests: Sequence[Manifest], root: Path, config: GovernanceConfig, folder: Path) -> list[str]:
-    """What speaks against the evidence of a report, in words, each beginning with the file's path below the root.
+    """Faults of a report's evidence, each beginning with the path.
 
     The journal's chain and signatures; that these manifests are what it states last; every stated beginning of the
     files that grow; the ledger's figures against the manifests'; that no report rests on more than was ever stated.
@@ -133,7 +138,10 @@ def verify_evidence(manifests: Sequence[Manifest], root: Path, config: Governanc
 
 
 def _verify_others(root: Path, folders: Sequence[str], evidence: _Evidence | None) -> tuple[list[str], list[str]]:
-    """Problems and notes on what is no output: of these folders below the root; "" is the root."""
+    """Problems and notes on what is no output.
+
+    Of these folders below the root; "" is the root.
+    """
     manifests = dict(_manifests(root))
     whole = [manifest for manifest in manifests.values() if manifest is not None]
     ours = whole if "" in folders else [manifest for manifest in whole if manifest.folder in folders]
@@ -156,7 +164,10 @@ def _verify_others(root: Path, folders: Sequence[str], evidence: _Evidence | Non
 
 
 def _manifests(root: Path) -> Iterator[tuple[str, Manifest | None]]:
-    """Every manifest below a root by its path; None where it cannot be read, which is reported under its own name."""
+    """Every manifest below a root by its path.
+
+    None where it cannot be read, which is reported under its own name.
+    """
     for path in sorted(root.glob(f"*/*/{FILE_NAME}")):
         try:
             yield path.relative_to(root).as_posix(), read_manifest(path)
@@ -165,7 +176,7 @@ def _manifests(root: Path) -> Iterator[tuple[str, Manifest | None]]:
 
 
 def _prefixes(evidence: _Evidence) -> dict[str, list[StatedPrefix]]:
-    """Path -> what the journal states of a file that grows, in order."""
+    """Stated prefixes of growing files, by path and in order."""
     found: dict[str, list[StatedPrefix]] = {}
     for entry in evidence.entries:
         for prefix in entry.grown:
@@ -174,7 +185,7 @@ def _prefixes(evidence: _Evidence) -> dict[str, list[StatedPrefix]]:
 
 
 def _rested_on(manifests: Sequence[Manifest], root: Path, evidence: _Evidence) -> Iterator[str]:
-    """Where a report was read from more of a file that grows than was ever stated."""
+    """Growing files read further than was ever stated."""
     longest = {name: max(item.prefix.bytes for item in stated) for name, stated in _prefixes(evidence).items()}
     for manifest in manifests:
         if manifest.stage != "report" or not (root / manifest.folder / "report.json").is_file():
@@ -221,7 +232,7 @@ def _verify_artifact(path: Path, root: Path, evidence: _Evidence | None) -> tupl
 
 
 def _verify_input(item: Input, root: Path) -> list[str]:
-    """An input that is still there must be the one that was used; one that was removed to save space is no fault."""
+    """Check that a remaining input is the one used."""
     path = root / item.path
     if item.stage in SOURCES or not path.exists():
         return []
@@ -263,13 +274,13 @@ def _evidence(root: Path, config: GovernanceConfig, folder: Path) -> tuple[_Evid
 
 
 def _noted_head(manifest: Manifest, evidence: _Evidence) -> Iterator[str]:
-    """Where the journal is not the one whose head a run noted."""
+    """Fault where the journal lacks a head that a run noted."""
     if head := manifest.run.get("journal"):
         yield from (f"{JOURNAL} {fault}" for fault in anchor_faults(head, evidence.entries))
 
 
 def _unstated_verdict(name: str, path: Path, verdict: Mapping[str, Any], evidence: _Evidence) -> list[str]:
-    """A verdict's file is stated by its digest, or its whole predicate is."""
+    """Verdict files that the journal does not state."""
     entry = evidence.latest.get(name)
     if entry is not None and entry.subjects[name] == sha256_file(path):
         return []
@@ -292,7 +303,7 @@ def _waivers(verdict: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _lost(root: Path, evidence: _Evidence) -> Iterator[str]:
-    """What is stated and is not there, though its folder is: a file that was moved or renamed."""
+    """Stated files that are missing from an existing folder."""
     for name, entry in evidence.latest.items():
         path = root / name
         if entry.kind == MODEL_SIGNATURE and path.exists() and sha256_file(path) != entry.subjects[name]:

@@ -1,5 +1,5 @@
-"""`python -m pretrain` is `assay`, so that torchrun and srun can launch it."""
+"""Older entry point: the same as `python -m assay`."""
 
-from pretrain.cli import program
+from assay.cli.main import program
 
 raise SystemExit(program())

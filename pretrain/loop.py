@@ -1,4 +1,4 @@
-"""The training loop, which reads from top to bottom."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -12,35 +12,37 @@ from torch import distributed
 
 from governance.errors import Preempted
 from governance.log import get_logger, progress
+from governance.manifest import Manifest
 from governance.phases import CHECKPOINT, COMMUNICATION, COMPUTE, EVALUATION, begin, during, tell_hang
 from governance.provenance import provenance
 from governance.stage import UNKNOWN_ENERGY, artifact_folder
-from pretrain.batch_sizes import batch_sizes
-from pretrain.checkpoint import TrainState, told_finite
-from pretrain.distributed import HOST, add_up
-from pretrain.engine import Engine, foreign_errors, open_engine
-from pretrain.evaluate import measure
-from pretrain.guard import Guard, window_starts
-from pretrain.job import Job
-from pretrain.ledger import Entry, Ledger, read_later
-from pretrain.likelihood import Passes
-from pretrain.loader import LANES, StepRows, by_origin, chain, open_loader
-from pretrain.meter import Meter, step_note
-from pretrain.model.counting import active_parameter_count, parameter_count
+from pretrain.checkpoint.format import TrainState, told_finite
+from pretrain.checkpoint.load import resume
+from pretrain.checkpoint.save import Saver, open_saver
+from pretrain.context import Job
+from pretrain.data.batch_size import batch_sizes
+from pretrain.data.loader import LANES, StepRows, by_origin, chain, open_loader
+from pretrain.distributed.process_group import HOST, add_up
+from pretrain.distributed.stragglers import Pace
+from pretrain.distributed.watchdog import Heart, Place, watch_hangs
+from pretrain.engine.engine import Engine, foreign_errors, open_engine
+from pretrain.evaluation.loglikelihood import Passes
+from pretrain.evaluation.scores import ask, told
+from pretrain.evaluation.validation import measure
+from pretrain.loss_spikes import Guard, window_starts
 from pretrain.model.decoder import Batch
-from pretrain.model.initial import initial_weight
-from pretrain.optim import rate_factor
+from pretrain.model.flops import active_parameter_count, parameter_count
+from pretrain.model.init import initial_weight
+from pretrain.optim.optimizers import rate_factor
+from pretrain.preflight.memory_room import refuse_what_cannot_fit
 from pretrain.profiler import open_profile
-from pretrain.resuming import resume
-from pretrain.saving import Saver, open_saver
-from pretrain.stragglers import Pace
-from pretrain.task_scores import ask, told
-from pretrain.watchdog import Heart, Place, watch_hangs
+from pretrain.step_log import Entry, Ledger, read_later
+from pretrain.step_meter import Meter, step_note
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What the loop moves, and what watches over it."""
+    """Moving parts of the loop."""
 
     job: Job
     engine: Engine
@@ -50,14 +52,14 @@ class Parts:
 
 
 def learn(job: Job) -> TrainState:
-    """Train to the last step, until a signal, or until the energy budget leaves no more; see `_steps`."""
+    """Train until the last step, a signal or the energy budget."""
     folder = artifact_folder("train", job.store.train_key, job.store.root)
     hung = partial(tell_hang, job.energy)
     place = Place(folder, job.ranks.rank, job.ranks.world_size, job.peers.gather(job.attempt)[0])
     with watch_hangs(place, job.settings.engine, hung) as heart, foreign_errors():
         job.allowance.start(lambda words: add_up(words, HOST))
         engine, state = _start(job)
-        with open_saver(job, engine, run_facts(job)) as saver:
+        with open_saver(job.store, job.peers, job.settings, engine, run_facts(job), partial(_durable, job)) as saver:
             meter = Meter(job, state.step, batch_sizes(job.recipe.train).before(state.step + 1))
             parts = Parts(job, engine, saver, heart, meter)
             begin(job.energy, COMPUTE)
@@ -67,15 +69,25 @@ def learn(job: Job) -> TrainState:
     return state
 
 
+def _durable(job: Job, step: int, manifest: Manifest | None) -> None:
+    job.energy.update(checkpoint=step)
+    if manifest is not None:
+        job.record("checkpoint", step, path=manifest.path, digest=manifest.digest)
+
+
 def _steps(parts: Parts, state: TrainState) -> TrainState:
-    """The loop. A step: read rows, agree on leaving, add up gradients, judge, update, record, validate, save."""
+    """The loop.
+
+    A step: read rows, agree on leaving, add up gradients, judge, update, record, validate, save.
+    """
     job, engine, saved = parts.job, parts.engine, state.step
     config, optim = job.recipe.train, job.recipe.optim
-    pace, ledger = Pace(job), Ledger(job, engine.group_names())
+    pace = Pace(job.settings.engine.straggler_window_steps, job.ranks, job.device, job.record)
+    ledger = Ledger(job, engine.group_names())
     guard = Guard(config.skip, state.losses, state.skipped, job.device, window_starts(config))
     with (
         progress("train", config.steps, "steps", done=state.step) as advance,
-        open_loader(job, state) as loader,
+        open_loader(job.train_rows, config, job.share, job.device, state.step) as loader,
         open_profile(job, state.step, parts.meter.aside, partial(parts.heart.beat, long=True)) as profile,
     ):
         for step in range(state.step + 1, config.steps + 1):
@@ -117,7 +129,10 @@ def _steps(parts: Parts, state: TrainState) -> TrainState:
 
 
 def _agree(parts: Parts, ready: StepRows, pace: Pace) -> tuple[int, bool, list[int]]:
-    """In one collective: tokens that the global batch predicts, whether to leave, the lanes of the stream's digest."""
+    """In one collective.
+
+    Tokens that the global batch predicts, whether to leave, the lanes of the stream's digest.
+    """
     job, leaving = parts.job, int(parts.job.leave() or parts.saver.failed)
     budget = job.allowance.words(parts.saver.seconds)
     words = [*job.counted([ready.targets, *ready.digest]), leaving, *budget, *pace.slots(ready.step)]
@@ -139,7 +154,9 @@ def _due(step: int, every: int, last: int) -> bool:
 def _add_up_gradients(
     job: Job, engine: Engine, batches: list[Batch], targets: int, pace: Pace
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward and backward of every micro batch; `targets` are those of the global batch.
+    """Forward and backward of every micro batch.
+
+    `targets` are those of the global batch.
 
     Returns its nats per token, and the nats and then the tokens of each origin; fp64, on the device: the same bits on
     every rank, and the host does not wait for them.
@@ -163,7 +180,7 @@ def _divided(job: Job, batch: Batch, nats: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _start(job: Job) -> tuple[Engine, TrainState]:
-    """An engine with initial weights, or with those of the newest whole checkpoint."""
+    """Engine with initial weights or the newest checkpoint's."""
     log, recipe, vocabulary = get_logger(__name__), job.recipe, job.train_rows.vocabulary_size
     parameters, active = (count(recipe.model, vocabulary) for count in (parameter_count, active_parameter_count))
     log.info(
@@ -173,7 +190,8 @@ def _start(job: Job) -> tuple[Engine, TrainState]:
         job.ranks.world_size, job.device.type,
     )  # fmt: skip
     arguments = (recipe, job.settings.engine, vocabulary, job.ranks, job.device)
-    found = resume(job, lambda weight: open_engine(*arguments, weight))
+    refuse_what_cannot_fit(*arguments)
+    found = resume(job.store, job.peers, job.settings, lambda weight: open_engine(*arguments, weight))
     if found is None:
         seed = recipe.train.seed
         found = (
@@ -185,7 +203,7 @@ def _start(job: Job) -> tuple[Engine, TrainState]:
 
 
 def _catch_up(parts: Parts, state: TrainState) -> TrainState:
-    """Measure and ask what the run owes for the checkpoint's step, if it was told to leave in the midst of that."""
+    """Run the validation and tasks that the resumed step still owes."""
     job, config, step = parts.job, parts.job.recipe.train, state.step
 
     def owes(every: int, made: list[dict[str, Any]]) -> bool:
@@ -234,7 +252,10 @@ def _validate(parts: Parts, state: TrainState, saved: int) -> TrainState:
 
 
 def _ask(parts: Parts, state: TrainState, saved: int) -> TrainState:
-    """Ask the model the questions of `[evaluation]`; a signal is heeded between two batches, as in `_validate`."""
+    """Ask the model the questions of `[evaluation]`.
+
+    A signal is heeded between two batches, as in `_validate`.
+    """
     job = parts.job
     if job.suite is None:
         return state
@@ -256,12 +277,15 @@ def _ask(parts: Parts, state: TrainState, saved: int) -> TrainState:
 
 
 def _compiles(job: Job) -> bool:
-    """Whether a batch of another shape is compiled for."""
+    """Return whether a batch of another shape is compiled for."""
     return job.device.type == "cuda" or job.settings.engine.compile
 
 
 def _heed(parts: Parts, state: TrainState, saved: int, what: str) -> None:
-    """Give a sign of life, and leave if any rank was told to; every rank makes the same number of passes."""
+    """Beat, and stop if any rank was asked to.
+
+    Every rank makes the same number of passes.
+    """
     parts.heart.beat(what, long=not state.validations)
     allowance = parts.job.allowance
     leaving, *budget = add_up([int(parts.job.leave()), *allowance.words(parts.saver.seconds)], HOST)
@@ -270,7 +294,10 @@ def _heed(parts: Parts, state: TrainState, saved: int, what: str) -> None:
 
 
 def _save(parts: Parts, state: TrainState) -> None:
-    """Begin to save: the loop stands still for a copy, and for the save before this one if it is not done yet."""
+    """Begin to save.
+
+    The loop stands still for a copy, and for the save before this one if it is not done yet.
+    """
     parts.heart.beat(f"checkpoint of step {state.step}", long=True)
     with parts.meter.aside(CHECKPOINT) as seconds:
         parts.saver.save(state)
@@ -279,7 +306,7 @@ def _save(parts: Parts, state: TrainState) -> None:
 
 
 def _leave(parts: Parts, state: TrainState, saved: int) -> NoReturn:
-    """Save what was learned since the checkpoint of step `saved`, and raise once it is durable."""
+    """Save the progress since `saved`, then raise once it is durable."""
     if state.step != saved:
         _save(parts, state)
     parts.heart.beat(f"waiting for the checkpoint of step {state.step}", long=True)
@@ -293,7 +320,7 @@ def _leave(parts: Parts, state: TrainState, saved: int) -> NoReturn:
 
 
 def _tell_haste(job: Job, step: int) -> None:
-    """How long it took from the signal until all was durable; a warning where the next one may be ended first."""
+    """Log the time from signal to durability, and warn if close."""
     seconds = max(job.peers.gather(job.leave.seconds()))  # the signal may have come to some ranks only
     job.record("left", step, seconds=seconds)
     log, given = get_logger(__name__), job.settings.notice_seconds

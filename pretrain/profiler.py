@@ -1,4 +1,4 @@
-"""Torch's profiler over the steps of `[profile]`: a trace, a memory snapshot, and the operators that took the time.
+"""Profiler: trace, memory snapshot and operator times of chosen steps.
 
     <root>/train/<key>/profile/step-000012-000014.attempt-000001.rank-00000.trace.json.gz   for https://ui.perfetto.dev
                                ...                                          .memory.pickle  CUDA, with `memory`
@@ -30,7 +30,7 @@ from governance.files import atomic_file, atomic_path, write_json
 from governance.log import get_logger
 from governance.phases import IDLE
 from governance.stage import artifact_folder
-from pretrain.job import Job
+from pretrain.context import Job
 
 FOLDER = "profile"
 TOP = 20
@@ -42,7 +42,10 @@ Rows = list[dict[str, Any]]
 
 
 class Profile:
-    """The profiled window of one attempt; `begin` and `end` go around each step."""
+    """The profiled window of one attempt.
+
+    `begin` and `end` go around each step.
+    """
 
     def __init__(self, job: Job, step: int, aside: Aside, beat: Callable[[str], None]) -> None:
         config = job.settings.profile
@@ -54,7 +57,7 @@ class Profile:
         self._torch: Any = None
 
     def begin(self, step: int) -> None:
-        """Start the profiler where this step is the first of the window, warm-up included."""
+        """Start the profiler at the window's first step, warm-up included."""
         if step == self._start:
             with self._guarded():
                 with warnings.catch_warnings():
@@ -63,7 +66,10 @@ class Profile:
                 self._torch.start()
 
     def end(self, step: int) -> None:
-        """Close the step; after the last of the window write what was found."""
+        """Close the step.
+
+        After the last of the window write what was found.
+        """
         if self._torch is not None:
             with self._guarded():
                 if step < self._last:
@@ -76,7 +82,10 @@ class Profile:
                 self._beat(f"after the profile of step {step}")
 
     def close(self) -> None:
-        """Stop a profiler whose window did not come to its end; what it has is not kept."""
+        """Stop a profiler whose window did not come to its end.
+
+        What it has is not kept.
+        """
         _forget_allocations(self._job)
         if self._torch is not None:
             unfinished, self._torch = self._torch, None
@@ -131,7 +140,10 @@ class Profile:
 
 @contextlib.contextmanager
 def open_profile(job: Job, step: int, aside: Aside, beat: Callable[[str], None]) -> Iterator[Profile]:
-    """A profile of an attempt that goes on from `step`; `aside` takes time out of a step, `beat` is a sign of life."""
+    """A profile of an attempt that goes on from `step`.
+
+    `aside` takes time out of a step, `beat` is a sign of life.
+    """
     profile = Profile(job, step, aside, beat)
     try:
         yield profile
@@ -140,7 +152,9 @@ def open_profile(job: Job, step: int, aside: Aside, beat: Callable[[str], None])
 
 
 def operators(averages: Any, device: str) -> tuple[str, Rows]:
-    """What the time is of, and each operator or kernel with its calls, seconds and share of all, longest first.
+    """Operators or kernels by time, longest first.
+
+    With calls, seconds and share of all; the first value says what the time is of.
 
     On CUDA: kernels, by the time that the device spent in them. On CPU: operators, without those that they called.
     """
@@ -164,7 +178,10 @@ def operators(averages: Any, device: str) -> tuple[str, Rows]:
 
 
 def _write_trace(profiler: Any, path: Path) -> None:
-    """Chrome's trace, packed; torch writes it by itself, as plain text, and so elsewhere first."""
+    """Chrome's trace, packed.
+
+    torch writes it by itself, as plain text, and so elsewhere first.
+    """
     with tempfile.TemporaryDirectory(prefix="assay-profile-") as folder:
         plain = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(plain))

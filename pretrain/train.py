@@ -1,9 +1,9 @@
-"""Training, from token shards to the artifact of a finished run; the loop reads from top to bottom.
+"""Training stage: from token shards to a finished run.
 
     <root>/train/<key>/losses.json            the loss of every step, validations, tasks, what was skipped
-                       metrics.jsonl          what happened, with times and attempts (see tracking.py); not hashed
-                       checkpoints.jsonl      the steps that were saved (see checkpoint.py)
-                       run.lock, holders/     who trains here, and who may no more (see fence.py)
+                       metrics.jsonl          what happened, with times and attempts (see metrics_log.py); not hashed
+                       checkpoints.jsonl      the steps that were saved (see format.py)
+                       run.lock, holders/     who trains here, and who may no more (see lease.py)
                        profile/               where the time of some steps went (see profiler.py)
                        hangs/                 where each rank was when it hung (see watchdog.py)
                        manifest.json          lists losses.json and the files of the last checkpoint
@@ -23,24 +23,25 @@ from typing import TYPE_CHECKING, Any
 
 from governance.errors import MissingInput
 from governance.files import write_json
-from governance.heap import keep_freed_memory
 from governance.log import get_logger
+from governance.malloc import keep_freed_memory
 from governance.manifest import Manifest, Output, describe, describe_folder
 from governance.phases import INTERVAL
 from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, Watched, artifact_folder, commit, find, now
-from pretrain.compatibility import check_start, check_together
-from pretrain.config import EngineConfig, Settings, TrainConfig, TrainRecipe
-from pretrain.continuing import parent_of, refuse_unlike
-from pretrain.distributed import Ranks, read_ranks, slurm_attempt
-from pretrain.fence import hold_folder
-from pretrain.preemption import Leave, watch_signals
-from pretrain.tracking import About, Beside, open_record
+from pretrain.checkpoint.continuing import parent_of, refuse_unlike
+from pretrain.config.training import EngineConfig, Settings, TrainConfig, TrainRecipe
+from pretrain.distributed.lease import hold_folder
+from pretrain.distributed.preemption import Leave, watch_signals
+from pretrain.distributed.process_group import Ranks, read_ranks, slurm_attempt
+from pretrain.metrics.metrics_log import Beside, open_record
+from pretrain.metrics.run_identity import About
+from pretrain.preflight.compatibility import check_start, check_together
 
 if TYPE_CHECKING:
-    from pretrain.checkpoint import Parent, TrainState
-    from pretrain.dataset import Rows
-    from pretrain.job import Job
-    from pretrain.task_scores import Suite
+    from pretrain.checkpoint.format import Parent, TrainState
+    from pretrain.context import Job
+    from pretrain.data.dataset import Rows
+    from pretrain.evaluation.scores import Suite
 
 VERSION = 3
 STAGE = "train"
@@ -56,7 +57,9 @@ def train(
     suite: Callable[[], Suite] | None = None,
     beside: Beside | None = None,
 ) -> Manifest:
-    """Train, or find trained; `before_start` runs before anything is opened, and may refuse by raising.
+    """Train, or find trained.
+
+    `before_start` runs before anything is opened, and may refuse by raising.
 
     `suite` opens the questions of `recipe.evaluation`, encoded as the tokens are. `beside` is what the run's mirrors
     show beside its record, and decides nothing. Called on every rank; returns the run's manifest on every rank. A
@@ -96,7 +99,7 @@ def train(
 
 
 def folder_of(tokens: Manifest, recipe: TrainRecipe, root: Path) -> Path:
-    """Where the run of this recipe is, begun or not."""
+    """Folder of this recipe's run, begun or not."""
     return artifact_folder(STAGE, _key(tokens, recipe, parent_of(recipe.train, root)), root)
 
 
@@ -114,10 +117,10 @@ def _train(
     leave: Leave,
     suite: Suite | None,
 ) -> Manifest:
-    from pretrain.allowance import Allowance
-    from pretrain.checkpoint import Peers, Store
-    from pretrain.distributed import capability_of, gather, gpus_of, join, ranks_store
-    from pretrain.job import Job
+    from pretrain.checkpoint.format import Peers, Store
+    from pretrain.context import Job
+    from pretrain.distributed.process_group import capability_of, gather, gpus_of, join, ranks_store
+    from pretrain.energy_budget import Allowance
     from pretrain.loop import learn, run_facts
 
     recipe, key, ranks, started = about.recipe, about.key, read_ranks(), now()
@@ -166,7 +169,9 @@ def _train(
 
 @contextlib.contextmanager
 def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
-    """Fix what decides the order of sums while the context lasts: threads, and torch's deterministic kernels.
+    """Fix what decides the order of sums while the context lasts.
+
+    Threads, and torch's deterministic kernels.
 
     Those are a setting on CUDA (`engine.deterministic`): with them a compiler falls back to slow scatters and sorts.
 
@@ -175,8 +180,8 @@ def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
     """
     import torch
 
-    from pretrain.distributed import device_of, threads_of
-    from pretrain.uncompiled import set_deterministic
+    from pretrain.distributed.process_group import device_of, threads_of
+    from pretrain.engine.uncompiled import set_deterministic
 
     on_cpu = device_of(ranks, engine.device).type == "cpu"
     if engine.deterministic:
@@ -196,10 +201,10 @@ def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
 
 def _open_data(tokens: Manifest, train: TrainConfig, root: Path, ranks: Ranks) -> tuple[Rows, Rows | None]:
     """Verify the token shards, each by one rank, and map them."""
-    from pretrain.batch_sizes import batch_sizes
-    from pretrain.dataset import altered_shards, open_rows, refuse_altered, refuse_small
-    from pretrain.distributed import gather
-    from pretrain.vocabulary import refuse_foreign_vocabulary
+    from pretrain.data.batch_size import batch_sizes
+    from pretrain.data.dataset import altered_shards, open_rows, refuse_altered, refuse_small
+    from pretrain.data.tokenizer_check import refuse_foreign_vocabulary
+    from pretrain.distributed.process_group import gather
 
     problems = gather(altered_shards(tokens, root, ranks.rank, ranks.world_size))
     refuse_altered([line for lines in problems for line in lines])
@@ -213,10 +218,10 @@ def _open_data(tokens: Manifest, train: TrainConfig, root: Path, ranks: Ranks) -
 
 
 def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], dict[str, Any]]:
-    """The run's own file, the files of its last checkpoint, and its figures."""
-    from pretrain.checkpoint import require_step
-    from pretrain.model.counting import parameter_count
-    from pretrain.order import weights_in_use
+    """Outputs and figures of a finished run."""
+    from pretrain.checkpoint.format import require_step
+    from pretrain.data.sampler import weights_in_use
+    from pretrain.model.flops import parameter_count
 
     told = {name: getattr(state, name) for name in ("validations", "tasks", "skipped")}
     write_json(folder / "losses.json", {"losses": list(state.losses), **told})

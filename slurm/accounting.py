@@ -1,4 +1,4 @@
-"""What the cluster's own accounting measured, beside our meters.
+"""Slurm's own accounting of a run's jobs.
 
 Where a site measures its nodes' energy, accounting has it for each start of each job (`ConsumedEnergyRaw`, joules of
 the whole nodes); a value behind a counter that was reset is left out. Our own figure is the ledger's (`energy.jsonl`).
@@ -22,7 +22,7 @@ from governance.errors import StorageError
 from governance.files import append_line, read_lines
 from governance.log import get_logger
 from governance.stage import now
-from slurm.standing import View
+from slurm.job_states import View
 
 ACCOUNTING_FILE = "accounting.jsonl"
 _LAST_BYTES = 1 << 16  # hold the last line of a run of some hundred jobs; a longer line is only written once more
@@ -44,7 +44,7 @@ class Energy:
 
 
 def account(view: View, ours: float | None, root: Path) -> Energy:
-    """Add up what accounting knows, keep it beside our own `ours` joules, and return both."""
+    """Sum up Slurm's accounting, store it beside `ours`, return both."""
     measured = {row.name: row.joules for row in view.rows if row.joules is not None}
     energy = Energy(sum(measured.values()) if measured else None, ours, sum(row.core_seconds for row in view.rows))
     energy = replace(energy, ended=not any(row.live for row in view.rows))

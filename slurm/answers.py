@@ -1,4 +1,4 @@
-"""The answers of the queue and of accounting about a root's jobs, asked for at most once a minute by all who watch.
+"""Cached answers of queue and accounting, at most one a minute.
 
 `<root>/slurm/answers.json` keeps the last answers, and for good what accounting says of jobs that have ended: those
 are never asked for again. A job has ended once the queue has forgotten it and accounting has an end for each unit, so
@@ -24,7 +24,8 @@ from typing import Any
 
 from governance.errors import ClusterError, StorageError
 from governance.files import write_json
-from slurm import local, tools
+from slurm import commands as tools
+from slurm import rehearsal as local
 from slurm.submit import Submitted
 
 ANSWERS_FILE = "answers.json"
@@ -40,7 +41,7 @@ _LIVE = {
 
 @dataclass(frozen=True)
 class Answers:
-    """What is known of a root's jobs; None: that part of Slurm does not answer."""
+    """Known answers about a root's jobs; None where Slurm is silent."""
 
     queued: list[tools.Queued] | None
     accounted: list[tools.Accounted] | None
@@ -81,7 +82,10 @@ def ask(root: Path, lines: Sequence[Submitted], most_seconds: float = 0.0) -> An
 
 
 def _ours(item: tools.Queued | tools.Accounted, names: Mapping[str, str]) -> bool:
-    """Whether a job is the one that was submitted under its id; so, too, where Slurm tells no name."""
+    """Return whether a job is the one submitted under its id.
+
+    So, too, where Slurm tells no name.
+    """
     name = names.get(item.job.partition("_")[0])
     return name is not None and (not item.name or item.name.rpartition(".")[2] == name)
 
@@ -101,7 +105,10 @@ def _keep(
     accounted: Sequence[tools.Accounted],
     over: Sequence[tools.Accounted],
 ) -> None:
-    """Keep the answers for others; those about jobs that have ended for good."""
+    """Keep the answers for others.
+
+    Those about jobs that have ended for good.
+    """
     known = {item.job.partition("_")[0] for item in queued}
     last = {item.job: item.state for item in accounted}
     live = known | {unit.partition("_")[0] for unit, state in last.items() if state in _LIVE}

@@ -1,4 +1,4 @@
-"""The section [slurm]: what is asked of the cluster; and the site's defaults beneath it.
+"""The `[slurm]` section, and the site's defaults.
 
 What a whole site shares (account, partition, the script that loads modules) stands in one file with the same fields, no
 section: `$ASSAY_SLURM_SITE`, else `~/.config/assay/slurm.toml`. A field that the run's file sets wins. Nothing here can
@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 
 from governance.config import Section, load_config
 from governance.errors import ConfigError
-from governance.signing import default_key_path
+from governance.signing.dsse import default_key_path
 
 SITE_VARIABLE = "ASSAY_SLURM_SITE"
 Word = Annotated[str, Field(pattern=r"^\S*$")]
@@ -64,7 +64,7 @@ def _checked(values: tuple[str, ...], ours: Mapping[str, str], where: str) -> tu
 
 
 class SlurmConfig(Section):
-    """What is asked of the cluster; an empty text or 0 leaves the choice to the cluster's default."""
+    """Resources to request; empty or 0 leaves the cluster's default."""
 
     partition: Word = ""
     """Where training and evaluation run."""
@@ -155,7 +155,7 @@ class SlurmConfig(Section):
 
     @property
     def image_file(self) -> Path | None:
-        """The image, where it is a file and no name of a registry."""
+        """Container image file; None for a registry name."""
         named = self.container
         if "://" in named or "#" in named or not named:  # "docker://image", pyxis' "registry#image"
             return None
@@ -163,7 +163,7 @@ class SlurmConfig(Section):
 
     @property
     def warning_seconds(self) -> int:
-        """The shortest warning before a job of this run is killed, as far as it is known."""
+        """Shortest warning before a job of this run is killed."""
         return min(self.signal_seconds, self.notice_seconds or self.signal_seconds)
 
     @property
@@ -179,7 +179,9 @@ def site_path() -> Path:
 
 
 def with_site(section: SlurmConfig, folder: Path) -> SlurmConfig:
-    """The run's section over the site's defaults: a field that the run's file, in `folder`, sets wins.
+    """The run's section over the site's defaults.
+
+    A field that the run's file, in `folder`, sets wins.
 
     The paths of the script that is sourced, and of an image that is a file, are absolute afterwards.
 
@@ -205,7 +207,9 @@ def with_site(section: SlurmConfig, folder: Path) -> SlurmConfig:
 
 
 def minutes(time: str) -> float:
-    """Minutes of a wall time in Slurm's notation, rounded to none; infinite for "infinite", "UNLIMITED" and "".
+    """Minutes of a wall time in Slurm's notation, rounded to none.
+
+    Infinite for "infinite", "UNLIMITED" and "".
 
     Raises:
         ValueError: it is none.

@@ -1,4 +1,4 @@
-"""The run as it was submitted: files, signing key and program, kept below the root and compared as each job starts.
+"""Frozen run: files, key and program as submitted.
 
 `<root>/slurm/submitted.jsonl` has a line for each submission, the newest last; the files lie in `slurm/submitted/N/`:
 
@@ -30,7 +30,10 @@ _PACKAGES = ("governance", "data_pipeline", "pretrain", "slurm")
 
 
 def code_digest() -> str:
-    """SHA-256 of the program's own files: one that is installed and a checkout of the same state are equal."""
+    """SHA-256 of the program's own files.
+
+    One that is installed and a checkout of the same state are equal.
+    """
     found = []
     above = Path(__file__).parents[1]
     for package in _PACKAGES:
@@ -67,7 +70,7 @@ def last_frozen(root: Path) -> dict[str, Any] | None:
 
 
 def edits(record: Mapping[str, Any], key: str | None, *, code: bool = True) -> Iterator[tuple[str, str, str]]:
-    """What differs now from a record: (name, digest now, in words).
+    """Differences from a record: (name, digest now, words).
 
     `key`: the signing key's id here; None: it is not looked at. `code`: whether the program is.
     """
@@ -94,7 +97,9 @@ def edits(record: Mapping[str, Any], key: str | None, *, code: bool = True) -> I
 
 
 def refuse_edits(root: Path, key: str | None, *, first: bool) -> None:
-    """Compare this job with what was submitted; `first`: the rank that compares the program, and speaks.
+    """Compare this job with what was submitted.
+
+    `first`: the rank that compares the program, and speaks.
 
     Raises:
         ConfigError: something differs, and edits are not taken.
@@ -119,7 +124,9 @@ def refuse_edits(root: Path, key: str | None, *, first: bool) -> None:
 
 
 def refuse_unasked(root: Path, typed: str) -> None:
-    """Refuse to submit again what was edited since; `typed`: what follows a command.
+    """Refuse to submit again what was edited since.
+
+    `typed`: what follows a command.
 
     Raises:
         ConfigError: something was edited.
@@ -134,7 +141,7 @@ def refuse_unasked(root: Path, typed: str) -> None:
 
 
 def in_words(root: Path) -> list[str]:
-    """What was submitted, what differs from it now, and which edits jobs have taken; as lines."""
+    """Submitted files, later edits, and edits that jobs took."""
     record = last_frozen(root)
     if record is None:
         return []
@@ -147,5 +154,5 @@ def in_words(root: Path) -> list[str]:
 
 
 def _taken(root: Path) -> list[dict[str, Any]]:
-    """What jobs have taken, the newest first."""
+    """Edits that jobs took, newest first."""
     return [line for line in reversed(read_lines(root / "slurm" / _TAKEN)) if isinstance(line, dict)]

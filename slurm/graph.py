@@ -1,4 +1,4 @@
-"""The run as a graph of jobs, a pure function of its work, the section [slurm] and the cluster's MaxArraySize.
+"""The graph of jobs of a run.
 
     sources -> ingest (array) -> ingest-join -> clean (array) -> clean-join -> ...
             -> data -> audit -> train -> evaluate -> report
@@ -28,7 +28,7 @@ Condition = Literal["afterok", "afterany"]
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do, as far as a scheduler must know it."""
+    """Work of a run, as far as scheduling needs it."""
 
     name: str
     """The run's, for the jobs' names."""
@@ -57,7 +57,10 @@ class Job:
 
 
 def plan(work: Work, config: SlurmConfig, max_array_size: int, root: Path) -> list[Job]:
-    """The jobs in the order in which they are submitted: each behind those that it waits for."""
+    """The jobs in the order in which they are submitted.
+
+    Each behind those that it waits for.
+    """
     jobs: list[Job] = []
     tasks = tasks_of(work.shards, config, max_array_size)
 
@@ -98,7 +101,7 @@ def shards_of(task: int, tasks: int, shards: int) -> range:
 
 
 def logs_of(root: Path, array: bool) -> Path:
-    """Where the logs of a job lie, in sbatch's patterns: %x its name, %j or %A its id, %a the task."""
+    """Log path of a job in sbatch's patterns (%x, %j, %A, %a)."""
     return root / "slurm" / "logs" / ("%x-%A_%a.log" if array else "%x-%j.log")
 
 
@@ -141,5 +144,5 @@ def _options(run: str, name: str, kind: Kind, config: SlurmConfig, tasks: int, r
 
 
 def throttled(config: SlurmConfig) -> str:
-    """What ends an array's list of numbers: at most so many at once."""
+    """Suffix that limits an array's concurrent tasks."""
     return f"%{config.throttle}" if config.throttle else ""

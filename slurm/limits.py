@@ -1,4 +1,4 @@
-"""How many entries a run has in the queue, against what the site lets one user have: before the first is queued.
+"""Queue entries of a run against the site's limits.
 
 An entry is a job, or a task of an array. MaxJobCount bounds a cluster's, MaxSubmitJobs and GrpSubmitJobs of an
 association or a QOS a user's or an account's. What else the user has queued may end in time: only warned of.
@@ -10,19 +10,22 @@ import getpass
 from collections.abc import Iterator, Mapping, Sequence
 
 from governance.log import get_logger
-from slurm import tools
+from slurm import commands as tools
 from slurm.config import SlurmConfig
 from slurm.graph import Job
 
 
 def entries_of(jobs: Sequence[Job], tasks: int | None = None) -> int:
-    """Entries of these jobs in the queue; with `tasks`, if their arrays had at most so many."""
+    """Entries of these jobs in the queue.
+
+    With `tasks`, if their arrays had at most so many.
+    """
     most = max((job.tasks for job in jobs), default=0) if tasks is None else tasks
     return sum(max(1, min(job.tasks, most)) for job in jobs)
 
 
 def over_limits(jobs: Sequence[Job], entries: Mapping[str, int], config: SlurmConfig) -> Iterator[str]:
-    """Each limit that these jobs exceed by themselves, with the setting under which they fit.
+    """Limits that these jobs exceed, each with a setting that fits.
 
     `entries`: of each job, by its name, how many are submitted now.
     """

@@ -1,18 +1,21 @@
-"""What the configured nodes have, up or down: the cores of a rank, and whether enough nodes fit a job."""
+"""Resources of the configured nodes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
-from slurm import tools
+from slurm import commands as tools
 from slurm.config import SlurmConfig
 
 _AWAY = re.compile(r"DOWN|DRAIN|FAIL|NOT_RESPONDING|\*|POWER(ED|ING)_DOWN|MAINT|REBOOT|INVAL|FUTURE|UNKNOWN|RESERVED")
 
 
 def megabytes(memory: str) -> int:
-    """Megabytes of Slurm's notation; 0 of "" and "0", which ask for nothing in particular."""
+    """Megabytes of Slurm's notation.
+
+    0 of "" and "0", which ask for nothing in particular.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTkmgt]?)B?", memory)
     if not found:
         return 0
@@ -23,7 +26,7 @@ def megabytes(memory: str) -> int:
 def of_training(
     config: SlurmConfig, partitions: Iterable[tools.Partition], nodes: Sequence[tools.Node]
 ) -> list[tools.Node]:
-    """The nodes of the partition for training, whatever their state, that have what a rank's node must have."""
+    """Nodes of the training partition with a rank's resources, up or down."""
     names = set(config.partition.split(",")) if config.partition else {each.name for each in partitions if each.default}
     asked = (config.cpus_per_task * config.tasks_per_node, megabytes(config.memory), config.gpus_per_node)
     return [
@@ -42,7 +45,9 @@ def away(nodes: Sequence[tools.Node]) -> list[tools.Node]:
 def with_cores(
     config: SlurmConfig, partitions: Iterable[tools.Partition], nodes: Sequence[tools.Node]
 ) -> tuple[SlurmConfig, str]:
-    """`cpus_per_task`, where it is 0, filled in: a rank's share of the smallest fitting node; and that in words.
+    """`cpus_per_task`, where it is 0, filled in.
+
+    A rank's share of the smallest fitting node; and that in words.
 
     Of a node with more GPUs than are asked for, the share of these GPUs is divided.
     """

@@ -1,4 +1,4 @@
-"""A job's script: its directives, then a template with the run's values filled in.
+"""Job scripts from templates.
 
 The template is valid bash before it is filled in. What is filled in is quoted, so any path survives:
 
@@ -48,12 +48,12 @@ _PURPOSES: dict[Kind, str] = {
 
 
 def script_of(root: Path, job: str) -> Path:
-    """Where the script of a job is kept."""
+    """Path of a job's script."""
     return root / "slurm" / f"{job}.sbatch"
 
 
 def machinery_of(root: Path) -> Path:
-    """Where the machinery of this release is kept below a root."""
+    """Folder of this release's job machinery below a root."""
     digest = sha256_bytes(b"".join((_FOLDER / name).read_bytes() for name in _MACHINERY))
     return root / "slurm" / "machinery" / digest[:16]
 
@@ -66,7 +66,7 @@ def keep_machinery(root: Path) -> None:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a job reads besides the run's folder and its root, and the variables by which it finds it in a container."""
+    """Mounts of a job besides its root, and variables inside them."""
 
     folders: tuple[Path, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -107,7 +107,10 @@ def render(job: Job, config_file: Path, root: Path, config: SlurmConfig, seen: S
 def _container(
     config: SlurmConfig, folders: Sequence[Path], variables: Mapping[str, str], *, gpus: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Options of srun, and words before a command: they put it into the image, with `folders` and `variables`."""
+    """Options of srun, and words before a command.
+
+    They put it into the image, with `folders` and `variables`.
+    """
     seen = list(dict.fromkeys(map(str, folders)))
     above = [folder for folder in seen if not any(Path(other) in Path(folder).parents for other in seen)]
     setting = ("env", *(f"{name}={value}" for name, value in variables.items())) if variables else ()
@@ -121,12 +124,15 @@ def _container(
 
 
 def _quoted(word: str) -> str:
-    """A word for bash; one with a comma in quotes, though it needs none: shellcheck takes it for a list."""
+    """A word for bash.
+
+    One with a comma in quotes, though it needs none: shellcheck takes it for a list.
+    """
     return f"'{word}'" if "," in word and shlex.quote(word) == word else shlex.quote(word)
 
 
 def _directive(option: str) -> str:
-    """An option as sbatch reads it in a script, which knows double quotes and a backslash in them."""
+    """An option quoted for an #SBATCH line."""
     if set(option) <= _PLAIN:
         return option
     name, _, value = option.partition("=")

@@ -1,4 +1,4 @@
-"""What `assay slurm status` says: each job, the data's shards, the training, the energy, and what to type next.
+"""`assay slurm status`: jobs, shards, training, energy, next step.
 
 It says what it can while a part of Slurm is down, and which part that is. Progress is read from what the run itself
 leaves behind: the shards' records, and the training's metrics.jsonl.
@@ -16,7 +16,7 @@ from typing import Any
 
 from governance.files import read_lines
 from slurm.accounting import Energy, in_words
-from slurm.standing import Row, Standing, View
+from slurm.job_states import Row, Standing, View
 from slurm.table import clock, ended, stage_of, table
 
 _RECORD = re.compile(r"[0-9a-f]{64}\.json")
@@ -39,7 +39,7 @@ _TAIL_BYTES = 1 << 18
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the run itself stands; plain values, as whoever asks for the status knows them."""
+    """Progress of the run, as plain values."""
 
     config: str
     """As the user typed it, with its options: what follows a command."""
@@ -69,7 +69,7 @@ def describe(view: View, progress: Progress, energy: Energy | None) -> list[str]
 
 
 def _data(view: View, progress: Progress) -> list[str]:
-    """How many shards of each stage are made, while its array is there."""
+    """Shards made by each stage while its array exists."""
     if not progress.shards or view.row(progress.steps[0] if progress.steps else "") is None:
         return []
     stages: dict[str, int] = {}
@@ -99,7 +99,7 @@ def _records(folder: Path, since: str) -> int:
 
 
 def _training(view: View, progress: Progress) -> list[str]:
-    """Step, loss, speed and energy of the newest attempt, and when it will be done."""
+    """Step, loss, speed, energy and expected end of the newest attempt."""
     if progress.training is None:
         return []
     lines = _last_lines(progress.training / "metrics.jsonl")
@@ -128,7 +128,10 @@ def _training(view: View, progress: Progress) -> list[str]:
 
 
 def _running_since(view: View) -> float | None:
-    """When the training's present attempt began, in seconds of the epoch, 0 where nobody knows; None: none runs."""
+    """Start of the training's current attempt, epoch seconds.
+
+    0 where nobody knows; None: none runs.
+    """
     running = [part for row in view.rows if row.kind == "train" for part in row.parts if part.kind == "running"]
     if not running:
         return None
@@ -167,7 +170,7 @@ def _number(value: Any, digits: int) -> str:
 
 
 def _attempts(rows: Sequence[Row]) -> list[str]:
-    """Why attempts ended before the present one, the commonest causes first."""
+    """Causes of earlier attempts' ends, most frequent first."""
     told = []
     for row in rows:
         causes: dict[str, int] = {}
@@ -188,7 +191,7 @@ def _final(part: Standing) -> object:
 
 
 def _reasons(rows: Sequence[Row]) -> list[str]:
-    """What failed, in full: the table shortens."""
+    """Failures in full."""
     told = []
     for row in rows:
         for part in [part for part in row.parts if part.kind in ("failed", "lost") and part.cause][:_SHOWN_CAUSES]:
@@ -199,7 +202,7 @@ def _reasons(rows: Sequence[Row]) -> list[str]:
 
 
 def next_command(view: View, progress: Progress) -> str:
-    """What the user may type next."""
+    """Next command for the user."""
     config, rows = progress.config, view.rows
     if not view.queue_answers:
         return f"wait until the controller answers (scontrol ping), then: assay slurm status {config}"
@@ -234,7 +237,7 @@ def next_command(view: View, progress: Progress) -> str:
 
 
 def _waits_for_somebody(view: View, config: str) -> str:
-    """What a person must do so that what waits begins; "" where nothing waits for one."""
+    """Action that a waiting job needs from a person; "" if none."""
     waiting = [(row.name, part) for row in view.rows for part in row.parts if part.kind == "waiting"]
     if held := [(name, part) for name, part in waiting if part.reason in _HELD]:
         units = ",".join(dict.fromkeys(part.unit for _, part in held))
@@ -257,7 +260,7 @@ def _waits_for_somebody(view: View, config: str) -> str:
 
 
 def settled(view: View) -> bool:
-    """Whether nothing more will happen by itself."""
+    """Return whether nothing more will happen by itself."""
     return view.queue_answers and not any(row.live for row in view.rows)
 
 

@@ -1,4 +1,4 @@
-"""Submit the graph of a run: its scripts are kept, each job is recorded, and a submission stands whole or not at all.
+"""Submission of a run's graph, all or nothing.
 
 `<root>/slurm/jobs.jsonl` has one line for each job that was submitted:
 
@@ -23,7 +23,7 @@ from governance.errors import ClusterError, Occupied
 from governance.files import append_line, held, read_lines, remove_file, touch, write_text
 from governance.log import get_logger
 from governance.stage import now
-from slurm import tools
+from slurm import commands as tools
 from slurm.config import SlurmConfig
 from slurm.graph import Condition, Job, logs_of, throttled
 from slurm.render import NOTHING, Seen, keep_machinery, render, script_of
@@ -52,7 +52,10 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Order:
-    """A job to submit: all of it, or some tasks of its array; and what it waits for besides other orders."""
+    """A job to submit.
+
+    All of it, or some tasks of its array; and what it waits for besides other orders.
+    """
 
     job: Job
     numbers: tuple[int, ...] = ()
@@ -71,7 +74,7 @@ def submitted(root: Path) -> list[Submitted]:
 
 
 def keep_scripts(jobs: Iterable[Job], config_file: Path, root: Path, config: SlurmConfig, seen: Seen = NOTHING) -> None:
-    """Write each job's script below the root, and the folder of the logs; Slurm makes none."""
+    """Write the scripts and the log folder below the root."""
     touch(logs_of(root, array=False).with_name(".keep"))
     keep_machinery(root)
     for job in jobs:
@@ -80,7 +83,9 @@ def keep_scripts(jobs: Iterable[Job], config_file: Path, root: Path, config: Slu
 
 @contextlib.contextmanager
 def one_at_a_time(root: Path, patience_seconds: float = 0.0) -> Iterator[None]:
-    """Alone among all that submit for this root, and that cancel; another one is waited for so long.
+    """Alone among all that submit for this root, and that cancel.
+
+    Another one is waited for so long.
 
     Raises:
         Occupied: somebody else still does.
@@ -99,7 +104,10 @@ def one_at_a_time(root: Path, patience_seconds: float = 0.0) -> Iterator[None]:
 
 
 def called_off(root: Path, job: str) -> Path:
-    """The file that tells a job's script that it is cancelled: one that puts itself back at that moment ends then."""
+    """The file that tells a job's script that it is cancelled.
+
+    One that puts itself back at that moment ends then.
+    """
     return root / "slurm" / "cancelled" / job
 
 
@@ -109,7 +117,9 @@ def next_submission(root: Path) -> int:
 
 
 def submit(orders: Sequence[Order], root: Path, config: SlurmConfig, begin: datetime | None = None) -> list[Submitted]:
-    """Queue the orders, whose scripts are kept already; the lines that were recorded.
+    """Queue the orders, whose scripts are kept already.
+
+    The lines that were recorded.
 
     `begin`: the jobs that wait for no other do not start before; None: when they can.
 

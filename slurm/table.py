@@ -1,4 +1,4 @@
-"""The table of `assay slurm status`: a row for each stage of the data, and for each other job.
+"""The table of `assay slurm status`.
 
 The arrays and joins of one stage (`clean`, `clean-join`) are folded into a row under the stage's name: its tasks, and
 the state of what is not done. What waits for another job says so only where nothing else of its row tells more.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from slurm.standing import Row, Standing
+from slurm.job_states import Row, Standing
 
 _HEAD = ("job", "id", "state", "tasks", "elapsed", "nodes", "left out", "why")
 _ORDER = ("failed", "lost", "running", "unknown", "waiting", "done")
@@ -17,7 +17,10 @@ _IDS_SHOWN = 24
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """The lines of the table; a column that is empty in all rows is left out."""
+    """The lines of the table.
+
+    A column that is empty in all rows is left out.
+    """
     cells = [_HEAD, *(_cells(name, of_stage) for name, of_stage in folded(rows).items())]
     shown = [column for column in range(len(_HEAD)) if any(line[column] for line in cells[1:])]
     widths = {column: max(len(line[column]) for line in cells) for column in shown}
@@ -25,7 +28,10 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def folded(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Name of a stage or job -> its rows, in order; rows that no longer matter only where nothing took their place."""
+    """Name of a stage or job -> its rows, in order.
+
+    Rows that no longer matter only where nothing took their place.
+    """
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(stage_of(row), []).append(row)
@@ -33,7 +39,7 @@ def folded(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def stage_of(row: Row) -> str:
-    """The data stage that a share or a join belongs to ("dedup-2-join" -> "dedup"), else the job's own name."""
+    """Data stage of a share or join, else the job's name."""
     if row.kind not in ("share", "join"):
         return row.name
     return re.sub(r"-\d+$", "", row.name.removesuffix("-join"))
@@ -59,7 +65,10 @@ def _cells(name: str, rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _state(rows: Sequence[Row], parts: Sequence[Standing]) -> str:
-    """The states of what is not done, the worst first; of a stage that has not begun, or is done, the one word."""
+    """The states of what is not done, the worst first.
+
+    Of a stage that has not begun, or is done, the one word.
+    """
     if all(row.passed for row in rows) and not all(part.kind == "done" for part in parts):
         return "done by others"
     left = [part for part in parts if part.kind != "done"] or list(parts)
@@ -74,7 +83,7 @@ def _state(rows: Sequence[Row], parts: Sequence[Standing]) -> str:
 
 
 def _why(parts: Sequence[Standing]) -> str:
-    """Why a job waits, or how it failed."""
+    """Reason why a job waits or failed."""
     failed = [part for part in parts if part.kind in ("failed", "lost")]
     if failed:
         causes = list(dict.fromkeys(ended(part) for part in failed))
@@ -90,7 +99,7 @@ def _why(parts: Sequence[Standing]) -> str:
 
 
 def ended(part: Standing) -> str:
-    """How a job ended, in words: its exit status and its cause."""
+    """End of a job in words: exit status and cause."""
     status = f"exit {part.status}: " if part.status else ""
     return f"{status}{part.cause}" if part.cause else f"{status}Slurm says {part.state}"
 

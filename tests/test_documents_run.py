@@ -76,7 +76,7 @@ def test_a_csv_that_is_not_there_is_told_before_the_first_stage(project_copy):  
 
 REPORT = """
 import sys
-from pretrain.cli import main
+from assay.cli.main import main
 status = main(sys.argv[1:])
 print("heavy:", sorted({name.split(".")[0] for name in sys.modules} & {"torch", "great_expectations"}), status)
 """

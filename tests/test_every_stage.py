@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from assay.cli.main import main
 from governance.manifest import read_manifest, write_manifest
-from pretrain.cli import main
 
 
 def only(root, stage):

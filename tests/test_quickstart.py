@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.run_config import load_run
+from assay.config import load_run
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from assay.cli.main import main
+from assay.config import load_run
+from assay.pipeline import corpus
+from assay.training_recipe import training_folder
 from governance.stage import Runtime
-from pretrain.cli import main
-from pretrain.run import corpus, training_folder
-from pretrain.run_config import load_run
 
 
 def assay(*words, cwd=None, timeout=300):

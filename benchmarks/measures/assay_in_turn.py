@@ -20,8 +20,10 @@ sys.path[:0] = [str(HERE), str(HERE / "benchmarks" / "rivals")]
 
 import turns  # noqa: E402
 
-from pretrain import cli, engine, loop  # noqa: E402
-from pretrain.kernels.threads import NAME  # noqa: E402
+from assay.cli import main as cli  # noqa: E402
+from pretrain import loop  # noqa: E402
+from pretrain.engine import engine  # noqa: E402
+from pretrain.model.kernels.threads import NAME  # noqa: E402
 
 _TICK = os.sysconf("SC_CLK_TCK")
 _arithmetic = 0.0

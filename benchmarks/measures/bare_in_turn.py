@@ -12,10 +12,10 @@ sys.path[:0] = [str(HERE), str(HERE / "benchmarks" / "rivals")]
 import torch  # noqa: E402
 import turns  # noqa: E402
 
+from assay.config import load_run  # noqa: E402
 from benchmarks.measures.bare_loop import bare_steps  # noqa: E402
 from benchmarks.measures.training_setting import tokens_of  # noqa: E402
-from pretrain.distributed import Ranks  # noqa: E402
-from pretrain.run_config import load_run  # noqa: E402
+from pretrain.distributed.process_group import Ranks  # noqa: E402
 from pretrain.train import _arithmetic  # noqa: E402
 
 

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from pretrain.config import TrainRecipe
-from pretrain.dataset import Rows, micro_batches
-from pretrain.ledger import Read, read_later
-from pretrain.loader import read_ahead
+from pretrain.config.training import TrainRecipe
+from pretrain.data.dataset import Rows, micro_batches
+from pretrain.data.loader import read_ahead
+from pretrain.data.sampler import order_of
 from pretrain.model.decoder import Batch, Decoder
-from pretrain.model.initial import initial_weight, learning_rate_scale
-from pretrain.optim import make_optimizer, parameter_groups, rate_factor
-from pretrain.order import order_of
+from pretrain.model.init import initial_weight, learning_rate_scale
+from pretrain.optim.optimizers import make_optimizer, parameter_groups, rate_factor
+from pretrain.step_log import Read, read_later
 
 
 def bare_steps(recipe: TrainRecipe, rows: Rows, micro_rows: int, device: torch.device) -> Iterator[Read]:

@@ -21,14 +21,14 @@ def whole_chain(quick: bool) -> list[Goal]:
     Ours runs twice on all documents, and the second time is taken: the first one compiles. Each of datatrove's stages
     gets what our stage of that name got, from the first megabytes of the same list.
     """
-    from data_pipeline.clean import CleanConfig, clean
-    from data_pipeline.dedup import DedupConfig, dedup
-    from data_pipeline.encode import EncodeConfig, encode
+    from data_pipeline.dedup.dedup import DedupConfig, dedup
+    from data_pipeline.filters.clean import CleanConfig, clean
     from data_pipeline.ingest import IngestConfig, ingest
-    from data_pipeline.pack import PackConfig, pack
-    from data_pipeline.pii import PiiConfig, redact
+    from data_pipeline.pii.redact import PiiConfig, redact
     from data_pipeline.readers.sources import JsonlSource
-    from data_pipeline.tokenizer import TokenizerConfig, train_tokenizer
+    from data_pipeline.tokens.encode import EncodeConfig, encode
+    from data_pipeline.tokens.pack import PackConfig, pack
+    from data_pipeline.tokens.tokenizer import TokenizerConfig, train_tokenizer
     from governance.stage import Runtime
 
     documents = mixed(40_000_000 if quick else 80_000_000)
@@ -129,7 +129,7 @@ def _tokenise(tokenizer: Any, documents: list[dict[str, Any]], root: Path) -> li
     """Our kernel against `tokenizers`' encode_batch on the same texts; every id compared."""
     from tokenizers import Tokenizer
 
-    from data_pipeline.tokenizer import load_encoder
+    from data_pipeline.tokens.tokenizer import load_encoder
 
     texts = [row["text"] for row in documents][:1500]
     size = sum(len(text.encode("utf-8")) for text in texts)
@@ -153,7 +153,7 @@ def _tokenise(tokenizer: Any, documents: list[dict[str, Any]], root: Path) -> li
 
 def personal_data_rate() -> list[Goal]:
     """The redact stage on real text, all types on."""
-    from data_pipeline.pii import PiiConfig, redact
+    from data_pipeline.pii.redact import PiiConfig, redact
 
     documents = mixed(20_000_000)
     with tempfile.TemporaryDirectory() as scratch:

@@ -54,7 +54,7 @@ def true_pairs(texts: dict[str, str], floor: float) -> dict[tuple[str, str], flo
 
 def duplicates() -> list[Goal]:
     """Recall at J >= .8, exact copies, and the removed documents that have a true neighbour that was kept."""
-    from data_pipeline.dedup import DedupConfig, dedup
+    from data_pipeline.dedup.dedup import DedupConfig, dedup
 
     documents = list(rows("dups/docs.jsonl.gz"))
     with tempfile.TemporaryDirectory() as scratch:
@@ -87,7 +87,7 @@ def duplicates() -> list[Goal]:
 
 def personal_data() -> list[Goal]:
     """Precision and recall by type, decoys, canaries' kin: on both planted sets."""
-    from data_pipeline.personal_data.rules import find
+    from data_pipeline.pii.detect import find
 
     goals = []
     for name in ("planted_mini", "presidio_synth_v2"):
@@ -134,8 +134,8 @@ def edited(text: str, chance: random.Random) -> str:
 
 def contamination() -> list[Goal]:
     """Plants of the file, plants of our own from other sets, verbatim and edited, and hits in clean documents."""
-    from data_pipeline.decontaminate import DecontaminateConfig, decontaminate
-    from data_pipeline.evaluation_sets import EvaluationSet, evaluation_sets
+    from data_pipeline.decontamination.decontaminate import DecontaminateConfig, decontaminate
+    from data_pipeline.decontamination.evaluation_sets import EvaluationSet, evaluation_sets
 
     sets = tuple(
         EvaluationSet(

@@ -117,7 +117,7 @@ def _stumbling(seed: int) -> float:
 def _trace(seed: int, *, apart: bool) -> tuple[float, int]:
     """The relative error of one hour, and how often its counter wrapped; `apart`: no reset looks like a wrap."""
     from governance.energy.counters import MOST_WATTS
-    from governance.energy.sources import open_rapl
+    from governance.energy.rapl import open_rapl
 
     chance = random.Random(seed)
     maximum = chance.choice(_RANGES)
@@ -158,7 +158,7 @@ def _trace(seed: int, *, apart: bool) -> tuple[float, int]:
 _HOLDER = """
 import sys, time
 from pathlib import Path
-from governance.energy import meters, sources
+from governance.energy import meters; from governance.energy import rapl as sources
 meters.open_rapl = lambda: sources.open_rapl(Path(sys.argv[2]))
 meters.open_nvml = lambda of_job: (None, "")
 with meters.meter(meters.EnergyConfig(sample_seconds=0.5, scope="node"), Path(sys.argv[1]))("train"):
@@ -269,8 +269,8 @@ def ranks(quick: bool) -> list[Goal]:
 
 def groups_of_control(quick: bool) -> list[Goal]:
     """Processor seconds of /proc/stat against those of the control group, while nothing else may run."""
-    from governance.energy.cpu_power import cpu_times
-    from governance.energy.share import own_group, usage
+    from governance.energy.cgroup import own_group, usage
+    from governance.energy.cpu_model import cpu_times
 
     seconds = usage(own_group())
     if seconds is None:

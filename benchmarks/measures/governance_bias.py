@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.measures.corpora import ingested, mixed, rows, test_data
 from benchmarks.measures.goals import Goal, cpu_seconds, told
-from data_pipeline.clean import CleanConfig, clean
+from data_pipeline.filters.clean import CleanConfig, clean
 from governance.manifest import Manifest
 from governance.stage import Runtime
 

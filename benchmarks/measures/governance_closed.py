@@ -16,7 +16,7 @@ from benchmarks.measures.goals import Goal, told
 
 
 def _gate(**fields: Any) -> Any:
-    from governance.policy import Gate
+    from governance.gate.policy import Gate
 
     return Gate(id="documents.x", suite="documents", owner="data", why="of the benchmark", **fields)
 
@@ -96,7 +96,7 @@ def _table(table: pd.DataFrame, max_missing: float = 0.0) -> tuple[bool, bool]:
 def _empty_suite() -> tuple[bool, bool]:
     """A suite without expectations; with us a policy of no gates cannot be written, and no result is no pass."""
     from governance.checks.expectations import run_suite
-    from governance.policy import Policy
+    from governance.gate.policy import Policy
 
     table = pd.DataFrame({"x": [1.0]})
     try:

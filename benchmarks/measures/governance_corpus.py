@@ -9,10 +9,11 @@ from typing import Any
 
 from benchmarks.measures.corpora import write_jsonl
 from benchmarks.measures.goals import cpu_seconds
-from data_pipeline.prepare import DataConfig, prepare, stages
+from data_pipeline.config import DataConfig
+from data_pipeline.prepare import prepare, stages
 from data_pipeline.readers.sources import JsonlSource
-from data_pipeline.token_shards import TokenShard
-from data_pipeline.tokenizer import load_encoder
+from data_pipeline.tokens.token_shards import TokenShard
+from data_pipeline.tokens.tokenizer import load_encoder
 from governance.checks.tokens import TokenReaders
 from governance.manifest import Manifest
 from governance.stage import Runtime

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks.measures.corpora import rows, write_jsonl
 from benchmarks.measures.goals import Goal, told
-from governance.gate import GovernanceConfig
+from governance.gate.verdict import GovernanceConfig
 from governance.manifest import FILE_NAME
 from governance.verification import Verified, verify_root
 

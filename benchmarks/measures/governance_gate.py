@@ -20,13 +20,13 @@ from typing import Any
 from benchmarks.measures.corpora import mixed, text_bytes
 from benchmarks.measures.goals import Goal, told
 from benchmarks.measures.governance_corpus import prepared
-from governance import intact
-from governance.attestation import KeySigner, attest_with, open_journal
-from governance.chain import require_chain
-from governance.gate import GovernanceConfig
+from governance import verified_files as intact
+from governance.gate.chain import require_chain
+from governance.gate.policy import load_policy
+from governance.gate.verdict import GovernanceConfig
+from governance.lineage.attest import KeySigner, attest_with, open_journal
 from governance.manifest import verify
-from governance.policy import load_policy
-from governance.signing import create_key
+from governance.signing.dsse import create_key
 from governance.stage import Runtime
 
 

@@ -37,7 +37,7 @@ def features(rows: int, seed: int = 1) -> pa.Table:
 
 def twenty_gates() -> list[Any]:
     """Twenty rules on these columns, of every kind."""
-    from governance.policy import Gate
+    from governance.gate.policy import Gate
 
     rules: list[dict[str, Any]] = [
         {"expectation": "row_count_between", "min": 1.0},
@@ -107,7 +107,7 @@ def share(quick: bool) -> list[Goal]:
     from governance.checks import gathering
     from governance.checks.audit import AuditConfig, audit
     from governance.checks.bias.bias import BiasConfig, bias_audit
-    from governance.policy import load_policy
+    from governance.gate.policy import load_policy
 
     documents = mixed(40_000_000 if quick else 80_000_000)
     first = _imported()
@@ -146,8 +146,8 @@ def share(quick: bool) -> list[Goal]:
 
 def identities(quick: bool) -> list[Goal]:
     """Ids of very many documents over many shards: all that repeat are found, within one range of memory."""
-    from governance.checks.identities import repeated_ids, write_hashes
-    from governance.checks.raw import read_ids
+    from governance.checks.duplicate_ids import repeated_ids, write_hashes
+    from governance.checks.raw_documents import read_ids
     from governance.config import Section
 
     shards, rows = (20, 100_000) if quick else (40, 250_000)
@@ -182,7 +182,7 @@ def identities(quick: bool) -> list[Goal]:
 
 def tokens(quick: bool) -> list[Goal]:
     """Token shards counted again."""
-    from data_pipeline.token_shards import EncodedDocument, TokenShard, write_token_shard
+    from data_pipeline.tokens.token_shards import EncodedDocument, TokenShard, write_token_shard
     from governance.checks import tokens as suite
 
     count, length = (20_000, 500) if quick else (100_000, 500)

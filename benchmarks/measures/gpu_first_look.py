@@ -24,8 +24,8 @@ from typing import Any, Literal
 
 from benchmarks.measures.goals import Goal, told
 from benchmarks.measures.training_gpu import Setting, Timed, bare, goals_on, measured, settings, write_tokens
-from pretrain.distributed import Ranks
-from pretrain.memory import estimate
+from pretrain.distributed.process_group import Ranks
+from pretrain.preflight.memory import estimate
 
 SECONDS = 600.0
 STEPS = 20
@@ -158,8 +158,8 @@ def bare_step(setting: Setting, device: str) -> Answer:
     """The bare loop's step."""
     import torch
 
-    from pretrain.model.counting import flops_per_token
-    from pretrain.peaks import data_sheet, device_name
+    from pretrain.metrics.peak_flops import data_sheet, device_name
+    from pretrain.model.flops import flops_per_token
 
     found = bare(setting, device)
     sheet = data_sheet(device_name(torch.device(device)), "bf16").flops_per_second
@@ -179,7 +179,7 @@ def kernels(setting: Setting, device: str) -> Answer:
     from torch.profiler import ProfilerActivity, profile
 
     from benchmarks.measures.bare_loop import bare_steps
-    from pretrain.dataset import open_rows
+    from pretrain.data.dataset import open_rows
     from pretrain.train import _arithmetic
 
     activities = [ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU]

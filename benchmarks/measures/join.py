@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def write_corpus(folder: Path, rows: int) -> list[Path]:
     """Key files of about `rows` band keys, 400,000 a file."""
     sys.path.insert(0, str(ROOT))
-    from data_pipeline.duplicates.join import BAND, write_keys
+    from data_pipeline.dedup.join import BAND, write_keys
 
     files = max(1, round(rows / BANDS / DOCUMENTS_A_FILE))
     rng = np.random.default_rng(0)
@@ -48,8 +48,8 @@ def join(folder: Path, memory_mib: int, engine: str) -> dict[str, float]:
     """Join the key files of a folder in this process."""
     sys.path.insert(0, str(ROOT))
     from benchmarks.measures.goals import peak_mb
-    from data_pipeline.duplicates.groups import gather
-    from data_pipeline.duplicates.join import BAND, Engine, shared_keys
+    from data_pipeline.dedup.candidates import gather
+    from data_pipeline.dedup.join import BAND, Engine, shared_keys
 
     paths = sorted(folder.glob("*.parquet"))
     documents = len(paths) * DOCUMENTS_A_FILE

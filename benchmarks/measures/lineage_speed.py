@@ -11,9 +11,9 @@ from pathlib import Path
 
 from benchmarks.measures.goals import Goal, told
 from governance.files import LEAF_BYTES, sha256_file, sha256_leaves, sha256_with_leaves
-from governance.journal import FILE_NAME, Journal, read_journal
 from governance.manifest import Manifest
-from governance.signing import create_key, private_key
+from governance.signing.dsse import create_key, private_key
+from governance.signing.journal import FILE_NAME, Journal, read_journal
 
 
 def _bare(path: Path) -> str:

@@ -31,10 +31,10 @@ def main(words: list[str]) -> None:
 
 def stage(config: Path, root: Path, place: int) -> None:
     """Make the stage at this place of the order; those before it stand already, and are only found."""
+    from assay.config import load_run
     from benchmarks.measures.goals import peak_mb
     from data_pipeline.prepare import stages
     from governance.stage import Runtime
-    from pretrain.run_config import load_run
 
     run = load_run(config, [])
     for number, manifest in enumerate(stages(run.config.data, run.folder, Runtime(root))):

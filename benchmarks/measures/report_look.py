@@ -146,7 +146,7 @@ def bias_rows() -> dict[str, list[dict[str, Any]]]:
 def page(quick: bool) -> list[Goal]:
     """Page one, the readers' sections, words, sheets and cut-off tables of a large run with a full bias audit."""
     from benchmarks.measures.report_speed import root_of_a_large_run
-    from data_pipeline.personal_data.rules import replace_all
+    from data_pipeline.pii.detect import replace_all
     from governance.reports.report import report
     from governance.stage import Runtime
 

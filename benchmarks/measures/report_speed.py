@@ -30,8 +30,8 @@ _TOKENS = 512 * 1024  # a step
 
 def report_of_a_large_run(quick: bool) -> list[Goal]:
     """Seconds and bytes of the report; `quick` has fewer documents in a shard."""
-    from data_pipeline.personal_data.rules import replace_all
-    from governance.reports.recomputation import recompute
+    from data_pipeline.pii.detect import replace_all
+    from governance.reports.recompute import recompute
     from governance.reports.report import report
     from governance.stage import Runtime
 
@@ -176,7 +176,7 @@ def _documents(root: Path, rows: int) -> list[Path]:
 
 
 def _token_features(root: Path, rows: int, draw: random.Random) -> list[Path]:
-    from data_pipeline.encode import FEATURES_SCHEMA
+    from data_pipeline.tokens.encode import FEATURES_SCHEMA
 
     folder = _folder(root, "encode") / "token_features"
     return [
@@ -196,7 +196,7 @@ def _gates() -> list[dict[str, Any]]:
 
 def _audit(root: Path, draw: random.Random) -> list[Path]:
     """A result of each gate on each shard; one in a thousand does not pass."""
-    from governance.judgement import CheckResult
+    from governance.gate.decision import CheckResult
 
     results = []
     for gate in range(_GATES):
@@ -219,8 +219,9 @@ def _trained() -> dict[str, Any]:
 
 def _training(root: Path, draw: random.Random) -> list[Path]:
     """The record of two attempts through the trainer's own writer; the first fell 40 steps behind its checkpoint."""
-    from pretrain.config import TrackingConfig
-    from pretrain.tracking import About, open_record
+    from pretrain.config.training import TrackingConfig
+    from pretrain.metrics.metrics_log import open_record
+    from pretrain.metrics.run_identity import About
 
     folder = _folder(root, "train")
     for first, last in ((1, STEPS // 2 + 40), (STEPS // 2 + 1, STEPS)):
@@ -262,9 +263,9 @@ def _ledger(root: Path, made: dict[str, Manifest]) -> None:
 
 def _verdict(root: Path, made: dict[str, Manifest]) -> dict[str, Any]:
     """A signed verdict over all token shards, where the gate leaves it."""
-    from governance.gate import PREDICATE_TYPE
-    from governance.reports.evidence import read_stated_verdict, verdict_name
-    from governance.signing import create_key, private_key, sign, statement
+    from governance.gate.verdict import PREDICATE_TYPE
+    from governance.reports.facts.evidence_ids import read_stated_verdict, verdict_name
+    from governance.signing.dsse import create_key, private_key, sign, statement
 
     tokens = made["encode"]
     predicate = {

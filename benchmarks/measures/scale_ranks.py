@@ -71,7 +71,7 @@ def _own(rank: int, ranks: int) -> list[Any]:
     """A rank's piece of each parameter."""
     import torch
 
-    from pretrain.engine_fragments import Owned
+    from pretrain.engine.fragments import Owned
 
     found = []
     for number, (name, shape) in enumerate(_SHAPES):
@@ -84,10 +84,10 @@ def _own(rank: int, ranks: int) -> list[Any]:
 
 def _store(root: Path) -> Any:
     from governance.manifest import Input
-    from pretrain.checkpoint import Store
-    from pretrain.config import TrainConfig, TrainRecipe
-    from pretrain.model_config import ModelConfig
-    from pretrain.optim_config import OptimConfig
+    from pretrain.checkpoint.format import Store
+    from pretrain.config.model import ModelConfig
+    from pretrain.config.optim import OptimConfig
+    from pretrain.config.training import TrainConfig, TrainRecipe
 
     model = ModelConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
@@ -102,10 +102,10 @@ def _save(root: Path, ranks: int) -> Figures:
     """One save by all ranks: the events of files a rank, and the bytes of others' shards for each byte of the state."""
     import numpy
 
-    from pretrain import canonical
-    from pretrain.checkpoint import TrainState
-    from pretrain.config import CheckpointConfig
-    from pretrain.saving import Saver, Source
+    from pretrain.checkpoint import canonical
+    from pretrain.checkpoint.format import TrainState
+    from pretrain.checkpoint.save import Saver, Source
+    from pretrain.config.training import CheckpointConfig
 
     asked = Counter[str]()
 
@@ -136,7 +136,7 @@ def _load(root: Path, ranks: int) -> Figures:
     """What some ranks read of the canonical form, headers apart, for each byte that they own."""
     import torch
 
-    from pretrain.checkpoint import moments, require_step, weights
+    from pretrain.checkpoint.format import moments, require_step, weights
 
     manifest, got, owned, plain = require_step(_store(root), 1), 0, 0, os.preadv
 
@@ -162,7 +162,8 @@ def _load(root: Path, ranks: int) -> Figures:
 
 def _looks(root: Path, ranks: int) -> Figures:
     """The lists of a run's holders that a node asks for in a second of training."""
-    from pretrain import fence, sighting
+    from pretrain.distributed import lease as fence
+    from pretrain.distributed import lease_sighting as sighting
 
     holder = fence.Holder("node-0", 1, "2030-01-01T00:00:00Z", number=1)
     path = root / "run" / fence.HOLDERS / "000001.json"
@@ -186,7 +187,7 @@ def _together(ranks: int, act: Callable[[Any], None]) -> None:
     """`act(peers)` of each rank in a thread of its own."""
     from torch.distributed import HashStore
 
-    from pretrain.checkpoint import Peers
+    from pretrain.checkpoint.format import Peers
 
     barrier, room, store = threading.Barrier(ranks, timeout=300), [None] * ranks, HashStore()
 

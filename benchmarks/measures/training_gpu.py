@@ -6,7 +6,7 @@ time is measured. MFU counts 6 N + 12 layers x width x length operations a token
 The tax is that of a whole `train` (loader, guard, record, energy and all) against the bare loop of `bare_loop.py`: the
 same model, rows, arithmetic and optimizer, no wait for the device within a step in either. So it bounds DeepSpeed's own
 from above. Each figure is measured in a process of its own, on a card that holds nothing else, after the estimate of
-`pretrain/memory.py` says that it fits.
+`pretrain/preflight/memory.py` says that it fits.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from governance.errors import PipelineError
 from governance.files import read_lines
 from governance.manifest import Manifest, describe, write_manifest
 from governance.stage import Runtime
-from pretrain.config import CheckpointConfig, EngineConfig, Settings, TrackingConfig, TrainConfig, TrainRecipe
-from pretrain.distributed import Ranks
-from pretrain.memory import estimate
-from pretrain.memory_room import Available, in_words
-from pretrain.model_config import ModelConfig
-from pretrain.optim_config import OptimConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.optim import OptimConfig
+from pretrain.config.training import CheckpointConfig, EngineConfig, Settings, TrackingConfig, TrainConfig, TrainRecipe
+from pretrain.distributed.process_group import Ranks
+from pretrain.preflight.memory import estimate
+from pretrain.preflight.memory_room import Available, in_words
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 WARM_UP = 10  # steps of compiling and of a cold card
@@ -94,7 +94,7 @@ def settings(quick: bool) -> dict[str, Setting]:
 
 
 def _preset(name: str) -> ModelConfig:
-    from pretrain.run_config import load_run
+    from assay.config import load_run
 
     return load_run(CONFIGS / f"{name}.toml", []).config.model
 
@@ -163,7 +163,7 @@ def _free() -> Available:
     """Of the first card, and of the host."""
     import torch
 
-    from pretrain.memory_room import available
+    from pretrain.preflight.memory_room import available
 
     return available(torch.device("cuda", 0), Ranks())
 
@@ -195,7 +195,7 @@ def bare(setting: Setting, device: str = "cuda") -> Timed:
     import torch
 
     from benchmarks.measures.bare_loop import bare_steps
-    from pretrain.dataset import open_rows
+    from pretrain.data.dataset import open_rows
     from pretrain.train import _arithmetic
 
     seconds: list[float] = []
@@ -225,7 +225,7 @@ def _median(values: list[float]) -> float:
 
 def write_tokens(root: Path, setting: Setting) -> Manifest:
     """A shard of random tokens, four steps' rows and more: documents of one to four rows, so that rows hold two."""
-    from data_pipeline.token_shards import EncodedDocument, write_token_shard
+    from data_pipeline.tokens.token_shards import EncodedDocument, write_token_shard
 
     generator = np.random.default_rng(0)
     path = root / "encode" / ("e" * 16) / "train" / "00000.tokens"

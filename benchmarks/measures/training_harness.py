@@ -103,15 +103,15 @@ def _newest(root: Path) -> Path:
 
 def _nats(path: Path, checkpoint: Path, root: Path) -> list[list[float]]:
     """Of each question, what our code gives each choice: what `assay evaluate` makes its scores of."""
-    from data_pipeline.tokenizer import load_encoder
+    from assay.config import load_run
+    from assay.pipeline import corpus
+    from data_pipeline.tokens.tokenizer import load_encoder
     from governance.stage import Runtime
-    from pretrain.checkpoint import read_checkpoint
-    from pretrain.evaluate import load_decoder, nats_with
-    from pretrain.likelihood import score
-    from pretrain.run import corpus
-    from pretrain.run_config import load_run
-    from pretrain.task_scores import encode_tasks
-    from pretrain.tasks import open_tasks
+    from pretrain.checkpoint.format import read_checkpoint
+    from pretrain.evaluation.loglikelihood import score
+    from pretrain.evaluation.scores import encode_tasks
+    from pretrain.evaluation.tasks import open_tasks
+    from pretrain.evaluation.validation import load_decoder, nats_with
 
     run = load_run(path, [])
     encode = load_encoder(corpus(run, Runtime(root, make=False))["tokenizer"], root).encode

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measures.goals import Goal, peak_mb, told
+from pretrain.config.model import ModelConfig
+from pretrain.metrics.peak_flops import measured_product
 from pretrain.model.attention import Rule, allowed_pairs, block_attention, tabled_attention
-from pretrain.model.counting import flops_per_token
 from pretrain.model.decoder import Batch, Decoder
-from pretrain.model.initial import initial_weight
+from pretrain.model.flops import flops_per_token
+from pretrain.model.init import initial_weight
 from pretrain.model.loss import Head, Logits, cross_entropy
-from pretrain.model_config import ModelConfig
-from pretrain.peaks import measured_product
 
 VOCABULARY, ROWS, LENGTH, WIDTH = 256, 16, 256, 384
 Work = Callable[[], object]

@@ -1,4 +1,5 @@
-"""Peak resident memory of real trainings on the CPU against what `pretrain/memory.py` estimates before they start.
+"""Peak resident memory of real trainings on the CPU against what `pretrain/preflight/memory.py` estimates before they
+start.
 
 Each case is a process of its own that trains three steps on made-up documents. Goal: the estimate is at most a tenth
 off, either way. python training_memory.py CASE prints the peak and the parts of the estimate.
@@ -65,10 +66,17 @@ def measured(name: str) -> tuple[float, float]:
 
 def _train(name: str, root: Path) -> dict[str, Any]:
     from governance.stage import Runtime
-    from pretrain.config import CheckpointConfig, EngineConfig, Settings, TrackingConfig, TrainConfig, TrainRecipe
-    from pretrain.memory import estimate
-    from pretrain.model_config import ModelConfig
-    from pretrain.optim_config import OptimConfig
+    from pretrain.config.model import ModelConfig
+    from pretrain.config.optim import OptimConfig
+    from pretrain.config.training import (
+        CheckpointConfig,
+        EngineConfig,
+        Settings,
+        TrackingConfig,
+        TrainConfig,
+        TrainRecipe,
+    )
+    from pretrain.preflight.memory import estimate
     from pretrain.train import train
 
     values = {
@@ -94,7 +102,7 @@ def _tokens(root: Path) -> Any:
     """Token shards of documents of up to 600 random tokens: several in a row of 2,048."""
     import numpy as np
 
-    from data_pipeline.token_shards import EncodedDocument, write_token_shard
+    from data_pipeline.tokens.token_shards import EncodedDocument, write_token_shard
     from governance.manifest import Manifest, describe, write_manifest
 
     folder, generator, outputs = root / "encode" / ("e" * 16), np.random.default_rng(0), []

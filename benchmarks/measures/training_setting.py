@@ -80,10 +80,10 @@ def prepare(folder: Path, config: str, most_bytes: int, vocabulary: int = 257) -
 
 def tokens_of(path: Path, role: str = "train") -> Any:
     """The `Rows` of a prepared run."""
+    from assay.config import load_run
+    from assay.pipeline import corpus
     from governance.stage import Runtime
-    from pretrain.dataset import open_rows
-    from pretrain.run import corpus
-    from pretrain.run_config import load_run
+    from pretrain.data.dataset import open_rows
 
     run = load_run(path, [])
     root = path.parent / "root"
@@ -97,8 +97,8 @@ def stream(rows: Any) -> np.ndarray:
 
 def batches_of(path: Path, steps: int) -> np.ndarray:
     """uint16 [steps, rows, length + 1]: the tokens of the run's own first steps, each row with the token behind it."""
-    from pretrain.order import order_of
-    from pretrain.run_config import load_run
+    from assay.config import load_run
+    from pretrain.data.sampler import order_of
 
     train, rows = load_run(path, []).config.train, tokens_of(path)
     length, every = train.sequence_length, np.append(stream(rows), np.zeros(train.sequence_length + 1, np.uint16))

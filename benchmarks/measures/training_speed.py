@@ -87,9 +87,9 @@ def dump(path: Path, folder: Path) -> tuple[Path, Path]:
     import numpy as np
     from safetensors.torch import save_file
 
+    from assay.config import load_run
     from pretrain.model.decoder import Decoder
-    from pretrain.model.initial import initial_weight
-    from pretrain.run_config import load_run
+    from pretrain.model.init import initial_weight
 
     config = load_run(path, []).config
     model = Decoder(config.model, 257)
@@ -101,8 +101,8 @@ def dump(path: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def _goals(started: dict[str, Runner], path: Path) -> list[Goal]:
-    from pretrain.model.counting import flops_per_token
-    from pretrain.run_config import load_run
+    from assay.config import load_run
+    from pretrain.model.flops import flops_per_token
 
     model = load_run(path, []).config.model
     tokens = 16 * 256

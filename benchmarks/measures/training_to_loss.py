@@ -18,14 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
+from assay.config import load_run
 from benchmarks.measures import rivals
 from benchmarks.measures.children import Ended, whole
 from benchmarks.measures.goals import Goal, told
 from benchmarks.measures.training_setting import HERE, THREADS, prepare, stream, tokens_of
 from benchmarks.measures.training_speed import RIVALS, rival
-from pretrain.dataset import spread
-from pretrain.model_config import padded_vocabulary
-from pretrain.run_config import load_run
+from pretrain.config.model import padded_vocabulary
+from pretrain.data.dataset import spread
 
 BYTES = 18_000_000
 SEEDS = {"readme": (1, 2, 3, 4, 5), "tuned": (1,)}

@@ -16,12 +16,12 @@ import torch
 
 from benchmarks.measures.goals import Goal, told
 from benchmarks.measures.training_speed import GPT
-from pretrain.config import EngineConfig, TrainRecipe
-from pretrain.distributed import Ranks, join
-from pretrain.engine import Engine, open_engine
-from pretrain.engine_sums import add_up_in_one_pass
+from pretrain.config.training import EngineConfig, TrainRecipe
+from pretrain.distributed.process_group import Ranks, join
+from pretrain.engine.engine import Engine, open_engine
+from pretrain.engine.gradient_sums import add_up_in_one_pass
 from pretrain.model.decoder import Batch
-from pretrain.model.initial import initial_weight
+from pretrain.model.init import initial_weight
 
 
 def update(quick: bool) -> list[Goal]:

@@ -9,7 +9,7 @@ import time
 import torch
 import turns
 
-SIZES = (512, 1024, 2048)  # those of the run's own meter (`pretrain/peaks.py`): a processor is best at some, not at all
+SIZES = (512, 1024, 2048)  # of `pretrain/metrics/peak_flops.py`: a processor is best at some, not at all
 
 
 def best(dtype, seconds):

@@ -1,4 +1,4 @@
-"""Numba kernels over Arrow UTF-8 buffers; each has a slow plain reference in the tests that it equals on every text.
+"""Numba kernels over Arrow UTF-8 buffers.
 
 They release the GIL, take no Python object, and are compiled once a machine and version (`governance.kernels.compiled`
 says how). Importing one loads numba (about a second), so stages import them inside the functions that run them.

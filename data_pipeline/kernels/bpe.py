@@ -1,4 +1,4 @@
-"""Byte-level BPE straight from an Arrow UTF-8 buffer: pre-tokens, their merges, and a cache of both.
+"""Byte-level BPE over an Arrow buffer, with a cache of pre-tokens.
 
 Within a pre-token, the adjacent pair of the lowest rank merges first, the leftmost of equals, until no pair has a rank
 (Sennrich, Haddow and Birch 2016, arXiv:1508.07909): by search while the pre-token is short, else by a heap over a
@@ -59,7 +59,10 @@ class Merges:
 
 @dataclass(frozen=True)
 class Cache:
-    """Pre-tokens already encoded: 8 MB for the table, 4 MB for long bytes, 4 MB for long ids."""
+    """Pre-tokens already encoded.
+
+    8 MB for the table, 4 MB for long bytes, 4 MB for long ids.
+    """
 
     table: Words
     """[slots, 4]: the bytes (two words), then up to three ids and their count, see `_insert`."""
@@ -70,7 +73,9 @@ class Cache:
 
 
 def build_merges(letters: Sequence[int], merges: Mapping[tuple[int, int], tuple[int, int]]) -> Merges:
-    """The tables of a vocabulary: `letters[b]` is the id of byte b, `merges` maps (left, right) to (rank, merged id).
+    """The tables of a vocabulary.
+
+    `letters[b]` is the id of byte b, `merges` maps (left, right) to (rank, merged id).
 
     The ranks are 0, 1, 2 ... with none left out.
     """
@@ -98,7 +103,7 @@ def new_cache(slots: int = _CACHE_SLOTS) -> Cache:
 def encode_texts(
     data: Bytes, offsets: Offsets, classes: Bytes, merges: Merges, cache: Cache, end: int
 ) -> tuple[Ids, npt.NDArray[np.int64]]:
-    """The ids of n texts end to end, `end` after each, and the n + 1 offsets of the texts' ids.
+    """Token ids of n texts with `end` after each, and offsets.
 
     Args:
         data: valid UTF-8, read-only as Arrow gives it.
@@ -154,7 +159,10 @@ def _rank(pairs, left, right):  # type: ignore[no-untyped-def]
 
 @part
 def _merge_searching(data, start, stop, letters, pairs, merged, ranks, out, o):  # type: ignore[no-untyped-def]
-    """Merge a short pre-token in place at out[o:]; return one past its last id. O(n * n)."""
+    """Merge a short pre-token in place at out[o:].
+
+    Return one past its last id. O(n * n).
+    """
     count = stop - start
     for k in range(count):
         out[o + k] = letters[data[start + k]]
@@ -206,7 +214,9 @@ def _push(heap, size, value):  # type: ignore[no-untyped-def]
 
 @part
 def _merge_with_heap(data, start, stop, letters, pairs, merged, out, o):  # type: ignore[no-untyped-def]
-    """Merge a long pre-token at out[o:]; return one past its last id. O(n log n), 28 bytes of memory a byte.
+    """Merge a long pre-token at out[o:]; return one past its last id.
+
+    O(n log n), 28 bytes of memory a byte.
 
     The heap holds rank << 32 | place; an entry is stale when the pair at its place no longer has its rank.
     """
@@ -259,7 +269,9 @@ def _merge_with_heap(data, start, stop, letters, pairs, merged, out, o):  # type
 
 @inlined
 def _key_of(data, eights, i, n):  # type: ignore[no-untyped-def]
-    """Two words that stand for the n bytes at i: the bytes themselves up to 15 (with n in the top byte), else a hash.
+    """Two words that stand for the n bytes at i.
+
+    The bytes themselves up to 15 (with n in the top byte), else a hash.
 
     The second word of a longer pre-token has 255 in the top byte, then n; its low half is filled by `_insert`.
     """
@@ -285,7 +297,10 @@ def _key_of(data, eights, i, n):  # type: ignore[no-untyped-def]
 
 @inlined
 def _find(table, arena, data, i, n, low, high):  # type: ignore[no-untyped-def]
-    """The slot of the n bytes at i; of a free place where they belong; or -1 - the first of a group that is full."""
+    """The slot of the n bytes at i.
+
+    Of a free place where they belong; or -1 - the first of a group that is full.
+    """
     h = (low ^ high * uint64(0xC4CEB9FE1A85EC53)) * _GOLDEN
     group = int64((h >> uint64(32)) & uint64(len(table) - 1)) & -_GROUP
     slot = -1 - group
@@ -312,7 +327,7 @@ def _find(table, arena, data, i, n, low, high):  # type: ignore[no-untyped-def]
 
 @part
 def _insert(table, arena, spill, used, slot, data, i, n, low, high, out, first, o):  # type: ignore[no-untyped-def]
-    """Keep the ids out[first:o] of the n bytes at i where `_find` said; empty the cache when its arena is full.
+    """Cache ids of the n bytes at i; empty a full cache.
 
     An entry: low, high; id 0 | id 1 << 32; count | id 2 << 32, or, of more than three ids, count | place << 32.
     """

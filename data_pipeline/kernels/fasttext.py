@@ -1,4 +1,4 @@
-"""Classify texts with a quantised fastText model (Joulin et al. 2016, arXiv:1607.01759 and 1612.03651), as bytes.
+"""Inference of quantised fastText models (arXiv:1607.01759, 1612.03651).
 
 A port of prediction alone, for models of version 12 with a hierarchical softmax, quantised input and pruned character
 n-grams: `lid.176.ftz` is one. The table of inputs is unpacked once (50,000 rows of 16 floats: 3 MB); a text is then a
@@ -172,7 +172,10 @@ def _hash_words(words: list[bytes]) -> npt.NDArray[np.int32]:
 
 
 def huffman(counts: list[int]) -> npt.NDArray[np.int64]:
-    """The tree over labels that fall in count: the children of each node, -1 for the leaves 0 .. n-1."""
+    """The tree over labels that fall in count.
+
+    The children of each node, -1 for the leaves 0 .. n-1.
+    """
     leaves = len(counts)
     weights = [*counts, *[10**15] * (leaves - 1)]
     children = np.full((2 * leaves - 1, 2), -1, np.int64)
@@ -190,7 +193,7 @@ def huffman(counts: list[int]) -> npt.NDArray[np.int64]:
 def classify(
     data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], model: Model, characters: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The best label of each text by its first `characters`, and its probability; -1 and 0 where there is no word."""
+    """Best label and probability of each text; -1 and 0 without words."""
     count = len(offsets) - 1
     labels, probabilities = np.full(count, -1, np.int64), np.zeros(count, np.float32)
     _classify(
@@ -202,7 +205,7 @@ def classify(
 
 @njit(inline="always")
 def _space_bytes(data, i, end):  # type: ignore[no-untyped-def]
-    """The length of the white space character that starts at byte `i` (those of `str.split`, and NUL), or 0."""
+    """Length of the white space character at byte `i`, or 0."""
     c = data[i]
     if c == 32 or 9 <= c <= 13 or 28 <= c <= 31 or c == 0:
         return 1
@@ -304,7 +307,7 @@ def _find_word(word, size, h, word_table, word_bytes, word_ends):  # type: ignor
 
 @njit(inline="always")
 def _choose_grams(word, size, shortest, longest, kept, chosen, count):  # type: ignore[no-untyped-def]
-    """Put the buckets of a marked word's character n-grams behind the `count` that are there; return how many then."""
+    """Append the buckets of a word's character n-grams; return the count."""
     for i in range(size):
         if word[i] & 0xC0 == 0x80:
             continue
@@ -326,7 +329,7 @@ def _choose_grams(word, size, shortest, longest, kept, chosen, count):  # type: 
 
 @njit(inline="always")
 def _add_rows(chosen, count, grams, rows, hidden):  # type: ignore[no-untyped-def]
-    """Add up the rows of words (as -1 - number) and of buckets, in their order."""
+    """Sum the rows of words (-1 - number) and buckets, in order."""
     for k in range(count):
         row = int64(chosen[k])
         row = int64(grams[row]) if row >= 0 else -1 - row
@@ -336,7 +339,7 @@ def _add_rows(chosen, count, grams, rows, hidden):  # type: ignore[no-untyped-de
 
 @njit(inline="always")
 def _best_leaf(hidden, output, children, stack, scores):  # type: ignore[no-untyped-def]
-    """The leaf of the highest log probability, depth first, branches below 0.00001 or the best so far cut off."""
+    """Most probable leaf, depth first, with branches below 0.00001 pruned."""
     leaves = len(output)
     best, label = float32(-np.inf), -1
     floor = float32(math.log(1e-5))

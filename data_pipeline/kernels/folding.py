@@ -1,4 +1,4 @@
-r"""Words as passages of text are compared: what is left when case, form, accents and punctuation are forgotten.
+r"""Word folding for passage search: case, form, accents and punctuation removed.
 
 A character is folded by itself, by a table, so that the kernel is one look-up a character:
 
@@ -45,7 +45,7 @@ Table = npt.NDArray[np.int32]
 
 
 def fold(character: str) -> str:
-    """What one character is compared as; marks that go leave nothing."""
+    """Folded form of one character; "" for dropped marks."""
     value = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", character).casefold())
     value = "".join(part for part in unicodedata.normalize("NFD", value) if not unicodedata.combining(part))
     return unicodedata.normalize("NFC", value)
@@ -63,7 +63,7 @@ def _alone(point: int) -> int:
 
 
 def _entry(point: int, classes: npt.NDArray[np.uint8]) -> int | str:
-    """What the table holds for a code point, or the several characters that it becomes."""
+    """Table entry of a code point, or its several characters."""
     character = chr(point)
     kind = unicodedata.category(character)
     if character in _APOSTROPHES or kind in ("Cf", "Me"):
@@ -88,7 +88,7 @@ def _entry(point: int, classes: npt.NDArray[np.uint8]) -> int | str:
 
 @functools.cache
 def folding() -> tuple[Table, Table]:
-    """The table of all 0x110000 code points (4.5 MB), and the characters of those that become several.
+    """Folding table of 0x110000 code points (4.5 MB) and multi-character forms.
 
     An entry is PARTS, PASSED, a code point (with ALONE, HAN, KANA, NUMBER), or -2 - k: then `several[k]` characters
     follow at `k + 1`.
@@ -139,7 +139,9 @@ def _hexadecimal(data, i):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def fold_words(data, start, end, table, several, words, spans):  # type: ignore[no-untyped-def]
-    """Write each word of `data[start:end]` into `words`; into `spans` its first byte, the byte behind it, its measures.
+    """Write each word of `data[start:end]` into `words`.
+
+    Into `spans` its first byte, the byte behind it, its measures.
 
     Bytes are counted from `start`. Return the number of words, at most (end - start) // 2 + 1.
     """
@@ -226,7 +228,10 @@ def _all_words(data, offsets, table, several, capacity, out, measures):  # type:
 def word_hashes(
     data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    """The words of n texts end to end; and of each text its words, its length in tenths, its letters, its numbers."""
+    """The words of n texts end to end.
+
+    And of each text its words, its length in tenths, its letters, its numbers.
+    """
     capacity = int(np.diff(offsets).max(initial=0)) // 2 + 1
     words = np.empty(int((np.diff(offsets) // 2 + 1).sum()), np.uint64)
     measures = np.zeros((len(offsets) - 1, 4), np.int64)

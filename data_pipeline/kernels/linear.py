@@ -1,4 +1,4 @@
-"""A linear model over hashed words and n-grams of words, trained and applied on texts as bytes.
+"""Linear models over hashed words and word n-grams.
 
 The model: logistic regression on binary features, each the presence of an n-gram of 1 to `ngram` words, hashed into
 buckets (Weinberger et al. 2009, "Feature hashing for large scale multitask learning"), with the vector of a text scaled
@@ -24,7 +24,9 @@ def train(
     texts: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]], labels: npt.NDArray[np.float64],
     order: npt.NDArray[np.int64], weights: Floats, ngram: int, learning_rate: float, penalty: float,
 ) -> None:  # fmt: skip
-    """Pass over the documents in `order` and change `weights` in place; `weights[0]` is the intercept.
+    """Pass over the documents in `order` and change `weights` in place.
+
+    `weights[0]` is the intercept.
 
     `texts` are UTF-8 bytes and offsets, `labels` 0 or 1 a document, `penalty` the L2 penalty a document on the weights
     that it touches.
@@ -56,7 +58,10 @@ def _hash(h, byte):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _features(data, start, end, ngram, mark, found, stamps):  # type: ignore[no-untyped-def]
-    """The distinct buckets of a text's n-grams, into `found`; returns how many. `mark` is unique to the call."""
+    """The distinct buckets of a text's n-grams, into `found`; returns how many.
+
+    `mark` is unique to the call.
+    """
     count = 0
     buckets = uint64(len(stamps) - 1)
     previous = np.zeros(8, np.uint64)  # hashes of the words before, the last first

@@ -1,4 +1,4 @@
-"""What C4 does to a text beside measuring it: lines that go, citations that are cut out, and listed words counted.
+"""Line filters of C4: removed lines, citations, counts of listed words.
 
 Raffel et al. 2020 (JMLR 21), section 2.2, and the code that made the corpus. A line, without the white space at its
 ends, is tested in this order, and goes with the first reason that holds:
@@ -57,7 +57,7 @@ _POINT = (1 << 24) - 1
 def c4_lines(
     texts: pa.Array | pa.ChunkedArray, min_words: int = 5, max_word_length: int = 1000
 ) -> tuple[pa.LargeStringArray, dict[str, int]]:
-    """The texts without the lines that C4 drops, and how many lines went for each of `LINE_REASONS`.
+    """Texts without the lines that C4 drops, with counts by reason.
 
     The paper keeps lines of five words or more, later code those of three.
     """
@@ -73,7 +73,7 @@ def c4_lines(
 def count_listed_words(
     texts: pa.Array | pa.ChunkedArray, languages: Sequence[str], lists: Mapping[str, Sequence[str]]
 ) -> npt.NDArray[np.float64]:
-    """How often a word or phrase of the list of its language stands in each text, each time counted.
+    """Occurrences of listed words in each text, by its language's list.
 
     `lists` has the entries by language code; those of "*" hold for a language without a list of its own. NaN where
     neither is there.
@@ -91,9 +91,12 @@ def count_listed_words(
 
 @functools.cache
 def folded_words() -> npt.NDArray[np.int32]:
-    """What a code point is as part of a listed word: 0 where it parts words, else its folded form, with _ALONE where it
-    is a word by itself and _KATAKANA within Katakana; _SHARP_S for "ß", which folds to "ss"; 4.5 MB.
-    """  # fmt: skip
+    """Word table of code points.
+
+    0 separates words, else the folded form (4.5 MB).
+
+    With _ALONE where it is a word by itself, and _KATAKANA within Katakana; _SHARP_S for "ß", which folds to "ss".
+    """
     table = lower_case().copy()
     kinds = code_point_classes()
     for point in range(0x1FB00):
@@ -116,7 +119,7 @@ def folded_words() -> npt.NDArray[np.int32]:
 
 
 def _hashes(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    """The folded words of n texts end to end, by their hashes, and the n + 1 offsets."""
+    """Hashes of the folded words of n texts, with offsets."""
     data, offsets = text_buffers(texts)
     words, ends = np.empty(int(offsets[-1] - offsets[0]), np.uint64), np.zeros(len(offsets), np.int64)
     _fold(data, offsets, folded_words(), words, ends)
@@ -143,7 +146,7 @@ def _citation_end(data, i, end):  # type: ignore[no-untyped-def]
 
 @part
 def _stripped(data, start, end, kinds):  # type: ignore[no-untyped-def]
-    """The span without the white space at its ends, and the kind of its last code point."""
+    """The span without outer white space, and its last character's kind."""
     while start < end:
         point, width = decode(data, start, end)
         if not kinds[point] & SPACE:
@@ -162,7 +165,7 @@ def _stripped(data, start, end, kinds):  # type: ignore[no-untyped-def]
 
 @part
 def _words(data, start, end, kinds, enough, longest):  # type: ignore[no-untyped-def]
-    """How many words there are, or `enough` of them; -1 where one is longer than `longest`, which may be looked for."""
+    """Number of words up to `enough`; -1 for one over `longest`."""
     count, i = 0, start
     search = end - start > longest
     while i < end and (search or count < enough):
@@ -183,7 +186,10 @@ def _words(data, start, end, kinds, enough, longest):  # type: ignore[no-untyped
 
 @part
 def _ends_without_mark(data, start, end):  # type: ignore[no-untyped-def]
-    """Whether Thai and Lao (U+0E00 to U+0EFF: E0 B8 .. E0 BB) are at least half of what is no ASCII space."""
+    """Return whether Thai or Lao makes up half of the text.
+
+    U+0E00 to U+0EFF: E0 B8 .. E0 BB; ASCII spaces are not counted.
+    """
     characters = marked = 0
     for i in range(start, end):
         c = byte_at(data, i)

@@ -1,4 +1,4 @@
-r"""MinHash signatures, their bands, exact sets of shingles, and what two of them share (Broder 1997).
+r"""MinHash signatures, LSH bands and exact shingle sets (Broder 1997).
 
 **Words.** Capitals are folded (code points whose lower case is one code point). A word is a run of word characters of
 UTS #18: letters and numbers (`str.isalnum`), marks, connector punctuation such as `_`, and the two joiners; every other
@@ -47,7 +47,10 @@ _JOINERS = (0x200C, 0x200D)
 
 @functools.cache
 def word_characters() -> npt.NDArray[np.int32]:
-    """What each code point is to a word: 0 parts words, c > 0 belongs to one as c, c < 0 is one by itself; 4.5 MB."""
+    """Word table of code points (4.5 MB).
+
+    0 separates words, c > 0 belongs to one as c, c < 0 is one by itself.
+    """
     characters = np.arange(0x110000, dtype=np.uint32).view("U1")
     belongs = np.strings.isalnum(characters)
     for point in itertools.chain(range(0x80, _MARKS_END), _SELECTORS):
@@ -60,7 +63,7 @@ def word_characters() -> npt.NDArray[np.int32]:
 
 
 def band_keys(texts: pa.Array | pa.ChunkedArray, ngram: int, bands: int, rows: int) -> tuple[Keys, Integers]:
-    """A key of 63 bits for each band, shape (texts, bands), and the number of words of each text.
+    """63-bit band keys, shape (texts, bands), and word counts.
 
     The keys of a text without words mean nothing.
     """
@@ -72,7 +75,7 @@ def band_keys(texts: pa.Array | pa.ChunkedArray, ngram: int, bands: int, rows: i
 
 
 def shingle_sets(texts: pa.Array | pa.ChunkedArray, ngram: int) -> tuple[Shingles, Integers]:
-    """The sorted distinct shingles of each text, end to end, and the n + 1 offsets of the sets."""
+    """Sorted distinct shingles of each text, end to end, with offsets."""
     data, offsets = text_buffers(texts)
     shingles = np.empty(int((np.diff(offsets) // 2 + 1).sum()), np.uint64)
     ends = np.zeros(len(offsets), np.int64)
@@ -81,13 +84,16 @@ def shingle_sets(texts: pa.Array | pa.ChunkedArray, ngram: int) -> tuple[Shingle
 
 
 def _room(offsets: Integers) -> int:
-    """The most words that a text may have: an ASCII word takes a byte and a gap, one by itself three bytes."""
+    """The most words that a text may have.
+
+    An ASCII word takes a byte and a gap, one by itself three bytes.
+    """
     return int(np.diff(offsets).max(initial=0)) // 2 + 1
 
 
 @part
 def shared_shingles(left, right):  # type: ignore[no-untyped-def]
-    """How many members two sorted arrays of distinct integers share."""
+    """Number of members that two sorted arrays share."""
     i = j = shared = 0
     while i < len(left) and j < len(right):
         a, b = left[i], right[j]
@@ -109,7 +115,10 @@ def _mix(h):  # type: ignore[no-untyped-def]
 
 @part
 def _decode(data, i, end):  # type: ignore[no-untyped-def]
-    """The code point at `i`, beyond ASCII, and its width in bytes; a torn sequence is U+FFFD."""
+    """The code point at `i`, beyond ASCII, and its width in bytes.
+
+    A torn sequence is U+FFFD.
+    """
     c = int64(data[i])
     if c < 0xE0 and i + 1 < end:
         return (c & 0x1F) << 6 | (int64(data[i + 1]) & 0x3F), 2
@@ -124,7 +133,7 @@ def _decode(data, i, end):  # type: ignore[no-untyped-def]
 
 @part
 def _word_hashes(data, start, end, table, words):  # type: ignore[no-untyped-def]
-    """Fill `words` with the hash of each word of one text (FNV-1a over code points); return how many there are."""
+    """Hash each word of a text (FNV-1a); return the count."""
     first, prime = uint64(0xCBF29CE484222325), uint64(0x100000001B3)
     count = 0
     i = start
@@ -153,7 +162,7 @@ def _word_hashes(data, start, end, table, words):  # type: ignore[no-untyped-def
 
 @part
 def _shingles(words, count, ngram):  # type: ignore[no-untyped-def]
-    """Turn the hashes of words, in place, into those of the shingles that begin there; return how many there are.
+    """Turn word hashes into shingle hashes in place; return the count.
 
     The hash is a polynomial over the words, rolled: the word that leaves is taken off, the one that comes is added.
     """
@@ -176,7 +185,9 @@ def _shingles(words, count, ngram):  # type: ignore[no-untyped-def]
 
 @part
 def _distinct(values, count, spare):  # type: ignore[no-untyped-def]
-    """Sort the first `count` values in place and keep each once; return how many there are.
+    """Sort the first `count` values in place and keep each once.
+
+    Return how many there are.
 
     Hashes are spread evenly: by their first bits each falls near its place, and an insertion sort puts it there.
     """
@@ -209,7 +220,10 @@ def _distinct(values, count, spare):  # type: ignore[no-untyped-def]
 
 @inlined
 def _throw(shingles, count, round_, bins):  # type: ignore[no-untyped-def]
-    """One round of throwing shingles into bins; a bin that an earlier round has filled keeps its value."""
+    """One round of throwing shingles into bins.
+
+    A bin that an earlier round has filled keeps its value.
+    """
     size = uint64(len(bins))
     salt, high = uint64(round_) * uint64(_GOLDEN), uint64(round_) << uint64(32)
     for i in range(count):

@@ -1,5 +1,4 @@
-"""Best-fit decreasing packing of document pieces into rows (Ding et al. 2024, "Fewer Truncations Improve Language
-Modeling", arXiv:2404.10830), and the cuts that fill what it leaves empty.
+"""Best-fit decreasing packing of document pieces (arXiv:2404.10830).
 
 A piece of `size` positions goes into the row whose remaining room is the smallest that holds it, else into a new row;
 pieces come from the largest to the smallest. Rows of one room lie in a linked list, and a binary tree over the rooms
@@ -41,7 +40,7 @@ class Packing:
 
 
 def pack_items(sizes: Integers, sequence_length: int, min_used_share: float) -> Packing:
-    """Pack items of 1 to `sequence_length` positions into rows of which at least `min_used_share` is used.
+    """Pack items into rows with at least `min_used_share` used.
 
     Only the last row may break that promise: n positions never need fewer than ceil(n / L) rows. Items of one size
     come in a pseudo-random order that depends on their numbers alone, so that neighbours and copies part.
@@ -62,7 +61,10 @@ def pack_items(sizes: Integers, sequence_length: int, min_used_share: float) -> 
 
 
 def _rows_wanted(total: int, sequence_length: int, min_used_share: float) -> int:
-    """The most rows of which `total` positions still use the share; never fewer than hold them."""
+    """The most rows of which `total` positions still use the share.
+
+    Never fewer than hold them.
+    """
     least = -(-total // sequence_length)
     if not min_used_share:
         return total
@@ -70,7 +72,7 @@ def _rows_wanted(total: int, sequence_length: int, min_used_share: float) -> int
 
 
 def _decreasing(sizes: Integers, sequence_length: int) -> Integers:
-    """Item numbers from the largest to the smallest, ties by a hash of the number."""
+    """Item numbers by falling size, ties broken by a hash."""
     mixed = np.arange(1, len(sizes) + 1, dtype=np.uint64) * _GOLDEN
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
@@ -141,7 +143,7 @@ def _pop(tree, leaves, heads, following, room):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _lists(length, rows):  # type: ignore[no-untyped-def]
-    """An empty tree over the rooms 0..length, their lists, and how many leaves the tree has."""
+    """Empty tree over the rooms 0..length, their lists, and its size."""
     leaves = 1
     while leaves <= length:
         leaves *= 2
@@ -172,7 +174,7 @@ def _best_fit(sizes, order, length):  # type: ignore[no-untyped-def]
 def fill_gaps(
     items: Integers, lengths: Integers, row_of: Integers, rows: int, wanted: int, sequence_length: int
 ) -> tuple[Integers, Integers, Integers, Integers]:
-    """Bring whole items, from the largest to the smallest, from `rows` rows down to `wanted`.
+    """Move whole items, largest first, until `wanted` rows remain.
 
     Returns:
         Item, offset in it, length and row of each piece.
@@ -192,7 +194,10 @@ def fill_gaps(
 
 @njit(cache=True, nogil=True)
 def _lay(items, lengths, rooms, length):  # type: ignore[no-untyped-def]
-    """Lay items into the rooms of rows: whole by best fit, else cut to the largest room."""
+    """Lay items into the rooms of rows.
+
+    Whole by best fit, else cut to the largest room.
+    """
     tree, leaves, heads, following = _lists(length, len(rooms))
     for row in range(len(rooms)):
         if rooms[row]:

@@ -1,4 +1,4 @@
-"""The phrases and signs that condemn a page or a line in C4, found in bytes.
+"""Phrases and characters by which C4 rejects a page or line.
 
 Raffel et al. 2020 (JMLR 21), section 2.2, name "lorem ipsum", the curly bracket and JavaScript; the policy phrases are
 those of the code that made the corpus. The case of ASCII letters does not count, and a phrase may stand within a word.
@@ -50,7 +50,7 @@ _REACH = 14  # bytes that one step of the scan reads
 
 @inlined
 def _lacks(w0, w1, w2, w3, pattern):  # type: ignore[no-untyped-def]
-    """Per byte, 0 where the four bytes of the pattern stand one behind the other."""
+    """Per byte, 0 where the four pattern bytes start."""
     return (w0 ^ pattern[0]) | (w1 ^ pattern[1]) | (w2 ^ pattern[2]) | (w3 ^ pattern[3])
 
 
@@ -63,7 +63,7 @@ def _dots(w0, w1, w2):  # type: ignore[no-untyped-def]
 
 @part
 def suspects(data, start, end):  # type: ignore[no-untyped-def]
-    """Which marks may be there: never one too few. `find_phrases` takes them as wanted."""
+    """Marks that may be present, without false negatives."""
     lorem = script = terms = privacy = cookies = curly = hashes = dots = uint64(0)
     space = uint64(_SPACES)
     last = len(data) - _REACH
@@ -86,7 +86,7 @@ def suspects(data, start, end):  # type: ignore[no-untyped-def]
 
 @part
 def find_phrases(data, start, end, wanted):  # type: ignore[no-untyped-def]
-    """LOREM, JAVASCRIPT and POLICY, where the bytes hold such a phrase and `wanted`, of `suspects`, has its mark."""
+    """LOREM, JAVASCRIPT and POLICY flags of a text, among `wanted`."""
     found = 0
     for p in range(len(_HEADS)):
         if not wanted & _MARKS[p]:
@@ -108,7 +108,7 @@ def find_phrases(data, start, end, wanted):  # type: ignore[no-untyped-def]
 
 @part
 def find_marks(data, start, end):  # type: ignore[no-untyped-def]
-    """The marks of a text (LOREM, JAVASCRIPT, POLICY, CURLY), its hash signs, and its ellipses ("..." and "…")."""
+    """Marks, hash signs and ellipses of a text."""
     marks = suspects(data, start, end)
     found = find_phrases(data, start, end, marks) if marks & ~(CURLY | _HASH | _DOTS) else 0
     hashes = ellipses = 0
@@ -132,7 +132,7 @@ def find_marks(data, start, end):  # type: ignore[no-untyped-def]
 
 @inlined
 def ends_in_ellipsis(data, start, end):  # type: ignore[no-untyped-def]
-    """Whether the bytes end in "..." or "…"."""
+    """Return whether the bytes end in "..." or "…"."""
     if end - start < 3:
         return False
     a, b, c = byte_at(data, end - 3), byte_at(data, end - 2), byte_at(data, end - 1)

@@ -1,4 +1,4 @@
-r"""Pre-tokens of byte-level BPE, found in UTF-8 bytes: those of the regular expression of GPT-2, cut by hand.
+r"""Pre-tokens of byte-level BPE by GPT-2's pattern, without regular expressions.
 
     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 
@@ -26,7 +26,10 @@ _PLACES = np.uint64(0x0001020304050607)  # times 1 << 8 k, has k in its top byte
 
 @inlined
 def _class_at(data, i, end, classes):  # type: ignore[no-untyped-def]
-    """The class of the character at i, and its bytes, as class << 3 | bytes."""
+    """Class and width of the character at i, packed.
+
+    class << 3, with the number of bytes below.
+    """
     c = int64(data[i])
     width = 1
     if c >= 0xC0:
@@ -44,7 +47,7 @@ def _class_at(data, i, end, classes):  # type: ignore[no-untyped-def]
 
 @inlined
 def _contraction(c, d):  # type: ignore[no-untyped-def]
-    """The bytes of the contraction of an apostrophe and the bytes c and d: 's 't 'm 'd 're 've 'll; 0 for none."""
+    """Length of an English contraction after an apostrophe, or 0."""
     width = 0
     if c == 115 or c == 116 or c == 109 or c == 100:
         width = 2
@@ -55,7 +58,7 @@ def _contraction(c, d):  # type: ignore[no-untyped-def]
 
 @inlined
 def _leading_letters(word):  # type: ignore[no-untyped-def]
-    """How many of a word's eight bytes are ASCII letters, from the first on: all eight compared at once."""
+    """Number of leading ASCII letters in eight bytes."""
     lower = (word | _CASE_BITS) & _SEVEN_BITS
     others = ~((lower + _TO_A) & ~(lower + _PAST_Z) & ~word) & _HIGH_BITS
     if others == uint64(0):

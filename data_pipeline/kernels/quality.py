@@ -1,4 +1,4 @@
-"""The features of Gopher, C4 and FineWeb, of all texts in one call.
+"""Text features of Gopher, C4 and FineWeb in one call.
 
 Gopher: Rae et al. 2021 (arXiv:2112.11446), section A.1.1 and table A1. C4: Raffel et al. 2020 (JMLR 21), section 2.2.
 FineWeb: Penedo et al. 2024 (arXiv:2406.17557), section 3.6. Where the papers leave room:
@@ -90,7 +90,10 @@ _FIRST_GRAM = FEATURES.index("top_2_gram_share")
 
 
 def measure_texts(texts: pa.Array | pa.ChunkedArray, languages: Sequence[str]) -> npt.NDArray[np.float64]:
-    """The features of each text, shape (texts, FEATURES); `languages` are ISO 639-1 codes, one a text."""
+    """The features of each text, shape (texts, FEATURES).
+
+    `languages` are ISO 639-1 codes, one a text.
+    """
     data, offsets = text_buffers(texts)
     index = {code: row for row, code in enumerate(sorted(STOP_WORDS))}
     rows = np.array([index.get(code, -1) for code in languages], np.int64)
@@ -102,7 +105,7 @@ def measure_texts(texts: pa.Array | pa.ChunkedArray, languages: Sequence[str]) -
 
 @functools.cache
 def stop_word_bytes() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """The stop words end to end, eight a language in the order of the codes, and their offsets."""
+    """Stop words end to end, eight a language, with offsets."""
     words = [word.encode() for code in sorted(STOP_WORDS) for word in STOP_WORDS[code]]
     return np.frombuffer(b"".join(words), np.uint8), np.cumsum([0, *map(len, words)])
 
@@ -122,7 +125,7 @@ def _table_mask(entries):  # type: ignore[no-untyped-def]
 
 @inlined
 def _first_of(key, place, table, firsts, i):  # type: ignore[no-untyped-def]
-    """The first element with this key (not 0), which is `i` where there was none; `place` is where to look."""
+    """First element with this key, or `i` if new."""
     mask = len(table) - 1
     place &= mask
     held = table[place]
@@ -137,7 +140,7 @@ def _first_of(key, place, table, firsts, i):  # type: ignore[no-untyped-def]
 
 @part
 def _repeats(hashes, lengths, count, table, firsts, feature):  # type: ignore[no-untyped-def]
-    """The share of the elements that equal an earlier one, and of their characters."""
+    """Share of repeated elements, and of their characters."""
     table = table[: _table_mask(count) + 1]
     table[:] = 0
     repeated = repeated_characters = characters = 0
@@ -152,7 +155,7 @@ def _repeats(hashes, lengths, count, table, firsts, feature):  # type: ignore[no
 
 @part
 def _repeated_words(words, count, table, firsts, first, twice):  # type: ignore[no-untyped-def]
-    """Fill `first` with the first place of each word, and `twice` with whether it stands in two."""
+    """First place of each word, and whether it repeats."""
     table = table[: _table_mask(count) + 1]
     table[:] = 0
     for i in range(count):
@@ -164,7 +167,7 @@ def _repeated_words(words, count, table, firsts, first, twice):  # type: ignore[
 
 @part
 def _repeated_grams(count, ends, first, twice, gram, places, table, firsts, counts, feature):  # type: ignore[no-untyped-def]
-    """The shares of repeated n-grams, for n = 2 to 10, from the first place of each word and whether it has two."""
+    """Shares of repeated n-grams, n = 2 to 10."""
     left = 0
     for i in range(count - 1):
         gram[i] = first[i]
@@ -208,7 +211,7 @@ def _repeated_grams(count, ends, first, twice, gram, places, table, firsts, coun
 
 @part
 def _stop_words(data, starts, sizes, first, count, table, longest):  # type: ignore[no-untyped-def]
-    """How many of the hashes in `table` are a word of the text, ASCII capitals folded."""
+    """Number of stop words present in the text."""
     seen = 0
     for i in range(count):
         if first[i] == i and sizes[i] <= longest:
@@ -223,7 +226,7 @@ def _stop_words(data, starts, sizes, first, count, table, longest):  # type: ign
 
 @part
 def _tail(data, start, end, text_end, kinds):  # type: ignore[no-untyped-def]
-    """How a word ends a sentence: 0 not, 1 by a full stop, 2 by another terminal; closing marks may stand behind it."""
+    """Sentence ending of a word: 0 none, 1 full stop, 2 other."""
     ending = 0
     i = end
     if end < text_end and not kinds[decode(data, end, text_end)[0]] & SPACE:

@@ -1,4 +1,4 @@
-"""Eight of the commonest function words of each of more than forty languages, for Gopher's rule on stop words.
+"""Eight common function words for each of 40 languages.
 
 English has the list of the paper (Rae et al. 2021, section A.1.1). Where words are not spaced, each entry is one word
 as `kernels/words.py` cuts it: a character of Chinese or Japanese, a syllable of Thai. ASCII capitals are folded, and no

@@ -14,7 +14,9 @@ from numba.extending import intrinsic
 
 @intrinsic
 def unowned(typing_context: Any, array: Any) -> Any:
-    """The same array without its owner: valid as long as the owner lives, which the caller's argument ensures.
+    """The same array without its owner.
+
+    Valid as long as the owner lives, which the caller's argument ensures.
 
     Called inside a kernel on its arguments; what it gives must not be returned from the kernel.
     """

@@ -1,4 +1,4 @@
-"""What a word is, in every script: the table of code points, and the loop that finds where a word ends.
+"""Word boundaries in every script: code point table and scan.
 
 White space (`str.split()`) parts words, punctuation and all; that is the whole rule for scripts written with spaces,
 whose combining marks (Arabic, Hebrew, Devanagari ...) stand inside the run. Within a run of a script without spaces the
@@ -117,7 +117,10 @@ def _set_class(kinds: npt.NDArray[np.uint16], point: int, kind: int) -> None:
 
 @intrinsic
 def load_8(typingctx, data, place):  # type: ignore[no-untyped-def]
-    """Eight bytes of `data` (uint8, contiguous) from `place`, as one integer; the caller has them in bounds."""
+    """Eight bytes of `data` (uint8, contiguous) from `place`, as one integer.
+
+    The caller has them in bounds.
+    """
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
@@ -131,7 +134,7 @@ def load_8(typingctx, data, place):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def lowest_byte(typingctx, bits):  # type: ignore[no-untyped-def]
-    """The index (0 to 7) of the lowest byte that has a bit set; `bits` is not 0."""
+    """Index (0 to 7) of the lowest non-zero byte."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         zeros = builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
@@ -142,14 +145,17 @@ def lowest_byte(typingctx, bits):  # type: ignore[no-untyped-def]
 
 @inlined
 def add_chunk(h, chunk):  # type: ignore[no-untyped-def]
-    """Take eight bytes of a word, or its last with zeros behind them, into its hash."""
+    """Add eight bytes of a word, zero-padded, to its hash."""
     h = (h ^ chunk) * uint64(_STEP)
     return h ^ (h >> uint64(32))
 
 
 @inlined
 def end_hash(h, size):  # type: ignore[no-untyped-def]
-    """The hash of a word of `size` bytes; one to one where two words of one size fit eight bytes."""
+    """The hash of a word of `size` bytes.
+
+    One to one where two words of one size fit eight bytes.
+    """
     h = (h ^ uint64(size)) * uint64(_LAST)
     return h ^ (h >> uint64(29))
 
@@ -194,7 +200,9 @@ def hash_bytes(data, start, stop, fold):  # type: ignore[no-untyped-def]
 
 @inlined
 def plain_word(data, i, end):  # type: ignore[no-untyped-def]
-    """A word of printable ASCII from `i`: its end (0 where it is no such word, or too near to `end`), hash, letters.
+    """A word of printable ASCII from `i`.
+
+    Its end (0 where it is no such word, or too near to `end`), hash, letters.
 
     `letters` is not 0 if the word has a letter.
     """
@@ -223,7 +231,7 @@ def plain_word(data, i, end):  # type: ignore[no-untyped-def]
 
 @part
 def any_word(data, i, end, kinds, open_sentence):  # type: ignore[no-untyped-def]
-    """The word from `i` on, by the rule above, code point by code point.
+    """The word from `i` on, by code points.
 
     Returns its end, its code points, how many are of a script without spaces, whether one is a letter, the kind of the
     last, how many sentences end within it at a terminal beyond ASCII, and whether one is open behind it: a sentence is

@@ -1,4 +1,4 @@
-"""Members of the archives that packages come in: wheels and zips, source archives (tar), Debian packages.
+"""Members of package archives: wheel, zip, tar, Debian package.
 
 Members are visited in the archive's own order, which its digest fixes, and are read as streams; no script of a package
 is ever run. A zip inside a zip is unpacked to a nameless temporary file (in memory up to 16 MiB), its members are named
@@ -37,7 +37,10 @@ _AR_HEADER_BYTES = 60
 
 @dataclass(frozen=True)
 class Member:
-    """One file of an archive; `open` may be called only before the next member is asked for."""
+    """One file of an archive.
+
+    `open` may be called only before the next member is asked for.
+    """
 
     name: str
     size_bytes: int
@@ -49,7 +52,7 @@ class Member:
 
 
 def members(path: Path, patterns: Iterable[str]) -> Iterator[Member]:
-    """The files of an archive whose names match one of the shell patterns (`*` matches `/` too), in its order.
+    """Members of an archive that match a pattern, in archive order.
 
     Raises:
         MissingInput: it is no archive of a known kind, or is cut short.
@@ -100,14 +103,14 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 class _Allowance:
-    """How much the members of one archive, zips inside it included, have unpacked to."""
+    """Total unpacked size of an archive, inner zips included."""
 
     def __init__(self, packed: int) -> None:
         self._packed = packed
         self._unpacked = 0
 
     def grants(self, packed: int, unpacked: int) -> bool:
-        """Whether a member may be opened; what is granted is counted."""
+        """Return whether a member may be opened; what is granted is counted."""
         if is_bomb(packed, unpacked) or is_bomb(self._packed, self._unpacked + unpacked):
             return False
         self._unpacked += unpacked
@@ -180,7 +183,10 @@ def _tar_opener(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[],
 
 
 def _open_tar(source: IO[bytes], path: Path) -> tarfile.TarFile:
-    """Read a tar as a stream; in a Debian package (deb(5): an ar archive) the tar is its member data.tar.*."""
+    """Read a tar as a stream.
+
+    In a Debian package (deb(5): an ar archive) the tar is its member data.tar.*.
+    """
     length = None
     if source.read(len(_AR_MAGIC)) == _AR_MAGIC:
         length = _seek_data(source)
@@ -190,7 +196,7 @@ def _open_tar(source: IO[bytes], path: Path) -> tarfile.TarFile:
 
 
 def _seek_data(source: IO[bytes]) -> int:
-    """Move to the start of data.tar.* in an ar archive and return its size in bytes."""
+    """Seek to data.tar.* in an ar archive; return its size."""
     while len(header := source.read(_AR_HEADER_BYTES)) == _AR_HEADER_BYTES:
         name = header[:16].decode("ascii", "replace").strip().rstrip("/")
         try:

@@ -1,4 +1,4 @@
-"""CSV with a header row (RFC 4180): one record a row, streamed; quoted fields may hold line ends and be of any length.
+"""CSV with a header row (RFC 4180), streamed.
 
 A record's position is its row's number from 0, the header not counted.
 """
@@ -13,7 +13,7 @@ from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, lines
 
 
 def read_csv(pieces: Iterable[bytes], file: str, fields: Fields) -> Iterator[Record | Fault]:
-    """The records of a CSV stream, in order, and its faults where they stand."""
+    """Records and faults of a CSV stream, in order."""
     csv.field_size_limit(MAX_RECORD_BYTES)
     # Bytes that are no UTF-8 come through as lone surrogates, so that they spoil their own row only.
     text = (line.decode("utf-8", "surrogateescape") + "\n" for line in lines(pieces))

@@ -30,7 +30,7 @@ _NOTE_CHARACTERS = 250  # as many as a longer notice has in `main_text`
 
 @dataclass(frozen=True)
 class Page:
-    """What a page says."""
+    """Extracted content of a page."""
 
     text: str
     fallback: bool
@@ -40,7 +40,7 @@ class Page:
 
 
 def extract(data: bytes, charset: str = "") -> Page:
-    """The main text of a page, paragraphs, list items and table rows kept as lines; `charset` is the transport's."""
+    """Main text of a page, one line a paragraph, item or row."""
     page = decode_html(data, charset)
     text = main_text(page)
     if text:
@@ -88,7 +88,10 @@ def _decode(data: bytes, charset: str) -> str:
 
 
 def _candidates(data: bytes, charset: str) -> Iterator[str]:
-    """The encodings that may hold, the likeliest first; uchardet reads the page only where it is asked for the next."""
+    """The encodings that may hold, the likeliest first.
+
+    Uchardet reads the page only where it is asked for the next.
+    """
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
     if charset.isascii() and charset:

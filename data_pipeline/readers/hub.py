@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub at one commit, through `datasets` (its door), and those that lie on this machine.
+"""Hugging Face datasets at one commit, from the hub or on disk.
 
 Rows are streamed; nothing is copied into the library's cache. What the hub serves is identified by its commit, local
 files by their SHA-256. Of local folders there are two kinds: what `save_to_disk` wrote (Arrow streams, of which only
@@ -101,7 +101,10 @@ def read_local(path: Path, file: str, fields: Fields) -> Iterator[Record | Fault
 
 
 def _read_arrow(path: Path, file: str, fields: Fields) -> Iterator[Record | Fault]:
-    """The rows of an Arrow stream, a batch at a time (`datasets` writes 1000 rows a batch)."""
+    """The rows of an Arrow stream, a batch at a time.
+
+    `datasets` writes 1000 rows a batch.
+    """
     position = 0
     with open_source(path) as source:
         try:
@@ -116,7 +119,7 @@ def _read_arrow(path: Path, file: str, fields: Fields) -> Iterator[Record | Faul
 
 
 def _read_json(path: Path, file: str, fields: Fields) -> Iterator[Record | Fault]:
-    """The rows of a file that is one JSON array, or of lines, as the library finds out."""
+    """Rows of a JSON array or JSON lines file."""
     position = 0
     try:
         for row in _door().load_dataset("json", data_files=[str(path)], split="train", streaming=True):

@@ -1,4 +1,4 @@
-"""What a source is made of: its files with their digests, the members of its archive, the parts of a huge file."""
+"""Items of a source: files with digests, archive members, file parts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ _PACKED_RATIO = 4  # text in a byte of .gz, .zst or Parquet, to size shards by; 
 
 @dataclass(frozen=True)
 class Item:
-    """One file to read: of this machine, or (with a member number) of an archive, or a whole data set of the hub."""
+    """One file to read.
+
+    Of this machine, or (with a member number) of an archive, or a whole data set of the hub.
+    """
 
     file: str
     """Its name within the source."""
@@ -73,7 +76,9 @@ class Reading:
 
 
 def source_files(source: Source, folder: Path, digests: Digests, runtime: Runtime) -> list[Item]:
-    """The files that a source is made from, with their digests; what lies elsewhere is fetched if it is not there yet.
+    """The files that a source is made from, with their digests.
+
+    What lies elsewhere is fetched if it is not there yet.
 
     Raises:
         MissingInput: a file, a package or an index is not there.
@@ -94,7 +99,7 @@ def source_files(source: Source, folder: Path, digests: Digests, runtime: Runtim
 
 
 def is_elsewhere(source: Source) -> bool:
-    """Whether a source is fetched over a network."""
+    """Return whether a source is fetched over a network."""
     if isinstance(source, PackageSource):
         return True
     if isinstance(source, HubSource):
@@ -103,7 +108,10 @@ def is_elsewhere(source: Source) -> bool:
 
 
 def find_source(source: Source, folder: Path) -> Iterator[Callable[[], object]]:
-    """Looks, without reading, for what a source names on this machine; each raises what `source_files` would."""
+    """Looks, without reading, for what a source names on this machine.
+
+    Each raises what `source_files` would.
+    """
     if isinstance(source, PackageSource) or (isinstance(source, HubSource) and source.revision):
         return
     if isinstance(source, HubSource):
@@ -122,7 +130,7 @@ def _local_files(source: JsonlSource | ParquetSource | TextSource | WarcSource, 
 
 
 def files_beside(source: Source, folder: Path, digests: Digests) -> list[Item]:
-    """The files that are no texts of the source but decide how it is read.
+    """Files that decide how a source is read, but hold no text.
 
     Raises:
         MissingInput: a pattern names none.
@@ -138,7 +146,10 @@ def _digested(files: Sequence[LocalFile], digests: Digests) -> list[Item]:
 
 
 def _copied(manifest: Manifest, name: str, digests: Digests, runtime: Runtime) -> Item:
-    """A fetched file, after another look at its digest: nothing else than what was fetched is ever read."""
+    """A fetched file, after another look at its digest.
+
+    Nothing else than what was fetched is ever read.
+    """
     (output,) = manifest.outputs
     path = runtime.root / output.path
     if digests.of(path) != output.sha256:
@@ -172,7 +183,7 @@ def _chosen_by(member: Member, pattern: str) -> bool:
 
 
 def expected_items(source: Source, folder: Path, shard_bytes: int) -> list[Item]:
-    """About what the source's files and the cuts of huge ones will be, by names and sizes alone; nothing is read.
+    """Expected items of a source, from names and sizes alone.
 
     What is not on this machine counts as a full shard: a package, a data set of the hub, each file that a URL names.
 
@@ -201,7 +212,10 @@ def expected_items(source: Source, folder: Path, shard_bytes: int) -> list[Item]
 
 
 def may_overflow(item: Item, shard_bytes: int) -> bool:
-    """Whether more than one document shard may come of it: nobody knows how much text is in what is packed."""
+    """Return whether more than one document shard may come of it.
+
+    Nobody knows how much text is in what is packed.
+    """
     return item.path is None or _is_packed(item.file) or text_bytes(item) > shard_bytes
 
 
@@ -218,26 +232,32 @@ def _check_ending(name: str, allowed: tuple[str, ...], source: Source) -> None:
 
 
 def has_lines(source: Source, item: Item) -> bool:
-    """Whether an item can be cut between its lines: JSON Lines, not compressed."""
+    """Return whether an item can be cut between its lines.
+
+    JSON Lines, not compressed.
+    """
     return isinstance(source, JsonlSource | HubSource) and (
         item.file.endswith(".jsonl") if isinstance(source, HubSource) else not _is_packed(item.file)
     )
 
 
 def has_row_groups(source: Source, item: Item) -> bool:
-    """Whether an item can be cut between its row groups."""
+    """Return whether an item can be cut between its row groups."""
     return isinstance(source, ParquetSource) or (isinstance(source, HubSource) and item.file.endswith(".parquet"))
 
 
 def is_stream(source: Source, archive: Item) -> bool:
-    """Whether the members of an archive are one stream (a tar), so that each shard would unpack it from its start."""
+    """Return whether an archive's members form one stream (tar)."""
     return isinstance(source, PackageSource) and not zipfile.is_zipfile(archive.local)
 
 
 def plan(
     source: Source, items: Sequence[Item], shard_bytes: int, beside: Sequence[Item] = (), *, whole: bool = False
 ) -> list[Reading]:
-    """Join consecutive files up to `shard_bytes` of text; all of them where they can only be read as a `whole`."""
+    """Join consecutive files up to `shard_bytes` of text.
+
+    All of them where they can only be read as a `whole`.
+    """
     joined: list[list[Item]] = [[]]
     size = 0
     for item in items:
@@ -251,7 +271,7 @@ def plan(
 
 
 def text_bytes(item: Item) -> int:
-    """How much text an item has, about."""
+    """Approximate text bytes of an item."""
     if item.part:
         return item.part.bytes
     return item.bytes * (_PACKED_RATIO if _is_packed(item.file) else 1)
@@ -262,7 +282,7 @@ def _is_packed(name: str) -> bool:
 
 
 def identity(source: Source) -> Source:
-    """A source without what says only where its files lie, and how they are reached."""
+    """A source without the fields that only locate its files."""
     if isinstance(source, PackageSource) or (isinstance(source, HubSource) and source.revision):
         return source
     where = {"dataset", "paths", "opt_out_paths"} & type(source).model_fields.keys()

@@ -1,4 +1,4 @@
-"""JSON Lines: one object a line (RFC 8259 in UTF-8); plain, .gz or .zst, a line at a time.
+"""JSON Lines (RFC 8259, UTF-8): plain, .gz or .zst.
 
 A record's position is its line's number from 0, also where a shard reads only a part of a plain file; a compressed
 file cannot be cut, it is read by one process from its start. A line of white space only holds no record and is passed
@@ -15,7 +15,7 @@ from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, lines
 
 
 def read_jsonl(pieces: Iterable[bytes], file: str, fields: Fields, first: int = 0) -> Iterator[Record | Fault]:
-    """The records of a stream of JSON lines, in order, and its faults where they stand.
+    """Records and faults of a JSON lines stream, in order.
 
     `first` is the number of the stream's first line within its file.
     """

@@ -1,4 +1,4 @@
-"""Source files on this machine: which a pattern names, what each is called within its source, and its digest.
+"""Local source files: glob patterns, names within the source, digests.
 
 A file's name within its source does not change when the folder moves: it is the path below the folder that all of the
 source's patterns share in front of their first wildcard.
@@ -21,7 +21,7 @@ from pathlib import Path
 from governance.errors import MissingInput, StorageError
 from governance.files import sha256_file
 from governance.log import get_logger
-from governance.notes import read_note, write_note
+from governance.signed_notes import read_note, write_note
 from governance.stage import Leave, Runtime
 
 _SETTLED_NANOSECONDS = 2_000_000_000  # a file changed this lately can change again within one tick of its clock
@@ -40,7 +40,7 @@ class LocalFile:
 def find_files(
     patterns: tuple[str, ...], folder: Path, source: str, *, follow_links: bool = False, any_of: bool = False
 ) -> list[LocalFile]:
-    """The files that the patterns name, each once, in the order of their names.
+    """Files that match the patterns, once each, sorted by name.
 
     Raises:
         MissingInput: a pattern (with `any_of`: each of them) names no file, or reaches one through a link that leads
@@ -68,7 +68,10 @@ def find_files(
 
 
 def _fixed_part(pattern: str) -> str:
-    """The folder in front of a pattern's first wildcard; an escaped `[[]` of the folder's own name is none."""
+    """The folder in front of a pattern's first wildcard.
+
+    An escaped `[[]` of the folder's own name is none.
+    """
     fixed = []
     for part in Path(pattern).parent.parts:
         if _is_wild(part):
@@ -87,7 +90,7 @@ def _unescaped(part: str) -> str:
 
 
 class _Walk:
-    """The paths below one fixed folder that a pattern names, as `glob` has them (names with a dot are hidden)."""
+    """Paths below a fixed folder that match a pattern, as `glob` does."""
 
     def __init__(self, fixed: str, source: str, follow_links: bool) -> None:
         self._fixed = fixed
@@ -96,7 +99,10 @@ class _Walk:
         self._follow = follow_links
 
     def expand(self, folder: str, parts: Sequence[str]) -> Iterator[str]:
-        """The paths below `folder` that the parts of a pattern name; those that are not there too, if it is plain."""
+        """The paths below `folder` that the parts of a pattern name.
+
+        Those that are not there too, if it is plain.
+        """
         if not parts:
             yield folder
             return
@@ -117,7 +123,10 @@ class _Walk:
             yield from self.expand(path, rest)
 
     def _folders(self, top: str) -> Iterator[str]:
-        """`top` and all folders below it, each once: links wait until the folders themselves have been seen."""
+        """`top` and all folders below it, each once.
+
+        Links wait until the folders themselves have been seen.
+        """
         seen: set[tuple[int, int]] = set()
         links: list[str] = []
         waiting = [top] if os.path.isdir(top) else []
@@ -159,7 +168,7 @@ class _Walk:
 
 
 def _names(folder: str) -> list[str]:
-    """What a folder holds, sorted; nothing where it is none, or may not be read."""
+    """Sorted names in a folder; empty if unreadable."""
     try:
         return sorted(os.listdir(folder))
     except OSError:
@@ -167,13 +176,13 @@ def _names(folder: str) -> list[str]:
 
 
 class Digests:
-    """SHA-256 of source files, remembered in `<root>/fetch/digests.json` so that a second run need not read them.
+    """SHA-256 of source files, cached as a signed note.
 
-    What is remembered is a signed note (`governance/notes.py`). It holds only for the same path, size, times and inode,
-    and only for a file that had stood unchanged for two seconds when it was read. Without it everything is read again;
-    but a share of an array, of which there are many, reads nothing for it and leaves. So the join before it waits until
-    what it reads has stood unchanged: two seconds at most, and not for each file, since all are fetched before one is
-    read.
+    What is remembered is a signed note (`governance/signed_notes.py`). It holds only for the same path, size, times
+    and inode, and only for a file that had stood unchanged for two seconds when it was read. Without it everything is
+    read again; but a share of an array, of which there are many, reads nothing for it and leaves. So the join before
+    it waits until what it reads has stood unchanged: two seconds at most, and not for each file, since all are
+    fetched before one is read.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -209,7 +218,10 @@ class Digests:
         return digest
 
     def save(self) -> None:
-        """Write what was learnt; a disk that refuses costs only the time to read again."""
+        """Write what was learnt.
+
+        A disk that refuses costs only the time to read again.
+        """
         if not self._changed:
             return
         try:

@@ -1,4 +1,4 @@
-"""The main text of an HTML page: what its author wrote, without menus, side columns, comments, banners and footers.
+"""Main-text extraction from HTML pages.
 
 resiliparse parses the page and lays its text out in lines; which lines are the page's own is decided here, because
 its own choice (`main_content=True`) drops lists, and boxes whose class says "sidebar", from real manuals.
@@ -79,7 +79,10 @@ Its text (behind a line end where a blank line stood in front of it), its contai
 
 
 class _Tree(NamedTuple):
-    """The containers of a page, numbered as they open; 0 is the page."""
+    """The containers of a page, numbered as they open.
+
+    0 is the page.
+    """
 
     parent: list[int]
     mark: list[str]
@@ -87,7 +90,7 @@ class _Tree(NamedTuple):
 
 @dataclass(slots=True)
 class _Place:
-    """Where in a layout the reading stands."""
+    """Position in the layout."""
 
     tree: _Tree
     open_now: list[int]
@@ -98,7 +101,7 @@ class _Place:
 
 
 def main_text(page: str) -> str:
-    """The main text of a page, one line a paragraph, list item or table row; "" where nothing is left.
+    """Main text of a page, one line a paragraph; "" if empty.
 
     `page` does not hold `MARK`.
     """
@@ -108,7 +111,10 @@ def main_text(page: str) -> str:
 
 
 def mark_containers(page: str) -> str:
-    """Set a mark inside each link and container: behind its opening tag, and in front of its closing one."""
+    """Set a mark inside each link and container.
+
+    Behind its opening tag, and in front of its closing one.
+    """
     pieces = _TAG.split(page)
     known: dict[str, str] = {}
     for index in range(1, len(pieces), 2):
@@ -173,7 +179,10 @@ def choose(layout: str) -> str:
 
 
 def _read(layout: str) -> tuple[list[_Line], _Tree]:
-    """Take the marks out of a layout: its lines, and the tree of its containers."""
+    """Take the marks out of a layout.
+
+    Its lines, and the tree of its containers.
+    """
     place = _Place(_Tree([0], [_MAIN]), [0])
     lines: list[_Line] = []
     blank = ""
@@ -197,7 +206,10 @@ def _read(layout: str) -> tuple[list[_Line], _Tree]:
 
 
 def _read_marked(line: str, place: _Place) -> tuple[str, int, int, int]:
-    """A line without its marks: its text, its container, its characters, and those of links."""
+    """A line without its marks.
+
+    Its text, its container, its characters, and those of links.
+    """
     pieces = (_NOTHING + line).split(MARK)
     if len(pieces) == 3 and pieces[2] == _UNLINK and pieces[1][:1] == _LINK:
         return _read_link(pieces[0][1:], pieces[1][1:], place)
@@ -219,7 +231,10 @@ def _read_marked(line: str, place: _Place) -> tuple[str, int, int, int]:
 
 
 def _read_link(before: str, text: str, place: _Place) -> tuple[str, int, int, int]:
-    """The same of a line that is one link behind a bullet or words: half of all marked lines, in half of the time."""
+    """Parse a line that is one link after a bullet or words.
+
+    The general case costs twice the time, and half of all marked lines are such.
+    """
     width = _size(text)
     size = _size(before) + width if before else width
     link_size = size if place.link_depth else width
@@ -245,7 +260,7 @@ def _turn(place: _Place, mark: str) -> None:
 
 
 def _close(place: _Place, cell: bool) -> None:
-    """Close the innermost table cell, or other container, with what was left open inside it."""
+    """Close the innermost table cell or container with its children."""
     open_now, marks = place.open_now, place.tree.mark
     if not (place.cells if cell else len(open_now) - 1 > place.cells):
         return  # it closes what never opened
@@ -284,7 +299,7 @@ def _size(text: str) -> int:
 
 
 def _sums(own: Sequence[int], tree: _Tree) -> list[int]:
-    """Of each container: its own weight and that of all within it."""
+    """Weight of each container, with and without its children."""
     total = list(own)
     for index in range(len(total) - 1, 0, -1):  # what is inside was numbered later
         total[tree.parent[index]] += total[index]
@@ -292,7 +307,10 @@ def _sums(own: Sequence[int], tree: _Tree) -> list[int]:
 
 
 def _dead(tree: _Tree, prose: Sequence[int], size: Sequence[int]) -> list[bool]:
-    """The containers that their names speak against: of the page's prose they hold less than half."""
+    """The containers that their names speak against.
+
+    Of the page's prose they hold less than half.
+    """
     dead = [False] * len(prose)
     for index in range(1, len(dead)):
         mark = tree.mark[index]
@@ -304,7 +322,7 @@ def _dead(tree: _Tree, prose: Sequence[int], size: Sequence[int]) -> list[bool]:
 
 
 def _scope(tree: _Tree, prose: Sequence[int], unlinked: Sequence[int]) -> int:
-    """The deepest container that holds nearly all of the prose, with little text left out that is no link."""
+    """Deepest container with nearly all prose and few links outside."""
     scope = 0
     for index in range(1, len(prose)):  # numbered as they open, so each step goes deeper into the last one
         if tree.parent[index] != scope or not prose[index] or prose[index] < SCOPE_SHARE * prose[0]:
@@ -318,7 +336,7 @@ def _scope(tree: _Tree, prose: Sequence[int], unlinked: Sequence[int]) -> int:
 
 
 def _inside(scope: int, tree: _Tree, dead: Sequence[bool]) -> list[bool]:
-    """Of each container, whether it lies in the scope, and no name speaks against it."""
+    """Return for each container whether it is in scope."""
     inside = [False] * len(dead)
     inside[scope] = not dead[scope]
     for index in range(scope + 1, len(dead)):
@@ -327,7 +345,7 @@ def _inside(scope: int, tree: _Tree, dead: Sequence[bool]) -> list[bool]:
 
 
 def _laid_out(lines: Iterable[_Line]) -> str:
-    """Join lines, a bullet that stands alone with the line of its text, without what all are indented by."""
+    """Join lines and bullets, and remove the common indentation."""
     out: list[str] = []
     bullet: _Line | None = None
     for line in lines:
@@ -345,7 +363,7 @@ def _laid_out(lines: Iterable[_Line]) -> str:
 
 
 def _dedented(text: str) -> str:
-    """`textwrap.dedent` of lines without white space at their ends, in a tenth of its time."""
+    """`textwrap.dedent` for stripped lines, ten times faster."""
     lines = text.split("\n")
     full = [line for line in lines if line]
     first, last = min(full), max(full)  # what the two share, all share

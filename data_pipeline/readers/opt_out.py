@@ -1,4 +1,4 @@
-"""Opt-out: what a rights holder reserved, where a crawl says so, as signals with the date on which they were read.
+"""Opt-out signals of rights holders, with the date of reading.
 
 Signals, sorted and joined by a blank in the column `opt_out`:
 
@@ -69,7 +69,7 @@ class TdmRule:
 
 @dataclass(frozen=True)
 class Host:
-    """What one host says, and when each file was read; None: not read."""
+    """Statements of one host, with the time of each file."""
 
     robots: Robots | None = None
     ai: Robots | None = None
@@ -85,7 +85,7 @@ HostRules = Mapping[str, Host]
 def page_opt_out(
     url: str, signals: Iterable[str], fetched: str, rules: HostRules | None = None, agents: Sequence[str] = AI_CRAWLERS
 ) -> tuple[str, str]:
-    """The columns `opt_out` and `opt_out_fetched` of a page whose headers and elements gave `signals` on `fetched`."""
+    """Opt-out columns of a page, from headers and elements."""
     found = set(signals)
     dates = [fetched]
     if rules:
@@ -106,7 +106,10 @@ def header_signals(headers: Iterable[tuple[str, str]]) -> tuple[str, ...]:
 
 
 def meta_signals(page: str) -> tuple[str, ...]:
-    """The signals in the `meta` elements of a page's head (its first 64 Ki characters)."""
+    """The signals in the `meta` elements of a page's head.
+
+    Its first 64 Ki characters.
+    """
     found: set[str] = set()
     for attributes in _META.findall(page, 0, _HEAD_CHARACTERS):
         values = {name.lower(): html.unescape(a or b or c) for name, a, b, c in _ATTRIBUTE.findall(attributes)}
@@ -137,7 +140,7 @@ def _reserved(found: set[str]) -> tuple[str, ...]:
 
 
 def host_signals(host: Host, path: str, agents: Sequence[str] = AI_CRAWLERS) -> set[str]:
-    """What a host's files say of a path (with its query)."""
+    """Signals of a host's files for a path."""
     found: set[str] = set()
     if host.robots is not None:
         found |= {f"robots.txt:{a}" for a in agents if host.robots.names(a) and not host.robots.allows(a, path)}
@@ -172,12 +175,12 @@ def parse_tdmrep(data: bytes) -> tuple[TdmRule, ...]:
 
 
 def is_host_file(url: str) -> bool:
-    """Whether a URL is that of a file in which a host speaks of all its pages."""
+    """Return whether a URL is a host-wide file (robots.txt, ai.txt)."""
     return url.endswith((ROBOTS_PATH, AI_PATH, TDM_PATH)) and _split(url)[1] in (ROBOTS_PATH, AI_PATH, TDM_PATH)
 
 
 def host_rules(files: Iterable[tuple[str, str, bytes]]) -> dict[str, Host]:
-    """What hosts say, from their files as (URL, fetched, body); of each file the version that was read last."""
+    """Rules of hosts from their files, the latest version of each."""
     latest: dict[tuple[str, str], tuple[str, bytes]] = {}
     for url, fetched, body in files:
         where = _split(url)
@@ -200,7 +203,10 @@ def _host(files: Mapping[str, tuple[str, bytes]]) -> Host:
 
 
 def _split(url: str) -> tuple[str, str]:
-    """The host of a URL and its path with the query; ("", "/") where it is no URL."""
+    """The host of a URL and its path with the query.
+
+    ("", "/") where it is no URL.
+    """
     try:
         parts = urlsplit(url)
     except ValueError:

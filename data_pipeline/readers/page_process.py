@@ -1,4 +1,4 @@
-"""A process that parses HTML pages for this one: no page can slow it down for long, fill its memory or kill it.
+"""HTML parsing in a child process with time and memory limits.
 
 Signals do not interrupt a parser's native code, and parsers are quadratic in what an attacker can write (unclosed
 `<b>` with different attributes: 1,000 of them cost 0.8 s and 200 MB, 3,000 more than 20 s). What works is the kernel:
@@ -29,7 +29,7 @@ from typing import IO, Any, NamedTuple
 from data_pipeline.readers.html import Page, extract
 from data_pipeline.readers.record import Fault, Record, sample
 from governance.errors import PipelineError
-from governance.heap import keep_freed_memory
+from governance.malloc import keep_freed_memory
 
 MAX_PAGE_BYTES = 16 << 20
 """Larger pages are refused unread: what the parser makes of them would not fit a worker's memory."""
@@ -63,7 +63,10 @@ class _Asked(NamedTuple):
 
 
 def read_html(data: bytes, file: str, position: int = 0, charset: str = "") -> Record | Fault:
-    """The main text of a page; `charset` is what its transport said, "" where nothing did."""
+    """The main text of a page.
+
+    `charset` is what its transport said, "" where nothing did.
+    """
     page = read_page(data, charset)
     if isinstance(page, Page):
         return Record(page.text, file, position, fallback=page.fallback)
@@ -71,7 +74,9 @@ def read_html(data: bytes, file: str, position: int = 0, charset: str = "") -> R
 
 
 def read_page(data: bytes, charset: str = "") -> Page | str:
-    """What a page says, or `html_too_large`, `html_too_slow`, `html_broke_parser` or `not_html`.
+    """Content of a page, or the fault's reason.
+
+    `html_too_large`, `html_too_slow`, `html_broke_parser` or `not_html`.
 
     Raises:
         PipelineError: the other process cannot be started.
@@ -80,7 +85,7 @@ def read_page(data: bytes, charset: str = "") -> Page | str:
 
 
 def read_pages(pages: Sequence[tuple[bytes, str]]) -> list[Page | str]:
-    """The same of several pages (bytes, charset) at once, which spares the two processes waking each other for each.
+    """Content of several pages (bytes, charset), in one exchange.
 
     Raises:
         PipelineError: the other process cannot be started.
@@ -100,7 +105,7 @@ def _ask_one(page: tuple[bytes, str], known: str) -> Page | str:
 
 
 def _ask(pages: Sequence[tuple[bytes, str]]) -> list[Page | str] | str:
-    """What the child says of each page, or why it ended."""
+    """The child's answer to each page, or why it ended."""
     child = _child()
     assert child.stdin is not None, "it is a pipe"
     assert child.stdout is not None, "it is a pipe"
@@ -126,7 +131,7 @@ def _ask(pages: Sequence[tuple[bytes, str]]) -> list[Page | str] | str:
 
 
 def _answer(source: IO[bytes], reply: Any) -> Page | str:
-    """A page, of which the texts follow what is said of all of them; or why there is none."""
+    """A page from the child's answer, or why there is none."""
     if isinstance(reply, str):
         return reply
     size, fallback, signals = reply
@@ -184,7 +189,10 @@ def _read(source: IO[bytes], count: int) -> bytes:
 
 
 def serve() -> None:
-    """The child's whole life: pages in on standard input, what they say out on standard output, until that closes."""
+    """The child's whole life.
+
+    Pages in on standard input, what they say out on standard output, until that closes.
+    """
     import resource
     import signal
 
@@ -237,7 +245,7 @@ def _receive(source: IO[bytes]) -> _Asked:
 
 
 def _reply(asked: _Asked) -> tuple[object, bytes]:
-    """What is said of a page, and its text."""
+    """The child's answer to one page, and the page's text."""
     import signal
 
     _bound_memory(_address_space() + asked.memory)

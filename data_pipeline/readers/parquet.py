@@ -1,4 +1,4 @@
-"""Parquet files: one record a row, streamed page by page, so that a row group of any size fits a small memory.
+"""Parquet files, streamed page by page within bounded memory.
 
 A record's position is its row's number from 0 in the file. Arrow holds a column's current page, its dictionary and one
 small batch of rows; by default it would hold the whole row group (one of 2 GB: 2.0 GB resident by default, 133 MB as
@@ -62,7 +62,7 @@ class _Open:
 def read_parquet(
     path: Path, file: str, fields: Fields, groups: range | None = None, first: int = 0
 ) -> Iterator[Record | Fault]:
-    """The records of the rows in these row groups (default: all), in order, and the faults where they stand.
+    """Records and faults of the row groups, in order.
 
     `first` is the number of their first row within the file.
 
@@ -108,7 +108,7 @@ def _read_groups(opened: _Open, groups: Iterable[int], first: int) -> Iterator[R
 
 
 def _read_group(opened: _Open, group: int, first: int, rows: int) -> Iterator[Record | Fault]:
-    """The rows of one row group, and one fault for all that stand behind a damage."""
+    """Rows of a row group, and one fault for damaged rows."""
     count = 0
     try:
         batch_rows = _batch_rows(opened, group)
@@ -135,7 +135,7 @@ def _read_group(opened: _Open, group: int, first: int, rows: int) -> Iterator[Re
 
 
 def _batches(opened: _Open, group: int, size: int, skip: int) -> Iterator[pa.RecordBatch]:
-    """A row group in batches of `size` rows, without the first `skip` rows."""
+    """Batches of `size` rows of a row group after `skip`."""
     columns = [".".join(way) for way in opened.ways.values()]
     for batch in opened.reader.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
         if skip >= batch.num_rows:
@@ -146,7 +146,7 @@ def _batches(opened: _Open, group: int, size: int, skip: int) -> Iterator[pa.Rec
 
 
 def _batch_rows(opened: _Open, group: int) -> int:
-    """How many rows a batch may have; 0 where a page is too large to be read."""
+    """Rows of a batch; 0 if a page is too large."""
     rows = max(1, opened.groups[group].rows)
     unpacked = dictionary = 0
     for chunk in opened.chunks(group):

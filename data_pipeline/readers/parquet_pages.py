@@ -1,4 +1,4 @@
-"""Where things stand in a Parquet file, and what a reader must hold at once: the footer and the headers of the pages.
+"""Parquet footers and page headers: offsets and memory a reader needs.
 
 A page is the least that can be unpacked, so its size, and that of a chunk's dictionary, decide the memory that a column
 takes; Arrow does not show it. The footer Arrow shows, but ends the process (as C++ does with an error that nobody can
@@ -80,7 +80,7 @@ def _chunk(values: dict[int, Any]) -> Chunk:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page's header says of it."""
+    """Fields of a page header."""
 
     is_dictionary: bool
     packed: int
@@ -119,14 +119,19 @@ def _page(file: IO[bytes], at: int) -> tuple[Page, int]:
 
 
 class _Compact:
-    """Thrift's compact protocol, as far as Parquet uses it: structs as values by field number."""
+    """Thrift's compact protocol, as far as Parquet uses it.
+
+    Structs as values by field number.
+    """
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self.at = 0
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """The values of the struct that begins here; `at` stands behind it then.
+        """The values of the struct that begins here.
+
+        `at` stands behind it then.
 
         Raises:
             IndexError: it does not end within the data.

@@ -1,4 +1,4 @@
-"""One huge file as several parts, each read by itself: lines of a plain file by bytes, Parquet by row groups.
+"""Parts of a huge file: byte ranges of lines, Parquet row groups.
 
 The cuts depend on the file's bytes and on the target alone, so any number of workers gives the same parts. Each record
 keeps the number that it has in the whole file, which is why a plain file is read once to count its line ends (a pass
@@ -22,7 +22,10 @@ _NEWLINE = 10
 
 @dataclass(frozen=True)
 class Part:
-    """Some of a file's records: those of the bytes, or row groups, from `begin` to `end` (exclusive)."""
+    """Some of a file's records.
+
+    Those of the bytes, or row groups, from `begin` to `end` (exclusive).
+    """
 
     begin: int
     end: int
@@ -33,7 +36,9 @@ class Part:
 
 
 def line_parts(path: Path, target: int) -> list[Part]:
-    """Cut a plain file between lines: each part as many whole lines as fit in `target` bytes, at least one.
+    """Cut a plain file between lines.
+
+    Each part as many whole lines as fit in `target` bytes, at least one.
 
     A file of nothing but white space is one part.
     """
@@ -56,7 +61,7 @@ def line_parts(path: Path, target: int) -> list[Part]:
 
 
 def _cut(cuts: list[tuple[int, int]], last: tuple[int, int], starts: NDArray[np.int64], target: int) -> None:
-    """Add the cuts that are certain when the lines of one more block begin at `starts`."""
+    """Add the certain cuts of one more block of lines."""
     while (fit := int(np.searchsorted(starts, cuts[-1][0] + target, side="right"))) < len(starts):
         if fit and starts[fit - 1] > cuts[-1][0]:
             cuts.append((int(starts[fit - 1]), last[1] + fit))
@@ -67,7 +72,9 @@ def _cut(cuts: list[tuple[int, int]], last: tuple[int, int], starts: NDArray[np.
 
 
 def group_parts(path: Path, target: int) -> list[Part]:
-    """Cut a Parquet file between row groups: each part as many as fit in `target` bytes, at least one.
+    """Cut a Parquet file between row groups.
+
+    Each part as many as fit in `target` bytes, at least one.
 
     None where the footer cannot be read: the file is read whole then, which gives its fault.
     """

@@ -26,7 +26,9 @@ from data_pipeline.readers.text import ending_of, read_member
 
 
 def read_items(work: Reading, passed: Counter[str]) -> Iterator[Record | Fault]:
-    """The records and faults of consecutive files of one source, in order; a file without any is one fault.
+    """The records and faults of consecutive files of one source, in order.
+
+    A file without any is one fault.
 
     `passed` counts, by reason, what stands in the files and is no record of the source.
     """

@@ -1,4 +1,4 @@
-"""What a reader yields: a `Record` that becomes a document, or a `Fault` that is quarantined; nothing is skipped.
+"""`Record` (becomes a document) and `Fault` (is quarantined).
 
 Promise: whatever stands in a source file is a record or a fault, with its file and position; a reader raises only for
 what concerns the whole source (a file that is gone, a wrong configuration).
@@ -46,7 +46,10 @@ TORN = frozenset(
 
 @dataclass(frozen=True)
 class Record:
-    """One text as it stands in a source; the fields are those of a document."""
+    """One text as it stands in a source.
+
+    The fields are those of a document.
+    """
 
     text: str
     file: str
@@ -67,7 +70,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Fault:
-    """One record (or the rest of a file) that could not be read."""
+    """An unreadable record, or the unreadable rest of a file."""
 
     file: str
     position: int
@@ -77,7 +80,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class Fields:
-    """The names under which a row holds what a record needs; "" where it holds none."""
+    """The names under which a row holds what a record needs.
+
+    "" where it holds none.
+    """
 
     text: str
     id: str = ""
@@ -96,7 +102,7 @@ def sample(data: bytes | str) -> str:
 
 
 def to_record(row: Mapping[str, Any], fields: Fields, file: str, position: int) -> Record | str:
-    """Take a record out of a row of named values, or give the reason why there is none."""
+    """Record of a row of named values, or the reason for none."""
     if fields.text not in row:
         return "no_text_field"
     text = row[fields.text]
@@ -128,13 +134,19 @@ def to_record(row: Mapping[str, Any], fields: Fields, file: str, position: int) 
 
 
 def _identity(value: Any) -> str:
-    """An id as text: a string or a whole number; anything else is none."""
+    """An id as text: a string or a whole number.
+
+    Anything else is none.
+    """
     whole = isinstance(value, int) and not isinstance(value, bool)
     return str(value) if whole or isinstance(value, str) else ""
 
 
 def _encodes(value: str) -> bool:
-    """Whether `value` has a UTF-8 form: half of a surrogate pair, which a JSON escape can write, has none."""
+    """Return whether `value` has a UTF-8 form.
+
+    Half of a surrogate pair, which a JSON escape can write, has none.
+    """
     if value.isascii():
         return True
     try:

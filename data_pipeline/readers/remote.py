@@ -1,4 +1,4 @@
-"""Source files behind URLs, through fsspec (its door): listed by pattern, fetched once, read from the root.
+"""Remote source files through fsspec: listed by pattern, fetched once.
 
 A file is fetched whole, as an artifact of the stage `fetch`, and not streamed from where it lies: a stage's key is made
 of its inputs' digests, so all bytes must have been seen before the first is read; a Parquet file or an archive is read
@@ -55,7 +55,7 @@ class RemoteFile:
 
 
 class RemoteIdentity(Section):
-    """Which bytes are fetched, as far as it is known before."""
+    """Recipe of a fetch: the bytes, as far as known before."""
 
     url: str
     """Without query and password."""
@@ -66,7 +66,7 @@ class RemoteIdentity(Section):
 
 
 def is_url(pattern: str) -> bool:
-    """Whether a pattern names files through fsspec."""
+    """Return whether a pattern names files through fsspec."""
     return "://" in pattern and not pattern.startswith(_FILE)
 
 
@@ -76,7 +76,7 @@ def local_pattern(pattern: str) -> str:
 
 
 def find_remote(patterns: tuple[str, ...], source: str) -> list[RemoteFile]:
-    """The files that the URLs name, each once, in the order of their names.
+    """Files that the URLs match, once each, sorted by name.
 
     Raises:
         ConfigError: paths and URLs, or URLs of two kinds, in one source; or two files of one name.
@@ -98,7 +98,7 @@ def find_remote(patterns: tuple[str, ...], source: str) -> list[RemoteFile]:
 
 
 def _listed(pattern: str, source: str) -> tuple[str, list[tuple[str, str]]]:
-    """The folder in front of a pattern's first wildcard, and each file's path and URL."""
+    """Fixed folder of a pattern, and each file's path and URL."""
     with _told(pattern, source):
         system, path = _door().core.url_to_fs(pattern)
         web = pattern.startswith(("http://", "https://"))
@@ -156,7 +156,7 @@ def fetch_remote(file: RemoteFile, source: str, runtime: Runtime) -> Manifest:
 
 
 def _facts(url: str) -> tuple[str, ...]:
-    """The size, and all that says which version of the file this is, sorted."""
+    """Size and version facts of a remote file, sorted."""
     system, path = _door().core.url_to_fs(url)
     system.invalidate_cache()
     about = system.info(path)
@@ -171,7 +171,10 @@ def _copy(file: RemoteFile, source: str, target: Path) -> None:
 
 
 def _blocks(url: str, source: str) -> Iterator[bytes]:
-    """The bytes of a file; fewer than its server says it has are an error."""
+    """The bytes of a file.
+
+    Fewer than its server says it has are an error.
+    """
     with _told(url, source):
         system, path = _door().core.url_to_fs(url)
         size, came = system.info(path).get("size"), 0
@@ -185,7 +188,7 @@ def _blocks(url: str, source: str) -> Iterator[bytes]:
 
 @contextmanager
 def _told(url: str, source: str) -> Iterator[None]:
-    """Turn what a file system raises, in types of its own, into words."""
+    """Turn file system exceptions into our errors."""
     scheme = url.partition("://")[0]
     try:
         yield

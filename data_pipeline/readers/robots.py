@@ -1,4 +1,4 @@
-"""robots.txt by RFC 9309: which paths of a host a crawler may fetch; ai.txt (Spawning) has the same grammar.
+"""robots.txt (RFC 9309) and ai.txt: paths that a crawler may fetch.
 
 Groups of one product token are joined; a crawler without a group of its own has that of `*`; of the rules that match,
 the one with the longest path holds, and of two equal ones `allow`. `*` stands for any characters and a `$` at the end
@@ -37,11 +37,14 @@ class Robots:
     groups: Mapping[str, tuple[Rule, ...]]
 
     def names(self, agent: str) -> bool:
-        """Whether the file has a group for this crawler itself."""
+        """Return whether the file has a group for this crawler itself."""
         return agent.lower() in self.groups
 
     def allows(self, agent: str, path: str) -> bool:
-        """Whether this crawler may fetch the path (with its query, percent-encoded or not)."""
+        """Return whether this crawler may fetch the path.
+
+        With its query, percent-encoded or not.
+        """
         rules = self.groups.get(agent.lower(), self.groups.get(EVERYONE, ()))
         wanted = normal_path(path)
         best = Rule("", True)
@@ -75,7 +78,10 @@ def parse_robots(data: bytes) -> Robots:
 
 
 def normal_path(path: str) -> str:
-    """A path or pattern with its percent-encoding made alike: off for unreserved characters, upper case for others."""
+    """A path or pattern with its percent-encoding made alike.
+
+    Off for unreserved characters, upper case for others.
+    """
 
     def made_alike(found: re.Match[str]) -> str:
         character = chr(int(found[1], 16))
@@ -86,7 +92,10 @@ def normal_path(path: str) -> str:
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether a pattern matches the path from its start; both as `normal_path` writes them."""
+    """Return whether a pattern matches the path from its start.
+
+    Both as `normal_path` writes them.
+    """
     ends = pattern.endswith("$")
     first, *rest = pattern.removesuffix("$").split("*")
     if not path.startswith(first):

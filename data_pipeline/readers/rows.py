@@ -1,4 +1,4 @@
-"""Rows of Arrow batches as records: text in any of Arrow's forms, a value inside a struct by its dotted name.
+"""Records from Arrow batches, with dotted names for nested fields.
 
 Strings are taken as bytes and decoded here, value by value: so one value that is no UTF-8 spoils its own row only.
 Bytes (`binary`) are read as UTF-8 text, which older writers mean by them. Whole numbers serve as ids; a value of any
@@ -17,7 +17,10 @@ from data_pipeline.readers.record import Fault, Fields, Record, sample, to_recor
 
 
 def wanted(schema: pa.Schema, fields: Fields) -> dict[str, tuple[str, ...]]:
-    """The named values that the schema has: their names, and the way to each through columns and structs."""
+    """The named values that the schema has.
+
+    Their names, and the way to each through columns and structs.
+    """
     ways = {name: _way(schema, name) for name in astuple(fields) if name}
     return {name: way for name, way in ways.items() if way}
 
@@ -40,7 +43,10 @@ def _way(schema: pa.Schema, name: str) -> tuple[str, ...]:
 def read_batch(
     batch: pa.RecordBatch, ways: dict[str, tuple[str, ...]], fields: Fields, file: str, first: int
 ) -> Iterator[Record | Fault]:
-    """One record or fault for each row; `first` is the number of the batch's first row."""
+    """One record or fault for each row.
+
+    `first` is the number of the batch's first row.
+    """
     columns = {name: _plain(_column(batch, way)) for name, way in ways.items()}
     for index in range(batch.num_rows):
         row = {name: _value(column, index) for name, column in columns.items()}

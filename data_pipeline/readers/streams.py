@@ -1,4 +1,4 @@
-"""Bytes out of files: plain, .gz and .zst, block by block, and lines out of blocks.
+"""Byte and line streams of plain, .gz and .zst files.
 
 Promise: memory stays level whatever the file's size, and a torn file gives all that stands before the tear, then
 `TornStream`. The libraries' own file objects do not: one drops what it had decoded when the end is missing, the other
@@ -32,7 +32,10 @@ _ZSTD_WINDOW_BYTES = 1 << 31  # the largest that `zstd --ultra --long=31` writes
 
 
 class TornStream(Exception):
-    """A stream ends, or turns into nonsense, before its end; `tail` is the line that was cut."""
+    """A stream ends, or turns into nonsense, before its end.
+
+    `tail` is the line that was cut.
+    """
 
     def __init__(self, reason: str, tail: bytes = b"") -> None:
         super().__init__(reason)
@@ -41,7 +44,9 @@ class TornStream(Exception):
 
 
 def open_source(path: Path, buffer_bytes: int = -1) -> IO[bytes]:
-    """Open a source file for reading; a larger buffer (-1: Python's) spares calls where a reader seeks and goes on.
+    """Open a source file for reading.
+
+    A larger buffer (-1: Python's) spares calls where a reader seeks and goes on.
 
     Raises:
         MissingInput: it is not there or cannot be read.
@@ -53,7 +58,9 @@ def open_source(path: Path, buffer_bytes: int = -1) -> IO[bytes]:
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """The decompressed bytes of a file; its name's end (.gz, .zst, other) says how.
+    """The decompressed bytes of a file.
+
+    Its name's end (.gz, .zst, other) says how.
 
     Raises:
         MissingInput: it cannot be opened, or the device fails while it is read.
@@ -77,7 +84,7 @@ def byte_range(path: Path, begin: int, end: int) -> Iterator[bytes]:
 
 
 def is_bomb(packed: int, unpacked: int) -> bool:
-    """Whether so many bytes out of so many are more than data that anyone means."""
+    """Return whether the compression ratio marks a decompression bomb."""
     return unpacked > BOMB_BYTES and unpacked > BOMB_RATIO * packed
 
 
@@ -85,7 +92,7 @@ Unpack = Callable[[Iterator[bytes]], Iterator[bytes]]
 
 
 def unpacked(raw: Iterator[bytes], unpack: Unpack) -> Iterator[bytes]:
-    """What `unpack` makes of a stream, until its end or until it has become a bomb.
+    """Decompressed blocks of a stream, until its end or a bomb.
 
     Raises:
         TornStream: the compressed stream has no whole end, is nonsense, or is a bomb.
@@ -123,7 +130,10 @@ def _raw_blocks(source: IO[bytes], path: Path) -> Iterator[bytes]:
 
 
 def _gunzip(raw: Iterator[bytes]) -> Iterator[bytes]:
-    """Inflate one gzip member after another (RFC 1952); zero bytes between and after them are padding."""
+    """Inflate one gzip member after another (RFC 1952).
+
+    Zero bytes between and after them are padding.
+    """
     inflater = None
     for block in raw:
         data = block
@@ -152,7 +162,7 @@ def _gunzip(raw: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _inflate_until_nonsense(inflater: zlib._Decompress, data: bytes) -> Iterator[bytes]:
-    """What a failing call decoded before it failed, byte by byte: zlib itself throws it away."""
+    """Bytes that zlib decoded before it failed."""
     try:
         for index in range(len(data)):
             yield inflater.decompress(data[index : index + 1])
@@ -183,7 +193,10 @@ def _unzstd(raw: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _inflate(new: Callable[[], Any], damage: type[Exception], name: str) -> Unpack:
-    """An unpacker out of the standard library's decompressor of .xz or .bz2; several streams may stand in a row."""
+    """An unpacker out of the standard library's decompressor of .xz or .bz2.
+
+    Several streams may stand in a row.
+    """
 
     def unpack(raw: Iterator[bytes]) -> Iterator[bytes]:
         inflater = None
@@ -214,7 +227,7 @@ _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ\0": ".xz",
 
 
 class _Pieces(io.RawIOBase):
-    """A stream of bytes as a file that can only be read onwards; a tear is told at every read behind it."""
+    """A forward-only file over byte blocks; raises at the tear."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
@@ -242,7 +255,7 @@ class _Pieces(io.RawIOBase):
 
 
 def unpacked_file(source: IO[bytes], path: Path, length: int | None = None) -> IO[bytes]:
-    """`length` bytes (default: all) from where a file stands, unpacked as the first of them say.
+    """The next `length` bytes of a file, decompressed by signature.
 
     What comes is a file that can only be read onwards; its `read` raises what `unpacked` does.
     """
@@ -263,7 +276,9 @@ def _first(pieces: Iterator[bytes], length: int) -> Iterator[bytes]:
 
 
 def lines(pieces: Iterable[bytes], *, whole: bool = True) -> Iterator[bytes]:
-    r"""Split a stream at b"\n"; the ends are taken off, and so is a byte-order mark at the start of a `whole` file.
+    r"""Split a stream at b"\n".
+
+    The ends are taken off, and so is a byte-order mark at the start of a `whole` file.
 
     A line above `MAX_RECORD_BYTES` is cut just behind that bound, so that the reader can tell.
 

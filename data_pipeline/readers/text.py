@@ -1,4 +1,4 @@
-"""Files that are one document each: plain text, Markdown, and the main text of HTML pages; and tables in CSV.
+"""Files of one document each: plain text, Markdown, HTML; CSV tables.
 
 HTML goes through `page_process`: its main text, in bounded time whatever the page is.
 """
@@ -20,14 +20,17 @@ TABLE = (".csv",)
 
 
 def ending_of(name: str) -> str:
-    """The lower-case ending of a file's name, with its dot; "" where there is none."""
+    """The lower-case ending of a file's name, with its dot.
+
+    "" where there is none.
+    """
     return PurePosixPath(name).suffix.lower()
 
 
 def read_member(
     pieces: Iterable[bytes], file: str, ending: str, fields: Fields, language: str = ""
 ) -> Iterator[Record | Fault]:
-    """The records of one file of text, HTML or CSV, as its name's `ending` says; streamed where it is CSV."""
+    """Records of one text, HTML or CSV file, by `ending`."""
     found = read_csv(pieces, file, fields) if ending in TABLE else _read_whole(pieces, file, ending)
     for piece in found:
         if language and isinstance(piece, Record) and not piece.language:

@@ -1,4 +1,4 @@
-"""Web archives: the pages that a crawler was served, as records; what is no page is passed over and counted.
+"""Web archives: served pages as records, other records counted.
 
 A record is the text of an HTTP response of status 200 whose media type the source names: of HTML its main text, of
 plain text all. Its position is the byte of the file at which its WARC record begins (`warc_stream` says how that is
@@ -77,7 +77,7 @@ def read_warc(
     rules: HostRules | None = None,
     passed: Counter[str] | None = None,
 ) -> Iterator[Record | Fault]:
-    """The records and faults of one WARC file (.warc, .warc.gz, .warc.zst), in order.
+    """Records and faults of one WARC file, in order.
 
     `rules` is what hosts say of their pages (`load_host_rules`); `passed` counts what is passed over, by reason.
 
@@ -200,7 +200,7 @@ def _record(piece: _Payload, page: Page | str, file: str, least: int, rules: Hos
 
 
 def payload(headers: Iterable[tuple[str, str]], body: bytes, truncated: bool = False) -> bytes | str:
-    """The payload of a response without its transfer and content encodings, or the fault's reason.
+    """Decoded payload of a response, or the fault's reason.
 
     Crawlers often store what they have decoded with the headers as they came: a body that does not begin as its
     encoding does is taken as it is. What breaks off half-way is a fault, unless the crawler has told it (`truncated`).
@@ -224,7 +224,7 @@ def payload(headers: Iterable[tuple[str, str]], body: bytes, truncated: bool = F
 
 
 def _decoded(encoding: str, data: bytes) -> tuple[bytes, bool]:
-    """The bytes without one encoding (at most one more than allowed), and whether they came to their end."""
+    """Bytes with one encoding removed, and whether they are complete."""
     if encoding in ("gzip", "x-gzip"):
         return _inflated(data, 31) if data.startswith(b"\x1f\x8b") else (data, True)
     if encoding == "deflate":
@@ -247,7 +247,7 @@ def _decoded(encoding: str, data: bytes) -> tuple[bytes, bool]:
 
 
 def _as_stored(data: bytes) -> tuple[bytes, bool]:
-    """A body in which a decoder without a mark of its own found nothing: it is text as it stands, or it is damaged."""
+    """A body without the claimed encoding: plain text, or damaged."""
     is_text = not data[:1024].translate(None, bytes(range(32, 256)) + b"\t\n\f\r")
     return (data, True) if is_text else (b"", False)
 
@@ -289,7 +289,9 @@ def _read_all(reader: Any) -> tuple[bytes, bool]:
 
 
 def host_files(path: Path) -> Iterator[tuple[str, str, bytes]]:
-    """The robots.txt, ai.txt and tdmrep.json of hosts that a file holds, as (URL, when it was read, body).
+    """The robots.txt, ai.txt and tdmrep.json of hosts that a file holds, as.
+
+    URL, when it was read, body.
 
     A WARC's responses of status 200, and of 4xx as empty files (RFC 9309: nothing is forbidden then); or JSON Lines of
     `{"url", "fetched", "body"}`, where a line of another kind is passed over.
@@ -336,7 +338,7 @@ def _host_files_of_warc(path: Path) -> Iterator[tuple[str, str, bytes]]:
 
 
 def load_host_rules(paths: Iterable[Path]) -> HostRules:
-    """What hosts say, of all these files; of each file of a host the version that was read last."""
+    """Rules of all hosts, from the latest version of each file."""
     return _load_host_rules(tuple(paths))
 
 

@@ -1,4 +1,4 @@
-"""The records of a WARC file (ISO 28500) as they lie: plain, gzip (RFC 1952) or zstd (RFC 8878) members.
+"""WARC records (ISO 28500) in plain, gzip or zstd members.
 
 Promise: every whole record is found, whatever happened to others; what is torn is told once, with the byte at which its
 member begins (in a plain file: at which it begins), and reading goes on at the next member or header. fastwarc, which
@@ -111,7 +111,7 @@ def _of_members(source: IO[bytes], unpack: _Unpack, magic: bytes) -> Iterator[Ra
 
 
 def _behind_padding(source: IO[bytes], offset: int) -> int:
-    """Where zero bytes (between and behind members) and zstd's skippable frames end."""
+    """Offset after padding and zstd's skippable frames."""
     while True:
         source.seek(offset)
         start = source.read(8)
@@ -124,7 +124,7 @@ def _behind_padding(source: IO[bytes], offset: int) -> int:
 
 
 def _next_member(source: IO[bytes], offset: int, unpack: _Unpack, magic: bytes) -> int:
-    """The next place that looks like a member and unpacks to a WARC header; the file's end where there is none."""
+    """Offset of the next valid WARC member, or the file's end."""
     tail = b""
     while True:
         source.seek(offset)
@@ -179,7 +179,7 @@ def _gunzip(source: IO[bytes], offset: int) -> Generator[bytes, None, int]:
 
 
 def _until_nonsense(inflater: Any, data: bytes) -> Iterator[bytes]:
-    """What a failing call decoded before it failed, which zlib throws away."""
+    """Bytes that zlib decoded before it failed."""
     try:
         for index in range(len(data)):
             yield inflater.decompress(data[index : index + 1])
@@ -215,7 +215,7 @@ def _unzstd_with(dictionary: bytes) -> _Unpack:
 
 
 def _dictionary(source: IO[bytes]) -> bytes:
-    """The dictionary that a .warc.zst holds in a skippable frame at its start, plain or a zstd frame itself."""
+    """Dictionary of a .warc.zst, from its leading skippable frame."""
     import zstandard
 
     source.seek(0)
@@ -235,7 +235,10 @@ def _dictionary(source: IO[bytes]) -> bytes:
 
 
 class _Parser:
-    """Cuts the bytes of one member into records. A record is given when what follows it shows that it is whole."""
+    """Cuts the bytes of one member into records.
+
+    A record is given when what follows it shows that it is whole.
+    """
 
     def __init__(self, offset: int, size: int | None = None) -> None:
         self._place = offset
@@ -353,6 +356,9 @@ class _Parser:
 
 
 def content_length(header: bytes) -> int | None:
-    """The Content-Length of a record's header; None where it has none, or no whole number of at most 18 digits."""
+    """The Content-Length of a record's header.
+
+    None where it has none, or no whole number of at most 18 digits.
+    """
     found = _CONTENT_LENGTH.search(header)
     return int(found[1]) if found else None

@@ -1,1 +1,1 @@
-"""Checks of a corpus: suites of expectations, and bias metrics; they record, `governance.gate` decides."""
+"""Checks of a corpus: suites of expectations, and bias metrics."""

@@ -1,9 +1,9 @@
-"""Audit a corpus: run every gate of the policy on every table that it names, and record what was found.
+"""Audit stage: evaluate every gate of the policy, record all results.
 
 Promise: each gate has at least one result (`missing` where there was nothing to judge), each shard has one for each
 gate of its suite, and no result is dropped. A corpus of which nothing is left fails its gates; it does not crash the
-audit. The audit decides nothing: that is `governance.gate`. Where the run has the artifact of the stage "bias", its
-tables are judged as they are. Price: the columns beside the text of raw documents and features, one pass over the
+audit. The audit decides nothing: that is `governance.gate.verdict`. Where the run has the artifact of the stage "bias",
+its tables are judged as they are. Price: the columns beside the text of raw documents and features, one pass over the
 token shards, and the import of Great Expectations; docs/checks.md has figures.
 """
 
@@ -18,7 +18,10 @@ from typing import Any
 from pydantic import Field
 
 from governance.checks.bias.bias import TABLES_FILE, BiasConfig
-from governance.checks.by_shard import (
+from governance.checks.drift import COLUMNS as DRIFT_COLUMNS
+from governance.checks.drift import Sketch, drift_rows
+from governance.checks.gathering import judge_table
+from governance.checks.shards import (
     Place,
     counted_token_shards,
     document_results,
@@ -26,19 +29,16 @@ from governance.checks.by_shard import (
     read_values,
     shard_tables,
 )
-from governance.checks.drift import COLUMNS as DRIFT_COLUMNS
-from governance.checks.drift import Sketch, drift_rows
-from governance.checks.gathering import judge_table
 from governance.checks.suites import Table, frame_of, licence_rows, pii_rows, source_rows, token_rows
 from governance.checks.tokens import COLUMNS as TOKEN_COLUMNS
 from governance.checks.tokens import TokenReaders
 from governance.config import Section, canonical_json
 from governance.errors import ManifestError, MissingInput
 from governance.files import sha256_bytes, write_json
-from governance.gate import CheckResult
+from governance.gate.policy import Gate, Policy
+from governance.gate.verdict import CheckResult
 from governance.manifest import Manifest, Output, describe
 from governance.parallel import close_pool
-from governance.policy import Gate, Policy
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 5
@@ -50,7 +50,7 @@ STATUSES = ("pass", "fail", "inconclusive", "error", "missing")
 
 
 class AuditConfig(Section):
-    """How an audit counts; what it demands stands in the policy."""
+    """Settings of counting; the policy holds the thresholds."""
 
     min_documents: int = Field(default=30, ge=1)
     """Documents without which a share of the representation table is inconclusive."""
@@ -78,7 +78,7 @@ class AuditSection(Section):
 
 @dataclass(frozen=True)
 class Asked:
-    """What an audit is asked to look at."""
+    """Inputs of an audit."""
 
     artifacts: Mapping[str, Manifest]
     gates: tuple[Gate, ...]
@@ -93,7 +93,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Findings:
-    """What an audit records."""
+    """Results that an audit records."""
 
     results: tuple[CheckResult, ...]
     """Sorted by gate, then subject."""
@@ -216,7 +216,7 @@ def _with_missing(asked: Asked, results: Sequence[CheckResult]) -> tuple[CheckRe
 
 
 def corpus_tables(asked: Asked, root: Path) -> Iterator[tuple[str, Table]]:
-    """The tables of the whole corpus that manifests and the stage "bias" give, by suite."""
+    """Tables of the whole corpus by suite, from manifests and stage "bias"."""
     artifacts = asked.artifacts
     yield "sources", Table("sources", frame_of(source_rows(artifacts)))
     yield "licences", Table("licences", frame_of(licence_rows(artifacts["redact"], root), _LICENCES))
@@ -229,7 +229,7 @@ def corpus_tables(asked: Asked, root: Path) -> Iterator[tuple[str, Table]]:
 def tables_again(
     checked: Manifest, artifacts: Mapping[str, Manifest], policy: Policy, runtime: Runtime
 ) -> Iterator[tuple[str, Table]]:
-    """Every table that an audit judged, with its suite, one at a time: for those who want to judge them once more."""
+    """Tables that an audit judged, with their suites, rebuilt one by one."""
     place = Place(VERSION, runtime.root / checked.folder, runtime)
     asked = Asked(artifacts, policy.gates(), AuditConfig())
     for suite, table in shard_tables(place, artifacts):
@@ -244,7 +244,9 @@ def tables_again(
 
 
 def bias_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list[dict[str, Any]]]:
-    """The tables of the stage "bias", suite -> rows; none where the run has no such stage.
+    """The tables of the stage "bias", suite -> rows.
+
+    None where the run has no such stage.
 
     Raises:
         ManifestError: its file is gone or is not what it should be.
@@ -271,7 +273,9 @@ INTERVAL_COLUMNS = (
 def representation_of_bias(
     bias: Manifest, tables: Mapping[str, Sequence[Mapping[str, Any]]], config: AuditConfig
 ) -> dict[str, Any]:
-    """The interval rows of the suite `representation` in the form of `representation.json`: a row a group.
+    """The interval rows of the suite `representation` in the form of `representation.json`.
+
+    A row a group.
 
     `n` of a share is the documents of its language, of a rate the words, so both counts come back as whole numbers.
     """

@@ -1,4 +1,4 @@
-"""Great Expectations' own pages of an audit, for those who know them: an option, no part of any artifact.
+"""Great Expectations' Data Docs of an audit, on request.
 
 Every table is judged once more, and the engine writes its static site ("Data Docs") into a folder: what it found, and
 the suites. The pages say what the *engine* found, and that fails open where `governance.checks.expectations` does
@@ -20,14 +20,14 @@ from typing import Any
 from governance.checks.expectations import built_expectations, quiet_context
 from governance.checks.suites import Table
 from governance.errors import ConfigError, PipelineError, storage_errors
+from governance.gate.policy import Gate
 from governance.log import get_logger
-from governance.policy import Gate
 
 _SITE = "assay"
 
 
 def write_data_docs(tables: Iterable[tuple[str, Table]], gates: Sequence[Gate], folder: Path) -> int:
-    """Write the site into a folder that does not exist yet, or is empty; return the number of tables on it.
+    """Write Data Docs into an empty folder; return the number of tables.
 
     A table with a problem, or with no gate that the engine can evaluate, is left out, and that is said.
 
@@ -58,7 +58,7 @@ def write_data_docs(tables: Iterable[tuple[str, Table]], gates: Sequence[Gate], 
 
 
 def _validate(context: Any, asset: Any, named: tuple[str, Table], gates: Sequence[Gate]) -> bool:
-    """Let the engine judge one table and keep what it found in the context."""
+    """Evaluate one table and keep the results in the context."""
     import great_expectations as gx
     from great_expectations.core.result_format import ResultFormat
     from great_expectations.core.run_identifier import RunIdentifier

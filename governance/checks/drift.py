@@ -1,4 +1,4 @@
-"""The suite `drift`: how far each number that was measured of the documents lies from a frozen reference corpus.
+"""Drift suite: distance of document statistics from a frozen reference.
 
 A *sketch* is a histogram of whole counts, by feature and language, over bins that no data decides: a bin holds the
 numbers whose IEEE 754 exponent and first five bits of the fraction are the same, so that it is at most 1/32 of its
@@ -35,7 +35,7 @@ import pyarrow as pa
 from governance.errors import ManifestError, MissingInput
 from governance.files import write_json
 from governance.manifest import Manifest
-from governance.signing import open_envelope, sign, statement
+from governance.signing.dsse import open_envelope, sign, statement
 
 PREDICATE_TYPE = "urn:assay:drift-reference:1"
 ALL = "(all)"
@@ -52,13 +52,18 @@ Sketch = dict[str, dict[str, dict[str, Any]]]
 
 
 def bins_of(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """The bin of each finite number; bins rise with the numbers, and the bin of 0 is 0."""
+    """The bin of each finite number.
+
+    Bins rise with the numbers, and the bin of 0 is 0.
+    """
     magnitude = np.abs(values).view(np.int64) >> _SHIFT
     return np.where(values < 0, -magnitude, magnitude)
 
 
 def sketch_of(table: pa.Table) -> Sketch:
-    """The sketch of the kept rows of a feature shard: each column of numbers, by `language`.
+    """The sketch of the kept rows of a feature shard.
+
+    Each column of numbers, by `language`.
 
     Args:
         table: the columns of a feature shard, `kept` among them; numbers that are not finite count as missing.
@@ -123,7 +128,7 @@ def merge_sketches(sketches: Iterable[Sketch]) -> Sketch:
 
 
 def drift_rows(corpus: Sketch, reference: Sketch, min_documents: int) -> list[dict[str, Any]]:
-    """The table, one row for each feature and language that either has, and the language "(all)"; see the module.
+    """Drift rows by feature and language, with "(all)"; see the module.
 
     `n` and `reference_n` are documents with a value. psi and ks are None where either is below `min_documents`: a
     feature or a language that is new, or gone, has a row and no number.
@@ -158,7 +163,7 @@ def _share(missing: int, values: int) -> float | None:
 
 
 def distances(corpus: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[float, float]:
-    """The population stability index and the Kolmogorov-Smirnov distance of two histograms, neither empty."""
+    """PSI and Kolmogorov-Smirnov distance of two non-empty histograms."""
     bins = np.union1d(corpus["bins"], reference["bins"]).astype(np.int64)
     a, e = (_on(bins, part) for part in (corpus, reference))
     n, m = int(a.sum()), int(e.sum())
@@ -193,7 +198,7 @@ def write_reference(path: Path, sketch: Sketch, tokens: Manifest, clean: Manifes
 
 
 def read_reference(path: Path, trusted: Iterable[Any]) -> Sketch:
-    """The sketch of a reference that one of the trusted Ed25519 public keys signed.
+    """Read a reference sketch signed by a trusted Ed25519 key.
 
     Raises:
         MissingInput: it is not there.

@@ -1,4 +1,4 @@
-"""The Great Expectations door: judge one table by the policy's gates, and never pass by accident.
+"""Great Expectations: evaluate a policy's gates on one table, failing closed.
 
 Promise: exactly one `CheckResult` for each gate, in the gates' order, whatever the table holds. Great Expectations (GX)
 is the engine that evaluates; it fails open in ways that were reproduced with 1.24, so the status is decided here:
@@ -14,7 +14,7 @@ is the engine that evaluates; it fails open in ways that were reproduced with 1.
     an integer is rounded to a bound above 2^53      integers are compared as integers
     `$` matches before a final line feed             `$` is the end of the text
 
-Intervals are judged by an expectation of our own (`governance.checks.intervals`) that goes through the same door.
+Intervals are judged by an expectation of our own (`governance.checks.interval_rules`) that goes through the same door.
 
 Nothing is sent, drawn or written: telemetry and progress bars are off, the context lives in memory. No column of
 document text is ever handed over. Cost: the import takes 3 to 4 s, so it happens on the first call.
@@ -33,13 +33,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from governance.checks.findings import describe, describe_intervals, rows_where
-from governance.checks.intervals import Judged, judge
+from governance.checks.interval_rules import Judged, judge
 from governance.checks.judgeable import INTERVAL as _INTERVAL
 from governance.checks.judgeable import WHOLE_TABLE as _WHOLE_TABLE
 from governance.checks.judgeable import anchored, columns, exactly, unjudgeable, values_of
-from governance.gate import CheckResult, Status
-from governance.policy import Gate
+from governance.checks.messages import describe, describe_intervals, rows_where
+from governance.gate.policy import Gate
+from governance.gate.verdict import CheckResult, Status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,7 +161,9 @@ def _interval(gate: Gate, meta: dict[str, str]) -> Any:
 
 @functools.cache
 def _interval_expectation() -> Any:
-    """Our own expectation: each row of an interval table keeps the bounds; what cannot be judged is never a success.
+    """Our own expectation: each row of an interval table keeps the bounds.
+
+    What cannot be judged is never a success.
 
     It is defined when it is first built, because its parents are GX's. A suite that GX stored would lose it wherever
     this function had not been called; no suite is ever stored.
@@ -184,7 +186,7 @@ def _interval_expectation() -> Any:
             return asdict(judge(table, rule, (low, high), min_n))
 
     class ExpectIntervalBetween(BatchExpectation):  # type: ignore[misc]
-        """Expect the value of each row, or an end of its interval, to lie between two bounds."""
+        """Expect each value, or an interval end, to lie between bounds."""
 
         rule: str
         min_value: float | None = None
@@ -208,7 +210,7 @@ def _interval_expectation() -> Any:
 
 
 def quiet_context() -> Any:
-    """A new context of GX that lives in memory, sends nothing and draws nothing."""
+    """A GX context in memory, without telemetry or progress bars."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # versions before 1.24 read it when they are imported
     logging.getLogger("great_expectations").setLevel(logging.CRITICAL)  # its exceptions come back in the results
     import great_expectations as gx
@@ -228,7 +230,10 @@ def _engine() -> Any:
 
 
 def built_expectations(table: pd.DataFrame, gates: Sequence[Gate]) -> list[Any]:
-    """GX's expectations for the gates that it can evaluate on a table: what `run_suite` would hand it."""
+    """GX's expectations for the gates that it can evaluate on a table.
+
+    What `run_suite` would hand it.
+    """
     built = []
     for index, gate in enumerate(gates):
         if not unjudgeable(gate, table) and values_of(gate, table):
@@ -238,7 +243,9 @@ def built_expectations(table: pd.DataFrame, gates: Sequence[Gate]) -> list[Any]:
 
 
 def _execute(table: pd.DataFrame, built: Mapping[int, Any]) -> Outcomes:
-    """Run the built expectations on the table; the results by the gate that each says it is for.
+    """Run the built expectations on the table.
+
+    The results by the gate that each says it is for.
 
     GX makes a fingerprint of every column that it is given, each time that it is given a batch: so it gets the columns
     that a gate names, and gets them once (`Batch.validate` would fetch them again).
@@ -266,7 +273,10 @@ def _execute(table: pd.DataFrame, built: Mapping[int, Any]) -> Outcomes:
 
 
 def _columns_of(expectation: Any, table: pd.DataFrame) -> set[Any]:
-    """The columns that an expectation looks at; all of them where it does not say so in a way that is known here."""
+    """The columns that an expectation looks at.
+
+    All of them where it does not say so in a way that is known here.
+    """
     arguments = expectation.configuration.kwargs
     if "column" in arguments:
         return {arguments["column"]}
@@ -307,7 +317,7 @@ def _result(gate: Gate, subject: str, table: pd.DataFrame, built: Any, outcomes:
 
 
 def _interval_result(gate: Gate, subject: str, table: pd.DataFrame, found: Judged, success: bool) -> CheckResult:
-    """A row outside weighs more than what could not be judged, and both weigh more than success."""
+    """Result of an interval gate: failures first, then undecidable rows."""
     observed, detail = describe_intervals(gate, table, found)
     status: Status = "pass"
     if found.judged < gate.min_rows:
@@ -322,21 +332,27 @@ def _interval_result(gate: Gate, subject: str, table: pd.DataFrame, found: Judge
 
 
 def _same(built: Any, config: Any) -> bool:
-    """Whether a result is about the very expectation that was built: its type, column and limits."""
+    """Return whether a result is about the very expectation that was built.
+
+    Its type, column and limits.
+    """
     wanted = built.configuration
     arguments = {name: value for name, value in config.kwargs.items() if name != "batch_id"}
     return bool(config.type == wanted.type and arguments == dict(wanted.kwargs))
 
 
 def _raised(info: Any) -> str:
-    """The words of an exception inside GX's result, which is flat or keyed by metric; empty when there was none."""
+    """Message of an exception inside a GX result; "" if none."""
     entries = [info or {}, *(item for item in (info or {}).values() if isinstance(item, Mapping))]
     messages = {str(item.get("exception_message")) for item in entries if item.get("raised_exception")}
     return "; ".join(_words(message) for message in sorted(messages))
 
 
 def _words(error: object) -> str:
-    """An exception in one line that is the same on every machine: no addresses, no paths of a traceback."""
+    """An exception in one line that is the same on every machine.
+
+    No addresses, no paths of a traceback.
+    """
     text = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error)
     return re.sub(r"0x[0-9a-fA-F]+", "0x…", " ".join(text.split()))[:_WORDS]
 

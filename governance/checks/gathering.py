@@ -1,4 +1,4 @@
-"""What workers found in their shards, brought together: one result for each shard and gate, or an error that says why.
+"""Merging of workers' results: one for each shard and gate.
 
 A worker judges one shard by a suite and leaves a *finding*, a JSON file that says what was judged (the shard's name and
 digest), by which gates, and the results. Nothing is believed of it without a look:
@@ -24,12 +24,12 @@ from governance.checks.expectations import run_suite
 from governance.checks.suites import Table, frame_of
 from governance.config import Section
 from governance.files import write_json
-from governance.gate import CheckResult
-from governance.policy import Gate
+from governance.gate.policy import Gate
+from governance.gate.verdict import CheckResult
 
 
 class SuiteSection(Section):
-    """All that decides what a worker finds in a shard, beside the shard."""
+    """Settings of a suite over shards, part of its record's key."""
 
     suite: str
     gates: tuple[Gate, ...]
@@ -45,14 +45,20 @@ class Expected:
 
 
 def judge_table(table: Table, gates: Sequence[Gate]) -> list[CheckResult]:
-    """One result for each gate: the engine's, or an error where the table has a problem."""
+    """One result for each gate.
+
+    The engine's, or an error where the table has a problem.
+    """
     if not table.problem:
         return run_suite(table.frame, gates, table.subject)
     return [CheckResult(gate.id, table.subject, "error", None, len(table.frame), 0, table.problem) for gate in gates]
 
 
 def write_finding(section: SuiteSection, table: Table, shard: Expected, path: Path) -> None:
-    """Judge a shard's table and write what was found; a table without rows is not judged, but told."""
+    """Judge a shard's table and write what was found.
+
+    A table without rows is not judged, but told.
+    """
     judged = bool(len(table.frame) or table.problem)
     finding = {
         "suite": section.suite,
@@ -69,7 +75,9 @@ def write_finding(section: SuiteSection, table: Table, shard: Expected, path: Pa
 def gather(
     section: SuiteSection, expected: Sequence[Expected], findings: Iterable[Mapping[str, Any]], place: str
 ) -> list[CheckResult]:
-    """The results of all shards; whatever is missing, doubled or foreign is a result of its own.
+    """The results of all shards.
+
+    Whatever is missing, doubled or foreign is a result of its own.
 
     Args:
         section: the suite and its gates.
@@ -102,7 +110,7 @@ def gather(
 
 
 def _problem(section: SuiteSection, shard: Expected, own: Sequence[Mapping[str, Any]]) -> str:
-    """Why what came back for a shard is not to be believed; empty when it is."""
+    """Reason to distrust a worker's result; "" for none."""
     gates = [gate.id for gate in section.gates]
     if len(own) != 1:
         return f"{len(own)} findings came back for this shard, not one"
@@ -121,5 +129,8 @@ def _problem(section: SuiteSection, shard: Expected, own: Sequence[Mapping[str, 
 
 
 def _columns(section: SuiteSection) -> list[str]:
-    """The columns of an empty table: those that the gates ask for, so that they find no value instead of no column."""
+    """The columns of an empty table.
+
+    Those that the gates ask for, so that they find no value instead of no column.
+    """
     return sorted({gate.column for gate in section.gates if gate.column})

@@ -1,4 +1,4 @@
-r"""Whether the engine can evaluate a gate on a table, and the form in which it is handed the columns.
+r"""Preconditions of an expectation on a table, and column conversion.
 
 Promise: what is handed over means the same to the engine as to the policy. Great Expectations holds every bound as a
 64-bit float and pandas compares an integer column with it after rounding, so that 2^53 + 1 is "at most 2^53"; a mean
@@ -13,8 +13,8 @@ from decimal import Decimal
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, get_args
 
-from governance.checks.intervals import COLUMNS
-from governance.policy import Expectation, Gate
+from governance.checks.interval_rules import COLUMNS
+from governance.gate.policy import Expectation, Gate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ _BY_LINE = re.compile(r"\(\?[aiLsux]*m")
 
 
 def unjudgeable(gate: Gate, table: pd.DataFrame) -> str:
-    """Why this gate cannot be evaluated on this table; empty when it can."""
+    """Reason why a gate cannot be evaluated; "" for none."""
     kind = gate.expectation
     if kind not in _KNOWN:
         return f"unknown expectation {kind!r}; known are {', '.join(sorted(_KNOWN))}"
@@ -50,7 +50,10 @@ def columns(table: pd.DataFrame) -> str:
 
 
 def _demands_nothing(gate: Gate) -> str:
-    """GX passes an expectation without a demand; the policy refuses such a gate, and so does this door."""
+    """GX passes an expectation without a demand.
+
+    The policy refuses such a gate, and so does this door.
+    """
     kind = gate.expectation
     if kind in _NUMERIC | {"row_count_between", INTERVAL} and gate.min is None and gate.max is None:
         return f"{kind} without min or max demands nothing"
@@ -66,7 +69,10 @@ def _demands_nothing(gate: Gate) -> str:
 
 
 def _not_exact(gate: Gate, column: pd.Series) -> str:
-    """Values that a bound cannot be compared with: infinite ones, and integers whose mean or quantile is rounded."""
+    """Values that a bound cannot be compared with.
+
+    Infinite ones, and integers whose mean or quantile is rounded.
+    """
     if infinite := _infinite(column):
         return f"column {gate.column!r} holds {infinite} infinite value(s)"
     if gate.expectation != "between" and _beyond_exact(column):
@@ -75,7 +81,7 @@ def _not_exact(gate: Gate, column: pd.Series) -> str:
 
 
 def _infinite(column: pd.Series) -> int:
-    """How many values are infinite, whatever type holds them."""
+    """Number of infinite values, of any type."""
     import numpy as np
 
     if column.dtype.kind == "f":
@@ -92,7 +98,7 @@ def _is_infinite(value: Any) -> bool:
 
 
 def _beyond_exact(column: pd.Series) -> bool:
-    """Whether a column holds an integer that a 64-bit float may round."""
+    """Return whether a column has integers that float64 rounds."""
     if column.dtype.kind in "iu":
         values = column.dropna()
         return len(values) > 0 and (int(values.min()) < -EXACT or int(values.max()) > EXACT)
@@ -100,13 +106,16 @@ def _beyond_exact(column: pd.Series) -> bool:
 
 
 def exactly(table: pd.DataFrame) -> pd.DataFrame:
-    """A table whose integers beyond 2^53 are Python's, which compare with a float without being rounded."""
+    """The table with integers beyond 2^53 as exact Python integers."""
     wide = [name for name in table.columns if table[name].ndim == 1 and table[name].dtype.kind in "iu"]
     return table.astype({name: object for name in wide if _beyond_exact(table[name])})
 
 
 def values_of(gate: Gate, table: pd.DataFrame) -> int:
-    """How many values the gate can judge: its column's that are not missing; for a missing-value rule all rows."""
+    """Number of values that the gate can judge.
+
+    Those of its column that are not missing; for a missing-value rule all rows.
+    """
     if gate.expectation in WHOLE_TABLE:
         return max(1, len(table))  # an empty table has a row count and columns, too
     if gate.expectation in ("not_null", INTERVAL):
@@ -115,7 +124,10 @@ def values_of(gate: Gate, table: pd.DataFrame) -> int:
 
 
 def anchored(regex: str) -> str:
-    r"""A regular expression whose `$` is the end of the text (`\Z`); one that asks for lines (`(?m)`) stays."""
+    r"""A regular expression whose `$` is the end of the text (`\Z`).
+
+    One that asks for lines (`(?m)`) stays.
+    """
     if _BY_LINE.search(regex):
         return regex
     return _TOKENS.sub(lambda found: r"\Z" if found[0] == "$" else found[0], regex)

@@ -1,4 +1,4 @@
-"""The tables that the suites judge, built from manifests and shards by column names alone.
+"""Tables of the suites, built from manifests and shards.
 
     documents       the kept rows of each feature shard of `clean`, without any text; one table a shard
     sources         one row for each source at each stage, and the source "(all)"
@@ -23,8 +23,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from governance.errors import ManifestError
-from governance.intact import intact
 from governance.manifest import Manifest
+from governance.verified_files import intact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,14 +46,17 @@ class Table:
 
 
 def frame_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> pd.DataFrame:
-    """A table of rows with equal keys; None is a missing value; `columns` name those of an empty table."""
+    """A table of rows with equal keys.
+
+    None is a missing value; `columns` name those of an empty table.
+    """
     import pandas as pd
 
     return pd.DataFrame(list(rows)) if rows else pd.DataFrame(columns=list(columns))
 
 
 def document_table(path: Path, subject: str) -> tuple[Table, int]:
-    """The kept rows of one feature shard, without any text, and the number of all its rows.
+    """Kept rows of a feature shard, without text, and the total.
 
     Raises:
         ManifestError: the shard cannot be read.
@@ -67,7 +70,7 @@ def document_table(path: Path, subject: str) -> tuple[Table, int]:
 
 
 def disagreement(clean: Manifest, rows: int, kept: int) -> str:
-    """How the rows of all feature shards differ from the manifest's counts; empty where they do not."""
+    """Difference between feature shards and manifest counts; "" if none."""
     wanted = (clean.stats.get("documents_in"), clean.stats.get("documents_kept"))
     if (rows, kept) == wanted:
         return ""
@@ -102,7 +105,10 @@ def _unreadable(path: Path, error: Exception) -> ManifestError:
 
 
 def without_empty_text(table: pa.Table, absent: Mapping[str, Sequence[str]]) -> pa.Table:
-    """An empty text is a missing value: "not null" must not be met by it; `absent`: column -> more such texts."""
+    """An empty text is a missing value.
+
+    "not null" must not be met by it; `absent`: column -> more such texts.
+    """
     for place, field in enumerate(table.schema):
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
             column = table.column(place)
@@ -113,7 +119,7 @@ def without_empty_text(table: pa.Table, absent: Mapping[str, Sequence[str]]) -> 
 
 
 def source_rows(artifacts: Mapping[str, Manifest]) -> list[dict[str, Any]]:
-    """The source x stage table, in the order of the stages, "(all)" before the sources by name.
+    """Source x stage table, stages in order, "(all)" first.
 
     Columns: `stage, source, documents_in, documents_kept, bytes_in, bytes_kept`, `removed_share` (removed / in; None
     for nothing in), `earlier_share` (at `dedup`, duplicates of an earlier corpus / in), `duplicate_share` (at `dedup`,
@@ -187,7 +193,9 @@ def licence_rows(final: Manifest, root: Path) -> list[dict[str, Any]]:
 
 
 def pii_rows(redact: Manifest) -> list[dict[str, Any]]:
-    """A row a type that was looked for: `type, planted, found, canary_recall` (None where none was planted).
+    """A row a type that was looked for.
+
+    `type, planted, found, canary_recall` (None where none was planted).
 
     Canaries are strings that the stage planted into copies of documents and looked for with its own rules.
     """
@@ -198,8 +206,10 @@ def pii_rows(redact: Manifest) -> list[dict[str, Any]]:
 
 
 def token_rows(encode: Manifest) -> list[dict[str, Any]]:
-    """One row of the counts of `encode`; a nested count is named by its path: `{"train": {"tokens": 5}}` gives
-    `train_tokens`. The funnel by source and by reason is left to the `sources` table.
+    """One row of the counts of `encode`.
+
+    A nested count is named by its path: `{"train": {"tokens": 5}}` gives `train_tokens`. The funnel by source and by
+    reason is left to the `sources` table.
     """
     row = _flat({name: value for name, value in encode.stats.items() if name not in ("by_source", "removed")}, "")
     return [dict(sorted(row.items()))] if row else []

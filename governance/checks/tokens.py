@@ -1,4 +1,4 @@
-"""The suite `token_shards`: each token shard counted again from its own bytes, one row a shard.
+"""Token shard suite: each shard recounted from its bytes.
 
 Encode counts while it writes; this reads what was written. The format is the data pipeline's, so the roof hands in
 two functions that read it (`TokenReaders`); everything that is counted is worked out here, on plain arrays:
@@ -83,12 +83,15 @@ class Decoder(Protocol):
 
     @property
     def pieces(self) -> Sequence[bytes]:
-        """The bytes of each id; empty for one that stands for no text."""
+        """The bytes of each id.
+
+        Empty for one that stands for no text.
+        """
 
 
 @dataclass(frozen=True)
 class TokenReaders:
-    """How token shards and tokenisers are read; top-level functions, so that workers get them, too."""
+    """Readers of token shards and tokenizers, as picklable functions."""
 
     open_shard: Callable[[Path], TokenFile]
     """Raises a ManifestError for a file that is torn or no token shard, MissingInput for none."""
@@ -98,7 +101,7 @@ class TokenReaders:
 
 @dataclass(frozen=True)
 class TokenShard:
-    """One token shard, the documents that it was made of, and how both are read."""
+    """One token shard, its documents, and the readers of both."""
 
     path: Path
     subject: str
@@ -163,7 +166,7 @@ def _last_ids(file: TokenFile) -> Integers:
 
 
 def _first_ids(file: TokenFile) -> Integers:
-    """The first id of each document that begins within the tokens and has another, its end."""
+    """First id of each document that begins and goes on."""
     ends = file.document_ends.astype(np.int64)
     begins = np.concatenate((np.zeros(1, np.int64), ends[:-1]))[: len(ends)]
     return file.tokens[begins[(begins < ends - 1) & (begins < len(file.tokens)) & (begins >= 0)]]
@@ -179,7 +182,7 @@ def _count_ends(file: TokenFile) -> dict[str, int]:
 
 
 def _round_trip(file: TokenFile, pieces: Sequence[bytes], shard: TokenShard) -> dict[str, int]:
-    """Turn the ids of some documents into bytes and compare them with the documents."""
+    """Decode some documents' ids and compare the bytes."""
     checked = failed = 0
     places = {identity.tobytes(): place for place, identity in enumerate(file.identities)}
     for name, text in _sample(shard, set(places)):
@@ -197,7 +200,7 @@ def identity_of(name: str) -> bytes:
 
 
 def _sample(shard: TokenShard, known: set[bytes]) -> list[tuple[str, bytes]]:
-    """Ids and UTF-8 texts of documents that the token shard should hold, evenly spaced in one row group."""
+    """Ids and texts of evenly spaced documents of a row group."""
     if shard.documents is None:
         return []
     try:
@@ -240,7 +243,9 @@ def shards_of(
 def token_shard_rows(
     shards: Sequence[TokenShard], found: Sequence[Mapping[str, Any]], encode: Manifest
 ) -> tuple[list[dict[str, Any]], str]:
-    """The table, sorted, a row "(all)" for each split last; and what is wrong with it as a whole, in words.
+    """The table, sorted, a row "(all)" for each split last.
+
+    And what is wrong with it as a whole, in words.
 
     Args:
         shards: those that must have been counted, each once.

@@ -1,1 +1,1 @@
-"""Energy: what a node's meters read, which part of it survived, and what it is worth to believe."""
+"""Energy: meters, ledger, attribution, footprint."""

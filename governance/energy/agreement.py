@@ -1,4 +1,4 @@
-"""Whether the energy ledger and the manifests agree: each figure of a manifest must stand in the ledger.
+"""Consistency of energy ledger and manifests.
 
 A manifest's `run.energy` and the ledger's last line about its making are one reading of one meter, so they are equal to
 the millijoule. Whoever alters one must alter the other, and both are stated in the journal.
@@ -16,7 +16,7 @@ from governance.manifest import Manifest
 
 
 def ledger_faults(manifests: Iterable[Manifest], root: Path) -> list[str]:
-    """Where the ledger of `root` does not hold what manifests say they took, in words, each beginning with the file."""
+    """Disagreements between the ledger and manifests, each naming its file."""
     measured = {manifest.folder: manifest for manifest in manifests if _figures(manifest)[0] is not None}
     if not measured:
         return []

@@ -1,4 +1,4 @@
-"""What the trainings of a root were made from, as the views of energy need it: read from manifests, nothing is judged.
+"""Ancestors of each training, for energy attribution.
 
 A training names its tokens, and the checkpoint (or the training) that it goes on from, or was fine-tuned or distilled
 from, as its inputs. One that goes on counts its tokens on: `stats.continued` says from how many. What is behind the
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from governance.energy.attribution import Sum
-from governance.energy.views import Start, Training
+from governance.energy.checkpoint_cost import Start, Training
 from governance.errors import ManifestError, MissingInput
 from governance.files import read_lines
 from governance.manifest import FILE_NAME, KEY_LENGTH, LINKED_FROM, SOURCES, Input, Manifest, read_manifest
@@ -23,7 +23,7 @@ _NO_WORK = (*SOURCES, "verdict")
 
 
 def read_trainings(manifests: Iterable[Manifest], root: Path) -> tuple[dict[str, Training], dict[str, Manifest]]:
-    """The trainings among `manifests` and those that they were started from, and every artifact that was walked.
+    """Trainings, their parents, and all artifacts walked.
 
     Args:
         manifests: artifacts that are known.
@@ -44,7 +44,10 @@ def read_trainings(manifests: Iterable[Manifest], root: Path) -> tuple[dict[str,
 
 
 def corpus_of(manifests: Iterable[Manifest]) -> Manifest | None:
-    """The artifact that holds the tokens: packed where they were packed; None where there are none yet."""
+    """The artifact that holds the tokens: packed where they were packed.
+
+    None where there are none yet.
+    """
     tokens = {manifest.stage: manifest for manifest in manifests if manifest.stage in ("encode", "pack")}
     return tokens.get("pack", tokens.get("encode"))
 
@@ -66,7 +69,7 @@ def read_behind(manifests: Sequence[Manifest], root: Path) -> list[str]:
 
 
 def behind(corpus: Manifest, manifests: Iterable[Manifest], root: Path) -> Training:
-    """A corpus with everything that it was made from, as if a training had used it."""
+    """A corpus with its ancestors, as if a training had used it."""
     found = _Walk(manifests, root).training(corpus, corpus.folder)
     return Training((corpus.folder, *found.data), starts=found.starts, gaps=found.gaps, linked=found.linked)
 
@@ -88,7 +91,7 @@ class _Walk:
         return self.known[folder]
 
     def training(self, manifest: Manifest, own: str) -> Training:
-        """What the manifest of a training, or of a checkpoint of it, and those behind it say."""
+        """Training facts from its manifest or a checkpoint's, with ancestors."""
         data: dict[str, None] = {}
         starts: dict[Start, None] = {}
         gaps: list[str] = []
@@ -115,7 +118,10 @@ class _Walk:
         return Training(tuple(data), self._held(tokens), used, tuple(starts), tuple(gaps), tuple(linked), before)
 
     def _start(self, item: Input, folder: str) -> Start:
-        """The training of a checkpoint; a checkpoint that is gone stands for itself, and has no record."""
+        """The training of a checkpoint.
+
+        A checkpoint that is gone stands for itself, and has no record.
+        """
         if item.stage == TRAIN:
             return Start(folder, None)
         checkpoint = self.find(folder)
@@ -127,7 +133,10 @@ class _Walk:
         return Start(training, checkpoint.config.get("step"))
 
     def _held(self, tokens: Iterable[Input]) -> int | None:
-        """Tokens to train on in the shards that a training names; None where one does not say."""
+        """Tokens to train on in the shards that a training names.
+
+        None where one does not say.
+        """
         total = 0
         for item in tokens:
             manifest = self.find(str(PurePosixPath(item.path).parent))
@@ -138,7 +147,10 @@ class _Walk:
         return total or None
 
     def _used(self, manifest: Manifest, own: str) -> dict[int, int]:
-        """Tokens that were shown up to each step, from the record; the last step's from the manifest."""
+        """Tokens that were shown up to each step, from the record.
+
+        The last step's from the manifest.
+        """
         lines = read_lines(self.root / own / RECORD)
         used = {
             line["step"]: line["tokens"]
@@ -151,13 +163,16 @@ class _Walk:
 
 
 def _linked_from(manifest: Manifest) -> list[str]:
-    """The earlier artifacts that shards of one were linked from; a manifest of before says none."""
+    """The earlier artifacts that shards of one were linked from.
+
+    A manifest of before says none.
+    """
     told = manifest.run.get(LINKED_FROM, ())
     return [name for name in told if isinstance(name, str)] if isinstance(told, (list, tuple)) else []
 
 
 def recorded(manifests: Iterable[Manifest]) -> dict[str, Sum]:
-    """What manifests say that their artifact took, for ledgers that do not name the artifact of an interval."""
+    """Energy that manifests recorded, for ledgers without artifact names."""
     found = {}
     for manifest in manifests:
         block = manifest.run.get("energy")

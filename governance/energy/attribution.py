@@ -1,4 +1,4 @@
-"""Where the energy went: per stage, per checkpoint, and what was wasted by which cause.
+"""Energy by stage and checkpoint, and waste by cause.
 
 `settle` cuts each interval at its samples and by what the node did, and gives every piece an outcome; `add` over
 pieces then keeps the ledger's law whatever happened. Without marks an interval is one fate: it ended well (surviving)
@@ -32,7 +32,10 @@ RESTART = "restart"
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of an interval with one fate and one phase; energies in millijoules, None is unknown."""
+    """Part of an interval with one fate and one phase.
+
+    Energies in millijoules, None is unknown.
+    """
 
     interval: str
     attempt: str
@@ -58,7 +61,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Sum:
-    """Energies of several pieces in millijoules; the law: surviving + wasted + unknown = measured.
+    """Energies of several pieces in millijoules.
+
+    The law: surviving + wasted + unknown = measured.
 
     A figure is None where there are pieces of its kind and none of them was measured, and 0 where there are none.
     """
@@ -79,7 +84,7 @@ class Sum:
 
 
 def settle(intervals: Sequence[Interval]) -> list[Piece]:
-    """Every interval in pieces with their outcomes, in the order of the intervals."""
+    """Intervals as pieces with outcomes, in order."""
     restarts = _restarts(intervals)
     cut = [_cut(interval, restart) for interval, restart in zip(intervals, restarts, strict=True)]
     rollbacks = [
@@ -91,7 +96,7 @@ def settle(intervals: Sequence[Interval]) -> list[Piece]:
 
 
 def _restarts(intervals: Sequence[Interval]) -> list[bool]:
-    """Whether each interval goes on from a checkpoint of an attempt that had ended before it began."""
+    """Return for each interval whether it resumes an ended attempt."""
     ended: dict[Any, str] = {}
     base: dict[Any, int] = {}
     for interval in intervals:
@@ -112,7 +117,7 @@ def _restarts(intervals: Sequence[Interval]) -> list[bool]:
 
 
 def _rolled_back(piece: Piece, at: str, rollbacks: list[tuple[str, Any, int]]) -> Piece:
-    """Work behind the checkpoint that a later attempt of the same training started from did not survive."""
+    """Work after the checkpoint from which a later attempt resumed."""
     if piece.outcome == "wasted" or piece.artifact is None or piece.checkpoint is None:
         return piece
     lost = any(
@@ -122,7 +127,10 @@ def _rolled_back(piece: Piece, at: str, rollbacks: list[tuple[str, Any, int]]) -
 
 
 def _cut(interval: Interval, restart: bool) -> list[tuple[Piece, str]]:
-    """The interval's pieces, each with the time of its last sample: those of each durable checkpoint, and the rest."""
+    """The interval's pieces, each with the time of its last sample.
+
+    Those of each durable checkpoint, and the rest.
+    """
     known = interval.samples[-1].marks.get("resumed_from")
     last = len(interval.samples) - 1
     pieces: list[tuple[Piece, str]] = []
@@ -153,7 +161,7 @@ class _Fate(NamedTuple):
 
 
 def _metered(interval: Interval, start: int, end: int, fate: _Fate) -> list[Piece]:
-    """As `_pieces`; where another process had the node's meter at first, the time before is a piece without energy."""
+    """Pieces of an interval; unmetered time comes first, without energy."""
     for index in range(max(start, 0), end):
         now, then = (interval.samples[place].millijoules for place in (index, index + 1))
         if now is None and then is not None and index > start:
@@ -162,7 +170,7 @@ def _metered(interval: Interval, start: int, end: int, fate: _Fate) -> list[Piec
 
 
 def _pieces(interval: Interval, start: int, end: int, fate: _Fate) -> list[Piece]:
-    """What lies between two samples, a piece for each phase; at least one, and they add up to the whole."""
+    """Pieces between two samples, one a phase; they sum up exactly."""
     first, last = interval.samples[max(start, 0)], interval.samples[end]
 
     def parts(name: str) -> dict[str, int] | None:
@@ -198,7 +206,7 @@ def _pieces(interval: Interval, start: int, end: int, fate: _Fate) -> list[Piece
 
 
 def _milliseconds(interval: Interval, start: int, end: int) -> dict[str, int]:
-    """How long each phase lasted between two samples, from the marks; no phase told is one phase."""
+    """Milliseconds of each phase between two samples."""
     before = interval.samples[max(start, 0)].marks.get(PHASES, {}) if end > 0 else {}
     after = interval.samples[end].marks.get(PHASES, {})
     spent = {phase: max(0, count - before.get(phase, 0)) for phase, count in after.items()}
@@ -207,7 +215,10 @@ def _milliseconds(interval: Interval, start: int, end: int) -> dict[str, int]:
 
 
 def _weights(interval: Interval, start: int, end: int) -> dict[str, int]:
-    """Shares of the phases in the energy between two samples: each sample interval's energy goes by its own time."""
+    """Shares of the phases in the energy between two samples.
+
+    Each sample interval's energy goes by its own time.
+    """
     weights = dict.fromkeys(_milliseconds(interval, start, end), 0)
     for index in range(start + 1, end + 1):
         now, before = interval.samples[index].millijoules, interval.samples[index - 1].millijoules if index else 0
@@ -221,7 +232,7 @@ def _weights(interval: Interval, start: int, end: int) -> dict[str, int]:
 
 
 def share_out(total: int, weights: Mapping[str, int]) -> dict[str, int]:
-    """`total` in whole parts that add up to it, in proportion to `weights`; all to the first where no weight is."""
+    """Integer parts of `total` proportional to `weights`, exact in sum."""
     whole = sum(weights.values())
     if not whole:
         return {name: total if index == 0 else 0 for index, name in enumerate(weights)}
@@ -252,7 +263,10 @@ def add(pieces: Iterable[Piece]) -> Sum:
 
 
 def _known(values: Iterable[int | None]) -> int | None:
-    """The sum of what is known; None where there is something and nothing of it is known."""
+    """The sum of what is known.
+
+    None where there is something and nothing of it is known.
+    """
     values = list(values)
     known = [value for value in values if value is not None]
     return sum(known) if known or not values else None
@@ -269,7 +283,7 @@ def _all(values: Iterable[int | None]) -> int | None:
 
 
 def by_stage(pieces: Iterable[Piece]) -> dict[str, Sum]:
-    """What each stage took, all its attempts together, in order of first use."""
+    """Energy of each stage over all attempts, by first use."""
     groups: dict[str, list[Piece]] = {}
     for piece in pieces:
         groups.setdefault(piece.stage, []).append(piece)
@@ -277,7 +291,7 @@ def by_stage(pieces: Iterable[Piece]) -> dict[str, Sum]:
 
 
 def by_phase(pieces: Iterable[Piece]) -> dict[str, Sum]:
-    """What each phase took, of all stages and attempts, in order of first use."""
+    """Energy of each phase over all stages and attempts."""
     groups: dict[str, list[Piece]] = {}
     for piece in pieces:
         groups.setdefault(piece.phase, []).append(piece)
@@ -285,7 +299,9 @@ def by_phase(pieces: Iterable[Piece]) -> dict[str, Sum]:
 
 
 def wasted_by_cause(pieces: Iterable[Piece]) -> dict[str, int | None]:
-    """Wasted millijoules by cause: "killed", "rolled back", or the name of the error that ended the attempt.
+    """Wasted millijoules by cause.
+
+    "killed", "rolled back", or the name of the error that ended the attempt.
 
     None where a cause wasted something and no meter saw it.
     """

@@ -1,4 +1,4 @@
-"""Time of a run's processes in which no meter was open: imports, and what lies between two stages of one process.
+"""Unmetered time of a run's processes: imports and gaps between stages.
 
 No figure holds its energy. What is known is how long it was, and a bound: the greatest mean power that the node's
 meters read between two lines. Time in which another process measured the node is in that one's lines and does not
@@ -22,7 +22,7 @@ Span = tuple[datetime.datetime, datetime.datetime]
 
 @dataclass(frozen=True)
 class Unmetered:
-    """Node-seconds without a meter, and the most energy that can have gone there."""
+    """Node-seconds without a meter, and an upper bound of their energy."""
 
     seconds: float
     millijoules: int | None
@@ -30,7 +30,7 @@ class Unmetered:
 
 
 def unmetered(intervals: Sequence[Interval]) -> Unmetered:
-    """What ran before meters opened, each node by itself."""
+    """Unmetered time before meters opened, by node."""
     total, most = 0.0, 0
     known = True
     for host in sorted({interval.host for interval in intervals}):
@@ -44,7 +44,10 @@ def unmetered(intervals: Sequence[Interval]) -> Unmetered:
 
 
 def _uncovered(intervals: Sequence[Interval]) -> float:
-    """Seconds of one node before intervals that lie in no measured one; spans that overlap count once."""
+    """Seconds of one node before intervals that lie in no measured one.
+
+    Spans that overlap count once.
+    """
     measured = [(moment(one.started), moment(one.finished)) for one in intervals if one.millijoules is not None]
     before = [(moment(one.started) - datetime.timedelta(seconds=one.before_seconds), moment(one.started))
               for one in intervals]  # fmt: skip
@@ -62,7 +65,10 @@ def _length(spans: Sequence[Span]) -> float:
 
 
 def _greatest(intervals: Sequence[Interval]) -> int:
-    """The greatest mean power that a node's meters allow, in milliwatts: of upper bounds, where there are any."""
+    """The greatest mean power that a node's meters allow, in milliwatts.
+
+    Of upper bounds, where there are any.
+    """
     greatest = 0
     for interval in intervals:
         power = GreatestPower(_LEAST_SPAN_SECONDS)

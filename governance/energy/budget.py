@@ -1,4 +1,4 @@
-"""The energy budget of a policy: a run is stopped before it would be exceeded, not when it is.
+"""Energy budget: stop a run before it would be exceeded.
 
     [energy_budget]
     kilowatt_hours = 1200.0
@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from governance.energy.ledger import MILLIJOULES_PER_KWH, NEEDS, still_runs
+from governance.energy.ledger_tail import MOST_UNSEEN_SECONDS, Counts, Spending, Use, of_training, projected
 from governance.energy.meters import READ, RUNNING
-from governance.energy.spending import MOST_UNSEEN_SECONDS, Counts, Spending, Use, of_training, projected
 from governance.errors import BudgetReached
+from governance.gate.policy import EnergyBudget
 from governance.phases import INTERVAL
-from governance.policy import EnergyBudget
 from governance.stage import Budget, NoBudget, Watch, Watched
 
 _TRAINING = "train"
@@ -42,19 +42,27 @@ _ANOTHER = ("another node's meter says nothing; see its log",)
 
 
 def open_budget(budget: EnergyBudget | None, ledger: Path, policy: str = "the policy") -> Budget:
-    """The keeper of a policy's budget, which may be none; `policy` is what its message calls the file to change."""
+    """The keeper of a policy's budget, which may be none.
+
+    `policy` is what its message calls the file to change.
+    """
     return NoBudget() if budget is None else Keeper(budget, ledger, policy)
 
 
 class Keeper:
-    """Keeps a budget in this process; state: the watch over what is being measured."""
+    """Keeps a budget in this process.
+
+    State: the watch over what is being measured.
+    """
 
     def __init__(self, budget: EnergyBudget, ledger: Path, policy: str, clock: Callable[[], float] = time.monotonic):
         self.budget, self.ledger, self.policy, self.clock = budget, ledger, policy, clock
         self._watch: NodeWatch | None = None
 
     def check(self, stage: str, artifact: str) -> None:
-        """Before anything is opened: that there is room for a start of `stage`.
+        """Before anything is opened.
+
+        That there is room for a start of `stage`.
 
         Raises:
             BudgetReached: there is not, or nobody can tell.
@@ -101,7 +109,9 @@ class Keeper:
             self._watch = before
 
     def look(self, ahead_seconds: float) -> None:
-        """Between two shards: whether so many seconds more fit; what is made is kept.
+        """Between two shards: whether so many seconds more fit.
+
+        What is made is kept.
 
         Raises:
             BudgetReached: they do not.
@@ -117,13 +127,13 @@ class Keeper:
         return stage not in _FREE and (self.budget.scope == "root" or stage == _TRAINING)
 
     def counts(self, artifact: str) -> Counts:
-        """Which intervals of the ledger count."""
+        """Filter of the ledger's intervals that count for a budget."""
         if self.budget.scope == "training":
             return of_training(artifact)
         return lambda line: line["stage"] not in _FREE
 
     def reached(self, what: str, used: int) -> BudgetReached:
-        """The error of a budget that is used up, as far as anybody may go."""
+        """The error of an exhausted budget."""
         bound = "by the meters' upper bound" if self.budget.bound == "upper" else "by the meters"
         where = self.ledger.parent if self.budget.scope == "root" else "this training"
         return BudgetReached(
@@ -143,7 +153,10 @@ class Keeper:
 
 
 class NodeWatch(Watch):
-    """The budget as one rank sees it; `over` is told the sum of all ranks' `words`, and answers alike on each."""
+    """The budget as one rank sees it.
+
+    `over` is told the sum of all ranks' `words`, and answers alike on each.
+    """
 
     def __init__(self, keeper: Keeper, watched: Watched):
         self._keeper, self._watched, self._clock = keeper, watched, keeper.clock
@@ -161,8 +174,10 @@ class NodeWatch(Watch):
         self._told = (0, 0)
 
     def words(self, ahead_seconds: float) -> list[int]:
-        """Of this rank: millijoules of its node in this start, those of the ledger, what `ahead_seconds` more would
-        take, the power in milliwatts, and how much is unknown.
+        """Energy words of this rank for the collective.
+
+        Millijoules of its node in this start, those of the ledger, what `ahead_seconds` more would take, the power in
+        milliwatts, and how much is unknown.
         """
         self._why = ()
         now, milliwatts = self._node() if self._watched.measures else (0, 0)
@@ -193,16 +208,18 @@ class NodeWatch(Watch):
         return self._gaps + value + projected(milliwatts, self._clock() - at), milliwatts
 
     def _end_gap(self, told: Mapping[str, Any]) -> None:
-        """Where this process took the meter over from another, make up for the time between the two."""
+        """Fill the gap where this process took over the meter."""
         if self._waits:
             self._gaps += projected(self._spending.greatest_power(self._bound), max(0.0, told["began"] - self._seen))
             self._waits = False
 
     def _beside(self) -> tuple[int, int]:
-        """As `_node`, where another process's meter has this node: its lines in the same ledger count there.
+        """As `_node`, where another process's meter has this node.
+
+        Its lines in the same ledger count there.
 
         Between two of its intervals, and after its last, nobody measures: that is made up for as a silent meter is.
-        Soon after its last this process takes the meter over (`governance.energy.node`).
+        Soon after its last this process takes the meter over (`governance.energy.node_lock`).
         """
         self._waits = True
         if self._keeper.budget.scope == "training":
@@ -220,7 +237,10 @@ class NodeWatch(Watch):
         return self._gaps + projected(power, unseen), power
 
     def _read(self) -> float:
-        """Read the ledger when it is time; return when it was read last."""
+        """Read the ledger when it is time.
+
+        Return when it was read last.
+        """
         if self._ledger_at is None or self._clock() - self._ledger_at >= _LEDGER_SECONDS:
             self._spending.read()
             self._ledger_at = self._clock()
@@ -228,7 +248,7 @@ class NodeWatch(Watch):
         return self._ledger_at
 
     def _ledger(self) -> tuple[int, int]:
-        """What all others have used, and the power of those that still run."""
+        """Energy that others have used, and the power of running ones."""
         at, use = self._read(), self._others
         self._why = (*self._why, *use.unknown)
         return use.millijoules + projected(use.milliwatts, self._clock() - at), use.milliwatts
@@ -243,7 +263,10 @@ class NodeWatch(Watch):
             raise self._keeper.unknown("nothing is started", self._why or _ANOTHER)
 
     def over(self, words: Sequence[int]) -> bool:
-        """Whether it is time to save and leave; `words` are the sums of all ranks'."""
+        """Return whether it is time to save and leave.
+
+        `words` are the sums of all ranks'.
+        """
         now, earlier, reserve, power, unknown = words
         limit, used = limit_millijoules(self._keeper.budget), now + earlier
         self._start = now if self._start is None else self._start
@@ -262,7 +285,10 @@ class NodeWatch(Watch):
         return self._keeper.reached(f"{kwh(reserve)} kWh were kept for leaving in good order; {what}", used)
 
     def facts(self) -> dict[str, Any]:
-        """The figures of the last look, for the record: kWh, scope and bound."""
+        """The figures of the last look, for the record.
+
+        KWh, scope and bound.
+        """
         used, reserve = self._told
         budget = self._keeper.budget
         return {

@@ -1,4 +1,4 @@
-"""Energy counters that wrap, fall back to zero, stumble and miss readings; and power that was read now and then.
+"""Energy counters with wraps, resets, glitches and gaps; sampled power.
 
 `Counter` follows a counter of microjoules. A reading that does not follow from the one before is one of three things:
 
@@ -39,7 +39,7 @@ class Glitch(ValueError):
 
 
 class GreatestPower:
-    """The greatest mean power, in milliwatts, between two readings at least `span` seconds apart; 0: none were."""
+    """Greatest mean power in milliwatts over at least `span` seconds."""
 
     def __init__(self, span: float):
         self.milliwatts = 0
@@ -58,7 +58,7 @@ class GreatestPower:
 
 
 class Counter:
-    """Microjoules since it was opened, of a counter that is read at each `read()`."""
+    """Microjoules of a counter since it was opened."""
 
     def __init__(self, counter: Callable[[], int], size: int | None = None, clock: Clock = time.monotonic):
         self._counter, self._size, self._clock = counter, size, clock
@@ -70,11 +70,13 @@ class Counter:
 
     @property
     def detail(self) -> str:
-        """What was not a plain reading, with how often; "" where all were."""
+        """Irregular readings with counts; "" if none."""
         return ", ".join(f"{what} ({count})" for what, count in self._noted.items())
 
     def read(self) -> None:
-        """Count what came since the last reading; whatever the counter raises leaves a gap for the next one.
+        """Count what came since the last reading.
+
+        Whatever the counter raises leaves a gap for the next one.
 
         Raises:
             Glitch: the reading cannot be; the next one makes up for it.
@@ -89,7 +91,10 @@ class Counter:
         self._last, self._glitch = reading, None
 
     def _since(self, start: tuple[int, float], reading: tuple[int, float]) -> _Span | None:
-        """The way from one reading to another, with wraps; None where no power explains it."""
+        """The way from one reading to another, with wraps.
+
+        None where no power explains it.
+        """
         seconds, step = reading[1] - start[1], reading[0] - start[0]
         most = self._most(seconds)
         over = step if step >= 0 else None if self._size is None else step + self._size
@@ -103,7 +108,7 @@ class Counter:
         return over, over + min(times, possible) * self._size, over + possible * self._size
 
     def _from_glitch(self, reading: tuple[int, float]) -> _Span | None:
-        """The way from the reading that was passed over, and the time before it; None where there is none."""
+        """Step from the passed-over reading, and its time; None if none."""
         if self._glitch is None or (way := self._since(self._glitch, reading)) is None:
             return None
         self._note("went on from another value")
@@ -111,7 +116,7 @@ class Counter:
         return way[0], way[1] + self._expected(seconds), way[2] + self._most(seconds)
 
     def _reset(self, reading: tuple[int, float]) -> _Span | None:
-        """What a counter holds that began again from zero; None where it cannot have."""
+        """Value of a counter after a reset; None if impossible."""
         now, seconds = reading[0], reading[1] - self._last[1]
         most = self._most(seconds)
         if now > most or 2 * now >= self._last[0]:
@@ -126,7 +131,7 @@ class Counter:
         return int(MOST_WATTS * 1e6 * seconds) + 1
 
     def _expected(self, seconds: float) -> int:
-        """What the mean power so far takes in some time."""
+        """Expected energy at the mean power so far."""
         before = self._last[1] - self._began
         return int(self.microjoules / before * seconds) if before > 0 else 0
 
@@ -135,7 +140,7 @@ class Counter:
 
 
 class Integral:
-    """Microjoules since it was opened, of a power in watts that is read at each `read()`: the mean of two neighbours.
+    """Microjoules of sampled power (W), by the trapezoid rule.
 
     Over a gap of missed readings the mean of its ends is only likely: bounds then reach from nothing to `most_watts`.
     """
@@ -148,26 +153,29 @@ class Integral:
 
     @property
     def microjoules(self) -> int:
-        """What is likely."""
+        """Best estimate."""
         return int(self._middle)
 
     @property
     def low(self) -> int:
-        """What was read."""
+        """Lower bound: energy that was read."""
         return int(self._low)
 
     @property
     def high(self) -> int:
-        """What is possible."""
+        """Upper bound: energy that is possible."""
         return int(self._high)
 
     @property
     def detail(self) -> str:
-        """How many gaps were bridged; "" where there was none."""
+        """Number of bridged gaps; "" if none."""
         return f"bridged a gap between readings ({self._gaps})" if self._gaps else ""
 
     def read(self) -> None:
-        """Count what came since the last reading; whatever the meter raises leaves a gap for the next one."""
+        """Count what came since the last reading.
+
+        Whatever the meter raises leaves a gap for the next one.
+        """
         self._missed += 1
         watts, at = self._watts(), self._clock()
         seconds = at - self._at

@@ -1,4 +1,4 @@
-"""Factors that turn energy into carbon and water: `[energy.factors]`, each figure with its source and its year.
+"""Factors from energy to carbon and water, with source and year.
 
 A whole example; everything is optional, and what is not set stays unknown:
 
@@ -62,7 +62,10 @@ class _Sourced(Section):
 
 
 class Factor(_Sourced):
-    """A figure with its source; the band is the figure alone where no bounds are given."""
+    """A figure with its source.
+
+    The band is the figure alone where no bounds are given.
+    """
 
     value: float = Field(ge=0, allow_inf_nan=False)
     low: float | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -92,7 +95,7 @@ class HourlyFile(_Sourced):
 
 
 class HourlySeries(_Sourced):
-    """The rows of such a file that a run lies in, as a report states them."""
+    """Rows of a CSV that cover a run, for the report."""
 
     start: str
     step_seconds: float = Field(gt=0)
@@ -159,7 +162,7 @@ class FactorsConfig(_Common):
 
 
 class Factors(_Common):
-    """What a report reckons with: the settings, with the country's mean and the rows of the CSV looked up."""
+    """Factors of a report, with country mean and CSV rows resolved."""
 
     by_hour: HourlySeries | None = None
     defaults: tuple[str, ...] = ()
@@ -206,18 +209,21 @@ def _table() -> Mapping[str, Any]:
 
 
 def country_mean(country: str) -> Factor | None:
-    """The newest yearly mean of a country's grid; None where the table has no figure."""
+    """The newest yearly mean of a country's grid.
+
+    None where the table has no figure.
+    """
     years = (name for name in _table() if name.isdecimal() and country in _table()[name])
     return next((Factor(value=_table()[y][country], source=_table()["source"], year=int(y)) for y in years), None)
 
 
 def world_mean() -> Factor:
-    """The world's mean intensity, with a band that holds nine in ten countries."""
+    """World mean intensity, with a band of nine in ten countries."""
     return Factor(**_table()["world"])
 
 
 def industry_pue() -> Factor:
-    """The average PUE of data centres, with a band from the least possible to the highest average surveyed."""
+    """Average PUE of data centres, with a band."""
     return Factor(**_table()["pue"])
 
 

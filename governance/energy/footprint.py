@@ -1,4 +1,4 @@
-"""Carbon, water and SCI of measured energy, as bands: the meter's bounds times the bounds of each factor.
+"""Carbon, water and SCI of measured energy, with bounds.
 
     electricity of the building    E x PUE                            ISO/IEC 30134-2:2016
     CO2e, location-based           E x PUE x grid intensity           GHG Protocol Scope 2 Guidance, 2015
@@ -44,7 +44,10 @@ class Band(NamedTuple):
     high: float | None
 
     def each(self, other: Band, operation: str) -> Band:
-        """`+`, `*` or `/` of each scenario; a division takes the other's crosswise, so the band holds both."""
+        """`+`, `*` or `/` of each scenario.
+
+        A division takes the other's crosswise, so the band holds both.
+        """
         right = Band(*reversed(other)) if operation == "/" else other
         return Band(*(_apply(one, two, operation) for one, two in zip(self, right, strict=True)))
 
@@ -72,13 +75,16 @@ class Figure:
 
     @property
     def at_least(self) -> bool:
-        """Whether its value may leave a part out: no meter saw it, or no PUE tells of the building."""
+        """Return whether its value may leave a part out.
+
+        No meter saw it, or no PUE tells of the building.
+        """
         return self.band.value is not None and self.band.high is None
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The intensity that the energy was reckoned with, and how much of it lies in the rows of a CSV."""
+    """Carbon intensity used, and the share covered by a CSV."""
 
     band: Band
     covered: float | None
@@ -90,7 +96,7 @@ class Grid:
 
 
 def intensity_of(intervals: Sequence[Interval], factors: Factors) -> Grid:
-    """The mean intensity of the grid, weighted by the energy of each sample where a CSV covers its time.
+    """Mean grid intensity, weighted by the energy of each sample.
 
     What lies outside the rows is weighed with `grid`; where that is not set either the mean is unknown.
     """
@@ -118,7 +124,10 @@ def intensity_of(intervals: Sequence[Interval], factors: Factors) -> Grid:
 
 
 def _samples(intervals: Iterable[Interval]) -> Iterable[tuple[datetime, datetime, int]]:
-    """(begin, end, millijoules) between two lines of the ledger; what the first line counted, at its moment."""
+    """(begin, end, millijoules) between two lines of the ledger.
+
+    What the first line counted, at its moment.
+    """
     for interval in intervals:
         before, spent = datetime.fromisoformat(interval.started), 0
         for sample in interval.samples:
@@ -130,7 +139,10 @@ def _samples(intervals: Iterable[Interval]) -> Iterable[tuple[datetime, datetime
 
 
 def node_seconds(intervals: Iterable[Interval]) -> float:
-    """Seconds of nodes that were in use; measurements of one node that lie over each other count once."""
+    """Seconds of nodes that were in use.
+
+    Measurements of one node that lie over each other count once.
+    """
     spans: dict[str, list[tuple[datetime, datetime]]] = {}
     for interval in intervals:
         begin, end = datetime.fromisoformat(interval.started), datetime.fromisoformat(interval.finished)
@@ -221,7 +233,7 @@ def footprint(root: Usage, training: Usage | None, factors: Factors, whole_nodes
 
 
 def _with_embodied(location: Figure, made: Figure) -> Figure:
-    """Both together; without the embodied part what is known is the least that it can be."""
+    """Sum of operational and embodied; unknown embodied leaves a lower bound."""
     operation = location.band
     both = Band(operation.low, operation.value, None) if made.band.value is None else operation.each(made.band, "+")
     return Figure(
@@ -235,7 +247,7 @@ def _kwh(energy: Band) -> Band:
 
 
 def _building(nodes: Band, factors: Factors) -> tuple[Band, tuple[str, ...]]:
-    """What the data centre took for these nodes; without a PUE the nodes alone, without an upper bound."""
+    """Energy of the data centre; without PUE no upper bound."""
     if factors.pue is None:
         return Band(nodes.low, nodes.value, None), ("energy.factors.pue",)
     return nodes.each(Band(*factors.pue.band), "*"), ()
@@ -270,7 +282,10 @@ def _sci(training: Usage | None, factors: Factors, whole_nodes: bool) -> Figure:
 
 
 def factors_used(factors: Factors, grid: Grid) -> Mapping[str, Mapping[str, object]]:
-    """Each factor that is set: value, bounds, unit, source and year; that of the CSV is the mean over the energy."""
+    """Each factor that is set: value, bounds, unit, source and year.
+
+    That of the CSV is the mean over the energy.
+    """
     told: dict[str, Mapping[str, object]] = {}
     for name, unit in UNITS.items():
         factor = getattr(factors, name)

@@ -1,4 +1,4 @@
-"""Carbon intensity of the grid hour by hour, from a CSV: what was measured of a past day, or a forecast of the next.
+"""Hourly carbon intensity of the grid, from a CSV.
 
 A whole example (a country's operator and services such as ENTSO-E or Electricity Maps give such figures):
 
@@ -43,7 +43,7 @@ class IntensitySeries:
 
     @property
     def end(self) -> datetime:
-        """When the last one ends, in UTC."""
+        """End of the last hour, in UTC."""
         return self.start + len(self.grams_per_kwh) * self.step
 
 
@@ -122,7 +122,9 @@ def _follows(time: datetime, before: list[datetime], where: str) -> None:
 
 
 def intensity_at(series: IntensitySeries, time: datetime) -> float | None:
-    """Grams CO2e per kWh at a time with an offset; None outside the series.
+    """Grams CO2e per kWh at a time with an offset.
+
+    None outside the series.
 
     Raises:
         ValueError: `time` has no offset.
@@ -132,7 +134,9 @@ def intensity_at(series: IntensitySeries, time: datetime) -> float | None:
 
 
 def mean_intensity(series: IntensitySeries, begin: datetime, end: datetime) -> float | None:
-    """The mean over a stretch of time, weighted by time; that at `begin` for a stretch of no length.
+    """The mean over a stretch of time, weighted by time.
+
+    That at `begin` for a stretch of no length.
 
     None where any of the stretch lies outside the series. Use it for steady power: energy in kWh times it is grams.
 

@@ -1,4 +1,4 @@
-"""The energy ledger: append-only lines from which every joule that was read can be found again.
+"""Energy ledger: append-only record of every joule read.
 
 A whole example (`<root>/energy.jsonl`; a second host writes `<root>/energy.<host>.jsonl` beside it):
 
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from governance.config import canonical_json
-from governance.energy.node import start_time
+from governance.energy.node_lock import start_time
 from governance.errors import ManifestError
 from governance.files import append_line, place, read_lines, write_text
 from governance.phases import HANG
@@ -59,7 +59,7 @@ Outcome = Literal["surviving", "wasted", "unknown"]
 
 @dataclass(frozen=True)
 class Sample:
-    """What the meter had counted since the interval's begin, in millijoules, and the marks at that moment."""
+    """Millijoules since the interval began, with marks."""
 
     at: str
     millijoules: int | None
@@ -97,7 +97,7 @@ class Interval:
 
     @property
     def millijoules(self) -> int | None:
-        """What the meter read; None is unknown."""
+        """Millijoules read; None if unknown."""
         return self.samples[-1].millijoules
 
     @property
@@ -112,12 +112,17 @@ def moment(text: str) -> datetime.datetime:
 
 
 def time_text() -> str:
-    """The time in UTC, ISO 8601, to the millisecond: of equal length, so that text order is time order."""
+    """The time in UTC, ISO 8601, to the millisecond.
+
+    Of equal length, so that text order is time order.
+    """
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def own_file(ledger: Path, host: str | None = None) -> Path:
-    """The file that this host appends to: `ledger` for the host that made it, else one of its own beside it.
+    """The file that this host appends to.
+
+    `ledger` for the host that made it, else one of its own beside it.
 
     Appends from two hosts to one file can overwrite each other on NFS (open(2), O_APPEND), so no two hosts share
     one; a file is claimed by a hard link, which is atomic there too.
@@ -131,7 +136,10 @@ def own_file(ledger: Path, host: str | None = None) -> Path:
 
 
 def _claim(path: Path, host: str) -> str | None:
-    """Make the ledger `path` for `host` unless it is there; return the host whose file it is."""
+    """Make the ledger `path` for `host` unless it is there.
+
+    Return the host whose file it is.
+    """
     if not path.exists():
         claim = path.with_name(f".{path.name}.{host}.{os.getpid()}")
         write_text(claim, _line({"kind": "ledger", "schema": SCHEMA, "host": host}) + "\n")
@@ -165,12 +173,15 @@ def _line(values: Mapping[str, Any]) -> str:
 
 
 def append(path: Path, kind: str, about: Mapping[str, Any], **values: Any) -> None:
-    """Append one line; `about` says whose: interval, attempt, stage, host, process, every, method."""
+    """Append one line.
+
+    `about` says whose: interval, attempt, stage, host, process, every, method.
+    """
     append_line(path, _line({"kind": kind, **about, "at": time_text(), **values}))
 
 
 def read_ledger(ledger: Path, alive: Callable[[Mapping[str, Any]], bool] | None = None) -> list[Interval]:
-    """All intervals of a ledger and of the other hosts' files beside it, by their begin.
+    """Intervals of the ledgers of all hosts, by begin.
 
     `alive(line)` says whether the process that wrote a line still runs; by default this host's processes are looked
     up, and another host's is taken for alive while its last line is younger than a minute.
@@ -188,7 +199,9 @@ def read_ledger(ledger: Path, alive: Callable[[Mapping[str, Any]], bool] | None 
 
 
 def files_of(ledger: Path) -> list[Path]:
-    """The files of a ledger that are there: its own, and those of the other hosts beside it.
+    """The files of a ledger that are there.
+
+    Its own, and those of the other hosts beside it.
 
     Raises:
         ManifestError: one is no ledger of this schema.
@@ -224,13 +237,16 @@ def _interval(lines: list[dict[str, Any]], alive: Callable[[Mapping[str, Any]], 
 
 
 def _hung(lines: list[dict[str, Any]]) -> bool:
-    """Whether an interval's last lines tell of a hang that lasted to its end."""
+    """Return whether an interval's last lines record a hang."""
     seen = [line.get("marks", {}).get(PHASES, {}).get(HANG, 0) for line in lines[-2:]]
     return bool(seen[-1] > (seen[0] if len(seen) > 1 else 0))
 
 
 def still_runs(line: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote a line still runs: looked up here, on another host if the line is a minute old."""
+    """Return whether the process that wrote a line still runs.
+
+    Looked up here, on another host if the line is a minute old.
+    """
     if line["host"] == socket.gethostname():
         pid, started = line["process"]
         return started is not None and start_time(pid) == int(started)

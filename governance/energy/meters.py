@@ -1,4 +1,4 @@
-"""The meter of a node: `with meter("clean") as energy:` tells what the node took, and how well that is known.
+"""Energy meter of a node: `with meter("clean") as energy:`.
 
 Sources in order of trust: RAPL or hwmon for processors, with NVML for NVIDIA GPUs; else a meter of the whole board
 (ACPI, IPMI, Slurm); else a model for the processors. Promises: a figure carries its method and its bounds, and an
@@ -7,7 +7,7 @@ most one sample interval; the meter never stops the run that it measures. Its pr
 (docs/energy.md has the measurement).
 
 The scope is the node: whatever else ran there is in the figure. Where a job was allotted a part of the node, the scope
-is its share (`governance.energy.share`).
+is its share (`governance.energy.cgroup`).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from typing import Any, Literal
 from pydantic import Field
 
 from governance.config import Section
-from governance.energy.boards import open_board, open_hwmon
-from governance.energy.codecarbon_tracker import CodeCarbon, require_codecarbon
+from governance.energy.cgroup import Allotment, Shared, allotment, open_processor_model
+from governance.energy.codecarbon import CodeCarbon, require_codecarbon
 from governance.energy.counters import GreatestPower
-from governance.energy.cpu_power import cpu_times
+from governance.energy.cpu_model import cpu_times
 from governance.energy.factors import FactorsConfig
+from governance.energy.hwmon import open_board, open_hwmon
 from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, PHASES, append, own_file
-from governance.energy.node import Turn, node_turn, seconds_alive, start_time
+from governance.energy.node_lock import Turn, node_turn, seconds_alive, start_time
 from governance.energy.nvml import open_nvml
-from governance.energy.share import Allotment, Shared, allotment, open_processor_model
-from governance.energy.sources import Part, Source, open_rapl
+from governance.energy.rapl import Part, Source, open_rapl
 from governance.errors import BudgetReached, PipelineError, Preempted
 from governance.log import get_logger
 from governance.phases import CLOCK, DATA_STAGE, EVALUATION, INTERVAL, START_UP, PhaseClock
@@ -71,7 +71,9 @@ class EnergyConfig(Section):
 
 
 def meter(config: EnergyConfig, ledger: Path) -> Meter:
-    """The meter of a run: a factory of contexts that measure the node and record in `ledger`.
+    """The meter of a run.
+
+    A factory of contexts that measure the node and record in `ledger`.
 
     While the context lasts the yielded dictionary holds under "running" the joules of the last sample with method, time
     and bounds (`_Measuring.tell`), under "read" what takes a sample now, under "interval" its name in the ledger, and
@@ -125,7 +127,10 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
 
 
 def _allotted(config: EnergyConfig) -> Allotment | None:
-    """The part of the node that is this job's; None where the node is measured."""
+    """The part of the node that is this job's.
+
+    None where the node is measured.
+    """
     try:
         return allotment(cpu_times()[2]) if config.scope == "auto" and config.method == "auto" else None
     except (OSError, ValueError, StopIteration):  # not Linux
@@ -134,7 +139,10 @@ def _allotted(config: EnergyConfig) -> Allotment | None:
 
 @contextlib.contextmanager
 def _turn(ledger: Path, job: str | None) -> Iterator[Turn]:
-    """The node's lock; a node whose runtime directory cannot be used is measured without, and that is said."""
+    """The node's lock.
+
+    A node whose runtime directory cannot be used is measured without, and that is said.
+    """
     with contextlib.ExitStack() as stack:
         try:
             turn = stack.enter_context(node_turn(ledger, job))
@@ -145,7 +153,7 @@ def _turn(ledger: Path, job: str | None) -> Iterator[Turn]:
 
 
 class _Measuring:
-    """One interval: opens the sources, samples them in a thread, writes the ledger, fills the dictionary."""
+    """One interval: sources, sampling thread, ledger lines, result."""
 
     def __init__(
         self,
@@ -180,7 +188,7 @@ class _Measuring:
         return self.turn.ledger == str(self.path.resolve())
 
     def begin(self, before: float) -> None:
-        """Open the interval in the ledger and start sampling, or standing for the node's meter.
+        """Open the interval and start sampling, or stand for election.
 
         `before`: seconds that this process has run without a meter.
         """
@@ -189,7 +197,7 @@ class _Measuring:
             self.thread.start()
 
     def _record(self, **values: Any) -> None:
-        """Open the interval in the ledger, where these joules are not in another's lines."""
+        """Open the interval in the ledger if no other line counts it."""
         try:
             self.file = own_file(self.ledger) if self.ledger else None
         except (OSError, PipelineError) as error:
@@ -223,7 +231,10 @@ class _Measuring:
                 due = every
 
     def _stand(self) -> None:
-        """Hold the election again; who wins it measures from now on, and says since when."""
+        """Hold the election again.
+
+        Who wins it measures from now on, and says since when.
+        """
         if not self.turn.elect():
             if self.ledger is None and not self._same_ledger():  # from now on these joules stand in no line of ours
                 self.ledger = self.path
@@ -251,9 +262,11 @@ class _Measuring:
             self.tell(*_total(self._parts(), self.missing))
 
     def tell(self, joules: int | None, low: int | None, high: int | None) -> None:
-        """Say under "running" what was read: joules, method, the monotonic time, and by bound millijoules and the
-        greatest power so far in milliwatts; `elsewhere`: this node's joules are in another line of the same ledger;
-        `began`: when this process began to measure.
+        """Say under "running" what was read.
+
+        Joules, method, the monotonic time, and by bound millijoules and the greatest power so far in milliwatts;
+        `elsewhere`: this node's joules are in another line of the same ledger; `began`: when this process began to
+        measure.
         """
         at, values = time.monotonic(), {"central": joules, "upper": high}
         for bound, value in values.items():
@@ -268,7 +281,10 @@ class _Measuring:
         }
 
     def _write(self, kind: str, **values: Any) -> list[Part]:
-        """Read the sources and append a line; a ledger that refuses is said once and never stops the run."""
+        """Read the sources and append a line.
+
+        A ledger that refuses is said once and never stops the run.
+        """
         with self.guard:
             parts = self._parts()
             joules, low, high = _total(parts, self.missing)
@@ -318,7 +334,10 @@ def _joules(millijoules: int | None) -> float | None:
 
 
 def _total(parts: list[Part], missing: list[str]) -> tuple[int | None, int | None, int | None]:
-    """Millijoules of all parts as (measured, low, high); without a part nothing is known, and that is not zero."""
+    """Millijoules of all parts as (measured, low, high).
+
+    Without a part nothing is known, and that is not zero.
+    """
     if not parts:
         return None, None, None
     highs = [part.high for part in parts]
@@ -332,7 +351,10 @@ def _method(parts: list[Part]) -> str:
 
 
 def _open_sources(config: EnergyConfig, allotted: Allotment | None) -> tuple[list[Source], list[str]]:
-    """All that can be read here, and in words what cannot; a board's meter holds everything, so it stands alone."""
+    """All that can be read here, and in words what cannot.
+
+    A board's meter holds everything, so it stands alone.
+    """
     if config.method == "codecarbon":
         model, reason = open_processor_model(config.cpu_tdp_watts)
         tracker = CodeCarbon(model)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from governance.energy.counters import Clock, Counter, Glitch, Integral
-from governance.energy.sources import Part, counted
+from governance.energy.rapl import Part, counted
 
 NVML_ALLOWANCE_PERCENT = 5
 """Bounds of an NVML reading: the error of the sensor that Yang, Adamek and Armour measured (arXiv:2312.02741), who also
@@ -32,7 +32,7 @@ class Nvml:
         self.counts = [self._count(device, clock) for device in devices]
 
     def _count(self, device: Any, clock: Clock) -> tuple[str, Counter | Integral]:
-        """How this GPU is read: its method, and what counts."""
+        """Method of reading this GPU, and its counter."""
         nvml = self.nvml
         try:
             return "NVML", Counter(lambda: 1000 * int(nvml.nvmlDeviceGetTotalEnergyConsumption(device)), None, clock)
@@ -40,7 +40,10 @@ class Nvml:
             return "NVML power, sampled", Integral(lambda: nvml.nvmlDeviceGetPowerUsage(device) / 1000, clock)
 
     def _divided(self, device: Any) -> bool:
-        """Whether the device is divided into instances; one that knows no MIG is not."""
+        """Return whether the device is divided into instances.
+
+        One that knows no MIG is not.
+        """
         ask: Callable[[Any], Any] | None = getattr(self.nvml, "nvmlDeviceGetMigMode", None)
         try:
             return ask is not None and bool(ask(device)[0])
@@ -64,7 +67,7 @@ class Nvml:
 
 
 def open_nvml(of_job: str | None = None) -> tuple[Nvml | None, str]:
-    """The NVIDIA GPUs of this node, or None and the reason in words; no reason where there is no GPU.
+    """Open the NVIDIA GPUs of this node, or give the reason.
 
     `of_job`: the numbers of the GPUs to count, "0,1"; None: all that are seen.
     """

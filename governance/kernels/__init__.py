@@ -1,1 +1,1 @@
-"""What every numba kernel stands on, in the data pipeline and in the audits: compiling, caching, Arrow's buffers."""
+"""Numba kernels: compilation, caching, Arrow buffers, mentions."""

@@ -1,4 +1,4 @@
-"""What stands behind the counts of mentions: terms, and the sentences of a bottom-k sample.
+"""Terms and sampled sentences behind the counts of mentions.
 
 A priority is 63 bits of a hash of the document's id; bit 63 says that the sentence is long, so it ranks behind. Of a
 document the least priority counts. Promise: what is kept is the least of all that came, in any order.
@@ -19,7 +19,10 @@ _DOCUMENT = np.uint64(0x7FFFFFFFFFFFFFFF)
 
 @part
 def keep_example(priority, best):  # type: ignore[no-untyped-def]
-    """Put a priority among the `EXAMPLES` least of its cell, ascending; whether it was."""
+    """Put a priority among the `EXAMPLES` least of its cell, ascending.
+
+    Whether it was.
+    """
     last = len(best) - 1
     if priority >= best[last]:
         return False
@@ -46,7 +49,7 @@ def more_rows(values):  # type: ignore[no-untyped-def]
 
 @part
 def add_terms(hits, first, last, labels, groups, categories, score, sums):  # type: ignore[no-untyped-def]
-    """Add the terms of one sentence, hits `first` to `last`, to what was named and what stood beside it.
+    """Count terms `first` to `last` of a sentence with their context.
 
     `hits`: identity terms and others, -1 and -2 for none; `labels`: the others' label starts and labels.
     """
@@ -74,7 +77,7 @@ def add_terms(hits, first, last, labels, groups, categories, score, sums):  # ty
 
 @part
 def cell_of(k, categories, score, cells):  # type: ignore[no-untyped-def]
-    """The cell of a sentence's `k`-th category, or of an instrument behind them; -1 where its score is 0."""
+    """Cell of a sentence's `k`-th category or instrument; -1 if none."""
     if k < len(categories):
         return categories[k]
     if cells == 1:
@@ -85,7 +88,7 @@ def cell_of(k, categories, score, cells):  # type: ignore[no-untyped-def]
 
 @part
 def has_room(rank, groups, categories, score, best):  # type: ignore[no-untyped-def]
-    """Whether a sentence of this priority, were it short, may be kept in one of its cells."""
+    """Return whether a sentence of this priority fits a cell."""
     cells, last = best.shape[1], best.shape[2] - 1
     for k in range(len(categories) + len(score) + (cells == 1)):
         cell = cell_of(k, categories, score, cells)
@@ -97,7 +100,7 @@ def has_room(rank, groups, categories, score, best):  # type: ignore[no-untyped-
 
 @part
 def keep_examples(here, span, groups, categories, score, best, chosen, filled):  # type: ignore[no-untyped-def]
-    """Note the sentence of text `here[0]` and priority `here[1]` in each of its cells that has room for it."""
+    """Record the sentence in each of its cells with room."""
     cells = best.shape[1]
     for k in range(len(categories) + len(score) + (cells == 1)):
         cell = cell_of(k, categories, score, cells)

@@ -1,4 +1,4 @@
-"""An Arrow string column as the kernels see it: its bytes and its offsets, without a copy where there is one chunk.
+"""Arrow string columns as bytes and offsets, without copies.
 
 `text i` is `data[offsets[i]:offsets[i + 1]]`. Also the one scan that tells which texts need no normalisation, and
 the table of what a code point is, by the Unicode version of this Python's `unicodedata`.
@@ -61,7 +61,7 @@ _UNDER_DELETE = np.uint64(0x0101010101010101)  # added, lifts 127 to the high bi
 
 
 def text_buffers(texts: pa.Array | pa.ChunkedArray) -> tuple[Bytes, Offsets]:
-    """The UTF-8 bytes and the n + 1 offsets (int64) of n texts; a slice keeps its own window.
+    """UTF-8 bytes and n + 1 int64 offsets of n texts.
 
     Raises:
         ManifestError: a text is null; the schema of a shard allows none.
@@ -84,7 +84,10 @@ def text_buffers(texts: pa.Array | pa.ChunkedArray) -> tuple[Bytes, Offsets]:
 
 @functools.cache
 def code_point_classes() -> Bytes:
-    """What each of the 0x110000 code points is, as bits (SPACE, LETTER, UNSPACED, BULLET, PUNCTUATION); 1.1 MB."""
+    """Class bits of each code point (1.1 MB).
+
+    SPACE, LETTER, UNSPACED, BULLET, PUNCTUATION, for all 0x110000.
+    """
     characters = np.arange(0x110000, dtype=np.uint32).view("U1")
     classes = (SPACE * np.strings.isspace(characters) | LETTER * np.strings.isalpha(characters)).astype(np.uint8)
     for bit, ranges in ((UNSPACED, UNSPACED_RANGES), (PUNCTUATION, PUNCTUATION_RANGES)):
@@ -98,7 +101,10 @@ def code_point_classes() -> Bytes:
 
 @functools.cache
 def lower_case() -> npt.NDArray[np.int32]:
-    """Each code point's lower-case form, where that is one code point, else itself; 4.5 MB."""
+    """Lower-case form of each code point (4.5 MB).
+
+    Code points whose form has several stay as they are.
+    """
     folded = np.arange(0x110000, dtype=np.int32)
     for point in range(0x1F000):  # scripts with case end below
         lowered = chr(point).lower()
@@ -110,7 +116,9 @@ def lower_case() -> npt.NDArray[np.int32]:
 
 @functools.cache
 def canonical_classes() -> Bytes:
-    """Each code point's canonical combining class, 255 where a text with it has to be looked at whole; 1.1 MB.
+    """Canonical combining class of each code point (1.1 MB).
+
+    255 where a text with it has to be looked at whole.
 
     The latter are those that no text in NFC holds, and those that may join a character before them: the property
     NFC_QC of Unicode annex 15, section 9, is "No" or "Maybe". Where no character is such, and the classes of marks

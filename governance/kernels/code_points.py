@@ -1,4 +1,4 @@
-"""Code points in UTF-8 bytes: how they are read, and which end a sentence or close it."""
+"""Code points in UTF-8 bytes, and ends of sentences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLOSERS = QUOTES + ")]}）］｝〉》】〕〗〙〛"
 
 @intrinsic
 def byte_at(typingctx, data, place):  # type: ignore[no-untyped-def]
-    """`data[place]` (uint8, contiguous) as int64, without the test for an index below 0."""
+    """`data[place]` (uint8, contiguous) as int64, without negative indexing."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
@@ -27,7 +27,7 @@ def byte_at(typingctx, data, place):  # type: ignore[no-untyped-def]
 
 @inlined
 def decode(data, i, end):  # type: ignore[no-untyped-def]
-    """The code point that starts at byte `i`, and its number of bytes; a torn sequence counts byte by byte."""
+    """Code point at byte `i` and its width; torn bytes count singly."""
     c = byte_at(data, i)
     if c < 0x80:
         return c, 1

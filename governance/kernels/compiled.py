@@ -1,4 +1,4 @@
-"""How a kernel is compiled once a machine: numba's cache, made to notice a change in any file beside the kernel's.
+"""Compiled kernels: numba's cache, keyed by the kernels' sources.
 
 Numba keeps compiled code beside the source and asks only whether the function's own file changed. A kernel that is
 built from functions of another file would go on running the old ones after an update. Here the state of every file of
@@ -17,14 +17,17 @@ from numba.core.caching import FunctionCache
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile at the first call, without the GIL, and keep the result on disk."""
+    """Compile at the first call, without the GIL, cached on disk."""
     dispatcher = njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function)
     dispatcher._cache = _FolderCache(function)
     return dispatcher
 
 
 def part(function: Callable[..., Any]) -> Any:
-    """A function that kernels call and nothing else does: it is compiled into each of them."""
+    """A function that kernels call and nothing else does.
+
+    It is compiled into each of them.
+    """
     return njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
@@ -34,7 +37,7 @@ def inlined(function: Callable[..., Any]) -> Any:
 
 
 def loose(function: Callable[..., Any]) -> Any:
-    """An `inlined` part that may fuse a product with a sum, and sum in any order; NaN and infinity keep their rules.
+    """Inline a part with reassociated floating point; NaN and infinity stay exact.
 
     It vectorises and its last bits depend on the processor, so nothing that a digest covers may come out of it.
     """
@@ -55,6 +58,6 @@ class _FolderCache(FunctionCache):  # type: ignore[misc]
 
 @functools.cache
 def folder_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size in bytes and time of change of each file of kernels in a folder."""
+    """Name, size and change time of each kernel file."""
     files = sorted(folder.glob("*.py"))
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)

@@ -1,4 +1,4 @@
-"""64-bit hashes of texts, for finding equal ones among very many: equal texts have equal hashes, everywhere.
+"""64-bit text hashes for duplicate detection.
 
 FNV-1a over the bytes (Fowler, Noll, Vo; RFC 9923), then the finaliser of MurmurHash3 (Appleby, public domain), because
 FNV's high bits mix poorly and hashes are cut into ranges by them. Nobody is kept from making two texts of one hash:

@@ -1,4 +1,4 @@
-"""Count, in one pass over many texts, whom they speak of and with which words.
+"""Counts of group mentions and their context words, in one pass.
 
 A *term* is a word or a phrase of words (`words.py`: of a script without spaces each character is a word, so there the
 longest term that begins at a character is found). Two sets of terms are matched, each by itself: identity terms, whose
@@ -75,7 +75,10 @@ def pack(
     sizes: tuple[int, int, int, int],
     crossed: Mapping[tuple[int, int], int] | None = None,
 ) -> Packed:
-    """Pack terms: tuples of case-folded words, with their labels; `crossed`: two groups -> their intersection."""
+    """Pack terms: tuples of case-folded words, with their labels.
+
+    `crossed`: two groups -> their intersection.
+    """
     vocabulary = sorted({word for terms in (identity, others) for term in terms for word in term})
     numbers = {word: number for number, word in enumerate(vocabulary)}
     room = 1
@@ -113,7 +116,7 @@ def _matcher(terms: Mapping[Words, Sequence[Label]], order: Sequence[Words], num
 
 
 class Sums(NamedTuple):
-    """Counts of sentences that add up over texts, by the documents' buckets, and what stands behind them.
+    """Sentence counts by bucket, with the terms and examples behind them.
 
     A *cell* of a group is a category, then for each instrument a score below 0 and one above; where sentences are not
     looked into there is one cell, any mention.
@@ -135,7 +138,10 @@ class Sums(NamedTuple):
 
 
 def no_sums(packed: Packed, deep: bool = True) -> Sums:
-    """Sums of nothing; not `deep`: sentences are not looked into, only whom the texts mention."""
+    """Sums of nothing.
+
+    Not `deep`: sentences are not looked into, only whom the texts mention.
+    """
     groups = packed.sizes[0]
     categories, instruments = packed.sizes[1:3] if deep else (0, 0)
     cells = categories + 2 * instruments if deep else 1
@@ -150,7 +156,7 @@ def no_sums(packed: Packed, deep: bool = True) -> Sums:
 
 
 class Found(NamedTuple):
-    """What one call found, of n texts."""
+    """Results of one call over n texts."""
 
     words: Integers
     sentences: Integers
@@ -194,7 +200,7 @@ def count_texts(
 
 @part
 def _longest(word, place, count, k, matcher):  # type: ignore[no-untyped-def]
-    """The longest term that begins at hit `k`, or -1, and its words (at least 1)."""
+    """Longest term at hit `k`, or -1, with its words."""
     first, starts, words, _, _ = matcher
     for term in range(first[word[k]], first[word[k] + 1]):
         size = starts[term + 1] - starts[term]
@@ -212,7 +218,7 @@ def _longest(word, place, count, k, matcher):  # type: ignore[no-untyped-def]
 
 @part
 def _match(hits, count, matcher, terms):  # type: ignore[no-untyped-def]
-    """Write to `terms` the term that begins at each hit, -1 for none, -2 within one; its length grows."""
+    """Write each hit's term to `terms`; -1 none, -2 inside another."""
     word, place, _ = hits
     while len(terms) < count:
         terms = longer(terms)
@@ -238,7 +244,10 @@ def _first_time(number, stamps, stamp, here, filled):  # type: ignore[no-untyped
 
 @part
 def _add_sentence(bucket, groups, categories, score, hit, sums):  # type: ignore[no-untyped-def]
-    """Add one sentence to the sums; of a sentence that mentions nobody the number is counted elsewhere."""
+    """Add one sentence to the sums.
+
+    Of a sentence that mentions nobody the number is counted elsewhere.
+    """
     by_category, pairs, scores, _, _, _ = sums
     for c in categories:
         by_category[bucket, c] += 1
@@ -257,7 +266,10 @@ def _add_sentence(bucket, groups, categories, score, hit, sums):  # type: ignore
 
 @part
 def _most(counts):  # type: ignore[no-untyped-def]
-    """The number of the largest count; -1 where all are 0 or two are largest. The counts are set to 0."""
+    """The number of the largest count.
+
+    -1 where all are 0 or two are largest. The counts are set to 0.
+    """
     best, winner = 0, -1
     for number in range(len(counts)):
         if counts[number] > best:
@@ -270,7 +282,10 @@ def _most(counts):  # type: ignore[no-untyped-def]
 
 @part
 def _add_crossed(groups, many, crossed, stamps, stamp, mentions, touched, mentioned):  # type: ignore[no-untyped-def]
-    """Add the intersections of the first `many` groups of a sentence; how many groups it then has, and the text."""
+    """Add the intersections of the first `many` groups of a sentence.
+
+    How many groups it then has, and the text.
+    """
     filled = many
     for i in range(many):
         for j in range(i):

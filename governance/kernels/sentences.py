@@ -1,4 +1,4 @@
-r"""Words and sentences of a text, and which words a list holds, in one walk over its UTF-8 bytes.
+r"""Words, sentences and list matches of a text, in one pass.
 
 A *word* is that of `words.py`: a run of letters, digits, underscores and marks after Unicode NFC and full case folding,
 one character in a script without spaces. The walk wants NFC; `buffers.scan_texts` names the few texts that may not be
@@ -31,7 +31,7 @@ from governance.kernels.buffers import SPACE as IS_SPACE
 from governance.kernels.buffers import UNSPACED, code_point_classes
 from governance.kernels.code_points import CLOSERS, TERMINALS, byte_at, decode
 from governance.kernels.compiled import inlined, kernel, part
-from governance.kernels.words import KATAKANA_RANGES, PASSED_RANGES, READ_AS, combining_marks
+from governance.kernels.word_lookup import KATAKANA_RANGES, PASSED_RANGES, READ_AS, combining_marks
 
 SPACE, SOFT, STRONG, CLOSER, LOWER = 1, 2, 4, 8, 16
 ALONE, KATAKANA, MARK = 32, 64, 128
@@ -51,7 +51,7 @@ Tables = tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8], npt.NDArray[np.int3
 
 @functools.cache
 def word_tables() -> Tables:
-    """What the walk looks up; 5.6 MB.
+    """Look-up tables of the scan (5.6 MB).
 
     Returns:
         `points`: of each code point its folded form where that is one character of a word, 0 where it is none or
@@ -157,7 +157,7 @@ def _noted(h, words, sentences, hits, count, listed):  # type: ignore[no-untyped
 
 @part
 def _run_of_ends(data, i, end, signs, short):  # type: ignore[no-untyped-def]
-    """Behind the terminals and closing marks from `i` on, and whether the sentence ends there.
+    """Position after closing marks from `i`, and whether a sentence ends.
 
     `short`: the word before is an abbreviation or one letter.
     """
@@ -188,7 +188,7 @@ def _run_of_ends(data, i, end, signs, short):  # type: ignore[no-untyped-def]
 
 @inlined
 def _is_short(h, size, last, abbreviations):  # type: ignore[no-untyped-def]
-    """Whether a full stop behind this word need not end a sentence."""
+    """Return whether a full stop after this word may be an abbreviation."""
     if size == 1:
         return last < _NO_INITIALS and not 48 <= last <= 57
     found = False

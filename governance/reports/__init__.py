@@ -1,1 +1,1 @@
-"""Reports: one page on a whole run, and the same numbers as JSON; they read what others recorded."""
+"""Reports: one page on a whole run, and its numbers as JSON."""

@@ -1,4 +1,4 @@
-"""The report of a run: report.html for people, report.json with the same numbers for programs.
+"""Report stage: report.html for people, report.json for programs.
 
 Promises: it computes nothing new, it reads manifests, verdict, audit, metrics and ledger, and says of each number
 which; the page is one file that opens without a network and runs no script; what came from a corpus reaches it as text
@@ -20,16 +20,16 @@ from governance.energy.ancestry import RECORD
 from governance.energy.factors import Factors
 from governance.files import sha256_bytes, write_json, write_text
 from governance.manifest import KEY_LENGTH, Manifest, describe
-from governance.reports.facts import Given, facts, in_order
-from governance.reports.page import page
-from governance.reports.samples import Mask, mask
+from governance.reports.facts.report_facts import Given, facts, in_order
+from governance.reports.facts.samples import Mask, mask
+from governance.reports.sections.page import page
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 17
 
 
 class ReportSection(Section):
-    """What decides a report besides the artifacts."""
+    """Settings of a report."""
 
     name: str = ""
     """Of the run, as its page is headed: as a rule that of the root's folder."""
@@ -66,7 +66,7 @@ def report(
         root: the artifacts' root.
         runtime: where to write; its root is `root` as a rule.
         rules: mask personal data in examples; without them only addresses of e-mail and runs of digits are masked.
-        factors: what turns energy into carbon and water (`governance.reports.energy.look_up`).
+        factors: what turns energy into carbon and water (`governance.reports.facts.energy_totals.look_up`).
         begun: folder below the root of a training that was begun and is not finished; counts without `train` alone.
 
     Raises:

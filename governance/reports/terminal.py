@@ -1,4 +1,4 @@
-"""A corpus on a terminal: its funnel, why documents went, how they are distributed, and examples of both."""
+"""Terminal view of a corpus: funnel, removals, distributions, examples."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from governance.manifest import Manifest
-from governance.reports.counts import counted
-from governance.reports.distributions import distributions, write_edge
-from governance.reports.markup import visible
-from governance.reports.samples import Mask, kept_samples, mask, removed_samples
+from governance.reports.facts.distributions import distributions, write_edge
+from governance.reports.facts.samples import Mask, kept_samples, mask, removed_samples
+from governance.reports.facts.stage_counts import counted
+from governance.reports.html.markup import visible
 
 _ALL = "(all)"
 _BAR = 40  # characters of the longest bar
@@ -18,7 +18,7 @@ _WIDTH = 110  # characters of an example
 
 
 def show_corpus(manifests: Sequence[Manifest], root: Path, rules: Mask = mask) -> str:
-    """The funnel by stage and source, reasons, counts, histograms, examples (masked), the digest a waiver names."""
+    """Print funnel, reasons, counts, histograms, masked examples, waiver digest."""
     lines = [f"{'stage':<13} {'source':<24} {'documents':>12} {'kept':>12} {'bytes kept':>16} {'removed':>8}"]
     for manifest in manifests:
         stats = manifest.stats
@@ -84,7 +84,10 @@ def _table(table: Mapping[str, Any]) -> list[str]:
 
 
 def _histogram(histogram: Mapping[str, Any]) -> list[str]:
-    """A line a bin: kept as #, removed as ., on one scale."""
+    """A line a bin.
+
+    Kept as #, removed as ., on one scale.
+    """
     kept, removed, edges = histogram["kept"], histogram["removed"], histogram["edges"]
     most = max(a + b for a, b in zip(kept, removed, strict=True))
     lines = [f"{histogram['stage']}: {histogram['name']} (documents; # kept, . removed)"]

@@ -1,4 +1,4 @@
-"""Attention inside documents: a token sees the earlier tokens of its own document, and nothing else of its row.
+"""Causal attention within documents.
 
 One door, `DocumentMask`, built once per micro batch for each kind of layer (all of the document, or a window of it) and
 shared by the layers of that kind. Five ways keep its one promise:
@@ -23,23 +23,26 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from pretrain.config.model import ModelConfig
 from pretrain.model.attention_rule import Attend, Rule, first_keys
-from pretrain.model.eager import BlockAttention, block_starts, by_hand, has_kernels
+from pretrain.model.cpu_ops import BlockAttention, block_starts, by_hand, has_kernels
 from pretrain.model.flash import Kernel, flash_attention
-from pretrain.model_config import ModelConfig
 
 SHORT = 1024  # longest row, in tokens, whose probabilities are kept on CPU
 
 
 @dataclass(frozen=True)
 class DocumentMask:
-    """Attention within the documents of one micro batch, for each kind of layer."""
+    """Attention masks of a micro batch, one for each layer kind."""
 
     kinds: dict[int | None, Attend]
     """By window; none: the whole document."""
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
-        """Queries [B, H, L, D], keys and values [B, K, L, D], where K divides H -> [B, H, L, D]."""
+        """Causal attention of queries over visible keys.
+
+        Queries [B, H, L, D], keys and values [B, K, L, D], where K divides H -> [B, H, L, D].
+        """
         return self.kinds[window](q, k, v)
 
 
@@ -79,7 +82,10 @@ def attention(segments: torch.Tensor, rule: Rule) -> Attend:
 
 
 def allowed_pairs(segments: torch.Tensor, window: int | None = None) -> torch.Tensor:
-    """The promise as a table [B, 1, L, L]: True where a query (row) may see a key (column)."""
+    """The promise as a table [B, 1, L, L].
+
+    True where a query (row) may see a key (column).
+    """
     same = segments[:, None, :, None] == segments[:, None, None, :]
     length = segments.shape[1]
     seen = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
@@ -89,13 +95,13 @@ def allowed_pairs(segments: torch.Tensor, window: int | None = None) -> torch.Te
 
 
 def _spread(q: torch.Tensor, *narrow: torch.Tensor) -> list[torch.Tensor]:
-    """Repeat key and value heads until there are as many as query heads."""
+    """Repeat key and value heads to the number of query heads."""
     groups = q.shape[1] // narrow[0].shape[1]
     return [x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in narrow]
 
 
 def block_attention(segments: torch.Tensor, rule: Rule) -> Attend:
-    """Matrix products over blocks of queries and kernels between them, for numbers that the kernels know."""
+    """Attention by matrix products over query blocks, with CPU kernels."""
     firsts = first_keys(segments, rule.window)
     starts = block_starts(firsts)
 
@@ -127,7 +133,10 @@ def tabled_attention(segments: torch.Tensor, rule: Rule) -> Attend:
 
 
 def written_out(segments: torch.Tensor, rule: Rule) -> Attend:
-    """The formula itself, with logits and probabilities in fp32; O(B H L^2) numbers."""
+    """The formula itself, with logits and probabilities in fp32.
+
+    O(B H L^2) numbers.
+    """
     hidden = ~allowed_pairs(segments, rule.window)
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

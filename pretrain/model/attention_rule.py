@@ -1,4 +1,4 @@
-"""Who attends to whom, and the form of every way to compute it (see `attention.py`)."""
+"""Visibility rule of attention, and the form of its implementations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Rule:
-    """Who may attend to whom, and how products become logits."""
+    """Visibility rule and logit transform of a layer kind."""
 
     scale: float
     """What products of queries and keys are multiplied by."""
@@ -24,7 +24,9 @@ class Rule:
 
 
 def first_keys(segments: torch.Tensor, window: int | None) -> torch.Tensor:
-    """int32 [B, L]: the first key that each query sees; it sees all from there to itself.
+    """Int32 [B, L]: the first key that each query sees.
+
+    It sees all from there to itself.
 
     Args:
         segments: [B, L], the number of each token's document; a document is one run of its row.

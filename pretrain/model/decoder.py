@@ -1,4 +1,4 @@
-"""The decoder-only Transformer, and its loss as a sum over tokens.
+"""The decoder: embedding, blocks, head.
 
 The forward pass returns the *sum* of the cross entropies and never a mean: only the trainer knows how many tokens the
 whole global batch predicts, over micro batches and ranks, and a mean of unequal means is not the mean.
@@ -14,14 +14,14 @@ from typing import Literal
 import torch
 from torch import nn
 
+from pretrain.config.model import ModelConfig, padded_vocabulary
+from pretrain.model.activation_checkpointing import Checkpointing
 from pretrain.model.attention import document_mask
-from pretrain.model.checkpointing import Checkpointing
-from pretrain.model.experts import balance_losses
 from pretrain.model.flash import Kernel, load_kernel
 from pretrain.model.layers import Block, make_norm
 from pretrain.model.loss import Head, Logits
-from pretrain.model.positions import rotary_angles, sinusoids
-from pretrain.model_config import ModelConfig, padded_vocabulary
+from pretrain.model.moe import balance_losses
+from pretrain.model.position_embeddings import rotary_angles, sinusoids
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Batch:
         return self._each(lambda column: column.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:
-        """The same rows in page-locked memory, from which a copy to CUDA does not hold up the host."""
+        """The rows in page-locked memory, for asynchronous copies to CUDA."""
         return self._each(lambda column: column.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
@@ -72,7 +72,7 @@ class Stack(nn.Module):
     def forward(
         self, tokens: torch.Tensor, segments: torch.Tensor, positions: torch.Tensor, documents: int | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Token ids [B, L] -> hidden states [B, L, hidden], and the router's logits of each layer of experts."""
+        """Token ids [B, L] to hidden states and router logits."""
         x = self._embed(tokens, positions)
         windows, angles = [self.config.window(number) for number in range(len(self.layers))], {}
         if self.config.position_embedding == "rope":
@@ -100,8 +100,8 @@ class Stack(nn.Module):
 class Decoder(nn.Module):
     """A language model; `vocabulary_size` is the data's, before padding.
 
-    `activation_checkpointing` says what the forward pass keeps for the backward pass (see `checkpointing.py`), and
-    `attention` whether FlashAttention's kernel computes attention (see `flash.py`).
+    `activation_checkpointing` says what the forward pass keeps for the backward pass (see
+    `activation_checkpointing.py`), and `attention` whether FlashAttention's kernel computes attention (see `flash.py`).
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Decoder(nn.Module):
         positions: torch.Tensor,
         documents: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is differentiated, an fp32 scalar: the sum over all targets; and each token's nats, fp32 [B, L].
+        """Objective (fp32 scalar) and nats of each token, fp32 [B, L].
 
         The sum is of cross entropies, z-losses and, with experts, the losses of their routers. The nats are the plain
         cross entropies, 0 where nothing is predicted, and carry no gradient. `documents` bounds the number of documents

@@ -1,4 +1,4 @@
-"""The layer between attentions, applied to each token alone."""
+"""Feed-forward layers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain.model.eager import SquaredRelu, SwiGlu, has_kernels
-from pretrain.model_config import ModelConfig
+from pretrain.config.model import ModelConfig
+from pretrain.model.cpu_ops import SquaredRelu, SwiGlu, has_kernels
 
 
 class FeedForward(nn.Module):
-    """down(f(gate(x)) * up(x)), f SiLU or GELU (arXiv:2002.05202), or down(f(up(x))), f GELU, ReLU or squared ReLU."""
+    """Gated (arXiv:2002.05202) or plain feed-forward layer.
+
+    down(f(gate(x)) * up(x)), f SiLU or GELU, or down(f(up(x))), f GELU, ReLU or squared ReLU.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""FlashAttention's kernel for rows of several lengths (arXiv:2307.08691, arXiv:2407.08608), where it is installed.
+"""FlashAttention with variable lengths (arXiv:2307.08691, arXiv:2407.08608).
 
 All rows of a micro batch are one sequence, and documents are told by where each begins: `cu_seqlens`. Its length is the
 number of documents, which the device alone knows: a bound on it is counted on the host before rows are sent there
@@ -15,27 +15,36 @@ from collections.abc import Callable
 
 import torch
 
-from pretrain.config import FLASH_PACKAGES
+from pretrain.config.training import FLASH_PACKAGES
 from pretrain.model.attention_rule import Attend, Rule
 
 Kernel = Callable[..., torch.Tensor]
 
 
 def load_kernel() -> Kernel:
-    """The kernel of the first package that is installed; that one is, `compatibility.py` has made certain."""
+    """The kernel of the first package that is installed.
+
+    That one is, `compatibility.py` has made certain.
+    """
     name = next(name for name in FLASH_PACKAGES if importlib.util.find_spec(name))
     kernel: Kernel = importlib.import_module(name).flash_attn_varlen_func
     return kernel
 
 
 def documents_at_most(segments: torch.Tensor) -> int:
-    """A bound on the documents of rows that are on the host: a power of two, so that few shapes follow from it."""
+    """A bound on the documents of rows that are on the host.
+
+    A power of two, so that few shapes follow from it.
+    """
     count = len(segments) + int((segments.diff(dim=1) != 0).sum())
     return 1 << (count - 1).bit_length()
 
 
 def flash_attention(segments: torch.Tensor, rule: Rule, kernel: Kernel, documents: int | None = None) -> Attend:
-    """Attend by `rule` in rows whose at most `documents` documents are numbered by `segments` [B, L]."""
+    """Attention by `rule` through FlashAttention's variable-length kernel.
+
+    Rows hold at most `documents` documents, numbered by `segments` [B, L].
+    """
     rows, length = segments.shape
     begins = torch.ones_like(segments, dtype=torch.int32)
     begins[:, 1:] = segments.diff(dim=1) != 0

@@ -1,4 +1,4 @@
-"""FlexAttention (arXiv:2412.05496) inside documents: its block tables, and one compilation for each class of shapes.
+"""FlexAttention (arXiv:2412.05496) within documents.
 
 *Tables.* A query sees one run of keys (`first_keys`), so of a block of queries the blocks of keys that it sees are a
 run too: first those that a mask cuts, then those seen whole, then the diagonal. Both tables follow from the least and
@@ -31,7 +31,10 @@ Flex = Callable[..., torch.Tensor]
 
 
 def flex_attention(segments: torch.Tensor, rule: Rule) -> Attend:
-    """Attend by `rule` in rows whose documents are numbered by `segments` [B, L]; L is padded to whole blocks."""
+    """Attention by `rule` through FlexAttention.
+
+    Documents are numbered by `segments` [B, L]; L is padded to whole blocks.
+    """
     length, softcap = segments.shape[1], rule.softcap or 0.0
     padding = -length % BLOCK
     firsts = first_keys(segments, rule.window)
@@ -60,7 +63,10 @@ def flex_attention(segments: torch.Tensor, rule: Rule) -> Attend:
 
 
 def block_table(firsts: torch.Tensor) -> BlockMask:
-    """FlexAttention's table of queries that see the keys from `firsts` [B, L] to themselves; L in whole blocks."""
+    """FlexAttention's block table for first visible keys [B, L].
+
+    L in whole blocks.
+    """
     rows, length = firsts.shape
     of_block = firsts.view(rows, -1, BLOCK)
     own = torch.arange(of_block.shape[1], dtype=torch.int32, device=firsts.device)
@@ -86,7 +92,10 @@ def block_table(firsts: torch.Tensor) -> BlockMask:
 
 @functools.cache
 def compiled(shapes: Any) -> Flex:
-    """FlexAttention compiled for one class of shapes, in a function that shares its compilations with no other."""
+    """FlexAttention compiled for one class of shapes.
+
+    In a function that shares its compilations with no other.
+    """
 
     def of_one_class(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
         return torch_flex_attention(q, k, v, **options)
@@ -97,7 +106,7 @@ def compiled(shapes: Any) -> Flex:
 
 
 def compiler() -> dict[str, Any]:
-    """What compiles; its code is one operation for selective checkpointing, which keeps the result."""
+    """The compiling function, as one operation for selective checkpointing."""
     from torch._inductor import config
 
     wraps = "wrap_inductor_compiled_regions"

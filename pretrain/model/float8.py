@@ -1,4 +1,4 @@
-"""Products of linear maps in 8 bits, scaled by the largest value of each tensor (arXiv:2209.05433).
+"""Linear maps in 8 bits with per-tensor scales (arXiv:2209.05433).
 
 Forward, and for the gradient of the input, activations and weights are e4m3; gradients are e5m2, which reaches further.
 Each tensor is divided by its largest magnitude before it is rounded, with no host sync. Weights stay what they are
@@ -19,14 +19,17 @@ _TINY = 1e-12
 
 
 def compute_in_8_bits(model: nn.Module) -> None:
-    """Let every linear map of the blocks of `model` multiply in 8 bits; sides must be multiples of 16."""
+    """Make linear maps of blocks multiply in 8 bits.
+
+    Sides must be multiples of 16.
+    """
     for name, module in model.named_modules():
         if type(module) is nn.Linear and ".layers." in f".{name}":
             module.__class__ = Float8Linear
 
 
 class Float8Linear(nn.Linear):
-    """A linear map whose three products (output, gradient of input, gradient of weight) are in 8 bits."""
+    """Linear map with all three products in 8 bits."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]."""
@@ -54,14 +57,17 @@ class _Product(torch.autograd.Function):
 
 
 def multiply(left: torch.Tensor, right: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-    """Left [N, K] x right [M, K]^T -> [N, M] in the type of `left`, which is rounded to `kind`; `right` to e4m3."""
+    """Product of two matrices in 8 bits.
+
+    Left [N, K] x right [M, K]^T -> [N, M] in the type of `left`, which is rounded to `kind`; `right` to e4m3.
+    """
     small, small_scale = _rounded(left, kind)
     other, other_scale = _rounded(right, torch.float8_e4m3fn)
     return torch._scaled_mm(small, other.t(), scale_a=small_scale, scale_b=other_scale, out_dtype=left.dtype)
 
 
 def _rounded(x: torch.Tensor, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """`x` in 8 bits, and what to multiply it by to have `x` again, an fp32 scalar on its device."""
+    """`x` in 8 bits, and its fp32 scale on the device."""
     largest = torch.finfo(kind).max
     scale = x.detach().abs().amax().float().clamp(min=_TINY) / largest
     return (x.float() / scale).clamp(-largest, largest).to(kind), scale

@@ -1,4 +1,4 @@
-"""The parts of a block: norms, grouped-query attention, and the block that adds them to the stream.
+"""Norms, grouped-query attention and the residual block.
 
 Parameter names are those of Hugging Face's Llama (`q_norm` and `k_norm` are Qwen 3's, the norms of a sandwich Gemma
 2's, those of the reordered block OLMo 2's), so that exported weights mean the same there.
@@ -12,17 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pretrain.config.model import ModelConfig
+from pretrain.model.activation_checkpointing import Checkpointing, run_block
 from pretrain.model.attention import DocumentMask
-from pretrain.model.checkpointing import Checkpointing, run_block
-from pretrain.model.eager import RootMeanSquare, has_kernels
-from pretrain.model.experts import Experts
+from pretrain.model.cpu_ops import RootMeanSquare, has_kernels
 from pretrain.model.feed_forward import FeedForward
-from pretrain.model.positions import rotate
-from pretrain.model_config import ModelConfig
+from pretrain.model.moe import Experts
+from pretrain.model.position_embeddings import rotate
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis (arXiv:1910.07467); `weight` may be none."""
+    """X / sqrt(mean(x^2) + eps) * weight over the last axis (arXiv:1910.07467).
+
+    `weight` may be none.
+    """
 
     def __init__(self, size: int, config: ModelConfig) -> None:
         super().__init__()
@@ -62,7 +65,10 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = (RMSNorm(size, config) for size in sizes)
 
     def forward(self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask) -> torch.Tensor:
-        """[B, L, hidden] -> [B, L, hidden]; `angles` turn queries and keys, if there are any."""
+        """[B, L, hidden] -> [B, L, hidden].
+
+        `angles` turn queries and keys, if there are any.
+        """
         rows, length, _ = x.shape
         shape = (rows, length, -1, self.head_dim)  # -1: under tensor parallelism a rank holds a part of the heads
         q, k, v = self._project(x)
@@ -88,7 +94,7 @@ class Attention(nn.Module):
 
 
 def join_projections(model: nn.Module) -> None:
-    """Let compiled attention multiply by the three matrices of queries, keys and values at once.
+    """Join the query, key and value products of compiled attention.
 
     One product in place of three forward, two in place of six backward, and no sum of three gradients of the stream.
     The parameters stay three, so checkpoints, exports and optimizers know nothing of it; each pass copies them, which
@@ -101,7 +107,7 @@ def join_projections(model: nn.Module) -> None:
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each added to the stream, with norms as `norm_position` says."""
+    """Attention and feed-forward with residuals; norms by `norm_position`."""
 
     def __init__(self, config: ModelConfig, layer: int, checkpointing: Checkpointing = "none") -> None:
         super().__init__()
@@ -119,7 +125,7 @@ class Block(nn.Module):
     def forward(
         self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[B, L, hidden] -> [B, L, hidden], and of experts the router's logits [B, L, experts].
+        """[B, L, hidden] -> [B, L, hidden], with router logits for experts.
 
         Recomputation happens in here, below the hooks by which ZeRO-3 gathers the weights of the whole block.
         """

@@ -1,4 +1,4 @@
-"""From hidden states to the loss of each token, without ever holding the logits of all tokens.
+"""Cross-entropy from hidden states, without holding all logits.
 
 The output projection, the softmax and their gradients are computed together, a piece of tokens at a time: the gradient
 of a sum is known in the forward pass, so nothing of the size tokens x vocabulary waits for the backward pass
@@ -23,14 +23,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from pretrain.model.counting import piece_tokens
+from pretrain.model.flops import piece_tokens
 
 _RUN_LOGITS = 1 << 17  # numbers of a run of rows on CPU
 
 
 @dataclass(frozen=True)
 class Logits:
-    """How products become logits, and what is added to their cross entropy."""
+    """Logit transform and auxiliary losses."""
 
     scale: float = 1.0
     softcap: float | None = None
@@ -51,7 +51,10 @@ class Head(nn.Linear):
         self.rule = rule
 
     def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
-        """[B, L, hidden] -> logits [B, L, rows]; with targets [B, L] the objective and the nats (`cross_entropy`)."""
+        """[B, L, hidden] -> logits [B, L, rows].
+
+        With targets [B, L] the objective and the nats (`cross_entropy`).
+        """
         if targets is None:
             return self.rule.of(F.linear(x, self.weight))
         objective, nats = cross_entropy(x.flatten(0, 1), self.weight, targets.flatten(), self.rule)
@@ -61,7 +64,9 @@ class Head(nn.Linear):
 def cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum over targets of cross entropy and z-loss, fp32; and the cross entropies [N], detached, 0 without target.
+    """The sum over targets of cross entropy and z-loss, fp32.
+
+    And the cross entropies [N], detached, 0 without target.
 
     Args:
         hidden: [N, D].
@@ -138,7 +143,10 @@ def _add(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
 def _soften(
     products: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nats [N] and the sum of z-losses; `products` [N, V] become the gradient of their sum, if it is wanted."""
+    """Nats [N] and the sum of z-losses.
+
+    `products` [N, V] become the gradient of their sum, if it is wanted.
+    """
     counted = targets >= 0
     logits = rule.of(products.float())
     chances = torch.log_softmax(logits, -1)
@@ -182,7 +190,10 @@ def _soften_at_once(
 def _kernel(
     products: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Nats [N] and z-losses [N], if any; written for a compiler, which makes one pass for each use of a row."""
+    """Nats [N] and z-losses [N], if any.
+
+    Written for a compiler, which makes one pass for each use of a row.
+    """
     counted = targets >= 0
     logits = rule.of(products.float())
     level = logits.logsumexp(-1, keepdim=True)
@@ -207,5 +218,5 @@ def _softener(device: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
 
 @functools.cache
 def _compiled() -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
-    """The kernel; what it cannot be compiled for is an error, not a slow way."""
+    """Compiled kernel; failure to compile is an error."""
     return torch.compile(_kernel, fullgraph=True)

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.measures import gpu_first_look
 from benchmarks.measures.gpu_first_look import ARMS, first_look
-from pretrain import peaks
+from pretrain.metrics import peak_flops as peaks
 from tests.benchmarks.test_training_gpu import TOY
 
 

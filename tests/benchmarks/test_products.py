@@ -3,7 +3,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from pretrain import peaks
+from pretrain.metrics import peak_flops as peaks
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "rivals" / "products.py"
 

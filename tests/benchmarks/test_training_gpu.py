@@ -10,10 +10,10 @@ import pytest
 from benchmarks.measures import training_gpu
 from benchmarks.measures.training_gpu import Setting, bare, difference, measured, refuse, settings
 from governance.errors import PipelineError
-from pretrain import peaks
-from pretrain.memory_room import Available
-from pretrain.model.counting import parameter_count
-from pretrain.model_config import ModelConfig
+from pretrain.config.model import ModelConfig
+from pretrain.metrics import peak_flops as peaks
+from pretrain.model.flops import parameter_count
+from pretrain.preflight.memory_room import Available
 
 GIB = 1 << 30
 H100 = Available(int(78.5 * GIB), 100 * GIB)  # what an empty card of 80 GB leaves after the driver, and a usual host

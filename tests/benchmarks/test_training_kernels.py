@@ -8,7 +8,8 @@ import torch
 from benchmarks import training
 from benchmarks.measures import training_kernels
 from benchmarks.measures.training_kernels import _batch, _errors, _model, torch_s_own
-from pretrain.model import attention, feed_forward, layers, loss, positions
+from pretrain.model import attention, feed_forward, layers, loss
+from pretrain.model import position_embeddings as positions
 
 
 @pytest.mark.parametrize("documents", [1, 4])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.measures.training_memory import CASES, measured
-from pretrain.memory_room import _TOLERANCE
+from pretrain.preflight.memory_room import _TOLERANCE
 
 
 @pytest.mark.slow

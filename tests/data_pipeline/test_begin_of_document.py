@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.documents import read_table
-from data_pipeline.encode import FEATURES_SCHEMA, SPLITS, EncodeConfig, encode
-from data_pipeline.token_shards import TokenShard
-from data_pipeline.tokenizer import TokenizerConfig, load_encoder, train_tokenizer
+from data_pipeline.tokens.encode import FEATURES_SCHEMA, SPLITS, EncodeConfig, encode
+from data_pipeline.tokens.token_shards import TokenShard
+from data_pipeline.tokens.tokenizer import TokenizerConfig, load_encoder, train_tokenizer
 from data_pipeline.trace import trace
 from governance.checks.tokens import TokenReaders, shards_of, token_row
 from governance.config import validate
 from governance.errors import ConfigError
 from governance.stage import Runtime
-from pretrain.dataset import open_rows
+from pretrain.data.dataset import open_rows
 from tests.data_pipeline.test_encode import CORPUS, artifact
 
 TOKENS = ("<|endoftext|>", "<|begin|>")

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.classifier import ClassifierConfig, classify, load_weights, measure, train_classifier
 from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
+from data_pipeline.filters.classifier import ClassifierConfig, classify, load_weights, measure, train_classifier
 from data_pipeline.kernels.linear import score
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, MissingInput

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import data_pipeline.clean as stage
-from data_pipeline.clean import CleanConfig, clean, normalise, normalise_texts
+import data_pipeline.filters.clean as stage
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     REMOVED_SCHEMA,
@@ -21,8 +20,9 @@ from data_pipeline.documents import (
     table_writer,
     write_table,
 )
-from data_pipeline.lists import ListsConfig, make_lists
-from data_pipeline.rules import Thresholds
+from data_pipeline.filters.blocklists import ListsConfig, make_lists
+from data_pipeline.filters.clean import CleanConfig, clean, normalise, normalise_texts
+from data_pipeline.filters.quality_rules import Thresholds
 from governance.config import canonical_json, validate
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes

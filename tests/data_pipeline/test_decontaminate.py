@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.decontaminate import HIT_SCHEMA, DecontaminateConfig, decontaminate
+from data_pipeline.decontamination.decontaminate import HIT_SCHEMA, DecontaminateConfig, decontaminate
+from data_pipeline.decontamination.evaluation_sets import EvaluationSet, evaluation_sets
+from data_pipeline.decontamination.passages import Hit, Measures, PassageConfig, stands_alone, strongest
 from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, cut_spans, read_table, write_table
-from data_pipeline.evaluation_sets import EvaluationSet, evaluation_sets
-from data_pipeline.passages import Hit, Measures, PassageConfig, stands_alone, strongest
 from governance.errors import MissingInput
 from governance.files import sha256_bytes
 from governance.manifest import Manifest, describe, verify

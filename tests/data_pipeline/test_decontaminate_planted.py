@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data_pipeline.decontaminate import DecontaminateConfig
+from data_pipeline.decontamination.decontaminate import DecontaminateConfig
+from data_pipeline.decontamination.evaluation_sets import ITEM_SCHEMA, EvaluationSet, evaluation_sets
+from data_pipeline.decontamination.passages import character_offsets, find_hits, seek
 from data_pipeline.documents import read_table
-from data_pipeline.evaluation_sets import ITEM_SCHEMA, EvaluationSet, evaluation_sets
-from data_pipeline.passages import character_offsets, find_hits, seek
 from governance.stage import Runtime
 
 DATA = os.environ.get("ASSAY_TEST_DATA", "")

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline.dedup import DedupConfig, dedup, earlier_corpora
+from data_pipeline.dedup.dedup import DedupConfig, dedup, earlier_corpora
+from data_pipeline.dedup.join import spill_folder
 from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, document_shards, read_table, write_table
-from data_pipeline.duplicates.join import spill_folder
 from governance.config import canonical_json
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes

@@ -10,10 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.documents import DOCUMENT_SCHEMA, read_table, write_table
-from data_pipeline.encode import FEATURES_SCHEMA, SPLITS, EncodeConfig, content_digests, encode, encode_table, split_of
-from data_pipeline.mix import PLAN_SCHEMA
-from data_pipeline.token_shards import TokenShard, find_document, group_name
-from data_pipeline.tokenizer import TokenizerConfig, load_encoder, train_tokenizer
+from data_pipeline.tokens.encode import (
+    FEATURES_SCHEMA,
+    SPLITS,
+    EncodeConfig,
+    content_digests,
+    encode,
+    encode_table,
+    split_of,
+)
+from data_pipeline.tokens.mix import PLAN_SCHEMA
+from data_pipeline.tokens.token_shards import TokenShard, find_document, group_name
+from data_pipeline.tokens.tokenizer import TokenizerConfig, load_encoder, train_tokenizer
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, PipelineError
 from governance.manifest import Manifest, describe, write_manifest
@@ -123,7 +131,7 @@ def test_the_counts_agree_with_the_shards_and_the_features(encoded):
     assert sum(row["tokens"] for row in rows if row["split"] == "train") == stats["train_tokens"]
     assert all(row["first_token_ok"] and row["ends_with_eod"] for row in rows)
     assert max(row["max_id"] for row in rows) < stats["vocabulary_size"]
-    assert manifest.digest == GOLDEN, "bytes changed: raise VERSION in data_pipeline/encode.py"
+    assert manifest.digest == GOLDEN, "bytes changed: raise VERSION in data_pipeline/tokens/encode.py"
 
 
 GOLDEN = "329c8412d9eb8da6a5a343e8f2e48e63e622e344ae51d2c0d389a064573472bc"

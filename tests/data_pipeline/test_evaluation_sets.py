@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from data_pipeline.decontamination.evaluation_sets import ITEM_SCHEMA, EvaluationSet, evaluation_sets, texts_of
 from data_pipeline.documents import read_table
-from data_pipeline.evaluation_sets import ITEM_SCHEMA, EvaluationSet, evaluation_sets, texts_of
 from governance.config import load_config
 from governance.errors import ConfigError, MissingInput
 from governance.manifest import verify

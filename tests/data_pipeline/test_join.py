@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.duplicates.groups import gather
-from data_pipeline.duplicates.join import BAND, TEXT, URL, Engine, shared_keys, write_keys
+from data_pipeline.dedup.candidates import gather
+from data_pipeline.dedup.join import BAND, TEXT, URL, Engine, shared_keys, write_keys
 from governance.errors import PipelineError
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,7 @@ DEDUP_ON = """
     import sys
     from pathlib import Path
     import pyarrow as pa
-    from data_pipeline.dedup import DedupConfig, dedup
+    from data_pipeline.dedup.dedup import DedupConfig, dedup
     from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
     from governance.manifest import Manifest, describe
     from governance.stage import Runtime

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
-from data_pipeline.bpe.vocabulary import read_vocabulary
 from data_pipeline.kernels.bpe import build_merges, encode_texts, new_cache
 from data_pipeline.kernels.pretokens import LETTER, NUMBER, SPACE, pretoken_end
-from data_pipeline.tokenizer import TokenizerConfig, _train, code_point_classes, open_reference
+from data_pipeline.tokens.tokenizer import TokenizerConfig, _train, code_point_classes, open_reference
+from data_pipeline.tokens.vocabulary import read_vocabulary
 from governance.kernels.buffers import text_buffers
 
 END = 0

@@ -5,7 +5,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.kernels.letters import folded_letters
+from data_pipeline.kernels.content_hash_text import folded_letters
 from governance.kernels.buffers import text_buffers
 
 WHITE_SPACE = b" \t\n\r\x0b\x0c"

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.kernels.folding import word_hashes
-from data_pipeline.kernels.ngrams import COMMON, MAX_BAND, SEED_WORDS, Passages, build_index, search
+from data_pipeline.kernels.passage_search import COMMON, MAX_BAND, SEED_WORDS, Passages, build_index, search
 from governance.kernels.buffers import text_buffers
 
 MAX_ERRORS, EXTRA_BAND = 0.2, 3

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.clean import normalise
+from data_pipeline.filters.clean import normalise
 from data_pipeline.kernels.phrases import PHRASES, POLICY_PHRASES
 from data_pipeline.kernels.quality import FEATURES, measure_texts
 from data_pipeline.kernels.stop_words import STOP_WORDS

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.kernels.walk import EXACT, KEPT, NEAR, URL, walk_ranked
+from data_pipeline.kernels.greedy_dedup import EXACT, KEPT, NEAR, URL, walk_ranked
 
 
 def walked(candidates, texts, threshold=0.7, limit=64, addresses=None, fixed=0):

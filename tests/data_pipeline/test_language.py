@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import language
+from data_pipeline.filters import language
+from data_pipeline.filters.language import PREFIX_CHARACTERS, model_path
 from data_pipeline.kernels.fasttext import huffman, load_model
-from data_pipeline.language import PREFIX_CHARACTERS, model_path
 from governance.errors import ManifestError, MissingInput
 
 SENTENCES = {

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline import lists
-from data_pipeline.lists import (
+from data_pipeline.filters import blocklists as lists
+from data_pipeline.filters.blocklists import (
     KEYED_SCHEMA,
     ListsConfig,
     blocked_by,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.megatron import MegatronConfig, export_megatron, import_megatron, open_indexed
-from data_pipeline.pack import PackConfig, pack
-from data_pipeline.token_shards import EncodedDocument, TokenShard, find_document, write_token_shard
+from data_pipeline.tokens.megatron import MegatronConfig, export_megatron, import_megatron, open_indexed
+from data_pipeline.tokens.pack import PackConfig, pack
+from data_pipeline.tokens.token_shards import EncodedDocument, TokenShard, find_document, write_token_shard
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
 from governance.manifest import Manifest, describe, write_manifest

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import mix as stage
 from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
-from data_pipeline.mix import SIZES_SCHEMA, copies_of, document_hash, mix, read_copies, thresholds
-from data_pipeline.shares import MixConfig, Quota, allocate
+from data_pipeline.tokens import mix as stage
+from data_pipeline.tokens.mix import SIZES_SCHEMA, copies_of, document_hash, mix, read_copies, thresholds
+from data_pipeline.tokens.mixture_sizes import MixConfig, Quota, allocate
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, PipelineError
 from governance.manifest import Manifest, describe, write_manifest

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import pack as stage
 from data_pipeline.kernels.packing import pack_items
-from data_pipeline.pack import PackConfig, group_shards, pack, pack_pieces, pieces_of
-from data_pipeline.packed_rows import PIECE, PackedRows, locate, read_packed_row, shards_of, write_packed_rows
-from data_pipeline.token_shards import NO_TARGET, EncodedDocument, TokenShard, write_token_shard
+from data_pipeline.tokens import pack as stage
+from data_pipeline.tokens.pack import PackConfig, group_shards, pack, pack_pieces, pieces_of
+from data_pipeline.tokens.packed_rows import PIECE, PackedRows, locate, read_packed_row, shards_of, write_packed_rows
+from data_pipeline.tokens.token_shards import NO_TARGET, EncodedDocument, TokenShard, write_token_shard
 from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.manifest import Manifest, describe, write_manifest
 from governance.parallel import close_pool

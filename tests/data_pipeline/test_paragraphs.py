@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.dedup.paragraphs import ParagraphsConfig, drop_paragraphs, without
 from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
-from data_pipeline.kernels.units import find_units
-from data_pipeline.paragraphs import ParagraphsConfig, drop_paragraphs, without
+from data_pipeline.kernels.paragraph_hashes import find_units
 from governance.files import sha256_bytes
 from governance.kernels.buffers import text_buffers
 from governance.manifest import Manifest, describe

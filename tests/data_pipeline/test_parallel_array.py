@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from governance import alone as alone_module
+from governance import leader as alone_module
 from governance import parallel
 from governance.config import Section
 from governance.files import write_bytes

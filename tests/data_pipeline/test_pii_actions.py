@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.documents import DOCUMENT_SCHEMA, read_table, write_table
-from data_pipeline.personal_data.actions import fingerprint, masked, new_text, plain_form, pseudonym, read_key
-from data_pipeline.personal_data.findings import TYPES
-from data_pipeline.pii import PiiConfig, redact
+from data_pipeline.pii.detections import TYPES
+from data_pipeline.pii.redact import PiiConfig, redact
+from data_pipeline.pii.redaction import fingerprint, masked, new_text, plain_form, pseudonym, read_key
 from governance.config import validate
 from governance.errors import ConfigError
 from governance.manifest import Manifest, describe, write_manifest

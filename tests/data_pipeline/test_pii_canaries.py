@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.personal_data.canaries import SENTENCES, hosts, measure, planted
-from data_pipeline.personal_data.canary_values import MAKERS, Draw
-from data_pipeline.personal_data.findings import TYPES
-from data_pipeline.pii import find
+from data_pipeline.pii.canaries import SENTENCES, hosts, measure, planted
+from data_pipeline.pii.canary_values import MAKERS, Draw
+from data_pipeline.pii.detections import TYPES
+from data_pipeline.pii.redact import find
 
 PASSAGES = [
     ("a" * 64, "The wind had been rising since noon, and by four the harbour was white with spray. " * 30),

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from data_pipeline.personal_data import national_checks
-from data_pipeline.personal_data.checksums import is_base58check, is_bech32, is_iso7064_11_10, is_verhoeff
-from data_pipeline.personal_data.findings import FAMILIES, TYPES, expand, stands_alone
-from data_pipeline.pii import find
+from data_pipeline.pii import national_checks
+from data_pipeline.pii.checksums import is_base58check, is_bech32, is_iso7064_11_10, is_verhoeff
+from data_pipeline.pii.detections import FAMILIES, TYPES, expand, stands_alone
+from data_pipeline.pii.redact import find
 
 # From the offices' own publications, the acts that define the numbers, or worked out by hand from them.
 ALONE = {

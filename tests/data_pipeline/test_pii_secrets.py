@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from data_pipeline.pii import find, replace
+from data_pipeline.pii.redact import find, replace
 
 MIXED = "q7Zr2LmX9vKb4TnW8cJp5HdF1gSy6AeU3oRi0BwQ"
 FORMS = {

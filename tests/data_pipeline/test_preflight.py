@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from data_pipeline.duplicates import join
-from data_pipeline.prepare import DataConfig, stages
+from data_pipeline.config import DataConfig
+from data_pipeline.dedup import join
+from data_pipeline.prepare import stages
 from governance.config import validate
 from governance.errors import ConfigError, MissingInput, PipelineError
 from governance.stage import Runtime

@@ -9,12 +9,13 @@ import sys
 
 import pytest
 
-from data_pipeline.prepare import DataConfig, stages, survey
+from assay.cli.main import main
+from assay.config import load_run
+from data_pipeline.config import DataConfig
+from data_pipeline.prepare import stages, survey
 from governance import parallel
 from governance.manifest import read_manifest
 from governance.stage import Runtime
-from pretrain.cli import main
-from pretrain.run_config import load_run
 from tests.conftest import tale
 
 IDS = """

@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.clean import CleanConfig, normalise, profiles_of
-from data_pipeline.kernels.quality import FEATURES, measure_texts
-from data_pipeline.language import identify
-from data_pipeline.rules import (
+from data_pipeline.filters.clean import CleanConfig, normalise, profiles_of
+from data_pipeline.filters.language import identify
+from data_pipeline.filters.quality_rules import (
     LANGUAGES,
     MAX_UNSPACED_SHARE,
     PRESETS,
@@ -26,6 +25,7 @@ from data_pipeline.rules import (
     judge,
     limits,
 )
+from data_pipeline.kernels.quality import FEATURES, measure_texts
 
 OPENING = (
     "The ferry crossed the river before dawn, and nobody on the far shore was awake to see it arrive.",

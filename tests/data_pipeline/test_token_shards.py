@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.token_shards import (
+from data_pipeline.tokens.token_shards import (
     NO_TARGET,
     UNKNOWN_GROUP,
     EncodedDocument,

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import tokenizer as subject
-from data_pipeline.bpe import encoder as encoding
-from data_pipeline.bpe.encoder import segments
-from data_pipeline.bpe.parity import awkward_strings, every_character
-from data_pipeline.bpe.sample import choose_sample, sample_texts
-from data_pipeline.bpe.vocabulary import alphabet, ranks_text, read_vocabulary
 from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
-from data_pipeline.tokenizer import TokenizerConfig, load_encoder, train_tokenizer
+from data_pipeline.tokens import encoder as encoding
+from data_pipeline.tokens import tokenizer as subject
+from data_pipeline.tokens.encoder import segments
+from data_pipeline.tokens.parity import awkward_strings, every_character
+from data_pipeline.tokens.tokenizer import TokenizerConfig, load_encoder, train_tokenizer
+from data_pipeline.tokens.training_sample import choose_sample, sample_texts
+from data_pipeline.tokens.vocabulary import alphabet, ranks_text, read_vocabulary
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
 from governance.manifest import Manifest, describe, write_manifest
@@ -82,7 +82,7 @@ def test_the_stage_writes_both_files_and_its_counts(trained):
     assert stats["parity"] is True
     assert (stats["documents"], stats["sample_documents"], stats["end_of_document"]) == (42, 41, 0)
     assert stats["vocabulary_size"] <= CONFIG.vocabulary_size
-    assert manifest.digest == GOLDEN, "bytes changed: raise VERSION in data_pipeline/tokenizer.py"
+    assert manifest.digest == GOLDEN, "bytes changed: raise VERSION in data_pipeline/tokens/tokenizer.py"
 
 
 GOLDEN = "5cdc5812ed88808bd6615fb518fd952c8fe3d0533b51f196329500d2e107f170"
@@ -93,7 +93,7 @@ def test_the_number_of_threads_does_not_change_a_byte(trained, threads):
     """In a process of its own: the library reads its number of threads once."""
     root, manifest = trained
     program = (
-        "import json, sys; from data_pipeline.tokenizer import _train, TokenizerConfig\n"
+        "import json, sys; from data_pipeline.tokens.tokenizer import _train, TokenizerConfig\n"
         "texts, size = json.load(sys.stdin)\n"
         "sys.stdout.write(_train(texts, TokenizerConfig(vocabulary_size=size)))"
     )
@@ -235,7 +235,7 @@ def test_letting_documents_go_early_changes_no_sample(tmp_path, monkeypatch):
     texts = [[f"{place} " * (1 + place % 40) for place in range(300)] for _ in range(3)]
     paths = artifact(tmp_path, texts).files("documents", tmp_path)
     wanted = [choose_sample(paths, size) for size in (50, 3000, 10**6)]
-    monkeypatch.setattr("data_pipeline.bpe.sample._PRUNE", 10)
+    monkeypatch.setattr("data_pipeline.tokens.training_sample._PRUNE", 10)
     for size, sample in zip((50, 3000, 10**6), wanted, strict=True):
         pruned = choose_sample(paths, size)
         assert np.array_equal(pruned.places, sample.places)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from data_pipeline.documents import read_table
-from data_pipeline.encode import EncodeConfig, encode
 from data_pipeline.ingest import IngestConfig, ingest
-from data_pipeline.megatron import MegatronConfig, export_megatron, import_megatron
-from data_pipeline.pack import PackConfig, pack
-from data_pipeline.packed_rows import PackedRows
 from data_pipeline.readers.sources import JsonlSource
-from data_pipeline.token_shards import TokenShard
-from data_pipeline.tokenizer import TokenizerConfig, load_encoder, train_tokenizer
+from data_pipeline.tokens.encode import EncodeConfig, encode
+from data_pipeline.tokens.megatron import MegatronConfig, export_megatron, import_megatron
+from data_pipeline.tokens.pack import PackConfig, pack
+from data_pipeline.tokens.packed_rows import PackedRows
+from data_pipeline.tokens.token_shards import TokenShard
+from data_pipeline.tokens.tokenizer import TokenizerConfig, load_encoder, train_tokenizer
 from data_pipeline.trace import explain, trace
 from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.files import remove_tree, sha256_bytes, sha256_file

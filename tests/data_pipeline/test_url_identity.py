@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.duplicates.urls import normalise_url
+from data_pipeline.urls import normalise_url
 
 SAME = [
     ("HTTP://www.EXAMPLE.com/", "https://example.com"),

@@ -7,15 +7,15 @@ import json
 import os
 from pathlib import Path
 
-from governance.gate import verdict_path
+from assay.cli.main import main
+from assay.config import load_run
+from assay.pipeline import corpus, pass_gate
+from governance.gate.signed_statements import signature_fields, write_paper
+from governance.gate.verdict import verdict_path
+from governance.gate.waivers import WAIVER, Refusal, Waiver
 from governance.manifest import describe, read_manifest, write_manifest
-from governance.papers import signature_fields, write_paper
-from governance.signing import create_key, private_key
+from governance.signing.dsse import create_key, private_key
 from governance.stage import Runtime
-from governance.waivers import WAIVER, Refusal, Waiver
-from pretrain.cli import main
-from pretrain.run import corpus, pass_gate
-from pretrain.run_config import load_run
 from tests.conftest import CONFIG, tale
 
 NOW = datetime.datetime.now(datetime.UTC)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from governance.kernels.buffers import UNSPACED_RANGES
 from governance.kernels.code_points import CLOSERS, TERMINALS
 from governance.kernels.sentences import ABBREVIATIONS
-from governance.kernels.words import KATAKANA_RANGES
+from governance.kernels.word_lookup import KATAKANA_RANGES
 
 Words = tuple[str, ...]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from governance import alone
-from governance.alone import make_alone
+from governance import leader as alone
 from governance.config import Section
 from governance.errors import BudgetReached, ConfigError, PipelineError, StorageError
 from governance.files import write_bytes, write_json
+from governance.leader import make_alone
 from governance.manifest import describe
 from governance.parallel import once
 from governance.stage import Made, Recipe, Runtime, run_stage

@@ -4,13 +4,13 @@ import datetime
 
 import pytest
 
-from governance.approvals import APPROVAL, APPROVALS, Approval, all_differences, policy_differences, unapproved
 from governance.config import validate
 from governance.errors import ConfigError
-from governance.gate import CheckResult, Papers, decide
-from governance.papers import read_papers, signature_fields, signer_id, write_paper
-from governance.policy import Policy, load_policy
-from governance.signing import create_key, private_key
+from governance.gate.approvals import APPROVAL, APPROVALS, Approval, all_differences, policy_differences, unapproved
+from governance.gate.policy import Policy, load_policy
+from governance.gate.signed_statements import read_papers, signature_fields, signer_id, write_paper
+from governance.gate.verdict import CheckResult, Papers, decide
+from governance.signing.dsse import create_key, private_key
 
 GATE = {
     "id": "a.b", "suite": "sources", "expectation": "between", "column": "x", "min": 0, "max": 1, "mostly": 0.9,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governance.checks.bias import list_files
-from governance.checks.bias.list_files import PAIRS, headings_of, read_lists
+from governance.checks.bias.word_lists import list_files
+from governance.checks.bias.word_lists.list_files import PAIRS, headings_of, read_lists
 from governance.errors import ConfigError
 
 FOLDER = Path(list_files.__file__).parent / "terms"

@@ -12,9 +12,10 @@ from governance.checks.bias.count_tables import CELL
 from governance.checks.bias.crossed import CROSS, chosen_pairs
 from governance.checks.bias.examples import priorities_of
 from governance.checks.bias.findings import _behind, contributions, findings_of, gap_effect, ratio_effect, weights_of
-from governance.checks.bias.lexicons import ListsConfig, load_lexicons
 from governance.checks.bias.tables import bias_tables
 from governance.checks.bias.within_source import NOT_TOGETHER
+from governance.checks.bias.word_lists.lexicons import load_lexicons
+from governance.checks.bias.word_lists.lists_config import ListsConfig
 from governance.errors import ConfigError
 from governance.kernels.mentions import LONG
 from tests.governance import test_bias_counts as plain

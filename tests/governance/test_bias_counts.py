@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from governance.checks.bias import count_tables as t
 from governance.checks.bias import counts as c
-from governance.checks.bias.lexicons import ListsConfig, load_lexicons
-from governance.checks.bias.origins import bucket_of, country_of, host_of, year_of
+from governance.checks.bias.provenance_columns import bucket_of, country_of, host_of, year_of
+from governance.checks.bias.word_lists.lexicons import load_lexicons
+from governance.checks.bias.word_lists.lists_config import ListsConfig
 from governance.errors import ManifestError
 from tests.governance.bias_reference import count
 

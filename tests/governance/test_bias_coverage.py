@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from benchmarks.measures import bias_null
-from governance.checks.bias.impact import impact_rows
+from governance.checks.bias.adverse_impact import impact_rows
 from governance.checks.bias.interval_rows import ALL, NOBODY, OTHERS
-from governance.checks.bias.jackknife import LOGIT, jackknife
-from governance.checks.bias.shares import share_rows
+from governance.checks.bias.representation import share_rows
+from governance.checks.bias.statistics import LOGIT, jackknife
 from governance.checks.bias.tables import bias_tables
 from tests.governance.bias_corpora import CATEGORY_RATE, GROUPS, RATES, Planted, corpus, simpson
 from tests.governance.bias_counts import Domains, per_bucket, table_of

@@ -12,7 +12,7 @@ from governance.checks.audit import INTERVAL_COLUMNS
 from governance.checks.bias.coverage import coverage_rows, uncovered_words
 from governance.checks.expectations import run_suite
 from governance.checks.suites import frame_of
-from governance.policy import load_policy
+from governance.gate.policy import load_policy
 from tests.governance.bias_counts import table_of
 
 LISTED = ("en", "de")

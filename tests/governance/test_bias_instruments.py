@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from governance.checks.bias.bias import _terms
-from governance.checks.bias.instruments import (
+from governance.checks.bias.instrument_check import (
     NOT_APPLICABLE,
     biased_instruments,
     instrument_rows,
@@ -17,7 +17,8 @@ from governance.checks.bias.instruments import (
     load_templates,
     paired,
 )
-from governance.checks.bias.lexicons import ListsConfig, load_lexicons
+from governance.checks.bias.word_lists.lexicons import load_lexicons
+from governance.checks.bias.word_lists.lists_config import ListsConfig
 from governance.errors import ConfigError
 
 TEMPLATES = load_templates()

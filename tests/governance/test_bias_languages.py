@@ -14,10 +14,11 @@ import pyarrow as pa
 import pytest
 
 from governance.checks.bias.counts import _packed
-from governance.checks.bias.lexicons import ListsConfig, load_lexicons
+from governance.checks.bias.word_lists.lexicons import load_lexicons
+from governance.checks.bias.word_lists.lists_config import ListsConfig
 from governance.kernels.buffers import text_buffers
 from governance.kernels.mentions import count_texts
-from governance.kernels.words import joined
+from governance.kernels.word_lookup import joined
 
 LEXICONS = load_lexicons(ListsConfig())
 SENTENCES = [

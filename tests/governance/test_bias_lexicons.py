@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from governance.checks.bias import lexicons as x
+from governance.checks.bias.word_lists import lexicons as x
 from governance.errors import ConfigError
-from governance.kernels.words import split_words
+from governance.kernels.word_lookup import split_words
 
 SCORED = {"de", "en", "es", "fr", "it", "nl", "pt"}
 LANGUAGES = SCORED | {"ar", "hi", "ja", "ko", "pl", "ru", "tr", "zh"}

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governance.checks.bias.interval_choice import TOO_FEW, effective_units
+from governance.checks.bias.sentiment import tone_rows
 from governance.checks.bias.small_samples import Scores, mean_bounds, rate_bounds, scores_of
-from governance.checks.bias.tone import tone_rows
 from tests.governance.bias_counts import table_of
 
 

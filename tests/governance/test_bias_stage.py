@@ -19,8 +19,9 @@ from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, write_table
 from governance.checks.bias.bias import BiasConfig, bias_audit
 from governance.checks.bias.count_tables import ALL_TABLES
 from governance.checks.bias.counts import _packed
-from governance.checks.bias.lexicons import ListsConfig, load_lexicons
-from governance.checks.bias.origins import bucket_of
+from governance.checks.bias.provenance_columns import bucket_of
+from governance.checks.bias.word_lists.lexicons import load_lexicons
+from governance.checks.bias.word_lists.lists_config import ListsConfig
 from governance.errors import ManifestError, MissingInput
 from governance.files import sha256_bytes
 from governance.kernels.buffers import text_buffers

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from governance.checks.bias import counts as c
 from governance.checks.bias.bias import BiasConfig, _scorers, _terms, bias_audit
 from governance.checks.bias.findings import _behind, contributions, findings_of, weights_of
-from governance.checks.bias.instruments import biased_instruments, instrument_rows, load_templates
-from governance.checks.bias.lexicons import ListsConfig, load_lexicons
-from governance.checks.bias.tabbed_lists import PROXIES
+from governance.checks.bias.instrument_check import biased_instruments, instrument_rows, load_templates
 from governance.checks.bias.tables import Choices, bias_tables
+from governance.checks.bias.word_lists.lexicons import load_lexicons
+from governance.checks.bias.word_lists.lists_config import ListsConfig
+from governance.checks.bias.word_lists.tabbed_lists import PROXIES
 from governance.config import Section, load_config
 from governance.errors import ConfigError
 from governance.stage import Runtime

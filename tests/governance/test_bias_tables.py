@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from governance.checks.bias.adverse_impact import NOT_COMPARABLE, Passage, adjusted_ratio, impact_rows
 from governance.checks.bias.bucket_counts import by_bucket
-from governance.checks.bias.impact import NOT_COMPARABLE, Passage, adjusted_ratio, impact_rows
 from governance.checks.bias.interval_rows import ALL, COLUMNS, NOBODY, OTHERS, false_discovery_rates
-from governance.checks.bias.jackknife import LOG, jackknife, quantile, share_estimates, two_sided_p
-from governance.checks.bias.shares import share_rows
+from governance.checks.bias.representation import share_rows
+from governance.checks.bias.statistics import LOG, jackknife, quantile, share_estimates, two_sided_p
 from governance.checks.bias.tables import SUITES, Choices, Recorded, bias_tables
 from governance.errors import ManifestError
 from tests.governance.bias_corpora import RATES, Planted, corpus, simpson

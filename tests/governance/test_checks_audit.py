@@ -12,8 +12,8 @@ import pytest
 from governance.checks.audit import STAGES, AuditConfig, audit
 from governance.checks.bias.bias import BiasConfig, bias_audit
 from governance.errors import ManifestError, MissingInput
+from governance.gate.policy import Gate, Policy
 from governance.manifest import Manifest, describe, verify, write_manifest
-from governance.policy import Gate, Policy
 from governance.stage import Runtime
 
 GATES = [

@@ -26,7 +26,7 @@ from governance.checks.drift import (
 from governance.config import canonical_json
 from governance.errors import ManifestError
 from governance.manifest import Manifest
-from governance.signing import create_key, private_key, public_key, public_path
+from governance.signing.dsse import create_key, private_key, public_key, public_path
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -173,7 +173,7 @@ def test_nobody_else_signs_one_and_nobody_alters_one(signed, tmp_path):
 
 def test_a_verdict_is_no_reference(signed, tmp_path):
     from governance.files import write_json
-    from governance.signing import sign, statement
+    from governance.signing.dsse import sign, statement
 
     write_json(tmp_path / "v.json", sign(statement({}, "urn:assay:verdict:1", {}), private_key(tmp_path / "key.pem")))
     with pytest.raises(ManifestError, match="not a reference"):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from governance.checks.gathering import Expected, SuiteSection, gather, write_finding
 from governance.checks.suites import Table
-from governance.policy import Gate
+from governance.gate.policy import Gate
 
 GATES = tuple(
     Gate(id=f"documents.{name}", suite="documents", owner="data", why="a reason for the test", **fields)

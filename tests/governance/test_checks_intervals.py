@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from governance.checks import expectations
 from governance.checks.expectations import run_suite
-from governance.checks.findings import offending_rows
-from governance.checks.intervals import judge
-from governance.policy import Gate
+from governance.checks.interval_rules import judge
+from governance.checks.messages import offending_rows
+from governance.gate.policy import Gate
 
 
 def gate(**fields):

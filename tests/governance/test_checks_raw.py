@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from governance.checks import identities
-from governance.checks.identities import Repeats, repeated_ids, write_hashes
-from governance.checks.raw import RawShard, kind_of_date, raw_table, read_ids
+from governance.checks import duplicate_ids as identities
+from governance.checks.duplicate_ids import Repeats, repeated_ids, write_hashes
+from governance.checks.raw_documents import RawShard, kind_of_date, raw_table, read_ids
 from governance.config import Section
 from governance.errors import ManifestError
 from governance.kernels import identities as kernel

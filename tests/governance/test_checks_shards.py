@@ -14,16 +14,16 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from governance.checks import by_shard
+from governance.checks import shards as by_shard
 from governance.checks.audit import AuditConfig, audit, tables_again
-from governance.checks.by_shard import sketch_corpus
 from governance.checks.data_docs import write_data_docs
+from governance.checks.shards import sketch_corpus
 from governance.checks.tokens import TokenReaders
 from governance.errors import ConfigError, ManifestError, PipelineError
 from governance.files import write_json
+from governance.gate.policy import Gate, Policy
 from governance.manifest import describe, verify
 from governance.parallel import map_shards
-from governance.policy import Gate, Policy
 from governance.stage import Runtime
 from tests.governance.test_checks_audit import corpus, funnel, made, results
 from tests.governance.test_checks_tokens import Decoder, Fake
@@ -176,7 +176,7 @@ def test_an_audit_whose_worker_was_killed_leaves_nothing_and_goes_on(tmp_path):
     program = f"""
         import os, signal, sys
         from pathlib import Path
-        from governance.checks import by_shard, gathering
+        from governance.checks import shards as by_shard; from governance.checks import gathering
         from governance.checks.audit import AuditConfig, audit
         from governance.stage import Runtime
         from tests.governance.test_checks_shards import policy, whole, SHARDS

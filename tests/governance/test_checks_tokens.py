@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline.token_shards import EncodedDocument, write_token_shard
-from data_pipeline.token_shards import TokenShard as File
+from data_pipeline.tokens.token_shards import EncodedDocument, write_token_shard
+from data_pipeline.tokens.token_shards import TokenShard as File
 from governance.checks.tokens import ALL, TokenReaders, TokenShard, identity_of, token_row, token_shard_rows
 from governance.errors import MissingInput
 from governance.manifest import Manifest
@@ -180,7 +180,7 @@ def test_a_lost_doubled_or_foreign_row_is_a_problem(shard, wrong):
 
 
 def test_the_identity_is_the_formats_own():
-    from data_pipeline.token_shards import document_identity
+    from data_pipeline.tokens.token_shards import document_identity
 
     assert identity_of("s#é") == document_identity("s#é")
 
@@ -188,7 +188,7 @@ def test_the_identity_is_the_formats_own():
 def test_readers_travel_to_workers():
     import pickle
 
-    from pretrain.run import _token_readers
+    from assay.pipeline import _token_readers
 
     readers = pickle.loads(pickle.dumps(_token_readers()))
     assert readers.open_shard == File.open

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from governance.energy.ledger import own_file
 from governance.files import append_line
 from governance.manifest import read_manifest, verify
+from governance.reports.documents.all_documents import document_texts, documents, read_report
 from governance.reports.documents.computation import THRESHOLDS, standing
-from governance.reports.documents.documents import document_texts, documents, read_report
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence
 from governance.reports.documents.markdown import plain, yaml_block
 from governance.reports.documents.training_content import token_range
-from governance.reports.energy import energy_facts
+from governance.reports.facts.energy_totals import energy_facts
 from governance.reports.report import report
 from governance.stage import Runtime
 from tests.governance.test_reports_page import HOSTILE, corpus, ledger, trained, verdict_of

@@ -6,11 +6,11 @@ import re
 import pytest
 
 from governance.manifest import Input
-from governance.reports.counts import counted
+from governance.reports.documents.all_documents import document_texts
 from governance.reports.documents.corpus_facts import findings
-from governance.reports.documents.documents import document_texts
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence
 from governance.reports.documents.training_content import training_content
+from governance.reports.facts.stage_counts import counted
 from tests.governance.test_documents import changed, evidence, run  # noqa: F401
 
 CARD, CONTENT = "model_card.md", "training_content.md"

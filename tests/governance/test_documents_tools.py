@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from governance.files import append_line
+from governance.reports.documents.all_documents import documents, read_report
 from governance.reports.documents.corpus_facts import SPDX_LISTED, licence_told
-from governance.reports.documents.documents import documents, read_report
 from governance.reports.documents.evidence import Evidence
 from governance.reports.documents.model_card import model_card
 from governance.reports.report import report

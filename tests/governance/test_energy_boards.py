@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from governance.energy import boards, meters
-from governance.energy.boards import open_board, open_hwmon
+from governance.energy import hwmon as boards
+from governance.energy import meters
+from governance.energy.hwmon import open_board, open_hwmon
 from governance.energy.meters import EnergyConfig, meter
 
 IPMI = """

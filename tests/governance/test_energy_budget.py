@@ -15,19 +15,20 @@ from hypothesis import strategies as st
 
 from governance import parallel
 from governance.config import Section, canonical_json
-from governance.energy import budget, meters, spending
+from governance.energy import budget, meters
+from governance.energy import ledger_tail as spending
 from governance.energy.budget import Keeper, limit_millijoules, open_budget
 from governance.energy.counters import GreatestPower
 from governance.energy.ledger import NEEDS, own_file, read_ledger
+from governance.energy.ledger_tail import Spending
 from governance.energy.meters import READ, RUNNING, EnergyConfig, meter
-from governance.energy.sources import Part
-from governance.energy.spending import Spending
+from governance.energy.rapl import Part
 from governance.errors import BudgetReached
 from governance.files import sha256_bytes, write_text
+from governance.gate.policy import EnergyBudget, load_policy
 from governance.parallel import Shard, ShardMade, map_shards
-from governance.policy import EnergyBudget, load_policy
 from governance.stage import Made, NoBudget, Recipe, Runtime, Watched, run_stage
-from pretrain.allowance import Allowance
+from pretrain.energy_budget import Allowance
 
 
 def kilowatt_hours(joules):

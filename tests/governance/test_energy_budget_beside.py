@@ -8,12 +8,13 @@ import types
 
 import pytest
 
-from governance.energy import meters, spending
+from governance.energy import ledger_tail as spending
+from governance.energy import meters
 from governance.energy.budget import Keeper
 from governance.energy.ledger import own_file, read_ledger
 from governance.energy.meters import READ, RUNNING, meter
 from governance.errors import BudgetReached
-from governance.policy import EnergyBudget
+from governance.gate.policy import EnergyBudget
 from governance.stage import Watched
 from tests.governance.test_energy_budget import (  # noqa: F401
     SLOW,

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from governance.energy import codecarbon_tracker, meters
-from governance.energy.codecarbon_tracker import CodeCarbon
+from governance.energy import codecarbon as codecarbon_tracker
+from governance.energy import meters
+from governance.energy.codecarbon import CodeCarbon
 from governance.energy.ledger import read_ledger
 from governance.energy.meters import EnergyConfig, meter
-from governance.energy.sources import Part
+from governance.energy.rapl import Part
 from governance.errors import ConfigError, PipelineError
 
 CONFIG = EnergyConfig(method="codecarbon", sample_seconds=0.2)

@@ -8,7 +8,7 @@ import pytest
 
 from governance.energy.counters import MOST_WATTS, Counter, Glitch, Integral
 from governance.energy.nvml import Nvml
-from governance.energy.sources import open_rapl
+from governance.energy.rapl import open_rapl
 from tests.governance.test_energy_meters import FakeNvml, rapl_zone
 
 ERROR = 0.005

@@ -16,7 +16,7 @@ BEGIN, RANGE = 1_000_000_000, 262_143_328_850
 PROCESS = """
 import json, sys
 from pathlib import Path
-from governance.energy import meters, sources
+from governance.energy import meters; from governance.energy import rapl as sources
 meters.open_rapl = lambda: sources.open_rapl(Path(sys.argv[1]))
 meters.open_nvml = lambda of_job: (None, "")
 config = meters.EnergyConfig(sample_seconds=0.1, scope="node")

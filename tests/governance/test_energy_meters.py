@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from governance.energy import meters, nvml
-from governance.energy.cpu_power import cpu_power, cpu_times, estimated_watts, thread_watts
+from governance.energy.cpu_model import cpu_power, cpu_times, estimated_watts, thread_watts
 from governance.energy.ledger import read_ledger
 from governance.energy.meters import EnergyConfig, meter
-from governance.energy.node import node_turn
+from governance.energy.node_lock import node_turn
 from governance.energy.nvml import WHOLE_DEVICE, Nvml
-from governance.energy.sources import ESTIMATED, ProcessorModel, open_rapl
+from governance.energy.rapl import ESTIMATED, ProcessorModel, open_rapl
 from governance.errors import Preempted
 from governance.stage import Leave
 

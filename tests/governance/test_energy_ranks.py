@@ -12,13 +12,13 @@ import pytest
 from governance.energy.attribution import add, settle
 from governance.energy.ledger import read_ledger
 from governance.energy.meters import EnergyConfig, meter
-from governance.energy.node import node_turn, runtime_folder
+from governance.energy.node_lock import node_turn, runtime_folder
 from tests.governance.test_energy_meters import rapl_zone
 
 RANK = """
 import sys
 from pathlib import Path
-from governance.energy import meters, sources
+from governance.energy import meters; from governance.energy import rapl as sources
 meters.open_rapl = lambda: sources.open_rapl(Path(sys.argv[1]))
 meters.open_nvml = lambda of_job: (None, "")
 with meters.meter(meters.EnergyConfig(sample_seconds=0.1, scope="node"), Path(sys.argv[2]))("train"):

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from governance.energy.cpu_power import cpu_power, cpu_times
-from governance.energy.share import Allotment, Shared, allotment, group_times, own_group, usage
-from governance.energy.sources import ESTIMATED_GROUP, Part, ProcessorModel
+from governance.energy.cgroup import Allotment, Shared, allotment, group_times, own_group, usage
+from governance.energy.cpu_model import cpu_power, cpu_times
+from governance.energy.rapl import ESTIMATED_GROUP, Part, ProcessorModel
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from governance.config import Section
 from governance.energy.ancestry import behind, read_trainings, recorded
 from governance.energy.attribution import Sum, add, settle
-from governance.energy.ledger import own_file, read_ledger
-from governance.energy.meters import EnergyConfig, meter
-from governance.energy.views import (
+from governance.energy.checkpoint_cost import (
     BY_TOKENS,
     METHODS,
     WHOLE,
@@ -24,6 +22,8 @@ from governance.energy.views import (
     rate,
     surviving,
 )
+from governance.energy.ledger import own_file, read_ledger
+from governance.energy.meters import EnergyConfig, meter
 from governance.files import append_line, json_text
 from governance.manifest import Input, Manifest, write_manifest
 from governance.stage import UNKNOWN_ENERGY, Made, Recipe, Runtime, run_stage
@@ -176,7 +176,7 @@ def test_each_piece_is_added_up_once_however_many_checkpoints_there_are(tmp_path
         counts.update(piece.interval for piece in pieces)
         return add(pieces)
 
-    monkeypatch.setattr("governance.energy.views.add", counted)
+    monkeypatch.setattr("governance.energy.checkpoint_cost.add", counted)
     steps = range(1, 21)
     told = cumulative_by_step(
         survived, {"train/k": Training(("encode/c",), 20, {n: n for n in steps})}, "train/k", steps

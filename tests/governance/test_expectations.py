@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from governance.checks import expectations
 from governance.checks.expectations import run_suite
-from governance.gate import CheckResult
-from governance.policy import Gate
+from governance.gate.policy import Gate
+from governance.gate.verdict import CheckResult
 
 
 def gate(expectation: str, column: str = "x", **fields: object) -> Gate:
@@ -292,7 +292,7 @@ def test_the_door_is_silent_and_writes_nothing(tmp_path: Path):
         import governance.checks.expectations as door
         assert "great_expectations" not in sys.modules, "imported before it is needed"
         import pandas as pd
-        from governance.policy import Gate
+        from governance.gate.policy import Gate
         rule = Gate(id="a.b", suite="documents", expectation="between", column="x", max=5.0, owner="o", why="x" * 10)
         results = door.run_suite(pd.DataFrame({"x": [1.0, 9.0], "y": ["a", None]}), [rule], "t")
         sys.stdout.write(results[0].status)

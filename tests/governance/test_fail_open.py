@@ -16,11 +16,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from assay.cli.main import main
 from governance.checks import expectations
 from governance.files import place, write_json
-from governance.signing import private_key, sign
-from governance.waivers import REFUSAL, WAIVER
-from pretrain.cli import main
+from governance.gate.waivers import REFUSAL, WAIVER
+from governance.signing.dsse import private_key, sign
 from tests.governance.attacked import FAILS, NOW, closed, demand, gate, paper, prepare, verdict_of, words_of
 
 
@@ -195,7 +195,7 @@ def test_a_refusal_in_the_root_is_read_whatever_the_settings_say(project, capsys
     (project / "elsewhere").mkdir()
     for path in (project / "waivers").glob("*.json"):
         path.rename(project / "elsewhere" / path.name)
-    closed(project, capsys, "refused by ann", "--set", 'governance.waivers="elsewhere"', checked=None)
+    closed(project, capsys, "refused by ann", "--set", 'governance.gate.waivers="elsewhere"', checked=None)
 
 
 # --- verdicts

@@ -12,14 +12,14 @@ import shutil
 
 import pytest
 
+from assay.cli.main import main
+from assay.config import load_run
 from governance.files import write_json
-from governance.journal import FILE_NAME, Journal
+from governance.gate.waivers import REFUSAL
 from governance.manifest import read_manifest
-from governance.signing import create_key, key_id, private_key, sign
+from governance.signing.dsse import create_key, key_id, private_key, sign
+from governance.signing.journal import FILE_NAME, Journal
 from governance.verification import verify_root
-from governance.waivers import REFUSAL
-from pretrain.cli import main
-from pretrain.run_config import load_run
 from tests.governance.attacked import (
     FAILS,
     demand,

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from governance.attestation import KeySigner
+from assay.cli.main import main
 from governance.files import sha256_file, write_json
-from governance.gate import GovernanceConfig
+from governance.gate.verdict import GovernanceConfig
+from governance.lineage.attest import KeySigner
 from governance.manifest import read_manifest, write_manifest
-from governance.notes import read_note, write_note
-from governance.signing import create_key
-from pretrain.cli import main
+from governance.signed_notes import read_note, write_note
+from governance.signing.dsse import create_key
 from tests.governance.attacked import demand, flip, gate, only, prepare, reseal, words_of
 
 FORBIDDEN = "LicenseRef-Unknown"

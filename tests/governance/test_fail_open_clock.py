@@ -6,14 +6,14 @@ import datetime
 
 import pytest
 
-from governance.clock import CLOCK, read_times, void
+from assay.cli.main import main
 from governance.errors import GateClosed
-from governance.gate import verdict_path
-from governance.journal import FILE_NAME, Entry, Journal, read_journal
-from governance.policy import load_policy
-from governance.signing import private_key
+from governance.gate.policy import load_policy
+from governance.gate.verdict import verdict_path
+from governance.signing.dsse import private_key
+from governance.signing.journal import FILE_NAME, Entry, Journal, read_journal
+from governance.signing.journal_times import CLOCK, read_times, void
 from governance.verification import verify_root
-from pretrain.cli import main
 from tests.conftest import CONFIG
 from tests.governance.yard import Yard, move_clock
 
@@ -24,7 +24,7 @@ WHY = "node7 booted with the clock of another year"
 
 @pytest.fixture
 def yard(tmp_path, monkeypatch):
-    monkeypatch.setattr("governance.site.SYSTEM", tmp_path / "nowhere" / "policy.toml")
+    monkeypatch.setattr("governance.gate.site_policy.SYSTEM", tmp_path / "nowhere" / "policy.toml")
     made = Yard(tmp_path)
     (tmp_path / "run.toml").write_text(CONFIG.replace("key.pem", "stranger.pem"))
     return made

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.cli.main import main
 from governance.checks.expectations import run_suite
-from governance.checks.findings import offending_rows
 from governance.checks.judgeable import EXACT, anchored
+from governance.checks.messages import offending_rows
 from governance.config import validate
 from governance.errors import ConfigError, GateClosed
-from governance.explanation import explain
-from governance.gate import GovernanceConfig
-from governance.policy import Gate, load_policy
-from governance.site import VARIABLE, sites
-from pretrain.cli import main
+from governance.gate.explanation import explain
+from governance.gate.policy import Gate, load_policy
+from governance.gate.site_policy import VARIABLE, sites
+from governance.gate.verdict import GovernanceConfig
 from tests.governance.yard import CHILD, SITE_POLICY, Yard
 
 WIDE = EXACT + 1
@@ -118,14 +118,14 @@ def test_the_dollar_is_the_end_of_the_text(written, handed):
 
 @pytest.fixture
 def yard(tmp_path, monkeypatch):
-    monkeypatch.setattr("governance.site.SYSTEM", tmp_path / "nowhere" / "policy.toml")
+    monkeypatch.setattr("governance.gate.site_policy.SYSTEM", tmp_path / "nowhere" / "policy.toml")
     return Yard(tmp_path)
 
 
 @pytest.fixture
 def bound(yard, monkeypatch):
     """The same on a machine that is under the site's rules, with a verdict that holds."""
-    monkeypatch.setattr("governance.site.SYSTEM", yard.site / "policy.toml")
+    monkeypatch.setattr("governance.gate.site_policy.SYSTEM", yard.site / "policy.toml")
     yard.judge()
     return yard
 
@@ -217,7 +217,7 @@ def test_a_variable_alone_binds_and_a_site_that_is_not_whole_lets_nobody_by(yard
     with pytest.raises(ConfigError, match="no such file"):
         yard.open()
     monkeypatch.delenv(VARIABLE)
-    monkeypatch.setattr("governance.site.SYSTEM", yard.site / "policy.toml")
+    monkeypatch.setattr("governance.gate.site_policy.SYSTEM", yard.site / "policy.toml")
     with pytest.raises(ConfigError, match="no such file"):
         yard.open()
     (yard.site / "site.toml").unlink()
@@ -228,7 +228,7 @@ def test_a_variable_alone_binds_and_a_site_that_is_not_whole_lets_nobody_by(yard
 
 def test_a_verdict_from_before_the_site_had_rules_is_given_anew(yard, monkeypatch):
     yard.judge()
-    monkeypatch.setattr("governance.site.SYSTEM", yard.site / "policy.toml")
+    monkeypatch.setattr("governance.gate.site_policy.SYSTEM", yard.site / "policy.toml")
     with pytest.raises(GateClosed, match="it was given not under a site's policy"):
         yard.open()
     yard.judge()

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governance.attestation import open_journal
 from governance.config import validate
 from governance.errors import ConfigError, GateClosed
 from governance.files import write_json
-from governance.gate import (
+from governance.gate.policy import Policy
+from governance.gate.verdict import (
     CheckResult,
     GovernanceConfig,
     decide,
@@ -21,9 +21,9 @@ from governance.gate import (
     require_open,
     verdict_path,
 )
+from governance.lineage.attest import open_journal
 from governance.manifest import Manifest, Output, write_manifest
-from governance.policy import Policy
-from governance.signing import create_key, public_path
+from governance.signing.dsse import create_key, public_path
 
 TODAY = datetime.date(2026, 1, 15)
 CORPUS = "c" * 64

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from governance.errors import AlteredFile, MissingInput
-from governance.intact import intact
 from governance.manifest import describe
+from governance.verified_files import intact
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from governance.anchors import anchor, anchor_faults
 from governance.errors import ManifestError
-from governance.journal import FILE_NAME, Journal, provenance, read_journal
 from governance.manifest import Input, Manifest
-from governance.signing import create_job_key, create_key, private_key
+from governance.signing.dsse import create_job_key, create_key, private_key
+from governance.signing.git_anchor import anchor, anchor_faults
+from governance.signing.journal import FILE_NAME, Journal, provenance, read_journal
 
 
 def open_it(root, after=lambda head: None):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from governance.kernels.buffers import text_buffers
 from governance.kernels.mentions import CATEGORY, DIALECT, WEIGHT, count_texts, no_sums, pack
-from governance.kernels.words import split_words as words_of_lists
+from governance.kernels.word_lookup import split_words as words_of_lists
 from tests.governance.bias_reference import count, sentence_spans, split_words
 
 IDENTITY = {

@@ -11,15 +11,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from governance.attestation import open_journal
-from governance.gate import GovernanceConfig
-from governance.lineage import read_graph
-from governance.lineage_drawing import draw
-from governance.lineage_prov import prov_document
+from assay.cli.main import main
+from governance.gate.verdict import GovernanceConfig
+from governance.lineage.attest import open_journal
+from governance.lineage.lineage_graph import read_graph
+from governance.lineage.prov import prov_document
+from governance.lineage.svg import draw
 from governance.manifest import FILE_NAME, Input, Manifest, Output, differences, read_manifest
-from governance.model_signature import create_model_key
-from governance.signing import public_path
-from pretrain.cli import main
+from governance.signing.dsse import public_path
+from governance.signing.openssf import create_model_key
 
 CONFIG = GovernanceConfig(signing_key="key.pem")
 SVG = "{http://www.w3.org/2000/svg}"

@@ -10,12 +10,12 @@ import pytest
 
 import governance.manifest
 from governance import files
-from governance.attestation import attest_with, open_journal
 from governance.config import Section, validate
 from governance.files import write_bytes, write_json
-from governance.gate import CheckResult, GovernanceConfig, decide, give_verdict
+from governance.gate.policy import Policy
+from governance.gate.verdict import CheckResult, GovernanceConfig, decide, give_verdict
+from governance.lineage.attest import attest_with, open_journal
 from governance.manifest import Input, Manifest, describe, read_manifest, write_manifest
-from governance.policy import Policy
 from governance.stage import Recipe, commit
 from governance.verification import verify_artifact, verify_root
 

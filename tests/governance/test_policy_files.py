@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from governance.approvals import policy_differences
 from governance.errors import ConfigError
-from governance.policy import load_policy
+from governance.gate.approvals import policy_differences
+from governance.gate.policy import load_policy
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FAIRNESS = {"association", "tone", "impact", "privacy", "parity", "drift", "instruments"}

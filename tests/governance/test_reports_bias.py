@@ -1,9 +1,9 @@
 """What the report says of differences between groups: only what its interval bears out, the harm first."""
 
 from governance.checks.bias.interval_rows import COLUMNS
-from governance.reports.bias_sections import standing_out
-from governance.reports.group_sections import groups, groups_folded
-from governance.reports.markup import join
+from governance.reports.html.markup import join
+from governance.reports.sections.bias_sections import standing_out
+from governance.reports.sections.group_sections import groups, groups_folded
 
 
 def row(metric, lower, value, upper, **more):

@@ -3,7 +3,7 @@
 import json
 
 from governance.files import append_line
-from governance.reports.cluster import cluster, cluster_facts
+from governance.reports.facts.cluster_jobs import cluster, cluster_facts
 
 
 def said(root, unit, event, started, **values):

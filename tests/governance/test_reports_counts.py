@@ -2,14 +2,14 @@
 
 import re
 
+from assay.cli.main import main
 from governance.manifest import Manifest, read_manifest
-from governance.reports import corpus_sections
-from governance.reports.counts import counted
-from governance.reports.facts import facts
-from governance.reports.markup import join
-from governance.reports.page import page
+from governance.reports.facts.report_facts import facts
+from governance.reports.facts.stage_counts import counted
+from governance.reports.html.markup import join
+from governance.reports.sections import corpus_sections
+from governance.reports.sections.page import page
 from governance.reports.terminal import show_corpus
-from pretrain.cli import main
 
 HOSTILE = "<b>x</b>\x1b[2J"
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from governance.errors import ManifestError
 from governance.manifest import Manifest, describe
-from governance.reports.distributions import distributions, write_edge
-from governance.reports.document_sections import documents_folded
-from governance.reports.figures import histogram
+from governance.reports.facts.distributions import distributions, write_edge
+from governance.reports.facts.samples import _told, kept_samples, removed_samples
+from governance.reports.html.svg_figures import histogram
 from governance.reports.report import report
-from governance.reports.samples import _told, kept_samples, removed_samples
+from governance.reports.sections.document_sections import documents_folded
 from governance.reports.terminal import show_corpus
 from governance.stage import Runtime
 

@@ -7,7 +7,7 @@ import pytest
 
 from governance.energy.factors import Factor, Factors, FactorsConfig
 from governance.files import append_line, write_text
-from governance.reports.energy import energy_facts, look_up
+from governance.reports.facts.energy_totals import energy_facts, look_up
 from governance.reports.report import report
 from governance.stage import Runtime
 from tests.governance.test_reports_page import Page, corpus, key_of, ledger, trained, verdict_of

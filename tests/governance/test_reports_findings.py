@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from assay.cli.main import main
 from governance.errors import ManifestError, MissingInput
 from governance.files import append_line
 from governance.manifest import Manifest
-from governance.reports.comparison import _flat, comparison, comparison_lines, comparison_page, side_of
-from governance.reports.corpus_sections import checks
-from governance.reports.faults import fault_facts, faults
-from governance.reports.first_look import first_look
-from governance.reports.front import wasted_in_words
-from governance.reports.recomputation import recompute
+from governance.reports.compare import _flat, comparison, comparison_lines, comparison_page, side_of
+from governance.reports.facts.faults import fault_facts, faults
+from governance.reports.facts.problems import first_look
+from governance.reports.index import index_page, runs_below
+from governance.reports.recompute import recompute
 from governance.reports.report import ReportSection, report
-from governance.reports.run_index import index_page, runs_below
+from governance.reports.sections.corpus_sections import checks
+from governance.reports.sections.page_one import wasted_in_words
 from governance.stage import Runtime
-from pretrain.cli import main
 from tests.governance.test_reports_page import Page, corpus, ledger, trained, verdict_of
 
 
@@ -294,7 +294,7 @@ def test_two_runs_are_set_side_by_side(runs):
 
 
 def _side(root, name):
-    from governance.reports.recomputation import newest_report
+    from governance.reports.recompute import newest_report
 
     return newest_report(root), root, name
 

@@ -6,12 +6,12 @@ import re
 import pytest
 
 from governance.energy.factors import Factor, Factors
-from governance.reports.facts import summary
-from governance.reports.first_look import first_look
-from governance.reports.front import front
-from governance.reports.model_words import family, model_line, parameters
+from governance.reports.facts.problems import first_look
+from governance.reports.facts.report_facts import summary
 from governance.reports.report import report
-from governance.reports.verdict_words import meaning, reasons, rules, signer
+from governance.reports.sections.model_words import family, model_line, parameters
+from governance.reports.sections.page_one import front
+from governance.reports.sections.verdict_words import meaning, reasons, rules, signer
 from governance.stage import Runtime
 from tests.governance.test_reports_page import Page, corpus, ledger, trained, verdict_of
 
@@ -104,7 +104,7 @@ def test_only_reasons_that_close_are_reasons(blocked):
 
 
 def test_signer_and_rules_are_those_of_the_signed_verdict(waived):
-    """`governance.explanation` has the words for a person, an account, a site."""
+    """`governance.gate.explanation` has the words for a person, an account, a site."""
     found, _ = waived
     when = "(2026-11-24 10:05:00 UTC)"
     assert signer(found) == f"The verdict is signed by the account that ran it; no person has approved {when}."

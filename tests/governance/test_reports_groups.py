@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governance.checks.bias.interval_rows import COLUMNS
-from governance.reports.first_look import first_look
-from governance.reports.group_sections import groups, groups_folded
-from governance.reports.group_words import distinct, headline, says
-from governance.reports.interval_plots import PANEL_ROWS, panels, scale_of
-from governance.reports.markup import join
+from governance.reports.facts.problems import first_look
+from governance.reports.html.markup import join
+from governance.reports.sections.group_sections import groups, groups_folded
+from governance.reports.sections.group_words import distinct, headline, says
+from governance.reports.sections.interval_plots import PANEL_ROWS, panels, scale_of
 from tests.governance.test_reports_page import Page
 
 FOUND = {

@@ -7,14 +7,25 @@ from hypothesis import strategies as st
 
 from governance.files import append_line
 from governance.manifest import Manifest
-from governance.reports.bars import bar
-from governance.reports.facts import threshold
-from governance.reports.figures import Series, chart, ticks
-from governance.reports.markup import Html, compact, energy, escape, kilowatt_hours, number, share, size, table, tag
+from governance.reports.facts.report_facts import threshold
+from governance.reports.facts.samples import _told, mask, shorten
+from governance.reports.facts.training_facts import thin, training_facts
+from governance.reports.html.bars import bar
+from governance.reports.html.markup import (
+    Html,
+    compact,
+    energy,
+    escape,
+    kilowatt_hours,
+    number,
+    share,
+    size,
+    table,
+    tag,
+)
+from governance.reports.html.style import CSS
+from governance.reports.html.svg_figures import Series, chart, ticks
 from governance.reports.report import report
-from governance.reports.samples import _told, mask, shorten
-from governance.reports.style import CSS
-from governance.reports.training import thin, training_facts
 from governance.stage import Runtime
 
 

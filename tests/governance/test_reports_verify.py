@@ -9,20 +9,20 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.personal_data.rules import replace_all
+from assay.cli.main import main
+from data_pipeline.pii.detect import replace_all
 from governance.config import canonical_json
 from governance.energy.ledger import own_file
 from governance.errors import ManifestError, MissingInput
 from governance.files import append_line, json_text, write_json
 from governance.manifest import Manifest, manifest_text, read_manifest, write_manifest
-from governance.reports.documents.documents import documents
-from governance.reports.evidence import as_of, verdict_name
-from governance.reports.origins import origin_of
-from governance.reports.recomputation import newest_report, numbers_of, recompute, text_faults
+from governance.reports.documents.all_documents import documents
+from governance.reports.facts.citations import origin_of
+from governance.reports.facts.evidence_ids import as_of, verdict_name
+from governance.reports.recompute import newest_report, numbers_of, recompute, text_faults
 from governance.reports.report import report
-from governance.signing import statement
+from governance.signing.dsse import statement
 from governance.stage import Runtime
-from pretrain.cli import main
 from tests.governance.test_reports_page import corpus, ledger, trained, verdict_of
 
 NUMBER = re.compile(r"\d+")
@@ -163,7 +163,7 @@ def test_what_was_appended_since_is_not_in_it(copied):
 def test_what_still_ran_when_it_was_written_may_have_ended_since(tmp_path):
     import os
 
-    from governance.energy.node import start_time
+    from governance.energy.node_lock import start_time
 
     made = corpus(tmp_path)
     ledger(tmp_path)
@@ -188,7 +188,7 @@ def test_what_ends_or_begins_while_a_report_is_written_was_not_killed(tmp_path, 
             begin(tmp_path, "begins")
         return False
 
-    monkeypatch.setattr("governance.reports.evidence.still_runs", meanwhile)
+    monkeypatch.setattr("governance.reports.facts.evidence_ids.still_runs", meanwhile)
     written = report(made, {}, tmp_path, Runtime(tmp_path))
     found = json.loads((tmp_path / written.folder / "report.json").read_bytes())
     [running] = [entry["running"] for entry in found["evidence"]["entries"] if entry["kind"] == "ledger"]

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from governance.attestation import KeySigner, attest_with, open_journal
 from governance.config import Section
 from governance.energy.ledger import own_file
 from governance.energy.meters import EnergyConfig, meter
 from governance.files import append_line, sha256_bytes, write_bytes
-from governance.gate import GovernanceConfig
+from governance.gate.verdict import GovernanceConfig
+from governance.lineage.attest import KeySigner, attest_with, open_journal
 from governance.manifest import describe
-from governance.notes import write_note
-from governance.running_digests import RunningDigests, StatedPrefix, prefix_faults
+from governance.signed_notes import write_note
+from governance.signing.running_digests import RunningDigests, StatedPrefix, prefix_faults
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verification import verify_artifact, verify_root
 

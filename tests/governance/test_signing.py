@@ -7,11 +7,12 @@ import json
 
 import pytest
 
-from governance.certificates import PREDICATE_TYPE, certificate_path, certificate_predicate
+from assay.cli.main import main
 from governance.config import canonical_json
 from governance.errors import ConfigError, ManifestError
 from governance.files import write_json
-from governance.signing import (
+from governance.signing.certificates import PREDICATE_TYPE, certificate_path, certificate_predicate
+from governance.signing.dsse import (
     SigningKey,
     create_job_key,
     create_key,
@@ -24,7 +25,6 @@ from governance.signing import (
     statement,
     verify_envelope,
 )
-from pretrain.cli import main
 
 
 def said(moment="2026-06-15T12:00:00Z"):

@@ -8,14 +8,14 @@ import pytest
 
 from governance.config import validate
 from governance.errors import ConfigError, GateClosed
-from governance.explanation import explain
 from governance.files import write_json
-from governance.gate import CheckResult, GovernanceConfig, decide, gather, give_verdict, require_open
+from governance.gate.explanation import explain
+from governance.gate.policy import Gate, Policy, load_policy
+from governance.gate.signed_statements import signature_fields, signer_id, submitters, write_paper
+from governance.gate.verdict import CheckResult, GovernanceConfig, decide, gather, give_verdict, require_open
+from governance.gate.waivers import REFUSAL, WAIVER, Refusal, Waiver, deviation
 from governance.manifest import Manifest, Output
-from governance.papers import signature_fields, signer_id, submitters, write_paper
-from governance.policy import Gate, Policy, load_policy
-from governance.signing import create_key, key_id, private_key, public_key, public_path
-from governance.waivers import REFUSAL, WAIVER, Refusal, Waiver, deviation
+from governance.signing.dsse import create_key, key_id, private_key, public_key, public_path
 
 TODAY = datetime.datetime.now(datetime.UTC).date()
 LATER = str(TODAY + datetime.timedelta(days=20))

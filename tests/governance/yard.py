@@ -7,12 +7,12 @@ import json
 
 import pytest
 
-from governance.attestation import open_journal
 from governance.errors import GateClosed
-from governance.gate import CheckResult, GovernanceConfig, decide, gather, give_verdict, require_open
+from governance.gate.policy import load_policy
+from governance.gate.verdict import CheckResult, GovernanceConfig, decide, gather, give_verdict, require_open
+from governance.lineage.attest import open_journal
 from governance.manifest import Manifest, Output
-from governance.policy import load_policy
-from governance.signing import create_job_key, create_key, private_key
+from governance.signing.dsse import create_job_key, create_key, private_key
 
 SITE_POLICY = """
 name = "institute"

@@ -20,10 +20,11 @@ import pytest
 
 from governance.energy import budget, ledger, meters
 from governance.energy.meters import EnergyConfig, meter
-from governance.energy.sources import Part
+from governance.energy.rapl import Part
 from governance.errors import BudgetReached
-from governance.policy import EnergyBudget
-from pretrain import allowance, loop
+from governance.gate.policy import EnergyBudget
+from pretrain import energy_budget as allowance
+from pretrain import loop
 
 SETTINGS = {"steps": 40, "decay_steps": 10, "every_steps": 16, "validate_every_steps": 0}
 

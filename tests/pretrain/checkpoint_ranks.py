@@ -10,12 +10,12 @@ import torch
 from torch.distributed import HashStore
 
 from governance.manifest import Input, Manifest
-from pretrain.checkpoint import Peers, Store, TrainState, require_step
-from pretrain.config import CheckpointConfig, TrainConfig, TrainRecipe
-from pretrain.engine_fragments import Owned
-from pretrain.model_config import ModelConfig
-from pretrain.optim_config import OptimConfig
-from pretrain.saving import Saver, Source
+from pretrain.checkpoint.format import Peers, Store, TrainState, require_step
+from pretrain.checkpoint.save import Saver, Source
+from pretrain.config.model import ModelConfig
+from pretrain.config.optim import OptimConfig
+from pretrain.config.training import CheckpointConfig, TrainConfig, TrainRecipe
+from pretrain.engine.fragments import Owned
 
 SHAPES = [("a.weight", (3, 4)), ("b.weight", (5,)), ("c.weight", (2, 2))]
 KINDS = ("master", "exp_avg", "exp_avg_sq")

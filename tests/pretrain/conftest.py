@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.token_shards import EncodedDocument, write_token_shard
+from data_pipeline.tokens.token_shards import EncodedDocument, write_token_shard
 from governance.manifest import FILE_NAME, Manifest, describe, read_manifest, write_manifest
 from governance.stage import Budget, Meter, NoBudget, Runtime, no_meter
-from pretrain import peaks
-from pretrain.config import CheckpointConfig, EngineConfig, Settings, TrackingConfig, TrainConfig, TrainRecipe
-from pretrain.evaluation_config import EvaluationConfig
-from pretrain.model_config import ModelConfig
-from pretrain.optim_config import OptimConfig
-from pretrain.profile_config import ProfileConfig
+from pretrain.config.evaluation_config import EvaluationConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.optim import OptimConfig
+from pretrain.config.profile_config import ProfileConfig
+from pretrain.config.training import CheckpointConfig, EngineConfig, Settings, TrackingConfig, TrainConfig, TrainRecipe
+from pretrain.metrics import peak_flops as peaks
 
 VOCABULARY = 200
 _PASSED = ("before_start", "make", "suite", "evaluation")
@@ -122,7 +122,7 @@ def losses_of() -> Callable[[Manifest, Path], list[float]]:
 def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
     """Do something in the middle of a step, once."""
     from pretrain import loop
-    from pretrain.optim import rate_factor
+    from pretrain.optim.optimizers import rate_factor
 
     def plan(step: int, action: Callable[[], None]) -> None:
         def rate(now: int, steps: int, config: OptimConfig) -> float:

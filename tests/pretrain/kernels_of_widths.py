@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from governance.kernels.compiled import kernel
-from pretrain.kernels.numbers import exponential, stored
+from pretrain.model.kernels.bf16 import exponential, stored
 
 
 @kernel

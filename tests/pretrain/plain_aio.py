@@ -62,7 +62,7 @@ def plant(setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
     """Let DeepSpeed load this, and let nobody build the compiled one; `setattr_`: that of a `MonkeyPatch`."""
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
-    from pretrain import engine
+    from pretrain.engine import engine
 
     setattr_(AsyncIOBuilder, "load", lambda self, verbose=False: PlainModule)
     setattr_(engine, "build_async_io", lambda ranks, limit, device: None)

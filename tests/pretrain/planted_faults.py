@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import launch as launcher
-from pretrain.launch import launch, standing_of
+from pretrain.distributed import launcher
+from pretrain.distributed.launcher import launch, standing_of
 
 # A rank in a process of its own; `plant` is Python that may replace parts of the trainer before it starts.
 SCRIPT = """
@@ -17,7 +17,7 @@ from pathlib import Path
 from governance.errors import PipelineError
 from governance.log import set_up_logging
 set_up_logging(int(os.environ.get("RANK", 0)))
-from pretrain import dataset, loop, train, watchdog
+from pretrain import loop, train; from pretrain.data import dataset; from pretrain.distributed import watchdog
 root, rank = Path({root!r}), int(os.environ.get("RANK", 0))
 def once(what=""):
     try:

@@ -34,7 +34,7 @@ except SystemExit as leave:
 except BaseException:
     traceback.print_exc()
     status = 1
-from pretrain.distributed import end_rank
+from pretrain.distributed.process_group import end_rank
 end_rank(status)
 sys.exit(status)
 """

@@ -21,18 +21,18 @@ from unittest import mock
 import torch
 
 from governance.manifest import Input
-from pretrain.checkpoint import Peers, Store, TrainState, require_step
-from pretrain.config import CheckpointConfig, EngineConfig, TrainConfig, TrainRecipe
-from pretrain.distributed import gather, join, ranks_store, read_ranks
-from pretrain.engine import open_engine
-from pretrain.engine_fragments import local_state
-from pretrain.engine_loss_scale import loss_scale_of
+from pretrain.checkpoint.format import Peers, Store, TrainState, require_step
+from pretrain.checkpoint.load import newest_whole, resume
+from pretrain.checkpoint.save import open_saver
+from pretrain.config.model import ModelConfig
+from pretrain.config.optim import OptimConfig
+from pretrain.config.training import CheckpointConfig, EngineConfig, TrainConfig, TrainRecipe
+from pretrain.distributed.process_group import gather, join, ranks_store, read_ranks
+from pretrain.engine.engine import open_engine
+from pretrain.engine.engine_loss_scale import loss_scale_of
+from pretrain.engine.fragments import local_state
 from pretrain.model.decoder import Batch
-from pretrain.model.initial import initial_weight
-from pretrain.model_config import ModelConfig
-from pretrain.optim_config import OptimConfig
-from pretrain.resuming import newest_whole, resume
-from pretrain.saving import open_saver
+from pretrain.model.init import initial_weight
 
 VOCABULARY, LENGTH, STEPS = 200, 32, 2
 STAGES = {"fp32": (0, 1, 2, 3), "bf16": (1, 2, 3), "fp16": (1, 3)}
@@ -82,7 +82,7 @@ def write(job, engine, rank: int) -> None:
         engine.backward(objective * math.inf, 4 * LENGTH, last=True)
         engine.update(1.0, torch.zeros(()))
     loss, steps = held_out(engine), STEPS + overflows
-    with open_saver(job, engine, {}) as saver:
+    with open_saver(job.store, job.peers, job.settings, engine, {}, lambda step, manifest: None) as saver:
         saver.save(TrainState(steps, steps, [loss] * steps, skipped=[{"step": STEPS + 1}, {"step": steps}][:overflows]))
 
 
@@ -101,14 +101,14 @@ def read(job, target: Path, engine_of) -> dict:
     found = newest_whole(job.store, job.peers, job.settings.engine.zero_stage)
     counts: list[int] = []
     with mock.patch.object(os, "preadv", counted_preadv(counts)):
-        engine, state = resume(job, engine_of)
+        engine, state = resume(job.store, job.peers, job.settings, engine_of)
     owned = sum(4 * part.length * len(part.tensors) for part in local_state(engine))
     if job.settings.engine.zero_stage == 0:  # a rank owns all, of which it saves a share
         owned = sum(job.peers.gather(owned))
     loss = held_out(engine)
     stage, inner = job.settings.engine.zero_stage, job.recipe.model.intermediate_size
     again = job_in(target, job.recipe.train.precision, stage, read_ranks(), inner)
-    with open_saver(again, engine, {}) as saver:
+    with open_saver(again.store, again.peers, again.settings, engine, {}, lambda step, manifest: None) as saver:
         saver.save(state)
     return {
         "first": found.manifest.digest,

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 
+from pretrain.config.model import ModelConfig
 from pretrain.model.decoder import Batch, Decoder
-from pretrain.model.initial import initial_weight
-from pretrain.model_config import ModelConfig
+from pretrain.model.init import initial_weight
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32}

@@ -12,12 +12,12 @@ from governance.energy.ledger import read_ledger
 from governance.energy.meters import EnergyConfig, meter
 from governance.phases import EVALUATION
 from pretrain import loop
-from pretrain import meter as meter_module
-from pretrain.compiling import compiled_graphs
-from pretrain.distributed import Ranks
-from pretrain.meter import EnergyPerToken, Meter, data_position, losses_by_origin, memory, step_note
-from pretrain.model_config import ModelConfig
-from pretrain.peaks import Peak
+from pretrain import step_meter as meter_module
+from pretrain.config.model import ModelConfig
+from pretrain.distributed.process_group import Ranks
+from pretrain.metrics.compile_counts import compiled_graphs
+from pretrain.metrics.peak_flops import Peak
+from pretrain.step_meter import EnergyPerToken, Meter, data_position, losses_by_origin, memory, step_note
 
 MODEL = ModelConfig(
     hidden_size=32,

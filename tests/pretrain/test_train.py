@@ -20,12 +20,12 @@ from governance.errors import CheckpointError, ConfigError, ManifestError, Missi
 from governance.files import read_lines, remove_tree
 from governance.manifest import verify
 from pretrain import loop
-from pretrain.config import EngineConfig
-from pretrain.dataset import open_rows
-from pretrain.distributed import Ranks
-from pretrain.engine import Engine
-from pretrain.guard import Diverged
-from pretrain.stragglers import Pace
+from pretrain.config.training import EngineConfig
+from pretrain.data.dataset import open_rows
+from pretrain.distributed.process_group import Ranks
+from pretrain.distributed.stragglers import Pace
+from pretrain.engine.engine import Engine
+from pretrain.loss_spikes import Diverged
 from pretrain.train import _arithmetic
 from tests.pretrain.rank_runs import losses_of_runs
 
@@ -341,7 +341,7 @@ def test_two_ranks_learn_what_one_does(tmp_path, run_training, losses_of, at_ste
     ("device", "asked", "fixed"), [("cpu", False, True), ("cuda", False, False), ("cuda", True, True)]
 )
 def test_the_order_of_sums_is_fixed_on_cpu_and_where_it_is_asked_for(device, asked, fixed, monkeypatch):
-    monkeypatch.setattr("pretrain.distributed.device_of", lambda ranks, wanted: torch.device(device))
+    monkeypatch.setattr("pretrain.distributed.process_group.device_of", lambda ranks, wanted: torch.device(device))
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = torch.are_deterministic_algorithms_enabled()
     with _arithmetic(Ranks(), EngineConfig(deterministic=asked, threads=1)):

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from governance.config import validate
 from governance.errors import ConfigError
-from pretrain.compatibility import check_together
-from pretrain.config import EngineConfig, TrainConfig, TrainRecipe, gradient_accumulation_steps
-from pretrain.model_config import ModelConfig, padded_vocabulary
-from pretrain.optim_config import OptimConfig
+from pretrain.config.model import ModelConfig, padded_vocabulary
+from pretrain.config.optim import OptimConfig
+from pretrain.config.training import EngineConfig, TrainConfig, TrainRecipe, gradient_accumulation_steps
+from pretrain.preflight.compatibility import check_together
 
 MODEL = {
     "hidden_size": 64,
@@ -87,7 +87,7 @@ def test_padding_is_the_least_multiple_of_128(size):
 
 
 def test_every_setting_is_described():
-    from pretrain import config
+    from pretrain.config import training as config
 
     for section in ("ModelConfig", "OptimConfig", "TrainConfig", "CheckpointConfig", "EngineConfig", "TrackingConfig"):
         settings = getattr(config, section)
@@ -101,5 +101,6 @@ def test_every_setting_is_described():
 
 
 def test_a_configuration_is_read_without_torch():
-    code = "import sys, pretrain.config, pretrain.train; assert not {'torch', 'deepspeed', 'wandb'} & set(sys.modules)"
+    modules = "pretrain.config.training, pretrain.train"
+    code = f"import sys, {modules}; assert not {{'torch', 'deepspeed', 'wandb'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain import deepspeed_config, engine
+from pretrain.engine import deepspeed_config, engine
 from tests.pretrain.rank_runs import losses_of_runs
 
 LONG = {"steps": 60, "validate_every_steps": 0, "every_steps": 100, "warmup_steps": 5, "decay_steps": 20}

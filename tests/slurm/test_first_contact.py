@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from governance.errors import ConfigError
-from slurm import tools
+from slurm import commands as tools
 from slurm.config import SlurmConfig
 from slurm.frozen import freeze, in_words, refuse_edits, refuse_unasked
 from slurm.nodes import away, of_training, with_cores

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governance.errors import ConfigError
-from slurm.greenest import greenest, in_words
+from slurm.carbon_aware import greenest, in_words
 
 FIRST = datetime(2026, 1, 5, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import tools
+from slurm import commands as tools
 from slurm.config import SlurmConfig
 from slurm.graph import Work, plan
 from slurm.limits import entries_of, over_limits

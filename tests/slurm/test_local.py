@@ -10,14 +10,14 @@ import time
 import pytest
 
 from governance.errors import ConfigError
+from slurm.actions import missing
+from slurm.commands import FIRST_LOCAL
 from slurm.config import SlurmConfig
-from slurm.control import missing
 from slurm.graph import Work, plan
-from slurm.local import record, refuse_here, rehearse
+from slurm.job_states import gather
+from slurm.rehearsal import record, refuse_here, rehearse
 from slurm.render import keep_machinery
-from slurm.standing import gather
 from slurm.submit import Order, called_off, keep_scripts
-from slurm.tools import FIRST_LOCAL
 
 CONFIG = SlurmConfig(nodes=2, retries=2, signal_seconds=10)
 

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from governance.errors import ClusterError, ConfigError, MissingInput
 from governance.files import append_line, write_text
-from slurm import tools
+from slurm import commands as tools
+from slurm.actions import log_of, missing
 from slurm.answers import ANSWERS_FILE
 from slurm.config import SlurmConfig
-from slurm.control import log_of, missing
 from slurm.graph import Work, plan
-from slurm.standing import attempts_of, gather
+from slurm.job_states import attempts_of, gather
 from slurm.status import Progress, describe, next_command, settled
 from slurm.submit import Order, ranges, submit, submitted
 

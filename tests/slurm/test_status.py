@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from slurm import tools
+from slurm import commands as tools
 from slurm.accounting import ACCOUNTING_FILE, account
 from slurm.answers import WATCH_SECONDS
-from slurm.standing import gather
+from slurm.job_states import gather
 from slurm.status import describe, next_command
 from slurm.submit import Order, submit
 from slurm.table import folded

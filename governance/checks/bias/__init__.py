@@ -1,1 +1,1 @@
-"""Metrics of bias, one file a family; each is an integer aggregate that adds up in any order."""
+"""Bias metrics, one file a family, as sums of integers."""

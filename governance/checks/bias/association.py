@@ -1,4 +1,4 @@
-"""Association: do sentences that mention a group speak of a category more often than chance would have it?
+"""Association of groups with categories in sentences, against chance.
 
     npmi(g, c)     = ln(p(g,c) / (p(g) p(c))) / -ln p(g,c)             in -1 .. 1; 0 is independence
     npmi_gap(g, c) = npmi(g, c | own rate) - npmi(g, c | others' rate)      in -2 .. 2; 0 is the same rate
@@ -31,8 +31,8 @@ import pyarrow as pa
 from governance.checks.bias.bucket_counts import by_bucket
 from governance.checks.bias.interval_choice import chosen_intervals, effective_units, units_against
 from governance.checks.bias.interval_rows import OTHERS, Row, interval_rows
-from governance.checks.bias.jackknife import FISHER, IDENTITY, Estimates, Floats, Integers, jackknife
 from governance.checks.bias.small_samples import Bounds, rate_bounds
+from governance.checks.bias.statistics import FISHER, IDENTITY, Estimates, Floats, Integers, jackknife
 from governance.checks.bias.within_source import (
     by_source,
     comparable,
@@ -47,7 +47,10 @@ LEAST_EXPECTED = 5.0
 
 
 def normalised_pmi(both: Floats, one: Floats, other: Floats, everything: Floats) -> Floats:
-    """Bouma's npmi of counts; -1 where the two are never together, NaN where one of them is not there."""
+    """Bouma's npmi of counts.
+
+    -1 where the two are never together, NaN where one of them is not there.
+    """
     with np.errstate(all="ignore"):
         value = np.log(both * everything / (one * other)) / -np.log(both / everything)
     return np.where(both > 0, value, np.where((one > 0) & (other > 0), -1.0, np.nan))
@@ -60,7 +63,9 @@ def _gap(*counts: Floats) -> Floats:
 
 
 def association_rows(counts: Mapping[str, pa.Table], least_expected: float = LEAST_EXPECTED) -> list[Row]:
-    """The rows of the suite `association`, without q; `against` is the category as "family/category".
+    """The rows of the suite `association`, without q.
+
+    `against` is the category as "family/category".
 
     Args:
         counts: the tables documents, groups, categories, pairs.
@@ -116,7 +121,7 @@ def _npmi_rows(names: list[dict[str, str]], counts: list[Integers], least_expect
 
 
 def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...], least_expected: float) -> list[Row]:
-    """The rows of a category, from counts [rows, sources, buckets] of `_Within`'s arguments."""
+    """Rows of a category, from counts [rows, sources, buckets]."""
     _, one, _, others, _, _ = counts
     there = comparable(one, others)
     mine = [np.asarray(part * there) for part in counts]
@@ -153,7 +158,10 @@ class _Sums:
 
 @dataclass(frozen=True)
 class _Within:
-    """What the gap is made of, [rows] or [rows, replicates]; rates are standardised over sources."""
+    """Parts of the gap, standardised over sources.
+
+    Each [rows] or [rows, replicates].
+    """
 
     rate: Floats
     others_rate: Floats
@@ -168,7 +176,7 @@ class _Within:
 def _within(
     together: Floats, one: Floats, others_together: Floats, others: Floats, subject: Floats, whole: Floats
 ) -> _Within:
-    """Of counts [rows, sources, ...]."""
+    """Standardise counts [rows, sources, ...] over sources."""
     weight = weights(one, others)
     with np.errstate(all="ignore"):
         rates = subject / whole
@@ -185,7 +193,10 @@ def _npmi_of(rate: Floats, sums: _Within) -> Floats:
 
 
 def _npmi_bounds(sums: _Sums, units: Floats) -> Bounds:
-    """Bounds of npmi, of the group's rate; the category's has the group's sentences in it."""
+    """Bounds of npmi, of the group's rate.
+
+    The category's has the group's sentences in it.
+    """
     with np.errstate(all="ignore"):
         found = rate_bounds(sums.together / sums.one, units, np.full_like(units, np.nan))
         lower, upper = (
@@ -208,7 +219,10 @@ def _chosen(
 
 
 def pooled_others(keys: list[tuple[str, ...]], counts: Integers) -> Integers:
-    """For each key (language, axis, group): the counts of the other groups of its language and axis, added."""
+    """For each key (language, axis, group).
+
+    The counts of the other groups of its language and axis, added.
+    """
     sums: dict[tuple[str, ...], Integers] = {}
     for key, part in zip(keys, counts, strict=True):
         sums[key[:2]] = sums.get(key[:2], np.zeros_like(part)) + part

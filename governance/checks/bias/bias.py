@@ -1,10 +1,10 @@
-"""Stage "bias": whom the corpus speaks of and how, and whom its filters removed, as tables of integers.
+"""Bias stage: count tables of mentions, tone and removals.
 
 Reads the documents that stayed (`redact`) and those that each filter removed, once each, and writes the count tables
 of `counts.py` (role `counts`, one Parquet file a table); `parts` holds the same of each shard. Of the counts
 `tables.json` is made: suite -> rows with intervals (`tables.py`), which the gates judge; nothing here is a judgement.
 `findings.json` has what stands behind each row that stands out (`findings.py`): its sentences are not masked.
-Word lists and classifiers are instruments, and are checked by neutral sentences first (`instruments.py`).
+Word lists and classifiers are instruments, and are checked by neutral sentences first (`instrument_check.py`).
 
 Promise: an artifact of any number of workers, in any order, after any crash, is the same to the byte. Documents of a
 language without term lists are counted (`documents_without_terms` in the stats, in `fates` with the axis "", and in the
@@ -23,24 +23,25 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import Field
 
+from governance.checks.bias.adverse_impact import Reference
 from governance.checks.bias.count_tables import ALL_TABLES, TABLES, merge_parts, write_counts
 from governance.checks.bias.counts import KEPT, Work, count_shard
 from governance.checks.bias.coverage import uncovered_words
 from governance.checks.bias.findings import findings_of
-from governance.checks.bias.impact import Reference
-from governance.checks.bias.instruments import Scorer, instrument_rows, lexicon_scorer, load_templates
-from governance.checks.bias.lexicons import Lexicons, ListsConfig, load_lexicons, scale_of
-from governance.checks.bias.list_files import ListFile
+from governance.checks.bias.instrument_check import Scorer, instrument_rows, lexicon_scorer, load_templates
 from governance.checks.bias.tables import Choices, Recorded, bias_tables
+from governance.checks.bias.word_lists.lexicons import Lexicons, load_lexicons, scale_of
+from governance.checks.bias.word_lists.list_files import ListFile
+from governance.checks.bias.word_lists.lists_config import ListsConfig
 from governance.config import Section
 from governance.errors import MissingInput
 from governance.files import write_json
-from governance.intact import intact
-from governance.kernels.words import joined
+from governance.kernels.word_lookup import joined
 from governance.log import get_logger
 from governance.manifest import Manifest, describe
 from governance.parallel import Shard, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.verified_files import intact
 
 VERSION = 7
 FINAL = "redact"
@@ -55,7 +56,7 @@ Models = Mapping[str, tuple[Manifest, Scorer]]
 
 
 class BiasConfig(ListsConfig):
-    """Which word lists the audit of bias counts with, and how it compares: `[audit.bias]`."""
+    """Settings `[audit.bias]`: word lists and comparisons."""
 
     reference: Reference = "none"
     """Against whom a filter's keep rate is taken: "none", the documents that mention no group of the axis; "highest",
@@ -166,7 +167,10 @@ def _terms(lexicons: Lexicons) -> dict[str, dict[tuple[str, str], list[str]]]:
 
 
 def _scorers(lexicons: Lexicons, models: Models) -> dict[str, dict[str, Scorer]]:
-    """Language -> instrument -> scorer: each word list as it is used, and each classifier."""
+    """Language -> instrument -> scorer.
+
+    Each word list as it is used, and each classifier.
+    """
     from governance.kernels.mentions import WEIGHT
 
     found: dict[str, dict[str, Scorer]] = {}
@@ -190,7 +194,7 @@ def _shards(manifest: Manifest, role: str, stage: str, lexicons: Lexicons, root:
 
 
 def _stats(counts: Mapping[str, pa.Table], lexicons: Lexicons) -> dict[str, object]:
-    """What the tables hold, in a few integers."""
+    """Sizes of the tables, as integers."""
     documents = counts["documents"]
     by_language: dict[str, int] = {}
     for code, number in zip(documents["language"].to_pylist(), documents["documents"].to_pylist(), strict=True):

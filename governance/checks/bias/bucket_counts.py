@@ -1,4 +1,4 @@
-"""Count tables as arrays: for each key, the counts of its 64 buckets.
+"""Count tables as arrays: 64 buckets for each key.
 
 A count table has key columns, `bucket`, and counts; rows of the same keys add up, in any order and partition. What is
 made of them is made of sums of integers, so it does not depend on either.
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from governance.checks.bias.jackknife import BUCKETS, Integers
+from governance.checks.bias.statistics import BUCKETS, Integers
 from governance.errors import ManifestError
 
 Counts = Mapping[tuple[Any, ...], Integers]
@@ -23,7 +23,9 @@ NOTHING: Integers = np.zeros(BUCKETS, np.int64)
 
 
 def by_bucket(table: pa.Table, keys: Sequence[str], count: str) -> dict[tuple[Any, ...], Integers]:
-    """Sum one count over all rows of the same keys and bucket: key -> [buckets], sorted by key.
+    """Sum one count over all rows of the same keys and bucket.
+
+    Key -> [buckets], sorted by key.
 
     Raises:
         ManifestError: the table lacks a column, or has a bucket outside 0 .. 63.
@@ -53,5 +55,8 @@ def by_bucket(table: pa.Table, keys: Sequence[str], count: str) -> dict[tuple[An
 
 
 def stacked(counts: Counts, keys: Iterable[tuple[Any, ...]]) -> npt.NDArray[np.int64]:
-    """[keys, buckets], in the order of the keys; a key without counts has zeros."""
+    """[keys, buckets], in the order of the keys.
+
+    A key without counts has zeros.
+    """
     return np.array([counts.get(key, NOTHING) for key in keys], np.int64).reshape(-1, BUCKETS)

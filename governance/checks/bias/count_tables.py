@@ -1,4 +1,4 @@
-"""The count tables' columns, their parts (a file a shard), and the sum of parts.
+"""Columns of the count tables, their parts, and their sum.
 
 `counts.py` says what each table counts. Parts hold all sites; their sum names the largest `MOST_SITES`, by documents,
 whatever the partition into parts.
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from governance.checks.bias.origins import SMALL_SITES
+from governance.checks.bias.provenance_columns import SMALL_SITES
 from governance.errors import ManifestError
 from governance.files import atomic_path
 from governance.kernels.behind_counts import EXAMPLES
@@ -62,7 +62,10 @@ def schema_of(table: str) -> pa.Schema:
 
 
 def merged(table: str, parts: Sequence[pa.Table]) -> pa.Table:
-    """The sum of parts of one table, in its order; of `examples` the first of all."""
+    """The sum of parts of one table, in its order.
+
+    Of `examples` the first of all.
+    """
     if table == EXAMPLES_TABLE:
         return _first_examples(parts)
     keys, counts = TABLES[table]
@@ -102,7 +105,10 @@ def _part_schema() -> pa.Schema:
 
 
 def write_part(path: Path, tables: Mapping[str, pa.Table]) -> None:
-    """Write all tables of a shard into one Parquet file: a column `table`, and the columns of all."""
+    """Write all tables of a shard into one Parquet file.
+
+    A column `table`, and the columns of all.
+    """
     rows = [table.append_column("table", pa.array([name] * len(table), pa.string())) for name, table in tables.items()]
     whole = pa.concat_tables([_part_schema().empty_table(), *rows], promote_options="default")
     write_counts(path, whole.select(_part_schema().names))
@@ -115,7 +121,9 @@ def write_counts(path: Path, table: pa.Table) -> None:
 
 
 def merge_parts(paths: Iterable[Path], most_sites: int = MOST_SITES) -> dict[str, pa.Table]:
-    """The count tables of all parts; of sites the largest by name, the others as one.
+    """The count tables of all parts.
+
+    Of sites the largest by name, the others as one.
 
     Raises:
         ManifestError: a part cannot be read.
@@ -141,7 +149,10 @@ def _read_part(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 
 def _largest_sites(paths: Sequence[Path], most: int) -> pa.Array | None:
-    """The sites with most rows of fates, by documents, then by name; None where there are no more than `most`."""
+    """The sites with most rows of fates, by documents, then by name.
+
+    None where there are no more than `most`.
+    """
     sizes: list[pa.Table] = []
     for path in paths:
         part = _read_part(path, ["table", "site", "documents"])

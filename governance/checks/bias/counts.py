@@ -1,4 +1,4 @@
-"""The count tables: integers by key, made a shard at a time and merged by adding.
+"""Count tables: integers by key, summed over shards.
 
 A table is Arrow: keys, then int64 counts; sorted by its keys; without rows of zeros. `bucket` is that of the document's
 cluster (`origins.py`), `language` the column's ("und" where it is empty), `length_bin` floor(log2(words)), 0 to 15.
@@ -51,9 +51,9 @@ import pyarrow.parquet as pq
 
 from governance.checks.bias.count_tables import ALL_TABLES, EXAMPLES_TABLE, Tables, merged, table_of, write_part
 from governance.checks.bias.examples import Kept, add_examples, example_table, priorities_of
-from governance.checks.bias.lexicons import Lexicon, Lexicons, pack_lexicon
-from governance.checks.bias.origins import BUCKETS, UNKNOWN, bucket_of, country_of, host_of, year_of
+from governance.checks.bias.provenance_columns import BUCKETS, UNKNOWN, bucket_of, country_of, host_of, year_of
 from governance.checks.bias.sentence_tables import removed_tables, sentence_tables
+from governance.checks.bias.word_lists.lexicons import Lexicon, Lexicons, pack_lexicon
 from governance.config import Section
 from governance.errors import ManifestError
 from governance.parallel import ShardMade
@@ -81,14 +81,14 @@ class Work:
 
 
 def count_shard(section: Section, work: Work, path_of: Callable[[str], Path]) -> ShardMade:
-    """Count one shard of documents that stayed (all tables) or were removed (fates), and write its part."""
+    """Count one shard of kept or removed documents and write its part."""
     found = count_groups(read_groups(work.path, work.stage != KEPT), work.stage, work.lexicons)
     write_part(path_of("parts"), found)
     return ShardMade({"parts": path_of("parts")}, {})
 
 
 def read_groups(path: Path, removed: bool) -> Iterator[pa.Table]:
-    """The row groups of a shard, one after the other, with the columns that are counted.
+    """Row groups of a shard with the counted columns.
 
     Raises:
         ManifestError: it cannot be read, or lacks a column.
@@ -106,7 +106,7 @@ def read_groups(path: Path, removed: bool) -> Iterator[pa.Table]:
 
 
 def count_groups(groups: Iterable[pa.Table], stage: str, lexicons: Lexicons) -> dict[str, pa.Table]:
-    """The count tables of documents of one stage, from tables with the columns of a document shard."""
+    """Count tables of one stage's documents."""
     parts: Tables = {name: [] for name in ALL_TABLES}
     running = Running({}, {}, {})
     for group in groups:
@@ -124,7 +124,7 @@ def count_groups(groups: Iterable[pa.Table], stage: str, lexicons: Lexicons) -> 
 
 @dataclass(frozen=True)
 class Running:
-    """What grows while a shard is counted."""
+    """Running state while a shard is counted."""
 
     sums: dict[tuple[str, str], Sums]
     """Language and source -> counts of sentences."""
@@ -143,7 +143,10 @@ class Running:
 
 
 def _write_out(stage: str, lexicons: Lexicons, running: Running, parts: Tables) -> None:
-    """Move the sums into `parts`: a shard of many sources would hold them all at once."""
+    """Move the sums into `parts`.
+
+    A shard of many sources would hold them all at once.
+    """
     for (code, source), sums in running.sums.items():
         packed = _packed(lexicons, code)
         deep = stage == KEPT
@@ -159,7 +162,7 @@ def _write_out(stage: str, lexicons: Lexicons, running: Running, parts: Tables) 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of each document of a row group, in order."""
+    """Facts of each document of a row group."""
 
     ids: list[str]
     languages: npt.NDArray[np.object_]
@@ -270,7 +273,7 @@ def _documents(facts: Facts, words: Integers, sentences: Integers) -> pa.Table:
 
 
 def _axis_numbers(lexicon: Lexicon) -> Integers:
-    """Of each group the number of its axis."""
+    """Axis number of each group."""
     return np.array([lexicon.axes.index(axis) for axis, _ in lexicon.groups], np.int64)
 
 
@@ -309,7 +312,7 @@ def _mention_tables(
 
 
 def _fates(stage: str, code: str, lexicon: Lexicon | None, facts: Facts, rows: Integers, found: Found) -> pa.Table:
-    """Where the documents `rows` of one language ended, by whom they mention."""
+    """Outcomes of the documents `rows`, by mentioned groups."""
     bins = np.clip(np.log2(np.maximum(found.words, 1)).astype(np.int64), 0, LENGTH_BINS - 1)
     reasons, reason = np.unique(np.array(facts.reasons, object)[rows], return_inverse=True)
     sources, source = np.unique(np.array(facts.sources, object)[rows], return_inverse=True)

@@ -1,4 +1,4 @@
-"""Coverage: the share of documents in languages that some word list covers.
+"""Coverage: share of documents in languages that the word lists cover.
 
     coverage = documents in languages with identity terms / documents                       in 0 .. 1
 
@@ -48,7 +48,7 @@ def coverage_rows(documents: pa.Table, listed: Collection[str], scored: Mapping[
 
 
 def uncovered_words(without: Mapping[str, int], whole: int, instrument: str | None = None) -> str:
-    """How many documents no word list covers, by language and the most first; "" where every one is covered."""
+    """Documents that no word list covers, by language; "" if none."""
     if not without:
         return ""
     ordered = sorted(without.items(), key=lambda item: (-item[1], item[0]))
@@ -65,7 +65,10 @@ def _language(code: str) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share with two digits; what is little is not called none, nor nearly all called all."""
+    """A share with two digits.
+
+    What is little is not called none, nor nearly all called all.
+    """
     percent = 100 * share
     if percent < 0.1:
         return "< 0.1 %"

@@ -1,4 +1,4 @@
-"""Intersections: groups of two axes that one sentence mentions together, counted like groups of an axis of their own.
+"""Intersections: groups of two axes mentioned in one sentence.
 
 "ethnicity x gender" is an axis with the groups "black x female", "white x male", ... A sentence mentions one when it
 mentions both groups, or when a single term names both: "black women" is a term of ethnicity that holds the term "women"
@@ -21,7 +21,10 @@ Name = tuple[str, str]
 
 
 class Crossed(NamedTuple):
-    """Two groups, by their numbers, and the name of their intersection: (axis x axis, group x group)."""
+    """Two groups, by their numbers, and the name of their intersection.
+
+    (axis x axis, group x group).
+    """
 
     name: Name
     one: int
@@ -29,7 +32,9 @@ class Crossed(NamedTuple):
 
 
 def chosen_pairs(pairs: Sequence[str] | None, axes: Collection[str]) -> tuple[str, ...]:
-    """The pairs of axes to count; None: those of `USUAL` that the lists have.
+    """The pairs of axes to count.
+
+    None: those of `USUAL` that the lists have.
 
     Raises:
         ConfigError: a pair is no two axes of the lists: nothing would be counted, and nothing said.
@@ -45,7 +50,7 @@ def chosen_pairs(pairs: Sequence[str] | None, axes: Collection[str]) -> tuple[st
 
 
 def crossed_groups(groups: Sequence[Name], pairs: Sequence[str]) -> tuple[Crossed, ...]:
-    """The intersections of one language's groups, in the order of the pairs, then of the groups."""
+    """Intersections of one language's groups, ordered by pair and group."""
     return tuple(
         Crossed((pair, f"{group}{CROSS}{beside}"), one, other)
         for pair in dict.fromkeys(pairs)
@@ -58,7 +63,10 @@ def crossed_groups(groups: Sequence[Name], pairs: Sequence[str]) -> tuple[Crosse
 def intersections_of_terms(
     identity: Mapping[Words, Sequence[int]], crossed: Sequence[Crossed], first: int
 ) -> dict[Words, tuple[int, ...]]:
-    """Term -> the intersections that it names by itself, numbered from `first`; terms that name none are left out."""
+    """Term -> the intersections that it names by itself, numbered from `first`.
+
+    Terms that name none are left out.
+    """
     found = {}
     for term, groups in identity.items():
         inner = (term[i:j] for i in range(len(term)) for j in range(i + 1, len(term) + 1))

@@ -1,4 +1,4 @@
-"""Examples of a shard: in each cell the sentences of least priority, each of another document.
+"""Example sentences for each cell, a bottom-k sample a shard.
 
 A cell is a group with a category, or with a score below or above 0, in what stayed; in what was removed any mention of
 the group. Texts are kept as the shard holds them, in the artifact, beside the shards themselves: whoever shows one
@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from governance.checks.bias.count_tables import EXAMPLES_TABLE, schema_of
-from governance.checks.bias.lexicons import Lexicons
 from governance.checks.bias.sentence_tables import cells_of
+from governance.checks.bias.word_lists.lexicons import Lexicons
 from governance.kernels.behind_counts import EXAMPLES
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ Kept = dict[Cell, list[Example]]
 
 
 class Documents(Protocol):
-    """What is known of each document."""
+    """Facts of each document, for examples."""
 
     @property
     def ids(self) -> list[str]:
@@ -50,15 +50,18 @@ class Documents(Protocol):
 
     @property
     def sources(self) -> list[str]:
-        """Where they are from."""
+        """Sources of the documents."""
 
     @property
     def reasons(self) -> list[str]:
-        """Why they were removed."""
+        """Removal reasons of the documents."""
 
 
 def priorities_of(ids: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
-    """63 bits of a hash of each id: which documents are shown is nobody's choice."""
+    """63 bits of a hash of each id.
+
+    Which documents are shown is nobody's choice.
+    """
     from governance.kernels.identities import hash_texts
 
     return hash_texts(ids) >> np.uint64(1)
@@ -71,7 +74,7 @@ def add_examples(
     rows: tuple[Integers, npt.NDArray[np.uint64]],
     documents: tuple[Documents, tuple[Bytes, Offsets]],
 ) -> None:
-    """Add what the kernel noted in one row group to the examples of a shard.
+    """Add the kernel's sampled sentences to a shard's examples.
 
     Args:
         kept: is added to.

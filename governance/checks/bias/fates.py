@@ -1,4 +1,4 @@
-"""The table of fates as arrays: for each axis, where documents of each group ended, by stratum and bucket.
+"""Fates: counts of documents by outcome, group, stratum and bucket.
 
 A stratum is a source, a language, a length bin and a site. A site is a host; the source, where documents have no
 address; and a bucket of hosts, for those beyond the largest.
@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from governance.checks.bias.jackknife import BUCKETS, Integers
-from governance.checks.bias.origins import SMALL_SITES
+from governance.checks.bias.provenance_columns import SMALL_SITES
+from governance.checks.bias.statistics import BUCKETS, Integers
 from governance.errors import ManifestError
 
 ORDER = ("ingest", "clean", "classify", "dedup", "paragraphs", "decontaminate", "redact", "mix", "encode", "kept")

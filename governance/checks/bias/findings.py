@@ -1,4 +1,4 @@
-"""Findings: the rows that stand out, each with its effect in words, the terms that drive it, and sentences to read.
+"""Findings: significant rows with effect, terms and example sentences.
 
 A row stands out when it was tested, q is below 0.05, and its whole 95 % interval lies on one side of no difference: 0
 for a gap, 1 for a ratio. Of keep rates only adjusted ones count, and only of groups that are kept less often. Terms:
@@ -25,8 +25,8 @@ import pyarrow as pa
 from governance.checks.bias.count_tables import CELL
 from governance.checks.bias.crossed import CROSS
 from governance.checks.bias.interval_rows import ALL, NOBODY, Row
-from governance.checks.bias.lexicons import Lexicons, scale_of
 from governance.checks.bias.sentence_tables import ABOVE, BELOW, KEPT
+from governance.checks.bias.word_lists.lexicons import Lexicons, scale_of
 from governance.kernels.behind_counts import EXAMPLES
 
 NEUTRAL = {
@@ -46,7 +46,7 @@ Sums = dict[tuple[str, ...], int]
 
 @dataclass(frozen=True)
 class Behind:
-    """What the counts hold behind the rows."""
+    """Terms and examples from the count tables."""
 
     terms: Sums
     """stage, language, term, family, category -> mentions."""
@@ -63,7 +63,7 @@ class Behind:
 
 
 def stands_out(row: Mapping[str, Any]) -> bool:
-    """Whether a row was tested and differs, with its whole interval, from no difference."""
+    """Return whether a row was tested and its interval excludes equality."""
     neutral = NEUTRAL.get(str(row["metric"]))
     if neutral is None or None in (row["lower"], row["upper"], row["q"]) or row["q"] >= MOST_Q:
         return False
@@ -190,7 +190,10 @@ def _others(row: Row, keys: Mapping[tuple[str, ...], Any]) -> list[tuple[str, ..
 def _own_terms(
     row: Row, behind: Behind, lexicons: Lexicons, stages: Sequence[str], cell: tuple[str, str]
 ) -> list[dict[str, Any]]:
-    """The group's identity terms by their mentions in a cell; an intersection has no terms of its own."""
+    """The group's identity terms by their mentions in a cell.
+
+    An intersection has no terms of its own.
+    """
     if CROSS in row["axis"]:
         return []
     languages = sorted(lexicons.languages) if row["language"] == ALL else [row["language"]]
@@ -274,7 +277,10 @@ def weights_of(lexicons: Lexicons, language: str, instrument: str) -> dict[str, 
 
 
 def contributions(row: Row, behind: Behind, weights: Mapping[str, float]) -> Iterator[tuple[str, int, int, float]]:
-    """(term, count beside the group, count beside the others, contribution) of every term; their sum is the gap."""
+    """Each term's contribution to the gap.
+
+    (term, count with the group, count with the others, contribution); contributions add up to the gap.
+    """
     key = (row["language"], row["axis"], row["group"])
     others = _others(row, behind.sentences)
     sources = _sources(behind.sentences[key], [behind.sentences[other] for other in others])
@@ -329,7 +335,7 @@ def _impact(row: Row, behind: Behind, lexicons: Lexicons) -> tuple[dict[str, str
 
 
 def ratio_effect(ratio: float, what: str = "") -> dict[str, str]:
-    """How large a ratio is, and in words: "2.4 times as often", "half as often"."""
+    """A ratio in words: "2.4 times as often", "half as often"."""
     size = max(ratio, 1 / ratio) if ratio > 0 else math.inf
     if ratio == 0:
         words = "never"
@@ -345,7 +351,7 @@ def ratio_effect(ratio: float, what: str = "") -> dict[str, str]:
 
 
 def gap_effect(gap: float, instrument: str = "sentiment", a_word: float = 1.0) -> dict[str, str]:
-    """How large a gap of tone is, and in words; `a_word`: the mean size of a word's score."""
+    """A tone gap in words, in units of `a_word`."""
     unit = "listed words" if instrument == "sentiment" else f"points of {instrument}"
     words = f"{abs(gap):.2g} {unit} a sentence {'lower' if gap < 0 else 'higher'}"
     return {"size": _size(abs(gap) / a_word, GAP_SIZES), "words": words}

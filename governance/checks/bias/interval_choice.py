@@ -1,8 +1,8 @@
-"""The interval that a comparison of groups is given: exact, jackknifed, or none; and the greater p of the two.
+"""Choice of the interval for a comparison: exact, jackknife or none.
 
     expected < 1, or fewer than 5 buckets    none: "too few to say"
     expected < 5                             exact, of effective units (`small_samples.py`)
-    more                                     the jackknife's (`jackknife.py`)
+    more                                     the jackknife's (`statistics.py`)
 
 `expected` counts what the reference's rate would give the group of the rarer outcome: sentences with a listed word,
 documents removed. It is never what was seen: a line drawn there would choose the extremes. Cochran 1954, Biometrics
@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from governance.checks.bias.jackknife import Estimates, Floats, Integers
 from governance.checks.bias.small_samples import Bounds, rate_bounds
+from governance.checks.bias.statistics import Estimates, Floats, Integers
 
 LEAST_EXPECTED = 1.0
 JACKKNIFE_EXPECTED = 5.0
@@ -31,7 +31,10 @@ TOO_FEW = "too few to say"
 
 
 def rate_ratio_bounds(rate: Floats, reference: Floats, units: Floats) -> Bounds:
-    """Bounds of rate / reference of so many units, and p of 1; the upper one is 1 / reference at most."""
+    """Bounds of a rate ratio, and p of 1.
+
+    The upper bound is at most 1 / reference.
+    """
     with np.errstate(all="ignore"):
         found = rate_bounds(rate, units, reference)
         return Bounds(found.lower / reference, found.upper / reference, found.p)
@@ -69,7 +72,7 @@ def design_effects(
 
 
 def units_against(units: Floats, of: Floats) -> Floats:
-    """Units that would say as much against a reference of which all is known."""
+    """Effective units against a reference known without error."""
     with np.errstate(all="ignore"):
         return np.asarray(units * of / (units + of))
 

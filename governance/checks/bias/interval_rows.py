@@ -1,4 +1,4 @@
-"""The row that every table of bias is made of, and what is done to a whole table: q values, rounding, order.
+"""Rows of bias tables: q values, rounding, order.
 
     {"metric": "keep_ratio", "language": "en", "axis": "gender", "group": "female", "against": "no group of the axis",
      "stage": "dedup", "instrument": None, "value": 0.91, "lower": 0.85, "upper": 0.97, "n": 1200, "p": 0.004, "q": 0.3,
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from governance.checks.bias.jackknife import Estimates
+from governance.checks.bias.statistics import Estimates
 
 NAMES = ("metric", "language", "axis", "group", "against", "stage", "instrument")
 COLUMNS = (*NAMES, "value", "lower", "upper", "n", "p", "q", "note")
@@ -34,7 +34,10 @@ Row = dict[str, Any]
 
 
 def interval_row(names: Mapping[str, str | None], numbers: Mapping[str, Any], note: str | None = None) -> Row:
-    """One row: some of NAMES, some of value, lower, upper, n, p; the rest is None, and what is not finite."""
+    """One row: some of NAMES, some of value, lower, upper, n, p.
+
+    The rest is None, and what is not finite.
+    """
     known = {name: _rounded(number) for name, number in numbers.items()}
     return {**dict.fromkeys(COLUMNS), **names, **known, "note": note or None}
 
@@ -54,7 +57,10 @@ def interval_rows(
 
 
 def false_discovery_rates(p: Sequence[float]) -> list[float]:
-    """The q of each p, in order: the least rate at which it would be called a discovery."""
+    """The q of each p, in order.
+
+    The least rate at which it would be called a discovery.
+    """
     values = np.asarray(p, np.float64)
     order = np.argsort(values, kind="stable")
     ranked = values[order] * len(values) / np.arange(1, len(values) + 1)
@@ -64,7 +70,10 @@ def false_discovery_rates(p: Sequence[float]) -> list[float]:
 
 
 def finished(rows: Sequence[Row]) -> list[Row]:
-    """The table as it is written: sorted, with q where there is a p."""
+    """The table as it is written.
+
+    Sorted, with q where there is a p.
+    """
     table = sorted(
         (dict(row) for row in rows),
         key=lambda row: tuple(str(row[name] or "") for name in NAMES),

@@ -1,4 +1,4 @@
-"""The count tables of what sentences of one language hold, from the sums of the kernel."""
+"""Count tables of one language's sentences, from the kernel's sums."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from governance.checks.bias.count_tables import table_of
-from governance.checks.bias.lexicons import Lexicon, Lexicons, Name
+from governance.checks.bias.word_lists.lexicons import Lexicon, Lexicons, Name
 
 if TYPE_CHECKING:
     from governance.kernels.mentions import Packed, Sums
@@ -63,7 +63,10 @@ def removed_tables(stage: str, code: str, packed: Packed, sums: Sums) -> Iterato
 
 
 def cells_of(lexicon: Lexicon, instruments: Sequence[str]) -> list[Name]:
-    """The (family, category) of each cell of the kernel's: categories, then each instrument's two sides."""
+    """The (family, category) of each cell of the kernel's.
+
+    Categories, then each instrument's two sides.
+    """
     return [*lexicon.categories, *((name, side) for name in instruments for side in (BELOW, ABOVE))]
 
 

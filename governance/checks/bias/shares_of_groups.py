@@ -18,14 +18,14 @@ import pyarrow as pa
 
 from governance.checks.bias.bucket_counts import by_bucket, stacked
 from governance.checks.bias.interval_rows import Row, interval_rows
-from governance.checks.bias.jackknife import LOG, jackknife, share_estimates
+from governance.checks.bias.statistics import LOG, jackknife, share_estimates
 
 Groups = Mapping[str, Sequence[tuple[str, str]]]
 """language -> the (axis, group) of its term list."""
 
 
 def known_groups(table: pa.Table, listed: Groups) -> dict[str, list[tuple[str, str]]]:
-    """Those that are listed or counted (in a table with language, axis, group), sorted."""
+    """Groups listed or counted in a table, sorted."""
     found: dict[str, set[tuple[str, str]]] = {language: set(groups) for language, groups in listed.items()}
     for language, axis, group in by_bucket(table, ("language", "axis", "group"), "documents"):
         found.setdefault(language, set()).add((axis, group))

@@ -1,4 +1,4 @@
-"""Intervals and p of few units, where no variance can be estimated from what was seen.
+"""Intervals and p values for small samples.
 
     rate r of n units       beta quantiles of (x + 1/2, n - x + 1/2), x = r n; 0 and 1 are their own bounds
     mean of n scores        the pool's scores -c, 0, +c with chances tilted by exp(theta s), n convolved
@@ -32,7 +32,7 @@ _TURNS = 40  # halvings of theta
 
 @dataclass(frozen=True)
 class Bounds:
-    """Ends of 95 % intervals and two-sided p of the null, each [rows]; NaN is unknown."""
+    """95 % intervals and two-sided p values, each [rows]; NaN is unknown."""
 
     lower: Floats
     upper: Floats
@@ -40,7 +40,7 @@ class Bounds:
 
 
 def rate_bounds(rate: Floats, n: Floats, null: Floats) -> Bounds:
-    """Bounds of rates of n units (effective, not whole), and p of `null`; each [rows]."""
+    """Bounds of rates of effective units, and p of `null`."""
     from scipy.special import betainc, betaincinv
 
     rate, n, null = (np.asarray(part, np.float64) for part in np.broadcast_arrays(rate, n, null))
@@ -62,7 +62,10 @@ def rate_bounds(rate: Floats, n: Floats, null: Floats) -> Bounds:
 
 @dataclass(frozen=True)
 class Scores:
-    """The chances of the scores -step, 0, +step: same rate of scored sentences, mean and spread as the pool's."""
+    """The chances of the scores -step, 0, +step.
+
+    Same rate of scored sentences, mean and spread as the pool's.
+    """
 
     minus: float
     plus: float
@@ -93,7 +96,10 @@ def mean_bounds(mean: float, n: float, null: float, pool: Scores) -> tuple[float
     at = float(np.clip(mean / pool.step * units, -units, units))
 
     def below(theta: float) -> float:
-        """P(T <= at), half of P(T = at) left out; between two sums, by interpolation."""
+        """P(T <= at), half of P(T = at) left out.
+
+        Between two sums, by interpolation.
+        """
         logs = log_weights + theta * support
         chances = np.exp(logs - logs.max())
         chances /= chances.sum()
@@ -122,7 +128,7 @@ def _normal_bounds(mean: float, n: float, null: float, pool: Scores) -> tuple[fl
 
 
 def _convolved(pool: Scores, units: int) -> Floats:
-    """Log P(sum = k) for k from -units to units, of `units` scores, by repeated squaring."""
+    """Log P(sum = k) of `units` scores, by repeated squaring."""
     square = np.array([max(pool.minus, 1e-9), max(1 - pool.minus - pool.plus, 1e-9), max(pool.plus, 1e-9)])
     chances, left = np.ones(1), units
     while left:

@@ -1,14 +1,14 @@
-"""The tables of the bias audit, made of the counts: suite -> rows with intervals, which gates judge.
+"""Tables of the bias audit: rows with intervals, judged by gates.
 
     representation   share, axis_share, per_million_words            shares_of_groups.py
                      coverage                                        coverage.py
     association      npmi, npmi_gap                                  association.py
-    tone             sentiment_gap, toxicity_ratio                   tone.py
+    tone             sentiment_gap, toxicity_ratio                   sentiment.py
     impact           keep_ratio, keep_ratio_adjusted                 impact.py
     shares           share, hhi (and of words)                       shares.py
     privacy          pii_per_million_tokens                          privacy.py
     parity           tokens_per_byte, premium                        parity.py
-    instruments      instrument_bias                                 instruments.py
+    instruments      instrument_bias                                 instrument_check.py
     intersections    the metrics of association and tone, of groups of two axes at once; q is of this suite
 
 A row is that of `interval_rows.py`. Promise: a pure function of sums of integers, so any order and any partition of the
@@ -24,18 +24,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from governance.checks.bias.adverse_impact import Reference, impact_rows
 from governance.checks.bias.association import LEAST_EXPECTED, association_rows
 from governance.checks.bias.coverage import coverage_rows
 from governance.checks.bias.crossed import CROSS
-from governance.checks.bias.impact import Reference, impact_rows
-from governance.checks.bias.instruments import biased_instruments
+from governance.checks.bias.instrument_check import biased_instruments
 from governance.checks.bias.interval_rows import Row, finished
-from governance.checks.bias.parity import parity_rows
 from governance.checks.bias.privacy import privacy_rows
-from governance.checks.bias.shares import MOST, share_rows
+from governance.checks.bias.representation import MOST, share_rows
+from governance.checks.bias.sentiment import tone_rows
 from governance.checks.bias.shares_of_groups import Groups, representation_rows
-from governance.checks.bias.tabbed_lists import OF_NAMES, PROXIES
-from governance.checks.bias.tone import tone_rows
+from governance.checks.bias.tokenizer_parity import parity_rows
+from governance.checks.bias.word_lists.tabbed_lists import OF_NAMES, PROXIES
 
 SUITES = (
     "representation", "association", "tone", "impact", "shares", "privacy", "parity", "instruments", "intersections",
@@ -52,7 +52,7 @@ _WANTED = {
 
 @dataclass(frozen=True)
 class Choices:
-    """What decides the tables beside the counts."""
+    """Settings of the tables."""
 
     listed: Groups = field(default_factory=dict)
     """Language -> the (axis, group) that were looked for; those which nobody mentions have rows of zero."""
@@ -74,7 +74,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What other stages counted."""
+    """Counts recorded by other stages."""
 
     redact: Mapping[str, Any] = field(default_factory=dict)
     """The stats of `redact`."""
@@ -136,7 +136,10 @@ def _noted(row: Row) -> Row:
 
 
 def _parted(counts: Mapping[str, pa.Table]) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
-    """The counts of groups, and those of intersections; what is of nobody is in both."""
+    """The counts of groups, and those of intersections.
+
+    What is of nobody is in both.
+    """
     groups, together = dict(counts), dict(counts)
     for name, table in counts.items():
         if "axis" in table.column_names:

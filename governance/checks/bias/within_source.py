@@ -1,4 +1,4 @@
-"""Two sides compared within each source: rates and means as if both had their sentences in the same sources.
+"""Rates and means compared within source.
 
     w_s            = n1 n0 / (n1 + n0)                             weight of source s; 0 where one side is not there
     mean of a side = sum over s of w_s x_s / n_s  /  sum of w_s    direct standardisation
@@ -20,7 +20,7 @@ import numpy as np
 
 from governance.checks.bias.bucket_counts import Counts, stacked
 from governance.checks.bias.interval_choice import design_effects
-from governance.checks.bias.jackknife import BUCKETS, Floats, Integers
+from governance.checks.bias.statistics import BUCKETS, Floats, Integers
 
 NOT_TOGETHER = "no source has both sides"
 
@@ -48,14 +48,19 @@ def weights(own: Floats | Integers, others: Floats | Integers) -> Floats:
 
 
 def standardised(sums: Floats, of: Floats, weight: Floats) -> Floats:
-    """Means sums / of over the axis of sources, the second; NaN where no source has a weight."""
+    """Means sums / of over the axis of sources, the second.
+
+    NaN where no source has a weight.
+    """
     with np.errstate(all="ignore"):
         means = np.where(weight > 0, sums / of, 0.0)
         return np.asarray((means * weight).sum(axis=1) / weight.sum(axis=1))
 
 
 def units_within(own: Integers, others: Integers, sums: Integers, of: Integers, variance: Floats) -> Floats:
-    """Effective units of a comparison, [rows]: as many against a reference of which all is known would say as much.
+    """Effective units of a comparison, [rows].
+
+    As many against a reference of which all is known would say as much.
 
     The variance of a weighed difference is sum of w_s^2 (1/n1 + 1/n0) over (sum of w_s)^2, the group's units counted by
     the design effect that its buckets have (`interval_choice.py`).
@@ -79,7 +84,7 @@ def units_within(own: Integers, others: Integers, sums: Integers, of: Integers, 
 
 
 def notes_of(within: Floats, pooled: Floats, own: Integers, others: Integers) -> list[str]:
-    """What each row says of its sources.
+    """Notes of each row on its sources.
 
     Args:
         within: the values, [rows].

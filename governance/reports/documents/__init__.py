@@ -1,1 +1,1 @@
-"""Documents about a run for other people's tools and forms, each filled from report.json and the manifests."""
+"""Documents for other tools and forms, filled from report.json."""

@@ -1,4 +1,4 @@
-"""Training computation in floating-point operations (FLOP), and the thresholds that laws name.
+"""Computation and energy of a model, for the documents.
 
 FLOP of a run = FLOP per token (6 N of every weight that a token multiplies, and attention, as the trainer counts it)
 x tokens of the steps that stand. It leaves out validation, steps that were computed twice, activation checkpointing and
@@ -38,7 +38,7 @@ METHOD = "FLOP per token (6 N and attention, from the architecture) x tokens of 
 
 
 def computation_fields(evidence: Evidence) -> list[Field]:
-    """FLOP per token, FLOP of the training, and where that stands to each threshold."""
+    """FLOP per token and in total, against legal thresholds."""
     total = evidence.at("training.flops")
     fields = [
         evidence.field("FLOP per token, forward and backward", "training.flops_per_token", scientific),
@@ -53,7 +53,7 @@ def computation_fields(evidence: Evidence) -> list[Field]:
 
 
 def standing(flop: Any, threshold: Threshold) -> str | None:
-    """Whether a count is over a threshold, and how far from it."""
+    """Return whether a count exceeds a threshold, and by how much."""
     if flop is None:
         return None
     word = "above" if flop > threshold.flop else "not above"

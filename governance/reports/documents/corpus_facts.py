@@ -1,4 +1,4 @@
-"""What several documents say of a corpus: tested differences of groups, domains, dates, licences, parent models."""
+"""Corpus facts shared by documents: findings, domains, dates, licences."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from governance.manifest import Manifest
-from governance.reports.bias_sections import standing_out
 from governance.reports.documents.evidence import Evidence, Field
-from governance.reports.markup import compact, number, share, visible
+from governance.reports.html.markup import compact, number, share, visible
+from governance.reports.sections.bias_sections import standing_out
 
 Row = Mapping[str, Any]
 
@@ -27,7 +27,10 @@ _ALL, _REST, _UNKNOWN = "(all)", "(others)", ("unknown", "und")
 
 
 def licence_told(name: str) -> str:
-    """The address of a licence of the SPDX list; of any other name, what it is."""
+    """The address of a licence of the SPDX list.
+
+    Of any other name, what it is.
+    """
     if name in SPDX_LISTED:
         return f"https://spdx.org/licenses/{name}"
     if name.startswith("LicenseRef-"):
@@ -36,7 +39,7 @@ def licence_told(name: str) -> str:
 
 
 def findings(evidence: Evidence) -> dict[str, list[Row]]:
-    """Suite -> differences that were tested and stand out, each once, the greatest first."""
+    """Significant differences by suite, largest first."""
     found: dict[str, list[Row]] = {}
     for suite, rows in standing_out(evidence.found["bias"]).items():
         tested = [row for row in rows if row["p"] is not None and row["q"] is not None]
@@ -54,7 +57,7 @@ def findings(evidence: Evidence) -> dict[str, list[Row]]:
 
 
 def findings_told(evidence: Evidence) -> str:
-    """How many differences were tested, and how many of them stand out."""
+    """Numbers of tested and of significant differences."""
     tested = sum(row["p"] is not None for rows in evidence.found["bias"].values() for row in rows)
     if not tested:
         return "No difference between groups was tested."
@@ -73,7 +76,10 @@ def finding_told(suite: str, row: Row) -> str:
 
 
 def shares_of(evidence: Evidence, axis: str, metric: str) -> list[Row]:
-    """The largest values of a dimension of the corpus, with their shares; without what is unknown."""
+    """The largest values of a dimension of the corpus, with their shares.
+
+    Without what is unknown.
+    """
     rows = evidence.found["bias"].get("shares", ())
     return [row for row in rows if (row["axis"], row["metric"]) == (axis, metric) and row["group"] not in _UNKNOWN]
 
@@ -103,7 +109,7 @@ def years(evidence: Evidence, name: str) -> Field:
 
 
 def parents(evidence: Evidence, name: str) -> Field:
-    """The models that this one was made from, by the inputs of its training."""
+    """Parent models, by the inputs of the training."""
     if evidence.model is None:
         return Field(name, None)
     found = list(_parents(evidence.model))

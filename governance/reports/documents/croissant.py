@@ -1,4 +1,4 @@
-"""The corpus as Croissant 1.0 with the RAI vocabulary 1.0 (MLCommons, JSON-LD), readable by mlcroissant.
+"""Croissant 1.0 with RAI 1.0 (MLCommons, JSON-LD).
 
 Each shard of documents is a file with its SHA-256 and a record set of its own, so a reader that follows the document
 finds every changed byte. A file set over them would need one record set alone, but mlcroissant 1.1 reads it as empty.
@@ -12,7 +12,7 @@ from typing import Any
 from governance.manifest import Output
 from governance.reports.documents.corpus_facts import finding_told, findings, findings_told, licence_told
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence
-from governance.reports.markup import visible
+from governance.reports.html.markup import visible
 
 RAI = "http://mlcommons.org/croissant/RAI/1.0"
 CROISSANT = "http://mlcommons.org/croissant/1.0"
@@ -102,7 +102,7 @@ def _description(evidence: Evidence) -> str:
 
 
 def _rai(evidence: Evidence) -> Values:
-    """What the responsible-AI vocabulary asks for."""
+    """Fields of the RAI vocabulary."""
     funnel = evidence.found["funnel"]
     cleaning = [f"{row['stage']}: kept {row['documents_kept']} of {row['documents_in']} documents" for row in funnel]
     tested = [finding_told(suite, row) for suite, rows in findings(evidence).items() for row in rows]

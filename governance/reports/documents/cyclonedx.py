@@ -1,4 +1,4 @@
-"""The bill of materials as CycloneDX 1.6 (ECMA-424): the model with its card, the corpus, the packages used."""
+"""CycloneDX 1.6 (ECMA-424) bill of materials."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from governance.manifest import Manifest
 from governance.reports.documents.evidence import KWH, TO_COMPLETE, Evidence, architecture
-from governance.reports.markup import visible
+from governance.reports.html.markup import visible
 
 Values = dict[str, Any]
 
@@ -94,7 +94,10 @@ def _model(evidence: Evidence, model: Manifest) -> Values:
 
 
 def _environment(evidence: Evidence) -> Values:
-    """Energy of the whole run and its location-based carbon; nothing where no meter read."""
+    """Energy of the whole run and its location-based carbon.
+
+    Nothing where no meter read.
+    """
     total = evidence.at("energy.total")
     if total["joules"] is None:
         return {}

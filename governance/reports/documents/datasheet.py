@@ -1,4 +1,4 @@
-"""The datasheet of the corpus: the seven subjects of Gebru et al. (arXiv:1803.09010), in our own words."""
+"""Datasheet of the corpus after Gebru et al. (arXiv:1803.09010)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from governance.reports.documents.corpus_facts import domains, read_on, years
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence, Field, joined
 from governance.reports.documents.markdown import form, section, table
 from governance.reports.documents.model_card import gate
-from governance.reports.markup import number, size
+from governance.reports.html.markup import number, size
 
 
 def datasheet(evidence: Evidence) -> str:
-    """What is known of the corpus, and what a person must add."""
+    """Known answers, and the questions a person must answer."""
     return "\n".join(
         [
             f"# Datasheet of {evidence.at('verdict.corpus.path') or 'a corpus'}\n",
@@ -50,7 +50,7 @@ def _composition(evidence: Evidence) -> list[Field]:
 
 
 def sources(evidence: Evidence) -> str:
-    """Each configured source, its licence as configured, and what is left of it."""
+    """Configured sources with licence and remaining share."""
     rows = [
         [
             row["name"],
@@ -111,7 +111,7 @@ def _cleaning(evidence: Evidence) -> str:
 
 
 def _counted(evidence: Evidence) -> list[str]:
-    """What the stages counted of personal data, if they looked."""
+    """Personal data counted by the stages, if any looked."""
     found: list[Mapping[str, Any]] = [row for row in evidence.found["counts"] if row["title"].startswith("redact:")]
     if not found:
         return [form(_open("personal data: no stage looked for it"))]

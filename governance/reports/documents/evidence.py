@@ -1,4 +1,4 @@
-"""What documents are filled from: the facts of report.json by their paths, and the artifacts' manifests.
+"""Evidence for documents: facts of report.json by path, and manifests.
 
 A document never holds a figure of its own: it names a path into report.json (`summary.train_tokens`) and a way to write
 what stands there. Where nothing stands there it says that a person must complete it; it never guesses.
@@ -13,7 +13,7 @@ from typing import Any
 
 from governance.errors import MissingInput
 from governance.manifest import Manifest
-from governance.reports.markup import number
+from governance.reports.html.markup import number
 
 TO_COMPLETE = "to be completed by a person"
 
@@ -35,7 +35,7 @@ class Field:
 
     @property
     def told(self) -> str:
-        """What the form shows."""
+        """Text shown by the form."""
         return TO_COMPLETE if self.text is None else self.text
 
 
@@ -50,7 +50,7 @@ class Evidence:
     root: Path
 
     def at(self, path: str) -> Any:
-        """What stands at a path of names with dots between; None where it ends early."""
+        """Value at a dotted path; None if it ends early."""
         value: Any = self.found
         for name in path.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
@@ -77,7 +77,7 @@ class Evidence:
 
     @property
     def corpus(self) -> Manifest:
-        """The last artifact that holds documents, as it was handed to the tokeniser; else the funnel's last.
+        """The last document artifact before the tokenizer.
 
         Raises:
             MissingInput: there is no funnel.
@@ -100,12 +100,12 @@ class Evidence:
 
     @property
     def licences(self) -> list[str]:
-        """SPDX names of the licences of the sources that are left, as configured."""
+        """SPDX names of the remaining sources' licences."""
         return sorted({row["licence"] for row in self.kept})
 
     @property
     def languages(self) -> list[str]:
-        """Codes of the languages that the audit counted documents of, most documents first."""
+        """Audited language codes, most documents first."""
         counts = self.at("representation.documents") or {}
         codes = [code for code in counts if counts[code] and code.isascii() and code.isalpha() and 2 <= len(code) <= 3]
         return sorted((code for code in codes if code != "und"), key=lambda code: (-counts[code], code))
@@ -117,7 +117,10 @@ def kilowatt_hours(joules: float) -> str:
 
 
 def energy_told(found: Mapping[str, Any]) -> str | None:
-    """The run's energy with its bounds and methods; None where it is unknown."""
+    """The run's energy with its bounds and methods.
+
+    None where it is unknown.
+    """
     total = found["energy"]["total"]
     if total["joules"] is None:
         return None
@@ -125,7 +128,10 @@ def energy_told(found: Mapping[str, Any]) -> str | None:
 
 
 def ancestry_told(found: Mapping[str, Any]) -> str | None:
-    """The last checkpoint's energy with its ancestors, its bounds and what is not in it; None where it is unknown."""
+    """Energy of the last checkpoint with ancestors and bounds.
+
+    None where it is unknown.
+    """
     views = found["energy"]["views"] or {"rows": {}}
     row = views["rows"].get("cumulative")
     if row is None or row["joules"] is None:
@@ -141,7 +147,10 @@ def _bounds(row: Mapping[str, Any]) -> str:
 
 
 def figure_told(figure: Mapping[str, Any], factors: Mapping[str, Any]) -> str | None:
-    """A figure of the footprint with its scenarios, factors, sources and years; None where it is unknown."""
+    """A figure of the footprint with its scenarios, factors, sources and years.
+
+    None where it is unknown.
+    """
     if figure["value"] is None:
         return None
     low, high = (_UNBOUNDED if figure[name] is None else f"{figure[name]:.6g}" for name in ("low", "high"))

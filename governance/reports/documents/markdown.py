@@ -1,4 +1,4 @@
-"""Markdown and YAML by functions: texts from outside (names of sources, reasons, licences) reach them as text only."""
+"""Markdown and YAML builders that escape external text."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from governance.reports.documents.evidence import Field
-from governance.reports.markup import visible
+from governance.reports.html.markup import visible
 
 _MARKS = re.compile(r"([\\`*_\[\]|#~$])")
 _YAML_UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")
 
 
 def plain(text: str) -> str:
-    """Any text on one line, with nothing in it that Markdown or HTML understands."""
+    """Text on one line without Markdown or HTML syntax."""
     line = " ".join(visible(text).split())
     return _MARKS.sub(r"\\\1", line).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -29,7 +29,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def form(fields: Iterable[Field]) -> str:
-    """Items with what is known of each, and where in report.json it stands."""
+    """Items with known values and their place in report.json."""
     head = ["| item | entry | evidence (report.json) |", "|---|---|---|"]
     lines = [
         f"| {plain(field.name)} | {plain(field.told)} | {f'`{field.source}`' if field.source else ' '} |"
@@ -44,7 +44,10 @@ def section(title: str, *parts: str, level: int = 2) -> str:
 
 
 def yaml_block(values: dict[str, Any], remarks: Sequence[str] = ()) -> str:
-    """A block of YAML between `---`: names as they are, strings quoted as JSON, which YAML 1.2 contains."""
+    """A block of YAML between `---`.
+
+    Names as they are, strings quoted as JSON, which YAML 1.2 contains.
+    """
     lines = [line for name, value in values.items() for line in _yaml(name, value, "")]
     comments = [f"# {' '.join(visible(remark).split())}" for remark in remarks]
     return "\n".join(["---", *lines, *comments, "---"]) + "\n"

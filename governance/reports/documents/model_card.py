@@ -1,4 +1,4 @@
-"""The model card: a README.md as the Hugging Face Hub reads it, its YAML block with CO2, sections after Mitchell et al.
+"""Model card: README.md with YAML block for the Hugging Face Hub.
 
 (arXiv:1810.03993.) The block names only what evidence has; what the Hub may know and evidence has not stands there as a
 remark, so that a person sees it.
@@ -22,7 +22,7 @@ from governance.reports.documents.evidence import (
     kilowatt_hours,
 )
 from governance.reports.documents.markdown import form, section, table, yaml_block
-from governance.reports.markup import compact, number
+from governance.reports.html.markup import compact, number
 
 _CUMULATIVE = "energy.views.rows.cumulative.joules"
 _MOST_ROWS = 12  # of differences between groups: the farthest; the report has all
@@ -74,7 +74,7 @@ def _block(evidence: Evidence) -> str:
 
 
 def hardware(evidence: Evidence) -> str | None:
-    """What the training ran on, as far as it recorded it."""
+    """Recorded hardware of the training."""
     execution = evidence.at("training.execution") or {}
     if not execution.get("device"):
         return None
@@ -142,7 +142,7 @@ def _evaluation(evidence: Evidence) -> str:
 
 
 def _bias(evidence: Evidence) -> str:
-    """Differences between groups in the corpus that were tested and stand out, the greatest of each suite."""
+    """Significant differences between groups, the largest of each suite."""
     out = findings(evidence)
     each = max(1, _MOST_ROWS // max(1, len(out)))
     rows = [

@@ -1,4 +1,4 @@
-"""The model documentation form of the general-purpose-AI code of practice (transparency chapter, measure 1.1).
+"""Model documentation form of the EU general-purpose-AI code of practice.
 
 It gathers what Annexes XI and XII of the AI Act ask for. Items are the form's, named in our own words and in its order;
 whom each is meant for (AI Office, authorities, providers downstream) stands in the form itself.
@@ -18,7 +18,7 @@ from governance.reports.documents.evidence import (
 )
 from governance.reports.documents.markdown import form, section
 from governance.reports.documents.model_card import hardware
-from governance.reports.markup import duration, number
+from governance.reports.html.markup import duration, number
 
 
 def model_documentation(evidence: Evidence) -> str:
@@ -69,7 +69,7 @@ def _properties(evidence: Evidence) -> list[Field]:
 
 
 def parameters(count: int) -> str:
-    """A count of parameters, whole and to two digits of a power of ten."""
+    """Parameter count, exact and rounded to a power of ten."""
     return f"{number(count)} ({count:.1e})"
 
 

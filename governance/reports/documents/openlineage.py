@@ -1,4 +1,4 @@
-"""The run as OpenLineage 2.0.2 events: a start and an end of the making of each artifact, one JSON object a line.
+"""OpenLineage 2.0.2 events, one JSON object a line.
 
 Names are stage and key, versions are digests, so the same thing has one name in every run. Energy is a facet of our own
 (`assay_energy`); the audit's results are assertions on what it audited.
@@ -12,8 +12,8 @@ from typing import Any
 
 from governance.manifest import Input, Manifest
 from governance.reports.documents.evidence import Evidence
-from governance.reports.facts import in_order
-from governance.reports.markup import visible
+from governance.reports.facts.report_facts import in_order
+from governance.reports.html.markup import visible
 
 PRODUCER = "urn:assay:assay-pretrain"
 _SPEC = "https://openlineage.io/spec"
@@ -67,7 +67,10 @@ def _energy(row: Mapping[str, Any]) -> Values:
 
 
 def _input(item: Input, checks: list[Mapping[str, Any]]) -> Values:
-    """An artifact by its folder; a source file in a name space of its own."""
+    """An artifact by its folder.
+
+    A source file in a name space of its own.
+    """
     artifact = item.path.endswith("/manifest.json")
     facets: Values = {}
     if checks:

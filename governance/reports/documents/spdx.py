@@ -1,4 +1,4 @@
-"""The bill of materials as SPDX 3.0.1 (JSON-LD): an AI package, a dataset package, their files.
+"""SPDX 3.0.1 (JSON-LD) bill of materials.
 
 The elements are those of the AI and Dataset profiles. Conformance is claimed for the core and software profiles alone:
 the others also want a supplier and a time of release, which a person knows.
@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from governance.manifest import Manifest
 from governance.reports.documents.evidence import KWH, TO_COMPLETE, Evidence, architecture
-from governance.reports.markup import visible
+from governance.reports.html.markup import visible
 
 CONTEXT = "https://spdx.org/rdf/3.0.1/spdx-context.jsonld"
 

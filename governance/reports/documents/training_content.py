@@ -11,7 +11,7 @@ from governance.reports.documents.corpus_facts import domains, parents, read_on,
 from governance.reports.documents.datasheet import sources
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence, Field, joined
 from governance.reports.documents.markdown import form, section
-from governance.reports.markup import number, share
+from governance.reports.html.markup import number, share
 
 RANGES = ((1e9, "fewer than 1 billion tokens"), (1e13, "1 billion to 10 trillion tokens"))
 """Below this many tokens: the range's name. From the last one up: more than 10 trillion."""

@@ -90,7 +90,7 @@ def fail(name):
     raise RuntimeError(f"a fault that a test asked for: {name}")
 
 
-CHANGES = {"pretrain.loop": of_training, "governance.parallel": of_shards, "pretrain.node_checks": of_checks}
+CHANGES = {"pretrain.loop": of_training, "governance.parallel": of_shards, "pretrain.preflight.node_checks": of_checks}
 
 
 class Watch(importlib.abc.MetaPathFinder):

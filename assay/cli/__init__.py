@@ -1,0 +1,1 @@
+"""Commands: one module of functions for each group."""

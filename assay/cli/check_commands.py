@@ -1,0 +1,48 @@
+"""Commands on checks: freeze a reference, write Great Expectations' Data Docs."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from assay.cli.run_commands import load, say
+from assay.config import Run
+from assay.pipeline import corpus, pass_gate
+from governance.errors import ConfigError
+from governance.manifest import Manifest
+from governance.signing.dsse import private_key
+from governance.stage import Runtime
+
+
+def freeze(arguments: argparse.Namespace) -> None:
+    """Sign the distributions of an accepted corpus as a reference for audits.
+
+    Raises:
+        GateClosed: the verdict does not let this corpus through.
+        ConfigError: there is such a file; a reference is frozen.
+    """
+    from governance.checks.drift import write_reference
+    from governance.checks.shards import sketch_corpus
+
+    loaded, runtime = load(arguments, "data prepare")
+    file: Path = arguments.file
+    if file.exists():
+        raise ConfigError(f"{file}: is there already, and a reference is never changed. Give another name.")
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    config = loaded.config.governance
+    pass_gate(loaded, artifacts, runtime)
+    sketch = sketch_corpus(artifacts["clean"], runtime.root)
+    key = private_key(config.key_path(loaded.folder))
+    write_reference(file, sketch, artifacts["encode"], artifacts["clean"], key)
+    say(f"{file}: {len(sketch)} features of corpus {artifacts['encode'].digest[:16]}; name it in [audit] reference")
+
+
+def data_docs(folder: Path, checked: Manifest, artifacts: dict[str, Manifest], loaded: Run, runtime: Runtime) -> None:
+    """Evaluate an audit again and write Great Expectations' Data Docs."""
+    from governance.checks.audit import tables_again
+    from governance.checks.data_docs import write_data_docs
+
+    tables = tables_again(checked, artifacts, loaded.policy, runtime)
+    shown = write_data_docs(tables, loaded.policy.gates(), folder)
+    say(f"{folder / 'index.html'}: {shown} tables as the engine judges them; the pages load styles from outside hosts")

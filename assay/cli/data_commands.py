@@ -1,0 +1,139 @@
+"""Functions behind `assay data ...`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from assay.cli.run_commands import Arguments, load, say
+from governance.errors import ConfigError, MissingInput
+from governance.gate.verdict import GovernanceConfig
+from governance.lineage.attest import KeySigner, attest_with, open_journal
+from governance.manifest import FILE_NAME, Manifest, read_manifest
+from governance.stage import Leave, Runtime, read_artifact, root_of
+
+if TYPE_CHECKING:
+    from data_pipeline.config import DataConfig
+
+
+def prepare(arguments: Arguments) -> None:
+    """Make every artifact of the corpus, or an array task's share."""
+    from assay.pipeline import corpus
+
+    loaded, runtime = load(arguments, "data prepare")
+    try:
+        made = corpus(loaded, runtime)
+    except Leave as left:
+        say(f"left at {left}")
+        return
+    for stage, manifest in made.items():
+        say(f"{stage:<13} {manifest.digest[:16]}  {runtime.root / manifest.folder}")
+
+
+def show(arguments: Arguments) -> None:
+    """The corpus through those of its stages that are made.
+
+    Of a run's file, or an artifact and its ancestors.
+    """
+    from data_pipeline.pii.detect import replace_all
+    from governance.reports.terminal import show_corpus
+
+    path: Path = arguments.config
+    if path.is_dir() or path.name == FILE_NAME:
+        if arguments.overrides:
+            raise ConfigError(f"--set has no effect on {path}: an artifact is as it is. Leave it out.")
+        made, root = list(_with_ancestors(path)), root_of(path)
+    else:
+        loaded, runtime = load(arguments, "data prepare")
+        made, root = list(_made_so_far(loaded.config.data, loaded.folder, runtime)), runtime.root
+    say(show_corpus(made, root, replace_all))
+
+
+def _with_ancestors(path: Path) -> Iterator[Manifest]:
+    """List an artifact after its remaining ancestors, in run order."""
+    from governance.reports.facts.report_facts import in_order
+
+    last, root = read_artifact(path), root_of(path)
+    found: dict[str, Manifest] = {}
+    waiting = [last]
+    while waiting:
+        current = waiting.pop()
+        for item in current.inputs:  # one of the same stage is an earlier corpus, with a funnel of its own
+            known = item.path in found or item.stage == current.stage
+            if not known and item.path.endswith(f"/{FILE_NAME}") and (root / item.path).exists():
+                found[item.path] = read_manifest(root / item.path)
+                waiting.append(found[item.path])
+    yield from in_order(found)
+    yield last
+
+
+def _made_so_far(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manifest]:
+    """The artifacts up to the first that is not made.
+
+    At least one.
+    """
+    from data_pipeline.prepare import stages
+
+    some = False
+    try:
+        for manifest in stages(config, folder, replace(runtime, make=False)):
+            some = True
+            yield manifest
+    except MissingInput:
+        if not some:
+            raise
+
+
+def trace(arguments: Arguments) -> None:
+    """Print the origin of the document at a token of a shard."""
+    from data_pipeline.trace import explain
+    from data_pipeline.trace import trace as find
+
+    say(explain(find(arguments.shard, arguments.offset)))
+
+
+def train_classifiers(arguments: Arguments) -> None:
+    """Train the classifiers of the run's file and print their scores."""
+    from data_pipeline.filters.classifier import train_classifier
+
+    loaded, runtime = load(arguments, "data train-classifier")
+    models = loaded.config.data.classifiers
+    if not models:
+        raise ConfigError(f"{arguments.config}: has no [[data.classifiers]]. Name one with its labelled files.")
+    for model in models:
+        made = train_classifier(model, loaded.folder, runtime)
+        stats = made.stats
+        say(
+            f"{model.name}: AUC {stats['auc']:.3f} ({stats['auc_low']:.3f} to {stats['auc_high']:.3f}), "
+            f"precision {stats['precision']:.3f}, recall {stats['recall']:.3f} on {stats['held_out_documents']} "
+            f"documents held out of {stats['documents']}  {runtime.root / made.folder}"
+        )
+
+
+def export(arguments: Arguments) -> None:
+    """The token shards as Megatron's .bin and .idx."""
+    from assay.pipeline import corpus
+    from data_pipeline.tokens.megatron import export_megatron
+
+    loaded, runtime = load(arguments, "data prepare")
+    tokens = corpus(loaded, replace(runtime, make=False))["encode"]
+    for role in ("train", "validation"):
+        if tokens.files(role, runtime.root):
+            prefix = arguments.prefix.with_name(f"{arguments.prefix.name}_{role}")
+            for path in export_megatron(tokens, role, prefix, runtime.root):
+                say(str(path))
+
+
+def import_tokens(arguments: Arguments) -> None:
+    """Megatron's .bin and .idx as an artifact of token shards."""
+    from data_pipeline.tokens.megatron import MegatronConfig, import_megatron
+    from governance.config import validate
+
+    values = {"vocabulary_size": arguments.vocabulary_size, "end_of_document": arguments.end_of_document}
+    config = validate(values, MegatronConfig, f"assay data import {arguments.prefix}")
+    root, governance = arguments.root.absolute(), GovernanceConfig()
+    attest = attest_with(open_journal(governance, Path(), root), governance, Path(), root)
+    made = import_megatron(arguments.prefix, config, Runtime(root, attest=attest, signer=KeySigner(governance, Path())))
+    say(f"{made.stage} {made.digest[:16]}  {root / made.folder}")

@@ -1,0 +1,255 @@
+"""Functions behind `assay governance ...`."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+from assay.cli.run_commands import Arguments, load, say
+from assay.config import Run
+from governance.errors import ConfigError, GateClosed, ManifestError
+from governance.files import write_json, write_text
+from governance.gate.verdict import GovernanceConfig, read_verdict, trusted
+from governance.lineage.attest import open_journal, state_model_signature
+from governance.lineage.lineage_graph import describe_node, read_graph
+from governance.manifest import differences
+from governance.signing.dsse import create_job_key, create_key, default_key_path, private_key, public_path
+from governance.signing.git_anchor import anchor_words
+from governance.signing.journal import FILE_NAME as JOURNAL
+from governance.signing.journal_times import SKEW, ahead_words, stamp
+from governance.signing.openssf import create_model_key, default_model_key_path
+from governance.stage import read_artifact, root_of
+from governance.verification import verify_artifact, verify_root
+
+
+def check(arguments: Arguments) -> int:
+    """Audit and sign; the exit status is that of the gate."""
+    from dataclasses import replace
+
+    from assay.pipeline import corpus, judge, pass_gate
+    from governance.gate.explanation import explain
+
+    loaded, runtime = load(arguments, "data prepare")
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    checked, verdict = judge(loaded, artifacts, runtime)
+    if arguments.data_docs is not None:
+        from assay.cli.check_commands import data_docs
+
+        data_docs(arguments.data_docs, checked, artifacts, loaded, runtime)
+    say(explain(verdict))
+    pass_gate(loaded, artifacts, runtime)
+    return 0
+
+
+def clock(arguments: Arguments) -> int:
+    """Show times ahead of the clock, or sign that they are void."""
+    from assay.pipeline import journal_of
+    from assay.preflight import under_site
+    from governance.gate.signed_statements import submitters
+
+    loaded, runtime = load(arguments, "governance clock")
+    journal, moment = journal_of(loaded, runtime), datetime.datetime.now(datetime.UTC)
+    verdicts = _verdicts_ahead(loaded, runtime.root, moment)
+    lines = [*(f"journal {words}" for words in ahead_words(journal.believed(), moment)), *verdicts.values()]
+    for line in lines or [f"nothing is dated ahead of this machine's clock, {stamp(moment)}"]:
+        say(line)
+    if not lines:
+        return 0
+    if arguments.accept is None:
+        say("if this clock is the right one: assay governance clock CONFIG --accept YYYY-MM-DD --reason '...'")
+        return GateClosed.exit_code
+    if arguments.accept != moment.date().isoformat():
+        raise ConfigError(
+            f"--accept {arguments.accept}: this machine's clock says {moment.date()}. Give the day that it is, by "
+            "another clock than this one's; set this one right first if they differ"
+        )
+    if len(arguments.reason) < 10:
+        raise ConfigError(
+            f"--reason {arguments.reason!r}: say in ten characters or more which clock was wrong, and why"
+        )
+    under_site(loaded)
+    count = journal.state_clock(sorted(verdicts), arguments.reason, submitters(loaded.config.governance.submitter)[0])
+    say(f"signed: the times of {count} line(s) of the journal are void, and so is each verdict given before")
+    say(f"next: assay governance check {arguments.config}")
+    return 0
+
+
+def _verdicts_ahead(loaded: Run, root: Path, moment: datetime.datetime) -> dict[str, str]:
+    """Verdicts that are dated ahead of a clock: file -> words."""
+    found = {}
+    for path in sorted(root.glob("verdicts/*.json")):
+        try:
+            signed = read_verdict(path, loaded.config.governance, loaded.folder)["signed_at"]
+        except ManifestError:
+            continue  # one that cannot be believed opens nothing
+        if signed > stamp(moment + SKEW):
+            name = path.relative_to(root).as_posix()
+            found[name] = f"{name}: is signed at {signed}, ahead of this machine's clock ({stamp(moment)})"
+    return found
+
+
+def verify(arguments: Arguments) -> int:
+    """Read an artifact, or everything below a root.
+
+    Deep: and what was signed about it.
+    """
+    artifact: Path = arguments.artifact
+    root = root_of(artifact)
+    keys = tuple(str(key.absolute()) for key in arguments.keys)
+    config = GovernanceConfig(trusted_keys=keys)
+    alone = artifact.resolve() != root
+    look = verify_artifact if alone else verify_root
+    files, problems, notes = look(artifact if alone else root, config, Path(), deep=arguments.deep)
+    for line in (*problems, *(f"note: {note}" for note in notes)):
+        say(line)
+    where = f"of {artifact}" if alone else f"below {root}"
+    if problems:
+        raise ManifestError(f"{len(problems)} problem(s) in {files} files {where}")
+    signed = ", and as the journal states" if arguments.deep else ""
+    say(f"{files} files {where}: all as their manifests say{signed}")
+    for line in anchor_words(open_journal(config, Path(), root)) if arguments.deep else ():
+        say(f"{JOURNAL}: {line}")
+    return 0
+
+
+def anchor(arguments: Arguments) -> int:
+    """Return whether the journal lacks lines that it had.
+
+    Accept: give them up, signed. 77 while it lacks them.
+    """
+    from assay.pipeline import journal_of
+
+    loaded, runtime = load(arguments, "governance anchor")
+    journal = journal_of(loaded, runtime)
+    if arguments.accept is not None:
+        if not arguments.accept.strip():
+            raise ConfigError('--accept: say why these lines are given up: --accept "restored from a backup"')
+        owners = trusted(loaded.config.governance, loaded.folder)
+        say(f"{JOURNAL}: {len(journal.accept(arguments.accept, owners))} head(s) given up")
+    for line in anchor_words(journal):
+        say(f"{JOURNAL}: {line}")
+    return GateClosed.exit_code if journal.behind() else 0
+
+
+def site(arguments: Arguments) -> None:
+    """Show the site's rules, or the digest of a policy to pin."""
+    from governance.gate.policy import load_policy
+    from governance.gate.site_policy import SYSTEM, VARIABLE, sites
+    from governance.signing.dsse import key_id
+
+    if arguments.policy is not None:
+        say(load_policy(arguments.policy).digest)
+        return
+    found = sites()
+    for each in found:
+        say(f"{each.name}: policy {each.policy.name} {each.policy.digest} ({each.path})")
+        for key in each.keys:
+            say(f"  trusts the key {key_id(key)}, and those that it certified")
+        if each.verdict_by:
+            say(f"  {each.verdict_by[0]} signs the audit's statement, {each.verdict_by[1]} the verdict")
+    if not found:
+        say(f"no site's policy binds here: neither {SYSTEM} nor a file named by ${VARIABLE} is there")
+
+
+def trace(arguments: Arguments) -> None:
+    """An artifact's ancestors, as lines, a picture, and PROV."""
+    manifest = read_artifact(arguments.artifact)
+    graph = read_graph(root_of(arguments.artifact))
+    node = graph.find(manifest)
+    say(describe_node(node))
+    above = list(graph.ancestors(node))
+    for depth, item in above:
+        say(f"{'  ' * depth}{describe_node(item)}")
+    if arguments.svg is not None:
+        from governance.lineage.svg import draw
+
+        write_text(arguments.svg, draw(graph, node))
+    if arguments.prov is not None:
+        from governance.lineage.prov import prov_document
+
+        write_json(arguments.prov, prov_document(graph, [node, *(item for _, item in above)]))
+
+
+def impact(arguments: Arguments) -> None:
+    """Print shards, rows, checkpoints and children that saw a document."""
+    from assay.impact import explain
+    from assay.impact import impact as find
+
+    say(explain(find(arguments.document, [root.absolute() for root in arguments.roots])))
+
+
+def diff(arguments: Arguments) -> int:
+    """Two artifacts compared; 1 when they differ, as diff does."""
+    lines = differences(read_artifact(arguments.ours), read_artifact(arguments.theirs))
+    for line in lines:
+        say(line)
+    return 1 if lines else 0
+
+
+def keygen(arguments: Arguments) -> None:
+    """A key pair.
+
+    One's own, a root's, a job's with its certificate, or a model's.
+    """
+    if arguments.root_key is not None and arguments.job is None:
+        raise ConfigError("--root-key: certifies a job's key. Say where that is to be: --job PATH")
+    path: Path
+    if arguments.job is not None:
+        if arguments.root_key is None:
+            raise ConfigError("--job: wants the root's key that certifies it: --root-key PATH")
+        path = arguments.job
+        create_job_key(path, private_key(arguments.root_key, make=False), arguments.name, arguments.days)
+        say(f"job key {path}, certified for {arguments.days} days; verify with the root's public key")
+    elif arguments.model is not None:
+        path = Path(arguments.model) if arguments.model else default_model_key_path()
+        create_model_key(path)
+        say(f"model key {path}, public key {public_path(path)}")
+    else:
+        path = arguments.root or arguments.path or default_key_path()
+        create_key(path)
+        say(f"private key {path}, public key {public_path(path)}")
+        if arguments.root is not None:
+            say("keep the private key offline; it is wanted only to make a job's key: keygen --job PATH --root-key ...")
+
+
+def audit_model(arguments: Arguments) -> None:
+    """Print a checkpoint's strongest biases on templates and published sets."""
+    import json
+    from dataclasses import replace
+
+    from assay.pipeline import corpus, model_audit
+
+    loaded, runtime = load(arguments, "data prepare")
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    made = model_audit(loaded, artifacts, arguments.checkpoint, runtime)
+    found = json.loads((runtime.root / made.folder / "leanings.json").read_bytes())
+    say(f"leanings of step {made.stats['step']}, in nats, with 95 % intervals; the ten farthest from 0:")
+    for row in sorted(found["templates"], key=lambda row: -max(row["lower"] or 0, -(row["upper"] or 0)))[:10]:
+        place = f"{row['axis']}/{row['group']} {row['category']}"
+        say(f"  {place:<40} {row['lean']:+.3f} [{row['lower']:+.3f}, {row['upper']:+.3f}]")
+    for name, rows in found["sets"].items():
+        figures = ", ".join(f"{key} {value}" for key, value in rows[0].items() if key != "category")
+        say(f"{name}: {figures}")
+    beside = found["corpus"]
+    if beside["rho"] is not None:
+        say(
+            f"beside the corpus: rank correlation {beside['rho']:+.3f} [{beside['lower']:+.3f}, {beside['upper']:+.3f}]"
+            f" over {beside['pairs']} pairs of group and category"
+        )
+    say(f"{runtime.root / made.folder / 'leanings.json'}")
+
+
+def sign(arguments: Arguments) -> None:
+    """A checkpoint as an OpenSSF model."""
+    from pretrain.checkpoint.format import read_checkpoint
+
+    root = root_of(arguments.checkpoint)
+    manifest = read_checkpoint(arguments.checkpoint, root)
+    key = arguments.key or default_model_key_path()
+    config = GovernanceConfig(
+        signing_key="" if arguments.signing_key is None else str(arguments.signing_key.absolute())
+    )
+    name = state_model_signature(open_journal(config, Path(), root), manifest, key, root)
+    folder = root / manifest.folder
+    words = f"{folder} --signature {root / name} --public_key {public_path(key)}"
+    say(f"{root / name}: others check it with: model_signing verify key {words}")

@@ -1,0 +1,121 @@
+"""Functions behind `assay report ...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from assay.cli.run_commands import Arguments, load, say
+from assay.config import load_run
+from governance.errors import ManifestError, MissingInput
+from governance.files import write_text
+from governance.gate.verdict import GovernanceConfig
+from governance.manifest import FILE_NAME, Manifest, read_manifest
+
+
+def write(arguments: Arguments) -> None:
+    """Write the report and, on request, the documents filled from it."""
+    from assay.cli.slurm_commands import refresh_accounting
+    from assay.pipeline import write_documents, write_report
+
+    loaded, runtime = load(arguments, "run")
+    refresh_accounting(runtime.root)
+    if not arguments.documents:
+        say(f"report: {write_report(loaded, runtime)}")
+        return
+    page, folder = write_documents(loaded, runtime)
+    say(f"report: {page}")
+    say(f"documents: {folder}")
+
+
+def verify(arguments: Arguments) -> None:
+    """Recompute every number of a report and its documents from signed evidence.
+
+    Raises:
+        ManifestError: one differs, or the evidence is not as it was, or not as it was signed; each was named.
+    """
+    from data_pipeline.pii.detect import replace_all
+    from governance.reports.recompute import recompute, rests_on
+    from governance.verification import verify_evidence
+
+    root, report = _find(arguments.run, arguments.root)
+    problems = verify_evidence(rests_on(report, root), root.absolute(), *_keys(arguments))
+    checked = recompute(report, root, replace_all)
+    for line in (*problems, *(fault.line() for fault in checked.faults)):
+        say(line)
+    folder = root / report.folder
+    if problems:
+        raise ManifestError(
+            f"{folder}: {len(problems)} thing(s) speak against its evidence, {len(checked.faults)} place(s) are not as "
+            "it gives them. Where another's key signed the journal, give its public key with --key"
+        )
+    if checked.faults:
+        raise ManifestError(f"{folder}: {len(checked.faults)} place(s) are not as the evidence gives them")
+    say(
+        f"{folder}: {checked.numbers:,} numbers of {', '.join(checked.files)}: all as the evidence gives them, and the "
+        "evidence as the journal states it"
+    )
+
+
+def _keys(arguments: Arguments) -> tuple[GovernanceConfig, Path]:
+    """Trusted keys: those of the run's file and of the command line."""
+    given = tuple(str(key.absolute()) for key in arguments.keys)
+    if not (arguments.run.is_file() and arguments.run.suffix == ".toml"):
+        return GovernanceConfig(trusted_keys=given), Path()
+    run = load_run(arguments.run, ())
+    keys = (*run.config.governance.trusted_keys, *given)
+    return run.config.governance.model_copy(update={"trusted_keys": keys}), run.folder
+
+
+def compare(arguments: Arguments) -> None:
+    """Compare two runs as lines and, on request, as a page."""
+    from governance.reports.compare import comparison, comparison_lines, comparison_page, side_of
+
+    sides = [side_of(*reversed(_find(run, None)), str(run)) for run in (arguments.ours, arguments.theirs)]
+    found = comparison(*sides)
+    for line in comparison_lines(found):
+        say(line)
+    if arguments.html is not None:
+        write_text(arguments.html, comparison_page(found))
+        say(f"page: {arguments.html}")
+
+
+def index(arguments: Arguments) -> None:
+    """All runs under a folder, as lines and as a page.
+
+    Raises:
+        MissingInput: there is none.
+    """
+    from governance.reports.index import index_lines, index_page, runs_below
+
+    folder: Path = arguments.folder
+    page: Path = arguments.html or folder / "index.html"
+    rows = runs_below(folder, page.parent)
+    if not rows:
+        raise MissingInput(f"{folder}: no report in it or in its folders, three deep. Write one: assay report CONFIG")
+    for line in index_lines(rows):
+        say(line)
+    write_text(page, index_page(rows, folder.resolve().name))
+    say(f"page: {page}")
+
+
+def _find(run: Path, root: Path | None) -> tuple[Path, Manifest]:
+    """Find the root and report of a configuration, root or folder.
+
+    Raises:
+        MissingInput: there is no report.
+    """
+    from governance.reports.recompute import newest_report
+
+    if run.is_file() and run.suffix == ".toml":
+        place = root or Path("runs") / run.stem
+        return place, newest_report(place)
+    folder = run.parent if run.name in (FILE_NAME, "report.html", "report.json") else run
+    if not (folder / FILE_NAME).exists():
+        return folder, newest_report(folder)
+    manifest, place = read_manifest(folder / FILE_NAME), folder.resolve().parents[1]
+    if manifest.stage == "documents":
+        reports = [item for item in manifest.inputs if item.stage == "report"]
+        manifest = read_manifest(place / reports[0].path) if reports else manifest
+    if manifest.stage != "report":
+        raise MissingInput(f"{run}: is an artifact of the stage {manifest.stage}, not a report. Give a run's root.")
+    return place, manifest

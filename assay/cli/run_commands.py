@@ -1,0 +1,158 @@
+"""Functions behind `assay run`, `train`, `evaluate` and `export`.
+
+Results go to standard output, so that they can be piped; messages and progress go to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from assay.config import Run, load_run
+from governance.energy.budget import open_budget
+from governance.energy.meters import meter
+from governance.errors import ConfigError
+from governance.lineage.attest import KeySigner, attest_with, open_journal
+from governance.stage import Runtime
+from slurm.frozen import VARIABLE as SUBMITTED_VARIABLE
+
+Arguments = argparse.Namespace
+TALLY_VARIABLE = "ASSAY_TALLY"
+"""Names the file of `Runtime.tally`; a job's script sets it."""
+
+
+def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
+    """The run and the runtime of a command.
+
+    `command` is what a look-up tells the user to type.
+    """
+    run = load_run(arguments.config, arguments.overrides)
+    root: Path = arguments.root or Path("runs") / arguments.config.stem
+    refuse_edited(run, root.absolute())
+    journal = open_journal(run.config.governance, run.folder, root.absolute())
+    share = getattr(arguments, "share", None)
+    ledger = root.absolute() / "energy.jsonl"
+    runtime = Runtime(
+        root=root.absolute(),
+        workers=arguments.workers,
+        command=f"assay {command} {arguments.config}" + (f" --root {arguments.root}" if arguments.root else ""),
+        worker=share or getattr(arguments, "worker", (0, 1)),
+        mode="share" if share else "join" if getattr(arguments, "join", False) else "all",
+        engine=getattr(arguments, "engine", "duckdb"),
+        meter=meter(run.config.energy, ledger),
+        budget=open_budget(run.policy.energy_budget, ledger, str(run.folder / run.config.governance.policy)),
+        attest=attest_with(journal, run.config.governance, run.folder, root.absolute()),
+        head=journal.head,
+        signer=KeySigner(run.config.governance, run.folder),
+        tally=Path(os.environ[TALLY_VARIABLE]) if os.environ.get(TALLY_VARIABLE) else None,
+    )
+    return run, runtime
+
+
+def refuse_edited(run: Run, root: Path) -> None:
+    """In a job of a cluster.
+
+    Refuse what differs from what was submitted.
+
+    Raises:
+        ConfigError: a file, the signing key or the program does.
+    """
+    if os.environ.get(SUBMITTED_VARIABLE) != str(root):
+        return
+    from assay.slurm_folders import signing_key_id
+    from pretrain.distributed.process_group import read_ranks
+    from slurm.frozen import refuse_edits
+
+    refuse_edits(root, signing_key_id(run), first=read_ranks().first)
+
+
+def words_of(arguments: Arguments, runtime: Runtime) -> list[str]:
+    """The command-line words that repeat this run's configuration to a child process."""
+    overrides = [word for override in arguments.overrides for word in ("--set", override)]
+    return [str(arguments.config.absolute()), "--root", str(runtime.root), *overrides]
+
+
+def say(line: str) -> None:
+    """Print one line of a result."""
+    sys.stdout.write(line + "\n")
+
+
+def run(arguments: Arguments) -> None:
+    """All of it."""
+    from assay.pipeline import whole_way
+
+    loaded, runtime = load(arguments, "run")
+    say(f"report: {whole_way(loaded, runtime, arguments.processes, words_of(arguments, runtime))}")
+
+
+def train(arguments: Arguments) -> None:
+    """Training on a corpus that is there and let through."""
+    from dataclasses import replace
+
+    from assay.pipeline import corpus, training_in
+
+    loaded, runtime = load(arguments, "data prepare")
+    if arguments.dry_run:
+        from assay.dry_run import dry_run, planned, ranks_of
+
+        ranks = ranks_of(arguments.ranks, arguments.processes)
+        place = planned(loaded.config.engine, ranks, arguments.device, arguments.gpu_memory)
+        for line in dry_run(loaded, runtime, ranks, place):
+            say(line)
+        return
+    if arguments.ranks:
+        raise ConfigError("--ranks goes with --dry-run; a start has the ranks of --processes, of torchrun or of srun")
+    if arguments.device or arguments.gpu_memory:
+        raise ConfigError("--device and --gpu-memory go with --dry-run; a start computes on what engine.device says")
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    manifest = training_in(arguments.processes, loaded, artifacts, runtime, words_of(arguments, runtime))
+    say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}")
+
+
+def evaluate(arguments: Arguments) -> None:
+    """Measure a checkpoint's validation loss and task scores."""
+    from dataclasses import asdict, replace
+
+    from assay.pipeline import corpus, evaluation, journal_of, training
+    from governance.config import canonical_json
+    from governance.files import json_text, sha256_bytes
+    from governance.stage import read_artifact
+    from pretrain.evaluation.evaluation_table import table
+
+    loaded, runtime = load(arguments, "data prepare")
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    checkpoint: Path = arguments.checkpoint
+    if str(checkpoint) == "last" and not checkpoint.exists():
+        look = replace(runtime, make=False, command=f"assay train {arguments.config}")
+        checkpoint = runtime.root / training(loaded, artifacts, look).stats["checkpoint"]["path"]
+    found, tasks = evaluation(loaded, artifacts, checkpoint, runtime)
+    values = {**asdict(found), "tasks": tasks}
+    say(json_text(values).rstrip("\n") if arguments.json else "\n".join(table(found, tasks)))
+    evaluated, tokens = read_artifact(checkpoint), artifacts.get("pack", artifacts["encode"])
+    subject = {f"evaluation/{evaluated.digest[:16]}": sha256_bytes(canonical_json(values))}
+    made_from = [evaluated.as_input(), tokens.as_input()]
+    journal_of(loaded, runtime).state("evaluation", subject, made_from, **values)
+
+
+def export(arguments: Arguments) -> None:
+    """A checkpoint as a Hugging Face folder."""
+    from dataclasses import replace
+
+    from assay.pipeline import corpus, journal_of
+    from governance.files import sha256_file
+    from pretrain.export.huggingface import export as write
+
+    loaded, runtime = load(arguments, "data prepare")
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    manifest = write(
+        arguments.checkpoint, artifacts["tokenizer"], arguments.target, runtime.root, dtype=arguments.dtype
+    )
+    subjects = {
+        f"{arguments.target.name}/{path.name}": sha256_file(path)
+        for path in sorted(arguments.target.glob("*.safetensors"))
+    }
+    made_from = [manifest.as_input(), artifacts["tokenizer"].as_input()]
+    journal_of(loaded, runtime).state("export", subjects, made_from)
+    say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Hugging Face folder")

@@ -1,0 +1,398 @@
+"""Functions behind `assay slurm ...`.
+
+The package `slurm` knows nothing of data or training; what it must know of them is looked up here, as plain values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from assay.cli.run_commands import Arguments, load, say
+from assay.config import Run
+from governance.errors import ClusterError, ConfigError, MissingInput, Occupied, PipelineError, StorageError
+from governance.files import remove_file, write_json
+from governance.log import get_logger
+from governance.stage import Runtime
+
+if TYPE_CHECKING:
+    from data_pipeline.prepare import Survey
+    from slurm.config import SlurmConfig
+    from slurm.graph import Job
+    from slurm.job_states import View
+    from slurm.submit import Order, Submitted
+
+_WATCH_SECONDS = 10.0
+_CANCEL_PATIENCE_SECONDS = 120.0
+"""A submission of thousands of jobs to a busy controller, whose checks may wait for a node, lasts minutes."""
+_FALLBACK_ARRAY_SIZE = 1001
+"""Slurm's own default of MaxArraySize, for a script that is only looked at."""
+
+
+def render(arguments: Arguments) -> None:
+    """The scripts of all jobs, or of one."""
+    from assay.slurm_folders import seen
+    from slurm.commands import max_array_size
+    from slurm.render import render as fill_in
+
+    loaded, runtime = load(arguments, "slurm submit")
+    config = _section(loaded)
+    try:
+        size = max_array_size()
+    except ClusterError:
+        size = _FALLBACK_ARRAY_SIZE
+    sources = _sources(loaded)
+    given = seen(loaded, sources.folders, config)
+    jobs = _plan(arguments, sources, runtime, config, size)
+    wanted = [job for job in jobs if arguments.job in ("", job.name)]
+    if not wanted:
+        raise ConfigError(f"there is no job {arguments.job!r}; there are: {', '.join(job.name for job in jobs)}")
+    for job in wanted:
+        if not arguments.job:
+            after = ", ".join(f"{condition} {name}" for condition, name in job.after)
+            say(f"# ---- {job.name}{f' (array of {job.tasks})' * bool(job.tasks)}{f' after {after}' * bool(after)}")
+        sys.stdout.write(fill_in(job, arguments.config.absolute(), runtime.root, config, given))
+
+
+def submit(arguments: Arguments) -> int:
+    """The whole run, unless it is queued already.
+
+    The status of the first job that failed, where they ran here.
+    """
+    from assay.cli.slurm_begin import begin_of
+    from assay.slurm_folders import fetch_here, freeze_run
+    from slurm.job_states import gather
+    from slurm.submit import Order, one_at_a_time
+
+    loaded, runtime = load(arguments, "slurm submit")
+    config = _asked(arguments, loaded)
+    _refuse_start(loaded, runtime, config)
+    sources = _sources(loaded)
+    jobs = _plan(arguments, sources, runtime, config, _array_size(arguments))
+    start = begin_of(arguments, config)
+    if start is not None and arguments.local:
+        raise ConfigError("--carbon-aware is for a queue; a rehearsal (--local) begins at once")
+    with one_at_a_time(runtime.root):
+        view = gather(runtime.root)
+        if view is not None and any(row.count("waiting", "running", "unknown") for row in view.rows):
+            queued = [row.name for row in view.rows if row.count("waiting", "running", "unknown")]
+            raise ConfigError(
+                f"{runtime.root}: jobs of this run are queued or run already: {', '.join(queued)}. See them with: "
+                f"assay slurm status {_typed(arguments)}; end them with: assay slurm cancel {_typed(arguments)}"
+            )
+        orders = [Order(job) for job in jobs]
+        _refuse(arguments, orders, loaded, sources, runtime, config)
+        fetch_here(loaded, runtime, _typed(arguments), wanted=arguments.fetch, local=arguments.local)
+        freeze_run(loaded, runtime.root, config, take_edits=arguments.take_edits)
+        lines = _queue(arguments, orders, runtime, config, start.begin if start else None)
+        chosen = runtime.root / "slurm" / "carbon.json"
+        if start is None:
+            remove_file(chosen)  # it told of an earlier submission
+        else:
+            write_json(chosen, start.evidence)
+            say(start.words)
+    return _rehearse(arguments, lines, orders, runtime, config)
+
+
+def retry(arguments: Arguments) -> int:
+    """Submit again what is missing and what depends on it."""
+    from assay.slurm_folders import freeze_run
+    from slurm.actions import missing
+    from slurm.commands import cancel as end
+    from slurm.frozen import refuse_unasked
+    from slurm.job_states import gather
+    from slurm.submit import one_at_a_time
+
+    loaded, runtime = load(arguments, "slurm submit")
+    config = _asked(arguments, loaded)
+    _refuse_start(loaded, runtime, config)
+    sources = _sources(loaded)
+    jobs = _plan(arguments, sources, runtime, config, _array_size(arguments))
+    with one_at_a_time(runtime.root):
+        view = gather(runtime.root) or _nothing(runtime)
+        if not arguments.take_edits:
+            refuse_unasked(runtime.root, _typed(arguments))
+        orders, stale = missing(view, jobs)
+        if not orders:
+            if arguments.take_edits:
+                freeze_run(loaded, runtime.root, config, take_edits=True)
+            say("nothing is missing" + "; the jobs that wait take the edits" * arguments.take_edits)
+            return 0
+        _refuse(arguments, orders, loaded, sources, runtime, config)
+        freeze_run(loaded, runtime.root, config, take_edits=arguments.take_edits)
+        end(stale)  # nothing that waits is lost to a submission that is refused
+        lines = _queue(arguments, orders, runtime, config)
+    return _rehearse(arguments, lines, orders, runtime, config)
+
+
+def status(arguments: Arguments) -> None:
+    """Print the state of the jobs, once or until all have ended."""
+    from slurm.answers import WATCH_SECONDS
+    from slurm.status import settled
+
+    loaded, runtime = load(arguments, "slurm submit")
+    try:
+        sources = _sources(loaded)  # once: servers are asked for their files
+        data = (sources.steps, sources.shards)
+    except PipelineError:  # a source that is gone since is no reason to be silent about the jobs
+        data = ((), 0)
+    while True:
+        view, lines = _look(arguments, loaded, runtime, data, WATCH_SECONDS if arguments.watch else 0.0)
+        if arguments.watch and sys.stdout.isatty():
+            sys.stdout.write("\x1b[H\x1b[2J")
+        say("\n".join(lines))
+        if not arguments.watch or settled(view):
+            return
+        sys.stdout.flush()
+        time.sleep(_WATCH_SECONDS)
+
+
+def cancel(arguments: Arguments) -> None:
+    """All that waits or runs."""
+    from slurm.actions import cancel as end
+    from slurm.job_states import gather
+    from slurm.submit import one_at_a_time
+
+    _, runtime = load(arguments, "slurm submit")
+    if gather(runtime.root) is None and not (runtime.root / "slurm").is_dir():
+        _nothing(runtime)
+    with contextlib.ExitStack() as alone:
+        try:  # a submission is cancelled whole
+            alone.enter_context(one_at_a_time(runtime.root, _CANCEL_PATIENCE_SECONDS))
+        except StorageError:  # a full disk, where no lock is to be had, must not keep anybody from it
+            pass
+        except Occupied:
+            get_logger(__name__).warning(
+                "a submission has not ended in %d s; what it has queued so far is cancelled. Look again with status",
+                _CANCEL_PATIENCE_SECONDS,
+            )
+        ended = end(gather(runtime.root) or _nothing(runtime), runtime.root)
+    say(f"cancelled: {', '.join(ended)}" if ended else "nothing waits or runs")
+
+
+def logs(arguments: Arguments) -> None:
+    """A job's log, once or as it grows."""
+    from slurm.actions import follow, log_of
+    from slurm.answers import WATCH_SECONDS
+    from slurm.job_states import gather
+
+    _, runtime = load(arguments, "slurm submit")
+    view = gather(runtime.root) or _nothing(runtime)
+    row, path = log_of(view, arguments.job, runtime.root, arguments.attempt, arguments.rank)
+    if not arguments.follow:
+        sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
+        return
+
+    def live() -> bool:
+        now = (gather(runtime.root, WATCH_SECONDS) or _nothing(runtime)).row(row.name)
+        return now is not None and now.count("waiting", "running", "unknown") > 0
+
+    follow(path, live)
+
+
+def preflight(arguments: Arguments) -> None:
+    """The checks of this node, before training."""
+    from assay.pipeline import corpus
+    from governance.manifest import FILE_NAME
+    from pretrain.distributed.process_group import meeting_name, read_ranks
+    from pretrain.preflight.node_checks import Asked, check_node, say_at_once
+
+    loaded, runtime = load(arguments, "data prepare")
+    folder = _training_folder(loaded, runtime)
+    if folder is not None and (folder / FILE_NAME).exists():
+        say(f"preflight: {folder} is finished; nothing is checked")
+        return
+    tokens = corpus(loaded, replace(runtime, make=False))["encode"]
+    config, section = loaded.config, _section(loaded)
+    asked = Asked(
+        section.gpus_per_node, config.recipe, config.engine, config.checkpoint.native,
+        int(tokens.stats["vocabulary_size"]), section.tasks_per_node,
+    )  # fmt: skip
+    check_node(asked, runtime.root, read_ranks(), meeting_name(), say_at_once)
+
+
+def _section(loaded: Run) -> SlurmConfig:
+    from slurm.config import with_site
+
+    return with_site(loaded.config.slurm, loaded.folder)
+
+
+def _plan(
+    arguments: Arguments, sources: Survey, runtime: Runtime, config: SlurmConfig, max_array_size: int
+) -> list[Job]:
+    """The run's graph."""
+    from assay.cli.run_commands import words_of
+    from slurm.graph import Work, plan
+
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", arguments.config.stem).strip("-") or "run"
+    work = Work(name, sources.steps, sources.shards, tuple(words_of(arguments, runtime)))
+    return plan(work, config, max_array_size, runtime.root)
+
+
+def _sources(loaded: Run) -> Survey:
+    from data_pipeline.prepare import survey
+
+    return survey(loaded.config.data, loaded.folder)
+
+
+def _refuse_start(loaded: Run, runtime: Runtime, config: SlurmConfig) -> None:
+    """Refuse what training would refuse on the requested nodes.
+
+    Raises:
+        PipelineError: of the start's own class, with its words.
+    """
+    from assay.preflight import on_nodes, refuse_start
+    from pretrain.distributed.process_group import Ranks
+    from slurm.nodes import megabytes
+
+    a_node, engine = config.tasks_per_node, loaded.config.engine
+    ranks = Ranks(0, config.nodes * a_node, 0, a_node)
+    memory, of_gpu = megabytes(config.memory) << 20, megabytes(config.gpu_memory) << 20
+    try:
+        refuse_start(loaded, runtime, ranks, lambda: on_nodes(engine, ranks, config.gpus_per_node, memory, of_gpu))
+    except PipelineError as error:
+        asked = f"{config.nodes} node(s) of {a_node} process(es)"
+        asked += f" and slurm.memory = {config.memory!r}" * bool(memory)
+        asked += f" and slurm.gpu_memory = {config.gpu_memory!r}" * bool(of_gpu)
+        raise type(error)(f"nothing was queued; on {asked} the run would end with:\n{error}") from error
+
+
+def _refuse(
+    arguments: Arguments, orders: Sequence[Order], loaded: Run, sources: Survey, runtime: Runtime, config: SlurmConfig
+) -> None:
+    """Keep the scripts, and let the cluster look at them."""
+    from assay.slurm_folders import folders_read, make_key, seen
+    from slurm.preflight import check_settings, refuse
+    from slurm.rehearsal import refuse_here
+    from slurm.submit import keep_scripts
+
+    make_key(loaded)
+    jobs = [order.job for order in orders]
+    file = arguments.config.absolute()
+    keep_scripts(jobs, file, runtime.root, config, seen(loaded, sources.folders, config))
+    if arguments.local:
+        check_settings(config, runtime.root)
+        refuse_here(config, runtime.root)
+    else:
+        entries = {order.job.name: len(order.numbers) or max(1, order.job.tasks) for order in orders}
+        refuse(jobs, config, runtime.root, file, folders_read(loaded, sources.folders), entries)
+
+
+def _asked(arguments: Arguments, loaded: Run) -> SlurmConfig:
+    """The section with the cores of a rank filled in.
+
+    Where the cluster's nodes decide them.
+    """
+    from slurm.commands import nodes, partitions
+    from slurm.nodes import with_cores
+
+    config = _section(loaded)
+    if arguments.local:
+        return config
+    config, words = with_cores(config, partitions().values(), nodes())
+    if words:
+        get_logger(__name__).warning("%s", words)
+    return config
+
+
+def _array_size(arguments: Arguments) -> int:
+    from slurm.commands import max_array_size
+
+    return _FALLBACK_ARRAY_SIZE if arguments.local else max_array_size()
+
+
+def _queue(
+    arguments: Arguments, orders: Sequence[Order], runtime: Runtime, config: SlurmConfig, begin: datetime | None = None
+) -> list[Submitted]:
+    from slurm.rehearsal import record
+    from slurm.submit import submit as hand_over
+
+    lines = record(orders, runtime.root) if arguments.local else hand_over(orders, runtime.root, config, begin)
+    for line in lines:
+        say(f"{line.job:<10} {line.name}{f' ({len(line.numbers)} of {line.tasks} tasks)' * bool(line.tasks)}")
+    say(f"next: assay slurm status {_typed(arguments)} --watch")
+    return lines
+
+
+def _rehearse(
+    arguments: Arguments, lines: Sequence[Submitted], orders: Sequence[Order], runtime: Runtime, config: SlurmConfig
+) -> int:
+    """Run what was recorded, where it is a rehearsal."""
+    from slurm.rehearsal import rehearse
+
+    if not arguments.local:
+        return 0
+    sys.stdout.flush()
+    return rehearse(lines, {order.job.name: order.job for order in orders}, runtime.root, config)
+
+
+def refresh_accounting(root: Path) -> None:
+    """Ask the cluster's accounting again, for the report.
+
+    Nothing where the run was not submitted or nobody answers.
+    """
+    from slurm.accounting import account
+    from slurm.job_states import gather
+
+    view = gather(root)
+    if view is not None:
+        account(view, _our_joules(root), root)
+
+
+def _look(
+    arguments: Arguments, loaded: Run, runtime: Runtime, data: tuple[tuple[str, ...], int], most_seconds: float
+) -> tuple[View, list[str]]:
+    from slurm.accounting import account
+    from slurm.commands import is_local
+    from slurm.frozen import in_words
+    from slurm.job_states import gather
+    from slurm.status import Progress, describe
+
+    view = gather(runtime.root, most_seconds) or _nothing(runtime)
+    energy = account(view, _our_joules(runtime.root), runtime.root)
+    trains = _training_folder(loaded, runtime)
+    progress = Progress(_typed(arguments), runtime.root, *data, trains, loaded.config.train.steps)
+    first, *rest = describe(view, progress, energy)
+    if all(is_local(part.unit) for row in view.rows for part in row.parts):
+        rest = [line.replace("assay slurm retry ", "assay slurm retry --local ") for line in rest]
+    return view, [first, *in_words(runtime.root), *rest]
+
+
+def _training_folder(loaded: Run, runtime: Runtime) -> Path | None:
+    """Folder of the training's record; None before its tokens are made."""
+    from assay.pipeline import corpus
+    from assay.training_recipe import training_folder
+
+    try:
+        return training_folder(loaded, corpus(loaded, replace(runtime, make=False)), runtime.root)
+    except PipelineError:
+        return None
+
+
+def _our_joules(root: Path) -> float | None:
+    """Joules by our own meters, of everything below the root."""
+    from governance.energy.ledger import FILE_NAME, read_ledger
+
+    if not (root / FILE_NAME).exists():
+        return None
+    read = [interval.millijoules for interval in read_ledger(root / FILE_NAME)]
+    known = [millijoules for millijoules in read if millijoules is not None]
+    return sum(known) / 1000 if known else None
+
+
+def _typed(arguments: Arguments) -> str:
+    """The configuration as the user named it."""
+    words = [str(arguments.config), *(["--root", str(arguments.root)] if arguments.root else [])]
+    return shlex.join(words + [word for override in arguments.overrides for word in ("--set", override)])
+
+
+def _nothing(runtime: Runtime) -> View:
+    raise MissingInput(f"no job was submitted for {runtime.root}. Submit the run with: {runtime.command}")

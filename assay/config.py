@@ -1,0 +1,113 @@
+"""The run's TOML file: all sections, from raw corpus to report.
+
+    [[data.sources]] [data.*] [governance] [audit] [model] [optim] [train] [checkpoint] [engine] [tracking] [energy]
+    [evaluation] [profile] [model_audit] [slurm]
+
+Every section belongs to the package that uses it; here they only stand together. Derived values (accumulation steps,
+DeepSpeed's whole configuration) are functions of these, never settings of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.config import DataConfig
+from governance.checks.audit import AuditConfig
+from governance.config import Section, load_config
+from governance.energy.meters import EnergyConfig
+from governance.errors import ConfigError
+from governance.gate.policy import Policy, load_policy
+from governance.gate.verdict import GovernanceConfig
+from pretrain.config.evaluation_config import EvaluationConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.optim import OptimConfig
+from pretrain.config.profile_config import ProfileConfig
+from pretrain.config.training import (
+    CheckpointConfig,
+    EngineConfig,
+    Settings,
+    TrackingConfig,
+    TrainConfig,
+    TrainRecipe,
+)
+from pretrain.distributed.process_group import slurm_attempt
+from pretrain.evaluation.model_bias import ModelAuditConfig
+from pretrain.preflight.compatibility import check_together
+from slurm.config import SlurmConfig, with_site
+
+
+class RunConfig(Section):
+    """The whole file."""
+
+    data: DataConfig
+    model: ModelConfig
+    optim: OptimConfig
+    train: TrainConfig
+    governance: GovernanceConfig = GovernanceConfig()
+    audit: AuditConfig = AuditConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    engine: EngineConfig = EngineConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    energy: EnergyConfig = EnergyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    profile: ProfileConfig = ProfileConfig()
+    model_audit: ModelAuditConfig = ModelAuditConfig()
+    slurm: SlurmConfig = SlurmConfig()
+
+    @property
+    def recipe(self) -> TrainRecipe:
+        """The recipe: settings that decide the trained weights."""
+        return TrainRecipe(model=self.model, optim=self.optim, train=self.train, evaluation=self.evaluation)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration as it was loaded.
+
+    With the file that relative paths start from, and its policy.
+    """
+
+    config: RunConfig
+    path: Path
+    policy: Policy
+
+    @property
+    def folder(self) -> Path:
+        """Folder from which the file's relative paths start."""
+        return self.path.parent
+
+    @property
+    def settings(self) -> Settings:
+        """Settings that change no result, with the site's defaults under Slurm."""
+        config, in_job = self.config, bool(slurm_attempt()[0])
+        section = with_site(config.slurm, self.folder) if in_job else config.slurm
+        return Settings(config.checkpoint, config.engine, config.tracking, section.warning_seconds, config.profile)
+
+
+def _refuse_unknown_sources(config: RunConfig, path: Path) -> None:
+    known = {source.name for source in config.data.sources}
+    for number, phase in enumerate(config.train.mixture):
+        if unknown := sorted(name for name in phase.weights if name not in known):
+            raise ConfigError(
+                f"{path}: train.mixture.{number}.weights names {', '.join(map(repr, unknown))}; the sources of "
+                f"[[data.sources]] are {', '.join(sorted(known))}. Correct the name, or add the source."
+            )
+
+
+def load_run(path: Path, overrides: list[str]) -> Run:
+    """Read a run's file and the policy that it names.
+
+    Raises:
+        ConfigError: either is wrong, or its sections do not fit together.
+    """
+    config = load_config(path, RunConfig, overrides)
+    check_together(config.recipe, config.engine)
+    _refuse_unknown_sources(config, path)
+    packed = config.data.pack
+    if packed is not None and packed.sequence_length != config.train.sequence_length:
+        raise ConfigError(
+            f"{path}: data.pack.sequence_length is {packed.sequence_length}, train.sequence_length "
+            f"{config.train.sequence_length}: rows are packed for one length. Set both to the same."
+        )
+    return Run(config, path, load_policy(path.parent / config.governance.policy))

@@ -1,0 +1,136 @@
+"""`assay train --dry-run`: sizes, layout and memory, without starting.
+
+Starts nothing, makes no artifact.
+
+Promise: what it refuses, it refuses with the words and the exit code of a start on this machine (`preflight.py`), or
+with `--device` and `--gpu-memory` on nodes of that kind, of which this one need not be. What it does not look at may
+still refuse: the gate, the rows, `train.continue_from`, files of tasks. It imports neither torch nor DeepSpeed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from assay.config import Run
+from assay.preflight import (
+    Place,
+    here,
+    refuse_groups,
+    refuse_missing_packages,
+    refuse_passed_keys,
+    under_site,
+    vocabulary_of,
+)
+from governance.errors import ConfigError
+from governance.files import json_text
+from governance.stage import Runtime
+from pretrain.config.training import EngineConfig, TrainRecipe
+from pretrain.data.batch_size import batch_sizes
+from pretrain.distributed.layout import data_ranks
+from pretrain.distributed.process_group import Ranks
+from pretrain.engine.deepspeed_config import deepspeed_config
+from pretrain.engine.reduction_cost import in_words as reduction_in_words
+from pretrain.model.flops import active_parameter_count, flops_per_token, parameter_count
+from pretrain.preflight.compatibility import check_start
+from pretrain.preflight.forecast import forecast
+from pretrain.preflight.memory import estimate
+from pretrain.preflight.memory_room import Available, host_share, in_words, refuse_beyond
+
+
+def planned(
+    engine: EngineConfig, ranks: Ranks, device: Literal["cpu", "cuda"] | None, gpu_memory: int | None
+) -> Place | None:
+    """Hardware of a rank on nodes of `device`, or this machine's.
+
+    Their GPUs have `gpu_memory` bytes; None: this machine's hardware.
+
+    Raises:
+        ConfigError: a start would compute on something else, or nobody said what its GPUs have.
+    """
+    if device is None and gpu_memory is None:
+        return None
+    if device == "cpu" and gpu_memory is not None:
+        raise ConfigError("--gpu-memory goes with --device cuda: a plan for CPUs has no GPU")
+    device = device or "cuda"
+    if engine.device not in ("auto", device):
+        raise ConfigError(
+            f"--device {device}: a start would compute on {engine.device!r}, as engine.device says. Plan with "
+            f"--set 'engine.device=\"{device}\"', or leave --device out."
+        )
+    if device == "cpu":
+        return Place("cpu", None, 0, host_share(ranks))
+    if gpu_memory is None:
+        raise ConfigError("--device cuda: add the memory of a GPU of those nodes, for example --gpu-memory 80GiB")
+    return Place("cuda", None, ranks.local_world_size, Available(gpu_memory, None))
+
+
+def dry_run(run: Run, runtime: Runtime, ranks: Ranks, place: Place | None = None) -> Iterator[str]:
+    """The lines, one after the other.
+
+    A refusal comes once all lines that do not need its mend are out.
+
+    `place`: where a rank would compute; None: on this machine.
+
+    Raises:
+        GateClosed: the run is not under the rules of its site.
+        ConfigError: the settings do not work on these ranks, or the GPU that they ask for is not there.
+        PipelineError: the model does not fit.
+    """
+    under_site(run)
+    recipe, engine = run.config.recipe, run.config.engine
+    vocabulary, source = vocabulary_of(run, runtime)
+    yield f"vocabulary  {vocabulary:,} {source}"
+    yield from _sizes(recipe, vocabulary)
+    refuse_missing_packages(run.config.tracking)
+    refuse_groups(recipe, vocabulary)
+    place = place or here(engine, ranks)
+    check_start(recipe, engine, ranks, place.device, place.capability, run.settings, place.gpus)
+    yield f"layout      {_layout(recipe, engine, ranks)}, on {place.device}"
+    needed = estimate(recipe, engine, vocabulary, ranks.world_size, place.device)
+    yield f"memory      {in_words(needed, place.there_is, ranks)}"
+    yield f"reduction   {reduction_in_words(recipe, engine, vocabulary, ranks.world_size)}"
+    refuse_passed_keys(recipe, engine, ranks.world_size)
+    if place.device == "cuda":
+        yield f"forecast    {forecast(recipe, engine, vocabulary, ranks).in_words()}"
+    dictionary = deepspeed_config(recipe, engine, ranks.world_size, place.device, vocabulary)
+    yield f"deepspeed   {json_text(dictionary).rstrip()}"
+    refuse_beyond(recipe, engine, vocabulary, (ranks, place.device), place.there_is)
+    yield "refused     nothing; the gate, the rows, train.continue_from and tasks are looked at when it starts"
+
+
+def ranks_of(total: int | None, a_node: int) -> Ranks:
+    """Rank 0 of `total` ranks, `a_node` of them on each node.
+
+    None: one node.
+
+    Raises:
+        ConfigError: the nodes would not be alike.
+    """
+    world = total or a_node
+    if world % a_node:
+        raise ConfigError(f"--ranks {world} is no multiple of --processes {a_node}, the ranks of a node; change one")
+    return Ranks(0, world, 0, a_node)
+
+
+def _sizes(recipe: TrainRecipe, vocabulary: int) -> Iterator[str]:
+    """The model's, and the run's."""
+    model, train = recipe.model, recipe.train
+    parameters, active = parameter_count(model, vocabulary), active_parameter_count(model, vocabulary)
+    experts = f" ({active:,} for each token)" if active < parameters else ""
+    flops = flops_per_token(model, vocabulary, train.sequence_length)
+    yield f"model       {parameters:,} parameters{experts}, {flops:,} FLOPs a token"
+    sizes = batch_sizes(train)
+    grown = " -> ".join(f"{size * train.sequence_length:,}" for size in sizes.sizes)
+    total = sizes.before(train.steps + 1) * train.sequence_length
+    yield f"tokens      {grown} a step, {total:,} in {train.steps:,} steps, {total * flops:.3g} FLOPs"
+
+
+def _layout(recipe: TrainRecipe, engine: EngineConfig, ranks: Ranks) -> str:
+    copies = data_ranks(ranks.world_size, engine)
+    passes = [size // (engine.micro_batch_size * copies) for size in batch_sizes(recipe.train).sizes]
+    return (
+        f"{ranks.world_size} rank(s), {ranks.local_world_size} a node: {copies} data x {engine.sequence_parallel_size} "
+        f"sequence x {engine.tensor_parallel_size} tensor; ZeRO stage {engine.zero_stage}, {recipe.train.precision}; "
+        f"{' -> '.join(map(str, passes))} micro batch(es) of {engine.micro_batch_size} row(s) on each data rank a step"
+    )

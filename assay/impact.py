@@ -1,0 +1,293 @@
+"""Impact of a document: shards, steps and checkpoints that saw it.
+
+    shards        token shards that hold the document, found by its identity
+    rows          training rows (stretches of a shard, or packed rows) that hold a token of it
+    checkpoints   those whose run had read such a row by their step; the others of the same run did not see it
+    children      whatever descends from such a checkpoint: runs, reports, exports, evaluations, tuned models
+
+The order of rows is a function of seed, step and recipe (`sampler.py`), so the steps are computed, not remembered: it
+holds for checkpoints that were removed since, too, which the journal knows. A document that a filter removed was not
+trained on; the answer says where it ended and, of a duplicate, what stands for it: that document's words may be the
+same.
+
+Price: 16 bytes a document of every token shard are read, and for a URL (or a document that no shard has) the columns
+id and url of every document shard; per hit a handful of integers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from assay.takedown import find_documents
+from data_pipeline.tokens.packed_rows import SUFFIX as PACKED_SUFFIX
+from data_pipeline.tokens.packed_rows import PackedRows
+from data_pipeline.tokens.token_shards import SUFFIX, TokenShard, row_count
+from governance.config import validate
+from governance.errors import MissingInput
+from governance.lineage.lineage_graph import Graph, Node, describe_node, read_graph
+from governance.manifest import Manifest
+from pretrain.checkpoint.format import CheckpointIdentity
+from pretrain.config.training import TrainConfig
+from pretrain.data.batch_size import batch_sizes
+from pretrain.data.dataset import open_rows
+from pretrain.data.sampler import Order, order_of
+
+ROLES = ("train", "validation")
+_CHECKPOINT = "checkpoint"
+_PACKED = "pack"
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A token shard that holds what was asked for."""
+
+    root: Path
+    tokens: Node
+    """The artifact of the shard."""
+    path: str
+    """Below the root."""
+    role: str
+    documents: tuple[int, ...]
+    """Places of the documents in the shard, from 0."""
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """Training rows of one artifact that hold the requested document."""
+
+    root: Path
+    made: Node
+    file: str
+    """The shard or the index of packed rows, below the root."""
+    role: str
+    rows: tuple[int, ...]
+    """Their numbers in the file, from 0."""
+    sequence_length: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A checkpoint, with the number of times its training saw the document."""
+
+    root: Path
+    checkpoint: Node
+    step: int
+    """The checkpoint's own."""
+    first_step: int
+    """0: it did not see it."""
+    times: int
+
+
+@dataclass(frozen=True)
+class Impact:
+    """The whole answer."""
+
+    identities: tuple[str, ...]
+    """Of the documents, hexadecimal: the first half of the SHA-256 of each id."""
+    fates: tuple[str, ...]
+    """Where documents ended that a stage removed, in words."""
+    shards: tuple[Held, ...]
+    rows: tuple[Indexed, ...]
+    checkpoints: tuple[Seen, ...]
+    """All that were trained on those artifacts, those that did not see it too."""
+    children: tuple[tuple[Path, Node], ...]
+
+
+def impact(asked: str, roots: Sequence[Path]) -> Impact:
+    """Impact of a document by id, URL or shard path.
+
+    Raises:
+        MissingInput: a root has no artifact, or nothing in them is known by that name.
+        ManifestError: a shard is torn.
+    """
+    graphs = {root: read_graph(root) for root in dict.fromkeys(roots)}
+    for root, graph in graphs.items():
+        if not graph.nodes:
+            raise MissingInput(f"{root}: has no artifact and no journal. Give the root of a run.")
+    found = find_documents(asked, {root: [node.manifest for node in graph.nodes.values() if node.manifest is not None]
+                                   for root, graph in graphs.items()})  # fmt: skip
+    shards = [held for root, graph in graphs.items() for held in _shards(graph, root, found.identities)]
+    if not shards and not found.known:
+        raise MissingInput(
+            f"{asked}: no document, URL or shard of that name in {', '.join(map(str, roots))}. "
+            f"An id is <source>/<file>#<record>, see: assay data trace"
+        )
+    rows = [item for root, graph in graphs.items() for item in _rows(graph, root, shards)]
+    seen = [item for root, graph in graphs.items() for item in _checkpoints(graph, root, rows)]
+    children = {
+        (root, node)
+        for item in seen
+        if item.times
+        for root, graph in graphs.items()  # a run may go on from a checkpoint of another root
+        if item.checkpoint.key in graph.nodes
+        for _, node in graph.descendants(item.checkpoint)
+    }
+    return Impact(
+        tuple(sorted(identity.hex() for identity in found.identities)),
+        tuple(found.fates),
+        tuple(shards),
+        tuple(rows),
+        tuple(sorted(seen, key=lambda item: (str(item.root), item.step, item.checkpoint.digest))),
+        tuple(sorted(children, key=lambda item: (str(item[0]), item[1].stage, item[1].path))),
+    )
+
+
+def _shards(graph: Graph, root: Path, identities: frozenset[bytes]) -> Iterator[Held]:
+    firsts = np.frombuffer(b"".join(identity[:8] for identity in sorted(identities)), dtype="<u8")
+    for node in artifacts(graph):
+        for role, path in _files(node.manifest, root, SUFFIX):
+            shard = TokenShard.open(path)
+            near = np.flatnonzero(np.isin(shard.identities.view("<u8")[:, 0], firsts)) if len(firsts) else firsts
+            places = [place for place in near.tolist() if shard.identities[place].tobytes() in identities]
+            if places:
+                yield Held(root, node, path.relative_to(root).as_posix(), role, tuple(places))
+
+
+def artifacts(graph: Graph) -> Iterator[Node]:
+    """Those that are still there."""
+    yield from (node for node in graph.nodes.values() if node.manifest is not None)
+
+
+def _files(manifest: Manifest | None, root: Path, suffix: str) -> Iterator[tuple[str, Path]]:
+    for output in manifest.outputs if manifest is not None else ():
+        role = Path(output.path).parent.name
+        if output.path.endswith(suffix) and role in ROLES and (root / output.path).exists():
+            yield role, root / output.path
+
+
+def _spans(root: Path, held: Held) -> npt.NDArray[np.int64]:
+    """[documents, 2], the first token of each and one past its last."""
+    ends = TokenShard.open(root / held.path).document_ends.astype(np.int64)
+    places = np.array(held.documents)
+    starts = np.where(places > 0, ends[places - 1], 0)
+    return np.stack([starts, ends[places]], axis=1)
+
+
+def _rows(graph: Graph, root: Path, shards: Sequence[Held]) -> Iterator[Indexed]:
+    """Rows of packed artifacts, and of token shards read directly."""
+    ours = [held for held in shards if held.root == root]
+    for node in artifacts(graph):
+        if node.stage == _PACKED:
+            yield from _packed(node, root, [held for held in ours if held.tokens.key in graph.parents[node.key]])
+    for held in ours:
+        for length in sorted(
+            {_identity(node).recipe.train.sequence_length for node in _trained_on(graph, held.tokens)}
+        ):
+            rows = {
+                row
+                for first, last in _spans(root, held).tolist()
+                for row in range(first // length, (last - 1) // length + 1)
+            }
+            yield Indexed(root, held.tokens, held.path, held.role, tuple(sorted(rows)), length)
+
+
+def _packed(node: Node, root: Path, shards: Sequence[Held]) -> Iterator[Indexed]:
+    spans = {_digest(held): _spans(root, held) for held in shards}
+    for role, path in _files(node.manifest, root, PACKED_SUFFIX):
+        index = PackedRows.open(path)
+        starts = index.pieces["start"].astype(np.int64)
+        stops = starts + index.pieces["length"].astype(np.int64)  # the last token is a target only
+        hit = np.zeros(len(starts), dtype=bool)
+        for number, digest in enumerate(index.shards):
+            here = index.pieces["shard"] == number
+            for first, last in spans[digest].tolist() if digest in spans else ():
+                hit |= here & (starts < last) & (stops >= first)
+        rows = np.unique(np.searchsorted(index.row_ends, np.flatnonzero(hit).astype(np.uint64), side="right"))
+        if len(rows):
+            yield Indexed(
+                root, node, path.relative_to(root).as_posix(), role, tuple(rows.tolist()), index.sequence_length
+            )
+
+
+def _digest(held: Held) -> str:
+    outputs = held.tokens.manifest.outputs if held.tokens.manifest is not None else ()
+    return next(output.sha256 for output in outputs if output.path == held.path)
+
+
+def _trained_on(graph: Graph, tokens: Node) -> list[Node]:
+    """The checkpoints that read an artifact's rows, removed ones too."""
+    below = (graph.nodes[key] for key in graph.children.get(tokens.key, ()))
+    return [node for node in below if node.stage == _CHECKPOINT]
+
+
+def _identity(checkpoint: Node) -> CheckpointIdentity:
+    return validate(checkpoint.config, CheckpointIdentity, checkpoint.path)
+
+
+def _checkpoints(graph: Graph, root: Path, rows: Sequence[Indexed]) -> Iterator[Seen]:
+    """Checkpoints on the artifacts with affected rows, and their read counts."""
+    for made in dict.fromkeys(item.made for item in rows if item.root == root):
+        for checkpoint in _trained_on(graph, made):
+            identity = _identity(checkpoint)
+            numbers, count = _numbers(made, root, identity.recipe.train.sequence_length, rows)
+            order = _order(made, root, count, identity.recipe.train)
+            steps = order.steps_that_read(numbers, identity.step)
+            yield Seen(root, checkpoint, identity.step, steps[0] if steps else 0, len(steps))
+
+
+def _numbers(made: Node, root: Path, sequence_length: int, rows: Sequence[Indexed]) -> tuple[Rows, int]:
+    """Row numbers over all files of role "train", and the total."""
+    files = [path for role, path in _files(made.manifest, root, PACKED_SUFFIX if made.stage == _PACKED else SUFFIX)
+             if role == "train"]  # fmt: skip
+    counts = [
+        PackedRows.open(path).count if made.stage == _PACKED else row_count(TokenShard.open(path), sequence_length)
+        for path in files
+    ]
+    names = [path.relative_to(root).as_posix() for path in files]
+    starts = dict(zip(names, itertools.accumulate(counts, initial=0), strict=False))
+    numbers = [
+        starts[item.file] + row
+        for item in rows
+        if (item.root, item.made, item.role) == (root, made, "train") and item.sequence_length == sequence_length
+        for row in item.rows
+    ]
+    return np.array(sorted(numbers), dtype=np.int64), sum(counts)
+
+
+def _order(made: Node, root: Path, count: int, train: TrainConfig) -> Order:
+    """The sampler of a training; only a mixture reads the rows."""
+    if train.mixture and made.manifest is not None:
+        return order_of(open_rows(made.manifest, "train", root, train.sequence_length), train)
+    return Order(count, train.seed, batch_sizes(train))
+
+
+def explain(found: Impact) -> str:
+    """The answer in lines of text, for a terminal."""
+    lines = [f"{len(found.identities)} document(s): {', '.join(found.identities[:8])}"]
+    lines += [f"  {fate}" for fate in found.fates]
+    lines.append(f"token shards that hold it: {len(found.shards) or 'none'}")
+    lines += [
+        f"  {held.root / held.path}: document(s) {_listed(held.documents)} ({held.role})" for held in found.shards
+    ]
+    lines.append(f"training rows that hold it: {sum(len(item.rows) for item in found.rows) or 'none'}")
+    lines += [
+        f"  {item.root / item.file}: row(s) {_listed(item.rows)} of {item.sequence_length} positions ({item.role})"
+        for item in found.rows
+    ]
+    saw = [item for item in found.checkpoints if item.times]
+    lines.append(f"checkpoints that saw it: {len(saw) or 'none'}")
+    lines += [
+        f"  {item.root}: {describe_node(item.checkpoint)}: step {item.step}, first seen at step {item.first_step}, "
+        f"{item.times} time(s)"
+        for item in saw
+    ]
+    others = [item for item in found.checkpoints if not item.times]
+    if others:
+        steps = ", ".join(f"{item.checkpoint.digest[:16]} (step {item.step})" for item in others)
+        lines.append(f"checkpoints of the same data that did not see it: {steps}")
+    lines.append(f"children of those that saw it: {len(found.children) or 'none'}")
+    lines += [f"  {root}: {describe_node(node)}" for root, node in found.children]
+    return "\n".join(lines)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:12]))
+    return shown if len(numbers) <= 12 else f"{shown} and {len(numbers) - 12} more"

@@ -1,0 +1,342 @@
+"""The whole run as a call graph: corpus, audit, verdict, training, report.
+
+Each function takes a loaded `Run` and a `Runtime`, and finds or makes its part. Nothing here computes: it passes
+manifests on.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from assay.config import Run
+from assay.preflight import here, refuse_start, under_site
+from assay.training_recipe import pinned, training_folder
+from data_pipeline.prepare import prepare
+from governance.energy.factors import resolve
+from governance.errors import (
+    AlteredFile,
+    BudgetReached,
+    CheckpointError,
+    GateClosed,
+    MissingInput,
+    PipelineError,
+    Preempted,
+)
+from governance.files import sha256_file
+from governance.gate.chain import require_chain
+from governance.gate.explanation import explain
+from governance.gate.verdict import (
+    CheckResult,
+    decide,
+    gather,
+    give_verdict,
+    read_verdict,
+    require_open,
+    trusted,
+    verdict_path,
+)
+from governance.lineage.attest import open_journal
+from governance.log import get_logger
+from governance.manifest import Input, Manifest, verify
+from governance.signing.journal import Journal
+from governance.stage import Runtime
+from governance.verified_files import intact
+from pretrain.distributed.launcher import launch, standing_of
+from pretrain.distributed.process_group import Ranks, read_ranks
+from pretrain.evaluation.tasks import open_tasks
+from pretrain.loss_spikes import Diverged
+
+if TYPE_CHECKING:
+    from governance.checks.bias.bias import Models
+    from governance.checks.drift import Sketch
+    from governance.checks.tokens import TokenReaders
+    from pretrain.evaluation.scores import Suite
+    from pretrain.evaluation.validation import Measurement
+    from pretrain.metrics.run_identity import Table
+
+
+def corpus(run: Run, runtime: Runtime) -> dict[str, Manifest]:
+    """Every artifact of the corpus, by stage.
+
+    What later sections name is read first: its turn is hours later.
+    """
+    if runtime.make:
+        under_site(run)
+        from governance.checks.bias.word_lists.lexicons import load_lexicons
+
+        load_lexicons(run.config.audit.bias, run.folder)
+        _reference(run)
+        resolve(run.config.energy.factors, run.folder)
+        open_tasks(run.config.evaluation, run.folder)
+    return prepare(run.config.data, run.folder, runtime)
+
+
+def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:
+    """Audit the corpus, decide, and sign: the audit's manifest and the verdict.
+
+    `artifacts` gets what was counted.
+
+    Raises:
+        GateClosed: a manifest is not as it was stated; a file that a check reads, or of the audit, was altered; or the
+            run is not under its site's rules.
+    """
+    from governance.checks.audit import audit
+
+    journal, tokens = journal_of(run, runtime), artifacts["encode"]
+    if runtime.make:
+        under_site(run)
+        require_chain((tokens, *_packed(artifacts)), runtime.root, journal)  # before hours of checks
+    try:
+        artifacts["bias"] = counted(run, artifacts, runtime)
+        checked = audit(artifacts, run.policy, run.config.audit, runtime, _token_readers(), _reference(run))
+    except AlteredFile as error:
+        raise GateClosed(f"the audit cannot judge what is not as it was written: {error}") from error
+    if not runtime.make:
+        path = verdict_path(tokens, run.policy, runtime.root)
+        if not path.exists():
+            raise MissingInput(f"verdict: not given yet. Give it with: {runtime.command}")
+        return checked, read_verdict(path, run.config.governance, run.folder)
+    for manifest in (artifacts["bias"], checked):
+        if problems := verify(manifest, runtime.root):
+            raise GateClosed(
+                "what the audit found is not as it was written: "
+                + "; ".join(problems)
+                + f". Remove {runtime.root / manifest.folder}, then audit again"
+            )
+    with intact(checked.named("results.json"), runtime.root) as path:
+        results = [CheckResult(**row) for row in json.loads(path.read_bytes())]
+    today = datetime.datetime.now(datetime.UTC).date()
+    papers = gather(run.config.governance, run.folder, runtime.root)
+    judgement = decide(run.policy, results, tokens.digest, today, papers)
+    own = (run.config.governance, run.folder)
+    verdict = give_verdict(judgement, tokens, checked, run.policy, own, runtime.root, journal)
+    get_logger(__name__).info("%s", explain(verdict))
+    return checked, verdict
+
+
+def _packed(artifacts: Mapping[str, Manifest]) -> tuple[Manifest, ...]:
+    """The packed rows, where the run has them."""
+    return (artifacts["pack"],) if "pack" in artifacts else ()
+
+
+def journal_of(run: Run, runtime: Runtime) -> Journal:
+    """The root's journal, with the run's keys."""
+    return open_journal(run.config.governance, run.folder, runtime.root)
+
+
+def pass_gate(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> dict[str, Any]:
+    """The verdict that lets exactly these token shards through, now.
+
+    Raises:
+        GateClosed: none does.
+    """
+    own = (run.config.governance, run.folder, runtime.root, journal_of(run, runtime))
+    return require_open(artifacts["encode"], run.policy, *own, _packed(artifacts))
+
+
+def counted(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest:
+    """Make or find the bias count tables."""
+    from governance.checks.bias.bias import bias_audit
+
+    models = _classifiers(artifacts, runtime.root)
+    return bias_audit(artifacts, run.config.audit.bias, runtime, folder=run.folder, models=models)
+
+
+def _classifiers(artifacts: Mapping[str, Manifest], root: Path) -> Models:
+    """The models that judged this corpus, by name."""
+    from data_pipeline.filters.classifier import scores_of
+    from governance.manifest import read_manifest
+
+    inputs = artifacts["classify"].inputs if "classify" in artifacts else ()
+    models = [read_manifest(root / item.path) for item in inputs if item.stage == "classifier"]
+    return {str(model.config["model"]["name"]): (model, partial(scores_of, model, root)) for model in models}
+
+
+def _reference(run: Run) -> Sketch | None:
+    """The reference of the suite `drift`, if the run names one."""
+    from governance.checks.drift import read_reference
+
+    if not run.config.audit.reference:
+        return None
+    return read_reference(run.folder / run.config.audit.reference, trusted(run.config.governance, run.folder))
+
+
+def _token_readers() -> TokenReaders:
+    """Readers of the data pipeline's formats, for governance."""
+    from data_pipeline.tokens.token_shards import TokenShard
+    from data_pipeline.tokens.tokenizer import load_encoder
+    from governance.checks.tokens import TokenReaders
+
+    return TokenReaders(TokenShard.open, load_encoder)
+
+
+def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest:
+    """Train, in this process (one rank of several under torchrun).
+
+    The gate is checked first.
+
+    The verdict is on the token shards. Packed rows are an index of them: the trainer opens the shards that the index
+    was made from, and compares both with their digests.
+
+    Raises:
+        GateClosed: the verdict does not let this corpus through; no step is computed.
+    """
+    from pretrain.metrics.metrics_log import Beside
+    from pretrain.train import train
+
+    config = run.config
+    pass_gate(run, artifacts, runtime)
+    tokens = artifacts.get("pack", artifacts["encode"])
+    if tokens.stage == "pack" and [item.digest for item in tokens.inputs] != [artifacts["encode"].digest]:
+        raise GateClosed(
+            f"{tokens.path}: its rows are of other token shards than the verdict is on. Remove its folder, then:"
+            " assay data prepare CONFIG"
+        )
+    recipe = pinned(run)
+    suite = partial(_suite, run, artifacts, runtime, config.train.sequence_length)
+    verdict = verdict_path(artifacts["encode"], run.policy, runtime.root)
+    evidence = Input(stage="verdict", digest=sha256_file(verdict), path=str(verdict.relative_to(runtime.root)))
+    beside = Beside((evidence,), partial(_shown, run, artifacts, runtime))
+    return train(tokens, recipe, run.settings, runtime, suite=suite, beside=beside)
+
+
+def _shown(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> dict[str, Table | float | None]:
+    """Tables that W&B shows next to the charts."""
+    from assay.wandb_tables import mirror_tables
+
+    try:
+        bias = {"bias": counted(run, artifacts, replace(runtime, make=False))}
+    except MissingInput:
+        bias = {}
+    return mirror_tables({**artifacts, **bias}, runtime.root)
+
+
+def _suite(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime, window: int) -> Suite:
+    """The questions of the run, encoded with its tokeniser."""
+    from data_pipeline.tokens.tokenizer import load_encoder
+    from pretrain.evaluation.scores import encode_tasks
+
+    encode = load_encoder(artifacts["tokenizer"], runtime.root).encode
+    return encode_tasks(open_tasks(run.config.evaluation, run.folder), encode, window)
+
+
+def evaluation(
+    run: Run, artifacts: Mapping[str, Manifest], checkpoint: Path, runtime: Runtime
+) -> tuple[Measurement, list[dict[str, Any]]]:
+    """Validation loss and task scores of a checkpoint."""
+    from pretrain.evaluation.validation import evaluate
+
+    tokens = artifacts.get("pack", artifacts["encode"])
+    suite = partial(_suite, run, artifacts, runtime) if run.config.evaluation.tasks else None
+    return evaluate(checkpoint, tokens, run.config.engine, runtime.root, suite)
+
+
+def training_in(
+    processes: int, run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime, words: Sequence[str]
+) -> Manifest:
+    """Train in `processes` processes of this machine.
+
+    `words` repeat the configuration on their command line.
+    """
+    if processes > 1:
+        pass_gate(run, artifacts, runtime)
+        folder = training_folder(run, artifacts, runtime.root)
+        restarts = run.config.engine.restarts
+        status = launch(processes, ["train", *words], restarts=restarts, standing=partial(standing_of, folder))
+        if status == Preempted.exit_code:
+            raise Preempted("the training processes saved a checkpoint and left")
+        if status == BudgetReached.exit_code:
+            raise BudgetReached("the training processes left for the energy budget; their message stands above")
+        if status != 0:
+            failed = PipelineError(f"the training processes ended with status {status}; their messages stand above")
+            failed.exit_code = status
+            raise failed
+        runtime = replace(runtime, make=False)
+    return training(run, artifacts, runtime)
+
+
+def model_audit(run: Run, artifacts: Mapping[str, Manifest], checkpoint: Path, runtime: Runtime) -> Manifest:
+    """Make or find a checkpoint's bias measurement."""
+    from data_pipeline.tokens.tokenizer import load_encoder
+    from pretrain.checkpoint.format import identity_of, read_checkpoint
+    from pretrain.evaluation.model_bias import Score, audit_model, scorer_of
+
+    verified = read_checkpoint(checkpoint, runtime.root)
+    tokenizer = artifacts["tokenizer"]
+
+    def scorer() -> Score:
+        window = identity_of(verified).recipe.train.sequence_length
+        encode = load_encoder(tokenizer, runtime.root).encode
+        return scorer_of(verified, encode, window, runtime.root, run.config.engine.device)
+
+    bias_of = partial(counted, run, dict(artifacts), runtime)
+    return audit_model(verified, tokenizer, scorer, run.config.model_audit, run.folder, runtime, bias_of)
+
+
+def write_report(run: Run, runtime: Runtime) -> Path:
+    """Report on whatever of this run is there; the corpus must be."""
+    _, made = _reported(run, runtime)
+    return runtime.root / made.folder / "report.html"
+
+
+def write_documents(run: Run, runtime: Runtime) -> tuple[Path, Path]:
+    """The report, and the documents that are filled from it.
+
+    The page, and the folder of the documents.
+    """
+    from governance.reports.documents.all_documents import documents
+
+    artifacts, reported = _reported(run, runtime)
+    made = documents(artifacts, reported, runtime)
+    return runtime.root / reported.folder / "report.html", runtime.root / made.folder
+
+
+def _reported(run: Run, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest]:
+    """The artifacts that are there, and the report on them."""
+    from data_pipeline.pii.detect import replace_all
+    from governance.reports.facts.energy_totals import look_up
+    from governance.reports.report import report
+
+    look = replace(runtime, make=False)
+    artifacts = corpus(run, look)
+    artifacts["audit"], verdict = judge(run, artifacts, look)
+    begun = ""
+    try:
+        begun = training_folder(run, artifacts, runtime.root).relative_to(runtime.root).as_posix()
+        artifacts["train"] = training(run, artifacts, look)
+    except (GateClosed, MissingInput, CheckpointError) as error:  # what it asks or goes on from may be gone since
+        get_logger(__name__).warning("the report has no training: %s", str(error).splitlines()[0])
+    factors = look_up(run.config.energy.factors, run.folder, runtime.root)
+    return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun)
+
+
+def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) -> Path:
+    """All of it.
+
+    The report is written even when the gate is closed, training diverges, or its energy budget is used.
+
+    What would refuse the training on this machine is refused before the corpus is made (`preflight.py`).
+
+    Raises:
+        ConfigError: the settings do not work on so many processes of this machine.
+        PipelineError: the model does not fit.
+        GateClosed: after the report was written.
+        Diverged: so, too.
+        BudgetReached: so, too, where training meets it; before there are a corpus and a verdict there is no report.
+    """
+    ranks = Ranks(0, processes, 0, processes) if processes > 1 else read_ranks()
+    refuse_start(run, runtime, ranks, partial(here, run.config.engine, ranks))
+    artifacts = corpus(run, runtime)
+    judge(run, artifacts, runtime)
+    try:
+        training_in(processes, run, artifacts, runtime, words)
+    except (GateClosed, BudgetReached, Diverged):
+        get_logger(__name__).info("report: %s", write_report(run, runtime))
+        raise
+    return write_report(run, runtime)

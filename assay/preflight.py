@@ -1,0 +1,247 @@
+"""Preflight: fail before data preparation if training could not start.
+
+`assay run` asks before the first source is read, `assay slurm submit` before the first job is queued, and
+`assay train --dry-run` says what it found: a site whose rules the run is not under (77), settings that do not work
+together on these ranks (78), a GPU that is asked for and not there (78), a model that does not fit (1), each with the
+words of the start itself. So are patterns of `[[optim.groups]]` that match no parameter, and packages that are not
+installed (78). The first two also ask for the checkpoint to go on from and for the files of tasks (66). Of a training
+that is finished nothing is asked. The vocabulary is that of the token shards; where there are none yet, what
+`[data.tokenizer]` asks for, which may be more than its sample will give.
+
+Nothing here imports torch. Where a GPU may be, a process of its own asks torch for it: a CUDA context would stay in
+this one for as long as the corpus takes. Another one matches the patterns against a model without storage. Price: that
+process' import of torch, where there is a driver or a pattern; where token
+shards may be, the look-up of the corpus, which reads sources whose digests are not remembered in `fetch/digests.json`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from assay.config import Run
+from data_pipeline.prepare import prepare
+from data_pipeline.tokens.tokenizer import take_over
+from governance.errors import ConfigError, MissingInput
+from governance.gate.verdict import bound_by
+from governance.log import get_logger
+from governance.manifest import FILE_NAME, Manifest
+from governance.stage import Runtime
+from pretrain.checkpoint.continuing import parent_of
+from pretrain.config.training import EngineConfig, TrackingConfig, TrainRecipe
+from pretrain.distributed.process_group import Ranks, capability_of, device_of, gpus_of, kind_of
+from pretrain.engine.deepspeed_config import deepspeed_config
+from pretrain.metrics.tensorboard import require_tensorboard
+from pretrain.preflight.compatibility import check_start
+from pretrain.preflight.memory_room import Available, available, host_share, refuse_beyond
+
+_AMD = Path("/dev/kfd")
+LARGEST_GPU = 432_000_000_000
+"""Bytes of the largest memory of a GPU that is announced (AMD Instinct MI430X): what it cannot hold, none can."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Hardware on which a rank would compute."""
+
+    device: Literal["cpu", "cuda"]
+    capability: tuple[int, int] | None
+    """Compute capability of its GPU; None: it has none, or nobody knows."""
+    gpus: int
+    """That its node shows; 0: none, or nobody knows."""
+    there_is: Available
+    """The memory that it may use."""
+
+
+def under_site(run: Run) -> None:
+    """Let a run pass if it meets the site's policy.
+
+    Raises:
+        GateClosed: its policy or its keys are not the site's.
+    """
+    bound_by(run.policy, run.config.governance, run.folder)
+
+
+def refuse_start(run: Run, runtime: Runtime, ranks: Ranks, place_of: Callable[[], Place]) -> None:
+    """Raise if training would be refused on these ranks.
+
+    Raises:
+        GateClosed: the run is not under the rules of its site.
+        ConfigError: the settings do not work there, or the GPU that they ask for is not there.
+        MissingInput: the checkpoint to go on from is not there, or a file of its tasks.
+        CheckpointError: what is named as that checkpoint is none.
+        PipelineError: the model does not fit.
+    """
+    from assay.training_recipe import pinned
+
+    under_site(run)
+    artifacts = _look_up(run, runtime)
+    if artifacts is not None and _finished(run, artifacts, runtime.root):
+        return
+    parent_of(pinned(run).train, runtime.root)
+    place, recipe, engine = place_of(), run.config.recipe, run.config.engine
+    check_start(recipe, engine, ranks, place.device, place.capability, run.settings, place.gpus)
+    refuse_missing_packages(run.config.tracking)
+    vocabulary, _ = _size(run, artifacts)
+    refuse_groups(recipe, vocabulary)
+    refuse_passed_keys(recipe, engine, ranks.world_size)
+    refuse_beyond(recipe, engine, vocabulary, (ranks, place.device), place.there_is)
+
+
+def refuse_missing_packages(tracking: TrackingConfig) -> None:
+    """Raise if a requested mirror's package is not installed.
+
+    Raises:
+        ConfigError: with the command that installs it.
+    """
+    if tracking.tensorboard:
+        require_tensorboard()
+    if tracking.mode == "online" and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            "tracking.mode = 'online', but the package wandb is not installed. Install it with: pip install wandb, or "
+            "set tracking.mode = 'disabled'"
+        )
+
+
+def refuse_groups(recipe: TrainRecipe, vocabulary: int) -> None:
+    """Raise if a parameter group matches nothing or decays too fast.
+
+    Raises:
+        ConfigError: names the nearest parameters.
+    """
+    if recipe.optim.groups:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+            apart.submit(_group, recipe, vocabulary).result()
+
+
+def _group(recipe: TrainRecipe, vocabulary: int) -> None:
+    import torch
+
+    from pretrain.model.decoder import Decoder
+    from pretrain.optim.optimizers import parameter_groups
+
+    with torch.device("meta"):
+        model = Decoder(recipe.model, vocabulary)
+    parameter_groups(model.named_parameters(), recipe.optim, lambda parameter: parameter.shape)
+
+
+def refuse_passed_keys(recipe: TrainRecipe, engine: EngineConfig, world_size: int) -> None:
+    """Raise if DeepSpeed does not know a passed key.
+
+    It is imported in a process of its own, and only where keys are passed.
+
+    Raises:
+        ConfigError: names the keys.
+    """
+    if engine.deepspeed:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+            apart.submit(_pass, deepspeed_config(recipe, engine, world_size)).result()
+
+
+def _pass(config: dict[str, Any]) -> None:
+    os.environ["DS_ACCELERATOR"] = "cpu"  # no context on a GPU for a look at names
+    from pretrain.engine.engine import refuse_unknown_keys
+
+    refuse_unknown_keys(config)
+
+
+def vocabulary_of(run: Run, runtime: Runtime) -> tuple[int, str]:
+    """Ids of the tokens, and who says so."""
+    return _size(run, _look_up(run, runtime))
+
+
+def _size(run: Run, artifacts: dict[str, Manifest] | None) -> tuple[int, str]:
+    if artifacts is not None:
+        return int(artifacts["tokenizer"].stats["vocabulary_size"]), "ids, as the token shards have them"
+    config, source = run.config.data.tokenizer, "ids, as [data.tokenizer] asks: there are no token shards yet"
+    size = len(take_over(run.folder / config.path, config)[1].pieces) if config.path else config.vocabulary_size
+    return size, source
+
+
+def _look_up(run: Run, runtime: Runtime) -> dict[str, Manifest] | None:
+    """The corpus, where it is made.
+
+    Sources are read only where token shards of this root could be of them.
+    """
+    if not (runtime.root / "encode").is_dir():
+        return None
+    try:
+        return prepare(run.config.data, run.folder, replace(runtime, make=False))
+    except MissingInput:
+        return None
+
+
+def _finished(run: Run, artifacts: dict[str, Manifest], root: Path) -> bool:
+    from assay.training_recipe import training_folder
+
+    try:
+        return (training_folder(run, artifacts, root) / FILE_NAME).exists()
+    except MissingInput:  # a file of its tasks
+        return False
+
+
+def here(engine: EngineConfig, ranks: Ranks) -> Place:
+    """Hardware of this node's last rank.
+
+    Raises:
+        ConfigError: there is no GPU where one is asked for, or fewer than ranks.
+    """
+    if engine.device == "cpu" or not may_have_gpu():
+        return Place(kind_of(0, ranks, engine.device), None, 0, host_share(ranks))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+        return apart.submit(_ask_torch, engine.device, _last(ranks)).result()
+
+
+def may_have_gpu() -> bool:
+    """Return whether torch might find a GPU here.
+
+    The driver's library is there, without which it never does.
+    """
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return _AMD.exists()
+    return True
+
+
+def _ask_torch(wanted: str, ranks: Ranks) -> Place:
+    device = device_of(ranks, wanted)
+    kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
+    return Place(kind, capability_of(device), gpus_of(device), available(device, ranks))
+
+
+def _last(ranks: Ranks) -> Ranks:
+    return replace(ranks, local_rank=ranks.local_world_size - 1)
+
+
+def on_nodes(engine: EngineConfig, ranks: Ranks, gpus: int, memory: int, gpu_memory: int = 0) -> Place:
+    """Hardware of a rank on cluster nodes, as far as known.
+
+    Args:
+        engine: what it asks for.
+        ranks: all of them.
+        gpus: that are asked for on each node.
+        memory: bytes that are asked for on each node; 0: the cluster's default.
+        gpu_memory: bytes of each of its GPUs; 0: nobody said, and no GPU holds more than `LARGEST_GPU`.
+
+    Raises:
+        ConfigError: a node would have fewer GPUs than ranks.
+    """
+    share = memory // ranks.local_world_size or None
+    if engine.device == "cuda" and not gpus:
+        get_logger(__name__).warning(
+            "engine.device = 'cuda' with slurm.gpus_per_node = 0: a job that asks for no GPU gets none, unless its "
+            "nodes show all of theirs to every job. Set slurm.gpus_per_node."
+        )
+        return Place("cuda", None, 0, Available(gpu_memory or LARGEST_GPU, share))
+    kind = kind_of(gpus, _last(ranks), engine.device)
+    if kind == "cpu":
+        return Place("cpu", None, 0, Available(share, share))
+    return Place("cuda", None, gpus, Available(gpu_memory or LARGEST_GPU, share))

@@ -1,0 +1,141 @@
+"""Files and folders that jobs read: mounts of a container, frozen copies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from assay.config import Run
+from data_pipeline.readers.items import is_elsewhere
+from governance.log import get_logger
+from governance.signing.dsse import default_key_path, key_id, private_key
+from governance.signing.home_anchor import state_folder
+from governance.stage import Leave, Runtime
+from slurm.config import SlurmConfig
+from slurm.frozen import freeze
+from slurm.render import Seen
+from slurm.submit import next_submission
+
+_PATTERN = re.compile(r"[*?\[{]")
+
+
+def policy_files(policy: Path) -> list[Path]:
+    """A policy's file and those of its parents, the nearest first."""
+    found = [policy]
+    while True:
+        parent = tomllib.loads(found[-1].read_text(encoding="utf-8")).get("parent")
+        if not isinstance(parent, str) or found[-1].parent / parent in found:
+            return found
+        found.append(found[-1].parent / parent)
+
+
+def folders_read(run: Run, sources: Sequence[Path]) -> list[Path]:
+    """Folders outside the run's own that its files name.
+
+    Any text of the file that is the path of something on this machine counts (sources, tasks, classifiers, lists,
+    earlier corpora, keys, waivers): a container that sees a folder too many does no harm.
+    """
+    config = run.config
+    policies = policy_files(run.folder / config.governance.policy)
+    key = run.config.governance.key_path(run.folder)
+    named = [*sources, *(path.parent for path in policies), key.parent]
+    named += _named(config, run.folder)
+    for path in policies:
+        named += _named(tomllib.loads(path.read_text(encoding="utf-8")), path.parent)
+    absolute = [Path(os.path.abspath(folder)) for folder in named]
+    return [path for path in dict.fromkeys(absolute) if path != Path("/") and not path.is_relative_to(run.folder)]
+
+
+def files_frozen(run: Run, environment: str) -> list[Path]:
+    """The run's file, its policies and the script that is sourced, absolute."""
+    policies = policy_files(run.folder / run.config.governance.policy)
+    named = [run.path, *policies, *[Path(environment)] * bool(environment)]
+    return [Path(os.path.abspath(path)) for path in named]
+
+
+def signing_key_id(run: Run) -> str:
+    """The id of the key that signs here.
+
+    "" where there is none yet.
+    """
+    path = run.config.governance.key_path(run.folder)
+    return key_id(private_key(path, make=False).public_key()) if path.exists() else ""
+
+
+def fetch_here(run: Run, runtime: Runtime, typed: str, *, wanted: bool, local: bool) -> None:
+    """Fetch on this machine what sources have elsewhere, if it is wanted.
+
+    Else say how, as nodes may have no internet.
+
+    Raises:
+        PipelineError: it cannot be fetched.
+    """
+    elsewhere = [source.name for source in run.config.data.sources if is_elsewhere(source)]
+    if wanted:
+        from assay.pipeline import corpus
+
+        with contextlib.suppress(Leave):  # once all is fetched, the next step is an array's
+            corpus(run, replace(runtime, mode="join"))
+    elif elsewhere and not local and len(list(runtime.root.glob("fetch/*/manifest.json"))) < len(elsewhere):
+        get_logger(__name__).warning(
+            "the first job fetches %s; if nodes have no internet, cancel, and submit with --fetch (or type here: assay "
+            "data prepare %s --join)", ", ".join(elsewhere), typed,
+        )  # fmt: skip
+
+
+def make_key(run: Run) -> None:
+    """Make the signing key on first use, before any job does."""
+    private_key(run.config.governance.key_path(run.folder))
+
+
+def freeze_run(run: Run, root: Path, config: SlurmConfig, *, take_edits: bool) -> None:
+    """Keep what is submitted.
+
+    The jobs refuse what differs from it, or take it if asked to.
+    """
+    freeze(
+        root, next_submission(root), files_frozen(run, config.environment), signing_key_id(run),
+        metadata.version("assay-pretrain"), taken=take_edits, code_is_seen=not config.container,
+    )  # fmt: skip
+
+
+def seen(run: Run, sources: Sequence[Path], config: SlurmConfig) -> Seen:
+    """Mounts of a container, and variables that locate the user's folders."""
+    if not config.container:
+        return Seen()
+    heads = state_folder().parent  # of the journal, which the gate compares
+    heads.mkdir(parents=True, exist_ok=True)  # what is not there cannot be mounted
+    return Seen((*folders_read(run, sources), heads.absolute()), _homes())
+
+
+def _homes() -> dict[str, str]:
+    """The user's own folders, for a container with another HOME."""
+    return {
+        "XDG_CONFIG_HOME": str(default_key_path().parent.parent.absolute()),
+        "XDG_STATE_HOME": str(state_folder().parent.parent.absolute()),
+    }
+
+
+def _named(values: Any, folder: Path) -> Iterator[Path]:
+    """Existing folders of all paths in nested values."""
+    if isinstance(values, BaseModel):  # not its dump, which leaves out the paths that no hash may see
+        values = [getattr(values, name) for name in type(values).model_fields if name != "slurm"]
+    if isinstance(values, dict):
+        values = [*values.values()]
+    if isinstance(values, list | tuple):
+        for value in values:
+            yield from _named(value, folder)
+    elif isinstance(values, str) and values.startswith(("/", "../", "~/")):
+        whole = folder / Path(_PATTERN.split(values)[0]).expanduser()
+        place = whole if whole.is_dir() else whole.parent
+        if place.is_dir():
+            yield place

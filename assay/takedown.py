@@ -1,0 +1,86 @@
+"""Takedown requests: documents behind an id, URL or shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.documents import REMOVED_SCHEMA, read_table
+from data_pipeline.tokens.token_shards import SUFFIX, TokenShard, document_identity
+from data_pipeline.urls import normalise_url
+from governance.errors import ConfigError
+from governance.manifest import Manifest
+
+Roots = Mapping[Path, Sequence[Manifest]]
+"""The artifacts that are there, by root."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The documents that were meant."""
+
+    identities: frozenset[bytes]
+    """The first half of the SHA-256 of each id."""
+    fates: tuple[str, ...]
+    """Of those that a stage removed, where and why, in words."""
+    known: bool
+    """Whether any document of the roots is meant."""
+
+
+def find_documents(asked: str, roots: Roots) -> Found:
+    """Documents of an id, a URL or a shard path.
+
+    Raises:
+        ConfigError: it is the path of a file that holds no documents.
+        ManifestError: a shard is torn.
+    """
+    path = _shard(asked, roots)
+    if path is not None and path.suffix == SUFFIX:
+        held = TokenShard.open(path).identities
+        return Found(frozenset(row.tobytes() for row in held), (), len(held) > 0)
+    read = set(_meant(asked, roots)) if path is None else set(_ids(path))
+    ids = read or {asked}  # the documents that were read may be gone; a shard still knows identities
+    identities = frozenset(document_identity(name) for name in ids)
+    fates = tuple(_fates(ids, roots))
+    return Found(identities, fates, bool(read or fates))
+
+
+def _shard(asked: str, roots: Roots) -> Path | None:
+    for path in (Path(asked), *(root / asked for root in roots)):
+        if path.is_file():
+            if path.suffix not in (SUFFIX, ".parquet"):
+                raise ConfigError(f"{path}: is no shard of documents (.parquet) or tokens ({SUFFIX}).")
+            return path
+    return None
+
+
+def _ids(path: Path) -> list[str]:
+    ids: list[str] = read_table(path, columns=["id"])["id"].to_pylist()
+    return ids
+
+
+def _tables(roots: Roots, role: str, stage: str = "") -> Iterator[tuple[Manifest, Path]]:
+    for root, manifests in roots.items():
+        for manifest in manifests:
+            if not stage or manifest.stage == stage:
+                yield from ((manifest, path) for path in manifest.files(role, root) if path.exists())
+
+
+def _meant(asked: str, roots: Roots) -> Iterator[str]:
+    """Ids of this id or URL among all documents read."""
+    wanted = normalise_url(asked)
+    for _, path in _tables(roots, "documents", "ingest"):
+        table = read_table(path, columns=["id", "url"])
+        for name, url in zip(table["id"].to_pylist(), table["url"].to_pylist(), strict=True):
+            if name == asked or (url and (url == asked or (wanted and normalise_url(url) == wanted))):
+                yield name
+
+
+def _fates(ids: set[str], roots: Roots) -> Iterator[str]:
+    for manifest, path in _tables(roots, "removed"):
+        table = read_table(path, REMOVED_SCHEMA, ["id", "reason", "evidence"])
+        for row in table.to_pylist():
+            if row["id"] in ids:
+                evidence = f" ({row['evidence']})" if row["evidence"] else ""
+                yield f"{row['id']}: removed by {manifest.stage} for {row['reason']}{evidence}"

@@ -1,0 +1,30 @@
+"""The recipe of a run's training, and the folder that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from assay.config import Run
+from governance.manifest import Manifest
+from pretrain.evaluation.tasks import pin
+
+if TYPE_CHECKING:
+    from pretrain.config.training import TrainRecipe
+
+
+def training_folder(run: Run, artifacts: Mapping[str, Manifest], root: Path) -> Path:
+    """Folder of this run's training record."""
+    from pretrain.train import folder_of
+
+    return folder_of(artifacts.get("pack", artifacts["encode"]), pinned(run), root)
+
+
+def pinned(run: Run) -> TrainRecipe:
+    """The recipe with the digests of task files filled in."""
+    train = run.config.train
+    if train.continue_from and (run.folder / train.continue_from).exists():
+        train = train.model_copy(update={"continue_from": str((run.folder / train.continue_from).absolute())})
+    evaluation = pin(run.config.evaluation, run.folder)
+    return run.config.recipe.model_copy(update={"train": train, "evaluation": evaluation})

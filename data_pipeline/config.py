@@ -1,0 +1,83 @@
+"""The `[data]` section of a run's file, one field a stage."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator, model_validator
+
+from data_pipeline.decontamination.decontaminate import DecontaminateConfig
+from data_pipeline.dedup.dedup import DedupConfig
+from data_pipeline.dedup.paragraphs import ParagraphsConfig
+from data_pipeline.filters.blocklists import ListsConfig
+from data_pipeline.filters.classifier import ClassifierConfig
+from data_pipeline.filters.clean import CleanConfig
+from data_pipeline.ingest import IngestConfig
+from data_pipeline.pii.redact import PiiConfig
+from data_pipeline.readers.sources import Source
+from data_pipeline.tokens.encode import EncodeConfig
+from data_pipeline.tokens.mixture_sizes import MixConfig, fault_of_shares
+from data_pipeline.tokens.pack import PackConfig
+from data_pipeline.tokens.tokenizer import TokenizerConfig
+from governance.config import Section
+
+
+class DataConfig(Section):
+    """The data half of a run's file; each field is one stage's own section."""
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    """Where raw text comes from, in the order in which ties between duplicates are broken."""
+    ingest: IngestConfig = IngestConfig()
+    lists: ListsConfig | None = None
+    """Block lists and word lists, which `clean` uses; absent: none."""
+    clean: CleanConfig = CleanConfig()
+    classifiers: tuple[ClassifierConfig, ...] = ()
+    """Models that are trained from labelled files and judge every document; none: no such stage."""
+    dedup: DedupConfig = DedupConfig()
+    paragraphs: ParagraphsConfig | None = None
+    """Cut repeated paragraphs and lines; absent: no such stage."""
+    decontaminate: DecontaminateConfig | None = None
+    """Keep the corpus clean of evaluation sets; absent: no such stage."""
+    pii: PiiConfig = PiiConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    mix: MixConfig | None = None
+    """Weigh sources and languages; absent: each document once."""
+    encode: EncodeConfig = EncodeConfig()
+    pack: PackConfig | None = None
+    """Fill rows by best fit; absent: rows are stretches of the token stream."""
+
+    @model_validator(mode="after")
+    def _mix_fits_sources(self) -> DataConfig:
+        names = [source.name for source in self.sources]
+        config = self.mix or MixConfig()
+        for field in ("weights", "max_epochs_of", "source_quotas"):
+            if unknown := sorted(getattr(config, field).keys() - set(names)):
+                raise ValueError(f"mix.{field} names {unknown[0]!r}, which is no source; they are: {', '.join(names)}")
+        if config.weights and (unnamed := [name for name in names if name not in config.weights]):
+            raise ValueError(f"mix.weights does not name {', '.join(unnamed)}; give each a weight, 0 to leave it out")
+        mixed = [name for name in names if config.weights.get(name, 1) and config.max_epochs_of.get(name, 1)]
+        if fault := fault_of_shares("source", mixed, config.source_quotas):
+            raise ValueError(fault)
+        return self
+
+    @field_validator("sources")
+    @classmethod
+    def _sources_once(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        names = [source.name for source in sources]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two sources are named {twice[0]!r}; rename one: ids start with it")
+        return sources
+
+    @field_validator("decontaminate")
+    @classmethod
+    def _sets_once(cls, config: DecontaminateConfig | None) -> DecontaminateConfig | None:
+        names = [wanted.name for wanted in config.sets] if config else []
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two evaluation sets are named {twice[0]!r}; rename one")
+        return config
+
+    @field_validator("classifiers")
+    @classmethod
+    def _names_once(cls, models: tuple[ClassifierConfig, ...]) -> tuple[ClassifierConfig, ...]:
+        names = [model.name for model in models]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two classifiers are named {twice[0]!r}; give each a name of its own")
+        return models

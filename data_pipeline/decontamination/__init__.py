@@ -1,0 +1,1 @@
+"""Decontamination: passages of evaluation sets in the corpus."""

@@ -1,0 +1,234 @@
+"""Decontamination stage: remove evaluation sets from documents, with evidence.
+
+`passages.py` says what is looked for, and how much of it must stand in a document.
+
+Evidence. Role `hits` has a row a place: document, source, set, item, part ("*": the whole item), the span as
+characters and as UTF-8 bytes of the document's text (from the first word found to the last, without the punctuation
+around them), words found, words of the passage, coverage, what decided (coverage or run), and what was done. Where
+passages of one set overlap, the one of the most words found is named.
+
+`drop_document` removes a document with a hit as `contaminated`; `drop_span` cuts the spans out, and removes only what
+has no word left. The evidence of a removed document is its hit of the most words: "<set>#<item> <part> <start>-<end>",
+the span in characters.
+
+Roles: `documents`, `removed`, `hits`. Price: one pass a shard, a row group at a time; each worker holds the index (some
+60 bytes a word of the sets), and makes it once, in about half a second a million words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from data_pipeline.decontamination.evaluation_sets import ITEM_SCHEMA, EvaluationSet
+from data_pipeline.decontamination.passages import Hit, PassageConfig, Sought, character_offsets, find_hits, seek
+from data_pipeline.documents import (
+    DOCUMENT_SCHEMA,
+    REMOVED_SCHEMA,
+    cut_spans,
+    document_shards,
+    funnel,
+    read_groups,
+    read_table,
+    split_table,
+    table_writer,
+)
+from governance.log import get_logger
+from governance.manifest import Manifest
+from governance.parallel import Shard, ShardMade, map_shards, sum_stats
+from governance.stage import Made, Recipe, Runtime, run_stage
+
+VERSION = 2
+REASON = "contaminated"
+
+HIT_SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in (
+            ("document", pa.string()),
+            ("source", pa.string()),
+            ("set", pa.string()),
+            ("item", pa.string()),
+            ("part", pa.string()),
+            ("start", pa.int64()),
+            ("end", pa.int64()),
+            ("start_byte", pa.int64()),
+            ("end_byte", pa.int64()),
+            ("words_found", pa.int64()),
+            ("passage_words", pa.int64()),
+            ("coverage", pa.float64()),
+            ("rule", pa.string()),
+            ("action", pa.string()),
+        )
+    ]
+)
+
+
+_SCHEMAS = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA, "hits": HIT_SCHEMA}
+
+
+class DecontaminateConfig(PassageConfig):
+    """Evaluation sets, what counts as an item, and what to do."""
+
+    sets: tuple[EvaluationSet, ...] = Field(min_length=1)
+    """The evaluation sets."""
+    action: Literal["drop_document", "drop_span"] = "drop_document"
+    """Remove the document, or cut the spans out of it."""
+
+
+@dataclass(frozen=True)
+class _Items:
+    """The evaluation sets of one artifact.
+
+    Two are equal if their digests are, wherever they lie.
+    """
+
+    digest: str
+    paths: tuple[Path, ...] = field(compare=False)
+
+
+@functools.lru_cache(maxsize=1)
+def _sought(items: _Items, config: PassageConfig) -> Sought:
+    """The index of one artifact, made once a process."""
+    return seek((read_table(path, ITEM_SCHEMA) for path in items.paths), config)
+
+
+def _hit_rows(table: pa.Table, row: int, hits: Sequence[Hit], sought: Sought, action: str) -> list[tuple[Any, ...]]:
+    """The rows of HIT_SCHEMA of one document."""
+    at = character_offsets(table["text"][row].as_py())
+    rows = []
+    for hit in hits:
+        size = int(sought.sizes[hit.passage])
+        rows.append(
+            (
+                table["id"][row].as_py(),
+                table["source"][row].as_py(),
+                *sought.names[hit.passage],
+                int(at[hit.start]),
+                int(at[hit.end]),
+                hit.start,
+                hit.end,
+                hit.words,
+                size,
+                hit.words / size,
+                "coverage" if hit.words >= size - sought.errors(hit.passage) else "run",
+                action,
+            )
+        )
+    return rows
+
+
+def _evidence(rows: Sequence[tuple[Any, ...]]) -> str:
+    _, _, name, item, part, start, end, *_ = max(rows, key=lambda row: (row[9], -row[5]))
+    return f"{name}#{item} {part} {start}-{end}"
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One row group after the search."""
+
+    tables: dict[str, pa.Table]
+    """Role -> its rows."""
+    stats: dict[str, Any]
+
+
+def _judge(table: pa.Table, sought: Sought, config: DecontaminateConfig) -> _Judged:
+    texts = table["text"].combine_chunks()
+    reasons, evidence = [""] * table.num_rows, [""] * table.num_rows
+    rows: list[tuple[Any, ...]] = []
+    cut: dict[int, str] = {}
+    for row, hits in sorted(find_hits(texts, sought, config).items()):
+        left = ""
+        if config.action == "drop_span":
+            left = cut_spans(texts[row].as_buffer().to_pybytes(), [(hit.start, hit.end) for hit in hits]).decode()
+        removed = not any(character.isalnum() for character in left)
+        here = _hit_rows(table, row, hits, sought, "drop_document" if removed else "drop_span")
+        rows += here
+        if removed:
+            reasons[row], evidence[row] = REASON, _evidence(here)
+        else:
+            cut[row] = left
+    clean = _with_texts(texts, cut)
+    column = table.schema.get_field_index("text")
+    changed = table.set_column(column, DOCUMENT_SCHEMA.field("text"), clean)
+    kept, removed_table = split_table(table, reasons, evidence, changed)
+    columns = zip(*rows, strict=True) if rows else [()] * len(HIT_SCHEMA)
+    hit_table = pa.table([pa.array(c, f.type) for c, f in zip(columns, HIT_SCHEMA, strict=True)], HIT_SCHEMA)
+    sizes, sizes_left = pc.binary_length(texts).to_pylist(), pc.binary_length(clean).to_pylist()
+    counts = funnel(table["source"].to_pylist(), sizes, sizes_left, reasons)
+    stats = {**counts, **_extras(rows, [sizes[row] - sizes_left[row] for row in cut])}
+    return _Judged({"documents": kept, "removed": removed_table, "hits": hit_table}, stats)
+
+
+def _decontaminate_shard(config: DecontaminateConfig, payload: tuple[Path, _Items], path_of: Any) -> ShardMade:
+    path, items = payload
+    sought = _sought(items, config)
+    files = {role: path_of(role) for role in _SCHEMAS}
+    stats = [{**funnel([], [], [], []), **_extras([], [])}]
+    with contextlib.ExitStack() as open_files:
+        writers = {role: open_files.enter_context(table_writer(files[role], _SCHEMAS[role])) for role in _SCHEMAS}
+        for table in read_groups(path):
+            judged = _judge(table, sought, config)
+            for role, rows in judged.tables.items():
+                writers[role](rows)
+            stats.append(judged.stats)
+    return ShardMade(files, sum_stats(stats))
+
+
+def _with_texts(texts: pa.Array, changed: dict[int, str]) -> pa.Array:
+    if not changed:
+        return texts
+    mask = np.zeros(len(texts), bool)
+    mask[list(changed)] = True
+    return pc.replace_with_mask(texts, pa.array(mask), pa.array(changed.values(), pa.large_string()))
+
+
+def _extras(rows: Sequence[tuple[Any, ...]], cut: Sequence[int]) -> dict[str, Any]:
+    documents = {(row[2], row[0]) for row in rows}
+    return {
+        "hits_by_set": dict(Counter(row[2] for row in rows)),
+        "documents_by_set": dict(Counter(name for name, _ in documents)),
+        "documents_cut": len(cut),
+        "bytes_cut": sum(cut),
+    }
+
+
+def decontaminate(documents: Manifest, sets: Manifest, config: DecontaminateConfig, runtime: Runtime) -> Manifest:
+    """Remove documents or spans that hold an evaluation item; keep evidence.
+
+    `stats` adds to the common counts: `hits_by_set`, `documents_by_set` (a document counts in each set that it holds an
+    item of), `documents_cut`, `bytes_cut`, `items_sought_by_set` (items of which something says enough to be found).
+
+    Raises:
+        ManifestError: a shard cannot be read.
+        MissingInput: the artifact is not made and `runtime.make` is False.
+    """
+    recipe = Recipe("decontaminate", VERSION, config)
+
+    def make(folder: Path) -> Made:
+        items = _Items(sets.digest, tuple(sets.files("items", runtime.root)))
+        sought = _sought(items, config)
+        inputs = document_shards(documents, runtime.root)
+        shards = [Shard(path.stem, (output.sha256, sets.digest), (path, items), (output,)) for output, path in inputs]
+        done = map_shards(recipe, _decontaminate_shard, shards, folder, runtime)
+        stats = sum_stats([funnel([], [], [], []), _extras([], []), *(shard.stats for shard in done)])
+        stats["items_sought_by_set"] = {name: sought.items.get(name, 0) for name in sorted(sets.stats["items"])}
+        for name, count in sets.stats["items"].items():
+            if sought.items.get(name, 0) < count:
+                get_logger(__name__).warning(
+                    "decontaminate: %d of %d items of %s say too little to be looked for (min_words, min_letters)",
+                    count - sought.items.get(name, 0), count, name,
+                )  # fmt: skip
+        return Made([output for shard in done for output in shard.outputs.values()], stats)
+
+    return run_stage(recipe, [documents.as_input(), sets.as_input()], runtime, make)

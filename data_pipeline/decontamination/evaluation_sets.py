@@ -1,0 +1,250 @@
+"""Evaluation sets as an artifact: the texts of every item.
+
+    [[data.decontaminate.sets]]
+    name = "arc-easy"
+    paths = ["evals/arc-easy/*.jsonl.gz"]
+    fields = ["question"]                      # found in a document, one of these texts names its item
+    answer_fields = ["choices", "answer"]      # these only together with the others, as a whole item
+
+A field may hold a text, or lists and objects of any depth: every text within is taken, in order, and named by its way
+("choices.text.0"); a name with dots goes down likewise. Numbers, truth values and nothing are passed over.
+
+Promise: a set is read whole or not at all. A line that is no JSON object, a torn file or a field that no item has is an
+error: an evaluation set that is read in part would leave the rest in the corpus, and nobody would know.
+
+Role `items`: one Parquet file a set with a row a text, items in order: set, item (the value of `id_field`, else its
+number from 0 over the set's files), part (the way to the text), alone (whether it is of `fields`), listed (whether it
+is one of several texts of a list, as a choice is), text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, model_validator
+
+from data_pipeline.documents import shard_writer
+from data_pipeline.readers.local import Digests, find_files
+from data_pipeline.readers.streams import TornStream, blocks, lines
+from governance.config import Section, canonical_json
+from governance.errors import ConfigError, MissingInput
+from governance.files import sha256_bytes
+from governance.manifest import Input, Manifest
+from governance.parallel import Shard, ShardMade, map_shards, sum_stats
+from governance.stage import Made, Recipe, Runtime, run_stage
+
+VERSION = 2
+ITEM_SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in (
+            ("set", pa.string()),
+            ("item", pa.string()),
+            ("part", pa.string()),
+            ("alone", pa.bool_()),
+            ("listed", pa.bool_()),
+            ("text", pa.large_string()),
+        )
+    ]
+)
+
+
+class EvaluationSet(Section):
+    """One evaluation set: JSON Lines (.gz, .zst) or Parquet files."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the set in the evidence: "<name>#<item>"."""
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Shell patterns (`**` goes through folders), relative to the folder of the run's file, or absolute."""
+    fields: tuple[str, ...] = Field(min_length=1)
+    """Names of the values whose texts each name an item by themselves: question, context, solution ..."""
+    answer_fields: tuple[str, ...] = ()
+    """Names of the values whose texts count only as a part of the whole item: choices, answer ..."""
+    id_field: str = ""
+    """The name of the value that identifies an item; "": its number does."""
+
+    @model_validator(mode="after")
+    def _names_once(self) -> EvaluationSet:
+        if twice := sorted(name for name, times in Counter(self.fields + self.answer_fields).items() if times > 1):
+            raise ValueError(f"{twice[0]!r} is named twice in fields and answer_fields; name each value once")
+        return self
+
+
+class SetsIdentity(Section):
+    """All that decides the bytes.
+
+    Where the files lie does not: inputs are digests.
+    """
+
+    sets: tuple[EvaluationSet, ...]
+
+
+def texts_of(value: Any, way: str, listed: bool = False) -> Iterator[tuple[str, bool, str]]:
+    """Every text within a value that is not blank.
+
+    The way to it, whether it is one of a list's several, and itself.
+    """
+    if isinstance(value, str):
+        if value.strip():
+            yield way, listed, value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from texts_of(item, f"{way}.{name}", listed)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from texts_of(item, f"{way}.{number}", listed or len(value) > 1)
+
+
+_ABSENT = object()
+
+
+def value_at(row: dict[str, Any], way: str) -> Any:
+    """The value of a field.
+
+    Of that very name, or down the objects that a dotted name goes through.
+    """
+    if way in row:
+        return row[way]
+    value: Any = row
+    for name in way.split("."):
+        if not isinstance(value, dict) or name not in value:
+            return _ABSENT
+        value = value[name]
+    return value
+
+
+def read_rows(path: Path, name: str) -> Iterator[dict[str, Any]]:
+    """The rows of a file of an evaluation set.
+
+    Raises:
+        MissingInput: it cannot be read whole.
+    """
+    if path.name.endswith(".parquet"):
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=256):
+                    yield from batch.to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise MissingInput(f"evaluation set {name}: {path} cannot be read as Parquet: {error}.") from error
+        return
+    number = -1
+    try:
+        for number, line in enumerate(lines(blocks(path))):
+            if line and not line.isspace():
+                yield _read_line(line, path, number, name)
+    except TornStream as error:
+        raise MissingInput(
+            f"evaluation set {name}: {path} is torn behind line {number + 1} ({error.reason}). Fetch it again."
+        ) from error
+
+
+def _read_line(line: bytes, path: Path, number: int, name: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise MissingInput(
+            f"evaluation set {name}: {path}, line {number + 1} is no JSON ({error}). Mend it."
+        ) from error
+    if not isinstance(row, dict):
+        raise MissingInput(f"evaluation set {name}: {path}, line {number + 1} is no JSON object. Mend it.")
+    return row
+
+
+def _item_name(row: dict[str, Any], number: int, wanted: EvaluationSet) -> str:
+    if not wanted.id_field:
+        return str(number)
+    value = value_at(row, wanted.id_field)
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        raise ConfigError(
+            f"evaluation set {wanted.name}: item {number} has no text or whole number as {wanted.id_field!r}."
+            f" Mend id_field, or leave it out: then items are numbered."
+        )
+    return str(value)
+
+
+def _encodable(text: str) -> str:
+    """Replace lone surrogates, which have no UTF-8 form."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _write_set(config: Section, payload: tuple[EvaluationSet, tuple[Path, ...]], path_of: Any) -> ShardMade:
+    wanted, paths = payload
+    target: Path = path_of("items")
+    known = dict.fromkeys(wanted.fields, True) | dict.fromkeys(wanted.answer_fields, False)
+    seen: Counter[str] = Counter()
+    names: dict[str, None] = {}
+    number = texts = 0
+    with shard_writer(target, ITEM_SCHEMA) as add:
+        for row in (row for path in paths for row in read_rows(path, wanted.name)):
+            item = _encodable(_item_name(row, number, wanted))
+            names.update(dict.fromkeys(row))
+            for field, alone in known.items():
+                value = value_at(row, field)
+                seen[field] += value is not _ABSENT
+                for way, listed, text in texts_of(None if value is _ABSENT else value, field):
+                    add((wanted.name, item, _encodable(way), alone, listed, _encodable(text)), len(text))
+                    texts += 1
+            number += 1
+    if missing := [field for field in known if not seen[field]]:
+        have = ", ".join(sorted(names)) or "none"
+        raise ConfigError(
+            f"evaluation set {wanted.name}: no item has {missing[0]!r}; its items have: {have}. Mend its fields."
+        )
+    if not texts:
+        raise ConfigError(f"evaluation set {wanted.name}: {', '.join(known)} hold no text in any of {number} items.")
+    return ShardMade({"items": target}, {"items": {wanted.name: number}, "texts": {wanted.name: texts}})
+
+
+def evaluation_sets(sets: Sequence[EvaluationSet], folder: Path, runtime: Runtime) -> Manifest:
+    """Make or find the texts of all sets.
+
+    Relative paths start at `folder`.
+
+    `stats`: `items` and `texts`, by set.
+
+    Raises:
+        ConfigError: two sets have one name; no item of a set has a field, or none holds a text.
+        MissingInput: a file is not there or cannot be read whole; or it was not made and `runtime.make` is False.
+    """
+    counted = Counter(wanted.name for wanted in sets)
+    if twice := sorted(name for name, times in counted.items() if times > 1):
+        raise ConfigError(f"data.decontaminate.sets: the name {twice[0]!r} is given {counted[twice[0]]} times.")
+    digests = Digests(runtime)
+    files = [find_files(wanted.paths, folder, f"evaluation set {wanted.name}") for wanted in sets]
+    inputs = [
+        Input(stage="file", digest=digests.of(file.path), path=f"{wanted.name}/{file.name}")
+        for wanted, found in zip(sets, files, strict=True)
+        for file in found
+    ]
+    digests.save()
+    identity = SetsIdentity(sets=tuple(wanted.model_copy(update={"paths": ()}) for wanted in sets))
+    whole = replace(runtime, worker=(0, 1), mode="all")  # a few small files: one process makes them all, for all
+    make = _maker(sets, [tuple(file.path for file in found) for found in files], inputs, whole)
+    return run_stage(Recipe("evaluation_sets", VERSION, identity), inputs, runtime, make, alone=True)
+
+
+def _maker(
+    sets: Sequence[EvaluationSet], paths: Sequence[tuple[Path, ...]], inputs: Sequence[Input], runtime: Runtime
+) -> Callable[[Path], Made]:
+    def make(folder: Path) -> Made:
+        shards, start = [], 0
+        for wanted, found in zip(sets, paths, strict=True):
+            digests = tuple(item.digest for item in inputs[start : start + len(found)])
+            start += len(found)
+            shards.append(Shard(wanted.name, (_recipe_of(wanted), *digests), (wanted, found)))
+        done = map_shards(Recipe("evaluation_sets", VERSION, Section()), _write_set, shards, folder, runtime)
+        stats = sum_stats([{"items": {}, "texts": {}}, *(shard.stats for shard in done)])
+        return Made([output for shard in done for output in shard.outputs.values()], stats)
+
+    return make
+
+
+def _recipe_of(wanted: EvaluationSet) -> str:
+    return sha256_bytes(canonical_json(wanted.model_copy(update={"paths": ()})))

@@ -1,0 +1,1 @@
+"""Deduplication: exact, by address, near-duplicates, repeated paragraphs."""

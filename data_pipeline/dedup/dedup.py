@@ -1,0 +1,334 @@
+r"""Deduplication stage: keep one document of each set of duplicates.
+
+Three kinds of duplicate, and each removal is verified against the document that stays, never against a hash:
+
+- *exact*: the normalised texts have one SHA-256;
+- *address*: the normalised URLs are equal (`duplicates/urls.py`) and the texts share at least `url_overlap` of the
+  smaller one's shingles. A URL that more than 16 different texts carry names a collection, no page: it is left alone;
+- *near*: the exact Jaccard similarity J of the sets of word n-grams is at least `jaccard_threshold`. MinHash bands only
+  say whom to compare (Broder 1997; Lee et al. 2022). `kernels/minhash.py` says what a word and a shingle are: where no
+  script without spaces and no combining mark stands, the words are those of `re.findall(r"\w+", text.lower())`.
+
+The promise. Documents are walked from the best to the worst: by `prefer`, among equals the first of the corpus (sources
+in the order in which they are named). A document is removed if and only if one *that was kept* has its text, or has its
+address and overlaps with it, or shares a band with it and is as near as the threshold; it names the most similar. So
+
+- no document leaves because of a chain of neighbours: each is itself near to the one that is named;
+- no two kept documents that were compared are as near as the threshold.
+
+A copy of a document that left as a near-duplicate leaves for the same kept one, as a near-duplicate too. Documents of
+the corpora in `against` that stayed there come before all others and stay: what is near or equal to them leaves as
+`duplicate_of_earlier`.
+
+What is missed: a pair that shares no band (with 20 bands of 6 rows 0.0023 of pairs at J = 0.8, less above); a text
+without words, which is compared exactly only; and, in a band shared by more than 64 *kept* documents (a template, say,
+whose copies are not near to each other), what a comparison with the first 64 does not show: `stats` counts these
+encounters as `bands_cut`. A band of thousands of near-copies has few kept ones, and costs one comparison a copy.
+
+Roles: `documents`, `removed`, `kept` (a row a document that came in: whether it stayed), `signatures` (a row a
+document: SHA-256 of its text, normalised URL, bytes, words), `keys` (`duplicates/join.py`), `pairs` (each comparison:
+the kept or better one's id, the other's, exact similarity, whether the other was removed for it).
+
+Price. Signatures are made shard by shard, in parallel, a row group at a time. The join runs within
+`join_memory_mib` and spills into a folder `join~...` of the artifact that is gone afterwards. Then the process that
+walks holds some 100 bytes a document that shares anything and 8 a distinct set of sharers; the shingles of those (8
+bytes a word) lie in one file without a name and are mapped, so that a kill leaves nothing behind. A shard that loses
+nothing is not written again: its file gets a second name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from data_pipeline.dedup.candidates import Corpus, Part
+from data_pipeline.dedup.join import BAND, TEXT, URL, Engine, spill_folder, write_keys
+from data_pipeline.dedup.pair_decision import Rules, decide, read_verdict, write_verdict
+from data_pipeline.documents import (
+    DOCUMENT_SCHEMA,
+    REMOVED_SCHEMA,
+    document_shards,
+    funnel,
+    read_groups,
+    read_table,
+    table_writer,
+    write_table,
+)
+from data_pipeline.urls import normalise_url
+from governance.config import Section
+from governance.errors import ConfigError, MissingInput
+from governance.files import put_in_place, sha256_bytes
+from governance.manifest import FILE_NAME, Manifest, Output, describe, present, read_manifest
+from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
+from governance.stage import Made, Recipe, Runtime, run_stage
+
+VERSION = 3
+_SIGNED = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("text", "url", "source")])
+
+Preference = Literal["length", "source_order", "licence", "url"]
+
+
+class DedupConfig(Section):
+    """Definition of a duplicate, and which document stays."""
+
+    ngram: int = Field(default=5, ge=1, le=32)
+    """Words a shingle."""
+    bands: int = Field(default=20, ge=1, le=64)
+    """Bands of a signature: more find more pairs of lower similarity."""
+    rows: int = Field(default=6, ge=1, le=32)
+    """Bins a band: more pass over more pairs of lower similarity."""
+    jaccard_threshold: float = Field(default=0.8, gt=0, le=1)
+    """Shingles that two texts share, of all distinct shingles of both, from which the lesser text is removed.
+
+    It is strict: with word 5-grams, changing 5 % of the words at random already gives about 0.65."""
+    urls: bool = True
+    """Whether documents of one address are duplicates; a document without a URL never is for that reason."""
+    url_overlap: float = Field(default=0.2, ge=0, le=1)
+    """Shingles of the smaller text that two texts of one address must share; 0: the address alone suffices."""
+    prefer: tuple[Preference, ...] = ("length", "source_order")
+    """Which of several duplicates stays, the weightiest reason first: the longest text (UTF-8 bytes), the source named
+    first, a known licence, a known URL. Among equals the first of the corpus stays."""
+    against: tuple[str, ...] = Field(default=(), exclude=True)
+    """Folders of earlier dedup artifacts, relative to the root or absolute, with whose documents these are compared.
+
+    What decides is what they hold: their digests are inputs of the stage, and where they lie is not hashed."""
+    join_memory_mib: int = Field(default=1024, ge=256, exclude=True)
+    """What the process may hold while the keys are joined, in MiB; it changes no byte, so it is not hashed."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Finished dedup artifact of an earlier corpus, with its root."""
+
+    manifest: Manifest
+    root: Path
+
+
+def earlier_corpora(config: DedupConfig, root: Path) -> tuple[Earlier, ...]:
+    """Read the manifests of `config.against`.
+
+    Raises:
+        MissingInput: there is none, or its files are gone.
+        ManifestError: it is torn or altered.
+        ConfigError: it is of another stage, or its signatures cannot be compared with these.
+    """
+    found = []
+    for name in config.against:
+        path = root / name
+        path = path if path.name == FILE_NAME else path / FILE_NAME
+        manifest = read_manifest(path)
+        if manifest.stage != "dedup" or manifest.version != VERSION:
+            raise ConfigError(
+                f"dedup.against = {name!r}: is {manifest.stage}, version {manifest.version}; only dedup artifacts of"
+                f" version {VERSION} can be compared with. Name one, or make it again."
+            )
+        for setting in ("ngram", "bands", "rows"):
+            theirs, ours = manifest.config.get(setting), getattr(config, setting)
+            if theirs != ours:
+                raise ConfigError(
+                    f"dedup.against = {name!r}: was made with {setting} = {theirs}, this is {ours}: signatures of"
+                    f" another kind cannot be compared. Set dedup.{setting} = {theirs}."
+                )
+        earlier = Earlier(manifest, path.resolve().parents[2])
+        if not present(manifest, earlier.root):
+            raise MissingInput(
+                f"dedup.against = {name!r}: files of it are missing or cut short. `assay governance verify` of its root"
+                " names them; bring them back, or make it again."
+            )
+        found.append(earlier)
+    return tuple(found)
+
+
+def _sign_shard(config: DedupConfig, path: Path, path_of: Any) -> ShardMade:
+    from data_pipeline.kernels.minhash import band_keys
+    from governance.kernels.buffers import text_buffers
+
+    digests: list[bytes] = []
+    urls: list[str] = []
+    sources: dict[str, int] = {}
+    parts = []
+    for table in read_groups(path, _SIGNED):
+        texts = table["text"].combine_chunks()
+        parts.append((*band_keys(texts, config.ngram, config.bands, config.rows), pc.binary_length(texts)))
+        for row, source in enumerate(table["source"].to_pylist(), start=len(digests)):
+            sources.setdefault(source, row)
+        data, offsets = text_buffers(texts)
+        digests += [bytes.fromhex(sha256_bytes(data[a:b].data)) for a, b in pairwise(offsets.tolist())]
+        urls += [normalise_url(url) if url else "" for url in table["url"].to_pylist()]
+    bands = np.concatenate([np.zeros((0, config.bands), np.int64), *(part[0] for part in parts)])
+    words = np.concatenate([np.zeros(0, np.int64), *(part[1] for part in parts)])
+    sizes = np.concatenate([np.zeros(0, np.int64), *(part[2].to_numpy(zero_copy_only=False) for part in parts)])
+    columns = {
+        "text_sha256": pa.array(digests, pa.binary(32)),
+        "url": pa.array(urls, pa.string()),
+        "bytes": pa.array(sizes, pa.int64()),
+        "words": pa.array(words, pa.int64()),
+    }
+    files = {role: path_of(role) for role in ("signatures", "keys")}
+    write_table(files["signatures"], pa.table(columns))
+    rows = np.arange(len(digests), dtype=np.int32)
+    addressed, worded = rows[[bool(url) for url in urls]], rows[words > 0]
+    kinds = [
+        (TEXT, np.array([int.from_bytes(digest[:8]) for digest in digests], np.uint64), rows),
+        (URL, np.array([int(sha256_bytes(urls[row].encode())[:16], 16) for row in addressed], np.uint64), addressed),
+        (BAND, bands[worded].reshape(-1).astype(np.uint64), np.repeat(worded, config.bands)),
+    ]
+    keys = np.concatenate([(part % np.uint64(len(kind))).astype(np.int64) + kind.start for kind, part, _ in kinds])
+    write_keys(files["keys"], keys, np.concatenate([part for _, _, part in kinds]))
+    counts = {"documents": len(digests), "without_words": int((words == 0).sum()), "sources": sources}
+    return ShardMade(files, counts)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The work on one shard, once the verdict is there."""
+
+    documents: Path
+    signatures: Path
+    verdict: Path
+    index: int
+    """The shard's place in the verdict."""
+
+
+def _split_shard(config: DedupConfig, work: Split, path_of: Any) -> ShardMade:
+    removals = read_verdict(work.verdict).removals(work.index).sort_by("row")
+    sizes = pq.read_table(work.signatures, columns=["bytes"], partitioning=None)["bytes"].to_pylist()
+    stays, reasons = np.ones(len(sizes), bool), [""] * len(sizes)
+    for row, reason in zip(removals["row"].to_pylist(), removals["reason"].to_pylist(), strict=True):
+        stays[row], reasons[row] = False, reason
+    files = {role: path_of(role) for role in ("documents", "removed", "kept")}
+    write_table(files["kept"], pa.table({"kept": stays}))
+    if stays.all():
+        put_in_place(work.documents, files["documents"])
+        sources = read_table(work.documents, columns=["source"])["source"].to_pylist()
+        write_table(files["removed"], REMOVED_SCHEMA.empty_table())
+    else:
+        sources = _split(work.documents, stays, removals, files)
+    return ShardMade(files, funnel(sources, sizes, sizes, reasons))
+
+
+def _split(path: Path, stays: npt.NDArray[np.bool_], removals: pa.Table, files: dict[str, Path]) -> list[str]:
+    """Write kept and removed rows by row group; return the sources."""
+    sources: list[str] = []
+    gone_before = 0
+    with (
+        table_writer(files["documents"], DOCUMENT_SCHEMA) as keep,
+        table_writer(files["removed"], REMOVED_SCHEMA) as drop,
+    ):
+        for table in read_groups(path):
+            here = pa.array(stays[len(sources) : len(sources) + len(table)])
+            keep(table.filter(here))
+            gone = table.filter(pc.invert(here))
+            for name in ("reason", "evidence"):
+                gone = gone.append_column(REMOVED_SCHEMA.field(name), removals[name].slice(gone_before, len(gone)))
+            drop(gone)
+            gone_before += len(gone)
+            sources += table["source"].to_pylist()
+    return sources
+
+
+def _corpus(
+    inputs: Sequence[tuple[Output, Path]], signed: Sequence[ShardDone], earlier: Sequence[Earlier], root: Path
+) -> Corpus:
+    """All shards, those of earlier corpora first."""
+    parts: list[Part] = []
+    first = 0
+    for corpus in earlier:
+        roles = ("documents", "signatures", "keys", "kept")
+        for documents, signatures, keys, kept in zip(
+            *(corpus.manifest.files(role, corpus.root) for role in roles), strict=True
+        ):
+            stayed = pq.read_table(kept, partitioning=None)["kept"].to_numpy()
+            parts.append(Part(documents, signatures, keys, first, len(stayed), stayed, corpus.manifest.digest))
+            first += len(stayed)
+    new = first
+    for (_, path), shard in zip(inputs, signed, strict=True):
+        signatures, keys = (root / shard.outputs[role].path for role in ("signatures", "keys"))
+        parts.append(Part(path, signatures, keys, first, shard.stats["documents"]))
+        first += shard.stats["documents"]
+    return Corpus(parts, new)
+
+
+def _sources(signed: Sequence[ShardDone]) -> list[str]:
+    """The sources in the order in which they first come up."""
+    found: dict[str, None] = {}
+    for shard in signed:
+        for source, _ in sorted(shard.stats["sources"].items(), key=lambda item: item[1]):
+            found[source] = None
+    return list(found)
+
+
+def _rules(config: DedupConfig) -> Rules:
+    return Rules(
+        ngram=config.ngram,
+        bands=config.bands,
+        threshold=config.jaccard_threshold,
+        urls=config.urls,
+        overlap=config.url_overlap,
+        prefer=config.prefer,
+    )
+
+
+def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: Sequence[Earlier] = ()) -> Manifest:
+    """Keep one document of each set of duplicates.
+
+    Count the others by reason.
+
+    `earlier` is what `earlier_corpora(config, root)` read. `stats` adds to the common counts: `without_words`
+    (documents that are compared exactly only), `candidates` (documents that share a text, an address or a band),
+    `comparisons`, `bands_cut`, `kept_for_others` (kept documents that stand for some), `urls_of_collections`.
+
+    Raises:
+        ManifestError: a shard cannot be read.
+        MissingInput: the artifact is not made and `runtime.make` is False; or Daft is wanted and not installed.
+        StorageError: the disk is full.
+    """
+    recipe = Recipe("dedup", VERSION, config)
+    origins = [documents.as_input(), *(corpus.manifest.as_input() for corpus in earlier)]
+
+    def make(folder: Path) -> Made:
+        inputs = document_shards(documents, runtime.root)
+        wanted = [Shard(path.stem, ("signatures", output.sha256), path, (output,)) for output, path in inputs]
+        signed = map_shards(recipe, _sign_shard, wanted, folder, runtime)
+        key = recipe.key([item.digest for item in origins])
+        records = folder.parent / "records"
+        verdict, pairs = records / f"{key}.verdict.arrow", records / f"{key}.pairs.parquet"
+
+        def find(_: Path) -> None:
+            corpus = _corpus(inputs, signed, earlier, runtime.root)
+            with spill_folder(folder) as scratch:
+                engine = Engine(runtime.engine, config.join_memory_mib, scratch)
+                found = decide(corpus, _rules(config), _sources(signed), engine, folder, max(1, runtime.workers))
+            write_verdict(verdict, pairs, corpus, found)
+
+        once(runtime, verdict, find, beside=(pairs,))
+        judged = read_verdict(verdict)
+        target = folder / "pairs" / "pairs.parquet"
+        put_in_place(pairs, target)
+        split = [
+            Shard(
+                path.stem,
+                ("documents", output.sha256, judged.digest(index)),
+                Split(path, runtime.root / shard.outputs["signatures"].path, verdict, index),
+                (output, shard.outputs["signatures"]),
+            )
+            for index, ((output, path), shard) in enumerate(zip(inputs, signed, strict=True))
+        ]
+        done = map_shards(recipe, _split_shard, split, folder, runtime)
+        outputs = [output for shard in (*signed, *done) for output in shard.outputs.values()]
+        without = sum(shard.stats["without_words"] for shard in signed)
+        stats = sum_stats([funnel([], [], [], []), *(shard.stats for shard in done)])
+        stats = {**stats, **judged.stats, "without_words": without}
+        return Made([*outputs, describe(target, runtime.root)], stats)
+
+    return run_stage(recipe, origins, runtime, make)

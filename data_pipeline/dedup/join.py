@@ -1,0 +1,172 @@
+"""Global join on document keys, by DuckDB or Daft (Ray).
+
+A *key file* is a Parquet file of one shard's keys: `key` (int64, ascending) and `row` (int32, the document in the
+shard). What a key stands for is its range: equal text, equal address, a band of a signature.
+
+The join runs range by range of the keys, which are hashes: each range is a hash partition, sized so that its table of
+groups fits the limit, and since the files are sorted and their row groups carry bounds, a range reads little more than
+its own rows. Both engines run the same SQL text, and their rows are sorted here, so the result depends on neither
+engine, nor on the limit, nor on the machine.
+
+Price: with DuckDB 2.0 on one core, 40 million keys took 25 to 32 CPU-seconds within 256 MiB, of which the process
+held 295 at its peak, 145 of these before the join began (`benchmarks/measures/join.py`); and
+the rows of one range in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from governance.errors import MissingInput, PipelineError, storage_errors
+from governance.files import atomic_path, remove_tree
+
+Integers = npt.NDArray[np.int64]
+TEXT, URL, BAND = range(0, 1 << 61), range(1 << 61, 1 << 62), range(1 << 62, 1 << 63)
+BYTES_A_KEY = 160  # of a range: 80 in DuckDB's table of groups (measured), as much again while it grows
+ENGINE_SHARE = 0.7  # of the limit; the rest is this process, Parquet's buffers and the rows found
+KEYS_A_ROW_GROUP = 1 << 14
+
+SHARED_KEYS = """
+SELECT signed.key AS key, shards.first + signed.row AS number
+FROM signed
+JOIN (
+    SELECT key FROM signed WHERE key >= {low} AND key <= {high} GROUP BY key HAVING count(*) > 1
+) AS shared ON signed.key = shared.key
+LEFT JOIN shards ON signed.filename = shards.filename
+WHERE signed.key >= {low} AND signed.key <= {high}
+"""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Join engine and its limits; neither changes the result."""
+
+    name: str
+    """`duckdb` or `daft`."""
+    memory_mib: int
+    """What the process may hold."""
+    scratch: Path
+    """Takes what DuckDB spills."""
+
+
+def write_keys(path: Path, keys: Integers, rows: npt.NDArray[np.int32]) -> None:
+    """Write one shard's key file.
+
+    Hashes do not compress, so it is not tried.
+    """
+    order = np.argsort(keys, kind="stable")
+    table = pa.table({"key": keys[order], "row": rows[order]})
+    with atomic_path(path) as temporary:
+        pq.write_table(
+            table,
+            temporary,
+            compression="none",
+            use_dictionary=["row"],
+            write_statistics=["key"],
+            row_group_size=KEYS_A_ROW_GROUP,
+        )
+
+
+def require_engine(name: str) -> None:
+    """Raise where the engine of the joins is not installed.
+
+    Raises:
+        MissingInput: with the command that installs it.
+    """
+    if name == "daft" and importlib.util.find_spec("daft") is None:
+        raise MissingInput("engine daft: Daft is not installed. Install it with: pip install 'assay-pretrain[ray]'")
+
+
+def shared_keys(
+    files: Sequence[Path], firsts: Sequence[int], kind: range, keys: int, engine: Engine
+) -> Iterator[tuple[Integers, Integers]]:
+    """Keys of a kind that more than one document has.
+
+    Pairs `(key, number)`, sorted, a range of the keys at a time.
+
+    The documents of file i are numbered from `firsts[i]`; `keys` says about how many keys of the kind there are.
+
+    Raises:
+        MissingInput: the engine is not installed.
+        StorageError: the disk is full.
+        PipelineError: the engine cannot do it, in its own words.
+    """
+    if not files or not keys:
+        return
+    parts = max(1, -(-keys * BYTES_A_KEY // int(engine.memory_mib * ENGINE_SHARE * (1 << 20))))
+    step = -(-len(kind) // parts)
+    names = [str(path) for path in files]
+    shards = pa.table({"filename": pa.array(names, pa.string()), "first": pa.array(firsts, pa.int64())})
+    ask = {"duckdb": _duckdb, "daft": _daft}[engine.name]
+    with storage_errors(engine.scratch), ask(names, shards, engine) as run:
+        for low in range(kind.start, kind.stop, step):
+            found = run(SHARED_KEYS.format(low=low, high=min(low + step, kind.stop) - 1))
+            if found["number"].null_count:
+                raise PipelineError(f"{engine.name}: calls the key files otherwise than it was told; use the other")
+            key, number = (found[name].to_numpy() for name in ("key", "number"))
+            order = np.lexsort((number, key))
+            yield key[order], number[order]
+
+
+@contextlib.contextmanager
+def spill_folder(folder: Path) -> Iterator[Path]:
+    """A spill folder of this process, removed on exit.
+
+    Those that killed processes of this host left are removed too.
+    """
+    own = folder / f"join~{socket.gethostname()}~{os.getpid()}"
+    for left in folder.glob(f"join~{socket.gethostname()}~*"):
+        if not Path(f"/proc/{left.name.rsplit('~', 1)[1]}").exists():
+            remove_tree(left)
+    try:
+        yield own
+    finally:
+        remove_tree(own)
+
+
+@contextlib.contextmanager
+def _duckdb(names: list[str], shards: pa.Table, engine: Engine) -> Iterator[Any]:
+    import duckdb
+
+    settings = {
+        "threads": 1,
+        "memory_limit": f"{max(64, int(engine.memory_mib * ENGINE_SHARE))}MiB",
+        "temp_directory": str(engine.scratch),
+        "preserve_insertion_order": False,
+    }
+    try:
+        with duckdb.connect(config=settings) as database:
+            database.register("shards", shards)
+            database.read_parquet(names, filename=True).create_view("signed")
+            yield lambda query: database.sql(query).to_arrow_table()
+    except duckdb.Error as error:
+        raise PipelineError(f"the join of the keys failed in DuckDB: {error}") from error
+
+
+@contextlib.contextmanager
+def _daft(names: list[str], shards: pa.Table, engine: Engine) -> Iterator[Any]:
+    os.environ.setdefault("DO_NOT_TRACK", "true")  # both report home unless told not to
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    require_engine("daft")
+    import daft
+
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        daft.set_runner_ray(address, noop_if_initialized=True)
+    signed, named = daft.read_parquet(names, file_path_column="filename"), daft.from_arrow(shards)
+    try:
+        yield lambda query: daft.sql(query, signed=signed, shards=named).to_arrow()
+    except daft.exceptions.DaftCoreException as error:
+        raise PipelineError(f"the join of the keys failed in Daft: {error}") from error

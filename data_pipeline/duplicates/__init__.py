@@ -1,1 +1,0 @@
-"""What deduplication stands on: the join of keys, groups of candidates, the decision, and what a URL names."""

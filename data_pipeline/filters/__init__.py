@@ -1,0 +1,1 @@
+"""Filters: quality rules, language identification, blocklists, classifiers."""

@@ -1,0 +1,316 @@
+"""Classifier stages: train linear quality or toxicity models and apply them.
+
+    [[data.classifiers]]
+    name = "toxic"
+    paths = ["labels/toxic-*.jsonl.gz"]
+    label_field = "label"
+    positive = ["toxic", "1"]
+    max_score = 0.9
+
+`train_classifier` reads labelled JSON Lines, holds a share of the documents out by the hash of their text, trains
+(`kernels/linear.py`), and writes `weights.parquet` (bucket, weight; those that are not zero) with its metrics on what
+was held out: AUC with a 95 % interval (Hanley and McNeil 1982), precision, recall and F1 at one half, and the
+calibration error. A model that does not separate what was held out (AUC at most a half) is refused.
+
+`classify` scores every document and removes those outside `min_score` and `max_score` as `classifier:<name>`; roles
+`documents`, `removed`, `scores` (id, source, language, one column a model, kept).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field, field_validator, model_validator
+
+from data_pipeline.documents import (
+    DOCUMENT_SCHEMA,
+    REMOVED_SCHEMA,
+    document_shards,
+    funnel,
+    read_groups,
+    split_table,
+    table_writer,
+    write_table,
+)
+from data_pipeline.readers.local import Digests, find_files
+from data_pipeline.readers.streams import TornStream, blocks, lines
+from governance.config import Section
+from governance.errors import ConfigError, ManifestError
+from governance.files import sha256_bytes
+from governance.manifest import Input, Manifest, describe
+from governance.parallel import Shard, ShardMade, map_shards, sum_stats
+from governance.stage import Made, Recipe, Runtime, run_stage
+
+VERSION = 2
+_COLUMNS = ("id", "source", "language", "kept")  # that stand beside the scores
+_BINS = 10  # of the calibration error
+
+
+class ClassifierConfig(Section):
+    """A linear model, what it is trained on, and what it removes."""
+
+    name: str = Field(pattern=r"^[a-z0-9_-]+$")
+    """Names the model, its scores' column and its reason."""
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Labelled JSON Lines (.gz, .zst too): shell patterns, relative to the run's file."""
+    text_field: str = Field(default="text", min_length=1)
+    """The field with the text."""
+    label_field: str = Field(default="label", min_length=1)
+    """The field with the label: text, number, true or false."""
+    positive: tuple[str, ...] = ("1", "true")
+    """Labels that count as positive, as text; every other one is negative."""
+    ngram: int = Field(default=2, ge=1, le=5)
+    """Words of the longest n-gram."""
+    buckets: int = Field(default=1 << 20, ge=1 << 8, le=1 << 26)
+    """Features after hashing; 4 bytes each."""
+    epochs: int = Field(default=5, ge=1, le=100)
+    """Passes over the documents."""
+    learning_rate: float = Field(default=0.5, gt=0)
+    """Of AdaGrad."""
+    penalty: float = Field(default=1e-6, ge=0)
+    """L2 penalty on the weights that a document touches."""
+    held_out_share: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the labelled documents that is not trained on and gives the metrics."""
+    seed: int = Field(default=0, ge=0)
+    """Of the order of the documents."""
+    min_score: float | None = Field(default=None, ge=0, le=1)
+    """Documents that score below are removed; absent: none."""
+    max_score: float | None = Field(default=None, ge=0, le=1)
+    """Documents that score above are removed; absent: none."""
+
+    @field_validator("name")
+    @classmethod
+    def _no_column_of_its_own(cls, name: str) -> str:
+        if name in _COLUMNS:
+            raise ValueError(f"{name!r} is a column beside the scores; choose another name")
+        return name
+
+    @model_validator(mode="after")
+    def _bounds_leave_room(self) -> ClassifierConfig:
+        if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:
+            raise ValueError(
+                f"min_score = {self.min_score:g} is above max_score = {self.max_score:g}: no score is within"
+            )
+        return self
+
+
+class ModelIdentity(Section):
+    """Recipe of a classifier's weights."""
+
+    model: ClassifierConfig
+
+
+class ClassifyIdentity(Section):
+    """Recipe of the classifier's removals."""
+
+    bounds: dict[str, tuple[float | None, float | None]]
+
+
+def labelled(config: ClassifierConfig, paths: Sequence[Path]) -> Iterator[tuple[str, bool]]:
+    """The texts of the files and whether their label is positive.
+
+    Raises:
+        ManifestError: a line is no object with text and label; names file and line.
+    """
+    for path in paths:
+        try:
+            for number, line in enumerate(lines(blocks(path)), 1):
+                if line.strip():
+                    yield _labelled_row(config, line, f"{path}, line {number}")
+        except TornStream as error:
+            raise ManifestError(f"{path}: {error.reason}. Fetch the file again.") from error
+
+
+def _labelled_row(config: ClassifierConfig, line: bytes, where: str) -> tuple[str, bool]:
+    try:
+        row = json.loads(line)
+        text, label = row[config.text_field], row[config.label_field]
+        text.encode("utf-8")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ManifestError(
+            f"{where}: wants an object with {config.text_field!r} (text) and {config.label_field!r}: {error}"
+        ) from error
+    shown = json.dumps(label) if isinstance(label, bool) else str(label)
+    return text, shown in config.positive
+
+
+def train_classifier(config: ClassifierConfig, config_folder: Path, runtime: Runtime) -> Manifest:
+    """Train a model on its labelled files, or find it.
+
+    `stats` holds its metrics.
+
+    Raises:
+        MissingInput: a pattern finds no file.
+        ManifestError: a line is not labelled.
+        ConfigError: one of the two labels is missing, or the model does not separate what was held out.
+    """
+    digests = Digests(runtime)
+    files = find_files(config.paths, config_folder, f"classifier {config.name}")
+    inputs = [Input(stage="file", digest=digests.of(file.path), path=file.name) for file in files]
+    digests.save()
+    identity = config.model_copy(update={"paths": ("",), "min_score": None, "max_score": None})
+    recipe = Recipe("classifier", VERSION, ModelIdentity(model=identity))
+
+    def make(folder: Path) -> Made:
+        weights, stats = fit(config, list(labelled(config, [file.path for file in files])))
+        used = np.flatnonzero(weights)
+        table = {"bucket": pa.array(used, pa.int64()), "weight": pa.array(weights[used], pa.float32())}
+        write_table(folder / "weights.parquet", pa.table(table))
+        return Made([describe(folder / "weights.parquet", runtime.root)], stats)
+
+    return run_stage(recipe, inputs, runtime, make, alone=True)
+
+
+def fit(config: ClassifierConfig, rows: Sequence[tuple[str, bool]]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+    """The weights, and the metrics on the documents that were held out.
+
+    Raises:
+        ConfigError: a label is missing on either side, or the model does not separate what was held out.
+    """
+    from data_pipeline.kernels.linear import score, train
+    from governance.kernels.buffers import text_buffers
+
+    held = np.array([int(sha256_bytes(text.encode())[:8], 16) < config.held_out_share * 2**32 for text, _ in rows])
+    labels = np.array([float(label) for _, label in rows])
+    if len({(*pair,) for pair in zip(held.tolist(), labels.tolist(), strict=True)}) < 4:
+        raise ConfigError(
+            f"classifier {config.name}: {len(rows)} documents, {int(labels.sum())} positive: both labels are wanted "
+            "among those to train on and those held out. "
+            f"Check `positive` = {list(config.positive)}, or give more documents."
+        )
+    texts = text_buffers(pa.array([text for text, _ in rows], pa.large_string()))
+    weights = np.zeros(config.buckets + 1, np.float32)
+    chance = np.random.default_rng(config.seed)
+    order = np.concatenate([chance.permutation(np.flatnonzero(~held)) for _ in range(config.epochs)])
+    train(texts, labels, order, weights, config.ngram, config.learning_rate, config.penalty)
+    found = measure(score(*texts, weights, config.ngram)[held], labels[held] > 0)
+    if found["auc"] <= 0.5:
+        raise ConfigError(
+            f"classifier {config.name}: AUC {found['auc']} on what was held out: it separates nothing. "
+            "Check the labels, or train on more documents."
+        )
+    trained = int((~held).sum())
+    return weights, {"documents": len(rows), "positive": int(labels.sum()), "trained_documents": trained, **found}
+
+
+def measure(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Metrics at the threshold one half, and those that need none.
+
+    Rounded to 1e-6.
+
+    AUC is the probability that a positive document scores above a negative one (ties count half), its standard error
+    that of Hanley and McNeil (1982); the calibration error is the mean distance of score and share, in ten bins.
+    """
+    ranks = _ranks(scores)
+    pos, neg = int(positive.sum()), int((~positive).sum())
+    auc = (ranks[positive].sum() - pos * (pos + 1) / 2) / (pos * neg)
+    spread = auc * (1 - auc) + (pos - 1) * (auc / (2 - auc) - auc**2) + (neg - 1) * (2 * auc**2 / (1 + auc) - auc**2)
+    margin = 1.96 * float(np.sqrt(max(spread, 0.0) / (pos * neg)))
+    called = scores > 0.5
+    hits, calls = int((called & positive).sum()), int(called.sum())
+    precision, recall = hits / calls if calls else 0.0, hits / pos
+    bins = np.minimum((scores * _BINS).astype(np.int64), _BINS - 1)
+    gaps = [abs(scores[bins == b].sum() - positive[bins == b].sum()) for b in range(_BINS)]
+    values = {
+        "auc": auc, "auc_low": max(0.0, auc - margin), "auc_high": min(1.0, auc + margin), "precision": precision,
+        "recall": recall, "f1": 2 * hits / (calls + pos), "calibration_error": sum(gaps) / len(scores),
+    }  # fmt: skip
+    counts = {"held_out_documents": len(scores), "held_out_positive": pos, "true_positives": hits, "called": calls}
+    return {**{name: round(float(value), 6) for name, value in values.items()}, **counts}
+
+
+def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Ranks from 1, those of equal values averaged."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[places], np.float64)
+
+
+def load_weights(model: Manifest, root: Path) -> npt.NDArray[np.float32]:
+    """The weights of a trained model, the intercept first."""
+    table = pq.read_table(root / model.folder / "weights.parquet")
+    weights = np.zeros(int(model.config["model"]["buckets"]) + 1, np.float32)
+    weights[table["bucket"].to_numpy()] = table["weight"].to_numpy()
+    return weights
+
+
+def scores_of(model: Manifest, root: Path, texts: Sequence[str]) -> list[float]:
+    """Probability of the positive label of each text."""
+    from data_pipeline.kernels.linear import score
+    from governance.kernels.buffers import text_buffers
+
+    column = pa.array(list(texts), pa.large_string())
+    weights, ngram = load_weights(model, root), int(model.config["model"]["ngram"])
+    return [float(value) for value in np.round(score(*text_buffers(column), weights, ngram), 6)]
+
+
+Judges = tuple[tuple[str, Manifest, int, float | None, float | None], ...]
+
+
+def _classify_shard(section: Section, payload: tuple[Path, Judges, Path], path_of: Callable[[str], Path]) -> ShardMade:
+    from data_pipeline.kernels.linear import score
+    from governance.kernels.buffers import text_buffers
+
+    path, judges, root = payload
+    weights = [load_weights(model, root) for _, model, *_ in judges]
+    described = [(name, pa.string()) for name in ("id", "source", "language")]
+    scores_schema = pa.schema([*described, *((judge[0], pa.float64()) for judge in judges), ("kept", pa.bool_())])
+    schemas = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA, "scores": scores_schema}
+    files = {role: path_of(role) for role in schemas}
+    parts = [funnel([], [], [], [])]
+    with ExitStack() as open_files:
+        writers = [open_files.enter_context(table_writer(files[role], schemas[role])) for role in schemas]
+        for group in read_groups(path):
+            reasons, evidence = [""] * len(group), [""] * len(group)
+            columns: dict[str, Any] = {name: group[name] for name, _ in described}
+            for (name, _, ngram, low, high), own in zip(judges, weights, strict=True):
+                scores = np.round(score(*text_buffers(group["text"]), own, ngram), 6)
+                columns[name] = scores
+                outside = (scores < (-1 if low is None else low)) | (scores > (2 if high is None else high))
+                for row in np.flatnonzero(outside).tolist():
+                    if not reasons[row]:
+                        reasons[row], evidence[row] = f"classifier:{name}", f"score={scores[row]:.6g}"
+            columns["kept"] = pa.array([not reason for reason in reasons], pa.bool_())
+            sizes = pc.binary_length(group["text"]).to_pylist()
+            parts.append(funnel(group["source"].to_pylist(), sizes, sizes, reasons))
+            for append, part in zip(writers, (*split_table(group, reasons, evidence), pa.table(columns)), strict=True):
+                append(part)
+    return ShardMade(files, sum_stats(parts))
+
+
+def classify(documents: Manifest, models: Sequence[tuple[ClassifierConfig, Manifest]], runtime: Runtime) -> Manifest:
+    """Score every document with each model and remove those outside its bounds.
+
+    The first that objects is named.
+
+    Raises:
+        ConfigError: two models have one name.
+    """
+    bounds = {config.name: (config.min_score, config.max_score) for config, _ in models}
+    if len(bounds) < len(models):
+        raise ConfigError(
+            "data.classifiers: two models have one name. Rename one: reasons and scores are named after it."
+        )
+    recipe = Recipe("classify", VERSION, ClassifyIdentity(bounds=bounds))
+    judges: Judges = tuple((c.name, model, c.ngram, c.min_score, c.max_score) for c, model in models)
+
+    def make(folder: Path) -> Made:
+        digests = tuple(model.digest for _, model in models)
+        shards = [
+            Shard(path.stem, (output.sha256, *digests), (path, judges, runtime.root), (output,))
+            for output, path in document_shards(documents, runtime.root)
+        ]
+        done = map_shards(recipe, _classify_shard, shards, folder, runtime)
+        stats = sum_stats([funnel([], [], [], []), *(shard.stats for shard in done)])
+        return Made([output for shard in done for output in shard.outputs.values()], stats)
+
+    return run_stage(recipe, [documents.as_input(), *(model.as_input() for _, model in models)], runtime, make)

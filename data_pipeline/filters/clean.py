@@ -1,0 +1,293 @@
+"""Filter stage: keep documents that pass every filter, record rejected ones.
+
+Order of the reasons; a document is removed with the first that holds:
+
+    too_long  empty  licence_refused  opted_out  blocked  language_not_wanted
+    then those of `rules.RULES` from top to bottom
+
+The text is normalised first, and minimally: unwanted characters go (C0 and C1 controls but LF and tab, DEL, U+FEFF),
+every line end (CRLF, CR, vertical tab, form feed, NEL) becomes LF, and the text becomes NFC (Unicode annex 15). Blanks,
+quotes and case stay. With `c4_lines` the lines that C4 drops are cut out next (`kernels/lines.py` says which). The
+features are those of the text that is left. A removed document keeps its raw text, and its `language` as it was
+identified.
+
+Roles: `documents`, `removed`, `features` (one row a document that came in, in order: id, source, language,
+language_confidence, licence, opt_out, bytes of the raw text, the features by name, unspaced, kept, reason; a feature is
+null where it has no value: all of them for a text that is too long, `stop_words` for a language without a list).
+
+Price: one pass a shard, a row group (8 MiB of text) at a time. Each shard is made by itself.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from data_pipeline.documents import (
+    DOCUMENT_SCHEMA,
+    REMOVED_SCHEMA,
+    document_shards,
+    funnel,
+    read_groups,
+    split_table,
+    table_writer,
+)
+from data_pipeline.filters.blocklists import blocked_by, words_by_language
+from data_pipeline.filters.quality_rules import (
+    LANGUAGES,
+    MAX_UNSPACED_SHARE,
+    Floats,
+    Mask,
+    Preset,
+    Thresholds,
+    judge,
+    limits,
+)
+from governance.log import get_logger
+from governance.manifest import Manifest
+from governance.parallel import Shard, ShardMade, map_shards, sum_stats
+from governance.stage import Made, Recipe, Runtime, run_stage
+
+VERSION = 3
+
+
+class CleanConfig(Thresholds):
+    """Conditions that a document must meet."""
+
+    presets: tuple[Preset, ...] = ("gopher",)
+    """Sets of published bounds, where two set one the stricter; "gopher", "c4", "fineweb"."""
+    by_language: dict[Annotated[str, Field(pattern="^[a-z]{2,3}$")], Thresholds] = Field(default={})
+    """Language code -> bounds that hold for it instead: `[data.clean.by_language.th]`."""
+    c4_lines: bool = False
+    """Cut out the lines that C4 drops: without terminal punctuation (of Thai and Lao none is asked for, as they have
+    none), short, about scripts, cookies or terms of use."""
+    c4_min_line_words: int = Field(default=5, ge=0)
+    """Words below which a line is dropped with `c4_lines`."""
+    refuse_licences: tuple[str, ...] = ("NOASSERTION",)
+    """SPDX identifiers or expressions, each compared with a document's whole licence; such documents are removed."""
+    refuse_opt_out: bool = True
+    """Remove documents whose rights holder has reserved their use, by any signal in the column `opt_out`."""
+    languages: tuple[Annotated[str, Field(pattern="^[a-z]{2,3}$")], ...] = ()
+    """Codes of the languages that stay (ISO 639-1, else 639-3; "und": undetermined); none named: all stay."""
+    min_language_confidence: float = Field(default=0.3, ge=0, le=1)
+    """The model's probability below which a language is "und"."""
+    max_document_bytes: int = Field(default=10_000_000, gt=0)
+    """UTF-8 bytes of raw text; a longer document is removed unread."""
+
+
+_LINE_END = re.compile("\r\n?|[\x0b\x0c\x85]")
+_UNWANTED = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
+
+
+def normalise(text: str) -> str:
+    """The text as every later stage sees it.
+
+    Doing it twice changes nothing more.
+    """
+    return unicodedata.normalize("NFC", _UNWANTED.sub("", _LINE_END.sub("\n", text)))
+
+
+def normalise_texts(texts: pa.LargeStringArray, skip: Mask) -> tuple[pa.LargeStringArray, int]:
+    """Normalise each text but those of `skip`.
+
+    Return the texts and how many changed.
+
+    Python sees only texts with a control character, a foreign line end, or what a quick check of NFC cannot settle.
+    """
+    from governance.kernels.buffers import NEEDS_CONTROL_REPAIR, scan_texts, text_buffers
+
+    flags = scan_texts(*text_buffers(texts))
+    changed: dict[int, str] = {}
+    for row in np.flatnonzero((flags > 0) & ~skip).tolist():
+        text = texts[row].as_py()
+        if flags[row] & NEEDS_CONTROL_REPAIR or not unicodedata.is_normalized("NFC", text):
+            changed[row] = normalise(text)
+    if not changed:
+        return texts, 0
+    mask = np.zeros(len(texts), bool)
+    mask[list(changed)] = True
+    return pc.replace_with_mask(texts, pa.array(mask), pa.array(changed.values(), pa.large_string())), len(changed)
+
+
+def profiles_of(
+    config: CleanConfig, languages: Sequence[str], unspaced: Mask
+) -> tuple[list[int], list[dict[str, float]]]:
+    """Index of the bounds for each document, by language and script."""
+    known: dict[tuple[str, bool], int] = {}
+    bounds: list[dict[str, float]] = []
+    profiles = []
+    for language, without_spaces in zip(languages, unspaced.tolist(), strict=True):
+        place = (language if language in config.by_language or language in LANGUAGES else "", without_spaces)
+        if place not in known:
+            known[place] = len(bounds)
+            own = [config.by_language[language]] if language in config.by_language else []
+            bounds.append(limits(config.presets, without_spaces, language, config, *own))
+        profiles.append(known[place])
+    return profiles, bounds
+
+
+def _before_rules(config: CleanConfig, document: dict[str, Any], lists: Path | None) -> tuple[str, str] | None:
+    if document["bytes"] > config.max_document_bytes:
+        return "too_long", f"bytes={document['bytes']}"
+    if document["bytes_left"] == 0:
+        return "empty", ""
+    if document["licence"] in config.refuse_licences:
+        return "licence_refused", f"licence={document['licence']}"
+    if config.refuse_opt_out and document["opt_out"] not in ("", "none"):
+        return "opted_out", f"{document['opt_out']} fetched={document['opt_out_fetched']}"
+    if lists is not None and document["url"] and (entry := blocked_by(document["url"], lists)):
+        return "blocked", entry
+    if config.languages and document["language"] not in config.languages:
+        return "language_not_wanted", f"language={document['language']} confidence={document['confidence']:.4f}"
+    return None
+
+
+_JUDGED = ("licence", "opt_out", "opt_out_fetched", "url")
+
+
+def _features_schema() -> pa.Schema:
+    from data_pipeline.kernels.quality import FEATURES
+
+    head = [(name, pa.string()) for name in ("id", "source", "language", "licence", "opt_out")]
+    kinds = [*head, ("language_confidence", pa.float64()), ("bytes", pa.int64())]
+    kinds += [(name, pa.float64()) for name in (*FEATURES, "listed_words")]
+    return pa.schema([*kinds, ("unspaced", pa.bool_()), ("kept", pa.bool_()), ("reason", pa.string())])
+
+
+def _clean_group(
+    config: CleanConfig, lists: Path | None, table: pa.Table
+) -> tuple[tuple[pa.Table, pa.Table, pa.Table], dict[str, Any]]:
+    """A row group's documents kept, removed, and described; and the counts."""
+    from data_pipeline.filters.language import identify
+
+    raw = table["text"].combine_chunks()
+    raw_bytes = pc.binary_length(raw).to_numpy(zero_copy_only=False)
+    too_long = raw_bytes > config.max_document_bytes
+    texts, normalised = normalise_texts(raw, too_long)
+    texts = pc.if_else(pa.array(too_long), pa.scalar("", pa.large_string()), texts) if too_long.any() else texts
+    texts, lines_removed = _without_lines(config, texts)
+    languages, confidences = identify(texts, config.min_language_confidence)
+    features = _measure(texts, languages, too_long, lists)
+    unspaced = features["unspaced_share"] > MAX_UNSPACED_SHARE
+
+    reasons, evidence = judge(features, *profiles_of(config, languages, unspaced))
+    columns = {name: table[name].to_pylist() for name in _JUDGED}
+    text_bytes = pc.binary_length(texts).to_pylist()
+    columns |= {"bytes": raw_bytes.tolist(), "bytes_left": text_bytes, "language": languages, "confidence": confidences}
+    for row, values in enumerate(zip(*columns.values(), strict=True)):
+        if before := _before_rules(config, dict(zip(columns, values, strict=True)), lists):
+            reasons[row], evidence[row] = before
+
+    table = _with(table, "language", pa.array(languages, pa.string()))
+    kept, removed = split_table(table, reasons, evidence, _with(table, "text", texts))
+    described = {
+        **{name: table[name] for name in ("id", "source", "language", "licence", "opt_out")},
+        "language_confidence": pa.array(confidences, pa.float64()),
+        "bytes": pa.array(raw_bytes, pa.int64()),
+        **{name: pa.array(values, pa.float64(), from_pandas=True) for name, values in features.items()},
+        "unspaced": pa.array(unspaced, pa.bool_()),
+        "kept": pa.array([not reason for reason in reasons], pa.bool_()),
+        "reason": pa.array(reasons, pa.string()),
+    }
+    counts = funnel(table["source"].to_pylist(), raw_bytes.tolist(), text_bytes, reasons)
+    extras = _extras(languages, unspaced, normalised, lines_removed)
+    return (kept, removed, pa.table(described)), {**counts, **extras}
+
+
+def _with(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), DOCUMENT_SCHEMA.field(name), column)
+
+
+def _without_lines(config: CleanConfig, texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, dict[str, int]]:
+    if not config.c4_lines:
+        return texts, {}
+    from data_pipeline.kernels.lines import c4_lines
+
+    return c4_lines(texts, config.c4_min_line_words)
+
+
+def _measure(texts: pa.Array, languages: Sequence[str], without: Mask, lists: Path | None) -> dict[str, Floats]:
+    from data_pipeline.kernels.quality import FEATURES, measure_texts
+
+    values = measure_texts(texts, languages)
+    values[without] = np.nan
+    features = {name: values[:, column] for column, name in enumerate(FEATURES)}
+    listed = np.full(len(texts), np.nan)
+    if lists is not None and (words := words_by_language(lists)):
+        from data_pipeline.kernels.lines import count_listed_words
+
+        listed = count_listed_words(texts, languages, words)
+        listed[without] = np.nan
+    return {**features, "listed_words": listed}
+
+
+def _extras(languages: Sequence[str], unspaced: Mask, normalised: int, lines: dict[str, int]) -> dict[str, Any]:
+    counted = {code: languages.count(code) for code in sorted(set(languages))}
+    return {
+        "languages": counted, "normalised": normalised, "unspaced": int(unspaced.sum()), "lines_removed": lines,
+    }  # fmt: skip
+
+
+def _none() -> dict[str, Any]:
+    return {**funnel([], [], [], []), **_extras([], np.zeros(0, bool), 0, {})}
+
+
+def _clean_shard(config: CleanConfig, payload: tuple[Path, Path | None], path_of: Callable[[str], Path]) -> ShardMade:
+    path, lists = payload
+    schemas = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA, "features": _features_schema()}
+    files = {role: path_of(role) for role in schemas}
+    parts = [_none()]
+    with ExitStack() as open_files:
+        writers = [open_files.enter_context(table_writer(files[role], schemas[role])) for role in schemas]
+        for group in read_groups(path):
+            made, counts = _clean_group(config, lists, group)
+            parts.append(counts)
+            for append, part in zip(writers, made, strict=True):
+                append(part.select(part.schema.names))
+    return ShardMade(files, sum_stats(parts))
+
+
+def _counts_words(config: CleanConfig) -> bool:
+    sections = [[], *([own] for own in config.by_language.values())]
+    return any("max_listed_words" in limits(config.presets, False, "", config, *own) for own in sections)
+
+
+def clean(documents: Manifest, config: CleanConfig, runtime: Runtime, lists: Manifest | None = None) -> Manifest:
+    """Keep the documents that every filter keeps; count the others by reason.
+
+    `lists` is what the stage of that name made: domains and URLs that are blocked, words that are counted.
+
+    `stats` adds to the common counts: `languages` (documents that came in, by code), `normalised` (documents whose
+    text changed), `unspaced` (documents in a script without spaces), `lines_removed` (lines cut out, by reason).
+
+    Raises:
+        ManifestError: a shard cannot be read.
+        MissingInput: the language model is not installed, or the artifact is not made and `runtime.make` is False.
+    """
+    recipe = Recipe("clean", VERSION, config)
+    more = [] if lists is None else [lists]
+
+    def make(folder: Path) -> Made:
+        if lists is None and _counts_words(config):
+            get_logger(__name__).warning("clean: max_listed_words has no effect: there are no [data.lists] with words")
+        known = tuple(manifest.digest for manifest in more)
+        at = None if lists is None else runtime.root / lists.folder
+        inputs = document_shards(documents, runtime.root)
+        shards = [Shard(path.stem, (output.sha256, *known), (path, at), (output,)) for output, path in inputs]
+        done = map_shards(recipe, _clean_shard, shards, folder, runtime)
+        stats = sum_stats([_none(), *(shard.stats for shard in done)])
+        if stats["documents_in"] and not stats["documents_kept"]:
+            most = max(stats["removed"].items(), key=lambda item: item[1])
+            get_logger(__name__).warning("clean: kept no document; most were removed as %s (%d)", *most)
+        return Made([output for shard in done for output in shard.outputs.values()], stats)
+
+    return run_stage(recipe, [manifest.as_input() for manifest in (documents, *more)], runtime, make)

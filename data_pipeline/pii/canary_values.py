@@ -1,0 +1,343 @@
+"""Generator of valid made-up personal data, independent of the detector.
+
+Each maker draws the free digits and letters and *computes* what proves them, where the finder *tests* it by other
+formulae and tables: a mistake on either side shows as a canary that was not found. Nothing made here was issued to
+anybody on purpose; that a drawn number is somebody's cannot be ruled out, so none is ever written down.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+
+from governance.files import sha256_bytes
+
+_UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_MIXED = _UPPER + _UPPER.lower() + "0123456789"
+_MASK = (1 << 64) - 1
+
+
+class Draw:
+    """A stream of numbers that a seed fixes for ever.
+
+    SplitMix64, Steele et al., OOPSLA 2014.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._state = seed & _MASK
+
+    def below(self, limit: int) -> int:
+        """A number from 0 to `limit` - 1."""
+        self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK
+        mixed = self._state
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+        return (mixed ^ (mixed >> 31)) % limit
+
+    def one(self, *choices: str) -> str:
+        """One of the choices."""
+        return choices[self.below(len(choices))]
+
+    def text(self, length: int, alphabet: str = "0123456789") -> str:
+        """That many letters of the alphabet."""
+        return "".join(alphabet[self.below(len(alphabet))] for _ in range(length))
+
+    def filled(self, *patterns: str) -> str:
+        """One of the patterns, with a digit for each "#"."""
+        return "".join(self.text(1) if letter == "#" else letter for letter in self.one(*patterns))
+
+    def number(self, first: int, last: int, width: int = 2) -> str:
+        """A number from `first` to `last`, with leading zeros."""
+        return str(first + self.below(last - first + 1)).zfill(width)
+
+
+def _luhn(head: str) -> str:
+    doubled = "0246813579"
+    places = [int(doubled[int(d)]) if at % 2 == 0 else int(d) for at, d in enumerate(reversed(head))]
+    return head + str(-sum(places) % 10)
+
+
+def _weighed(head: str, weights: list[int]) -> int:
+    return sum(weight * int(digit) for weight, digit in zip(weights, head, strict=True))
+
+
+def _until(make: Callable[[], str]) -> str:
+    """The first number that has a proof.
+
+    A maker gives "" for a draw that its standard skips.
+    """
+    while not (value := make()):
+        pass
+    return value
+
+
+def _email(draw: Draw) -> str:
+    name = draw.one("ines", "m.okafor", "jan-willem", "li_na", "sofia.rossi", "t.nguyen", "oluwaseun", "brigitte")
+    host = draw.one("quillmail", "nordpost", "casa-azul", "greyharbour", "studio7", "alma.uni-sued")
+    return f"{name}{draw.one('', draw.text(2), '+shop')}@{host}.{draw.one('com', 'org', 'net', 'de', 'co.uk', 'fr')}"
+
+
+def _phone(draw: Draw) -> str:
+    return draw.filled(
+        "+1 415-55#-#1##", "(212) 55#-#2##", "617-45#-#3##", "+44 20 79## ####", "020 79## ####", "+33 6 1# ## ## ##",
+        "01 4# ## ## ##", "+49 30 23##3##", "0151/845####", "+34 612 3## ###", "+39 347 12#####", "+31 6 123#####",
+        "+55 11 91###-####", "(11) 93###-####", "+91 98### #####", "+86 138 1### ####", "+81 90-12##-####",
+        "+7 912 3##-##-##", "+61 412 3## ###", "+48 601 ### ###", "+46 70-12# ## ##", "+27 82 123 ####",
+    )  # fmt: skip
+
+
+def _ipv4(draw: Draw) -> str:
+    return ".".join([draw.one("24", "46", "62", "81", "93", "151", "178", "212"),
+                     *(str(1 + draw.below(254)) for _ in range(3))])  # fmt: skip
+
+
+def _ipv6(draw: Draw) -> str:
+    groups = [f"{0x100 + draw.below(0xFF00 - 0x100):x}" for _ in range(6)]
+    return draw.one("2a02:", "2003:", "2600:") + draw.one(f"{draw.below(65536):x}:", "0:") + ":".join(groups)
+
+
+def _mac(draw: Draw) -> str:
+    pairs = [f"{4 * draw.below(64):02x}", *(f"{1 + draw.below(255):02x}" for _ in range(5))]
+    return draw.one(":", "-").join(pairs)
+
+
+def _iban(draw: Draw) -> str:
+    country, plan = draw.one("DE 18", "GB a14", "FR 23", "ES 20", "NL a10", "NO 11", "PL 24", "CH 17", "BE 12").split()
+    account = draw.text(4, _UPPER) + draw.text(int(plan[1:])) if plan[0] == "a" else draw.text(int(plan))
+    digits = "".join(str(ord(x) - 55) if x.isalpha() else x for x in account + country + "00")
+    whole = f"{country}{98 - int(digits) % 97:02d}{account}"
+    return draw.one(whole, " ".join(whole[at : at + 4] for at in range(0, len(whole), 4)))
+
+
+def _card(draw: Draw) -> str:
+    if draw.below(4) == 0:
+        number = _luhn(draw.one("34", "37") + draw.text(12))
+        return draw.one(number, f"{number[:4]} {number[4:10]} {number[10:]}")
+    number = _luhn(draw.one("4", "51", "55", "6011")[:4].ljust(4, "7") + draw.text(11))
+    return draw.one(number, *(sign.join(number[at : at + 4] for at in (0, 4, 8, 12)) for sign in " -"))
+
+
+def _bitcoin(draw: Draw) -> str:
+    raw = bytes([0] + [1 + draw.below(255) for _ in range(20)])
+    value = int.from_bytes(raw + bytes.fromhex(sha256_bytes(bytes.fromhex(sha256_bytes(raw))))[:4], "big")
+    letters = ""
+    while value:
+        value, place = divmod(value, 58)
+        letters = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"[place] + letters
+    return "1" + letters
+
+
+def _ssn(draw: Draw) -> str:
+    return f"{draw.number(1, 665, 3)}-{draw.number(1, 99)}-{draw.number(1, 9999, 4)}"
+
+
+def _curp(draw: Draw) -> str:
+    head = (
+        draw.text(1, _UPPER) + draw.text(1, "AEIOU") + draw.text(2, _UPPER) + _yymmdd(draw) + draw.one("H", "M")
+        + draw.one("DF", "JC", "NL", "OC") + draw.text(3, "BCDFGLMNPRST") + draw.text(1)
+    )  # fmt: skip
+    values = {letter: at for at, letter in enumerate("0123456789ABCDEFGHIJKLMNÑOPQRSTUVWXYZ")}
+    return head + str(-sum(values[letter] * (18 - at) for at, letter in enumerate(head)) % 10)
+
+
+def _yymmdd(draw: Draw) -> str:
+    return draw.number(40, 99) + draw.number(1, 12) + draw.number(1, 28)
+
+
+def _ddmmyy(draw: Draw) -> str:
+    return draw.number(1, 28) + draw.number(1, 12) + draw.number(40, 99)
+
+
+def _cpf(draw: Draw) -> str:
+    digits = draw.text(8) + draw.one("3", "7")
+    for size in (9, 10):
+        rest = _weighed(digits, list(range(size + 1, 1, -1))) % 11
+        digits += str(0 if rest < 2 else 11 - rest)
+    return f"{digits[:3]}.{digits[3:6]}.{digits[6:9]}-{digits[9:]}"
+
+
+def _nino(draw: Draw) -> str:
+    whole = draw.filled("AB ## ## ## ", "CE ## ## ## ", "HT ## ## ## ", "PW ## ## ## ") + draw.one("A", "B", "C", "D")
+    return draw.one(whole, whole.replace(" ", ""))
+
+
+def _modulo_eleven(draw: Draw, weights: list[int], form: str) -> str:
+    """Random digits with a check digit modulo 11."""
+
+    def make() -> str:
+        head = draw.text(1, "123456789") + draw.text(len(weights) - 1)
+        check = _weighed(head, weights) % 11
+        return "" if check == 10 else head + str(check)
+
+    digits = iter(_until(make))
+    return "".join(next(digits) if letter == "#" else letter for letter in form)
+
+
+def _nir(draw: Draw) -> str:
+    head = draw.one("1", "2") + draw.number(40, 99) + draw.number(1, 12) + draw.number(1, 95) + draw.text(6)
+    key = 97 - int(head) % 97
+    return f"{head[0]} {head[1:3]} {head[3:5]} {head[5:7]} {head[7:10]} {head[10:]} {key:02d}"
+
+
+def _steuer_id(draw: Draw) -> str:
+    deck = list("123456789")
+    digits = [deck.pop(draw.below(len(deck))) for _ in range(9)]
+    digits.insert(1 + draw.below(8), digits[0])
+    rest = 10
+    for digit in digits:
+        rest = (int(digit) + rest) % 10
+        rest = (rest or 10) * 2 % 11
+    whole = "".join(digits) + str((11 - rest) % 10)
+    return draw.one(whole, f"{whole[:2]} {whole[2:5]} {whole[5:8]} {whole[8:]}")
+
+
+def _dni(draw: Draw) -> str:
+    letters = "TRWAGMYFPDXBNJZSQVHLCKE"
+    if draw.below(3) == 0:
+        first, digits = draw.below(3), draw.text(7)
+        return "XYZ"[first] + digits + letters[int(f"{first}{digits}") % 23]
+    digits = draw.text(8)
+    return digits + draw.one("", "-") + letters[int(digits) % 23]
+
+
+_ODD_PLACES = {**dict(zip("0123456789", (1, 0, 5, 7, 9, 13, 15, 17, 19, 21), strict=True)),
+               **dict(zip(_UPPER, (1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22,
+                                   25, 24, 23), strict=True))}  # fmt: skip
+
+
+def _codice_fiscale(draw: Draw) -> str:
+    head = draw.text(6, "BCDFGLMNPRSTV") + draw.text(2) + draw.text(1, "ABCDEHLMPRST") + draw.number(1, 28)
+    head += draw.text(1, "ABCDEFGHL") + draw.text(3)
+    total = sum(_ODD_PLACES[letter] for letter in head[::2])
+    total += sum(int(letter) if letter.isdigit() else _UPPER.index(letter) for letter in head[1::2])
+    return head + _UPPER[total % 26]
+
+
+def _rijksregister(draw: Draw) -> str:
+    head = _yymmdd(draw) + draw.number(1, 997, 3)
+    check = 97 - int(head) % 97
+    return f"{head[:2]}.{head[2:4]}.{head[4:6]}-{head[6:]}.{check:02d}"
+
+
+def _ahv(draw: Draw) -> str:
+    head = "756" + draw.text(9)
+    total = sum(int(digit) for digit in head[::2]) + 3 * sum(int(digit) for digit in head[1::2])
+    return f"756.{head[3:7]}.{head[7:11]}.{head[11]}{-total % 10}"
+
+
+def _pesel(draw: Draw) -> str:
+    head = _yymmdd(draw) + draw.text(4)
+    return head + str(-_weighed(head, [1, 3, 7, 9, 1, 3, 7, 9, 1, 3]) % 10)
+
+
+def _personnummer(draw: Draw) -> str:
+    ten = _luhn(_yymmdd(draw) + draw.text(3))
+    return draw.one("", "19") + f"{ten[:6]}-{ten[6:]}"
+
+
+def _fodselsnummer(draw: Draw) -> str:
+    def make() -> str:
+        digits = _ddmmyy(draw) + draw.text(3)
+        for weights in ([3, 7, 6, 1, 8, 9, 4, 5, 2], [5, 4, 3, 2, 7, 6, 5, 4, 3, 2]):
+            check = -_weighed(digits, weights) % 11
+            if check == 10:
+                return ""
+            digits += str(check)
+        return digits
+
+    whole = _until(make)
+    return draw.one(whole, f"{whole[:6]} {whole[6:]}")
+
+
+def _hetu(draw: Draw) -> str:
+    date, serial = _ddmmyy(draw), draw.number(2, 899, 3)
+    return f"{date}-{serial}{'0123456789ABCDEFHJKLMNPRSTUVWXY'[int(date + serial) % 31]}"
+
+
+def _kimlik(draw: Draw) -> str:
+    head = draw.text(1, "123456789") + draw.text(8)
+    tenth = (sum(map(int, head[::2])) * 7 - sum(map(int, head[1::2]))) % 10
+    return f"{head}{tenth}{(sum(map(int, head)) + tenth) % 10}"
+
+
+# Verhoeff's check by the printed tables of the group D5, of the permutation's powers and of inverses.
+_D5 = ("0123456789", "1234067895", "2340178956", "3401289567", "4012395678", "5987604321", "6598710432", "7659821043",
+       "8765932104", "9876543210")  # fmt: skip
+_POWERS = ("0123456789", "1576283094", "5803796142", "8916043527", "9453126870", "4286573901", "2793806415",
+           "7046913258")  # fmt: skip
+
+
+def _aadhaar(draw: Draw) -> str:
+    head, total = draw.text(1, "23456789") + draw.text(10), 0
+    for at, digit in enumerate(reversed(head)):
+        total = int(_D5[total][int(_POWERS[(at + 1) % 8][int(digit)])])
+    whole = head + "0432156789"[total]
+    return f"{whole[:4]} {whole[4:8]} {whole[8:]}"
+
+
+def _resident_id(draw: Draw) -> str:
+    head = draw.one("110105", "310101", "440106", "510104") + "19" + _yymmdd(draw) + draw.text(3)
+    rest = 0
+    for digit in head + "0":
+        rest = (rest * 2 + int(digit)) % 11
+    check = (1 - rest) % 11
+    return head + ("X" if check == 10 else str(check))
+
+
+def _jumin(draw: Draw) -> str:
+    head = _yymmdd(draw) + draw.one("1", "2") + draw.text(5)
+    check = (11 - _weighed(head, [2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5]) % 11) % 10
+    return f"{head[:6]}-{head[6:]}{check}"
+
+
+def _jwt(draw: Draw) -> str:
+    header = '{"alg":"HS256","typ":"JWT"}'
+    body = f'{{"sub":"{draw.text(10)}","iat":17{draw.text(8)}}}'
+    parts = [base64.urlsafe_b64encode(part.encode()).decode().rstrip("=") for part in (header, body)]
+    return ".".join([*parts, draw.text(43, _MIXED)])
+
+
+def _private_key(draw: Draw) -> str:
+    kind = draw.one("", "RSA ", "EC ", "OPENSSH ")
+    lines = "\n".join(draw.text(64, _MIXED + "+/") for _ in range(4))
+    return f"-----BEGIN {kind}PRIVATE KEY-----\n{lines}\n-----END {kind}PRIVATE KEY-----"
+
+
+def _service_token(draw: Draw) -> str:
+    return draw.one("glpat-" + draw.text(20, _MIXED), "npm_" + draw.text(36, _MIXED), "hf_" + draw.text(34, _MIXED))
+
+
+def _github(draw: Draw) -> str:
+    fine = f"github_pat_{draw.text(22, _MIXED)}_{draw.text(59, _MIXED)}"
+    return draw.one("ghp_" + draw.text(36, _MIXED), "gho_" + draw.text(36, _MIXED), fine)
+
+
+MAKERS: dict[str, Callable[[Draw], str]] = {
+    "email": _email, "phone": _phone, "ipv4": _ipv4, "ipv6": _ipv6, "mac": _mac, "iban": _iban, "card": _card,
+    "bitcoin": _bitcoin, "us_ssn": _ssn, "mx_curp": _curp, "br_cpf": _cpf, "uk_nino": _nino, "fr_nir": _nir,
+    "us_driver_licence": lambda draw: draw.text(1, _UPPER) + draw.text(7),
+    "passport": lambda draw: draw.text(1, "CFGHJKLMNP") + draw.text(8),
+    "ca_sin": lambda draw: _luhn(draw.text(1, "1234567") + draw.text(7)),
+    "uk_nhs": lambda draw: _modulo_eleven(draw, [-10, -9, -8, -7, -6, -5, -4, -3, -2], "### ### ####"),
+    "nl_bsn": lambda draw: _modulo_eleven(draw, [9, 8, 7, 6, 5, 4, 3, 2], "#########"),
+    "dk_cpr": lambda draw: _until(lambda: _danish(draw)),
+    "au_tfn": lambda draw: _modulo_eleven(draw, [1, 4, 3, 7, 5, 8, 6, 9], "### ### ###"),
+    "de_steuer_id": _steuer_id, "es_dni": _dni, "it_codice_fiscale": _codice_fiscale, "be_rrn": _rijksregister,
+    "ch_ahv": _ahv, "pl_pesel": _pesel, "se_personnummer": _personnummer, "no_fodselsnummer": _fodselsnummer,
+    "fi_hetu": _hetu, "tr_kimlik": _kimlik, "in_aadhaar": _aadhaar, "cn_resident_id": _resident_id, "kr_rrn": _jumin,
+    "in_pan": lambda draw: draw.text(3, _UPPER) + "P" + draw.text(1, _UPPER) + draw.text(4) + draw.text(1, _UPPER),
+    "za_id": lambda draw: _luhn(_yymmdd(draw) + draw.text(4) + draw.one("0", "1") + "8"),
+    "aws_key": lambda draw: draw.one("AKIA", "ASIA") + draw.text(16, _UPPER + "234567"), "github_token": _github,
+    "slack_token": lambda draw: f"xoxb-{draw.text(12)}-{draw.text(12)}-{draw.text(24, _MIXED)}",
+    "google_key": lambda draw: "AIza" + draw.text(35, _MIXED),
+    "stripe_key": lambda draw: draw.one("sk_live_", "rk_live_", "sk_test_") + draw.text(24, _MIXED),
+    "service_token": _service_token, "jwt": _jwt, "private_key": _private_key,
+    "assigned_secret": lambda draw: draw.text(8, _UPPER) + draw.text(10) + draw.text(14, _MIXED),
+}  # fmt: skip
+"""Type -> maker of one value; the same draws make the same value."""
+
+
+def _danish(draw: Draw) -> str:
+    head = _ddmmyy(draw) + draw.text(3)
+    check = -_weighed(head, [4, 3, 2, 7, 6, 5, 4, 3, 2]) % 11
+    return "" if check == 10 else f"{head[:6]}-{head[6:]}{check}"

@@ -1,0 +1,318 @@
+r"""Telephone numbers in running text.
+
+A *run* is a maximal sequence of digit groups with at most three separators between two of them. A number is a slice of
+whole groups of a run. Its shape decides:
+
+- certain shapes count by themselves: international (E.164, written as E.123 or RFC 3966 ask: `+`, or an exit code 00
+  or 011, an assigned country code, at most 15 digits), the North American plan (NPA-NXX-XXXX), a trunk prefix 0 with
+  nine to twelve digits in groups, an area code in parentheses, mobile numbers whose plan fixes first digits and groups;
+- vague shapes (seven to twelve digits that no calendar, address or serial explains) count only beside a word that
+  says so ("call", "Tel.", "móvil", ...), for most such digits are not telephone numbers.
+
+Not found on purpose: digits glued to letters, decimals, dates, ranges of years, IP addresses, version numbers, ISBNs.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from data_pipeline.pii.detections import SPACES, TOUCHES, WORD, Run
+
+_EXTENSION = re.compile(
+    rf"(?:[{SPACES},;]{{0,2}}(?:x|extn?\.?|extension|poste|anexo|Durchwahl|ramal|int(?:erno)?\.|доб\.?)"
+    rf"[{SPACES}:=]?[0-9]{{1,6}})(?![{WORD}])",
+    re.I,
+)
+
+# A noun may stand some words before the number; a verb, which has other uses, only with nothing technical between.
+_SAYS_PHONE = re.compile(
+    r"(?:(?:phone|\btel\b|mobile\b|mobil\b|\bcell\b|\bfax|whatsapp|\bsms\b|hotline|helpline|contact|handy|voice ?mail"
+    r"|\bpager|toll.?free|viber|telegram|telefon|anruf|rückruf|durchwahl|erreichbar|móvil|teléfono|portable|téléphone"
+    r"|celular|contato|telemóvel|cellulare|telefoon|mobiel|komórk|puhelin|\bτηλ|\bтел(?:ефон|\b)|звон[иоя]"
+    r"|\bмоб(?:ильн|\b)"
+    r"|电话|手机|联系|致电|電話|携帯"
+    r"|전화|연락|फ़ोन|फोन|मोबाइल|هاتف|جوال|טלפון|โทร|điện thoại|\btelp\b|\bhp\b)[^0-9]{0,24}"
+    r"|(?:\bcall|\bdial(?:s|ed|l?ing)?\b|answer(?:s|ed|ing)? (?:at|on)|messag(?:es?|ing) (?:to|at|on|from)"
+    r"|\bring(?:ing)?\b|\brang\b|\btext(?:s|ed|ing)? (?:me|us|him|her|them|to|at|on)\b"
+    r"|\bllam[ae]|mensajes? al?\b|appelez|appeler|joindre|\bligue"
+    r"|\bligar|chiama|\bbellen|\bbel\b|ringa|zadzwoń)[^0-9=(<>|.\n\"]{0,24}"
+    r"|(?:(?:my|her|his|our|your|their|mein|meine|seine|ihre|mon|son|notre|mi|su|meu|seu|mio|this|the)"
+    r" (?:\w{1,12} )?(?:number|nummer|numéro|número|numero)|office|desk|home|work|ruf|fijo|reach (?:me|us|him|her|them)"
+    r")(?:\s(?:is|at|on|ist|es|est|è|é))?[\s:.\-]{0,3})\Z",
+    re.I,
+)
+_LABELLED = re.compile(
+    r"[\s,;(\-–\\]{0,4}(?:office|fax|mobile|cell|home|work|desk|tel|phone|mobil|handy|portable)\b", re.I
+)
+_SAYS_OTHER = re.compile(
+    r"(?:isbn|issn|\bdoi|order|invoice|ticket|serial|sku|uuid|\bean\b|account|\bref|\bid\b|[#$€£¥])[^0-9\n]{0,12}\Z",
+    re.I,
+)
+
+# National digits at most, by country code (ITU-T E.164 and its operational bulletins); others: what 15 leaves.
+_NATIONAL_DIGITS = {
+    "1": 10, "7": 10, "20": 10, "27": 9, "30": 10, "31": 9, "32": 9, "33": 9, "34": 9, "36": 9, "39": 11, "40": 9,
+    "41": 9, "43": 13, "44": 10, "45": 8, "46": 9, "47": 8, "48": 9, "49": 11, "51": 9, "52": 11, "54": 11, "55": 11,
+    "56": 9, "57": 10, "58": 10, "60": 10, "61": 9, "62": 12, "63": 10, "64": 10, "65": 8, "66": 9, "81": 10,
+    "82": 10, "84": 10, "86": 11, "90": 10, "91": 10, "92": 10, "93": 9, "94": 9, "95": 10, "98": 10, "53": 8,
+    "351": 9, "352": 9, "353": 9, "354": 9, "356": 8, "357": 8, "358": 11, "359": 9, "370": 8, "371": 8, "372": 8,
+    "380": 9, "385": 9, "386": 8, "420": 9, "421": 9, "852": 8, "886": 9, "971": 9, "972": 9,
+}  # fmt: skip
+_THREE_DIGIT_CODES = re.compile("2[1-69]|35|37|38|42|50|59|67|68|69|80|85|87|88|96|97|99")
+
+_SOCIAL_SECURITY = [3, 2, 4]  # the digit groups of a US social security number
+
+
+class Slice(NamedTuple):
+    """Groups i..j of a run: what the shapes are judged by."""
+
+    groups: tuple[str, ...]
+    between: tuple[str, ...]
+    prefix: str
+    """ "+", "(" or "(+" directly before the first group, else ""."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of digits in each group."""
+        return [len(group) for group in self.groups]
+
+
+def phone_at(text: str, run: Run, first: int) -> tuple[int, int, int] | None:
+    """The longest telephone number that begins with group `first`.
+
+    Its start, its end, the next group to look at.
+    """
+    begin = run.starts[first]
+    prefix = _prefix(text, begin)
+    start = begin - len(prefix)
+    stop = min(first + 7, len(run.ends))
+    if not _may_begin(text, run, first, stop, prefix):
+        return None
+    digits = 0
+    totals = [digits := digits + run.ends[group] - run.starts[group] for group in range(first, stop)]
+    if digits < 7 or not _opens(text, run, first, start):
+        return None
+    groups = [text[run.starts[group] : run.ends[group]] for group in range(first, stop)]
+    # Inside a run only separators and digits stand before a number: no word can name it from there.
+    before = text[max(0, start - 40) : start] if first == 0 else ""
+    otherwise = bool(before) and not prefix and _SAYS_OTHER.search(before[-24:]) is not None
+    for count in range(stop - first, 0, -1):
+        if not 7 <= totals[count - 1] <= 18:  # 15 of E.164, and the exit code before them
+            continue
+        last = first + count - 1
+        end = run.ends[last]
+        ends_run = last == len(run.ends) - 1
+        extension = _EXTENSION.match(text, end) if ends_run and text[end : end + 1] in _EXTENDS else None
+        if extension is None and not _closes(text, run, last, end):
+            continue
+        part = Slice(tuple(groups[:count]), tuple(run.between[first:last]), prefix)
+        if (not otherwise and _is_certain(part)) or ((before or ends_run) and _is_named(text, start, end, part)):
+            brackets = [letter for piece in part.between for letter in piece if letter in "()"]
+            unclosed = prefix.startswith("(") and brackets[:1] != [")"]
+            return start + unclosed, extension.end() if extension else end, first + count
+    return None
+
+
+def _may_begin(text: str, run: Run, first: int, stop: int, prefix: str) -> bool:
+    """Return False if no telephone shape can begin here.
+
+    A word may name the first group of a run from before and the last from behind; all between must begin a certain
+    shape: with a sign, a 0, or groups as wide as a plan has them.
+    """
+    if first == 0 or prefix or stop == len(run.ends) or text[run.starts[first]] == "0":
+        return True
+    sizes = [run.ends[group] - run.starts[group] for group in range(first, min(first + 3, stop))]
+    if sizes[:2] == [2, 2]:
+        return run.between[first] == "-"
+    return sizes in ([3, 3, 4], [3, 4, 4]) or sizes[:2] in ([2, 5], [1, 3])
+
+
+_EXTENDS = frozenset("xXeEpPaAdDrRiIдД,;" + SPACES)
+
+
+def _prefix(text: str, begin: int) -> str:
+    for prefix in ("(+", "+", "("):
+        if text.startswith(prefix, begin - len(prefix)) and begin >= len(prefix):
+            return prefix
+    return ""
+
+
+def _opens(text: str, run: Run, first: int, start: int) -> bool:
+    """Return whether a number may start here.
+
+    After no letter, and not inside a decimal, a date, a path or a code.
+    """
+    before = text[max(0, start - 2) : start]
+    if before and TOUCHES.match(before[-1]):
+        return False
+    if len(before) == 2 and before[-1] in ".-/:–" and before[0].isdigit():
+        return False
+    if len(before) == 2 and before[-1] == "/" and TOUCHES.match(before[0]):
+        return False
+    return run.opens(first)
+
+
+def _closes(text: str, run: Run, last: int, end: int) -> bool:
+    after = text[end : end + 2]
+    if after and (TOUCHES.match(after[0]) or after[0] in "%°@"):
+        return False
+    if len(after) == 2 and after[0] in ".,-/:–" and after[1].isdigit():
+        return after[0] == ","
+    return run.closes(last)
+
+
+def _is_named(text: str, start: int, end: int, part: Slice) -> bool:
+    if not _is_vague(part):
+        return False
+    return beside_a_word(text, start, end) or _fills_a_field(text, start, end, part)
+
+
+def _fills_a_field(text: str, start: int, end: int, part: Slice) -> bool:
+    """Return whether three groups fill a table cell or line.
+
+    Three groups of three that begin with 6, 7 or 9 (Spain, Portugal).
+    """
+    if part.sizes != [3, 3, 3] or part.groups[0][0] not in "679" or set(part.between) != {" "}:
+        return False
+    return text[start - 1 : start] in _DELIMITERS and text[end : end + 1] in _DELIMITERS
+
+
+_DELIMITERS = frozenset(("", ",", ";", "|", "\t", "\n", '"'))
+
+
+def _is_certain(part: Slice) -> bool:
+    if "+" in part.prefix:
+        return _is_international("".join(part.groups), part)
+    first = part.groups[0]
+    if not part.prefix and first[0] not in "018" and (len(part.groups) < 3 or len(first) > 3):
+        return False  # the shapes below begin with 0, 1, 8 or a bracket, or have three groups
+    if first.startswith("00") and len(part.groups) > 2:
+        return _is_international("".join(part.groups)[2:], part)
+    if first == "011" and len(part.groups) > 3:
+        return _is_international("".join(part.groups)[3:], part)
+    return _is_north_american(part) or _is_trunk(part) or _is_area_in_parentheses(part) or _is_mobile(part)
+
+
+def _is_international(digits: str, part: Slice) -> bool:
+    code = _country_code(digits)
+    if code is None or (len(part.groups) == 2 and part.between[0] == "." and len(part.groups[0]) < 2):
+        return False
+    national = len(digits) - len(code) - ("(0)" in "".join(_interleave(part)))
+    return 7 <= national <= _NATIONAL_DIGITS.get(code, 15 - len(code)) and (code != "1" or national == 10)
+
+
+def _interleave(part: Slice) -> list[str]:
+    return [piece for pair in zip(part.groups, (*part.between, ""), strict=True) for piece in pair]
+
+
+def _country_code(digits: str) -> str | None:
+    if digits[0] in "17":
+        return digits[0]
+    if digits[:2] in _NATIONAL_DIGITS:
+        return digits[:2]
+    return digits[:3] if _THREE_DIGIT_CODES.match(digits) else None
+
+
+def _is_north_american(part: Slice) -> bool:
+    groups, between = part.groups, part.between
+    if len(groups) == 4 and groups[0] == "1":
+        groups, between = groups[1:], between[1:]
+    if [len(group) for group in groups] != [3, 3, 4] or groups[0][0] in "01":
+        return False
+    area, line = between
+    in_parentheses = area in (")", ") ", ")-") and line in ("-", " ", ".")
+    alike = (area == line and area in ("-", ".", " ")) or (area in " /" and line == "-")
+    return in_parentheses or (alike and groups[1][0] != "0")
+
+
+def _is_trunk(part: Slice) -> bool:
+    """A national number with its trunk prefix 0.
+
+    020 7946 0958, 01 23 45 67 89, 0151/84645522, 08-928 571 38.
+    """
+    sizes = part.sizes
+    first = part.groups[0]
+    if first[0] != "0" or first[1:2] in ("", "0") or not 9 <= sum(sizes) <= 12 or min(sizes) < 2:
+        return False
+    if part.groups[1:2] and part.groups[1].startswith("00"):  # the number of a file: 062/000261
+        return False
+    if (
+        len(set(part.between[1:])) > 1
+        or any("  " in piece for piece in part.between)
+        or _is_date(part.groups[:3])
+        or sizes == _SOCIAL_SECURITY
+    ):
+        return False
+    if part.between and part.between[0] == "." and len(sizes) < 3:
+        return False
+    if set(sizes) == {2}:
+        return len(sizes) == 5
+    return 2 <= len(sizes) <= 5 and sizes[0] <= 5 and (len(sizes) > 2 or sizes[1] >= 5)
+
+
+def _is_area_in_parentheses(part: Slice) -> bool:
+    """(030) 901820, (11) 91234-5678, (37) 788-063.
+
+    With a trunk 8 before: 8 (495) 123-45-67.
+    """
+    prefix, groups, between = part.prefix, part.groups, part.between
+    if groups[0] == "8" and between[:1] in ((" (",), ("(",), ("-(",)):
+        prefix, groups, between = "(", groups[1:], between[1:]
+    sizes = [len(group) for group in groups]
+    year = len(groups[0]) == 4 and groups[0][:2] in ("18", "19", "20")
+    return (
+        prefix == "("
+        and between[:1] in ((")",), (") ",), (")-",))
+        and set(between[1:]) <= {" ", "-", "."}
+        and not year
+        and 2 <= sizes[0] <= 5
+        and (9 if len(sizes) == 2 else 8) <= sum(sizes) <= 12
+        and len(sizes) <= 5
+        and min(sizes[1:]) >= 2
+    )
+
+
+def _is_mobile(part: Slice) -> bool:
+    """Plans that fix first digits and groups.
+
+    China 138-0013-8000, Brazil 11 91234-5678, Denmark 60-56-85-91.
+    """
+    shape = "".join(_interleave(Slice(tuple(str(size) for size in part.sizes), part.between, "")))
+    first = part.groups[0]
+    if shape in ("3-4-4", "3 4 4"):
+        return first[0] == "1" and first[1] in "3456789"
+    if shape == "2 5-4":
+        return part.groups[1][0] == "9" and first[0] != "0"
+    return shape == "2-2-2-2" and len(set(part.groups)) > 1
+
+
+def _is_date(groups: tuple[str, ...]) -> bool:
+    if len(groups) < 3:
+        return False
+    sizes = [len(group) for group in groups]
+    year = next((int(group) for group in groups if len(group) == 4), 0)
+    return sorted(sizes) in ([1, 1, 4], [1, 2, 4], [2, 2, 4]) and 1000 <= year <= 2100
+
+
+def _is_vague(part: Slice) -> bool:
+    sizes = part.sizes
+    if len(sizes) == 1 and part.groups[0].startswith("00") and 11 <= sizes[0] <= 17:
+        return _is_international(part.groups[0][2:], part)
+    if not 7 <= sum(sizes) <= 12 or len(sizes) > 5 or min(sizes) < 2 or len({*part.between} - {" ", ") "}) > 1:
+        return False
+    if any(len(separator) > 1 and separator != ") " for separator in part.between) or _is_date(part.groups):
+        return False
+    if sizes == _SOCIAL_SECURITY or (len(sizes) == 4 and part.between[0] == "." and max(sizes) <= 3):  # an IP address
+        return False
+    years = all(1000 <= int(group) <= 2100 for group in part.groups) and len(sizes) == 2
+    round_number = set(sizes[1:]) == {3} and "".join(part.groups[1:]).strip("0") == ""
+    return not years and not round_number
+
+
+def beside_a_word(text: str, start: int, end: int) -> bool:
+    """Return whether a nearby word indicates a telephone number."""
+    before = text[max(0, start - 40) : start]
+    if _SAYS_OTHER.search(before):
+        return False
+    return bool(_SAYS_PHONE.search(before) or _LABELLED.match(text, end))

@@ -1,0 +1,1 @@
+"""Tokens: tokenizer, encoding, packing, mixing, token shards."""

@@ -1,0 +1,336 @@
+"""Stage "encode": documents to token shards, split into train and validation.
+
+Promises: every document is encoded, closed with the end-of-document token (and begun with `data.tokenizer.bos`, where
+that is set), and lies in exactly one of the two roles;
+text is recovered from ids (checked on a hashed sample, counted). A token shard knows the source and the language of
+each of its documents. Beside the token shards it writes `token_features`,
+one row for each document of the token shards, which the checks of the tokens read:
+
+    id, source, language   string
+    split                  string  "train" or "validation"
+    tokens                 int64   the tokens that begin and end a document included
+    bytes                  int64   UTF-8 bytes of the text
+    max_id                 int64   the largest id
+    first_token_ok         bool    the first id is of text (of an empty text: the end-of-document token); where a token
+                                   begins documents, it is the first, and this holds of the second
+    ends_with_eod          bool
+
+The split looks at the text's content, not at the document's id: two documents of the same words fall on the same side,
+so that a copy which deduplication left (or mixing made) cannot carry a training text into the validation.
+
+With a plan of the stage `mix` a document of k copies is written k times, in k passes over the shard, so that its copies
+lie apart; one of no copies is left out, and counted as removed for `mix_quota`. The funnel counts each document once;
+the counts by split and of tokens are those of the token shards, copies included.
+
+Price: one pass; in memory one row group (8 MiB of text) and the shard's ids, of 2 or 4 bytes each, as on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, funnel, read_groups, read_table, write_table
+from data_pipeline.tokens.encoder import Encoder
+from data_pipeline.tokens.mix import PLAN_SCHEMA
+from data_pipeline.tokens.token_shards import SUFFIX, EncodedDocument, group_name, write_token_shard
+from data_pipeline.tokens.tokenizer import BEGIN, load_encoder
+from governance.config import Section
+from governance.errors import ManifestError, PipelineError
+from governance.files import sha256_bytes
+from governance.log import get_logger
+from governance.manifest import Manifest
+from governance.parallel import Shard, ShardMade, map_shards, sum_stats
+from governance.stage import Made, Recipe, Runtime, run_stage
+
+VERSION = 4
+SPLITS = ("train", "validation")
+FEATURES_SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in (
+            ("id", pa.string()),
+            ("source", pa.string()),
+            ("language", pa.string()),
+            ("split", pa.string()),
+            ("tokens", pa.int64()),
+            ("bytes", pa.int64()),
+            ("max_id", pa.int64()),
+            ("first_token_ok", pa.bool_()),
+            ("ends_with_eod", pa.bool_()),
+        )
+    ]
+)
+_SUFFIXES = {**dict.fromkeys(SPLITS, SUFFIX), "token_features": ".parquet"}
+_ROUND_TRIP_ONE_IN = 64
+_COLUMNS = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text", "source", "language")])
+
+Integers = npt.NDArray[np.int64]
+
+
+class EncodeConfig(Section):
+    """Hold-out of validation documents."""
+
+    validation_share: float = Field(default=0.02, ge=0.0, lt=1.0)
+    """Expected share of distinct texts that is held out for validation; 0 holds none out."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One shard's payload.
+
+    Where its documents, its part of the plan and the tokeniser are.
+    """
+
+    documents: Path
+    plan: Path | None
+    tokenizer: Manifest
+    root: Path
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Encoded documents of a table, in order, zero copies excluded."""
+
+    documents: list[EncodedDocument]
+    features: pa.Table
+    copies: Integers
+    """[documents], each at least 1."""
+    stats: dict[str, Any]
+
+
+def content_digests(texts: pa.Array | pa.ChunkedArray) -> list[str]:
+    """The SHA-256, in hexadecimal, of the letters of each text.
+
+    Case folded, ASCII white space left out.
+    """
+    from data_pipeline.kernels.content_hash_text import folded_letters
+    from governance.kernels.buffers import text_buffers
+
+    letters, ends = folded_letters(*text_buffers(texts))
+    return [sha256_bytes(letters[first:last].data) for first, last in pairwise(ends.tolist())]
+
+
+def split_of(digest: str, validation_share: float) -> str:
+    """The side on which a content falls.
+
+    Its digest's first 64 bits, as a fraction, against the share.
+    """
+    return "validation" if int(digest[:16], 16) < int(validation_share * 2**64) else "train"
+
+
+def encode_table(table: pa.Table, encoder: Encoder, config: EncodeConfig, copies: Integers) -> Encoded:
+    """Encode the documents of a table, each `copies` times."""
+    sizes = pc.binary_length(table["text"]).to_numpy()
+    reasons = np.where(copies > 0, "", "mix_quota").tolist()
+    counts = funnel(table["source"].to_pylist(), sizes.tolist(), sizes.tolist(), reasons)
+    written = copies > 0
+    if not written.all():
+        table, sizes, copies = table.filter(pa.array(written)), sizes[written], copies[written]
+    table = table.combine_chunks()
+    ids, ends = encoder.encode_column(table["text"])
+    splits, checked, failed = _splits(table["text"], ids, ends, encoder, config)
+    features = _features(table, splits, sizes, ids, ends, encoder)
+    documents = [
+        EncodedDocument(identity, ids[first:last], size, group_name(source, language))
+        for identity, first, last, size, source, language in zip(
+            table["id"].to_pylist(),
+            ends[:-1].tolist(),
+            ends[1:].tolist(),
+            sizes.tolist(),
+            table["source"].to_pylist(),
+            table["language"].to_pylist(),
+            strict=True,
+        )
+    ]
+    checks = {
+        "round_trip_checked": checked,
+        "round_trip_failed": failed,
+        "ids_above_vocabulary": int(np.count_nonzero(ids >= encoder.vocabulary_size)),
+        "documents_without_end": features.num_rows - int(pc.sum(features["ends_with_eod"]).as_py() or 0),
+    }
+    return Encoded(documents, features, copies, {**counts, **_token_counts(features, copies), **checks})
+
+
+def _splits(
+    texts: pa.ChunkedArray, ids: npt.NDArray[Any], ends: Integers, encoder: Encoder, config: EncodeConfig
+) -> tuple[list[str], int, int]:
+    """The split of each text.
+
+    How many were decoded again, and how many of these did not come back.
+    """
+    from governance.kernels.buffers import text_buffers
+
+    digests = content_digests(texts)
+    data, offsets = text_buffers(texts)
+    chosen = [place for place, d in enumerate(digests) if place == 0 or int(d[-4:], 16) % _ROUND_TRIP_ONE_IN == 0]
+    failed = 0
+    for place in chosen:
+        text = data[offsets[place] : offsets[place + 1]].tobytes()
+        failed += encoder.decode(ids[ends[place] : ends[place + 1] - 1].tolist()).encode("utf-8") != text
+    return [split_of(digest, config.validation_share) for digest in digests], len(chosen), failed
+
+
+def _features(
+    table: pa.Table, splits: list[str], sizes: Integers, ids: npt.NDArray[Any], ends: Integers, encoder: Encoder
+) -> pa.Table:
+    """The rows of FEATURES_SCHEMA for the documents of a table, in order."""
+    firsts, lengths, before = ends[:-1], np.diff(ends), encoder.begin_of_document
+    own = int(before is not None)
+    is_text = np.array([*map(bool, encoder.pieces), False])  # the last stands for every id that is too large
+    first_ids = np.minimum(ids[firsts + own].astype(np.int64), encoder.vocabulary_size)
+    begins = (ids[firsts] == before) if own else np.True_
+    columns = [
+        table["id"],
+        table["source"],
+        table["language"],
+        splits,
+        lengths,
+        sizes,
+        np.maximum.reduceat(ids, firsts).astype(np.int64) if len(firsts) else firsts,
+        begins & ((lengths == 1 + own) | is_text[first_ids]),
+        ids[ends[1:] - 1] == encoder.end_of_document,
+    ]
+    arrays = [column if isinstance(column, pa.ChunkedArray) else pa.array(column) for column in columns]
+    return pa.Table.from_arrays(arrays, names=FEATURES_SCHEMA.names).cast(FEATURES_SCHEMA)
+
+
+def _token_counts(features: pa.Table, copies: Integers) -> dict[str, Any]:
+    """Tokens, documents and bytes by split, language and source."""
+    values = {name: features[name].to_numpy() * copies for name in ("tokens", "bytes")} | {"documents": copies}
+    split_names, source_names, codes = (
+        np.array(features[name].to_pylist(), object) for name in ("split", "source", "language")
+    )
+    sides = {
+        f"{split}_{unit}": int(values[unit][split_names == split].sum())
+        for split in SPLITS
+        for unit in ("tokens", "documents", "bytes")
+    }
+    by_source = {name: int(values["tokens"][source_names == name].sum()) for name in sorted(set(source_names.tolist()))}
+    by_language = {
+        code: {unit: int(values[unit][codes == code].sum()) for unit in values} for code in sorted(set(codes.tolist()))
+    }
+    return {"tokens_by_source": by_source, "by_language": by_language, **sides}
+
+
+def _encode_shard(config: EncodeConfig, work: Work, path_of: Callable[[str], Path]) -> ShardMade:
+    encoder = load_encoder(work.tokenizer, work.root)
+    plan = None if work.plan is None else _read_plan(work.plan)
+    parts = [encode_table(_COLUMNS.empty_table(), encoder, config, np.zeros(0, np.int64))]
+    row = 0
+    for table in read_groups(work.documents, _COLUMNS):
+        after = row + table.num_rows
+        copies = np.ones(table.num_rows, np.int64) if plan is None else plan[row:after]
+        if len(copies) < table.num_rows:
+            raise _foreign(work)
+        parts.append(encode_table(table, encoder, config, copies))
+        row = after
+    if plan is not None and len(plan) != row:
+        raise _foreign(work)
+    order = _order(np.concatenate([part.copies for part in parts]))
+    features = pa.concat_tables(part.features for part in parts).take(pa.array(order))
+    documents = [document for part in parts for document in part.documents]
+    for split in SPLITS:
+        chosen = order[np.array(features["split"].to_pylist(), object) == split]
+        held = [documents[place] for place in chosen.tolist()]
+        write_token_shard(path_of(split), held, encoder.vocabulary_size, encoder.end_of_document)
+    write_table(path_of("token_features"), features)
+    return ShardMade({role: path_of(role) for role in _SUFFIXES}, sum_stats([part.stats for part in parts]))
+
+
+def _foreign(work: Work) -> ManifestError:
+    return ManifestError(f"{work.plan}: has not one row for each document of {work.documents}; make the plan again.")
+
+
+def _order(copies: Integers) -> Integers:
+    """The places of documents as they are written.
+
+    All, then those of two copies and more, and so on.
+    """
+    turns = [np.flatnonzero(copies > turn) for turn in range(int(copies.max(initial=0)))]
+    return np.concatenate([np.zeros(0, np.int64), *turns])
+
+
+def _read_plan(path: Path) -> Integers:
+    """The copies of each document of the shard of the same name."""
+    table = read_table(path, PLAN_SCHEMA)
+    rows, copies = table["row"].to_numpy(), table["copies"].to_numpy()
+    if not np.array_equal(rows, np.arange(len(rows))) or (copies < 0).any():
+        raise ManifestError(f"{path}: is no plan: its rows are not 0, 1, 2 ..., or it has fewer than no copies.")
+    return np.asarray(copies)
+
+
+def encode(
+    documents: Manifest, tokenizer: Manifest, config: EncodeConfig, runtime: Runtime, plan: Manifest | None = None
+) -> Manifest:
+    """Encode every document into the token shards of its split.
+
+    Roles train, validation, token_features.
+
+    Args:
+        documents: what to encode.
+        tokenizer: how.
+        config: what is held out.
+        runtime: where.
+        plan: of the stage `mix`, over these documents: how often each is written.
+
+    Raises:
+        PipelineError: there are no documents, or the plan left none.
+        ManifestError: the plan is of other documents.
+    """
+    recipe = Recipe("encode", VERSION, config)
+
+    def make(folder: Path) -> Made:
+        of_plan = [] if plan is None else document_shards(plan, runtime.root, "plan")
+        plans = {path.stem: (output, path) for output, path in of_plan}
+        shards = []
+        for output, path in document_shards(documents, runtime.root):
+            inputs, part, reads = [path.stem, output.sha256, tokenizer.digest], None, [output]
+            if plan is not None:
+                if path.stem not in plans:
+                    raise ManifestError(
+                        f"{plan.path}: has no plan for {path}. It is of other documents; make it again."
+                    )
+                planned, part = plans[path.stem]
+                inputs.append(planned.sha256)
+                reads.append(planned)
+            shards.append(Shard(path.stem, tuple(inputs), Work(path, part, tokenizer, runtime.root), tuple(reads)))
+        done = map_shards(recipe, _encode_shard, shards, folder, runtime, _SUFFIXES)
+        stats = sum_stats([shard.stats for shard in done])
+        if not stats.get("documents_kept"):
+            raise PipelineError(
+                f"encode: no documents in {documents.path}{' are in the plan' if plan is not None else ''}. "
+                f"Look at what the earlier stages removed: assay data show CONFIG."
+            )
+        _warn(stats, config)
+        told = ("vocabulary_size", "end_of_document", BEGIN, "parity")
+        stats |= {name: tokenizer.stats[name] for name in told if name in tokenizer.stats}
+        return Made([output for shard in done for output in shard.outputs.values()], stats)
+
+    inputs = [artifact.as_input() for artifact in (documents, tokenizer, plan) if artifact is not None]
+    return run_stage(recipe, inputs, runtime, make)
+
+
+def _warn(stats: Mapping[str, Any], config: EncodeConfig) -> None:
+    log = get_logger(__name__)
+    if stats["round_trip_failed"]:
+        log.warning(
+            "encode: %d of %d documents did not come back from their ids",
+            stats["round_trip_failed"], stats["round_trip_checked"],
+        )  # fmt: skip
+    if config.validation_share and not stats["validation_documents"]:
+        log.warning(
+            "encode: validation_share %g held out none of %d documents; raise it to have a validation loss",
+            config.validation_share, stats["documents_in"],
+        )  # fmt: skip
+    if not stats["train_documents"]:
+        log.warning("encode: no document was left to train on; lower validation_share %g", config.validation_share)

@@ -1,0 +1,145 @@
+"""A loaded tokenizer: text to ids and back, with two engines.
+
+The *kernel* encodes straight from the Arrow buffers (`kernels/bpe.py`); the library `tokenizers` defines the ids and is
+the way out where the two were found to differ. The one exception to their equality: the kernel merges a pre-token (a
+word, a run of white space) of more than 1 MiB in stretches of 1 MiB, so that its memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from data_pipeline.tokens.token_shards import token_bytes
+from data_pipeline.tokens.vocabulary import Vocabulary
+
+Ids = npt.NDArray[Any]
+Ends = npt.NDArray[np.int64]
+Engine = Callable[["pa.Array | pa.ChunkedArray"], tuple[npt.NDArray[np.uint32], Ends]]
+"""The ids of n texts end to end, each closed with the end-of-document token, and their n + 1 offsets."""
+
+_SEGMENT_CHARACTERS = 1 << 16
+_CUT = re.compile(r"\S[ \n]")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A loaded tokeniser; safe to share among threads."""
+
+    vocabulary_size: int
+    end_of_document: int
+    engine: str
+    """"kernel", or "tokenizers" where the parity gate failed."""
+    pieces: tuple[bytes, ...] = field(repr=False)
+    """The bytes of each id; empty for a special token."""
+    run: Engine = field(repr=False)
+    begin_of_document: int | None = None
+    """The id that stands before each document's text; None: none does."""
+
+    @property
+    def dtype(self) -> npt.DTypeLike:
+        """uint16 while every id fits, else uint32."""
+        return np.uint16 if token_bytes(self.vocabulary_size) == 2 else np.uint32
+
+    def encode_column(self, texts: pa.Array | pa.ChunkedArray) -> tuple[Ids, Ends]:
+        """Token ids of n texts with begin and end tokens, and offsets.
+
+        Text i is `ids[ends[i]:ends[i + 1]]`. The quickest way: no Python object is made for a text.
+        """
+        ids, ends = self.run(texts)
+        return ids.astype(self.dtype), ends
+
+    def encode(self, text: str) -> Ids:
+        """The ids of a document that begins with the text.
+
+        All but the end-of-document token.
+        """
+        return self.encode_column(pa.array([text], pa.large_string()))[0][:-1]
+
+    def encode_documents(self, texts: Iterable[str]) -> list[Ids]:
+        """The ids of each text as a whole document."""
+        ids, ends = self.encode_column(pa.array(list(texts), pa.large_string()))
+        return np.split(ids, ends[1:-1]) if len(ends) > 1 else []
+
+    def is_text(self, index: int) -> bool:
+        """Return whether the id stands for bytes of text.
+
+        It is in the vocabulary and no special token.
+        """
+        return 0 <= index < self.vocabulary_size and bool(self.pieces[index])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids.
+
+        Special tokens are left out, a torn character becomes U+FFFD.
+        """
+        return b"".join(map(self.pieces.__getitem__, ids)).decode("utf-8", errors="replace")
+
+
+def begun(engine: Engine, begin: int) -> Engine:
+    """The engine, with the token `begin` before each text."""
+
+    def run(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint32], Ends]:
+        ids, ends = engine(texts)
+        return np.insert(ids, ends[:-1], np.uint32(begin)), ends + np.arange(len(ends))
+
+    return run
+
+
+def kernel_engine(vocabulary: Vocabulary, classes: npt.NDArray[np.uint8], end: int) -> Engine:
+    """The quick engine.
+
+    `classes` tells of each code point whether it is a letter, a number or a space.
+    """
+    from data_pipeline.kernels.bpe import build_merges, encode_texts, new_cache
+    from governance.kernels.buffers import text_buffers
+
+    merges, cache = build_merges(vocabulary.letters, vocabulary.merges), new_cache()
+    lock = threading.Lock()  # the kernel lets go of the interpreter and writes the cache
+
+    def run(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint32], Ends]:
+        data, offsets = text_buffers(texts)
+        with lock:
+            return encode_texts(data, offsets, classes, merges, cache, end)
+
+    return run
+
+
+def library_engine(reference: Any, end: int) -> Engine:
+    """The engine that defines the ids: `reference` is a `tokenizers.Tokenizer`."""
+
+    def run(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint32], Ends]:
+        parts: list[list[int]] = []
+        sizes = []
+        for text in texts:
+            before = len(parts)
+            parts += [reference.encode(part, add_special_tokens=False).ids for part in segments(text.as_py())]
+            parts.append([end])
+            sizes.append(sum(map(len, parts[before:])))
+        ids = np.fromiter((index for part in parts for index in part), np.uint32, sum(sizes))
+        return ids, np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)))
+
+    return run
+
+
+def segments(text: str) -> Iterator[str]:
+    """Split a text into stretches of some 65,536 characters.
+
+    A cut before the space or line end that follows a word never changes an id, for such a place is always a border of
+    the pre-tokeniser and nothing to its left looks past it. Where there is no such place, a stretch is longer.
+    """
+    start = 0
+    while len(text) - start > _SEGMENT_CHARACTERS:
+        found = _CUT.search(text, start + _SEGMENT_CHARACTERS - 1 - _SEGMENT_CHARACTERS // 64)
+        if found is None:
+            break
+        yield text[start : found.start() + 1]
+        start = found.start() + 1
+    yield text[start:]

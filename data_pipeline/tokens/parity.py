@@ -1,0 +1,83 @@
+"""Parity test of two encoding engines on documents and awkward strings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipeline.tokens.encoder import Engine, segments
+
+_BATCH_CHARACTERS = 1 << 20
+_SIDES = (("", ""), ("a", "b"), (" a", ""), ("", "1"), ("!", "é"))
+_SPACES = "\t\n\x0b\x0c\r\x1c\x1f \x85\xa0\u1680\u180e\u2003\u2028\u202f\u205f\u3000\u200b\ufeff"
+_RUNS = ("a", "ab", " ", "\n", "\r\n", "1", "!", "中", "é", "e\u0301", "👩‍👩‍👧", "'s", " a")
+_STRETCH = 4096  # characters of a string of `every_character`
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Result of comparing two engines."""
+
+    bytes: int
+    """UTF-8 bytes of the texts."""
+    tokens: int
+    """That the first engine gave, without end-of-document tokens."""
+    unequal: tuple[str, ...]
+    """The stretches of the texts on which the engines give other ids."""
+
+
+def awkward_strings() -> list[str]:
+    """Strings on which encoders have differed or failed.
+
+    Every class of space, runs, contractions, marks, scripts.
+    """
+    strings = [f"{left}{space * count}{right}" for space in _SPACES for count in (1, 2, 3) for left, right in _SIDES]
+    runs = [unit * 400 for unit in _RUNS]
+    texts = [
+        "", "I'll they're we've I'm you'd it's don't I'LL ’s 's'S !'s 'l 're", "<|endoftext|> <|endoftext|>x",
+        "a\x00b\x01\x7f", "½²٣१Ⅷ〇 1234567890 3.14", "x = {'a':\t[1,\n\n  2]}\r\n",
+        "שלום עולם مرحبا สวัสดีชาวโลก 你好，世界。 こんにちは 안녕하세요",
+    ]  # fmt: skip
+    return [*strings, *runs, *(run + "x" for run in runs), *texts]
+
+
+def every_character() -> list[str]:
+    """Every code point of planes 0 to 3 and 14, mixed.
+
+    The other planes are unassigned or for private use, so of one class.
+    """
+    planes = [plane << 16 | point for plane in (0, 1, 2, 3, 14) for point in range(0x10000)]
+    points = [chr(point) for point in planes if not 0xD800 <= point < 0xE000]
+    return ["".join(points[start : start + _STRETCH]) for start in range(0, len(points), _STRETCH)]
+
+
+def compare(reference: Engine, other: Engine, texts: Iterable[str]) -> Compared:
+    """Encode the texts with both engines, a million characters at a time."""
+    size = tokens = 0
+    unequal: list[str] = []
+    for batch in _batches(texts):
+        column = pa.array(batch, pa.large_string())
+        (left, left_ends), (right, right_ends) = reference(column), other(column)
+        size += sum(len(text.encode("utf-8")) for text in batch)
+        tokens += len(left) - len(batch)
+        for place, text in enumerate(batch):
+            ours = left[left_ends[place] : left_ends[place + 1]]
+            if not np.array_equal(ours, right[right_ends[place] : right_ends[place + 1]]):
+                unequal.append(text)
+    return Compared(size, tokens, tuple(unequal))
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    held: list[str] = []
+    room = _BATCH_CHARACTERS
+    for part in (part for text in texts for part in segments(text)):
+        held.append(part)
+        room -= len(part)
+        if room <= 0:
+            yield held
+            held, room = [], _BATCH_CHARACTERS
+    if held:
+        yield held

@@ -1,0 +1,302 @@
+"""Byte-level BPE: train, adopt or load, through `tokenizers`.
+
+Promises: the same documents give the same tokeniser, whatever the number of threads; every text can be encoded and
+comes back unchanged; text that spells a special token is ordinary text. What `tokenizers` gives is the definition; our
+own kernel is a faster road to the same ids, taken only where both agree on a sample of documents, on strings that have
+broken encoders and on every character (the *parity gate*).
+
+Byte-level BPE: Sennrich, Haddow and Birch 2016 (arXiv:1508.07909) over bytes, with the pre-tokeniser of GPT-2
+(Radford et al. 2019). `tokenizer.tiktoken` beside it is the same vocabulary in tiktoken's form, for others to use.
+Price of training: one pass over the ids and sizes of all documents, one over the sample.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from data_pipeline.tokens.encoder import Encoder, begun, kernel_engine, library_engine, segments
+from data_pipeline.tokens.parity import awkward_strings, compare, every_character
+from data_pipeline.tokens.training_sample import Sample, choose_sample, sample_texts
+from data_pipeline.tokens.vocabulary import Vocabulary, alphabet, ranks_text, read_vocabulary
+from governance.config import Section
+from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
+from governance.files import sha256_file, write_bytes, write_text
+from governance.log import get_logger
+from governance.manifest import FILE_NAME, Input, Manifest, describe, read_manifest
+from governance.stage import Made, Recipe, Runtime, run_stage
+
+VERSION = 2
+BEGIN = "begin_of_document"  # of the statistics, where documents begin with a token of their own
+TOKENIZER_FILE = "tokenizer.json"
+RANKS_FILE = "tokenizer.tiktoken"
+
+_PARITY_BYTES = 8 << 10  # of each document that the engines are compared on
+_TRAINED_CHARACTERS = 1 << 16  # the trainer sees no longer stretch: a word of a million letters would hold it up
+
+
+class TokenizerConfig(Section):
+    """Tokenizer: trained on the corpus, or read from a file."""
+
+    vocabulary_size: int = Field(default=32_000, ge=257, le=1 << 24)
+    """Number of ids, special tokens and the 256 bytes included; fewer result where the sample has too few pairs."""
+    sample_bytes: int = Field(default=100_000_000, ge=1)
+    """UTF-8 bytes of text to train on, shared among (source, language) in proportion to their bytes."""
+    special_tokens: tuple[str, ...] = ("<|endoftext|>",)
+    """Ids 0, 1, ...; the first ends every document. Never produced from text."""
+    bos: str = ""
+    """The one of `special_tokens` that begins every document, so that the first token of a text is predicted, too;
+    empty: none does. It may be the one that ends documents."""
+    path: str = ""
+    """A `tokenizer.json` to use instead of training one: byte-level BPE with the pre-tokeniser of GPT-2, in which the
+    first of `special_tokens` and `bos` are special tokens. Its size and its other special tokens stand as they are."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TokenizerConfig:
+        if not self.special_tokens or "" in self.special_tokens:
+            raise ValueError("special_tokens wants at least the end-of-document token, and no empty text")
+        if len(set(self.special_tokens)) != len(self.special_tokens):
+            raise ValueError("special_tokens names a token twice; name each once")
+        if set(self.special_tokens) & set(alphabet()):
+            raise ValueError("special_tokens has a single letter, which is a token of its own; name it otherwise")
+        if self.bos and self.bos not in self.special_tokens:
+            raise ValueError(f"bos is {self.bos!r}, which is none of special_tokens; add it there")
+        if self.vocabulary_size < 256 + len(self.special_tokens):
+            raise ValueError(f"vocabulary_size {self.vocabulary_size} has no room for 256 bytes and special_tokens")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `bos` where there is none.
+
+        Such a tokeniser has the key that it had before the setting was there.
+        """
+        values: dict[str, Any] = serialize(self)
+        return values if self.bos else {name: value for name, value in values.items() if name != "bos"}
+
+
+def load_encoder(tokenizer: Manifest | Path, root: Path | None = None) -> Encoder:
+    """Load a tokenizer from its manifest or a folder.
+
+    Where the stage recorded unequal ids, or the kernel and the library here disagree on the awkward strings, it encodes
+    with `tokenizers` and says so. A folder without a manifest ends documents with its special token of lowest id.
+
+    Raises:
+        MissingInput: a file is not there.
+        ManifestError: a file cannot be read as a tokeniser.
+    """
+    if isinstance(tokenizer, Manifest):
+        if root is None:
+            raise TypeError("a manifest wants the root that it lies below")
+        return _load(root / tokenizer.folder, *_told(tokenizer.stats))
+    folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
+    if (folder / FILE_NAME).exists():
+        return _load(folder, *_told(read_manifest(folder / FILE_NAME).stats))
+    return _load(folder, True, None, None)
+
+
+def _told(stats: Mapping[str, Any]) -> tuple[bool, int, int | None]:
+    """Agreement of the engines, and the end and begin tokens."""
+    return bool(stats["parity"]), int(stats["end_of_document"]), stats.get(BEGIN)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(folder: Path, parity: bool, end: int | None, begin: int | None) -> Encoder:
+    path = folder / TOKENIZER_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise MissingInput(f"cannot read {path}: {error.strerror}") from error
+    try:
+        vocabulary, reference = read_vocabulary(text), open_reference(text)
+        if end is None:
+            end = min(vocabulary.special.values())
+    except ValueError as error:
+        raise ManifestError(f"{path}: is no tokeniser ({error}). Remove its folder and make it again.") from error
+    size, pieces, slow = len(vocabulary.pieces), vocabulary.pieces, library_engine(reference, end)
+    fast = kernel_engine(vocabulary, code_point_classes(), end)
+    if parity and (unequal := compare(slow, fast, awkward_strings()).unequal):
+        get_logger(__name__).warning("%s: the kernel and tokenizers differ on %r", folder, unequal[0][:40])
+        parity = False
+    if not parity:
+        get_logger(__name__).warning("%s: encoding with `tokenizers`, some twenty times slower", folder)
+    engine = fast if parity else slow
+    run = engine if begin is None else begun(engine, begin)
+    return Encoder(size, end, "kernel" if parity else "tokenizers", pieces, run, begin)
+
+
+def open_reference(text: str) -> Any:
+    """The tokenizer in `tokenizers`, with special tokens in text as text.
+
+    Raises:
+        ValueError: the library cannot read it.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        reference = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(str(error)) from error
+    reference.encode_special_tokens = True
+    reference.no_padding()
+    reference.no_truncation()
+    return reference
+
+
+@functools.cache
+def code_point_classes() -> npt.NDArray[np.uint8]:
+    """Class of each code point in the library's regular expressions.
+
+    LETTER, NUMBER, SPACE or OTHER, for all 0x110000 of them.
+
+    Asked of the library itself, for its version of Unicode is not Python's.
+    """
+    from tokenizers import Regex, normalizers
+
+    from data_pipeline.kernels.pretokens import LETTER, NUMBER, SPACE
+
+    def keep(inside: str, text: str) -> str:
+        return str(normalizers.Replace(Regex(f"[^{inside}]+"), "").normalize_str(text))
+
+    classes = np.zeros(0x110000, np.uint8)
+    for plane in range(17):
+        points = (chr(point) for point in range(plane << 16, (plane + 1) << 16) if not 0xD800 <= point < 0xE000)
+        named = keep(r"\p{L}\p{N}\s", "".join(points))
+        for kind, inside in ((LETTER, r"\p{L}"), (NUMBER, r"\p{N}"), (SPACE, r"\s")):
+            classes[[ord(letter) for letter in keep(inside, named)]] = kind
+    classes.flags.writeable = False
+    return classes
+
+
+def _train(texts: Iterable[str], config: TokenizerConfig) -> str:
+    """The `tokenizer.json` of a tokeniser trained on the texts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary_size,
+        special_tokens=list(config.special_tokens),
+        initial_alphabet=sorted(alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return str(tokenizer.to_str())
+
+
+def _stretches(texts: Iterable[str]) -> Iterator[str]:
+    for part in (part for text in texts for part in segments(text)):
+        for start in range(0, len(part), _TRAINED_CHARACTERS):
+            yield part[start : start + _TRAINED_CHARACTERS]
+
+
+def take_over(path: Path, config: TokenizerConfig) -> tuple[str, Vocabulary]:
+    """The text of the file that the configuration names, and its vocabulary.
+
+    Raises:
+        MissingInput: it cannot be read.
+        ConfigError: it is no tokeniser of the kind that this program encodes with.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        vocabulary = read_vocabulary(text)
+        open_reference(text)
+        for name, what in ((config.special_tokens[0], "the first of special_tokens"), (config.bos, "bos")):
+            if name and name not in vocabulary.special:
+                raise ValueError(
+                    f"{name!r}, {what}, is none of its special tokens "
+                    f"{sorted(vocabulary.special, key=lambda name: vocabulary.special[name])[:8]}"
+                )
+    except OSError as error:
+        raise MissingInput(f"tokenizer.path: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(
+            f"tokenizer.path = {config.path!r}: {error}. Give the tokenizer.json of a byte-level BPE with the "
+            f"pre-tokeniser of GPT-2, or leave path out to train one."
+        ) from error
+    return text, vocabulary
+
+
+def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runtime, folder: Path = Path()) -> Manifest:
+    """Train a byte-level BPE on a sample, or adopt `config.path`.
+
+    Relative paths start at `folder`. Writes tokenizer.json and, where the vocabulary has that form,
+    tokenizer.tiktoken.
+
+    Raises:
+        PipelineError: there are no documents, or none with text.
+        MissingInput: there is no file at `config.path`.
+        ConfigError: the file at `config.path` is no tokeniser of the kind that this program encodes with.
+    """
+    inputs, given = [documents.as_input()], None
+    if config.path:
+        given = take_over(folder / config.path, config)
+        name = Path(config.path).name
+        inputs.append(Input(stage="file", digest=sha256_file(folder / config.path), path=name))
+        config = config.model_copy(update={"path": name})  # where the file lies decides nothing
+
+    def make(target: Path) -> Made:
+        paths = documents.files("documents", runtime.root)
+        sample = choose_sample(paths, config.sample_bytes)
+        if not len(sample.places):
+            raise PipelineError(
+                f"tokenizer: no documents with text in {documents.path} ({sample.documents} documents). "
+                f"Look at what the earlier stages removed: assay data show CONFIG."
+            )
+        if given is None:
+            text = _train(_stretches(sample_texts(paths, sample.places)), config)
+            vocabulary = read_vocabulary(text)
+            _warn_of_size(len(vocabulary.pieces), config)
+        else:
+            text, vocabulary = given
+        write_text(target / TOKENIZER_FILE, text)
+        if (ranks := ranks_text(vocabulary)) is not None:
+            write_bytes(target / RANKS_FILE, ranks)
+        end = vocabulary.special[config.special_tokens[0]]
+        written = [path for path in (target / TOKENIZER_FILE, target / RANKS_FILE) if path.exists()]
+        return Made([describe(path, runtime.root) for path in written], {
+            "documents": sample.documents,
+            "sample_documents": len(sample.places),
+            "sample_bytes": int(sample.places["size"].sum()),
+            "sample_bytes_by_source": sample.bytes_by_source,
+            "trained": int(given is None),
+            "vocabulary_size": len(vocabulary.pieces),
+            "end_of_document": end,
+            **({BEGIN: vocabulary.special[config.bos]} if config.bos else {}),
+            **_parity(text, vocabulary, end, paths, sample),
+        })  # fmt: skip
+
+    return run_stage(Recipe("tokenizer", VERSION, config), inputs, runtime, make, alone=True)
+
+
+def _warn_of_size(size: int, config: TokenizerConfig) -> None:
+    if size < config.vocabulary_size:
+        get_logger(__name__).warning(
+            "tokenizer: the sample gave %d tokens, fewer than vocabulary_size %d", size, config.vocabulary_size
+        )
+
+
+def _parity(text: str, vocabulary: Vocabulary, end: int, paths: Sequence[Path], sample: Sample) -> dict[str, Any]:
+    """Compare the engines on sample, awkward strings and all characters."""
+    slow, fast = library_engine(open_reference(text), end), kernel_engine(vocabulary, code_point_classes(), end)
+    of_sample = compare(slow, fast, sample_texts(paths, sample.parity, _PARITY_BYTES))
+    unequal = [*of_sample.unequal, *compare(slow, fast, [*awkward_strings(), *every_character()]).unequal]
+    if unequal:
+        get_logger(__name__).warning(
+            "tokenizer: the kernel and tokenizers give other ids for %d texts, first %r; encoding will use tokenizers",
+            len(unequal), unequal[0][:60],
+        )  # fmt: skip
+    return {
+        "parity": not unequal,
+        "parity_documents": len(sample.parity),
+        "parity_unequal": len(unequal),
+        "parity_bytes": of_sample.bytes,
+        "parity_tokens": of_sample.tokens,
+    }

@@ -1,0 +1,150 @@
+"""Tone: in what words are the sentences kept that mention a group?
+
+    sentiment_gap  = mean score of the group's sentences - mean score of the others'      points of the instrument
+    toxicity_ratio = share of hits in the group's sentences / share of hits in the others'   a risk ratio; 1 is equal
+
+Means and shares are compared within sources (`within_source.py`): where several differ, the note has the value that
+pooling them would give. "The others" are the axis' other groups pooled (a sentence that mentions two of them counts
+twice), and, in a row of its own, the sentences that mention nobody. An instrument whose name begins with "sentiment"
+has a score for each sentence, "sentiment:NAME" in the points of that scored list; any other is a list of words of
+abuse, of which hits are counted (sentences with at least one).
+
+Intervals and p (of 0, of 1; `interval_choice.py`): delete-a-group jackknife (Kott 2001) over 64 buckets of domains, the
+ratio on the log scale (Katz et al. 1978, Biometrics 34(3), 469-474, for independent sentences); exact ones where few
+sentences are scored. `n` is the group's sentences. The
+method, scores of what is said about groups, is that of Dhamala et al. 2021 ("BOLD", FAccT), turned from generated
+text to the corpus. A row of an instrument that was found biased says so in its note: it cannot decide a gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from governance.checks.bias.association import pooled_others
+from governance.checks.bias.bucket_counts import by_bucket
+from governance.checks.bias.interval_choice import chosen_intervals, rate_ratio_bounds
+from governance.checks.bias.interval_rows import NOBODY, OTHERS, Row, interval_rows
+from governance.checks.bias.small_samples import Bounds, mean_bounds, scores_of
+from governance.checks.bias.statistics import IDENTITY, LOG, Estimates, Floats, Integers, jackknife
+from governance.checks.bias.within_source import (
+    by_source,
+    comparable,
+    notes_of,
+    sources_of,
+    standardised,
+    units_within,
+    weights,
+)
+from governance.checks.bias.word_lists.lexicons import scale_of
+
+_KEYS = ("instrument", "language", "axis", "group")
+SENTIMENT = "sentiment"
+
+
+def _difference(total: Floats, n: Floats, other_total: Floats, other_n: Floats) -> Floats:
+    """[rows, replicates] of sums [rows, sources, replicates], as the ratio."""
+    weight = weights(n, other_n)
+    return standardised(total, n, weight) - standardised(other_total, other_n, weight)
+
+
+def _ratio(hits: Floats, n: Floats, other_hits: Floats, other_n: Floats) -> Floats:
+    weight = weights(n, other_n)
+    return standardised(hits, n, weight) / standardised(other_hits, other_n, weight)
+
+
+def tone_rows(scores: pa.Table, biased: Collection[tuple[str, str]] = ()) -> list[Row]:
+    """The rows of the suite `tone`, without q.
+
+    Args:
+        scores: the count table.
+        biased: (instrument, language) that cannot decide.
+    """
+    parts = [by_bucket(scores, (*_KEYS, "source"), name) for name in ("sentences", "total", "squares", "hits")]
+    rows: list[Row] = []
+    for instrument, language in sorted({key[:2] for key in parts[0]}):
+        of = [key for key in parts[0] if key[:2] == (instrument, language)]
+        keys, sources = list(dict.fromkeys(key[:-1] for key in of if key[3])), sources_of(of)
+        if not keys:
+            continue
+        toxic = not instrument.startswith(SENTIMENT)
+        note = f"biased instrument: {instrument}" if (instrument, language) in biased else ""
+        by_axis = [key[1:] for key in keys]
+        own = [by_source(part, keys, sources) for part in parts]
+        others = [pooled_others(by_axis, part) for part in own]
+        nobody = [
+            np.broadcast_to(by_source(part, [(instrument, language, "", "")], sources), own[0].shape) for part in parts
+        ]
+        names = [{"language": language, "axis": key[2], "group": key[3], "instrument": instrument} for key in keys]
+        for against, reference in ((OTHERS, others), (NOBODY, nobody)):
+            found, notes = _compared(toxic, own, reference, scale_of(instrument))
+            metric = {"metric": "toxicity_ratio" if toxic else "sentiment_gap", "against": against}
+            made = interval_rows(
+                [{**metric, **name} for name in names], found, own[0].sum(axis=(1, 2)),
+                ["; ".join(filter(None, (note, own_note))) for own_note in notes],
+            )  # fmt: skip
+            size = reference[0].sum(axis=(1, 2)).tolist()
+            rows += [row for row, there in zip(made, size, strict=True) if there]
+    return rows
+
+
+def _compared(
+    toxic: bool, own: Sequence[Integers], others: Sequence[Integers], scale: int
+) -> tuple[Estimates, list[str]]:
+    """Gaps or ratios in points, and what is said of them.
+
+    Sides are sentences, total, squares, hits, by source.
+    """
+    statistic, form, null = (_ratio, LOG, 1.0) if toxic else (_difference, IDENTITY, 0.0)
+    there = comparable(own[0], others[0])
+    sides = [[np.asarray(part * there) for part in side] for side in (own, others)]
+    (n1, *own_sums), (n0, *other_sums) = sides
+    place = 2 if toxic else 0
+    found = jackknife(statistic, (own_sums[place], n1, other_sums[place], n0), (n1 + n0).sum(axis=1), form, null)
+    first, second = ([part.sum(axis=-1).astype(np.float64) for part in side] for side in sides)
+    weight = weights(first[0], second[0])
+    mean, other = (standardised(side[1 + place], side[0], weight) for side in (first, second))
+    size = first[0] + second[0]
+    with np.errstate(all="ignore"):
+        total, squares, hits = ((one + two) / size for one, two in zip(first[1:], second[1:], strict=True))
+        spread = hits * (1 - hits) if toxic else squares - total**2
+    ones = np.ones_like(size)
+    variance, *pool = (standardised(part, ones, weight) for part in (spread, total, squares, hits))
+    units = units_within(n1, n0, other_sums[place], n0, variance)
+    exact = rate_ratio_bounds(mean, other, units) if toxic else _mean_gaps(mean, other, units, pool)
+    expected = units * np.minimum(pool[2], 1 - pool[2] if toxic else pool[2])
+    chosen, notes = chosen_intervals(found, exact, expected, n1.sum(axis=1))
+    chosen = _in_points(chosen, scale)
+    with np.errstate(all="ignore"):
+        pooled = statistic(
+            *(side[part].sum(axis=(1, 2))[:, None, None].astype(np.float64)
+              for side in (own, others) for part in (1 + place, 0))
+        )[:, 0]  # fmt: skip
+    of_sources = notes_of(chosen.value, pooled / scale, own[0], others[0])
+    return chosen, ["; ".join(filter(None, both)) for both in zip(notes, of_sources, strict=True)]
+
+
+def _in_points(found: Estimates, scale: int) -> Estimates:
+    """Estimates of scaled scores in points.
+
+    All is linear in the scores, so p stays.
+    """
+    parts = {name: getattr(found, name) / scale for name in ("value", "lower", "upper", "error")}
+    return replace(found, **parts)
+
+
+def _mean_gaps(mean: Floats, other: Floats, units: Floats, pool: list[Floats]) -> Bounds:
+    """Bounds of mean - other, and p of 0.
+
+    `pool` is total, squares and hits a sentence.
+    """
+    ends = np.full((3, len(mean)), np.nan)
+    for row, (own, against, n) in enumerate(zip(mean.tolist(), other.tolist(), units.tolist(), strict=True)):
+        scores = scores_of(1.0, *(float(part[row]) for part in pool))
+        if scores is not None and np.isfinite(own) and np.isfinite(against) and n > 0:
+            lower, upper, p = mean_bounds(own, n, against, scores)
+            ends[:, row] = lower - against, upper - against, p
+    return Bounds(*ends)

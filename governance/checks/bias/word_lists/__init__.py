@@ -1,0 +1,1 @@
+"""Word lists: identity terms, attributes and lexicons, by language."""

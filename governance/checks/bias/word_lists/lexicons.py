@@ -1,0 +1,258 @@
+"""Lexicons: word lists read, checked and merged for each language.
+
+Ours lie beside this file: `terms/` (a file a language; heading = axis, name = group), `attributes.toml` (family,
+category), `sentiment.toml`, `toxicity.toml` (instrument; positive 1, negative -1, listed 1) and `dialects.toml`;
+`list_files.py` has their form. Each can be replaced by path, and lists of others added (`outside_lists.py`).
+
+Promise: no identity term is a term of an instrument or of an attribute: what a list of others brings of them is left
+out, and counted. The digest of all lists as they are used is part of every audit.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from governance.checks.bias.crossed import Crossed, chosen_pairs, crossed_groups, intersections_of_terms
+from governance.checks.bias.word_lists.list_files import NONE, Headings, ListFile, Words, read_lists
+from governance.checks.bias.word_lists.lists_config import SCORED, ListName, ListsConfig
+from governance.checks.bias.word_lists.tabbed_lists import SCALE, apart_from, given_names
+from governance.config import canonical_json
+from governance.errors import ConfigError
+from governance.files import sha256_bytes
+from governance.log import get_logger
+
+if TYPE_CHECKING:
+    from governance.kernels.mentions import Packed
+
+Name = tuple[str, str]
+"""(axis, group), (family, category), or (instrument, "")."""
+OURS: tuple[ListName, ...] = ("terms", "attributes", "sentiment", "toxicity", "dialects")
+
+WEIGHTS = {"positive": 1, "negative": -1, "listed": 1}
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """All terms of one language; numbers are places in the sorted names."""
+
+    groups: tuple[Name, ...]
+    """(axis, group)."""
+    categories: tuple[Name, ...]
+    """(family, category)."""
+    dialects: tuple[str, ...]
+    identity: Mapping[Words, tuple[int, ...]]
+    """Term -> groups."""
+    others: Mapping[Words, tuple[tuple[int, int, int], ...]]
+    """Term -> labels of `kernels/mentions.py`."""
+    crossed: tuple[Crossed, ...] = ()
+    """The intersections, numbered behind the groups."""
+
+    @property
+    def everyone(self) -> tuple[Name, ...]:
+        """The groups, then the intersections."""
+        return (*self.groups, *(pair.name for pair in self.crossed))
+
+    @functools.cached_property
+    def axes(self) -> tuple[str, ...]:
+        """The axes, sorted."""
+        return tuple(sorted({axis for axis, _ in self.groups}))
+
+
+@dataclass(frozen=True, eq=False)
+class Lexicons:
+    """The lexicons of all languages; equal where their lists are."""
+
+    sha256: str
+    """Of all lists as they are used."""
+    files: Mapping[str, str]
+    """List -> SHA-256 of its file."""
+    instruments: tuple[str, ...]
+    languages: Mapping[str, Lexicon]
+    left_out: int
+    """Terms of instruments and attributes that are identity terms."""
+    left_out_names: int | None = None
+    """Given names by which terms of other lists begin; None: there is no list of names."""
+
+    @functools.cached_property
+    def scored(self) -> dict[str, tuple[str, ...]]:
+        """Instrument -> the languages that it has words of.
+
+        Elsewhere it has no score, not a score of 0.
+        """
+        from governance.kernels.mentions import WEIGHT
+
+        used = {
+            code: {number for labels in lexicon.others.values() for kind, number, _ in labels if kind == WEIGHT}
+            for code, lexicon in self.languages.items()
+        }
+        return {
+            name: tuple(code for code in sorted(used) if number in used[code])
+            for number, name in enumerate(self.instruments)
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Lexicons) and self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+
+@functools.lru_cache(maxsize=4)
+def _ours(name: str) -> ListFile:
+    return read_lists(name)
+
+
+def load_lexicons(config: ListsConfig, folder: Path = Path(), more: Mapping[str, ListFile] | None = None) -> Lexicons:
+    """All lexicons of a configuration; relative paths start at `folder`.
+
+    Args:
+        config: which lists.
+        folder: of the run's file.
+        more: further instruments: name -> lists with headings of that name and names of `WEIGHTS`.
+
+    Raises:
+        ConfigError: a file is not what it should be.
+    """
+    from governance.checks.bias.word_lists.outside_lists import as_list_file, outside_lists
+
+    chosen: dict[str, ListFile] = {name: read_lists(name, folder / path) for name, path in config.lists.items()}
+    chosen |= {**outside_lists(config, folder), **(more or {})}
+    files: dict[str, ListFile] = {name: _ours(name) for name in OURS}
+    files |= chosen
+    identity = _merged([files[name] for name in ("terms", "holistic") if name in files])
+    attributes = _merged([files[name] for name in ("attributes", "winobias", "winogender") if name in files])
+    instruments = tuple(sorted(set(files) - {"terms", "holistic", "attributes", "winobias", "winogender", "dialects"}))
+    scored = [(number, files[name].languages, name) for number, name in enumerate(instruments)]
+    _require_terms({name: files[name] for name in chosen}, identity)
+    ours_in_form = [name for name in (*instruments, "dialects") if not name.startswith(SCORED)]
+    _require_headings({name: chosen[name] for name in ours_in_form if name in chosen})
+    left_out_names = None
+    if config.names:
+        terms = _merged([file for name, file in files.items() if name != "dialects"])
+        flat = {code: [term for of in lists.values() for some in of.values() for term in some]
+                for code, lists in terms.items()}  # fmt: skip
+        names, left_out_names = apart_from(given_names(folder / config.names, identity), flat)
+        files["names"] = as_list_file(names)
+        identity = _merged([ListFile(1, "", identity), files["names"]])
+    pairs = chosen_pairs(config.intersections, {axis for axes in identity.values() for axis in axes})
+    languages, left_out = {}, 0
+    for code in sorted(identity):
+        weighed = {number: lists.get(code, {}).get(name, {}) for number, lists, name in scored}
+        varieties = files["dialects"].languages.get(code, {}).get("dialect", {})
+        lexicon, dropped = _lexicon(identity[code], attributes.get(code, {}), weighed, varieties)
+        languages[code] = replace(lexicon, crossed=crossed_groups(lexicon.groups, pairs))
+        left_out += dropped
+    if left_out:
+        get_logger(__name__).warning(
+            "bias: %d terms of instruments or attributes are identity terms: left out", left_out
+        )
+    if left_out_names:
+        get_logger(__name__).warning("bias: %d given names begin terms of other lists: left out", left_out_names)
+    digests = {name: file.sha256 for name, file in sorted(files.items())}
+    digests["intersections"] = sha256_bytes(canonical_json(pairs))
+    return Lexicons(sha256_bytes(canonical_json(digests)), digests, instruments, languages, left_out, left_out_names)
+
+
+def weight_of(name: str) -> int:
+    """Weight of a list's terms in an instrument."""
+    return WEIGHTS[name] if name in WEIGHTS else int(name)
+
+
+def scale_of(instrument: str) -> int:
+    """The weight of one point of an instrument."""
+    return SCALE if instrument.startswith(SCORED) else 1
+
+
+def _require_headings(files: Mapping[str, ListFile]) -> None:
+    """A list under another heading would count nothing, and say nothing."""
+    for name, file in files.items():
+        heading, names = ("dialect", set[str]()) if name == "dialects" else (name, set(WEIGHTS))
+        for code, headings in file.languages.items():
+            if set(headings) != {heading} or (names and set(headings[heading]) - names):
+                wish = f", with lists named {', '.join(sorted(names))}" if names else ""
+                raise ConfigError(
+                    f"audit.bias: list {name} has {sorted(headings)} for {code!r}; it wants [{code}.{heading}]{wish}"
+                )
+
+
+def _require_terms(files: Mapping[str, ListFile], identity: Mapping[str, object]) -> None:
+    for name, file in files.items():
+        if alone := sorted(set(file.languages) - set(identity)):
+            raise ConfigError(
+                f"audit.bias: the list {name} has the language {alone[0]!r}, for which there are no identity terms:"
+                " nothing would be counted. Add terms of it with lists.terms, or leave it out."
+            )
+
+
+def _merged(files: Sequence[ListFile]) -> dict[str, dict[str, dict[str, list[Words]]]]:
+    found: dict[str, dict[str, dict[str, list[Words]]]] = {}
+    for file in files:
+        for code, headings in file.languages.items():
+            for heading, names in headings.items():
+                for name, terms in names.items():
+                    found.setdefault(code, {}).setdefault(heading, {}).setdefault(name, []).extend(terms)
+    return found
+
+
+def _lexicon(
+    axes: Headings,
+    families: Headings,
+    weighed: Mapping[int, Mapping[str, Sequence[Words]]],
+    varieties: Mapping[str, Sequence[Words]],
+) -> tuple[Lexicon, int]:
+    """One language's lexicon, and how many terms were left out of it."""
+    from governance.kernels.mentions import CATEGORY, DIALECT, WEIGHT
+
+    groups = tuple(sorted((axis, group) for axis, names in axes.items() for group in names if group != NONE))
+    categories = tuple(sorted((family, name) for family, names in families.items() for name in names))
+    dialects = tuple(sorted(varieties))
+    identity: dict[Words, set[int]] = {term: set() for names in axes.values() for term in names.get(NONE, ())}
+    for number, (axis, group) in enumerate(groups):
+        for term in axes[axis][group]:
+            identity.setdefault(term, set()).add(number)
+    labelled = [
+        (term, (CATEGORY, number, 0))
+        for number, (family, name) in enumerate(categories)
+        for term in families[family][name]
+    ]
+    for instrument, names in weighed.items():
+        labelled += [(term, (WEIGHT, instrument, weight_of(name))) for name in names for term in names[name]]
+    labelled += [(term, (DIALECT, number, 0)) for number, name in enumerate(dialects) for term in varieties[name]]
+    others: dict[Words, set[tuple[int, int, int]]] = {}
+    for term, label in labelled:
+        if term not in identity or label[0] == DIALECT:
+            others.setdefault(term, set()).add(label)
+    left_out = len({(term, label) for term, label in labelled if term in identity and label[0] != DIALECT})
+    return (
+        Lexicon(
+            groups,
+            categories,
+            dialects,
+            {term: tuple(sorted(of)) for term, of in sorted(identity.items())},
+            {term: tuple(sorted(of)) for term, of in sorted(others.items())},
+        ),
+        left_out,
+    )
+
+
+def pack_lexicon(lexicon: Lexicon | None, instruments: int) -> Packed:
+    """The lexicon as the kernel reads it.
+
+    None: of a language without lists.
+    """
+    from governance.kernels.mentions import pack
+
+    if lexicon is None:
+        return pack({}, {}, (0, 0, 0, 0))
+    numbers = intersections_of_terms(lexicon.identity, lexicon.crossed, len(lexicon.groups))
+    identity = {
+        term: [(0, group, 0) for group in (*groups, *numbers.get(term, ()))]
+        for term, groups in lexicon.identity.items()
+    }
+    sizes = (len(lexicon.everyone), len(lexicon.categories), instruments, len(lexicon.dialects))
+    both = {(pair.one, pair.other): len(lexicon.groups) + number for number, pair in enumerate(lexicon.crossed)}
+    return pack(identity, lexicon.others, sizes, both)

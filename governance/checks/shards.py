@@ -1,0 +1,239 @@
+"""Suites over shards: workers and the merging of their results.
+
+`raw` and `documents` are judged in the worker that reads the shard, so that no table of the whole corpus is ever
+made; of `token_shards` a worker counts one row, and the rows are judged together. Each worker imports Great
+Expectations (3 to 4 s), so there is one only for every `SHARDS_A_WORKER` shards. What a worker left is in the audit's
+artifact, and taken up again by the next audit that would find the same: under another policy the hashes of ids stay,
+and with the same gates on a suite all its findings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from governance.checks.drift import Sketch, merge_sketches, sketch_of
+from governance.checks.duplicate_ids import repeated_ids, write_hashes
+from governance.checks.gathering import Expected, SuiteSection, gather, write_finding
+from governance.checks.raw_documents import RawShard, day_of, raw_table, read_ids
+from governance.checks.suites import Table, disagreement, document_table, read_columns
+from governance.checks.tokens import TokenReaders, count_tokens, shards_of, token_shard_rows
+from governance.config import Section, canonical_json
+from governance.files import sha256_bytes, write_json
+from governance.gate.policy import Gate
+from governance.gate.verdict import CheckResult
+from governance.manifest import Manifest, Output
+from governance.parallel import Shard, ShardDone, ShardMade, map_shards, sum_stats
+from governance.stage import Recipe, Runtime
+from governance.verified_files import intact
+
+SHARDS_A_WORKER = 16
+
+
+@dataclass(frozen=True)
+class Place:
+    """Location of the audit: version, artifact folder, runtime."""
+
+    version: int
+    folder: Path
+    runtime: Runtime
+
+    @property
+    def root(self) -> Path:
+        """The folder of all artifacts."""
+        return self.runtime.root
+
+
+@dataclass(frozen=True)
+class Found:
+    """Outcome of one suite's shards."""
+
+    results: list[CheckResult]
+    outputs: list[Output]
+
+
+def _map(
+    place: Place, section: Section, function: Callable[..., ShardMade], shards: list[Shard], suffix: str = ".json"
+) -> list[ShardDone]:
+    few = replace(place.runtime, workers=min(place.runtime.workers, max(1, len(shards) // SHARDS_A_WORKER)))
+    recipe = Recipe("audit", place.version, section)
+    return map_shards(recipe, function, shards, place.folder, few, suffix)
+
+
+def _outputs(done: Sequence[ShardDone]) -> list[Output]:
+    return [output for shard in done for output in shard.outputs.values()]
+
+
+def _values(done: Sequence[ShardDone], role: str, root: Path) -> list[dict[str, Any]]:
+    """JSON values that workers wrote under a role."""
+    return [read_values(shard.outputs[role], root) for shard in done if role in shard.outputs]
+
+
+def read_values(output: Output, root: Path) -> Any:
+    """The JSON of a listed file."""
+    with intact(output, root) as path:
+        return json.loads(path.read_bytes())
+
+
+# --- raw
+
+
+def raw_shards(place: Place, ingest: Manifest) -> tuple[list[RawShard], list[Output]]:
+    """Ingested shards with repeated ids, and the hash files."""
+    root, listed = place.root, ingest.listed("documents")
+    hashing = [Shard(Path(of.path).stem, ("ids", of.sha256), (root / of.path, read_ids), (of,)) for of in listed]
+    done = _map(place, Section(), write_hashes, hashing, ".u64")
+    by_path = {root / of.path: of for of in listed}
+
+    def ids_of(path: Path) -> pa.ChunkedArray:
+        with intact(by_path[path], root):
+            return read_ids(path)
+
+    with contextlib.ExitStack() as reading:
+        hashes = [reading.enter_context(intact(shard.outputs["id_hashes"], root)) for shard in done]
+        repeats = repeated_ids(list(by_path), hashes, ids_of)
+    day = day_of(ingest)
+    found = [RawShard(root / of.path, of.path, of.sha256, own, day) for of, own in zip(listed, repeats, strict=True)]
+    return found, _outputs(done)
+
+
+def judge_raw(section: SuiteSection, shard: RawShard, path_of: Callable[[str], Path]) -> ShardMade:
+    """Judge one shard of ingest: a function for `map_shards`."""
+    table = raw_table(shard)
+    write_finding(section, table, Expected(shard.subject, shard.sha256), path_of("raw"))
+    counts = {} if table.problem else table.frame["source"].value_counts().to_dict()
+    return ShardMade({"raw": path_of("raw")}, {"documents": {str(name): int(n) for name, n in counts.items()}})
+
+
+def raw_results(place: Place, ingest: Manifest, gates: Sequence[Gate]) -> Found:
+    """The results of the suite `raw`."""
+    section = SuiteSection(suite="raw", gates=tuple(gates))
+    shards, outputs = raw_shards(place, ingest)
+    work = [
+        Shard(shard.path.stem, ("raw", shard.subject, shard.sha256, _state(shard)), shard, (of,))
+        for shard, of in zip(shards, ingest.listed("documents"), strict=True)
+    ]
+    done = _map(place, section, judge_raw, work)
+    expected = [Expected(shard.subject, shard.sha256) for shard in shards]
+    found = _values(done, "raw", place.root)
+    corpus = f"{ingest.folder}/documents"
+    results = gather(section, expected, found, corpus)
+    counted = sum_stats([shard.stats for shard in done]).get("documents", {})
+    wanted = {name: own["documents_kept"] for name, own in ingest.stats.get("by_source", {}).items()}
+    if counted != {name: number for name, number in wanted.items() if number}:
+        results += _errors(
+            gates, corpus, f"the shards have these documents by source: {counted}; the manifest: {wanted}"
+        )
+    return Found(results, outputs + _outputs(done))
+
+
+def _state(shard: RawShard) -> str:
+    """The digest of what is known of a shard beside its bytes."""
+    repeats = [shard.repeats.rows.tolist(), shard.repeats.others.tolist()]
+    return sha256_bytes(canonical_json([shard.read_on, repeats]))
+
+
+def _errors(gates: Sequence[Gate], subject: str, words: str) -> list[CheckResult]:
+    return [CheckResult(gate.id, subject, "error", None, 0, 0, words[:300]) for gate in gates]
+
+
+# --- documents, and their sketches for `drift`
+
+
+@dataclass(frozen=True)
+class FeatureShard:
+    """One feature shard of `clean`."""
+
+    path: Path
+    shard: Expected
+    sketched: bool
+    """Whether its sketch is wanted."""
+
+
+def judge_documents(section: SuiteSection, work: FeatureShard, path_of: Callable[[str], Path]) -> ShardMade:
+    """Judge and sketch one feature shard: a function for `map_shards`."""
+    table, rows = document_table(work.path, work.shard.subject)
+    write_finding(section, table, work.shard, path_of("documents"))
+    files = {"documents": path_of("documents")}
+    if work.sketched and not table.problem:
+        files["sketches"] = path_of("sketches")
+        write_json(files["sketches"], sketch_of(read_columns(work.path, without=("text",))))
+    return ShardMade(files, {"rows": rows, "kept": len(table.frame)})
+
+
+def document_results(place: Place, clean: Manifest, gates: Sequence[Gate], sketched: bool) -> tuple[Found, Sketch]:
+    """Results of the suite `documents`, with the sketch if requested."""
+    section = SuiteSection(suite="documents", gates=tuple(gates))
+    shards = [(place.root / of.path, Expected(of.path, of.sha256), of) for of in clean.listed("features")]
+    work = [
+        Shard(
+            path.stem, ("documents", own.subject, own.sha256, str(sketched)), FeatureShard(path, own, sketched), (of,)
+        )
+        for path, own, of in shards
+    ]
+    done = _map(place, section, judge_documents, work)
+    corpus = f"{clean.folder}/features"
+    findings = _values(done, "documents", place.root)
+    results = gather(section, [own for _, own, _ in shards], findings, corpus)
+    counted = sum_stats([shard.stats for shard in done])
+    known = not any(row.status == "error" and "`kept`" in row.detail for row in results)
+    problem = disagreement(clean, counted.get("rows", 0), counted.get("kept", 0)) if done and known else ""
+    results += _errors(gates, corpus, problem) if problem else []
+    sketch = merge_sketches(_values(done, "sketches", place.root))
+    return Found(results, _outputs(done)), sketch
+
+
+def sketch_corpus(clean: Manifest, root: Path) -> Sketch:
+    """Sketch of a corpus' kept documents, computed in this process."""
+
+    def sketch(output: Output) -> Sketch:
+        with intact(output, root) as path:
+            return sketch_of(read_columns(path, without=("text",)))
+
+    return merge_sketches(map(sketch, clean.listed("features")))
+
+
+# --- token shards
+
+
+def counted_token_shards(
+    place: Place, artifacts: Mapping[str, Manifest], readers: TokenReaders
+) -> tuple[list[dict[str, Any]], str, list[Output]]:
+    """Rows of `token_shards`, problems of the table, and workers' files."""
+    encode, tokenizer = artifacts["encode"], artifacts["tokenizer"]
+    shards = shards_of(encode, tokenizer, artifacts["redact"], place.root, readers)
+    made_of = (tokenizer.digest, artifacts["redact"].digest)
+    listed = {of.path: of for of in (*encode.outputs, *artifacts["redact"].outputs)}
+    work = [
+        Shard(
+            shard.path.stem,
+            ("tokens", shard.subject, shard.sha256, *made_of),
+            shard,
+            tuple(listed[path.relative_to(place.root).as_posix()] for path in (shard.path, shard.documents) if path),
+        )
+        for shard in shards
+    ]
+    outputs = _outputs(_map(place, Section(), count_tokens, work))
+    found = [read_values(output, place.root) for output in outputs]
+    rows, problem = token_shard_rows(shards, found, encode)
+    return rows, problem, outputs
+
+
+# --- for those who want the tables themselves
+
+
+def shard_tables(place: Place, artifacts: Mapping[str, Manifest]) -> Iterator[tuple[str, Table]]:
+    """Tables of `raw` and `documents`, rebuilt in this process."""
+    ingest, clean = artifacts["ingest"], artifacts["clean"]
+    for shard, of in zip(raw_shards(place, ingest)[0], ingest.listed("documents"), strict=True):
+        with intact(of, place.root):
+            yield "raw", raw_table(shard)
+    for of in clean.listed("features"):
+        with intact(of, place.root) as path:
+            yield "documents", document_table(path, of.path)[0]

@@ -1,0 +1,1 @@
+"""The gate: policy, checks' results, waivers, the signed verdict."""

@@ -1,0 +1,272 @@
+"""Approvals: differences of a policy from its parent, and required signers.
+
+Each gate that is looser than the parent's wants the approval (`urn:assay:policy-approval:1`, a paper about the policy's
+digest) of two people, at least one of them an owner of the gate, neither of them the submitter. Owners and keys are
+those of the *parent*: a policy cannot appoint its own approvers. Promise: whatever cannot be shown to be as strict
+as before counts as loosened: another column, another regex, another owner, another key. A chain of parents is
+compared link by link, so that no loose policy can be put between two strict ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from governance.gate.policy import EnergyBudget, Gate, Policy
+from governance.gate.signed_statements import Paper, Signed, person_fault
+
+APPROVAL = "urn:assay:policy-approval:1"
+WANTED = 2
+"""People who must approve of each loosened gate."""
+_POLICY = "policy"
+
+
+class Approval(Signed):
+    """One person's yes to a policy that is looser than its parent."""
+
+    parent: str
+    """The parent's digest; the paper is about the policy's."""
+    differences: tuple[str, ...]
+    """What was approved of, for the reader: the policy's digest fixes it."""
+
+
+APPROVALS: dict[str, type[Signed]] = {APPROVAL: Approval}
+"""What may lie in the folder of approvals."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One way in which a policy differs from its parent."""
+
+    gate: str
+    """The gate's id; "policy" for what concerns all of them."""
+    words: str
+    loosened: bool
+    owners: tuple[str, ...]
+    """The people of the parent of whom at least one must approve."""
+
+    def told(self) -> str:
+        """For the reader of a verdict."""
+        return f"{'looser' if self.loosened else 'changed'}: {self.gate}: {self.words}"
+
+
+@dataclass(frozen=True)
+class Unapproved:
+    """A loosened gate that lacks approvals."""
+
+    gate: str
+    owner: str
+    words: str
+
+
+def policy_differences(policy: Policy, parent: Policy) -> list[Difference]:
+    """In words, where a policy differs from its parent.
+
+    The gates in the parent's order, then the rest.
+    """
+    ours, theirs = {gate.id: gate for gate in policy.gate}, {gate.id: gate for gate in parent.gate}
+    found = []
+    for name, gate in theirs.items():
+        owners = parent.owners_of(gate)
+        pairs = _gate(ours[name], gate) if name in ours else [("is gone", True)]
+        found += [Difference(name, words, loosened, owners) for words, loosened in pairs]
+    found += [Difference(name, "is new", False, ()) for name in ours if name not in theirs]
+    return [*found, *_whole(policy, parent)]
+
+
+def _gate(ours: Gate, theirs: Gate) -> Iterator[tuple[str, bool]]:
+    """Changed fields of a gate, and whether they loosen it."""
+    for field in Gate.model_fields:
+        new, old = getattr(ours, field), getattr(theirs, field)
+        if new == old:
+            continue
+        looser = _LOOSER.get(field, _always)
+        yield f"{field} is {_told(new)}, was {_told(old)}", looser(ours, theirs)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return ", ".join(value) or "empty"
+    return "not set" if value is None or value in ("", {}) else str(value)
+
+
+def _always(ours: Gate, theirs: Gate) -> bool:
+    return True
+
+
+def _never(ours: Gate, theirs: Gate) -> bool:
+    return False
+
+
+def _least(ours: Gate, theirs: Gate) -> bool:
+    return theirs.min is not None and (ours.min is None or ours.min < theirs.min)
+
+
+def _greatest(ours: Gate, theirs: Gate) -> bool:
+    return theirs.max is not None and (ours.max is None or ours.max > theirs.max)
+
+
+def _values(ours: Gate, theirs: Gate) -> bool:
+    """More values allowed, or fewer columns wanted.
+
+    Nothing in place of the licences' list, or the list for it.
+    """
+    if ours.expectation != "in_set":
+        return bool(set(theirs.values) - set(ours.values))
+    return not (theirs.values and ours.values) or bool(set(ours.values) - set(theirs.values))
+
+
+_STRICTNESS = {"upper_ci": 0, "point": 1, "lower_ci": 2}  # against a minimum; against a maximum the other way round
+
+
+def _rule(ours: Gate, theirs: Gate) -> bool:
+    """With one bound the ends of an interval have an order.
+
+    Between two of them a change may open either side.
+
+    `whole_ci` has no place in the order: what a bound cuts is inconclusive there, passed or failed elsewhere.
+    """
+    if "whole_ci" in (ours.rule, theirs.rule):
+        return True
+    rise = _STRICTNESS[ours.rule] - _STRICTNESS[theirs.rule]
+    if theirs.min is not None and theirs.max is not None:
+        return True
+    return rise < 0 if theirs.min is not None else rise > 0
+
+
+_LOOSER: dict[str, Callable[[Gate, Gate], bool]] = {
+    "min": _least,
+    "max": _greatest,
+    "values": _values,
+    "rule": _rule,
+    "mostly": lambda ours, theirs: ours.mostly < theirs.mostly,
+    "min_rows": lambda ours, theirs: ours.min_rows < theirs.min_rows,
+    "max_missing": lambda ours, theirs: ours.max_missing > theirs.max_missing,
+    "severity": lambda ours, theirs: ours.severity == "warning",
+    "on_inconclusive": lambda ours, theirs: ours.on_inconclusive == "show",
+    "why": _never,
+}
+"""Field -> whether its change loosens a gate; a field that is not here always does. `min_n` is not: a lower one judges
+on less, a higher one leaves small groups out of what is judged."""
+
+
+def _whole(policy: Policy, parent: Policy) -> Iterator[Difference]:
+    everybody = tuple(sorted({person for people in parent.owners.values() for person in people}))
+    yield from _licences(policy, parent, everybody)
+    if policy.verdict_days != parent.verdict_days:
+        words = f"verdict_days is {policy.verdict_days}, was {parent.verdict_days}"
+        yield Difference(_POLICY, words, policy.verdict_days > parent.verdict_days, everybody)
+    yield from _energy(policy.energy_budget, parent.energy_budget, everybody)
+    for role in sorted({*policy.owners, *parent.owners}):
+        new, old = policy.owners.get(role), parent.owners.get(role)
+        if new != old:
+            words = f"owner {role} is {_told(new)}, was {_told(old)}"
+            yield Difference(_POLICY, words, True, old or everybody)
+    for name in sorted({*policy.people, *parent.people}):
+        if policy.people.get(name) != parent.people.get(name):
+            change = "another key" if name in policy.people and name in parent.people else "added or taken away"
+            yield Difference(_POLICY, f"people: {name}: {change}", True, everybody)
+
+
+def _energy(new: EnergyBudget | None, old: EnergyBudget | None, everybody: tuple[str, ...]) -> Iterator[Difference]:
+    """A budget that is gone, greater, or counts less.
+
+    Scopes are not compared: each holds what the other leaves out.
+    """
+    if old is None or new is None:
+        if new != old:
+            yield Difference(_POLICY, f"energy_budget is {'gone' if new is None else 'new'}", new is None, everybody)
+        return
+    looser = {
+        "kilowatt_hours": new.kilowatt_hours > old.kilowatt_hours,
+        "scope": True,
+        "bound": new.bound == "central",
+        "unknown": new.unknown == "allow",
+    }
+    for field, loosened in looser.items():
+        if (value := getattr(new, field)) != (before := getattr(old, field)):
+            words = f"energy_budget.{field} is {_told(value)}, was {_told(before)}"
+            yield Difference(_POLICY, words, loosened, everybody)
+
+
+def _licences(policy: Policy, parent: Policy, everybody: tuple[str, ...]) -> Iterator[Difference]:
+    new, old = set(policy.licences.allowed), set(parent.licences.allowed)
+    judging = [gate for gate in parent.gate if gate.suite == "licences" and not gate.values]
+    for licence in sorted(new - old):
+        for gate in judging:
+            yield Difference(gate.id, f"licence {licence} is allowed", True, parent.owners_of(gate))
+        if not judging:
+            yield Difference(_POLICY, f"licence {licence} is allowed", True, everybody)
+    for licence in sorted(old - new):
+        yield Difference(_POLICY, f"licence {licence} is no longer allowed", False, everybody)
+
+
+def all_differences(policy: Policy) -> list[str]:
+    """Every difference along the chain of parents, for the verdict."""
+    return [
+        f"{difference.told()} (against {parent.name})"
+        for child, parent in links(policy)
+        for difference in policy_differences(child, parent)
+    ]
+
+
+def links(policy: Policy) -> Iterator[tuple[Policy, Policy]]:
+    """Each policy of the chain with its parent."""
+    while policy.parent is not None:
+        yield policy, policy.parent
+        policy = policy.parent
+
+
+def unapproved(policy: Policy, papers: Sequence[Paper], submitters: tuple[str, ...]) -> list[Unapproved]:
+    """Loosened gates that lack approvals, along the chain."""
+    found = []
+    for child, parent in links(policy):
+        loosened: dict[str, list[Difference]] = {}
+        for difference in policy_differences(child, parent):
+            if difference.loosened:
+                loosened.setdefault(difference.gate, []).append(difference)
+        if not loosened:
+            continue
+        approvers, faults = _approvers(child, parent, papers, submitters)
+        for gate, differences in loosened.items():
+            if lacking := _lacking(differences, approvers):
+                words = "; ".join(difference.words for difference in differences)
+                owner = next((item.owner for item in parent.gate if item.id == gate), "every owner")
+                told = [f"looser than {parent.name}: {words}", lacking, *faults]
+                found.append(Unapproved(gate, owner, "; ".join(told)))
+    return found
+
+
+def approvers(policy: Policy, papers: Sequence[Paper], submitters: tuple[str, ...]) -> tuple[str, ...]:
+    """Everybody whose approval of a policy of the chain counts."""
+    found = [_approvers(child, parent, papers, submitters)[0] for child, parent in links(policy)]
+    return tuple(sorted(set().union(*found)))
+
+
+def _approvers(
+    policy: Policy, parent: Policy, papers: Sequence[Paper], submitters: tuple[str, ...]
+) -> tuple[set[str], list[str]]:
+    """Approvers of this policy, and statements that do not count."""
+    approvers, faults = set(), []
+    for paper in papers:
+        if paper.subject != policy.digest or not isinstance(paper.content, Approval):
+            continue
+        if fault := person_fault(paper, paper.content, parent.people, submitters):
+            faults.append(f"approval {paper.name} does not count: {fault}")
+        else:
+            approvers.add(paper.content.approver)
+    return approvers, faults
+
+
+def _lacking(differences: Sequence[Difference], approvers: set[str]) -> str:
+    """Missing approvals of one gate; "" for none."""
+    said = ", ".join(sorted(approvers)) or "nobody"
+    for difference in differences:
+        owners = set(difference.owners)
+        if len(approvers) < WANTED or not approvers & owners:
+            names = ", ".join(sorted(owners)) or "nobody is one"
+            return f"wants the approval of {WANTED} people, at least one an owner ({names}); approved by {said}"
+    return ""

@@ -1,0 +1,130 @@
+"""Chain check: an artifact and its ancestors against the journal.
+
+A manifest's own digests and its seal are no secret: whoever can write a file can make them fit. What nobody without a
+trusted key can make is the journal's statement of that manifest. So before a verdict is signed, and again before
+training, each manifest of the chain must have the digest, the seal and the inputs of its last statement, and be the
+one that the next artifact names as its input.
+
+What was removed whole, to save space, is no fault: its digest stands in the statement of what was made of it. Nor is
+an input that lies in another root, whose own journal answers for it. Statements of earlier versions hold no seal; then
+the digest is compared, and the `run` block of that manifest is as its writer left it.
+
+`chain_faults` is pure; `read_chain` reads the manifests; `require_chain` is what both doors of the gate ask. Price: one
+JSON file an artifact, and the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from governance.errors import GateClosed, ManifestError, MissingInput
+from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manifest
+from governance.signing.journal import FILE_NAME as JOURNAL
+from governance.signing.journal import Entry, Journal
+
+Stated = Mapping[str, Entry]
+"""The last entry about each file, by its path below the root."""
+
+
+def require_chain(ends: Sequence[Manifest], root: Path, journal: Journal | None) -> None:
+    """Raise unless these artifacts and their ancestors match the journal.
+
+    Raises:
+        GateClosed: names each manifest that is not, and how it is made again; or the journal lacks lines that it had.
+    """
+    if journal is None:
+        return
+    try:
+        stated = latest_statements(journal.believed())
+    except ManifestError as error:
+        raise GateClosed(f"the journal cannot be believed: {error}") from error
+    if fault := journal.behind():
+        raise GateClosed(f"{root / JOURNAL} is behind its anchor: {fault}")
+    journal.keep()
+    manifests, faults = read_chain(ends, root)
+    if faults := [*faults, *chain_faults(manifests, stated)]:
+        raise GateClosed(
+            "\n  ".join(
+                [
+                    f"what lies in {root} is not what was signed of it:",
+                    *faults,
+                    "Put back what was there, or remove the folder of each file named here and make it again: "
+                    "assay data prepare CONFIG, then: assay governance check CONFIG",
+                ]
+            )
+        )
+
+
+def latest_statements(entries: Iterable[Entry]) -> Stated:
+    """The last statement about each file, of entries that were verified."""
+    return {name: entry for entry in entries for name in entry.subjects if entry.states_files}
+
+
+def read_chain(ends: Sequence[Manifest], root: Path) -> tuple[dict[str, Manifest], list[str]]:
+    """Artifacts and ancestors below `root` by path, and unreadable ones."""
+    found: dict[str, Manifest] = {}
+    faults: dict[str, str] = {}
+    waiting = [(manifest.path, manifest) for manifest in ends]
+    while waiting:
+        path, manifest = waiting.pop()
+        found[path] = manifest
+        for item in _artifacts(manifest.inputs):
+            if item.path not in found and item.path not in faults:
+                try:
+                    waiting.append((item.path, read_manifest(root / item.path)))
+                except MissingInput:
+                    continue
+                except ManifestError as error:
+                    faults[item.path] = f"{item.path}: {str(error).removeprefix(f'{root / item.path}: ')}"
+    return found, sorted(faults.values())
+
+
+def chain_faults(manifests: Mapping[str, Manifest], stated: Stated) -> list[str]:
+    """Differences from the journal's last statements, naming the manifests."""
+    faults = []
+    for path, manifest in sorted(manifests.items()):
+        faults += [f"{path}: {fault}" for fault in _wrong_place(path, manifest)]
+        faults += [f"{path}: {fault}" for fault in unstated(manifest, stated)]
+        for item in _artifacts(manifest.inputs):
+            faults += [f"{path}: {fault}" for fault in _other_input(item, manifests, stated)]
+    return faults
+
+
+def unstated(manifest: Manifest, stated: Stated) -> Iterator[str]:
+    """Differences between one manifest and its last statement."""
+    entry = stated.get(manifest.path)
+    if entry is None:
+        yield f"{JOURNAL} has no statement of it: it was put there by something else, or the journal was cut"
+        return
+    place, predicate = f"{JOURNAL} line {entry.index}", entry.statement["predicate"]
+    if (digest := entry.subjects[manifest.path]) != manifest.digest:
+        yield f"{place} states digest {digest[:16]}…, the manifest has {manifest.digest[:16]}…"
+    elif (entry.kind, predicate.get("key"), predicate.get("version")) != (
+        manifest.stage,
+        manifest.key,
+        manifest.version,
+    ):
+        yield f"{place} states another stage, key or version"
+    elif entry.materials[: len(manifest.inputs)] != manifest.inputs:
+        yield f"{place} states other inputs"
+    elif entry.seal and entry.seal != manifest.seal:
+        yield f"{place} states another `run` block: its energy, times or host were altered"
+
+
+def _artifacts(inputs: Iterable[Input]) -> Iterator[Input]:
+    return (item for item in inputs if item.stage not in SOURCES and item.path.endswith(FILE_NAME))
+
+
+def _wrong_place(path: str, manifest: Manifest) -> Iterator[str]:
+    if manifest.path != path:
+        yield f"says that it is {manifest.path}"
+
+
+def _other_input(item: Input, manifests: Mapping[str, Manifest], stated: Stated) -> Iterator[str]:
+    there, entry = manifests.get(item.path), stated.get(item.path)
+    if there is not None:
+        if there.digest != item.digest:
+            yield f"was made from {item.path} with digest {item.digest[:16]}…, now {there.digest[:16]}…"
+    elif entry is not None and entry.subjects[item.path] != item.digest:
+        yield f"was made from {item.path} with digest {item.digest[:16]}…; {JOURNAL} line {entry.index} states another"

@@ -1,0 +1,113 @@
+"""Validity of a verdict: same shards, same policy, latest.
+
+Pure questions, each answered with the fault in words, or with nothing. A verdict is a file; who can write files can put
+an older one back, set the clock back, or list a shard twice. So the time is compared with what was signed, the verdict
+with the journal, and each shard with the manifest's list.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from governance.errors import ManifestError
+from governance.files import sha256_file
+from governance.manifest import Manifest
+from governance.signing.journal import VERDICT, Entry, Journal
+from governance.signing.journal_times import SKEW, since_clock, stamp
+
+_HEADER_BYTES = 64  # a token shard without a document is its header alone, and equals every other
+
+
+def clock_fault(moment: datetime.datetime, signed_at: str, journal: Journal | None) -> str:
+    """Return whether now is before what was already signed.
+
+    This clock is behind, or that one was ahead.
+    """
+    here = f"this machine's clock says {stamp(moment)}: a clock was moved (see: assay governance clock CONFIG)"
+    latest = stamp(moment + SKEW)
+    if latest < signed_at:
+        return f"it was signed at {signed_at} and {here}"
+    last = journal.last_time() if journal is not None else ""
+    if last and latest < last:
+        return f"the journal's last line is of {last} and {here}"
+    return ""
+
+
+def undone(path: Path, root: Path, journal: Journal | None) -> str:
+    """Return whether a verdict predates a clock correction."""
+    if journal is None:
+        return ""
+    try:
+        put_right, since = since_clock(journal.believed())
+    except ManifestError as error:
+        return f"the journal cannot be believed: {error}"
+    if put_right is None or _stated_in(since, path, root) == sha256_file(path):
+        return ""
+    return f"{put_right.place} undid a wrong clock, and it was given before that"
+
+
+def shard_faults(tokens: Manifest, root: Path) -> str:
+    """Return whether a token shard is missing, or stands for two."""
+    for name, count in Counter(output.path for output in tokens.outputs).items():
+        if count > 1:
+            return f"{name} is listed {count} times"
+    shards = [output for output in tokens.outputs if output.path.endswith(".tokens")]
+    if not shards:
+        return "it lists no token shard"
+    for digest, count in Counter(output.sha256 for output in shards if output.bytes > _HEADER_BYTES).items():
+        if count > 1:
+            names = ", ".join(output.path for output in shards if output.sha256 == digest)
+            return f"{names} are one shard, {count} times"
+    for output in tokens.outputs:
+        path = root / output.path
+        if not path.is_file():
+            return f"{output.path} is missing"
+        if (found := path.stat().st_size) != output.bytes:
+            return f"{output.path} has {found} bytes, the manifest says {output.bytes}"
+    return ""
+
+
+def staleness(verdict: Mapping[str, Any], tokens: Manifest, policy_digest: str, moment: datetime.datetime) -> str:
+    """Return whether a verdict is about something else, or has run out."""
+    wanted = {tokens.path: tokens.digest, **{output.path: output.sha256 for output in tokens.outputs}}
+    if verdict["subjects"] != wanted:
+        return "it was given for other token shards"
+    if verdict["policy"]["digest"] != policy_digest:
+        return "it was given under another policy"
+    if verdict["expires"] <= stamp(moment):
+        return f"it expired on {verdict['expires']}"
+    lapsed = [
+        item["gate"] for item in verdict["waivers"] if moment.date() > datetime.date.fromisoformat(item["expires"])
+    ]
+    return f"the waiver of {', '.join(lapsed)} has expired" if lapsed else ""
+
+
+def replay_fault(path: Path, root: Path, journal: Journal | None) -> str:
+    """Return a fault if the journal's last verdict is another."""
+    if journal is None:
+        return ""
+    try:
+        stated = last_stated(path, root, journal)
+    except ManifestError as error:
+        return f"the journal cannot be believed: {error}"
+    if not stated:
+        return "the journal does not know it"
+    return "" if stated == sha256_file(path) else "the journal knows a newer one: an older verdict was put back"
+
+
+def last_stated(path: Path, root: Path, journal: Journal) -> str:
+    """The digest that the journal last stated of a verdict's file.
+
+    "" when it never did.
+    """
+    return _stated_in(journal.believed(), path, root)
+
+
+def _stated_in(entries: Sequence[Entry], path: Path, root: Path) -> str:
+    name = path.relative_to(root).as_posix()
+    stated = (entry.subjects for entry in reversed(entries) if entry.kind == VERDICT)
+    return next((subjects[name] for subjects in stated if name in subjects), "")

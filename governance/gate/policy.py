@@ -1,0 +1,269 @@
+"""The policy: gates on a corpus, their owners and keys.
+
+It is a TOML file of its own (`configs/policy.toml`), so that the people who answer for it can review it alone. The
+whole policy is hashed, the keys of its people and its parent with it: a verdict, a waiver and an approval hold only
+under the policy that they were given for. A gate names one expectation on one table; `docs/checks.md` lists the tables.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+
+from governance.config import Section, canonical_json, read_toml, validate
+from governance.errors import ConfigError
+from governance.files import sha256_bytes
+from governance.signing.dsse import key_id, public_key
+
+Suite = Literal[
+    "documents", "sources", "licences", "representation", "tokens", "pii", "association", "tone", "impact", "shares",
+    "privacy", "parity", "instruments", "intersections", "raw", "drift", "token_shards",
+]  # fmt: skip
+Expectation = Literal[
+    "between", "quantile_between", "mean_between", "not_null", "in_set", "unique", "match_regex", "row_count_between",
+    "columns_present", "interval_between",
+]  # fmt: skip
+Rule = Literal["point", "lower_ci", "upper_ci", "whole_ci"]
+_WITH_BOUNDS = {"between", "quantile_between", "mean_between", "row_count_between", "interval_between"}
+_WITHOUT_COLUMN = {"row_count_between", "columns_present", "interval_between"}
+_KEY_ID = re.compile(r"[0-9a-f]{64}")
+
+
+class Gate(Section):
+    """One rule: expectation, column, severity, owner, reason."""
+
+    id: str = Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$")
+    """Its name, for example "raw.quarantined_share"."""
+    suite: Suite
+    """The table that it judges."""
+    expectation: Expectation
+    """What is expected of it."""
+    column: str = ""
+    """The column; empty for expectations on the whole table and on intervals."""
+    where: dict[str, str] = Field(default={})
+    """Column -> value: only such rows are judged; "" selects a missing value. No such row: inconclusive."""
+    min: float | None = None
+    """The least value allowed, in the column's unit."""
+    max: float | None = None
+    """The greatest value allowed, in the column's unit."""
+    mostly: float = Field(default=1.0, gt=0, le=1)
+    """The share of rows that must fulfil a row-wise expectation."""
+    quantile: float | None = Field(default=None, ge=0, le=1)
+    """For `quantile_between`: which quantile."""
+    values: tuple[str, ...] = ()
+    """For `in_set` and `columns_present`; on the `licences` table, empty means the policy's allowed licences."""
+    regex: str = ""
+    """For `match_regex`."""
+    rule: Rule = "point"
+    """For `interval_between`: which number is compared with min and max, the value, an end of its interval, or both."""
+    min_n: int = Field(default=1, ge=1)
+    """For `interval_between`: a row that rests on fewer units is not judged."""
+    min_rows: int = Field(default=1, ge=1)
+    """With fewer rows the result is inconclusive, which is never a pass."""
+    max_missing: float = Field(default=0.0, ge=0, le=1)
+    """A larger share of missing values makes a pass inconclusive."""
+    severity: Literal["critical", "warning"] = "critical"
+    """A failed critical gate closes; a failed warning is shown."""
+    on_inconclusive: Literal["block", "show"] = "block"
+    """What an inconclusive result of a critical gate does."""
+    owner: str
+    """Who answers for it: a name in `[owners]`."""
+    why: str = Field(min_length=10)
+    """The reason, for the reader of a report."""
+
+    @field_validator("min", "max", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool) and not _is_double(value):
+            raise ValueError("no 64-bit float holds this integer exactly; write one that it does, such as 2^53")
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> Gate:
+        if self.expectation in _WITH_BOUNDS and self.min is None and self.max is None:
+            raise ValueError(f"gate {self.id}: {self.expectation} wants min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"gate {self.id}: min {self.min:g} is above max {self.max:g}; nothing could pass")
+        if (self.expectation in _WITHOUT_COLUMN) == bool(self.column):
+            wants = "no column" if self.expectation in _WITHOUT_COLUMN else "a column"
+            raise ValueError(f"gate {self.id}: {self.expectation} wants {wants}")
+        if (self.expectation == "quantile_between") != (self.quantile is not None):
+            raise ValueError(f"gate {self.id}: `quantile` belongs to quantile_between, and only there")
+        if (self.expectation == "match_regex") != bool(self.regex):
+            raise ValueError(f"gate {self.id}: `regex` belongs to match_regex, and only there")
+        if self.expectation in {"in_set", "columns_present"} and not self.values and self.suite != "licences":
+            raise ValueError(f"gate {self.id}: {self.expectation} wants values")
+        return self
+
+    @model_validator(mode="after")
+    def _interval(self) -> Gate:
+        if self.expectation != "interval_between" and (self.rule != "point" or self.min_n != 1):
+            raise ValueError(f"gate {self.id}: `rule` and `min_n` belong to interval_between, and only there")
+        if "" in self.where:
+            raise ValueError(f"gate {self.id}: `where` names a column without a name")
+        return self
+
+
+def _is_double(number: int) -> bool:
+    try:
+        return int(float(number)) == number
+    except OverflowError:
+        return False
+
+
+class Licences(Section):
+    """Licences that documents may carry."""
+
+    allowed: tuple[str, ...]
+    """SPDX identifiers or expressions, compared as written."""
+
+
+class EnergyBudget(Section):
+    """Energy limits; `governance.energy.budget` enforces them."""
+
+    kilowatt_hours: float = Field(gt=0)
+    """The most that may be used, in kWh of electricity at the meters."""
+    scope: Literal["root", "training"] = "root"
+    """What counts: "root", all that the root's ledger holds (data, audits, every attempt of every training; reports
+    apart), or "training", the attempts of one training; data stages are then not bounded."""
+    bound: Literal["upper", "central"] = "upper"
+    """Which figure of the meters counts: their upper bound, or what they hold for likely."""
+    unknown: Literal["refuse", "allow"] = "refuse"
+    """Energy that no meter saw: "refuse" starts nothing, "allow" counts it as nothing."""
+
+
+class Policy(Section):
+    """All rules for a corpus."""
+
+    name: str
+    """For people; the digest identifies it."""
+    strength: str = ""
+    """What it does about fairness, in a few words for page one: "warns on fairness"."""
+    verdict_days: int = Field(default=30, ge=1)
+    """Days that a verdict holds."""
+    owners: dict[str, tuple[str, ...]]
+    """Owner (a role) -> the people who may approve for it."""
+    people: dict[str, str] = Field(default={})
+    """Person -> the id of the key that this person signs with; a file may name a PEM file instead. Whoever is not here
+    can sign nothing."""
+    licences: Licences
+    energy_budget: EnergyBudget | None = None
+    """The most energy that may be used; absent: no bound."""
+    gate: tuple[Gate, ...] = Field(min_length=1)
+    parent: Policy | None = None
+    """The policy that this one is compared with; a file names the parent's file. With `inherit = true` in that file,
+    what it does not say itself is the parent's: gates and their fields by id, all else but `name` and `strength`."""
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Policy:
+        for name, count in Counter(gate.id for gate in self.gate).items():
+            if count > 1:
+                raise ValueError(f"gate {name} is written {count} times; ids are unique")
+        for gate in self.gate:
+            if gate.owner not in self.owners:
+                raise ValueError(f"gate {gate.id}: owner {gate.owner!r} is not in [owners]: {sorted(self.owners)}")
+        for name, key in self.people.items():
+            if not _KEY_ID.fullmatch(key):
+                raise ValueError(f"people.{name} = {key!r}: is no key's id (64 hexadecimal digits)")
+        for key, count in Counter(self.people.values()).items():
+            if count > 1:
+                names = sorted(name for name in self.people if self.people[name] == key)
+                raise ValueError(f"people {', '.join(names)} have one key; whoever signs needs a key of his own")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A policy without later fields, so that old verdicts hold."""
+        values: dict[str, Any] = dump(self)
+        return {name: value for name, value in values.items() if value or name not in ("energy_budget", "strength")}
+
+    @property
+    def digest(self) -> str:
+        """The hash of the whole policy."""
+        return sha256_bytes(canonical_json(self))
+
+    def owners_of(self, gate: Gate) -> tuple[str, ...]:
+        """The people who may approve for a gate."""
+        return self.owners[gate.owner]
+
+    def gates(self) -> tuple[Gate, ...]:
+        """The rules as they are checked.
+
+        The allowed licences put in where a gate on licences names none.
+        """
+        return tuple(
+            gate.model_copy(update={"values": self.licences.allowed})
+            if gate.suite == "licences" and gate.expectation == "in_set" and not gate.values
+            else gate
+            for gate in self.gate
+        )
+
+
+def load_policy(path: Path) -> Policy:
+    """Read a policy file with its public keys and parents.
+
+    Paths are relative to the file that names them.
+
+    Raises:
+        ConfigError: a file is not there or breaks a rule above, or the parents lead in a circle.
+    """
+    return _load(path, ())
+
+
+def _load(path: Path, children: tuple[Path, ...]) -> Policy:
+    values = read_toml(path)
+    children = (*children, path.resolve())
+    if isinstance(values.get("people"), Mapping):
+        values["people"] = {name: _person(key, path) for name, key in values["people"].items()}
+    inherit = values.pop("inherit", False)
+    if "parent" in values:
+        values["parent"] = _parent(values["parent"], path, children)
+    if inherit:
+        values = _inherited(values, inherit, path)
+    return validate(values, Policy, str(path))
+
+
+def _parent(name: Any, path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}: parent = {name!r}: give the path of the parent's file")
+    above = path.parent / name
+    if above.resolve() in children:
+        raise ConfigError(f"{path}: parent = {name!r}: is this policy itself, or one that it is the parent of")
+    return _load(above, children).model_dump(mode="json")
+
+
+def _inherited(values: dict[str, Any], inherit: Any, path: Path) -> dict[str, Any]:
+    """The file's values and, where it is silent, its parent's.
+
+    A gate of a parent's id takes what it does not say.
+    """
+    parent = values.get("parent")
+    if inherit is not True or parent is None:
+        raise ConfigError(f"{path}: inherit = {inherit!r}: it is true, and the file names a parent; else leave it out")
+    own = values.get("gate", [])
+    if not isinstance(own, list) or not all(isinstance(gate, dict) for gate in own):
+        return values  # the validator says what a gate is
+    above = {gate["id"]: gate for gate in parent["gate"]}
+    written: dict[str, list[dict[str, Any]]] = {}
+    for gate in own:
+        name = str(gate.get("id"))
+        written.setdefault(name, []).append({**above.get(name, {}), **gate})  # twice is refused by the validator
+    names = dict.fromkeys([*above, *written])
+    gates = [gate for name in names for gate in written.get(name) or [above[name]]]
+    taken = {name: value for name, value in parent.items() if name not in ("name", "strength", "parent")}
+    return {**taken, **values, "gate": gates}
+
+
+def _person(key: Any, path: Path) -> Any:
+    """The id of a person's key.
+
+    What is no text is left to the validator's complaint.
+    """
+    if not isinstance(key, str) or _KEY_ID.fullmatch(key):
+        return key
+    return key_id(public_key(path.parent / key))

@@ -1,0 +1,167 @@
+"""Signed statements: waivers, refusals and policy approvals, one JSON file each.
+
+A paper is an in-toto statement in a DSSE envelope (`governance.signing.dsse`) about one digest; its predicate names the
+person and carries the person's public key. Promise: reading a folder of papers hides none. A paper whose signature
+does not hold, or that cannot be read, comes back with its fault, and the reader decides what that closes.
+
+The key in the paper only tells which key signed it. Whether that key is the person's is for the policy to say: it must
+be the key that `[people]` gives to the name.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pwd
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from governance.config import Section, validate
+from governance.errors import ConfigError, GateClosed, ManifestError
+from governance.files import sha256_file, write_json
+from governance.signing.dsse import key_id, open_envelope, public_key_of, sign, statement
+from governance.stage import now
+
+
+class Signed(Section):
+    """Fields of every signed statement: who, why, when."""
+
+    approver: str = Field(min_length=1)
+    """The person, by the name that `[people]` knows."""
+    key: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """The person's public key, raw, in hexadecimal."""
+    reason: str = Field(min_length=10)
+    """For whoever reads the report."""
+    signed_at: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+    """UTC."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One file of a folder of papers."""
+
+    name: str
+    """The file's name."""
+    sha256: str
+    kind: str
+    """The predicate's type; empty when it cannot be read."""
+    subject: str
+    """The digest that it is about; empty when it cannot be read."""
+    content: Signed | None
+    """None when it cannot be read."""
+    signer: str
+    """The id of the key that signed it; empty when the signature does not hold."""
+    fault: str
+    """Why it cannot be read or believed, in words; empty when it can."""
+
+
+def write_paper(path: Path, kind: str, subject: tuple[str, str], content: Signed, key: Any) -> None:
+    """Sign `content` about `subject` with a private key and write it."""
+    name, digest = subject
+    write_json(path, sign(statement({name: digest}, kind, content.model_dump(mode="json")), key))
+
+
+def signature_fields(approver: str, reason: str, key: Any) -> dict[str, str]:
+    """The fields of `Signed` for a paper that is written now."""
+    return {
+        "approver": approver,
+        "reason": reason,
+        "key": key.public_key().public_bytes_raw().hex(),
+        "signed_at": now(),
+    }
+
+
+def read_papers(folder: Path, kinds: Mapping[str, type[Signed]]) -> tuple[Paper, ...]:
+    """Every `*.json` of a folder, in name order.
+
+    A folder that is not there holds none.
+
+    Args:
+        folder: where papers lie.
+        kinds: the types that belong here -> the shape of each.
+
+    Raises:
+        GateClosed: the folder cannot be read; it may hold a refusal.
+    """
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        raise GateClosed(f"{folder}: cannot be read ({error.strerror}); it may hold a refusal") from error
+    return tuple(_read(folder / name, kinds) for name in names)
+
+
+def _read(path: Path, kinds: Mapping[str, type[Signed]]) -> Paper:
+    sha256 = sha256_file(path)
+    try:
+        claimed = _claimed(path)
+        kind, subject, content = _parsed(claimed, kinds, path.name)
+    except ConfigError as error:
+        return Paper(path.name, sha256, "", "", None, "", f"cannot be read: {' '.join(str(error).split())}")
+    try:
+        signed, signer = open_envelope(path, [public_key_of(bytes.fromhex(content.key))])
+    except (ManifestError, ConfigError):
+        return Paper(path.name, sha256, kind, subject, content, "", "its signature does not hold")
+    if signed != claimed:
+        return Paper(path.name, sha256, kind, subject, content, "", "it changed while it was read")
+    return Paper(path.name, sha256, kind, subject, content, signer, "")
+
+
+def _claimed(path: Path) -> Any:
+    """Claims of a statement before its signature is verified."""
+    try:
+        return json.loads(base64.b64decode(json.loads(path.read_bytes())["payload"], validate=True))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"is no signed envelope ({type(error).__name__})") from error
+
+
+def _parsed(claimed: Any, kinds: Mapping[str, type[Signed]], name: str) -> tuple[str, str, Signed]:
+    try:
+        kind, predicate = claimed["predicateType"], claimed["predicate"]
+        [subject] = [item["digest"]["sha256"] for item in claimed["subject"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError("is no statement about one digest") from error
+    if kind not in kinds:
+        raise ConfigError(f"is a {kind!r}; here belong {', '.join(sorted(kinds))}")
+    if not isinstance(predicate, Mapping) or not isinstance(subject, str):
+        raise ConfigError("is no statement about one digest")
+    return kind, subject, validate(predicate, kinds[kind], name)
+
+
+def person_fault(paper: Paper, content: Signed, people: Mapping[str, str], submitters: tuple[str, ...]) -> str:
+    """Reason why a statement does not count as its person's; else ""."""
+    person = content.approver
+    if paper.fault:
+        return paper.fault
+    if person not in people:
+        return f"{person} is not in [people] of the policy"
+    if people[person] != paper.signer:
+        return f"it is signed by the key {paper.signer[:16]}…, which is not {person}'s own"
+    if person in submitters:
+        return f"{person} submitted this run, and nobody approves for himself"
+    return ""
+
+
+def submitters(named: str) -> tuple[str, ...]:
+    """Submitters of this run: the configured name and the running account.
+
+    A name in the configuration is added, it does not replace the account: whoever writes the file could otherwise name
+    somebody else. In a Slurm job the account is Slurm's word.
+    """
+    try:
+        account = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container without a name for this number
+        account = f"uid {os.getuid()}"
+    names = (named, account, os.environ.get("SLURM_JOB_USER", ""))
+    return tuple(sorted({name for name in names if name}))
+
+
+def signer_id(key: Any) -> str:
+    """The id of a private key's public half."""
+    return key_id(key.public_key())

@@ -1,0 +1,126 @@
+"""Two-key verdicts: audit and gate signed by different keys.
+
+`verdict_by = ["audit", "gate"]` in `[governance]`, or in a site's `site.toml`, which the run's file cannot take back.
+A key has the name that its certificate gives it, where one of the keys that are believed signed that, and that of the
+person whom `[people]` gives it to. So whoever holds one of the two keys alone opens nothing: the job states the audit
+with the first, and a person signs the verdict with the second (`assay governance check CONFIG --set
+governance.signing_key=...`).
+
+What the second signature says is what its holder looked at. `check` compares the chain with the journal and judges the
+audit's results anew; it does not count the corpus anew. For that remove `<root>/audit` with its records before: if the
+audit then comes to anything else, its statement is by the second key, and the gate stays closed.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from governance.errors import ManifestError
+from governance.signing.dsse import certified, verify_envelope
+from governance.signing.journal import FILE_NAME as JOURNAL
+
+if TYPE_CHECKING:
+    from governance.signing.dsse import PublicKey
+
+
+@dataclass(frozen=True)
+class TwoKeys:
+    """One demand: who signs what, and who says which key is whose."""
+
+    audit: str
+    verdict: str
+    roots: tuple[PublicKey, ...]
+    """Keys that are believed, and whose certificates give names."""
+    people: Mapping[str, str]
+    """Person -> key id."""
+
+
+@dataclass(frozen=True)
+class Signer:
+    """A key that signed something, and the names that it goes by."""
+
+    key: str
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"the key {self.key[:16]}… ({', '.join(self.names) or 'without a name'})"
+
+
+def signer(envelope: Any, demand: TwoKeys, place: str) -> Signer:
+    """Signer of an envelope.
+
+    Raises:
+        ManifestError: nobody who is believed did; begins with `place`.
+    """
+    _, key = verify_envelope(envelope, demand.roots, place)
+    named = [
+        certified(item.get("certificate"), demand.roots) for item in envelope["signatures"] if item["keyid"] == key
+    ]
+    names = {found.name for found in named if found is not None}
+    return Signer(key, tuple(sorted(names | {person for person, own in demand.people.items() if own == key})))
+
+
+def two_key_faults(demands: Sequence[TwoKeys], verdict: Any, audit: tuple[str, str], root: Path) -> list[str]:
+    """Faults of a two-key verdict's envelopes.
+
+    Args:
+        demands: who must have signed.
+        verdict: the verdict's envelope.
+        audit: path and digest of the audit's manifest.
+        root: the folder that the journal lies in.
+    """
+    faults: list[str] = []
+    for demand in demands:
+        try:
+            faults += _faults(demand, verdict, audit, root)
+        except ManifestError as error:
+            faults.append(str(error))
+    return faults
+
+
+def _faults(demand: TwoKeys, verdict: Any, audit: tuple[str, str], root: Path) -> Iterator[str]:
+    envelope = _last_statement(root / JOURNAL, audit)
+    if envelope is None:
+        yield f"{JOURNAL} has no statement of the audit {audit[0]} ({audit[1][:16]}…), which {demand.audit} is to sign"
+        return
+    first, second = signer(envelope, demand, "the audit's statement"), signer(verdict, demand, "the verdict")
+    if demand.audit not in first.names:
+        yield f"the audit is stated by {first}; {demand.audit} is to sign it"
+    if demand.verdict not in second.names:
+        yield f"the verdict is signed by {second}; {demand.verdict} is to sign it"
+    if first.key == second.key:
+        yield f"the audit's statement and the verdict are signed by one key, {first.key[:16]}…; two are wanted"
+
+
+def _last_statement(journal: Path, audit: tuple[str, str]) -> Any:
+    """Envelope of the last line about the audit, by digest."""
+    try:
+        lines = journal.read_bytes().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            envelope = json.loads(line)["envelope"]
+            subjects = json.loads(base64.b64decode(envelope["payload"]))["subject"]
+            stated = {item["name"]: item["digest"]["sha256"] for item in subjects}
+        except (ValueError, KeyError, TypeError):
+            continue
+        if audit[0] in stated:
+            return envelope if stated[audit[0]] == audit[1] else None
+    return None
+
+
+def demands_of(
+    run: tuple[tuple[str, ...], Iterable[PublicKey], Mapping[str, str]],
+    sites: Iterable[tuple[tuple[str, ...], Iterable[PublicKey], Mapping[str, str]]],
+) -> list[TwoKeys]:
+    """The demands of a run's file and of each site.
+
+    Names, keys that are believed, people; no names, no demand.
+    """
+    return [TwoKeys(names[0], names[1], tuple(keys), people) for names, keys, people in (run, *sites) if names]

@@ -1,0 +1,395 @@
+"""The gate: signed verdicts, and the check that training may start.
+
+A verdict is an in-toto statement in a signed envelope at `<root>/verdicts/<corpus>-<policy>.json`. Its subjects are the
+encoded corpus and each of its token shards; its predicate is the decision with every reason, the policy's digest and
+what is looser in it than in its parent, the audit's digest, the waivers, the journal's head, and an expiry.
+`require_open` is the one door into training: it re-checks signature, subjects, files, policy, clock, expiry, journal,
+waivers, refusals and approvals each time. Both doors, the one that signs and the one that trains, first ask
+`require_chain`: every manifest of the corpus and of its audit is the one that the journal states last. Whatever is
+unknown, empty, missing, stale, altered or in error closes the gate.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import field_validator
+
+from governance.config import Section
+from governance.errors import GateClosed, ManifestError
+from governance.files import sha256_file, write_json
+from governance.gate.approvals import APPROVALS, links, unapproved
+from governance.gate.chain import require_chain
+from governance.gate.decision import CheckResult, Judgement, Papers, Status, decide, strange_papers
+from governance.gate.explanation import explain, site_words
+from governance.gate.freshness import (
+    clock_fault,
+    last_stated,
+    replay_fault,
+    shard_faults,
+    staleness,
+    undone,
+)
+from governance.gate.policy import Policy
+from governance.gate.signed_statements import read_papers, signer_id, submitters
+from governance.gate.site_policy import Site, described, pair, require_site, site_keys, sites
+from governance.gate.two_keys import TwoKeys, demands_of, two_key_faults
+from governance.gate.waivers import REFUSAL, RULINGS, Case, Refusal, refusal_words, ruling_faults
+from governance.log import get_logger
+from governance.manifest import Manifest, read_manifest, verify
+from governance.signing.dsse import (
+    SigningKey,
+    certified,
+    default_key_path,
+    open_envelope,
+    private_key,
+    public_key,
+    sign,
+    statement,
+    verify_envelope,
+)
+from governance.signing.journal import VERDICT, Journal
+from governance.signing.journal_times import stamp
+
+__all__ = [
+    "CheckResult", "GovernanceConfig", "Judgement", "Papers", "Status", "bound_by", "decide", "gather", "give_verdict",
+    "read_verdict", "require_open", "verdict_path",
+]  # fmt: skip
+
+REFUSALS = "refusals"
+"""The folder of a root in which refusals lie."""
+PREDICATE_TYPE = "urn:assay:verdict:1"
+_OPEN = ("PASS", "WAIVED")
+
+
+class GovernanceConfig(Section):
+    """The `[governance]` section: policy, signing key, trusted keys."""
+
+    policy: str = "policy.toml"
+    """The policy's path, relative to the run's file."""
+    signing_key: str = ""
+    """Path of the private key; empty: the user's own, made on first use."""
+    trusted_keys: tuple[str, ...] = ()
+    """Public key files whose verdicts open the gate; empty: the signing key's own."""
+    verdict_by: tuple[str, ...] = ()
+    """Two names, of certificates or of `[people]`: who signs the audit's statement, and who signs the verdict; empty:
+    one key may do both. A site's policy may demand it, too."""
+    waivers: str = "waivers"
+    """The folder of signed waivers and refusals, relative to the run's file."""
+    approvals: str = "approvals"
+    """The folder of signed approvals of a policy that is looser than its parent, relative to the run's file."""
+    submitter: str = ""
+    """Who submitted the run, beside the account that runs it: neither may waive or approve."""
+    git_note: bool = False
+    """Leave the journal's head in a git note (refs/notes/assay) on the commit that the run's file lies at."""
+    model_signing: bool = False
+    """Sign each checkpoint as OpenSSF's model_signing does (`model.sig` beside its files)."""
+    model_key: str = ""
+    """Path of the EC key that signs them; empty: the user's own, made on first use."""
+
+    @field_validator("verdict_by")
+    @classmethod
+    def _is_a_pair(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return pair(value)
+
+    def key_path(self, folder: Path) -> Path:
+        """Path of the signing key, relative to the run's file."""
+        return folder / self.signing_key if self.signing_key else default_key_path()
+
+
+def gather(config: GovernanceConfig, folder: Path, root: Path) -> Papers:
+    """Read signed statements and refusals, and the running account.
+
+    A refusal of a reviewer lies in the root, so that no other run file and no other setting leaves it unread.
+    """
+    own = config.key_path(folder)  # a key that is not made yet is nobody's
+    return Papers(
+        rulings=(*read_papers(folder / config.waivers, RULINGS), *read_papers(root / REFUSALS, RULINGS)),
+        approvals=read_papers(folder / config.approvals, APPROVALS),
+        submitters=submitters(config.submitter),
+        verdict_key=signer_id(private_key(own)) if own.exists() else "",
+    )
+
+
+def _judged(verdict: Mapping[str, Any], root: Path) -> list[Manifest]:
+    """The audit behind a verdict, as first written; empty if removed.
+
+    Raises:
+        GateClosed: it is another one, or a file of it was altered.
+    """
+    path = root / verdict["audit"]["path"]
+    if not path.exists():
+        return []
+    try:
+        audit = read_manifest(path)
+        faults = verify(audit, root)
+    except ManifestError as error:
+        raise GateClosed(f"the audit of the verdict cannot be believed: {error}") from error
+    if audit.digest != verdict["audit"]["digest"]:
+        faults = [f"{audit.path}: is another audit than the verdict rests on"]
+    if faults:
+        raise GateClosed(
+            f"the audit of the verdict is not as it was written: {'; '.join(faults)}. Remove {path.parent}, then:"
+            " assay governance check CONFIG"
+        )
+    return [audit]
+
+
+def verdict_path(tokens: Manifest, policy: Policy, root: Path) -> Path:
+    """Path of the verdict on this corpus under this policy."""
+    return root / "verdicts" / f"{tokens.digest[:16]}-{policy.digest[:16]}.json"
+
+
+def give_verdict(
+    judgement: Judgement,
+    tokens: Manifest,
+    audit: Manifest,
+    policy: Policy,
+    governance: tuple[GovernanceConfig, Path],
+    root: Path,
+    journal: Journal | None = None,
+) -> dict[str, Any]:
+    """Sign the judgement.
+
+    An unexpired verdict that says the same of the same audit stands as it is.
+
+    Args:
+        judgement: what `decide` found.
+        tokens: the encoded corpus.
+        audit: the artifact that holds the results.
+        policy: what it was judged by.
+        governance: the section and the folder that its paths are relative to.
+        root: the artifacts' root.
+        journal: where it is stated, and whose head it carries; without one nothing is asked of the chain.
+
+    Raises:
+        GateClosed: this machine's clock is behind what was signed already; a manifest of the chain is not as the
+            journal states it.
+    """
+    config, folder = governance
+    bound = bound_by(policy, config, folder)
+    demands = _demands(policy, config, folder, bound)
+    require_chain((tokens, audit), root, journal)
+    path = verdict_path(tokens, policy, root)
+    today = datetime.datetime.now(datetime.UTC)
+    own = private_key(config.key_path(folder))
+    signers = _signers(judgement, policy, own, trusted(config, folder))
+    content = {**_content(judgement, tokens, audit, policy), "site": described(bound), "people": signers}
+    standing = {} if path.exists() and undone(path, root, journal) else _standing(path, config, folder)
+    signed_at = str(standing.get("signed_at", ""))
+    if fault := clock_fault(today, signed_at, journal):
+        raise GateClosed(
+            f"no verdict is given: {fault}. Set this clock right; if it is right, undo what is dated ahead of it"
+        )
+    same = all(standing.get(name) == value for name, value in content.items())
+    stated = (audit.path, audit.digest)
+    by_two = bool(standing) and not two_key_faults(demands, json.loads(path.read_bytes()), stated, root)
+    if same and by_two and standing["expires"] > stamp(today) and not replay_fault(path, root, journal):
+        return standing
+    predicate = {
+        **content,
+        "journal_head": "" if journal is None else journal.head(),
+        "anchored": journal is not None and journal.anchored(),
+        "signed_at": stamp(today),
+        "expires": stamp(today + datetime.timedelta(days=policy.verdict_days)),
+    }
+    subjects = {tokens.path: tokens.digest, **{output.path: output.sha256 for output in tokens.outputs}}
+    envelope = sign(statement(subjects, PREDICATE_TYPE, predicate), own)
+    try:
+        verify_envelope(envelope, trusted(config, folder), "the verdict of this signing key")
+        if faults := two_key_faults(demands, envelope, stated, root):
+            raise ManifestError("; ".join(faults))
+    except ManifestError as error:  # a job of people who may not decide never takes the place of their verdict
+        if by_two and standing["audit"] == content["audit"]:
+            return standing
+        raise GateClosed(
+            f"no verdict is given: {error}. Let someone whose key may sign it run: assay governance check CONFIG"
+        ) from error
+    write_json(path, envelope)
+    if journal is not None:
+        _state(path, root, predicate, journal)
+    return read_verdict(path, config, folder)
+
+
+def _content(judgement: Judgement, tokens: Manifest, audit: Manifest, policy: Policy) -> dict[str, Any]:
+    """Content of a verdict, without its times."""
+    parents = [{"name": parent.name, "digest": parent.digest} for _, parent in links(policy)]
+    return {
+        "verdict": judgement.decision,
+        "policy": {
+            "name": policy.name,
+            "strength": policy.strength,
+            "digest": policy.digest,
+            "parents": parents,
+            "differences": list(judgement.differences),
+        },
+        "audit": {"path": audit.path, "digest": audit.digest},
+        "corpus": {"path": tokens.path, "digest": tokens.digest},
+        "summary": judgement.summary,
+        "reasons": list(judgement.reasons),
+        "waivers": list(judgement.waivers),
+        "submitters": list(judgement.submitters),
+    }
+
+
+def _standing(path: Path, config: GovernanceConfig, folder: Path) -> dict[str, Any]:
+    """The verdict that stands, or nothing.
+
+    One that cannot be believed is given anew.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return read_verdict(path, config, folder)
+    except ManifestError as error:
+        get_logger(__name__).warning("%s; it is given anew", error)
+        return {}
+
+
+def _state(path: Path, root: Path, predicate: Mapping[str, Any], journal: Journal) -> None:
+    """State the verdict's file and inputs in the journal, once."""
+    digest = sha256_file(path)
+    if last_stated(path, root, journal) == digest:
+        return
+    materials = [{"stage": Path(predicate[name]["path"]).parts[0], **predicate[name]} for name in ("corpus", "audit")]
+    facts = {name: predicate[name] for name in ("verdict", "policy", "waivers", "expires")}
+    subject = {path.relative_to(root).as_posix(): digest}
+    content = {"stage": VERDICT, **facts, "materials": materials}
+    journal.append(VERDICT, statement(subject, "urn:assay:provenance:1", content))
+
+
+def read_verdict(path: Path, config: GovernanceConfig, folder: Path) -> dict[str, Any]:
+    """Predicate of a verdict with valid signature, `key_id` and `subjects`.
+
+    Raises:
+        ManifestError: it was altered, is of another kind, or its signer is not trusted.
+    """
+    content, signer = open_envelope(path, trusted(config, folder))
+    if content.get("predicateType") != PREDICATE_TYPE:
+        raise ManifestError(f"{path}: is a {content.get('predicateType')!r}, not a verdict")
+    subjects = {item["name"]: item["digest"]["sha256"] for item in content["subject"]}
+    return {**content["predicate"], "key_id": signer, "subjects": subjects}
+
+
+def trusted(config: GovernanceConfig, folder: Path) -> list[Any]:
+    """The public keys that are believed.
+
+    Those that the section names, else the own one, if there is one.
+    """
+    keys = [public_key(folder / name) for name in config.trusted_keys] or site_keys(sites())
+    own = config.key_path(folder)
+    return keys or ([private_key(own).public_key()] if own.exists() else [])
+
+
+def bound_by(policy: Policy, config: GovernanceConfig, folder: Path) -> tuple[Site, ...]:
+    """The sites whose rules this run is under.
+
+    Raises:
+        GateClosed: it is not under the rules of one that binds on this machine.
+    """
+    return require_site(policy, config.trusted_keys, config.key_path(folder), folder)
+
+
+def _demands(policy: Policy, config: GovernanceConfig, folder: Path, bound: tuple[Site, ...]) -> list[TwoKeys]:
+    """Required signers, by the run's file and each site."""
+    by_sites = [(site.verdict_by, site.keys, site.policy.people) for site in bound]
+    return demands_of((config.verdict_by, trusted(config, folder), policy.people), by_sites)
+
+
+def _signers(judgement: Judgement, policy: Policy, own: SigningKey, roots: list[Any]) -> dict[str, Any]:
+    """Signers behind a verdict, and approvers."""
+    certificate = certified(own.certificate, roots)
+    waived = {waiver["approver"] for waiver in judgement.waivers}
+    return {
+        "named": len(policy.people),
+        "signer": next((name for name, key in policy.people.items() if key == signer_id(own)), ""),
+        "key": "" if certificate is None else certificate.name,
+        "approved": sorted(waived | set(judgement.approvers)),
+    }
+
+
+def require_open(
+    tokens: Manifest,
+    policy: Policy,
+    config: GovernanceConfig,
+    folder: Path,
+    root: Path,
+    journal: Journal | None = None,
+    packed: Sequence[Manifest] = (),
+) -> dict[str, Any]:
+    """The valid verdict on exactly these shards and policy, or raise.
+
+    Raises:
+        GateClosed: there is none, it is stale, altered, replayed or about something else, or it does not open; a shard
+            is missing or stands twice; a manifest of the chain, or a file of the audit, is not as it was stated; a
+            clock was moved back; a waiver or an approval no longer holds; an owner refused: reasons, owners.
+    """
+    bound = bound_by(policy, config, folder)
+    path = verdict_path(tokens, policy, root)
+    if not path.exists():
+        raise GateClosed(
+            f"no verdict on this corpus ({tokens.digest[:16]}) under this policy ({policy.digest[:16]}): NOT_RUN.\n"
+            f"  Audit it first: assay governance check CONFIG"
+        )
+    try:
+        verdict = read_verdict(path, config, folder)
+    except ManifestError as error:
+        raise GateClosed(f"the verdict cannot be believed: {error}") from error
+    require_chain((tokens, *_judged(verdict, root), *packed), root, journal)
+    if shards := shard_faults(tokens, root):
+        raise GateClosed(f"the token shards are not those of the verdict: {shards}. Make it again with data prepare")
+    moment = datetime.datetime.now(datetime.UTC)
+    stated = (verdict["audit"]["path"], verdict["audit"]["digest"])
+    stale = (
+        staleness(verdict, tokens, policy.digest, moment)
+        or (
+            f"it was given {site_words(verdict)}, not of those that bind here"
+            if bound and verdict.get("site") != described(bound)
+            else ""
+        )
+        or "; ".join(
+            two_key_faults(_demands(policy, config, folder, bound), json.loads(path.read_bytes()), stated, root)
+        )
+        or undone(path, root, journal)
+        or clock_fault(moment, verdict["signed_at"], journal)
+        or replay_fault(path, root, journal)
+    )
+    if stale:
+        raise GateClosed(f"the verdict at {path} does not hold: {stale}.\n  Audit again: assay governance check CONFIG")
+    if verdict["verdict"] not in _OPEN:
+        raise GateClosed(explain(verdict))
+    if since := _since(verdict, policy, tokens.digest, moment.date(), gather(config, folder, root)):
+        raise GateClosed(
+            "\n  ".join(
+                [f"the verdict at {path} no longer holds:", *since, "Audit again: assay governance check CONFIG"]
+            )
+        )
+    return verdict
+
+
+def _since(verdict: Mapping[str, Any], policy: Policy, corpus: str, today: datetime.date, papers: Papers) -> list[str]:
+    """Changes since the verdict that close the gate."""
+    gates = {gate.id: gate for gate in policy.gates()}
+    case = Case(policy, corpus, today, papers.submitters, verdict["key_id"])
+    found = []
+    for paper in papers.rulings:
+        if paper.kind == REFUSAL and paper.subject == corpus and isinstance(paper.content, Refusal):
+            gate = gates.get(paper.content.gate)
+            owner = gate.owner if gate is not None else "unknown"
+            found.append(f"{paper.content.gate} (owner: {owner}): {refusal_words(paper, paper.content)}")
+    by_digest = {paper.sha256: paper for paper in papers.rulings}
+    for waiver in verdict["waivers"]:
+        gate, paper_of = gates[waiver["gate"]], by_digest.get(waiver["sha256"])
+        faults = ruling_faults(case, gate, paper_of) if paper_of else ["its file is gone or was altered"]
+        if faults:
+            found.append(f"waiver {waiver['file']} of {gate.id} (owner: {gate.owner}): {'; '.join(faults)}")
+    found += [f"{reason['gate']}: {reason['subject']}: {reason['detail']}" for reason in strange_papers(papers, gates)]
+    found += [
+        f"{item.gate} (owner: {item.owner}): {item.words}"
+        for item in unapproved(policy, papers.approvals, papers.submitters)
+    ]
+    return found

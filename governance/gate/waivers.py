@@ -1,0 +1,192 @@
+"""Waivers and refusals: an owner's signed decision on one result.
+
+A waiver (`urn:assay:waiver:1`) lets a result through that did not pass; a refusal (`urn:assay:refusal:1`) closes the
+gate on it until the file is removed. Both are signed statements (`governance.gate.signed_statements`) about the
+encoded corpus' digest. A whole predicate of a waiver:
+
+    {"gate": "sources.quarantined_share", "result": "sources", "policy": "...64 hex", "approver": "ann",
+     "key": "...64 hex", "reason": "Two torn records of the 1990 debates were read by a person.",
+     "observed": 0.0013, "max_deviation": 0.0005, "expires": "2027-01-31", "signed_at": "2027-01-01T09:00:00Z"}
+
+Promise: a waiver holds only when every line of `ruling_faults` and `_cover_fault` is silent. One that does not hold,
+for a result that did not pass, closes whatever the gate's severity, and says why: somebody meant to talk a gate round.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from governance.gate.policy import Gate, Policy
+from governance.gate.signed_statements import Paper, Signed, person_fault
+
+WAIVER = "urn:assay:waiver:1"
+REFUSAL = "urn:assay:refusal:1"
+WAIVABLE = ("fail", "inconclusive")
+"""An error or a missing result cannot be waived: there is nothing to waive where nothing is known."""
+
+
+class Refusal(Signed):
+    """An owner's no to one result of one corpus."""
+
+    gate: str
+    """The gate's id."""
+    result: str
+    """The subject of the check result: a file or a table."""
+    policy: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """The digest of the policy that it was judged by."""
+
+
+class Waiver(Refusal):
+    """An owner's exception to one result, limited in time and size."""
+
+    observed: float | str | None
+    """What was observed when it was signed, for the reader."""
+    max_deviation: float | None = Field(ge=0)
+    """The greatest deviation (`deviation`) that it covers; None covers only a result without a number."""
+    expires: str
+    """The last day that it holds, YYYY-MM-DD, in UTC."""
+
+    @field_validator("expires")
+    @classmethod
+    def _is_day(cls, value: str) -> str:
+        try:
+            datetime.date.fromisoformat(value)
+        except ValueError:
+            raise ValueError("is no day; write it as YYYY-MM-DD") from None
+        return value
+
+
+RULINGS: dict[str, type[Signed]] = {WAIVER: Waiver, REFUSAL: Refusal}
+"""What may lie in the folder of waivers."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """The corpus that is judged, and by and for whom."""
+
+    policy: Policy
+    corpus: str
+    """The digest of the encoded corpus."""
+    today: datetime.date
+    submitters: tuple[str, ...] = ()
+    verdict_key: str = ""
+    """The id of the key that signs the verdict."""
+
+
+@dataclass(frozen=True)
+class Ruled:
+    """Ruling of signed statements on a failed result."""
+
+    waiver: dict[str, Any] | None
+    """The waiver that holds."""
+    faults: tuple[str, ...]
+    """Why others do not, and refusals; each closes."""
+
+
+def deviation(gate: Gate, observed: float | str | None) -> float | None:
+    """Distance of a result beyond its gate's limit; None without number.
+
+    Where the number is the share of rows that fulfil the gate, it is what lacks to `mostly`; where it is a value, the
+    distance beyond the nearer bound; for missing columns their number.
+    """
+    if gate.expectation == "columns_present":
+        return float(len(str(observed).split(", "))) if observed else 0.0
+    if observed is None or isinstance(observed, str):
+        return None
+    if _observes_a_share(gate):
+        return max(0.0, _rounded(gate.mostly - observed))
+    below = 0.0 if gate.min is None else gate.min - observed
+    above = 0.0 if gate.max is None else observed - gate.max
+    return max(0.0, _rounded(below), _rounded(above))
+
+
+def _observes_a_share(gate: Gate) -> bool:
+    if gate.expectation == "between":
+        return gate.mostly < 1
+    return gate.expectation in ("in_set", "not_null", "unique", "match_regex")
+
+
+def _rounded(number: float) -> float:
+    """12 significant digits, as observed numbers have.
+
+    A person copies the deviation that is shown.
+    """
+    return float(f"{number:.12g}")
+
+
+def rule_on(case: Case, gate: Gate, result: tuple[str, str, float | str | None], papers: Sequence[Paper]) -> Ruled:
+    """Ruling on a result by subject, status and observed value.
+
+    A waiver that holds wins over others that do not; a refusal wins over every waiver.
+    """
+    subject, status, observed = result
+    held: dict[str, Any] | None = None
+    faults: list[str] = []
+    refusals: list[str] = []
+    for paper in papers:
+        ruling = paper.content
+        if not isinstance(ruling, Refusal) or ruling.gate != gate.id or _about_another_result(case, paper, subject):
+            continue
+        if paper.kind == REFUSAL:
+            refusals += [refusal_words(paper, ruling)] if paper.subject == case.corpus else []
+            continue
+        if status not in WAIVABLE or not isinstance(ruling, Waiver):
+            continue
+        found = [*ruling_faults(case, gate, paper), *filter(None, [_cover_fault(gate, ruling, observed)])]
+        if found:
+            faults.append(f"waiver {paper.name} does not hold: {'; '.join(found)}")
+        else:
+            held = {**ruling.model_dump(mode="json"), "file": paper.name, "sha256": paper.sha256}
+    if refusals:
+        return Ruled(None, (*refusals, *faults))
+    return Ruled(held, () if held else tuple(faults))
+
+
+def _about_another_result(case: Case, paper: Paper, subject: str) -> bool:
+    """Statements on this corpus about another file or table."""
+    return paper.subject == case.corpus and isinstance(paper.content, Refusal) and paper.content.result != subject
+
+
+def refusal_words(paper: Paper, ruling: Refusal) -> str:
+    """A refusal for the reader.
+
+    It closes even when its signature does not hold: what is in doubt stays closed.
+    """
+    doubt = f" ({paper.fault})" if paper.fault else ""
+    return f"refused by {ruling.approver}{doubt}: {ruling.reason} (until {paper.name} is removed)"
+
+
+def ruling_faults(case: Case, gate: Gate, paper: Paper) -> list[str]:
+    """Reasons why a waiver does not hold; empty if it does."""
+    waiver = paper.content
+    if not isinstance(waiver, Waiver):
+        return [paper.fault or "is no waiver"]
+    faults = [person_fault(paper, waiver, case.policy.people, case.submitters)]
+    if waiver.approver not in case.policy.owners_of(gate):
+        owners = ", ".join(case.policy.owners_of(gate)) or "nobody"
+        faults.append(f"{waiver.approver} is no owner of this gate; {gate.owner} is: {owners}")
+    if paper.signer and paper.signer == case.verdict_key:
+        faults.append("the key that signed it signs the verdict as well: another person must give the verdict")
+    if paper.subject != case.corpus:
+        faults.append(f"it is for another corpus ({paper.subject[:16]}…)")
+    if waiver.policy != case.policy.digest:
+        faults.append(f"it is for another policy ({waiver.policy[:16]}…)")
+    if case.today > datetime.date.fromisoformat(waiver.expires):
+        faults.append(f"it expired on {waiver.expires}")
+    if waiver.signed_at[:10] > case.today.isoformat():
+        faults.append(f"it was signed on {waiver.signed_at[:10]}, which is not yet: a clock is wrong")
+    return [fault for fault in faults if fault]
+
+
+def _cover_fault(gate: Gate, waiver: Waiver, observed: float | str | None) -> str:
+    found, most = deviation(gate, observed), waiver.max_deviation
+    if found is None:
+        return "" if most is None else f"it covers a deviation of up to {most:g}; this result has no number"
+    if most is None:
+        return f"it covers a result without a number; here the deviation is {found:g}"
+    return "" if found <= most else f"it covers a deviation of up to {most:g}; here it is {found:g}"

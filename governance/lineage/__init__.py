@@ -1,0 +1,1 @@
+"""Lineage: ancestors of an artifact, attestations, verification."""

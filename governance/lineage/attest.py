@@ -1,0 +1,124 @@
+"""Attestation: signed journal entries for each artifact of a run.
+
+The journal's keys are those of `[governance]`: it is signed with `signing_key`, and believed when signed by that key or
+by one of `trusted_keys`, or by a job's key that one of them certified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from governance.config import canonical_json
+from governance.errors import ManifestError
+from governance.files import sha256_bytes
+from governance.gate.site_policy import site_keys, sites
+from governance.gate.verdict import GovernanceConfig
+from governance.manifest import Manifest
+from governance.signing.dsse import SigningKey, private_key, public_key, sign, statement, verify_envelope
+from governance.signing.git_anchor import anchor
+from governance.signing.home_anchor import HomeAnchor
+from governance.signing.journal import Journal
+from governance.signing.openssf import default_model_key_path, model_key, sign_model
+from governance.stage import Attest, now
+
+if TYPE_CHECKING:
+    from governance.signing.dsse import PublicKey
+
+MODEL_SIGNATURE = "model-signature"
+NOTE = "urn:assay:note:1"
+
+
+def believed(config: GovernanceConfig, folder: Path) -> Sequence[PublicKey]:
+    """The keys whose statements count.
+
+    The trusted ones and, but on a site, the signing key's own where it is there.
+    """
+    keys = [public_key(folder / name) for name in config.trusted_keys]
+    if bound := sites():
+        return keys or site_keys(bound)
+    own = config.key_path(folder)
+    return [*keys, private_key(own).public_key()] if own.exists() else keys
+
+
+def open_journal(config: GovernanceConfig, folder: Path, root: Path) -> Journal:
+    """The journal of `root`; paths of `config` are relative to `folder`.
+
+    Nothing is read or made yet.
+    """
+    return Journal(
+        root,
+        lambda: private_key(config.key_path(folder)),
+        lambda: believed(config, folder),
+        anchor(root, folder if config.git_note else None),
+        HomeAnchor(root),
+    )
+
+
+def attest_with(journal: Journal, config: GovernanceConfig, folder: Path, root: Path) -> Attest:
+    """The hook: state each artifact in the journal.
+
+    Sign each checkpoint as a model where that is asked for.
+    """
+
+    def attest(manifest: Manifest) -> None:
+        journal.state_artifact(manifest)
+        if config.model_signing and manifest.stage == "checkpoint":
+            state_model_signature(journal, manifest, model_key_path(config, folder), root)
+
+    return attest
+
+
+def model_key_path(config: GovernanceConfig, folder: Path) -> Path:
+    """Path of the model key."""
+    return folder / config.model_key if config.model_key else default_model_key_path()
+
+
+class KeySigner:
+    """Signs notes with the run's key.
+
+    Believes those of every key whose statements count in its journal.
+
+    It travels to worker processes without its keys, which are read where they are first wanted.
+
+    Args:
+        config: names the keys.
+        folder: where its paths start.
+    """
+
+    def __init__(self, config: GovernanceConfig, folder: Path) -> None:
+        self._config, self._folder = config, folder
+        self._key: SigningKey | None = None
+        self._trusted: tuple[bool, Sequence[PublicKey]] | None = None  # with or without the own key, made meanwhile
+
+    def sign(self, name: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Sign content and time under the note's name."""
+        self._key = self._key or private_key(self._config.key_path(self._folder))
+        subject = {name: sha256_bytes(canonical_json(content))}
+        return sign(statement(subject, NOTE, {"content": content, "signed_at": now()}), self._key)
+
+    def open(self, name: str, written: Any) -> Any:
+        """Content of a valid signed note; None otherwise."""
+        own = self._config.key_path(self._folder).exists()
+        if self._trusted is None or self._trusted[0] != own:
+            self._trusted = (own, believed(self._config, self._folder))
+        try:
+            found, _ = verify_envelope(written, self._trusted[1], name)
+        except ManifestError:
+            return None
+        named = [item["name"] for item in found["subject"]] == [name]
+        return found["predicate"]["content"] if named and found["predicateType"] == NOTE else None
+
+    def __reduce__(self) -> tuple[type[KeySigner], tuple[GovernanceConfig, Path]]:
+        return KeySigner, (self._config, self._folder)
+
+
+def state_model_signature(journal: Journal, manifest: Manifest, key: Path, root: Path) -> str:
+    """Write a checkpoint's `model.sig` and state it.
+
+    Returns its path below the root.
+    """
+    name, digest = sign_model(manifest, model_key(key), root)
+    journal.state(MODEL_SIGNATURE, {name: digest}, [manifest.as_input()])
+    return name

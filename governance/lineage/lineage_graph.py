@@ -1,0 +1,152 @@
+"""Lineage graph of a root, from its journal and manifests.
+
+A node is one artifact, verdict or child (an export, an evaluation) as the journal states it, or a source file; its
+edges go to what it was made from. An artifact that was removed since is known by its statement; one from before the
+root had a journal by its manifest. Nothing is verified here (`verification.py` does): the graph is what they say.
+
+Costs a read of the journal and of every manifest of the root.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from governance.errors import ManifestError, MissingInput
+from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manifest
+from governance.signing.journal import FILE_NAME as JOURNAL
+from governance.signing.journal import VERDICT, Entry, read_journal
+
+
+@dataclass(frozen=True)
+class Node:
+    """One thing in the graph."""
+
+    stage: str
+    """The stage, "verdict", "export" and so on, or a source's kind."""
+    path: str
+    """Its manifest below the root, its line in the journal, or a source file's name within the source."""
+    digest: str
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """An artifact's section, as stated or in its manifest."""
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What else its statement says of it."""
+    manifest: Manifest | None = field(default=None, compare=False)
+    """None: it is a source or no artifact, or is not in the root (any more)."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Identifier of a node."""
+        return self.path, self.digest
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes by key, and what each was made from, in order."""
+
+    nodes: Mapping[tuple[str, str], Node]
+    parents: Mapping[tuple[str, str], tuple[tuple[str, str], ...]]
+
+    @functools.cached_property
+    def children(self) -> dict[tuple[str, str], list[tuple[str, str]]]:
+        """The other direction."""
+        found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        for child, parents in self.parents.items():
+            for parent in parents:
+                found.setdefault(parent, []).append(child)
+        return found
+
+    def ancestors(self, node: Node) -> Iterator[tuple[int, Node]]:
+        """(depth, ancestor), depth first, each once."""
+        return self._walk(node, self.parents)
+
+    def descendants(self, node: Node) -> Iterator[tuple[int, Node]]:
+        """(depth, descendant), depth first, each once."""
+        return self._walk(node, self.children)
+
+    def _walk(
+        self, node: Node, onward: Mapping[tuple[str, str], Iterable[tuple[str, str]]]
+    ) -> Iterator[tuple[int, Node]]:
+        seen = {node.key}
+        waiting = [(1, key) for key in reversed(list(onward.get(node.key, ())))]
+        while waiting:
+            depth, key = waiting.pop()
+            if key in seen:
+                continue
+            seen.add(key)
+            yield depth, self.nodes[key]
+            waiting += [(depth + 1, further) for further in reversed(list(onward.get(key, ())))]
+
+    def find(self, manifest: Manifest) -> Node:
+        """The node of an artifact.
+
+        Raises:
+            MissingInput: it is not of this root.
+        """
+        key = (manifest.path, manifest.digest)
+        if key not in self.nodes:
+            raise MissingInput(f"{manifest.path}: is not an artifact of this root")
+        return self.nodes[key]
+
+
+def read_graph(root: Path) -> Graph:
+    """Lineage graph of a root, from its journal and manifests.
+
+    A manifest that cannot be read is passed over.
+    """
+    nodes: dict[tuple[str, str], Node] = {}
+    parents: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {}
+
+    def add(node: Node, made_from: Iterable[Input]) -> None:
+        nodes[node.key] = node
+        inputs = list(made_from)
+        for item in inputs:
+            nodes.setdefault((item.path, item.digest), Node(item.stage, item.path, item.digest))
+        parents[node.key] = tuple(dict.fromkeys((item.path, item.digest) for item in inputs))
+
+    for entry in read_journal(root / JOURNAL, ())[0] if (root / JOURNAL).exists() else []:
+        add(*_stated(entry))
+    for path in sorted(root.glob(f"*/*/{FILE_NAME}")):
+        try:
+            manifest = read_manifest(path)
+        except (ManifestError, MissingInput):
+            continue
+        known = nodes.get((manifest.path, manifest.digest))
+        facts = known.facts if known is not None else {}
+        node = Node(manifest.stage, manifest.path, manifest.digest, manifest.config, facts, manifest)
+        if node.key in parents:
+            nodes[node.key] = node
+        else:
+            add(node, manifest.inputs)
+    return Graph(nodes, parents)
+
+
+def _stated(entry: Entry) -> tuple[Node, tuple[Input, ...]]:
+    """Node of a journal line, and its inputs."""
+    predicate = entry.statement["predicate"]
+    [(name, digest), *_] = entry.subjects.items()
+    if entry.kind == VERDICT:
+        judged = [
+            Input(stage=Path(predicate[item]["path"]).parts[0], **predicate[item])
+            for item in ("corpus", "audit")
+            if isinstance(predicate.get(item), Mapping)
+        ]
+        return Node(VERDICT, entry.place, entry.digest, {}, predicate), entry.materials or tuple(judged)
+    if "/" not in name or not name.endswith(f"/{FILE_NAME}"):
+        name, digest = entry.place, entry.digest
+    return Node(entry.kind, name, digest, predicate.get("config", {}), predicate), entry.materials
+
+
+def describe_node(node: Node) -> str:
+    """A node in one line.
+
+    Stage, digest, path, and whether it is still there.
+    """
+    gone = node.manifest is None and node.stage not in SOURCES and node.path.endswith(FILE_NAME)
+    return f"{node.stage} {node.digest[:16]} {node.path}{'  (removed since)' if gone else ''}"

@@ -1,0 +1,212 @@
+"""Files of a root that no manifest or rule names.
+
+A file below a root is one of these, and `verify` says of any other that it is foreign:
+
+- an output of a manifest, or listed in its `run.beside` (records of shards, what was read beside documents, a
+  training's record, lock, holders and mirrors); a manifest; the journal; a verdict or a refusal, which are signed;
+- a file that grows (`running_digests.py`), a signed note (`signed_notes.py`), a model's signature;
+- by rule, because it holds nothing that is believed: a lock and a sign of life, which must be empty; a file that is
+  being written, or whose writer was killed; what ranks say to each other while they save; what Slurm keeps of its own
+  below `slurm/` (scripts, logs, cancellations); the mark that `wandb sync` leaves, and wandb's link to a run's folder;
+- a file of an artifact that is not finished, or that an earlier release made, which listed outputs alone. Nothing can
+  be said of these, and that is said (a note, no problem).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from governance.files import is_temporary, json_text, sha256_file
+from governance.manifest import FILE_NAME, KEY_LENGTH, Manifest, Output, output_fault
+from governance.signed_notes import Signer
+from governance.signing.running_digests import GROWING
+
+_KEY = rf"[0-9a-f]{{{KEY_LENGTH}}}"
+_BY_RULE = re.compile(
+    rf"""(?x)
+    (journal|commit)\.lock | [a-z_-]+/records/{_KEY}\.alive                  # locks and signs of life
+    | [a-z_-]+/records/{_KEY}\.failed                               # a message to those that wait, while they wait
+    | \.energy[^/]*\.[0-9]+ | .*/\.age~[^/]+ | (.*/)?\.nfs[0-9a-f]+ # a claim, a probe, a file removed while open
+    | slurm/[^/]+\.sbatch | slurm/(submitting|rehearsing)
+    | slurm/(logs|cancelled|preflight|machinery|submitted)/.+
+    | train/{_KEY}/wandb/(.+\.wandb\.synced|(wandb/)?latest-run/.+)  # a mark, and a second name of a run's folder
+    """
+)
+_EMPTY = re.compile(rf"(journal|commit)\.lock|[a-z_-]+/records/{_KEY}\.alive")
+_RECORD = re.compile(r"[a-z_-]+/records/[0-9a-f]{64}(\.[^/]+)?")
+_SIGNED = re.compile(
+    rf"journal\.jsonl|(verdicts|refusals)/[^/]+\.json|fetch/digests\.json|checkpoint/{_KEY}/model\.sig"
+)
+_DIGESTS = "fetch/digests.json"
+_NOTES = ("*/records/" + "[0-9a-f]" * 64 + "*", _DIGESTS)
+_GROWS = re.compile("|".join(re.escape(pattern).replace(r"\*", "[^/]*") for pattern in GROWING))
+_EARLIER = re.compile(
+    rf"ingest/{_KEY}/(read_[a-z]+(_[0-9]+)?|parts)/.+|train/{_KEY}/(run\.lock|(holders|hangs|wandb|tensorboard)/.+)"
+)
+
+
+@dataclass
+class Strays:
+    """Unexpected files, in words that begin with the path."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def beside_faults(manifests: Sequence[Manifest], root: Path) -> list[str]:
+    """Differences between listed and present companion files.
+
+    Records of shards are `note_faults`'s.
+    """
+    listed = {item.path: item for manifest in manifests for item in manifest.beside or ()}
+    return [
+        f"{path}: {fault}"
+        for path, item in sorted(listed.items())
+        if not _RECORD.fullmatch(path) and (root / path).parent.is_dir() and (fault := output_fault(item, root))
+    ]
+
+
+def strays(manifests: Mapping[str, Manifest | None], root: Path, below: str = "") -> Strays:
+    """The files below `root`, or below its folder `below`, that nothing names.
+
+    Args:
+        manifests: path -> manifest of every artifact below the root; None: it cannot be read.
+        root: the artifacts' root.
+        below: a folder relative to the root.
+    """
+    named = set(manifests)
+    for manifest in manifests.values():
+        if manifest is not None:
+            named |= {output.path for output in (*manifest.outputs, *(manifest.beside or ()))}
+    found, unsaid = Strays(), dict[str, int]()
+    for path in _files(root / below):
+        name = path.relative_to(root).as_posix()
+        if _EMPTY.fullmatch(name) and path.stat().st_size:
+            found.problems.append(f"{name}: is a lock or a sign of life, and is not empty")
+        if name in named or _known(path, name, manifests):
+            continue
+        owner = _unfinished(name, manifests)
+        if owner is None:
+            found.problems.append(f"{name}: is foreign: no manifest lists it and nothing states it")
+        elif owner:
+            unsaid[owner] = unsaid.get(owner, 0) + 1
+    found.notes += [f"{owner}: {count} file(s) of which nothing can be said" for owner, count in sorted(unsaid.items())]
+    return found
+
+
+def note_faults(manifests: Sequence[Manifest], root: Path, signer: Signer) -> Strays:
+    """The notes and the model signatures that nobody answers for.
+
+    A record counts if it is listed or signed.
+
+    Args:
+        manifests: every artifact below the root that can be read.
+        root: the artifacts' root.
+        signer: says whose notes are believed.
+    """
+    found, unsigned = Strays(), list[str]()
+    listed: dict[str, list[Output]] = {}
+    for manifest in manifests:
+        for item in manifest.beside or ():
+            if _RECORD.fullmatch(item.path):
+                listed.setdefault(item.path, []).append(item)
+    there = {path.relative_to(root).as_posix() for pattern in _NOTES for path in root.glob(pattern)}
+    earlier = {manifest.stage for manifest in manifests if manifest.beside is None}
+    for name in sorted({*there, *listed}):
+        items = listed.get(name, ())
+        if name not in there and (root / name).parent.is_dir():
+            found.problems.append(f"{name}: is missing, and an artifact was made with it")
+        elif name in there and None not in [output_fault(item, root) for item in items]:
+            _judge_note(root / name, name, signer, found, () if items else earlier, unsigned)
+    counts = sorted((folder, unsigned.count(folder)) for folder in set(unsigned))
+    found.notes += [f"{folder}: {count} note(s) of an earlier release, which signed none" for folder, count in counts]
+    return found
+
+
+def _judge_note(
+    path: Path, name: str, signer: Signer, found: Strays, earlier: Collection[str], unsigned: list[str]
+) -> None:
+    """Judge a note that differs from an artifact's list.
+
+    It may have been made again, and signed then.
+    """
+    if _content(path, name, signer) is not None or _noted(path, name, signer):
+        return
+    if name.partition("/")[0] in earlier or (name == _DIGESTS and earlier):
+        unsigned.append(name.rpartition("/")[0])
+    else:
+        found.problems.append(f"{name}: is altered or foreign: no artifact lists it so, and no trusted key signed it")
+
+
+def _content(path: Path, name: str, signer: Signer) -> Any:
+    """Content of a signed note; None if absent or altered."""
+    try:
+        data = path.read_bytes()
+        written = json.loads(data)
+        return signer.open(name, written) if json_text(written).encode("utf-8") == data else None
+    except (ValueError, OSError):
+        return None
+
+
+def _noted(path: Path, name: str, signer: Signer) -> bool:
+    """Return whether a signed note of this key vouches for the file."""
+    for note in path.parent.glob(f"{path.name[:64]}.*.json"):
+        content = _content(note, f"{name.rpartition('/')[0]}/{note.name}", signer)
+        facts = content.get(path.name) if isinstance(content, dict) else None
+        if isinstance(facts, dict) and facts.get("sha256") == sha256_file(path):
+            return True
+    return False
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, each once.
+
+    A link is followed where it leads out of it.
+    """
+    top = os.path.realpath(folder)
+    seen = {top}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        leading = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
+        links = {name for name in folders if os.path.islink(os.path.join(parent, name))}
+        again = {name for name in links if leading[name] in seen or leading[name].startswith(f"{top}{os.sep}")}
+        seen |= {leading[name] for name in links}
+        folders[:] = sorted(set(folders) - again)
+        yield from (Path(parent) / name for name in sorted(names))
+
+
+def _known(path: Path, name: str, manifests: Mapping[str, Manifest | None]) -> bool:
+    """Return whether a rule or another check accounts for a file."""
+    if _GROWS.fullmatch(name):
+        return not _finished(name, manifests)
+    return is_temporary(path) or any(rule.fullmatch(name) is not None for rule in (_BY_RULE, _SIGNED, _RECORD))
+
+
+def _finished(name: str, manifests: Mapping[str, Manifest | None]) -> bool:
+    """Return whether a file belongs to a finished artifact."""
+    manifest = manifests.get("/".join([*name.split("/")[:2], FILE_NAME]))
+    return manifest is not None and manifest.beside is not None
+
+
+def _unfinished(name: str, manifests: Mapping[str, Manifest | None]) -> str | None:
+    """Owner of an unlisted file: unfinished, torn or old artifact.
+
+    "" where nothing need be said; None where nobody answers.
+    """
+    stage, _, rest = name.partition("/")
+    key, _, file = rest.partition("/")
+    if not (file and re.fullmatch(_KEY, key)):
+        return None
+    path = f"{stage}/{key}/{FILE_NAME}"
+    if path not in manifests:
+        return f"{stage}/{key}, which is not finished"
+    manifest = manifests[path]
+    if manifest is None:
+        return ""
+    earlier = manifest.beside is None and _EARLIER.fullmatch(name)
+    return f"{stage}/{key}, which an earlier release made" if earlier else None

@@ -1,0 +1,213 @@
+"""Comparison of two runs: verdict, data, loss, speed, energy, settings."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from governance.errors import ManifestError, MissingInput
+from governance.manifest import Manifest, read_manifest
+from governance.reports.html.markup import (
+    UNKNOWN,
+    Html,
+    compact,
+    energy,
+    foreign,
+    number,
+    share,
+    size,
+    table,
+    tag,
+    visible,
+)
+from governance.reports.html.svg_figures import Series, chart
+from governance.reports.sections.page import standing_page
+
+_LONGEST = 60  # characters of a setting's value
+
+
+@dataclass(frozen=True)
+class Side:
+    """One run: what its report says, and the settings of its stages."""
+
+    name: str
+    digest: str
+    found: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    """"stage.section.field" -> value."""
+
+
+def side_of(report: Manifest, root: Path, name: str) -> Side:
+    """A run by its report.
+
+    Settings come from the manifests that it reports on, as far as they are there.
+
+    Raises:
+        ManifestError: report.json cannot be read.
+    """
+    path = root / report.folder / "report.json"
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and report again.") from error
+    settings: dict[str, Any] = {}
+    for item in report.inputs:
+        try:
+            manifest = read_manifest(root / item.path)
+        except MissingInput:
+            continue
+        settings[f"{item.stage}.(version)"] = manifest.version
+        settings |= {f"{item.stage}.{key}": value for key, value in _flat(manifest.config) if key}
+    return Side(name, report.digest, found, settings)
+
+
+def _flat(value: Any, place: str = "") -> list[tuple[str, Any]]:
+    """The leaves of nested settings by their dotted names.
+
+    A list is a leaf unless it holds tables.
+    """
+    if isinstance(value, Mapping) and value:
+        return [leaf for name in value for leaf in _flat(value[name], f"{place}.{name}" if place else name)]
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return [leaf for index, item in enumerate(value) for leaf in _flat(item, f"{place}[{_named(item, index)}]")]
+    return [(place, value)]
+
+
+def _named(item: Any, index: int) -> str:
+    """List entries keyed by name or id, for stable comparison."""
+    known = item.get("name", item.get("id")) if isinstance(item, Mapping) else None
+    return known if isinstance(known, str) else str(index)
+
+
+def comparison(ours: Side, theirs: Side) -> dict[str, Any]:
+    """Sections of rows (name, A, B, difference), and both loss curves."""
+    sides = (ours, theirs)
+    summaries = [side.found["summary"] for side in sides]
+
+    def row(name: str, key: str, write: Any) -> list[str]:
+        return _line(name, [summary[key] for summary in summaries], write)
+
+    stages = list(dict.fromkeys(line["stage"] for side in sides for line in side.found["funnel"]))
+    kept = [{line["stage"]: line for line in side.found["funnel"]} for side in sides]
+    funnel = [
+        _line(f"{stage}: {word}", [lines.get(stage, {}).get(field) for lines in kept], write)
+        for stage in stages
+        for word, field, write in (("documents kept", "documents_kept", number), ("text kept", "bytes_kept", size))
+    ]
+    rates = [_middle(side.found, "tokens_per_second") for side in sides]
+    use = [_middle(side.found, "mfu") for side in sides]
+    per_token = [_middle(side.found, "joules_per_token") for side in sides]
+    waivers = [len(side.found["verdict"].get("waivers", [])) for side in sides]
+    return {
+        "names": [side.name for side in sides],
+        "digests": [side.digest for side in sides],
+        "sections": {
+            "Verdict": [row("verdict", "verdict", str), _line("waivers", waivers, number),
+                        _line("first to look at", [_first(side.found) for side in sides], str)],
+            "Data": [row("documents read", "documents_in", number), *funnel,
+                     row("tokens to train on", "train_tokens", number)],
+            "Loss": [row("steps", "steps", number), row("tokens trained", "tokens_trained", number),
+                     row("training loss, nats per token", "final_loss", compact),
+                     row("validation loss, nats per token", "validation_loss", compact),
+                     row("validation, bits per byte", "bits_per_byte", compact)],
+            "Throughput": [_line("tokens per second, median", rates, compact), _line("MFU, median", use, share),
+                           _line("joules per token, median", per_token, compact)],
+            "Energy": [row("energy", "energy_joules", energy), row("at least", "energy_low_joules", energy),
+                       row("at most", "energy_high_joules", energy), row("wasted", "energy_wasted_joules", energy)],
+        },
+        "changed": _changed(ours.settings, theirs.settings),
+        "curves": [(side.found["training"] or {}).get("curves", {}).get("loss", []) for side in sides],
+    }  # fmt: skip
+
+
+def _line(name: str, values: Sequence[Any], write: Any) -> list[str]:
+    ours, theirs = values
+    told = [UNKNOWN if value is None else write(value) for value in (ours, theirs)]
+    return [name, *told, _difference(ours, theirs, write)]
+
+
+def _difference(ours: Any, theirs: Any, write: Any) -> str:
+    """B less A, and as a share of A.
+
+    Words are the same or not, and what neither has is unknown.
+    """
+    if ours is None and theirs is None:
+        return UNKNOWN
+    if ours == theirs:
+        return "the same"
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in (ours, theirs)):
+        return "differs"
+    apart = theirs - ours
+    part = f" ({apart / ours:+.2%})" if ours else ""
+    return f"{'+' if apart > 0 else '-'}{write(abs(apart))}{part}"
+
+
+def _middle(found: Mapping[str, Any], name: str) -> float | None:
+    """The median of a curve, as thinned in report.json."""
+    values = sorted(value for _, value in ((found["training"] or {}).get("curves") or {}).get(name, []))
+    return values[len(values) // 2] if values else None
+
+
+def _first(found: Mapping[str, Any]) -> str:
+    rows = found.get("first") or []
+    return str(rows[0]["what"]) if rows else "nothing"
+
+
+def _changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[list[str]]:
+    """The settings that differ: name, A, B.
+
+    A missing one is an en dash.
+    """
+
+    def told(settings: Mapping[str, Any], name: str) -> str:
+        if name not in settings:
+            return "–"
+        text = json.dumps(settings[name], ensure_ascii=False)
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+    return [
+        [name, told(ours, name), told(theirs, name)]
+        for name in sorted({*ours, *theirs})
+        if name not in ours or name not in theirs or ours[name] != theirs[name]
+    ]
+
+
+def comparison_lines(found: Mapping[str, Any]) -> list[str]:
+    """Both runs on a terminal."""
+    lines = [
+        f"A  {found['names'][0]}  {found['digests'][0][:16]}",
+        f"B  {found['names'][1]}  {found['digests'][1][:16]}",
+    ]
+    for title, rows in found["sections"].items():
+        lines += ["", *_aligned([[title, "A", "B", "B - A"], *rows])]
+    lines += ["", f"Settings that differ: {len(found['changed'])}"]
+    return [visible(line) for line in [*lines, *_aligned([["setting", "A", "B"], *found["changed"]])]]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def comparison_page(found: Mapping[str, Any]) -> str:
+    """Both runs as a page that needs no network and no script."""
+    names = [tag("p", tag("b", letter), " ", foreign(name), " ", tag("code", digest[:16], title=digest), class_="note")
+             for letter, name, digest in zip("AB", found["names"], found["digests"], strict=True)]  # fmt: skip
+    body: list[Html] = [*names]
+    for title, rows in found["sections"].items():
+        body.append(
+            table(title, ["what", "A", "B", "B - A"], [list(map(foreign, row)) for row in rows], numeric=(1, 2, 3))
+        )
+        curves = [
+            Series(letter, curve, style) for letter, curve, style in zip("AB", found["curves"], "ab", strict=True)
+        ]
+        present = [series for series in curves if series.points]
+        if title == "Loss" and present:
+            body.append(chart("Training loss", present, "step", "nats per token"))
+    rows = [list(map(foreign, row)) for row in found["changed"]]
+    body.append(table("Settings that differ", ["setting", "A", "B"], rows))
+    return standing_page("Two runs side by side", body)

@@ -1,0 +1,107 @@
+"""The documents of a run as one artifact.
+
+    model_card.md             the model, as the Hugging Face Hub reads it       (where there is a training)
+    model_documentation.md    the European form on the model                    (where there is a training)
+    training_content.md       the European summary of the training data
+    datasheet.md              the corpus, after Gebru et al.
+    croissant.json            the corpus for machines, with the RAI vocabulary
+    spdx.json                 bill of materials: SPDX 3.0.1
+    cyclonedx.json            bill of materials: CycloneDX 1.6
+    openlineage.ndjson        how it was made: OpenLineage events
+    prov.json                 how it was made: W3C PROV
+
+Promises: each figure stands in report.json; what evidence has nothing of is left to a person, in these words; no
+library is imported for any of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from governance.config import Section
+from governance.errors import ManifestError
+from governance.files import json_text, write_text
+from governance.lineage.lineage_graph import read_graph
+from governance.lineage.prov import prov_document
+from governance.manifest import Manifest, describe
+from governance.reports.documents.croissant import croissant
+from governance.reports.documents.cyclonedx import cyclonedx
+from governance.reports.documents.datasheet import datasheet
+from governance.reports.documents.evidence import Evidence
+from governance.reports.documents.model_card import model_card
+from governance.reports.documents.model_documentation import model_documentation
+from governance.reports.documents.openlineage import openlineage
+from governance.reports.documents.spdx import spdx
+from governance.reports.documents.training_content import training_content
+from governance.reports.facts.report_facts import in_order
+from governance.stage import Made, Recipe, Runtime, run_stage
+
+VERSION = 3
+
+
+class DocumentsSection(Section):
+    """Nothing but the report and the artifacts decides the documents."""
+
+
+def documents(artifacts: Mapping[str, Manifest], report: Manifest, runtime: Runtime) -> Manifest:
+    """Write the documents about these artifacts.
+
+    Args:
+        artifacts: stage -> manifest, as they were given to the report.
+        report: the report on them.
+        runtime: where to write; the artifacts lie below its root.
+
+    Raises:
+        ManifestError: report.json cannot be read.
+        MissingInput: no stage counted documents.
+    """
+
+    def make(folder: Path) -> Made:
+        found = read_report(report, runtime.root)
+        texts = document_texts(Evidence(found, artifacts, runtime.root))
+        for name, text in texts.items():
+            write_text(folder / name, text)
+        return Made([describe(folder / name, runtime.root) for name in sorted(texts)], {"documents": len(texts)})
+
+    inputs = [report.as_input(), *(manifest.as_input() for manifest in in_order(artifacts))]
+    return run_stage(Recipe("documents", VERSION, DocumentsSection()), inputs, runtime, make)
+
+
+def read_report(report: Manifest, root: Path) -> dict[str, object]:
+    """Contents of a report's report.json.
+
+    Raises:
+        ManifestError: it cannot be read.
+    """
+    path = root / report.folder / "report.json"
+    try:
+        found: dict[str, object] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and report again.") from error
+    return found
+
+
+def document_texts(evidence: Evidence) -> dict[str, str]:
+    """Each document's text by its file's name."""
+    texts = {
+        "training_content.md": training_content(evidence),
+        "datasheet.md": datasheet(evidence),
+        "croissant.json": json_text(croissant(evidence)),
+        "spdx.json": json_text(spdx(evidence)),
+        "cyclonedx.json": json_text(cyclonedx(evidence)),
+        "openlineage.ndjson": "".join(f"{json.dumps(event)}\n" for event in openlineage(evidence)),
+        "prov.json": json_text(_prov(evidence)),
+    }
+    if evidence.model is not None:
+        texts["model_card.md"] = model_card(evidence)
+        texts["model_documentation.md"] = model_documentation(evidence)
+    return texts
+
+
+def _prov(evidence: Evidence) -> dict[str, object]:
+    """The model's ancestors, or the corpus's."""
+    graph = read_graph(evidence.root)
+    start = graph.find(evidence.model or evidence.corpus)
+    return prov_document(graph, [start, *(node for _, node in graph.ancestors(start))])

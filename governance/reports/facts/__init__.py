@@ -1,0 +1,1 @@
+"""Facts of a report: each number of `report.json`, computed from the evidence."""

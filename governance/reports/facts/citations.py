@@ -1,0 +1,173 @@
+"""Citations: evidence behind each number of report.json (RFC 6901).
+
+    "/funnel/2": {"from": ["E4"], "key": "stats", "how": "copied"}
+
+holds for everything below that place: `/funnel/2/documents_in` is `stats.documents_in` of E4. What is "copied" stands
+there as it is; what is "counted" was added up, drawn from, or set beside each other. A place without a line of its own
+has that of the nearest place above it, so every number has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from governance.reports.facts.evidence_ids import Entry
+from governance.reports.html.markup import Html, tag
+
+LISTED = 300
+"""Pieces of evidence that the page lists; report.json holds all."""
+_IDS, _KEYS = 12, 3  # ids and keys that a mark says when it is hovered; report.json has all
+
+Origin = dict[str, Any]
+_ENERGY_SUMMARY = ("energy_", "carbon_")
+_COUNTS = ("documents", "bytes")
+
+
+def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Origin]:
+    """Place -> origin of all that `found` holds."""
+    by_stage = {str(entry["path"]).partition("/")[0]: entry["id"] for entry in entries if entry["kind"] == "manifest"}
+    kinds: dict[str, list[str]] = {}
+    for entry in entries:
+        kinds.setdefault(_kind(entry, found), []).append(entry["id"])
+    tables = {str(entry["path"]).rpartition("/")[2]: entry["id"] for entry in entries if entry["kind"] == "table"}
+    manifests = kinds.get("manifest", [])
+    made: dict[str, Origin] = {"": _origin(manifests, "")}
+
+    def add(place: str, sources: Iterable[str | None], key: str, how: str = "counted") -> None:
+        made[place] = _origin([source for source in sources if source], key, how)
+
+    def stages(name: str, key: str, how: str = "counted") -> None:
+        for index, row in enumerate(found[name]):
+            add(f"/{name}/{index}", [by_stage.get(row["stage"])], key.format(**row), how)
+
+    add("/verdict", kinds.get("verdict", []), "", "copied")
+    stages("funnel", "stats", "copied")
+    stages("removed", "outputs: removed")
+    stages("distributions", "outputs: {name}")
+    stages("lineage", "inputs, outputs, run")
+    for index, row in enumerate(found["counts"]):
+        add(f"/counts/{index}", [by_stage.get(row["title"].partition(":")[0])], "stats")
+    add("/languages", [by_stage.get("clean"), by_stage.get("encode")], "outputs: features; stats.by_language")
+    add("/kept", [by_stage.get("redact")], "outputs: documents")
+    add("/quarantined", [by_stage.get("ingest")], "outputs: quarantine")
+    for index, row in enumerate(found["sources"]):
+        add(f"/sources/{index}", [by_stage.get("ingest"), *_last_of(found, by_stage)], f"stats.by_source.{row['name']}")
+    add("/checks", [tables.get("results.json"), by_stage.get("audit")], "gate, subject")
+    add("/gates", [by_stage.get("audit")], "config.policy.gate")
+    add("/representation", [tables.get("representation.json")], "", "copied")
+    add("/bias", [tables.get("tables.json")], "", "copied")
+    add("/findings", [tables.get("findings.json")], "", "copied")
+    for stage in found["tokens"]:
+        add(f"/tokens/{stage}", [by_stage.get(stage)], "stats", "copied")
+    _training(found, kinds, by_stage, add)
+    _energy(found, kinds, by_stage, add)
+    add("/cluster", kinds.get("cluster", []), "")
+    add("/faults", [*kinds.get("record", []), *kinds.get("ledger", [])], "event")
+    add("/environment", manifests, "run")
+    for index, row in enumerate(found["first"]):
+        made[f"/first/{index}"] = _nearest(made, row["at"])
+    _summary(found, made, by_stage, add)
+    return made
+
+
+def _kind(entry: Entry, found: Mapping[str, Any]) -> str:
+    """An entry's kind.
+
+    The record of a training that this one was started from is an ancestor's.
+    """
+    own = (found["training"] or {}).get("path") or found["begun"]
+    return "ancestor" if entry["kind"] == "record" and not entry["path"].startswith(f"{own}/") else str(entry["kind"])
+
+
+def _origin(sources: Sequence[str], key: str, how: str = "counted") -> Origin:
+    return {"from": list(dict.fromkeys(sources)), "key": key, "how": how}
+
+
+def _last_of(found: Mapping[str, Any], by_stage: Mapping[str, str]) -> list[str | None]:
+    return [by_stage.get(found["funnel"][-1]["stage"])] if found["funnel"] else []
+
+
+def _training(found: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage: Mapping[str, str], add: Any) -> None:
+    if found["training"] is None:
+        return
+    train, record = by_stage.get("train"), kinds.get("record", [])
+    add("/training", [train, *record], "stats, start")
+    add("/training/stats", [train], "stats", "copied")
+    add("/training/config", [train], "config", "copied")
+    add("/training/execution", [train], "run.execution", "copied")
+    add("/training/curves", record, "step, validation")
+    add("/training/validation", record, "validation.by_source, validation.by_language")
+    add("/training/attempts", record, "attempt")
+    add("/training/profiles", record, "profile", "copied")
+    for index, _ in enumerate(found["training"]["checkpoints"]):
+        add(f"/training/checkpoints/{index}", kinds.get("checkpoint", [])[index : index + 1], "config, outputs")
+
+
+def _energy(found: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage: Mapping[str, str], add: Any) -> None:
+    manifests, ledger = kinds.get("manifest", []), kinds.get("ledger", [])
+    add("/energy", [*ledger, *manifests], "millijoules; run.energy")
+    add("/energy/total", ledger if found["energy"]["total"]["from"] == "ledger" else manifests, "joules")
+    for name in ("phases", "wasted_by_cause"):
+        add(f"/energy/{name}", ledger, "millijoules")
+    with_ancestors = [*ledger, *kinds.get("record", []), *manifests, *kinds.get("ancestor", [])]
+    for name in ("checkpoints", "views"):
+        add(f"/energy/{name}", with_ancestors, "millijoules; inputs; tokens; run.energy")
+    add("/energy/footprint", [*ledger, *manifests], "millijoules; factors of report.json")
+    for index, row in enumerate(found["energy"]["stages"]):
+        add(f"/energy/stages/{index}", [by_stage.get(row["stage"]), *ledger], "run.energy; millijoules")
+
+
+def _summary(found: Mapping[str, Any], made: dict[str, Origin], by_stage: Mapping[str, str], add: Any) -> None:
+    add("/summary", [by_stage.get("encode")], "stats")
+    made["/summary/verdict"] = {**_nearest(made, "/verdict"), "key": "verdict"}
+    made["/summary/policy"] = {**_nearest(made, "/verdict"), "key": "policy"}
+    first, last = [(found["funnel"][place]["stage"] if found["funnel"] else "") for place in (0, -1)]
+    for name in _COUNTS:
+        add(f"/summary/{name}_in", [by_stage.get(first)], f"stats.{name}_in", "copied")
+        add(f"/summary/{name}_kept", [by_stage.get(last)], f"stats.{name}_kept", "copied")
+    for name in ("train_tokens", "validation_tokens"):
+        add(f"/summary/{name}", [by_stage.get("encode")], f"stats.{name}", "copied")
+    for name in ("steps", "final_loss", "validation_loss", "bits_per_byte"):
+        add(f"/summary/{name}", [by_stage.get("train")], f"stats.{name}", "copied")
+    add("/summary/tokens_trained", [by_stage.get("train")], "stats.tokens", "copied")
+    for name in (name for name in found["summary"] if name.startswith(_ENERGY_SUMMARY)):
+        made[f"/summary/{name}"] = _nearest(made, "/energy/total")
+
+
+def _nearest(made: Mapping[str, Origin], place: str) -> Origin:
+    while place and place not in made:
+        place = place.rpartition("/")[0]
+    return made[place]
+
+
+def origin_of(found: Mapping[str, Any], place: str) -> Origin:
+    """The origin of what stands at a place of report.json.
+
+    Of a part that is shown by itself, none.
+    """
+    evidence = found.get("evidence")
+    return _nearest(evidence["of"], place) if evidence else _origin([], "")
+
+
+def cite(found: Mapping[str, Any], *places: str) -> Html:
+    """The quiet mark of a table or a figure.
+
+    Its evidence by ids when it is hovered, a link to the first of them.
+    """
+    chosen = [origin_of(found, place) for place in places]
+    ids = list(dict.fromkeys(name for origin in chosen for name in origin["from"]))
+    if not ids:
+        return Html("")
+    keys = "; ".join(list(dict.fromkeys(origin["key"] for origin in chosen if origin["key"]))[:_KEYS])
+    told = f"Evidence: {', '.join(ids[:_IDS])}{f' and {len(ids) - _IDS} more' if len(ids) > _IDS else ''}"
+    return tag("a", "E", href=f"#{ids[0]}" if int(ids[0][1:]) <= LISTED else "#evidence", class_="ev",
+               title=f"{told} ({keys})" if keys else told, aria_label=told)  # fmt: skip
+
+
+def cite_each(found: Mapping[str, Any], place: str, count: int) -> Html:
+    """The mark of a table whose rows are from different evidence.
+
+    `place`/0, `place`/1,.
+    """
+    return cite(found, *(f"{place}/{index}" for index in range(count)))

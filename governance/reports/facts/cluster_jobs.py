@@ -1,0 +1,118 @@
+"""Cluster facts: causes of ended attempts, the scheduler's accounting.
+
+Read from what the jobs left below the root (`slurm/jobs.jsonl`, `slurm/attempts/`, `slurm/accounting.jsonl`, its last
+line); None where the run was not submitted to a cluster.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from governance.files import read_lines
+from governance.reports.facts.citations import cite
+from governance.reports.html.markup import UNKNOWN, Html, energy, foreign, join, number, table, tag
+
+_KILLED = "killed without a word, most often with its node"
+
+
+def cluster_facts(root: Path) -> dict[str, Any] | None:
+    """Attempts, causes of bad ends, and Slurm's accounting against ours."""
+    folder = root / "slurm"
+    names = {str(line["job"]): str(line["name"]) for line in read_lines(folder / "jobs.jsonl")}
+    if not names:
+        return None
+    causes: Counter[tuple[str, str]] = Counter()
+    begun = 0
+    for path in sorted((folder / "attempts").glob("*.jsonl")):
+        job = names.get(path.stem.partition("_")[0])
+        if job is None:
+            continue
+        lines = [line for line in read_lines(path) if isinstance(line, dict)]
+        starts = [line.get("started") for line in lines if line.get("event") == "started"]
+        ends = {line.get("started"): line for line in lines if line.get("event") == "ended"}
+        begun += len(starts)
+        for start in starts[:-1]:  # the last one may still run: the report's own job does
+            if start not in ends:
+                causes[job, _KILLED] += 1
+        for line in ends.values():
+            if line.get("outcome") != "done":
+                causes[job, str(line.get("cause", ""))] += 1
+    accounting = [line for line in read_lines(folder / "accounting.jsonl") if isinstance(line, dict)]
+    return {
+        "jobs": len(names),
+        "attempts": begun,
+        "causes": [{"job": job, "cause": cause, "count": count} for (job, cause), count in sorted(causes.items())],
+        "accounting": accounting[-1] if accounting else None,
+        "submitted": _submitted(folder),
+    }
+
+
+def _submitted(folder: Path) -> dict[str, Any] | None:
+    """Files and program last submitted, and edits that jobs took."""
+    lines = [line for line in read_lines(folder / "submitted.jsonl") if isinstance(line, dict)]
+    if not lines:
+        return None
+    last = lines[-1]
+    taken = {(str(line["name"]), str(line["sha256"])) for line in read_lines(folder / "taken.jsonl")}
+    return {
+        "submission": last["submission"],
+        "time": last["time"],
+        "edits": last["edits"],
+        "version": last["code"]["version"],
+        "code_sha256": last["code"].get("sha256"),
+        "files": [{"name": Path(name).name, "sha256": was["sha256"]} for name, was in sorted(last["files"].items())],
+        "taken": [{"name": Path(name).name, "sha256": digest} for name, digest in sorted(taken)],
+    }
+
+
+def cluster(found: Mapping[str, Any]) -> Html:
+    """The section."""
+    data = found["cluster"]
+    if data is None:
+        return tag("p", "This run was not submitted to a cluster.", class_="note")
+    lines = [[row["job"], foreign(row["cause"]), number(row["count"])] for row in data["causes"]]
+    told = f"{data['jobs']:,} jobs, {data['attempts']:,} attempts of them and of their tasks."
+    return join([
+        tag("p", told, class_="note"),
+        table("Attempts that failed", ["job", "cause", "count"], lines, numeric=(2,),
+              cited=cite(found, "/cluster")),
+        _meters(data["accounting"], cite(found, "/cluster")),
+        _frozen(data["submitted"], cite(found, "/cluster")),
+    ])  # fmt: skip
+
+
+def _frozen(data: Mapping[str, Any] | None, cited: Html) -> Html:
+    """The submitted run, and what jobs took instead."""
+    if data is None:
+        return tag("p", "What was submitted is not on record.", class_="note")
+    rows = [[foreign(file["name"]), file["sha256"][:16], "submitted"] for file in data["files"]]
+    code = (data["code_sha256"] or "of the image")[:16]
+    rows.append([f"assay {data['version']}", code, "submitted"])
+    rows += [[foreign(file["name"]), file["sha256"][:16], "an edit that jobs took"] for file in data["taken"]]
+    told = f"Submission {data['submission']}, {data['time']}; later edits are {data['edits']} as a job starts."
+    return join([
+        table("What the jobs used", ["file", "SHA-256", "as"], rows, cited=cited), tag("p", told, class_="note"),
+    ])  # fmt: skip
+
+
+def _meters(accounting: Mapping[str, Any] | None, cited: Html) -> Html:
+    """The scheduler's accounting beside our meters; a difference is shown, not resolved."""
+    if accounting is None:
+        return tag("p", "The cluster's accounting was not asked, or has nothing.", class_="note")
+    slurm, ours = accounting.get("slurm"), accounting.get("ours")
+    apart = f"{slurm / ours - 1:+.0%} of ours" if slurm is not None and ours else UNKNOWN
+    lines = [
+        ["by the scheduler's accounting", energy(slurm)],
+        ["by our meters", energy(ours)],
+        ["difference", apart],
+    ]
+    hours = (
+        f"Asked {accounting.get('asked')}; {number(accounting.get('core_seconds', 0) / 3600, 2)} core hours by then."
+    )
+    return join([
+        table("Two meters of the same nodes", ["meter", "energy"], lines, numeric=(1,), cited=cited),
+        tag("p", hours, class_="note"),
+    ])  # fmt: skip

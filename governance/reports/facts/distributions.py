@@ -1,0 +1,114 @@
+"""Histograms of document statistics, kept and removed apart.
+
+Read from the tables that the stages left: `features` (clean), `scores` (classify), `token_features` (encode). Counts
+are whole documents in fixed bins, so that shards add up in any order. A shard is read a row group at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from governance.errors import ManifestError
+from governance.manifest import Manifest
+from governance.reports.html.markup import compact
+
+_DOUBLINGS = 32  # of sizes: the last bin is open
+_SHARE_BINS = 20
+_SIZES = {"clean": ("bytes", "words"), "encode": ("tokens",)}
+_SHARES = {
+    "clean": (
+        "language_confidence", "alphabetic_word_share", "duplicate_line_character_share", "duplicate_5_gram_share",
+        "top_2_gram_share", "line_punctuation_share",
+    ),
+}  # fmt: skip
+_ROLES = {"clean": "features", "classify": "scores", "encode": "token_features"}
+_NOT_SCORES = {"id", "source", "language", "kept"}
+
+
+def distributions(manifest: Manifest, root: Path) -> list[dict[str, Any]]:
+    """The histograms of one artifact.
+
+    Name, edges of the bins, documents kept and removed in each.
+
+    Bins are `[edge, next edge)`; a share of 1 is in the last one. Empty bins at both ends are left out.
+
+    Raises:
+        ManifestError: a table cannot be read.
+    """
+    paths = manifest.files(_ROLES[manifest.stage], root) if manifest.stage in _ROLES else []
+    if not paths:
+        return []
+    known = _columns(paths[0])
+    wanted = [(name, True) for name in _SIZES.get(manifest.stage, ()) if name in known]
+    shares = [name for name in known if name not in _NOT_SCORES] if manifest.stage == "classify" else ()
+    wanted += [(name, False) for name in (*_SHARES.get(manifest.stage, ()), *shares) if name in known]
+    counts = {name: ([0] * _bins(sizes), [0] * _bins(sizes)) for name, sizes in wanted}
+    for path in paths:
+        for kept, values in _groups(path, [name for name, _ in wanted], "kept" in known):
+            for name, sizes in wanted:
+                _add(counts[name], values[name], kept, sizes)
+    return [
+        _described(manifest.stage, name, sizes, *counts[name]) for name, sizes in wanted if any(map(any, counts[name]))
+    ]
+
+
+def write_edge(value: float) -> str:
+    """An edge of a bin as it is shown: 0.05, 512, 1,048,576."""
+    return compact(value) if value >= 10 else f"{value:g}"
+
+
+def _bins(sizes: bool) -> int:
+    return _DOUBLINGS if sizes else _SHARE_BINS
+
+
+def _columns(path: Path) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return list(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
+
+
+def _groups(path: Path, names: list[str], with_kept: bool) -> Iterator[tuple[Any, dict[str, Any]]]:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = [*names, "kept"] if with_kept else names
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=columns)
+                values = {name: table[name].to_numpy() for name in names}
+                yield (table["kept"].to_numpy() if with_kept else np.ones(len(table), bool)), values
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
+
+
+def _add(counts: tuple[list[int], list[int]], values: Any, kept: Any, sizes: bool) -> None:
+    import numpy as np
+
+    numbers = values.astype(np.float64)
+    there = ~np.isnan(numbers)
+    numbers, kept = numbers[there], kept[there].astype(bool)
+    if sizes:
+        places = np.clip(np.frexp(numbers)[1], 0, _DOUBLINGS - 1)  # [2^(k-1), 2^k) is bin k; nothing is bin 0
+    else:
+        places = np.clip((numbers * _SHARE_BINS).astype(np.int64), 0, _SHARE_BINS - 1)
+    for side, chosen in zip(counts, (kept, ~kept), strict=True):
+        for place, number in enumerate(np.bincount(places[chosen], minlength=_bins(sizes)).tolist()):
+            side[place] += number
+
+
+def _described(stage: str, name: str, sizes: bool, kept: list[int], removed: list[int]) -> dict[str, Any]:
+    edges = [0, *(2**k for k in range(_DOUBLINGS))] if sizes else [k / _SHARE_BINS for k in range(_SHARE_BINS + 1)]
+    filled = [place for place in range(len(kept)) if kept[place] or removed[place]]
+    first, last = filled[0], filled[-1] + 1
+    return {
+        "stage": stage, "name": name, "edges": edges[first : last + 1], "kept": kept[first:last],
+        "removed": removed[first:last],
+    }  # fmt: skip

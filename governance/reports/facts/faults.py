@@ -1,0 +1,208 @@
+"""Faults of a run: skipped updates, attempts, hangs, stragglers.
+
+Read from the record of the training and the ledger of energy; what a cluster's jobs left is in the section on it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from governance.energy.ancestry import RECORD
+from governance.energy.ledger import FILE_NAME as LEDGER
+from governance.energy.ledger import files_of, read_ledger
+from governance.files import read_lines
+from governance.manifest import Manifest
+from governance.phases import HANG
+from governance.reports.facts.citations import cite
+from governance.reports.html.markup import Html, compact, energy, foreign, join, number, table, tag
+
+_REASONS = {
+    "loss": "loss that was not finite",
+    "gradient": "gradient that was not finite",
+    "spike": "spike of the loss",
+    "overflow": "overflow in fp16, as its loss scale is found",
+}
+_VERDICTS = {
+    "not finite": "several steps in a row were not finite: the batches are not the cause",
+    "too many": "more skipped steps than train.skip.most_skips allows",
+}
+_REPORTS = ("report", "documents")
+_SLOWEST = 8  # ranks whose own work is listed
+_NAMED = 6  # documents of a verdict; the record has more, and each step that was left out has all of its own
+
+
+def fault_facts(
+    train: Manifest | None,
+    root: Path,
+    alive: Callable[[Mapping[str, Any]], bool] | None = None,
+    begun: str = "",
+) -> dict[str, Any]:
+    """Skipped updates, verdicts, attempts, failures, stragglers and own work times.
+
+    `ledger` says whether there is one: without it nothing is known of attempts of other stages, nor of hangs.
+    `finished` says whether the training is.
+
+    Args:
+        train: the training, if it is finished.
+        root: where its record and the ledger lie.
+        alive: as `read_ledger` takes it.
+        begun: the folder of a training that is not.
+    """
+    folder = train.folder if train else begun
+    lines = read_lines(root / folder / RECORD) if folder else []
+    lines = [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
+    ends: Counter[tuple[str, str]] = Counter()
+    for interval in read_ledger(root / LEDGER, alive):
+        if interval.outcome == "wasted" and interval.stage not in _REPORTS:
+            ends[interval.stage, interval.cause] += 1
+    return {
+        "skipped": _skipped([line for line in lines if line.get("event") == "skipped"]),
+        "diverged": [
+            {
+                name: line.get(name)
+                for name in ("attempt", "step", "reason", "skipped", "window", "by_reason", "documents")
+            }
+            for line in lines
+            if line.get("event") == "diverged"
+        ],
+        "attempts": _attempts(lines),
+        "finished": train is not None,
+        "ledger": bool(files_of(root / LEDGER)),
+        "ended": [{"stage": stage, "cause": cause, "count": count} for (stage, cause), count in sorted(ends.items())],
+        "stragglers": [
+            {name: line.get(name) for name in ("step", "rank", "ratio", "windows")}
+            for line in lines
+            if line.get("event") == "stragglers"
+        ],
+        "own_work": _own_work([line for line in lines if line.get("event") == "ranks"]),
+    }
+
+
+def _own_work(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Ranks of the newest attempt by own work a step.
+
+    Slowest first, with their ratio to the median.
+    """
+    newest = [line for line in lines if line.get("attempt") == lines[-1].get("attempt")]
+    steps = sum(line["steps"] for line in newest)
+    if not steps:
+        return []
+    means = [
+        sum(line["steps"] * seconds for line, seconds in zip(newest, rank, strict=True)) / steps
+        for rank in zip(*(line["seconds"] for line in newest), strict=True)
+    ]
+    middle = statistics.median(means)
+    order = sorted(range(len(means)), key=lambda rank: (-means[rank], rank))
+    return [
+        {"rank": rank, "seconds": means[rank], "ratio": means[rank] / middle if middle else None}
+        for rank in order[:_SLOWEST]
+    ]
+
+
+def _skipped(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Skipped updates by reason: count, steps, greatest z-score."""
+    rows = []
+    for reason in sorted({str(line.get("reason")) for line in lines}):
+        mine = [line for line in lines if str(line.get("reason")) == reason]
+        scores = [line["z"] for line in mine if isinstance(line.get("z"), (int, float))]
+        steps = [line["step"] for line in mine]
+        rows.append({"reason": reason, "count": len({*steps}), "first": min(steps), "last": max(steps),
+                     "greatest_z": max(scores, default=None)})  # fmt: skip
+    return rows
+
+
+def _attempts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Attempts: first and last step, repeated steps, end."""
+    rows: list[dict[str, Any]] = []
+    for attempt in sorted({line["attempt"] for line in lines if isinstance(line.get("attempt"), int)}):
+        mine = [line for line in lines if line.get("attempt") == attempt]
+        steps = [line["step"] for line in mine if line.get("event") == "step"]
+        starts = [line["step"] for line in mine if line.get("event") == "start"]
+        left = any(line.get("event") == "left" for line in mine)
+        begun = starts[0] if starts else min(steps, default=1) - 1
+        if rows:
+            rows[-1]["lost"] = max(0, rows[-1]["to"] - begun)
+        rows.append({"attempt": attempt, "from": begun, "to": max(steps, default=begun), "lost": 0, "left": left})
+    return rows
+
+
+def hangs(found: Mapping[str, Any]) -> int:
+    """Attempts that ended in a hang."""
+    return sum(row["count"] for row in found["faults"]["ended"] if row["cause"] == HANG)
+
+
+def faults(found: Mapping[str, Any]) -> Html:
+    """The section."""
+    data, wasted = found["faults"], found["energy"]["wasted_by_cause"]
+    skipped = [
+        [_REASONS.get(row["reason"], row["reason"]), number(row["count"]), number(row["first"]), number(row["last"]),
+         "–" if row["greatest_z"] is None else compact(row["greatest_z"])]
+        for row in data["skipped"]
+    ]  # fmt: skip
+    attempts = [
+        [number(row["attempt"]), number(row["from"]), number(row["to"]), number(row["lost"]), _end(row, data)]
+        for row in data["attempts"]
+    ]
+    ended = [
+        [row["stage"], foreign(row["cause"]), number(row["count"]), energy(wasted.get(row["cause"]))]
+        for row in data["ended"]
+    ]
+    slow = [
+        [f"rank {row['rank']}", number(row["step"]), compact(row["ratio"]), number(row["windows"])]
+        for row in data["stragglers"]
+    ]
+    work = [[f"rank {row['rank']}", compact(row["seconds"]), compact(row["ratio"])] for row in data["own_work"]]
+    verdicts = [_verdict(row) for row in data["diverged"]]
+    cited = cite(found, "/faults")
+    unknown = None if data["ledger"] else (
+        "Whether an attempt failed or hung is unknown: there is no ledger of energy, which records how attempts ended."
+    )  # fmt: skip
+    if not (skipped or verdicts or ended or slow) and len(attempts) < 2:
+        failed = "" if unknown else "no attempt failed, nothing hung, "
+        told = f"No update was skipped, {failed}no rank was slow."
+        return join([tag("p", f"{told} {unknown}" if unknown else told, cited, class_="none"), _work(work, cited)])
+    return join([
+        tag("p", unknown, class_="note") if unknown else None,
+        table("Divergence",
+              ["attempt", "step", "why", "steps skipped", "by reason", "documents"], verdicts,
+              numeric=(0, 1), cited=cited),
+        table("Failed attempts, by cause", ["stage", "cause", "count", "energy wasted by the cause"], ended,
+              numeric=(2, 3), cited=cited),
+        table("Attempts of the training", ["attempt", "from step", "to step", "steps computed again", "end"], attempts,
+              numeric=(1, 2, 3), cited=cited),
+        table("Skipped updates", ["reason", "updates", "first step", "last step", "largest z-score"], skipped,
+              numeric=(1, 2, 3, 4), cited=cited),
+        table("Slow ranks", ["rank", "step", "own work over the median", "windows"], slow,
+              numeric=(1, 2, 3), cited=cited),
+        _work(work, cited),
+    ])  # fmt: skip
+
+
+def _work(rows: Sequence[Sequence[Any]], cited: Html) -> Html | None:
+    if not rows:
+        return None  # one rank alone, or no window was whole
+    name = "Own work of the newest attempt's ranks, slowest first"
+    return table(name, ["rank", "seconds a step", "over the median"], rows, numeric=(1, 2), cited=cited)
+
+
+def _verdict(row: Mapping[str, Any]) -> list[Any]:
+    reasons = ", ".join(f"{_REASONS.get(name, name)}: {count}" for name, count in (row["by_reason"] or {}).items())
+    documents, more = (row["documents"] or [])[:_NAMED], len(row["documents"] or []) - _NAMED
+    told = ", ".join(map(str, documents)) + (f" and {number(more)} more" if more > 0 else "")
+    left_out = f"{number(row['skipped'])} of {number(row['window'])}"
+    why = _VERDICTS.get(row["reason"], row["reason"])
+    return [number(row["attempt"]), number(row["step"]), why, left_out, foreign(reasons), foreign(told or "unknown")]
+
+
+def _end(row: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    if any(verdict["attempt"] == row["attempt"] for verdict in data["diverged"]):
+        return "stopped: it diverged"
+    if row["left"]:
+        return "saved and left on request"
+    if row is not data["attempts"][-1]:
+        return "ended early; the next one continued"
+    return "finished" if data["finished"] else "running, or ended early"

@@ -1,0 +1,59 @@
+"""Documents by language: ingested, kept, encoded.
+
+Read from the tables that `clean` leaves (`features`) and from what `encode` counted. A document's language is the one
+that `clean` determined, so there is no count before it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from governance.errors import ManifestError
+from governance.manifest import Manifest
+
+_UNKNOWN = "und"  # ISO 639-2: undetermined
+
+
+def language_counts(artifacts: Mapping[str, Manifest], root: Path) -> list[dict[str, Any]]:
+    """A row a language, most documents kept first.
+
+    `documents_in`, `documents_kept`, and of `encode` documents, tokens.
+
+    Raises:
+        ManifestError: a table cannot be read.
+    """
+    encoded = artifacts["encode"].stats.get("by_language", {}) if "encode" in artifacts else {}
+    came: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
+    for path in artifacts["clean"].files("features", root) if "clean" in artifacts else []:
+        for language, stayed, count in _counts(path):
+            came[language] += count
+            kept[language] += count if stayed else 0
+    names = sorted({*came, *encoded}, key=lambda name: (-kept[name], -came[name], name))
+    return [
+        {
+            "language": name,
+            "documents_in": came[name] if came else None,
+            "documents_kept": kept[name] if came else None,
+            "documents_encoded": encoded.get(name, {}).get("documents", 0) if encoded else None,
+            "tokens": encoded.get(name, {}).get("tokens", 0) if encoded else None,
+        }
+        for name in names
+    ]
+
+
+def _counts(path: Path) -> list[tuple[str, bool, int]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if not {"language", "kept"} <= set(pq.read_schema(path).names):
+            return []
+        rows = pq.read_table(path, columns=["language", "kept"])
+        counted = rows.group_by(["language", "kept"]).aggregate([([], "count_all")]).to_pylist()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
+    return [(row["language"] or _UNKNOWN, bool(row["kept"]), row["count_all"]) for row in counted]

@@ -1,0 +1,247 @@
+"""Page-one problems of a run, the largest first.
+
+The order is that of consequences: a closed gate (nothing may be trained), critical checks that failed or could not be
+judged, failures that were waived, energy that was wasted, faults of the run, differences between groups that were
+tested, checks that only warn, languages that no word list covers, sources of which nothing is kept, energy that nobody
+measured, the largest cut of the funnel. Nothing is weighed beyond that order: a reader judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from governance.reports.html.markup import chance, compact, energy, share
+from governance.reports.sections.bias_sections import standing_out
+from governance.reports.sections.group_words import detailed, distinct, headline, language_of, named
+
+_WASTED_SHARE = 0.05  # of the energy, from which waste is worth a look
+_CUT_SHARE = 0.5  # of the documents, from which the funnel's loss is worth a look
+_OPEN = ("PASS", "WAIVED")
+_NAMED = 3
+_EXAMPLE = 150  # characters
+
+Finding = dict[str, str]
+"""`what` in a few words, `detail` in a line, `n`: what it rests on, `example`: one case of it ("": there is none),
+`at`: where in report.json, `section`: of the page."""
+
+
+def first_look(found: Mapping[str, Any]) -> list[Finding]:
+    """Problems of the run, the largest first."""
+    ways = (_gate, _critical, _waived, _waste, _faults, _bias, _warnings, _uncovered, _sources, _unmeasured, _cut)
+    return [finding for way in ways for finding in way(found)]
+
+
+def _finding(what: str, detail: str, at: str, section: str, n: str = "", example: str = "") -> Finding:
+    shown = example if len(example) <= _EXAMPLE else f"{example[:_EXAMPLE].rstrip()}…"
+    return {"what": what, "detail": detail, "n": n, "example": shown, "at": at, "section": section}
+
+
+def closing(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The reasons of the verdict that close the gate.
+
+    A verdict of an older release does not say `closes`.
+    """
+    reasons = found["verdict"].get("reasons", [])
+    return [row for row in reasons if row.get("closes", not row.get("waived") and row.get("severity") == "critical")]
+
+
+def _gate(found: Mapping[str, Any]) -> Iterator[Finding]:
+    word = found["summary"]["verdict"]
+    if word in _OPEN:
+        return
+    reasons = closing(found)
+    told = [f"{reason.get('gate')} on {reason.get('subject')} ({reason.get('owner')})" for reason in reasons[:_NAMED]]
+    if len(reasons) > _NAMED:
+        told.append(f"{len(reasons) - _NAMED:,} more")
+    example = str(reasons[0].get("detail") or "") if reasons else ""
+    yield _finding(f"The gate is closed: {word}", "; ".join(told) or "No verdict names a reason.", "/verdict",
+                   "verdict", counted(len(reasons), "reason"), example)  # fmt: skip
+
+
+def _critical(found: Mapping[str, Any]) -> Iterator[Finding]:
+    return _checks(found, "critical", "critical check")
+
+
+def _warnings(found: Mapping[str, Any]) -> Iterator[Finding]:
+    return _checks(found, "warning", "check that only warns", "checks that only warn")
+
+
+def _checks(found: Mapping[str, Any], severity: str, one: str, many: str = "") -> Iterator[Finding]:
+    closed = {row.get("gate") for row in closing(found)} if found["summary"]["verdict"] not in _OPEN else set()
+    rows = [
+        row for row in found["checks"] if row["status"] != "pass" and not row["waived"] and row["gate"] not in closed
+    ]
+    mine = [row for row in rows if (found["gates"][row["gate"]]["severity"] == "critical") == (severity == "critical")]
+    if not mine:
+        return
+    gates = list(dict.fromkeys(row["gate"] for row in mine))
+    counts = {status: sum(row["status"] == status for row in mine) for status in {row["status"] for row in mine}}
+    how = ", ".join(
+        f"{count:,} {status}" for status, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    )
+    worst = mine[0]
+    example = f"{worst['gate']} on {worst['subject']}: {worst['detail'] or worst['status']}"
+    yield _finding(f"{counted(len(gates), one, many)} did not pass", f"{_few(gates)}: {how}", "/checks", "checks",
+                   counted(len(mine), "result"), example)  # fmt: skip
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """1 source, 2 sources."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
+
+
+def _waived(found: Mapping[str, Any]) -> Iterator[Finding]:
+    waivers = found["verdict"].get("waivers", [])
+    if waivers:
+        told = [
+            f"{waiver.get('gate')} until {waiver.get('expires')}, by {waiver.get('approver')}" for waiver in waivers
+        ]
+        yield _finding(f"{counted(len(waivers), 'failure')} waived", _few(told), "/verdict", "verdict",
+                       counted(len(waivers), "waiver"), f"reason given: {waivers[0].get('reason')}")  # fmt: skip
+
+
+def _waste(found: Mapping[str, Any]) -> Iterator[Finding]:
+    total = found["energy"]["total"]
+    if not total["wasted"] or not total["joules"] or total["wasted"] / total["joules"] < _WASTED_SHARE:
+        return
+    causes = {cause: value for cause, value in found["energy"]["wasted_by_cause"].items() if value}
+    most = max(causes, key=lambda cause: causes[cause], default="")
+    yield _finding(
+        f"{share(total['wasted'] / total['joules'])} of the energy was wasted",
+        f"{energy(total['wasted'])} of {energy(total['joules'])} went into work that nothing here rests on",
+        "/energy/wasted_by_cause",
+        "energy",
+        counted(sum(row["count"] for row in found["faults"]["ended"]), "failed attempt"),
+        f"most of it: {most}, {energy(causes.get(most))}" if most else "",
+    )
+
+
+def _faults(found: Mapping[str, Any]) -> Iterator[Finding]:
+    data = found["faults"]
+    failed, skipped = sum(row["count"] for row in data["ended"]), sum(row["count"] for row in data["skipped"])
+    again = sum(row["lost"] for row in data["attempts"])
+    often = [(row, f", {row['count']:,} times" if row["count"] > 1 else "") for row in data["ended"]]
+    told = [f"{row['stage']}: {row['cause']}{times}" for row, times in often]
+    if data["diverged"]:
+        last = data["diverged"][-1]
+        yield _finding("Training diverged and was stopped", f"attempt {last['attempt']}, step {last['step']}",
+                       "/faults", "faults", f"step {last['step']:,}", f"cause: {last['reason']}")  # fmt: skip
+    if failed:
+        detail = f"{counted(again, 'step')} computed again" if again else "no step had to be computed again"
+        yield _finding(f"{counted(failed, 'attempt')} failed", detail, "/faults", "faults",
+                       counted(failed, "attempt"), _few(told))  # fmt: skip
+    if skipped:
+        why = ", ".join(f"{row['reason']} {row['count']:,}" for row in data["skipped"])
+        first = min((row.get("first") for row in data["skipped"] if row.get("first") is not None), default=None)
+        yield _finding(f"{counted(skipped, 'update')} skipped", why, "/faults", "faults", counted(skipped, "step"),
+                       "" if first is None else f"the first at step {first:,}")  # fmt: skip
+    if data["stragglers"]:
+        worst = max(data["stragglers"], key=lambda row: row["ratio"] or 0)
+        yield _finding("A rank kept the others waiting", f"rank {worst['rank']}: {worst['ratio']:.3g} times the median",
+                       "/faults", "faults", counted(len(data["stragglers"]), "report"))  # fmt: skip
+
+
+def _bias(found: Mapping[str, Any]) -> Iterator[Finding]:
+    """The largest difference of each kind.
+
+    All of them were tested (q below 0.05).
+    """
+    for suite, rows in _differences(found).items():
+        [worst] = detailed(found, rows[:1])
+        examples, effect = worst.get("examples") or [], worst.get("effect") or {}
+        where = ", ".join(filter(None, (language_of(worst), str(worst["axis"] or ""))))
+        size = f"{effect['words']}; " if effect.get("words") else ""
+        interval = f"95 % interval {compact(worst['lower'])} to {compact(worst['upper'])}"
+        size += f"{named(worst['metric'])} {compact(worst['value'])}"
+        more = f"; {counted(len(rows) - 1, 'more difference')} of this kind" if len(rows) > 1 else ""
+        yield _finding(
+            headline(worst),
+            f"{where}: {size}, {interval}{more}",
+            f"/bias/{suite}",
+            "bias",
+            f"{counted(worst['n'] or 0, 'mention')}, q {chance(worst['q'])}",
+            str(examples[0]["text"]) if examples else "",
+        )
+
+
+def _differences(found: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Suite -> rows that were tested and stand out."""
+    out = standing_out(found["bias"])
+    tested = {suite: distinct([row for row in rows if row["q"] is not None]) for suite, rows in out.items()}
+    return {suite: rows for suite, rows in tested.items() if rows}
+
+
+def uncovered(found: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """Row on documents without word lists; None if all are covered."""
+    for suite, rows in found["bias"].items():
+        for row in rows:
+            if row["metric"] == "coverage" and not row["instrument"] and row["note"]:
+                return suite, row
+    return None
+
+
+def _uncovered(found: Mapping[str, Any]) -> Iterator[Finding]:
+    if told := uncovered(found):
+        suite, row = told
+        what, _, languages = str(row["note"]).partition(": ")
+        yield _finding(what, "nothing is known of the groups that they mention", f"/bias/{suite}", "bias",
+                       counted(row["n"] or 0, "document"), languages)  # fmt: skip
+
+
+def _sources(found: Mapping[str, Any]) -> Iterator[Finding]:
+    gone = [row for row in found["sources"] if row["fate"] != "kept" and not row["documents_kept"]]
+    if gone:
+        told = [
+            f"{row['name']} ({row['fate']}{' ' + row['licence'] if 'licence' in row['fate'] else ''})" for row in gone
+        ]
+        documents = sum(row["documents_in"] for row in gone)
+        yield _finding(
+            f"{counted(len(gone), 'source')} of {len(found['sources']):,} not in the corpus",
+            _few(told),
+            "/sources",
+            "sources",
+            counted(documents, "document"),
+            _removed_example(found, gone),
+        )
+
+
+def _removed_example(found: Mapping[str, Any], gone: Sequence[Mapping[str, Any]]) -> str:
+    """Sample text that a refused source lost."""
+    names = tuple(f"{row['name']}/" for row in gone)
+    for stage in found["removed"]:
+        for rows in stage["examples"].values():
+            for row in rows:
+                if row["id"].startswith(names) and row["text"]:
+                    return str(row["text"])
+    return ""
+
+
+def _unmeasured(found: Mapping[str, Any]) -> Iterator[Finding]:
+    total = found["energy"]["total"]
+    why = (found["energy"]["missing"] or [""])[0]
+    if total["joules"] is None:
+        yield _finding("The energy is unknown", "no meter could be read; it is not zero", "/energy/total", "energy",
+                       counted(len(found["energy"]["stages"]), "stage"), why)  # fmt: skip
+    elif found["energy"]["estimated"]:
+        yield _finding("The energy is an estimate", "; ".join(total["methods"]), "/energy/total", "energy",
+                       counted(len(found["energy"]["stages"]), "stage"), why)  # fmt: skip
+
+
+def _cut(found: Mapping[str, Any]) -> Iterator[Finding]:
+    """The reason that removed most, where the funnel keeps less than half."""
+    told = found["summary"]
+    came, kept = told["documents_in"], told["documents_kept"]
+    if not came or kept is None or 1 - kept / came < _CUT_SHARE:
+        return
+    reasons = [(count, reason, row["stage"]) for row in found["funnel"] for reason, count in row["removed"].items()]
+    count, reason, stage = max(reasons, default=(0, "", ""))
+    samples = [item["examples"].get(reason, []) for item in found["removed"] if item["stage"] == stage]
+    example = next((row["text"] for rows in samples for row in rows if row["text"]), "")
+    yield _finding(f"{share(1 - kept / came)} of the documents were removed",
+                   f"{count:,} of them by {stage}: {reason.replace('_', ' ')}", "/funnel/0", "corpus",
+                   counted(came - kept, "document"), example)  # fmt: skip

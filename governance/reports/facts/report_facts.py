@@ -1,0 +1,380 @@
+"""Facts of a report (report.json), from manifests, verdict, audit, ledger.
+
+Nothing here judges or measures. The `summary` is what the head of the page shows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from governance.energy.factors import Factors
+from governance.errors import ManifestError
+from governance.gate.explanation import policy_words, signer_words, site_words
+from governance.manifest import Manifest
+from governance.reports.facts.citations import origins
+from governance.reports.facts.cluster_jobs import cluster_facts
+from governance.reports.facts.distributions import distributions
+from governance.reports.facts.energy_totals import energy_facts
+from governance.reports.facts.evidence_ids import Entry, as_of, gather, running_of
+from governance.reports.facts.faults import fault_facts
+from governance.reports.facts.language_funnel import language_counts
+from governance.reports.facts.problems import first_look
+from governance.reports.facts.samples import (
+    Mask,
+    kept_samples,
+    mask,
+    masked_example,
+    quarantine_samples,
+    removed_samples,
+)
+from governance.reports.facts.stage_counts import counted
+from governance.reports.facts.training_facts import training_facts
+
+ORDER = (
+    "ingest", "clean", "classify", "dedup", "paragraphs", "decontaminate", "redact", "tokenizer", "mix", "encode",
+    "pack", "bias", "audit", "train",
+)  # fmt: skip
+"""The stages in the order of a run; others come after them by name."""
+
+_OF_TOKENS = ("tokenizer", "encode", "pack")
+_COUNTS = ("documents_in", "documents_kept", "bytes_in", "bytes_kept")
+
+
+@dataclass(frozen=True)
+class Given:
+    """Inputs of a report besides artifacts and verdict."""
+
+    factors: Factors | None = None
+    """What turns energy into carbon and water."""
+    begun: str = ""
+    """Folder of a training that is not finished; "": there is none."""
+    name: str = ""
+    """Of the run, as people call it."""
+
+
+def facts(
+    artifacts: Mapping[str, Manifest],
+    verdict: Mapping[str, Any],
+    root: Path,
+    rules: Mask = mask,
+    given: Given | None = None,
+    stated: Sequence[Entry] | None = None,
+) -> dict[str, Any]:
+    """Everything that the page shows.
+
+    Args:
+        artifacts: stage -> manifest.
+        verdict: the signed decision's content.
+        root: the artifacts' root.
+        rules: mask personal data in examples.
+        given: what else decides a report.
+        stated: the evidence of a report that stands: then files that grow are read as far as it read them.
+
+    Raises:
+        ManifestError: an artifact's file cannot be read.
+    """
+    manifests = in_order(artifacts)
+    given = given or Given()
+    entries = gather(manifests, verdict, root, stated, given.begun)
+    with as_of(root, entries) as then:
+        return _facts(artifacts, verdict, (root, then), (rules, given), entries)
+
+
+def _facts(
+    artifacts: Mapping[str, Manifest],
+    verdict: Mapping[str, Any],
+    places: tuple[Path, Path],
+    asked: tuple[Mask, Given],
+    entries: Sequence[Entry],
+) -> dict[str, Any]:
+    """Facts of a report.
+
+    `places`: the artifacts' root, and where growing files are as they were; `asked`: as `facts` takes them.
+    """
+    manifests, (root, then), running = in_order(artifacts), places, running_of(entries)
+    rules, (factors, begun, name) = asked[0], (asked[1].factors, asked[1].begun, asked[1].name)
+
+    def alive(line: Mapping[str, Any]) -> bool:
+        return line["interval"] in running
+
+    funnel = funnel_of(manifests)
+    audit = artifacts.get("audit")
+    policy = audit.config.get("policy", {}) if audit else {}
+    results = _read(audit, "results.json", root)
+    found: dict[str, Any] = {
+        "schema": 1,
+        "run": {"name": name, "finished": max((str(m.run.get("finished") or "") for m in manifests), default="")},
+        "verdict": dict(verdict),
+        "funnel": funnel,
+        "languages": language_counts(artifacts, root),
+        "removed": [
+            {"stage": manifest.stage, "examples": removed_samples(manifest, root, rules)}
+            for manifest in manifests
+            if manifest.files("removed", root)
+        ],
+        "counts": counted(manifests),
+        "kept": kept_samples(artifacts["redact"], root, rules) if "redact" in artifacts else [],
+        "distributions": [histogram for manifest in manifests for histogram in distributions(manifest, root)],
+        "quarantined": quarantine_samples(artifacts["ingest"], root, rules) if "ingest" in artifacts else {},
+        "sources": sources(artifacts.get("ingest"), funnel, policy),
+        "owners": policy.get("owners", {}),
+        "licences_allowed": policy.get("licences", {}).get("allowed", []),
+        "gates": gates(policy, results),
+        "checks": checks(results, verdict),
+        "representation": _read(audit, "representation.json", root),
+        "bias": bias_of(artifacts, root),
+        "findings": findings_of(artifacts, root, rules),
+        "tokens": {
+            stage: scalars(artifacts[stage].stats) for stage in ("tokenizer", "encode", "pack") if stage in artifacts
+        },
+        "training": training_facts(artifacts["train"], then) if "train" in artifacts else None,
+        "begun": begun or None,
+        "energy": energy_facts(manifests, then, factors, alive),
+        "faults": fault_facts(artifacts.get("train"), then, alive, begun),
+        "cluster": cluster_facts(then),
+        "lineage": [_lineage(manifest) for manifest in manifests],
+        "environment": environment(manifests),
+    }
+    found["summary"] = summary(found)
+    found["first"] = first_look(found)
+    found["evidence"] = {"entries": list(entries), "of": origins(found, entries)}
+    return found
+
+
+def in_order(artifacts: Mapping[str, Manifest]) -> list[Manifest]:
+    """The artifacts in the order of a run."""
+    place = {stage: index for index, stage in enumerate(ORDER)}
+    return sorted(artifacts.values(), key=lambda manifest: (place.get(manifest.stage, len(ORDER)), manifest.stage))
+
+
+def funnel_of(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
+    """Documents and bytes entering, kept and removed, by stage.
+
+    Removed ones by reason and source.
+    """
+    return [_funnel(manifest) for manifest in manifests if set(_COUNTS) <= set(manifest.stats)]
+
+
+def bias_of(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list[dict[str, Any]]]:
+    """The interval tables of the bias audit, by suite; empty without one.
+
+    Raises:
+        ManifestError: they cannot be read.
+    """
+    return _read(artifacts.get("bias"), "tables.json", root) or {}
+
+
+def findings_of(artifacts: Mapping[str, Manifest], root: Path, rules: Mask = mask) -> list[dict[str, Any]]:
+    """The findings of the bias audit, their examples masked.
+
+    None without one, or where it was made before there were.
+
+    Raises:
+        ManifestError: they cannot be read.
+    """
+    bias = artifacts.get("bias")
+    if bias is None or not any(output.path.endswith("/findings.json") for output in bias.outputs):
+        return []
+    return [
+        {**row, "examples": [masked_example(example, rules) for example in row["examples"]]}
+        for row in _read(bias, "findings.json", root)
+    ]
+
+
+def _funnel(manifest: Manifest) -> dict[str, Any]:
+    stats = manifest.stats
+
+    def counts(entry: Mapping[str, Any]) -> dict[str, Any]:
+        removed = dict(sorted(entry.get("removed", {}).items()))
+        return {**{name: entry.get(name, 0) for name in _COUNTS}, "removed": removed}
+
+    by_source = {name: counts(entry) for name, entry in sorted(stats.get("by_source", {}).items())}
+    return {"stage": manifest.stage, **counts(stats), "by_source": by_source}
+
+
+def sources(ingest: Manifest | None, funnel: list[dict[str, Any]], policy: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each configured source.
+
+    Its licence, whether the policy allows it, and what is left of it.
+
+    `fate` is "kept", "refused: licence", or "nothing left".
+    """
+    if ingest is None:
+        return []
+    allowed = set(policy.get("licences", {}).get("allowed", []))
+    rows = []
+    for source in ingest.config.get("sources", []):
+        name, licence = str(source.get("name")), str(source.get("licence", "NOASSERTION"))
+        first = funnel[0]["by_source"].get(name, {}) if funnel else {}
+        last = funnel[-1]["by_source"].get(name, {}) if funnel else {}
+        refused = bool(policy) and licence not in allowed
+        kept = last.get("documents_kept", 0)
+        rows.append(
+            {
+                "name": name,
+                "kind": source.get("type"),
+                "licence": licence,
+                "documents_in": first.get("documents_in", 0),
+                "quarantined": sum(first.get("removed", {}).values()),
+                "documents_kept": kept,
+                "bytes_kept": last.get("bytes_kept", 0),
+                "fate": "refused: licence" if refused else "kept" if kept else "nothing left",
+            }
+        )
+    return rows
+
+
+def gates(policy: Mapping[str, Any], results: Any) -> dict[str, dict[str, Any]]:
+    """Each gate that has a result.
+
+    What it demands, how severe it is, its owner and reason.
+    """
+    known = {gate["id"]: gate for gate in policy.get("gate", [])}
+    return {
+        name: {
+            "threshold": threshold(known.get(name, {})),
+            "severity": known.get(name, {}).get("severity", "critical"),
+            "owner": known.get(name, {}).get("owner", "unknown"),
+            "why": known.get(name, {}).get("why", ""),
+        }
+        for name in sorted({result["gate"] for result in results or []})
+    }
+
+
+def checks(results: Any, verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each result of the audit and whether it was waived.
+
+    Those that did not pass come first.
+    """
+    waived = {
+        (reason.get("gate"), reason.get("subject")) for reason in verdict.get("reasons", []) if reason.get("waived")
+    }
+    rows = [{**result, "waived": (result["gate"], result["subject"]) in waived} for result in results or []]
+    return sorted(rows, key=lambda row: (row["status"] == "pass", row["gate"], row["subject"]))
+
+
+def threshold(gate: Mapping[str, Any]) -> str:
+    """A gate's demand in a few words."""
+    if not gate:
+        return "unknown"
+    low, high = gate.get("min"), gate.get("max")
+    column = gate.get("column", "")
+    if gate.get("quantile") is not None:
+        column = f"{gate['quantile']:g} quantile of {column}"
+    elif gate.get("expectation") == "mean_between":
+        column = f"mean of {column}"
+    elif gate.get("expectation") == "row_count_between":
+        column = "rows"
+    if low is not None and high is not None:
+        told = f"{column} from {low:g} to {high:g}"
+    elif low is not None or high is not None:
+        told = f"{column} ≥ {low:g}" if low is not None else f"{column} ≤ {high:g}"
+    elif gate.get("regex"):
+        told = f"{column} matches {gate['regex']}"
+    elif gate.get("values"):
+        told = f"{column or 'columns'}: {', '.join(gate['values'])}"
+    else:
+        told = f"{gate.get('expectation', '').replace('_', ' ')} {column}".strip()
+    mostly = gate.get("mostly", 1.0)
+    return told if mostly == 1.0 else f"{told}, in {100 * mostly:g} % of rows"
+
+
+def _lineage(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "stage": manifest.stage,
+        "digest": manifest.digest,
+        "path": manifest.path,
+        "inputs": [item.model_dump(mode="json") for item in manifest.inputs],
+        "files": len(manifest.outputs),
+        "bytes": sum(output.bytes for output in manifest.outputs),
+        "started": manifest.run.get("started"),
+        "finished": manifest.run.get("finished"),
+        "command": manifest.run.get("command"),
+    }
+
+
+def environment(manifests: list[Manifest]) -> dict[str, Any]:
+    """Software and hardware of the artifacts, with stages where they differ."""
+    packages: dict[str, dict[str, list[str]]] = {}
+    places: dict[str, dict[str, list[str]]] = {}
+    for manifest in manifests:
+        run = manifest.run
+        git = run.get("git") or {}
+        host = run.get("host") or {}
+        commit = f"{git['commit']}{' (with uncommitted changes)' if git.get('dirty') else ''}" if git else "unknown"
+        told = {
+            "host": " · ".join(str(host[name]) for name in ("name", "system") if host.get(name)) or "unknown",
+            "processors": str(host.get("cpus", "unknown")),
+            "python": str(run.get("python", "unknown")),
+            "commit": commit,
+            "slurm job": str(run.get("slurm_job_id") or "none"),
+        }
+        for name, value in told.items():
+            places.setdefault(name, {}).setdefault(value, []).append(manifest.stage)
+        for name, version in sorted((run.get("packages") or {}).items()):
+            packages.setdefault(name, {}).setdefault(str(version), []).append(manifest.stage)
+    return {"places": places, "packages": dict(sorted(packages.items()))}
+
+
+def scalars(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain figures of a stage beside its funnel."""
+    return {
+        name: value for name, value in stats.items() if name not in _COUNTS and isinstance(value, (int, float, str))
+    }
+
+
+def summary(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures at the head of the page.
+
+    None is unknown or not there.
+    """
+    funnel, training = found["funnel"], found["training"]
+    stats = training["stats"] if training else {}
+    encode = found["tokens"].get("encode", {})
+    total = found["energy"]["total"]
+    first, last = (funnel[0], funnel[-1]) if funnel else ({}, {})
+    return {
+        "verdict": found["verdict"].get("verdict", "NOT_RUN"),
+        "policy": policy_words(found["verdict"]) if "policy" in found["verdict"] else "no policy",
+        "site": site_words(found["verdict"]),
+        "signer": signer_words(found["verdict"]) if found["verdict"] else "not signed",
+        "documents_in": first.get("documents_in"),
+        "documents_kept": last.get("documents_kept"),
+        "bytes_in": first.get("bytes_in"),
+        "bytes_kept": last.get("bytes_kept"),
+        "train_tokens": encode.get("train_tokens"),
+        "validation_tokens": encode.get("validation_tokens"),
+        "steps": stats.get("steps"),
+        "tokens_trained": stats.get("tokens"),
+        "final_loss": stats.get("final_loss"),
+        "validation_loss": stats.get("validation_loss"),
+        "bits_per_byte": stats.get("bits_per_byte"),
+        "energy_joules": total["joules"],
+        "energy_low_joules": total["low"],
+        "energy_high_joules": total["high"],
+        "energy_wasted_joules": total["wasted"],
+        "energy_kwh": total["kwh"]["value"],
+        "energy_low_kwh": total["kwh"]["low"],
+        "energy_high_kwh": total["kwh"]["high"],
+        "energy_wasted_kwh": total["wasted_kwh"],
+        "carbon_grams": total["carbon"]["value"],
+        "carbon_low_grams": total["carbon"]["low"],
+        "carbon_high_grams": total["carbon"]["high"],
+        "carbon_wasted_grams": total["wasted_carbon"]["value"],
+        "carbon_basis": found["energy"]["footprint"]["basis"],
+    }
+
+
+def _read(audit: Manifest | None, name: str, root: Path) -> Any:
+    """One of an audit's files; None where there is no audit."""
+    if audit is None:
+        return None
+    path = root / audit.folder / name
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and audit again.") from error

@@ -1,0 +1,155 @@
+"""Masked examples of removed and unreadable documents.
+
+What masks is handed in (`Mask`): the rules of personal data belong to the data pipeline, which this package does not
+import; the roof knows both. In texts, addresses and runs of digits are masked besides, proof or no proof. In evidence,
+which a filter wrote, they are not: a document's id or an item's number there must stay readable.
+
+A shard is read by its narrow columns first and its texts only for the rows that are shown, shard by shard, so that a
+report on a terabyte costs memory of one row group.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from governance.errors import ManifestError
+from governance.log import get_logger
+from governance.manifest import Manifest
+
+EXAMPLES = 5
+CHARACTERS = 200
+_MOST_SHARDS = 50  # examples come from the first shards; counts come from the manifests
+
+_READ = 16_384  # characters of a text that are masked, so that a key of many lines is seen whole
+
+Mask = Callable[[str], str]
+"""A text without what must not be shown."""
+
+_EMAIL = re.compile(r"[^\s@<>\"']{1,64}@[^\s@<>\"']{1,255}")
+_PLAIN = re.compile(r"(?<!\S)(\w{1,60}=\d{1,3}(?:\.\d{1,20})?|kept=\S+)(?!\S)")
+_DIGITS = re.compile(r"\d(?:[\s().+/-]{0,3}\d){4,}")
+
+
+def mask(text: str) -> str:
+    """Mask e-mail addresses and runs of five or more digits."""
+    return _DIGITS.sub("[digits]", _EMAIL.sub("[e-mail]", text))
+
+
+def _told(evidence: str, rules: Mask = mask) -> str:
+    """A filter's evidence.
+
+    `name=0.1234567` is a measured share and `kept=` has a document's id; what is around them is masked by the rules,
+    the id as every id is.
+    """
+    parts = _PLAIN.split(evidence)
+    told = [_id(part) if place % 2 else _short(part, rules) for place, part in enumerate(parts)]
+    return " ".join(filter(None, told))
+
+
+def _id(name: str) -> str:
+    return _EMAIL.sub("[e-mail]", name)
+
+
+def shorten(text: str, rules: Mask = mask) -> str:
+    """The first 200 characters of the masked text on one line."""
+    return _short(text, lambda begin: mask(rules(begin)))
+
+
+def _short(text: str, masking: Mask) -> str:
+    """First 200 characters after `masking`, on one line.
+
+    More is masked than is shown, and a word that this cut may have torn is left out, so that no half of an address or
+    number escapes the mask.
+    """
+    begin = text[:_READ]
+    if len(text) > len(begin) and not text[len(begin)].isspace():
+        begin = begin[: max(begin.rfind(" "), begin.rfind("\n"))] if any(map(str.isspace, begin)) else begin
+    masked = " ".join(masking(begin).split())
+    return masked if len(masked) <= CHARACTERS else masked[:CHARACTERS] + "…"
+
+
+def removed_samples(manifest: Manifest, root: Path, rules: Mask = mask) -> dict[str, list[dict[str, str]]]:
+    """Up to five removed documents for each reason."""
+    found: dict[str, list[dict[str, str]]] = {}
+    wanted = {reason for reason, number in manifest.stats.get("removed", {}).items() if number}
+    for row in _rows(manifest.files("removed", root), ["id", "text", "reason", "evidence"], "reason"):
+        examples = found.setdefault(str(row["reason"]), [])
+        if len(examples) < EXAMPLES:
+            told = {"id": _id(str(row["id"])), "evidence": _told(str(row["evidence"] or ""), rules)}
+            examples.append({**told, "text": shorten(str(row["text"]), rules)})
+        if wanted and wanted <= {reason for reason, rows in found.items() if len(rows) >= EXAMPLES}:
+            break
+    return dict(sorted(found.items()))
+
+
+def kept_samples(manifest: Manifest, root: Path, rules: Mask = mask) -> list[dict[str, str]]:
+    """Up to five kept documents from many sources, masked."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in _rows(manifest.files("documents", root), ["id", "text", "source"], "source"):
+        examples = found.setdefault(str(row["source"]), [])
+        if len(examples) < EXAMPLES:
+            examples.append({"id": _id(str(row["id"])), "text": shorten(str(row["text"]), rules)})
+        if len(found) >= EXAMPLES:
+            break
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*found.values()))
+    return [example for example in turns if example is not None][:EXAMPLES]
+
+
+def masked_example(example: Mapping[str, str], rules: Mask = mask) -> dict[str, str]:
+    """A sentence behind a finding, masked and shortened.
+
+    Its id as every id is.
+    """
+    return {**example, "id": _id(example["id"]), "text": shorten(example["text"], rules)}
+
+
+def quarantine_samples(manifest: Manifest, root: Path, rules: Mask = mask) -> dict[str, list[dict[str, str]]]:
+    """Reason -> up to five records that could not become documents.
+
+    Where they stand, and their beginning.
+    """
+    found: dict[str, list[dict[str, str]]] = {}
+    columns = ["source", "file", "position", "reason", "sample"]
+    for row in _rows(manifest.files("quarantine", root), columns, "reason"):
+        examples = found.setdefault(str(row["reason"]), [])
+        if len(examples) < EXAMPLES:
+            place = f"{row['source']}/{row['file']}#{row['position']}"
+            examples.append({"id": place, "evidence": "", "text": shorten(str(row["sample"]), rules)})
+    return dict(sorted(found.items()))
+
+
+def _rows(paths: list[Path], columns: list[str], by: str) -> Iterator[dict[str, Any]]:
+    """First rows of each value of column `by`, by shard.
+
+    Raises:
+        ManifestError: a shard is no Parquet file or lacks a column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if len(paths) > _MOST_SHARDS:
+        get_logger(__name__).info("report: examples from the first %d of %d shards", _MOST_SHARDS, len(paths))
+    for path in paths[:_MOST_SHARDS]:
+        try:
+            with pq.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    chosen = _first(file.read_row_group(group, columns=[by]).column(0).to_pylist())
+                    if chosen:
+                        yield from file.read_row_group(group, columns=columns).take(chosen).to_pylist()
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
+
+
+def _first(values: list[Any]) -> list[int]:
+    """The positions of the first five of each value."""
+    seen: dict[Any, int] = {}
+    chosen = []
+    for position, value in enumerate(values):
+        seen[value] = seen.get(value, 0) + 1
+        if seen[value] <= EXAMPLES:
+            chosen.append(position)
+    return chosen

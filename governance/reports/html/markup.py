@@ -1,0 +1,229 @@
+"""HTML by functions that escape all external text.
+
+Documents, ids, file names and reasons come from the outside: they may hold tags, control characters, halves of
+surrogate pairs or marks that turn the writing direction. All pass through `escape`.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+_VOID = frozenset({"meta", "br", "hr", "col"})
+
+UNKNOWN = "unknown"
+_FEW, _MIDDLE = 3, 6  # columns: so many fit on a telephone, on a narrow window
+
+
+class Html(str):
+    """Text that is markup already."""
+
+    __slots__ = ()
+
+
+def visible(text: str) -> str:
+    """Make control characters, surrogates and direction marks visible.
+
+    So that text can neither command a terminal nor turn its neighbours.
+    """
+    return _CONTROL.sub("\ufffd", text.encode("utf-8", "replace").decode("utf-8"))
+
+
+def escape(text: str) -> Html:
+    """Any text as the text of a page.
+
+    Made visible, and markup escaped.
+    """
+    return Html(html.escape(visible(text), quote=True))
+
+
+Child = str | Html | None | Iterable[Any]
+
+
+def tag(name: str, /, *children: Child, **attributes: str | None) -> Html:
+    """An element; `class_` gives `class`, `data_x` gives `data-x`.
+
+    An attribute that is None is left out.
+    """
+    words = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    if name in _VOID:
+        return Html(f"<{name}{words}>")
+    return Html(f"<{name}{words}>{join(children)}</{name}>")
+
+
+def join(children: Iterable[Child]) -> Html:
+    """Children one after the other.
+
+    Text is escaped, None is nothing, lists are flattened.
+    """
+    parts = []
+    for child in children:
+        if isinstance(child, Html):
+            parts.append(str(child))
+        elif isinstance(child, str):
+            parts.append(str(escape(child)))
+        elif child is not None:
+            parts.append(str(join(child)))
+    return Html("".join(parts))
+
+
+def foreign(text: str) -> Html:
+    """Text from a corpus.
+
+    Isolated, so that its writing direction does not turn its neighbours'.
+    """
+    return tag("bdi", text, dir="auto")
+
+
+def digest(value: str) -> Html:
+    """A digest by its first 16 digits.
+
+    The whole of it is in the title.
+    """
+    return tag("code", value[:16], title=value) if value else Html("")
+
+
+ROWS_SHOWN = 10
+_SPARE = 2  # rows too few to fold
+"""Rows of a table that are open; the whole of a longer one is folded below them."""
+
+
+def fold(summary: Child, *inner: Child, id_: str | None = None, open_: bool = False) -> Html:
+    """A closed section that the reader can open."""
+    return tag("details", tag("summary", summary), *inner, id=id_, open="" if open_ else None)
+
+
+def table(
+    caption: str,
+    head: Sequence[str],
+    rows: Iterable[Sequence[Child]],
+    numeric: Sequence[int] = (),
+    cited: Html | None = None,
+    shown: int = ROWS_SHOWN,
+) -> Html:
+    """A table with a caption and headed columns.
+
+    The first cell of a row heads it; `numeric` columns align right.
+
+    Ten rows are open; a longer table is folded below them and takes their place when it is unfolded. On a narrow screen
+    a row becomes a block with its columns' names beside its values (`--c2` to `--c9`), so that nothing is cut off.
+
+    Args:
+        caption: what the table holds.
+        head: names of the columns.
+        rows: cells.
+        numeric: columns of numbers.
+        cited: the mark that leads to the table's evidence.
+        shown: how many rows are open.
+    """
+    body = list(rows)
+    if not body:
+        return tag("p", f"{caption}: none.", class_="none")
+    if len(body) <= shown + _SPARE:
+        return _grid([caption, cited], head, body, numeric)
+    first = _grid(
+        [caption, tag("span", f" {shown} of {len(body):,}", class_="unit"), cited], head, body[:shown], numeric
+    )
+    whole = _grid([caption, cited], head, body, numeric)
+    return tag("div", first, fold(f"All {len(body):,} rows", whole), class_="rows")
+
+
+def _grid(caption: Child, head: Sequence[str], rows: Sequence[Sequence[Child]], numeric: Sequence[int]) -> Html:
+    def cell(index: int, child: Child) -> Html:
+        kind = "n" if index in numeric else None
+        return tag("th", child, scope="row") if index == 0 else tag("td", child, class_=kind)
+
+    body = [tag("tr", [cell(index, child) for index, child in enumerate(row)]) for row in rows]
+    header = [tag("th", name, scope="col", class_="n" if index in numeric else None) for index, name in enumerate(head)]
+    names = ";".join(f"--c{index + 1}:'{name}'" for index, name in enumerate(head) if index)
+    width = "few" if len(head) <= _FEW else "mid" if len(head) <= _MIDDLE else "many"
+    return tag("table", tag("caption", caption), tag("thead", tag("tr", header)), tag("tbody", body),
+               class_=width, style=names or None)  # fmt: skip
+
+
+def number(value: float | None, digits: int | None = None) -> str:
+    """A number with thousands separators.
+
+    `digits` after the point (default 3 for what is not whole).
+    """
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, int) and digits is None:
+        return f"{value:,}"
+    return f"{value:,.{3 if digits is None else digits}f}"
+
+
+def compact(value: float | None) -> str:
+    """Number with four significant digits: 3.2e-05, 12,340."""
+    if value is None:
+        return UNKNOWN
+    if value and not 1e-3 <= abs(value) < 1e7:
+        return f"{value:.3g}"
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def chance(value: float) -> str:
+    """A p or q value: "< 0.001" below that, else three decimals."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _scaled(value: float, step: float, units: Sequence[str]) -> str:
+    index = 0
+    while abs(value) >= step and index < len(units) - 1:
+        value /= step
+        index += 1
+    return f"{value:,.0f} {units[index]}" if index == 0 else f"{value:,.3g} {units[index]}"
+
+
+def size(value: int | None) -> str:
+    """Bytes in powers of 1000: 1.23 GB."""
+    return UNKNOWN if value is None else _scaled(value, 1000, ("B", "kB", "MB", "GB", "TB", "PB"))
+
+
+def energy(joules: float | None) -> str:
+    """Joules as watt-hours: 0.234 Wh, 1.2 kWh."""
+    if joules is None:
+        return UNKNOWN
+    value = joules / 3600
+    for unit in ("Wh", "kWh", "MWh"):
+        if abs(value) < 1000 or unit == "MWh":
+            break
+        value /= 1000
+    return f"{decimal(value)} {unit}"
+
+
+def kilowatt_hours(joules: float | None) -> str:
+    """Joules as kilowatt-hours, whatever their size: 0.000234 kWh, 1,250 kWh."""
+    return UNKNOWN if joules is None else f"{decimal(joules / 3.6e6)} kWh"
+
+
+def decimal(value: float) -> str:
+    """Number with three significant digits, without exponent where readable."""
+    if value and abs(value) < 1e-6:
+        return f"{value:.2e}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{float(f'{value:.3g}'):.10f}".rstrip("0").rstrip(".")
+
+
+def share(value: float | None) -> str:
+    """A share as a percentage."""
+    if value is None:
+        return UNKNOWN
+    return f"{100 * value:.3g} %" if value < 0.9995 else f"{100 * value:.4g} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds, minutes or hours."""
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,178 @@
+"""Figures as inline SVG, with HTML labels.
+
+Each drawing stretches to its box (`preserveAspectRatio="none"`) with strokes that do not scale, and has a text
+alternative that says what it shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from governance.reports.html.markup import Html, compact, tag
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named curve; `dots` draws its points as well."""
+
+    name: str
+    points: Sequence[Point]
+    style: str = "a"
+    dots: bool = False
+
+
+def svg(inner: Sequence[Html], label: str, height: int, class_: str) -> Html:
+    """A drawing on a canvas 1000 wide."""
+    return tag(
+        "svg",
+        tag("title", label),
+        inner,
+        viewBox=f"0 0 1000 {height}",
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=label,
+        class_=class_,
+    )
+
+
+def histogram(found: Mapping[str, Any], write: Callable[[float], str], cited: Html | None = None) -> Html:
+    """Documents in bins, those kept below those removed.
+
+    The edges of the first and last bin and the highest count.
+
+    `cited`: links to the evidence, as in `chart`.
+    """
+    kept, removed, edges = found["kept"], found["removed"], found["edges"]
+    most = max(a + b for a, b in zip(kept, removed, strict=True))
+    width = 1000 / len(kept)
+    drawn = []
+    for place, parts in enumerate(zip(kept, removed, strict=True)):
+        top = 110.0
+        told = f"{write(edges[place])} to {write(edges[place + 1])}: {parts[0]:,} kept, {parts[1]:,} removed"
+        bars = []
+        for style, count in zip(("a", "gone"), parts, strict=True):
+            height = 105 * count / most
+            top -= height
+            if count:
+                bars.append(
+                    tag("rect", x=f"{place * width + 1:.1f}", y=f"{top:.1f}", width=f"{width - 2:.1f}",
+                        height=f"{max(height, 0.6):.1f}", class_=f"f-{style}")
+                )  # fmt: skip
+        drawn.append(tag("g", tag("title", told), bars))
+    label = f"{found['stage']}: {found['name']}: {sum(kept):,} documents kept, {sum(removed):,} removed"
+    axis = tag("line", x1="0", x2="1000", y1="110", y2="110", class_="grid")
+    ends = tag("p", tag("span", write(edges[0])), tag("span", write(edges[-1])), class_="ends")
+    unit = tag("span", f"highest bar: {most:,} documents", class_="unit")
+    title = tag("figcaption", tag("b", f"{found['stage']}: {found['name']}".replace("_", " ")), cited, unit)
+    return tag("figure", title, svg([*drawn, axis], label, 112, "hist"), ends, class_="chart")
+
+
+def interval_about(
+    estimate: tuple[float, float, float],
+    scale: tuple[float, float],
+    neutral: float | None,
+    label: str,
+    *,
+    hit: bool = False,
+) -> Html:
+    """Interval (low, value, high) on a scale with a neutral mark.
+
+    `hit`: in the warning colour.
+    """
+    (low, value, high), (least, most) = estimate, scale
+
+    def at(value: float) -> str:
+        return f"{1000 * min(1.0, max(0.0, (value - least) / (most - least))):.0f}" if most > least else "0"
+
+    style = "w" if hit else "f"
+    span = tag("line", x1=at(low), x2=at(high), y1="5", y2="5", class_=f"span s-{style}")
+    dot = tag("path", d=f"M{at(value)} 5h.01", class_=f"dot s-{style}")
+    mark = None if neutral is None else tag("line", x1=at(neutral), x2=at(neutral), y1="0", y2="10", class_="grid")
+    return svg([part for part in (mark, span, dot) if part is not None], label, 10, "bar")
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round values that span [low, high].
+
+    Steps of 1, 2 or 5 times a power of ten.
+    """
+    span = (high - low) or abs(high) or 1.0
+    power = 10 ** math.floor(math.log10(span / most))
+    step = next(power * factor for factor in (1, 2, 5, 10, 20) if span / (power * factor) <= most)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
+
+
+def chart(
+    title: str,
+    series: Sequence[Series],
+    x_name: str,
+    y_name: str,
+    write: Callable[[float], str] = compact,
+    cited: Html | None = None,
+) -> Html:
+    """Curves over a common x, with a legend where there are several.
+
+    None of them may be empty.
+
+    Args:
+        title: the figure's caption.
+        series: the curves.
+        x_name: what x is, with its unit.
+        y_name: what y is, with its unit.
+        write: how a value of y is written at the axis.
+        cited: links to the evidence.
+    """
+    xs = [x for curve in series for x, _ in curve.points]
+    ys = [y for curve in series for _, y in curve.points]
+    left, right = min(xs), max(xs)
+    marks = ticks(min(ys), max(ys))
+    bottom, top = marks[0], marks[-1]
+    height = 300
+
+    def place(point: Point) -> str:
+        x = 1000 * (point[0] - left) / ((right - left) or 1)
+        y = height * (1 - (point[1] - bottom) / ((top - bottom) or 1))
+        return f"{x:.1f} {y:.1f}"
+
+    drawn = []
+    for mark in marks:
+        y = f"{height * (1 - (mark - bottom) / (top - bottom)):.1f}"
+        drawn.append(tag("line", x1="0", x2="1000", y1=y, y2=y, class_="grid"))
+    for curve in series:
+        points = curve.points
+        drawn.append(tag("path", d="M" + "L".join(map(place, points)), class_=f"line s-{curve.style}"))
+        if curve.dots or len(points) == 1:
+            drawn.append(tag("path", d="".join(f"M{place(p)}h.01" for p in points), class_=f"dot s-{curve.style}"))
+    told = "; ".join(
+        f"{curve.name} from {write(curve.points[0][1])} to {write(curve.points[-1][1])}" for curve in series
+    )
+    label = f"{title}: {told}; {x_name} {compact(left)} to {compact(right)}"
+    axis = [tag("span", write(mark)) for mark in reversed(marks)]
+    legend = [tag("span", tag("i", class_=f"key k-{curve.style}"), curve.name) for curve in series]
+    return tag(
+        "figure",
+        tag("figcaption", tag("b", title), cited, " ", tag("span", y_name, class_="unit"), _legend(legend)),
+        tag(
+            "div",
+            tag("div", axis, class_="y", aria_hidden="true"),
+            svg(drawn, label, height, "plot"),
+            tag(
+                "div",
+                [tag("span", compact(left)), tag("span", x_name), tag("span", compact(right))],
+                class_="x",
+                aria_hidden="true",
+            ),
+            class_="axes",
+        ),
+        class_="chart",
+    )
+
+
+def _legend(entries: list[Html]) -> Html | None:
+    return tag("span", entries, class_="legend") if len(entries) > 1 else None

@@ -1,0 +1,100 @@
+"""Index of runs: verdict, loss, energy and links."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from governance.errors import ManifestError, MissingInput
+from governance.log import get_logger
+from governance.manifest import FILE_NAME
+from governance.reports.html.markup import UNKNOWN, Html, compact, digest, energy, foreign, number, table, tag, visible
+from governance.reports.recompute import newest_report
+from governance.reports.sections.page import standing_page
+from governance.reports.sections.page_one import BADGES
+
+_DEPTH = 3
+
+Row = dict[str, Any]
+
+
+def runs_below(folder: Path, beside: Path) -> list[Row]:
+    """Newest report of each root below a folder, newest first.
+
+    A report that cannot be read is passed over with a warning. Links are relative to the folder `beside`.
+    """
+    rows = []
+    for root in dict.fromkeys(_roots(folder)):
+        try:
+            manifest = newest_report(root)
+            found = json.loads((root / manifest.folder / "report.json").read_bytes())
+            row = _row(found, root, folder, os.path.relpath(root / manifest.folder / "report.html", beside))
+        except (ManifestError, MissingInput, OSError, ValueError, KeyError) as error:
+            get_logger(__name__).warning("index: %s is left out: %s", root, error)
+            continue
+        rows.append({**row, "finished": str(manifest.run.get("finished") or UNKNOWN), "digest": manifest.digest})
+    return sorted(rows, key=lambda row: (row["finished"], row["name"]), reverse=True)
+
+
+def _roots(folder: Path) -> Iterator[Path]:
+    for depth in range(_DEPTH + 1):
+        for path in sorted(folder.glob("*/" * depth + f"report/*/{FILE_NAME}")):
+            yield path.parents[2]
+
+
+def _row(found: dict[str, Any], root: Path, folder: Path, link: str) -> Row:
+    name = root.relative_to(folder).as_posix()
+    first = found.get("first") or []
+    return {"name": folder.resolve().name if name == "." else name, "link": link, "summary": found["summary"],
+            "first": first[0]["what"] if first else ""}  # fmt: skip
+
+
+def index_lines(rows: Sequence[Row]) -> list[str]:
+    """The table on a terminal."""
+    head = ("run", "verdict", "steps", "val. loss", "energy", "wasted", "finished")
+    cells = [head, *(tuple(map(visible, _cells(row))) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def _cells(row: Row) -> list[str]:
+    told = row["summary"]
+    return [
+        row["name"],
+        told["verdict"],
+        number(told["steps"]) if told["steps"] is not None else "not trained",
+        compact(told["validation_loss"]) if told["validation_loss"] is not None else "–",
+        energy(told["energy_joules"]),
+        energy(told["energy_wasted_joules"]),
+        row["finished"],
+    ]
+
+
+def index_page(rows: Sequence[Row], name: str) -> str:
+    """Index page: one row a run, with links."""
+    lines = [
+        [
+            [tag("a", foreign(row["name"]), href=quote(row["link"])), tag("br"), digest(row["digest"])],
+            _badge(row["summary"]["verdict"]),
+            foreign(row["first"]),
+            *_cells(row)[2:6],
+            f"{energy(row['summary']['energy_low_joules'])} – {energy(row['summary']['energy_high_joules'])}",
+            row["finished"],
+        ]
+        for row in rows
+    ]
+    head = ["run, digest of its report", "verdict", "to look at first", "steps", "validation loss", "energy",
+            "of it wasted", "energy, bounds", "report written"]  # fmt: skip
+    body = [
+        tag("p", f"The newest report of each of {len(rows):,} runs, the newest first.", class_="lead"),
+        table("Runs", head, lines, numeric=(3, 4, 5, 6, 7, 8)),
+    ]
+    return standing_page(f"Runs in {name}", body)
+
+
+def _badge(word: str) -> Html:
+    return tag("span", word, class_=f"pill {BADGES.get(word, 'bad')}")

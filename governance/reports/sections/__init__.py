@@ -1,0 +1,1 @@
+"""Sections of the page: facts in words, tables and pictures."""

@@ -1,0 +1,299 @@
+"""Corpus sections: funnel, removals, sources, checks, examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from governance.reports.facts.citations import cite, cite_each
+from governance.reports.facts.problems import counted
+from governance.reports.html.bars import STYLES, Bar, bars, key
+from governance.reports.html.markup import (
+    ROWS_SHOWN,
+    Html,
+    compact,
+    fold,
+    foreign,
+    join,
+    number,
+    share,
+    size,
+    table,
+    tag,
+)
+
+_CHECKS_SHOWN = 200  # results of the audit; of more, those that passed are shown gate by gate
+_DETAIL = 140  # characters of what a check says
+_OF_A_GATE = 10  # of these, results of one gate and status that are shown one by one
+_SOURCES_SHOWN = 5  # a bar shows the largest sources and the rest together, as more colours cannot be told apart
+_LANGUAGES_SHOWN = 10
+OTHERS = "all others"
+
+PILLS = {"pass": "good", "waived": "warn", "inconclusive": "warn", "fail": "bad", "error": "bad", "missing": "bad"}
+
+
+def pill(word: str) -> Html:
+    """A status as a word in its colour."""
+    return tag("span", word, class_=f"pill {PILLS.get(word, '')}".strip())
+
+
+def funnel(found: Mapping[str, Any]) -> Html:
+    """Documents through the stages, by source, language and reason."""
+    rows = found["funnel"]
+    if not rows:
+        return tag("p", "No stage of the corpus has counts.", class_="none")
+    names = _largest(rows[0]["by_source"])
+    cited = cite_each(found, "/funnel", len(rows))
+    keys = [key(STYLES[index], name) for index, name in enumerate(names)]
+    whole = rows[0]["documents_in"] or 1
+    stages = [
+        Bar(row["stage"], _parts(row, names, "documents_kept"),
+            f"{number(row['documents_kept'])} ({share(row['documents_kept'] / whole)})")
+        for row in rows
+    ]  # fmt: skip
+    return join([
+        bars("Documents kept after each stage", stages, keys, cited),
+        tag("div", tag("div", _of_sources(found, cited), _removed_table(found)), _of_languages(found), class_="pair"),
+    ])  # fmt: skip
+
+
+def funnel_folded(found: Mapping[str, Any]) -> Iterator[Html]:
+    """The funnel in bytes, in numbers, and each source through the stages."""
+    rows = found["funnel"]
+    if not rows:
+        return
+    names = _largest(rows[0]["by_source"])
+    cited = cite_each(found, "/funnel", len(rows))
+    keys = [key(STYLES[index], name) for index, name in enumerate(names)]
+    stages = [Bar(row["stage"], _parts(row, names, "bytes_kept"), size(row["bytes_kept"])) for row in rows]
+    head = ["stage", "documents in", "kept", "removed", "bytes in", "bytes kept"]
+    lines = [
+        [
+            row["stage"],
+            number(row["documents_in"]),
+            number(row["documents_kept"]),
+            number(sum(row["removed"].values())),
+            number(row["bytes_in"]),
+            number(row["bytes_kept"]),
+        ]
+        for row in rows
+    ]
+    by_source = [
+        [foreign(name), *(number(row["by_source"].get(name, {}).get("documents_kept", 0)) for row in rows)]
+        for name in sorted(rows[0]["by_source"])
+    ]
+    stages_named = [row["stage"] for row in rows]
+    yield fold("The funnel in numbers, in bytes and by source",
+               bars("Bytes of text kept", stages, keys, cited),
+               table("Documents and bytes", head, lines, numeric=(1, 2, 3, 4, 5), cited=cited),
+               table("Documents kept of each source", ["source", *stages_named], by_source,
+                     numeric=tuple(range(1, len(rows) + 1)), cited=cited))  # fmt: skip
+
+
+def _largest(by_source: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """The largest sources by documents, and `OTHERS` where there are more."""
+    ordered = sorted(by_source, key=lambda name: (-by_source[name]["documents_in"], name))
+    return ordered if len(ordered) <= len(STYLES) else [*ordered[:_SOURCES_SHOWN], OTHERS]
+
+
+def _parts(row: Mapping[str, Any], names: Sequence[str], field: str) -> list[tuple[str, float]]:
+    amounts = {name: entry[field] for name, entry in row["by_source"].items()} or {"": row[field]}
+    parts = []
+    for index, name in enumerate(names or [""]):
+        if name == OTHERS and name not in amounts:
+            amount = sum(value for other, value in amounts.items() if other not in names)
+        else:
+            amount = amounts.get(name, 0)
+        parts.append((STYLES[index], amount))
+    return parts
+
+
+def _of_sources(found: Mapping[str, Any], cited: Html) -> Html:
+    """Kept share of each source."""
+    rows = found["funnel"]
+    first, last = rows[0]["by_source"], rows[-1]["by_source"]
+    ordered = sorted(first, key=lambda name: (-first[name]["documents_in"], name))[:_LANGUAGES_SHOWN]
+    lines = [_own(name, last.get(name, {}).get("documents_kept", 0), first[name]["documents_in"]) for name in ordered]
+    rest = len(first) - len(ordered)
+    return bars(f"Kept of each source{f', the largest {len(ordered)}' if rest else ''}", lines, cited=cited)
+
+
+def _of_languages(found: Mapping[str, Any]) -> Html | None:
+    """Share of each language that `clean` kept."""
+    known = [row for row in found["languages"] if row["documents_in"]]
+    if not known:
+        return None
+    shown = known[:_LANGUAGES_SHOWN]
+    lines = [_own(row["language"], row["documents_kept"], row["documents_in"]) for row in shown]
+    rest = sum(row["documents_in"] for row in known[_LANGUAGES_SHOWN:])
+    note = f" {len(known) - len(shown)} more have {number(rest)} documents" if rest else ""
+    return bars(
+        ["Kept of each language by clean", tag("span", note, class_="unit")], lines, cited=cite(found, "/languages")
+    )
+
+
+def _own(name: str, kept: int, came: int) -> Bar:
+    return Bar(name, [("a", kept / came if came else 0), ("faint", 1 - kept / came if came else 1)],
+               f"{number(kept)} of {number(came)}")  # fmt: skip
+
+
+def _by_count(removed: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(((reason, count) for reason, count in removed.items() if count), key=lambda item: (-item[1], item[0]))
+
+
+def _removed_table(found: Mapping[str, Any]) -> Html:
+    rows = found["funnel"]
+    lines = [
+        (count, [foreign(reason.replace("_", " ")), row["stage"], number(count), share(count / came)])
+        for row, came in ((row, row["documents_in"] or 1) for row in rows)
+        for reason, count in _by_count(row["removed"])
+    ]
+    lines.sort(key=lambda line: -line[0])
+    head = ["reason", "removed by", "documents", "share"]
+    return table("Why documents were removed", head, [line for _, line in lines], numeric=(2, 3),
+                 cited=cite_each(found, "/funnel", len(rows)), shown=5)  # fmt: skip
+
+
+def counts_folded(found: Mapping[str, Any]) -> Iterator[Html]:
+    """Counts of the stages besides the funnel."""
+    for index, one in enumerate(found["counts"]):
+        cited = cite(found, f"/counts/{index}")
+        rows = [[number(cell) if isinstance(cell, int) else foreign(cell) for cell in row] for row in one["rows"]]
+        whole = {place for row in one["rows"] for place, cell in enumerate(row) if isinstance(cell, int)}
+        note = tag("p", one["note"], cited if not rows else None, class_="note") if one["note"] else None
+        stage, _, name = one["title"].partition(": ")
+        title = f"{name[:1].upper()}{name[1:]} ({stage})"
+        told = sum(cell for row in one["rows"] for cell in row if isinstance(cell, int))
+        yield fold([title, tag("span", f" {number(told)}", class_="unit")],
+                   table(one["title"], one["head"], rows, numeric=sorted(whole), cited=cited), note)  # fmt: skip
+
+
+def examples_folded(found: Mapping[str, Any]) -> Iterator[Html]:
+    """Examples of removed documents by reason, and of records that were quarantined."""
+    note = tag("p", "Up to five examples of each reason, 200 characters each. Personal data, keys and runs of digits "
+                    "are masked; the removed shards hold the whole text.", class_="note")  # fmt: skip
+    parts: list[Any] = []
+    for index, stage in enumerate(found["funnel"]):
+        for of in (item["examples"] for item in found["removed"] if item["stage"] == stage["stage"]):
+            often = sorted(of, key=lambda reason: (-stage["removed"].get(reason, 0), reason))
+            cited = cite(found, f"/funnel/{index}")
+            parts += [_examples(f"{stage['stage']}: {reason}", of[reason], cited) for reason in often]
+    if parts:
+        yield fold(f"Examples of removed documents, {len(parts)} reasons", note, *parts)
+    if found["quarantined"]:
+        cited = cite(found, "/quarantined")
+        told = "Records that could not become documents, with their place."
+        yield fold("Examples of quarantined records", tag("p", told, class_="note"),
+                   *(_examples(reason, rows, cited) for reason, rows in found["quarantined"].items()))  # fmt: skip
+
+
+def _examples(reason: str, rows: Sequence[Mapping[str, str]], cited: Html) -> Html:
+    shown = []
+    for row in rows:
+        evidence = [" · evidence: ", foreign(row["evidence"])] if row["evidence"] else None
+        about = tag("p", tag("code", foreign(row["id"])), evidence, class_="note")
+        shown.append(tag("div", about, tag("p", foreign(row["text"]) if row["text"] else "(empty)"), class_="sample"))
+    return join([tag("h4", foreign(reason), cited), shown])
+
+
+def sources(found: Mapping[str, Any]) -> Html:
+    """Every source with its licence and what became of it.
+
+    Refused ones first.
+    """
+    order = sorted(found["sources"], key=lambda row: (row["fate"] == "kept", row["name"]))
+    lines = [
+        [
+            foreign(row["name"]),
+            row["licence"],
+            number(row["documents_in"]),
+            number(row["documents_kept"]),
+            size(row["bytes_kept"]),
+            tag("span", _fate(row), class_=f"pill {'good' if row['fate'] == 'kept' else 'bad'}"),
+        ]
+        for row in order
+    ]
+    cited = cite_each(found, "/sources", len(order))
+    head = ["source", "licence", "documents", "kept", "text kept", "fate"]
+    allowed = ", ".join(found["licences_allowed"]) or "the policy names none"
+    note = tag("p", f"Licences that the policy allows: {allowed}.", class_="note") if lines else None
+    return tag("div", table("Sources", head, lines, numeric=(2, 3, 4), cited=cited, shown=5), note, class_="alongside")
+
+
+def _fate(row: Mapping[str, Any]) -> str:
+    """Outcome of a source, even of one the policy refuses."""
+    refused = row["fate"] != "kept" and row["documents_kept"]
+    return "not allowed, in the corpus" if refused else str(row["fate"])
+
+
+def checks(found: Mapping[str, Any]) -> Html:
+    """Checks that did not pass in a table, those that passed folded."""
+    rows = found["checks"]
+    if len(rows) > _CHECKS_SHOWN:
+        rows = _fewer(rows)
+    passed = [row for row in rows if row["status"] == "pass" and not row["waived"]]
+    others = [row for row in rows if row not in passed]
+    count = sum(row["status"] == "pass" and not row["waived"] for row in found["checks"])
+    gates = len({row["gate"] for row in passed})
+    told = f"{counted(count, 'check')} passed, of {counted(gates, 'gate')}"
+    return join([
+        _checks_table(found, "Checks that did not pass", others, shown=3) if others else None,
+        fold(told, _checks_table(found, "Checks that passed", passed)) if passed else None,
+    ])  # fmt: skip
+
+
+def _checks_table(
+    found: Mapping[str, Any], title: str, rows: Sequence[Mapping[str, Any]], shown: int = ROWS_SHOWN
+) -> Html:
+    lines = []
+    for row in rows:
+        gate = found["gates"][row["gate"]]
+        observed = compact(row["observed"]) if isinstance(row["observed"], (int, float)) else row["observed"]
+        subject = tag("span", foreign(str(row["subject"])), class_="note")
+        detail = [tag("br"), tag("span", foreign(_cut(row["detail"])), class_="note")] if row["detail"] else None
+        lines.append([
+            [tag("code", row["gate"]), tag("br"), subject],
+            pill("waived" if row["waived"] else row["status"]),
+            "–" if observed is None else observed,
+            gate["threshold"],
+            f"{number(row['rows'])} ({number(row['unexpected'])} unexpected)",
+            f"{gate['owner']}, {gate['severity']}",
+            [gate["why"], detail],
+        ])  # fmt: skip
+    head = ["gate and subject", "status", "observed", "threshold", "rows", "owner, severity", "why"]
+    return table(title, head, lines, numeric=(2,), cited=cite(found, "/checks"), shown=shown)
+
+
+def _cut(detail: str) -> str:
+    """A detail that leaves the page its height; report.json has it whole."""
+    return detail if len(detail) <= _DETAIL else f"{detail[:_DETAIL].rstrip()}…"
+
+
+def _fewer(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A gate's results of one status.
+
+    The first ones as they are, the rest as one row that adds them up.
+    """
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["gate"], row["status"], row["waived"]), []).append(row)
+    told: list[dict[str, Any]] = []
+    for (_, status, _), mine in groups.items():
+        shown = 0 if status == "pass" and len(mine) > 1 else min(_OF_A_GATE, len(mine))
+        told += [dict(row) for row in mine[:shown]]
+        if rest := mine[shown:]:
+            told.append(_added_up(rest))
+    return told
+
+
+def _added_up(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    seen = sorted(row["observed"] for row in rows if isinstance(row["observed"], (int, float)))
+    ends = f"{compact(seen[0])} – {compact(seen[-1])}" if seen else None
+    return {
+        **rows[0],
+        "subject": f"{len(rows):,} subjects",
+        "observed": ends,
+        "rows": sum(row["rows"] or 0 for row in rows),
+        "unexpected": sum(row["unexpected"] or 0 for row in rows),
+        "detail": "",
+    }

@@ -1,0 +1,131 @@
+"""Lineage section: drawing and inputs of each artifact."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from governance.lineage.svg import Box, draw_boxes
+from governance.manifest import SOURCES
+from governance.reports.facts.citations import cite_each
+from governance.reports.html.markup import UNKNOWN, Html, digest, fold, foreign, join, number, size, tag, visible
+
+_INPUTS_SHOWN = 25
+_SOURCES_SHOWN = 6  # boxes of sources in the drawing; the rest are one box
+
+
+def lineage(found: Mapping[str, Any]) -> Html:
+    """The way from the sources to the last checkpoint in a line.
+
+    The graph and every artifact in words folded.
+    """
+    rows = found["lineage"]
+    cited = cite_each(found, "/lineage", len(rows))
+    return join([
+        _strip(found, cited),
+        fold(f"Lineage as a graph, and all {len(rows)} artifacts with their inputs", _drawing(found),
+             tag("h4", "The same in words", cited), tag("ol", _in_words(found), class_="rail")),
+    ])  # fmt: skip
+
+
+def _strip(found: Mapping[str, Any], cited: Html) -> Html | None:
+    """Sources, stages and last checkpoint as a strip."""
+    boxes, _ = _boxes(found)
+    if not boxes:
+        return None
+    chips = [
+        tag("li", tag("b", foreign(box.title)), tag("span", foreign(box.lines[0])), class_=box.kind)
+        for kind in ("source", "made", "child")
+        for box in boxes.values()
+        if box.kind == kind
+    ]
+    title = tag("figcaption", tag("b", "From the sources to the last checkpoint"), cited)
+    return tag("figure", title, tag("ol", chips, class_="strip"), class_="chart")
+
+
+def _in_words(found: Mapping[str, Any]) -> list[Html]:
+    items = []
+    for row in found["lineage"]:
+        shown = [
+            tag("li", "from ", item["stage"], " ", digest(item["digest"]), " ", foreign(item["path"]))
+            for item in row["inputs"][:_INPUTS_SHOWN]
+        ]
+        rest = len(row["inputs"]) - len(shown)
+        if rest > 0:
+            shown.append(tag("li", f"and {rest:,} more inputs, listed in the manifest"))
+        about = f"{row['files']:,} files, {size(row['bytes'])}, finished {row['finished'] or UNKNOWN}"
+        made = tag("li", f"{row['path']}: {about}")
+        items.append(tag("li", tag("b", row["stage"]), digest(row["digest"]), tag("ul", [made, *shown])))
+    last = (found["training"] or {}).get("stats", {}).get("checkpoint")
+    if last:
+        path = tag("ul", tag("li", str(last.get("path"))))
+        items.append(tag("li", tag("b", "last checkpoint"), digest(str(last.get("digest", ""))), path))
+    return items
+
+
+def _drawing(found: Mapping[str, Any]) -> Html | None:
+    boxes, edges = _boxes(found)
+    if not boxes:
+        return None
+    told = f"Lineage: {len(boxes)} boxes, source files at the top; the list below says the same in words"
+    drawn = Html(draw_boxes(boxes, edges, told, inline=True))
+    box = tag("div", drawn, class_="scroll", tabindex="0", role="region", aria_label="Lineage as a drawing")
+    return tag(
+        "figure",
+        tag(
+            "figcaption",
+            tag("b", "What was made from what"),
+            " ",
+            tag("span", "edges that longer paths imply are left out", class_="unit"),
+        ),
+        box,
+    )
+
+
+def _boxes(found: Mapping[str, Any]) -> tuple[dict[str, Box], set[tuple[str, str]]]:
+    """Boxes and edges of the lineage drawing."""
+    counts = {row["stage"]: f"{row['documents_kept']:,} documents" for row in found["funnel"]}
+    tokens = found["summary"]["train_tokens"]
+    if tokens is not None:
+        counts["encode"] = f"{tokens:,} tokens"
+    if found["training"]:
+        counts["train"] = f"{number(found['summary']['steps'])} steps"
+    boxes: dict[str, Box] = {}
+    edges: set[tuple[str, str]] = set()
+    names = {(row["path"], row["digest"]): f"made {row['stage']} {row['path']}" for row in found["lineage"]}
+    for row in found["lineage"]:
+        name = names[row["path"], row["digest"]]
+        told = counts.get(row["stage"], f"{row['files']:,} files, {size(row['bytes'])}")
+        boxes[name] = Box(row["stage"], (told, row["digest"][:16]), "made")
+        for source, (text, files) in _sources(row["inputs"]).items():
+            boxes[source] = Box(text, (f"{files:,} files" if files > 1 else "1 file", ""), "source")
+            edges.add((source, name))
+        edges |= {
+            (names[item["path"], item["digest"]], name)
+            for item in row["inputs"]
+            if (item["path"], item["digest"]) in names
+        }
+    last = (found["training"] or {}).get("stats", {}).get("checkpoint")
+    for row in found["lineage"]:
+        if last and row["stage"] == "train":
+            boxes["last"] = Box("last checkpoint", (str(last.get("path")), str(last.get("digest", ""))[:16]), "child")
+            edges.add((names[row["path"], row["digest"]], "last"))
+    return boxes, edges
+
+
+def _sources(inputs: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
+    """Source files by the source that they are of.
+
+    Name of the box -> what it says, number of files.
+    """
+    files: dict[str, int] = defaultdict(int)
+    for item in inputs:
+        if item["stage"] in SOURCES:
+            files[visible(str(item["path"]).partition("/")[0])] += 1
+    ordered = sorted(files, key=lambda name: (-files[name], name))
+    found = {f"source {name}": (name, files[name]) for name in ordered[:_SOURCES_SHOWN]}
+    rest = ordered[_SOURCES_SHOWN:]
+    if rest:
+        found[f"source and {len(rest)} more"] = (f"{len(rest)} more sources", sum(files[name] for name in rest))
+    return found

@@ -1,0 +1,99 @@
+"""Model facts: one line for page one, details for engineers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from governance.reports.html.markup import UNKNOWN, Child, compact, digest, number
+
+MODEL_FACTS = ("/training/stats", "/training/config", "/training/execution", "/training/attempts")
+"""Places in report.json that the facts are from."""
+_BLOCKS = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm", "swiglu": "SwiGLU", "gelu": "GELU", "rope": "RoPE"}
+
+
+def model_line(found: Mapping[str, Any]) -> str:
+    """Family, parameters, tokens, final loss and bits per byte in a line.
+
+    "" where nothing was trained.
+    """
+    run = found["training"]
+    if run is None:
+        return ""
+    stats, told = run["stats"], found["summary"]
+    parts = [
+        f"{family(run['config'])}, {parameters(stats.get('parameters'))}",
+        f"{number(told['tokens_trained'])} tokens in {number(told['steps'])} steps",
+        f"training loss {number(told['final_loss'])}, validation loss {number(told['validation_loss'])} nats per token",
+    ]
+    if told["bits_per_byte"] is not None:
+        parts.append(f"{number(told['bits_per_byte'])} bits per byte")
+    return "; ".join(parts)
+
+
+def family(config: Mapping[str, Any]) -> str:
+    """The kind of model."""
+    experts = (config.get("model") or {}).get("moe")
+    return "Mixture-of-experts Transformer decoder" if experts else "Transformer decoder"
+
+
+def parameters(count: int | None) -> str:
+    """2.36 M parameters."""
+    if count is None:
+        return "unknown parameters"
+    for limit, unit in ((10**9, "B"), (10**6, "M")):
+        if count >= limit:
+            return f"{count / limit:,.3g} {unit} parameters"
+    return f"{count:,} parameters"
+
+
+def model_facts(found: Mapping[str, Any]) -> list[tuple[str, Child]]:
+    """The model's shape, its training and where it ran."""
+    run = found["training"]
+    stats, config, execution = run["stats"], run["config"], run["execution"]
+    pairs: list[tuple[str, Child]] = [
+        ("Model", f"{family(config)}, {number(stats.get('parameters'))} parameters"),
+        *_shape(config.get("model") or {}),
+        *_recipe(config),
+        ("Trained", f"{number(stats.get('steps'))} steps, {number(stats.get('tokens'))} tokens{_before(stats)}"),
+        ("Attempts", number(run["attempts"])),
+        (
+            "Execution",
+            ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sorted(execution.items())) or UNKNOWN,
+        ),
+        ("MFU refers to", run["peak_source"] or UNKNOWN),
+        ("Measured product", run["gemm_source"] or UNKNOWN),
+        ("Artifact", [digest(run["digest"]), f" {run['path']}"]),
+    ]
+    return pairs
+
+
+def _before(stats: Mapping[str, Any]) -> str:
+    if "continued" not in stats:
+        return ""
+    return f", {number(stats['continued']['tokens'])} of them by the run that it continues"
+
+
+def _shape(model: Mapping[str, Any]) -> list[tuple[str, Child]]:
+    if not model.get("num_hidden_layers"):
+        return []
+    heads, groups = model.get("num_attention_heads"), model.get("num_key_value_heads")
+    attention = f"{heads} heads" if heads == groups or not groups else f"{heads} heads, {groups} key-value heads"
+    blocks = [
+        _BLOCKS.get(str(model.get(name)), str(model.get(name)))
+        for name in ("norm", "feed_forward", "position_embedding")
+    ]
+    width = f"{number(model['num_hidden_layers'])} layers, width {number(model.get('hidden_size'))}"
+    inner = f", inner width {number(model['intermediate_size'])}" if model.get("intermediate_size") else ""
+    return [("Shape", f"{width}{inner}, {attention}"), ("Blocks", ", ".join(blocks))]
+
+
+def _recipe(config: Mapping[str, Any]) -> list[tuple[str, Child]]:
+    train, optim = config.get("train") or {}, config.get("optim") or {}
+    if not train or not optim:
+        return []
+    batch = f"{number(train.get('global_batch_size'))} rows of {number(train.get('sequence_length'))} tokens"
+    schedule = (
+        f"{optim.get('optimizer')}, {optim.get('schedule')}, peak learning rate {compact(optim.get('learning_rate'))}"
+    )
+    return [("Batch", f"{batch}, {train.get('precision')}"), ("Optimiser", schedule)]

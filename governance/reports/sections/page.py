@@ -1,0 +1,72 @@
+"""The page: page one, three readers, evidence.
+
+One file, no script, nothing loaded from anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from governance.reports.html.markup import Child, Html, tag
+from governance.reports.html.style import CSS
+from governance.reports.sections.evidence_section import evidence
+from governance.reports.sections.page_one import front
+from governance.reports.sections.readers import data_reviewer, engineer, officer
+
+_LINKS = (
+    ("officer", "Officer", ("verdict", "checks", "sources", "energy", "lineage")),
+    ("data", "Data reviewer", ("corpus", "bias")),
+    ("engineer", "Engineer", ("training", "faults", "environment")),
+)
+_TITLES = {"bias": "groups"}
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The whole of report.html."""
+    body = [
+        tag("a", "Skip to the report", href="#main", class_="skip"),
+        front(found),
+        tag("nav", tag("ol", [_link(*link) for link in _LINKS], tag("li", tag("a", "Evidence", href="#evidence"))),
+            aria_label="Sections"),
+        tag("main", officer(found), data_reviewer(found), engineer(found), evidence(found), id="main", tabindex="-1"),
+        tag(
+            "footer",
+            tag(
+                "p",
+                "report.json beside this file has every number with its evidence; ",
+                tag("code", "assay report verify"),
+                " computes each of them again. The mark E leads to the evidence of a table. Digests are SHA-256.",
+            ),
+        ),
+    ]  # fmt: skip
+    name = found["run"]["name"]
+    return _whole(f"{found['summary']['verdict']}{f': {name}' if name else ''} – Assay report", body)
+
+
+def _link(name: str, title: str, parts: Sequence[str]) -> Html:
+    inner = [tag("a", _TITLES.get(part, part), href=f"#{part}") for part in parts]
+    return tag("li", tag("a", tag("b", title), href=f"#{name}"), inner)
+
+
+def standing_page(title: str, body: Sequence[Child]) -> str:
+    """A page about several runs, in the report's look."""
+    inner = [
+        tag("a", "Skip to the content", href="#main", class_="skip"),
+        tag("header", tag("p", "Assay", class_="eyebrow"), tag("h1", title)),
+        tag("main", body, id="main", tabindex="-1"),
+        tag("footer", tag("p", "Read from report.json of each run; nothing is loaded from anywhere.")),
+    ]
+    return _whole(title, inner)
+
+
+def _whole(title: str, body: Sequence[Child]) -> str:
+    metas = [
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="referrer", content="no-referrer"),
+        tag("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; style-src 'unsafe-inline'"),
+        tag("title", title),
+        Html(f"<style>{CSS}</style>"),
+    ]
+    return f"<!DOCTYPE html>\n{tag('html', tag('head', metas), tag('body', body), lang='en')}\n"

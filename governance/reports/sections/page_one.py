@@ -1,0 +1,168 @@
+"""Page one: model, verdict, energy, waste, three findings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from governance.reports.facts.citations import cite
+from governance.reports.facts.problems import counted
+from governance.reports.html.markup import (
+    UNKNOWN,
+    Child,
+    Html,
+    duration,
+    foreign,
+    kilowatt_hours,
+    number,
+    share,
+    size,
+    tag,
+)
+from governance.reports.sections.footprint_sections import grams
+from governance.reports.sections.model_words import model_line
+from governance.reports.sections.run_sections import not_trained
+from governance.reports.sections.verdict_words import expiry, meaning, reasons, rules, signer
+
+BADGES = {"PASS": "good", "WAIVED": "warn", "INCONCLUSIVE": "warn", "BLOCK": "bad", "ERROR": "bad", "NOT_RUN": "bad"}
+CARDS = 3
+_NEXT = 6
+_IN_VERDICT = ("/verdict",)
+
+
+def front(found: Mapping[str, Any]) -> Html:
+    """The whole of page one."""
+    run = found["run"]
+    when = run["finished"].replace("T", " ").replace("Z", " UTC")
+    line = model_line(found)
+    names = ", ".join(row["name"] for row in found["sources"][:6])
+    more = len(found["sources"]) - 6
+    corpus = f"Corpus of {names}{f' and {more} more sources' if more > 0 else ''}." if names else "No sources."
+    return tag(
+        "header",
+        tag("p", "Assay report", tag("span", f" · {when}") if when else None, class_="eyebrow"),
+        tag("h1", foreign(run["name"] or "Unnamed run")),
+        tag("p", line or None, tag("span", foreign(corpus)), class_="lead"),
+        _verdict(found),
+        not_trained(found),
+        _tiles(found),
+        _findings(found),
+    )
+
+
+def _verdict(found: Mapping[str, Any]) -> Html:
+    word = found["summary"]["verdict"]
+    told = [tag("li", foreign(sentence)) for sentence in reasons(found)]
+    small = [tag("span", signer(found)), " ", tag("span", rules(found)), " ",
+             tag("span", f"Valid {expiry(found)}." if found["verdict"].get("expires") else "")]  # fmt: skip
+    return tag(
+        "div",
+        tag("span", word, class_=f"badge {BADGES.get(word, 'bad')}"),
+        tag("div", tag("p", tag("strong", meaning(found)), cite(found, "/summary/verdict")),
+            tag("ul", told, class_="why"), tag("p", small, class_="note")),
+        class_=f"verdict {BADGES.get(word, 'bad')}",
+    )  # fmt: skip
+
+
+def _tiles(found: Mapping[str, Any]) -> Html:
+    told = found["summary"]
+    kept = told["documents_kept"]
+    tiles = [
+        _tile(found, f"Energy{', estimated' if found['energy']['estimated'] else ''}",
+              kilowatt_hours(told["energy_joules"]), _between(told), "energy_joules"),
+        _carbon(found),
+        _tile(found, "Wasted by failed attempts", kilowatt_hours(told["energy_wasted_joules"]), _wasted(found),
+              "energy_wasted_joules"),
+        _tile(found, "Corpus", f"{number(kept)} documents", _corpus(told), "documents_kept", "train_tokens"),
+    ]  # fmt: skip
+    if found["training"]:
+        tiles.append(_tile(found, "Validation", f"{number(told['bits_per_byte'])} bits per byte",
+                           f"loss {number(told['validation_loss'])} nats per token; training loss "
+                           f"{number(told['final_loss'])}", "validation_loss"))  # fmt: skip
+    return tag("dl", tiles, class_="tiles", id="figures")
+
+
+def _tile(found: Mapping[str, Any], name: str, value: Child, note: Child, *fields: str) -> Html:
+    value, _, unit = value.partition(" ") if isinstance(value, str) else (value, "", "")
+    cited = cite(found, *(f"/summary/{field}" for field in fields))
+    big = [value, tag("span", f" {unit}")] if unit else value
+    return tag("div", tag("dt", name, cited), tag("dd", big, tag("small", note)))
+
+
+def _corpus(told: Mapping[str, Any]) -> str:
+    kept, came = told["documents_kept"], told["documents_in"]
+    part = f" ({share(kept / came)})" if kept is not None and came else ""
+    tokens = f"{number(told['train_tokens'])} tokens to train on, {number(told['validation_tokens'])} to validate"
+    return f"of {number(came)}{part}, {size(told['bytes_kept'])}; {tokens}"
+
+
+def _between(told: Mapping[str, Any]) -> str:
+    low, high = told["energy_low_joules"], told["energy_high_joules"]
+    if low is None:
+        return "bounds unknown"
+    if high is None:
+        return f"at least {kilowatt_hours(low)}, no upper bound"
+    return f"{kilowatt_hours(low).removesuffix(' kWh')} to {kilowatt_hours(high)}"
+
+
+def _carbon(found: Mapping[str, Any]) -> Html:
+    told = found["summary"]
+    value, low, high = (told.get(f"carbon_{name}grams") for name in ("", "low_", "high_"))
+    basis = str(told.get("carbon_basis") or "")
+    if value is None:
+        return _tile(found, "CO2e", UNKNOWN, "no grid intensity: set energy.factors", "energy_joules")
+    between = f"{grams(low)} to {grams(high)}" if high is not None else f"at least {grams(low)}"
+    short = ": ".join(basis.partition("; ")[0].split(": ")[:2])  # without source and year
+    return _tile(
+        found, "CO2e, location-based", grams(value), [between, f"; {short}" if short else None], "carbon_grams"
+    )
+
+
+def _wasted(found: Mapping[str, Any]) -> str:
+    total, wasted = found["energy"]["total"], found["summary"]["energy_wasted_joules"]
+    if wasted is None:
+        return "no ledger of failed attempts" if total["from"] == "manifests" else "a failed attempt was not measured"
+    part = f"{share(wasted / total['joules'])} of all" if total["joules"] else "nothing was measured"
+    carbon = found["summary"].get("carbon_wasted_grams")
+    cost = f", {grams(carbon)} CO2e" if carbon else ""
+    attempts = sum(row["count"] for row in found["faults"]["ended"])
+    unseen = total["unseen_seconds"]
+    lost = f"; at most the last {duration(unseen)} before a kill is in no figure" if unseen else ""
+    return f"{part}{cost}; {counted(attempts, 'failed attempt')}{lost}"
+
+
+def _findings(found: Mapping[str, Any]) -> Html:
+    """Three cards of findings with n and example, others as links."""
+    rows = [row for row in found["first"] if row["at"] not in _IN_VERDICT]
+    inner: Child
+    if rows:
+        cards = [_card(found, row) for row in rows[:CARDS]]
+        rest = [
+            tag("li", tag("a", foreign(row["what"]), href=f"#{row['section']}")) for row in rows[CARDS : CARDS + _NEXT]
+        ]
+        inner = [tag("div", cards, class_="cards"),
+                 tag("ul", tag("li", "Then:"), rest, class_="next") if rest else None]  # fmt: skip
+    else:
+        inner = tag("p", f"Nothing stands out: every check passed and {wasted_in_words(found['energy']['total'])}.")
+    name = "What to look at first"
+    return tag("section", tag("h2", name), inner, class_="first", id="first", aria_label=name)
+
+
+def _card(found: Mapping[str, Any], row: Mapping[str, str]) -> Html:
+    cited = cite(found, f"/first/{found['first'].index(row)}")
+    return tag(
+        "article",
+        tag("h3", tag("a", foreign(row["what"]), href=f"#{row['section']}")),
+        tag("p", foreign(row["detail"])),
+        tag("p", f"n: {row['n']}" if row["n"] else None, cited, class_="note"),
+        tag("blockquote", foreign(row["example"])) if row["example"] else None,
+    )
+
+
+def wasted_in_words(total: Mapping[str, Any]) -> str:
+    """Waste in words, if small or unknown."""
+    if total["wasted"] is None or (total["wasted"] and not total["joules"]):
+        return "what was wasted is unknown"
+    if total["wasted"]:
+        return f"{share(total['wasted'] / total['joules'])} of the energy was wasted"
+    return "nothing was wasted"

@@ -1,0 +1,140 @@
+"""Sections by reader: officer, data reviewer, engineer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from governance.reports.facts.citations import cite
+from governance.reports.facts.cluster_jobs import cluster
+from governance.reports.facts.faults import faults
+from governance.reports.html.markup import (
+    UNKNOWN,
+    Child,
+    Html,
+    compact,
+    digest,
+    fold,
+    foreign,
+    join,
+    number,
+    table,
+    tag,
+)
+from governance.reports.sections import corpus_sections as corpus
+from governance.reports.sections.document_sections import documents_folded
+from governance.reports.sections.energy_sections import energy_folded, energy_section
+from governance.reports.sections.group_sections import groups, groups_folded
+from governance.reports.sections.lineage_figure import lineage
+from governance.reports.sections.run_sections import environment_folded, facts_list, training, training_folded
+
+
+def officer(found: Mapping[str, Any]) -> Html:
+    """May it be used, under whose rules, at what cost."""
+    return _reader("officer", "Officer", "May it be used, who decided, and what did it cost?", [
+        _part("verdict", "Verdict and checks", [verdict(found), tag("div", corpus.checks(found), id="checks")]),
+        _part("sources", "Sources and licences", corpus.sources(found)),
+        _part("energy", "Energy and carbon", energy_section(found), *energy_folded(found)),
+        _part("lineage", "Lineage", lineage(found)),
+    ])  # fmt: skip
+
+
+def data_reviewer(found: Mapping[str, Any]) -> Html:
+    """Data reviewer: corpus, removals, affected groups."""
+    return _reader("data", "Data reviewer", "What is in the corpus, what was removed, and who is affected?", [
+        _part("corpus", "Corpus", corpus.funnel(found), *corpus.funnel_folded(found), *corpus.counts_folded(found),
+              *documents_folded(found), *corpus.examples_folded(found)),
+        _part("bias", "Groups of people", groups(found), *groups_folded(found)),
+    ])  # fmt: skip
+
+
+def engineer(found: Mapping[str, Any]) -> Html:
+    """Engineer: learning, speed, faults."""
+    return _reader("engineer", "Engineer", "How did it learn, how fast, and what went wrong?", [
+        _part("training", "Training", training(found), *training_folded(found)),
+        _part("faults", "Faults", faults(found),
+              fold("Cluster: jobs, attempts, accounting", cluster(found)) if found["cluster"] else None),
+        _part("environment", "Environment", None, *environment_folded(found)),
+    ])  # fmt: skip
+
+
+def _reader(name: str, title: str, question: str, parts: list[Html]) -> Html:
+    head = tag("h2", title, tag("small", question))
+    return tag("section", head, parts, id=name, class_="reader", aria_label=title)
+
+
+def _part(name: str, title: str, shown: Child, *folds: Child) -> Html:
+    inner = tag("div", folds, class_="folds") if any(folds) else None
+    return tag("section", tag("h3", title), shown, inner, id=name, aria_label=title)
+
+
+def verdict(found: Mapping[str, Any]) -> Html:
+    """The signed decision in facts.
+
+    What was waived, and where the policy is looser than its parent.
+    """
+    given = found["verdict"]
+    policy, audit, tokens = (given.get(name) or {} for name in ("policy", "audit", "corpus"))
+    counts = ", ".join(f"{count:,} {status}" for status, count in sorted((given.get("summary") or {}).items()))
+    pairs: list[tuple[str, Child]] = [
+        ("Decision", tag("b", found["summary"]["verdict"])),
+        ("Results", counts or "none"),
+        ("Policy", [str(policy.get("name", UNKNOWN)), " ", digest(str(policy.get("digest", "")))]),
+        *([("Strength", str(policy["strength"]))] if policy.get("strength") else []),
+        ("Signature", str(found["summary"]["signer"])),
+        ("Expires", str(given.get("expires", UNKNOWN))),
+        ("Key", tag("code", str(given.get("key_id", UNKNOWN))[:24], title=str(given.get("key_id", "")))),
+        ("Submitted by", ", ".join(map(str, given.get("submitters", []))) or UNKNOWN),
+        (
+            "Covers",
+            [digest(str(tokens.get("digest", ""))), f" and {number(len(given.get('subjects') or {}))} signed names"],
+        ),
+        *([] if given.get("waivers") else [("Waivers", "none")]),
+        ("Audit", digest(str(audit.get("digest", ""))) or UNKNOWN),
+    ]
+    cited = cite(found, "/verdict")
+    waivers = [
+        [
+            tag("code", str(waiver.get("gate"))),
+            foreign(str(waiver.get("result", UNKNOWN))),
+            compact(waiver.get("observed")) if isinstance(waiver.get("observed"), (int, float)) else UNKNOWN,
+            compact(waiver["max_deviation"]) if waiver.get("max_deviation") is not None else "no number",
+            str(waiver.get("approver")),
+            str(waiver.get("expires")),
+            foreign(str(waiver.get("reason"))),
+        ]
+        for waiver in given.get("waivers", [])
+    ]
+    checked = {(row["gate"], row["subject"]) for row in found["checks"]}
+    reasons = [
+        [
+            tag("code", str(reason.get("gate"))),
+            corpus.pill("waived" if reason.get("waived") else str(reason.get("status"))),
+            f"{reason.get('owner')}, {reason.get('severity')}",
+            foreign(str(reason.get("subject"))),
+            foreign(str(reason.get("detail"))),
+        ]
+        for reason in given.get("reasons", [])
+        if (reason.get("gate"), reason.get("subject")) not in checked
+    ]
+    looser = [[foreign(str(line))] for line in policy.get("differences") or []]
+    return join(
+        [
+            facts_list(pairs, cited),
+            table(
+                "Reasons besides the checks",
+                ["gate", "status", "owner, severity", "subject", "detail"],
+                reasons,
+                cited=cited,
+                shown=5,
+            )
+            if reasons
+            else None,
+            table(
+                "Waivers", ["gate", "result", "observed", "up to", "approver", "until", "reason"], waivers, cited=cited
+            )
+            if waivers
+            else None,
+            table("Looser than the parent policy", ["difference"], looser, cited=cited) if looser else None,
+        ]
+    )

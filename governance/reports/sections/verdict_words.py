@@ -1,0 +1,91 @@
+"""The verdict in words: reason, signer, approval, rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from governance.reports.facts.problems import closing, counted
+from governance.reports.html.markup import number
+
+_LICENCES = "licences.allowed"
+_SHOWN = 3  # reasons, and sources of one
+_DID = {"fail": "failed", "error": "could not be carried out", "missing": "without a result"}
+_PLAIN = {
+    "PASS": "Every critical gate passed. The corpus may be trained on.",
+    "WAIVED": "The corpus may be trained on: the owners of the gates that failed have waived them.",
+    "BLOCK": "A critical gate failed. The corpus may not be trained on.",
+    "INCONCLUSIVE": "A critical gate had too little to judge by, which is not a pass.",
+    "ERROR": "A check could not be carried out, which is not a pass.",
+    "NOT_RUN": "A gate has no result, which is not a pass.",
+}
+
+
+def meaning(found: Mapping[str, Any]) -> str:
+    """Meaning of the verdict for the corpus."""
+    word = found["summary"]["verdict"]
+    told = _PLAIN.get(word, "This verdict is not known to this release.")
+    untouched = word not in ("PASS", "WAIVED") and not found["training"] and not found["begun"]
+    return f"{told} Nothing was trained." if untouched else told
+
+
+def reasons(found: Mapping[str, Any]) -> list[str]:
+    """Reasons of a closed gate, or exceptions of an open one."""
+    word = found["summary"]["verdict"]
+    if word in ("PASS", "WAIVED"):
+        return list(_open_reasons(found))
+    by_gate: dict[str, list[Mapping[str, Any]]] = {}
+    for row in closing(found):
+        by_gate.setdefault(str(row.get("gate")), []).append(row)
+    told = [sentence for gate, rows in by_gate.items() for sentence in _closed(found, gate, rows)]
+    more = [f"{counted(len(told) - _SHOWN, 'more reason')} below."] if len(told) > _SHOWN else []
+    return [*(told[:_SHOWN] or ["No verdict names a reason."]), *more]
+
+
+def _open_reasons(found: Mapping[str, Any]) -> Iterator[str]:
+    counts = found["verdict"].get("summary") or {}
+    others = [f"{count:,} {_DID.get(status, status)}" for status, count in sorted(counts.items())
+              if status != "pass" and count]  # fmt: skip
+    only = ", in gates that only warn" if found["summary"]["verdict"] == "PASS" else ""
+    told = f"{' and '.join(others)}{only}" if others else "none failed"
+    yield f"{counted(counts.get('pass', 0), 'check')} passed; {told}."
+    for waiver in found["verdict"].get("waivers", [])[:_SHOWN]:
+        yield f"Waived: {waiver.get('gate')} by {waiver.get('approver')} until {waiver.get('expires')}."
+
+
+def _closed(found: Mapping[str, Any], gate: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    whose = _whose(found, str(rows[0].get("owner")))
+    refused = [row for row in found["sources"] if "licence" in row["fate"] and row["documents_kept"]]
+    if gate == _LICENCES and refused:
+        for row in refused[:_SHOWN]:
+            yield (
+                f"{counted(row['documents_kept'], 'document')} of source {row['name']} are in the corpus under licence "
+                f"{row['licence']}, which the policy does not allow. {whose}"
+            )
+        return
+    detail = "; ".join(part for part in str(rows[0].get("detail") or "").split("; ") if part)
+    more = f" and {counted(len(rows) - 1, 'more result')}" if len(rows) > 1 else ""
+    yield f"{gate} on {rows[0].get('subject')}{more}: {detail or rows[0].get('status')}. {whose}"
+
+
+def _whose(found: Mapping[str, Any], owner: str) -> str:
+    people = found["owners"].get(owner, [])
+    return f"Decision: {owner} ({', '.join(map(str, people))})." if people else f"Decision: {owner}."
+
+
+def signer(found: Mapping[str, Any]) -> str:
+    """Signer, time and approval."""
+    when = str(found["verdict"].get("signed_at") or "").replace("T", " ").replace("Z", " UTC")
+    return f"The verdict is {found['summary']['signer']}{f' ({when})' if when else ''}."
+
+
+def rules(found: Mapping[str, Any]) -> str:
+    """The policy with its strength, and whether it is a site's."""
+    return f"Judged by {found['summary']['policy']}, {found['summary']['site']}."
+
+
+def expiry(found: Mapping[str, Any]) -> str:
+    """Expiry and scope of the verdict."""
+    given = found["verdict"]
+    names = len(given.get("subjects") or {})
+    return f"until {str(given.get('expires', 'unknown'))[:10]}, for {number(names)} signed names"

@@ -1,0 +1,69 @@
+"""Signed notes that a run leaves for the next.
+
+A finished shard's record, the note beside a file that one worker makes for all, the remembered digests of source
+files: each is believed without making the thing again, so whoever could write one could write what the corpus becomes.
+A note is written by a `Signer` and counts only if that signer believes it; one that does not count is no note, and what
+it spoke of is made again. A `Runtime` of a library without keys has `NoSigner`, which believes what it finds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from governance.files import write_json
+from governance.log import get_logger
+
+
+class Signer(Protocol):
+    """Signer of notes; picklable, so that workers sign."""
+
+    def sign(self, name: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`content` as it is written under `name`."""
+
+    def open(self, name: str, written: Any) -> Any:
+        """The content of what was written under `name`.
+
+        None where it does not count.
+        """
+
+
+class NoSigner:
+    """The signer of a run without keys.
+
+    What is written is the content itself.
+    """
+
+    def sign(self, name: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Nothing is added."""
+        return content
+
+    def open(self, name: str, written: Any) -> Any:
+        """Everything counts."""
+        return written
+
+
+def write_note(path: Path, content: Mapping[str, Any], root: Path, signer: Signer) -> None:
+    """Leave a note below `root`.
+
+    Its name is signed with it, so that it cannot be taken for another.
+    """
+    write_json(path, signer.sign(path.relative_to(root).as_posix(), content))
+
+
+def read_note(path: Path, root: Path, signer: Signer) -> dict[str, Any] | None:
+    """The content of a note.
+
+    None, and a warning, where its signature does not count; None where there is none.
+    """
+    try:
+        written = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    content = signer.open(path.relative_to(root).as_posix(), written)
+    if not isinstance(content, dict):
+        get_logger(__name__).warning("%s: no trusted key signed this note; what it speaks of is made again", path)
+        return None
+    return content

@@ -1,0 +1,1 @@
+"""Signatures: keys, certificates, the journal and its anchors."""

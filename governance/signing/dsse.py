@@ -1,0 +1,360 @@
+"""DSSE envelopes: sign and verify with Ed25519 keys.
+
+A DSSE envelope (Dead Simple Signing Envelope, v1) signs the type together with the bytes, so that a signed text
+cannot be passed off as another kind. Keys are PEM files: PKCS #8 for the private key, readable by its owner only,
+SubjectPublicKeyInfo for the public one beside it (`<name>.pub`). A key's id is the SHA-256 of its raw 32 bytes.
+
+A key with a certificate beside it (`<name>.cert`, see `certificates.py`) is a job's: its signatures carry the
+certificate, and count for whoever trusts the root, if they were made while the certificate held. Only the job's key
+lies on the machine that works; the root's does not.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import datetime
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from governance.config import canonical_json
+from governance.errors import ConfigError, ManifestError
+from governance.files import sha256_bytes, write_bytes, write_json, write_private
+from governance.log import get_logger
+from governance.signing.certificates import PREDICATE_TYPE as CERTIFICATE
+from governance.signing.certificates import Certificate, certificate_path, certificate_predicate, read_certificate
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+    PublicKey = Ed25519PublicKey
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """A private key, with the certificate that lies beside it."""
+
+    private: Ed25519PrivateKey
+    certificate: Mapping[str, Any] | None = None
+    """The root's envelope; None: whoever is to believe this key must trust it by itself."""
+
+    def public_key(self) -> Ed25519PublicKey:
+        """Its public half."""
+        return self.private.public_key()
+
+
+def default_key_path() -> Path:
+    """Default path of the signing key: the user's configuration folder."""
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "assay" / "signing-key.pem"
+
+
+def create_key(path: Path) -> None:
+    """Make a key pair at `path` and `path`.pub.
+
+    An existing key is never overwritten.
+
+    Raises:
+        ConfigError: there is a key already.
+    """
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    if path.exists() or not write_private(path, private):
+        raise ConfigError(f"{path}: there is a key already. Choose another path, or move it away first.")
+    write_bytes(public_path(path), _public_pem(key.public_key()))
+
+
+def public_path(path: Path) -> Path:
+    """The public half's file."""
+    return path.with_name(path.name + ".pub")
+
+
+def create_job_key(path: Path, root: SigningKey, name: str, days: int) -> None:
+    """Create a job's key pair and certificate at `path`.
+
+    Raises:
+        ConfigError: there is a key already, the name is empty, or `root` is a job's key itself.
+    """
+    if root.certificate is not None:
+        raise ConfigError("--root-key: is a job's key, and certifies nobody. Give the root's own key.")
+    now = datetime.datetime.now(datetime.UTC)
+    certificate_predicate(name, b"", days, now)  # a name that is refused leaves no key behind
+    create_key(path)
+    public = public_key(public_path(path))
+    predicate = certificate_predicate(name, public.public_bytes_raw(), days, now)
+    write_json(certificate_path(path), sign(statement({name: key_id(public)}, CERTIFICATE, predicate), root))
+
+
+def private_key(path: Path, *, make: bool = True) -> SigningKey:
+    """The signing key at `path` with its certificate.
+
+    Made on first use (said aloud) unless `make` is False.
+
+    Raises:
+        ConfigError: the file is no unencrypted Ed25519 key in PEM, or the certificate beside it is another key's.
+    """
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    if not path.exists() and make:
+        with contextlib.suppress(ConfigError):  # another process was first: its key is everybody's
+            create_key(path)
+            get_logger(__name__).info("made a signing key at %s; others verify with %s", path, public_path(path))
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: is no readable private key in PEM ({error}). Make one: assay governance keygen"
+        ) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"{path}: is no Ed25519 key. Make one: assay governance keygen")
+    return SigningKey(key, _certificate_beside(path, key.public_key()))
+
+
+def _certificate_beside(path: Path, public: Ed25519PublicKey) -> Mapping[str, Any] | None:
+    beside = certificate_path(path)
+    if not beside.exists():
+        return None
+    try:
+        envelope: dict[str, Any] = json.loads(beside.read_bytes())
+        found = read_certificate(json.loads(base64.b64decode(envelope["payload"])))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{beside}: is no certificate ({error}). Make the job's key again.") from error
+    if found is None or found.public_key != public.public_bytes_raw():
+        raise ConfigError(f"{beside}: is not the certificate of the key at {path}. Move one of them away.")
+    return envelope
+
+
+def public_key(path: Path) -> Ed25519PublicKey:
+    """A public key file in PEM.
+
+    Raises:
+        ConfigError: the file is not there or is no Ed25519 public key.
+    """
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        key = serialization.load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: is no readable public key in PEM ({error}).") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise ConfigError(f"{path}: is no Ed25519 public key.")
+    return key
+
+
+def public_key_of(raw: bytes) -> Ed25519PublicKey:
+    """A public key from its 32 raw bytes.
+
+    Raises:
+        ConfigError: they are not 32.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    if len(raw) != 32:
+        raise ConfigError(f"{raw.hex()[:16]}…: has {len(raw)} bytes; an Ed25519 public key has 32.")
+    return Ed25519PublicKey.from_public_bytes(raw)
+
+
+def key_id(key: Ed25519PublicKey) -> str:
+    """The SHA-256 of the raw public key."""
+    return sha256_bytes(key.public_bytes_raw())
+
+
+def statement(subjects: dict[str, str], predicate_type: str, predicate: dict[str, Any]) -> dict[str, Any]:
+    """An in-toto statement (v1) that says `predicate` of `subjects` (name -> SHA-256)."""
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(subjects.items())],
+        "predicateType": predicate_type,
+        "predicate": predicate,
+    }
+
+
+def sign(payload: dict[str, Any], key: SigningKey) -> dict[str, Any]:
+    """DSSE envelope of `payload`, with the key's certificate."""
+    body = canonical_json(payload)
+    signature: dict[str, Any] = {
+        "keyid": key_id(key.public_key()),
+        "sig": base64.b64encode(key.private.sign(pre_authentication(body))).decode("ascii"),
+    }
+    if key.certificate is not None:
+        signature["certificate"] = key.certificate
+    return {
+        "payloadType": PAYLOAD_TYPE,
+        "payload": base64.b64encode(body).decode("ascii"),
+        "signatures": [signature],
+    }
+
+
+def refuse_expired(key: SigningKey, moment: str) -> None:
+    """Raise if the key's certificate does not hold at `moment`.
+
+    The signature would be believed here, where the key itself is known, and by nobody else; a journal keeps it.
+
+    Raises:
+        ConfigError: names the certificate's time.
+    """
+    if key.certificate is None:
+        return
+    found = read_certificate(json.loads(base64.b64decode(key.certificate["payload"])))
+    if found is not None and not found.covers(moment):
+        raise ConfigError(
+            f"the certificate of the key {found.name!r} holds {found.validity}."
+            " Make another: assay governance keygen --job"
+        )
+
+
+def open_envelope(path: Path, trusted: Iterable[Ed25519PublicKey]) -> tuple[dict[str, Any], str]:
+    """Verify the envelope at `path` as `verify_envelope` does.
+
+    Return its statement and the signer's key id.
+
+    Raises:
+        ManifestError: it cannot be read, was altered, or nobody who is trusted signed it.
+    """
+    try:
+        envelope = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: is no signed envelope ({type(error).__name__}: {error})") from error
+    return verify_envelope(envelope, trusted, str(path))
+
+
+def verify_envelope(envelope: Any, trusted: Iterable[Ed25519PublicKey], place: str) -> tuple[dict[str, Any], str]:
+    """Statement of an envelope, and the trusted key's id.
+
+    A certified key counts if its certificate covers the time that the statement gives (`signing_time`).
+
+    Raises:
+        ManifestError: it is no envelope, was altered, nobody who is trusted signed it, or the certificate had run out;
+            begins with `place`.
+    """
+    body, signatures = _parts(envelope, place)
+    keys = {key_id(key): key for key in trusted}
+    payload: dict[str, Any] = json.loads(body)
+    why = "no trusted key signed this content: it was altered, or its signer is not in trusted_keys"
+    for signature, claimed, certificate in signatures:
+        if claimed in keys:
+            if _holds(keys[claimed], signature, body):
+                return payload, claimed
+        elif certificate is not None:
+            fault = _certified(certificate, keys, (signature, claimed, body), payload)
+            if not fault:
+                return payload, claimed
+            why = fault
+    raise ManifestError(f"{place}: {why}")
+
+
+def signing_time(payload: Mapping[str, Any]) -> str:
+    """Signing time of a statement; "" if unstated."""
+    predicate = payload.get("predicate")
+    if not isinstance(predicate, Mapping):
+        return ""
+    entry = predicate.get("journal")
+    return str(entry["time"] if isinstance(entry, Mapping) and "time" in entry else predicate.get("signed_at", ""))
+
+
+Signature = tuple[bytes, str, Any]
+
+
+def _parts(envelope: Any, place: str) -> tuple[bytes, list[Signature]]:
+    """Signed bytes, and each signature with key id and certificate."""
+    try:
+        body = _decode(envelope["payload"])
+        kind = envelope["payloadType"]
+        signatures = [
+            (_decode(item["sig"]), str(item["keyid"]), item.get("certificate")) for item in envelope["signatures"]
+        ]
+        json.loads(body)
+    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+        raise ManifestError(f"{place}: is no signed envelope ({type(error).__name__}: {error})") from error
+    if kind != PAYLOAD_TYPE:
+        raise ManifestError(f"{place}: holds {kind!r}, not {PAYLOAD_TYPE!r}")
+    return body, signatures
+
+
+def _decode(text: str) -> bytes:
+    """Decode canonical base64.
+
+    Any other form is refused, else a flipped bit could go unseen.
+    """
+    data = base64.b64decode(text, validate=True)
+    if base64.b64encode(data).decode("ascii") != text:
+        raise ValueError("its base64 is not as it was written")
+    return data
+
+
+def _holds(key: Ed25519PublicKey, signature: bytes, body: bytes) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        key.verify(signature, pre_authentication(body))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _certified(
+    envelope: Any, roots: Mapping[str, Ed25519PublicKey], signed: tuple[bytes, str, bytes], payload: Mapping[str, Any]
+) -> str:
+    """Reason why a certified signature does not count; "" if it does."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    signature, claimed, body = signed
+    certificate = _by_root(envelope, roots)
+    if certificate is None:
+        return "its signer's certificate is not by a trusted key, or was altered"
+    try:
+        key = Ed25519PublicKey.from_public_bytes(certificate.public_key)
+    except ValueError:
+        return "its signer's certificate holds no Ed25519 key"
+    if claimed != key_id(key) or not _holds(key, signature, body):
+        return f"the key of {certificate.name} did not sign this content: it was altered"
+    moment = signing_time(payload)
+    if not certificate.covers(moment):
+        when = moment or "at no stated time"
+        return f"signed {when}; the certificate of {certificate.name} holds {certificate.validity}"
+    return ""
+
+
+def _by_root(envelope: Any, roots: Mapping[str, Ed25519PublicKey]) -> Certificate | None:
+    content, signatures = _parts(envelope, "its certificate")
+    if any(name in roots and _holds(roots[name], item, content) for item, name, _ in signatures):
+        return read_certificate(json.loads(content))
+    return None
+
+
+def certified(envelope: Any, roots: Iterable[Ed25519PublicKey]) -> Certificate | None:
+    """Certificate of an envelope signed by one of these keys."""
+    try:
+        return _by_root(envelope, {key_id(key): key for key in roots})
+    except ManifestError:
+        return None
+
+
+def pre_authentication(body: bytes) -> bytes:
+    """DSSE's pre-authentication encoding.
+
+    Type and body with their lengths, so that neither can run into the other.
+    """
+    kind = PAYLOAD_TYPE.encode("ascii")
+    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(body), body)
+
+
+def _public_pem(key: Ed25519PublicKey) -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)

@@ -1,0 +1,303 @@
+"""Journal: append-only chain of signed statements (`journal.jsonl`).
+
+    {"envelope": {...}, "index": 12, "kind": "encode", "previous": "<SHA-256 of line 11>",
+     "time": "2026-01-01T00:00:00Z"}                                                       (all in one line)
+
+The envelope (DSSE, `dsse.py`) holds an in-toto statement. Of an artifact its subject is the manifest with its
+digest, and its predicate (`urn:assay:provenance:1`) has stage, key, version, config, the manifest's seal (so that the
+`run` block is signed, too) and materials: what it was made from, down to the source files, for a run also the verdict
+that let it start and its last checkpoint. So the way from a source file to a child of a checkpoint can be walked in the
+journal alone, when the artifacts are gone.
+
+The files that only grow (energy ledger, a training's record) have no manifest until they are finished; each line states
+how far they had grown and the digest of that much (`journal.grown`, `running_digests.py`).
+
+Promises. The signed predicate repeats index, kind, time and the hash of the line before (`journal`), so nobody
+without a key can drop, reorder, replay or alter a line and make the chain fit again. What a chain cannot show of
+itself is that its last lines are gone: for that its head, "index:SHA-256 of the last line", stands elsewhere
+(`home_anchor.py`, `git_anchor.py`), and each artifact wants a statement (`chain.py`). Appending is atomic among
+processes and nodes of one file system. A killed writer tears at most its own last line; the next one says so, closes
+it, and signs that it was torn. What is already stated is not stated again.
+
+Price: one signature and one `fsync` a line, some milliseconds; the file is read once by each process that appends.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from governance.config import canonical_json
+from governance.errors import ManifestError
+from governance.files import append_line, locked, sha256_bytes, sha256_file
+from governance.log import get_logger
+from governance.manifest import Input, Manifest
+from governance.signing.dsse import SigningKey, key_id, refuse_expired, sign, statement, verify_envelope
+from governance.signing.home_anchor import HomeAnchor
+from governance.signing.journal_lines import FILE_NAME, PREDICATE_TYPE, Entry, lines_of, named, parse_line, read_journal
+from governance.signing.journal_times import CLOCK, read_times, void
+from governance.signing.journal_times import PREDICATE_TYPE as CLOCK_TYPE
+from governance.signing.running_digests import GROWN, Prefix, RunningDigests
+from governance.stage import now
+
+if TYPE_CHECKING:
+    from governance.signing.dsse import PublicKey
+
+__all__ = ["FILE_NAME", "GIVEN_UP", "PREDICATE_TYPE", "VERDICT", "Entry", "Journal", "provenance", "read_journal"]
+
+GIVEN_UP = "urn:assay:given-up:1"
+VERDICT = "verdict"
+_LOCK = "journal.lock"
+_LATE_SECONDS = 60.0
+
+
+def provenance(subjects: Mapping[str, str], materials: Iterable[Input], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The statement that `subjects` (name -> SHA-256) were made from `materials`."""
+    listed = [item.model_dump(mode="json") for item in materials]
+    return statement(dict(subjects), PREDICATE_TYPE, {**facts, "materials": listed})
+
+
+class Journal:
+    """The journal of one root, for one process.
+
+    Args:
+        root: the artifacts' root.
+        key: gives the signing key when something is to be signed.
+        trusted: gives the public keys that are believed when something is read.
+        after: told the head after each line that was appended.
+        anchor: where the head is kept outside of the root, and asked whether lines are gone.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        key: Callable[[], SigningKey],
+        trusted: Callable[[], Sequence[PublicKey]] = tuple,
+        after: Callable[[str], None] = lambda head: None,
+        anchor: HomeAnchor | None = None,
+    ) -> None:
+        self.path = root / FILE_NAME
+        self._lock = root / _LOCK
+        self._key, self._trusted, self._after, self._anchor = key, trusted, after, anchor
+        self._signer: SigningKey | None = None
+        self._size = 0  # bytes that were taken in
+        self._ended = True  # and whether they end with a whole line
+        self._digests: list[str] = []  # SHA-256 of each line
+        self._torn = False
+        self._entries: list[Entry] = []
+        self._stated: dict[str, tuple[str, str]] = {}  # subject -> digest and seal, as they were stated last
+        self._believed: tuple[str, tuple[Entry, ...]] = ("", ())  # SHA-256 of what was verified last, and its entries
+        self._prefixes: dict[str, Prefix] = {}  # file that grows -> how it was stated last
+        self._running = RunningDigests(root)
+
+    def head(self) -> str:
+        """The last line as "index:SHA-256"; "" when there is none."""
+        self._read()
+        return f"{len(self._digests) - 1}:{self._digests[-1]}" if self._digests else ""
+
+    def holds(self, head: str) -> bool:
+        """Return whether the line of a head stands here."""
+        self._read()
+        number, _, digest = head.partition(":")
+        return int(number) < len(self._digests) and self._digests[int(number)] == digest
+
+    def anchored(self) -> bool:
+        """Return whether a head of this journal is anchored."""
+        self._read()
+        return self._anchor is not None and bool(self._digests) and self._anchor.known(self._digests[0])
+
+    def behind(self) -> str:
+        """Reason why lines after the anchored head are gone; "" if none."""
+        self._read()
+        if self._anchor is None or not self._digests:
+            return ""
+        return self._anchor.fault(self._digests[0], self.holds)
+
+    def keep(self) -> None:
+        """Store the head outside the root, as each append does."""
+        head = self.head()
+        if self._anchor is not None and head:
+            self._anchor.leave(self._digests[0], head, self.holds, now())
+
+    def accept(self, reason: str, owners: Sequence[PublicKey]) -> list[str]:
+        """Give up the lines that are gone.
+
+        The heads that this journal lacks, which it states, signed, from now on.
+
+        Raises:
+            ManifestError: the signing key is none of `owners`, nor certified by one; nothing was changed.
+            StorageError: the disk refuses.
+        """
+        if self._anchor is None or not self.behind():
+            return []
+        signer = self._signer = self._signer or self._key()
+        verify_envelope(sign(statement({}, GIVEN_UP, {"signed_at": now()}), signer), owners, "the signing key")
+        words = {"reason": reason, "time": now(), "key": key_id(signer.public_key())}
+        head = self.head()
+        lost = self._anchor.give_up(self._digests[0], head, self.holds, words)
+        subject = {f"{FILE_NAME}#{head.partition(':')[0]}": head.partition(":")[2]}
+        self.append("given-up", statement(subject, GIVEN_UP, {"reason": reason, "given_up": lost}))
+        return lost
+
+    def last_time(self) -> str:
+        """The time of the last statement, ISO 8601 in UTC.
+
+        "" when there is none.
+        """
+        self._read()
+        return self._entries[-1].time if self._entries else ""
+
+    def believed(self) -> Sequence[Entry]:
+        """Every entry, oldest first, after the chain and each signature were verified.
+
+        None where there is no journal.
+
+        Bytes that were verified by this object are not verified again.
+
+        Raises:
+            ManifestError: something in the journal is not as it was written, or its signer is not trusted.
+        """
+        if not self.path.exists():
+            return ()
+        digest = sha256_file(self.path)
+        if digest != self._believed[0]:
+            found, problems = read_journal(self.path, self._trusted(), ended=True)
+            if problems:
+                raise ManifestError(f"{self.path.parent}: " + "; ".join(problems[:5]))
+            self._believed = (digest, tuple(found))
+        return self._believed[1]
+
+    def append(self, kind: str, statement: Mapping[str, Any]) -> None:
+        """Sign a statement and append it; its predicate gets the field `journal`.
+
+        Raises:
+            StorageError: the disk refuses.
+            ConfigError: the signing key cannot be read.
+        """
+        self._append(kind, lambda: statement)
+
+    def state(self, kind: str, subjects: Mapping[str, str], materials: Iterable[Input], **facts: Any) -> None:
+        """State that `subjects` were made from `materials`, unless already so."""
+        self._append(
+            kind,
+            lambda: None if self._is_stated(subjects) else provenance(subjects, materials, {"stage": kind, **facts}),
+        )
+
+    def state_artifact(self, manifest: Manifest) -> None:
+        """Append the statement on an artifact, its `run` block included.
+
+        One that stands adds nothing.
+        """
+        subjects = {manifest.path: manifest.digest}
+        facts = {
+            "stage": manifest.stage,
+            "key": manifest.key,
+            "version": manifest.version,
+            "config": manifest.config,
+            "seal": manifest.seal,
+        }
+
+        def make() -> dict[str, Any] | None:
+            if self._is_stated(subjects, manifest.seal):
+                return None
+            return provenance(subjects, (*manifest.inputs, *self._also(manifest)), facts)
+
+        self._append(manifest.stage, make)
+
+    def state_clock(self, verdicts: Sequence[str], reason: str, account: str) -> int:
+        """Void the times of lines ahead of the clock; return the count.
+
+        Args:
+            verdicts: files of verdicts that are dated ahead, for the reader.
+            reason: why they are.
+            account: who says so.
+        """
+        count = 0
+
+        def make() -> dict[str, Any]:
+            nonlocal count
+            late = [entry for entry in read_times(self._entries)[0] if entry.time > now()]
+            count = len(late)
+            said = {"void": void(late), "verdicts": list(verdicts), "reason": reason, "account": account}
+            return statement({FILE_NAME: self._digests[-1] if self._digests else sha256_bytes(b"")}, CLOCK_TYPE, said)
+
+        self._append(CLOCK, make)
+        return count
+
+    def _is_stated(self, subjects: Mapping[str, str], seal: str = "") -> bool:
+        return all(self._stated.get(name) == (digest, seal) for name, digest in subjects.items())
+
+    def _also(self, manifest: Manifest) -> Iterator[Input]:
+        """Further inputs of a run: last checkpoint and verdict."""
+        last = manifest.stats.get("checkpoint")
+        if isinstance(last, Mapping):
+            yield Input(stage="checkpoint", path=last["path"], digest=last["digest"])
+        if manifest.stage in ("checkpoint", "train"):
+            corpora = {item.digest for item in manifest.inputs}
+            packed = (entry for entry in self._entries if corpora & set(entry.subjects.values()))
+            corpora |= {item.digest for entry in packed for item in entry.materials}
+            for entry in reversed(self._entries):
+                if entry.kind == VERDICT and corpora & named(entry):
+                    yield Input(stage=VERDICT, path=entry.place, digest=entry.digest)
+                    break
+
+    def _append(self, kind: str, make: Callable[[], Mapping[str, Any] | None]) -> None:
+        with locked(self._lock):
+            self._read()
+            made = make()
+            if made is None:
+                return
+            if self._signer is None:
+                self._signer = self._key()
+            if self._torn:
+                get_logger(__name__).warning(
+                    "%s: line %d was torn by a writer that was killed; it is closed, and stays",
+                    self.path,
+                    len(self._digests) - 1,
+                )
+            last = self._digests[-1] if self._digests else ""
+            time = now() if kind == CLOCK else self._time()
+            entry = {"index": len(self._digests), "kind": kind, "previous": last, "time": time}
+            refuse_expired(self._signer, str(entry["time"]))
+            grown = [prefix.plain() for prefix in self._running.grown(self._prefixes)]
+            block = {**entry, **({"torn": True} if self._torn else {}), **({GROWN: grown} if grown else {})}
+            signed = sign({**made, "predicate": {**made["predicate"], "journal": block}}, self._signer)
+            append_line(self.path, canonical_json({**entry, "envelope": signed}).decode("utf-8"), durable=True)
+            head = self.head()
+        if self._anchor is not None:
+            self._anchor.leave(self._digests[0], head, self.holds, str(entry["time"]))
+        self._after(head)
+
+    def _time(self) -> str:
+        """Now, but never before the last line: clocks of several nodes differ."""
+        moment, last = now(), self._entries[-1].time if self._entries else ""
+        if moment < last and _seconds(last) - _seconds(moment) > _LATE_SECONDS:
+            get_logger(__name__).warning("this machine's clock says %s; the journal is at %s already", moment, last)
+        return max(moment, last)
+
+    def _read(self) -> None:
+        """Take in what was appended since; nothing is verified here."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size == self._size:
+            return
+        if size < self._size or not self._ended:
+            self._size, self._digests, self._torn, self._entries, self._stated = 0, [], False, [], {}
+            self._prefixes = {}
+        with open(self.path, "rb") as handle:
+            handle.seek(self._size)
+            data = handle.read()
+        for line in lines_of(data):
+            entry = parse_line(line, len(self._digests))
+            self._digests.append(sha256_bytes(line))
+            self._torn = entry is None
+            if entry is not None:
+                self._entries.append(entry)
+                self._stated.update({name: (digest, entry.seal) for name, digest in entry.subjects.items()})
+                self._prefixes.update((prefix.path, prefix) for prefix in entry.grown)
+        self._size, self._ended = self._size + len(data), data.endswith(b"\n")
+
+
+def _seconds(moment: str) -> float:
+    return datetime.datetime.fromisoformat(moment).timestamp()

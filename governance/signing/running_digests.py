@@ -1,0 +1,205 @@
+"""Running digests of growing files: ledger, metrics, job records.
+
+    {"path": "energy.jsonl", "bytes": 16282, "lines": 71, "sha256": "...64 hex"}
+
+Each line of the journal carries, signed, one such statement for each file that has grown since the line before
+(`journal.grown` of its predicate): the SHA-256 of the file's first `bytes` bytes, which end with a whole line. So a
+later reader verifies every prefix that was ever stated, in one pass over the file, and only what was appended after
+the last statement rests on nobody's word.
+
+A file that does not continue what was stated last (it was altered or cut, or its folder was removed and made again) is
+stated with `anew`, so the break itself is signed; `prefix_faults` then checks what was stated from there on, and
+reports the break.
+
+Price: a process reads each file once and then only what was added; one `fdatasync` for a file that grew, so that no
+statement outlives its bytes when a node loses its power.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from governance.files import running_sha256
+from governance.log import get_logger
+
+GROWING = ("energy.jsonl", "energy.*.jsonl", "train/*/*.jsonl", "slurm/*.jsonl", "slurm/attempts/*.jsonl")
+"""Patterns, relative to a root, of the files that its processes append lines to."""
+GROWN = "grown"
+"""The field of a statement's `journal` block."""
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The beginning of a file that grows, as it was stated."""
+
+    path: str
+    """Relative to the root, with forward slashes."""
+    bytes: int
+    lines: int
+    sha256: str
+    anew: bool = False
+    """Whether it does not continue what was stated before."""
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON; `anew` only where it is so."""
+        values = {"path": self.path, "bytes": self.bytes, "lines": self.lines, "sha256": self.sha256}
+        return {**values, "anew": True} if self.anew else values
+
+
+def read_prefix(values: Mapping[str, Any]) -> Prefix:
+    """A statement as it was signed.
+
+    Raises:
+        KeyError, TypeError: it is none.
+    """
+    found = Prefix(**values)
+    if not (isinstance(found.path, str) and isinstance(found.bytes, int) and isinstance(found.lines, int)):
+        raise TypeError("a running digest has a path, and numbers of bytes and lines")
+    return found
+
+
+def growing_files(root: Path) -> list[Path]:
+    """The files below `root` that grow, in name order."""
+    return sorted({path for pattern in GROWING for path in root.glob(pattern) if path.is_file()})
+
+
+@dataclass
+class _Position:
+    """Hashed length of a file in this process."""
+
+    bytes: int = 0
+    lines: int = 0
+    hash: Any = field(default_factory=running_sha256)
+
+
+class RunningDigests:
+    """The running digests of one root, for one process.
+
+    Args:
+        root: the artifacts' root.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._known: dict[str, _Position] = {}
+
+    def grown(self, stated: Mapping[str, Prefix]) -> list[Prefix]:
+        """Statements for each file grown since `stated`.
+
+        A file that is shorter than what was stated of it is passed over: another node may see it so for a moment, and
+        `prefix_faults` reports one that stays so.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        found = []
+        for path in growing_files(self._root):
+            name = path.relative_to(self._root).as_posix()
+            last = stated.get(name)
+            least = last.bytes if last else 0
+            with contextlib.suppress(FileNotFoundError):  # its folder was removed in this moment
+                if path.stat().st_size > least and (prefix := self._advance(path, name, last)).bytes > least:
+                    found.append(prefix)
+        return found
+
+    def _advance(self, path: Path, name: str, last: Prefix | None) -> Prefix:
+        position = self._known.setdefault(name, _Position())
+        if path.stat().st_size < position.bytes:  # it was cut since, and has grown again
+            position = self._known[name] = _Position()
+        continues = last is None or last.bytes <= position.bytes
+        with path.open("rb") as file:
+            file.seek(position.bytes)
+            for line_end in _pieces(file, last.bytes if last and not continues else None):
+                position.hash.update(line_end)
+                position.bytes += len(line_end)
+                position.lines += line_end.count(b"\n")
+                if last is not None and position.bytes == last.bytes:
+                    continues = bool(position.hash.hexdigest() == last.sha256)
+            os.fdatasync(file.fileno())
+        if not continues:
+            get_logger(__name__).warning(
+                "%s: does not continue what the journal states of its first %d bytes: it was altered, cut or begun "
+                "anew. It is stated as it is from here on; verify says where the break is",
+                path,
+                last.bytes if last else 0,
+            )
+        return Prefix(name, position.bytes, position.lines, position.hash.hexdigest(), anew=not continues)
+
+
+def _pieces(file: Any, boundary: int | None) -> Iterator[bytes]:
+    """Whole lines of a file in pieces, one ending at `boundary`."""
+    pending = b""
+    start = file.tell()
+    while block := file.read(_BLOCK):
+        data = pending + block
+        if boundary is not None and start < boundary <= start + len(data):
+            yield data[: boundary - start]
+            data, start, boundary = data[boundary - start :], boundary, None
+        end = data.rfind(b"\n") + 1
+        if end:
+            yield data[:end]
+        pending, start = data[end:], start + end
+
+
+@dataclass(frozen=True)
+class StatedPrefix:
+    """A statement, and where it stands."""
+
+    place: str
+    """The line, in words."""
+    prefix: Prefix
+
+
+def prefix_faults(root: Path, stated: Mapping[str, Sequence[StatedPrefix]]) -> tuple[list[str], list[str]]:
+    """Differences of growing files from their statements, and unstated growth.
+
+    Args:
+        root: the artifacts' root.
+        stated: path -> its statements, in the order of the journal.
+    """
+    faults: list[str] = []
+    notes: list[str] = []
+    for name in sorted({*stated, *(path.relative_to(root).as_posix() for path in growing_files(root))}):
+        ours = list(stated.get(name, ()))
+        breaks = [index for index, item in enumerate(ours) if item.prefix.anew]
+        if breaks:
+            words = f"{name}: does not continue at {ours[breaks[-1]].place} what was stated before"
+            removed = name.startswith("train/")  # a training's folder may have been removed, and trained again
+            (notes if removed else faults).append(f"{words}: it was altered, cut or begun anew")
+            ours = ours[breaks[-1] :]
+        if (root / name).is_file():
+            fault, note = _compare(root / name, name, ours)
+            faults += fault
+            notes += note
+        elif (root / name).parent.is_dir():
+            faults.append(f"{name}: is missing, though {ours[-1].place} states {ours[-1].prefix.bytes} bytes of it")
+    return faults, notes
+
+
+def _compare(path: Path, name: str, stated: Sequence[StatedPrefix]) -> tuple[list[str], list[str]]:
+    """Digests of a file at each stated length, in one pass."""
+    position = _Position()
+    by_length = {item.prefix.bytes: item for item in stated}
+    with path.open("rb") as file:
+        for length, item in sorted(by_length.items()):
+            begin, first = position.bytes, position.lines + 1
+            while position.bytes < length and (block := file.read(min(_BLOCK, length - position.bytes))):
+                position.hash.update(block)
+                position.bytes += len(block)
+                position.lines += block.count(b"\n")
+            if position.bytes < length:
+                return [f"{name}: has {position.bytes} bytes, {item.place} states {length}: its end was cut"], []
+            if position.hash.hexdigest() != item.prefix.sha256:
+                where = f"bytes {begin} to {length - 1}, lines {first} to {position.lines}"
+                return [f"{name}: is not as {item.place} states it: {where} differ"], []
+        rest = file.read()
+    if not rest:
+        return [], []
+    size = f"{len(rest)} bytes, {len(rest.splitlines())} line(s)"
+    return [], [f"{name}: {'its end' if stated else 'all of it'} ({size}) is not stated yet"]

@@ -1,0 +1,54 @@
+"""Files read only while they match their manifest.
+
+A manifest lists each file with its digest, but a size is all that a look-up compares. So whoever reads a shard to make
+or to judge something reads it here: its bytes are hashed as it is opened, and it must be the same file, unchanged, when
+the reading ends. `map_shards` does so for whatever a shard says that it reads; a check that runs outside of it opens
+its files with `intact` itself (`test_fail_open_evidence.py` alters a file of every role that a check reads).
+
+Price: one more pass of SHA-256 over what is read, from memory, about 1 % of the pipeline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from governance.errors import AlteredFile, MissingInput
+from governance.files import sha256_file
+from governance.manifest import Output
+
+
+@contextlib.contextmanager
+def intact(output: Output, root: Path) -> Iterator[Path]:
+    """Path of a listed file, guarded while the context lasts.
+
+    Raises:
+        MissingInput: it is not there.
+        AlteredFile: it has other bytes, or was changed meanwhile.
+    """
+    path = root / output.path
+    before = _state(path)
+    _compare(output, path)
+    yield path
+    now = _state(path)
+    if now[:-1] != before[:-1]:
+        raise AlteredFile(f"{path}: was changed while it was read. Put it back, or remove its folder; then run again.")
+    if now != before:  # a second name, as `put_in_place` gives, changes nothing but the state's own time
+        _compare(output, path)
+
+
+def _compare(output: Output, path: Path) -> None:
+    if (found := sha256_file(path)) != output.sha256:
+        raise AlteredFile(
+            f"{path}: has sha256 {found[:16]}…, its manifest says {output.sha256[:16]}…: it was altered since it was "
+            "written. Put it back, or remove its folder and make it again: assay data prepare CONFIG"
+        )
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise MissingInput(f"cannot read {path}: {error.strerror}") from error
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns

@@ -1,0 +1,1 @@
+"""Checkpoints: formats, asynchronous saving, loading, retention."""

@@ -1,0 +1,278 @@
+"""Checkpoint format: a folder whose manifest is written last.
+
+    <root>/checkpoint/<key>/weights/00000.safetensors   each parameter's fp32 master weight, by its name
+                            moments/00000.safetensors   what the optimizer keeps, as "<name>.exp_avg", fp32
+                            state.json                  step, tokens, losses of all steps, validations, tasks, skipped;
+                                                        with fp16 the loss scale
+                            manifest.json
+
+It is *canonical*: whole parameters, whatever the ZeRO stage and the number of ranks that wrote it, so any other layout
+can go on from it, and the same layout goes on bit for bit. Its bytes are a function of what was learned: no time, no
+host, no history of restarts (those stand in the manifest's `run`). The moments are those of the optimizer: `exp_avg`
+and `exp_avg_sq` of AdamW, `momentum_buffer` of Muon, `exp_avg` of Lion. Price: 12 bytes a parameter on disk (AdamW).
+
+A training run keeps the steps that it began to save in `<root>/train/<key>/checkpoints.jsonl`; the key of a checkpoint
+follows from the run and the step, and only one whose manifest stands counts.
+
+This file is the format and its reading. `save.py` writes one, `native.py` what lies beside it for a fast
+restart, `load.py` finds the one to go on from, `retention.py` removes old ones. The guide is `docs/checkpoints.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from governance.config import Section, validate
+from governance.errors import CheckpointError, ConfigError, ManifestError, MissingInput
+from governance.files import append_line, json_text, read_lines
+from governance.log import get_logger
+from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, verify
+from governance.stage import Attest, Recipe, artifact_folder, no_attest
+from pretrain.checkpoint.loss_history import Series
+from pretrain.checkpoint.safetensors_files import TensorFiles
+from pretrain.config.training import TrainRecipe
+
+VERSION = 2
+STAGE = "checkpoint"
+STEPS_FILE = "checkpoints.jsonl"
+
+
+class CheckpointIdentity(Section):
+    """Identity of a checkpoint: enough to rebuild the model."""
+
+    train_key: str
+    """The key of its training run."""
+    step: int
+    """Optimizer steps that it has seen."""
+    vocabulary_size: int
+    """Tokens of the vocabulary, before padding."""
+    recipe: TrainRecipe
+    """How it is trained."""
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Training state besides the weights.
+
+    It travels between the loop, the checkpoint and the run's artifact.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    """Tokens predicted so far."""
+    losses: Series[float | None] = field(default_factory=Series)
+    """Nats per token of every step so far, in order; none where it was not finite."""
+    validations: list[dict[str, Any]] = field(default_factory=list)
+    """Measurements on the validation shards: step, and the fields of `Measurement`, through `told_finite`."""
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    """The figures of each task each time that it was asked: step, and those of `scores.py`; the same."""
+    stream: str = ""
+    """Chained SHA-256 of the tokens that were read, see `loader.py`."""
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    """The steps whose update was left out, see `loss_spikes.py`: step, reason, z, rows, documents."""
+    loss_scale: dict[str, float] | None = None
+    """Where the search for fp16's loss scale stands after `step`, see `engine_loss_scale.py`; none with others."""
+
+
+def told_finite(row: dict[str, Any], what: str) -> dict[str, Any]:
+    """Finite figures for JSON; others become null with a warning."""
+    lost: list[str] = []
+
+    def known(value: Any, name: str) -> Any:
+        if isinstance(value, Mapping):
+            return {key: known(inner, f"{name}.{key}" if name else key) for key, inner in value.items()}
+        if isinstance(value, float) and not math.isfinite(value):
+            lost.append(name)
+            return None
+        return value
+
+    kept: dict[str, Any] = known(row, "")
+    if lost:
+        get_logger(__name__).warning("%s is not finite, and is kept as null: %s", what, ", ".join(lost))
+    return kept
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Parent checkpoint of another training; see `continuing.py`."""
+
+    manifest: Manifest
+    root: Path
+    """Where it lies."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that it has seen."""
+        return int(self.manifest.config["step"])
+
+
+@dataclass(frozen=True)
+class Store:
+    """Location and identity of a run's checkpoints."""
+
+    root: Path
+    train_key: str
+    vocabulary_size: int
+    recipe: TrainRecipe
+    tokens: Input
+    """The token shards' manifest."""
+    attest: Attest = no_attest
+    """As `Runtime.attest`."""
+    allowed: Callable[[], None] = lambda: None
+    """Called before each part of a checkpoint is written; refuses by raising where a newer attempt has begun."""
+    parent: Parent | None = None
+    """What the run goes on from while it has no checkpoint of its own; none: it began with initial weights."""
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """Inputs of the run and its checkpoints."""
+        return (self.tokens,) if self.parent is None else (self.tokens, self.parent.manifest.as_input())
+
+    @property
+    def continued(self) -> dict[str, Any]:
+        """For the `stats` of manifests.
+
+        The parent's step, and the tokens that it was shown; else nothing.
+        """
+        if self.parent is None:
+            return {}
+        return {"continued": {"step": self.parent.step, "tokens": self.parent.manifest.stats["tokens"]}}
+
+    def identity(self, step: int) -> CheckpointIdentity:
+        """The identity of the checkpoint at `step`."""
+        return CheckpointIdentity(
+            train_key=self.train_key, step=step, vocabulary_size=self.vocabulary_size, recipe=self.recipe
+        )
+
+    def key(self, step: int) -> str:
+        """The key of the checkpoint at `step`."""
+        return Recipe(STAGE, VERSION, self.identity(step)).key([item.digest for item in self.inputs])
+
+    def folder(self, step: int) -> Path:
+        """The directory of the checkpoint at `step`."""
+        return artifact_folder(STAGE, self.key(step), self.root)
+
+    def steps(self) -> list[int]:
+        """The steps that were ever begun to be saved, oldest first."""
+        return sorted({line["step"] for line in self._noted()})
+
+    def natives(self) -> set[str]:
+        """The folders' names of the native shards that were ever begun."""
+        return {line["native"] for line in self._noted() if "native" in line}
+
+    def note(self, step: int, **facts: str) -> None:
+        """Write down that `step` is about to be saved.
+
+        `native`: the name of its shards' folder.
+        """
+        line = json.dumps({"step": step, **facts})
+        append_line(artifact_folder("train", self.train_key, self.root) / STEPS_FILE, line)
+
+    def _noted(self) -> list[dict[str, Any]]:
+        return read_lines(artifact_folder("train", self.train_key, self.root) / STEPS_FILE)
+
+
+def open_checkpoint(folder: Path) -> Manifest:
+    """The manifest of a checkpoint that someone asked for by name.
+
+    Raises:
+        MissingInput: there is none.
+        CheckpointError: the manifest is torn or altered, or of no checkpoint.
+    """
+    path = folder if folder.name == FILE_NAME else folder / FILE_NAME
+    try:
+        manifest = read_manifest(path)
+    except ManifestError as error:
+        raise CheckpointError(str(error)) from error
+    if manifest.stage != STAGE:
+        raise CheckpointError(f"{folder}: is an artifact of stage {manifest.stage!r}, not a checkpoint")
+    return manifest
+
+
+def read_checkpoint(folder: Path, root: Path) -> Manifest:
+    """The same, after its bytes were verified.
+
+    Raises:
+        MissingInput: there is none.
+        CheckpointError: it is torn or altered, or is no checkpoint.
+    """
+    manifest = open_checkpoint(folder)
+    if problems := verify(manifest, root):
+        raise CheckpointError(f"{folder}: is damaged:\n  " + "\n  ".join(problems) + "\n  Choose another checkpoint.")
+    return manifest
+
+
+def identity_of(manifest: Manifest) -> CheckpointIdentity:
+    """Identity of a checkpoint.
+
+    Raises:
+        CheckpointError: another version wrote it.
+    """
+    try:
+        return validate(manifest.config, CheckpointIdentity, manifest.path)
+    except ConfigError as error:
+        raise CheckpointError(f"{manifest.path}: is of another version: {error}") from error
+
+
+def state_text(state: TrainState) -> str:
+    """Text of `state.json`."""
+    values = asdict(state)
+    if state.loss_scale is None:
+        del values["loss_scale"]
+    return json_text(values)
+
+
+def read_state(manifest: Manifest, root: Path) -> TrainState:
+    """The state beside the weights."""
+    values = json.loads((root / manifest.folder / "state.json").read_bytes())
+    return TrainState(**values | {"losses": Series(values["losses"])})
+
+
+def weights(manifest: Manifest, root: Path) -> TensorFiles:
+    """The master weights of a checkpoint, fp32, by parameter name."""
+    return TensorFiles(manifest.files("weights", root))
+
+
+def moments(manifest: Manifest, root: Path) -> TensorFiles:
+    """The optimizer's moments of a checkpoint, fp32, as "<name>.<moment>" (see `optim.parameter_groups`)."""
+    return TensorFiles(manifest.files("moments", root))
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Communication that saving and resuming need."""
+
+    rank: int
+    world_size: int
+    gather: Callable[[Any], list[Any]]
+    """The value of every rank, on every rank; collective, so for the main thread only."""
+    store: Any = None
+    """The ranks' key-value store, by a connection for the thread that saves; None: there is one rank."""
+
+
+def require_step(store: Store, step: int) -> Manifest:
+    """The manifest of the run's checkpoint at `step`.
+
+    Raises:
+        MissingInput: it is gone.
+        ManifestError: its manifest is torn or altered.
+        CheckpointError: it is of another run or model.
+        StorageError: its manifest cannot be read.
+    """
+    path = store.folder(step) / FILE_NAME
+    try:
+        manifest = read_manifest(path)
+    except MissingInput as error:
+        raise MissingInput(f"{path}: the checkpoint of step {step} is gone. Run the same command again.") from error
+    if manifest.stage != STAGE or manifest.key != store.key(step):
+        told = f"{manifest.stage} {manifest.key[:16]}, step {manifest.config.get('step')}"
+        raise CheckpointError(
+            f"{path}: is of another run or model ({told}), not the checkpoint of step {step} of this run. Remove its "
+            f"folder, or give the configuration that it was trained with."
+        )
+    return manifest

@@ -1,0 +1,174 @@
+"""Native shards: one file a rank, for fast restarts.
+
+    <root>/checkpoint-native/<key>/shards/00000.safetensors    what rank 0 owned, "<name>.master", "<name>.<moment>",
+                                                               flat fp32; metadata: the first element of each fragment
+                                   manifest.json               world size and ZeRO stage; the checkpoint's digest
+
+They hold nothing that the canonical checkpoint does not, and count only beside it: their manifest is written after it
+and names its digest. A run with the same ranks and ZeRO stage reads them, each rank its own file; any other layout, or
+one whose shards are torn, reads the canonical form. They are also how the ranks hand each other what the canonical
+files are made of (`shares.py` knows where in them it lies). Price: 12 bytes a parameter on disk once more (AdamW), for
+the newest checkpoint only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from governance.config import Section
+from governance.errors import CheckpointError, ManifestError
+from governance.files import remove_tree
+from governance.manifest import FILE_NAME, Manifest, Output, describe, read_manifest
+from governance.stage import Recipe, artifact_folder
+from pretrain.checkpoint.format import Store
+from pretrain.checkpoint.safetensors_files import Entry, map_tensors, write_tensors
+from pretrain.config.training import EngineConfig
+
+if TYPE_CHECKING:
+    from pretrain.engine.fragments import Owned
+    from pretrain.engine.tensor_parallel import ReadStretch
+
+VERSION = 1
+STAGE = "checkpoint-native"
+
+
+class NativeIdentity(Section):
+    """Recipe of the native shards: who owns what."""
+
+    train_key: str
+    """The key of the training run."""
+    step: int
+    world_size: int
+    zero_stage: int
+
+
+def identity(store: Store, step: int, world_size: int, zero_stage: int) -> NativeIdentity:
+    """Recipe of this layout's shards at `step`."""
+    return NativeIdentity(train_key=store.train_key, step=step, world_size=world_size, zero_stage=zero_stage)
+
+
+def reads_native(engine: EngineConfig) -> bool:
+    """Return whether this layout goes on from them.
+
+    Parts of matrices have none, weights in files cannot be written to.
+    """
+    return engine.tensor_parallel_size == 1 and engine.offload_parameters != "nvme"
+
+
+def native_key(store: Store, of: NativeIdentity) -> str:
+    """The key of these shards."""
+    return Recipe(STAGE, VERSION, of).key([store.tokens.digest])
+
+
+def native_folder(store: Store, of: NativeIdentity) -> Path:
+    """The directory of these shards."""
+    return artifact_folder(STAGE, native_key(store, of), store.root)
+
+
+def shard_path(folder: Path, rank: int) -> Path:
+    """The file of a rank."""
+    return folder / "shards" / f"{rank:05d}.safetensors"
+
+
+def write_shard(folder: Path, root: Path, rank: int, fragments: Sequence[Owned]) -> Output:
+    """Write and hash what this rank owns.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+    """
+    entries = [
+        Entry(f"{fragment.name}.{kind}", (fragment.length,), [tensor])
+        for fragment in fragments
+        for kind, tensor in fragment.tensors.items()
+    ]
+    starts = {fragment.name: fragment.start for fragment in fragments}
+    write_tensors(shard_path(folder, rank), entries, {"starts": json.dumps(starts, sort_keys=True)})
+    return describe(shard_path(folder, rank), root)
+
+
+def read_shard(path: Path) -> list[Owned]:
+    """The fragments of a shard.
+
+    Their arrays stay on disk until they are read.
+
+    Raises:
+        CheckpointError: it is torn, or no shard.
+    """
+    from pretrain.engine.fragments import Owned
+
+    tensors, metadata = map_tensors(path)
+    try:
+        starts: dict[str, int] = json.loads(metadata["starts"])
+        kinds: dict[str, dict[str, Any]] = {name: {} for name in starts}
+        for key, array in tensors.items():
+            name, _, kind = key.rpartition(".")
+            kinds[name][kind] = array
+        return [Owned(name, start, len(kinds[name]["master"]), kinds[name]) for name, start in starts.items()]
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: is no native shard: {error}") from error
+
+
+def native_manifest(
+    store: Store, of: NativeIdentity, outputs: Sequence[Output], checkpoint: Manifest, run: dict[str, Any]
+) -> Manifest:
+    """The manifest that makes these shards count, beside `checkpoint`."""
+    return Manifest(
+        stage=STAGE,
+        version=VERSION,
+        key=native_key(store, of),
+        config=of.model_dump(mode="json"),
+        inputs=(store.tokens,),
+        outputs=tuple(sorted(outputs, key=lambda output: output.path)),
+        stats={"step": of.step, "checkpoint": {"path": checkpoint.path, "digest": checkpoint.digest}},
+        run=run,
+    )
+
+
+def find_native(store: Store, of: NativeIdentity, checkpoint: Manifest) -> Manifest | None:
+    """The manifest of this layout's shards beside `checkpoint`.
+
+    None where they are missing, torn or of another.
+    """
+    path = native_folder(store, of) / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        manifest = read_manifest(path)
+    except ManifestError:
+        return None
+    fits = manifest.key == native_key(store, of) and manifest.stats["checkpoint"]["digest"] == checkpoint.digest
+    return manifest if fits else None
+
+
+def remove_native(store: Store, kept: Path | None) -> None:
+    """Remove this run's native shards, except folder `kept`."""
+    for name in store.natives():
+        folder = store.root / STAGE / name
+        if folder != kept and folder.exists():
+            remove_tree(folder)
+
+
+def reader(fragments: Sequence[Owned]) -> ReadStretch:
+    """Reader of `place_fragments` over these fragments.
+
+    Raises, when it is called:
+        CheckpointError: they do not hold what is asked for: they are of another model or layout.
+    """
+    import torch
+
+    by_name: dict[str, list[Owned]] = {}
+    for fragment in fragments:
+        by_name.setdefault(fragment.name, []).append(fragment)
+
+    def read(name: str, start: int, length: int) -> dict[str, Any]:
+        pieces = sorted(by_name.get(name, ()), key=lambda fragment: fragment.start)
+        pieces = [piece for piece in pieces if piece.length]
+        if not pieces or pieces[0].start != start or sum(piece.length for piece in pieces) != length:
+            raise CheckpointError(f"native shards: have no elements {start} to {start + length} of {name}")
+        parts = {kind: [torch.from_numpy(piece.tensors[kind]) for piece in pieces] for kind in pieces[0].tensors}
+        return {kind: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for kind, tensors in parts.items()}
+
+    return read

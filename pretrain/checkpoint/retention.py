@@ -1,0 +1,66 @@
+"""Checkpoint retention: remove old ones once newer ones are durable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from governance.files import remove_tree
+from governance.log import get_logger
+from governance.manifest import FILE_NAME
+from pretrain.checkpoint.format import Store
+from pretrain.checkpoint.native import STAGE as NATIVE
+from pretrain.config.training import CheckpointConfig
+
+
+def kept_steps(steps: Sequence[int], config: CheckpointConfig, validations: Sequence[dict[str, Any]]) -> dict[int, str]:
+    """Steps to keep, with reasons, oldest first.
+
+    A checkpoint is among the best by the validation loss that was measured at its own step; of two equal ones the
+    earlier is better. One that was not measured, or measured no finite loss, is not among them.
+    """
+    kept = {step: "last" for step in steps[-config.keep_last :]}
+    if config.keep_every_steps:
+        kept |= {step: "every" for step in steps if step % config.keep_every_steps == 0}
+    if config.keep_best:
+        losses = {row["step"]: row["loss"] for row in validations if row["loss"] is not None}
+        best = sorted(losses.keys() & set(steps), key=lambda step: (losses[step], step))[: config.keep_best]
+        kept |= {step: "best" for step in best}
+    return kept
+
+
+def remove_old(store: Store, config: CheckpointConfig, newest: int, validations: Sequence[dict[str, Any]]) -> None:
+    """Remove checkpoints up to `newest` that `config` does not keep.
+
+    Also what unfinished ones left behind. One that an artifact's manifest names (a finished run, an audit, a checkpoint
+    of a run that goes on from it) stays, and is named in the log.
+    """
+    older = [step for step in store.steps() if step <= newest and store.folder(step).exists()]
+    finished = [step for step in older if (store.folder(step) / FILE_NAME).exists()]
+    kept = kept_steps(finished, config, validations)
+    surplus = [step for step in older if step not in kept]
+    named = _named(store.root, [store.folder(step) for step in surplus])
+    for step in surplus:
+        if store.folder(step) in named:
+            get_logger(__name__).info("checkpoint of step %d is kept: %s needs it", step, named[store.folder(step)])
+        else:
+            remove_tree(store.folder(step))
+
+
+def _named(root: Path, folders: Sequence[Path]) -> dict[Path, str]:
+    """Checkpoints that another artifact's manifest names, with its path."""
+    wanted = {folder.relative_to(root).as_posix() + "/": folder for folder in folders}
+    found: dict[Path, str] = {}
+    if not wanted:
+        return found
+    for path in root.glob(f"*/*/{FILE_NAME}"):
+        if path.parts[-3] == NATIVE:
+            continue
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            continue  # another run of this root removed it since the glob
+        naming = path.relative_to(root).as_posix()
+        found |= {folder: naming for name, folder in wanted.items() if name in text and folder != path.parent}
+    return found

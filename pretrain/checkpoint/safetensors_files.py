@@ -1,0 +1,215 @@
+"""Safetensors files: streaming writer and lazy reader.
+
+Promise: `write_tensors` gives byte for byte what the safetensors library writes of the same tensors, and holds none of
+them: each piece goes from where it lies to the file. Price: one pass over the bytes, no copy in memory. `TensorFiles`
+reads no byte of a tensor that nobody asked for.
+
+    8 bytes        length of the header, little endian
+    the header     JSON: name -> dtype, shape, data_offsets; tensors by name; padded with spaces to 8 bytes
+    the tensors    in that order, row-major, without gaps
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from governance.errors import CheckpointError
+from governance.files import atomic_file
+
+_ITEM = 4  # bytes of a float32
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to be written.
+
+    Flat fp32 pieces that, one after the other, are its elements in row-major order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    pieces: Sequence[Any]
+    """Each a contiguous fp32 array, or tensor in host memory."""
+
+
+def write_tensors(path: Path, entries: Iterable[Entry], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a whole file, or nothing.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+        ValueError: the pieces of an entry do not add up to its shape.
+    """
+    import numpy
+
+    ordered = sorted(entries, key=lambda entry: entry.name)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for entry in ordered:
+        start, end = end, end + _ITEM * math.prod(entry.shape)
+        header[entry.name] = {"dtype": "F32", "shape": list(entry.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with atomic_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for entry in ordered:
+            arrays = [numpy.asarray(piece).reshape(-1) for piece in entry.pieces]
+            if sum(array.size for array in arrays) != math.prod(entry.shape):
+                raise ValueError(f"{path}: the pieces of {entry.name} do not add up to its shape {entry.shape}")
+            for array in arrays:
+                file.write(memoryview(array.astype("<f4", copy=False)).cast("B"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Location of a tensor in its file."""
+
+    offset: int
+    """Its first byte."""
+    shape: tuple[int, ...]
+
+
+def read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Place], dict[str, str]]:
+    """Location of each fp32 tensor of an open file, and metadata.
+
+    Raises:
+        CheckpointError: it is torn, or holds something else than fp32.
+    """
+    try:
+        length = int.from_bytes(file.read(8), "little")
+        size = os.fstat(file.fileno()).st_size - 8 - length
+        header = json.loads(file.read(length)) if size >= 0 else {}
+        metadata = header.pop("__metadata__", {})
+        places, end = {}, 0
+        for name, value in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            place = Place(8 + length + value["data_offsets"][0], tuple(value["shape"]))
+            fits = value["dtype"] == "F32" and place.offset == 8 + length + end
+            end += _ITEM * math.prod(place.shape)
+            if not fits or value["data_offsets"][1] != end:
+                raise ValueError(f"{name} is not where its shape says")
+            places[name] = place
+        if end != size:
+            raise ValueError("its header does not fit its length")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    return places, metadata
+
+
+def map_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Memory-mapped fp32 tensors of a file, flat, and its metadata.
+
+    Raises:
+        CheckpointError: it is not there, torn, or holds something else than fp32.
+    """
+    import numpy
+
+    try:
+        with open(path, "rb") as file:
+            places, metadata = read_header(path, file)
+        mapped = numpy.memmap(path, mode="c")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    return {
+        name: mapped[place.offset : place.offset + _ITEM * math.prod(place.shape)].view("<f4")
+        for name, place in places.items()
+    }, metadata
+
+
+class TensorFiles:
+    """The tensors of some safetensors files of fp32 by name.
+
+    A context, as files stay open.
+
+    Price: what is asked for is read, a stretch of a tensor without the rest of it.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
+        self._stack = ExitStack()
+        self._files: dict[str, tuple[BinaryIO, Place]] = {}
+        self._of: dict[str, list[str]] = {}
+
+    def __enter__(self) -> TensorFiles:
+        for path in self._paths:
+            try:
+                file = self._stack.enter_context(open(path, "rb", buffering=0))
+                places, _ = read_header(path, file)
+            except (OSError, CheckpointError) as error:
+                self._stack.close()
+                raise CheckpointError(f"{path}: cannot be read: {error}") from error
+            self._files |= {name: (file, place) for name, place in places.items()}
+        for name in self._files:
+            parameter, _, what = name.rpartition(".")
+            self._of.setdefault(parameter, []).append(what)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+        self._files.clear()
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self._files)
+
+    def of(self, parameter: str, start: int, count: int) -> dict[str, Any]:
+        """A stretch of the tensors named "<parameter>.<what>", by what.
+
+        Of the moments that the optimizer keeps.
+        """
+        return {what: self.stretch(f"{parameter}.{what}", start, count) for what in self._of.get(parameter, ())}
+
+    def read(self, name: str, shape: Any = None) -> Any:
+        """The whole tensor of this name.
+
+        Raises:
+            CheckpointError: there is none, or it has another shape: the checkpoint is of another model.
+        """
+        found = self._place(name).shape
+        if shape is not None:
+            self.refuse_other(name, shape)
+        return self.stretch(name, 0, math.prod(found)).view(found)
+
+    def refuse_other(self, name: str, shape: Sequence[int]) -> None:
+        """Raise where the tensor of this name has another shape.
+
+        Nothing is read.
+
+        Raises:
+            CheckpointError: it has, or there is none.
+        """
+        if (found := self._place(name).shape) != tuple(shape):
+            raise CheckpointError(f"{self._paths[0].parent}: {name} has shape {found}, the model wants {tuple(shape)}")
+
+    def stretch(self, name: str, start: int, count: int) -> Any:
+        """Elements `start` to `start + count` of a tensor, flattened row-major.
+
+        Raises:
+            CheckpointError: there is no such tensor, or it has not so many: the checkpoint is of another model.
+        """
+        import torch
+
+        place = self._place(name)
+        if start + count > math.prod(place.shape):
+            raise CheckpointError(
+                f"{self._paths[0].parent}: {name} of shape {place.shape} has no elements {start} to {start + count}: "
+                f"it is of another model"
+            )
+        read = torch.empty(count, dtype=torch.float32)
+        file, room, offset = self._files[name][0], memoryview(read.numpy()).cast("B"), place.offset + _ITEM * start
+        while room:
+            got = os.preadv(file.fileno(), [room], offset)
+            if not got:
+                raise CheckpointError(f"{file.name}: ends within {name}")
+            room, offset = room[got:], offset + got
+        return read
+
+    def _place(self, name: str) -> Place:
+        if name not in self._files:
+            raise CheckpointError(f"{self._paths[0].parent}: has no {name}: it is of another model")
+        return self._files[name][1]

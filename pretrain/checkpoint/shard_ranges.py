@@ -1,0 +1,80 @@
+"""Ranges of each parameter that every rank owns, and their shard offsets.
+
+Every rank knows the table from the start, so a rank that writes a canonical file opens the shards of the others for the
+stretches of that file's parameters, and reads neither their headers nor anything else. Price: 16 bytes for each
+parameter and rank in memory (6 MB for 70 B parameters in 723 tensors on 512 ranks), gathered once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from governance.errors import CheckpointError
+from pretrain.checkpoint.format import Peers
+
+if TYPE_CHECKING:
+    from pretrain.engine.fragments import Owned
+
+_ITEM = 4  # bytes of a float32
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The table."""
+
+    places: Any
+    """int64 [ranks, parameters, 2]: the first element and the length of what a rank owns; length 0: nothing."""
+    index: dict[str, int]
+    """The number of each parameter, by name."""
+    entries: Sequence[tuple[str, str]]
+    """Parameter and kind of each tensor of a shard, in the order in which it lies there."""
+
+    def owners(self, names: Collection[str]) -> list[int]:
+        """The ranks that own something of these parameters."""
+        columns = [self.index[name] for name in names]
+        return [int(rank) for rank in self.places[:, columns, 1].any(axis=1).nonzero()[0]]
+
+    def read(self, path: Path, rank: int, names: Collection[str]) -> Iterator[Owned]:
+        """Fragments of `rank`'s shard, memory-mapped.
+
+        Raises:
+            CheckpointError: its length is not that of the table.
+        """
+        import numpy
+
+        from pretrain.engine.fragments import Owned
+
+        starts, lengths = self.places[rank].T
+        sizes = numpy.array([lengths[self.index[name]] for name, _ in self.entries], dtype=numpy.int64)
+        ends = _ITEM * sizes.cumsum()
+        mapped = numpy.memmap(path, mode="r")
+        begin = len(mapped) - int(ends[-1])  # behind the header
+        if begin < 8:
+            raise CheckpointError(f"{path}: is shorter than what rank {rank} owns")
+        found: dict[str, dict[str, Any]] = {}
+        for (name, kind), size, end in zip(self.entries, _ITEM * sizes, ends, strict=True):
+            if size and name in names:
+                found.setdefault(name, {})[kind] = mapped[begin + end - size : begin + end].view("<f4")
+        for name, tensors in found.items():
+            yield Owned(name, int(starts[self.index[name]]), int(lengths[self.index[name]]), tensors)
+
+
+def gather_shares(own: Sequence[Owned], names: Sequence[str], peers: Peers) -> Shares:
+    """Table of all ranks' fragments, one a parameter at most. Collective."""
+    import numpy
+
+    index = {name: number for number, name in enumerate(names)}
+    mine = numpy.zeros((len(names), 2), dtype=numpy.int64)
+    for fragment in own:
+        mine[index[fragment.name]] = fragment.start, fragment.length
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for fragment in own:
+        kinds.setdefault(tuple(fragment.tensors), []).append(index[fragment.name])
+    heard = peers.gather((mine, kinds))
+    known = {number: of for _, table in heard for of, numbers in table.items() for number in numbers}
+    pairs = [(names[number], kind) for number, of in known.items() for kind in of]
+    entries = sorted(pairs, key=lambda pair: f"{pair[0]}.{pair[1]}")
+    return Shares(numpy.stack([places for places, _ in heard]), index, entries)

@@ -1,0 +1,1 @@
+"""Settings of training, model and optimizer; no torch."""

@@ -1,0 +1,242 @@
+"""The `[train]`, `[engine]`, `[checkpoint]` and `[tracking]` sections.
+
+Imports no torch, so that a login node can read and check a configuration.
+
+`ModelConfig`, `OptimConfig` and `TrainConfig` decide what is learned: they enter the key of the training run.
+`CheckpointConfig`, `EngineConfig`, `TrackingConfig` and `ProfileConfig` decide where and how it runs, and never enter a
+key. How sums are split (micro batches, ranks, threads) may change the last bit of a loss: such runs agree to rounding,
+and runs of one layout agree exactly.
+
+Everything that follows from these values is a function of them (`gradient_accumulation_steps`, the whole DeepSpeed
+dictionary in `deepspeed_config.py`, the learning rate in `optim.py`), never a second setting. What does not work
+together is refused in `compatibility.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from governance.config import Section
+from governance.errors import ConfigError
+from pretrain.config.evaluation_config import EvaluationConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.optim import OptimConfig
+from pretrain.config.profile_config import ProfileConfig
+from pretrain.config.skip_config import SkipConfig
+
+FLASH_PACKAGES = ("flash_attn_interface", "flash_attn")
+"""Where `flash_attn_varlen_func` is looked for: FlashAttention 3, then 2."""
+
+
+class RampConfig(Section):
+    """One stage of a growing batch."""
+
+    until_step: int = Field(gt=0)
+    """The last optimizer step of this stage."""
+    global_batch_size: int = Field(gt=0)
+    """Rows of each of its steps, over all ranks and micro batches."""
+
+
+class MixtureConfig(Section):
+    """In which proportion the sources are read from a step on."""
+
+    from_step: int = Field(gt=0)
+    """The first optimizer step of these weights."""
+    weights: dict[str, float]
+    """Source -> its share of the rows, relative to the others'; a source that is not named, or has 0, is not read."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MixtureConfig:
+        wrong = {name: weight for name, weight in self.weights.items() if not 0.0 <= weight < math.inf}
+        if wrong or not sum(self.weights.values()) > 0.0:
+            raise ValueError(f"weights {wrong or self.weights} must be 0 or more, and one of them more than 0")
+        return self
+
+
+class TrainConfig(Section):
+    """Length, batches and precision of training."""
+
+    sequence_length: int = Field(gt=1)
+    """Tokens of one row."""
+    global_batch_size: int = Field(gt=0)
+    """Rows of one optimizer step, over all ranks and micro batches."""
+    batch_size_ramp: tuple[RampConfig, ...] = ()
+    """`[[train.batch_size_ramp]]`: other batch sizes for the first steps, stage after stage; afterwards
+    `global_batch_size`. The learning rate stays a function of the step."""
+    mixture: tuple[MixtureConfig, ...] = ()
+    """`[[train.mixture]]`: weights of the sources, each from a step on; before the first, each source weighs its rows.
+    None: all rows in one order, whatever source they are of."""
+    steps: int = Field(gt=0)
+    """Optimizer steps, those of `continue_from` included."""
+    continue_from: str = Field(default="", exclude=True)
+    """A checkpoint of another run to go on from: its folder, relative to the run's file, or `checkpoint/<key>` of this
+    root; empty: begin with initial weights. Where it lies decides nothing; its digest stands in the key."""
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    """Decides the initial weights and the order of rows."""
+    precision: Literal["fp32", "bf16", "bf16_masters", "autocast", "fp16", "fp8"] = "bf16"
+    """Arithmetic of forward and backward. fp32: all of it. bf16, fp16: weights are copies of fp32 masters, and gradient
+    sums and moments are fp32. bf16_masters: masters, sums and moments are bf16 too, a quarter of the memory and less
+    exact. autocast: fp32 weights, products in bf16. fp8: as bf16, with the products of the blocks in 8 bits."""
+    quantized_weights: bool = False
+    """CUDA, stage 3: gather weights in 8 bits (qwZ, arXiv:2306.10209): passes compute with rounded weights."""
+    quantized_gradients: bool = False
+    """CUDA, stage 3, several nodes: reduce gradients in 4 bits (qgZ, arXiv:2306.10209), from which updates learn."""
+    gradient_reduction: Literal["fp32", "bf16"] = "fp32"
+    """In what gradients are summed over the ranks. bf16 sends half the bytes; its error grows with the ranks."""
+    validate_every_steps: int = Field(default=100, ge=0)
+    """Steps between measurements on the validation shards; 0 measures only at the end."""
+    validation_rows: int = Field(default=64, gt=0)
+    """The most rows of each measurement, spread evenly over the validation shards."""
+    skip: SkipConfig = SkipConfig()
+    """Which batches are left out."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        for name, starts in (
+            ("batch_size_ramp: until_step", [stage.until_step for stage in self.batch_size_ramp]),
+            ("mixture: from_step", [phase.from_step for phase in self.mixture]),
+        ):
+            if any(after <= before for before, after in itertools.pairwise(starts)):
+                raise ValueError(f"{name} is {starts}; it must rise from each entry to the next")
+        return self
+
+
+class CheckpointConfig(Section):
+    """Intervals and retention of checkpoints."""
+
+    every_steps: int = Field(default=100, gt=0)
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last: int = Field(default=2, gt=0)
+    """Newest checkpoints kept; older ones of this run are removed once a newer one is durable."""
+    keep_every_steps: int = Field(default=0, ge=0)
+    """Checkpoints at multiples of this step are kept for ever; 0: none is."""
+    keep_best: int = Field(default=0, ge=0)
+    """So many checkpoints of least validation loss are kept too (of those that were measured at their own step)."""
+    native: bool = True
+    """With several ranks: leave each rank's own part beside the newest checkpoint, for a fast restart."""
+    asynchronous: bool = True
+    """Write in the background, from a copy in host memory; false: training waits until it is durable."""
+    from_scratch: bool = False
+    """Train from step 1 where checkpoints of this run were durable and none is whole; without it that is refused."""
+
+
+class EngineConfig(Section):
+    """Distribution of the work over hardware; see `docs/engine.md`."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one. cuda: a start without one is an error."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What DeepSpeed spreads over ranks (arXiv:1910.02054): 1 optimizer state, 2 gradients too, 3 parameters too."""
+    micro_batch_size: int = Field(default=8, gt=0)
+    """Rows of one forward and backward pass on one rank."""
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
+    """Activations that the backward pass computes again: none; full: all of each block; selective: all of a block but
+    the results of its linear maps and of attention."""
+    attention: Literal["auto", "flash"] = "auto"
+    """CUDA: auto: FlexAttention, a part of torch. flash: FlashAttention's kernel for rows of several lengths, from the
+    package flash_attn_interface (3) or flash_attn (2), whichever is installed."""
+    compile: bool = False
+    """Compile the model with torch.compile: slower to start, faster to run; wants a C++ compiler on CPU."""
+    deepcompile: bool = False
+    """CUDA: compile ZeRO's communication into the graph too (DeepCompile, arXiv:2504.09983); implies `compile`."""
+    sequence_parallel_size: int = Field(default=1, gt=0)
+    """Ranks that share each row, every one with a stretch of its tokens (Ulysses, arXiv:2309.14509)."""
+    tensor_parallel_size: int = Field(default=1, gt=0)
+    """Ranks that share each matrix of a block (AutoTP); they read the same rows."""
+    hpz_partition_size: int = Field(default=1, gt=0)
+    """Stage 3: ranks (of one node) that hold a second copy of the weights among them, gathered in the backward pass
+    without crossing nodes (hpZ, arXiv:2306.10209); 1 keeps none."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Where masters and moments live: on the device, in host memory, or (stage 3) in files below `nvme_path`; the CPU
+    updates what is not on the device."""
+    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
+    """Stage 3: where weights lie between their uses: on the device, in host memory, or in files below `nvme_path`."""
+    nvme_path: str | None = None
+    """Folder on a fast local disk for what is offloaded to nvme, of one run of a node; worthless after it."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """`[engine.deepspeed]`: keys of DeepSpeed's configuration that no setting of ours says, passed through."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of one rank; 0 shares the cores that this node allows among its ranks."""
+    deterministic: bool = False
+    """CUDA: only kernels that add in a fixed order, at a price in speed and memory, so that equal runs give equal bits.
+    On CPU that is always so."""
+    shared_memory_collectives: bool = False
+    """On CPU: build and use DeepSpeed's shared-memory extension for ranks on one node (minutes, once per node)."""
+    extension_build_seconds: float = Field(default=600.0, gt=0)
+    """Time limit of that build, in seconds."""
+    collective_timeout_seconds: float = Field(default=1800.0, gt=0)
+    """How long a rank waits for the others before the run fails, in seconds."""
+    first_step_timeout_seconds: float = Field(default=3600.0, ge=0)
+    """A rank that gives no sign of life for so long before its first step is done, or in a save, hangs; 0: never."""
+    step_timeout_seconds: float = Field(default=300.0, ge=0)
+    """The same after the first step, but at least 20 times the slowest step so far; 0: never."""
+    restarts: int = Field(default=3, ge=0)
+    """How often the launcher starts the ranks again from the last checkpoint after a crash or a hang."""
+    straggler_window_steps: int = Field(default=50, ge=0)
+    """Steps over which ranks compare the time of their own work; 0: they do not."""
+
+
+class TrackingConfig(Section):
+    """The mirrors at Weights & Biases and TensorBoard.
+
+    Metrics.jsonl is written in any case and is the record.
+    """
+
+    mode: Literal["auto", "offline", "online", "disabled"] = "auto"
+    """auto: online when WANDB_API_KEY is set, else offline (upload later with `wandb sync`)."""
+    project: str = Field(default="assay", min_length=1)
+    """Project that the run appears under."""
+    name: str | None = None
+    """Name of the run; none: `train-` and the first 8 characters of its key."""
+    tensorboard: bool = False
+    """Whether to write TensorBoard's event files, too; wants the extra `tensorboard`."""
+
+
+class TrainRecipe(Section):
+    """All that decides what is learned from given token shards.
+
+    What the key of a training run is made of.
+    """
+
+    model: ModelConfig
+    optim: OptimConfig
+    train: TrainConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings that enter no key."""
+
+    checkpoint: CheckpointConfig
+    engine: EngineConfig
+    tracking: TrackingConfig
+    notice_seconds: int = 0
+    """How long before the end the scheduler says so; 0: unknown."""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    """In which steps the profiler runs."""
+
+
+def gradient_accumulation_steps(
+    global_batch_size: int, micro_batch_size: int, world_size: int, field: str = "train.global_batch_size"
+) -> int:
+    """Micro batches that each rank adds up for one optimizer step.
+
+    `world_size` counts the ranks that read rows of their own; `field` names the batch in the error.
+
+    Raises:
+        ConfigError: the global batch does not divide evenly.
+    """
+    rows = micro_batch_size * world_size
+    if global_batch_size % rows:
+        raise ConfigError(
+            f"{field} = {global_batch_size} is not a multiple of engine.micro_batch_size x ranks = "
+            f"{micro_batch_size} x {world_size} = {rows}; choose a micro batch that divides "
+            f"{global_batch_size / world_size:g} rows a rank"
+        )
+    return global_batch_size // rows

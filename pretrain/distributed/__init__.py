@@ -1,0 +1,1 @@
+"""Processes: ranks and their layout, launcher, run lease, preemption, hang watchdog."""

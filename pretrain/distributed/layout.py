@@ -1,0 +1,50 @@
+"""Layout: data, sequence and tensor ranks.
+
+Imports no torch.
+
+    rank = (data rank x sequence parallel size + sequence rank) x tensor parallel size + tensor rank
+
+The ranks of one data rank read the same rows and learn from each target once, so a sum over all ranks of what a rank
+read counts each row `sequence x tensor` times: only the rank with `counts` adds its share (see `Layout.counts`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretrain.config.training import EngineConfig
+from pretrain.distributed.process_group import Ranks
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The place of one rank."""
+
+    data_rank: int = 0
+    """Which share of a global batch it reads."""
+    data_ranks: int = 1
+    """Into how many shares a global batch is cut."""
+    sequence_rank: int = 0
+    """Which stretch of each row it computes."""
+    tensor_rank: int = 0
+    """Which part of each matrix it holds."""
+
+    @property
+    def counts(self) -> bool:
+        """Return whether this rank counts its rows in global sums."""
+        return self.sequence_rank == 0 and self.tensor_rank == 0
+
+
+def layout_of(ranks: Ranks, engine: EngineConfig) -> Layout:
+    """The place of this rank.
+
+    `compatibility.check_start` has made sure that the sizes divide the ranks.
+    """
+    rest, tensor = divmod(ranks.rank, engine.tensor_parallel_size)
+    data, sequence = divmod(rest, engine.sequence_parallel_size)
+    return Layout(data, data_ranks(ranks.world_size, engine), sequence, tensor)
+
+
+def data_ranks(world_size: int, engine: EngineConfig) -> int:
+    """Into how many shares a global batch is cut."""
+    return world_size // (engine.sequence_parallel_size * engine.tensor_parallel_size)

@@ -1,0 +1,317 @@
+"""Run lease: a newer attempt fences out older ones.
+
+    <root>/train/<key>/run.lock              held while rank 0 is alive, by the operating system; a note of who
+                       holders/000007.json   the seventh attempt: who, which Slurm job, its restarts; its time is the
+                                             last sign of life
+
+The lock ends with its process, and that is enough on one machine. Two things happen on a cluster that it does not know:
+a node that was cut off trains on while its job is started again elsewhere, and a lock of a dead node may stay for
+ever. So each attempt also takes the next number, which only one process gets (`write_new`), and the highest number is
+the holder. Laws:
+
+1. A run is refused (`Occupied`) while the holder is alive: on its own host by the lock, elsewhere by signs of life,
+   each `BEAT_SECONDS`; one that is silent for `SILENT_SECONDS` is dead.
+2. A later start of the same Slurm job does not ask: it takes the next number, and waits `TRUST_SECONDS` and a beat. An
+   earlier start of a job never follows a later one.
+3. No process of an attempt believes for longer than `TRUST_SECONDS` that it is the holder without having looked. So
+   when the wait of law 2 is over, nothing of an older attempt writes: each of its ranks looks each beat, and ends with
+   status 73; a record is refused; a checkpoint looks before each of its parts, and again before it is committed.
+
+No clocks are compared: ages are differences of times that the file system gave, and of one process's own clock. What
+this cannot keep out is a process that stands still between its last look and its write; what it writes then are the
+bytes of the same step of the same run. Price: a small file written each beat, and on each node a list of names: its
+first rank looks for all (`lease_sighting.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from governance.errors import Occupied, PipelineError
+from governance.files import held, json_text, remove_file, touch, write_new, write_text
+from governance.log import get_logger
+from governance.stage import now
+from pretrain.distributed.lease_sighting import Sighting
+
+LOCK_FILE = "run.lock"
+HOLDERS = "holders"
+BEAT_SECONDS = 4.0
+TRUST_SECONDS = 6.0
+SILENT_SECONDS = 60.0
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Holder:
+    """An attempt, as the others read of it."""
+
+    host: str
+    pid: int
+    since: str
+    """UTC, ISO 8601."""
+    job: str = ""
+    """The Slurm job, "" outside of Slurm."""
+    restart: int = 0
+    """How often Slurm has started it again."""
+    number: int = 0
+    """Of the attempt; 0: it took none."""
+    ended: bool = False
+
+    def precedes(self, other: Holder) -> bool:
+        """Return whether this is an earlier start of the other's Slurm job."""
+        return bool(self.job) and self.job == other.job and self.restart < other.restart
+
+
+class Fence:
+    """An attempt's word that it is the newest; a context.
+
+    `number` is 0 on the ranks after the first until they `follow` it.
+    """
+
+    def __init__(self, folder: Path, ours: Holder, *, leads: bool = True) -> None:
+        self._folder, self._ours, self._first = folder / HOLDERS, ours, ours.number > 0
+        self._leads, self._sighting = leads, Sighting(folder)
+        self._looked = time.monotonic()
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def number(self) -> int:
+        """Number of this attempt."""
+        return self._ours.number
+
+    def follow(self, number: int) -> None:
+        """This is the attempt `number`: from now on look each beat.
+
+        On rank 0, which knows, nothing changes.
+        """
+        if self._thread is None:
+            self._ours = replace(self._ours, number=number)
+            self._thread = threading.Thread(target=self._live, daemon=True, name="fence")
+            self._thread.start()
+
+    def check(self, *, look: bool = False) -> None:
+        """Return if no newer attempt has begun.
+
+        `look`: by what is there now, not by what was seen moments ago.
+
+        Raises:
+            Occupied: one has.
+        """
+        asked = time.monotonic()
+        if not look and asked - self._looked < TRUST_SECONDS:
+            return
+        newest = newest_holder(self._folder)
+        if newest is not None and newest.number > self._ours.number:
+            raise Occupied(
+                f"{self._folder.parent}: a newer attempt trains here: {_who(newest)}. This one (attempt "
+                f"{self._ours.number}) writes nothing more; leave it to the newer one."
+            )
+        self._looked = asked
+
+    def look(self) -> None:
+        """`check` by what is there now."""
+        self.check(look=True)
+
+    def __enter__(self) -> Fence:
+        if self._first:
+            self.follow(self._ours.number)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._first:
+            with contextlib.suppress(PipelineError, OSError):  # its silence will say the same
+                self._write(ended=True)
+        if self._leads:
+            self._sighting.remove()
+
+    def _beat(self) -> None:
+        """Look at the lease, or trust the node's first rank's look."""
+        if self._leads:
+            self.look()
+            self._sighting.write(self.number, self._looked)
+            return
+        seen, asked = self._sighting.read(self.number), time.monotonic()
+        if seen is not None and 0 <= asked - seen < 1.25 * BEAT_SECONDS:
+            self._looked = max(self._looked, seen)
+        elif asked - self._looked >= BEAT_SECONDS:
+            self.look()
+
+    def _live(self) -> None:
+        while not self._over.wait(BEAT_SECONDS if self._leads else BEAT_SECONDS / 4):
+            try:
+                self._beat()
+            except Occupied as error:
+                get_logger(__name__).error("%s: %s", type(error).__name__, error)
+                os._exit(error.exit_code)  # the main thread may wait for ever for a rank that was cut off
+            except OSError:
+                continue  # the file system does not answer; `check` will ask again before anything is written
+            if self._first:
+                with contextlib.suppress(PipelineError, OSError):  # the work itself will say that the disk is full
+                    self._write()
+
+    def _write(self, *, ended: bool = False) -> None:
+        """A sign of life.
+
+        Written anew, not touched, so that a network file system's list of names is fetched anew.
+        """
+        path = _path(self._folder, self._ours.number)
+        if not path.parent.exists():
+            return  # somebody removed the run's folder
+        try:
+            write_text(path, json_text(asdict(replace(self._ours, ended=ended))))
+        except PipelineError:
+            touch(path)  # which needs no room
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path, attempt: tuple[str, int], *, first: bool, leads: bool = True) -> Iterator[Fence]:
+    """Keep the run's folder for this attempt while the context lasts.
+
+    `first` is rank 0, which speaks for all.
+
+    The other ranks of an attempt that is refused wait for rank 0 in vain; their launcher ends them with it.
+
+    Args:
+        folder: of the run.
+        attempt: the Slurm job ("" where there is none), and how often it was started again.
+        first: whether this is rank 0.
+        leads: whether this is the first rank of its node, which looks for the others.
+
+    Raises:
+        Occupied: another attempt that is alive, or a later start of the same job, has it.
+    """
+    ours = Holder(socket.gethostname(), os.getpid(), now(), *attempt)
+    if not first:
+        with Fence(folder, ours, leads=leads) as fence:
+            yield fence
+        return
+    with contextlib.ExitStack() as stack:
+        claimed = _claim(stack, folder, ours)
+        yield stack.enter_context(Fence(folder, claimed))
+
+
+def _claim(stack: contextlib.ExitStack, folder: Path, ours: Holder) -> Holder:
+    """Take the lease if free, released, dead or this job's own."""
+    note, holders = _lock(stack, folder, ours), folder / HOLDERS
+    while True:
+        newest = newest_holder(holders)
+        took_over = newest is not None and newest.precedes(ours)
+        if newest is not None and ours.precedes(newest):
+            raise Occupied(f"{folder}: a later start of this job was here: {_who(newest)}. Leave it to that one.")
+        if not took_over:
+            _await_end(folder, newest, note, ours)
+        number = 1 + (newest.number if newest else 0)
+        claimed = replace(ours, number=number)
+        if write_new(_path(holders, number), json_text(asdict(claimed)).encode()):
+            break
+    if took_over and not newest.ended:
+        get_logger(__name__).warning(
+            "%s: taken over from an earlier start of this job, %s, which was not seen to end", folder, _who(newest)
+        )
+        time.sleep(TRUST_SECONDS + BEAT_SECONDS)
+    if note is not None:
+        _lock(stack, folder, ours)  # it may be free by now; the lock of a dead node may stay, and counts no more
+    for path in sorted(holders.glob("*.json")):
+        if path.stem.isdecimal() and int(path.stem) < number:
+            remove_file(path)
+    return claimed
+
+
+def _lock(stack: contextlib.ExitStack, folder: Path, ours: Holder) -> str | None:
+    """None where the lock is ours now, until the stack ends.
+
+    Else its holder's note.
+    """
+    return stack.enter_context(held(folder / LOCK_FILE, json.dumps(asdict(ours))))
+
+
+def _await_end(folder: Path, newest: Holder | None, note: str | None, ours: Holder) -> None:
+    """Return once the holder is known to be gone.
+
+    Raises:
+        Occupied: it is alive.
+    """
+    if newest is None or newest.ended or newest.host == ours.host:
+        if note is not None:
+            raise Occupied(_in_words(folder, note, ours.host))
+        return
+    path = _path(folder / HOLDERS, newest.number)
+    beat, told = _changed(path), False
+    while _age(path) < SILENT_SECONDS:
+        if not told:
+            get_logger(__name__).info("%s: waiting for a sign of life of %s", folder, _who(newest))
+            told = True
+        time.sleep(_POLL_SECONDS)
+        if _changed(path) != beat:
+            raise Occupied(_in_words(folder, json.dumps(asdict(newest)), ours.host))
+    get_logger(__name__).warning(
+        "%s: %s gave no sign of life for %d s: it is dead", folder, _who(newest), SILENT_SECONDS
+    )
+
+
+def newest_holder(holders: Path) -> Holder | None:
+    """The attempt of the highest number, ended or not.
+
+    None where there was none.
+    """
+    try:
+        names = os.listdir(holders)
+    except FileNotFoundError:
+        return None
+    numbers = [int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdecimal()]
+    if not numbers:
+        return None
+    try:
+        values = json.loads(_path(holders, max(numbers)).read_bytes())
+        return Holder(**values)
+    except (FileNotFoundError, ValueError, TypeError):  # of another version, or removed in this moment
+        return Holder("unknown", 0, "unknown", number=max(numbers))
+
+
+def _path(holders: Path, number: int) -> Path:
+    return holders / f"{number:06d}.json"
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _age(path: Path) -> float:
+    """Seconds since a change, by the file system's clock."""
+    probe = path.with_name(f".age~{socket.gethostname()}~{os.getpid()}")
+    touch(probe)
+    try:
+        return (_changed(probe) - _changed(path)) / 1e9
+    finally:
+        remove_file(probe)
+
+
+def _who(holder: Holder) -> str:
+    job = f", Slurm job {holder.job}, restart {holder.restart}" if holder.job else ""
+    return f"attempt {holder.number}, process {holder.pid} on {holder.host} since {holder.since}{job}"
+
+
+def _in_words(folder: Path, note: str, here: str) -> str:
+    try:
+        other = json.loads(note)
+        where = "this host" if other["host"] == here else "another host, which shares this file system"
+        job = f" (Slurm job {other['job']})" if other.get("job") else ""
+        who = f"process {other['pid']} on {other['host']} ({where}), since {other['since']}{job}"
+    except (ValueError, KeyError, TypeError):  # it has the lock and did not write its note yet
+        who = "a process that has just begun"
+    return f"{folder}: another run trains here: {who}. Wait for it, or end it with SIGTERM; then run the same again."

@@ -1,0 +1,1 @@
+"""DeepSpeed: the engine, its configuration, its partitioned state, and one step."""

@@ -1,0 +1,184 @@
+"""DeepSpeed's configuration, derived from our sections.
+
+Promises: every key is one that the pinned DeepSpeed reads (a test hands it a dictionary that notes what is asked of
+it); keys whose default is not neutral (`gradient_clipping`) are always there; keys that DeepSpeed removed never are.
+Where a key mends something that does not work together, its line says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pretrain.config.deepspeed_keys import with_passed
+from pretrain.config.model import ModelConfig, padded_vocabulary
+from pretrain.config.training import EngineConfig, TrainRecipe, gradient_accumulation_steps
+from pretrain.distributed.layout import data_ranks
+from pretrain.model.flops import parameter_count
+
+COLUMN = r".*\.(q|k|v|gate|up)_proj\.weight$"
+"""Tensor parallelism: matrices whose outputs are shared out."""
+ROW = r".*\.(o|down)_proj\.weight$"
+"""Tensor parallelism: matrices whose inputs are shared out; their outputs are summed over the ranks."""
+_HEAD_NORMS = r".*\.(q|k)_norm\.weight$"
+BUCKET = 1 << 26
+"""Elements that are reduced or gathered at once; DeepSpeed's default of 5e8 would reserve 1 to 2 GB for any model."""
+BLOCK = "pretrain.model.layers.Block"
+"""Stage 3 gathers the weights of a whole block at once: one collective where seven matrices had one each."""
+OWNERS = 4
+"""The most ranks to which a bucket is reduced one by one; with more owners it is all-reduced."""
+SWAPPED_GROUP = 100_000_000
+"""Elements whose state is in memory at once, of an optimizer in files; DeepSpeed's default of 1e9 would need 16 GB."""
+SWAP_BUFFERS = 4
+"""Of that many elements each: the master, two moments, the gradient."""
+_SWAP_ALIGNMENT = 1 << 16
+
+
+def deepspeed_config(
+    recipe: TrainRecipe,
+    engine: EngineConfig,
+    world_size: int,
+    device: Literal["cpu", "cuda"] = "cpu",
+    vocabulary_size: int = 1,
+) -> dict[str, Any]:
+    """DeepSpeed's whole configuration for `world_size` ranks in all.
+
+    Raises:
+        ConfigError: the global batch does not divide evenly over ranks and micro batches.
+    """
+    batch, micro = recipe.train.global_batch_size, engine.micro_batch_size
+    optimizer = recipe.optim.optimizer
+    values: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": gradient_accumulation_steps(batch, micro, data_ranks(world_size, engine)),
+        # Explicit, for its default is 1.0. Ours clips (`step.py`): DeepSpeed's waits for the device, and would
+        # divide Muon's orthogonal update by its own norm (DeepSpeed#8439).
+        "gradient_clipping": 0.0,
+        "steps_per_print": 1 << 40,  # we log ourselves
+        "zero_optimization": _zero(recipe, engine, world_size, device, vocabulary_size),
+        **_precision(recipe.train.precision),
+    }
+    if not recipe.train.quantized_gradients:  # their kernel takes gradients in the arithmetic of the passes only
+        values["communication_data_type"] = recipe.train.gradient_reduction
+    if optimizer != "adamw":
+        values["zero_allow_untested_optimizer"] = True
+    if engine.offload_optimizer != "none":
+        values["zero_force_ds_cpu_optimizer"] = False  # torch's fused AdamW is as fast, and nothing is compiled for it
+    if engine.deepcompile:
+        values["compile"] = {"deepcompile": True}
+    if engine.tensor_parallel_size > 1:
+        values["tensor_parallel"] = _tensor_parallel(engine.tensor_parallel_size)
+    return with_passed(values, engine.deepspeed)
+
+
+def _precision(precision: str) -> dict[str, Any]:
+    """Precision section; only fp16's loss scale makes the host wait."""
+    if precision == "fp16":
+        return {"fp16": {"enabled": True, "loss_scale": 0.0}, "data_types": {"grad_accum_dtype": "fp32"}}
+    if precision == "autocast":
+        # No module is called safe for lower precision, so gradients are reduced in fp32.
+        autocast = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+        return {"torch_autocast": autocast, "data_types": {"grad_accum_dtype": "fp32"}}
+    if precision == "bf16_masters":
+        masters = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+        bf16 = {"enabled": True, "check_grad_overflow": False, **masters}
+        return {"bf16": bf16, "data_types": {"grad_accum_dtype": "bf16"}}
+    bf16 = {"enabled": precision in ("bf16", "fp8"), "check_grad_overflow": False}
+    return {"bf16": bf16, "data_types": {"grad_accum_dtype": "fp32"}}  # else bf16 gradients are added up in bf16
+
+
+def _zero(
+    recipe: TrainRecipe, engine: EngineConfig, world_size: int, device: str, vocabulary_size: int
+) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "stage": engine.zero_stage,
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
+    }
+    if engine.zero_stage:
+        values["overlap_comm"] = True  # stage 1 in bf16 is another class, which has no stream to do it on
+    if engine.zero_stage == 2:
+        tensor = engine.tensor_parallel_size
+        parameters = parameter_count(recipe.model, vocabulary_size) // tensor
+        values["use_multi_rank_bucket_allreduce"] = many_owners(parameters, world_size // tensor)
+    if engine.zero_stage == 3:
+        values |= _gathering(recipe, engine)
+    if engine.offload_optimizer != "none":
+        values["offload_optimizer"] = _offload(engine.offload_optimizer, engine.nvme_path, device)
+    if engine.offload_optimizer == "nvme":
+        values["offload_optimizer"]["buffer_count"] = SWAP_BUFFERS
+        values["sub_group_size"] = SWAPPED_GROUP
+    if engine.offload_parameters != "none":
+        values["offload_param"] = _offload(engine.offload_parameters, engine.nvme_path, device)
+    if engine.offload_parameters == "nvme":
+        values["offload_param"]["buffer_size"] = _swap_buffer(recipe.model, vocabulary_size, world_size)
+    return values
+
+
+def _gathering(recipe: TrainRecipe, engine: EngineConfig) -> dict[str, Any]:
+    """Gathering of weights at stage 3: one block at once."""
+    # DeepSpeed's own linear map lets go of weights that the backward pass gathers again. It breaks a compiled graph,
+    # and adds a bias to the very product that selective checkpointing keeps: added again, gradients are wrong.
+    kept_products = engine.activation_checkpointing == "selective" and recipe.model.bias
+    values: dict[str, Any] = {
+        "leaf_module": {"classes": [BLOCK], "names": [], "name_suffixes": []},
+        "memory_efficient_linear": not (compiles_blocks(engine) or kept_products),
+    }
+    if engine.hpz_partition_size > 1:
+        values["zero_hpz_partition_size"] = engine.hpz_partition_size
+    if recipe.train.quantized_weights:
+        values["zero_quantized_weights"] = True
+    if recipe.train.quantized_gradients:
+        values["zero_quantized_gradients"] = True
+    return values
+
+
+def many_owners(parameters: int, ranks: int) -> bool:
+    """Return whether a gradient bucket spans many ranks' parts.
+
+    Reduced to each owner it costs half of an all-reduce's bytes, and as many collectives as there are owners, before
+    each of which DeepSpeed's overlapped reduction waits for the device.
+    """
+    return min(BUCKET, parameters) * ranks > OWNERS * parameters
+
+
+def compiles_blocks(engine: EngineConfig) -> bool:
+    """Return whether each block is compiled alone, rather than the whole model.
+
+    Where hooks act between blocks.
+
+    At stage 3 they gather weights. At stage 2 they reduce gradients while the backward pass goes on: one graph of the
+    whole model would give all of its gradients at its end, and hold them all until then.
+    """
+    return engine.compile and engine.zero_stage >= 2 and not engine.deepcompile
+
+
+def _offload(place: str, nvme_path: str | None, device: str) -> dict[str, Any]:
+    """Pinned memory makes copies to a GPU quick.
+
+    Without a GPU there is nothing to pin for.
+    """
+    path = {"nvme_path": nvme_path} if place == "nvme" else {}
+    return {"device": place, "pin_memory": device == "cuda", **path}
+
+
+def _swap_buffer(model: ModelConfig, vocabulary_size: int, world_size: int) -> int:
+    """Elements of the largest piece of a parameter on a rank.
+
+    Each buffer holds one.
+    """
+    largest = max(padded_vocabulary(vocabulary_size), model.intermediate_size, model.hidden_size) * model.hidden_size
+    return -(-largest // (world_size * _SWAP_ALIGNMENT)) * _SWAP_ALIGNMENT
+
+
+def _tensor_parallel(size: int) -> dict[str, Any]:
+    """Only what we name is cut.
+
+    AutoTP's own table of models knows no names of ours for certain.
+    """
+    specs = [
+        {"patterns": [ROW], "partition_type": "row"},
+        {"patterns": [COLUMN], "partition_type": "column"},
+        # Shared by heads that the ranks part among them, so each rank knows a part of the gradient.
+        {"patterns": [_HEAD_NORMS], "partition_type": "skip", "grad_allreduce": True},
+    ]
+    return {"autotp_size": size, "partition_config": {"use_default_specs": False, "layer_specs": specs}}

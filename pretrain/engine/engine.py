@@ -1,0 +1,360 @@
+"""The engine: a model under DeepSpeed ZeRO.
+
+Promises: what cannot work or cannot fit is refused before anything is built; on CPU nothing is compiled unless asked
+for, on CUDA attention and the loss compile their kernels in the first step. DeepSpeed's own attributes are used here
+(in `_import_deepspeed` and `Engine.set_accumulation`), in `state.py`, `fragments.py`,
+`engine_loss_scale.py`, `nvme.py` and `step.py`; they are why the dependency is pinned below 0.20.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from governance.errors import ConfigError, PipelineError
+from pretrain.config.training import EngineConfig, TrainRecipe
+from pretrain.distributed.layout import layout_of
+from pretrain.distributed.process_group import Ranks, gather
+from pretrain.engine.deepspeed_config import compiles_blocks, deepspeed_config
+from pretrain.engine.extensions import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
+from pretrain.engine.gradient_sums import add_up_in_one_pass
+from pretrain.engine.nvme import hold_folder_of_files
+from pretrain.engine.state import before_update, full_shape, optimizer_of, prepare_moments, sums_at_once
+from pretrain.engine.step import never_ask, update
+from pretrain.engine.tensor_parallel import TensorParts
+from pretrain.engine.uncompiled import nothing_compiled, spare_optimizers, spared_marks
+from pretrain.engine.wrapped import Wrapped
+from pretrain.model.decoder import Batch, Decoder
+from pretrain.model.flash import documents_at_most
+from pretrain.model.float8 import compute_in_8_bits
+from pretrain.model.init import learning_rate_scale
+from pretrain.model.layers import join_projections
+from pretrain.model.sequence_parallel import share_rows
+from pretrain.optim.optimizers import make_optimizer, parameter_groups
+
+Weight = Callable[[str, torch.Size], torch.Tensor]
+"""(name, shape) -> the fp32 values that a parameter starts from."""
+
+
+@dataclass(frozen=True)
+class Engine(Wrapped):
+    """A model under training.
+
+    Frozen in its parts, though training changes what they hold.
+    """
+
+    @property
+    def gradient_divisor(self) -> float:
+        """Accumulation steps x ranks.
+
+        By how much DeepSpeed divides the gradients that it adds up.
+        """
+        return float(self.deepspeed.gradient_accumulation_steps() * self.gradient_ranks)
+
+    def set_accumulation(self, steps: int) -> None:
+        """Set how many micro batches the coming updates add up.
+
+        Between two updates only, and alike on every rank.
+        """
+        if steps == self.deepspeed.gradient_accumulation_steps():
+            return
+        self.deepspeed.set_train_batch_size(
+            steps * self.deepspeed.train_micro_batch_size_per_gpu() * self.deepspeed.dp_world_size
+        )
+        if hasattr(self.deepspeed.optimizer, "gradient_accumulation_steps"):  # what the wrapper was told at the start
+            self.deepspeed.optimizer.gradient_accumulation_steps = steps
+        self.deepspeed.micro_steps = 0  # an update comes when it is a multiple of the new number
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """A micro batch on this rank.
+
+        What is differentiated, and the nats of each token (see `Decoder.forward`).
+        """
+        rows = batch.to(self.device)
+        known = (documents_at_most(batch.segments),) if self.counts_documents else ()
+        return self.deepspeed(rows.tokens, rows.targets, rows.segments, rows.positions, *known)
+
+    def backward(self, objective: torch.Tensor, targets: int, last: bool) -> None:
+        """Accumulate the gradient of `objective / targets` of the global batch.
+
+        After the last micro batch of a global batch comes `update`.
+        """
+        self.deepspeed.backward(objective * (self.gradient_divisor / max(targets, 1)))
+        if not last:
+            self.deepspeed.step()  # it counts micro batches, and computes nothing
+
+    def group_names(self) -> list[str]:
+        """Names of the parameter groups, ordered as `update`'s norms."""
+        return [group["name"] for group in optimizer_of(self).param_groups]
+
+    def update(self, factor: float, skip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Update the weights at `factor` of the peak rates, or skip.
+
+        `skip`, a scalar on the device: 1 leaves the update out (see `step.py`). Returns the same, with 1 also
+        where the gradient was not finite, and the L2 norm of the gradient before clipping, of all and then of each
+        group, on the device; the host does not wait for them.
+        """
+        norms = torch.stack([*before_update(self).values()])
+        skipped, norm = update(self.deepspeed, factor, skip, torch.linalg.vector_norm(norms), self.clipping)
+        return skipped, torch.stack([norm, *norms])
+
+    def shapes(self) -> list[tuple[str, torch.Size]]:
+        """Shapes of whole parameters by name, in the order of `parameters`."""
+        parts = self.tensor_parts
+        return [(name, parts.whole_shape(name, full_shape(parameter))) for name, parameter in self.parameters()]
+
+
+@contextlib.contextmanager
+def foreign_errors() -> Iterator[None]:
+    """Turn mendable DeepSpeed and device errors into `PipelineError`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise PipelineError(
+            f"the device's memory is full: {error}. Lower engine.micro_batch_size, or raise engine.zero_stage or the "
+            f"number of ranks; neither changes what is learned."
+        ) from error
+    except RuntimeError as error:
+        if "DeepSpeed" not in type(error).__name__ and "can't allocate memory" not in str(error):
+            raise
+        raise PipelineError(f"the training engine refuses: {error}") from error
+    except Exception as error:
+        if type(error).__name__ == "FailOnRecompileLimitHit":
+            raise PipelineError(
+                f"torch.compile has compiled a function for as many classes of shapes as it may, and the next would "
+                f"run uncompiled: {error}. Use fewer lengths of rows, or raise torch._dynamo.config.recompile_limit."
+            ) from error
+        if type(error) is not Exception or "loss scale already at minimum" not in str(error):
+            raise
+        raise PipelineError(
+            "train.precision = 'fp16': gradients overflow at the smallest loss scale, 1; training stops. The last "
+            "checkpoint is kept. Set precision = 'bf16' (the masters stay fp32), or lower optim.learning_rate."
+        ) from error
+
+
+def open_engine(
+    recipe: TrainRecipe,
+    settings: EngineConfig,
+    vocabulary_size: int,
+    ranks: Ranks,
+    device: torch.device,
+    weight: Weight | None,
+) -> Engine:
+    """Build the model with the weights that `weight` gives, and wrap it.
+
+    None: its state will be placed.
+
+    Raises:
+        PipelineError: the model does not fit, or the device's memory is full.
+    """
+    config = deepspeed_config(recipe, settings, ranks.world_size, device.type, vocabulary_size)
+    deepspeed = _import_deepspeed(settings, ranks, device, recipe.train.precision)
+    if settings.deepspeed:
+        refuse_unknown_keys(config)
+    with foreign_errors():
+        make = functools.partial(
+            Decoder, recipe.model, vocabulary_size, settings.activation_checkpointing, settings.attention
+        )
+        model = _build(deepspeed, config, make, weight)
+        if recipe.train.precision == "fp8":
+            compute_in_8_bits(model)
+        elif settings.tensor_parallel_size == 1 and (settings.zero_stage < 3 or compiles_blocks(settings)):
+            join_projections(model)
+        if settings.sequence_parallel_size > 1:
+            share_rows(model, _sequence_group(ranks, settings))
+        scale = functools.partial(learning_rate_scale, config=recipe.model)
+        groups = parameter_groups(model.named_parameters(), recipe.optim, full_shape, scale)
+        optimizer = make_optimizer(groups, recipe.optim)
+        with contextlib.redirect_stdout(io.StringIO()), spared_marks():  # it prints
+            wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    if hasattr(wrapped.optimizer, "bf16_groups"):
+        add_up_in_one_pass(wrapped.optimizer)
+    if ranks.world_size == 1 and sums_at_once(wrapped):
+        wrapped.enable_backward_allreduce = False  # a sum over one rank, for three passes over all gradients
+    _compile(wrapped, model, settings)
+    tensor_ranks = settings.tensor_parallel_size
+    parts, divisor, counts = (
+        _tensor_parts(ranks, settings),
+        ranks.world_size // tensor_ranks,
+        settings.attention == "flash",
+    )
+    clipping = 0.0 if recipe.optim.optimizer == "muon" else recipe.optim.gradient_clipping
+    engine = Engine(wrapped, settings.zero_stage, device, divisor, parts, counts, clipping)
+    prepare_moments(engine, 0)
+    return engine
+
+
+class _Noting(dict[str, Any]):
+    """A dictionary that notes which of its keys were asked for.
+
+    A copy is the same one.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def __copy__(self) -> _Noting:
+        return self
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As a dictionary's."""
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def refuse_unknown_keys(config: Mapping[str, Any]) -> None:
+    """Raise if DeepSpeed refuses a key or value.
+
+    Raises:
+        ConfigError: names the keys.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from pydantic import ValidationError
+
+    noting = _Noting(config)
+    try:
+        DeepSpeedConfig(noting)
+    except ValidationError as error:
+        faults = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors(include_url=False)]
+        told = "; ".join(f"{place}: {message}" for place, message in faults)
+        raise ConfigError(f"engine.deepspeed: DeepSpeed refuses ({error.title}) {told}") from None
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(f"engine.deepspeed: DeepSpeed refuses: {error}") from None
+    if unknown := sorted(set(config) - noting.asked):
+        raise ConfigError(f"engine.deepspeed: this DeepSpeed knows no key {', '.join(unknown)}; correct or remove it")
+
+
+def _compile(wrapped: Any, model: Decoder, settings: EngineConfig) -> None:
+    """Compile the model, or each block inside DeepSpeed's hooks."""
+    if compiles_blocks(settings):
+        for block in model.model.layers:
+            block.forward = torch.compile(block.forward)
+    elif settings.compile or settings.deepcompile:
+        wrapped.compile()
+
+
+def _sequence_group(ranks: Ranks, settings: EngineConfig) -> Any:
+    """The ranks that share rows with this one.
+
+    Every rank takes part in forming every group.
+    """
+    tensor, sequence = settings.tensor_parallel_size, settings.sequence_parallel_size
+    mine = None
+    for first in range(0, ranks.world_size, tensor * sequence):
+        for rank in range(first, first + tensor):
+            members = list(range(rank, first + tensor * sequence, tensor))
+            group = torch.distributed.new_group(members)
+            mine = group if ranks.rank in members else mine
+    return mine
+
+
+def _tensor_parts(ranks: Ranks, settings: EngineConfig) -> TensorParts:
+    if settings.tensor_parallel_size == 1:
+        return TensorParts()
+    from deepspeed.utils import groups
+
+    rank = layout_of(ranks, settings).tensor_rank
+    return TensorParts(settings.tensor_parallel_size, rank, groups.get_tensor_model_parallel_group())
+
+
+def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device, precision: str) -> Any:
+    """Import DeepSpeed quietly, and choose extensions to build.
+
+    It builds one for gloo unless it is told not to.
+    """
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    built = settings.shared_memory_collectives and device.type == "cpu"
+    if built:
+        built = build_shared_memory(ranks, settings.extension_build_seconds)
+    in_files = "nvme" in (settings.offload_optimizer, settings.offload_parameters)
+    if in_files:
+        fault = ""
+        if ranks.local_rank == 0 and settings.nvme_path:
+            try:
+                hold_folder_of_files(Path(settings.nvme_path).absolute())
+            except PipelineError as error:
+                fault = str(error)
+        if faults := [told for told in gather(fault) if told]:  # every rank leaves, and none waits for the first
+            raise PipelineError(faults[0])
+        build_async_io(ranks, settings.extension_build_seconds, device.type)
+    spare_optimizers()
+    with spared_marks(), nothing_compiled():
+        import deepspeed
+        import deepspeed.ops
+        import deepspeed.runtime.zero.muon.muon_optimizer
+        from deepspeed.runtime import bf16_optimizer, utils
+        from deepspeed.runtime.zero import stage3, stage_1_and_2
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # Its memory report at each start collects garbage six times: 1.5 s here, for lines that nobody asked for.
+    vars(bf16_optimizer)["see_memory_usage"] = lambda message, force=False: None
+    never_ask((bf16_optimizer, stage_1_and_2, stage3), utils.is_invalid_grad_norm, precision)
+    # Setting the table also spares the compiler probes by which DeepSpeed would fill it.
+    vars(deepspeed.ops)["__compatible_ops__"] = {SHARED_MEMORY_OP: built, ASYNC_IO_OP: in_files}
+    # Now, not within `initialize`: building a model at stage 3 already asks for the number of ranks.
+    with contextlib.redirect_stdout(io.StringIO()):
+        deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl", verbose=False)
+    return deepspeed
+
+
+class _Unfilled(TorchFunctionMode):
+    """Modules leave their parameters as memory was.
+
+    Drawing what is replaced costs 6 s a thousand million numbers.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def _build(deepspeed: Any, config: dict[str, Any], make: Callable[[], Decoder], weight: Weight | None) -> Decoder:
+    """The model with its starting weights.
+
+    At stage 3 no rank ever holds more than one whole parameter of them.
+    """
+    cut = config["zero_optimization"]["stage"] == 3
+    with deepspeed.zero.Init(config_dict_or_path=config) if cut else contextlib.nullcontext(), _Unfilled():
+        model = make()
+    named = list(model.named_parameters())
+    if weight is not None and cut:
+        _draw_in_turn(deepspeed, named, weight)
+    elif weight is not None:
+        with torch.no_grad():
+            for name, parameter in named:
+                parameter.copy_(weight(name, parameter.shape))
+    return model
+
+
+def _draw_in_turn(deepspeed: Any, named: list[tuple[str, nn.Parameter]], weight: Weight) -> None:
+    """Draw this rank's parameters, and broadcast each in turn."""
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    ordered = sorted(named, key=lambda pair: -full_shape(pair[1]).numel())  # alike in size: none waits long
+    for first in range(0, len(ordered), ranks):
+        turn = ordered[first : first + ranks]
+        drawn = weight(turn[rank][0], full_shape(turn[rank][1])) if rank < len(turn) else None
+        for drawer, (_, parameter) in enumerate(turn):
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=drawer), torch.no_grad():
+                if rank == drawer:
+                    parameter.copy_(drawn)

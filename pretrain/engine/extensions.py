@@ -1,0 +1,124 @@
+"""Builds of DeepSpeed's C++ extensions, with a time limit.
+
+A killed build leaves a lock file, and the next start waits for it for ever; two builds at once break each other. So:
+one process of this node builds, before any rank needs the result, in a folder of its own for this torch and Python,
+under an operating-system lock that dies with its owner, with a time limit. A lock file found while we hold that lock
+belongs to a dead builder and is dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from governance.errors import PipelineError
+from governance.log import get_logger
+from pretrain.distributed.process_group import Ranks, gather
+
+SHARED_MEMORY_OP = "deepspeed_shm_comm"
+ASYNC_IO_OP = "async_io"
+_BUILDERS = {SHARED_MEMORY_OP: "ShareMemCommBuilder", ASYNC_IO_OP: "AsyncIOBuilder"}
+_BUILD = """
+from deepspeed.accelerator import get_accelerator
+get_accelerator().create_op_builder("{builder}").load(verbose=False)
+"""
+
+
+def build_shared_memory(ranks: Ranks, limit_seconds: float) -> bool:
+    """Build shared-memory collectives once per node; return success. Collective.
+
+    A failure costs speed and no result, so it is told as a warning.
+    """
+    folder = extension_folder()
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    built = build(folder, limit_seconds) if ranks.local_rank == 0 else True
+    if not (everywhere := all(gather(built))):
+        get_logger(__name__).warning("training goes on without shared-memory collectives: slower, with the same result")
+    return everywhere
+
+
+def build_async_io(ranks: Ranks, limit_seconds: float, device: str) -> None:
+    """Build asynchronous file I/O once per node. Collective.
+
+    Raises:
+        PipelineError: it cannot be built, most often because libaio is not installed.
+    """
+    folder = extension_folder()
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    built = build(folder, limit_seconds, ASYNC_IO_OP, device) if ranks.local_rank == 0 else True
+    if not all(gather(built)):
+        raise PipelineError(
+            "engine.offload_optimizer or offload_parameters = 'nvme' needs DeepSpeed's extension async_io, which could "
+            "not be built (the log says why). Install libaio with its headers (libaio-dev or libaio-devel) and a C++ "
+            "compiler, or offload to 'cpu'."
+        )
+
+
+def extension_folder() -> Path:
+    """This node's folder of compiled extensions, for this user, torch and Python."""
+    import torch
+
+    if folder := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(folder)
+    name = f"assay-extensions-{os.getuid()}-torch{torch.__version__}-python{platform.python_version()}"
+    return Path(tempfile.gettempdir()) / name
+
+
+def build(folder: Path, limit_seconds: float, op: str = SHARED_MEMORY_OP, device: str = "cpu") -> bool:
+    """Build, or find built, in `folder`.
+
+    False when it fails or takes longer than the limit.
+    """
+    log = get_logger(__name__)
+    started = time.monotonic()
+    with _only_builder(folder, limit_seconds) as held:
+        if not held:
+            log.warning("another process has been building in %s for %.0f s", folder, limit_seconds)
+            return False
+        for lock in sorted(folder.glob("*/lock")):
+            log.warning("%s: dropped; it was left by a build that died", lock)
+            lock.unlink(missing_ok=True)
+        log.info("building DeepSpeed's extension %s in %s (minutes, the first time)", op, folder)
+        environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(folder), "DS_ACCELERATOR": device}
+        left = max(1.0, limit_seconds - (time.monotonic() - started))
+        try:
+            command = [sys.executable, "-c", _BUILD.replace("{builder}", _BUILDERS[op])]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=left, check=False)
+        except subprocess.TimeoutExpired:
+            log.warning("the build took longer than engine.extension_build_seconds = %.0f s", limit_seconds)
+            return False
+    if done.returncode:
+        log.warning("the build failed: %s", (done.stderr.strip().splitlines() or ["no message"])[-1])
+    return done.returncode == 0
+
+
+@contextlib.contextmanager
+def _only_builder(folder: Path, limit_seconds: float) -> Iterator[bool]:
+    """Hold this node's lock on `folder`, waiting at most `limit_seconds` for it.
+
+    Yields whether it is held.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield _wait_for(descriptor, time.monotonic() + limit_seconds)
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for(descriptor: int, deadline: float) -> bool:
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)

@@ -1,0 +1,176 @@
+"""Fragments: this rank's part of the training state.
+
+A *fragment* is a stretch of one parameter, flattened row-major: its fp32 "master" and the optimizer's moments. Over all
+ranks the fragments of a parameter cover it once. What a rank owns at each ZeRO stage (arXiv:1910.02054):
+
+    0       all of it on every rank; for saving each takes an equal share of every parameter
+    1, 2    where DeepSpeed's flat partition of this rank overlaps the parameter
+    3       piece `rank` of equal pieces, without the padding behind the last one
+
+Promise: what `copy_to_host` took, `place_fragments` restores bit for bit. Price of a copy: one pass over 12 bytes a
+parameter (AdamW), divided by the ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+
+from governance.errors import CheckpointError
+from governance.files import nameless_memory
+from pretrain.engine.nvme import in_memory
+from pretrain.engine.state import fragments, full_state, optimizer_of, prepare_moments
+from pretrain.engine.tensor_parallel import ReadStretch
+from pretrain.optim.zero_fragments import Fragment
+
+if TYPE_CHECKING:
+    from pretrain.engine.engine import Engine
+
+MASTER = "master"
+
+
+@dataclass(frozen=True)
+class Owned:
+    """A fragment's place and state."""
+
+    name: str
+    start: int
+    """Its first element in the flattened parameter."""
+    length: int
+    tensors: Mapping[str, Any]
+    """Flat fp32 tensors (or arrays) of `length` elements: "master", and each moment by its name."""
+
+
+def local_state(engine: Engine) -> Iterator[Owned]:
+    """This rank's state, not copied, without other ranks.
+
+    Tensor parallelism alone asks others.
+
+    There a rank's part of a matrix is no stretch of it: wholes are gathered one by one, and each rank takes a share.
+    Each fragment holds until the next is asked for: what lies in files is brought in for it.
+    """
+    if engine.tensor_parts.size > 1:
+        yield from (_share(name, tensors) for name, tensors in full_state(engine))
+    elif engine.zero_stage == 0:
+        yield from (_share(fragment.name, tensors) for fragment, tensors in _owned(engine))
+    else:
+        yield from (Owned(part.name, part.start, part.count, tensors) for part, tensors in _owned(engine))
+
+
+def host_buffers(fragments: Sequence[Owned], pinned: bool, folder: Path | None = None) -> list[Owned]:
+    """Host memory for a copy of these fragments, already touched.
+
+    `pinned`: page-locked, so that a GPU copies into it at the full speed of its bus. `folder`: its pages may leave
+    memory for a file there, which has no name and goes with the process; for state that memory has no room for.
+
+    Raises:
+        StorageError: the disk of `folder` is full.
+    """
+    elements = sum(fragment.length * len(fragment.tensors) for fragment in fragments)
+    if folder is not None:
+        room = torch.frombuffer(nameless_memory(folder, 4 * elements), dtype=torch.float32, count=elements)
+    else:
+        room = torch.empty(elements, dtype=torch.float32, pin_memory=pinned).zero_()
+    made, used = [], 0
+    for fragment in fragments:
+        tensors = {}
+        for kind in fragment.tensors:
+            tensors[kind] = room[used : used + fragment.length]
+            used += fragment.length
+        made.append(Owned(fragment.name, fragment.start, fragment.length, tensors))
+    return made
+
+
+def copy_to_host(fragments: Iterable[Owned], buffers: Sequence[Owned]) -> None:
+    """Copy the fragments into the room that `host_buffers` made of them.
+
+    When it returns all is there.
+
+    In host memory by one thread: 10 GB/s, where torch's threads wait for each other as soon as cores are shared.
+    """
+    on_device = False
+    for fragment, buffer in zip(fragments, buffers, strict=True):
+        if fragment.tensors.keys() != buffer.tensors.keys():
+            raise RuntimeError(f"{fragment.name}: has {sorted(fragment.tensors)}, had {sorted(buffer.tensors)}")
+        for kind, tensor in fragment.tensors.items():
+            if tensor.is_cpu and tensor.dtype is torch.float32:
+                numpy.copyto(buffer.tensors[kind].numpy(), tensor.numpy())
+            else:
+                buffer.tensors[kind].copy_(tensor, non_blocking=True)
+                on_device = True
+    if on_device and torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def place_fragments(engine: Engine, read: ReadStretch, step: int) -> None:
+    """Set an engine's state after `step` updates, by ranges. Collective.
+
+    `bring_up` must follow, unless the model holds the same weights already: those in files it must hold.
+
+    Raises:
+        CheckpointError: `read` gives other moments than this optimizer keeps.
+    """
+    prepare_moments(engine, step)
+    parameters = dict(engine.parameters())
+    for fragment, tensors in _owned(engine):
+        values = engine.tensor_parts.read_part(read, fragment)
+        if values.keys() != tensors.keys():
+            raise CheckpointError(
+                f"{fragment.name}: the checkpoint has {sorted(values)}, the optimizer keeps {sorted(tensors)}: another "
+                f"optimizer wrote it"
+            )
+        for kind, tensor in tensors.items():
+            tensor.data.copy_(values[kind])
+        if engine.zero_stage == 3 and parameters[fragment.name].ds_tensor.numel() >= fragment.count:
+            parameters[fragment.name].ds_tensor.data[: fragment.count].copy_(values[MASTER])
+
+
+def bring_up(engine: Engine) -> None:
+    """Make every rank's parameters those of the masters that `place_fragments` gave; collective."""
+    optimizer = engine.deepspeed.optimizer
+    if engine.zero_stage in (1, 2):
+        optimizer.update_lp_params()
+    elif engine.zero_stage == 3:
+        _refresh(optimizer)
+
+
+def _refresh(optimizer: Any) -> None:
+    """Throw away what DeepSpeed made of the weights before these.
+
+    Whole small ones, and the second copies of hpZ.
+
+    The copies last: while there is one, to part a whole weight leaves it alone; without one a stale one is made anew.
+    """
+    small = optimizer.persistent_parameters
+    if small:
+        small[0].partition(small)
+    optimizer.invalidate_secondary_tensor()
+    if small:
+        small[0].all_gather(small)
+
+
+def _owned(engine: Engine) -> Iterator[tuple[Fragment, dict[str, torch.Tensor]]]:
+    """This rank's fragments, with short-lived views of masters and moments."""
+    state = optimizer_of(engine).state
+    for index, (flat, group, lying) in enumerate(fragments(engine)):
+        with in_memory(engine, index):
+            flats = {MASTER: flat, **{moment: state[flat][moment] for moment in group["moments"]}}
+            for fragment in lying:
+                yield fragment, {kind: fragment.place(values.detach()) for kind, values in flats.items()}
+
+
+def _share(name: str, tensors: Mapping[str, torch.Tensor]) -> Owned:
+    """This rank's equal share of a parameter that every rank holds whole."""
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    elements = tensors[MASTER].numel()
+    size = -(-elements // ranks)
+    start = min(size * rank, elements)
+    length = min(size, elements - start)
+    return Owned(
+        name, start, length, {kind: value.reshape(-1)[start : start + length] for kind, value in tensors.items()}
+    )

@@ -1,0 +1,251 @@
+"""Master weights, moments and gradients, at any ZeRO stage.
+
+Promise: what `full_state` gives, `place_fragments` restores bit for bit, at any stage and number of ranks, for every
+optimizer of `optim.py`. All of it goes by `fragments`; what lies in files is looked at `in_memory`. DeepSpeed's own
+attributes that this needs appear in `_group`, `_group_of`, `_flats`, `_lying`, `_gradients` and `prepare_moments`; they
+are why it is pinned below 0.20.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pretrain.engine.nvme import gradient_norms_of, in_files, in_memory
+from pretrain.optim.muon import Muon
+from pretrain.optim.muon_sharding import Sharing, plan
+from pretrain.optim.zero_fragments import Fragment, assemble
+
+if TYPE_CHECKING:
+    from pretrain.engine.wrapped import Wrapped
+
+
+def full_shape(parameter: nn.Parameter) -> torch.Size:
+    """The full shape.
+
+    ZeRO-3 keeps it apart, as each rank holds a piece.
+    """
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def optimizer_of(engine: Wrapped) -> torch.optim.Optimizer:
+    """The optimizer that we gave, inside DeepSpeed's wrapper."""
+    optimizer = engine.deepspeed.optimizer
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def sums_at_once(deepspeed: Any) -> bool:
+    """Return whether stage 1 sums whole gradients after the backward pass.
+
+    True at stage 0, and of its other class for stage 1, where gradient sums are fp32.
+    """
+    return deepspeed.zero_optimization_stage() == 0 or hasattr(deepspeed.optimizer, "bf16_groups")
+
+
+def _group(engine: Wrapped) -> Any:
+    """The ranks among which ZeRO cuts.
+
+    None at stage 0, where it cuts nothing.
+    """
+    return engine.deepspeed.optimizer.dp_process_group if engine.zero_stage > 0 else None
+
+
+def _group_of(engine: Wrapped, parameter: nn.Parameter) -> Any:
+    """The ranks among which ZeRO cuts this parameter.
+
+    With tensor ranks, stage 3 cuts what all hold alike among all.
+    """
+    return parameter.ds_process_group if engine.zero_stage == 3 else _group(engine)
+
+
+def fragments(engine: Wrapped) -> list[tuple[torch.Tensor, dict[str, Any], list[Fragment]]]:
+    """Flat tensors of the optimizer with groups and parameter fragments.
+
+    Every rank has the same tensors in the same order; one may hold nothing, or zeros after its last fragment.
+    """
+    names = {parameter: name for name, parameter in engine.parameters()}
+    return [(flat, group, list(_lying(engine, flat, members, names))) for flat, group, members in _flats(engine)]
+
+
+def _flats(engine: Wrapped) -> Iterator[tuple[torch.Tensor, dict[str, Any], list[nn.Parameter]]]:
+    """Flat tensors of the optimizer with their groups and parameters."""
+    groups, zero = optimizer_of(engine).param_groups, engine.deepspeed.optimizer
+    if engine.zero_stage == 0:
+        yield from ((parameter, group, [parameter]) for group in groups for parameter in group["params"])
+    elif engine.zero_stage < 3:
+        in_bf16 = hasattr(zero, "bf16_groups")  # DeepSpeed's other class for stage 1, where gradient sums are fp32
+        flats = zero.fp32_groups_flat_partition if in_bf16 else zero.single_partition_of_fp32_groups
+        yield from zip(flats, groups, zero.bf16_groups if in_bf16 else zero.bit16_groups, strict=True)
+    else:
+        for index, (flat, members) in enumerate(zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True)):
+            yield flat, groups[zero.sub_group_to_group_id[index]], members
+
+
+def _lying(
+    engine: Wrapped, flat: torch.Tensor, members: list[nn.Parameter], names: dict[nn.Parameter, str]
+) -> Iterator[Fragment]:
+    offset = 0
+    for parameter in members:
+        name, shape = names[parameter], full_shape(parameter)
+        if engine.zero_stage == 0:
+            yield Fragment(name, shape, 0, 0, flat.numel())
+        elif engine.zero_stage < 3:
+            part = parameter._hp_mapping
+            if part is not None:
+                here, there = part.lp_fragment_address, part.hp_fragment_address
+                yield Fragment(name, shape, here.start, there.start, here.numel)
+        else:  # equal pieces, the last of them padded
+            size = parameter.ds_tensor.ds_numel
+            start = min(size * torch.distributed.get_rank(_group_of(engine, parameter)), shape.numel())
+            count = min(size, shape.numel() - start)
+            if count:
+                yield Fragment(name, shape, start, offset, count)
+            offset += size
+
+
+def full_state(engine: Wrapped) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """Each parameter's name, its whole fp32 "master", and its moments by name.
+
+    See `parameter_groups`.
+
+    Collective: every rank must walk through all of it, one parameter at a time.
+    """
+    state, places = optimizer_of(engine).state, _places(engine)
+    for name, parameter in engine.parameters():
+        index, flat, group, fragment = places[name]
+        fragment = fragment or Fragment(name, full_shape(parameter), 0, 0, 0)
+        with in_memory(engine, index):
+            flats = [flat, *(state[flat][moment] for moment in group["moments"])]
+            pieces = [(fragment, values.detach()) for values in flats]
+            wholes = assemble(pieces, _group_of(engine, parameter), engine.device)
+        wholes = [engine.tensor_parts.whole(name, part) for part in wholes]
+        yield name, dict(zip(("master", *group["moments"]), wholes, strict=True))
+
+
+def _places(engine: Wrapped) -> dict[str, tuple[int, torch.Tensor, dict[str, Any], Fragment | None]]:
+    """Flat, number, group and local fragment of each parameter."""
+    names = {parameter: name for name, parameter in engine.parameters()}
+    places = {}
+    for index, ((_, _, lying), (flat, group, members)) in enumerate(
+        zip(fragments(engine), _flats(engine), strict=True)
+    ):
+        here = {fragment.name: fragment for fragment in lying}
+        places |= {names[member]: (index, flat, group, here.get(names[member])) for member in members}
+    return places
+
+
+def prepare_moments(engine: Wrapped, step: int) -> None:
+    """Create zero moments as after `step` updates. Collective.
+
+    Also at the start of a run: DeepSpeed links parameters to their moments after the update of its *first* group of
+    parameters, when those of the other groups do not exist yet, and never again. Muon learns here how ZeRO cut it.
+    """
+    optimizer = optimizer_of(engine)
+    for index, (flat, group, _) in enumerate(_flats(engine)):
+        with in_memory(engine, index):
+            known = optimizer.state[flat] if in_files(engine, index) else {}  # their files go by these very tensors
+            moments = {moment: known.get(moment, torch.zeros_like(flat)).zero_() for moment in group["moments"]}
+            if group["kind"] == "adamw":
+                moments["step"] = torch.tensor(float(step), dtype=torch.float32, device=flat.device)
+            optimizer.state[flat] = moments
+    if engine.zero_stage in (1, 2):
+        engine.deepspeed.optimizer._hp_optimizer_states_linked = False
+        engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+    if isinstance(optimizer, Muon) and engine.zero_stage > 0:
+        optimizer.share(_sharings(engine))
+
+
+def _sharings(engine: Wrapped) -> dict[torch.Tensor, Sharing]:
+    """Sharing of Muon's matrices among ranks, by flat. Collective."""
+    ranks = _group(engine)
+    rank, count = torch.distributed.get_rank(ranks), torch.distributed.get_world_size(ranks)
+    cut = [(flat, lying) for flat, group, lying in fragments(engine) if group["kind"] == "muon"]
+    held: list[Any] = [None] * count
+    torch.distributed.all_gather_object(held, [lying for _, lying in cut], group=ranks)
+    return {flat: plan([some[index] for some in held], rank, ranks) for index, (flat, _) in enumerate(cut)}
+
+
+def gradient_norms(engine: Wrapped) -> dict[str, torch.Tensor]:
+    """Gradient L2 norm of each group, fp32 scalars on device.
+
+    To be asked between the last backward and the update, when DeepSpeed has added the gradients up and not yet freed
+    them; collective, one small sum over the ranks, and never waits for the device.
+    """
+    groups = [group["name"] for group in optimizer_of(engine).param_groups]
+    squares = torch.zeros(len(groups), dtype=torch.float64, device=engine.device)
+    for group, gradients in _gradients(engine):
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        if norms:
+            squares[groups.index(group["name"])] += torch.stack(norms).to(squares).square().sum()
+    for ranks in _ranks_of_norms(engine):
+        torch.distributed.all_reduce(squares, group=ranks)
+    scale = float(getattr(engine.deepspeed.optimizer, "loss_scale", 1.0))
+    return dict(zip(groups, (squares.sqrt() / scale).float().unbind(), strict=True))
+
+
+def _gradients(engine: Wrapped) -> Iterator[tuple[dict[str, Any], list[torch.Tensor]]]:
+    """Gradients that this rank updates with and counts, by flat."""
+    zero = engine.deepspeed.optimizer
+    averaged = getattr(zero, "averaged_gradients", {})
+    if hasattr(zero, "fp32_groups_gradient_flat_partition"):
+        averaged = {index: [flat] for index, flat in enumerate(zero.fp32_groups_gradient_flat_partition)}
+    for index, (flat, group, lying) in enumerate(fragments(engine)):
+        if in_files(engine, index):
+            yield group, gradient_norms_of(engine, index)
+        elif averaged.get(index) is not None:
+            yield group, _counted(engine, [gradient for gradient in averaged[index] if gradient is not None], lying)
+        elif flat.grad is not None:  # stage 0, and optimizer state that is kept in host memory
+            yield group, _counted(engine, [flat.grad], lying)
+
+
+def _ranks_of_norms(engine: Wrapped) -> list[Any]:
+    """Process groups over which squared norms add up."""
+    if engine.tensor_parts.size == 1:
+        return [_group(engine)] if engine.zero_stage > 0 else []
+    if engine.zero_stage == 3:
+        return [None]
+    return [engine.tensor_parts.group] if engine.zero_stage == 0 else [_group(engine), engine.tensor_parts.group]
+
+
+def _counted(engine: Wrapped, gradients: list[torch.Tensor], lying: list[Fragment]) -> list[torch.Tensor]:
+    """Those of a flat that count in sums over all ranks.
+
+    What the tensor ranks hold alike counts on the first of them.
+
+    Stage 3 cuts what they hold alike among all ranks, but the biases of matrices that are cut by input: those it cuts
+    among the data ranks, so that each tensor rank holds the same parts of them.
+    """
+    parts = engine.tensor_parts
+    if parts.rank == 0:
+        return gradients
+    named = dict(engine.parameters())
+
+    def alone(name: str) -> bool:
+        among_all = engine.zero_stage == 3 and _group_of(engine, named[name]).size() > engine.gradient_ranks
+        return among_all or parts.axis(name) is not None
+
+    own = [fragment for fragment in lying if alone(fragment.name)]
+    if len(gradients) == 1:
+        return [fragment.place(gradients[0]) for fragment in own]
+    starts, offsets = (
+        itertools.accumulate(map(torch.numel, gradients), initial=0),
+        {fragment.offset for fragment in own},
+    )
+    return [gradient for gradient, start in zip(gradients, starts, strict=False) if start in offsets]
+
+
+def before_update(engine: Wrapped) -> dict[str, torch.Tensor]:
+    """Clip what DeepSpeed does not.
+
+    The part of a Muon run that AdamW updates; returns `gradient_norms`.
+
+    Collective, before `deepspeed.step`.
+    """
+    norms, optimizer = gradient_norms(engine), optimizer_of(engine)
+    if isinstance(optimizer, Muon):
+        optimizer.clip(norms)
+    return norms

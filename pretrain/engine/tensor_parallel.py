@@ -1,0 +1,71 @@
+"""Tensor parallelism: parts of matrices and whole ones.
+
+AutoTP cuts the matrices that `deepspeed_config.py` names: by output (rows of the stored matrix) or by input (columns),
+into equal parts in the order of the tensor ranks. All else is the same on every tensor rank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pretrain.engine.deepspeed_config import COLUMN, ROW
+from pretrain.optim.zero_fragments import Fragment
+
+ReadStretch = Callable[[str, int, int], Mapping[str, torch.Tensor]]
+"""(name, start, length) -> that stretch of the whole parameter's master and moments, flattened."""
+
+
+@dataclass(frozen=True)
+class TensorParts:
+    """Partition of matrices among tensor ranks."""
+
+    size: int = 1
+    rank: int = 0
+    group: Any = None
+
+    def axis(self, name: str) -> int | None:
+        """Along which axis a parameter is cut; None: it is whole everywhere."""
+        if self.size == 1:
+            return None
+        weight = re.sub(r"\.bias$", ".weight", name)
+        if re.match(COLUMN, weight):
+            return 0
+        return 1 if re.match(ROW, name) else None
+
+    def whole_shape(self, name: str, shape: torch.Size) -> torch.Size:
+        """The shape of the whole parameter."""
+        axis = self.axis(name)
+        return torch.Size(side * self.size if place == axis else side for place, side in enumerate(shape))
+
+    def whole(self, name: str, part: torch.Tensor) -> torch.Tensor:
+        """The whole tensor, of the parts of all tensor ranks; collective."""
+        axis = self.axis(name)
+        if axis is None:
+            return part
+        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, part.contiguous(), group=self.group)
+        return torch.cat(parts, dim=axis)
+
+    def read_part(self, read: ReadStretch, fragment: Fragment) -> Mapping[str, torch.Tensor]:
+        """Fragment of this rank's part of a matrix, read from the whole.
+
+        Price: of a matrix that is cut by input whole rows are read, `size` times what is wanted.
+        """
+        axis, start, count = self.axis(fragment.name), fragment.start, fragment.count
+        if axis is None:
+            return read(fragment.name, start, count)
+        if axis == 0:
+            return read(fragment.name, self.rank * fragment.shape.numel() + start, count)
+        width = fragment.shape[1]
+        first, end = start // width, -(-(start + count) // width)
+        rows = read(fragment.name, first * width * self.size, (end - first) * width * self.size)
+        skipped = start - first * width
+        return {
+            kind: values.view(-1, self.size, width)[:, self.rank].reshape(-1)[skipped : skipped + count]
+            for kind, values in rows.items()
+        }

@@ -1,0 +1,106 @@
+"""Training without importing torch's compiler.
+
+torch and DeepSpeed mark functions that the compiler leaves alone, and the first call of each imports `torch._dynamo`
+to say so to it. A compiler that nobody has imported traces nothing, so until then a marked function is called as it is;
+after that, as torch wrote it. DeepSpeed's own Muon, which Assay never uses, is compiled where it is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_COMPILER = "torch._dynamo"
+_CACHED = "__dynamo_disable"  # where torch's mark keeps the function that it calls (torch/_compile.py)
+
+
+def set_deterministic(wanted: bool, *, warn_only: bool = False, compiles: bool = False) -> None:
+    """Do as `torch.use_deterministic_algorithms` does; the compiler's own setting only where something `compiles`."""
+    import torch
+
+    if compiles or _COMPILER in sys.modules:
+        torch.use_deterministic_algorithms(wanted, warn_only=warn_only)
+    else:
+        torch._C._set_deterministic_algorithms(wanted, warn_only=warn_only)
+
+
+def spare_optimizers() -> None:
+    """Let optimizers of torch be made and used without the import."""
+    import torch
+    from torch._compile import _disable_dynamo
+
+    marked = _disable_dynamo(print).__code__
+    for method in vars(torch.optim.Optimizer).values():
+        if getattr(method, "__code__", None) is marked:
+            _spare(method)
+    _spare_step(torch.optim.Adam)  # AdamW's, too
+
+
+def _spare_step(optimizer: Any) -> None:
+    """Replace torch's step by one without the compiler's import."""
+    import torch
+
+    whole = optimizer.step
+    if not hasattr(whole, "__wrapped__") or hasattr(whole, "spared"):
+        return
+    function = whole.__wrapped__
+
+    def step(self: Any, closure: Any = None) -> Any:
+        if _COMPILER in sys.modules:
+            return whole(self, closure)
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            return function(self, closure)
+
+    vars(step)["spared"] = True
+    optimizer.step = functools.update_wrapper(step, function)
+
+
+@contextlib.contextmanager
+def spared_marks() -> Iterator[None]:
+    """Within this context modules are imported whose marks import no compiler."""
+    import torch
+    from torch._compile import _disable_dynamo as mark
+
+    def spared(function: Any = None, recursive: bool = True, **_: Any) -> Any:
+        if function is None or not hasattr(function, "__dict__"):
+            return mark(function, recursive)
+        return _spare(mark(function, recursive))
+
+    with _replaced(torch, "_disable_dynamo", spared), _replaced(torch.compiler, "disable", spared):
+        yield
+
+
+@contextlib.contextmanager
+def nothing_compiled() -> Iterator[None]:
+    """Within this context `torch.compile` gives functions back as they are."""
+    import torch
+
+    with _replaced(torch, "compile", lambda function=None, **_: function or (lambda given: given)):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+def _spare(marked: Any) -> Callable[..., Any]:
+    """Replace torch's mark by one without the compiler's import."""
+    function = marked.__wrapped__
+
+    def call(*given: Any, **named: Any) -> Any:
+        if _COMPILER not in sys.modules:
+            return function(*given, **named)
+        vars(function).pop(_CACHED, None)  # another thread may have done so
+        return marked(*given, **named)
+
+    setattr(function, _CACHED, call)
+    return marked  # type: ignore[no-any-return]

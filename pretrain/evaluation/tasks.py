@@ -1,0 +1,319 @@
+"""Likelihood tasks, from the user's own files.
+
+A question is a context, some choices, and the place of the right one; the model's answer is the likeliest choice after
+the context. Records are JSON Lines or Parquet, with the fields as published or in one plain form for all of them:
+
+    {"question": "...", "context": "", "choices": ["...", "..."], "answer": "the right one, or its place from 0"}
+
+    format          as published                                           as the model sees it
+    pairs, blimp    sentence_good, sentence_bad, UID (plain: good, bad,    a line break | the sentence
+                    paradigm) (arXiv:1912.00582)
+    choices         the plain form                                         context question | " " choice
+    hellaswag       ctx_a, ctx_b (or ctx), activity_label, endings,        label: context | " " ending, without [...]
+                    label (arXiv:1905.07830)
+    arc             question, choices, answerKey (arXiv:1803.05457)        Question: ... Answer: | " " choice
+    piqa            goal, sol1, sol2, label (arXiv:1911.11641)             Question: ... Answer: | " " solution
+    openbookqa      question_stem, choices, answerKey (arXiv:1809.02789)   the stem | " " choice
+    commonsenseqa   question, choices, answerKey (arXiv:1811.00937)        Question: ... Answer: | " " choice
+    boolq           passage, question, answer (arXiv:1905.10044)           passage, Question: ...? Answer: | no, yes
+    mmlu            question, choices, answer, subject (arXiv:2009.03300)  question, A. ... B. ..., Answer: | " A", " B"
+    truthfulqa_mc1  question, mc1_targets (arXiv:2109.07958)               Q: ... A: | " " choice
+
+Prompts are those of lm-evaluation-harness without examples, with three differences: it asks commonsenseqa by letters,
+puts a primer before truthfulqa, and begins a context of nothing with the end-of-document token, which our models never
+see at a beginning (a line break stands there, or the token that begins documents: `likelihood.LEAD`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from governance.errors import ConfigError, MissingInput
+from governance.files import sha256_bytes, sha256_file
+from governance.log import get_logger
+from pretrain.config.evaluation_config import EvaluationConfig, TaskConfig
+from pretrain.evaluation.loglikelihood import LEAD
+
+MOST_FAULTS = 0.01  # of the records; published files have a few that are broken, another format has all
+_FILES = re.compile(r".*\.(jsonl?(\.gz)?|parquet)")
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question."""
+
+    context: str
+    choices: tuple[str, ...]
+    """What may follow the context, the blank between them included."""
+    answer: int
+    """The place of the right choice."""
+    subtask: str = ""
+    """The part of the set that it belongs to; empty: the set has none."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A set of questions."""
+
+    name: str
+    sha256: str
+    """Of its file; of a folder, of the digests of its files."""
+    questions: tuple[Question, ...]
+    left_out: int = 0
+    """Records that are no question: an answer that is none of the choices, say."""
+
+
+def pin(config: EvaluationConfig, folder: Path) -> EvaluationConfig:
+    """The section with digests of its files filled in.
+
+    Raises:
+        MissingInput: a file is not there.
+        ConfigError: a file has another digest than the section says.
+    """
+    pinned = []
+    for task in config.tasks:
+        found = _digest(_paths(task, folder))
+        if task.sha256 not in ("", found):
+            raise ConfigError(
+                f"evaluation.tasks, {task.name}: {folder / task.path} has sha256 {found}, the configuration says "
+                f"{task.sha256}. Give the file that was meant, or the new digest."
+            )
+        pinned.append(task.model_copy(update={"sha256": found}))
+    return config.model_copy(update={"tasks": tuple(pinned)})
+
+
+def open_tasks(config: EvaluationConfig, folder: Path) -> tuple[Task, ...]:
+    """Read every task; `folder` is where relative paths start.
+
+    Raises:
+        MissingInput: a file is not there.
+        ConfigError: more than one record in a hundred is not of the format; the first one is named, with its field.
+    """
+    return tuple(_open(task, folder, config.seed) for task in config.tasks)
+
+
+def _open(task: TaskConfig, folder: Path, seed: int) -> Task:
+    paths, questions, faults = _paths(task, folder), [], []
+    for path in paths:
+        for found in _questions(task, path):
+            (questions if isinstance(found, Question) else faults).append(found)
+    if not questions and not faults:
+        raise ConfigError(f"evaluation.tasks, {task.name}: {folder / task.path} holds no question")
+    if len(faults) > MOST_FAULTS * (len(questions) + len(faults)):
+        raise ConfigError(f"evaluation.tasks, {task.name}: {faults[0]}. Correct the format or the file.")
+    for fault in faults:
+        get_logger(__name__).warning("evaluation.tasks, %s: left out %s", task.name, fault)
+    return Task(task.name, _digest(paths), tuple(choose(questions, task.limit, seed)), len(faults))
+
+
+def choose(questions: Sequence[Question], limit: int, seed: int) -> list[Question]:
+    """At most `limit` questions (0: all), in their order.
+
+    Which ones is a function of the seed and their places.
+    """
+    if not 0 < limit < len(questions):
+        return list(questions)
+    drawn = sorted(range(len(questions)), key=lambda place: sha256_bytes(f"{seed}/{place}".encode()))
+    return [questions[place] for place in sorted(drawn[:limit])]
+
+
+def _paths(task: TaskConfig, folder: Path) -> list[Path]:
+    if not task.path:
+        raise ConfigError(f"evaluation.tasks, {task.name}: path is missing; name the file of its questions")
+    path = folder / task.path
+    paths = sorted(p for p in path.iterdir() if _FILES.fullmatch(p.name)) if path.is_dir() else [path]
+    if not paths or not path.exists():
+        raise MissingInput(f"evaluation.tasks, {task.name}: no file {path}. Put it there, or correct the path.")
+    if odd := [p for p in paths if not _FILES.fullmatch(p.name)]:
+        raise ConfigError(
+            f"evaluation.tasks, {task.name}: {odd[0]} is neither .jsonl, .jsonl.gz, .json nor .parquet; convert it"
+        )
+    return paths
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    digests = [sha256_file(path) for path in paths]
+    return digests[0] if len(digests) == 1 else sha256_bytes("\n".join(digests).encode())
+
+
+def _questions(task: TaskConfig, path: Path) -> Iterator[Question | str]:
+    """The question of each record, or what is wrong with the record."""
+    reached = 1
+    try:
+        for number, record in enumerate(_records(path), 1):
+            try:
+                yield _question(task, record)
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                told = f"no field {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
+                yield f"{path}, record {number}: is not of the format {task.format!r} ({told})"
+            reached = number + 1
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(
+            f"evaluation.tasks, {task.name}: {path}, record {reached}: cannot be read ({error}). Bring a whole file."
+        ) from error
+
+
+def _question(task: TaskConfig, record: Record) -> Question:
+    question = _READERS[task.format](record)
+    if not 0 <= question.answer < len(question.choices) or len(question.choices) < 2:
+        raise ValueError(f"answer {question.answer} is none of {len(question.choices)} choices")
+    if any(not choice.strip() for choice in question.choices):
+        raise ValueError("a choice is empty")
+    return question
+
+
+def _records(path: Path) -> Iterator[Record]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        for batch in pq.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+        return
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+        if path.name.removesuffix(".gz").endswith(".json"):
+            whole = json.load(file)
+            yield from whole if isinstance(whole, list) else [whole]
+            return
+        yield from (json.loads(line) for line in file if line.strip())
+
+
+def _first(record: Record, *names: str) -> Any:
+    """The first of these fields that is there and not null."""
+    for name in names:
+        if record.get(name) is not None:
+            return record[name]
+    raise KeyError(" or ".join(names))
+
+
+def _options(record: Record) -> tuple[list[str], int]:
+    """Choices and right answer, from any of the published forms."""
+    held = record.get("choices")
+    if held is None and isinstance(record["question"], Mapping):
+        held = record["question"]["choices"]
+    labels: list[str] = []
+    if isinstance(held, Mapping):
+        held, labels = held["text"], [str(label) for label in held["label"]]
+    elif held and isinstance(held[0], Mapping):
+        held, labels = [option["text"] for option in held], [str(option["label"]) for option in held]
+    choices = [choice.strip() for choice in _first({"choices": held}, "choices")]
+    answer = _first(record, "answerKey", "answer")
+    if labels:
+        return choices, labels.index(str(answer).strip())
+    return choices, answer if isinstance(answer, int) else _place(choices, answer)
+
+
+def _place(choices: Sequence[str], answer: str) -> int:
+    """Index of the answer, exact or by equal letters."""
+    if answer.strip() in choices:
+        return choices.index(answer.strip())
+    letters = [re.sub(r"\W", "", text.casefold()) for text in (*choices, answer)]
+    if letters[:-1].count(letters[-1]) != 1:
+        raise ValueError(f"the answer {answer!r} is none of the choices")
+    return letters.index(letters[-1])
+
+
+def _stem(record: Record) -> str:
+    question = _first(record, "question_stem", "question")
+    return str(question["stem"] if isinstance(question, Mapping) else question)
+
+
+def _before(record: Record) -> str:
+    """The plain form's context with its question."""
+    context = record.get("context") or ""
+    return f"{context}\n{_stem(record)}" if context else _stem(record)
+
+
+def _blanks(choices: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f" {choice.strip()}" for choice in choices)
+
+
+def _pairs(record: Record) -> Question:
+    good, bad = _first(record, "sentence_good", "good"), _first(record, "sentence_bad", "bad")
+    return Question(LEAD, (str(good), str(bad)), 0, str(record.get("UID") or record.get("paradigm") or ""))
+
+
+def _choices(record: Record) -> Question:
+    choices, answer = _options(record)
+    return Question(_before(record).rstrip(), _blanks(choices), answer, str(record.get("subtask") or ""))
+
+
+def _asked(record: Record) -> Question:
+    choices, answer = _options(record)
+    return Question(f"Question: {_before(record)}\nAnswer:", _blanks(choices), answer)
+
+
+def _hellaswag(record: Record) -> Question:
+    if "endings" in record:
+        halves = record.get("ctx_a"), record.get("ctx_b")
+        begun = f"{halves[0]} {str(halves[1]).capitalize()}" if None not in halves else record["ctx"]
+        context, choices = f"{record['activity_label']}: {begun}", record["endings"]
+        answer = int(record["label"])
+    else:
+        context, (choices, answer) = _before(record), _options(record)
+    return Question(_unbracketed(context).rstrip(), _blanks([_unbracketed(choice) for choice in choices]), answer)
+
+
+def _unbracketed(text: str) -> str:
+    """WikiHow's marks are no text.
+
+    "[title]" is the end of a sentence, others are nothing.
+    """
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def _piqa(record: Record) -> Question:
+    if "goal" not in record:
+        return _asked(record)
+    choices = _blanks([record["sol1"], record["sol2"]])
+    return Question(f"Question: {record['goal']}\nAnswer:", choices, int(_first(record, "label")))
+
+
+def _boolq(record: Record) -> Question:
+    told = _first(record, "answer", "label")
+    right = {"true": 1, "false": 0, "yes": 1, "no": 0, "1": 1, "0": 0}[str(told).casefold()]
+    asked = str(record["question"]).strip().removesuffix("?")
+    context = f"{_first(record, 'passage', 'context')}\nQuestion: {asked}?\nAnswer:"
+    return Question(context, (" no", " yes"), right)
+
+
+def _mmlu(record: Record) -> Question:
+    choices, answer = _options(record)
+    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(_LETTERS, choices, strict=False))
+    context = f"{_before(record).strip()}\n{listed}\nAnswer:"
+    return Question(context, _blanks(_LETTERS[: len(choices)]), answer, str(record.get("subject") or ""))
+
+
+def _truthfulqa(record: Record) -> Question:
+    if "mc1_targets" not in record:
+        choices, answer = _options(record)
+    else:
+        targets = record["mc1_targets"]
+        if "labels" in targets:
+            choices, answer = list(targets["choices"]), list(targets["labels"]).index(1)
+        else:
+            choices, answer = list(targets), list(targets.values()).index(1)
+    return Question(f"Q: {_stem(record)}\nA:", _blanks(choices), answer)
+
+
+_READERS: dict[str, Callable[[Record], Question]] = {
+    "choices": _choices,
+    "pairs": _pairs,
+    "arc": _asked,
+    "blimp": _pairs,
+    "boolq": _boolq,
+    "commonsenseqa": _asked,
+    "hellaswag": _hellaswag,
+    "mmlu": _mmlu,
+    "openbookqa": _choices,
+    "piqa": _piqa,
+    "truthfulqa_mc1": _truthfulqa,
+}

@@ -1,0 +1,257 @@
+"""Validation loss and bits per byte, overall and by group.
+
+- *loss*: the mean cross entropy of the predicted tokens, in nats per token. It depends on the tokeniser.
+- *loss_stderr*: its standard error over rows, as a ratio of sums (Cochran 1977, Sampling Techniques, section 6.4):
+  sqrt(R / (R - 1) sum (n_r - loss t_r)^2) / sum t_r, for nats n_r and tokens t_r of R rows. Tokens of a row depend on
+  each other, so it is rows that are counted; a document may lie in several rows, which it does not see.
+- *bits per byte*: loss x (predicted tokens / UTF-8 bytes) / ln 2, over all validation documents, which does not: models
+  with other vocabularies compare (The Pile, arXiv:2101.00027, section 3.1). The two counts are exact, from the shards.
+  Predicted tokens are all but the first of each document, the end-of-document token among them. Where documents begin
+  with a token of their own (`data.tokenizer.bos`) it is that one, and all of the text is counted; without it, the first
+  token of each text is free, which favours vocabularies of long tokens. When every row is
+  measured, it is exactly the sum of the nats over the bytes.
+
+The same for each source, each language, and each source in each language (`Rows.origins`). A row that holds none
+of a group's tokens adds nothing to that group's error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from governance.manifest import Manifest
+from pretrain.checkpoint.format import identity_of, read_checkpoint, weights
+from pretrain.config.training import EngineConfig
+from pretrain.data.dataset import Rows, micro_batches, open_rows, spread
+from pretrain.evaluation.loglikelihood import NatsOf, Passes
+
+if TYPE_CHECKING:
+    from pretrain.evaluation.scores import Suite
+    from pretrain.model.decoder import Batch
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Loss of a model on the validation shards."""
+
+    loss: float
+    """Nats per predicted token."""
+    loss_stderr: float | None
+    """Over rows; None: there is one row."""
+    bits_per_byte: float
+    rows: int
+    tokens: int
+    """Tokens that were predicted."""
+    by_source: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Source -> loss, loss_stderr, bits_per_byte, tokens; empty: the rows do not know."""
+    by_language: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Language -> the same."""
+    by_origin: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """ "source/language" -> the same."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups that tokens are counted for.
+
+    All of them, then sources, languages, origins.
+    """
+
+    names: tuple[tuple[str, str], ...]
+    """(the field of `Measurement`, the name)."""
+    members: Floats
+    """[origins, groups], 1 where the origin is of the group."""
+    targets: npt.NDArray[np.int64]
+    """[groups], predicted tokens of all rows."""
+    sizes: npt.NDArray[np.int64]
+    """[groups], UTF-8 bytes of all documents."""
+
+
+def groups_of(rows: Rows) -> Groups:
+    """The groups of these rows."""
+    origins: Sequence[str] = rows.origins
+    kinds = {
+        "all": [""] * len(origins),
+        "by_source": [origin.rpartition("/")[0] for origin in origins],
+        "by_language": [origin.rpartition("/")[2] for origin in origins],
+        "by_origin": list(origins),
+    }
+    names = [(kind, name) for kind, values in kinds.items() for name in sorted(set(values))]
+    members = np.array([[kinds[kind][place] == name for kind, name in names] for place in range(len(origins))], float)
+    whole = members.astype(np.int64).T
+    targets, sizes = np.asarray(rows.origin_targets, np.int64), np.asarray(rows.origin_bytes, np.int64)
+    return Groups(tuple(names), members, whole @ targets, whole @ sizes)
+
+
+def measure(
+    nats_of: NatsOf,
+    rows: Rows,
+    most_rows: int,
+    micro_batch_size: int,
+    ranks: tuple[int, int],
+    add_up: Callable[[list[Any]], list[Any]],
+    alike: bool = False,
+) -> Measurement:
+    """Mean loss over at most `most_rows` rows, evenly spread.
+
+    Collective over `ranks` (rank, world size).
+
+    `nats_of(batch)` gives each token's cross entropy [B, L]. Every rank makes the same number of forward passes,
+    a last one perhaps for nothing, because a model that is spread over ranks computes only together. `alike` fills the
+    last one with rows that do not count, for what compiles for shapes.
+    """
+    import torch
+
+    numbers, groups = spread(rows.count, most_rows), groups_of(rows)
+    rank, world_size = ranks
+    counts, sums = np.zeros((2, len(groups.names)), np.int64), np.zeros((4, len(groups.names)))
+    mine = list(micro_batches(numbers, micro_batch_size, rank, world_size))
+    passes = -(-len(numbers) // (micro_batch_size * world_size))
+    with torch.no_grad():
+        for number in range(passes):
+            read = mine[number] if number < len(mine) else numbers[:1]
+            batch = rows.batch(read)
+            padding = [read[0]] * (micro_batch_size - len(read)) if alike else []
+            nats_here = nats_of(rows.batch([*read, *padding]) if padding else batch)[: len(read)]
+            if number < len(mine):
+                tokens, nats = _by_row(batch, nats_here.double().cpu().numpy(), groups)
+                counts += [tokens.sum(0), (tokens > 0).sum(0)]
+                sums += [nats.sum(0), (nats * nats).sum(0), (nats * tokens).sum(0), (tokens * tokens).sum(0)]
+    counts = np.reshape(add_up(counts.ravel().tolist()), counts.shape)
+    sums = np.reshape(add_up(sums.ravel().tolist()), sums.shape)
+    return _measurement(groups, counts, sums, len(numbers))
+
+
+def _by_row(batch: Batch, nats: Floats, groups: Groups) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Predicted tokens and their nats [B, groups] of each row."""
+    predicted = batch.targets.numpy() >= 0
+    count = len(groups.members)
+    place = (np.arange(len(nats))[:, None] * count + batch.origins.numpy())[predicted]
+    shape = (len(nats), count)
+    tokens = np.bincount(place, minlength=len(nats) * count).reshape(shape)
+    held = np.bincount(place, nats[predicted], minlength=len(nats) * count).reshape(shape)
+    return (tokens @ groups.members).astype(np.int64), held @ groups.members
+
+
+def _measurement(groups: Groups, counts: npt.NDArray[np.int64], sums: Floats, rows: int) -> Measurement:
+    kinds: dict[str, dict[str, dict[str, Any]]] = {}
+    for place, (kind, name) in enumerate(groups.names):
+        tokens, row_count = (int(value) for value in counts[:, place])
+        nats, squares, products, token_squares = (float(value) for value in sums[:, place])
+        loss, error = nats / max(tokens, 1), None
+        if row_count > 1:
+            residue = max(0.0, squares - 2 * loss * products + loss * loss * token_squares)
+            error = math.sqrt(row_count / (row_count - 1) * residue) / tokens
+        bits = bits_per_byte(loss, int(groups.targets[place]), int(groups.sizes[place]))
+        kinds.setdefault(kind, {})[name] = {
+            "loss": loss, "loss_stderr": error, "bits_per_byte": bits, "tokens": tokens,
+        }  # fmt: skip
+    whole = kinds.pop("all")[""]
+    return Measurement(**whole, rows=rows, **{kind: _seen(found) for kind, found in kinds.items()})
+
+
+def _seen(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Groups of which no token was predicted have no loss."""
+    return {name: row for name, row in found.items() if row["tokens"]}
+
+
+def bits_per_byte(nats_per_token: float, tokens: int, document_bytes: int) -> float:
+    """See the module.
+
+    `tokens` are those that are predicted in documents of `document_bytes` bytes.
+    """
+    return nats_per_token * tokens / max(document_bytes, 1) / math.log(2)
+
+
+def evaluate(
+    checkpoint: Path, tokens: Manifest, engine: EngineConfig, root: Path, suite: Callable[[int], Suite] | None = None
+) -> tuple[Measurement, list[dict[str, Any]]]:
+    """Measure a checkpoint on all validation rows, on one device.
+
+    Args:
+        checkpoint: its folder.
+        tokens: the token shards, or packed rows of them.
+        engine: the device, threads, and rows of a forward pass.
+        root: the artifacts' root.
+        suite: of a window in tokens, the questions that it is asked (`scores.py`); None: none.
+
+    Returns:
+        Where it stands, and the figures of each task.
+
+    Raises:
+        CheckpointError: it is damaged, or the shards are of another tokenizer than it learned by.
+        ConfigError: the device that `engine` asks for is not there.
+        PipelineError: there are no validation shards.
+    """
+    import torch
+
+    from governance.errors import CheckpointError
+    from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
+    from pretrain.distributed.process_group import Ranks, device_of, threads_of
+    from pretrain.evaluation.scores import ask
+
+    manifest = read_checkpoint(checkpoint, root)
+    identity = identity_of(manifest)
+    train = identity.recipe.train
+    rows = open_rows(tokens, "validation", root, train.sequence_length)
+    if rows.vocabulary_size != identity.vocabulary_size:
+        raise CheckpointError(
+            f"{checkpoint}: knows {identity.vocabulary_size} tokens, the shards of {tokens.folder} have "
+            f"{rows.vocabulary_size}; give the configuration that it was trained with"
+        )
+    refuse_foreign_tokenizer(manifest, tokens, root)
+    asked = suite(train.sequence_length) if suite is not None else None
+    torch.set_num_threads(threads_of(Ranks(), engine.threads))
+    device = device_of(Ranks(), engine.device)
+    nats_of, alike = nats_with(load_decoder(manifest, root).to(device).eval(), train.precision), device.type == "cuda"
+    found = measure(nats_of, rows, rows.count, engine.micro_batch_size, (0, 1), lambda values: values, alike)
+    return found, ask(asked, nats_of, Passes(alike=alike)) if asked is not None else []
+
+
+def nats_with(model: Any, precision: str = "fp32") -> NatsOf:
+    """Nats of each token by a `Decoder`, in its training precision.
+
+    bf16, bf16_masters and fp8: weights rounded to bf16, and all computed in it; of fp8 the products of blocks too, as
+    8 bits want a GPU that has them. autocast: fp32 weights, products in bf16. fp16: in fp32, since no CPU computes it.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    if precision in ("bf16", "bf16_masters", "fp8"):
+        model = model.bfloat16()
+
+    def nats_of(batch: Batch) -> torch.Tensor:
+        rows = batch.to(device)
+        automatic = precision == "autocast"
+        with torch.autocast(device.type, torch.bfloat16) if automatic else contextlib.nullcontext():
+            return model(rows.tokens, rows.targets, rows.segments, rows.positions)[1]
+
+    return nats_of
+
+
+def load_decoder(manifest: Manifest, root: Path) -> Any:
+    """The model of a verified checkpoint, in fp32 on the CPU.
+
+    Raises:
+        CheckpointError: the files are of another model.
+    """
+    import torch
+
+    from pretrain.model.decoder import Decoder
+
+    identity = identity_of(manifest)
+    model = Decoder(identity.recipe.model, identity.vocabulary_size)
+    with weights(manifest, root) as files, torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(files.read(name, parameter.shape))
+    return model

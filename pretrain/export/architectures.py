@@ -1,0 +1,245 @@
+"""Architectures of `transformers` for each variant of `[model]`.
+
+    architecture             what it expresses exactly
+    Llama                    RMSNorm before each part, rotary positions (plain, linear, llama3, yarn), SwiGLU, any bias
+    Granite                  the same under muP: its multipliers are our scales
+    Mistral                  the same without bias, every layer with a window
+    Qwen3                    with norms of queries and keys, heads of any width; windows in some layers
+    Qwen3Moe, Mixtral        experts, with and without norms of queries and keys
+    GPT2                     learned positions, LayerNorm, biases, GELU, ReLU or squared ReLU, no shared key heads
+    GPTNeoX                  the same with rotary positions
+    Gemma2, Gemma3           norms around each part, windows, soft caps, either gate; the second with norms of heads
+    Olmo2                    norms of what a part writes, and of all queries and all keys
+    Assay                    all else: `remote_code/modeling_assay.py` travels with the weights (`trust_remote_code`)
+
+Exact means: logits in fp32 agree to rounding. Tests load each with `transformers` and compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pretrain.config.model import ModelConfig
+from pretrain.export.export_family import SIZES, Family, Piece, capped, layer_types, llama_fields, rotary_rms, same
+from pretrain.export.gemma import gemma, olmo
+
+if TYPE_CHECKING:
+    import torch
+
+
+def family_of(model: ModelConfig) -> Family:
+    """The native architecture that computes exactly what `model` does, else our own."""
+    for candidate in (_llama, _experts, _gpt, gemma, olmo):
+        found = candidate(model)
+        if found is not None:
+            return found
+    return _own(model)
+
+
+def _own(model: ModelConfig) -> Family:
+    config = {
+        "model_type": "assay",
+        "auto_map": {
+            "AutoConfig": "configuration_assay.AssayConfig",
+            "AutoModelForCausalLM": "modeling_assay.AssayForCausalLM",
+        },
+        "assay_model": model.model_dump(mode="json"),
+        **{name: getattr(model, name) for name in SIZES},
+        "tie_word_embeddings": False,
+    }
+    return Family("AssayForCausalLM", config, same)
+
+
+def _llama(model: ModelConfig) -> Family | None:
+    if not rotary_rms(model) or model.norm_position != "pre" or model.moe is not None or capped(model):
+        return None
+    fields, mup = llama_fields(model), model.initialisation == "mup"
+    window = model.sliding_window
+    if model.qk_norm:
+        if model.bias or mup:
+            return None
+        fields |= {"model_type": "qwen3", "use_sliding_window": window is not None, "sliding_window": window}
+        return Family("Qwen3ForCausalLM", fields | {"layer_types": layer_types(model)}, same)
+    if window is not None:
+        if model.bias or mup or model.full_attention_every:
+            return None
+        return Family("MistralForCausalLM", fields | {"model_type": "mistral", "sliding_window": window}, same)
+    if mup:
+        scales = {"attention_multiplier": model.attention_scale, "logits_scaling": model.width_ratio}
+        scales |= {"embedding_multiplier": 1.0, "residual_multiplier": 1.0}
+        return Family("GraniteForCausalLM", fields | {"model_type": "granite"} | scales, same)
+    return Family("LlamaForCausalLM", fields | {"model_type": "llama"}, same)
+
+
+def _experts(model: ModelConfig) -> Family | None:
+    moe = model.moe
+    plain = rotary_rms(model) and model.norm_position == "pre" and not capped(model) and not model.bias
+    if moe is None or not plain or model.initialisation == "mup" or model.full_attention_every:
+        return None
+    fields = llama_fields(model) | {
+        "num_experts_per_tok": moe.num_experts_per_tok,
+        "router_aux_loss_coef": moe.router_aux_loss_coef,
+    }
+    if model.qk_norm and model.sliding_window is None:
+        fields |= {
+            "model_type": "qwen3_moe",
+            "num_experts": moe.num_local_experts,
+            "moe_intermediate_size": model.intermediate_size,
+            "norm_topk_prob": moe.norm_topk_prob,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
+        return Family("Qwen3MoeForCausalLM", fields, same)
+    if not model.qk_norm and moe.norm_topk_prob:
+        fields |= {
+            "model_type": "mixtral",
+            "num_local_experts": moe.num_local_experts,
+            "sliding_window": model.sliding_window,
+        }
+        return Family("MixtralForCausalLM", fields, _mixtral)
+    return None
+
+
+def _renamed(names: Sequence[str], words: dict[str, str]) -> list[Piece]:
+    """Copies whose names have each of `words` replaced, in their order."""
+    pieces = []
+    for name in names:
+        target = name
+        for ours, theirs in words.items():
+            target = target.replace(ours, theirs)
+        pieces.append(Piece(target, (name,), lambda tensors: tensors[0]))
+    return pieces
+
+
+def _mixtral(names: Sequence[str]) -> list[Piece]:
+    return _renamed(
+        names, {".mlp.": ".block_sparse_moe.", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+    )  # fmt: skip
+
+
+def _gpt(model: ModelConfig) -> Family | None:
+    if not (
+        model.norm == "layernorm"
+        and model.norm_weights
+        and model.bias
+        and model.norm_position == "pre"
+        and not model.gated
+        and model.attention_width == model.hidden_size
+        and model.embedding_multiplier == 1.0
+        and model.query_pre_attn_scalar is None
+        and model.num_key_value_heads == model.num_attention_heads
+    ):
+        return None
+    extras = (model.qk_norm, model.embedding_norm, model.moe, model.sliding_window, model.rope_scaling)
+    if any(extras) or capped(model) or model.initialisation == "mup":
+        return None
+    shared = {"initializer_range": model.initializer_range, "tie_word_embeddings": model.tie_word_embeddings}
+    if model.position_embedding == "learned":
+        return Family("GPT2LMHeadModel", _gpt2_fields(model) | shared, _gpt2)
+    if model.position_embedding == "rope":
+        heads = model.num_attention_heads
+        return Family("GPTNeoXForCausalLM", _neox_fields(model) | shared, lambda names: _neox(names, heads))
+    return None
+
+
+def _gpt2_fields(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "model_type": "gpt2",
+        "n_positions": model.max_position_embeddings,
+        "n_embd": model.hidden_size,
+        "n_layer": model.num_hidden_layers,
+        "n_head": model.num_attention_heads,
+        "n_inner": model.intermediate_size,
+        "activation_function": model.feed_forward,
+        "layer_norm_epsilon": model.rms_norm_eps,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    }
+
+
+def _gpt2(names: Sequence[str]) -> list[Piece]:
+    """GPT-2: transposed maps, queries, keys and values in one."""
+    words = {
+        "model.layers.": "transformer.h.",
+        "model.embed_tokens": "transformer.wte",
+        "model.embed_positions": "transformer.wpe",
+        "model.norm": "transformer.ln_f",
+        "input_layernorm": "ln_1",
+        "post_attention_layernorm": "ln_2",
+        "self_attn.q_proj": "attn.c_attn",
+        "self_attn.o_proj": "attn.c_proj",
+        "mlp.up_proj": "mlp.c_fc",
+        "mlp.down_proj": "mlp.c_proj",
+    }
+    pieces = []
+    for piece in _renamed([name for name in names if not _key_or_value(name)], words):
+        sources, turned = _joined(piece.sources[0]), "_proj.weight" in piece.sources[0]
+        pieces.append(Piece(piece.name, sources, _join_turned if turned else _join))
+    return pieces
+
+
+def _key_or_value(name: str) -> bool:
+    return ".k_proj." in name or ".v_proj." in name
+
+
+def _joined(name: str) -> tuple[str, ...]:
+    """The parameters that are stored as one with this.
+
+    Of a query map, the key and the value map too.
+    """
+    return tuple(name.replace(".q_proj.", f".{kind}_proj.") for kind in "qkv") if ".q_proj." in name else (name,)
+
+
+def _join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    return torch.cat(list(tensors))
+
+
+def _join_turned(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return _join(tensors).t().contiguous()
+
+
+def _neox_fields(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "model_type": "gpt_neox",
+        **{name: getattr(model, name) for name in SIZES if name != "num_key_value_heads"},
+        "hidden_act": model.feed_forward,
+        "layer_norm_eps": model.rms_norm_eps,
+        "rotary_pct": model.partial_rotary_factor,
+        "rotary_emb_base": model.rope_theta,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": model.rope_theta,
+            "partial_rotary_factor": model.partial_rotary_factor,
+        },
+        "use_parallel_residual": False,
+        "attention_bias": True,
+    }
+
+
+def _neox(names: Sequence[str], heads: int) -> list[Piece]:
+    """GPT-NeoX: query, key and value of a head side by side."""
+    words = {
+        "model.layers.": "gpt_neox.layers.",
+        "model.embed_tokens": "gpt_neox.embed_in",
+        "model.norm": "gpt_neox.final_layer_norm",
+        "lm_head": "embed_out",
+        "self_attn.q_proj": "attention.query_key_value",
+        "self_attn.o_proj": "attention.dense",
+        "mlp.up_proj": "mlp.dense_h_to_4h",
+        "mlp.down_proj": "mlp.dense_4h_to_h",
+    }
+
+    def beside(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        if len(tensors) == 1:
+            return tensors[0]
+        by_head = torch.stack([tensor.unflatten(0, (heads, -1)) for tensor in tensors], dim=1)
+        return by_head.flatten(0, 2).contiguous()
+
+    kept = _renamed([name for name in names if not _key_or_value(name)], words)
+    return [Piece(piece.name, _joined(piece.sources[0]), beside) for piece in kept]

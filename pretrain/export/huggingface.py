@@ -1,0 +1,283 @@
+"""Export of a checkpoint as a Hugging Face folder.
+
+    config.json, generation_config.json                     the architecture (`architectures.py`), the token that ends
+    model.safetensors                                       fp32, as the optimizer keeps them, or rounded; padded
+    model-00001-of-0000N.safetensors, ...index.json         the same above 5 GB
+    tokenizer.json, tokenizer_config.json, special_tokens_map.json
+    configuration_assay.py, modeling_assay.py               only where no architecture of transformers is exact
+    README.md                                               what it is and its digests; facts only
+
+Logits there equal ours to rounding (1e-5 in fp32 for models of a test's size), for texts that are one document. Price:
+one pass over the weights, one file of at most 5 GB in memory at a time.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from governance.errors import CheckpointError, ConfigError
+from governance.files import atomic_path, place, write_json, write_text
+from governance.manifest import Manifest
+from pretrain.checkpoint.canonical import file_plan
+from pretrain.checkpoint.format import CheckpointIdentity, identity_of, read_checkpoint, weights
+from pretrain.config.model import padded_vocabulary
+from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
+from pretrain.export.architectures import family_of
+from pretrain.export.export_family import Family, Piece
+
+SHARD_BYTES = 5_000_000_000  # of a file, as transformers shards
+INDEX = "model.safetensors.index.json"
+Dtype = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[str, tuple[str, int]] = {"fp32": ("float32", 4), "bf16": ("bfloat16", 2), "fp16": ("float16", 2)}
+"""Each form of the weights: its name in torch, and bytes an element."""
+
+Read = Callable[[str], Any]
+"""The fp32 tensor of a parameter's name."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokenizer file with its end and begin tokens."""
+
+    path: Path
+    end: int
+    begin: int | None = None
+    """None: none does."""
+
+
+def export(
+    checkpoint: Path,
+    tokenizer: Manifest,
+    target: Path,
+    root: Path,
+    shard_bytes: int = SHARD_BYTES,
+    dtype: Dtype = "fp32",
+) -> Manifest:
+    """Write a checkpoint and its tokenizer into the new folder `target`.
+
+    Args:
+        checkpoint: the checkpoint's folder; its files are verified first.
+        tokenizer: the artifact of its tokeniser; the same as it was trained with (`vocabulary.py`).
+        target: a folder that does not exist yet, or is empty.
+        root: the artifacts' root.
+        shard_bytes: the most bytes of a file of weights; a larger tensor has a file of its own.
+        dtype: what the weights are rounded to, to the nearest, ties to even.
+
+    Returns:
+        The checkpoint's manifest.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or was trained with another tokeniser.
+        ManifestError: the tokeniser was altered.
+        ConfigError: the target is not empty, or a weight is too large for fp16.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target}: is not empty; an export never overwrites. Give a new folder.")
+    manifest = read_checkpoint(checkpoint, root)
+    identity = identity_of(manifest)
+    refuse_foreign_tokenizer(manifest, tokenizer, root)
+    stats = tokenizer.stats
+    told = Vocabulary(
+        root / tokenizer.folder / "tokenizer.json", int(stats["end_of_document"]), stats.get("begin_of_document")
+    )
+    with weights(manifest, root) as files:
+        family = write_folder(files.read, identity, told, target, shard_bytes, dtype)
+    write_text(target / "README.md", _card(manifest, identity, family, (dtype, told.begin)))
+    return manifest
+
+
+def write_folder(
+    read: Read,
+    identity: CheckpointIdentity,
+    tokenizer: Vocabulary,
+    target: Path,
+    shard_bytes: int = SHARD_BYTES,
+    dtype: Dtype = "fp32",
+) -> Family:
+    """Write all of the folder but its card.
+
+    `read` gives a parameter by name.
+
+    Raises:
+        CheckpointError: the tokeniser is of another vocabulary.
+        ConfigError: a weight is too large for fp16.
+    """
+    special = _special_tokens(tokenizer, identity)
+    family = family_of(identity.recipe.model)
+    _write_weights(read, family, identity, target, (shard_bytes, dtype))
+    if family.own_code:
+        for name in ("configuration_assay.py", "modeling_assay.py"):
+            source = importlib.resources.files(__package__).joinpath("remote_code", name)
+            write_text(target / name, source.read_text(encoding="utf-8"))
+    if tokenizer.begin is None:
+        place(tokenizer.path, target / "tokenizer.json")
+    else:
+        held = json.loads(tokenizer.path.read_bytes())
+        write_json(target / "tokenizer.json", {**held, "post_processor": _begins(special["bos"], tokenizer.begin)})
+    _write_settings(target, family, identity, (tokenizer, special), dtype)
+    return family
+
+
+def _special_tokens(tokenizer: Vocabulary, identity: CheckpointIdentity) -> dict[str, str]:
+    """Texts of the end ("eos") and begin ("bos") tokens.
+
+    Raises:
+        CheckpointError: the tokeniser has ids that the model does not know, or no such special token.
+    """
+    held = json.loads(tokenizer.path.read_bytes())
+    special = {token["id"]: token["content"] for token in held["added_tokens"]}
+    size = len(set(held["model"]["vocab"].values()) | set(special))
+    wanted = {"eos": tokenizer.end, **({} if tokenizer.begin is None else {"bos": tokenizer.begin})}
+    absent = [index for index in wanted.values() if index not in special]
+    if size != identity.vocabulary_size or absent:
+        raise CheckpointError(
+            f"{tokenizer.path}: has {size} tokens{f', none of id {absent[0]}' if absent else ''}; "
+            f"the checkpoint knows {identity.vocabulary_size}. Give the configuration that it was trained with."
+        )
+    return {name: str(special[index]) for name, index in wanted.items()}
+
+
+def _begins(text: str, index: int) -> dict[str, Any]:
+    """Post-processor that begins each text with a token."""
+    token, first, second = (
+        {"SpecialToken": {"id": text, "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 0}},
+    )
+    return {
+        "type": "TemplateProcessing",
+        "single": [token, first],
+        "pair": [token, first, second],
+        "special_tokens": {text: {"id": text, "ids": [index], "tokens": [text]}},
+    }
+
+
+def _write_weights(
+    read: Read, family: Family, identity: CheckpointIdentity, target: Path, form: tuple[int, Dtype]
+) -> None:
+    """The weights in one file, or in several with an index.
+
+    `form`: the most bytes of a file, and what they are.
+    """
+    from safetensors.torch import save_file
+
+    sizes = _parameter_sizes(identity)
+    pieces = {piece.name: piece for piece in family.pieces(list(sizes))}
+    elements = [(name, sum(sizes[source] for source in piece.sources)) for name, piece in pieces.items()]
+    shard_bytes, dtype = form
+    width = DTYPES[dtype][1]
+    # `file_plan` counts 4 bytes an element
+    plan = file_plan([(name, (count,)) for name, count in elements], shard_bytes * 4 // width)
+    found: dict[str, str] = {}
+    for number, names in enumerate(plan, 1):
+        file = "model.safetensors" if len(plan) == 1 else f"model-{number:05d}-of-{len(plan):05d}.safetensors"
+        tensors = {name: _made(read, pieces[name], dtype) for name in names}
+        with atomic_path(target / file) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        found |= dict.fromkeys(names, file)
+    if len(plan) > 1:
+        total = width * sum(count for _, count in elements)
+        write_json(target / INDEX, {"metadata": {"total_size": total}, "weight_map": found})
+
+
+def _made(read: Read, piece: Piece, dtype: Dtype) -> Any:
+    import torch
+
+    whole = piece.make([read(source) for source in piece.sources])
+    rounded = whole.to(getattr(torch, DTYPES[dtype][0]))
+    if bool((whole.isfinite() & ~rounded.isfinite()).any()):
+        raise ConfigError(
+            f"--dtype {dtype}: {piece.name} has a weight of {float(whole.abs().max()):g}, which {dtype} cannot hold; "
+            f"give --dtype bf16 or fp32"
+        )
+    return rounded
+
+
+def _parameter_sizes(identity: CheckpointIdentity) -> dict[str, int]:
+    """Elements of each parameter by name, in the model's order.
+
+    Nothing is allocated.
+    """
+    import torch
+
+    from pretrain.model.decoder import Decoder
+
+    with torch.device("meta"):
+        model = Decoder(identity.recipe.model, identity.vocabulary_size)
+    return {name: parameter.numel() for name, parameter in model.named_parameters()}
+
+
+def _write_settings(
+    target: Path,
+    family: Family,
+    identity: CheckpointIdentity,
+    ends: tuple[Vocabulary, dict[str, str]],
+    dtype: Dtype,
+) -> None:
+    (tokenizer, texts) = ends
+    ids = {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.end}
+    config = {"architectures": [family.architecture], **family.config, **ids}
+    size, name = padded_vocabulary(identity.vocabulary_size), DTYPES[dtype][0]
+    write_json(target / "config.json", {**config, "vocab_size": size, "dtype": name, "torch_dtype": name})
+    write_json(target / "generation_config.json", ids)
+    begins = {"bos_token": texts["bos"]} if "bos" in texts else {}
+    special = {**begins, "eos_token": texts["eos"], "pad_token": texts["eos"]}
+    write_json(target / "special_tokens_map.json", special)
+    write_json(
+        target / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": identity.recipe.model.max_position_embeddings,
+            "clean_up_tokenization_spaces": False,
+            "add_bos_token": bool(begins),
+            **special,
+        },
+    )
+
+
+def _card(manifest: Manifest, identity: CheckpointIdentity, family: Family, form: tuple[Dtype, int | None]) -> str:
+    """Model card of the exported folder.
+
+    `form`: of the weights, and the id that begins documents.
+    """
+    dtype, begin = form
+    before = (
+        "no token stood before its first" if begin is None else f"token {begin}, which the tokenizer adds, began it"
+    )
+    trust = ", trust_remote_code=True" if family.own_code else ""
+    lines: Sequence[str] = (
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "",
+        f"# {family.architecture} of training run {identity.train_key[:16]}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| architecture | {family.architecture}{', its code in this folder' if family.own_code else ''} |",
+        f"| optimizer steps | {identity.step:,} |",
+        f"| tokens predicted in training | {manifest.stats['tokens']:,} |",
+        f"| vocabulary | {identity.vocabulary_size:,}, padded to {padded_vocabulary(identity.vocabulary_size):,} |",
+        f"| longest row in training | {identity.recipe.train.sequence_length:,} tokens |",
+        f"| weights | {dtype}{', rounded from fp32' if dtype != 'fp32' else ''} |",
+        f"| checkpoint, digest | {manifest.digest} |",
+        f"| training run, key | {identity.train_key} |",
+        *(f"| made from {item.stage}, digest | {item.digest} |" for item in manifest.inputs),
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'model = AutoModelForCausalLM.from_pretrained("."{trust})',
+        f'tokenizer = AutoTokenizer.from_pretrained("."{trust})',
+        "```",
+        "",
+        f"In training a document saw nothing of others, and {before}: give a text as it is.",
+        "",
+    )
+    return "\n".join(lines)

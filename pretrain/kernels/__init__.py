@@ -1,6 +1,0 @@
-"""Numba kernels over the memory of CPU tensors: one pass through the cache for what takes torch several passes.
-
-They are for the model's arithmetic between matrix products. Each takes flat or row-major arrays of one part of the work
-(`threads.over` shares them out), computes in fp32 whatever it reads, and has a plain formula in the tests that it
-equals. `governance.kernels.compiled` says how they are compiled.
-"""

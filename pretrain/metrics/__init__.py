@@ -1,0 +1,1 @@
+"""Metrics: the log, its mirrors, and peak FLOPS."""

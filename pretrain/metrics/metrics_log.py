@@ -1,0 +1,149 @@
+"""Metrics log (`metrics.jsonl`); W&B and TensorBoard mirror it.
+
+A line of metrics.jsonl, one a step (all of rank 0; a restart appends, so `attempt` tells which try computed a step):
+
+    {"attempt": 1, "event": "step", "grad_norm": 1.02, "loss": 4.71, "lr": 0.001, "mfu": 0.41, "seconds": 0.8,
+     "step": 100, "tokens": 819200, "tokens_per_second": 10240.0, ...}
+
+docs/monitoring.md describes every event and field. What is unknown is null; a number that is not finite is text. The
+mirrors see the same lines under the same number (`events.py` names their charts) and may fail: the run goes on. What a
+restart computes again stands twice, and its "start" says how many steps that are.
+
+Price: 50 microseconds of processor time a line. No line is synced by itself, which would cost milliseconds of waiting
+each: a killed process loses none, since the kernel has them, and a node that loses its power may lose the last seconds,
+whose steps a resumed run computes again in any case, unless a checkpoint was saved since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from governance.files import append_line, read_lines
+from governance.log import get_logger
+from governance.manifest import Input
+from pretrain.config.training import TrackingConfig
+from pretrain.metrics.run_identity import METRICS_FILE, About, Shown
+
+Record = Callable[..., None]
+"""`record(event, step, **values)`."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Tables that the mirrors show besides the record."""
+
+    evidence: tuple[Input, ...] = ()
+    """What let it through (a verdict)."""
+    shown: Shown = dict
+
+
+class Mirror(Protocol):
+    """A foreign service that shows what the record holds."""
+
+    def show(self, number: int, line: Mapping[str, Any]) -> None:
+        """Draw line `number` (from 0, over all attempts) of metrics.jsonl."""
+
+    def close(self) -> None:
+        """Write out what is held back."""
+
+
+@contextlib.contextmanager
+def open_record(
+    folder: Path, config: TrackingConfig, about: About, allowed: Callable[[], None] = lambda: None, *, writes: bool
+) -> Iterator[tuple[Record, int]]:
+    """Yield `record` and the number of this attempt.
+
+    Ranks that do not write get a `record` that does nothing.
+
+    `allowed` is called before each line, and may refuse it by raising.
+
+    Raises:
+        ConfigError: TensorBoard is wanted and not installed.
+    """
+    from pretrain.metrics.tensorboard import open_tensorboard, require_tensorboard
+    from pretrain.metrics.wandb import open_wandb
+
+    if config.tensorboard:
+        require_tensorboard()
+    path = folder / METRICS_FILE
+    earlier = read_lines(path)
+    attempt = 1 + max((line.get("attempt", 0) for line in earlier), default=0)
+    if not writes:
+        yield lambda event, step, **values: None, attempt
+        return
+    number, one_at_a_time = len(earlier), threading.Lock()
+    before = [line for line in earlier if line.get("event") == "step" and line.get("attempt") == attempt - 1]
+    reached = max((line.get("step", 0) for line in before), default=0)  # what came earlier was told by the one before
+    with contextlib.ExitStack() as stack:
+        mirrors = []
+        if config.mode != "disabled":
+            mirrors.append(stack.enter_context(_guarded("W&B", lambda: open_wandb(folder, config, about))))
+        if config.tensorboard:
+            mirrors.append(stack.enter_context(_guarded("TensorBoard", lambda: open_tensorboard(folder))))
+
+        def record(event: str, step: int, **values: Any) -> None:
+            nonlocal number
+            allowed()
+            if event == "start":
+                values["rolled_back"] = max(reached - step, 0)
+                if reached > step:
+                    log = get_logger(__name__)
+                    log.info("train: steps %d to %d of an earlier attempt are computed again", step + 1, reached)
+            line = {"event": event, "step": step, "attempt": attempt, **values}
+            with one_at_a_time:  # a checkpoint may be told by the thread that saved it
+                append_line(path, json.dumps(_finite(line), sort_keys=True))
+                for show in mirrors:
+                    show(number, line)
+                number += 1
+
+        yield record, attempt
+
+
+def _finite(value: Any) -> Any:
+    """The value as JSON can hold it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return value
+
+
+@contextlib.contextmanager
+def _guarded(name: str, start: Callable[[], Mirror]) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
+    """A mirror's `show` that never raises, and after a fault is silent.
+
+    No foreign service stops a training run.
+    """
+    log = get_logger(__name__)
+    mirror: Mirror | None = None
+    try:
+        mirror = start()
+    except Exception as error:
+        log.warning("%s does not start (%s); %s is the record in any case", name, error, METRICS_FILE)
+    working = mirror is not None
+
+    def show(number: int, line: Mapping[str, Any]) -> None:
+        nonlocal working
+        if mirror is None or not working:
+            return
+        try:
+            mirror.show(number, line)
+        except Exception as error:
+            working = False
+            log.warning("%s fails (%s); the run goes on without it", name, error)
+
+    try:
+        yield show
+    finally:
+        if mirror is not None:
+            try:
+                mirror.close()
+            except Exception as error:
+                log.warning("%s cannot be closed (%s); %s is the record in any case", name, error, METRICS_FILE)

@@ -1,0 +1,190 @@
+"""Peak FLOPS of a device: data sheet and measured GEMM.
+
+MFU wants both. A data sheet compares runs with other people's; a product measured on this very machine, with its power
+limit, its cooling and its neighbours, says how much a better program could still win. An H100's data sheet says 989
+TFLOP/s in bf16; its products reach about 800.
+
+The table holds dense figures only (half of what NVIDIA prints "with sparsity"), with sums kept in fp32, as PyTorch
+keeps them. A figure that is not in the maker's own paper is left out: unknown is None, never a guess.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}  # each is one point; a device is best at some, not at all
+_SECONDS_A_SIZE = 0.15  # each start pays it for each size; long enough for three products of the largest
+_LEAST_PRODUCTS = 3
+_WARM_UPS = 2
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Arithmetic that one device could do."""
+
+    flops_per_second: float | None
+    """None: unknown, which is not zero."""
+    source: str
+    """Where the figure is from, in words."""
+
+
+@dataclass(frozen=True)
+class _Card:
+    words: str
+    """Words of the name that torch reports, all of which must be there."""
+    sheet: str
+    """Where the figures are from."""
+    teraflops: dict[str, float]
+    """Dense TFLOP/s by arithmetic."""
+
+
+def _tensor_cores(fp32: float | None, bf16: float, *, tf32: bool = True, fp8: bool = True) -> dict[str, float]:
+    """Tensor core rates relative to bf16: tf32 half, fp8 double."""
+    figures = {"bf16": bf16, "fp16": bf16}
+    figures |= {} if fp32 is None else {"fp32": fp32}
+    figures |= {"tf32": bf16 / 2} if tf32 else {}
+    return figures | ({"fp8": 2 * bf16} if fp8 else {})
+
+
+_HOPPER = "NVIDIA H100 Tensor Core GPU data sheet"
+_AMPERE = "NVIDIA A100 Tensor Core GPU data sheet"
+_ADA = "NVIDIA Ada GPU Architecture white paper"
+_VOLTA = "NVIDIA V100 Tensor Core GPU data sheet"
+_CDNA3 = "AMD Instinct MI300X Accelerator data sheet"
+_CARDS = (
+    _Card("H100", f"{_HOPPER}, SXM5", _tensor_cores(67.0, 989.4)),
+    _Card("H100 PCIe", f"{_HOPPER}, PCIe", _tensor_cores(51.0, 756.5)),
+    _Card("H100 NVL", f"{_HOPPER}, NVL", _tensor_cores(60.0, 835.5)),
+    _Card("H200", "NVIDIA H200 Tensor Core GPU data sheet, SXM", _tensor_cores(67.0, 989.4)),
+    _Card("H200 NVL", "NVIDIA H200 Tensor Core GPU data sheet, NVL", _tensor_cores(60.0, 835.5)),
+    _Card("GH200", "NVIDIA GH200 Grace Hopper Superchip data sheet", _tensor_cores(67.0, 989.4)),
+    _Card("B200", "NVIDIA DGX B200 data sheet, one of 8 GPUs", _tensor_cores(None, 2250.0)),
+    _Card("GB200", "NVIDIA GB200 NVL72 data sheet, one of 72 GPUs", _tensor_cores(80.0, 2500.0)),
+    _Card("A100", _AMPERE, _tensor_cores(19.5, 312.0, fp8=False)),
+    _Card("A10", "NVIDIA A10 Tensor Core GPU data sheet", _tensor_cores(31.2, 125.0, fp8=False)),
+    _Card("L4", "NVIDIA L4 Tensor Core GPU data sheet", _tensor_cores(30.3, 121.0)),
+    _Card("L40", "NVIDIA L40 data sheet", _tensor_cores(90.5, 181.05)),
+    _Card("L40S", "NVIDIA L40S data sheet", _tensor_cores(91.6, 362.05)),
+    _Card("RTX 4090", _ADA, _tensor_cores(82.6, 165.2)),
+    _Card("V100 SXM2", f"{_VOLTA}, SXM2", {"fp32": 15.7, "fp16": 125.0}),
+    _Card("V100 PCIe", f"{_VOLTA}, PCIe", {"fp32": 14.0, "fp16": 112.0}),
+    _Card("V100S", f"{_VOLTA}, V100S", {"fp32": 16.4, "fp16": 130.0}),
+    _Card("T4", "NVIDIA T4 Tensor Core GPU data sheet", {"fp32": 8.1, "fp16": 65.0}),
+    # torch shows each of the two dies of an MI250X as a device, so its figures are half of the sheet's.
+    _Card("MI250X", "AMD Instinct MI250X Accelerator data sheet, one of 2 dies", {"fp32": 47.85, "bf16": 191.5,
+                                                                                 "fp16": 191.5}),
+    _Card("MI300X", _CDNA3, {"fp32": 163.4, "tf32": 653.7, "bf16": 1307.4, "fp16": 1307.4, "fp8": 2614.9}),
+)  # fmt: skip
+_OTHER_CARDS = frozenset({"mig", "laptop", "d", "64gb"})  # parts of a card, and cards that share another one's name
+
+
+def arithmetic_of(precision: str, device: torch.device) -> str:
+    """The arithmetic of the matrix products of a run in `precision`.
+
+    "fp32", "tf32", "bf16", "fp16" or "fp8".
+    """
+    import torch
+
+    if precision == "fp32":
+        return "tf32" if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest" else "fp32"
+    return precision if precision in ("fp16", "fp8") else "bf16"  # bf16, bf16_masters, autocast
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the device; of a processor by the kernel."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+            return next(names, "CPU")
+    except OSError:
+        return "CPU"
+
+
+def data_sheet(name: str, arithmetic: str) -> Peak:
+    """The dense figure of the card that torch calls `name`."""
+    words = set(re.split(r"[\s-]+", name.casefold()))
+    fits = [card for card in _CARDS if set(card.words.casefold().split()) <= words and not words & _OTHER_CARDS]
+    card = max(fits, key=lambda card: len(card.words.split()), default=None)
+    if card is None or arithmetic not in card.teraflops:
+        return Peak(None, f"unknown: no data sheet's figure for {arithmetic} on {name}")
+    return Peak(card.teraflops[arithmetic] * 1e12, f"{card.sheet}: {arithmetic}, dense")
+
+
+def measured_product(device: torch.device, arithmetic: str) -> Peak:
+    """The best of some square matrix products in this arithmetic.
+
+    Takes half a second, and memory for three matrices.
+
+    Operands are random: on GPUs a product of equal numbers draws less power and runs faster than any training would.
+    fp8 products want scales that only a layer knows, so a run in fp8 is measured in bf16, and its source says so.
+    """
+    import torch
+
+    kind = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16}.get(arithmetic, torch.bfloat16)
+    shown = str(kind).removeprefix("torch.") if arithmetic == "fp8" else arithmetic
+    best, best_size = math.inf, 0
+    for size in _SIZES[device.type]:
+        try:
+            seconds = _best_seconds(_product(size, kind, device), device)
+        except torch.OutOfMemoryError:
+            break
+        if seconds / size**3 < best:
+            best, best_size = seconds / size**3, size
+        if seconds * 8 * _LEAST_PRODUCTS > 4 * _SECONDS_A_SIZE:  # the next size takes eight times as long
+            break
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if not best_size:
+        return Peak(None, "unknown: the device's memory is too full to measure a matrix product")
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return Peak(2 / best, f"measured at start: best {best_size}^3 product, {shown}{threads}")
+
+
+def _product(size: int, kind: torch.dtype, device: torch.device) -> Callable[[], object]:
+    import torch
+
+    generator = torch.Generator(device).manual_seed(0)  # the run's own generators are left as they are
+    left, right = (torch.randn(size, size, device=device, generator=generator).to(kind) for _ in range(2))
+    result = torch.empty(size, size, dtype=kind, device=device)
+    return lambda: torch.mm(left, right, out=result)
+
+
+def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of many calls.
+
+    On CUDA as the device's own events tell them.
+    """
+    import torch
+
+    def on_cuda() -> float:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+    def on_cpu() -> float:
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin
+
+    once = on_cuda if device.type == "cuda" else on_cpu
+    for _ in range(_WARM_UPS):
+        work()
+    best, count, started = math.inf, 0, time.perf_counter()
+    while count < _LEAST_PRODUCTS or time.perf_counter() - started < _SECONDS_A_SIZE:
+        best, count = min(best, once()), count + 1
+    return best

@@ -1,0 +1,77 @@
+"""Tail of metrics.jsonl, in a thread of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_TEXTS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_CHUNK_BYTES = 1 << 20
+_PATIENCE_SECONDS = 5.0  # between two looks where nobody says that there is more
+
+
+class Follower:
+    """Lines of a growing file, with numbers as in `read_lines`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._more, self._over = threading.Event(), threading.Event()
+
+    def more(self) -> None:
+        """Say that a line was appended.
+
+        Costs a microsecond and waits for nothing.
+        """
+        self._more.set()
+
+    def end(self) -> None:
+        """Say that no line will come any more."""
+        self._over.set()
+        self._more.set()
+
+    def lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each whole line with its number, from 0, as it comes.
+
+        Ends once `end` was said and all was read.
+
+        A number that is not finite stands in the file as text, and is a number here again. A line that a kill tore has
+        no number.
+        """
+        number, at, rest = 0, 0, b""
+        while True:
+            last = self._over.is_set()  # asked before reading: what is written before `end` is read
+            self._more.clear()
+            while data := self._read(at):
+                at += len(data)
+                *whole, rest = (rest + data).split(b"\n")
+                for text in whole:
+                    try:
+                        line = json.loads(text)
+                    except ValueError:
+                        continue
+                    yield number, _numbers(line)
+                    number += 1
+            if last:
+                return
+            if not self._over.is_set():
+                self._more.wait(_PATIENCE_SECONDS)
+
+    def _read(self, at: int) -> bytes:
+        try:
+            with self._path.open("rb") as handle:
+                handle.seek(at)
+                return handle.read(_CHUNK_BYTES)
+        except FileNotFoundError:  # nothing is written yet
+            return b""
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, str):
+        return _TEXTS.get(value, value)
+    if isinstance(value, Mapping):
+        return {name: _numbers(inner) for name, inner in value.items()}
+    return value

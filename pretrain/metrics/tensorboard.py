@@ -1,0 +1,68 @@
+"""TensorBoard mirror of metrics.jsonl.
+
+A restart hides what the attempt before it drew of steps that are computed again (TensorBoard's "purge step"), so each
+step shows its last attempt. Optional: `pip install 'assay-pretrain[tensorboard]'`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from governance.errors import ConfigError
+from pretrain.metrics.events import chart_values
+
+FOLDER = "tensorboard"
+_QUEUE, _FLUSH_SECONDS = 4096, 30
+
+
+def require_tensorboard() -> None:
+    """Raise where it is not installed.
+
+    Raises:
+        ConfigError: with the mend.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError(
+            "tracking.tensorboard = true, but the package tensorboard is not installed. Install it with: "
+            "pip install 'assay-pretrain[tensorboard]', or set tracking.tensorboard = false"
+        )
+
+
+def open_tensorboard(folder: Path) -> TensorboardMirror:
+    """A mirror that writes below `folder`."""
+    return TensorboardMirror(folder / FOLDER)
+
+
+class TensorboardMirror:
+    """Scalars of one attempt.
+
+    The file is begun by the event "start", which knows from which step the run goes on.
+    """
+
+    def __init__(self, place: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._open = SummaryWriter
+        self._place = str(place)
+        self._writer: Any = None
+
+    def show(self, number: int, line: Mapping[str, Any]) -> None:
+        """Write a line's numbers at its step.
+
+        Lines before the first start are of no attempt and are not drawn.
+        """
+        step = line["step"]
+        if line["event"] == "start":
+            self.close()
+            self._writer = self._open(self._place, purge_step=step + 1, max_queue=_QUEUE, flush_secs=_FLUSH_SECONDS)
+        if self._writer is not None:
+            for chart, value in chart_values(line).items():
+                self._writer.add_scalar(chart, value, step)
+
+    def close(self) -> None:
+        """Write out what is queued."""
+        if self._writer is not None:
+            self._writer.close()

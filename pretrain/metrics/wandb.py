@@ -1,0 +1,350 @@
+"""W&B mirror of metrics.jsonl.
+
+Line `n` of metrics.jsonl is row `n` of the run's history, over all attempts: so a restart never writes over a row, and
+`wandb_reader.py` can compare the two. The x-axis is "step". Artifacts are references with our digest in their metadata:
+no weights, no document and no file of the run is uploaded. Offline nothing leaves the machine.
+
+A thread reads metrics.jsonl behind the run and is the only one that speaks to wandb, so what W&B takes, waits for or
+breaks is never a step's:
+
+    online    the run goes on with the row that the server lacks, so what a kill or an outage kept from it comes now
+    offline   each attempt's folder begins with the row that no folder and no server has, because `wandb sync` sets the
+              rows of a folder behind those that the server has
+    neither   no answer within `_INIT_SECONDS`, or not all of it taken within `_FINISH_SECONDS` of the end: what is
+              online is given up, what the server may lack is written offline, and a warning says so
+
+Price: a millisecond of processor time a line, with the process that wandb starts beside ours; 2 ms a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from governance.errors import MissingInput
+from governance.files import remove_tree, write_json
+from governance.log import get_logger
+from governance.manifest import Input
+from pretrain.config.training import TrackingConfig
+from pretrain.metrics.events import chart_values, summary_of
+from pretrain.metrics.run_identity import METRICS_FILE, About, Table
+from pretrain.metrics.tail import Follower
+from pretrain.metrics.wandb_reader import read_offline
+
+FOLDER = "wandb"
+_SENT_FILE = "sent.json"
+_INIT_SECONDS = 60.0
+_FINISH_SECONDS = 30.0  # with the next less than the minute that Slurm and the launcher leave to a rank that saves
+_OFFLINE_SECONDS = 15.0
+_SHORT = 16
+_MOST_ROWS = 10_000  # wandb cuts a longer table off
+
+
+def open_wandb(folder: Path, config: TrackingConfig, about: About) -> WandbMirror:
+    """Start to mirror the record of `folder`.
+
+    The run's configuration is the recipe, and the digests it is made from.
+
+    Returns at once: the service is asked by the mirror's own thread.
+
+    Raises:
+        ImportError: wandb cannot be imported.
+    """
+    place = folder / FOLDER
+    place.mkdir(parents=True, exist_ok=True)
+    # Read at import, and the only way to keep its staged files inside the artifact's folder.
+    for variable in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        os.environ[variable] = str(place)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    mode = config.mode
+    if mode == "auto":
+        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    if mode != "online":  # read at import, too: it looks up the address of its error reports even when it is offline
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
+    import wandb  # here and not in the thread: two threads that import at once can see half a module
+
+    return WandbMirror(wandb, folder, config, about, mode)
+
+
+class WandbMirror:
+    """One attempt's run at W&B, and the thread that draws it."""
+
+    def __init__(self, wandb: Any, folder: Path, config: TrackingConfig, about: About, mode: str) -> None:
+        self._wandb, self._folder, self._config, self._about, self._mode = wandb, folder, config, about, mode
+        self._sent = folder / FOLDER / _SENT_FILE
+        self._begin()
+
+    def _begin(self) -> None:
+        self._follower, self._given_up = Follower(self._folder / METRICS_FILE), threading.Event()
+        given = (self._follower, self._given_up)
+        self._thread = threading.Thread(target=self._mirror, args=given, name="wandb", daemon=True)
+        self._thread.start()
+
+    def show(self, number: int, line: Mapping[str, Any]) -> None:
+        """Say that a line was written.
+
+        What it says is read from the record.
+        """
+        self._follower.more()
+
+    def close(self) -> None:
+        """Wait until all is taken, for `_FINISH_SECONDS` at most.
+
+        Then write offline what W&B may lack.
+        """
+        self._follower.end()
+        self._thread.join(_FINISH_SECONDS)
+        if self._thread.is_alive():
+            if self._mode == "online":
+                self._say("W&B has not taken all within %.0f s of the end", _FINISH_SECONDS)
+                self._given_up.set()
+                _end_service(self._wandb)
+                self._mode = "offline"
+                self._begin()
+                self._follower.end()
+            self._thread.join(_OFFLINE_SECONDS)
+        if self._thread.is_alive():
+            self._given_up.set()
+            _end_service(self._wandb)
+            get_logger(__name__).warning("W&B is left behind; %s is the record in any case", METRICS_FILE)
+
+    def _say(self, told: str, *given: Any) -> None:
+        get_logger(__name__).warning(
+            f"{told}; what it may lack is written offline. Upload it later: wandb sync %s",
+            *given,
+            self._folder / FOLDER / "wandb",
+        )
+
+    def _mirror(self, follower: Follower, given_up: threading.Event) -> None:
+        run, mode, rows, whole = None, "", 0, False
+        try:
+            unwritten = self._first_unwritten()
+            run, mode = self._start(given_up)
+            first = run.starting_step if mode == "online" else unwritten
+            drawing = _Drawing(self._wandb, run, self._about, first)
+            for number, line in follower.lines():
+                drawing.draw(number, line)
+                rows = number + 1
+            drawing.tables()
+            whole = True
+        except Exception as error:
+            if not given_up.is_set():
+                get_logger(__name__).warning("W&B fails (%s); the run goes on without it", error)
+        try:
+            if run is not None and not given_up.is_set():
+                self._end(run, mode, rows if whole else None)
+        except Exception as error:
+            if not given_up.is_set():
+                get_logger(__name__).warning(
+                    "W&B cannot be closed (%s); %s is the record in any case", error, METRICS_FILE
+                )
+
+    def _first_unwritten(self) -> int:
+        """First row that is neither offline nor at the server."""
+        sent = json.loads(self._sent.read_text()) if self._sent.exists() else {}
+        try:
+            rows = [row["_step"] + 1 for row in read_offline(self._folder / FOLDER).history]
+        except MissingInput:
+            rows = []
+        return max([0, int(sent.get("rows", 0)), *rows])
+
+    def _start(self, given_up: threading.Event) -> tuple[Any, str]:
+        """A run, and whether it is online.
+
+        `_mode` may be another thread's by the time that this one ends.
+        """
+        if self._mode == "online":
+            try:
+                run = self._init("online")
+                write_json(self._sent, {"rows": run.starting_step})
+                return run, "online"
+            except Exception as error:
+                if given_up.is_set():  # another thread writes by now
+                    raise
+                self._say("W&B does not answer (%s)", (str(error) or repr(error)).splitlines()[0])
+                _tear_down(self._wandb)  # its process still holds the run's name
+                if given_up.is_set():
+                    raise
+                self._mode = "offline"
+        return self._init("offline"), "offline"
+
+    def _init(self, mode: str) -> Any:
+        about, place = self._about, self._folder / FOLDER
+        run = self._wandb.init(
+            project=self._config.project,
+            name=self._config.name or f"train-{about.key[:8]}",
+            id=about.key[:_SHORT],
+            resume="allow" if mode == "online" else None,
+            reinit="create_new",
+            mode=mode,
+            dir=place,
+            config={
+                **about.recipe.model_dump(mode="json"),
+                "key": about.key,
+                "inputs": {item.stage: {"digest": item.digest, "path": item.path} for item in about.inputs},
+            },
+            settings=self._wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=_INIT_SECONDS,
+                x_disable_stats=True,  # memory, energy and speed are in our own record, with their sources
+                x_save_requirements=False,
+                disable_git=True,
+            ),
+        )
+        _log_without_waiting(run)
+        return run
+
+    def _end(self, run: Any, mode: str, rows: int | None) -> None:
+        """Leave the journal's head in the summary, and end the run.
+
+        `rows`: those of the record, where it has all.
+        """
+        with contextlib.suppress(Exception):  # a broken run still has to be ended
+            run.summary["journal_head"] = self._about.head()
+        run.finish()
+        if mode == "offline":
+            _tear_down(self._wandb)  # `finish` answers before its process has written all; this waits for that process
+        elif rows is not None:
+            write_json(self._sent, {"rows": rows})
+            for folder in (self._folder / FOLDER).rglob(f"offline-run-*-{self._about.key[:_SHORT]}"):
+                remove_tree(folder)  # the server has its rows; uploaded later, they would stand there twice
+
+
+class _Drawing:
+    """Contents of a W&B run: rows, artifacts, tables."""
+
+    def __init__(self, wandb: Any, run: Any, about: About, first: int) -> None:
+        self._wandb, self._run, self._about, self._first = wandb, run, about, first
+        self._charts: set[str] = set()
+        self._validated: dict[int, float] = {}
+        self._saved: dict[int, float] = {}
+        run.define_metric("step", hidden=True)
+        for item in about.inputs:
+            self._use(item)
+        self.tables()
+
+    def draw(self, number: int, line: Mapping[str, Any]) -> None:
+        """Log a line as row `number`, unless an earlier attempt did."""
+        new = number >= self._first
+        if new:
+            self._row(number, line)
+        step, event = line["step"], line["event"]
+        if event == "start":
+            # What was measured behind this step was rolled back; a checkpoint behind it is no more of this run.
+            self._validated = {at: loss for at, loss in self._validated.items() if at <= step}
+            self._saved = {at: loss for at, loss in self._saved.items() if at <= step}
+            texts = {name: value for name, value in line.items() if isinstance(value, str) and name != "event"}
+            if new:
+                self._run.config.update({"start": texts}, allow_val_change=True)
+        elif event == "validation" and line["loss"] is not None and math.isfinite(line["loss"]):
+            self._validated[step] = line["loss"]
+        elif event == "checkpoint":
+            self._checkpoint(line, new)
+
+    def _row(self, number: int, line: Mapping[str, Any]) -> None:
+        values = chart_values(line)
+        for chart in values.keys() - self._charts:
+            # A star (in a pattern that names a group of parameters) is a wildcard to W&B, and stands at the end alone.
+            name = f"{chart.partition('/')[0]}/*" if "*" in chart else chart
+            self._run.define_metric(name, step_metric="step", step_sync=False, summary=summary_of(chart))
+            self._charts.add(chart)
+        place = {"step": line["step"], "attempt": line["attempt"]}
+        self._run.log({**place, **values}, step=number, commit=True)
+
+    def _checkpoint(self, line: Mapping[str, Any], new: bool) -> None:
+        """A version of the run's model.
+
+        "latest", "step-N", and "best" while no earlier one validated as well.
+        """
+        step, loss = line["step"], self._validated.get(line["step"])
+        best = loss is not None and all(loss < other for at, other in self._saved.items() if at != step)
+        if loss is not None:
+            self._saved[step] = loss
+        if new:
+            aliases = ["latest", f"step-{step}", *(["best"] if best else [])]
+            metadata = {"step": step} | ({} if loss is None else {"validation_loss": loss})
+            self._run.log_artifact(
+                self._reference(f"checkpoint-{self._about.key[:_SHORT]}", "model", line, metadata), aliases=aliases
+            )
+
+    def _use(self, item: Input) -> None:
+        """Input artifacts under names of their own, shared between runs.
+
+        `run.use_artifact` raises offline; an artifact that is logged to be used is used once it arrives, then as now.
+        """
+        path = Path(item.path)
+        name = re.sub(r"[^\w.-]", "-", f"{item.stage}-{path.parent.name if path.stem == 'manifest' else path.stem}")
+        artifact = self._reference(name, "input", {"path": item.path, "digest": item.digest}, {})
+        self._run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+
+    def _reference(self, name: str, kind: str, to: Mapping[str, Any], more: Mapping[str, Any]) -> Any:
+        metadata = {"digest": to["digest"], "path": to["path"], **more}
+        artifact = self._wandb.Artifact(name, type=kind, metadata=metadata)
+        artifact.add_reference(f"assay://{to['path']}#{to['digest']}", name="manifest.json", checksum=False)
+        return artifact
+
+    def tables(self) -> None:
+        """Current tables and summary figures (`About.shown`)."""
+        try:
+            shown = self._about.shown()
+        except Exception as error:
+            get_logger(__name__).warning("W&B gets no tables (%s)", error)
+            return
+        for name, value in shown.items():
+            if isinstance(value, Table):
+                if len(value.rows) > _MOST_ROWS:
+                    get_logger(__name__).warning(
+                        "W&B gets the first %d of %d rows of %s", _MOST_ROWS, len(value.rows), name
+                    )
+                rows = [list(row) for row in value.rows[:_MOST_ROWS]]
+                value = self._wandb.Table(columns=list(value.columns), data=rows, allow_mixed_types=True)
+            self._run.summary[name] = value
+
+
+def _log_without_waiting(run: Any) -> None:
+    """Let the run hand artifacts over as it does offline.
+
+    Online, wandb 0.31 asks the server about each one first, and while that does not answer it waits for 20 s and
+    raises. Its process needs no answer: it sends the artifact when it can.
+    """
+
+    def log(given: Any, name: Any = None, type: Any = None, aliases: Any = None, **how: Any) -> Any:
+        artifact, aliases = run._prepare_artifact(given, name, type, aliases)
+        tags, how["finalize"] = how.pop("tags", None), how.get("finalize", True)
+        how.pop("distributed_id", None)  # of artifacts that several runs write: ours have none
+        run._interface.publish_artifact(run, artifact, aliases, tags, **{"use_after_commit": False, **how})
+        return artifact
+
+    run._log_artifact = log
+
+
+def _end_service(wandb: Any) -> None:
+    """End wandb's own process, and with it whatever waits for that.
+
+    `finish_timeout` does not: with a server that is gone, `finish` of wandb 0.31 waits on, and so would the hook that
+    ends that process when ours exits.
+    """
+    with contextlib.suppress(Exception):
+        from wandb.sdk import wandb_setup
+
+        connection: Any = wandb_setup.singleton()._connection
+        connection._cleanup()
+        connection._proc._process.kill()
+    _tear_down(wandb)
+
+
+def _tear_down(wandb: Any) -> None:
+    """Let wandb's process end, and forget it: the next start has another.
+
+    It would end ours where that one failed.
+    """
+    with contextlib.suppress(Exception, SystemExit):
+        wandb.teardown()

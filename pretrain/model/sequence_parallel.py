@@ -1,0 +1,104 @@
+"""Sequence parallelism (Ulysses, arXiv:2309.14509).
+
+All layers but attention look at one token at a time, so they need nothing. Attention exchanges: each rank gives its
+stretch of all heads and gets all tokens of its heads, attends with the mask of the whole row, and gives them back.
+
+    tokens, targets, positions [B, L / n]    q, k, v [B, H, L / n, D] -> [B, H / n, L, D] -> attend -> [B, H, L / n, D]
+
+Positions are cut with their tokens and the mask is made of whole rows, so documents and windows mean what they mean on
+one rank. Nothing of the model knows of this: it hangs on as hooks. The nats come back whole, the same on all n ranks;
+the objective is that of the stretch, and the gradients of the n ranks add up to the row's.
+
+Price: four exchanges a block and pass, each of a rank's activations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.distributed._functional_collectives import all_to_all_single_autograd
+
+from pretrain.model.attention import Attend, DocumentMask
+from pretrain.model.decoder import Decoder
+from pretrain.model.layers import Attention
+
+Group = distributed.ProcessGroup
+
+
+def share_rows(model: Decoder, group: Group) -> None:
+    """Make the ranks of `group` share each row of the model.
+
+    Every one is given the same whole rows.
+    """
+    size, rank = distributed.get_world_size(group), distributed.get_rank(group)
+
+    def cut(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        tokens, targets, segments, positions, *rest = args
+        tokens, targets, positions = (_stretch(value, size, rank) for value in (tokens, targets, positions))
+        return (tokens, targets, segments, positions, *rest)
+
+    def join(module: nn.Module, args: Any, out: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        objective, nats = out
+        whole = [torch.empty_like(nats) for _ in range(size)]
+        distributed.all_gather(whole, nats.contiguous(), group=group)
+        return objective, torch.cat(whole, dim=1)
+
+    def exchange(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(exchanging(value, group) if isinstance(value, DocumentMask) else value for value in args)
+
+    model.register_forward_pre_hook(cut)
+    model.register_forward_hook(join)
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.register_forward_pre_hook(exchange)
+
+
+def exchanging(mask: DocumentMask, group: Group) -> DocumentMask:
+    """`mask` over whole rows, for ranks that hold stretches of them."""
+
+    def exchanged(attend: Attend) -> Attend:
+        def through(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            q, k, v = (heads_for_tokens(value, group) for value in (q, k, v))
+            return tokens_for_heads(attend(q, k, v), group)
+
+        return through
+
+    return DocumentMask({window: exchanged(attend) for window, attend in mask.kinds.items()})
+
+
+def heads_for_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
+    """All-to-all from tokens to heads.
+
+    [B, H, L / n, D] -> [B, H / n, L, D].
+    """
+    size = distributed.get_world_size(group)
+    rows, heads, length, width = x.shape
+    parts = x.reshape(rows, size, heads // size, length, width).transpose(0, 1)
+    return _exchange(parts, group).permute(1, 2, 0, 3, 4).reshape(rows, heads // size, size * length, width)
+
+
+def tokens_for_heads(x: torch.Tensor, group: Group) -> torch.Tensor:
+    """All-to-all from heads to tokens.
+
+    [B, H / n, L, D] -> [B, H, L / n, D].
+    """
+    size = distributed.get_world_size(group)
+    rows, heads, length, width = x.shape
+    parts = x.reshape(rows, heads, size, length // size, width).permute(2, 0, 1, 3, 4)
+    return _exchange(parts, group).transpose(0, 1).reshape(rows, size * heads, length // size, width)
+
+
+def _exchange(parts: torch.Tensor, group: Group) -> torch.Tensor:
+    """Part i goes to rank i.
+
+    What comes from rank i is part i. Its gradient travels the way back.
+    """
+    sizes = [1] * parts.shape[0]
+    return all_to_all_single_autograd(parts.contiguous(), sizes, sizes, group)
+
+
+def _stretch(x: torch.Tensor, size: int, rank: int) -> torch.Tensor:
+    """[B, L] -> this rank's [B, L / n]."""
+    return x.chunk(size, dim=1)[rank].contiguous()

@@ -1,0 +1,1 @@
+"""Optimizers, the gradients' partitions that they see, and the loss-spike guard."""

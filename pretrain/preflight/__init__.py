@@ -1,0 +1,1 @@
+"""Preflight: what refuses or warns about a start of training, memory included."""

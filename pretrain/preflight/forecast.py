@@ -1,0 +1,254 @@
+"""Roofline forecast of a step on GPUs.
+
+A step's parts are added up; what runs on a stream of its own counts where it outlasts what it runs beside. Promise: an
+estimate to compare settings by, never a measurement; `benchmarks/training.py gpu` measures. Imports no torch.
+
+    products    6 FLOPs a token and weight, of what this rank holds; 8 of a block where it is computed again
+    attention   4 x length x width a token and block forward, 2.5 times that backward, of what the mask leaves
+    between     bytes that norms, rotation, residuals and activations read and write, after fusion
+    loss        bytes of the logits: written by the product, read and overwritten by one kernel, read by two products
+    update      bytes of gradients, sums, masters and moments
+    waits       DeepSpeed's waits for the device in overlapped reduction, at stages 1 and 2
+    collectives a ring: (n - 1) / n x bytes / bandwidth + (n - 1) x hop (arXiv:2207.00032, appendix; NCCL's tests)
+
+Assumed of an H100: 989.4 TFLOP/s and 3.35 TB/s (NVIDIA's data sheet, SXM5), of which copies reach 3.0; products reach
+620 TFLOP/s at width 768 and 680 from 2048 on, attention 300 and 230 (forward, backward) with heads of 64, 400 and 320
+with wider ones (FlexAttention's own figures); rings of 360 GB/s within a node (NVLink 4, 450 GB/s a way) and of 320
+between nodes (8 x 400 Gb/s InfiniBand a node, 80 % of it), or what `network` says.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from pretrain.config.model import ModelConfig, padded_vocabulary
+from pretrain.config.training import EngineConfig, TrainRecipe, gradient_accumulation_steps
+from pretrain.distributed.layout import data_ranks
+from pretrain.distributed.process_group import Ranks
+from pretrain.engine.deepspeed_config import BUCKET, compiles_blocks, many_owners
+from pretrain.model.flops import active_parameter_count, flops_per_token, parameter_count, piece_tokens
+
+PEAK, COPIES = 989.4e12, 3.0e12
+_NARROW, _WIDE = 620e12, 680e12  # products of width 768, and from 2048 on
+_ATTENTION = {False: (300e12, 230e12), True: (400e12, 320e12)}  # heads wider than 64: forward, backward
+NETWORK = 320e9
+_IN_NODE, _HOP = 360e9, 4e-6
+_WAIT = 0.25e-3  # the queue of kernels runs dry, and is filled again
+_BLOCK = 128  # tokens of a side of attention's blocks
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A step of the largest batch on one rank."""
+
+    seconds: dict[str, float]
+    """By part; communication as far as nothing hides it."""
+    hidden: float
+    """Seconds of communication that run beside computation."""
+    flops: float
+    """That the model needs (`flops_per_token`); what is computed twice is not counted twice."""
+
+    @property
+    def step(self) -> float:
+        """Seconds."""
+        return sum(self.seconds.values())
+
+    @property
+    def mfu(self) -> float:
+        """Share of the data sheet's peak."""
+        return self.flops / self.step / PEAK
+
+    def in_words(self) -> str:
+        """One line."""
+        parts = ", ".join(f"{name} {1e3 * part:,.0f} ms" for name, part in self.seconds.items() if part >= 0.5e-3)
+        return (
+            f"{self.step:,.3g} s a step, {100 * self.mfu:.0f} % of an H100's bf16 peak, by a roofline that nobody "
+            f"measured: {parts}; communication of {1e3 * self.hidden:,.0f} ms runs beside"
+        )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Sizes that the parts share."""
+
+    model: ModelConfig
+    engine: EngineConfig
+    ranks: Ranks
+    tokens: int
+    """Of a pass on this rank."""
+    passes: int
+    length: int
+    block: int
+    """Parameters of a block that a token meets, on this rank."""
+    stored: int
+    """Parameters of a block on this rank, all experts of it."""
+    outside: int
+    """Embedding, head, norms."""
+    vocabulary: int
+    network: float
+    """Bytes a second of a ring between nodes."""
+    reduced: int
+    """Bytes of a number of a gradient on its way."""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the rank's part of the model."""
+        return self.model.num_hidden_layers * self.stored + self.outside
+
+    @property
+    def node(self) -> int:
+        """Ranks of a node among those that share."""
+        return max(1, self.ranks.local_world_size // self.engine.tensor_parallel_size)
+
+    @property
+    def sharers(self) -> int:
+        """Ranks among which ZeRO spreads."""
+        return self.ranks.world_size // self.engine.tensor_parallel_size
+
+
+def forecast(
+    recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks: Ranks, network: float = NETWORK
+) -> Forecast:
+    """Roofline of a step on H100s in bf16.
+
+    With the kernels of a compiled model; `network`: bytes a second of a ring over nodes.
+    """
+    work = _work(recipe, engine, vocabulary_size, ranks, network)
+    forward, backward = _computed(work)
+    kept = {name: work.passes * (forward[name] + backward[name]) for name in forward}
+    kept |= {"loss": work.passes * _loss(work), "update": _update(work), "waits": _waits(work)}
+    hidden, exposed = _communication(work, sum(forward.values()), sum(backward.values()))
+    exposed += work.passes * _within_blocks(work)
+    flops = flops_per_token(work.model, vocabulary_size, work.length) * work.tokens * work.passes
+    return Forecast({**kept, "communication": exposed}, hidden, flops / engine.tensor_parallel_size)
+
+
+def _work(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks: Ranks, network: float) -> _Work:
+    model, tensor = recipe.model, engine.tensor_parallel_size
+    one, two = (model.model_copy(update={"num_hidden_layers": count}) for count in (1, 2))
+    stored, met = (
+        count(two, vocabulary_size) - count(one, vocabulary_size) for count in (parameter_count, active_parameter_count)
+    )
+    tokens = engine.micro_batch_size * recipe.train.sequence_length // engine.sequence_parallel_size
+    copies = data_ranks(ranks.world_size, engine)
+    passes = gradient_accumulation_steps(recipe.train.global_batch_size, engine.micro_batch_size, copies)
+    outside = parameter_count(one, vocabulary_size) - stored
+    sizes = (recipe.train.sequence_length, met // tensor, stored // tensor, outside)
+    return _Work(
+        model,
+        engine,
+        ranks,
+        tokens,
+        passes,
+        *sizes,
+        padded_vocabulary(vocabulary_size),
+        network,
+        4 if recipe.train.gradient_reduction == "fp32" else 2,
+    )
+
+
+def _products(work: _Work) -> float:
+    """FLOP/s of products of this width, between two assumed rates."""
+    share = min(1.0, max(0.0, (work.model.hidden_size - 768) / (2048 - 768)))
+    return _NARROW + share * (_WIDE - _NARROW)
+
+
+def _computed(work: _Work) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of a pass by part, forward and backward."""
+    model, engine, layers = work.model, work.engine, work.model.num_hidden_layers
+    again = {"none": (0, 0), "selective": (0, 1), "full": (1, 1)}[engine.activation_checkpointing]
+    rate, head = _products(work), work.vocabulary * model.hidden_size
+    body = 2 * layers * work.block * work.tokens / rate
+    output = 2 * head * work.tokens / rate  # all three of its products come with the loss, in the forward pass
+    fast = _ATTENTION[model.head_dim > 64]
+    width = model.hidden_size // engine.tensor_parallel_size
+    seen = sum(min(work.length, model.window(layer) or work.length) for layer in range(layers))
+    operations = 4 * seen * width * (1 + _BLOCK / work.length) / 2 * work.tokens
+    stream, inner = 2 * work.tokens * model.hidden_size, 2 * work.tokens * model.intermediate_size
+    inner = inner // engine.tensor_parallel_size * (1 if model.moe is None else model.moe.num_experts_per_tok)
+    there, back = layers * (14 * stream + 3 * inner) / COPIES, layers * (22 * stream + 6 * inner) / COPIES
+    forward = {"products": body + 3 * output, "attention": operations / fast[0], "between": there}
+    backward = {
+        "products": (2 + again[0]) * body,
+        "attention": 2.5 * operations / fast[1] + again[1] * operations / fast[0],
+        "between": back + again[1] * there,
+    }
+    return forward, backward
+
+
+def _loss(work: _Work) -> float:
+    """Seconds of a pass, without its products.
+
+    Four passes over bf16 logits, an fp32 sum of the weights' gradient.
+    """
+    pieces = work.tokens / min(work.tokens, piece_tokens(work.vocabulary, "cuda"))
+    weight = work.vocabulary * work.model.hidden_size
+    return (4 * 2 * work.tokens * work.vocabulary + pieces * 10 * weight) / COPIES
+
+
+def _update(work: _Work) -> float:
+    """Seconds of a step.
+
+    Gradients into fp32 sums in each pass, then norms, clipping, AdamW and the copy back.
+    """
+    every, own = work.parameters, work.parameters / work.sharers
+    summed = 20 * every if work.engine.zero_stage < 2 else 8 * every + 12 * own  # a copy into buckets, and own sums
+    once = (24 * every if work.engine.zero_stage == 1 else 0) + 46 * own
+    return (work.passes * summed + once) / COPIES
+
+
+def _waits(work: _Work) -> float:
+    """Seconds of a step.
+
+    At stage 2 one a backward pass, and one before each reduction to an owner.
+    """
+    stage, ranks = work.engine.zero_stage, work.sharers
+    if stage != 2 or ranks == 1:
+        return 0.0
+    buckets = work.parameters / BUCKET
+    owners = 0.0 if many_owners(work.parameters, ranks) else buckets + ranks
+    return work.passes * _WAIT * (1 + owners)
+
+
+def _ring(work: _Work, count: float, ranks: int) -> float:
+    """Seconds of gathering, or of reducing and scattering, `count` bytes among `ranks`."""
+    return (ranks - 1) / ranks * count / (_IN_NODE if ranks <= work.node else work.network) + (ranks - 1) * _HOP
+
+
+def _communication(work: _Work, forward: float, backward: float) -> tuple[float, float]:
+    """Seconds of a step that ZeRO communicates: hidden behind computation, and exposed."""
+    engine, ranks = work.engine, work.sharers
+    every, ring = work.parameters, functools.partial(_ring, work)
+    update = ring(2 * every, ranks)  # weights after the update, at stages 1 and 2
+    if engine.zero_stage <= 1:  # one all-reduce of the sums of a step
+        return 0.0, 2 * ring(work.reduced * every, ranks) + update
+    times = -(-every // BUCKET)
+    reduced = times * ring(work.reduced * every // times, ranks)
+    if engine.zero_stage == 2:
+        reduced *= 2 if many_owners(every, ranks) else 1
+        beside = backward if compiles_blocks(engine) or not engine.compile else 0.0
+        hidden = min(reduced * (1 - 1 / times), beside)
+        return work.passes * hidden, work.passes * (reduced - hidden) + update
+    layers = work.model.num_hidden_layers
+    blocks = {True: 2 * work.stored, False: 2 * work.outside}
+    gather = layers * ring(blocks[True], ranks) + ring(blocks[False], ranks)
+    copies = engine.hpz_partition_size if engine.hpz_partition_size > 1 else ranks
+    again = layers * ring(blocks[True], copies) + ring(blocks[False], copies)
+    ends = ring(blocks[True], ranks) + ring(work.reduced * BUCKET, ranks)  # the first gather, the last reduction
+    hidden = min(gather, forward) + min(again + reduced, backward)
+    exposed = gather + again + reduced - hidden + ends
+    return work.passes * hidden, work.passes * exposed
+
+
+def _within_blocks(work: _Work) -> float:
+    """Seconds of a pass that tensor and sequence parallelism wait.
+
+    Four all-reduces a block, eight all-to-alls.
+    """
+    engine = work.engine
+    stream = 2 * work.tokens * work.model.hidden_size
+    again = 1.5 if engine.activation_checkpointing == "full" else 1.0
+    tensor = 4 * 2 * _ring(work, stream, engine.tensor_parallel_size)
+    sequence = 8 * _ring(work, stream, engine.sequence_parallel_size) / max(1, engine.sequence_parallel_size)
+    return again * work.model.num_hidden_layers * (tensor + sequence)

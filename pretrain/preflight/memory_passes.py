@@ -1,0 +1,142 @@
+"""Activation memory of a forward pass in closed form.
+
+Part of `memory.py`. Every term names what saves it; on CPU they were held against the tensors that autograd saves of a
+block (distinct storages), over attention's ways, norms, feed-forward layers, experts and precisions: within 6 %, but
+for rows of many short documents, of which the probabilities of short rows are up to a third less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretrain.config.model import padded_vocabulary
+from pretrain.config.training import EngineConfig, TrainRecipe
+from pretrain.model.flops import parameter_count, piece_tokens
+
+# attention.SHORT and eager.QUERIES: what imports no torch says them again, and a test holds them equal
+SHORT_ROWS, BLOCK = 1024, 128
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The sizes of one pass on one rank."""
+
+    tokens: int
+    """That the rank computes at once."""
+    size: int
+    """Bytes of a number that products compute."""
+    stream: int
+    """Bytes of a number of the stream and the norms."""
+    width: int
+    heads: int
+    """Channels of the queries; as many of keys and values on CPU, where they are repeated for the heads."""
+    keys: int
+    inner: int
+    """Channels of the feed-forward layers that a token meets."""
+    chosen: int
+    """Experts that a token meets; 0: there are none."""
+
+
+def _pass_of(recipe: TrainRecipe, engine: EngineConfig) -> _Pass:
+    model, tensor, precision = recipe.model, engine.tensor_parallel_size, recipe.train.precision
+    chosen = 0 if model.moe is None else model.moe.num_experts_per_tok
+    return _Pass(
+        tokens=engine.micro_batch_size * recipe.train.sequence_length // engine.sequence_parallel_size,
+        size=4 if precision == "fp32" else 2,
+        stream=4 if precision in ("fp32", "autocast") else 2,
+        width=model.hidden_size,
+        heads=model.num_attention_heads * model.head_dim // tensor,
+        keys=model.num_key_value_heads * model.head_dim // tensor,
+        inner=model.intermediate_size // tensor * max(1, chosen),
+        chosen=chosen,
+    )
+
+
+def activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
+    """Peak activation bytes of the blocks, with scratch."""
+    model, kind, of = recipe.model, engine.activation_checkpointing, _pass_of(recipe, engine)
+    saved, scratch = _attention_tables(recipe, engine, device)
+    whole = of.tokens * (_attended(recipe, of, device) + _fed(recipe, of, device)) + saved
+    if recipe.train.precision == "autocast":  # bf16 copies of a block's weights
+        whole += of.size * _block_parameters(recipe) // engine.tensor_parallel_size
+    layers = model.num_hidden_layers
+    if kind == "none":
+        return layers * whole + scratch
+    products = of.width * (1 + max(1, of.chosen)) + of.heads + 2 * of.keys + (2 if model.gated else 1) * of.inner
+    if device != "cpu" or (recipe.train.sequence_length > SHORT_ROWS and model.attn_logit_softcapping is None):
+        products += of.heads  # attention's result, where it is one kernel
+    kept = of.stream * of.width + (of.size * products if kind == "selective" else 0)
+    return layers * of.tokens * kept + whole + scratch
+
+
+def _attended(recipe: TrainRecipe, of: _Pass, device: str) -> int:
+    """Bytes a token saved by a block's norms and attention."""
+    model = recipe.model
+    keys = of.heads if device == "cpu" else of.keys
+    norms = 4 if model.norm_position == "sandwich" else 2
+    found = norms * of.stream * of.width + of.size * (2 * of.heads + 2 * keys)
+    copies = 3 if recipe.train.precision == "autocast" else 1  # each product casts what it reads
+    found += copies * of.size * of.width
+    return found + (of.size * (of.heads + of.keys) if model.qk_norm else 0)
+
+
+def _fed(recipe: TrainRecipe, of: _Pass, device: str) -> int:
+    """Bytes a token that a block's feed-forward layer saves.
+
+    What it reads, and what bends it.
+    """
+    kind = recipe.model.feed_forward
+    gated = recipe.model.gated
+    bent = {"swiglu": 3 if device == "cpu" else 4, "geglu": 4, "relu": 1}.get(kind, 2)  # eager.SwiGlu keeps no sigmoid
+    copies = 2 if gated and recipe.train.precision == "autocast" else 1
+    found = of.size * (copies * of.width + bent * of.inner)
+    if of.chosen:  # the router's fp32 copy; a copy of the token for each expert, and each one's output
+        found += (4 if of.size < 4 else 0) * of.width + of.chosen * (2 * of.size * of.width + 36)
+        found -= of.size * of.width
+    return found
+
+
+def _attention_tables(recipe: TrainRecipe, engine: EngineConfig, device: str) -> tuple[int, int]:
+    """Bytes that attention keeps for each pair of tokens, a block.
+
+    And its scratch while one block is computed.
+
+    Short rows on CPU keep their probabilities: of each query, those of the keys up to the end of its block. Longer ones
+    with several documents, or a window, keep what the kernel adds to its logits. A soft cap is written out where
+    FlexAttention is not: tanh and softmax in fp32, and the probabilities.
+    """
+    if device != "cpu":
+        return 0, 0
+    model, length, rows = recipe.model, recipe.train.sequence_length, engine.micro_batch_size
+    size = 4 if recipe.train.precision == "fp32" else 2
+    heads = rows * model.num_attention_heads // (engine.sequence_parallel_size * engine.tensor_parallel_size)
+    if model.attn_logit_softcapping is not None:
+        pairs = heads * length**2
+        return pairs * (8 + (size if size < 4 else 0)), pairs * 12
+    if length <= SHORT_ROWS:
+        return heads * length * (length + min(length, BLOCK)) // 2 * size, 0
+    return rows * length**2 * size, rows * length**2
+
+
+def _block_parameters(recipe: TrainRecipe) -> int:
+    def of(layers: int) -> int:
+        return parameter_count(recipe.model.model_copy(update={"num_hidden_layers": layers}), 1)
+
+    return of(2) - of(1)
+
+
+def head(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device: str) -> int:
+    """Bytes of `loss.py` at its peak.
+
+    A piece of logits and the sums, or the gradients and their product.
+    """
+    of, rows = _pass_of(recipe, engine), padded_vocabulary(vocabulary_size)
+    if recipe.train.precision == "fp16":
+        return of.tokens * rows * (of.size + 8)
+    piece = min(of.tokens, piece_tokens(rows, device))
+    part = of.size * rows * of.width
+    total = 4 * rows * of.width if piece < of.tokens or of.stream != of.size else 0  # fp32 sums, or gradients
+    cast = part if of.stream != of.size else 0
+    forward = piece * rows * of.size + part + total + cast + of.tokens * of.size * of.width
+    backward = 2 * of.stream * (rows + of.tokens) * of.width
+    return max(forward, backward)

@@ -1,0 +1,173 @@
+"""Cancel, retry and logs.
+
+Missing is what failed, was cancelled, or is known to nobody any more: of an array its failed tasks alone, of the rest
+the job; and whatever hangs on it, because what waited for a failed job was cancelled with it. What is done stays done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from governance.errors import ClusterError, ConfigError, MissingInput, StorageError
+from governance.files import remove_file, touch
+from slurm import commands as tools
+from slurm.graph import Condition, Job
+from slurm.job_states import Row, View
+from slurm.submit import Order, called_off
+
+_POLL_SECONDS = 1.0
+_LOOK_SECONDS = 15.0
+_ATTEMPT = re.compile(r"\.(\d+)(?:\.log|/rank-\d+\.log)$")
+
+
+def cancel(view: View, root: Path) -> list[str]:
+    """Cancel all that waits or runs, and what nothing is known of.
+
+    The names of those jobs.
+
+    Their scripts are told by a file as well: one that asks to be put back into the queue while Slurm cancels it would
+    live on.
+
+    Raises:
+        ClusterError: the controller does not answer.
+    """
+    live = [row for row in view.rows if row.count("waiting", "running", "unknown")]
+    units = [part.unit for row in live for part in row.parts if part.kind in ("waiting", "running", "unknown")]
+    jobs = sorted({unit.split("_")[0] for unit in units})
+    for job in jobs:
+        with contextlib.suppress(StorageError):  # a full disk must not keep anybody from cancelling
+            touch(called_off(root, job))
+    try:
+        tools.cancel(jobs)
+    except ClusterError:  # else the marks would end them at their next start, when nobody remembers
+        for job in jobs:
+            remove_file(called_off(root, job))
+        raise
+    return [row.name for row in live]
+
+
+def missing(view: View, jobs: Sequence[Job]) -> tuple[list[Order], list[str]]:
+    """Jobs to submit again, and waiting jobs to cancel first.
+
+    Raises:
+        ClusterError: the controller does not answer, so nobody can say what is missing.
+    """
+    if not view.queue_answers:
+        raise ClusterError(f"what is missing cannot be said now: {'; '.join(view.silent)}. Try again when it answers.")
+    orders: dict[str, Order] = {}
+    stale: list[str] = []
+    for job in jobs:
+        row = view.row(job.name)
+        behind = [name for _, name in job.after if name in orders]
+        if row is not None and not _again(row, job, bool(behind)):
+            continue
+        numbers = _numbers(row, job, bool(behind))
+        if row is not None and behind:  # what still waits has no part in the new order of things
+            stale += [part.unit for part in row.parts if part.kind == "waiting"]
+        orders[job.name] = Order(job, numbers, tuple(_still(view, job, orders)))
+    return list(orders.values()), stale
+
+
+def _again(row: Row, job: Job, behind: bool) -> bool:
+    """Return whether a job is submitted again.
+
+    `behind`: it waits for one that is.
+    """
+    if row.passed:
+        return False
+    if row.over or (job.tasks and len(row.parts) != job.tasks and not row.done and not row.live):
+        return True
+    if behind and row.kind == "report":
+        return not row.count("running")
+    return behind and not row.done and not row.count("running")
+
+
+def _numbers(row: Row | None, job: Job, behind: bool) -> tuple[int, ...]:
+    """The tasks of an array that are submitted again; none named: all."""
+    if row is None or not job.tasks or len(row.parts) != job.tasks:
+        return ()
+    kept = ("done", "running") if behind else ("done", "running", "waiting")
+    found = [part.number for part in row.parts if part.kind not in kept and part.number is not None]
+    return () if len(found) == job.tasks else tuple(sorted(found))
+
+
+def _still(view: View, job: Job, orders: dict[str, Order]) -> list[tuple[Condition, str]]:
+    """Dependencies of a job on jobs already queued."""
+    found: list[tuple[Condition, str]] = []
+    for condition, name in job.after:
+        row = view.row(name)
+        if row is None or (name in orders and not orders[name].numbers):
+            continue
+        found += [(condition, part.unit) for part in row.parts if part.kind in ("waiting", "running")]
+    return found
+
+
+def log_of(
+    view: View, wanted: str, root: Path, attempt: int | None = None, rank: int | None = None
+) -> tuple[Row, Path]:
+    """Log of a job ("train") or array task ("clean[3]").
+
+    Without a name, of the one to look at.
+
+    Of the newest attempt, or of `attempt`; of all ranks of a training, or of `rank`.
+
+    Raises:
+        ConfigError: there is no such job.
+        MissingInput: it has not written anything.
+    """
+    found = re.fullmatch(r"(.*?)(?:[\[_](\d+)\]?)?", wanted)
+    name, number = (found[1], found[2]) if found else (wanted, None)
+    row = view.row(wanted) or view.row(name) if wanted else _worth_a_look(view)
+    if row is None:
+        raise ConfigError(f"there is no job {wanted!r}; there are: {', '.join(row.name for row in view.rows)}")
+    parts = [part for part in row.parts if number is None or part.number in (None, int(number))]
+    parts.sort(key=lambda part: ("failed", "lost", "running", "done", "unknown", "waiting").index(part.kind))
+    for part in parts:
+        if path := _newest(root / "slurm" / "logs", f"{row.name}-{part.unit}", attempt, rank):
+            return row, path
+    which = f", attempt {attempt}" * (attempt is not None) + f", rank {rank}" * (rank is not None)
+    raise MissingInput(f"{row.name}{which}: has written no log yet. See why with: assay slurm status CONFIG")
+
+
+def _newest(logs: Path, unit: str, attempt: int | None, rank: int | None) -> Path | None:
+    """The log of an attempt, the newest where none is named.
+
+    Where no attempt has one yet, what Slurm itself says.
+    """
+    pattern = f"*.{unit}.{'*' if attempt is None else attempt}" + (".log" if rank is None else f"/rank-{rank}.log")
+    of_attempts = {int(number[1]): path for path in logs.glob(pattern) if (number := _ATTEMPT.search(str(path)))}
+    if of_attempts:
+        return of_attempts[max(of_attempts)]
+    return next(logs.glob(f"*.{unit}.log"), None) if attempt is None and rank is None else None
+
+
+def _worth_a_look(view: View) -> Row | None:
+    """The first failed job, else the last running or done."""
+    for rows in (
+        [row for row in view.rows if row.over and any(part.attempts for part in row.parts)],
+        [row for row in view.rows if row.count("running")][::-1],
+        [row for row in view.rows if row.done][::-1],
+    ):
+        if rows:
+            return rows[0]
+    return view.rows[0] if view.rows else None
+
+
+def follow(path: Path, live: Callable[[], bool]) -> None:
+    """Print a log as it grows, until its job has ended."""
+    looked = time.monotonic()
+    with open(path, "rb") as log:
+        while True:
+            if text := log.read():
+                sys.stdout.write(text.decode("utf-8", "replace"))
+                sys.stdout.flush()
+            elif time.monotonic() - looked > _LOOK_SECONDS:
+                if not live():
+                    return
+                looked = time.monotonic()
+            time.sleep(_POLL_SECONDS)

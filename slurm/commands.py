@@ -1,0 +1,367 @@
+"""Slurm's command-line tools: the only code that calls them.
+
+What they print becomes values, what they refuse an error.
+
+Formats are asked for field by field, which all releases since 20.11 understand; `--json` differs between them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from governance.errors import ClusterError
+
+FIRST_LOCAL = 10**9
+"""Jobs of a rehearsal (`local.py`) have numbers from here on, above all that Slurm gives."""
+_SEPARATOR = "\x1f"
+_SECONDS = 60.0
+_COUNTER_RESET = 1 << 63  # a node's energy counter that was reset shows as 2^64 - x
+_OF_A_JOB_AROUND = re.compile(
+    r"(SBATCH|SQUEUE|SACCT|SINFO|SCANCEL|SCONTROL)_"
+    r"|SLURM_(JOB|STEP|TASK|NTASKS|NPROCS|CPU|MEM|NODE|NNODES|PROCID|LOCALID|ARRAY|GPU|TRES|RESTART|GTIDS|DIST|SUBMIT|EXPORT)"
+)
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job or array task in the queue."""
+
+    job: str
+    """Its id; of a task "12_3"."""
+    state: str
+    reason: str
+    elapsed: int
+    """Seconds."""
+    nodes: str
+    starts: str
+    """When it began or is expected to; "" where nobody knows."""
+    excluded: str = ""
+    """Nodes that it does not get."""
+    name: str = ""
+    """The job's; another job may have had this id before."""
+
+
+@dataclass(frozen=True)
+class Accounted:
+    """A job, or one task of an array, as accounting tells it.
+
+    One line for each time that it was started.
+    """
+
+    job: str
+    state: str
+    status: int
+    """Exit status."""
+    signal: int
+    """Signal that ended it; 0: none."""
+    elapsed: int
+    """Seconds."""
+    nodes: str
+    core_seconds: int
+    joules: int | None
+    """Energy of its nodes; None where the cluster does not measure it, or a counter was reset meanwhile."""
+    comment: str
+    whole_joules: int = 0
+    """Of the script."""
+    step_joules: int = 0
+    """Of what the script started by `srun`."""
+    name: str = ""
+    """The job's; another job may have had this id before."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition in `scontrol`."""
+
+    name: str
+    limit: str
+    """Longest wall time of a job."""
+    nodes: int
+    """How many it has."""
+    most_nodes: int
+    """How many a job may have."""
+    default: bool
+
+
+@dataclass(frozen=True)
+class Node:
+    """Resources of a node."""
+
+    name: str
+    partitions: tuple[str, ...]
+    cpus: int
+    memory_mb: int
+    gpus: int
+    state: str
+
+
+def submit(script: Path, options: Sequence[str]) -> str:
+    """Hand a script to `sbatch`; the job's id."""
+    return _ask("sbatch", "--parsable", *options, str(script)).split(";")[0].strip()
+
+
+def rehearse(script: Path, options: Sequence[str] = ()) -> str:
+    """Answer of `sbatch --test-only`; "" if accepted."""
+    try:
+        _ask("sbatch", "--test-only", *options, str(script))
+    except ClusterError as error:
+        return str(error)
+    return ""
+
+
+def rehearse_options(options: Sequence[str]) -> str:
+    """As `rehearse`, of a job that does nothing and asks for this."""
+    try:
+        _ask("sbatch", "--test-only", *options, "--wrap=true")
+    except ClusterError as error:
+        return str(error)
+    return ""
+
+
+def queue(jobs: Iterable[str]) -> list[Queued]:
+    """Jobs still in the queue, array tasks apart.
+
+    Raises:
+        ClusterError: the controller does not answer.
+    """
+    wanted = sorted(set(jobs))
+    if not wanted:
+        return []
+    layout = "|".join(("%i", "%T", "%r", "%M", "%N", "%S", "%x", "%j"))
+    try:
+        told = _ask(
+            "squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(wanted)}", f"--format={layout}"
+        )
+    except ClusterError as error:
+        if "Invalid job id" in str(error):  # it asks so of a single one that is gone
+            return []
+        raise
+    found = []
+    for line in told.splitlines():
+        job, state, reason, elapsed, nodes, starts, excluded, name = line.split("|", 7)
+        begins = "" if starts in ("N/A", "") else starts
+        found.append(Queued(job, state, _none(reason), seconds(elapsed), nodes, begins, _none(excluded), name))
+    return found
+
+
+def accounted(jobs: Iterable[str], *, every_start: bool = False, since: str = "") -> list[Accounted]:
+    """Accounting of the jobs, with earlier starts for `every_start`.
+
+    `since`: not of jobs that had these ids before, which begin anew as they reach MaxJobId; local time.
+
+    Raises:
+        ClusterError: there is no accounting, or it does not answer.
+    """
+    wanted = sorted(set(jobs))
+    if not wanted:
+        return []
+    fields = "JobID,State,ExitCode,ElapsedRaw,NodeList,CPUTimeRAW,ConsumedEnergyRaw,JobName,Comment"
+    told = _ask(
+        "sacct", "--noheader", "--parsable2", f"--delimiter={_SEPARATOR}", "--array", f"--jobs={','.join(wanted)}",
+        f"--format={fields}", *["--duplicates"] * every_start,
+        *[f"--starttime={since}"] * bool(since),
+    )  # fmt: skip
+    found: list[Accounted] = []
+    for line in told.splitlines():
+        job, state, ended, elapsed, nodes, cores, energy, name, comment = line.split(_SEPARATOR)
+        _, _, step = job.partition(".")
+        if step:
+            if found:
+                found[-1] = _with_step(found[-1], step, _joules(energy))
+            continue
+        status, _, number = ended.partition(":")
+        found.append(
+            Accounted(
+                job, state.split(" ")[0], int(status or 0), int(number or 0), int(elapsed or 0), _none(nodes),
+                int(cores or 0), None, comment, name=name,
+            )
+        )  # fmt: skip
+    return found
+
+
+def partitions() -> dict[str, Partition]:
+    """The cluster's partitions that this user sees, by name."""
+    found = {}
+    for words in _records("scontrol", "show", "partition", "--oneliner"):
+        name, nodes = words["PartitionName"], int(words.get("TotalNodes", "0"))
+        most = words.get("MaxNodes", "UNLIMITED")
+        found[name] = Partition(
+            name, words.get("MaxTime", ""), nodes, int(most) if most.isdecimal() else nodes,
+            words.get("Default") == "YES",
+        )  # fmt: skip
+    return found
+
+
+def nodes() -> list[Node]:
+    """The cluster's nodes."""
+    found = []
+    for words in _records("scontrol", "show", "node", "--oneliner"):
+        gpus = [int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", words.get("Gres", ""))]
+        of = tuple(words.get("Partitions", "").split(","))
+        cpus, memory = int(words.get("CPUEfctv") or words.get("CPUTot", "0")), int(words.get("RealMemory", "0"))
+        found.append(Node(words["NodeName"], of, cpus, memory, sum(gpus), words.get("State", "")))
+    return found
+
+
+def settings() -> dict[str, str]:
+    """The cluster's settings (`scontrol show config`).
+
+    Raises:
+        ClusterError: there is no Slurm here, or its controller does not answer.
+    """
+    lines = (line.partition("=") for line in _ask("scontrol", "show", "config").splitlines())
+    return {name.strip(): value.strip() for name, equals, value in lines if equals}
+
+
+def max_array_size() -> int:
+    """One more than the greatest number of a task in an array.
+
+    Raises:
+        ClusterError: there is no Slurm here, or its controller does not answer.
+    """
+    return int(settings().get("MaxArraySize", "1001"))
+
+
+def accounts(user: str) -> list[str]:
+    """The accounts that this user may charge, the default first.
+
+    None where accounting does not answer.
+    """
+    try:
+        told = _ask("sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={user}", "format=account")
+    except ClusterError:
+        return []
+    return list(dict.fromkeys(line for line in told.splitlines() if line))
+
+
+def submit_limits(user: str, account: str, qos: str) -> dict[str, int]:
+    """Limits on a user's queue entries, by name."""
+    found: dict[str, int] = {}
+    words = ["user=" + user, *["account=" + account] * bool(account)]
+    try:
+        of_user = _ask("sacctmgr", "-nP", "show", "assoc", *words, "format=account,maxsubmit,grpsubmit,defaultqos")
+        defaults = [line.split("|")[3] for line in of_user.splitlines() if line.count("|") == 3]
+        names = [qos or next((name for name in defaults if name), "normal")]
+        of_qos = _ask("sacctmgr", "-nP", "show", "qos", *names, "format=name,maxsubmitpu,grpsubmit")
+    except ClusterError:
+        return {}
+    for kind, told, fields in (
+        ("account", of_user, ("MaxSubmitJobs", "GrpSubmitJobs")),
+        ("qos", of_qos, ("MaxSubmitJobsPerUser", "GrpSubmitJobs")),
+    ):
+        for line in told.splitlines():
+            name, *values = line.split("|")
+            for field, value in zip(fields, values, strict=False):
+                if value.isdecimal():
+                    found[f"the {kind} {name} ({field})"] = int(value)
+    return found
+
+
+def mine() -> int:
+    """Queue entries of this user; 0 without an answer."""
+    try:
+        return len(_ask("squeue", "--me", "--noheader", "--array", "--format=%i").splitlines())
+    except ClusterError:
+        return 0
+
+
+def on_a_node(options: Sequence[str], *command: str, seconds: int = 10) -> str:
+    """Run a command on a node that is free within some seconds.
+
+    What it prints.
+
+    Raises:
+        ClusterError: none is free, or the command fails there.
+    """
+    return _ask("srun", f"--immediate={seconds}", "--quiet", "--nodes=1", "--ntasks=1", "--time=1", *options, *command)
+
+
+def release(jobs: Sequence[str]) -> None:
+    """Let held jobs go."""
+    _ask("scontrol", "release", *jobs)
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """Cancel jobs; ended and rehearsed ones are passed over."""
+    if of_slurm := [job for job in jobs if not is_local(job)]:
+        _ask("scancel", *of_slurm)
+
+
+def is_local(job: str) -> bool:
+    """Return whether a job, or a task, is of a rehearsal."""
+    return int(job.partition("_")[0]) >= FIRST_LOCAL
+
+
+def seconds(elapsed: str) -> int:
+    """Seconds of "1-02:03:04", as Slurm writes elapsed times.
+
+    0 of what is none.
+    """
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){1,2}", elapsed):
+        return 0
+    days, _, rest = elapsed.rpartition("-")
+    total = 0
+    for part in rest.split(":"):
+        total = total * 60 + int(part)
+    return int(days or 0) * 86_400 + total
+
+
+def _with_step(job: Accounted, step: str, joules: int | None) -> Accounted:
+    """A job with one more step; their energies are summed here.
+
+    The batch step is measured on the first node for as long as the script runs, the steps of `srun` on all of theirs,
+    ours one after the other. So their sum and the batch step's are two lower bounds; the larger one counts.
+    """
+    if joules is None:
+        return job
+    if step in ("batch", "extern"):
+        whole, steps = max(job.whole_joules, joules), job.step_joules
+    else:
+        whole, steps = job.whole_joules, job.step_joules + joules
+    return replace(job, joules=max(whole, steps), whole_joules=whole, step_joules=steps)
+
+
+def _joules(text: str) -> int | None:
+    value = int(text) if text.isdecimal() else 0
+    return value if 0 < value < _COUNTER_RESET else None
+
+
+def _none(text: str) -> str:
+    return "" if text in ("None", "None assigned", "(null)") else text
+
+
+def _records(*words: str) -> list[dict[str, str]]:
+    """The NAME=VALUE words of each line."""
+    found = []
+    for line in _ask(*words).splitlines():
+        if "=" in line:
+            found.append(dict(word.split("=", 1) for word in line.split() if "=" in word))
+    return found
+
+
+def _environment(values: Mapping[str, str]) -> dict[str, str]:
+    """Environment without variables that would steer Slurm's tools."""
+    return {name: value for name, value in values.items() if not _OF_A_JOB_AROUND.match(name)}
+
+
+def _ask(*words: str) -> str:
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=_SECONDS, check=False, env=_environment(os.environ)
+        )
+    except FileNotFoundError as error:
+        raise ClusterError(
+            f"{words[0]}: not on this machine's PATH. Run this on a login node of a Slurm cluster; perhaps its module "
+            "must be loaded first (module load slurm)."
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(f"{words[0]}: no answer within {_SECONDS:.0f} s; is slurmctld up?") from error
+    if done.returncode != 0:
+        said = done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}"
+        raise ClusterError(f"{words[0]}: {said}")
+    return done.stdout

@@ -1,0 +1,324 @@
+"""State of each job, from queue, accounting and records.
+
+The queue knows what waits, runs, or ended within the last minutes; accounting knows what ended, if the site has it and
+it answers; the run's own records (`<root>/slurm/attempts/`) know what each attempt said of itself, whatever is down. A
+line of an attempt's record, two of them where it could speak at its end:
+
+    {"attempt": 0, "event": "started", "job": "12_3", "nodes": "node1", "started": "...", "time": "..."}
+    {"attempt": 0, "cause": "the gate is closed", "event": "ended", "job": "12_3", "nodes": "node1", "outcome":
+     "explained", "progress": "", "started": "...", "status": 77, "time": "..."}
+
+`outcome` is "done", "left" (saved, goes on), "explained" (the same again would end the same) or "failed". An attempt
+without an end was killed with its script, most often with its node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from governance.files import read_lines
+from slurm import commands as tools
+from slurm.answers import ask
+from slurm.submit import Submitted, submitted
+
+Class = Literal["waiting", "running", "done", "failed", "lost", "unknown"]
+_WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+_RUNNING = {"RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT"}
+_OF_OUTCOMES: dict[str, Class] = {"done": "done", "explained": "failed", "failed": "failed", "left": "failed"}
+_NO_LOG = "the node could not begin it: does it see the root's folder and this user?"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a job."""
+
+    number: int
+    nodes: str
+    started: str
+    ended: str
+    """"" where it did not say so."""
+    status: int | None
+    outcome: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A job, or one task of an array."""
+
+    unit: str
+    """Slurm's id of it: "12", or "12_3"."""
+    number: int | None
+    """Of the task; None: it is no array."""
+    kind: Class
+    state: str
+    """Slurm's word, or ours where Slurm does not know: "LOST", "UNKNOWN"."""
+    reason: str = ""
+    """Why it waits, in Slurm's word."""
+    elapsed: int = 0
+    """Seconds."""
+    nodes: str = ""
+    starts: str = ""
+    excluded: str = ""
+    """Nodes that it does not get."""
+    status: int | None = None
+    """Exit status."""
+    cause: str = ""
+    """Why it ended, in words."""
+    attempts: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A job of the graph.
+
+    One, or an array with the standing of each task.
+    """
+
+    name: str
+    kind: str
+    after: tuple[str, ...]
+    """Names of the jobs that it waits for."""
+    parts: tuple[Standing, ...]
+    joules: int | None = None
+    """By accounting, over all starts and submissions."""
+    core_seconds: int = 0
+    submission: int = 0
+    """The newest that had it."""
+    passed: bool = False
+    """Whether it no longer matters how it ended: a later job did, or does, its work."""
+
+    def count(self, *kinds: Class) -> int:
+        """Number of its parts in this state."""
+        return sum(part.kind in kinds for part in self.parts)
+
+    @property
+    def done(self) -> bool:
+        """Return whether all of it is."""
+        return self.count("done") == len(self.parts)
+
+    @property
+    def live(self) -> bool:
+        """Return whether some of it waits or runs."""
+        return self.count("waiting", "running") > 0
+
+    @property
+    def over(self) -> bool:
+        """Return whether a part failed for good."""
+        return not self.passed and self.count("failed", "lost") > 0
+
+
+@dataclass(frozen=True)
+class View:
+    """All jobs of a run, in order."""
+
+    rows: tuple[Row, ...]
+    submissions: int
+    first: str
+    """When the first submission was made."""
+    last: str
+    """When the newest was."""
+    silent: tuple[str, ...] = field(default=())
+    """Which of Slurm's parts did not answer, in its tools' own words."""
+    queue_answers: bool = True
+
+    def row(self, name: str) -> Row | None:
+        """The job of this name."""
+        return next((row for row in self.rows if row.name == name), None)
+
+
+def gather(root: Path, most_seconds: float = 0.0) -> View | None:
+    """States of all jobs submitted for this root; None without any.
+
+    `most_seconds`: answers of Slurm that are so old do, where another process had them (see answers.py).
+    """
+    lines = submitted(root)
+    if not lines:
+        return None
+    answers = ask(root, lines, most_seconds)
+    queued = None if answers.queued is None else {item.job: item for item in answers.queued}
+    accounts: dict[str, list[tools.Accounted]] | None = None
+    if answers.accounted is not None:
+        accounts = {}
+        for item in answers.accounted:
+            accounts.setdefault(item.job, []).append(item)
+    names = {line.job: line.name for line in lines}
+    used: dict[str, list[tools.Accounted]] = {}  # of every submission: what failed was paid for too
+    for unit, items in (accounts or {}).items():
+        used.setdefault(names.get(unit.partition("_")[0], ""), []).extend(items)
+    rows = []
+    for name, units in _newest(lines).items():
+        line = next(line for line in reversed(lines) if line.name == name)
+        parts = [_stand(root, unit, number, queued, accounts) for unit, number in units]
+        known = used.get(name, [])
+        measured = [item.joules for item in known if item.joules is not None]
+        after = tuple(names[job] for _, job in line.after if job in names)
+        rows.append(
+            Row(
+                name, line.kind, after, tuple(parts), sum(measured) if measured else None,
+                sum(item.core_seconds for item in known), line.submission,
+            )
+        )  # fmt: skip
+    told = _explained(_passed(rows))
+    return View(told, lines[-1].submission, lines[0].submitted, lines[-1].submitted, answers.silent, queued is not None)
+
+
+def _newest(lines: Sequence[Submitted]) -> dict[str, list[tuple[str, int | None]]]:
+    """Newest (id, number) of each job and task, by first submission."""
+    found: dict[str, dict[int | None, str]] = {}
+    for line in lines:
+        units = found.setdefault(line.name, {})
+        if line.tasks:
+            if None in units or any(number is not None and number >= line.tasks for number in units):
+                units.clear()  # planned anew, with another number of tasks
+            units.update({number: f"{line.job}_{number}" for number in line.numbers})
+        else:
+            units.clear()
+            units[None] = line.job
+    return {name: [(unit, number) for number, unit in units.items()] for name, units in found.items()}
+
+
+def _stand(
+    root: Path,
+    unit: str,
+    number: int | None,
+    queued: Mapping[str, tools.Queued] | None,
+    accounts: Mapping[str, Sequence[tools.Accounted]] | None,
+) -> Standing:
+    entry = queued.get(unit) if queued is not None else None
+    told = accounts[unit][-1] if accounts and unit in accounts else None
+    well = class_of(entry.state if entry else told.state if told else "") == "done"
+    attempts = () if well and number is not None else attempts_of(root, unit)  # of thousands of tasks, one file each
+    last = attempts[-1] if attempts else None
+    base = Standing(unit, number, "unknown", "UNKNOWN", attempts=attempts)
+    if last is not None:
+        base = replace(base, nodes=last.nodes, status=last.status, cause=last.cause)
+    if told is not None:
+        base = replace(base, nodes=told.nodes or base.nodes, elapsed=told.elapsed)
+    if entry is not None:
+        base = replace(
+            base, state=entry.state, reason=entry.reason, elapsed=entry.elapsed, starts=entry.starts,
+            nodes=entry.nodes or base.nodes, excluded=entry.excluded,
+        )  # fmt: skip
+    elif told is not None:
+        base = replace(base, state=told.state)
+    kind = class_of(base.state)
+    if last is not None and last.outcome == "done" and (base.state == "PREEMPTED" or kind == "waiting"):
+        kind = "done"  # so Slurm ends a job that was told to leave at any time before, or puts it back
+    if entry is None and kind in ("waiting", "running", "unknown"):
+        base, kind = _without_the_queue(base, last, queued is not None, told is not None)
+    if kind == "failed":
+        base = _why(base, told)
+    return replace(base, kind=kind)
+
+
+def _without_the_queue(
+    base: Standing, last: Attempt | None, queue_answers: bool, accounted: bool
+) -> tuple[Standing, Class]:
+    """A job of which only old news is known.
+
+    What its own record says, or that it is lost.
+    """
+    if last is not None and last.outcome:
+        kind = _OF_OUTCOMES.get(last.outcome, "unknown")
+        if kind == "done" or (queue_answers and not accounted):
+            return replace(base, state="COMPLETED" if kind == "done" else "FAILED"), kind
+    if queue_answers:
+        return replace(base, state="LOST", cause="the controller does not know it any more"), "lost"
+    return base, class_of(base.state)
+
+
+def _why(base: Standing, told: tools.Accounted | None) -> Standing:
+    """A failed job with its status, and a cause in words."""
+    if told is not None:
+        base = replace(base, status=told.status or base.status)
+        if not base.cause and told.signal:
+            base = replace(base, cause=_NO_LOG if told.signal == 53 else f"ended by signal {told.signal}")
+        if not base.cause and told.comment:
+            base = replace(base, cause=told.comment)
+    words = {
+        "TIMEOUT": "it reached its time limit",
+        "OUT_OF_MEMORY": "it used more memory than it asked for",
+        "NODE_FAIL": "its node failed",
+        "DEADLINE": "its deadline passed",
+        "BOOT_FAIL": "its node did not boot",
+        "PREEMPTED": "another job took its node",
+    }
+    if base.state in words:
+        base = replace(base, cause=words[base.state] + (f"; {base.cause}" if base.cause else ""))
+    if base.attempts and base.attempts[-1].outcome == "done":  # it was put back, or cancelled, after its end
+        base = replace(base, cause=f"its work was done; then Slurm ended it ({base.state})")
+    if not base.cause and base.attempts and not base.attempts[-1].ended:
+        base = replace(base, cause="killed without a word, most often with its node")
+    return base
+
+
+def _passed(rows: Sequence[Row]) -> list[Row]:
+    """Drop rows that later rows replace.
+
+    Shares and joins count no more once the data is made, or planned anew without them; nor does a link of a chain
+    behind which another goes on.
+    """
+    made = any(row.kind == "data" and row.done for row in rows)
+    planned = next((row.submission for row in rows if row.kind == "data"), 0)
+    found: list[Row] = []
+    goes_on = False
+    for row in reversed(rows):
+        if row.kind in ("share", "join"):
+            passed = made or (row.submission < planned and not row.done and not row.live)
+        else:
+            passed = row.kind == "train" and goes_on
+        found.append(replace(row, passed=passed))
+        goes_on = goes_on or (row.kind == "train" and (row.live or row.done))
+    return found[::-1]
+
+
+def _explained(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """A cancelled job says which one before it failed."""
+    done: dict[str, Row] = {}
+    for row in rows:
+        broken = [name for name in row.after if name in done and done[name].over]
+        parts = [
+            replace(part, cause=f"because {broken[0]} did not succeed")
+            if part.state.startswith("CANCELLED") and not part.attempts and broken
+            else part
+            for part in row.parts
+        ]
+        done[row.name] = replace(row, parts=tuple(parts))
+    return tuple(done.values())
+
+
+def class_of(state: str) -> Class:
+    """Class of a Slurm state."""
+    if state in _WAITING:
+        return "waiting"
+    if state in _RUNNING:
+        return "running"
+    if state in ("UNKNOWN", ""):
+        return "unknown"
+    return "done" if state == "COMPLETED" else "failed"
+
+
+def attempts_of(root: Path, unit: str) -> tuple[Attempt, ...]:
+    """Records of a job's attempts, oldest first."""
+    found: dict[tuple[int, str], Attempt] = {}
+    for line in read_lines(root / "slurm" / "attempts" / f"{unit}.jsonl"):
+        values: dict[str, Any] = line if isinstance(line, dict) else {}
+        mark = (int(values.get("attempt", 0)), str(values.get("started", "")))
+        if values.get("event") == "started":
+            found.setdefault(mark, Attempt(mark[0], str(values.get("nodes", "")), mark[1], "", None, "", ""))
+        elif values.get("event") == "ended":
+            found[mark] = Attempt(
+                mark[0], str(values.get("nodes", "")), mark[1], str(values.get("time", "")), values.get("status"),
+                str(values.get("outcome", "")), str(values.get("cause", "")),
+            )  # fmt: skip
+    attempts = list(found.values())
+    for index, attempt in enumerate(attempts[:-1]):
+        if not attempt.ended:
+            attempts[index] = replace(
+                attempt, outcome="killed", cause="killed without a word, most often with its node"
+            )
+    return tuple(attempts)

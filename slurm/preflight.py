@@ -1,0 +1,290 @@
+"""Submit-time checks: refuse what would fail or wait for ever.
+
+First what can be seen by looking: Slurm is there, the partition, the account, the limits, what a node has, the file
+system. Then `sbatch --test-only` of every script, which asks the controller itself (it does not look at a partition's
+longest time unless the site enforces it, so we do). Each line says what is asked for, what there is, and the mend;
+Slurm's own words stand behind.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from governance.errors import ClusterError, ConfigError
+from governance.log import get_logger
+from slurm import commands as tools
+from slurm.config import SlurmConfig, minutes
+from slurm.graph import Job
+from slurm.limits import entries_of, over_limits
+from slurm.nodes import away, megabytes, of_training
+from slurm.render import script_of
+
+_SHARED = {
+    "nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph", "glusterfs", "fuse.glusterfs", "9p", "virtiofs",
+    "cifs", "smb3", "afs", "orangefs", "wekafs", "panfs", "fuse.juicefs", "gfs2", "ocfs2",
+}  # fmt: skip
+_OF_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
+_LATER = re.compile(r"down, drained or reserved|ReqNodeNotAvail|Resources|Priority|MaxSubmit|QOSMax|AssocMax|AssocGrp")
+_NO_SUCH_NODE = "Requested node configuration is not available"
+"""What `sbatch --test-only` says as well where nodes are down that would do; the job itself is queued."""
+_MENDS = {
+    "partition": "set slurm.partition (and data_partition) to one of: {partitions}",
+    "account": "set slurm.account to one that you may charge: {accounts}",
+    "qos": "set slurm.qos to one that your account has, or leave it out",
+    "time limit": "lower slurm.time_limit or data_time_limit; for a longer run, slurm.chain = N makes N jobs in a row",
+    "node configuration": "ask for less of a node (slurm.gpus_per_node, cpus_per_task, memory, data_memory, ...)",
+    "node count": "lower slurm.nodes",
+    "memory": "lower slurm.memory or data_memory",
+    "reservation": "mend slurm.reservation, or leave it out",
+    "feature": "mend slurm.constraint",
+    "mail": "mend slurm.mail_type",
+    "node name": "mend slurm.exclude",
+}  # fmt: skip
+
+
+def refuse(
+    jobs: Sequence[Job],
+    config: SlurmConfig,
+    root: Path,
+    config_file: Path,
+    sources: Sequence[Path] = (),
+    entries: Mapping[str, int] | None = None,
+) -> None:
+    """Look at everything that the cluster would refuse.
+
+    The scripts are kept already, the sources lie in `sources`.
+
+    `entries`: how many tasks of each array are submitted; None: all.
+
+    Raises:
+        ConfigError: a setting contradicts another, or the script to source is not there.
+        ClusterError: the cluster would refuse it, or never start it.
+    """
+    check_settings(config, root)
+    faults = list(_seen(config))
+    faults += over_limits(jobs, entries or {job.name: entries_of([job]) for job in jobs}, config)
+    told = faults or list(_rehearsed(jobs, root, _away(config)))
+    if told:
+        raise ClusterError("nothing was queued:\n" + "\n".join(f"  {line}" for line in told))
+    files = [Path(config.environment)] * bool(config.environment) + [config.image_file] * bool(config.image_file)
+    folders = [file.parent for file in files if file is not None]
+    refuse_unshared([root, config_file.parent, *folders, *sources], config)
+
+
+def check_settings(config: SlurmConfig, root: Path) -> None:
+    """Faults of the settings on any cluster.
+
+    Raises:
+        ConfigError: so.
+    """
+    for field in ("time_limit", "data_time_limit"):
+        limit = minutes(getattr(config, field))
+        if config.signal_seconds > limit * 60 / 2:
+            raise ConfigError(
+                f"slurm.{field} = {getattr(config, field)!r} with signal_seconds = {config.signal_seconds}: more than "
+                "half of the time would be left for the save. Raise the limit, or lower signal_seconds."
+            )
+    if config.environment and not Path(config.environment).is_file():
+        raise ConfigError(f"slurm.environment: there is no {config.environment}. Name a shell script to source.")
+    image = config.image_file
+    if image is not None and not image.exists():
+        raise ConfigError(
+            f"slurm.container: there is no {image}. Name an image file, or what the runtime fetches (docker://...)."
+        )
+    for mount in config.container_mounts:
+        if not Path(mount).is_absolute():  # it may be on the nodes alone
+            raise ConfigError(f"slurm.container_mounts: {mount!r} is no absolute path; write it from / on.")
+    if odd := sorted(set(str(root)) & set('%\\"\n\r`$')):
+        raise ConfigError(
+            f"{root}: Slurm reads {odd[0]!r} in the path of a log as a pattern or a quote. Choose another --root."
+        )
+
+
+def _seen(config: SlurmConfig) -> Iterator[str]:
+    """Faults that can be seen by looking at the cluster."""
+    known, all_nodes = tools.partitions(), tools.nodes()
+    allowed = tools.accounts(getpass.getuser()) if config.account or config.data_account else []
+    for field, account in (("account", config.account), ("data_account", config.data_account)):
+        if account and allowed and account not in allowed:
+            words = _words([f"--account={account}"])
+            yield f"slurm.{field} = {account!r}: you may charge {', '.join(allowed)}. Use one.{words}"
+    wanted = {"partition": config.partition, "data_partition": config.data_partition}
+    unknown = False
+    for field, name in wanted.items():
+        for part in name.split(",") if name else []:
+            if part not in known:
+                unknown = True
+                words = _words([f"--partition={part}"])
+                yield f"slurm.{field} = {name!r}: there is no {part!r}; there are {', '.join(sorted(known))}.{words}"
+    if unknown:
+        return
+    default = [name for name, partition in known.items() if partition.default]
+    yield from _fits(config, "time_limit", _named(known, config.partition.split(",") if config.partition else default))
+    data = config.data_partition or config.partition
+    yield from _fits(config, "data_time_limit", _named(known, data.split(",") if data else default))
+    for_training = _named(known, config.partition.split(",") if config.partition else default)
+    yield from _nodes_suffice(config, for_training, all_nodes)
+
+
+def _named(known: dict[str, tools.Partition], names: Sequence[str]) -> list[tools.Partition]:
+    return [known[name] for name in names if name in known]
+
+
+def _fits(config: SlurmConfig, field: str, among: Sequence[tools.Partition]) -> Iterator[str]:
+    asked = getattr(config, field)
+    if among and asked and all(minutes(asked) > minutes(partition.limit) for partition in among):
+        limits = ", ".join(f"{partition.name} MaxTime={partition.limit}" for partition in among)
+        words = _words([f"--partition={','.join(partition.name for partition in among)}", f"--time={asked}"])
+        yield (
+            f"slurm.{field} = {asked!r} is above the partition's limit ({limits}). Lower it"
+            + (
+                f"; for a longer run, slurm.chain = N makes N jobs in a row.{words}"
+                if field == "time_limit"
+                else f".{words}"
+            )
+        )
+
+
+def _nodes_suffice(
+    config: SlurmConfig, among: Sequence[tools.Partition], all_nodes: Sequence[tools.Node]
+) -> Iterator[str]:
+    """Check that some partition has enough suitable nodes."""
+    names = {partition.name for partition in among}
+    there = [node for node in all_nodes if names & set(node.partitions)]
+    if not there:
+        return
+    most = max((min(partition.most_nodes, partition.nodes or partition.most_nodes) for partition in among), default=0)
+    if config.nodes > most:
+        words = _words(_as_options(config, nodes=config.nodes))
+        yield f"slurm.nodes = {config.nodes}: a job gets at most {most} of {', '.join(sorted(names))}. Lower it.{words}"
+    wanted = {
+        "gpus_per_node": (config.gpus_per_node, max(node.gpus for node in there), "GPUs"),
+        "cpus_per_task": (config.cpus_per_task * config.tasks_per_node, max(node.cpus for node in there), "CPUs"),
+        "memory": (megabytes(config.memory), max(node.memory_mb for node in there), "MB"),
+    }
+    for field, (asked, has, what) in wanted.items():
+        if asked > has:
+            words = _words(_as_options(config))
+            yield (
+                f"slurm.{field} = {getattr(config, field)!r}: {asked:,} {what} are asked for on a node, and no node of "
+                f"{', '.join(sorted(names))} has more than {has:,}. Lower it, or choose another partition.{words}"
+            )
+
+
+def _as_options(config: SlurmConfig, nodes: int = 1) -> list[str]:
+    options = [f"--nodes={nodes}", f"--ntasks-per-node={config.tasks_per_node}", "--time=1"]
+    options += [f"--partition={config.partition}"] * bool(config.partition)
+    options += [f"--gpus-per-node={config.gpus_per_node}"] * bool(config.gpus_per_node)
+    options += [f"--cpus-per-task={config.cpus_per_task}"] * bool(config.cpus_per_task)
+    return options + [f"--mem={config.memory}"] * bool(config.memory)
+
+
+def _words(options: Sequence[str]) -> str:
+    """Sbatch's own objection to these options, if any."""
+    said = tools.rehearse_options(options)
+    return f" Slurm says: {'; '.join(said.splitlines())}" if said else ""
+
+
+def _away(config: SlurmConfig) -> str:
+    """Reason why training cannot start now; "" if it can.
+
+    Enough nodes are configured, and some are away.
+    """
+    fitting = of_training(config, tools.partitions().values(), tools.nodes())
+    gone = away(fitting)
+    if not gone or len(fitting) < config.nodes or len(fitting) - len(gone) >= config.nodes:
+        return ""
+    return f"{len(fitting)} nodes fit, of which {', '.join(f'{node.name} is {node.state}' for node in gone)}"
+
+
+def _rehearsed(jobs: Sequence[Job], root: Path, gone: str = "") -> Iterator[str]:
+    """Objections of `sbatch --test-only`, each once.
+
+    `gone`: why nodes that fit are not there now.
+    """
+    said: dict[str, str] = {}
+    for job in jobs:
+        answer = tools.rehearse(script_of(root, job.name))
+        if not answer:
+            continue
+        if _LATER.search(answer):
+            get_logger(__name__).warning("%s cannot start now: %s", job.name, answer)
+        elif gone and job.kind == "train" and _NO_SUCH_NODE in answer:
+            get_logger(__name__).warning("%s cannot start now: %s (Slurm says: %s)", job.name, gone, answer)
+        else:
+            said.setdefault(answer, job.name)
+    if not said:
+        return
+    values = {
+        "partitions": ", ".join(sorted(tools.partitions())),
+        "accounts": ", ".join(tools.accounts(getpass.getuser())) or "see sacctmgr show assoc",
+    }
+    for answer, name in said.items():
+        mends = [mend for word, mend in _MENDS.items() if word in answer.lower()]
+        mend = (
+            mends[0].format(**values) if mends else "mend [slurm]; sinfo and scontrol show partition tell what there is"
+        )
+        yield f"{name}: {'; '.join(answer.splitlines())}. Mend: {mend}"
+
+
+def refuse_unshared(paths: Sequence[Path], config: SlurmConfig) -> None:
+    """Refuse a path that the nodes do not share.
+
+    A network's file system is believed. Of any other, a node that is free at once is asked; is none free, memory is
+    refused, a disk is warned of, and the first job looks again.
+
+    Raises:
+        ClusterError: a node does not see the path, or it lies in this machine's memory.
+    """
+    mounts = Path("/proc/mounts").read_text(encoding="utf-8").splitlines() if Path("/proc/mounts").exists() else []
+    for path in dict.fromkeys(paths):
+        kind = file_system_of(path, mounts)
+        if kind in _SHARED:
+            continue
+        mend = "Choose a --root, and a place for the run's file and its sources, on the cluster's shared file system."
+        partition = config.data_partition or config.partition
+        options = [f"--partition={partition}"] * bool(partition)
+        account = config.data_account or config.account
+        options += [f"--account={account}"] * bool(account)
+        qos = config.data_qos or config.qos
+        options += [f"--qos={qos}"] * bool(qos)
+        options += [f"--reservation={config.reservation}"] * bool(config.reservation)
+        options += [f"--exclude={config.exclude}"] * bool(config.exclude)
+        look = 'test -d "$0" || { echo "node $(hostname -s) does not see $0" >&2; exit 1; }'
+        try:
+            tools.on_a_node(options, "sh", "-c", look, str(path))
+        except ClusterError as error:
+            if not _busy(str(error)):
+                raise ClusterError(
+                    f"nothing was queued:\n  {path}: the nodes do not see it (here it lies on {kind or 'a disk'}). "
+                    f"{mend} Slurm says: {error}"
+                ) from error
+            if kind in _OF_MEMORY:
+                raise ClusterError(
+                    f"nothing was queued:\n  {path}: lies on {kind}, in the memory of this machine alone. {mend}"
+                ) from error
+            get_logger(__name__).warning(
+                "%s lies on %s, and no node is free to be asked whether it sees it; the first job looks. %s",
+                path, kind or "a local disk", mend,
+            )  # fmt: skip
+
+
+def _busy(words: str) -> bool:
+    """Return whether srun could not even begin."""
+    return not re.search(r"task \d+.*exit", words, re.IGNORECASE) and not words.endswith("status 1")
+
+
+def file_system_of(path: Path, mounts: Sequence[str]) -> str:
+    """File system type of a path, from /proc/mounts."""
+    best, kind = -1, ""
+    for line in mounts:
+        fields = line.split()
+        if len(fields) < 3:
+            continue
+        point = Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), fields[1]))
+        if (path == point or point in path.parents) and len(point.parts) >= best:
+            best, kind = len(point.parts), fields[2]
+    return kind

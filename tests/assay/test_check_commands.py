@@ -1,0 +1,81 @@
+"""Freeze a reference, compare with it, and write the engine's pages, as a user types it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from assay.cli.main import main
+
+
+@pytest.fixture
+def typed(project, capsys):
+    """`typed(*words)`: run a command on the project; its exit status and what it said."""
+
+    def run(command, *words):
+        root = ["--root", str(project / "root"), "--workers", "1"]
+        status = main([*command.split(), str(project / "run.toml"), *map(str, words), *root])
+        return status, "".join(capsys.readouterr())
+
+    return run
+
+
+REFERENCE = ("--set", 'audit.reference="reference.json"', "--set", "audit.min_drift_documents=50")
+
+
+def test_a_reference_is_frozen_once_from_a_corpus_that_was_let_through(project, typed):
+    assert typed("data prepare")[0] == 0
+    file = project / "reference.json"
+    status, said = typed("governance freeze", file)
+    assert (status, file.exists()) == (77, False), said
+    docs = project / "docs"
+    status, said = typed("governance check", "--data-docs", docs)
+    assert status == 0, said
+    assert "outside hosts" in said
+    assert list(docs.glob("validations/drift/**/*.html")) == []
+    assert len(list(docs.glob("validations/token_shards/**/*.html"))) == 1
+    assert typed("governance freeze", file)[0] == 0
+    whole = file.read_bytes()
+    assert typed("governance freeze", file)[0] == 78
+    assert file.read_bytes() == whole
+
+    policy = project / "policy.toml"
+    policy.write_text(policy.read_text() + GATE)
+    status, said = typed("governance check")
+    assert status == 77, "a gate on drift without a reference"
+    assert "inconclusive drift.reference" in said
+    status, said = typed("governance check", *REFERENCE)
+    assert status == 0, said
+    newest = max((project / "root").glob("audit/*/drift.json"), key=lambda path: path.stat().st_mtime_ns)
+    rows = json.loads(newest.read_bytes())
+    assert {row["psi"] for row in rows if row["n"]} == {0.0}
+    assert {"words", "duplicate_line_share"} <= {row["feature"] for row in rows}
+
+    envelope = json.loads(whole)
+    envelope["payload"] = envelope["payload"][:-8] + "AAAA" + envelope["payload"][-4:]
+    file.write_text(json.dumps(envelope))
+    status, said = typed("governance check", *REFERENCE)
+    assert status == 65, said
+    file.unlink()
+    assert typed("governance check", *REFERENCE)[0] == 66
+
+
+def test_a_reference_that_is_not_there_is_told_before_anything_is_made(project, typed):
+    status, said = typed("run", *REFERENCE)
+    assert status == 66
+    assert "reference.json" in said
+    assert not (project / "root").exists()
+
+
+GATE = """
+[[gate]]
+id = "drift.reference"
+suite = "drift"
+expectation = "between"
+column = "psi"
+max = 0.25
+max_missing = 0.5
+owner = "data"
+why = "Features far from the accepted corpus mean another source."
+"""

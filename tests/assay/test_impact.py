@@ -1,0 +1,233 @@
+"""Who saw a document: shards, rows, checkpoints and children, exactly, against a count by brute force."""
+
+import json
+import random
+import shutil
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from assay.cli.main import main
+from assay.impact import explain, impact
+from data_pipeline.tokens.token_shards import document_identity
+from governance.errors import MissingInput
+from governance.gate.verdict import GovernanceConfig
+from governance.lineage.attest import attest_with, open_journal
+from governance.lineage.lineage_graph import read_graph
+from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
+from governance.stage import Recipe, Runtime, commit
+from pretrain.config.training import MixtureConfig, RampConfig, TrainConfig
+from pretrain.data.dataset import open_rows
+from pretrain.data.sampler import order_of
+
+CONFIG = GovernanceConfig(signing_key="key.pem")
+
+
+def _pages(project):
+    """The small project, with URLs, one exact copy, and a text too short to stay."""
+    for name in ("a.jsonl", "b.jsonl"):
+        rows = [json.loads(line) for line in (project / name).read_text().splitlines()]
+        for number, row in enumerate(rows):
+            row["url"] = f"https://www.{name[0]}.example/page/{number}?utm_source=mail"
+        if name == "b.jsonl":
+            rows[7]["text"] = rows[3]["text"]
+            rows[9]["text"] = "too short"
+        (project / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module", params=["stretches", "packed"])
+def trained(request, tmp_path_factory):
+    """A project whose run has ended after several epochs' worth of checkpoints, all but the last two removed."""
+    from pathlib import Path
+
+    from tests.conftest import CONFIG as RUN
+    from tests.conftest import write_tales
+
+    folder = tmp_path_factory.mktemp(request.param)
+    text = RUN.replace('licence = "CC0-1.0"', 'licence = "CC0-1.0"\nurl_field = "url"')
+    text = text.replace("steps = 12", "steps = 24").replace("global_batch_size = 4", "global_batch_size = 16")
+    text = text.replace("every_steps = 4", "every_steps = 3\nkeep_last = 2")
+    if request.param == "packed":
+        text += "\n[data.pack]\nsequence_length = 64\n"
+    (folder / "run.toml").write_text(text)
+    shutil.copy(Path(__file__).parents[2] / "configs" / "policy.toml", folder / "policy.toml")
+    write_tales(folder / "a.jsonl", range(60))
+    write_tales(folder / "b.jsonl", range(60, 120))
+    _pages(folder)
+    root = folder / "root"
+    assert main(["run", str(folder / "run.toml"), "--root", str(root), "--workers", "1"]) == 0
+    newest = max(root.glob("checkpoint/*/manifest.json"), key=lambda path: read_manifest(path).config["step"])
+    words = [str(folder / "run.toml"), "--root", str(root)]
+    assert main(["evaluate", str(newest.parent), *words]) == 0
+    assert main(["export", str(newest.parent), str(folder / "exported"), *words]) == 0
+    return folder
+
+
+def child_of(checkpoint, root, name):
+    """An artifact that was made of a checkpoint, as a tuned model would be."""
+    recipe = Recipe(name, 1, GovernanceConfig())
+    manifest = Manifest(stage=name, version=1, key=recipe.key([checkpoint.digest]), config={}, stats={}, run={},
+                        inputs=(checkpoint.as_input(),), outputs=())  # fmt: skip
+    return commit(manifest, root, attest_with(open_journal(CONFIG, root.parent, root), CONFIG, root.parent, root))
+
+
+def brute_force(root, document_id, manifest, identity):
+    """{step at which a row with a token of the document was read: how often}, looking at every row of every step."""
+    train = identity["recipe"]["train"]
+    rows = open_rows(manifest, "train", root, train["sequence_length"])
+    wanted, length = document_identity(document_id), train["sequence_length"]
+    holding = set()
+    for number in range(rows.count):
+        shard_of = []
+        if rows.packed:
+            place = max(index for index, start in enumerate(rows.starts[:-1]) if start <= number)
+            index, shards = rows.packed[place]
+            row = number - rows.starts[place]
+            first = int(index.row_ends[row - 1]) if row else 0
+            for piece in index.pieces[first : int(index.row_ends[row])]:
+                stop = int(piece["start"]) + int(piece["length"]) + 1
+                shard_of += [(shards[piece["shard"]], token) for token in range(int(piece["start"]), stop)]
+        else:
+            place = max(index for index, start in enumerate(rows.starts[:-1]) if start <= number)
+            shard, row = rows.shards[place], number - rows.starts[place]
+            shard_of = [(shard, t) for t in range(row * length, min((row + 1) * length, len(shard.tokens)))]
+        for shard, token in shard_of:
+            document = int(np.searchsorted(shard.document_ends, token, side="right"))
+            if shard.identities[document].tobytes() == wanted:
+                holding.add(number)
+    seen = []
+    for step in range(1, identity["step"] + 1):
+        numbers = order_of(rows, TrainConfig.model_validate(train)).rows(step)
+        seen += [step for number in numbers if number in holding]
+    return seen
+
+
+def test_it_names_exactly_what_saw_it(trained):
+    root = trained / "root"
+    graph = read_graph(root)
+    checkpoints = [node for node in graph.nodes.values() if node.stage == "checkpoint"]
+    assert len(checkpoints) == 8
+    assert sum(node.manifest is None for node in checkpoints) == 6  # removed, and known by the journal
+    stage = "pack" if (root / "pack").exists() else "encode"
+    [made] = [read_manifest(path) for path in root.glob(f"{stage}/*/{FILE_NAME}")]
+    chance, told = random.Random(4), {True: 0, False: 0}
+    for _ in range(8):
+        name = f"tales/{chance.choice('ab')}.jsonl#{chance.randrange(59)}"
+        try:
+            found = impact(name, [root])
+        except MissingInput:
+            pytest.fail(f"{name} is known")
+        for item in found.checkpoints:
+            steps = brute_force(root, name, made, item.checkpoint.config)
+            assert (item.times, item.first_step) == (len(steps), min(steps, default=0)), (name, item.step)
+            told[bool(steps)] += 1
+        in_train = any(held.role == "train" for held in found.shards)
+        assert {item.checkpoint.key for item in found.checkpoints} == (
+            {node.key for node in checkpoints} if found.shards else set()
+        )
+        assert any(item.times for item in found.checkpoints) == in_train
+        kinds = {node.stage for _, node in found.children}
+        assert kinds == ({"train", "report", "evaluation", "export"} if in_train else set())
+    assert min(told.values()) > 0  # some saw it, some did not
+
+
+def test_a_child_of_a_checkpoint_that_did_not_see_it_is_not_named(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "copy")
+    root = tmp_path / "copy" / "root"
+    for number in range(60):
+        found = impact(f"tales/a.jsonl#{number}", [root])
+        early = [item for item in found.checkpoints if not item.times]
+        late = [item for item in found.checkpoints if item.times]
+        if early and late:
+            break
+    manifests = {}
+    for item, name in ((early[0], "unaware"), (late[-1], "aware")):
+        node = item.checkpoint
+        manifests[name] = child_of(node.manifest or Removed(node.digest, node.path), root, name)
+    grandchild = child_of(manifests["aware"], root, "grandchild")
+    named = {node.path for _, node in impact(f"tales/a.jsonl#{number}", [root]).children}
+    assert {manifests["aware"].path, grandchild.path} <= named
+    assert manifests["unaware"].path not in named
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Of a checkpoint that was removed only path and digest are wanted."""
+
+    digest: str
+    path: str
+
+    def as_input(self):
+        return Input(stage="checkpoint", digest=self.digest, path=self.path)
+
+
+def test_by_url_by_shard_and_what_a_filter_removed(trained, capsys):
+    root = trained / "root"
+    by_url = impact("http://a.example/page/5", [root])
+    assert by_url == replace(impact("tales/a.jsonl#5", [root]), fates=by_url.fates)
+    [duplicate] = impact("tales/b.jsonl#7", [root]).fates
+    assert duplicate.startswith("tales/b.jsonl#7: removed by dedup for exact_duplicate")
+    assert "tales/b.jsonl#3" in duplicate
+    short = impact("https://b.example/page/9", [root])
+    assert short.fates[0].startswith("tales/b.jsonl#9: removed by clean for too_few_words")
+    assert (short.shards, short.checkpoints, short.children) == ((), (), ())
+    [shard, *_] = sorted(root.glob("encode/*/train/*.tokens"))
+    whole = impact(str(shard), [root])
+    assert len(whole.identities) > 50
+    assert all(item.times == item.step * 16 for item in whole.checkpoints)  # every row holds something of it
+    assert impact(shard.relative_to(root).as_posix(), [root]) == whole
+    assert main(["governance", "impact", "tales/a.jsonl#5", "--root", str(root)]) == 0
+    assert capsys.readouterr().out == explain(impact("tales/a.jsonl#5", [root])) + "\n"
+    assert main(["governance", "impact", "tales/none#1", "--root", str(root)]) == 66
+    assert main(["governance", "impact", "tales/a.jsonl#5", "--root", str(trained / "nowhere")]) == 66
+
+
+def test_the_whole_way_can_be_walked_in_the_journal_alone(trained, tmp_path):
+    """Source file -> documents -> tokens -> verdict -> checkpoint -> child, and it agrees with the manifests."""
+    root = trained / "root"
+    (tmp_path / "journal.jsonl").write_bytes((root / "journal.jsonl").read_bytes())
+    alone, both = read_graph(tmp_path), read_graph(root)
+    assert alone.nodes.keys() == both.nodes.keys()
+    assert alone.parents == both.parents
+    for node in both.nodes.values():
+        if node.manifest is not None:
+            inputs = tuple((item.path, item.digest) for item in node.manifest.inputs)
+            assert alone.parents[node.key][: len(inputs)] == inputs
+    for child in ("export", "evaluation", "report", "train"):
+        [node] = [node for node in alone.nodes.values() if node.stage == child]
+        above = {item.stage for _, item in alone.ancestors(node)}
+        assert {"file", "ingest", "encode", "verdict", "checkpoint"} <= above, child
+
+
+def test_deep_verification_of_a_real_root_and_its_train_anchor(trained):
+    root = trained / "root"
+    assert main(["governance", "verify", str(root), "--deep", "--key", str(trained / "key.pem.pub")]) == 0
+    [train] = root.glob("train/*")
+    assert read_manifest(train / FILE_NAME).run["journal"].count(":") == 1
+    assert main(["governance", "verify", str(train), "--deep", "--key", str(trained / "key.pem.pub")]) == 0
+    assert Runtime(root).head() == ""
+
+
+def test_a_ramp_and_a_mixture_are_computed_back_exactly(tmp_path, run_training):
+    settings = {
+        "batch_size_ramp": (RampConfig(until_step=3, global_batch_size=4),),
+        "mixture": (MixtureConfig(from_step=3, weights={"web": 1.0, "books": 4.0}),),
+        "every_steps": 3,
+        "keep_last": 9,
+    }
+    run = run_training(tmp_path, **settings)
+    train = TrainConfig.model_validate_json(json.dumps(run.config["train"]))
+    [tokens] = [read_manifest(tmp_path / item.path) for item in run.inputs]
+    rows = open_rows(tokens, "train", tmp_path, train.sequence_length)
+    order, told = order_of(rows, train), set()
+    for name in ("train00", "train07", "train112", "train129"):
+        wanted = document_identity(name).hex()
+        read = [step for step in range(1, 11) for row in order.rows(step) if wanted in rows.documents_of([row])]
+        seen = {item.step: (item.times, item.first_step) for item in impact(name, [tmp_path]).checkpoints}
+        assert seen == {
+            last: (sum(step <= last for step in read), min((s for s in read if s <= last), default=0))
+            for last in (3, 6, 9, 10)
+        }
+        told |= set(seen.values())
+    assert len(told) > 3

@@ -1,0 +1,187 @@
+"""The walk through open gates: what is shown, what is asked, and that what was signed holds."""
+
+import datetime
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from assay.cli.review import Bench, kept_tables, review, reviewer_key
+from governance.config import validate
+from governance.errors import ConfigError, MissingInput
+from governance.gate.approvals import APPROVALS, unapproved
+from governance.gate.policy import Policy
+from governance.gate.signed_statements import read_papers, signer_id
+from governance.gate.verdict import CheckResult, Papers, decide
+from governance.gate.waivers import RULINGS, Case, Waiver
+from governance.signing.dsse import create_key, private_key
+
+TODAY = datetime.datetime.now(datetime.UTC).date()
+CORPUS = "c" * 64
+SHARD = "clean/0000000000000000/features/00000.parquet"
+GATES = [
+    {"id": "documents.words", "suite": "documents", "expectation": "between", "column": "words", "min": 1,
+     "owner": "data", "why": "A kept document has words."},
+    {"id": "impact.keep", "suite": "impact", "expectation": "interval_between", "min": 0.8, "rule": "upper_ci",
+     "owner": "fairness", "why": "A filter removes no group more than others."},
+    {"id": "sources.lost", "suite": "sources", "expectation": "between", "column": "lost", "max": 0, "owner": "data",
+     "why": "What one stage kept is what the next one read."},
+]  # fmt: skip
+IMPACT = [
+    {"metric": "keep_ratio", "axis": "gender", "group": "women", "value": 0.6, "lower": 0.5, "upper": 0.7, "n": 812},
+    {"metric": "keep_ratio", "axis": "gender", "group": "men", "value": 1.0, "lower": 0.9, "upper": 1.1, "n": 990},
+]
+RESULTS = [
+    CheckResult("documents.words", SHARD, "fail", 0.0, 3, 1, "words: 2 of 3 rows fulfil between"),
+    CheckResult("impact.keep", "impact", "fail", 0.7, 2, 1, "1 of 2 judged rows"),
+    CheckResult("sources.lost", "sources", "error", None, 4, 0, "column 'lost' stands 0 times in the table"),
+]
+
+
+@pytest.fixture
+def desk(tmp_path):
+    return Desk(tmp_path)
+
+
+class Desk:
+    def __init__(self, root):
+        self.root = root
+        for name in ("ann", "fay", "judge", "eve"):
+            create_key(root / f"{name}.pem")
+        people = {name: signer_id(private_key(root / f"{name}.pem")) for name in ("ann", "fay")}
+        values = {
+            "name": "p", "owners": {"data": ["ann"], "fairness": ["fay"]}, "people": people,
+            "licences": {"allowed": ["MIT"]}, "gate": GATES,
+        }  # fmt: skip
+        self.policy = validate(values, Policy, "policy")
+        ids = ["s/0#0", "s/0#1", "s/0#2"]
+        texts = ["one two", "", "write to ann@example.org\x1b[2J or 0170 1234567"]
+        for role, columns in (
+            ("features", {"id": ids, "words": [2, 5, 0], "kept": [True, False, True]}),
+            ("documents", {"id": ids[::2], "text": texts[::2]}),
+        ):
+            path = root / SHARD.replace("features", role)
+            path.parent.mkdir(parents=True)
+            pq.write_table(pa.table(columns), path)
+
+    def walk(self, name, *answers, policy=None):
+        policy = policy or self.policy
+        case = Case(policy, CORPUS, TODAY, ("sue",), signer_id(private_key(self.root / "judge.pem")))
+        judgement = decide(policy, RESULTS, CORPUS, TODAY, self.papers())
+        verdict = {"verdict": judgement.decision, "reasons": list(judgement.reasons), "key_id": case.verdict_key}
+        bench = Bench(case, verdict, {"impact": IMPACT}, self.root, self.root / "waivers", self.root / "approvals")
+        out = io.StringIO()
+        text = "".join(f"{answer}\n" for answer in answers)
+        written = review(bench, reviewer_key(self.root / f"{name}.pem"), io.StringIO(text), out)
+        return written, out.getvalue()
+
+    def papers(self):
+        return Papers(
+            (*read_papers(self.root / "waivers", RULINGS), *read_papers(self.root / "refusals", RULINGS)),
+            read_papers(self.root / "approvals", APPROVALS),
+            ("sue",),
+        )
+
+
+def test_the_evidence_is_shown_with_rows_and_masked_samples(desk):
+    written, told = desk.walk("ann")
+    assert written == []
+    assert "[1/3] fail documents.words on clean/" in told
+    assert "A kept document has words." in told
+    assert "data: ann" in told
+    assert "threshold  between: words at least 1; severity critical" in told
+    assert "observed   0 of 3 row(s), deviation 1" in told
+    assert "row        s/0#2: 0" in told
+    assert "sample     s/0#2: write to [e-mail]" in told
+    assert "0170" not in told
+    assert "\x1b" not in told
+    assert told.endswith("left; what was signed stays\n")
+
+
+def test_a_signed_waiver_holds_and_covers_what_was_shown(desk):
+    written, told = desk.walk(
+        "ann", "w", "short", "a person read the empty one", "yesterday", str(TODAY), "0.5", "many", "1.5", "s"
+    )
+    [path] = written
+    assert "say it in ten characters or more" in told
+    assert "'yesterday' is no day" in told
+    assert "the deviation is 1; 0.5 would not cover it" in told
+    assert "'many' is no number" in told
+    [paper] = read_papers(path.parent, RULINGS)
+    assert isinstance(paper.content, Waiver)
+    assert (paper.content.expires, paper.content.max_deviation, paper.content.observed) == (str(TODAY), 1.5, 0.0)
+    reasons = {reason["gate"]: reason for reason in decide(desk.policy, RESULTS, CORPUS, TODAY, desk.papers()).reasons}
+    assert reasons["documents.words"]["waived"]
+    assert not reasons["impact.keep"]["waived"]
+
+
+def test_defaults_are_thirty_days_and_the_deviation_itself(desk):
+    [path], _ = desk.walk("ann", "w", "a person read the empty one", "", "", "q")
+    [paper] = read_papers(path.parent, RULINGS)
+    assert paper.content.expires == str(TODAY + datetime.timedelta(days=30))
+    assert paper.content.max_deviation == 1.0
+
+
+def test_who_is_no_owner_cannot_waive_but_can_refuse(desk):
+    [path], told = desk.walk("fay", "w", "r", "nobody looked at this yet", "q")
+    assert "your waiver would not hold: fay is no owner of this gate; data is: ann" in told
+    assert "answer with one of r, s, q" in told
+    assert path.name.startswith("refusal-documents.words-")
+    judgement = decide(desk.policy, RESULTS, CORPUS, TODAY, desk.papers())
+    assert "refused by fay: nobody looked at this yet" in judgement.reasons[0]["detail"]
+
+
+def test_an_interval_gate_shows_the_rows_with_their_intervals(desk):
+    written, told = desk.walk("fay", "s", "w", "women write under other names here", "", "", "s")
+    assert "keep_ratio/gender/women: 0.6 [0.5, 0.7], n 812" in told
+    assert "keep_ratio/gender/men" not in told
+    assert "threshold  interval_between: upper end at least 0.8; severity critical" in told
+    assert len(written) == 1
+
+
+def test_an_error_offers_no_waiver(desk):
+    written, told = desk.walk("ann", "s", "s", "w", "q")
+    assert told.count("answer with one of r, s, q") == 1
+    assert written == []
+
+
+def test_the_end_of_the_input_in_the_midst_writes_nothing(desk):
+    assert desk.walk("ann", "w", "a person read the empty one")[0] == []
+    assert not (desk.root / "waivers").exists()
+
+
+def test_a_strange_key_and_a_missing_one(desk):
+    with pytest.raises(ConfigError, match=r"is in \[people\] of none"):
+        desk.walk("eve")
+    with pytest.raises(MissingInput, match="no such key"):
+        reviewer_key(desk.root / "nobody.pem")
+    assert not (desk.root / "nobody.pem").exists()
+
+
+def test_two_reviewers_approve_a_looser_policy(desk):
+    parent = desk.policy.model_dump(mode="json")
+    gates = [{**gate, "min": 0} if gate["id"] == "documents.words" else gate for gate in parent["gate"]]
+    child = validate({**parent, "name": "child", "gate": gates, "parent": parent}, Policy, "policy")
+    for name, left in (("ann", 1), ("fay", 0)):
+        written, told = desk.walk(name, "a", "we looked at it together", "q", policy=child)
+        assert "looser: documents.words: min is 0, was 1" in told
+        assert len(written) == 1
+        assert len(unapproved(child, desk.papers().approvals, ("sue",))) == left
+
+
+def test_the_tables_of_an_audit_are_those_that_it_kept(tmp_path):
+    audit, bias = tmp_path / "audit", tmp_path / "bias"
+    audit.mkdir()
+    bias.mkdir()
+    for path, content in (
+        (audit / "results.json", [{"gate": "a"}]),
+        (audit / "sources.json", [{"stage": "clean"}]),
+        (audit / "representation.json", {"rows": [{"axis": "gender"}], "terms": {}}),
+        (audit / "manifest.json", {"stage": "audit"}),
+        (bias / "tables.json", {"impact": IMPACT}),
+    ):
+        path.write_text(json.dumps(content))
+    found = kept_tables(audit, bias)
+    assert found == {"sources": [{"stage": "clean"}], "representation": [{"axis": "gender"}], "impact": IMPACT}

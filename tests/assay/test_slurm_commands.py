@@ -1,0 +1,313 @@
+"""The commands `assay slurm ...`, as they are typed, on a machine without Slurm and with stand-ins for its tools."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from assay.cli.main import main
+from governance.stage import Leave
+from slurm.config import SITE_VARIABLE
+
+CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.toml"
+
+
+@pytest.fixture(autouse=True)
+def no_site(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    monkeypatch.delenv(SITE_VARIABLE, raising=False)
+
+
+@pytest.fixture
+def no_slurm(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Tools that take whatever they get: sbatch hands out ids, the queue says what the file `queue` does."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    count = tmp_path / "count"
+    bodies = {
+        "sbatch": f"""[[ $* == *--test-only* ]] || {{ echo x >> {count}; wc -l < {count}; }}
+            echo "$*" >> {tmp_path}/asked""",
+        "scontrol": f'case $* in *config*) echo "MaxArraySize = 3" ;; release*) echo "$*" >> {tmp_path}/asked ;; esac',
+        "squeue": f"cat {tmp_path}/queue 2>/dev/null; exit 0",
+        "sacct": "exit 1",
+        "sacctmgr": "exit 1",
+        "scancel": f'echo "scancel $*" >> {tmp_path}/asked',
+        "srun": 'while [[ $1 == -* ]]; do shift; done; "$@"',
+    }
+    for name, body in bodies.items():
+        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def slurm(*words, root=None):
+    command, *rest = words
+    return main(["slurm", command, str(CONFIG), *([f"--root={root}"] if root else []), *rest])
+
+
+def test_render_shows_the_scripts_without_slurm(no_slurm, capsys):
+    assert slurm("render") == 0
+    told = capsys.readouterr().out
+    names = [line.split()[2] for line in told.splitlines() if line.startswith("# ---- ")]
+    assert names[:2] == ["sources", "ingest"]
+    assert names[-5:] == ["data", "audit", "train", "evaluate", "report"]
+    assert slurm("render", "--job", "train", "--set", "slurm.nodes=3") == 0
+    told = capsys.readouterr().out
+    assert "#SBATCH --nodes=3" in told
+    command = next(line for line in told.splitlines() if line.startswith("command="))
+    words = shlex.split(command.removeprefix("command=(")[:-1])
+    assert words[:3] == ["assay", "train", str(CONFIG)]
+    assert words[-2:] == ["--set", "slurm.nodes=3"]  # the job sees what was typed
+    assert slurm("render", "--job", "nothing") == 78
+
+
+def test_without_slurm_nothing_is_submitted(no_slurm, tmp_path, caplog):
+    assert slurm("submit", root=tmp_path / "root") == 69
+    assert not (tmp_path / "root").exists()
+    for command in ("status", "cancel", "logs"):
+        assert slurm(command, root=tmp_path / "root") == 66
+
+
+def test_a_run_is_submitted_once_and_told_of(cluster, capsys):
+    root = cluster / "root"
+    assert slurm("submit", root=root) == 0
+    said = capsys.readouterr()
+    assert "if nodes have no internet, cancel, and submit with --fetch" in said.err
+    lines = said.out.splitlines()
+    assert lines[1].split() == ["2", "ingest", "(3", "of", "3", "tasks)"]  # MaxArraySize is 3 here
+    assert lines[-1].startswith("next: assay slurm status")
+    asked = (cluster / "asked").read_text().splitlines()
+    handed = [line for line in asked if "--parsable" in line]
+    assert handed[0] == f"--parsable --hold {root}/slurm/sources.sbatch"
+    assert handed[1] == f"--parsable --dependency=afterok:1 {root}/slurm/ingest.sbatch"
+    assert asked[-1] == "release 1"
+    assert (root / "slurm" / "train.sbatch").exists()
+
+    (cluster / "queue").write_text("2_0|RUNNING|None|1:00|n1|N/A||\n3|PENDING|Dependency|0:00||N/A||\n")
+    assert slurm("submit", root=root) == 78
+    assert slurm("status", root=root) == 0
+    told = capsys.readouterr().out
+    assert "ingest  " in told
+    assert "! sacct: status 1" in told
+    assert slurm("cancel", root=root) == 0
+    assert "cancelled: ingest, ingest-join" in capsys.readouterr().out
+    assert (cluster / "asked").read_text().splitlines()[-1] == "scancel 2 3"
+
+    (cluster / "queue").unlink()  # the controller forgot all of it
+    assert slurm("status", "--watch", root=root) == 0  # nothing more will happen by itself, so it ends
+    told = capsys.readouterr().out
+    assert "LOST" in told
+    assert f"then: assay slurm retry {CONFIG} --root {root}" in told.splitlines()[-1]
+    assert slurm("retry", root=root) == 0
+    assert "ingest (3 of 3 tasks)" in capsys.readouterr().out
+
+
+def test_what_lies_elsewhere_is_fetched_before_anything_is_queued(cluster, monkeypatch):
+    def corpus(run, runtime):
+        assert runtime.mode == "join"
+        assert not (cluster / "root" / "slurm" / "jobs.jsonl").exists()
+        raise Leave("ingest", "its shards are an array's", 0)
+
+    monkeypatch.setattr("assay.pipeline.corpus", corpus)
+    assert slurm("submit", "--fetch", root=cluster / "root") == 0
+    assert (cluster / "root" / "slurm" / "jobs.jsonl").exists()
+
+
+def setting(*values):
+    return [word for value in values for word in ("--set", value)]
+
+
+@pytest.mark.parametrize(
+    ("values", "status", "told"),
+    [
+        (["slurm.nodes=3"], 78, "micro_batch_size x ranks = 16 x 3 = 48"),
+        (["slurm.gpus_per_node=4", "engine.micro_batch_size=8"], 78, "micro_batch_size x ranks = 8 x 4 = 32"),
+        (["slurm.nodes=2", "slurm.processes_per_node=4", "engine.micro_batch_size=4"], 78, "4 x 8 = 32"),
+        (['slurm.memory="100M"'], 1, "slurm.memory = '100M' the run would end with:"),
+        (['slurm.memory="1G"', "slurm.processes_per_node=16", "engine.micro_batch_size=1"], 1, "(16 rank(s) a node)"),
+        (
+            ["slurm.gpus_per_node=1", "slurm.processes_per_node=2", "engine.micro_batch_size=8"], 78,
+            "2 ranks on a node of 1 GPU(s)",
+        ),
+        (['train.precision="fp16"'], 78, "train.precision = 'fp16' on CPU"),
+        (
+            ["model.num_hidden_layers=400", "slurm.gpus_per_node=1", 'slurm.gpu_memory="2G"'], 1,
+            "slurm.gpu_memory = '2G' the run would end with:",
+        ),
+        (["model.num_hidden_layers=40000", "slurm.gpus_per_node=1"], 1, "may use 402.3 GiB on the device"),
+    ],
+    ids=["nodes", "gpus", "processes", "memory", "a share of it", "more ranks than gpus", "arithmetic", "of a GPU",
+         "of any GPU"],
+)  # fmt: skip
+def test_what_training_would_refuse_is_refused_before_anything_is_queued(cluster, capsys, values, status, told):
+    assert slurm("submit", *setting(*values), root=cluster / "root") == status
+    said = capsys.readouterr().err
+    assert "nothing was queued" in said
+    assert told in said
+    assert not (cluster / "asked").exists()
+    assert not (cluster / "root").exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["slurm.nodes=2", "engine.micro_batch_size=8"],
+        ['slurm.memory="64G"'],
+        ['slurm.memory="0"'],
+        ["slurm.gpus_per_node=2", "engine.micro_batch_size=8", 'train.precision="fp16"'],
+        [
+            'engine.device="cuda"',
+            "slurm.gpus_per_node=1",
+            'train.precision="fp8"',
+        ],  # of which kind, only the node knows
+        ["model.num_hidden_layers=400", "slurm.gpus_per_node=1"],  # and how much memory
+    ],
+)
+def test_what_only_the_nodes_know_is_not_refused(cluster, values):
+    assert slurm("submit", *setting(*values), root=cluster / "root") == 0
+
+
+def test_a_retry_looks_at_the_start_too(cluster, capsys):
+    root = cluster / "root"
+    assert slurm("submit", root=root) == 0
+    (cluster / "queue").write_text("1|FAILED|None|1:00|n1|N/A||\n")
+    before = (cluster / "asked").read_text()
+    assert slurm("retry", *setting("slurm.nodes=3"), root=root) == 78
+    assert "nothing was queued" in capsys.readouterr().err
+    assert (cluster / "asked").read_text() == before
+
+
+def test_a_submission_imports_no_torch(cluster):
+    words = ["slurm", "submit", str(CONFIG), "--root", str(cluster / "root"), *setting("slurm.gpus_per_node=1")]
+    code = f"import sys\nfrom assay.cli.main import main\nassert main({words!r}) == 0\n"
+    code += "print(sorted({'torch', 'deepspeed', 'great_expectations', 'wandb'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_sources_are_listed_once(cluster, monkeypatch):
+    from data_pipeline import prepare
+
+    listed, listing = [], prepare.expected_items
+    monkeypatch.setattr(
+        prepare, "expected_items", lambda source, *more: listed.append(source.name) or listing(source, *more)
+    )
+    for command in ("submit", "render"):
+        listed.clear()
+        assert slurm(command, root=cluster / "root") == 0
+        assert listed
+        assert len(set(listed)) == len(listed)
+
+
+def test_a_retry_that_is_refused_has_cancelled_nothing(cluster, capsys):
+    root = cluster / "root"
+    assert slurm("submit", root=root) == 0
+    waits = "\n".join(f"{job}|PENDING|Dependency|0:00||N/A||" for job in range(4, 40))
+    (cluster / "queue").write_text(f"1|FAILED|None|1:00|n1|N/A||\n2_0|PENDING|Dependency|0:00||N/A||\n{waits}\n")
+    taken = (cluster / "programs" / "sbatch").read_text()
+    (cluster / "programs" / "sbatch").write_text(
+        "#!/bin/bash\n[[ $* != *--test-only* ]] || { echo 'Invalid qos specification' >&2; exit 1; }\n" + taken
+    )
+    before = (cluster / "asked").read_text()
+    assert slurm("retry", root=root) == 69
+    assert "Invalid qos specification" in capsys.readouterr().err
+    assert (cluster / "asked").read_text() == before
+    (cluster / "programs" / "sbatch").write_text(taken)
+    assert slurm("retry", root=root) == 0
+    assert "\nscancel 2_0 5 " in (cluster / "asked").read_text()
+
+
+def test_a_cancel_waits_for_a_submission_and_leaves_none_of_its_jobs(cluster, capsys):
+    """The submission is in the middle of its jobs; those that it queues behind the cancel's beginning end, too."""
+    root, go = cluster / "root", cluster / "go"
+    taken = (cluster / "programs" / "sbatch").read_text()
+    (cluster / "programs" / "sbatch").write_text(
+        f"{taken}\nwhile [[ $* == */audit.sbatch && $* == *--parsable* && ! -e {go} ]]; do sleep 0.05; done\n"
+    )
+
+    def begin(command):
+        words = [sys.executable, "-m", "pretrain", "slurm", command, str(CONFIG), "--root", str(root)]
+        return subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(CONFIG.parents[1])})
+
+    submission = begin("submit")
+    try:
+        while not (cluster / "asked").exists() or (cluster / "asked").read_text().count("/audit.sbatch") < 2:
+            assert submission.poll() is None
+            time.sleep(0.05)
+        (cluster / "queue").write_text("".join(f"{job}|PENDING|Dependency|0:00||N/A||\n" for job in range(1, 60)))
+        end = begin("cancel")
+        with pytest.raises(subprocess.TimeoutExpired):
+            end.wait(3)
+        assert "scancel" not in (cluster / "asked").read_text()
+    finally:
+        go.touch()
+    assert (submission.wait(60), end.wait(60)) == (0, 0)
+    lines = [json.loads(line) for line in (root / "slurm" / "jobs.jsonl").read_text().splitlines()]
+    single = {line["job"] for line in lines if not line["tasks"]}
+    assert len(lines) == 20  # all of it was queued before the cancel began
+    assert set((cluster / "asked").read_text().splitlines()[-1].split()) == {"scancel", *single}
+    assert {path.name for path in (root / "slurm" / "cancelled").iterdir()} == single
+
+
+def forecast(path, grams, step=timedelta(hours=1), first=None):
+    first = first or datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    rows = [f"{(first + number * step).isoformat()},{value}" for number, value in enumerate(grams)]
+    path.write_text("\n".join(["time,grams_per_kwh", *rows]) + "\n")
+    return path
+
+
+def test_a_run_begins_in_the_greenest_hours(cluster, capsys):
+    root = cluster / "root"
+    csv = forecast(cluster / "day.csv", [400] * 5 + [40] * 5 + [400] * 38)
+    assert slurm("submit", "--carbon-aware", str(csv), "--expected", "3", root=root) == 0
+    told = capsys.readouterr().out
+    assert re.search(
+        r"begins not before \S+ \S+: 40 g CO2e/kWh by the forecast, 400 if it began now \(90% less\)", told
+    )
+    handed = [line for line in (cluster / "asked").read_text().splitlines() if "--parsable" in line]
+    [waits] = re.findall(r"--parsable --hold --begin=now\+(\d+) ", handed[0])
+    assert 4 * 3600 - 60 <= int(waits) <= 5 * 3600
+    assert not [line for line in handed[1:] if "--begin" in line]  # the others wait for it
+    kept = json.loads((root / "slurm" / "carbon.json").read_text())
+    assert (kept["grams_per_kwh"], kept["at_once_grams_per_kwh"], kept["expected_hours"]) == (40.0, 400.0, 3.0)
+
+
+def test_a_run_never_begins_later_than_it_may(cluster, capsys):
+    csv = forecast(cluster / "day.csv", [400, 390] + [380] * 3 + [40] * 43)
+    words = ["--carbon-aware", str(csv), "--latest", "0.5", "--expected", "1"]
+    assert slurm("submit", *words, root=cluster / "root") == 0
+    [waits] = re.findall(r"--begin=now\+(\d+) ", (cluster / "asked").read_text())
+    assert int(waits) <= 1800
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "told"),
+    [
+        ("2026-01-05T00:00:00+00:00,40\n2026-01-05T01:00:00+00:00,41\n", [], "the forecast covers 2026-01-05"),
+        ("2026-01-05T00:00:00,40\n2026-01-05T01:00:00,41\n", [], "has no offset from UTC"),
+        ("2026-01-05T01:00:00Z,40\n2026-01-05T00:00:00Z,41\n", [], "is not after"),
+        (None, [], "cannot be read"),
+        ("", ["--set", "slurm.time_limit='infinite'"], "give --expected HOURS"),
+    ],
+    ids=["of another day", "naive", "unordered", "no file", "without a limit"],
+)
+def test_a_wrong_forecast_is_refused_before_anything_is_queued(cluster, capsys, rows, words, told):
+    if rows is not None:
+        (cluster / "day.csv").write_text(f"time,grams_per_kwh\n{rows}")
+    assert slurm("submit", "--carbon-aware", str(cluster / "day.csv"), *words, root=cluster / "root") == 78
+    assert told in capsys.readouterr().err
+    assert not (cluster / "asked").exists()
+    assert slurm("submit", "--latest", "3", root=cluster / "root") == 78  # of what?

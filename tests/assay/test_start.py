@@ -1,0 +1,212 @@
+"""What a start would refuse is refused before the corpus is made, with the words of the dry run; torch stays out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from assay import preflight as start
+from assay.cli.main import main
+from assay.config import load_run
+from assay.dry_run import dry_run
+from assay.pipeline import corpus, journal_of, judge, write_report
+from assay.preflight import LARGEST_GPU, Place, here, on_nodes, refuse_start, vocabulary_of
+from assay.training_recipe import training_folder
+from governance.errors import ConfigError, PipelineError
+from governance.lineage.attest import attest_with
+from governance.manifest import FILE_NAME
+from governance.stage import Runtime
+from pretrain.config.training import EngineConfig
+from pretrain.distributed.process_group import Ranks, capability_of, device_of
+from pretrain.preflight import memory_room
+from pretrain.preflight.memory_room import Available
+
+MIB = 1 << 20
+PLENTY = Place("cpu", None, 0, Available(1 << 40, 1 << 40))
+
+
+def ranks_of(count: int) -> Ranks:
+    return Ranks(0, count, 0, count)
+
+
+def refusal(action) -> tuple[type, str] | None:
+    """What it raises of ours; None: nothing."""
+    try:
+        action()
+    except PipelineError as error:
+        return type(error), str(error)
+    return None
+
+
+@pytest.fixture
+def whole_way(project, capsys):
+    """`whole_way(*words)`: the exit status of `assay run`, and what was said; nothing may be made."""
+
+    def run(*words):
+        root = project / "root"
+        status = main(["run", str(project / "run.toml"), "--root", str(root), "--workers", "1", *words])
+        assert not root.exists()
+        return status, capsys.readouterr().err
+
+    return run
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_a_source_is_read(whole_way):
+    status, told = whole_way("--processes", "3", "--set", 'engine.device="cpu"')
+    assert status == 78
+    assert "train.global_batch_size = 4 is not a multiple of engine.micro_batch_size x ranks = 4 x 3" in told
+
+
+def test_a_model_that_does_not_fit_is_refused_before_a_source_is_read(whole_way, monkeypatch):
+    monkeypatch.setattr(memory_room, "free_host_bytes", lambda: 600 * MIB)
+    status, told = whole_way("--processes", "4", "--set", 'engine.device="cpu"', "--set", "engine.micro_batch_size=1")
+    assert status == 1
+    assert "this model does not fit: a rank needs about" in told
+    assert "(4 rank(s) a node)" in told
+
+
+def test_a_checkpoint_to_go_on_from_that_is_not_there_is_refused_before_a_source_is_read(whole_way):
+    status, told = whole_way("--set", "train.continue_from='checkpoint/0123456789abcdef'")
+    assert status == 66
+    assert "train.continue_from = 'checkpoint/0123456789abcdef'" in told
+
+
+def test_what_the_file_alone_shows_is_refused_before_a_source_is_read(whole_way, monkeypatch):
+    """A pattern that matches nothing, a source that nobody has, a package that is not installed, a decay that flips."""
+    for setting, words in (
+        ('optim.groups=[{pattern = "lm_haed"}]', "'lm_haed' matches no parameter; the nearest names are lm_head"),
+        ("train.mixture=[{from_step = 1, weights = {nobody = 1.0}}]", "train.mixture.0.weights names 'nobody'"),
+        ("optim.weight_decay=1e6", "lower the decay"),
+        ("engine.deepspeed.gradient_clipping=2.0", "gradient_clipping (set optim.gradient_clipping)"),
+        ("engine.deepspeed.prefetch=1", "this DeepSpeed knows no key prefetch"),
+    ):
+        status, told = whole_way("--set", 'engine.device="cpu"', "--set", setting)
+        assert status == 78
+        assert words in told
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for setting in ("tracking.tensorboard=true", 'tracking.mode="online"'):
+        status, told = whole_way("--set", 'engine.device="cpu"', "--set", setting)
+        assert status == 78
+        assert "is not installed. Install it with" in told
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_a_source_is_read(whole_way, monkeypatch):
+    monkeypatch.setattr(start, "may_have_gpu", lambda: False)
+    status, told = whole_way("--set", 'engine.device="cuda"')
+    assert status == 78
+    assert "this machine shows no GPU" in told
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_whole_way_refuses_what_the_dry_run_refuses_and_nothing_else(project, data):
+    drawn = {name: data.draw(st.sampled_from(values), label=name) for name, values in {
+        "zero_stage": (0, 1, 1, 2, 3), "micro_batch_size": (1, 1, 2, 4), "tensor_parallel_size": (1, 1, 1, 2),
+        "sequence_parallel_size": (1, 1, 2), "hpz_partition_size": (1, 1, 1, 2),
+        "offload_optimizer": ("none", "none", "cpu"),
+    }.items()}  # fmt: skip
+    count, free = (
+        data.draw(st.sampled_from((1, 2, 2, 3, 4)), label="ranks"),
+        data.draw(st.sampled_from((300, 700, 2000, 9000, 9000))),
+    )
+    run = load_run(project / "run.toml", ['engine.device="cpu"'])
+    precision = {"precision": data.draw(st.sampled_from(("fp32", "bf16", "bf16", "fp16")))}
+    sections = {"engine": run.config.engine.model_copy(update=drawn),
+                "train": run.config.train.model_copy(update=precision)}  # fmt: skip
+    run = replace(run, config=run.config.model_copy(update=sections))
+    runtime, ranks = Runtime(project / "root"), ranks_of(count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory_room, "free_host_bytes", lambda: free * MIB)
+        before = refusal(lambda: refuse_start(run, runtime, ranks, lambda: here(run.config.engine, ranks)))
+        assert before == refusal(lambda: list(dry_run(run, runtime, ranks)))
+
+
+def test_a_corpus_gives_its_vocabulary_and_a_finished_training_is_asked_nothing(project):
+    run, runtime, three = load_run(project / "run.toml", []), Runtime(project / "root"), ranks_of(3)
+    with pytest.raises(ConfigError, match="is not a multiple"):
+        refuse_start(run, runtime, three, lambda: PLENTY)
+    small = load_run(project / "run.toml", ["data.tokenizer.vocabulary_size=300", "data.encode.validation_share=0.5"])
+    assert vocabulary_of(small, runtime)[0] == 300
+    artifacts = corpus(run, runtime)
+    assert vocabulary_of(run, runtime)[0] == artifacts["tokenizer"].stats["vocabulary_size"]
+    assert vocabulary_of(small, runtime)[0] == 300  # the shards that are there are not its own
+    with pytest.raises(ConfigError, match="is not a multiple"):
+        refuse_start(run, runtime, three, lambda: PLENTY)
+    folder = training_folder(run, artifacts, runtime.root)
+    folder.mkdir(parents=True)
+    (folder / FILE_NAME).touch()
+    refuse_start(run, runtime, three, lambda: pytest.fail("a finished training asks for no place"))
+    other = load_run(project / "run.toml", ["train.steps=13"])
+    with pytest.raises(ConfigError, match="is not a multiple"):
+        refuse_start(other, runtime, three, lambda: PLENTY)
+
+
+def test_a_process_of_its_own_asks_torch_for_a_gpu(monkeypatch):
+    code = """if __name__ == "__main__":
+        import sys
+        from governance.errors import PipelineError
+        from assay import preflight as start
+        from pretrain.config.training import EngineConfig
+        from pretrain.distributed.process_group import Ranks
+        start.may_have_gpu()
+        start.may_have_gpu = lambda: True
+        try:
+            start.here(EngineConfig(device="cuda"), Ranks())
+        except PipelineError as error:
+            print(error)
+        print(sorted({"torch", "deepspeed"} & sys.modules.keys()))"""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told, imported = done.stdout.splitlines()
+    assert "this machine shows no GPU to torch" in told
+    assert imported == "[]"
+
+
+def test_what_it_answers_is_what_a_rank_would_find():
+    device = device_of(Ranks())
+    found = start._ask_torch("auto", Ranks())
+    assert (found.device, found.capability) == (device.type, capability_of(device))
+    assert found.there_is.host > 0
+
+
+def test_of_nodes_only_what_is_known_is_asked():
+    two = Ranks(0, 4, 0, 2)
+    auto, cpu = EngineConfig(), EngineConfig(device="cpu")
+    assert on_nodes(auto, two, 0, 0) == Place("cpu", None, 0, Available(None, None))
+    assert on_nodes(auto, two, 0, 8 * MIB) == Place("cpu", None, 0, Available(4 * MIB, 4 * MIB))
+    assert on_nodes(auto, two, 2, 8 * MIB) == Place("cuda", None, 2, Available(LARGEST_GPU, 4 * MIB))
+    assert on_nodes(auto, two, 2, 0, 80 * MIB) == Place("cuda", None, 2, Available(80 * MIB, None))
+    assert on_nodes(cpu, two, 2, 8 * MIB) == Place("cpu", None, 0, Available(4 * MIB, 4 * MIB))
+    with pytest.raises(ConfigError, match=r"2 ranks on a node of 1 GPU"):
+        on_nodes(auto, two, 1, 0)
+
+
+def test_a_gpu_that_nobody_asked_the_cluster_for_is_told_of(caplog):
+    assert on_nodes(EngineConfig(device="cuda"), Ranks(), 0, 0) == Place("cuda", None, 0, Available(LARGEST_GPU, None))
+    assert "slurm.gpus_per_node = 0" in caplog.text
+
+
+def test_memory_that_nobody_knows_refuses_nothing(project):
+    run = load_run(project / "run.toml", ["model.num_hidden_layers=4000"])
+    unknown = replace(PLENTY, there_is=Available(None, None))
+    refuse_start(run, Runtime(project / "root"), Ranks(), lambda: unknown)
+    with pytest.raises(PipelineError, match="does not fit"):
+        refuse_start(run, Runtime(project / "root"), Ranks(), lambda: replace(PLENTY, there_is=Available(MIB, MIB)))
+    on_gpu = Place("cuda", None, 0, Available(None, MIB))
+    with pytest.raises(PipelineError, match=r"may use an unknown amount on the device and 0\.0 GiB of the host"):
+        refuse_start(run, Runtime(project / "root"), Ranks(), lambda: on_gpu)
+
+
+def test_what_training_goes_on_from_may_be_gone_and_the_report_is_written(project, caplog):
+    run = load_run(project / "run.toml", ["train.continue_from='checkpoint/0123456789abcdef'"])
+    root = project / "root"
+    attest = attest_with(journal_of(run, Runtime(root)), run.config.governance, run.folder, root)
+    runtime = Runtime(root, attest=attest)
+    judge(run, corpus(run, runtime), runtime)
+    assert write_report(run, runtime).is_file()
+    assert "the report has no training" in caplog.text

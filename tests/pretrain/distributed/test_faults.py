@@ -1,0 +1,286 @@
+"""Faults planted into real training: signals at every place, a killed, a hanging and a slow rank, a second run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from governance.errors import Occupied, Preempted
+from governance.files import read_lines
+from pretrain import loop
+from pretrain.data import dataset
+from pretrain.distributed.process_group import Ranks
+from pretrain.distributed.stragglers import RATIO, WINDOWS, Pace, ratios
+from pretrain.engine.engine import Engine
+from tests.pretrain.planted_faults import launch_two, script
+
+
+def me(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+def test_a_signal_while_the_data_opens_ends_it_at_once(tmp_path, finished, run_training, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "altered_shards", lambda *_: me(signal.SIGUSR1))
+        with pytest.raises(Preempted, match="before the first step"):
+            run_training(tmp_path)
+    assert not list((tmp_path / "checkpoint").glob("*"))
+    assert run_training(tmp_path).digest == finished[1].digest
+
+
+def test_a_signal_in_the_first_step_ends_it_at_once(tmp_path, finished, run_training, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "forward", lambda engine, batch: me())  # where a compiler would work for minutes
+        with pytest.raises(Preempted, match="before the first step"):
+            run_training(tmp_path)
+    assert run_training(tmp_path).digest == finished[1].digest
+
+
+@pytest.mark.parametrize("last", [8, 10])
+def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(tmp_path, finished, run_training, monkeypatch, last):
+    """What it did not measure is measured after the restart, and the artifact is that of an uninterrupted run."""
+    passes, measure = [], loop.measure
+
+    def measured(nats_of, *others):
+        def passed(batch):
+            passes.append(1)
+            me()
+            return nats_of(batch)
+
+        [metrics] = (tmp_path / "train").glob("*/metrics.jsonl")
+        steps = [line["step"] for line in read_lines(metrics) if line["event"] == "step"]
+        return measure(passed if steps[-1] == last else nats_of, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "measure", measured)
+        with pytest.raises(Preempted, match=f"step {last}"):
+            run_training(tmp_path)
+    assert len(passes) == 1
+    assert run_training(tmp_path).digest == finished[1].digest
+    steps = [line["step"] for line in lines_of(tmp_path) if line["event"] == "step"]
+    assert steps == list(range(1, 11))  # none twice
+
+
+def test_the_time_from_the_signal_until_all_is_durable_is_told(tmp_path, run_training, monkeypatch):
+    plain = loop.rate_factor
+
+    def rate(step, *others):
+        if step == 6:
+            me()
+        return plain(step, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "rate_factor", rate)
+        began = time.monotonic()
+        with pytest.raises(Preempted, match="step 6"):
+            run_training(tmp_path)
+    [left] = [line for line in lines_of(tmp_path) if line["event"] == "left"]
+    assert left["step"] == 6
+    assert 0 < left["seconds"] < time.monotonic() - began
+
+
+@pytest.mark.parametrize(("seconds", "warned"), [(29.0, False), (31.0, True)])
+def test_a_save_that_hardly_fits_is_a_warning_with_its_mend(caplog, seconds, warned):
+    told = []
+    job = SimpleNamespace(
+        peers=SimpleNamespace(gather=lambda own: [own, seconds]),  # the signal came to the other rank
+        leave=SimpleNamespace(seconds=lambda: 0.0),
+        record=lambda *event, **values: told.append((*event, values)),
+        settings=SimpleNamespace(notice_seconds=60),
+    )
+    loop._tell_haste(job, 7)
+    assert told == [("left", 7, {"seconds": seconds})]
+    assert ("more than half of the 60 s" in caplog.text and "it wants 124 s" in caplog.text) == warned
+
+
+def lines_of(root: Path) -> list[dict]:
+    [metrics] = (root / "train").glob("*/metrics.jsonl")
+    return read_lines(metrics)
+
+
+def test_a_second_run_finds_the_first_alive_and_leaves(tmp_path, finished, run_training):
+    slow = "at_step(5, lambda: time.sleep(600))"
+    first = subprocess.Popen([sys.executable, "-c", script(tmp_path, slow)], stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 240
+        while not any(
+            line["event"] == "step" for path in tmp_path.glob("train/*/metrics.jsonl") for line in read_lines(path)
+        ):
+            assert first.poll() is None, first.stderr.read()[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with pytest.raises(
+            Occupied, match=rf"process {first.pid} on {socket.gethostname()} \(this host\), since 20"
+        ) as error:
+            run_training(tmp_path)
+        assert error.value.exit_code == 73
+    finally:
+        first.kill()  # leaves no lock behind
+        first.wait()
+    assert run_training(tmp_path).digest == finished[1].digest
+
+
+def test_a_run_on_another_host_is_named(tmp_path, run_training, monkeypatch, finished):
+    """The note is the holder's, wherever it is: the lock of a shared file system is seen from all nodes."""
+    [lock] = (finished[0] / "train").glob("*/run.lock")
+    there = tmp_path / lock.relative_to(finished[0])
+    there.parent.mkdir(parents=True)
+    note = json.dumps({"host": "node-7", "pid": 41, "since": "2030-01-01T00:00:00Z"})
+    hold = (
+        "import sys, time; from pathlib import Path; from governance.files import held\n"
+        f"with held(Path({str(there)!r}), {note!r}): print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Occupied, match=r"process 41 on node-7 \(another host.*since 2030"):
+            run_training(tmp_path)
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_ratios_are_over_the_median_of_the_others():
+    assert ratios([1.0]) == [1.0]
+    assert ratios([1.0, 2.0]) == [0.5, 2.0]
+    assert ratios([1.0, 1.0, 1.0, 3.0]) == [1.0, 1.0, 1.0, 3.0]
+
+
+def test_a_rank_is_told_only_when_it_is_slow_for_several_windows():
+    pace = object.__new__(Pace)
+    pace._slow = {}
+    windows = [[1.0, RATIO + 0.1], [1.0, 1.0], *([[1.0, RATIO + 0.1]] * WINDOWS)]
+    assert [len(pace.judge(window)) for window in windows] == [0, 0, *([0] * (WINDOWS - 1)), 1]
+
+
+@given(st.lists(st.lists(st.integers(0, 10**7), min_size=3, max_size=3), min_size=1, max_size=4), st.integers(2, 5))
+def test_each_window_tells_the_own_work_of_every_rank(windows, every):
+    """In microseconds over the window on the wire, in seconds a step in the record; one rank alone records nothing."""
+    told = []
+    job = SimpleNamespace(
+        settings=SimpleNamespace(engine=SimpleNamespace(straggler_window_steps=every)),
+        ranks=Ranks(1, 3, 1, 3),
+        device=SimpleNamespace(type="cpu"),
+        record=lambda event, step, **values: told.append({"event": event, "step": step, **values}),
+    )
+    first = every - 1  # resumed in the midst of a window: the first one has a step less
+    pace = Pace(job.settings.engine.straggler_window_steps, job.ranks, job.device, job.record)
+    for step in range(2, len(windows) * every + 1):
+        own = pace.slots(step)
+        assert bool(own) == (step % every == 0)
+        assert own[:1] + own[2:] == [0, 0] if own else True  # a rank adds up its own place alone
+        pace.tell(step, windows[step // every - 1] if own else [])
+    ranks = [line for line in told if line["event"] == "ranks"]
+    assert [line["step"] for line in ranks] == [every * (place + 1) for place in range(len(windows))]
+    assert [line["steps"] for line in ranks] == [first, *([every] * (len(windows) - 1))]
+    for line, window in zip(ranks, windows, strict=True):
+        assert line["seconds"] == pytest.approx([value / 1e6 / line["steps"] for value in window])
+        least, median, greatest = sorted(line["seconds"])
+        assert (line["seconds_least"], line["seconds_median"], line["seconds_greatest"]) == (least, median, greatest)
+        assert line["seconds"][line["slowest"]] == greatest
+    job.ranks = Ranks()
+    pace = Pace(job.settings.engine.straggler_window_steps, job.ranks, job.device, job.record)
+    assert [pace.slots(step) for step in range(1, 9)] == [[]] * 8
+
+
+# Rank 1 is killed in step 7, once it is told that step 4 is durable: else the other waits long for its part of that.
+KILL = """
+from governance.files import read_lines
+def killed():
+    [metrics] = root.glob("train/*/metrics.jsonl")
+    while not any(line["event"] == "checkpoint" for line in read_lines(metrics)):
+        time.sleep(0.02)
+    (root / "killed-at").write_text(repr(time.time()))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_checkpoint(
+    tmp_path, run_training, losses_of, caplog, finished, stage
+):
+    plant = f"{KILL}at_step(7, lambda: rank == 1 and once() and killed())"
+    assert launch_two(tmp_path, plant, restarts=1, zero_stage=stage) == 0
+    [named] = [record for record in caplog.records if "was killed by SIGKILL" in record.getMessage()]
+    assert named.getMessage().startswith("rank 1 ")
+    assert "starting the ranks again from the checkpoint of step 4" in caplog.text
+    assert named.created - float((tmp_path / "killed-at").read_text()) < 60  # the others are down by then, too
+    run = run_training(tmp_path, make=False, zero_stage=stage)
+    root, whole = finished
+    assert losses_of(run, tmp_path) == pytest.approx(losses_of(whole, root), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_at_the_same_step_again_ends_the_job(tmp_path, caplog):
+    plant = f"{KILL}at_step(7, lambda: rank == 1 and killed())"
+    assert launch_two(tmp_path, plant, restarts=5) == 137
+    assert "second crash after step 6" in caplog.text
+
+
+# Signals to rank 1 alone: while the data opens, in step 6, and in the evaluation after step 8.
+SIGNALS = """
+def leave(where):
+    if rank == 1 and once(where):
+        os.kill(os.getpid(), signal.SIGTERM)
+altered = dataset.altered_shards
+def in_data(*given):
+    leave("data")
+    return altered(*given)
+dataset.altered_shards = in_data
+at_step(6, lambda: leave("step"))
+measure = loop.measure
+def in_evaluation(nats_of, *others):
+    if (root / "planted-step").exists():
+        leave("evaluation")
+    return measure(nats_of, *others)
+loop.measure = in_evaluation
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_only_hangs_nobody(tmp_path, run_training, losses_of, finished):
+    for where, step in (("data", None), ("step", 6), ("evaluation", 8)):
+        assert launch_two(tmp_path, SIGNALS) == 75, where
+        assert (tmp_path / f"planted-{where}").exists()
+        left = [line["step"] for path in tmp_path.glob("train/*/metrics.jsonl") for line in read_lines(path)
+                if line["event"] == "left"]  # fmt: skip
+        assert (left[-1] if left else None) == step, where
+    assert launch_two(tmp_path, SIGNALS) == 0
+    run = run_training(tmp_path, make=False)
+    assert losses_of(run, tmp_path) == pytest.approx(losses_of(finished[1], finished[0]), rel=1e-5)
+    assert [line["step"] for line in lines_of(tmp_path) if line["event"] == "step"] == list(range(1, 11))
+
+
+@pytest.mark.slow
+def test_a_slow_rank_is_told(tmp_path):
+    plant = """
+plain = dataset.Rows.batch
+def batch(rows, numbers):
+    time.sleep(0.4 * rank)
+    return plain(rows, numbers)
+dataset.Rows.batch = batch
+"""
+    assert launch_two(tmp_path, plant, straggler_window_steps=2) == 0
+    lines = lines_of(tmp_path)
+    told = [line for line in lines if line["event"] == "stragglers"]
+    assert [line["rank"] for line in told] == [1]
+    assert told[0]["ratio"] > RATIO
+    assert told[0]["step"] in (2 * WINDOWS, 2 * WINDOWS + 2)  # the first window has each rank's first pass in it
+    ranks = {line["step"]: line for line in lines if line["event"] == "ranks"}
+    assert list(ranks) == [2, 4, 6, 8, 10]
+    slow = [ranks[told[0]["step"] - 2 * back] for back in range(WINDOWS)]
+    assert {line["slowest"] for line in slow} == {1}
+    assert all(line["seconds"][1] > RATIO * line["seconds"][0] for line in slow)
+    assert told[0]["seconds"] == pytest.approx(2 * ranks[told[0]["step"]]["seconds"][1])

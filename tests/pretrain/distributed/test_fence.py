@@ -1,0 +1,298 @@
+"""The folder of a run has one holder: attempts of one host, of several, and of a Slurm job that lives twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from governance.errors import Occupied
+from governance.files import read_lines
+from pretrain.config.training import TrackingConfig
+from pretrain.distributed import lease as fence
+from pretrain.distributed import lease_sighting as sighting
+from pretrain.distributed.lease import Fence, Holder, hold_folder, newest_holder
+from pretrain.metrics.metrics_log import open_record
+
+HERE = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    for name, seconds in {
+        "BEAT_SECONDS": 0.1,
+        "TRUST_SECONDS": 0.2,
+        "SILENT_SECONDS": 0.6,
+        "_POLL_SECONDS": 0.02,
+    }.items():
+        monkeypatch.setattr(fence, name, seconds)
+
+
+def leave_behind(folder: Path, holder: Holder) -> Path:
+    """The file of an attempt that is not of this process."""
+    path = folder / "holders" / f"{holder.number:06d}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(holder)))
+    return path
+
+
+ELSEWHERE = Holder("node-7", 41, "2030-01-01T00:00:00Z", "main/12", 0, 3)
+
+
+def test_one_attempt_after_the_other_counts_up(tmp_path):
+    for number in (1, 2, 3):
+        with hold_folder(tmp_path, ("", 0), first=True) as held:
+            assert held.number == number
+            held.check(look=True)
+        assert newest_holder(tmp_path / "holders").ended
+    assert [path.name for path in (tmp_path / "holders").iterdir()] == ["000003.json"]
+
+
+def test_a_silent_holder_of_another_host_is_dead_and_may_not_come_back(tmp_path):
+    leave_behind(tmp_path, ELSEWHERE)
+    older = Fence(tmp_path, ELSEWHERE)
+    older.look()
+    began = time.monotonic()
+    with hold_folder(tmp_path, ("main/13", 0), first=True) as held:
+        assert held.number == 4
+        assert 0.5 < time.monotonic() - began < 5
+        with pytest.raises(Occupied, match=r"newer attempt trains here: attempt 4, process \d+ on .* job main/13"):
+            older.look()
+
+
+def test_one_rank_of_a_node_looks_for_all_while_it_lives(tmp_path, monkeypatch):
+    """The others take its word where it is fresh and of their own attempt, and look themselves where it is not."""
+    monkeypatch.setattr(sighting, "SHARED_MEMORY", tmp_path)
+    leave_behind(tmp_path / "run", ELSEWHERE)
+    looks = []
+    monkeypatch.setattr(fence, "newest_holder", lambda folder: looks.append(1) or newest_holder(folder))
+    first = Fence(tmp_path / "run", ELSEWHERE)
+    other = Fence(tmp_path / "run", replace(ELSEWHERE, pid=42), leads=False)
+    for _ in range(3):
+        time.sleep(fence.BEAT_SECONDS)
+        first._beat()
+        other._beat()
+        other.check()
+    assert len(looks) == 3
+    assert other._looked == first._looked
+    time.sleep(1.5 * fence.BEAT_SECONDS)  # the first one stands still, or is gone
+    other._beat()
+    assert len(looks) == 4
+    first._beat()
+    time.sleep(fence.BEAT_SECONDS)
+    stranger = Fence(tmp_path / "run", replace(ELSEWHERE, number=4), leads=False)
+    stranger._looked -= 1.0
+    stranger._beat()  # the word is of another attempt
+    assert len(looks) == 6
+    [left] = tmp_path.glob("assay-*")
+    left.rename(tmp_path / "elsewhere")
+    left.symlink_to(tmp_path / "elsewhere")
+    assert sighting.Sighting(tmp_path / "run").read(3) is None  # a link that somebody planted is not believed
+
+
+def test_a_living_holder_of_another_host_keeps_another_job_out(tmp_path):
+    path = leave_behind(tmp_path, ELSEWHERE)
+    over = threading.Event()
+
+    def beat():
+        while not over.wait(0.1):
+            path.touch()
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with (
+            pytest.raises(Occupied, match=r"process 41 on node-7 \(another host.*since 2030.*Slurm job main/12"),
+            hold_folder(tmp_path, ("main/13", 0), first=True),
+        ):
+            pass
+        with (  # the same start of the job, a second time: the scheduler forgot that it had started it
+            pytest.raises(Occupied, match="process 41 on node-7"),
+            hold_folder(tmp_path, ("main/12", 0), first=True),
+        ):
+            pass
+    finally:
+        over.set()
+        thread.join()
+    assert newest_holder(tmp_path / "holders") == ELSEWHERE
+
+
+def test_a_later_start_of_the_job_takes_over_from_a_living_one(tmp_path):
+    path = leave_behind(tmp_path, ELSEWHERE)
+    path.touch()
+    older = Fence(tmp_path, ELSEWHERE)
+    began = time.monotonic()
+    with hold_folder(tmp_path, ("main/12", 1), first=True) as held:
+        assert time.monotonic() - began >= fence.TRUST_SECONDS + fence.BEAT_SECONDS
+        assert held.number == 4
+        with pytest.raises(Occupied, match="restart 1"):
+            older.check()  # it trusted its last look for less time than the newer one waited
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_an_earlier_start_never_follows_a_later_one(tmp_path, ended):
+    leave_behind(tmp_path, replace(ELSEWHERE, restart=2, ended=ended))
+    with pytest.raises(Occupied, match="a later start of this job"), hold_folder(tmp_path, ("main/12", 1), first=True):
+        pass
+
+
+def test_a_lock_that_outlives_its_dead_node_counts_no_more(tmp_path):
+    """As of a network file system whose server still waits for the node."""
+    hold = (
+        "import sys, time; from pathlib import Path; from governance.files import held\n"
+        f"with held(Path({str(tmp_path / 'run.lock')!r}), 'a note'): print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(HERE)}
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        leave_behind(tmp_path, ELSEWHERE)
+        with hold_folder(tmp_path, ("main/12", 1), first=True) as held:
+            held.look()
+        leave_behind(tmp_path, replace(ELSEWHERE, number=9))
+        with hold_folder(tmp_path, ("main/20", 0), first=True) as held:
+            assert held.number == 10
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_an_older_attempt_records_nothing_more(tmp_path, monkeypatch):
+    from pretrain.metrics.run_identity import METRICS_FILE
+
+    older = Fence(tmp_path, ELSEWHERE)
+    leave_behind(tmp_path, ELSEWHERE)
+    about, off = None, TrackingConfig(mode="disabled")
+    with open_record(tmp_path, off, about, older.check, writes=True) as (record, _):
+        record("step", 1)
+        leave_behind(tmp_path, replace(ELSEWHERE, restart=1, number=4))
+        time.sleep(fence.TRUST_SECONDS)
+        with pytest.raises(Occupied):
+            record("step", 2)
+    assert [line["step"] for line in read_lines(tmp_path / METRICS_FILE)] == [1]
+
+
+def test_an_older_attempt_commits_no_checkpoint_whenever_the_newer_one_begins(
+    tmp_path, run_training, finished, monkeypatch
+):
+    """Whichever look of a save is the first to see it: nothing of that save stands afterwards, and the run goes on."""
+    from pretrain.checkpoint import save as saving
+
+    monkeypatch.setattr(fence, "BEAT_SECONDS", 600.0)  # else the look of a beat comes first, and ends this process
+    looks = []
+    plain = saving.write_checkpoint
+
+    def counted(store, state, *others):
+        return plain(replace(store, allowed=lambda: looks.append(state.step)), state, *others)
+
+    saving.write_checkpoint = counted
+    try:
+        run_training(tmp_path / "counted")
+    finally:
+        saving.write_checkpoint = plain
+    each = looks.count(4)
+    assert each >= 3
+
+    for number in range(each):
+        root, asked = tmp_path / str(number), []
+
+        def fenced(store, state, *others, root=root, number=number, asked=asked):
+            [folder] = (root / "train").glob("*")
+
+            def look():
+                asked.append(1)
+                if len(asked) == number + 1:
+                    leave_behind(folder, replace(ELSEWHERE, number=77))
+                store.allowed()
+
+            return plain(replace(store, allowed=look), state, *others)
+
+        saving.write_checkpoint = fenced
+        try:
+            with pytest.raises(Occupied, match="attempt 77"):
+                run_training(root)
+        finally:
+            saving.write_checkpoint = plain
+        assert not list((root / "checkpoint").glob("*/manifest.json"))
+        assert run_training(root).digest == finished[1].digest
+
+
+def test_a_rank_that_waits_in_vain_is_ended_by_its_own_look(tmp_path):
+    code = f"""
+import time; from pathlib import Path
+from pretrain.distributed import lease as fence
+fence.BEAT_SECONDS = 0.1
+folder = Path({str(tmp_path)!r})
+rank_1 = fence.Fence(folder, fence.Holder("node-8", 5, "x", "main/12", 0))
+rank_1.follow(3)
+print("waits", flush=True)
+time.sleep(600)
+"""
+    leave_behind(tmp_path, ELSEWHERE)
+    rank = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(HERE)}
+    )
+    try:
+        assert rank.stdout.readline() == "waits\n"
+        time.sleep(0.5)
+        assert rank.poll() is None
+        leave_behind(tmp_path, replace(ELSEWHERE, restart=1, number=4))
+        assert rank.wait(10) == Occupied.exit_code
+    finally:
+        rank.kill()
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from(["main/1", "main/2", ""]), st.integers(0, 3)), min_size=1, max_size=8))
+def test_starts_in_any_order_never_let_an_earlier_one_of_a_job_follow_a_later_one(tmp_path_factory, starts):
+    """Each start ends before the next; what the numbers say is what was let in, in order."""
+    folder, let_in = tmp_path_factory.mktemp("run"), []
+    for job, restart in starts:
+        try:
+            with hold_folder(folder, (job, restart), first=True) as held:
+                let_in.append((job, restart))
+                assert held.number == len(let_in)
+        except Occupied:
+            assert let_in[-1][0] == job != ""
+            assert let_in[-1][1] > restart
+
+
+def test_of_many_that_start_at_once_one_is_the_holder(tmp_path):
+    """Without a lock that works, as on a file system that keeps none between nodes."""
+    code = """
+import contextlib, socket, sys, time; from pathlib import Path
+from pretrain.distributed import lease as fence
+from governance.errors import Occupied
+@contextlib.contextmanager
+def no_lock(path, note):
+    yield None
+fence.held = no_lock
+fence.BEAT_SECONDS, fence.SILENT_SECONDS, fence.TRUST_SECONDS = 0.2, 8.0, 0.3
+socket.gethostname = lambda: "node-" + sys.argv[2]
+try:
+    with fence.hold_folder(Path(sys.argv[1]), ("", 0), first=True) as held:
+        print(held.number, flush=True)
+        time.sleep(4)
+        held.look()
+except Occupied:
+    print("occupied", flush=True)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path), str(number)], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for number in range(4)
+    ]
+    told = sorted(process.communicate(timeout=60)[0].strip() for process in started)
+    assert told == ["1", "occupied", "occupied", "occupied"]

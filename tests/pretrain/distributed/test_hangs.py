@@ -1,0 +1,117 @@
+"""A rank that hangs: who is named, what is written, and that the run goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from pretrain.config.training import EngineConfig
+from pretrain.distributed.watchdog import Place, culprit, watch_hangs
+from tests.pretrain.planted_faults import launch_two
+
+
+def test_a_heart_has_a_long_limit_first_and_then_a_short_one(tmp_path):
+    with watch_hangs(Place(tmp_path), EngineConfig(first_step_timeout_seconds=900, step_timeout_seconds=5)) as heart:
+        assert heart.last()[2] == 900
+        heart.stepped(1, 200.0)  # it compiled
+        assert heart.last()[1:] == ("step 1 was done", 5)
+        heart.stepped(2, 1.0)
+        assert heart.last()[2] == 20
+        heart.beat("save", long=True)
+        assert heart.last()[2] == 900
+    with watch_hangs(Place(tmp_path), EngineConfig(first_step_timeout_seconds=0, step_timeout_seconds=0)) as heart:
+        heart.stepped(1, 1.0)
+        assert heart.last()[2] == 0
+
+
+def test_a_hang_that_keeps_the_interpreter_to_itself_is_ended_too(tmp_path):
+    """Not even the watching thread runs then; the interpreter's timer in C does."""
+    code = f"""
+import ctypes, time
+from pathlib import Path
+from pretrain.distributed import watchdog
+from pretrain.config.training import EngineConfig
+watchdog._STUCK_SECONDS = 2.0
+with watchdog.watch_hangs(watchdog.Place(Path({str(tmp_path)!r})), EngineConfig(first_step_timeout_seconds=2)):
+    time.sleep(1.5)
+    ctypes.PyDLL(None).sleep(60)  # PyDLL keeps the lock
+"""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    assert "File" in done.stderr
+    assert time.monotonic() - began < 50
+
+
+@pytest.mark.slow
+def test_a_hang_writes_the_stacks_of_every_rank_and_is_started_again(tmp_path, run_training):
+    plant = """
+watchdog._SLOWEST_STEPS = 0.0
+def planted_hang():
+    if rank == 1 and once():
+        time.sleep(600)
+at_step(6, planted_hang)
+"""
+    assert launch_two(tmp_path, plant, restarts=1, step_timeout_seconds=8.0) == 0
+    run = run_training(tmp_path, make=False)
+    stacks = {path.name: path.read_text() for path in (tmp_path / run.folder / "hangs" / "000001").glob("*")}
+    assert sorted(stacks) == ["rank-00000.txt", "rank-00001.txt"]
+    assert "planted_hang" in stacks["rank-00001.txt"]
+    assert "planted_hang" not in stacks["rank-00000.txt"]
+    assert "loop.py" in stacks["rank-00000.txt"]
+    assert "step 6: the gradients are there" in stacks["rank-00000.txt"]  # rank 1 never got there, and is named
+    assert culprit(Place(tmp_path / run.folder, ranks=2)).startswith("rank 1 stands after 'step 6: the rows are read'")
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_is_the_one_that_is_named(tmp_path, run_training, caplog):
+    plant = """
+watchdog._SLOWEST_STEPS = 0.0
+at_step(6, lambda: rank == 1 and once() and os.kill(os.getpid(), signal.SIGSTOP))
+"""
+    assert launch_two(tmp_path, plant, restarts=1, step_timeout_seconds=8.0) == 0
+    [named] = [record.getMessage() for record in caplog.records if "stands still" in record.getMessage()]
+    assert named.startswith("rank 1 ")
+    run = run_training(tmp_path, make=False)
+    assert culprit(Place(tmp_path / run.folder, ranks=2)).startswith("rank 1 wrote no stacks")
+
+
+def test_a_hang_names_the_rank_that_is_behind(tmp_path):
+    place = Place(tmp_path, ranks=4)
+    (place.file(0).parent).mkdir(parents=True)
+
+    def write(rank, beats):
+        text = f"stamp rank {rank} pid 1: no sign of life for 9 s since beat {beats}: step {beats}\n\nstacks"
+        place.file(rank).write_text(text)
+
+    for rank in range(4):
+        write(rank, 7)
+    assert "all 4 rank(s)" in culprit(place)
+    write(2, 6)
+    assert culprit(place).startswith("rank 2 stands after 'step 6'")
+    place.file(1).unlink()
+    assert culprit(place).startswith("rank 1 wrote no stacks")
+    assert "rank 1, 4, 5, 6, 7, 8, 9, 10 and 501 more wrote no stacks" in culprit(replace(place, ranks=512))
+
+
+def test_the_flight_recorder_is_written_where_it_is_on(tmp_path):
+    """The collectives that a rank was in, as torch's own reader wants them."""
+    code = f"""
+import os, pickle
+os.environ.update(TORCH_FR_BUFFER_SIZE="50", MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
+from pathlib import Path
+import torch
+from torch import distributed
+from pretrain.distributed.watchdog import _write_flight_recorder
+distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+distributed.all_reduce(torch.ones(3))
+[entry] = pickle.loads(_write_flight_recorder(Path({str(tmp_path / "rank-00000.fr")!r})).read_bytes())["entries"]
+assert entry["profiling_name"] == "gloo:all_reduce", entry
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

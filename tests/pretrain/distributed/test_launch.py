@@ -1,0 +1,181 @@
+"""The launcher, on children that only pretend: what it blames, what it starts again, when it gives up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from governance.files import append_line
+from pretrain.distributed import launcher
+from pretrain.distributed.launcher import launch, standing_of
+
+KILL = "os.kill(os.getpid(), 9)"
+CRASH = "raise ValueError('our own mistake')"
+EXPLAINED = "sys.stderr.write('PipelineError: too few rows\\n'); sys.exit(1)"
+WAIT = "time.sleep(60)"
+GRACE = launcher._GRACE_SECONDS  # the real one; `pretend` shortens it
+
+
+@pytest.fixture
+def pretend(monkeypatch, tmp_path):
+    """Ranks that run a line of Python each; with `tries`, each try appends a line to a file there."""
+    tries = tmp_path / "tries"
+
+    def plan(*lines, processes=None, **options):
+        script = (
+            "import os, signal, sys, time\n"
+            "rank = int(os.environ['RANK'])\n"
+            f"tries = open({str(tries)!r}, 'a+'); rank or tries.write('x'); tries.close()\n"
+            f"exec({list(lines)!r}[rank])"
+        )
+        monkeypatch.setattr(launcher, "_command", lambda words: [sys.executable, "-c", script])
+        monkeypatch.setattr(launcher, "_GRACE_SECONDS", 2.0)
+        monkeypatch.setattr(launcher, "_EXPLAINED_SECONDS", 1.0)
+        status = launch(processes or len(lines), [], **options)
+        return status, len(tries.read_text())
+
+    return plan
+
+
+def test_all_is_well(pretend):
+    assert pretend("pass", "pass", restarts=3) == (0, 1)
+
+
+def test_a_killed_rank_takes_the_others_down_and_is_named(pretend, caplog, capfd, tmp_path):
+    at = str(tmp_path / "killed-at")
+    line = (
+        f"sys.stderr.write('step 7 begins\\n'); sys.stderr.flush(); open({at!r}, 'w').write(str(time.time())); {KILL}"
+    )
+    # Its peer fails because of it, with a traceback, and is not blamed; another waits for ever, and is ended.
+    assert pretend(f"time.sleep(0.5); {CRASH}", line, WAIT, restarts=0) == (137, 1)
+    [named] = caplog.records
+    grace, took = launcher._GRACE_SECONDS, named.created - float((tmp_path / "killed-at").read_text())
+    assert grace <= took < 60 - (GRACE - grace)  # the real grace keeps to a minute as well
+    told = named.getMessage()
+    assert "rank 1" in told
+    assert "SIGKILL" in told
+    assert "step 7 begins" in told
+    assert "step 7 begins" in capfd.readouterr().err  # passed on as well
+
+
+def test_a_crash_is_tried_again_as_often_as_allowed(pretend):
+    steps = iter([(3, 0), (5, 0), (6, 0), (8, 0)])
+    assert pretend(KILL, "pass", restarts=2, standing=lambda: next(steps)) == (137, 3)
+
+
+def test_a_newer_checkpoint_gives_all_tries_back(pretend):
+    steps = iter([(3, 0), (5, 4), (6, 4)])
+    assert pretend(CRASH, restarts=1, standing=lambda: next(steps)) == (1, 3)
+
+
+def test_the_same_step_twice_ends_it(pretend, caplog):
+    assert pretend(KILL, restarts=5, standing=lambda: (7, 4)) == (137, 2)
+    assert "second crash after step 7" in caplog.text
+
+
+def test_a_second_try_may_succeed(pretend, tmp_path):
+    mark = str(tmp_path / "once")
+    once = f"os.path.exists({mark!r}) or (open({mark!r}, 'x').close(), {KILL})"
+    assert pretend(once, "pass", restarts=1) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (EXPLAINED, 1),
+        ("sys.exit(78)", 78),
+        ("sys.exit(66)", 66),
+        ("sys.exit(65)", 65),
+        ("sys.exit(77)", 77),
+        ("sys.exit(73)", 73),
+        ("sys.exit(75)", 75),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143),
+    ],
+)
+def test_what_was_explained_or_asked_for_is_not_tried_again(pretend, line, status):
+    assert pretend(line, restarts=3) == (status, 1)
+
+
+def test_a_hang_is_tried_again(pretend):
+    steps = iter([(3, 0), (5, 0)])
+    assert pretend(f"sys.exit({launcher.HUNG})", restarts=1, standing=lambda: next(steps)) == (70, 2)
+
+
+def test_of_a_hang_the_rank_that_still_stands_is_named(pretend, caplog):
+    stopped = "os.kill(os.getpid(), signal.SIGSTOP)"
+    assert pretend(f"time.sleep(0.5); sys.exit({launcher.HUNG})", stopped, restarts=0) == (70, 1)
+    [named] = caplog.records
+    assert named.getMessage().startswith("rank 1 ")
+    assert "stands still" in named.getMessage()
+
+
+def test_ranks_end_when_their_launcher_is_killed(tmp_path):
+    """A rank gets SIGTERM, and saves and leaves as it would for a scheduler."""
+    line = (
+        "import signal, sys, time; import assay.cli.main as cli\n"
+        f"signal.signal(15, lambda *_: (open({str(tmp_path / 'left')!r}, 'w').close(), sys.exit(75)))\n"
+        "cli._module = lambda arguments: (print('up', flush=True), time.sleep(60))\n"
+        "cli.main(['data', 'show', 'x.toml'])"
+    )
+    outer = (
+        "import sys; from pretrain.distributed import launcher as launch as l\n"
+        f"l._command = lambda words: [sys.executable, '-c', {line!r}]\n"
+        "l.launch(1, [])"
+    )
+    child = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "up\n"
+    child.kill()
+    assert child.stdout.read() == ""  # the rank held its other end: it has ended
+    assert (tmp_path / "left").exists()
+
+
+@pytest.mark.parametrize(
+    ("handler", "status"),
+    [
+        ("lambda *_: os.kill(os.getpid(), 9)", 137),
+        ("lambda *_: sys.exit(75)", 75),
+        ("signal.SIG_DFL", 75),  # it came while the rank still imported: nothing was learned, nothing is lost
+    ],
+)
+def test_a_signal_is_passed_on_and_nothing_is_tried_again(handler, status):
+    line = f"import os, sys, time, signal; signal.signal(15, {handler}); print('up', flush=True); time.sleep(60)"
+    outer = (
+        "import sys; from pretrain.distributed import launcher as launch as l\n"
+        f"l._command = lambda words: [sys.executable, '-c', {line!r}]\n"
+        "sys.exit(l.launch(1, [], restarts=3))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "up\n"
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(30) == status
+
+
+def test_how_far_a_run_is(tmp_path):
+    assert standing_of(tmp_path) == (0, 0)
+    append_line(tmp_path / "metrics.jsonl", '{"event": "step", "step": 7}')
+    append_line(tmp_path / "metrics.jsonl", '{"event": "step", "step": 5}')
+    append_line(tmp_path / "metrics.jsonl", '{"event": "validation", "step": 6}')
+    append_line(tmp_path / "metrics.jsonl", '{"event": "checkpoint", "step": 4}')
+    append_line(tmp_path / "checkpoints.jsonl", '{"step": 5}')  # begun, and perhaps never durable
+    assert standing_of(tmp_path) == (5, 4)
+
+
+def test_at_a_terminal_a_rank_has_one_too(tmp_path):
+    """The progress bar needs it; its last lines are kept all the same."""
+    line = "import sys; sys.stderr.write(f'tty {sys.stderr.isatty()}' + chr(10)); sys.exit(78)"
+    outer = (
+        "import sys; from governance.log import set_up_logging; set_up_logging()\n"
+        "from pretrain.distributed import launcher as l\n"
+        f"l._command = lambda words: [sys.executable, '-c', {line!r}]\n"
+        "sys.exit(l.launch(1, []))"
+    )
+    reading, end = os.openpty()
+    child = subprocess.Popen([sys.executable, "-c", outer], stderr=end)
+    os.close(end)
+    assert child.wait(30) == 78
+    assert os.read(reading, 1 << 16).decode().count("tty True") >= 1
+    os.close(reading)

@@ -1,0 +1,109 @@
+"""fp16's loss scale is part of what a run goes on from.
+
+Computed on CPU, which torch can in fp16 and DeepSpeed permits where the processor has instructions for it: `in_fp16`
+permits it everywhere. DeepSpeed's own optimizer and loss scaler do the rest; the search is made lively: a higher first
+scale, doubled after every 2 steps without overflow.
+"""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from governance.errors import PipelineError
+from governance.files import read_lines
+from pretrain.engine import deepspeed_config, engine_loss_scale
+from pretrain.engine.engine import foreign_errors
+from pretrain.preflight import compatibility
+from tests.pretrain.test_train import Crash, crash
+
+LIVELY = {"initial_scale_power": 22, "loss_scale_window": 2, "hysteresis": 2}
+
+
+@pytest.fixture
+def in_fp16(monkeypatch):
+    """fp16 on any CPU, with a lively search; the settings of such a run."""
+    from deepspeed.accelerator import get_accelerator
+
+    rules = tuple(rule for rule in compatibility.RULES if rule is not compatibility.fp16_wants_cuda)
+    monkeypatch.setattr(compatibility, "RULES", rules)
+    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: True)
+    precision = deepspeed_config._precision
+
+    def lively(name: str) -> dict:
+        values = precision(name)
+        return {**values, "fp16": {**values["fp16"], **LIVELY}}
+
+    monkeypatch.setattr(deepspeed_config, "_precision", lively)
+    return {"precision": "fp16", "validate_every_steps": 0}
+
+
+def scale_in(root, step: int) -> dict:
+    """What the checkpoint of a step says."""
+    states = [json.loads(path.read_text()) for path in root.glob("checkpoint/*/state.json")]
+    return next(state["loss_scale"] for state in states if state["step"] == step)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_interrupted_run_is_the_uninterrupted_one_fp16(tmp_path, in_fp16, run_training, at_step, stage):
+    whole = run_training(tmp_path / "whole", zero_stage=stage, **in_fp16)
+    at_step(7, crash)
+    with pytest.raises(Crash):
+        run_training(tmp_path / "cut", zero_stage=stage, **in_fp16)
+    before = scale_in(tmp_path / "cut", 4)
+    assert before["step"] == 4
+    assert before["last_overflow"] >= 0
+    assert before["scale"] < 2 ** LIVELY["initial_scale_power"]
+    assert run_training(tmp_path / "cut", zero_stage=stage, **in_fp16).digest == whole.digest
+    lines = read_lines(tmp_path / "cut" / whole.folder / "metrics.jsonl")
+    skipped = [line for line in lines if line["event"] == "skipped"]
+    assert {line["reason"] for line in skipped} == {"overflow"}
+    assert any(line["step"] > 4 for line in skipped)  # the search went on after the restart, and counted
+
+
+def test_without_its_scale_a_run_would_leave_out_other_steps(tmp_path, in_fp16, run_training, at_step, monkeypatch):
+    """That the test above can fail."""
+    whole = run_training(tmp_path / "whole", **in_fp16)
+    at_step(7, crash)
+    with pytest.raises(Crash):
+        run_training(tmp_path / "cut", **in_fp16)
+    monkeypatch.setattr(engine_loss_scale, "restore_loss_scale", lambda engine, values: None)
+    cut = run_training(tmp_path / "cut", **in_fp16)
+    assert cut.stats["skipped_steps"] > whole.stats["skipped_steps"]
+
+
+def test_another_stage_goes_on_with_the_scale(tmp_path, in_fp16, run_training, at_step, losses_of):
+    """Stages 2 and 3, which overflow at the same scale; stage 1 adds up otherwise, and does so at half of it."""
+    whole = run_training(tmp_path / "whole", zero_stage=2, **in_fp16)
+    at_step(7, crash)
+    with pytest.raises(Crash):
+        run_training(tmp_path / "cut", zero_stage=2, **in_fp16)
+    cut = run_training(tmp_path / "cut", zero_stage=3, **in_fp16)
+    assert losses_of(cut, tmp_path / "cut") == pytest.approx(losses_of(whole, tmp_path / "whole"), rel=1e-3)
+    assert scale_in(tmp_path / "cut", 10) == scale_in(tmp_path / "whole", 10)
+
+
+def test_precisions_that_scale_no_loss_say_nothing_of_it(finished):
+    root, _ = finished
+    assert all("loss_scale" not in json.loads(path.read_text()) for path in root.glob("checkpoint/*/state.json"))
+
+
+def test_a_checkpoint_without_a_scale_begins_the_search_anew():
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler, DynamicLossScaler
+
+    scaler = DynamicLossScaler(1024.0, 1000, 1, 2, False)
+    engine = SimpleNamespace(deepspeed=SimpleNamespace(optimizer=SimpleNamespace(loss_scaler=scaler)))
+    engine_loss_scale.restore_loss_scale(engine, None)
+    assert engine_loss_scale.loss_scale_of(engine) == {"scale": 1024.0, "step": 0, "last_overflow": -1, "hysteresis": 2}
+    engine.deepspeed.optimizer.loss_scaler = CreateLossScaler(torch.bfloat16, 1.0, False, None)
+    assert engine_loss_scale.loss_scale_of(engine) is None
+
+
+def test_a_scale_that_can_fall_no_further_ends_the_run_with_a_verdict():
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    with pytest.raises(PipelineError, match="precision = 'bf16'"), foreign_errors():
+        DynamicLossScaler(1, 1000, 1, 1, False).update_scale(True)

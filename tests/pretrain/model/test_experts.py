@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pretrain.config.model import MoeConfig
+from pretrain.model.moe import Experts, balance_losses
+from tests.pretrain.rank_runs import SHORT, Runs, losses_of_runs
+from tests.pretrain.small_models import VARIANTS, config, model_of, rows
+
+
+def layer_of(experts: int, used: int, normalised: bool = True) -> tuple[Experts, MoeConfig]:
+    moe = MoeConfig(num_local_experts=experts, num_experts_per_tok=used, norm_topk_prob=normalised)
+    layer = Experts(config(moe=moe), moe)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+    return layer, moe
+
+
+@pytest.mark.parametrize(("experts", "used", "normalised"), [(4, 2, True), (3, 1, False), (2, 2, True), (8, 3, False)])
+def test_a_token_gets_the_weighed_sum_of_the_experts_it_chose(experts, used, normalised):
+    layer, _ = layer_of(experts, used, normalised)
+    x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
+    out, logits = layer(x)
+    for row in range(2):
+        for place in range(5):
+            token = x[row, place]
+            chances = torch.softmax(layer.gate.weight @ token, 0)
+            best = chances.argsort(descending=True)[:used]
+            weights = chances[best] / (chances[best].sum() if normalised else 1)
+            expected = sum(w * layer.experts[e](token) for w, e in zip(weights, best.tolist(), strict=True))
+            torch.testing.assert_close(out[row, place], expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(logits[row, place], layer.gate.weight @ token, atol=1e-5, rtol=1e-5)
+
+
+def test_one_expert_a_token_with_normalised_weights_is_refused():
+    """Its weight is 1 whatever the router says: no gradient of the loss would reach the router."""
+    with pytest.raises(ValueError, match="norm_topk_prob = false"):
+        MoeConfig(num_local_experts=4, num_experts_per_tok=1)
+
+
+def test_an_expert_that_nobody_chose_takes_part():
+    layer, _ = layer_of(4, 1, normalised=False)
+    with torch.no_grad():
+        layer.gate.weight.zero_()  # all alike: the first is chosen by all
+    calls = []
+    for number, expert in enumerate(layer.experts):
+        expert.register_forward_hook(lambda *_, number=number: calls.append(number))
+    layer(torch.ones(1, 3, 32))[0].sum().backward()
+    assert calls == [0, 1, 2, 3]
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+def test_balance_is_one_when_all_experts_are_used_alike():
+    moe = MoeConfig(
+        num_local_experts=4,
+        num_experts_per_tok=1,
+        norm_topk_prob=False,
+        router_aux_loss_coef=1.0,
+        router_z_loss_coef=0.0,
+    )
+    even = 5.0 * torch.eye(4).repeat(3, 1).unsqueeze(0)
+    targets = torch.zeros(1, 12, dtype=torch.int64)
+    assert balance_losses(even, targets, moe).item() == pytest.approx(12)
+    uneven = torch.zeros(1, 12, 4)
+    uneven[..., 0] = 50.0
+    assert balance_losses(uneven, targets, moe).item() == pytest.approx(4 * 12)
+
+
+def test_tokens_that_predict_nothing_do_not_count_for_balance():
+    _, moe = layer_of(4, 2)
+    logits = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    targets = torch.zeros(2, 6, dtype=torch.int64)
+    targets[:, 4:] = -100
+    short = balance_losses(logits[:, :4], targets[:, :4], moe)
+    torch.testing.assert_close(balance_losses(logits, targets, moe), short)
+    assert balance_losses(logits, torch.full_like(targets, -100), moe).item() == 0
+
+
+def test_router_z_loss_is_the_squared_log_sum_exp():
+    moe = MoeConfig(
+        num_local_experts=3,
+        num_experts_per_tok=1,
+        norm_topk_prob=False,
+        router_aux_loss_coef=0.0,
+        router_z_loss_coef=0.5,
+    )
+    logits = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    expected = 0.5 * logits.exp().sum(-1).log().square().sum()
+    torch.testing.assert_close(balance_losses(logits, torch.zeros(2, 4).long(), moe), expected)
+
+
+def test_the_objective_does_not_depend_on_how_rows_are_split():
+    model, batch = model_of(config(**VARIANTS["mixtral"])), rows([[20], [20], [20]])
+    columns = (batch.tokens, batch.targets, batch.segments, batch.positions)
+    whole = model(*columns)[0]
+    split = sum(model(*(column[row : row + 1] for column in columns))[0] for row in range(3))
+    assert whole.item() == pytest.approx(split.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_experts_train_under_zero(stage, tmp_path, run_training, losses_of):
+    moe = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    manifest = run_training(tmp_path, moe=MoeConfig(**moe), zero_stage=stage)
+    losses = losses_of(manifest, tmp_path)
+    assert losses[-1] < losses[0] - 0.3
+
+
+@pytest.mark.slow
+def test_ranks_and_stages_agree_on_experts_and_on_what_is_computed_again(tmp_path, run_training, losses_of):
+    """Two ranks, whose tokens choose other experts, at stage 3 with blocks computed again: one process's losses."""
+    moe = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    runs: Runs = {
+        how: {"moe": moe, "zero_stage": stage, "activation_checkpointing": how}
+        for stage, how in ((1, "none"), (3, "full"), (3, "selective"))
+    }
+    told = losses_of_runs(tmp_path / "ranks", runs, ranks=2)
+    alone = run_training(tmp_path / "alone", **SHORT, moe=MoeConfig(**moe), zero_stage=1)
+    for losses in told.values():
+        assert losses == pytest.approx(losses_of(alone, tmp_path / "alone"), abs=1e-5)

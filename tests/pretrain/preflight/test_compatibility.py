@@ -1,0 +1,375 @@
+"""Each rule of `compatibility.py` refuses what it is for, says the mend, and lets what it must not refuse pass."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from governance.errors import ConfigError, MissingInput
+from governance.stage import Recipe
+from pretrain import train
+from pretrain.checkpoint.retention import kept_steps
+from pretrain.config.evaluation_config import EvaluationConfig, TaskConfig
+from pretrain.config.model import ModelConfig, MoeConfig
+from pretrain.config.optim import OptimConfig
+from pretrain.config.profile_config import ProfileConfig
+from pretrain.config.skip_config import SkipConfig
+from pretrain.config.training import (
+    CheckpointConfig,
+    EngineConfig,
+    MixtureConfig,
+    RampConfig,
+    Settings,
+    TrackingConfig,
+    TrainConfig,
+    TrainRecipe,
+)
+from pretrain.distributed.process_group import Ranks, device_of, gpus_of
+from pretrain.preflight import cautions, compatibility
+from pretrain.preflight.cautions import WARNINGS, no_checkpoint_is_validated
+from pretrain.preflight.compatibility import RULES, check_start, check_together, faults_of
+from pretrain.preflight.situation import Situation
+
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 128}
+
+
+def situation(where: dict | None = None, **settings) -> Situation:
+    """Sections that suit each other, but for `settings` (by the field's name); `where`: device, ranks, capability."""
+    values = {
+        ModelConfig: {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2},
+        TrainConfig: {"sequence_length": 64, "global_batch_size": 8, "steps": 10},
+        EngineConfig: {"micro_batch_size": 2},
+        OptimConfig: {"learning_rate": 0.1},
+    }
+    made = {}
+    for section, fields in values.items():
+        own = {name: settings.pop(name) for name in list(settings) if name in section.model_fields}
+        made[section] = section(**{**fields, **own})
+    assert not settings
+    sections = (made[section] for section in (ModelConfig, OptimConfig, TrainConfig, EngineConfig))
+    return Situation(*sections, **(where or {}))
+
+
+CPU, CUDA = {"device": "cpu"}, {"device": "cuda", "capability": (9, 0)}
+EXPERTS = MoeConfig(num_local_experts=4, num_experts_per_tok=2)
+OFFLOAD = {"zero_stage": 3, "offload_optimizer": "cpu"}
+GRADIENTS = {"quantized_gradients": True, "zero_stage": 3}
+OF_8 = {**CUDA, "world_size": 4, "gpus": 8}
+"""A node that shows 8 GPUs."""
+REFUSED = [
+    ("rows_fit_the_positions", {"sequence_length": 256}, "raise the latter"),
+    ("schedule_fits_the_steps", {"warmup_steps": 8, "decay_steps": 3}, "shorten the warm-up"),
+    ("decay_leaves_the_weights", {"learning_rate": 0.01, "weight_decay": 500}, "by -4"),
+    (
+        "decay_leaves_the_weights",
+        {"optimizer": "muon", "muon_learning_rate": 0.02, "muon_weight_decay": 50.0},
+        "multiplies these weights by 0;",
+    ),
+    ("half_precision_wants_a_stage", {"zero_stage": 0, "precision": "bf16"}, "'autocast'"),
+    ("fp16_wants_cuda", {"precision": "fp16", "where": CPU}, "'bf16'"),
+    ("fp8_wants_a_card_that_has_it", {"precision": "fp8", "where": CPU}, "capability 8.9"),
+    ("fp8_wants_a_card_that_has_it", {"precision": "fp8", "where": {**CUDA, "capability": (8, 0)}}, "(8, 0)"),
+    ("fp8_shapes_divide", {"precision": "fp8", "intermediate_size": 136}, "intermediate_size = 136"),
+    (
+        "fp8_shapes_divide",
+        {"precision": "fp8", "sequence_length": 48, "sequence_parallel_size": 2, "micro_batch_size": 1},
+        "sequence_parallel_size = 24",
+    ),
+    ("fp8_wants_no_experts", {"precision": "fp8", "moe": EXPERTS}, "'bf16'"),
+    ("bf16_masters_stay_on_the_device", {"precision": "bf16_masters", **OFFLOAD}, "precision = 'bf16'"),
+    (
+        "tensor_parallelism_knows_the_model",
+        {"tensor_parallel_size": 2, "qk_norm": True, "qk_norm_whole": True},
+        "part of the heads",
+    ),
+    ("flash_wants_cuda_and_16_bits", {"attention": "flash", "where": CPU}, "attention = 'auto'"),
+    ("flash_wants_cuda_and_16_bits", {"attention": "flash", "precision": "fp32"}, "precision = 'bf16'"),
+    ("flash_wants_cuda_and_16_bits", {"attention": "flash", "where": {**CUDA, "capability": (9, 0)}}, "is installed"),
+    ("quantized_collectives_want_cuda", {"quantized_weights": True, "zero_stage": 3, "where": CPU}, "CUDA kernels"),
+    (
+        "quantized_collectives_want_cuda",
+        {"quantized_gradients": True, "zero_stage": 2, "where": CUDA},
+        "zero_stage = 3",
+    ),
+    (
+        "quantized_collectives_want_cuda",
+        {"quantized_weights": True, "zero_stage": 3, "precision": "autocast"},
+        "'bf16'",
+    ),
+    ("quantized_gradients_want_whole_nodes", {**GRADIENTS, "where": {**OF_8, "local_world_size": 4}}, "0 node(s)"),
+    (
+        "quantized_gradients_want_whole_nodes",
+        {**GRADIENTS, "where": {**OF_8, "world_size": 12, "local_world_size": 4}},
+        "start 8 ranks a node",
+    ),
+    ("quantized_gradients_want_whole_nodes", {**GRADIENTS, "tensor_parallel_size": 2}, "other parts of a matrix"),
+    ("bf16_reduction_suits_the_gradients", {"gradient_reduction": "bf16", "precision": "autocast"}, "'fp32'"),
+    ("bf16_reduction_suits_the_gradients", {"gradient_reduction": "bf16", **GRADIENTS}, "quantized_gradients"),
+    ("deepspeed_gets_no_key_of_ours", {"deepspeed": {"bf16": {"enabled": True}}}, "bf16 (set train.precision)"),
+    ("deepspeed_gets_no_key_of_ours", {"deepspeed": {"zero_optimization": {"stage": 2}}}, "engine.zero_stage"),
+    ("deepspeed_gets_no_key_of_ours", {"deepspeed": {"zero_optimization": 2}}, "no table"),
+    ("deepcompile_wants_cuda", {"deepcompile": True, "where": CPU}, "compile = true"),
+    ("deepcompile_wants_cuda", {"deepcompile": True, "zero_stage": 0, "precision": "fp32"}, "zero_stage = 1"),
+    ("deepcompile_wants_cuda", {"deepcompile": True, "sequence_parallel_size": 2}, "compile = true"),
+    ("parameter_offload_wants_stage_3", {"offload_parameters": "cpu", "zero_stage": 2}, "zero_stage = 3"),
+    ("optimizer_offload_wants_its_stage", {"offload_optimizer": "cpu", "zero_stage": 0, "precision": "fp32"}, "= 1"),
+    ("optimizer_offload_wants_its_stage", {"offload_optimizer": "nvme", "zero_stage": 2, "nvme_path": "x"}, "= 3"),
+    ("nvme_has_a_folder", {"offload_parameters": "nvme", "zero_stage": 3}, "nvme_path"),
+    ("nvme_has_a_folder", {"offload_optimizer": "nvme", "zero_stage": 3}, "offload_optimizer = 'nvme'"),
+    ("hpz_wants_stage_3", {"hpz_partition_size": 2, "zero_stage": 2}, "zero_stage = 3"),
+    ("hpz_wants_stage_3", {"hpz_partition_size": 2, "zero_stage": 3, "where": {"world_size": 3}}, "divisor"),
+    ("sequence_parallelism_divides", {"sequence_parallel_size": 3}, "sequence_length = 64"),
+    ("sequence_parallelism_divides", {"sequence_parallel_size": 4}, "num_key_value_heads = 2"),
+    ("experts_see_whole_rows", {"sequence_parallel_size": 2, "moe": EXPERTS}, "sequence_parallel_size = 1"),
+    ("tensor_parallelism_divides", {"tensor_parallel_size": 4}, "num_key_value_heads = 2"),
+    ("tensor_parallelism_knows_the_model", {"tensor_parallel_size": 2, "optimizer": "muon"}, "whole matrices"),
+    ("tensor_parallelism_knows_the_model", {"tensor_parallel_size": 2, "moe": EXPERTS}, "experts are not cut"),
+    ("tensor_parallelism_knows_the_model", {"tensor_parallel_size": 2, "precision": "fp8"}, "'bf16'"),
+    (
+        "tensor_parallelism_keeps_state_out_of_files",
+        {"tensor_parallel_size": 2, "zero_stage": 3, "offload_optimizer": "nvme", "nvme_path": "/x"},
+        "set it to 'cpu'",
+    ),
+    ("hpz_wants_stage_3", {"hpz_partition_size": 2, "zero_stage": 3, "tensor_parallel_size": 2}, "over all ranks"),
+    ("splits_divide_the_ranks", {"tensor_parallel_size": 2, "where": {"world_size": 3}}, "multiple of 2"),
+    ("the_batch_divides", {"micro_batch_size": 3, "where": {"world_size": 1}}, "micro batch that divides"),
+    ("the_batch_divides", {"micro_batch_size": 4, "where": {"world_size": 4}}, "4 x 4"),
+    (
+        "questions_divide",
+        {"sequence_parallel_size": 3, "sequence_length": 768, "where": {"asked": True}},
+        "256 tokens of a row of questions",
+    ),
+    (
+        "bf16_masters_stay_on_the_device",
+        {"precision": "bf16_masters", "zero_stage": 3, "offload_optimizer": "nvme", "nvme_path": "x"},
+        "'nvme'",
+    ),
+    ("only_adamw_is_offloaded", {"optimizer": "muon", **OFFLOAD}, "offload_optimizer = 'none'"),
+]
+
+
+@pytest.mark.parametrize(("rule", "settings", "mend"), REFUSED)
+def test_a_rule_refuses_with_its_mend(rule, settings, mend):
+    told = getattr(compatibility, rule)(situation(**settings))
+    assert told is not None
+    assert mend in told
+
+
+def test_the_page_and_the_table_have_the_same_rules():
+    """Each rule once, on a line of its own or with its like; and no line without a rule."""
+    text = (Path(__file__).parents[3] / "docs" / "engine.md").read_text()
+    part = text.split("## What does not work together", 1)[1].split("\n## ", 1)[0]
+    for page, table in zip(part.split("Warned of:"), (RULES, WARNINGS), strict=True):
+        lines = [line.strip("|").split("|")[-1] for line in page.splitlines() if line.startswith("|")]
+        told = [re.findall(r"`(\w+)`", cell) for cell in lines[2:]]
+        assert all(told)
+        assert sorted(name for names in told for name in names) == sorted(rule.__name__ for rule in table)
+
+
+def test_every_rule_is_tested_and_none_refuses_what_suits():
+    assert {name for name, _, _ in REFUSED} == {rule.__name__ for rule in RULES}
+    for where in ({}, {**CPU, "world_size": 1}, {**CPU, "world_size": 4}, {**CUDA, "world_size": 2}):
+        assert faults_of(situation(where)) == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"zero_stage": 0, "precision": "autocast"},
+        {"zero_stage": 0, "precision": "fp32"},
+        {"precision": "fp16", "where": CUDA},
+        {"precision": "fp8", "where": CUDA},
+        {"precision": "fp8", "where": {"device": "cuda"}},  # of which kind, a login node does not know
+        {"quantized_weights": True, **GRADIENTS, "where": CUDA},
+        {**GRADIENTS, "global_batch_size": 32, "where": {**OF_8, "world_size": 16, "local_world_size": 8}},
+        {"zero_stage": 3, "where": {**OF_8, "local_world_size": 4}},
+        {"sequence_parallel_size": 2, "where": {"world_size": 2}, "micro_batch_size": 8},
+        {"tensor_parallel_size": 2, "zero_stage": 3, "where": {"world_size": 4}},
+        {"offload_optimizer": "cpu", "offload_parameters": "nvme", "nvme_path": "x", "zero_stage": 3},
+        {"offload_optimizer": "nvme", "offload_parameters": "nvme", "nvme_path": "x", "zero_stage": 3},
+        {"optimizer": "muon", "zero_stage": 3},
+        {"moe": EXPERTS, "where": {"world_size": 2}},
+        {"sequence_parallel_size": 2, "where": {"asked": True}},
+    ],
+)
+def test_what_works_passes(settings):
+    assert faults_of(situation(**settings)) == []
+
+
+def test_what_alters_what_is_learned_enters_the_key_and_the_layout_does_not():
+    learned = {"quantized_weights", "quantized_gradients"}
+    assert learned < TrainConfig.model_fields.keys()
+    assert not learned & EngineConfig.model_fields.keys()
+    s = situation(moe=EXPERTS)
+    keys = set()
+    for name in (None, *learned):
+        train = s.train.model_copy(update={name: True} if name else {})
+        keys.add(Recipe("train", 1, TrainRecipe(model=s.model, optim=s.optim, train=train)).key([]))
+    assert len(keys) == 3
+
+
+def test_all_faults_are_told_at_once():
+    s = situation(sequence_length=256, zero_stage=0)
+    with pytest.raises(ConfigError, match=r"(?s)max_position_embeddings.*before the first"):
+        check_together(TrainRecipe(model=s.model, optim=s.optim, train=s.train), s.engine)
+
+
+def test_both_moments_know_that_tasks_are_asked():
+    tasks = (TaskConfig(name="t", format="choices", path="t.jsonl"),)
+    s = situation(sequence_length=768, max_position_embeddings=768, sequence_parallel_size=3, num_key_value_heads=3,
+                  num_attention_heads=3, hidden_size=48)  # fmt: skip
+    recipe = TrainRecipe(model=s.model, optim=s.optim, train=s.train)
+    check_together(recipe, s.engine)
+    recipe = recipe.model_copy(update={"evaluation": EvaluationConfig(tasks=tasks)})
+    with pytest.raises(ConfigError, match="row of questions"):
+        check_together(recipe, s.engine)
+    with pytest.raises(ConfigError, match="row of questions"):
+        check_start(recipe, s.engine, Ranks(0, 3, 0, 3), "cpu")
+
+
+def test_a_device_that_is_asked_for_is_known_before_the_start():
+    s = situation(precision="fp16", device="cpu")
+    recipe = TrainRecipe(model=s.model, optim=s.optim, train=s.train)
+    with pytest.raises(ConfigError, match="fp16"):
+        check_together(recipe, s.engine)
+    check_together(recipe, EngineConfig())  # "auto": a login node may have no GPU
+    with pytest.raises(ConfigError, match="fp16"):
+        check_start(recipe, EngineConfig(), Ranks(), "cpu")
+
+
+OFF = ProfileConfig()
+BEST = CheckpointConfig(every_steps=2, keep_best=3)
+FOUR_OF_EIGHT = {**CUDA, "world_size": 8, "local_world_size": 4, "gpus": 8}
+WARNED_OF = [
+    ("tensor_ranks_span_nodes", {"tensor_parallel_size": 2, "where": {"world_size": 2}}, "cross the network"),
+    (
+        "hpz_ranks_span_nodes",
+        {"hpz_partition_size": 4, "zero_stage": 3, "where": {"world_size": 4, "local_world_size": 2}},
+        "crosses the network too",
+    ),
+    (
+        "quantized_gradients_stay_on_a_node",
+        {**GRADIENTS, "where": {**CUDA, "world_size": 1, "gpus": 1}},
+        "nothing is quantized",
+    ),
+    ("shared_memory_is_for_the_cpu", {"shared_memory_collectives": True, "where": CUDA}, "no effect"),
+    ("soft_caps_on_cpu_are_written_out", {"attn_logit_softcapping": 50.0, "where": CPU}, "64 x 64"),
+    ("gpus_stand_idle", {"where": {**CUDA, "world_size": 1, "gpus": 8}}, "--processes 8"),
+    ("gpus_stand_idle", {"micro_batch_size": 1, "where": FOUR_OF_EIGHT}, "8 GPUs and 4 rank"),
+    ("no_checkpoint_is_validated", {"where": {"checkpoint": BEST}, "validate_every_steps": 5}, "no effect"),
+    ("no_checkpoint_is_validated", {"where": {"checkpoint": BEST}, "validate_every_steps": 0}, "keep_best = 3"),
+    ("no_checkpoint_is_validated", {"where": {"checkpoint": BEST}, "validate_every_steps": 10}, "last step, 10"),
+    (
+        "steps_lie_within_the_run",
+        {"batch_size_ramp": (RampConfig(until_step=10, global_batch_size=4),)},
+        "train.batch_size_ramp.0.until_step (step 11)",
+    ),
+    (
+        "steps_lie_within_the_run",
+        {"mixture": (MixtureConfig(from_step=11, weights={"a": 1}),)},
+        "0.from_step (step 11)",
+    ),
+    ("steps_lie_within_the_run", {"where": {"checkpoint": CheckpointConfig(every_steps=11)}}, "checkpoint.every_steps"),
+    ("steps_lie_within_the_run", {"where": {"evaluation": EvaluationConfig(every_steps=11)}}, "evaluation.every_steps"),
+    ("steps_lie_within_the_run", {"skip": SkipConfig(warmup_steps=10)}, "train.skip.warmup_steps"),
+    ("steps_lie_within_the_run", {"where": {"profile": ProfileConfig(from_step=11)}}, "profile.from_step (step 11)"),
+    (
+        "profiled_ranks_exist",
+        {"where": {"profile": ProfileConfig(from_step=2, ranks=(0, 2)), "world_size": 2, "local_world_size": 2}},
+        "names 2: the ranks of this run are 0 to 1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "settings", "words"), WARNED_OF)
+def test_what_works_badly_is_told(rule, settings, words, caplog):
+    s = situation(**settings)
+    assert words in getattr(cautions, rule)(s)
+    ranks = Ranks(0, s.world_size or 1, 0, s.local_world_size)
+    with caplog.at_level(logging.WARNING):
+        evaluation = s.evaluation or EvaluationConfig()
+        recipe = TrainRecipe(model=s.model, optim=s.optim, train=s.train, evaluation=evaluation)
+        kept = Settings(s.checkpoint or CheckpointConfig(), s.engine, TrackingConfig(), profile=s.profile or OFF)
+        check_start(recipe, s.engine, ranks, s.device or "cpu", s.capability, kept, s.gpus)
+    assert words in caplog.text
+
+
+def test_every_warning_is_tested():
+    assert {name for name, _, _ in WARNED_OF} == {rule.__name__ for rule in WARNINGS}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {**GRADIENTS, "hpz_partition_size": 8, "where": {**OF_8, "world_size": 16, "local_world_size": 8}},
+        {"where": {**CUDA, "world_size": 8, "local_world_size": 8, "gpus": 8}},
+        {"where": {**CUDA, "world_size": 8, "local_world_size": 8, "gpus": 1}},  # Slurm shows each task its own
+        {"where": {**CPU, "world_size": 1, "gpus": 8}},
+        {"where": {"checkpoint": CheckpointConfig(every_steps=3, keep_best=1)}, "validate_every_steps": 3},
+        {"where": {"checkpoint": CheckpointConfig(every_steps=2, keep_best=1)}, "validate_every_steps": 4},
+        {"where": {"checkpoint": CheckpointConfig(every_steps=7)}, "validate_every_steps": 5},
+        {"where": {"checkpoint": CheckpointConfig()}},  # defaults of 100 steps, and of the guard's 200, in a run of 10
+        {
+            "batch_size_ramp": (RampConfig(until_step=9, global_batch_size=4),),
+            "mixture": (MixtureConfig(from_step=10, weights={"a": 1}),),
+            "skip": SkipConfig(warmup_steps=9),
+            "validate_every_steps": 10,
+        },
+    ],
+)
+def test_what_works_well_is_not_warned_of(settings):
+    assert [told for rule in WARNINGS if (told := rule(situation(**settings)))] == []
+
+
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(1, 30), st.integers(1, 4))
+def test_keep_best_is_warned_of_exactly_where_it_keeps_nothing_more(saved, validated, steps, keep_best):
+    """By the rules of the loop and of retention, checkpoint after checkpoint."""
+
+    def due(step, every):
+        return step == steps or (every > 0 and step % every == 0)
+
+    config = CheckpointConfig(every_steps=saved, keep_best=keep_best, keep_last=1)
+    validations = [{"step": step, "loss": 1.0} for step in range(1, steps + 1) if due(step, validated)]
+    held, differs = [], False
+    for step in range(1, steps + 1):
+        if due(step, saved):
+            held.append(step)
+            known = [row for row in validations if row["step"] <= step]
+            kept = kept_steps(held, config, known)
+            differs |= bool(kept.keys() - kept_steps(held, config.model_copy(update={"keep_best": 0}), known).keys())
+            held = sorted(kept)
+    s = situation({"checkpoint": config}, validate_every_steps=validated, steps=steps)
+    assert (no_checkpoint_is_validated(s) is None) == differs
+
+
+def test_training_knows_what_the_warnings_ask(tmp_path, run_training, caplog):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_open_data", _stop)
+        with pytest.raises(MissingInput, match="stop here"), caplog.at_level(logging.WARNING):
+            run_training(tmp_path, every_steps=4, validate_every_steps=3, keep_best=1)
+    assert "checkpoint.keep_best = 1 has no effect" in caplog.text
+
+
+def _stop(*_):
+    raise MissingInput("stop here")
+
+
+def test_no_gpu_where_one_is_asked_for(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of(Ranks()).type == "cpu"
+    with pytest.raises(ConfigError, match="device = 'auto' or 'cpu'"):
+        device_of(Ranks(), "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert device_of(Ranks(), "cpu").type == "cpu"
+    with pytest.raises(ConfigError, match="one rank a GPU"):
+        device_of(Ranks(1, 2, 1, 2))
+    assert gpus_of(device_of(Ranks())) == 1
+    assert gpus_of(device_of(Ranks(), "cpu")) == 0

@@ -1,0 +1,276 @@
+"""What is looked at on a node before training: each check finds the fault that is planted, and names whose it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from governance.errors import ClusterError
+from pretrain.config.model import ModelConfig
+from pretrain.config.optim import OptimConfig
+from pretrain.config.training import EngineConfig, TrainConfig, TrainRecipe
+from pretrain.distributed.launcher import _free_port
+from pretrain.distributed.process_group import Ranks, meeting_name
+from pretrain.preflight import node_checks
+from pretrain.preflight.node_checks import Asked, check_node, checkpoint_bytes, clock, disk, ecc, exchange, gpus
+
+MODEL = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def asked(gpus=0, optimizer="adamw", native=True, processes=1, **engine):
+    recipe = TrainRecipe(
+        model=ModelConfig(**MODEL),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=1, decay_steps=1, optimizer=optimizer),
+        train=TrainConfig(sequence_length=32, global_batch_size=8, steps=4),
+    )
+    return Asked(gpus, recipe, EngineConfig(micro_batch_size=4, **engine), native, 200, processes)
+
+
+def test_gpus_that_are_not_seen(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert not gpus(asked(), "n1").bad
+    assert "2 of 2 given" in gpus(asked(2, device="cpu"), "n1").figures
+    import torch
+
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    for seen, bad in ((2, False), (1, True)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda seen=seen: seen)
+        found = gpus(asked(2), "n1")
+        assert (found.bad, found.nodes) == (bad, ("n1",) if bad else ())
+        assert f"{seen} of 2 visible" in found.figures
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert gpus(asked(2), "n1").bad  # as it would be on every node: none is left out
+    assert gpus(asked(2), "n1").nodes == ()
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        ("0, 0, No, No\n1, 0, No, No\n", ""),
+        ("0, [N/A], [N/A], [N/A]\n", ""),
+        ("0, 0, No, No\n1, 2, No, No\n", "GPU 1: 2 uncorrected errors"),
+        ("0, 0, Yes, No\n", "GPU 0: 1 retired pages pending"),
+        ("0, 0, No, Yes\n", "GPU 0: 1 rows to remap pending"),
+    ],
+)
+def test_memory_errors(answer, fault):
+    found = ecc(asked(2), "n1", lambda: answer)
+    assert found.bad == bool(fault)
+    assert found.nodes == (("n1",) if fault else ())
+    assert fault in found.figures
+
+
+def test_without_a_tool_to_ask_nothing_is_claimed():
+    assert "unknown" in ecc(asked(2), "n1", lambda: None).figures
+
+
+def test_a_driver_that_hangs_names_its_node():
+    def hangs():
+        raise subprocess.TimeoutExpired("nvidia-smi", 60)
+
+    assert ecc(asked(2), "n1", hangs).nodes == ("n1",)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "off"),
+    [
+        ([0, 0.2, -0.1], set()),
+        ([0, 60, 0.1], {1}),
+        ([0, 60, 60.1], {0}),  # the first node's clock is the one
+        ([0, 60], {0, 1}),  # nobody can say which
+        ([0, 60, -60, 0.1, 0], {1, 2}),
+        ([0, -4.5, 4.5], set()),
+    ],
+)
+def test_a_clock_that_most_nodes_do_not_share_names_its_node(ahead, off):
+    names = [f"n{rank}" for rank in range(len(ahead))]
+    offsets = [(float(seconds), 0.01) for seconds in ahead]
+    found = [clock(offsets, Ranks(rank, len(ahead), 0, 1), names) for rank in range(len(ahead))]
+    assert {rank for rank, finding in enumerate(found) if finding.bad} == off
+    assert [finding.nodes for finding in found] == [(names[rank],) if rank in off else () for rank in range(len(ahead))]
+
+
+def test_a_slow_network_is_no_wrong_clock():
+    found = clock([(0.0, 0.0), (8.0, 4.0)], Ranks(1, 2, 0, 1), ["n0", "n1"])
+    assert not found.bad
+    assert "+8.000 s (within 4.000 s) from n0's, 2 of 2" in found.figures
+
+
+@given(
+    ahead=st.floats(-1e3, 1e3),
+    trips=st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2)), min_size=5, max_size=5),
+)
+def test_the_error_of_an_exchange_is_within_its_bound(ahead, trips):
+    """A clock that is `ahead`, questions and answers that take as long as they like: the law of the method."""
+    moment = [1e6]  # of true time
+    after = iter(trips)
+
+    class Store:
+        def __init__(self):
+            self.values = {}
+
+        def set(self, key, value):
+            self.values[key] = value
+
+        def get(self, key):
+            if key.startswith("time-"):
+                there, back = next(after)
+                moment[0] += there
+                answer = repr(moment[0])  # the first node's clock is right
+                moment[0] += back
+                return answer
+            return json.dumps([[0.0, 0.0], json.loads(self.values["ahead-1"])])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(node_checks.time, "time", lambda: moment[0] + ahead)
+        patch.setattr(node_checks.time, "monotonic", lambda: moment[0])
+        _, (found, bound) = exchange(Store(), Ranks(1, 2, 0, 1))
+    assert bound == pytest.approx(min(sum(trip) for trip in trips) / 2, abs=1e-6)
+    assert abs(found - ahead) <= bound + 1e-6
+
+
+def test_room_for_a_checkpoint(tmp_path, monkeypatch, finished):
+    root, run = finished
+    [folder] = [root / row["path"] for row in [run.stats["checkpoint"]]]
+    files = sum(path.stat().st_size for path in folder.parent.rglob("*.safetensors"))
+    one = checkpoint_bytes(asked(), 1)
+    assert one == pytest.approx(files, rel=0.05)  # the formula against a checkpoint of the same model
+    assert checkpoint_bytes(asked(), 2) == 2 * one
+    assert checkpoint_bytes(asked(native=False), 2) == one
+    assert checkpoint_bytes(asked(optimizer="lion"), 1) == one * 2 / 3
+    assert not disk(asked(), 1, tmp_path / "not" / "made" / "yet").bad
+    usage = type("Usage", (), {"free": one - 1})
+    monkeypatch.setattr(node_checks.shutil, "disk_usage", lambda folder: usage)
+    found = disk(asked(), 1, tmp_path)
+    assert found.bad
+    assert found.nodes == ()  # every node would find it so
+
+
+def test_a_node_alone_is_checked_without_the_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    told = []
+    check_node(asked(), tmp_path, Ranks(), "12-0", told.append)
+    assert "preflight n7: root: 1 of 1 nodes see" in told[0]
+    assert "bad-node" not in told[0]
+    monkeypatch.setattr(node_checks.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1}))
+    with pytest.raises(ClusterError, match=r"n7: disk: .*Another node would not mend it") as error:
+        check_node(asked(), tmp_path, Ranks(), "12-1", told.append)
+    assert error.value.exit_code == 69
+
+
+def test_no_two_starts_meet_in_one_folder():
+    one = {"SLURM_JOB_ID": "12", "SLURM_CLUSTER_NAME": "big", "SLURM_STEP_ID": "0"}
+    others = [
+        {**one, "SLURM_RESTART_COUNT": "1"}, {**one, "SLURM_STEP_ID": "1"}, {**one, "SLURM_JOB_ID": "13"},
+        {**one, "SLURM_CLUSTER_NAME": "small"}, {}, {"WORLD_SIZE": "2", "MASTER_ADDR": "n1", "MASTER_PORT": "7"},
+        {"WORLD_SIZE": "2", "MASTER_ADDR": "n1", "MASTER_PORT": "8"},
+    ]  # fmt: skip
+    assert len({meeting_name(values) for values in [one, *others]}) == 1 + len(others)
+    assert all("/" not in meeting_name(values) for values in [one, *others])
+    assert meeting_name({**one, "SLURM_PROCID": "3", "SLURMD_NODENAME": "n3"}) == meeting_name(one)
+
+
+NODE = """
+import sys; from pathlib import Path
+from governance.errors import PipelineError
+from pretrain.preflight import node_checks
+from pretrain.distributed.process_group import Ranks
+node_checks._MEET_SECONDS, node_checks._CONNECT_SECONDS = 20.0, 12.0
+root, rank, world = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+sys.path.insert(0, {folder!r})
+from test_node_checks import asked
+{plant}
+try:
+    node_checks.check_node(asked(), root, Ranks(rank, world, 0, 1), "1-0", node_checks.say_at_once)
+except PipelineError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+def nodes(root: Path, world: int, plant: str = "") -> list[tuple[int, str]]:
+    code = NODE.format(folder=str(Path(__file__).parent), plant=plant)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {**os.environ, **meeting, "PYTHONPATH": str(Path(__file__).parents[3])}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(root), str(rank), str(world)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**environment, "SLURMD_NODENAME": f"n{rank}"},
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    told = [process.communicate(timeout=120)[0] for process in started]
+    return [(process.returncode, text) for process, text in zip(started, told, strict=True)]
+
+
+def test_two_nodes_meet_and_add_up(tmp_path):
+    for rank, (status, text) in enumerate(nodes(tmp_path, 2)):
+        assert status == 0, text
+        assert f"preflight n{rank}: root: 2 of 2 nodes see" in text
+        assert "sums over 2 nodes are right" in text
+        assert re.search(rf"n{rank}: clock: [+-]0.0\d\d s \(within \d.\d\d\d s\) from n0's, 2 of 2", text), text
+    written = sorted((tmp_path / "slurm" / "preflight" / "1-0").iterdir())
+    assert [json.loads(path.read_text())["node"] for path in written] == ["n0", "n1"]
+
+
+@pytest.mark.slow
+def test_a_node_that_does_not_come_is_named_by_the_first(tmp_path):
+    plant = "if rank == 1: node_checks.network = lambda *_: []"
+    found = nodes(tmp_path, 3, plant)
+    assert [status for status, _ in found] == [69, 0, 69]
+    assert "bad-node=n1;" in found[0][1]
+    assert "no connection from n1" in found[0][1]
+    assert all("bad-node=n0" not in text and "bad-node=n2" not in text for _, text in found)
+
+
+@pytest.mark.slow
+def test_a_wrong_sum_names_its_node(tmp_path):
+    plant = """
+from torch import distributed
+plain = distributed.all_reduce
+def wrong(values):
+    plain(values)
+    if values.ndim:
+        values[5] += rank == 1
+distributed.all_reduce = wrong
+"""
+    found = nodes(tmp_path, 2, plant)
+    assert [status for status, _ in found] == [0, 69]
+    assert "wrong in 4 elements" in found[1][1]
+    assert "bad-node=n1;" in found[1][1]
+
+
+@pytest.mark.slow
+def test_a_root_of_its_own_names_the_node_that_has_it(tmp_path):
+    plant = "node_checks._MEET_SECONDS = 8.0\nif rank == 2: root = root / 'local'"
+    found = nodes(tmp_path, 3, plant)
+    assert [status for status, _ in found] == [69, 69, 69]
+    assert "1 of 3 nodes see" in found[2][1]
+    assert "bad-node=n2;" in found[2][1]
+    assert "bad-node" not in found[0][1] + found[1][1]
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_off_is_found_by_the_exchange(tmp_path):
+    plant = """
+real = node_checks.time.time
+node_checks.time.time = lambda: real() + 60 * (rank == 0)
+"""
+    found = nodes(tmp_path, 3, plant)
+    assert [status for status, _ in found] == [69, 0, 0]
+    assert "bad-node=n0;" in found[0][1]
+    assert "clock: BAD: +0.000 s" in found[0][1]
+    assert "clock: -60.0" in found[1][1]
+    assert "2 of 3 nodes agree" in found[1][1]
