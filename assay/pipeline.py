@@ -94,6 +94,8 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
         require_chain((tokens, *_packed(artifacts)), runtime.root, journal)  # before hours of checks
     try:
         artifacts["bias"] = counted(run, artifacts, runtime)
+        if runtime.make:
+            require_chain((artifacts["bias"],), runtime.root, journal)  # its tables are read as they are
         checked = audit(artifacts, run.policy, run.config.audit, runtime, _token_readers(), _reference(run))
     except AlteredFile as error:
         raise GateClosed(f"the audit cannot judge what is not as it was written: {error}") from error

@@ -68,11 +68,13 @@ def submit(arguments: Arguments) -> int:
     The status of the first job that failed, where they ran here.
     """
     from assay.cli.slurm_begin import begin_of
+    from assay.preflight import under_site
     from assay.slurm_folders import fetch_here, freeze_run
     from slurm.job_states import gather
     from slurm.submit import Order, one_at_a_time
 
     loaded, runtime = load(arguments, "slurm submit")
+    under_site(loaded)
     config = _asked(arguments, loaded)
     _refuse_start(loaded, runtime, config)
     sources = _sources(loaded)

@@ -195,7 +195,7 @@ def test_a_refusal_in_the_root_is_read_whatever_the_settings_say(project, capsys
     (project / "elsewhere").mkdir()
     for path in (project / "waivers").glob("*.json"):
         path.rename(project / "elsewhere" / path.name)
-    closed(project, capsys, "refused by ann", "--set", 'governance.gate.waivers="elsewhere"', checked=None)
+    closed(project, capsys, "refused by ann", "--set", 'governance.waivers="elsewhere"', checked=None)
 
 
 # --- verdicts

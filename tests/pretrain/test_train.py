@@ -213,7 +213,7 @@ def test_old_checkpoints_are_removed(tmp_path, run_training):
 
 def test_a_run_that_is_not_finite_any_more_stops(tmp_path, run_training):
     with pytest.raises(Diverged, match=r"lower\s+optim.learning_rate"):
-        run_training(tmp_path, learning_rate=1e30, gradient_clipping=0.0, warmup_steps=0)
+        run_training(tmp_path, learning_rate=1e30, weight_decay=0.0, gradient_clipping=0.0, warmup_steps=0)
     [metrics] = (tmp_path / "train").glob("*/metrics.jsonl")
     skipped = [line["step"] for line in read_lines(metrics) if line["event"] == "skipped"]
     assert skipped == list(range(skipped[0], skipped[0] + 3))

@@ -122,7 +122,7 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path):
         "cli.main(['data', 'show', 'x.toml'])"
     )
     outer = (
-        "import sys; from pretrain.distributed import launcher as launch as l\n"
+        "import sys; from pretrain.distributed import launcher as l\n"
         f"l._command = lambda words: [sys.executable, '-c', {line!r}]\n"
         "l.launch(1, [])"
     )
@@ -144,7 +144,7 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path):
 def test_a_signal_is_passed_on_and_nothing_is_tried_again(handler, status):
     line = f"import os, sys, time, signal; signal.signal(15, {handler}); print('up', flush=True); time.sleep(60)"
     outer = (
-        "import sys; from pretrain.distributed import launcher as launch as l\n"
+        "import sys; from pretrain.distributed import launcher as l\n"
         f"l._command = lambda words: [sys.executable, '-c', {line!r}]\n"
         "sys.exit(l.launch(1, [], restarts=3))"
     )

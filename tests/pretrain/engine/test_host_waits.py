@@ -22,7 +22,7 @@ from tests.pretrain.engine.test_engine_state import LENGTH, ROWS, batches, open_
 
 ASKING = ("__bool__", "__float__", "__int__", "__index__", "item", "tolist", "cpu", "nonzero")
 """What gives the host a number, or makes a shape of one."""
-CPU_ALONE = ("eager.py", "numbers.py")
+CPU_ALONE = ("cpu_ops.py", "bf16.py")
 """Kernels that never run on a GPU."""
 
 
@@ -91,7 +91,7 @@ def test_a_whole_run_reads_its_record_and_nothing_else(asked, tmp_path, run_trai
 
     monkeypatch.setattr(loop, "rate_factor", rate)
     run_training(tmp_path, precision="bf16", steps=5, every_steps=5, validate_every_steps=0, decay_steps=2)
-    host = ("distributed.py", "ledger.py")  # words that lie on the host, summed by gloo; and the record
+    host = ("process_group.py", "step_log.py")  # words that lie on the host, summed by gloo; and the record
     assert seen[5]
     assert all(line.startswith(host) for line in seen[5]), seen[5].most_common()
-    assert sum(times for line, times in seen[5].items() if line.startswith("ledger.py")) == 1
+    assert sum(times for line, times in seen[5].items() if line.startswith("step_log.py")) == 1

@@ -72,7 +72,7 @@ def recorded_names() -> set[str]:
     for path in (ROOT / "pretrain").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             called = node.func if isinstance(node, ast.Call) and node.args else None  # CUDA's own events have no words
-            if isinstance(called, ast.Attribute) and called.attr == "record":
+            if isinstance(called, ast.Attribute) and called.attr.lstrip("_") == "record":
                 assert isinstance(node.args[0], ast.Constant), f"{path}:{node.lineno}: the event has no name here"
                 names.add(node.args[0].value)
     return names

@@ -181,7 +181,14 @@ def test_too_many_skips_end_the_run_and_name_them():
 def test_a_run_that_diverges_ends_its_record_with_the_verdict(tmp_path, run_training, learning_rate, z_score, reason):
     """The weights overflow, or every loss above the median is called a spike: real runs, real losses."""
     skip = SkipConfig(z_score=z_score, window=8, warmup_steps=8, most_skips=2)
-    settings = {"warmup_steps": 0, "decay_steps": 0, "steps": 60, "gradient_clipping": 0.0, "skip": skip}
+    settings = {
+        "warmup_steps": 0,
+        "decay_steps": 0,
+        "steps": 60,
+        "gradient_clipping": 0.0,
+        "weight_decay": 0.0,
+        "skip": skip,
+    }
     with pytest.raises(Diverged) as error:
         run_training(tmp_path, learning_rate=learning_rate, **settings)
     [path] = tmp_path.glob("train/*/metrics.jsonl")
