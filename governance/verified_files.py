@@ -3,7 +3,7 @@
 A manifest lists each file with its digest, but a size is all that a look-up compares. So whoever reads a shard to make
 or to judge something reads it here: its bytes are hashed as it is opened, and it must be the same file, unchanged, when
 the reading ends. `map_shards` does so for whatever a shard says that it reads; a check that runs outside of it opens
-its files with `intact` itself (`test_fail_open_evidence.py` alters a file of every role that a check reads).
+its files with `intact` itself (`test_fail_open_before.py` alters a file of every role that a check reads).
 
 Price: one more pass of SHA-256 over what is read, from memory, about 1 % of the pipeline.
 """

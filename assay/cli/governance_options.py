@@ -23,38 +23,44 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
         "--data-docs",
         type=Path,
         metavar="FOLDER",
-        help="write Great Expectations' own pages, too; they load styles and scripts from hosts outside",
+        help="also write Great Expectations' Data Docs, which load styles and scripts from the internet",
     )
     command = add("freeze", "freeze", "sign the distributions of a corpus that was let through: [audit] reference")
     command.set_defaults(group="check")
     config(command)
-    command.add_argument("file", type=Path, metavar="FILE", help="the reference, a file that does not exist yet")
+    command.add_argument("file", type=Path, metavar="FILE", help="new file for the reference")
     command = add("review", "review", "walk through what keeps a gate closed; sign waivers or refusals")
     command.set_defaults(group="review")
     config(command)
     command.add_argument(
-        "--key", type=Path, required=True, metavar="PRIVATE_KEY", help="your own key, which the policy's [people] knows"
+        "--key",
+        type=Path,
+        required=True,
+        metavar="PRIVATE_KEY",
+        help="your private key, listed under the policy's [people]",
     )
     command = add(
         "clock", "clock", "print what is dated ahead of this machine's clock, or sign that those times are void"
     )
     config(command)
     command.add_argument(
-        "--accept", metavar="YYYY-MM-DD", help="today, by another clock: this machine's is right, the others were wrong"
+        "--accept",
+        metavar="YYYY-MM-DD",
+        help="today's date by another clock: confirm that this machine's clock is right",
     )
-    command.add_argument("--reason", default="", metavar="TEXT", help="with it: which clock was wrong, and why")
+    command.add_argument("--reason", default="", metavar="TEXT", help="with --accept: which clock was wrong, and why")
     command = add("site", "site", "print whose policy and keys bind on this machine, or a policy's digest")
     command.add_argument(
-        "policy", type=Path, nargs="?", metavar="POLICY", help="print this policy's digest, which site.toml pins"
+        "policy", type=Path, nargs="?", metavar="POLICY", help="print this policy's digest, for site.toml"
     )
     command = add(
         "verify", "verify", "read every file of an artifact, or below a root, and compare it with its manifest"
     )
-    command.add_argument("artifact", type=Path, metavar="ARTIFACT|ROOT", help="an artifact's folder, or a root of them")
+    command.add_argument("artifact", type=Path, metavar="ARTIFACT|ROOT", help="an artifact's folder, or a root")
     command.add_argument(
         "--deep",
         action="store_true",
-        help="every ancestor, every signed statement, the journal's chain, leaves and waivers too",
+        help="also verify ancestors, signed statements, the journal's chain, growing files and waivers",
     )
     trusted_keys(command)
     command = add(
@@ -62,14 +68,14 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     )
     config(command)
     command.add_argument(
-        "--accept", metavar="REASON", help="the journal as it is counts from now on; signed into it with this reason"
+        "--accept", metavar="REASON", help="accept the journal as it is, with this reason signed into it"
     )
     command = add("trace", "trace", "print what an artifact was made from, down to the source files")
     command.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact's folder or its manifest.json")
-    command.add_argument("--svg", type=Path, metavar="FILE", help="draw it, too")
-    command.add_argument("--prov", type=Path, metavar="FILE", help="write it as W3C PROV-JSON, too")
+    command.add_argument("--svg", type=Path, metavar="FILE", help="also write an SVG")
+    command.add_argument("--prov", type=Path, metavar="FILE", help="also write W3C PROV-JSON")
     command = add("impact", "impact", "print which shards, rows, checkpoints and children saw a document")
-    command.add_argument("document", metavar="DOCUMENT|URL|SHARD", help="its id, its URL, or a shard of documents")
+    command.add_argument("document", metavar="DOCUMENT|URL|SHARD", help="a document's id, its URL, or a document shard")
     command.add_argument("--root", dest="roots", type=Path, nargs="+", required=True, help="folders of artifacts")
     command = add("diff", "diff", "print in words how two artifacts differ")
     command.add_argument("ours", type=Path, metavar="A", help="an artifact's folder or its manifest.json")
@@ -82,19 +88,27 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
 
 def _keys(add: Add) -> None:
     command = add("keygen", "keygen", "make a key pair: Ed25519 that signs verdicts and statements, or a model's")
-    command.add_argument("path", type=Path, nargs="?", metavar="PATH", help="where; default: your configuration folder")
+    command.add_argument(
+        "path", type=Path, nargs="?", metavar="PATH", help="path of the key (default: your configuration folder)"
+    )
     kind = command.add_mutually_exclusive_group()
-    kind.add_argument("--root", type=Path, metavar="PATH", help="a root key, to keep offline: it certifies jobs' keys")
-    kind.add_argument("--job", type=Path, metavar="PATH", help="a job's key, certified by --root-key")
-    kind.add_argument("--model", nargs="?", const="", metavar="PATH", help="an EC P-256 key that signs models")
+    kind.add_argument(
+        "--root", type=Path, metavar="PATH", help="create a root key, to keep offline; it certifies job keys"
+    )
+    kind.add_argument("--job", type=Path, metavar="PATH", help="create a job's key, certified by --root-key")
+    kind.add_argument(
+        "--model", nargs="?", const="", metavar="PATH", help="create an EC P-256 key for model signatures"
+    )
     command.add_argument("--root-key", type=Path, metavar="PATH", help="the root's private key")
-    command.add_argument("--days", type=positive, default=30, help="how long a job's certificate holds (default: 30)")
-    command.add_argument("--name", default="job", help="whose key it is, in the certificate (default: job)")
+    command.add_argument(
+        "--days", type=positive, default=30, help="validity of a job's certificate in days (default: 30)"
+    )
+    command.add_argument("--name", default="job", help="owner's name in the certificate (default: job)")
     command = add("sign", "sign", "sign a checkpoint in the OpenSSF model-signing format")
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
     command.add_argument("--key", type=Path, metavar="PATH", help="the model key (default: your own)")
     command.add_argument(
-        "--signing-key", type=Path, metavar="PATH", help="signs the journal's line (default: your own)"
+        "--signing-key", type=Path, metavar="PATH", help="key that signs the journal entry (default: your own)"
     )
 
 
@@ -107,5 +121,5 @@ def trusted_keys(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PUBLIC_KEY",
-        help="believe this key, or a root's for the keys that it certified, instead of your own (repeatable)",
+        help="trust this key, or keys certified by this root key, instead of your own (repeatable)",
     )

@@ -1,9 +1,7 @@
 """Command line: parser, error handling and exit codes.
 
-A command's work is one function in `commands.py`, `data_commands.py`, `governance_commands.py`,
-`report_commands.py` or `slurm_commands.py`, imported when it is
-called, so that `assay --help` needs neither torch nor pydantic. The set of commands and options is pinned by
-`tests/assay/test_cli.py`.
+Each command is one function of a `*_commands.py` in this folder, imported when it is called, so that `assay --help`
+needs neither torch nor pydantic. `tests/assay/test_cli.py` pins the set of commands and options.
 """
 
 from __future__ import annotations
@@ -22,10 +20,9 @@ from assay.cli.option_values import hours, natural, positive, prefix, size, work
 
 _REPORT_COMMANDS = ("write", "verify", "compare", "index")
 
-_EPILOG = """exit codes: 0 done, 1 stopped for a reason that is told, 2 wrong words, 65 something was altered or torn,
-66 something is missing, 69 the scheduler refused, 70 a training process hung, 71 the energy budget leaves no more,
-73 another run trains there, 74 the disk refused, 75 preempted (run the same command again), 77 the gate is closed,
-78 the configuration is wrong"""
+_EPILOG = """exit codes: 0 done, 1 error (see message), 2 usage error, 65 data altered or torn, 66 input missing,
+69 scheduler or node unavailable, 70 a training process hung, 71 energy budget exhausted,
+73 another attempt holds the run, 74 disk error, 75 preempted (run the same command again), 77 gate closed, 78 configuration error"""
 
 
 def program() -> int:
@@ -78,10 +75,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"assay {_version()}")
-    top.add_argument("-v", "--verbose", action="store_true", help="tell more")
+    top.add_argument("-v", "--verbose", action="store_true", help="verbose logging")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
-    command = _add(commands, "run", "run", "all of it on this machine: data, audit, gate, training, report")
+    command = _add(commands, "run", "run", "run everything on this machine: data, audit, gate, training, report")
     _config(command)
     _processes(command)
     _from_scratch(command)
@@ -122,17 +119,22 @@ def _data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         type=worker,
         default=(0, 1),
         metavar="I/N",
-        help="be worker I (from 0) of N that run at once, share the work and wait for each other",
+        help="run as worker I (from 0) of N concurrent workers, which wait for each other",
     )
     part.add_argument(
         "--share",
         type=worker,
         metavar="I/N",
-        help="make only what is missing of share I (from 0) of N of the next data step, and wait for nobody",
+        help="array task I (from 0) of N: make its missing shards of the next data step, then exit",
     )
-    part.add_argument("--join", action="store_true", help="make only what lies between two data steps")
+    part.add_argument(
+        "--join", action="store_true", help="merge the results of array tasks: make what lies between two data steps"
+    )
     command.add_argument(
-        "--engine", choices=("duckdb", "daft"), default="duckdb", help="of the global joins; daft runs on Ray too"
+        "--engine",
+        choices=("duckdb", "daft"),
+        default="duckdb",
+        help="engine of the global joins; daft also runs on Ray",
     )
     command = add("show", "show", "print a corpus through its stages: counts, histograms, samples (PII masked)")
     _config(command, "CONFIG|ARTIFACT", "the run's TOML file, or an artifact's folder")
@@ -161,16 +163,12 @@ def _training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command.add_argument(
         "--dry-run",
         action="store_true",
-        help="say what a start here would be, and refuse what it would refuse: sizes, layout, memory, DeepSpeed's JSON",
+        help="print sizes, layout, memory and DeepSpeed's JSON, or the reason for a refusal; start nothing",
     )
+    command.add_argument("--ranks", type=positive, help="with --dry-run: total ranks, --processes of them on each node")
+    command.add_argument("--device", choices=("cpu", "cuda"), help="with --dry-run: plan for nodes of this kind")
     command.add_argument(
-        "--ranks", type=positive, help="with --dry-run: ranks in all, --processes of them on each node"
-    )
-    command.add_argument(
-        "--device", choices=("cpu", "cuda"), help="with --dry-run: plan for nodes of this kind, whatever this one is"
-    )
-    command.add_argument(
-        "--gpu-memory", type=size, metavar="SIZE", help="with --device cuda: memory of each GPU there, such as 80GiB"
+        "--gpu-memory", type=size, metavar="SIZE", help="with --device cuda: memory of each GPU, such as 80GiB"
     )
     _from_scratch(command)
     _codes(command)
@@ -181,21 +179,24 @@ def _training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "checkpoint",
         type=Path,
         metavar="CHECKPOINT",
-        help="a checkpoint's folder, or `last`: this run's, when it is done",
+        help="a checkpoint's folder, or `last`: this run's final one",
     )
     command.add_argument("--json", action="store_true", help="print all figures as JSON")
     _config(command)
     command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face folder")
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
-    command.add_argument("target", type=Path, metavar="FOLDER", help="a folder that does not exist yet")
+    command.add_argument("target", type=Path, metavar="FOLDER", help="a new folder")
     command.add_argument(
-        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the weights (default: %(default)s)"
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="data type of the weights (default: %(default)s)",
     )
     _config(command)
 
 
 def _report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    told = 'What a run came to. "assay report CONFIG" is short for "assay report write CONFIG".'
+    told = 'Reports of runs. "assay report CONFIG" is short for "assay report write CONFIG".'
     add = _group(commands, "report", "write, verify, compare or list the reports of runs", told)
     command = add("write", "write", "write report.html and report.json of a run")
     _config(command)
@@ -211,10 +212,12 @@ def _report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     command = add("compare", "compare", "set two runs side by side: verdict, data, loss, speed, energy, configuration")
     command.add_argument("ours", type=Path, metavar="A", help=text)
     command.add_argument("theirs", type=Path, metavar="B", help="the other one")
-    command.add_argument("--html", type=Path, metavar="PATH", help="also as a page")
+    command.add_argument("--html", type=Path, metavar="PATH", help="also write an HTML page")
     command = add("index", "index", "list all runs under a folder: a page of them, and lines")
-    command.add_argument("folder", type=Path, metavar="FOLDER", help="holds roots of runs, at most three folders deep")
-    command.add_argument("--html", type=Path, metavar="PATH", help="where the page goes (default: FOLDER/index.html)")
+    command.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="folder with roots of runs, at most three levels deep"
+    )
+    command.add_argument("--html", type=Path, metavar="PATH", help="path of the page (default: FOLDER/index.html)")
 
 
 def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -228,24 +231,24 @@ def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--carbon-aware",
         type=Path,
         metavar="CSV",
-        help="begin in the greenest hours of this forecast (time,grams_per_kwh)",
+        help="start in the greenest hours of this forecast (CSV: time,grams_per_kwh)",
     )
     command.add_argument(
-        "--latest", type=hours, metavar="HOURS", help="with it: begin within so many hours (default: 24)"
+        "--latest", type=hours, metavar="HOURS", help="with --carbon-aware: start within this many hours (default: 24)"
     )
     command.add_argument(
         "--expected",
         type=hours,
         metavar="HOURS",
-        help="with it: how long the run lasts (default: training's time limit)",
+        help="with --carbon-aware: duration of the run (default: training's time limit)",
     )
     command.add_argument(
-        "--fetch", action="store_true", help="fetch here first what sources have elsewhere; for nodes without internet"
+        "--fetch", action="store_true", help="download remote sources here first, for compute nodes without internet"
     )
     _submits(command)
     command = add("status", "status", "each job, shards, training, energy, and what to type next")
     _config(command)
-    command.add_argument("--watch", action="store_true", help="again every ten seconds, until all has ended")
+    command.add_argument("--watch", action="store_true", help="repeat until all jobs have ended")
     _config(add("cancel", "cancel", "cancel every job that waits or runs"))
     command = add("retry", "retry", "submit again what failed, tasks of arrays by number, and what hangs on it")
     _config(command)
@@ -253,11 +256,11 @@ def _slurm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     command = add("logs", "logs", "print a job's log")
     _config(command)
     command.add_argument(
-        "--job", default="", metavar="JOB", help='"train", or a task: "clean[3]"; default: the one to look at'
+        "--job", default="", metavar="JOB", help='"train", or a task such as "clean[3]" (default: the one to look at)'
     )
-    command.add_argument("--attempt", type=int, metavar="N", help="of this attempt, from 0 (default: the newest)")
-    command.add_argument("--rank", type=int, metavar="N", help="of this rank of a training (default: of all)")
-    command.add_argument("--follow", action="store_true", help="as it grows, until the job has ended")
+    command.add_argument("--attempt", type=int, metavar="N", help="attempt, from 0 (default: the newest)")
+    command.add_argument("--rank", type=int, metavar="N", help="rank of a training (default: all)")
+    command.add_argument("--follow", action="store_true", help="follow the log until the job has ended")
     _config(add("preflight", "preflight", "check this node for training; the job starts it on each of its nodes"))
 
 
@@ -265,12 +268,12 @@ def _submits(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--local",
         action="store_true",
-        help="run the jobs here, one after the other: a rehearsal without a queue, or inside salloc",
+        help="run the jobs here one after the other, without a queue or inside salloc",
     )
     command.add_argument(
         "--take-edits",
         action="store_true",
-        help="jobs take the run's file, its policy and the program as they are when each starts (default: refused)",
+        help="accept edits of run file, policy or program since submission (default: refuse)",
     )
 
 
@@ -305,7 +308,7 @@ def _config(command: argparse.ArgumentParser, name: str = "CONFIG", text: str = 
     command.add_argument("config", type=Path, metavar=name, help=text)
     command.add_argument("--root", type=Path, help="folder of all artifacts (default: runs/<name of CONFIG>)")
     command.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, help="processes for data (default: cores)"
+        "--workers", type=positive, default=os.cpu_count() or 1, help="processes of the data stages (default: cores)"
     )
     command.add_argument(
         "--set",
@@ -313,7 +316,7 @@ def _config(command: argparse.ArgumentParser, name: str = "CONFIG", text: str = 
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="override one setting, VALUE in TOML's grammar: --set train.steps=20 (repeatable)",
+        help="override one setting, VALUE in TOML's grammar: --set train.steps=100 (repeatable)",
     )
 
 
@@ -329,7 +332,7 @@ def _from_scratch(command: argparse.ArgumentParser) -> None:
         dest="overrides",
         action="append_const",
         const="checkpoint.from_scratch=true",
-        help="train from step 1 where this run had durable checkpoints and none is whole (refused otherwise)",
+        help="start at step 1 although earlier checkpoints are lost or damaged (otherwise refused)",
     )
 
 

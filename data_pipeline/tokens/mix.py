@@ -1,8 +1,8 @@
 """Mixing stage: copies of each document in the training corpus.
 
-`shares.py` says how many bytes of each (source, language) are mixed. Here they become documents: whole epochs first
-(every document of the cell), then the documents of the smallest hash of their id, in that order, while they fit the
-rest. So the choice depends on ids alone: not on the shards' order, not on the number of workers; and a larger share
+`mixture_sizes.py` says how many bytes of each (source, language) are mixed. Here they become documents: whole epochs
+first (every document of the cell), then the documents of the smallest hash of their id, in that order, while they fit
+the rest. So the choice depends on ids alone: not on the shards' order, not on the number of workers; and a larger share
 keeps every document that a smaller one had. What is left over in a cell is less than its next document. A cell of empty
 documents weighs nothing and predicts nothing; it is left out.
 

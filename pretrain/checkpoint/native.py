@@ -7,8 +7,8 @@
 They hold nothing that the canonical checkpoint does not, and count only beside it: their manifest is written after it
 and names its digest. A run with the same ranks and ZeRO stage reads them, each rank its own file; any other layout, or
 one whose shards are torn, reads the canonical form. They are also how the ranks hand each other what the canonical
-files are made of (`shares.py` knows where in them it lies). Price: 12 bytes a parameter on disk once more (AdamW), for
-the newest checkpoint only.
+files are made of (`shard_ranges.py` knows where in them it lies). Price: 12 bytes a parameter on disk once more
+(AdamW), for the newest checkpoint only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Count tables: integers by key, summed over shards.
 
 A table is Arrow: keys, then int64 counts; sorted by its keys; without rows of zeros. `bucket` is that of the document's
-cluster (`origins.py`), `language` the column's ("und" where it is empty), `length_bin` floor(log2(words)), 0 to 15.
+cluster (`provenance_columns.py`), `language` the column's ("und" where it is empty), `length_bin` floor(log2(words)),
+0 to 15.
 
     documents   language, source, bucket -> documents, words, sentences, bytes
     axes        language, bucket, axis -> documents that mention any group of the axis

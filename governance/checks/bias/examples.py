@@ -2,7 +2,7 @@
 
 A cell is a group with a category, or with a score below or above 0, in what stayed; in what was removed any mention of
 the group. Texts are kept as the shard holds them, in the artifact, beside the shards themselves: whoever shows one
-masks personal data first (`governance/reports/finding_facts.py`).
+masks personal data first (`governance/reports/facts/samples.py`).
 """
 
 from __future__ import annotations
