@@ -21,8 +21,8 @@ from assay.cli.option_values import hours, natural, positive, prefix, size, work
 _REPORT_COMMANDS = ("write", "verify", "compare", "index")
 
 _EPILOG = """exit codes: 0 done, 1 error (see message), 2 usage error, 65 data altered or torn, 66 input missing,
-69 scheduler or node unavailable, 70 a training process hung, 71 energy budget exhausted,
-73 another attempt holds the run, 74 disk error, 75 preempted (run the same command again), 77 gate closed, 78 configuration error"""
+69 scheduler or node unavailable, 70 a training process hung, 71 energy budget exhausted, 73 another attempt
+holds the run, 74 disk error, 75 preempted (run the same command again), 77 gate closed, 78 configuration error"""
 
 
 def program() -> int:
