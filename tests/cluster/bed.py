@@ -84,14 +84,6 @@ class Bed:
         )
         return [dict(zip(fields, line.split("|"), strict=True)) for line in told.splitlines()]
 
-    def launch_failed(self, job):
-        """What a node tells of a launch that it could not confirm; the controller's answer, 0: the job is put back."""
-        library = "import ctypes, sys; lib = ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL); lib.slurm_init(None); "
-        flag = 1 << 8  # JOB_LAUNCH_FAILED
-        asks = f"print(lib.slurm_requeue(ctypes.c_uint32(int(sys.argv[2])), ctypes.c_uint32({flag})))"
-        [path] = Path("/usr/lib").glob("*/slurm-wlm/libslurmfull.so")
-        return int(self.slurm(sys.executable, "-c", library + asks, str(path), str(job)))
-
     def queued(self):
         """Numbers of jobs that wait or run."""
         return self.slurm("squeue", "-h", "-r", "-o", "%i").split()

@@ -64,8 +64,8 @@ def test_a_chain_goes_on_past_a_bad_node_and_a_link_that_is_killed_at_its_limit(
 
 
 def test_a_chain_ends_with_a_failure_that_would_be_the_same_again(bed, prepared):
-    nothing = 'groups = [{ pattern = "no_such_layer" }]'  # which only a model tells
-    change(prepared, ("retries = 3", "retries = 3\nchain = 3"), ("[optim]", f"[optim]\n{nothing}"))
+    change(prepared, ("retries = 3", "retries = 3\nchain = 3"))
+    (prepared / "faults" / "refuse").write_text("a fault that a test asked for")
     jobs = submit(bed, prepared)
     rows = await_end(bed, prepared, 120)
     assert rows["train"]["ExitCode"] == "78:0", tails(prepared)
