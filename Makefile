@@ -13,7 +13,7 @@ CONFIG ?= configs/quickstart.toml
 # A test file to a process, a process to a core; a thread to each, since more would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
 
-.PHONY: quickstart handbook test test-slow test-cluster check format tree benchmarks clean
+.PHONY: quickstart handbook test test-slow test-cluster check format tree picture benchmarks clean
 
 quickstart: $(VENV)/installed
 	@$(BIN)/assay run $(CONFIG)
@@ -43,6 +43,11 @@ format: $(VENV)/installed-dev
 
 tree:
 	@python3 tests/tree.py >docs/tree.md
+
+# The README's picture: page one of the newest report of the quick start.
+picture:
+	@chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,800 --screenshot=docs/report.png \
+	  "file://$$(ls -td "$$PWD"/runs/quickstart/report/*/ | head -1)report.html" 2>/dev/null
 
 benchmarks: $(VENV)/installed-dev
 	@status=0; for script in benchmarks/*.py; do $(BIN)/python $$script --quick || status=1; done; exit $$status
