@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -103,6 +104,17 @@ def test_the_tree_page_equals_the_disk():
         for entry in sorted(top)
         if not entry.startswith(".") and entry not in {"README.md"} and entry not in readme
     ] == []
+
+
+def test_every_file_of_the_packages_is_in_the_wheel():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    missing = []
+    for name in (name for name in tracked() if name.split("/")[0] in PACKAGES):
+        package, _, inside = name.partition("/")
+        module = name.endswith(".py") and (ROOT / name).with_name("__init__.py").exists()
+        if not module and not any(Path(inside).match(pattern) for pattern in patterns.get(package, [])):
+            missing.append(name)
+    assert missing == []
 
 
 def test_a_folder_holds_at_most_25_modules():
