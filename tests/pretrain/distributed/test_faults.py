@@ -268,7 +268,7 @@ def test_a_slow_rank_is_told(tmp_path):
     plant = """
 plain = dataset.Rows.batch
 def batch(rows, numbers):
-    time.sleep(0.4 * rank)
+    time.sleep(1.5 * rank)
     return plain(rows, numbers)
 dataset.Rows.batch = batch
 """
