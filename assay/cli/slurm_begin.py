@@ -11,7 +11,7 @@ from governance.errors import ConfigError
 from slurm.config import SlurmConfig
 
 _LATEST_HOURS = 24.0
-"""How long a run waits for greener hours where nothing is said: forecasts rarely reach further."""
+"""Default limit of the wait for greener hours: forecasts rarely reach further."""
 
 
 @dataclass(frozen=True)

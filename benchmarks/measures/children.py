@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parents[2]
 
 
 def ending_with_this() -> Callable[[], None]:
-    """What a child of this process calls before its program (`preexec_fn`)."""
+    """Prepare a child of this process before its program starts (`preexec_fn`)."""
     return functools.partial(end_with_parent, os.getpid())
 
 
@@ -33,7 +33,7 @@ class Ended:
     seconds: float
     """Wall, from before it is started until it has ended."""
     cpu_seconds: float
-    """Of all its threads, and of the processes that it waited for."""
+    """CPU-seconds of all threads and of awaited child processes."""
     printed: str
 
 

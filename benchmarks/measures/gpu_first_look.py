@@ -72,7 +72,7 @@ def _goals(name: str, found: Answer | str) -> Iterator[Goal]:
 
 
 def _within(seconds: float, work: Callable[..., Answer], *given: Any) -> Answer | str:
-    """What `work` gives in a process of its own, or how it failed."""
+    """Result of `work` in a process of its own, or its failure."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(there, work, given))
@@ -120,7 +120,7 @@ def shapes(setting: Setting, device: str) -> Answer:
 
 
 def _seconds(work: Callable[[], object], device: str, times: int = 10) -> float:
-    """Of a call, after two that warm up."""
+    """Seconds of a call, after two warm-up calls."""
     for _ in range(2):
         work()
     _wait(device)
@@ -208,7 +208,7 @@ def kernels(setting: Setting, device: str) -> Answer:
 
 
 def waits(setting: Setting, device: str) -> Answer:
-    """How often the host waited for the device in a step of a run, and the lines that made it (CUDA's own warnings)."""
+    """Waits of the host for the device in a step, by line (CUDA's own warnings)."""
     import torch
 
     from pretrain import loop
