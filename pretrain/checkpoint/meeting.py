@@ -1,4 +1,4 @@
-"""Rendezvous of background threads through files of a shared folder.
+"""Rendezvous of the ranks' background threads through the process group's store.
 
 Collectives are the main threads' own: one from a background thread would be matched with another rank's collective of
 training. So a rank sets a key of its own in the store that the ranks' process group was formed by (rank 0's), by a
@@ -8,13 +8,13 @@ begin with a number drawn afresh for each meeting. Price: three short messages a
 
 from __future__ import annotations
 
-import datetime
 import json
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
-_LOOK_SECONDS = 0.5  # how long a wait in the store lasts before this rank's own events are looked at
+_LOOK_SECONDS = 0.5  # longest pause between two looks at the store and at this rank's own events
 _GRACE_SECONDS = 20.0  # how long the others are waited for once this rank's training has failed
 
 
@@ -72,15 +72,10 @@ class Meeting:
         self._answers.clear()
 
     def _await(self, keys: list[str]) -> None:
-        from torch.distributed import DistStoreError
-
-        patience = _GRACE_SECONDS
-        while True:
-            try:
-                self.store.wait(keys, datetime.timedelta(seconds=_LOOK_SECONDS))
-            except DistStoreError:  # not yet; a broken connection is another error
-                patience -= _LOOK_SECONDS if self.failing.is_set() else 0.0
-                if self.over.is_set() or patience < 0:
-                    raise MeetingOver from None
-            else:
-                return
+        pause, patience = 0.01, _GRACE_SECONDS
+        while not self.store.check(keys):  # a wait in the store would log a warning for each look in vain
+            patience -= pause if self.failing.is_set() else 0.0
+            if self.over.is_set() or patience < 0:
+                raise MeetingOver
+            time.sleep(pause)
+            pause = min(2 * pause, _LOOK_SECONDS)
