@@ -245,7 +245,7 @@ def token_shard_rows(
 ) -> tuple[list[dict[str, Any]], str]:
     """The table, sorted, a row "(all)" for each split last.
 
-    And what is wrong with it as a whole, in words.
+    Also says what is wrong with it as a whole.
 
     Args:
         shards: those that must have been counted, each once.

@@ -131,7 +131,7 @@ def group_times(
 ) -> Callable[[], tuple[int, int, int]]:
     """Times as `cpu_power.cpu_times` gives them, in microseconds.
 
-    Of the group, and of the threads that it may use.
+    They are those of the group, and of the threads that it may use.
     """
     began = clock()
 

@@ -100,7 +100,7 @@ class CodeCarbon:
     def _totals(self) -> dict[str, int] | None:
         """Millijoules of (processors, memory, GPUs) since the tracker was started.
 
-        None: it swallowed an error.
+        None where it swallowed an error.
         """
         self._last.total = None
         self._tracker.flush()

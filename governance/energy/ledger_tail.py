@@ -134,7 +134,7 @@ class Spending:
     def _of(self, seen: _Seen, bound: Bound, greatest: int) -> tuple[int, int] | None:
         """Millijoules until now, and the power of an interval that still runs.
 
-        None: unknown.
+        None is unknown.
 
         `greatest` is the power of one that told none of its own.
         """

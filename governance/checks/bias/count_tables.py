@@ -64,7 +64,7 @@ def schema_of(table: str) -> pa.Schema:
 def merged(table: str, parts: Sequence[pa.Table]) -> pa.Table:
     """The sum of parts of one table, in its order.
 
-    Of `examples` the first of all.
+    `examples` keeps the first of all.
     """
     if table == EXAMPLES_TABLE:
         return _first_examples(parts)
@@ -123,7 +123,7 @@ def write_counts(path: Path, table: pa.Table) -> None:
 def merge_parts(paths: Iterable[Path], most_sites: int = MOST_SITES) -> dict[str, pa.Table]:
     """The count tables of all parts.
 
-    Of sites the largest by name, the others as one.
+    The largest sites keep their names, the others are one.
 
     Raises:
         ManifestError: a part cannot be read.

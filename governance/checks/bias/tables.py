@@ -4,10 +4,10 @@
                      coverage                                        coverage.py
     association      npmi, npmi_gap                                  association.py
     tone             sentiment_gap, toxicity_ratio                   sentiment.py
-    impact           keep_ratio, keep_ratio_adjusted                 impact.py
-    shares           share, hhi (and of words)                       shares.py
+    impact           keep_ratio, keep_ratio_adjusted                 adverse_impact.py
+    shares           share, hhi (and of words)                       representation.py
     privacy          pii_per_million_tokens                          privacy.py
-    parity           tokens_per_byte, premium                        parity.py
+    parity           tokens_per_byte, premium                        tokenizer_parity.py
     instruments      instrument_bias                                 instrument_check.py
     intersections    the metrics of association and tone, of groups of two axes at once; q is of this suite
 

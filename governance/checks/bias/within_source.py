@@ -60,7 +60,7 @@ def standardised(sums: Floats, of: Floats, weight: Floats) -> Floats:
 def units_within(own: Integers, others: Integers, sums: Integers, of: Integers, variance: Floats) -> Floats:
     """Effective units of a comparison, [rows].
 
-    As many against a reference of which all is known would say as much.
+    So many units against a reference that is known exactly would say as much.
 
     The variance of a weighed difference is sum of w_s^2 (1/n1 + 1/n0) over (sum of w_s)^2, the group's units counted by
     the design effect that its buckets have (`interval_choice.py`).

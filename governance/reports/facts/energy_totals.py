@@ -89,7 +89,7 @@ def energy_facts(
 def _of_training(trained: Manifest, intervals: Sequence[Interval], pieces: Sequence[Piece], factors: Factors) -> Usage:
     """All attempts of one training, and the tokens that they showed it.
 
-    Of a root without a ledger its manifest's.
+    A root without a ledger has its manifest's.
     """
     own = [piece for piece in pieces if piece.artifact == trained.folder]
     shown = trained.stats.get("tokens")

@@ -100,7 +100,7 @@ def _curve(lines: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
 def thin(points: Sequence[Point]) -> list[Point]:
     """At most about 400 points that keep every peak.
 
-    Of each stretch its first least and first greatest value.
+    Each stretch keeps its first least and first greatest value.
     """
     if len(points) <= _MOST_POINTS:
         return list(points)

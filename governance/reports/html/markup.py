@@ -27,7 +27,7 @@ class Html(str):
 def visible(text: str) -> str:
     """Make control characters, surrogates and direction marks visible.
 
-    So that text can neither command a terminal nor turn its neighbours.
+    Then text can neither command a terminal nor turn its neighbours.
     """
     return _CONTROL.sub("\ufffd", text.encode("utf-8", "replace").decode("utf-8"))
 

@@ -242,7 +242,7 @@ def _lexicon(
 def pack_lexicon(lexicon: Lexicon | None, instruments: int) -> Packed:
     """The lexicon as the kernel reads it.
 
-    None: of a language without lists.
+    None stands for a language without lists.
     """
     from governance.kernels.mentions import pack
 
