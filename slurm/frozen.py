@@ -26,7 +26,7 @@ from governance.stage import now
 VARIABLE = "ASSAY_SUBMITTED"
 """Names the root of the run that a job belongs to; its script sets it."""
 _RECORD, _TAKEN = "submitted.jsonl", "taken.jsonl"
-_PACKAGES = ("governance", "data_pipeline", "pretrain", "slurm")
+_PACKAGES = ("assay", "governance", "data_pipeline", "pretrain", "slurm")
 
 
 def code_digest() -> str:

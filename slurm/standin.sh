@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Slurm's tools for the jobs of a rehearsal (local.py), by the name under which this is called: scontrol, scancel, sinfo,
+# Slurm's tools for the jobs of a rehearsal (rehearsal.py), by the name under which this is called: scontrol, scancel, sinfo,
 # srun. What they are asked lies in $ASSAY_LOCAL, a file a job: JOB (what `scontrol show job` says), JOB.requeue. Of what
 # is no job of the rehearsal, and for the ranks inside an allocation ($ASSAY_ALLOCATION), the cluster's own are asked.
 set -euo pipefail

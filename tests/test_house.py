@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from slurm import frozen
 from tests.tree import PACKAGES, tree
 
 ROOT = Path(__file__).parents[1]
@@ -115,6 +116,10 @@ def test_every_file_of_the_packages_is_in_the_wheel():
         if not module and not any(Path(inside).match(pattern) for pattern in patterns.get(package, [])):
             missing.append(name)
     assert missing == []
+
+
+def test_a_frozen_run_knows_the_whole_program():
+    assert set(frozen._PACKAGES) == set(PACKAGES)
 
 
 def test_a_folder_holds_at_most_25_modules():
