@@ -42,7 +42,8 @@ class Sighting:
         """
         with contextlib.suppress(OSError, struct.error):
             found = self._path.lstat()
-            if stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid():  # nobody else replaces it: a sticky folder
+            ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+            if ours:  # nobody else writes it, or replaces it: a sticky folder
                 of, moment = _RECORD.unpack(self._path.read_bytes())
                 return float(moment) if of == number else None
         return None
