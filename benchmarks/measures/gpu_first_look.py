@@ -142,6 +142,7 @@ def run_step(setting: Setting, device: str) -> Answer:
     """A whole run's step, its memory against the estimate, and what the compiler made of the model."""
     from torch._dynamo.utils import counters
 
+    counters.clear()  # they count for the whole process
     found = measured(setting, 1, device)
     kind: Literal["cpu", "cuda"] = "cuda" if device == "cuda" else "cpu"
     planned = estimate(setting.recipe, setting.engine(1, device), setting.vocabulary, 1, kind)
