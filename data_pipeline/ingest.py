@@ -33,8 +33,8 @@ from pydantic import Field
 
 from data_pipeline.documents import QUARANTINE_SCHEMA, AddRow, shard_writer
 from data_pipeline.readers.items import (
-    Item,
     Reading,
+    SourceItem,
     archive_items,
     files_beside,
     has_lines,
@@ -46,9 +46,9 @@ from data_pipeline.readers.items import (
     text_bytes,
 )
 from data_pipeline.readers.local import Digests
-from data_pipeline.readers.parts import Part, group_parts, line_parts
+from data_pipeline.readers.parts import FilePart, group_parts, line_parts
 from data_pipeline.readers.reading import read_items
-from data_pipeline.readers.record import TORN, Fault, Record, sample
+from data_pipeline.readers.record import TORN, Record, RecordFault, sample
 from data_pipeline.readers.sources import PackageSource, Source
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError
@@ -58,7 +58,7 @@ from governance.manifest import Input, Manifest, Output
 from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 3
+VERSION = 4
 
 
 class IngestConfig(Section):
@@ -124,7 +124,7 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
         shard_writer(quarantine, QUARANTINE_SCHEMA) as refuse,
     ):
         for piece in read_items(work, passed):
-            if isinstance(piece, Fault):
+            if isinstance(piece, RecordFault):
                 refuse((work.source.name, piece.file, piece.position, piece.reason, piece.sample), 0)
                 removed[f"quarantine:{piece.reason}"] += 1
                 torn |= {piece.file} if piece.reason in TORN else set()
@@ -282,8 +282,8 @@ def find_lines(section: Section, work: tuple[Path, int], path_of: Callable[[str]
 
 
 def cut_files(
-    sources: Sequence[Source], files: Sequence[Sequence[Item]], shard_bytes: int, folder: Path, runtime: Runtime
-) -> list[list[Item]]:
+    sources: Sequence[Source], files: Sequence[Sequence[SourceItem]], shard_bytes: int, folder: Path, runtime: Runtime
+) -> list[list[SourceItem]]:
     """Items of each source, with large ones cut into parts."""
     huge = [
         (source, item)
@@ -304,14 +304,14 @@ def cut_files(
     found = map_shards(Recipe("ingest", VERSION, Section()), find_lines, shards, folder, runtime, ".json")
     for (source, item), done in zip(lines, found, strict=True):
         written = json.loads((runtime.root / done.outputs["parts"].path).read_bytes())
-        parts[source.name, item.key] = [Part(**values) for values in written]
+        parts[source.name, item.key] = [FilePart(**values) for values in written]
     return [
         [piece for item in items for piece in _pieces(item, parts.get((source.name, item.key), []))]
         for source, items in zip(sources, files, strict=True)
     ]
 
 
-def _pieces(item: Item, parts: Sequence[Part]) -> list[Item]:
+def _pieces(item: SourceItem, parts: Sequence[FilePart]) -> list[SourceItem]:
     return [replace(item, part=part) for part in parts] if len(parts) > 1 else [item]
 
 

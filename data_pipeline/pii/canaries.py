@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from data_pipeline.pii.canary_values import MAKERS, Draw
-from data_pipeline.pii.detections import FAMILIES, Finding
+from data_pipeline.pii.detections import FAMILIES, Detection
 from governance.files import sha256_bytes
 
 _WINDOW = 600  # characters of the passage on either side: what rules read around a number is much less
@@ -61,6 +61,17 @@ _SENTENCES = {
     "kr_rrn": ("주민등록번호 {}", "주민번호: {}", "Registered as {}."),
     "au_tfn": ("TFN: {}", "My tax file number is {}.", "Tax File Number {} was given."),
     "za_id": ("ID number: {}", "Identity number {} applies.", "Identiteitsnommer: {}"),
+    "at_vsnr": ("Sozialversicherungsnummer: {}", "SV-Nr. {} liegt vor.", "Versicherungsnummer {}."),
+    "bg_egn": ("ЕГН: {}", "с ЕГН {} от София.", "EGN {}"),
+    "hr_oib": ("OIB: {}", "Njezin OIB je {}.", "Osobni identifikacijski broj {}."),
+    "cz_rodne_cislo": ("Rodné číslo: {}", "r. č. {}", "Žiadateľ, rodné číslo {}."),
+    "ee_isikukood": ("Isikukood: {}", "Tema isikukood on {}.", "Registreeritud kui {}."),
+    "gr_amka": ("ΑΜΚΑ: {}", "Ο ΑΜΚΑ μου είναι {}.", "Καταχωρήθηκε ως {}."),
+    "ie_pps": ("PPS number: {}", "My PPSN is {}.", "Personal Public Service number {}."),
+    "lt_asmens_kodas": ("Asmens kodas: {}", "Jos asmens kodas {} patvirtintas."),
+    "pt_nif": ("NIF: {}", "Contribuinte n.º {}.", "O meu NIF é {}."),
+    "ro_cnp": ("CNP: {}", "Codul numeric personal este {}.", "Înregistrată sub {}."),
+    "si_emso": ("EMŠO: {}", "Njen EMŠO je {}.", "Vpisan pod {}."),
     "assigned_secret": ('api_key = "{}"', "API_SECRET={}", '"access_token": "{}",', "client_secret: {}"),
 }  # fmt: skip
 _SECRET_SENTENCES = (
@@ -73,7 +84,7 @@ class Canary(NamedTuple):
     """A passage copy with a planted value and its expected detection."""
 
     text: str
-    expected: Finding
+    expected: Detection
 
 
 def hosts(digests: Sequence[str], seed: int) -> list[int]:
@@ -113,12 +124,12 @@ def _plant(kind: str, text: str, draw: Draw) -> Canary:
     at = blank if blank >= 0 else at
     head = text[max(0, at - _WINDOW) : at] + gap + before
     return Canary(
-        head + value + after + gap + text[at : at + _WINDOW], Finding(len(head), len(head) + len(value), kind)
+        head + value + after + gap + text[at : at + _WINDOW], Detection(len(head), len(head) + len(value), kind)
     )
 
 
 def measure(
-    canaries: Iterator[Canary], types: Sequence[str], find: Callable[[str], Sequence[Finding]]
+    canaries: Iterator[Canary], types: Sequence[str], find: Callable[[str], Sequence[Detection]]
 ) -> dict[str, dict[str, int]]:
     """Planted and found values by type."""
     counts = {kind: {"planted": 0, "found": 0} for kind in types}

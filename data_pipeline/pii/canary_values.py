@@ -179,15 +179,20 @@ def _nir(draw: Draw) -> str:
     return f"{head[0]} {head[1:3]} {head[3:5]} {head[5:7]} {head[7:10]} {head[10:]} {key:02d}"
 
 
-def _steuer_id(draw: Draw) -> str:
-    deck = list("123456789")
-    digits = [deck.pop(draw.below(len(deck))) for _ in range(9)]
-    digits.insert(1 + draw.below(8), digits[0])
+def _mod_11_10(digits: str) -> str:
+    """The digits and their check digit by ISO 7064 MOD 11,10."""
     rest = 10
     for digit in digits:
         rest = (int(digit) + rest) % 10
         rest = (rest or 10) * 2 % 11
-    whole = "".join(digits) + str((11 - rest) % 10)
+    return digits + str((11 - rest) % 10)
+
+
+def _steuer_id(draw: Draw) -> str:
+    deck = list("123456789")
+    digits = [deck.pop(draw.below(len(deck))) for _ in range(9)]
+    digits.insert(1 + draw.below(8), digits[0])
+    whole = _mod_11_10("".join(digits))
     return draw.one(whole, f"{whole[:2]} {whole[2:5]} {whole[5:8]} {whole[8:]}")
 
 
@@ -285,9 +290,72 @@ def _resident_id(draw: Draw) -> str:
 
 
 def _jumin(draw: Draw) -> str:
-    head = _yymmdd(draw) + draw.one("1", "2") + draw.text(5)
+    head = _yymmdd(draw) + draw.one("1", "2") + draw.number(0, 95) + draw.text(3)
     check = (11 - _weighed(head, [2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5]) % 11) % 10
     return f"{head[:6]}-{head[6:]}{check}"
+
+
+def _vsnr(draw: Draw) -> str:
+    def make() -> str:
+        serial, date = draw.number(100, 999), _ddmmyy(draw)
+        check = _weighed(serial + date, [3, 7, 9, 5, 8, 4, 2, 1, 6]) % 11
+        return "" if check == 10 else f"{serial}{check} {date}"
+
+    return draw.one(whole := _until(make), whole.replace(" ", ""))
+
+
+def _egn(draw: Draw) -> str:
+    head = _yymmdd(draw) + draw.text(3)
+    return head + str(_weighed(head, [2, 4, 8, 5, 10, 9, 7, 3, 6]) % 11)[-1]
+
+
+def _rodne_cislo(draw: Draw) -> str:
+    """A number since 1954: all ten digits are a multiple of eleven; women have 50 added to the month."""
+
+    def make() -> str:
+        month = draw.number(1, 12) if draw.below(2) else draw.number(51, 62)
+        head = draw.number(54, 99) + month + draw.number(1, 28) + draw.text(3)
+        check = int(head) % 11
+        return "" if check == 10 else f"{head[:6]}/{head[6:]}{check}"
+
+    return _until(make)
+
+
+def _baltic(draw: Draw) -> str:
+    """Estonia's and Lithuania's: a second row of weights where the first leaves ten."""
+    head = draw.one("3", "4") + _yymmdd(draw) + draw.text(3)
+    check = _weighed(head, [1, 2, 3, 4, 5, 6, 7, 8, 9, 1]) % 11
+    if check == 10:
+        check = _weighed(head, [3, 4, 5, 6, 7, 8, 9, 1, 2, 3]) % 11 % 10
+    return head + str(check)
+
+
+def _pps(draw: Draw) -> str:
+    digits, second = draw.text(7), draw.one("", "A", "B", "H")
+    total = _weighed(digits, [8, 7, 6, 5, 4, 3, 2]) + 9 * " ABCDEFGH".find(second or " ")
+    return digits + "WABCDEFGHIJKLMNOPQRSTUV"[total % 23] + second
+
+
+def _nif(draw: Draw) -> str:
+    head = draw.one("1", "2") + draw.text(7)
+    rest = _weighed(head, [9, 8, 7, 6, 5, 4, 3, 2]) % 11
+    return head + str(0 if rest < 2 else 11 - rest)
+
+
+def _cnp(draw: Draw) -> str:
+    head = draw.one("1", "2") + _yymmdd(draw) + draw.number(1, 40) + draw.number(1, 999, 3)
+    rest = _weighed(head, [2, 7, 9, 1, 4, 6, 3, 5, 8, 2, 7, 9]) % 11
+    return head + str(1 if rest == 10 else rest)
+
+
+def _emso(draw: Draw) -> str:
+    def make() -> str:
+        date = _ddmmyy(draw)
+        head = f"{date[:4]}9{date[4:]}50{draw.text(3)}"
+        rest = _weighed(head, [7, 6, 5, 4, 3, 2, 7, 6, 5, 4, 3, 2]) % 11
+        return "" if rest == 1 else head + str(-rest % 11)
+
+    return _until(make)
 
 
 def _jwt(draw: Draw) -> str:
@@ -327,6 +395,9 @@ MAKERS: dict[str, Callable[[Draw], str]] = {
     "fi_hetu": _hetu, "tr_kimlik": _kimlik, "in_aadhaar": _aadhaar, "cn_resident_id": _resident_id, "kr_rrn": _jumin,
     "in_pan": lambda draw: draw.text(3, _UPPER) + "P" + draw.text(1, _UPPER) + draw.text(4) + draw.text(1, _UPPER),
     "za_id": lambda draw: _luhn(_yymmdd(draw) + draw.text(4) + draw.one("0", "1") + "8"),
+    "at_vsnr": _vsnr, "bg_egn": _egn, "cz_rodne_cislo": _rodne_cislo, "ee_isikukood": _baltic,
+    "lt_asmens_kodas": _baltic, "ie_pps": _pps, "pt_nif": _nif, "ro_cnp": _cnp, "si_emso": _emso,
+    "hr_oib": lambda draw: _mod_11_10(draw.text(10)), "gr_amka": lambda draw: _luhn(_ddmmyy(draw) + draw.text(4)),
     "aws_key": lambda draw: draw.one("AKIA", "ASIA") + draw.text(16, _UPPER + "234567"), "github_token": _github,
     "slack_token": lambda draw: f"xoxb-{draw.text(12)}-{draw.text(12)}-{draw.text(24, _MIXED)}",
     "google_key": lambda draw: "AIza" + draw.text(35, _MIXED),

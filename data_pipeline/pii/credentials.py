@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from data_pipeline.pii.detections import Finding
+from data_pipeline.pii.detections import Detection
 
 _LONGEST = 16_384  # characters of a private key's block (RSA of 16384 bits has 12 700), or of a token
 
@@ -44,14 +44,14 @@ _GRAMMARS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 _BEFORE_KEY = re.compile(r"[A-Za-z0-9_]\Z")
 
 
-def key_at(text: str, start: int) -> Iterator[Finding]:
+def key_at(text: str, start: int) -> Iterator[Detection]:
     """The key or token whose mark stands at `start`."""
     if start and _BEFORE_KEY.match(text, start - 1, start):
         return
     for kind, grammar in _GRAMMARS:
         found = grammar.match(text, start)
         if found and (kind != "jwt" or _is_jwt(found.group())):
-            yield Finding(start, found.end(), kind)
+            yield Detection(start, found.end(), kind)
             return
 
 
@@ -68,7 +68,7 @@ def _is_jwt(token: str) -> bool:
 _PEM = re.compile(r"-----BEGIN ((?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?)-----")
 
 
-def private_key_at(text: str, start: int) -> Iterator[Finding]:
+def private_key_at(text: str, start: int) -> Iterator[Detection]:
     """The private key block (RFC 7468) from first to last line."""
     head = _PEM.match(text, start)
     if head is None:
@@ -76,7 +76,7 @@ def private_key_at(text: str, start: int) -> Iterator[Finding]:
     tail = f"-----END {head.group(1)}-----"
     stop = text.find(tail, head.end(), head.end() + _LONGEST)
     if stop > head.end():
-        yield Finding(start, stop + len(tail), "private_key")
+        yield Detection(start, stop + len(tail), "private_key")
 
 
 _NAME = re.compile(
@@ -97,7 +97,7 @@ _WORDS = re.compile(
 )
 
 
-def assigned_at(text: str, start: int) -> Iterator[Finding]:
+def assigned_at(text: str, start: int) -> Iterator[Detection]:
     """The random-looking value at `start` after a secret's name.
 
     Random: a letter and a digit among at least 16 characters, and an entropy of at least 3.5 bits a character (3 for
@@ -110,7 +110,7 @@ def assigned_at(text: str, start: int) -> Iterator[Finding]:
         return
     name = _NAME.search(text[max(0, start - 60) : start])
     if name and (not name.group(1) or text.startswith(name.group(1)[0], value.end())):
-        yield Finding(start, value.end(), "assigned_secret")
+        yield Detection(start, value.end(), "assigned_secret")
 
 
 def _is_random(value: str) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from data_pipeline.kernels import pii_candidates as candidates
 from data_pipeline.kernels.pii_candidates import Candidates
 from data_pipeline.pii.credentials import assigned_at, key_at, private_key_at
-from data_pipeline.pii.detections import PLACEHOLDERS, TYPES, Finding, run_of
+from data_pipeline.pii.detections import PLACEHOLDERS, TYPES, Detection, run_of
 from data_pipeline.pii.internet_addresses import email_at, ipv4_at, ipv6_at, mac_at, spelt_email_at
 from data_pipeline.pii.national_ids import number_at, slice_shapes, word_at
 from data_pipeline.pii.payment_numbers import VOID, bitcoin_at, card_at, iban_at
@@ -29,24 +29,24 @@ _BLOCK = 4096
 _STRONGER_THAN_A_CARD = ("13", "18")  # a resident's number has date, place and check digit; "ID card" says card too
 
 
-def find(text: str, types: Sequence[str] = TYPES) -> list[Finding]:
+def find(text: str, types: Sequence[str] = TYPES) -> list[Detection]:
     """Detections of the exact rules, disjoint, in text order."""
     data = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
     return find_among(text, candidates.scan(data, np.array([0, len(data)], np.int64))[:, 1:], types)
 
 
-def find_among(text: str, places: Candidates, types: Sequence[str] = TYPES) -> list[Finding]:
+def find_among(text: str, places: Candidates, types: Sequence[str] = TYPES) -> list[Detection]:
     """The same, of the candidates of this text.
 
     Rows of (kind, start, end).
     """
-    ranked: list[Finding] = []
+    ranked: list[Detection] = []
     for block in range(0, len(places), _BLOCK):  # a text of nothing but "@" must not become a list of lists at once
         for kind, start, end in places[block : block + _BLOCK].tolist():
             ranked += _RULES[kind](text, start, end)
     if not ranked:
         return ranked
-    found: list[Finding] = []
+    found: list[Detection] = []
     # By place; where two overlap, the one of the better rank keeps the place, and at equal rank the earlier.
     for finding in sorted(ranked):
         while found and finding.start < found[-1].end:
@@ -58,7 +58,7 @@ def find_among(text: str, places: Candidates, types: Sequence[str] = TYPES) -> l
     return [finding for finding in found if finding.type in types]
 
 
-def replace(text: str, findings: Sequence[Finding]) -> str:
+def replace(text: str, findings: Sequence[Detection]) -> str:
     """The text with each finding replaced by its placeholder.
 
     `findings` as `find` gives them.
@@ -74,7 +74,7 @@ def replace_all(text: str) -> str:
     return replace(text, find(text))
 
 
-def splice(text: str, findings: Sequence[Finding], new: Sequence[str]) -> str:
+def splice(text: str, findings: Sequence[Detection], new: Sequence[str]) -> str:
     """The text with each finding replaced by its new text."""
     parts, at = [], 0
     for finding, value in zip(findings, new, strict=True):
@@ -83,7 +83,7 @@ def splice(text: str, findings: Sequence[Finding], new: Sequence[str]) -> str:
     return "".join([*parts, text[at:]])
 
 
-def _numbers(text: str, start: int, end: int) -> Iterator[Finding]:
+def _numbers(text: str, start: int, end: int) -> Iterator[Detection]:
     """Detections in a run of digits: IP, card, national number, telephone."""
     run = run_of(text, start, end)
     group, groups = 0, len(run.ends)
@@ -96,7 +96,7 @@ def _numbers(text: str, start: int, end: int) -> Iterator[Finding]:
             shapes = slice_shapes(run, group)
             strong = number_at(text, run, group, shapes) if shapes[0] in _STRONGER_THAN_A_CARD else None
             if strong is None and (last := card_at(text, run, group, shapes)) is not None:
-                yield Finding(run.starts[group], run.ends[last - 1], "card")
+                yield Detection(run.starts[group], run.ends[last - 1], "card")
                 group = last
                 continue
             if (number := strong or number_at(text, run, group, shapes)) is not None:
@@ -104,20 +104,20 @@ def _numbers(text: str, start: int, end: int) -> Iterator[Finding]:
                 group = number[1]
                 continue
             if (phone := phone_at(text, run, group)) is not None:
-                yield Finding(phone[0], phone[1], "phone")
+                yield Detection(phone[0], phone[1], "phone")
                 group = phone[2]
                 continue
         group += 1
 
 
-def _words(text: str, start: int, end: int) -> Iterator[Finding]:
+def _words(text: str, start: int, end: int) -> Iterator[Detection]:
     if end - start <= 18:
         yield from word_at(text, start, end)
     else:
         yield from bitcoin_at(text, start, end)
 
 
-_RULES: dict[int, Callable[[str, int, int], Iterator[Finding]]] = {
+_RULES: dict[int, Callable[[str, int, int], Iterator[Detection]]] = {
     candidates.AT: lambda text, start, end: email_at(text, start),
     candidates.SPELT: lambda text, start, end: spelt_email_at(text, start),
     candidates.DIGITS: _numbers,

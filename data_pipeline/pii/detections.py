@@ -18,7 +18,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "us_ssn", "us_driver_licence", "passport", "ca_sin", "mx_curp", "br_cpf", "uk_nino", "uk_nhs", "fr_nir",
         "de_steuer_id", "es_dni", "it_codice_fiscale", "nl_bsn", "be_rrn", "ch_ahv", "pl_pesel", "se_personnummer",
         "no_fodselsnummer", "fi_hetu", "dk_cpr", "tr_kimlik", "in_aadhaar", "in_pan", "cn_resident_id", "kr_rrn",
-        "au_tfn", "za_id",
+        "au_tfn", "za_id", "at_vsnr", "bg_egn", "hr_oib", "cz_rodne_cislo", "ee_isikukood", "gr_amka", "ie_pps",
+        "lt_asmens_kodas", "pt_nif", "ro_cnp", "si_emso",
     ),
     "secret": (
         "aws_key", "github_token", "slack_token", "google_key", "stripe_key", "service_token", "jwt", "private_key",
@@ -29,7 +30,7 @@ TYPES: tuple[str, ...] = tuple(kind for family in FAMILIES.values() for kind in 
 PLACEHOLDERS = {kind: f"[{kind.upper()}]" for kind in TYPES}
 
 
-class Finding(NamedTuple):
+class Detection(NamedTuple):
     """A stretch of text, in characters, `end` exclusive."""
 
     start: int
@@ -71,7 +72,7 @@ def stands_alone(text: str, start: int, end: int) -> bool:
     return not _GLUED_LEFT.search(text[max(0, start - 2) : start]) and not _GLUED_RIGHT.match(text, end)
 
 
-class Run(NamedTuple):
+class DigitRun(NamedTuple):
     """A run of digit groups.
 
     Where each begins and ends, and the separators between them in their plain forms.
@@ -90,9 +91,9 @@ class Run(NamedTuple):
         return group == len(self.ends) - 1 or " " in self.between[group] or ")" in self.between[group]
 
 
-def run_of(text: str, start: int, end: int) -> Run:
+def run_of(text: str, start: int, end: int) -> DigitRun:
     """The groups of the run `text[start:end]`."""
     spans = [match.span() for match in GROUP.finditer(text, start, end)]
     starts, ends = [span[0] for span in spans], [span[1] for span in spans]
     between = [text[a:b].translate(PLAIN) for a, b in zip(ends, starts[1:], strict=False)]
-    return Run(starts, ends, between)
+    return DigitRun(starts, ends, between)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from data_pipeline.pii.detections import WORD, Finding, Run
+from data_pipeline.pii.detections import WORD, Detection, DigitRun
 
 # RFC 5321 and 6531 in practice: unquoted local parts; labels of letters, digits and hyphens; an alphabetic top level.
 _LETTERS = WORD.replace("_", "")
@@ -37,20 +37,20 @@ _REMOTE = re.compile(r":[\w~./]")
 _MARKED = re.compile(r"[0-9_.+\-]|\bdot\b", re.I)
 
 
-def email_at(text: str, at: int) -> Iterator[Finding]:
+def email_at(text: str, at: int) -> Iterator[Detection]:
     """The address around the `@` at `at`."""
     domain = _DOMAIN.match(text, at + 1, at + 256)
     if domain is None or (start := _local_start(text, at)) is None:
         return
     if _is_address(text, start, domain):
-        yield Finding(start, domain.end(), "email")
+        yield Detection(start, domain.end(), "email")
 
 
 _SAYS_MAIL = re.compile(r"mail|contact|write|reach|schreib|correo|escrib|courriel|écri|kontakt|contatt|scriv", re.I)
 _BARE_AT = re.compile(r"[ ](?:at|AT)[ ]\Z")
 
 
-def spelt_email_at(text: str, place: int) -> Iterator[Finding]:
+def spelt_email_at(text: str, place: int) -> Iterator[Detection]:
     """The address around a spelt "at".
 
     Name [at] host [dot] org, name AT host dot org.
@@ -77,7 +77,7 @@ def spelt_email_at(text: str, place: int) -> Iterator[Finding]:
         return
     start = window + local.start()
     if spelt or _MARKED.search(local.group()) or _SAYS_MAIL.search(text[max(0, start - 24) : start]):
-        yield Finding(start, domain.end(), "email")
+        yield Detection(start, domain.end(), "email")
 
 
 def _local_start(text: str, at: int) -> int | None:
@@ -124,7 +124,7 @@ _SAYS_ADDRESS = re.compile(
 _SMALL = 20  # one address in 2 000 has its last three parts below; a section's or a version's number nearly always
 
 
-def ipv4_at(text: str, run: Run, first: int) -> Finding | None:
+def ipv4_at(text: str, run: DigitRun, first: int) -> Detection | None:
     """IPv4 address that begins with this group, in dotted decimal."""
     last = first + 3
     if (
@@ -143,14 +143,14 @@ def ipv4_at(text: str, run: Run, first: int) -> Finding | None:
     before = text[max(0, run.starts[first] - 40) : run.starts[first]]
     if _SAYS_NUMBERED.search(before) or (max(octets[1:]) < _SMALL and not _SAYS_ADDRESS.search(before)):
         return None
-    return Finding(run.starts[first], run.ends[last], "ipv4")
+    return Detection(run.starts[first], run.ends[last], "ipv4")
 
 
 _LETTER = re.compile(rf"[{WORD}]")
 _GOES_ON = re.compile(rf"[{WORD}]|[.-][{WORD}]")
 
 
-def _apart(text: str, run: Run, first: int, last: int) -> bool:
+def _apart(text: str, run: DigitRun, first: int, last: int) -> bool:
     """Return whether only a port, prefix or punctuation follows."""
     start = run.starts[first]
     left = text[max(0, start - 2) : start]
@@ -159,7 +159,7 @@ def _apart(text: str, run: Run, first: int, last: int) -> bool:
     return not _GOES_ON.match(text, run.ends[last])
 
 
-def ipv6_at(text: str, start: int, end: int) -> Iterator[Finding]:
+def ipv6_at(text: str, start: int, end: int) -> Iterator[Detection]:
     """IPv6 address (RFC 4291), global unicast 2000::/3.
 
     A hardware address has the same letters: six pairs with colons.
@@ -172,7 +172,7 @@ def ipv6_at(text: str, start: int, end: int) -> Iterator[Finding]:
     if _MAC.fullmatch(run):
         yield from _mac(run, start)
     elif _is_global(run):
-        yield Finding(start, end, "ipv6")
+        yield Detection(start, end, "ipv6")
 
 
 _TOUCHES_LEFT = re.compile(rf"[{WORD}:.]")
@@ -204,12 +204,12 @@ def _is_global(address: str) -> bool:
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?:([:-])[0-9A-Fa-f]{2})(?:\1[0-9A-Fa-f]{2}){4}")
 
 
-def mac_at(text: str, start: int, end: int) -> Iterator[Finding]:
+def mac_at(text: str, start: int, end: int) -> Iterator[Detection]:
     """The hardware address (IEEE 802, EUI-48) of six pairs with hyphens."""
     if _MAC.fullmatch(text, start, end) and not _touched(text, start, end):
         yield from _mac(text[start:end], start)
 
 
-def _mac(value: str, start: int) -> Iterator[Finding]:
+def _mac(value: str, start: int) -> Iterator[Detection]:
     if len(set(re.split("[:-]", value.lower()))) > 1:  # all zeros, broadcast: nobody's
-        yield Finding(start, start + len(value), "mac")
+        yield Detection(start, start + len(value), "mac")

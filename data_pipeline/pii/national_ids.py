@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from data_pipeline.pii import national_checks as checks
-from data_pipeline.pii.detections import TOUCHES, Finding, Run, stands_alone
+from data_pipeline.pii.detections import TOUCHES, Detection, DigitRun, stands_alone
 from data_pipeline.pii.payment_numbers import CARD_SHAPES
 from data_pipeline.pii.phones import beside_a_word
 
@@ -52,6 +52,17 @@ _WORDS = {
     "be_rrn": _words(r"rijksregister|registre national|national(?:e)? (?:number|nummer)|\bniss\b|\binsz\b"),
     "kr_rrn": _words(r"주민등록|resident registration"),
     "za_id": _words(r"\bid\b|identity|identiteit"),
+    "at_vsnr": _words(r"\bsv-?n(?:r|ummer)|\bvsnr|versicherungs-?(?:nr|nummer)"),
+    "bg_egn": _words(r"\bегн\b|\begn\b|единен граждански"),
+    "hr_oib": _words(r"\boib\b|osobni identifikacijski"),
+    "cz_rodne_cislo": _words(r"rodn\w{1,4} č[ií]s|rodne cislo|\br\.? ?č\.|birth number"),
+    "ee_isikukood": _words(r"isikukood|estonian (?:personal|id)"),
+    "gr_amka": _words(r"αμκα|\bamka\b"),
+    "ie_pps": _words(r"\bppsn?\b|personal public service"),
+    "lt_asmens_kodas": _words(r"asmens kod|lithuanian (?:personal|id)"),
+    "pt_nif": _words(r"\bnif\b|contribuinte|identificação fiscal"),
+    "ro_cnp": _words(r"\bcnp\b|numeric personal"),
+    "si_emso": _words(r"\bem[šs]o\b|\bjmbg\b|enotna matična"),
 }
 
 _SAYS_OTHER = re.compile(
@@ -96,6 +107,10 @@ _TABLE: tuple[tuple[str, Callable[[str], bool], str, str], ...] = (
     ("pl_pesel", checks.pl_pesel, "11", "6 5, 6-5"),
     ("tr_kimlik", checks.tr_kimlik, "11", "3 3 3 2"),
     ("br_cpf", checks.br_cpf, "3.3.3-2, 11, 3-3-3-2", "3 3 3 2, 3.3.3.2, 9-2"),
+    ("ro_cnp", checks.ro_cnp, "13", ""),
+    ("si_emso", checks.si_emso, "13", ""),
+    ("ee_isikukood", checks.ee_isikukood, "11", ""),
+    ("gr_amka", checks.gr_amka, "11", "6 5, 6-5"),
     ("us_ssn", checks.us_ssn, "3-2-4", "9, 3 2 4, 3.2.4"),
     ("dk_cpr", checks.is_danish_day, "", "10, 6-4, 6 4"),
     ("in_aadhaar", checks.in_aadhaar, "", "12, 4 4 4, 4-4-4"),
@@ -103,6 +118,12 @@ _TABLE: tuple[tuple[str, Callable[[str], bool], str, str], ...] = (
     ("nl_bsn", checks.nl_bsn, "", "9, 3 3 3, 4 2 3, 4.2.3, 3.3.3, 2 3 4, 4.3.2"),
     ("ca_sin", checks.ca_sin, "", "9, 3 3 3, 3-3-3"),
     ("au_tfn", checks.au_tfn, "", "9, 8, 3 3 3, 3-3-3, 2 3 3"),
+    ("hr_oib", checks.hr_oib, "", "11"),
+    ("lt_asmens_kodas", checks.lt_asmens_kodas, "", "11"),
+    ("at_vsnr", checks.at_vsnr, "", "10, 4 6, 4-6"),
+    ("bg_egn", checks.bg_egn, "", "10"),
+    ("cz_rodne_cislo", checks.cz_rodne_cislo, "", "6/4, 6/3, 10, 6 4"),
+    ("pt_nif", checks.pt_nif, "", "9, 3 3 3"),
     ("passport", _any_document, "", "9, 8, 7"),
     ("us_driver_licence", _any_document, "", "7, 8, 9, 10, 12, 4-2-4, 3-3-3, 3 3 3, 3-2-4, 2-3-3, 2 3 3"),
     ("es_dni", checks.es_dni, "8-L, 8 L, 2.3.3-L, 2.3.3L, 2.3.3 L, 2-3-3-L", ""),
@@ -130,7 +151,7 @@ _BEGINNINGS = frozenset(
 )
 
 
-def slice_shapes(run: Run, first: int) -> list[str]:
+def slice_shapes(run: DigitRun, first: int) -> list[str]:
     """Group shapes from here that begin a shape with a rule."""
     shape = str(run.ends[first] - run.starts[first])
     shapes = [shape]
@@ -145,7 +166,7 @@ def slice_shapes(run: Run, first: int) -> list[str]:
     return shapes
 
 
-def number_at(text: str, run: Run, first: int, shapes: list[str]) -> tuple[Finding, int] | None:
+def number_at(text: str, run: DigitRun, first: int, shapes: list[str]) -> tuple[Detection, int] | None:
     """Longest national number from this group, and the next group."""
     for count in range(len(shapes), 0, -1):
         shape = shapes[count - 1]
@@ -159,7 +180,7 @@ def number_at(text: str, run: Run, first: int, shapes: list[str]) -> tuple[Findi
         # Words stand outside the run: what of the neighbourhood lies in it need not be searched for them.
         before = text[max(0, start - _NEAR) : run.starts[0]]
         after = text[run.ends[-1] : end + _AFTER]
-        found = _plain(text, Finding(start, end, shape), digits, before, after)
+        found = _plain(text, Detection(start, end, shape), digits, before, after)
         if found is None and first + count == len(run.ends):
             found = _lettered(text, start, end, shape, digits)
         if found:
@@ -167,7 +188,7 @@ def number_at(text: str, run: Run, first: int, shapes: list[str]) -> tuple[Findi
     return None
 
 
-def _plain(text: str, place: Finding, number: str, before: str, after: str) -> Finding | None:
+def _plain(text: str, place: Detection, number: str, before: str, after: str) -> Detection | None:
     """The number in this place whose type follows from its shape."""
     start, end, shape = place
     rules = _RULES.get(shape, ())
@@ -184,7 +205,7 @@ def _plain(text: str, place: Finding, number: str, before: str, after: str) -> F
             return None
         if shape.isdigit() and len(number) <= 12 and beside_a_word(text, start, end):
             return None  # digits without separators beside "call": a telephone number that happens to pass
-    return Finding(start, end, named.kind) if named else None
+    return Detection(start, end, named.kind) if named else None
 
 
 def _is_named(kind: str, before: str, after: str) -> bool:
@@ -192,7 +213,7 @@ def _is_named(kind: str, before: str, after: str) -> bool:
     return words is not None and bool(words.search(before) or words.search(after))
 
 
-def _lettered(text: str, start: int, end: int, shape: str, digits: str) -> Finding | None:
+def _lettered(text: str, start: int, end: int, shape: str, digits: str) -> Detection | None:
     """The same with a letter at the end, or letters before.
 
     131052-308T, 12345678-Z, X-1234567-L, AB 12 34 56 C.
@@ -205,16 +226,16 @@ def _lettered(text: str, start: int, end: int, shape: str, digits: str) -> Findi
         if rules and last.isascii() and last.isupper() and stands_alone(text, start, end + gap + 1):
             rule = rules[0]
             if rule.passes(digits + last):
-                return Finding(start, end + gap + 1, rule.kind)
+                return Detection(start, end + gap + 1, rule.kind)
     if shape == "7" and start > 1 and text[start - 2 : start - 1] in tuple("XYZ") and text[start - 1] in "- ":
         last = text[end + 1 : end + 2] if text[end : end + 1] in ("-", " ") else text[end : end + 1]
         stop = end + (text[end : end + 1] in ("-", " ")) + 1
         if last.isascii() and last.isupper() and checks.es_dni(text[start - 2] + digits + last):
-            return Finding(start - 2, stop, "es_dni") if stands_alone(text, start - 2, stop) else None
+            return Detection(start - 2, stop, "es_dni") if stands_alone(text, start - 2, stop) else None
     return None
 
 
-def _nino(text: str, start: int, end: int, digits: str) -> Finding | None:
+def _nino(text: str, start: int, end: int, digits: str) -> Detection | None:
     gap = text[start - 1 : start] in (" ", "-")
     first = start - 2 - gap
     tail = text[end : end + 1] in (" ", "-")
@@ -222,7 +243,7 @@ def _nino(text: str, start: int, end: int, digits: str) -> Finding | None:
         return None
     prefix, last = text[first : first + 2], text[end + tail : end + tail + 1]
     if prefix.isupper() and checks.uk_nino(prefix + digits + last) and stands_alone(text, first, end + tail + 1):
-        return Finding(first, end + tail + 1, "uk_nino")
+        return Detection(first, end + tail + 1, "uk_nino")
     return None
 
 
@@ -247,11 +268,12 @@ _LICENCE = re.compile(
     r"[A-Z]{1,2}[0-9]{5,14}|[0-9]{4,12}[A-Z]{1,2}|[A-Z]{2,5}[0-9]{6}[A-Z0-9]{2,6}|[A-Z][0-9]{3}[A-Z0-9]{4,10}"
 )
 _PAN_SHAPE = re.compile("[A-Z]{5}[0-9]{4}[A-Z]")
+_PPS_SHAPE = re.compile("[0-9]{7}[A-W][ABHWTX]?")
 _SAYS_BIRTH = _words(r"[^\w]{1,4}(?:date of birth|d\.?o\.?b\b|born|geb|née?\b|nacid|nato|nata|nascid|geboren)")
 _SAYS_DNI = _words(r"\bdni\b|\bnie\b|\bnif\b|codice fiscale|\bc\.?f\.?\b|身份证")
 
 
-def word_at(text: str, start: int, end: int) -> Iterator[Finding]:
+def word_at(text: str, start: int, end: int) -> Iterator[Detection]:
     """The national number that is this word of letters and digits.
 
     Lower case counts only beside its name.
@@ -267,25 +289,27 @@ def word_at(text: str, start: int, end: int) -> Iterator[Finding]:
     if _SHAPES_OF_WORDS.fullmatch(upper):
         for kind, passes in _WORD_TYPES.get(len(word), ()):
             if passes(upper):
-                yield Finding(start, end, kind)
+                yield Detection(start, end, kind)
                 return
     yield from _document(text, start, end)
 
 
-def _document(text: str, start: int, end: int) -> Iterator[Finding]:
+def _document(text: str, start: int, end: int) -> Iterator[Detection]:
     """A passport has no proof of its own.
 
     Its name must stand before, or a date of birth follow, as in a record.
     """
     word, before = text[start:end], text[max(0, start - _NEAR) : start]
     if len(word) == 10 and _PAN_SHAPE.fullmatch(word) and _is_named("in_pan", before, ""):
-        yield Finding(start, end, "in_pan")
+        yield Detection(start, end, "in_pan")
+    elif len(word) in (8, 9) and _PPS_SHAPE.fullmatch(word) and _is_named("ie_pps", before, "") and checks.ie_pps(word):
+        yield Detection(start, end, "ie_pps")
     elif sum(map(str.isdigit, word)) < 4:
         return
     elif _is_document(word) and (_is_named("passport", before, "") or _SAYS_BIRTH.match(text[end : end + _AFTER])):
-        yield Finding(start, end, "passport")
+        yield Detection(start, end, "passport")
     elif _LICENCE.fullmatch(word) and _is_named("us_driver_licence", before, ""):
-        yield Finding(start, end, "us_driver_licence")
+        yield Detection(start, end, "us_driver_licence")
 
 
 def _is_document(word: str) -> bool:

@@ -1,23 +1,22 @@
-"""IBANs, payment cards and Bitcoin addresses, each with a checksum.
-
-Each has a checksum.
-"""
+"""IBANs, payment cards and Bitcoin addresses, each with a checksum."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-from data_pipeline.pii.checksums import IBAN_LENGTHS, is_base58check, is_bech32, is_card, is_iban, is_luhn
-from data_pipeline.pii.detections import HYPHENS, SPACES, TOUCHES, WORD, Finding, Run
+from stdnum import bitcoin, iban, luhn
+
+from data_pipeline.pii.checksums import IBAN_LENGTHS, is_bech32, is_card
+from data_pipeline.pii.detections import HYPHENS, SPACES, TOUCHES, WORD, Detection, DigitRun
 
 VOID = "void"
-"""The shape of an account with a wrong checksum: nothing is reported, and nothing else is seen in it."""
+"""Type of an account number with a wrong checksum: no detection, and no other type may match inside it."""
 
 _IBAN_NEXT = re.compile(rf"[{SPACES}{HYPHENS}.]?([A-Za-z0-9])")
 
 
-def iban_at(text: str, start: int) -> Iterator[Finding]:
+def iban_at(text: str, start: int) -> Iterator[Detection]:
     """The IBAN whose letters begin at `start`, with optional separators."""
     head = text[start : start + 4]
     length = IBAN_LENGTHS.get(head[:2].upper())
@@ -27,10 +26,10 @@ def iban_at(text: str, start: int) -> Iterator[Finding]:
     while len(compact) < length and (step := _IBAN_NEXT.match(text, end)):
         compact, end = compact + step.group(1), step.end()
     if len(compact) == length and not TOUCHES.match(text, end):
-        if is_iban(compact):
-            yield Finding(start, end, "iban")
+        if iban.is_valid(compact, check_country=False):
+            yield Detection(start, end, "iban")
         elif compact.isupper() and sum(letter.isdigit() for letter in compact) >= 10:
-            yield Finding(start, end, VOID)
+            yield Detection(start, end, VOID)
 
 
 CARD_SHAPES = {"4 4 4 4 3", "4 4 4 4", "4 6 5", "4 6 4", "6 13", "4-4-4-4-3", "4-4-4-4", "4-6-5", "4-6-4"}
@@ -41,7 +40,7 @@ _GLUED_LEFT = re.compile(rf"(?:[{WORD}]|[0-9][.,:/]|[{WORD}][{HYPHENS}])\Z")
 _GLUED_RIGHT = re.compile(rf"[{WORD}]|[.:/{HYPHENS}][0-9]")
 
 
-def card_at(text: str, run: Run, first: int, shapes: list[str]) -> int | None:
+def card_at(text: str, run: DigitRun, first: int, shapes: list[str]) -> int | None:
     """End of the card number that starts at this group, or None.
 
     Args:
@@ -66,28 +65,22 @@ def card_at(text: str, run: Run, first: int, shapes: list[str]) -> int | None:
     if count > 1:
         return last if is_card(digits) else None
     if _SAYS_CARD.search(text[max(0, start - 40) : start]):
-        return last if is_luhn(digits) else None
+        return last if luhn.is_valid(digits) else None
     return last if size in (15, 16) and is_card(digits) else None
 
 
-def _in_a_series(run: Run, first: int, last: int) -> bool:
-    """Return whether groups of four go on before or after.
-
-    A table of years, not a card.
-    """
+def _in_a_series(run: DigitRun, first: int, last: int) -> bool:
+    """Return whether more groups of four come before or after: a table of years, not a card."""
     before = first > 0 and run.ends[first - 1] - run.starts[first - 1] == 4 == run.ends[first] - run.starts[first]
     return before or (last < len(run.ends) and run.ends[last] - run.starts[last] == 4)
 
 
-def bitcoin_at(text: str, start: int, end: int) -> Iterator[Finding]:
-    """The Bitcoin address that is this word.
-
-    Base58check (P2PKH, P2SH) or Bech32 (segwit), main network.
-    """
+def bitcoin_at(text: str, start: int, end: int) -> Iterator[Detection]:
+    """A Bitcoin address of the main network: Base58check (P2PKH, P2SH) or Bech32 (segwit)."""
     word = text[start:end]
     if (start and TOUCHES.match(text, start - 1)) or TOUCHES.match(text, end):
         return
-    if (word[0] in "13" and len(word) <= 35 and is_base58check(word)) or (
+    if (word[0] in "13" and len(word) <= 35 and bitcoin.is_valid(word)) or (
         word[:3].lower() == "bc1" and is_bech32(word)
     ):
-        yield Finding(start, end, "bitcoin")
+        yield Detection(start, end, "bitcoin")

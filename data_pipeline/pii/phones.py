@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from data_pipeline.pii.detections import SPACES, TOUCHES, WORD, Run
+from data_pipeline.pii.detections import SPACES, TOUCHES, WORD, DigitRun
 
 _EXTENSION = re.compile(
     rf"(?:[{SPACES},;]{{0,2}}(?:x|extn?\.?|extension|poste|anexo|Durchwahl|ramal|int(?:erno)?\.|доб\.?)"
@@ -78,7 +78,7 @@ class Slice(NamedTuple):
         return [len(group) for group in self.groups]
 
 
-def phone_at(text: str, run: Run, first: int) -> tuple[int, int, int] | None:
+def phone_at(text: str, run: DigitRun, first: int) -> tuple[int, int, int] | None:
     """The longest telephone number that begins with group `first`.
 
     Its start, its end, the next group to look at.
@@ -114,7 +114,7 @@ def phone_at(text: str, run: Run, first: int) -> tuple[int, int, int] | None:
     return None
 
 
-def _may_begin(text: str, run: Run, first: int, stop: int, prefix: str) -> bool:
+def _may_begin(text: str, run: DigitRun, first: int, stop: int, prefix: str) -> bool:
     """Return False if no telephone shape can begin here.
 
     A word may name the first group of a run from before and the last from behind; all between must begin a certain
@@ -138,7 +138,7 @@ def _prefix(text: str, begin: int) -> str:
     return ""
 
 
-def _opens(text: str, run: Run, first: int, start: int) -> bool:
+def _opens(text: str, run: DigitRun, first: int, start: int) -> bool:
     """Return whether a number may start here.
 
     After no letter, and not inside a decimal, a date, a path or a code.
@@ -153,7 +153,7 @@ def _opens(text: str, run: Run, first: int, start: int) -> bool:
     return run.opens(first)
 
 
-def _closes(text: str, run: Run, last: int, end: int) -> bool:
+def _closes(text: str, run: DigitRun, last: int, end: int) -> bool:
     after = text[end : end + 2]
     if after and (TOUCHES.match(after[0]) or after[0] in "%°@"):
         return False

@@ -29,7 +29,7 @@ from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, funnel, re
 from data_pipeline.kernels.pii_candidates import scan
 from data_pipeline.pii.canaries import hosts, measure, planted
 from data_pipeline.pii.detect import find, find_among, replace, splice
-from data_pipeline.pii.detections import FAMILIES, PLACEHOLDERS, TYPES, Finding, expand
+from data_pipeline.pii.detections import FAMILIES, PLACEHOLDERS, TYPES, Detection, expand
 from data_pipeline.pii.redaction import Action, fingerprint, new_text, read_key
 from governance.config import Section
 from governance.kernels.buffers import text_buffers
@@ -37,9 +37,9 @@ from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-__all__ = ["PLACEHOLDERS", "TYPES", "Finding", "PiiConfig", "find", "redact", "redact_table", "replace"]
+__all__ = ["PLACEHOLDERS", "TYPES", "Detection", "PiiConfig", "find", "redact", "redact_table", "replace"]
 
-VERSION = 3
+VERSION = 4
 
 
 class PiiConfig(Section):
@@ -129,7 +129,7 @@ def redact_table(table: pa.Table, actions: Mapping[str, Action], key: bytes = b"
     }
 
 
-def _treated(text: str, findings: list[Finding], actions: Mapping[str, Action], key: bytes) -> str:
+def _treated(text: str, findings: list[Detection], actions: Mapping[str, Action], key: bytes) -> str:
     return splice(text, findings, [new_text(kind, text[a:b], actions[kind], key) for a, b, kind in findings])
 
 

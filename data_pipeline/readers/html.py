@@ -29,7 +29,7 @@ _NOTE_CHARACTERS = 250  # as many as a longer notice has in `main_text`
 
 
 @dataclass(frozen=True)
-class Page:
+class HtmlPage:
     """Extracted content of a page."""
 
     text: str
@@ -39,13 +39,13 @@ class Page:
     """The rights holder's reservations in its `meta` elements, as `opt_out` writes them."""
 
 
-def extract(data: bytes, charset: str = "") -> Page:
+def extract(data: bytes, charset: str = "") -> HtmlPage:
     """Main text of a page, one line a paragraph, item or row."""
     page = decode_html(data, charset)
     text = main_text(page)
     if text:
-        return Page(text, False, meta_signals(page))
-    return Page(_fallback(page), True, meta_signals(page))
+        return HtmlPage(text, False, meta_signals(page))
+    return HtmlPage(_fallback(page), True, meta_signals(page))
 
 
 def _fallback(page: str) -> str:

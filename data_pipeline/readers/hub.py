@@ -23,7 +23,7 @@ import pyarrow as pa
 from data_pipeline.readers.jsonl import read_jsonl
 from data_pipeline.readers.local import LocalFile, find_files
 from data_pipeline.readers.parquet import read_parquet
-from data_pipeline.readers.record import Fault, Fields, Record, sample, to_record
+from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
 from data_pipeline.readers.rows import read_batch, wanted
 from data_pipeline.readers.sources import HubSource
 from data_pipeline.readers.streams import blocks, open_source, plain_name
@@ -87,7 +87,7 @@ def _saved(path: Path, source: HubSource) -> tuple[str, ...]:
         ) from error
 
 
-def read_local(path: Path, file: str, fields: Fields) -> Iterator[Record | Fault]:
+def read_local(path: Path, file: str, fields: Fields) -> Iterator[Record | RecordFault]:
     """The rows of one local file."""
     ending = Path(plain_name(path.name)).suffix
     if ending == ".jsonl":
@@ -100,7 +100,7 @@ def read_local(path: Path, file: str, fields: Fields) -> Iterator[Record | Fault
         yield from _read_json(path, file, fields)
 
 
-def _read_arrow(path: Path, file: str, fields: Fields) -> Iterator[Record | Fault]:
+def _read_arrow(path: Path, file: str, fields: Fields) -> Iterator[Record | RecordFault]:
     """The rows of an Arrow stream, a batch at a time.
 
     `datasets` writes 1000 rows a batch.
@@ -115,10 +115,10 @@ def _read_arrow(path: Path, file: str, fields: Fields) -> Iterator[Record | Faul
                     yield from read_batch(batch, ways, fields, file, position)
                     position += batch.num_rows
         except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-            yield Fault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
+            yield RecordFault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
 
 
-def _read_json(path: Path, file: str, fields: Fields) -> Iterator[Record | Fault]:
+def _read_json(path: Path, file: str, fields: Fields) -> Iterator[Record | RecordFault]:
     """Rows of a JSON array or JSON lines file."""
     position = 0
     try:
@@ -126,10 +126,10 @@ def _read_json(path: Path, file: str, fields: Fields) -> Iterator[Record | Fault
             yield _piece(row, fields, file, position)
             position += 1
     except Exception as error:  # a damaged file, told by Arrow, fsspec or the library in types of their own
-        yield Fault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
+        yield RecordFault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
 
 
-def read_hub(source: HubSource) -> Iterator[Record | Fault]:
+def read_hub(source: HubSource) -> Iterator[Record | RecordFault]:
     """The rows of a data set of the hub at its commit.
 
     Raises:
@@ -157,9 +157,9 @@ def read_hub(source: HubSource) -> Iterator[Record | Fault]:
         ) from error
 
 
-def _piece(row: Mapping[str, Any], fields: Fields, file: str, position: int) -> Record | Fault:
+def _piece(row: Mapping[str, Any], fields: Fields, file: str, position: int) -> Record | RecordFault:
     record = to_record(row, fields, file, position)
-    return Fault(file, position, record, sample(str(row))) if isinstance(record, str) else record
+    return RecordFault(file, position, record, sample(str(row))) if isinstance(record, str) else record
 
 
 def _door() -> Any:

@@ -13,7 +13,7 @@ from data_pipeline.readers.archive import Member, members
 from data_pipeline.readers.hub import local_files
 from data_pipeline.readers.local import Digests, LocalFile, find_files
 from data_pipeline.readers.package import fetch
-from data_pipeline.readers.parts import Part
+from data_pipeline.readers.parts import FilePart
 from data_pipeline.readers.remote import fetch_remote, find_remote, is_url, local_pattern
 from data_pipeline.readers.sources import (
     HubSource,
@@ -34,7 +34,7 @@ _PACKED_RATIO = 4  # text in a byte of .gz, .zst or Parquet, to size shards by; 
 
 
 @dataclass(frozen=True)
-class Item:
+class SourceItem:
     """One file to read.
 
     Of this machine, or (with a member number) of an archive, or a whole data set of the hub.
@@ -47,7 +47,7 @@ class Item:
     """Of the file, or of the archive; for the hub its commit."""
     bytes: int
     member: int | None = None
-    part: Part | None = None
+    part: FilePart | None = None
     """Which of its records, where a huge file is cut."""
 
     @property
@@ -68,14 +68,14 @@ class Reading:
     """The work of one shard: consecutive files of one source."""
 
     source: Source
-    items: tuple[Item, ...]
+    items: tuple[SourceItem, ...]
     shard_bytes: int = 1 << 62
     """Bytes of text after which a document shard is full and another begins."""
-    beside: tuple[Item, ...] = ()
+    beside: tuple[SourceItem, ...] = ()
     """Files that decide how the items are read: what hosts say of the pages of a web archive."""
 
 
-def source_files(source: Source, folder: Path, digests: Digests, runtime: Runtime) -> list[Item]:
+def source_files(source: Source, folder: Path, digests: Digests, runtime: Runtime) -> list[SourceItem]:
     """The files that a source is made from, with their digests.
 
     What lies elsewhere is fetched if it is not there yet.
@@ -88,7 +88,7 @@ def source_files(source: Source, folder: Path, digests: Digests, runtime: Runtim
         return [_copied(fetch(source, runtime), "", digests, runtime)]
     if isinstance(source, HubSource):
         if source.revision:
-            return [Item(source.dataset, None, source.revision, 0)]
+            return [SourceItem(source.dataset, None, source.revision, 0)]
         return _digested(local_files(source, folder), digests)
     if any(is_url(pattern) for pattern in source.paths):
         remote = find_remote(source.paths, source.name)
@@ -129,7 +129,7 @@ def _local_files(source: JsonlSource | ParquetSource | TextSource | WarcSource, 
     return found
 
 
-def files_beside(source: Source, folder: Path, digests: Digests) -> list[Item]:
+def files_beside(source: Source, folder: Path, digests: Digests) -> list[SourceItem]:
     """Files that decide how a source is read, but hold no text.
 
     Raises:
@@ -141,11 +141,11 @@ def files_beside(source: Source, folder: Path, digests: Digests) -> list[Item]:
     return [replace(item, file=f"opt_out/{item.file}") for item in _digested(found, digests)]
 
 
-def _digested(files: Sequence[LocalFile], digests: Digests) -> list[Item]:
-    return [Item(file.name, file.path, digests.of(file.path), file.path.stat().st_size) for file in files]
+def _digested(files: Sequence[LocalFile], digests: Digests) -> list[SourceItem]:
+    return [SourceItem(file.name, file.path, digests.of(file.path), file.path.stat().st_size) for file in files]
 
 
-def _copied(manifest: Manifest, name: str, digests: Digests, runtime: Runtime) -> Item:
+def _copied(manifest: Manifest, name: str, digests: Digests, runtime: Runtime) -> SourceItem:
     """A fetched file, after another look at its digest.
 
     Nothing else than what was fetched is ever read.
@@ -154,10 +154,10 @@ def _copied(manifest: Manifest, name: str, digests: Digests, runtime: Runtime) -
     path = runtime.root / output.path
     if digests.of(path) != output.sha256:
         raise ManifestError(f"{path}: was altered after it was fetched. Remove its folder; it is fetched again.")
-    return Item(name or path.name, path, output.sha256, output.bytes)
+    return SourceItem(name or path.name, path, output.sha256, output.bytes)
 
 
-def archive_items(source: PackageSource, archive: Item) -> list[Item]:
+def archive_items(source: PackageSource, archive: SourceItem) -> list[SourceItem]:
     """The members of an archive that the source's patterns choose.
 
     Raises:
@@ -174,7 +174,9 @@ def archive_items(source: PackageSource, archive: Item) -> list[Item]:
     for member in found:
         if not member.fault:
             _check_ending(member.name, PLAIN + HTML + TABLE, source)
-    return [Item(member.name, archive.path, archive.digest, member.size_bytes, member.ordinal) for member in found]
+    return [
+        SourceItem(member.name, archive.path, archive.digest, member.size_bytes, member.ordinal) for member in found
+    ]
 
 
 def _chosen_by(member: Member, pattern: str) -> bool:
@@ -182,7 +184,7 @@ def _chosen_by(member: Member, pattern: str) -> bool:
     return fnmatchcase(member.name, pattern) or fnmatchcase(f"{outer[0]}.zip" if outer[1] else outer[0], pattern)
 
 
-def expected_items(source: Source, folder: Path, shard_bytes: int) -> list[Item]:
+def expected_items(source: Source, folder: Path, shard_bytes: int) -> list[SourceItem]:
     """Expected items of a source, from names and sizes alone.
 
     What is not on this machine counts as a full shard: a package, a data set of the hub, each file that a URL names.
@@ -191,27 +193,27 @@ def expected_items(source: Source, folder: Path, shard_bytes: int) -> list[Item]
         MissingInput: a file is not there, or its server cannot be asked.
     """
     if isinstance(source, PackageSource) or (isinstance(source, HubSource) and source.revision):
-        return [Item(source.name, None, "", shard_bytes)]
+        return [SourceItem(source.name, None, "", shard_bytes)]
     if isinstance(source, HubSource):
         found = local_files(source, folder)
     elif any(is_url(pattern) for pattern in source.paths):
         names = [file.name for file in find_remote(source.paths, source.name)]
-        return [Item(name, None, "", shard_bytes // (_PACKED_RATIO if _is_packed(name) else 1)) for name in names]
+        return [SourceItem(name, None, "", shard_bytes // (_PACKED_RATIO if _is_packed(name) else 1)) for name in names]
     else:
         found = _local_files(source, folder)
     pieces = []
-    for item in (Item(file.name, file.path, "", file.path.stat().st_size) for file in found):
+    for item in (SourceItem(file.name, file.path, "", file.path.stat().st_size) for file in found):
         size = text_bytes(item)
         if size <= shard_bytes or not (has_lines(source, item) or has_row_groups(source, item)):
             pieces.append(item)
             continue
         for begin in range(0, size, shard_bytes):
             end = min(begin + shard_bytes, size)
-            pieces.append(replace(item, part=Part(begin, end, 0, end - begin)))
+            pieces.append(replace(item, part=FilePart(begin, end, 0, end - begin)))
     return pieces
 
 
-def may_overflow(item: Item, shard_bytes: int) -> bool:
+def may_overflow(item: SourceItem, shard_bytes: int) -> bool:
     """Return whether more than one document shard may come of it.
 
     Nobody knows how much text is in what is packed.
@@ -231,7 +233,7 @@ def _check_ending(name: str, allowed: tuple[str, ...], source: Source) -> None:
         raise ConfigError(f"source {source.name}: {name!r} is none of {kinds}. Narrow the patterns to such files.")
 
 
-def has_lines(source: Source, item: Item) -> bool:
+def has_lines(source: Source, item: SourceItem) -> bool:
     """Return whether an item can be cut between its lines.
 
     JSON Lines, not compressed.
@@ -241,24 +243,29 @@ def has_lines(source: Source, item: Item) -> bool:
     )
 
 
-def has_row_groups(source: Source, item: Item) -> bool:
+def has_row_groups(source: Source, item: SourceItem) -> bool:
     """Return whether an item can be cut between its row groups."""
     return isinstance(source, ParquetSource) or (isinstance(source, HubSource) and item.file.endswith(".parquet"))
 
 
-def is_stream(source: Source, archive: Item) -> bool:
+def is_stream(source: Source, archive: SourceItem) -> bool:
     """Return whether an archive's members form one stream (tar)."""
     return isinstance(source, PackageSource) and not zipfile.is_zipfile(archive.local)
 
 
 def plan(
-    source: Source, items: Sequence[Item], shard_bytes: int, beside: Sequence[Item] = (), *, whole: bool = False
+    source: Source,
+    items: Sequence[SourceItem],
+    shard_bytes: int,
+    beside: Sequence[SourceItem] = (),
+    *,
+    whole: bool = False,
 ) -> list[Reading]:
     """Join consecutive files up to `shard_bytes` of text.
 
     All of them where they can only be read as a `whole`.
     """
-    joined: list[list[Item]] = [[]]
+    joined: list[list[SourceItem]] = [[]]
     size = 0
     for item in items:
         more = text_bytes(item)
@@ -270,7 +277,7 @@ def plan(
     return [Reading(source, tuple(held), shard_bytes, tuple(beside)) for held in joined]
 
 
-def text_bytes(item: Item) -> int:
+def text_bytes(item: SourceItem) -> int:
     """Approximate text bytes of an item."""
     if item.part:
         return item.part.bytes

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 
-from data_pipeline.readers.record import Fault, Fields, Record, sample, to_record
+from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
 from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, lines
 
 
-def read_jsonl(pieces: Iterable[bytes], file: str, fields: Fields, first: int = 0) -> Iterator[Record | Fault]:
+def read_jsonl(pieces: Iterable[bytes], file: str, fields: Fields, first: int = 0) -> Iterator[Record | RecordFault]:
     """Records and faults of a JSON lines stream, in order.
 
     `first` is the number of the stream's first line within its file.
@@ -29,19 +29,19 @@ def read_jsonl(pieces: Iterable[bytes], file: str, fields: Fields, first: int = 
         if isinstance(last, Record):  # an object that is closed was whole: only its line end is lost
             yield last
             position += 1
-        yield Fault(file, position + 1, error.reason, sample(error.tail))
+        yield RecordFault(file, position + 1, error.reason, sample(error.tail))
 
 
-def _read_line(line: bytes, file: str, position: int, fields: Fields) -> Record | Fault:
+def _read_line(line: bytes, file: str, position: int, fields: Fields) -> Record | RecordFault:
     if len(line) > MAX_RECORD_BYTES:
-        return Fault(file, position, "line_too_long", sample(line))
+        return RecordFault(file, position, "line_too_long", sample(line))
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
-        return Fault(file, position, "not_utf8", sample(line))
+        return RecordFault(file, position, "not_utf8", sample(line))
     except (ValueError, RecursionError):  # also a number of too many digits, or objects nested too deep
-        return Fault(file, position, "not_json", sample(line))
+        return RecordFault(file, position, "not_json", sample(line))
     if not isinstance(row, dict):
-        return Fault(file, position, "not_an_object", sample(line))
+        return RecordFault(file, position, "not_an_object", sample(line))
     record = to_record(row, fields, file, position)
-    return Fault(file, position, record, sample(line)) if isinstance(record, str) else record
+    return RecordFault(file, position, record, sample(line)) if isinstance(record, str) else record

@@ -52,7 +52,7 @@ def find_files(
     wanting = []
     for pattern, written in zip(absolute, patterns, strict=True):
         fixed = _fixed_part(pattern)
-        walk = _Walk(fixed, source, follow_links)
+        walk = _FolderWalk(fixed, source, follow_links)
         paths = [Path(name) for name in walk.expand(fixed, Path(pattern).parts[len(Path(fixed).parts) :])]
         files = [path for path in paths if path.is_file()]
         if not files:
@@ -89,7 +89,7 @@ def _unescaped(part: str) -> str:
     return part.replace("[*]", "*").replace("[?]", "?").replace("[[]", "[")
 
 
-class _Walk:
+class _FolderWalk:
     """Paths below a fixed folder that match a pattern, as `glob` does."""
 
     def __init__(self, fixed: str, source: str, follow_links: bool) -> None:

@@ -89,7 +89,7 @@ class _Tree(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Place:
+class _TreeCursor:
     """Position in the layout."""
 
     tree: _Tree
@@ -183,7 +183,7 @@ def _read(layout: str) -> tuple[list[_Line], _Tree]:
 
     Its lines, and the tree of its containers.
     """
-    place = _Place(_Tree([0], [_MAIN]), [0])
+    place = _TreeCursor(_Tree([0], [_MAIN]), [0])
     lines: list[_Line] = []
     blank = ""
     for line in layout.split("\n"):
@@ -205,7 +205,7 @@ def _read(layout: str) -> tuple[list[_Line], _Tree]:
     return lines, place.tree
 
 
-def _read_marked(line: str, place: _Place) -> tuple[str, int, int, int]:
+def _read_marked(line: str, place: _TreeCursor) -> tuple[str, int, int, int]:
     """A line without its marks.
 
     Its text, its container, its characters, and those of links.
@@ -230,7 +230,7 @@ def _read_marked(line: str, place: _Place) -> tuple[str, int, int, int]:
     return words, place.open_now[-1] if container < 0 else container, size, link_size
 
 
-def _read_link(before: str, text: str, place: _Place) -> tuple[str, int, int, int]:
+def _read_link(before: str, text: str, place: _TreeCursor) -> tuple[str, int, int, int]:
     """Parse a line that is one link after a bullet or words.
 
     The general case costs twice the time, and half of all marked lines are such.
@@ -242,7 +242,7 @@ def _read_link(before: str, text: str, place: _Place) -> tuple[str, int, int, in
     return before + text, place.open_now[-1], size, link_size
 
 
-def _turn(place: _Place, mark: str) -> None:
+def _turn(place: _TreeCursor, mark: str) -> None:
     """Go on behind a mark."""
     if mark == _LINK:
         place.link_depth = len(place.open_now)
@@ -259,7 +259,7 @@ def _turn(place: _Place, mark: str) -> None:
             place.cells += 1
 
 
-def _close(place: _Place, cell: bool) -> None:
+def _close(place: _TreeCursor, cell: bool) -> None:
     """Close the innermost table cell or container with its children."""
     open_now, marks = place.open_now, place.tree.mark
     if not (place.cells if cell else len(open_now) - 1 > place.cells):

@@ -26,8 +26,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import IO, Any, NamedTuple
 
-from data_pipeline.readers.html import Page, extract
-from data_pipeline.readers.record import Fault, Record, sample
+from data_pipeline.readers.html import HtmlPage, extract
+from data_pipeline.readers.record import Record, RecordFault, sample
 from governance.errors import PipelineError
 from governance.malloc import keep_freed_memory
 
@@ -62,18 +62,18 @@ class _Asked(NamedTuple):
     """Bytes of address space that it may take."""
 
 
-def read_html(data: bytes, file: str, position: int = 0, charset: str = "") -> Record | Fault:
+def read_html(data: bytes, file: str, position: int = 0, charset: str = "") -> Record | RecordFault:
     """The main text of a page.
 
     `charset` is what its transport said, "" where nothing did.
     """
     page = read_page(data, charset)
-    if isinstance(page, Page):
+    if isinstance(page, HtmlPage):
         return Record(page.text, file, position, fallback=page.fallback)
-    return Fault(file, position, page, sample(data))
+    return RecordFault(file, position, page, sample(data))
 
 
-def read_page(data: bytes, charset: str = "") -> Page | str:
+def read_page(data: bytes, charset: str = "") -> HtmlPage | str:
     """Content of a page, or the fault's reason.
 
     `html_too_large`, `html_too_slow`, `html_broke_parser` or `not_html`.
@@ -84,7 +84,7 @@ def read_page(data: bytes, charset: str = "") -> Page | str:
     return read_pages([(data, charset)])[0]
 
 
-def read_pages(pages: Sequence[tuple[bytes, str]]) -> list[Page | str]:
+def read_pages(pages: Sequence[tuple[bytes, str]]) -> list[HtmlPage | str]:
     """Content of several pages (bytes, charset), in one exchange.
 
     Raises:
@@ -99,12 +99,12 @@ def read_pages(pages: Sequence[tuple[bytes, str]]) -> list[Page | str]:
     return [next(found) if len(data) <= MAX_PAGE_BYTES else "html_too_large" for data, _ in pages]
 
 
-def _ask_one(page: tuple[bytes, str], known: str) -> Page | str:
+def _ask_one(page: tuple[bytes, str], known: str) -> HtmlPage | str:
     answers = known or _ask([page])
     return answers if isinstance(answers, str) else answers[0]
 
 
-def _ask(pages: Sequence[tuple[bytes, str]]) -> list[Page | str] | str:
+def _ask(pages: Sequence[tuple[bytes, str]]) -> list[HtmlPage | str] | str:
     """The child's answer to each page, or why it ended."""
     child = _child()
     assert child.stdin is not None, "it is a pipe"
@@ -130,12 +130,12 @@ def _ask(pages: Sequence[tuple[bytes, str]]) -> list[Page | str] | str:
     return answers
 
 
-def _answer(source: IO[bytes], reply: Any) -> Page | str:
+def _answer(source: IO[bytes], reply: Any) -> HtmlPage | str:
     """A page from the child's answer, or why there is none."""
     if isinstance(reply, str):
         return reply
     size, fallback, signals = reply
-    return Page(_read(source, size).decode("utf-8"), fallback, tuple(signals))
+    return HtmlPage(_read(source, size).decode("utf-8"), fallback, tuple(signals))
 
 
 def _why(child: subprocess.Popen[bytes]) -> str:

@@ -25,8 +25,8 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.readers.parquet_pages import Chunk, Group, pages, row_groups
-from data_pipeline.readers.record import Fault, Fields, Record, sample
+from data_pipeline.readers.parquet_pages import Chunk, RowGroup, pages, row_groups
+from data_pipeline.readers.record import Fields, Record, RecordFault, sample
 from data_pipeline.readers.rows import read_batch, wanted
 from data_pipeline.readers.streams import MAX_RECORD_BYTES, is_bomb, open_source
 
@@ -44,7 +44,7 @@ class _Open:
 
     reader: pq.ParquetFile
     source: IO[bytes]
-    groups: list[Group]
+    groups: list[RowGroup]
     fields: Fields
     ways: dict[str, tuple[str, ...]]
     file: str
@@ -61,7 +61,7 @@ class _Open:
 
 def read_parquet(
     path: Path, file: str, fields: Fields, groups: range | None = None, first: int = 0
-) -> Iterator[Record | Fault]:
+) -> Iterator[Record | RecordFault]:
     """Records and faults of the row groups, in order.
 
     `first` is the number of their first row within the file.
@@ -77,25 +77,25 @@ def read_parquet(
             )
             opened = _Open(reader, source, found, fields, wanted(reader.schema_arrow, fields), file)
         except _DAMAGE as error:
-            yield Fault(file, first, "unreadable_rows", _words(error))
+            yield RecordFault(file, first, "unreadable_rows", _words(error))
             return
         chosen = range(len(found)) if groups is None else groups
         packed = min(path.stat().st_size, sum(chunk.length for group in chosen for chunk in opened.chunks(group)))
         yield from _until_bomb(_read_groups(opened, chosen, first), packed)
 
 
-def _until_bomb(pieces: Iterator[Record | Fault], packed: int) -> Iterator[Record | Fault]:
+def _until_bomb(pieces: Iterator[Record | RecordFault], packed: int) -> Iterator[Record | RecordFault]:
     unpacked = 0
     for piece in pieces:
         if isinstance(piece, Record):
             unpacked += len(piece.text)
             if is_bomb(packed, unpacked):
-                yield Fault(piece.file, piece.position, "decompression_bomb", sample(piece.text))
+                yield RecordFault(piece.file, piece.position, "decompression_bomb", sample(piece.text))
                 return
         yield piece
 
 
-def _read_groups(opened: _Open, groups: Iterable[int], first: int) -> Iterator[Record | Fault]:
+def _read_groups(opened: _Open, groups: Iterable[int], first: int) -> Iterator[Record | RecordFault]:
     for group in groups:
         rows = opened.groups[group].rows
         if rows and opened.fields.text in opened.ways:
@@ -103,11 +103,11 @@ def _read_groups(opened: _Open, groups: Iterable[int], first: int) -> Iterator[R
         else:
             columns = ", ".join(opened.reader.schema_arrow.names)
             for position in range(first, first + rows):
-                yield Fault(opened.file, position, "no_text_field", sample(f"columns: {columns}"))
+                yield RecordFault(opened.file, position, "no_text_field", sample(f"columns: {columns}"))
         first += rows
 
 
-def _read_group(opened: _Open, group: int, first: int, rows: int) -> Iterator[Record | Fault]:
+def _read_group(opened: _Open, group: int, first: int, rows: int) -> Iterator[Record | RecordFault]:
     """Rows of a row group, and one fault for damaged rows."""
     count = 0
     try:
@@ -160,9 +160,9 @@ def _batch_rows(opened: _Open, group: int) -> int:
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES // longest))
 
 
-def _lost(reason: str, opened: _Open, group: int, rows: range, words: str) -> Fault:
+def _lost(reason: str, opened: _Open, group: int, rows: range, words: str) -> RecordFault:
     told = f"row group {group}, rows {rows.start} to {rows.stop - 1}: {words}"
-    return Fault(opened.file, rows.start, reason, sample(told))
+    return RecordFault(opened.file, rows.start, reason, sample(told))
 
 
 def _words(error: BaseException) -> str:

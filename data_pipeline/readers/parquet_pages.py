@@ -34,7 +34,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """One row group."""
 
     rows: int
@@ -43,7 +43,7 @@ class Group:
     chunks: tuple[Chunk, ...]
 
 
-def row_groups(file: IO[bytes]) -> list[Group]:
+def row_groups(file: IO[bytes]) -> list[RowGroup]:
     """The row groups that a file's footer names.
 
     Raises:
@@ -62,11 +62,11 @@ def row_groups(file: IO[bytes]) -> list[Group]:
         raise ValueError("the Parquet footer is damaged") from error
 
 
-def _group(values: dict[int, Any]) -> Group:
+def _group(values: dict[int, Any]) -> RowGroup:
     rows, unpacked = values[3], values[2]
     if not isinstance(rows, int) or not isinstance(unpacked, int) or rows < 0:
         raise ValueError("the Parquet footer is damaged")
-    return Group(rows, unpacked, tuple(_chunk(chunk[3]) for chunk in values[1]))
+    return RowGroup(rows, unpacked, tuple(_chunk(chunk[3]) for chunk in values[1]))
 
 
 def _chunk(values: dict[int, Any]) -> Chunk:
@@ -79,7 +79,7 @@ def _chunk(values: dict[int, Any]) -> Chunk:
 
 
 @dataclass(frozen=True)
-class Page:
+class PageHeader:
     """Fields of a page header."""
 
     is_dictionary: bool
@@ -88,7 +88,7 @@ class Page:
     """Bytes."""
 
 
-def pages(file: IO[bytes], chunk: Chunk) -> Iterator[Page]:
+def pages(file: IO[bytes], chunk: Chunk) -> Iterator[PageHeader]:
     """The pages of a column chunk.
 
     Raises:
@@ -101,7 +101,7 @@ def pages(file: IO[bytes], chunk: Chunk) -> Iterator[Page]:
         at += header + page.packed
 
 
-def _page(file: IO[bytes], at: int) -> tuple[Page, int]:
+def _page(file: IO[bytes], at: int) -> tuple[PageHeader, int]:
     for window in _WINDOWS:
         file.seek(at)
         walker = _Compact(file.read(window))
@@ -114,7 +114,7 @@ def _page(file: IO[bytes], at: int) -> tuple[Page, int]:
             break
         if min(unpacked, packed) < 0:
             break
-        return Page(kind == _DICTIONARY_PAGE, packed, unpacked), walker.at
+        return PageHeader(kind == _DICTIONARY_PAGE, packed, unpacked), walker.at
     raise ValueError(f"no page header at byte {at}")
 
 

@@ -21,7 +21,7 @@ _NEWLINE = 10
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """Some of a file's records.
 
     Those of the bytes, or row groups, from `begin` to `end` (exclusive).
@@ -35,7 +35,7 @@ class Part:
     """Unpacked."""
 
 
-def line_parts(path: Path, target: int) -> list[Part]:
+def line_parts(path: Path, target: int) -> list[FilePart]:
     """Cut a plain file between lines.
 
     Each part as many whole lines as fit in `target` bytes, at least one.
@@ -57,7 +57,9 @@ def line_parts(path: Path, target: int) -> list[Part]:
     if blank:
         cuts = cuts[:1]
     ends = [*(begin for begin, _ in cuts[1:]), size]
-    return [Part(begin, end, first, end - begin) for (begin, first), end in zip(cuts, ends, strict=True) if end > begin]
+    return [
+        FilePart(begin, end, first, end - begin) for (begin, first), end in zip(cuts, ends, strict=True) if end > begin
+    ]
 
 
 def _cut(cuts: list[tuple[int, int]], last: tuple[int, int], starts: NDArray[np.int64], target: int) -> None:
@@ -71,14 +73,14 @@ def _cut(cuts: list[tuple[int, int]], last: tuple[int, int], starts: NDArray[np.
             cuts.append((int(starts[fit]), last[1] + fit + 1))
 
 
-def group_parts(path: Path, target: int) -> list[Part]:
+def group_parts(path: Path, target: int) -> list[FilePart]:
     """Cut a Parquet file between row groups.
 
     Each part as many as fit in `target` bytes, at least one.
 
     None where the footer cannot be read: the file is read whole then, which gives its fault.
     """
-    parts: list[Part] = []
+    parts: list[FilePart] = []
     begin = first = rows = size = 0
     with open_source(path) as source:
         try:
@@ -87,8 +89,8 @@ def group_parts(path: Path, target: int) -> list[Part]:
             return []
     for index, group in enumerate(groups):
         if size and size + group.unpacked > target:
-            parts.append(Part(begin, index, first, size))
+            parts.append(FilePart(begin, index, first, size))
             begin, first, rows, size = index, first + rows, 0, 0
         rows += group.rows
         size += group.unpacked
-    return [*parts, Part(begin, len(groups), first, size)] if groups else []
+    return [*parts, FilePart(begin, len(groups), first, size)] if groups else []

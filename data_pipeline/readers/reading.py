@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from data_pipeline.readers.archive import members, read_blocks
 from data_pipeline.readers.hub import read_hub, read_local
-from data_pipeline.readers.items import Item, Reading, has_row_groups
+from data_pipeline.readers.items import Reading, SourceItem, has_row_groups
 from data_pipeline.readers.jsonl import read_jsonl
 from data_pipeline.readers.parquet import read_parquet
-from data_pipeline.readers.parts import Part
-from data_pipeline.readers.record import Fault, Record
+from data_pipeline.readers.parts import FilePart
+from data_pipeline.readers.record import Record, RecordFault
 from data_pipeline.readers.sources import (
     HubSource,
     JsonlSource,
@@ -25,7 +25,7 @@ from data_pipeline.readers.streams import blocks, byte_range, plain_name
 from data_pipeline.readers.text import ending_of, read_member
 
 
-def read_items(work: Reading, passed: Counter[str]) -> Iterator[Record | Fault]:
+def read_items(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordFault]:
     """The records and faults of consecutive files of one source, in order.
 
     A file without any is one fault.
@@ -44,14 +44,14 @@ def read_items(work: Reading, passed: Counter[str]) -> Iterator[Record | Fault]:
             yield piece
             empty = False
         if empty and passed.total() == before:
-            yield Fault(file, 0, "empty_file", "")
+            yield RecordFault(file, 0, "empty_file", "")
 
 
-_Readings = Iterator[tuple[str, bool, Iterator[Record | Fault]]]
+_Readings = Iterator[tuple[str, bool, Iterator[Record | RecordFault]]]
 """Each file's name, whether it is read whole, and what is read."""
 
 
-def _files(source: Source, items: Sequence[Item]) -> _Readings:
+def _files(source: Source, items: Sequence[SourceItem]) -> _Readings:
     for item in items:
         yield item.file, item.part is None, _read(source, item)
 
@@ -64,7 +64,7 @@ def _archives(source: WarcSource, work: Reading, passed: Counter[str]) -> _Readi
         yield item.file, True, read_warc(item.local, item.file, source, rules=rules, passed=passed)
 
 
-def _members(source: PackageSource, items: Sequence[Item]) -> _Readings:
+def _members(source: PackageSource, items: Sequence[SourceItem]) -> _Readings:
     wanted = {item.member for item in items}
     last = max(item.member or 0 for item in items)
     for member in members(items[0].local, source.files):
@@ -76,7 +76,7 @@ def _members(source: PackageSource, items: Sequence[Item]) -> _Readings:
             return
 
 
-def _read(source: Source, item: Item) -> Iterator[Record | Fault]:
+def _read(source: Source, item: SourceItem) -> Iterator[Record | RecordFault]:
     if item.part:
         return _read_part(source, item, item.part)
     if isinstance(source, JsonlSource):
@@ -91,7 +91,7 @@ def _read(source: Source, item: Item) -> Iterator[Record | Fault]:
     return read_local(item.path, item.file, source.fields) if item.path else read_hub(source)
 
 
-def _read_part(source: Source, item: Item, part: Part) -> Iterator[Record | Fault]:
+def _read_part(source: Source, item: SourceItem, part: FilePart) -> Iterator[Record | RecordFault]:
     if has_row_groups(source, item):
         return read_parquet(item.local, item.file, source.fields, range(part.begin, part.end), part.first)
     return read_jsonl(byte_range(item.local, part.begin, part.end), item.file, source.fields, part.first)

@@ -1,4 +1,4 @@
-"""`Record` (becomes a document) and `Fault` (is quarantined).
+"""`Record` (becomes a document) and `RecordFault` (is quarantined).
 
 Promise: whatever stands in a source file is a record or a fault, with its file and position; a reader raises only for
 what concerns the whole source (a file that is gone, a wrong configuration).
@@ -69,7 +69,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Fault:
+class RecordFault:
     """An unreadable record, or the unreadable rest of a file."""
 
     file: str

@@ -1,9 +1,10 @@
 """robots.txt (RFC 9309) and ai.txt: paths that a crawler may fetch.
 
 Groups of one product token are joined; a crawler without a group of its own has that of `*`; of the rules that match,
-the one with the longest path holds, and of two equal ones `allow`. `*` stands for any characters and a `$` at the end
-for the end of the path; both sides are compared with their percent-encoding made alike. A line of another kind is
-passed over.
+the one with the longest path holds, and of two equal ones `allow`. `*` matches any characters, and a final `$` the
+end of the path; both sides are compared in one form of percent-encoding. Lines of other kinds are ignored. Frequent
+misspellings of `user-agent` and `disallow`, and a blank in place of the colon, are read as Google's parser reads them
+(github.com/google/robotstxt): in doubt the right is kept.
 Matching is linear in path times pattern, however many `*` there are.
 """
 
@@ -17,13 +18,15 @@ from typing import NamedTuple
 MAX_ROBOTS_BYTES = 500 << 10
 """What a crawler has to read at least (RFC 9309, 2.5); the rest of a longer file is not read."""
 EVERYONE = "*"
-_LINE = re.compile(r"\s*([A-Za-z-]+)\s*:\s*([^#]*)")
+_AGENT = ("user-agent", "useragent", "user agent")
+_DISALLOW = ("disallow", "dissallow", "dissalow", "disalow", "diasllow", "disallaw")
+_LINE = re.compile(rf"\s*({'|'.join((*_AGENT, *_DISALLOW, 'allow'))})(?:\s*:|\s(?=\s*\S+\s*(?:#|\Z)))([^#]*)", re.I)
 _TOKEN = re.compile(r"[A-Za-z_-]+|\*")
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
-class Rule(NamedTuple):
+class RobotsRule(NamedTuple):
     """One line of a group."""
 
     pattern: str
@@ -34,7 +37,7 @@ class Rule(NamedTuple):
 class Robots:
     """The groups of a file, by product token in lower case."""
 
-    groups: Mapping[str, tuple[Rule, ...]]
+    groups: Mapping[str, tuple[RobotsRule, ...]]
 
     def names(self, agent: str) -> bool:
         """Return whether the file has a group for this crawler itself."""
@@ -47,7 +50,7 @@ class Robots:
         """
         rules = self.groups.get(agent.lower(), self.groups.get(EVERYONE, ()))
         wanted = normal_path(path)
-        best = Rule("", True)
+        best = RobotsRule("", True)
         for rule in rules:
             if rule.pattern and (len(rule.pattern), rule.allow) > (len(best.pattern), best.allow):
                 best = rule if matches(rule.pattern, wanted) else best
@@ -56,7 +59,7 @@ class Robots:
 
 def parse_robots(data: bytes) -> Robots:
     """The groups of a file; whatever it holds, there is an answer."""
-    groups: dict[str, list[Rule]] = {}
+    groups: dict[str, list[RobotsRule]] = {}
     agents: list[str] = []
     in_rules = False
     for line in data[:MAX_ROBOTS_BYTES].removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").splitlines():
@@ -64,16 +67,16 @@ def parse_robots(data: bytes) -> Robots:
         if not found:
             continue
         key, value = found[1].lower(), found[2].strip()
-        if key == "user-agent":
+        if key in _AGENT:
             token = _TOKEN.match(value)
             agents = (agents if not in_rules else []) + ([token[0].lower()] if token else [])
             in_rules = False
             for agent in agents:
                 groups.setdefault(agent, [])
-        elif key in ("allow", "disallow"):
+        else:
             in_rules = True
             for agent in agents:
-                groups[agent].append(Rule(normal_path(value), key == "allow"))
+                groups[agent].append(RobotsRule(normal_path(value), key == "allow"))
     return Robots({agent: tuple(rules) for agent, rules in groups.items()})
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_pipeline.readers.record import Fault, Fields, Record, sample, to_record
+from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
 
 
 def wanted(schema: pa.Schema, fields: Fields) -> dict[str, tuple[str, ...]]:
@@ -42,7 +42,7 @@ def _way(schema: pa.Schema, name: str) -> tuple[str, ...]:
 
 def read_batch(
     batch: pa.RecordBatch, ways: dict[str, tuple[str, ...]], fields: Fields, file: str, first: int
-) -> Iterator[Record | Fault]:
+) -> Iterator[Record | RecordFault]:
     """One record or fault for each row.
 
     `first` is the number of the batch's first row.
@@ -85,9 +85,9 @@ def _value(array: pa.Array, index: int) -> Any:
     return kind if array[index].is_valid else None  # anything but a string or a number: its type is what a fault says
 
 
-def _read_row(row: dict[str, Any], fields: Fields, file: str, position: int) -> Record | Fault:
+def _read_row(row: dict[str, Any], fields: Fields, file: str, position: int) -> Record | RecordFault:
     spoilt = next((value for value in row.values() if isinstance(value, bytes)), None)
     if spoilt is not None:
-        return Fault(file, position, "not_utf8", sample(spoilt))
+        return RecordFault(file, position, "not_utf8", sample(spoilt))
     record = to_record(row, fields, file, position)
-    return Fault(file, position, record, sample(str(row))) if isinstance(record, str) else record
+    return RecordFault(file, position, record, sample(str(row))) if isinstance(record, str) else record

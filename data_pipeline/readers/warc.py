@@ -26,10 +26,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.readers.html import Page, decode_html
+from data_pipeline.readers.html import HtmlPage, decode_html
 from data_pipeline.readers.opt_out import HostRules, header_signals, host_rules, is_host_file, page_opt_out
 from data_pipeline.readers.page_process import read_pages
-from data_pipeline.readers.record import Fault, Record, sample
+from data_pipeline.readers.record import Record, RecordFault, sample
 from data_pipeline.readers.sources import WarcSource
 from data_pipeline.readers.streams import TornStream, blocks, lines, plain_name
 from data_pipeline.readers.warc_stream import MAX_BLOCK_BYTES, RawRecord, raw_records
@@ -76,7 +76,7 @@ def read_warc(
     *,
     rules: HostRules | None = None,
     passed: Counter[str] | None = None,
-) -> Iterator[Record | Fault]:
+) -> Iterator[Record | RecordFault]:
     """Records and faults of one WARC file, in order.
 
     `rules` is what hosts say of their pages (`load_host_rules`); `passed` counts what is passed over, by reason.
@@ -85,7 +85,7 @@ def read_warc(
         MissingInput: the file cannot be opened.
     """
     counted: Counter[str] = Counter() if passed is None else passed
-    waiting: list[_Payload | Fault] = []
+    waiting: list[_Payload | RecordFault] = []
     held = 0
     for piece in _payloads(path, file, frozenset(name.lower() for name in source.content_types), counted):
         waiting.append(piece)
@@ -96,10 +96,10 @@ def read_warc(
     yield from _read_batch(waiting, file, source.min_text_characters, rules)
 
 
-def _payloads(path: Path, file: str, types: frozenset[str], passed: Counter[str]) -> Iterator[_Payload | Fault]:
+def _payloads(path: Path, file: str, types: frozenset[str], passed: Counter[str]) -> Iterator[_Payload | RecordFault]:
     for raw in raw_records(path):
         if not isinstance(raw, RawRecord):
-            yield Fault(file, raw.place, raw.reason, sample(raw.data))
+            yield RecordFault(file, raw.place, raw.reason, sample(raw.data))
             continue
         found = _response(raw)
         if isinstance(found, _Response):
@@ -108,26 +108,28 @@ def _payloads(path: Path, file: str, types: frozenset[str], passed: Counter[str]
             if found.startswith("passed:"):
                 passed[found.removeprefix("passed:")] += 1
             else:
-                yield Fault(file, raw.place, found, sample(raw.data))
+                yield RecordFault(file, raw.place, found, sample(raw.data))
             continue
         data = "warc_too_large" if raw.cut else payload(found.headers, found.body, found.truncated)
         if isinstance(data, str):
-            yield Fault(file, raw.place, data, sample(found.url))
+            yield RecordFault(file, raw.place, data, sample(found.url))
         else:
             yield _Payload(raw.place, found, data)
 
 
 def _read_batch(
-    pieces: Sequence[_Payload | Fault], file: str, least: int, rules: HostRules | None
-) -> Iterator[Record | Fault]:
+    pieces: Sequence[_Payload | RecordFault], file: str, least: int, rules: HostRules | None
+) -> Iterator[Record | RecordFault]:
     """Payloads as records, in order; their pages are parsed in one go."""
     html = [piece for piece in pieces if isinstance(piece, _Payload) and piece.response.media_type != "text/plain"]
     pages = iter(read_pages([(piece.data, piece.response.charset) for piece in html]))
     for piece in pieces:
-        if isinstance(piece, Fault):
+        if isinstance(piece, RecordFault):
             yield piece
         elif piece.response.media_type == "text/plain":
-            yield _record(piece, Page(decode_html(piece.data, piece.response.charset), False, ()), file, least, rules)
+            yield _record(
+                piece, HtmlPage(decode_html(piece.data, piece.response.charset), False, ()), file, least, rules
+            )
         else:
             yield _record(piece, next(pages), file, least, rules)
 
@@ -180,12 +182,14 @@ def _writable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _record(piece: _Payload, page: Page | str, file: str, least: int, rules: HostRules | None) -> Record | Fault:
+def _record(
+    piece: _Payload, page: HtmlPage | str, file: str, least: int, rules: HostRules | None
+) -> Record | RecordFault:
     response = piece.response
     if isinstance(page, str):
-        return Fault(file, piece.place, page, sample(response.url))
+        return RecordFault(file, piece.place, page, sample(response.url))
     if len(page.text.strip()) < least:
-        return Fault(file, piece.place, "no_text", sample(response.url))
+        return RecordFault(file, piece.place, "no_text", sample(response.url))
     signals = (*header_signals(response.headers), *page.signals)
     opt_out, fetched = page_opt_out(response.url, signals, response.fetched, rules)
     return Record(

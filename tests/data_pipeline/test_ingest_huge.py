@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.documents import QUARANTINE_SCHEMA, read_documents, read_table
 from data_pipeline.ingest import IngestConfig, ingest
-from data_pipeline.readers.items import Item, is_stream, plan
+from data_pipeline.readers.items import SourceItem, is_stream, plan
 from data_pipeline.readers.jsonl import read_jsonl
 from data_pipeline.readers.parts import line_parts
 from data_pipeline.readers.record import Fields
@@ -164,7 +164,7 @@ def test_a_tar_is_unpacked_once_and_a_zip_is_shared(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("a.txt", "text")
     for name, stream in (("x.tar.gz", True), ("x.zip", False)):
-        archive = Item(name, tmp_path / name, "0" * 64, 1)
-        members = [Item(f"{i}.txt", archive.path, archive.digest, 100, i) for i in range(5)]
+        archive = SourceItem(name, tmp_path / name, "0" * 64, 1)
+        members = [SourceItem(f"{i}.txt", archive.path, archive.digest, 100, i) for i in range(5)]
         assert is_stream(source, archive) is stream
         assert len(plan(source, members, 100, whole=stream)) == (1 if stream else 5)

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.documents import DOCUMENT_SCHEMA, read_table, write_table
-from data_pipeline.pii.checksums import is_card, is_iban, is_luhn
+from data_pipeline.pii.checksums import is_card
 from data_pipeline.pii.detections import FAMILIES, TYPES
-from data_pipeline.pii.redact import Finding, PiiConfig, find, redact, redact_table, replace
+from data_pipeline.pii.redact import Detection, PiiConfig, find, redact, redact_table, replace
 from governance.config import validate
 from governance.errors import ConfigError
 from governance.manifest import Manifest, describe, write_manifest
@@ -86,14 +86,9 @@ def test_vague_numbers_count_only_beside_a_word():
     assert [finding.type for finding in find("x\n72 128 827 - office")] == ["phone"]
 
 
-def test_checksums():
-    assert is_luhn("79927398713")
-    assert not any(is_luhn(f"7992739871{digit}") for digit in (0, 1, 2, 4, 5, 6, 7, 8, 9))
+def test_a_card_has_the_prefix_of_a_network():
     assert is_card("4222222222222")
     assert not is_card("9999999999999995")  # passes Luhn, but no network has the prefix
-    assert is_iban("GB82WEST12345698765432")
-    assert not is_iban("GB82WEST1234569876543")
-    assert not is_iban("ZZ82WEST12345698765432")
 
 
 ALPHABET = st.sampled_from(
@@ -117,7 +112,7 @@ def test_findings_are_in_order_apart_and_stable(text):
 @given(STRINGS, st.data())
 def test_replace_keeps_all_else(text, data):
     marks = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)))
-    found = [Finding(a, b, "email") for a, b in zip(marks[::2], marks[1::2], strict=False)]
+    found = [Detection(a, b, "email") for a, b in zip(marks[::2], marks[1::2], strict=False)]
     plain = list(text)
     for finding in reversed(found):
         plain[finding.start : finding.end] = "[EMAIL]"
@@ -220,7 +215,7 @@ def test_the_stage_keeps_every_document_and_counts(tmp_path):
     assert made.digest == GOLDEN, "bytes changed: raise VERSION in data_pipeline/pii/redact.py"
 
 
-GOLDEN = "c0c92966aa30063980b855025a800aa2cdd9ccfa435ac309d905c12dd62bfde8"
+GOLDEN = "f14382fdee6fc3966554c463b6d3e0926cb2532ae27eb5c50db5fdbd418e1641"
 
 
 def test_workers_do_not_change_a_byte(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.readers.delimited import read_csv
 from data_pipeline.readers.jsonl import read_jsonl
-from data_pipeline.readers.record import SAMPLE_CHARACTERS, Fault, Fields, Record
+from data_pipeline.readers.record import SAMPLE_CHARACTERS, Fields, Record, RecordFault
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from data_pipeline.readers.text import read_html, read_member, read_plain
 from governance.errors import MissingInput
@@ -32,7 +32,7 @@ def jsonl(data, fields=FIELDS):
 
 def only_fault(data, fields=FIELDS):
     (fault,) = jsonl(data, fields)
-    assert isinstance(fault, Fault)
+    assert isinstance(fault, RecordFault)
     return fault
 
 
@@ -144,7 +144,7 @@ def test_faults_of_json_lines_stand_at_their_line():
     )
     pieces = jsonl(data)
     assert [piece.text for piece in pieces if isinstance(piece, Record)] == ["good", ""]
-    assert [(piece.position, piece.reason) for piece in pieces if isinstance(piece, Fault)] == [
+    assert [(piece.position, piece.reason) for piece in pieces if isinstance(piece, RecordFault)] == [
         (2, "not_json"),
         (3, "not_an_object"),
         (4, "no_text_field"),
@@ -250,7 +250,7 @@ def test_faults_of_csv_stand_at_their_row():
     data = b'id,text\n1,good\n2,\xff\n3\n\n4,"two\nlines"\n5,"torn'
     pieces = list(read_csv([data], "f", FIELDS))
     assert [(p.position, p.text) for p in pieces if isinstance(p, Record)] == [(0, "good"), (3, "two\nlines")]
-    assert [(p.position, p.reason) for p in pieces if isinstance(p, Fault)] == [
+    assert [(p.position, p.reason) for p in pieces if isinstance(p, RecordFault)] == [
         (1, "not_utf8"),
         (2, "wrong_columns"),
         (4, "not_csv"),
@@ -311,7 +311,7 @@ def test_a_page_without_main_text_gives_all_its_text_and_says_so():
 @given(st.binary(max_size=300))
 def test_no_bytes_break_the_html_reader(data):
     piece = read_html(b"<p>" + data, "f.html")
-    assert isinstance(piece, Record | Fault)
+    assert isinstance(piece, Record | RecordFault)
     (piece.text if isinstance(piece, Record) else piece.sample).encode("utf-8")
 
 

@@ -16,7 +16,7 @@ from data_pipeline.readers import html, page_process
 from data_pipeline.readers.html import decode_html, extract
 from data_pipeline.readers.main_text import MARK, choose, main_text, mark_containers
 from data_pipeline.readers.page_process import read_html, read_page, read_pages
-from data_pipeline.readers.record import Fault, Record
+from data_pipeline.readers.record import Record, RecordFault
 from governance.errors import PipelineError
 
 NEEDS_DATA = pytest.mark.skipif("ASSAY_TEST_DATA" not in os.environ, reason="ASSAY_TEST_DATA is not set")
@@ -213,7 +213,7 @@ SLOW = {
 @pytest.mark.parametrize("name", SLOW)
 def test_a_page_made_to_be_slow_is_given_up_and_the_next_is_read(impatient, name):
     fault = read_html(SLOW[name].encode(), "f.html", 7)
-    assert isinstance(fault, Fault)
+    assert isinstance(fault, RecordFault)
     assert (fault.position, fault.reason) == (7, "html_too_slow")
     assert read_html(PARAGRAPHS.encode(), "f.html").text.split("\n\n") == PROSE
 
@@ -240,13 +240,13 @@ def test_a_slow_page_costs_none_of_its_neighbours(impatient):
     ],
 )
 def test_deep_and_torn_pages_take_bounded_time(page):
-    assert isinstance(read_html(page.encode(), "f.html"), Record | Fault)
+    assert isinstance(read_html(page.encode(), "f.html"), Record | RecordFault)
 
 
 @pytest.mark.slow
 def test_a_million_nested_elements_kill_nobody():
     page = "<div>" * 1_000_000 + PROSE[0] + "</div>" * 1_000_000
-    assert isinstance(read_html(page.encode(), "f.html"), Record | Fault)
+    assert isinstance(read_html(page.encode(), "f.html"), Record | RecordFault)
     assert read_page(PARAGRAPHS.encode()).text
 
 

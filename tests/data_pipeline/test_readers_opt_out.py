@@ -24,6 +24,17 @@ def allows(text, agent, path):
     return parse_robots(text.encode()).allows(agent, path)
 
 
+@pytest.mark.parametrize("agent", ["User-agent: x", "Useragent: x", "user agent: x", "User-agent x"])
+@pytest.mark.parametrize(
+    "rule",
+    ["Disallow: /", "Dissallow: /", "dissalow:/", "Disalow: /", "diasllow: /", "Disallaw: /", "Disallow / # all"],
+)
+def test_frequent_misspellings_are_read_as_google_reads_them(agent, rule):
+    assert not allows(f"{agent}\n{rule}\nAllow: /open", "x", "/page")
+    assert allows(f"{agent}\n{rule}\nAllow: /open", "x", "/open")
+    assert allows(f"{agent}\nDisallowed: /\nDisallow it all", "x", "/page")
+
+
 SIMPLE = """
 User-Agent: *
 Disallow: *.gif$

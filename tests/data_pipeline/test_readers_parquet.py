@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_pipeline.readers.parquet import read_parquet
 from data_pipeline.readers.parquet_pages import Chunk, pages, row_groups
 from data_pipeline.readers.parts import group_parts
-from data_pipeline.readers.record import Fault, Fields, Record
+from data_pipeline.readers.record import Fields, Record, RecordFault
 from governance.errors import MissingInput
 
 FIELDS = Fields("text")
@@ -108,7 +108,7 @@ def test_damage_costs_the_rest_of_its_row_group_and_nothing_else(tmp_path, monke
     data[at : at + 8] = bytes(byte ^ 0xFF for byte in data[at : at + 8])
     path.write_bytes(bytes(data))
     pieces = list(read_parquet(path, "f", FIELDS))
-    faults = [piece for piece in pieces if isinstance(piece, Fault)]
+    faults = [piece for piece in pieces if isinstance(piece, RecordFault)]
     assert [fault.reason for fault in faults] == ["unreadable_rows"]
     at = faults[0].position
     assert 1000 <= at < 2000
@@ -142,7 +142,7 @@ def test_no_damage_is_worse_than_a_fault(tmp_path_factory, data):
     path.write_bytes(bytes(whole[: data.draw(st.integers(len(whole) // 2, len(whole)))]))
     pieces = list(read_parquet(path, "f", FIELDS))
     assert pieces
-    assert all(isinstance(piece, Record | Fault) for piece in pieces)
+    assert all(isinstance(piece, Record | RecordFault) for piece in pieces)
 
 
 def test_a_page_that_would_not_fit_is_told_and_the_other_groups_are_read(tmp_path, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_page_that_would_not_fit_is_told_and_the_other_groups_are_read(tmp_pat
         path = written(tmp_path / "x.parquet", pa.table({"text": rows}), row_group_size=100, use_dictionary=dictionary)
         monkeypatch.setattr("data_pipeline.readers.parquet.MAX_RECORD_BYTES", 4000)
         pieces = list(read_parquet(path, "f", FIELDS))
-        (fault,) = [piece for piece in pieces if isinstance(piece, Fault)]
+        (fault,) = [piece for piece in pieces if isinstance(piece, RecordFault)]
         assert (fault.reason, fault.position) == ("page_too_large", 100)
         assert "row group 1, rows 100 to 199" in fault.sample
         assert [piece.text for piece in pieces if isinstance(piece, Record)] == rows[:100] + rows[200:]

@@ -18,7 +18,7 @@ from data_pipeline.readers.archive import members, read_blocks
 from data_pipeline.readers.hub import local_files, read_local
 from data_pipeline.readers.local import Digests, find_files
 from data_pipeline.readers.package import archive_of, fetch
-from data_pipeline.readers.record import Fault, Fields, Record
+from data_pipeline.readers.record import Fields, Record, RecordFault
 from data_pipeline.readers.sources import HubSource, PackageSource, Source
 from data_pipeline.readers.streams import TornStream
 from governance.config import Section, validate
@@ -346,7 +346,7 @@ def test_local_parquet_through_datasets(tmp_path):
     assert (pieces[1].reason, pieces[2].text, pieces[2].position) == ("text_not_string", "c", 2)
     path.write_bytes(path.read_bytes()[:-30])
     (fault,) = read_local(path, "x.parquet", Fields("body"))
-    assert isinstance(fault, Fault)
+    assert isinstance(fault, RecordFault)
     assert fault.reason == "unreadable_rows"
 
 

@@ -15,7 +15,7 @@ from fastwarc.stream_io import BrotliWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.readers.record import Fault, Record
+from data_pipeline.readers.record import Record, RecordFault
 from data_pipeline.readers.sources import WarcSource
 from data_pipeline.readers.warc import host_files, load_host_rules, payload, read_warc
 from data_pipeline.readers.warc_stream import MAX_BLOCK_BYTES, RawRecord, TornRecord, raw_records
@@ -183,7 +183,7 @@ def test_a_plain_record_cut_in_the_middle_of_a_file_does_not_swallow_the_next(tm
     records[1] = records[1][:kept]
     found = read(tmp_path, b"".join(records))
     assert [piece.url for piece in found if isinstance(piece, Record)] == [f"https://h.example/{i}" for i in (0, 2, 3)]
-    faults = [piece for piece in found if isinstance(piece, Fault)]
+    faults = [piece for piece in found if isinstance(piece, RecordFault)]
     assert [fault.position for fault in faults] == [len(records[0])]
     assert faults[0].reason in ("warc_torn_record", "warc_bad_header")
 
@@ -351,6 +351,6 @@ def test_the_archive_with_truth_is_read_to_the_last_page():
     passed = Counter()
     found = list(read_warc(path, "web.warc.gz", SOURCE, passed=passed))
     assert len([piece for piece in found if isinstance(piece, Record)]) == 1010
-    assert Counter(piece.reason for piece in found if isinstance(piece, Fault)) == {"no_text": 1}
+    assert Counter(piece.reason for piece in found if isinstance(piece, RecordFault)) == {"no_text": 1}
     assert passed == {"status_not_200": 38, "not_a_response": 29, "other_content_type": 18}
     assert len({piece.position for piece in found}) == len(found)
