@@ -21,6 +21,7 @@ DOORS = {
     "tensorboard": set(),
     "great_expectations": {"governance/checks/expectations.py", "governance/checks/data_docs.py"},
     "tokenizers": {"data_pipeline/tokens/tokenizer.py"},
+    "gigatoken": {"data_pipeline/tokens/encoder.py"},
     "tiktoken": set(),
     "duckdb": {"data_pipeline/dedup/join.py"},
     "daft": {"data_pipeline/dedup/join.py"},

@@ -126,7 +126,7 @@ def _features(documents: list[dict[str, Any]]) -> float:
 
 
 def _tokenise(tokenizer: Any, documents: list[dict[str, Any]], root: Path) -> list[Goal]:
-    """Our kernel against `tokenizers`' encode_batch on the same texts; every id compared."""
+    """The encoder against `tokenizers`' encode_batch on the same texts; every id compared."""
     from tokenizers import Tokenizer
 
     from data_pipeline.tokens.tokenizer import load_encoder

@@ -1,9 +1,9 @@
 """Byte-level BPE: train, adopt or load, through `tokenizers`.
 
 Promises: the same documents give the same tokeniser, whatever the number of threads; every text can be encoded and
-comes back unchanged; text that spells a special token is ordinary text. What `tokenizers` gives is the definition; our
-own kernel is a faster road to the same ids, taken only where both agree on a sample of documents, on strings that have
-broken encoders and on every character (the *parity gate*).
+comes back unchanged; text that spells a special token is ordinary text. `tokenizers` defines the ids; `gigatoken` is
+used to encode only where both agree on a sample of documents, on strings that have broken encoders and on every
+character (the *parity gate*).
 
 Byte-level BPE: Sennrich, Haddow and Birch 2016 (arXiv:1508.07909) over bytes, with the pre-tokeniser of GPT-2
 (Radford et al. 2019). `tokenizer.tiktoken` beside it is the same vocabulary in tiktoken's form, for others to use.
@@ -17,11 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from data_pipeline.tokens.encoder import Encoder, begun, kernel_engine, library_engine, segments
+from data_pipeline.tokens.encoder import Encoder, begun, fast_engine, library_engine, segments
 from data_pipeline.tokens.parity import awkward_strings, compare, every_character
 from data_pipeline.tokens.training_sample import Sample, choose_sample, sample_texts
 from data_pipeline.tokens.vocabulary import Vocabulary, alphabet, ranks_text, read_vocabulary
@@ -84,8 +82,8 @@ class TokenizerConfig(Section):
 def load_encoder(tokenizer: Manifest | Path, root: Path | None = None) -> Encoder:
     """Load a tokenizer from its manifest or a folder.
 
-    Where the stage recorded unequal ids, or the kernel and the library here disagree on the awkward strings, it encodes
-    with `tokenizers` and says so. A folder without a manifest ends documents with its special token of lowest id.
+    Where the stage recorded unequal ids, or the two engines installed here disagree on the awkward strings, it uses
+    `tokenizers` and logs a warning. A folder without a manifest ends documents with its special token of lowest id.
 
     Raises:
         MissingInput: a file is not there.
@@ -119,16 +117,17 @@ def _load(folder: Path, parity: bool, end: int | None, begin: int | None) -> Enc
             end = min(vocabulary.special.values())
     except ValueError as error:
         raise ManifestError(f"{path}: is no tokeniser ({error}). Remove its folder and make it again.") from error
-    size, pieces, slow = len(vocabulary.pieces), vocabulary.pieces, library_engine(reference, end)
-    fast = kernel_engine(vocabulary, code_point_classes(), end)
-    if parity and (unequal := compare(slow, fast, awkward_strings()).unequal):
-        get_logger(__name__).warning("%s: the kernel and tokenizers differ on %r", folder, unequal[0][:40])
-        parity = False
-    if not parity:
-        get_logger(__name__).warning("%s: encoding with `tokenizers`, some twenty times slower", folder)
-    engine = fast if parity else slow
+    engine, name = library_engine(reference, end), "tokenizers"
+    if parity:
+        fast = fast_engine(text, end)
+        if unequal := compare(engine, fast, awkward_strings()).unequal:
+            get_logger(__name__).warning("%s: gigatoken and tokenizers differ on %r", folder, unequal[0][:40])
+        else:
+            engine, name = fast, "gigatoken"
+    if name == "tokenizers":
+        get_logger(__name__).warning("%s: encoding with `tokenizers`, which is many times slower", folder)
     run = engine if begin is None else begun(engine, begin)
-    return Encoder(size, end, "kernel" if parity else "tokenizers", pieces, run, begin)
+    return Encoder(len(vocabulary.pieces), end, name, vocabulary.pieces, run, begin)
 
 
 def open_reference(text: str) -> Any:
@@ -147,31 +146,6 @@ def open_reference(text: str) -> Any:
     reference.no_padding()
     reference.no_truncation()
     return reference
-
-
-@functools.cache
-def code_point_classes() -> npt.NDArray[np.uint8]:
-    """Class of each code point in the library's regular expressions.
-
-    LETTER, NUMBER, SPACE or OTHER, for all 0x110000 of them.
-
-    Asked of the library itself, for its version of Unicode is not Python's.
-    """
-    from tokenizers import Regex, normalizers
-
-    from data_pipeline.kernels.pretokens import LETTER, NUMBER, SPACE
-
-    def keep(inside: str, text: str) -> str:
-        return str(normalizers.Replace(Regex(f"[^{inside}]+"), "").normalize_str(text))
-
-    classes = np.zeros(0x110000, np.uint8)
-    for plane in range(17):
-        points = (chr(point) for point in range(plane << 16, (plane + 1) << 16) if not 0xD800 <= point < 0xE000)
-        named = keep(r"\p{L}\p{N}\s", "".join(points))
-        for kind, inside in ((LETTER, r"\p{L}"), (NUMBER, r"\p{N}"), (SPACE, r"\s")):
-            classes[[ord(letter) for letter in keep(inside, named)]] = kind
-    classes.flags.writeable = False
-    return classes
 
 
 def _train(texts: Iterable[str], config: TokenizerConfig) -> str:
@@ -270,7 +244,7 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
             "vocabulary_size": len(vocabulary.pieces),
             "end_of_document": end,
             **({BEGIN: vocabulary.special[config.bos]} if config.bos else {}),
-            **_parity(text, vocabulary, end, paths, sample),
+            **_parity(text, end, paths, sample),
         })  # fmt: skip
 
     return run_stage(Recipe("tokenizer", VERSION, config), inputs, runtime, make, alone=True)
@@ -283,14 +257,14 @@ def _warn_of_size(size: int, config: TokenizerConfig) -> None:
         )
 
 
-def _parity(text: str, vocabulary: Vocabulary, end: int, paths: Sequence[Path], sample: Sample) -> dict[str, Any]:
+def _parity(text: str, end: int, paths: Sequence[Path], sample: Sample) -> dict[str, Any]:
     """Compare the engines on sample, awkward strings and all characters."""
-    slow, fast = library_engine(open_reference(text), end), kernel_engine(vocabulary, code_point_classes(), end)
+    slow, fast = library_engine(open_reference(text), end), fast_engine(text, end)
     of_sample = compare(slow, fast, sample_texts(paths, sample.parity, _PARITY_BYTES))
     unequal = [*of_sample.unequal, *compare(slow, fast, [*awkward_strings(), *every_character()]).unequal]
     if unequal:
         get_logger(__name__).warning(
-            "tokenizer: the kernel and tokenizers give other ids for %d texts, first %r; encoding will use tokenizers",
+            "tokenizer: gigatoken and tokenizers give other ids for %d texts, first %r; encoding will use tokenizers",
             len(unequal), unequal[0][:60],
         )  # fmt: skip
     return {

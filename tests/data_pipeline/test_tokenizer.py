@@ -1,6 +1,5 @@
 """The tokeniser: the same file every time, the same ids from both engines, the text back from the ids."""
 
-import dataclasses
 import itertools
 import json
 import subprocess
@@ -119,7 +118,7 @@ MIXED = st.lists(
 @settings(max_examples=300)
 @given(text=MIXED)
 def test_both_engines_agree_and_the_text_comes_back(encoder, reference, text):
-    assert encoder.engine == "kernel"
+    assert encoder.engine == "gigatoken"
     ids = encoder.encode(text)
     assert ids.dtype == np.uint16
     assert ids.tolist() == reference.encode(text).ids
@@ -179,15 +178,16 @@ def test_the_fallback_gives_the_same_ids(trained, encoder):
 
 
 def test_a_disagreeing_engine_closes_the_gate(trained, tmp_path, monkeypatch):
-    """A kernel that takes two bytes for one another: the stage and the load notice, and take `tokenizers`."""
-    right = subject.kernel_engine
+    """A fast engine whose letters a and b are exchanged: the stage and the load notice, and use `tokenizers`."""
+    right = subject.fast_engine
 
-    def wrong(vocabulary, classes, end):
-        letters = list(vocabulary.letters)
-        letters[ord("a")], letters[ord("b")] = letters[ord("b")], letters[ord("a")]
-        return right(dataclasses.replace(vocabulary, letters=tuple(letters)), classes, end)
+    def wrong(text, end):
+        values = json.loads(text)
+        ids = values["model"]["vocab"]
+        ids["a"], ids["b"] = ids["b"], ids["a"]
+        return right(json.dumps(values), end)
 
-    monkeypatch.setattr(subject, "kernel_engine", wrong)
+    monkeypatch.setattr(subject, "fast_engine", wrong)
     made = train_tokenizer(artifact(tmp_path, CORPUS), CONFIG, Runtime(tmp_path))
     assert made.stats["parity"] is False
     assert made.stats["parity_unequal"] > 0
@@ -381,8 +381,8 @@ def test_ids_of_a_large_vocabulary_are_wide(trained):
         values["model"]["merges"].append([a, b])
     text = json.dumps(values)
     reference, vocabulary = subject.open_reference(text), read_vocabulary(text)
-    run = encoding.kernel_engine(vocabulary, subject.code_point_classes(), 0)
-    wide = encoding.Encoder(len(ids), 0, "kernel", vocabulary.pieces, run)
+    run = encoding.fast_engine(text, 0)
+    wide = encoding.Encoder(len(ids), 0, "gigatoken", vocabulary.pieces, run)
     assert wide.dtype == np.uint32
     for text in awkward_strings():
         assert wide.encode(text).tolist() == reference.encode(text).ids
