@@ -21,7 +21,7 @@ from governance.config import Section
 
 
 class DataConfig(Section):
-    """The data half of a run's file; each field is one stage's own section."""
+    """The data half of a run's file: one field for each stage."""
 
     sources: tuple[Source, ...] = Field(min_length=1)
     """Where raw text comes from, in the order in which ties between duplicates are broken."""

@@ -310,7 +310,10 @@ def _egn(draw: Draw) -> str:
 
 
 def _rodne_cislo(draw: Draw) -> str:
-    """A number since 1954: all ten digits are a multiple of eleven; women have 50 added to the month."""
+    """A number since 1954: ten digits, a multiple of eleven.
+
+    Women have 50 added to the month.
+    """
 
     def make() -> str:
         month = draw.number(1, 12) if draw.below(2) else draw.number(51, 62)
@@ -322,7 +325,10 @@ def _rodne_cislo(draw: Draw) -> str:
 
 
 def _baltic(draw: Draw) -> str:
-    """Estonia's and Lithuania's: a second row of weights where the first leaves ten."""
+    """Estonia's and Lithuania's number, with two rows of weights.
+
+    The second row counts where the first leaves ten.
+    """
     head = draw.one("3", "4") + _yymmdd(draw) + draw.text(3)
     check = _weighed(head, [1, 2, 3, 4, 5, 6, 7, 8, 9, 1]) % 11
     if check == 10:

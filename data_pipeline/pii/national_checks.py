@@ -47,11 +47,15 @@ class StandardNumber(Protocol):
     """A module of python-stdnum."""
 
     def validate(self, number: str) -> str:
-        """The number in its plain form; raises a ValueError where it is not valid."""
+        """The number in its plain form.
+
+        Raises:
+            ValueError: The number is not valid.
+        """
 
 
 def by_library(standard: StandardNumber, shape: str = "") -> Callable[[str], bool]:
-    """A check by python-stdnum, which may narrow the numbers to a regular expression.
+    """A check by python-stdnum, optionally narrowed to a regular expression.
 
     Some of its modules raise KeyError or IndexError where a digit is out of their tables: such a number is not valid.
     """
@@ -100,12 +104,18 @@ _DNI, _NIE = by_library(dni), by_library(nie)
 
 
 def es_dni(number: str) -> bool:
-    """DNI or NIE: the letter of the number modulo 23 (Real Decreto 1553/2005)."""
+    """DNI or NIE: the letter of the number modulo 23.
+
+    Source: Real Decreto 1553/2005.
+    """
     return _NIE(number) if number[0] in "XYZ" else _DNI(number)
 
 
 def ca_sin(number: str) -> bool:
-    """Luhn; 8 begins business numbers, 0 tax numbers of persons (Employment and Social Development Canada)."""
+    """Luhn; 8 begins business numbers, 0 tax numbers of persons.
+
+    Source: Employment and Social Development Canada.
+    """
     return number[0] != "8" and number != "000000000" and luhn.is_valid(number)
 
 
@@ -166,7 +176,10 @@ def dk_cpr(number: str) -> bool:
 
 
 def is_danish_day(number: str) -> bool:
-    """Return whether it begins with a date, the only proof of numbers issued since 2007."""
+    """Return whether the number begins with a date.
+
+    That is the only proof of numbers issued since 2007.
+    """
     return _is_day(int(number[2:4]), int(number[:2]))
 
 

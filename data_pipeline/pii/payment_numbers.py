@@ -70,13 +70,19 @@ def card_at(text: str, run: DigitRun, first: int, shapes: list[str]) -> int | No
 
 
 def _in_a_series(run: DigitRun, first: int, last: int) -> bool:
-    """Return whether more groups of four come before or after: a table of years, not a card."""
+    """Return whether more groups of four come before or after.
+
+    Such a run is a table of years, not a card.
+    """
     before = first > 0 and run.ends[first - 1] - run.starts[first - 1] == 4 == run.ends[first] - run.starts[first]
     return before or (last < len(run.ends) and run.ends[last] - run.starts[last] == 4)
 
 
 def bitcoin_at(text: str, start: int, end: int) -> Iterator[Detection]:
-    """A Bitcoin address of the main network: Base58check (P2PKH, P2SH) or Bech32 (segwit)."""
+    """A Bitcoin address of the main network.
+
+    Base58check (P2PKH, P2SH) or Bech32 (segwit).
+    """
     word = text[start:end]
     if (start and TOUCHES.match(text, start - 1)) or TOUCHES.match(text, end):
         return

@@ -94,7 +94,9 @@ def begun(engine: Engine, begin: int) -> Engine:
 
 
 def fast_engine(text: str, end: int) -> Engine:
-    """The `tokenizer.json` in gigatoken, with special tokens in text as text; on the calling thread.
+    """The `tokenizer.json` in gigatoken, with special tokens as text.
+
+    It runs on the calling thread.
 
     Raises:
         ValueError: gigatoken cannot read it.
