@@ -205,13 +205,29 @@ def test_no_two_classes_share_a_name():
     assert {name: found for name, found in places.items() if len(found) > 1 and name not in DOUBLES} == {}
 
 
-def test_the_glossary_names_what_exists():
-    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
-    names = {name_of(path) for path in FILES}
-    modules = re.findall(r"`((?:\w+/)*\w+\.py)`", page)
-    assert [module for module in modules if not any(f"/{name}".endswith(f"/{module}") for name in names)] == []
+def test_pages_name_files_and_classes_that_exist():
+    """A path in backticks is the end of a tracked one."""
+    names = tracked()
+    gone = {}
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        paths = re.findall(r"`((?:[\w-]+/)*\w+\.(?:py|sh)|docs/\w+\.md)`", page.read_text(encoding="utf-8"))
+        if lost := sorted({path for path in paths if not any(f"/{name}".endswith(f"/{path}") for name in names)}):
+            gone[name_of(page)] = lost
+    assert gone == {}
     classes = {node.name for path in FILES for node in ast.walk(tree_of(path)) if isinstance(node, ast.ClassDef)}
-    assert [name for name in re.findall(r"class `(\w+)`", page) if name not in classes] == []
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    assert [name for name in re.findall(r"class `(\w+)`", glossary) if name not in classes] == []
+
+
+def test_pages_name_tests_that_exist():
+    """`test_file.py::test_name`, and `::test_name` of any file."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
+    gone = []
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        for file, name in re.findall(r"`(\w+\.py)?::(test_\w+)`", page.read_text(encoding="utf-8")):
+            if not any(f"def {name}(" in text for key, text in texts.items() if file in ("", key)):
+                gone.append(f"{name_of(page)}: {file}::{name}")
+    assert gone == []
 
 
 def test_no_modules_import_in_a_circle():
