@@ -50,7 +50,9 @@ class DataConfig(Section):
         config = self.mix or MixConfig()
         for field in ("weights", "max_epochs_of", "source_quotas"):
             if unknown := sorted(getattr(config, field).keys() - set(names)):
-                raise ValueError(f"mix.{field} names {unknown[0]!r}, which is no source; they are: {', '.join(names)}")
+                raise ValueError(
+                    f"mix.{field} names {unknown[0]!r}, which is not a source; the sources are: {', '.join(names)}"
+                )
         if config.weights and (unnamed := [name for name in names if name not in config.weights]):
             raise ValueError(f"mix.weights does not name {', '.join(unnamed)}; give each a weight, 0 to leave it out")
         mixed = [name for name in names if config.weights.get(name, 1) and config.max_epochs_of.get(name, 1)]

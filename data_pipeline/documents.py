@@ -5,14 +5,14 @@
     source    string  the name of the `[[data.sources]]` entry
     url       string  where the document is from; "" when the source does not say
     language  string  ISO 639-1 (or 639-3) code; "" before language identification, "und" when undetermined
-    licence   string  SPDX identifier or expression; "NOASSERTION" when nobody knows
+    licence   string  SPDX identifier or expression; "NOASSERTION" where unknown
     sha256    string  of the raw text's UTF-8 bytes, 64 hexadecimal digits; never changes after ingest
     file      string  the source file, relative to the source
     position  int64   where the record begins in that file: its number from 0 (lines, rows, pages), or, in a WARC, the
                       byte at which its compressed record begins
     opt_out          string  what the rights holder reserved, as signals joined by a blank, in order: "robots:noai
-                             tdm:reserved"; "none": looked for, none stood; "": nobody looked
-    opt_out_fetched  string  ISO 8601 date (or time) at which those signals were read; "" when nobody looked
+                             tdm:reserved"; "none": searched, none found; "": not searched
+    opt_out_fetched  string  ISO 8601 date (or time) at which those signals were read; "" when not searched
 
 A *removed* shard has the same columns and `reason` (string) and `evidence` (string, "" when there is none).
 A *quarantine* shard has `source, file, position, reason, sample` (the first 200 characters): records that could
@@ -203,7 +203,7 @@ def read_table(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA, columns: list[st
     String columns may come back in either Arrow width.
 
     Raises:
-        ManifestError: the file is no Parquet file or lacks a column.
+        ManifestError: the file is not Parquet or lacks a column.
     """
     try:
         table = pq.read_table(path, columns=columns, partitioning=None, memory_map=False)
@@ -224,7 +224,7 @@ def read_groups(
     """Row groups of a shard, one at a time, optionally `chosen`.
 
     Raises:
-        ManifestError: the file is no Parquet file or lacks a column.
+        ManifestError: the file is not Parquet or lacks a column.
     """
     with _reading(path) as file:
         for group in range(file.num_row_groups) if chosen is None else chosen:
@@ -239,7 +239,7 @@ def rows_by_group(path: Path, rows: npt.NDArray[np.int64]) -> list[tuple[int, np
     """Row groups that hold the (ascending) rows, with positions.
 
     Raises:
-        ManifestError: the file is no Parquet file.
+        ManifestError: the file is not Parquet.
     """
     with _reading(path) as file:
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]

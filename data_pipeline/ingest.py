@@ -346,7 +346,7 @@ def _unrepeating(
 ) -> list[Shard]:
     """Final names of shards read under `read_`, repeated ids removed.
 
-    What was read stays beside it, so that another process that makes the same artifact, or a later one whose other
+    What was read stays next to it, so that another process that makes the same artifact, or a later one whose other
     files changed, finds it whole; an untouched shard is one file with two names.
     """
     found: list[tuple[str, Output, Output | None]] = []

@@ -1,13 +1,13 @@
 """Preflight of the corpus: every path that the configuration names.
 
-Promise: whatever can be known without reading the corpus is told now, all of it in one message, and not when its stage
-comes after hours. `check` looks up each path (sources, opt-out files, lists, labelled files, evaluation sets, earlier
-corpora, a given tokeniser, the key of the pseudonyms) and the languages that are named. `make_beside` makes what
-depends on files alone (lists, classifiers, evaluation sets), so that a wrong field in them is told before the corpus
-is read; their stages find it.
+Promise: everything that can be checked without reading the corpus is reported now, in one message, not hours later by
+its stage. `check` looks up each path (sources, opt-out files, lists, labelled files, evaluation sets, earlier corpora,
+a given tokeniser, the key of the pseudonyms) and the languages that are named. `make_beside` makes the artifacts that
+depend on files alone (lists, classifiers, evaluation sets), so that a wrong field in them is reported before the corpus
+is read; their stages find them.
 
-Not looked at: what is behind a URL, in a package or on the hub. `ingest` fetches that first, and the network says then
-what it says.
+Not checked: what is behind a URL, in a package or on the hub. `ingest` fetches that first and reports the errors of the
+network.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def check(config: DataConfig, folder: Path, root: Path, engine: str = "duckdb") 
     `engine` is that of the joins, which must be installed.
 
     Raises:
-        ConfigError: at least one thing that is named is of the wrong kind.
-        PipelineError: things are not there; of one kind it keeps its class, `MissingInput` mostly.
+        ConfigError: at least one named file or setting is of the wrong kind.
+        PipelineError: files are missing; faults of one kind keep their class, mostly `MissingInput`.
     """
     faults: list[PipelineError] = []
     looks: list[Callable[[], Any]] = [*_looks(config, folder, root), partial(require_engine, engine)]
@@ -94,13 +94,13 @@ def _check_languages(config: DataConfig) -> None:
         for code in codes:
             if code not in known:
                 raise ConfigError(
-                    f"{field}: {code!r} is no language that documents are identified as. They are named by ISO 639-1 "
-                    f"(en, fr, zh), where there is none by 639-3 (ceb, arz), and und where nobody knows."
+                    f"{field}: {code!r} is not a language that documents are identified as. Use the code of ISO 639-1 "
+                    f"(en, fr, zh), else of 639-3 (ceb, arz), and und for unknown."
                 )
 
 
 def make_beside(config: DataConfig, folder: Path, runtime: Runtime) -> None:
-    """Make what stands beside the corpus and depends on files alone.
+    """Make the artifacts next to the corpus that depend on files alone.
 
     Raises:
         PipelineError: a list, a labelled file or an evaluation set cannot be used; each stage says which.

@@ -79,7 +79,7 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
         if config.pack is not None:
             yield pack(tokens, config.pack, runtime)
     finally:
-        close_pool()  # idle workers hold memory that training wants
+        close_pool()  # idle workers hold memory that training needs
 
 
 _SECTIONS = {
@@ -92,18 +92,18 @@ def _left(documents: Manifest, runtime: Runtime) -> Manifest:
     """The documents that a stage made, if it left any.
 
     Raises:
-        ConfigError: it was told to take all of them out; what is behind it could only say that nothing came.
+        ConfigError: it removed all of them; later stages could only report that nothing came.
     """
     stats, stage = documents.stats, documents.stage
     if stats["documents_kept"] or not runtime.make:
         return documents
     why = [f"{reason} {count:,}" for reason, count in sorted(stats["removed"].items(), key=lambda item: -item[1])]
     passed = [f"{reason} {count:,}" for reason, count in sorted(stats.get("passed_over", {}).items())]
-    told = [", ".join(why)] * bool(why) + [f"passed over: {', '.join(passed)}"] * bool(passed)
+    details = [", ".join(why)] * bool(why) + [f"passed over: {', '.join(passed)}"] * bool(passed)
     what = "no record became a document" if stage == "ingest" else "no document is left"
     raise ConfigError(
-        f"{stage}: {what} of {stats['documents_in']:,}{' (' + '; '.join(told) + ')' if told else ''}. "
-        f"Mend {_SECTIONS.get(stage, f'[data.{stage}]')}; see examples with: assay data show CONFIG"
+        f"{stage}: {what} of {stats['documents_in']:,}{' (' + '; '.join(details) + ')' if details else ''}. "
+        f"Change {_SECTIONS.get(stage, f'[data.{stage}]')}; see examples with: assay data show CONFIG"
     )
 
 
@@ -121,13 +121,13 @@ class Survey:
     shards: int
     """About how many document shards `ingest` will make, at least one."""
     folders: tuple[Path, ...]
-    """The folder of this machine that each source lies in; those that are fetched have none."""
+    """The local folder of each source; a fetched source has none."""
 
 
 def survey(config: DataConfig, folder: Path) -> Survey:
     """List the files of each source once.
 
-    Of one that is fetched, its server is asked for their names.
+    The server of a remote source is queried for their names.
 
     The steps of `ingest` hang on the files: large plain ones are cut before they are read; ids of a source's own are
     compared behind that, and what one reading made of a packed file or an archive gets its places. A step that then has

@@ -30,7 +30,7 @@ from data_pipeline.tokens.tokenizer import load_encoder
 from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
 
-_SOURCES = ("file", "hub")  # what an input says of itself that is no artifact
+_SOURCES = ("file", "hub")  # the stages of inputs that are not artifacts
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class Traced:
 def trace(path: Path, offset: int, root: Path | None = None) -> Traced:
     """Trace a token of a shard or a position of packed rows.
 
-    `root` is the root that the shard lies in; none: as its path says, `<root>/<stage>/<key>/<role>/<shard>`.
+    `root` is the root of the shard; None: derived from its path, `<root>/<stage>/<key>/<role>/<shard>`.
 
     Raises:
-        MissingInput: the shard, or the manifest beside it, is not there.
+        MissingInput: the shard, or the manifest next to it, is missing.
         ManifestError: the shard or a manifest is torn.
         PipelineError: there is no such token, or the position is padding.
     """
@@ -107,7 +107,7 @@ def trace(path: Path, offset: int, root: Path | None = None) -> Traced:
 
 
 def _manifest_of(path: Path, root: Path) -> Manifest:
-    """The manifest of the artifact that a shard lies in: `<root>/<stage>/<key>/<role>/<shard>`."""
+    """The manifest of a shard's artifact: `<root>/<stage>/<key>/<role>/<shard>`."""
     if not path.exists():
         raise MissingInput(
             f"{path}: no such shard. Give a file of an artifact, as <root>/encode/<key>/train/00000.tokens"
@@ -115,7 +115,7 @@ def _manifest_of(path: Path, root: Path) -> Manifest:
     manifest = read_manifest(path.parents[1] / FILE_NAME)
     listed = {root / output.path for output in manifest.outputs}
     if path not in listed:
-        raise ManifestError(f"{path}: is not listed in the manifest beside it, below the root {root}")
+        raise ManifestError(f"{path}: is not listed in the manifest next to it, below the root {root}")
     return manifest
 
 
@@ -258,7 +258,7 @@ def _origins(tokens: Manifest, root: Path) -> list[Input]:
 def _source_files(sources: list[Input], document: Document) -> list[Input]:
     """The inputs that a document is from.
 
-    Its file, the archive it lies in, or all that its source has.
+    Its file, its archive, or all that its source has.
     """
     name = f"{document.source}/{document.file}"
     for test in (name.__eq__, lambda path: name.startswith(path), lambda path: path.startswith(f"{document.source}/")):

@@ -38,7 +38,7 @@ _UNRESERVED = frozenset(string.ascii_letters + string.digits + "-._~")
 _KEEP = "!#$%&'()*+,/:;=?@[]~"  # reserved characters and the escape's own sign: quoting must not touch them
 _PORTS = {"http": 80, "https": 443, "ftp": 21}
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
-_STRAY = re.compile("%(?![0-9A-Fa-f]{2})")  # a sign that begins no escape stands for itself
+_STRAY = re.compile("%(?![0-9A-Fa-f]{2})")  # a percent sign that begins no escape is literal
 _SESSION = re.compile(";jsessionid=[^/?#]*", re.IGNORECASE)
 _PLAIN = re.compile(
     r"https?://(?:www\.)?([a-z0-9][a-z0-9-]*(?:\.[a-z0-9-]+)*)((?:/[A-Za-z0-9_~-]+(?:\.[A-Za-z0-9_~-]+)*)*/?)"
@@ -48,7 +48,7 @@ _PLAIN = re.compile(
 def normalise_url(url: str) -> str:
     """The form in which URLs of one page are equal.
 
-    "" for what has no host, and so is no page's address.
+    "" where there is no host.
     """
     plain = _PLAIN.fullmatch(url)
     if plain:  # most: nothing to resolve
@@ -56,7 +56,7 @@ def normalise_url(url: str) -> str:
     try:
         parts = urlsplit(url.strip())
         host, port = _host(parts), parts.port
-    except ValueError:  # a port that is no number, a bracket that does not close
+    except ValueError:  # a port that is not a number, a bracket that does not close
         return ""
     if not host or not parts.scheme:
         return ""

@@ -2,8 +2,8 @@
 
 Which passages, where in them, which values and which sentences around them follow from the seed and the documents'
 digests alone. The copies live in memory; nothing of them is written but the counts `{type: {planted, found}}`. A
-canary is found when a finding of its type covers exactly its characters. A planted value stands in a sentence that
-people write around such a value; what no sentence announces is harder and its recall is not measured here.
+canary is found when a detection of its type covers exactly its characters. Each value is planted in a sentence that
+people write around such a value; values without one are harder, and their recall is not measured here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Checksums and number plans of cards, bank accounts and coin addresses.
 
-A checksum alone is weak (one number in ten passes Luhn, one in ninety-seven passes IBAN), so each test also asks for a
+A checksum alone is weak (one number in ten passes Luhn, one in ninety-seven passes IBAN), so each check also requires a
 prefix and a length that the plan assigns.
 """
 
@@ -60,10 +60,7 @@ _BECH32_CONSTANTS = (1, 0x2BC830A3)  # Bech32 (BIP 173) and Bech32m (BIP 350)
 
 
 def is_bech32(text: str, prefix: str = "bc") -> bool:
-    """Return whether a segwit address has its checksum (BIP 173, BIP 350).
-
-    One case only.
-    """
+    """Return whether a segwit address has its checksum (BIP 173, BIP 350) and one case."""
     if text not in (text.lower(), text.upper()) or not text.lower().startswith(prefix + "1"):
         return False
     values = [_BECH32.find(letter) for letter in text.lower()[len(prefix) + 1 :]]

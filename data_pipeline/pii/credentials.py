@@ -45,7 +45,7 @@ _BEFORE_KEY = re.compile(r"[A-Za-z0-9_]\Z")
 
 
 def key_at(text: str, start: int) -> Iterator[Detection]:
-    """The key or token whose mark stands at `start`."""
+    """The key or token whose mark begins at `start`."""
     if start and _BEFORE_KEY.match(text, start - 1, start):
         return
     for kind, grammar in _GRAMMARS:

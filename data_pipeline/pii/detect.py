@@ -69,7 +69,7 @@ def replace(text: str, findings: Sequence[Detection]) -> str:
 def replace_all(text: str) -> str:
     """The text as people may be shown it.
 
-    With every finding of every type replaced, whatever a run is told to do.
+    With every detection of every type replaced, whatever a run configures.
     """
     return replace(text, find(text))
 

@@ -1,6 +1,6 @@
 """Detections: types, families, placeholders, and boundaries of numbers.
 
-A type that wants an understanding of the sentence (names, postal addresses, dates of birth) is not among them.
+Types that need an understanding of the sentence (names, postal addresses, dates of birth) are not among them.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ class Detection(NamedTuple):
 
 
 def expand(names: Iterable[str]) -> tuple[str, ...]:
-    """Types that the given type and family names stand for.
+    """Types named by type or family.
 
     Raises:
-        ValueError: a name is neither; says which are near.
+        ValueError: a name is neither; the message suggests the nearest.
     """
     wanted: set[str] = set()
     for name in names:
         if name not in FAMILIES and name not in PLACEHOLDERS:
             near = difflib.get_close_matches(name, [*FAMILIES, *TYPES], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise ValueError(f"{name!r} is no type of personal data{hint} Families: {', '.join(FAMILIES)}")
+            raise ValueError(f"{name!r} is not a type of personal data{hint} Families: {', '.join(FAMILIES)}")
         wanted.update(FAMILIES.get(name, (name,)))
     return tuple(kind for kind in TYPES if kind in wanted)
 
@@ -67,16 +67,13 @@ _GLUED_LEFT = re.compile(rf"(?:[{WORD}]|[0-9][.:]|[{WORD}][/{HYPHENS}])\Z")
 _GLUED_RIGHT = re.compile(rf"[{WORD}%°]|[.:/][0-9]|[{HYPHENS}][{WORD}]")
 
 
-def stands_alone(text: str, start: int, end: int) -> bool:
+def is_whole_token(text: str, start: int, end: int) -> bool:
     """Return whether the span is not part of a longer token."""
     return not _GLUED_LEFT.search(text[max(0, start - 2) : start]) and not _GLUED_RIGHT.match(text, end)
 
 
 class DigitRun(NamedTuple):
-    """A run of digit groups.
-
-    Where each begins and ends, and the separators between them in their plain forms.
-    """
+    """A run of digit groups: their bounds, and the separators between them in plain form."""
 
     starts: list[int]
     ends: list[int]

@@ -1,7 +1,7 @@
 """E-mail, IPv4, IPv6 and MAC addresses.
 
 An IP address counts when it can be somebody's on the public internet: addresses that the registries of IANA keep for
-loopback, private networks, documentation, multicast and net masks name nobody and stay.
+loopback, private networks, documentation, multicast and net masks identify nobody and are not detected.
 """
 
 from __future__ import annotations
@@ -211,5 +211,5 @@ def mac_at(text: str, start: int, end: int) -> Iterator[Detection]:
 
 
 def _mac(value: str, start: int) -> Iterator[Detection]:
-    if len(set(re.split("[:-]", value.lower()))) > 1:  # all zeros, broadcast: nobody's
+    if len(set(re.split("[:-]", value.lower()))) > 1:  # all zeros, broadcast
         yield Detection(start, start + len(value), "mac")

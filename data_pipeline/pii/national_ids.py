@@ -1,8 +1,8 @@
 """Shapes of national ids, and the words that must be near.
 
-The rule: a number whose proof a random number of its shape passes less than once in a hundred stands by itself; with
-a weaker proof (nine digits and one check digit), or where its digits have no separators and are as many as those of a
-time stamp (nine, ten), a word that names it must stand near. A number with a wrong proof is none and stays.
+The rule: a number whose check a random number of its shape passes less than once in a hundred is detected by itself.
+With a weaker check (nine digits and one check digit), or without separators and as long as a time stamp (nine or ten
+digits), a word that names it must be near. A number that fails its check is never detected.
 
 A *shape* is written with the number of digits of each group, the separators between, and `L` for a letter:
 "3-2-4", "11", "6-3L".
@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from data_pipeline.pii import national_checks as checks
-from data_pipeline.pii.detections import TOUCHES, Detection, DigitRun, stands_alone
+from data_pipeline.pii.detections import TOUCHES, Detection, DigitRun, is_whole_token
 from data_pipeline.pii.payment_numbers import CARD_SHAPES
-from data_pipeline.pii.phones import beside_a_word
+from data_pipeline.pii.phones import near_phone_word
 
-_NEAR = 48  # characters before a number in which the word that names it may stand
+_NEAR = 48  # characters before a number that are searched for its name
 _AFTER = 24  # and after it
 
 
@@ -76,14 +76,11 @@ class _Rule(NamedTuple):
     kind: str
     passes: Callable[[str], bool]
     bare: bool
-    """Whether it stands by itself."""
+    """Whether it is detected without a word that names it."""
 
 
 def _any_document(number: str) -> bool:
-    """A passport or a licence has no proof of its own.
-
-    The word beside it is all, and one digit repeated is none.
-    """
+    """Return whether it may be a passport or a licence, which have no check: only the word next to them counts."""
     return len(set(number)) > 2
 
 
@@ -92,7 +89,7 @@ def _hetu(number: str) -> bool:
 
 
 _TABLE: tuple[tuple[str, Callable[[str], bool], str, str], ...] = (
-    # kind, proof, shapes that stand by themselves, shapes that want a word; the stronger proof first
+    # type, check, shapes detected by themselves, shapes that need a word; the stronger check first
     ("cn_resident_id", checks.cn_resident_id, "18, 17L", ""),
     ("fr_nir", checks.fr_nir, "15, 13 2, 13-2, 1 2 2 2 3 3 2, 1-2-2-2-3-3-2, 1.2.2.2.3.3.2, 1 2 2 2 3 3-2", ""),
     ("ch_ahv", checks.ch_ahv, "13, 3.4.4.2, 3 4 4 2, 3-4-4-2", ""),
@@ -177,7 +174,7 @@ def number_at(text: str, run: DigitRun, first: int, shapes: list[str]) -> tuple[
         digits = "".join(
             text[a:b] for a, b in zip(run.starts[first : first + count], run.ends[first : first + count], strict=True)
         )
-        # Words stand outside the run: what of the neighbourhood lies in it need not be searched for them.
+        # Words are outside the run, so the part of the neighbourhood inside it is not searched.
         before = text[max(0, start - _NEAR) : run.starts[0]]
         after = text[run.ends[-1] : end + _AFTER]
         found = _plain(text, Detection(start, end, shape), digits, before, after)
@@ -195,16 +192,16 @@ def _plain(text: str, place: Detection, number: str, before: str, after: str) ->
     if not before and not after:
         rules = tuple(rule for rule in rules if rule.bare)
     passed = [rule for rule in rules if rule.passes(number)]
-    if not passed or not stands_alone(text, start, end):
+    if not passed or not is_whole_token(text, start, end):
         return None
     named = next((rule for rule in passed if _is_named(rule.kind, before, after)), None)
     if named is None and (named := next((rule for rule in passed if rule.bare), None)) is not None:
         if len(set(number)) < 3:
-            return None  # 00000000000 and the like pass many a proof
+            return None  # 00000000000 and the like pass many checks
         if text.startswith("+", start - 1) or _SAYS_OTHER.search(before):
             return None
-        if shape.isdigit() and len(number) <= 12 and beside_a_word(text, start, end):
-            return None  # digits without separators beside "call": a telephone number that happens to pass
+        if shape.isdigit() and len(number) <= 12 and near_phone_word(text, start, end):
+            return None  # digits without separators next to "call": a telephone number that happens to pass
     return Detection(start, end, named.kind) if named else None
 
 
@@ -214,16 +211,13 @@ def _is_named(kind: str, before: str, after: str) -> bool:
 
 
 def _lettered(text: str, start: int, end: int, shape: str, digits: str) -> Detection | None:
-    """The same with a letter at the end, or letters before.
-
-    131052-308T, 12345678-Z, X-1234567-L, AB 12 34 56 C.
-    """
+    """The same with a letter behind or before: 131052-308T, 12345678-Z, X-1234567-L, AB 12 34 56 C."""
     if shape in _NINO_SHAPES:
         return _nino(text, start, end, digits)
     for gap, mark in ((0, "L"), (1, text[end : end + 1] + "L")):
         last = text[end + gap : end + gap + 1]
         rules = _RULES.get(shape + mark, ())
-        if rules and last.isascii() and last.isupper() and stands_alone(text, start, end + gap + 1):
+        if rules and last.isascii() and last.isupper() and is_whole_token(text, start, end + gap + 1):
             rule = rules[0]
             if rule.passes(digits + last):
                 return Detection(start, end + gap + 1, rule.kind)
@@ -231,7 +225,7 @@ def _lettered(text: str, start: int, end: int, shape: str, digits: str) -> Detec
         last = text[end + 1 : end + 2] if text[end : end + 1] in ("-", " ") else text[end : end + 1]
         stop = end + (text[end : end + 1] in ("-", " ")) + 1
         if last.isascii() and last.isupper() and checks.es_dni(text[start - 2] + digits + last):
-            return Detection(start - 2, stop, "es_dni") if stands_alone(text, start - 2, stop) else None
+            return Detection(start - 2, stop, "es_dni") if is_whole_token(text, start - 2, stop) else None
     return None
 
 
@@ -242,7 +236,7 @@ def _nino(text: str, start: int, end: int, digits: str) -> Detection | None:
     if first < 0 or len(digits) != 6:
         return None
     prefix, last = text[first : first + 2], text[end + tail : end + tail + 1]
-    if prefix.isupper() and checks.uk_nino(prefix + digits + last) and stands_alone(text, first, end + tail + 1):
+    if prefix.isupper() and checks.uk_nino(prefix + digits + last) and is_whole_token(text, first, end + tail + 1):
         return Detection(first, end + tail + 1, "uk_nino")
     return None
 
@@ -276,13 +270,13 @@ _SAYS_DNI = _words(r"\bdni\b|\bnie\b|\bnif\b|codice fiscale|\bc\.?f\.?\b|身份�
 def word_at(text: str, start: int, end: int) -> Iterator[Detection]:
     """The national number that is this word of letters and digits.
 
-    Lower case counts only beside its name.
+    Lower case counts only next to its name.
     """
     word = text[start:end]
     upper = word.upper()
     if word != upper and not _LOWER_SHAPES.fullmatch(word):
         return
-    if (start and TOUCHES.match(text, start - 1)) or not stands_alone(text, start, end):
+    if (start and TOUCHES.match(text, start - 1)) or not is_whole_token(text, start, end):
         return
     if word != upper and not _SAYS_DNI.search(text[max(0, start - _NEAR) : start]):
         return
@@ -295,10 +289,7 @@ def word_at(text: str, start: int, end: int) -> Iterator[Detection]:
 
 
 def _document(text: str, start: int, end: int) -> Iterator[Detection]:
-    """A passport has no proof of its own.
-
-    Its name must stand before, or a date of birth follow, as in a record.
-    """
+    """A document without a check: its name must precede it, or a date of birth follow, as in a record."""
     word, before = text[start:end], text[max(0, start - _NEAR) : start]
     if len(word) == 10 and _PAN_SHAPE.fullmatch(word) and _is_named("in_pan", before, ""):
         yield Detection(start, end, "in_pan")

@@ -3,10 +3,10 @@ r"""Telephone numbers in running text.
 A *run* is a maximal sequence of digit groups with at most three separators between two of them. A number is a slice of
 whole groups of a run. Its shape decides:
 
-- certain shapes count by themselves: international (E.164, written as E.123 or RFC 3966 ask: `+`, or an exit code 00
+- certain shapes count by themselves: international (E.164, written as in E.123 or RFC 3966: `+`, or an exit code 00
   or 011, an assigned country code, at most 15 digits), the North American plan (NPA-NXX-XXXX), a trunk prefix 0 with
   nine to twelve digits in groups, an area code in parentheses, mobile numbers whose plan fixes first digits and groups;
-- vague shapes (seven to twelve digits that no calendar, address or serial explains) count only beside a word that
+- vague shapes (seven to twelve digits that no calendar, address or serial explains) count only next to a word that
   says so ("call", "Tel.", "móvil", ...), for most such digits are not telephone numbers.
 
 Not found on purpose: digits glued to letters, decimals, dates, ranges of years, IP addresses, version numbers, ISBNs.
@@ -25,7 +25,7 @@ _EXTENSION = re.compile(
     re.I,
 )
 
-# A noun may stand some words before the number; a verb, which has other uses, only with nothing technical between.
+# A noun may precede the number by some words; a verb, which has other uses, only with nothing technical between.
 _SAYS_PHONE = re.compile(
     r"(?:(?:phone|\btel\b|mobile\b|mobil\b|\bcell\b|\bfax|whatsapp|\bsms\b|hotline|helpline|contact|handy|voice ?mail"
     r"|\bpager|toll.?free|viber|telegram|telefon|anruf|rückruf|durchwahl|erreichbar|móvil|teléfono|portable|téléphone"
@@ -94,7 +94,7 @@ def phone_at(text: str, run: DigitRun, first: int) -> tuple[int, int, int] | Non
     if digits < 7 or not _opens(text, run, first, start):
         return None
     groups = [text[run.starts[group] : run.ends[group]] for group in range(first, stop)]
-    # Inside a run only separators and digits stand before a number: no word can name it from there.
+    # Inside a run only separators and digits precede a number, so no word names it there.
     before = text[max(0, start - 40) : start] if first == 0 else ""
     otherwise = bool(before) and not prefix and _SAYS_OTHER.search(before[-24:]) is not None
     for count in range(stop - first, 0, -1):
@@ -165,7 +165,7 @@ def _closes(text: str, run: DigitRun, last: int, end: int) -> bool:
 def _is_named(text: str, start: int, end: int, part: Slice) -> bool:
     if not _is_vague(part):
         return False
-    return beside_a_word(text, start, end) or _fills_a_field(text, start, end, part)
+    return near_phone_word(text, start, end) or _fills_a_field(text, start, end, part)
 
 
 def _fills_a_field(text: str, start: int, end: int, part: Slice) -> bool:
@@ -310,7 +310,7 @@ def _is_vague(part: Slice) -> bool:
     return not years and not round_number
 
 
-def beside_a_word(text: str, start: int, end: int) -> bool:
+def near_phone_word(text: str, start: int, end: int) -> bool:
     """Return whether a nearby word indicates a telephone number."""
     before = text[max(0, start - 40) : start]
     if _SAYS_OTHER.search(before):

@@ -1,7 +1,7 @@
 """Redaction stage: replace, mask, pseudonymise or count personal data and keys.
 
-Promises: each type has an exact grammar, numbers also a proof (a checksum, a date, an assigned range) or a word that
-names them; a number whose proof fails stays. Findings do not overlap and depend on nothing but the text. All
+Promises: each type has an exact grammar, numbers also a check (a checksum, a date, an assigned range) or a word that
+names them; a number that fails its check stays. Findings do not overlap and depend on nothing but the text. All
 documents are kept, `sha256` still names the raw text, and what was found is counted by type and source (never written
 down: a list of what was removed would be what was removed). In each run made-up values are planted into copies of
 passages and looked for, so that recall is a measurement of this run (`canaries`).
@@ -9,7 +9,7 @@ passages and looked for, so that recall is a measurement of this run (`canaries`
 Price: one linear pass over the bytes names the places that could hold something; only those are read by the rules,
 each of which looks at a bounded stretch around its place. A shard is read a row group at a time.
 
-What it cannot see: names, postal addresses, dates of birth and whatever else wants an understanding of the sentence;
+Not detected: names, postal addresses, dates of birth and anything else that needs an understanding of the sentence;
 numbers spelt in words; digits other than ASCII's; Ethereum addresses (their checksum is Keccak's, which we lack).
 """
 
@@ -164,9 +164,7 @@ def _nothing(types: tuple[str, ...]) -> dict[str, Any]:
 
 
 def redact(documents: Manifest, config: PiiConfig, runtime: Runtime, folder: Path = Path()) -> Manifest:
-    """Treat what `find` finds in every document as the configuration says.
-
-    Keep every document.
+    """Redact the detections of every document as configured; keep every document.
 
     Args:
         documents: the artifact to read.

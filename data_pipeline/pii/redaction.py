@@ -7,7 +7,7 @@
 
 A pseudonym is the first 64 bits of HMAC-SHA256 (RFC 2104) of the type and the value in its plain form, under a key
 that never leaves its file: the same address, however it is written, has the same pseudonym in every document and
-every corpus made with that key, and without the key nobody can try addresses out. Only the key's fingerprint is
+every corpus made with that key, and without the key addresses cannot be tried out. Only the key's fingerprint is
 written down; it decides what the artifact is called, as it decides its bytes.
 """
 
@@ -42,9 +42,7 @@ def new_text(kind: str, value: str, action: Action, key: bytes) -> str:
 
 
 def masked(kind: str, value: str) -> str:
-    """The value with "*" for each letter and digit.
-
-    Its length and its separators stay.
+    """The value with "*" for each letter and digit; length and separators stay.
 
     Of an e-mail address the first character and the top-level domain stay too, of a bank account its country.
     """
@@ -61,10 +59,7 @@ def pseudonym(kind: str, value: str, key: bytes) -> str:
 
 
 def plain_form(kind: str, value: str) -> str:
-    """One form for all ways to write the same.
-
-    No separators, one case; secrets keep theirs, it is part of them.
-    """
+    """One form for all spellings of a value: no separators, one case; secrets keep theirs."""
     if kind == "email":
         spelt = re.sub(r"\s*[\[(<{]\s*(?:at|@)\s*[\])>}]\s*|\s+at\s+", "@", value.lower())
         return re.sub(r"\s*[\[(<{]\s*(?:dot|\.)\s*[\])>}]\s*|\s+dot\s+", ".", spelt)
@@ -89,25 +84,25 @@ def _full_ipv6(address: str) -> str:
 def read_key(key_file: str, folder: Path) -> bytes:
     """The bytes of the key's file, as they are.
 
-    `key_file` lies relative to `folder`, or is named by the environment.
+    `key_file` is relative to `folder`; "" takes the path from the environment.
 
     Raises:
         ConfigError: no file is named, it cannot be read, or it has fewer than 32 bytes.
     """
     named = key_file or os.environ.get(KEY_VARIABLE, "")
-    mend = "make one with: head -c 32 /dev/urandom > key; keep it apart from the corpus"
+    fix = "make one with: head -c 32 /dev/urandom > key; keep it apart from the corpus"
     if not named:
         raise ConfigError(
-            f"data.pii: pseudonymise wants a key. Set key_file, or the environment variable {KEY_VARIABLE}, to the "
-            f"path of a file of at least {_KEY_BYTES} random bytes; {mend}."
+            f"data.pii: pseudonymise needs a key. Set key_file, or the environment variable {KEY_VARIABLE}, to the "
+            f"path of a file of at least {_KEY_BYTES} random bytes; {fix}."
         )
     origin = "data.pii.key_file" if key_file else KEY_VARIABLE
     try:
         key = (folder / named).read_bytes()
     except OSError as error:
-        raise ConfigError(f"{origin} = {named!r}: cannot be read: {error.strerror}; {mend}.") from error
+        raise ConfigError(f"{origin} = {named!r}: cannot be read: {error.strerror}; {fix}.") from error
     if len(key) < _KEY_BYTES:
-        raise ConfigError(f"{origin} = {named!r}: has {len(key)} bytes, wants at least {_KEY_BYTES}; {mend}.")
+        raise ConfigError(f"{origin} = {named!r}: has {len(key)} bytes, needs at least {_KEY_BYTES}; {fix}.")
     return key
 
 

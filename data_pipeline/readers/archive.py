@@ -29,7 +29,7 @@ from governance.errors import MissingInput, storage_errors
 
 MAX_DEPTH = 3
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError)
-_ENCRYPTED = RuntimeError  # what zipfile raises for a member that wants a password
+_ENCRYPTED = RuntimeError  # what zipfile raises for a member with a password
 _IN_MEMORY_BYTES = 16 << 20
 _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER_BYTES = 60
@@ -39,7 +39,7 @@ _AR_HEADER_BYTES = 60
 class Member:
     """One file of an archive.
 
-    `open` may be called only before the next member is asked for.
+    `open` may be called only before the next member is taken.
     """
 
     name: str
@@ -55,7 +55,7 @@ def members(path: Path, patterns: Iterable[str]) -> Iterator[Member]:
     """Members of an archive that match a pattern, in archive order.
 
     Raises:
-        MissingInput: it is no archive of a known kind, or is cut short.
+        MissingInput: the archive is of an unknown kind, or cut short.
     """
     wanted = tuple(patterns)
     found = _zip_members(path, wanted) if zipfile.is_zipfile(path) else _tar_members(path, wanted)
@@ -143,7 +143,7 @@ def _inner_zip(
     outer: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, allowance: _Allowance, depth: int
 ) -> Iterator[Member]:
     try:
-        # Read in place, each member would unpack all that stands before it once more.
+        # Read in place, each member would unpack everything before it once more.
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as file:
             with outer.open(info) as packed, storage_errors(Path(tempfile.gettempdir())):
                 shutil.copyfileobj(packed, file, BLOCK_BYTES)
@@ -176,7 +176,7 @@ def _tar_opener(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[],
     def open_member() -> IO[bytes]:
         member = archive.extractfile(info)
         if member is None:
-            raise tarfile.ReadError(f"{info.name} is no file")
+            raise tarfile.ReadError(f"{info.name} is not a file")
         return member
 
     return open_member

@@ -15,7 +15,7 @@ from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, lines
 def read_csv(pieces: Iterable[bytes], file: str, fields: Fields) -> Iterator[Record | RecordFault]:
     """Records and faults of a CSV stream, in order."""
     csv.field_size_limit(MAX_RECORD_BYTES)
-    # Bytes that are no UTF-8 come through as lone surrogates, so that they spoil their own row only.
+    # Bytes that are not UTF-8 come through as lone surrogates, so that they spoil their own row only.
     text = (line.decode("utf-8", "surrogateescape") + "\n" for line in lines(pieces))
     rows = csv.reader(text, strict=True)
     header: list[str] | None = None

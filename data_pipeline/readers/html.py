@@ -3,11 +3,11 @@
 Encoding, in the HTML standard's order (13.2.3.2): a byte-order mark; the transport's charset; the page's own `meta`;
 what uchardet finds. Two exceptions, both for pages that lie: bytes that are valid UTF-8 and not mere ASCII are UTF-8
 whatever is declared (by chance that happens to no text of a few lines), and a declared encoding in which the bytes have
-no meaning is passed over. A byte without meaning in the encoding that is left becomes U+FFFD.
+no meaning is ignored. A byte without meaning in the encoding that is left becomes U+FFFD.
 
 The main text is `main_text`'s. Where that is empty (a page of menus only, a torn page), trafilatura's is taken, else
-all visible text, with what stands there for browsers without scripts; either is counted as a fallback. Of a page that
-shows a note only ("enable JavaScript") there is nothing to choose, so trafilatura, 5 ms a page, is not asked; nor of
+all visible text, with the text for browsers without scripts; either is counted as a fallback. Of a page that
+shows a note only ("enable JavaScript") there is nothing to choose, so trafilatura, 5 ms a page, is not run; nor on
 one of more than 512 Ki characters, on which it takes seconds and a hundredfold of memory.
 
 Nothing here bounds the time that a page takes: `page_process` does, and readers go through it.
@@ -90,7 +90,7 @@ def _decode(data: bytes, charset: str) -> str:
 def _candidates(data: bytes, charset: str) -> Iterator[str]:
     """The encodings that may hold, the likeliest first.
 
-    Uchardet reads the page only where it is asked for the next.
+    Uchardet reads the page only when the next is taken.
     """
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 

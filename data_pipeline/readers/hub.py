@@ -31,14 +31,14 @@ from governance.errors import ConfigError, MissingInput
 
 _ENDINGS = (".parquet", ".arrow", ".jsonl", ".json")
 _LOOSE = (".parquet", *(f"{ending}{more}" for ending in (".jsonl", ".json") for more in ("", ".gz", ".zst")))
-_STATE, _SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` writes beside its files
+_STATE, _SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` writes next to its files
 
 
 def local_files(source: HubSource, folder: Path) -> list[LocalFile]:
     """The local files that a source without a revision names.
 
     Raises:
-        MissingInput: there is no such file, folder or split.
+        MissingInput: the file, folder or split is missing.
         ConfigError: the file is of a kind that is not read.
     """
     path = folder / Path(source.dataset).expanduser()
@@ -55,11 +55,11 @@ def local_files(source: HubSource, folder: Path) -> list[LocalFile]:
         patterns = tuple(f"{glob.escape(str(path))}/**/*{ending}" for ending in _LOOSE)
     elif path.is_file():
         if Path(plain_name(path.name)).suffix not in _ENDINGS:
-            raise ConfigError(f"source {source.name}: {path.name} is none of {', '.join(_ENDINGS)} (.gz, .zst).")
+            raise ConfigError(f"source {source.name}: {path.name} is not one of {', '.join(_ENDINGS)} (.gz, .zst).")
         patterns = (glob.escape(str(path)),)
     else:
         raise MissingInput(
-            f"source {source.name}: dataset = {source.dataset!r} is no file or folder in {folder.absolute()}. For a "
+            f"source {source.name}: dataset = {source.dataset!r} is not a file or folder in {folder.absolute()}. For a "
             "data set of the hub give its commit too: revision = 40 hexadecimal digits."
         )
     loose = path.is_dir() and not (path / _STATE).is_file()
@@ -71,7 +71,7 @@ def _split(path: Path, source: HubSource) -> str:
     if source.split not in splits:
         raise MissingInput(
             f"source {source.name}: {path} has the splits {', '.join(splits) or '(none)'}, not {source.split!r}. "
-            "Mend its `split`."
+            "Change its `split`."
         )
     return source.split
 
@@ -125,7 +125,7 @@ def _read_json(path: Path, file: str, fields: Fields) -> Iterator[Record | Recor
         for row in _door().load_dataset("json", data_files=[str(path)], split="train", streaming=True):
             yield _piece(row, fields, file, position)
             position += 1
-    except Exception as error:  # a damaged file, told by Arrow, fsspec or the library in types of their own
+    except Exception as error:  # a damaged file: Arrow, fsspec and the library raise types of their own
         yield RecordFault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
 
 
@@ -133,7 +133,7 @@ def read_hub(source: HubSource) -> Iterator[Record | RecordFault]:
     """The rows of a data set of the hub at its commit.
 
     Raises:
-        MissingInput: the hub cannot be reached (also half-way: what was lost then is no property of the data), or
+        MissingInput: the hub cannot be reached (also half-way: what was lost is not a property of the data), or
             has no such data set, commit, configuration or split.
     """
     datasets = _door()

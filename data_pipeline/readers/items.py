@@ -35,10 +35,7 @@ _PACKED_RATIO = 4  # text in a byte of .gz, .zst or Parquet, to size shards by; 
 
 @dataclass(frozen=True)
 class SourceItem:
-    """One file to read.
-
-    Of this machine, or (with a member number) of an archive, or a whole data set of the hub.
-    """
+    """One file to read: local, a member of an archive, or on the hub."""
 
     file: str
     """Its name within the source."""
@@ -78,7 +75,7 @@ class Reading:
 def source_files(source: Source, folder: Path, digests: Digests, runtime: Runtime) -> list[SourceItem]:
     """The files that a source is made from, with their digests.
 
-    What lies elsewhere is fetched if it is not there yet.
+    Remote files are fetched if they are not there yet.
 
     Raises:
         MissingInput: a file, a package or an index is not there.
@@ -108,10 +105,7 @@ def is_elsewhere(source: Source) -> bool:
 
 
 def find_source(source: Source, folder: Path) -> Iterator[Callable[[], object]]:
-    """Looks, without reading, for what a source names on this machine.
-
-    Each raises what `source_files` would.
-    """
+    """Checks for a source's local files, without reading them; each raises as `source_files` would."""
     if isinstance(source, PackageSource) or (isinstance(source, HubSource) and source.revision):
         return
     if isinstance(source, HubSource):
@@ -146,10 +140,7 @@ def _digested(files: Sequence[LocalFile], digests: Digests) -> list[SourceItem]:
 
 
 def _copied(manifest: Manifest, name: str, digests: Digests, runtime: Runtime) -> SourceItem:
-    """A fetched file, after another look at its digest.
-
-    Nothing else than what was fetched is ever read.
-    """
+    """A fetched file, its digest checked again: only what was fetched is read."""
     (output,) = manifest.outputs
     path = runtime.root / output.path
     if digests.of(path) != output.sha256:
@@ -187,10 +178,10 @@ def _chosen_by(member: Member, pattern: str) -> bool:
 def expected_items(source: Source, folder: Path, shard_bytes: int) -> list[SourceItem]:
     """Expected items of a source, from names and sizes alone.
 
-    What is not on this machine counts as a full shard: a package, a data set of the hub, each file that a URL names.
+    A remote item counts as a full shard: a package, a data set of the hub, each file that a URL names.
 
     Raises:
-        MissingInput: a file is not there, or its server cannot be asked.
+        MissingInput: a file is missing, or its server does not answer.
     """
     if isinstance(source, PackageSource) or (isinstance(source, HubSource) and source.revision):
         return [SourceItem(source.name, None, "", shard_bytes)]
@@ -214,10 +205,7 @@ def expected_items(source: Source, folder: Path, shard_bytes: int) -> list[Sourc
 
 
 def may_overflow(item: SourceItem, shard_bytes: int) -> bool:
-    """Return whether more than one document shard may come of it.
-
-    Nobody knows how much text is in what is packed.
-    """
+    """Return whether an item may fill more than one document shard; packed text may be of any length."""
     return item.path is None or _is_packed(item.file) or text_bytes(item) > shard_bytes
 
 
@@ -230,14 +218,11 @@ def _check_endings(names: Sequence[str], source: Source) -> None:
 def _check_ending(name: str, allowed: tuple[str, ...], source: Source) -> None:
     if ending_of(name) not in allowed:
         kinds = ", ".join(allowed)
-        raise ConfigError(f"source {source.name}: {name!r} is none of {kinds}. Narrow the patterns to such files.")
+        raise ConfigError(f"source {source.name}: {name!r} is not one of {kinds}. Narrow the patterns to such files.")
 
 
 def has_lines(source: Source, item: SourceItem) -> bool:
-    """Return whether an item can be cut between its lines.
-
-    JSON Lines, not compressed.
-    """
+    """Return whether an item is plain JSON Lines, which can be cut between lines."""
     return isinstance(source, JsonlSource | HubSource) and (
         item.file.endswith(".jsonl") if isinstance(source, HubSource) else not _is_packed(item.file)
     )
@@ -261,10 +246,7 @@ def plan(
     *,
     whole: bool = False,
 ) -> list[Reading]:
-    """Join consecutive files up to `shard_bytes` of text.
-
-    All of them where they can only be read as a `whole`.
-    """
+    """Join consecutive files up to `shard_bytes` of text, or all where they can only be read as a `whole`."""
     joined: list[list[SourceItem]] = [[]]
     size = 0
     for item in items:

@@ -5,7 +5,7 @@ source's patterns share in front of their first wildcard.
 
 Symbolic links: a pattern whose fixed folder is itself behind a link is what its writer meant; a link inside that folder
 that leads out of it is refused, unless the source says `follow_links`. `**` enters each folder once, by its own name
-before by a link's, so that a link to a folder above it is no endless way.
+before by a link's, so that a link to a folder above it does not recur for ever.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def find_files(
             walk.check(path)
         found |= {path.relative_to(shared).as_posix(): path for path in files}
     if wanting and not (any_of and found):
-        raise MissingInput(f"source {source}: {', '.join(wanting)} (looked in {folder.absolute()}). Mend its `paths`.")
+        raise MissingInput(
+            f"source {source}: {', '.join(wanting)} (looked in {folder.absolute()}). Change its `paths`."
+        )
     return [LocalFile(name, found[name]) for name in sorted(found)]
 
 
@@ -99,10 +101,7 @@ class _FolderWalk:
         self._follow = follow_links
 
     def expand(self, folder: str, parts: Sequence[str]) -> Iterator[str]:
-        """The paths below `folder` that the parts of a pattern name.
-
-        Those that are not there too, if it is plain.
-        """
+        """The paths below `folder` that match the parts of a pattern."""
         if not parts:
             yield folder
             return
@@ -123,10 +122,7 @@ class _FolderWalk:
             yield from self.expand(path, rest)
 
     def _folders(self, top: str) -> Iterator[str]:
-        """`top` and all folders below it, each once.
-
-        Links wait until the folders themselves have been seen.
-        """
+        """`top` and all folders below it, each once; links after the folders themselves."""
         seen: set[tuple[int, int]] = set()
         links: list[str] = []
         waiting = [top] if os.path.isdir(top) else []
@@ -159,7 +155,7 @@ class _FolderWalk:
         ways = (Path(self._fixed, *parts[: count + 1]) for count in range(len(parts)))
         link = next((way for way in ways if not self._holds(way)), path)
         raise MissingInput(
-            f"source {self._source}: {link} is a symbolic link to {os.path.realpath(link)}, which lies outside "
+            f"source {self._source}: {link} is a symbolic link to {os.path.realpath(link)}, which is outside "
             f"{self._fixed}. Name the target's folder in `paths`, or set follow_links = true on the source."
         )
 
@@ -178,10 +174,10 @@ def _names(folder: str) -> list[str]:
 class Digests:
     """SHA-256 of source files, cached as a signed note.
 
-    What is remembered is a signed note (`governance/signed_notes.py`). It holds only for the same path, size, times
-    and inode, and only for a file that had stood unchanged for two seconds when it was read. Without it everything is
+    The cache is a signed note (`governance/signed_notes.py`). An entry holds only for the same path, size, times
+    and inode, and only for a file that had not changed for two seconds when it was read. Without it everything is
     read again; but a share of an array, of which there are many, reads nothing for it and leaves. So the join before
-    it waits until what it reads has stood unchanged: two seconds at most, and not for each file, since all are
+    it waits until what it reads is unchanged for two seconds at most, and not for each file, since all are
     fetched before one is read.
     """
 
@@ -197,7 +193,7 @@ class Digests:
 
         Raises:
             MissingInput: it is not there or cannot be read.
-            Leave: it is not remembered, and this is a share.
+            Leave: it is not cached, and this is a share.
         """
         name = str(path.absolute())
         before = _facts(path)
@@ -208,7 +204,7 @@ class Digests:
             raise Leave("sources", f"the digest of {path} is not known yet; a join reads the file")
         started = time.time_ns()
         left = max(before[1:3]) + _SETTLED_NANOSECONDS - started
-        if self._mode == "join" and 0 <= left <= _SETTLED_NANOSECONDS:  # one of a time to come is never remembered
+        if self._mode == "join" and 0 <= left <= _SETTLED_NANOSECONDS:  # a time in the future is never cached
             time.sleep(left / 1e9 + 0.01)
             started = time.time_ns()
         digest = sha256_file(path)
@@ -218,16 +214,13 @@ class Digests:
         return digest
 
     def save(self) -> None:
-        """Write what was learnt.
-
-        A disk that refuses costs only the time to read again.
-        """
+        """Write the new digests; a disk that refuses costs only the time to read again."""
         if not self._changed:
             return
         try:
             write_note(self._path, self._known, self._runtime.root, self._runtime.signer)
         except StorageError as error:
-            get_logger(__name__).warning("the digests of the source files are not remembered: %s", error)
+            get_logger(__name__).warning("the digests of the source files are not cached: %s", error)
 
 
 def _facts(path: Path) -> list[int]:

@@ -3,18 +3,18 @@
 resiliparse parses the page and lays its text out in lines; which lines are the page's own is decided here, because
 its own choice (`main_content=True`) drops lists, and boxes whose class says "sidebar", from real manuals.
 
-Method. Control characters set beside the tags of links and containers travel through the parser as text, so that each
-line of the layout comes back with its container and with the share of it that is link text. Then:
+Method. Control characters placed next to the tags of links and containers travel through the parser as text, so that
+each line of the layout comes back with its container and with the share of it that is link text. Then:
 
-1. what HTML and ARIA say is no main content is skipped: nav, footer, dialog, hidden elements, roles (HTML 4.3, WAI-ARIA
-   landmarks);
+1. what HTML and ARIA exclude from the main content is skipped: nav, footer, dialog, hidden elements, roles (HTML 4.3,
+   WAI-ARIA landmarks);
 2. a container whose class or id says what it is (words in use on the whole web, as in Readability's list and in
    EasyList's general rules) goes, unless its text speaks against it;
 3. a line is *prose* when it has at least `PROSE_SIZE` characters outside links and few inside: text density and link
    density, the two strongest of the shallow features (Kohlschütter, Fankhauser and Nejdl, "Boilerplate detection using
    shallow text features", WSDM 2010);
 4. the page's own container is the deepest that holds `SCOPE_SHARE` of the prose, where no step down to it leaves out
-   more text that is no link than menus and footers have; `main` and `article` are not split;
+   more text outside links than menus and footers have; `main` and `article` are not split;
 5. at both ends of it, lines of links and of notices (cookies, copyright) are taken off.
 
 All that is left stays in its order, short lines, lists, tables and code included. A page without prose keeps every
@@ -38,7 +38,7 @@ _NOTICE_SIZE = 250  # a longer line is a paragraph about the subject, not a noti
 
 MARK = "\x02"
 """Begins each mark. HTML allows no such character in a text, so that taking it out of a page loses nothing."""
-_NOTHING, _LINK, _UNLINK, _OPEN, _CLOSE, _CELL, _UNCELL, _NEVER, _MAYBE, _MAIN = "-LloeCcNYM"  # what stands behind it
+_NOTHING, _LINK, _UNLINK, _OPEN, _CLOSE, _CELL, _UNCELL, _NEVER, _MAYBE, _MAIN = "-LloeCcNYM"  # the letter after a mark
 
 _CLOSING = (_CLOSE, _UNCELL)
 _CONTAINERS = "a|div|section|article|main|aside|td|th|form|header"
@@ -73,7 +73,7 @@ _KNOWN_TAG_SIZE = 200  # a longer tag is not remembered: memory must not grow wi
 _Line = tuple[str, int, bool, int, int]
 """A line of the layout that holds text; a plain tuple, which is made in a tenth of a named one's time.
 
-Its text (behind a line end where a blank line stood in front of it), its container, whether it is prose, its characters
+Its text (after a line end where a blank line preceded it), its container, whether it is prose, its characters
 (those of dense scripts counted three times), and those of them that are link text.
 """
 
@@ -170,7 +170,7 @@ def choose(layout: str) -> str:
     kept = [line for line in lines if inside[line[1]]]
     if any(line[2] for line in kept):
         first, last = 0, len(kept)
-        while _is_margin(kept[first]):  # ends at prose, which is no margin
+        while _is_margin(kept[first]):  # ends at prose, which is not a margin
             first += 1
         while _is_margin(kept[last - 1]):
             last -= 1

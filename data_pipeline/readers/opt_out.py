@@ -9,7 +9,7 @@ Signals, sorted and joined by a blank in the column `opt_out`:
     robots.txt:<agent>             the host's robots.txt (RFC 9309) names this AI crawler and keeps it from the page
     robots.txt:*                   it keeps every crawler that it does not name from the page
     ai.txt:disallowed              the host's ai.txt (Spawning) keeps the page, or its file type, from training
-    none                           the page's headers and elements were read, and nothing stood there
+    none                           the page's headers and elements were read, without a signal
 
 Where one place reserves and another does not, the reservation is kept: it costs a document, the other error a right.
 A signal is a fact for the gate and for filters; no document is dropped for it here. `opt_out_fetched` is the date of
@@ -160,7 +160,7 @@ def host_signals(host: Host, path: str, agents: Sequence[str] = AI_CRAWLERS) -> 
 
 
 def parse_tdmrep(data: bytes) -> tuple[TdmRule, ...]:
-    """The rules of a tdmrep.json; what is no rule is passed over."""
+    """The rules of a tdmrep.json; other values are ignored."""
     try:
         listed = json.loads(data.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError):
@@ -205,7 +205,7 @@ def _host(files: Mapping[str, tuple[str, bytes]]) -> Host:
 def _split(url: str) -> tuple[str, str]:
     """The host of a URL and its path with the query.
 
-    ("", "/") where it is no URL.
+    ("", "/") for text that is not a URL.
     """
     try:
         parts = urlsplit(url)

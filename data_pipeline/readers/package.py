@@ -2,8 +2,8 @@
 
 An archive is an artifact of the stage `fetch`, keyed by what identifies it (index, name, version, digest, kind), so a
 renamed source or another pattern does not fetch again. PyPI: `pip download --require-hashes`, so that pip compares
-the digest before it opens the archive (for an sdist pip then asks its build script for metadata: the script of that
-very archive). Debian: `apt-get download`, which verifies against the signed index. Where they ask is their own
+the digest before it opens the archive (for an sdist pip then runs its build script for metadata: the script of that
+very archive). Debian: `apt-get download`, which verifies against the signed index. Which index they use is their own
 configuration.
 """
 
@@ -126,7 +126,7 @@ def _from_debian(identity: PackageIdentity, folder: Path) -> Path:
 def _ask(command: list[str], folder: Path, identity: PackageIdentity) -> str:
     """Run a client.
 
-    Return its words when it failed, "" when it did what was asked.
+    Return its output when it failed, else "".
     """
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
     try:

@@ -6,7 +6,7 @@ the child arms, for each page, a timer of its own CPU time whose signal ends it,
 process sees the pipe close, says why, and starts the next child when it is needed. Depth alone is no danger: a million
 nested elements are read in 3 s.
 
-Both bounds grow with the page, and lie above what real pages want. Measured: manuals, joined to 15 MiB, take 0.06 s and
+Both bounds grow with the page, and are above what real pages need. Measured: manuals, joined to 15 MiB, take 0.06 s and
 27 bytes a byte; a table of digits, the densest page that people write, 0.4 s a MiB and 66 bytes a byte; the fallback,
 for pages of up to 512 KiB, 1 s with its loading. Price: one process of 20 MB more a worker, and two copies of each page
 through a pipe.
@@ -34,7 +34,7 @@ from governance.malloc import keep_freed_memory
 MAX_PAGE_BYTES = 16 << 20
 """Larger pages are refused unread: what the parser makes of them would not fit a worker's memory."""
 SECONDS = 2.0
-"""CPU-seconds that any page may take: twice what the fallback takes on the largest page that it is asked about."""
+"""CPU-seconds that any page may take: twice what the fallback takes on the largest page that it reads."""
 SECONDS_PER_MIB = 1.0
 PAGE_MEMORY_BYTES = 256 << 20
 """Bytes of address space that any page may take beyond what the process has as it begins."""
@@ -52,7 +52,7 @@ _CHILDREN: dict[int, subprocess.Popen[bytes]] = {}  # by the process that starte
 _LOCK = threading.Lock()
 
 
-class _Asked(NamedTuple):
+class _PageRequest(NamedTuple):
     """A page as the child gets it."""
 
     data: bytes
@@ -238,13 +238,13 @@ def _bound_memory(size_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size_bytes, resource.RLIM_INFINITY))
 
 
-def _receive(source: IO[bytes]) -> _Asked:
+def _receive(source: IO[bytes]) -> _PageRequest:
     size, name_size, seconds, memory = _HEAD.unpack(_read(source, _HEAD.size))
     charset = _read(source, name_size).decode("utf-8")
-    return _Asked(_read(source, size), charset, seconds, memory)
+    return _PageRequest(_read(source, size), charset, seconds, memory)
 
 
-def _reply(asked: _Asked) -> tuple[object, bytes]:
+def _reply(asked: _PageRequest) -> tuple[object, bytes]:
     """The child's answer to one page, and the page's text."""
     import signal
 

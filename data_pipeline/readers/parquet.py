@@ -7,7 +7,7 @@ it is read here, libraries included). What cannot be read so is a page, or a dic
 the rows in front of the damage are records, the rest of its row group is one fault `unreadable_rows`. Page check sums
 are verified where a file has them.
 
-A value that stands once in a dictionary and a million times in a column is a bomb like any other: the bytes of text
+A value that a dictionary holds once and a column a million times is a bomb like any other: the bytes of text
 are counted against the bytes of the file (`streams.is_bomb`).
 
 A row whose file lacks the text's column is a fault like any row without text, so a file of another schema is counted
@@ -40,7 +40,7 @@ _DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
 
 @dataclass(frozen=True)
 class _Open:
-    """A Parquet file, and what is wanted of it."""
+    """A Parquet file and the columns to read."""
 
     reader: pq.ParquetFile
     source: IO[bytes]
@@ -119,7 +119,7 @@ def _read_group(opened: _Open, group: int, first: int, rows: int) -> Iterator[Re
         words = f"a page or dictionary of more than {MAX_RECORD_BYTES >> 20} MiB"
         yield _lost("page_too_large", opened, group, range(first, first + rows), words)
         return
-    # Damage costs the whole batch that it stands in: what this batch holds in front of it is read row by row.
+    # Damage costs its whole batch, so the rows of the batch in front of it are read one by one.
     for size in (batch_rows, 1):
         try:
             for batch in _batches(opened, group, size, count):
@@ -161,8 +161,8 @@ def _batch_rows(opened: _Open, group: int) -> int:
 
 
 def _lost(reason: str, opened: _Open, group: int, rows: range, words: str) -> RecordFault:
-    told = f"row group {group}, rows {rows.start} to {rows.stop - 1}: {words}"
-    return RecordFault(opened.file, rows.start, reason, sample(told))
+    details = f"row group {group}, rows {rows.start} to {rows.stop - 1}: {words}"
+    return RecordFault(opened.file, rows.start, reason, sample(details))
 
 
 def _words(error: BaseException) -> str:

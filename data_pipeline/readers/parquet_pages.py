@@ -1,11 +1,12 @@
 """Parquet footers and page headers: offsets and memory a reader needs.
 
 A page is the least that can be unpacked, so its size, and that of a chunk's dictionary, decide the memory that a column
-takes; Arrow does not show it. The footer Arrow shows, but ends the process (as C++ does with an error that nobody can
-catch) for some damaged ones, whose counts are only looked at when they are shown.
+takes. Arrow neither shows nor bounds them: a file of 25 kB whose one page unpacks to 800 MB takes 3.1 GB in pyarrow,
+whatever its arguments, and a fault here. The footer is read here too, because pyarrow ends the process on some damaged
+ones once their columns are looked at.
 
 Footer and headers are `FileMetaData` and `PageHeader` of parquet.thrift (Apache Parquet format 2) in Thrift's compact
-protocol. A header stands in front of each page, so a chunk is walked by reading a header and jumping over its page.
+protocol. Each page begins with a header, so a chunk is walked by reading a header and skipping its page.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _group(values: dict[int, Any]) -> RowGroup:
 
 def _chunk(values: dict[int, Any]) -> Chunk:
     begin, length = values[9], values[7]
-    if 0 < values.get(11, 0) < begin:  # a dictionary stands in front of the pages
+    if 0 < values.get(11, 0) < begin:  # a dictionary precedes the pages
         begin = values[11]
     if begin < 0 or length < 0:
         raise ValueError("the Parquet footer is damaged")
@@ -92,7 +93,7 @@ def pages(file: IO[bytes], chunk: Chunk) -> Iterator[PageHeader]:
     """The pages of a column chunk.
 
     Raises:
-        ValueError: something that is no page header stands where one should.
+        ValueError: bytes in place of a page header.
     """
     at, end = chunk.begin, chunk.begin + chunk.length
     while at < end:
@@ -119,23 +120,18 @@ def _page(file: IO[bytes], at: int) -> tuple[PageHeader, int]:
 
 
 class _Compact:
-    """Thrift's compact protocol, as far as Parquet uses it.
-
-    Structs as values by field number.
-    """
+    """Thrift's compact protocol, as far as Parquet uses it: structs as values by field number."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self.at = 0
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """The values of the struct that begins here.
-
-        `at` stands behind it then.
+        """The values of the struct at `at`, which moves behind it.
 
         Raises:
             IndexError: it does not end within the data.
-            ValueError: it is none.
+            ValueError: it is not a struct.
         """
         if depth > _MAX_NESTING:
             raise ValueError("nested too deep for Parquet")
@@ -161,7 +157,7 @@ class _Compact:
             return self._byte()
         if kind == _DOUBLE:
             return self._take(8)
-        raise ValueError(f"no type of Parquet: {kind}")
+        raise ValueError(f"not a type of Parquet: {kind}")
 
     def _list(self, depth: int) -> list[Any]:
         first = self._byte()
@@ -186,7 +182,7 @@ class _Compact:
             value |= (byte & 127) << shift
             shift += 7
             if shift > 63:
-                raise ValueError("no integer of Thrift")
+                raise ValueError("not an integer of Thrift")
         return value | byte << shift
 
     def _zigzag(self) -> int:

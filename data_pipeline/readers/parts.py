@@ -22,10 +22,7 @@ _NEWLINE = 10
 
 @dataclass(frozen=True)
 class FilePart:
-    """Some of a file's records.
-
-    Those of the bytes, or row groups, from `begin` to `end` (exclusive).
-    """
+    """The records in a range of a file's bytes or row groups, `end` exclusive."""
 
     begin: int
     end: int
@@ -36,11 +33,9 @@ class FilePart:
 
 
 def line_parts(path: Path, target: int) -> list[FilePart]:
-    """Cut a plain file between lines.
+    """Cut a plain file between lines into parts of at most `target` bytes, or of one line.
 
-    Each part as many whole lines as fit in `target` bytes, at least one.
-
-    A file of nothing but white space is one part.
+    A file of white space alone is one part.
     """
     cuts = [(0, 0)]  # where a part begins, and the number of its first line
     last = (0, 0)  # where the last line so far begins, and its number
@@ -69,16 +64,14 @@ def _cut(cuts: list[tuple[int, int]], last: tuple[int, int], starts: NDArray[np.
             cuts.append((int(starts[fit - 1]), last[1] + fit))
         elif last[0] > cuts[-1][0]:
             cuts.append(last)
-        else:  # a line longer than the target stands alone
+        else:  # a line longer than the target is a part of its own
             cuts.append((int(starts[fit]), last[1] + fit + 1))
 
 
 def group_parts(path: Path, target: int) -> list[FilePart]:
-    """Cut a Parquet file between row groups.
+    """Cut a Parquet file between row groups into parts of at most `target` bytes, or of one group.
 
-    Each part as many as fit in `target` bytes, at least one.
-
-    None where the footer cannot be read: the file is read whole then, which gives its fault.
+    No parts where the footer cannot be read: the file is then read whole, which yields its fault.
     """
     parts: list[FilePart] = []
     begin = first = rows = size = 0

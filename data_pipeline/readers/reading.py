@@ -28,9 +28,9 @@ from data_pipeline.readers.text import ending_of, read_member
 def read_items(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordFault]:
     """The records and faults of consecutive files of one source, in order.
 
-    A file without any is one fault.
+    An empty file is one fault.
 
-    `passed` counts, by reason, what stands in the files and is no record of the source.
+    `passed` counts, by reason, what the files hold besides records.
     """
     if isinstance(work.source, PackageSource):
         readings = _members(work.source, work.items)

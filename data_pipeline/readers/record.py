@@ -1,6 +1,6 @@
 """`Record` (becomes a document) and `RecordFault` (is quarantined).
 
-Promise: whatever stands in a source file is a record or a fault, with its file and position; a reader raises only for
+Promise: everything in a source file is a record or a fault, with its file and position; a reader raises only for
 what concerns the whole source (a file that is gone, a wrong configuration).
 
 Faults by reason:
@@ -10,7 +10,7 @@ Faults by reason:
     opt_out_not_string  opt_out_fetched_not_string
     empty_file         the file holds not a single record
     truncated_gzip  truncated_zstd  corrupt_gzip  corrupt_zstd  unreadable_member  unreadable_rows
-                       the file is torn: what stands before the tear was read, what stood after it is lost
+                       the file is torn: what precedes the tear was read, the rest is lost
     decompression_bomb a few bytes unpack to very many (streams.py says when); read up to the bound
     nested_too_deep    an archive in an archive in an archive in an archive
     page_too_large     a page of a Parquet file would not fit a worker's memory; the rest of its row group is lost
@@ -46,10 +46,7 @@ TORN = frozenset(
 
 @dataclass(frozen=True)
 class Record:
-    """One text as it stands in a source.
-
-    The fields are those of a document.
-    """
+    """One text of a source, with the fields of a document."""
 
     text: str
     file: str
@@ -63,9 +60,9 @@ class Record:
     fallback: bool = False
     """The main text of an HTML page was not found, so all of its text was taken."""
     opt_out: str = ""
-    """The rights holder's signals, joined by a blank; "none": looked for and not there; "": nobody looked."""
+    """The rights holder's signals, joined by a blank; "none": searched, none found; "": not searched."""
     opt_out_fetched: str = ""
-    """When those signals were read, ISO 8601; "": nobody looked."""
+    """When those signals were read, ISO 8601; "": not searched."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +77,7 @@ class RecordFault:
 
 @dataclass(frozen=True)
 class Fields:
-    """The names under which a row holds what a record needs.
-
-    "" where it holds none.
-    """
+    """Names of a row's values that a record needs; "" where the row has none."""
 
     text: str
     id: str = ""
@@ -134,19 +128,13 @@ def to_record(row: Mapping[str, Any], fields: Fields, file: str, position: int) 
 
 
 def _identity(value: Any) -> str:
-    """An id as text: a string or a whole number.
-
-    Anything else is none.
-    """
+    """An id as text: of a string or a whole number, else ""."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     return str(value) if whole or isinstance(value, str) else ""
 
 
 def _encodes(value: str) -> bool:
-    """Return whether `value` has a UTF-8 form.
-
-    Half of a surrogate pair, which a JSON escape can write, has none.
-    """
+    """Return whether `value` has a UTF-8 form; half of a surrogate pair (a JSON escape) has none."""
     if value.isascii():
         return True
     try:

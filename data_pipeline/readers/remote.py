@@ -1,6 +1,6 @@
 """Remote source files through fsspec: listed by pattern, fetched once.
 
-A file is fetched whole, as an artifact of the stage `fetch`, and not streamed from where it lies: a stage's key is made
+A file is fetched whole, as an artifact of the stage `fetch`, not streamed: a stage's key is made
 of its inputs' digests, so all bytes must have been seen before the first is read; a Parquet file or an archive is read
 from its end; and what a digest was taken of must be what is read, whatever the server does in between. Price: the root
 holds a copy (`assay` finds it again as long as the server says that the file is the same); memory one block.
@@ -10,7 +10,7 @@ size; of a file without any of these nothing is assumed, it is fetched and hashe
 
 Credentials are those of the environment, as fsspec's packages find them. Queries and passwords of URLs, which may hold
 secrets, are kept out of names and manifests; a hash stands for them. `file://` is a path of this machine and is read
-where it lies.
+in place.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def find_remote(patterns: tuple[str, ...], source: str) -> list[RemoteFile]:
 
     Raises:
         ConfigError: paths and URLs, or URLs of two kinds, in one source; or two files of one name.
-        MissingInput: a URL names no file, cannot be reached, or wants a package that is not installed.
+        MissingInput: a URL names no file, cannot be reached, or needs a package that is not installed.
     """
     schemes = sorted({pattern.partition("://")[0] if is_url(pattern) else "" for pattern in patterns})
     if len(schemes) > 1:
@@ -196,9 +196,9 @@ def _told(url: str, source: str) -> Iterator[None]:
         raise
     except ImportError as error:
         package = _PACKAGES.get(scheme, "")
-        mend = f"Install it: pip install {package}" if package else "Install the package that it names."
+        fix = f"Install it: pip install {package}" if package else "Install the package that it names."
         raise MissingInput(
-            f"source {source}: {scheme}:// wants a package that is not here ({error}). {mend}"
+            f"source {source}: {scheme}:// needs a package that is not installed ({error}). {fix}"
         ) from error
     except Exception as error:
         if isinstance(error, ValueError) and "Protocol not known" in str(error):

@@ -1,6 +1,6 @@
 """Records from Arrow batches, with dotted names for nested fields.
 
-Strings are taken as bytes and decoded here, value by value: so one value that is no UTF-8 spoils its own row only.
+Strings are taken as bytes and decoded here, value by value: so a value that is not UTF-8 spoils its own row only.
 Bytes (`binary`) are read as UTF-8 text, which older writers mean by them. Whole numbers serve as ids; a value of any
 other type is what the reasons `text_not_string`, `no_id` and so on are for.
 """

@@ -28,7 +28,7 @@ _LOCAL_ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz", ".json
 
 @functools.cache
 def _linear(expression: str) -> Any:
-    """The expression, compiled; its errors are told by the caller, not logged."""
+    """The expression, compiled; errors are reported by the caller, not logged."""
     options = re2.Options()
     options.log_errors = False
     return re2.compile(expression, options)
@@ -40,7 +40,7 @@ class Origin(Section):
     name: str = Field(pattern=r"^[a-z0-9-]+$")
     """Unique among the sources; the first part of each document's id."""
     licence: str = Field(pattern=r"^[A-Za-z0-9(][A-Za-z0-9 .+:()-]*$")
-    """SPDX licence expression of the texts; "NOASSERTION" when nobody knows."""
+    """SPDX licence expression of the texts; "NOASSERTION" where unknown."""
     language: str = Field(default="", pattern=r"^([a-z]{2,3}(-[A-Za-z0-9]+)*)?$")
     """ISO 639 code of the texts where the source is of one language; a hint, the documents are still identified."""
     url: str = ""
@@ -108,13 +108,13 @@ class _Pages(Origin):
             groups = _linear(value).groupindex
         except re2.error as error:
             words = error.args[0].decode() if isinstance(error.args[0], bytes) else error
-            raise ValueError(f"is no regular expression: {words}") from error
+            raise ValueError(f"is not a regular expression: {words}") from error
         if value and "language" not in groups:
-            raise ValueError("wants a group named language: (?P<language>...)")
+            raise ValueError("needs a group named language: (?P<language>...)")
         return value
 
     def language_of(self, file: str) -> str:
-        """The language that a file's name tells, else the source's own."""
+        """The language given by a file's name, else the source's own."""
         name = file.encode("utf-8", "replace").decode("utf-8")  # RE2 reads UTF-8, a file's name may be anything
         found = _linear(self.language_by_path).search(name) if self.language_by_path else None
         return (found.group("language") or self.language) if found else self.language
@@ -149,7 +149,7 @@ class WarcSource(Origin, _Paths):
 
     type: Literal["warc"]
     content_types: tuple[str, ...] = Field(default=("text/html", "application/xhtml+xml", "text/plain"), min_length=1)
-    """Media types of the payloads that are read; responses of other types are no records of this source."""
+    """Media types of the payloads that are read; responses of other types are skipped."""
     min_text_characters: int = Field(default=1, ge=1)
     """Characters of main text below which a page holds no document: it is quarantined."""
     opt_out_paths: tuple[str, ...] = ()
@@ -165,7 +165,7 @@ class PackageSource(_Pages):
 
     type: Literal["package"]
     index: Literal["pypi", "debian"] = "pypi"
-    """Which index: what `pip` or `apt-get` of this machine is set up to ask."""
+    """The index, as `pip` or `apt-get` of this machine is set up to use it."""
     package: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
     """The package's name."""
     version: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9.+!~:_-]*)?$")
@@ -186,7 +186,7 @@ class PackageSource(_Pages):
     @model_validator(mode="after")
     def _is_pinned(self) -> PackageSource:
         if self.index == "pypi" and not (self.version and self.sha256):
-            raise ValueError("a package of pypi wants version and sha256 (pip hash FILE prints it)")
+            raise ValueError("a package of pypi needs version and sha256 (pip hash FILE prints it)")
         return self
 
     @property
@@ -217,9 +217,9 @@ class HubSource(_Rows):
     def _is_pinned(self) -> HubSource:
         local = self.dataset.startswith(("/", ".", "~")) or self.dataset.endswith(_LOCAL_ENDINGS)
         if self.revision and (local or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.dataset)):
-            raise ValueError(f"dataset = {self.dataset!r} is no hub id (owner/name): local files take no revision")
+            raise ValueError(f"dataset = {self.dataset!r} is not a hub id (owner/name): local files take no revision")
         if not self.revision and self.config_name:
-            raise ValueError("config_name is for a data set of the hub, which wants revision = its commit")
+            raise ValueError("config_name is for a data set of the hub, which needs revision = its commit")
         return self
 
 

@@ -1,6 +1,6 @@
 """Byte and line streams of plain, .gz and .zst files.
 
-Promise: memory stays level whatever the file's size, and a torn file gives all that stands before the tear, then
+Promise: memory stays level whatever the file's size, and a torn file yields everything before the tear, then
 `TornStream`. The libraries' own file objects do not: one drops what it had decoded when the end is missing, the other
 takes a missing end for the end.
 
@@ -28,7 +28,7 @@ BOMB_BYTES = 128 << 20
 BOMB_RATIO = 250
 _GZIP_HEADER = 31  # zlib's window bits for "a gzip member with header and check sum"
 _ZSTD_STEP_BYTES = 512  # a call's output has no bound, so its input is small: 512 bytes give at most 16 MiB
-_ZSTD_WINDOW_BYTES = 1 << 31  # the largest that `zstd --ultra --long=31` writes; only a frame that wants it uses it
+_ZSTD_WINDOW_BYTES = 1 << 31  # the largest that `zstd --ultra --long=31` writes; only a frame that needs it uses it
 
 
 class TornStream(Exception):
@@ -195,7 +195,7 @@ def _unzstd(raw: Iterator[bytes]) -> Iterator[bytes]:
 def _inflate(new: Callable[[], Any], damage: type[Exception], name: str) -> Unpack:
     """An unpacker out of the standard library's decompressor of .xz or .bz2.
 
-    Several streams may stand in a row.
+    Several streams may follow one another.
     """
 
     def unpack(raw: Iterator[bytes]) -> Iterator[bytes]:

@@ -56,7 +56,7 @@ def _read_whole(pieces: Iterable[bytes], file: str, ending: str) -> Iterator[Rec
 
 
 def read_plain(data: bytes, file: str) -> Record | RecordFault:
-    """A text file as it stands, without its byte-order mark."""
+    """A text file, without its byte-order mark."""
     try:
         return Record(data.removeprefix(b"\xef\xbb\xbf").decode("utf-8"), file, 0)
     except UnicodeDecodeError:

@@ -6,7 +6,7 @@ unique), its url the target URI, and `opt_out` what headers, `meta` elements and
 reserve, read on WARC-Date.
 
 Passed over, by reason: `not_a_response` (requests, metadata, revisits ...), `status_not_200`, `other_content_type`.
-They are no records of the source, so no fault: a crawl holds millions of them.
+They are not records of the source, hence not faults: a crawl holds millions of them.
 
 Faults: `warc_torn_record`, `warc_bad_header` (the next record is found again), `warc_digest_mismatch` (the block is not
 what WARC-Block-Digest says), `warc_bad_http`, `warc_bad_payload` (its chunks or its compression break off),
@@ -62,7 +62,7 @@ class _Response:
 
 @dataclass(frozen=True)
 class _Payload:
-    """The body of a response that the source wants, without its encodings."""
+    """The body of a chosen response, without its encodings."""
 
     place: int
     response: _Response
@@ -79,7 +79,7 @@ def read_warc(
 ) -> Iterator[Record | RecordFault]:
     """Records and faults of one WARC file, in order.
 
-    `rules` is what hosts say of their pages (`load_host_rules`); `passed` counts what is passed over, by reason.
+    `rules` holds the hosts' statements (`load_host_rules`); `passed` counts skipped records by reason.
 
     Raises:
         MissingInput: the file cannot be opened.
@@ -207,7 +207,7 @@ def payload(headers: Iterable[tuple[str, str]], body: bytes, truncated: bool = F
     """Decoded payload of a response, or the fault's reason.
 
     Crawlers often store what they have decoded with the headers as they came: a body that does not begin as its
-    encoding does is taken as it is. What breaks off half-way is a fault, unless the crawler has told it (`truncated`).
+    encoding does is taken as it is. What breaks off half-way is a fault, unless the crawler declared it (`truncated`).
     """
     encodings: list[str] = []
     chunked = False
@@ -298,7 +298,7 @@ def host_files(path: Path) -> Iterator[tuple[str, str, bytes]]:
     URL, when it was read, body.
 
     A WARC's responses of status 200, and of 4xx as empty files (RFC 9309: nothing is forbidden then); or JSON Lines of
-    `{"url", "fetched", "body"}`, where a line of another kind is passed over.
+    `{"url", "fetched", "body"}`, where other lines are ignored.
 
     Raises:
         MissingInput: the file cannot be opened, or is torn.

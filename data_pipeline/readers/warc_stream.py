@@ -1,6 +1,6 @@
 """WARC records (ISO 28500) in plain, gzip or zstd members.
 
-Promise: every whole record is found, whatever happened to others; what is torn is told once, with the byte at which its
+Promise: every whole record is found, whatever happened to others; damage is reported once, with the byte at which its
 member begins (in a plain file: at which it begins), and reading goes on at the next member or header. fastwarc, which
 parses the records elsewhere, stops for good at the first damage, and takes a cut record for a whole one.
 
@@ -50,7 +50,7 @@ class RawRecord:
 
 @dataclass(frozen=True)
 class TornRecord:
-    """A place where there is no whole record."""
+    """A stretch without a whole record."""
 
     place: int
     reason: str
@@ -231,7 +231,7 @@ def _dictionary(source: IO[bytes]) -> bytes:
     try:
         return zstandard.ZstdDecompressor().decompress(data, max_output_size=MAX_BLOCK_BYTES)
     except zstandard.ZstdError:
-        return b""  # then every member is told as torn
+        return b""  # then every member is reported as torn
 
 
 class _Parser:
@@ -345,7 +345,7 @@ class _Parser:
         return torn
 
     def _found_again(self) -> bool:
-        """Drop what stands before the next header."""
+        """Drop everything before the next header."""
         found = _START.search(self._buffer)
         if not found:
             self._drop(max(0, len(self._buffer) - _BEHIND_BYTES))

@@ -186,7 +186,7 @@ def test_the_first_of_an_id_stays_across_shards(tmp_path):
     assert len(digests) == 1
 
 
-def test_one_id_in_two_sources_is_no_duplicate(tmp_path):
+def test_one_id_in_two_sources_is_not_a_duplicate(tmp_path):
     write_rows(tmp_path / "x.jsonl", [{"text": "a", "id": "1"}])
     manifest = made([jsonl("a", id_field="id"), jsonl("b", id_field="id")], tmp_path, tmp_path / "root")
     assert [document.id for document in documents(manifest, tmp_path / "root")] == ["a/1", "b/1"]
@@ -309,7 +309,7 @@ def test_missing_files_and_folders(tmp_path):
     with pytest.raises(MissingInput, match=r"source a: '\*\.jsonl' names no file"):
         made([jsonl()], tmp_path, tmp_path / "root")
     (tmp_path / "x.doc").write_bytes(b"x")
-    with pytest.raises(ConfigError, match=r"'x\.doc' is none of"):
+    with pytest.raises(ConfigError, match=r"'x\.doc' is not one of"):
         made([TextSource(type="text", name="t", licence="MIT", paths=("*.doc",))], tmp_path, tmp_path / "root")
 
 
@@ -369,10 +369,10 @@ def test_a_package_becomes_documents(tiny, tmp_path):
     assert len(digests) == 2, "how sources are cut is part of the recipe"
 
 
-def test_patterns_that_choose_nothing_or_what_is_no_text(tiny, tmp_path):
+def test_patterns_that_match_nothing_or_files_of_other_kinds(tiny, tmp_path):
     with pytest.raises(MissingInput, match=r"no file in tiny-1\.0-py3-none-any\.whl matches '\*\.md'"):
         made([tiny(files=("tiny/*.txt", "*.md"))], tmp_path, tmp_path / "root")
-    with pytest.raises(ConfigError, match=r"'tiny/setup\.py' is none of"):
+    with pytest.raises(ConfigError, match=r"'tiny/setup\.py' is not one of"):
         made([tiny(files=("tiny/*.py",))], tmp_path, tmp_path / "root")
 
 

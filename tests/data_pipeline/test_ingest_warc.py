@@ -73,7 +73,7 @@ def test_what_hosts_say_is_an_input(tmp_path, crawl):
         made(tmp_path, "r1", opt_out_paths=("none.jsonl",))
 
 
-def test_a_torn_archive_is_told_with_its_byte(tmp_path, crawl):
+def test_a_torn_archive_is_reported_with_its_byte(tmp_path, crawl):
     path = tmp_path / "a.warc.gz"
     cut = crawl["a.warc.gz"][7] + 100
     path.write_bytes(path.read_bytes()[:cut])

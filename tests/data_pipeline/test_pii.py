@@ -80,7 +80,7 @@ def test_what_only_looks_like_it_is_left(text, frame):
     assert find(frame.format(text)) == []
 
 
-def test_vague_numbers_count_only_beside_a_word():
+def test_vague_numbers_count_only_next_to_a_word():
     assert find("Inhabitants: 668 570 211 in all") == []
     assert [finding.type for finding in find("Please call 668 570 211 today")] == ["phone"]
     assert [finding.type for finding in find("x\n72 128 827 - office")] == ["phone"]
@@ -236,8 +236,10 @@ def test_counting_leaves_texts_and_types_choose(tmp_path):
 
 
 @pytest.mark.parametrize("values", [{"types": ["passports"]}, {"actions": {"mail": "mask"}}, {"types": ["zzz"]}])
-def test_an_unknown_type_is_told(values):
-    with pytest.raises(ConfigError, match=r"no type of personal data(\.|; did you mean '\w+'\?) Families: contact, "):
+def test_an_unknown_type_is_refused(values):
+    with pytest.raises(
+        ConfigError, match=r"not a type of personal data(\.|; did you mean '\w+'\?) Families: contact, "
+    ):
         validate(values, PiiConfig, "run.toml")
 
 

@@ -1,4 +1,4 @@
-"""Mask, replace, pseudonymise, count: what stands in a finding's place, and where the key may not appear."""
+"""Mask, replace, pseudonymise, count: the text in place of a detection, and where the key may not appear."""
 
 import hmac
 import re
@@ -112,14 +112,14 @@ def test_the_key_decides_the_artifact_and_its_path_does_not(tmp_path, monkeypatc
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_a_missing_or_short_key_is_told_before_any_work(tmp_path, monkeypatch):
+def test_a_missing_or_short_key_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.delenv("ASSAY_PII_KEY_FILE", raising=False)
     (tmp_path / "short").write_bytes(b"x" * 31)
     input_ = documents(tmp_path)
-    with pytest.raises(ConfigError, match="wants a key"):
+    with pytest.raises(ConfigError, match="needs a key"):
         redact(input_, settings_of(action="pseudonymise"), Runtime(tmp_path))
     with pytest.raises(ConfigError, match=r"key_file = 'none'.*No such file"):
         redact(input_, settings_of(actions={"email": "pseudonymise"}, key_file="none"), Runtime(tmp_path), tmp_path)
-    with pytest.raises(ConfigError, match="31 bytes, wants at least 32"):
+    with pytest.raises(ConfigError, match="31 bytes, needs at least 32"):
         read_key("short", tmp_path)
     redact(input_, settings_of(types=["card"], actions={"email": "pseudonymise"}), Runtime(tmp_path))  # none is made

@@ -1,4 +1,4 @@
-"""National numbers: the published examples pass, one wrong digit does not, weak proofs want a word beside them."""
+"""National numbers: the published examples pass, one wrong digit does not, weak checks need a word next to them."""
 
 import inspect
 import random
@@ -11,7 +11,7 @@ import pytest
 from data_pipeline.pii import national_checks
 from data_pipeline.pii.canary_values import MAKERS, Draw
 from data_pipeline.pii.checksums import is_bech32
-from data_pipeline.pii.detections import FAMILIES, TYPES, expand, stands_alone
+from data_pipeline.pii.detections import FAMILIES, TYPES, expand, is_whole_token
 from data_pipeline.pii.redact import find
 
 # From the offices' own publications, the acts that define the numbers, or worked out by hand from them.
@@ -64,7 +64,7 @@ NAMED = {
 
 @pytest.mark.parametrize(("kind", "value"), [(kind, value) for kind, values in ALONE.items() for value in values])
 @pytest.mark.parametrize("frame", ["{}", "It is {}.", "({})", "x: {}, y", "号{}号", 'a\n"{}"\nb', "a,{},b"])
-def test_a_strong_proof_stands_by_itself(kind, value, frame):
+def test_a_strong_check_suffices(kind, value, frame):
     text = frame.format(value)
     assert [(found.type, text[found.start : found.end]) for found in find(text)] == [(kind, value)]
 
@@ -73,7 +73,7 @@ def test_a_strong_proof_stands_by_itself(kind, value, frame):
     ("kind", "frame", "value"),
     [(kind, frame, value) for kind, (frame, values) in NAMED.items() for value in values],
 )
-def test_a_weak_proof_wants_a_word(kind, frame, value):
+def test_a_weak_check_needs_a_word(kind, frame, value):
     text = frame.format(value)
     assert [(found.type, text[found.start : found.end]) for found in find(text)] == [(kind, value)]
     assert all(found.type != kind for found in find(f"The lot {value} was sold."))
@@ -90,7 +90,7 @@ PROVED = [kind for kind in ALONE if kind not in ("us_ssn", "uk_nino", "in_pan")]
 
 
 @pytest.mark.parametrize("kind", PROVED)
-def test_a_wrong_digit_is_no_number(kind):
+def test_a_wrong_digit_fails(kind):
     """One place of a CURP proves nothing by design (its weight is 10 modulo 10), nor may an Estonian check digit, which
     has two rows of weights."""
     outcomes = [any(found.type == kind for found in find(wrong)) for value in ALONE[kind] for wrong in changed(value)]
@@ -98,7 +98,7 @@ def test_a_wrong_digit_is_no_number(kind):
 
 
 @pytest.mark.parametrize("kind", ["ca_sin", "uk_nhs", "nl_bsn", "in_aadhaar", "au_tfn"])
-def test_a_wrong_digit_beside_its_word_is_no_number(kind):
+def test_a_wrong_digit_next_to_its_word_fails(kind):
     frame, values = NAMED[kind]
     assert not [wrong for value in values for wrong in changed(value) if find(frame.format(wrong))
                 and find(frame.format(wrong))[0].type == kind]  # fmt: skip
@@ -118,7 +118,7 @@ def test_decoys_stay(text):
     assert [found for found in find(text) if found.type in FAMILIES["national_id"]] == []
 
 
-def test_a_random_number_seldom_passes_what_stands_by_itself():
+def test_a_random_number_seldom_passes_a_strong_check():
     """The rule of the module: less than one in a hundred, for each type whose bare digits count."""
     draw = random.Random(7)
     tests = {"br_cpf": 11, "de_steuer_id": 11, "be_rrn": 11, "pl_pesel": 11, "no_fodselsnummer": 11, "tr_kimlik": 11,
@@ -179,6 +179,6 @@ def test_names_of_types_and_families():
     [("a 12 b", True), ("x12", False), ("12x", False), ("3.12", False), ("12.5", False), ("12.", True), ("a/12", False),
      ("12%", False), ("中12中", True)],
 )  # fmt: skip
-def test_where_a_number_stands_alone(text, alone):
+def test_where_a_number_is_whole_token(text, alone):
     start = text.index("12")
-    assert stands_alone(text, start, start + 2) is alone
+    assert is_whole_token(text, start, start + 2) is alone

@@ -1,4 +1,4 @@
-"""What the run's file names and is not there is told before the first stage, all in one message."""
+"""Preflight: missing files of the run's file are reported before the first stage, in one message."""
 
 import json
 
@@ -44,7 +44,7 @@ def made(folder, values) -> list[str]:
 
 
 @pytest.mark.parametrize("what", MISSING)
-def test_what_is_not_there_is_told_before_anything_is_made(folder, what):
+def test_missing_files_are_reported_before_anything_is_made(folder, what):
     with pytest.raises(MissingInput) as told:
         made(folder, MISSING[what])
     assert "gone-a" in str(told.value)
@@ -52,7 +52,7 @@ def test_what_is_not_there_is_told_before_anything_is_made(folder, what):
     assert not (folder / "made").exists()
 
 
-def test_all_that_is_missing_stands_in_one_message(folder):
+def test_all_missing_files_are_in_one_message(folder):
     values = {}
     for more in MISSING.values():
         values |= more
@@ -63,7 +63,7 @@ def test_all_that_is_missing_stands_in_one_message(folder):
     assert len(lines) == 8
 
 
-def test_an_engine_that_is_not_installed_is_told_before_anything_is_made(folder, monkeypatch):
+def test_an_engine_that_is_not_installed_is_reported_before_anything_is_made(folder, monkeypatch):
     monkeypatch.setattr(join.importlib.util, "find_spec", lambda name: None)
     config = validate({"sources": [SOURCE]}, DataConfig, "run.toml")
     with pytest.raises(MissingInput, match=r"pip install 'assay-pretrain\[ray\]'"):
@@ -98,7 +98,7 @@ def test_a_name_given_twice_is_a_fault_of_the_file(folder, values):
 
 
 @pytest.mark.parametrize("stage", ["lists", "classifier", "evaluation_sets"])
-def test_what_stands_in_files_beside_the_corpus_is_read_before_the_corpus(folder, stage):
+def test_files_next_to_the_corpus_are_read_before_the_corpus(folder, stage):
     (folder / "torn.jsonl").write_bytes(b"\xff\xfe\n")
     values = {
         "lists": {"lists": {"words": {"en": ["torn.jsonl"]}}},

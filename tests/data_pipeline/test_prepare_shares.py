@@ -1,4 +1,4 @@
-"""`assay data prepare --share` and `--join` on small corpora: whatever their order, the digests of one plain run."""
+"""`assay data prepare --share` and `--join` on small corpora: in any order, the digests of one plain run."""
 
 import contextlib
 import gzip
@@ -181,7 +181,7 @@ def test_a_share_reads_no_source_to_know_its_digest(project, capsys):
     assert "left at ingest: 1 of 1 shards are missing" in capsys.readouterr().out
 
 
-def test_a_wrong_path_is_told_by_a_share_and_a_join(project, capsys):
+def test_a_wrong_path_is_reported_by_a_share_and_a_join(project, capsys):
     text = (
         (project / "run.toml").read_text().replace("[data.encode]", '[data.lists]\ndomains = ["no.txt"]\n[data.encode]')
     )

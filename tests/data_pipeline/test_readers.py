@@ -1,4 +1,4 @@
-"""Lines, compressed streams, JSON Lines, CSV, text and HTML: nothing is lost, whatever the bytes are."""
+"""Lines, compressed streams, JSON Lines, CSV, text and HTML: nothing is lost, for any bytes."""
 
 import csv
 import gzip
@@ -85,7 +85,7 @@ def test_whole_streams_of_several_members(tmp_path, ending):
     assert until_tear(path) == (b"".join(parts), "")
 
 
-def test_zero_padding_behind_a_gzip_member_is_no_tear(tmp_path):
+def test_zero_padding_behind_a_gzip_member_is_not_a_tear(tmp_path):
     assert until_tear(written(tmp_path, "x.gz", gzip.compress(b"text") + bytes(512))) == (b"text", "")
 
 
@@ -273,12 +273,12 @@ def test_a_torn_csv_member():
 # --- text and HTML
 
 
-def test_plain_text_stands_as_it_is():
+def test_plain_text_is_kept_unchanged():
     assert read_plain(b"\xef\xbb\xbfa\r\nb", "f.txt") == Record("a\r\nb", "f.txt", 0)
     assert read_plain(b"a\xff", "f.txt").reason == "not_utf8"
 
 
-def test_a_torn_text_is_no_document():
+def test_a_torn_text_is_not_a_document():
     def torn():
         yield b"half"
         raise TornStream("truncated_gzip")

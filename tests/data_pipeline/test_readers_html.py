@@ -1,4 +1,4 @@
-"""HTML: the page's own text and no one else's, in the right characters, in bounded time whatever the page is."""
+"""HTML: the page's own text and no one else's, in the right characters, in bounded time for any page."""
 
 import gzip
 import json
@@ -63,7 +63,7 @@ def test_the_article_and_nothing_else(name):
 @given(
     st.lists(st.sampled_from([MENU, f"<ul>{MENU}</ul>", TEASERS, FOOTER, f"<p>{COOKIES}</p>"]), max_size=4), st.data()
 )
-def test_what_stands_in_boxes_around_an_article_is_left_out(around, data):
+def test_boxes_around_an_article_are_left_out(around, data):
     before = data.draw(st.integers(0, len(around)))
     boxes = [f"<div>{box}</div>" for box in around]
     page = "".join([*boxes[:before], f"<div>{PARAGRAPHS}</div>", *boxes[before:]])
@@ -89,7 +89,7 @@ def test_a_paragraph_about_cookies_is_a_paragraph():
     assert own_lines(page) == [PROSE[0], COOKIES, PROSE[1]]
 
 
-def test_a_discussion_is_the_pages_own_text_when_there_is_no_other():
+def test_a_discussion_is_the_main_text_of_a_page_without_an_article():
     assert own_lines(f'<ul>{MENU}</ul><div id="comments">{PARAGRAPHS}</div>') == PROSE
 
 
@@ -119,7 +119,7 @@ def test_whatever_the_nesting_all_lines_are_of_the_page_and_no_mark_is_left(piec
     assert set(re.findall(r"\w+", text)) <= words
 
 
-def test_marks_are_set_beside_tags_only():
+def test_marks_are_placed_next_to_tags_only():
     page = '<DIV Class="a"><a href=x>y</a><a name=z></a><td\n>c</td><divider></div><article>'
     assert mark_containers(page).replace(MARK, "!") == (
         '<DIV Class="a">!o<a href=x>!Ly!l</a><a name=z>!l</a><td\n>!Cc!c</td><divider>!e</div><article>!M'
@@ -284,7 +284,7 @@ def test_a_child_that_dies_between_pages_is_replaced():
     assert read_page(PARAGRAPHS.encode()).text
 
 
-def test_a_child_that_cannot_start_is_told(monkeypatch):
+def test_a_child_that_cannot_start_is_reported(monkeypatch):
     page_process.close()
     monkeypatch.setattr(page_process, "_CHILD", "raise SystemExit(1)")
     with pytest.raises(PipelineError, match="resiliparse"):

@@ -79,7 +79,7 @@ def test_the_source_says_whether_links_are_followed(tmp_path):
     assert made("r2", follow=False).digest == allowed.digest, "the way to a file is no part of what it is"
 
 
-def test_links_that_stay_inside_are_no_matter(tmp_path):
+def test_links_that_stay_inside_are_followed(tmp_path):
     folder, _ = outside(tmp_path)
     os.symlink("a.txt", folder / "b.txt")
     os.symlink("deep", folder / "again")

@@ -131,7 +131,7 @@ def test_any_bytes_are_a_robots_file(data):
     parse_robots(b"User-agent: *\nDisallow: " + data).allows("x", "/y")
 
 
-def test_marks_comments_and_what_lies_beyond_the_bound():
+def test_byte_order_marks_comments_and_the_size_bound():
     assert not allows("\ufeffUser-agent: * # all\nDisallow: /a # this\nSitemap: /b", "x", "/a")
     long = "User-agent: *\n" + "# padding\n" * (MAX_ROBOTS_BYTES // 10) + "Disallow: /"
     assert allows(long, "x", "/a")
@@ -232,7 +232,7 @@ def test_the_date_is_the_oldest_of_what_was_read_and_order_does_not_matter():
     assert sorted(host_rules(FILES)) == ["a.example", "b.example", "c.example:8080"]
 
 
-def test_other_crawlers_can_be_asked_for():
+def test_other_crawlers_can_be_named():
     rules = host_rules([("https://a/robots.txt", "2024", b"User-agent: OwnBot\nDisallow: /")])
     assert page_opt_out("https://a/", (), "2024", rules)[0] == "none"
     assert page_opt_out("https://a/", (), "2024", rules, [*AI_CRAWLERS, "OwnBot"])[0] == "robots.txt:OwnBot"

@@ -57,7 +57,7 @@ def test_what_was_written_is_read_whatever_the_layout(
         assert all(part.bytes <= target or part.end - part.begin == 1 for part in parts)
 
 
-def test_every_field_is_taken_where_it_stands(tmp_path):
+def test_every_field_is_read_at_its_place(tmp_path):
     rows = {
         "doc": [{"body": "one", "id": 7}, None, {"body": None, "id": 8}],
         "link.to": ["u", None, "w"],
@@ -71,7 +71,7 @@ def test_every_field_is_taken_where_it_stands(tmp_path):
     assert (second.reason, third.reason) == ("text_not_string", "text_not_string")
 
 
-def test_a_type_that_is_no_text_is_a_fault_a_row(tmp_path):
+def test_a_column_of_another_type_is_a_fault_a_row(tmp_path):
     for values in ([1, 2], [["a"], ["b"]], [{"a": "b"}, None], [1.5, 2.5], [True, False]):
         path = written(tmp_path / "x.parquet", pa.table({"text": values}))
         assert texts(read_parquet(path, "f", FIELDS)) == ["text_not_string"] * 2
@@ -121,7 +121,7 @@ def test_damage_costs_the_rest_of_its_row_group_and_nothing_else(tmp_path, monke
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" + bytes(100) + b"PAR1", b"no parquet at all" * 100])
-def test_what_is_no_parquet(tmp_path, data):
+def test_files_that_are_not_parquet(tmp_path, data):
     path = tmp_path / "x.parquet"
     path.write_bytes(data)
     (fault,) = read_parquet(path, "f", FIELDS)
@@ -145,7 +145,7 @@ def test_no_damage_is_worse_than_a_fault(tmp_path_factory, data):
     assert all(isinstance(piece, Record | RecordFault) for piece in pieces)
 
 
-def test_a_page_that_would_not_fit_is_told_and_the_other_groups_are_read(tmp_path, monkeypatch):
+def test_a_page_that_would_not_fit_is_a_fault_and_the_other_groups_are_read(tmp_path, monkeypatch):
     rows = ["a" * 10] * 100 + ["b" * 5000] * 100 + ["c"] * 100
     for dictionary in (False, True):
         path = written(tmp_path / "x.parquet", pa.table({"text": rows}), row_group_size=100, use_dictionary=dictionary)

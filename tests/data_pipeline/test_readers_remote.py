@@ -108,7 +108,7 @@ def test_a_package_that_is_not_installed_is_named(url, package):
         find_remote((url,), "s")
 
 
-def test_a_full_disk_is_no_fault_of_the_source(tmp_path, memory, monkeypatch):
+def test_a_full_disk_is_not_blamed_on_the_source(tmp_path, memory, monkeypatch):
     def full(path):
         raise StorageError("full")
 

@@ -51,10 +51,10 @@ HUB = {"type": "hub", "dataset": "owner/name"}
         ({"type": "jsonl", "paths": ["a"], "name": "A b"}, "should match pattern"),
         ({"type": "jsonl", "paths": ["a"], "licence": ""}, "should match pattern"),
         ({"type": "jsonl", "paths": ["a"], "text_fild": "x"}, "did you mean 'text_field'"),
-        ({"type": "text", "paths": ["a"], "language_by_path": "("}, "is no regular expression"),
-        ({"type": "text", "paths": ["a"], "language_by_path": "/(..)/"}, "wants a group named language"),
-        (PYPI | {"sha256": ""}, "wants version and sha256"),
-        (PYPI | {"version": ""}, "wants version and sha256"),
+        ({"type": "text", "paths": ["a"], "language_by_path": "("}, "is not a regular expression"),
+        ({"type": "text", "paths": ["a"], "language_by_path": "/(..)/"}, "needs a group named language"),
+        (PYPI | {"sha256": ""}, "needs version and sha256"),
+        (PYPI | {"version": ""}, "needs version and sha256"),
         (PYPI | {"package": "--requirement=x"}, "should match pattern"),
         (PYPI | {"version": "1 --hash=x"}, "should match pattern"),
         (HUB | {"revision": "main"}, "should match pattern"),
@@ -63,10 +63,10 @@ HUB = {"type": "hub", "dataset": "owner/name"}
         (HUB | {"split": "a/b"}, "should match pattern"),
         ({"type": "warc", "paths": ["a"], "content_types": []}, "at least 1"),
         ({"type": "parquet", "paths": ["a"], "follow_links": 1}, "follow_links"),
-        (HUB | {"config_name": "en"}, "wants revision"),
+        (HUB | {"config_name": "en"}, "needs revision"),
     ],
 )
-def test_a_wrong_source_is_told_with_the_mend(values, words):
+def test_a_wrong_source_is_reported_with_its_fix(values, words):
     with pytest.raises(ConfigError, match=words):
         source(**values)
 
@@ -211,7 +211,7 @@ def test_debian_packages(tmp_path, ending):
     assert contents(path, "usr/*") == [("usr/a.html", b"1" * 100_000), ("usr/b.txt", b"2")]
 
 
-def test_a_name_that_stands_twice_in_a_tar_is_two_members(tmp_path):
+def test_a_name_that_occurs_twice_in_a_tar_is_two_members(tmp_path):
     path = tmp_path / "x.tar.gz"
     path.write_bytes(tar_of([("a.txt", b"1"), ("a.txt", b"2"), ("b.md", b"3")]))
     assert contents(path, "*.txt") == [("a.txt", b"1"), ("1;a.txt", b"2")]
@@ -228,7 +228,7 @@ def test_a_damaged_member_is_torn_and_the_others_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"no archive at all", tar_of([("a", os.urandom(5000))])[:2000]])
-def test_what_is_no_archive(tmp_path, data):
+def test_files_that_are_not_archives(tmp_path, data):
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(MissingInput, match="cannot be read as an archive"):
         list(members(tmp_path / "x", ["*"]))
@@ -371,7 +371,7 @@ def test_which_local_files_a_dataset_names(tmp_path):
     assert [file.name for file in local_files(hub("d"), tmp_path)] == ["b.jsonl.zst", "sub/a.parquet"]
     with pytest.raises(MissingInput, match="revision = 40 hexadecimal digits"):
         local_files(hub("owner/name"), tmp_path)
-    with pytest.raises(ConfigError, match=r"README\.md is none of"):
+    with pytest.raises(ConfigError, match=r"README\.md is not one of"):
         local_files(hub("d/README.md"), tmp_path)
     with pytest.raises(ConfigError, match="was not saved with several splits"):
         local_files(hub("d", split="test"), tmp_path)

@@ -1,4 +1,4 @@
-"""Web archives: every whole record is read, whatever happened to the others, and what is torn is told with its byte."""
+"""Web archives: every whole record is read, whatever the damage to others, and damage is reported with its byte."""
 
 import base64
 import gzip
@@ -109,7 +109,7 @@ def test_a_zstd_dictionary_in_front_is_used(tmp_path):
     assert ["page" in piece.text for piece in found] == [True] * 3
 
 
-def test_what_is_no_page_is_passed_over_and_counted(tmp_path):
+def test_records_that_are_not_pages_are_skipped_and_counted(tmp_path):
     records = [
         warc(b"software: x\r\n", "warcinfo"),
         warc(b"GET / HTTP/1.1\r\n\r\n", "request"),
@@ -134,7 +134,7 @@ def test_plain_text_is_taken_whole_and_pages_without_text_are_quarantined(tmp_pa
 
 @settings(max_examples=150)
 @given(st.sampled_from(["plain", "gzip", "zstd"]), st.data())
-def test_cut_anywhere_all_before_is_read_and_the_cut_record_is_told(tmp_path_factory, way, data):
+def test_cut_anywhere_all_before_is_read_and_the_cut_record_is_reported(tmp_path_factory, way, data):
     members = squeezed(pages(4), way)
     whole = b"".join(members)
     cut = data.draw(st.integers(1, len(whole)))
@@ -206,7 +206,7 @@ def test_a_block_that_its_digest_denies_is_quarantined(tmp_path):
         (warc(b""), "warc_bad_http"),
     ],
 )
-def test_nonsense_is_told(tmp_path, data, reason):
+def test_nonsense_is_reported(tmp_path, data, reason):
     found = read(tmp_path, data + b"" if data[:2] == b"\x1f\x8b" else data)
     assert [piece.reason for piece in found] == [reason]
 
@@ -235,7 +235,7 @@ def test_no_bytes_break_the_reader(tmp_path_factory, data):
         assert len(places) == len(set(places))
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(MissingInput, match="cannot read"):
         list(raw_records(tmp_path / "none.warc"))
 

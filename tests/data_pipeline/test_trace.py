@@ -134,7 +134,7 @@ def test_imported_tokens_have_an_identity_only(corpus, tmp_path):
     assert {ancestor.path for ancestor in found.chain} == {made.path, "x.bin", "x.idx"}
 
 
-def test_what_is_not_there_is_told(corpus, tmp_path):
+def test_missing_artifacts_are_reported(corpus, tmp_path):
     folder, raw, _, tokens = corpus
     root = folder / "root"
     path = tokens.files("train", root)[0]
