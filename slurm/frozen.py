@@ -32,13 +32,14 @@ _PACKAGES = ("assay", "governance", "data_pipeline", "pretrain", "slurm")
 def code_digest() -> str:
     """SHA-256 of the program's own files.
 
-    One that is installed and a checkout of the same state are equal.
+    An installed program and a checkout of the same state are equal. The examples in `assay/configs` are no program:
+    runs copy them, and `submit` keeps the copies.
     """
     found = []
     above = Path(__file__).parents[1]
     for package in _PACKAGES:
         for path in sorted((above / package).rglob("*")):
-            if path.suffix in (".py", ".sh", ".sbatch", ".toml"):
+            if path.suffix in (".py", ".sh", ".sbatch", ".toml") and path.parent != above / "assay" / "configs":
                 found.append(f"{path.relative_to(above)}\0{sha256_bytes(path.read_bytes())}\n")
     return sha256_bytes("".join(found).encode())
 

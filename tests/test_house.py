@@ -146,6 +146,8 @@ def test_every_file_of_the_packages_is_in_the_wheel():
     missing = []
     for name in (name for name in tracked() if name.split("/")[0] in PACKAGES):
         package, _, inside = name.partition("/")
+        if (ROOT / name).is_symlink():  # `assay/configs`, whose files `test_release.py` finds in the wheel
+            continue
         module = name.endswith(".py") and (ROOT / name).with_name("__init__.py").exists()
         if not module and not any(Path(inside).match(pattern) for pattern in patterns.get(package, [])):
             missing.append(name)

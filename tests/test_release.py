@@ -1,0 +1,138 @@
+"""Wheel and sdist: complete, installable beside nothing of the checkout, and enough for the first steps of a run."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CONFIG, write_tales
+from tests.tree import PACKAGES
+
+ROOT = Path(__file__).parents[1]
+
+
+def tracked(*under):
+    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *under]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def build(kind, source, target):
+    """The file that `pip wheel` or `python -m build --sdist` would write, by the backend of pyproject.toml."""
+    target.mkdir()
+    code = f"import setuptools.build_meta as b; print(b.build_{kind}({str(target)!r}))"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return target / done.stdout.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    """The sdist of the tracked files, and the wheel that is built from that sdist."""
+    folder = tmp_path_factory.mktemp("release")
+    source = folder / "source"
+    for name in tracked():
+        place = source / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_symlink():
+            place.symlink_to(os.readlink(ROOT / name))
+        elif (ROOT / name).exists():
+            place.write_bytes((ROOT / name).read_bytes())
+    sdist = build("sdist", source, folder / "sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    [unpacked] = (folder / "unpacked").iterdir()
+    return sdist, build("wheel", unpacked, folder / "wheel")
+
+
+@pytest.fixture(scope="module")
+def installed(release, tmp_path_factory):
+    """A virtual environment with the wheel; what it depends on is read from the environment of the tests."""
+    folder = tmp_path_factory.mktemp("installed") / "venv"
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    words = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        release[1],
+    ]
+    subprocess.run([*map(str, words), "--disable-pip-version-check"], check=True)
+    [own] = (folder / "lib").glob("python*/site-packages")
+    # A line that names a folder does not read the .pth files in it, so the checkout's editable install stays out.
+    shared = [path for path in sys.path if path.endswith("site-packages")]
+    (own / "dependencies.pth").write_text("".join(f"{path}\n" for path in shared))
+    return folder / "bin"
+
+
+def run(installed, cwd, *words):
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment |= {"PATH": f"{installed}{os.pathsep}{os.environ['PATH']}", "XDG_CONFIG_HOME": str(cwd / "home")}
+    command = [str(installed / "assay"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def test_the_wheel_holds_every_file_of_the_packages_and_the_configurations(release):
+    with zipfile.ZipFile(release[1]) as wheel:
+        inside = set(wheel.namelist())
+    expected = {name for name in tracked(*PACKAGES) if not (ROOT / name).is_symlink()}
+    expected |= {f"assay/{name}" for name in tracked("configs")}
+    assert expected - inside == set()
+    foreign = {name.split("/")[0] for name in inside} - set(PACKAGES)
+    assert all(name.endswith(".dist-info") for name in foreign), foreign
+
+
+def test_the_sdist_holds_the_licence_and_no_data(release):
+    with tarfile.open(release[0]) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert {"LICENSE", "README.md", "pyproject.toml"} <= names
+    assert not {name for name in names if name.startswith("runs/")}
+
+
+def test_an_installed_wheel_is_not_the_checkout(installed, tmp_path):
+    code = "import assay, slurm, pathlib; print(pathlib.Path(assay.__file__).parent)"
+    done = subprocess.run(
+        [installed / "python", "-P", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert str(ROOT) not in done.stdout
+    assert run(installed, tmp_path, "--help").returncode == 0
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_renders_prepares_judges_and_plans(installed, tmp_path):
+    """The quick start's own file and policy come with the wheel; the corpus is small and of this folder."""
+    [configs] = installed.parent.glob("lib/python*/site-packages/assay/configs")
+    done = run(installed, tmp_path, "slurm", "render", configs / "quickstart.toml", "--root", tmp_path / "root")
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH" in done.stdout
+    (tmp_path / "run.toml").write_text(CONFIG)
+    (tmp_path / "policy.toml").write_bytes((configs / "policy.toml").read_bytes())
+    write_tales(tmp_path / "a.jsonl", range(60))
+    write_tales(tmp_path / "b.jsonl", range(60, 120))
+    words = (tmp_path / "run.toml", "--root", tmp_path / "root")
+    for command in (("data", "prepare"), ("governance", "check"), ("train", "--dry-run")):
+        done = run(installed, tmp_path, *command, *words)
+        assert done.returncode == 0, done.stderr
+    [verdict] = (tmp_path / "root" / "verdicts").iterdir()
+    assert json.loads(verdict.read_bytes())["payloadType"] == "application/vnd.in-toto+json"
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_a_wheel_installs_from_the_index_with_all_it_needs(release, tmp_path):
+    venv.create(tmp_path / "venv", with_pip=True)
+    pip = [str(tmp_path / "venv" / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), str(release[1])], check=True)
+    done = run(tmp_path / "venv" / "bin", tmp_path, "--version")
+    assert done.returncode == 0, done.stderr
