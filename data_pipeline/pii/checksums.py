@@ -60,7 +60,10 @@ _BECH32_CONSTANTS = (1, 0x2BC830A3)  # Bech32 (BIP 173) and Bech32m (BIP 350)
 
 
 def is_bech32(text: str, prefix: str = "bc") -> bool:
-    """Return whether a segwit address has its checksum (BIP 173, BIP 350) and one case."""
+    """Return whether a segwit address has its checksum and one case.
+
+    BIP 173, BIP 350.
+    """
     if text not in (text.lower(), text.upper()) or not text.lower().startswith(prefix + "1"):
         return False
     values = [_BECH32.find(letter) for letter in text.lower()[len(prefix) + 1 :]]

@@ -73,7 +73,7 @@ def is_whole_token(text: str, start: int, end: int) -> bool:
 
 
 class DigitRun(NamedTuple):
-    """A run of digit groups: their bounds, and the separators between them in plain form."""
+    """A run of digit groups: their bounds and the separators between them."""
 
     starts: list[int]
     ends: list[int]

@@ -80,7 +80,10 @@ class _Rule(NamedTuple):
 
 
 def _any_document(number: str) -> bool:
-    """Return whether it may be a passport or a licence, which have no check: only the word next to them counts."""
+    """Return whether it may be a passport or a licence.
+
+    They have no check: only the word next to them counts.
+    """
     return len(set(number)) > 2
 
 
@@ -211,7 +214,10 @@ def _is_named(kind: str, before: str, after: str) -> bool:
 
 
 def _lettered(text: str, start: int, end: int, shape: str, digits: str) -> Detection | None:
-    """The same with a letter behind or before: 131052-308T, 12345678-Z, X-1234567-L, AB 12 34 56 C."""
+    """The same with a letter behind or before.
+
+    131052-308T, 12345678-Z, X-1234567-L, AB 12 34 56 C.
+    """
     if shape in _NINO_SHAPES:
         return _nino(text, start, end, digits)
     for gap, mark in ((0, "L"), (1, text[end : end + 1] + "L")):
@@ -289,7 +295,10 @@ def word_at(text: str, start: int, end: int) -> Iterator[Detection]:
 
 
 def _document(text: str, start: int, end: int) -> Iterator[Detection]:
-    """A document without a check: its name must precede it, or a date of birth follow, as in a record."""
+    """A document without a check.
+
+    Its name must precede it, or a date of birth follow, as in a record.
+    """
     word, before = text[start:end], text[max(0, start - _NEAR) : start]
     if len(word) == 10 and _PAN_SHAPE.fullmatch(word) and _is_named("in_pan", before, ""):
         yield Detection(start, end, "in_pan")

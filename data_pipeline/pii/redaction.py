@@ -42,7 +42,9 @@ def new_text(kind: str, value: str, action: Action, key: bytes) -> str:
 
 
 def masked(kind: str, value: str) -> str:
-    """The value with "*" for each letter and digit; length and separators stay.
+    """The value with "*" for each letter and digit.
+
+    Length and separators stay.
 
     Of an e-mail address the first character and the top-level domain stay too, of a bank account its country.
     """
@@ -59,7 +61,10 @@ def pseudonym(kind: str, value: str, key: bytes) -> str:
 
 
 def plain_form(kind: str, value: str) -> str:
-    """One form for all spellings of a value: no separators, one case; secrets keep theirs."""
+    """One form for all spellings of a value.
+
+    No separators, one case; secrets keep theirs.
+    """
     if kind == "email":
         spelt = re.sub(r"\s*[\[(<{]\s*(?:at|@)\s*[\])>}]\s*|\s+at\s+", "@", value.lower())
         return re.sub(r"\s*[\[(<{]\s*(?:dot|\.)\s*[\])>}]\s*|\s+dot\s+", ".", spelt)

@@ -35,7 +35,7 @@ _PACKED_RATIO = 4  # text in a byte of .gz, .zst or Parquet, to size shards by; 
 
 @dataclass(frozen=True)
 class SourceItem:
-    """One file to read: local, a member of an archive, or on the hub."""
+    """One file: local, member of an archive, or on the hub."""
 
     file: str
     """Its name within the source."""
@@ -105,7 +105,10 @@ def is_elsewhere(source: Source) -> bool:
 
 
 def find_source(source: Source, folder: Path) -> Iterator[Callable[[], object]]:
-    """Checks for a source's local files, without reading them; each raises as `source_files` would."""
+    """Checks for a source's local files, without reading them.
+
+    Each raises as `source_files` would.
+    """
     if isinstance(source, PackageSource) or (isinstance(source, HubSource) and source.revision):
         return
     if isinstance(source, HubSource):
@@ -140,7 +143,7 @@ def _digested(files: Sequence[LocalFile], digests: Digests) -> list[SourceItem]:
 
 
 def _copied(manifest: Manifest, name: str, digests: Digests, runtime: Runtime) -> SourceItem:
-    """A fetched file, its digest checked again: only what was fetched is read."""
+    """A fetched file, its digest checked again."""
     (output,) = manifest.outputs
     path = runtime.root / output.path
     if digests.of(path) != output.sha256:
@@ -205,7 +208,10 @@ def expected_items(source: Source, folder: Path, shard_bytes: int) -> list[Sourc
 
 
 def may_overflow(item: SourceItem, shard_bytes: int) -> bool:
-    """Return whether an item may fill more than one document shard; packed text may be of any length."""
+    """Return whether an item may fill more than one document shard.
+
+    Packed text may be of any length.
+    """
     return item.path is None or _is_packed(item.file) or text_bytes(item) > shard_bytes
 
 
@@ -222,7 +228,7 @@ def _check_ending(name: str, allowed: tuple[str, ...], source: Source) -> None:
 
 
 def has_lines(source: Source, item: SourceItem) -> bool:
-    """Return whether an item is plain JSON Lines, which can be cut between lines."""
+    """Return whether an item is plain JSON Lines."""
     return isinstance(source, JsonlSource | HubSource) and (
         item.file.endswith(".jsonl") if isinstance(source, HubSource) else not _is_packed(item.file)
     )
@@ -246,7 +252,10 @@ def plan(
     *,
     whole: bool = False,
 ) -> list[Reading]:
-    """Join consecutive files up to `shard_bytes` of text, or all where they can only be read as a `whole`."""
+    """Join consecutive files up to `shard_bytes` of text.
+
+    All of them where they can only be read as a `whole`.
+    """
     joined: list[list[SourceItem]] = [[]]
     size = 0
     for item in items:

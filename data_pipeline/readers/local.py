@@ -122,7 +122,10 @@ class _FolderWalk:
             yield from self.expand(path, rest)
 
     def _folders(self, top: str) -> Iterator[str]:
-        """`top` and all folders below it, each once; links after the folders themselves."""
+        """`top` and all folders below it, each once.
+
+        Links come after the folders themselves.
+        """
         seen: set[tuple[int, int]] = set()
         links: list[str] = []
         waiting = [top] if os.path.isdir(top) else []
@@ -214,7 +217,10 @@ class Digests:
         return digest
 
     def save(self) -> None:
-        """Write the new digests; a disk that refuses costs only the time to read again."""
+        """Write the new digests.
+
+        A disk that refuses costs only the time to read again.
+        """
         if not self._changed:
             return
         try:

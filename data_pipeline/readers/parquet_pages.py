@@ -120,7 +120,10 @@ def _page(file: IO[bytes], at: int) -> tuple[PageHeader, int]:
 
 
 class _Compact:
-    """Thrift's compact protocol, as far as Parquet uses it: structs as values by field number."""
+    """Thrift's compact protocol, as far as Parquet uses it.
+
+    A struct becomes its values by field number.
+    """
 
     def __init__(self, data: bytes) -> None:
         self._data = data

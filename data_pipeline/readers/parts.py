@@ -22,7 +22,7 @@ _NEWLINE = 10
 
 @dataclass(frozen=True)
 class FilePart:
-    """The records in a range of a file's bytes or row groups, `end` exclusive."""
+    """A range of a file's bytes or row groups, `end` exclusive."""
 
     begin: int
     end: int
@@ -33,9 +33,9 @@ class FilePart:
 
 
 def line_parts(path: Path, target: int) -> list[FilePart]:
-    """Cut a plain file between lines into parts of at most `target` bytes, or of one line.
+    """Cut a plain file between lines.
 
-    A file of white space alone is one part.
+    A part has at most `target` bytes, or one line. A file of white space alone is one part.
     """
     cuts = [(0, 0)]  # where a part begins, and the number of its first line
     last = (0, 0)  # where the last line so far begins, and its number
@@ -69,9 +69,9 @@ def _cut(cuts: list[tuple[int, int]], last: tuple[int, int], starts: NDArray[np.
 
 
 def group_parts(path: Path, target: int) -> list[FilePart]:
-    """Cut a Parquet file between row groups into parts of at most `target` bytes, or of one group.
+    """Cut a Parquet file between row groups.
 
-    No parts where the footer cannot be read: the file is then read whole, which yields its fault.
+    A part has at most `target` bytes, or one group. No parts where the footer cannot be read: the file is then read whole, which yields its fault.
     """
     parts: list[FilePart] = []
     begin = first = rows = size = 0

@@ -77,7 +77,7 @@ class RecordFault:
 
 @dataclass(frozen=True)
 class Fields:
-    """Names of a row's values that a record needs; "" where the row has none."""
+    """Names of the row values that a record needs, or ""."""
 
     text: str
     id: str = ""
@@ -128,13 +128,16 @@ def to_record(row: Mapping[str, Any], fields: Fields, file: str, position: int) 
 
 
 def _identity(value: Any) -> str:
-    """An id as text: of a string or a whole number, else ""."""
+    """An id as text, from a string or a whole number."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     return str(value) if whole or isinstance(value, str) else ""
 
 
 def _encodes(value: str) -> bool:
-    """Return whether `value` has a UTF-8 form; half of a surrogate pair (a JSON escape) has none."""
+    """Return whether `value` has a UTF-8 form.
+
+    Half of a surrogate pair, which a JSON escape can write, has none.
+    """
     if value.isascii():
         return True
     try:

@@ -99,7 +99,7 @@ def find_remote(patterns: tuple[str, ...], source: str) -> list[RemoteFile]:
 
 def _listed(pattern: str, source: str) -> tuple[str, list[tuple[str, str]]]:
     """Fixed folder of a pattern, and each file's path and URL."""
-    with _told(pattern, source):
+    with _explained(pattern, source):
         system, path = _door().core.url_to_fs(pattern)
         web = pattern.startswith(("http://", "https://"))
         wild = "*[" if web else "*?["  # a URL's query starts with a question mark
@@ -124,7 +124,7 @@ def fetch_remote(file: RemoteFile, source: str, runtime: Runtime) -> Manifest:
         MissingInput: it cannot be fetched whole; or it is not there yet and `runtime.make` is off.
         Leave: it is not there yet, or has to be read again, and this is a share.
     """
-    with _told(file.url, source):
+    with _explained(file.url, source):
         facts = _facts(file.url)
     with tempfile.TemporaryDirectory() as folder:
         fetched = Path(folder) / "file"
@@ -145,7 +145,7 @@ def fetch_remote(file: RemoteFile, source: str, runtime: Runtime) -> Manifest:
                 place(fetched, target)
             else:
                 _copy(file, source, target)
-                with _told(file.url, source):
+                with _explained(file.url, source):
                     now = _facts(file.url)
                 if now != facts:
                     raise MissingInput(f"source {source}: {public} was changed while it was fetched. Run it again.")
@@ -175,7 +175,7 @@ def _blocks(url: str, source: str) -> Iterator[bytes]:
 
     Fewer than its server says it has are an error.
     """
-    with _told(url, source):
+    with _explained(url, source):
         system, path = _door().core.url_to_fs(url)
         size, came = system.info(path).get("size"), 0
         with system.open(path, "rb", cache_type="readahead") as stream:
@@ -187,7 +187,7 @@ def _blocks(url: str, source: str) -> Iterator[bytes]:
 
 
 @contextmanager
-def _told(url: str, source: str) -> Iterator[None]:
+def _explained(url: str, source: str) -> Iterator[None]:
     """Turn file system exceptions into our errors."""
     scheme = url.partition("://")[0]
     try:
