@@ -71,7 +71,8 @@ def _cut(cuts: list[tuple[int, int]], last: tuple[int, int], starts: NDArray[np.
 def group_parts(path: Path, target: int) -> list[FilePart]:
     """Cut a Parquet file between row groups.
 
-    A part has at most `target` bytes, or one group. No parts where the footer cannot be read: the file is then read whole, which yields its fault.
+    A part has at most `target` bytes, or one group. No parts where the footer cannot be read: the file is then read
+    whole, which yields its fault.
     """
     parts: list[FilePart] = []
     begin = first = rows = size = 0
