@@ -1,6 +1,8 @@
-# make quickstart   install, fetch a real corpus, run all of it, print where the report is
+# make quickstart   install, download a real corpus, run everything, print the report's path
 # make test         install, run every test that this machine can run; say what was skipped and why
 # make check        format, lint, types, imports, house
+# make install      install the program alone, for a container or a cluster
+# make site         the documentation as a web site, in build/site
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -13,7 +15,9 @@ CONFIG ?= configs/quickstart.toml
 # A test file to a process, a process to a core; a thread to each, since more would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
 
-.PHONY: quickstart handbook test test-slow test-cluster check format tree picture benchmarks clean
+.PHONY: install site quickstart handbook test test-slow test-cluster check format tree picture benchmarks clean
+
+install: $(VENV)/installed
 
 quickstart: $(VENV)/installed
 	@$(BIN)/assay run $(CONFIG)
@@ -43,6 +47,9 @@ format: $(VENV)/installed-dev
 
 tree:
 	@python3 tests/tree.py >docs/tree.md
+
+site: $(VENV)/installed-dev
+	@$(BIN)/mkdocs build --strict --site-dir build/site
 
 # The README's picture: page one of the newest report of the quick start.
 picture:

@@ -2,14 +2,18 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import CONFIG, write_tales
 from tests.tree import PACKAGES
@@ -136,3 +140,58 @@ def test_a_wheel_installs_from_the_index_with_all_it_needs(release, tmp_path):
     subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), str(release[1])], check=True)
     done = run(tmp_path / "venv" / "bin", tmp_path, "--version")
     assert done.returncode == 0, done.stderr
+
+
+def make_targets():
+    return set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def steps_of(text):
+    """The shell commands of a recipe, one a line, continuation lines joined, `&&` taken apart."""
+    joined = text.replace("\\\n", " ")
+    return [" ".join(part.split()) for line in joined.splitlines() for part in line.split("&&") if part.strip()]
+
+
+def test_the_two_container_recipes_take_the_makefiles_steps():
+    docker = (ROOT / "Dockerfile").read_text()
+    runs = re.findall(r"^RUN ((?:.*\\\n)*.*)", docker, re.MULTILINE)
+    apptainer = (ROOT / "Apptainer.def").read_text()
+    post = apptainer.partition("%post\n")[2].partition("\n%")[0]
+    steps = [step for run in runs for step in steps_of(run)]
+    assert [step for step in steps_of(post) if not step.startswith("cd ")] == steps
+    assert {step.split()[1] for step in steps if step.startswith("make ")} <= make_targets()
+    assert re.findall(r"^From: (.+)", apptainer, re.MULTILINE) == re.findall(r"^FROM (.+)", docker, re.MULTILINE)
+    linter = shutil.which("hadolint") or Path(sys.executable).with_name("hadolint")
+    if Path(linter).exists():
+        done = subprocess.run([linter, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_workflow_runs_what_a_change_must_pass():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    assert ".ci/run" in commands
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert {command.split()[1] for command in commands if command.startswith("make ")} <= make_targets()
+    supported = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    assert set(workflow["jobs"]["pythons"]["strategy"]["matrix"]["python"]) == set(supported) - {"3.11"}
+
+
+def test_the_hooks_are_lines_of_make_check():
+    check = (ROOT / "Makefile").read_text().partition("\ncheck:")[2].partition("\n\n")[0].replace("$(BIN)", ".venv/bin")
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["entry"] for hook in hooks if f"@{hook['entry']}\n" not in f"{check}\n"] == []
+
+
+def test_the_citation_names_this_release():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    assert {"cff-version", "message", "title", "authors", "type"} <= citation.keys()
+
+
+def test_the_threat_model_names_code_and_tests_that_exist():
+    names = re.findall(r"`([\w/]+\.(?:py|md))`", (ROOT / "SECURITY.md").read_text())
+    assert [name for name in names if not (ROOT / name).exists()] == []
+    assert len(names) > 15
