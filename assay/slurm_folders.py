@@ -19,7 +19,7 @@ from data_pipeline.readers.items import is_elsewhere
 from governance.log import get_logger
 from governance.signing.dsse import default_key_path, key_id, private_key
 from governance.signing.home_anchor import state_folder
-from governance.stage import Leave, Runtime
+from governance.stage import Runtime, ShareDone
 from slurm.config import SlurmConfig
 from slurm.frozen import freeze
 from slurm.render import Seen
@@ -83,7 +83,7 @@ def fetch_here(run: Run, runtime: Runtime, typed: str, *, wanted: bool, local: b
     if wanted:
         from assay.pipeline import corpus
 
-        with contextlib.suppress(Leave):  # once all is fetched, the next step is an array's
+        with contextlib.suppress(ShareDone):  # once all is fetched, the next step is an array's
             corpus(run, replace(runtime, mode="join"))
     elif elsewhere and not local and len(list(runtime.root.glob("fetch/*/manifest.json"))) < len(elsewhere):
         get_logger(__name__).warning(

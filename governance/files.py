@@ -19,6 +19,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,11 @@ from governance.errors import MissingInput, storage_errors
 
 LEAF_BYTES = 64 << 20  # a larger file has a digest for each piece of this size, so that a bad piece can be named
 _READ_BYTES = 1 << 20
+_LOCK_POLL_SECONDS = 0.2
+_LOCKED_ERRNOS = (errno.EACCES, errno.EAGAIN)
 _THREADS = threading.RLock()  # a record lock belongs to the process, so threads of one process need a lock of their own
+_HELD: dict[str, tuple[int, str]] = {}  # lock files of `held` by their real path: the process and its note
+_HELD_GUARD = threading.RLock()
 _TEMPORARY = ".tmp~"  # .<name>.tmp~<host>~<pid>~<random>: who writes it, so that a sweep knows whether it still lives
 _WRITING = re.compile(rf"\..+{re.escape(_TEMPORARY)}[^~]+~[0-9]+~[0-9a-f]{{8}}")
 
@@ -162,30 +167,74 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(path: Path, note: str) -> Iterator[str | None]:
-    """Hold a lock file without waiting.
+def held(path: Path, note: str = "", wait_seconds: float = 0.0) -> Iterator[str | None]:
+    """Hold a lock file, waiting at most `wait_seconds` for it.
 
-    Yields None when it is ours, with `note` written inside; else the note of its holder, who is alive, perhaps on
-    another node. As with `locked`, the lock ends with its process, however that ends.
+    Yields None when it is ours, with `note` written inside; else the note of its holder, who is alive, perhaps in
+    another thread or on another node. As with `locked`, the lock ends with its process, however that ends, and a forked
+    child has no part in it.
+
+    Raises:
+        StorageError: the file cannot be written.
     """
-    with storage_errors(path):
+    deadline = time.monotonic() + wait_seconds
+    while isinstance(lock := _take_lock(path, note), str) and time.monotonic() < deadline:
+        time.sleep(_LOCK_POLL_SECONDS)
+    if isinstance(lock, str):
+        yield lock
+        return
+    try:
+        yield None
+    finally:
+        with _HELD_GUARD:
+            _HELD.pop(_lock_name(path), None)
+            lock.close()
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process holds the lock file, this one included."""
+    with _HELD_GUARD:
+        if _HELD.get(_lock_name(path), (0, ""))[0] == os.getpid():
+            return True
+        try:
+            with open(path, "rb") as handle:
+                fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if error.errno not in _LOCKED_ERRNOS:
+                raise
+            return True
+    return False
+
+
+def _take_lock(path: Path, note: str) -> BinaryIO | str:
+    """The open file of a lock that is now ours, or its holder's note."""
+    with _HELD_GUARD, storage_errors(path):
+        # A process never fails to get a record lock that it has, and loses it when it closes any handle of that file.
+        process, its_note = _HELD.get(_lock_name(path), (0, ""))
+        if process == os.getpid():
+            return its_note
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = open(path, "ab+")  # noqa: SIM115
-    with handle:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            handle.seek(0)
-            yield handle.read().decode("utf-8", "replace")
-            return
-        with storage_errors(path):
             handle.truncate(0)
             handle.write(note.encode("utf-8"))
             handle.flush()
             os.fsync(handle.fileno())  # for a reader on another node
-        yield None
+        except OSError as error:
+            with handle:
+                if error.errno not in _LOCKED_ERRNOS:
+                    raise
+                handle.seek(0)
+                return handle.read().decode("utf-8", "replace")
+        _HELD[_lock_name(path)] = (os.getpid(), note)
+        return handle
+
+
+def _lock_name(path: Path) -> str:
+    return os.path.realpath(path)
 
 
 def append_line(path: Path, line: str, *, durable: bool = False) -> None:

@@ -1,9 +1,9 @@
 """Signed notes that a run leaves for the next.
 
-A finished shard's record, the note beside a file that one worker makes for all, the remembered digests of source
-files: each is believed without making the thing again, so whoever could write one could write what the corpus becomes.
-A note is written by a `Signer` and counts only if that signer believes it; one that does not count is no note, and what
-it spoke of is made again. A `Runtime` of a library without keys has `NoSigner`, which believes what it finds.
+A finished shard's record, the note of a file that a join makes, the remembered digests of source files: each is
+trusted without making the thing again, so whoever could write one could decide what the corpus becomes. A note is
+written by a `NoteSigner` and counts only if that signer trusts it; one that does not count is ignored, and what it
+describes is made again. Without keys the signer is `NoSigner`, which trusts every note.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from governance.files import write_json
 from governance.log import get_logger
 
 
-class Signer(Protocol):
+class NoteSigner(Protocol):
     """Signer of notes; picklable, so that workers sign."""
 
     def sign(self, name: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -45,7 +45,7 @@ class NoSigner:
         return written
 
 
-def write_note(path: Path, content: Mapping[str, Any], root: Path, signer: Signer) -> None:
+def write_note(path: Path, content: Mapping[str, Any], root: Path, signer: NoteSigner) -> None:
     """Leave a note below `root`.
 
     Its name is signed with it, so that it cannot be taken for another.
@@ -53,7 +53,7 @@ def write_note(path: Path, content: Mapping[str, Any], root: Path, signer: Signe
     write_json(path, signer.sign(path.relative_to(root).as_posix(), content))
 
 
-def read_note(path: Path, root: Path, signer: Signer) -> dict[str, Any] | None:
+def read_note(path: Path, root: Path, signer: NoteSigner) -> dict[str, Any] | None:
     """The content of a note.
 
     None, and a warning, where its signature does not count; None where there is none.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from governance.errors import BudgetReached
-from governance.stage import Watch
+from governance.hooks import Watch
 
 _LATE = 200  # looks; so the first step, which compiles, is forgotten
 _BYTES_PER_PARAMETER = 16  # weights and AdamW's state, each written once, and read once to be hashed

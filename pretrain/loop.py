@@ -11,11 +11,12 @@ import torch
 from torch import distributed
 
 from governance.errors import Preempted
+from governance.hooks import UNKNOWN_ENERGY
 from governance.log import get_logger, progress
 from governance.manifest import Manifest
 from governance.phases import CHECKPOINT, COMMUNICATION, COMPUTE, EVALUATION, begin, during, tell_hang
 from governance.provenance import provenance
-from governance.stage import UNKNOWN_ENERGY, artifact_folder
+from governance.stage import artifact_folder
 from pretrain.checkpoint.format import TrainState, told_finite
 from pretrain.checkpoint.load import resume
 from pretrain.checkpoint.save import Saver, open_saver

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 from governance.errors import MissingInput
 from governance.files import write_json
+from governance.hooks import UNKNOWN_ENERGY, Watched
 from governance.log import get_logger
 from governance.malloc import keep_freed_memory
 from governance.manifest import Manifest, Output, describe, describe_folder
 from governance.phases import INTERVAL
-from governance.stage import UNKNOWN_ENERGY, Recipe, Runtime, Watched, artifact_folder, commit, find, now
+from governance.stage import Recipe, Runtime, artifact_folder, commit, find, now
 from pretrain.checkpoint.continuing import parent_of, refuse_unlike
 from pretrain.config.training import EngineConfig, Settings, TrainConfig, TrainRecipe
 from pretrain.distributed.lease import hold_folder
@@ -87,14 +88,14 @@ def train(
     if parent is not None:
         refuse_unlike(parent, tokens, recipe)
     before_start()
-    runtime.budget.check(STAGE, artifact_folder(STAGE, key, runtime.root).relative_to(runtime.root).as_posix())
+    runtime.hooks.budget.check(STAGE, artifact_folder(STAGE, key, runtime.root).relative_to(runtime.root).as_posix())
     if recipe.evaluation.tasks and suite is None:
         raise TypeError("recipe.evaluation names tasks: pass the suite that asks them")
     with watch_signals() as leave:
         questions = suite() if suite and recipe.evaluation.tasks else None
         beside = beside or Beside()
         made_from = (tokens.as_input(), *([parent.manifest.as_input()] if parent is not None else []))
-        about = About(recipe, key, (*made_from, *beside.evidence), runtime.head, beside.shown)
+        about = About(recipe, key, (*made_from, *beside.evidence), runtime.hooks.head, beside.shown)
         return _train(tokens, parent, about, settings, runtime, leave, questions)
 
 
@@ -124,8 +125,9 @@ def _train(
     from pretrain.loop import learn, run_facts
 
     recipe, key, ranks, started = about.recipe, about.key, read_ranks(), now()
+    hooks = runtime.hooks
     folder = artifact_folder(STAGE, key, runtime.root)
-    meter = runtime.meter(STAGE) if ranks.local_rank == 0 else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
+    meter = hooks.meter(STAGE) if ranks.local_rank == 0 else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
     with (
         hold_folder(folder, slurm_attempt(), first=ranks.first, leads=ranks.local_rank == 0) as fence,
         meter as energy,
@@ -140,14 +142,21 @@ def _train(
         train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
         allowed = fence.look if ranks.first else fence.check  # who commits looks; what the others write counts then
         store = Store(
-            runtime.root, key, train_rows.vocabulary_size, recipe, tokens.as_input(), runtime.attest, allowed, parent
+            runtime.root,
+            key,
+            train_rows.vocabulary_size,
+            recipe,
+            tokens.as_input(),
+            runtime.hooks.attest,
+            allowed,
+            parent,
         )
         peers = Peers(ranks.rank, ranks.world_size, gather, ranks_store())
         own = frozenset(name for name in gather(energy.get(INTERVAL)) if name)
         watched = Watched(energy, energy["artifact"], own, measures=ranks.local_rank == 0, first=ranks.first)
         job = Job(
             recipe, settings, ranks, device, train_rows, validation_rows, store, peers, record, attempt, energy, leave,
-            suite, Allowance(runtime.budget.watch(watched)),
+            suite, Allowance(hooks.budget.watch(watched)),
         )  # fmt: skip
         state = learn(job)
         fence.look()
@@ -160,10 +169,16 @@ def _train(
         inputs=store.inputs,
         outputs=tuple(sorted(outputs, key=lambda output: output.path)),
         stats=stats,
-        run={**run_facts(job), "started": started, "finished": now(), "energy": energy, "journal": runtime.head()},
+        run={
+            **run_facts(job),
+            "started": started,
+            "finished": now(),
+            "energy": energy,
+            "journal": runtime.hooks.head(),
+        },
     )
     if ranks.first:
-        manifest = commit(manifest, runtime.root, runtime.attest, describe_folder(folder, runtime.root))
+        manifest = commit(manifest, runtime.root, hooks.attest, describe_folder(folder, runtime.root))
     return gather(manifest)[0]
 
 

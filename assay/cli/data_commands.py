@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING
 from assay.cli.run_commands import Arguments, load, say
 from governance.errors import ConfigError, MissingInput
 from governance.gate.verdict import GovernanceConfig
+from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner, attest_with, open_journal
 from governance.manifest import FILE_NAME, Manifest, read_manifest
-from governance.stage import Leave, Runtime, read_artifact, root_of
+from governance.stage import Runtime, ShareDone, read_artifact, root_of
+from governance.workers import take_turns
 
 if TYPE_CHECKING:
     from data_pipeline.config import DataConfig
@@ -24,8 +27,11 @@ def prepare(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "data prepare")
     try:
-        made = corpus(loaded, runtime)
-    except Leave as left:
+        if runtime.worker[1] > 1 and runtime.mode == "all":
+            made = take_turns(runtime, functools.partial(corpus, loaded))
+        else:
+            made = corpus(loaded, runtime)
+    except ShareDone as left:
         say(f"left at {left}")
         return
     for stage, manifest in made.items():
@@ -135,5 +141,6 @@ def import_tokens(arguments: Arguments) -> None:
     config = validate(values, MegatronConfig, f"assay data import {arguments.prefix}")
     root, governance = arguments.root.absolute(), GovernanceConfig()
     attest = attest_with(open_journal(governance, Path(), root), governance, Path(), root)
-    made = import_megatron(arguments.prefix, config, Runtime(root, attest=attest, signer=KeySigner(governance, Path())))
+    hooks = Hooks(attest=attest, signer=KeySigner(governance, Path()))
+    made = import_megatron(arguments.prefix, config, Runtime(root, hooks=hooks))
     say(f"{made.stage} {made.digest[:16]}  {root / made.folder}")

@@ -6,6 +6,7 @@ Results go to standard output, so that they can be piped; messages and progress 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from pathlib import Path
@@ -14,13 +15,15 @@ from assay.config import Run, load_run
 from governance.energy.budget import open_budget
 from governance.energy.meters import meter
 from governance.errors import ConfigError
+from governance.files import append_line
+from governance.hooks import Hooks, no_tally
 from governance.lineage.attest import KeySigner, attest_with, open_journal
 from governance.stage import Runtime
 from slurm.frozen import VARIABLE as SUBMITTED_VARIABLE
 
 Arguments = argparse.Namespace
 TALLY_VARIABLE = "ASSAY_TALLY"
-"""Names the file of `Runtime.tally`; a job's script sets it."""
+"""Names the file of the tally of `Hooks`; a job's script sets it."""
 
 
 def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
@@ -33,7 +36,7 @@ def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
     refuse_edited(run, root.absolute())
     journal = open_journal(run.config.governance, run.folder, root.absolute())
     share = getattr(arguments, "share", None)
-    ledger = root.absolute() / "energy.jsonl"
+    ledger, tally = root.absolute() / "energy.jsonl", os.environ.get(TALLY_VARIABLE)
     runtime = Runtime(
         root=root.absolute(),
         workers=arguments.workers,
@@ -41,12 +44,14 @@ def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
         worker=share or getattr(arguments, "worker", (0, 1)),
         mode="share" if share else "join" if getattr(arguments, "join", False) else "all",
         engine=getattr(arguments, "engine", "duckdb"),
-        meter=meter(run.config.energy, ledger),
-        budget=open_budget(run.policy.energy_budget, ledger, str(run.folder / run.config.governance.policy)),
-        attest=attest_with(journal, run.config.governance, run.folder, root.absolute()),
-        head=journal.head,
-        signer=KeySigner(run.config.governance, run.folder),
-        tally=Path(os.environ[TALLY_VARIABLE]) if os.environ.get(TALLY_VARIABLE) else None,
+        hooks=Hooks(
+            meter=meter(run.config.energy, ledger),
+            budget=open_budget(run.policy.energy_budget, ledger, str(run.folder / run.config.governance.policy)),
+            attest=attest_with(journal, run.config.governance, run.folder, root.absolute()),
+            head=journal.head,
+            signer=KeySigner(run.config.governance, run.folder),
+            tally=functools.partial(append_line, Path(tally)) if tally else no_tally,
+        ),
     )
     return run, runtime
 

@@ -196,7 +196,7 @@ def election(quick: bool) -> list[Goal]:
         began = time.monotonic()
         while running:
             time.sleep(lasts)
-            holder = json.loads(next(scratch.glob("assay-*/meter-*/holder.json")).read_bytes())["pid"]
+            holder = json.loads(next(scratch.glob("assay-*/meter-*/meter.lock")).read_bytes())["pid"]
             process = next(process for process in running if process.pid == holder)
             process.kill()
             process.wait()

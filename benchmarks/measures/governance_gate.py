@@ -24,6 +24,7 @@ from governance import verified_files as intact
 from governance.gate.chain import require_chain
 from governance.gate.policy import load_policy
 from governance.gate.verdict import GovernanceConfig
+from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner, attest_with, open_journal
 from governance.manifest import verify
 from governance.signing.dsse import create_key
@@ -69,7 +70,7 @@ def verified(quick: bool) -> list[Goal]:
 
         def runtime_of(root: Path) -> Runtime:
             attest = attest_with(open_journal(config, folder, root), config, folder, root)
-            return Runtime(root, attest=attest, signer=KeySigner(config, folder))
+            return Runtime(root, hooks=Hooks(attest=attest, signer=KeySigner(config, folder)))
 
         places = [
             (intact, "_compare", "hashes"), (intact, "_state", "hashes"),

@@ -22,7 +22,7 @@ from governance.errors import MissingInput, StorageError
 from governance.files import sha256_file
 from governance.log import get_logger
 from governance.signed_notes import read_note, write_note
-from governance.stage import Leave, Runtime
+from governance.stage import Runtime, ShareDone
 
 _SETTLED_NANOSECONDS = 2_000_000_000  # a file changed this lately can change again within one tick of its clock
 _WILD = "*?["
@@ -189,14 +189,14 @@ class Digests:
         self._runtime = runtime
         self._mode = runtime.mode
         self._changed = False
-        self._known: dict[str, list[object]] = read_note(self._path, runtime.root, runtime.signer) or {}
+        self._known: dict[str, list[object]] = read_note(self._path, runtime.root, runtime.hooks.signer) or {}
 
     def of(self, path: Path) -> str:
         """The file's SHA-256.
 
         Raises:
             MissingInput: it is not there or cannot be read.
-            Leave: it is not cached, and this is a share.
+            ShareDone: it is not cached, and this is a share.
         """
         name = str(path.absolute())
         before = _facts(path)
@@ -204,7 +204,7 @@ class Digests:
         if isinstance(known, list) and known[:-1] == before:
             return str(known[-1])
         if self._mode == "share":
-            raise Leave("sources", f"the digest of {path} is not known yet; a join reads the file")
+            raise ShareDone("sources", f"the digest of {path} is not known yet; a join reads the file")
         started = time.time_ns()
         left = max(before[1:3]) + _SETTLED_NANOSECONDS - started
         if self._mode == "join" and 0 <= left <= _SETTLED_NANOSECONDS:  # a time in the future is never cached
@@ -224,7 +224,7 @@ class Digests:
         if not self._changed:
             return
         try:
-            write_note(self._path, self._known, self._runtime.root, self._runtime.signer)
+            write_note(self._path, self._known, self._runtime.root, self._runtime.hooks.signer)
         except StorageError as error:
             get_logger(__name__).warning("the digests of the source files are not cached: %s", error)
 

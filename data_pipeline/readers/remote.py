@@ -29,7 +29,7 @@ from governance.config import Section
 from governance.errors import ConfigError, MissingInput, PipelineError
 from governance.files import atomic_file, place, sha256_bytes, sha256_file
 from governance.manifest import Manifest, describe
-from governance.stage import Leave, Made, Recipe, Runtime, run_stage
+from governance.stage import Made, Recipe, Runtime, ShareDone, run_stage
 
 VERSION = 1
 
@@ -122,7 +122,7 @@ def fetch_remote(file: RemoteFile, source: str, runtime: Runtime) -> Manifest:
 
     Raises:
         MissingInput: it cannot be fetched whole; or it is not there yet and `runtime.make` is off.
-        Leave: it is not there yet, or has to be read again, and this is a share.
+        ShareDone: it is not there yet, or has to be read again, and this is a share.
     """
     with _explained(file.url, source):
         facts = _facts(file.url)
@@ -130,7 +130,7 @@ def fetch_remote(file: RemoteFile, source: str, runtime: Runtime) -> Manifest:
         fetched = Path(folder) / "file"
         if len(facts) < 2:  # a size alone says nothing
             if runtime.mode == "share":
-                raise Leave(
+                raise ShareDone(
                     "fetch", f"{_public(file.url)}: its server does not say which version it is; a join reads it"
                 )
             _copy(file, source, fetched)

@@ -31,8 +31,8 @@ from governance.energy.ledger_tail import MOST_UNSEEN_SECONDS, Counts, Spending,
 from governance.energy.meters import READ, RUNNING
 from governance.errors import BudgetReached
 from governance.gate.policy import EnergyBudget
+from governance.hooks import Budget, NoBudget, Watch, Watched
 from governance.phases import INTERVAL
-from governance.stage import Budget, NoBudget, Watch, Watched
 
 _TRAINING = "train"
 _FREE = ("report", "documents")  # whoever has no energy left may still read how that came

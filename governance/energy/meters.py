@@ -37,9 +37,10 @@ from governance.energy.node_lock import Turn, node_turn, seconds_alive, start_ti
 from governance.energy.nvml import open_nvml
 from governance.energy.rapl import Part, Source, open_rapl
 from governance.errors import BudgetReached, PipelineError, Preempted
+from governance.hooks import UNKNOWN_ENERGY, Meter, no_meter
 from governance.log import get_logger
 from governance.phases import CLOCK, DATA_STAGE, EVALUATION, INTERVAL, START_UP, PhaseClock
-from governance.stage import UNKNOWN_ENERGY, Leave, Meter, no_meter
+from governance.stage import ShareDone
 
 _UNMETERED = "mainboard, disks, network, fans, power supply, cooling: no meter"
 _OUTSIDE = "network and cooling outside the node: no meter"
@@ -79,7 +80,7 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
     and bounds (`_Measuring.tell`), under "read" what takes a sample now, under "interval" its name in the ledger, and
     under "clock" the clock of phases;
     at its end joules, low, high (None: unknown), method, scope, seconds, coverage and parts. A body that raises
-    counts as wasted, but for `Preempted`, `BudgetReached` and `Leave`: those saved their work first.
+    counts as wasted, but for `Preempted`, `BudgetReached` and `ShareDone`: those saved their work first.
     """
     if not config.enabled:
         return no_meter
@@ -109,7 +110,7 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
             except Preempted:
                 measuring.end("surviving", "preempted")
                 raise
-            except Leave:
+            except ShareDone:
                 measuring.end("surviving", "left")
                 raise
             except BudgetReached:

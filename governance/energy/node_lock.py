@@ -1,15 +1,14 @@
-"""Election of one meter a node, held again when its holder ends.
+"""Election of one meter a node, repeated when its holder ends.
 
-The lock is `flock` on a folder of this user in the node's own runtime directory, so that the ranks of one run, and
-two runs beside each other, never count the same joules twice. The kernel drops the lock when its owner dies, however
-it dies; whoever holds another election then (`Turn.elect`) measures from there on. `holder.json` in that folder names
-the owner and its ledger; it is information, never the lock.
+The lock is a file in a folder of this user in the node's own runtime directory (`governance.files.held`), so that the
+ranks of one run, and two runs at the same time, never count the same joules twice. The kernel drops the lock when its
+owner dies, however it dies; the next winner of an election (`Turn.elect`) measures from there on. The file's content
+names the owner and its ledger.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -17,45 +16,41 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from governance.files import write_json
+from governance.files import held
 
-_LOOKS, _LOOK_SECONDS = 50, 0.02  # of the note of whoever has the lock
+LOCK_FILE = "meter.lock"
+_NOTE_SECONDS, _LOOK_SECONDS = 1.0, 0.02  # how long to wait for the note of a new holder, and between two looks
 
 
 @dataclass
 class Turn:
-    """Return whether this process measures the node; if not, who does."""
+    """Result of the election: whether this process measures the node; if not, who does."""
 
     ours: bool
     pid: int | None = None
     """The measuring process, where it could be read."""
     ledger: str | None = None
     """Where that process records."""
-    stand: Callable[[], bool] = lambda: False
-    """Take the lock if nobody has it."""
-    note: Callable[[], tuple[int, str] | None] = lambda: None
-    """The measuring process and its ledger, as it has noted them."""
+    stand: Callable[[], str | None] = lambda: ""
+    """Take the lock if nobody has it, and return None; else return its holder's note."""
 
     def elect(self) -> bool:
-        """Hold the election again.
-
-        Whether this process measures the node from now on; else who does is read anew.
-        """
-        self.ours = self.ours or self.stand()
-        if not self.ours and (noted := self.note()) is not None:
-            self.pid, self.ledger = noted
-        return self.ours
+        """Hold the election again; return whether this process measures from now on."""
+        if self.ours or (note := self.stand()) is None:
+            self.ours = True
+            return True
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # the holder has not written its note yet
+            values = json.loads(note)
+            self.pid, self.ledger = int(values["pid"]), str(values["ledger"])
+        return False
 
 
 def runtime_folder(job: str | None = None) -> Path:
     """This user's folder in the node's runtime directory.
 
-    XDG_RUNTIME_DIR, else the temporary directory.
-
-    A job that measures its share of the node has one of its own.
+    XDG_RUNTIME_DIR, else the temporary directory. A job that measures its share of the node has one of its own.
     """
     given = os.environ.get("XDG_RUNTIME_DIR")
     parent = Path(given) if given and os.access(given, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
@@ -67,46 +62,26 @@ def node_turn(ledger: Path, job: str | None = None) -> Iterator[Turn]:
     """Hold the node's meter lock, or learn who does.
 
     Raises:
-        OSError: the runtime directory cannot be used; the caller then cannot promise that nobody else measures.
+        OSError, StorageError: the runtime directory cannot be used, so that another process may measure, too.
     """
     folder = runtime_folder(job)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    note = json.dumps({"pid": os.getpid(), "ledger": str(ledger.resolve())})
+    with contextlib.ExitStack() as won:
 
-    def stand() -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        write_json(folder / "holder.json", {"pid": os.getpid(), "ledger": str(ledger.resolve())})
-        return True
+        def stand() -> str | None:
+            with contextlib.ExitStack() as attempt:
+                holder = attempt.enter_context(held(folder / LOCK_FILE, note))
+                if holder is None:
+                    won.push(attempt.pop_all())
+                return holder
 
-    turn = Turn(ours=False, stand=stand, note=partial(_noted, folder))
-    try:
-        if not turn.elect():
-            _wait_for_the_note(turn)
+        turn, deadline = Turn(ours=False, stand=stand), time.monotonic() + _NOTE_SECONDS
+        while not turn.elect() and time.monotonic() < deadline:
+            if turn.pid is not None and start_time(turn.pid) is not None:
+                break
+            time.sleep(_LOOK_SECONDS)
         yield turn
-    finally:
-        if turn.ours:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may still hold a copy of the descriptor
-        os.close(descriptor)
-
-
-def _wait_for_the_note(turn: Turn) -> None:
-    """Wait briefly for the note of a new lock holder."""
-    for _ in range(_LOOKS):
-        if turn.pid is not None and start_time(turn.pid) is not None:
-            return
-        time.sleep(_LOOK_SECONDS)
-        if turn.elect():
-            return
-
-
-def _noted(folder: Path) -> tuple[int, str] | None:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        values = json.loads((folder / "holder.json").read_bytes())
-        return int(values["pid"]), str(values["ledger"])
-    return None
 
 
 def start_time(pid: int) -> int | None:

@@ -15,13 +15,14 @@ from governance.errors import ManifestError
 from governance.files import sha256_bytes
 from governance.gate.site_policy import site_keys, sites
 from governance.gate.verdict import GovernanceConfig
+from governance.hooks import Attest
 from governance.manifest import Manifest
 from governance.signing.dsse import SigningKey, private_key, public_key, sign, statement, verify_envelope
 from governance.signing.git_anchor import anchor
 from governance.signing.home_anchor import HomeAnchor
 from governance.signing.journal import Journal
 from governance.signing.openssf import default_model_key_path, model_key, sign_model
-from governance.stage import Attest, now
+from governance.stage import now
 
 if TYPE_CHECKING:
     from governance.signing.dsse import PublicKey

@@ -5,7 +5,7 @@ A file below a root is one of these, and `verify` says of any other that it is f
 - an output of a manifest, or listed in its `run.beside` (records of shards, what was read beside documents, a
   training's record, lock, holders and mirrors); a manifest; the journal; a verdict or a refusal, which are signed;
 - a file that grows (`running_digests.py`), a signed note (`signed_notes.py`), a model's signature;
-- by rule, because it holds nothing that is believed: a lock and a sign of life, which must be empty; a file that is
+- by rule, because it holds nothing that is believed: a lock, which is empty or names its holder; a file that is
   being written, or whose writer was killed; what ranks say to each other while they save; what Slurm keeps of its own
   below `slurm/` (scripts, logs, cancellations); the mark that `wandb sync` leaves, and wandb's link to a run's folder;
 - a file of an artifact that is not finished, or that an earlier release made, which listed outputs alone. Nothing can
@@ -24,21 +24,21 @@ from typing import Any
 
 from governance.files import is_temporary, json_text, sha256_file
 from governance.manifest import FILE_NAME, KEY_LENGTH, Manifest, Output, output_fault
-from governance.signed_notes import Signer
+from governance.signed_notes import NoteSigner
 from governance.signing.running_digests import GROWING
 
 _KEY = rf"[0-9a-f]{{{KEY_LENGTH}}}"
 _BY_RULE = re.compile(
     rf"""(?x)
-    (journal|commit)\.lock | [a-z_-]+/records/{_KEY}\.alive                  # locks and signs of life
-    | [a-z_-]+/records/{_KEY}\.failed                               # a message to those that wait, while they wait
+    (journal|commit)\.lock | (share-[0-9]+-of-[0-9]+|join)\.lock        # locks
+    | [a-z_-]+/records/{_KEY}\.(alive|failed)                       # signs of life of earlier releases
     | \.energy[^/]*\.[0-9]+ | .*/\.age~[^/]+ | (.*/)?\.nfs[0-9a-f]+ # a claim, a probe, a file removed while open
     | slurm/[^/]+\.sbatch | slurm/(submitting|rehearsing)
     | slurm/(logs|cancelled|preflight|machinery|submitted)/.+
     | train/{_KEY}/wandb/(.+\.wandb\.synced|(wandb/)?latest-run/.+)  # a mark, and a second name of a run's folder
     """
 )
-_EMPTY = re.compile(rf"(journal|commit)\.lock|[a-z_-]+/records/{_KEY}\.alive")
+_EMPTY = re.compile(r"(journal|commit)\.lock")
 _RECORD = re.compile(r"[a-z_-]+/records/[0-9a-f]{64}(\.[^/]+)?")
 _SIGNED = re.compile(
     rf"journal\.jsonl|(verdicts|refusals)/[^/]+\.json|fetch/digests\.json|checkpoint/{_KEY}/model\.sig"
@@ -88,7 +88,7 @@ def strays(manifests: Mapping[str, Manifest | None], root: Path, below: str = ""
     for path in _files(root / below):
         name = path.relative_to(root).as_posix()
         if _EMPTY.fullmatch(name) and path.stat().st_size:
-            found.problems.append(f"{name}: is a lock or a sign of life, and is not empty")
+            found.problems.append(f"{name}: is a lock file, which is empty, and has content")
         if name in named or _known(path, name, manifests):
             continue
         owner = _unfinished(name, manifests)
@@ -100,7 +100,7 @@ def strays(manifests: Mapping[str, Manifest | None], root: Path, below: str = ""
     return found
 
 
-def note_faults(manifests: Sequence[Manifest], root: Path, signer: Signer) -> Strays:
+def note_faults(manifests: Sequence[Manifest], root: Path, signer: NoteSigner) -> Strays:
     """The notes and the model signatures that nobody answers for.
 
     A record counts if it is listed or signed.
@@ -130,7 +130,7 @@ def note_faults(manifests: Sequence[Manifest], root: Path, signer: Signer) -> St
 
 
 def _judge_note(
-    path: Path, name: str, signer: Signer, found: Strays, earlier: Collection[str], unsigned: list[str]
+    path: Path, name: str, signer: NoteSigner, found: Strays, earlier: Collection[str], unsigned: list[str]
 ) -> None:
     """Judge a note that differs from an artifact's list.
 
@@ -144,7 +144,7 @@ def _judge_note(
         found.problems.append(f"{name}: is altered or foreign: no artifact lists it so, and no trusted key signed it")
 
 
-def _content(path: Path, name: str, signer: Signer) -> Any:
+def _content(path: Path, name: str, signer: NoteSigner) -> Any:
     """Content of a signed note; None if absent or altered."""
     try:
         data = path.read_bytes()
@@ -154,7 +154,7 @@ def _content(path: Path, name: str, signer: Signer) -> Any:
         return None
 
 
-def _noted(path: Path, name: str, signer: Signer) -> bool:
+def _noted(path: Path, name: str, signer: NoteSigner) -> bool:
     """Return whether a signed note of this key vouches for the file."""
     for note in path.parent.glob(f"{path.name[:64]}.*.json"):
         content = _content(note, f"{name.rpartition('/')[0]}/{note.name}", signer)

@@ -30,9 +30,10 @@ from typing import Any
 from governance.config import Section, validate
 from governance.errors import CheckpointError, ConfigError, ManifestError, MissingInput
 from governance.files import append_line, json_text, read_lines
+from governance.hooks import Attest, no_attest
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, verify
-from governance.stage import Attest, Recipe, artifact_folder, no_attest
+from governance.stage import Recipe, artifact_folder
 from pretrain.checkpoint.loss_history import Series
 from pretrain.checkpoint.safetensors_files import TensorFiles
 from pretrain.config.training import TrainRecipe

@@ -8,24 +8,23 @@ belongs to a dead builder and is dropped.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from governance.errors import PipelineError
+from governance.files import held
 from governance.log import get_logger
 from pretrain.distributed.process_group import Ranks, gather
 
 SHARED_MEMORY_OP = "deepspeed_shm_comm"
 ASYNC_IO_OP = "async_io"
 _BUILDERS = {SHARED_MEMORY_OP: "ShareMemCommBuilder", ASYNC_IO_OP: "AsyncIOBuilder"}
+_LOCK_FILE = "assay.lock"
 _BUILD = """
 from deepspeed.accelerator import get_accelerator
 get_accelerator().create_op_builder("{builder}").load(verbose=False)
@@ -79,9 +78,10 @@ def build(folder: Path, limit_seconds: float, op: str = SHARED_MEMORY_OP, device
     """
     log = get_logger(__name__)
     started = time.monotonic()
-    with _only_builder(folder, limit_seconds) as held:
-        if not held:
-            log.warning("another process has been building in %s for %.0f s", folder, limit_seconds)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with held(folder / _LOCK_FILE, f"process {os.getpid()}", limit_seconds) as builder:
+        if builder is not None:
+            log.warning("another process (%s) has been building in %s for %.0f s", builder, folder, limit_seconds)
             return False
         for lock in sorted(folder.glob("*/lock")):
             log.warning("%s: dropped; it was left by a build that died", lock)
@@ -98,27 +98,3 @@ def build(folder: Path, limit_seconds: float, op: str = SHARED_MEMORY_OP, device
     if done.returncode:
         log.warning("the build failed: %s", (done.stderr.strip().splitlines() or ["no message"])[-1])
     return done.returncode == 0
-
-
-@contextlib.contextmanager
-def _only_builder(folder: Path, limit_seconds: float) -> Iterator[bool]:
-    """Hold this node's lock on `folder`, waiting at most `limit_seconds` for it.
-
-    Yields whether it is held.
-    """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield _wait_for(descriptor, time.monotonic() + limit_seconds)
-    finally:
-        os.close(descriptor)
-
-
-def _wait_for(descriptor: int, deadline: float) -> bool:
-    while True:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)

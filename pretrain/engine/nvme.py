@@ -12,7 +12,6 @@ DeepSpeed's own attributes that this needs: `swap_optimizer`, `_swappable_optimi
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 from collections.abc import Iterator
@@ -21,10 +20,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from governance.errors import PipelineError
+from governance.errors import PipelineError, StorageError
+from governance.files import held
 
 if TYPE_CHECKING:
     from pretrain.engine.wrapped import Wrapped
+
+_LOCK_FILE = "assay.lock"
+_HELD = contextlib.ExitStack()  # locks that end with the process
 
 
 def in_files(engine: Wrapped, index: int) -> bool:
@@ -60,28 +63,18 @@ def gradient_norms_of(engine: Wrapped, index: int) -> list[torch.Tensor]:
 
 
 @functools.cache
-def hold_folder_of_files(folder: Path) -> int:
-    """Keep a folder of swap files to this process.
+def hold_folder_of_files(folder: Path) -> None:
+    """Keep a folder of swap files to this process, until it ends.
 
     Raises:
         PipelineError: another process has it, or it cannot be held.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
+        holder = _HELD.enter_context(held(folder / _LOCK_FILE, f"process {os.getpid()}"))
+    except (OSError, StorageError) as error:
         raise PipelineError(f"engine.nvme_path = {str(folder)!r} cannot be used: {error}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
+    if holder is not None:
         raise PipelineError(
-            f"engine.nvme_path = {str(folder)!r} is in use by another run on this node, whose files have the same "
-            f"names; give each run a folder of its own"
-        ) from None
-    except OSError as error:  # some network file systems lock no folder
-        os.close(descriptor)
-        raise PipelineError(
-            f"engine.nvme_path = {str(folder)!r} cannot be locked ({error}); give a folder on a local disk"
-        ) from error
-    return descriptor
+            f"engine.nvme_path = {str(folder)!r} is in use by another run on this node ({holder}), whose files have "
+            "the same names; give each run a folder of its own"
+        )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from assay.cli.main import main
-from governance.stage import Leave
+from governance.stage import ShareDone
 from slurm.config import SITE_VARIABLE
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.toml"
@@ -119,7 +119,7 @@ def test_what_lies_elsewhere_is_fetched_before_anything_is_queued(cluster, monke
     def corpus(run, runtime):
         assert runtime.mode == "join"
         assert not (cluster / "root" / "slurm" / "jobs.jsonl").exists()
-        raise Leave("ingest", "its shards are an array's", 0)
+        raise ShareDone("ingest", "its shards are an array's", 0)
 
     monkeypatch.setattr("assay.pipeline.corpus", corpus)
     assert slurm("submit", "--fetch", root=cluster / "root") == 0

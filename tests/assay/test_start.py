@@ -18,6 +18,7 @@ from assay.pipeline import corpus, journal_of, judge, write_report
 from assay.preflight import LARGEST_GPU, Place, here, on_nodes, refuse_start, vocabulary_of
 from assay.training_recipe import training_folder
 from governance.errors import ConfigError, PipelineError
+from governance.hooks import Hooks
 from governance.lineage.attest import attest_with
 from governance.manifest import FILE_NAME
 from governance.stage import Runtime
@@ -206,7 +207,7 @@ def test_what_training_goes_on_from_may_be_gone_and_the_report_is_written(projec
     run = load_run(project / "run.toml", ["train.continue_from='checkpoint/0123456789abcdef'"])
     root = project / "root"
     attest = attest_with(journal_of(run, Runtime(root)), run.config.governance, run.folder, root)
-    runtime = Runtime(root, attest=attest)
+    runtime = Runtime(root, hooks=Hooks(attest=attest))
     judge(run, corpus(run, runtime), runtime)
     assert write_report(run, runtime).is_file()
     assert "the report has no training" in caplog.text

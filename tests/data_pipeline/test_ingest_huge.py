@@ -24,6 +24,7 @@ from data_pipeline.readers.streams import byte_range
 from governance.manifest import verify
 from governance.parallel import close_pool
 from governance.stage import Runtime
+from governance.workers import take_turns
 
 
 def slow_cuts(data, target):
@@ -130,7 +131,6 @@ def test_a_huge_file_becomes_several_shards(tmp_path, kind, with_ids):
 
 
 def test_an_array_of_workers_makes_the_same_bytes(tmp_path):
-    """Each worker of an array alone, one after the other, on roots of their own, and then together."""
     import threading
 
     source = write(tmp_path / "in", rows_of(300), "plain")
@@ -140,7 +140,8 @@ def test_an_array_of_workers_makes_the_same_bytes(tmp_path):
     found = {}
 
     def work(number):
-        found[number] = ingest(listed, config, tmp_path, Runtime(tmp_path / "r2", worker=(number, 2)))
+        runtime = Runtime(tmp_path / "r2", worker=(number, 2))
+        found[number] = take_turns(runtime, lambda turn: ingest(listed, config, tmp_path, turn))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
     for thread in threads:

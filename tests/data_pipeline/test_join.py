@@ -96,6 +96,7 @@ DEDUP_ON = """
     from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
     from governance.manifest import Manifest, describe
     from governance.stage import Runtime
+    from governance.workers import take_turns
 
     root, engine, worker, workers, outputs = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]), []
     for shard in range(3):
@@ -108,7 +109,8 @@ DEDUP_ON = """
         outputs.append(describe(path, root))
     corpus = Manifest(stage="clean", version=1, key="b" * 64, config={}, inputs=(), stats={}, run={},
                       outputs=tuple(outputs))
-    made = dedup(corpus, DedupConfig(), Runtime(root=root, engine=engine, worker=(worker, workers)))
+    runtime = Runtime(root=root, engine=engine, worker=(worker, workers))
+    made = take_turns(runtime, lambda turn: dedup(corpus, DedupConfig(), turn))
     print(made.digest, made.stats["documents_kept"], made.stats["documents_in"])
 """
 

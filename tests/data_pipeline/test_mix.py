@@ -1,5 +1,6 @@
 """Laws of mixing: caps and quotas hold, the choice is by hash alone, what was not had is said, one digest for all."""
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
@@ -17,6 +18,7 @@ from governance.errors import ConfigError, ManifestError, PipelineError
 from governance.manifest import Manifest, describe, write_manifest
 from governance.parallel import close_pool
 from governance.stage import Runtime
+from governance.workers import take_turns
 
 SOURCES, LANGUAGES = ("books", "web", "wiki"), ("de", "en")
 CELLS = st.dictionaries(
@@ -250,9 +252,12 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
     for name, workers in (("one", 1), ("two", 2)):
         digests.add(mix(corpus(tmp_path / name, shards), CONFIG, Runtime(tmp_path / name, workers)).digest)
     close_pool()
-    source = corpus(tmp_path / "array", shards)
+    root = tmp_path / "array"
+    source = corpus(root, shards)
     with ThreadPoolExecutor(2) as pool:
-        parts = pool.map(lambda i: mix(source, CONFIG, Runtime(tmp_path / "array", worker=(i, 2))), (0, 1))
+        parts = pool.map(
+            lambda i: take_turns(Runtime(root, worker=(i, 2)), functools.partial(mix, source, CONFIG)), (0, 1)
+        )
         digests |= {part.digest for part in parts}
     assert len(digests) == 1
 

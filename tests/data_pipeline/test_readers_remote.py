@@ -17,7 +17,7 @@ from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers.remote import RemoteFile, fetch_remote, find_remote
 from data_pipeline.readers.sources import JsonlSource, ParquetSource, TextSource
 from governance.errors import ConfigError, ManifestError, MissingInput, StorageError
-from governance.stage import Leave, Runtime
+from governance.stage import Runtime, ShareDone
 
 
 def files(folder):
@@ -125,7 +125,7 @@ def test_a_look_up_fetches_nothing_that_it_keeps(tmp_path, memory):
 
 def test_a_share_reads_nothing_to_know_which_version_it_is(tmp_path, memory):
     made(sources("memory://bucket/"), tmp_path, "root")
-    with pytest.raises(Leave, match="its server does not say which version it is"):
+    with pytest.raises(ShareDone, match="its server does not say which version it is"):
         fetch_remote(RemoteFile("a.jsonl", "memory://bucket/raw/de/a.jsonl"), "s", Runtime(tmp_path, mode="share"))
 
 

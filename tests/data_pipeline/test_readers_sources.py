@@ -24,7 +24,7 @@ from data_pipeline.readers.streams import TornStream
 from governance.config import Section, validate
 from governance.errors import ConfigError, ManifestError, MissingInput
 from governance.files import sha256_bytes, sha256_file
-from governance.stage import Leave, Runtime
+from governance.stage import Runtime, ShareDone
 
 
 class Sources(Section):
@@ -133,14 +133,14 @@ def test_a_share_reads_no_file_for_its_digest_and_a_join_waits_until_it_can_be_r
     path = tmp_path / "a"
     path.write_bytes(b"one")
     share, join = Runtime(tmp_path, mode="share"), Runtime(tmp_path, mode="join")
-    with pytest.raises(Leave, match="a join reads the file"):
+    with pytest.raises(ShareDone, match="a join reads the file"):
         Digests(share).of(path)
     digests = Digests(join)
     digests.of(path)
     digests.save()
     assert Digests(share).of(path) == sha256_bytes(b"one")
     path.write_bytes(b"two")
-    with pytest.raises(Leave):
+    with pytest.raises(ShareDone):
         Digests(share).of(path)
 
 

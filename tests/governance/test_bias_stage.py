@@ -29,6 +29,7 @@ from governance.kernels.mentions import count_texts, no_sums
 from governance.manifest import Manifest, describe, verify
 from governance.parallel import close_pool
 from governance.stage import Runtime
+from governance.workers import take_turns
 
 GOLDEN = "a81784555bd9e343702dee73e219fa442cae5b811135a03d0f7ffb90ad31f402"
 SENTENCES = (
@@ -156,7 +157,8 @@ def test_workers_arrays_and_partitions_give_the_same_tables(tmp_path):
 
 
 def _one_of_two(root: Path, worker: int) -> None:
-    bias_audit(corpus(root), BiasConfig(), Runtime(root, worker=(worker, 2)))
+    made = corpus(root)
+    take_turns(Runtime(root, worker=(worker, 2)), lambda turn: bias_audit(made, BiasConfig(), turn))
 
 
 def test_two_workers_of_an_array_share_the_shards(tmp_path):

@@ -1,6 +1,7 @@
 """A run is stopped before its energy budget is exceeded: power by chance, kills, unknown energy, the policy."""
 
 import datetime
+import functools
 import itertools
 import time
 import types
@@ -24,10 +25,11 @@ from governance.energy.ledger_tail import Spending
 from governance.energy.meters import READ, RUNNING, EnergyConfig, meter
 from governance.energy.rapl import Part
 from governance.errors import BudgetReached
-from governance.files import sha256_bytes, write_text
+from governance.files import append_line, sha256_bytes, write_text
 from governance.gate.policy import EnergyBudget, load_policy
+from governance.hooks import Hooks, NoBudget, Watched
 from governance.parallel import Shard, ShardMade, map_shards
-from governance.stage import Made, NoBudget, Recipe, Runtime, Watched, run_stage
+from governance.stage import Made, Recipe, Runtime, run_stage
 from pretrain.energy_budget import Allowance
 
 
@@ -249,7 +251,7 @@ SLOW = EnergyConfig(sample_seconds=60.0)
 def runtime_of(root, config=SLOW, **values):
     ledger = root / "energy.jsonl"
     limit = EnergyBudget(**values)
-    return Runtime(root=root, meter=meter(config, ledger), budget=open_budget(limit, ledger, "policy.toml"))
+    return Runtime(root, hooks=Hooks(meter=meter(config, ledger), budget=open_budget(limit, ledger, "policy.toml")))
 
 
 def test_a_data_stage_stops_between_shards_stays_stopped_and_goes_on(tmp_path, planted):
@@ -284,8 +286,9 @@ def test_what_the_pool_has_in_hand_when_the_budget_ends_is_finished_and_measured
     with ThreadPoolExecutor(2) as pool:
         monkeypatch.setattr(parallel, "_pool", lambda workers: pool)
         runtime = runtime_of(tmp_path, kilowatt_hours=kilowatt_hours(9500))
+        hooks = replace(runtime.hooks, tally=functools.partial(append_line, tally))
         with pytest.raises(BudgetReached, match="kept"):
-            work(replace(runtime, workers=2, tally=tally), shards=40)
+            work(replace(runtime, workers=2, hooks=hooks), shards=40)
     made = len(list((tmp_path / "work").glob("*/made/*")))
     [interval] = read_ledger(tmp_path / "energy.jsonl")
     assert 2 <= made < 40
@@ -346,7 +349,7 @@ def test_what_others_spend_meanwhile_counts(tmp_path, planted, monkeypatch):
 
 def test_no_budget_asks_nothing(tmp_path, planted):
     assert isinstance(open_budget(None, tmp_path / "energy.jsonl"), NoBudget)
-    assert isinstance(Runtime(root=tmp_path).budget, NoBudget)
+    assert isinstance(Runtime(root=tmp_path).hooks.budget, NoBudget)
     assert work(Runtime(root=tmp_path)).stats == {"shards": 8}
 
 

@@ -15,7 +15,7 @@ from governance.energy.ledger import own_file, read_ledger
 from governance.energy.meters import READ, RUNNING, meter
 from governance.errors import BudgetReached
 from governance.gate.policy import EnergyBudget
-from governance.stage import Watched
+from governance.hooks import Watched
 from tests.governance.test_energy_budget import (  # noqa: F401
     SLOW,
     Planted,

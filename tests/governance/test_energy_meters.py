@@ -15,7 +15,7 @@ from governance.energy.node_lock import node_turn
 from governance.energy.nvml import WHOLE_DEVICE, Nvml
 from governance.energy.rapl import ESTIMATED, ProcessorModel, open_rapl
 from governance.errors import Preempted
-from governance.stage import Leave
+from governance.stage import ShareDone
 
 FAST = EnergyConfig(sample_seconds=0.1)
 
@@ -223,8 +223,8 @@ def test_a_body_that_raises_is_wasted_but_not_one_that_saved_its_work_and_left(t
     assert energy["joules"] is not None
     with pytest.raises(Preempted), measure("train"):
         raise Preempted("saved")
-    with pytest.raises(Leave), measure("clean"):
-        raise Leave("clean", "3 shards made", made=3)
+    with pytest.raises(ShareDone), measure("clean"):
+        raise ShareDone("clean", "3 shards made", made=3)
     outcomes = [(interval.outcome, interval.cause) for interval in read_ledger(ledger)]
     assert outcomes == [("wasted", "KeyError"), ("surviving", "preempted"), ("surviving", "left")]
 

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from governance.energy.attribution import add, settle
 from governance.energy.ledger import read_ledger
 from governance.energy.meters import EnergyConfig, meter
-from governance.energy.node_lock import node_turn, runtime_folder
+from governance.energy.node_lock import LOCK_FILE, node_turn, runtime_folder
 from tests.governance.test_energy_meters import rapl_zone
 
 RANK = """
@@ -54,22 +53,42 @@ def test_ranks_of_one_node_count_its_energy_once(tmp_path, ranks):
     assert (total.measured, total.surviving, total.methods) == (123_456, 123_456, ("RAPL",))
 
 
-def test_the_note_of_an_earlier_holder_is_not_believed(tmp_path):
+_LATE_NOTE = """
+import json, os, sys, time
+from pathlib import Path
+from governance.files import held
+lock, stale, ledger = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+with held(lock, stale):
+    print("held", flush=True)
+    time.sleep(0.3)
+    again = open(lock, "r+")  # never closed: a record lock ends with any handle of its file
+    again.truncate(0)
+    again.write(json.dumps({"pid": os.getpid(), "ledger": ledger}))
+    again.flush()
+    sys.stdin.read()
+"""
+
+
+def test_the_note_of_an_earlier_holder_does_not_count(tmp_path):
     """One rank has the lock and has not written its note yet: the others wait for it."""
     ledger = tmp_path / "energy.jsonl"
-    with node_turn(ledger):
-        pass
-    note = runtime_folder() / "holder.json"
     ended = subprocess.Popen(["true"])
     ended.wait()
-    with node_turn(ledger):
-        current = note.read_text()
-        note.write_text(json.dumps({"pid": ended.pid, "ledger": "/elsewhere"}))
-        late = threading.Timer(0.2, lambda: note.write_text(current))
-        late.start()
+    stale = json.dumps({"pid": ended.pid, "ledger": "/elsewhere"})
+    words = [sys.executable, "-c", _LATE_NOTE, str(runtime_folder() / LOCK_FILE), stale, str(ledger)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
         with node_turn(ledger) as other:
-            assert (other.ours, other.pid, other.ledger) == (False, os.getpid(), str(ledger))
-        late.join()
+            assert (other.ours, other.pid, other.ledger) == (False, holder.pid, str(ledger))
+        holder.stdin.close()
+
+
+def test_a_second_meter_of_one_process_leaves_the_node_to_the_first(tmp_path):
+    with node_turn(tmp_path / "a") as first:
+        with node_turn(tmp_path / "b") as second:
+            assert (first.ours, second.ours, second.pid) == (True, False, os.getpid())
+        with node_turn(tmp_path / "c") as third:
+            assert not third.ours, "the second one's end does not end the first's lock"
 
 
 def test_a_sample_takes_less_than_a_thousandth_of_a_core(tmp_path):

@@ -25,8 +25,9 @@ from governance.energy.checkpoint_cost import (
 from governance.energy.ledger import own_file, read_ledger
 from governance.energy.meters import EnergyConfig, meter
 from governance.files import append_line, json_text
+from governance.hooks import UNKNOWN_ENERGY, Hooks
 from governance.manifest import Input, Manifest, write_manifest
-from governance.stage import UNKNOWN_ENERGY, Made, Recipe, Runtime, run_stage
+from governance.stage import Made, Recipe, Runtime, run_stage
 from tests.governance.test_energy_histories import History, added, attempt
 from tests.governance.test_energy_ledger import write_line
 
@@ -304,7 +305,7 @@ class Nothing(Section):
 
 
 def test_the_ledger_names_the_artifact_of_data_work_and_its_manifest_does_not(tmp_path):
-    runtime = Runtime(tmp_path, meter=meter(EnergyConfig(), tmp_path / "energy.jsonl"))
+    runtime = Runtime(tmp_path, hooks=Hooks(meter=meter(EnergyConfig(), tmp_path / "energy.jsonl")))
     made = run_stage(Recipe("clean", 1, Nothing()), [], runtime, lambda folder: Made([], {}))
     [survived] = surviving(settle(read_ledger(tmp_path / "energy.jsonl"))).items()
     assert survived[0] == made.folder

@@ -13,6 +13,7 @@ from governance.energy.ledger import own_file
 from governance.energy.meters import EnergyConfig, meter
 from governance.files import append_line, sha256_bytes, write_bytes
 from governance.gate.verdict import GovernanceConfig
+from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner, attest_with, open_journal
 from governance.manifest import describe
 from governance.signed_notes import write_note
@@ -119,11 +120,8 @@ def measured(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # no other meter of this machine has the turn
     root = tmp_path / "root"
     journal = open_journal(CONFIG, tmp_path, root)
-    runtime = Runtime(
-        root,
-        meter=meter(EnergyConfig(sample_seconds=0.1, cpu_tdp_watts=100.0), root / "energy.jsonl"),
-        attest=attest_with(journal, CONFIG, tmp_path, root),
-    )
+    measure = meter(EnergyConfig(sample_seconds=0.1, cpu_tdp_watts=100.0), root / "energy.jsonl")
+    runtime = Runtime(root, hooks=Hooks(meter=measure, attest=attest_with(journal, CONFIG, tmp_path, root)))
 
     def make(folder):
         write_bytes(folder / "documents" / "0.txt", b"text")

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from governance import parallel
 from governance.config import Section
-from governance.files import write_bytes
+from governance.files import append_line, write_bytes
+from governance.hooks import Hooks
 from governance.manifest import Manifest, describe, read_manifest, verify
 from governance.parallel import Shard, ShardMade, map_shards, once
-from governance.stage import Leave, Made, Recipe, Runtime, run_stage
+from governance.stage import Made, Recipe, Runtime, ShareDone, run_stage
 
 COUNTS = {"letters": 5, "totals": 5, "totals-2": 7, "words": 3}  # the data steps, with their numbers of shards
 CALLS: list[tuple[str, int]] = []
@@ -144,7 +145,7 @@ def run(root: Path, fail_after: int | None = None, **values) -> tuple[list[tuple
     try:
         chain(Runtime(root, **values))
         end = "all"
-    except Leave:
+    except ShareDone:
         end = "left"
     except Fault:
         end = "failed"
@@ -261,7 +262,7 @@ def _turn(root: Path, start, worker: tuple[int, int]) -> None:
     start.wait(60)
     try:
         chain(Runtime(root, mode="share", worker=worker), logged)
-    except Leave:
+    except ShareDone:
         return
 
 
@@ -271,7 +272,7 @@ def test_shares_at_once_in_processes(tmp_path, plain, workers):
     twice = len(set(workers)) < len(workers)
     for step, shards in COUNTS.items():
         names = {f"{step}-{index}" for index in range(shards)}
-        with pytest.raises(Leave):
+        with pytest.raises(ShareDone):
             chain(Runtime(tmp_path, mode="join"), logged)
         start = context.Barrier(len(workers))
         processes = [context.Process(target=_turn, args=(tmp_path, start, worker)) for worker in workers]
@@ -306,8 +307,9 @@ def test_a_share_reads_no_records_but_its_own_while_it_has_work(tmp_path, monkey
 
     def turn(worker: int) -> str:
         read.clear()
-        runtime = Runtime(tmp_path, worker=(worker, 3), mode="share", tally=tmp_path / f"tally-{worker}")
-        with pytest.raises(Leave) as left:
+        tally = functools.partial(append_line, tmp_path / f"tally-{worker}")
+        runtime = Runtime(tmp_path, worker=(worker, 3), mode="share", hooks=Hooks(tally=tally))
+        with pytest.raises(ShareDone) as left:
             step_of("totals-2", "x", tmp_path / "counts" / "key", runtime)
         return str(left.value)
 

@@ -8,7 +8,7 @@ import pytest
 from governance.energy.ledger import read_ledger
 from governance.errors import BudgetReached
 from governance.files import read_lines
-from governance.stage import Watched
+from governance.hooks import Watched
 from pretrain import loop
 from tests.pretrain import budget_ranks
 from tests.pretrain.budget_ranks import SETTINGS, Planted, options

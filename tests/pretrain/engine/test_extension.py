@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import fcntl
-import os
-
 import pytest
 
+from governance.files import held
 from pretrain.engine import extensions as extension
 from pretrain.engine.extensions import build, extension_folder
 
@@ -29,13 +27,9 @@ def test_a_lock_of_a_dead_builder_is_dropped(tmp_path, caplog):
 
 
 def test_a_living_builder_is_waited_for_and_not_for_ever(tmp_path, caplog):
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
+    with held(tmp_path / "assay.lock", "process 7"):
         assert not build(tmp_path, 0.3)
-    finally:
-        os.close(descriptor)
-    assert "another process" in caplog.text
+    assert "another process (process 7)" in caplog.text
     assert build(tmp_path, 60.0)
 
 

@@ -1,0 +1,139 @@
+"""Hooks of the stage contract: energy meter, energy budget, attestation, signatures.
+
+    runtime = Runtime(root, hooks=Hooks(meter=meter(config, ledger), attest=attest_with(...)))
+
+The defaults measure, bound, sign and record nothing, so that a library or a test may run stages without them. No hook
+changes a byte of an artifact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from governance.errors import BudgetReached
+from governance.manifest import Manifest
+from governance.signed_notes import NoSigner, NoteSigner
+
+UNKNOWN_ENERGY: dict[str, Any] = {"joules": None, "low": None, "high": None, "method": "unknown"}
+
+Meter = Callable[[str], AbstractContextManager[dict[str, Any]]]
+"""Given a stage's name, measure the node while the context lasts; the dictionary is filled at its end."""
+
+Attest = Callable[[Manifest], None]
+"""Record, signed, that this artifact is about to be committed; a repetition adds nothing."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Scope of one rank's energy budget."""
+
+    energy: dict[str, Any]
+    """What the meter of this rank's node yields."""
+    artifact: str
+    """Of the training, or of the stage."""
+    own: frozenset[str] = frozenset()
+    """The ledger's names of what the ranks of this start measure; this one's need not be among them."""
+    measures: bool = True
+    """Whether this rank measures its node."""
+    first: bool = True
+    """Whether it adds the ledger's figures for all others."""
+
+
+class Watch(Protocol):
+    """The budget of a training.
+
+    `over(sum over the ranks of words(...))` is alike on every rank.
+    """
+
+    def words(self, ahead_seconds: float) -> list[int]:
+        """Budget words of this rank for the next look."""
+
+    def start(self, words: Sequence[int]) -> None:
+        """Raise `BudgetReached` where the energy used so far is unknown."""
+
+    def over(self, words: Sequence[int]) -> bool:
+        """Return whether it is time to save and leave."""
+
+    def reached(self, what: str) -> BudgetReached:
+        """The error to raise then."""
+
+    def facts(self) -> dict[str, Any]:
+        """The figures of the last look, for the record."""
+
+
+class Budget(Protocol):
+    """The energy budget of a policy as stages use it (`governance.energy.budget`)."""
+
+    def check(self, stage: str, artifact: str) -> None:
+        """Raise `BudgetReached` before a stage opens anything, where it has no room."""
+
+    def watching(self, stage: str, artifact: str, energy: dict[str, Any]) -> AbstractContextManager[None]:
+        """Watch a stage, whose meter fills `energy`.
+
+        Raise `BudgetReached` where the meter gives no figure.
+        """
+
+    def look(self, ahead_seconds: float) -> None:
+        """Raise `BudgetReached`, between two shards, if so many seconds more would exceed it."""
+
+    def watch(self, watched: Watched) -> Watch | None:
+        """Budget watcher of a rank; None without a bound."""
+
+
+class NoBudget:
+    """Budget of a policy without one."""
+
+    def check(self, stage: str, artifact: str) -> None:
+        """There is room."""
+
+    def watching(self, stage: str, artifact: str, energy: dict[str, Any]) -> AbstractContextManager[None]:
+        """Watch nothing."""
+        return contextlib.nullcontext()
+
+    def look(self, ahead_seconds: float) -> None:
+        """There is room."""
+
+    def watch(self, watched: Watched) -> Watch | None:
+        """No watcher."""
+        return None
+
+
+@contextlib.contextmanager
+def no_meter(stage: str) -> Iterator[dict[str, Any]]:
+    """Meter of a run that measures nothing: its energy is unknown, not zero."""
+    yield dict(UNKNOWN_ENERGY)
+
+
+def no_attest(manifest: Manifest) -> None:
+    """Attestation of a run that signs nothing."""
+
+
+def no_head() -> str:
+    """Journal head of a run without a journal: always empty."""
+    return ""
+
+
+def no_tally(line: str) -> None:
+    """Tally of a run whose progress no job follows."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Functions that stages call around their work."""
+
+    meter: Meter = no_meter
+    """Energy of the node while a stage is made."""
+    budget: Budget = field(default_factory=NoBudget)
+    """The most energy that may be used."""
+    attest: Attest = no_attest
+    """Called with each artifact before its manifest is written."""
+    head: Callable[[], str] = no_head
+    """The journal's last line, "index:sha256"; "" where there is none."""
+    signer: NoteSigner = field(default_factory=NoSigner)
+    """Signs the notes that are left for the next run, and decides which notes of others count (`signed_notes.py`)."""
+    tally: Callable[[str], None] = no_tally
+    """Called with the name of each shard and artifact that this process finishes, so that a job can see progress."""
