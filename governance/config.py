@@ -1,8 +1,8 @@
 """Configuration: one TOML file, frozen sections, errors with a fix.
 
-A `Section` is validated strictly (the text "5" is no integer, an unknown key is an error) and never changes.
+A `Section` is validated strictly (the text "5" is not an integer, an unknown key is an error) and never changes.
 `load_config` reads the file, applies `--set section.field=VALUE` (VALUE in TOML's own grammar), and turns each
-complaint of the validator into a line with file, field, value and mend. `canonical_json` is the one byte form
+complaint of the validator into a line with file, field, value and fix. `canonical_json` is the one byte form
 that is ever hashed.
 """
 
@@ -44,7 +44,7 @@ def canonical_json(value: Any) -> bytes:
     Sorted keys, no spaces, UTF-8.
 
     Raises:
-        TypeError: something JSON cannot fix for certain: a NaN, an infinity, a key that is no string, a set.
+        TypeError: JSON has no certain form for it: a NaN, an infinity, a key that is not a string, a set.
     """
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
 
@@ -60,7 +60,7 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
-            raise TypeError("canonical JSON wants text keys")
+            raise TypeError("canonical JSON needs text keys")
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
@@ -71,7 +71,7 @@ def load_config(path: Path, schema: type[Config], overrides: Iterable[str] = ())
     """Read a TOML file, apply `overrides` ("section.field=VALUE"), validate, and freeze.
 
     Raises:
-        ConfigError: with a line for each fault: file, field, value, the mend.
+        ConfigError: with a line for each fault: file, field, value, the fix.
     """
     return validate(read_toml(path, overrides), schema, str(path))
 
@@ -89,7 +89,7 @@ def read_toml(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:  # a number of 4,301 digits, brackets in brackets without end
-        raise ConfigError(f"{path}: is no valid TOML: {error}.") from error
+        raise ConfigError(f"{path}: is not valid TOML: {error}.") from error
     for override in overrides:
         _apply(values, override)
     return values
@@ -112,12 +112,13 @@ def validate(values: Mapping[str, Any], schema: type[Config], origin: str) -> Co
 def _apply(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals:
-        raise ConfigError(f"--set {override}: wants section.field=VALUE, for example --set train.steps=20")
+        raise ConfigError(f"--set {override}: needs the form section.field=VALUE, for example --set train.steps=20")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError) as error:
         raise ConfigError(
-            f"--set {name}: {_short(repr(text))} is no TOML value ({error}). Text wants quotes: --set '{name}=\"...\"'"
+            f"--set {name}: {_short(repr(text))} is not a TOML value ({error}). Text needs quotes: "
+            f"--set '{name}=\"...\"'"
         ) from error
     *parents, field = [part.strip() for part in name.split(".")]
     target = values
@@ -141,8 +142,8 @@ def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:
     field = ".".join(str(part) for part in location) or "(whole file)"
     if fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(location[-1]), _names_at(schema, location[:-1]), n=1)
-        mend = f"did you mean {near[0]!r}?" if near else "remove it, or see the example in configs/"
-        return f"{field}: unknown key; {mend}"
+        fix = f"did you mean {near[0]!r}?" if near else "remove it, or see the example in configs/"
+        return f"{field}: unknown key; {fix}"
     if fault["type"] == "missing":
         return f"{field}: is missing; add it"
     message = fault["msg"].removeprefix("Value error, ")
@@ -152,10 +153,7 @@ def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:
 
 
 def _short(value: str) -> str:
-    """A value as an error shows it.
-
-    Its beginning says which it is.
-    """
+    """A value as an error shows it, shortened."""
     return value if len(value) <= _SHOWN_CHARACTERS else f"{value[:_SHOWN_CHARACTERS]}…"
 
 

@@ -1,20 +1,20 @@
 """Error classes with their exit codes (sysexits.h).
 
     PipelineError          1    anything that a user can cause and we can explain
-      ConfigError         78    the file or an override is wrong: file, section, field, value, the mend
-      MissingInput        66    an input or an artifact is not there; names the command that makes it
-      ManifestError       65    unknown schema, digest mismatch: the difference in words
+      ConfigError         78    the file or an override is wrong: file, section, field, value, the fix
+      MissingInput        66    an input or an artifact is missing; names the command that makes it
+      ManifestError       65    unknown schema, digest mismatch: the difference in the message
         AlteredFile       65    a file is not what its manifest lists; where a verdict rests on it, 77
       GateClosed          77    the verdict does not allow this corpus: reasons and owners
       CheckpointError     65    cannot load: missing shard, torn file, another model
-      Occupied            73    another process is at the same work, alive: host, process, since when
-      StorageError        74    the disk is full or refuses; nothing stands half-written under a final name
-      ClusterError        69    the scheduler refused; carries its words
-      BudgetReached       71    the policy's energy budget leaves no room, or nobody can tell; not requeued
-      Preempted           75    checkpointed and left; the job requeues on 75
+      Occupied            73    another live process does the same work: host, process, since when
+      StorageError        74    the disk is full or refuses; no final name holds a half-written file
+      ClusterError        69    the scheduler refused; carries its message
+      BudgetReached       71    the policy's energy budget leaves no room, or the use is unknown; not requeued
+      Preempted           75    checkpointed and ended; the job requeues on 75
 
-A message says what is wrong (with the value), where, and how to mend it. Whatever is not a `PipelineError`
-is our own mistake and keeps its traceback.
+A message says what is wrong (with the value), where, and how to fix it. Anything that is not a
+`PipelineError` is a defect of this program and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 
 
 class PipelineError(Exception):
-    """An error that a user can cause, told without a traceback.
+    """An error that a user can cause, reported without a traceback.
 
     `exit_code` is the process's exit status.
     """
@@ -41,7 +41,7 @@ class ConfigError(PipelineError):
 
 
 class MissingInput(PipelineError):
-    """A source file or an artifact is not there."""
+    """A source file or an artifact is missing."""
 
     exit_code = 66
 
@@ -87,9 +87,9 @@ class ClusterError(PipelineError):
 
 
 class BudgetReached(PipelineError):
-    """The policy's energy budget would be exceeded, or nobody can tell.
+    """The policy's energy budget would be exceeded, or its use is unknown.
 
-    What was learned is saved.
+    The training state is saved.
 
     71 is EX_OSERR, "a resource of the system is used up": the only code of its kind that nothing else of ours has.
     """
@@ -98,9 +98,9 @@ class BudgetReached(PipelineError):
 
 
 class Preempted(PipelineError):
-    """The run was told to leave, saved a checkpoint and left.
+    """The run received a signal, saved a checkpoint and ended.
 
-    The same command goes on from there.
+    The same command continues from there.
     """
 
     exit_code = 75

@@ -1,6 +1,6 @@
 """File access: the only code that writes or hashes files.
 
-Promise: a file under its final name is whole. It is written under a temporary name beside it, flushed, synced,
+Promise: a file under its final name is whole. It is written under a temporary name in the same folder, flushed, synced,
 and renamed; whatever happens before the rename leaves the old file (or none). A killed process can leave only
 a temporary file, which `sweep_temporaries` removes once that process is gone.
 """
@@ -51,7 +51,7 @@ def is_temporary(path: Path) -> bool:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`.
+    """Yield a temporary path next to `path`.
 
     On success sync it and rename it to `path`, else remove it.
 
@@ -126,11 +126,10 @@ def write_private(path: Path, data: bytes) -> bool:
 
 
 def write_new(path: Path, data: bytes) -> bool:
-    """Write `data` under a name that nothing has yet.
+    """Write `data` under a new name.
 
-    False, and nothing written, when another process was first.
-
-    It is a hard link, which every shared file system makes for one of many nodes only.
+    False, and nothing written, when another process was first: every shared file system makes a hard link for one of
+    many nodes only.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,7 +208,7 @@ def is_held(path: Path) -> bool:
 
 
 def _take_lock(path: Path, note: str) -> BinaryIO | str:
-    """The open file of a lock that is now ours, or its holder's note."""
+    """The open file of our new lock, or its holder's note."""
     with _HELD_GUARD, storage_errors(path):
         # A process never fails to get a record lock that it has, and loses it when it closes any handle of that file.
         process, its_note = _HELD.get(_lock_name(path), (0, ""))
@@ -261,9 +260,9 @@ def append_line(path: Path, line: str, *, durable: bool = False) -> None:
 def read_lines(path: Path, last_bytes: int = 0) -> list[Any]:
     """The JSON values of a file that `append_line` wrote.
 
-    A torn line (a kill, or a full disk) is left out.
+    Torn lines (after a kill, or on a full disk) are left out.
 
-    `last_bytes`: only what stands whole in so many bytes at its end; 0: all.
+    `last_bytes`: only the whole lines of so many bytes at its end; 0: all.
     """
     if not path.exists():
         return []
@@ -309,7 +308,7 @@ def copy_beginning(source: Path, target: Path, size: int) -> None:
 
 
 def put_in_place(source: Path, target: Path) -> None:
-    """As `place`, but whatever stands under `target` gives way, in one step.
+    """As `place`, but replace `target` in one step.
 
     No reader ever finds it missing.
     """
@@ -327,17 +326,14 @@ def put_in_place(source: Path, target: Path) -> None:
 
 
 def touch(path: Path) -> None:
-    """Change a file's time to now.
-
-    An empty one is made where there is none.
-    """
+    """Change a file's time to now; make it if missing."""
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file if it exists."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
 
@@ -381,7 +377,7 @@ def sha256_file(path: Path) -> str:
     About 1.5 GB/s where the processor has SHA instructions.
 
     Raises:
-        MissingInput: the file is not there or cannot be read.
+        MissingInput: the file is missing or cannot be read.
     """
     try:
         with open(path, "rb") as handle:
@@ -408,10 +404,10 @@ def nameless_memory(folder: Path, size: int) -> mmap.mmap:
 def sha256_leaves(path: Path) -> tuple[str, ...]:
     """The SHA-256 of each `LEAF_BYTES` piece of a file.
 
-    None for one that is no larger than a piece.
+    Empty for a file that is not larger than a piece.
 
     Raises:
-        MissingInput: the file is not there or cannot be read.
+        MissingInput: the file is missing or cannot be read.
     """
     leaves = []
     buffer = memoryview(bytearray(_READ_BYTES))
@@ -441,7 +437,7 @@ def sha256_with_leaves(path: Path) -> tuple[str, tuple[str, ...]]:
     disk once; they do cost the processor as much again.
 
     Raises:
-        MissingInput: the file is not there or cannot be read.
+        MissingInput: the file is missing or cannot be read.
     """
     if not path.is_file() or path.stat().st_size <= LEAF_BYTES:
         return sha256_file(path), ()

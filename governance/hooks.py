@@ -78,7 +78,10 @@ class Budget(Protocol):
         """
 
     def look(self, ahead_seconds: float) -> None:
-        """Raise `BudgetReached`, between two shards, if so many seconds more would exceed it."""
+        """Raise `BudgetReached` if so many seconds more would exceed it.
+
+        Called between two shards.
+        """
 
     def watch(self, watched: Watched) -> Watch | None:
         """Budget watcher of a rank; None without a bound."""
@@ -104,7 +107,10 @@ class NoBudget:
 
 @contextlib.contextmanager
 def no_meter(stage: str) -> Iterator[dict[str, Any]]:
-    """Meter of a run that measures nothing: its energy is unknown, not zero."""
+    """Meter of a run that measures nothing.
+
+    Its energy is unknown, not zero.
+    """
     yield dict(UNKNOWN_ENERGY)
 
 

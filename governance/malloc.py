@@ -6,16 +6,16 @@ import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _NEVER = -1
-_LARGEST = 32 << 20  # a piece that is larger is always mapped, whatever is asked
+_LARGEST = 32 << 20  # a piece that is larger is always mapped, whatever `piece_bytes` says
 
 
 def keep_freed_memory(most_bytes: int | None = None, piece_bytes: int = _LARGEST) -> None:
-    """Let glibc keep what is freed for the next who asks.
+    """Make glibc keep freed memory (`mallopt`).
 
-    Another C library goes on as it does.
+    No effect on other C libraries.
 
     Args:
-        most_bytes: kept at the end of the heap; none: all.
+        most_bytes: kept at the end of the heap; None: all.
         piece_bytes: pieces from this size on are mapped and handed back each by itself.
     """
     try:

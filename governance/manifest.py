@@ -18,9 +18,9 @@ A whole example (`<root>/clean/0123456789abcdef/manifest.json`):
 unknown schema and an unknown key: it never guesses. `seal` is the hash of all the rest, `run` included: it finds
 accidents within the manifest itself, as the digests in `outputs` find them in the files. Against intent it is signed:
 the journal states digest and seal (`chain.py`). An output of more than 64 MiB
-has `leaves` too, the SHA-256 of each 64 MiB of it: where the file is not as it was, the piece can be named.
+has `leaves` too, the SHA-256 of each 64 MiB of it: where the file was altered, the piece can be named.
 `run.linked_from` names the earlier artifacts that shards were linked from, where there are any. `run.beside` lists, as
-`outputs` does, what was written for the artifact and is no output: records of its shards, a training's record.
+`outputs` does, files written for the artifact that are not outputs: records of its shards, a training's record.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ KEY_LENGTH = 16  # characters of the key that name the directory
 LINKED_FROM = "linked_from"
 BESIDE = "beside"
 SOURCES = ("file", "hub")
-"""Stages of an input that is no artifact."""
+"""Stages of an input that is not an artifact."""
 
 
 class Input(Section):
@@ -132,7 +132,7 @@ class Manifest(Section):
 
     @property
     def beside(self) -> tuple[Output, ...] | None:
-        """Companion files that are no outputs; None in older manifests."""
+        """Companion files that are not outputs; None in older manifests."""
         listed = self.run.get(BESIDE)
         return None if listed is None else tuple(Output.model_validate(item) for item in listed)
 
@@ -189,14 +189,14 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         MissingInput: there is none.
         ManifestError: it is torn or altered, of an unknown schema, or has unknown or missing keys.
-        StorageError: the file system does not let it be read; whether it is whole nobody knows.
+        StorageError: the file system does not let it be read, so it may be whole or torn.
     """
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise MissingInput(f"{path}: no such manifest") from error
     except (IsADirectoryError, NotADirectoryError, ValueError) as error:
-        raise ManifestError(f"{path}: is no JSON ({error}). Remove its folder and make it again.") from error
+        raise ManifestError(f"{path}: is not JSON ({error}). Remove its folder and make it again.") from error
     except OSError as error:
         raise StorageError(
             f"cannot read {path}: {error.strerror}. Make its disk readable, then run the same command again."
@@ -208,7 +208,9 @@ def read_manifest(path: Path) -> Manifest:
         )
     seal = values.pop("seal", None)
     if seal != _seal(values):
-        raise ManifestError(f"{path}: was altered since it was written: its seal does not fit. Remove its folder.")
+        raise ManifestError(
+            f"{path}: was altered since it was written: its seal does not match. Remove its folder and make it again."
+        )
     try:
         return Manifest.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
@@ -217,7 +219,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def present(manifest: Manifest, root: Path) -> bool:
-    """Return whether each output is there with its size.
+    """Return whether each output exists with its size.
 
     The cheap check of every look-up (`verify` reads the bytes).
     """
@@ -231,11 +233,10 @@ def present(manifest: Manifest, root: Path) -> bool:
 
 
 def verify(manifest: Manifest, root: Path, *, deep: bool = False) -> list[str]:
-    """Read each output and compare.
+    """Read each output and return the differences, one line a file.
 
-    Return the differences in words, each naming its file (none: it is whole).
-
-    Of a large file that differs the pieces are named; `deep` compares the leaves of those that do not, too.
+    Empty: the artifact is whole. For a large file that differs the pieces are named; `deep` also compares the leaves of
+    the others.
     """
     return [
         f"{output.path}: {problem}"
@@ -245,10 +246,7 @@ def verify(manifest: Manifest, root: Path, *, deep: bool = False) -> list[str]:
 
 
 def output_fault(output: Output, root: Path, *, deep: bool = False) -> str | None:
-    """In words, where a file is not as it is listed.
-
-    None: it is whole.
-    """
+    """Difference of a file from its listing; None if whole."""
     path = root / output.path
     if not path.is_file():
         return "is missing"
@@ -274,14 +272,14 @@ def _pieces(output: Output, found: tuple[str, ...], size: int) -> str:
                 ranges[-1][1] = last
             else:
                 ranges.append([first, last])
-    told = ", ".join(f"{first} to {last}" for first, last in ranges)
-    return f"; bytes {told} differ" if told else ""
+    listed = ", ".join(f"{first} to {last}" for first, last in ranges)
+    return f"; bytes {listed} differ" if listed else ""
 
 
 def differences(ours: Manifest, theirs: Manifest) -> list[str]:
-    """In words, where two manifests differ in what the digest covers.
+    """Differences of two manifests in what the digest covers.
 
-    Files are compared by their names.
+    Files are compared by name.
     """
     a, b = ours.content(), theirs.content()
     files = [_files_of(manifest) for manifest in (ours, theirs)]

@@ -158,7 +158,10 @@ def _note_beside(runtime: Runtime, stage: str, files: Iterable[Output]) -> None:
 
 
 def _forget(missing: Sequence[tuple[Path, str]], place: _ShardFolder, linked: set[str]) -> None:
-    """Remove the records whose files differ from them, which a share, looking at sizes alone, would trust."""
+    """Remove the records whose files differ from them.
+
+    A share, which compares sizes alone, would trust them.
+    """
     for record, name in missing:
         if record.exists() and _find(record, name, place, linked) is None:  # again: a share may have made it just now
             get_logger(__name__).warning("%s: its files differ from it; the shard is made again", record)
@@ -166,7 +169,7 @@ def _forget(missing: Sequence[tuple[Path, str]], place: _ShardFolder, linked: se
 
 
 def once(runtime: Runtime, path: Path, make: Callable[[Path], None], beside: Sequence[Path] = ()) -> Path:
-    """Find or make the file that a step over all shards writes for the next one.
+    """Find or make the file that joins all shards of a step.
 
     `path` is in `<root>/<stage>/records/` and its name holds the key of what decides its bytes; `make(path)` writes
     it atomically, and those `beside` it. Their sizes and digests are noted in `<path>.json`, written last: a file that
@@ -192,7 +195,7 @@ def once(runtime: Runtime, path: Path, make: Callable[[Path], None], beside: Seq
 
 
 def _as_noted(noted: Mapping[str, Any], files: Sequence[Path], trusted: bool) -> bool:
-    """Return whether the files are as noted; of trusted ones, whether their sizes are."""
+    """Return whether the files are as noted, trusted ones by size."""
     try:
         return all(_facts(file, trusted).items() <= noted[file.name].items() for file in files)
     except (OSError, KeyError, AttributeError, MissingInput):
@@ -306,7 +309,10 @@ _POOL: dict[int, ProcessPoolExecutor] = {}  # at most one, by its number of work
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    """This process's workers, spawned, because forking a process with Arrow threads can deadlock."""
+    """This process's workers, spawned.
+
+    Forking a process with Arrow threads can deadlock.
+    """
     if workers not in _POOL:
         close_pool()
         context = multiprocessing.get_context("spawn")
@@ -321,7 +327,10 @@ def _follow(parent: int) -> None:
 
 
 def close_pool() -> None:
-    """End the worker processes, if there are any; the next `map_shards` starts new ones."""
+    """End the worker processes, if there are any.
+
+    The next `map_shards` starts new ones.
+    """
     while _POOL:
         _POOL.popitem()[1].shutdown(cancel_futures=True)
 

@@ -3,10 +3,10 @@
     data stage      everything before training        checkpoint      the loop stands still for a save
     start-up        until the first step              evaluation      validation and questions
     compute         forward, backward, update         idle            the step waits for its data
-    communication   waiting for the other ranks       hang            no sign of life beyond the limit
+    communication   waiting for the other ranks       hang            no heartbeat beyond the limit
 
-The meter of a node puts a `PhaseClock` into its dictionary under "clock". The program that is measured says what begins
-(`begin`), and what lasts for a while (`during`); where there is no clock, both do nothing. Times are those of the host:
+The meter of a node puts a `PhaseClock` into its dictionary under "clock". The measured program reports the phase that
+begins (`begin`) or lasts for a context (`during`); without a clock both do nothing. Times are those of the host:
 communication that a GPU overlaps with computing is in compute. Price: two readings of a clock a change.
 """
 
@@ -20,11 +20,11 @@ from typing import Any
 
 CLOCK = "clock"
 INTERVAL = "interval"
-"""Where the meter says under which name the ledger has this measurement."""
+"""The key of the measurement's name in the ledger."""
 DATA_STAGE, START_UP, COMPUTE, COMMUNICATION = "data stage", "start-up", "compute", "communication"
 CHECKPOINT, EVALUATION, IDLE, HANG = "checkpoint", "evaluation", "idle", "hang"
 UNTOLD = "not told"
-"""Of a ledger's lines that tell no phases: those of an earlier release."""
+"""The phase of ledger lines without phases, which earlier releases wrote."""
 
 
 class PhaseClock:
@@ -39,7 +39,7 @@ class PhaseClock:
         self._hangs = False
         self._seconds: dict[str, float] = {}
         self.hung = threading.Event()
-        """Set when a hang was told, so that a meter may write it down before the process ends."""
+        """Set when a hang is reported, so that a meter may write it down before the process ends."""
 
     @property
     def phase(self) -> str:
@@ -47,16 +47,13 @@ class PhaseClock:
         return self._phase
 
     def enter(self, phase: str) -> None:
-        """From now on it is `phase`; a hang is over."""
+        """Change to `phase`; a hang is over."""
         with self._guard:
             self._settle()
             self._phase, self._hangs = phase, False
 
     def hang(self, silent: float) -> None:
-        """For `silent` seconds there has been no sign of life.
-
-        They were a hang, and what follows is one.
-        """
+        """Count the last `silent` seconds, and what follows, as a hang."""
         with self._guard:
             self._settle()
             last = self._seconds.get(self._phase, 0.0)
@@ -79,7 +76,7 @@ class PhaseClock:
 
 
 def begin(energy: Mapping[str, Any], phase: str) -> None:
-    """Say to the measurement `energy` that `phase` begins."""
+    """Report to the measurement `energy` that `phase` begins."""
     clock: PhaseClock | None = energy.get(CLOCK)
     if clock is not None:
         clock.enter(phase)
@@ -101,7 +98,7 @@ def during(energy: Mapping[str, Any], phase: str) -> Iterator[None]:
 
 
 def tell_hang(energy: Mapping[str, Any], silent: float) -> None:
-    """Tell the meter that nothing moved for `silent` seconds."""
+    """Report to the meter that nothing moved for `silent` seconds."""
     clock: PhaseClock | None = energy.get(CLOCK)
     if clock is not None:
         clock.hang(silent)

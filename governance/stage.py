@@ -67,12 +67,12 @@ class ShareDone(Exception):
 
 @dataclass
 class RunNotes:
-    """What `map_shards` and `once` note for the `run` block of a manifest."""
+    """Notes of `map_shards` and `once` for a manifest's `run` block."""
 
     linked: dict[str, set[str]] = field(default_factory=dict)
     """Artifact -> the earlier ones that shards of it were linked from: their energy is the earlier one's."""
     beside: dict[str, dict[str, Output]] = field(default_factory=dict)
-    """Stage -> by path the files written for the artifact in the making that are no outputs of it."""
+    """Stage -> by path the files written for the artifact in the making that are not outputs of it."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def artifact_folder(stage: str, key: str, root: Path) -> Path:
 
 
 def root_of(artifact: Path) -> Path:
-    """The root that an artifact's folder, or its manifest, lies in.
+    """The root that holds an artifact's folder or manifest.
 
     Folders are `<root>/<stage>/<key>`.
     """
@@ -158,7 +158,7 @@ def find(stage: str, key: str, root: Path) -> Manifest | None:
     if manifest.key != key or manifest.stage != stage:
         raise ManifestError(f"{path}: is of key {manifest.stage}/{manifest.key}, not {stage}/{key}. Remove its folder.")
     if not present(manifest, root):
-        get_logger(__name__).warning("%s: files are missing or cut short; it is made again", path.parent)
+        get_logger(__name__).warning("%s: files are missing or truncated; it is made again", path.parent)
         return None
     return manifest
 
@@ -218,7 +218,7 @@ def commit(manifest: Manifest, root: Path, attest: Attest = no_attest, beside: I
     """Attest and write the manifest, unless another process did so first.
 
     Then both must have made the same bytes; each has a `run` block of its own, and the last one attested counts. Files
-    of `beside` that are no outputs are listed in that block.
+    of `beside` that are not outputs are listed in that block.
     """
     path = root / manifest.path
     outputs = {output.path for output in manifest.outputs}

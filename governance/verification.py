@@ -1,16 +1,16 @@
 """Verification of an artifact or root; `deep` includes signatures.
 
 Promise of the plain check: one changed byte in a file that a manifest lists, in a manifest, or in a verdict is found,
-and so is a file that nothing lists (`unlisted_files.py`); the problem names the file (of a large one the 64 MiB
-piece). It reads every byte once, as fast as SHA-256 and the disk allow. `deep` adds what an attacker could make fit,
-and what an accident can do to the evidence: the journal's chain and every signature in it, a statement for each
+and so is a file that no rule lists (`unlisted_files.py`); the problem names the file (of a large one the 64 MiB
+piece). It reads every byte once, as fast as SHA-256 and the disk allow. `deep` adds what an attacker could forge
+and what an accident can damage: the journal's chain and every signature in it, a statement for each
 artifact that agrees with its manifest, each beginning that was ever stated of a file that grows
 (`running_digests.py`), the energy ledger's figures against the manifests', the records of shards, the leaves of large
 files, the heads that runs noted, model signatures, and that each waiver which a verdict used was in force for that
 corpus.
 
-What was removed whole, to save space, is no fault; the journal still knows it. A source file cannot be looked at: only
-its digest is here.
+An artifact that was removed whole, to save space, is not a fault; the journal still knows it. Source files cannot be
+checked: only their digests are here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from governance.log import progress
 from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manifest, verify
 from governance.signing.git_anchor import anchor_faults
 from governance.signing.journal import FILE_NAME as JOURNAL
-from governance.signing.journal import VERDICT, Entry, read_journal
+from governance.signing.journal import VERDICT, JournalEntry, read_journal
 from governance.signing.journal_times import ahead_words
 from governance.signing.openssf import signature_faults
 from governance.signing.running_digests import StatedPrefix, prefix_faults
@@ -42,13 +42,13 @@ from governance.stage import root_of
 
 
 @dataclass(frozen=True)
-class _Evidence:
+class _JournalEvidence:
     """Statements of the journal, for deep verification."""
 
-    entries: Sequence[Entry]
+    entries: Sequence[JournalEntry]
     latest: Stated
     signer: KeySigner
-    """Whose notes are believed."""
+    """Decides which notes count."""
 
 
 class Verified(NamedTuple):
@@ -58,13 +58,13 @@ class Verified(NamedTuple):
     """How many were read."""
     problems: list[str]
     notes: list[str]
-    """What is no fault and rests on nobody's word: an end that is not stated yet, an unfinished artifact."""
+    """Unsigned content that is not a fault: an end that is not stated yet, an unfinished artifact."""
 
 
 def verify_root(root: Path, config: GovernanceConfig, folder: Path, *, deep: bool = False) -> Verified:
     """Check every file below `root`.
 
-    `config` (paths relative to `folder`) says whose words count.
+    `config` (paths relative to `folder`) names the trusted keys.
 
     Raises:
         MissingInput: there is no artifact below `root`.
@@ -90,7 +90,7 @@ def verify_root(root: Path, config: GovernanceConfig, folder: Path, *, deep: boo
 def verify_artifact(artifact: Path, config: GovernanceConfig, folder: Path, *, deep: bool = False) -> Verified:
     """Check one artifact.
 
-    `deep`: with all its ancestors that are still there, and all that was signed about them.
+    `deep`: with all its remaining ancestors, and every statement about them.
 
     Raises:
         MissingInput: there is none.
@@ -107,7 +107,7 @@ def verify_artifact(artifact: Path, config: GovernanceConfig, folder: Path, *, d
     try:
         above = [node for _, node in graph.ancestors(graph.find(read_manifest(path)))]
     except ManifestError:
-        above = []  # the artifact's own check says what is wrong with it
+        above = []  # the artifact's own check reports the fault
     paths = [root / node.path for node in above if node.manifest is not None]
     files, found = _verify_each([path, *paths], root, evidence)
     stated = {entry.place: entry for entry in evidence.entries}
@@ -137,10 +137,12 @@ def verify_evidence(manifests: Sequence[Manifest], root: Path, config: Governanc
     return [*problems, *faults, *ledger_faults(manifests, root), *_rested_on(manifests, root, evidence)]
 
 
-def _verify_others(root: Path, folders: Sequence[str], evidence: _Evidence | None) -> tuple[list[str], list[str]]:
-    """Problems and notes on what is no output.
+def _verify_others(
+    root: Path, folders: Sequence[str], evidence: _JournalEvidence | None
+) -> tuple[list[str], list[str]]:
+    """Problems and notes on files that are not outputs.
 
-    Of these folders below the root; "" is the root.
+    Below these folders of the root; "" is the root.
     """
     manifests = dict(_manifests(root))
     whole = [manifest for manifest in manifests.values() if manifest is not None]
@@ -175,7 +177,7 @@ def _manifests(root: Path) -> Iterator[tuple[str, Manifest | None]]:
             yield path.relative_to(root).as_posix(), None
 
 
-def _prefixes(evidence: _Evidence) -> dict[str, list[StatedPrefix]]:
+def _prefixes(evidence: _JournalEvidence) -> dict[str, list[StatedPrefix]]:
     """Stated prefixes of growing files, by path and in order."""
     found: dict[str, list[StatedPrefix]] = {}
     for entry in evidence.entries:
@@ -184,7 +186,7 @@ def _prefixes(evidence: _Evidence) -> dict[str, list[StatedPrefix]]:
     return found
 
 
-def _rested_on(manifests: Sequence[Manifest], root: Path, evidence: _Evidence) -> Iterator[str]:
+def _rested_on(manifests: Sequence[Manifest], root: Path, evidence: _JournalEvidence) -> Iterator[str]:
     """Growing files read further than was ever stated."""
     longest = {name: max(item.prefix.bytes for item in stated) for name, stated in _prefixes(evidence).items()}
     for manifest in manifests:
@@ -200,7 +202,7 @@ def _rested_on(manifests: Sequence[Manifest], root: Path, evidence: _Evidence) -
                 yield f"{name}: {manifest.folder} rests on {size} bytes of it, {longest.get(name, 0)} were ever stated"
 
 
-def _verify_each(paths: Sequence[Path], root: Path, evidence: _Evidence | None) -> tuple[int, list[str]]:
+def _verify_each(paths: Sequence[Path], root: Path, evidence: _JournalEvidence | None) -> tuple[int, list[str]]:
     files, problems = 0, []
     with progress("verify", len(paths), "artifacts") as advance:
         for path in paths:
@@ -211,7 +213,7 @@ def _verify_each(paths: Sequence[Path], root: Path, evidence: _Evidence | None) 
     return files, problems
 
 
-def _verify_artifact(path: Path, root: Path, evidence: _Evidence | None) -> tuple[int, list[str]]:
+def _verify_artifact(path: Path, root: Path, evidence: _JournalEvidence | None) -> tuple[int, list[str]]:
     name = path.relative_to(root).as_posix()
     try:
         manifest = read_manifest(path)
@@ -219,7 +221,7 @@ def _verify_artifact(path: Path, root: Path, evidence: _Evidence | None) -> tupl
         return 1, [f"{name}: {str(error).removeprefix(f'{path}: ')} Nothing can be said of its files."]
     problems = []
     if path.read_bytes() != json_text(json.loads(path.read_bytes())).encode("utf-8"):
-        problems.append(f"{name}: its bytes are not those that were written")
+        problems.append(f"{name}: its bytes are not canonical: it was altered")
     if manifest.path != name:
         problems.append(f"{name}: says that it is {manifest.path}")
     for item in manifest.inputs:
@@ -248,7 +250,7 @@ def _verify_input(item: Input, root: Path) -> list[str]:
 
 
 def _verify_verdict(
-    path: Path, root: Path, believe: tuple[GovernanceConfig, Path], evidence: _Evidence | None
+    path: Path, root: Path, believe: tuple[GovernanceConfig, Path], evidence: _JournalEvidence | None
 ) -> list[str]:
     name = path.relative_to(root).as_posix()
     try:
@@ -256,30 +258,30 @@ def _verify_verdict(
     except ManifestError as error:
         return [f"{name}: {str(error).removeprefix(f'{path}: ')}"]
     if path.read_bytes() != json_text(json.loads(path.read_bytes())).encode("utf-8"):
-        return [f"{name}: its bytes are not those that were written"]
+        return [f"{name}: its bytes are not canonical: it was altered"]
     problems = _verify_input(Input(stage="encode", **verdict["corpus"]), root)
     if evidence is not None:
         problems += [*_unstated_verdict(name, path, verdict, evidence), *_waivers(verdict)]
     return [f"{name}: {problem}" for problem in problems]
 
 
-def _evidence(root: Path, config: GovernanceConfig, folder: Path) -> tuple[_Evidence, list[str]]:
+def _evidence(root: Path, config: GovernanceConfig, folder: Path) -> tuple[_JournalEvidence, list[str]]:
     signer = KeySigner(config, folder)
     try:
         entries, problems = read_journal(root / JOURNAL, believed(config, folder))
     except ManifestError as error:
-        return _Evidence((), {}, signer), [f"{JOURNAL}: {str(error).removeprefix(f'{root / JOURNAL}: ')}"]
+        return _JournalEvidence((), {}, signer), [f"{JOURNAL}: {str(error).removeprefix(f'{root / JOURNAL}: ')}"]
     problems += [f"{JOURNAL}: {words}" for words in ahead_words(entries, datetime.datetime.now(datetime.UTC))]
-    return _Evidence(entries, latest_statements(entries), signer), problems
+    return _JournalEvidence(entries, latest_statements(entries), signer), problems
 
 
-def _noted_head(manifest: Manifest, evidence: _Evidence) -> Iterator[str]:
+def _noted_head(manifest: Manifest, evidence: _JournalEvidence) -> Iterator[str]:
     """Fault where the journal lacks a head that a run noted."""
     if head := manifest.run.get("journal"):
         yield from (f"{JOURNAL} {fault}" for fault in anchor_faults(head, evidence.entries))
 
 
-def _unstated_verdict(name: str, path: Path, verdict: Mapping[str, Any], evidence: _Evidence) -> list[str]:
+def _unstated_verdict(name: str, path: Path, verdict: Mapping[str, Any], evidence: _JournalEvidence) -> list[str]:
     """Verdict files that the journal does not state."""
     entry = evidence.latest.get(name)
     if entry is not None and entry.subjects[name] == sha256_file(path):
@@ -302,7 +304,7 @@ def _waivers(verdict: Mapping[str, Any]) -> Iterator[str]:
             yield f"used a waiver of {waiver['gate']} that is of another corpus"
 
 
-def _lost(root: Path, evidence: _Evidence) -> Iterator[str]:
+def _lost(root: Path, evidence: _JournalEvidence) -> Iterator[str]:
     """Stated files that are missing from an existing folder."""
     for name, entry in evidence.latest.items():
         path = root / name

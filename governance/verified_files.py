@@ -1,9 +1,10 @@
 """Files read only while they match their manifest.
 
-A manifest lists each file with its digest, but a size is all that a look-up compares. So whoever reads a shard to make
-or to judge something reads it here: its bytes are hashed as it is opened, and it must be the same file, unchanged, when
-the reading ends. `map_shards` does so for whatever a shard says that it reads; a check that runs outside of it opens
-its files with `intact` itself (`test_fail_open_before.py` alters a file of every role that a check reads).
+A manifest lists each file with its digest, but a size is all that a look-up compares. So code that reads a shard to
+make or to judge something reads it here: its bytes are hashed as it is opened, and it must be the same file,
+unchanged, when the reading ends. `map_shards` does so for whatever a shard says that it reads; a check that runs
+outside of it opens its files with `intact` itself (`test_fail_open_before.py` alters a file of every role that a
+check reads).
 
 Price: one more pass of SHA-256 over what is read, from memory, about 1 % of the pipeline.
 """
@@ -24,7 +25,7 @@ def intact(output: Output, root: Path) -> Iterator[Path]:
     """Path of a listed file, guarded while the context lasts.
 
     Raises:
-        MissingInput: it is not there.
+        MissingInput: it is missing.
         AlteredFile: it has other bytes, or was changed meanwhile.
     """
     path = root / output.path

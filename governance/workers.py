@@ -1,4 +1,4 @@
-"""Workers of an array that run at the same time: shares and joins in turn.
+"""Concurrent workers of an array: shares and joins in turn.
 
     made = take_turns(replace(runtime, worker=(1, 4)), work=lambda turn: prepare(config, folder, turn))
 
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 
 def take_turns(runtime: Runtime, work: Callable[[Runtime], Result]) -> Result:
-    """Run `work` as one of several workers, until all of it is made.
+    """Run `work` as one of several workers until all is made.
 
     Args:
         runtime: with `worker` = (i, n).
@@ -64,7 +64,7 @@ def take_turns(runtime: Runtime, work: Callable[[Runtime], Result]) -> Result:
                 if left.missing is not None:  # made by nobody, or soon by its own worker
                     turn = replace(own, worker=(left.missing, count))
                 else:
-                    # If a join has left no more for a share to do, no share ever can (a source whose server tells no
+                    # If a join has left no more for a share to do, no share ever can (a source whose server gives no
                     # version): then one process makes everything.
                     turn = replace(own, mode="all" if str(left) == last_join else "join")
                     last_join = str(left)

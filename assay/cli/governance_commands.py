@@ -50,7 +50,7 @@ def clock(arguments: Arguments) -> int:
     loaded, runtime = load(arguments, "governance clock")
     journal, moment = journal_of(loaded, runtime), datetime.datetime.now(datetime.UTC)
     verdicts = _verdicts_ahead(loaded, runtime.root, moment)
-    lines = [*(f"journal {words}" for words in ahead_words(journal.believed(), moment)), *verdicts.values()]
+    lines = [*(f"journal {words}" for words in ahead_words(journal.verified(), moment)), *verdicts.values()]
     for line in lines or [f"nothing is dated ahead of this machine's clock, {stamp(moment)}"]:
         say(line)
     if not lines:

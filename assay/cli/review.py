@@ -173,7 +173,7 @@ def _review_policy(bench: Bench, link: tuple[Policy, Policy], key: Any, talk: _T
     draft = {"approver": _name(parent, key), "parent": parent.digest}
     content = Approval(
         **{**signature_fields(draft["approver"] or "nobody", "not yet given", key), "parent": parent.digest},
-        differences=tuple(item.told() for item in found),
+        differences=tuple(item.text() for item in found),
     )
     paper = Paper("", "", APPROVAL, policy.digest, content, signer_id(key), "")
     if fault := person_fault(paper, content, parent.people, bench.case.submitters):

@@ -38,9 +38,9 @@ def _faults(manifest: Manifest, intervals: list[Interval]) -> Iterator[str]:
     if any(all(own in (None, theirs) for own, theirs in zip(figures, line, strict=True)) for line in last):
         return  # a bound that the manifest does not know, for a meter that began late, the ledger may know of the rest
     if any(one.unseen_seconds and (one.millijoules or 0) <= (figures[0] or 0) for one in intervals):
-        return  # its end could not be written (a full disk): what stands is less, and is known to be
-    told = ", ".join(f"{_joules(values[0])} J" for values in last) or "nothing"
-    yield f"{FILE_NAME}: says {told} of {manifest.folder}, its manifest says {_joules(figures[0])} J"
+        return  # its end could not be written (a full disk): the ledger holds less, and is known to
+    listed = ", ".join(f"{_joules(values[0])} J" for values in last) or "nothing"
+    yield f"{FILE_NAME}: says {listed} of {manifest.folder}, its manifest says {_joules(figures[0])} J"
 
 
 def _figures(manifest: Manifest) -> tuple[int | None, int | None, int | None]:

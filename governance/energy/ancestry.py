@@ -3,7 +3,7 @@
 A training names its tokens, and the checkpoint (or the training) that it goes on from, or was fine-tuned or distilled
 from, as its inputs. One that goes on counts its tokens on: `stats.continued` says from how many. What is behind the
 tokens is data; a model behind the data (it wrote or judged documents as a checkpoint of this root) is a start too.
-Verdicts and source files are no work of the meter's and are passed over.
+Verdicts and source files are not measured, and are skipped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from governance.energy.attribution import Sum
-from governance.energy.checkpoint_cost import Start, Training
+from governance.energy.checkpoint_cost import ParentModel, Training
 from governance.errors import ManifestError, MissingInput
 from governance.files import read_lines
 from governance.manifest import FILE_NAME, KEY_LENGTH, LINKED_FROM, SOURCES, Input, Manifest, read_manifest
@@ -27,7 +27,7 @@ def read_trainings(manifests: Iterable[Manifest], root: Path) -> tuple[dict[str,
 
     Args:
         manifests: artifacts that are known.
-        root: where another one is read, and the trainings' records; what is not there is a gap.
+        root: where another one is read, and the trainings' records; a missing one is a gap.
 
     Returns:
         training's folder -> Training; artifact's folder -> manifest.
@@ -93,7 +93,7 @@ class _Walk:
     def training(self, manifest: Manifest, own: str) -> Training:
         """Training facts from its manifest or a checkpoint's, with ancestors."""
         data: dict[str, None] = {}
-        starts: dict[Start, None] = {}
+        starts: dict[ParentModel, None] = {}
         gaps: list[str] = []
         linked = dict.fromkeys(_linked_from(manifest))
         tokens = [item for item in manifest.inputs if item.stage not in (*_NO_WORK, TRAIN, CHECKPOINT)]
@@ -117,20 +117,20 @@ class _Walk:
         used, before = self._used(manifest, own), manifest.stats.get("continued", {}).get("tokens", 0)
         return Training(tuple(data), self._held(tokens), used, tuple(starts), tuple(gaps), tuple(linked), before)
 
-    def _start(self, item: Input, folder: str) -> Start:
+    def _start(self, item: Input, folder: str) -> ParentModel:
         """The training of a checkpoint.
 
-        A checkpoint that is gone stands for itself, and has no record.
+        A checkpoint that is gone has no record.
         """
         if item.stage == TRAIN:
-            return Start(folder, None)
+            return ParentModel(folder, None)
         checkpoint = self.find(folder)
         key = checkpoint.config.get("train_key") if checkpoint is not None else None
         if checkpoint is None or not isinstance(key, str):
-            return Start(folder, None)
+            return ParentModel(folder, None)
         training = f"{TRAIN}/{key[:KEY_LENGTH]}"
         self.unfinished[training] = checkpoint
-        return Start(training, checkpoint.config.get("step"))
+        return ParentModel(training, checkpoint.config.get("step"))
 
     def _held(self, tokens: Iterable[Input]) -> int | None:
         """Tokens to train on in the shards that a training names.
@@ -167,8 +167,8 @@ def _linked_from(manifest: Manifest) -> list[str]:
 
     A manifest of before says none.
     """
-    told = manifest.run.get(LINKED_FROM, ())
-    return [name for name in told if isinstance(name, str)] if isinstance(told, (list, tuple)) else []
+    listed = manifest.run.get(LINKED_FROM, ())
+    return [name for name in listed if isinstance(name, str)] if isinstance(listed, (list, tuple)) else []
 
 
 def recorded(manifests: Iterable[Manifest]) -> dict[str, Sum]:

@@ -31,7 +31,7 @@ RESTART = "restart"
 
 
 @dataclass(frozen=True)
-class Piece:
+class EnergyPiece:
     """Part of an interval with one fate and one phase.
 
     Energies in millijoules, None is unknown.
@@ -43,7 +43,7 @@ class Piece:
     phase: str
     """What the node did (`governance.phases`)."""
     steps: tuple[int, int] | None
-    """Steps done before and after it; None where no step was told."""
+    """Steps done before and after it; None where no step was reported."""
     host: str
     method: str
     artifact: str | None
@@ -83,7 +83,7 @@ class Sum:
     methods: tuple[str, ...]
 
 
-def settle(intervals: Sequence[Interval]) -> list[Piece]:
+def settle(intervals: Sequence[Interval]) -> list[EnergyPiece]:
     """Intervals as pieces with outcomes, in order."""
     restarts = _restarts(intervals)
     cut = [_cut(interval, restart) for interval, restart in zip(intervals, restarts, strict=True)]
@@ -116,7 +116,7 @@ def _restarts(intervals: Sequence[Interval]) -> list[bool]:
     return [restart(interval) for interval in intervals]
 
 
-def _rolled_back(piece: Piece, at: str, rollbacks: list[tuple[str, Any, int]]) -> Piece:
+def _rolled_back(piece: EnergyPiece, at: str, rollbacks: list[tuple[str, Any, int]]) -> EnergyPiece:
     """Work after the checkpoint from which a later attempt resumed."""
     if piece.outcome == "wasted" or piece.artifact is None or piece.checkpoint is None:
         return piece
@@ -126,14 +126,14 @@ def _rolled_back(piece: Piece, at: str, rollbacks: list[tuple[str, Any, int]]) -
     return replace(piece, outcome="wasted", cause=ROLLED_BACK) if lost else piece
 
 
-def _cut(interval: Interval, restart: bool) -> list[tuple[Piece, str]]:
+def _cut(interval: Interval, restart: bool) -> list[tuple[EnergyPiece, str]]:
     """The interval's pieces, each with the time of its last sample.
 
     Those of each durable checkpoint, and the rest.
     """
     known = interval.samples[-1].marks.get("resumed_from")
     last = len(interval.samples) - 1
-    pieces: list[tuple[Piece, str]] = []
+    pieces: list[tuple[EnergyPiece, str]] = []
     start = -1  # before the first sample: energies count from the begin
     secured: Outcome = "unknown" if interval.outcome == "unknown" else "surviving"
     for index, sample in enumerate(interval.samples):
@@ -149,7 +149,7 @@ def _cut(interval: Interval, restart: bool) -> list[tuple[Piece, str]]:
     return [(_of_restart(piece), at) for piece, at in pieces] if restart else pieces
 
 
-def _of_restart(piece: Piece) -> Piece:
+def _of_restart(piece: EnergyPiece) -> EnergyPiece:
     lost = piece.phase == START_UP and piece.outcome == "surviving"
     return replace(piece, outcome="wasted", cause=RESTART) if lost else piece
 
@@ -160,7 +160,7 @@ class _Fate(NamedTuple):
     cause: str
 
 
-def _metered(interval: Interval, start: int, end: int, fate: _Fate) -> list[Piece]:
+def _metered(interval: Interval, start: int, end: int, fate: _Fate) -> list[EnergyPiece]:
     """Pieces of an interval; unmetered time comes first, without energy."""
     for index in range(max(start, 0), end):
         now, then = (interval.samples[place].millijoules for place in (index, index + 1))
@@ -169,7 +169,7 @@ def _metered(interval: Interval, start: int, end: int, fate: _Fate) -> list[Piec
     return _pieces(interval, start, end, fate)
 
 
-def _pieces(interval: Interval, start: int, end: int, fate: _Fate) -> list[Piece]:
+def _pieces(interval: Interval, start: int, end: int, fate: _Fate) -> list[EnergyPiece]:
     """Pieces between two samples, one a phase; they sum up exactly."""
     first, last = interval.samples[max(start, 0)], interval.samples[end]
 
@@ -184,7 +184,7 @@ def _pieces(interval: Interval, start: int, end: int, fate: _Fate) -> list[Piece
     milliseconds = share_out(round(1000 * whole), _milliseconds(interval, start, end))
     step = last.marks.get("step")
     return [
-        Piece(
+        EnergyPiece(
             interval=interval.id,
             attempt=interval.attempt,
             stage=interval.stage,
@@ -244,7 +244,7 @@ def share_out(total: int, weights: Mapping[str, int]) -> dict[str, int]:
     return parts
 
 
-def add(pieces: Iterable[Piece]) -> Sum:
+def add(pieces: Iterable[EnergyPiece]) -> Sum:
     """Add pieces up; nothing is left out and nothing counts twice."""
     pieces = list(pieces)
     metered = [piece for piece in pieces if piece.millijoules is not None]
@@ -282,23 +282,23 @@ def _all(values: Iterable[int | None]) -> int | None:
     return total
 
 
-def by_stage(pieces: Iterable[Piece]) -> dict[str, Sum]:
+def by_stage(pieces: Iterable[EnergyPiece]) -> dict[str, Sum]:
     """Energy of each stage over all attempts, by first use."""
-    groups: dict[str, list[Piece]] = {}
+    groups: dict[str, list[EnergyPiece]] = {}
     for piece in pieces:
         groups.setdefault(piece.stage, []).append(piece)
     return {stage: add(members) for stage, members in groups.items()}
 
 
-def by_phase(pieces: Iterable[Piece]) -> dict[str, Sum]:
+def by_phase(pieces: Iterable[EnergyPiece]) -> dict[str, Sum]:
     """Energy of each phase over all stages and attempts."""
-    groups: dict[str, list[Piece]] = {}
+    groups: dict[str, list[EnergyPiece]] = {}
     for piece in pieces:
         groups.setdefault(piece.phase, []).append(piece)
     return {phase: add(members) for phase, members in groups.items()}
 
 
-def wasted_by_cause(pieces: Iterable[Piece]) -> dict[str, int | None]:
+def wasted_by_cause(pieces: Iterable[EnergyPiece]) -> dict[str, int | None]:
     """Wasted millijoules by cause.
 
     "killed", "rolled back", or the name of the error that ended the attempt.
@@ -312,7 +312,7 @@ def wasted_by_cause(pieces: Iterable[Piece]) -> dict[str, int | None]:
     return {cause: _known(wasted[cause]) for cause in sorted(wasted)}
 
 
-def by_checkpoint(pieces: Iterable[Piece], artifact: str) -> list[dict[str, int | None]]:
+def by_checkpoint(pieces: Iterable[EnergyPiece], artifact: str) -> list[dict[str, int | None]]:
     """Energy of one training's checkpoints: step, marginal and cumulative millijoules, by step.
 
     Marginal is the surviving work since the checkpoint before; cumulative is the sum up to here; None where part of it

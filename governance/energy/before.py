@@ -44,7 +44,7 @@ def unmetered(intervals: Sequence[Interval]) -> Unmetered:
 
 
 def _uncovered(intervals: Sequence[Interval]) -> float:
-    """Seconds of one node before intervals that lie in no measured one.
+    """Seconds of one node before intervals that no measured interval covers.
 
     Spans that overlap count once.
     """

@@ -12,10 +12,11 @@ what it takes to go on to the next look and then to leave in good order, a check
 The promise holds as far as that assumption does: no power between now and the end is greater than 1.1 times the
 greatest mean between two readings so far, no step or shard longer than the longest of late, no save longer than the
 longest. The first shard of a stage and the first step of a training have nothing before them: they are begun if
-anything is left, unless an earlier start told what they need (the mark "needs").
+anything is left, unless an earlier start recorded their need (the mark "needs").
 
-The upper bound of the meters counts, not what is likely, unless the policy says otherwise. What no meter saw stops
-everything, unless the policy allows it. Everybody decides on the same sums, so all ranks leave after the same step.
+The upper bound of the meters counts, not what is likely, unless the policy says otherwise. Energy that no meter
+measured stops everything, unless the policy allows it. Everybody decides on the same sums, so all ranks leave after
+the same step.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ from governance.hooks import Budget, NoBudget, Watch, Watched
 from governance.phases import INTERVAL
 
 _TRAINING = "train"
-_FREE = ("report", "documents")  # whoever has no energy left may still read how that came
+_FREE = ("report", "documents")  # a run without energy left may still be reported
 _LEDGER_SECONDS = 10.0  # between two looks at what others have appended
 _NEAR_SECONDS = 60.0  # from the end the meter is read at each look; before, at its own pace
-_ANOTHER = ("another node's meter says nothing; see its log",)
+_ANOTHER = ("another node's meter gives no figure; see its log",)
 
 
 def open_budget(budget: EnergyBudget | None, ledger: Path, policy: str = "the policy") -> Budget:
-    """The keeper of a policy's budget, which may be none.
+    """The keeper of a policy's budget.
 
-    `policy` is what its message calls the file to change.
+    `policy` names the file to change in its messages.
     """
     return NoBudget() if budget is None else Keeper(budget, ledger, policy)
 
@@ -65,7 +66,7 @@ class Keeper:
         That there is room for a start of `stage`.
 
         Raises:
-            BudgetReached: there is not, or nobody can tell.
+            BudgetReached: there is none, or the use is unknown.
             ManifestError: a file of the ledger is of another schema.
         """
         if not self._bounds(stage):
@@ -139,14 +140,14 @@ class Keeper:
         return BudgetReached(
             f"energy budget: {kwh(used)} of {self.budget.kilowatt_hours:g} kWh are used {bound}, in all attempts of "
             f"{where}; {what}. To go on, raise kilowatt_hours in [energy_budget] of {self.policy}; that is another "
-            "policy, so the corpus wants a new verdict (assay governance check CONFIG)"
+            "policy, so the corpus needs a new verdict (assay governance check CONFIG)"
         )
 
     def unknown(self, what: str, why: Sequence[str]) -> BudgetReached:
-        """The error of energy that nobody knows."""
+        """The error of unknown energy."""
         return BudgetReached(
-            f"energy budget: nobody knows how much is used: {'; '.join(why)}. {what[0].upper()}{what[1:]}. Let the "
-            "node be measured ([energy] enabled = true; nvidia-ml-py for GPUs; what a meter lacks stands under "
+            f"energy budget: the energy used is unknown: {'; '.join(why)}. {what[0].upper()}{what[1:]}. Let the "
+            "node be measured ([energy] enabled = true; nvidia-ml-py for GPUs; what a meter lacks is listed under "
             'coverage.missing in its manifest), or accept what is unknown: unknown = "allow" in [energy_budget] of '
             f"{self.policy}"
         )
@@ -155,7 +156,7 @@ class Keeper:
 class NodeWatch(Watch):
     """The budget as one rank sees it.
 
-    `over` is told the sum of all ranks' `words`, and answers alike on each.
+    `over` takes the sum of all ranks' `words` and returns the same on each.
     """
 
     def __init__(self, keeper: Keeper, watched: Watched):
@@ -171,7 +172,7 @@ class NodeWatch(Watch):
         self._near, self._unknown = True, False
         self._start: int | None = None  # what this start had used when it first looked
         self._why: tuple[str, ...] = ()
-        self._told = (0, 0)
+        self._last_look = (0, 0)
 
     def words(self, ahead_seconds: float) -> list[int]:
         """Energy words of this rank for the collective.
@@ -187,30 +188,30 @@ class NodeWatch(Watch):
 
     def _node(self) -> tuple[int, int]:
         """Millijoules of this node until now, and its power."""
-        told = self._watched.energy.get(RUNNING)
-        if told is None:
+        reading = self._watched.energy.get(RUNNING)
+        if reading is None:
             self._why = ("no meter measures this node",)
             return 0, 0
-        if told["elsewhere"]:
+        if reading["elsewhere"]:
             return self._beside()
-        self._end_gap(told)
-        stale = self._clock() - told["at"] > MOST_UNSEEN_SECONDS / 2  # the meter's own thread may come late
-        if self._near or stale or not told["bounds"][self._bound][1]:
+        self._end_gap(reading)
+        stale = self._clock() - reading["at"] > MOST_UNSEEN_SECONDS / 2  # the meter's own thread may come late
+        if self._near or stale or not reading["bounds"][self._bound][1]:
             self._watched.energy[READ]()
-            told = self._watched.energy[RUNNING]
-        value, milliwatts = told["bounds"][self._bound]
+            reading = self._watched.energy[RUNNING]
+        value, milliwatts = reading["bounds"][self._bound]
         if value is not None:
-            self._known = (told["at"], value, milliwatts or self._spending.greatest_power(self._bound))
+            self._known = (reading["at"], value, milliwatts or self._spending.greatest_power(self._bound))
         if self._known is None or self._clock() - self._known[0] > MOST_UNSEEN_SECONDS:
-            self._why = (f"this node's meter ({told['method']}) tells no bound",)
+            self._why = (f"this node's meter ({reading['method']}) gives no bound",)
             return 0, 0
         at, value, milliwatts = self._known
         return self._gaps + value + projected(milliwatts, self._clock() - at), milliwatts
 
-    def _end_gap(self, told: Mapping[str, Any]) -> None:
+    def _end_gap(self, reading: Mapping[str, Any]) -> None:
         """Fill the gap where this process took over the meter."""
         if self._waits:
-            self._gaps += projected(self._spending.greatest_power(self._bound), max(0.0, told["began"] - self._seen))
+            self._gaps += projected(self._spending.greatest_power(self._bound), max(0.0, reading["began"] - self._seen))
             self._waits = False
 
     def _beside(self) -> tuple[int, int]:
@@ -254,7 +255,7 @@ class NodeWatch(Watch):
         return use.millijoules + projected(use.milliwatts, self._clock() - at), use.milliwatts
 
     def start(self, words: Sequence[int]) -> None:
-        """Refuse what nobody knows; `words` are the sums of all ranks'.
+        """Refuse unknown energy; `words` are the sums of all ranks'.
 
         Raises:
             BudgetReached: something is unknown, and the policy refuses that.
@@ -271,17 +272,17 @@ class NodeWatch(Watch):
         limit, used = limit_millijoules(self._keeper.budget), now + earlier
         self._start = now if self._start is None else self._start
         self._near = used + reserve + projected(power, _NEAR_SECONDS) > limit
-        self._told = (used, reserve)
+        self._last_look = (used, reserve)
         self._unknown = bool(unknown and self._keeper.budget.unknown == "refuse")
         if self._watched.measures and RUNNING in self._watched.energy:
             self._watched.energy[NEEDS] = self._start + reserve
         return used + reserve > limit or self._unknown
 
     def reached(self, what: str) -> BudgetReached:
-        """The error that says so."""
+        """The error to raise then."""
         if self._unknown:
             return self._keeper.unknown(what, self._why or _ANOTHER)
-        used, reserve = self._told
+        used, reserve = self._last_look
         return self._keeper.reached(f"{kwh(reserve)} kWh were kept for leaving in good order; {what}", used)
 
     def facts(self) -> dict[str, Any]:
@@ -289,7 +290,7 @@ class NodeWatch(Watch):
 
         KWh, scope and bound.
         """
-        used, reserve = self._told
+        used, reserve = self._last_look
         budget = self._keeper.budget
         return {
             "kilowatt_hours": budget.kilowatt_hours,
@@ -306,5 +307,5 @@ def limit_millijoules(budget: EnergyBudget) -> int:
 
 
 def kwh(millijoules: int) -> str:
-    """In words: four digits that count."""
+    """Kilowatt-hours with four significant digits."""
     return f"{millijoules / MILLIJOULES_PER_KWH:.4g}"

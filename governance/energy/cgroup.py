@@ -8,7 +8,7 @@ share:
                    from the lesser to the greater of that and the allotted part of the threads
     GPUs           those of the job (SLURM_JOB_GPUS), whole
 
-Where the group's time cannot be read, the allotted part stands alone, with nothing and everything as its bounds.
+Where the group's time cannot be read, the allotted part is the figure, with nothing and everything as its bounds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from governance.energy.counters import Clock
 from governance.energy.cpu_model import cpu_model, cpu_power, cpu_times
-from governance.energy.rapl import ESTIMATED_GROUP, Part, ProcessorModel, Source
+from governance.energy.rapl import ESTIMATED_GROUP, EnergyPart, EnergySource, ProcessorModel
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
@@ -145,7 +145,7 @@ class Shared:
     """The job's share of what a source of the whole node counts."""
 
     def __init__(
-        self, source: Source, allotted: Allotment, node: Callable[[], tuple[int, int, int]] = cpu_times
+        self, source: EnergySource, allotted: Allotment, node: Callable[[], tuple[int, int, int]] = cpu_times
     ) -> None:
         self._source, self._allotted, self._node = source, allotted, node
         self._last = {part.name: part for part in source.read()}
@@ -170,7 +170,7 @@ class Shared:
         share = min(1.0, max(0.0, ours / all_of)) if all_of > 0 else fraction
         return share, min(share, fraction), max(share, fraction)
 
-    def read(self) -> list[Part]:
+    def read(self) -> list[EnergyPart]:
         """The parts of the source, each as the job's share."""
         likely, low, high = self._shares()
         parts = []
@@ -184,7 +184,7 @@ class Shared:
         return parts
 
 
-def _top(part: Part) -> int:
+def _top(part: EnergyPart) -> int:
     return part.millijoules if part.high is None else part.high
 
 

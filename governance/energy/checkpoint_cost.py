@@ -11,7 +11,7 @@ what the corpus and everything behind it took, at most the whole; several traini
 most to the whole. "whole" is the other method: a training answers for all of its corpus.
 
 Nothing is counted twice: a training or an artifact that is reached on two ways counts once. What is behind a
-checkpoint and has no record, or no known share, stands in `missing`, and so do shards that were linked from an
+checkpoint and has no record, or no known share, is in `missing`, and so do shards that were linked from an
 earlier artifact, whose work is that one's; the sum then says "at least", it has no upper
 bound. Cumulative + what it leaves out = fully loaded, exactly, where the ledger names every artifact: a share is
 rounded down to the millijoule, and the rest stays with what is left out.
@@ -26,7 +26,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Literal
 
-from governance.energy.attribution import Piece, Sum, add
+from governance.energy.attribution import EnergyPiece, Sum, add
 
 Method = Literal["by tokens used", "whole"]
 BY_TOKENS: Method = "by tokens used"
@@ -35,7 +35,7 @@ METHODS = (BY_TOKENS, WHOLE)
 
 
 @dataclass(frozen=True)
-class Start:
+class ParentModel:
     """A model that another one was started, fine-tuned or distilled from."""
 
     artifact: str
@@ -54,11 +54,11 @@ class Training:
     """Tokens that its corpus holds to train on."""
     used: Mapping[int, int] = field(default_factory=dict)
     """Step -> tokens that it was shown up to there, counted on from `before`."""
-    starts: tuple[Start, ...] = ()
+    starts: tuple[ParentModel, ...] = ()
     gaps: tuple[str, ...] = ()
     """Ancestors whose manifest is gone, so that what is behind them is not known."""
     linked: tuple[str, ...] = ()
-    """Earlier artifacts that shards of these were linked from: which part of their work that is, nobody noted."""
+    """Earlier artifacts that shards of these were linked from: which part of their work that is, is unknown."""
     before: int = 0
     """Of the tokens in `used`, those that it was not shown itself, but the checkpoint that it goes on from."""
 
@@ -79,7 +79,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Part:
+class CostPart:
     """Energy that one ancestor adds to a checkpoint."""
 
     artifact: str
@@ -99,15 +99,15 @@ class Cumulative:
     """
 
     sum: Sum
-    parts: tuple[Part, ...]
+    parts: tuple[CostPart, ...]
     missing: tuple[str, ...]
     """Ancestors without a record, without a known share, or gone, and shards of earlier artifacts: nothing of these is
     in `sum`."""
 
 
-def surviving(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
+def surviving(pieces: Iterable[EnergyPiece]) -> dict[str, list[EnergyPiece]]:
     """The pieces that survived, by the artifact that they went into."""
-    found: dict[str, list[Piece]] = {}
+    found: dict[str, list[EnergyPiece]] = {}
     for piece in pieces:
         if piece.outcome == "surviving" and piece.artifact is not None:
             found.setdefault(piece.artifact, []).append(piece)
@@ -115,7 +115,7 @@ def surviving(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
 
 
 def cumulative(
-    survived: Mapping[str, Sequence[Piece]],
+    survived: Mapping[str, Sequence[EnergyPiece]],
     trainings: Mapping[str, Training],
     artifact: str,
     step: int | None,
@@ -126,7 +126,7 @@ def cumulative(
 
     Args:
         survived: the whole ledger's (`surviving`).
-        trainings: by artifact; one that is not there is `missing`, and so is what is behind it.
+        trainings: by artifact; a missing one is `missing`, and so are its ancestors.
         artifact: the checkpoint's training.
         step: the checkpoint's step; None is the last.
         method: how data work is shared out.
@@ -137,7 +137,7 @@ def cumulative(
 
 
 def cumulative_by_step(
-    survived: Mapping[str, Sequence[Piece]],
+    survived: Mapping[str, Sequence[EnergyPiece]],
     trainings: Mapping[str, Training],
     artifact: str,
     steps: Sequence[int],
@@ -184,7 +184,7 @@ _OfData = Callable[[str], Sum | None]
 """What an artifact took; None without a record."""
 
 
-def _sums_of_trainings(survived: Mapping[str, Sequence[Piece]]) -> _OfTraining:
+def _sums_of_trainings(survived: Mapping[str, Sequence[EnergyPiece]]) -> _OfTraining:
     @cache
     def took(name: str, until: int | None) -> Sum | None:
         own = [piece for piece in survived.get(name, []) if _within(piece, until)]
@@ -193,7 +193,7 @@ def _sums_of_trainings(survived: Mapping[str, Sequence[Piece]]) -> _OfTraining:
     return took
 
 
-def _sums_of_data(survived: Mapping[str, Sequence[Piece]], recorded: Mapping[str, Sum]) -> _OfData:
+def _sums_of_data(survived: Mapping[str, Sequence[EnergyPiece]], recorded: Mapping[str, Sum]) -> _OfData:
     @cache
     def took(name: str) -> Sum | None:
         return add(survived[name]) if name in survived else recorded.get(name)
@@ -210,12 +210,12 @@ def _cumulative(
     method: Method,
 ) -> Cumulative:
     line = _line(trainings, artifact, step)
-    parts: list[Part] = []
+    parts: list[CostPart] = []
     missing: list[str] = []
     for name, until in line.items():
         own = of_training(name, until)
         if own is not None:
-            parts.append(Part(name, "training", Fraction(1), until, own))
+            parts.append(CostPart(name, "training", Fraction(1), until, own))
         if own is None or name not in trainings:
             missing.append(name)
         missing += [text for text in trainings.get(name, Training()).unknown if text not in missing]
@@ -226,7 +226,7 @@ def _cumulative(
 
 
 def data_work(
-    survived: Mapping[str, Sequence[Piece]], corpus: Training, recorded: Mapping[str, Sum] | None = None
+    survived: Mapping[str, Sequence[EnergyPiece]], corpus: Training, recorded: Mapping[str, Sum] | None = None
 ) -> Cumulative:
     """Energy of a corpus with its ancestors, without models."""
     parts, missing = _data_parts(_sums_of_data(survived, recorded or {}), dict.fromkeys(corpus.data, Fraction(1)))
@@ -234,24 +234,24 @@ def data_work(
     return Cumulative(combine([part.sum for part in parts], whole=not missing), tuple(parts), tuple(missing))
 
 
-def _data_parts(of_data: _OfData, shares: Mapping[str, Fraction | None]) -> tuple[list[Part], list[str]]:
-    parts: list[Part] = []
+def _data_parts(of_data: _OfData, shares: Mapping[str, Fraction | None]) -> tuple[list[CostPart], list[str]]:
+    parts: list[CostPart] = []
     missing: list[str] = []
     for name, share in shares.items():
         made = of_data(name)
         if share is None or made is None:
             missing.append(name)
         else:
-            parts.append(Part(name, "data", share, None, _scaled(made, share)))
+            parts.append(CostPart(name, "data", share, None, _scaled(made, share)))
     return parts, missing
 
 
-def up_to(pieces: Iterable[Piece], step: int) -> list[Piece]:
+def up_to(pieces: Iterable[EnergyPiece], step: int) -> list[EnergyPiece]:
     """Energy of one training up to a step's checkpoint."""
     return [piece for piece in pieces if _within(piece, step)]
 
 
-def _within(piece: Piece, step: int | None) -> bool:
+def _within(piece: EnergyPiece, step: int | None) -> bool:
     return piece.checkpoint is not None and (step is None or piece.checkpoint <= step)
 
 
@@ -306,8 +306,8 @@ def combine(sums: Iterable[Sum], whole: bool = True) -> Sum:
 
     def known(name: str) -> int | None:
         values = [getattr(one, name) for one in sums]
-        told = [value for value in values if value is not None]
-        return sum(told) if told or (whole and not values) else None
+        known = [value for value in values if value is not None]
+        return sum(known) if known or (whole and not values) else None
 
     highs = [one.high for one in sums]
     bounded = whole and None not in highs
@@ -340,5 +340,5 @@ def rate(energy: Sum, units: float | None) -> Rate:
     """
     if energy.measured is None or units is None or units <= 0:
         return Rate(None, None, None)
-    told = [None if value is None else value / 1000 / units for value in (energy.measured, energy.low, energy.high)]
-    return Rate(*told)
+    rates = [None if value is None else value / 1000 / units for value in (energy.measured, energy.low, energy.high)]
+    return Rate(*rates)

@@ -1,6 +1,6 @@
 """codecarbon's offline tracker as a meter.
 
-It is asked at each sample for the energy of processors, memory and GPUs. What it reads (RAPL, NVML) keeps the bounds of
+It is read at each sample: the energy of processors, memory and GPUs. What it reads (RAPL, NVML) keeps the bounds of
 those meters. What it guesses is said to be estimated, and has a part of its own:
 
     processors   TDP x load: bounds from the lesser to the greater of its figure and the bounds of our own model
@@ -22,7 +22,7 @@ from typing import Any
 
 from governance.energy.ledger import MILLIJOULES_PER_KWH
 from governance.energy.nvml import NVML_ALLOWANCE_PERCENT, open_nvml
-from governance.energy.rapl import RAPL_ALLOWANCE_PERCENT, Part, Source
+from governance.energy.rapl import RAPL_ALLOWANCE_PERCENT, EnergyPart, EnergySource
 from governance.errors import ConfigError, PipelineError
 
 _NEVER_SECONDS = 10**8  # it is read when we ask
@@ -62,8 +62,8 @@ def _tracker() -> tuple[Any, Any]:
 
     last = Last()
     tracker = OfflineEmissionsTracker(
-        country_iso_code="SWE",  # it wants one; its CO2 is not read
-        force_carbon_intensity_g_co2e_kwh=1.0,  # so it asks no service for it
+        country_iso_code="SWE",  # required; its CO2 is not read
+        force_carbon_intensity_g_co2e_kwh=1.0,  # so that it queries no service
         electricitymaps_api_token=None,
         emissions_endpoint=None,
         output_methods=[],
@@ -85,7 +85,7 @@ def _tracker() -> tuple[Any, Any]:
 class CodeCarbon:
     """Energy counted by codecarbon since opening, with our bounds."""
 
-    def __init__(self, model: Source | None):
+    def __init__(self, model: EnergySource | None):
         self._tracker, self._last = _tracker()
         self._model = model
         self._modes = {
@@ -115,10 +115,10 @@ class CodeCarbon:
         """GPUs that it does not count, in words."""
         gpus, reason = open_nvml()
         if gpus is not None and "GPU" not in self._modes:
-            reason = f"GPU: codecarbon found none, NVML tells of {len(gpus.devices)}"
+            reason = f"GPU: codecarbon found none, NVML reports {len(gpus.devices)}"
         return [reason] if reason else []
 
-    def read(self) -> list[Part]:
+    def read(self) -> list[EnergyPart]:
         """Parts for processors, memory and GPUs."""
         found = self._totals()
         self._now = found or self._now
@@ -128,23 +128,23 @@ class CodeCarbon:
             parts.append(_measured("GPUs", "codecarbon: NVML", counts["gpu"], NVML_ALLOWANCE_PERCENT))
         return parts if found else [replace(part, high=None, detail="missed a reading") for part in parts]
 
-    def _processors(self, millijoules: int) -> Part:
+    def _processors(self, millijoules: int) -> EnergyPart:
         mode = self._modes.get("CPU", "unknown")
         if mode == "intel_rapl":
             return _measured("processors", "codecarbon: RAPL", millijoules, RAPL_ALLOWANCE_PERCENT)
         detail = "TDP x load, by codecarbon's table of processors"
-        part = Part("processors", f"codecarbon: {mode}, estimated", millijoules, 0, None, detail)
+        part = EnergyPart("processors", f"codecarbon: {mode}, estimated", millijoules, 0, None, detail)
         ours = self._model.read() if self._model else []
         if not ours or None in (high := [one.high for one in ours]):
             return part
         low = min(millijoules, sum(one.low for one in ours))
         return replace(part, low=low, high=max(millijoules, sum(value or 0 for value in high)))
 
-    def _memory(self, millijoules: int) -> Part:
+    def _memory(self, millijoules: int) -> EnergyPart:
         detail = "codecarbon's guess from the size of memory, not from its use"
-        return Part("memory", "codecarbon: memory, estimated", millijoules, 0, 2 * millijoules, detail)
+        return EnergyPart("memory", "codecarbon: memory, estimated", millijoules, 0, 2 * millijoules, detail)
 
 
-def _measured(name: str, method: str, millijoules: int, percent: int) -> Part:
+def _measured(name: str, method: str, millijoules: int, percent: int) -> EnergyPart:
     low, high = millijoules * (100 - percent) // 100, -(-millijoules * (100 + percent) // 100)
-    return Part(name, method, millijoules, low, high, "")
+    return EnergyPart(name, method, millijoules, low, high, "")

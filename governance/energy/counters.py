@@ -2,9 +2,9 @@
 
 `Counter` follows a counter of microjoules. A reading that does not follow from the one before is one of three things:
 
-    a wrap     the way over the top needs no more power than any device takes: what lies on that way is counted
+    a wrap     the way over the top needs no more power than any device takes: the energy on that way is counted
     a reset    the counter fell to less than half, to a value that a device can take in the time: it began again (a
-               driver was loaded anew). What stands in it now is certain; what was spent before the reset is taken from
+               driver was loaded anew). What it shows now is certain; what was spent before the reset is taken from
                the mean power so far
     a glitch   any other fall, and a rise that no device's power explains. It raises `Glitch` and leaves a gap: the next
                reading is measured against the last good one. Where it follows from the glitch instead, the counter
@@ -12,7 +12,7 @@
 
 A reading that fails leaves a gap as well, and the next one makes up for it. In a long gap a small counter can wrap
 several times: the number that agrees best with the mean power so far is taken. All of this is said in the detail of the
-figure, and its bounds then reach from what is certain to what `MOST_WATTS` allow. What cannot be told apart: a reset
+figure, and its bounds then reach from what is certain to what `MOST_WATTS` allow. Indistinguishable: a reset
 within a gap so long that the counter may have wrapped in it is taken for a wrap, an error of at most one range of the
 counter; a glitch that looks like a reset adds at most what `MOST_WATTS` allow in its interval.
 """
@@ -24,10 +24,10 @@ import time
 from collections.abc import Callable
 
 MOST_WATTS = 2000
-"""More than one package, one bank of memory or one GPU takes; an upper bound, and what tells a reset from a wrap."""
+"""More than one package, one bank of memory or one GPU takes; an upper bound that separates a reset from a wrap."""
 
 LAG_SECONDS = 1.0
-"""A counter may publish late: a rise may hold the energy of so much more time than lies between two readings."""
+"""A counter may publish late: a rise may hold the energy of so much more time than passed between two readings."""
 
 Clock = Callable[[], float]
 _Span = tuple[int, int, int]

@@ -119,7 +119,7 @@ def cpu_times(stat: Path = Path("/proc/stat")) -> tuple[int, int, int]:
     Busy leaves out idle, waiting for input or output, and ticks that the hypervisor gave to others (steal).
 
     Raises:
-        OSError: there is no such file (not Linux).
+        OSError: the file is missing (not Linux).
     """
     with stat.open(encoding="ascii", errors="replace") as lines:
         user, nice, system, idle, iowait, irq, softirq, steal = (int(field) for field in next(lines).split()[1:9])

@@ -14,7 +14,7 @@ A whole example; everything is optional, and what is not set stays unknown:
     lifetime = { value = 5.0, source = "our purchasing policy", year = 2025 }
     reserved = { value = 0.25, source = "16 of 64 cores", year = 2026 }
 
-Where `grid` is not set, the yearly mean of `country` stands in (`grid_intensity.toml`, with year and source), or
+Where `grid` is not set, the yearly mean of `country` is used (`grid_intensity.toml`, with year and source), or
 without a country the world's mean; where `pue` is not set, the industry's average. Such a default says so in its
 source, has a band, and is listed in `Factors.defaults`. `defaults = false` leaves what is not set unknown.
 """
@@ -105,7 +105,7 @@ class HourlySeries(_Sourced):
 
     @property
     def series(self) -> IntensitySeries:
-        """To be asked by time."""
+        """Intensity by time."""
         start = datetime.fromisoformat(self.start)
         return IntensitySeries(start, timedelta(seconds=self.step_seconds), self.grams_per_kwh, self.sha256)
 
@@ -135,7 +135,7 @@ class _Common(Section):
         if self.pue is not None and self.pue.band[0] < 1:
             raise ValueError(f"pue is {self.pue.band[0]:g}: a data centre takes at least what its computers take, 1")
         if self.reserved is not None and not 0 < self.reserved.band[0] <= self.reserved.band[2] <= 1:
-            raise ValueError(f"reserved is {self.reserved.value:g}: a part of a node lies above 0 and up to 1")
+            raise ValueError(f"reserved is {self.reserved.value:g}: a part of a node is above 0 and at most 1")
         if self.lifetime is not None and self.lifetime.band[0] <= 0:
             raise ValueError("lifetime is 0: a node serves longer than that")
         if (self.embodied is None) != (self.lifetime is None):
@@ -149,7 +149,7 @@ class FactorsConfig(_Common):
     by_hour: HourlyFile | None = None
     """The grid's intensity by the hour; it goes before `grid` for the time that it covers."""
     defaults: bool = True
-    """Whether public averages stand in for `grid` and `pue` where they are not set; False leaves them unknown."""
+    """Whether public averages replace `grid` and `pue` where these are not set; False leaves them unknown."""
 
     @model_validator(mode="after")
     def _country_is_in_the_table(self) -> FactorsConfig:
@@ -180,12 +180,12 @@ def resolve(config: FactorsConfig, folder: Path, span: tuple[datetime, datetime]
     Raises:
         ConfigError: the CSV cannot be read.
     """
-    told: dict[str, Any] = config.model_dump(exclude={"by_hour", "defaults"})
+    values: dict[str, Any] = config.model_dump(exclude={"by_hour", "defaults"})
     if config.grid is None and config.country is not None:
-        told["grid"] = country_mean(config.country)
+        values["grid"] = country_mean(config.country)
     if config.defaults:
-        standing_in = {name: make() for name, make in _DEFAULTS.items() if told[name] is None}
-        told |= {**standing_in, "defaults": tuple(standing_in)}
+        defaults = {name: make() for name, make in _DEFAULTS.items() if values[name] is None}
+        values |= {**defaults, "defaults": tuple(defaults)}
     hourly = None
     if config.by_hour is not None:
         read = read_intensity(folder / config.by_hour.path)
@@ -199,12 +199,12 @@ def resolve(config: FactorsConfig, folder: Path, span: tuple[datetime, datetime]
             grams_per_kwh=read.grams_per_kwh[first:stop],
             sha256=read.sha256,
         )
-    return Factors(**told, by_hour=hourly)
+    return Factors(**values, by_hour=hourly)
 
 
 @functools.cache
 def _table() -> Mapping[str, Any]:
-    """The table of public averages, as it lies beside this file."""
+    """The table of public averages, in the file next to this one."""
     return tomllib.loads(importlib.resources.files(__package__).joinpath(_TABLE).read_text(encoding="utf-8"))
 
 

@@ -69,7 +69,7 @@ class Figure:
     unit: str
     band: Band
     factors: tuple[str, ...]
-    """Settings that it was reckoned with."""
+    """Settings of the calculation."""
     needs: tuple[str, ...]
     """Settings without which it is unknown, or is only a part."""
 
@@ -77,7 +77,7 @@ class Figure:
     def at_least(self) -> bool:
         """Return whether its value may leave a part out.
 
-        No meter saw it, or no PUE tells of the building.
+        No meter measured it, or the PUE is not set.
         """
         return self.band.value is not None and self.band.high is None
 
@@ -98,7 +98,7 @@ class Grid:
 def intensity_of(intervals: Sequence[Interval], factors: Factors) -> Grid:
     """Mean grid intensity, weighted by the energy of each sample.
 
-    What lies outside the rows is weighed with `grid`; where that is not set either the mean is unknown.
+    Time outside the rows is weighed with `grid`; where that is not set either the mean is unknown.
     """
     grid = UNKNOWN if factors.grid is None else Band(*factors.grid.band)
     if factors.by_hour is None:
@@ -141,7 +141,7 @@ def _samples(intervals: Iterable[Interval]) -> Iterable[tuple[datetime, datetime
 def node_seconds(intervals: Iterable[Interval]) -> float:
     """Seconds of nodes that were in use.
 
-    Measurements of one node that lie over each other count once.
+    Overlapping measurements of one node count once.
     """
     spans: dict[str, list[tuple[datetime, datetime]]] = {}
     for interval in intervals:
@@ -286,12 +286,12 @@ def factors_used(factors: Factors, grid: Grid) -> Mapping[str, Mapping[str, obje
 
     That of the CSV is the mean over the energy.
     """
-    told: dict[str, Mapping[str, object]] = {}
+    inputs: dict[str, Mapping[str, object]] = {}
     for name, unit in UNITS.items():
         factor = getattr(factors, name)
         if isinstance(factor, Factor):
-            told[name] = {**factor.model_dump(mode="json"), "unit": unit}
+            inputs[name] = {**factor.model_dump(mode="json"), "unit": unit}
         elif factor is not None:
             about = {"source": factor.source, "year": factor.year, "sha256": factor.sha256, "covered": grid.covered}
-            told[name] = {"value": grid.in_rows, "low": None, "high": None, **about, "unit": unit}
-    return told
+            inputs[name] = {"value": grid.in_rows, "low": None, "high": None, **about, "unit": unit}
+    return inputs

@@ -5,9 +5,10 @@
     IPMI             `ipmitool dcmi power reading`, where /dev/ipmi0 is ours     the whole node
     Slurm            CurrentWatts of `scontrol show node`, within a job          the whole node
 
-A board meter holds everything, GPUs too: nothing else is added to it. Power is integrated over samples. What has to be
-asked of another program is asked at most every `ASK_SECONDS`, and its last answer stands meanwhile: the price stays
-below that of the other samples, but a change of power shows late. A meter that answers 0 W does not measure.
+A board meter holds everything, GPUs too: nothing else is added to it. Power is integrated over samples. What has to
+be queried from another program is queried at most every `ASK_SECONDS`, and its last answer counts meanwhile: the
+price stays below that of the other samples, but a change of power shows late. A meter that answers 0 W does not
+measure.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from governance.energy.rapl import Metered, Meters, whole_number
 
 HWMON = Path("/sys/class/hwmon")
 BOARD_ALLOWANCE_PERCENT = 10
-"""Our allowance: neither ACPI nor DCMI guarantees an error, and single readings stand for up to `ASK_SECONDS`."""
+"""Our allowance: neither ACPI nor DCMI guarantees an error, and single readings count for up to `ASK_SECONDS`."""
 ASK_SECONDS = 30.0
 BOARD_MOST_WATTS = 20_000
 """More than a node takes; an upper bound over gaps."""
@@ -43,7 +44,7 @@ def open_hwmon(hwmon: Path = HWMON, clock: Clock = time.monotonic) -> Meters | N
     for label in sorted(hwmon.glob("hwmon*/energy*_label")):
         try:
             name = label.read_text(encoding="ascii").strip()
-            if name.startswith("Esocket"):  # Ecore zones lie within their socket
+            if name.startswith("Esocket"):  # Ecore zones are within their socket
                 count = Counter(functools.partial(whole_number, _input(label, "energy")), None, clock)
                 found.append(Metered(f"socket {name.removeprefix('Esocket')}", "hwmon", count, BOARD_ALLOWANCE_PERCENT))
         except (OSError, ValueError):
@@ -62,8 +63,8 @@ def open_board(
     """The first board meter that answers; None where none does."""
     meters: list[tuple[str, Callable[[], float]]] = [
         ("hwmon power, sampled", functools.partial(_acpi_watts, hwmon)),
-        ("IPMI power, sampled", _Held(_ipmi_watts, clock)),
-        ("Slurm power, sampled", _Held(functools.partial(_slurm_watts, values), clock)),
+        ("IPMI power, sampled", _CachedReading(_ipmi_watts, clock)),
+        ("Slurm power, sampled", _CachedReading(functools.partial(_slurm_watts, values), clock)),
     ]
     for method, watts in meters:
         try:
@@ -73,8 +74,8 @@ def open_board(
     return None
 
 
-class _Held:
-    """The last answer of a meter, asked anew when it is old."""
+class _CachedReading:
+    """The last answer of a meter, queried again when it is old."""
 
     def __init__(self, ask: Callable[[], float], clock: Clock):
         self._ask, self._clock = ask, clock
@@ -86,7 +87,7 @@ class _Held:
             self._at, self._watts = now, 0.0
             self._watts = self._ask()
         if not self._watts:
-            raise OSError("it did not answer when it was asked last")
+            raise OSError("it did not answer the last query")
         return self._watts
 
 
@@ -103,18 +104,18 @@ def _acpi_watts(hwmon: Path) -> float:
 def _ipmi_watts() -> float:
     if not any(os.access(device, os.R_OK | os.W_OK) for device in ("/dev/ipmi0", "/dev/ipmi/0", "/dev/ipmidev/0")):
         raise FileNotFoundError("no IPMI device that we may use")
-    return _watts_of(_told("ipmitool", "dcmi", "power", "reading"), r"Instantaneous power reading:\s*(\d+) Watts")
+    return _watts_of(_output("ipmitool", "dcmi", "power", "reading"), r"Instantaneous power reading:\s*(\d+) Watts")
 
 
 def _slurm_watts(values: Mapping[str, str]) -> float:
     node = values.get("SLURMD_NODENAME")
     if not node or "SLURM_JOB_ID" not in values:
         raise FileNotFoundError("not within a job of Slurm")
-    return _watts_of(_told("scontrol", "show", "node", node, "--oneliner"), r"\bCurrentWatts=(\d+)\b")
+    return _watts_of(_output("scontrol", "show", "node", node, "--oneliner"), r"\bCurrentWatts=(\d+)\b")
 
 
-def _watts_of(told: str, pattern: str) -> float:
-    found = re.search(pattern, told)
+def _watts_of(output: str, pattern: str) -> float:
+    found = re.search(pattern, output)
     return _positive(float(found[1]) if found else 0.0)
 
 
@@ -124,7 +125,7 @@ def _positive(watts: float) -> float:
     return watts
 
 
-def _told(*words: str) -> str:
+def _output(*words: str) -> str:
     """Output of a program.
 
     Raises:

@@ -51,8 +51,8 @@ def read_intensity(path: Path) -> IntensitySeries:
     """Read a series.
 
     Raises:
-        ConfigError: the file cannot be read, a column is missing, or a row (named by its line) has a time that is no
-            ISO 8601 or has no offset, a figure that is no number from 0 upwards, or is not one step behind the row
+        ConfigError: the file cannot be read, a column is missing, or a row (named by its line) has a time that is not
+            ISO 8601 or has no offset, a figure that is not a number from 0 upwards, or is not one step behind the row
             before it.
     """
     try:
@@ -79,7 +79,7 @@ def read_intensity(path: Path) -> IntensitySeries:
             times.append(time)
             grams.append(_grams(row["grams_per_kwh"], where))
     except csv.Error as error:
-        raise ConfigError(f"{path}, line {rows.reader.line_num}: is no CSV: {error}.") from error
+        raise ConfigError(f"{path}, line {rows.reader.line_num}: is not CSV: {error}.") from error
     if len(times) < 2:
         raise ConfigError(f"{path}: has {len(times)} row(s); at least two are needed to know how long a row holds.")
     return IntensitySeries(times[0], times[1] - times[0], tuple(grams), sha256_bytes(raw))
@@ -89,20 +89,20 @@ def _time(text: str | None, where: str) -> datetime:
     try:
         time = datetime.fromisoformat((text or "").strip())
     except ValueError:
-        raise ConfigError(f"{where}: time {text!r} is no ISO 8601; write 2026-01-05T01:00:00+01:00.") from None
+        raise ConfigError(f"{where}: time {text!r} is not ISO 8601; write 2026-01-05T01:00:00+01:00.") from None
     if time.utcoffset() is None:
         raise ConfigError(f"{where}: time {text!r} has no offset from UTC; write {text}Z or {text}+01:00.")
     try:
         return time.astimezone(UTC)
     except OverflowError:
-        raise ConfigError(f"{where}: time {text!r} lies outside the calendar.") from None
+        raise ConfigError(f"{where}: time {text!r} is outside the calendar.") from None
 
 
 def _grams(text: str | None, where: str) -> float:
     try:
         grams = float(text or "")
     except ValueError:
-        raise ConfigError(f"{where}: grams_per_kwh {text!r} is no number; leave out what is not known.") from None
+        raise ConfigError(f"{where}: grams_per_kwh {text!r} is not a number; leave out unknown hours.") from None
     if not math.isfinite(grams) or grams < 0:
         raise ConfigError(f"{where}: grams_per_kwh {text!r} must be a finite number from 0 upwards.")
     return grams
@@ -138,7 +138,7 @@ def mean_intensity(series: IntensitySeries, begin: datetime, end: datetime) -> f
 
     That at `begin` for a stretch of no length.
 
-    None where any of the stretch lies outside the series. Use it for steady power: energy in kWh times it is grams.
+    None where any of the stretch is outside the series. Use it for steady power: energy in kWh times it is grams.
 
     Raises:
         ValueError: a time has no offset, or `end` is before `begin`.

@@ -58,7 +58,7 @@ Outcome = Literal["surviving", "wasted", "unknown"]
 
 
 @dataclass(frozen=True)
-class Sample:
+class EnergySample:
     """Millijoules since the interval began, with marks."""
 
     at: str
@@ -79,7 +79,7 @@ class Interval:
     method: str
     outcome: Outcome
     cause: str
-    samples: tuple[Sample, ...]
+    samples: tuple[EnergySample, ...]
     unseen_seconds: float = 0.0
     """A kill lost at most the energy of so many seconds."""
     before_seconds: float = 0.0
@@ -152,7 +152,7 @@ def _head(path: Path) -> dict[str, Any]:
     """The first line of a ledger file.
 
     Raises:
-        ManifestError: it is no ledger, or of another schema.
+        ManifestError: it is not a ledger, or has another schema.
     """
     with path.open("rb") as lines:
         first = lines.readline()
@@ -187,7 +187,7 @@ def read_ledger(ledger: Path, alive: Callable[[Mapping[str, Any]], bool] | None 
     up, and another host's is taken for alive while its last line is younger than a minute.
 
     Raises:
-        ManifestError: a file is no ledger of this schema.
+        ManifestError: a file is not a ledger of this schema.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for path in files_of(ledger):
@@ -204,7 +204,7 @@ def files_of(ledger: Path) -> list[Path]:
     Its own, and those of the other hosts beside it.
 
     Raises:
-        ManifestError: one is no ledger of this schema.
+        ManifestError: one is not a ledger of this schema.
     """
     paths = [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.*{ledger.suffix}"))]
     there = [path for path in paths if path.exists()]
@@ -221,7 +221,7 @@ def _interval(lines: list[dict[str, Any]], alive: Callable[[Mapping[str, Any]], 
         outcome, cause = "unknown", "still running"
     else:
         outcome, cause = "wasted", HANG if _hung(lines) else KILLED
-    samples = tuple(Sample(s["at"], s["millijoules"], s["low"], s["high"], s.get("marks", {})) for s in lines)
+    samples = tuple(EnergySample(s["at"], s["millijoules"], s["low"], s["high"], s.get("marks", {})) for s in lines)
     return Interval(
         id=last["interval"],
         attempt=last["attempt"],

@@ -6,7 +6,7 @@
 
 A figure is a bound on what was used *until now*: where the last line of an interval is not its end, the time since is
 counted at the interval's greatest power. So is what a kill kept from the ledger (at most `every` seconds), and what a
-failed reading did. An interval that never told a figure, or none for `MOST_UNSEEN_SECONDS`, is unknown.
+failed reading did. An interval without a figure, or without one for `MOST_UNSEEN_SECONDS`, is unknown.
 """
 
 from __future__ import annotations
@@ -37,10 +37,7 @@ Counts = Callable[[Mapping[str, Any]], bool]
 
 
 def projected(milliwatts: int, seconds: float) -> int:
-    """Millijoules that are set aside for what is not read.
-
-    Whole, and rounded up.
-    """
+    """Millijoules to set aside for time without a reading, rounded up."""
     return math.ceil(HEADROOM * milliwatts * seconds)
 
 
@@ -52,13 +49,13 @@ class Use:
     milliwatts: int = 0
     """The greatest powers of those that still run, added up."""
     unknown: tuple[str, ...] = ()
-    """Those that say nothing, in words."""
+    """Intervals without a figure, as text."""
     needs: int = 0
-    """What the newest of them said that a start would use before it had gone one step further, in millijoules."""
+    """Millijoules that a start would use before its next step, by the newest of them."""
 
 
 @dataclass
-class _Seen:
+class _SeenInterval:
     """Running state of one interval."""
 
     line: Mapping[str, Any] = field(default_factory=dict)
@@ -85,13 +82,13 @@ class Spending:
     ):
         self._ledger, self._now = ledger, now
         self._read: dict[Path, int] = {}
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, _SeenInterval] = {}
 
     def read(self) -> None:
         """Read what was appended since the last time.
 
         Raises:
-            ManifestError: a file is no ledger of this schema.
+            ManifestError: a file is not a ledger of this schema.
         """
         for path in files_of(self._ledger):
             with path.open("rb") as file:
@@ -99,7 +96,7 @@ class Spending:
                 whole = file.read().rpartition(b"\n")[0]
             self._read[path] = self._read.get(path, 0) + len(whole) + bool(whole)
             for line in _lines(whole.split(b"\n")):
-                self._seen.setdefault(line["interval"], _Seen()).add(line)
+                self._seen.setdefault(line["interval"], _SeenInterval()).add(line)
 
     def greatest_power(self, bound: Bound) -> int:
         """Greatest power of any interval in milliwatts; 0 if unknown."""
@@ -131,12 +128,12 @@ class Spending:
         more = [f"and {len(unknown) - _SHOWN} more"] if len(unknown) > _SHOWN else []
         return Use(joules, watts, (*unknown[:_SHOWN], *more), needs)
 
-    def _of(self, seen: _Seen, bound: Bound, greatest: int) -> tuple[int, int] | None:
+    def _of(self, seen: _SeenInterval, bound: Bound, greatest: int) -> tuple[int, int] | None:
         """Millijoules until now, and the power of an interval that still runs.
 
         None is unknown.
 
-        `greatest` is the power of one that told none of its own.
+        `greatest` is the power of an interval without one of its own.
         """
         found, line = seen.known.get(FIELD_OF[bound]), seen.line
         if found is None:
@@ -166,6 +163,6 @@ def _lines(texts: Iterable[bytes]) -> Iterable[Mapping[str, Any]]:
 def of_training(artifact: str) -> Counts:
     """The attempts of one training.
 
-    One that was killed before it told which counts too.
+    One that was killed before it named its artifact counts too.
     """
     return lambda line: line["stage"] == "train" and line.get("marks", {}).get(MARKS[0], artifact) == artifact

@@ -2,7 +2,7 @@
 
 Sources in order of trust: RAPL or hwmon for processors, with NVML for NVIDIA GPUs; else a meter of the whole board
 (ACPI, IPMI, Slurm); else a model for the processors. Promises: a figure carries its method and its bounds, and an
-estimate says "estimated"; what is not known is None, never 0; one meter a node, however many ranks; a kill loses at
+estimate says "estimated"; an unknown value is None, never 0; one meter a node, however many ranks; a kill loses at
 most one sample interval; the meter never stops the run that it measures. Its price: one wake-up a sample interval
 (docs/energy.md has the measurement).
 
@@ -35,7 +35,7 @@ from governance.energy.hwmon import open_board, open_hwmon
 from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, PHASES, append, own_file
 from governance.energy.node_lock import Turn, node_turn, seconds_alive, start_time
 from governance.energy.nvml import open_nvml
-from governance.energy.rapl import Part, Source, open_rapl
+from governance.energy.rapl import EnergyPart, EnergySource, open_rapl
 from governance.errors import BudgetReached, PipelineError, Preempted
 from governance.hooks import UNKNOWN_ENERGY, Meter, no_meter
 from governance.log import get_logger
@@ -45,10 +45,10 @@ from governance.stage import ShareDone
 _UNMETERED = "mainboard, disks, network, fans, power supply, cooling: no meter"
 _OUTSIDE = "network and cooling outside the node: no meter"
 _FIRST_PHASES = {"train": START_UP, "model_audit": EVALUATION}
-RUNNING = "running"  # what the meter says while it measures
-READ = "read"  # what makes it say so anew
+RUNNING = "running"  # the last reading, while it measures
+READ = "read"  # takes a reading now
 OUT_OF_BUDGET = "energy budget"
-_TELLING = (*MARKS, RUNNING, READ, INTERVAL, CLOCK)
+_TRANSIENT = (*MARKS, RUNNING, READ, INTERVAL, CLOCK)
 _STAND_SECONDS = 1.0  # between two elections while another measures the node; what is spent meanwhile has no meter
 _FIRST_SECONDS = 0.25  # to the first sample: what is killed right after its start has said for which artifact it was
 _LEAST_SPAN_SECONDS = 1.0  # of the readings that a greatest power is taken from; shorter ones are noise
@@ -76,11 +76,11 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
 
     A factory of contexts that measure the node and record in `ledger`.
 
-    While the context lasts the yielded dictionary holds under "running" the joules of the last sample with method, time
-    and bounds (`_Measuring.tell`), under "read" what takes a sample now, under "interval" its name in the ledger, and
-    under "clock" the clock of phases;
-    at its end joules, low, high (None: unknown), method, scope, seconds, coverage and parts. A body that raises
-    counts as wasted, but for `Preempted`, `BudgetReached` and `ShareDone`: those saved their work first.
+    While the context lasts the yielded dictionary holds under "running" the joules of the last sample with method,
+    time and bounds (`_Measuring.publish`), under "read" what takes a sample now, under "interval" its name in the
+    ledger, and under "clock" the clock of phases; at its end joules, low, high (None: unknown), method, scope,
+    seconds, coverage and parts. A body that raises counts as wasted, but for `Preempted`, `BudgetReached` and
+    `ShareDone`: those saved their work first.
     """
     if not config.enabled:
         return no_meter
@@ -142,7 +142,7 @@ def _allotted(config: EnergyConfig) -> Allotment | None:
 def _turn(ledger: Path, job: str | None) -> Iterator[Turn]:
     """The node's lock.
 
-    A node whose runtime directory cannot be used is measured without, and that is said.
+    A node whose runtime directory cannot be used is measured without it, with a warning.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -206,13 +206,13 @@ class _Measuring:
         self._write("begin", **values)
 
     def end(self, outcome: str, cause: str) -> None:
-        """Read once more, close the interval, and tell the caller."""
+        """Read once more, close the interval, and fill the caller's dictionary."""
         self.stopping = True
         self.clock.hung.set()  # wakes the thread
         if self.thread.is_alive():
             self.thread.join()
         parts = self._write("end", outcome=outcome, cause=cause)
-        for name in _TELLING:
+        for name in _TRANSIENT:
             self.energy.pop(name, None)
         self.energy.update(self._measurement(parts))
 
@@ -234,10 +234,10 @@ class _Measuring:
     def _stand(self) -> None:
         """Hold the election again.
 
-        Who wins it measures from now on, and says since when.
+        The winner measures from now on, and records since when.
         """
         if not self.turn.elect():
-            if self.ledger is None and not self._same_ledger():  # from now on these joules stand in no line of ours
+            if self.ledger is None and not self._same_ledger():  # from now on no line of ours holds these joules
                 self.ledger = self.path
                 self._record()
             return
@@ -255,15 +255,15 @@ class _Measuring:
         else:
             self._write("beat")
 
-    def _parts(self) -> list[Part]:
+    def _parts(self) -> list[EnergyPart]:
         return [part for source in self.sources for part in source.read()]
 
     def _read(self) -> None:
         with self.guard:
-            self.tell(*_total(self._parts(), self.missing))
+            self.publish(*_total(self._parts(), self.missing))
 
-    def tell(self, joules: int | None, low: int | None, high: int | None) -> None:
-        """Say under "running" what was read.
+    def publish(self, joules: int | None, low: int | None, high: int | None) -> None:
+        """Publish a reading under "running".
 
         Joules, method, the monotonic time, and by bound millijoules and the greatest power so far in milliwatts;
         `elsewhere`: this node's joules are in another line of the same ledger; `began`: when this process began to
@@ -281,15 +281,15 @@ class _Measuring:
             "began": self.began,
         }
 
-    def _write(self, kind: str, **values: Any) -> list[Part]:
+    def _write(self, kind: str, **values: Any) -> list[EnergyPart]:
         """Read the sources and append a line.
 
-        A ledger that refuses is said once and never stops the run.
+        A ledger that cannot be written is one warning and never stops the run.
         """
         with self.guard:
             parts = self._parts()
             joules, low, high = _total(parts, self.missing)
-            self.tell(joules, low, high)
+            self.publish(joules, low, high)
             if self.file is None:
                 return parts
             marks = {name: self.energy[name] for name in MARKS if name in self.energy}
@@ -301,7 +301,7 @@ class _Measuring:
                 self.file = None
             return parts
 
-    def _measurement(self, parts: list[Part]) -> dict[str, Any]:
+    def _measurement(self, parts: list[EnergyPart]) -> dict[str, Any]:
         """The dictionary of a manifest's `run.energy`."""
         joules, low, high = _total(parts, self.missing)
         return {
@@ -334,7 +334,7 @@ def _joules(millijoules: int | None) -> float | None:
     return None if millijoules is None else millijoules / 1000
 
 
-def _total(parts: list[Part], missing: list[str]) -> tuple[int | None, int | None, int | None]:
+def _total(parts: list[EnergyPart], missing: list[str]) -> tuple[int | None, int | None, int | None]:
     """Millijoules of all parts as (measured, low, high).
 
     Without a part nothing is known, and that is not zero.
@@ -347,14 +347,14 @@ def _total(parts: list[Part], missing: list[str]) -> tuple[int | None, int | Non
     return sum(part.millijoules for part in parts), sum(part.low for part in parts), high
 
 
-def _method(parts: list[Part]) -> str:
+def _method(parts: list[EnergyPart]) -> str:
     return " + ".join(dict.fromkeys(part.method for part in parts)) or "unknown"
 
 
-def _open_sources(config: EnergyConfig, allotted: Allotment | None) -> tuple[list[Source], list[str]]:
-    """All that can be read here, and in words what cannot.
+def _open_sources(config: EnergyConfig, allotted: Allotment | None) -> tuple[list[EnergySource], list[str]]:
+    """Sources that can be read here, and text on what cannot.
 
-    A board's meter holds everything, so it stands alone.
+    A board's meter covers everything, so it is used alone.
     """
     if config.method == "codecarbon":
         model, reason = open_processor_model(config.cpu_tdp_watts)
@@ -362,7 +362,7 @@ def _open_sources(config: EnergyConfig, allotted: Allotment | None) -> tuple[lis
         return [tracker], [*([reason] if reason else []), *tracker.missing(), _UNMETERED]
     rapl, reason = open_rapl()
     missing = [] if rapl else [reason]
-    processors: Source | None = rapl or open_hwmon()
+    processors: EnergySource | None = rapl or open_hwmon()
     if processors is None and allotted is None and (board := open_board()) is not None:
         return [board], [*missing, _OUTSIDE]
     if processors is None:

@@ -26,7 +26,7 @@ _NOTE_SECONDS, _LOOK_SECONDS = 1.0, 0.02  # how long to wait for the note of a n
 
 @dataclass
 class Turn:
-    """Result of the election: whether this process measures the node; if not, who does."""
+    """Result of the election of a node's meter."""
 
     ours: bool
     pid: int | None = None

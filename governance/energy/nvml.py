@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from governance.energy.counters import Clock, Counter, Glitch, Integral
-from governance.energy.rapl import Part, counted
+from governance.energy.rapl import EnergyPart, counted
 
 NVML_ALLOWANCE_PERCENT = 5
 """Bounds of an NVML reading: the error of the sensor that Yang, Adamek and Armour measured (arXiv:2312.02741), who also
@@ -50,7 +50,7 @@ class Nvml:
         except self.nvml.NVMLError:
             return False
 
-    def read(self) -> list[Part]:
+    def read(self) -> list[EnergyPart]:
         """One part a GPU."""
         parts = []
         for name, divided, (method, count) in zip(self.names, self.divided, self.counts, strict=True):
@@ -73,7 +73,7 @@ def open_nvml(of_job: str | None = None) -> tuple[Nvml | None, str]:
     """
     devices = Path("/dev/nvidiactl").exists()
     if Path("/dev/kfd").exists() and not devices:
-        return None, "GPU: AMD, for which there is no meter here"
+        return None, "GPU: AMD, which no meter here can read"
     try:
         import pynvml
     except ImportError:

@@ -26,7 +26,7 @@ guarantees an error, so this is our allowance, not theirs."""
 
 
 @dataclass(frozen=True)
-class Part:
+class EnergyPart:
     """Millijoules of one source since it began; `high` None: unbounded."""
 
     name: str
@@ -37,15 +37,15 @@ class Part:
     detail: str = ""
 
 
-class Source(Protocol):
+class EnergySource(Protocol):
     """A meter of part of a node."""
 
-    def read(self) -> list[Part]:
+    def read(self) -> list[EnergyPart]:
         """Everything counted since the source was opened."""
         ...
 
 
-def counted(name: str, method: str, count: Counter | Integral, percent: int, failure: str = "") -> Part:
+def counted(name: str, method: str, count: Counter | Integral, percent: int, failure: str = "") -> EnergyPart:
     """A part of a counter: its doubts, and `percent` to each side.
 
     `failure`: the last reading, where it was missed.
@@ -53,7 +53,7 @@ def counted(name: str, method: str, count: Counter | Integral, percent: int, fai
     low = count.low * (100 - percent) // 100_000
     high = -(-count.high * (100 + percent) // 100_000)
     detail = "; ".join(text for text in (count.detail, failure) if text)
-    return Part(name, method, count.microjoules // 1000, low, None if failure else high, detail)
+    return EnergyPart(name, method, count.microjoules // 1000, low, None if failure else high, detail)
 
 
 class Metered:
@@ -65,7 +65,7 @@ class Metered:
     def __init__(self, name: str, method: str, count: Counter | Integral, percent: int):
         self.name, self.method, self.count, self.percent = name, method, count, percent
 
-    def read(self) -> Part:
+    def read(self) -> EnergyPart:
         """Read counters; an unreadable one keeps its value, unbounded."""
         failure = ""
         try:
@@ -96,7 +96,7 @@ class Meters:
     def __init__(self, meters: list[Metered]):
         self.meters = meters
 
-    def read(self) -> list[Part]:
+    def read(self) -> list[EnergyPart]:
         """One part a counter."""
         return [meter.read() for meter in self.meters]
 
@@ -104,7 +104,7 @@ class Meters:
 def open_rapl(powercap: Path = POWERCAP, clock: Clock = time.monotonic) -> tuple[Meters | None, str]:
     """Open RAPL packages and memory, or give the reason.
 
-    Zones named "core" and "uncore" lie within their package and "psys" lies around it: they would count twice.
+    Zones named "core" and "uncore" lie within their package and "psys" contains it: they would count twice.
     """
     folders = []
     for package in sorted(powercap.glob("intel-rapl:*")):
@@ -149,7 +149,7 @@ class ProcessorModel:
         self.at = clock()
         self.joules = (0.0, 0.0, 0.0)
 
-    def read(self) -> list[Part]:
+    def read(self) -> list[EnergyPart]:
         """One part: all processors."""
         try:
             busy, total, _ = self.times()
@@ -164,6 +164,6 @@ class ProcessorModel:
         self.busy, self.total, self.at = busy, total, at
         return [self._part()]
 
-    def _part(self) -> Part:
+    def _part(self) -> EnergyPart:
         low, middle, high = (int(1000 * joules) for joules in self.joules)
-        return Part("processors", self.method, middle, low, high + 1, self.power.source)
+        return EnergyPart("processors", self.method, middle, low, high + 1, self.power.source)

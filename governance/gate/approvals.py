@@ -1,10 +1,10 @@
 """Approvals: differences of a policy from its parent, and required signers.
 
-Each gate that is looser than the parent's wants the approval (`urn:assay:policy-approval:1`, a paper about the policy's
-digest) of two people, at least one of them an owner of the gate, neither of them the submitter. Owners and keys are
-those of the *parent*: a policy cannot appoint its own approvers. Promise: whatever cannot be shown to be as strict
-as before counts as loosened: another column, another regex, another owner, another key. A chain of parents is
-compared link by link, so that no loose policy can be put between two strict ones.
+Each gate that is looser than the parent's needs the approval (`urn:assay:policy-approval:1`, a signed statement about
+the policy's digest) of two people, at least one of them an owner of the gate, neither of them the submitter. Owners
+and keys are those of the *parent*: a policy cannot appoint its own approvers. Promise: a change that cannot be shown
+to be as strict as before counts as loosened: another column, another regex, another owner, another key. A chain of
+parents is compared link by link, so that no loose policy can be put between two strict ones.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from governance.gate.policy import EnergyBudget, Gate, Policy
 from governance.gate.signed_statements import Paper, Signed, person_fault
 
 APPROVAL = "urn:assay:policy-approval:1"
-WANTED = 2
-"""People who must approve of each loosened gate."""
+REQUIRED = 2
+"""People who must approve each loosened gate."""
 _POLICY = "policy"
 
 
 class Approval(Signed):
-    """One person's yes to a policy that is looser than its parent."""
+    """One person's approval of a policy that is looser than its parent."""
 
     parent: str
-    """The parent's digest; the paper is about the policy's."""
+    """The parent's digest; the statement is about the policy's."""
     differences: tuple[str, ...]
-    """What was approved of, for the reader: the policy's digest fixes it."""
+    """What was approved, for the reader: the policy's digest fixes it."""
 
 
 APPROVALS: dict[str, type[Signed]] = {APPROVAL: Approval}
-"""What may lie in the folder of approvals."""
+"""Kinds of statement in the folder of approvals."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Difference:
     words: str
     loosened: bool
     owners: tuple[str, ...]
-    """The people of the parent of whom at least one must approve."""
+    """People of the parent, at least one of which must approve."""
 
-    def told(self) -> str:
-        """For the reader of a verdict."""
+    def text(self) -> str:
+        """One line for the reader of a verdict."""
         return f"{'looser' if self.loosened else 'changed'}: {self.gate}: {self.words}"
 
 
@@ -61,9 +61,9 @@ class Unapproved:
 
 
 def policy_differences(policy: Policy, parent: Policy) -> list[Difference]:
-    """In words, where a policy differs from its parent.
+    """Differences of a policy from its parent.
 
-    The gates in the parent's order, then the rest.
+    Gates in the parent's order, then the rest.
     """
     ours, theirs = {gate.id: gate for gate in policy.gate}, {gate.id: gate for gate in parent.gate}
     found = []
@@ -82,10 +82,10 @@ def _gate(ours: Gate, theirs: Gate) -> Iterator[tuple[str, bool]]:
         if new == old:
             continue
         looser = _LOOSER.get(field, _always)
-        yield f"{field} is {_told(new)}, was {_told(old)}", looser(ours, theirs)
+        yield f"{field} is {_text(new)}, was {_text(old)}", looser(ours, theirs)
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, tuple):
@@ -110,9 +110,9 @@ def _greatest(ours: Gate, theirs: Gate) -> bool:
 
 
 def _values(ours: Gate, theirs: Gate) -> bool:
-    """More values allowed, or fewer columns wanted.
+    """More values allowed, or fewer columns required.
 
-    Nothing in place of the licences' list, or the list for it.
+    Or the licences' list replaced, or added.
     """
     if ours.expectation != "in_set":
         return bool(set(theirs.values) - set(ours.values))
@@ -123,9 +123,9 @@ _STRICTNESS = {"upper_ci": 0, "point": 1, "lower_ci": 2}  # against a minimum; a
 
 
 def _rule(ours: Gate, theirs: Gate) -> bool:
-    """With one bound the ends of an interval have an order.
+    """Order of interval ends with one bound.
 
-    Between two of them a change may open either side.
+    Between two bounds a change may open either side.
 
     `whole_ci` has no place in the order: what a bound cuts is inconclusive there, passed or failed elsewhere.
     """
@@ -163,7 +163,7 @@ def _whole(policy: Policy, parent: Policy) -> Iterator[Difference]:
     for role in sorted({*policy.owners, *parent.owners}):
         new, old = policy.owners.get(role), parent.owners.get(role)
         if new != old:
-            words = f"owner {role} is {_told(new)}, was {_told(old)}"
+            words = f"owner {role} is {_text(new)}, was {_text(old)}"
             yield Difference(_POLICY, words, True, old or everybody)
     for name in sorted({*policy.people, *parent.people}):
         if policy.people.get(name) != parent.people.get(name):
@@ -188,7 +188,7 @@ def _energy(new: EnergyBudget | None, old: EnergyBudget | None, everybody: tuple
     }
     for field, loosened in looser.items():
         if (value := getattr(new, field)) != (before := getattr(old, field)):
-            words = f"energy_budget.{field} is {_told(value)}, was {_told(before)}"
+            words = f"energy_budget.{field} is {_text(value)}, was {_text(before)}"
             yield Difference(_POLICY, words, loosened, everybody)
 
 
@@ -201,13 +201,13 @@ def _licences(policy: Policy, parent: Policy, everybody: tuple[str, ...]) -> Ite
         if not judging:
             yield Difference(_POLICY, f"licence {licence} is allowed", True, everybody)
     for licence in sorted(old - new):
-        yield Difference(_POLICY, f"licence {licence} is no longer allowed", False, everybody)
+        yield Difference(_POLICY, f"licence {licence} is not allowed any more", False, everybody)
 
 
 def all_differences(policy: Policy) -> list[str]:
     """Every difference along the chain of parents, for the verdict."""
     return [
-        f"{difference.told()} (against {parent.name})"
+        f"{difference.text()} (against {parent.name})"
         for child, parent in links(policy)
         for difference in policy_differences(child, parent)
     ]
@@ -235,13 +235,13 @@ def unapproved(policy: Policy, papers: Sequence[Paper], submitters: tuple[str, .
             if lacking := _lacking(differences, approvers):
                 words = "; ".join(difference.words for difference in differences)
                 owner = next((item.owner for item in parent.gate if item.id == gate), "every owner")
-                told = [f"looser than {parent.name}: {words}", lacking, *faults]
-                found.append(Unapproved(gate, owner, "; ".join(told)))
+                faults_and_words = [f"looser than {parent.name}: {words}", lacking, *faults]
+                found.append(Unapproved(gate, owner, "; ".join(faults_and_words)))
     return found
 
 
 def approvers(policy: Policy, papers: Sequence[Paper], submitters: tuple[str, ...]) -> tuple[str, ...]:
-    """Everybody whose approval of a policy of the chain counts."""
+    """People whose approval of a policy of the chain counts."""
     found = [_approvers(child, parent, papers, submitters)[0] for child, parent in links(policy)]
     return tuple(sorted(set().union(*found)))
 
@@ -266,7 +266,7 @@ def _lacking(differences: Sequence[Difference], approvers: set[str]) -> str:
     said = ", ".join(sorted(approvers)) or "nobody"
     for difference in differences:
         owners = set(difference.owners)
-        if len(approvers) < WANTED or not approvers & owners:
-            names = ", ".join(sorted(owners)) or "nobody is one"
-            return f"wants the approval of {WANTED} people, at least one an owner ({names}); approved by {said}"
+        if len(approvers) < REQUIRED or not approvers & owners:
+            names = ", ".join(sorted(owners)) or "there are none"
+            return f"needs the approval of {REQUIRED} people, at least one an owner ({names}); approved by {said}"
     return ""

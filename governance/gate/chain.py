@@ -1,16 +1,16 @@
 """Chain check: an artifact and its ancestors against the journal.
 
-A manifest's own digests and its seal are no secret: whoever can write a file can make them fit. What nobody without a
-trusted key can make is the journal's statement of that manifest. So before a verdict is signed, and again before
+A manifest's own digests and its seal are not secret: an account that can write the file can make them match. The
+journal's statement of that manifest needs a trusted key. So before a verdict is signed, and again before
 training, each manifest of the chain must have the digest, the seal and the inputs of its last statement, and be the
 one that the next artifact names as its input.
 
-What was removed whole, to save space, is no fault: its digest stands in the statement of what was made of it. Nor is
-an input that lies in another root, whose own journal answers for it. Statements of earlier versions hold no seal; then
-the digest is compared, and the `run` block of that manifest is as its writer left it.
+An artifact that was removed whole, to save space, is not a fault: the statements of its products hold its digest. Nor
+is an input in another root, which has a journal of its own. Statements of earlier versions hold no seal; then the
+digest alone is compared, and the `run` block of that manifest is not protected.
 
-`chain_faults` is pure; `read_chain` reads the manifests; `require_chain` is what both doors of the gate ask. Price: one
-JSON file an artifact, and the journal.
+`chain_faults` is pure; `read_chain` reads the manifests; `require_chain` is called before signing and before
+training. Price: one JSON file an artifact, and the journal.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 from governance.errors import GateClosed, ManifestError, MissingInput
 from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manifest
 from governance.signing.journal import FILE_NAME as JOURNAL
-from governance.signing.journal import Entry, Journal
+from governance.signing.journal import Journal, JournalEntry
 
-Stated = Mapping[str, Entry]
+Stated = Mapping[str, JournalEntry]
 """The last entry about each file, by its path below the root."""
 
 
@@ -31,14 +31,16 @@ def require_chain(ends: Sequence[Manifest], root: Path, journal: Journal | None)
     """Raise unless these artifacts and their ancestors match the journal.
 
     Raises:
-        GateClosed: names each manifest that is not, and how it is made again; or the journal lacks lines that it had.
+        GateClosed: names each manifest that does not match, and the command that makes it again; or the journal lacks
+        lines that
+            it had.
     """
     if journal is None:
         return
     try:
-        stated = latest_statements(journal.believed())
+        stated = latest_statements(journal.verified())
     except ManifestError as error:
-        raise GateClosed(f"the journal cannot be believed: {error}") from error
+        raise GateClosed(f"the journal cannot be trusted: {error}") from error
     if fault := journal.behind():
         raise GateClosed(f"{root / JOURNAL} is behind its anchor: {fault}")
     journal.keep()
@@ -47,16 +49,16 @@ def require_chain(ends: Sequence[Manifest], root: Path, journal: Journal | None)
         raise GateClosed(
             "\n  ".join(
                 [
-                    f"what lies in {root} is not what was signed of it:",
+                    f"{root} differs from what was signed about it:",
                     *faults,
-                    "Put back what was there, or remove the folder of each file named here and make it again: "
+                    "Restore the files, or remove the folder of each file named here and make it again: "
                     "assay data prepare CONFIG, then: assay governance check CONFIG",
                 ]
             )
         )
 
 
-def latest_statements(entries: Iterable[Entry]) -> Stated:
+def latest_statements(entries: Iterable[JournalEntry]) -> Stated:
     """The last statement about each file, of entries that were verified."""
     return {name: entry for entry in entries for name in entry.subjects if entry.states_files}
 
@@ -95,7 +97,7 @@ def unstated(manifest: Manifest, stated: Stated) -> Iterator[str]:
     """Differences between one manifest and its last statement."""
     entry = stated.get(manifest.path)
     if entry is None:
-        yield f"{JOURNAL} has no statement of it: it was put there by something else, or the journal was cut"
+        yield f"{JOURNAL} has no statement of it: another program wrote it, or the journal was truncated"
         return
     place, predicate = f"{JOURNAL} line {entry.index}", entry.statement["predicate"]
     if (digest := entry.subjects[manifest.path]) != manifest.digest:

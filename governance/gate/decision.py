@@ -1,7 +1,7 @@
 """The decision on a corpus from results, policy and signed statements.
 
-Pure: nothing is read, written or signed here; `governance.gate.verdict` does that. Promise: every result that is no
-pass, every paper that closes or cannot be understood, and every loosened gate that lacks approvals is a reason, and
+Pure: nothing is read, written or signed here; `governance.gate.verdict` does that. Promise: every result other than a
+pass, every statement that closes or cannot be understood, and every loosened gate that lacks approvals is a reason, and
 PASS means that no reason closes and none was waived.
 """
 
@@ -31,17 +31,17 @@ class CheckResult:
     """The file or table that was checked, relative to the root."""
     status: Status
     observed: float | str | None
-    """The telling number: a share, a mean, a quantile, a worst value."""
+    """The observed number: a share, a mean, a quantile, a worst value."""
     rows: int
     unexpected: int
     """Rows that did not fulfil a row-wise expectation."""
     detail: str
-    """In words, with the threshold."""
+    """Explanation with the threshold."""
 
 
 @dataclass(frozen=True)
 class Papers:
-    """Signed statements, and who may not sign."""
+    """Signed statements, and the people who may not sign."""
 
     rulings: tuple[Paper, ...] = ()
     """Waivers and refusals."""
@@ -57,12 +57,12 @@ class Judgement:
 
     decision: Decision
     reasons: tuple[dict[str, Any], ...]
-    """One for each result that is no pass, each paper that closes, and each loosened gate without approval: gate,
+    """One for each result other than a pass, each statement that closes, and each loosened gate without approval: gate,
     subject, status, severity, owner, detail, deviation, waived, closes."""
     summary: dict[str, int]
     waivers: tuple[dict[str, Any], ...]
     differences: tuple[str, ...]
-    """Where the policy differs from its parent, in words."""
+    """Differences of the policy from its parent, as text."""
     submitters: tuple[str, ...]
     approvers: tuple[str, ...] = ()
     """People whose approval of the policy against a parent counts."""
@@ -74,7 +74,7 @@ def decide(
     """Judge the results of one corpus (its digest) under a policy.
 
     A failed or inconclusive result can be waived; an error or a missing result cannot: there is nothing to waive where
-    nothing is known. A result or a paper for a gate that the policy does not know is an error too.
+    nothing is known. A result or a statement for a gate that the policy does not have is an error too.
     """
     papers = papers or Papers()
     case = Case(policy, corpus, today, papers.submitters, papers.verdict_key)
@@ -127,7 +127,7 @@ def strange_papers(papers: Papers, gates: Mapping[str, Gate]) -> Iterator[dict[s
         if paper.content is None:
             yield _own_reason("papers", paper.name, "error", f"{paper.fault}; remove the file if it is not yours")
         elif gate and gate not in gates:
-            words = "names a gate that is not in the policy; remove the file, or sign it for a gate that is"
+            words = "names a gate that is not in the policy; remove the file, or sign it for one of its gates"
             yield _own_reason(gate, paper.name, "error", words)
 
 
@@ -137,16 +137,16 @@ def _loosened(policy: Policy, papers: Papers) -> Iterator[dict[str, Any]]:
 
 
 def _own_reason(gate: str, subject: str, status: Status, detail: str) -> dict[str, Any]:
-    """A reason that no check result stands behind."""
+    """A reason without a check result."""
     known = {"severity": "critical", "owner": "unknown", "why": "only what people signed lets a corpus through"}
     result = CheckResult(gate, subject, status, None, 0, 0, detail)
     return {**asdict(result), **known, "deviation": None, "waived": False, "closes": True}
 
 
 def _decision(reasons: Sequence[Mapping[str, Any]]) -> Decision:
-    standing = {reason["status"] for reason in reasons if reason["closes"]}
+    closing = {reason["status"] for reason in reasons if reason["closes"]}
     for status, decision in _CLOSING:
-        if status in standing:
+        if status in closing:
             return decision
     return "WAIVED" if any(reason["waived"] for reason in reasons) else "PASS"
 

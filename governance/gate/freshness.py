@@ -1,7 +1,7 @@
 """Validity of a verdict: same shards, same policy, latest.
 
-Pure questions, each answered with the fault in words, or with nothing. A verdict is a file; who can write files can put
-an older one back, set the clock back, or list a shard twice. So the time is compared with what was signed, the verdict
+Each function returns the fault as text, or "". A verdict is a file: an account that can write files can restore an
+older one, set the clock back, or list a shard twice. So the time is compared with what was signed, the verdict
 with the journal, and each shard with the manifest's list.
 """
 
@@ -16,16 +16,16 @@ from typing import Any
 from governance.errors import ManifestError
 from governance.files import sha256_file
 from governance.manifest import Manifest
-from governance.signing.journal import VERDICT, Entry, Journal
+from governance.signing.journal import VERDICT, Journal, JournalEntry
 from governance.signing.journal_times import SKEW, since_clock, stamp
 
 _HEADER_BYTES = 64  # a token shard without a document is its header alone, and equals every other
 
 
 def clock_fault(moment: datetime.datetime, signed_at: str, journal: Journal | None) -> str:
-    """Return whether now is before what was already signed.
+    """Fault of a clock that is before something already signed.
 
-    This clock is behind, or that one was ahead.
+    This clock is behind, or the signer's was ahead.
     """
     here = f"this machine's clock says {stamp(moment)}: a clock was moved (see: assay governance clock CONFIG)"
     latest = stamp(moment + SKEW)
@@ -33,25 +33,25 @@ def clock_fault(moment: datetime.datetime, signed_at: str, journal: Journal | No
         return f"it was signed at {signed_at} and {here}"
     last = journal.last_time() if journal is not None else ""
     if last and latest < last:
-        return f"the journal's last line is of {last} and {here}"
+        return f"the journal's last line is dated {last} and {here}"
     return ""
 
 
 def undone(path: Path, root: Path, journal: Journal | None) -> str:
-    """Return whether a verdict predates a clock correction."""
+    """Fault of a verdict that predates a clock correction."""
     if journal is None:
         return ""
     try:
-        put_right, since = since_clock(journal.believed())
+        put_right, since = since_clock(journal.verified())
     except ManifestError as error:
-        return f"the journal cannot be believed: {error}"
+        return f"the journal cannot be trusted: {error}"
     if put_right is None or _stated_in(since, path, root) == sha256_file(path):
         return ""
     return f"{put_right.place} undid a wrong clock, and it was given before that"
 
 
 def shard_faults(tokens: Manifest, root: Path) -> str:
-    """Return whether a token shard is missing, or stands for two."""
+    """Fault of token shards: one is missing, or is listed twice."""
     for name, count in Counter(output.path for output in tokens.outputs).items():
         if count > 1:
             return f"{name} is listed {count} times"
@@ -72,9 +72,9 @@ def shard_faults(tokens: Manifest, root: Path) -> str:
 
 
 def staleness(verdict: Mapping[str, Any], tokens: Manifest, policy_digest: str, moment: datetime.datetime) -> str:
-    """Return whether a verdict is about something else, or has run out."""
-    wanted = {tokens.path: tokens.digest, **{output.path: output.sha256 for output in tokens.outputs}}
-    if verdict["subjects"] != wanted:
+    """Fault of a verdict that is about something else, or has expired."""
+    expected = {tokens.path: tokens.digest, **{output.path: output.sha256 for output in tokens.outputs}}
+    if verdict["subjects"] != expected:
         return "it was given for other token shards"
     if verdict["policy"]["digest"] != policy_digest:
         return "it was given under another policy"
@@ -87,27 +87,24 @@ def staleness(verdict: Mapping[str, Any], tokens: Manifest, policy_digest: str, 
 
 
 def replay_fault(path: Path, root: Path, journal: Journal | None) -> str:
-    """Return a fault if the journal's last verdict is another."""
+    """Fault of a verdict that is not the journal's last."""
     if journal is None:
         return ""
     try:
         stated = last_stated(path, root, journal)
     except ManifestError as error:
-        return f"the journal cannot be believed: {error}"
+        return f"the journal cannot be trusted: {error}"
     if not stated:
         return "the journal does not know it"
-    return "" if stated == sha256_file(path) else "the journal knows a newer one: an older verdict was put back"
+    return "" if stated == sha256_file(path) else "the journal knows a newer one: an older verdict was restored"
 
 
 def last_stated(path: Path, root: Path, journal: Journal) -> str:
-    """The digest that the journal last stated of a verdict's file.
-
-    "" when it never did.
-    """
-    return _stated_in(journal.believed(), path, root)
+    """The last stated digest of a verdict's file; "" if none."""
+    return _stated_in(journal.verified(), path, root)
 
 
-def _stated_in(entries: Sequence[Entry], path: Path, root: Path) -> str:
+def _stated_in(entries: Sequence[JournalEntry], path: Path, root: Path) -> str:
     name = path.relative_to(root).as_posix()
     stated = (entry.subjects for entry in reversed(entries) if entry.kind == VERDICT)
     return next((subjects[name] for subjects in stated if name in subjects), "")

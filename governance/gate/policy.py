@@ -86,18 +86,18 @@ class Gate(Section):
     @model_validator(mode="after")
     def _complete(self) -> Gate:
         if self.expectation in _WITH_BOUNDS and self.min is None and self.max is None:
-            raise ValueError(f"gate {self.id}: {self.expectation} wants min, max or both")
+            raise ValueError(f"gate {self.id}: {self.expectation} needs min, max or both")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"gate {self.id}: min {self.min:g} is above max {self.max:g}; nothing could pass")
         if (self.expectation in _WITHOUT_COLUMN) == bool(self.column):
-            wants = "no column" if self.expectation in _WITHOUT_COLUMN else "a column"
-            raise ValueError(f"gate {self.id}: {self.expectation} wants {wants}")
+            needs = "no column" if self.expectation in _WITHOUT_COLUMN else "a column"
+            raise ValueError(f"gate {self.id}: {self.expectation} needs {needs}")
         if (self.expectation == "quantile_between") != (self.quantile is not None):
             raise ValueError(f"gate {self.id}: `quantile` belongs to quantile_between, and only there")
         if (self.expectation == "match_regex") != bool(self.regex):
             raise ValueError(f"gate {self.id}: `regex` belongs to match_regex, and only there")
         if self.expectation in {"in_set", "columns_present"} and not self.values and self.suite != "licences":
-            raise ValueError(f"gate {self.id}: {self.expectation} wants values")
+            raise ValueError(f"gate {self.id}: {self.expectation} needs values")
         return self
 
     @model_validator(mode="after")
@@ -132,9 +132,9 @@ class EnergyBudget(Section):
     """What counts: "root", all that the root's ledger holds (data, audits, every attempt of every training; reports
     apart), or "training", the attempts of one training; data stages are then not bounded."""
     bound: Literal["upper", "central"] = "upper"
-    """Which figure of the meters counts: their upper bound, or what they hold for likely."""
+    """Which figure of the meters counts: their upper bound, or their best estimate."""
     unknown: Literal["refuse", "allow"] = "refuse"
-    """Energy that no meter saw: "refuse" starts nothing, "allow" counts it as nothing."""
+    """Energy that no meter measured: "refuse" starts nothing, "allow" counts it as zero."""
 
 
 class Policy(Section):
@@ -149,15 +149,15 @@ class Policy(Section):
     owners: dict[str, tuple[str, ...]]
     """Owner (a role) -> the people who may approve for it."""
     people: dict[str, str] = Field(default={})
-    """Person -> the id of the key that this person signs with; a file may name a PEM file instead. Whoever is not here
-    can sign nothing."""
+    """Person -> the id of the key that this person signs with; a file may name a PEM file instead. A person
+    who is not listed can sign nothing."""
     licences: Licences
     energy_budget: EnergyBudget | None = None
     """The most energy that may be used; absent: no bound."""
     gate: tuple[Gate, ...] = Field(min_length=1)
     parent: Policy | None = None
     """The policy that this one is compared with; a file names the parent's file. With `inherit = true` in that file,
-    what it does not say itself is the parent's: gates and their fields by id, all else but `name` and `strength`."""
+    what it does not set itself is the parent's: gates and their fields by id, all else but `name` and `strength`."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> Policy:
@@ -169,11 +169,11 @@ class Policy(Section):
                 raise ValueError(f"gate {gate.id}: owner {gate.owner!r} is not in [owners]: {sorted(self.owners)}")
         for name, key in self.people.items():
             if not _KEY_ID.fullmatch(key):
-                raise ValueError(f"people.{name} = {key!r}: is no key's id (64 hexadecimal digits)")
+                raise ValueError(f"people.{name} = {key!r}: is not a key's id (64 hexadecimal digits)")
         for key, count in Counter(self.people.values()).items():
             if count > 1:
                 names = sorted(name for name in self.people if self.people[name] == key)
-                raise ValueError(f"people {', '.join(names)} have one key; whoever signs needs a key of his own")
+                raise ValueError(f"people {', '.join(names)} have one key; each person needs an own key")
         return self
 
     @model_serializer(mode="wrap")
@@ -262,7 +262,7 @@ def _inherited(values: dict[str, Any], inherit: Any, path: Path) -> dict[str, An
 def _person(key: Any, path: Path) -> Any:
     """The id of a person's key.
 
-    What is no text is left to the validator's complaint.
+    Values other than text are left to the validator.
     """
     if not isinstance(key, str) or _KEY_ID.fullmatch(key):
         return key

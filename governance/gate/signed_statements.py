@@ -1,11 +1,12 @@
 """Signed statements: waivers, refusals and policy approvals, one JSON file each.
 
-A paper is an in-toto statement in a DSSE envelope (`governance.signing.dsse`) about one digest; its predicate names the
-person and carries the person's public key. Promise: reading a folder of papers hides none. A paper whose signature
-does not hold, or that cannot be read, comes back with its fault, and the reader decides what that closes.
+A signed statement, here a paper, is an in-toto statement in a DSSE envelope (`governance.signing.dsse`) about one
+digest; its predicate names the person and carries the person's public key. Promise: reading a folder of papers hides
+none. A paper whose signature does not hold, or that cannot be read, comes back with its fault, and the reader decides
+what that closes.
 
-The key in the paper only tells which key signed it. Whether that key is the person's is for the policy to say: it must
-be the key that `[people]` gives to the name.
+The key in the paper only identifies the key that signed it. The policy decides whether it is the person's: it must be
+the key that `[people]` gives to the name.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Signed(Section):
     key: str = Field(pattern=r"^[0-9a-f]{64}$")
     """The person's public key, raw, in hexadecimal."""
     reason: str = Field(min_length=10)
-    """For whoever reads the report."""
+    """For the reader of the report."""
     signed_at: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
     """UTC."""
 
@@ -57,7 +58,7 @@ class Paper:
     signer: str
     """The id of the key that signed it; empty when the signature does not hold."""
     fault: str
-    """Why it cannot be read or believed, in words; empty when it can."""
+    """Why it cannot be read or trusted; empty when it can."""
 
 
 def write_paper(path: Path, kind: str, subject: tuple[str, str], content: Signed, key: Any) -> None:
@@ -79,11 +80,11 @@ def signature_fields(approver: str, reason: str, key: Any) -> dict[str, str]:
 def read_papers(folder: Path, kinds: Mapping[str, type[Signed]]) -> tuple[Paper, ...]:
     """Every `*.json` of a folder, in name order.
 
-    A folder that is not there holds none.
+    A missing folder holds none.
 
     Args:
-        folder: where papers lie.
-        kinds: the types that belong here -> the shape of each.
+        folder: the folder of papers.
+        kinds: the types of this folder -> the shape of each.
 
     Raises:
         GateClosed: the folder cannot be read; it may hold a refusal.
@@ -118,7 +119,7 @@ def _claimed(path: Path) -> Any:
     try:
         return json.loads(base64.b64decode(json.loads(path.read_bytes())["payload"], validate=True))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"is no signed envelope ({type(error).__name__})") from error
+        raise ConfigError(f"is not a signed envelope ({type(error).__name__})") from error
 
 
 def _parsed(claimed: Any, kinds: Mapping[str, type[Signed]], name: str) -> tuple[str, str, Signed]:
@@ -126,11 +127,11 @@ def _parsed(claimed: Any, kinds: Mapping[str, type[Signed]], name: str) -> tuple
         kind, predicate = claimed["predicateType"], claimed["predicate"]
         [subject] = [item["digest"]["sha256"] for item in claimed["subject"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError("is no statement about one digest") from error
+        raise ConfigError("is not a statement about one digest") from error
     if kind not in kinds:
-        raise ConfigError(f"is a {kind!r}; here belong {', '.join(sorted(kinds))}")
+        raise ConfigError(f"is a {kind!r}; this folder holds {', '.join(sorted(kinds))}")
     if not isinstance(predicate, Mapping) or not isinstance(subject, str):
-        raise ConfigError("is no statement about one digest")
+        raise ConfigError("is not a statement about one digest")
     return kind, subject, validate(predicate, kinds[kind], name)
 
 
@@ -144,15 +145,15 @@ def person_fault(paper: Paper, content: Signed, people: Mapping[str, str], submi
     if people[person] != paper.signer:
         return f"it is signed by the key {paper.signer[:16]}…, which is not {person}'s own"
     if person in submitters:
-        return f"{person} submitted this run, and nobody approves for himself"
+        return f"{person} submitted this run, and must not approve it"
     return ""
 
 
 def submitters(named: str) -> tuple[str, ...]:
     """Submitters of this run: the configured name and the running account.
 
-    A name in the configuration is added, it does not replace the account: whoever writes the file could otherwise name
-    somebody else. In a Slurm job the account is Slurm's word.
+    A name in the configuration is added, it does not replace the account: otherwise the writer of the file could name
+    another person. In a Slurm job the account comes from Slurm.
     """
     try:
         account = pwd.getpwuid(os.getuid()).pw_name

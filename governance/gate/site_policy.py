@@ -2,19 +2,19 @@
 
 Two files in one folder, `/etc/assay` or the folder of the file that `$ASSAY_SITE_POLICY` names:
 
-    policy.toml   the site's policy, one as any other
+    policy.toml   the site's policy
     site.toml     name = "Example Institute"
                   policy = "9f2c..."                # the digest of policy.toml (`assay governance site policy.toml`)
                   trusted_keys = ["root.pem.pub"]   # keys that decide here; also those that they certified
                   verdict_by = ["audit", "gate"]    # optional: two keys for each verdict (`two_keys.py`)
 
 On a site a run's policy must be the site's or descend from it (its chain of `parent`s holds that digest, so whatever
-is looser wants the approvals of `approvals.py`), `trusted_keys` of the run must be the site's or certified by them, and
-so must the key that signs. Promise: `/etc/assay` cannot be switched off by a variable; where both are there, both bind.
+is looser needs the approvals of `approvals.py`), the run's `trusted_keys` must be the site's or certified by them,
+and so must the signing key. Promise: `/etc/assay` cannot be switched off by a variable; where both exist, both bind.
 
-Limits: whoever can write `/etc/assay`, start a container without it, or alter this program is not bound. What binds
-then is the reader: a verdict says which site's policy it is under, and a reader who trusts that site's keys alone
-believes no other. Where neither place has a file, nothing is asked, and the verdict says so.
+Limits: an account that can write `/etc/assay`, start a container without it, or alter this program is not bound. The
+reader decides then: a verdict names the site's policy that it is under, and a reader who trusts that site's keys alone
+accepts no other. Where neither place has a file, nothing is required, and the verdict says so.
 """
 
 from __future__ import annotations
@@ -45,20 +45,17 @@ PINS = "site.toml"
 
 
 class SitePins(Section):
-    """The file beside a site's policy.
-
-    What of it is pinned, and whose keys decide.
-    """
+    """Pinned digest and trusted keys of a site's policy."""
 
     name: str = Field(min_length=1)
     """The site, for the reader of a verdict."""
     policy: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """The digest of the policy beside it, people's keys and parents included."""
+    """The digest of that policy, people's keys and parents included."""
     trusted_keys: tuple[str, ...] = Field(min_length=1)
     """Public key files (PEM), relative to this file: the only ones whose verdicts open a gate here, with those that
     they certified."""
     verdict_by: tuple[str, ...] = ()
-    """Two names: who signs the audit's statement, and who signs the verdict; empty: one key may do both."""
+    """Two names: the signer of the audit's statement and the signer of the verdict; empty: one key may do both."""
 
     @field_validator("verdict_by")
     @classmethod
@@ -73,7 +70,7 @@ def pair(value: tuple[str, ...]) -> tuple[str, ...]:
         ValueError: it is something else.
     """
     if value and (len(set(value)) != 2 or len(value) != 2 or not all(value)):
-        raise ValueError('wants two different names, for example ["audit", "gate"], or none')
+        raise ValueError('needs two different names, for example ["audit", "gate"], or none')
     return value
 
 
@@ -92,7 +89,7 @@ class Site:
 def sites() -> tuple[Site, ...]:
     """The sites whose rules hold on this machine.
 
-    The system's, then the one that the variable adds.
+    The system's, then the variable's.
 
     Raises:
         ConfigError: a file of a site is missing, is wrong, or the policy is not the one that is pinned.
@@ -106,7 +103,7 @@ def sites() -> tuple[Site, ...]:
 def _is_there(path: Path) -> bool:
     """Return whether a file or link exists, readable or not.
 
-    What is in doubt binds.
+    In doubt it binds.
     """
     try:
         path.lstat()
@@ -122,8 +119,8 @@ def _read(path: Path) -> Site:
     policy = load_policy(path)
     if policy.digest != pins.policy:
         raise ConfigError(
-            f"{path}: has the digest {policy.digest}, and {path.with_name(PINS)} pins {pins.policy}. Have whoever "
-            "keeps the site's policy put one of them right."
+            f"{path}: has the digest {policy.digest}, and {path.with_name(PINS)} pins {pins.policy}. Ask the "
+            "maintainer of the site's policy to correct one of them."
         )
     keys = tuple(public_key(path.parent / name) for name in pins.trusted_keys)
     return Site(pins.name, policy, keys, pins.verdict_by, path)
@@ -190,10 +187,7 @@ def _keys(trusted_keys: Sequence[str], signing_key: Path, folder: Path, site: Si
 
 
 def _beside(public: Path) -> Any:
-    """The certificate's envelope beside a public key file.
-
-    None where there is none.
-    """
+    """The certificate's envelope next to a public key file, or None."""
     try:
         return json.loads(certificate_path(public.with_name(public.name.removesuffix(".pub"))).read_bytes())
     except (OSError, ValueError):

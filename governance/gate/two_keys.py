@@ -1,14 +1,13 @@
 """Two-key verdicts: audit and gate signed by different keys.
 
-`verdict_by = ["audit", "gate"]` in `[governance]`, or in a site's `site.toml`, which the run's file cannot take back.
-A key has the name that its certificate gives it, where one of the keys that are believed signed that, and that of the
-person whom `[people]` gives it to. So whoever holds one of the two keys alone opens nothing: the job states the audit
-with the first, and a person signs the verdict with the second (`assay governance check CONFIG --set
-governance.signing_key=...`).
+`verdict_by = ["audit", "gate"]` in `[governance]`, or in a site's `site.toml`, which the run's file cannot override.
+A key has the name in its certificate, if a trusted key signed that, and the name of its person in `[people]`. So the
+holder of one key alone opens nothing: the job states the audit with the first, and a person signs the verdict with
+the second (`assay governance check CONFIG --set governance.signing_key=...`).
 
-What the second signature says is what its holder looked at. `check` compares the chain with the journal and judges the
-audit's results anew; it does not count the corpus anew. For that remove `<root>/audit` with its records before: if the
-audit then comes to anything else, its statement is by the second key, and the gate stays closed.
+The second signature covers what its holder checked. `check` compares the chain with the journal and judges the audit's
+results again; it does not count the corpus again. To do that, remove `<root>/audit` with its records first: if the new
+audit differs, its statement is by the second key, and the gate stays closed.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TwoKeys:
-    """One demand: who signs what, and who says which key is whose."""
+    """One demand: signers of audit and verdict, and their keys' names."""
 
     audit: str
     verdict: str
     roots: tuple[PublicKey, ...]
-    """Keys that are believed, and whose certificates give names."""
+    """Trusted keys, whose certificates give names."""
     people: Mapping[str, str]
     """Person -> key id."""
 
 
 @dataclass(frozen=True)
 class Signer:
-    """A key that signed something, and the names that it goes by."""
+    """A key that signed something, and its names."""
 
     key: str
     names: tuple[str, ...]
@@ -55,7 +54,7 @@ def signer(envelope: Any, demand: TwoKeys, place: str) -> Signer:
     """Signer of an envelope.
 
     Raises:
-        ManifestError: nobody who is believed did; begins with `place`.
+        ManifestError: it has no trusted signature; begins with `place`.
     """
     _, key = verify_envelope(envelope, demand.roots, place)
     named = [
@@ -72,7 +71,7 @@ def two_key_faults(demands: Sequence[TwoKeys], verdict: Any, audit: tuple[str, s
         demands: who must have signed.
         verdict: the verdict's envelope.
         audit: path and digest of the audit's manifest.
-        root: the folder that the journal lies in.
+        root: the folder of the journal.
     """
     faults: list[str] = []
     for demand in demands:
@@ -86,15 +85,15 @@ def two_key_faults(demands: Sequence[TwoKeys], verdict: Any, audit: tuple[str, s
 def _faults(demand: TwoKeys, verdict: Any, audit: tuple[str, str], root: Path) -> Iterator[str]:
     envelope = _last_statement(root / JOURNAL, audit)
     if envelope is None:
-        yield f"{JOURNAL} has no statement of the audit {audit[0]} ({audit[1][:16]}…), which {demand.audit} is to sign"
+        yield f"{JOURNAL} has no statement of the audit {audit[0]} ({audit[1][:16]}…), which {demand.audit} must sign"
         return
     first, second = signer(envelope, demand, "the audit's statement"), signer(verdict, demand, "the verdict")
     if demand.audit not in first.names:
-        yield f"the audit is stated by {first}; {demand.audit} is to sign it"
+        yield f"the audit is stated by {first}; {demand.audit} must sign it"
     if demand.verdict not in second.names:
-        yield f"the verdict is signed by {second}; {demand.verdict} is to sign it"
+        yield f"the verdict is signed by {second}; {demand.verdict} must sign it"
     if first.key == second.key:
-        yield f"the audit's statement and the verdict are signed by one key, {first.key[:16]}…; two are wanted"
+        yield f"the audit's statement and the verdict are signed by one key, {first.key[:16]}…; two are required"
 
 
 def _last_statement(journal: Path, audit: tuple[str, str]) -> Any:
@@ -121,6 +120,6 @@ def demands_of(
 ) -> list[TwoKeys]:
     """The demands of a run's file and of each site.
 
-    Names, keys that are believed, people; no names, no demand.
+    Names, trusted keys, people; without names there is no demand.
     """
     return [TwoKeys(names[0], names[1], tuple(keys), people) for names, keys, people in (run, *sites) if names]

@@ -2,11 +2,11 @@
 
 A verdict is an in-toto statement in a signed envelope at `<root>/verdicts/<corpus>-<policy>.json`. Its subjects are the
 encoded corpus and each of its token shards; its predicate is the decision with every reason, the policy's digest and
-what is looser in it than in its parent, the audit's digest, the waivers, the journal's head, and an expiry.
+what it loosens against its parent, the audit's digest, the waivers, the journal's head, and an expiry.
 `require_open` is the one door into training: it re-checks signature, subjects, files, policy, clock, expiry, journal,
-waivers, refusals and approvals each time. Both doors, the one that signs and the one that trains, first ask
-`require_chain`: every manifest of the corpus and of its audit is the one that the journal states last. Whatever is
-unknown, empty, missing, stale, altered or in error closes the gate.
+waivers, refusals and approvals each time. Signing and training both call `require_chain` first:
+every manifest of the corpus and of its audit is the one that the journal states last. Anything unknown, empty, missing,
+stale, altered or in error closes the gate.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ __all__ = [
 ]  # fmt: skip
 
 REFUSALS = "refusals"
-"""The folder of a root in which refusals lie."""
+"""The folder of refusals below a root."""
 PREDICATE_TYPE = "urn:assay:verdict:1"
 _OPEN = ("PASS", "WAIVED")
 
@@ -76,18 +76,18 @@ class GovernanceConfig(Section):
     trusted_keys: tuple[str, ...] = ()
     """Public key files whose verdicts open the gate; empty: the signing key's own."""
     verdict_by: tuple[str, ...] = ()
-    """Two names, of certificates or of `[people]`: who signs the audit's statement, and who signs the verdict; empty:
-    one key may do both. A site's policy may demand it, too."""
+    """Two names, of certificates or of `[people]`: the signer of the audit's statement and the signer of the verdict;
+    empty: one key may do both. A site's policy may demand it, too."""
     waivers: str = "waivers"
     """The folder of signed waivers and refusals, relative to the run's file."""
     approvals: str = "approvals"
     """The folder of signed approvals of a policy that is looser than its parent, relative to the run's file."""
     submitter: str = ""
-    """Who submitted the run, beside the account that runs it: neither may waive or approve."""
+    """Submitter of the run, in addition to the account that runs it: neither may waive or approve."""
     git_note: bool = False
-    """Leave the journal's head in a git note (refs/notes/assay) on the commit that the run's file lies at."""
+    """Leave the journal's head in a git note (refs/notes/assay) on the commit of the run's file."""
     model_signing: bool = False
-    """Sign each checkpoint as OpenSSF's model_signing does (`model.sig` beside its files)."""
+    """Sign each checkpoint as OpenSSF's model_signing does (`model.sig` next to its files)."""
     model_key: str = ""
     """Path of the EC key that signs them; empty: the user's own, made on first use."""
 
@@ -104,9 +104,9 @@ class GovernanceConfig(Section):
 def gather(config: GovernanceConfig, folder: Path, root: Path) -> Papers:
     """Read signed statements and refusals, and the running account.
 
-    A refusal of a reviewer lies in the root, so that no other run file and no other setting leaves it unread.
+    A reviewer's refusal is in the root, so that no other run file and no other setting leaves it unread.
     """
-    own = config.key_path(folder)  # a key that is not made yet is nobody's
+    own = config.key_path(folder)  # a missing key is nobody's
     return Papers(
         rulings=(*read_papers(folder / config.waivers, RULINGS), *read_papers(root / REFUSALS, RULINGS)),
         approvals=read_papers(folder / config.approvals, APPROVALS),
@@ -128,12 +128,12 @@ def _judged(verdict: Mapping[str, Any], root: Path) -> list[Manifest]:
         audit = read_manifest(path)
         faults = verify(audit, root)
     except ManifestError as error:
-        raise GateClosed(f"the audit of the verdict cannot be believed: {error}") from error
+        raise GateClosed(f"the audit of the verdict cannot be trusted: {error}") from error
     if audit.digest != verdict["audit"]["digest"]:
-        faults = [f"{audit.path}: is another audit than the verdict rests on"]
+        faults = [f"{audit.path}: is not the audit that the verdict rests on"]
     if faults:
         raise GateClosed(
-            f"the audit of the verdict is not as it was written: {'; '.join(faults)}. Remove {path.parent}, then:"
+            f"the audit of the verdict was altered: {'; '.join(faults)}. Remove {path.parent}, then:"
             " assay governance check CONFIG"
         )
     return [audit]
@@ -155,20 +155,21 @@ def give_verdict(
 ) -> dict[str, Any]:
     """Sign the judgement.
 
-    An unexpired verdict that says the same of the same audit stands as it is.
+    An unexpired verdict that says the same of the same audit is returned instead.
 
     Args:
         judgement: what `decide` found.
         tokens: the encoded corpus.
         audit: the artifact that holds the results.
-        policy: what it was judged by.
+        policy: the policy of the judgement.
         governance: the section and the folder that its paths are relative to.
         root: the artifacts' root.
-        journal: where it is stated, and whose head it carries; without one nothing is asked of the chain.
+        journal: records the verdict, which carries its head; without one the chain is not checked.
 
     Raises:
-        GateClosed: this machine's clock is behind what was signed already; a manifest of the chain is not as the
-            journal states it.
+        GateClosed: this machine's clock is behind an earlier signature; a manifest of the chain differs from its
+        statement
+            in the journal.
     """
     config, folder = governance
     bound = bound_by(policy, config, folder)
@@ -179,17 +180,17 @@ def give_verdict(
     own = private_key(config.key_path(folder))
     signers = _signers(judgement, policy, own, trusted(config, folder))
     content = {**_content(judgement, tokens, audit, policy), "site": described(bound), "people": signers}
-    standing = {} if path.exists() and undone(path, root, journal) else _standing(path, config, folder)
-    signed_at = str(standing.get("signed_at", ""))
+    current = {} if path.exists() and undone(path, root, journal) else _current(path, config, folder)
+    signed_at = str(current.get("signed_at", ""))
     if fault := clock_fault(today, signed_at, journal):
         raise GateClosed(
-            f"no verdict is given: {fault}. Set this clock right; if it is right, undo what is dated ahead of it"
+            f"no verdict is given: {fault}. Correct this clock; if it is right, void what is dated ahead of it"
         )
-    same = all(standing.get(name) == value for name, value in content.items())
+    same = all(current.get(name) == value for name, value in content.items())
     stated = (audit.path, audit.digest)
-    by_two = bool(standing) and not two_key_faults(demands, json.loads(path.read_bytes()), stated, root)
-    if same and by_two and standing["expires"] > stamp(today) and not replay_fault(path, root, journal):
-        return standing
+    by_two = bool(current) and not two_key_faults(demands, json.loads(path.read_bytes()), stated, root)
+    if same and by_two and current["expires"] > stamp(today) and not replay_fault(path, root, journal):
+        return current
     predicate = {
         **content,
         "journal_head": "" if journal is None else journal.head(),
@@ -203,9 +204,9 @@ def give_verdict(
         verify_envelope(envelope, trusted(config, folder), "the verdict of this signing key")
         if faults := two_key_faults(demands, envelope, stated, root):
             raise ManifestError("; ".join(faults))
-    except ManifestError as error:  # a job of people who may not decide never takes the place of their verdict
-        if by_two and standing["audit"] == content["audit"]:
-            return standing
+    except ManifestError as error:  # a job whose key may not decide never replaces a verdict of one that may
+        if by_two and current["audit"] == content["audit"]:
+            return current
         raise GateClosed(
             f"no verdict is given: {error}. Let someone whose key may sign it run: assay governance check CONFIG"
         ) from error
@@ -236,17 +237,14 @@ def _content(judgement: Judgement, tokens: Manifest, audit: Manifest, policy: Po
     }
 
 
-def _standing(path: Path, config: GovernanceConfig, folder: Path) -> dict[str, Any]:
-    """The verdict that stands, or nothing.
-
-    One that cannot be believed is given anew.
-    """
+def _current(path: Path, config: GovernanceConfig, folder: Path) -> dict[str, Any]:
+    """The current verdict; {} if it is missing or untrusted."""
     if not path.exists():
         return {}
     try:
         return read_verdict(path, config, folder)
     except ManifestError as error:
-        get_logger(__name__).warning("%s; it is given anew", error)
+        get_logger(__name__).warning("%s; it is given again", error)
         return {}
 
 
@@ -276,9 +274,9 @@ def read_verdict(path: Path, config: GovernanceConfig, folder: Path) -> dict[str
 
 
 def trusted(config: GovernanceConfig, folder: Path) -> list[Any]:
-    """The public keys that are believed.
+    """The trusted public keys.
 
-    Those that the section names, else the own one, if there is one.
+    Those of the section, else the own one, if it exists.
     """
     keys = [public_key(folder / name) for name in config.trusted_keys] or site_keys(sites())
     own = config.key_path(folder)
@@ -289,7 +287,7 @@ def bound_by(policy: Policy, config: GovernanceConfig, folder: Path) -> tuple[Si
     """The sites whose rules this run is under.
 
     Raises:
-        GateClosed: it is not under the rules of one that binds on this machine.
+        GateClosed: it breaks the rules of one that binds on this machine.
     """
     return require_site(policy, config.trusted_keys, config.key_path(folder), folder)
 
@@ -325,7 +323,7 @@ def require_open(
 
     Raises:
         GateClosed: there is none, it is stale, altered, replayed or about something else, or it does not open; a shard
-            is missing or stands twice; a manifest of the chain, or a file of the audit, is not as it was stated; a
+            is missing or listed twice; a manifest of the chain, or a file of the audit, was altered; a
             clock was moved back; a waiver or an approval no longer holds; an owner refused: reasons, owners.
     """
     bound = bound_by(policy, config, folder)
@@ -338,7 +336,7 @@ def require_open(
     try:
         verdict = read_verdict(path, config, folder)
     except ManifestError as error:
-        raise GateClosed(f"the verdict cannot be believed: {error}") from error
+        raise GateClosed(f"the verdict cannot be trusted: {error}") from error
     require_chain((tokens, *_judged(verdict, root), *packed), root, journal)
     if shards := shard_faults(tokens, root):
         raise GateClosed(f"the token shards are not those of the verdict: {shards}. Make it again with data prepare")

@@ -9,7 +9,8 @@ encoded corpus' digest. A whole predicate of a waiver:
      "observed": 0.0013, "max_deviation": 0.0005, "expires": "2027-01-31", "signed_at": "2027-01-01T09:00:00Z"}
 
 Promise: a waiver holds only when every line of `ruling_faults` and `_cover_fault` is silent. One that does not hold,
-for a result that did not pass, closes whatever the gate's severity, and says why: somebody meant to talk a gate round.
+for a result that did not pass, closes whatever the gate's severity, and gives the reason: it was an attempt to pass
+the gate.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ WAIVABLE = ("fail", "inconclusive")
 
 
 class Refusal(Signed):
-    """An owner's no to one result of one corpus."""
+    """An owner's refusal of one result of one corpus."""
 
     gate: str
     """The gate's id."""
@@ -57,17 +58,17 @@ class Waiver(Refusal):
         try:
             datetime.date.fromisoformat(value)
         except ValueError:
-            raise ValueError("is no day; write it as YYYY-MM-DD") from None
+            raise ValueError("is not a day; write it as YYYY-MM-DD") from None
         return value
 
 
 RULINGS: dict[str, type[Signed]] = {WAIVER: Waiver, REFUSAL: Refusal}
-"""What may lie in the folder of waivers."""
+"""Kinds of statement in the folder of waivers."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """The corpus that is judged, and by and for whom."""
+    """The corpus to judge, its policy, and the people involved."""
 
     policy: Policy
     corpus: str
@@ -85,14 +86,14 @@ class Ruled:
     waiver: dict[str, Any] | None
     """The waiver that holds."""
     faults: tuple[str, ...]
-    """Why others do not, and refusals; each closes."""
+    """Why others do not hold, and refusals; each closes."""
 
 
 def deviation(gate: Gate, observed: float | str | None) -> float | None:
     """Distance of a result beyond its gate's limit; None without number.
 
-    Where the number is the share of rows that fulfil the gate, it is what lacks to `mostly`; where it is a value, the
-    distance beyond the nearer bound; for missing columns their number.
+    For a share of rows that fulfil the gate it is the difference from `mostly`; for a value the distance beyond the
+    nearer bound; for missing columns their number.
     """
     if gate.expectation == "columns_present":
         return float(len(str(observed).split(", "))) if observed else 0.0
@@ -165,11 +166,11 @@ def ruling_faults(case: Case, gate: Gate, paper: Paper) -> list[str]:
     """Reasons why a waiver does not hold; empty if it does."""
     waiver = paper.content
     if not isinstance(waiver, Waiver):
-        return [paper.fault or "is no waiver"]
+        return [paper.fault or "is not a waiver"]
     faults = [person_fault(paper, waiver, case.policy.people, case.submitters)]
     if waiver.approver not in case.policy.owners_of(gate):
         owners = ", ".join(case.policy.owners_of(gate)) or "nobody"
-        faults.append(f"{waiver.approver} is no owner of this gate; {gate.owner} is: {owners}")
+        faults.append(f"{waiver.approver} is not an owner of this gate; {gate.owner} is: {owners}")
     if paper.signer and paper.signer == case.verdict_key:
         faults.append("the key that signed it signs the verdict as well: another person must give the verdict")
     if paper.subject != case.corpus:

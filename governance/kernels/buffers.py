@@ -1,6 +1,6 @@
 """Arrow string columns as bytes and offsets, without copies.
 
-`text i` is `data[offsets[i]:offsets[i + 1]]`. Also the one scan that tells which texts need no normalisation, and
+`text i` is `data[offsets[i]:offsets[i + 1]]`. Also the one scan that finds the texts which need no normalisation, and
 the table of what a code point is, by the Unicode version of this Python's `unicodedata`.
 """
 
@@ -118,7 +118,7 @@ def lower_case() -> npt.NDArray[np.int32]:
 def canonical_classes() -> Bytes:
     """Canonical combining class of each code point (1.1 MB).
 
-    255 where a text with it has to be looked at whole.
+    255 where a text with it has to be scanned whole.
 
     The latter are those that no text in NFC holds, and those that may join a character before them: the property
     NFC_QC of Unicode annex 15, section 9, is "No" or "Maybe". Where no character is such, and the classes of marks
@@ -158,7 +158,7 @@ def _scan(data, eights, offsets, classes, flags):  # type: ignore[no-untyped-def
             if i + 8 <= end:
                 word = eights[i]
                 odd = (word | (word + _UNDER_DELETE)) & _HIGH_BITS | (word - _BLANKS) & ~word & _HIGH_BITS
-                if odd == 0:  # eight characters of ASCII that are no control characters
+                if odd == 0:  # eight characters of ASCII other than control characters
                     i += 8
                     before = 0
                     continue

@@ -1,8 +1,8 @@
 """Compiled kernels: numba's cache, keyed by the kernels' sources.
 
-Numba keeps compiled code beside the source and asks only whether the function's own file changed. A kernel that is
+Numba keeps compiled code next to the source and checks only whether the function's own file changed. A kernel that is
 built from functions of another file would go on running the old ones after an update. Here the state of every file of
-the kernel's folder, and of this one, is part of what the cache is asked for.
+the kernel's folder, and of this one, is part of the cache's key.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def part(function: Callable[..., Any]) -> Any:
 
 
 def inlined(function: Callable[..., Any]) -> Any:
-    """A `part` that stands inline wherever it is called."""
+    """A `part` that is inlined wherever it is called."""
     return njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)(function)
 
 
@@ -52,8 +52,8 @@ class _FolderCache(FunctionCache):  # type: ignore[misc]
         super().__init__(function)
         self._folders = (Path(function.__code__.co_filename).parent, Path(__file__).parent)
 
-    def _index_key(self, *asked: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(*asked), *map(folder_state, self._folders))
+    def _index_key(self, *key: Any) -> tuple[Any, ...]:
+        return (*super()._index_key(*key), *map(folder_state, self._folders))
 
 
 @functools.cache

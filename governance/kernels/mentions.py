@@ -6,12 +6,12 @@ labels are groups, and the others, whose labels are categories, weights of an in
 a set that begin at a word the longest counts, and it uses its words up. A phrase may run over the end of a sentence;
 it belongs to the sentence in which it begins. Weights of a word that an identity term uses up do not count.
 
-What stands behind the counts is kept on the way: how often each term was found beside whom, and of each cell (a group
-with a category, or with a tone) the three sentences whose documents have the least priorities, each of another
-document (bottom-k sampling; Cohen & Kaplan 2007, PODC). A priority is a hash of the document's id, so any order and any
-partition keeps the same three; a sentence of more than `LONG` bytes gives way to shorter ones.
+The evidence of the counts is kept on the way: how often each term was found next to which group, and of each cell (a
+group with a category, or with a tone) the three sentences whose documents have the least priorities, each of another
+document (bottom-k sampling; Cohen & Kaplan 2007, PODC). A priority is a hash of the document's id, so any order and
+any partition keeps the same three; a sentence of more than `LONG` bytes gives way to shorter ones.
 
-Price: one look at each byte; memory is the packed lists and, where counts of sentences are wanted, 64 x groups x
+Price: one look at each byte; memory is the packed lists and, where sentences are counted, 64 x groups x
 categories integers, and groups x other terms.
 """
 
@@ -115,7 +115,7 @@ def _matcher(terms: Mapping[Words, Sequence[Label]], order: Sequence[Words], num
     )
 
 
-class Sums(NamedTuple):
+class MentionSums(NamedTuple):
     """Sentence counts by bucket, with the terms and examples behind them.
 
     A *cell* of a group is a category, then for each instrument a score below 0 and one above; where sentences are not
@@ -137,15 +137,15 @@ class Sums(NamedTuple):
     """(groups, cells, EXAMPLES): the least priorities, ascending."""
 
 
-def no_sums(packed: Packed, deep: bool = True) -> Sums:
+def no_sums(packed: Packed, deep: bool = True) -> MentionSums:
     """Sums of nothing.
 
-    Not `deep`: sentences are not looked into, only whom the texts mention.
+    Not `deep`: sentences are not scanned, only the groups that the texts mention.
     """
     groups = packed.sizes[0]
     categories, instruments = packed.sizes[1:3] if deep else (0, 0)
     cells = categories + 2 * instruments if deep else 1
-    return Sums(
+    return MentionSums(
         np.zeros((BUCKETS, categories), np.int64),
         np.zeros((BUCKETS, groups, categories), np.int64),
         np.zeros((BUCKETS, groups + 1, instruments, SCORES), np.int64),
@@ -155,13 +155,13 @@ def no_sums(packed: Packed, deep: bool = True) -> Sums:
     )
 
 
-class Found(NamedTuple):
+class TextMentions(NamedTuple):
     """Results of one call over n texts."""
 
     words: Integers
     sentences: Integers
     dialects: Integers
-    """The dialect whose words stand most often in the text; -1 where none does, or two as often."""
+    """The dialect whose words are the most frequent in the text; -1 without one, or with two as frequent."""
     events: Integers
     """Rows of (text, as its place in `rows`, group, mentions, sentences with a mention), for each group mentioned."""
     examples: Integers
@@ -173,9 +173,9 @@ def count_texts(
     rows: Integers,
     buckets: Integers,
     packed: Packed,
-    sums: Sums | None,
+    sums: MentionSums | None,
     priorities: npt.NDArray[np.uint64] | None = None,
-) -> Found:
+) -> TextMentions:
     """Count the texts `rows` of a column.
 
     Args:
@@ -186,16 +186,16 @@ def count_texts(
         sums: is added to; those of `no_sums(packed, deep=False)`, or None: sentences are not looked into.
         priorities: below 2^63, one for each of `rows`; None: no example is kept.
     """
-    wanted = no_sums(packed, deep=False) if sums is None else sums
+    sums = no_sums(packed, deep=False) if sums is None else sums
     ranks = np.full(len(rows), NO_PRIORITY, np.uint64) if priorities is None else priorities
-    deep = wanted.beside.shape[1] > 0 or wanted.scores.shape[2] > 0 or wanted.pairs.shape[2] > 0
+    deep = sums.beside.shape[1] > 0 or sums.scores.shape[2] > 0 or sums.pairs.shape[2] > 0
     shape = np.array(packed.sizes, np.int64) * (1 if deep else np.array([1, 0, 0, 0]))
     matchers: Any = (tuple(packed.identity), tuple(packed.others))
     out = np.zeros((3, len(rows)), np.int64)
     places = (rows, buckets, ranks)
     lists = (word_tables(), packed.listed, matchers, packed.crossed)
-    events, examples = _count(buffers, places, lists, shape, tuple(wanted), out)
-    return Found(out[0], out[1], out[2], events, examples)
+    events, examples = _count(buffers, places, lists, shape, tuple(sums), out)
+    return TextMentions(out[0], out[1], out[2], events, examples)
 
 
 @part

@@ -1,8 +1,8 @@
 r"""Words, sentences and list matches of a text, in one pass.
 
 A *word* is that of `words.py`: a run of letters, digits, underscores and marks after Unicode NFC and full case folding,
-one character in a script without spaces. The walk wants NFC; `buffers.scan_texts` names the few texts that may not be
-in it. Two words of such a script stand next to each other unless a mark of punctuation stands between them.
+one character in a script without spaces. The walk needs NFC; `buffers.scan_texts` names the few texts that may not be
+in it. Two words of such a script are adjacent unless a mark of punctuation is between them.
 
 A *sentence* has a word, and ends
 
@@ -55,8 +55,8 @@ def word_tables() -> Tables:
 
     Returns:
         `points`: of each code point its folded form where that is one character of a word, 0 where it is none or
-        stands in a script without spaces, and the negative row in `several` where it folds to more, or to nothing (row
-        1). `signs`: bits of each. `several`: up to three of a row, -1 for what is no part of a word. The hashes of
+        is in a script without spaces, and the negative row in `several` where it folds to more, or to nothing (row
+        1). `signs`: bits of each. `several`: up to three of a row, -1 for anything outside words. The hashes of
         `ABBREVIATIONS`.
     """
     characters = np.arange(0x110000, dtype=np.uint32).view("U1")
@@ -260,7 +260,7 @@ def scan(data, start, end, tables, listed, hits, ends):  # type: ignore[no-untyp
         tables: of `word_tables`.
         listed: an open-addressing table: the hashes of words (0: empty), and their numbers.
         hits: three arrays to write to, which grow: number of the word, its place, and which sentence of the text it is
-            in. Words that may stand in one phrase have places in succession.
+            in. Words that may form one phrase have places in succession.
         ends: to write to, which grows: the byte behind each sentence.
 
     Returns:

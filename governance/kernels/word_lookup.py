@@ -76,7 +76,7 @@ def split_words(text: str) -> list[str]:
 def joined(words: Sequence[str]) -> str:
     """The words as one phrase.
 
-    No space stands between words that part without one.
+    No space is between words that part without one.
     """
     text = words[0]
     for before, word in itertools.pairwise(words):

@@ -1,6 +1,6 @@
 """Attestation: signed journal entries for each artifact of a run.
 
-The journal's keys are those of `[governance]`: it is signed with `signing_key`, and believed when signed by that key or
+The journal's keys are those of `[governance]`: it is signed with `signing_key`, and trusted when signed by that key or
 by one of `trusted_keys`, or by a job's key that one of them certified.
 """
 
@@ -34,7 +34,7 @@ NOTE = "urn:assay:note:1"
 def believed(config: GovernanceConfig, folder: Path) -> Sequence[PublicKey]:
     """The keys whose statements count.
 
-    The trusted ones and, but on a site, the signing key's own where it is there.
+    The trusted ones and, except on a site, the signing key's own if it exists.
     """
     keys = [public_key(folder / name) for name in config.trusted_keys]
     if bound := sites():
@@ -60,7 +60,7 @@ def open_journal(config: GovernanceConfig, folder: Path, root: Path) -> Journal:
 def attest_with(journal: Journal, config: GovernanceConfig, folder: Path, root: Path) -> Attest:
     """The hook: state each artifact in the journal.
 
-    Sign each checkpoint as a model where that is asked for.
+    Sign each checkpoint as a model if `model_signing` is set.
     """
 
     def attest(manifest: Manifest) -> None:
@@ -79,9 +79,9 @@ def model_key_path(config: GovernanceConfig, folder: Path) -> Path:
 class KeySigner:
     """Signs notes with the run's key.
 
-    Believes those of every key whose statements count in its journal.
+    Accepts notes of every key that its journal trusts.
 
-    It travels to worker processes without its keys, which are read where they are first wanted.
+    It is pickled to worker processes without its keys, which are read on first use.
 
     Args:
         config: names the keys.

@@ -18,7 +18,7 @@ from typing import Any
 from governance.errors import ManifestError, MissingInput
 from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manifest
 from governance.signing.journal import FILE_NAME as JOURNAL
-from governance.signing.journal import VERDICT, Entry, read_journal
+from governance.signing.journal import VERDICT, JournalEntry, read_journal
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def read_graph(root: Path) -> Graph:
     return Graph(nodes, parents)
 
 
-def _stated(entry: Entry) -> tuple[Node, tuple[Input, ...]]:
+def _stated(entry: JournalEntry) -> tuple[Node, tuple[Input, ...]]:
     """Node of a journal line, and its inputs."""
     predicate = entry.statement["predicate"]
     [(name, digest), *_] = entry.subjects.items()

@@ -1,6 +1,6 @@
 """Lineage as a standalone SVG.
 
-Layers are longest ways from a source; within a layer, boxes stand near what they are joined to (barycentres), and a
+Layers are longest ways from a source; within a layer, boxes are near those that they are joined to (barycentres), and a
 line that passes a layer has a place of its own there, so that no line runs through a box (Sugiyama, Tagawa and Toda,
 1981). Many source files of one source are drawn as one box. A line that longer ways imply is left out: an audit reads
 every stage, and the picture would be all lines; `assay governance trace` and the PROV file have them all.
@@ -41,7 +41,7 @@ class Box:
 
 
 @dataclass
-class _Layout:
+class _GraphLayout:
     """Layers of names from the top.
 
     A name is a box, or a place where a line passes.
@@ -107,7 +107,7 @@ def _box(node: Node) -> Box:
         "tokens": stats.get("train_tokens", stats.get("tokens")),
         "step": node.config.get("step"),
     }
-    told = ", ".join(f"{value:,} {name}" if name != "step" else f"step {value:,}"
+    counts = ", ".join(f"{value:,} {name}" if name != "step" else f"step {value:,}"
                      for name, value in counts.items() if isinstance(value, int))  # fmt: skip
     if node.stage in SOURCES:
         return Box(node.stage, (node.path, node.digest[:16]), "source")
@@ -118,7 +118,7 @@ def _box(node: Node) -> Box:
     gone = node.manifest is None and node.path.endswith(FILE_NAME)
     return Box(
         node.stage,
-        ("removed since" if gone else told or f"version {_version(node)}", node.digest[:16]),
+        ("removed since" if gone else counts or f"version {_version(node)}", node.digest[:16]),
         "gone" if gone else "made",
     )
 
@@ -149,7 +149,7 @@ def _reduced(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
 def _depths(boxes: Iterable[str], edges: Iterable[tuple[str, str]]) -> dict[str, int]:
     """The longest way from a source to each box.
 
-    A source stands right above the first box that reads it.
+    A source is right above the first box that reads it.
     """
     above: dict[str, list[str]] = defaultdict(list)
     below: dict[str, list[str]] = defaultdict(list)
@@ -172,7 +172,7 @@ def _depths(boxes: Iterable[str], edges: Iterable[tuple[str, str]]) -> dict[str,
     return {name: value - least for name, value in depth.items()}
 
 
-def _lay_out(depth: Mapping[str, int], edges: Iterable[tuple[str, str]], boxes: Mapping[str, Box]) -> _Layout:
+def _lay_out(depth: Mapping[str, int], edges: Iterable[tuple[str, str]], boxes: Mapping[str, Box]) -> _GraphLayout:
     layers: list[list[str]] = [[] for _ in range(max(depth.values()) + 1)]
     for name in sorted(depth, key=lambda name: (boxes[name].title, name)):
         layers[depth[name]].append(name)
@@ -189,7 +189,7 @@ def _lay_out(depth: Mapping[str, int], edges: Iterable[tuple[str, str]], boxes: 
     for upper, lower in links:
         joined[upper].append(lower)
         joined[lower].append(upper)
-    layout = _Layout(layers, links, {})
+    layout = _GraphLayout(layers, links, {})
     for layer in layers:
         _spread(layout, layer, boxes, {name: float(index) for index, name in enumerate(layer)})
     for sweep in range(_SWEEPS):
@@ -213,7 +213,7 @@ def _width(name: str, boxes: Mapping[str, Box]) -> int:
     return _WIDTH if name in boxes else _LANE
 
 
-def _spread(layout: _Layout, layer: Sequence[str], boxes: Mapping[str, Box], wish: Mapping[str, float]) -> None:
+def _spread(layout: _GraphLayout, layer: Sequence[str], boxes: Mapping[str, Box], wish: Mapping[str, float]) -> None:
     """Place a layer's boxes near their preferred positions without overlap."""
     placed: list[list[float]] = []  # runs of touching boxes: [sum of (wish - offset), count, width so far]
     runs: list[list[str]] = []
@@ -238,7 +238,7 @@ def _left(run: Sequence[float]) -> float:
 
 
 def _render(
-    boxes: Mapping[str, Box], edges: Iterable[tuple[str, str]], layout: _Layout, title: str, inline: bool
+    boxes: Mapping[str, Box], edges: Iterable[tuple[str, str]], layout: _GraphLayout, title: str, inline: bool
 ) -> str:
     level = {name: number for number, layer in enumerate(layout.layers) for name in layer}
     margin, above = (2, 0) if inline else (_MARGIN, 40)
@@ -247,16 +247,16 @@ def _render(
     height = len(layout.layers) * _LAYER - (_LAYER - _HEIGHT) + 2 * margin + above
     top, colours = margin + above, _PAGE if inline else _PAPER
     size = f'viewBox="{left:.0f} 0 {right - left:.0f} {height}" width="{right - left:.0f}" height="{height}"'
-    told = escape(title)
+    label = escape(title)
     head = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" font-family="system-ui, sans-serif">',
-        f"<title>{told}</title>",
+        f"<title>{label}</title>",
         f'<rect x="{left:.0f}" y="0" width="{right - left:.0f}" height="{height}" fill="#ffffff"/>',
         f'<text x="{left + _MARGIN:.0f}" y="{_MARGIN + 8}" font-size="17" font-weight="600" fill="#222">'
         f"{escape(_cut(title, right - left - 2 * _MARGIN, 9.2))}</text>",
     ]
     if inline:
-        head = [f'<svg class="graph" {size} role="img" aria-label="{told}">', f"<title>{told}</title>"]
+        head = [f'<svg class="graph" {size} role="img" aria-label="{label}">', f"<title>{label}</title>"]
     lines = [*head, f'<g fill="none" stroke="{colours["line"]}" stroke-width="1.6">']
     lines += [_line(edge, boxes, level, layout, top) for edge in sorted(edges)]
     lines.append("</g>")
@@ -265,7 +265,9 @@ def _render(
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
-def _line(edge: tuple[str, str], boxes: Mapping[str, Box], level: Mapping[str, int], layout: _Layout, top: int) -> str:
+def _line(
+    edge: tuple[str, str], boxes: Mapping[str, Box], level: Mapping[str, int], layout: _GraphLayout, top: int
+) -> str:
     """An edge as one path through its places in the layers between."""
     parent, child = edge
     lanes = [_lane(parent, child, layer) for layer in range(level[parent] + 1, level[child])]

@@ -7,10 +7,10 @@ A certificate is an in-toto statement (`urn:assay:certificate:1`) that the root 
      "predicate": {"name": "nightly", "role": "job", "public_key": "<base64 of the raw 32 bytes>",
                    "not_before": "2026-01-01T00:00:00Z", "not_after": "2026-01-31T00:00:00Z"}}
 
-It lies beside the job's key (`<name>.cert`) and travels with each signature of that key, so whoever trusts the root's
-public key needs nothing else. Promise: a certificate makes nothing believed outside its validity, and certifies no
-further certificate: the chain has two links. Its limit: the time is the signer's own word. A stolen job key can date a
-statement back, but not the line of a journal (`journal.py`), which stands between others.
+Its file is next to the job's key (`<name>.cert`), and each signature of that key carries it, so a reader who trusts the
+root's public key needs nothing else. Promise: a certificate has no effect outside its validity and certifies no further
+certificate: the chain has two links. Limit: the time is the signer's own claim. A stolen job key can backdate a
+statement, but not a journal line (`journal.py`), which is between others.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Certificate:
 
     @property
     def validity(self) -> str:
-        """In words."""
+        """The period as text."""
         return f"from {self.not_before.strftime(_FORM)} to {self.not_after.strftime(_FORM)}"
 
 
@@ -68,7 +68,7 @@ def certificate_predicate(name: str, public_key: bytes, days: int, start: dateti
         ConfigError: the name is empty.
     """
     if not name.strip():
-        raise ConfigError("--name: a certificate wants the name of its job or person, for example --name nightly")
+        raise ConfigError("--name: a certificate needs the name of its job or person, for example --name nightly")
     return {
         "name": name,
         "role": "job",
@@ -79,7 +79,7 @@ def certificate_predicate(name: str, public_key: bytes, days: int, start: dateti
 
 
 def read_certificate(statement: Mapping[str, Any]) -> Certificate | None:
-    """The certificate that a (verified) statement is; None where it is none."""
+    """The certificate in a verified statement, or None."""
     try:
         predicate = statement["predicate"]
         if statement["predicateType"] != PREDICATE_TYPE:

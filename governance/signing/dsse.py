@@ -2,11 +2,11 @@
 
 A DSSE envelope (Dead Simple Signing Envelope, v1) signs the type together with the bytes, so that a signed text
 cannot be passed off as another kind. Keys are PEM files: PKCS #8 for the private key, readable by its owner only,
-SubjectPublicKeyInfo for the public one beside it (`<name>.pub`). A key's id is the SHA-256 of its raw 32 bytes.
+SubjectPublicKeyInfo for the public one next to it (`<name>.pub`). A key's id is the SHA-256 of its raw 32 bytes.
 
-A key with a certificate beside it (`<name>.cert`, see `certificates.py`) is a job's: its signatures carry the
-certificate, and count for whoever trusts the root, if they were made while the certificate held. Only the job's key
-lies on the machine that works; the root's does not.
+A key with a certificate next to it (`<name>.cert`, see `certificates.py`) is a job's: its signatures carry the
+certificate, and count for a reader who trusts the root, if they were made during its validity. Only the job's key is
+on the machine that works; the root's is not.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 
 @dataclass(frozen=True)
 class SigningKey:
-    """A private key, with the certificate that lies beside it."""
+    """A private key and its certificate."""
 
     private: Ed25519PrivateKey
     certificate: Mapping[str, Any] | None = None
-    """The root's envelope; None: whoever is to believe this key must trust it by itself."""
+    """The root's envelope; None: readers must trust this key itself."""
 
     def public_key(self) -> Ed25519PublicKey:
         """Its public half."""
@@ -63,7 +63,7 @@ def create_key(path: Path) -> None:
     An existing key is never overwritten.
 
     Raises:
-        ConfigError: there is a key already.
+        ConfigError: a key exists already.
     """
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -73,7 +73,7 @@ def create_key(path: Path) -> None:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     if path.exists() or not write_private(path, private):
-        raise ConfigError(f"{path}: there is a key already. Choose another path, or move it away first.")
+        raise ConfigError(f"{path}: a key exists already. Choose another path, or move it away first.")
     write_bytes(public_path(path), _public_pem(key.public_key()))
 
 
@@ -86,10 +86,10 @@ def create_job_key(path: Path, root: SigningKey, name: str, days: int) -> None:
     """Create a job's key pair and certificate at `path`.
 
     Raises:
-        ConfigError: there is a key already, the name is empty, or `root` is a job's key itself.
+        ConfigError: a key exists already, the name is empty, or `root` is a job's key itself.
     """
     if root.certificate is not None:
-        raise ConfigError("--root-key: is a job's key, and certifies nobody. Give the root's own key.")
+        raise ConfigError("--root-key: is a job's key, which cannot certify. Give the root's own key.")
     now = datetime.datetime.now(datetime.UTC)
     certificate_predicate(name, b"", days, now)  # a name that is refused leaves no key behind
     create_key(path)
@@ -101,26 +101,26 @@ def create_job_key(path: Path, root: SigningKey, name: str, days: int) -> None:
 def private_key(path: Path, *, make: bool = True) -> SigningKey:
     """The signing key at `path` with its certificate.
 
-    Made on first use (said aloud) unless `make` is False.
+    Made on first use, with a log line, unless `make` is False.
 
     Raises:
-        ConfigError: the file is no unencrypted Ed25519 key in PEM, or the certificate beside it is another key's.
+        ConfigError: the file is not an unencrypted Ed25519 key in PEM, or the certificate next to it is another key's.
     """
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     if not path.exists() and make:
-        with contextlib.suppress(ConfigError):  # another process was first: its key is everybody's
+        with contextlib.suppress(ConfigError):  # another process was first: all use its key
             create_key(path)
             get_logger(__name__).info("made a signing key at %s; others verify with %s", path, public_path(path))
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"{path}: is no readable private key in PEM ({error}). Make one: assay governance keygen"
+            f"{path}: is not a readable private key in PEM ({error}). Make one: assay governance keygen"
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(f"{path}: is no Ed25519 key. Make one: assay governance keygen")
+        raise ConfigError(f"{path}: is not an Ed25519 key. Make one: assay governance keygen")
     return SigningKey(key, _certificate_beside(path, key.public_key()))
 
 
@@ -132,7 +132,7 @@ def _certificate_beside(path: Path, public: Ed25519PublicKey) -> Mapping[str, An
         envelope: dict[str, Any] = json.loads(beside.read_bytes())
         found = read_certificate(json.loads(base64.b64decode(envelope["payload"])))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{beside}: is no certificate ({error}). Make the job's key again.") from error
+        raise ConfigError(f"{beside}: is not a certificate ({error}). Make the job's key again.") from error
     if found is None or found.public_key != public.public_bytes_raw():
         raise ConfigError(f"{beside}: is not the certificate of the key at {path}. Move one of them away.")
     return envelope
@@ -142,7 +142,7 @@ def public_key(path: Path) -> Ed25519PublicKey:
     """A public key file in PEM.
 
     Raises:
-        ConfigError: the file is not there or is no Ed25519 public key.
+        ConfigError: the file is missing or is not an Ed25519 public key.
     """
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -150,9 +150,9 @@ def public_key(path: Path) -> Ed25519PublicKey:
     try:
         key = serialization.load_pem_public_key(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: is no readable public key in PEM ({error}).") from error
+        raise ConfigError(f"{path}: is not a readable public key in PEM ({error}).") from error
     if not isinstance(key, Ed25519PublicKey):
-        raise ConfigError(f"{path}: is no Ed25519 public key.")
+        raise ConfigError(f"{path}: is not an Ed25519 public key.")
     return key
 
 
@@ -229,7 +229,7 @@ def open_envelope(path: Path, trusted: Iterable[Ed25519PublicKey]) -> tuple[dict
     try:
         envelope = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: is no signed envelope ({type(error).__name__}: {error})") from error
+        raise ManifestError(f"{path}: is not a signed envelope ({type(error).__name__}: {error})") from error
     return verify_envelope(envelope, trusted, str(path))
 
 
@@ -239,7 +239,7 @@ def verify_envelope(envelope: Any, trusted: Iterable[Ed25519PublicKey], place: s
     A certified key counts if its certificate covers the time that the statement gives (`signing_time`).
 
     Raises:
-        ManifestError: it is no envelope, was altered, nobody who is trusted signed it, or the certificate had run out;
+        ManifestError: it is not an envelope, was altered, has no trusted signature, or the certificate had run out;
             begins with `place`.
     """
     body, signatures = _parts(envelope, place)
@@ -280,7 +280,7 @@ def _parts(envelope: Any, place: str) -> tuple[bytes, list[Signature]]:
         ]
         json.loads(body)
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
-        raise ManifestError(f"{place}: is no signed envelope ({type(error).__name__}: {error})") from error
+        raise ManifestError(f"{place}: is not a signed envelope ({type(error).__name__}: {error})") from error
     if kind != PAYLOAD_TYPE:
         raise ManifestError(f"{place}: holds {kind!r}, not {PAYLOAD_TYPE!r}")
     return body, signatures
@@ -293,7 +293,7 @@ def _decode(text: str) -> bytes:
     """
     data = base64.b64decode(text, validate=True)
     if base64.b64encode(data).decode("ascii") != text:
-        raise ValueError("its base64 is not as it was written")
+        raise ValueError("its base64 is not canonical")
     return data
 
 

@@ -1,12 +1,12 @@
 """Git anchor: the journal's head as a note in a repository.
 
-A chain cannot show that its last lines are gone, or that all of it was written anew with a stolen key. Against that its
-head, "index:SHA-256 of the last line", is kept in the user's state folder, where both doors of the gate look
-(`home_anchor.py`). It is left as well in the comment of the Slurm job (kept by the scheduler's accounting), in the W&B
-summary (`pretrain/metrics/wandb.py`), in the manifest of each training run, and, if asked, in a git note on the commit
-that the run's file lies at (`git notes --ref=assay show`). `anchor_faults` compares any of them with a journal.
+A chain cannot show that its last lines are gone, or that all of it was rewritten with a stolen key. So its head,
+"index:SHA-256 of the last line", is kept in the user's state folder, which both checks of the gate read
+(`home_anchor.py`). It is also written to the comment of the Slurm job (kept by the scheduler's accounting), in the W&B
+summary (`pretrain/metrics/wandb.py`), the manifest of each training run and, on request, a git note on the commit
+of the run's file (`git notes --ref=assay show`). `anchor_faults` compares any of them with a journal.
 
-An anchor that cannot be left is a warning, told once: it must never stop a run.
+An anchor that cannot be written is one warning: it must never stop a run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from governance.log import get_logger
-from governance.signing.journal import GIVEN_UP, Entry, Journal, read_journal
+from governance.signing.journal import GIVEN_UP, Journal, JournalEntry, read_journal
 
 NOTES_REF = "assay"
 _SECONDS = 20
@@ -27,16 +27,16 @@ _SECONDS = 20
 
 def anchor(root: Path, notes_in: Path | None) -> Callable[[str], None]:
     """Function that anchors a head in Slurm's comment and git notes."""
-    told: set[str] = set()
+    warned: set[str] = set()
 
     def leave(head: str) -> None:
         job = os.environ.get("SLURM_JOB_ID")
         if job and shutil.which("scontrol"):
             comment = f"{_comment_of_site(job)}assay journal {head}"
-            _attempt(["scontrol", "update", f"JobId={job}", f"Comment={comment}"], None, told)
+            _attempt(["scontrol", "update", f"JobId={job}", f"Comment={comment}"], None, warned)
         if notes_in is not None:
             words = ["git", "notes", f"--ref={NOTES_REF}", "append", "-m", f"assay journal {head} {root.name}"]
-            _attempt(words, notes_in, told)
+            _attempt(words, notes_in, warned)
 
     return leave
 
@@ -53,15 +53,17 @@ def _comment_of_site(job: str) -> str:
     return f"{own}; " if own else ""
 
 
-def _attempt(words: Sequence[str], folder: Path | None, told: set[str]) -> None:
+def _attempt(words: Sequence[str], folder: Path | None, warned: set[str]) -> None:
     try:
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False)
         fault = "" if done.returncode == 0 else done.stderr.strip() or f"status {done.returncode}"
     except (OSError, subprocess.TimeoutExpired) as error:
         fault = str(error)
-    if fault and words[0] not in told:
-        told.add(words[0])
-        get_logger(__name__).warning("%s: the journal's head is not left there (%s); the run goes on", words[0], fault)
+    if fault and words[0] not in warned:
+        warned.add(words[0])
+        get_logger(__name__).warning(
+            "%s: the journal's head is not recorded there (%s); the run goes on", words[0], fault
+        )
 
 
 def anchor_words(journal: Journal) -> Iterator[str]:
@@ -76,7 +78,7 @@ def anchor_words(journal: Journal) -> Iterator[str]:
             yield f"line {entry.index}, {entry.time}: gave up {heads}…: {predicate['reason']}"
 
 
-def anchor_faults(head: str, entries: Sequence[Entry]) -> list[str]:
+def anchor_faults(head: str, entries: Sequence[JournalEntry]) -> list[str]:
     """Reasons why a journal does not continue this head."""
     number, _, digest = head.partition(":")
     lines = {str(entry.index): entry.digest for entry in entries}

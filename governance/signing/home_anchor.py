@@ -5,20 +5,20 @@
                            "time": "2026-01-01T00:00:00Z"}}, "given_up": []}
 
 `<state>` is `$XDG_STATE_HOME`, else `~/.local/state`. A journal is known by its first line, so a root may be moved,
-copied or reached by another name; one that was made anew is another. Each place of a root has a head of its own, for
-copies go different ways. A journal is *behind* when
+copied or reached by another name; one that was made anew is another. Each place of a root has a head of its own,
+because copies diverge. A journal is *behind* when
 
-- it stands where a head was left, and lacks that line; or
-- it stands at a new place, holds none of the latest heads (`over`: earlier ones that a later journal held already),
-  these do not all stand at a place that is known, and it is no copy of a root that stands as it was left.
+- its place has a head, and it lacks that line; or
+- its place is new, it holds none of the latest heads (`over`: earlier ones that a later journal held already), these
+  are not all at a known place, and it is not a copy of a root that still has its last head.
 
-The second cannot be told from an earlier copy whose original went on, was moved, and has not been used since; that is
-refused until the original is used, or the lines are given up. A place is a path as it is typed: who can write to a root
-can put a symbolic link in its stead, too.
+The second cannot be distinguished from an earlier copy whose original went on, was moved, and has not been used
+since; that is refused until the original is used, or the lines are given up. A place is a path as it is typed: an
+account that may write to a root can also replace it by a symbolic link.
 
-A journal that is behind moves no head on, however long it grows: only its owner can give lines up (`give_up`), which
-leaves a trace here and in the journal. A head that cannot be written is a warning, told once. Where nobody kept the
-state folder nothing is known, and nothing is refused.
+A journal that is behind advances no head, however long it grows: only its owner can give lines up (`give_up`), which
+leaves a trace here and in the journal. A head that cannot be written is one warning. Without a state folder nothing is
+known, and nothing is refused.
 """
 
 from __future__ import annotations
@@ -35,10 +35,7 @@ from governance.log import get_logger
 
 Holds = Callable[[str], bool]
 """Whether a journal has the line of a head, "index:SHA-256"."""
-_MEND = (
-    "Put the journal back as it was; or, if these lines are to be given up, its owner says so: "
-    'assay governance anchor CONFIG --accept "why"'
-)
+_FIX = 'Restore the journal; or, to give these lines up, its owner runs: assay governance anchor CONFIG --accept "why"'
 
 
 def state_folder() -> Path:
@@ -65,8 +62,8 @@ class HomeAnchor:
             return ""
         place, item = max(lost.items(), key=lambda found: _index(found[1]["head"]))
         return (
-            f"the journal lacks line {_index(item['head'])} as it was left on {item['time']} for {place}: it was cut "
-            f"back, written anew, or is an older copy. {_MEND}"
+            f"the journal lacks line {_index(item['head'])} that it had on {item['time']} at {place}: it was "
+            f"truncated, rewritten, or is an older copy. {_FIX}"
         )
 
     def leave(self, first: str, head: str, holds: Holds, time: str) -> None:
@@ -87,12 +84,13 @@ class HomeAnchor:
             self._warn(f"the journal's head cannot be kept in the user's state folder ({error}); the run goes on")
 
     def give_up(self, first: str, head: str, holds: Holds, words: Mapping[str, str]) -> list[str]:
-        """Take the journal as it is for the latest here.
+        """Accept the journal as the latest; return the heads it lacks.
 
-        The heads that it lacks, which are kept with these words.
+        They are kept with these words.
+
 
         Raises:
-            StorageError: the state folder refuses.
+            StorageError: the state folder cannot be written.
         """
         path = _file(first)
         with locked(path.with_suffix(".lock")):

@@ -3,7 +3,7 @@
     {"envelope": {...}, "index": 12, "kind": "encode", "previous": "<SHA-256 of line 11>",
      "time": "2026-01-01T00:00:00Z"}                                                       (all in one line)
 
-The envelope (DSSE, `dsse.py`) holds an in-toto statement. Of an artifact its subject is the manifest with its
+The envelope (DSSE, `dsse.py`) holds an in-toto statement. For an artifact its subject is the manifest with its
 digest, and its predicate (`urn:assay:provenance:1`) has stage, key, version, config, the manifest's seal (so that the
 `run` block is signed, too) and materials: what it was made from, down to the source files, for a run also the verdict
 that let it start and its last checkpoint. So the way from a source file to a child of a checkpoint can be walked in the
@@ -13,9 +13,9 @@ The files that only grow (energy ledger, a training's record) have no manifest u
 how far they had grown and the digest of that much (`journal.grown`, `running_digests.py`).
 
 Promises. The signed predicate repeats index, kind, time and the hash of the line before (`journal`), so nobody
-without a key can drop, reorder, replay or alter a line and make the chain fit again. What a chain cannot show of
-itself is that its last lines are gone: for that its head, "index:SHA-256 of the last line", stands elsewhere
-(`home_anchor.py`, `git_anchor.py`), and each artifact wants a statement (`chain.py`). Appending is atomic among
+without a key can drop, reorder, replay or alter a line and repair the chain. A chain cannot show that its own last
+lines are gone: for that its head, "index:SHA-256 of the last line", is recorded elsewhere (`home_anchor.py`,
+`git_anchor.py`), and each artifact needs a statement (`chain.py`). Appending is atomic among
 processes and nodes of one file system. A killed writer tears at most its own last line; the next one says so, closes
 it, and signs that it was torn. What is already stated is not stated again.
 
@@ -36,7 +36,15 @@ from governance.log import get_logger
 from governance.manifest import Input, Manifest
 from governance.signing.dsse import SigningKey, key_id, refuse_expired, sign, statement, verify_envelope
 from governance.signing.home_anchor import HomeAnchor
-from governance.signing.journal_lines import FILE_NAME, PREDICATE_TYPE, Entry, lines_of, named, parse_line, read_journal
+from governance.signing.journal_lines import (
+    FILE_NAME,
+    PREDICATE_TYPE,
+    JournalEntry,
+    lines_of,
+    named,
+    parse_line,
+    read_journal,
+)
 from governance.signing.journal_times import CLOCK, read_times, void
 from governance.signing.journal_times import PREDICATE_TYPE as CLOCK_TYPE
 from governance.signing.running_digests import GROWN, Prefix, RunningDigests
@@ -45,7 +53,16 @@ from governance.stage import now
 if TYPE_CHECKING:
     from governance.signing.dsse import PublicKey
 
-__all__ = ["FILE_NAME", "GIVEN_UP", "PREDICATE_TYPE", "VERDICT", "Entry", "Journal", "provenance", "read_journal"]
+__all__ = [
+    "FILE_NAME",
+    "GIVEN_UP",
+    "PREDICATE_TYPE",
+    "VERDICT",
+    "Journal",
+    "JournalEntry",
+    "provenance",
+    "read_journal",
+]
 
 GIVEN_UP = "urn:assay:given-up:1"
 VERDICT = "verdict"
@@ -65,9 +82,9 @@ class Journal:
     Args:
         root: the artifacts' root.
         key: gives the signing key when something is to be signed.
-        trusted: gives the public keys that are believed when something is read.
-        after: told the head after each line that was appended.
-        anchor: where the head is kept outside of the root, and asked whether lines are gone.
+        trusted: gives the trusted public keys when something is read.
+        after: called with the head after each line that was appended.
+        anchor: keeps the head outside of the root and reports lines that are gone.
     """
 
     def __init__(
@@ -86,9 +103,10 @@ class Journal:
         self._ended = True  # and whether they end with a whole line
         self._digests: list[str] = []  # SHA-256 of each line
         self._torn = False
-        self._entries: list[Entry] = []
+        self._entries: list[JournalEntry] = []
         self._stated: dict[str, tuple[str, str]] = {}  # subject -> digest and seal, as they were stated last
-        self._believed: tuple[str, tuple[Entry, ...]] = ("", ())  # SHA-256 of what was verified last, and its entries
+        # SHA-256 of the bytes that were verified last, and their entries
+        self._verified: tuple[str, tuple[JournalEntry, ...]] = ("", ())
         self._prefixes: dict[str, Prefix] = {}  # file that grows -> how it was stated last
         self._running = RunningDigests(root)
 
@@ -98,7 +116,7 @@ class Journal:
         return f"{len(self._digests) - 1}:{self._digests[-1]}" if self._digests else ""
 
     def holds(self, head: str) -> bool:
-        """Return whether the line of a head stands here."""
+        """Return whether this journal has the line of a head."""
         self._read()
         number, _, digest = head.partition(":")
         return int(number) < len(self._digests) and self._digests[int(number)] == digest
@@ -122,13 +140,14 @@ class Journal:
             self._anchor.leave(self._digests[0], head, self.holds, now())
 
     def accept(self, reason: str, owners: Sequence[PublicKey]) -> list[str]:
-        """Give up the lines that are gone.
+        """Give up the lines that are gone; return the lost heads.
 
-        The heads that this journal lacks, which it states, signed, from now on.
+        The journal states them, signed, from now on.
+
 
         Raises:
-            ManifestError: the signing key is none of `owners`, nor certified by one; nothing was changed.
-            StorageError: the disk refuses.
+            ManifestError: the signing key is neither one of `owners` nor certified by one; nothing was changed.
+            StorageError: the disk cannot be written.
         """
         if self._anchor is None or not self.behind():
             return []
@@ -149,31 +168,29 @@ class Journal:
         self._read()
         return self._entries[-1].time if self._entries else ""
 
-    def believed(self) -> Sequence[Entry]:
+    def verified(self) -> Sequence[JournalEntry]:
         """Every entry, oldest first, after the chain and each signature were verified.
 
-        None where there is no journal.
-
-        Bytes that were verified by this object are not verified again.
+        Empty where there is no journal. Bytes that this object has verified are not verified again.
 
         Raises:
-            ManifestError: something in the journal is not as it was written, or its signer is not trusted.
+            ManifestError: something in the journal was altered, or its signer is not trusted.
         """
         if not self.path.exists():
             return ()
         digest = sha256_file(self.path)
-        if digest != self._believed[0]:
+        if digest != self._verified[0]:
             found, problems = read_journal(self.path, self._trusted(), ended=True)
             if problems:
                 raise ManifestError(f"{self.path.parent}: " + "; ".join(problems[:5]))
-            self._believed = (digest, tuple(found))
-        return self._believed[1]
+            self._verified = (digest, tuple(found))
+        return self._verified[1]
 
     def append(self, kind: str, statement: Mapping[str, Any]) -> None:
         """Sign a statement and append it; its predicate gets the field `journal`.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: the disk cannot be written.
             ConfigError: the signing key cannot be read.
         """
         self._append(kind, lambda: statement)
@@ -188,7 +205,7 @@ class Journal:
     def state_artifact(self, manifest: Manifest) -> None:
         """Append the statement on an artifact, its `run` block included.
 
-        One that stands adds nothing.
+        A repetition adds nothing.
         """
         subjects = {manifest.path: manifest.digest}
         facts = {
@@ -212,7 +229,7 @@ class Journal:
         Args:
             verdicts: files of verdicts that are dated ahead, for the reader.
             reason: why they are.
-            account: who says so.
+            account: who signs this.
         """
         count = 0
 

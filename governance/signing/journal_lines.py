@@ -1,7 +1,7 @@
 """Lines of a journal: parsing and verification.
 
-A line is read before it is believed: `parse_line` makes an `Entry` of whatever has the form of one, `read_journal`
-verifies the chain and each signature, and says what is wrong in words that name the line.
+A line is read before it is trusted: `parse_line` makes a `JournalEntry` of anything that has the form of one,
+`read_journal` verifies the chain and each signature, and returns the faults with their lines.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FIELDS = {"envelope", "index", "kind", "previous", "time"}
 
 
 @dataclass(frozen=True)
-class Entry:
+class JournalEntry:
     """One line whose statement can be read."""
 
     index: int
@@ -53,10 +53,7 @@ class Entry:
 
     @property
     def seal(self) -> str:
-        """The seal of the manifest that it states.
-
-        "" where it states none.
-        """
+        """The seal of the stated manifest; "" without one."""
         predicate = self.statement["predicate"]
         return str(predicate.get("seal", "")) if self.states_files else ""
 
@@ -78,7 +75,7 @@ class Entry:
         return tuple(map(read_prefix, self.statement["predicate"]["journal"].get(GROWN, ())))
 
 
-def named(entry: Entry) -> set[str]:
+def named(entry: JournalEntry) -> set[str]:
     """The digests of its subjects and of what they were made from."""
     return {*entry.subjects.values(), *(item.digest for item in entry.materials)}
 
@@ -89,15 +86,12 @@ def lines_of(data: bytes) -> list[bytes]:
     return lines[:-1] if not lines[-1] else lines
 
 
-def parse_line(line: bytes, index: int) -> Entry | None:
-    """The entry of a line, its signature not yet looked at.
-
-    None when it is none.
-    """
+def parse_line(line: bytes, index: int) -> JournalEntry | None:
+    """The entry of a line, or None; its signature is not verified."""
     try:
         values = json.loads(line)
         found = json.loads(base64.b64decode(values["envelope"]["payload"]))
-        entry = Entry(index, sha256_bytes(line), str(values["kind"]), str(values["time"]), found)
+        entry = JournalEntry(index, sha256_bytes(line), str(values["kind"]), str(values["time"]), found)
         named(entry)
         dict(found["predicate"]["journal"])
         tuple(entry.grown)
@@ -106,14 +100,16 @@ def parse_line(line: bytes, index: int) -> Entry | None:
     return entry
 
 
-def read_journal(path: Path, trusted: Sequence[PublicKey], *, ended: bool = False) -> tuple[list[Entry], list[str]]:
+def read_journal(
+    path: Path, trusted: Sequence[PublicKey], *, ended: bool = False
+) -> tuple[list[JournalEntry], list[str]]:
     """Entries of a journal, and its faults by file and line.
 
-    `ended` passes over a last line without its end: somebody is writing it, or it was torn, and the next writer closes
-    it. Costs a verification of Ed25519 a line (about 0.2 ms).
+    `ended` skips a last line without its end: it is being written, or it was torn, and the next writer closes it.
+    Costs a verification of Ed25519 a line (about 0.2 ms).
 
     Raises:
-        ManifestError: there is no journal, or it cannot be read.
+        ManifestError: the journal is missing or cannot be read.
     """
     try:
         data = path.read_bytes()
@@ -121,7 +117,7 @@ def read_journal(path: Path, trusted: Sequence[PublicKey], *, ended: bool = Fals
         raise ManifestError(f"{path}: cannot be read ({error.strerror}); each root has its journal") from error
     if ended:
         data = data[: data.rfind(b"\n") + 1]
-    entries: list[Entry] = []
+    entries: list[JournalEntry] = []
     problems: list[str] = []
     lines = lines_of(data)
     previous, torn = "", False
@@ -141,7 +137,7 @@ def read_journal(path: Path, trusted: Sequence[PublicKey], *, ended: bool = Fals
 def _is_closed(lines: Sequence[bytes], index: int) -> bool:
     """Return whether the next line says, signed, that this one was torn.
 
-    Its signature is looked at when its turn comes.
+    Its signature is verified when its turn comes.
     """
     following = parse_line(lines[index + 1], index + 1) if index + 1 < len(lines) else None
     if following is None:
@@ -150,15 +146,17 @@ def _is_closed(lines: Sequence[bytes], index: int) -> bool:
     return block.get("torn") is True and block.get("previous") == sha256_bytes(lines[index])
 
 
-def _faults(line: bytes, entry: Entry | None, wanted: tuple[int, str, bool], trusted: Sequence[PublicKey]) -> list[str]:
+def _faults(
+    line: bytes, entry: JournalEntry | None, expected: tuple[int, str, bool], trusted: Sequence[PublicKey]
+) -> list[str]:
     """Faults of a line against its expected number and predecessor."""
     if entry is None:
         return ["is torn or altered: no statement can be read"]
-    index, previous, torn = wanted
+    index, previous, torn = expected
     values = json.loads(line)
     faults = []
     if canonical_json(values) != line or set(values) != _FIELDS:
-        faults.append("its bytes are not those that were written")
+        faults.append("its bytes are not canonical: it was altered")
     try:
         verify_envelope(values["envelope"], trusted, "its envelope")
     except ManifestError as error:
@@ -166,7 +164,7 @@ def _faults(line: bytes, entry: Entry | None, wanted: tuple[int, str, bool], tru
     block = {**entry.statement["predicate"].get("journal", {})}
     said_torn, _ = block.pop("torn", False), block.pop(GROWN, None)
     if block != {name: value for name, value in values.items() if name != "envelope"}:
-        faults.append("says other things than were signed")
+        faults.append("its fields differ from the signed ones")
     if block.get("index") != index:
         faults.append(f"was signed as line {block.get('index')}: lines were dropped, repeated or moved")
     if block.get("previous") != previous:

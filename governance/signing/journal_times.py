@@ -1,16 +1,16 @@
 """Times of journal lines, and statements that void wrong ones.
 
-A check on a machine whose clock is wrong leaves a line that is dated ahead, and a journal's times never fall: without
-more, the root would be closed until that day. So whoever may sign for the root can append a statement of the kind
-`clock` (`urn:assay:clock:1`), dated by the clock that is right. It names each line with its number, digest and wrong
-time, and gives a reason:
+A check on a machine whose clock is wrong leaves a line that is dated ahead, and a journal's times never fall, so the
+root would be closed until that day. Therefore an account that may sign for the root can append a statement of the
+kind `clock` (`urn:assay:clock:1`), dated by the clock that is right. It names each line with its number, digest and
+wrong time, and gives a reason:
 
     {"void": [{"line": 23, "sha256": "...64 hex", "time": "2027-01-06T09:00:00Z"}],
      "verdicts": ["verdicts/....json"], "reason": "node7 booted in 2027", "account": "ann"}
 
-Later checks take the named times for void. Promise: no verdict from before such a statement opens anything; each must
-be given again. So neither an older verdict nor an expired one comes back by it, whoever set which clock; and it is a
-line of the journal as any other, which nobody without a key that is believed can write.
+Later checks ignore the named times. Promise: no verdict from before such a statement opens anything; each must
+be given again. So it brings back neither an older nor an expired verdict; and it is an ordinary line of the journal,
+which nobody without a trusted key can write.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def read_times(lines: Sequence[AnyLine]) -> tuple[list[AnyLine], list[str]]:
 
 
 def ahead(lines: Sequence[AnyLine], moment: datetime.datetime) -> list[AnyLine]:
-    """The lines whose times count and lie ahead of a clock."""
+    """The lines whose times count and are ahead of a clock."""
     latest = stamp(moment + SKEW)
     return [line for line in read_times(lines)[0] if line.time > latest]
 

@@ -47,7 +47,7 @@ def create_model_key(path: Path) -> None:
     An existing key is never overwritten.
 
     Raises:
-        ConfigError: there is a key already.
+        ConfigError: a key exists already.
     """
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -57,15 +57,15 @@ def create_model_key(path: Path) -> None:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     if path.exists() or not write_private(path, private):
-        raise ConfigError(f"{path}: there is a key already. Choose another path, or move it away first.")
+        raise ConfigError(f"{path}: a key exists already. Choose another path, or move it away first.")
     write_bytes(public_path(path), _public_pem(key.public_key()))
 
 
 def model_key(path: Path) -> EllipticCurvePrivateKey:
-    """The model key at `path`, made on first use (said aloud).
+    """The model key at `path`, made and logged on first use.
 
     Raises:
-        ConfigError: the file is no unencrypted EC P-256 key in PEM.
+        ConfigError: the file is not an unencrypted EC P-256 key in PEM.
     """
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -77,10 +77,10 @@ def model_key(path: Path) -> EllipticCurvePrivateKey:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"{path}: is no readable model key in PEM ({error}). Make one: assay governance keygen --model"
+            f"{path}: is not a readable model key in PEM ({error}). Make one: assay governance keygen --model"
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
-        raise ConfigError(f"{path}: is no EC P-256 key. Make one: assay governance keygen --model")
+        raise ConfigError(f"{path}: is not an EC P-256 key. Make one: assay governance keygen --model")
     return key
 
 
@@ -149,12 +149,12 @@ def signature_faults(manifest: Manifest, root: Path) -> list[str]:
         payload = json.loads(base64.b64decode(json.loads(path.read_bytes())["dsseEnvelope"]["payload"]))
         signed = {item["name"]: item["digest"] for item in payload["predicate"]["resources"]}
     except (ValueError, KeyError, TypeError) as error:
-        return [f"{name}: is no model signature ({error})"]
-    wanted = _files(manifest) | {MANIFEST_NAME: sha256_file(root / manifest.path)}
+        return [f"{name}: is not a model signature ({error})"]
+    expected = _files(manifest) | {MANIFEST_NAME: sha256_file(root / manifest.path)}
     return [
         f"{name}: signs {file} with another digest than the manifest's"
-        for file in sorted(set(signed) | set(wanted))
-        if signed.get(file) != wanted.get(file)
+        for file in sorted(set(signed) | set(expected))
+        if signed.get(file) != expected.get(file)
     ]
 
 

@@ -4,8 +4,8 @@
 
 Each line of the journal carries, signed, one such statement for each file that has grown since the line before
 (`journal.grown` of its predicate): the SHA-256 of the file's first `bytes` bytes, which end with a whole line. So a
-later reader verifies every prefix that was ever stated, in one pass over the file, and only what was appended after
-the last statement rests on nobody's word.
+later reader verifies every prefix that was ever stated, in one pass over the file, and only what was appended
+after the last statement is unsigned.
 
 A file that does not continue what was stated last (it was altered or cut, or its folder was removed and made again) is
 stated with `anew`, so the break itself is signed; `prefix_faults` then checks what was stated from there on, and
@@ -47,7 +47,7 @@ class Prefix:
     """Whether it does not continue what was stated before."""
 
     def plain(self) -> dict[str, Any]:
-        """As JSON; `anew` only where it is so."""
+        """As JSON; `anew` only where it is true."""
         values = {"path": self.path, "bytes": self.bytes, "lines": self.lines, "sha256": self.sha256}
         return {**values, "anew": True} if self.anew else values
 
@@ -56,7 +56,7 @@ def read_prefix(values: Mapping[str, Any]) -> Prefix:
     """A statement as it was signed.
 
     Raises:
-        KeyError, TypeError: it is none.
+        KeyError, TypeError: it is not one.
     """
     found = Prefix(**values)
     if not (isinstance(found.path, str) and isinstance(found.bytes, int) and isinstance(found.lines, int)):
@@ -149,7 +149,7 @@ def _pieces(file: Any, boundary: int | None) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class StatedPrefix:
-    """A statement, and where it stands."""
+    """A statement and its line in the journal."""
 
     place: str
     """The line, in words."""

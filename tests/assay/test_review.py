@@ -126,7 +126,7 @@ def test_defaults_are_thirty_days_and_the_deviation_itself(desk):
 
 def test_who_is_no_owner_cannot_waive_but_can_refuse(desk):
     [path], told = desk.walk("fay", "w", "r", "nobody looked at this yet", "q")
-    assert "your waiver would not hold: fay is no owner of this gate; data is: ann" in told
+    assert "your waiver would not hold: fay is not an owner of this gate; data is: ann" in told
     assert "answer with one of r, s, q" in told
     assert path.name.startswith("refusal-documents.words-")
     judgement = decide(desk.policy, RESULTS, CORPUS, TODAY, desk.papers())

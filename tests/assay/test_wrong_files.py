@@ -33,8 +33,8 @@ LOADED = {  # told before anything is read
     "data.classifiers=[{name='q',paths=['a.jsonl'],min_score=0.9,max_score=0.1}]": "min_score = 0.9 is above max_score",
     "data.classifiers=[{name='q',paths=['a.jsonl'],label_field=''}]": 'label_field = ""',
     "data.decontaminate.sets=[{name='s',paths=['a.jsonl'],fields=['text'],id_field='nope'}]": "Mend id_field",
-    f"data.tokenizer.vocabulary_size={'9' * 5000}": "is no TOML value",
-    f"data.tokenizer.vocabulary_size={'[' * 5000}": "is no TOML value",
+    f"data.tokenizer.vocabulary_size={'9' * 5000}": "is not a TOML value",
+    f"data.tokenizer.vocabulary_size={'[' * 5000}": "is not a TOML value",
 }
 MADE = {  # told by the stage that left nothing
     source('paths=["a.jsonl"],text_field="body"'): "no record became a document of 12 (quarantine:no_text_field 12)",
@@ -104,4 +104,4 @@ def test_a_broken_file_is_told_with_its_place(folder, tmp_path, capsys):
     for text in ("[data\n", f"x = {'9' * 5000}\n", f"x = {'[' * 5000}"):
         (folder / "broken.toml").write_text(text)
         assert main(["data", "prepare", str(folder / "broken.toml"), "--root", str(tmp_path)]) == 78
-        assert "broken.toml: is no valid TOML" in capsys.readouterr().err
+        assert "broken.toml: is not valid TOML" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def with_gate(base, **changes):
 )
 def test_each_difference_is_told_and_known_to_loosen_or_not(child, gate, loosened):
     [difference] = policy_differences(child, make(name="parent"))
-    assert (difference.gate, difference.loosened) == (gate, loosened), difference.told()
+    assert (difference.gate, difference.loosened) == (gate, loosened), difference.text()
 
 
 @pytest.mark.parametrize(

@@ -47,12 +47,12 @@ def test_loads_and_overrides_in_toml_grammar(tmp_path):
         (GOOD.replace("3e-4", "nan"), ["not finite"]),
         ("[train]\n", ["title", "missing"]),
         (GOOD + 'kind = "c"\n', ["train.kind", '"c"', "'a' or 'b'"]),
-        ("title = \n", ["no valid TOML", "line 1"]),
+        ("title = \n", ["not valid TOML", "line 1"]),
         (b'title = "\xff"', ["not UTF-8"]),
         (GOOD + "names = [1]\n", ["train.names.0 = 1", "string"]),
     ],
 )
-def test_each_fault_names_field_value_and_mend(tmp_path, text, words):
+def test_each_fault_names_field_value_and_fix(tmp_path, text, words):
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     assert all(word in str(caught.value) for word in [*words, "run.toml"])
@@ -62,8 +62,8 @@ def test_each_fault_names_field_value_and_mend(tmp_path, text, words):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.steps", "wants section.field=VALUE"),
-        ("title=plain", "Text wants quotes"),
+        ("train.steps", "needs the form section.field=VALUE"),
+        ("title=plain", "Text needs quotes"),
         ("title.x=1", "not a section"),
         ("train.stepz=1", "did you mean 'steps'"),
     ],

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governance.energy.before import unmetered
-from governance.energy.ledger import Interval, Sample, read_ledger
+from governance.energy.ledger import EnergySample, Interval, read_ledger
 
 EPOCH = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -23,7 +23,7 @@ def stamp(second):
 
 def interval(begin, end, before, watts=100, host="n1", metered=True):
     samples = tuple(
-        Sample(stamp(second), *([1000 * watts * (second - begin)] * 3 if metered else [None] * 3))
+        EnergySample(stamp(second), *([1000 * watts * (second - begin)] * 3 if metered else [None] * 3))
         for second in sorted({begin, *range(begin, end, 5), end})
     )
     return Interval(f"{host}.{begin}.{end}", "a", "train", host, "RAPL", "surviving", "", samples, 0.0, before)
@@ -81,5 +81,5 @@ def test_a_process_says_how_long_it_ran_without_a_meter(tmp_path, monkeypatch):
 
 def test_the_greatest_power_is_of_whole_seconds():
     burst = interval(0, 10, 2.0)
-    samples = list(itertools.chain(burst.samples, [Sample(stamp(10.01), 1_500_000, 1_500_000, 1_500_000)]))
+    samples = list(itertools.chain(burst.samples, [EnergySample(stamp(10.01), 1_500_000, 1_500_000, 1_500_000)]))
     assert unmetered([Interval(**{**vars(burst), "samples": tuple(samples)})]).millijoules == 200_000

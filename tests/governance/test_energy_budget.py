@@ -23,7 +23,7 @@ from governance.energy.counters import GreatestPower
 from governance.energy.ledger import NEEDS, own_file, read_ledger
 from governance.energy.ledger_tail import Spending
 from governance.energy.meters import READ, RUNNING, EnergyConfig, meter
-from governance.energy.rapl import Part
+from governance.energy.rapl import EnergyPart
 from governance.errors import BudgetReached
 from governance.files import append_line, sha256_bytes, write_text
 from governance.gate.policy import EnergyBudget, load_policy
@@ -208,7 +208,7 @@ class Planted:
 
     def read(self):
         joules = round(1000 * (Planted.seconds - self.began))
-        return [Part("planted", "planted", 90 * joules, 80 * joules, 100 * joules)]
+        return [EnergyPart("planted", "planted", 90 * joules, 80 * joules, 100 * joules)]
 
 
 @pytest.fixture
@@ -316,13 +316,13 @@ def test_the_central_figure_counts_only_where_the_policy_says_so(tmp_path, plant
 
 def test_unknown_energy_refuses_to_start_unless_the_policy_allows_it(tmp_path, monkeypatch):
     off = EnergyConfig(enabled=False)
-    with pytest.raises(BudgetReached, match=r"nobody knows how much is used: no meter.*enabled = true") as told:
+    with pytest.raises(BudgetReached, match=r"the energy used is unknown: no meter.*enabled = true") as told:
         work(runtime_of(tmp_path / "a", off, kilowatt_hours=1))
     assert 'unknown = "allow" in [energy_budget] of policy.toml' in str(told.value)
     assert not list((tmp_path / "a").glob("work/*/made/*"))
     assert work(runtime_of(tmp_path / "a", off, kilowatt_hours=1, unknown="allow")).stats == {"shards": 8}
     monkeypatch.setattr(meters, "_open_sources", lambda config, allotted: ([], ["nothing here has a meter"]))
-    with pytest.raises(BudgetReached, match="tells no bound"):
+    with pytest.raises(BudgetReached, match="gives no bound"):
         work(runtime_of(tmp_path / "b", kilowatt_hours=1))
     with pytest.raises(BudgetReached, match=r"is used: work on .* at 20"):  # what the first try used is not known
         work(runtime_of(tmp_path / "b", kilowatt_hours=1))

@@ -16,7 +16,7 @@ from governance.energy import meters
 from governance.energy.codecarbon import CodeCarbon
 from governance.energy.ledger import read_ledger
 from governance.energy.meters import EnergyConfig, meter
-from governance.energy.rapl import Part
+from governance.energy.rapl import EnergyPart
 from governance.errors import ConfigError, PipelineError
 
 CONFIG = EnergyConfig(method="codecarbon", sample_seconds=0.2)
@@ -39,7 +39,7 @@ def test_where_it_is_not_installed_the_meter_says_how_to_get_it(tmp_path, monkey
 
 class Fixed:
     def read(self):
-        return [Part("processors", "estimated: TDP", 5_000, 2_000, 9_000)]
+        return [EnergyPart("processors", "estimated: TDP", 5_000, 2_000, 9_000)]
 
 
 class Tracker:

@@ -15,7 +15,7 @@ from governance.config import validate
 from governance.energy import factors
 from governance.energy.factors import Factor, Factors, FactorsConfig, country_mean, resolve
 from governance.energy.footprint import Band, Usage, factors_used, footprint, intensity_of, node_seconds
-from governance.energy.ledger import Interval, Sample
+from governance.energy.ledger import EnergySample, Interval
 from governance.errors import ConfigError
 
 SAID = {"source": "the operator", "year": 2025}
@@ -116,7 +116,7 @@ def test_shared_nodes_want_the_part_that_was_reserved():
 
 
 def interval(name, host, *samples, stage="train"):
-    told = tuple(Sample(f"2026-01-01T{at}:00.000Z", energy, energy, energy) for at, energy in samples)
+    told = tuple(EnergySample(f"2026-01-01T{at}:00.000Z", energy, energy, energy) for at, energy in samples)
     return Interval(name, name, stage, host, "RAPL", "surviving", "", told)
 
 

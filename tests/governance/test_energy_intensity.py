@@ -46,10 +46,10 @@ HOURS = ["2026-01-05T00:00:00Z,1", "2026-01-05T01:00:00Z,2"]
     ("lines", "told"),
     [
         (["when,grams_per_kwh", *HOURS], "no column 'time'"),
-        (["time,grams_per_kwh", *HOURS, "tomorrow,3"], "line 4: time 'tomorrow' is no ISO 8601"),
+        (["time,grams_per_kwh", *HOURS, "tomorrow,3"], "line 4: time 'tomorrow' is not ISO 8601"),
         (["time,grams_per_kwh", "2026-01-05T00:00:00,1"], "line 2: .* has no offset from UTC"),
-        (["time,grams_per_kwh", *HOURS, "2026-01-05T02:00:00Z,"], "line 4: grams_per_kwh '' is no number"),
-        (["time,grams_per_kwh", *HOURS, "2026-01-05T02:00:00Z"], "line 4: grams_per_kwh None is no number"),
+        (["time,grams_per_kwh", *HOURS, "2026-01-05T02:00:00Z,"], "line 4: grams_per_kwh '' is not a number"),
+        (["time,grams_per_kwh", *HOURS, "2026-01-05T02:00:00Z"], "line 4: grams_per_kwh None is not a number"),
         (["time,grams_per_kwh", "2026-01-05T00:00:00Z,nan"], "line 2: .*finite number from 0"),
         (["time,grams_per_kwh", "2026-01-05T00:00:00Z,-1"], "line 2: .*finite number from 0"),
         (["time,grams_per_kwh", *HOURS, "2026-01-05T03:00:00Z,3"], "line 4: .* where 2026-01-05T02.* a gap"),
@@ -58,7 +58,7 @@ HOURS = ["2026-01-05T00:00:00Z,1", "2026-01-05T01:00:00Z,2"]
         (["time,grams_per_kwh", "2026-01-05T00:00:00Z,1", "2026-01-09T00:00:00Z,2"], "line 3: .*at most a day"),
         (["time,grams_per_kwh", HOURS[0]], r"has 1 row\(s\)"),
         (["time,grams_per_kwh", "0001-01-01T00:00:00+14:00,1"], "line 2: .* outside the calendar"),
-        (["time,grams_per_kwh", '"2026,1'], "line 2: is no CSV"),
+        (["time,grams_per_kwh", '"2026,1'], "line 2: is not CSV"),
         ([""], "no column 'time'"),
     ],
 )

@@ -4,7 +4,7 @@ import socket
 import pytest
 
 from governance.energy.attribution import ROLLED_BACK, add, by_checkpoint, by_phase, by_stage, settle, wasted_by_cause
-from governance.energy.ledger import MOST_SAMPLE_SECONDS, Interval, Sample, own_file, read_ledger
+from governance.energy.ledger import MOST_SAMPLE_SECONDS, EnergySample, Interval, own_file, read_ledger
 from governance.errors import ManifestError
 from governance.files import append_line
 
@@ -104,7 +104,7 @@ def test_rollback_on_one_node_leaves_the_attempt_of_another_node_alone():
     def interval(name, host, start, resumed, checkpoint):
         marks = {"artifact": ARTIFACT, "resumed_from": resumed}
         later = {**marks, "checkpoint": checkpoint, "step": checkpoint}
-        samples = (Sample(stamp(start), 0, 0, 0, marks), Sample(stamp(start + 60), 10, 10, 10, later))
+        samples = (EnergySample(stamp(start), 0, 0, 0, marks), EnergySample(stamp(start + 60), 10, 10, 10, later))
         return Interval(name, name, "train", host, "RAPL", "surviving", "", samples)
 
     both = [interval("a", "n1", 0, 0, 20), interval("b", "n2", 2, 0, 20)]
@@ -119,7 +119,7 @@ def phased(name, counts, outcome="surviving", cause=""):
     """An interval whose samples are (second, millijoules, phases in milliseconds, step)."""
     marks = {"artifact": ARTIFACT, "resumed_from": 0}
     samples = tuple(
-        Sample(stamp(second), energy, energy, energy, {**marks, "step": step, "phases": phases})
+        EnergySample(stamp(second), energy, energy, energy, {**marks, "step": step, "phases": phases})
         for second, energy, phases, step in counts
     )
     return Interval(name, "attempt", "train", "n1", "RAPL", outcome, cause, samples)

@@ -9,7 +9,7 @@ import pytest
 
 from governance.energy.cgroup import Allotment, Shared, allotment, group_times, own_group, usage
 from governance.energy.cpu_model import cpu_power, cpu_times
-from governance.energy.rapl import ESTIMATED_GROUP, Part, ProcessorModel
+from governance.energy.rapl import ESTIMATED_GROUP, EnergyPart, ProcessorModel
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -97,8 +97,8 @@ def test_seconds_of_proc_stat_are_those_of_the_control_group():
 class Rapl:
     joules = 0
 
-    def read(self) -> list[Part]:
-        return [Part("package-0", "RAPL", 1000 * self.joules, 900 * self.joules, 1100 * self.joules)]
+    def read(self) -> list[EnergyPart]:
+        return [EnergyPart("package-0", "RAPL", 1000 * self.joules, 900 * self.joules, 1100 * self.joules)]
 
 
 def test_the_shares_of_all_jobs_of_a_node_are_the_nodes_energy():

@@ -14,7 +14,7 @@ from governance.energy.checkpoint_cost import (
     BY_TOKENS,
     METHODS,
     WHOLE,
-    Start,
+    ParentModel,
     Training,
     cumulative,
     cumulative_by_step,
@@ -84,7 +84,7 @@ class Books(History):
             for parent, which in plan["parents"]:
                 live = sorted({step for step, _ in self.trainings[names[parent % place]].live}) if place else []
                 if live:
-                    starts.append(Start(self.trainings[names[parent % place]].artifact, live[which % len(live)]))
+                    starts.append(ParentModel(self.trainings[names[parent % place]].artifact, live[which % len(live)]))
             data = tuple(f"clean/{index:016x}" for index in sorted(plan["data"]))
             used = {step: plan["a_step"] * step for step in steps}
             found[training.artifact] = Training(data, plan["held"], used, tuple(dict.fromkeys(starts)))
@@ -199,7 +199,7 @@ def test_a_child_inherits_and_shares_of_one_corpus_add_up_to_the_whole(tmp_path)
     marked(path, "train/k", 20, 70, "train", resumed_from=0, step=4)
     survived = surviving(settle(read_ledger(path)))
     parent = Training(("encode/c",), 100, {10: 30})
-    child = Training(("encode/c",), 100, {4: 25}, (Start("train/p", 10),))
+    child = Training(("encode/c",), 100, {4: 25}, (ParentModel("train/p", 10),))
     trainings = {"train/p": parent, "train/k": child}
     assert cumulative(survived, trainings, "train/p", 10).sum.measured == 500 + 300
     assert cumulative(survived, trainings, "train/k", 4).sum.measured == 70 + 500 + 300 + 250
@@ -212,7 +212,7 @@ def test_an_ancestor_without_a_record_leaves_no_upper_bound_and_is_named(tmp_pat
     path = own_file(tmp_path / "energy.jsonl")
     marked(path, "train/k", 20, 70, "train", resumed_from=0, step=4)
     survived = surviving(settle(read_ledger(path)))
-    trainings = {"train/k": Training(("encode/c",), 100, {4: 25}, (Start("train/gone", 9),))}
+    trainings = {"train/k": Training(("encode/c",), 100, {4: 25}, (ParentModel("train/gone", 9),))}
     view = cumulative(survived, trainings, "train/k", 4)
     assert (view.sum.measured, view.sum.high, view.missing) == (70, None, ("train/gone", "encode/c"))
     told = {"encode/c": Sum(400, 400, 0, 0, 300, 500, 0.0, 0.0, ("RAPL",))}
@@ -253,7 +253,7 @@ def test_ancestors_are_read_from_manifests(tmp_path):
     trainings, known = read_trainings([child], tmp_path)
     data = (encode.folder, raw.folder, tokenizer.folder)
     assert trainings == {
-        child.folder: Training(data, 640, {1: 10, 2: 20}, (Start(parent.folder, 4),)),
+        child.folder: Training(data, 640, {1: 10, 2: 20}, (ParentModel(parent.folder, 4),)),
         parent.folder: Training(data, 640, {8: 80}),
     }
     assert set(known) == {m.folder for m in (raw, tokenizer, encode, parent, middle, child)}
@@ -265,7 +265,7 @@ def test_ancestors_are_read_from_manifests(tmp_path):
     (tmp_path / middle.path).unlink()
     trainings, _ = read_trainings([child], tmp_path)
     assert trainings[child.folder].gaps == (raw.folder,)
-    assert trainings[child.folder].starts == (Start(middle.folder, None),)
+    assert trainings[child.folder].starts == (ParentModel(middle.folder, None),)
 
 
 def test_shards_that_were_linked_from_an_earlier_artifact_leave_no_upper_bound(tmp_path):

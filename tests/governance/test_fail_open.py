@@ -153,7 +153,7 @@ def test_a_waiver_that_holds_opens_and_each_that_does_not_closes(project, capsys
     (project / "waivers" / "waiver.json").unlink()
     closed(project, capsys, "sources.few")
     verdict_of(project)[0].write_bytes(waived)
-    closed(project, capsys, "an older verdict was put back", checked=None)
+    closed(project, capsys, "an older verdict was restored", checked=None)
 
 
 def test_a_reviewer_signs_what_opens(project, capsys, monkeypatch):
@@ -229,7 +229,7 @@ def test_a_torn_line_of_the_journal_does_not_close_for_ever(project, capsys):
     demand(project, "\n# another policy has another verdict: one more line\n[[gate]]\n" + _EASY)
     assert main(["governance", "check", *words_of(project)]) == 0
     journal.write_bytes(journal.read_bytes().replace(b'"kind":"verdict"', b'"kind":"vErdict"'))
-    closed(project, capsys, "cannot be believed", checked=None)
+    closed(project, capsys, "cannot be trusted", checked=None)
 
 
 _EASY = """

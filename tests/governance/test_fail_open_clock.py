@@ -11,7 +11,7 @@ from governance.errors import GateClosed
 from governance.gate.policy import load_policy
 from governance.gate.verdict import verdict_path
 from governance.signing.dsse import private_key
-from governance.signing.journal import FILE_NAME, Entry, Journal, read_journal
+from governance.signing.journal import FILE_NAME, Journal, JournalEntry, read_journal
 from governance.signing.journal_times import CLOCK, read_times, void
 from governance.verification import verify_root
 from tests.conftest import CONFIG
@@ -142,7 +142,7 @@ def test_without_a_key_that_is_believed_nothing_is_undone(ahead, who):
             name = "eve.pem"
         Journal(ahead.root, lambda: private_key(ahead.root / name)).state_clock([], WHY, "eve")
     for door in (ahead.open, ahead.judge):
-        with pytest.raises(GateClosed, match="the journal cannot be believed"):
+        with pytest.raises(GateClosed, match="the journal cannot be trusted"):
             door(**OWN)
 
 
@@ -183,7 +183,7 @@ def lines(*times):
             time, numbers = time
             said = {"void": [item for item in void(made) if item["line"] in numbers] if numbers else numbers}
         kind = CLOCK if said else "made"
-        made.append(Entry(index, f"{index:064x}", kind, time, {"predicate": said, "predicateType": "x"}))
+        made.append(JournalEntry(index, f"{index:064x}", kind, time, {"predicate": said, "predicateType": "x"}))
     return made
 
 

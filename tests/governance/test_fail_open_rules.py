@@ -243,20 +243,20 @@ def test_a_verdict_by_two_keys(bound, by_site):
     wanted = {} if by_site else {"verdict_by": ("audit", "gate")}
     if by_site:
         bound.pin(verdict_by=["audit", "gate"])
-    bound.refused("gate is to sign it", **wanted)
+    bound.refused("gate must sign it", **wanted)
     assert bound.judge(signing_key="gate.pem", **wanted)["people"]["key"] == "gate"
     assert bound.open(**wanted)["verdict"] == "PASS"
     assert bound.judge(**wanted)["people"]["key"] == "gate", "the job's own check lets the verdict stand"
     bound.certify("other", bound.site / "root.pem")
     (bound.root / "verdicts").rename(bound.root / "gone")
-    with pytest.raises(GateClosed, match="gate is to sign it"):
+    with pytest.raises(GateClosed, match="gate must sign it"):
         bound.judge(signing_key="other.pem", **wanted)
 
 
 def test_one_key_that_states_the_audit_and_signs_the_verdict_is_not_two(bound):
     bound.pin(verdict_by=["audit", "gate"])
     bound.audit = bound.audit.model_copy(update={"stats": {"another": 1}})
-    with pytest.raises(GateClosed, match=r"the audit is stated by the key .* \(gate\); audit is to sign it"):
+    with pytest.raises(GateClosed, match=r"the audit is stated by the key .* \(gate\); audit must sign it"):
         bound.judge(signing_key="gate.pem")
 
 
@@ -265,7 +265,7 @@ def test_two_names_of_one_key_are_not_two_keys(bound):
     bound.pin()
     bound.judge()
     bound.pin(verdict_by=["audit", "gate"])
-    bound.refused("two are wanted")
+    bound.refused("two are required")
 
 
 def test_a_name_that_a_key_gives_itself_is_none(bound):
@@ -278,7 +278,7 @@ def test_a_name_that_a_key_gives_itself_is_none(bound):
 
 @pytest.mark.parametrize("names", [["audit"], ["gate", "gate"], ["a", "b", "c"], ["", "gate"]])
 def test_two_keys_are_two_names(names):
-    with pytest.raises(ConfigError, match="wants two different names"):
+    with pytest.raises(ConfigError, match="needs two different names"):
         validate({"verdict_by": names}, GovernanceConfig, "governance")
 
 

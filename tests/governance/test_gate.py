@@ -113,18 +113,18 @@ def test_open_only_when_every_critical_gate_passed_everywhere(results):
     ("changes", "words"),
     [
         ({"waiver": [{"gate": "a.hard"}]}, "unknown key"),
-        ({"people": {"ann": "no key"}}, "is no key's id"),
+        ({"people": {"ann": "no key"}}, "is not a key's id"),
         ({"people": {"ann": "a" * 64, "bob": "a" * 64}}, "ann, bob have one key"),
         ({"gate": [rule("a.b", where={"": "x"})]}, "without a name"),
         ({"gate": [rule("a.b", rule="lower_ci")]}, "belong to interval_between"),
         ({"gate": [rule("a.b", min_n=9)]}, "belong to interval_between"),
-        ({"gate": [rule("a.b", expectation="interval_between")]}, "wants no column"),
-        ({"gate": [rule("a.b", expectation="interval_between", column="", max=None)]}, "wants min, max or both"),
+        ({"gate": [rule("a.b", expectation="interval_between")]}, "needs no column"),
+        ({"gate": [rule("a.b", expectation="interval_between", column="", max=None)]}, "needs min, max or both"),
         ({"gate": [rule("a.b"), rule("a.b")]}, "unique"),
         ({"gate": [rule("a.b", owner="nobody")]}, "not in"),
-        ({"gate": [rule("a.b", max=None)]}, "wants min, max or both"),
+        ({"gate": [rule("a.b", max=None)]}, "needs min, max or both"),
         ({"gate": [rule("a.b", min=2)]}, "nothing could pass"),
-        ({"gate": [rule("a.b", column="")]}, "wants a column"),
+        ({"gate": [rule("a.b", column="")]}, "needs a column"),
         ({"gate": []}, "at least 1"),
     ],
 )
@@ -244,9 +244,9 @@ def test_the_journal_carries_each_verdict_once_and_finds_an_older_one_put_back(c
     assert journal.head() == head, "a verdict that stands is stated once"
     assert require_open(tokens, policy, config, root, root, journal)["verdict"] == "PASS"
     assert give(with_status("fail"))["journal_head"] == head
-    assert len(journal.believed()) == 4
+    assert len(journal.verified()) == 4
     path.write_bytes(old)
-    with pytest.raises(GateClosed, match="an older verdict was put back"):
+    with pytest.raises(GateClosed, match="an older verdict was restored"):
         require_open(tokens, policy, config, root, root, journal)
     assert require_open(tokens, policy, config, root, root)["verdict"] == "PASS", "what a missing journal cannot find"
     assert give(ALL_PASS)["verdict"] == "PASS"
@@ -263,8 +263,8 @@ def test_a_broken_or_a_missing_journal_closes_both_doors(corpus, journal):
     give_verdict(judgement, tokens, audit, policy, (config, root), root, journal)
     whole = journal.path.read_bytes()
     for rest, words in (
-        (whole.replace(b'"index":1', b'"index":7'), "cannot be believed"),
-        (b"".join(whole.splitlines(keepends=True)[1:]), "cannot be believed"),
+        (whole.replace(b'"index":1', b'"index":7'), "cannot be trusted"),
+        (b"".join(whole.splitlines(keepends=True)[1:]), "cannot be trusted"),
         (b"", "has no statement of it"),
     ):
         journal.path.write_bytes(rest)
@@ -337,7 +337,7 @@ def test_an_envelope_of_another_kind_is_no_verdict(corpus):
     path = verdict_path(tokens, policy, root)
     envelope = json.loads(path.read_bytes())
     write_json(path, {**envelope, "payloadType": "text/plain"})
-    with pytest.raises(GateClosed, match="cannot be believed"):
+    with pytest.raises(GateClosed, match="cannot be trusted"):
         require_open(tokens, policy, config, root, root)
 
 

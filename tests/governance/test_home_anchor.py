@@ -51,7 +51,7 @@ def test_a_journal_that_was_cut_is_behind_however_long_it_grows(tmp_path, caplog
     root = tmp_path / "root"
     assert (grow(root, 5).behind(), journal(root).anchored()) == ("", True)
     cut(root, 2)
-    assert "lacks line 4 as it was left" in journal(root).behind()
+    assert "lacks line 4 that it had" in journal(root).behind()
     with caplog.at_level("WARNING", "assay"):
         assert "lacks line 4" in grow(root, 9).behind()
     assert caplog.text.count("lacks line 4") == 1, "told once a process"
@@ -145,7 +145,7 @@ def test_lines_are_given_up_by_a_trusted_key_and_leave_a_trace(tmp_path):
     assert (root / FILE_NAME).read_bytes() == before
     assert journal(root).accept("restored from a backup", owners) == [head]
     assert (journal(root).behind(), journal(root).accept("again", owners)) == ("", [])
-    last = journal(root).believed()[-1].statement["predicate"]
+    last = journal(root).verified()[-1].statement["predicate"]
     assert (last["given_up"], last["reason"]) == ([head], "restored from a backup")
     assert read_journal(root / FILE_NAME, owners)[1] == []
     [kept] = state_folder().glob("*.json")

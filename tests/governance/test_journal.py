@@ -57,7 +57,7 @@ def test_what_is_stated_can_be_read_and_is_stated_once(tmp_path):
     assert entry.subjects == {made.path: made.digest}
     assert entry.materials == made.inputs
     assert entry.statement["predicate"]["key"] == made.key
-    assert [found.statement["predicate"].get("gate") for found in journal.believed()] == [None, "a.b"]
+    assert [found.statement["predicate"].get("gate") for found in journal.verified()] == [None, "a.b"]
     assert journal.head() == heads[-1] == f"1:{waiver.digest}"
     assert journal.last_time() == waiver.time
     journal.state_artifact(manifest(1, stats={"n": 5}))  # the same key made anew, with other bytes
@@ -185,7 +185,7 @@ def test_no_edit_passes(tmp_path, edit):
     assert problems
     assert all(problem.startswith(f"{FILE_NAME}: ") for problem in problems)
     with pytest.raises(ManifestError):
-        journal.believed()
+        journal.verified()
 
 
 def test_a_cut_journal_is_shown_by_its_head(tmp_path):
@@ -239,5 +239,5 @@ def test_the_head_goes_into_the_slurm_comment_and_the_git_note(tmp_path, monkeyp
     with caplog.at_level("WARNING", "assay"):
         for number in (3, 4):
             journal.state_artifact(manifest(number))
-    assert caplog.text.count("scontrol: the journal's head is not left there") == 1
+    assert caplog.text.count("scontrol: the journal's head is not recorded there") == 1
     assert len(whole(tmp_path)) == 5

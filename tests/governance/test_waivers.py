@@ -120,7 +120,7 @@ def test_nothing_is_waived_where_everything_passed(bench):
         ({"policy": "d" * 64}, "for another policy (dddd"),
         ({"max_deviation": 0.24}, "covers a deviation of up to 0.24; here it is 0.25"),
         ({"max_deviation": None}, "covers a result without a number"),
-        ({"signer": "ben"}, "ben is no owner of this gate; data is: ann, sue"),
+        ({"signer": "ben"}, "ben is not an owner of this gate; data is: ann, sue"),
         ({"signer": "eve"}, "eve is not in [people]"),
         ({"key": "eve"}, "which is not ann's own"),
         ({"signed_at": "2999-01-01T00:00:00Z"}, "a clock is wrong"),

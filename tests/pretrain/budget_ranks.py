@@ -20,7 +20,7 @@ import pytest
 
 from governance.energy import budget, ledger, meters
 from governance.energy.meters import EnergyConfig, meter
-from governance.energy.rapl import Part
+from governance.energy.rapl import EnergyPart
 from governance.errors import BudgetReached
 from governance.gate.policy import EnergyBudget
 from pretrain import energy_budget as allowance
@@ -38,9 +38,9 @@ class Planted:
     def __init__(self) -> None:
         self.began = Planted.steps
 
-    def read(self) -> list[Part]:
+    def read(self) -> list[EnergyPart]:
         most = round(1000 * Planted.watts * (Planted.steps - self.began))
-        return [Part("planted", "planted", 9 * most // 10, 8 * most // 10, most)]
+        return [EnergyPart("planted", "planted", 9 * most // 10, 8 * most // 10, most)]
 
 
 def plant(patch: pytest.MonkeyPatch) -> None:

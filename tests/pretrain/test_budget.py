@@ -102,7 +102,7 @@ def test_unknown_energy_is_refused_before_an_engine_is_opened(tmp_path, run_trai
 
     monkeypatch.setattr(meters, "_open_sources", lambda config, allotted: ([], ["no meter"]))
     monkeypatch.setattr(loop, "open_engine", None)
-    with pytest.raises(BudgetReached, match="tells no bound"):
+    with pytest.raises(BudgetReached, match="gives no bound"):
         run_training(tmp_path, **options(tmp_path, 1e6), **SETTINGS)
 
 

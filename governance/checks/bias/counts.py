@@ -60,7 +60,7 @@ from governance.errors import ManifestError
 from governance.parallel import ShardMade
 
 if TYPE_CHECKING:
-    from governance.kernels.mentions import Found, Packed, Sums
+    from governance.kernels.mentions import MentionSums, Packed, TextMentions
 
 Integers = npt.NDArray[np.int64]
 
@@ -127,13 +127,13 @@ def count_groups(groups: Iterable[pa.Table], stage: str, lexicons: Lexicons) -> 
 class Running:
     """Running state while a shard is counted."""
 
-    sums: dict[tuple[str, str], Sums]
+    sums: dict[tuple[str, str], MentionSums]
     """Language and source -> counts of sentences."""
     best: dict[str, npt.NDArray[np.uint64]]
     """Language -> the least priorities of each cell, which its sources share."""
     kept: Kept
 
-    def sums_of(self, code: str, source: str, packed: Packed, deep: bool) -> Sums:
+    def sums_of(self, code: str, source: str, packed: Packed, deep: bool) -> MentionSums:
         """The sums of a language and source, which begin with nothing."""
         from governance.kernels.mentions import no_sums
 
@@ -278,12 +278,12 @@ def _axis_numbers(lexicon: Lexicon) -> Integers:
     return np.array([lexicon.axes.index(axis) for axis, _ in lexicon.groups], np.int64)
 
 
-def _of_groups(lexicon: Lexicon, found: Found) -> Integers:
+def _of_groups(lexicon: Lexicon, found: TextMentions) -> Integers:
     """The events of groups, without those of intersections."""
     return found.events[found.events[:, 1] < len(lexicon.groups)]
 
 
-def _mentioned(lexicon: Lexicon, found: Found) -> npt.NDArray[np.bool_]:
+def _mentioned(lexicon: Lexicon, found: TextMentions) -> npt.NDArray[np.bool_]:
     """(documents, axes): which documents mention any group of which axis."""
     seen = np.zeros((len(found.words), len(lexicon.axes)), bool)
     events = _of_groups(lexicon, found)
@@ -292,7 +292,7 @@ def _mentioned(lexicon: Lexicon, found: Found) -> npt.NDArray[np.bool_]:
 
 
 def _mention_tables(
-    of: tuple[str, str], lexicon: Lexicon, buckets: Integers, found: Found
+    of: tuple[str, str], lexicon: Lexicon, buckets: Integers, found: TextMentions
 ) -> Iterator[tuple[str, pa.Table]]:
     code, source = of
     groups = np.zeros((BUCKETS, len(lexicon.everyone), 3), np.int64)
@@ -312,7 +312,9 @@ def _mention_tables(
     yield "axes", table_of("axes", language=code, bucket=bucket, axis=named, documents=axes[bucket, axis])
 
 
-def _fates(stage: str, code: str, lexicon: Lexicon | None, facts: Facts, rows: Integers, found: Found) -> pa.Table:
+def _fates(
+    stage: str, code: str, lexicon: Lexicon | None, facts: Facts, rows: Integers, found: TextMentions
+) -> pa.Table:
     """Outcomes of the documents `rows`, by mentioned groups."""
     bins = np.clip(np.log2(np.maximum(found.words, 1)).astype(np.int64), 0, LENGTH_BINS - 1)
     reasons, reason = np.unique(np.array(facts.reasons, object)[rows], return_inverse=True)

@@ -20,7 +20,7 @@ from governance.kernels.behind_counts import EXAMPLES
 
 if TYPE_CHECKING:
     from governance.kernels.buffers import Bytes, Offsets
-    from governance.kernels.mentions import Found, Integers
+    from governance.kernels.mentions import Integers, TextMentions
 
 CHARACTERS = 1000
 """Of a sentence, that are kept."""
@@ -70,7 +70,7 @@ def priorities_of(ids: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
 def add_examples(
     kept: Kept,
     lists: tuple[str, Lexicons],
-    counted: tuple[Found, npt.NDArray[np.uint64]],
+    counted: tuple[TextMentions, npt.NDArray[np.uint64]],
     rows: tuple[Integers, npt.NDArray[np.uint64]],
     documents: tuple[Documents, tuple[Bytes, Offsets]],
 ) -> None:

@@ -12,7 +12,7 @@ from governance.checks.bias.count_tables import table_of
 from governance.checks.bias.word_lists.lexicons import Lexicon, Lexicons, Name
 
 if TYPE_CHECKING:
-    from governance.kernels.mentions import Packed, Sums
+    from governance.kernels.mentions import MentionSums, Packed
 
 KEPT = "kept"
 BELOW, ABOVE = "below", "above"
@@ -20,7 +20,7 @@ BELOW, ABOVE = "below", "above"
 
 
 def sentence_tables(
-    of: tuple[str, str], lexicons: Lexicons, packed: Packed, sums: Sums
+    of: tuple[str, str], lexicons: Lexicons, packed: Packed, sums: MentionSums
 ) -> Iterator[tuple[str, pa.Table]]:
     """The tables of what sentences of one language and source hold."""
     code, source = of
@@ -57,7 +57,7 @@ def sentence_tables(
     )  # fmt: skip
 
 
-def removed_tables(stage: str, code: str, packed: Packed, sums: Sums) -> Iterator[tuple[str, pa.Table]]:
+def removed_tables(stage: str, code: str, packed: Packed, sums: MentionSums) -> Iterator[tuple[str, pa.Table]]:
     """The tables of whom the removed documents of one language name."""
     yield "terms", _terms(stage, code, packed, sums, [])
 
@@ -70,7 +70,7 @@ def cells_of(lexicon: Lexicon, instruments: Sequence[str]) -> list[Name]:
     return [*lexicon.categories, *((name, side) for name in instruments for side in (BELOW, ABOVE))]
 
 
-def _terms(stage: str, code: str, packed: Packed, sums: Sums, cells: Sequence[Name]) -> pa.Table:
+def _terms(stage: str, code: str, packed: Packed, sums: MentionSums, cells: Sequence[Name]) -> pa.Table:
     term, cell = np.nonzero(sums.named)
     named = np.array([("", ""), *cells], object).reshape(-1, 2)[cell]
     words = np.array([" ".join(words) for words in packed.terms[0]], object)

@@ -7,7 +7,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from governance.energy.attribution import Piece, Sum, add, by_checkpoint, by_phase, by_stage, settle, wasted_by_cause
+from governance.energy.attribution import (
+    EnergyPiece,
+    Sum,
+    add,
+    by_checkpoint,
+    by_phase,
+    by_stage,
+    settle,
+    wasted_by_cause,
+)
 from governance.energy.before import unmetered
 from governance.energy.checkpoint_cost import BY_TOKENS, cumulative_by_step, surviving
 from governance.energy.factors import Factors, FactorsConfig, resolve
@@ -86,7 +95,9 @@ def energy_facts(
     }
 
 
-def _of_training(trained: Manifest, intervals: Sequence[Interval], pieces: Sequence[Piece], factors: Factors) -> Usage:
+def _of_training(
+    trained: Manifest, intervals: Sequence[Interval], pieces: Sequence[EnergyPiece], factors: Factors
+) -> Usage:
     """All attempts of one training, and the tokens that they showed it.
 
     A root without a ledger has its manifest's.
@@ -201,7 +212,7 @@ def _only_attempts(stage: str, attempts: Sum) -> dict[str, Any]:
 
 
 def _checkpoints(
-    pieces: Sequence[Piece], artifact: str, ancestry: Ancestry, footing: tuple[Grid, Factors]
+    pieces: Sequence[EnergyPiece], artifact: str, ancestry: Ancestry, footing: tuple[Grid, Factors]
 ) -> list[dict[str, Any]]:
     """Energy and carbon of each checkpoint, with ancestors."""
     own = by_checkpoint(pieces, artifact)

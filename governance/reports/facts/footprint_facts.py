@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from governance.energy.ancestry import RECORD, behind, corpus_of, read_trainings, recorded
-from governance.energy.attribution import Piece, Sum, add
+from governance.energy.attribution import EnergyPiece, Sum, add
 from governance.energy.checkpoint_cost import (
     BY_TOKENS,
     WHOLE,
@@ -129,7 +129,7 @@ def priced(
 
 
 def view_facts(
-    pieces: Sequence[Piece],
+    pieces: Sequence[EnergyPiece],
     manifests: Sequence[Manifest],
     root: Path,
     ancestry: Ancestry,
@@ -199,7 +199,7 @@ def _row(told: Sum, tokens: int | None, footing: tuple[Grid, Factors]) -> dict[s
 
 
 def _rates(
-    survived: Mapping[str, Sequence[Piece]],
+    survived: Mapping[str, Sequence[EnergyPiece]],
     manifests: Sequence[Manifest],
     root: Path,
     ancestry: Ancestry,

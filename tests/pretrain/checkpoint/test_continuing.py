@@ -17,7 +17,7 @@ from assay.impact import impact
 from assay.training_recipe import pinned
 from data_pipeline.tokens.token_shards import document_identity
 from governance.energy.ancestry import read_trainings
-from governance.energy.checkpoint_cost import Start
+from governance.energy.checkpoint_cost import ParentModel
 from governance.errors import CheckpointError, ConfigError, MissingInput
 from governance.files import read_lines
 from governance.lineage.lineage_graph import read_graph
@@ -307,7 +307,7 @@ def test_energy_counts_the_tokens_of_the_line_once(continued):
     for known in ([child], [read_manifest(root / child.stats["checkpoint"]["path"]), child]):
         trainings, _ = read_trainings(known, root)
         mine, theirs = trainings[child.folder], trainings[parent.folder]
-        assert mine.starts == (Start(parent.folder, 8),)
+        assert mine.starts == (ParentModel(parent.folder, 8),)
         assert mine.before == theirs.used[8] == child.stats["continued"]["tokens"]
         assert mine.used[12] == child.stats["tokens"]
         held = 10 * child.stats["tokens"]
