@@ -102,7 +102,7 @@ def load_run(path: Path, overrides: list[str]) -> Run:
         ConfigError: either is wrong, or its sections do not fit together.
     """
     config = load_config(path, RunConfig, overrides)
-    check_together(config.recipe, config.engine)
+    check_together(config.recipe, Settings(engine=config.engine))
     _refuse_unknown_sources(config, path)
     packed = config.data.pack
     if packed is not None and packed.sequence_length != config.train.sequence_length:

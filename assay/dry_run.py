@@ -14,7 +14,6 @@ from typing import Literal
 
 from assay.config import Run
 from assay.preflight import (
-    Place,
     here,
     refuse_groups,
     refuse_missing_packages,
@@ -34,13 +33,13 @@ from pretrain.engine.reduction_cost import in_words as reduction_in_words
 from pretrain.model.flops import active_parameter_count, flops_per_token, parameter_count
 from pretrain.preflight.compatibility import check_start
 from pretrain.preflight.forecast import forecast
-from pretrain.preflight.memory import estimate
-from pretrain.preflight.memory_room import Available, host_share, in_words, refuse_beyond
+from pretrain.preflight.hardware import Hardware, cpu_hardware
+from pretrain.preflight.memory_room import in_words, needed_memory, refuse_what_cannot_fit
 
 
 def planned(
     engine: EngineConfig, ranks: Ranks, device: Literal["cpu", "cuda"] | None, gpu_memory: int | None
-) -> Place | None:
+) -> Hardware | None:
     """Hardware of a rank on nodes of `device`, or this machine's.
 
     Their GPUs have `gpu_memory` bytes; None: this machine's hardware.
@@ -59,18 +58,18 @@ def planned(
             f"--set 'engine.device=\"{device}\"', or leave --device out."
         )
     if device == "cpu":
-        return Place("cpu", None, 0, host_share(ranks))
+        return cpu_hardware(ranks)
     if gpu_memory is None:
         raise ConfigError("--device cuda: add the memory of a GPU of those nodes, for example --gpu-memory 80GiB")
-    return Place("cuda", None, ranks.local_world_size, Available(gpu_memory, None))
+    return Hardware(ranks, "cuda", gpus=ranks.local_world_size, device_bytes=gpu_memory)
 
 
-def dry_run(run: Run, runtime: Runtime, ranks: Ranks, place: Place | None = None) -> Iterator[str]:
+def dry_run(run: Run, runtime: Runtime, ranks: Ranks, hardware: Hardware | None = None) -> Iterator[str]:
     """The lines, one after the other.
 
     A refusal comes once all lines that do not need its mend are out.
 
-    `place`: where a rank would compute; None: on this machine.
+    `hardware`: of a rank; None: this machine's.
 
     Raises:
         GateClosed: the run is not under the rules of its site.
@@ -84,18 +83,17 @@ def dry_run(run: Run, runtime: Runtime, ranks: Ranks, place: Place | None = None
     yield from _sizes(recipe, vocabulary)
     refuse_missing_packages(run.config.tracking)
     refuse_groups(recipe, vocabulary)
-    place = place or here(engine, ranks)
-    check_start(recipe, engine, ranks, place.device, place.capability, run.settings, place.gpus)
-    yield f"layout      {_layout(recipe, engine, ranks)}, on {place.device}"
-    needed = estimate(recipe, engine, vocabulary, ranks.world_size, place.device)
-    yield f"memory      {in_words(needed, place.there_is, ranks)}"
+    hardware = hardware or here(engine, ranks)
+    check_start(recipe, run.settings, hardware)
+    yield f"layout      {_layout(recipe, engine, ranks)}, on {hardware.device}"
+    yield f"memory      {in_words(needed_memory(recipe, engine, vocabulary, hardware), hardware)}"
     yield f"reduction   {reduction_in_words(recipe, engine, vocabulary, ranks.world_size)}"
     refuse_passed_keys(recipe, engine, ranks.world_size)
-    if place.device == "cuda":
+    if hardware.device == "cuda":
         yield f"forecast    {forecast(recipe, engine, vocabulary, ranks).in_words()}"
-    dictionary = deepspeed_config(recipe, engine, ranks.world_size, place.device, vocabulary)
+    dictionary = deepspeed_config(recipe, engine, ranks.world_size, hardware.device or "cpu", vocabulary)
     yield f"deepspeed   {json_text(dictionary).rstrip()}"
-    refuse_beyond(recipe, engine, vocabulary, (ranks, place.device), place.there_is)
+    refuse_what_cannot_fit(recipe, engine, vocabulary, hardware)
     yield "refused     nothing; the gate, the rows, train.continue_from and tasks are looked at when it starts"
 
 

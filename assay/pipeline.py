@@ -47,7 +47,7 @@ from governance.manifest import Input, Manifest, verify
 from governance.signing.journal import Journal
 from governance.stage import Runtime
 from governance.verified_files import intact
-from pretrain.distributed.launcher import launch, standing_of
+from pretrain.distributed.launcher import launch, progress_in
 from pretrain.distributed.process_group import Ranks, read_ranks
 from pretrain.evaluation.tasks import open_tasks
 from pretrain.loss_spikes import Diverged
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from governance.checks.tokens import TokenReaders
     from pretrain.evaluation.scores import Suite
     from pretrain.evaluation.validation import Measurement
-    from pretrain.metrics.run_identity import Table
+    from pretrain.metrics.run_identity import MirrorTable
 
 
 def corpus(run: Run, runtime: Runtime) -> dict[str, Manifest]:
@@ -178,22 +178,29 @@ def _token_readers() -> TokenReaders:
     return TokenReaders(TokenShard.open, load_encoder)
 
 
-def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest:
-    """Train, in this process (one rank of several under torchrun).
+def training(
+    run: Run,
+    artifacts: Mapping[str, Manifest],
+    runtime: Runtime,
+    processes: int = 1,
+    words: Sequence[str] = (),
+) -> Manifest:
+    """Train after the gate has opened, or find the finished run.
 
-    The gate is checked first.
-
-    The verdict is on the token shards. Packed rows are an index of them: the trainer opens the shards that the index
-    was made from, and compares both with their digests.
+    One process is this one (one rank of several under torchrun); more are launched, and `words` repeat the
+    configuration on their command line. The verdict is on the token shards. Packed rows are an index of them: the
+    trainer opens the shards that the index was made from, and compares both with their digests.
 
     Raises:
         GateClosed: the verdict does not let this corpus through; no step is computed.
     """
-    from pretrain.metrics.metrics_log import Beside
     from pretrain.train import train
 
-    config = run.config
     pass_gate(run, artifacts, runtime)
+    if processes > 1:
+        _launch(run, artifacts, runtime, processes, words)
+        runtime = replace(runtime, make=False)
+        pass_gate(run, artifacts, runtime)  # hours later: a verdict may have been revoked
     tokens = artifacts.get("pack", artifacts["encode"])
     if tokens.stage == "pack" and [item.digest for item in tokens.inputs] != [artifacts["encode"].digest]:
         raise GateClosed(
@@ -201,14 +208,14 @@ def training(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> M
             " assay data prepare CONFIG"
         )
     recipe = pinned(run)
-    suite = partial(_suite, run, artifacts, runtime, config.train.sequence_length)
+    suite = partial(_suite, run, artifacts, runtime, run.config.train.sequence_length)
     verdict = verdict_path(artifacts["encode"], run.policy, runtime.root)
     evidence = Input(stage="verdict", digest=sha256_file(verdict), path=str(verdict.relative_to(runtime.root)))
-    beside = Beside((evidence,), partial(_shown, run, artifacts, runtime))
-    return train(tokens, recipe, run.settings, runtime, suite=suite, beside=beside)
+    tables = partial(_tables, run, artifacts, runtime)
+    return train(tokens, recipe, run.settings, runtime, suite=suite, evidence=(evidence,), tables=tables)
 
 
-def _shown(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> dict[str, Table | float | None]:
+def _tables(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> dict[str, MirrorTable | float | None]:
     """Tables that W&B shows next to the charts."""
     from assay.wandb_tables import mirror_tables
 
@@ -239,28 +246,21 @@ def evaluation(
     return evaluate(checkpoint, tokens, run.config.engine, runtime.root, suite)
 
 
-def training_in(
-    processes: int, run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime, words: Sequence[str]
-) -> Manifest:
-    """Train in `processes` processes of this machine.
-
-    `words` repeat the configuration on their command line.
-    """
-    if processes > 1:
-        pass_gate(run, artifacts, runtime)
-        folder = training_folder(run, artifacts, runtime.root)
-        restarts = run.config.engine.restarts
-        status = launch(processes, ["train", *words], restarts=restarts, standing=partial(standing_of, folder))
-        if status == Preempted.exit_code:
-            raise Preempted("the training processes saved a checkpoint and left")
-        if status == BudgetReached.exit_code:
-            raise BudgetReached("the training processes left for the energy budget; their message stands above")
-        if status != 0:
-            failed = PipelineError(f"the training processes ended with status {status}; their messages stand above")
-            failed.exit_code = status
-            raise failed
-        runtime = replace(runtime, make=False)
-    return training(run, artifacts, runtime)
+def _launch(
+    run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime, processes: int, words: Sequence[str]
+) -> None:
+    """Train in `processes` ranks of this machine, and raise as they do."""
+    folder = training_folder(run, artifacts, runtime.root)
+    restarts = run.config.engine.restarts
+    status = launch(processes, ["train", *words], restarts=restarts, progress_of=partial(progress_in, folder))
+    if status == Preempted.exit_code:
+        raise Preempted("the training processes saved a checkpoint and stopped")
+    if status == BudgetReached.exit_code:
+        raise BudgetReached("the training processes stopped for the energy budget; see their message above")
+    if status != 0:
+        failed = PipelineError(f"the training processes ended with status {status}; see their messages above")
+        failed.exit_code = status
+        raise failed
 
 
 def model_audit(run: Run, artifacts: Mapping[str, Manifest], checkpoint: Path, runtime: Runtime) -> Manifest:
@@ -333,11 +333,11 @@ def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) 
         BudgetReached: so, too, where training meets it; before there are a corpus and a verdict there is no report.
     """
     ranks = Ranks(0, processes, 0, processes) if processes > 1 else read_ranks()
-    refuse_start(run, runtime, ranks, partial(here, run.config.engine, ranks))
+    refuse_start(run, runtime, partial(here, run.config.engine, ranks))
     artifacts = corpus(run, runtime)
     judge(run, artifacts, runtime)
     try:
-        training_in(processes, run, artifacts, runtime, words)
+        training(run, artifacts, runtime, processes, words)
     except (GateClosed, BudgetReached, Diverged):
         get_logger(__name__).info("report: %s", write_report(run, runtime))
         raise

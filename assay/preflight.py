@@ -22,9 +22,9 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from assay.config import Run
 from data_pipeline.prepare import prepare
@@ -34,30 +34,18 @@ from governance.gate.verdict import bound_by
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest
 from governance.stage import Runtime
-from pretrain.checkpoint.continuing import parent_of
+from pretrain.checkpoint.load import parent_of
 from pretrain.config.training import EngineConfig, TrackingConfig, TrainRecipe
-from pretrain.distributed.process_group import Ranks, capability_of, device_of, gpus_of, kind_of
+from pretrain.distributed.process_group import Ranks, device_of, kind_of
 from pretrain.engine.deepspeed_config import deepspeed_config
 from pretrain.metrics.tensorboard import require_tensorboard
 from pretrain.preflight.compatibility import check_start
-from pretrain.preflight.memory_room import Available, available, host_share, refuse_beyond
+from pretrain.preflight.hardware import Hardware, cpu_hardware, hardware_of
+from pretrain.preflight.memory_room import refuse_what_cannot_fit
 
 _AMD = Path("/dev/kfd")
 LARGEST_GPU = 432_000_000_000
 """Bytes of the largest memory of a GPU that is announced (AMD Instinct MI430X): what it cannot hold, none can."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Hardware on which a rank would compute."""
-
-    device: Literal["cpu", "cuda"]
-    capability: tuple[int, int] | None
-    """Compute capability of its GPU; None: it has none, or nobody knows."""
-    gpus: int
-    """That its node shows; 0: none, or nobody knows."""
-    there_is: Available
-    """The memory that it may use."""
 
 
 def under_site(run: Run) -> None:
@@ -69,8 +57,8 @@ def under_site(run: Run) -> None:
     bound_by(run.policy, run.config.governance, run.folder)
 
 
-def refuse_start(run: Run, runtime: Runtime, ranks: Ranks, place_of: Callable[[], Place]) -> None:
-    """Raise if training would be refused on these ranks.
+def refuse_start(run: Run, runtime: Runtime, find_hardware: Callable[[], Hardware]) -> None:
+    """Raise if training would be refused on this hardware, which is looked up only if training is not finished.
 
     Raises:
         GateClosed: the run is not under the rules of its site.
@@ -86,13 +74,13 @@ def refuse_start(run: Run, runtime: Runtime, ranks: Ranks, place_of: Callable[[]
     if artifacts is not None and _finished(run, artifacts, runtime.root):
         return
     parent_of(pinned(run).train, runtime.root)
-    place, recipe, engine = place_of(), run.config.recipe, run.config.engine
-    check_start(recipe, engine, ranks, place.device, place.capability, run.settings, place.gpus)
+    hardware, recipe, engine = find_hardware(), run.config.recipe, run.config.engine
+    check_start(recipe, run.settings, hardware)
     refuse_missing_packages(run.config.tracking)
     vocabulary, _ = _size(run, artifacts)
     refuse_groups(recipe, vocabulary)
-    refuse_passed_keys(recipe, engine, ranks.world_size)
-    refuse_beyond(recipe, engine, vocabulary, (ranks, place.device), place.there_is)
+    refuse_passed_keys(recipe, engine, hardware.world_size or 1)
+    refuse_what_cannot_fit(recipe, engine, vocabulary, hardware)
 
 
 def refuse_missing_packages(tracking: TrackingConfig) -> None:
@@ -187,16 +175,17 @@ def _finished(run: Run, artifacts: dict[str, Manifest], root: Path) -> bool:
         return False
 
 
-def here(engine: EngineConfig, ranks: Ranks) -> Place:
+def here(engine: EngineConfig, ranks: Ranks) -> Hardware:
     """Hardware of this node's last rank.
 
     Raises:
         ConfigError: there is no GPU where one is asked for, or fewer than ranks.
     """
     if engine.device == "cpu" or not may_have_gpu():
-        return Place(kind_of(0, ranks, engine.device), None, 0, host_share(ranks))
+        kind_of(0, ranks, engine.device)
+        return cpu_hardware(ranks)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-        return apart.submit(_ask_torch, engine.device, _last(ranks)).result()
+        return replace(apart.submit(_ask_torch, engine.device, _last(ranks)).result(), ranks=ranks)
 
 
 def may_have_gpu() -> bool:
@@ -211,17 +200,15 @@ def may_have_gpu() -> bool:
     return True
 
 
-def _ask_torch(wanted: str, ranks: Ranks) -> Place:
-    device = device_of(ranks, wanted)
-    kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
-    return Place(kind, capability_of(device), gpus_of(device), available(device, ranks))
+def _ask_torch(wanted: str, ranks: Ranks) -> Hardware:
+    return hardware_of(ranks, device_of(ranks, wanted))
 
 
 def _last(ranks: Ranks) -> Ranks:
     return replace(ranks, local_rank=ranks.local_world_size - 1)
 
 
-def on_nodes(engine: EngineConfig, ranks: Ranks, gpus: int, memory: int, gpu_memory: int = 0) -> Place:
+def on_nodes(engine: EngineConfig, ranks: Ranks, gpus: int, memory: int, gpu_memory: int = 0) -> Hardware:
     """Hardware of a rank on cluster nodes, as far as known.
 
     Args:
@@ -240,8 +227,8 @@ def on_nodes(engine: EngineConfig, ranks: Ranks, gpus: int, memory: int, gpu_mem
             "engine.device = 'cuda' with slurm.gpus_per_node = 0: a job that asks for no GPU gets none, unless its "
             "nodes show all of theirs to every job. Set slurm.gpus_per_node."
         )
-        return Place("cuda", None, 0, Available(gpu_memory or LARGEST_GPU, share))
+        return Hardware(ranks, "cuda", device_bytes=gpu_memory or LARGEST_GPU, host_bytes=share)
     kind = kind_of(gpus, _last(ranks), engine.device)
     if kind == "cpu":
-        return Place("cpu", None, 0, Available(share, share))
-    return Place("cuda", None, gpus, Available(gpu_memory or LARGEST_GPU, share))
+        return Hardware(ranks, "cpu", device_bytes=share, host_bytes=share)
+    return Hardware(ranks, "cuda", gpus=gpus, device_bytes=gpu_memory or LARGEST_GPU, host_bytes=share)

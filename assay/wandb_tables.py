@@ -14,13 +14,13 @@ from governance.manifest import Manifest
 from governance.reports.facts.energy_totals import energy_facts
 from governance.reports.facts.report_facts import bias_of, funnel_of, in_order
 from governance.reports.sections.bias_sections import standing_out
-from pretrain.metrics.run_identity import Table
+from pretrain.metrics.run_identity import MirrorTable
 
 _COUNTS = ("documents_in", "documents_kept", "bytes_in", "bytes_kept")
 _ALL = "(all)"
 
 
-def mirror_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, Table | float | None]:
+def mirror_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, MirrorTable | float | None]:
     """Tables and figures by "section/name".
 
     Energies in joules, of all attempts in this root so far.
@@ -39,12 +39,12 @@ def mirror_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, Ta
     funnel = funnel_of(manifests)
     energy = energy_facts(manifests, root)
     total, wasted = energy["total"], energy["wasted_by_cause"]
-    shown: dict[str, Table | float | None] = {
-        "data/funnel": Table(
+    shown: dict[str, MirrorTable | float | None] = {
+        "data/funnel": MirrorTable(
             ("stage", "source", *_COUNTS),
             [(stage, source, *(entry[name] for name in _COUNTS)) for stage, source, entry in _entries(funnel)],
         ),
-        "data/removed": Table(
+        "data/removed": MirrorTable(
             ("stage", "source", "reason", "documents"),
             [
                 (stage, source, reason, count)
@@ -53,7 +53,7 @@ def mirror_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, Ta
             ],
         ),
         "energy/stages": _table([_stage(row) for row in energy["stages"]]),
-        "energy/wasted": Table(("cause", "joules"), list(wasted.items())),
+        "energy/wasted": MirrorTable(("cause", "joules"), list(wasted.items())),
         "energy/total_joules": total["joules"],
         "energy/surviving_joules": total["surviving"],
         "energy/wasted_joules": total["wasted"],
@@ -81,7 +81,7 @@ def _stage(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in ("kwh", "carbon")} | kwh
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _table(rows: Sequence[Mapping[str, Any]]) -> MirrorTable:
     """Rows of one shape; without any, a table without columns."""
     columns = tuple(dict.fromkeys(name for row in rows for name in row))
-    return Table(columns, [tuple(row.get(name) for name in columns) for row in rows])
+    return MirrorTable(columns, [tuple(row.get(name) for name in columns) for row in rows])

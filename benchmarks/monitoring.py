@@ -70,19 +70,19 @@ def _run(steps: int, settings: dict[str, Any], seen: dict[str, Any]) -> float:
     """CPU-seconds of a run of `steps` steps that compute nothing; the event "start" goes into `seen`."""
     from pretrain.config.training import TrackingConfig
     from pretrain.metrics.metrics_log import open_record
-    from pretrain.metrics.run_identity import About
-    from pretrain.step_meter import Meter, step_note
+    from pretrain.metrics.run_identity import RunIdentity
+    from pretrain.step_meter import StepMeter, step_note
 
     started = cpu_seconds()
     with tempfile.TemporaryDirectory() as folder:
-        about = About(_recipe(), "f" * 64)
+        about = RunIdentity(_recipe(), "f" * 64)
         with open_record(Path(folder), TrackingConfig(**settings), about, writes=True) as (record, _):
 
             def keep(event: str, step: int, **values: Any) -> None:
                 seen.setdefault(event, values)
                 record(event, step, **values)
 
-            meter = Meter(_job(keep), 0, 0)
+            meter = StepMeter(_job(keep), 0, 0)
             for step in range(1, steps + 1):
                 with meter.waiting():
                     pass

@@ -1,29 +1,49 @@
-"""Context of the training loop: values that its parts share."""
+"""Context of the training loop: one value that all of its parts share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pretrain.config.training import Settings, TrainRecipe
 from pretrain.distributed.layout import Layout, layout_of
-from pretrain.distributed.preemption import Leave
+from pretrain.distributed.preemption import StopRequested
 from pretrain.distributed.process_group import Ranks
-from pretrain.energy_budget import Allowance
+from pretrain.energy_budget import BudgetGuard
 
 if TYPE_CHECKING:
     import torch
 
-    from pretrain.checkpoint.format import Peers, Store
+    from pretrain.checkpoint.format import CheckpointStore
+    from pretrain.checkpoint.save import Saver
     from pretrain.data.dataset import Rows
+    from pretrain.distributed.watchdog import Heartbeat
+    from pretrain.engine.engine import Engine
     from pretrain.evaluation.scores import Suite
     from pretrain.metrics.metrics_log import Record
 
 
-@dataclass(frozen=True)
-class Job:
-    """Context of the training loop."""
+class LoopMeter(Protocol):
+    """The part of `step_meter.StepMeter` that the loop uses."""
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Count the time in this context as the step's wait for data."""
+
+    def aside(self, phase: str) -> AbstractContextManager[Callable[[], float]]:
+        """Count the time in this context for `phase` and for no step; yields a clock of its seconds."""
+
+    def step(self, rows: int, tokens: int, targets: int) -> dict[str, Any]:
+        """Figures of the step that ends now."""
+
+
+@dataclass(kw_only=True)
+class TrainContext:
+    """Configuration, hardware, data and moving parts of one attempt.
+
+    `train.py` fills the first fields, `loop.py` the last four once the engine is open.
+    """
 
     recipe: TrainRecipe
     settings: Settings
@@ -31,33 +51,31 @@ class Job:
     device: torch.device
     train_rows: Rows
     validation_rows: Rows | None
-    store: Store
-    peers: Peers
+    checkpoints: CheckpointStore
     record: Record
     attempt: int
     energy: dict[str, Any]
-    """The meter's: told where the run stands, so that the ledger knows what a kill wasted."""
-    leave: Leave
-    """True once a signal told the run to leave."""
+    """Facts of the energy meter; the loop reports its step and checkpoint there, so that the ledger can account for
+    what a kill wastes."""
+    stop_requested: StopRequested
+    """True once a signal asked the run to save and stop."""
     suite: Suite | None = None
-    """The questions of `[evaluation]`; None: there are none."""
-    allowance: Allowance = field(default_factory=Allowance)
-    """What the policy's energy budget leaves."""
+    """Tasks of `[evaluation]`; None: there are none."""
+    budget: BudgetGuard = field(default_factory=BudgetGuard)
+    """The policy's energy budget."""
+    engine: Engine = field(init=False)
+    saver: Saver = field(init=False)
+    meter: LoopMeter = field(init=False)
+    heartbeat: Heartbeat = field(init=False)
 
     @property
     def layout(self) -> Layout:
-        """The place of this rank.
-
-        Which rows it reads, and whether it counts them.
-        """
+        """Position of this rank: the rows that it reads, and whether it counts them."""
         return layout_of(self.ranks, self.settings.engine)
 
     @property
     def share(self) -> tuple[int, int, int]:
-        """The rows of a step that this rank reads.
-
-        (micro batch size, data rank, data ranks).
-        """
+        """This rank's rows of a step: (micro batch size, data rank, data ranks)."""
         return self.settings.engine.micro_batch_size, self.layout.data_rank, self.layout.data_ranks
 
     def counted(self, values: Sequence[float]) -> list[float]:

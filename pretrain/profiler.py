@@ -4,11 +4,11 @@
                                ...                                          .memory.pickle  CUDA, with `memory`
                                ...                                          .operators.json all of them
 
-Rank 0's largest stand in the record as an event "profile", from which the report has its table.
+Rank 0's longest operators are in the record as an event "profile", the source of the report's table.
 
 Promises: what is learned does not change; outside the profiled steps a step costs two comparisons; a profiler that
-fails is a warning, and training continues. Price within them: a step is slower, the more so the
-smaller its operators, and writing a trace takes a second or more, which count to no step.
+fails is a warning, and training continues. Price within them: a step is slower, the more so the smaller its operators,
+and writing a trace takes a second or more, which counts for no step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from governance.files import atomic_file, atomic_path, write_json
 from governance.log import get_logger
 from governance.phases import IDLE
 from governance.stage import artifact_folder
-from pretrain.context import Job
+from pretrain.context import TrainContext
 
 FOLDER = "profile"
 TOP = 20
@@ -42,16 +42,13 @@ Rows = list[dict[str, Any]]
 
 
 class Profile:
-    """The profiled window of one attempt.
+    """The profiled window of one attempt; `begin` and `end` enclose each step."""
 
-    `begin` and `end` go around each step.
-    """
-
-    def __init__(self, job: Job, step: int, aside: Aside, beat: Callable[[str], None]) -> None:
-        config = job.settings.profile
-        wanted = bool(config.from_step) and job.ranks.rank in config.ranks
-        self._job, self._aside, self._beat = job, aside, beat
-        self._last = min(config.from_step + config.steps - 1, job.recipe.train.steps) if wanted else 0
+    def __init__(self, context: TrainContext, step: int, aside: Aside, beat: Callable[[str], None]) -> None:
+        config = context.settings.profile
+        requested = bool(config.from_step) and context.ranks.rank in config.ranks
+        self._context, self._aside, self._beat = context, aside, beat
+        self._last = min(config.from_step + config.steps - 1, context.recipe.train.steps) if requested else 0
         self._first = max(config.from_step, step + 1)
         self._start = max(config.from_step - config.warmup, step + 1) if self._first <= self._last else 0
         self._torch: Any = None
@@ -61,15 +58,12 @@ class Profile:
         if step == self._start:
             with self._guarded():
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of a window without warm-up, which is what was asked for
+                    warnings.simplefilter("ignore")  # about a window without warm-up, which was requested
                     self._torch = self._open()
                 self._torch.start()
 
     def end(self, step: int) -> None:
-        """Close the step.
-
-        After the last of the window write what was found.
-        """
+        """Close the step; after the last of the window, write the results."""
         if self._torch is not None:
             with self._guarded():
                 if step < self._last:
@@ -82,11 +76,8 @@ class Profile:
                 self._beat(f"after the profile of step {step}")
 
     def close(self) -> None:
-        """Stop a profiler whose window did not come to its end.
-
-        What it has is not kept.
-        """
-        _forget_allocations(self._job)
+        """Stop a profiler whose window is unfinished, and discard its results."""
+        _forget_allocations(self._context)
         if self._torch is not None:
             unfinished, self._torch = self._torch, None
             with contextlib.suppress(Exception):
@@ -105,7 +96,7 @@ class Profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines of its own to standard error
         from torch.profiler import ProfilerActivity, profile, schedule
 
-        config, on_cuda = self._job.settings.profile, self._job.device.type == "cuda"
+        config, on_cuda = self._context.settings.profile, self._context.device.type == "cuda"
         if config.memory and on_cuda:
             torch.cuda.memory._record_memory_history(max_entries=_MOST_ALLOCATIONS)
         return profile(
@@ -119,32 +110,32 @@ class Profile:
 
     def _write(self) -> None:
         """Stop, and write trace, snapshot and table of this rank."""
-        job, config = self._job, self._job.settings.profile
+        context, config = self._context, self._context.settings.profile
         self._torch.stop()
-        name = f"step-{self._first:06d}-{self._last:06d}.attempt-{job.attempt:06d}.rank-{job.ranks.rank:05d}"
-        folder = artifact_folder("train", job.store.train_key, job.store.root) / FOLDER
-        if config.memory and job.device.type == "cuda":
+        name = f"step-{self._first:06d}-{self._last:06d}.attempt-{context.attempt:06d}.rank-{context.ranks.rank:05d}"
+        folder = artifact_folder("train", context.checkpoints.train_key, context.checkpoints.root) / FOLDER
+        if config.memory and context.device.type == "cuda":
             with atomic_path(folder / f"{name}.memory.pickle") as temporary:
                 torch.cuda.memory._dump_snapshot(str(temporary))
-            _forget_allocations(job)
+            _forget_allocations(context)
         _write_trace(self._torch, folder / f"{name}.trace.json.gz")
-        kind, rows = operators(self._torch.key_averages(group_by_input_shape=config.record_shapes), job.device.type)
+        kind, rows = operators(self._torch.key_averages(group_by_input_shape=config.record_shapes), context.device.type)
         write_json(folder / f"{name}.operators.json", {"time": kind, "operators": rows})
-        folder_name = folder.relative_to(job.store.root).as_posix()
+        folder_name = folder.relative_to(context.checkpoints.root).as_posix()
         steps = self._last - self._first + 1
         total = sum(row["seconds"] for row in rows) / steps
-        job.record("profile", self._last, first=self._first, time=kind, seconds=total, top=rows[:TOP],
+        context.record("profile", self._last, first=self._first, time=kind, seconds=total, top=rows[:TOP],
                    path=f"{folder_name}/{name}.trace.json.gz")  # fmt: skip
         get_logger(__name__).info("train: profile of steps %d to %d: %s", self._first, self._last, folder / name)
 
 
 @contextlib.contextmanager
-def open_profile(job: Job, step: int, aside: Aside, beat: Callable[[str], None]) -> Iterator[Profile]:
-    """A profile of an attempt that goes on from `step`.
+def open_profile(context: TrainContext, step: int, aside: Aside, beat: Callable[[str], None]) -> Iterator[Profile]:
+    """Profile an attempt that resumes from `step`.
 
-    `aside` takes time out of a step, `beat` is a sign of life.
+    `aside` takes time out of a step, `beat` reports progress to the watchdog.
     """
-    profile = Profile(job, step, aside, beat)
+    profile = Profile(context, step, aside, beat)
     try:
         yield profile
     finally:
@@ -152,17 +143,15 @@ def open_profile(job: Job, step: int, aside: Aside, beat: Callable[[str], None])
 
 
 def operators(averages: Any, device: str) -> tuple[str, Rows]:
-    """Operators or kernels by time, longest first.
+    """The kind of the rows, and operators or kernels by time, longest first, with calls, seconds and share.
 
-    With calls, seconds and share of all; the first value says what the time is of.
-
-    On CUDA: kernels, by the time that the device spent in them. On CPU: operators, without those that they called.
+    On CUDA: kernels, by their time on the device. On CPU: operators, without the time of operators that they call.
     """
     on_cuda = device == "cuda"
-    wanted = DeviceType.CUDA if on_cuda else DeviceType.CPU
+    kind = DeviceType.CUDA if on_cuda else DeviceType.CPU
     rows: Rows = []
     for event in averages:
-        if event.device_type != wanted or event.key.startswith("ProfilerStep") or event.is_user_annotation:
+        if event.device_type != kind or event.key.startswith("ProfilerStep") or event.is_user_annotation:
             continue
         microseconds = event.self_device_time_total if on_cuda else event.self_cpu_time_total
         memory = event.self_device_memory_usage if on_cuda else event.self_cpu_memory_usage
@@ -178,10 +167,7 @@ def operators(averages: Any, device: str) -> tuple[str, Rows]:
 
 
 def _write_trace(profiler: Any, path: Path) -> None:
-    """Chrome's trace, packed.
-
-    torch writes it by itself, as plain text, and so elsewhere first.
-    """
+    """Write Chrome's trace, compressed; torch writes plain text only, so it goes to a temporary folder first."""
     with tempfile.TemporaryDirectory(prefix="assay-profile-") as folder:
         plain = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(plain))
@@ -189,7 +175,7 @@ def _write_trace(profiler: Any, path: Path) -> None:
             shutil.copyfileobj(source, packed, 1 << 20)
 
 
-def _forget_allocations(job: Job) -> None:
-    if job.settings.profile.memory and job.device.type == "cuda":
+def _forget_allocations(context: TrainContext) -> None:
+    if context.settings.profile.memory and context.device.type == "cuda":
         with contextlib.suppress(Exception):
             torch.cuda.memory._record_memory_history(enabled=None)

@@ -1,9 +1,8 @@
-"""Step log: losses, skipped steps, verdict on divergence.
+"""Step log: losses, skipped steps, and the decision that a run has diverged.
 
-The numbers of a step are on the device. On CPU they are read at once. On CUDA they are copied to pinned memory beside
-the computation and read one step later, so that the host, which launches a step's kernels, never waits for the step
-that it has just launched; it is one step ahead of the device at most. `settle` reads what is left, before a state is
-saved, validated or given back.
+The numbers of a step are on the device. On CPU they are read at once. On CUDA they are copied to pinned memory while
+the device computes, and read one step later: so the host, which launches the kernels, never waits for the step that it
+has just launched, and is at most one step ahead. `settle` reads the rest before a state is saved or validated.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 
 from governance.log import get_logger
 from pretrain.checkpoint.format import TrainState
-from pretrain.context import Job
+from pretrain.context import TrainContext
 from pretrain.loss_spikes import Diverged, reason_of, refuse_too_many
 from pretrain.step_meter import losses_by_origin
 
@@ -25,10 +24,7 @@ Read = Callable[[], list[float]]
 
 
 def read_later(values: torch.Tensor) -> Read:
-    """A function that gives the tensor's numbers.
-
-    On CUDA it waits for no more than this tensor's own computation.
-    """
+    """A function that reads the tensor; on CUDA it waits for this tensor's computation alone."""
     if values.device.type != "cuda":
         return values.tolist
     pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
@@ -44,35 +40,33 @@ def read_later(values: torch.Tensor) -> Read:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A step that was computed."""
+class StepEntry:
+    """A computed step whose numbers may still be on the device."""
 
     step: int
     rows: Sequence[int]
-    """Numbers of the rows of its global batch."""
+    """Row numbers of its global batch."""
     read: Read
-    """loss, z, skipped (1), the gradient's norm, that of each group, then nats and tokens of each origin."""
+    """Loss, z, skipped (1), gradient norm, that of each group, then nats and tokens of each origin."""
     values: dict[str, Any]
-    """What the host knows: goes into the record as it is."""
+    """Fields of the record that the host knows already."""
 
 
-class Ledger:
-    """The entries that are not read yet, and where they go."""
+class StepLog:
+    """Entries that are not read yet, and their way into the record and the state."""
 
-    def __init__(self, job: Job, groups: Sequence[str]) -> None:
-        self._job, self._groups = job, groups
-        self._late = job.device.type == "cuda"
-        self._open: list[Entry] = []
-        self.told: dict[str, Any] = {"loss": math.nan}
-        """The values of the step that was read last."""
+    def __init__(self, context: TrainContext, groups: Sequence[str]) -> None:
+        self._context, self._groups = context, groups
+        self._late = context.device.type == "cuda"
+        self._open: list[StepEntry] = []
+        self.latest: dict[str, Any] = {"loss": math.nan}
+        """Fields of the step that was read last."""
 
-    def add(self, state: TrainState, entry: Entry) -> TrainState:
-        """Take a step; `settle` the one before first.
-
-        Returns the state with all losses read so far.
+    def add(self, state: TrainState, entry: StepEntry) -> TrainState:
+        """Take a step, after `settle`; returns the state with all losses read so far.
 
         Raises:
-            Diverged: too much was skipped.
+            Diverged: too many steps were skipped.
         """
         self._open.append(entry)
         return state if self._late else self.settle(state)
@@ -84,32 +78,34 @@ class Ledger:
         self._open = []
         return state
 
-    def _write(self, state: TrainState, entry: Entry) -> TrainState:
+    def _write(self, state: TrainState, entry: StepEntry) -> TrainState:
         loss, z, skipped, norm, *rest = entry.read()
         norms, divided = rest[: len(self._groups)], rest[len(self._groups) :]
-        self.told = {"loss": loss, "grad_norm": norm, **entry.values}
-        self.told["gradient_norms"] = dict(zip(self._groups, norms, strict=True))
+        self.latest = {"loss": loss, "grad_norm": norm, **entry.values}
+        self.latest["gradient_norms"] = dict(zip(self._groups, norms, strict=True))
         if divided:
             half = len(divided) // 2
-            self.told["by_origin"] = losses_by_origin(self._job.train_rows.origins, divided[:half], divided[half:])
-        self._job.record("step", entry.step, **self.told)
+            self.latest["by_origin"] = losses_by_origin(
+                self._context.train_rows.origins, divided[:half], divided[half:]
+            )
+        self._context.record("step", entry.step, **self.latest)
         state = replace(state, losses=state.losses.plus(loss if math.isfinite(loss) else None))
         return self._skip(state, entry, loss, z, norm) if skipped else state
 
-    def _skip(self, state: TrainState, entry: Entry, loss: float, z: float, norm: float) -> TrainState:
-        reason = reason_of(loss, norm, self._job.recipe.train.precision)
-        documents = self._job.train_rows.documents_of(entry.rows)
-        told = {"reason": reason, "z": z, "rows": list(entry.rows), "documents": documents}
-        self._job.record("skipped", entry.step, **told, loss=loss, grad_norm=norm)
+    def _skip(self, state: TrainState, entry: StepEntry, loss: float, z: float, norm: float) -> TrainState:
+        reason = reason_of(loss, norm, self._context.recipe.train.precision)
+        documents = self._context.train_rows.documents_of(entry.rows)
+        facts = {"reason": reason, "z": z, "rows": list(entry.rows), "documents": documents}
+        self._context.record("skipped", entry.step, **facts, loss=loss, grad_norm=norm)
         get_logger(__name__).warning(
-            "train: step %d is left out: %s (loss %.4g, z %.1f, gradient norm %.4g); weights stay as they were. Its %d "
-            "documents stand in metrics.jsonl",
+            "train: step %d is skipped: %s (loss %.4g, z %.1f, gradient norm %.4g); the weights are unchanged. Its %d "
+            "documents are listed in metrics.jsonl",
             entry.step, reason, loss, z, norm, len(documents),
         )  # fmt: skip
-        state = replace(state, skipped=[*state.skipped, {"step": entry.step, **told}])
+        state = replace(state, skipped=[*state.skipped, {"step": entry.step, **facts}])
         try:
-            refuse_too_many(state.skipped, entry.step, self._job.recipe.train.skip)
-        except Diverged as verdict:
-            self._job.record("diverged", entry.step, **verdict.facts)
+            refuse_too_many(state.skipped, entry.step, self._context.recipe.train.skip)
+        except Diverged as error:
+            self._context.record("diverged", entry.step, **error.facts)
             raise
         return state

@@ -1,15 +1,14 @@
 """Step meter: time, memory, energy and data position.
 
-    meter = Meter(job, step, rows_read)            event "start": ranks, device, both peaks, each with its source
+    meter = StepMeter(context, step, rows_read)    event "start": ranks, device, both peaks, each with its source
     with meter.waiting(): ...                      the wait for data, a part of the step
     with meter.aside(EVALUATION) as seconds: ...   validation or a save, part of no step
     values = meter.step(rows, tokens, targets)     closes the step; the next one begins here
 
-A step lasts from the end of the one before to its own end, without what was set aside. So steps add up to the wall
-clock, and on CUDA, where work is only queued when the code returns, their mean is right though single steps follow the
-queue.
+A step lasts from the end of the previous one to its own end, without the time set aside. So steps add up to the wall
+clock; on CUDA, where a call only queues work, single steps follow the queue and their mean is right.
 
-Every field is described in docs/monitoring.md: name, unit, formula, source. What is not known is None, never 0.
+Every field is described in docs/monitoring.md: name, unit, formula, source. An unknown value is None, never 0.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from governance.log import get_logger
 from governance.phases import IDLE, during
-from pretrain.context import Job
+from pretrain.context import TrainContext
 from pretrain.distributed.process_group import add_up
 from pretrain.metrics.compile_counts import compiled_graphs, watch_compiler
 from pretrain.metrics.peak_flops import Peak, arithmetic_of, data_sheet, device_name, measured_product
@@ -33,68 +32,64 @@ if TYPE_CHECKING:
 _STATUS = "/proc/self/status"
 
 
-class Meter:
-    """Measures the steps of one attempt.
+class StepMeter:
+    """Measures the steps of one attempt; opening it is collective and takes half a second of matrix products."""
 
-    Opening it is collective and takes half a second, for the matrix products.
-    """
-
-    def __init__(self, job: Job, step: int, rows_read: int, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._job, self._clock, self._rows_read = job, clock, rows_read
-        length = job.recipe.train.sequence_length
-        self._flops = flops_per_token(job.recipe.model, job.train_rows.vocabulary_size, length)
-        self._sheet, self._product = _peaks(job)
-        self._energy = EnergyPerToken(job.energy, job.ranks.local_world_size / job.ranks.world_size)
+    def __init__(
+        self, context: TrainContext, step: int, rows_read: int, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._context, self._clock, self._rows_read = context, clock, rows_read
+        length = context.recipe.train.sequence_length
+        self._flops = flops_per_token(context.recipe.model, context.train_rows.vocabulary_size, length)
+        self._sheet, self._product = _peaks(context)
+        self._energy = EnergyPerToken(context.energy, context.ranks.local_world_size / context.ranks.world_size)
         self._given_up = watch_compiler()
-        self._told_given_up = 0
-        job.record("start", step, **self._about())
+        self._reported_uncompiled = 0
+        context.record("start", step, **self._about())
         self._waited = self._set_aside = 0.0
         self._last = clock()
 
     def _about(self) -> dict[str, Any]:
         import torch
 
-        job = self._job
+        context = self._context
         return {
-            "world_size": job.ranks.world_size,
-            "device": device_name(job.device),
+            "world_size": context.ranks.world_size,
+            "device": device_name(context.device),
             "threads": torch.get_num_threads(),
-            "parameters": parameter_count(job.recipe.model, job.train_rows.vocabulary_size),
+            "parameters": parameter_count(context.recipe.model, context.train_rows.vocabulary_size),
             "flops_per_token": self._flops,
             "peak_flops_per_second": self._sheet.flops_per_second,
             "peak_source": self._sheet.source,
             "gemm_flops_per_second": self._product.flops_per_second,
             "gemm_source": self._product.source,
-            "energy_method": job.energy.get("running", job.energy).get("method", "unknown"),
-            "epoch_rows": job.train_rows.count,
-            "steps": job.recipe.train.steps,
+            "energy_method": context.energy.get("running", context.energy).get("method", "unknown"),
+            "epoch_rows": context.train_rows.count,
+            "steps": context.recipe.train.steps,
         }
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """The time in this context is the step's wait for its data."""
+        """Count the time in this context as the step's wait for data."""
         began = self._clock()
-        with during(self._job.energy, IDLE):
+        with during(self._context.energy, IDLE):
             yield
         self._waited += self._clock() - began
 
     @contextlib.contextmanager
     def aside(self, phase: str) -> Iterator[Callable[[], float]]:
-        """The time in this context belongs to `phase`, to no step.
-
-        Yields a function that tells its seconds so far.
-        """
+        """Count the time in this context for `phase` and for no step; yields a clock of its seconds."""
         began = self._clock()
-        with during(self._job.energy, phase):
+        with during(self._context.energy, phase):
             yield lambda: self._clock() - began
         self._set_aside += self._clock() - began
 
     def step(self, rows: int, tokens: int, targets: int) -> dict[str, Any]:
-        """The figures of the step that ends now.
+        """Figures of the step that ends now.
 
         Args:
-            rows: rows of the global batch; they may change from step to step.
-            tokens: positions of those rows, which is what is computed.
+            rows: of the global batch; may change from step to step.
+            tokens: positions of those rows, all of which are computed.
             targets: tokens predicted in them, over all ranks.
         """
         now = self._clock()
@@ -105,14 +100,14 @@ class Meter:
             "seconds": seconds,
             "seconds_data": self._waited,
             "rows": rows,
-            **data_position(self._rows_read, self._job.train_rows.count),
+            **data_position(self._rows_read, self._context.train_rows.count),
             "tokens_per_second": tokens / seconds,
             "targets_per_second": targets / seconds,
             "mfu": _share(flops_per_second, self._sheet),
             "mfu_gemm": _share(flops_per_second, self._product),
             "graphs": compiled_graphs(),
             "uncompiled": self._uncompiled(),
-            **memory(self._job.device),
+            **memory(self._context.device),
             **self._energy.after(targets),
         }
         self._waited = self._set_aside = 0.0
@@ -121,10 +116,10 @@ class Meter:
 
     def _uncompiled(self) -> int:
         count = self._given_up.count
-        if count > self._told_given_up:
-            self._told_given_up = count
+        if count > self._reported_uncompiled:
+            self._reported_uncompiled = count
             get_logger(__name__).warning(
-                "train: torch.compile left %d function(s) uncompiled, since they met too many classes of shapes; they "
+                "train: torch.compile left %d function(s) uncompiled because they met too many classes of shapes; they "
                 "run slowly from now on (TORCH_LOGS=recompiles names them)", count,
             )  # fmt: skip
         return count
@@ -134,8 +129,8 @@ class EnergyPerToken:
     """Joules per predicted token, from the node's meter.
 
     A reading is paired with the tokens of the step in which it is first seen, so it is late by at most one step. The
-    first pair only begins the count: what starting took is in `joules` and not in `joules_per_token`. The meter is
-    that of rank 0's node, which computes `share` of every batch: ranks are dealt equal rows.
+    first pair only begins the count: the start is in `joules` and not in `joules_per_token`. The meter is that of
+    rank 0's node, which computes `share` of every batch, because ranks get equal numbers of rows.
     """
 
     def __init__(self, energy: Mapping[str, Any], share: float) -> None:
@@ -162,16 +157,13 @@ class EnergyPerToken:
 
 
 def data_position(rows_read: int, epoch_rows: int) -> dict[str, float]:
-    """Data position: rows, whole epochs, share of the current one."""
+    """Data position: rows, whole epochs, and the share of the current one."""
     epoch, rows = divmod(rows_read, epoch_rows)
     return {"rows_read": rows_read, "epoch": epoch, "epoch_share": rows / epoch_rows}
 
 
 def memory(device: torch.device) -> dict[str, int | None]:
-    """Bytes of this rank.
-
-    CUDA: its tensors, their peak, what the allocator holds; CPU: resident memory, its peak.
-    """
+    """Bytes of this rank: CUDA: tensors, peak, allocator's reserve; CPU: resident memory, peak."""
     if device.type == "cuda":
         import torch
 
@@ -183,10 +175,7 @@ def memory(device: torch.device) -> dict[str, int | None]:
 
 
 def _resident() -> tuple[int | None, int | None]:
-    """Resident bytes of this process and their peak (proc(5): VmRSS, VmHWM).
-
-    Unknown where the kernel does not tell.
-    """
+    """Resident bytes of this process and their peak (proc(5): VmRSS, VmHWM), where the kernel has them."""
     peak = None
     with contextlib.suppress(OSError), open(_STATUS, "rb") as lines:
         for line in lines:
@@ -211,7 +200,7 @@ def losses_by_origin(names: Sequence[str], nats: Sequence[float], targets: Seque
 def step_note(values: Mapping[str, Any]) -> str:
     """Progress note: loss, speed, MFU or measured share."""
     parts = [f"loss {values['loss']:.3f}"]
-    if "tokens_per_second" in values:  # on CUDA a loss is told a step later than it is computed
+    if "tokens_per_second" in values:  # on CUDA a loss is known a step later than it is computed
         parts.append(f"{values['tokens_per_second']:,.0f} tokens/s")
     if (share := values.get("mfu")) is not None:
         parts.append(f"{share:.1%} MFU")
@@ -220,17 +209,14 @@ def step_note(values: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _peaks(job: Job) -> tuple[Peak, Peak]:
-    """Data sheet and measured product of all ranks' devices together.
-
-    Collective, and all measure at the same time.
-    """
-    arithmetic = arithmetic_of(job.recipe.train.precision, job.device)
-    found = (data_sheet(device_name(job.device), arithmetic), measured_product(job.device, arithmetic))
-    known = add_up([int(peak.flops_per_second is not None) for peak in found], job.device)
-    sums = add_up([peak.flops_per_second or 0.0 for peak in found], job.device)
+def _peaks(context: TrainContext) -> tuple[Peak, Peak]:
+    """Peaks of all ranks' devices together, by data sheet and measured; collective, all measure at once."""
+    arithmetic = arithmetic_of(context.recipe.train.precision, context.device)
+    found = (data_sheet(device_name(context.device), arithmetic), measured_product(context.device, arithmetic))
+    known = add_up([int(peak.flops_per_second is not None) for peak in found], context.device)
+    sums = add_up([peak.flops_per_second or 0.0 for peak in found], context.device)
     sheet, product = (
-        Peak(total if ranks == job.ranks.world_size else None, peak.source)
+        Peak(total if ranks == context.ranks.world_size else None, peak.source)
         for peak, total, ranks in zip(found, sums, known, strict=True)
     )
     return sheet, product

@@ -1,16 +1,16 @@
 """Training stage: from token shards to a finished run.
 
     <root>/train/<key>/losses.json            the loss of every step, validations, tasks, what was skipped
-                       metrics.jsonl          what happened, with times and attempts (see metrics_log.py); not hashed
-                       checkpoints.jsonl      the steps that were saved (see format.py)
-                       run.lock, holders/     who trains here, and who may no more (see lease.py)
-                       profile/               where the time of some steps went (see profiler.py)
-                       hangs/                 where each rank was when it hung (see watchdog.py)
+                       metrics.jsonl          events with times and attempts (see metrics_log.py); not hashed
+                       checkpoints.jsonl      the saved steps (see format.py)
+                       run.lock, holders/     the lease of the attempt that trains here (see lease.py)
+                       profile/               traces of profiled steps (see profiler.py)
+                       hangs/                 stacks of ranks that hung (see watchdog.py)
                        manifest.json          lists losses.json and the files of the last checkpoint
 
-Promise: run the same command again, after a kill, a preemption or a full disk, and it goes on from the newest whole
-checkpoint with the very rows and numbers that an uninterrupted run would have seen. With the same ranks, threads and
-micro batches the artifact has the same digest, bit for bit on CPU; with others it agrees to rounding.
+Promise: after a kill, a preemption or a full disk the same command resumes from the newest whole checkpoint, with the
+rows and numbers of an uninterrupted run. With the same ranks, threads and micro batches the artifact has the same
+digest, bit for bit on CPU; with others it agrees to rounding.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from governance.files import write_json
 from governance.hooks import UNKNOWN_ENERGY, Watched
 from governance.log import get_logger
 from governance.malloc import keep_freed_memory
-from governance.manifest import Manifest, Output, describe, describe_folder
+from governance.manifest import Input, Manifest, Output, describe, describe_folder
 from governance.phases import INTERVAL
 from governance.stage import Recipe, Runtime, artifact_folder, commit, find, now
-from pretrain.checkpoint.continuing import parent_of, refuse_unlike
+from pretrain.checkpoint.load import parent_of, refuse_unlike
 from pretrain.config.training import EngineConfig, Settings, TrainConfig, TrainRecipe
 from pretrain.distributed.lease import hold_folder
-from pretrain.distributed.preemption import Leave, watch_signals
+from pretrain.distributed.preemption import watch_signals
 from pretrain.distributed.process_group import Ranks, read_ranks, slurm_attempt
-from pretrain.metrics.metrics_log import Beside, open_record
-from pretrain.metrics.run_identity import About
+from pretrain.metrics.metrics_log import open_record
+from pretrain.metrics.run_identity import MirrorTables, RunIdentity
 from pretrain.preflight.compatibility import check_start, check_together
 
 if TYPE_CHECKING:
     from pretrain.checkpoint.format import Parent, TrainState
-    from pretrain.context import Job
+    from pretrain.context import TrainContext
     from pretrain.data.dataset import Rows
     from pretrain.evaluation.scores import Suite
 
@@ -54,53 +54,123 @@ def train(
     settings: Settings,
     runtime: Runtime,
     *,
-    before_start: Callable[[], None] = lambda: None,
     suite: Callable[[], Suite] | None = None,
-    beside: Beside | None = None,
+    evidence: tuple[Input, ...] = (),
+    tables: MirrorTables = dict,
 ) -> Manifest:
-    """Train, or find trained.
+    """Train, or find the finished run, without importing torch; called on every rank.
 
-    `before_start` runs before anything is opened, and may refuse by raising.
+    Args:
+        tokens: token shards or packed rows.
+        recipe: decides what is learned.
+        settings: decide how it runs; enter no key.
+        runtime: root, meter, energy budget, journal.
+        suite: opens the tasks of `recipe.evaluation`, encoded as the tokens are.
+        evidence: what let the corpus through (a verdict), for the run's mirrors.
+        tables: shown by the mirrors next to the charts.
 
-    `suite` opens the questions of `recipe.evaluation`, encoded as the tokens are. `beside` is what the run's mirrors
-    show beside its record, and decides nothing. Called on every rank; returns the run's manifest on every rank. A
-    finished run is found without importing torch.
+    Returns:
+        The run's manifest, on every rank.
 
     Raises:
-        ConfigError: the sections do not fit together, the batch does not divide over the ranks, or the checkpoint to go
-            on from is not of the beginning of this run.
-        MissingInput: it is not trained yet and `runtime.make` is False; the checkpoint to go on from is not there.
-        CheckpointError: that one is torn, or no checkpoint.
-        ManifestError: a token shard is not what its manifest says.
+        ConfigError: the sections do not fit together, the batch does not divide over the ranks, or the parent
+            checkpoint is not of this run's first steps.
+        MissingInput: the run is not trained yet and `runtime.make` is False, or the parent checkpoint is missing.
+        CheckpointError: the parent checkpoint is torn, or is not a checkpoint.
+        ManifestError: a token shard differs from its manifest.
         PipelineError: too few rows, a run that diverged, a full device.
-        Preempted: a signal came; what was learned is saved.
-        BudgetReached: the policy's energy budget leaves no more, or nobody can tell; what was learned is saved.
+        Preempted: stopped by a signal; what was learned is saved.
+        BudgetReached: the energy budget is used up, or the use is unknown; what was learned is saved.
         Occupied: another run that is alive trains the same, or a later start of the same Slurm job has begun.
     """
-    check_together(recipe, settings.engine)
+    check_together(recipe, settings)
     parent = parent_of(recipe.train, runtime.root)
     key = _key(tokens, recipe, parent)
-    found = find(STAGE, key, runtime.root)
-    if found is not None:
-        return found
+    if (finished := find(STAGE, key, runtime.root)) is not None:
+        return finished
     if not runtime.make:
         raise MissingInput(f"{STAGE}: not made yet for this configuration. Make it with: {runtime.command}")
     if parent is not None:
         refuse_unlike(parent, tokens, recipe)
-    before_start()
-    runtime.hooks.budget.check(STAGE, artifact_folder(STAGE, key, runtime.root).relative_to(runtime.root).as_posix())
+    folder = artifact_folder(STAGE, key, runtime.root)
+    runtime.hooks.budget.check(STAGE, folder.relative_to(runtime.root).as_posix())
     if recipe.evaluation.tasks and suite is None:
-        raise TypeError("recipe.evaluation names tasks: pass the suite that asks them")
-    with watch_signals() as leave:
+        raise TypeError("recipe.evaluation names tasks: pass their suite")
+    inputs = tokens.as_input(), *([parent.manifest.as_input()] if parent is not None else [])
+    identity = RunIdentity(recipe, key, (*inputs, *evidence), runtime.hooks.head, tables)
+    from pretrain.checkpoint.format import CheckpointStore
+    from pretrain.context import TrainContext
+    from pretrain.distributed.process_group import gather, join, ranks_store
+    from pretrain.energy_budget import BudgetGuard
+    from pretrain.loop import run_facts, train_loop
+    from pretrain.preflight.hardware import hardware_of
+
+    ranks, started = read_ranks(), now()
+    leads = ranks.local_rank == 0  # the rank that measures its node's energy and looks at the lease for it
+    meter = runtime.hooks.meter(STAGE) if leads else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
+    with watch_signals() as stop_requested:
         questions = suite() if suite and recipe.evaluation.tasks else None
-        beside = beside or Beside()
-        made_from = (tokens.as_input(), *([parent.manifest.as_input()] if parent is not None else []))
-        about = About(recipe, key, (*made_from, *beside.evidence), runtime.hooks.head, beside.shown)
-        return _train(tokens, parent, about, settings, runtime, leave, questions)
+        with (
+            hold_folder(folder, slurm_attempt(), first=ranks.first, leads=leads) as lease,
+            meter as energy,
+            _arithmetic(ranks, settings.engine),
+            open_record(folder, settings.tracking, identity, lease.check, writes=ranks.first) as (record, attempt),
+        ):
+            energy["artifact"] = folder.relative_to(runtime.root).as_posix()
+            device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
+            lease.follow(gather(lease.number)[0])
+            check_start(recipe, settings, hardware_of(ranks, device))
+            train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
+            own = frozenset(name for name in gather(energy.get(INTERVAL)) if name)
+            watched = Watched(energy, energy["artifact"], own, measures=leads, first=ranks.first)
+            context = TrainContext(
+                recipe=recipe,
+                settings=settings,
+                ranks=ranks,
+                device=device,
+                train_rows=train_rows,
+                validation_rows=validation_rows,
+                checkpoints=CheckpointStore(
+                    root=runtime.root,
+                    train_key=key,
+                    vocabulary_size=train_rows.vocabulary_size,
+                    recipe=recipe,
+                    tokens=tokens.as_input(),
+                    attest=runtime.hooks.attest,
+                    # The first rank commits, so it looks at the lease itself; files of the others count only then.
+                    check_lease=lease.look if ranks.first else lease.check,
+                    parent=parent,
+                    ranks=ranks,
+                    gather=gather,
+                    key_value_store=ranks_store(),
+                ),
+                record=record,
+                attempt=attempt,
+                energy=energy,
+                stop_requested=stop_requested,
+                suite=questions,
+                budget=BudgetGuard(runtime.hooks.budget.watch(watched)),
+            )
+            state = train_loop(context)
+            lease.look()
+            outputs, stats = _finish(context, state, folder) if ranks.first else ((), {})
+    manifest = Manifest(
+        stage=STAGE,
+        version=VERSION,
+        key=key,
+        config=recipe.model_dump(mode="json"),
+        inputs=context.checkpoints.inputs,
+        outputs=tuple(sorted(outputs, key=lambda output: output.path)),
+        stats=stats,
+        run={**run_facts(context), "started": started, "finished": now(), "energy": energy, "journal": runtime.hooks.head()},
+    )
+    if ranks.first:
+        manifest = commit(manifest, runtime.root, runtime.hooks.attest, describe_folder(folder, runtime.root))
+    return gather(manifest)[0]
 
 
 def folder_of(tokens: Manifest, recipe: TrainRecipe, root: Path) -> Path:
-    """Folder of this recipe's run, begun or not."""
+    """Folder of this recipe's run, whether it exists or not."""
     return artifact_folder(STAGE, _key(tokens, recipe, parent_of(recipe.train, root)), root)
 
 
@@ -109,89 +179,13 @@ def _key(tokens: Manifest, recipe: TrainRecipe, parent: Parent | None) -> str:
     return Recipe(STAGE, VERSION, recipe).key([manifest.digest for manifest in made_from])
 
 
-def _train(
-    tokens: Manifest,
-    parent: Parent | None,
-    about: About,
-    settings: Settings,
-    runtime: Runtime,
-    leave: Leave,
-    suite: Suite | None,
-) -> Manifest:
-    from pretrain.checkpoint.format import Peers, Store
-    from pretrain.context import Job
-    from pretrain.distributed.process_group import capability_of, gather, gpus_of, join, ranks_store
-    from pretrain.energy_budget import Allowance
-    from pretrain.loop import learn, run_facts
-
-    recipe, key, ranks, started = about.recipe, about.key, read_ranks(), now()
-    hooks = runtime.hooks
-    folder = artifact_folder(STAGE, key, runtime.root)
-    meter = hooks.meter(STAGE) if ranks.local_rank == 0 else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
-    with (
-        hold_folder(folder, slurm_attempt(), first=ranks.first, leads=ranks.local_rank == 0) as fence,
-        meter as energy,
-        _arithmetic(ranks, settings.engine),
-        open_record(folder, settings.tracking, about, fence.check, writes=ranks.first) as (record, attempt),
-    ):
-        energy["artifact"] = folder.relative_to(runtime.root).as_posix()
-        device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
-        fence.follow(gather(fence.number)[0])
-        there = (device.type, capability_of(device), settings, gpus_of(device))
-        check_start(recipe, settings.engine, ranks, *there)
-        train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
-        allowed = fence.look if ranks.first else fence.check  # who commits looks; what the others write counts then
-        store = Store(
-            runtime.root,
-            key,
-            train_rows.vocabulary_size,
-            recipe,
-            tokens.as_input(),
-            runtime.hooks.attest,
-            allowed,
-            parent,
-        )
-        peers = Peers(ranks.rank, ranks.world_size, gather, ranks_store())
-        own = frozenset(name for name in gather(energy.get(INTERVAL)) if name)
-        watched = Watched(energy, energy["artifact"], own, measures=ranks.local_rank == 0, first=ranks.first)
-        job = Job(
-            recipe, settings, ranks, device, train_rows, validation_rows, store, peers, record, attempt, energy, leave,
-            suite, Allowance(hooks.budget.watch(watched)),
-        )  # fmt: skip
-        state = learn(job)
-        fence.look()
-        outputs, stats = _finish(job, state, folder) if ranks.first else ((), {})
-    manifest = Manifest(
-        stage=STAGE,
-        version=VERSION,
-        key=key,
-        config=recipe.model_dump(mode="json"),
-        inputs=store.inputs,
-        outputs=tuple(sorted(outputs, key=lambda output: output.path)),
-        stats=stats,
-        run={
-            **run_facts(job),
-            "started": started,
-            "finished": now(),
-            "energy": energy,
-            "journal": runtime.hooks.head(),
-        },
-    )
-    if ranks.first:
-        manifest = commit(manifest, runtime.root, hooks.attest, describe_folder(folder, runtime.root))
-    return gather(manifest)[0]
-
-
 @contextlib.contextmanager
 def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
-    """Fix what decides the order of sums while the context lasts.
+    """Fix what decides the order of sums, threads and deterministic kernels, while the context lasts.
 
-    Threads, and torch's deterministic kernels.
-
-    Those are a setting on CUDA (`engine.deterministic`): with them a compiler falls back to slow scatters and sorts.
-
-    From now on what a step frees stays with the process: on CPU the next one would fault it in again, for 4 % of a
-    small step's time.
+    Deterministic kernels are a setting on CUDA (`engine.deterministic`): with them a compiler falls back to slow
+    scatters and sorts. From now on the process keeps the memory that a step frees: on CPU the next step would fault it
+    in again, for 4 % of a small step's time.
     """
     import torch
 
@@ -227,27 +221,27 @@ def _open_data(tokens: Manifest, train: TrainConfig, root: Path, ranks: Ranks) -
     refuse_foreign_vocabulary(tokens, train_rows, root)
     refuse_small(train_rows, max(batch_sizes(train).sizes))
     if not tokens.files("validation", root) or not tokens.stats.get("validation_tokens", 1):
-        get_logger(__name__).warning("%s holds out no document: nothing is validated", tokens.folder)
+        get_logger(__name__).warning("%s has no validation documents: no validation loss is measured", tokens.folder)
         return train_rows, None
     return train_rows, open_rows(tokens, "validation", root, train.sequence_length)
 
 
-def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], dict[str, Any]]:
-    """Outputs and figures of a finished run."""
+def _finish(context: TrainContext, state: TrainState, folder: Path) -> tuple[list[Output], dict[str, Any]]:
+    """Outputs and statistics of a finished run."""
     from pretrain.checkpoint.format import require_step
     from pretrain.data.sampler import weights_in_use
     from pretrain.model.flops import parameter_count
 
-    told = {name: getattr(state, name) for name in ("validations", "tasks", "skipped")}
-    write_json(folder / "losses.json", {"losses": list(state.losses), **told})
-    losses = describe(folder / "losses.json", job.store.root)
-    last = require_step(job.store, state.step)
+    others = {name: getattr(state, name) for name in ("validations", "tasks", "skipped")}
+    write_json(folder / "losses.json", {"losses": list(state.losses), **others})
+    losses = describe(folder / "losses.json", context.checkpoints.root)
+    last = require_step(context.checkpoints, state.step)
     best = state.validations[-1] if state.validations else {}
     stats = {
         "steps": state.step,
         "tokens": state.tokens,
-        "parameters": parameter_count(job.recipe.model, job.train_rows.vocabulary_size),
-        "vocabulary_size": job.train_rows.vocabulary_size,
+        "parameters": parameter_count(context.recipe.model, context.train_rows.vocabulary_size),
+        "vocabulary_size": context.train_rows.vocabulary_size,
         "final_loss": next((loss for loss in reversed(state.losses) if loss is not None), None),
         "skipped_steps": len(state.skipped),
         "validation_loss": best.get("loss"),
@@ -255,8 +249,8 @@ def _finish(job: Job, state: TrainState, folder: Path) -> tuple[list[Output], di
         "tasks": {row["task"]: row for row in state.tasks if row["step"] == state.step},
         "losses_sha256": losses.sha256,
         "stream_sha256": state.stream,
-        "mixture": weights_in_use(job.train_rows, job.recipe.train),
+        "mixture": weights_in_use(context.train_rows, context.recipe.train),
         "checkpoint": {"path": last.path, "digest": last.digest},
-        **job.store.continued,
+        **context.checkpoints.continued,
     }
     return [losses, *last.outputs], stats

@@ -96,7 +96,7 @@ def train(arguments: Arguments) -> None:
     """Training on a corpus that is there and let through."""
     from dataclasses import replace
 
-    from assay.pipeline import corpus, training_in
+    from assay.pipeline import corpus, training
 
     loaded, runtime = load(arguments, "data prepare")
     if arguments.dry_run:
@@ -112,7 +112,7 @@ def train(arguments: Arguments) -> None:
     if arguments.device or arguments.gpu_memory:
         raise ConfigError("--device and --gpu-memory go with --dry-run; a start computes on what engine.device says")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    manifest = training_in(arguments.processes, loaded, artifacts, runtime, words_of(arguments, runtime))
+    manifest = training(loaded, artifacts, runtime, arguments.processes, words_of(arguments, runtime))
     say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}")
 
 

@@ -204,8 +204,9 @@ def preflight(arguments: Arguments) -> None:
     """The checks of this node, before training."""
     from assay.pipeline import corpus
     from governance.manifest import FILE_NAME
-    from pretrain.distributed.process_group import meeting_name, read_ranks
-    from pretrain.preflight.node_checks import Asked, check_node, say_at_once
+    from pretrain.distributed.process_group import Ranks, meeting_name, read_ranks
+    from pretrain.preflight.hardware import Hardware
+    from pretrain.preflight.node_checks import check_node, checkpoint_bytes, say_at_once
 
     loaded, runtime = load(arguments, "data prepare")
     folder = _training_folder(loaded, runtime)
@@ -214,11 +215,12 @@ def preflight(arguments: Arguments) -> None:
         return
     tokens = corpus(loaded, replace(runtime, make=False))["encode"]
     config, section = loaded.config, _section(loaded)
-    asked = Asked(
-        section.gpus_per_node, config.recipe, config.engine, config.checkpoint.native,
-        int(tokens.stats["vocabulary_size"]), section.tasks_per_node,
-    )  # fmt: skip
-    check_node(asked, runtime.root, read_ranks(), meeting_name(), say_at_once)
+    nodes = read_ranks()  # one process a node
+    ranks = Ranks(0, nodes.world_size * section.tasks_per_node, 0, section.tasks_per_node)
+    vocabulary = int(tokens.stats["vocabulary_size"])
+    needed = checkpoint_bytes(config.recipe, config.checkpoint, vocabulary, ranks.world_size)
+    hardware = Hardware(ranks, gpus=section.gpus_per_node)
+    check_node(config.engine, hardware, needed, runtime.root, nodes, meeting_name(), say_at_once)
 
 
 def _section(loaded: Run) -> SlurmConfig:
@@ -259,7 +261,7 @@ def _refuse_start(loaded: Run, runtime: Runtime, config: SlurmConfig) -> None:
     ranks = Ranks(0, config.nodes * a_node, 0, a_node)
     memory, of_gpu = megabytes(config.memory) << 20, megabytes(config.gpu_memory) << 20
     try:
-        refuse_start(loaded, runtime, ranks, lambda: on_nodes(engine, ranks, config.gpus_per_node, memory, of_gpu))
+        refuse_start(loaded, runtime, lambda: on_nodes(engine, ranks, config.gpus_per_node, memory, of_gpu))
     except PipelineError as error:
         asked = f"{config.nodes} node(s) of {a_node} process(es)"
         asked += f" and slurm.memory = {config.memory!r}" * bool(memory)

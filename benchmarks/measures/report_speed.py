@@ -221,11 +221,11 @@ def _training(root: Path, draw: random.Random) -> list[Path]:
     """The record of two attempts through the trainer's own writer; the first fell 40 steps behind its checkpoint."""
     from pretrain.config.training import TrackingConfig
     from pretrain.metrics.metrics_log import open_record
-    from pretrain.metrics.run_identity import About
+    from pretrain.metrics.run_identity import RunIdentity
 
     folder = _folder(root, "train")
     for first, last in ((1, STEPS // 2 + 40), (STEPS // 2 + 1, STEPS)):
-        about: Any = About(None, "f" * 64)  # type: ignore[arg-type]  # mirrors read the recipe, and none is asked for
+        about: Any = RunIdentity(None, "f" * 64)  # type: ignore[arg-type]  # mirrors read the recipe, and none is asked for
         with open_record(folder, TrackingConfig(mode="disabled"), about, writes=True) as (record, _):
             record("start", first - 1, device="synthetic", flops_per_token=8e9, peak_source="synthetic")
             for step in range(first, last + 1):

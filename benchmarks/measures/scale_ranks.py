@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -84,7 +85,7 @@ def _own(rank: int, ranks: int) -> list[Any]:
 
 def _store(root: Path) -> Any:
     from governance.manifest import Input
-    from pretrain.checkpoint.format import Store
+    from pretrain.checkpoint.format import CheckpointStore
     from pretrain.config.model import ModelConfig
     from pretrain.config.optim import OptimConfig
     from pretrain.config.training import TrainConfig, TrainRecipe
@@ -95,7 +96,9 @@ def _store(root: Path) -> Any:
     )  # fmt: skip
     train = TrainConfig(sequence_length=32, global_batch_size=8, steps=9)
     recipe = TrainRecipe(model=model, optim=OptimConfig(learning_rate=0.1), train=train)
-    return Store(root, "a" * 64, 200, recipe, Input(stage="encode", digest="d" * 64, path="encode/x/manifest.json"))
+    return CheckpointStore(
+        root, "a" * 64, 200, recipe, Input(stage="encode", digest="d" * 64, path="encode/x/manifest.json")
+    )
 
 
 def _save(root: Path, ranks: int) -> Figures:
@@ -104,7 +107,7 @@ def _save(root: Path, ranks: int) -> Figures:
 
     from pretrain.checkpoint import canonical
     from pretrain.checkpoint.format import TrainState
-    from pretrain.checkpoint.save import Saver, Source
+    from pretrain.checkpoint.save import CheckpointSource, Saver
     from pretrain.config.training import CheckpointConfig
 
     asked = Counter[str]()
@@ -120,8 +123,9 @@ def _save(root: Path, ranks: int) -> Figures:
             return found
 
     def act(peers: Any) -> None:
-        source = Source(lambda: _own(peers.rank, ranks), _SHAPES, 3)
-        with Saver(_store(root), source, peers, CheckpointConfig(), {}) as saver:
+        store = replace(_store(root), **peers)
+        source = CheckpointSource(lambda: _own(store.ranks.rank, ranks), _SHAPES, 3)
+        with Saver(store, source, CheckpointConfig(), {}) as saver:
             saver.save(TrainState(1, 10, [1.5]))
 
     patches = (mock.patch.object(canonical, "FILE_BYTES", _FILE_BYTES), mock.patch.object(numpy, "memmap", Counted))
@@ -165,7 +169,7 @@ def _looks(root: Path, ranks: int) -> Figures:
     from pretrain.distributed import lease as fence
     from pretrain.distributed import lease_sighting as sighting
 
-    holder = fence.Holder("node-0", 1, "2030-01-01T00:00:00Z", number=1)
+    holder = fence.LeaseHolder("node-0", 1, "2030-01-01T00:00:00Z", number=1)
     path = root / "run" / fence.HOLDERS / "000001.json"
     path.parent.mkdir(parents=True)
     path.write_text(fence.json_text(fence.asdict(holder)), encoding="utf-8")
@@ -174,7 +178,7 @@ def _looks(root: Path, ranks: int) -> Figures:
         memory = root / f"node-{rank // A_NODE}"
         memory.mkdir(exist_ok=True)
         with mock.patch.object(sighting, "SHARED_MEMORY", memory):
-            fences.append(fence.Fence(root / "run", holder, leads=rank % A_NODE == 0))
+            fences.append(fence.RunLease(root / "run", holder, leads=rank % A_NODE == 0))
     with _events(root / "run") as counts:
         for _ in range(_BEATS):
             for one in fences:
@@ -187,7 +191,7 @@ def _together(ranks: int, act: Callable[[Any], None]) -> None:
     """`act(peers)` of each rank in a thread of its own."""
     from torch.distributed import HashStore
 
-    from pretrain.checkpoint.format import Peers
+    from pretrain.distributed.process_group import Ranks
 
     barrier, room, store = threading.Barrier(ranks, timeout=300), [None] * ranks, HashStore()
 
@@ -202,7 +206,10 @@ def _together(ranks: int, act: Callable[[Any], None]) -> None:
         return gather
 
     with ThreadPoolExecutor(ranks) as threads:
-        for done in [threads.submit(act, Peers(rank, ranks, gather_as(rank), store)) for rank in range(ranks)]:
+        fields = [
+            {"ranks": Ranks(rank, ranks), "gather": gather_as(rank), "key_value_store": store} for rank in range(ranks)
+        ]
+        for done in [threads.submit(act, own) for own in fields]:
             done.result()
 
 

@@ -32,8 +32,8 @@ from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import CheckpointConfig, EngineConfig, Settings, TrackingConfig, TrainConfig, TrainRecipe
 from pretrain.distributed.process_group import Ranks
-from pretrain.preflight.memory import estimate
-from pretrain.preflight.memory_room import Available, in_words
+from pretrain.preflight.hardware import Hardware
+from pretrain.preflight.memory_room import fits, in_words, needed_memory
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 WARM_UP = 10  # steps of compiling and of a cold card
@@ -109,10 +109,10 @@ def goals_on(quick: bool) -> list[Goal]:
 
 
 def _on_card(sizes: dict[str, Setting], card: str) -> list[Goal]:
-    there_is = _alone(_free)
+    hardware = _alone(_free)
     for setting in sizes.values():
         for stage in (1, 3):
-            refuse(setting, stage, there_is)
+            refuse(setting, stage, hardware)
     goals = []
     for name, goal in (("124m", 0.48), ("1_3b", 0.50)):
         found = _alone(measured, sizes[name])
@@ -147,25 +147,25 @@ def difference(one: Timed, other: Timed) -> float:
     return max(abs(a - b) for a, b in zip(one.losses, other.losses, strict=True))
 
 
-def refuse(setting: Setting, zero_stage: int, there_is: Available) -> None:
+def refuse(setting: Setting, zero_stage: int, hardware: Hardware) -> None:
     """Raise unless the estimate is within what there is, without the trainer's tolerance.
 
     Raises:
         PipelineError: what is needed, and what there is.
     """
     engine = setting.engine(zero_stage, "cuda")
-    needed = estimate(setting.recipe, engine, setting.vocabulary, 1, "cuda")
-    if needed.device_bytes > there_is.device or needed.host_bytes > there_is.host:
-        raise PipelineError(f"the benchmark does not fit: {in_words(needed, there_is, Ranks())}")
+    needed = needed_memory(setting.recipe, engine, setting.vocabulary, hardware)
+    if not fits(needed, hardware):
+        raise PipelineError(f"the benchmark does not fit: {in_words(needed, hardware)}")
 
 
-def _free() -> Available:
-    """Of the first card, and of the host."""
+def _free() -> Hardware:
+    """The first card with its free memory, and the host's."""
     import torch
 
-    from pretrain.preflight.memory_room import available
+    from pretrain.preflight.hardware import hardware_of
 
-    return available(torch.device("cuda", 0), Ranks())
+    return hardware_of(Ranks(), torch.device("cuda", 0))
 
 
 def _alone(work: Callable[..., Any], *given: Any) -> Any:

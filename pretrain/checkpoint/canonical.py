@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.manifest import Output, describe
-from pretrain.checkpoint.safetensors_files import Entry, write_tensors
+from pretrain.checkpoint.safetensors_files import TensorEntry, write_tensors
 
 if TYPE_CHECKING:
     from pretrain.engine.fragments import Owned
@@ -68,9 +68,9 @@ def write_canonical(
             found[fragment.name].append(fragment)
         entries = {name: _entries(name, full[name], found[name]) for name in names}
         parts = {
-            "weights": [Entry(name, full[name], kinds[_MASTER]) for name, kinds in entries.items()],
+            "weights": [TensorEntry(name, full[name], kinds[_MASTER]) for name, kinds in entries.items()],
             "moments": [
-                Entry(f"{name}.{kind}", full[name], pieces)
+                TensorEntry(f"{name}.{kind}", full[name], pieces)
                 for name, kinds in entries.items()
                 for kind, pieces in kinds.items()
                 if kind != _MASTER

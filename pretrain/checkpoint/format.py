@@ -34,9 +34,10 @@ from governance.hooks import Attest, no_attest
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, verify
 from governance.stage import Recipe, artifact_folder
-from pretrain.checkpoint.loss_history import Series
+from pretrain.checkpoint.loss_history import LossHistory
 from pretrain.checkpoint.safetensors_files import TensorFiles
 from pretrain.config.training import TrainRecipe
+from pretrain.distributed.process_group import Ranks
 
 VERSION = 2
 STAGE = "checkpoint"
@@ -66,10 +67,10 @@ class TrainState:
     step: int = 0
     tokens: int = 0
     """Tokens predicted so far."""
-    losses: Series[float | None] = field(default_factory=Series)
+    losses: LossHistory[float | None] = field(default_factory=LossHistory)
     """Nats per token of every step so far, in order; none where it was not finite."""
     validations: list[dict[str, Any]] = field(default_factory=list)
-    """Measurements on the validation shards: step, and the fields of `Measurement`, through `told_finite`."""
+    """Measurements on the validation shards: step, and the fields of `Measurement`, through `finite_row`."""
     tasks: list[dict[str, Any]] = field(default_factory=list)
     """The figures of each task each time that it was asked: step, and those of `scores.py`; the same."""
     stream: str = ""
@@ -80,7 +81,7 @@ class TrainState:
     """Where the search for fp16's loss scale stands after `step`, see `engine_loss_scale.py`; none with others."""
 
 
-def told_finite(row: dict[str, Any], what: str) -> dict[str, Any]:
+def finite_row(row: dict[str, Any], what: str) -> dict[str, Any]:
     """Finite figures for JSON; others become null with a warning."""
     lost: list[str] = []
 
@@ -100,7 +101,7 @@ def told_finite(row: dict[str, Any], what: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Parent:
-    """Parent checkpoint of another training; see `continuing.py`."""
+    """Parent checkpoint of another training; see `load.py`."""
 
     manifest: Manifest
     root: Path
@@ -113,8 +114,8 @@ class Parent:
 
 
 @dataclass(frozen=True)
-class Store:
-    """Location and identity of a run's checkpoints."""
+class CheckpointStore:
+    """A run's checkpoints: their location and identity, and the ranks that write and read them."""
 
     root: Path
     train_key: str
@@ -124,10 +125,16 @@ class Store:
     """The token shards' manifest."""
     attest: Attest = no_attest
     """As `Runtime.attest`."""
-    allowed: Callable[[], None] = lambda: None
-    """Called before each part of a checkpoint is written; refuses by raising where a newer attempt has begun."""
+    check_lease: Callable[[], None] = lambda: None
+    """Called before each part of a checkpoint is written; raises where a newer attempt holds the run."""
     parent: Parent | None = None
-    """What the run goes on from while it has no checkpoint of its own; none: it began with initial weights."""
+    """The checkpoint that a run without one of its own starts from; None: initial weights."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """This rank among those that save and load."""
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
+    """The value of every rank, on every rank; collective, so for the main thread only."""
+    key_value_store: Any = None
+    """The ranks' key-value store, by a connection for the thread that saves; None: there is one rank."""
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -231,7 +238,7 @@ def state_text(state: TrainState) -> str:
 def read_state(manifest: Manifest, root: Path) -> TrainState:
     """The state beside the weights."""
     values = json.loads((root / manifest.folder / "state.json").read_bytes())
-    return TrainState(**values | {"losses": Series(values["losses"])})
+    return TrainState(**values | {"losses": LossHistory(values["losses"])})
 
 
 def weights(manifest: Manifest, root: Path) -> TensorFiles:
@@ -244,19 +251,7 @@ def moments(manifest: Manifest, root: Path) -> TensorFiles:
     return TensorFiles(manifest.files("moments", root))
 
 
-@dataclass(frozen=True)
-class Peers:
-    """Communication that saving and resuming need."""
-
-    rank: int
-    world_size: int
-    gather: Callable[[Any], list[Any]]
-    """The value of every rank, on every rank; collective, so for the main thread only."""
-    store: Any = None
-    """The ranks' key-value store, by a connection for the thread that saves; None: there is one rank."""
-
-
-def require_step(store: Store, step: int) -> Manifest:
+def require_step(store: CheckpointStore, step: int) -> Manifest:
     """The manifest of the run's checkpoint at `step`.
 
     Raises:

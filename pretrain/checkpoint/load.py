@@ -1,10 +1,22 @@
-"""Resume from the newest whole checkpoint, or from a parent run.
+"""Load: resume from the newest whole checkpoint, or start from a parent run.
 
-Nothing is loaded before its bytes were verified, each file by one rank. The same ranks and ZeRO stage read the native
-shards, each rank its own file; any other layout, or one whose shards are missing, torn, altered or parted otherwise (by
-another DeepSpeed), reads the canonical form. A damaged checkpoint is named in a warning, and the one before it is
-taken. A run that had a durable checkpoint and has none that is whole is refused: it never starts again by itself
-(`checkpoint.from_scratch` says so on purpose). A disk that cannot be read is an error of its own, not damage.
+Bytes are verified before they are loaded, each file by one rank. The same ranks and ZeRO stage read the native shards,
+each rank its own file. Any other layout reads the canonical form, and so does one whose shards are missing, torn,
+altered or partitioned differently (by another DeepSpeed). A damaged checkpoint is named in a warning, and the one
+before it is used. A run that had a durable checkpoint and has no whole one left is refused: it never silently starts
+over (`checkpoint.from_scratch` allows it). A disk that cannot be read is an error of its own, not damage.
+
+`[train] continue_from` starts from a checkpoint of another run, its parent:
+
+    20,000 steps, decaying over the last 2,000  ->  its checkpoint of step 8,000  ->  9,000 steps, decaying over 1,000
+
+Promise: an uninterrupted run, and one that continues a checkpoint of such a run's first steps, are the same from there
+on: weights, moments, loss scale, spike window and the stream of rows. So the parent's steps must be the first steps of
+the new run: the same model, optimizer, token shards, seed and row length, and up to its step the same batch sizes and
+mixture. Everything else may differ: steps, schedule, rates, precision, and batch sizes and mixture of later steps (the
+branches of a stable phase: arXiv:2404.06395, arXiv:2405.18392). The parent is an input of the new run and of its
+checkpoints: its digest is in their keys, its location is not. Its canonical form is read, and only while the new run
+has no whole checkpoint of its own.
 """
 
 from __future__ import annotations
@@ -14,12 +26,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from governance.errors import CheckpointError, ManifestError, MissingInput, PipelineError, StorageError
+from governance.errors import CheckpointError, ConfigError, ManifestError, MissingInput, PipelineError, StorageError
 from governance.files import read_lines
 from governance.log import get_logger
-from governance.manifest import Manifest, Output, verify
-from governance.stage import artifact_folder
-from pretrain.checkpoint.format import Parent, Peers, Store, TrainState, moments, read_state, require_step, weights
+from governance.manifest import FILE_NAME, Manifest, Output, verify
+from governance.stage import artifact_folder, root_of
+from pretrain.checkpoint.format import (
+    CheckpointStore,
+    Parent,
+    TrainState,
+    identity_of,
+    moments,
+    open_checkpoint,
+    read_state,
+    require_step,
+    weights,
+)
 from pretrain.checkpoint.native import (
     find_native,
     identity,
@@ -29,6 +51,8 @@ from pretrain.checkpoint.native import (
     reads_native,
     shard_path,
 )
+from pretrain.config.training import TrainConfig, TrainRecipe
+from pretrain.data.batch_size import batch_sizes
 from pretrain.metrics.run_identity import METRICS_FILE
 
 if TYPE_CHECKING:
@@ -38,40 +62,41 @@ if TYPE_CHECKING:
     from pretrain.engine.engine import Engine
 
 OpenWith = Callable[["Callable[[str, Any], torch.Tensor] | None"], "Engine"]
-"""Open an engine with what a weight starts from, by name and shape; none: whatever, its state will be placed."""
+"""Open an engine with initial weights by name and shape; None: its state will be loaded."""
+_PARENT_FIELD = "train.continue_from"
 
 
 @dataclass(frozen=True)
-class Found:
+class WholeCheckpoint:
     """A whole checkpoint, of this run or of its parent."""
 
     step: int
     manifest: Manifest
     root: Path
     native: Manifest | None
-    """The shards beside it, where they are of this layout and whole; then the canonical files were not read."""
+    """Its native shards, where they fit this layout and are whole; the canonical files were not read then."""
 
 
-def newest_whole(store: Store, peers: Peers, zero_stage: int | None = None) -> Found | None:
-    """The newest step whose checkpoint is whole, byte for byte.
-
-    None when there is none. Collective.
+def newest_whole(store: CheckpointStore, zero_stage: int | None = None) -> WholeCheckpoint | None:
+    """The newest checkpoint that is whole, byte for byte; None without one. Collective.
 
     `zero_stage`: look for native shards of this stage and these ranks; without it only for the canonical form.
 
     Raises:
-        CheckpointError: what stands in a checkpoint's place is of another run or model.
+        CheckpointError: a checkpoint's folder holds that of another run or model.
         StorageError: a file of a checkpoint cannot be read.
     """
-    return _search(store, peers, zero_stage)[0]
+    return _search(store, zero_stage)[0]
 
 
-def _search(store: Store, peers: Peers, zero_stage: int | None) -> tuple[Found | None, list[str]]:
-    """The newest whole checkpoint, and faults of newer ones."""
+def _search(store: CheckpointStore, zero_stage: int | None) -> tuple[WholeCheckpoint | None, list[str]]:
+    """The newest whole checkpoint, and the faults of newer ones."""
     damaged: list[str] = []
-    steps: list[int] = peers.gather(store.steps() if peers.rank == 0 else [])[0]
+    first = store.ranks.first
+    steps: list[int] = store.gather(store.steps() if first else [])[0]
     for step in reversed(steps):
-        manifest, native, fault = peers.gather(_look(store, step, peers, zero_stage) if peers.rank == 0 else None)[0]
+        # Only the first rank reads manifests: all ranks must take the same branch, whatever each one's disk shows.
+        manifest, native, fault = store.gather(_read_manifests(store, step, zero_stage) if first else None)[0]
         if isinstance(fault, CheckpointError | StorageError):
             raise fault
         if manifest is None and fault is None:
@@ -79,23 +104,23 @@ def _search(store: Store, peers: Peers, zero_stage: int | None) -> tuple[Found |
         problems = [str(fault)] if fault is not None else []
         if native is not None:
             state = [output for output in manifest.outputs if output.path.endswith("/state.json")]
-            problems = _verify(native, [*native.outputs, *state], store.root, peers)
+            problems = _verify(store, native, [*native.outputs, *state], store.root)
             if not problems:
-                return Found(step, manifest, store.root, native), damaged
+                return WholeCheckpoint(step, manifest, store.root, native), damaged
             _warn(
-                peers, f"native shards of step {step} are damaged ({'; '.join(problems)}); reading the canonical form"
+                store, f"native shards of step {step} are damaged ({'; '.join(problems)}); reading the canonical form"
             )
         if fault is None:
-            problems = _verify(manifest, list(manifest.outputs), store.root, peers)
+            problems = _verify(store, manifest, list(manifest.outputs), store.root)
             if not problems:
-                return Found(step, manifest, store.root, None), damaged
+                return WholeCheckpoint(step, manifest, store.root, None), damaged
         damaged.append(f"step {step}: {'; '.join(problems)}")
-        _warn(peers, f"checkpoint of step {step} is damaged ({'; '.join(problems)}); going back to the one before it")
+        _warn(store, f"checkpoint of step {step} is damaged ({'; '.join(problems)}); going back to the one before it")
     return None, damaged
 
 
-def _look(
-    store: Store, step: int, peers: Peers, zero_stage: int | None
+def _read_manifests(
+    store: CheckpointStore, step: int, zero_stage: int | None
 ) -> tuple[Manifest | None, Manifest | None, Exception | None]:
     try:
         manifest = require_step(store, step)
@@ -105,120 +130,114 @@ def _look(
         return None, None, error
     if zero_stage is None:
         return manifest, None, None
-    return manifest, find_native(store, identity(store, step, peers.world_size, zero_stage), manifest), None
+    return manifest, find_native(store, identity(store, step, store.ranks.world_size, zero_stage), manifest), None
 
 
-def _whole_parent(parent: Parent, peers: Peers) -> Found:
+def _whole_parent(store: CheckpointStore, parent: Parent) -> WholeCheckpoint:
     """The parent checkpoint, verified. Collective."""
-    if problems := _verify(parent.manifest, list(parent.manifest.outputs), parent.root, peers):
+    if problems := _verify(store, parent.manifest, list(parent.manifest.outputs), parent.root):
         raise CheckpointError(
-            f"{parent.root / parent.manifest.folder}, which train.continue_from names, is damaged:\n  "
+            f"{parent.root / parent.manifest.folder}, which {_PARENT_FIELD} names, is damaged:\n  "
             + "\n  ".join(problems)
-            + "\n  Bring its files back, or choose another checkpoint."
+            + "\n  Restore its files, or choose another checkpoint."
         )
-    return Found(parent.step, parent.manifest, parent.root, None)
+    return WholeCheckpoint(parent.step, parent.manifest, parent.root, None)
 
 
-def _verify(manifest: Manifest, outputs: list[Output], root: Path, peers: Peers) -> list[str]:
-    """The differences that all ranks found.
-
-    File `i` is read by rank `i` modulo the ranks.
+def _verify(store: CheckpointStore, manifest: Manifest, outputs: list[Output], root: Path) -> list[str]:
+    """Differences between files and manifest; rank `i` reads every file `i` modulo the ranks. Collective.
 
     Raises:
         StorageError: on every rank, where one of them cannot read a file that is there.
     """
-    mine = manifest.model_copy(update={"outputs": tuple(outputs[peers.rank :: peers.world_size])})
+    mine = manifest.model_copy(update={"outputs": tuple(outputs[store.ranks.rank :: store.ranks.world_size])})
     unreadable, problems = "", []
     try:
         problems = verify(mine, root)
     except (MissingInput, OSError) as error:
         unreadable = str(error)
-    found = peers.gather((problems, unreadable))
-    if told := next((fault for _, fault in found if fault), ""):
+    found = store.gather((problems, unreadable))
+    if reason := next((fault for _, fault in found if fault), ""):
         raise StorageError(
-            f"{root / manifest.folder}: {told}. The checkpoint may well be whole: make its disk readable, then run the "
-            f"same command again."
+            f"{root / manifest.folder}: {reason}. The checkpoint may well be whole: make its disk readable, then run "
+            f"the same command again."
         )
     return [problem for part, _ in found for problem in part]
 
 
-def _warn(peers: Peers, told: str) -> None:
-    if peers.rank == 0:
-        get_logger(__name__).warning("%s", told)
+def _warn(store: CheckpointStore, message: str) -> None:
+    if store.ranks.first:
+        get_logger(__name__).warning("%s", message)
 
 
-def resume(store: Store, peers: Peers, settings: Settings, open_with: OpenWith) -> tuple[Engine, TrainState] | None:
-    """An engine that `open_with` made, at the newest whole checkpoint.
-
-    None when none was ever. Collective.
+def resume(store: CheckpointStore, settings: Settings, open_with: OpenWith) -> tuple[Engine, TrainState] | None:
+    """Open an engine at the newest whole checkpoint; None if the run never saved one. Collective.
 
     Raises:
-        CheckpointError: a checkpoint is of another model; that of the run's parent is damaged; every one of the run is.
+        CheckpointError: a checkpoint is of another model, or the parent's or every one of the run's is damaged.
         MissingInput: the run had durable checkpoints, and all of them are gone.
-        StorageError: a checkpoint is there and cannot be read.
+        StorageError: a checkpoint exists and cannot be read.
     """
     from pretrain.engine.engine_loss_scale import restore_loss_scale
 
     stage = settings.engine.zero_stage if reads_native(settings.engine) else None
-    found, damaged = _search(store, peers, stage)
+    found, damaged = _search(store, stage)
     if found is not None and found.native is not None and found.step == store.recipe.train.steps:
-        found = newest_whole(store, peers)  # the run's manifest will list the canonical files: read them
+        found = newest_whole(store)  # the run's manifest will list the canonical files, so they are verified
     if found is not None and found.native is not None:
         engine = open_with(None)
-        state = _told_state(found, "native")
-        fault = _load_native(store, peers, engine, found.step, _updates(state))
+        state = _read_state(found, "native")
+        fault = _load_native(store, engine, found.step, _updates(state))
         if fault is None:
             restore_loss_scale(engine, state.loss_scale)
             return engine, state
-        _warn(peers, f"{fault}: other software parted them otherwise; reading the canonical form")
-        del engine
-        found = newest_whole(store, peers)
+        _warn(store, f"{fault}: another DeepSpeed partitioned them differently; reading the canonical form")
+        del engine  # before the next one is built: two would not fit
+        found = newest_whole(store)
     if found is None:
-        _refuse_restart(store, peers, settings, damaged)
+        _refuse_restart(store, settings, damaged)
         if store.parent is None:
             return None
-        found = _whole_parent(store.parent, peers)
-    state = _told_state(found, "canonical")
+        found = _whole_parent(store, store.parent)
+    state = _read_state(found, "canonical")
     engine = _from_canonical(settings, open_with, found, _updates(state))
     restore_loss_scale(engine, state.loss_scale)
     return engine, state
 
 
-def _refuse_restart(store: Store, peers: Peers, settings: Settings, damaged: list[str]) -> None:
-    """Raise where the run's durable checkpoints are gone or damaged.
+def _refuse_restart(store: CheckpointStore, settings: Settings, damaged: list[str]) -> None:
+    """Raise where the run's durable checkpoints are gone or damaged: their steps would be paid for twice.
 
-    What they held cannot be computed for free.
-
-    The event "checkpoint" of `metrics.jsonl` says which were durable; a damaged one says so by its manifest.
+    The event "checkpoint" of `metrics.jsonl` lists the durable ones; a damaged one is known by its manifest.
     """
     error: PipelineError | None = None
-    if peers.rank == 0:
+    if store.ranks.first:
         folder = artifact_folder("train", store.train_key, store.root)
         durable = {line["step"] for line in read_lines(folder / METRICS_FILE) if line.get("event") == "checkpoint"}
         if durable or damaged:
             error = _lost(folder, sorted(durable), damaged)
-    if (error := peers.gather(error)[0]) is None:
+    if (error := store.gather(error)[0]) is None:
         return
     if not settings.checkpoint.from_scratch:
         raise error
-    _warn(peers, f"{error}\n  Training starts at step 1 all the same: checkpoint.from_scratch is set.")
+    _warn(store, f"{error}\n  Training starts at step 1 all the same: checkpoint.from_scratch is set.")
 
 
 def _lost(folder: Path, durable: list[int], damaged: list[str]) -> PipelineError:
-    """Refusal that names durable steps and what is left."""
+    """Error that names the durable steps and what is left of them."""
     steps = f"step {durable[-1]}" if durable else "a step"
     lines = [f"{folder}: the checkpoint of {steps} was durable, and none of this run is whole now."]
     lines += [f"  {line}" for line in damaged] or ["  Their folders below checkpoint/ are gone."]
     lines.append(
-        "  Bring them back (a backup, a snapshot of the disk), then run the same command again. To train from step 1 "
+        "  Restore them (a backup, a snapshot of the disk), then run the same command again. To train from step 1 "
         "on purpose, add --from-scratch."
     )
     return (CheckpointError if damaged else MissingInput)("\n".join(lines))
 
 
-def _told_state(found: Found, form: str) -> TrainState:
-    told = "train: going on from the checkpoint of step %d (%s form) in %s"
-    get_logger(__name__).info(told, found.step, form, found.root / found.manifest.folder)
+def _read_state(found: WholeCheckpoint, form: str) -> TrainState:
+    message = "train: resuming from the checkpoint of step %d (%s form) in %s"
+    get_logger(__name__).info(message, found.step, form, found.root / found.manifest.folder)
     return read_state(found.manifest, found.root)
 
 
@@ -227,10 +246,10 @@ def _updates(state: TrainState) -> int:
     return state.step - len(state.skipped)
 
 
-def _from_canonical(settings: Settings, open_with: OpenWith, found: Found, updates: int) -> Engine:
+def _from_canonical(settings: Settings, open_with: OpenWith, found: WholeCheckpoint, updates: int) -> Engine:
     """Load what this rank owns, and no other byte.
 
-    Weights in files DeepSpeed writes itself, from whole ones.
+    DeepSpeed itself writes offloaded weights (nvme), from whole ones.
     """
     from pretrain.engine.fragments import MASTER, bring_up, place_fragments
 
@@ -249,19 +268,88 @@ def _from_canonical(settings: Settings, open_with: OpenWith, found: Found, updat
     return engine
 
 
-def _load_native(store: Store, peers: Peers, engine: Engine, step: int, updates: int) -> CheckpointError | None:
+def _load_native(store: CheckpointStore, engine: Engine, step: int, updates: int) -> CheckpointError | None:
     """Load this rank's shard; what kept any rank from it. Collective."""
     from pretrain.engine.fragments import bring_up, place_fragments
 
-    folder = native_folder(store, identity(store, step, peers.world_size, engine.zero_stage))
-    ranks = range(peers.world_size) if engine.zero_stage == 0 else [peers.rank]  # at stage 0 each rank holds all
+    folder = native_folder(store, identity(store, step, store.ranks.world_size, engine.zero_stage))
+    # At stage 0 every rank holds the whole state, but each saved a share of it.
+    ranks = range(store.ranks.world_size) if engine.zero_stage == 0 else [store.ranks.rank]
     fault = None
     try:
         fragments = [fragment for rank in ranks for fragment in read_shard(shard_path(folder, rank))]
         place_fragments(engine, reader(fragments), updates)
     except CheckpointError as error:
         fault = error
-    fault = next((told for told in peers.gather(fault) if told is not None), None)
+    fault = next((error for error in store.gather(fault) if error is not None), None)
     if fault is None:
         bring_up(engine)
     return fault
+
+
+def parent_of(train: TrainConfig, root: Path) -> Parent | None:
+    """The parent checkpoint that `continue_from` names, or None; only its manifest is read.
+
+    Raises:
+        MissingInput: it does not exist.
+        CheckpointError: its manifest is torn, it is not a checkpoint, or its folder was renamed.
+    """
+    if not train.continue_from:
+        return None
+    folder = root / train.continue_from
+    try:
+        manifest = open_checkpoint(folder)
+    except MissingInput as error:
+        raise MissingInput(
+            f"{_PARENT_FIELD} = {train.continue_from!r}: {error}. Give the folder of a checkpoint: a path, or "
+            f"checkpoint/<key> of this root. Restore one that was removed; a finished run needs only its {FILE_NAME}"
+        ) from error
+    home = root_of(folder)
+    if (home / manifest.folder).resolve() != (folder.parent if folder.name == FILE_NAME else folder).resolve():
+        raise CheckpointError(
+            f"{_PARENT_FIELD} = {train.continue_from!r}: a checkpoint's files are named relative to its root: rename "
+            f"its folder, or the copy, to <some folder>/{manifest.folder}"
+        )
+    return Parent(manifest, home)
+
+
+def refuse_unlike(parent: Parent, tokens: Manifest, recipe: TrainRecipe) -> None:
+    """Raise unless the parent's steps are the first steps of this recipe.
+
+    Raises:
+        ConfigError: names every difference, with both values.
+        CheckpointError: another version wrote the checkpoint.
+    """
+    identity = identity_of(parent.manifest)
+    step = identity.step
+    there = _beginning(identity.recipe, parent.manifest.inputs[0].digest, step)
+    here = _beginning(recipe, tokens.digest, step)
+    unlike = [
+        f"{name} is {there.get(name)!r} there, {here.get(name)!r} here"
+        for name in (there | here)
+        if there.get(name) != here.get(name)
+    ]
+    if recipe.train.steps <= step:
+        unlike.append(f"train.steps is {recipe.train.steps} here: it must be more than the {step} steps already done")
+    if unlike:
+        raise ConfigError(
+            f"{_PARENT_FIELD} = {recipe.train.continue_from!r}: the {step} steps of this checkpoint are not the first "
+            f"ones of this run:\n  " + "\n  ".join(unlike) + "\n  Set these to the parent's values, or remove "
+            "continue_from to train from the beginning."
+        )
+
+
+def _beginning(recipe: TrainRecipe, tokens: str, step: int) -> dict[str, Any]:
+    """Settings that decide the first `step` steps, by name."""
+    train, sizes = recipe.train, batch_sizes(recipe.train)
+    stages = zip(sizes.steps, sizes.sizes, strict=True)
+    mixture = [(phase.from_step, phase.weights) for phase in train.mixture if phase.from_step <= step]
+    return {
+        **{f"model.{name}": value for name, value in recipe.model.model_dump(mode="json").items()},
+        "optim.optimizer": recipe.optim.optimizer,
+        "train.seed": train.seed,
+        "train.sequence_length": train.sequence_length,
+        "the digest of the token shards": tokens,
+        f"the batch size up to step {step} (after step, rows)": [stage for stage in stages if stage[0] < step],
+        f"train.mixture up to step {step}": mixture if train.mixture else "none",
+    }

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 T = TypeVar("T")
 
 
-class Series(Sequence[T]):
+class LossHistory(Sequence[T]):
     """A value; equal to any sequence of equal items."""
 
     __slots__ = ("_items", "_length")
@@ -23,9 +23,9 @@ class Series(Sequence[T]):
         self._items = list(items)
         self._length = len(self._items)
 
-    def plus(self, value: T) -> Series[T]:
+    def plus(self, value: T) -> LossHistory[T]:
         """These items and `value`."""
-        grown: Series[T] = Series()
+        grown: LossHistory[T] = LossHistory()
         # Another series may have grown from this one already; the second branch is a list of its own.
         grown._items = self._items if len(self._items) == self._length else self._items[: self._length]
         grown._items.append(value)
@@ -50,7 +50,7 @@ class Series(Sequence[T]):
         return isinstance(other, Sequence) and list(self) == list(other)
 
     def __repr__(self) -> str:
-        return f"Series({list(self)})"
+        return f"LossHistory({list(self)})"
 
     def __deepcopy__(self, memo: Any) -> list[T]:
         """A plain list: what `dataclasses.asdict` puts into JSON."""

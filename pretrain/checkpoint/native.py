@@ -23,8 +23,8 @@ from governance.errors import CheckpointError, ManifestError
 from governance.files import remove_tree
 from governance.manifest import FILE_NAME, Manifest, Output, describe, read_manifest
 from governance.stage import Recipe, artifact_folder
-from pretrain.checkpoint.format import Store
-from pretrain.checkpoint.safetensors_files import Entry, map_tensors, write_tensors
+from pretrain.checkpoint.format import CheckpointStore
+from pretrain.checkpoint.safetensors_files import TensorEntry, map_tensors, write_tensors
 from pretrain.config.training import EngineConfig
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class NativeIdentity(Section):
     zero_stage: int
 
 
-def identity(store: Store, step: int, world_size: int, zero_stage: int) -> NativeIdentity:
+def identity(store: CheckpointStore, step: int, world_size: int, zero_stage: int) -> NativeIdentity:
     """Recipe of this layout's shards at `step`."""
     return NativeIdentity(train_key=store.train_key, step=step, world_size=world_size, zero_stage=zero_stage)
 
@@ -58,12 +58,12 @@ def reads_native(engine: EngineConfig) -> bool:
     return engine.tensor_parallel_size == 1 and engine.offload_parameters != "nvme"
 
 
-def native_key(store: Store, of: NativeIdentity) -> str:
+def native_key(store: CheckpointStore, of: NativeIdentity) -> str:
     """The key of these shards."""
     return Recipe(STAGE, VERSION, of).key([store.tokens.digest])
 
 
-def native_folder(store: Store, of: NativeIdentity) -> Path:
+def native_folder(store: CheckpointStore, of: NativeIdentity) -> Path:
     """The directory of these shards."""
     return artifact_folder(STAGE, native_key(store, of), store.root)
 
@@ -80,7 +80,7 @@ def write_shard(folder: Path, root: Path, rank: int, fragments: Sequence[Owned])
         StorageError: the disk is full or refuses.
     """
     entries = [
-        Entry(f"{fragment.name}.{kind}", (fragment.length,), [tensor])
+        TensorEntry(f"{fragment.name}.{kind}", (fragment.length,), [tensor])
         for fragment in fragments
         for kind, tensor in fragment.tensors.items()
     ]
@@ -112,7 +112,7 @@ def read_shard(path: Path) -> list[Owned]:
 
 
 def native_manifest(
-    store: Store, of: NativeIdentity, outputs: Sequence[Output], checkpoint: Manifest, run: dict[str, Any]
+    store: CheckpointStore, of: NativeIdentity, outputs: Sequence[Output], checkpoint: Manifest, run: dict[str, Any]
 ) -> Manifest:
     """The manifest that makes these shards count, beside `checkpoint`."""
     return Manifest(
@@ -127,7 +127,7 @@ def native_manifest(
     )
 
 
-def find_native(store: Store, of: NativeIdentity, checkpoint: Manifest) -> Manifest | None:
+def find_native(store: CheckpointStore, of: NativeIdentity, checkpoint: Manifest) -> Manifest | None:
     """The manifest of this layout's shards beside `checkpoint`.
 
     None where they are missing, torn or of another.
@@ -143,7 +143,7 @@ def find_native(store: Store, of: NativeIdentity, checkpoint: Manifest) -> Manif
     return manifest if fits else None
 
 
-def remove_native(store: Store, kept: Path | None) -> None:
+def remove_native(store: CheckpointStore, kept: Path | None) -> None:
     """Remove this run's native shards, except folder `kept`."""
     for name in store.natives():
         folder = store.root / STAGE / name

@@ -9,7 +9,7 @@ from typing import Any
 from governance.files import remove_tree
 from governance.log import get_logger
 from governance.manifest import FILE_NAME
-from pretrain.checkpoint.format import Store
+from pretrain.checkpoint.format import CheckpointStore
 from pretrain.checkpoint.native import STAGE as NATIVE
 from pretrain.config.training import CheckpointConfig
 
@@ -30,7 +30,9 @@ def kept_steps(steps: Sequence[int], config: CheckpointConfig, validations: Sequ
     return kept
 
 
-def remove_old(store: Store, config: CheckpointConfig, newest: int, validations: Sequence[dict[str, Any]]) -> None:
+def remove_old(
+    store: CheckpointStore, config: CheckpointConfig, newest: int, validations: Sequence[dict[str, Any]]
+) -> None:
     """Remove checkpoints up to `newest` that `config` does not keep.
 
     Also what unfinished ones left behind. One that an artifact's manifest names (a finished run, an audit, a checkpoint

@@ -1,8 +1,8 @@
 """Safetensors files: streaming writer and lazy reader.
 
-Promise: `write_tensors` gives byte for byte what the safetensors library writes of the same tensors, and holds none of
-them: each piece goes from where it lies to the file. Price: one pass over the bytes, no copy in memory. `TensorFiles`
-reads no byte of a tensor that nobody asked for.
+Promise: `write_tensors` writes byte for byte what the safetensors library writes of the same tensors, and holds none of
+them: each piece goes straight to the file. Price: one pass over the bytes, no copy in memory. `TensorFiles` reads only
+the bytes of tensors that are requested.
 
     8 bytes        length of the header, little endian
     the header     JSON: name -> dtype, shape, data_offsets; tensors by name; padded with spaces to 8 bytes
@@ -27,19 +27,16 @@ _ITEM = 4  # bytes of a float32
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A tensor to be written.
-
-    Flat fp32 pieces that, one after the other, are its elements in row-major order.
-    """
+class TensorEntry:
+    """A tensor to write, in flat fp32 pieces that make up its elements in row-major order."""
 
     name: str
     shape: tuple[int, ...]
     pieces: Sequence[Any]
-    """Each a contiguous fp32 array, or tensor in host memory."""
+    """Contiguous fp32 arrays, or tensors in host memory."""
 
 
-def write_tensors(path: Path, entries: Iterable[Entry], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(path: Path, entries: Iterable[TensorEntry], metadata: Mapping[str, str] | None = None) -> None:
     """Write a whole file, or nothing.
 
     Raises:
@@ -67,7 +64,7 @@ def write_tensors(path: Path, entries: Iterable[Entry], metadata: Mapping[str, s
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorLocation:
     """Location of a tensor in its file."""
 
     offset: int
@@ -75,11 +72,11 @@ class Place:
     shape: tuple[int, ...]
 
 
-def read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Place], dict[str, str]]:
-    """Location of each fp32 tensor of an open file, and metadata.
+def read_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorLocation], dict[str, str]]:
+    """Location of each fp32 tensor of an open file, and its metadata.
 
     Raises:
-        CheckpointError: it is torn, or holds something else than fp32.
+        CheckpointError: it is torn, or holds a tensor that is not fp32.
     """
     try:
         length = int.from_bytes(file.read(8), "little")
@@ -88,15 +85,15 @@ def read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Place], dict[str,
         metadata = header.pop("__metadata__", {})
         places, end = {}, 0
         for name, value in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            place = Place(8 + length + value["data_offsets"][0], tuple(value["shape"]))
+            place = TensorLocation(8 + length + value["data_offsets"][0], tuple(value["shape"]))
             fits = value["dtype"] == "F32" and place.offset == 8 + length + end
             end += _ITEM * math.prod(place.shape)
             if not fits or value["data_offsets"][1] != end:
-                raise ValueError(f"{name} is not where its shape says")
+                raise ValueError(f"{name} is not fp32 of its shape at its offset")
             places[name] = place
         if end != size:
             raise ValueError("its header does not fit its length")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError, OverflowError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     return places, metadata
 
@@ -105,7 +102,7 @@ def map_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Memory-mapped fp32 tensors of a file, flat, and its metadata.
 
     Raises:
-        CheckpointError: it is not there, torn, or holds something else than fp32.
+        CheckpointError: it is missing or torn, or holds a tensor that is not fp32.
     """
     import numpy
 
@@ -122,17 +119,15 @@ def map_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 class TensorFiles:
-    """The tensors of some safetensors files of fp32 by name.
+    """Tensors of several fp32 safetensors files, by name; a context that keeps the files open.
 
-    A context, as files stay open.
-
-    Price: what is asked for is read, a stretch of a tensor without the rest of it.
+    Price: only the requested elements are read.
     """
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
         self._stack = ExitStack()
-        self._files: dict[str, tuple[BinaryIO, Place]] = {}
+        self._files: dict[str, tuple[BinaryIO, TensorLocation]] = {}
         self._of: dict[str, list[str]] = {}
 
     def __enter__(self) -> TensorFiles:
@@ -142,6 +137,8 @@ class TensorFiles:
                 places, _ = read_header(path, file)
             except (OSError, CheckpointError) as error:
                 self._stack.close()
+                if isinstance(error, CheckpointError):
+                    raise
                 raise CheckpointError(f"{path}: cannot be read: {error}") from error
             self._files |= {name: (file, place) for name, place in places.items()}
         for name in self._files:
@@ -158,17 +155,14 @@ class TensorFiles:
         return sorted(self._files)
 
     def of(self, parameter: str, start: int, count: int) -> dict[str, Any]:
-        """A stretch of the tensors named "<parameter>.<what>", by what.
-
-        Of the moments that the optimizer keeps.
-        """
+        """Elements of the tensors named "<parameter>.<what>", such as an optimizer's moments, by what."""
         return {what: self.stretch(f"{parameter}.{what}", start, count) for what in self._of.get(parameter, ())}
 
     def read(self, name: str, shape: Any = None) -> Any:
         """The whole tensor of this name.
 
         Raises:
-            CheckpointError: there is none, or it has another shape: the checkpoint is of another model.
+            CheckpointError: it is missing or has another shape: the checkpoint is of another model.
         """
         found = self._place(name).shape
         if shape is not None:
@@ -176,21 +170,19 @@ class TensorFiles:
         return self.stretch(name, 0, math.prod(found)).view(found)
 
     def refuse_other(self, name: str, shape: Sequence[int]) -> None:
-        """Raise where the tensor of this name has another shape.
-
-        Nothing is read.
+        """Raise unless the tensor of this name has this shape; no tensor is read.
 
         Raises:
-            CheckpointError: it has, or there is none.
+            CheckpointError: it is missing or has another shape.
         """
         if (found := self._place(name).shape) != tuple(shape):
-            raise CheckpointError(f"{self._paths[0].parent}: {name} has shape {found}, the model wants {tuple(shape)}")
+            raise CheckpointError(f"{self._paths[0].parent}: {name} has shape {found}, the model needs {tuple(shape)}")
 
     def stretch(self, name: str, start: int, count: int) -> Any:
         """Elements `start` to `start + count` of a tensor, flattened row-major.
 
         Raises:
-            CheckpointError: there is no such tensor, or it has not so many: the checkpoint is of another model.
+            CheckpointError: the tensor is missing or smaller: the checkpoint is of another model.
         """
         import torch
 
@@ -209,7 +201,7 @@ class TensorFiles:
             room, offset = room[got:], offset + got
         return read
 
-    def _place(self, name: str) -> Place:
+    def _place(self, name: str) -> TensorLocation:
         if name not in self._files:
             raise CheckpointError(f"{self._paths[0].parent}: has no {name}: it is of another model")
         return self._files[name][1]

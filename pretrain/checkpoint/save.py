@@ -1,18 +1,18 @@
-"""Asynchronous checkpoints: training pauses for a copy only.
+"""Asynchronous checkpoints: training pauses only for a copy.
 
-    with open_saver(store, peers, settings, engine, run, when_durable) as saver:
+    with open_saver(store, settings, engine, run, when_durable) as saver:
         saver.save(state)        copies what this rank owns into host memory (pinned on CUDA), and returns
         saver.wait()             returns once it is durable, on every rank
 
-The thread writes, hashes and syncs, meets the other ranks through their store (`meeting.py`), and rank 0 commits:
-first the canonical checkpoint, then the native shards beside it. It never calls a collective. A kill at any moment
-leaves the checkpoint before it, or this one, whole.
+The thread writes, hashes and syncs, meets the other ranks through their store (`rendezvous.py`), and rank 0 commits:
+first the canonical checkpoint, then the native shards next to it. It never calls a collective. A kill at any moment
+leaves the previous checkpoint, or this one, whole.
 
-Promises: the next `save` waits for the one before. A fault of any rank's thread is raised on every rank at the next
-`save` or `wait`, or when the context ends, and nothing is committed. When training fails the thread is given the time
-to finish, since what it holds is good. Price: host memory for one copy of this rank's part (12 bytes a parameter with
-AdamW, divided by the ranks) while training lasts, and the processor's time for writing and hashing, which the thread
-takes at a lower priority than training.
+Promises: the next `save` waits for the previous one. A fault of any rank's thread is raised on every rank at the next
+`save` or `wait`, or when the context ends, and nothing is committed. When training fails, the thread has time to
+finish, because what it holds is good. Price: host memory for one copy of this rank's part (12 bytes a parameter with
+AdamW, divided by the ranks) while training lasts, and processor time for writing and hashing, which the thread takes
+at a lower priority than training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,7 @@ from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest, Output, describe
 from governance.stage import commit, now
 from pretrain.checkpoint.canonical import Shapes, write_canonical
-from pretrain.checkpoint.format import STAGE, VERSION, Peers, Store, TrainState, state_text
-from pretrain.checkpoint.meeting import Meeting, MeetingOver
+from pretrain.checkpoint.format import STAGE, VERSION, CheckpointStore, TrainState, state_text
 from pretrain.checkpoint.native import (
     identity,
     native_folder,
@@ -48,6 +47,7 @@ from pretrain.checkpoint.native import (
 from pretrain.checkpoint.retention import remove_old
 from pretrain.checkpoint.shard_ranges import Shares, gather_shares
 from pretrain.config.training import CheckpointConfig, Settings
+from pretrain.distributed.rendezvous import Rendezvous, RendezvousOver
 from pretrain.energy_budget import first_save_seconds
 
 if TYPE_CHECKING:
@@ -57,41 +57,41 @@ if TYPE_CHECKING:
 WhenDurable = Callable[[int, "Manifest | None"], None]
 """Called with a durable step and, on the first rank, its manifest."""
 
-_PATIENCE_SECONDS = 0.2  # between two looks, together, at whether every rank's thread is through
+_POLL_SECONDS = 0.2  # between two collective looks at whether every rank's thread has finished
 _NICE = 10  # of the thread: about a tenth of a share where training wants the whole processor
 
 
 @dataclass(frozen=True)
-class Source:
-    """Source of a checkpoint."""
+class CheckpointSource:
+    """The training state of this rank, as a saver reads it."""
 
     fragments: Callable[[], Iterable[Owned]]
-    """What this rank owns, as it stands; each holds until the next is asked for; no collective."""
+    """What this rank owns now; each is valid until the next is taken; no collective."""
     shapes: Shapes
     zero_stage: int
     pinned: bool = False
-    """Whether it lies on a GPU."""
+    """Whether it is on a GPU: the copy is in pinned memory then."""
     room: Path | None = None
-    """Folder whose disk holds the copy instead of host memory; none: host memory does."""
+    """Folder whose disk holds the copy; None: host memory does."""
     native: bool = True
-    """Whether this layout can go on from each rank's own part."""
+    """Whether this layout can resume from each rank's own part."""
     loss_scale: Callable[[], dict[str, float] | None] = lambda: None
-    """Where the search for fp16's loss scale stands, as `TrainState.loss_scale`."""
+    """State of fp16's loss-scale search, as `TrainState.loss_scale`."""
 
 
 @contextlib.contextmanager
 def open_saver(
-    store: Store, peers: Peers, settings: Settings, engine: Engine, run: dict[str, Any], when_durable: WhenDurable
+    store: CheckpointStore, settings: Settings, engine: Engine, run: dict[str, Any], when_durable: WhenDurable
 ) -> Iterator[Saver]:
-    """A saver of this engine.
+    """Open a saver of this engine.
 
-    `run` are the facts of this attempt, for the manifests' `run` block; `when_durable` gets each step that is durable.
+    `run` is what manifests record about this attempt; `when_durable` is called with each durable step.
     """
     from pretrain.engine.engine_loss_scale import loss_scale_of
     from pretrain.engine.fragments import local_state
 
     layout = settings.engine
-    source = Source(
+    source = CheckpointSource(
         lambda: local_state(engine),
         [(name, tuple(shape)) for name, shape in engine.shapes()],
         engine.zero_stage,
@@ -100,37 +100,36 @@ def open_saver(
         native=reads_native(layout),
         loss_scale=lambda: loss_scale_of(engine),
     )
-    saver = Saver(store, source, peers, settings.checkpoint, run)
-    saver.when_durable = when_durable
-    with saver:
+    with Saver(store, source, settings.checkpoint, run, when_durable) as saver:
         yield saver
 
 
 class Saver:
-    """Saves one after the other, in the background; see the module.
-
-    A context.
-    """
+    """Background saver, one checkpoint after the other; a context. See the module."""
 
     def __init__(
-        self, store: Store, source: Source, peers: Peers, config: CheckpointConfig, run: dict[str, Any]
+        self,
+        store: CheckpointStore,
+        source: CheckpointSource,
+        config: CheckpointConfig,
+        run: dict[str, Any],
+        when_durable: WhenDurable = lambda step, manifest: None,
     ) -> None:
         from pretrain.engine.fragments import host_buffers
 
-        self._store, self._source, self._peers, self._config, self._run = store, source, peers, config, run
-        # Their places alone: a list of the tensors would hold whole matrices where ranks hold parts of them.
+        self._store, self._source, self._config, self._run = store, source, config, run
+        self._when_durable = when_durable
+        # Positions only: a list of the tensors would hold whole matrices where ranks hold parts of them.
         places = [replace(fragment, tensors=dict.fromkeys(fragment.tensors)) for fragment in source.fragments()]
         self._buffers = host_buffers(places, source.pinned, source.room)
-        self._shares = gather_shares(places, [name for name, _ in source.shapes], peers)
+        self._shares = gather_shares(places, [name for name, _ in source.shapes], store)
         self._thread: threading.Thread | None = None
-        self._meeting: Meeting | None = None
+        self._rendezvous: Rendezvous | None = None
         self._fault: BaseException | None = None
         self._over, self._failing = threading.Event(), threading.Event()
-        self.seconds = first_save_seconds(sum(math.prod(shape) for _, shape in source.shapes), peers.world_size)
-        """How long the longest save took until it was durable; before the first, what is guessed."""
+        self.seconds = first_save_seconds(sum(math.prod(shape) for _, shape in source.shapes), store.ranks.world_size)
+        """Seconds of the longest save, from its copy until it was durable; an estimate before the first."""
         self._saved = False
-        self.when_durable: Callable[[int, Manifest | None], None] = lambda step, manifest: None
-        """Called on every rank, in its thread, with the step that became durable, and on rank 0 its manifest."""
 
     def __enter__(self) -> Saver:
         return self
@@ -143,7 +142,7 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
         if self._fault is not None:
-            get_logger(__name__).error("the checkpoint in the making is lost: %s", self._fault)
+            get_logger(__name__).error("the checkpoint that was being written is lost: %s", self._fault)
 
     @property
     def failed(self) -> bool:
@@ -151,46 +150,45 @@ class Saver:
         return self._fault is not None
 
     def save(self, state: TrainState) -> None:
-        """Save the engine as it is now; collective.
-
-        What is still being saved is waited for first.
+        """Save the engine's present state, once an earlier save is durable; collective.
 
         Raises:
-            StorageError: an earlier save, or this one where it is not asynchronous, met a full disk.
+            StorageError: the disk was full in an earlier save, or in this one where it is not asynchronous.
         """
         from pretrain.engine.fragments import copy_to_host
 
-        began = time.monotonic()
-        number = self._settle()
+        name = self._settle()
+        began = time.monotonic()  # after the wait for the previous save, which is not part of this one
         copy_to_host(self._source.fragments(), self._buffers)
         state = replace(state, loss_scale=self._source.loss_scale())
-        peers = self._peers
-        self._meeting = Meeting(peers.store, number, peers.rank, peers.world_size, self._over, self._failing)
+        ranks, keys = self._store.ranks, self._store.key_value_store
+        rendezvous = Rendezvous(keys, name, ranks.rank, ranks.world_size, self._over, self._failing)
+        self._rendezvous = rendezvous
         self._thread = threading.Thread(
-            target=self._work, args=(state, self._meeting, began), name="checkpoint", daemon=True
+            target=self._work, args=(state, rendezvous, began), name="checkpoint", daemon=True
         )
         self._thread.start()
         if not self._config.asynchronous:
             self.wait()
 
     def wait(self) -> None:
-        """Return once all that was saved is durable, on every rank; collective.
+        """Wait until every save is durable, on every rank; collective.
 
         Raises:
-            StorageError: it cannot be, on whatever rank.
+            StorageError: the disk of some rank is full.
         """
         self._settle()
 
     def _settle(self) -> str:
-        """Wait for every rank's thread.
+        """Wait for every rank's thread, and raise the fault of any.
 
-        Raise what any of them met; return a number that all ranks agree on.
+        Returns a new name that all ranks agree on.
         """
         while True:
             if self._thread is not None:
-                self._thread.join(_PATIENCE_SECONDS)
+                self._thread.join(_POLL_SECONDS)
             busy = self._thread is not None and self._thread.is_alive()
-            answers = self._peers.gather((busy, self._told(), uuid.uuid4().hex[:16]))
+            answers = self._store.gather((busy, self._shared_fault(), uuid.uuid4().hex[:16]))
             faults = [fault for _, fault, _ in answers if fault is not None]
             if faults:
                 self._over.set()
@@ -199,100 +197,96 @@ class Saver:
                 raise self._fault or faults[0]
             if not any(busy for busy, _, _ in answers):
                 break
-        if self._meeting is not None and self._peers.rank == 0:
-            self._meeting.clear()
-        self._thread = self._meeting = None
+        if self._rendezvous is not None and self._store.ranks.first:
+            self._rendezvous.clear()
+        self._thread = self._rendezvous = None
         return str(answers[0][2])
 
-    def _told(self) -> PipelineError | None:
-        """This rank's fault, as the others hear of it."""
+    def _shared_fault(self) -> PipelineError | None:
+        """This rank's fault as the other ranks raise it."""
         if self._fault is None or isinstance(self._fault, PipelineError):
             return self._fault
-        return PipelineError(f"rank {self._peers.rank} could not save a checkpoint: {self._fault!r}")
+        return PipelineError(f"rank {self._store.ranks.rank} could not save a checkpoint: {self._fault!r}")
 
-    def _work(self, state: TrainState, meeting: Meeting, began: float) -> None:
+    def _work(self, state: TrainState, rendezvous: Rendezvous, began: float) -> None:
         with contextlib.suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # Linux: of this thread alone
         try:
-            ours = Part(self._buffers, self._source, self._shares)
-            made = write_checkpoint(self._store, state, ours, meeting, self._config, self._run)
-            self.when_durable(state.step, made)
+            ours = RankCopy(self._buffers, self._source, self._shares)
+            made = write_checkpoint(self._store, state, ours, rendezvous, self._config, self._run)
+            self._when_durable(state.step, made)
             lasted = time.monotonic() - began
             self.seconds, self._saved = max(lasted, self.seconds if self._saved else 0.0), True
-        except MeetingOver:
+        except RendezvousOver:
             pass
         except BaseException as error:
             self._fault = error
 
 
 @dataclass(frozen=True)
-class Part:
-    """This rank's part of a save."""
+class RankCopy:
+    """This rank's copy of its part, and the shares of all ranks."""
 
     own: Sequence[Owned]
-    """The copy of what it owns."""
-    source: Source
+    source: CheckpointSource
     shares: Shares
-    """Of all ranks."""
 
-    def fragments(self, native: Path, rank: int, names: list[str]) -> Iterator[Owned]:
-        """Fragments of all ranks of these parameters.
-
-        This rank's from its copy, the others' from their shards.
-        """
-        yield from (fragment for fragment in self.own if fragment.name in names)
+    def fragments(self, native: Path, rank: int, names: Collection[str]) -> Iterator[Owned]:
+        """All ranks' fragments of these parameters: this rank's from its copy, the others' from their shards."""
+        wanted = frozenset(names)
+        yield from (fragment for fragment in self.own if fragment.name in wanted)
         for other in self.shares.owners(names):
             if other != rank:
-                yield from self.shares.read(shard_path(native, other), other, names)
+                yield from self.shares.read(shard_path(native, other), other, wanted)
 
 
 def write_checkpoint(
-    store: Store,
+    store: CheckpointStore,
     state: TrainState,
-    part: Part,
-    meeting: Meeting,
+    part: RankCopy,
+    rendezvous: Rendezvous,
     config: CheckpointConfig,
     run: dict[str, Any],
 ) -> Manifest | None:
-    """Write and commit, together with the other ranks' threads.
+    """Write and commit a checkpoint, together with the other ranks' threads; durable on return.
 
-    When it returns, it is durable.
-
-    Returns, on rank 0, the checkpoint's manifest.
+    Returns its manifest on rank 0.
 
     Raises:
         StorageError: this rank's disk is full.
-        MeetingOver: another rank's is, or training has ended.
+        RendezvousOver: another rank's is, or training has ended.
         Occupied: a newer attempt of this run has begun; nothing is committed.
     """
-    store.allowed()
-    started, folder, first, source = now(), store.folder(state.step), meeting.rank == 0, part.source
-    told = state_text(state) if first else ""  # what cannot be written fails before anything is touched
-    of = identity(store, state.step, meeting.world_size, source.zero_stage)
+    store.check_lease()
+    started, folder, first, source = now(), store.folder(state.step), store.ranks.first, part.source
+    text = state_text(state) if first else ""  # a value that JSON cannot hold fails before any file is touched
+    of = identity(store, state.step, store.ranks.world_size, source.zero_stage)
     native = native_folder(store, of)
-    several = meeting.world_size > 1  # one rank's shard would hold what the canonical files hold
+    several = store.ranks.world_size > 1  # the shard of a single rank would repeat the canonical files
     if first:
         store.note(state.step, **({"native": native.name} if several else {}))
     shards: list[Output] = []
     if several:
-        shard = write_shard(native, store.root, meeting.rank, part.own)
-        shards = _outputs(meeting.collect("shard", [shard.model_dump(mode="json")]))
-    ranks = (meeting.rank, meeting.world_size)
-    store.allowed()
+        shard = write_shard(native, store.root, store.ranks.rank, part.own)
+        shards = _outputs(rendezvous.collect("shard", [shard.model_dump(mode="json")]))
+    ranks = (store.ranks.rank, store.ranks.world_size)
+    store.check_lease()
+    # All shards are complete now: this rank reads its canonical files' missing fragments out of them.
     made = write_canonical(
-        folder, store.root, source.shapes, lambda names: part.fragments(native, meeting.rank, names), ranks
+        folder, store.root, source.shapes, lambda names: part.fragments(native, store.ranks.rank, names), ranks
     )
-    outputs = _outputs(meeting.collect("canonical", [output.model_dump(mode="json") for output in made]))
+    outputs = _outputs(rendezvous.collect("canonical", [output.model_dump(mode="json") for output in made]))
     manifest = None
     if first:
         facts = {**run, "started": started, "finished": now()}
-        # One that stands here is damaged, or is saved anew with a validation that its own attempt was kept from. Its
-        # files of weights were replaced by themselves; only between the next line and the commit does nothing stand.
-        store.allowed()
+        # A manifest that exists already is of a damaged checkpoint, or of one that is saved again with the validation
+        # that its attempt could not finish. Its weights were replaced file by file; only from here to the commit does
+        # this step have no checkpoint.
+        store.check_lease()
         remove_file(folder / FILE_NAME)
-        write_text(folder / "state.json", told)
+        write_text(folder / "state.json", text)
         outputs.append(describe(folder / "state.json", store.root))
-        store.allowed()
+        store.check_lease()
         manifest = commit(_manifest(store, state, outputs, facts), store.root, store.attest)
         kept = native if several and config.native and source.native else None
         if kept is not None:
@@ -300,16 +294,16 @@ def write_checkpoint(
             commit(native_manifest(store, of, shards, manifest, facts), store.root, store.attest)
         remove_native(store, kept)
         remove_old(store, config, state.step, state.validations)
-    meeting.collect("durable", None)
+    rendezvous.collect("durable", None)
     return manifest
 
 
-def _outputs(told: list[list[dict[str, Any]]] | None) -> list[Output]:
-    """Those of all ranks, on rank 0."""
-    return [Output.model_validate(value) for values in told or () for value in values]
+def _outputs(collected: list[list[dict[str, Any]]] | None) -> list[Output]:
+    """Outputs of all ranks, on rank 0."""
+    return [Output.model_validate(value) for values in collected or () for value in values]
 
 
-def _manifest(store: Store, state: TrainState, outputs: Sequence[Output], run: dict[str, Any]) -> Manifest:
+def _manifest(store: CheckpointStore, state: TrainState, outputs: Sequence[Output], run: dict[str, Any]) -> Manifest:
     return Manifest(
         stage=STAGE,
         version=VERSION,

@@ -1,8 +1,8 @@
 """Ranges of each parameter that every rank owns, and their shard offsets.
 
-Every rank knows the table from the start, so a rank that writes a canonical file opens the shards of the others for the
-stretches of that file's parameters, and reads neither their headers nor anything else. Price: 16 bytes for each
-parameter and rank in memory (6 MB for 70 B parameters in 723 tensors on 512 ranks), gathered once.
+Every rank has the table from the start, so a rank that writes a canonical file reads exactly the ranges of that file's
+parameters from the other ranks' shards, and of their headers only the length. Price: 16 bytes in memory for each
+parameter and rank (6 MB for 70 B parameters in 723 tensors on 512 ranks), gathered once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.errors import CheckpointError
-from pretrain.checkpoint.format import Peers
+from pretrain.checkpoint.format import CheckpointStore
 
 if TYPE_CHECKING:
     from pretrain.engine.fragments import Owned
@@ -23,17 +23,17 @@ _ITEM = 4  # bytes of a float32
 
 @dataclass(frozen=True)
 class Shares:
-    """The table."""
+    """Table of the ranges that each rank owns."""
 
     places: Any
-    """int64 [ranks, parameters, 2]: the first element and the length of what a rank owns; length 0: nothing."""
+    """int64 [ranks, parameters, 2]: first element and length of a rank's range; length 0: it owns nothing."""
     index: dict[str, int]
     """The number of each parameter, by name."""
     entries: Sequence[tuple[str, str]]
-    """Parameter and kind of each tensor of a shard, in the order in which it lies there."""
+    """Parameter and kind of each tensor of a shard, in file order."""
 
     def owners(self, names: Collection[str]) -> list[int]:
-        """The ranks that own something of these parameters."""
+        """Ranks that own a part of these parameters."""
         columns = [self.index[name] for name in names]
         return [int(rank) for rank in self.places[:, columns, 1].any(axis=1).nonzero()[0]]
 
@@ -41,7 +41,7 @@ class Shares:
         """Fragments of `rank`'s shard, memory-mapped.
 
         Raises:
-            CheckpointError: its length is not that of the table.
+            CheckpointError: it cannot be read, or its length differs from the table's.
         """
         import numpy
 
@@ -50,10 +50,13 @@ class Shares:
         starts, lengths = self.places[rank].T
         sizes = numpy.array([lengths[self.index[name]] for name, _ in self.entries], dtype=numpy.int64)
         ends = _ITEM * sizes.cumsum()
-        mapped = numpy.memmap(path, mode="r")
-        begin = len(mapped) - int(ends[-1])  # behind the header
-        if begin < 8:
-            raise CheckpointError(f"{path}: is shorter than what rank {rank} owns")
+        try:
+            mapped = numpy.memmap(path, mode="r")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        begin = len(mapped) - int(ends[-1])  # after the header, whose length is in the first 8 bytes
+        if begin < 8 or begin != 8 + int.from_bytes(bytes(memoryview(mapped)[:8]), "little"):
+            raise CheckpointError(f"{path}: {len(mapped)} bytes are not what rank {rank} owns, {ends[-1]} and a header")
         found: dict[str, dict[str, Any]] = {}
         for (name, kind), size, end in zip(self.entries, _ITEM * sizes, ends, strict=True):
             if size and name in names:
@@ -62,7 +65,7 @@ class Shares:
             yield Owned(name, int(starts[self.index[name]]), int(lengths[self.index[name]]), tensors)
 
 
-def gather_shares(own: Sequence[Owned], names: Sequence[str], peers: Peers) -> Shares:
+def gather_shares(own: Sequence[Owned], names: Sequence[str], store: CheckpointStore) -> Shares:
     """Table of all ranks' fragments, one a parameter at most. Collective."""
     import numpy
 
@@ -73,8 +76,8 @@ def gather_shares(own: Sequence[Owned], names: Sequence[str], peers: Peers) -> S
     kinds: dict[tuple[str, ...], list[int]] = {}
     for fragment in own:
         kinds.setdefault(tuple(fragment.tensors), []).append(index[fragment.name])
-    heard = peers.gather((mine, kinds))
-    known = {number: of for _, table in heard for of, numbers in table.items() for number in numbers}
+    gathered = store.gather((mine, kinds))
+    known = {number: of for _, table in gathered for of, numbers in table.items() for number in numbers}
     pairs = [(names[number], kind) for number, of in known.items() for kind in of]
     entries = sorted(pairs, key=lambda pair: f"{pair[0]}.{pair[1]}")
-    return Shares(numpy.stack([places for places, _ in heard]), index, entries)
+    return Shares(numpy.stack([places for places, _ in gathered]), index, entries)

@@ -211,15 +211,14 @@ class TrainRecipe(Section):
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that enter no key."""
+    """Sections that enter no key."""
 
-    checkpoint: CheckpointConfig
-    engine: EngineConfig
-    tracking: TrackingConfig
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     notice_seconds: int = 0
-    """How long before the end the scheduler says so; 0: unknown."""
+    """Seconds between the scheduler's signal and the end of a job; 0: unknown."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)
-    """In which steps the profiler runs."""
 
 
 def gradient_accumulation_steps(

@@ -1,15 +1,15 @@
 """Launcher of several ranks on one machine.
 
-torchrun answers 1 whatever a rank's status was, so a job could not tell "preempted, put me back" (75) from a crash; and
-it dies of SIGUSR1, which is what Slurm sends. This launcher passes SIGTERM and SIGUSR1 on, waits for the ranks to save,
-and gives back their status.
+torchrun exits with 1 whatever a rank's status was, so a job could not tell "preempted, requeue me" (75) from a crash;
+and it dies of SIGUSR1, which Slurm sends. This launcher passes SIGTERM and SIGUSR1 on, waits for the ranks to save, and
+exits with their status.
 
-When a rank dies, the others wait for it for ever or fail because of it. So the launcher gives them some time to
-say what they have to say, ends them, and names the rank that began it: its status or signal, and its last lines. A
-crash or a hang (70) is started again from the last checkpoint; an error that was explained is not, for it would be the
-same again. A second crash at the same step without a newer checkpoint ends it too. Of a hang the rank is named that
-the others waited for: one that still stands when they have ended. Ranks end with their launcher, however that ends:
-they get SIGTERM, save and leave.
+When a rank dies, the others wait for it for ever or fail because of it. So the launcher gives them time to report their
+errors, ends them, and names the rank that failed first: its status or signal, and its last lines. A crash or a hang
+(70) is restarted from the last checkpoint; an explained error is not, because it would recur. A second crash at the
+same step without a newer checkpoint ends the run too. For a hang it names the rank that the others waited for: one that
+is still running when they have ended. Ranks end with their launcher: they get SIGTERM, save and
+stop.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from pathlib import Path
 from governance.errors import BudgetReached, PipelineError, Preempted
 from governance.files import read_lines
 from governance.log import get_logger
-from pretrain.distributed.rank_output import Output, open_output
+from pretrain.distributed.rank_output import RankOutput, open_output
 
 LAUNCHER = "ASSAY_LAUNCHER"
-"""Tells a rank the process that it ends with, see `cli.main`."""
+"""Environment variable with the process that a rank ends with, see `cli.main`."""
 HUNG = 70
 """Exit status of a rank that hung, see `watchdog.py` (EX_SOFTWARE)."""
 _PORTS = range(20_000, 32_768)
 _GRACE_SECONDS = 40.0  # between the first end and killing the others
-_EXPLAINED_SECONDS = 10.0  # the same where the first one explained why: the others have it too, or wait in vain
-_SAVING_SECONDS = 60.0  # the same where the first one was told to leave: they are saving
+_EXPLAINED_SECONDS = 10.0  # the same after an explained error: the others have it too, or wait in vain
+_SAVING_SECONDS = 60.0  # the same after a stop request: they are saving
 _POLL_SECONDS = 0.1
-_TOLD_TO_END = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGUSR1)
-_EXPLAINED = range(64, 79)  # sysexits.h: the user's to mend, and 75
+_STOP_SIGNALS = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGUSR1)
+_EXPLAINED = range(64, 79)  # sysexits.h: errors that the user can fix, and 75
 
-Standing = tuple[int, int]
-"""The last step that was recorded, and the last that was saved."""
+Progress = tuple[int, int]
+"""The last recorded step and the last saved step."""
 
 
 class Rank:
-    """A process, and what it says."""
+    """One rank's process and its output."""
 
-    def __init__(self, number: int, child: subprocess.Popen[bytes], output: Output) -> None:
+    def __init__(self, number: int, child: subprocess.Popen[bytes], output: RankOutput) -> None:
         self.number, self.child, self.output = number, child, output
         self.ended = 0.0
-        """When it ended by itself (monotonic seconds); 0: it did not."""
-        self.stands = False
+        """Monotonic seconds at which it ended by itself; 0: it did not."""
+        self.stuck = False
         """Whether it neither ended nor wrote its stacks while the others hung because of it."""
 
     def look(self) -> None:
@@ -63,33 +63,30 @@ class Rank:
 
     @property
     def status(self) -> int:
-        """Return code of the rank, as `Popen.returncode`.
-
-        Of a rank that stands still it is the others' status.
-        """
-        return HUNG if self.stands else self.child.returncode
+        """Return code, as `Popen.returncode`; of a stuck rank that of the ranks that it hung."""
+        return HUNG if self.stuck else self.child.returncode
 
     @property
     def failed(self) -> bool:
-        """Return whether it ended by itself, and badly."""
+        """Return whether it failed by itself."""
         return bool(self.ended and self.child.returncode)
 
     @property
     def crashed(self) -> bool:
-        """Return whether another try may help: a signal, a hang, a traceback."""
+        """Return whether a restart may help: a signal, a hang, a traceback."""
         status = self.status
         if status == 1:
             return self.output.traceback  # without one, the error was explained
-        return status not in _TOLD_TO_END and (status == HUNG or status not in (*_EXPLAINED, 130))
+        return status not in _STOP_SIGNALS and (status == HUNG or status not in (*_EXPLAINED, 130))
 
     def in_words(self) -> str:
         """The end of a rank, in words."""
         status = self.status
-        if self.stands:
-            how = "stands still: it neither wrote its stacks nor ended while the others waited for it, and was killed"
+        if self.stuck:
+            how = "is stuck: it neither wrote its stacks nor ended while the others waited for it, and was killed"
         elif status < 0:
             name = signal.Signals(-status).name
-            more = " (the kernel, for want of memory, or somebody's kill)" if name == "SIGKILL" else ""
+            more = " (by the kernel, for lack of memory, or by a kill)" if name == "SIGKILL" else ""
             how = f"was killed by {name}{more}"
         else:
             how = f"ended with status {status}" + (" (it hung)" if status == HUNG else "")
@@ -101,45 +98,45 @@ def launch(
     words: Sequence[str],
     *,
     restarts: int = 0,
-    standing: Callable[[], Standing] = lambda: (0, 0),
+    progress_of: Callable[[], Progress] = lambda: (0, 0),
 ) -> int:
     """Launch ranks 0 .. processes-1 of this machine.
 
     Args:
-        processes: how many ranks.
+        processes: number of ranks.
         words: the command line after `python -m pretrain`.
-        restarts: how often a crash is tried again; counted from the last time that a newer checkpoint stood.
-        standing: how far the run is; asked after a crash.
+        restarts: of crashes; counted anew after each newer checkpoint.
+        progress_of: reads the run's progress, after a crash.
 
     Returns:
-        0, or the status of the rank that began the end; 128 + n where signal n killed it.
+        0, or the status of the rank that failed first; 128 + n where signal n killed it.
     """
     log, left, before = get_logger(__name__), restarts, None
     while True:
-        culprit, told = _once(processes, words)
+        culprit, signalled = _once(processes, words)
         if culprit is None:
             return 0
         status = culprit.status
-        if status == BudgetReached.exit_code:  # it said why, and it is no fault
+        if status == BudgetReached.exit_code:  # it reported why, and it is no fault
             return status
         if status == Preempted.exit_code or (
-            told and status in _TOLD_TO_END
-        ):  # before it could listen: nothing is lost
+            signalled and status in _STOP_SIGNALS
+        ):  # before it handled signals: nothing is lost
             return Preempted.exit_code
         log.error(
             "%s. Its last lines:\n%s", culprit.in_words(), "\n".join(f"  {line}" for line in culprit.output.lines)
         )
-        now = standing()
+        now = progress_of()
         left = restarts if before and now[1] > before[1] else left
-        if not culprit.crashed or told or not left or now == before:
+        if not culprit.crashed or signalled or not left or now == before:
             if now == before:
-                log.error("the second crash after step %d without a newer checkpoint; not started again", now[0])
+                log.error("the second crash after step %d without a newer checkpoint; not restarted", now[0])
             return status if status > 0 else 128 - status
         left, before = left - 1, now
-        log.warning("starting the ranks again from the checkpoint of step %d; %d restarts left", now[1], left)
+        log.warning("restarting the ranks from the checkpoint of step %d; %d restarts left", now[1], left)
 
 
-def standing_of(folder: Path) -> Standing:
+def progress_in(folder: Path) -> Progress:
     """Progress of the run in this folder, by its records."""
     from pretrain.metrics.run_identity import METRICS_FILE
 
@@ -150,13 +147,13 @@ def standing_of(folder: Path) -> Standing:
 
 
 def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, bool]:
-    """Rank whose failure came first, and whether a signal ended it."""
+    """The rank that failed first, if any, and whether a signal reached the launcher."""
     port = _free_port()
-    told: list[int] = []
+    signals: list[int] = []
     ranks: list[Rank] = []
 
     def pass_on(number: int, frame: object) -> None:
-        told.append(number)
+        signals.append(number)
         for rank in ranks:
             if rank.child.poll() is None:
                 rank.child.send_signal(number)
@@ -169,8 +166,8 @@ def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, bool]:
     silent = [rank for rank in ranks if not rank.ended]
     if culprit is not None and culprit.status == HUNG and silent:
         culprit = silent[0]
-        culprit.stands = True
-    return culprit, bool(told)
+        culprit.stuck = True
+    return culprit, bool(signals)
 
 
 def _command(words: Sequence[str]) -> list[str]:
@@ -222,9 +219,9 @@ def _grace(status: int) -> float:
 
 
 def _blame(rank: Rank) -> tuple[int, float]:
-    """The lowest began it.
+    """Sort key: the lowest failed first.
 
-    The peers of a killed rank fail with a traceback of their collectives, or abort: last.
+    Peers of a killed rank fail with a traceback of their collectives, or abort: they come last.
     """
     status = rank.child.returncode
     if status == HUNG or (status < 0 and status != -signal.SIGABRT):
@@ -234,18 +231,20 @@ def _blame(rank: Rank) -> tuple[int, float]:
 
 def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
     ours = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), LAUNCHER: str(os.getpid())}
-    return {**os.environ, **{name: str(value) for name, value in ours.items()}, **meeting}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), LAUNCHER: str(os.getpid())}
+    return {**os.environ, **{name: str(value) for name, value in ours.items()}, **address}
 
 
 def _free_port() -> int:
     """A free port below Linux's ephemeral range (32768).
 
-    Rank 0 listens there only once torch is loaded. Until then any connection of this machine could have taken a port
-    that the system chose.
+    Rank 0 listens there only once torch is loaded; until then any connection of this machine could take a port of that
+    range.
     """
     for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    raise PipelineError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} of 127.0.0.1 is free for the ranks to meet")
+    raise PipelineError(
+        f"no port of 127.0.0.1 from {_PORTS.start} to {_PORTS.stop - 1} is free for the ranks' process group; free one"
+    )

@@ -39,7 +39,7 @@ from governance.errors import Occupied, PipelineError
 from governance.files import held, json_text, remove_file, touch, write_new, write_text
 from governance.log import get_logger
 from governance.stage import now
-from pretrain.distributed.lease_sighting import Sighting
+from pretrain.distributed.lease_sighting import LeaseSighting
 
 LOCK_FILE = "run.lock"
 HOLDERS = "holders"
@@ -50,7 +50,7 @@ _POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Holder:
+class LeaseHolder:
     """An attempt, as the others read of it."""
 
     host: str
@@ -65,20 +65,20 @@ class Holder:
     """Of the attempt; 0: it took none."""
     ended: bool = False
 
-    def precedes(self, other: Holder) -> bool:
+    def precedes(self, other: LeaseHolder) -> bool:
         """Return whether this is an earlier start of the other's Slurm job."""
         return bool(self.job) and self.job == other.job and self.restart < other.restart
 
 
-class Fence:
+class RunLease:
     """An attempt's word that it is the newest; a context.
 
     `number` is 0 on the ranks after the first until they `follow` it.
     """
 
-    def __init__(self, folder: Path, ours: Holder, *, leads: bool = True) -> None:
+    def __init__(self, folder: Path, ours: LeaseHolder, *, leads: bool = True) -> None:
         self._folder, self._ours, self._first = folder / HOLDERS, ours, ours.number > 0
-        self._leads, self._sighting = leads, Sighting(folder)
+        self._leads, self._sighting = leads, LeaseSighting(folder)
         self._looked = time.monotonic()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -121,7 +121,7 @@ class Fence:
         """`check` by what is there now."""
         self.check(look=True)
 
-    def __enter__(self) -> Fence:
+    def __enter__(self) -> RunLease:
         if self._first:
             self.follow(self._ours.number)
         return self
@@ -176,7 +176,7 @@ class Fence:
 
 
 @contextlib.contextmanager
-def hold_folder(folder: Path, attempt: tuple[str, int], *, first: bool, leads: bool = True) -> Iterator[Fence]:
+def hold_folder(folder: Path, attempt: tuple[str, int], *, first: bool, leads: bool = True) -> Iterator[RunLease]:
     """Keep the run's folder for this attempt while the context lasts.
 
     `first` is rank 0, which speaks for all.
@@ -192,17 +192,17 @@ def hold_folder(folder: Path, attempt: tuple[str, int], *, first: bool, leads: b
     Raises:
         Occupied: another attempt that is alive, or a later start of the same job, has it.
     """
-    ours = Holder(socket.gethostname(), os.getpid(), now(), *attempt)
+    ours = LeaseHolder(socket.gethostname(), os.getpid(), now(), *attempt)
     if not first:
-        with Fence(folder, ours, leads=leads) as fence:
+        with RunLease(folder, ours, leads=leads) as fence:
             yield fence
         return
     with contextlib.ExitStack() as stack:
         claimed = _claim(stack, folder, ours)
-        yield stack.enter_context(Fence(folder, claimed))
+        yield stack.enter_context(RunLease(folder, claimed))
 
 
-def _claim(stack: contextlib.ExitStack, folder: Path, ours: Holder) -> Holder:
+def _claim(stack: contextlib.ExitStack, folder: Path, ours: LeaseHolder) -> LeaseHolder:
     """Take the lease if free, released, dead or this job's own."""
     note, holders = _lock(stack, folder, ours), folder / HOLDERS
     while True:
@@ -229,7 +229,7 @@ def _claim(stack: contextlib.ExitStack, folder: Path, ours: Holder) -> Holder:
     return claimed
 
 
-def _lock(stack: contextlib.ExitStack, folder: Path, ours: Holder) -> str | None:
+def _lock(stack: contextlib.ExitStack, folder: Path, ours: LeaseHolder) -> str | None:
     """None where the lock is ours now, until the stack ends.
 
     Else its holder's note.
@@ -237,7 +237,7 @@ def _lock(stack: contextlib.ExitStack, folder: Path, ours: Holder) -> str | None
     return stack.enter_context(held(folder / LOCK_FILE, json.dumps(asdict(ours))))
 
 
-def _await_end(folder: Path, newest: Holder | None, note: str | None, ours: Holder) -> None:
+def _await_end(folder: Path, newest: LeaseHolder | None, note: str | None, ours: LeaseHolder) -> None:
     """Return once the holder is known to be gone.
 
     Raises:
@@ -261,7 +261,7 @@ def _await_end(folder: Path, newest: Holder | None, note: str | None, ours: Hold
     )
 
 
-def newest_holder(holders: Path) -> Holder | None:
+def newest_holder(holders: Path) -> LeaseHolder | None:
     """The attempt of the highest number, ended or not.
 
     None where there was none.
@@ -275,9 +275,9 @@ def newest_holder(holders: Path) -> Holder | None:
         return None
     try:
         values = json.loads(_path(holders, max(numbers)).read_bytes())
-        return Holder(**values)
+        return LeaseHolder(**values)
     except (FileNotFoundError, ValueError, TypeError):  # of another version, or removed in this moment
-        return Holder("unknown", 0, "unknown", number=max(numbers))
+        return LeaseHolder("unknown", 0, "unknown", number=max(numbers))
 
 
 def _path(holders: Path, number: int) -> Path:
@@ -301,7 +301,7 @@ def _age(path: Path) -> float:
         remove_file(probe)
 
 
-def _who(holder: Holder) -> str:
+def _who(holder: LeaseHolder) -> str:
     job = f", Slurm job {holder.job}, restart {holder.restart}" if holder.job else ""
     return f"attempt {holder.number}, process {holder.pid} on {holder.host} since {holder.since}{job}"
 

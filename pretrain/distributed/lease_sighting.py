@@ -20,7 +20,7 @@ SHARED_MEMORY = Path("/dev/shm")
 _RECORD = struct.Struct("<qd")
 
 
-class Sighting:
+class LeaseSighting:
     """The file of one run on this node."""
 
     def __init__(self, folder: Path) -> None:

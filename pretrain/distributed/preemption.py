@@ -1,10 +1,10 @@
-"""Signals that ask a run to save and stop.
+"""Signals that request a run to save and stop.
 
-Slurm sends SIGTERM before it takes a node away, and SIGUSR1 before the time limit where the job asks for it
-(`--signal=USR1@120`). While the data opens, the model compiles and the first step runs, all that was learned stands in
-the last checkpoint: the signal ends that at once, wherever Python is, because a compilation may last longer than the
-scheduler waits. From the first update on the handler only notes it; the loop asks between steps and between validation
-batches, agrees with the other ranks, saves a checkpoint and leaves. The exit code is 75 in both cases.
+Slurm sends SIGTERM before it takes a node away, and SIGUSR1 before the time limit where the job requests it
+(`--signal=USR1@120`). While the data opens, the model compiles and the first step runs, everything learned is in the
+last checkpoint: a signal ends that phase at once, wherever Python is, because a compilation may last longer than the
+scheduler waits. From the first update on the handler only takes note; the loop checks between steps and between
+validation batches, agrees with the other ranks, saves a checkpoint and stops. The exit code is 75 in both cases.
 """
 
 from __future__ import annotations
@@ -21,15 +21,12 @@ from governance.errors import Preempted
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-class Left(BaseException):
-    """Raised by the handler itself.
-
-    No `except Exception` of a compiler or a reader swallows it.
-    """
+class StopNow(BaseException):
+    """Raised by the handler; no `except Exception` of a compiler or a reader swallows it."""
 
 
-class Leave:
-    """`leave()` is true once one of `SIGNALS` arrived."""
+class StopRequested:
+    """Whether one of `SIGNALS` arrived: call it."""
 
     def __init__(self) -> None:
         self._arrived = False
@@ -41,46 +38,41 @@ class Leave:
         return self._arrived
 
     def seconds(self) -> float:
-        """Since the first signal came to this process; 0: none did."""
+        """Seconds since the first signal to this process; 0 without one."""
         return time.monotonic() - self._at if self._arrived else 0.0
 
-    def gently(self) -> None:
-        """From now on there is something to save.
-
-        A signal is only noted.
-        """
+    def defer(self) -> None:
+        """Only take note of signals from now on: there is something to save."""
         self._at_once = False
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """The signals' handler."""
+        """Handle a signal."""
         first = not self._arrived
         if first:
             self._at, self._arrived = time.monotonic(), True
         if first and self._at_once:
-            raise Left
+            raise StopNow
 
 
 @contextlib.contextmanager
-def watch_signals() -> Iterator[Leave]:
-    """Yield `leave`; the earlier handlers return at the end.
-
-    Outside the main thread, where Python allows no handlers, it never turns true.
+def watch_signals() -> Iterator[StopRequested]:
+    """Handle signals while the context lasts; outside the main thread Python allows no handlers.
 
     Raises:
-        Preempted: a signal came before there was anything to save; also on a rank that only saw another one leave.
+        Preempted: a signal came before there was anything to save; also on a rank that only saw another one stop.
     """
-    leave = Leave()
+    stop_requested = StopRequested()
     if threading.current_thread() is not threading.main_thread():
-        yield leave
+        yield stop_requested
         return
-    before = {number: signal.signal(number, leave.note) for number in SIGNALS}
+    before = {number: signal.signal(number, stop_requested.note) for number in SIGNALS}
     try:
-        yield leave
-    except (Left, RuntimeError) as error:
-        # A rank that waits for one that has left gets a RuntimeError of the collective, and its own signal with it.
-        if isinstance(error, RuntimeError) and not (leave() and leave._at_once):
+        yield stop_requested
+    except (StopNow, RuntimeError) as error:
+        # A rank that waits for one that has stopped gets a RuntimeError from the collective along with its own signal.
+        if isinstance(error, RuntimeError) and not (stop_requested() and stop_requested._at_once):
             raise
-        raise Preempted("told to leave before the first step; the same command goes on from where it began") from error
+        raise Preempted("stopped by a signal before the first step; run the same command to resume") from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

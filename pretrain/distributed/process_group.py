@@ -190,20 +190,6 @@ def kind_of(found: int, ranks: Ranks, wanted: str = "auto") -> Literal["cpu", "c
     return "cuda"
 
 
-def capability_of(device: torch.device) -> tuple[int, int] | None:
-    """Compute capability of a GPU; None of a CPU."""
-    import torch
-
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-
-
-def gpus_of(device: torch.device) -> int:
-    """Number of GPUs on this node for a GPU rank, else 0."""
-    import torch
-
-    return torch.cuda.device_count() if device.type == "cuda" else 0
-
-
 def join(ranks: Ranks, timeout_seconds: float, wanted: str = "auto") -> torch.device:
     """Join the process group (nccl or gloo); return this rank's device.
 

@@ -20,7 +20,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _TRACEBACK = "Traceback (most recent call last)"
 
 
-class Output:
+class RankOutput:
     """One child's standard error."""
 
     def __init__(self, reading: int, end: int) -> None:
@@ -83,7 +83,7 @@ def _write_all(chunk: bytes) -> None:
 
 
 @contextlib.contextmanager
-def open_output() -> Iterator[Output]:
+def open_output() -> Iterator[RankOutput]:
     """A pipe, or a pty if standard error is a terminal."""
     if sys.stderr.isatty():
         reading, end = os.openpty()
@@ -92,7 +92,7 @@ def open_output() -> Iterator[Output]:
             fcntl.ioctl(end, termios.TIOCSWINSZ, size)
     else:
         reading, end = os.pipe()
-    output = Output(reading, end)
+    output = RankOutput(reading, end)
     try:
         yield output
     finally:

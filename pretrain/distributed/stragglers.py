@@ -1,13 +1,13 @@
 """Straggler detection from each rank's own work time.
 
-Each rank times its own part of a step: reading rows and the forward passes, where (below ZeRO stage 3) it waits for
-nobody. Whole steps would not do: the slowest rank's are everybody's. Every `engine.straggler_window_steps` steps the
-times go along in a collective that is made anyway, as one whole number a rank, and are recorded: event "ranks" in
-metrics.jsonl. A rank whose time is above `RATIO` times the median of the others in `WINDOWS` windows running is told:
-an event "stragglers", and a warning. One rank alone records neither.
+Each rank times its own part of a step: reading rows and the forward passes, where (below ZeRO stage 3) it waits for no
+other rank. Whole steps would not do: all ranks take as long as the slowest. Every `engine.straggler_window_steps` steps
+the times travel in a collective that runs anyway, as one integer a rank, and are recorded: event "ranks" in
+metrics.jsonl. A rank whose time is above `RATIO` times the median of the others in `WINDOWS` consecutive windows is
+reported: an event "stragglers", and a warning. A single rank records neither.
 
-Limits: at stage 3 a forward pass waits for the parameters of others, so all ranks look equally slow there, and only
-slow reading shows. On CUDA the host's time is that of launching the passes; so a pass is timed by events on the device.
+Limits: at stage 3 a forward pass waits for the parameters of other ranks, so all ranks look equally slow and only slow
+reading shows. On CUDA the host only launches the passes; so events on the device time them.
 """
 
 from __future__ import annotations
@@ -29,12 +29,10 @@ WINDOWS = 3
 
 
 def spread(seconds: Sequence[float], steps: int) -> dict[str, Any]:
-    """Own work a step, of each rank and over all.
-
-    The fields of "ranks".
+    """Work a step of each rank, and its spread: the fields of the event "ranks".
 
     Args:
-        seconds: of each rank, in all of the window.
+        seconds: of each rank, over the whole window.
         steps: of the window.
     """
     means = [value / steps for value in seconds]
@@ -44,10 +42,7 @@ def spread(seconds: Sequence[float], steps: int) -> dict[str, Any]:
 
 
 def ratios(seconds: Sequence[float]) -> list[float]:
-    """Each rank's time over the median of the others'.
-
-    1 where there is nobody else.
-    """
+    """Each rank's time over the median of the others'; 1 for a single rank."""
     if len(seconds) < 2:
         return [1.0] * len(seconds)
     return [
@@ -56,8 +51,8 @@ def ratios(seconds: Sequence[float]) -> list[float]:
     ]
 
 
-class Pace:
-    """This rank's work time, and slow windows of all ranks."""
+class StragglerMonitor:
+    """Work time of this rank, and slow windows of all ranks."""
 
     def __init__(self, window_steps: int, ranks: Ranks, device: torch.device, record: Callable[..., None]) -> None:
         self._ranks, self._device, self._record = ranks, device, record
@@ -69,7 +64,7 @@ class Pace:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Time what this rank does on its own, on the host."""
+        """Time this rank's own work on the host."""
         began = time.perf_counter()
         yield
         self._seconds += time.perf_counter() - began
@@ -102,8 +97,8 @@ class Pace:
         ranks = self._ranks
         return [int(1e6 * seconds) if rank == ranks.rank else 0 for rank in range(ranks.world_size)]
 
-    def tell(self, step: int, microseconds: Sequence[int]) -> None:
-        """Record a window, judge it, and report persistent stragglers."""
+    def report(self, step: int, microseconds: Sequence[int]) -> None:
+        """Record a window, and report persistent stragglers."""
         if not microseconds:
             return
         seconds = [value / 1e6 for value in microseconds]
@@ -113,15 +108,15 @@ class Pace:
             values = {"rank": rank, "ratio": ratio, "seconds": seconds[rank], "windows": self._slow[rank]}
             self._record("stragglers", step, **values)
             get_logger(__name__).warning(
-                "train: rank %d keeps the others waiting: its own work takes %.2f times theirs, for %d steps now. Look "
-                "at its node: another job, heat, a slow disk.",
+                "train: rank %d keeps the others waiting: its own work has taken %.2f times theirs for %d steps. Check "
+                "its node: another job, heat, a slow disk.",
                 rank, ratio, self._slow[rank] * self._every,
             )  # fmt: skip
 
     def judge(self, found: Sequence[float]) -> list[tuple[int, float]]:
-        """Count a window.
+        """Count a window; return the ranks to report now, with their ratios.
 
-        The ranks to be told now, with their ratios: each once in `WINDOWS` slow windows running.
+        Each is reported once in `WINDOWS` consecutive slow windows.
         """
         self._slow = {rank: self._slow.get(rank, 0) + 1 for rank, ratio in enumerate(found) if ratio > RATIO}
         return [(rank, found[rank]) for rank, windows in self._slow.items() if windows % WINDOWS == 0]

@@ -48,7 +48,7 @@ RECORDER = "TORCH_FR_BUFFER_SIZE"
 _STUCK_SECONDS = 60.0  # after the limit: when the timer in C speaks for a thread that cannot
 
 
-class Heart:
+class Heartbeat:
     """The last sign of life of this rank.
 
     Each is one store, so the watching thread never sees half of one.
@@ -89,7 +89,7 @@ class Heart:
 
 
 @dataclass(frozen=True)
-class Place:
+class HangReports:
     """Folder for hang reports, and the other ranks."""
 
     folder: Path
@@ -106,15 +106,15 @@ class Place:
 
 @contextlib.contextmanager
 def watch_hangs(
-    place: Place, config: EngineConfig, hung: Callable[[float], None] = lambda silent: None
-) -> Iterator[Heart]:
+    place: HangReports, config: EngineConfig, hung: Callable[[float], None] = lambda silent: None
+) -> Iterator[Heartbeat]:
     """Yield the heart to beat.
 
     While the context lasts, a silence beyond the limit ends the process.
 
     `hung` is told the seconds of that silence first.
     """
-    heart = Heart(config.first_step_timeout_seconds, config.step_timeout_seconds)
+    heart = Heartbeat(config.first_step_timeout_seconds, config.step_timeout_seconds)
     ended = threading.Event()
     thread = threading.Thread(target=_watch, args=(heart, place, ended, hung), daemon=True, name="watchdog")
     thread.start()
@@ -126,7 +126,7 @@ def watch_hangs(
         faulthandler.cancel_dump_traceback_later()
 
 
-def _watch(heart: Heart, place: Place, ended: threading.Event, hung: Callable[[float], None]) -> None:
+def _watch(heart: Heartbeat, place: HangReports, ended: threading.Event, hung: Callable[[float], None]) -> None:
     while not ended.wait(_LOOK_SECONDS):
         silent, _, limit = heart.last()
         if not limit:
@@ -139,7 +139,7 @@ def _watch(heart: Heart, place: Place, ended: threading.Event, hung: Callable[[f
             _expire(heart, place, ended)
 
 
-def _expire(heart: Heart, place: Place, ended: threading.Event) -> None:
+def _expire(heart: Heartbeat, place: HangReports, ended: threading.Event) -> None:
     """Write this rank's stacks.
 
     Name the culprit and end, unless it goes on after all while the others write theirs.
@@ -180,7 +180,7 @@ def _write_flight_recorder(path: Path) -> Path | None:
     return None
 
 
-def _speaks(place: Place) -> bool:
+def _speaks(place: HangReports) -> bool:
     """Return whether this rank names the culprit.
 
     The lowest that wrote, so that N ranks do not read N x N files.
@@ -191,7 +191,7 @@ def _speaks(place: Place) -> bool:
         return True  # nothing can be read there: better said by each than by none
 
 
-def culprit(place: Place) -> str:
+def culprit(place: HangReports) -> str:
     """Ranks that the others wait for, in words."""
     beats, doing = {}, {}
     for rank in range(place.ranks):

@@ -21,27 +21,16 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from governance.files import append_line, read_lines
 from governance.log import get_logger
-from governance.manifest import Input
 from pretrain.config.training import TrackingConfig
-from pretrain.metrics.run_identity import METRICS_FILE, About, Shown
+from pretrain.metrics.run_identity import METRICS_FILE, RunIdentity
 
 Record = Callable[..., None]
 """`record(event, step, **values)`."""
-
-
-@dataclass(frozen=True)
-class Beside:
-    """Tables that the mirrors show besides the record."""
-
-    evidence: tuple[Input, ...] = ()
-    """What let it through (a verdict)."""
-    shown: Shown = dict
 
 
 class Mirror(Protocol):
@@ -56,7 +45,12 @@ class Mirror(Protocol):
 
 @contextlib.contextmanager
 def open_record(
-    folder: Path, config: TrackingConfig, about: About, allowed: Callable[[], None] = lambda: None, *, writes: bool
+    folder: Path,
+    config: TrackingConfig,
+    identity: RunIdentity,
+    allowed: Callable[[], None] = lambda: None,
+    *,
+    writes: bool,
 ) -> Iterator[tuple[Record, int]]:
     """Yield `record` and the number of this attempt.
 
@@ -84,7 +78,7 @@ def open_record(
     with contextlib.ExitStack() as stack:
         mirrors = []
         if config.mode != "disabled":
-            mirrors.append(stack.enter_context(_guarded("W&B", lambda: open_wandb(folder, config, about))))
+            mirrors.append(stack.enter_context(_guarded("W&B", lambda: open_wandb(folder, config, identity))))
         if config.tensorboard:
             mirrors.append(stack.enter_context(_guarded("TensorBoard", lambda: open_tensorboard(folder))))
 

@@ -13,27 +13,27 @@ METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
-class Table:
+class MirrorTable:
     """A table that a mirror shows; None is unknown."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
 
-Shown = Callable[[], Mapping[str, Table | float | None]]
-"""Tables and figures by "section/name", as they are when it is called."""
+MirrorTables = Callable[[], Mapping[str, MirrorTable | float | None]]
+"""Tables and figures by "section/name", as they are at the call."""
 
 
 @dataclass(frozen=True)
-class About:
+class RunIdentity:
     """Identity of the run, for the mirrors."""
 
     recipe: TrainRecipe
     key: str
-    """Of the stage; names the run."""
+    """Key of the training stage; names the run."""
     inputs: tuple[Input, ...] = ()
-    """What it is trained on, and what let it through."""
+    """Token shards, parent checkpoint, and the verdict that let the corpus through."""
     head: Callable[[], str] = lambda: ""
-    """The journal's head: a mirror keeps it where whoever could rewrite the journal may have no hand."""
-    shown: Shown = dict
-    """Stands beside the charts; called in a mirror's thread, when an attempt starts and when it ends."""
+    """The journal's head: a mirror keeps it out of reach of anyone who could rewrite the journal."""
+    tables: MirrorTables = dict
+    """Shown next to the charts; called in a mirror's thread when an attempt starts and when it ends."""

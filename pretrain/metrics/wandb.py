@@ -34,7 +34,7 @@ from governance.log import get_logger
 from governance.manifest import Input
 from pretrain.config.training import TrackingConfig
 from pretrain.metrics.events import chart_values, summary_of
-from pretrain.metrics.run_identity import METRICS_FILE, About, Table
+from pretrain.metrics.run_identity import METRICS_FILE, MirrorTable, RunIdentity
 from pretrain.metrics.tail import Follower
 from pretrain.metrics.wandb_reader import read_offline
 
@@ -47,7 +47,7 @@ _SHORT = 16
 _MOST_ROWS = 10_000  # wandb cuts a longer table off
 
 
-def open_wandb(folder: Path, config: TrackingConfig, about: About) -> WandbMirror:
+def open_wandb(folder: Path, config: TrackingConfig, identity: RunIdentity) -> WandbMirror:
     """Start to mirror the record of `folder`.
 
     The run's configuration is the recipe, and the digests it is made from.
@@ -70,14 +70,14 @@ def open_wandb(folder: Path, config: TrackingConfig, about: About) -> WandbMirro
         os.environ["WANDB_ERROR_REPORTING"] = "false"
     import wandb  # here and not in the thread: two threads that import at once can see half a module
 
-    return WandbMirror(wandb, folder, config, about, mode)
+    return WandbMirror(wandb, folder, config, identity, mode)
 
 
 class WandbMirror:
     """One attempt's run at W&B, and the thread that draws it."""
 
-    def __init__(self, wandb: Any, folder: Path, config: TrackingConfig, about: About, mode: str) -> None:
-        self._wandb, self._folder, self._config, self._about, self._mode = wandb, folder, config, about, mode
+    def __init__(self, wandb: Any, folder: Path, config: TrackingConfig, identity: RunIdentity, mode: str) -> None:
+        self._wandb, self._folder, self._config, self._identity, self._mode = wandb, folder, config, identity, mode
         self._sent = folder / FOLDER / _SENT_FILE
         self._begin()
 
@@ -128,7 +128,7 @@ class WandbMirror:
             unwritten = self._first_unwritten()
             run, mode = self._start(given_up)
             first = run.starting_step if mode == "online" else unwritten
-            drawing = _Drawing(self._wandb, run, self._about, first)
+            drawing = _Drawing(self._wandb, run, self._identity, first)
             for number, line in follower.lines():
                 drawing.draw(number, line)
                 rows = number + 1
@@ -176,19 +176,19 @@ class WandbMirror:
         return self._init("offline"), "offline"
 
     def _init(self, mode: str) -> Any:
-        about, place = self._about, self._folder / FOLDER
+        identity, place = self._identity, self._folder / FOLDER
         run = self._wandb.init(
             project=self._config.project,
-            name=self._config.name or f"train-{about.key[:8]}",
-            id=about.key[:_SHORT],
+            name=self._config.name or f"train-{identity.key[:8]}",
+            id=identity.key[:_SHORT],
             resume="allow" if mode == "online" else None,
             reinit="create_new",
             mode=mode,
             dir=place,
             config={
-                **about.recipe.model_dump(mode="json"),
-                "key": about.key,
-                "inputs": {item.stage: {"digest": item.digest, "path": item.path} for item in about.inputs},
+                **identity.recipe.model_dump(mode="json"),
+                "key": identity.key,
+                "inputs": {item.stage: {"digest": item.digest, "path": item.path} for item in identity.inputs},
             },
             settings=self._wandb.Settings(
                 silent=True,
@@ -208,26 +208,26 @@ class WandbMirror:
         `rows`: those of the record, where it has all.
         """
         with contextlib.suppress(Exception):  # a broken run still has to be ended
-            run.summary["journal_head"] = self._about.head()
+            run.summary["journal_head"] = self._identity.head()
         run.finish()
         if mode == "offline":
             _tear_down(self._wandb)  # `finish` answers before its process has written all; this waits for that process
         elif rows is not None:
             write_json(self._sent, {"rows": rows})
-            for folder in (self._folder / FOLDER).rglob(f"offline-run-*-{self._about.key[:_SHORT]}"):
+            for folder in (self._folder / FOLDER).rglob(f"offline-run-*-{self._identity.key[:_SHORT]}"):
                 remove_tree(folder)  # the server has its rows; uploaded later, they would stand there twice
 
 
 class _Drawing:
     """Contents of a W&B run: rows, artifacts, tables."""
 
-    def __init__(self, wandb: Any, run: Any, about: About, first: int) -> None:
-        self._wandb, self._run, self._about, self._first = wandb, run, about, first
+    def __init__(self, wandb: Any, run: Any, identity: RunIdentity, first: int) -> None:
+        self._wandb, self._run, self._identity, self._first = wandb, run, identity, first
         self._charts: set[str] = set()
         self._validated: dict[int, float] = {}
         self._saved: dict[int, float] = {}
         run.define_metric("step", hidden=True)
-        for item in about.inputs:
+        for item in identity.inputs:
             self._use(item)
         self.tables()
 
@@ -272,7 +272,7 @@ class _Drawing:
             aliases = ["latest", f"step-{step}", *(["best"] if best else [])]
             metadata = {"step": step} | ({} if loss is None else {"validation_loss": loss})
             self._run.log_artifact(
-                self._reference(f"checkpoint-{self._about.key[:_SHORT]}", "model", line, metadata), aliases=aliases
+                self._reference(f"checkpoint-{self._identity.key[:_SHORT]}", "model", line, metadata), aliases=aliases
             )
 
     def _use(self, item: Input) -> None:
@@ -292,14 +292,14 @@ class _Drawing:
         return artifact
 
     def tables(self) -> None:
-        """Current tables and summary figures (`About.shown`)."""
+        """Current tables and summary figures (`RunIdentity.tables`)."""
         try:
-            shown = self._about.shown()
+            shown = self._identity.tables()
         except Exception as error:
             get_logger(__name__).warning("W&B gets no tables (%s)", error)
             return
         for name, value in shown.items():
-            if isinstance(value, Table):
+            if isinstance(value, MirrorTable):
                 if len(value.rows) > _MOST_ROWS:
                     get_logger(__name__).warning(
                         "W&B gets the first %d of %d rows of %s", _MOST_ROWS, len(value.rows), name

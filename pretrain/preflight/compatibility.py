@@ -1,159 +1,139 @@
-"""Compatibility rules: settings that do not work together.
+"""Compatibility rules: settings that cannot work together, or that are slow or have no effect.
 
-Two moments. `check_together` reads sections alone, on a login node, and leaves alone what depends on the machine.
-`check_start` knows the device and the ranks. Neither imports torch. A rule is a function `Situation -> fault or None`;
-those that ask how ranks share the work are in `rank_rules.py`. `RULES` is the table, `docs/engine.md` the same in words
-(a test ties them); what is only warned of is in `cautions.py`. What DeepSpeed wants said otherwise and we can say for
-it (clipping with Muon) is no rule but a line of `deepspeed_config.py`.
+`check_together` reads sections alone, on a login node, and skips what depends on the machine; `check_start` knows the
+hardware. Neither imports torch. A rule is a function (recipe, settings, hardware) -> fault with its fix, or None;
+`RULES` refuse, `WARNINGS` warn. `docs/engine.md` describes them (a test compares the two). What DeepSpeed expects in
+another form, and can be given (clipping with Muon), is not a rule but a line of `deepspeed_config.py`.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal
+import math
+from collections.abc import Callable
 
 from governance.errors import ConfigError
 from governance.log import get_logger
 from pretrain.config.deepspeed_keys import conflict
-from pretrain.config.training import FLASH_PACKAGES, EngineConfig, Settings, TrainRecipe
-from pretrain.distributed.process_group import Ranks
+from pretrain.config.evaluation_config import SHORT
+from pretrain.config.training import FLASH_PACKAGES, Settings, TrainRecipe
+from pretrain.data.batch_size import refuse_uneven
+from pretrain.distributed.layout import data_ranks
 from pretrain.optim.optimizers import decay_fault
-from pretrain.preflight.cautions import WARNINGS
-from pretrain.preflight.rank_rules import (
-    experts_see_whole_rows,
-    hpz_wants_stage_3,
-    quantized_gradients_want_whole_nodes,
-    questions_divide,
-    sequence_parallelism_divides,
-    splits_divide_the_ranks,
-    tensor_parallelism_divides,
-    tensor_parallelism_keeps_state_out_of_files,
-    tensor_parallelism_knows_the_model,
-    the_batch_divides,
-)
-from pretrain.preflight.situation import Rule, Situation
+from pretrain.preflight.hardware import Hardware
+
+Rule = Callable[[TrainRecipe, Settings, Hardware], str | None]
+"""The fault of a configuration on this hardware, with its fix, or None."""
 
 
-def rows_fit_the_positions(s: Situation) -> str | None:
-    """A row longer than the model has positions for."""
-    if s.train.sequence_length <= s.model.max_position_embeddings:
+def rows_fit_the_positions(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse rows longer than the model has positions."""
+    if recipe.train.sequence_length <= recipe.model.max_position_embeddings:
         return None
     return (
-        f"train.sequence_length = {s.train.sequence_length} is above model.max_position_embeddings = "
-        f"{s.model.max_position_embeddings}; raise the latter"
+        f"train.sequence_length = {recipe.train.sequence_length} is above model.max_position_embeddings = "
+        f"{recipe.model.max_position_embeddings}; raise the latter"
     )
 
 
-def schedule_fits_the_steps(s: Situation) -> str | None:
-    """Warm-up and decay that overlap."""
-    if s.optim.warmup_steps + s.optim.decay_steps <= s.train.steps:
+def schedule_fits_the_steps(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse a warm-up and a decay that overlap."""
+    if recipe.optim.warmup_steps + recipe.optim.decay_steps <= recipe.train.steps:
         return None
     return (
-        f"optim.warmup_steps + optim.decay_steps = {s.optim.warmup_steps + s.optim.decay_steps} is above "
-        f"train.steps = {s.train.steps}; shorten the warm-up or the decay"
+        f"optim.warmup_steps + optim.decay_steps = {recipe.optim.warmup_steps + recipe.optim.decay_steps} is above "
+        f"train.steps = {recipe.train.steps}; shorten the warm-up or the decay"
     )
 
 
-def decay_leaves_the_weights(s: Situation) -> str | None:
-    """A decay that empties weights or turns their sign.
-
-    With `[[optim.groups]]` it is `parameter_groups` that knows.
-    """
-    o = s.optim
+def decay_leaves_the_weights(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse a decay that zeroes weights or flips their sign; `parameter_groups` checks `[[optim.groups]]`."""
+    o = recipe.optim
     kinds = [("matrices", o.learning_rate, o.weight_decay)]
     if o.optimizer == "muon":
         kinds.append(("muon", o.muon_learning_rate, o.muon_weight_decay))
     return None if o.groups else next((fault for kind in kinds if (fault := decay_fault(*kind))), None)
 
 
-def half_precision_wants_a_stage(s: Situation) -> str | None:
+def half_precision_needs_a_stage(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
     """Refuse bf16 and fp16 at stage 0.
 
-    DeepSpeed's optimizer takes a step before the first, and AdamW corrects its moments by one too many.
-
-    So bf16 takes another trajectory there: 6.341 against 6.311 nats after 60 steps. It adds gradients up in bf16, too.
+    DeepSpeed's optimizer counts a step before the first there, so AdamW's bias correction is one step ahead, and it
+    adds gradients up in half precision: bf16 reaches 6.341 instead of 6.311 nats after 60 steps.
     """
-    if s.engine.zero_stage or s.train.precision in ("fp32", "autocast"):
+    if settings.engine.zero_stage or recipe.train.precision in ("fp32", "autocast"):
         return None
     return (
-        f"engine.zero_stage = 0 with train.precision = {s.train.precision!r} would learn otherwise than at "
-        f"the other stages: DeepSpeed's optimizer of stage 0 counts a step before the first, and adds gradients up in "
-        f"half precision; set zero_stage = 1, or precision = 'autocast' or 'fp32'"
+        f"engine.zero_stage = 0 with train.precision = {recipe.train.precision!r} learns differently from the other "
+        f"stages: DeepSpeed's optimizer of stage 0 counts a step before the first, and adds gradients up in half "
+        f"precision; set zero_stage = 1, or precision = 'autocast' or 'fp32'"
     )
 
 
-def fp16_wants_cuda(s: Situation) -> str | None:
-    """DeepSpeed computes in fp16 on few CPUs, those with AVX512-FP16.
-
-    In bf16 on all.
-    """
-    if s.train.precision != "fp16" or s.device != "cpu":
+def fp16_needs_cuda(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse fp16 on CPU: few CPUs have AVX512-FP16, and all compute in bf16."""
+    if recipe.train.precision != "fp16" or hardware.device != "cpu":
         return None
     return "train.precision = 'fp16' on CPU: most have no instructions for it; set precision = 'bf16', or use a GPU"
 
 
-def fp8_wants_a_card_that_has_it(s: Situation) -> str | None:
-    """8-bit products exist from compute capability 8.9 on."""
-    if s.train.precision != "fp8" or s.device is None:
+def fp8_needs_a_gpu_that_has_it(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse fp8 below compute capability 8.9, the first with 8-bit products."""
+    if recipe.train.precision != "fp8" or hardware.device is None:
         return None
-    if s.device == "cuda" and (s.capability is None or s.capability >= (8, 9)):
+    if hardware.device == "cuda" and (hardware.capability is None or hardware.capability >= (8, 9)):
         return None
-    found = "the CPU" if s.device == "cpu" else f"a GPU of compute capability {s.capability}"
+    found = "the CPU" if hardware.device == "cpu" else f"a GPU of compute capability {hardware.capability}"
     return (
         f"train.precision = 'fp8' on {found}: 8-bit products need an NVIDIA GPU of compute capability 8.9 or more; "
         f"set precision = 'bf16'"
     )
 
 
-def fp8_shapes_divide(s: Situation) -> str | None:
-    """Refuse fp8 with sides that are no multiple of 16."""
-    parts = s.engine.sequence_parallel_size
+def fp8_shapes_divide(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse fp8 with sides that are not multiples of 16."""
+    parts = settings.engine.sequence_parallel_size
     sides = {
-        "model.hidden_size": s.model.hidden_size,
-        "model.intermediate_size": s.model.intermediate_size,
-        "the width of queries (num_attention_heads x head_dim)": s.model.attention_width,
-        "the width of keys (num_key_value_heads x head size)": s.model.num_key_value_heads * s.model.head_dim,
-        "micro_batch_size x sequence_length / sequence_parallel_size": s.engine.micro_batch_size
-        * (s.train.sequence_length // parts),
+        "model.hidden_size": recipe.model.hidden_size,
+        "model.intermediate_size": recipe.model.intermediate_size,
+        "the width of queries (num_attention_heads x head_dim)": recipe.model.attention_width,
+        "the width of keys (num_key_value_heads x head size)": recipe.model.num_key_value_heads * recipe.model.head_dim,
+        "micro_batch_size x sequence_length / sequence_parallel_size": settings.engine.micro_batch_size
+        * (recipe.train.sequence_length // parts),
     }
     odd = [f"{name} = {size}" for name, size in sides.items() if size % 16]
-    if s.train.precision != "fp8" or not odd:
+    if recipe.train.precision != "fp8" or not odd:
         return None
-    return f"train.precision = 'fp8' wants multiples of 16, and {odd[0]} is none; change it, or set precision = 'bf16'"
+    return f"train.precision = 'fp8' needs multiples of 16, not {odd[0]}; change it, or set precision = 'bf16'"
 
 
-def fp8_wants_no_experts(s: Situation) -> str | None:
-    """The router decides how many tokens an expert multiplies.
-
-    None, or no multiple of 16.
-    """
-    if s.train.precision != "fp8" or s.model.moe is None:
+def fp8_excludes_experts(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse fp8 with experts: the router gives each any number of tokens, not multiples of 16."""
+    if recipe.train.precision != "fp8" or recipe.model.moe is None:
         return None
     return "train.precision = 'fp8' with model.moe: experts get any number of tokens; set precision = 'bf16'"
 
 
-def bf16_masters_stay_on_the_device(s: Situation) -> str | None:
+def bf16_masters_stay_on_the_device(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
     """Refuse offloaded bf16 masters: only DeepSpeed's own Adam works."""
-    if s.train.precision != "bf16_masters" or s.engine.offload_optimizer == "none":
+    if recipe.train.precision != "bf16_masters" or settings.engine.offload_optimizer == "none":
         return None
     return (
-        f"train.precision = 'bf16_masters' with engine.offload_optimizer = {s.engine.offload_optimizer!r}: offloaded "
+        "train.precision = 'bf16_masters' with engine.offload_optimizer = "
+        f"{settings.engine.offload_optimizer!r}: offloaded "
         f"masters are fp32; set precision = 'bf16', or offload_optimizer = 'none'"
     )
 
 
-def flash_wants_cuda_and_16_bits(s: Situation) -> str | None:
-    """FlashAttention's kernels know bf16 and fp16, on CUDA.
-
-    Whether one is installed is known where a GPU is.
-    """
-    if s.engine.attention != "flash":
+def flash_needs_cuda_and_16_bits(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse FlashAttention without CUDA and 16 bits; its package is looked for only where a GPU is."""
+    if settings.engine.attention != "flash":
         return None
-    if s.device == "cpu":
-        return "engine.attention = 'flash' on CPU: its kernels are CUDA's; set attention = 'auto'"
-    if s.train.precision == "fp32":
-        return "engine.attention = 'flash' with train.precision = 'fp32': it knows 16 bits; set precision = 'bf16'"
-    if s.capability is not None and not any(importlib.util.find_spec(name) for name in FLASH_PACKAGES):
+    if hardware.device == "cpu":
+        return "engine.attention = 'flash' on CPU: its kernels need CUDA; set attention = 'auto'"
+    if recipe.train.precision == "fp32":
+        return "engine.attention = 'flash' with train.precision = 'fp32': it needs 16 bits; set precision = 'bf16'"
+    if hardware.capability is not None and not any(importlib.util.find_spec(name) for name in FLASH_PACKAGES):
         return (
             f"engine.attention = 'flash': neither {' nor '.join(FLASH_PACKAGES)} is installed; install one that is "
             f"built for this torch and CUDA, or set attention = 'auto' (FlexAttention, a part of torch)"
@@ -161,95 +141,236 @@ def flash_wants_cuda_and_16_bits(s: Situation) -> str | None:
     return None
 
 
-def quantized_collectives_want_cuda(s: Situation) -> str | None:
-    """QwZ and qgZ are CUDA kernels of stage 3.
-
-    DeepSpeed refuses qwZ with autocast.
-    """
-    asked = [name for name in ("quantized_weights", "quantized_gradients") if getattr(s.train, name)]
-    if not asked:
+def quantized_collectives_need_cuda(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse qwZ and qgZ, CUDA kernels of stage 3, elsewhere; DeepSpeed refuses qwZ with autocast."""
+    names = [name for name in ("quantized_weights", "quantized_gradients") if getattr(recipe.train, name)]
+    if not names:
         return None
-    if s.device == "cpu":
-        return f"train.{asked[0]} on CPU: ZeRO++ quantizes with CUDA kernels; set it to false"
-    if s.engine.zero_stage != 3:
-        return f"train.{asked[0]} with engine.zero_stage = {s.engine.zero_stage}: set zero_stage = 3, or it to false"
-    if s.train.precision in ("autocast", "fp32"):
-        return f"train.{asked[0]} with train.precision = {s.train.precision!r}: set precision = 'bf16', or it to false"
+    if hardware.device == "cpu":
+        return f"train.{names[0]} on CPU: ZeRO++ quantizes with CUDA kernels; set it to false"
+    if settings.engine.zero_stage != 3:
+        return (
+            f"train.{names[0]} with engine.zero_stage = {settings.engine.zero_stage}: set zero_stage = 3, or "
+            "it to false"
+        )
+    if recipe.train.precision in ("autocast", "fp32"):
+        return (
+            f"train.{names[0]} with train.precision = {recipe.train.precision!r}: set precision = 'bf16', or "
+            "it to false"
+        )
     return None
 
 
-def bf16_reduction_suits_the_gradients(s: Situation) -> str | None:
-    """DeepSpeed reduces as autocast says, and in 4 bits where asked.
+def bf16_reduction_suits_the_gradients(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse bf16 reduction where it has no effect or loses digits.
 
-    Scaled fp16 gradients lose digits that they have.
-
-    Stage 0 would obey with autocast, and learn otherwise than the other stages.
+    With autocast DeepSpeed chooses the type itself (stage 0 would obey, and learn differently from the other stages);
+    quantized gradients travel in 4 bits; scaled fp16 gradients have digits that bf16 lacks.
     """
-    asked = "train.quantized_gradients" if s.train.quantized_gradients else None
-    if s.train.precision in ("autocast", "fp16"):
-        asked = f"train.precision = {s.train.precision!r}"
-    if s.train.gradient_reduction != "bf16" or asked is None:
+    other = "train.quantized_gradients" if recipe.train.quantized_gradients else None
+    if recipe.train.precision in ("autocast", "fp16"):
+        other = f"train.precision = {recipe.train.precision!r}"
+    if recipe.train.gradient_reduction != "bf16" or other is None:
         return None
-    return f"train.gradient_reduction = 'bf16' with {asked}: it would have no effect, or lose digits; set it to 'fp32'"
+    return f"train.gradient_reduction = 'bf16' with {other}: it would have no effect, or lose digits; set it to 'fp32'"
 
 
-def deepspeed_gets_no_key_of_ours(s: Situation) -> str | None:
-    """One truth for each value."""
-    return conflict(s.engine.deepspeed)
+def deepspeed_keys_conflict_with_no_setting(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse passed keys that a setting decides."""
+    return conflict(settings.engine.deepspeed)
 
 
-def deepcompile_wants_cuda(s: Situation) -> str | None:
+def deepcompile_needs_cuda(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
     """Refuse DeepCompile without CUDA or with other splits."""
-    if not s.engine.deepcompile:
+    if not settings.engine.deepcompile:
         return None
-    if s.device == "cpu":
+    if hardware.device == "cpu":
         return "engine.deepcompile on CPU: it needs a GPU; set compile = true instead"
-    if s.engine.zero_stage == 0:
+    if settings.engine.zero_stage == 0:
         return "engine.deepcompile with engine.zero_stage = 0: set zero_stage = 1 or more, or compile = true instead"
-    if s.engine.sequence_parallel_size * s.engine.tensor_parallel_size > 1:
+    if settings.engine.sequence_parallel_size * settings.engine.tensor_parallel_size > 1:
         return "engine.deepcompile with sequence or tensor parallelism: set compile = true instead"
     return None
 
 
-def parameter_offload_wants_stage_3(s: Situation) -> str | None:
-    """Below stage 3 every rank uses its weights where they are."""
-    if s.engine.offload_parameters == "none" or s.engine.zero_stage == 3:
+def parameter_offload_needs_stage_3(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse offloaded weights below stage 3, where every rank uses them in place."""
+    if settings.engine.offload_parameters == "none" or settings.engine.zero_stage == 3:
         return None
     return (
-        f"engine.offload_parameters = {s.engine.offload_parameters!r} with engine.zero_stage = "
-        f"{s.engine.zero_stage}: only stage 3 moves weights; set zero_stage = 3, or offload_parameters = 'none'"
+        f"engine.offload_parameters = {settings.engine.offload_parameters!r} with engine.zero_stage = "
+        f"{settings.engine.zero_stage}: only stage 3 moves weights; set zero_stage = 3, or offload_parameters = 'none'"
     )
 
 
-def optimizer_offload_wants_its_stage(s: Situation) -> str | None:
-    """Stage 0 has nothing apart to offload.
-
-    Only stage 3 has files for it.
-    """
-    place, least = s.engine.offload_optimizer, 3 if s.engine.offload_optimizer == "nvme" else 1
-    if place == "none" or s.engine.zero_stage >= least:
+def optimizer_offload_needs_its_stage(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse an offloaded optimizer at stage 0, and in files below stage 3."""
+    place, least = settings.engine.offload_optimizer, 3 if settings.engine.offload_optimizer == "nvme" else 1
+    if place == "none" or settings.engine.zero_stage >= least:
         return None
     return (
-        f"engine.offload_optimizer = {place!r} with engine.zero_stage = {s.engine.zero_stage}: set zero_stage = "
+        f"engine.offload_optimizer = {place!r} with engine.zero_stage = {settings.engine.zero_stage}: set zero_stage = "
         f"{least}{' or more' if least == 1 else ''}, or it to {'none' if place == 'cpu' else 'cpu'!r}"
     )
 
 
-def nvme_has_a_folder(s: Situation) -> str | None:
-    """Files need a place."""
-    asked = [name for name in ("offload_optimizer", "offload_parameters") if getattr(s.engine, name) == "nvme"]
-    if not asked or s.engine.nvme_path:
+def nvme_has_a_folder(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse nvme without a folder."""
+    names = [name for name in ("offload_optimizer", "offload_parameters") if getattr(settings.engine, name) == "nvme"]
+    if not names or settings.engine.nvme_path:
         return None
-    return f"engine.{asked[0]} = 'nvme' without engine.nvme_path: give a folder on a fast local disk"
+    return f"engine.{names[0]} = 'nvme' without engine.nvme_path: give a folder on a fast local disk"
 
 
-def only_adamw_is_offloaded(s: Situation) -> str | None:
-    """Off the device, only AdamW of torch was made to run."""
-    if s.optim.optimizer == "adamw" or s.engine.offload_optimizer == "none":
+def only_adamw_is_offloaded(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse to offload optimizers other than AdamW."""
+    if recipe.optim.optimizer == "adamw" or settings.engine.offload_optimizer == "none":
         return None
     return (
-        f"optim.optimizer = {s.optim.optimizer!r} with engine.offload_optimizer = {s.engine.offload_optimizer!r}: only "
+        f"optim.optimizer = {recipe.optim.optimizer!r} with engine.offload_optimizer = "
+        f"{settings.engine.offload_optimizer!r}: only "
         f"AdamW is updated off the device; set offload_optimizer = 'none'"
+    )
+
+
+def quantized_gradients_need_whole_nodes(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse qgZ where ranks and visible GPUs differ.
+
+    DeepSpeed counts each visible GPU of a node as a rank, derives the nodes from that, and forms groups over all ranks.
+    """
+    if not recipe.train.quantized_gradients:
+        return None
+    if settings.engine.tensor_parallel_size > 1:
+        return (
+            "train.quantized_gradients with tensor parallelism: DeepSpeed would add up gradients of other parts of a "
+            "matrix; set it to false, or tensor_parallel_size = 1"
+        )
+    if hardware.gpus in (0, hardware.local_world_size):
+        return None
+    return (
+        f"train.quantized_gradients with {hardware.local_world_size} rank(s) on a node that shows "
+        f"{hardware.gpus} GPUs: DeepSpeed "
+        f"counts each as a rank, and so {(hardware.world_size or 1) // hardware.gpus} node(s); start "
+        f"{hardware.gpus} ranks a node, show "
+        f"no more GPUs than ranks (CUDA_VISIBLE_DEVICES), or set it to false"
+    )
+
+
+def hpz_needs_stage_3(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse hpZ below stage 3."""
+    size = settings.engine.hpz_partition_size
+    if size == 1:
+        return None
+    if settings.engine.zero_stage != 3:
+        return (
+            f"engine.hpz_partition_size = {size} with engine.zero_stage = {settings.engine.zero_stage}: set "
+            "zero_stage = 3"
+        )
+    if settings.engine.tensor_parallel_size > 1:
+        return f"engine.hpz_partition_size = {size} with tensor parallelism: DeepSpeed forms its groups over all ranks"
+    if hardware.world_size is not None and hardware.world_size % size:
+        return f"engine.hpz_partition_size = {size} does not divide {hardware.world_size} ranks; choose a divisor"
+    return None
+
+
+def sequence_parallelism_divides(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse sequence parallelism (Ulysses) that does not divide rows and heads."""
+    size, split = (
+        settings.engine.sequence_parallel_size,
+        settings.engine.sequence_parallel_size * settings.engine.tensor_parallel_size,
+    )
+    if size == 1:
+        return None
+    if recipe.train.sequence_length % size:
+        return (
+            f"engine.sequence_parallel_size = {size} does not divide train.sequence_length = "
+            f"{recipe.train.sequence_length}; choose a divisor"
+        )
+    if recipe.model.num_key_value_heads % split:
+        return (
+            f"engine.sequence_parallel_size x tensor_parallel_size = {split} does not divide "
+            f"model.num_key_value_heads = {recipe.model.num_key_value_heads}; each rank needs whole heads"
+        )
+    return None
+
+
+def experts_see_whole_rows(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse sequence parallelism with experts: balanced over parts of rows they would be another objective."""
+    if settings.engine.sequence_parallel_size == 1 or recipe.model.moe is None:
+        return None
+    return (
+        f"engine.sequence_parallel_size = {settings.engine.sequence_parallel_size} with model.moe: experts "
+        "are balanced over "
+        f"whole rows, and it cuts them; set sequence_parallel_size = 1"
+    )
+
+
+def tensor_parallelism_divides(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse tensor parallelism that does not divide heads or layers."""
+    size = settings.engine.tensor_parallel_size
+    if size == 1:
+        return None
+    for name in ("num_key_value_heads", "intermediate_size"):
+        if getattr(recipe.model, name) % size:
+            return f"engine.tensor_parallel_size = {size} does not divide model.{name} = {getattr(recipe.model, name)}"
+    return None
+
+
+def tensor_parallelism_supports_the_model(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse what AutoTP would split wrongly: experts, Muon's matrices, 8-bit products."""
+    if settings.engine.tensor_parallel_size == 1:
+        return None
+    if recipe.model.moe is not None:
+        return "engine.tensor_parallel_size with model.moe: experts are not split; set tensor_parallel_size = 1"
+    if recipe.optim.optimizer == "muon":
+        return "engine.tensor_parallel_size with optim.optimizer = 'muon': Muon needs whole matrices; set it to 1"
+    if recipe.model.qk_norm_whole:
+        return "engine.tensor_parallel_size with model.qk_norm_whole: ranks hold a part of the heads; set it to 1"
+    if recipe.train.precision == "fp8":
+        return "engine.tensor_parallel_size with train.precision = 'fp8': set precision = 'bf16'"
+    return None
+
+
+def tensor_parallelism_keeps_state_out_of_files(
+    recipe: TrainRecipe, settings: Settings, hardware: Hardware
+) -> str | None:
+    """Refuse tensor parallelism with state in files: a save would read up to 10^8 elements for each matrix."""
+    if settings.engine.offload_optimizer != "nvme" or settings.engine.tensor_parallel_size == 1:
+        return None
+    return "engine.offload_optimizer = 'nvme' with tensor parallelism: set it to 'cpu', or tensor_parallel_size = 1"
+
+
+def splits_divide_the_ranks(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse splits that do not divide ranks and nodes."""
+    split = settings.engine.sequence_parallel_size * settings.engine.tensor_parallel_size
+    if hardware.world_size is None or hardware.world_size % split == 0:
+        return None
+    return (
+        f"engine.sequence_parallel_size x tensor_parallel_size = {settings.engine.sequence_parallel_size} x "
+        f"{settings.engine.tensor_parallel_size} does not divide {hardware.world_size} rank(s); start a "
+        f"multiple of {split}"
+    )
+
+
+def the_batch_divides(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse batches that are no whole number of micro batches on every rank."""
+    if hardware.world_size is None or splits_divide_the_ranks(recipe, settings, hardware):
+        return None
+    try:
+        refuse_uneven(recipe.train, settings.engine.micro_batch_size, data_ranks(hardware.world_size, settings.engine))
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def evaluation_rows_divide(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse evaluation rows that sequence ranks cannot divide."""
+    size, short = settings.engine.sequence_parallel_size, min(SHORT, recipe.train.sequence_length)
+    if not recipe.evaluation.tasks or short % size == 0:
+        return None
+    return (
+        f"engine.sequence_parallel_size = {size} does not divide the {short} tokens of an evaluation row; choose a "
+        f"divisor, or remove evaluation.tasks"
     )
 
 
@@ -257,87 +378,190 @@ RULES: tuple[Rule, ...] = (
     rows_fit_the_positions,
     schedule_fits_the_steps,
     decay_leaves_the_weights,
-    half_precision_wants_a_stage,
-    fp16_wants_cuda,
-    fp8_wants_a_card_that_has_it,
+    half_precision_needs_a_stage,
+    fp16_needs_cuda,
+    fp8_needs_a_gpu_that_has_it,
     fp8_shapes_divide,
-    fp8_wants_no_experts,
+    fp8_excludes_experts,
     bf16_masters_stay_on_the_device,
-    flash_wants_cuda_and_16_bits,
-    quantized_collectives_want_cuda,
-    quantized_gradients_want_whole_nodes,
+    flash_needs_cuda_and_16_bits,
+    quantized_collectives_need_cuda,
+    quantized_gradients_need_whole_nodes,
     bf16_reduction_suits_the_gradients,
-    deepspeed_gets_no_key_of_ours,
-    deepcompile_wants_cuda,
-    parameter_offload_wants_stage_3,
-    optimizer_offload_wants_its_stage,
+    deepspeed_keys_conflict_with_no_setting,
+    deepcompile_needs_cuda,
+    parameter_offload_needs_stage_3,
+    optimizer_offload_needs_its_stage,
     nvme_has_a_folder,
     tensor_parallelism_keeps_state_out_of_files,
-    hpz_wants_stage_3,
+    hpz_needs_stage_3,
     sequence_parallelism_divides,
     experts_see_whole_rows,
     tensor_parallelism_divides,
-    tensor_parallelism_knows_the_model,
+    tensor_parallelism_supports_the_model,
     splits_divide_the_ranks,
     the_batch_divides,
     only_adamw_is_offloaded,
-    questions_divide,
+    evaluation_rows_divide,
 )
 
 
-def faults_of(situation: Situation) -> list[str]:
-    """Faults of all rules."""
-    return [fault for rule in RULES if (fault := rule(situation))]
+def tensor_ranks_span_nodes(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Warn where tensor ranks span nodes: every block communicates twice."""
+    if hardware.world_size is None or hardware.local_world_size % settings.engine.tensor_parallel_size == 0:
+        return None
+    return (
+        f"engine.tensor_parallel_size = {settings.engine.tensor_parallel_size} does not divide the "
+        f"{hardware.local_world_size} ranks "
+        f"of a node: sums of each block cross the network, which is slow"
+    )
 
 
-def check_together(recipe: TrainRecipe, engine: EngineConfig) -> None:
+def hpz_ranks_span_nodes(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Warn where hpZ groups span nodes, against their purpose."""
+    size = settings.engine.hpz_partition_size
+    if hardware.world_size is None or hardware.local_world_size % size == 0:
+        return None
+    return (
+        f"engine.hpz_partition_size = {size} does not divide the {hardware.local_world_size} ranks of a node: "
+        "the second copy "
+        f"of the weights crosses the network too, and only costs memory; choose a divisor"
+    )
+
+
+def quantized_gradients_stay_on_a_node(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Warn where quantized gradients stay on one node (no effect)."""
+    if not recipe.train.quantized_gradients or not hardware.gpus or hardware.world_size != hardware.local_world_size:
+        return None
+    return "train.quantized_gradients on one node: DeepSpeed quantizes between nodes only, so nothing is quantized here"
+
+
+def shared_memory_is_for_the_cpu(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Warn of shared-memory collectives on CUDA, where they have no effect."""
+    if hardware.device != "cuda" or not settings.engine.shared_memory_collectives:
+        return None
+    return "engine.shared_memory_collectives has no effect on a GPU"
+
+
+def soft_caps_on_cpu_are_slow(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Warn of soft caps on CPU, where torch has no kernel; on CUDA FlexAttention is one."""
+    if hardware.device != "cpu" or recipe.model.attn_logit_softcapping is None:
+        return None
+    length = recipe.train.sequence_length
+    return (
+        f"model.attn_logit_softcapping on CPU: attention is computed by the formula, which keeps fp32 logits of all "
+        f"{length} x {length} pairs of each row and head; it is slow and needs memory. On a GPU it is one kernel"
+    )
+
+
+def gpus_are_idle(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Warn of GPUs without a rank: a single command on a node of eight uses one."""
+    if hardware.device != "cuda" or hardware.gpus <= hardware.local_world_size:
+        return None
+    return (
+        f"this node shows {hardware.gpus} GPUs and {hardware.local_world_size} rank(s) of this run compute here, each "
+        f"on one; the others are idle. For all of them start {hardware.gpus} ranks (--processes "
+        f"{hardware.gpus}; under Slurm "
+        f"slurm.gpus_per_node = {hardware.gpus}); to leave them to other jobs, hide them (CUDA_VISIBLE_DEVICES)"
+    )
+
+
+def no_checkpoint_is_validated(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Warn of `keep_best` without effect: only validated checkpoints compete, and the last is kept anyway."""
+    if not settings.checkpoint.keep_best:
+        return None
+    saved, validated = settings.checkpoint.every_steps, recipe.train.validate_every_steps
+    if validated and math.lcm(saved, validated) < recipe.train.steps:
+        return None
+    return (
+        f"checkpoint.keep_best = {settings.checkpoint.keep_best} has no effect: no checkpoint before the last step, "
+        f"{recipe.train.steps}, is of a step that is validated (checkpoint.every_steps = {saved}, "
+        f"train.validate_every_steps = {validated}); make one a multiple of the other, both below train.steps"
+    )
+
+
+def steps_are_within_the_run(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Warn of settings for steps beyond the run; defaults that a short run does not reach are no mistake."""
+    last = recipe.train.steps
+    ramp = [
+        (f"train.batch_size_ramp.{n}.until_step", e.until_step + 1) for n, e in enumerate(recipe.train.batch_size_ramp)
+    ]
+    turns = [
+        (f"train.mixture.{number}.from_step", entry.from_step) for number, entry in enumerate(recipe.train.mixture)
+    ]
+    fields = [
+        ("checkpoint", settings.checkpoint, "every_steps", 0),
+        ("checkpoint", settings.checkpoint, "keep_every_steps", 0),
+        ("train", recipe.train, "validate_every_steps", 0),
+        ("train.skip", recipe.train.skip, "warmup_steps", 1),
+        ("evaluation", recipe.evaluation, "every_steps", 0),
+    ]
+    periods = [
+        (f"{name}.{field}", getattr(section, field) + after)
+        for name, section, field, after in fields
+        if field in section.model_fields_set
+    ]
+    profiled = [("profile.from_step", settings.profile.from_step)]
+    beyond = [f"{field} (step {step})" for field, step in (*ramp, *turns, *periods, *profiled) if step > last]
+    if not beyond:
+        return None
+    names = ", ".join(beyond)
+    return f"train.steps = {last}: the run ends before these have an effect: {names}; lower them, or raise steps"
+
+
+def profiled_ranks_exist(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Warn of profiled ranks that the run does not have."""
+    if not settings.profile.from_step or hardware.world_size is None:
+        return None
+    absent = [rank for rank in settings.profile.ranks if not 0 <= rank < hardware.world_size]
+    if not absent:
+        return None
+    return (
+        f"profile.ranks names {', '.join(map(str, absent))}: the ranks of this run are 0 to {hardware.world_size - 1}"
+    )
+
+
+WARNINGS: tuple[Rule, ...] = (
+    tensor_ranks_span_nodes,
+    hpz_ranks_span_nodes,
+    quantized_gradients_stay_on_a_node,
+    shared_memory_is_for_the_cpu,
+    soft_caps_on_cpu_are_slow,
+    gpus_are_idle,
+    no_checkpoint_is_validated,
+    steps_are_within_the_run,
+    profiled_ranks_exist,
+)
+
+
+def faults_of(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> list[str]:
+    """Faults that any rule finds."""
+    return [fault for rule in RULES if (fault := rule(recipe, settings, hardware))]
+
+
+def check_together(recipe: TrainRecipe, settings: Settings) -> None:
     """Refuse sections that cannot work together on any machine.
 
     Raises:
-        ConfigError: a line a fault: the fields, their values and what to change.
+        ConfigError: one line a fault: the fields, their values and what to change.
     """
-    device = None if engine.device == "auto" else engine.device
-    asked = bool(recipe.evaluation.tasks)
-    _refuse(Situation(recipe.model, recipe.optim, recipe.train, engine, device, asked=asked))
+    device = settings.engine.device
+    _refuse(recipe, settings, Hardware(device=None if device == "auto" else device))
 
 
-def check_start(
-    recipe: TrainRecipe,
-    engine: EngineConfig,
-    ranks: Ranks,
-    device: Literal["cpu", "cuda"],
-    capability: tuple[int, int] | None = None,
-    settings: Settings | None = None,
-    gpus: int = 0,
-) -> None:
-    """Refuse what cannot work here.
-
-    Warn of what works badly or has no effect (`cautions.py`).
-
-    Args:
-        recipe: what is learned.
-        engine: how the work is spread.
-        ranks: this one among the others; the first one warns.
-        device: that it computes on.
-        capability: of its GPU.
-        settings: how the run is carried out, for what is only warned of.
-        gpus: that this node shows.
+def check_start(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> None:
+    """Refuse what cannot work on this hardware; warn, on rank 0, of what is slow or has no effect.
 
     Raises:
-        ConfigError: a line a fault: the fields, their values and what to change.
+        ConfigError: one line a fault: the fields, their values and what to change.
     """
-    sections = (recipe.model, recipe.optim, recipe.train, engine)
-    where = (device, ranks.world_size, ranks.local_world_size, capability)
-    situation = Situation(
-        *sections, *where, asked=bool(recipe.evaluation.tasks), evaluation=recipe.evaluation, gpus=gpus,
-        checkpoint=settings.checkpoint if settings else None, profile=settings.profile if settings else None,
-    )  # fmt: skip
-    _refuse(situation)
+    _refuse(recipe, settings, hardware)
     for rule in WARNINGS:
-        if ranks.first and (told := rule(situation)):
-            get_logger(__name__).warning("%s", told)
+        message = rule(recipe, settings, hardware)
+        if message and (hardware.ranks is None or hardware.ranks.first):
+            get_logger(__name__).warning("%s", message)
 
 
-def _refuse(situation: Situation) -> None:
-    if faults := faults_of(situation):
+def _refuse(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> None:
+    if faults := faults_of(recipe, settings, hardware):
         raise ConfigError("\n".join(faults))

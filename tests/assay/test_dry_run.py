@@ -17,9 +17,10 @@ from pretrain.config.training import gradient_accumulation_steps
 from pretrain.distributed.process_group import Ranks
 from pretrain.engine.deepspeed_config import deepspeed_config
 from pretrain.model.flops import active_parameter_count, flops_per_token, parameter_count
-from pretrain.preflight import memory_room
+from pretrain.preflight import hardware
 from pretrain.preflight.compatibility import check_start
-from pretrain.preflight.memory_room import Available, refuse_beyond
+from pretrain.preflight.hardware import Hardware
+from pretrain.preflight.memory_room import refuse_what_cannot_fit
 
 CPU = ("--set", 'engine.device="cpu"', "--set", "engine.micro_batch_size=1")
 
@@ -119,13 +120,14 @@ def test_what_does_not_work_is_refused_with_the_words_of_a_start(project, dry, w
 
 
 def test_what_does_not_fit_is_refused_with_the_words_of_a_start(project, dry, monkeypatch):
-    monkeypatch.setattr(memory_room, "free_host_bytes", lambda: 600 << 20)
+    monkeypatch.setattr(hardware, "free_host_bytes", lambda: 600 << 20)
     status, out, err = dry("--processes", "4")
     assert status == 1
-    config, there_is = the_run(project), Available(150 << 20, 150 << 20)
+    config = the_run(project)
+    room = Hardware(Ranks(0, 4, 0, 4), "cpu", device_bytes=150 << 20, host_bytes=150 << 20)
     size = config.data.tokenizer.vocabulary_size
     with pytest.raises(PipelineError) as refused:
-        refuse_beyond(config.recipe, config.engine, size, (Ranks(0, 4, 0, 4), "cpu"), there_is)
+        refuse_what_cannot_fit(config.recipe, config.engine, size, room)
     assert str(refused.value) in err
     assert "deepspeed   {" in out
     assert "refused     nothing" not in out

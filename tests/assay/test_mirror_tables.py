@@ -12,7 +12,7 @@ from governance.reports.facts.report_facts import facts
 from governance.stage import Runtime
 from pretrain.config.training import TrackingConfig
 from pretrain.metrics.metrics_log import open_record
-from pretrain.metrics.run_identity import About
+from pretrain.metrics.run_identity import RunIdentity
 from pretrain.metrics.wandb_reader import read_offline
 from tests.governance.test_reports_page import corpus, ledger, trained, verdict_of
 from tests.pretrain.metrics.test_tracking import RECIPE
@@ -83,7 +83,7 @@ def test_wandb_holds_them(run, tmp_path, monkeypatch):
         monkeypatch.setenv(name, "unset")
     root, made, _ = run
     shown = mirror_tables(made, root)
-    about = About(RECIPE, "7" * 64, shown=lambda: mirror_tables(made, root))
+    about = RunIdentity(RECIPE, "7" * 64, shown=lambda: mirror_tables(made, root))
     with open_record(tmp_path, TrackingConfig(mode="offline"), about, writes=True) as (record, _):
         record("step", 1, loss=1.0)
     summary = read_offline(tmp_path).summary

@@ -15,7 +15,7 @@ from assay.cli.main import main
 from assay.config import load_run
 from assay.dry_run import dry_run
 from assay.pipeline import corpus, journal_of, judge, write_report
-from assay.preflight import LARGEST_GPU, Place, here, on_nodes, refuse_start, vocabulary_of
+from assay.preflight import LARGEST_GPU, here, on_nodes, refuse_start, vocabulary_of
 from assay.training_recipe import training_folder
 from governance.errors import ConfigError, PipelineError
 from governance.hooks import Hooks
@@ -23,12 +23,12 @@ from governance.lineage.attest import attest_with
 from governance.manifest import FILE_NAME
 from governance.stage import Runtime
 from pretrain.config.training import EngineConfig
-from pretrain.distributed.process_group import Ranks, capability_of, device_of
-from pretrain.preflight import memory_room
-from pretrain.preflight.memory_room import Available
+from pretrain.distributed.process_group import Ranks, device_of
+from pretrain.preflight import hardware
+from pretrain.preflight.hardware import Hardware, hardware_of
 
 MIB = 1 << 20
-PLENTY = Place("cpu", None, 0, Available(1 << 40, 1 << 40))
+PLENTY = Hardware(Ranks(), "cpu", device_bytes=1 << 40, host_bytes=1 << 40)
 
 
 def ranks_of(count: int) -> Ranks:
@@ -64,7 +64,7 @@ def test_a_batch_that_does_not_divide_is_refused_before_a_source_is_read(whole_w
 
 
 def test_a_model_that_does_not_fit_is_refused_before_a_source_is_read(whole_way, monkeypatch):
-    monkeypatch.setattr(memory_room, "free_host_bytes", lambda: 600 * MIB)
+    monkeypatch.setattr(hardware, "free_host_bytes", lambda: 600 * MIB)
     status, told = whole_way("--processes", "4", "--set", 'engine.device="cpu"', "--set", "engine.micro_batch_size=1")
     assert status == 1
     assert "this model does not fit: a rank needs about" in told
@@ -122,29 +122,30 @@ def test_the_whole_way_refuses_what_the_dry_run_refuses_and_nothing_else(project
     run = replace(run, config=run.config.model_copy(update=sections))
     runtime, ranks = Runtime(project / "root"), ranks_of(count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory_room, "free_host_bytes", lambda: free * MIB)
-        before = refusal(lambda: refuse_start(run, runtime, ranks, lambda: here(run.config.engine, ranks)))
+        patch.setattr(hardware, "free_host_bytes", lambda: free * MIB)
+        before = refusal(lambda: refuse_start(run, runtime, lambda: here(run.config.engine, ranks)))
         assert before == refusal(lambda: list(dry_run(run, runtime, ranks)))
 
 
 def test_a_corpus_gives_its_vocabulary_and_a_finished_training_is_asked_nothing(project):
-    run, runtime, three = load_run(project / "run.toml", []), Runtime(project / "root"), ranks_of(3)
+    run, runtime = load_run(project / "run.toml", []), Runtime(project / "root")
+    three = replace(PLENTY, ranks=ranks_of(3))
     with pytest.raises(ConfigError, match="is not a multiple"):
-        refuse_start(run, runtime, three, lambda: PLENTY)
+        refuse_start(run, runtime, lambda: three)
     small = load_run(project / "run.toml", ["data.tokenizer.vocabulary_size=300", "data.encode.validation_share=0.5"])
     assert vocabulary_of(small, runtime)[0] == 300
     artifacts = corpus(run, runtime)
     assert vocabulary_of(run, runtime)[0] == artifacts["tokenizer"].stats["vocabulary_size"]
     assert vocabulary_of(small, runtime)[0] == 300  # the shards that are there are not its own
     with pytest.raises(ConfigError, match="is not a multiple"):
-        refuse_start(run, runtime, three, lambda: PLENTY)
+        refuse_start(run, runtime, lambda: three)
     folder = training_folder(run, artifacts, runtime.root)
     folder.mkdir(parents=True)
     (folder / FILE_NAME).touch()
-    refuse_start(run, runtime, three, lambda: pytest.fail("a finished training asks for no place"))
+    refuse_start(run, runtime, lambda: pytest.fail("hardware is not looked up for a finished training"))
     other = load_run(project / "run.toml", ["train.steps=13"])
     with pytest.raises(ConfigError, match="is not a multiple"):
-        refuse_start(other, runtime, three, lambda: PLENTY)
+        refuse_start(other, runtime, lambda: three)
 
 
 def test_a_process_of_its_own_asks_torch_for_a_gpu(monkeypatch):
@@ -171,36 +172,39 @@ def test_a_process_of_its_own_asks_torch_for_a_gpu(monkeypatch):
 def test_what_it_answers_is_what_a_rank_would_find():
     device = device_of(Ranks())
     found = start._ask_torch("auto", Ranks())
-    assert (found.device, found.capability) == (device.type, capability_of(device))
-    assert found.there_is.host > 0
+    expected = hardware_of(Ranks(), device)
+    assert (found.device, found.capability) == (expected.device, expected.capability)
+    assert found.host_bytes > 0
 
 
 def test_of_nodes_only_what_is_known_is_asked():
     two = Ranks(0, 4, 0, 2)
     auto, cpu = EngineConfig(), EngineConfig(device="cpu")
-    assert on_nodes(auto, two, 0, 0) == Place("cpu", None, 0, Available(None, None))
-    assert on_nodes(auto, two, 0, 8 * MIB) == Place("cpu", None, 0, Available(4 * MIB, 4 * MIB))
-    assert on_nodes(auto, two, 2, 8 * MIB) == Place("cuda", None, 2, Available(LARGEST_GPU, 4 * MIB))
-    assert on_nodes(auto, two, 2, 0, 80 * MIB) == Place("cuda", None, 2, Available(80 * MIB, None))
-    assert on_nodes(cpu, two, 2, 8 * MIB) == Place("cpu", None, 0, Available(4 * MIB, 4 * MIB))
+    assert on_nodes(auto, two, 0, 0) == Hardware(two, "cpu")
+    assert on_nodes(auto, two, 0, 8 * MIB) == Hardware(two, "cpu", device_bytes=4 * MIB, host_bytes=4 * MIB)
+    gpus = Hardware(two, "cuda", gpus=2, device_bytes=LARGEST_GPU, host_bytes=4 * MIB)
+    assert on_nodes(auto, two, 2, 8 * MIB) == gpus
+    assert on_nodes(auto, two, 2, 0, 80 * MIB) == replace(gpus, device_bytes=80 * MIB, host_bytes=None)
+    assert on_nodes(cpu, two, 2, 8 * MIB) == Hardware(two, "cpu", device_bytes=4 * MIB, host_bytes=4 * MIB)
     with pytest.raises(ConfigError, match=r"2 ranks on a node of 1 GPU"):
         on_nodes(auto, two, 1, 0)
 
 
 def test_a_gpu_that_nobody_asked_the_cluster_for_is_told_of(caplog):
-    assert on_nodes(EngineConfig(device="cuda"), Ranks(), 0, 0) == Place("cuda", None, 0, Available(LARGEST_GPU, None))
+    expected = Hardware(Ranks(), "cuda", device_bytes=LARGEST_GPU)
+    assert on_nodes(EngineConfig(device="cuda"), Ranks(), 0, 0) == expected
     assert "slurm.gpus_per_node = 0" in caplog.text
 
 
 def test_memory_that_nobody_knows_refuses_nothing(project):
     run = load_run(project / "run.toml", ["model.num_hidden_layers=4000"])
-    unknown = replace(PLENTY, there_is=Available(None, None))
-    refuse_start(run, Runtime(project / "root"), Ranks(), lambda: unknown)
+    unknown = replace(PLENTY, device_bytes=None, host_bytes=None)
+    refuse_start(run, Runtime(project / "root"), lambda: unknown)
     with pytest.raises(PipelineError, match="does not fit"):
-        refuse_start(run, Runtime(project / "root"), Ranks(), lambda: replace(PLENTY, there_is=Available(MIB, MIB)))
-    on_gpu = Place("cuda", None, 0, Available(None, MIB))
+        refuse_start(run, Runtime(project / "root"), lambda: replace(PLENTY, device_bytes=MIB, host_bytes=MIB))
+    on_gpu = Hardware(Ranks(), "cuda", host_bytes=MIB)
     with pytest.raises(PipelineError, match=r"may use an unknown amount on the device and 0\.0 GiB of the host"):
-        refuse_start(run, Runtime(project / "root"), Ranks(), lambda: on_gpu)
+        refuse_start(run, Runtime(project / "root"), lambda: on_gpu)
 
 
 def test_what_training_goes_on_from_may_be_gone_and_the_report_is_written(project, caplog):

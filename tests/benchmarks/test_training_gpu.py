@@ -11,12 +11,14 @@ from benchmarks.measures import training_gpu
 from benchmarks.measures.training_gpu import Setting, bare, difference, measured, refuse, settings
 from governance.errors import PipelineError
 from pretrain.config.model import ModelConfig
+from pretrain.distributed.process_group import Ranks
 from pretrain.metrics import peak_flops as peaks
 from pretrain.model.flops import parameter_count
-from pretrain.preflight.memory_room import Available
+from pretrain.preflight.hardware import Hardware
 
 GIB = 1 << 30
-H100 = Available(int(78.5 * GIB), 100 * GIB)  # what an empty card of 80 GB leaves after the driver, and a usual host
+# An empty card of 80 GB after the driver, and a usual host.
+H100 = Hardware(Ranks(), "cuda", (9, 0), 1, device_bytes=int(78.5 * GIB), host_bytes=100 * GIB)
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 MODEL = ModelConfig(**SIZES, num_key_value_heads=4, max_position_embeddings=64, tie_word_embeddings=True)
 TOY = Setting(MODEL, length=64, rows=8, micro_rows=4, steps=6, vocabulary=200)
@@ -59,7 +61,7 @@ def test_both_sizes_fit_a_card_of_80_gb_by_the_estimate():
     with pytest.raises(PipelineError, match=r"needs about 8\d\.\d GiB on the device .* may use 78\.5 GiB"):
         refuse(replace(sizes["1_3b"], micro_rows=16), 1, H100)
     with pytest.raises(PipelineError, match="of the host"):
-        refuse(sizes["1_3b"], 1, replace(H100, host=8 * GIB))
+        refuse(sizes["1_3b"], 1, replace(H100, host_bytes=8 * GIB))
 
 
 def test_the_sizes_are_those_of_the_goals():

@@ -30,7 +30,7 @@ from governance.gate.policy import EnergyBudget, load_policy
 from governance.hooks import Hooks, NoBudget, Watched
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
-from pretrain.energy_budget import Allowance
+from pretrain.energy_budget import BudgetGuard
 
 
 def kilowatt_hours(joules):
@@ -85,7 +85,7 @@ def test_the_upper_bound_never_exceeds_the_budget_while_the_assumption_holds(dat
     for number, node in enumerate(nodes):
         keeper = Keeper(limit, ledger, "policy.toml", clock=lambda node=node: node.at)
         watch = keeper.watch(Watched(node.energy, "train/0", first=number == 0))
-        ranks.append(Allowance(watch, clock=lambda node=node: node.at))
+        ranks.append(BudgetGuard(watch, clock=lambda node=node: node.at))
     begun = sum(node.millijoules for node in nodes)
 
     def everywhere(seconds):

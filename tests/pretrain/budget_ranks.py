@@ -23,8 +23,7 @@ from governance.energy.meters import EnergyConfig, meter
 from governance.energy.rapl import EnergyPart
 from governance.errors import BudgetReached
 from governance.gate.policy import EnergyBudget
-from pretrain import energy_budget as allowance
-from pretrain import loop
+from pretrain import energy_budget, loop
 
 SETTINGS = {"steps": 40, "decay_steps": 10, "every_steps": 16, "validate_every_steps": 0}
 
@@ -58,7 +57,7 @@ def plant(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(meters, "_open_sources", lambda config, allotted: ([Planted()], []))
     patch.setattr(meters, "time", SimpleNamespace(monotonic=clock))
     patch.setattr(budget, "Keeper", partial(budget.Keeper, clock=clock))
-    patch.setattr(allowance.Allowance.__init__, "__defaults__", (None, clock))
+    patch.setattr(energy_budget.BudgetGuard.__init__, "__defaults__", (None, clock))
 
 
 def options(root: Path, joules: float, **more: Any) -> dict[str, Any]:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.distributed import HashStore
 
 from governance.manifest import Input, Manifest
-from pretrain.checkpoint.format import Peers, Store, TrainState, require_step
-from pretrain.checkpoint.save import Saver, Source
+from pretrain.checkpoint.format import CheckpointStore, TrainState, require_step
+from pretrain.checkpoint.save import CheckpointSource, Saver
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import CheckpointConfig, TrainConfig, TrainRecipe
+from pretrain.distributed.process_group import Ranks
 from pretrain.engine.fragments import Owned
 
 SHAPES = [("a.weight", (3, 4)), ("b.weight", (5,)), ("c.weight", (2, 2))]
 KINDS = ("master", "exp_avg", "exp_avg_sq")
-ALONE = Peers(0, 1, lambda value: [value])
+ALONE: dict = {}
+"""Fields of a store: the ranks that share it, if several."""
 KEEP = CheckpointConfig(keep_last=100)
 
 
-def store_in(root: Path, **kept) -> Store:
+def store_in(root: Path, **kept) -> CheckpointStore:
     model = ModelConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -35,7 +38,7 @@ def store_in(root: Path, **kept) -> Store:
     train = TrainConfig(sequence_length=32, global_batch_size=8, steps=100)
     recipe = TrainRecipe(model=model, optim=OptimConfig(learning_rate=0.1), train=train)
     tokens = Input(stage="encode", digest="d" * 64, path="encode/x/manifest.json")
-    return Store(root, kept.get("train_key", "a" * 64), 200, recipe, tokens)
+    return CheckpointStore(root, kept.get("train_key", "a" * 64), 200, recipe, tokens)
 
 
 def values_at(step: int, shapes=SHAPES) -> dict[str, dict[str, torch.Tensor]]:
@@ -65,13 +68,16 @@ def state_at(step: int, **fields) -> TrainState:
     return TrainState(step, 10 * step, [1.5] * step, **fields)
 
 
-def saver_of(store: Store, live: dict, peers: Peers = ALONE, config=KEEP, zero_stage: int = 1, attempt: int = 1):
-    """A saver of made-up weights; `live["step"]` says how far they have learned."""
-    source = Source(lambda: fragments_at(live["step"], peers.rank, peers.world_size), SHAPES, zero_stage)
-    return Saver(store, source, peers, config, {"attempt": attempt})
+def saver_of(store: CheckpointStore, live: dict, peers=ALONE, config=KEEP, zero_stage: int = 1, attempt: int = 1):
+    """A saver of made-up weights; `live["step"]` is the step that they are of."""
+    store = replace(store, **peers)
+    source = CheckpointSource(
+        lambda: fragments_at(live["step"], store.ranks.rank, store.ranks.world_size), SHAPES, zero_stage
+    )
+    return Saver(store, source, config, {"attempt": attempt})
 
 
-def save(store: Store, *steps: int, peers: Peers = ALONE, **settings) -> Manifest:
+def save(store: CheckpointStore, *steps: int, peers=ALONE, **settings) -> Manifest:
     live = {"step": steps[0]}
     with saver_of(store, live, peers, **settings) as saver:
         for step in steps:
@@ -95,5 +101,8 @@ def together(world_size: int, act):
         return gather
 
     with ThreadPoolExecutor(world_size) as ranks:
-        acts = [ranks.submit(act, Peers(rank, world_size, gather_as(rank), store)) for rank in range(world_size)]
+        acts = [
+            ranks.submit(act, {"ranks": Ranks(rank, world_size), "gather": gather_as(rank), "key_value_store": store})
+            for rank in range(world_size)
+        ]
     return [done.result() for done in acts]

@@ -22,7 +22,7 @@ from pretrain.config.training import CheckpointConfig, EngineConfig, Settings, T
 from pretrain.metrics import peak_flops as peaks
 
 VOCABULARY = 200
-_PASSED = ("before_start", "make", "suite", "evaluation")
+_PASSED = ("make", "suite", "evaluation")
 
 
 def _document(generator: np.random.Generator, name: str, longest: int) -> EncodedDocument:

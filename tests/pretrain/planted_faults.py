@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.distributed import launcher
-from pretrain.distributed.launcher import launch, standing_of
+from pretrain.distributed.launcher import launch, progress_in
 
 # A rank in a process of its own; `plant` is Python that may replace parts of the trainer before it starts.
 SCRIPT = """
@@ -56,8 +56,8 @@ def launch_two(root: Path, plant: str = "", restarts: int = 0, **settings) -> in
 
     def standing():
         [folder] = (root / "train").glob("*")
-        return standing_of(folder)
+        return progress_in(folder)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launcher, "_command", lambda words: [sys.executable, "-c", text])
-        return launch(2, [], restarts=restarts, standing=standing)
+        return launch(2, [], restarts=restarts, progress_of=standing)

@@ -21,7 +21,7 @@ from unittest import mock
 import torch
 
 from governance.manifest import Input
-from pretrain.checkpoint.format import Peers, Store, TrainState, require_step
+from pretrain.checkpoint.format import CheckpointStore, TrainState, require_step
 from pretrain.checkpoint.load import newest_whole, resume
 from pretrain.checkpoint.save import open_saver
 from pretrain.config.model import ModelConfig
@@ -56,13 +56,13 @@ def job_in(root: Path, precision: str, stage: int, ranks, inner: int = 64, hpz: 
     )
     train = TrainConfig(sequence_length=LENGTH, global_batch_size=4, steps=10, precision=precision)
     recipe = TrainRecipe(model=model, optim=OptimConfig(learning_rate=3e-3), train=train)
-    store = Store(root, "a" * 64, VOCABULARY, recipe, Input(stage="encode", digest="d" * 64, path="x"))
+    tokens = Input(stage="encode", digest="d" * 64, path="x")
+    store = CheckpointStore(
+        root, "a" * 64, VOCABULARY, recipe, tokens, ranks=ranks, gather=gather, key_value_store=ranks_store()
+    )
     engine = EngineConfig(zero_stage=stage, micro_batch_size=4 // ranks.world_size, threads=1, hpz_partition_size=hpz)
     settings = SimpleNamespace(engine=engine, checkpoint=CheckpointConfig())
-    peers = Peers(ranks.rank, ranks.world_size, gather, ranks_store())
-    return SimpleNamespace(
-        recipe=recipe, store=store, peers=peers, settings=settings, energy={}, record=lambda *told, **facts: None
-    )
+    return SimpleNamespace(recipe=recipe, store=store, settings=settings, energy={}, record=lambda *told, **facts: None)
 
 
 def held_out(engine) -> float:
@@ -82,7 +82,7 @@ def write(job, engine, rank: int) -> None:
         engine.backward(objective * math.inf, 4 * LENGTH, last=True)
         engine.update(1.0, torch.zeros(()))
     loss, steps = held_out(engine), STEPS + overflows
-    with open_saver(job.store, job.peers, job.settings, engine, {}, lambda step, manifest: None) as saver:
+    with open_saver(job.store, job.settings, engine, {}, lambda step, manifest: None) as saver:
         saver.save(TrainState(steps, steps, [loss] * steps, skipped=[{"step": STEPS + 1}, {"step": steps}][:overflows]))
 
 
@@ -98,17 +98,17 @@ def counted_preadv(counts: list[int]):
 
 
 def read(job, target: Path, engine_of) -> dict:
-    found = newest_whole(job.store, job.peers, job.settings.engine.zero_stage)
+    found = newest_whole(job.store, job.settings.engine.zero_stage)
     counts: list[int] = []
     with mock.patch.object(os, "preadv", counted_preadv(counts)):
-        engine, state = resume(job.store, job.peers, job.settings, engine_of)
+        engine, state = resume(job.store, job.settings, engine_of)
     owned = sum(4 * part.length * len(part.tensors) for part in local_state(engine))
     if job.settings.engine.zero_stage == 0:  # a rank owns all, of which it saves a share
-        owned = sum(job.peers.gather(owned))
+        owned = sum(job.store.gather(owned))
     loss = held_out(engine)
     stage, inner = job.settings.engine.zero_stage, job.recipe.model.intermediate_size
     again = job_in(target, job.recipe.train.precision, stage, read_ranks(), inner)
-    with open_saver(again.store, again.peers, again.settings, engine, {}, lambda step, manifest: None) as saver:
+    with open_saver(again.store, again.settings, engine, {}, lambda step, manifest: None) as saver:
         saver.save(state)
     return {
         "first": found.manifest.digest,

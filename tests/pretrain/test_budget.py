@@ -30,7 +30,7 @@ def events(root, name):
 
 def test_it_saves_and_leaves_before_the_budget_is_exceeded_and_stays_away(tmp_path, run_training, planted):
     root = tmp_path / "root"
-    with pytest.raises(BudgetReached, match=r"training left after step \d+, which is saved") as told:
+    with pytest.raises(BudgetReached, match=r"training stopped after step \d+, which is saved") as told:
         run_training(root, **options(root, 2500), **SETTINGS)
     assert told.value.exit_code == 71
     [left] = events(root, "budget")

@@ -17,7 +17,7 @@ from pretrain.config.model import ModelConfig
 from pretrain.distributed.process_group import Ranks
 from pretrain.metrics.compile_counts import compiled_graphs
 from pretrain.metrics.peak_flops import Peak
-from pretrain.step_meter import EnergyPerToken, Meter, data_position, losses_by_origin, memory, step_note
+from pretrain.step_meter import EnergyPerToken, StepMeter, data_position, losses_by_origin, memory, step_note
 
 MODEL = ModelConfig(
     hidden_size=32,
@@ -54,7 +54,7 @@ def opened(monkeypatch):
         record=lambda event, step, **values: recorded.append((event, step, values)),
     )
     clock = Clock()
-    return Meter(job, 3, 24, clock), clock, job, recorded
+    return StepMeter(job, 3, 24, clock), clock, job, recorded
 
 
 def test_start_names_both_peaks_of_all_ranks(opened):

@@ -23,7 +23,7 @@ from pretrain import loop
 from pretrain.config.training import EngineConfig
 from pretrain.data.dataset import open_rows
 from pretrain.distributed.process_group import Ranks
-from pretrain.distributed.stragglers import Pace
+from pretrain.distributed.stragglers import StragglerMonitor
 from pretrain.engine.engine import Engine
 from pretrain.loss_spikes import Diverged
 from pretrain.train import _arithmetic
@@ -84,7 +84,7 @@ def test_it_learns_and_says_what_it_did(finished, losses_of):
 
 def test_a_finished_run_is_found(finished, run_training):
     root, run = finished
-    assert run_training(root, before_start=crash, make=False) == run
+    assert run_training(root, make=False) == run
     # Execution enters no key.
     assert run_training(root, micro_batch_size=2, zero_stage=3, keep_last=7, mode="offline") == run
 
@@ -92,12 +92,6 @@ def test_a_finished_run_is_found(finished, run_training):
 def test_a_look_up_makes_nothing(tmp_path, run_training):
     with pytest.raises(MissingInput):
         run_training(tmp_path, make=False)
-    assert not (tmp_path / "train").exists()
-
-
-def test_before_start_may_refuse(tmp_path, run_training):
-    with pytest.raises(Crash):
-        run_training(tmp_path, before_start=crash)
     assert not (tmp_path / "train").exists()
 
 
@@ -225,7 +219,7 @@ def poisoned(monkeypatch):
     """The loss of one step is not a number, whenever that step is computed."""
 
     def plan(step: int):
-        now, forward, slots = [0], Engine.forward, Pace.slots
+        now, forward, slots = [0], Engine.forward, StragglerMonitor.slots
 
         def begin(pace, number):
             now[0] = number
@@ -235,7 +229,7 @@ def poisoned(monkeypatch):
             objective, nats = forward(engine, batch)
             return (objective * math.nan, nats * math.nan) if now[0] == step else (objective, nats)
 
-        monkeypatch.setattr(Pace, "slots", begin)
+        monkeypatch.setattr(StragglerMonitor, "slots", begin)
         monkeypatch.setattr(Engine, "forward", passed)
 
     return plan

@@ -15,7 +15,13 @@ from governance.config import validate
 from governance.errors import ConfigError
 from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.config.optim import OptimConfig
-from pretrain.config.training import EngineConfig, TrainConfig, TrainRecipe, gradient_accumulation_steps
+from pretrain.config.training import (
+    EngineConfig,
+    Settings,
+    TrainConfig,
+    TrainRecipe,
+    gradient_accumulation_steps,
+)
 from pretrain.preflight.compatibility import check_together
 
 MODEL = {
@@ -68,7 +74,7 @@ def test_impossible_combinations_are_refused(optim, train, engine, words):
         train=TrainConfig(**{"sequence_length": 64, "global_batch_size": 8, "steps": 10, **train}),
     )
     with pytest.raises(ConfigError, match=words):
-        check_together(recipe, EngineConfig(**engine))
+        check_together(recipe, Settings(engine=EngineConfig(**engine)))
 
 
 @given(st.integers(1, 64), st.integers(1, 16), st.integers(1, 16))

@@ -68,7 +68,7 @@ def of_checks(checks):
     def planted(asked, node, query):
         with contextlib.suppress(FileNotFoundError):
             if (FOLDER / "bad-node").read_text() == node:
-                return checks.Finding("ecc", "GPU 0: 2 uncorrected errors", bad=True, nodes=(node,))
+                return checks.NodeFinding("ecc", "GPU 0: 2 uncorrected errors", bad=True, nodes=(node,))
         return ecc(asked, node, query)
 
     checks.ecc = planted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -19,12 +20,12 @@ from pretrain.checkpoint import canonical
 from pretrain.checkpoint.canonical import file_plan
 from pretrain.checkpoint.format import identity_of, moments, read_checkpoint, read_state, require_step, weights
 from pretrain.checkpoint.load import newest_whole
-from pretrain.checkpoint.safetensors_files import Entry, map_tensors, write_tensors
+from pretrain.checkpoint.safetensors_files import TensorEntry, map_tensors, write_tensors
 from tests.pretrain.checkpoint_ranks import ALONE, SHAPES, save, state_at, store_in, together, values_at
 
 
 def newest(store, peers=ALONE, zero_stage=None) -> int:
-    found = newest_whole(store, peers, zero_stage)
+    found = newest_whole(replace(store, **peers), zero_stage)
     return found.step if found else 0
 
 
@@ -76,7 +77,7 @@ def test_a_file_is_byte_for_byte_what_safetensors_writes(tmp_path_factory, shape
     for name, tensor in tensors.items():
         flat = tensor.flatten()
         pieces = [flat[:cut], flat[cut:].numpy()]
-        entries.append(Entry(name, tuple(tensor.shape), pieces))
+        entries.append(TensorEntry(name, tuple(tensor.shape), pieces))
     write_tensors(folder / "ours", entries)
     assert (folder / "ours").read_bytes() == (folder / "theirs").read_bytes()
     mapped, metadata = map_tensors(folder / "ours")
@@ -87,7 +88,7 @@ def test_a_file_is_byte_for_byte_what_safetensors_writes(tmp_path_factory, shape
 
 def test_pieces_that_do_not_add_up_write_nothing(tmp_path):
     with pytest.raises(ValueError, match="add up"):
-        write_tensors(tmp_path / "file", [Entry("a", (3,), [torch.zeros(2)])])
+        write_tensors(tmp_path / "file", [TensorEntry("a", (3,), [torch.zeros(2)])])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -96,7 +97,7 @@ def test_pieces_that_do_not_add_up_write_nothing(tmp_path):
 )
 def test_a_torn_file_is_told(tmp_path, damage):
     path = tmp_path / "file"
-    write_tensors(path, [Entry("a", (3,), [torch.zeros(3)])])
+    write_tensors(path, [TensorEntry("a", (3,), [torch.zeros(3)])])
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match="cannot be read"):
         map_tensors(path)
@@ -126,7 +127,7 @@ def test_one_of_another_model_is_told(tmp_path):
     save(other, 4)
     remove_tree(store.folder(4))
     other.folder(4).rename(store.folder(4))
-    for call in (lambda: newest_whole(store, ALONE), lambda: require_step(store, 4)):
+    for call in (lambda: newest_whole(store), lambda: require_step(store, 4)):
         with pytest.raises(CheckpointError, match="another run or model"):
             call()
 

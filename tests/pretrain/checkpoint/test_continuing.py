@@ -22,8 +22,8 @@ from governance.errors import CheckpointError, ConfigError, MissingInput
 from governance.files import read_lines
 from governance.lineage.lineage_graph import read_graph
 from governance.manifest import read_manifest
-from pretrain.checkpoint.continuing import _beginning
-from pretrain.checkpoint.format import Store, identity_of
+from pretrain.checkpoint.format import CheckpointStore, identity_of
+from pretrain.checkpoint.load import _beginning
 from pretrain.checkpoint.retention import remove_old
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
@@ -145,14 +145,14 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_at_the_parent_
         ({"global_batch_size": 16}, r"batch size up to step 8 .* is \[\(0, 8\)\] there, \[\(0, 16\)\] here"),
         ({"mixture": MIXTURE}, r"train.mixture up to step 8 is 'none' there, \[\(1, "),
         ({"mixture": (MixtureConfig(from_step=9, weights={"web": 1.0}),)}, r"up to step 8 is 'none' there, \[\] here"),
-        ({"steps": 8}, r"train.steps is 8 here: it must be more than the 8 that are done"),
+        ({"steps": 8}, r"train.steps is 8 here: it must be more than the 8 steps already done"),
     ],
 )
 def test_what_is_not_the_beginning_of_this_run_is_refused(begun, run_training, settings, told):
     root, named = begun
     before = sorted(root.glob("train/*"))
     with pytest.raises(ConfigError, match=rf"continue_from = '{named}'.*\n(.*\n)*.*{told}"):
-        run_training(root, before_start=crash, continue_from=named, **{**DECAYS, **settings})
+        run_training(root, continue_from=named, **{**DECAYS, **settings})
     assert sorted(root.glob("train/*")) == before
 
 
@@ -235,7 +235,7 @@ def test_what_is_no_checkpoint_is_refused(begun, stable, tmp_path, run_training)
     with pytest.raises(CheckpointError, match="stage 'train', not a checkpoint"):
         run_training(root, continue_from=stable[1].folder, **DECAYS)
     shutil.copytree(root / named, tmp_path / "mine")
-    with pytest.raises(CheckpointError, match=f"call its folder, or the copy, <some folder>/{named}"):
+    with pytest.raises(CheckpointError, match=f"rename its folder, or the copy, to <some folder>/{named}"):
         run_training(root, continue_from=str(tmp_path / "mine"), **DECAYS)
 
 
@@ -321,7 +321,7 @@ def test_the_parent_is_kept_while_a_checkpoint_of_the_child_names_it(continued, 
     (root / child.path).unlink()  # it is not finished
     manifest = read_manifest(root / named / "manifest.json")
     identity = identity_of(manifest)
-    store = Store(root, parent.key, identity.vocabulary_size, identity.recipe, manifest.inputs[0])
+    store = CheckpointStore(root, parent.key, identity.vocabulary_size, identity.recipe, manifest.inputs[0])
     assert store.folder(8) == root / named
     remove_old(store, CheckpointConfig(keep_last=1), 20, [])
     assert {step for key, step in checkpoints_of(root) if key == parent.key} == {8, 20}
@@ -342,6 +342,6 @@ def test_other_ranks_and_another_stage_go_on_with_the_same_losses(begun, continu
     settings = {"continue_from": named, **DECAYS}
     well, told = run_ranks(root.with_suffix(".ranks"), ["-c", script(root, zero_stage=3, **settings)], 2)
     assert well, told[-6000:]
-    assert "going on from the checkpoint of step 8 (canonical form)" in told
+    assert "resuming from the checkpoint of step 8 (canonical form)" in told
     found = losses_of(run_training(root, make=False, **settings), root)
     assert found == pytest.approx(losses_of(continued[3], continued[0]), rel=1e-5)

@@ -109,7 +109,7 @@ def test_shards_that_were_parted_otherwise_are_told_and_the_canonical_form_is_re
     commit(manifest.model_copy(update={"outputs": outputs}), root)
     well, told = trained(root, 2, False, zero_stage=1)
     assert well, told[-6000:]
-    assert "parted them otherwise" in told
+    assert "partitioned them differently" in told
     assert "canonical form" in told
     assert losses_of(run_training(root, make=False), root) == losses_of(run_training(whole, make=False), whole)
 

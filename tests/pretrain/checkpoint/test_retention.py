@@ -8,7 +8,7 @@ from pretrain.checkpoint.format import require_step
 from pretrain.checkpoint.load import newest_whole
 from pretrain.checkpoint.retention import kept_steps, remove_old
 from pretrain.config.training import CheckpointConfig
-from tests.pretrain.checkpoint_ranks import ALONE, save, store_in
+from tests.pretrain.checkpoint_ranks import save, store_in
 
 
 def standing(store, count: int) -> list[int]:
@@ -25,7 +25,7 @@ def test_old_ones_are_removed_and_so_are_leftovers(tmp_path):
     (store.folder(2) / FILE_NAME).unlink()  # a kill during a removal, or during a save
     remove_old(store, CheckpointConfig(keep_last=2), 4, [])
     assert standing(store, 4) == [3, 4]
-    assert newest_whole(store, ALONE).step == 4
+    assert newest_whole(store).step == 4
 
 
 def test_each_rule_keeps_its_own():

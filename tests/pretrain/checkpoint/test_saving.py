@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +24,6 @@ from pretrain.checkpoint.native import STAGE as NATIVE
 from pretrain.checkpoint.native import find_native, identity, native_folder, read_shard, reader, shard_path
 from pretrain.config.training import CheckpointConfig
 from tests.pretrain.checkpoint_ranks import (
-    ALONE,
     KEEP,
     KINDS,
     SHAPES,
@@ -64,7 +64,7 @@ def gate(monkeypatch):
 def test_save_returns_before_a_file_is_written_and_keeps_that_moment(tmp_path, gate):
     store = store_in(tmp_path)
     fragments = fragments_at(3)
-    saver = saving.Saver(store, saving.Source(lambda: fragments, SHAPES, 1), ALONE, KEEP, {})
+    saver = saving.Saver(store, saving.CheckpointSource(lambda: fragments, SHAPES, 1), KEEP, {})
     with saver:
         saver.save(state_at(3))
         assert not store.folder(3).exists()
@@ -119,7 +119,7 @@ def test_a_fault_is_raised_at_the_next_save_or_the_end(tmp_path, monkeypatch):
             saver.save(state_at(3))
     with pytest.raises(StorageError), saver_of(store, live) as saver:
         saver.save(state_at(2))
-    assert newest_whole(store, ALONE).step == 1
+    assert newest_whole(store).step == 1
 
 
 @pytest.mark.parametrize("bad", [0, 1])
@@ -139,7 +139,7 @@ def test_a_fault_of_one_rank_is_raised_on_all(tmp_path, monkeypatch, bad):
         return True
 
     assert together(2, act) == [True, True]
-    assert newest_whole(store, ALONE) is None
+    assert newest_whole(store) is None
 
 
 def test_a_defect_of_one_rank_is_told_to_the_others(tmp_path, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_defect_of_one_rank_is_told_to_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "write_canonical", broken)
 
     def act(peers):
-        with pytest.raises(KeyError if peers.rank else PipelineError, match="ours"):
+        with pytest.raises(KeyError if peers["ranks"].rank else PipelineError, match="ours"):
             save(store_in(tmp_path), 2, peers=peers)
         return True
 
@@ -178,7 +178,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_stands(small_disk):
             saver.save(state_at(step))
             steps.append(step)
     assert error.value.exit_code == 74
-    newest = newest_whole(store, ALONE).step
+    newest = newest_whole(store).step
     assert 1 <= newest < 29
     assert holds(store, newest)
 
@@ -196,7 +196,7 @@ def test_a_step_may_be_saved_anew_with_a_later_validation(tmp_path, world_size):
     together(world_size, anew)
     assert read_state(require_step(store, 3), tmp_path).validations == [row]
     assert holds(store, 3)
-    found = together(world_size, lambda peers: newest_whole(store, peers, 1))
+    found = together(world_size, lambda peers: newest_whole(replace(store, **peers), 1))
     assert all((item.native is not None) == (world_size > 1) for item in found)
 
 
@@ -205,7 +205,7 @@ def test_a_state_that_no_file_can_hold_takes_nothing_away(tmp_path):
     save(store, 3)
     with pytest.raises(ValueError, match="nan"), saver_of(store, {"step": 3}) as saver:
         saver.save(state_at(3, validations=[{"step": 3, "loss": math.nan}]))
-    assert newest_whole(store, ALONE).step == 3
+    assert newest_whole(store).step == 3
 
 
 def test_native_shards_count_beside_their_checkpoint_only(tmp_path):
@@ -240,17 +240,17 @@ def test_no_shards_are_left_where_they_are_not_wanted(tmp_path):
 def test_torn_shards_are_told_and_the_canonical_form_is_read(tmp_path, caplog):
     store = store_in(tmp_path)
     together(2, lambda peers: save(store, 1, 2, peers=peers))
-    found = together(2, lambda peers: newest_whole(store, peers, 1))
+    found = together(2, lambda peers: newest_whole(replace(store, **peers), 1))
     assert [item.native is not None for item in found] == [True, True]
     path = shard_path(native_folder(store, identity(store, 2, 2, 1)), 1)
     path.write_bytes(path.read_bytes()[:-1])
-    found = together(2, lambda peers: newest_whole(store, peers, 1))
+    found = together(2, lambda peers: newest_whole(replace(store, **peers), 1))
     assert [(item.step, item.native) for item in found] == [(2, None), (2, None)]
     assert "shards/00001.safetensors" in caplog.text
     assert "canonical" in caplog.text
     path = store.folder(2) / "weights" / "00000.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    assert [item.step for item in together(2, lambda peers: newest_whole(store, peers, 1))] == [1, 1]
+    assert [item.step for item in together(2, lambda peers: newest_whole(replace(store, **peers), 1))] == [1, 1]
 
 
 OPERATIONS = ("replace", "fsync", "open", "unlink", "rmdir", "mkdir")
@@ -303,12 +303,12 @@ def test_killed_at_any_operation_on_files_something_whole_stands(tmp_path, world
         moment += 1
         store = store_in(shutil.copytree(tmp_path / "begun", tmp_path / str(moment)))
         killed = killed_at(moment, act_in(store, 2))
-        found = newest_whole(store, ALONE)
+        found = newest_whole(store)
         assert found.manifest.digest == digests[found.step]
         assert holds(store, found.step)
         stood.add(found.step)
         act_in(store, 2)()  # what the next attempt does, whatever was left behind
-        assert newest_whole(store, ALONE).manifest.digest == digests[2]
+        assert newest_whole(store).manifest.digest == digests[2]
         assert not store.folder(1).exists()
         assert len(list((store.root / NATIVE).glob("*"))) == world_size - 1
         if not killed:

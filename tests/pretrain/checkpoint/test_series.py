@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.checkpoint.loss_history import Series
+from pretrain.checkpoint.loss_history import LossHistory
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers())))
 def test_every_state_stays_what_it_was(growth):
     """Grow any earlier state; each is equal to the plain list that it stands for, at the end as at once."""
-    states, plain = [Series([7])], [[7]]
+    states, plain = [LossHistory([7])], [[7]]
     for place, value in growth:
         place %= len(states)
         states.append(states[place].plus(value))
@@ -25,13 +25,13 @@ def test_every_state_stays_what_it_was(growth):
 def test_it_becomes_a_list_in_a_dictionary():
     @dataclass(frozen=True)
     class State:
-        losses: Series[float]
+        losses: LossHistory[float]
 
-    assert type(asdict(State(Series([1.0])))["losses"]) is list
+    assert type(asdict(State(LossHistory([1.0])))["losses"]) is list
 
 
 def test_a_million_steps_are_quick():
-    began, series = time.process_time(), Series()
+    began, series = time.process_time(), LossHistory()
     for step in range(1_000_000):
         series = series.plus(step)
     assert len(series) == 1_000_000

@@ -83,7 +83,7 @@ def test_threads_are_shared_among_the_ranks_of_a_node():
 def test_a_signal_becomes_a_flag_and_the_handler_returns(number):
     before = signal.getsignal(number)
     with watch_signals() as leave:
-        leave.gently()
+        leave.defer()
         assert not leave()
         os.kill(os.getpid(), number)
         assert leave()

@@ -21,7 +21,7 @@ from governance.files import read_lines
 from pretrain import loop
 from pretrain.data import dataset
 from pretrain.distributed.process_group import Ranks
-from pretrain.distributed.stragglers import RATIO, WINDOWS, Pace, ratios
+from pretrain.distributed.stragglers import RATIO, WINDOWS, StragglerMonitor, ratios
 from pretrain.engine.engine import Engine
 from tests.pretrain.planted_faults import launch_two, script
 
@@ -93,15 +93,15 @@ def test_the_time_from_the_signal_until_all_is_durable_is_told(tmp_path, run_tra
 @pytest.mark.parametrize(("seconds", "warned"), [(29.0, False), (31.0, True)])
 def test_a_save_that_hardly_fits_is_a_warning_with_its_mend(caplog, seconds, warned):
     told = []
-    job = SimpleNamespace(
-        peers=SimpleNamespace(gather=lambda own: [own, seconds]),  # the signal came to the other rank
-        leave=SimpleNamespace(seconds=lambda: 0.0),
+    context = SimpleNamespace(
+        checkpoints=SimpleNamespace(gather=lambda own: [own, seconds]),  # the signal came to the other rank
+        stop_requested=SimpleNamespace(seconds=lambda: 0.0),
         record=lambda *event, **values: told.append((*event, values)),
         settings=SimpleNamespace(notice_seconds=60),
     )
-    loop._tell_haste(job, 7)
+    loop._report_stop_seconds(context, 7)
     assert told == [("left", 7, {"seconds": seconds})]
-    assert ("more than half of the 60 s" in caplog.text and "it wants 124 s" in caplog.text) == warned
+    assert ("more than half of the 60 s" in caplog.text and "set it to 124 s" in caplog.text) == warned
 
 
 def lines_of(root: Path) -> list[dict]:
@@ -158,7 +158,7 @@ def test_ratios_are_over_the_median_of_the_others():
 
 
 def test_a_rank_is_told_only_when_it_is_slow_for_several_windows():
-    pace = object.__new__(Pace)
+    pace = object.__new__(StragglerMonitor)
     pace._slow = {}
     windows = [[1.0, RATIO + 0.1], [1.0, 1.0], *([[1.0, RATIO + 0.1]] * WINDOWS)]
     assert [len(pace.judge(window)) for window in windows] == [0, 0, *([0] * (WINDOWS - 1)), 1]
@@ -175,7 +175,7 @@ def test_each_window_tells_the_own_work_of_every_rank(windows, every):
         record=lambda event, step, **values: told.append({"event": event, "step": step, **values}),
     )
     first = every - 1  # resumed in the midst of a window: the first one has a step less
-    pace = Pace(job.settings.engine.straggler_window_steps, job.ranks, job.device, job.record)
+    pace = StragglerMonitor(job.settings.engine.straggler_window_steps, job.ranks, job.device, job.record)
     for step in range(2, len(windows) * every + 1):
         own = pace.slots(step)
         assert bool(own) == (step % every == 0)
@@ -190,7 +190,7 @@ def test_each_window_tells_the_own_work_of_every_rank(windows, every):
         assert (line["seconds_least"], line["seconds_median"], line["seconds_greatest"]) == (least, median, greatest)
         assert line["seconds"][line["slowest"]] == greatest
     job.ranks = Ranks()
-    pace = Pace(job.settings.engine.straggler_window_steps, job.ranks, job.device, job.record)
+    pace = StragglerMonitor(job.settings.engine.straggler_window_steps, job.ranks, job.device, job.record)
     assert [pace.slots(step) for step in range(1, 9)] == [[]] * 8
 
 
@@ -215,7 +215,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_checkpoint(
     assert launch_two(tmp_path, plant, restarts=1, zero_stage=stage) == 0
     [named] = [record for record in caplog.records if "was killed by SIGKILL" in record.getMessage()]
     assert named.getMessage().startswith("rank 1 ")
-    assert "starting the ranks again from the checkpoint of step 4" in caplog.text
+    assert "restarting the ranks from the checkpoint of step 4" in caplog.text
     assert named.created - float((tmp_path / "killed-at").read_text()) < 60  # the others are down by then, too
     run = run_training(tmp_path, make=False, zero_stage=stage)
     root, whole = finished

@@ -20,7 +20,7 @@ from governance.files import read_lines
 from pretrain.config.training import TrackingConfig
 from pretrain.distributed import lease as fence
 from pretrain.distributed import lease_sighting as sighting
-from pretrain.distributed.lease import Fence, Holder, hold_folder, newest_holder
+from pretrain.distributed.lease import LeaseHolder, RunLease, hold_folder, newest_holder
 from pretrain.metrics.metrics_log import open_record
 
 HERE = Path(__file__).parents[3]
@@ -37,7 +37,7 @@ def quick(monkeypatch):
         monkeypatch.setattr(fence, name, seconds)
 
 
-def leave_behind(folder: Path, holder: Holder) -> Path:
+def leave_behind(folder: Path, holder: LeaseHolder) -> Path:
     """The file of an attempt that is not of this process."""
     path = folder / "holders" / f"{holder.number:06d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def leave_behind(folder: Path, holder: Holder) -> Path:
     return path
 
 
-ELSEWHERE = Holder("node-7", 41, "2030-01-01T00:00:00Z", "main/12", 0, 3)
+ELSEWHERE = LeaseHolder("node-7", 41, "2030-01-01T00:00:00Z", "main/12", 0, 3)
 
 
 def test_one_attempt_after_the_other_counts_up(tmp_path):
@@ -59,7 +59,7 @@ def test_one_attempt_after_the_other_counts_up(tmp_path):
 
 def test_a_silent_holder_of_another_host_is_dead_and_may_not_come_back(tmp_path):
     leave_behind(tmp_path, ELSEWHERE)
-    older = Fence(tmp_path, ELSEWHERE)
+    older = RunLease(tmp_path, ELSEWHERE)
     older.look()
     began = time.monotonic()
     with hold_folder(tmp_path, ("main/13", 0), first=True) as held:
@@ -75,8 +75,8 @@ def test_one_rank_of_a_node_looks_for_all_while_it_lives(tmp_path, monkeypatch):
     leave_behind(tmp_path / "run", ELSEWHERE)
     looks = []
     monkeypatch.setattr(fence, "newest_holder", lambda folder: looks.append(1) or newest_holder(folder))
-    first = Fence(tmp_path / "run", ELSEWHERE)
-    other = Fence(tmp_path / "run", replace(ELSEWHERE, pid=42), leads=False)
+    first = RunLease(tmp_path / "run", ELSEWHERE)
+    other = RunLease(tmp_path / "run", replace(ELSEWHERE, pid=42), leads=False)
     for _ in range(3):
         time.sleep(fence.BEAT_SECONDS)
         first._beat()
@@ -89,14 +89,14 @@ def test_one_rank_of_a_node_looks_for_all_while_it_lives(tmp_path, monkeypatch):
     assert len(looks) == 4
     first._beat()
     time.sleep(fence.BEAT_SECONDS)
-    stranger = Fence(tmp_path / "run", replace(ELSEWHERE, number=4), leads=False)
+    stranger = RunLease(tmp_path / "run", replace(ELSEWHERE, number=4), leads=False)
     stranger._looked -= 1.0
     stranger._beat()  # the word is of another attempt
     assert len(looks) == 6
     [left] = tmp_path.glob("assay-*")
     left.rename(tmp_path / "elsewhere")
     left.symlink_to(tmp_path / "elsewhere")
-    assert sighting.Sighting(tmp_path / "run").read(3) is None  # a link that somebody planted is not believed
+    assert sighting.LeaseSighting(tmp_path / "run").read(3) is None  # a link that somebody planted is not believed
 
 
 def test_a_living_holder_of_another_host_keeps_another_job_out(tmp_path):
@@ -129,7 +129,7 @@ def test_a_living_holder_of_another_host_keeps_another_job_out(tmp_path):
 def test_a_later_start_of_the_job_takes_over_from_a_living_one(tmp_path):
     path = leave_behind(tmp_path, ELSEWHERE)
     path.touch()
-    older = Fence(tmp_path, ELSEWHERE)
+    older = RunLease(tmp_path, ELSEWHERE)
     began = time.monotonic()
     with hold_folder(tmp_path, ("main/12", 1), first=True) as held:
         assert time.monotonic() - began >= fence.TRUST_SECONDS + fence.BEAT_SECONDS
@@ -170,7 +170,7 @@ def test_a_lock_that_outlives_its_dead_node_counts_no_more(tmp_path):
 def test_an_older_attempt_records_nothing_more(tmp_path, monkeypatch):
     from pretrain.metrics.run_identity import METRICS_FILE
 
-    older = Fence(tmp_path, ELSEWHERE)
+    older = RunLease(tmp_path, ELSEWHERE)
     leave_behind(tmp_path, ELSEWHERE)
     about, off = None, TrackingConfig(mode="disabled")
     with open_record(tmp_path, off, about, older.check, writes=True) as (record, _):
@@ -233,7 +233,7 @@ import time; from pathlib import Path
 from pretrain.distributed import lease as fence
 fence.BEAT_SECONDS = 0.1
 folder = Path({str(tmp_path)!r})
-rank_1 = fence.Fence(folder, fence.Holder("node-8", 5, "x", "main/12", 0))
+rank_1 = fence.RunLease(folder, fence.LeaseHolder("node-8", 5, "x", "main/12", 0))
 rank_1.follow(3)
 print("waits", flush=True)
 time.sleep(600)

@@ -10,12 +10,14 @@ from dataclasses import replace
 import pytest
 
 from pretrain.config.training import EngineConfig
-from pretrain.distributed.watchdog import Place, culprit, watch_hangs
+from pretrain.distributed.watchdog import HangReports, culprit, watch_hangs
 from tests.pretrain.planted_faults import launch_two
 
 
 def test_a_heart_has_a_long_limit_first_and_then_a_short_one(tmp_path):
-    with watch_hangs(Place(tmp_path), EngineConfig(first_step_timeout_seconds=900, step_timeout_seconds=5)) as heart:
+    with watch_hangs(
+        HangReports(tmp_path), EngineConfig(first_step_timeout_seconds=900, step_timeout_seconds=5)
+    ) as heart:
         assert heart.last()[2] == 900
         heart.stepped(1, 200.0)  # it compiled
         assert heart.last()[1:] == ("step 1 was done", 5)
@@ -23,7 +25,9 @@ def test_a_heart_has_a_long_limit_first_and_then_a_short_one(tmp_path):
         assert heart.last()[2] == 20
         heart.beat("save", long=True)
         assert heart.last()[2] == 900
-    with watch_hangs(Place(tmp_path), EngineConfig(first_step_timeout_seconds=0, step_timeout_seconds=0)) as heart:
+    with watch_hangs(
+        HangReports(tmp_path), EngineConfig(first_step_timeout_seconds=0, step_timeout_seconds=0)
+    ) as heart:
         heart.stepped(1, 1.0)
         assert heart.last()[2] == 0
 
@@ -36,7 +40,7 @@ from pathlib import Path
 from pretrain.distributed import watchdog
 from pretrain.config.training import EngineConfig
 watchdog._STUCK_SECONDS = 2.0
-with watchdog.watch_hangs(watchdog.Place(Path({str(tmp_path)!r})), EngineConfig(first_step_timeout_seconds=2)):
+with watchdog.watch_hangs(watchdog.HangReports(Path({str(tmp_path)!r})), EngineConfig(first_step_timeout_seconds=2)):
     time.sleep(1.5)
     ctypes.PyDLL(None).sleep(60)  # PyDLL keeps the lock
 """
@@ -65,7 +69,9 @@ at_step(6, planted_hang)
     assert "planted_hang" not in stacks["rank-00000.txt"]
     assert "loop.py" in stacks["rank-00000.txt"]
     assert "step 6: the gradients are there" in stacks["rank-00000.txt"]  # rank 1 never got there, and is named
-    assert culprit(Place(tmp_path / run.folder, ranks=2)).startswith("rank 1 stands after 'step 6: the rows are read'")
+    assert culprit(HangReports(tmp_path / run.folder, ranks=2)).startswith(
+        "rank 1 stands after 'step 6: the rows are read'"
+    )
 
 
 @pytest.mark.slow
@@ -78,11 +84,11 @@ at_step(6, lambda: rank == 1 and once() and os.kill(os.getpid(), signal.SIGSTOP)
     [named] = [record.getMessage() for record in caplog.records if "stands still" in record.getMessage()]
     assert named.startswith("rank 1 ")
     run = run_training(tmp_path, make=False)
-    assert culprit(Place(tmp_path / run.folder, ranks=2)).startswith("rank 1 wrote no stacks")
+    assert culprit(HangReports(tmp_path / run.folder, ranks=2)).startswith("rank 1 wrote no stacks")
 
 
 def test_a_hang_names_the_rank_that_is_behind(tmp_path):
-    place = Place(tmp_path, ranks=4)
+    place = HangReports(tmp_path, ranks=4)
     (place.file(0).parent).mkdir(parents=True)
 
     def write(rank, beats):

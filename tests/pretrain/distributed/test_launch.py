@@ -11,7 +11,7 @@ import pytest
 
 from governance.files import append_line
 from pretrain.distributed import launcher
-from pretrain.distributed.launcher import launch, standing_of
+from pretrain.distributed.launcher import launch, progress_in
 
 KILL = "os.kill(os.getpid(), 9)"
 CRASH = "raise ValueError('our own mistake')"
@@ -64,16 +64,16 @@ def test_a_killed_rank_takes_the_others_down_and_is_named(pretend, caplog, capfd
 
 def test_a_crash_is_tried_again_as_often_as_allowed(pretend):
     steps = iter([(3, 0), (5, 0), (6, 0), (8, 0)])
-    assert pretend(KILL, "pass", restarts=2, standing=lambda: next(steps)) == (137, 3)
+    assert pretend(KILL, "pass", restarts=2, progress_of=lambda: next(steps)) == (137, 3)
 
 
 def test_a_newer_checkpoint_gives_all_tries_back(pretend):
     steps = iter([(3, 0), (5, 4), (6, 4)])
-    assert pretend(CRASH, restarts=1, standing=lambda: next(steps)) == (1, 3)
+    assert pretend(CRASH, restarts=1, progress_of=lambda: next(steps)) == (1, 3)
 
 
 def test_the_same_step_twice_ends_it(pretend, caplog):
-    assert pretend(KILL, restarts=5, standing=lambda: (7, 4)) == (137, 2)
+    assert pretend(KILL, restarts=5, progress_of=lambda: (7, 4)) == (137, 2)
     assert "second crash after step 7" in caplog.text
 
 
@@ -102,7 +102,7 @@ def test_what_was_explained_or_asked_for_is_not_tried_again(pretend, line, statu
 
 def test_a_hang_is_tried_again(pretend):
     steps = iter([(3, 0), (5, 0)])
-    assert pretend(f"sys.exit({launcher.HUNG})", restarts=1, standing=lambda: next(steps)) == (70, 2)
+    assert pretend(f"sys.exit({launcher.HUNG})", restarts=1, progress_of=lambda: next(steps)) == (70, 2)
 
 
 def test_of_a_hang_the_rank_that_still_stands_is_named(pretend, caplog):
@@ -110,7 +110,7 @@ def test_of_a_hang_the_rank_that_still_stands_is_named(pretend, caplog):
     assert pretend(f"time.sleep(0.5); sys.exit({launcher.HUNG})", stopped, restarts=0) == (70, 1)
     [named] = caplog.records
     assert named.getMessage().startswith("rank 1 ")
-    assert "stands still" in named.getMessage()
+    assert "is stuck" in named.getMessage()
 
 
 def test_ranks_end_when_their_launcher_is_killed(tmp_path):
@@ -155,13 +155,13 @@ def test_a_signal_is_passed_on_and_nothing_is_tried_again(handler, status):
 
 
 def test_how_far_a_run_is(tmp_path):
-    assert standing_of(tmp_path) == (0, 0)
+    assert progress_in(tmp_path) == (0, 0)
     append_line(tmp_path / "metrics.jsonl", '{"event": "step", "step": 7}')
     append_line(tmp_path / "metrics.jsonl", '{"event": "step", "step": 5}')
     append_line(tmp_path / "metrics.jsonl", '{"event": "validation", "step": 6}')
     append_line(tmp_path / "metrics.jsonl", '{"event": "checkpoint", "step": 4}')
     append_line(tmp_path / "checkpoints.jsonl", '{"step": 5}')  # begun, and perhaps never durable
-    assert standing_of(tmp_path) == (5, 4)
+    assert progress_in(tmp_path) == (5, 4)
 
 
 def test_at_a_terminal_a_rank_has_one_too(tmp_path):

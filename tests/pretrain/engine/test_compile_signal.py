@@ -21,11 +21,11 @@ GIVEN_SECONDS = 30  # Slurm's KillWait: how long it waits by itself between SIGT
 WHERE = """
 import traceback
 from pretrain.distributed import preemption
-plain = preemption.Leave.note
+plain = preemption.StopRequested.note
 def note(leave, number, frame):
     (root / "where").write_text("".join(traceback.format_stack(frame)))
     plain(leave, number, frame)
-preemption.Leave.note = note
+preemption.StopRequested.note = note
 """
 
 

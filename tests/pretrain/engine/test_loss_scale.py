@@ -27,7 +27,7 @@ def in_fp16(monkeypatch):
     """fp16 on any CPU, with a lively search; the settings of such a run."""
     from deepspeed.accelerator import get_accelerator
 
-    rules = tuple(rule for rule in compatibility.RULES if rule is not compatibility.fp16_wants_cuda)
+    rules = tuple(rule for rule in compatibility.RULES if rule is not compatibility.fp16_needs_cuda)
     monkeypatch.setattr(compatibility, "RULES", rules)
     monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: True)
     precision = deepspeed_config._precision

@@ -71,9 +71,9 @@ def engines(monkeypatch):
     """Each engine that training opens."""
     found, real = [], loop.open_saver
 
-    def noting(store, peers, settings, engine, *more):
+    def noting(store, settings, engine, *more):
         found.append(engine)
-        return real(store, peers, settings, engine, *more)
+        return real(store, settings, engine, *more)
 
     monkeypatch.setattr(loop, "open_saver", noting)
     return found

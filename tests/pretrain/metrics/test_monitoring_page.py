@@ -20,7 +20,7 @@ from pretrain.config.profile_config import ProfileConfig
 from pretrain.config.skip_config import SkipConfig
 from pretrain.config.training import MixtureConfig
 from pretrain.distributed.process_group import Ranks
-from pretrain.distributed.stragglers import WINDOWS, Pace
+from pretrain.distributed.stragglers import WINDOWS, StragglerMonitor
 from pretrain.evaluation.scores import encode_tasks
 from pretrain.evaluation.tasks import open_tasks, pin
 from pretrain.loss_spikes import Diverged
@@ -134,7 +134,7 @@ def of_two_ranks():
         device=SimpleNamespace(type="cpu"),
         record=lambda event, step, **values: lines.append({"event": event, "step": step, "attempt": 1, **values}),
     )
-    pace = Pace(job.settings.engine.straggler_window_steps, job.ranks, job.device, job.record)
+    pace = StragglerMonitor(job.settings.engine.straggler_window_steps, job.ranks, job.device, job.record)
     for step in range(1, WINDOWS + 1):
         pace.slots(step)
         pace.tell(step, [1_000_000, 2_000_000])

@@ -21,7 +21,7 @@ from pretrain.config.training import TrackingConfig, TrainConfig, TrainRecipe
 from pretrain.distributed.stragglers import spread
 from pretrain.metrics.events import chart_values, summary_of
 from pretrain.metrics.metrics_log import open_record
-from pretrain.metrics.run_identity import METRICS_FILE, About
+from pretrain.metrics.run_identity import METRICS_FILE, RunIdentity
 from pretrain.metrics.wandb_reader import read_offline
 
 RECIPE = TrainRecipe(
@@ -40,7 +40,7 @@ INPUTS = (
     Input(stage="encode", digest="d" * 64, path="encode/0123/manifest.json"),
     Input(stage="verdict", digest="e" * 64, path="verdicts/0123.json"),
 )
-ABOUT = About(RECIPE, "k" * 64, INPUTS, lambda: "7:head")
+ABOUT = RunIdentity(RECIPE, "k" * 64, INPUTS, lambda: "7:head")
 
 
 @pytest.fixture(autouse=True)
@@ -299,6 +299,6 @@ def test_training_names_the_verdict_that_let_it_through(tmp_path, monkeypatch):
     run = SimpleNamespace(config=config, policy=SimpleNamespace(digest="p" * 64), folder=tmp_path, settings=None)
     tokens = SimpleNamespace(digest="d" * 64, stage="encode")
     run_module.training(run, {"encode": tokens}, SimpleNamespace(root=tmp_path))
-    [verdict] = given["beside"].evidence
+    [verdict] = given["evidence"]
     assert (verdict.stage, verdict.path) == ("verdict", f"verdicts/{path.name}")
     assert verdict.digest == hashlib.sha256(b"a signed verdict").hexdigest()

@@ -20,14 +20,14 @@ from pretrain.config.training import TrackingConfig
 from pretrain.metrics import wandb as wandb_mirror
 from pretrain.metrics.events import chart_values
 from pretrain.metrics.metrics_log import open_record
-from pretrain.metrics.run_identity import METRICS_FILE, About, Table
+from pretrain.metrics.run_identity import METRICS_FILE, MirrorTable, RunIdentity
 from pretrain.metrics.wandb_reader import read_offline
 from tests.pretrain.metrics.test_tracking import RECIPE
 from tests.pretrain.wandb_server import AWAY, BROKEN, SILENT, WELL, stand_in
 
 KEY = itertools.count()
 INPUTS = (Input(stage="encode", digest="d" * 64, path="encode/0123/manifest.json"),)
-TABLE = Table(("stage", "documents"), (("ingest", 10), ("clean", None)))
+TABLE = MirrorTable(("stage", "documents"), (("ingest", 10), ("clean", None)))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def server(monkeypatch):
 @pytest.fixture
 def about():
     """A run of a name of its own: wandb's process is this one's, and lives on between tests."""
-    return About(
+    return RunIdentity(
         RECIPE, f"{next(KEY):04d}{os.getpid():012d}" * 4, INPUTS, lambda: "7:head", lambda: {"data/funnel": TABLE}
     )
 
@@ -210,11 +210,11 @@ def test_a_process_whose_server_is_silent_ends_by_itself_and_well(server, tmp_pa
     code = (
         "from pathlib import Path\n"
         "from pretrain.metrics import wandb as wandb_mirror\n"
-        "from pretrain.metrics.run_identity import About\n"
+        "from pretrain.metrics.run_identity import RunIdentity\n"
         "from tests.pretrain.metrics.test_tracking import RECIPE\n"
         "from tests.pretrain.metrics.test_wandb_server import train\n"
         f"wandb_mirror._INIT_SECONDS, wandb_mirror._FINISH_SECONDS = {start}, 5.0\n"
-        f"train(Path({str(tmp_path)!r}), About(RECIPE, '9' * 64), 8)\n"
+        f"train(Path({str(tmp_path)!r}), RunIdentity(RECIPE, '9' * 64), 8)\n"
         "print('trained')\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}

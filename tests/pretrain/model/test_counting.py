@@ -10,8 +10,9 @@ import torch
 from assay.config import Run, load_run
 from pretrain.model.decoder import Decoder
 from pretrain.model.flops import active_parameter_count, flops_per_token, parameter_count
+from pretrain.preflight.hardware import Hardware
 from pretrain.preflight.memory import estimate
-from pretrain.preflight.memory_room import Available, fits
+from pretrain.preflight.memory_room import fits
 from tests.pretrain.small_models import VARIANTS, config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -79,4 +80,5 @@ def test_presets_fit_the_gpus_that_they_ask_for(name):
     assert run.config.train.global_batch_size % (run.config.engine.micro_batch_size * ranks) == 0
     vocabulary = run.config.data.tokenizer.vocabulary_size
     needed = estimate(run.config.recipe, run.config.engine, vocabulary, ranks, "cuda")
-    assert fits(needed, Available(79 << 30, (1 << 40) // run.config.slurm.gpus_per_node)), needed
+    host = (1 << 40) // run.config.slurm.gpus_per_node
+    assert fits(needed, Hardware(device_bytes=79 << 30, host_bytes=host)), needed

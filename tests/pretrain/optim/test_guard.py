@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from governance.files import read_lines
 from pretrain.config.skip_config import SkipConfig
 from pretrain.config.training import TrainConfig
-from pretrain.loss_spikes import Diverged, Guard, reason_of, refuse_too_many, window_starts
+from pretrain.loss_spikes import Diverged, SpikeGuard, reason_of, refuse_too_many, window_starts
 from tests.halves import in_halves
 
 CONFIG = SkipConfig(window=32, warmup_steps=40)
@@ -21,7 +21,7 @@ CONFIG = SkipConfig(window=32, warmup_steps=40)
 
 def walk(losses, config=CONFIG, known=(), skipped=(), starts=frozenset()):
     """The steps that a guard leaves out of these losses, which follow the `known` ones."""
-    guard = Guard(config, list(known), [{"step": step} for step in skipped], "cpu", starts)
+    guard = SpikeGuard(config, list(known), [{"step": step} for step in skipped], "cpu", starts)
     found = []
     for step, value in enumerate(losses, len(known) + 1):
         loss = torch.tensor(value, dtype=torch.float64)
@@ -51,7 +51,7 @@ def plain_z(loss, window):
 @settings(max_examples=40)
 def test_z_is_its_definition(seed, shift):
     window = curve(np.random.default_rng(seed), 50)[-32:]
-    guard = Guard(CONFIG, [*([9.0] * 18), *window.tolist()], [], "cpu")
+    guard = SpikeGuard(CONFIG, [*([9.0] * 18), *window.tolist()], [], "cpu")
     loss = float(window[-1] + shift * 0.02)
     verdict = guard.judge(torch.tensor(loss, dtype=torch.float64), 51)
     assert float(verdict.z) == pytest.approx(plain_z(loss, window))
@@ -118,7 +118,7 @@ def test_a_skipped_loss_does_not_enter_the_window():
     ("level", "loss", "expected"), [(0.0, 1e-6, 0.0), (0.0, 0.0, 0.0), (3.0, 3.0, 0.0), (3.0, 3.03, 2.0)]
 )
 def test_losses_that_never_changed_leave_z_finite(level, loss, expected):
-    guard = Guard(CONFIG, [level] * 50, [], "cpu")
+    guard = SpikeGuard(CONFIG, [level] * 50, [], "cpu")
     verdict = guard.judge(torch.tensor(loss, dtype=torch.float64), 51)
     assert float(verdict.z) == pytest.approx(expected)
     assert not verdict.skip
@@ -138,7 +138,7 @@ def test_clean_curves_give_no_alarm_for_many_seeds():
 
 
 def test_it_costs_less_than_a_thousandth_of_a_second():
-    guard = Guard(SkipConfig(warmup_steps=0), [3.0] * 128, [], "cpu")
+    guard = SpikeGuard(SkipConfig(warmup_steps=0), [3.0] * 128, [], "cpu")
     loss = torch.tensor(3.0, dtype=torch.float64)
     seconds = []
     for step in range(200):

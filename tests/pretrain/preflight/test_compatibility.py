@@ -25,21 +25,29 @@ from pretrain.config.training import (
     MixtureConfig,
     RampConfig,
     Settings,
-    TrackingConfig,
     TrainConfig,
     TrainRecipe,
 )
-from pretrain.distributed.process_group import Ranks, device_of, gpus_of
-from pretrain.preflight import cautions, compatibility
-from pretrain.preflight.cautions import WARNINGS, no_checkpoint_is_validated
-from pretrain.preflight.compatibility import RULES, check_start, check_together, faults_of
-from pretrain.preflight.situation import Situation
+from pretrain.distributed.process_group import Ranks, device_of
+from pretrain.preflight import compatibility
+from pretrain.preflight.compatibility import (
+    RULES,
+    WARNINGS,
+    check_start,
+    check_together,
+    faults_of,
+    no_checkpoint_is_validated,
+)
+from pretrain.preflight.hardware import Hardware, hardware_of
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 128}
 
 
-def situation(where: dict | None = None, **settings) -> Situation:
-    """Sections that suit each other, but for `settings` (by the field's name); `where`: device, ranks, capability."""
+def case(where: dict | None = None, **settings) -> tuple[TrainRecipe, Settings, Hardware]:
+    """A rule's arguments: sections that suit each other, but for `settings` (by the field's name).
+
+    `where`: device, number of ranks, capability, GPUs, and sections that enter no key.
+    """
     values = {
         ModelConfig: {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2},
         TrainConfig: {"sequence_length": 64, "global_batch_size": 8, "steps": 10},
@@ -51,13 +59,21 @@ def situation(where: dict | None = None, **settings) -> Situation:
         own = {name: settings.pop(name) for name in list(settings) if name in section.model_fields}
         made[section] = section(**{**fields, **own})
     assert not settings
-    sections = (made[section] for section in (ModelConfig, OptimConfig, TrainConfig, EngineConfig))
-    return Situation(*sections, **(where or {}))
+    known = dict(where or {})
+    evaluation = known.pop("evaluation", EvaluationConfig())
+    recipe = TrainRecipe(
+        model=made[ModelConfig], optim=made[OptimConfig], train=made[TrainConfig], evaluation=evaluation
+    )
+    sections = {name: known.pop(name) for name in ("checkpoint", "profile") if name in known}
+    local = known.pop("local_world_size", 1)
+    ranks = Ranks(0, known.pop("world_size"), 0, local) if "world_size" in known else None
+    return recipe, Settings(engine=made[EngineConfig], **sections), Hardware(ranks, **known)
 
 
 CPU, CUDA = {"device": "cpu"}, {"device": "cuda", "capability": (9, 0)}
 EXPERTS = MoeConfig(num_local_experts=4, num_experts_per_tok=2)
 OFFLOAD = {"zero_stage": 3, "offload_optimizer": "cpu"}
+TASKS = EvaluationConfig(tasks=(TaskConfig(name="t", format="choices", path="t.jsonl"),))
 GRADIENTS = {"quantized_gradients": True, "zero_stage": 3}
 OF_8 = {**CUDA, "world_size": 4, "gpus": 8}
 """A node that shows 8 GPUs."""
@@ -70,79 +86,87 @@ REFUSED = [
         {"optimizer": "muon", "muon_learning_rate": 0.02, "muon_weight_decay": 50.0},
         "multiplies these weights by 0;",
     ),
-    ("half_precision_wants_a_stage", {"zero_stage": 0, "precision": "bf16"}, "'autocast'"),
-    ("fp16_wants_cuda", {"precision": "fp16", "where": CPU}, "'bf16'"),
-    ("fp8_wants_a_card_that_has_it", {"precision": "fp8", "where": CPU}, "capability 8.9"),
-    ("fp8_wants_a_card_that_has_it", {"precision": "fp8", "where": {**CUDA, "capability": (8, 0)}}, "(8, 0)"),
+    ("half_precision_needs_a_stage", {"zero_stage": 0, "precision": "bf16"}, "'autocast'"),
+    ("fp16_needs_cuda", {"precision": "fp16", "where": CPU}, "'bf16'"),
+    ("fp8_needs_a_gpu_that_has_it", {"precision": "fp8", "where": CPU}, "capability 8.9"),
+    ("fp8_needs_a_gpu_that_has_it", {"precision": "fp8", "where": {**CUDA, "capability": (8, 0)}}, "(8, 0)"),
     ("fp8_shapes_divide", {"precision": "fp8", "intermediate_size": 136}, "intermediate_size = 136"),
     (
         "fp8_shapes_divide",
         {"precision": "fp8", "sequence_length": 48, "sequence_parallel_size": 2, "micro_batch_size": 1},
         "sequence_parallel_size = 24",
     ),
-    ("fp8_wants_no_experts", {"precision": "fp8", "moe": EXPERTS}, "'bf16'"),
+    ("fp8_excludes_experts", {"precision": "fp8", "moe": EXPERTS}, "'bf16'"),
     ("bf16_masters_stay_on_the_device", {"precision": "bf16_masters", **OFFLOAD}, "precision = 'bf16'"),
     (
-        "tensor_parallelism_knows_the_model",
+        "tensor_parallelism_supports_the_model",
         {"tensor_parallel_size": 2, "qk_norm": True, "qk_norm_whole": True},
         "part of the heads",
     ),
-    ("flash_wants_cuda_and_16_bits", {"attention": "flash", "where": CPU}, "attention = 'auto'"),
-    ("flash_wants_cuda_and_16_bits", {"attention": "flash", "precision": "fp32"}, "precision = 'bf16'"),
-    ("flash_wants_cuda_and_16_bits", {"attention": "flash", "where": {**CUDA, "capability": (9, 0)}}, "is installed"),
-    ("quantized_collectives_want_cuda", {"quantized_weights": True, "zero_stage": 3, "where": CPU}, "CUDA kernels"),
+    ("flash_needs_cuda_and_16_bits", {"attention": "flash", "where": CPU}, "attention = 'auto'"),
+    ("flash_needs_cuda_and_16_bits", {"attention": "flash", "precision": "fp32"}, "precision = 'bf16'"),
+    ("flash_needs_cuda_and_16_bits", {"attention": "flash", "where": {**CUDA, "capability": (9, 0)}}, "is installed"),
+    ("quantized_collectives_need_cuda", {"quantized_weights": True, "zero_stage": 3, "where": CPU}, "CUDA kernels"),
     (
-        "quantized_collectives_want_cuda",
+        "quantized_collectives_need_cuda",
         {"quantized_gradients": True, "zero_stage": 2, "where": CUDA},
         "zero_stage = 3",
     ),
     (
-        "quantized_collectives_want_cuda",
+        "quantized_collectives_need_cuda",
         {"quantized_weights": True, "zero_stage": 3, "precision": "autocast"},
         "'bf16'",
     ),
-    ("quantized_gradients_want_whole_nodes", {**GRADIENTS, "where": {**OF_8, "local_world_size": 4}}, "0 node(s)"),
+    ("quantized_gradients_need_whole_nodes", {**GRADIENTS, "where": {**OF_8, "local_world_size": 4}}, "0 node(s)"),
     (
-        "quantized_gradients_want_whole_nodes",
+        "quantized_gradients_need_whole_nodes",
         {**GRADIENTS, "where": {**OF_8, "world_size": 12, "local_world_size": 4}},
         "start 8 ranks a node",
     ),
-    ("quantized_gradients_want_whole_nodes", {**GRADIENTS, "tensor_parallel_size": 2}, "other parts of a matrix"),
+    ("quantized_gradients_need_whole_nodes", {**GRADIENTS, "tensor_parallel_size": 2}, "other parts of a matrix"),
     ("bf16_reduction_suits_the_gradients", {"gradient_reduction": "bf16", "precision": "autocast"}, "'fp32'"),
     ("bf16_reduction_suits_the_gradients", {"gradient_reduction": "bf16", **GRADIENTS}, "quantized_gradients"),
-    ("deepspeed_gets_no_key_of_ours", {"deepspeed": {"bf16": {"enabled": True}}}, "bf16 (set train.precision)"),
-    ("deepspeed_gets_no_key_of_ours", {"deepspeed": {"zero_optimization": {"stage": 2}}}, "engine.zero_stage"),
-    ("deepspeed_gets_no_key_of_ours", {"deepspeed": {"zero_optimization": 2}}, "no table"),
-    ("deepcompile_wants_cuda", {"deepcompile": True, "where": CPU}, "compile = true"),
-    ("deepcompile_wants_cuda", {"deepcompile": True, "zero_stage": 0, "precision": "fp32"}, "zero_stage = 1"),
-    ("deepcompile_wants_cuda", {"deepcompile": True, "sequence_parallel_size": 2}, "compile = true"),
-    ("parameter_offload_wants_stage_3", {"offload_parameters": "cpu", "zero_stage": 2}, "zero_stage = 3"),
-    ("optimizer_offload_wants_its_stage", {"offload_optimizer": "cpu", "zero_stage": 0, "precision": "fp32"}, "= 1"),
-    ("optimizer_offload_wants_its_stage", {"offload_optimizer": "nvme", "zero_stage": 2, "nvme_path": "x"}, "= 3"),
+    (
+        "deepspeed_keys_conflict_with_no_setting",
+        {"deepspeed": {"bf16": {"enabled": True}}},
+        "bf16 (set train.precision)",
+    ),
+    (
+        "deepspeed_keys_conflict_with_no_setting",
+        {"deepspeed": {"zero_optimization": {"stage": 2}}},
+        "engine.zero_stage",
+    ),
+    ("deepspeed_keys_conflict_with_no_setting", {"deepspeed": {"zero_optimization": 2}}, "no table"),
+    ("deepcompile_needs_cuda", {"deepcompile": True, "where": CPU}, "compile = true"),
+    ("deepcompile_needs_cuda", {"deepcompile": True, "zero_stage": 0, "precision": "fp32"}, "zero_stage = 1"),
+    ("deepcompile_needs_cuda", {"deepcompile": True, "sequence_parallel_size": 2}, "compile = true"),
+    ("parameter_offload_needs_stage_3", {"offload_parameters": "cpu", "zero_stage": 2}, "zero_stage = 3"),
+    ("optimizer_offload_needs_its_stage", {"offload_optimizer": "cpu", "zero_stage": 0, "precision": "fp32"}, "= 1"),
+    ("optimizer_offload_needs_its_stage", {"offload_optimizer": "nvme", "zero_stage": 2, "nvme_path": "x"}, "= 3"),
     ("nvme_has_a_folder", {"offload_parameters": "nvme", "zero_stage": 3}, "nvme_path"),
     ("nvme_has_a_folder", {"offload_optimizer": "nvme", "zero_stage": 3}, "offload_optimizer = 'nvme'"),
-    ("hpz_wants_stage_3", {"hpz_partition_size": 2, "zero_stage": 2}, "zero_stage = 3"),
-    ("hpz_wants_stage_3", {"hpz_partition_size": 2, "zero_stage": 3, "where": {"world_size": 3}}, "divisor"),
+    ("hpz_needs_stage_3", {"hpz_partition_size": 2, "zero_stage": 2}, "zero_stage = 3"),
+    ("hpz_needs_stage_3", {"hpz_partition_size": 2, "zero_stage": 3, "where": {"world_size": 3}}, "divisor"),
     ("sequence_parallelism_divides", {"sequence_parallel_size": 3}, "sequence_length = 64"),
     ("sequence_parallelism_divides", {"sequence_parallel_size": 4}, "num_key_value_heads = 2"),
     ("experts_see_whole_rows", {"sequence_parallel_size": 2, "moe": EXPERTS}, "sequence_parallel_size = 1"),
     ("tensor_parallelism_divides", {"tensor_parallel_size": 4}, "num_key_value_heads = 2"),
-    ("tensor_parallelism_knows_the_model", {"tensor_parallel_size": 2, "optimizer": "muon"}, "whole matrices"),
-    ("tensor_parallelism_knows_the_model", {"tensor_parallel_size": 2, "moe": EXPERTS}, "experts are not cut"),
-    ("tensor_parallelism_knows_the_model", {"tensor_parallel_size": 2, "precision": "fp8"}, "'bf16'"),
+    ("tensor_parallelism_supports_the_model", {"tensor_parallel_size": 2, "optimizer": "muon"}, "whole matrices"),
+    ("tensor_parallelism_supports_the_model", {"tensor_parallel_size": 2, "moe": EXPERTS}, "experts are not split"),
+    ("tensor_parallelism_supports_the_model", {"tensor_parallel_size": 2, "precision": "fp8"}, "'bf16'"),
     (
         "tensor_parallelism_keeps_state_out_of_files",
         {"tensor_parallel_size": 2, "zero_stage": 3, "offload_optimizer": "nvme", "nvme_path": "/x"},
         "set it to 'cpu'",
     ),
-    ("hpz_wants_stage_3", {"hpz_partition_size": 2, "zero_stage": 3, "tensor_parallel_size": 2}, "over all ranks"),
+    ("hpz_needs_stage_3", {"hpz_partition_size": 2, "zero_stage": 3, "tensor_parallel_size": 2}, "over all ranks"),
     ("splits_divide_the_ranks", {"tensor_parallel_size": 2, "where": {"world_size": 3}}, "multiple of 2"),
     ("the_batch_divides", {"micro_batch_size": 3, "where": {"world_size": 1}}, "micro batch that divides"),
     ("the_batch_divides", {"micro_batch_size": 4, "where": {"world_size": 4}}, "4 x 4"),
     (
-        "questions_divide",
-        {"sequence_parallel_size": 3, "sequence_length": 768, "where": {"asked": True}},
-        "256 tokens of a row of questions",
+        "evaluation_rows_divide",
+        {"sequence_parallel_size": 3, "sequence_length": 768, "where": {"evaluation": TASKS}},
+        "256 tokens of an evaluation row",
     ),
     (
         "bf16_masters_stay_on_the_device",
@@ -155,7 +179,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("rule", "settings", "mend"), REFUSED)
 def test_a_rule_refuses_with_its_mend(rule, settings, mend):
-    told = getattr(compatibility, rule)(situation(**settings))
+    told = getattr(compatibility, rule)(*case(**settings))
     assert told is not None
     assert mend in told
 
@@ -174,7 +198,7 @@ def test_the_page_and_the_table_have_the_same_rules():
 def test_every_rule_is_tested_and_none_refuses_what_suits():
     assert {name for name, _, _ in REFUSED} == {rule.__name__ for rule in RULES}
     for where in ({}, {**CPU, "world_size": 1}, {**CPU, "world_size": 4}, {**CUDA, "world_size": 2}):
-        assert faults_of(situation(where)) == []
+        assert faults_of(*case(where)) == []
 
 
 @pytest.mark.parametrize(
@@ -194,55 +218,53 @@ def test_every_rule_is_tested_and_none_refuses_what_suits():
         {"offload_optimizer": "nvme", "offload_parameters": "nvme", "nvme_path": "x", "zero_stage": 3},
         {"optimizer": "muon", "zero_stage": 3},
         {"moe": EXPERTS, "where": {"world_size": 2}},
-        {"sequence_parallel_size": 2, "where": {"asked": True}},
+        {"sequence_parallel_size": 2, "where": {"evaluation": TASKS}},
     ],
 )
 def test_what_works_passes(settings):
-    assert faults_of(situation(**settings)) == []
+    assert faults_of(*case(**settings)) == []
 
 
 def test_what_alters_what_is_learned_enters_the_key_and_the_layout_does_not():
     learned = {"quantized_weights", "quantized_gradients"}
     assert learned < TrainConfig.model_fields.keys()
     assert not learned & EngineConfig.model_fields.keys()
-    s = situation(moe=EXPERTS)
+    recipe, _, _ = case(moe=EXPERTS)
     keys = set()
     for name in (None, *learned):
-        train = s.train.model_copy(update={name: True} if name else {})
-        keys.add(Recipe("train", 1, TrainRecipe(model=s.model, optim=s.optim, train=train)).key([]))
+        train = recipe.train.model_copy(update={name: True} if name else {})
+        keys.add(Recipe("train", 1, recipe.model_copy(update={"train": train})).key([]))
     assert len(keys) == 3
 
 
 def test_all_faults_are_told_at_once():
-    s = situation(sequence_length=256, zero_stage=0)
+    recipe, settings, _ = case(sequence_length=256, zero_stage=0)
     with pytest.raises(ConfigError, match=r"(?s)max_position_embeddings.*before the first"):
-        check_together(TrainRecipe(model=s.model, optim=s.optim, train=s.train), s.engine)
+        check_together(recipe, settings)
 
 
 def test_both_moments_know_that_tasks_are_asked():
-    tasks = (TaskConfig(name="t", format="choices", path="t.jsonl"),)
-    s = situation(sequence_length=768, max_position_embeddings=768, sequence_parallel_size=3, num_key_value_heads=3,
-                  num_attention_heads=3, hidden_size=48)  # fmt: skip
-    recipe = TrainRecipe(model=s.model, optim=s.optim, train=s.train)
-    check_together(recipe, s.engine)
-    recipe = recipe.model_copy(update={"evaluation": EvaluationConfig(tasks=tasks)})
-    with pytest.raises(ConfigError, match="row of questions"):
-        check_together(recipe, s.engine)
-    with pytest.raises(ConfigError, match="row of questions"):
-        check_start(recipe, s.engine, Ranks(0, 3, 0, 3), "cpu")
+    recipe, settings, _ = case(
+        sequence_length=768, max_position_embeddings=768, sequence_parallel_size=3, num_key_value_heads=3,
+        num_attention_heads=3, hidden_size=48,
+    )  # fmt: skip
+    check_together(recipe, settings)
+    recipe = recipe.model_copy(update={"evaluation": TASKS})
+    with pytest.raises(ConfigError, match="evaluation row"):
+        check_together(recipe, settings)
+    with pytest.raises(ConfigError, match="evaluation row"):
+        check_start(recipe, settings, Hardware(Ranks(0, 3, 0, 3), "cpu"))
 
 
 def test_a_device_that_is_asked_for_is_known_before_the_start():
-    s = situation(precision="fp16", device="cpu")
-    recipe = TrainRecipe(model=s.model, optim=s.optim, train=s.train)
+    recipe, settings, _ = case(precision="fp16", device="cpu")
     with pytest.raises(ConfigError, match="fp16"):
-        check_together(recipe, s.engine)
-    check_together(recipe, EngineConfig())  # "auto": a login node may have no GPU
+        check_together(recipe, settings)
+    check_together(recipe, Settings())  # "auto": a login node may have no GPU
     with pytest.raises(ConfigError, match="fp16"):
-        check_start(recipe, EngineConfig(), Ranks(), "cpu")
+        check_start(recipe, Settings(), Hardware(Ranks(), "cpu"))
 
 
-OFF = ProfileConfig()
 BEST = CheckpointConfig(every_steps=2, keep_best=3)
 FOUR_OF_EIGHT = {**CUDA, "world_size": 8, "local_world_size": 4, "gpus": 8}
 WARNED_OF = [
@@ -258,26 +280,26 @@ WARNED_OF = [
         "nothing is quantized",
     ),
     ("shared_memory_is_for_the_cpu", {"shared_memory_collectives": True, "where": CUDA}, "no effect"),
-    ("soft_caps_on_cpu_are_written_out", {"attn_logit_softcapping": 50.0, "where": CPU}, "64 x 64"),
-    ("gpus_stand_idle", {"where": {**CUDA, "world_size": 1, "gpus": 8}}, "--processes 8"),
-    ("gpus_stand_idle", {"micro_batch_size": 1, "where": FOUR_OF_EIGHT}, "8 GPUs and 4 rank"),
+    ("soft_caps_on_cpu_are_slow", {"attn_logit_softcapping": 50.0, "where": CPU}, "64 x 64"),
+    ("gpus_are_idle", {"where": {**CUDA, "world_size": 1, "gpus": 8}}, "--processes 8"),
+    ("gpus_are_idle", {"micro_batch_size": 1, "where": FOUR_OF_EIGHT}, "8 GPUs and 4 rank"),
     ("no_checkpoint_is_validated", {"where": {"checkpoint": BEST}, "validate_every_steps": 5}, "no effect"),
     ("no_checkpoint_is_validated", {"where": {"checkpoint": BEST}, "validate_every_steps": 0}, "keep_best = 3"),
     ("no_checkpoint_is_validated", {"where": {"checkpoint": BEST}, "validate_every_steps": 10}, "last step, 10"),
     (
-        "steps_lie_within_the_run",
+        "steps_are_within_the_run",
         {"batch_size_ramp": (RampConfig(until_step=10, global_batch_size=4),)},
         "train.batch_size_ramp.0.until_step (step 11)",
     ),
     (
-        "steps_lie_within_the_run",
+        "steps_are_within_the_run",
         {"mixture": (MixtureConfig(from_step=11, weights={"a": 1}),)},
         "0.from_step (step 11)",
     ),
-    ("steps_lie_within_the_run", {"where": {"checkpoint": CheckpointConfig(every_steps=11)}}, "checkpoint.every_steps"),
-    ("steps_lie_within_the_run", {"where": {"evaluation": EvaluationConfig(every_steps=11)}}, "evaluation.every_steps"),
-    ("steps_lie_within_the_run", {"skip": SkipConfig(warmup_steps=10)}, "train.skip.warmup_steps"),
-    ("steps_lie_within_the_run", {"where": {"profile": ProfileConfig(from_step=11)}}, "profile.from_step (step 11)"),
+    ("steps_are_within_the_run", {"where": {"checkpoint": CheckpointConfig(every_steps=11)}}, "checkpoint.every_steps"),
+    ("steps_are_within_the_run", {"where": {"evaluation": EvaluationConfig(every_steps=11)}}, "evaluation.every_steps"),
+    ("steps_are_within_the_run", {"skip": SkipConfig(warmup_steps=10)}, "train.skip.warmup_steps"),
+    ("steps_are_within_the_run", {"where": {"profile": ProfileConfig(from_step=11)}}, "profile.from_step (step 11)"),
     (
         "profiled_ranks_exist",
         {"where": {"profile": ProfileConfig(from_step=2, ranks=(0, 2)), "world_size": 2, "local_world_size": 2}},
@@ -288,14 +310,10 @@ WARNED_OF = [
 
 @pytest.mark.parametrize(("rule", "settings", "words"), WARNED_OF)
 def test_what_works_badly_is_told(rule, settings, words, caplog):
-    s = situation(**settings)
-    assert words in getattr(cautions, rule)(s)
-    ranks = Ranks(0, s.world_size or 1, 0, s.local_world_size)
+    arguments = case(**settings)
+    assert words in getattr(compatibility, rule)(*arguments)
     with caplog.at_level(logging.WARNING):
-        evaluation = s.evaluation or EvaluationConfig()
-        recipe = TrainRecipe(model=s.model, optim=s.optim, train=s.train, evaluation=evaluation)
-        kept = Settings(s.checkpoint or CheckpointConfig(), s.engine, TrackingConfig(), profile=s.profile or OFF)
-        check_start(recipe, s.engine, ranks, s.device or "cpu", s.capability, kept, s.gpus)
+        check_start(*arguments)
     assert words in caplog.text
 
 
@@ -323,7 +341,7 @@ def test_every_warning_is_tested():
     ],
 )
 def test_what_works_well_is_not_warned_of(settings):
-    assert [told for rule in WARNINGS if (told := rule(situation(**settings)))] == []
+    assert [told for rule in WARNINGS if (told := rule(*case(**settings)))] == []
 
 
 @given(st.integers(1, 12), st.integers(0, 12), st.integers(1, 30), st.integers(1, 4))
@@ -343,8 +361,8 @@ def test_keep_best_is_warned_of_exactly_where_it_keeps_nothing_more(saved, valid
             kept = kept_steps(held, config, known)
             differs |= bool(kept.keys() - kept_steps(held, config.model_copy(update={"keep_best": 0}), known).keys())
             held = sorted(kept)
-    s = situation({"checkpoint": config}, validate_every_steps=validated, steps=steps)
-    assert (no_checkpoint_is_validated(s) is None) == differs
+    arguments = case({"checkpoint": config}, validate_every_steps=validated, steps=steps)
+    assert (no_checkpoint_is_validated(*arguments) is None) == differs
 
 
 def test_training_knows_what_the_warnings_ask(tmp_path, run_training, caplog):
@@ -371,5 +389,8 @@ def test_no_gpu_where_one_is_asked_for(monkeypatch):
     assert device_of(Ranks(), "cpu").type == "cpu"
     with pytest.raises(ConfigError, match="one rank a GPU"):
         device_of(Ranks(1, 2, 1, 2))
-    assert gpus_of(device_of(Ranks())) == 1
-    assert gpus_of(device_of(Ranks(), "cpu")) == 0
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 9))
+    found = hardware_of(Ranks(), device_of(Ranks()))
+    assert (found.device, found.capability, found.gpus, found.device_bytes) == ("cuda", (9, 0), 1, 5)
+    assert hardware_of(Ranks(), device_of(Ranks(), "cpu")).gpus == 0

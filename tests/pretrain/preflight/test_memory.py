@@ -12,9 +12,10 @@ from pretrain.config.optim import OptimConfig
 from pretrain.config.training import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed.process_group import Ranks
 from pretrain.engine.deepspeed_config import BUCKET, SWAPPED_GROUP
-from pretrain.preflight import memory, memory_passes, memory_room
+from pretrain.preflight import hardware, memory, memory_passes
+from pretrain.preflight.hardware import Hardware, free_host_bytes, hardware_of
 from pretrain.preflight.memory import estimate
-from pretrain.preflight.memory_room import Available, fits, free_host_bytes, mend, refuse_what_cannot_fit
+from pretrain.preflight.memory_room import fits, refuse_what_cannot_fit, suggestion
 
 SEVENTY_BILLION = ModelConfig(
     hidden_size=8192,
@@ -43,7 +44,7 @@ def test_seventy_billion_parameters_do_not_fit_here_and_are_never_built(monkeypa
     with pytest.raises(
         PipelineError, match=r"does not fit.*moments [\d,.]+ GiB.*ranks? would do|does not fit.*No setting"
     ):
-        refuse_what_cannot_fit(recipe(), EngineConfig(), VOCABULARY, Ranks(), torch.device("cpu"))
+        refuse_what_cannot_fit(recipe(), EngineConfig(), VOCABULARY, hardware_of(Ranks(), torch.device("cpu")))
 
 
 def test_state_is_what_the_stage_leaves_on_a_rank():
@@ -112,10 +113,10 @@ def test_activations_follow_checkpointing_and_parallelism():
     assert parted["parameters"] < needed(8).device["parameters"] / 5
 
 
-def test_the_mend_is_one_that_fits_and_the_first_of_the_ladder():
-    card = Available(80 * GIB, 2000 * GIB)
-    engine, ranks = EngineConfig(micro_batch_size=1), Ranks(0, 64, 0, 8)
-    told = mend(recipe(), engine, VOCABULARY, (ranks, "cuda"), card)
+def test_the_suggestion_fits_and_is_the_first_of_the_ladder():
+    card = Hardware(Ranks(0, 64, 0, 8), "cuda", device_bytes=80 * GIB, host_bytes=2000 * GIB)
+    engine = EngineConfig(micro_batch_size=1)
+    told = suggestion(recipe(), engine, VOCABULARY, card)
     changes = {name: ast.literal_eval(value) for name, value in re.findall(r"engine\.(\w+) = ('\w+'|\d+)", told)}
     assert changes["zero_stage"] == 3
     mended = engine.model_copy(update=changes)
@@ -141,15 +142,16 @@ def test_what_attention_keeps_on_cpu_follows_the_way_it_is_computed():
 
 
 def test_too_few_ranks_are_told_how_many_would_do():
-    told = mend(
-        recipe(), EngineConfig(micro_batch_size=1), VOCABULARY, (Ranks(), "cuda"), Available(24 * GIB, 32 * GIB)
-    )
+    card = Hardware(Ranks(), "cuda", device_bytes=24 * GIB, host_bytes=32 * GIB)
+    told = suggestion(recipe(), EngineConfig(micro_batch_size=1), VOCABULARY, card)
     assert re.search(r"No setting makes it fit on 1 rank\(s\); \d+ would do", told)
 
 
 def test_ranks_of_a_node_share_its_memory(monkeypatch):
-    monkeypatch.setattr(memory_room, "free_host_bytes", lambda: 64 * GIB)
-    assert memory_room.available(torch.device("cpu"), Ranks(0, 4, 0, 4)) == Available(16 * GIB, 16 * GIB)
+    monkeypatch.setattr(hardware, "free_host_bytes", lambda: 64 * GIB)
+    ranks = Ranks(0, 4, 0, 4)
+    expected = Hardware(ranks, "cpu", device_bytes=16 * GIB, host_bytes=16 * GIB)
+    assert hardware_of(ranks, torch.device("cpu")) == expected
 
 
 def test_the_cgroup_counts_where_it_allows_less(tmp_path):

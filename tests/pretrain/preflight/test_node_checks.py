@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from governance.errors import ClusterError
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
-from pretrain.config.training import EngineConfig, TrainConfig, TrainRecipe
+from pretrain.config.training import CheckpointConfig, EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed.launcher import _free_port
 from pretrain.distributed.process_group import Ranks, meeting_name
 from pretrain.preflight import node_checks
-from pretrain.preflight.node_checks import Asked, check_node, checkpoint_bytes, clock, disk, ecc, exchange, gpus
+from pretrain.preflight.hardware import Hardware
+from pretrain.preflight.node_checks import check_node, checkpoint_bytes, clock, disk, ecc, exchange, gpus
 
 MODEL = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -28,30 +29,38 @@ MODEL = {
 }  # fmt: skip
 
 
-def asked(gpus=0, optimizer="adamw", native=True, processes=1, **engine):
+def requested(gpus=0):
+    return Hardware(Ranks(), gpus=gpus)
+
+
+def engine(**settings):
+    return EngineConfig(micro_batch_size=4, **settings)
+
+
+def needed_bytes(world_size=1, optimizer="adamw", native=True):
     recipe = TrainRecipe(
         model=ModelConfig(**MODEL),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=1, decay_steps=1, optimizer=optimizer),
         train=TrainConfig(sequence_length=32, global_batch_size=8, steps=4),
     )
-    return Asked(gpus, recipe, EngineConfig(micro_batch_size=4, **engine), native, 200, processes)
+    return checkpoint_bytes(recipe, CheckpointConfig(native=native), 200, world_size)
 
 
 def test_gpus_that_are_not_seen(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert not gpus(asked(), "n1").bad
-    assert "2 of 2 given" in gpus(asked(2, device="cpu"), "n1").figures
+    assert not gpus(requested(), engine(), "n1").bad
+    assert "2 of 2 given" in gpus(requested(2), engine(device="cpu"), "n1").figures
     import torch
 
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     for seen, bad in ((2, False), (1, True)):
         monkeypatch.setattr(torch.cuda, "device_count", lambda seen=seen: seen)
-        found = gpus(asked(2), "n1")
+        found = gpus(requested(2), engine(), "n1")
         assert (found.bad, found.nodes) == (bad, ("n1",) if bad else ())
         assert f"{seen} of 2 visible" in found.figures
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert gpus(asked(2), "n1").bad  # as it would be on every node: none is left out
-    assert gpus(asked(2), "n1").nodes == ()
+    assert gpus(requested(2), engine(), "n1").bad  # as it would be on every node: none is left out
+    assert gpus(requested(2), engine(), "n1").nodes == ()
 
 
 @pytest.mark.parametrize(
@@ -65,21 +74,21 @@ def test_gpus_that_are_not_seen(monkeypatch):
     ],
 )
 def test_memory_errors(answer, fault):
-    found = ecc(asked(2), "n1", lambda: answer)
+    found = ecc(requested(2), "n1", lambda: answer)
     assert found.bad == bool(fault)
     assert found.nodes == (("n1",) if fault else ())
     assert fault in found.figures
 
 
 def test_without_a_tool_to_ask_nothing_is_claimed():
-    assert "unknown" in ecc(asked(2), "n1", lambda: None).figures
+    assert "unknown" in ecc(requested(2), "n1", lambda: None).figures
 
 
 def test_a_driver_that_hangs_names_its_node():
     def hangs():
         raise subprocess.TimeoutExpired("nvidia-smi", 60)
 
-    assert ecc(asked(2), "n1", hangs).nodes == ("n1",)
+    assert ecc(requested(2), "n1", hangs).nodes == ("n1",)
 
 
 @pytest.mark.parametrize(
@@ -144,15 +153,15 @@ def test_room_for_a_checkpoint(tmp_path, monkeypatch, finished):
     root, run = finished
     [folder] = [root / row["path"] for row in [run.stats["checkpoint"]]]
     files = sum(path.stat().st_size for path in folder.parent.rglob("*.safetensors"))
-    one = checkpoint_bytes(asked(), 1)
+    one = needed_bytes()
     assert one == pytest.approx(files, rel=0.05)  # the formula against a checkpoint of the same model
-    assert checkpoint_bytes(asked(), 2) == 2 * one
-    assert checkpoint_bytes(asked(native=False), 2) == one
-    assert checkpoint_bytes(asked(optimizer="lion"), 1) == one * 2 / 3
-    assert not disk(asked(), 1, tmp_path / "not" / "made" / "yet").bad
+    assert needed_bytes(2) == 2 * one
+    assert needed_bytes(2, native=False) == one
+    assert needed_bytes(optimizer="lion") == one * 2 / 3
+    assert not disk(one, tmp_path / "not" / "made" / "yet").bad
     usage = type("Usage", (), {"free": one - 1})
     monkeypatch.setattr(node_checks.shutil, "disk_usage", lambda folder: usage)
-    found = disk(asked(), 1, tmp_path)
+    found = disk(one, tmp_path)
     assert found.bad
     assert found.nodes == ()  # every node would find it so
 
@@ -160,12 +169,12 @@ def test_room_for_a_checkpoint(tmp_path, monkeypatch, finished):
 def test_a_node_alone_is_checked_without_the_others(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     told = []
-    check_node(asked(), tmp_path, Ranks(), "12-0", told.append)
+    check_node(engine(), requested(), needed_bytes(), tmp_path, Ranks(), "12-0", told.append)
     assert "preflight n7: root: 1 of 1 nodes see" in told[0]
     assert "bad-node" not in told[0]
     monkeypatch.setattr(node_checks.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1}))
-    with pytest.raises(ClusterError, match=r"n7: disk: .*Another node would not mend it") as error:
-        check_node(asked(), tmp_path, Ranks(), "12-1", told.append)
+    with pytest.raises(ClusterError, match=r"n7: disk: .*Another node would have the same fault") as error:
+        check_node(engine(), requested(), needed_bytes(), tmp_path, Ranks(), "12-1", told.append)
     assert error.value.exit_code == 69
 
 
@@ -189,10 +198,11 @@ from pretrain.distributed.process_group import Ranks
 node_checks._MEET_SECONDS, node_checks._CONNECT_SECONDS = 20.0, 12.0
 root, rank, world = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 sys.path.insert(0, {folder!r})
-from test_node_checks import asked
+from test_node_checks import engine, needed_bytes, requested
 {plant}
 try:
-    node_checks.check_node(asked(), root, Ranks(rank, world, 0, 1), "1-0", node_checks.say_at_once)
+    run = (engine(), requested(), needed_bytes(), root)
+    node_checks.check_node(*run, Ranks(rank, world, 0, 1), "1-0", node_checks.say_at_once)
 except PipelineError as error:
     print(error)
     sys.exit(error.exit_code)

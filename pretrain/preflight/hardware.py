@@ -1,0 +1,101 @@
+"""Hardware of one rank: what a start of training is checked against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pretrain.distributed.process_group import Ranks
+
+if TYPE_CHECKING:
+    import torch
+
+_CGROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Ranks, device and memory, as far as they are known.
+
+    None and 0 are unknown: rules about them do not apply, and nothing is refused for lack of memory.
+    """
+
+    ranks: Ranks | None = None
+    """All ranks, of which this is one."""
+    device: Literal["cpu", "cuda"] | None = None
+    capability: tuple[int, int] | None = None
+    """Compute capability of the GPU."""
+    gpus: int = 0
+    """GPUs that the node shows to a rank that computes on one."""
+    device_bytes: int | None = None
+    """Memory that the rank may use where it computes."""
+    host_bytes: int | None = None
+    """Its share of the node's memory; on CPU this is the same memory."""
+
+    @property
+    def world_size(self) -> int | None:
+        """Number of ranks."""
+        return None if self.ranks is None else self.ranks.world_size
+
+    @property
+    def local_world_size(self) -> int:
+        """Ranks of a node."""
+        return 1 if self.ranks is None else self.ranks.local_world_size
+
+
+def hardware_of(ranks: Ranks, device: torch.device) -> Hardware:
+    """Hardware of this rank, with the memory that is free now."""
+    import torch
+
+    if device.type != "cuda":
+        return cpu_hardware(ranks)
+    return Hardware(
+        ranks,
+        "cuda",
+        torch.cuda.get_device_capability(device),
+        torch.cuda.device_count(),
+        device_bytes=torch.cuda.mem_get_info(device)[0],
+        host_bytes=host_share(ranks),
+    )
+
+
+def cpu_hardware(ranks: Ranks) -> Hardware:
+    """Hardware of a rank that computes on this node's CPUs; imports no torch."""
+    share = host_share(ranks)
+    return Hardware(ranks, "cpu", device_bytes=share, host_bytes=share)
+
+
+def host_share(ranks: Ranks) -> int:
+    """This rank's share of the node's free memory, in bytes."""
+    return free_host_bytes() // ranks.local_world_size
+
+
+def free_host_bytes(root: Path = Path("/")) -> int:
+    """Bytes of the node that this job's processes may still take: the system's count, or the cgroup's if less.
+
+    `root`: parent of proc and sys.
+    """
+    lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+    free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    group = root / "sys/fs/cgroup"
+    for limit, used in _CGROUP_FILES:
+        if (group / limit).exists() and (group / used).exists():
+            text = (group / limit).read_text(encoding="ascii").strip()
+            taken = int((group / used).read_text(encoding="ascii")) - _cached(group / Path(limit).parent)
+            if text != "max":
+                free = min(free, max(0, int(text) - taken))
+    return free
+
+
+def _cached(group: Path) -> int:
+    """Reclaimable page cache of the cgroup, in bytes."""
+    path = group / "memory.stat"
+    if not path.exists():
+        return 0
+    lines = path.read_text(encoding="ascii").splitlines()
+    values = {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
+    return values.get("inactive_file", values.get("total_inactive_file", 0))
