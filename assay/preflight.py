@@ -58,7 +58,9 @@ def under_site(run: Run) -> None:
 
 
 def refuse_start(run: Run, runtime: Runtime, find_hardware: Callable[[], Hardware]) -> None:
-    """Raise if training would be refused on this hardware, which is looked up only if training is not finished.
+    """Raise if training would be refused on this hardware.
+
+    `find_hardware` is called only if training is not finished.
 
     Raises:
         GateClosed: the run is not under the rules of its site.

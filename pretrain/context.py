@@ -1,4 +1,7 @@
-"""Context of the training loop: one value that all of its parts share."""
+"""Context of the training loop.
+
+One value that all of its parts share.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ class LoopMeter(Protocol):
         """Count the time in this context as the step's wait for data."""
 
     def aside(self, phase: str) -> AbstractContextManager[Callable[[], float]]:
-        """Count the time in this context for `phase` and for no step; yields a clock of its seconds."""
+        """Count the time in this context for `phase` and for no step.
+
+        Yields a clock of its seconds.
+        """
 
     def step(self, rows: int, tokens: int, targets: int) -> dict[str, Any]:
         """Figures of the step that ends now."""
@@ -70,12 +76,18 @@ class TrainContext:
 
     @property
     def layout(self) -> Layout:
-        """Position of this rank: the rows that it reads, and whether it counts them."""
+        """Position of this rank.
+
+        The rows that it reads, and whether it counts them.
+        """
         return layout_of(self.ranks, self.settings.engine)
 
     @property
     def share(self) -> tuple[int, int, int]:
-        """This rank's rows of a step: (micro batch size, data rank, data ranks)."""
+        """This rank's rows of a step.
+
+        (micro batch size, data rank, data ranks).
+        """
         return self.settings.engine.micro_batch_size, self.layout.data_rank, self.layout.data_ranks
 
     def counted(self, values: Sequence[float]) -> list[float]:

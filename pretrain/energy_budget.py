@@ -24,7 +24,10 @@ _BYTES_PER_SECOND = 100e6
 
 
 class BudgetGuard:
-    """Energy budget of one rank; without a watch it never stops a run."""
+    """Energy budget of one rank.
+
+    Without a watch it never stops a run.
+    """
 
     def __init__(self, watch: Watch | None = None, clock: Callable[[], float] = time.monotonic):
         self._watch, self._clock = watch, clock

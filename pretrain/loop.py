@@ -46,7 +46,7 @@ from pretrain.step_meter import StepMeter, step_note
 
 
 def train_loop(context: TrainContext) -> TrainState:
-    """Train until the last step, a stop request or the end of the energy budget.
+    """Train until the last step, a stop request or the energy budget.
 
     A step: read rows, agree on stopping, add up gradients, judge the loss, update, record, validate, save.
     """
@@ -113,7 +113,10 @@ def train_loop(context: TrainContext) -> TrainState:
 
 @contextlib.contextmanager
 def _open_parts(context: TrainContext) -> Iterator[TrainState]:
-    """Fill in the context's engine, saver, meter and heartbeat; yield the state that training starts from."""
+    """Fill in the context's engine, saver, meter and heartbeat.
+
+    Yield the state that training starts from.
+    """
     folder = artifact_folder("train", context.checkpoints.train_key, context.checkpoints.root)
     attempt = context.checkpoints.gather(context.attempt)[0]
     reports = HangReports(folder, context.ranks.rank, context.ranks.world_size, attempt)
@@ -167,7 +170,10 @@ def _durable(context: TrainContext, step: int, manifest: Manifest | None) -> Non
 
 @dataclass(frozen=True)
 class StepSums:
-    """Summands of the collective that opens a step; after `over_ranks`, their sums over all ranks."""
+    """Summands of the collective that opens a step.
+
+    After `over_ranks`, their sums over all ranks.
+    """
 
     stop: list[int]
     """One number: ranks that must stop, for a signal or a failed save."""
@@ -219,7 +225,9 @@ def _due(step: int, every: int, last: int) -> bool:
 def _add_up_gradients(
     context: TrainContext, batches: list[Batch], targets: int, stragglers: StragglerMonitor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward and backward of every micro batch; `targets` are those of the global batch.
+    """Forward and backward of every micro batch.
+
+    `targets` are those of the global batch.
 
     Returns its nats per token, and the nats and then the tokens of each origin; fp64, on the device: the same bits on
     every rank, and the host does not wait for them.
@@ -305,7 +313,10 @@ def _evaluate(context: TrainContext, state: TrainState, saved: int, *, validate:
 
 
 def _save(context: TrainContext, state: TrainState) -> None:
-    """Begin to save: the loop pauses for a copy, and for the previous save if that is not durable yet."""
+    """Begin to save.
+
+    The loop pauses for a copy, and for the previous save if that is not durable yet.
+    """
     context.heartbeat.beat(f"checkpoint of step {state.step}", long=True)
     with context.meter.aside(CHECKPOINT) as seconds:
         context.saver.save(state)
@@ -328,7 +339,7 @@ def _save_and_stop(context: TrainContext, state: TrainState, saved: int) -> NoRe
 
 
 def _report_stop_seconds(context: TrainContext, step: int) -> None:
-    """Record the time from the signal to the durable checkpoint, and warn if it is close to the limit."""
+    """Record the seconds from signal to durability; warn near the limit."""
     seconds = max(context.checkpoints.gather(context.stop_requested.seconds()))  # only some ranks may have the signal
     context.record("left", step, seconds=seconds)
     log, given = get_logger(__name__), context.settings.notice_seconds

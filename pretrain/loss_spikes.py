@@ -50,13 +50,18 @@ class SpikeDecision:
 
 
 def window_starts(train: TrainConfig) -> frozenset[int]:
-    """Steps that empty the window: the first of each phase of the mixture and stage of the batch ramp."""
+    """Steps that empty the window.
+
+    The first of each phase of the mixture and stage of the batch ramp.
+    """
     phases = (phase.from_step for phase in train.mixture)
     return frozenset((*phases, *(before + 1 for before in batch_sizes(train).steps[1:])))
 
 
 class SpikeGuard:
-    """Window of accepted losses: a ring on the device, which `judge` reads and `accept` writes.
+    """Window of accepted losses.
+
+    A ring on the device, which `judge` reads and `accept` writes.
 
     Args:
         config: the thresholds.
@@ -88,7 +93,7 @@ class SpikeGuard:
         self._count = torch.tensor([len(accepted)], device=device)
 
     def judge(self, loss: torch.Tensor, step: int) -> SpikeDecision:
-        """Decide about the loss (a scalar on the device) of `step`, without a wait.
+        """Decide about a step's loss, a scalar on the device, without waiting.
 
         Spikes are searched for after `warmup_steps`, once the window is full.
         """
@@ -110,7 +115,7 @@ class SpikeGuard:
         return SpikeDecision((~finite | (z > self._config.z_score)).float(), z)
 
     def accept(self, loss: torch.Tensor, skipped: torch.Tensor) -> None:
-        """Add the loss to the window, unless its update was skipped (`skipped` is 1, on the device)."""
+        """Add the loss to the window unless its update was skipped."""
         import torch
 
         taken = (1 - skipped).long()
@@ -133,7 +138,7 @@ def reason_of(loss: float, norm: float, precision: str) -> str:
 
 
 def refuse_too_many(skipped: Sequence[dict[str, Any]], step: int, config: SkipConfig) -> None:
-    """End the run where skipping no longer helps, at `step`, the last skipped one.
+    """End the run at skipped step `step`, where skipping no longer helps.
 
     That is when more than `most_skips` of the last `window` steps were skipped, when three in a row are not finite
     (their batches differ and the weights do not, so the batches are not the cause), or when the very first step is not
@@ -166,7 +171,10 @@ def refuse_too_many(skipped: Sequence[dict[str, Any]], step: int, config: SkipCo
 
 
 def _facts(reason: str, recent: Sequence[dict[str, Any]], config: SkipConfig) -> dict[str, Any]:
-    """Fields of the event "diverged"; documents are bounded as in the message, each "skipped" event has all."""
+    """Fields of the event "diverged".
+
+    Documents are bounded as in the message, each "skipped" event has all.
+    """
     named = [name for record in recent[-_LISTED:] for name in (record.get("documents") or ())[:_LISTED]]
     return {
         "reason": reason,
@@ -187,7 +195,10 @@ def _line(record: dict[str, Any]) -> str:
 
 
 class Diverged(PipelineError):
-    """The run cannot continue as it is configured; a restart would end the same way."""
+    """The run cannot continue as it is configured.
+
+    A restart would end the same way.
+    """
 
     def __init__(self, message: str, facts: dict[str, Any] | None = None) -> None:
         super().__init__(message)

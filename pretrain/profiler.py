@@ -143,7 +143,9 @@ def open_profile(context: TrainContext, step: int, aside: Aside, beat: Callable[
 
 
 def operators(averages: Any, device: str) -> tuple[str, Rows]:
-    """The kind of the rows, and operators or kernels by time, longest first, with calls, seconds and share.
+    """The kind of the rows, and operators or kernels, longest first.
+
+    Each has calls, seconds and share of the total.
 
     On CUDA: kernels, by their time on the device. On CPU: operators, without the time of operators that they call.
     """
@@ -167,7 +169,10 @@ def operators(averages: Any, device: str) -> tuple[str, Rows]:
 
 
 def _write_trace(profiler: Any, path: Path) -> None:
-    """Write Chrome's trace, compressed; torch writes plain text only, so it goes to a temporary folder first."""
+    """Write Chrome's trace, compressed.
+
+    Torch writes plain text only, so it goes to a temporary folder first.
+    """
     with tempfile.TemporaryDirectory(prefix="assay-profile-") as folder:
         plain = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(plain))

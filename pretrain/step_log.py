@@ -1,4 +1,4 @@
-"""Step log: losses, skipped steps, and the decision that a run has diverged.
+"""Step log: losses, skipped steps, and the end of a diverged run.
 
 The numbers of a step are on the device. On CPU they are read at once. On CUDA they are copied to pinned memory while
 the device computes, and read one step later: so the host, which launches the kernels, never waits for the step that it
@@ -24,7 +24,10 @@ Read = Callable[[], list[float]]
 
 
 def read_later(values: torch.Tensor) -> Read:
-    """A function that reads the tensor; on CUDA it waits for this tensor's computation alone."""
+    """A function that reads the tensor.
+
+    On CUDA it waits for this tensor's computation alone.
+    """
     if values.device.type != "cuda":
         return values.tolist
     pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
@@ -53,7 +56,7 @@ class StepEntry:
 
 
 class StepLog:
-    """Entries that are not read yet, and their way into the record and the state."""
+    """Entries that are not read yet; writes them to record and state."""
 
     def __init__(self, context: TrainContext, groups: Sequence[str]) -> None:
         self._context, self._groups = context, groups
@@ -63,7 +66,9 @@ class StepLog:
         """Fields of the step that was read last."""
 
     def add(self, state: TrainState, entry: StepEntry) -> TrainState:
-        """Take a step, after `settle`; returns the state with all losses read so far.
+        """Take a step, after `settle`.
+
+        Returns the state with all losses read so far.
 
         Raises:
             Diverged: too many steps were skipped.

@@ -33,7 +33,10 @@ _STATUS = "/proc/self/status"
 
 
 class StepMeter:
-    """Measures the steps of one attempt; opening it is collective and takes half a second of matrix products."""
+    """Measures the steps of one attempt.
+
+    Opening it is collective and takes half a second of matrix products.
+    """
 
     def __init__(
         self, context: TrainContext, step: int, rows_read: int, clock: Callable[[], float] = time.perf_counter
@@ -78,7 +81,10 @@ class StepMeter:
 
     @contextlib.contextmanager
     def aside(self, phase: str) -> Iterator[Callable[[], float]]:
-        """Count the time in this context for `phase` and for no step; yields a clock of its seconds."""
+        """Count the time in this context for `phase` and for no step.
+
+        Yields a clock of its seconds.
+        """
         began = self._clock()
         with during(self._context.energy, phase):
             yield lambda: self._clock() - began
@@ -163,7 +169,10 @@ def data_position(rows_read: int, epoch_rows: int) -> dict[str, float]:
 
 
 def memory(device: torch.device) -> dict[str, int | None]:
-    """Bytes of this rank: CUDA: tensors, peak, allocator's reserve; CPU: resident memory, peak."""
+    """Bytes of this rank: CUDA: tensors, peak, allocator's reserve; CPU.
+
+    Resident memory, peak.
+    """
     if device.type == "cuda":
         import torch
 
@@ -175,7 +184,10 @@ def memory(device: torch.device) -> dict[str, int | None]:
 
 
 def _resident() -> tuple[int | None, int | None]:
-    """Resident bytes of this process and their peak (proc(5): VmRSS, VmHWM), where the kernel has them."""
+    """Resident bytes of this process and their peak (proc(5).
+
+    VmRSS, VmHWM), where the kernel has them.
+    """
     peak = None
     with contextlib.suppress(OSError), open(_STATUS, "rb") as lines:
         for line in lines:
@@ -210,7 +222,10 @@ def step_note(values: Mapping[str, Any]) -> str:
 
 
 def _peaks(context: TrainContext) -> tuple[Peak, Peak]:
-    """Peaks of all ranks' devices together, by data sheet and measured; collective, all measure at once."""
+    """Peaks of all ranks' devices together, by data sheet and measured.
+
+    Collective, all measure at once.
+    """
     arithmetic = arithmetic_of(context.recipe.train.precision, context.device)
     found = (data_sheet(device_name(context.device), arithmetic), measured_product(context.device, arithmetic))
     known = add_up([int(peak.flops_per_second is not None) for peak in found], context.device)

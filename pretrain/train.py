@@ -58,7 +58,9 @@ def train(
     evidence: tuple[Input, ...] = (),
     tables: MirrorTables = dict,
 ) -> Manifest:
-    """Train, or find the finished run, without importing torch; called on every rank.
+    """Train, or find the finished run, without importing torch.
+
+    Called on every rank.
 
     Args:
         tokens: token shards or packed rows.
@@ -181,7 +183,7 @@ def _key(tokens: Manifest, recipe: TrainRecipe, parent: Parent | None) -> str:
 
 @contextlib.contextmanager
 def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
-    """Fix what decides the order of sums, threads and deterministic kernels, while the context lasts.
+    """Fix what decides the order of sums: threads and deterministic kernels.
 
     Deterministic kernels are a setting on CUDA (`engine.deterministic`): with them a compiler falls back to slow
     scatters and sorts. From now on the process keeps the memory that a step frees: on CPU the next step would fault it

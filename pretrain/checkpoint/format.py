@@ -115,7 +115,10 @@ class Parent:
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """A run's checkpoints: their location and identity, and the ranks that write and read them."""
+    """A run's checkpoints.
+
+    Their location and identity, and the ranks that write and read them.
+    """
 
     root: Path
     train_key: str

@@ -1,4 +1,4 @@
-"""Load: resume from the newest whole checkpoint, or start from a parent run.
+"""Resume from the newest whole checkpoint, or from a parent run.
 
 Bytes are verified before they are loaded, each file by one rank. The same ranks and ZeRO stage read the native shards,
 each rank its own file. Any other layout reads the canonical form, and so does one whose shards are missing, torn,
@@ -78,7 +78,9 @@ class WholeCheckpoint:
 
 
 def newest_whole(store: CheckpointStore, zero_stage: int | None = None) -> WholeCheckpoint | None:
-    """The newest checkpoint that is whole, byte for byte; None without one. Collective.
+    """The newest checkpoint that is whole, byte for byte; None without one.
+
+    Collective.
 
     `zero_stage`: look for native shards of this stage and these ranks; without it only for the canonical form.
 
@@ -145,7 +147,9 @@ def _whole_parent(store: CheckpointStore, parent: Parent) -> WholeCheckpoint:
 
 
 def _verify(store: CheckpointStore, manifest: Manifest, outputs: list[Output], root: Path) -> list[str]:
-    """Differences between files and manifest; rank `i` reads every file `i` modulo the ranks. Collective.
+    """Differences between files and manifest.
+
+    Rank `i` reads every file `i` modulo the ranks. Collective.
 
     Raises:
         StorageError: on every rank, where one of them cannot read a file that is there.
@@ -171,7 +175,9 @@ def _warn(store: CheckpointStore, message: str) -> None:
 
 
 def resume(store: CheckpointStore, settings: Settings, open_with: OpenWith) -> tuple[Engine, TrainState] | None:
-    """Open an engine at the newest whole checkpoint; None if the run never saved one. Collective.
+    """Open an engine at the newest whole checkpoint.
+
+    None if the run never saved one. Collective.
 
     Raises:
         CheckpointError: a checkpoint is of another model, or the parent's or every one of the run's is damaged.
@@ -206,7 +212,9 @@ def resume(store: CheckpointStore, settings: Settings, open_with: OpenWith) -> t
 
 
 def _refuse_restart(store: CheckpointStore, settings: Settings, damaged: list[str]) -> None:
-    """Raise where the run's durable checkpoints are gone or damaged: their steps would be paid for twice.
+    """Raise where the run's durable checkpoints are gone or damaged.
+
+    Their steps would be paid for twice.
 
     The event "checkpoint" of `metrics.jsonl` lists the durable ones; a damaged one is known by its manifest.
     """
@@ -288,7 +296,9 @@ def _load_native(store: CheckpointStore, engine: Engine, step: int, updates: int
 
 
 def parent_of(train: TrainConfig, root: Path) -> Parent | None:
-    """The parent checkpoint that `continue_from` names, or None; only its manifest is read.
+    """The parent checkpoint that `continue_from` names, or None.
+
+    Only its manifest is read.
 
     Raises:
         MissingInput: it does not exist.

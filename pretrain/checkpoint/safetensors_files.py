@@ -28,7 +28,7 @@ _ITEM = 4  # bytes of a float32
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor to write, in flat fp32 pieces that make up its elements in row-major order."""
+    """A tensor to write, in flat fp32 pieces in row-major order."""
 
     name: str
     shape: tuple[int, ...]
@@ -119,7 +119,9 @@ def map_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 class TensorFiles:
-    """Tensors of several fp32 safetensors files, by name; a context that keeps the files open.
+    """Tensors of several fp32 safetensors files, by name.
+
+    A context that keeps the files open.
 
     Price: only the requested elements are read.
     """
@@ -155,7 +157,7 @@ class TensorFiles:
         return sorted(self._files)
 
     def of(self, parameter: str, start: int, count: int) -> dict[str, Any]:
-        """Elements of the tensors named "<parameter>.<what>", such as an optimizer's moments, by what."""
+        """Elements of the tensors "<parameter>.<what>", such as moments, by what."""
         return {what: self.stretch(f"{parameter}.{what}", start, count) for what in self._of.get(parameter, ())}
 
     def read(self, name: str, shape: Any = None) -> Any:
@@ -170,7 +172,9 @@ class TensorFiles:
         return self.stretch(name, 0, math.prod(found)).view(found)
 
     def refuse_other(self, name: str, shape: Sequence[int]) -> None:
-        """Raise unless the tensor of this name has this shape; no tensor is read.
+        """Raise unless the tensor of this name has this shape.
+
+        No tensor is read.
 
         Raises:
             CheckpointError: it is missing or has another shape.

@@ -232,7 +232,10 @@ class RankCopy:
     shares: Shares
 
     def fragments(self, native: Path, rank: int, names: Collection[str]) -> Iterator[Owned]:
-        """All ranks' fragments of these parameters: this rank's from its copy, the others' from their shards."""
+        """All ranks' fragments of these parameters.
+
+        This rank's from its copy, the others' from their shards.
+        """
         wanted = frozenset(names)
         yield from (fragment for fragment in self.own if fragment.name in wanted)
         for other in self.shares.owners(names):
@@ -248,7 +251,9 @@ def write_checkpoint(
     config: CheckpointConfig,
     run: dict[str, Any],
 ) -> Manifest | None:
-    """Write and commit a checkpoint, together with the other ranks' threads; durable on return.
+    """Write and commit a checkpoint, together with the other ranks' threads.
+
+    Durable on return.
 
     Returns its manifest on rank 0.
 

@@ -63,7 +63,10 @@ class Rank:
 
     @property
     def status(self) -> int:
-        """Return code, as `Popen.returncode`; of a stuck rank that of the ranks that it hung."""
+        """Return code, as `Popen.returncode`.
+
+        Of a stuck rank that of the ranks that it hung.
+        """
         return HUNG if self.stuck else self.child.returncode
 
     @property
@@ -147,7 +150,7 @@ def progress_in(folder: Path) -> Progress:
 
 
 def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, bool]:
-    """The rank that failed first, if any, and whether a signal reached the launcher."""
+    """The rank that failed first, and whether a signal reached the launcher."""
     port = _free_port()
     signals: list[int] = []
     ranks: list[Rank] = []

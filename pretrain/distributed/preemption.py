@@ -22,11 +22,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopNow(BaseException):
-    """Raised by the handler; no `except Exception` of a compiler or a reader swallows it."""
+    """Raised by the handler.
+
+    No `except Exception` of a compiler or a reader swallows it.
+    """
 
 
 class StopRequested:
-    """Whether one of `SIGNALS` arrived: call it."""
+    """Flag that one of `SIGNALS` arrived; call it to read it."""
 
     def __init__(self) -> None:
         self._arrived = False
@@ -42,7 +45,10 @@ class StopRequested:
         return time.monotonic() - self._at if self._arrived else 0.0
 
     def defer(self) -> None:
-        """Only take note of signals from now on: there is something to save."""
+        """Only take note of signals from now on.
+
+        There is something to save.
+        """
         self._at_once = False
 
     def note(self, number: int, frame: FrameType | None) -> None:
@@ -56,7 +62,9 @@ class StopRequested:
 
 @contextlib.contextmanager
 def watch_signals() -> Iterator[StopRequested]:
-    """Handle signals while the context lasts; outside the main thread Python allows no handlers.
+    """Handle signals while the context lasts.
+
+    Outside the main thread Python allows no handlers.
 
     Raises:
         Preempted: a signal came before there was anything to save; also on a rank that only saw another one stop.

@@ -1,4 +1,4 @@
-"""Rendezvous of ranks outside collectives, by keys of a store that all of them reach.
+"""Rendezvous of ranks outside collectives, by keys of a shared store.
 
 A rank sets a key of its own; rank 0 collects the keys and sets the answer, for which the others wait. The store is
 that of the process group (`torch.distributed.Store`, a connection for each thread), or a folder that all nodes share.
@@ -48,12 +48,17 @@ class FolderStore:
         return (self.folder / key).read_text(encoding="utf-8")
 
     def check(self, keys: list[str]) -> bool:
-        """Return whether the folder lists all of them; a listing is what a network file system fetches anew."""
+        """Return whether the folder lists all of them.
+
+        A listing is what a network file system fetches anew.
+        """
         return set(keys) <= set(os.listdir(self.folder))
 
 
 def await_keys(store: KeyStore, keys: Sequence[str], patient: Callable[[float], bool]) -> list[str]:
-    """Wait for keys; return those that are missing when `patient` ends the wait.
+    """Wait for keys.
+
+    Return those that are missing when `patient` ends the wait.
 
     Args:
         store: that all ranks reach.
@@ -119,7 +124,10 @@ class Rendezvous:
         return values
 
     def clear(self) -> None:
-        """Remove the answers of this rendezvous: on rank 0, once no rank waits for them."""
+        """Remove the answers of this rendezvous.
+
+        On rank 0, once no rank waits for them.
+        """
         for answer in self._answers:
             self.store.delete_key(answer)
         self._answers.clear()

@@ -29,7 +29,9 @@ WINDOWS = 3
 
 
 def spread(seconds: Sequence[float], steps: int) -> dict[str, Any]:
-    """Work a step of each rank, and its spread: the fields of the event "ranks".
+    """Work a step of each rank, and its spread.
+
+    The fields of the event "ranks".
 
     Args:
         seconds: of each rank, over the whole window.
@@ -42,7 +44,10 @@ def spread(seconds: Sequence[float], steps: int) -> dict[str, Any]:
 
 
 def ratios(seconds: Sequence[float]) -> list[float]:
-    """Each rank's time over the median of the others'; 1 for a single rank."""
+    """Each rank's time over the median of the others'.
+
+    1 for a single rank.
+    """
     if len(seconds) < 2:
         return [1.0] * len(seconds)
     return [

@@ -1,4 +1,4 @@
-"""Compatibility rules: settings that cannot work together, or that are slow or have no effect.
+"""Compatibility rules: settings that conflict, are slow or have no effect.
 
 `check_together` reads sections alone, on a login node, and skips what depends on the machine; `check_start` knows the
 hardware. Neither imports torch. A rule is a function (recipe, settings, hardware) -> fault with its fix, or None;
@@ -47,7 +47,10 @@ def schedule_fits_the_steps(recipe: TrainRecipe, settings: Settings, hardware: H
 
 
 def decay_leaves_the_weights(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Refuse a decay that zeroes weights or flips their sign; `parameter_groups` checks `[[optim.groups]]`."""
+    """Refuse a decay that zeroes weights or flips their sign.
+
+    `parameter_groups` checks `[[optim.groups]]`.
+    """
     o = recipe.optim
     kinds = [("matrices", o.learning_rate, o.weight_decay)]
     if o.optimizer == "muon":
@@ -71,7 +74,7 @@ def half_precision_needs_a_stage(recipe: TrainRecipe, settings: Settings, hardwa
 
 
 def fp16_needs_cuda(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Refuse fp16 on CPU: few CPUs have AVX512-FP16, and all compute in bf16."""
+    """Refuse fp16 on CPU."""
     if recipe.train.precision != "fp16" or hardware.device != "cpu":
         return None
     return "train.precision = 'fp16' on CPU: most have no instructions for it; set precision = 'bf16', or use a GPU"
@@ -108,7 +111,7 @@ def fp8_shapes_divide(recipe: TrainRecipe, settings: Settings, hardware: Hardwar
 
 
 def fp8_excludes_experts(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Refuse fp8 with experts: the router gives each any number of tokens, not multiples of 16."""
+    """Refuse fp8 with experts."""
     if recipe.train.precision != "fp8" or recipe.model.moe is None:
         return None
     return "train.precision = 'fp8' with model.moe: experts get any number of tokens; set precision = 'bf16'"
@@ -126,7 +129,7 @@ def bf16_masters_stay_on_the_device(recipe: TrainRecipe, settings: Settings, har
 
 
 def flash_needs_cuda_and_16_bits(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Refuse FlashAttention without CUDA and 16 bits; its package is looked for only where a GPU is."""
+    """Refuse FlashAttention without CUDA and 16 bits."""
     if settings.engine.attention != "flash":
         return None
     if hardware.device == "cpu":
@@ -142,7 +145,7 @@ def flash_needs_cuda_and_16_bits(recipe: TrainRecipe, settings: Settings, hardwa
 
 
 def quantized_collectives_need_cuda(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Refuse qwZ and qgZ, CUDA kernels of stage 3, elsewhere; DeepSpeed refuses qwZ with autocast."""
+    """Refuse qwZ and qgZ, CUDA kernels of stage 3, elsewhere."""
     names = [name for name in ("quantized_weights", "quantized_gradients") if getattr(recipe.train, name)]
     if not names:
         return None
@@ -194,7 +197,7 @@ def deepcompile_needs_cuda(recipe: TrainRecipe, settings: Settings, hardware: Ha
 
 
 def parameter_offload_needs_stage_3(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Refuse offloaded weights below stage 3, where every rank uses them in place."""
+    """Refuse offloaded weights below stage 3: ranks use them in place."""
     if settings.engine.offload_parameters == "none" or settings.engine.zero_stage == 3:
         return None
     return (
@@ -204,7 +207,7 @@ def parameter_offload_needs_stage_3(recipe: TrainRecipe, settings: Settings, har
 
 
 def optimizer_offload_needs_its_stage(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Refuse an offloaded optimizer at stage 0, and in files below stage 3."""
+    """Refuse to offload the optimizer at stage 0 (files: below stage 3)."""
     place, least = settings.engine.offload_optimizer, 3 if settings.engine.offload_optimizer == "nvme" else 1
     if place == "none" or settings.engine.zero_stage >= least:
         return None
@@ -295,7 +298,7 @@ def sequence_parallelism_divides(recipe: TrainRecipe, settings: Settings, hardwa
 
 
 def experts_see_whole_rows(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Refuse sequence parallelism with experts: balanced over parts of rows they would be another objective."""
+    """Refuse sequence parallelism with experts."""
     if settings.engine.sequence_parallel_size == 1 or recipe.model.moe is None:
         return None
     return (
@@ -334,7 +337,7 @@ def tensor_parallelism_supports_the_model(recipe: TrainRecipe, settings: Setting
 def tensor_parallelism_keeps_state_out_of_files(
     recipe: TrainRecipe, settings: Settings, hardware: Hardware
 ) -> str | None:
-    """Refuse tensor parallelism with state in files: a save would read up to 10^8 elements for each matrix."""
+    """Refuse tensor parallelism with state in files."""
     if settings.engine.offload_optimizer != "nvme" or settings.engine.tensor_parallel_size == 1:
         return None
     return "engine.offload_optimizer = 'nvme' with tensor parallelism: set it to 'cpu', or tensor_parallel_size = 1"
@@ -353,7 +356,7 @@ def splits_divide_the_ranks(recipe: TrainRecipe, settings: Settings, hardware: H
 
 
 def the_batch_divides(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Refuse batches that are no whole number of micro batches on every rank."""
+    """Refuse batches that micro batches on all ranks do not divide."""
     if hardware.world_size is None or splits_divide_the_ranks(recipe, settings, hardware):
         return None
     try:
@@ -444,7 +447,7 @@ def shared_memory_is_for_the_cpu(recipe: TrainRecipe, settings: Settings, hardwa
 
 
 def soft_caps_on_cpu_are_slow(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Warn of soft caps on CPU, where torch has no kernel; on CUDA FlexAttention is one."""
+    """Warn of soft caps on CPU, where torch has no kernel."""
     if hardware.device != "cpu" or recipe.model.attn_logit_softcapping is None:
         return None
     length = recipe.train.sequence_length
@@ -455,7 +458,7 @@ def soft_caps_on_cpu_are_slow(recipe: TrainRecipe, settings: Settings, hardware:
 
 
 def gpus_are_idle(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Warn of GPUs without a rank: a single command on a node of eight uses one."""
+    """Warn of GPUs without a rank."""
     if hardware.device != "cuda" or hardware.gpus <= hardware.local_world_size:
         return None
     return (
@@ -467,7 +470,7 @@ def gpus_are_idle(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -
 
 
 def no_checkpoint_is_validated(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Warn of `keep_best` without effect: only validated checkpoints compete, and the last is kept anyway."""
+    """Warn of `keep_best` without effect."""
     if not settings.checkpoint.keep_best:
         return None
     saved, validated = settings.checkpoint.every_steps, recipe.train.validate_every_steps
@@ -481,7 +484,10 @@ def no_checkpoint_is_validated(recipe: TrainRecipe, settings: Settings, hardware
 
 
 def steps_are_within_the_run(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Warn of settings for steps beyond the run; defaults that a short run does not reach are no mistake."""
+    """Warn of settings for steps beyond the run.
+
+    Defaults that a short run does not reach are no mistake.
+    """
     last = recipe.train.steps
     ramp = [
         (f"train.batch_size_ramp.{n}.until_step", e.until_step + 1) for n, e in enumerate(recipe.train.batch_size_ramp)
@@ -550,7 +556,9 @@ def check_together(recipe: TrainRecipe, settings: Settings) -> None:
 
 
 def check_start(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> None:
-    """Refuse what cannot work on this hardware; warn, on rank 0, of what is slow or has no effect.
+    """Refuse what cannot work on this hardware.
+
+    Warn, on rank 0, of what is slow or has no effect.
 
     Raises:
         ConfigError: one line a fault: the fields, their values and what to change.

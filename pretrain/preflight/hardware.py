@@ -64,7 +64,10 @@ def hardware_of(ranks: Ranks, device: torch.device) -> Hardware:
 
 
 def cpu_hardware(ranks: Ranks) -> Hardware:
-    """Hardware of a rank that computes on this node's CPUs; imports no torch."""
+    """Hardware of a rank that computes on this node's CPUs.
+
+    Imports no torch.
+    """
     share = host_share(ranks)
     return Hardware(ranks, "cpu", device_bytes=share, host_bytes=share)
 
@@ -75,7 +78,9 @@ def host_share(ranks: Ranks) -> int:
 
 
 def free_host_bytes(root: Path = Path("/")) -> int:
-    """Bytes of the node that this job's processes may still take: the system's count, or the cgroup's if less.
+    """Bytes of the node that this job's processes may still take.
+
+    The system's count, or the cgroup's if less.
 
     `root`: parent of proc and sys.
     """

@@ -88,7 +88,7 @@ def _settings(changes: dict[str, object]) -> str:
 
 
 def _ladder(engine: EngineConfig) -> list[dict[str, object]]:
-    """Changes that save memory, cheap ones first, each applied on top of the previous ones."""
+    """Changes that save memory, cheap ones first; each adds to the previous."""
     changes: list[dict[str, object]] = [{}, {"zero_stage": max(engine.zero_stage, 2)}, {"zero_stage": 3}]
     changes.append({"activation_checkpointing": "full"})
     micro = engine.micro_batch_size
@@ -99,7 +99,10 @@ def _ladder(engine: EngineConfig) -> list[dict[str, object]]:
 
 
 def _offloads(engine: EngineConfig) -> list[dict[str, object]]:
-    """Last changes of the ladder: state, then weights in host memory, which every step fetches."""
+    """Last changes of the ladder.
+
+    State, then weights in host memory, which every step fetches.
+    """
     places = {"offload_optimizer": engine.offload_optimizer, "offload_parameters": engine.offload_parameters}
     return [{name: "cpu"} for name, place in places.items() if place != "nvme"]
 

@@ -147,7 +147,10 @@ def ecc(hardware: Hardware, node: str, query: Callable[[], str | None]) -> NodeF
 
 
 def _nvidia_smi() -> str | None:
-    """One line a GPU; None where the tool is missing or refuses. A driver that hangs raises TimeoutExpired."""
+    """One line a GPU; None where the tool is missing or refuses.
+
+    A driver that hangs raises TimeoutExpired.
+    """
     fields = "index,ecc.errors.uncorrected.volatile.total,retired_pages.pending,remapped_rows.pending"
     try:
         done = subprocess.run(
@@ -160,7 +163,7 @@ def _nvidia_smi() -> str | None:
 
 
 def disk(needed: int, root: Path) -> NodeFinding:
-    """Check the room below the root for one more checkpoint of this model."""
+    """Check that the root has room for one more checkpoint."""
     root = next(folder for folder in (root, *root.parents) if folder.exists())
     free = shutil.disk_usage(root).free
     figures = f"{free // _MIB:,} MiB free below {root}, a checkpoint takes {needed // _MIB:,} MiB"
@@ -197,7 +200,10 @@ def extension(engine: EngineConfig, hardware: Hardware, node: str) -> list[NodeF
 
 
 def shared_root(folder: Path, ranks: Ranks, node: str) -> tuple[list[NodeFinding], list[str] | None]:
-    """Check that all nodes see each other's files; returns the nodes' names too, or None where some are missing."""
+    """Check that all nodes see each other's files.
+
+    Returns the nodes' names too, or None where some are missing.
+    """
     store, keys = FolderStore(folder), [f"{rank:05d}.json" for rank in range(ranks.world_size)]
     store.set(keys[ranks.rank], json_text({"node": node}))
     missing = await_keys(store, keys, until(time.monotonic() + _MEET_SECONDS))
