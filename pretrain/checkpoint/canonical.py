@@ -1,8 +1,8 @@
 """Canonical checkpoints from the fragments of all ranks.
 
-Which parameter is in which file, and so every byte, is a function of the model and of what was learned: the ranks, the
-ZeRO stage and the moment of writing do not enter. Price: each byte goes from where a rank's fragment lies to its file;
-nothing is held.
+The division of parameters over files, and so every byte, is a function of the model and of what was learned, not of the
+ranks, the ZeRO stage or the time of writing. Price: each byte is copied once, from a rank's fragment to its file;
+nothing is held in memory.
 """
 
 from __future__ import annotations
@@ -18,18 +18,15 @@ from pretrain.checkpoint.safetensors_files import TensorEntry, write_tensors
 if TYPE_CHECKING:
     from pretrain.engine.fragments import Owned
 
-FILE_BYTES = 1 << 30  # fp32 weights of one file; a larger parameter has a file of its own
+FILE_BYTES = 1 << 30  # of fp32 weights in a file; a larger parameter has a file of its own
 _MASTER = "master"
 
 Shapes = Sequence[tuple[str, tuple[int, ...]]]
-"""Each parameter's name and full shape, in the model's order."""
+"""Name and full shape of each parameter, in the model's order."""
 
 
 def file_plan(shapes: Shapes, limit: int) -> list[list[str]]:
-    """Parameters of each file, in order, up to `limit` bytes.
-
-    A function of the model alone.
-    """
+    """Parameters of each file, in order, up to `limit` bytes."""
     files: list[list[str]] = []
     filled = limit + 1
     for name, shape in shapes:
@@ -51,10 +48,10 @@ def write_canonical(
 ) -> list[Output]:
     """Write this rank's files of the plan, and hash them.
 
-    `fragments(names)` are those of all ranks of these parameters, in any order.
+    `fragments(names)` are all ranks' fragments of these parameters, in any order.
 
     Raises:
-        StorageError: the disk is full or refuses.
+        StorageError: the disk is full or failing.
         ValueError: the fragments do not cover a parameter once.
     """
     full = dict(shapes)
@@ -84,7 +81,7 @@ def write_canonical(
 
 
 def _entries(name: str, shape: tuple[int, ...], fragments: list[Owned]) -> Mapping[str, list[Any]]:
-    """Pieces of a parameter's master and moments, in order."""
+    """Pieces of a parameter's master and moments, by kind, in order."""
     ordered = sorted((fragment for fragment in fragments if fragment.length), key=lambda fragment: fragment.start)
     end = 0
     for fragment in ordered:

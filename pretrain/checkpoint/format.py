@@ -7,15 +7,15 @@
                             manifest.json
 
 It is *canonical*: whole parameters, whatever the ZeRO stage and the number of ranks that wrote it, so any other layout
-can go on from it, and the same layout goes on bit for bit. Its bytes are a function of what was learned: no time, no
-host, no history of restarts (those stand in the manifest's `run`). The moments are those of the optimizer: `exp_avg`
-and `exp_avg_sq` of AdamW, `momentum_buffer` of Muon, `exp_avg` of Lion. Price: 12 bytes a parameter on disk (AdamW).
+can resume from it, and the same layout resumes bit for bit. Its bytes are a function of what was learned: no time, no
+host, no history of restarts (the manifest's `run` has those). The moments are those of the optimizer: `exp_avg` and
+`exp_avg_sq` of AdamW, `momentum_buffer` of Muon, `exp_avg` of Lion. Price: 12 bytes a parameter on disk (AdamW).
 
-A training run keeps the steps that it began to save in `<root>/train/<key>/checkpoints.jsonl`; the key of a checkpoint
-follows from the run and the step, and only one whose manifest stands counts.
+A training run lists the steps that it began to save in `<root>/train/<key>/checkpoints.jsonl`; the key of a checkpoint
+follows from the run and the step, and only a checkpoint with a manifest counts.
 
-This file is the format and its reading. `save.py` writes one, `native.py` what lies beside it for a fast
-restart, `load.py` finds the one to go on from, `retention.py` removes old ones. The guide is `docs/checkpoints.md`.
+This file is the format and its reading. `save.py` writes a checkpoint, `native.py` the shards for a fast restart,
+`load.py` finds the one to resume from, `retention.py` removes old ones. The guide is `docs/checkpoints.md`.
 """
 
 from __future__ import annotations
@@ -48,41 +48,38 @@ class CheckpointIdentity(Section):
     """Identity of a checkpoint: enough to rebuild the model."""
 
     train_key: str
-    """The key of its training run."""
+    """Key of its training run."""
     step: int
-    """Optimizer steps that it has seen."""
+    """Optimizer steps done."""
     vocabulary_size: int
     """Tokens of the vocabulary, before padding."""
     recipe: TrainRecipe
-    """How it is trained."""
+    """The run's model, optimizer and training sections."""
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Training state besides the weights.
-
-    It travels between the loop, the checkpoint and the run's artifact.
-    """
+    """Training state besides the weights."""
 
     step: int = 0
     tokens: int = 0
     """Tokens predicted so far."""
     losses: LossHistory[float | None] = field(default_factory=LossHistory)
-    """Nats per token of every step so far, in order; none where it was not finite."""
+    """Nats per token of every step so far; None where it was not finite."""
     validations: list[dict[str, Any]] = field(default_factory=list)
-    """Measurements on the validation shards: step, and the fields of `Measurement`, through `finite_row`."""
+    """Validation results: step, and the fields of `Measurement`, through `finite_row`."""
     tasks: list[dict[str, Any]] = field(default_factory=list)
-    """The figures of each task each time that it was asked: step, and those of `scores.py`; the same."""
+    """Task scores: step, and the fields of `scores.py`, through `finite_row`."""
     stream: str = ""
-    """Chained SHA-256 of the tokens that were read, see `loader.py`."""
+    """Chained SHA-256 of the tokens read, see `loader.py`."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
-    """The steps whose update was left out, see `loss_spikes.py`: step, reason, z, rows, documents."""
+    """Skipped steps, see `loss_spikes.py`: step, reason, z, rows, documents."""
     loss_scale: dict[str, float] | None = None
-    """Where the search for fp16's loss scale stands after `step`, see `engine_loss_scale.py`; none with others."""
+    """State of fp16's loss-scale search, see `engine_loss_scale.py`; None in other precisions."""
 
 
 def finite_row(row: dict[str, Any], what: str) -> dict[str, Any]:
-    """Finite figures for JSON; others become null with a warning."""
+    """Replace figures that are not finite by None, with a warning."""
     lost: list[str] = []
 
     def known(value: Any, name: str) -> Any:
@@ -95,7 +92,7 @@ def finite_row(row: dict[str, Any], what: str) -> dict[str, Any]:
 
     kept: dict[str, Any] = known(row, "")
     if lost:
-        get_logger(__name__).warning("%s is not finite, and is kept as null: %s", what, ", ".join(lost))
+        get_logger(__name__).warning("%s is not finite, and is stored as null: %s", what, ", ".join(lost))
     return kept
 
 
@@ -105,11 +102,11 @@ class Parent:
 
     manifest: Manifest
     root: Path
-    """Where it lies."""
+    """Root of its artifacts."""
 
     @property
     def step(self) -> int:
-        """Optimizer steps that it has seen."""
+        """Optimizer steps done."""
         return int(self.manifest.config["step"])
 
 
@@ -141,14 +138,14 @@ class CheckpointStore:
 
     @property
     def inputs(self) -> tuple[Input, ...]:
-        """Inputs of the run and its checkpoints."""
+        """Inputs of the run and of its checkpoints."""
         return (self.tokens,) if self.parent is None else (self.tokens, self.parent.manifest.as_input())
 
     @property
     def continued(self) -> dict[str, Any]:
-        """For the `stats` of manifests.
+        """The parent's step and tokens, for the `stats` of manifests.
 
-        The parent's step, and the tokens that it was shown; else nothing.
+        {} without one.
         """
         if self.parent is None:
             return {}
@@ -169,17 +166,17 @@ class CheckpointStore:
         return artifact_folder(STAGE, self.key(step), self.root)
 
     def steps(self) -> list[int]:
-        """The steps that were ever begun to be saved, oldest first."""
+        """Every step whose save was ever begun, in order."""
         return sorted({line["step"] for line in self._noted()})
 
     def natives(self) -> set[str]:
-        """The folders' names of the native shards that were ever begun."""
+        """Folder names of all native shards that were ever begun."""
         return {line["native"] for line in self._noted() if "native" in line}
 
     def note(self, step: int, **facts: str) -> None:
-        """Write down that `step` is about to be saved.
+        """Record that the save of `step` begins; `native`.
 
-        `native`: the name of its shards' folder.
+        The folder name of its shards.
         """
         line = json.dumps({"step": step, **facts})
         append_line(artifact_folder("train", self.train_key, self.root) / STEPS_FILE, line)
@@ -189,11 +186,13 @@ class CheckpointStore:
 
 
 def open_checkpoint(folder: Path) -> Manifest:
-    """The manifest of a checkpoint that someone asked for by name.
+    """Manifest of a checkpoint given by its folder.
+
+    Its files are not verified.
 
     Raises:
-        MissingInput: there is none.
-        CheckpointError: the manifest is torn or altered, or of no checkpoint.
+        MissingInput: it does not exist.
+        CheckpointError: the manifest is torn or altered, or not of a checkpoint.
     """
     path = folder if folder.name == FILE_NAME else folder / FILE_NAME
     try:
@@ -206,11 +205,11 @@ def open_checkpoint(folder: Path) -> Manifest:
 
 
 def read_checkpoint(folder: Path, root: Path) -> Manifest:
-    """The same, after its bytes were verified.
+    """Manifest of a checkpoint whose files were verified.
 
     Raises:
-        MissingInput: there is none.
-        CheckpointError: it is torn or altered, or is no checkpoint.
+        MissingInput: it does not exist.
+        CheckpointError: it is torn or altered, or not a checkpoint.
     """
     manifest = open_checkpoint(folder)
     if problems := verify(manifest, root):
@@ -239,13 +238,13 @@ def state_text(state: TrainState) -> str:
 
 
 def read_state(manifest: Manifest, root: Path) -> TrainState:
-    """The state beside the weights."""
+    """Training state of a checkpoint."""
     values = json.loads((root / manifest.folder / "state.json").read_bytes())
     return TrainState(**values | {"losses": LossHistory(values["losses"])})
 
 
 def weights(manifest: Manifest, root: Path) -> TensorFiles:
-    """The master weights of a checkpoint, fp32, by parameter name."""
+    """Master weights of a checkpoint, fp32, by parameter name."""
     return TensorFiles(manifest.files("weights", root))
 
 
@@ -255,7 +254,7 @@ def moments(manifest: Manifest, root: Path) -> TensorFiles:
 
 
 def require_step(store: CheckpointStore, step: int) -> Manifest:
-    """The manifest of the run's checkpoint at `step`.
+    """Manifest of the run's checkpoint at `step`.
 
     Raises:
         MissingInput: it is gone.
@@ -269,9 +268,9 @@ def require_step(store: CheckpointStore, step: int) -> Manifest:
     except MissingInput as error:
         raise MissingInput(f"{path}: the checkpoint of step {step} is gone. Run the same command again.") from error
     if manifest.stage != STAGE or manifest.key != store.key(step):
-        told = f"{manifest.stage} {manifest.key[:16]}, step {manifest.config.get('step')}"
+        found = f"{manifest.stage} {manifest.key[:16]}, step {manifest.config.get('step')}"
         raise CheckpointError(
-            f"{path}: is of another run or model ({told}), not the checkpoint of step {step} of this run. Remove its "
-            f"folder, or give the configuration that it was trained with."
+            f"{path}: is of another run or model ({found}), not the checkpoint of step {step} of this run. Remove its "
+            f"folder, or use the configuration that it was trained with."
         )
     return manifest

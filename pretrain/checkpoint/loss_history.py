@@ -1,8 +1,8 @@
 """Loss history: append-only list shared by all training states.
 
-`longer = series.plus(value)` shares the memory of `series`; both keep their own length. A million steps cost a million
-appends, where copying a list each step would cost half of 10^12 copies. A state that is being saved by another thread
-does not see what comes after it.
+`longer = history.plus(value)` shares the memory of `history`; both keep their own length. A million steps cost a
+million appends, where copying a list each step would cost 5 x 10^11 copies. A state that another thread saves does
+not see later values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class LossHistory(Sequence[T]):
-    """A value; equal to any sequence of equal items."""
+    """Immutable sequence, equal to any sequence of equal items."""
 
     __slots__ = ("_items", "_length")
     __hash__ = None  # type: ignore[assignment]
@@ -26,7 +26,7 @@ class LossHistory(Sequence[T]):
     def plus(self, value: T) -> LossHistory[T]:
         """These items and `value`."""
         grown: LossHistory[T] = LossHistory()
-        # Another series may have grown from this one already; the second branch is a list of its own.
+        # If another history has grown from this one already, this branch needs a list of its own.
         grown._items = self._items if len(self._items) == self._length else self._items[: self._length]
         grown._items.append(value)
         grown._length = self._length + 1

@@ -4,11 +4,11 @@
                                                                flat fp32; metadata: the first element of each fragment
                                    manifest.json               world size and ZeRO stage; the checkpoint's digest
 
-They hold nothing that the canonical checkpoint does not, and count only beside it: their manifest is written after it
-and names its digest. A run with the same ranks and ZeRO stage reads them, each rank its own file; any other layout, or
-one whose shards are torn, reads the canonical form. They are also how the ranks hand each other what the canonical
-files are made of (`shard_ranges.py` knows where in them it lies). Price: 12 bytes a parameter on disk once more
-(AdamW), for the newest checkpoint only.
+They hold nothing that the canonical checkpoint lacks, and count only together with it: their manifest is written after
+it and names its digest. A run with the same ranks and ZeRO stage reads them, each rank its own file; any other layout,
+or one whose shards are torn, reads the canonical form. Ranks also read the fragments of canonical files from each
+other's shards (`shard_ranges.py` has the offsets). Price: another 12 bytes a parameter on disk (AdamW), for the newest
+checkpoint only.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ STAGE = "checkpoint-native"
 
 
 class NativeIdentity(Section):
-    """Recipe of the native shards: who owns what."""
+    """Recipe of native shards: the layout that owns them."""
 
     train_key: str
-    """The key of the training run."""
+    """Key of the training run."""
     step: int
     world_size: int
     zero_stage: int
@@ -51,25 +51,25 @@ def identity(store: CheckpointStore, step: int, world_size: int, zero_stage: int
 
 
 def reads_native(engine: EngineConfig) -> bool:
-    """Return whether this layout goes on from them.
+    """Return whether this layout can resume from native shards.
 
-    Parts of matrices have none, weights in files cannot be written to.
+    Tensor parallelism has parts of matrices, which have none; weights in files cannot be written to.
     """
     return engine.tensor_parallel_size == 1 and engine.offload_parameters != "nvme"
 
 
 def native_key(store: CheckpointStore, of: NativeIdentity) -> str:
-    """The key of these shards."""
+    """Key of these shards."""
     return Recipe(STAGE, VERSION, of).key([store.tokens.digest])
 
 
 def native_folder(store: CheckpointStore, of: NativeIdentity) -> Path:
-    """The directory of these shards."""
+    """Folder of these shards."""
     return artifact_folder(STAGE, native_key(store, of), store.root)
 
 
 def shard_path(folder: Path, rank: int) -> Path:
-    """The file of a rank."""
+    """File of a rank."""
     return folder / "shards" / f"{rank:05d}.safetensors"
 
 
@@ -77,7 +77,7 @@ def write_shard(folder: Path, root: Path, rank: int, fragments: Sequence[Owned])
     """Write and hash what this rank owns.
 
     Raises:
-        StorageError: the disk is full or refuses.
+        StorageError: the disk is full or failing.
     """
     entries = [
         TensorEntry(f"{fragment.name}.{kind}", (fragment.length,), [tensor])
@@ -90,12 +90,10 @@ def write_shard(folder: Path, root: Path, rank: int, fragments: Sequence[Owned])
 
 
 def read_shard(path: Path) -> list[Owned]:
-    """The fragments of a shard.
-
-    Their arrays stay on disk until they are read.
+    """Fragments of a shard, memory-mapped.
 
     Raises:
-        CheckpointError: it is torn, or no shard.
+        CheckpointError: it is torn, or not a shard.
     """
     from pretrain.engine.fragments import Owned
 
@@ -108,13 +106,13 @@ def read_shard(path: Path) -> list[Owned]:
             kinds[name][kind] = array
         return [Owned(name, start, len(kinds[name]["master"]), kinds[name]) for name, start in starts.items()]
     except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: is no native shard: {error}") from error
+        raise CheckpointError(f"{path}: is not a native shard: {error}") from error
 
 
 def native_manifest(
     store: CheckpointStore, of: NativeIdentity, outputs: Sequence[Output], checkpoint: Manifest, run: dict[str, Any]
 ) -> Manifest:
-    """The manifest that makes these shards count, beside `checkpoint`."""
+    """Manifest of the shards of `checkpoint`, without which they do not count."""
     return Manifest(
         stage=STAGE,
         version=VERSION,
@@ -128,10 +126,7 @@ def native_manifest(
 
 
 def find_native(store: CheckpointStore, of: NativeIdentity, checkpoint: Manifest) -> Manifest | None:
-    """The manifest of this layout's shards beside `checkpoint`.
-
-    None where they are missing, torn or of another.
-    """
+    """Manifest of this layout's shards of `checkpoint`; None if missing or torn."""
     path = native_folder(store, of) / FILE_NAME
     if not path.exists():
         return None
@@ -155,7 +150,7 @@ def reader(fragments: Sequence[Owned]) -> ReadStretch:
     """Reader of `place_fragments` over these fragments.
 
     Raises, when it is called:
-        CheckpointError: they do not hold what is asked for: they are of another model or layout.
+        CheckpointError: they lack the requested elements: they are of another model or layout.
     """
     import torch
 
@@ -167,7 +162,7 @@ def reader(fragments: Sequence[Owned]) -> ReadStretch:
         pieces = sorted(by_name.get(name, ()), key=lambda fragment: fragment.start)
         pieces = [piece for piece in pieces if piece.length]
         if not pieces or pieces[0].start != start or sum(piece.length for piece in pieces) != length:
-            raise CheckpointError(f"native shards: have no elements {start} to {start + length} of {name}")
+            raise CheckpointError(f"native shards: lack elements {start} to {start + length} of {name}")
         parts = {kind: [torch.from_numpy(piece.tensors[kind]) for piece in pieces] for kind in pieces[0].tensors}
         return {kind: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for kind, tensors in parts.items()}
 

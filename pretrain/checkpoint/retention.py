@@ -17,8 +17,8 @@ from pretrain.config.training import CheckpointConfig
 def kept_steps(steps: Sequence[int], config: CheckpointConfig, validations: Sequence[dict[str, Any]]) -> dict[int, str]:
     """Steps to keep, with reasons, oldest first.
 
-    A checkpoint is among the best by the validation loss that was measured at its own step; of two equal ones the
-    earlier is better. One that was not measured, or measured no finite loss, is not among them.
+    The best are those of least validation loss at their own step; of two equal ones the earlier is better. One without
+    a finite validation loss is never among them.
     """
     kept = {step: "last" for step in steps[-config.keep_last :]}
     if config.keep_every_steps:
@@ -35,8 +35,8 @@ def remove_old(
 ) -> None:
     """Remove checkpoints up to `newest` that `config` does not keep.
 
-    Also what unfinished ones left behind. One that an artifact's manifest names (a finished run, an audit, a checkpoint
-    of a run that goes on from it) stays, and is named in the log.
+    Unfinished ones are removed too. One that an artifact's manifest names (a finished run, an audit, a checkpoint of a
+    run that continues it) stays, and is logged.
     """
     older = [step for step in store.steps() if step <= newest and store.folder(step).exists()]
     finished = [step for step in older if (store.folder(step) / FILE_NAME).exists()]
@@ -51,10 +51,10 @@ def remove_old(
 
 
 def _named(root: Path, folders: Sequence[Path]) -> dict[Path, str]:
-    """Checkpoints that another artifact's manifest names, with its path."""
-    wanted = {folder.relative_to(root).as_posix() + "/": folder for folder in folders}
+    """Checkpoints that the manifest of another artifact names, with its path."""
+    names = {folder.relative_to(root).as_posix() + "/": folder for folder in folders}
     found: dict[Path, str] = {}
-    if not wanted:
+    if not names:
         return found
     for path in root.glob(f"*/*/{FILE_NAME}"):
         if path.parts[-3] == NATIVE:
@@ -64,5 +64,5 @@ def _named(root: Path, folders: Sequence[Path]) -> dict[Path, str]:
         except FileNotFoundError:
             continue  # another run of this root removed it since the glob
         naming = path.relative_to(root).as_posix()
-        found |= {folder: naming for name, folder in wanted.items() if name in text and folder != path.parent}
+        found |= {folder: naming for name, folder in names.items() if name in text and folder != path.parent}
     return found

@@ -58,7 +58,7 @@ WhenDurable = Callable[[int, "Manifest | None"], None]
 """Called with a durable step and, on the first rank, its manifest."""
 
 _POLL_SECONDS = 0.2  # between two collective looks at whether every rank's thread has finished
-_NICE = 10  # of the thread: about a tenth of a share where training wants the whole processor
+_NICE = 10  # of the thread: about a tenth of a share where training uses the whole processor
 
 
 @dataclass(frozen=True)
@@ -236,11 +236,11 @@ class RankCopy:
 
         This rank's from its copy, the others' from their shards.
         """
-        wanted = frozenset(names)
-        yield from (fragment for fragment in self.own if fragment.name in wanted)
+        requested = frozenset(names)
+        yield from (fragment for fragment in self.own if fragment.name in requested)
         for other in self.shares.owners(names):
             if other != rank:
-                yield from self.shares.read(shard_path(native, other), other, wanted)
+                yield from self.shares.read(shard_path(native, other), other, requested)
 
 
 def write_checkpoint(

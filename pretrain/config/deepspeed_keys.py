@@ -81,7 +81,7 @@ def conflict(passed: Mapping[str, Any]) -> str | None:
     taken = [f"{key} (set {OWNED[key]})" for key in keys_of(passed) if key in OWNED]
     table = passed.get("zero_optimization", {})
     if not isinstance(table, Mapping):
-        taken.append("zero_optimization, which is no table")
+        taken.append("zero_optimization, which is not a table")
     if not taken:
         return None
     return f"engine.deepspeed says what a setting of ours decides: {', '.join(taken)}; remove it from engine.deepspeed"
@@ -90,7 +90,7 @@ def conflict(passed: Mapping[str, Any]) -> str | None:
 def with_passed(ours: Mapping[str, Any], passed: Mapping[str, Any]) -> dict[str, Any]:
     """Our dictionary with what is passed through.
 
-    Tables are joined, and of one key the passed value stands.
+    Tables are merged; the passed value of a key wins.
     """
     joined = dict(ours)
     for key, value in passed.items():

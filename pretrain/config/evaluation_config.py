@@ -31,9 +31,9 @@ class TaskConfig(Section):
     """How its records are read, and how they are put to the model (`tasks.py`)."""
     path: str = Field(default="", exclude=True)
     """A file (.jsonl, .json, .parquet, each also as .gz but the last), or a folder of them; relative to the run's file.
-    Where it lies decides nothing; its digest stands in the key."""
+    Its location decides nothing; its digest is in the key."""
     sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
-    """The digest that the file must have; empty: whatever it has when the run starts, written down then."""
+    """The digest that the file must have; empty: its digest at the start of the run, recorded then."""
     limit: int = Field(default=0, ge=0)
     """The most questions, chosen by the seed; 0: all."""
 
@@ -47,7 +47,7 @@ class EvaluationConfig(Section):
     tasks: tuple[TaskConfig, ...] = ()
     """The sets; `[[evaluation.tasks]]` in TOML."""
     every_steps: int = Field(default=0, ge=0)
-    """Steps between two times that the tasks are asked; 0 asks only at the end."""
+    """Steps between two evaluations of the tasks; 0: only at the end."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Chooses the questions where a limit leaves some out."""
 

@@ -87,7 +87,8 @@ class MoeConfig(Section):
 class ModelConfig(Section):
     """A decoder-only Transformer (arXiv:1706.03762); fields as in a Hugging Face Llama configuration.
 
-    The vocabulary's size is no setting: it is the token shards', padded to a multiple of 128 (`padded_vocabulary`).
+    The vocabulary's size is not a setting: it is that of the token shards, padded to a multiple of 128
+    (`padded_vocabulary`).
     """
 
     hidden_size: int = Field(gt=0)
@@ -182,7 +183,7 @@ class ModelConfig(Section):
     def _head_width(cls, values: Any) -> Any:
         """The width of a head that follows where none is given.
 
-        What is no number is refused later.
+        A value that is not a number is refused later.
         """
         if not isinstance(values, dict) or values.get("head_dim"):
             return values

@@ -32,7 +32,7 @@ class GroupConfig(Section):
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}; a dot is written \\.") from error
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}; a dot is written \\.") from error
         return pattern
 
 

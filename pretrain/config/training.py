@@ -8,8 +8,8 @@ key. How sums are split (micro batches, ranks, threads) may change the last bit 
 and runs of one layout agree exactly.
 
 Everything that follows from these values is a function of them (`gradient_accumulation_steps`, the whole DeepSpeed
-dictionary in `deepspeed_config.py`, the learning rate in `optim.py`), never a second setting. What does not work
-together is refused in `compatibility.py`.
+dictionary in `deepspeed_config.py`, the learning rate in `optim.py`), never a second setting. Settings that cannot work
+together are refused in `compatibility.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pretrain.config.profile_config import ProfileConfig
 from pretrain.config.skip_config import SkipConfig
 
 FLASH_PACKAGES = ("flash_attn_interface", "flash_attn")
-"""Where `flash_attn_varlen_func` is looked for: FlashAttention 3, then 2."""
+"""Packages of `flash_attn_varlen_func`: FlashAttention 3, then 2."""
 
 
 class RampConfig(Section):
@@ -43,12 +43,12 @@ class RampConfig(Section):
 
 
 class MixtureConfig(Section):
-    """In which proportion the sources are read from a step on."""
+    """Proportions of the sources from a step on."""
 
     from_step: int = Field(gt=0)
     """The first optimizer step of these weights."""
     weights: dict[str, float]
-    """Source -> its share of the rows, relative to the others'; a source that is not named, or has 0, is not read."""
+    """Source -> its share of the rows, relative to the others'; a source without one, or with 0, is not read."""
 
     @model_validator(mode="after")
     def _check(self) -> MixtureConfig:
@@ -70,12 +70,12 @@ class TrainConfig(Section):
     `global_batch_size`. The learning rate stays a function of the step."""
     mixture: tuple[MixtureConfig, ...] = ()
     """`[[train.mixture]]`: weights of the sources, each from a step on; before the first, each source weighs its rows.
-    None: all rows in one order, whatever source they are of."""
+    None: all rows in one order, independent of their source."""
     steps: int = Field(gt=0)
     """Optimizer steps, those of `continue_from` included."""
     continue_from: str = Field(default="", exclude=True)
-    """A checkpoint of another run to go on from: its folder, relative to the run's file, or `checkpoint/<key>` of this
-    root; empty: begin with initial weights. Where it lies decides nothing; its digest stands in the key."""
+    """A checkpoint of another run to continue: its folder, relative to the run's file, or `checkpoint/<key>` of this
+    root; empty: begin with initial weights. Its location decides nothing; its digest is in the key."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Decides the initial weights and the order of rows."""
     precision: Literal["fp32", "bf16", "bf16_masters", "autocast", "fp16", "fp8"] = "bf16"
@@ -87,13 +87,13 @@ class TrainConfig(Section):
     quantized_gradients: bool = False
     """CUDA, stage 3, several nodes: reduce gradients in 4 bits (qgZ, arXiv:2306.10209), from which updates learn."""
     gradient_reduction: Literal["fp32", "bf16"] = "fp32"
-    """In what gradients are summed over the ranks. bf16 sends half the bytes; its error grows with the ranks."""
+    """Type in which gradients are summed over ranks. bf16 sends half the bytes; its error grows with the ranks."""
     validate_every_steps: int = Field(default=100, ge=0)
     """Steps between measurements on the validation shards; 0 measures only at the end."""
     validation_rows: int = Field(default=64, gt=0)
     """The most rows of each measurement, spread evenly over the validation shards."""
     skip: SkipConfig = SkipConfig()
-    """Which batches are left out."""
+    """Conditions for skipped batches."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -114,15 +114,15 @@ class CheckpointConfig(Section):
     keep_last: int = Field(default=2, gt=0)
     """Newest checkpoints kept; older ones of this run are removed once a newer one is durable."""
     keep_every_steps: int = Field(default=0, ge=0)
-    """Checkpoints at multiples of this step are kept for ever; 0: none is."""
+    """Checkpoints at multiples of this step are kept for ever; 0: none."""
     keep_best: int = Field(default=0, ge=0)
-    """So many checkpoints of least validation loss are kept too (of those that were measured at their own step)."""
+    """Number of checkpoints of least validation loss that are kept too (of those validated at their own step)."""
     native: bool = True
-    """With several ranks: leave each rank's own part beside the newest checkpoint, for a fast restart."""
+    """With several ranks: keep each rank's own part with the newest checkpoint, for a fast restart."""
     asynchronous: bool = True
     """Write in the background, from a copy in host memory; false: training waits until it is durable."""
     from_scratch: bool = False
-    """Train from step 1 where checkpoints of this run were durable and none is whole; without it that is refused."""
+    """Train from step 1 where durable checkpoints of this run are lost or damaged; otherwise that is refused."""
 
 
 class EngineConfig(Section):
@@ -131,7 +131,7 @@ class EngineConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one. cuda: a start without one is an error."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """What DeepSpeed spreads over ranks (arXiv:1910.02054): 1 optimizer state, 2 gradients too, 3 parameters too."""
+    """State that DeepSpeed spreads over ranks (arXiv:1910.02054): 1 optimizer, 2 and gradients, 3 and parameters."""
     micro_batch_size: int = Field(default=8, gt=0)
     """Rows of one forward and backward pass on one rank."""
     activation_checkpointing: Literal["none", "full", "selective"] = "none"
@@ -141,7 +141,7 @@ class EngineConfig(Section):
     """CUDA: auto: FlexAttention, a part of torch. flash: FlashAttention's kernel for rows of several lengths, from the
     package flash_attn_interface (3) or flash_attn (2), whichever is installed."""
     compile: bool = False
-    """Compile the model with torch.compile: slower to start, faster to run; wants a C++ compiler on CPU."""
+    """Compile the model with torch.compile: slower to start, faster to run; needs a C++ compiler on CPU."""
     deepcompile: bool = False
     """CUDA: compile ZeRO's communication into the graph too (DeepCompile, arXiv:2504.09983); implies `compile`."""
     sequence_parallel_size: int = Field(default=1, gt=0)
@@ -155,11 +155,11 @@ class EngineConfig(Section):
     """Where masters and moments live: on the device, in host memory, or (stage 3) in files below `nvme_path`; the CPU
     updates what is not on the device."""
     offload_parameters: Literal["none", "cpu", "nvme"] = "none"
-    """Stage 3: where weights lie between their uses: on the device, in host memory, or in files below `nvme_path`."""
+    """Stage 3: where weights are kept between uses: on the device, in host memory, or in files below `nvme_path`."""
     nvme_path: str | None = None
     """Folder on a fast local disk for what is offloaded to nvme, of one run of a node; worthless after it."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """`[engine.deepspeed]`: keys of DeepSpeed's configuration that no setting of ours says, passed through."""
+    """`[engine.deepspeed]`: keys of DeepSpeed's configuration without a setting here, passed through."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of one rank; 0 shares the cores that this node allows among its ranks."""
     deterministic: bool = False
@@ -170,37 +170,37 @@ class EngineConfig(Section):
     extension_build_seconds: float = Field(default=600.0, gt=0)
     """Time limit of that build, in seconds."""
     collective_timeout_seconds: float = Field(default=1800.0, gt=0)
-    """How long a rank waits for the others before the run fails, in seconds."""
+    """Seconds that a rank waits for the others before the run fails."""
     first_step_timeout_seconds: float = Field(default=3600.0, ge=0)
-    """A rank that gives no sign of life for so long before its first step is done, or in a save, hangs; 0: never."""
+    """Seconds without a heartbeat, before the first step is done or in a save, after which a rank hangs; 0: never."""
     step_timeout_seconds: float = Field(default=300.0, ge=0)
     """The same after the first step, but at least 20 times the slowest step so far; 0: never."""
     restarts: int = Field(default=3, ge=0)
-    """How often the launcher starts the ranks again from the last checkpoint after a crash or a hang."""
+    """Restarts by the launcher, from the last checkpoint, after a crash or a hang."""
     straggler_window_steps: int = Field(default=50, ge=0)
-    """Steps over which ranks compare the time of their own work; 0: they do not."""
+    """Steps over which ranks compare the time of their own work; 0: never."""
 
 
 class TrackingConfig(Section):
-    """The mirrors at Weights & Biases and TensorBoard.
+    """Mirrors at Weights & Biases and TensorBoard.
 
-    Metrics.jsonl is written in any case and is the record.
+    Metrics.jsonl is the record in any case.
     """
 
     mode: Literal["auto", "offline", "online", "disabled"] = "auto"
     """auto: online when WANDB_API_KEY is set, else offline (upload later with `wandb sync`)."""
     project: str = Field(default="assay", min_length=1)
-    """Project that the run appears under."""
+    """Project of the run."""
     name: str | None = None
-    """Name of the run; none: `train-` and the first 8 characters of its key."""
+    """Name of the run; None: `train-` and the first 8 characters of its key."""
     tensorboard: bool = False
-    """Whether to write TensorBoard's event files, too; wants the extra `tensorboard`."""
+    """Whether to write TensorBoard's event files, too; needs the extra `tensorboard`."""
 
 
 class TrainRecipe(Section):
-    """All that decides what is learned from given token shards.
+    """Sections that decide what is learned from given token shards.
 
-    What the key of a training run is made of.
+    Source of a run's key.
     """
 
     model: ModelConfig

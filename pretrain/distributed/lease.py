@@ -1,25 +1,24 @@
 """Run lease: a newer attempt fences out older ones.
 
-    <root>/train/<key>/run.lock              held while rank 0 is alive, by the operating system; a note of who
-                       holders/000007.json   the seventh attempt: who, which Slurm job, its restarts; its time is the
-                                             last sign of life
+    <root>/train/<key>/run.lock              held by the operating system while rank 0 is alive; names the holder
+                       holders/000007.json   the seventh attempt: host, process, Slurm job, restarts; its modification
+                                             time is the last heartbeat
 
-The lock ends with its process, and that is enough on one machine. Two things happen on a cluster that it does not know:
-a node that was cut off trains on while its job is started again elsewhere, and a lock of a dead node may stay for
-ever. So each attempt also takes the next number, which only one process gets (`write_new`), and the highest number is
-the holder. Laws:
+The lock ends with its process, which suffices on one machine. On a cluster two cases are beyond it: a node that was cut
+off trains on while its job is restarted elsewhere, and the lock of a dead node may remain for ever. So each attempt
+also takes the next number, which only one process gets (`write_new`), and the highest number holds the lease. Laws:
 
-1. A run is refused (`Occupied`) while the holder is alive: on its own host by the lock, elsewhere by signs of life,
-   each `BEAT_SECONDS`; one that is silent for `SILENT_SECONDS` is dead.
-2. A later start of the same Slurm job does not ask: it takes the next number, and waits `TRUST_SECONDS` and a beat. An
-   earlier start of a job never follows a later one.
-3. No process of an attempt believes for longer than `TRUST_SECONDS` that it is the holder without having looked. So
-   when the wait of law 2 is over, nothing of an older attempt writes: each of its ranks looks each beat, and ends with
-   status 73; a record is refused; a checkpoint looks before each of its parts, and again before it is committed.
+1. A run is refused (`Occupied`) while the holder is alive: on its own host by the lock, elsewhere by heartbeats, each
+   `BEAT_SECONDS`; a holder that is silent for `SILENT_SECONDS` is dead.
+2. A later start of the same Slurm job is not refused: it takes the next number, and waits `TRUST_SECONDS` and a beat.
+   An earlier start of a job never follows a later one.
+3. No process of an attempt trusts its lease for longer than `TRUST_SECONDS` without checking. So after the wait of law
+   2 nothing of an older attempt writes: each of its ranks checks each beat, and ends with status 73; a record is
+   refused; a checkpoint checks before each of its parts, and again before it is committed.
 
-No clocks are compared: ages are differences of times that the file system gave, and of one process's own clock. What
-this cannot keep out is a process that stands still between its last look and its write; what it writes then are the
-bytes of the same step of the same run. Price: a small file written each beat, and on each node a list of names: its
+No clocks are compared: ages are differences of times that the file system gave, or of one process's own clock. A
+process that is suspended between its last check and its write is not kept out; what it writes then are the bytes of the
+same step of the same run. Price: a small file written each beat, and on each node one directory listing a beat: its
 first rank looks for all (`lease_sighting.py`).
 """
 
@@ -51,18 +50,18 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class LeaseHolder:
-    """An attempt, as the others read of it."""
+    """An attempt, as other attempts read it."""
 
     host: str
     pid: int
     since: str
     """UTC, ISO 8601."""
     job: str = ""
-    """The Slurm job, "" outside of Slurm."""
+    """Slurm job; "" outside Slurm."""
     restart: int = 0
-    """How often Slurm has started it again."""
+    """Restarts of that job by Slurm."""
     number: int = 0
-    """Of the attempt; 0: it took none."""
+    """Number of the attempt; 0: it took none."""
     ended: bool = False
 
     def precedes(self, other: LeaseHolder) -> bool:
@@ -71,9 +70,9 @@ class LeaseHolder:
 
 
 class RunLease:
-    """An attempt's word that it is the newest; a context.
+    """Lease of an attempt, renewed while the context lasts.
 
-    `number` is 0 on the ranks after the first until they `follow` it.
+    `number` is 0 on ranks other than the first until they `follow` it.
     """
 
     def __init__(self, folder: Path, ours: LeaseHolder, *, leads: bool = True) -> None:
@@ -89,9 +88,9 @@ class RunLease:
         return self._ours.number
 
     def follow(self, number: int) -> None:
-        """This is the attempt `number`: from now on look each beat.
+        """Check the lease of attempt `number` each beat from now on.
 
-        On rank 0, which knows, nothing changes.
+        Rank 0 has done so since it took the number.
         """
         if self._thread is None:
             self._ours = replace(self._ours, number=number)
@@ -99,29 +98,31 @@ class RunLease:
             self._thread.start()
 
     def check(self, *, look: bool = False) -> None:
-        """Return if no newer attempt has begun.
+        """Raise if a newer attempt has begun.
 
-        `look`: by what is there now, not by what was seen moments ago.
+        `look`: read the folder now, instead of trusting a check of moments ago.
 
         Raises:
-            Occupied: one has.
+            Occupied: a newer attempt has begun.
         """
-        asked = time.monotonic()
-        if not look and asked - self._looked < TRUST_SECONDS:
+        began = time.monotonic()
+        if not look and began - self._looked < TRUST_SECONDS:
             return
         newest = newest_holder(self._folder)
         if newest is not None and newest.number > self._ours.number:
             raise Occupied(
                 f"{self._folder.parent}: a newer attempt trains here: {_who(newest)}. This one (attempt "
-                f"{self._ours.number}) writes nothing more; leave it to the newer one."
+                f"{self._ours.number}) writes nothing more; let the newer one continue."
             )
-        self._looked = asked
+        self._looked = began
 
     def look(self) -> None:
-        """`check` by what is there now."""
+        """`check` by reading the folder now."""
         self.check(look=True)
 
     def __enter__(self) -> RunLease:
+        if self._leads:
+            self._sighting.sweep()
         if self._first:
             self.follow(self._ours.number)
         return self
@@ -131,21 +132,21 @@ class RunLease:
         if self._thread is not None:
             self._thread.join()
         if self._first:
-            with contextlib.suppress(PipelineError, OSError):  # its silence will say the same
+            with contextlib.suppress(PipelineError, OSError):  # its silence has the same effect
                 self._write(ended=True)
         if self._leads:
             self._sighting.remove()
 
     def _beat(self) -> None:
-        """Look at the lease, or trust the node's first rank's look."""
+        """Check the lease, or trust the check of the node's first rank."""
         if self._leads:
             self.look()
             self._sighting.write(self.number, self._looked)
             return
-        seen, asked = self._sighting.read(self.number), time.monotonic()
-        if seen is not None and 0 <= asked - seen < 1.25 * BEAT_SECONDS:
+        seen, began = self._sighting.read(self.number), time.monotonic()
+        if seen is not None and 0 <= began - seen < 1.25 * BEAT_SECONDS:
             self._looked = max(self._looked, seen)
-        elif asked - self._looked >= BEAT_SECONDS:
+        elif began - self._looked >= BEAT_SECONDS:
             self.look()
 
     def _live(self) -> None:
@@ -156,19 +157,19 @@ class RunLease:
                 get_logger(__name__).error("%s: %s", type(error).__name__, error)
                 os._exit(error.exit_code)  # the main thread may wait for ever for a rank that was cut off
             except OSError:
-                continue  # the file system does not answer; `check` will ask again before anything is written
+                continue  # the file system does not answer; `check` looks again before anything is written
             if self._first:
-                with contextlib.suppress(PipelineError, OSError):  # the work itself will say that the disk is full
+                with contextlib.suppress(PipelineError, OSError):  # the training itself reports a full disk
                     self._write()
 
     def _write(self, *, ended: bool = False) -> None:
-        """A sign of life.
+        """Write a heartbeat.
 
-        Written anew, not touched, so that a network file system's list of names is fetched anew.
+        The file is replaced, not touched, so that clients of a network file system fetch the folder's listing anew.
         """
         path = _path(self._folder, self._ours.number)
         if not path.parent.exists():
-            return  # somebody removed the run's folder
+            return  # the run's folder was removed
         try:
             write_text(path, json_text(asdict(replace(self._ours, ended=ended))))
         except PipelineError:
@@ -177,20 +178,19 @@ class RunLease:
 
 @contextlib.contextmanager
 def hold_folder(folder: Path, attempt: tuple[str, int], *, first: bool, leads: bool = True) -> Iterator[RunLease]:
-    """Keep the run's folder for this attempt while the context lasts.
+    """Hold the lease of the run's folder while the context lasts.
 
-    `first` is rank 0, which speaks for all.
-
-    The other ranks of an attempt that is refused wait for rank 0 in vain; their launcher ends them with it.
+    Rank 0 takes it for all ranks. The other ranks of a refused attempt wait for it in vain, and their launcher ends
+    them with it.
 
     Args:
         folder: of the run.
-        attempt: the Slurm job ("" where there is none), and how often it was started again.
+        attempt: the Slurm job ("" without one), and its number of restarts.
         first: whether this is rank 0.
         leads: whether this is the first rank of its node, which looks for the others.
 
     Raises:
-        Occupied: another attempt that is alive, or a later start of the same job, has it.
+        Occupied: another attempt that is alive, or a later start of the same job, holds it.
     """
     ours = LeaseHolder(socket.gethostname(), os.getpid(), now(), *attempt)
     if not first:
@@ -209,7 +209,7 @@ def _claim(stack: contextlib.ExitStack, folder: Path, ours: LeaseHolder) -> Leas
         newest = newest_holder(holders)
         took_over = newest is not None and newest.precedes(ours)
         if newest is not None and ours.precedes(newest):
-            raise Occupied(f"{folder}: a later start of this job was here: {_who(newest)}. Leave it to that one.")
+            raise Occupied(f"{folder}: a later start of this job trained here: {_who(newest)}. Let that one continue.")
         if not took_over:
             _await_end(folder, newest, note, ours)
         number = 1 + (newest.number if newest else 0)
@@ -218,11 +218,11 @@ def _claim(stack: contextlib.ExitStack, folder: Path, ours: LeaseHolder) -> Leas
             break
     if took_over and not newest.ended:
         get_logger(__name__).warning(
-            "%s: taken over from an earlier start of this job, %s, which was not seen to end", folder, _who(newest)
+            "%s: taken over from an earlier start of this job, %s, whose end was not seen", folder, _who(newest)
         )
         time.sleep(TRUST_SECONDS + BEAT_SECONDS)
     if note is not None:
-        _lock(stack, folder, ours)  # it may be free by now; the lock of a dead node may stay, and counts no more
+        _lock(stack, folder, ours)  # it may be free by now; a dead node's lock may remain, and no longer counts
     for path in sorted(holders.glob("*.json")):
         if path.stem.isdecimal() and int(path.stem) < number:
             remove_file(path)
@@ -230,15 +230,15 @@ def _claim(stack: contextlib.ExitStack, folder: Path, ours: LeaseHolder) -> Leas
 
 
 def _lock(stack: contextlib.ExitStack, folder: Path, ours: LeaseHolder) -> str | None:
-    """None where the lock is ours now, until the stack ends.
+    """Take the lock until the stack ends.
 
-    Else its holder's note.
+    Return its holder's note if it is taken.
     """
     return stack.enter_context(held(folder / LOCK_FILE, json.dumps(asdict(ours))))
 
 
 def _await_end(folder: Path, newest: LeaseHolder | None, note: str | None, ours: LeaseHolder) -> None:
-    """Return once the holder is known to be gone.
+    """Wait until the holder is known to be gone.
 
     Raises:
         Occupied: it is alive.
@@ -248,24 +248,19 @@ def _await_end(folder: Path, newest: LeaseHolder | None, note: str | None, ours:
             raise Occupied(_in_words(folder, note, ours.host))
         return
     path = _path(folder / HOLDERS, newest.number)
-    beat, told = _changed(path), False
+    beat, logged = _changed(path), False
     while _age(path) < SILENT_SECONDS:
-        if not told:
-            get_logger(__name__).info("%s: waiting for a sign of life of %s", folder, _who(newest))
-            told = True
+        if not logged:
+            get_logger(__name__).info("%s: waiting for a heartbeat of %s", folder, _who(newest))
+            logged = True
         time.sleep(_POLL_SECONDS)
         if _changed(path) != beat:
             raise Occupied(_in_words(folder, json.dumps(asdict(newest)), ours.host))
-    get_logger(__name__).warning(
-        "%s: %s gave no sign of life for %d s: it is dead", folder, _who(newest), SILENT_SECONDS
-    )
+    get_logger(__name__).warning("%s: %s had no heartbeat for %d s: it is dead", folder, _who(newest), SILENT_SECONDS)
 
 
 def newest_holder(holders: Path) -> LeaseHolder | None:
-    """The attempt of the highest number, ended or not.
-
-    None where there was none.
-    """
+    """The attempt of the highest number, ended or not; None without one."""
     try:
         names = os.listdir(holders)
     except FileNotFoundError:
@@ -312,6 +307,6 @@ def _in_words(folder: Path, note: str, here: str) -> str:
         where = "this host" if other["host"] == here else "another host, which shares this file system"
         job = f" (Slurm job {other['job']})" if other.get("job") else ""
         who = f"process {other['pid']} on {other['host']} ({where}), since {other['since']}{job}"
-    except (ValueError, KeyError, TypeError):  # it has the lock and did not write its note yet
+    except (ValueError, KeyError, TypeError):  # it has the lock, and has not written its note yet
         who = "a process that has just begun"
     return f"{folder}: another run trains here: {who}. Wait for it, or end it with SIGTERM; then run the same again."

@@ -1,7 +1,7 @@
 """Process group set-up from RANK, WORLD_SIZE and SLURM_*.
 
-A rank is started by torchrun, by `srun` (one task a rank), or by nobody: then it is the only one, and needs neither a
-port nor a network. Whatever started it, the standard variables are set afterwards, because libraries read them.
+A rank is started by torchrun, by `srun` (one task a rank), or directly: then it is the only one, and needs neither a
+port nor a network. In each case the standard variables are set afterwards, because libraries read them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0  # Slurm's batch, extern and interactive steps: a shell, not ranks
 HOST = "cpu"
-_PORTS = range(20_000, 32_768)  # where a Slurm job's ranks meet; Linux gives these to nobody by itself
-_SOMEWHERE = ("192.0.2.1", 9)  # an address of no host (RFC 5737): the way there is the default way out
+_PORTS = range(20_000, 32_768)  # for a Slurm job's process group; below Linux's ephemeral range
+_SOMEWHERE = ("192.0.2.1", 9)  # an address of no host (RFC 5737), reached by the default route
 _SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 _NETWORK = ("GLOO_", "NCCL_", "TP_SOCKET", "MASTER_", "FI_", "UCX_")
 _HOSTS: dict[str, Any] = {}
-"""All ranks over the network of the hosts ("group"), where the default group is not that already."""
+"""All ranks over the hosts' network ("group"), unless the default group is that already."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Ranks:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    """Its number on this node."""
+    """Number on this node."""
     local_world_size: int = 1
     """Ranks on this node."""
 
     @property
     def first(self) -> bool:
-        """Return whether this is the rank that writes and speaks for all."""
+        """Return whether this is rank 0, which writes for all."""
         return self.rank == 0
 
 
@@ -55,7 +55,7 @@ def read_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
     """Ranks from torchrun's variables, a Slurm step's, or alone.
 
     Raises:
-        ConfigError: a variable is missing or is no number.
+        ConfigError: a variable is missing or not a number.
     """
     values = os.environ if environment is None else environment
     if "RANK" in values:
@@ -83,7 +83,7 @@ def _number(name: str, text: str | None) -> int:
 def _in_slurm_step(values: Mapping[str, str]) -> bool:
     """Return whether `srun` started this process.
 
-    A batch script itself is one process, whatever SLURM_NTASKS says.
+    A batch script is one process, whatever SLURM_NTASKS is.
     """
     step = values.get("SLURM_STEP_ID", "")
     return "SLURM_PROCID" in values and step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
@@ -110,15 +110,15 @@ def meeting_name(environment: Mapping[str, str] | None = None) -> str:
 
 
 def node_name() -> str:
-    """This node, as Slurm calls it; elsewhere the host's name."""
+    """This node's name in Slurm; elsewhere the host's name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def meeting_point(values: Mapping[str, str]) -> tuple[str, int]:
     """Address and port of rank 0 in a Slurm step.
 
-    The job script names both (`MASTER_ADDR`, `MASTER_PORT`). Without it: the node that launched the step, and a port
-    that follows from the job's id, so that two jobs on one node rarely want the same.
+    The job script sets both (`MASTER_ADDR`, `MASTER_PORT`). Otherwise: the node that launched the step, and a port that
+    follows from the job's id, so that two jobs on one node rarely choose the same.
     """
     address = values.get("MASTER_ADDR") or values.get("SLURM_LAUNCH_NODE_IPADDR")
     address = address or values.get("SLURMD_NODENAME", "127.0.0.1")
@@ -129,12 +129,10 @@ def meeting_point(values: Mapping[str, str]) -> tuple[str, int]:
 
 
 def interface_to(address: str) -> str | None:
-    """The network interface of this node by which it reaches `address`.
+    """Network interface by which this node reaches `address`, if known.
 
-    None where that cannot be told.
-
-    Where the name is this node's own, hosts files often say 127.0.0.1, which the others do not mean: then it is the
-    interface of the default way out.
+    For this node's own name, hosts files often have 127.0.0.1, which other nodes cannot reach: then it is the
+    interface of the default route.
     """
     own = _own_address((address, 9))
     if own is None or own.startswith("127."):
@@ -148,66 +146,63 @@ def interface_to(address: str) -> str | None:
 
 
 def _own_address(to: tuple[str, int]) -> str | None:
-    """The address that packets from here to there come from.
-
-    Nothing is sent.
-    """
+    """Source address of packets to there; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
         probe.connect(to)
         return str(probe.getsockname()[0])
     return None
 
 
-def device_of(ranks: Ranks, wanted: str = "auto") -> torch.device:
+def device_of(ranks: Ranks, requested: str = "auto") -> torch.device:
     """The device that this rank computes on.
 
-    `wanted` is "auto" (a GPU where there is one), "cpu" or "cuda".
+    `requested` is "auto" (a GPU if there is one), "cpu" or "cuda".
 
     Raises:
-        ConfigError: there is no GPU where one is asked for, or fewer than ranks.
+        ConfigError: a GPU is requested and there is none, or fewer than ranks.
     """
     import torch
 
-    found = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
-    return torch.device("cuda", ranks.local_rank) if kind_of(found, ranks, wanted) == "cuda" else torch.device("cpu")
+    found = torch.cuda.device_count() if requested != "cpu" and torch.cuda.is_available() else 0
+    return torch.device("cuda", ranks.local_rank) if kind_of(found, ranks, requested) == "cuda" else torch.device("cpu")
 
 
-def kind_of(found: int, ranks: Ranks, wanted: str = "auto") -> Literal["cpu", "cuda"]:
+def kind_of(found: int, ranks: Ranks, requested: str = "auto") -> Literal["cpu", "cuda"]:
     """Device kind on a node with `found` GPUs.
 
     Raises:
-        ConfigError: there is no GPU where one is asked for, or fewer than ranks.
+        ConfigError: a GPU is requested and there is none, or fewer than ranks.
     """
-    if wanted == "cuda" and not found:
+    if requested == "cuda" and not found:
         raise ConfigError(
             "engine.device = 'cuda': this machine shows no GPU to torch (see CUDA_VISIBLE_DEVICES, the driver and "
-            "whether this torch is built for CUDA). Run where there is one, or set device = 'auto' or 'cpu'."
+            "whether this torch is built for CUDA). Run on a machine with a GPU, or set device = 'auto' or 'cpu'."
         )
-    if wanted == "cpu" or not found:
+    if requested == "cpu" or not found:
         return "cpu"
     if ranks.local_rank >= found:
         raise ConfigError(f"{ranks.local_world_size} ranks on a node of {found} GPU(s); start one rank a GPU.")
     return "cuda"
 
 
-def join(ranks: Ranks, timeout_seconds: float, wanted: str = "auto") -> torch.device:
+def join(ranks: Ranks, timeout_seconds: float, requested: str = "auto") -> torch.device:
     """Join the process group (nccl or gloo); return this rank's device.
 
     The group lasts as long as the process, because DeepSpeed keeps the groups that it derives from it.
 
     Raises:
-        ConfigError: the device that is asked for is not there.
+        ConfigError: the requested device does not exist.
     """
     import torch
     from torch import distributed
 
-    device = device_of(ranks, wanted)
+    device = device_of(ranks, requested)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that torch records, for a hang's evidence
     if distributed.is_initialized():
         return device
-    # gloo connects two ranks once they talk: of N some 2 + 2 log2(N) to each, in place of all N (N - 1) / 2 pairs
+    # gloo connects two ranks when they first talk: about 2 + 2 log2(N) a rank, instead of all N (N - 1) / 2 pairs
     os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     publish(ranks)
     options: dict[str, Any] = {
@@ -219,7 +214,7 @@ def join(ranks: Ranks, timeout_seconds: float, wanted: str = "auto") -> torch.de
     if ranks.world_size == 1:
         options["store"] = distributed.HashStore()
     else:
-        _tell_network(ranks, options["backend"])
+        _log_network(ranks, options["backend"])
     distributed.init_process_group(**options)
     if options["backend"] != "gloo":
         _HOSTS["group"] = distributed.new_group(backend="gloo", timeout=options["timeout"])
@@ -230,9 +225,9 @@ def join(ranks: Ranks, timeout_seconds: float, wanted: str = "auto") -> torch.de
 def end_rank(status: int) -> None:
     """End a rank's process with `status`; elsewhere do nothing.
 
-    Everything is written by then. Without this the interpreter is taken down while gloo's threads may still hold
-    tensors of a collective that is over, and now and then the process aborts after its work is done ("terminate called
-    without an active exception"; pytorch#179291 tells why): a finished job would count as crashed.
+    Everything is written by then. Otherwise the interpreter would be torn down while gloo's threads may still hold
+    tensors of a finished collective, and now and then the process would abort after its work is done ("terminate called
+    without an active exception"; pytorch#179291 explains it): a finished job would count as crashed.
     """
     from torch import distributed
 
@@ -260,7 +255,7 @@ def publish(ranks: Ranks) -> None:
         address, port = meeting_point(os.environ) if slurm else ("127.0.0.1", _PORTS[0])
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
     if slurm and ranks.world_size > ranks.local_world_size and "GLOO_SOCKET_IFNAME" not in os.environ:
-        # by itself gloo takes the interface of this host's name, which in many hosts files is the loopback
+        # by default gloo takes the interface of this host's name, which in many hosts files is the loopback
         os.environ.update(_gloo_interface(os.environ["MASTER_ADDR"]))
 
 
@@ -269,19 +264,19 @@ def _gloo_interface(address: str) -> dict[str, str]:
     return {"GLOO_SOCKET_IFNAME": interface} if interface else {}
 
 
-def _tell_network(ranks: Ranks, backend: str) -> None:
+def _log_network(ranks: Ranks, backend: str) -> None:
     """Log the network settings of the ranks, once."""
     from governance.log import get_logger
 
     if ranks.first:
-        told = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(_NETWORK)]
-        get_logger(__name__).info("network: %s over %d ranks; %s", backend, ranks.world_size, " ".join(told))
+        set_here = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(_NETWORK)]
+        get_logger(__name__).info("network: %s over %d ranks; %s", backend, ranks.world_size, " ".join(set_here))
 
 
 def add_up(values: list[float] | list[int], device: torch.device | str) -> list[Any]:
-    """Sum each value over all ranks: whole numbers exactly, others in fp64.
+    """Sum each value over all ranks: integers exactly, others in fp64.
 
-    On `HOST` the numbers stay there: a GPU's queue is not waited for.
+    On `HOST` the sum does not wait for a GPU's queue.
     """
     import torch
     from torch import distributed
@@ -310,9 +305,9 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def threads_of(ranks: Ranks, wanted: int) -> int:
+def threads_of(ranks: Ranks, requested: int) -> int:
     """CPU threads of this rank.
 
-    `wanted`, or its share of the cores that this process may use.
+    As requested, or its share of the cores.
     """
-    return wanted or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
+    return requested or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)

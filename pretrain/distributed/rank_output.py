@@ -1,6 +1,6 @@
 """Standard error of child processes, with the last lines kept.
 
-A child whose launcher stands at a terminal gets a terminal of its own (a pty), so that it still draws a progress bar.
+A child whose launcher runs in a terminal gets a terminal of its own (a pty), so that it still draws a progress bar.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class RankOutput:
 
     def __init__(self, reading: int, end: int) -> None:
         self.end = end
-        """The descriptor that the child writes to."""
+        """Descriptor that the child writes to."""
         self.traceback = False
-        """Whether a traceback of Python was seen: an error that nobody explained."""
+        """Whether it wrote a traceback of Python: an error without an explanation."""
         self._reading = reading
         self._kept: collections.deque[str] = collections.deque(maxlen=_LINES)
         self._thread = threading.Thread(target=self._pass_on, daemon=True)
@@ -39,18 +39,12 @@ class RankOutput:
         return list(self._kept)
 
     def follow(self) -> None:
-        """Begin to read.
-
-        The child has its own copy of `end` by now.
-        """
+        """Begin to read, once the child has its own copy of `end`."""
         os.close(self.end)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop reading.
-
-        A grandchild that outlives the child may hold the pipe open, and is not waited for.
-        """
+        """Stop reading, without waiting for grandchildren that hold the pipe open."""
         self._thread.join(1.0)
         if not self._thread.is_alive():
             os.close(self._reading)

@@ -1,23 +1,23 @@
 """Hang watchdog: dump stacks, name the culprit rank, exit 70.
 
 At expiry each rank writes the stacks of all its threads to `<run folder>/hangs/<attempt>/rank-00000.txt` and ends with
-status 70; the launcher takes the job down and starts it again from the last checkpoint. Every rank has a watchdog of
-its own, and ranks wait for each other: so all of them expire at about the same moment, and each waits a while before it
-ends, because its end would break the collectives of the others before they have written.
+status 70; the launcher ends the job and restarts it from the last checkpoint. Every rank has its own watchdog, and
+ranks wait for each other: so all of them expire at about the same moment, and each waits a while before it ends,
+because its end would break the collectives of the others before they have written.
 
-Ranks beat in step: each makes the same beats in the same order, so the number of its beats says how far a rank is, and
-no clocks are compared. When the wait is over the lowest rank that wrote names the culprit from the files of all: the
-ranks that wrote none (their process stands still), else those with the fewest beats; where all have the same number
-they wait in the same place, and the stacks must tell.
+Heartbeats are the same on all ranks, in the same order: so their number shows the progress of a rank, and no clocks are
+compared. After the wait, the lowest rank that wrote names the culprit from the files of all: the ranks that wrote none
+(their process is stuck), else those with the fewest beats. Where all numbers are equal, all ranks wait in the same
+place, and only the stacks show why.
 
 On CUDA the ranks also write torch's flight recorder (the last collectives) to `rank-00000.fr`, a pickle that
-`torch.distributed.flight_recorder.fr_trace` reads; elsewhere they do where `TORCH_FR_BUFFER_SIZE` is set.
+`torch.distributed.flight_recorder.fr_trace` reads; elsewhere they do so if `TORCH_FR_BUFFER_SIZE` is set.
 
-The first step, which compiles, and a save have a long limit; a step after it a short one, but never less than twenty
-times the slowest step that was measured. Price: a beat is one store; the thread wakes once a second.
+The first step, which compiles, and a save have a long limit; later steps have a short one, but never less than twenty
+times the slowest measured step. Price: a beat is one assignment; the thread wakes once a second.
 
-A main thread that never gives back the interpreter's lock (a hang inside a foreign library) stops this thread too. For
-that there is the interpreter's own timer in C, armed anew at each look; it writes to standard error and ends with 1.
+A main thread that never releases the interpreter's lock (a hang inside a foreign library) stops this thread too. For
+that case the interpreter's own timer in C is set anew at each check; it writes to standard error and ends with 1.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _SLOWEST_STEPS = 20.0
 _MOST_NAMED = 8
 _HEAD = re.compile(r"since beat (\d+): (.*)")
 RECORDER = "TORCH_FR_BUFFER_SIZE"
-"""The environment's name for how many collectives torch's flight recorder keeps."""
-_STUCK_SECONDS = 60.0  # after the limit: when the timer in C speaks for a thread that cannot
+"""Environment variable: how many collectives torch's flight recorder keeps."""
+_STUCK_SECONDS = 60.0  # after the limit: until the timer in C acts for a thread that cannot
 
 
 class Heartbeat:
-    """The last sign of life of this rank.
+    """The last heartbeat of this rank.
 
-    Each is one store, so the watching thread never sees half of one.
+    A beat is one assignment, so the watching thread never reads half of one.
     """
 
     def __init__(self, first_limit: float, limit: float) -> None:
@@ -61,16 +61,16 @@ class Heartbeat:
         self._last = (time.monotonic(), "start", first_limit, 0)
 
     def beat(self, what: str, *, long: bool = False) -> None:
-        """Say what begins now.
+        """Record the activity that begins now; every rank makes the same beats.
 
-        `long`: it may take as long as the first step. Every rank makes the same beats.
+        `long`: it may take as long as the first step.
         """
         self._last = (time.monotonic(), what, self._first if long else self._short, self._last[3] + 1)
 
     def stepped(self, step: int, seconds: float) -> None:
-        """Step `step` is done, in `seconds`; what follows has the short limit.
+        """Record a finished step; from now on the short limit holds.
 
-        The first one compiles: not counted.
+        The first step compiles, and is not counted among the slowest.
         """
         self._slowest = max(self._slowest, seconds if self._stepped else 0.0)
         self._stepped = True
@@ -84,51 +84,47 @@ class Heartbeat:
 
     @property
     def beats(self) -> int:
-        """The number of beats so far."""
+        """Number of beats so far."""
         return self._last[3]
 
 
 @dataclass(frozen=True)
 class HangReports:
-    """Folder for hang reports, and the other ranks."""
+    """Files of a run's hang reports, one a rank."""
 
     folder: Path
-    """Of the run."""
     rank: int = 0
     ranks: int = 1
     attempt: int = 1
-    """The same on all ranks."""
 
     def file(self, rank: int, ending: str = "txt") -> Path:
-        """The file of a rank."""
+        """Report of a rank."""
         return self.folder / FOLDER / f"{self.attempt:06d}" / f"rank-{rank:05d}.{ending}"
 
 
 @contextlib.contextmanager
 def watch_hangs(
-    place: HangReports, config: EngineConfig, hung: Callable[[float], None] = lambda silent: None
+    reports: HangReports, config: EngineConfig, hung: Callable[[float], None] = lambda silent: None
 ) -> Iterator[Heartbeat]:
-    """Yield the heart to beat.
+    """Yield a heartbeat; a silence beyond its limit ends the process.
 
-    While the context lasts, a silence beyond the limit ends the process.
-
-    `hung` is told the seconds of that silence first.
+    `hung` is called first, with the seconds of that silence.
     """
-    heart = Heartbeat(config.first_step_timeout_seconds, config.step_timeout_seconds)
+    heartbeat = Heartbeat(config.first_step_timeout_seconds, config.step_timeout_seconds)
     ended = threading.Event()
-    thread = threading.Thread(target=_watch, args=(heart, place, ended, hung), daemon=True, name="watchdog")
+    thread = threading.Thread(target=_watch, args=(heartbeat, reports, ended, hung), daemon=True, name="watchdog")
     thread.start()
     try:
-        yield heart
+        yield heartbeat
     finally:
         ended.set()
         thread.join()
         faulthandler.cancel_dump_traceback_later()
 
 
-def _watch(heart: Heartbeat, place: HangReports, ended: threading.Event, hung: Callable[[float], None]) -> None:
+def _watch(heartbeat: Heartbeat, reports: HangReports, ended: threading.Event, hung: Callable[[float], None]) -> None:
     while not ended.wait(_LOOK_SECONDS):
-        silent, _, limit = heart.last()
+        silent, _, limit = heartbeat.last()
         if not limit:
             faulthandler.cancel_dump_traceback_later()
         elif silent < limit:
@@ -136,42 +132,42 @@ def _watch(heart: Heartbeat, place: HangReports, ended: threading.Event, hung: C
                 faulthandler.dump_traceback_later(limit - silent + _STUCK_SECONDS, exit=True, file=sys.__stderr__)
         else:
             hung(silent)
-            _expire(heart, place, ended)
+            _expire(heartbeat, reports, ended)
 
 
-def _expire(heart: Heartbeat, place: HangReports, ended: threading.Event) -> None:
-    """Write this rank's stacks.
+def _expire(heartbeat: Heartbeat, reports: HangReports, ended: threading.Event) -> None:
+    """Write this rank's stacks; name the culprit and end.
 
-    Name the culprit and end, unless it goes on after all while the others write theirs.
+    A rank that makes progress after all, while the others write theirs, does not end.
     """
-    silent, what, limit = heart.last()
-    path = place.file(place.rank)
+    silent, what, limit = heartbeat.last()
+    path = reports.file(reports.rank)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     with contextlib.suppress(Exception), atomic_file(path) as file:  # a full disk must not keep the job hanging
         head = (
-            f"{stamp} rank {place.rank} pid {os.getpid()}: no sign of life for {silent:.0f} s "
-            f"since beat {heart.beats}: {what}\n\n"
+            f"{stamp} rank {reports.rank} pid {os.getpid()}: no heartbeat for {silent:.0f} s "
+            f"since beat {heartbeat.beats}: {what}\n\n"
         )
         file.write(head.encode())
         file.flush()
         faulthandler.dump_traceback(file=file, all_threads=True)
-    recorded = _write_flight_recorder(place.file(place.rank, "fr"))
+    recorded = _write_flight_recorder(reports.file(reports.rank, "fr"))
     get_logger(__name__).error(
         "rank %d makes no progress: %.0f s since %r, the limit is %.0f s (engine.step_timeout_seconds, "
         "engine.first_step_timeout_seconds). Its stacks: %s%s",
-        place.rank, silent, what, limit, path, f"; its last collectives: {recorded}" if recorded else "",
+        reports.rank, silent, what, limit, path, f"; its last collectives: {recorded}" if recorded else "",
     )  # fmt: skip
-    if not ended.wait(min(30.0, max(2.0, 0.1 * limit))) and heart.last()[0] > silent:
-        if _speaks(place):
-            get_logger(__name__).error("Hang: %s", culprit(place))
+    if not ended.wait(min(30.0, max(2.0, 0.1 * limit))) and heartbeat.last()[0] > silent:
+        if _names_culprit(reports):
+            get_logger(__name__).error("Hang: %s", culprit(reports))
         os._exit(HUNG)
 
 
 def _write_flight_recorder(path: Path) -> Path | None:
-    """Write torch's record of the last collectives, where it keeps one."""
+    """Write torch's record of the last collectives, if it keeps one."""
     if not int(os.environ.get(RECORDER, "0") or 0):
         return None
-    with contextlib.suppress(Exception):  # as above: evidence, never a reason to stay
+    with contextlib.suppress(Exception):  # as above: a full disk must not keep the job hanging
         from torch._C._distributed_c10d import _dump_fr_trace
 
         with atomic_file(path) as file:
@@ -180,31 +176,31 @@ def _write_flight_recorder(path: Path) -> Path | None:
     return None
 
 
-def _speaks(place: HangReports) -> bool:
-    """Return whether this rank names the culprit.
+def _names_culprit(reports: HangReports) -> bool:
+    """Return whether this is the lowest rank that wrote a report.
 
-    The lowest that wrote, so that N ranks do not read N x N files.
+    It alone names the culprit, so that N ranks do not read N x N files.
     """
     try:
-        return not any(place.file(rank).exists() for rank in range(place.rank))  # the first file mostly ends it
+        return not any(reports.file(rank).exists() for rank in range(reports.rank))  # the first file mostly decides
     except OSError:
-        return True  # nothing can be read there: better said by each than by none
+        return True  # nothing can be read: better reported by every rank than by none
 
 
-def culprit(place: HangReports) -> str:
+def culprit(reports: HangReports) -> str:
     """Ranks that the others wait for, in words."""
     beats, doing = {}, {}
-    for rank in range(place.ranks):
+    for rank in range(reports.ranks):
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            if found := _HEAD.search(place.file(rank).read_text(encoding="utf-8")):
+            if found := _HEAD.search(reports.file(rank).read_text(encoding="utf-8")):
                 beats[rank], doing[rank] = int(found[1]), found[2]
-    silent = [rank for rank in range(place.ranks) if rank not in beats]
+    silent = [rank for rank in range(reports.ranks) if rank not in beats]
     if silent:
-        return f"{_named(silent)} wrote no stacks: the process stands still, and the others wait for it"
+        return f"{_named(silent)} wrote no stacks: the process is stuck, and the others wait for it"
     last = [rank for rank, count in beats.items() if count == min(beats.values())]
-    if len(last) == place.ranks:
-        return f"all {place.ranks} rank(s) stand in the same place, after {doing[last[0]]!r}: see their stacks"
-    return f"{_named(last)} stands after {doing[last[0]]!r}, which the others have left behind: see its stacks"
+    if len(last) == reports.ranks:
+        return f"all {reports.ranks} rank(s) wait in the same place, after {doing[last[0]]!r}: see their stacks"
+    return f"{_named(last)} is stuck after {doing[last[0]]!r}, and the others are further: see its stacks"
 
 
 def _named(ranks: list[int]) -> str:

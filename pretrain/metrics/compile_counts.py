@@ -1,8 +1,8 @@
 """Counts of torch.compile's graphs and recompilations in this process.
 
-`graphs` rises with each compilation: in steps alike it stands still. `uncompiled` counts functions that torch left
-uncompiled because they were compiled too often for other shapes; it says so in a warning of its logger, and nowhere
-else.
+`graphs` rises with each compilation, and stays constant over steps of equal shapes. `uncompiled` counts functions that
+torch left uncompiled because they were compiled too often for other shapes, which it reports only in a warning of its
+logger.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
     ranks       ranks/seconds/<rank>        of `seconds`, for the first 64 ranks: a chart has no room for more lines
     others      <event>/<field>
 
-A field that is not listed here is drawn as well, below its event's name: nothing that is a number is left out.
+A field that is not listed here is drawn as well, below its event's name: every number has a chart.
 """
 
 from __future__ import annotations
@@ -39,13 +39,11 @@ _RANKS_DRAWN = 64
 def chart_values(line: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a record's line, by chart.
 
-    What is text, a truth value, a list or unknown has none.
-
-    The list of ranks' seconds has: a line for each rank.
+    Text, truth values, lists and unknown values have none, except the list of ranks' seconds: one line a rank.
     """
     event = str(line["event"])
     charts, rest = _CHARTS.get(event, {}), _UNNAMED.get(event, event)
-    if "task" in line:  # one event for each task that was asked
+    if "task" in line:  # one event for each task
         rest = f"{event}/{line['task']}"
     values: dict[str, float] = {}
     for field, value in line.items():

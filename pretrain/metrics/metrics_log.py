@@ -1,17 +1,17 @@
 """Metrics log (`metrics.jsonl`); W&B and TensorBoard mirror it.
 
-A line of metrics.jsonl, one a step (all of rank 0; a restart appends, so `attempt` tells which try computed a step):
+A line of metrics.jsonl, one a step (of rank 0; a restart appends, and `attempt` is the start that computed a step):
 
     {"attempt": 1, "event": "step", "grad_norm": 1.02, "loss": 4.71, "lr": 0.001, "mfu": 0.41, "seconds": 0.8,
      "step": 100, "tokens": 819200, "tokens_per_second": 10240.0, ...}
 
-docs/monitoring.md describes every event and field. What is unknown is null; a number that is not finite is text. The
-mirrors see the same lines under the same number (`events.py` names their charts) and may fail: the run goes on. What a
-restart computes again stands twice, and its "start" says how many steps that are.
+docs/monitoring.md describes every event and field. An unknown value is null; a number that is not finite is text. The
+mirrors get the same lines under the same number (`events.py` names their charts) and may fail: the run continues. Steps
+that a restart computes again are recorded twice, and its event "start" has their number.
 
-Price: 50 microseconds of processor time a line. No line is synced by itself, which would cost milliseconds of waiting
-each: a killed process loses none, since the kernel has them, and a node that loses its power may lose the last seconds,
-whose steps a resumed run computes again in any case, unless a checkpoint was saved since.
+Price: 50 microseconds of processor time a line. Lines are not synced, which would cost milliseconds each: a killed
+process loses none, because the kernel has them. A node that loses its power may lose the last seconds, whose steps a
+resumed run computes again in any case, unless a checkpoint was saved since.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ Record = Callable[..., None]
 
 
 class Mirror(Protocol):
-    """A foreign service that shows what the record holds."""
+    """Service that shows the record."""
 
     def show(self, number: int, line: Mapping[str, Any]) -> None:
         """Draw line `number` (from 0, over all attempts) of metrics.jsonl."""
 
     def close(self) -> None:
-        """Write out what is held back."""
+        """Write what is still buffered."""
 
 
 @contextlib.contextmanager
@@ -54,12 +54,11 @@ def open_record(
 ) -> Iterator[tuple[Record, int]]:
     """Yield `record` and the number of this attempt.
 
-    Ranks that do not write get a `record` that does nothing.
-
-    `allowed` is called before each line, and may refuse it by raising.
+    On ranks that do not write, `record` does nothing. `allowed` is called before each line, and may refuse it by
+    raising.
 
     Raises:
-        ConfigError: TensorBoard is wanted and not installed.
+        ConfigError: TensorBoard is requested and not installed.
     """
     from pretrain.metrics.tensorboard import open_tensorboard, require_tensorboard
     from pretrain.metrics.wandb import open_wandb
@@ -74,7 +73,7 @@ def open_record(
         return
     number, one_at_a_time = len(earlier), threading.Lock()
     before = [line for line in earlier if line.get("event") == "step" and line.get("attempt") == attempt - 1]
-    reached = max((line.get("step", 0) for line in before), default=0)  # what came earlier was told by the one before
+    reached = max((line.get("step", 0) for line in before), default=0)  # earlier rollbacks are in that attempt's record
     with contextlib.ExitStack() as stack:
         mirrors = []
         if config.mode != "disabled":
@@ -91,7 +90,7 @@ def open_record(
                     log = get_logger(__name__)
                     log.info("train: steps %d to %d of an earlier attempt are computed again", step + 1, reached)
             line = {"event": event, "step": step, "attempt": attempt, **values}
-            with one_at_a_time:  # a checkpoint may be told by the thread that saved it
+            with one_at_a_time:  # the saving thread records checkpoints
                 append_line(path, json.dumps(_finite(line), sort_keys=True))
                 for show in mirrors:
                     show(number, line)
@@ -101,7 +100,7 @@ def open_record(
 
 
 def _finite(value: Any) -> Any:
-    """The value as JSON can hold it."""
+    """The value in a form that JSON can hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
@@ -111,9 +110,9 @@ def _finite(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _guarded(name: str, start: Callable[[], Mirror]) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
-    """A mirror's `show` that never raises, and after a fault is silent.
+    """A mirror's `show` that never raises: no foreign service stops a run.
 
-    No foreign service stops a training run.
+    After a fault it does nothing.
     """
     log = get_logger(__name__)
     mirror: Mirror | None = None
@@ -131,7 +130,7 @@ def _guarded(name: str, start: Callable[[], Mirror]) -> Iterator[Callable[[int, 
             mirror.show(number, line)
         except Exception as error:
             working = False
-            log.warning("%s fails (%s); the run goes on without it", name, error)
+            log.warning("%s fails (%s); the run continues without it", name, error)
 
     try:
         yield show

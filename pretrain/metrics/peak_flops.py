@@ -1,6 +1,6 @@
 """Peak FLOPS of a device: data sheet and measured GEMM.
 
-MFU wants both. A data sheet compares runs with other people's; a product measured on this very machine, with its power
+MFU needs both. A data sheet compares runs with other people's; a product measured on this very machine, with its power
 limit, its cooling and its neighbours, says how much a better program could still win. An H100's data sheet says 989
 TFLOP/s in bf16; its products reach about 800.
 
@@ -128,7 +128,7 @@ def measured_product(device: torch.device, arithmetic: str) -> Peak:
     Takes half a second, and memory for three matrices.
 
     Operands are random: on GPUs a product of equal numbers draws less power and runs faster than any training would.
-    fp8 products want scales that only a layer knows, so a run in fp8 is measured in bf16, and its source says so.
+    fp8 products need scales that only a layer has, so a run in fp8 is measured in bf16, which its source states.
     """
     import torch
 
@@ -164,7 +164,7 @@ def _product(size: int, kind: torch.dtype, device: torch.device) -> Callable[[],
 def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest of many calls.
 
-    On CUDA as the device's own events tell them.
+    On CUDA they are timed by events on the device.
     """
     import torch
 

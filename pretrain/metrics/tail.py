@@ -11,7 +11,7 @@ from typing import Any
 
 _TEXTS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _CHUNK_BYTES = 1 << 20
-_PATIENCE_SECONDS = 5.0  # between two looks where nobody says that there is more
+_POLL_SECONDS = 5.0  # between two reads without a call of `more`
 
 
 class Follower:
@@ -22,28 +22,23 @@ class Follower:
         self._more, self._over = threading.Event(), threading.Event()
 
     def more(self) -> None:
-        """Say that a line was appended.
-
-        Costs a microsecond and waits for nothing.
-        """
+        """Announce an appended line; takes a microsecond."""
         self._more.set()
 
     def end(self) -> None:
-        """Say that no line will come any more."""
+        """Announce that no more lines will come."""
         self._over.set()
         self._more.set()
 
     def lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Each whole line with its number, from 0, as it comes.
+        """Each whole line with its number, from 0, as it arrives.
 
-        Ends once `end` was said and all was read.
-
-        A number that is not finite stands in the file as text, and is a number here again. A line that a kill tore has
-        no number.
+        Ends when `end` was called and everything is read. Numbers that are not finite, text in the file, are numbers
+        here. A line torn by a kill has no number.
         """
         number, at, rest = 0, 0, b""
         while True:
-            last = self._over.is_set()  # asked before reading: what is written before `end` is read
+            last = self._over.is_set()  # checked before reading, so that all that is written before `end` is read
             self._more.clear()
             while data := self._read(at):
                 at += len(data)
@@ -58,7 +53,7 @@ class Follower:
             if last:
                 return
             if not self._over.is_set():
-                self._more.wait(_PATIENCE_SECONDS)
+                self._more.wait(_POLL_SECONDS)
 
     def _read(self, at: int) -> bytes:
         try:

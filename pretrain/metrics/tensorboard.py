@@ -1,7 +1,7 @@
 """TensorBoard mirror of metrics.jsonl.
 
-A restart hides what the attempt before it drew of steps that are computed again (TensorBoard's "purge step"), so each
-step shows its last attempt. Optional: `pip install 'assay-pretrain[tensorboard]'`.
+A restart hides the earlier attempt's values of steps that are computed again (TensorBoard's "purge step"), so each step
+shows its last attempt. Optional: `pip install 'assay-pretrain[tensorboard]'`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _QUEUE, _FLUSH_SECONDS = 4096, 30
 
 
 def require_tensorboard() -> None:
-    """Raise where it is not installed.
+    """Raise unless it is installed.
 
     Raises:
-        ConfigError: with the mend.
+        ConfigError: with the command that installs it.
     """
     if importlib.util.find_spec("tensorboard") is None:
         raise ConfigError(
@@ -39,7 +39,7 @@ def open_tensorboard(folder: Path) -> TensorboardMirror:
 class TensorboardMirror:
     """Scalars of one attempt.
 
-    The file is begun by the event "start", which knows from which step the run goes on.
+    The event "start", which has the step that the run resumes from, opens the file.
     """
 
     def __init__(self, place: Path) -> None:
@@ -52,7 +52,7 @@ class TensorboardMirror:
     def show(self, number: int, line: Mapping[str, Any]) -> None:
         """Write a line's numbers at its step.
 
-        Lines before the first start are of no attempt and are not drawn.
+        Lines before the first start are not drawn.
         """
         step = line["step"]
         if line["event"] == "start":
@@ -63,6 +63,6 @@ class TensorboardMirror:
                 self._writer.add_scalar(chart, value, step)
 
     def close(self) -> None:
-        """Write out what is queued."""
+        """Write what is queued."""
         if self._writer is not None:
             self._writer.close()

@@ -41,8 +41,8 @@ def read_offline(folder: Path) -> OfflineRuns:
     """Rows of all offline attempts below `folder`, in order.
 
     Raises:
-        MissingInput: there is no offline run.
-        ManifestError: a file is no log of W&B, or was altered.
+        MissingInput: the folder has no offline run.
+        ManifestError: a file is not a log of W&B, or was altered.
     """
     found = sorted(folder.rglob("offline-run-*/*.wandb"))
     files = [path for path in found if path.stat().st_size]  # a kill may leave one in which nothing was written yet
@@ -72,7 +72,7 @@ def _payloads(path: Path) -> Iterator[bytes]:
     """
     data = path.read_bytes()
     if data[: len(_MAGIC)] != _MAGIC:
-        raise ManifestError(f"{path}: does not begin as a log of W&B ({data[:8]!r})")
+        raise ManifestError(f"{path}: does not begin like a log of W&B ({data[:8]!r})")
     at, held = _HEAD_BYTES, b""
     while at + _CHUNK.size <= len(data):
         left = _BLOCK - at % _BLOCK

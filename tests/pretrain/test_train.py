@@ -64,7 +64,7 @@ def test_a_validation_that_is_not_finite_is_kept_as_null_and_said(tmp_path, run_
     assert [(row["step"], row["loss"], row["by_source"]) for row in kept] == [
         (step, None, {"web": {"loss": None, "tokens": 3}}) for step in (2, 4)
     ]
-    assert "step 2, validation is not finite, and is kept as null: loss, by_source.web.loss" in caplog.text
+    assert "step 2, validation is not finite, and is stored as null: loss, by_source.web.loss" in caplog.text
 
 
 def test_it_learns_and_says_what_it_did(finished, losses_of):

@@ -296,3 +296,19 @@ except Occupied:
     ]
     told = sorted(process.communicate(timeout=60)[0].strip() for process in started)
     assert told == ["1", "occupied", "occupied", "occupied"]
+
+
+def test_the_next_start_removes_what_killed_runs_left_in_shared_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sighting, "SHARED_MEMORY", tmp_path)
+    killed, alive = (sighting.LeaseSighting(tmp_path / name) for name in ("killed", "alive"))
+    foreign = tmp_path / "assay-of-somebody-else"
+    foreign.touch()
+    for one in (killed, alive):
+        one.write(1, 0.0)
+    yesterday = time.time() - 86_401
+    for path in (killed._path, foreign):
+        os.utime(path, (yesterday, yesterday))
+    with hold_folder(tmp_path / "run", ("", 0), first=True):
+        assert alive._path.exists()
+        assert foreign.exists()
+        assert not killed._path.exists()

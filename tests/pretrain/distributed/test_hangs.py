@@ -70,7 +70,7 @@ at_step(6, planted_hang)
     assert "loop.py" in stacks["rank-00000.txt"]
     assert "step 6: the gradients are there" in stacks["rank-00000.txt"]  # rank 1 never got there, and is named
     assert culprit(HangReports(tmp_path / run.folder, ranks=2)).startswith(
-        "rank 1 stands after 'step 6: the rows are read'"
+        "rank 1 is stuck after 'step 6: the rows are read'"
     )
 
 
@@ -81,7 +81,7 @@ watchdog._SLOWEST_STEPS = 0.0
 at_step(6, lambda: rank == 1 and once() and os.kill(os.getpid(), signal.SIGSTOP))
 """
     assert launch_two(tmp_path, plant, restarts=1, step_timeout_seconds=8.0) == 0
-    [named] = [record.getMessage() for record in caplog.records if "stands still" in record.getMessage()]
+    [named] = [record.getMessage() for record in caplog.records if "is stuck" in record.getMessage()]
     assert named.startswith("rank 1 ")
     run = run_training(tmp_path, make=False)
     assert culprit(HangReports(tmp_path / run.folder, ranks=2)).startswith("rank 1 wrote no stacks")
