@@ -84,7 +84,7 @@ def conflict(passed: Mapping[str, Any]) -> str | None:
         taken.append("zero_optimization, which is not a table")
     if not taken:
         return None
-    return f"engine.deepspeed says what a setting of ours decides: {', '.join(taken)}; remove it from engine.deepspeed"
+    return f"engine.deepspeed sets what a setting of Assay decides: {', '.join(taken)}; remove it from engine.deepspeed"
 
 
 def with_passed(ours: Mapping[str, Any], passed: Mapping[str, Any]) -> dict[str, Any]:

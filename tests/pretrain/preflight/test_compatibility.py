@@ -136,7 +136,7 @@ REFUSED = [
         {"deepspeed": {"zero_optimization": {"stage": 2}}},
         "engine.zero_stage",
     ),
-    ("deepspeed_keys_conflict_with_no_setting", {"deepspeed": {"zero_optimization": 2}}, "no table"),
+    ("deepspeed_keys_conflict_with_no_setting", {"deepspeed": {"zero_optimization": 2}}, "not a table"),
     ("deepcompile_needs_cuda", {"deepcompile": True, "where": CPU}, "compile = true"),
     ("deepcompile_needs_cuda", {"deepcompile": True, "zero_stage": 0, "precision": "fp32"}, "zero_stage = 1"),
     ("deepcompile_needs_cuda", {"deepcompile": True, "sequence_parallel_size": 2}, "compile = true"),
@@ -187,8 +187,8 @@ def test_a_rule_refuses_with_its_mend(rule, settings, mend):
 def test_the_page_and_the_table_have_the_same_rules():
     """Each rule once, on a line of its own or with its like; and no line without a rule."""
     text = (Path(__file__).parents[3] / "docs" / "engine.md").read_text()
-    part = text.split("## What does not work together", 1)[1].split("\n## ", 1)[0]
-    for page, table in zip(part.split("Warned of:"), (RULES, WARNINGS), strict=True):
+    part = text.split("## Incompatible settings", 1)[1].split("\n## ", 1)[0]
+    for page, table in zip(part.split("Warnings:"), (RULES, WARNINGS), strict=True):
         lines = [line.strip("|").split("|")[-1] for line in page.splitlines() if line.startswith("|")]
         told = [re.findall(r"`(\w+)`", cell) for cell in lines[2:]]
         assert all(told)
