@@ -93,14 +93,14 @@ def test_the_upper_bound_never_exceeds_the_budget_while_the_assumption_holds(dat
             node.pass_by(seconds, most * data.draw(st.sampled_from([1.0, 1.0, 1.0, 0.4, 0.0])))
 
     def summed():
-        return [sum(values) for values in zip(*(rank.words(save) for rank in ranks), strict=True)]
+        return [sum(values) for values in zip(*(rank.payload(save) for rank in ranks), strict=True)]
 
-    over, steps = [rank.heed(words) for words in [summed()] for rank in ranks], 0
+    over, steps = [rank.should_stop(words) for words in [summed()] for rank in ranks], 0
     if not over[0]:
         everywhere(longest)  # the first step, the longest
     while not over[0] and steps < 60:
         words = summed()
-        over = [rank.heed(words) for rank in ranks]
+        over = [rank.should_stop(words) for rank in ranks]
         assert len(set(over)) == 1  # every rank answers alike
         if not over[0]:
             steps += 1

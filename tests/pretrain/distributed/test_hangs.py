@@ -99,7 +99,7 @@ def test_a_hang_names_the_rank_that_is_behind(tmp_path):
         write(rank, 7)
     assert "all 4 rank(s)" in culprit(place)
     write(2, 6)
-    assert culprit(place).startswith("rank 2 stands after 'step 6'")
+    assert culprit(place).startswith("rank 2 is stuck after 'step 6'")
     place.file(1).unlink()
     assert culprit(place).startswith("rank 1 wrote no stacks")
     assert "rank 1, 4, 5, 6, 7, 8, 9, 10 and 501 more wrote no stacks" in culprit(replace(place, ranks=512))
