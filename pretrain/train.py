@@ -110,6 +110,7 @@ def train(
     ranks, started = read_ranks(), now()
     leads = ranks.local_rank == 0  # the rank that measures its node's energy and looks at the lease for it
     meter = runtime.hooks.meter(STAGE) if leads else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
+    hooks = runtime.hooks
     with watch_signals() as stop_requested:
         questions = suite() if suite and recipe.evaluation.tasks else None
         with (
@@ -138,7 +139,7 @@ def train(
                     vocabulary_size=train_rows.vocabulary_size,
                     recipe=recipe,
                     tokens=tokens.as_input(),
-                    attest=runtime.hooks.attest,
+                    attest=hooks.attest,
                     # The first rank commits, so it looks at the lease itself; files of the others count only then.
                     check_lease=lease.look if ranks.first else lease.check,
                     parent=parent,
@@ -151,7 +152,7 @@ def train(
                 energy=energy,
                 stop_requested=stop_requested,
                 suite=questions,
-                budget=BudgetGuard(runtime.hooks.budget.watch(watched)),
+                budget=BudgetGuard(hooks.budget.watch(watched)),
             )
             state = train_loop(context)
             lease.look()
@@ -164,10 +165,16 @@ def train(
         inputs=context.checkpoints.inputs,
         outputs=tuple(sorted(outputs, key=lambda output: output.path)),
         stats=stats,
-        run={**run_facts(context), "started": started, "finished": now(), "energy": energy, "journal": runtime.hooks.head()},
+        run={
+            **run_facts(context),
+            "started": started,
+            "finished": now(),
+            "energy": energy,
+            "journal": hooks.head(),
+        },
     )
     if ranks.first:
-        manifest = commit(manifest, runtime.root, runtime.hooks.attest, describe_folder(folder, runtime.root))
+        manifest = commit(manifest, runtime.root, hooks.attest, describe_folder(folder, runtime.root))
     return gather(manifest)[0]
 
 
