@@ -2,25 +2,29 @@
 
 Imports no torch.
 
-A ring sends each element of an all-reduce 2 (N - 1) / N times from every one of N ranks, of a reduce-scatter half as
-often (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002). Stage 3 reduces and scatters, stage 2 reduces to each
-owner while a bucket has few (`deepspeed_config.many_owners`); else it is an all-reduce. Stages 0 and 1 reduce the sum
-of a step, stages 2 and 3 the gradient of each micro batch. What bf16 loses: `docs/engine.md`.
+In a ring of N ranks, each rank sends every element of an all-reduce 2 (N - 1) / N times, and of a reduce-scatter half
+as often (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002). Stage 3 reduces and scatters; stage 2 reduces to
+each owner while a bucket has few (`deepspeed_config.many_owners`), else it all-reduces, as stages 0 and 1 do. Stages 0
+and 1 reduce the sum of a step, stages 2 and 3 the gradient of each micro batch. What bf16 loses: `docs/engine.md`.
 """
 
 from __future__ import annotations
 
-from pretrain.config.training import EngineConfig, TrainRecipe, gradient_accumulation_steps
+from pretrain.config.training import EngineConfig, TrainConfig, TrainRecipe, gradient_accumulation_steps
 from pretrain.distributed.layout import data_ranks
 from pretrain.engine.deepspeed_config import many_owners
 from pretrain.model.flops import parameter_count
 
-_BYTES = {"fp32": 4.0, "bf16": 2.0}
-_QUANTIZED = 0.5
+
+def bytes_per_gradient(train: TrainConfig) -> float:
+    """Bytes in which one element of a gradient is sent."""
+    if train.quantized_gradients:
+        return 0.5
+    return {"fp32": 4.0, "bf16": 2.0}[train.gradient_reduction]
 
 
 def reduced_bytes(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, world_size: int) -> int:
-    """Bytes that a rank sends in an optimizer step's reduction.
+    """Bytes that each rank sends to reduce the gradients of one optimizer step.
 
     Raises:
         ConfigError: the global batch does not divide evenly over ranks and micro batches.
@@ -29,16 +33,15 @@ def reduced_bytes(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: in
     ranks, micro = world_size // tensor, engine.micro_batch_size
     passes = gradient_accumulation_steps(train.global_batch_size, micro, data_ranks(world_size, engine))
     times = passes if engine.zero_stage > 1 else 1
-    width = _QUANTIZED if train.quantized_gradients else _BYTES[train.gradient_reduction]
     elements = parameter_count(recipe.model, vocabulary_size) // tensor
     to_owners = engine.zero_stage == 2 and not many_owners(elements, ranks)
     ways = 1 if engine.zero_stage == 3 or to_owners else 2
-    return round(times * ways * elements * width * (ranks - 1) / ranks)
+    return round(times * ways * elements * bytes_per_gradient(train) * (ranks - 1) / ranks)
 
 
 def in_words(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, world_size: int) -> str:
-    """The reduction in words, with the price of fp32."""
+    """Line about the reduction, with the cost of fp32."""
     sent = reduced_bytes(recipe, engine, vocabulary_size, world_size) / 2**30
     kind = "4 bits" if recipe.train.quantized_gradients else recipe.train.gradient_reduction
     choice = "; in bf16 half as much, with an error that grows with the ranks" if kind == "fp32" and sent else ""
-    return f"gradients in {kind}: each rank sends {sent:,.2f} GiB a step{choice}"
+    return f"gradients in {kind}: each rank sends {sent:,.2f} GiB per step{choice}"

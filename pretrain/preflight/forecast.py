@@ -1,20 +1,20 @@
 """Roofline forecast of a step on GPUs.
 
-A step's parts are added up; what runs on a stream of its own counts where it outlasts what it runs beside. Promise: an
-estimate to compare settings by, never a measurement; `benchmarks/training.py gpu` measures. Imports no torch.
+The parts of a step are summed; communication counts only where it outlasts the computation it overlaps. Promise: an
+estimate for comparing settings, never a measurement (`benchmarks/training.py gpu` measures). Imports no torch.
 
-    products    6 FLOPs a token and weight, of what this rank holds; 8 of a block where it is computed again
-    attention   4 x length x width a token and block forward, 2.5 times that backward, of what the mask leaves
+    products    6 FLOPs per token and weight that this rank holds; 8 in a block that is recomputed
+    attention   4 x keys x width per token and block forward, 2.5 times that backward; see `_keys`
     between     bytes that norms, rotation, residuals and activations read and write, after fusion
     loss        bytes of the logits: written by the product, read and overwritten by one kernel, read by two products
     update      bytes of gradients, sums, masters and moments
-    waits       DeepSpeed's waits for the device in overlapped reduction, at stages 1 and 2
+    waits       DeepSpeed's waits for the device in overlapped reduction, at stage 2
     collectives a ring: (n - 1) / n x bytes / bandwidth + (n - 1) x hop (arXiv:2207.00032, appendix; NCCL's tests)
 
-Assumed of an H100: 989.4 TFLOP/s and 3.35 TB/s (NVIDIA's data sheet, SXM5), of which copies reach 3.0; products reach
-620 TFLOP/s at width 768 and 680 from 2048 on, attention 300 and 230 (forward, backward) with heads of 64, 400 and 320
-with wider ones (FlexAttention's own figures); rings of 360 GB/s within a node (NVLink 4, 450 GB/s a way) and of 320
-between nodes (8 x 400 Gb/s InfiniBand a node, 80 % of it), or what `network` says.
+Assumptions for an H100: 989.4 TFLOP/s and 3.35 TB/s (NVIDIA's data sheet, SXM5), of which copies reach 3.0; products
+reach 620 TFLOP/s at width 768 and 680 from 2048 on; attention reaches 300 and 230 (forward, backward) with heads of 64,
+400 and 320 with wider ones (FlexAttention's own figures); rings reach 360 GB/s within a node (NVLink 4, 450 GB/s each
+way) and 320 between nodes (8 x 400 Gb/s InfiniBand per node, 80 % of it), or the value of `network`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pretrain.config.training import EngineConfig, TrainRecipe, gradient_accumul
 from pretrain.distributed.layout import data_ranks
 from pretrain.distributed.process_group import Ranks
 from pretrain.engine.deepspeed_config import BUCKET, compiles_blocks, many_owners
+from pretrain.engine.reduction_cost import bytes_per_gradient
 from pretrain.model.flops import active_parameter_count, flops_per_token, parameter_count, piece_tokens
 
 PEAK, COPIES = 989.4e12, 3.0e12
@@ -34,85 +35,85 @@ _NARROW, _WIDE = 620e12, 680e12  # products of width 768, and from 2048 on
 _ATTENTION = {False: (300e12, 230e12), True: (400e12, 320e12)}  # heads wider than 64: forward, backward
 NETWORK = 320e9
 _IN_NODE, _HOP = 360e9, 4e-6
-_WAIT = 0.25e-3  # the queue of kernels runs dry, and is filled again
-_BLOCK = 128  # tokens of a side of attention's blocks
+_WAIT = 0.25e-3  # the kernel queue drains and refills
+_BLOCK = 128  # tokens along a side of attention's blocks
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A step of the largest batch on one rank."""
+    """Predicted time of one optimizer step on one rank."""
 
     seconds: dict[str, float]
-    """By part; communication as far as nothing hides it."""
+    """By part; of communication only what computation does not hide."""
     hidden: float
-    """Seconds of communication that run beside computation."""
+    """Seconds of communication that overlap computation."""
     flops: float
-    """That the model needs (`flops_per_token`); what is computed twice is not counted twice."""
+    """Floating-point operations that the model needs (`flops_per_token`), without recomputation."""
 
     @property
     def step(self) -> float:
-        """Seconds."""
+        """Seconds of the whole step."""
         return sum(self.seconds.values())
 
     @property
     def mfu(self) -> float:
-        """Share of the data sheet's peak."""
+        """Model FLOPs utilization: share of the data sheet's peak."""
         return self.flops / self.step / PEAK
 
     def in_words(self) -> str:
         """One line."""
         parts = ", ".join(f"{name} {1e3 * part:,.0f} ms" for name, part in self.seconds.items() if part >= 0.5e-3)
         return (
-            f"{self.step:,.3g} s a step, {100 * self.mfu:.0f} % of an H100's bf16 peak, by a roofline that nobody "
-            f"measured: {parts}; communication of {1e3 * self.hidden:,.0f} ms runs beside"
+            f"{self.step:,.3g} s a step, {100 * self.mfu:.0f} % of an H100's bf16 peak, by a roofline estimate "
+            f"(not measured): {parts}; {1e3 * self.hidden:,.0f} ms of communication overlaps computation"
         )
 
 
 @dataclass(frozen=True)
 class _Work:
-    """Sizes that the parts share."""
+    """Sizes that several parts of the estimate need."""
 
     model: ModelConfig
     engine: EngineConfig
     ranks: Ranks
     tokens: int
-    """Of a pass on this rank."""
+    """Tokens of one pass on this rank."""
     passes: int
     length: int
     block: int
-    """Parameters of a block that a token meets, on this rank."""
+    """Parameters of a block that one token uses, on this rank."""
     stored: int
-    """Parameters of a block on this rank, all experts of it."""
+    """Parameters of a block on this rank, all experts included."""
     outside: int
     """Embedding, head, norms."""
     vocabulary: int
     network: float
-    """Bytes a second of a ring between nodes."""
-    reduced: int
-    """Bytes of a number of a gradient on its way."""
+    """Bytes per second of a ring between nodes."""
+    reduced: float
+    """Bytes per gradient element sent in the reduction."""
 
     @property
     def parameters(self) -> int:
-        """Parameters of the rank's part of the model."""
+        """Parameters of this rank's part of the model."""
         return self.model.num_hidden_layers * self.stored + self.outside
 
     @property
     def node(self) -> int:
-        """Ranks of a node among those that share."""
+        """ZeRO ranks on one node."""
         return max(1, self.ranks.local_world_size // self.engine.tensor_parallel_size)
 
     @property
-    def sharers(self) -> int:
-        """Ranks among which ZeRO spreads."""
+    def zero_ranks(self) -> int:
+        """Ranks over which ZeRO partitions state."""
         return self.ranks.world_size // self.engine.tensor_parallel_size
 
 
 def forecast(
     recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks: Ranks, network: float = NETWORK
 ) -> Forecast:
-    """Roofline of a step on H100s in bf16.
+    """Roofline of a step on H100s in bf16, with a compiled model's kernels.
 
-    With the kernels of a compiled model; `network`: bytes a second of a ring over nodes.
+    `network`: bytes per second of a ring between nodes.
     """
     work = _work(recipe, engine, vocabulary_size, ranks, network)
     forward, backward = _computed(work)
@@ -144,12 +145,12 @@ def _work(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks
         *sizes,
         padded_vocabulary(vocabulary_size),
         network,
-        4 if recipe.train.gradient_reduction == "fp32" else 2,
+        bytes_per_gradient(recipe.train),
     )
 
 
 def _products(work: _Work) -> float:
-    """FLOP/s of products of this width, between two assumed rates."""
+    """FLOP/s of products of this width, interpolated between two assumed rates."""
     share = min(1.0, max(0.0, (work.model.hidden_size - 768) / (2048 - 768)))
     return _NARROW + share * (_WIDE - _NARROW)
 
@@ -157,30 +158,42 @@ def _products(work: _Work) -> float:
 def _computed(work: _Work) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds of a pass by part, forward and backward."""
     model, engine, layers = work.model, work.engine, work.model.num_hidden_layers
-    again = {"none": (0, 0), "selective": (0, 1), "full": (1, 1)}[engine.activation_checkpointing]
+    # Selective checkpointing keeps the results of products and of attention's kernel.
+    computed_again = engine.activation_checkpointing == "full"
+    read_again = engine.activation_checkpointing != "none"
     rate, head = _products(work), work.vocabulary * model.hidden_size
     body = 2 * layers * work.block * work.tokens / rate
-    output = 2 * head * work.tokens / rate  # all three of its products come with the loss, in the forward pass
+    output = 2 * head * work.tokens / rate  # the loss computes all three of its products in the forward pass
     fast = _ATTENTION[model.head_dim > 64]
-    width = model.hidden_size // engine.tensor_parallel_size
-    seen = sum(min(work.length, model.window(layer) or work.length) for layer in range(layers))
-    operations = 4 * seen * width * (1 + _BLOCK / work.length) / 2 * work.tokens
+    width = model.attention_width // engine.tensor_parallel_size
+    keys = sum(_keys(work.length, model.window(layer)) for layer in range(layers))
+    operations = 4 * keys * width * work.tokens
     stream, inner = 2 * work.tokens * model.hidden_size, 2 * work.tokens * model.intermediate_size
     inner = inner // engine.tensor_parallel_size * (1 if model.moe is None else model.moe.num_experts_per_tok)
     there, back = layers * (14 * stream + 3 * inner) / COPIES, layers * (22 * stream + 6 * inner) / COPIES
     forward = {"products": body + 3 * output, "attention": operations / fast[0], "between": there}
     backward = {
-        "products": (2 + again[0]) * body,
-        "attention": 2.5 * operations / fast[1] + again[1] * operations / fast[0],
-        "between": back + again[1] * there,
+        "products": (2 + computed_again) * body,
+        "attention": 2.5 * operations / fast[1] + computed_again * operations / fast[0],
+        "between": back + read_again * there,
     }
     return forward, backward
+
+
+def _keys(length: int, window: int | None) -> float:
+    """Keys that attention multiplies per query, on average over a row that is one document.
+
+    The mask leaves w - w^2 / (2 length) of them, w the window or else the length; the block on the diagonal and the
+    one at the window's far edge are computed whole, of which half a block each is masked.
+    """
+    seen = min(length, window or length)
+    return seen - seen**2 / (2 * length) + _BLOCK / 2 * (2 - seen / length)
 
 
 def _loss(work: _Work) -> float:
     """Seconds of a pass, without its products.
 
-    Four passes over bf16 logits, an fp32 sum of the weights' gradient.
+    Four passes over bf16 logits, and an fp32 sum of the output weights' gradient.
     """
     pieces = work.tokens / min(work.tokens, piece_tokens(work.vocabulary, "cuda"))
     weight = work.vocabulary * work.model.hidden_size
@@ -192,18 +205,17 @@ def _update(work: _Work) -> float:
 
     Gradients into fp32 sums in each pass, then norms, clipping, AdamW and the copy back.
     """
-    every, own = work.parameters, work.parameters / work.sharers
-    summed = 20 * every if work.engine.zero_stage < 2 else 8 * every + 12 * own  # a copy into buckets, and own sums
-    once = (24 * every if work.engine.zero_stage == 1 else 0) + 46 * own
+    stage, every = work.engine.zero_stage, work.parameters
+    own = every / work.zero_ranks if stage else every  # stage 0 partitions nothing
+    # Stage 0 adds to fp32 gradients in place; stages 2 and 3 copy into buckets and add up their own part.
+    summed = {0: 12 * every, 1: 20 * every}.get(stage, 8 * every + 12 * own)
+    once = (24 * every if stage == 1 else 0) + 46 * own
     return (work.passes * summed + once) / COPIES
 
 
 def _waits(work: _Work) -> float:
-    """Seconds of a step.
-
-    At stage 2 one a backward pass, and one before each reduction to an owner.
-    """
-    stage, ranks = work.engine.zero_stage, work.sharers
+    """Seconds of a step: at stage 2, one per backward pass and one before each reduction to an owner."""
+    stage, ranks = work.engine.zero_stage, work.zero_ranks
     if stage != 2 or ranks == 1:
         return 0.0
     buckets = work.parameters / BUCKET
@@ -212,17 +224,17 @@ def _waits(work: _Work) -> float:
 
 
 def _ring(work: _Work, count: float, ranks: int) -> float:
-    """Seconds of gathering, or of reducing and scattering, `count` bytes among `ranks`."""
+    """Seconds to gather, or to reduce and scatter, `count` bytes among `ranks`."""
     return (ranks - 1) / ranks * count / (_IN_NODE if ranks <= work.node else work.network) + (ranks - 1) * _HOP
 
 
 def _communication(work: _Work, forward: float, backward: float) -> tuple[float, float]:
-    """Seconds of a step that ZeRO communicates: hidden behind computation, and exposed."""
-    engine, ranks = work.engine, work.sharers
+    """Seconds of ZeRO's communication per step: hidden behind computation, and exposed."""
+    engine, ranks = work.engine, work.zero_ranks
     every, ring = work.parameters, functools.partial(_ring, work)
     update = ring(2 * every, ranks)  # weights after the update, at stages 1 and 2
-    if engine.zero_stage <= 1:  # one all-reduce of the sums of a step
-        return 0.0, 2 * ring(work.reduced * every, ranks) + update
+    if engine.zero_stage <= 1:  # one all-reduce of the sums of a step; at stage 0 each rank has all weights already
+        return 0.0, 2 * ring(work.reduced * every, ranks) + (update if engine.zero_stage else 0.0)
     times = -(-every // BUCKET)
     reduced = times * ring(work.reduced * every // times, ranks)
     if engine.zero_stage == 2:
@@ -242,10 +254,7 @@ def _communication(work: _Work, forward: float, backward: float) -> tuple[float,
 
 
 def _within_blocks(work: _Work) -> float:
-    """Seconds of a pass that tensor and sequence parallelism wait.
-
-    Four all-reduces a block, eight all-to-alls.
-    """
+    """Seconds per pass of tensor and sequence parallelism: four all-reduces and eight all-to-alls per block."""
     engine = work.engine
     stream = 2 * work.tokens * work.model.hidden_size
     again = 1.5 if engine.activation_checkpointing == "full" else 1.0

@@ -1,7 +1,8 @@
-"""The roofline: what the presets are chosen by, and that each of its parts moves as it must."""
+"""Roofline forecast: the presets' choices, and each part against numbers computed by hand."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,42 @@ from hypothesis import strategies as st
 
 from assay.config import load_run
 from pretrain.distributed.process_group import Ranks
+from pretrain.engine.deepspeed_config import BUCKET
 from pretrain.preflight.forecast import COPIES, PEAK, Forecast, forecast
 from pretrain.preflight.memory import estimate
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 PRESETS = {"1b": (8, 0.54), "7b": (64, 0.59), "13b": (128, 0.57), "70b": (512, 0.40)}
-"""Ranks, and the least share of the peak that a preset's plan must say."""
+"""Ranks, and the least model FLOPs utilization that a preset's forecast must reach."""
 SLOW = 45e9
+read = functools.cache(lambda name: load_run(CONFIGS / f"{name}.toml", []).config)
 
 
 def plan(name: str, network: float | None = None, **changes: Any) -> Forecast:
-    config, world = load_run(CONFIGS / f"{name}.toml", []).config, PRESETS[name][0]
+    config, world = read(name), PRESETS[name][0]
     engine = config.engine.model_copy(update=changes)
     words = () if network is None else (network,)
     return forecast(config.recipe, engine, config.data.tokenizer.vocabulary_size, Ranks(0, world, 0, 8), *words)
 
 
+def one_billion(ranks: int = 1, model: Any = None, train: Any = None, **engine: Any) -> Forecast:
+    """The forecast of 1b.toml at stage 1 with changes to its sections."""
+    config = read("1b")
+    recipe = config.recipe.model_copy(
+        update={
+            "model": config.recipe.model.model_copy(update=model or {}),
+            "train": config.recipe.train.model_copy(update={"global_batch_size": 512, **(train or {})}),
+        }
+    )
+    settings = config.engine.model_copy(
+        update={"zero_stage": 1, "micro_batch_size": 8, "hpz_partition_size": 1, **engine}
+    )
+    return forecast(recipe, settings, 50304, Ranks(0, ranks, 0, 8))
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_forecast_at_its_goal_and_fits_its_cards(name):
-    config = load_run(CONFIGS / f"{name}.toml", []).config
+    config = read(name)
     world, goal = PRESETS[name]
     assert config.slurm.nodes * config.slurm.gpus_per_node == world
     assert goal <= plan(name).mfu < 0.7
@@ -68,13 +86,46 @@ def test_the_parts_add_up_and_the_words_say_so():
     assert found.hidden > 1.0  # seconds: nearly all that it communicates
 
 
-def test_one_rank_communicates_nothing_and_its_update_is_the_bytes_of_its_state():
-    config = load_run(CONFIGS / "1b.toml", []).config
-    engine = config.engine.model_copy(update={"zero_stage": 1})
-    found = forecast(config.recipe, engine, 50304, Ranks())
-    assert found.seconds["communication"] == found.hidden == found.seconds["waits"] == 0.0
-    passes, parameters = 512 // 8, 1_317_373_952
-    assert found.seconds["update"] == pytest.approx((passes * 20 + 24 + 46) * parameters / COPIES)
+PARAMETERS = 1_317_373_952
+
+
+def test_update_is_the_bytes_of_the_state_and_stage_0_partitions_none_of_it():
+    alone = one_billion()
+    assert alone.seconds["communication"] == alone.hidden == alone.seconds["waits"] == 0.0
+    passes = 512 // 8
+    assert alone.seconds["update"] == pytest.approx((passes * 20 + 24 + 46) * PARAMETERS / COPIES)
+    passes = 512 // 8 // 8
+    whole = one_billion(ranks=8, zero_stage=0)
+    assert whole.seconds["update"] == pytest.approx((passes * 12 + 46) * PARAMETERS / COPIES)
+    all_reduce = 2 * (7 / 8 * 4 * PARAMETERS / 360e9 + 7 * 4e-6)
+    assert whole.seconds["communication"] == pytest.approx(all_reduce)  # weights are gathered from stage 1 on
+
+
+def test_attention_counts_the_keys_that_the_mask_leaves_at_its_own_width():
+    # Rows of 2,048 tokens. All keys: 2048 / 2 + 64. A window of 512: 512 - 512^2 / 4096 + 64 x (2 - 1/4).
+    whole = one_billion().seconds["attention"]
+    window = one_billion(model={"sliding_window": 512}).seconds["attention"]
+    assert window / whole == pytest.approx((448 + 112) / 1088)
+    mixed = one_billion(model={"sliding_window": 512, "full_attention_every": 2}).seconds["attention"]
+    assert mixed / whole == pytest.approx((560 + 1088) / 2 / 1088)
+    assert one_billion(model={"head_dim": 256}).seconds["attention"] == pytest.approx(2 * whole)
+
+
+def test_only_full_checkpointing_computes_attention_and_products_again():
+    none, selective, full = (one_billion(activation_checkpointing=how).seconds for how in ("none", "selective", "full"))
+    assert selective["attention"] == none["attention"]
+    assert selective["products"] == none["products"]
+    assert full["attention"] / none["attention"] == pytest.approx((2 / 400 + 2.5 / 320) / (1 / 400 + 2.5 / 320))
+    assert none["between"] < selective["between"] == full["between"]
+
+
+def test_quantized_gradients_are_sent_in_half_a_byte():
+    sent = []
+    for train in ({}, {"quantized_gradients": True}):
+        found = one_billion(8, train=train, zero_stage=3)
+        sent.append(found.hidden + found.seconds["communication"])
+    saved = (4 - 0.5) * 7 / 8 * (8 * PARAMETERS + 8 * BUCKET) / 360e9  # eight passes, the last bucket of each exposed
+    assert sent[0] - sent[1] == pytest.approx(saved)
 
 
 @given(st.sampled_from(sorted(PRESETS)), st.sampled_from([1, 2, 3]), st.floats(20e9, 400e9))
