@@ -36,7 +36,7 @@ from pretrain.checkpoint.format import CheckpointIdentity
 from pretrain.config.training import TrainConfig
 from pretrain.data.batch_size import batch_sizes
 from pretrain.data.dataset import open_rows
-from pretrain.data.sampler import Order, order_of
+from pretrain.data.sampler import RowSampler, sampler_of
 
 ROLES = ("train", "validation")
 _CHECKPOINT = "checkpoint"
@@ -252,11 +252,11 @@ def _numbers(made: Node, root: Path, sequence_length: int, rows: Sequence[Indexe
     return np.array(sorted(numbers), dtype=np.int64), sum(counts)
 
 
-def _order(made: Node, root: Path, count: int, train: TrainConfig) -> Order:
+def _order(made: Node, root: Path, count: int, train: TrainConfig) -> RowSampler:
     """The sampler of a training; only a mixture reads the rows."""
     if train.mixture and made.manifest is not None:
-        return order_of(open_rows(made.manifest, "train", root, train.sequence_length), train)
-    return Order(count, train.seed, batch_sizes(train))
+        return sampler_of(open_rows(made.manifest, "train", root, train.sequence_length), train)
+    return RowSampler(count, train.seed, batch_sizes(train))
 
 
 def explain(found: Impact) -> str:

@@ -1,4 +1,4 @@
-"""The data pipeline's claims: speed beside its rivals, exactness against planted truth, memory, the same bytes.
+"""Claims on the data pipeline: speed against rivals, exactness against planted truth, memory, the same bytes.
 
     ASSAY_TEST_DATA=... python benchmarks/data.py [--quick] [GROUP ...]
 
@@ -15,12 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measures import data_sameness, data_speed, data_truth
+from benchmarks.measures.data import data_sameness, data_speed, data_truth
 from benchmarks.measures.goals import Goal, command_line
 
 
 def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
-    """What can be measured, by name."""
+    """Measurements by name."""
     return {
         "chain": lambda: data_speed.whole_chain(quick),
         "truth_duplicates": data_truth.duplicates,

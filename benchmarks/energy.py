@@ -1,4 +1,4 @@
-"""The claims on energy and the report: what they cost, how true the meters are, what codecarbon and carbontracker say.
+"""Claims on energy and the report: their cost, the meters' accuracy, the readings of codecarbon and carbontracker.
 
     python benchmarks/energy.py [--quick] [GROUP ...]
 
@@ -13,12 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measures import energy_meters, report_speed
 from benchmarks.measures.goals import Goal, command_line
+from benchmarks.measures.governance import energy_meters, report_speed
 
 
 def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
-    """What can be measured, by name."""
+    """Measurements by name."""
     return {
         "sampling": lambda: energy_meters.sampling(quick),
         "counters": lambda: energy_meters.counters(quick),

@@ -1,10 +1,10 @@
-"""The claims on governance: speed of the checks, their share of the pipeline, and that none of them fails open.
+"""Claims on governance: speed of the checks, their share of the pipeline, and that none fails open.
 
     ASSAY_TEST_DATA=... python benchmarks/governance.py [--quick] [GROUP ...]
 
 Groups: suites identities tokens drift fail_opens lost_shards share verified bias bias_null bias_few_sites
         journal hashing edits page.
-Seconds are those of the CPU, after the import of Great Expectations, whose own line is told. Prints a line a goal and
+Seconds are CPU time, after the import of Great Expectations, which has its own line. Prints a line per goal and
 exits 1 when one falls short.
 """
 
@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measures import (
+from benchmarks.measures.goals import Goal, command_line
+from benchmarks.measures.governance import (
     bias_few_sites,
     bias_null,
     governance_bias,
@@ -27,11 +28,10 @@ from benchmarks.measures import (
     lineage_speed,
     report_look,
 )
-from benchmarks.measures.goals import Goal, command_line
 
 
 def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
-    """What can be measured, by name."""
+    """Measurements by name."""
     return {
         "suites": governance_speed.suites,
         "identities": lambda: governance_speed.identities(quick),

@@ -1,4 +1,4 @@
-"""What watching a training run costs: processor time a step of the meter, the record, W&B offline, TensorBoard.
+"""Cost of monitoring a training run: processor time a step of the meter, the record, W&B offline, TensorBoard.
 
     python benchmarks/monitoring.py [--quick] [GROUP ...]
 
@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measures.goals import Goal, command_line, cpu_seconds, told
+from benchmarks.measures.goals import Goal, command_line, cpu_seconds, figure
 
 _ROWS, _LENGTH, _VOCABULARY = 16, 256, 65
 _WAYS: dict[str, dict[str, Any]] = {
@@ -33,7 +33,7 @@ _WAYS: dict[str, dict[str, Any]] = {
 
 
 def _job(record: Callable[..., None]) -> Any:
-    """What the meter asks of a job: the model and the batch of the claim."""
+    """Job attributes that the meter reads: the model and the batch of the claim."""
     import torch
 
     from pretrain.distributed.process_group import Ranks, join
@@ -118,20 +118,20 @@ def step_cost(quick: bool) -> list[Goal]:
     from pretrain.metrics.peak_flops import Peak
 
     rate = _product_rate()
-    vars(meter)["measured_product"] = lambda device, arithmetic: Peak(rate, "benchmark")  # it is no part of a step
+    vars(meter)["measured_product"] = lambda device, arithmetic: Peak(rate, "benchmark")  # not part of a step
     costs = {}
     for name, settings in _WAYS.items():
         _run(10, settings, seen)  # imports, the service's first start
         without = _run(0, settings, seen)
         costs[name] = max(_run(steps, settings, seen) - without, 0.0) / steps
-        goals.append(told(f"step.{name}_us", 1e6 * costs[name], f"CPU a step, {steps} steps"))
+        goals.append(figure(f"step.{name}_us", 1e6 * costs[name], f"CPU a step, {steps} steps"))
     shortest = _ROWS * _LENGTH * seen["start"]["flops_per_token"] / (rate * len(os.sched_getaffinity(0)))
-    goals.append(told("step.shortest_ms", 1e3 * shortest, f"products at {rate / 1e9:.0f} GFLOP/s a core"))
+    goals.append(figure("step.shortest_ms", 1e3 * shortest, f"products at {rate / 1e9:.0f} GFLOP/s a core"))
     return [*goals, Goal("step.all_share", costs["all"] / shortest, 0.01, "<=")]
 
 
 def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
-    """What can be measured, by name."""
+    """Measurements by name."""
     return {"step": lambda: step_cost(quick)}
 
 

@@ -1,4 +1,4 @@
-"""What the mean gradient loses when N ranks sum in bf16: simulated, against fp64.
+"""Error of the mean gradient when N ranks sum in bf16: simulated, against fp64.
 
     .venv/bin/python benchmarks/reduction.py
     .venv/bin/python benchmarks/reduction.py --root runs/quickstart     # gradients of a real model, too

@@ -1,4 +1,4 @@
-"""How cost grows: the chain from JSONL to packed rows on 0.1, 1 and 10 GB of text, in time and in memory.
+"""Growth of cost: the chain from JSONL to packed rows on 0.1, 1 and 10 GB of text, in time and in memory.
 
     ASSAY_TEST_DATA=... python benchmarks/scale.py [--quick] [--plot docs/scale.svg]
     python benchmarks/scale.py --ranks [--quick]
@@ -6,7 +6,7 @@
 `--ranks`: what a rank of 8, 64 and 512 does with files when it saves, loads and looks at the run's holders.
 
 The text is that of the test corpora, repeated with a salt in every fourth word, so that no copy is a duplicate of
-another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the most that a worker process held, and, told beside,
+another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the peak of a worker process, and, for information,
 the process that runs the stages (it trains the tokeniser and decides over the whole corpus). Goals: time a byte on the
 largest corpus is at most 1.3 times that on the smallest, and a worker's memory does not grow by more than a tenth from
 the second size on.
@@ -27,10 +27,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measures import scale_ranks
 from benchmarks.measures.corpora import mixed
-from benchmarks.measures.data_sameness import CONFIG, prepare_words
-from benchmarks.measures.goals import Goal, run, told
+from benchmarks.measures.data.data_sameness import CONFIG, prepare_words
+from benchmarks.measures.goals import Goal, figure, run
+from benchmarks.measures.training import scale_ranks
 
 HERE = Path(__file__).resolve().parents[1]
 FILE_BYTES = 64_000_000
@@ -107,7 +107,7 @@ def child(folder: Path) -> None:
 
 
 def _peak_mb(pid: int) -> float:
-    """The most that a running process has held; it only rises, so looking often misses at most the last moment."""
+    """Peak memory of a running process; it only rises, so frequent polling misses at most the last moment."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -179,9 +179,9 @@ def main() -> int:
             print(f"# {found[-1]}", flush=True)
         for row in found:
             label = f"{row['bytes'] / 1e9:g}gb"
-            goals.append(told(f"scale.{label}.mb_a_core_second", row["bytes"] / 1e6 / row["cpu_seconds"]))
-            goals.append(told(f"scale.{label}.worker_peak_mb", row["worker_peak_mb"]))
-            goals.append(told(f"scale.{label}.peak_mb", row["peak_mb"], f"{row['wall_seconds']:.0f} s of wall time"))
+            goals.append(figure(f"scale.{label}.mb_a_core_second", row["bytes"] / 1e6 / row["cpu_seconds"]))
+            goals.append(figure(f"scale.{label}.worker_peak_mb", row["worker_peak_mb"]))
+            goals.append(figure(f"scale.{label}.peak_mb", row["peak_mb"], f"{row['wall_seconds']:.0f} s of wall time"))
         dearest = found[-1]["cpu_seconds"] / found[-1]["bytes"]
         goals.append(
             Goal("scale.time_a_byte_last_to_first", dearest * found[0]["bytes"] / found[0]["cpu_seconds"], 1.3, "<=")

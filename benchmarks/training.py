@@ -1,4 +1,4 @@
-"""The claims on training: speed against other trainers, what instruments, saves and DeepSpeed cost, time to a loss; and
+"""Claims on training: speed against other trainers, cost of instruments, saves and DeepSpeed, time to a loss; and
 that an exported model scores the same under lm-evaluation-harness as here.
 
     ASSAY_TEST_DATA=... python benchmarks/training.py [--quick] [GROUP ...]
@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measures import (
+from benchmarks.measures.goals import Goal, command_line
+from benchmarks.measures.training import (
     gpu_first_look,
     training_cost,
     training_harness,
@@ -26,11 +27,10 @@ from benchmarks.measures import (
     training_to_loss,
     training_update,
 )
-from benchmarks.measures.goals import Goal, command_line
 
 
 def groups(quick: bool) -> dict[str, Callable[[], Iterable[Goal]]]:
-    """What can be measured, by name."""
+    """Measurements by name."""
     return {
         "speed": lambda: training_speed.speed(quick),
         "instruments": lambda: training_cost.instruments(quick),

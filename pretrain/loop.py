@@ -29,9 +29,9 @@ from pretrain.data.loader import StepRows, by_origin, chain, open_loader
 from pretrain.distributed.process_group import HOST, add_up
 from pretrain.distributed.stragglers import StragglerMonitor
 from pretrain.distributed.watchdog import HangReports, watch_hangs
-from pretrain.engine.engine import Engine, foreign_errors, open_engine
+from pretrain.engine.engine import Engine, open_engine, translated_errors
 from pretrain.evaluation.loglikelihood import Passes
-from pretrain.evaluation.scores import ask, told
+from pretrain.evaluation.scores import evaluate_tasks, figures_line
 from pretrain.evaluation.validation import measure
 from pretrain.loss_spikes import SpikeGuard, window_starts
 from pretrain.model.decoder import Batch
@@ -121,7 +121,7 @@ def _open_parts(context: TrainContext) -> Iterator[TrainState]:
     attempt = context.checkpoints.gather(context.attempt)[0]
     reports = HangReports(folder, context.ranks.rank, context.ranks.world_size, attempt)
     hung = partial(tell_hang, context.energy)
-    with watch_hangs(reports, context.settings.engine, hung) as context.heartbeat, foreign_errors():
+    with watch_hangs(reports, context.settings.engine, hung) as context.heartbeat, translated_errors():
         context.budget.start(lambda payload: add_up(payload, HOST))
         context.engine, state = _open_engine(context)
         saver = open_saver(
@@ -303,10 +303,10 @@ def _evaluate(context: TrainContext, state: TrainState, saved: int, *, validate:
         tokens = engine.micro_batch_size * recipe.train.sequence_length  # a batch of this size is known to fit
         with context.meter.aside(EVALUATION):
             passes = Passes(tokens, *place, sum_over_ranks, compiles)
-            scores = [{"step": state.step, **row} for row in ask(context.suite, nats_of, passes)]
+            scores = [{"step": state.step, **row} for row in evaluate_tasks(context.suite, nats_of, passes)]
         for row in scores:
             context.record("task", **row)
-            get_logger(__name__).info("train: step %d, %s", state.step, told(row))
+            get_logger(__name__).info("train: step %d, %s", state.step, figures_line(row))
         kept_rows = [finite_row(row, f"train: step {state.step}, {row['task']}") for row in scores]
         state = replace(state, tasks=[*state.tasks, *kept_rows])
     return state

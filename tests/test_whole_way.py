@@ -151,7 +151,7 @@ def test_an_altered_ledger_is_found_though_the_report_is_written_anew(project_co
 
 
 def test_random_edits_of_every_file_of_a_root_are_found_and_named(project_copy):
-    from benchmarks.measures.governance_edits import check, edits
+    from benchmarks.measures.governance.governance_edits import check, edits
 
     root = project_copy / "root"
     assert check(root)[1:] == ([], [])

@@ -1,1 +1,1 @@
-"""What the scripts of `benchmarks/` share, and their measures by subject."""
+"""Code that the scripts of `benchmarks/` share, and their measurements by subject."""

@@ -89,7 +89,7 @@ def documents_of(manifest: Manifest, root: Path, role: str = "documents") -> lis
 
 
 def again(name: str, stage: Callable[[Runtime], object], root: Path, times: int = 3) -> float:
-    """CPU-seconds of the stage of this name made once more, below roots where all others stand; the median."""
+    """Median CPU-seconds of remaking the stage of this name in roots that hold all other stages."""
     spent = []
     for turn in range(times):
         other = root.parent / f"again{turn}"

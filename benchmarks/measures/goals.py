@@ -1,4 +1,4 @@
-"""A goal: a name, what was measured, what was wanted. A script prints a line each, and exits 1 if one is missed."""
+"""Goals: name, measured value and bound. A script prints one line each, and exits 1 if one is missed."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class Goal:
 
     @property
     def holds(self) -> bool:
-        """Whether the value is on the right side of the bound; what is only told always is."""
+        """Return whether the value meets the bound; a figure without a goal always does."""
         return self.kind == "info" or (self.value >= self.bound if self.kind == ">=" else self.value <= self.bound)
 
     def line(self) -> str:
-        """As it is printed."""
+        """Printed form."""
         wanted = "-" if self.kind == "info" else f"{self.kind}{self.bound:g}"
-        word = "told" if self.kind == "info" else "holds" if self.holds else "falls short"
+        word = "info" if self.kind == "info" else "holds" if self.holds else "falls short"
         return f"{self.name} {self.value:.6g} {wanted} {word}{f'  ({self.note})' if self.note else ''}"
 
 
-def told(name: str, value: float, note: str = "") -> Goal:
+def figure(name: str, value: float, note: str = "") -> Goal:
     """A figure without a goal."""
     return Goal(name, value, 0.0, "info", note)
 
 
 def command_line(description: str | None, groups: Callable[[bool], Mapping[str, Callable[[], Iterable[Goal]]]]) -> int:
-    """A script's whole command line: `[--quick] [GROUP ...]`; `groups(quick)` names what can be measured."""
+    """A script's whole command line: `[--quick] [GROUP ...]`; `groups(quick)` names the measurements."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller samples; at most 5 minutes")
     parser.add_argument("groups", nargs="*", metavar="GROUP", help="only these")
@@ -79,7 +79,7 @@ def machine() -> str:
 
 
 def cpu_seconds() -> float:
-    """Of this process with its threads, and of the children that it waited for."""
+    """CPU-seconds of this process with its threads, and of the children that it waited for."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
@@ -96,7 +96,7 @@ def rate(work: Callable[[], object], size_bytes: int, times: int = 5) -> float:
 
 
 def peak_mb() -> float:
-    """The most that this process has held since it began, in MB.
+    """Peak memory of this process since its start, in MB.
 
     From /proc: what getrusage calls the peak of a process begins with that of the process which started it.
     """

@@ -15,7 +15,7 @@ HARNESS = ("lm-eval[hf]==0.4.13", "torch>=2.7", "transformers>=5,<6")
 
 
 def environment(name: str, packages: tuple[str, ...]) -> Path:
-    """The Python of the environment; it is made where it is not yet."""
+    """Python of the rival's environment, which is created if it does not exist."""
     cache = Path(os.environ.get("ASSAY_RIVALS") or Path.home() / ".cache" / "assay" / "rivals")
     folder = cache / name
     python = folder / "bin" / "python"
@@ -40,7 +40,7 @@ def datatrove(everything: Path, cleaned: Path, final: Path, tokenizer: Path, scr
 
 
 def harness(model: Path, questions: Path, scratch: Path) -> dict[str, Any]:
-    """What lm-evaluation-harness scores on an exported model: `rivals/lm_eval_harness.py`, without network."""
+    """Scores of lm-evaluation-harness on an exported model: `rivals/lm_eval_harness.py`, without network."""
     python = environment("lm_eval", HARNESS)
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(scratch / "cache")}
     done = subprocess.run(

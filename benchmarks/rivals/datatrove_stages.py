@@ -1,4 +1,4 @@
-"""What datatrove costs on the same text: run by `benchmarks/data.py` in a venv of its own; prints one JSON object.
+"""Cost of datatrove on the same text: run by `benchmarks/data.py` in a venv of its own; prints one JSON object.
 
     python datatrove_stages.py ALL.jsonl CLEANED.jsonl FINAL.jsonl TOKENIZER.json SCRATCH
 
@@ -17,7 +17,7 @@ from loguru import logger
 
 
 def cpu_seconds() -> float:
-    """Of this process and of the children that it waited for."""
+    """CPU-seconds of this process and of the children that it waited for."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
@@ -79,7 +79,7 @@ def minhash(path: Path, scratch: Path) -> int:
 
 
 def tokenise(path: Path, tokenizer: Path, scratch: Path) -> int:
-    """To its own token files."""
+    """Tokenise to datatrove's own token files."""
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.tokens import DocumentTokenizer

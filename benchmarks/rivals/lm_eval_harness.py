@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on a folder of `assay export`, asked the questions of a local file; prints JSON.
+"""lm-evaluation-harness on a folder of `assay export`, with the questions of a local file; prints JSON.
 
 The task is written here, after the harness' own guide: a question, its choices after "Answer:", no examples.
 

@@ -11,7 +11,7 @@ name, seconds, folder = sys.argv[1], float(sys.argv[2]), Path(sys.argv[3])
 
 
 def cpu_seconds() -> float:
-    """Of this process and of the children that it waited for."""
+    """CPU-seconds of this process and of the children that it waited for."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 

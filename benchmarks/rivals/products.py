@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices now: on each turn the best of many products, in operations per second.
+"""Current speed of matrix products on this machine: per turn the best of many, in operations per second.
 
 python products.py DTYPE SECONDS THREADS
 """

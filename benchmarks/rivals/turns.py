@@ -1,4 +1,4 @@
-"""A training loop that takes its steps when it is told: reads a line, takes a step, answers with its loss as JSON.
+"""Training loop with steps on request: reads a line, takes a step, answers with its loss as JSON.
 
 So that rivals run in turn on a shared machine, each in a process of its own, and meet the same neighbours. Runs in the
 environment of a rival too, so it imports nothing of ours.
@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 
 def wait() -> None:
-    """Until the next step is wanted; leaves when nobody will ask again."""
+    """Wait for the next request; exit when standard input ends."""
     if not sys.stdin.readline():
         raise SystemExit(0)
 
 
 def answer(**values: object) -> None:
-    """What the step gave."""
+    """Loss of the step."""
     sys.__stdout__.write(json.dumps(values) + "\n")
     sys.__stdout__.flush()
 

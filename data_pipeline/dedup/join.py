@@ -9,7 +9,7 @@ its own rows. Both engines run the same SQL text, and their rows are sorted here
 engine, nor on the limit, nor on the machine.
 
 Price: with DuckDB 2.0 on one core, 40 million keys took 25 to 32 CPU-seconds within 256 MiB, of which the process
-held 295 at its peak, 145 of these before the join began (`benchmarks/measures/join.py`); and
+held 295 at its peak, 145 of these before the join began (`benchmarks/measures/data/join.py`); and
 the rows of one range in memory.
 """
 

@@ -259,7 +259,7 @@ def _from_canonical(settings: Settings, open_with: OpenWith, found: WholeCheckpo
 
     DeepSpeed itself writes offloaded weights (nvme), from whole ones.
     """
-    from pretrain.engine.fragments import MASTER, bring_up, place_fragments
+    from pretrain.engine.fragments import MASTER, place_fragments, refresh_parameters
 
     in_files = settings.engine.offload_parameters == "nvme"
     with weights(found.manifest, found.root) as masters, moments(found.manifest, found.root) as others:
@@ -272,13 +272,13 @@ def _from_canonical(settings: Settings, open_with: OpenWith, found: WholeCheckpo
             updates,
         )
     if not in_files:
-        bring_up(engine)
+        refresh_parameters(engine)
     return engine
 
 
 def _load_native(store: CheckpointStore, engine: Engine, step: int, updates: int) -> CheckpointError | None:
     """Load this rank's shard; what kept any rank from it. Collective."""
-    from pretrain.engine.fragments import bring_up, place_fragments
+    from pretrain.engine.fragments import place_fragments, refresh_parameters
 
     folder = native_folder(store, identity(store, step, store.ranks.world_size, engine.zero_stage))
     # At stage 0 every rank holds the whole state, but each saved a share of it.
@@ -291,7 +291,7 @@ def _load_native(store: CheckpointStore, engine: Engine, step: int, updates: int
         fault = error
     fault = next((error for error in store.gather(fault) if error is not None), None)
     if fault is None:
-        bring_up(engine)
+        refresh_parameters(engine)
     return fault
 
 

@@ -16,7 +16,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """The stages of a ramp; one stage when there is none."""
+    """Stages of a batch-size ramp; one stage when there is no ramp."""
 
     steps: tuple[int, ...]
     """Steps made before each stage."""
@@ -30,15 +30,12 @@ class BatchSizes:
         return self.sizes[self._stage(step)]
 
     def before(self, step: int) -> int:
-        """Rows that are read before optimizer step `step` (from 1).
-
-        The number of its first row, from 0.
-        """
+        """Rows read before optimizer step `step` (from 1), which is the number of its first row."""
         stage = self._stage(step)
         return self.rows[stage] + (step - 1 - self.steps[stage]) * self.sizes[stage]
 
     def steps_of(self, places: Integers) -> Integers:
-        """The steps (from 1) that read the rows of these numbers."""
+        """Steps (from 1) that read the rows of these numbers."""
         stages = np.searchsorted(self.rows, places, side="right") - 1
         steps, rows, sizes = (
             np.array(values, dtype=np.int64)[stages] for values in (self.steps, self.rows, self.sizes)
@@ -50,7 +47,7 @@ class BatchSizes:
 
 
 def batch_sizes(train: TrainConfig) -> BatchSizes:
-    """The ramp, and `train.global_batch_size` from its end on."""
+    """Batch sizes of the ramp, then `train.global_batch_size`."""
     ramp = train.batch_size_ramp
     steps = (0, *(stage.until_step for stage in ramp))
     sizes = (*(stage.global_batch_size for stage in ramp), train.global_batch_size)
@@ -63,7 +60,7 @@ def refuse_uneven(train: TrainConfig, micro_batch_size: int, world_size: int) ->
     """Raise unless every batch divides over ranks and micro batches.
 
     Raises:
-        ConfigError: names the field and the mend.
+        ConfigError: names the field and the fix.
     """
     for number, stage in enumerate(train.batch_size_ramp):
         field = f"train.batch_size_ramp.{number}.global_batch_size"

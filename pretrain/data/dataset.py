@@ -4,8 +4,8 @@ Rows come from the artifact of the stage "encode" (consecutive stretches of each
 (pieces of documents, chosen so that few are cut). For both, over all rows, every token but the first of its document is
 a target exactly once, and no target crosses a document's end.
 
-A row knows the document of each of its tokens, and so its *origin*, the group "<source>/<language>" that the shard
-gives the document. The source of a row is that of its first token.
+Each token of a row has a document, and so an *origin*: the group "<source>/<language>" of that document in its shard.
+The source of a row is that of its first token.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from data_pipeline.tokens.token_shards import Row, TokenShard, read_row, row_cou
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
 from governance.files import sha256_file
 from governance.manifest import Manifest, Output, read_manifest
-from pretrain.data.mixture import Source, sources_of
+from pretrain.data.mixture import MixtureSource, sources_of
 
 if TYPE_CHECKING:
     from pretrain.model.decoder import Batch
@@ -41,10 +41,10 @@ class Rows:
 
     shards: tuple[TokenShard, ...]
     starts: tuple[int, ...]
-    """Number of the first row of each shard (or index of packed rows), and after them the number of all rows."""
+    """Number of the first row of each shard (or index of packed rows), then the total number of rows."""
     sequence_length: int
     packed: tuple[tuple[PackedRows, tuple[TokenShard, ...]], ...] = ()
-    """Of packed rows: each index with the shards that it names; none: rows are stretches of the shards."""
+    """Each index of packed rows with the shards that it names; empty: rows are stretches of the shards."""
 
     @property
     def count(self) -> int:
@@ -53,15 +53,12 @@ class Rows:
 
     @property
     def vocabulary_size(self) -> int:
-        """Token ids are below this."""
+        """Exclusive upper bound of token ids."""
         return self.shards[0].vocabulary_size
 
     @property
     def targets(self) -> int:
-        """Tokens that are predicted over all rows.
-
-        All but the first of each document.
-        """
+        """Predicted tokens over all rows: all but the first of each document."""
         return sum(self.origin_targets)
 
     @property
@@ -97,7 +94,7 @@ class Rows:
         return {shard.path: np.array([place[name] for name in shard.group_names], np.int64) for shard in self.shards}
 
     def batch(self, numbers: list[int]) -> Batch:
-        """The rows of these numbers, stacked, on the CPU."""
+        """Rows of these numbers, stacked, on the CPU."""
         import torch
 
         from pretrain.model.decoder import Batch
@@ -110,7 +107,7 @@ class Rows:
         return Batch(*(torch.from_numpy(column) for column in (*stacked, origins)))
 
     def documents_of(self, numbers: Iterable[int]) -> list[str]:
-        """The identities (`token_shards.document_identity`, hexadecimal) of the documents in these rows, each once."""
+        """Distinct identities (`token_shards.document_identity`, hexadecimal) of the documents in these rows."""
         found: dict[str, None] = {}
         for row, shards in map(self._row, numbers):
             for document, shard in zip(row.documents.tolist(), row.shards.tolist(), strict=True):
@@ -118,11 +115,8 @@ class Rows:
                     found[shards[shard].identities[document].tobytes().hex()] = None
         return list(found)
 
-    def sources(self) -> tuple[Source, ...]:
-        """The sources with the rows of each, by name.
-
-        Looks up every row once: 0.03 s a million.
-        """
+    def sources(self) -> tuple[MixtureSource, ...]:
+        """Sources by name, with the rows of each; looks up every row once (0.03 s per million)."""
         names = sorted({_source(name) for name in self.origins})
         owners = np.array([names.index(_source(name)) for name in self.origins], dtype=np.int32)
         return sources_of(names, np.concatenate([owners[part] for part in self._first_origins()]))
@@ -146,7 +140,7 @@ class Rows:
         return self._numbers[shard.path][shard.groups[documents]]
 
     def _origins(self, row: Row, shards: Sequence[TokenShard]) -> npt.NDArray[np.int64]:
-        """The origin of each piece of a row."""
+        """Origin of each piece of a row."""
         origins = np.full(len(row.documents), NO_ORIGIN, dtype=np.int64)
         for number in set(row.shards.tolist()):
             shard, mine = shards[number], (row.shards == number) & (row.documents >= 0)
@@ -154,7 +148,7 @@ class Rows:
         return origins
 
     def _row(self, number: int) -> tuple[Row, Sequence[TokenShard]]:
-        """A row, and the shards that its pieces number."""
+        """Row, and the shards that its pieces number."""
         place = bisect.bisect_right(self.starts, number) - 1
         within = number - self.starts[place]
         if self.packed:
@@ -168,11 +162,9 @@ def _source(origin: str) -> str:
 
 
 def altered_shards(tokens: Manifest, root: Path, rank: int, world_size: int) -> list[str]:
-    """Problems, in words, of this rank's share of the token shards.
+    """Error texts for this rank's share of token shards whose bytes differ from the manifest's digests.
 
-    Their bytes against the manifest's digests.
-
-    Of packed rows, the indices and the token shards that they were made from.
+    Packed rows are checked with the token shards that they were made from.
 
     Raises:
         MissingInput: the artifact of the token shards of packed rows is gone.
@@ -194,11 +186,11 @@ def _files_read(tokens: Manifest, root: Path) -> list[Output]:
 
 
 def packed_from(packed: Manifest, root: Path) -> Manifest:
-    """The manifest of the token shards that were packed.
+    """Manifest of the token shards that were packed.
 
     Raises:
         MissingInput: it is gone.
-        ManifestError: it is another one now.
+        ManifestError: its digest has changed.
     """
     [source] = packed.inputs
     try:
@@ -220,13 +212,13 @@ def refuse_altered(problems: list[str]) -> None:
     """Raise if any rank found a problem.
 
     Raises:
-        ManifestError: names every shard that is not what its manifest says.
+        ManifestError: names every shard that differs from its manifest.
     """
     if problems:
         raise ManifestError(
-            "the token shards are not those of their manifest:\n  "
+            "the token shards differ from their manifest:\n  "
             + "\n  ".join(problems)
-            + "\n  Remove these files and run the same command again: only they are made again."
+            + "\n  Remove these files and run the same command again: it remakes only them."
         )
 
 
@@ -280,7 +272,7 @@ def refuse_small(rows: Rows, global_batch_size: int) -> None:
     """Raise if one batch would show a row twice.
 
     Raises:
-        PipelineError: with the numbers.
+        PipelineError: states both numbers.
     """
     if rows.count < global_batch_size:
         raise PipelineError(
@@ -290,18 +282,12 @@ def refuse_small(rows: Rows, global_batch_size: int) -> None:
 
 
 def micro_batches(numbers: list[int], micro_batch_size: int, rank: int, world_size: int) -> Iterator[list[int]]:
-    """This rank's rows of a global batch.
-
-    Pass `a` of rank `r` takes the (a x world + r)-th group.
-    """
+    """This rank's micro batches of a global batch: pass a of rank r takes group number a x world + r."""
     for start in range(rank * micro_batch_size, len(numbers), micro_batch_size * world_size):
         yield numbers[start : start + micro_batch_size]
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most `most` row numbers below `count`, evenly spread.
-
-    All of them when they are few.
-    """
+    """At most `most` row numbers below `count`, evenly spread."""
     kept = min(count, most)
     return [index * count // kept for index in range(kept)]

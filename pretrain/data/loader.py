@@ -1,17 +1,18 @@
 """Data loader: reads ahead, and digests every token read.
 
-One thread reads `DEPTH` steps ahead; what a step yields is a function of the step, so a restart needs nothing of it.
-Its errors are raised where the loop asks for the step. To close waits for the row batch under way, no longer.
+One thread reads `DEPTH` steps ahead. The rows of a step are a function of its number, so a restart needs no saved
+state. The loop sees a reading error when it requests that step. Closing waits only for the batch that is being read.
 
-*The digest of the token stream.* Each row gives the SHA-256 of its place in the run (uint64, little-endian; rows are
-counted from 0 over the whole run) and its tokens (uint32 each): four lanes of 64 bits. The lanes of all rows of a step
-are added up, wrapping, over ranks, in whatever order; the sums are chained over steps with SHA-256. Two runs of one
-`stream` have read the same tokens at the same places, whatever their ranks, micro batches, stages and restarts; a token
-or a place that differs gives another, save by chance of 2^-256. It proves what was read, not what was learned of it
-(a skipped batch is in it), and nothing against a forger, who can solve for sums: digests of files and the journal do.
+*The digest of the token stream.* Each row yields the SHA-256 of its place in the run (uint64, little-endian; rows are
+counted from 0 over the whole run) and its tokens (uint32 each), as four words of 64 bits. The words of all rows of a
+step are summed over ranks with wrap-around, in any order; the sums are chained over steps with SHA-256. Two runs with
+the same `stream` have read the same tokens at the same places, whatever their ranks, micro batches, stages and
+restarts; a different token or place gives another digest, but for a chance of 2^-256. The digest proves what was read,
+not what was learned from it (it includes skipped batches), and does not stop a forger, who can solve for sums: digests
+of files and the journal do.
 
-Price: 1.0 ms of CPU a step of 16 rows of 256 tokens, SHA-256 included (2.1 ms with a mixture of three sources), beside
-the loop; 32 bytes in a collective that it makes anyway.
+Price: 1.0 ms of CPU per step of 16 rows of 256 tokens, SHA-256 included (2.1 ms with a mixture of three sources), in a
+thread of its own; 32 bytes in a collective that is needed anyway.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ import torch
 
 from governance.files import sha256_bytes
 from pretrain.data.dataset import Rows, micro_batches
-from pretrain.data.sampler import Order, order_of
+from pretrain.data.sampler import RowSampler, sampler_of
 
 if TYPE_CHECKING:
     from pretrain.config.training import TrainConfig
     from pretrain.model.decoder import Batch
 
 DEPTH = 2
-LANES = 4
+DIGEST_WORDS = 4
 _Made = TypeVar("_Made")
 
 
@@ -53,7 +54,7 @@ class StepRows:
     targets: int
     """Tokens that they predict."""
     digest: list[int]
-    """This rank's part of the step's four lanes, int64; see `chain`."""
+    """This rank's part of the step's four digest_words, int64; see `chain`."""
     mixture: dict[str, float] | None
     """Weights of the sources that begin with this step, if any do."""
     seconds: float
@@ -68,7 +69,7 @@ def open_loader(
 
     Read ahead while the context lasts.
     """
-    order = order_of(rows, train)
+    order = sampler_of(rows, train)
     steps = range(done + 1, train.steps + 1)
 
     def read(step: int) -> StepRows:
@@ -78,7 +79,7 @@ def open_loader(
         yield loader
 
 
-def read_step(rows: Rows, order: Order, step: int, share: tuple[int, int, int], device: torch.device) -> StepRows:
+def read_step(rows: Rows, order: RowSampler, step: int, share: tuple[int, int, int], device: torch.device) -> StepRows:
     """The rows of one step.
 
     `share` is (micro batch size, data rank, data ranks). For CUDA memory is pinned.
@@ -87,7 +88,7 @@ def read_step(rows: Rows, order: Order, step: int, share: tuple[int, int, int], 
     numbers, first = order.rows(step), order.sizes.before(step)
     batches = [rows.batch(group) for group in micro_batches(numbers, *share)]
     places = itertools.chain.from_iterable(micro_batches(list(range(first, first + len(numbers))), *share))
-    digest = lanes([batch.tokens.numpy() for batch in batches], list(places))
+    digest = digest_words([batch.tokens.numpy() for batch in batches], list(places))
     targets = sum(int(np.count_nonzero(batch.targets.numpy() >= 0)) for batch in batches)
     if device.type == "cuda":
         with torch.cuda.device(device):  # else each rank's thread would hold memory of card 0
@@ -96,23 +97,17 @@ def read_step(rows: Rows, order: Order, step: int, share: tuple[int, int, int], 
     return StepRows(step, numbers, batches, targets, digest, mixture, time.thread_time() - began)
 
 
-def lanes(tokens: Sequence[np.ndarray[Any, Any]], places: Sequence[int]) -> list[int]:
-    """The sum of the digests of rows.
-
-    `tokens` are [B, L] each, `places` has one for each row.
-    """
+def digest_words(tokens: Sequence[np.ndarray[Any, Any]], places: Sequence[int]) -> list[int]:
+    """Sum of the rows' digests, as `DIGEST_WORDS` int64; `tokens` are [B, L] each, `places` one per row."""
     rows = (row for batch in tokens for row in batch.astype("<u4"))
     texts = (place.to_bytes(8, "little") + row.tobytes() for place, row in zip(places, rows, strict=True))
     digests = bytes.fromhex("".join(map(sha256_bytes, texts)))
-    read = np.frombuffer(digests, dtype="<i8").reshape(-1, LANES)
+    read = np.frombuffer(digests, dtype="<i8").reshape(-1, DIGEST_WORDS)
     return [int(lane) for lane in read.sum(axis=0, dtype=np.int64)]  # wraps, as the collective does
 
 
 def chain(stream: str, step: int, digest: Sequence[int]) -> str:
-    """The stream's SHA-256 after a step, given the lanes of all ranks.
-
-    "" before the first.
-    """
+    """SHA-256 of the stream after a step, from the summed words of all ranks; `stream` is "" before step 1."""
     return sha256_bytes(f"{stream} {step} {' '.join(map(str, digest))}".encode())
 
 
@@ -120,7 +115,7 @@ def chain(stream: str, step: int, digest: Sequence[int]) -> str:
 def read_ahead(make: Callable[[int], _Made], steps: Iterable[int], depth: int = DEPTH) -> Iterator[Iterator[_Made]]:
     """Read `make(step)` ahead in one thread, at most `depth` steps.
 
-    What `make` raises is raised by the `next` that asks for its step.
+    An error in `make` is raised by the `next` that requests its step.
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
     coming = iter(steps)
@@ -139,11 +134,8 @@ def read_ahead(make: Callable[[int], _Made], steps: Iterable[int], depth: int = 
 
 
 def by_origin(nats: torch.Tensor, origins: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nats and predicted tokens by origin, fp64 [count], on device.
-
-    `origins` are a `Batch`'s. The host waits for nothing.
-    """
-    index = origins.to(nats.device, non_blocking=True).flatten() + 1  # -1, nothing is predicted, has a place of its own
+    """Nats and predicted tokens by origin, fp64 [count] each, on the device; no host sync."""
+    index = origins.to(nats.device, non_blocking=True).flatten() + 1  # -1 (nothing is predicted) has a place of its own
     values = torch.stack([nats.detach().flatten().double(), torch.ones_like(index, dtype=torch.float64)], dim=1)
     sums = torch.zeros(count + 1, 2, dtype=torch.float64, device=nats.device).index_add_(0, index, values)[1:]
     return sums[:, 0], sums[:, 1]

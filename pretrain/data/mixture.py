@@ -1,15 +1,16 @@
-"""Source of each row under `[[train.mixture]]`, in closed form.
+"""MixtureSource of each row under `[[train.mixture]]`, in closed form.
 
-A *phase* has constant weights. They become whole parts of at most `PARTS` (a weight that needs finer parts is rounded,
-and the weights in use are recorded), so the sources repeat with a period: one table of a period tells the source of any
-row, and how many rows of each source came before it. Within a period the sources are laid by the method of Tijdeman
-("The chairman assignment problem", Discrete Mathematics 32, 1980): of those that are behind, the one with the earliest
-deadline. So at every row of a phase each source is within less than one row of its weight.
+A *phase* has constant weights. They become integer parts of at most `PARTS` in total (finer weights are rounded, and
+the weights in use are recorded), so the sources repeat with a period: the table of one period gives the source of any
+row, and how many rows of each source come before it. Within a period the sources are ordered by the method of Tijdeman
+("The chairman assignment problem", Discrete Mathematics 32, 1980): of the sources that are behind, the one with the
+earliest deadline. So at every row of a phase each source is less than one row away from its weight.
 
 Row k of a source is row `permute(k mod n)` of its n rows in epoch k div n: each epoch shows each of its rows once, and
-a change of weights goes on where the source was.
+after a change of weights a source continues where it was.
 
-Price: one period's table a phase, built at start (0.1 s where it is long); 8 bytes for each run of rows of one source.
+Price: the table of one period per phase, built at the start (0.1 s where it is long); 8 bytes for each run of rows of
+one source.
 """
 
 from __future__ import annotations
@@ -33,27 +34,27 @@ Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Source:
-    """The rows of one source, as runs of consecutive row numbers."""
+class MixtureSource:
+    """Rows of one source, as runs of consecutive row numbers."""
 
     name: str
     firsts: Integers
-    """[runs], the first row of each, rising."""
+    """[runs], the first row of each, ascending."""
     before: Integers
-    """[runs + 1], rows of the source before each run, and at the end all of them."""
+    """[runs + 1], rows of the source before each run, then their total."""
 
     @property
     def count(self) -> int:
-        """Its rows."""
+        """Number of its rows."""
         return int(self.before[-1])
 
     def rows(self, indices: Integers) -> Integers:
-        """The numbers of its rows of these indices (from 0, below `count`)."""
+        """Row numbers for these indices into the source (from 0, below `count`)."""
         runs = np.searchsorted(self.before, indices, side="right") - 1
         return self.firsts[runs] + indices - self.before[runs]
 
     def indices(self, rows: Integers) -> Integers:
-        """The indices of those of these rows that are its own."""
+        """Indices of those of these rows that belong to the source."""
         if not self.count:
             return rows[:0]
         runs = np.searchsorted(self.firsts, rows, side="right") - 1
@@ -62,13 +63,13 @@ class Source:
         return (self.before[runs] + within)[own]
 
 
-def sources_of(names: Sequence[str], numbers: npt.NDArray[np.integer]) -> tuple[Source, ...]:
-    """The sources, given the source number of every row."""
+def sources_of(names: Sequence[str], numbers: npt.NDArray[np.integer]) -> tuple[MixtureSource, ...]:
+    """Sources, given the source number of every row."""
     firsts = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1]))
     lengths = np.diff(np.append(firsts, len(numbers)))
     owners = numbers[firsts]
     return tuple(
-        Source(name, firsts[owners == number], np.append(0, np.cumsum(lengths[owners == number])))
+        MixtureSource(name, firsts[owners == number], np.append(0, np.cumsum(lengths[owners == number])))
         for number, name in enumerate(names)
     )
 
@@ -76,7 +77,7 @@ def sources_of(names: Sequence[str], numbers: npt.NDArray[np.integer]) -> tuple[
 def whole_parts(weights: Mapping[str, float]) -> dict[str, int]:
     """Integer weights without common divisor, at most `PARTS` in all.
 
-    They are the weights themselves wherever such parts exist; else the largest remainders are rounded up.
+    Exact wherever such parts exist; else the largest remainders are rounded up.
     """
     shares = {name: Fraction(str(weight)) for name, weight in weights.items() if weight > 0.0}
     total = sum(shares.values())
@@ -86,7 +87,7 @@ def whole_parts(weights: Mapping[str, float]) -> dict[str, int]:
         return {name: int(share * divisor) for name, share in shares.items()}
     parts = {name: max(1, int(share * PARTS)) for name, share in shares.items()}
     rest = PARTS - sum(parts.values())
-    if rest < 0:  # parts were given to the smallest: the largest pays
+    if rest < 0:  # the smallest were raised to one part: the largest gives way
         parts[max(parts, key=lambda name: parts[name])] += rest
     by_remainder = sorted(shares, key=lambda name: (-(shares[name] * PARTS % 1), name))
     for name in by_remainder[: max(rest, 0)]:
@@ -95,11 +96,8 @@ def whole_parts(weights: Mapping[str, float]) -> dict[str, int]:
     return {name: part // common for name, part in parts.items()}
 
 
-def lay(parts: Integers) -> Integers:
-    """The source of each row of one period, [sum of parts].
-
-    See the module.
-    """
+def assign_sources(parts: Integers) -> Integers:
+    """Source of each row of one period [sum of parts], by Tijdeman's method (see the module)."""
     chosen = np.zeros(int(parts.sum()), dtype=np.int64)
     some = np.flatnonzero(parts)
     if len(some) == 1:
@@ -124,15 +122,15 @@ class Phase:
     first: int
     """Rows of the run before it."""
     parts: Integers
-    """[sources], rows of each in a period."""
+    """[sources], rows of each source in a period."""
     chosen: Integers
-    """[period], the source of each row."""
+    """[period], source of each row."""
     ranks: Integers
-    """[period], how many rows of its source come before it in the period."""
+    """[period], rows of the same source earlier in the period."""
     places: tuple[Integers, ...]
-    """Of each source, its places in the period, rising."""
+    """Places of each source in the period, ascending."""
     before: Integers
-    """[sources], rows of each that are read before the phase."""
+    """[sources], rows of each source read before the phase."""
 
     def read(self, rows: int) -> Integers:
         """Rows of each source before row `rows` of the phase."""
@@ -144,12 +142,12 @@ class Phase:
 class Mixture:
     """The sources and the phases of a run."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[MixtureSource, ...]
     phases: tuple[Phase, ...]
     seed: int
 
     def rows(self, first: int, stop: int) -> Integers:
-        """The corpus' row numbers of rows [first, stop) of the run."""
+        """Row numbers in the corpus of rows [first, stop) of the run."""
         starts = [phase.first for phase in self.phases] + [stop]
         parts = [
             self._rows(phase, max(first, phase.first), min(stop, after))
@@ -169,10 +167,7 @@ class Mixture:
         return numbers
 
     def places_of(self, rows: Integers, stop: int) -> Integers:
-        """The places in the run, below `stop`, that read these rows.
-
-        Not sorted, a place for each reading.
-        """
+        """Places in the run, below `stop`, that read these rows; unsorted, one per reading."""
         last = max((phase for phase in self.phases if phase.first <= stop), key=lambda phase: phase.first)
         read = last.read(stop - last.first)
         found = [np.zeros(0, dtype=np.int64)]
@@ -185,7 +180,7 @@ class Mixture:
         return np.concatenate(found)
 
     def _places(self, owner: int, indices: Integers) -> Integers:
-        """The places in the run of the source's readings of these indices."""
+        """Places in the run at which the source's readings of these numbers occur."""
         starts = np.array([phase.before[owner] for phase in self.phases])
         numbers = np.searchsorted(starts, indices, side="right") - 1
         places = np.empty_like(indices)
@@ -196,10 +191,7 @@ class Mixture:
         return places
 
     def weights(self) -> dict[int, dict[str, float]]:
-        """From which step on which share of the rows each source has.
-
-        The weights in use, rounding included.
-        """
+        """Share of each source by the first step of each phase, rounding included."""
         return {
             phase.first_step: {
                 source.name: int(part) / len(phase.chosen)
@@ -209,7 +201,7 @@ class Mixture:
         }
 
 
-def _shuffled(indices: Integers, source: Source, seed: int) -> Integers:
+def _shuffled(indices: Integers, source: MixtureSource, seed: int) -> Integers:
     """Row indices of a source's readings over its epochs."""
     epochs, within = np.divmod(indices, source.count)
     rows = np.empty_like(indices)
@@ -219,8 +211,8 @@ def _shuffled(indices: Integers, source: Source, seed: int) -> Integers:
     return rows
 
 
-def mix(train: TrainConfig, sources: Sequence[Source], sizes: BatchSizes) -> Mixture:
-    """The mixture of a training run over the sources of its rows.
+def mix(train: TrainConfig, sources: Sequence[MixtureSource], sizes: BatchSizes) -> Mixture:
+    """Mixture of a training run over the sources of its rows.
 
     Raises:
         ConfigError: weights name a source that has no row.
@@ -238,9 +230,11 @@ def mix(train: TrainConfig, sources: Sequence[Source], sizes: BatchSizes) -> Mix
     return Mixture(tuple(sources), tuple(phases), train.seed)
 
 
-def _phase(start: tuple[int, int], weights: Mapping[str, int], sources: Sequence[Source], before: Integers) -> Phase:
+def _phase(
+    start: tuple[int, int], weights: Mapping[str, int], sources: Sequence[MixtureSource], before: Integers
+) -> Phase:
     parts = np.array([weights.get(source.name, 0) for source in sources], dtype=np.int64)
-    chosen = lay(parts)
+    chosen = assign_sources(parts)
     places = tuple(np.flatnonzero(chosen == owner) for owner in range(len(sources)))
     ranks = np.empty_like(chosen)
     for own in places:
@@ -248,11 +242,11 @@ def _phase(start: tuple[int, int], weights: Mapping[str, int], sources: Sequence
     return Phase(*start, parts, chosen, ranks, places, before)
 
 
-def _refuse_unknown(weights: Mapping[str, float], sources: Sequence[Source], field: str) -> None:
+def _refuse_unknown(weights: Mapping[str, float], sources: Sequence[MixtureSource], field: str) -> None:
     known = {source.name for source in sources if source.count}
     absent = sorted(name for name, weight in weights.items() if weight > 0.0 and name not in known)
     if absent:
         raise ConfigError(
             f"{field}: no training row begins with a document of {', '.join(map(repr, absent))}; the sources are "
-            f"{', '.join(sorted(known))}. Shards of format 1 know no sources: make them again, or remove the mixture."
+            f"{', '.join(sorted(known))}. Shards of format 1 record no sources: make them again, or remove the mixture."
         )

@@ -1,7 +1,7 @@
 """Permutation of an epoch's rows, without a table.
 
-Nothing is kept and no generator advances, so a restart replays and skips nothing. Price: 0.4 ms a call, and
-100 ns an index where there are many.
+Without state or an advancing generator, a restart neither replays nor skips rows. Price: 0.4 ms per call, and 100 ns
+per index where there are many.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def permute(
 
     A balanced Feistel network over the smallest even number of bits that holds `count`; values that fall outside
     are sent through again until they fall inside (cycle walking; Black and Rogaway, 2002), at most four times on
-    average. `name` tells apart orders of one seed: a source's own.
+    average. `name` separates orders of one seed, such as those of several sources.
     """
     half, keys = _network(count, seed, epoch, name)
     values = _feistel(indices.astype(np.uint64), half, keys)
@@ -33,10 +33,7 @@ def permute(
 def places_of(
     rows: npt.NDArray[np.uint64], count: int, seed: int, epoch: int, name: str = ""
 ) -> npt.NDArray[np.uint64]:
-    """The indices that `permute` maps to these rows.
-
-    When in an epoch a row is read, without looking at the others.
-    """
+    """Inverse of `permute`: when in an epoch these rows are read."""
     half, keys = _network(count, seed, epoch, name)
     values = _unfeistel(rows.astype(np.uint64), half, keys)
     while (outside := values >= count).any():

@@ -1,9 +1,9 @@
 """Sampler: rows of each step from (seed, step, recipe).
 
 Row `n` of the run (n counts from 0 over all epochs) is row `permute(n mod N)` of the corpus, where the permutation
-belongs to the seed and the epoch n div N: each epoch shows every row exactly once. With a mixture it is the next row of
-the source whose turn it is (`mixture.py`). A step reads the next rows, as many as its batch holds (`batch_size.py`).
-The number of ranks, micro batches and restarts never enter.
+depends on the seed and the epoch n div N: each epoch shows every row exactly once. With a mixture it is the next row of
+the source that is due (`mixture.py`). A step reads the next rows, as many as its batch holds (`batch_size.py`). Ranks,
+micro batches and restarts have no influence.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Order:
-    """The rows of a run, by step."""
+class RowSampler:
+    """Rows that a run reads in each step."""
 
     count: int
     """Rows of the corpus."""
@@ -41,7 +41,7 @@ class Order:
         return self.between(first, first + self.sizes.of(step)).tolist()
 
     def between(self, first: int, stop: int) -> Integers:
-        """The corpus' row numbers of rows [first, stop) of the run."""
+        """Row numbers in the corpus of rows [first, stop) of the run."""
         if self.mixture is not None:
             return self.mixture.rows(first, stop)
         parts = []
@@ -53,10 +53,7 @@ class Order:
         return np.concatenate(parts).astype(np.int64)
 
     def steps_that_read(self, rows: Integers, last_step: int) -> list[int]:
-        """Steps up to `last_step` that read one of these rows.
-
-        A step once for each reading, from 1.
-        """
+        """Steps (from 1) up to `last_step` that read one of these rows, once per reading."""
         read = self.sizes.before(last_step + 1)
         if self.mixture is not None:
             places = self.mixture.places_of(rows, read)
@@ -70,19 +67,19 @@ class Order:
         return sorted(self.sizes.steps_of(places[places < read]).tolist())
 
 
-def order_of(rows: Rows, train: TrainConfig) -> Order:
-    """The order in which a run reads these rows.
+def sampler_of(rows: Rows, train: TrainConfig) -> RowSampler:
+    """Sampler of a run over these rows.
 
     Raises:
         ConfigError: the mixture names a source that has no row.
     """
     sizes = batch_sizes(train)
     mixture = mix(train, rows.sources(), sizes) if train.mixture else None
-    return Order(rows.count, train.seed, sizes, mixture)
+    return RowSampler(rows.count, train.seed, sizes, mixture)
 
 
 def weights_in_use(rows: Rows, train: TrainConfig) -> list[dict[str, Any]]:
     """Share of each source in each phase, rounding included."""
-    mixture = order_of(rows, train).mixture
+    mixture = sampler_of(rows, train).mixture
     weights = mixture.weights() if mixture is not None else {}
     return [{"from_step": step, "weights": shares} for step, shares in weights.items()]

@@ -1,12 +1,12 @@
 """Check that token shards and checkpoint share a tokenizer.
 
-To two tokenizers of one size the same ids are other texts: nothing fails, and every figure is nonsense. So no sizes are
-compared but digests, along what the manifests record:
+Two tokenizers of one size read the same ids as different texts: nothing fails, and every figure is nonsense. So digests
+are compared, not sizes, along the inputs that manifests record:
 
     checkpoint -> [pack] -> encode -> tokenizer
 
-Two artifacts are the same tokenizer where `tokenizer.json` has the same bytes and the same id ends a document: one that
-is taken over for another corpus is another artifact. Price: `tokenizer.json` is hashed.
+Two artifacts are the same tokenizer if `tokenizer.json` has the same bytes and the same id ends a document: a tokenizer
+reused for another corpus is another artifact. Price: `tokenizer.json` is hashed.
 """
 
 from __future__ import annotations
@@ -23,36 +23,35 @@ if TYPE_CHECKING:
     from pretrain.data.dataset import Rows
 
 _TOKENIZER, _FILE = "tokenizer", "/tokenizer.json"
-_ONWARD, _TOKENS = ("checkpoint", "pack"), ("pack", "encode")  # what a checkpoint goes on from is an input of it too
+_ONWARD, _TOKENS = ("checkpoint", "pack"), ("pack", "encode")  # a checkpoint that it continues is an input too
 _ENCODE_AGAIN = "Remove that folder and run: assay data prepare CONFIG"
 
 
 def refuse_foreign_vocabulary(tokens: Manifest, rows: Rows, root: Path) -> None:
     """Raise unless shards, manifest and tokenizer agree on the vocabulary.
 
-    The model's vocabulary is made from the shards', so it fits whatever passes here. A tokenizer whose folder is gone
-    is not asked.
+    The model takes its vocabulary from the shards. A tokenizer whose folder is gone is not compared.
 
     Raises:
-        ManifestError: names the two that differ, and the mend.
+        ManifestError: names the two that differ, and the fix.
     """
     source = packed_from(tokens, root) if tokens.stage == "pack" else tokens
-    told = [source]
+    manifests = [source]
     for item in source.inputs:
         if item.stage == _TOKENIZER and (root / item.path).exists():
-            told.append(read_manifest(root / item.path))
-            if told[-1].digest != item.digest:
+            manifests.append(read_manifest(root / item.path))
+            if manifests[-1].digest != item.digest:
                 raise ManifestError(
                     f"{source.folder}: was encoded by the tokenizer of digest {item.digest[:16]}…; the one in "
-                    f"{told[-1].folder} has {told[-1].digest[:16]}…. {_ENCODE_AGAIN}"
+                    f"{manifests[-1].folder} has {manifests[-1].digest[:16]}…. {_ENCODE_AGAIN}"
                 )
     found = {"vocabulary_size": rows.vocabulary_size, "end_of_document": rows.shards[0].end_of_document}
-    for manifest in told:
+    for manifest in manifests:
         for name, value in found.items():
             if manifest.stats.get(name, value) != value:
                 raise ManifestError(
                     f"{source.folder}: its shards have {name} {value}, {manifest.folder} says {manifest.stats[name]}: "
-                    f"they are of different tokenizers. {_ENCODE_AGAIN}"
+                    f"they come from different tokenizers. {_ENCODE_AGAIN}"
                 )
 
 
@@ -60,7 +59,7 @@ def tokenizer_of(artifact: Manifest, root: Path) -> Input:
     """Tokenizer of a checkpoint, packed rows or token shards.
 
     Raises:
-        MissingInput: a manifest on the way is not there, or another one lies in its place; or none records a tokenizer.
+        MissingInput: a manifest on the way is gone or replaced by another, or none records a tokenizer.
     """
     while artifact.stage in _ONWARD:
         [behind] = [item for item in artifact.inputs if item.stage in _TOKENS]
@@ -76,35 +75,35 @@ def tokenizer_of(artifact: Manifest, root: Path) -> Input:
 def refuse_foreign_tokenizer(checkpoint: Manifest, given: Manifest, root: Path) -> None:
     """Raise if `given` does not use the checkpoint's tokenizer.
 
-    Where a manifest on the way is gone, as of a checkpoint that was copied alone, nobody can tell: a warning says so.
+    Where a manifest on the way is gone, as for a checkpoint that was copied alone, only a warning is possible.
 
     Raises:
-        CheckpointError: it is of another tokenizer, or of another vocabulary.
-        ManifestError: the tokenizer's files are not what its manifest says.
+        CheckpointError: another tokenizer, or another vocabulary.
+        ManifestError: the tokenizer's files differ from its manifest.
     """
     try:
-        asked = tokenizer_of(given, root)
-        ours = _whole(asked, root)
+        requested = tokenizer_of(given, root)
+        ours = _whole(requested, root)
         _refuse_other_size(checkpoint, ours)
         learned = tokenizer_of(checkpoint, root)
     except MissingInput as error:
-        if given.as_input() not in checkpoint.inputs:  # of the very shards that it learned from, nobody need tell
+        if given.as_input() not in checkpoint.inputs:  # these very shards trained it: nothing to compare
             get_logger(__name__).warning(
-                "%s: whether this is the tokenizer that it was trained with cannot be told: %s. Use it in the root "
-                "that it was trained in, where there is one; by another tokenizer, all that comes of it is nonsense.",
+                "%s: cannot verify that this is the tokenizer it was trained with: %s. Use the checkpoint in the root "
+                "that it was trained in, if there is one; with another tokenizer every result is meaningless.",
                 checkpoint.folder, error,
             )  # fmt: skip
         return
-    if learned.digest == asked.digest:
+    if learned.digest == requested.digest:
         return
     theirs = _read(learned, root)
-    if theirs is not None and ours is not None and _decisive(theirs) == _decisive(ours):
+    if theirs is not None and ours is not None and _identity(theirs) == _identity(ours):
         return
-    gone = f" If they are the same tokenizer.json, bring {learned.path} back, which would tell." * (theirs is None)
+    gone = f" If both have the same tokenizer.json, restore {learned.path} to prove it." * (theirs is None)
     raise CheckpointError(
-        f"{checkpoint.folder}: was trained with the tokenizer of digest {learned.digest[:16]}… ({learned.path}), and "
-        f"is given {asked.digest[:16]}… ({asked.path}), to which its ids are other texts. Give the configuration that "
-        f"it was trained with.{gone}"
+        f"{checkpoint.folder}: was trained with the tokenizer of digest {learned.digest[:16]}… ({learned.path}), "
+        f"but was given {requested.digest[:16]}… ({requested.path}), whose ids mean other texts. Give the "
+        f"configuration that it was trained with.{gone}"
     )
 
 
@@ -113,7 +112,7 @@ def _refuse_other_size(checkpoint: Manifest, tokenizer: Manifest | None) -> None
     known = checkpoint.config["vocabulary_size"]
     if tokenizer is not None and tokenizer.stats["vocabulary_size"] != known:
         raise CheckpointError(
-            f"{checkpoint.folder}: knows {known} tokens, the tokenizer in {tokenizer.folder} has "
+            f"{checkpoint.folder}: has a vocabulary of {known} tokens, the tokenizer in {tokenizer.folder} has "
             f"{tokenizer.stats['vocabulary_size']}; give the configuration that it was trained with"
         )
 
@@ -122,7 +121,7 @@ def _recorded(item: Input, root: Path) -> Manifest:
     """The artifact that a manifest names as its input."""
     found = _read(item, root)
     if found is None:
-        raise MissingInput(f"{root / item.path}, of digest {item.digest[:16]}…, is not there")
+        raise MissingInput(f"{root / item.path}, of digest {item.digest[:16]}…, is missing")
     return found
 
 
@@ -136,17 +135,14 @@ def _read(item: Input, root: Path) -> Manifest | None:
 
 
 def _whole(item: Input, root: Path) -> Manifest | None:
-    """A tokenizer whose files are those of its manifest.
-
-    None: it is gone, as it may be where shards alone are read.
-    """
+    """Verified tokenizer; None: it is gone, which is allowed where only shards are read."""
     found = _read(item, root)
     if found is not None and (problems := verify(found, root)):
         raise ManifestError("; ".join(problems) + f". Remove {root / found.folder} and run: assay data prepare CONFIG")
     return found
 
 
-def _decisive(tokenizer: Manifest) -> tuple[object, ...]:
-    """Deciding facts of a tokenizer: `tokenizer.json`, end and begin tokens."""
+def _identity(tokenizer: Manifest) -> tuple[object, ...]:
+    """Identity of a tokenizer: `tokenizer.json`, end and begin tokens."""
     files = [output.sha256 for output in tokenizer.outputs if output.path.endswith(_FILE)]
     return (*files, tokenizer.stats["end_of_document"], tokenizer.stats.get("begin_of_document"))

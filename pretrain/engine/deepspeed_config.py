@@ -1,8 +1,8 @@
 """DeepSpeed's configuration, derived from our sections.
 
-Promises: every key is one that the pinned DeepSpeed reads (a test hands it a dictionary that notes what is asked of
-it); keys whose default is not neutral (`gradient_clipping`) are always there; keys that DeepSpeed removed never are.
-Where a key mends something that does not work together, its line says so.
+Promises: the pinned DeepSpeed reads every key (a test passes it a dictionary that records reads); keys whose default is
+not neutral (`gradient_clipping`) are always present; keys that DeepSpeed removed never are. A key that works around a
+conflict has a comment.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from pretrain.distributed.layout import data_ranks
 from pretrain.model.flops import parameter_count
 
 COLUMN = r".*\.(q|k|v|gate|up)_proj\.weight$"
-"""Tensor parallelism: matrices whose outputs are shared out."""
+"""Tensor parallelism: matrices cut by output."""
 ROW = r".*\.(o|down)_proj\.weight$"
-"""Tensor parallelism: matrices whose inputs are shared out; their outputs are summed over the ranks."""
+"""Tensor parallelism: matrices cut by input; their outputs are summed over the ranks."""
 _HEAD_NORMS = r".*\.(q|k)_norm\.weight$"
 BUCKET = 1 << 26
-"""Elements that are reduced or gathered at once; DeepSpeed's default of 5e8 would reserve 1 to 2 GB for any model."""
+"""Elements reduced or gathered together; DeepSpeed's default of 5e8 would reserve 1 to 2 GB for any model."""
 BLOCK = "pretrain.model.layers.Block"
-"""Stage 3 gathers the weights of a whole block at once: one collective where seven matrices had one each."""
+"""Stage 3 gathers the weights of a whole block together: one collective instead of one per matrix."""
 OWNERS = 4
-"""The most ranks to which a bucket is reduced one by one; with more owners it is all-reduced."""
+"""Most ranks to which a bucket is reduced one by one; with more owners it is all-reduced."""
 SWAPPED_GROUP = 100_000_000
-"""Elements whose state is in memory at once, of an optimizer in files; DeepSpeed's default of 1e9 would need 16 GB."""
+"""Elements of an optimizer in files whose state is in memory together; DeepSpeed's 1e9 would need 16 GB."""
 SWAP_BUFFERS = 4
-"""Of that many elements each: the master, two moments, the gradient."""
+"""Buffers of `SWAPPED_GROUP` elements: the master, two moments, the gradient."""
 _SWAP_ALIGNMENT = 1 << 16
 
 
@@ -40,7 +40,7 @@ def deepspeed_config(
     device: Literal["cpu", "cuda"] = "cpu",
     vocabulary_size: int = 1,
 ) -> dict[str, Any]:
-    """DeepSpeed's whole configuration for `world_size` ranks in all.
+    """DeepSpeed's whole configuration for `world_size` ranks.
 
     Raises:
         ConfigError: the global batch does not divide evenly over ranks and micro batches.
@@ -50,19 +50,19 @@ def deepspeed_config(
     values: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": gradient_accumulation_steps(batch, micro, data_ranks(world_size, engine)),
-        # Explicit, for its default is 1.0. Ours clips (`step.py`): DeepSpeed's waits for the device, and would
+        # Explicit, because the default is 1.0. Assay clips (`step.py`): DeepSpeed's waits for the device, and would
         # divide Muon's orthogonal update by its own norm (DeepSpeed#8439).
         "gradient_clipping": 0.0,
-        "steps_per_print": 1 << 40,  # we log ourselves
+        "steps_per_print": 1 << 40,  # never: Assay has its own log
         "zero_optimization": _zero(recipe, engine, world_size, device, vocabulary_size),
         **_precision(recipe.train.precision),
     }
-    if not recipe.train.quantized_gradients:  # their kernel takes gradients in the arithmetic of the passes only
+    if not recipe.train.quantized_gradients:  # their kernel only takes gradients in the type of the passes
         values["communication_data_type"] = recipe.train.gradient_reduction
     if optimizer != "adamw":
         values["zero_allow_untested_optimizer"] = True
     if engine.offload_optimizer != "none":
-        values["zero_force_ds_cpu_optimizer"] = False  # torch's fused AdamW is as fast, and nothing is compiled for it
+        values["zero_force_ds_cpu_optimizer"] = False  # torch's fused AdamW is as fast and needs no build
     if engine.deepcompile:
         values["compile"] = {"deepcompile": True}
     if engine.tensor_parallel_size > 1:
@@ -71,11 +71,11 @@ def deepspeed_config(
 
 
 def _precision(precision: str) -> dict[str, Any]:
-    """Precision section; only fp16's loss scale makes the host wait."""
+    """Precision section; only fp16's loss scale needs a host sync."""
     if precision == "fp16":
         return {"fp16": {"enabled": True, "loss_scale": 0.0}, "data_types": {"grad_accum_dtype": "fp32"}}
     if precision == "autocast":
-        # No module is called safe for lower precision, so gradients are reduced in fp32.
+        # No module is marked safe for lower precision, so gradients are reduced in fp32.
         autocast = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
         return {"torch_autocast": autocast, "data_types": {"grad_accum_dtype": "fp32"}}
     if precision == "bf16_masters":
@@ -83,7 +83,7 @@ def _precision(precision: str) -> dict[str, Any]:
         bf16 = {"enabled": True, "check_grad_overflow": False, **masters}
         return {"bf16": bf16, "data_types": {"grad_accum_dtype": "bf16"}}
     bf16 = {"enabled": precision in ("bf16", "fp8"), "check_grad_overflow": False}
-    return {"bf16": bf16, "data_types": {"grad_accum_dtype": "fp32"}}  # else bf16 gradients are added up in bf16
+    return {"bf16": bf16, "data_types": {"grad_accum_dtype": "fp32"}}  # else bf16 gradients would be summed in bf16
 
 
 def _zero(
@@ -95,7 +95,7 @@ def _zero(
         "allgather_bucket_size": BUCKET,
     }
     if engine.zero_stage:
-        values["overlap_comm"] = True  # stage 1 in bf16 is another class, which has no stream to do it on
+        values["overlap_comm"] = True  # without effect in bf16 at stage 1, another class without a second stream
     if engine.zero_stage == 2:
         tensor = engine.tensor_parallel_size
         parameters = parameter_count(recipe.model, vocabulary_size) // tensor
@@ -115,9 +115,9 @@ def _zero(
 
 
 def _gathering(recipe: TrainRecipe, engine: EngineConfig) -> dict[str, Any]:
-    """Gathering of weights at stage 3: one block at once."""
-    # DeepSpeed's own linear map lets go of weights that the backward pass gathers again. It breaks a compiled graph,
-    # and adds a bias to the very product that selective checkpointing keeps: added again, gradients are wrong.
+    """Gathering of weights at stage 3, block by block."""
+    # DeepSpeed's own linear map frees weights that the backward pass gathers again. It breaks a compiled graph, and
+    # adds the bias in place to the product that selective checkpointing keeps: added twice, gradients are wrong.
     kept_products = engine.activation_checkpointing == "selective" and recipe.model.bias
     values: dict[str, Any] = {
         "leaf_module": {"classes": [BLOCK], "names": [], "name_suffixes": []},
@@ -135,50 +135,39 @@ def _gathering(recipe: TrainRecipe, engine: EngineConfig) -> dict[str, Any]:
 def many_owners(parameters: int, ranks: int) -> bool:
     """Return whether a gradient bucket spans many ranks' parts.
 
-    Reduced to each owner it costs half of an all-reduce's bytes, and as many collectives as there are owners, before
-    each of which DeepSpeed's overlapped reduction waits for the device.
+    Reducing to each owner takes half the bytes of an all-reduce, but one collective per owner, and before each of them
+    DeepSpeed's overlapped reduction waits for the device.
     """
     return min(BUCKET, parameters) * ranks > OWNERS * parameters
 
 
 def compiles_blocks(engine: EngineConfig) -> bool:
-    """Return whether each block is compiled alone, rather than the whole model.
+    """Return whether blocks are compiled one by one, because hooks act between them.
 
-    Where hooks act between blocks.
-
-    At stage 3 they gather weights. At stage 2 they reduce gradients while the backward pass goes on: one graph of the
-    whole model would give all of its gradients at its end, and hold them all until then.
+    At stage 3 hooks gather weights; at stage 2 they reduce gradients during the backward pass, where one graph of the
+    whole model would hold all gradients until its end.
     """
     return engine.compile and engine.zero_stage >= 2 and not engine.deepcompile
 
 
 def _offload(place: str, nvme_path: str | None, device: str) -> dict[str, Any]:
-    """Pinned memory makes copies to a GPU quick.
-
-    Without a GPU there is nothing to pin for.
-    """
+    """Offload section, with pinned memory where there is a GPU to copy to."""
     path = {"nvme_path": nvme_path} if place == "nvme" else {}
     return {"device": place, "pin_memory": device == "cuda", **path}
 
 
 def _swap_buffer(model: ModelConfig, vocabulary_size: int, world_size: int) -> int:
-    """Elements of the largest piece of a parameter on a rank.
-
-    Each buffer holds one.
-    """
+    """Elements of the largest piece of a parameter on a rank, which a buffer must hold."""
     largest = max(padded_vocabulary(vocabulary_size), model.intermediate_size, model.hidden_size) * model.hidden_size
     return -(-largest // (world_size * _SWAP_ALIGNMENT)) * _SWAP_ALIGNMENT
 
 
 def _tensor_parallel(size: int) -> dict[str, Any]:
-    """Only what we name is cut.
-
-    AutoTP's own table of models knows no names of ours for certain.
-    """
+    """Tensor-parallel section that names every cut, without AutoTP's own table of models."""
     specs = [
         {"patterns": [ROW], "partition_type": "row"},
         {"patterns": [COLUMN], "partition_type": "column"},
-        # Shared by heads that the ranks part among them, so each rank knows a part of the gradient.
+        # Used by heads that are split over ranks, so each rank has a part of the gradient.
         {"patterns": [_HEAD_NORMS], "partition_type": "skip", "grad_allreduce": True},
     ]
     return {"autotp_size": size, "partition_config": {"use_default_specs": False, "layer_specs": specs}}

@@ -1,9 +1,9 @@
-"""The engine: a model under DeepSpeed ZeRO.
+"""Training engine: a model under DeepSpeed ZeRO.
 
-Promises: what cannot work or cannot fit is refused before anything is built; on CPU nothing is compiled unless asked
-for, on CUDA attention and the loss compile their kernels in the first step. DeepSpeed's own attributes are used here
-(in `_import_deepspeed` and `Engine.set_accumulation`), in `state.py`, `fragments.py`,
-`engine_loss_scale.py`, `nvme.py` and `step.py`; they are why the dependency is pinned below 0.20.
+Promises: a combination that cannot work or fit is refused before anything is built; on CPU nothing is compiled unless
+requested, on CUDA attention and the loss compile their kernels in the first step. DeepSpeed's own attributes are used
+here (in `_import_deepspeed` and `Engine.set_accumulation`), in `state.py`, `fragments.py`, `engine_loss_scale.py`,
+`nvme.py` and `step.py`; because of them the dependency is pinned below 0.20.
 """
 
 from __future__ import annotations
@@ -29,59 +29,47 @@ from pretrain.distributed.layout import layout_of
 from pretrain.distributed.process_group import Ranks, gather
 from pretrain.engine.deepspeed_config import compiles_blocks, deepspeed_config
 from pretrain.engine.extensions import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
-from pretrain.engine.gradient_sums import add_up_in_one_pass
-from pretrain.engine.nvme import hold_folder_of_files
-from pretrain.engine.state import before_update, full_shape, optimizer_of, prepare_moments, sums_at_once
-from pretrain.engine.step import never_ask, update
+from pretrain.engine.gradient_sums import accumulate_in_one_pass
+from pretrain.engine.nvme import lock_swap_folder
+from pretrain.engine.state import before_update, full_shape, optimizer_of, prepare_moments, reduces_once
+from pretrain.engine.step import skip_norm_checks, update
 from pretrain.engine.tensor_parallel import TensorParts
-from pretrain.engine.uncompiled import nothing_compiled, spare_optimizers, spared_marks
+from pretrain.engine.uncompiled import unmark_optimizers, unmarked_imports, without_compilation
 from pretrain.engine.wrapped import Wrapped
 from pretrain.model.decoder import Batch, Decoder
 from pretrain.model.flash import documents_at_most
-from pretrain.model.float8 import compute_in_8_bits
+from pretrain.model.float8 import convert_to_float8
 from pretrain.model.init import learning_rate_scale
 from pretrain.model.layers import join_projections
-from pretrain.model.sequence_parallel import share_rows
+from pretrain.model.sequence_parallel import split_sequences
 from pretrain.optim.optimizers import make_optimizer, parameter_groups
 
 Weight = Callable[[str, torch.Size], torch.Tensor]
-"""(name, shape) -> the fp32 values that a parameter starts from."""
+"""(name, shape) -> initial fp32 values of a parameter."""
 
 
 @dataclass(frozen=True)
 class Engine(Wrapped):
-    """A model under training.
-
-    Frozen in its parts, though training changes what they hold.
-    """
+    """Model under training; its parts are fixed, though training changes their contents."""
 
     @property
     def gradient_divisor(self) -> float:
-        """Accumulation steps x ranks.
-
-        By how much DeepSpeed divides the gradients that it adds up.
-        """
+        """Accumulation steps x ranks, by which DeepSpeed divides the gradients that it sums."""
         return float(self.deepspeed.gradient_accumulation_steps() * self.gradient_ranks)
 
     def set_accumulation(self, steps: int) -> None:
-        """Set how many micro batches the coming updates add up.
-
-        Between two updates only, and alike on every rank.
-        """
+        """Set the number of micro batches per update; between updates only, equal on every rank."""
         if steps == self.deepspeed.gradient_accumulation_steps():
             return
         self.deepspeed.set_train_batch_size(
             steps * self.deepspeed.train_micro_batch_size_per_gpu() * self.deepspeed.dp_world_size
         )
-        if hasattr(self.deepspeed.optimizer, "gradient_accumulation_steps"):  # what the wrapper was told at the start
+        if hasattr(self.deepspeed.optimizer, "gradient_accumulation_steps"):  # copied at the start
             self.deepspeed.optimizer.gradient_accumulation_steps = steps
-        self.deepspeed.micro_steps = 0  # an update comes when it is a multiple of the new number
+        self.deepspeed.micro_steps = 0  # DeepSpeed updates at multiples of the new number
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """A micro batch on this rank.
-
-        What is differentiated, and the nats of each token (see `Decoder.forward`).
-        """
+        """Objective and nats of each token of a micro batch on this rank (see `Decoder.forward`)."""
         rows = batch.to(self.device)
         known = (documents_at_most(batch.segments),) if self.counts_documents else ()
         return self.deepspeed(rows.tokens, rows.targets, rows.segments, rows.positions, *known)
@@ -89,11 +77,11 @@ class Engine(Wrapped):
     def backward(self, objective: torch.Tensor, targets: int, last: bool) -> None:
         """Accumulate the gradient of `objective / targets` of the global batch.
 
-        After the last micro batch of a global batch comes `update`.
+        After the last micro batch of a global batch call `update`.
         """
         self.deepspeed.backward(objective * (self.gradient_divisor / max(targets, 1)))
         if not last:
-            self.deepspeed.step()  # it counts micro batches, and computes nothing
+            self.deepspeed.step()  # counts micro batches, and computes nothing
 
     def group_names(self) -> list[str]:
         """Names of the parameter groups, ordered as `update`'s norms."""
@@ -102,9 +90,9 @@ class Engine(Wrapped):
     def update(self, factor: float, skip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Update the weights at `factor` of the peak rates, or skip.
 
-        `skip`, a scalar on the device: 1 leaves the update out (see `step.py`). Returns the same, with 1 also
-        where the gradient was not finite, and the L2 norm of the gradient before clipping, of all and then of each
-        group, on the device; the host does not wait for them.
+        `skip`, a scalar on the device, is 1 to skip the update (see `step.py`). Returns it, set to 1 also where the
+        gradient was not finite, and the L2 norms of the gradient before clipping: of all of it, then of each group.
+        Both stay on the device; the host does not wait for them.
         """
         norms = torch.stack([*before_update(self).values()])
         skipped, norm = update(self.deepspeed, factor, skip, torch.linalg.vector_norm(norms), self.clipping)
@@ -117,14 +105,14 @@ class Engine(Wrapped):
 
 
 @contextlib.contextmanager
-def foreign_errors() -> Iterator[None]:
-    """Turn mendable DeepSpeed and device errors into `PipelineError`."""
+def translated_errors() -> Iterator[None]:
+    """Turn DeepSpeed and device errors that a user can fix into `PipelineError`."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise PipelineError(
             f"the device's memory is full: {error}. Lower engine.micro_batch_size, or raise engine.zero_stage or the "
-            f"number of ranks; neither changes what is learned."
+            f"number of ranks; none of them changes what is learned."
         ) from error
     except RuntimeError as error:
         if "DeepSpeed" not in type(error).__name__ and "can't allocate memory" not in str(error):
@@ -133,8 +121,8 @@ def foreign_errors() -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ == "FailOnRecompileLimitHit":
             raise PipelineError(
-                f"torch.compile has compiled a function for as many classes of shapes as it may, and the next would "
-                f"run uncompiled: {error}. Use fewer lengths of rows, or raise torch._dynamo.config.recompile_limit."
+                f"torch.compile has reached its limit of shape classes for one function, and the next would run "
+                f"uncompiled: {error}. Use fewer row lengths, or raise torch._dynamo.config.recompile_limit."
             ) from error
         if type(error) is not Exception or "loss scale already at minimum" not in str(error):
             raise
@@ -152,9 +140,9 @@ def open_engine(
     device: torch.device,
     weight: Weight | None,
 ) -> Engine:
-    """Build the model with the weights that `weight` gives, and wrap it.
+    """Build the model with initial values from `weight`, and wrap it in DeepSpeed.
 
-    None: its state will be placed.
+    `weight` None: the state will be restored afterwards.
 
     Raises:
         PipelineError: the model does not fit, or the device's memory is full.
@@ -163,25 +151,25 @@ def open_engine(
     deepspeed = _import_deepspeed(settings, ranks, device, recipe.train.precision)
     if settings.deepspeed:
         refuse_unknown_keys(config)
-    with foreign_errors():
+    with translated_errors():
         make = functools.partial(
             Decoder, recipe.model, vocabulary_size, settings.activation_checkpointing, settings.attention
         )
         model = _build(deepspeed, config, make, weight)
         if recipe.train.precision == "fp8":
-            compute_in_8_bits(model)
+            convert_to_float8(model)
         elif settings.tensor_parallel_size == 1 and (settings.zero_stage < 3 or compiles_blocks(settings)):
             join_projections(model)
         if settings.sequence_parallel_size > 1:
-            share_rows(model, _sequence_group(ranks, settings))
+            split_sequences(model, _sequence_group(ranks, settings))
         scale = functools.partial(learning_rate_scale, config=recipe.model)
         groups = parameter_groups(model.named_parameters(), recipe.optim, full_shape, scale)
         optimizer = make_optimizer(groups, recipe.optim)
-        with contextlib.redirect_stdout(io.StringIO()), spared_marks():  # it prints
+        with contextlib.redirect_stdout(io.StringIO()), unmarked_imports():  # it prints
             wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if hasattr(wrapped.optimizer, "bf16_groups"):
-        add_up_in_one_pass(wrapped.optimizer)
-    if ranks.world_size == 1 and sums_at_once(wrapped):
+        accumulate_in_one_pass(wrapped.optimizer)
+    if ranks.world_size == 1 and reduces_once(wrapped):
         wrapped.enable_backward_allreduce = False  # a sum over one rank, for three passes over all gradients
     _compile(wrapped, model, settings)
     tensor_ranks = settings.tensor_parallel_size
@@ -196,26 +184,23 @@ def open_engine(
     return engine
 
 
-class _Noting(dict[str, Any]):
-    """A dictionary that notes which of its keys were asked for.
-
-    A copy is the same one.
-    """
+class _KeyRecorder(dict[str, Any]):
+    """Dictionary that records which of its keys are read; a copy is the same object."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)
-        self.asked: set[str] = set()
+        self.read: set[str] = set()
 
-    def __copy__(self) -> _Noting:
+    def __copy__(self) -> _KeyRecorder:
         return self
 
     def __getitem__(self, key: str) -> Any:
-        self.asked.add(key)
+        self.read.add(key)
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """As a dictionary's."""
-        self.asked.add(key)
+        """Value of a key, which is recorded as read."""
+        self.read.add(key)
         return super().get(key, default)
 
 
@@ -228,21 +213,21 @@ def refuse_unknown_keys(config: Mapping[str, Any]) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
     from pydantic import ValidationError
 
-    noting = _Noting(config)
+    recorder = _KeyRecorder(config)
     try:
-        DeepSpeedConfig(noting)
+        DeepSpeedConfig(recorder)
     except ValidationError as error:
         faults = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors(include_url=False)]
-        told = "; ".join(f"{place}: {message}" for place, message in faults)
-        raise ConfigError(f"engine.deepspeed: DeepSpeed refuses ({error.title}) {told}") from None
+        listed = "; ".join(f"{place}: {message}" for place, message in faults)
+        raise ConfigError(f"engine.deepspeed: DeepSpeed refuses ({error.title}) {listed}") from None
     except (AssertionError, TypeError, ValueError) as error:
         raise ConfigError(f"engine.deepspeed: DeepSpeed refuses: {error}") from None
-    if unknown := sorted(set(config) - noting.asked):
+    if unknown := sorted(set(config) - recorder.read):
         raise ConfigError(f"engine.deepspeed: this DeepSpeed knows no key {', '.join(unknown)}; correct or remove it")
 
 
 def _compile(wrapped: Any, model: Decoder, settings: EngineConfig) -> None:
-    """Compile the model, or each block inside DeepSpeed's hooks."""
+    """Compile the model, or each block within DeepSpeed's hooks."""
     if compiles_blocks(settings):
         for block in model.model.layers:
             block.forward = torch.compile(block.forward)
@@ -251,10 +236,7 @@ def _compile(wrapped: Any, model: Decoder, settings: EngineConfig) -> None:
 
 
 def _sequence_group(ranks: Ranks, settings: EngineConfig) -> Any:
-    """The ranks that share rows with this one.
-
-    Every rank takes part in forming every group.
-    """
+    """Process group that shares rows with this rank; every rank helps to form every group."""
     tensor, sequence = settings.tensor_parallel_size, settings.sequence_parallel_size
     mine = None
     for first in range(0, ranks.world_size, tensor * sequence):
@@ -275,10 +257,7 @@ def _tensor_parts(ranks: Ranks, settings: EngineConfig) -> TensorParts:
 
 
 def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device, precision: str) -> Any:
-    """Import DeepSpeed quietly, and choose extensions to build.
-
-    It builds one for gloo unless it is told not to.
-    """
+    """Import DeepSpeed quietly and build the extensions that the settings need."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -291,14 +270,14 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
         fault = ""
         if ranks.local_rank == 0 and settings.nvme_path:
             try:
-                hold_folder_of_files(Path(settings.nvme_path).absolute())
+                lock_swap_folder(Path(settings.nvme_path).absolute())
             except PipelineError as error:
                 fault = str(error)
-        if faults := [told for told in gather(fault) if told]:  # every rank leaves, and none waits for the first
+        if faults := [found for found in gather(fault) if found]:  # every rank stops, so none waits for the first
             raise PipelineError(faults[0])
         build_async_io(ranks, settings.extension_build_seconds, device.type)
-    spare_optimizers()
-    with spared_marks(), nothing_compiled():
+    unmark_optimizers()
+    with unmarked_imports(), without_compilation():
         import deepspeed
         import deepspeed.ops
         import deepspeed.runtime.zero.muon.muon_optimizer
@@ -306,22 +285,19 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
         from deepspeed.runtime.zero import stage3, stage_1_and_2
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # Its memory report at each start collects garbage six times: 1.5 s here, for lines that nobody asked for.
+    # Its memory report at each start collects garbage six times: 1.5 s here, for unused lines.
     vars(bf16_optimizer)["see_memory_usage"] = lambda message, force=False: None
-    never_ask((bf16_optimizer, stage_1_and_2, stage3), utils.is_invalid_grad_norm, precision)
-    # Setting the table also spares the compiler probes by which DeepSpeed would fill it.
+    skip_norm_checks((bf16_optimizer, stage_1_and_2, stage3), utils.is_invalid_grad_norm, precision)
+    # Setting the table also avoids the compiler probes with which DeepSpeed would fill it.
     vars(deepspeed.ops)["__compatible_ops__"] = {SHARED_MEMORY_OP: built, ASYNC_IO_OP: in_files}
-    # Now, not within `initialize`: building a model at stage 3 already asks for the number of ranks.
+    # Before `initialize`: building a model at stage 3 already needs the number of ranks.
     with contextlib.redirect_stdout(io.StringIO()):
         deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl", verbose=False)
     return deepspeed
 
 
 class _Unfilled(TorchFunctionMode):
-    """Modules leave their parameters as memory was.
-
-    Drawing what is replaced costs 6 s a thousand million numbers.
-    """
+    """Skip torch's initialisation of parameters, which costs 6 s per billion and is overwritten."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(function, "__module__", None) == "torch.nn.init":
@@ -330,16 +306,13 @@ class _Unfilled(TorchFunctionMode):
 
 
 def _build(deepspeed: Any, config: dict[str, Any], make: Callable[[], Decoder], weight: Weight | None) -> Decoder:
-    """The model with its starting weights.
-
-    At stage 3 no rank ever holds more than one whole parameter of them.
-    """
+    """Model with its initial weights; at stage 3 a rank holds at most one whole parameter at a time."""
     cut = config["zero_optimization"]["stage"] == 3
     with deepspeed.zero.Init(config_dict_or_path=config) if cut else contextlib.nullcontext(), _Unfilled():
         model = make()
     named = list(model.named_parameters())
     if weight is not None and cut:
-        _draw_in_turn(deepspeed, named, weight)
+        _draw_and_broadcast(deepspeed, named, weight)
     elif weight is not None:
         with torch.no_grad():
             for name, parameter in named:
@@ -347,10 +320,10 @@ def _build(deepspeed: Any, config: dict[str, Any], make: Callable[[], Decoder], 
     return model
 
 
-def _draw_in_turn(deepspeed: Any, named: list[tuple[str, nn.Parameter]], weight: Weight) -> None:
+def _draw_and_broadcast(deepspeed: Any, named: list[tuple[str, nn.Parameter]], weight: Weight) -> None:
     """Draw this rank's parameters, and broadcast each in turn."""
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    ordered = sorted(named, key=lambda pair: -full_shape(pair[1]).numel())  # alike in size: none waits long
+    ordered = sorted(named, key=lambda pair: -full_shape(pair[1]).numel())  # similar in size: none waits long
     for first in range(0, len(ordered), ranks):
         turn = ordered[first : first + ranks]
         drawn = weight(turn[rank][0], full_shape(turn[rank][1])) if rank < len(turn) else None

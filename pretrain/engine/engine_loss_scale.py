@@ -1,14 +1,14 @@
 """Loss scale of fp16 in checkpoints.
 
-Gradients are multiplied by a scale so that small ones do not vanish in fp16 (arXiv:1710.03740). It is found while
-training: halved after gradients that overflow (the first of them is forgiven), doubled after a row of steps without.
+Gradients are multiplied by a scale so that small ones do not vanish in fp16 (arXiv:1710.03740). Training adjusts it:
+halved after an overflow of the gradients (the first one is ignored), doubled after a series of steps without one.
 
     {"scale": 32768.0, "step": 140, "last_overflow": 121, "hysteresis": 1}
 
-`step` counts the updates that were tried, `last_overflow` is the number of the last that overflowed (-1: none did),
-`hysteresis` how many overflows are borne before the scale is halved, plus one. Promise: a run that goes on, at any ZeRO
-stage and number of ranks, tries the scales and leaves out the steps of one that was never stopped. DeepSpeed's own
-attributes that this needs: those of its `DynamicLossScaler`, which every rank holds alike.
+`step` counts attempted updates, `last_overflow` is the number of the last one that overflowed (-1: none), `hysteresis`
+the overflows tolerated before the scale is halved, plus one. Promise: a resumed run, at any ZeRO stage and number of
+ranks, uses the same scales and skips the same steps as an uninterrupted one. DeepSpeed's own attributes used here are
+those of its `DynamicLossScaler`, equal on every rank.
 """
 
 from __future__ import annotations
@@ -33,10 +33,7 @@ def loss_scale_of(engine: Engine) -> dict[str, float] | None:
 
 
 def restore_loss_scale(engine: Engine, values: dict[str, float] | None) -> None:
-    """Go on with the search where `loss_scale_of` found it.
-
-    With none it begins anew.
-    """
+    """Restore the scale that `loss_scale_of` returned; None leaves it at its initial value."""
     scaler = _scaler(engine)
     if scaler is None or values is None:
         return
@@ -45,9 +42,6 @@ def restore_loss_scale(engine: Engine, values: dict[str, float] | None) -> None:
 
 
 def _scaler(engine: Engine) -> Any:
-    """DeepSpeed's, where it searches.
-
-    Other precisions have one that stays at 1, or none.
-    """
+    """DeepSpeed's dynamic loss scaler, or None: other precisions have a constant one or none."""
     scaler = getattr(engine.deepspeed.optimizer, "loss_scaler", None)
     return scaler if getattr(scaler, "dynamic", False) else None

@@ -1,9 +1,9 @@
 """Builds of DeepSpeed's C++ extensions, with a time limit.
 
-A killed build leaves a lock file, and the next start waits for it for ever; two builds at once break each other. So:
-one process of this node builds, before any rank needs the result, in a folder of its own for this torch and Python,
-under an operating-system lock that dies with its owner, with a time limit. A lock file found while we hold that lock
-belongs to a dead builder and is dropped.
+A killed build leaves a lock file for which the next start would wait for ever, and concurrent builds break each other.
+So one process per node builds, before any rank needs the result, in a folder for this torch and Python, under an
+operating-system lock that ends with its owner, with a time limit. A lock file found under that lock belongs to a dead
+builder and is removed.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ get_accelerator().create_op_builder("{builder}").load(verbose=False)
 def build_shared_memory(ranks: Ranks, limit_seconds: float) -> bool:
     """Build shared-memory collectives once per node; return success. Collective.
 
-    A failure costs speed and no result, so it is told as a warning.
+    A failure only costs speed, so it is a warning.
     """
     folder = extension_folder()
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
     built = build(folder, limit_seconds) if ranks.local_rank == 0 else True
     if not (everywhere := all(gather(built))):
-        get_logger(__name__).warning("training goes on without shared-memory collectives: slower, with the same result")
+        get_logger(__name__).warning(
+            "training continues without shared-memory collectives: slower, with the same result"
+        )
     return everywhere
 
 
@@ -72,10 +74,7 @@ def extension_folder() -> Path:
 
 
 def build(folder: Path, limit_seconds: float, op: str = SHARED_MEMORY_OP, device: str = "cpu") -> bool:
-    """Build, or find built, in `folder`.
-
-    False when it fails or takes longer than the limit.
-    """
+    """Build an extension in `folder`, or find it built; False if that fails or exceeds the time limit."""
     log = get_logger(__name__)
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -84,7 +83,7 @@ def build(folder: Path, limit_seconds: float, op: str = SHARED_MEMORY_OP, device
             log.warning("another process (%s) has been building in %s for %.0f s", builder, folder, limit_seconds)
             return False
         for lock in sorted(folder.glob("*/lock")):
-            log.warning("%s: dropped; it was left by a build that died", lock)
+            log.warning("%s: removed; a build that died left it", lock)
             lock.unlink(missing_ok=True)
         log.info("building DeepSpeed's extension %s in %s (minutes, the first time)", op, folder)
         environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(folder), "DS_ACCELERATOR": device}

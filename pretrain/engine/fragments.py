@@ -1,13 +1,13 @@
 """Fragments: this rank's part of the training state.
 
 A *fragment* is a stretch of one parameter, flattened row-major: its fp32 "master" and the optimizer's moments. Over all
-ranks the fragments of a parameter cover it once. What a rank owns at each ZeRO stage (arXiv:1910.02054):
+ranks the fragments of a parameter cover it once. A rank owns, by ZeRO stage (arXiv:1910.02054):
 
-    0       all of it on every rank; for saving each takes an equal share of every parameter
-    1, 2    where DeepSpeed's flat partition of this rank overlaps the parameter
-    3       piece `rank` of equal pieces, without the padding behind the last one
+    0       everything; for saving, each rank takes an equal share of every parameter
+    1, 2    the overlap of DeepSpeed's flat partition of this rank with the parameter
+    3       piece `rank` of equal pieces, without the padding after the last one
 
-Promise: what `copy_to_host` took, `place_fragments` restores bit for bit. Price of a copy: one pass over 12 bytes a
+Promise: `place_fragments` restores what `copy_to_host` copied bit for bit. Price of a copy: one pass over 12 bytes per
 parameter (AdamW), divided by the ranks.
 """
 
@@ -36,7 +36,7 @@ MASTER = "master"
 
 @dataclass(frozen=True)
 class Owned:
-    """A fragment's place and state."""
+    """Place and state of a fragment."""
 
     name: str
     start: int
@@ -47,17 +47,15 @@ class Owned:
 
 
 def local_state(engine: Engine) -> Iterator[Owned]:
-    """This rank's state, not copied, without other ranks.
+    """This rank's state, not copied; collective only under tensor parallelism.
 
-    Tensor parallelism alone asks others.
-
-    There a rank's part of a matrix is no stretch of it: wholes are gathered one by one, and each rank takes a share.
-    Each fragment holds until the next is asked for: what lies in files is brought in for it.
+    A tensor rank's part of a matrix is not a contiguous stretch of it, so whole matrices are gathered one by one, and
+    each rank takes a share. A fragment is valid until the next one is requested, because state in files is read for it.
     """
     if engine.tensor_parts.size > 1:
-        yield from (_share(name, tensors) for name, tensors in full_state(engine))
+        yield from (_equal_share(name, tensors) for name, tensors in full_state(engine))
     elif engine.zero_stage == 0:
-        yield from (_share(fragment.name, tensors) for fragment, tensors in _owned(engine))
+        yield from (_equal_share(fragment.name, tensors) for fragment, tensors in _owned(engine))
     else:
         yield from (Owned(part.name, part.start, part.count, tensors) for part, tensors in _owned(engine))
 
@@ -65,8 +63,8 @@ def local_state(engine: Engine) -> Iterator[Owned]:
 def host_buffers(fragments: Sequence[Owned], pinned: bool, folder: Path | None = None) -> list[Owned]:
     """Host memory for a copy of these fragments, already touched.
 
-    `pinned`: page-locked, so that a GPU copies into it at the full speed of its bus. `folder`: its pages may leave
-    memory for a file there, which has no name and goes with the process; for state that memory has no room for.
+    `pinned`: page-locked, so that a GPU copies into it at the full speed of its bus. `folder`: the system may page it
+    out to an unnamed file there, which disappears with the process; for state that does not fit in memory.
 
     Raises:
         StorageError: the disk of `folder` is full.
@@ -87,11 +85,9 @@ def host_buffers(fragments: Sequence[Owned], pinned: bool, folder: Path | None =
 
 
 def copy_to_host(fragments: Iterable[Owned], buffers: Sequence[Owned]) -> None:
-    """Copy the fragments into the room that `host_buffers` made of them.
+    """Copy the fragments into the buffers of `host_buffers`; complete on return.
 
-    When it returns all is there.
-
-    In host memory by one thread: 10 GB/s, where torch's threads wait for each other as soon as cores are shared.
+    Host memory is copied by one thread (10 GB/s), because torch's threads wait for each other on shared cores.
     """
     on_device = False
     for fragment, buffer in zip(fragments, buffers, strict=True):
@@ -110,10 +106,10 @@ def copy_to_host(fragments: Iterable[Owned], buffers: Sequence[Owned]) -> None:
 def place_fragments(engine: Engine, read: ReadStretch, step: int) -> None:
     """Set an engine's state after `step` updates, by ranges. Collective.
 
-    `bring_up` must follow, unless the model holds the same weights already: those in files it must hold.
+    `refresh_parameters` must follow, unless the model holds the same weights already, as it must for those in files.
 
     Raises:
-        CheckpointError: `read` gives other moments than this optimizer keeps.
+        CheckpointError: `read` returns other moments than this optimizer keeps.
     """
     prepare_moments(engine, step)
     parameters = dict(engine.parameters())
@@ -130,21 +126,19 @@ def place_fragments(engine: Engine, read: ReadStretch, step: int) -> None:
             parameters[fragment.name].ds_tensor.data[: fragment.count].copy_(values[MASTER])
 
 
-def bring_up(engine: Engine) -> None:
-    """Make every rank's parameters those of the masters that `place_fragments` gave; collective."""
+def refresh_parameters(engine: Engine) -> None:
+    """Copy the masters of `place_fragments` to every rank's parameters. Collective."""
     optimizer = engine.deepspeed.optimizer
     if engine.zero_stage in (1, 2):
         optimizer.update_lp_params()
     elif engine.zero_stage == 3:
-        _refresh(optimizer)
+        _refresh_gathered(optimizer)
 
 
-def _refresh(optimizer: Any) -> None:
-    """Throw away what DeepSpeed made of the weights before these.
+def _refresh_gathered(optimizer: Any) -> None:
+    """Discard DeepSpeed's copies of the previous weights: small whole parameters and hpZ's second copies.
 
-    Whole small ones, and the second copies of hpZ.
-
-    The copies last: while there is one, to part a whole weight leaves it alone; without one a stale one is made anew.
+    In this order: while a second copy exists, partitioning a whole weight leaves it alone; afterwards it is remade.
     """
     small = optimizer.persistent_parameters
     if small:
@@ -164,8 +158,8 @@ def _owned(engine: Engine) -> Iterator[tuple[Fragment, dict[str, torch.Tensor]]]
                 yield fragment, {kind: fragment.place(values.detach()) for kind, values in flats.items()}
 
 
-def _share(name: str, tensors: Mapping[str, torch.Tensor]) -> Owned:
-    """This rank's equal share of a parameter that every rank holds whole."""
+def _equal_share(name: str, tensors: Mapping[str, torch.Tensor]) -> Owned:
+    """Equal share, for this rank, of a parameter that every rank holds whole."""
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     elements = tensors[MASTER].numel()
     size = -(-elements // ranks)

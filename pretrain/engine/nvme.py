@@ -1,11 +1,11 @@
 """Optimizer state on NVMe (ZeRO-Infinity, arXiv:2104.07857).
 
-At stage 3 with `offload_optimizer = "nvme"` DeepSpeed keeps masters and moments in files below `engine.nvme_path`, a
-sub-group of parameters each; one of less than 1 MiB stays in host memory. Between updates the tensors that stand for
-them are *empty*: whoever makes moments of their shape gives torch's fused AdamW a moment of no elements beside a master
-of millions, and it reads beyond (a segmentation fault). So all that looks at state does so in `in_memory`.
+At stage 3 with `offload_optimizer = "nvme"` DeepSpeed keeps masters and moments in files below `engine.nvme_path`, one
+sub-group of parameters each; a sub-group below 1 MiB stays in host memory. Between updates the tensors that represent
+them are *empty*: moments made from their shape would give torch's fused AdamW a moment without elements for a master of
+millions, which it would read out of bounds (a segmentation fault). So all access to state happens within `in_memory`.
 
-DeepSpeed's own attributes that this needs: `swap_optimizer`, `_swappable_optimizer_subgroup`,
+DeepSpeed's own attributes used here: `swap_optimizer`, `_swappable_optimizer_subgroup`,
 `_optimizer_states_and_gradient_swap_in` and `_out`, `norm_for_param_grads` and `get_param_id` of its stage 3.
 """
 
@@ -40,8 +40,8 @@ def in_files(engine: Wrapped, index: int) -> bool:
 def in_memory(engine: Wrapped, index: int) -> Iterator[None]:
     """Hold the state of flat `index` in memory, then write back.
 
-    Costs nothing where it lies in memory; else a read and a write of 12 bytes a parameter. A gradient that waits for
-    its update would be lost.
+    Free where the state is in memory anyway; else a read and a write of 12 bytes per parameter. A gradient that has not
+    been applied yet would be lost.
     """
     if not in_files(engine, index):
         yield
@@ -63,11 +63,11 @@ def gradient_norms_of(engine: Wrapped, index: int) -> list[torch.Tensor]:
 
 
 @functools.cache
-def hold_folder_of_files(folder: Path) -> None:
-    """Keep a folder of swap files to this process, until it ends.
+def lock_swap_folder(folder: Path) -> None:
+    """Lock a folder of swap files for this process, until it ends.
 
     Raises:
-        PipelineError: another process has it, or it cannot be held.
+        PipelineError: another process holds it, or it cannot be locked.
     """
     try:
         holder = _HELD.enter_context(held(folder / _LOCK_FILE, f"process {os.getpid()}"))
@@ -75,6 +75,6 @@ def hold_folder_of_files(folder: Path) -> None:
         raise PipelineError(f"engine.nvme_path = {str(folder)!r} cannot be used: {error}") from error
     if holder is not None:
         raise PipelineError(
-            f"engine.nvme_path = {str(folder)!r} is in use by another run on this node ({holder}), whose files have "
-            "the same names; give each run a folder of its own"
+            f"engine.nvme_path = {str(folder)!r} is in use by another run on this node ({holder}), whose files would "
+            "have the same names; give each run its own folder"
         )

@@ -1,9 +1,9 @@
 """Master weights, moments and gradients, at any ZeRO stage.
 
-Promise: what `full_state` gives, `place_fragments` restores bit for bit, at any stage and number of ranks, for every
-optimizer of `optim.py`. All of it goes by `fragments`; what lies in files is looked at `in_memory`. DeepSpeed's own
-attributes that this needs appear in `_group`, `_group_of`, `_flats`, `_lying`, `_gradients` and `prepare_moments`; they
-are why it is pinned below 0.20.
+Promise: `place_fragments` restores what `full_state` returned bit for bit, at any stage and number of ranks, for every
+optimizer of `optimizers.py`. Both rely on `fragments`; state in files is read within `in_memory`. DeepSpeed's own
+attributes are used in `_group`, `_group_of`, `_flats`, `_fragments_of`, `_gradients` and `prepare_moments`; because of
+them it is pinned below 0.20.
 """
 
 from __future__ import annotations
@@ -25,39 +25,33 @@ if TYPE_CHECKING:
 
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:
-    """The full shape.
-
-    ZeRO-3 keeps it apart, as each rank holds a piece.
-    """
+    """Full shape, which ZeRO-3 keeps separately because each rank holds a piece."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def optimizer_of(engine: Wrapped) -> torch.optim.Optimizer:
-    """The optimizer that we gave, inside DeepSpeed's wrapper."""
+    """Torch optimizer inside DeepSpeed's wrapper."""
     optimizer = engine.deepspeed.optimizer
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def sums_at_once(deepspeed: Any) -> bool:
+def reduces_once(deepspeed: Any) -> bool:
     """Return whether stage 1 sums whole gradients after the backward pass.
 
-    True at stage 0, and of its other class for stage 1, where gradient sums are fp32.
+    True at stage 0, and for DeepSpeed's other class of stage 1, whose gradient sums are fp32.
     """
     return deepspeed.zero_optimization_stage() == 0 or hasattr(deepspeed.optimizer, "bf16_groups")
 
 
 def _group(engine: Wrapped) -> Any:
-    """The ranks among which ZeRO cuts.
-
-    None at stage 0, where it cuts nothing.
-    """
+    """Process group over which ZeRO partitions; None at stage 0, which partitions nothing."""
     return engine.deepspeed.optimizer.dp_process_group if engine.zero_stage > 0 else None
 
 
 def _group_of(engine: Wrapped, parameter: nn.Parameter) -> Any:
-    """The ranks among which ZeRO cuts this parameter.
+    """Process group over which ZeRO partitions this parameter.
 
-    With tensor ranks, stage 3 cuts what all hold alike among all.
+    With tensor parallelism, stage 3 partitions what all ranks hold alike over all of them.
     """
     return parameter.ds_process_group if engine.zero_stage == 3 else _group(engine)
 
@@ -68,7 +62,7 @@ def fragments(engine: Wrapped) -> list[tuple[torch.Tensor, dict[str, Any], list[
     Every rank has the same tensors in the same order; one may hold nothing, or zeros after its last fragment.
     """
     names = {parameter: name for name, parameter in engine.parameters()}
-    return [(flat, group, list(_lying(engine, flat, members, names))) for flat, group, members in _flats(engine)]
+    return [(flat, group, list(_fragments_of(engine, flat, members, names))) for flat, group, members in _flats(engine)]
 
 
 def _flats(engine: Wrapped) -> Iterator[tuple[torch.Tensor, dict[str, Any], list[nn.Parameter]]]:
@@ -85,7 +79,7 @@ def _flats(engine: Wrapped) -> Iterator[tuple[torch.Tensor, dict[str, Any], list
             yield flat, groups[zero.sub_group_to_group_id[index]], members
 
 
-def _lying(
+def _fragments_of(
     engine: Wrapped, flat: torch.Tensor, members: list[nn.Parameter], names: dict[nn.Parameter, str]
 ) -> Iterator[Fragment]:
     offset = 0
@@ -108,11 +102,9 @@ def _lying(
 
 
 def full_state(engine: Wrapped) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """Each parameter's name, its whole fp32 "master", and its moments by name.
+    """Name of each parameter, with its whole fp32 "master" and moments (see `parameter_groups`).
 
-    See `parameter_groups`.
-
-    Collective: every rank must walk through all of it, one parameter at a time.
+    Collective: every rank must iterate over all of it, one parameter at a time.
     """
     state, places = optimizer_of(engine).state, _places(engine)
     for name, parameter in engine.parameters():
@@ -127,7 +119,7 @@ def full_state(engine: Wrapped) -> Iterator[tuple[str, dict[str, torch.Tensor]]]
 
 
 def _places(engine: Wrapped) -> dict[str, tuple[int, torch.Tensor, dict[str, Any], Fragment | None]]:
-    """Flat, number, group and local fragment of each parameter."""
+    """Index, flat, group and local fragment of each parameter."""
     names = {parameter: name for name, parameter in engine.parameters()}
     places = {}
     for index, ((_, _, lying), (flat, group, members)) in enumerate(
@@ -141,13 +133,15 @@ def _places(engine: Wrapped) -> dict[str, tuple[int, torch.Tensor, dict[str, Any
 def prepare_moments(engine: Wrapped, step: int) -> None:
     """Create zero moments as after `step` updates. Collective.
 
-    Also at the start of a run: DeepSpeed links parameters to their moments after the update of its *first* group of
-    parameters, when those of the other groups do not exist yet, and never again. Muon learns here how ZeRO cut it.
+    Needed at the start of a run too: DeepSpeed links parameters to their moments only once, after the update of its
+    *first* parameter group, when those of other groups do not exist yet. Muon learns here how ZeRO cut its matrices.
     """
     optimizer = optimizer_of(engine)
     for index, (flat, group, _) in enumerate(_flats(engine)):
         with in_memory(engine, index):
-            known = optimizer.state[flat] if in_files(engine, index) else {}  # their files go by these very tensors
+            known = (
+                optimizer.state[flat] if in_files(engine, index) else {}
+            )  # DeepSpeed finds their files by these very tensors
             moments = {moment: known.get(moment, torch.zeros_like(flat)).zero_() for moment in group["moments"]}
             if group["kind"] == "adamw":
                 moments["step"] = torch.tensor(float(step), dtype=torch.float32, device=flat.device)
@@ -172,8 +166,8 @@ def _sharings(engine: Wrapped) -> dict[torch.Tensor, Sharing]:
 def gradient_norms(engine: Wrapped) -> dict[str, torch.Tensor]:
     """Gradient L2 norm of each group, fp32 scalars on device.
 
-    To be asked between the last backward and the update, when DeepSpeed has added the gradients up and not yet freed
-    them; collective, one small sum over the ranks, and never waits for the device.
+    Valid between the last backward pass and the update, while DeepSpeed holds the summed gradients. Collective: one
+    small sum over the ranks, without a host sync.
     """
     groups = [group["name"] for group in optimizer_of(engine).param_groups]
     squares = torch.zeros(len(groups), dtype=torch.float64, device=engine.device)
@@ -188,7 +182,7 @@ def gradient_norms(engine: Wrapped) -> dict[str, torch.Tensor]:
 
 
 def _gradients(engine: Wrapped) -> Iterator[tuple[dict[str, Any], list[torch.Tensor]]]:
-    """Gradients that this rank updates with and counts, by flat."""
+    """Gradients, by flat, that this rank updates with and counts in norms."""
     zero = engine.deepspeed.optimizer
     averaged = getattr(zero, "averaged_gradients", {})
     if hasattr(zero, "fp32_groups_gradient_flat_partition"):
@@ -197,9 +191,12 @@ def _gradients(engine: Wrapped) -> Iterator[tuple[dict[str, Any], list[torch.Ten
         if in_files(engine, index):
             yield group, gradient_norms_of(engine, index)
         elif averaged.get(index) is not None:
-            yield group, _counted(engine, [gradient for gradient in averaged[index] if gradient is not None], lying)
-        elif flat.grad is not None:  # stage 0, and optimizer state that is kept in host memory
-            yield group, _counted(engine, [flat.grad], lying)
+            yield (
+                group,
+                _counting_gradients(engine, [gradient for gradient in averaged[index] if gradient is not None], lying),
+            )
+        elif flat.grad is not None:  # stage 0, and optimizer state in host memory
+            yield group, _counting_gradients(engine, [flat.grad], lying)
 
 
 def _ranks_of_norms(engine: Wrapped) -> list[Any]:
@@ -211,13 +208,11 @@ def _ranks_of_norms(engine: Wrapped) -> list[Any]:
     return [engine.tensor_parts.group] if engine.zero_stage == 0 else [_group(engine), engine.tensor_parts.group]
 
 
-def _counted(engine: Wrapped, gradients: list[torch.Tensor], lying: list[Fragment]) -> list[torch.Tensor]:
-    """Those of a flat that count in sums over all ranks.
+def _counting_gradients(engine: Wrapped, gradients: list[torch.Tensor], lying: list[Fragment]) -> list[torch.Tensor]:
+    """Gradients of a flat that count in sums over all ranks; tensor ranks' duplicates count on the first.
 
-    What the tensor ranks hold alike counts on the first of them.
-
-    Stage 3 cuts what they hold alike among all ranks, but the biases of matrices that are cut by input: those it cuts
-    among the data ranks, so that each tensor rank holds the same parts of them.
+    Stage 3 partitions parameters that tensor ranks hold alike over all ranks, except the biases of matrices cut by
+    input: those it partitions over the data ranks, so that each tensor rank holds the same parts of them.
     """
     parts = engine.tensor_parts
     if parts.rank == 0:
@@ -239,12 +234,7 @@ def _counted(engine: Wrapped, gradients: list[torch.Tensor], lying: list[Fragmen
 
 
 def before_update(engine: Wrapped) -> dict[str, torch.Tensor]:
-    """Clip what DeepSpeed does not.
-
-    The part of a Muon run that AdamW updates; returns `gradient_norms`.
-
-    Collective, before `deepspeed.step`.
-    """
+    """Return `gradient_norms`, and clip the part of a Muon run that AdamW updates. Collective."""
     norms, optimizer = gradient_norms(engine), optimizer_of(engine)
     if isinstance(optimizer, Muon):
         optimizer.clip(norms)

@@ -1,15 +1,15 @@
-"""An optimizer step that can be skipped without a host-device sync.
+"""Optimizer step that can be skipped without a host-device sync.
 
-Promise: an update that is left out changes no bit of a weight or a moment, at any ZeRO stage. It is left out where the
-caller says so, and where the norm of the whole gradient is not finite. DeepSpeed computes that norm before the first
-group of parameters is touched, so no group is updated beside one that is not.
+Promise: a skipped update changes no bit of a weight or moment, at any ZeRO stage. An update is skipped where the caller
+requests it, and where the norm of the whole gradient is not finite. DeepSpeed computes that norm before it touches the
+first parameter group, so either all groups are updated or none.
 
-How: optimizers that know mixed precision read a tensor `found_inf` (torch's protocol of `GradScaler`). It is set where
-the parameters lie, so CUDA is never waited for unless they are offloaded: then each call of the optimizer waits once.
-Gradients are clipped here too, by a factor on the device: DeepSpeed would ask the host whether they exceed their bound.
-So would it ask whether a norm is valid; `never_ask` answers that, in every precision but fp16, whose loss scale follows
-from the answer. `tests/pretrain/engine/test_host_waits.py` counts what is asked. DeepSpeed's own names that this needs:
-`_global_grad_norm` of its engine and of its optimizers, and `is_invalid_grad_norm` in the modules of these.
+Mechanism: optimizers for mixed precision read a tensor `found_inf` (torch's `GradScaler` protocol). It is placed on the
+parameters' device, so the host waits for CUDA only if they are offloaded: then once per call of the optimizer.
+Gradients are clipped here too, by a factor on the device, because DeepSpeed would compare the norm with its bound on
+the host. It would also check there whether a norm is valid; `skip_norm_checks` prevents that in every precision but
+fp16, whose loss scale depends on the result. `tests/pretrain/engine/test_host_waits.py` counts host syncs. DeepSpeed's
+own names used here: `_global_grad_norm` of its engine and optimizers, and `is_invalid_grad_norm` in their modules.
 """
 
 from __future__ import annotations
@@ -21,16 +21,14 @@ from typing import Any
 import torch
 
 Skip = torch.Tensor
-"""A scalar on the device, fp32: 1 leaves the update out."""
+"""Fp32 scalar on the device: 1 skips the update."""
 _ABOVE_ZERO = 1e-6  # added to a norm before it divides, as DeepSpeed and torch do
 
 
-def never_ask(modules: Iterable[Any], real: Callable[[Any], bool], precision: str) -> None:
-    """Make DeepSpeed take every norm for valid, except in fp16.
+def skip_norm_checks(modules: Iterable[Any], real: Callable[[Any], bool], precision: str) -> None:
+    """Make DeepSpeed accept every norm without a host sync, except in fp16.
 
-    So the host never waits to learn it.
-
-    It holds for this process, until the next engine is opened.
+    Applies to this process until the next engine is opened.
     """
     for module in modules:
         vars(module)["is_invalid_grad_norm"] = real if precision == "fp16" else (lambda norm: False)
@@ -43,14 +41,14 @@ def update(
 
     Args:
         deepspeed: the `DeepSpeedEngine`, after the backward pass of the last micro batch.
-        factor: share of its highest rate that each group learns at.
-        skip: the caller's word.
+        factor: share of each group's peak learning rate.
+        skip: the caller's request.
         whole: the norm of the whole gradient over all ranks, for stage 0, where DeepSpeed computes none.
-        clipping: the largest norm that is learned from in full; 0 clips nothing.
+        clipping: the norm above which gradients are scaled down; 0: never.
 
     Returns:
-        1 where the update was left out, and the norm of the whole gradient before clipping (infinite or NaN where a
-        part of it is); scalars on the device.
+        1 where the update was skipped, and the norm of the whole gradient before clipping (infinite or NaN where a part
+        of it is); scalars on the device.
     """
     wrapper = deepspeed.optimizer
     optimizer = getattr(wrapper, "optimizer", wrapper)
@@ -62,37 +60,34 @@ def update(
 
     def norm() -> torch.Tensor:
         value = torch.as_tensor(keeper._global_grad_norm, device=skip.device).reshape(())  # fp64 at stage 3
-        return torch.where(value < 0, torch.inf, value)  # DeepSpeed gives -1 for a norm that is not finite
+        return torch.where(value < 0, torch.inf, value)  # DeepSpeed returns -1 for a norm that is not finite
 
-    def left_out() -> Skip:
+    def skipped() -> Skip:
         return torch.maximum(skip, (~torch.isfinite(norm())).float())
 
-    with _told(optimizer, left_out, norm, clipping):
+    with _skip_and_clip(optimizer, skipped, norm, clipping):
         deepspeed.step()
-    return left_out(), norm().float()
+    return skipped(), norm().float()
 
 
 @contextlib.contextmanager
-def _told(
-    optimizer: Any, left_out: Callable[[], Skip], norm: Callable[[], torch.Tensor], clipping: float
+def _skip_and_clip(
+    optimizer: Any, skipped: Callable[[], Skip], norm: Callable[[], torch.Tensor], clipping: float
 ) -> Iterator[None]:
-    """Tell the optimizer on the device, just before it computes.
+    """Set `found_inf` and clip gradients just before the optimizer computes, when the norm is known."""
 
-    By then the norm is known; and clip its gradients.
-    """
-
-    def tell(*_: Any) -> None:
+    def prepare(*_: Any) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        # Offloaded parameters lie on the host. Torch would move the word there without waiting, and read it at once:
-        # the step before's, or none. On the device's own parameters this copies nothing.
-        place = parameters[0].device if parameters else left_out().device
-        optimizer.found_inf = left_out().to(place)
+        # Offloaded parameters are on the host. Torch would copy the flag there without waiting and read it at once,
+        # so it would see an old value. For parameters on the device this copies nothing.
+        place = parameters[0].device if parameters else skipped().device
+        optimizer.found_inf = skipped().to(place)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if clipping and gradients:
             over = ((norm() + _ABOVE_ZERO) / clipping).clamp(min=1.0)
             torch._foreach_mul_(gradients, over.reciprocal().to(place))
 
-    hook = optimizer.register_step_pre_hook(tell)
+    hook = optimizer.register_step_pre_hook(prepare)
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""Tensor parallelism: parts of matrices and whole ones.
+"""Tensor parallelism: conversion between parts of matrices and whole ones.
 
 AutoTP cuts the matrices that `deepspeed_config.py` names: by output (rows of the stored matrix) or by input (columns),
-into equal parts in the order of the tensor ranks. All else is the same on every tensor rank.
+into equal parts in the order of the tensor ranks. All other parameters are equal on every tensor rank.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TensorParts:
     group: Any = None
 
     def axis(self, name: str) -> int | None:
-        """Along which axis a parameter is cut; None: it is whole everywhere."""
+        """Axis along which a parameter is cut; None: every rank holds it whole."""
         if self.size == 1:
             return None
         weight = re.sub(r"\.bias$", ".weight", name)
@@ -38,12 +38,12 @@ class TensorParts:
         return 1 if re.match(ROW, name) else None
 
     def whole_shape(self, name: str, shape: torch.Size) -> torch.Size:
-        """The shape of the whole parameter."""
+        """Shape of the whole parameter."""
         axis = self.axis(name)
         return torch.Size(side * self.size if place == axis else side for place, side in enumerate(shape))
 
     def whole(self, name: str, part: torch.Tensor) -> torch.Tensor:
-        """The whole tensor, of the parts of all tensor ranks; collective."""
+        """Whole tensor, joined from the parts of all tensor ranks; collective."""
         axis = self.axis(name)
         if axis is None:
             return part
@@ -54,7 +54,7 @@ class TensorParts:
     def read_part(self, read: ReadStretch, fragment: Fragment) -> Mapping[str, torch.Tensor]:
         """Fragment of this rank's part of a matrix, read from the whole.
 
-        Price: of a matrix that is cut by input whole rows are read, `size` times what is wanted.
+        Price: for a matrix cut by input, whole rows are read, `size` times the needed bytes.
         """
         axis, start, count = self.axis(fragment.name), fragment.start, fragment.count
         if axis is None:

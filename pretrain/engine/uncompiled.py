@@ -1,8 +1,8 @@
 """Training without importing torch's compiler.
 
-torch and DeepSpeed mark functions that the compiler leaves alone, and the first call of each imports `torch._dynamo`
-to say so to it. A compiler that nobody has imported traces nothing, so until then a marked function is called as it is;
-after that, as torch wrote it. DeepSpeed's own Muon, which Assay never uses, is compiled where it is imported.
+torch and DeepSpeed mark functions that the compiler must not trace, and the first call of each imports `torch._dynamo`
+to register it. A compiler that has not been imported traces nothing, so until then a marked function is called
+directly, and afterwards through torch's mark. DeepSpeed's own Muon, which Assay never uses, compiles on import.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ def set_deterministic(wanted: bool, *, warn_only: bool = False, compiles: bool =
         torch._C._set_deterministic_algorithms(wanted, warn_only=warn_only)
 
 
-def spare_optimizers() -> None:
-    """Let optimizers of torch be made and used without the import."""
+def unmark_optimizers() -> None:
+    """Allow torch's optimizers to be built and used without importing the compiler."""
     import torch
     from torch._compile import _disable_dynamo
 
     marked = _disable_dynamo(print).__code__
     for method in vars(torch.optim.Optimizer).values():
         if getattr(method, "__code__", None) is marked:
-            _spare(method)
-    _spare_step(torch.optim.Adam)  # AdamW's, too
+            _unmark(method)
+    _unmark_step(torch.optim.Adam)  # AdamW's, too
 
 
-def _spare_step(optimizer: Any) -> None:
+def _unmark_step(optimizer: Any) -> None:
     """Replace torch's step by one without the compiler's import."""
     import torch
 
     whole = optimizer.step
-    if not hasattr(whole, "__wrapped__") or hasattr(whole, "spared"):
+    if not hasattr(whole, "__wrapped__") or hasattr(whole, "unmarked"):
         return
     function = whole.__wrapped__
 
@@ -54,28 +54,28 @@ def _spare_step(optimizer: Any) -> None:
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             return function(self, closure)
 
-    vars(step)["spared"] = True
+    vars(step)["unmarked"] = True
     optimizer.step = functools.update_wrapper(step, function)
 
 
 @contextlib.contextmanager
-def spared_marks() -> Iterator[None]:
-    """Within this context modules are imported whose marks import no compiler."""
+def unmarked_imports() -> Iterator[None]:
+    """Import modules, within this context, so that their marks do not import the compiler."""
     import torch
     from torch._compile import _disable_dynamo as mark
 
-    def spared(function: Any = None, recursive: bool = True, **_: Any) -> Any:
+    def unmarked(function: Any = None, recursive: bool = True, **_: Any) -> Any:
         if function is None or not hasattr(function, "__dict__"):
             return mark(function, recursive)
-        return _spare(mark(function, recursive))
+        return _unmark(mark(function, recursive))
 
-    with _replaced(torch, "_disable_dynamo", spared), _replaced(torch.compiler, "disable", spared):
+    with _replaced(torch, "_disable_dynamo", unmarked), _replaced(torch.compiler, "disable", unmarked):
         yield
 
 
 @contextlib.contextmanager
-def nothing_compiled() -> Iterator[None]:
-    """Within this context `torch.compile` gives functions back as they are."""
+def without_compilation() -> Iterator[None]:
+    """Make `torch.compile` return functions unchanged within this context."""
     import torch
 
     with _replaced(torch, "compile", lambda function=None, **_: function or (lambda given: given)):
@@ -92,7 +92,7 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
         setattr(module, name, before)
 
 
-def _spare(marked: Any) -> Callable[..., Any]:
+def _unmark(marked: Any) -> Callable[..., Any]:
     """Replace torch's mark by one without the compiler's import."""
     function = marked.__wrapped__
 

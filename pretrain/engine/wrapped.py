@@ -1,4 +1,4 @@
-"""A model as DeepSpeed wraps it, with the layout of its state."""
+"""Model wrapped by DeepSpeed, with the layout of its state."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pretrain.engine.tensor_parallel import TensorParts
 
 @dataclass(frozen=True)
 class Wrapped:
-    """Parts that the modules on ZeRO's state read."""
+    """Wrapped model and settings that the modules on ZeRO's state read."""
 
     deepspeed: Any
     """The `DeepSpeedEngine`."""
     zero_stage: int
     device: torch.device
     gradient_ranks: int
-    """Ranks over which DeepSpeed averages a gradient: all, but for those that hold other parts of the same matrix."""
+    """Ranks over which DeepSpeed averages a gradient: all but those that hold other parts of the same matrix."""
     tensor_parts: TensorParts
-    """What this rank holds of each matrix."""
+    """Part of each matrix that this rank holds."""
     counts_documents: bool = False
-    """Whether attention wants the number of documents, which the host counts."""
+    """Whether attention needs the number of documents, counted on the host."""
     clipping: float = 0.0
-    """Norm to which `update` clips a gradient; 0: it does not, or the optimizer clips by itself (Muon)."""
+    """Norm to which `update` clips a gradient; 0: never, or the optimizer clips (Muon)."""
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters by name, tied ones once, ordered alike on all ranks."""

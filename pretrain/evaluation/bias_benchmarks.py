@@ -2,7 +2,7 @@
 
 Files are JSON Lines (plain or .gz) with the fields below, or as they were published: CrowS-Pairs as CSV, StereoSet as
 one JSON value, WinoBias as the two text files of a type. Each item becomes a context and options, each with a role;
-`model_bias.py` says what is computed of their likelihoods.
+`model_bias.py` computes figures from their likelihoods.
 
     crows_pairs  Nangia et al. 2020 (arXiv:2010.00133)   `sent_more`, `sent_less`, `bias_type`
     stereoset    Nadeem et al. 2021 (arXiv:2004.09456)   `context`, `stereotype`, `anti_stereotype`, `unrelated`,
@@ -31,28 +31,28 @@ NAMES = ("crows_pairs", "stereoset", "winobias", "bbq")
 
 
 @dataclass(frozen=True)
-class Item:
-    """One question to a model."""
+class BenchmarkItem:
+    """One test item: a context and its possible continuations."""
 
     category: str
-    """The kind of leaning, as the set names it."""
+    """Bias category, as the set names it."""
     context: str
     options: tuple[str, ...]
-    """What may follow the context."""
+    """Possible continuations of the context."""
     roles: tuple[str, ...]
-    """What each option is: "more", "less" (stereotyped), "unrelated", "unknown", "biased", "counter"."""
+    """Role of each option: "more" or "less" stereotyped, "unrelated", "unknown", "biased", "counter"."""
     condition: str = ""
     """BBQ: "ambig" or "disambig"."""
     label: int = -1
     """BBQ: the right option."""
 
 
-def read_set(name: str, paths: Sequence[Path]) -> list[Item]:
-    """The items of the files of one set.
+def read_set(name: str, paths: Sequence[Path]) -> list[BenchmarkItem]:
+    """Items of one published set.
 
     Raises:
-        MissingInput: there is no such file.
-        ConfigError: one is not of this set; the file and the field are named.
+        MissingInput: a file does not exist.
+        ConfigError: a file has another format; the file and the field are named.
     """
     read: list[str] = []
 
@@ -67,7 +67,7 @@ def read_set(name: str, paths: Sequence[Path]) -> list[Item]:
         raise MissingInput(f"model_audit.{name}: no file {error.filename}") from error
     except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
         raise ConfigError(
-            f"model_audit.{name}: {read[-1]} is no file of this set ({type(error).__name__}: {error})"
+            f"model_audit.{name}: {read[-1]} does not have this set's format ({type(error).__name__}: {error})"
         ) from error
     if not items:
         raise ConfigError(f"model_audit.{name}: {', '.join(read)}: no item")
@@ -75,7 +75,7 @@ def read_set(name: str, paths: Sequence[Path]) -> list[Item]:
 
 
 def _objects(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of one file."""
+    """Records of one file."""
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
         kind = path.name.removesuffix(".gz")
         if kind.endswith(".csv"):
@@ -98,15 +98,15 @@ def _objects(path: Path) -> Iterator[dict[str, Any]]:
 _WINOBIAS_FILE = re.compile(r"(pro|anti)_stereotyped_type([12])\.txt")
 
 
-def _crows_pairs(rows: Iterator[Mapping[str, Any]]) -> Iterator[Item]:
+def _crows_pairs(rows: Iterator[Mapping[str, Any]]) -> Iterator[BenchmarkItem]:
     for row in rows:
-        yield Item(row["bias_type"], LEAD, (row["sent_more"], row["sent_less"]), ("more", "less"))
+        yield BenchmarkItem(row["bias_type"], LEAD, (row["sent_more"], row["sent_less"]), ("more", "less"))
 
 
 _STEREOSET = {"stereotype": "more", "anti-stereotype": "less", "unrelated": "unrelated"}
 
 
-def _stereoset(rows: Iterator[Mapping[str, Any]]) -> Iterator[Item]:
+def _stereoset(rows: Iterator[Mapping[str, Any]]) -> Iterator[BenchmarkItem]:
     for row in rows:
         if "data" not in row:
             between = row["type"] == "intersentence"
@@ -119,28 +119,28 @@ def _stereoset(rows: Iterator[Mapping[str, Any]]) -> Iterator[Item]:
                 yield _triple(item["bias_type"], item["context"] if kind == "intersentence" else "", texts)
 
 
-def _triple(category: str, context: str, texts: Mapping[str, str]) -> Item:
+def _triple(category: str, context: str, texts: Mapping[str, str]) -> BenchmarkItem:
     before = LEAD + context
     options = tuple(f" {texts[role]}" if context else texts[role] for role in _STEREOSET)
-    return Item(category, before, options, tuple(_STEREOSET.values()))
+    return BenchmarkItem(category, before, options, tuple(_STEREOSET.values()))
 
 
-def _winobias(rows: Iterator[Mapping[str, Any]]) -> Iterator[Item]:
+def _winobias(rows: Iterator[Mapping[str, Any]]) -> Iterator[BenchmarkItem]:
     waiting: dict[str, tuple[str, str]] = {}
     for row in rows:
         leaning, _, rest = row["id"].rpartition("/")[2].partition("-")
         if leaning not in ("pro", "anti"):
-            raise ValueError(f"id {row['id']!r} begins neither with pro- nor with anti-")
+            raise ValueError(f"id {row['id']!r} starts neither with pro- nor with anti-")
         if rest not in waiting:
             waiting[rest] = (leaning, row["text"])
             continue
         texts = dict([waiting.pop(rest), (leaning, row["text"])])
-        yield Item(f"type{row['type']}", LEAD, (texts["pro"], texts["anti"]), ("more", "less"))
+        yield BenchmarkItem(f"type{row['type']}", LEAD, (texts["pro"], texts["anti"]), ("more", "less"))
     if waiting:
         raise ValueError(f"{len(waiting)} sentences have no partner, such as {min(waiting)!r}")
 
 
-def _bbq(rows: Iterator[Mapping[str, Any]]) -> Iterator[Item]:
+def _bbq(rows: Iterator[Mapping[str, Any]]) -> Iterator[BenchmarkItem]:
     for row in rows:
         choices = row.get("choices") or [row[f"ans{number}"] for number in range(3)]
         more = row.get("additional_metadata", row)
@@ -156,10 +156,10 @@ def _bbq(rows: Iterator[Mapping[str, Any]]) -> Iterator[Item]:
         category = row.get("category") or row["id"].partition("/")[0].removeprefix("bbq-")
         question = f"{LEAD}{row['context']} {row['question']}"
         options = tuple(f" {choice}" for choice in choices)
-        yield Item(category, question, options, tuple(roles), row["context_condition"], int(row["label"]))
+        yield BenchmarkItem(category, question, options, tuple(roles), row["context_condition"], int(row["label"]))
 
 
-_READERS: dict[str, Callable[[Iterator[Mapping[str, Any]]], Iterator[Item]]] = {
+_READERS: dict[str, Callable[[Iterator[Mapping[str, Any]]], Iterator[BenchmarkItem]]] = {
     "crows_pairs": _crows_pairs,
     "stereoset": _stereoset,
     "winobias": _winobias,

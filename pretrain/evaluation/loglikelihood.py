@@ -1,13 +1,13 @@
 """Log-likelihood of a continuation given its context.
 
-Context and continuation are encoded together, and the tokens of the continuation are those behind the longest prefix
-that the context's own encoding shares with the whole (a token that spans the border belongs to the continuation). A
-document's first token is never predicted, in training neither, so it is never scored: give a context, unless a token
-of their own begins documents (`data.tokenizer.bos`): behind it all of a text is scored. What is longer than the model's
-window loses its beginning.
+Context and continuation are encoded together, and the tokens of the continuation are those after the longest prefix
+that the context's own encoding shares with the whole (a token that spans the boundary belongs to the continuation). A
+document's first token is never predicted, nor is it in training, so it is never scored: give a context, unless
+documents begin with a token of their own (`data.tokenizer.bos`), after which the whole text is scored. A text longer
+than the model's window loses its beginning.
 
-Texts are packed into rows as documents are in training, each a document of its own that sees no other, so that hardly
-a position is padding. Rows have one of two lengths (`SHORT` tokens, or the window): a compiled model meets few shapes.
+Texts are packed into rows as documents are in training, each a separate document, so that few positions are padding.
+Rows have one of two lengths (`SHORT` tokens, or the window), so that a compiled model sees few shapes.
 Price: one forward pass over all tokens; nothing of the size of the vocabulary is kept.
 """
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from pretrain.model.decoder import Batch
 
 LEAD = "\n"
-"""A context of nothing, so that the first word of a sentence is predicted; left out where a token begins documents."""
+"""Empty context, so that a sentence's first word is predicted; omitted where a token begins documents."""
 Encode = Callable[[str], npt.NDArray[Any]]
-"""The ids of a document that begins with the text, the token that begins documents included; without its end."""
+"""Ids of a document that starts with the text, with the token that begins documents but without an end token."""
 
 NatsOf = Callable[["Batch"], "torch.Tensor"]
-"""Each token's cross entropy [B, L] in nats, 0 where nothing is predicted; collective where the model is spread."""
+"""Cross entropy [B, L] of each token in nats, 0 where nothing is predicted; collective for a partitioned model."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,19 @@ class Scored:
     """Score of one continuation."""
 
     nats: float
-    """The sum of the natural logarithms of its tokens' probabilities; at most 0."""
+    """Sum of the natural logarithms of its tokens' probabilities; at most 0."""
     tokens: int
     """Tokens that were scored."""
 
     @property
     def mean(self) -> float:
-        """Nats a token."""
+        """Nats per token."""
         return self.nats / self.tokens
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text as the model takes it.
-
-    The ids, of which those from `first` on are scored.
-    """
+    """Encoded text, whose ids from `first` on are scored."""
 
     ids: npt.NDArray[np.int64]
     first: int
@@ -70,13 +67,13 @@ class Passes:
     """Batching of forward passes; changes only last bits."""
 
     batch_tokens: int = 8192
-    """The most tokens of one pass, padding included; at least one row is passed."""
+    """Most tokens of one pass, padding included; a pass has at least one row."""
     rank: int = 0
     world_size: int = 1
     add_up: Callable[[list[float]], list[Any]] = lambda values: values
     """Sums each value over all ranks."""
     alike: bool = False
-    """Pad each pass to the most rows: what compiles for shapes then meets one of each length."""
+    """Pad each pass to the maximum number of rows, so that a compiler sees one shape per length."""
 
 
 def log_likelihoods(
@@ -86,10 +83,10 @@ def log_likelihoods(
 
     Args:
         nats_of: the model.
-        encode: the tokeniser that the model was trained with.
+        encode: the tokenizer that the model was trained with.
         texts: the pairs; a context may be empty, then the continuation's first token is not scored.
         window: tokens that the model can see at once.
-        passes: how forward passes are made.
+        passes: batching of the forward passes.
 
     Raises:
         PipelineError: a continuation has no token that can be scored.
@@ -98,7 +95,7 @@ def log_likelihoods(
 
 
 def encode_texts(encode: Encode, texts: Sequence[tuple[str, str]], window: int) -> list[Text]:
-    """The pairs as the model takes them.
+    """Encoded pairs.
 
     Raises:
         PipelineError: a continuation has no token that can be scored.
@@ -118,7 +115,7 @@ def _text(encode: Encode, before: list[int], whole: str, window: int) -> Text:
     shared = next((place for place, pair in pairs if pair[0] != pair[1]), None)
     first = max(1, min(len(before), len(ids)) if shared is None else shared)
     if first >= len(ids):
-        raise PipelineError(f"{whole!r}: no token of it can be scored; give a longer text or a context")
+        raise PipelineError(f"{whole!r}: has no token that can be scored; give a longer text or a context")
     cut = max(0, len(ids) - window)
     return Text(ids[cut:].astype(np.int64), max(1, first - cut))
 
@@ -126,7 +123,7 @@ def _text(encode: Encode, before: list[int], whole: str, window: int) -> Text:
 def score(nats_of: NatsOf, texts: Sequence[Text], window: int, passes: Passes | None = None) -> list[Scored]:
     """Score texts, in order.
 
-    Every rank gets all of them, and makes the same number of forward passes.
+    Every rank receives all texts, and makes the same number of forward passes.
     """
     import torch
 
@@ -141,7 +138,7 @@ def score(nats_of: NatsOf, texts: Sequence[Text], window: int, passes: Passes | 
             padding: list[list[int]] = [[]] * (least // length - len(rows))
             found = nats_of(_stack(texts, length, [*rows, *padding]))[: len(rows)]
             if place >= len(batches):
-                continue  # for nothing: a model that is spread over ranks computes only together
+                continue  # discarded: a partitioned model computes only on all ranks together
             values = found.double().cpu().numpy()
             for line, row in zip(values, rows, strict=True):
                 start = 0
@@ -154,10 +151,7 @@ def score(nats_of: NatsOf, texts: Sequence[Text], window: int, passes: Passes | 
 
 
 def _batches(lengths: list[int], window: int, batch_tokens: int) -> list[tuple[int, list[list[int]]]]:
-    """(length of a row, the texts of each row), a batch each.
-
-    A text lies in exactly one row.
-    """
+    """Batches (row length, texts of each row); each text is in exactly one row."""
     batches = []
     short = min(SHORT, window)
     for length, low in ((window, short), (short, 0)):
@@ -168,10 +162,7 @@ def _batches(lengths: list[int], window: int, batch_tokens: int) -> list[tuple[i
 
 
 def _pack(items: list[tuple[int, int]], room: int) -> list[list[int]]:
-    """Texts (size, number) in rows of `room` tokens.
-
-    The longest that is left, then the longest that still fits.
-    """
+    """Texts (size, number) packed into rows of `room` tokens: the longest left, then the longest that fits."""
     left = sorted(items)
     rows = []
     while left:
@@ -186,10 +177,7 @@ def _pack(items: list[tuple[int, int]], room: int) -> list[list[int]]:
 
 
 def _stack(texts: Sequence[Text], length: int, rows: list[list[int]]) -> Batch:
-    """The rows as the model takes them.
-
-    What is padding is a document of its own.
-    """
+    """Batch of these rows; padding is a document of its own."""
     import torch
 
     from pretrain.model.decoder import Batch

@@ -8,19 +8,19 @@ in nats, where l(g) = log p(word | frame with a term of g), the mean over g's te
 cancel. The interval is that of a mean over cells, by Student's t; one cell gives none.
 
 *Against the corpus.* Spearman's rank correlation of lean(g, c) with the corpus' own association of the same groups and
-categories (nPMI less the mean of the axis' other groups, as the leans are), with Bonett and Wright's interval (2000,
-Psychometrika 65, 23-28): arctanh(rho) +- 1.96 sqrt((1 + rho^2 / 2) / (n - 3)). n counts what is free: k groups of an
-axis and category have k - 1 values, as each is taken beside the others. It says whether the model leans the way its
-corpus does; of fewer than 10 it is not given.
+categories (nPMI minus the mean of the axis' other groups, as for lean), with Bonett and Wright's interval (2000,
+Psychometrika 65, 23-28): arctanh(rho) +- 1.96 sqrt((1 + rho^2 / 2) / (n - 3)). n counts free values: k groups of
+an axis and category have k - 1, because each is compared with the others. It shows whether the model's bias follows its
+corpus; below n = 10 it is not given.
 
 *Sets*, for each category and all together: `preference`, the share of pairs in which the more stereotyped text is the
-likelier (0.5: no leaning; Nangia et al. 2020 use a masked model's pseudo-likelihood, a causal one has the likelihood
+likelier (0.5: no bias; Nangia et al. 2020 use a masked model's pseudo-likelihood, a causal one has the likelihood
 itself), with Wilson's interval (1927), and `difference`, the mean of log p(more) - log p(less) in nats. StereoSet's
-options are compared by nats a token; it adds `language_score` (lms) and `icat` (Nadeem et al. 2021). BBQ gives
+options are compared by nats per token; it adds `language_score` (lms) and `icat` (Nadeem et al. 2021). BBQ has
 `accuracy` and `bias` by condition (Parrish et al. 2022): 2 x biased / (biased + counter) - 1, times 1 - accuracy where
 the context is ambiguous.
 
-A model that is small, or knows nothing, leans little: read differences beside their intervals.
+A small or untrained model shows little bias: read differences together with their intervals.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ from governance.files import sha256_bytes, sha256_file, write_json
 from governance.manifest import Input, Manifest, describe
 from governance.stage import Made, Recipe, Runtime, run_stage
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
-from pretrain.evaluation.bias_benchmarks import NAMES, Item, read_set
+from pretrain.evaluation.bias_benchmarks import NAMES, BenchmarkItem, read_set
 from pretrain.evaluation.loglikelihood import LEAD, Encode, Passes, Scored, log_likelihoods
 
 VERSION = 1
-MIN_PAIRS = 10  # below, a rank correlation says nothing
+MIN_PAIRS = 10  # below, a rank correlation is meaningless
 Score = Callable[[Sequence[tuple[str, str]]], list[Scored]]
 Cell = tuple[str, str, str, str]
 """(family, category, frame, word)"""
 
 
 class ModelAuditConfig(Section):
-    """Published sets to measure besides our templates."""
+    """Published sets to measure in addition to the templates."""
 
     crows_pairs: tuple[str, ...] = ()
     """CrowS-Pairs."""
@@ -66,20 +66,20 @@ class ModelAuditConfig(Section):
     bbq: tuple[str, ...] = ()
     """BBQ."""
     templates: str = ""
-    """Another file of templates, of the form of ours; empty: ours."""
+    """File of templates to use instead, in the form of `audit_templates.toml`; empty: that file."""
 
 
 class ModelAuditSection(Section):
-    """All that decides an audit's bytes beside its inputs."""
+    """Settings that decide an audit's bytes, apart from its inputs."""
 
     templates_sha256: str
     sets: dict[str, tuple[str, ...]] = Field(default={})
-    """Set -> the digests of its files."""
+    """Set -> digests of its files."""
 
 
 @dataclass(frozen=True)
-class Templates:
-    """Frames, terms and words."""
+class BiasTemplates:
+    """Sentence frames, group terms and category words."""
 
     sha256: str
     frames: Mapping[str, Sequence[str]]
@@ -90,24 +90,24 @@ class Templates:
     """Family -> category -> words."""
 
 
-def load_templates(path: Path | None = None) -> Templates:
-    """Read a file of templates, ours when `path` is None.
+def load_templates(path: Path | None = None) -> BiasTemplates:
+    """Read a file of templates; by default `audit_templates.toml`.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a valid file of templates.
     """
     origin = str(path) if path else "audit_templates.toml"
     try:
         data = path.read_bytes() if path else importlib.resources.files(__package__).joinpath(origin).read_bytes()
         values = tomllib.loads(data.decode("utf-8"))
-        templates = Templates(sha256_bytes(data), values["frames"], values["terms"], values["words"])
+        templates = BiasTemplates(sha256_bytes(data), values["frames"], values["terms"], values["words"])
         for frame in (frame for frames in templates.frames.values() for frame in frames):
             if frame.count("{term}") != 1 or not frame.endswith(" {word}"):
-                raise ValueError(f"the frame {frame!r} wants {{term}} once, and a blank and {{word}} at its end")
+                raise ValueError(f"the frame {frame!r} needs {{term}} once, and a blank and {{word}} at its end")
         if absent := sorted(set(templates.words) - set(templates.frames)):
-            raise ValueError(f"there is no frame for the words of {absent[0]}")
+            raise ValueError(f"the words of {absent[0]} have no frame")
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"model_audit.templates: {origin} is no file of templates: {error}") from error
+        raise ConfigError(f"model_audit.templates: {origin} is not a file of templates: {error}") from error
     return templates
 
 
@@ -122,21 +122,21 @@ def audit_model(
 ) -> Manifest:
     """Measure one checkpoint.
 
-    Writes `leanings.json`: `templates` (a row a group and category), `sets`, and `corpus`.
+    Writes `leanings.json`: `templates` (a row per group and category), `sets`, and `corpus`.
 
     Args:
-        checkpoint: what is measured.
-        tokenizer: the artifact of its tokeniser; the same as it was trained with (`vocabulary.py`).
-        scorer: opens the model, when the artifact is not there already (`scorer_of`).
+        checkpoint: the model to measure.
+        tokenizer: the artifact of the tokenizer that it was trained with (`tokenizer_check.py`).
+        scorer: opens the model, unless the artifact exists already (`scorer_of`).
         config: the sets.
-        folder: where relative paths start.
-        runtime: where.
-        bias_of: gives what was counted of the corpus, for the comparison with it.
+        folder: base of relative paths.
+        runtime: where the artifact is made.
+        bias_of: returns the corpus' bias counts, for the comparison.
 
     Raises:
-        MissingInput: a file of a set is not there.
-        ConfigError: a file is of another kind.
-        CheckpointError: it was trained with another tokeniser.
+        MissingInput: a file of a set is missing.
+        ConfigError: a file has another format.
+        CheckpointError: the model was trained with another tokenizer.
     """
     refuse_foreign_tokenizer(checkpoint, tokenizer, runtime.root)
     templates = load_templates(folder / config.templates if config.templates else None)
@@ -156,8 +156,8 @@ def audit_model(
         score = scorer()
         leanings = template_rows(templates, score)
         sets = {name: set_rows(name, found, score) for name, found in items.items()}
-        beside = against_corpus(leanings, {} if bias is None else associations(bias, runtime.root))
-        write_json(target / "leanings.json", {"templates": leanings, "sets": sets, "corpus": beside})
+        comparison = against_corpus(leanings, {} if bias is None else associations(bias, runtime.root))
+        write_json(target / "leanings.json", {"templates": leanings, "sets": sets, "corpus": comparison})
         stats = {
             "step": checkpoint.stats.get("step"),
             "leanings": len(leanings),
@@ -169,10 +169,10 @@ def audit_model(
 
 
 def scorer_of(checkpoint: Manifest, encode: Encode, window: int, root: Path, device: str = "auto") -> Score:
-    """A verified checkpoint's likelihoods in fp32, on the device that `engine.device` names.
+    """Scorer by a verified checkpoint in fp32, on the device that `engine.device` names.
 
     Raises:
-        ConfigError: that device is not there.
+        ConfigError: that device does not exist.
     """
     from pretrain.distributed.process_group import Ranks, device_of
     from pretrain.evaluation.validation import load_decoder, nats_with
@@ -182,11 +182,8 @@ def scorer_of(checkpoint: Manifest, encode: Encode, window: int, root: Path, dev
     return lambda texts: log_likelihoods(nats_of, encode, texts, window, passes)
 
 
-def template_rows(templates: Templates, score: Score) -> list[dict[str, Any]]:
-    """A row for each (axis, group, family, category).
-
-    `lean, lower, upper` in nats, `cells`.
-    """
+def template_rows(templates: BiasTemplates, score: Score) -> list[dict[str, Any]]:
+    """Rows by axis, group, family and category: `lean, lower, upper` in nats, and `cells`."""
     cells = [
         (family, category, frame, word)
         for family, categories in sorted(templates.words.items())
@@ -209,11 +206,11 @@ def template_rows(templates: Templates, score: Score) -> list[dict[str, Any]]:
         ])  # fmt: skip
         for number, group in enumerate(names):
             others = np.delete(by_group, number, axis=0).mean(axis=0)
-            rows += _leans(axis, group, cells, by_group[number] - others)
+            rows += _lean_rows(axis, group, cells, by_group[number] - others)
     return rows
 
 
-def _leans(axis: str, group: str, cells: Sequence[Cell], differences: Any) -> list[dict[str, Any]]:
+def _lean_rows(axis: str, group: str, cells: Sequence[Cell], differences: Any) -> list[dict[str, Any]]:
     rows = []
     for family, category in sorted({cell[:2] for cell in cells}):
         mine = [cell[:2] == (family, category) for cell in cells]
@@ -226,10 +223,7 @@ def _leans(axis: str, group: str, cells: Sequence[Cell], differences: Any) -> li
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """A mean with its 95 % interval by Student's t.
-
-    One value has none.
-    """
+    """Mean with its 95 % interval by Student's t; a single value has no interval."""
     count, mean = len(values), math.fsum(values) / len(values)
     if count < 2:
         return _rounded(mean), None, None
@@ -238,8 +232,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
     return _rounded(mean), _rounded(mean - margin), _rounded(mean + margin)
 
 
-def set_rows(name: str, items: Sequence[Item], score: Score) -> list[dict[str, Any]]:
-    """The figures of one set, a row a category, "(all)" first."""
+def set_rows(name: str, items: Sequence[BenchmarkItem], score: Score) -> list[dict[str, Any]]:
+    """Figures of one set, a row per category, "(all)" first."""
     texts = [(item.context, option) for item in items for option in item.options]
     found = iter(score(texts))
     scored = [[next(found) for _ in item.options] for item in items]
@@ -250,8 +244,8 @@ def set_rows(name: str, items: Sequence[Item], score: Score) -> list[dict[str, A
     return rows
 
 
-def _pairs(name: str, scored: Sequence[tuple[Item, list[Scored]]]) -> dict[str, Any]:
-    a_token = name == "stereoset"  # its options differ in more than a word, and so in length
+def _pairs(name: str, scored: Sequence[tuple[BenchmarkItem, list[Scored]]]) -> dict[str, Any]:
+    a_token = name == "stereoset"  # options differ in more than a word, and so in length
     values = [
         {role: option.mean if a_token else option.nats for role, option in zip(item.roles, options, strict=True)}
         for item, options in scored
@@ -274,7 +268,7 @@ def _pairs(name: str, scored: Sequence[tuple[Item, list[Scored]]]) -> dict[str, 
     return row
 
 
-def _bbq(scored: Sequence[tuple[Item, list[Scored]]]) -> dict[str, Any]:
+def _bbq(scored: Sequence[tuple[BenchmarkItem, list[Scored]]]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for condition in ("ambig", "disambig"):
         chosen = [
@@ -297,7 +291,7 @@ def _bbq(scored: Sequence[tuple[Item, list[Scored]]]) -> dict[str, Any]:
 
 
 def wilson(hits: float, count: int) -> tuple[float, float, float]:
-    """A share with Wilson's 95 % interval."""
+    """Share with Wilson's 95 % interval."""
     z = 1.959963984540054
     share, shrink = hits / count, 1 + z * z / count
     middle = (share + z * z / (2 * count)) / shrink
@@ -306,7 +300,7 @@ def wilson(hits: float, count: int) -> tuple[float, float, float]:
 
 
 def associations(bias: Manifest, root: Path) -> dict[tuple[str, str, str], float]:
-    """NPMI of each (axis, group, category) in the English corpus."""
+    """Corpus nPMI of each (axis, group, category), in English."""
     rows = json.loads((root / bias.folder / "tables.json").read_bytes())["association"]
     return {
         (row["axis"], row["group"], _category(row["against"])): row["value"]
@@ -326,26 +320,26 @@ def against_corpus(
 ) -> dict[str, Any]:
     """Rank correlation of the model's bias with the corpus' nPMI.
 
-    `rho, lower, upper` and `pairs`; None for what too few pairs cannot say.
+    `rho, lower, upper` and `pairs`; None where there are too few pairs.
     """
     mine = {(row["axis"], row["group"], row["category"]): row["lean"] for row in leanings}
     shared = sorted(set(mine) & set(corpus))
     middles: dict[tuple[str, str], list[float]] = {}
     for axis, group, category in shared:
         middles.setdefault((axis, category), []).append(corpus[axis, group, category])
-    kept = [key for key in shared if len(middles[key[0], key[2]]) > 1]  # one group alone has nobody to differ from
-    free = len(kept) - len({(axis, category) for axis, _, category in kept})  # what centring leaves of them
+    kept = [key for key in shared if len(middles[key[0], key[2]]) > 1]  # a single group has no others to compare with
+    free = len(kept) - len({(axis, category) for axis, _, category in kept})  # degrees of freedom after centring
     if free < MIN_PAIRS:
         return {"rho": None, "lower": None, "upper": None, "pairs": len(kept)}
 
-    def beside_others(key: tuple[str, str, str]) -> float:
+    def relative_to_others(key: tuple[str, str, str]) -> float:
         block = middles[key[0], key[2]]
         return corpus[key] - (math.fsum(block) - corpus[key]) / (len(block) - 1)
 
-    centred = [beside_others(key) for key in kept]
+    centred = [relative_to_others(key) for key in kept]
     ours, theirs = _ranks([mine[key] for key in kept]), _ranks(centred)
     rho = float(np.corrcoef(ours, theirs)[0, 1]) if np.ptp(ours) and np.ptp(theirs) else None
-    if rho is None:  # all alike: there is no rank
+    if rho is None:  # all equal: no ranks
         return {"rho": None, "lower": None, "upper": None, "pairs": len(kept)}
     middle = math.atanh(max(-0.999999, min(0.999999, rho)))
     margin = 1.959963984540054 * math.sqrt((1 + rho * rho / 2) / (free - 3))
@@ -354,10 +348,7 @@ def against_corpus(
 
 
 def _ranks(values: Sequence[float]) -> Any:
-    """Ranks from 1.
-
-    Values that are equal to nine digits share their mean rank.
-    """
+    """Ranks from 1; values equal to nine digits share their mean rank."""
     array = np.round(np.asarray(values, np.float64), 9) + 0.0
     _, inverse, counts = np.unique(array, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
@@ -365,5 +356,5 @@ def _ranks(values: Sequence[float]) -> Any:
 
 
 def _rounded(value: float) -> float:
-    """Nine digits behind the point: more would differ from machine to machine."""
+    """Value to nine decimals, because further ones differ between machines."""
     return round(value, 9) + 0.0

@@ -1,12 +1,12 @@
 """Scores of tasks, with standard errors.
 
-- *acc*: the share of questions whose right choice is the likeliest. Of choices that are equally likely each counts its
-  share, so that a model that knows nothing scores what guessing would.
-- *acc_norm*: the same by nats a character of the choice, the blank before it not counted, as lm-evaluation-harness
-  names it (its `acc_bytes`, by UTF-8 bytes, is the same number for ASCII).
-- *bits_per_byte*: of the right choice, the mean over questions of its bits over its UTF-8 bytes. It moves long before
-  acc leaves chance, so it is the one to watch of a small model.
-- *stderr*: sqrt(sum (x - mean)^2 / (n - 1) / n) over questions; of zeros and ones: sqrt(p (1 - p) / (n - 1)).
+- *acc*: the share of questions whose right choice is the likeliest. Equally likely choices count in equal shares, so
+  that a model that knows nothing scores the same as guessing.
+- *acc_norm*: the same by nats per character of the choice, without the blank before it, as lm-evaluation-harness names
+  it (its `acc_bytes`, by UTF-8 bytes, is the same number for ASCII).
+- *bits_per_byte*: bits of the right choice over its UTF-8 bytes, averaged over questions. It moves long before acc
+  leaves chance, so watch it in small models.
+- *stderr*: sqrt(sum (x - mean)^2 / (n - 1) / n) over questions; for zeros and ones: sqrt(p (1 - p) / (n - 1)).
 - *subtasks*: acc of each part of the set, and `acc_by_subtask`, the mean over parts (BLiMP's headline).
 - *chance*: acc of guessing.
 """
@@ -24,11 +24,11 @@ from pretrain.evaluation.tasks import Question, Task
 
 @dataclass(frozen=True)
 class Suite:
-    """Tasks as a model takes them: encoded once, asked many times."""
+    """Tasks encoded once for many evaluations."""
 
     tasks: tuple[Task, ...]
     texts: tuple[tuple[Text, ...], ...]
-    """Of each task, every choice of every question, in order."""
+    """Every choice of every question of each task, in order."""
     window: int
 
     @property
@@ -51,11 +51,8 @@ def _pairs_of(task: Task) -> list[tuple[str, str]]:
     return [(question.context, choice) for question in task.questions for choice in question.choices]
 
 
-def ask(suite: Suite, nats_of: NatsOf, passes: Passes | None = None) -> list[dict[str, Any]]:
-    """Each task's figures, in order (see the module).
-
-    Collective, and the same on every rank.
-    """
+def evaluate_tasks(suite: Suite, nats_of: NatsOf, passes: Passes | None = None) -> list[dict[str, Any]]:
+    """Figures of each task, in order (see the module); collective, and equal on every rank."""
     rows = []
     for task, texts in zip(suite.tasks, suite.texts, strict=True):
         found = figures(task.questions, score(nats_of, texts, suite.window, passes))
@@ -64,10 +61,7 @@ def ask(suite: Suite, nats_of: NatsOf, passes: Passes | None = None) -> list[dic
 
 
 def figures(questions: Sequence[Question], scored: Sequence[Scored]) -> dict[str, Any]:
-    """The figures of one task.
-
-    `scored` has an entry for each choice of each question, in order.
-    """
+    """Figures of one task; `scored` has an entry for each choice of each question, in order."""
     found = iter(scored)
     plain, by_length, bits = [], [], []
     for question in questions:
@@ -86,8 +80,8 @@ def figures(questions: Sequence[Question], scored: Sequence[Scored]) -> dict[str
     return row | (_subtasks(parts) if len(parts) > 1 else {})
 
 
-def told(row: Mapping[str, Any]) -> str:
-    """One task's figures in a line."""
+def figures_line(row: Mapping[str, Any]) -> str:
+    """Line with one task's figures."""
     parts = [f"{name} {row[name]:.4f}{_error(row[f'{name}_stderr'])}" for name in ("acc", "acc_norm", "bits_per_byte")]
     return f"{row['task']}: {', '.join(parts)}, {row['questions']:,} questions"
 
@@ -114,7 +108,7 @@ def _subtasks(parts: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def mean_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """A mean and its standard error; of one value there is none."""
+    """Mean and standard error, which is None for a single value."""
     count, mean = len(values), math.fsum(values) / len(values)
     if count < 2:
         return mean, None

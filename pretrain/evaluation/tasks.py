@@ -1,7 +1,7 @@
 """Likelihood tasks, from the user's own files.
 
-A question is a context, some choices, and the place of the right one; the model's answer is the likeliest choice after
-the context. Records are JSON Lines or Parquet, with the fields as published or in one plain form for all of them:
+A question is a context, some choices, and the index of the right one; the model's answer is the likeliest choice after
+the context. Records are JSON Lines or Parquet, with the fields as published or in one plain form for all tasks:
 
     {"question": "...", "context": "", "choices": ["...", "..."], "answer": "the right one, or its place from 0"}
 
@@ -19,9 +19,10 @@ the context. Records are JSON Lines or Parquet, with the fields as published or 
     mmlu            question, choices, answer, subject (arXiv:2009.03300)  question, A. ... B. ..., Answer: | " A", " B"
     truthfulqa_mc1  question, mc1_targets (arXiv:2109.07958)               Q: ... A: | " " choice
 
-Prompts are those of lm-evaluation-harness without examples, with three differences: it asks commonsenseqa by letters,
-puts a primer before truthfulqa, and begins a context of nothing with the end-of-document token, which our models never
-see at a beginning (a line break stands there, or the token that begins documents: `likelihood.LEAD`).
+Prompts are those of lm-evaluation-harness without examples, with three differences: that harness labels the choices of
+commonsenseqa with letters, puts a primer before truthfulqa, and starts an empty context with the end-of-document token,
+which Assay's models never see at a start (they see a line break, or the token that begins documents:
+`loglikelihood.LEAD`).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from governance.log import get_logger
 from pretrain.config.evaluation_config import EvaluationConfig, TaskConfig
 from pretrain.evaluation.loglikelihood import LEAD
 
-MOST_FAULTS = 0.01  # of the records; published files have a few that are broken, another format has all
+MOST_FAULTS = 0.01  # of the records: published files have a few broken ones; in another format all are
 _FILES = re.compile(r".*\.(jsonl?(\.gz)?|parquet)")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -49,43 +50,43 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """One question."""
+    """Context, choices and right answer."""
 
     context: str
     choices: tuple[str, ...]
-    """What may follow the context, the blank between them included."""
+    """Possible continuations of the context, the blank between them included."""
     answer: int
-    """The place of the right choice."""
+    """Index of the right choice."""
     subtask: str = ""
-    """The part of the set that it belongs to; empty: the set has none."""
+    """Part of the set that it belongs to; empty: the set has no parts."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A set of questions."""
+    """Named set of questions."""
 
     name: str
     sha256: str
-    """Of its file; of a folder, of the digests of its files."""
+    """Digest of its file; for a folder, of its files' digests."""
     questions: tuple[Question, ...]
     left_out: int = 0
-    """Records that are no question: an answer that is none of the choices, say."""
+    """Records without a valid question, for example with an answer that is not a choice."""
 
 
 def pin(config: EvaluationConfig, folder: Path) -> EvaluationConfig:
-    """The section with digests of its files filled in.
+    """Copy of the section with the digests of its files.
 
     Raises:
-        MissingInput: a file is not there.
-        ConfigError: a file has another digest than the section says.
+        MissingInput: a file is missing.
+        ConfigError: a file has another digest than the section states.
     """
     pinned = []
     for task in config.tasks:
         found = _digest(_paths(task, folder))
         if task.sha256 not in ("", found):
             raise ConfigError(
-                f"evaluation.tasks, {task.name}: {folder / task.path} has sha256 {found}, the configuration says "
-                f"{task.sha256}. Give the file that was meant, or the new digest."
+                f"evaluation.tasks, {task.name}: {folder / task.path} has sha256 {found}, the configuration "
+                f"states {task.sha256}. Give the intended file, or the new digest."
             )
         pinned.append(task.model_copy(update={"sha256": found}))
     return config.model_copy(update={"tasks": tuple(pinned)})
@@ -95,8 +96,8 @@ def open_tasks(config: EvaluationConfig, folder: Path) -> tuple[Task, ...]:
     """Read every task; `folder` is where relative paths start.
 
     Raises:
-        MissingInput: a file is not there.
-        ConfigError: more than one record in a hundred is not of the format; the first one is named, with its field.
+        MissingInput: a file is missing.
+        ConfigError: more than 1 % of the records have another format; the first one is named, with its field.
     """
     return tuple(_open(task, folder, config.seed) for task in config.tasks)
 
@@ -116,10 +117,7 @@ def _open(task: TaskConfig, folder: Path, seed: int) -> Task:
 
 
 def choose(questions: Sequence[Question], limit: int, seed: int) -> list[Question]:
-    """At most `limit` questions (0: all), in their order.
-
-    Which ones is a function of the seed and their places.
-    """
+    """At most `limit` questions (0: all), in their order; seed and positions decide which."""
     if not 0 < limit < len(questions):
         return list(questions)
     drawn = sorted(range(len(questions)), key=lambda place: sha256_bytes(f"{seed}/{place}".encode()))
@@ -128,11 +126,13 @@ def choose(questions: Sequence[Question], limit: int, seed: int) -> list[Questio
 
 def _paths(task: TaskConfig, folder: Path) -> list[Path]:
     if not task.path:
-        raise ConfigError(f"evaluation.tasks, {task.name}: path is missing; name the file of its questions")
+        raise ConfigError(f"evaluation.tasks, {task.name}: path is missing; give the file with its questions")
     path = folder / task.path
     paths = sorted(p for p in path.iterdir() if _FILES.fullmatch(p.name)) if path.is_dir() else [path]
     if not paths or not path.exists():
-        raise MissingInput(f"evaluation.tasks, {task.name}: no file {path}. Put it there, or correct the path.")
+        raise MissingInput(
+            f"evaluation.tasks, {task.name}: file {path} does not exist. Put it there, or correct the path."
+        )
     if odd := [p for p in paths if not _FILES.fullmatch(p.name)]:
         raise ConfigError(
             f"evaluation.tasks, {task.name}: {odd[0]} is neither .jsonl, .jsonl.gz, .json nor .parquet; convert it"
@@ -146,26 +146,26 @@ def _digest(paths: Sequence[Path]) -> str:
 
 
 def _questions(task: TaskConfig, path: Path) -> Iterator[Question | str]:
-    """The question of each record, or what is wrong with the record."""
+    """Question of each record, or its error text."""
     reached = 1
     try:
         for number, record in enumerate(_records(path), 1):
             try:
                 yield _question(task, record)
             except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-                told = f"no field {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
-                yield f"{path}, record {number}: is not of the format {task.format!r} ({told})"
+                fault = f"no field {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
+                yield f"{path}, record {number}: does not have the format {task.format!r} ({fault})"
             reached = number + 1
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(
-            f"evaluation.tasks, {task.name}: {path}, record {reached}: cannot be read ({error}). Bring a whole file."
+            f"evaluation.tasks, {task.name}: {path}, record {reached}: cannot be read ({error}). Give the whole file."
         ) from error
 
 
 def _question(task: TaskConfig, record: Record) -> Question:
     question = _READERS[task.format](record)
     if not 0 <= question.answer < len(question.choices) or len(question.choices) < 2:
-        raise ValueError(f"answer {question.answer} is none of {len(question.choices)} choices")
+        raise ValueError(f"answer {question.answer} is not one of the {len(question.choices)} choices")
     if any(not choice.strip() for choice in question.choices):
         raise ValueError("a choice is empty")
     return question
@@ -187,7 +187,7 @@ def _records(path: Path) -> Iterator[Record]:
 
 
 def _first(record: Record, *names: str) -> Any:
-    """The first of these fields that is there and not null."""
+    """First of these fields that is present and not null."""
     for name in names:
         if record.get(name) is not None:
             return record[name]
@@ -195,7 +195,7 @@ def _first(record: Record, *names: str) -> Any:
 
 
 def _options(record: Record) -> tuple[list[str], int]:
-    """Choices and right answer, from any of the published forms."""
+    """Choices and right answer from any published form."""
     held = record.get("choices")
     if held is None and isinstance(record["question"], Mapping):
         held = record["question"]["choices"]
@@ -217,7 +217,7 @@ def _place(choices: Sequence[str], answer: str) -> int:
         return choices.index(answer.strip())
     letters = [re.sub(r"\W", "", text.casefold()) for text in (*choices, answer)]
     if letters[:-1].count(letters[-1]) != 1:
-        raise ValueError(f"the answer {answer!r} is none of the choices")
+        raise ValueError(f"the answer {answer!r} is not one of the choices")
     return letters.index(letters[-1])
 
 
@@ -227,7 +227,7 @@ def _stem(record: Record) -> str:
 
 
 def _before(record: Record) -> str:
-    """The plain form's context with its question."""
+    """Context and question of the plain form."""
     context = record.get("context") or ""
     return f"{context}\n{_stem(record)}" if context else _stem(record)
 
@@ -246,7 +246,7 @@ def _choices(record: Record) -> Question:
     return Question(_before(record).rstrip(), _blanks(choices), answer, str(record.get("subtask") or ""))
 
 
-def _asked(record: Record) -> Question:
+def _question_answer(record: Record) -> Question:
     choices, answer = _options(record)
     return Question(f"Question: {_before(record)}\nAnswer:", _blanks(choices), answer)
 
@@ -263,25 +263,22 @@ def _hellaswag(record: Record) -> Question:
 
 
 def _unbracketed(text: str) -> str:
-    """WikiHow's marks are no text.
-
-    "[title]" is the end of a sentence, others are nothing.
-    """
+    """Text without WikiHow's marks: "[title]" ends a sentence, others are dropped."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
 def _piqa(record: Record) -> Question:
     if "goal" not in record:
-        return _asked(record)
+        return _question_answer(record)
     choices = _blanks([record["sol1"], record["sol2"]])
     return Question(f"Question: {record['goal']}\nAnswer:", choices, int(_first(record, "label")))
 
 
 def _boolq(record: Record) -> Question:
-    told = _first(record, "answer", "label")
-    right = {"true": 1, "false": 0, "yes": 1, "no": 0, "1": 1, "0": 0}[str(told).casefold()]
-    asked = str(record["question"]).strip().removesuffix("?")
-    context = f"{_first(record, 'passage', 'context')}\nQuestion: {asked}?\nAnswer:"
+    answer = _first(record, "answer", "label")
+    right = {"true": 1, "false": 0, "yes": 1, "no": 0, "1": 1, "0": 0}[str(answer).casefold()]
+    question = str(record["question"]).strip().removesuffix("?")
+    context = f"{_first(record, 'passage', 'context')}\nQuestion: {question}?\nAnswer:"
     return Question(context, (" no", " yes"), right)
 
 
@@ -307,10 +304,10 @@ def _truthfulqa(record: Record) -> Question:
 _READERS: dict[str, Callable[[Record], Question]] = {
     "choices": _choices,
     "pairs": _pairs,
-    "arc": _asked,
+    "arc": _question_answer,
     "blimp": _pairs,
     "boolq": _boolq,
-    "commonsenseqa": _asked,
+    "commonsenseqa": _question_answer,
     "hellaswag": _hellaswag,
     "mmlu": _mmlu,
     "openbookqa": _choices,

@@ -1,18 +1,18 @@
 """Validation loss and bits per byte, overall and by group.
 
-- *loss*: the mean cross entropy of the predicted tokens, in nats per token. It depends on the tokeniser.
+- *loss*: mean cross entropy of the predicted tokens, in nats per token. It depends on the tokenizer.
 - *loss_stderr*: its standard error over rows, as a ratio of sums (Cochran 1977, Sampling Techniques, section 6.4):
   sqrt(R / (R - 1) sum (n_r - loss t_r)^2) / sum t_r, for nats n_r and tokens t_r of R rows. Tokens of a row depend on
-  each other, so it is rows that are counted; a document may lie in several rows, which it does not see.
-- *bits per byte*: loss x (predicted tokens / UTF-8 bytes) / ln 2, over all validation documents, which does not: models
-  with other vocabularies compare (The Pile, arXiv:2101.00027, section 3.1). The two counts are exact, from the shards.
-  Predicted tokens are all but the first of each document, the end-of-document token among them. Where documents begin
-  with a token of their own (`data.tokenizer.bos`) it is that one, and all of the text is counted; without it, the first
-  token of each text is free, which favours vocabularies of long tokens. When every row is
+  each other, so rows are the sampling unit; the parts of a document in several rows are treated as independent.
+- *bits per byte*: loss x (predicted tokens / UTF-8 bytes) / ln 2, over all validation documents. It does not depend on
+  the tokenizer, so models with other vocabularies compare (The Pile, arXiv:2101.00027, section 3.1). Both counts are
+  exact, from the shards. Predicted tokens are all but the first of each document, the end-of-document token included.
+  Where documents begin with a token of their own (`data.tokenizer.bos`), that is the first one, and the whole text is
+  counted; without it the first token of each text is free, which favours vocabularies of long tokens. When every row is
   measured, it is exactly the sum of the nats over the bytes.
 
-The same for each source, each language, and each source in each language (`Rows.origins`). A row that holds none
-of a group's tokens adds nothing to that group's error.
+The same figures exist for each source, each language, and each source in each language (`Rows.origins`). A row without
+tokens of a group adds nothing to that group's error.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class Measurement:
     loss: float
     """Nats per predicted token."""
     loss_stderr: float | None
-    """Over rows; None: there is one row."""
+    """Standard error over rows; None for a single row."""
     bits_per_byte: float
     rows: int
     tokens: int
-    """Tokens that were predicted."""
+    """Predicted tokens."""
     by_source: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Source -> loss, loss_stderr, bits_per_byte, tokens; empty: the rows do not know."""
+    """Source -> loss, loss_stderr, bits_per_byte, tokens; empty: the rows record no sources."""
     by_language: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Language -> the same."""
     by_origin: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -61,24 +61,21 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Groups:
-    """The groups that tokens are counted for.
-
-    All of them, then sources, languages, origins.
-    """
+class TokenGroups:
+    """Groups of tokens with figures of their own: all, sources, languages, origins."""
 
     names: tuple[tuple[str, str], ...]
     """(the field of `Measurement`, the name)."""
     members: Floats
-    """[origins, groups], 1 where the origin is of the group."""
+    """[origins, groups], 1 where the origin belongs to the group."""
     targets: npt.NDArray[np.int64]
     """[groups], predicted tokens of all rows."""
     sizes: npt.NDArray[np.int64]
     """[groups], UTF-8 bytes of all documents."""
 
 
-def groups_of(rows: Rows) -> Groups:
-    """The groups of these rows."""
+def groups_of(rows: Rows) -> TokenGroups:
+    """Token groups of these rows."""
     origins: Sequence[str] = rows.origins
     kinds = {
         "all": [""] * len(origins),
@@ -90,7 +87,7 @@ def groups_of(rows: Rows) -> Groups:
     members = np.array([[kinds[kind][place] == name for kind, name in names] for place in range(len(origins))], float)
     whole = members.astype(np.int64).T
     targets, sizes = np.asarray(rows.origin_targets, np.int64), np.asarray(rows.origin_bytes, np.int64)
-    return Groups(tuple(names), members, whole @ targets, whole @ sizes)
+    return TokenGroups(tuple(names), members, whole @ targets, whole @ sizes)
 
 
 def measure(
@@ -102,13 +99,11 @@ def measure(
     add_up: Callable[[list[Any]], list[Any]],
     alike: bool = False,
 ) -> Measurement:
-    """Mean loss over at most `most_rows` rows, evenly spread.
+    """Mean loss over at most `most_rows` rows, evenly spread; collective over `ranks` (rank, world size).
 
-    Collective over `ranks` (rank, world size).
-
-    `nats_of(batch)` gives each token's cross entropy [B, L]. Every rank makes the same number of forward passes,
-    a last one perhaps for nothing, because a model that is spread over ranks computes only together. `alike` fills the
-    last one with rows that do not count, for what compiles for shapes.
+    `nats_of(batch)` returns each token's cross entropy [B, L]. Every rank makes the same number of forward passes, if
+    need be a last one that is discarded, because a partitioned model computes only on all ranks together. `alike` fills
+    the last pass with rows that do not count, so that a compiler sees one shape.
     """
     import torch
 
@@ -132,8 +127,8 @@ def measure(
     return _measurement(groups, counts, sums, len(numbers))
 
 
-def _by_row(batch: Batch, nats: Floats, groups: Groups) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Predicted tokens and their nats [B, groups] of each row."""
+def _by_row(batch: Batch, nats: Floats, groups: TokenGroups) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Predicted tokens of each row and their nats [B, groups]."""
     predicted = batch.targets.numpy() >= 0
     count = len(groups.members)
     place = (np.arange(len(nats))[:, None] * count + batch.origins.numpy())[predicted]
@@ -143,7 +138,7 @@ def _by_row(batch: Batch, nats: Floats, groups: Groups) -> tuple[npt.NDArray[np.
     return (tokens @ groups.members).astype(np.int64), held @ groups.members
 
 
-def _measurement(groups: Groups, counts: npt.NDArray[np.int64], sums: Floats, rows: int) -> Measurement:
+def _measurement(groups: TokenGroups, counts: npt.NDArray[np.int64], sums: Floats, rows: int) -> Measurement:
     kinds: dict[str, dict[str, dict[str, Any]]] = {}
     for place, (kind, name) in enumerate(groups.names):
         tokens, row_count = (int(value) for value in counts[:, place])
@@ -161,15 +156,12 @@ def _measurement(groups: Groups, counts: npt.NDArray[np.int64], sums: Floats, ro
 
 
 def _seen(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Groups of which no token was predicted have no loss."""
+    """Groups with predicted tokens; others have no loss."""
     return {name: row for name, row in found.items() if row["tokens"]}
 
 
 def bits_per_byte(nats_per_token: float, tokens: int, document_bytes: int) -> float:
-    """See the module.
-
-    `tokens` are those that are predicted in documents of `document_bytes` bytes.
-    """
+    """Bits per byte (see the module), from the predicted `tokens` of documents with `document_bytes` bytes."""
     return nats_per_token * tokens / max(document_bytes, 1) / math.log(2)
 
 
@@ -181,16 +173,16 @@ def evaluate(
     Args:
         checkpoint: its folder.
         tokens: the token shards, or packed rows of them.
-        engine: the device, threads, and rows of a forward pass.
+        engine: the device, threads, and rows per forward pass.
         root: the artifacts' root.
-        suite: of a window in tokens, the questions that it is asked (`scores.py`); None: none.
+        suite: makes the tasks (`scores.py`) for a window in tokens; None: no tasks.
 
     Returns:
-        Where it stands, and the figures of each task.
+        The measurement, and the figures of each task.
 
     Raises:
-        CheckpointError: it is damaged, or the shards are of another tokenizer than it learned by.
-        ConfigError: the device that `engine` asks for is not there.
+        CheckpointError: it is damaged, or was trained with another tokenizer than that of the shards.
+        ConfigError: the device that `engine` requests does not exist.
         PipelineError: there are no validation shards.
     """
     import torch
@@ -198,7 +190,7 @@ def evaluate(
     from governance.errors import CheckpointError
     from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
     from pretrain.distributed.process_group import Ranks, device_of, threads_of
-    from pretrain.evaluation.scores import ask
+    from pretrain.evaluation.scores import evaluate_tasks
 
     manifest = read_checkpoint(checkpoint, root)
     identity = identity_of(manifest)
@@ -206,23 +198,23 @@ def evaluate(
     rows = open_rows(tokens, "validation", root, train.sequence_length)
     if rows.vocabulary_size != identity.vocabulary_size:
         raise CheckpointError(
-            f"{checkpoint}: knows {identity.vocabulary_size} tokens, the shards of {tokens.folder} have "
+            f"{checkpoint}: has a vocabulary of {identity.vocabulary_size} tokens, the shards of {tokens.folder} have "
             f"{rows.vocabulary_size}; give the configuration that it was trained with"
         )
     refuse_foreign_tokenizer(manifest, tokens, root)
-    asked = suite(train.sequence_length) if suite is not None else None
+    tasks = suite(train.sequence_length) if suite is not None else None
     torch.set_num_threads(threads_of(Ranks(), engine.threads))
     device = device_of(Ranks(), engine.device)
     nats_of, alike = nats_with(load_decoder(manifest, root).to(device).eval(), train.precision), device.type == "cuda"
     found = measure(nats_of, rows, rows.count, engine.micro_batch_size, (0, 1), lambda values: values, alike)
-    return found, ask(asked, nats_of, Passes(alike=alike)) if asked is not None else []
+    return found, evaluate_tasks(tasks, nats_of, Passes(alike=alike)) if tasks is not None else []
 
 
 def nats_with(model: Any, precision: str = "fp32") -> NatsOf:
     """Nats of each token by a `Decoder`, in its training precision.
 
-    bf16, bf16_masters and fp8: weights rounded to bf16, and all computed in it; of fp8 the products of blocks too, as
-    8 bits want a GPU that has them. autocast: fp32 weights, products in bf16. fp16: in fp32, since no CPU computes it.
+    bf16, bf16_masters and fp8: weights and arithmetic in bf16 (also fp8's products, which need a GPU with 8-bit units).
+    autocast: fp32 weights, products in bf16. fp16: fp32, because CPUs do not compute it.
     """
     import torch
 
@@ -240,10 +232,10 @@ def nats_with(model: Any, precision: str = "fp32") -> NatsOf:
 
 
 def load_decoder(manifest: Manifest, root: Path) -> Any:
-    """The model of a verified checkpoint, in fp32 on the CPU.
+    """Model of a verified checkpoint, in fp32 on the CPU.
 
     Raises:
-        CheckpointError: the files are of another model.
+        CheckpointError: the files belong to another model.
     """
     import torch
 

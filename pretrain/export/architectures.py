@@ -10,9 +10,9 @@
     GPTNeoX                  the same with rotary positions
     Gemma2, Gemma3           norms around each part, windows, soft caps, either gate; the second with norms of heads
     Olmo2                    norms of what a part writes, and of all queries and all keys
-    Assay                    all else: `remote_code/modeling_assay.py` travels with the weights (`trust_remote_code`)
+    Assay                    all others: `remote_code/modeling_assay.py` travels with the weights (`trust_remote_code`)
 
-Exact means: logits in fp32 agree to rounding. Tests load each with `transformers` and compare.
+Exact means that logits in fp32 agree to rounding. Tests load each with `transformers` and compare.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pretrain.config.model import ModelConfig
-from pretrain.export.export_family import SIZES, Family, Piece, capped, layer_types, llama_fields, rotary_rms, same
+from pretrain.export.export_family import (
+    SIZES,
+    ExportedTensor,
+    Family,
+    capped,
+    layer_types,
+    llama_fields,
+    rotary_rms,
+    same,
+)
 from pretrain.export.gemma import gemma, olmo
 
 if TYPE_CHECKING:
@@ -29,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def family_of(model: ModelConfig) -> Family:
-    """The native architecture that computes exactly what `model` does, else our own."""
+    """Native architecture that computes exactly what `model` does, else Assay's own."""
     for candidate in (_llama, _experts, _gpt, gemma, olmo):
         found = candidate(model)
         if found is not None:
@@ -101,18 +110,18 @@ def _experts(model: ModelConfig) -> Family | None:
     return None
 
 
-def _renamed(names: Sequence[str], words: dict[str, str]) -> list[Piece]:
-    """Copies whose names have each of `words` replaced, in their order."""
+def _renamed(names: Sequence[str], words: dict[str, str]) -> list[ExportedTensor]:
+    """Tensors copied under names with each of `words` replaced, in order."""
     pieces = []
     for name in names:
         target = name
         for ours, theirs in words.items():
             target = target.replace(ours, theirs)
-        pieces.append(Piece(target, (name,), lambda tensors: tensors[0]))
+        pieces.append(ExportedTensor(target, (name,), lambda tensors: tensors[0]))
     return pieces
 
 
-def _mixtral(names: Sequence[str]) -> list[Piece]:
+def _mixtral(names: Sequence[str]) -> list[ExportedTensor]:
     return _renamed(
         names, {".mlp.": ".block_sparse_moe.", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
     )  # fmt: skip
@@ -159,8 +168,8 @@ def _gpt2_fields(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _gpt2(names: Sequence[str]) -> list[Piece]:
-    """GPT-2: transposed maps, queries, keys and values in one."""
+def _gpt2(names: Sequence[str]) -> list[ExportedTensor]:
+    """GPT-2's tensors: transposed maps; queries, keys and values in one."""
     words = {
         "model.layers.": "transformer.h.",
         "model.embed_tokens": "transformer.wte",
@@ -175,8 +184,8 @@ def _gpt2(names: Sequence[str]) -> list[Piece]:
     }
     pieces = []
     for piece in _renamed([name for name in names if not _key_or_value(name)], words):
-        sources, turned = _joined(piece.sources[0]), "_proj.weight" in piece.sources[0]
-        pieces.append(Piece(piece.name, sources, _join_turned if turned else _join))
+        sources, transposed = _joined(piece.sources[0]), "_proj.weight" in piece.sources[0]
+        pieces.append(ExportedTensor(piece.name, sources, _join_transposed if transposed else _join))
     return pieces
 
 
@@ -185,10 +194,7 @@ def _key_or_value(name: str) -> bool:
 
 
 def _joined(name: str) -> tuple[str, ...]:
-    """The parameters that are stored as one with this.
-
-    Of a query map, the key and the value map too.
-    """
+    """Parameters stored in one tensor with this: for a query map, the key and value maps too."""
     return tuple(name.replace(".q_proj.", f".{kind}_proj.") for kind in "qkv") if ".q_proj." in name else (name,)
 
 
@@ -198,7 +204,7 @@ def _join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(list(tensors))
 
 
-def _join_turned(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def _join_transposed(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return _join(tensors).t().contiguous()
 
 
@@ -220,8 +226,8 @@ def _neox_fields(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _neox(names: Sequence[str], heads: int) -> list[Piece]:
-    """GPT-NeoX: query, key and value of a head side by side."""
+def _neox(names: Sequence[str], heads: int) -> list[ExportedTensor]:
+    """GPT-NeoX's tensors: query, key and value of a head side by side."""
     words = {
         "model.layers.": "gpt_neox.layers.",
         "model.embed_tokens": "gpt_neox.embed_in",
@@ -233,7 +239,7 @@ def _neox(names: Sequence[str], heads: int) -> list[Piece]:
         "mlp.down_proj": "mlp.dense_4h_to_h",
     }
 
-    def beside(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    def interleave_heads(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         import torch
 
         if len(tensors) == 1:
@@ -242,4 +248,4 @@ def _neox(names: Sequence[str], heads: int) -> list[Piece]:
         return by_head.flatten(0, 2).contiguous()
 
     kept = _renamed([name for name in names if not _key_or_value(name)], words)
-    return [Piece(piece.name, _joined(piece.sources[0]), beside) for piece in kept]
+    return [ExportedTensor(piece.name, _joined(piece.sources[0]), interleave_heads) for piece in kept]

@@ -1,4 +1,4 @@
-"""An exported architecture: its tensors, and fields of Llama's relatives."""
+"""Exported architectures: tensors, and configuration fields of Llama's relatives."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ Make = Callable[[Sequence["torch.Tensor"]], "torch.Tensor"]
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One tensor of the exported model."""
+class ExportedTensor:
+    """Tensor of the exported model."""
 
     name: str
     sources: tuple[str, ...]
-    """The checkpoint's parameters that it is made of."""
+    """Parameters of the checkpoint that it is made of."""
     make: Make
 
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture, with this model's settings."""
+    """Architecture of `transformers` with a model's settings."""
 
     architecture: str
     config: dict[str, Any]
-    """What config.json says of it, `vocab_size` and the ids of special tokens apart."""
-    pieces: Callable[[Sequence[str]], list[Piece]]
-    """Of the checkpoint's parameter names, the tensors to write."""
+    """Fields of config.json, without `vocab_size` and the ids of special tokens."""
+    tensors: Callable[[Sequence[str]], list[ExportedTensor]]
+    """Checkpoint's parameter names -> tensors to write."""
 
     @property
     def own_code(self) -> bool:
@@ -40,9 +40,9 @@ class Family:
         return self.architecture == "AssayForCausalLM"
 
 
-def same(names: Sequence[str]) -> list[Piece]:
-    """Copies under their own names."""
-    return [Piece(name, (name,), lambda tensors: tensors[0]) for name in names]
+def same(names: Sequence[str]) -> list[ExportedTensor]:
+    """Tensors copied under their own names."""
+    return [ExportedTensor(name, (name,), lambda tensors: tensors[0]) for name in names]
 
 
 SIZES = (
@@ -52,7 +52,7 @@ SIZES = (
 
 
 def llama_fields(model: ModelConfig) -> dict[str, Any]:
-    """The fields that Llama's relatives share."""
+    """Configuration fields that Llama's relatives share."""
     return {
         **{name: getattr(model, name) for name in SIZES},
         "head_dim": model.head_dim,
@@ -68,7 +68,7 @@ def llama_fields(model: ModelConfig) -> dict[str, Any]:
 
 
 def scaling_fields(model: ModelConfig) -> dict[str, Any] | None:
-    """The stretching of rotary positions, if any."""
+    """Fields of scaled rotary positions; None: not scaled."""
     scaling = model.rope_scaling
     if scaling is None:
         return None
@@ -87,9 +87,9 @@ _NEUTRAL = {
 
 
 def rotary_rms(model: ModelConfig, gates: tuple[str, ...] = ("swiglu",), free: tuple[str, ...] = ()) -> bool:
-    """Return whether the model is a rotary, RMSNorm, gated decoder.
+    """Return whether the model is a rotary, RMSNorm decoder gated by one of `gates`.
 
-    Nothing of others but `free`; gates of `gates`.
+    Fields of other families must be neutral, except those in `free`.
     """
     return (
         model.position_embedding == "rope"
@@ -103,11 +103,11 @@ def rotary_rms(model: ModelConfig, gates: tuple[str, ...] = ("swiglu",), free: t
 
 
 def capped(model: ModelConfig) -> bool:
-    """Return whether any logits are."""
+    """Return whether any logits have a soft cap."""
     return model.attn_logit_softcapping is not None or model.final_logit_softcapping is not None
 
 
 def layer_types(model: ModelConfig) -> list[str]:
-    """The name of each layer's kind of attention."""
+    """Kind of attention of each layer, as `transformers` names it."""
     windows = [model.window(layer) for layer in range(model.num_hidden_layers)]
     return ["full_attention" if window is None else "sliding_attention" for window in windows]

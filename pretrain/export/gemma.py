@@ -1,7 +1,7 @@
 """Export of Gemma 2, Gemma 3 and OLMo 2.
 
-Gemma's norms multiply by 1 + weight there, and its embedding by sqrt(hidden_size): ours says so with
-`embedding_multiplier`; where it says another number, the exported table differs by the quotient and is not tied.
+There Gemma's norms multiply by 1 + weight, and its embedding by sqrt(hidden_size), which is `embedding_multiplier`
+here; with another multiplier the exported table differs by the quotient and is not tied.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from pretrain.config.model import ModelConfig
 from pretrain.export.export_family import (
+    ExportedTensor,
     Family,
-    Piece,
     capped,
     layer_types,
     llama_fields,
@@ -26,7 +26,7 @@ _GATES = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}
 
 
 def olmo(model: ModelConfig) -> Family | None:
-    """OLMo 2: norms after each part, and of whole queries and keys."""
+    """OLMo 2: norms after each part, and over whole queries and keys."""
     if not rotary_rms(model, free=("qk_norm_whole",)) or model.norm_position != "reordered" or not model.qk_norm_whole:
         return None
     if any((model.moe, model.sliding_window, model.initialisation == "mup", capped(model), model.bias)):
@@ -35,7 +35,7 @@ def olmo(model: ModelConfig) -> Family | None:
 
 
 def gemma(model: ModelConfig) -> Family | None:
-    """Gemma 2, or with norms of heads Gemma 3."""
+    """Gemma 2, or Gemma 3 for a model with norms of heads."""
     free = ("embedding_multiplier", "query_pre_attn_scalar", "rope_local_base_freq")
     if not rotary_rms(model, tuple(_GATES), free) or model.norm_position != "sandwich" or model.bias:
         return None
@@ -43,34 +43,34 @@ def gemma(model: ModelConfig) -> Family | None:
         return None
     if model.rope_local_base_freq and not model.qk_norm:
         return None
-    if model.attn_logit_softcapping and model.qk_norm:  # Gemma 3's code reads the setting and caps nothing
+    if model.attn_logit_softcapping and model.qk_norm:  # Gemma 3's code ignores the cap
         return None
     scale = math.sqrt(model.hidden_size)
-    as_theirs = math.isclose(model.embedding_multiplier, scale, rel_tol=1e-6)
-    tied, divisor = model.tie_word_embeddings, 1.0 if as_theirs else scale / model.embedding_multiplier
+    standard = math.isclose(model.embedding_multiplier, scale, rel_tol=1e-6)
+    tied, divisor = model.tie_word_embeddings, 1.0 if standard else scale / model.embedding_multiplier
     fields = llama_fields(model) | {
         "hidden_activation": _GATES[model.feed_forward],
-        "query_pre_attn_scalar": _whole(model.query_pre_attn_scalar or model.head_dim),
+        "query_pre_attn_scalar": _as_integer(model.query_pre_attn_scalar or model.head_dim),
         "attn_logit_softcapping": model.attn_logit_softcapping,
         "final_logit_softcapping": model.final_logit_softcapping,
         "sliding_window": model.sliding_window or model.max_position_embeddings,
         "layer_types": layer_types(model),
-        "tie_word_embeddings": tied and as_theirs,
+        "tie_word_embeddings": tied and standard,
     }
     if model.attn_logit_softcapping is not None:
-        fields["attn_implementation"] = "eager"  # the fused kernels there leave the cap out
-    copied = tied and not as_theirs
+        fields["attn_implementation"] = "eager"  # fused kernels there omit the cap
+    copied = tied and not standard
 
-    def pieces(names: Sequence[str]) -> list[Piece]:
+    def pieces(names: Sequence[str]) -> list[ExportedTensor]:
         return _pieces(names, divisor, copied)
 
     if not model.qk_norm:
         return Family("Gemma2ForCausalLM", fields | {"model_type": "gemma2"}, pieces)
-    return Family("Gemma3ForCausalLM", fields | _of_gemma_3(model), pieces)
+    return Family("Gemma3ForCausalLM", fields | _gemma_3_fields(model), pieces)
 
 
-def _of_gemma_3(model: ModelConfig) -> dict[str, Any]:
-    """Gemma 3: text model, and a rotary base for each layer kind."""
+def _gemma_3_fields(model: ModelConfig) -> dict[str, Any]:
+    """Fields of Gemma 3: text model, with a rotary base for each layer kind."""
     plain = {"rope_type": "default", "rope_theta": model.rope_theta}
     stretched = {**plain, **(scaling_fields(model) or {})}
     local = plain | {"rope_theta": model.rope_local_base_freq} if model.rope_local_base_freq else stretched
@@ -78,22 +78,21 @@ def _of_gemma_3(model: ModelConfig) -> dict[str, Any]:
     return {"model_type": "gemma3_text", "rope_parameters": parameters, "rope_scaling": None}
 
 
-def _whole(value: float) -> float | int:
-    """An integer where it is one: `transformers` takes no other."""
+def _as_integer(value: float) -> float | int:
+    """Whole numbers as integers, which `transformers` requires."""
     return int(value) if float(value).is_integer() else value
 
 
-def _pieces(names: Sequence[str], divisor: float, copied: bool) -> list[Piece]:
-    """`divisor` is of the table of tokens.
-
-    `copied`: the output projection is that table, whole.
-    """
+def _pieces(names: Sequence[str], divisor: float, copied: bool) -> list[ExportedTensor]:
+    """Gemma's tensors, the token table divided by `divisor`; `copied`: the output projection is that table."""
     table, pieces = "model.embed_tokens.weight", []
     for name in names:
         if name == table:
-            pieces.append(Piece(name, (name,), lambda tensors: tensors[0] / divisor))
+            pieces.append(ExportedTensor(name, (name,), lambda tensors: tensors[0] / divisor))
         elif name.endswith("norm.weight"):
-            pieces.append(Piece(name, (name,), lambda tensors: tensors[0] - 1.0))
+            pieces.append(ExportedTensor(name, (name,), lambda tensors: tensors[0] - 1.0))
         else:
-            pieces.append(Piece(name, (name,), lambda tensors: tensors[0]))
-    return [*pieces, Piece("lm_head.weight", (table,), lambda tensors: tensors[0].clone())] if copied else pieces
+            pieces.append(ExportedTensor(name, (name,), lambda tensors: tensors[0]))
+    return (
+        [*pieces, ExportedTensor("lm_head.weight", (table,), lambda tensors: tensors[0].clone())] if copied else pieces
+    )

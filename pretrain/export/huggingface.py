@@ -1,14 +1,14 @@
 """Export of a checkpoint as a Hugging Face folder.
 
-    config.json, generation_config.json                     the architecture (`architectures.py`), the token that ends
-    model.safetensors                                       fp32, as the optimizer keeps them, or rounded; padded
+    config.json, generation_config.json                     architecture (`architectures.py`), ids of special tokens
+    model.safetensors                                       fp32 masters, or rounded; vocabulary padded
     model-00001-of-0000N.safetensors, ...index.json         the same above 5 GB
     tokenizer.json, tokenizer_config.json, special_tokens_map.json
     configuration_assay.py, modeling_assay.py               only where no architecture of transformers is exact
-    README.md                                               what it is and its digests; facts only
+    README.md                                               model card: facts and digests
 
-Logits there equal ours to rounding (1e-5 in fp32 for models of a test's size), for texts that are one document. Price:
-one pass over the weights, one file of at most 5 GB in memory at a time.
+Logits equal Assay's to rounding (1e-5 in fp32 for models of a test's size), for texts that are one document. Price: one
+pass over the weights, one file of at most 5 GB in memory at a time.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from pretrain.checkpoint.format import CheckpointIdentity, identity_of, read_che
 from pretrain.config.model import padded_vocabulary
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
 from pretrain.export.architectures import family_of
-from pretrain.export.export_family import Family, Piece
+from pretrain.export.export_family import ExportedTensor, Family
 
-SHARD_BYTES = 5_000_000_000  # of a file, as transformers shards
+SHARD_BYTES = 5_000_000_000  # per file, as transformers does
 INDEX = "model.safetensors.index.json"
 Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, tuple[str, int]] = {"fp32": ("float32", 4), "bf16": ("bfloat16", 2), "fp16": ("float16", 2)}
-"""Each form of the weights: its name in torch, and bytes an element."""
+"""Form of the weights -> name in torch, bytes per element."""
 
 Read = Callable[[str], Any]
-"""The fp32 tensor of a parameter's name."""
+"""Parameter's name -> fp32 tensor."""
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class ExportVocabulary:
     """Tokenizer file with its end and begin tokens."""
 
     path: Path
     end: int
     begin: int | None = None
-    """None: none does."""
+    """Id that begins documents; None: documents have none."""
 
 
 def export(
@@ -62,18 +62,18 @@ def export(
 
     Args:
         checkpoint: the checkpoint's folder; its files are verified first.
-        tokenizer: the artifact of its tokeniser; the same as it was trained with (`vocabulary.py`).
-        target: a folder that does not exist yet, or is empty.
+        tokenizer: the artifact of the tokenizer that it was trained with (`tokenizer_check.py`).
+        target: a new or empty folder.
         root: the artifacts' root.
-        shard_bytes: the most bytes of a file of weights; a larger tensor has a file of its own.
-        dtype: what the weights are rounded to, to the nearest, ties to even.
+        shard_bytes: most bytes of a file of weights; a larger tensor has its own file.
+        dtype: type to which the weights are rounded, to nearest, ties to even.
 
     Returns:
         The checkpoint's manifest.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or was trained with another tokeniser.
-        ManifestError: the tokeniser was altered.
+        CheckpointError: the checkpoint is damaged, or was trained with another tokenizer.
+        ManifestError: the tokenizer was altered.
         ConfigError: the target is not empty, or a weight is too large for fp16.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -82,29 +82,27 @@ def export(
     identity = identity_of(manifest)
     refuse_foreign_tokenizer(manifest, tokenizer, root)
     stats = tokenizer.stats
-    told = Vocabulary(
+    vocabulary = ExportVocabulary(
         root / tokenizer.folder / "tokenizer.json", int(stats["end_of_document"]), stats.get("begin_of_document")
     )
     with weights(manifest, root) as files:
-        family = write_folder(files.read, identity, told, target, shard_bytes, dtype)
-    write_text(target / "README.md", _card(manifest, identity, family, (dtype, told.begin)))
+        family = write_folder(files.read, identity, vocabulary, target, shard_bytes, dtype)
+    write_text(target / "README.md", _card(manifest, identity, family, (dtype, vocabulary.begin)))
     return manifest
 
 
 def write_folder(
     read: Read,
     identity: CheckpointIdentity,
-    tokenizer: Vocabulary,
+    tokenizer: ExportVocabulary,
     target: Path,
     shard_bytes: int = SHARD_BYTES,
     dtype: Dtype = "fp32",
 ) -> Family:
-    """Write all of the folder but its card.
-
-    `read` gives a parameter by name.
+    """Write the folder without its card; `read` returns a parameter by name.
 
     Raises:
-        CheckpointError: the tokeniser is of another vocabulary.
+        CheckpointError: the tokenizer has another vocabulary.
         ConfigError: a weight is too large for fp16.
     """
     special = _special_tokens(tokenizer, identity)
@@ -118,16 +116,18 @@ def write_folder(
         place(tokenizer.path, target / "tokenizer.json")
     else:
         held = json.loads(tokenizer.path.read_bytes())
-        write_json(target / "tokenizer.json", {**held, "post_processor": _begins(special["bos"], tokenizer.begin)})
+        write_json(
+            target / "tokenizer.json", {**held, "post_processor": _begin_processor(special["bos"], tokenizer.begin)}
+        )
     _write_settings(target, family, identity, (tokenizer, special), dtype)
     return family
 
 
-def _special_tokens(tokenizer: Vocabulary, identity: CheckpointIdentity) -> dict[str, str]:
+def _special_tokens(tokenizer: ExportVocabulary, identity: CheckpointIdentity) -> dict[str, str]:
     """Texts of the end ("eos") and begin ("bos") tokens.
 
     Raises:
-        CheckpointError: the tokeniser has ids that the model does not know, or no such special token.
+        CheckpointError: the tokenizer has another number of tokens than the model, or lacks a special token.
     """
     held = json.loads(tokenizer.path.read_bytes())
     special = {token["id"]: token["content"] for token in held["added_tokens"]}
@@ -137,13 +137,13 @@ def _special_tokens(tokenizer: Vocabulary, identity: CheckpointIdentity) -> dict
     if size != identity.vocabulary_size or absent:
         raise CheckpointError(
             f"{tokenizer.path}: has {size} tokens{f', none of id {absent[0]}' if absent else ''}; "
-            f"the checkpoint knows {identity.vocabulary_size}. Give the configuration that it was trained with."
+            f"the checkpoint has a vocabulary of {identity.vocabulary_size}. Give the configuration of its training."
         )
     return {name: str(special[index]) for name, index in wanted.items()}
 
 
-def _begins(text: str, index: int) -> dict[str, Any]:
-    """Post-processor that begins each text with a token."""
+def _begin_processor(text: str, index: int) -> dict[str, Any]:
+    """Post-processor that puts a token before each text."""
     token, first, second = (
         {"SpecialToken": {"id": text, "type_id": 0}},
         {"Sequence": {"id": "A", "type_id": 0}},
@@ -160,9 +160,9 @@ def _begins(text: str, index: int) -> dict[str, Any]:
 def _write_weights(
     read: Read, family: Family, identity: CheckpointIdentity, target: Path, form: tuple[int, Dtype]
 ) -> None:
-    """The weights in one file, or in several with an index.
+    """Write the weights in one file, or in several with an index.
 
-    `form`: the most bytes of a file, and what they are.
+    `form`: most bytes of a file, and type of the weights.
     """
     from safetensors.torch import save_file
 
@@ -171,12 +171,12 @@ def _write_weights(
     elements = [(name, sum(sizes[source] for source in piece.sources)) for name, piece in pieces.items()]
     shard_bytes, dtype = form
     width = DTYPES[dtype][1]
-    # `file_plan` counts 4 bytes an element
+    # `file_plan` counts 4 bytes per element
     plan = file_plan([(name, (count,)) for name, count in elements], shard_bytes * 4 // width)
     found: dict[str, str] = {}
     for number, names in enumerate(plan, 1):
         file = "model.safetensors" if len(plan) == 1 else f"model-{number:05d}-of-{len(plan):05d}.safetensors"
-        tensors = {name: _made(read, pieces[name], dtype) for name in names}
+        tensors = {name: _rounded_tensor(read, pieces[name], dtype) for name in names}
         with atomic_path(target / file) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
         found |= dict.fromkeys(names, file)
@@ -185,7 +185,7 @@ def _write_weights(
         write_json(target / INDEX, {"metadata": {"total_size": total}, "weight_map": found})
 
 
-def _made(read: Read, piece: Piece, dtype: Dtype) -> Any:
+def _rounded_tensor(read: Read, piece: ExportedTensor, dtype: Dtype) -> Any:
     import torch
 
     whole = piece.make([read(source) for source in piece.sources])
@@ -199,10 +199,7 @@ def _made(read: Read, piece: Piece, dtype: Dtype) -> Any:
 
 
 def _parameter_sizes(identity: CheckpointIdentity) -> dict[str, int]:
-    """Elements of each parameter by name, in the model's order.
-
-    Nothing is allocated.
-    """
+    """Elements of each parameter by name, in the model's order; allocates no weights."""
     import torch
 
     from pretrain.model.decoder import Decoder
@@ -216,7 +213,7 @@ def _write_settings(
     target: Path,
     family: Family,
     identity: CheckpointIdentity,
-    ends: tuple[Vocabulary, dict[str, str]],
+    ends: tuple[ExportVocabulary, dict[str, str]],
     dtype: Dtype,
 ) -> None:
     (tokenizer, texts) = ends
@@ -243,7 +240,7 @@ def _write_settings(
 def _card(manifest: Manifest, identity: CheckpointIdentity, family: Family, form: tuple[Dtype, int | None]) -> str:
     """Model card of the exported folder.
 
-    `form`: of the weights, and the id that begins documents.
+    `form`: type of the weights, and the id that begins documents.
     """
     dtype, begin = form
     before = (

@@ -1,12 +1,12 @@
-"""Activation checkpointing: what a block keeps for its backward pass.
+"""Activation checkpointing: tensors that a block keeps for its backward pass.
 
 - none: everything that the backward pass reads.
-- full: the block's input; the block is computed again (arXiv:1604.06174). About a third more arithmetic.
-- selective: the block's input, the results of its linear maps and of attention, where that is one kernel (all but the
-  matrix products by which short rows attend on CPU); norms, positions and activations are computed again
-  (arXiv:2205.05198). Hardly more arithmetic.
+- full: the block's input; the block is recomputed (arXiv:1604.06174). About a third more arithmetic.
+- selective: the block's input, the results of its linear maps, and that of attention where it is one kernel (everywhere
+  but in the matrix products for short rows on CPU); norms, positions and activations are recomputed (arXiv:2205.05198).
+  Hardly more arithmetic.
 
-Losses and gradients are those of "none": the same operations on the same numbers.
+Losses and gradients equal those of "none": the same operations on the same numbers.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def run_block(
     mask: DocumentMask,
     how: Checkpointing,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Output of `block(x, angles, mask)`, keeping what `how` says."""
+    """Output of `block(x, angles, mask)`, with activations kept according to `how`."""
     if how == "none" or not torch.is_grad_enabled():
         return block(x, angles, mask)
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # a block draws no random number
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # a block draws no random numbers
     if how == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
     return checkpoint(block, x, angles, mask, **options)

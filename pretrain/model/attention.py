@@ -1,19 +1,20 @@
 """Causal attention within documents.
 
-One door, `DocumentMask`, built once per micro batch for each kind of layer (all of the document, or a window of it) and
-shared by the layers of that kind. Five ways keep its one promise:
+`DocumentMask` is built once per micro batch for each kind of layer (all of the document, or a window of it), and the
+layers of that kind share it. It has five implementations:
 
 - FlexAttention (arXiv:2412.05496) on CUDA (`flex.py`), which skips blocks without an allowed pair; the soft cap is its
-  score_mod. Rows of any length go there: nothing on CUDA is ever computed by the last two ways.
-- FlashAttention's kernel for rows of several lengths (`flash.py`), where `engine.attention` asks for it.
-- Matrix products over blocks of queries (`eager.BlockAttention`) on CPU, for rows of up to `SHORT` tokens: half the
-  time of the next at 256 tokens in bf16, 0.7 of it at 1,024; in fp32 as fast for one document a row, else faster.
+  score_mod. It takes rows of any length: CUDA never uses the last two.
+- FlashAttention's variable-length kernel (`flash.py`), where `engine.attention` requests it.
+- Matrix products over blocks of queries (`cpu_ops.BlockAttention`) on CPU, for rows of up to `SHORT` tokens:
+  half the time of the next one at 256 tokens in bf16 and 0.7 of it at 1,024; in fp32 as fast for one document per row,
+  else faster.
 - `torch.nn.functional.scaled_dot_product_attention` for longer rows on CPU, and under torch.compile on CPU: with
-  `is_causal` and no table where the host knows that each row is one document and no window cuts it, else with a
-  block-diagonal causal table [B, 1, L, L].
-- The formula written out, for a soft cap on CPU: it keeps fp32 logits of all pairs of a row (`cautions.py` warns).
+  `is_causal` and no mask where each row is one document and no window cuts it, else with a block-diagonal causal mask
+  [B, 1, L, L].
+- The explicit formula, for a soft cap on CPU: it keeps fp32 logits of all pairs of a row (`cautions.py` warns).
 
-Nothing here makes a host wait for a GPU: rows are looked at only on CPU.
+Nothing here makes the host wait for a GPU: only on CPU are the rows inspected.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.config.model import ModelConfig
-from pretrain.model.attention_rule import Attend, Rule, first_keys
-from pretrain.model.cpu_ops import BlockAttention, block_starts, by_hand, has_kernels
+from pretrain.model.attention_rule import Attend, AttentionRule, first_keys
+from pretrain.model.cpu_ops import BlockAttention, block_starts, has_cpu_kernels, on_eager_cpu
 from pretrain.model.flash import Kernel, flash_attention
 
 SHORT = 1024  # longest row, in tokens, whose probabilities are kept on CPU
@@ -36,7 +37,7 @@ class DocumentMask:
     """Attention masks of a micro batch, one for each layer kind."""
 
     kinds: dict[int | None, Attend]
-    """By window; none: the whole document."""
+    """Keyed by window; None: the whole document."""
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
         """Causal attention of queries over visible keys.
@@ -49,43 +50,40 @@ class DocumentMask:
 def document_mask(
     segments: torch.Tensor, config: ModelConfig, flash: Kernel | None = None, documents: int | None = None
 ) -> DocumentMask:
-    """The mask of rows, for all layers of `config`.
+    """Build the mask of these rows for all layers of `config`.
 
     Args:
         segments: [B, L], the number of each token's document.
         config: the model.
-        flash: FlashAttention's kernel; none: the fastest of the other ways.
-        documents: for that kernel, a bound on the documents of all rows (`flash.documents_at_most`).
+        flash: FlashAttention's kernel; None: the fastest of the other implementations.
+        documents: for that kernel, an upper bound on the documents of all rows (`flash.documents_at_most`).
     """
     windows = {config.window(layer): None for layer in range(config.num_hidden_layers)}
     scale, softcap = config.attention_scale, config.attn_logit_softcapping
-    rules = {window: Rule(scale, softcap, window) for window in windows}
+    rules = {window: AttentionRule(scale, softcap, window) for window in windows}
     if flash is not None:
         return DocumentMask({w: flash_attention(segments, rule, flash, documents) for w, rule in rules.items()})
     return DocumentMask({window: attention(segments, rule) for window, rule in rules.items()})
 
 
-def attention(segments: torch.Tensor, rule: Rule) -> Attend:
-    """The fastest way to attend by `rule` on the device of `segments`."""
+def attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
+    """Fastest implementation of `rule` on the device of `segments`."""
     if segments.is_cuda:
         from pretrain.model.flex import flex_attention
 
         return flex_attention(segments, rule)
     if rule.softcap is not None:
-        return written_out(segments, rule)
-    if not by_hand(segments):
-        return tabled_attention(segments, rule)
+        return explicit_attention(segments, rule)
+    if not on_eager_cpu(segments):
+        return masked_attention(segments, rule)
     if segments.shape[1] <= SHORT:
         return block_attention(segments, rule)
     alone = bool((segments == segments[:, :1]).all())
-    return causal_attention(rule) if alone and not rule.window else tabled_attention(segments, rule)
+    return causal_attention(rule) if alone and not rule.window else masked_attention(segments, rule)
 
 
 def allowed_pairs(segments: torch.Tensor, window: int | None = None) -> torch.Tensor:
-    """The promise as a table [B, 1, L, L].
-
-    True where a query (row) may see a key (column).
-    """
+    """Boolean mask [B, 1, L, L]: True where a query (row) may see a key (column)."""
     same = segments[:, None, :, None] == segments[:, None, None, :]
     length = segments.shape[1]
     seen = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
@@ -100,21 +98,21 @@ def _spread(q: torch.Tensor, *narrow: torch.Tensor) -> list[torch.Tensor]:
     return [x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in narrow]
 
 
-def block_attention(segments: torch.Tensor, rule: Rule) -> Attend:
+def block_attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
     """Attention by matrix products over query blocks, with CPU kernels."""
     firsts = first_keys(segments, rule.window)
     starts = block_starts(firsts)
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        if not has_kernels(q):
-            return tabled_attention(segments, rule)(q, k, v)
+        if not has_cpu_kernels(q):
+            return masked_attention(segments, rule)(q, k, v)
         return BlockAttention.apply(q, *_spread(q, k, v), firsts, starts, rule.scale)
 
     return attend
 
 
-def causal_attention(rule: Rule) -> Attend:
-    """Rows of one document: no table at all."""
+def causal_attention(rule: AttentionRule) -> Attend:
+    """Causal attention of rows that are one document each, without a mask tensor."""
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return F.scaled_dot_product_attention(q, *_spread(q, k, v), is_causal=True, scale=rule.scale)
@@ -122,8 +120,8 @@ def causal_attention(rule: Rule) -> Attend:
     return attend
 
 
-def tabled_attention(segments: torch.Tensor, rule: Rule) -> Attend:
-    """The mask as a table; O(B L^2) bytes."""
+def masked_attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
+    """Attention with a mask tensor of O(B L^2) bytes."""
     pairs = allowed_pairs(segments, rule.window)
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -132,11 +130,8 @@ def tabled_attention(segments: torch.Tensor, rule: Rule) -> Attend:
     return attend
 
 
-def written_out(segments: torch.Tensor, rule: Rule) -> Attend:
-    """The formula itself, with logits and probabilities in fp32.
-
-    O(B H L^2) numbers.
-    """
+def explicit_attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
+    """Attention by its formula, with O(B H L^2) logits and probabilities in fp32."""
     hidden = ~allowed_pairs(segments, rule.window)
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -12,11 +12,11 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Rule:
+class AttentionRule:
     """Visibility rule and logit transform of a layer kind."""
 
     scale: float
-    """What products of queries and keys are multiplied by."""
+    """Factor of the products of queries and keys."""
     softcap: float | None = None
     """c: logits become c tanh(logits / c)."""
     window: int | None = None
@@ -24,13 +24,11 @@ class Rule:
 
 
 def first_keys(segments: torch.Tensor, window: int | None) -> torch.Tensor:
-    """Int32 [B, L]: the first key that each query sees.
-
-    It sees all from there to itself.
+    """Int32 [B, L]: first key that each query sees; it sees all keys from there to itself.
 
     Args:
-        segments: [B, L], the number of each token's document; a document is one run of its row.
-        window: how many tokens a token sees, itself included; none: all of its document so far.
+        segments: [B, L], the number of each token's document; a document is a contiguous run of its row.
+        window: tokens that a token sees, itself included; None: all of its document so far.
     """
     places = torch.arange(segments.shape[1], dtype=torch.int32, device=segments.device).expand(segments.shape)
     begins = torch.where(segments[:, 1:] != segments[:, :-1], places[:, 1:], 0)

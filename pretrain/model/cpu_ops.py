@@ -1,7 +1,7 @@
 """CPU operations with hand-written backward passes.
 
-Each is equal to a plain formula, which the tests hold it to; on CUDA and under torch.compile that formula (or torch's
-fused kernel) is used instead: `by_hand` decides. Measured on one core of an Intel Xeon with AMX, 4,096 tokens, bf16,
+Tests compare each with a plain formula; on CUDA and under torch.compile that formula (or torch's fused kernel) is used
+instead: `on_eager_cpu` decides. Measured on one core of an Intel Xeon with AMX, 4,096 tokens, bf16,
 forward and backward, CPU milliseconds, the least of nine or more: RMSNorm over 384 channels 2.4 against torch's 37;
 attention of 6 heads of 64 channels over rows of 256 tokens 31 against 56 for `scaled_dot_product_attention`; of 1,536
 channels SwiGLU 11 against 51 and squared ReLU 3 against 36.
@@ -15,29 +15,26 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
-from pretrain.model.kernels import activations as bends
-from pretrain.model.kernels.rms_norm import normal_slopes, normalise
-from pretrain.model.kernels.rotary import turn
-from pretrain.model.kernels.softmax import slope, soften
-from pretrain.model.kernels.threads import over, parts_of
+from pretrain.model.kernels import activations
+from pretrain.model.kernels.rms_norm import rms_norm, rms_norm_gradient
+from pretrain.model.kernels.rotary import rotary
+from pretrain.model.kernels.softmax import softmax, softmax_gradient
+from pretrain.model.kernels.threads import run_in_threads, thread_count
 
-QUERIES = 128  # queries of a block of attention: fewer skip more keys that none of them sees, and products get smaller
+QUERIES = 128  # queries per attention block: fewer would skip more invisible keys, but make smaller products
 
 
-def by_hand(x: torch.Tensor) -> bool:
-    """Return whether these operations are faster for the tensor."""
+def on_eager_cpu(x: torch.Tensor) -> bool:
+    """Return whether the tensor is computed on the CPU without a compiler."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def has_kernels(x: torch.Tensor) -> bool:
-    """Return whether `pretrain.model.kernels` are the faster way for this tensor.
-
-    They know bf16 and fp32.
-    """
-    return by_hand(x) and x.dtype in (torch.bfloat16, torch.float32)
+def has_cpu_kernels(x: torch.Tensor) -> bool:
+    """Return whether `pretrain.model.kernels` compute this tensor: bf16 or fp32 on an eager CPU."""
+    return on_eager_cpu(x) and x.dtype in (torch.bfloat16, torch.float32)
 
 
-class RootMeanSquare(torch.autograd.Function):
+class RMSNormFunction(torch.autograd.Function):
     """RMSNorm over the last axis, sums in fp32.
 
     x / sqrt(mean(x^2) + eps) * weight, in bf16 or fp32.
@@ -50,7 +47,7 @@ class RootMeanSquare(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         wide = torch.ones(rows.shape[1]) if weight is None else weight.float()
         out, inverse = torch.empty_like(rows), torch.empty(len(rows), dtype=torch.float32)
-        over(normalise, len(rows), (rows, out, inverse, wide), np.float32(eps))
+        run_in_threads(rms_norm, len(rows), (rows, out, inverse, wide), np.float32(eps))
         ctx.save_for_backward(rows, inverse, wide)
         ctx.weight_type = None if weight is None else weight.dtype
         return out.view(x.shape)
@@ -58,26 +55,25 @@ class RootMeanSquare(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """With y = x / rms.
-
-        Dx = (g w - y mean(g w y)) / rms, dw = sum of g y.
-        """
+        """Gradients with y = x / rms: dx = (g w - y mean(g w y)) / rms, dw = sum of g y."""
         rows, inverse, wide = ctx.saved_tensors
-        out, sums = torch.empty_like(rows), torch.empty(parts_of(len(rows)), rows.shape[1])
-        over(normal_slopes, len(rows), (rows, gradient.reshape(rows.shape).contiguous(), inverse, out, sums, wide))
+        out, sums = torch.empty_like(rows), torch.empty(thread_count(len(rows)), rows.shape[1])
+        run_in_threads(
+            rms_norm_gradient, len(rows), (rows, gradient.reshape(rows.shape).contiguous(), inverse, out, sums, wide)
+        )
         for_weight = None if ctx.weight_type is None else sums.sum(0).to(ctx.weight_type)
         return out.view(gradient.shape), for_weight, None
 
 
-class Rotate(torch.autograd.Function):
-    """Turn pairs of channels by angles; backward turns back.
+class RotaryFunction(torch.autograd.Function):
+    """Rotate channel pairs by angles; the backward pass rotates back.
 
-    Writes what its reader wants in memory, so none copies.
+    Each result has the memory layout that its consumer reads, so that nothing is copied.
     """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-        """[B, H, L, D] from any layout, contiguous with heads first."""
+        """[B, H, L, D] of any layout -> contiguous, heads first."""
         ctx.save_for_backward(angles)
         out = torch.empty(x.shape, dtype=x.dtype)
         _turn(x, angles, out, 1.0)
@@ -86,10 +82,7 @@ class Rotate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The same with the angles negated.
-
-        Tokens first in memory, as the projection's backward reads.
-        """
+        """Rotation by the negated angles, tokens first in memory as the projection's backward reads."""
         (angles,) = ctx.saved_tensors
         out = torch.empty_like(gradient.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         _turn(gradient, angles, out, -1.0)
@@ -104,13 +97,13 @@ def _turn(x: torch.Tensor, angles: torch.Tensor, out: torch.Tensor, sign: float)
     cosines, sines = angles.reshape(2, rows * length, size // 2).contiguous()
     written = out.transpose(1, 2) if orders[1] else out
     given = (x.view(-1), cosines, sines, written.view(-1))
-    over(turn, rows * length, given, (heads, length, size), orders, np.float32(sign))
+    run_in_threads(rotary, rows * length, given, (heads, length, size), orders, np.float32(sign))
 
 
 class BlockAttention(torch.autograd.Function):
-    """Softmax attention over query blocks and their visible keys.
+    """Softmax attention over query blocks and their visible keys, for short rows.
 
-    Keeps the probabilities, in the type of q: for short rows. In bf16 the logits are rounded before the softmax, as
+    Keeps the probabilities, in the type of q. In bf16 the logits are rounded before the softmax, as
     where attention is written out with matrix products.
     """
 
@@ -119,16 +112,16 @@ class BlockAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, firsts: torch.Tensor, starts: Any, scale: float
     ) -> torch.Tensor:
-        """Attend.
+        """Attention of q over k and v.
 
         Args:
-            ctx: autograd's.
-            q: [B, H, L, D], bf16 or fp32, and so are k and v.
+            ctx: autograd's context.
+            q: [B, H, L, D], bf16 or fp32; k and v have the same type and shape.
             k: the keys.
             v: the values.
-            firsts: int32 [B, L], the first key that a query sees; it sees all from there to itself.
-            starts: of each block of `QUERIES` queries the first key that one of them sees (`first_keys`).
-            scale: what products are multiplied by.
+            firsts: int32 [B, L], the first key that a query sees; it sees all keys from there to itself.
+            starts: first key that any query of each block of `QUERIES` sees (`first_keys`).
+            scale: factor of the products.
 
         Returns:
             [B, H, L, D].
@@ -139,7 +132,7 @@ class BlockAttention(torch.autograd.Function):
         for number, first in enumerate(starts):
             queries, keys = _block(number, first, shape[2])
             logits = torch.baddbmm(q.new_empty(()), q[:, queries], k[:, keys].transpose(1, 2), beta=0.0, alpha=scale)
-            over(soften, len(logits), (logits, firsts), queries.start, first)
+            run_in_threads(softmax, len(logits), (logits, firsts), queries.start, first)
             torch.bmm(logits, v[:, keys], out=out[:, queries])
             kept.append(logits)
         ctx.save_for_backward(q, k, v, firsts, *kept)
@@ -149,18 +142,15 @@ class BlockAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """With P the probabilities.
-
-        DV = P' g, dS = P (g V' - rowsum(P g V')), dQ = dS K, dK = dS' Q.
-        """
+        """Gradients with probabilities P: dV = P' g, dS = P (g V' - rowsum(P g V')), dQ = dS K, dK = dS' Q."""
         q, k, v, firsts, *kept = ctx.saved_tensors
         into = gradient.reshape(q.shape)
         for_q, for_k, for_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for number, first in reversed([*enumerate(ctx.starts)]):
             queries, keys = _block(number, first, q.shape[1])
             slopes = torch.bmm(into[:, queries], v[:, keys].transpose(1, 2))
-            told = (slopes, kept[number], firsts)
-            over(slope, len(slopes), told, queries.start, first, np.float32(ctx.scale))
+            given = (slopes, kept[number], firsts)
+            run_in_threads(softmax_gradient, len(slopes), given, queries.start, first, np.float32(ctx.scale))
             torch.bmm(slopes, k[:, keys], out=for_q[:, queries])
             _gather(for_k, keys, slopes, q[:, queries], number == len(kept) - 1)
             _gather(for_v, keys, kept[number], into[:, queries], number == len(kept) - 1)
@@ -196,21 +186,23 @@ class SquaredRelu(torch.autograd.Function):
         x = x.contiguous()
         ctx.save_for_backward(x)
         out = torch.empty_like(x)
-        over(bends.square, x.numel(), (x.view(-1), out.view(-1)))
+        run_in_threads(activations.squared_relu, x.numel(), (x.view(-1), out.view(-1)))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        """From x, which nobody else keeps."""
+        """Gradient from x alone, the only tensor kept."""
         (x,) = ctx.saved_tensors
         out = torch.empty_like(x)
-        over(bends.square_slope, x.numel(), (x.view(-1), gradient.contiguous().view(-1), out.view(-1)))
+        run_in_threads(
+            activations.squared_relu_gradient, x.numel(), (x.view(-1), gradient.contiguous().view(-1), out.view(-1))
+        )
         return out
 
 
 class SwiGlu(torch.autograd.Function):
-    """silu(gate) up in bf16 or fp32, and both gradients in one pass."""
+    """SwiGLU, silu(gate) up, in bf16 or fp32, with both gradients in one pass."""
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -218,15 +210,15 @@ class SwiGlu(torch.autograd.Function):
         gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
         out = torch.empty_like(gate)
-        over(bends.swiglu, gate.numel(), (gate.view(-1), up.view(-1), out.view(-1)))
+        run_in_threads(activations.swiglu, gate.numel(), (gate.view(-1), up.view(-1), out.view(-1)))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both gradients."""
+        """Gradients of gate and up."""
         gate, up = ctx.saved_tensors
         for_gate, for_up = torch.empty_like(gate), torch.empty_like(up)
         given = (gate, up, gradient.contiguous(), for_gate, for_up)
-        over(bends.swiglu_slopes, gate.numel(), tuple(x.view(-1) for x in given))
+        run_in_threads(activations.swiglu_gradient, gate.numel(), tuple(x.view(-1) for x in given))
         return for_gate, for_up

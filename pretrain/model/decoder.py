@@ -1,7 +1,7 @@
-"""The decoder: embedding, blocks, head.
+"""Decoder: embedding, blocks and output projection.
 
-The forward pass returns the *sum* of the cross entropies and never a mean: only the trainer knows how many tokens the
-whole global batch predicts, over micro batches and ranks, and a mean of unequal means is not the mean.
+The forward pass returns the *sum* of the cross entropies, never a mean: only the trainer knows how many tokens the
+global batch predicts over micro batches and ranks, and a mean of means over unequal parts is wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pretrain.model.position_embeddings import rotary_angles, sinusoids
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows as the model takes them."""
+    """Rows as the model's input."""
 
     tokens: torch.Tensor
     """int64 [B, L]."""
@@ -40,7 +40,7 @@ class Batch:
     """int64 [B, L], number of the document's "source/language" (`Rows.origins`), -1 where nothing is predicted."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same rows on another device."""
+        """Copy of the rows on another device."""
         return self._each(lambda column: column.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:
@@ -100,8 +100,8 @@ class Stack(nn.Module):
 class Decoder(nn.Module):
     """A language model; `vocabulary_size` is the data's, before padding.
 
-    `activation_checkpointing` says what the forward pass keeps for the backward pass (see
-    `activation_checkpointing.py`), and `attention` whether FlashAttention's kernel computes attention (see `flash.py`).
+    `activation_checkpointing` decides what the forward pass keeps for the backward pass, and `attention` whether
+    FlashAttention's kernel is used (`flash.py`).
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Decoder(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Objective (fp32 scalar) and nats of each token, fp32 [B, L].
 
-        The sum is of cross entropies, z-losses and, with experts, the losses of their routers. The nats are the plain
+        The objective sums cross entropies, z-losses and, with experts, their routers' losses. The nats are the plain
         cross entropies, 0 where nothing is predicted, and carry no gradient. `documents` bounds the number of documents
         (`flash.documents_at_most`); without it FlashAttention makes the host wait for the count.
         """

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain.config.model import ModelConfig
-from pretrain.model.cpu_ops import SquaredRelu, SwiGlu, has_kernels
+from pretrain.model.cpu_ops import SquaredRelu, SwiGlu, has_cpu_kernels
 
 
 class FeedForward(nn.Module):
@@ -30,18 +30,18 @@ class FeedForward(nn.Module):
         """[..., hidden] -> [..., hidden]."""
         if self.gated:
             return self.down_proj(_gated(self.gate_proj(x), self.up_proj(x), self.kind))
-        return self.down_proj(_bend(self.up_proj(x), self.kind))
+        return self.down_proj(_activate(self.up_proj(x), self.kind))
 
 
 def _gated(gate: torch.Tensor, up: torch.Tensor, kind: str) -> torch.Tensor:
     if kind == "geglu":
         return F.gelu(gate, approximate="tanh") * up
-    return SwiGlu.apply(gate, up) if has_kernels(gate) else F.silu(gate) * up
+    return SwiGlu.apply(gate, up) if has_cpu_kernels(gate) else F.silu(gate) * up
 
 
-def _bend(x: torch.Tensor, kind: str) -> torch.Tensor:
+def _activate(x: torch.Tensor, kind: str) -> torch.Tensor:
     if kind == "gelu":
         return F.gelu(x)
     if kind == "relu":
         return F.relu(x)
-    return SquaredRelu.apply(x) if has_kernels(x) else F.relu(x).square()
+    return SquaredRelu.apply(x) if has_cpu_kernels(x) else F.relu(x).square()

@@ -1,10 +1,11 @@
 """FlashAttention with variable lengths (arXiv:2307.08691, arXiv:2407.08608).
 
-All rows of a micro batch are one sequence, and documents are told by where each begins: `cu_seqlens`. Its length is the
-number of documents, which the device alone knows: a bound on it is counted on the host before rows are sent there
-(`documents_at_most`); what is left of it are documents of no token. Without a bound the host waits for the count.
+All rows of a micro batch form one sequence; `cu_seqlens` holds where each document begins. Its length depends on the
+number of documents, which only the device knows, so the host counts an upper bound before it sends the rows
+(`documents_at_most`); entries beyond the last document are documents without tokens. Without a bound the host waits for
+the count.
 
-Two packages have the kernel under one name: `flash_attn_interface` (FlashAttention 3, Hopper) and `flash_attn` (2).
+Two packages provide the kernel under one name: `flash_attn_interface` (FlashAttention 3, Hopper) and `flash_attn` (2).
 """
 
 from __future__ import annotations
@@ -16,31 +17,27 @@ from collections.abc import Callable
 import torch
 
 from pretrain.config.training import FLASH_PACKAGES
-from pretrain.model.attention_rule import Attend, Rule
+from pretrain.model.attention_rule import Attend, AttentionRule
 
 Kernel = Callable[..., torch.Tensor]
 
 
 def load_kernel() -> Kernel:
-    """The kernel of the first package that is installed.
-
-    That one is, `compatibility.py` has made certain.
-    """
+    """Kernel of the first installed package; `compatibility.py` has checked that there is one."""
     name = next(name for name in FLASH_PACKAGES if importlib.util.find_spec(name))
     kernel: Kernel = importlib.import_module(name).flash_attn_varlen_func
     return kernel
 
 
 def documents_at_most(segments: torch.Tensor) -> int:
-    """A bound on the documents of rows that are on the host.
-
-    A power of two, so that few shapes follow from it.
-    """
+    """Upper bound on the documents of rows on the host: a power of two, for few shapes."""
     count = len(segments) + int((segments.diff(dim=1) != 0).sum())
     return 1 << (count - 1).bit_length()
 
 
-def flash_attention(segments: torch.Tensor, rule: Rule, kernel: Kernel, documents: int | None = None) -> Attend:
+def flash_attention(
+    segments: torch.Tensor, rule: AttentionRule, kernel: Kernel, documents: int | None = None
+) -> Attend:
     """Attention by `rule` through FlashAttention's variable-length kernel.
 
     Rows hold at most `documents` documents, numbered by `segments` [B, L].
@@ -50,7 +47,7 @@ def flash_attention(segments: torch.Tensor, rule: Rule, kernel: Kernel, document
     begins[:, 1:] = segments.diff(dim=1) != 0
     number = begins.flatten().cumsum(0)
     count = documents if documents is not None else int(number[-1])
-    # The first token of each document; of those beyond the last, the end.
+    # The first token of each document; for entries beyond the last, the end.
     starts = torch.searchsorted(number, torch.arange(1, count + 2, device=segments.device)).int()
     window = (-1, -1) if rule.window is None else (rule.window - 1, 0)
 

@@ -1,14 +1,14 @@
 """FlexAttention (arXiv:2412.05496) within documents.
 
-*Tables.* A query sees one run of keys (`first_keys`), so of a block of queries the blocks of keys that it sees are a
-run too: first those that a mask cuts, then those seen whole, then the diagonal. Both tables follow from the least and
-the greatest first key of each block, in O(B (L / 128)^2) bytes: 16 a pair of blocks (FlexAttention's own four int32
-tables) and 38 at the peak, where `create_block_mask` looks at every pair of tokens, at 10 bytes each. Nothing waits
-for the device.
+*Tables.* A query sees one run of keys (`first_keys`), so the key blocks that a block of queries sees are a run too:
+first those that the mask cuts, then those seen whole, then the diagonal. Both tables follow from the least and the
+greatest first key of each block, in O(B (L / 128)^2) bytes: 16 per pair of blocks (FlexAttention's own four int32
+tables) and 38 at the peak, where `create_block_mask` needs 10 bytes for every pair of tokens. The host never waits for
+the device.
 
-*Compilation.* FlexAttention uncompiled holds all logits in fp32, and torch.compile leaves a function uncompiled after
-eight recompilations. So each class of shapes has a function of its own, compiled whole: a class too many costs one more
-compilation, and what cannot be compiled is an error. In a model that is compiled as a whole it is a part of the graph.
+*Compilation.* Uncompiled FlexAttention holds all logits in fp32, and torch.compile leaves a function uncompiled after
+eight recompilations. So each class of shapes has a function of its own, compiled whole: one class more costs one more
+compilation, and a failure to compile is an error. In a model that is compiled as a whole it is part of the graph.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
 
-from pretrain.model.attention_rule import Attend, Rule, first_keys
+from pretrain.model.attention_rule import Attend, AttentionRule, first_keys
 
-BLOCK = 128  # tokens of a block of queries and of keys
+BLOCK = 128  # tokens in a block of queries, and of keys
 
 Flex = Callable[..., torch.Tensor]
 
 
-def flex_attention(segments: torch.Tensor, rule: Rule) -> Attend:
+def flex_attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
     """Attention by `rule` through FlexAttention.
 
     Documents are numbered by `segments` [B, L]; L is padded to whole blocks.
@@ -63,10 +63,7 @@ def flex_attention(segments: torch.Tensor, rule: Rule) -> Attend:
 
 
 def block_table(firsts: torch.Tensor) -> BlockMask:
-    """FlexAttention's block table for first visible keys [B, L].
-
-    L in whole blocks.
-    """
+    """FlexAttention's block table for first visible keys [B, L], L a multiple of `BLOCK`."""
     rows, length = firsts.shape
     of_block = firsts.view(rows, -1, BLOCK)
     own = torch.arange(of_block.shape[1], dtype=torch.int32, device=firsts.device)
@@ -92,10 +89,7 @@ def block_table(firsts: torch.Tensor) -> BlockMask:
 
 @functools.cache
 def compiled(shapes: Any) -> Flex:
-    """FlexAttention compiled for one class of shapes.
-
-    In a function that shares its compilations with no other.
-    """
+    """FlexAttention compiled for one class of shapes, in a function that shares compilations with no other."""
 
     def of_one_class(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
         return torch_flex_attention(q, k, v, **options)

@@ -1,11 +1,11 @@
 """Linear maps in 8 bits with per-tensor scales (arXiv:2209.05433).
 
-Forward, and for the gradient of the input, activations and weights are e4m3; gradients are e5m2, which reaches further.
-Each tensor is divided by its largest magnitude before it is rounded, with no host sync. Weights stay what they are
-(bf16 under `train.precision = "fp8"`), so masters, checkpoints and ZeRO know nothing of it. Which maps: those of the
-blocks; embedding and output projection keep 16 bits, as both are sensitive and the output is most of the loss.
+Activations and weights are e4m3, forward and for the gradient of the input; gradients are e5m2, which has more range.
+Each tensor is divided by its largest magnitude before rounding, without a host sync. Weights keep their type (bf16
+under `train.precision = "fp8"`), so masters, checkpoints and ZeRO do not change. Only the linear maps of blocks are
+converted; embedding and output projection keep 16 bits, because the loss is sensitive to both.
 
-Price: two roundings a tensor and product; pays on cards with 8-bit units (compute capability 8.9 on) and wide layers.
+Price: two roundings per tensor and product; pays on cards with 8-bit units (compute capability 8.9 on) and wide layers.
 """
 
 from __future__ import annotations
@@ -18,11 +18,8 @@ from torch import nn
 _TINY = 1e-12
 
 
-def compute_in_8_bits(model: nn.Module) -> None:
-    """Make linear maps of blocks multiply in 8 bits.
-
-    Sides must be multiples of 16.
-    """
+def convert_to_float8(model: nn.Module) -> None:
+    """Make the linear maps of blocks multiply in 8 bits; their sides must be multiples of 16."""
     for name, module in model.named_modules():
         if type(module) is nn.Linear and ".layers." in f".{name}":
             module.__class__ = Float8Linear
@@ -61,12 +58,12 @@ def multiply(left: torch.Tensor, right: torch.Tensor, kind: torch.dtype) -> torc
 
     Left [N, K] x right [M, K]^T -> [N, M] in the type of `left`, which is rounded to `kind`; `right` to e4m3.
     """
-    small, small_scale = _rounded(left, kind)
-    other, other_scale = _rounded(right, torch.float8_e4m3fn)
+    small, small_scale = _quantized(left, kind)
+    other, other_scale = _quantized(right, torch.float8_e4m3fn)
     return torch._scaled_mm(small, other.t(), scale_a=small_scale, scale_b=other_scale, out_dtype=left.dtype)
 
 
-def _rounded(x: torch.Tensor, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def _quantized(x: torch.Tensor, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """`x` in 8 bits, and its fp32 scale on the device."""
     largest = torch.finfo(kind).max
     scale = x.detach().abs().amax().float().clamp(min=_TINY) / largest

@@ -2,7 +2,7 @@
 
 Importing this imports no torch.
 
-Parameters are told apart by their names and shapes alone, so that the optimizer can ask too. Under mup
+Names and shapes alone decide, so that the optimizer can use the same rules. Under mup
 (arXiv:2203.03466, table 8), with m = hidden_size / mup_base_width and Adam:
 
 | parameter | deviation | learning rate | multiplier |
@@ -12,7 +12,7 @@ Parameters are told apart by their names and shapes alone, so that the optimizer
 | the router of experts (table 3's output weights) | 1 / m | 1 / m | 1 |
 | output projection, tied or not | 1 | 1 | 1 / m |
 
-The multiplier is in the decoder. Muon's update has a norm that fits its matrix, so its own rate wants none of this.
+The decoder applies the multiplier. Muon's rate is not scaled: the norm of its update already fits the matrix.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def learning_rate_scale(name: str, shape: tuple[int, ...], config: ModelConfig) 
 
 
 def initial_deviation(name: str, config: ModelConfig) -> float:
-    """The standard deviation that a matrix starts with; 0: all zeros."""
+    """Standard deviation of a matrix at the start; 0: all zeros."""
     if name.endswith(_EMBEDDINGS):
         return config.embedding_range or config.initializer_range
     if config.zero_init_outputs and name.endswith((_OUTPUT, *_INTO_STREAM)):
@@ -55,9 +55,7 @@ def initial_deviation(name: str, config: ModelConfig) -> float:
 
 
 def initial_weight(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> torch.Tensor:
-    """The fp32 values that a parameter starts from.
-
-    A function of its name and the seed, whatever the ranks.
+    """Initial fp32 values of a parameter, a function of its name and the seed, not of the ranks.
 
     Norms' scales are 1, biases 0, matrices normal with `initial_deviation`.
     """

@@ -15,17 +15,14 @@ from torch import nn
 from pretrain.config.model import ModelConfig
 from pretrain.model.activation_checkpointing import Checkpointing, run_block
 from pretrain.model.attention import DocumentMask
-from pretrain.model.cpu_ops import RootMeanSquare, has_kernels
+from pretrain.model.cpu_ops import RMSNormFunction, has_cpu_kernels
 from pretrain.model.feed_forward import FeedForward
 from pretrain.model.moe import Experts
 from pretrain.model.position_embeddings import rotate
 
 
 class RMSNorm(nn.Module):
-    """X / sqrt(mean(x^2) + eps) * weight over the last axis (arXiv:1910.07467).
-
-    `weight` may be none.
-    """
+    """RMSNorm over the last axis: x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467); weight may be None."""
 
     def __init__(self, size: int, config: ModelConfig) -> None:
         super().__init__()
@@ -34,8 +31,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., size] -> [..., size]."""
-        if has_kernels(x):
-            return RootMeanSquare.apply(x, self.weight, self.eps)
+        if has_cpu_kernels(x):
+            return RMSNormFunction.apply(x, self.weight, self.eps)
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
@@ -67,10 +64,10 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask) -> torch.Tensor:
         """[B, L, hidden] -> [B, L, hidden].
 
-        `angles` turn queries and keys, if there are any.
+        `angles` rotate queries and keys; None: no rotary positions.
         """
         rows, length, _ = x.shape
-        shape = (rows, length, -1, self.head_dim)  # -1: under tensor parallelism a rank holds a part of the heads
+        shape = (rows, length, -1, self.head_dim)  # -1: under tensor parallelism a rank holds some of the heads
         q, k, v = self._project(x)
         if self.normal_whole:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -96,10 +93,10 @@ class Attention(nn.Module):
 def join_projections(model: nn.Module) -> None:
     """Join the query, key and value products of compiled attention.
 
-    One product in place of three forward, two in place of six backward, and no sum of three gradients of the stream.
-    The parameters stay three, so checkpoints, exports and optimizers know nothing of it; each pass copies them, which
-    is little beside the products of thousands of tokens. Without a compiler nothing changes: there the backward pass
-    would keep the copy. Wants whole plain maps, whose weights are there outside their own calls: not cut by AutoTP.
+    One product instead of three forward, two instead of six backward, and no sum of three gradients of the stream.
+    The parameters stay separate, so checkpoints, exports and optimizers do not change; each pass copies them, which
+    costs little next to the products of thousands of tokens. Without a compiler nothing changes, because the backward
+    pass would keep the copy. Needs plain linear maps with whole weights, not cut by AutoTP.
     """
     for module in model.modules():
         if isinstance(module, Attention):
@@ -127,7 +124,7 @@ class Block(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[B, L, hidden] -> [B, L, hidden], with router logits for experts.
 
-        Recomputation happens in here, below the hooks by which ZeRO-3 gathers the weights of the whole block.
+        Recomputation happens inside this call, below the hooks with which ZeRO-3 gathers the block's weights.
         """
         return run_block(self._compute, x, angles, mask, self.checkpointing)
 

@@ -1,14 +1,15 @@
 """Cross-entropy from hidden states, without holding all logits.
 
 The output projection, the softmax and their gradients are computed together, a piece of tokens at a time: the gradient
-of a sum is known in the forward pass, so nothing of the size tokens x vocabulary waits for the backward pass
+of a sum is known in the forward pass, so nothing of the size tokens x vocabulary is kept for the backward pass
 (arXiv:2410.10989, section 3.2). Within a piece the softmax runs in fp32: on CPU over runs of rows that stay in the
-cache, on CUDA and under torch.compile by one kernel, which reads a piece's products and writes their gradients in their
-place: the target is found by comparison, since a scatter or a gather would write the fp32 chances out in between.
+cache, on CUDA and under torch.compile in one kernel that reads a piece's products and overwrites them with their
+gradients. That kernel finds the target by comparison, because a scatter or gather would write the fp32 probabilities to
+memory in between.
 
-Price: in training the gradients of hidden states and projection (fp32 sums where there are several pieces) live from
-the forward pass to the backward pass, which follows at once. In fp16 a softmax has values that the type cannot hold, so
-there autograd works on fp32 logits.
+Price: in training the gradients of hidden states and projection (fp32 sums where there are several pieces) are kept
+from the forward pass to the backward pass, which follows at once. fp16 cannot hold some values of a softmax, so there
+autograd works on fp32 logits.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from pretrain.model.flops import piece_tokens
 
-_RUN_LOGITS = 1 << 17  # numbers of a run of rows on CPU
+_RUN_LOGITS = 1 << 17  # elements in a run of rows on CPU
 
 
 @dataclass(frozen=True)
@@ -37,24 +38,21 @@ class Logits:
     z_loss: float = 0.0
 
     def of(self, products: torch.Tensor) -> torch.Tensor:
-        """The logits."""
+        """Logits from the output projection's products."""
         if self.scale != 1.0:
             products = products * self.scale
         return products if self.softcap is None else self.softcap * torch.tanh(products / self.softcap)
 
 
 class Head(nn.Linear):
-    """The output projection: logits, or the losses of targets."""
+    """Output projection: logits, or the losses of targets."""
 
     def __init__(self, width: int, rows: int, rule: Logits) -> None:
         super().__init__(width, rows, bias=False)
         self.rule = rule
 
     def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
-        """[B, L, hidden] -> logits [B, L, rows].
-
-        With targets [B, L] the objective and the nats (`cross_entropy`).
-        """
+        """[B, L, hidden] -> logits [B, L, rows]; with targets [B, L], objective and nats (`cross_entropy`)."""
         if targets is None:
             return self.rule.of(F.linear(x, self.weight))
         objective, nats = cross_entropy(x.flatten(0, 1), self.weight, targets.flatten(), self.rule)
@@ -64,15 +62,15 @@ class Head(nn.Linear):
 def cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum over targets of cross entropy and z-loss, fp32.
+    """Sum over targets of cross entropy and z-loss, fp32, and the detached cross entropies [N].
 
-    And the cross entropies [N], detached, 0 without target.
+    Cross entropies are 0 where there is no target.
 
     Args:
         hidden: [N, D].
         weight: [V, D].
         targets: int64 [N], negative where nothing is predicted.
-        rule: how products become logits.
+        rule: transform of products to logits.
     """
     device = hidden.device.type
     computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -92,7 +90,7 @@ def _by_autograd(
 
 
 class _InPieces(torch.autograd.Function):
-    """`cross_entropy`, with the gradients of its sum computed on the way."""
+    """`cross_entropy` that computes the gradients of its sum in the forward pass."""
 
     @staticmethod
     def forward(
@@ -119,14 +117,14 @@ def _losses(
     count, vocabulary = len(hidden), len(weight)
     step = piece_tokens(vocabulary, hidden.device.type)
     pieces = [slice(start, start + step) for start in range(0, count, step)]
-    soften = _softener(hidden.device.type)
+    softmax_losses = _softmax_losses_on(hidden.device.type)
     nats = torch.empty(count, dtype=torch.float32, device=hidden.device)
     added = torch.zeros((), dtype=torch.float32, device=hidden.device)
     for_hidden = torch.empty_like(hidden) if learns else None
     for_weight = None
     for piece in pieces:
         products = F.linear(hidden[piece], weight)
-        nats[piece], extra = soften(products, targets[piece], rule, learns)
+        nats[piece], extra = softmax_losses(products, targets[piece], rule, learns)
         added += extra
         if for_hidden is not None:
             torch.mm(products, weight, out=for_hidden[piece])
@@ -140,47 +138,48 @@ def _add(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
     return part.float() if total is None else total.add_(part)
 
 
-def _soften(
+def _softmax_losses(
     products: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Nats [N] and the sum of z-losses.
 
-    `products` [N, V] become the gradient of their sum, if it is wanted.
+    If the model `learns`, `products` [N, V] are overwritten with the gradient of their sum.
     """
     counted = targets >= 0
     logits = rule.of(products.float())
-    chances = torch.log_softmax(logits, -1)
+    log_probabilities = torch.log_softmax(logits, -1)
     places = targets.clamp(min=0).unsqueeze(-1)
-    told = chances.gather(-1, places)
-    level = logits.gather(-1, places) - told  # log-sum-exp
-    nats = torch.where(counted, -told.squeeze(-1), 0.0)
+    of_target = log_probabilities.gather(-1, places)
+    level = logits.gather(-1, places) - of_target  # log-sum-exp
+    nats = torch.where(counted, -of_target.squeeze(-1), 0.0)
     extra = rule.z_loss * torch.where(counted, level.squeeze(-1).square(), 0.0).sum()
     if learns:
-        slopes = chances.exp_()
+        slopes = log_probabilities.exp_()
         if rule.z_loss:
             slopes.mul_(1.0 + 2.0 * rule.z_loss * level)
-        slopes.scatter_add_(-1, places, torch.full_like(told, -1.0))
+        slopes.scatter_add_(-1, places, torch.full_like(of_target, -1.0))
         if rule.softcap is not None:
             slopes.mul_(1.0 - (logits / rule.softcap).square())
         products.copy_(slopes.mul_(counted.unsqueeze(-1) * rule.scale))
     return nats, extra
 
 
-def _soften_in_runs(
+def _softmax_losses_in_runs(
     products: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same over runs of rows that stay in a core's cache."""
+    """`_softmax_losses` over runs of rows that stay in a core's cache."""
     rows = max(1, _RUN_LOGITS // products.shape[1])
-    told = [_soften(*run, rule, learns) for run in zip(products.split(rows), targets.split(rows), strict=True)]
-    return torch.cat([nats for nats, _ in told]), torch.stack([extra for _, extra in told]).sum()
+    runs = zip(products.split(rows), targets.split(rows), strict=True)
+    losses = [_softmax_losses(*run, rule, learns) for run in runs]
+    return torch.cat([nats for nats, _ in losses]), torch.stack([extra for _, extra in losses]).sum()
 
 
-def _soften_at_once(
+def _softmax_losses_fused(
     products: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same by the one kernel."""
+    """`_softmax_losses` by one compiled kernel."""
     compiling = torch.compiler.is_compiling()
-    if not compiling:  # one compilation for pieces of any size
+    if not compiling:  # compile once for pieces of any size
         for tensor in (products, targets):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
     nats, extras = (_kernel if compiling else _compiled())(products, targets, rule, learns)
@@ -190,16 +189,13 @@ def _soften_at_once(
 def _kernel(
     products: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Nats [N] and z-losses [N], if any.
-
-    Written for a compiler, which makes one pass for each use of a row.
-    """
+    """Nats [N] and z-losses [N], if any; written so that the compiler makes few passes over a row."""
     counted = targets >= 0
     logits = rule.of(products.float())
     level = logits.logsumexp(-1, keepdim=True)
     hit = torch.arange(logits.shape[1], device=logits.device) == targets.unsqueeze(-1)
-    told = torch.where(hit, logits, 0.0).sum(-1)
-    nats = torch.where(counted, level.squeeze(-1) - told, 0.0)
+    of_target = torch.where(hit, logits, 0.0).sum(-1)
+    nats = torch.where(counted, level.squeeze(-1) - of_target, 0.0)
     extras = torch.where(counted, rule.z_loss * level.squeeze(-1).square(), 0.0) if rule.z_loss else None
     if learns:
         slopes = (logits - level).exp()
@@ -212,8 +208,8 @@ def _kernel(
     return nats, extras
 
 
-def _softener(device: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    return _soften_at_once if device == "cuda" or torch.compiler.is_compiling() else _soften_in_runs
+def _softmax_losses_on(device: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    return _softmax_losses_fused if device == "cuda" or torch.compiler.is_compiling() else _softmax_losses_in_runs
 
 
 @functools.cache

@@ -1,9 +1,9 @@
 """Mixture of experts without dropped tokens (arXiv:2211.15841).
 
 Parameters are named as in Qwen 3's mixtures: `mlp.gate` and `mlp.experts.E.up_proj`. Every expert is called on every
-rank in every pass, with no token if need be: at ZeRO-3 its weights are gathered by all ranks together or by none.
+rank in every pass, if need be without tokens: at ZeRO-3 all ranks gather its weights together.
 
-Price: tokens are sorted by expert, and the host must know how many each has: on CUDA one wait per layer.
+Price: tokens are sorted by expert, and the host must know how many each has: one wait per layer on CUDA.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ from pretrain.model.feed_forward import FeedForward
 
 
 class Router(nn.Linear):
-    """Logits of the experts, in fp32 whatever the model's precision.
-
-    ArXiv:2101.03961, section 2.4.
-    """
+    """Logits of the experts, always in fp32 (arXiv:2101.03961, section 2.4)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, hidden] -> fp32 [N, experts]."""
@@ -44,15 +41,15 @@ class Experts(nn.Module):
         """
         tokens = x.flatten(0, 1)
         logits = self.gate(tokens)
-        chances, chosen = logits.softmax(-1).topk(self.used, dim=-1)
+        weights, chosen = logits.softmax(-1).topk(self.used, dim=-1)
         if self.normalised:
-            chances = chances / chances.sum(-1, keepdim=True)
+            weights = weights / weights.sum(-1, keepdim=True)
         order = chosen.flatten().argsort(stable=True)
         counts = F.one_hot(chosen, len(self.experts)).sum((0, 1)).tolist()
         parts = tokens[order // self.used].split(counts)
-        told = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
-        told = told[order.argsort()].view(*chosen.shape, -1)
-        out = torch.einsum("nkd,nk->nd", told, chances.to(told.dtype))
+        outputs = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
+        outputs = outputs[order.argsort()].view(*chosen.shape, -1)
+        out = torch.einsum("nkd,nk->nd", outputs, weights.to(outputs.dtype))
         return out.view(x.shape), logits.view(*x.shape[:2], -1)
 
 
@@ -60,8 +57,8 @@ def balance_losses(logits: torch.Tensor, targets: torch.Tensor, moe: MoeConfig) 
     """Balance losses of one layer, an fp32 scalar summed over targets.
 
     Load balance (arXiv:2101.03961, eq. 4) and router z-loss (arXiv:2202.08906, eq. 5), over the tokens that predict.
-    Shares and mean probabilities are those of each row, weighted by its targets, not of a micro batch: so what is
-    minimised does not depend on how rows are spread over micro batches and ranks (as in arXiv:2412.19437, eq. 17).
+    Shares and mean probabilities are taken per row, weighted by its targets, not per micro batch: so the objective does
+    not depend on how rows are spread over micro batches and ranks (as in arXiv:2412.19437, eq. 17).
 
     Args:
         logits: the router's, fp32 [B, L, experts].
@@ -72,7 +69,7 @@ def balance_losses(logits: torch.Tensor, targets: torch.Tensor, moe: MoeConfig) 
     of_row = counted.sum(1)
     chosen = F.one_hot(logits.topk(moe.num_experts_per_tok, dim=-1).indices, moe.num_local_experts).sum(2).float()
     share = torch.einsum("ble,bl->be", chosen, counted) / moe.num_experts_per_tok
-    chance = torch.einsum("ble,bl->be", logits.softmax(-1), counted)
-    balance = (moe.num_local_experts * (share * chance).sum(-1) / of_row.clamp(min=1)).sum()
+    probability = torch.einsum("ble,bl->be", logits.softmax(-1), counted)
+    balance = (moe.num_local_experts * (share * probability).sum(-1) / of_row.clamp(min=1)).sum()
     level = (logits.logsumexp(-1).square() * counted).sum()
     return moe.router_aux_loss_coef * balance + moe.router_z_loss_coef * level

@@ -1,7 +1,7 @@
 """Position embeddings: rotary, scaled rotary, sinusoidal.
 
-Positions count from 0 in each document, so all of this is [batch, length] deep and computed once per micro batch, in
-fp32: a position above 256 has no exact bf16.
+Positions count from 0 in each document, so these tables are [batch, length] and computed once per micro batch, in fp32:
+bf16 does not hold every position above 256.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ import math
 import torch
 
 from pretrain.config.model import ModelConfig, RopeScaling
-from pretrain.model.cpu_ops import Rotate, has_kernels
+from pretrain.model.cpu_ops import RotaryFunction, has_cpu_kernels
 
 
 def rotary_angles(
     positions: torch.Tensor, config: ModelConfig, dtype: torch.dtype, window: int | None = None
 ) -> torch.Tensor:
-    """Cosines and sines for positions [B, L] (arXiv:2104.09864, eq. 15).
+    """Cosines and sines [2, B, 1, L, rotary_dim / 2] for positions [B, L] (arXiv:2104.09864, eq. 15).
 
-    Shape [2, B, 1, L, rotary_dim / 2].
-
-    `window` is that of the layer: those with one may have a base wavelength of their own.
+    `window` is the layer's: layers with a window may have their own base wavelength.
     """
     local = window is not None and config.rope_local_base_freq is not None
     frequencies = rotary_frequencies(config, positions.device, local)
@@ -34,10 +32,7 @@ def rotary_angles(
 
 
 def rotary_frequencies(config: ModelConfig, device: torch.device, local: bool = False) -> torch.Tensor:
-    """Radians per token of each pair of channels, fp32 [rotary_dim / 2].
-
-    `local`: of layers with their own.
-    """
+    """Radians per token of each channel pair, fp32 [rotary_dim / 2]; `local`: of layers with their own base."""
     channels = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32, device=device)
     theta = (local and config.rope_local_base_freq) or config.rope_theta
     plain = theta ** -(channels / config.rotary_dim)
@@ -51,16 +46,13 @@ def rotary_frequencies(config: ModelConfig, device: torch.device, local: bool = 
 
 
 def _kept_by_turns(plain: torch.Tensor, config: ModelConfig, scaling: RopeScaling) -> torch.Tensor:
-    """Llama3: how much of a wave is left alone.
-
-    0 to 1, linear in its turns over the original context.
-    """
+    """Share (0 to 1) of each wave that llama3 scaling leaves alone, linear in its turns over the original context."""
     turns = plain * (scaling.original_max_position_embeddings or 0) / (2 * math.pi)
     return ((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
 
 
 def _kept_by_channel(plain: torch.Tensor, config: ModelConfig, scaling: RopeScaling) -> torch.Tensor:
-    """Yarn's ramp between the channels of beta_fast and beta_slow (appendix A.2)."""
+    """YaRN's ramp between the channels of beta_fast and beta_slow (arXiv:2309.00071, appendix A.2)."""
 
     def channel(turns: float) -> float:
         context = scaling.original_max_position_embeddings or 0
@@ -73,28 +65,23 @@ def _kept_by_channel(plain: torch.Tensor, config: ModelConfig, scaling: RopeScal
 
 
 def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Rotate channel pairs (i, i + R/2) of x.
+    """Rotate channel pairs (i, i + R/2) of x [B, H, L, D], as Hugging Face's Llama pairs them.
 
-    x is [B, H, L, D]; the pairs are those of Hugging Face's Llama.
-
-    R, twice the angles, may be less than D: the rest of a head is left as it is.
+    R, twice the number of angles, may be less than D: the rest of a head does not change.
     """
-    angles = angles.to(x.dtype)  # under autocast the stream is fp32, and queries are not
+    angles = angles.to(x.dtype)  # under autocast the stream is fp32, but queries are not
     turned = 2 * angles.shape[-1]
     if turned < x.shape[-1]:
         return torch.cat((rotate(x[..., :turned], angles), x[..., turned:]), dim=-1)
-    if has_kernels(x):
-        return Rotate.apply(x, angles)
+    if has_cpu_kernels(x):
+        return RotaryFunction.apply(x, angles)
     low, high = x.chunk(2, dim=-1)
     cosines, sines = angles
     return torch.cat((low * cosines - high * sines, high * cosines + low * sines), dim=-1)
 
 
 def sinusoids(positions: torch.Tensor, size: int) -> torch.Tensor:
-    """Fixed vectors [B, L, size], fp32.
-
-    Sines in even channels, cosines in odd (arXiv:1706.03762, section 3.5).
-    """
+    """Fixed vectors [B, L, size], fp32: sines in even channels, cosines in odd (arXiv:1706.03762, section 3.5)."""
     channels = torch.arange(0, size, 2, dtype=torch.float32, device=positions.device)
     angles = positions[..., None].float() * 10_000.0 ** -(channels / size)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)

@@ -1,15 +1,15 @@
 """Sequence parallelism (Ulysses, arXiv:2309.14509).
 
-All layers but attention look at one token at a time, so they need nothing. Attention exchanges: each rank gives its
-stretch of all heads and gets all tokens of its heads, attends with the mask of the whole row, and gives them back.
+All layers but attention treat each token separately and need no change. For attention each rank exchanges its stretch
+of all heads for all tokens of its own heads, attends with the mask of the whole row, and exchanges back.
 
     tokens, targets, positions [B, L / n]    q, k, v [B, H, L / n, D] -> [B, H / n, L, D] -> attend -> [B, H, L / n, D]
 
-Positions are cut with their tokens and the mask is made of whole rows, so documents and windows mean what they mean on
-one rank. Nothing of the model knows of this: it hangs on as hooks. The nats come back whole, the same on all n ranks;
-the objective is that of the stretch, and the gradients of the n ranks add up to the row's.
+Positions are split with their tokens and the mask covers whole rows, so documents and windows mean the same as on one
+rank. The model itself does not change: hooks do the work. The nats are returned whole, the same on all n ranks; the
+objective covers the rank's stretch, and the gradients of the n ranks add up to the row's.
 
-Price: four exchanges a block and pass, each of a rank's activations.
+Price: four exchanges of a rank's activations per block and pass.
 """
 
 from __future__ import annotations
@@ -27,11 +27,8 @@ from pretrain.model.layers import Attention
 Group = distributed.ProcessGroup
 
 
-def share_rows(model: Decoder, group: Group) -> None:
-    """Make the ranks of `group` share each row of the model.
-
-    Every one is given the same whole rows.
-    """
+def split_sequences(model: Decoder, group: Group) -> None:
+    """Split each row among the ranks of `group`, all of which receive the same whole rows."""
     size, rank = distributed.get_world_size(group), distributed.get_rank(group)
 
     def cut(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -46,7 +43,7 @@ def share_rows(model: Decoder, group: Group) -> None:
         return objective, torch.cat(whole, dim=1)
 
     def exchange(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(exchanging(value, group) if isinstance(value, DocumentMask) else value for value in args)
+        return tuple(exchanged_mask(value, group) if isinstance(value, DocumentMask) else value for value in args)
 
     model.register_forward_pre_hook(cut)
     model.register_forward_hook(join)
@@ -55,8 +52,8 @@ def share_rows(model: Decoder, group: Group) -> None:
             module.register_forward_pre_hook(exchange)
 
 
-def exchanging(mask: DocumentMask, group: Group) -> DocumentMask:
-    """`mask` over whole rows, for ranks that hold stretches of them."""
+def exchanged_mask(mask: DocumentMask, group: Group) -> DocumentMask:
+    """Whole-row `mask` for ranks that hold stretches of the rows."""
 
     def exchanged(attend: Attend) -> Attend:
         def through(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -69,10 +66,7 @@ def exchanging(mask: DocumentMask, group: Group) -> DocumentMask:
 
 
 def heads_for_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
-    """All-to-all from tokens to heads.
-
-    [B, H, L / n, D] -> [B, H / n, L, D].
-    """
+    """All-to-all from tokens to heads: [B, H, L / n, D] -> [B, H / n, L, D]."""
     size = distributed.get_world_size(group)
     rows, heads, length, width = x.shape
     parts = x.reshape(rows, size, heads // size, length, width).transpose(0, 1)
@@ -80,10 +74,7 @@ def heads_for_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def tokens_for_heads(x: torch.Tensor, group: Group) -> torch.Tensor:
-    """All-to-all from heads to tokens.
-
-    [B, H / n, L, D] -> [B, H, L / n, D].
-    """
+    """All-to-all from heads to tokens: [B, H / n, L, D] -> [B, H, L / n, D]."""
     size = distributed.get_world_size(group)
     rows, heads, length, width = x.shape
     parts = x.reshape(rows, heads, size, length // size, width).permute(2, 0, 1, 3, 4)
@@ -91,10 +82,7 @@ def tokens_for_heads(x: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def _exchange(parts: torch.Tensor, group: Group) -> torch.Tensor:
-    """Part i goes to rank i.
-
-    What comes from rank i is part i. Its gradient travels the way back.
-    """
+    """Send part i to rank i and receive part i from it; gradients travel back."""
     sizes = [1] * parts.shape[0]
     return all_to_all_single_autograd(parts.contiguous(), sizes, sizes, group)
 

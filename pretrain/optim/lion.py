@@ -1,7 +1,7 @@
 """Lion (arXiv:2302.06675).
 
-Promise: elementwise, so it gives the same weights on any piece of a parameter; `found_inf` as in `optim.py`. Price: 4
-bytes of moment a parameter where AdamW keeps 8, and a copy of the largest tensor while it is updated.
+Promise: elementwise, so it gives the same weights on any piece of a parameter; `found_inf` as in `optimizers.py`.
+Price: 4 bytes of moment per parameter where AdamW keeps 8, and a copy of the largest tensor while it is updated.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import torch
 
 
 class Lion(torch.optim.Optimizer):
-    """For each weight w with gradient g and moment m.
+    """Lion: signed momentum with decoupled weight decay.
 
+    For each weight w with gradient g and moment m:
     w <- w (1 - lr decay) - lr sign(beta1 m + (1 - beta1) g);  m <- beta2 m + (1 - beta2) g.
     """
 
@@ -22,7 +23,7 @@ class Lion(torch.optim.Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float]) -> None:
         super().__init__(groups, {"lr": learning_rate, "betas": betas, "weight_decay": 0.0})
-        self._step_supports_amp_scaling = True  # torch's word for an optimizer that reads `found_inf`
+        self._step_supports_amp_scaling = True  # torch's mark of an optimizer that reads `found_inf`
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -51,16 +52,10 @@ class Lion(torch.optim.Optimizer):
 
 
 def skipped(found_inf: torch.Tensor | None) -> bool:
-    """Return whether the step is known to change nothing.
-
-    Asked only where the answer lies in host memory.
-    """
+    """Return whether the step is known to change nothing: only where `found_inf` is in host memory."""
     return found_inf is not None and found_inf.device.type == "cpu" and bool(found_inf)
 
 
 def keep_where(found_inf: torch.Tensor, held: torch.Tensor, new: torch.Tensor) -> None:
-    """Give `held` the values of `new`, unless `found_inf` is 1.
-
-    Decided on the device.
-    """
+    """Copy `new` to `held` unless `found_inf` is 1, without a host sync."""
     held.copy_(torch.where(found_inf.bool(), held, new))

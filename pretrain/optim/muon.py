@@ -1,11 +1,11 @@
 """Muon (Jordan et al. 2024), with AdamW for other parameters.
 
 Promise: the same weights to rounding at every ZeRO stage and number of ranks, as the orthogonal factor is always taken
-of a whole matrix (see `muon_sharding.py`); `found_inf` as in `optim.py`; nothing is compiled. Price: 4 bytes of
-moment a parameter, and an update of r x c weights (r <= c) costs `muon_steps` x (4 r^2 c + 2 r^3) operations in bf16.
+of a whole matrix (see `muon_sharding.py`); `found_inf` as in `optimizers.py`; nothing is compiled. Price: 4 bytes of
+moment per parameter, and an update of r x c weights (r <= c) costs `muon_steps` x (4 r^2 c + 2 r^3) operations in bf16.
 
-DeepSpeed's own Muon stays out of the way: its hooks ask for its class (stage 3) or for parameters marked `use_muon`
-(stages 1 and 2), and we give neither. Why: docs/decisions/0004-training.md.
+DeepSpeed's own Muon is never active: its hooks look for its class (stage 3) or for parameters marked `use_muon` (stages
+1 and 2), and neither is present. Why: docs/decisions/0004-training.md.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pretrain.optim.muon_sharding import Sharing
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315  # the paper's quintic: steep at zero, and within 0.7 to 1.2 of one beyond it
 ARITHMETIC = torch.bfloat16
-"""Of the iteration, and of what travels between ranks for it."""
-_BATCH_BYTES = 64 << 20  # of matrices that are made orthogonal at once: more is no faster, and takes memory
+"""Type of the iteration, and of the tensors that ranks exchange for it."""
+_BATCH_BYTES = 64 << 20  # of matrices that are made orthogonal together: more takes memory without being faster
 
 
 class Muon(torch.optim.AdamW):
-    """Torch's fused AdamW whose groups of kind "muon" are updated otherwise.
+    """Torch's fused AdamW, with Muon updates for groups of kind "muon".
 
     For a matrix W of r rows and c columns with gradient G and moment M, where `orthogonal` is `newton_schulz`:
     M <- b M + (1 - b) G;  W <- W (1 - lr decay) - lr max(1, r / c)^0.5 orthogonal(b M + (1 - b) G).
@@ -46,10 +46,7 @@ class Muon(torch.optim.AdamW):
         self._sharings: dict[torch.Tensor, Sharing] = {}
 
     def share(self, sharings: dict[torch.Tensor, Sharing]) -> None:
-        """Say how the matrices lie in flats, where ZeRO cut them.
-
-        A parameter not named here is a matrix itself.
-        """
+        """Register which matrices each of ZeRO's flats holds; any other parameter is a matrix itself."""
         self._sharings = sharings
 
     def clip(self, norms: dict[str, torch.Tensor]) -> None:
@@ -61,10 +58,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        """Update every parameter that has a gradient.
-
-        Collective where ZeRO cut matrices; takes no closure.
-        """
+        """Update every parameter that has a gradient; collective where ZeRO cut matrices. Takes no closure."""
         groups = self.param_groups
         rest = [group for group in groups if group["kind"] != "muon"]
         if rest:
@@ -116,12 +110,10 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalize(matrices: list[torch.Tensor], steps: int) -> list[torch.Tensor]:
-    """The update of each matrix.
+    """Update of each matrix: its orthogonal factor times max(1, rows / columns)^0.5, in bf16.
 
-    Its orthogonal factor times max(1, rows / columns)^0.5; bf16, in the order given.
-
-    The last two axes are rows and columns; others are matrices of their own. Those of one size are computed together,
-    which is what makes many small ones quick.
+    The last two axes are rows and columns; earlier axes count separate matrices. Matrices of one size are computed
+    together, which makes many small ones fast.
     """
     by_size = defaultdict(list)
     for index, matrix in enumerate(matrices):
@@ -142,11 +134,9 @@ def orthogonalize(matrices: list[torch.Tensor], steps: int) -> list[torch.Tensor
 
 
 def newton_schulz(matrices: torch.Tensor, steps: int) -> torch.Tensor:
-    """Orthogonalise a batch [n, r, c], r <= c, in bf16.
+    """Orthogonalise a batch [n, r, c], r <= c, in bf16: about U V^T of each U S V^T (Jordan et al. 2024).
 
-    U V^T of each U S V^T, approximately (Jordan et al. 2024).
-
-    A quintic iteration that pulls all singular values near one, to within about 0.3, and needs products alone.
+    A quintic iteration of matrix products alone that brings all singular values to within about 0.3 of one.
     """
     held = matrices.to(ARITHMETIC)
     norms = torch.linalg.vector_norm(held, dim=(-2, -1), keepdim=True)

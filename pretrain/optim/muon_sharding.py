@@ -1,8 +1,8 @@
 """Whole matrices for Muon from ZeRO's pieces.
 
-Each matrix has one owner, a rank that holds much of it, who makes it orthogonal for all: nothing is computed twice.
+Each matrix has one owner, a rank that holds much of it and makes it orthogonal for all: nothing is computed twice.
 Price: at stages 1 and 2 only the few matrices that a border between ranks cuts are sent; at stage 3 every rank sends
-and receives, twice, its share of the matrices at 2 bytes an element.
+and receives, twice, its share of the matrices at 2 bytes per element.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ class Sharing:
     """Mapping between this rank's flat and the matrices it owns."""
 
     outgoing: tuple[tuple[Fragment, ...], ...]
-    """What this rank holds, by owner."""
+    """Fragments that this rank holds, by owner."""
     incoming: tuple[tuple[Fragment, ...], ...]
-    """What others hold of the matrices that this rank owns, by holder."""
+    """Fragments of this rank's matrices that others hold, by holder."""
     owned: tuple[tuple[str, torch.Size], ...]
     """Names and shapes of the matrices that this rank owns."""
     crossing: bool
-    """Whether any rank holds a piece of another's matrix: the same on all."""
+    """Whether any rank holds a piece of another's matrix; equal on all ranks."""
     group: Any = None
-    """The ranks among which ZeRO cut the flat; none: all."""
+    """Ranks among which ZeRO cut the flat; None: all."""
 
     def collect(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """The matrices that this rank owns, whole; collective where some are cut."""
+        """Whole matrices that this rank owns; collective where some are cut."""
         held = [fragment.place(flat) for fragment in _joined(self.outgoing)]
         received = self._exchange(held, self.outgoing, self.incoming, flat)
         pieces: dict[str, list[tuple[int, torch.Tensor]]] = defaultdict(list)
@@ -42,7 +42,7 @@ class Sharing:
         return [_in_order(pieces[name]).view(shape) for name, shape in self.owned]
 
     def hand_out(self, matrices: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-        """Scatter owned matrices into this rank's flat, padding zero."""
+        """Scatter all owners' matrices into this rank's flat, with zero padding."""
         whole = {name: matrix for (name, _), matrix in zip(self.owned, matrices, strict=True)}
         pieces = [fragment.cut(whole[fragment.name]) for fragment in _joined(self.incoming)]
         flat = torch.zeros_like(like)
@@ -58,7 +58,7 @@ class Sharing:
         expected: tuple[tuple[Fragment, ...], ...],
         like: torch.Tensor,
     ) -> list[torch.Tensor]:
-        """Send each rank its pieces, and receive ours."""
+        """Send each rank its pieces, and receive this rank's."""
         if not self.crossing:
             return pieces
         sizes = [[sum(fragment.count for fragment in some) for some in side] for side in (expected, sent)]
@@ -82,10 +82,7 @@ def _joined(sides: tuple[tuple[Fragment, ...], ...]) -> list[Fragment]:
 
 
 def plan(held: list[list[Fragment]], rank: int, group: Any = None) -> Sharing:
-    """Owners of a flat's matrices, and this rank's exchanges.
-
-    Ranks are counted within `group`.
-    """
+    """Owners of a flat's matrices, and this rank's exchanges; ranks are numbered within `group`."""
     holders: dict[str, list[tuple[int, Fragment]]] = defaultdict(list)
     for holder, fragments in enumerate(held):
         for fragment in fragments:
@@ -105,7 +102,7 @@ def plan(held: list[list[Fragment]], rank: int, group: Any = None) -> Sharing:
 
 
 def _owners(holders: dict[str, list[tuple[int, Fragment]]], ranks: int) -> dict[str, int]:
-    """Assign costly matrices first, to the least loaded rank."""
+    """Assign matrices, the costliest first, to the least loaded rank that holds much of each."""
     work, owners = [0] * ranks, {}
 
     def cost(name: str) -> int:

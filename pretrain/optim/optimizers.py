@@ -1,7 +1,7 @@
 """Learning-rate schedule, parameter groups and optimizer.
 
 Promise: at every ZeRO stage each optimizer honours `optimizer.found_inf`, an fp32 scalar on the device of the weights:
-where it is 1, `step` leaves weights, moments and step counts as they are, bit for bit, and never waits for the device.
+where it is 1, `step` changes no bit of weights, moments and step counts, and never waits for the device.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def rate_factor(step: int, steps: int, config: OptimConfig) -> float:
 
     - wsd (arXiv:2404.06395): 1, and a linear fall over the last `decay_steps`. A run of other `steps` can go on from
       any checkpoint of the stable phase (`train.continue_from`): up to there both have the same rates.
-    - cosine (arXiv:1608.03983) and linear: a fall over all that is left, to `min_lr_ratio` at the last step.
+    - cosine (arXiv:1608.03983) and linear: a fall over all remaining steps, to `min_lr_ratio` at the last one.
     - inverse_sqrt (arXiv:1706.03762, section 5.3): sqrt(warmup_steps / step), not below `min_lr_ratio`.
     """
     if config.schedule == "wsd":
@@ -54,22 +54,20 @@ def parameter_groups(
     shape_of: Callable[[torch.nn.Parameter], torch.Size],
     rate_scale: Scale = lambda name, shape: 1.0,
 ) -> list[dict[str, Any]]:
-    """The optimizer's groups.
-
-    Parameters that share a kind, a rule of `config.groups`, a rate and a decay.
+    """Parameter groups of the optimizer: parameters of one kind, rule of `config.groups`, rate and decay.
 
     A group holds `params`, `name` ("matrices", "vectors", "muon", or a rule's pattern before one of them), `base_lr`
-    (the highest rate, which the schedule multiplies), `lr`, `weight_decay`, `kind` (adamw, lion or muon) and `moments`
-    (the names of what the optimizer keeps of each parameter).
+    (the peak rate, which the schedule multiplies), `lr`, `weight_decay`, `kind` (adamw, lion or muon) and `moments`
+    (the names of the optimizer's tensors for each parameter).
 
     `shape_of(parameter)` gives the full shape: ZeRO-3 shows every parameter as a vector. `rate_scale(name, shape)` is
-    the model's own factor (muP); it multiplies the rule's rate and divides the decay, so that rate x decay, what a step
-    takes from a weight, is the same at every width (arXiv:2203.03466, appendix B.3). Muon's matrices want none of it:
-    their update fits their width.
+    the model's own factor (muP); it multiplies the rule's rate and divides the decay, so that rate x decay, the share
+    of a weight that a step removes, is the same at every width (arXiv:2203.03466, appendix B.3). Muon's matrices are
+    not scaled: their update fits their width.
 
     Raises:
-        ConfigError: a rule's pattern matches no parameter that an earlier one left (names the nearest), or a step takes
-            all of a weight or more: rate x decay is 1 or above.
+        ConfigError: a rule's pattern matches no parameter that earlier rules left (the nearest are named), or rate x
+            decay is 1 or above, so that a step would remove a whole weight or more.
     """
     groups: dict[tuple[str, float], dict[str, Any]] = {}
     unmatched, names = {rule.pattern: rule for rule in config.groups}, []
@@ -96,10 +94,7 @@ def parameter_groups(
 
 
 def decay_fault(name: str, rate: float, decay: float) -> str | None:
-    """Fault of a decoupled decay of 1 or more a step.
-
-    Nothing of a weight is left, or its sign turns (arXiv:1711.05101).
-    """
+    """Error text for a decoupled decay of 1 or more per step, which erases or flips weights (arXiv:1711.05101)."""
     if rate * decay < 1.0:
         return None
     return (
@@ -109,7 +104,7 @@ def decay_fault(name: str, rate: float, decay: float) -> str | None:
 
 
 def _kind(name: str, axes: int, config: OptimConfig) -> dict[str, Any]:
-    """An empty group, as a parameter would have it without rules."""
+    """Empty group of a parameter, before any rule applies."""
     if config.optimizer == "muon" and axes > 1 and _OF_A_BLOCK.search(name):
         kind, label, rate, decay = "muon", "muon", config.muon_learning_rate, config.muon_weight_decay
     else:
@@ -143,9 +138,9 @@ def _no_match(pattern: str, names: list[str], config: OptimConfig) -> str:
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer of the section over groups of `parameter_groups`.
+    """Optimizer of the section `[optim]` over the groups of `parameter_groups`.
 
-    AdamW is torch's fused one: as fast as DeepSpeed's own, and nothing is compiled for it.
+    AdamW is torch's fused one: as fast as DeepSpeed's own, which would have to be compiled.
     """
     import torch
 

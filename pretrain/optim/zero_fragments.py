@@ -17,7 +17,7 @@ class Fragment:
 
     name: str
     shape: torch.Size
-    """Of the whole parameter."""
+    """Shape of the whole parameter."""
     start: int
     """Its first element, counted in the parameter."""
     offset: int
@@ -26,21 +26,19 @@ class Fragment:
     """Elements."""
 
     def cut(self, whole: torch.Tensor) -> torch.Tensor:
-        """This fragment's elements of the whole parameter, a view."""
+        """View of this fragment's elements in the whole parameter."""
         return whole.reshape(-1)[self.start : self.start + self.count]
 
     def place(self, flat: torch.Tensor) -> torch.Tensor:
-        """This fragment's place in its flat, a view."""
+        """View of this fragment's place in its flat."""
         return flat.view(-1)[self.offset : self.offset + self.count]
 
 
 def assemble(pieces: list[tuple[Fragment, torch.Tensor]], group: Any, device: torch.device) -> list[torch.Tensor]:
-    """Whole parameters from the fragments of `group`. Collective.
+    """Whole parameters from the fragments of `group`'s ranks; without a group this rank holds all. Collective.
 
-    Without a group this rank holds all.
-
-    `pieces` are (fragment, its flat); all of one parameter shape, one for each tensor wanted, with `count` 0 where this
-    rank holds nothing. The ranks' bits are added up as whole numbers, because -0.0 + 0.0 is not -0.0.
+    `pieces` are (fragment, its flat), one for each requested tensor, all of one parameter shape; `count` is 0 where
+    this rank holds nothing. The ranks' bits are summed as integers, because -0.0 + 0.0 is not -0.0.
     """
     shape = pieces[0][0].shape
     wholes = torch.zeros((len(pieces), shape.numel()), dtype=torch.float32, device=device)

@@ -1,14 +1,14 @@
 """Memory estimate of a rank in closed form.
 
 The terms follow what DeepSpeed 0.19 keeps (its fp32 copies of fp32 weights included) and what the backward pass of a
-block saves. `memory_room.py` compares them with what there is.
+block saves. `memory_room.py` compares the sum with the memory available.
 
-Measured on CPU, peak resident memory of whole runs over the estimate (16.8 M parameters, 2,048 to 4,096 tokens at
-once; a shared machine): bf16 1.01, soft cap .98, several documents in rows of 2,048 1.07, eight experts 1.09, autocast
+Measured on CPU, peak resident memory of whole runs over the estimate (16.8 M parameters, 2,048 to 4,096 tokens per
+pass; a shared machine): bf16 1.01, soft cap .98, several documents in rows of 2,048 1.07, eight experts 1.09, autocast
 1.02, bf16 masters 1.01, selective checkpointing 1.07, fp32 1.03 at stage 0 and 1.06 at stage 3, there with full
-checkpointing in bf16 1.08. The cases are those of `benchmarks/training.py memory`. On a GPU it was not measured.
+checkpointing in bf16 1.08. `benchmarks/training.py memory` has the cases. Not measured on a GPU.
 
-Not counted: fragmentation of the allocator, and pages of token shards, which the system gives back when asked.
+Not counted: fragmentation of the allocator, and cached pages of token shards, which the system frees on demand.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pretrain.engine.deepspeed_config import BUCKET, SWAP_BUFFERS, SWAPPED_GROUP
 from pretrain.model.flops import parameter_count
 from pretrain.preflight.memory_passes import activations, head
 
-_LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's max_live_parameters: what stage 3 keeps gathered
-_SUB_GROUP = 1_000_000_000  # DeepSpeed's sub_group_size, in numbers
-_REDUCED_AT_ONCE = 500_000_000  # DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE, in numbers
-_SWAPPED_BYTES = 8 << 30  # buffers in host memory, of weights that lie in files
-_COPY = "copy for checkpoints"  # in fp32, of this rank's share of masters and moments, for as long as training lasts
-_RUNTIME = {"cpu": 450 << 20, "cuda": 500 << 20}  # torch, DeepSpeed and their tables; CUDA's context
-_NCCL = 1000 << 20  # its channels to the other ranks
-_GPU_LIBRARIES = 300 << 20  # of a torch that is built for GPUs: resident where it computes on the CPU, too
+_LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's max_live_parameters: those that stage 3 keeps gathered
+_SUB_GROUP = 1_000_000_000  # DeepSpeed's sub_group_size, in elements
+_REDUCED_AT_ONCE = 500_000_000  # DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE, in elements
+_SWAPPED_BYTES = 8 << 30  # buffers in host memory for weights in files
+_COPY = "copy for checkpoints"  # fp32, of this rank's masters and moments, throughout training
+_RUNTIME = {"cpu": 450 << 20, "cuda": 500 << 20}  # torch and DeepSpeed; CUDA's context
+_NCCL = 1000 << 20  # NCCL's channels to other ranks
+_GPU_LIBRARIES = 300 << 20  # of a torch built for GPUs: resident on the CPU, too
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,18 @@ class Estimate:
     """Bytes that one rank needs, by purpose."""
 
     device: dict[str, int]
-    """Where it computes: the GPU's memory, or the host's on CPU."""
+    """Memory of the computing device: the GPU's, or the host's on CPU."""
     host: dict[str, int]
-    """Beside a GPU: what is offloaded, and the model while it is built."""
+    """Host memory with a GPU: offloaded state, and the model during its construction."""
 
     @property
     def device_bytes(self) -> int:
-        """All that the device holds at the peak of a step."""
+        """Device memory at the peak of a step."""
         return sum(self.device.values())
 
     @property
     def host_bytes(self) -> int:
-        """All that the host holds for this rank."""
+        """Host memory for this rank."""
         return sum(self.host.values())
 
 
@@ -65,12 +65,14 @@ def estimate(
     )
     blocks = block * recipe.model.num_hidden_layers
     parameters = parameter_count(recipe.model, vocabulary_size) - blocks + blocks // tensor
-    two = parameters - blocks if recipe.optim.optimizer == "muon" else parameters  # the vectors of blocks are nothing
+    two = (
+        parameters - blocks if recipe.optim.optimizer == "muon" else parameters
+    )  # the vectors of blocks are negligible
     moments = parameters if recipe.optim.optimizer == "lion" else parameters + two
     held = _state(recipe, engine, (parameters, moments), world_size // tensor)
     on_device = {"runtime": _runtime(device), "activations": activations(recipe, engine, device)}
     on_device |= {"loss": head(recipe, engine, vocabulary_size, device)}
-    # Held once activations are freed, which the host's allocator keeps:
+    # Allocated after activations are freed, whose memory the host's allocator keeps:
     flat = _flat_gradients(recipe, engine, parameters, world_size)
     reduced = flat if device == "cpu" else max(0, flat - on_device["activations"])
     on_device["buffers of communication"] = reduced + _buckets(recipe, engine, parameters)
@@ -101,10 +103,7 @@ def _runtime(device: Literal["cpu", "cuda"]) -> int:
 
 @functools.cache
 def _built_for_gpus() -> bool:
-    """Return whether the torch that is installed here is.
-
-    It is not imported.
-    """
+    """Return whether the installed torch is built for GPUs, without importing it."""
     found = importlib.util.find_spec("torch")
     folders = (found.submodule_search_locations or []) if found else []
     return any(Path(folder, "lib", f"libtorch_{kind}.so").exists() for folder in folders for kind in ("cuda", "hip"))
@@ -115,7 +114,7 @@ def _layers(model: ModelConfig, count: int) -> ModelConfig:
 
 
 def _place(name: str, engine: EngineConfig) -> str:
-    """Location of a part: device, host or file."""
+    """Location of a part of the state: device, host or file."""
     setting = {
         "parameters": engine.offload_parameters,
         "masters": engine.offload_optimizer,
@@ -126,16 +125,14 @@ def _place(name: str, engine: EngineConfig) -> str:
     if name == _COPY:
         return "file" if engine.offload_optimizer == "nvme" else "host"
     if name == "gradient sums" and setting == "nvme":
-        return "host"  # they are written to files only once they are whole
+        return "host"  # they go to files only once they are complete
     return {"none": "device", "cpu": "host", "nvme": "file"}[setting]
 
 
 def _state(recipe: TrainRecipe, engine: EngineConfig, counts: tuple[int, int], ranks: int) -> dict[str, int]:
-    """Bytes of weights, gradients and the optimizer's state.
+    """Bytes of weights, gradients and optimizer state, of which `ranks` share what the stage partitions.
 
-    `ranks` share what the stage spreads.
-
-    `counts`: parameters, and the numbers that the optimizer keeps: two each with AdamW, one of Muon's matrices.
+    `counts`: parameters, and moments of the optimizer (two per parameter with AdamW, one of Muon's matrices).
     """
     (parameters, moments), stage, precision = counts, engine.zero_stage, recipe.train.precision
     full = precision in ("fp32", "autocast")
@@ -149,9 +146,9 @@ def _state(recipe: TrainRecipe, engine: EngineConfig, counts: tuple[int, int], r
         "gradient sums": master * piece if stage else 0,
         _COPY: 4 * (piece - (-moments // ranks)),
     }
-    if _adds_up_whole_gradients(recipe, engine):
+    if _accumulates_whole_gradients(recipe, engine):
         values["gradient sums"] = 4 * parameters
-    if stage == 3:  # DeepSpeed flattens them beside the sums, a sub-group after the other, and on the host all of them
+    if stage == 3:  # DeepSpeed flattens a copy of each sub-group in turn, and on the host of all
         values["gradients of the update"] = master * (
             piece if engine.offload_optimizer == "cpu" else min(piece, _SUB_GROUP)
         )
@@ -162,15 +159,15 @@ def _state(recipe: TrainRecipe, engine: EngineConfig, counts: tuple[int, int], r
     return values
 
 
-def _adds_up_whole_gradients(recipe: TrainRecipe, engine: EngineConfig) -> bool:
+def _accumulates_whole_gradients(recipe: TrainRecipe, engine: EngineConfig) -> bool:
     """Return whether stage 1 accumulates whole bf16 gradients in fp32."""
     return engine.zero_stage == 1 and recipe.train.precision in ("bf16", "fp8") and engine.offload_optimizer == "none"
 
 
 def _buckets(recipe: TrainRecipe, engine: EngineConfig, parameters: int) -> int:
-    """Bytes of stage 2 and 3's gradient buckets.
+    """Bytes of the gradient buckets of stages 2 and 3.
 
-    A bucket of half precision that is summed in fp32 is copied for it; stage 3 joins the parts of each rank in a copy.
+    A half-precision bucket that is reduced in fp32 is copied first; stage 3 joins the parts of each rank in a copy.
     """
     train = recipe.train
     whole = train.precision in ("fp32", "autocast")
@@ -181,9 +178,6 @@ def _buckets(recipe: TrainRecipe, engine: EngineConfig, parameters: int) -> int:
 
 
 def _flat_gradients(recipe: TrainRecipe, engine: EngineConfig, parameters: int, world_size: int) -> int:
-    """Bytes of flat copies in which ranks reduce whole sums.
-
-    Other optimizers reduce in `BUCKET`s.
-    """
-    summed = world_size > 1 and _adds_up_whole_gradients(recipe, engine)
+    """Bytes of the flat copies in which ranks reduce whole sums; others reduce in `BUCKET`s."""
+    summed = world_size > 1 and _accumulates_whole_gradients(recipe, engine)
     return 4 * min(parameters, _REDUCED_AT_ONCE) if summed else 0

@@ -1,8 +1,8 @@
 """Activation memory of a forward pass in closed form.
 
-Part of `memory.py`. Every term names what saves it; on CPU they were held against the tensors that autograd saves of a
-block (distinct storages), over attention's ways, norms, feed-forward layers, experts and precisions: within 6 %, but
-for rows of many short documents, of which the probabilities of short rows are up to a third less.
+Part of `memory.py`. Every term names what saves it. On CPU they were compared with the tensors that autograd saves for
+a block (distinct storages), over attention's implementations, norms, feed-forward layers, experts and precisions:
+within 6 %, except for rows of many short documents, whose saved probabilities are up to a third smaller.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from pretrain.config.model import padded_vocabulary
 from pretrain.config.training import EngineConfig, TrainRecipe
 from pretrain.model.flops import parameter_count, piece_tokens
 
-# attention.SHORT and eager.QUERIES: what imports no torch says them again, and a test holds them equal
+# attention.SHORT and cpu_ops.QUERIES, repeated because this imports no torch; a test compares them
 SHORT_ROWS, BLOCK = 1024, 128
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """The sizes of one pass on one rank."""
+    """Sizes of one pass on one rank."""
 
     tokens: int
-    """That the rank computes at once."""
+    """Tokens that the rank computes together."""
     size: int
-    """Bytes of a number that products compute."""
+    """Bytes of an element in products."""
     stream: int
-    """Bytes of a number of the stream and the norms."""
+    """Bytes of an element of the stream and the norms."""
     width: int
     heads: int
-    """Channels of the queries; as many of keys and values on CPU, where they are repeated for the heads."""
+    """Channels of the queries; also of keys and values on CPU, where they are repeated for the heads."""
     keys: int
     inner: int
-    """Channels of the feed-forward layers that a token meets."""
+    """Channels of the feed-forward layers that a token uses."""
     chosen: int
-    """Experts that a token meets; 0: there are none."""
+    """Experts that a token uses; 0: the model has none."""
 
 
 def _pass_of(recipe: TrainRecipe, engine: EngineConfig) -> _Pass:
@@ -56,7 +56,7 @@ def activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
     """Peak activation bytes of the blocks, with scratch."""
     model, kind, of = recipe.model, engine.activation_checkpointing, _pass_of(recipe, engine)
     saved, scratch = _attention_tables(recipe, engine, device)
-    whole = of.tokens * (_attended(recipe, of, device) + _fed(recipe, of, device)) + saved
+    whole = of.tokens * (_attention_bytes(recipe, of, device) + _feed_forward_bytes(recipe, of, device)) + saved
     if recipe.train.precision == "autocast":  # bf16 copies of a block's weights
         whole += of.size * _block_parameters(recipe) // engine.tensor_parallel_size
     layers = model.num_hidden_layers
@@ -69,8 +69,8 @@ def activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
     return layers * of.tokens * kept + whole + scratch
 
 
-def _attended(recipe: TrainRecipe, of: _Pass, device: str) -> int:
-    """Bytes a token saved by a block's norms and attention."""
+def _attention_bytes(recipe: TrainRecipe, of: _Pass, device: str) -> int:
+    """Bytes per token that a block's norms and attention save."""
     model = recipe.model
     keys = of.heads if device == "cpu" else of.keys
     norms = 4 if model.norm_position == "sandwich" else 2
@@ -80,16 +80,15 @@ def _attended(recipe: TrainRecipe, of: _Pass, device: str) -> int:
     return found + (of.size * (of.heads + of.keys) if model.qk_norm else 0)
 
 
-def _fed(recipe: TrainRecipe, of: _Pass, device: str) -> int:
-    """Bytes a token that a block's feed-forward layer saves.
-
-    What it reads, and what bends it.
-    """
+def _feed_forward_bytes(recipe: TrainRecipe, of: _Pass, device: str) -> int:
+    """Bytes per token that a block's feed-forward layer saves: its input and its activations."""
     kind = recipe.model.feed_forward
     gated = recipe.model.gated
-    bent = {"swiglu": 3 if device == "cpu" else 4, "geglu": 4, "relu": 1}.get(kind, 2)  # eager.SwiGlu keeps no sigmoid
+    kept = {"swiglu": 3 if device == "cpu" else 4, "geglu": 4, "relu": 1}.get(
+        kind, 2
+    )  # cpu_ops.SwiGlu keeps no sigmoid
     copies = 2 if gated and recipe.train.precision == "autocast" else 1
-    found = of.size * (copies * of.width + bent * of.inner)
+    found = of.size * (copies * of.width + kept * of.inner)
     if of.chosen:  # the router's fp32 copy; a copy of the token for each expert, and each one's output
         found += (4 if of.size < 4 else 0) * of.width + of.chosen * (2 * of.size * of.width + 36)
         found -= of.size * of.width
@@ -97,13 +96,11 @@ def _fed(recipe: TrainRecipe, of: _Pass, device: str) -> int:
 
 
 def _attention_tables(recipe: TrainRecipe, engine: EngineConfig, device: str) -> tuple[int, int]:
-    """Bytes that attention keeps for each pair of tokens, a block.
+    """Bytes that attention of one block keeps for pairs of tokens, and its scratch during computation.
 
-    And its scratch while one block is computed.
-
-    Short rows on CPU keep their probabilities: of each query, those of the keys up to the end of its block. Longer ones
-    with several documents, or a window, keep what the kernel adds to its logits. A soft cap is written out where
-    FlexAttention is not: tanh and softmax in fp32, and the probabilities.
+    Short rows on CPU keep their probabilities, for each query those of the keys up to the end of its block. Longer rows
+    with several documents, or a window, keep the mask that the kernel adds to its logits. Without FlexAttention a soft
+    cap is computed by its formula: tanh and softmax in fp32, and the probabilities.
     """
     if device != "cpu":
         return 0, 0
@@ -126,10 +123,7 @@ def _block_parameters(recipe: TrainRecipe) -> int:
 
 
 def head(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device: str) -> int:
-    """Bytes of `loss.py` at its peak.
-
-    A piece of logits and the sums, or the gradients and their product.
-    """
+    """Peak bytes of `loss.py`: a piece of logits and the sums, or the gradients and their product."""
     of, rows = _pass_of(recipe, engine), padded_vocabulary(vocabulary_size)
     if recipe.train.precision == "fp16":
         return of.tokens * rows * (of.size + 8)

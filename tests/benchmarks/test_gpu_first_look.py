@@ -1,4 +1,4 @@
-"""The first look at a card, on a CPU at the size of a toy: every arm runs, and the whole stops by itself."""
+"""First look at a card, on a CPU with a toy model: every arm runs, and the whole ends by itself."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from benchmarks.measures import gpu_first_look
-from benchmarks.measures.gpu_first_look import ARMS, first_look
+from benchmarks.measures.training import gpu_first_look
+from benchmarks.measures.training.gpu_first_look import ARMS, first_look
 from pretrain.metrics import peak_flops as peaks
 from tests.benchmarks.test_training_gpu import TOY
 
@@ -69,6 +69,10 @@ def test_waits_are_counted_by_the_lines_that_make_them(quick, monkeypatch):
     assert note.startswith("test_gpu_first_look.py:")
 
 
+def _quick(setting, device):
+    return [("answer", 1.0, "")]
+
+
 def _slow(setting, device):
     time.sleep(60)
     return []
@@ -79,8 +83,8 @@ def _broken(setting, device):
 
 
 def test_it_stops_by_itself_and_a_fault_costs_one_arm(monkeypatch):
-    """Arms in order; one that fails is told and missed, one that takes too long is killed, the rest are left out."""
-    arms = {"shapes": ARMS["shapes"], "broken": (_broken, 0.0), "slow": (_slow, 0.0), "late": (_slow, 1000.0)}
+    """Arms in order: a failing one is reported and missed, a slow one is killed, the rest are left out."""
+    arms = {"quick": (_quick, 0.0), "broken": (_broken, 0.0), "slow": (_slow, 0.0), "late": (_slow, 1000.0)}
     monkeypatch.setattr(gpu_first_look, "ARMS", arms)
     began = time.monotonic()
     lines = list(first_look({"toy": TOY}, "cpu", seconds=30.0))
@@ -92,5 +96,5 @@ def test_it_stops_by_itself_and_a_fault_costs_one_arm(monkeypatch):
     ]
     assert "no such kernel" in failed[0].note
     assert "was not done" in failed[1].note
-    assert lines[0].name == "training_gpu_look_toy_shapes_query"
+    assert lines[0].name == "training_gpu_look_toy_quick_answer"
     assert lines[-1].name == "training_gpu_look_toy_late_left_out"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.measures.scale_ranks import figures
+from benchmarks.measures.training.scale_ranks import figures
 
 
 def test_a_ranks_work_on_files_does_not_grow_with_the_ranks():

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.measures import training_gpu
-from benchmarks.measures.training_gpu import Setting, bare, difference, measured, refuse, settings
+from benchmarks.measures.training import training_gpu
+from benchmarks.measures.training.training_gpu import Setting, bare, difference, measured, refuse, settings
 from governance.errors import PipelineError
 from pretrain.config.model import ModelConfig
 from pretrain.distributed.process_group import Ranks
@@ -46,7 +46,7 @@ def test_the_bare_loop_computes_what_the_run_computes(timed, stage):
 
 
 def test_the_bare_loop_says_what_it_cannot_compare():
-    from benchmarks.measures.bare_loop import bare_steps
+    from benchmarks.measures.training.bare_loop import bare_steps
 
     train = TOY.recipe.train.model_copy(update={"precision": "fp32"})
     with pytest.raises(ValueError, match="knows bf16 and adamw, not fp32"):

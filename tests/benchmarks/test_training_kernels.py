@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks import training
-from benchmarks.measures import training_kernels
-from benchmarks.measures.training_kernels import _batch, _errors, _model, torch_s_own
+from benchmarks.measures.training import training_kernels
+from benchmarks.measures.training.training_kernels import _batch, _errors, _model, torch_s_own
 from pretrain.model import attention, feed_forward, layers, loss
 from pretrain.model import position_embeddings as positions
 
@@ -23,8 +23,8 @@ def test_torch_s_own_operations_give_the_same_loss(monkeypatch, documents):
         raise AssertionError("an operation of ours was taken")
 
     for module, name in (
-        (attention, "BlockAttention"), (layers, "RootMeanSquare"), (feed_forward, "SwiGlu"), (positions, "Rotate"),
-        (loss, "_InPieces"),
+        (attention, "BlockAttention"), (layers, "RMSNormFunction"), (feed_forward, "SwiGlu"),
+        (positions, "RotaryFunction"), (loss, "_InPieces"),
     ):  # fmt: skip
         monkeypatch.setattr(getattr(module, name), "apply", never)
     with pytest.raises(AssertionError, match="of ours"):

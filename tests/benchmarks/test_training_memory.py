@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.measures.training_memory import CASES, measured
+from benchmarks.measures.training.training_memory import CASES, measured
 from pretrain.preflight.memory_room import _TOLERANCE
 
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from benchmarks.measures.report_look import Browser, bias_rows
+from benchmarks.measures.governance.report_look import Browser, bias_rows
 from governance.files import append_line, write_json
 from governance.reports.report import report
 from governance.stage import Runtime

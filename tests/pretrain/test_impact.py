@@ -19,7 +19,7 @@ from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
 from governance.stage import Recipe, Runtime, commit
 from pretrain.config.training import MixtureConfig, RampConfig, TrainConfig
 from pretrain.data.dataset import open_rows
-from pretrain.data.sampler import order_of
+from pretrain.data.sampler import sampler_of
 
 CONFIG = GovernanceConfig(signing_key="key.pem")
 
@@ -98,7 +98,7 @@ def brute_force(root, document_id, manifest, identity):
                 holding.add(number)
     seen = []
     for step in range(1, identity["step"] + 1):
-        numbers = order_of(rows, TrainConfig.model_validate(train)).rows(step)
+        numbers = sampler_of(rows, TrainConfig.model_validate(train)).rows(step)
         seen += [step for number in numbers if number in holding]
     return seen
 
@@ -220,7 +220,7 @@ def test_a_ramp_and_a_mixture_are_computed_back_exactly(tmp_path, run_training):
     train = TrainConfig.model_validate_json(json.dumps(run.config["train"]))
     [tokens] = [read_manifest(tmp_path / item.path) for item in run.inputs]
     rows = open_rows(tokens, "train", tmp_path, train.sequence_length)
-    order, told = order_of(rows, train), set()
+    order, told = sampler_of(rows, train), set()
     for name in ("train00", "train07", "train112", "train129"):
         wanted = document_identity(name).hex()
         read = [step for step in range(1, 11) for row in order.rows(step) if wanted in rows.documents_of([row])]

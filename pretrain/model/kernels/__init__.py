@@ -1,6 +1,6 @@
 """Numba kernels over CPU tensors.
 
-They are for the model's arithmetic between matrix products. Each takes flat or row-major arrays of one part of the work
-(`threads.over` shares them out), computes in fp32 whatever it reads, and has a plain formula in the tests that it
-equals. `governance.kernels.compiled` says how they are compiled.
+They do the model's arithmetic between matrix products. Each takes flat or row-major arrays of one part of the work
+(`threads.run_in_threads` splits it), computes in fp32 whatever the input type, and equals a plain formula in the tests.
+`governance.kernels.compiled` compiles them.
 """

@@ -27,11 +27,10 @@ def swiglu(_part: int, start: int, end: int, gate: Any, up: Any, out: Any) -> No
 
 
 @kernel
-def swiglu_slopes(_part: int, start: int, end: int, gate: Any, up: Any, into: Any, for_gate: Any, for_up: Any) -> None:
-    """The gradients of both.
-
-    With s = sigmoid(gate), into up s (1 + gate (1 - s)) and into gate s.
-    """
+def swiglu_gradient(
+    _part: int, start: int, end: int, gate: Any, up: Any, into: Any, for_gate: Any, for_up: Any
+) -> None:
+    """Gradients of gate and up: with s = sigmoid(gate), into up s (1 + gate (1 - s)) and into gate s."""
     gate, up, into = gate[start:end], up[start:end], into[start:end]
     for_gate, for_up = for_gate[start:end], for_up[start:end]
     for at in range(len(gate)):
@@ -43,7 +42,7 @@ def swiglu_slopes(_part: int, start: int, end: int, gate: Any, up: Any, into: An
 
 
 @kernel
-def square(_part: int, start: int, end: int, x: Any, out: Any) -> None:
+def squared_relu(_part: int, start: int, end: int, x: Any, out: Any) -> None:
     """Squared ReLU: max(x, 0)^2 (arXiv:2109.08668); NaN stays."""
     x, out = x[start:end], out[start:end]
     for at in range(len(x)):
@@ -53,8 +52,8 @@ def square(_part: int, start: int, end: int, x: Any, out: Any) -> None:
 
 
 @kernel
-def square_slope(_part: int, start: int, end: int, x: Any, into: Any, out: Any) -> None:
-    """The gradient of x: 2 into max(x, 0)."""
+def squared_relu_gradient(_part: int, start: int, end: int, x: Any, into: Any, out: Any) -> None:
+    """Gradient of x: 2 into max(x, 0)."""
     x, into, out = x[start:end], into[start:end], out[start:end]
     for at in range(len(x)):
         value = number(x[at])

@@ -1,6 +1,6 @@
 """bf16 conversion and vectorised functions for kernels.
 
-A bf16 tensor comes as an array of uint16, its bits. `number` and `stored` are all that a kernel needs to work on both.
+A bf16 tensor is passed as a uint16 array of its bits; with `number` and `stored` a kernel handles bf16 and fp32.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ _ROUND, _LAST, _NAN = np.uint32(0x7FFF), np.uint32(1), np.uint32(0x7FC0)
 
 
 def array_of(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """The memory of a contiguous CPU tensor, bf16 as its bits.
-
-    Writing to one writes to the other.
+    """NumPy view of a contiguous CPU tensor, bf16 as its bits.
 
     Raises:
-        TypeError: neither bf16 nor fp32 nor int32 (a kernel would be compiled that computes something else).
+        TypeError: neither bf16 nor fp32 nor int32 (a kernel compiled for another type would compute something else).
     """
     if tensor.dtype == torch.bfloat16:
         bits: np.ndarray[Any, Any] = tensor.detach().view(torch.int16).numpy().view(np.uint16)
@@ -42,26 +40,23 @@ def array_of(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 @intrinsic  # type: ignore[untyped-decorator]
 def float_of_bits(_context: Any, _bits: Any) -> Any:
     """uint32 -> the fp32 of these bits."""
-    return types.float32(types.uint32), lambda _, builder, __, told: builder.bitcast(told[0], ir.FloatType())
+    return types.float32(types.uint32), lambda _, builder, __, values: builder.bitcast(values[0], ir.FloatType())
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def bits_of_float(_context: Any, _value: Any) -> Any:
     """fp32 -> its bits as uint32."""
-    return types.uint32(types.float32), lambda _, builder, __, told: builder.bitcast(told[0], ir.IntType(32))
+    return types.uint32(types.float32), lambda _, builder, __, values: builder.bitcast(values[0], ir.IntType(32))
 
 
 def number(x: Any) -> Any:
-    """The fp32 that an element of an array means."""
-    raise NotImplementedError("compiled kernels alone call it: numba takes its overload")
+    """Fp32 value of an array element."""
+    raise NotImplementedError("only compiled kernels call this: numba replaces it by its overload")
 
 
 def stored(value: Any, like: Any) -> Any:
-    """An fp32 as an element of the type of `like`.
-
-    bf16 rounded to the nearest, ties to even, NaN kept.
-    """
-    raise NotImplementedError("compiled kernels alone call it: numba takes its overload")
+    """Fp32 value as an element of the type of `like`; to bf16 rounded to nearest, ties to even, NaN kept."""
+    raise NotImplementedError("only compiled kernels call this: numba replaces it by its overload")
 
 
 @overload(number, inline="always", strict=False)

@@ -23,7 +23,7 @@ def _squares(row: Any) -> Any:
 
 @loose
 def _weighted(row: Any, into: Any, weight: Any) -> Any:
-    """The sum of row x into x weight."""
+    """Sum of row x into x weight."""
     total = _NOTHING
     for at in range(len(row)):
         total += number(row[at]) * number(into[at]) * weight[at]
@@ -31,33 +31,33 @@ def _weighted(row: Any, into: Any, weight: Any) -> Any:
 
 
 @kernel
-def normalise(_part: int, start: int, end: int, x: Any, out: Any, inverse: Any, weight: Any, eps: Any) -> None:
-    """RMS-normalise rows [N, D] to `out`, with 1 / rms [N]."""
+def rms_norm(_part: int, start: int, end: int, x: Any, out: Any, inverse: Any, weight: Any, eps: Any) -> None:
+    """RMS-rms_norm rows [N, D] to `out`, with 1 / rms [N]."""
     size = np.float32(x.shape[1])
     for number_of_row in range(start, end):
-        row, told = x[number_of_row], out[number_of_row]
+        row, result = x[number_of_row], out[number_of_row]
         scale = _ONE / np.sqrt(_squares(row) / size + eps)
         inverse[number_of_row] = scale
         for at in range(len(row)):
-            told[at] = stored(number(row[at]) * scale * weight[at], told[at])
+            result[at] = stored(number(row[at]) * scale * weight[at], result[at])
 
 
 @kernel
-def normal_slopes(
+def rms_norm_gradient(
     part: int, start: int, end: int, x: Any, into: Any, inverse: Any, out: Any, sums: Any, weight: Any
 ) -> None:
     """Gradient of x, and partial weight gradients [parts, D].
 
-    With y = x / rms: dx = (g w - y mean(g w y)) / rms, dw = the sum of g y over the rows.
+    With y = x / rms: dx = (g w - y mean(g w y)) / rms, dw = sum of g y over the rows.
     """
     size = np.float32(x.shape[1])
     total = sums[part]
     total[:] = 0
     for number_of_row in range(start, end):
-        row, given, told = x[number_of_row], into[number_of_row], out[number_of_row]
+        row, given, result = x[number_of_row], into[number_of_row], out[number_of_row]
         scale = inverse[number_of_row]
         mean = _weighted(row, given, weight) * scale * scale / size
         for at in range(len(row)):
             value, slope = number(row[at]), number(given[at])
             total[at] += slope * value * scale
-            told[at] = stored(scale * (slope * weight[at] - value * mean), told[at])
+            result[at] = stored(scale * (slope * weight[at] - value * mean), result[at])

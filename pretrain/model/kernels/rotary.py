@@ -9,7 +9,7 @@ from pretrain.model.kernels.bf16 import number, stored
 
 
 @loose
-def _turn(x: Any, cosines: Any, sines: Any, sign: Any, out: Any) -> None:
+def _rotate_head(x: Any, cosines: Any, sines: Any, sign: Any, out: Any) -> None:
     half = len(cosines)
     low, high, out_low, out_high = x[:half], x[half:], out[:half], out[half:]
     for at in range(half):
@@ -20,13 +20,13 @@ def _turn(x: Any, cosines: Any, sines: Any, sign: Any, out: Any) -> None:
 
 
 @kernel
-def turn(
+def rotary(
     _part: int, start: int, end: int, x: Any, cosines: Any, sines: Any, out: Any, shape: Any, orders: Any, sign: Any
 ) -> None:
     """Rotate channel pairs (i, i + D/2) of tokens start..end.
 
-    x and out are flat, cosines and sines [tokens, D / 2] and shape is (H, L, D). `orders` says of x and out whether
-    tokens come first in memory, [B, L, H, D], or heads do, [B, H, L, D].
+    x and out are flat, cosines and sines [tokens, D / 2] and shape is (H, L, D). `orders` says of x and of out whether
+    tokens come first in memory, [B, L, H, D], or heads, [B, H, L, D].
     """
     heads, length, size = shape
     from_tokens, to_tokens = orders
@@ -36,4 +36,4 @@ def turn(
             by_token = (token * heads + head) * size
             by_head = ((row * heads + head) * length + place) * size
             read, write = by_token if from_tokens else by_head, by_token if to_tokens else by_head
-            _turn(x[read : read + size], cosines[token], sines[token], sign, out[write : write + size])
+            _rotate_head(x[read : read + size], cosines[token], sines[token], sign, out[write : write + size])

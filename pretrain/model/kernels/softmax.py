@@ -1,6 +1,6 @@
 """Softmax over the visible keys of a query.
 
-What lies outside is never read and becomes 0, so no table of allowed pairs is needed. Both kernels work in place.
+Other keys are never read and their weights become 0, so no mask tensor is needed. Both kernels work in place.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ _SIGN, _REST, _NOTHING = np.int32(31), np.int32(0x7FFFFFFF), np.float32(0.0)
 
 @inlined
 def _order(value: Any) -> Any:
-    """An int32 that grows with an fp32.
-
-    A positive NaN is above all. A maximum of whole numbers vectorises.
-    """
+    """Int32 in the order of an fp32 (positive NaN above all), because integer maxima vectorise."""
     bits = np.int32(bits_of_float(value))
     return bits ^ ((bits >> _SIGN) & _REST)
 
@@ -32,7 +29,7 @@ def _value(order: Any) -> Any:
 
 @loose
 def _largest(row: Any, held: Any) -> Any:
-    """Widen a row into `held`; its largest number."""
+    """Largest element of a row, which is widened into `held`."""
     most = np.int32(-0x80000000)
     for key in range(len(row)):
         value = number(row[key])
@@ -43,7 +40,7 @@ def _largest(row: Any, held: Any) -> Any:
 
 @loose
 def _exponentials(held: Any, top: Any) -> Any:
-    """In place; their sum."""
+    """Sum of the exponentials, computed in place."""
     total = _NOTHING
     for key in range(len(held)):
         value = exponential(held[key] - top)
@@ -61,12 +58,11 @@ def _product(left: Any, right: Any) -> Any:
 
 
 @kernel
-def soften(_part: int, begin: int, finish: int, logits: Any, firsts: Any, before: int, base: int) -> None:
-    """Softmax of what each query sees, in place.
+def softmax(_part: int, begin: int, finish: int, logits: Any, firsts: Any, before: int, base: int) -> None:
+    """Softmax over the keys that each query sees, in place.
 
-    Logits [N, Q, K] of queries from `before`, keys from `base`.
-
-    N counts the heads of each row; firsts int32 [B, L] has the first key that a query sees. The last is itself.
+    Logits [N, Q, K] belong to queries from `before` and keys from `base`. N counts the heads of each row; firsts, int32
+    [B, L], has the first key that a query sees. The last is itself.
     """
     many, queries, keys = logits.shape
     space = np.empty(keys, np.float32)
@@ -84,12 +80,12 @@ def soften(_part: int, begin: int, finish: int, logits: Any, firsts: Any, before
 
 
 @kernel
-def slope(
+def softmax_gradient(
     _part: int, begin: int, finish: int, into: Any, chances: Any, firsts: Any, before: int, base: int, scale: Any
 ) -> None:
     """Gradient of softmax inputs from that of probabilities, in place.
 
-    dS = scale P (dP - sum of P dP), and 0 for what no query sees.
+    dS = scale P (dP - sum of P dP), and 0 for keys that no query sees.
     """
     many, queries, _ = into.shape
     heads = many // len(firsts)

@@ -31,7 +31,7 @@ from pretrain.config.training import CheckpointConfig, MixtureConfig, RampConfig
 from pretrain.data.batch_size import batch_sizes
 from pretrain.data.dataset import open_rows
 from pretrain.data.mixture import mix, sources_of
-from pretrain.data.sampler import Order, order_of
+from pretrain.data.sampler import RowSampler, sampler_of
 from tests.pretrain.rank_runs import run_ranks
 from tests.pretrain.test_train import Crash, crash, script
 
@@ -199,7 +199,7 @@ def test_a_branch_is_let_through_and_what_is_let_through_reads_the_same_rows_up_
 
     def rows(train):
         sizes = batch_sizes(train)
-        order = Order(7, train.seed, sizes, mix(train, sources, sizes) if train.mixture else None)
+        order = RowSampler(7, train.seed, sizes, mix(train, sources, sizes) if train.mixture else None)
         return [order.rows(now) for now in range(1, step + 1)], sizes.before(step + 1)
 
     same = beginning(one) == beginning(other)
@@ -279,7 +279,7 @@ def test_a_document_that_only_the_parent_saw_names_the_child(continued, make_tok
     root, _, named, child = continued
     tokens = make_tokens(root)
     rows = open_rows(tokens, "train", root, 32)
-    order = order_of(rows, identity_of(read_manifest(root / named / "manifest.json")).recipe.train)
+    order = sampler_of(rows, identity_of(read_manifest(root / named / "manifest.json")).recipe.train)
 
     def seen(steps):
         return set(rows.documents_of([row for step in steps for row in order.rows(step)]))

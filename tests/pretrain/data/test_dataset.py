@@ -58,7 +58,7 @@ def test_an_altered_shard_is_named_by_some_rank(tmp_path, make_tokens):
     assert len(problems) == 2
 
 
-def test_too_few_rows_are_told_with_numbers(tmp_path, make_tokens):
+def test_too_few_rows_are_reported_with_numbers(tmp_path, make_tokens):
     rows = open_rows(make_tokens(tmp_path), "train", tmp_path, 32)
     with pytest.raises(
         PipelineError, match=f"{rows.count} rows of 32 tokens, fewer than one batch of {rows.count + 1}"
@@ -66,7 +66,7 @@ def test_too_few_rows_are_told_with_numbers(tmp_path, make_tokens):
         refuse_small(rows, rows.count + 1)
 
 
-def test_no_shards_are_told(tmp_path, make_tokens):
+def test_no_shards_are_reported(tmp_path, make_tokens):
     manifest = make_tokens(tmp_path, validation=0)
     with pytest.raises(PipelineError, match="hold no token"):
         open_rows(manifest, "validation", tmp_path, 32)
@@ -120,7 +120,7 @@ def test_the_shards_below_packed_rows_are_verified_too(tmp_path, make_tokens):
         open_rows(made, "train", tmp_path, 32)
 
 
-def test_a_role_without_packed_rows_is_told(tmp_path, make_tokens):
+def test_a_role_without_packed_rows_is_reported(tmp_path, make_tokens):
     made = packed(tmp_path, make_tokens, validation=0)
     assert not made.files("validation", tmp_path)
     with pytest.raises(PipelineError, match="hold no token"):

@@ -19,8 +19,8 @@ from governance.stage import Runtime
 from pretrain.config.training import TrainConfig
 from pretrain.data import loader as loading
 from pretrain.data.dataset import open_rows
-from pretrain.data.loader import by_origin, chain, lanes, read_ahead, read_step
-from pretrain.data.sampler import order_of
+from pretrain.data.loader import by_origin, chain, digest_words, read_ahead, read_step
+from pretrain.data.sampler import sampler_of
 from tests.pretrain.rank_runs import run_ranks
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def corpus(tmp_path_factory, make_tokens):
 
 
 def added(digests):
-    """As a collective adds up lanes: modulo 2^64."""
+    """As a collective adds up digest_words: modulo 2^64."""
     return np.array(digests, dtype=np.int64).sum(axis=0, dtype=np.int64).tolist()
 
 
@@ -52,7 +52,7 @@ def test_any_ranks_and_micro_batches_read_the_same_stream(corpus, world, micro, 
         sequence_length=32, global_batch_size=size, steps=40, mixture=MIXTURE if mixed else (), seed=step
     )
     for rows in corpus:
-        order = order_of(rows, config)
+        order = sampler_of(rows, config)
         alone = read_step(rows, order, step, (size, 0, 1), CPU)
         shares = [read_step(rows, order, step, (micro, rank, world), CPU) for rank in range(world)]
         assert added([share.digest for share in shares]) == alone.digest
@@ -65,13 +65,12 @@ def test_any_ranks_and_micro_batches_read_the_same_stream(corpus, world, micro, 
 
 def test_the_digest_knows_each_token_and_each_place():
     tokens = np.arange(12).reshape(3, 4)
-    whole = lanes([tokens], [5, 6, 7])
-    assert added([lanes([tokens[:1]], [5]), lanes([tokens[1:]], [6, 7])]) == whole
+    whole = digest_words([tokens], [5, 6, 7])
+    assert added([digest_words([tokens[:1]], [5]), digest_words([tokens[1:]], [6, 7])]) == whole
     altered = tokens.copy()
     altered[1, 2] += 1
-    streams = {chain("", 1, digest) for digest in (
-        whole, lanes([altered], [5, 6, 7]), lanes([tokens[::-1]], [5, 6, 7]), lanes([tokens], [6, 7, 8])
-    )}  # fmt: skip
+    others = (([altered], [5, 6, 7]), ([tokens[::-1]], [5, 6, 7]), ([tokens], [6, 7, 8]))
+    streams = {chain("", 1, digest) for digest in (whole, *(digest_words(*other) for other in others))}
     streams |= {chain("", 2, whole), chain(chain("", 1, whole), 1, whole)}
     assert len(streams) == 6
 
@@ -82,7 +81,7 @@ def test_the_digest_is_the_one_of_the_docstring():
     text = (7).to_bytes(8, "little") + b"\x01\0\0\0\x02\0\0\0"
     digest = hashlib.sha256(text).digest()
     wanted = [int.from_bytes(digest[at : at + 8], "little", signed=True) for at in range(0, 32, 8)]
-    assert lanes([np.array([[1, 2]])], [7]) == wanted
+    assert digest_words([np.array([[1, 2]])], [7]) == wanted
 
 
 def test_rows_know_their_documents_and_origins(corpus, make_tokens):
@@ -132,7 +131,7 @@ def test_losses_by_origin_are_those_of_a_loop():
         assert float(sums[origin]) == pytest.approx(float(nats[origins == origin].double().sum()), abs=1e-12)
 
 
-def test_it_reads_ahead_but_not_further_than_asked():
+def test_it_reads_ahead_but_not_further_than_requested():
     made, asked = [], threading.Event()
 
     def make(step):

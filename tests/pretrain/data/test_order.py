@@ -13,9 +13,9 @@ from governance.errors import ConfigError
 from pretrain.config.training import TrainConfig
 from pretrain.data.batch_size import batch_sizes, refuse_uneven
 from pretrain.data.dataset import micro_batches
-from pretrain.data.mixture import PARTS, lay, sources_of, whole_parts
+from pretrain.data.mixture import PARTS, assign_sources, sources_of, whole_parts
 from pretrain.data.permutation import permute, places_of
-from pretrain.data.sampler import order_of
+from pretrain.data.sampler import sampler_of
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**62), st.integers(0, 5))
@@ -64,7 +64,7 @@ def rows_of(owners, names=("a", "b", "c")):
 
 @given(st.integers(1, 200), st.integers(1, 50), st.integers(0, 99))
 def test_steps_walk_through_whole_epochs(count, batch, seed):
-    order = order_of(rows_of([0] * count), train_config(global_batch_size=batch, seed=seed))
+    order = sampler_of(rows_of([0] * count), train_config(global_batch_size=batch, seed=seed))
     steps = -(-2 * count // batch) + 1
     seen = [row for step in range(1, steps + 1) for row in order.rows(step)]
     for epoch in range(2):
@@ -72,7 +72,7 @@ def test_steps_walk_through_whole_epochs(count, batch, seed):
 
 
 def test_the_order_without_ramp_and_mixture_is_the_one_of_the_first_release():
-    order = order_of(rows_of([0] * 11), train_config(seed=3))
+    order = sampler_of(rows_of([0] * 11), train_config(seed=3))
     assert [order.rows(step) for step in (1, 2, 3, 4)] == [[7, 1, 8, 9], [0, 5, 3, 4], [2, 10, 6, 2], [1, 0, 6, 7]]
 
 
@@ -96,7 +96,7 @@ def test_a_ramp_in_closed_form_is_the_ramp_step_by_step(ramp):
     assert sizes.steps_of(np.arange(first)).tolist() == owners
 
 
-def test_a_ramp_that_does_not_divide_or_rise_is_told():
+def test_a_ramp_that_does_not_divide_or_rise_is_reported():
     stages = ({"until_step": 5, "global_batch_size": 6}, {"until_step": 9, "global_batch_size": 8})
     config = train_config(batch_size_ramp=stages, global_batch_size=16)
     refuse_uneven(config, 2, 1)
@@ -124,7 +124,7 @@ def test_weights_that_can_be_exact_are():
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(any))
 def test_each_source_is_within_a_row_of_its_weight_at_every_row(parts):
     parts = np.array(parts)
-    chosen = lay(parts)
+    chosen = assign_sources(parts)
     counts = np.cumsum(np.eye(len(parts), dtype=np.int64)[chosen], axis=0)
     wanted = np.arange(1, len(chosen) + 1)[:, None] * parts / parts.sum()
     assert (np.abs(counts - wanted) < 1).all()
@@ -147,7 +147,7 @@ def mixtures(draw):
 @given(OWNERS, mixtures(), RAMPS, st.integers(0, 99))
 def test_a_mixture_keeps_its_weights_and_each_source_its_epochs(owners, mixture, ramp, seed):
     config = train_config(mixture=mixture, batch_size_ramp=ramp, seed=seed)
-    order = order_of(rows_of(owners), config)
+    order = sampler_of(rows_of(owners), config)
     steps = [order.rows(step) for step in range(1, 60)]
     everything = [row for rows in steps for row in rows]
     assert order.between(0, len(everything)).tolist() == everything  # wherever one begins
@@ -170,24 +170,24 @@ def test_a_mixture_keeps_its_weights_and_each_source_its_epochs(owners, mixture,
 @settings(max_examples=60)
 @given(OWNERS, mixtures() | st.just(()), RAMPS, st.sets(st.integers(0, 2)), st.integers(0, 30))
 def test_the_steps_that_read_a_row_are_those_that_did(owners, mixture, ramp, chosen, last):
-    order = order_of(rows_of(owners), train_config(mixture=mixture, batch_size_ramp=ramp))
+    order = sampler_of(rows_of(owners), train_config(mixture=mixture, batch_size_ramp=ramp))
     expected = [step for step in range(1, last + 1) for row in order.rows(step) if row in chosen]
     assert order.steps_that_read(np.array(sorted(chosen), dtype=np.int64), last) == expected
 
 
-def test_a_source_without_rows_is_told():
+def test_a_source_without_rows_is_reported():
     config = train_config(mixture=({"from_step": 1, "weights": {"a": 1.0, "books": 1.0}},))
     with pytest.raises(
         ConfigError, match=r"train\.mixture\.0\.weights: no training row .* 'books'; the sources are a, b"
     ):
-        order_of(rows_of([0, 1]), config)
+        sampler_of(rows_of([0, 1]), config)
     with pytest.raises(ValueError, match="must be 0 or more"):
         train_config(mixture=({"from_step": 1, "weights": {"a": -1.0}},))
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
 def test_any_ranks_and_micro_batches_read_the_same_rows_in_the_same_order(micro, world, accumulation):
-    order = order_of(rows_of([0] * 100), train_config(global_batch_size=micro * world * accumulation))
+    order = sampler_of(rows_of([0] * 100), train_config(global_batch_size=micro * world * accumulation))
     numbers = order.rows(3)
     parts = [list(micro_batches(numbers, micro, rank, world)) for rank in range(world)]
     turns = [parts[rank][turn] for turn in range(accumulation) for rank in range(world)]

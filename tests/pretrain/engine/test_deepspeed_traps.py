@@ -60,7 +60,7 @@ NEVER = {
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion"])
-def test_what_deepspeed_removed_or_does_worse_is_never_asked_for(optimizer):
+def test_what_deepspeed_removed_or_does_worse_is_never_requested(optimizer):
     for engine, precision in itertools.product(ENGINES, PRECISIONS):
         ranks = engine.get("tensor_parallel_size", 1)
         emitted = deepspeed_config(

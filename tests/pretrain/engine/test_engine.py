@@ -3,16 +3,16 @@ from __future__ import annotations
 import pytest
 
 from governance.errors import PipelineError
-from pretrain.engine.engine import foreign_errors
+from pretrain.engine.engine import translated_errors
 from tests.pretrain.engine.test_engine_state import gradient, learn, open_one, same, state_of
 
 
-def test_a_full_device_is_told_with_the_mend():
+def test_a_full_device_is_reported_with_the_fix():
     import torch
 
-    with pytest.raises(PipelineError, match="micro_batch_size"), foreign_errors():
+    with pytest.raises(PipelineError, match="micro_batch_size"), translated_errors():
         raise torch.OutOfMemoryError("Tried to allocate 2 GiB")
-    with pytest.raises(RuntimeError, match="our own"), foreign_errors():
+    with pytest.raises(RuntimeError, match="our own"), translated_errors():
         raise RuntimeError("our own mistake")
 
 

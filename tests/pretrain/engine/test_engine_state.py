@@ -18,7 +18,7 @@ from pretrain.config.optim import GroupConfig, OptimConfig
 from pretrain.config.training import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed.process_group import join, read_ranks
 from pretrain.engine.engine import Engine, open_engine
-from pretrain.engine.fragments import bring_up, place_fragments
+from pretrain.engine.fragments import place_fragments, refresh_parameters
 from pretrain.engine.state import fragments, full_state, gradient_norms
 from pretrain.model.decoder import Batch
 from pretrain.model.init import initial_weight
@@ -113,7 +113,7 @@ def load_state(engine: Engine, state: Weights, step: int) -> None:
         return {kind: whole.reshape(-1)[start : start + count] for kind, whole in state[name].items()}
 
     place_fragments(engine, read, step)
-    bring_up(engine)
+    refresh_parameters(engine)
 
 
 def same(one: Weights, other: Weights) -> bool:

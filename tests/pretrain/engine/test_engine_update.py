@@ -11,12 +11,12 @@ from pretrain.config.training import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed.process_group import Ranks, join
 from pretrain.engine.engine import open_engine
 from pretrain.engine.state import full_state
-from pretrain.engine.step import _told
+from pretrain.engine.step import _skip_and_clip
 from pretrain.model.decoder import Batch
 from pretrain.model.init import initial_weight
 
 
-def test_the_word_lies_where_the_parameters_do():
+def test_the_skip_flag_is_on_the_parameters_device():
     """The meta device stands for another than the loss's; of a group without a parameter nothing is asked."""
     seen = []
 
@@ -26,14 +26,14 @@ def test_the_word_lies_where_the_parameters_do():
 
     parameters = [{"params": []}, {"params": [torch.nn.Parameter(torch.zeros(2, device="meta"))]}]
     optimizer = Looks(parameters, lr=0.1)
-    with _told(optimizer, lambda: torch.ones(()), lambda: torch.ones(()), 1.0):
+    with _skip_and_clip(optimizer, lambda: torch.ones(()), lambda: torch.ones(()), 1.0):
         optimizer.step()
     assert seen == ["meta"]
     assert optimizer.found_inf is None
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "bf16")])
-def test_an_update_that_is_left_out_changes_no_bit_of_weights_and_moments(stage, precision):
+def test_an_update_that_is_skipped_changes_no_bit_of_weights_and_moments(stage, precision):
     model = ModelConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=64,

@@ -39,7 +39,7 @@ def test_a_build_that_takes_too_long_is_given_up(tmp_path, monkeypatch, caplog):
     assert "extension_build_seconds" in caplog.text
 
 
-def test_a_failed_build_tells_why(tmp_path, monkeypatch, caplog):
+def test_a_failed_build_says_why(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(extension, "_BUILD", "raise OSError('no compiler here')")
     assert not build(tmp_path, 60.0)
     assert "no compiler here" in caplog.text

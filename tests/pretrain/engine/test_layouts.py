@@ -166,7 +166,7 @@ def test_every_rank_has_its_place():
     assert layout_of(Ranks(3, 4, 3, 4), EngineConfig()) == Layout(3, 4)
 
 
-def test_files_without_libaio_are_refused_with_the_mend(tmp_path, run_training, monkeypatch):
+def test_files_without_libaio_are_refused_with_the_fix(tmp_path, run_training, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     monkeypatch.setattr(extension, "_BUILD", "raise OSError('libaio.h: no such file')")
     with pytest.raises(PipelineError, match="libaio-dev"):

@@ -15,7 +15,7 @@ import pytest
 from governance.errors import PipelineError
 from governance.files import read_lines
 from pretrain.engine import deepspeed_config, engine_loss_scale
-from pretrain.engine.engine import foreign_errors
+from pretrain.engine.engine import translated_errors
 from pretrain.preflight import compatibility
 from tests.pretrain.test_train import Crash, crash
 
@@ -105,5 +105,5 @@ def test_a_checkpoint_without_a_scale_begins_the_search_anew():
 def test_a_scale_that_can_fall_no_further_ends_the_run_with_a_verdict():
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
-    with pytest.raises(PipelineError, match="precision = 'bf16'"), foreign_errors():
+    with pytest.raises(PipelineError, match="precision = 'bf16'"), translated_errors():
         DynamicLossScaler(1, 1000, 1, 1, False).update_scale(True)

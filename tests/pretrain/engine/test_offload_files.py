@@ -21,7 +21,7 @@ from pretrain import loop
 from pretrain.engine import engine as engine_module
 from pretrain.engine.extensions import ASYNC_IO_OP, extension_folder
 from pretrain.engine.fragments import local_state
-from pretrain.engine.nvme import hold_folder_of_files, in_files
+from pretrain.engine.nvme import in_files, lock_swap_folder
 from pretrain.engine.state import optimizer_of
 from tests.pretrain.checkpoint.test_resuming import CRASH
 from tests.pretrain.plain_aio import plant
@@ -30,7 +30,7 @@ from tests.pretrain.test_train import Crash, crash, script
 
 NARROW = {
     "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "zero_stage": 3, "validate_every_steps": 0,
-    "steps": 6, "every_steps": 3, "warmup_steps": 1, "decay_steps": 2, "precision": "bf16",
+    "steps": 5, "every_steps": 2, "warmup_steps": 1, "decay_steps": 2, "precision": "bf16",
 }  # fmt: skip
 WIDE = {**NARROW, "intermediate_size": 2304}
 STATE = {"offload_optimizer": "nvme", **NARROW}
@@ -61,14 +61,14 @@ def in_memory_run(tmp_path_factory, run_training):
 
 
 def in_swap(folder: Path) -> set[str]:
-    """What kinds of things have files of more than 1 MiB."""
+    """Kinds of state with files of more than 1 MiB."""
     files = [path for path in folder.rglob("*.swp") if path.stat().st_size > 1 << 20]
     return {path.relative_to(folder / "zero_stage_3").parts[0] for path in files}
 
 
 @pytest.fixture
 def engines(monkeypatch):
-    """Each engine that training opens."""
+    """Engines that training opens, in order."""
     found, real = [], loop.open_saver
 
     def noting(store, settings, engine, *more):
@@ -104,21 +104,18 @@ def norms(run, root: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("where", CASES)
-@pytest.mark.parametrize("begins", ["files", "memory"])
-def test_a_run_goes_on_from_files_to_memory_and_back(
-    tmp_path, plain_aio, run_training, in_memory_run, at_step, where, begins
-):
+def test_a_run_goes_on_from_files_to_memory_and_back(tmp_path, plain_aio, run_training, in_memory_run, at_step, where):
     files = {**where, "nvme_path": str(tmp_path / "swap")}
     memory = {**where, "offload_optimizer": "cpu", "offload_parameters": "none"}
-    first, second = (files, memory) if begins == "files" else (memory, files)
-    at_step(5, crash)
-    with pytest.raises(Crash):
-        run_training(tmp_path, **first)
-    shutil.rmtree(tmp_path / "swap", ignore_errors=True)  # worthless
-    assert run_training(tmp_path, **second).digest == in_memory_run(where)[1].digest
+    for step, settings in ((3, files), (5, memory)):  # after the checkpoints of steps 2 and 4
+        at_step(step, crash)
+        with pytest.raises(Crash):
+            run_training(tmp_path, **settings)
+        shutil.rmtree(tmp_path / "swap", ignore_errors=True)  # of no use to the next start
+    assert run_training(tmp_path, **files).digest == in_memory_run(where)[1].digest
 
 
-def test_a_step_that_is_left_out_changes_no_bit_of_state_in_files(tmp_path, plain_aio, run_training, monkeypatch):
+def test_a_step_that_is_skipped_changes_no_bit_of_state_in_files(tmp_path, plain_aio, run_training, monkeypatch):
     states, update = [], engine_module.Engine.update
 
     def noting(engine, factor, skip):
@@ -136,19 +133,19 @@ def test_a_step_that_is_left_out_changes_no_bit_of_state_in_files(tmp_path, plai
 
 def _hold(folder: str, told) -> None:
     try:
-        hold_folder_of_files(Path(folder))
+        lock_swap_folder(Path(folder))
     except PipelineError as error:
         told.put(str(error))
 
 
 def test_two_runs_of_a_node_never_share_a_folder_of_files(tmp_path):
-    assert hold_folder_of_files(tmp_path) == hold_folder_of_files(tmp_path)  # one process, whatever it opens anew
+    assert lock_swap_folder(tmp_path) == lock_swap_folder(tmp_path)  # one process, whatever it opens anew
     context = multiprocessing.get_context("fork")
     told = context.Queue()
     other = context.Process(target=_hold, args=(str(tmp_path / ".." / tmp_path.name), told))
-    hold_folder_of_files.cache_clear()
+    lock_swap_folder.cache_clear()
     other.start()
-    assert "give each run a folder of its own" in told.get(timeout=30)
+    assert "give each run its own folder" in told.get(timeout=30)
     other.join()
 
 

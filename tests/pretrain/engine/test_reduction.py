@@ -32,7 +32,7 @@ def test_bytes_of_a_ring_by_stage_and_split():
     assert sent(4, tensor_parallel_size=2) == pytest.approx(2 * whole / 2 / 2)
 
 
-def test_the_price_of_fp32_is_told_where_there_is_one():
+def test_the_price_of_fp32_is_reported_where_there_is_one():
     big = 4_000_000
     words = [in_words(recipe(**train), EngineConfig(micro_batch_size=2), big, ranks) for train, ranks in
              (({}, 1), ({}, 4), ({"gradient_reduction": "bf16"}, 4))]  # fmt: skip

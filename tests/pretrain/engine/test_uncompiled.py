@@ -1,4 +1,4 @@
-"""A start without torch's compiler: nothing imports it, and once somebody did, torch's marks mean what torch wrote."""
+"""Training without torch's compiler: nothing imports it, and after its import torch's marks work as in torch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ from pathlib import Path
 
 from tests.pretrain.rank_runs import SHORT, load_conftest, run_ranks
 
-RUNS = {
-    "muon": {"optimizer": "muon", "precision": "bf16"},
-    "adamw": {"zero_stage": 3},
-    "adamw again": {"zero_stage": 2},
-}
+RUNS = {"muon": {"optimizer": "muon", "precision": "bf16"}, "adamw": {"zero_stage": 3}}
 
 
 def on_one_rank(folder: Path) -> None:
-    """Train without the compiler, import it, train again: what was imported, and both losses."""
+    """Train without the compiler, import it and train again; write the imports and both losses."""
     import sys
 
     conftest = load_conftest()
@@ -46,7 +42,7 @@ test_uncompiled.on_one_rank(pathlib.Path({!r}))
 """
 
 
-def test_training_imports_no_compiler_and_learns_the_same_beside_one(tmp_path):
+def test_training_imports_no_compiler_and_learns_the_same_next_to_one(tmp_path):
     well, written = run_ranks(tmp_path, ["-c", SCRIPT.format(str(tmp_path))], 1)
     assert well, written[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())

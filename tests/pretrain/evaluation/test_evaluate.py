@@ -140,7 +140,7 @@ def test_a_checkpoint_measures_as_in_training(finished, make_tokens):
     assert measured.bits_per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-6)
 
 
-def test_a_device_that_is_asked_for_and_absent_is_refused(finished, make_tokens, monkeypatch):
+def test_a_device_that_is_requested_and_absent_is_refused(finished, make_tokens, monkeypatch):
     root, run = finished
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     last = read_manifest(root / run.stats["checkpoint"]["path"])

@@ -97,7 +97,7 @@ def test_too_few_pairs_have_no_correlation():
     assert against_corpus(rows, {("a", "g", str(n)): n for n in range(9)})["rho"] is None
 
 
-def test_the_rank_correlation_is_right_beside_a_table_with_ties():
+def test_the_rank_correlation_is_right_next_to_a_table_with_ties():
     # Spearman with midranks, by hand: ranks (1, 2.5, 2.5, 4) against (1, 2, 3, 4) give 0.9487.
     rows, corpus = [], {}
     for block in range(4):

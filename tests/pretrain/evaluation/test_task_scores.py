@@ -17,7 +17,7 @@ from governance.errors import ConfigError
 from governance.manifest import read_manifest
 from pretrain.config.evaluation_config import EvaluationConfig, TaskConfig
 from pretrain.evaluation.loglikelihood import Passes, Scored
-from pretrain.evaluation.scores import ask, encode_tasks, figures, mean_error
+from pretrain.evaluation.scores import encode_tasks, evaluate_tasks, figures, mean_error
 from pretrain.evaluation.tasks import Question, Task, open_tasks, pin
 from pretrain.evaluation.validation import load_decoder, nats_with
 
@@ -67,7 +67,7 @@ def test_ranks_share_the_questions_and_pass_as_often(nats_of):
         Question("\n", (f"the number {n} and so on" * (1 + n % 9), f"number the {n}"), 0) for n in range(40)
     )
     suite = encode_tasks([Task("numbers", "", questions)], encode, 64)
-    [alone] = ask(suite, nats_of)
+    [alone] = evaluate_tasks(suite, nats_of)
     shapes: list[list[tuple[int, ...]]] = [[], [], []]
     parts: list[list[float]] = []
 
@@ -83,13 +83,13 @@ def test_ranks_share_the_questions_and_pass_as_often(nats_of):
         return values
 
     for rank in range(3):
-        ask(suite, counted(rank), Passes(256, rank, 3, keep))
+        evaluate_tasks(suite, counted(rank), Passes(256, rank, 3, keep))
     assert len({len(made) for made in shapes}) == 1
     assert len(shapes[0]) > 1
     nonzero = np.array(parts) != 0
     assert (nonzero.sum(0) == 1).all()  # each choice on exactly one rank
     summed = np.array(parts).sum(0).tolist()
-    [shared] = ask(suite, nats_of, Passes(256, 0, 1, lambda values: summed))
+    [shared] = evaluate_tasks(suite, nats_of, Passes(256, 0, 1, lambda values: summed))
     assert shared["acc"] == alone["acc"]
     assert shared["bits_per_byte"] == pytest.approx(alone["bits_per_byte"], rel=1e-6)
 
@@ -100,7 +100,7 @@ def test_a_model_that_knows_nothing_scores_chance(finished):
     with torch.no_grad():
         model.lm_head.weight.zero_()
     questions = tuple(Question("\n", tuple(f"same {n} {m}" for m in range(4)), n % 4) for n in range(20))
-    [row] = ask(encode_tasks([Task("t", "", questions)], encode, 64), nats_with(model))
+    [row] = evaluate_tasks(encode_tasks([Task("t", "", questions)], encode, 64), nats_with(model))
     assert row["acc"] == row["chance"] == 0.25
     assert row["acc_stderr"] == 0.0
 
@@ -128,7 +128,7 @@ def test_the_loop_asks_and_keeps_what_it_found(tmp_path, run_training):
     # What the loop saw of the last step is what its checkpoint says.
     last = read_manifest(tmp_path / run.stats["checkpoint"]["path"])
     suite = encode_tasks(open_tasks(config, tmp_path), encode, 32)
-    [again] = ask(suite, nats_with(load_decoder(last, tmp_path)))
+    [again] = evaluate_tasks(suite, nats_with(load_decoder(last, tmp_path)))
     assert again["acc"] == held[-1]["acc"]
     assert again["bits_per_byte"] == pytest.approx(held[-1]["bits_per_byte"], rel=1e-6)
 

@@ -140,10 +140,10 @@ def test_a_digest_is_pinned_and_its_path_is_not(tmp_path):
     ("record", "kind", "told"),
     [
         ({"question": "q", "choices": ["a", "b"], "answer": None}, "hellaswag", "no field 'answerKey or answer'"),
-        ({"goal": "g", "sol1": "a", "sol2": "b", "label": -1}, "piqa", "answer -1 is none of 2 choices"),
+        ({"goal": "g", "sol1": "a", "sol2": "b", "label": -1}, "piqa", "answer -1 is not one of the 2 choices"),
         ({"question": "q", "choices": ["a"], "answer": 0}, "arc", "none of 1 choices"),
         ({"question": "q", "choices": ["a", " "], "answer": 0}, "arc", "a choice is empty"),
-        ({"question": "q", "choices": ["a", "b"], "answer": "c"}, "arc", "the answer 'c' is none of the choices"),
+        ({"question": "q", "choices": ["a", "b"], "answer": "c"}, "arc", "the answer 'c' is not one of the choices"),
         ({"passage": "p", "question": "q", "answer": "maybe"}, "boolq", "no field 'maybe'"),
         ({"good": "x"}, "blimp", "no field 'sentence_bad or bad'"),
         ([], "arc", "is not of the format"),
@@ -157,7 +157,7 @@ def test_a_wrong_record_is_named(tmp_path, record, kind, told):
     assert str(path) in str(error.value)
 
 
-def test_a_broken_record_in_a_hundred_is_left_out_and_counted(tmp_path, caplog):
+def test_a_broken_record_in_a_hundred_is_skipped_and_counted(tmp_path, caplog):
     good, bad = PUBLISHED["piqa"][0], {"goal": "g", "sol1": "a", "sol2": "b", "label": 7}
     task = TaskConfig(name="mine", format="piqa", path="set.jsonl")
     write(tmp_path / "set.jsonl", [*[good] * 60, bad, *[good] * 39])

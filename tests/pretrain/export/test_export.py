@@ -23,8 +23,8 @@ from pretrain.evaluation.scores import figures
 from pretrain.evaluation.tasks import Question
 from pretrain.evaluation.validation import nats_with
 from pretrain.export.architectures import family_of
-from pretrain.export.export_family import Family, Piece
-from pretrain.export.huggingface import INDEX, Vocabulary, export, write_folder
+from pretrain.export.export_family import ExportedTensor, Family
+from pretrain.export.huggingface import INDEX, ExportVocabulary, export, write_folder
 from tests.pretrain.small_models import VARIANTS, config, model_of
 
 transformers = pytest.importorskip("transformers", reason="wants transformers, of the extra `dev`")
@@ -74,7 +74,9 @@ ARCHITECTURES = {
     "gemma2_rescaled": "Gemma2ForCausalLM", "gemma3": "Gemma3ForCausalLM", "gemma3_stretched": "Gemma3ForCausalLM",
 }  # fmt: skip
 EVERY = {**VARIANTS, **MORE}
-LARGE = Family("LlamaForCausalLM", {}, lambda names: [Piece("large", (names[0],), lambda parts: torch.full((2,), 7e4))])
+LARGE = Family(
+    "LlamaForCausalLM", {}, lambda names: [ExportedTensor("large", (names[0],), lambda parts: torch.full((2,), 7e4))]
+)
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +117,7 @@ def exported(name: str, tokenizer: Path, target: Path, begin: int | None = None,
     identity = CheckpointIdentity(train_key="k" * 64, step=1, vocabulary_size=size, recipe=recipe)
     held = dict(model.named_parameters())
     family = write_folder(
-        lambda parameter: held[parameter].detach(), identity, Vocabulary(tokenizer, 0, begin), target, **options
+        lambda parameter: held[parameter].detach(), identity, ExportVocabulary(tokenizer, 0, begin), target, **options
     )
     return family, model
 
@@ -303,10 +305,10 @@ def test_a_tokeniser_of_another_vocabulary_is_refused(tmp_path, tokenizer):
         train=TrainConfig(sequence_length=32, global_batch_size=1, steps=1),
     )  # fmt: skip
     identity = CheckpointIdentity(train_key="k", step=1, vocabulary_size=size_of(tokenizer), recipe=recipe)
-    with pytest.raises(CheckpointError, match="has 257 tokens; the checkpoint knows"):
-        write_folder(lambda name: None, identity, Vocabulary(other, 0), tmp_path / "out")
+    with pytest.raises(CheckpointError, match="has 257 tokens; the checkpoint has a vocabulary"):
+        write_folder(lambda name: None, identity, ExportVocabulary(other, 0), tmp_path / "out")
     with pytest.raises(CheckpointError, match="none of id 7"):
-        write_folder(lambda name: None, identity, Vocabulary(tokenizer, 7), tmp_path / "out")
+        write_folder(lambda name: None, identity, ExportVocabulary(tokenizer, 7), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

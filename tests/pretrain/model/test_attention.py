@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.model import attention as kernels
-from pretrain.model.attention import Rule, allowed_pairs
+from pretrain.model.attention import AttentionRule, allowed_pairs
 from pretrain.model.attention_rule import first_keys
 from pretrain.model.cpu_ops import QUERIES, block_starts
 from pretrain.preflight import memory_passes
@@ -38,12 +38,16 @@ def test_the_table_allows_earlier_tokens_of_the_same_document_only(window):
 
 
 @pytest.mark.parametrize("segments", [cut(256), cut(256, 0.0)], ids=["documents", "one"])
-@pytest.mark.parametrize("rule", [Rule(0.25), Rule(0.5, window=37), Rule(1.0, 2.0), Rule(1.0, 3.0, 50)], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [AttentionRule(0.25), AttentionRule(0.5, window=37), AttentionRule(1.0, 2.0), AttentionRule(1.0, 3.0, 50)],
+    ids=str,
+)
 def test_all_kernels_agree(segments, rule):
-    expected = kernels.written_out(segments, rule)(*heads(256))
+    expected = kernels.explicit_attention(segments, rule)(*heads(256))
     told = {"chosen": kernels.attention(segments, rule)}
     if rule.softcap is None:
-        told |= {"table": kernels.tabled_attention(segments, rule), "block": kernels.block_attention(segments, rule)}
+        told |= {"table": kernels.masked_attention(segments, rule), "block": kernels.block_attention(segments, rule)}
         if not segments.any() and rule.window is None:
             told["causal"] = kernels.causal_attention(rule)
     for attend in told.values():
@@ -52,11 +56,11 @@ def test_all_kernels_agree(segments, rule):
 
 @pytest.mark.parametrize("window", [None, 30])
 @pytest.mark.parametrize("length", [1, 255, 256, 257, 600])
-def test_gradients_by_hand_are_those_of_autograd(length, window):
+def test_written_gradients_equal_autograd(length, window):
     segments, told = cut(length, 0.03), []
-    for make in (kernels.block_attention, kernels.written_out):
+    for make in (kernels.block_attention, kernels.explicit_attention):
         inputs = [x.requires_grad_() for x in heads(length)]
-        out = make(segments, Rule(0.25, window=window))(*inputs)
+        out = make(segments, AttentionRule(0.25, window=window))(*inputs)
         (out * torch.arange(out.numel()).view(out.shape).sin()).sum().backward()
         told.append([out, *(x.grad for x in inputs)])
     for ours, plain in zip(*told, strict=True):
@@ -64,9 +68,9 @@ def test_gradients_by_hand_are_those_of_autograd(length, window):
 
 
 def test_bf16_attention_is_as_near_to_the_truth_as_its_inputs():
-    segments, rule = cut(256), Rule(0.25)
-    exact = kernels.written_out(segments, rule)(*[x.double() for x in heads(256)])
-    rounded = kernels.written_out(segments, rule)(*[x.bfloat16().double() for x in heads(256)])
+    segments, rule = cut(256), AttentionRule(0.25)
+    exact = kernels.explicit_attention(segments, rule)(*[x.double() for x in heads(256)])
+    rounded = kernels.explicit_attention(segments, rule)(*[x.bfloat16().double() for x in heads(256)])
     ours = kernels.block_attention(segments, rule)(*heads(256, dtype=torch.bfloat16))
     assert (ours.double() - rounded).pow(2).mean() < 4 * (rounded - exact).pow(2).mean()
 
@@ -90,8 +94,8 @@ def test_the_first_keys_say_what_the_table_says(lengths, window):
 
 def test_numbers_that_the_kernels_do_not_know_go_by_the_table():
     q, k, v = (x.double() for x in heads(32))
-    expected = kernels.written_out(cut(32), Rule(0.25))(q, k, v)
-    torch.testing.assert_close(kernels.attention(cut(32), Rule(0.25))(q, k, v), expected, atol=1e-6, rtol=1e-6)
+    expected = kernels.explicit_attention(cut(32), AttentionRule(0.25))(q, k, v)
+    torch.testing.assert_close(kernels.attention(cut(32), AttentionRule(0.25))(q, k, v), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_the_mask_is_built_once_for_each_kind_of_layer(monkeypatch):
@@ -103,11 +107,11 @@ def test_the_mask_is_built_once_for_each_kind_of_layer(monkeypatch):
 
 def test_long_rows_of_one_document_need_no_table(monkeypatch):
     monkeypatch.setattr(kernels, "SHORT", 32)
-    chosen = functools.partial(kernels.attention, rule=Rule(0.25))
+    chosen = functools.partial(kernels.attention, rule=AttentionRule(0.25))
     assert chosen(cut(64, 0.0)).__qualname__.startswith("causal")
     assert chosen(cut(64, 0.1)).__qualname__.startswith("tabled")
     assert chosen(cut(32, 0.1)).__qualname__.startswith("block")
-    assert kernels.attention(cut(64, 0.0), Rule(0.25, window=8)).__qualname__.startswith("tabled")
+    assert kernels.attention(cut(64, 0.0), AttentionRule(0.25, window=8)).__qualname__.startswith("tabled")
 
 
 def test_the_estimate_of_memory_knows_which_rows_are_short():

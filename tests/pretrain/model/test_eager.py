@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from pretrain.model import cpu_ops as eager
 from pretrain.model.kernels import threads
-from pretrain.model.kernels.threads import over
+from pretrain.model.kernels.threads import run_in_threads
 from pretrain.model.position_embeddings import rotary_angles, rotate
 from tests.pretrain import kernels_of_widths as widths
 from tests.pretrain.small_models import config
@@ -52,13 +52,13 @@ def test_rms_norm_is_torchs(dtype, count, with_threads):
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(3, 5, 24, generator=generator).to(dtype), torch.randn(24, generator=generator).to(dtype)
     for ours, plain in both(
-        lambda x, weight: eager.RootMeanSquare.apply(x, weight, 1e-5),
+        lambda x, weight: eager.RMSNormFunction.apply(x, weight, 1e-5),
         lambda x, weight: F.rms_norm(x, (24,), weight, 1e-5),
         x, weight,
     ):  # fmt: skip
         torch.testing.assert_close(ours, plain, **near(dtype))
     for ours, plain in both(
-        lambda x: eager.RootMeanSquare.apply(x, None, 1e-5), lambda x: F.rms_norm(x, (24,), None, 1e-5), x
+        lambda x: eager.RMSNormFunction.apply(x, None, 1e-5), lambda x: F.rms_norm(x, (24,), None, 1e-5), x
     ):
         torch.testing.assert_close(ours, plain, **near(dtype))
 
@@ -71,7 +71,7 @@ def test_small_work_stays_on_the_callers_thread_and_gives_the_same_bits(dtype, w
 
     def bits():
         leaves = [x.clone().requires_grad_() for x in inputs]
-        out = eager.RootMeanSquare.apply(*leaves, 1e-5)
+        out = eager.RMSNormFunction.apply(*leaves, 1e-5)
         out.backward(torch.ones_like(out))
         return [out.detach(), *(leaf.grad for leaf in leaves)]
 
@@ -106,7 +106,7 @@ def test_what_is_not_finite_stays_so_and_what_is_far_stays_finite(value, dtype):
     for ours, plain in (
         (eager.SwiGlu.apply(x, one), F.silu(x)),
         (eager.SquaredRelu.apply(x), F.relu(x).square()),
-        (eager.RootMeanSquare.apply(x, None, 1e-5), F.rms_norm(x, (40,), None, 1e-5)),
+        (eager.RMSNormFunction.apply(x, None, 1e-5), F.rms_norm(x, (40,), None, 1e-5)),
     ):
         assert torch.equal(ours.isfinite(), plain.isfinite())
         torch.testing.assert_close(ours[ours.isfinite()], plain[ours.isfinite()], rtol=0.01, atol=1e-30)
@@ -116,7 +116,7 @@ def test_what_is_not_finite_stays_so_and_what_is_far_stays_finite(value, dtype):
 @settings(max_examples=60)
 def test_rounding_to_bf16_is_torchs(values):
     out = torch.empty(len(values), dtype=torch.bfloat16)
-    over(widths.narrow, len(values), (torch.from_numpy(values), out))
+    run_in_threads(widths.narrow, len(values), (torch.from_numpy(values), out))
     torch.testing.assert_close(out, torch.from_numpy(values).bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
@@ -124,7 +124,7 @@ def test_rounding_to_bf16_is_torchs(values):
 @settings(max_examples=300)
 def test_the_exponential_is_within_three_last_places(x):
     out = torch.empty(1)
-    over(widths.raised, 1, (torch.tensor([x]), out))
+    run_in_threads(widths.raised, 1, (torch.tensor([x]), out))
     assert abs(out.item() - math.exp(x)) <= 3 * 2**-23 * math.exp(x)
 
 
@@ -134,15 +134,15 @@ def test_kernels_refuse_what_they_do_not_know():
 
 
 @pytest.mark.parametrize("transposed", [True, False])
-def test_turning_by_hand_is_the_formula(transposed, monkeypatch):
+def test_the_rotary_kernel_equals_the_formula(transposed, monkeypatch):
     angles = rotary_angles(torch.arange(9).expand(2, 9), config(), torch.float32)
     x = torch.randn(2, 9, 4, 8, generator=torch.Generator().manual_seed(0))
     x = x.transpose(1, 2) if transposed else x.transpose(1, 2).contiguous()
     told = [rotate(x, angles)]
-    by_hand = both(lambda x: eager.Rotate.apply(x, angles), lambda x: _formula(x, angles), x)
+    by_hand = both(lambda x: eager.RotaryFunction.apply(x, angles), lambda x: _formula(x, angles), x)
     for ours, plain in by_hand:
         torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-6)
-    monkeypatch.setattr("pretrain.model.position_embeddings.has_kernels", lambda x: False)
+    monkeypatch.setattr("pretrain.model.position_embeddings.has_cpu_kernels", lambda x: False)
     torch.testing.assert_close(told[0], rotate(x, angles), atol=1e-6, rtol=1e-6)
 
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.model.attention import Rule, written_out
+from pretrain.model.attention import AttentionRule, explicit_attention
 from pretrain.model.flash import documents_at_most, flash_attention, load_kernel
 from tests.pretrain.small_models import config, model_of, rows
 
@@ -76,7 +76,7 @@ def package(request, monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("rule", [Rule(0.3), Rule(0.3, window=7), Rule(0.3, 2.0)], ids=str)
+@pytest.mark.parametrize("rule", [AttentionRule(0.3), AttentionRule(0.3, window=7), AttentionRule(0.3, 2.0)], ids=str)
 @pytest.mark.parametrize("bounded", [True, False])
 def test_the_kernel_is_called_as_it_is_published(package, rule, bounded):
     generator = torch.Generator().manual_seed(0)
@@ -84,7 +84,7 @@ def test_the_kernel_is_called_as_it_is_published(package, rule, bounded):
     q, k, v = (torch.randn(3, count, 50, 8, generator=generator) for count in (4, 2, 2))
     documents = documents_at_most(segments) if bounded else None
     found = flash_attention(segments, rule, load_kernel(), documents)(q, k, v)
-    torch.testing.assert_close(found, written_out(segments, rule)(q, k, v), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, explicit_attention(segments, rule)(q, k, v), atol=1e-5, rtol=1e-5)
     [given] = package
     assert given["q"].shape == (150, 4, 8)
     assert len(given["cu_seqlens_q"]) == (documents + 1 if bounded else 1 + 3 + int((segments.diff(dim=1) != 0).sum()))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
 from pretrain.model import flex
-from pretrain.model.attention import Rule, written_out
+from pretrain.model.attention import AttentionRule, explicit_attention
 from pretrain.model.attention_rule import first_keys
 
 
@@ -60,11 +60,11 @@ def test_the_table_costs_bytes_a_block_and_none_a_pair():
 
 
 @pytest.mark.parametrize("length", [1, 100, 128, 200, 300])
-@pytest.mark.parametrize("rule", [Rule(0.3), Rule(0.3, window=40), Rule(0.3, 2.0)], ids=str)
+@pytest.mark.parametrize("rule", [AttentionRule(0.3), AttentionRule(0.3, window=40), AttentionRule(0.3, 2.0)], ids=str)
 def test_rows_of_any_length_are_padded_to_blocks(length, rule, counted):
     segments, inputs = documents(length, 0.02, 2), heads(2, length)
     found = flex.flex_attention(segments, rule)(*inputs)  # forward: torch has no backward of it on CPU
-    torch.testing.assert_close(found, written_out(segments, rule)(*inputs), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, explicit_attention(segments, rule)(*inputs), atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture
@@ -92,6 +92,6 @@ def test_no_class_of_shapes_is_one_too_many_and_none_is_compiled_twice(counted):
         for rows, length in shapes:
             segments = documents(length, 0.01, rows, seed=turn)
             with torch.no_grad():
-                found = flex.flex_attention(segments, Rule(0.3))(*heads(rows, length))
-            torch.testing.assert_close(found, written_out(segments, Rule(0.3))(*heads(rows, length)))
+                found = flex.flex_attention(segments, AttentionRule(0.3))(*heads(rows, length))
+            torch.testing.assert_close(found, explicit_attention(segments, AttentionRule(0.3))(*heads(rows, length)))
         assert len(counted) == len(shapes)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.model.float8 import Float8Linear, compute_in_8_bits, multiply
+from pretrain.model.float8 import Float8Linear, convert_to_float8, multiply
 
 
 @pytest.mark.parametrize(("kind", "step"), [(torch.float8_e4m3fn, 2**-4), (torch.float8_e5m2, 2**-3)])
@@ -52,7 +52,7 @@ def test_only_maps_of_blocks_are_in_8_bits():
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 64}
     model = Decoder(ModelConfig(**sizes, num_attention_heads=2, num_key_value_heads=2), 100)
     names = [name for name, _ in model.named_parameters()]
-    compute_in_8_bits(model)
+    convert_to_float8(model)
     changed = {name for name, module in model.named_modules() if isinstance(module, Float8Linear)}
     assert len(changed) == 2 * 7
     assert "lm_head" not in changed

@@ -182,7 +182,7 @@ def test_under_mup_activations_do_not_grow_with_the_width():
 
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 0.25), ("lion", 0.25), ("muon", 0.02)])
-def test_the_optimizers_groups_heed_mup_and_muon_needs_none(optimizer, rate):
+def test_the_optimizers_groups_honour_mup_and_muon_needs_none(optimizer, rate):
     settings = config(initialisation="mup", mup_base_width=8)
     optim = OptimConfig(optimizer=optimizer, learning_rate=1.0, muon_learning_rate=0.02)
     scale = functools.partial(learning_rate_scale, config=settings)

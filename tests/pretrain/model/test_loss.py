@@ -56,7 +56,7 @@ def test_the_kernel_computes_what_runs_of_rows_compute(rule, learns):
     hidden, weight, targets = inputs()
     ours, plain = hidden @ weight.T, hidden @ weight.T
     nats, extras = loss._kernel(ours, targets, rule, learns)
-    expected = loss._soften_in_runs(plain, targets, rule, learns)
+    expected = loss._softmax_losses_in_runs(plain, targets, rule, learns)
     torch.testing.assert_close(nats, expected[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(extras.sum() if rule.z_loss else torch.zeros(()), expected[1], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours, plain, atol=2e-5, rtol=1e-5)
@@ -74,7 +74,7 @@ def test_the_compiled_kernel_is_one_and_writes_no_chances(deterministic, monkeyp
         products = torch.randn(70, 900).bfloat16()
         targets = torch.arange(70) - 5
         expected = loss._kernel(again := products.clone(), targets, Logits(), True)[0]
-        (nats, _), codes = run_and_get_code(loss._soften_at_once, products, targets, Logits(), True)
+        (nats, _), codes = run_and_get_code(loss._softmax_losses_fused, products, targets, Logits(), True)
     finally:
         torch.use_deterministic_algorithms(was)
     torch.testing.assert_close(nats, expected, atol=1e-5, rtol=1e-5)
@@ -99,7 +99,7 @@ def test_pieces_of_any_size_share_one_compilation(monkeypatch):
     torch._dynamo.reset()
     compiled = torch.compile(loss._kernel, fullgraph=True, backend=count)
     monkeypatch.setattr(loss, "_compiled", lambda: compiled)
-    monkeypatch.setattr(loss, "_softener", lambda device: loss._soften_at_once)
+    monkeypatch.setattr(loss, "_softmax_losses_on", lambda device: loss._softmax_losses_fused)
     monkeypatch.setattr(counting, "_PIECE_TOKENS", 16)
     monkeypatch.setattr(counting, "_PIECE_LOGITS", {"cpu": 1})
     for length in (50, 37, 20):

@@ -102,7 +102,7 @@ def test_a_resumed_guard_decides_the_same(seed, cut, places):
     assert walk(losses[cut:], known=known, skipped=left, starts=starts) == [step for step in whole if step > cut]
 
 
-def test_before_it_is_armed_only_what_is_not_finite_is_left_out():
+def test_before_it_is_armed_only_what_is_not_finite_is_skipped():
     losses = [3.0, 50.0, math.nan, *([3.0] * 60)]
     losses[39] = 50.0
     assert walk(losses) == [3]

@@ -44,7 +44,7 @@ def test_the_schedule_stays_in_its_bounds(warmup, decay, stable, ratio, offset):
 
 
 @given(st.sampled_from(SCHEDULES), st.integers(0, 40), st.integers(1, 80), st.floats(0, 1))
-def test_every_schedule_rises_to_one_and_falls_no_lower_than_told(schedule, warmup, rest, ratio):
+def test_every_schedule_rises_to_one_and_falls_no_lower_than_configured(schedule, warmup, rest, ratio):
     values = factors(warmup + rest, schedule=schedule, warmup_steps=warmup, min_lr_ratio=ratio)
     falling = values[max(warmup, 1) - 1 :]
     assert values[:warmup] == pytest.approx([step / warmup for step in range(1, warmup + 1)])

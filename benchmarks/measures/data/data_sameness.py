@@ -1,0 +1,192 @@
+"""The same bytes, however it is run; and memory, whatever the corpus."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.measures.corpora import mixed, write_jsonl
+from benchmarks.measures.data import join
+from benchmarks.measures.goals import Goal, figure
+
+CONFIG = """
+[[data.sources]]
+type = "jsonl"
+name = "mixed"
+paths = ["raw/*.jsonl"]
+licence = "CC0-1.0"
+id_field = "id"
+[data.ingest]
+shard_bytes = 1000000
+[data.paragraphs]
+[data.tokenizer]
+vocabulary_size = 4096
+[data.mix]
+[data.pack]
+sequence_length = 512
+[model]
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+max_position_embeddings = 512
+[optim]
+learning_rate = 1e-3
+warmup_steps = 1
+decay_steps = 1
+[train]
+sequence_length = 512
+global_batch_size = 1
+steps = 2
+[governance]
+policy = "policy.toml"
+[engine]
+micro_batch_size = 1
+"""
+
+
+def _folder(scratch: str, size_bytes: int) -> Path:
+    folder = Path(scratch)
+    documents = mixed(size_bytes)
+    for part in range(4):
+        write_jsonl(folder / "raw" / f"{part}.jsonl", documents[part::4])
+    (folder / "run.toml").write_text(CONFIG, encoding="utf-8")
+    here = Path(__file__).resolve().parents[3]
+    shutil.copy(here / "configs" / "policy.toml", folder / "policy.toml")
+    return folder
+
+
+def prepare_words(folder: Path, root: str, *more: str) -> list[str]:
+    """The command that makes the corpus of the folder's run.toml below a root in it."""
+    assay = [
+        sys.executable,
+        "-m",
+        "pretrain",
+        "data",
+        "prepare",
+        str(folder / "run.toml"),
+        "--root",
+        str(folder / root),
+    ]
+    return [*assay, *more]
+
+
+def _digest(folder: Path, root: str) -> str:
+    words = prepare_words(folder, root, "--workers", "1")
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return " ".join(line.split()[1] for line in done.stdout.splitlines() if not line.startswith(" "))
+
+
+def same_digest(quick: bool) -> list[Goal]:
+    """1, 2 and 3 processes; a Slurm-like array of 3; Daft on Ray; killed at random points; a moved root."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = _folder(scratch, 3_000_000 if quick else 12_000_000)
+        expected = _digest(folder, "one")
+        ways: dict[str, str] = {}
+        for workers in (2, 3):
+            subprocess.run(prepare_words(folder, f"w{workers}", "--workers", str(workers)), check=True, **_QUIET)
+            ways[f"{workers}_processes"] = _digest(folder, f"w{workers}")
+        array = [
+            subprocess.Popen(prepare_words(folder, "array", "--workers", "1", "--worker", f"{i}/3"), **_QUIET)
+            for i in range(3)
+        ]
+        if any(process.wait() for process in array):
+            raise RuntimeError("a worker of the array failed")
+        ways["array_of_3"] = _digest(folder, "array")
+        subprocess.run(prepare_words(folder, "daft", "--workers", "1", "--engine", "daft"), check=True, **_QUIET)
+        ways["daft"] = _digest(folder, "daft")
+        if not quick:
+            ways["ray"] = _on_ray(folder)
+        if shutil.which("sbatch") and "SLURM_CONF" in os.environ:
+            ways["slurm_array_of_3"] = _on_slurm(folder)
+        shutil.move(folder / "one", folder / "moved")
+        ways["moved_root"] = _digest(folder, "moved")
+        goals = [Goal(f"same_digest.{name}", float(found == expected), 1) for name, found in ways.items()]
+        goals.append(_killed(folder, expected, 5 if quick else 20))
+    return goals
+
+
+_QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
+def _on_slurm(folder: Path) -> str:
+    """A job array on the Slurm cluster that SLURM_CONF names; its nodes must see the folder."""
+    words = " ".join(prepare_words(folder, "slurm", "--workers", "1"))
+    here = Path(__file__).resolve().parents[3]
+    command = f"cd {here} && {words} --worker $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
+    wanted = ["sbatch", "--wait", "--array=0-2", f"--output={folder}/slurm-%a.log", f"--wrap={command}"]
+    subprocess.run(wanted, check=True, **_QUIET)
+    return _digest(folder, "slurm")
+
+
+def _on_ray(folder: Path) -> str:
+    ray = Path(sys.executable).with_name("ray")
+    subprocess.run(
+        [str(ray), "start", "--head", "--num-cpus", "2", "--port", "6399", "--disable-usage-stats"],
+        check=True,
+        **_QUIET,
+    )
+    try:
+        environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:6399"}
+        words = prepare_words(folder, "ray", "--workers", "1", "--engine", "daft")
+        subprocess.run(words, check=True, env=environment, **_QUIET)
+        return _digest(folder, "ray")
+    finally:
+        subprocess.run([str(ray), "stop"], check=False, **_QUIET)
+
+
+def _killed(folder: Path, expected: str, times: int) -> Goal:
+    """SIGKILL after a random while, again and again, then the same command once more."""
+    chance = random.Random(11)
+    kills = 0
+    while kills < times:
+        process = subprocess.Popen(prepare_words(folder, "killed", "--workers", "2"), start_new_session=True, **_QUIET)
+        try:
+            process.wait(timeout=chance.uniform(0.5, 14))
+            shutil.rmtree(folder / "killed")  # it finished first: begin anew, and kill sooner
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+    return Goal("same_digest.after_kills", float(_digest(folder, "killed") == expected), 1, note=f"{kills} kills")
+
+
+def memory(quick: bool) -> list[Goal]:
+    """The most that a process holds in each stage on shards of 64 MiB, and in the global join of many keys."""
+    probe = [sys.executable, str(Path(__file__).with_name("memory_probe.py"))]
+    here = Path(__file__).resolve().parents[3]
+    environment = {**os.environ, "PYTHONPATH": str(here)}
+    goals = []
+
+    def lines(*words: str) -> list[list[str]]:
+        done = subprocess.run(
+            [*probe, *words], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
+        return [line.split() for line in done.stdout.splitlines()]
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = _folder(scratch, 80_000_000)
+        one_file = b"".join(path.read_bytes() for path in sorted((folder / "raw").iterdir()))
+        shutil.rmtree(folder / "raw")
+        (folder / "raw").mkdir()
+        (folder / "raw" / "all.jsonl").write_bytes(one_file)
+        config = CONFIG.replace("shard_bytes = 1000000", "shard_bytes = 67108864")
+        (folder / "run.toml").write_text(config, encoding="utf-8")
+        for stage, peak in lines("stages", str(folder / "run.toml"), str(folder / "root")):
+            if stage == "tokenizer":  # no map worker: one process trains, whatever the corpus
+                goals.append(figure("memory.tokenizer_mb", float(peak), "training, in one process"))
+            else:
+                goals.append(Goal(f"memory.{stage}_mb", float(peak), 600, "<=", "shards of 64 MiB"))
+    rows, limit = (10_000_000, 256) if quick else (168_000_000, 1024)
+    joined = join.measure(rows, limit)
+    share = joined["peak_mib"] / limit
+    goals.append(Goal("memory.join_share_of_limit", share, 1.2, "<=", f"{rows:,} keys within {limit} MiB"))
+    goals.append(figure("memory.join_cpu_seconds", joined["cpu_seconds"]))
+    return goals

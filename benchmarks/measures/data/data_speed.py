@@ -1,0 +1,184 @@
+"""Speed of each kernel and the whole chain, ours and rivals', on the same text in one run, in CPU time."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.measures import rivals
+from benchmarks.measures.corpora import again, documents_of, ingested, mixed, text_bytes, write_jsonl
+from benchmarks.measures.goals import Goal, cpu_seconds, figure, rate
+
+
+def whole_chain(quick: bool) -> list[Goal]:
+    """JSONL to packed tokens, stage by stage, against datatrove's filters, MinHash and tokeniser on the same documents.
+
+    Ours runs twice on all documents, and the second time is taken: the first one compiles. Each of datatrove's stages
+    gets what our stage of that name got, from the first megabytes of the same list.
+    """
+    from data_pipeline.dedup.dedup import DedupConfig, dedup
+    from data_pipeline.filters.clean import CleanConfig, clean
+    from data_pipeline.ingest import IngestConfig, ingest
+    from data_pipeline.pii.redact import PiiConfig, redact
+    from data_pipeline.readers.sources import JsonlSource
+    from data_pipeline.tokens.encode import EncodeConfig, encode
+    from data_pipeline.tokens.pack import PackConfig, pack
+    from data_pipeline.tokens.tokenizer import TokenizerConfig, train_tokenizer
+    from governance.stage import Runtime
+
+    documents = mixed(40_000_000 if quick else 80_000_000)
+    size = text_bytes(documents) / 1e6
+    source = JsonlSource(type="jsonl", name="mixed", paths=("raw/*.jsonl",), licence="CC0-1.0", id_field="id")
+    spent: dict[str, float] = {}
+    sizes: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_jsonl(folder / "raw" / "all.jsonl", documents)
+        for root in ("warm", "root"):
+            runtime = Runtime(folder / root)
+
+            def timed(name: str, made: Any) -> Any:
+                started = cpu_seconds()
+                manifest = made()
+                spent[name] = cpu_seconds() - started
+                sizes[name] = manifest.stats.get("bytes_in", 0) / 1e6
+                return manifest
+
+            raw = timed("ingest", lambda: ingest((source,), IngestConfig(), folder, runtime))  # noqa: B023
+            presets = CleanConfig(presets=("gopher", "c4", "fineweb"))
+            timed("clean_all_presets", lambda: clean(raw, presets, runtime))  # noqa: B023
+            cleaned = timed("clean", lambda: clean(raw, CleanConfig(), runtime))  # noqa: B023
+            unique = timed("dedup", lambda: dedup(cleaned, DedupConfig(), runtime))  # noqa: B023
+            redacted = timed("redact", lambda: redact(unique, PiiConfig(), runtime))  # noqa: B023
+            tokenizer = timed("tokenizer", lambda: train_tokenizer(redacted, TokenizerConfig(), runtime))  # noqa: B023
+            tokens = timed("encode", lambda: encode(redacted, tokenizer, EncodeConfig(), runtime))  # noqa: B023
+            packed = timed("pack", lambda: pack(tokens, PackConfig(sequence_length=2048), runtime))  # noqa: B023
+        chain = ("ingest", "clean", "dedup", "redact", "encode", "pack")
+        ours = size / sum(spent[name] for name in chain)
+        goals = [Goal("chain.mb_a_core_second", ours, 10, note=f"{size:.0f} MB, JSONL to packed rows")]
+        goals += [figure(f"chain.{name}.mb_a_core_second", sizes[name] / spent[name]) for name in chain[:-1]]
+        goals += _packing(tokens, packed)
+        goals += _against_datatrove(
+            documents, (cleaned, redacted, tokenizer), {n: sizes[n] / spent[n] for n in ("dedup", "encode")},
+            {name: spent[name] / size for name in chain}, folder, 3_000_000 if quick else 8_000_000,
+        )  # fmt: skip
+        goals += _tokenise(tokenizer, documents_of(redacted, runtime.root), runtime.root)
+    return goals
+
+
+def _packing(tokens: Any, packed: Any) -> list[Goal]:
+    stats = packed.stats
+    used = stats["train_predictions"] / stats["train_positions"]
+    lost = tokens.stats["train_tokens"] - tokens.stats["train_documents"] - stats["train_predictions"]
+    return [
+        Goal("packing.positions_used", used, 0.995, note="rows of 2048"),
+        Goal("packing.predictions_lost", lost, 0, "<="),
+    ]
+
+
+def _against_datatrove(
+    documents: list[dict[str, Any]], made: tuple[Any, Any, Any], rates: dict[str, float], cost: dict[str, float],
+    folder: Path, sample_bytes: int,
+) -> list[Goal]:  # fmt: skip
+    cleaned, redacted, tokenizer = made
+    root = folder / "root"
+    sample: list[dict[str, Any]] = []
+    for row in documents:
+        if text_bytes(sample) >= sample_bytes:
+            break
+        sample.append(row)
+    names = {row["id"] for row in sample}
+    files, sizes = [], []
+    for name, rows in (
+        ("all", sample),
+        ("cleaned", [row for row in documents_of(cleaned, root) if row["id"] in names]),
+        ("final", [row for row in documents_of(redacted, root) if row["id"] in names]),
+    ):
+        files.append(write_jsonl(folder / "rival" / name / f"{name}.jsonl", rows))
+        sizes.append(text_bytes(rows) / 1e6)
+    reference = root / tokenizer.folder / "tokenizer.json"
+    found = rivals.datatrove(*files, reference, folder / "rival" / "scratch")
+    theirs = {name: found[name]["cpu_seconds"] for name in ("filters", "minhash", "tokenise")}
+    features = _features(documents)
+    chain = sum(theirs.values()) / sizes[0]
+    return [
+        Goal("features.mb_a_core_second", features, 50, note="all of Gopher, C4 and FineWeb in one pass"),
+        figure("features.datatrove_mb_a_core_second", sizes[0] / theirs["filters"]),
+        Goal("features.times_datatrove", features / (sizes[0] / theirs["filters"]), 100),
+        Goal("dedup.mb_a_core_second", rates["dedup"], 30, note="end to end with verification"),
+        figure("dedup.datatrove_mb_a_core_second", sizes[1] / theirs["minhash"]),
+        Goal("dedup.times_datatrove", rates["dedup"] / (sizes[1] / theirs["minhash"]), 40),
+        figure("encode.datatrove_mb_a_core_second", sizes[2] / theirs["tokenise"]),
+        Goal("chain.times_datatrove", chain / sum(cost.values()), 25, note="on the same surviving documents"),
+    ]
+
+
+def _features(documents: list[dict[str, Any]]) -> float:
+    from data_pipeline.kernels.quality import measure_texts
+
+    texts = pa.array([row["text"] for row in documents], pa.large_string())
+    return rate(lambda: measure_texts(texts, ["en"] * len(texts)), text_bytes(documents))
+
+
+def _tokenise(tokenizer: Any, documents: list[dict[str, Any]], root: Path) -> list[Goal]:
+    """The encoder against `tokenizers`' encode_batch on the same texts; every id compared."""
+    from tokenizers import Tokenizer
+
+    from data_pipeline.tokens.tokenizer import load_encoder
+
+    texts = [row["text"] for row in documents][:1500]
+    size = sum(len(text.encode("utf-8")) for text in texts)
+    encoder = load_encoder(tokenizer, root)
+    reference = Tokenizer.from_file(str(root / tokenizer.folder / "tokenizer.json"))
+    reference.encode_special_tokens = True
+    ours = rate(lambda: encoder.encode_documents(texts), size, 3)
+    theirs = rate(lambda: reference.encode_batch(texts, add_special_tokens=False), size, 1)
+    encoded = encoder.encode_documents(texts)
+    unequal = sum(
+        not np.array_equal(mine[:-1], other.ids)
+        for mine, other in zip(encoded, reference.encode_batch(texts, add_special_tokens=False), strict=True)
+    )
+    return [
+        Goal("tokenise.mb_a_core_second", ours, 12),
+        figure("tokenise.encode_batch_mb_a_core_second", theirs),
+        Goal("tokenise.times_encode_batch", ours / theirs, 4.5),
+        Goal("tokenise.unequal_documents", unequal, 0, "<=", f"of {len(texts)}"),
+    ]
+
+
+def personal_data_rate() -> list[Goal]:
+    """The redact stage on real text, all types on."""
+    from data_pipeline.pii.redact import PiiConfig, redact
+
+    documents = mixed(20_000_000)
+    with tempfile.TemporaryDirectory() as scratch:
+        raw, runtime = ingested(documents, Path(scratch))
+        redact(raw, PiiConfig(), runtime)
+        spent = again("redact", lambda other: redact(raw, PiiConfig(), other), runtime.root)
+    return [Goal("pii.stage_mb_a_core_second", text_bytes(documents) / 1e6 / spent, 10, note="all types")]
+
+
+def trafilatura() -> list[Goal]:
+    """The usual extractor on the pages with truth, for comparison."""
+    from benchmarks.measures.corpora import rows, test_data
+    from benchmarks.measures.data.data_truth import bag_f1, warc_bodies
+
+    try:
+        from trafilatura import extract
+    except ImportError:
+        return []
+    keep = {row["url"]: row["main_text"] for row in rows("web/web.truth.jsonl.gz") if row["expect"] == "keep"}
+    pages = [(url, body) for url, body in warc_bodies(test_data() / "web" / "web.warc.gz") if url in keep][:200]
+    started = cpu_seconds()
+    texts = [extract(body) or "" for _, body in pages]
+    spent = cpu_seconds() - started
+    scores = [bag_f1(text, keep[url]) for text, (url, _) in zip(texts, pages, strict=True)]
+    return [
+        figure("html.trafilatura_word_f1", statistics.mean(scores), f"{len(pages)} pages"),
+        figure("html.trafilatura_mb_a_core_second", sum(len(body) for _, body in pages) / 1e6 / spent),
+    ]

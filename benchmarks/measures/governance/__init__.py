@@ -1,0 +1,1 @@
+"""Measurements of checks, gates, energy and reports."""
