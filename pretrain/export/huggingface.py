@@ -167,7 +167,7 @@ def _write_weights(
     from safetensors.torch import save_file
 
     sizes = _parameter_sizes(identity)
-    pieces = {piece.name: piece for piece in family.pieces(list(sizes))}
+    pieces = {piece.name: piece for piece in family.tensors(list(sizes))}
     elements = [(name, sum(sizes[source] for source in piece.sources)) for name, piece in pieces.items()]
     shard_bytes, dtype = form
     width = DTYPES[dtype][1]

@@ -87,8 +87,8 @@ def test_what_a_card_would_tell(timed, monkeypatch):
         "mfu_124m", "tokens_per_second_124m", "mfu_1_3b", "tokens_per_second_1_3b", "engine_tax_zero_1",
         "engine_tax_zero_3", "loss_difference_zero_1", "loss_difference_zero_3", "bare_noise",
     ]  # fmt: skip
-    told = {goal.name.removeprefix("training_gpu_"): goal for goal in goals}
+    messages = {goal.name.removeprefix("training_gpu_"): goal for goal in goals}
     assert [goal.bound for goal in goals if goal.kind != "info"] == [0.48, 0.50, 0.02, 0.05]
-    assert told["engine_tax_zero_3"].value == pytest.approx(timed[3].seconds / timed["bare"].seconds - 1)
-    assert told["mfu_124m"].holds
-    assert told["bare_noise"].value == 0.0
+    assert messages["engine_tax_zero_3"].value == pytest.approx(timed[3].seconds / timed["bare"].seconds - 1)
+    assert messages["mfu_124m"].holds
+    assert messages["bare_noise"].value == 0.0

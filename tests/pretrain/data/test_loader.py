@@ -1,4 +1,4 @@
-"""What is read is a function of the step: by whom, in what portions and after how many restarts never shows."""
+"""Rows are a function of the step: ranks, micro batches and restarts never change them."""
 
 from __future__ import annotations
 
@@ -132,18 +132,18 @@ def test_losses_by_origin_are_those_of_a_loop():
 
 
 def test_it_reads_ahead_but_not_further_than_requested():
-    made, asked = [], threading.Event()
+    made, requests = [], threading.Event()
 
     def make(step):
         made.append(step)
         if step == 4:
-            asked.set()
+            requests.set()
         return step
 
     with read_ahead(make, range(1, 100), depth=2) as steps:
         assert next(steps) == 1
         assert next(steps) == 2
-        assert asked.wait(10)
+        assert requests.wait(10)
         time.sleep(0.05)
         assert made == [1, 2, 3, 4]
         assert [next(steps) for _ in range(3, 100)] == list(range(3, 100))
@@ -223,12 +223,12 @@ def test_a_ramp_and_a_mixture_survive_a_crash_and_another_layout(tmp_path, run_t
     assert losses_of(again, tmp_path / "again") == pytest.approx(losses_of(whole, tmp_path / "whole"), rel=1e-5)
     rows = [event["tokens_per_second"] * event["seconds"] / 32 for event in events(tmp_path / "whole", whole, "step")]
     assert rows == pytest.approx([4] + [16] * 5 + [8] * 4)
-    told = events(tmp_path / "whole", whole, "mixture")
-    assert [(event["step"], event["weights"]) for event in told] == [
+    messages = events(tmp_path / "whole", whole, "mixture")
+    assert [(event["step"], event["weights"]) for event in messages] == [
         (1, {"books": 0.25, "web": 0.75}),
         (4, {"books": 2 / 3, "web": 1 / 3}),
     ]
-    assert whole.stats["mixture"] == [{"from_step": event["step"], "weights": event["weights"]} for event in told]
+    assert whole.stats["mixture"] == [{"from_step": event["step"], "weights": event["weights"]} for event in messages]
 
 
 def test_a_ramp_begins_as_a_run_of_the_small_batch(tmp_path, run_training, losses_of):
@@ -240,7 +240,7 @@ def test_a_ramp_begins_as_a_run_of_the_small_batch(tmp_path, run_training, losse
     assert losses_of(ramp, tmp_path / "ramp")[0] == losses_of(small, tmp_path / "small")[0]
 
 
-# Runs in processes of their own: the fixture's function, which dies as it reads a step if it is told to.
+# Runs in processes of their own: the fixture's function, which can be made to die while it reads a step.
 SCRIPT = """
 import importlib.util, os
 from pathlib import Path
@@ -262,8 +262,8 @@ def in_two_ranks(folder: Path, root: Path, dies: int, **settings) -> bool:
     """Whether it ended well."""
     conftest = str(Path(__file__).parents[1] / "conftest.py")
     text = SCRIPT.format(conftest=conftest, root=str(root), settings=settings, dies=dies)
-    well, told = run_ranks(folder, ["-c", text], 2)
-    assert dies or well, told[-6000:]
+    well, messages = run_ranks(folder, ["-c", text], 2)
+    assert dies or well, messages[-6000:]
     return well
 
 

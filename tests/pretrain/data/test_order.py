@@ -57,7 +57,7 @@ def train_config(**settings):
 
 
 def rows_of(owners, names=("a", "b", "c")):
-    """All that an order asks of rows: how many there are, and whose each is."""
+    """Rows as a sampler sees them: their number, and the source of each."""
     owners = np.array(owners)
     return SimpleNamespace(count=len(owners), sources=lambda: sources_of(names, owners))
 

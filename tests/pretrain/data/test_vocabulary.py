@@ -64,7 +64,7 @@ def two(tmp_path_factory):
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=0, decay_steps=0),
         train=TrainConfig(sequence_length=LENGTH, global_batch_size=4, steps=1, precision="fp32"),
     )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:  # what this machine could compute is not asked here
+    with pytest.MonkeyPatch.context() as patch:  # this machine's abilities do not matter here
         patch.setitem(peaks._SIZES, "cpu", (64,))
         patch.setattr(peaks, "_SECONDS_A_SIZE", 0.0)
         settings = Settings(CheckpointConfig(), ENGINE, TrackingConfig(mode="disabled"))
@@ -134,7 +134,7 @@ def test_its_own_tokenizer_is_taken_without_a_word(two, tmp_path, caplog):
         export(two.place, two.ours.tokenizer, tmp_path / "out", two.root)
         leanings(two, two.ours.tokenizer)
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == the_file(two, two.ours).read_bytes()
-    assert not [told for told in warned(caplog) if "tokenizer" in told]
+    assert not [messages for messages in warned(caplog) if "tokenizer" in messages]
 
 
 def the_file(two, corpus: SimpleNamespace) -> Path:
@@ -167,9 +167,9 @@ def test_a_checkpoint_that_was_copied_alone_is_used_with_a_warning(two, tmp_path
         ):
             caplog.clear()
             use()
-            [told] = warned(caplog)
-            assert "cannot verify" in told
-            assert str(tmp_path / two.packed.path) in told  # what is not there
+            [messages] = warned(caplog)
+            assert "cannot verify" in messages
+            assert str(tmp_path / two.packed.path) in messages  # what is not there
     small = two.theirs.tokenizer.model_copy(update={"stats": {**two.theirs.tokenizer.stats, "vocabulary_size": 299}})
     write_manifest(small, tmp_path)
     with pytest.raises(
@@ -181,10 +181,10 @@ def test_a_checkpoint_that_was_copied_alone_is_used_with_a_warning(two, tmp_path
 def test_a_chain_is_believed_only_as_far_as_its_digests_fit(two, tmp_path, caplog):
     shutil.copytree(two.root, tmp_path / "root")
     root, trained = tmp_path / "root", two.ours.tokenizer
-    shutil.rmtree(root / trained.folder)  # its digest still stands in what it encoded
+    shutil.rmtree(root / trained.folder)  # its digest remains in the shards that it encoded
     refuse_foreign_tokenizer(two.checkpoint, two.packed, root)
     assert not warned(caplog)
-    with pytest.raises(CheckpointError, match=f"bring {trained.path} back"):
+    with pytest.raises(CheckpointError, match=f"restore {trained.path}"):
         refuse_foreign_tokenizer(two.checkpoint, two.theirs.tokenizer, root)
     another = two.packed.model_copy(update={"inputs": (two.theirs.tokens.as_input(),)})
     write_manifest(another, root)  # in the place of those that it learned from

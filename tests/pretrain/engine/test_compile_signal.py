@@ -1,4 +1,4 @@
-"""A signal while torch.compile works: a real compiler of C++ below a real rank, where a fake pass tells nothing."""
+"""A signal during torch.compile, with a real C++ compiler below a real rank, because a fake pass proves nothing."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_signal_while_the_compiler_works_ends_it_at_once_and_the_same_command_
     assert "before the first step" in (root / "log").read_text()
     assert not list(root.glob("checkpoint/*"))  # nothing was learned, nothing is lost
 
-    # What the killed compiler left (its cache, its locks) keeps nobody from going on; now the step comes to its end.
+    # The cache and locks that the killed compiler left do not block the next start, whose step completes.
     child = start(root, "at_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM))")
     try:
         assert child.wait(400) == 75, (root / "log").read_text()[-2000:]
@@ -91,7 +91,7 @@ def test_a_signal_while_the_compiler_works_ends_it_at_once_and_the_same_command_
         child.wait()
     [metrics] = root.glob("train/*/metrics.jsonl")
     assert [line["step"] for line in read_lines(metrics) if line["event"] == "left"] == [1]
-    made = run_training(root, **SMALL)  # uncompiled: how a step is carried out is no part of what is learned
+    made = run_training(root, **SMALL)  # uncompiled: compilation does not change what is learned
     assert [line["step"] for line in read_lines(metrics) if line["event"] == "step"] == list(range(1, 11))
     whole = run_training(tmp_path / "whole", **SMALL)
     assert losses_of(made, root) == pytest.approx(losses_of(whole, tmp_path / "whole"), rel=1e-5)

@@ -1,4 +1,4 @@
-"""Every key that we emit is one that the installed DeepSpeed reads; what it wants said otherwise is said."""
+"""Every key that we emit is one that the installed DeepSpeed reads; required values are set."""
 
 from __future__ import annotations
 
@@ -165,8 +165,8 @@ def test_gradients_are_reduced_as_the_setting_says_at_every_stage(stage, precisi
     if stage == 0 and precision == "bf16_masters":
         return  # refused before
     engine = EngineConfig(zero_stage=stage, micro_batch_size=8)
-    for told, meant in (({}, torch.float32), ({"gradient_reduction": "bf16"}, torch.bfloat16)):
-        read = DeepSpeedConfig(deepspeed_config(recipe(precision=precision, **told), engine, 1))
+    for messages, meant in (({}, torch.float32), ({"gradient_reduction": "bf16"}, torch.bfloat16)):
+        read = DeepSpeedConfig(deepspeed_config(recipe(precision=precision, **messages), engine, 1))
         assert read.communication_data_type == meant
     quantized = deepspeed_config(recipe(quantized_gradients=True), engine, 1)
     assert "communication_data_type" not in quantized

@@ -54,8 +54,8 @@ NEVER = {
     "elasticity", "nebula", "compression_training", "amp", "mics_shard_size", "curriculum_learning",  # removed
     "optimizer",  # 1-bit optimizers were removed, its Muon and Lion have traps: ours is given to it
     "scheduler",  # has no WSD: rates are `optim.rate_factor`
-    "checkpoint",  # its writer wants CROSS_SIZE, which one launcher alone sets
-    "reduce_scatter",  # its Muon wants it off at stage 3; ours does not
+    "checkpoint",  # its writer needs CROSS_SIZE, which only one launcher sets
+    "reduce_scatter",  # its Muon needs it off at stage 3; ours does not
 }  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def test_a_token_weighs_the_same_in_every_micro_batch(stage):
 
 def bare(stage: int) -> list[float]:
     """A linear map that shall become zero, in bf16, with DeepSpeed alone: its losses."""
-    small.open_one("adamw", 1)  # DeepSpeed is imported, and told what it may build
+    small.open_one("adamw", 1)  # imports DeepSpeed with the extensions that it may build
     import deepspeed
 
     torch.manual_seed(0)

@@ -325,8 +325,8 @@ test_engine_state.{act}(pathlib.Path({folder!r}))
 
 def start(act: str, folder: Path) -> None:
     """Let two ranks do `act`."""
-    well, told = run_ranks(folder, ["-c", SCRIPT.format(act=act, folder=str(folder))], 2)
-    assert well, told[-6000:]
+    well, messages = run_ranks(folder, ["-c", SCRIPT.format(act=act, folder=str(folder))], 2)
+    assert well, messages[-6000:]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from pretrain.model.init import initial_weight
 
 
 def test_the_skip_flag_is_on_the_parameters_device():
-    """The meta device stands for another than the loss's; of a group without a parameter nothing is asked."""
+    """The meta device represents one other than the loss's; a group without parameters needs none."""
     seen = []
 
     class Looks(torch.optim.SGD):
@@ -63,15 +63,15 @@ def test_an_update_that_is_skipped_changes_no_bit_of_weights_and_moments(stage, 
     def same(left, right):
         return all(torch.equal(left[key], right[key]) for key in left)
 
-    *told, first = step(0.0)
-    assert told == [0.0, True]
-    *told, second = step(1.0)
-    assert told == [1.0, True]
+    *messages, first = step(0.0)
+    assert messages == [0.0, True]
+    *messages, second = step(1.0)
+    assert messages == [1.0, True]
     assert same(first, second)
-    *told, third = step(0.0, math.nan)  # nobody says to skip it; its gradient does
-    assert told == [1.0, False]
+    *messages, third = step(0.0, math.nan)  # nobody says to skip it; its gradient does
+    assert messages == [1.0, False]
     assert same(first, third)
-    *told, fourth = step(0.0)
-    assert told == [0.0, True]
+    *messages, fourth = step(0.0)
+    assert messages == [0.0, True]
     assert not same(first, fourth)
     assert all(torch.isfinite(value).all() for value in fourth.values())

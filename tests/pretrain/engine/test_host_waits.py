@@ -1,6 +1,6 @@
 """No step makes the host wait for the device: on a GPU each of these calls would empty the queue of its kernels.
 
-On the CPU a tensor's number is there at once, but it is asked for by the same lines: they are counted, by line.
+On the CPU a tensor's number is there at once, but the same lines request it: they are counted, by line.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ CPU_ALONE = ("cpu_ops.py", "bf16.py")
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Who asked a tensor for a number, by line, the nearest caller first."""
+def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Lines that request a number from a tensor, nearest caller first, with counts."""
     found = Counter[str]()
 
     def watch(name: str) -> None:
@@ -48,13 +48,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), *((s, p) for s in (1, 2, 3) for p in ("fp32", "bf16"))])
-def test_no_step_asks_the_device_for_a_number(asked, stage, precision):
+def test_no_step_asks_the_device_for_a_number(requests, stage, precision):
     """Forward, backward, norms, clipping and update, after the first step, which builds what the others use."""
     engine = open_one("adamw", stage, precision)
     for step in (1, 2):
-        asked.clear()
+        requests.clear()
         learn_one(engine, step)
-    assert not asked, asked.most_common()
+    assert not requests, requests.most_common()
 
 
 def learn_one(engine: Engine, step: int) -> None:
@@ -66,27 +66,27 @@ def learn_one(engine: Engine, step: int) -> None:
     engine.update(1.0, torch.zeros(()))
 
 
-def test_what_deepspeed_would_ask_is_seen(asked, monkeypatch):
+def test_what_deepspeed_would_ask_is_seen(requests, monkeypatch):
     from deepspeed.runtime import utils
     from deepspeed.runtime.zero import stage3
 
     engine = open_one("adamw", 3, "bf16")
     learn_one(engine, 1)
     monkeypatch.setattr(stage3, "is_invalid_grad_norm", utils.is_invalid_grad_norm)
-    asked.clear()
+    requests.clear()
     learn_one(engine, 2)
-    [(line, times)] = asked.items()
+    [(line, times)] = requests.items()
     assert "is_invalid_grad_norm" in line
     assert times == 1
 
 
-def test_a_whole_run_reads_its_record_and_nothing_else(asked, tmp_path, run_training, monkeypatch):
+def test_a_whole_run_reads_its_record_and_nothing_else(requests, tmp_path, run_training, monkeypatch):
     """Guard, meter and record, too: a step's numbers are read in `Ledger`, which on CUDA does so a step later."""
     seen: dict[int, Counter[str]] = {}
 
     def rate(step: int, steps: int, config: OptimConfig) -> float:
-        seen[step] = Counter(asked)
-        asked.clear()
+        seen[step] = Counter(requests)
+        requests.clear()
         return rate_factor(step, steps, config)
 
     monkeypatch.setattr(loop, "rate_factor", rate)

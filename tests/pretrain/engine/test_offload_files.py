@@ -119,11 +119,11 @@ def test_a_step_that_is_skipped_changes_no_bit_of_state_in_files(tmp_path, plain
     states, update = [], engine_module.Engine.update
 
     def noting(engine, factor, skip):
-        told = update(engine, factor, torch.full_like(skip, float(len(states) == 3)))
+        messages = update(engine, factor, torch.full_like(skip, float(len(states) == 3)))
         states.append(
             {(part.name, kind): one.clone() for part in local_state(engine) for kind, one in part.tensors.items()}
         )
-        return told
+        return messages
 
     monkeypatch.setattr(engine_module.Engine, "update", noting)
     run_training(tmp_path, nvme_path=str(tmp_path / "swap"), **STATE)
@@ -131,21 +131,21 @@ def test_a_step_that_is_skipped_changes_no_bit_of_state_in_files(tmp_path, plain
     assert [index for index, unchanged in enumerate(same, 1) if unchanged] == [3]
 
 
-def _hold(folder: str, told) -> None:
+def _hold(folder: str, messages) -> None:
     try:
         lock_swap_folder(Path(folder))
     except PipelineError as error:
-        told.put(str(error))
+        messages.put(str(error))
 
 
 def test_two_runs_of_a_node_never_share_a_folder_of_files(tmp_path):
     assert lock_swap_folder(tmp_path) == lock_swap_folder(tmp_path)  # one process, whatever it opens anew
     context = multiprocessing.get_context("fork")
-    told = context.Queue()
-    other = context.Process(target=_hold, args=(str(tmp_path / ".." / tmp_path.name), told))
+    messages = context.Queue()
+    other = context.Process(target=_hold, args=(str(tmp_path / ".." / tmp_path.name), messages))
     lock_swap_folder.cache_clear()
     other.start()
-    assert "give each run its own folder" in told.get(timeout=30)
+    assert "give each run its own folder" in messages.get(timeout=30)
     other.join()
 
 
@@ -156,14 +156,14 @@ def test_two_ranks_go_on_from_their_native_shards_with_state_in_files(tmp_path, 
         return run_ranks(root.with_suffix(".ranks"), ["-c", words], 2)
 
     files = {**STATE, "every_steps": 4, "nvme_path": str(tmp_path / "swap")}
-    well, told = trained(tmp_path / "files", CRASH, **files)
+    well, messages = trained(tmp_path / "files", CRASH, **files)
     assert not well
-    assert "killed" in told
-    well, told = trained(tmp_path / "files", **files)
-    assert well, told[-6000:]
-    assert "native form" in told
-    well, told = trained(tmp_path / "memory", **{**files, "offload_optimizer": "cpu"})
-    assert well, told[-6000:]
+    assert "killed" in messages
+    well, messages = trained(tmp_path / "files", **files)
+    assert well, messages[-6000:]
+    assert "native form" in messages
+    well, messages = trained(tmp_path / "memory", **{**files, "offload_optimizer": "cpu"})
+    assert well, messages[-6000:]
     runs = [run_training(tmp_path / name, make=False, **files) for name in ("files", "memory")]
     assert runs[0].digest == runs[1].digest
 
@@ -171,7 +171,7 @@ def test_two_ranks_go_on_from_their_native_shards_with_state_in_files(tmp_path, 
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (extension_folder() / ASYNC_IO_OP / f"{ASYNC_IO_OP}.so").exists(),
-    reason="async_io is not built in TORCH_EXTENSIONS_DIR: it wants libaio-dev and some six minutes of a processor",
+    reason="async_io is not built in TORCH_EXTENSIONS_DIR: it needs libaio-dev and about six CPU minutes",
 )
 def test_with_the_real_extension_the_same_is_learned(tmp_path, run_training, in_memory_run):
     run = run_training(tmp_path, nvme_path=str(tmp_path / "swap"), **BOTH)

@@ -36,5 +36,5 @@ def test_the_price_of_fp32_is_reported_where_there_is_one():
     big = 4_000_000
     words = [in_words(recipe(**train), EngineConfig(micro_batch_size=2), big, ranks) for train, ranks in
              (({}, 1), ({}, 4), ({"gradient_reduction": "bf16"}, 4))]  # fmt: skip
-    assert ["half as much" in told for told in words] == [False, True, False]
+    assert ["half as much" in messages for messages in words] == [False, True, False]
     assert "bf16" in words[2]

@@ -121,10 +121,10 @@ def test_the_loop_asks_and_keeps_what_it_found(tmp_path, run_training):
     assert [row["step"] for row in held] == [4, 8, 10]
     assert run.stats["tasks"] == {"pairs": held[-1]}
     lines = [json.loads(line) for line in (tmp_path / run.folder / "metrics.jsonl").read_text().splitlines()]
-    told = [
+    messages = [
         {k: v for k, v in line.items() if k not in ("attempt", "event")} for line in lines if line["event"] == "task"
     ]
-    assert told == held
+    assert messages == held
     # What the loop saw of the last step is what its checkpoint says.
     last = read_manifest(tmp_path / run.stats["checkpoint"]["path"])
     suite = encode_tasks(open_tasks(config, tmp_path), encode, 32)

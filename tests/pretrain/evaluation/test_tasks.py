@@ -1,4 +1,4 @@
-"""Published formats become questions; what is wrong with a file is told before anything is computed."""
+"""Published formats become questions; errors in a file are reported before anything is computed."""
 
 from __future__ import annotations
 
@@ -132,28 +132,28 @@ def test_a_digest_is_pinned_and_its_path_is_not(tmp_path):
     assert len(pinned.tasks[0].sha256) == 64
     assert "path" not in pinned.model_dump(mode="json")["tasks"][0]
     path.write_text(path.read_text().replace("lid", "top"))
-    with pytest.raises(ConfigError, match=r"has sha256 .* the configuration says"):
+    with pytest.raises(ConfigError, match=r"has sha256 .* the configuration states"):
         pin(pinned, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("record", "kind", "told"),
+    ("record", "kind", "messages"),
     [
         ({"question": "q", "choices": ["a", "b"], "answer": None}, "hellaswag", "no field 'answerKey or answer'"),
         ({"goal": "g", "sol1": "a", "sol2": "b", "label": -1}, "piqa", "answer -1 is not one of the 2 choices"),
-        ({"question": "q", "choices": ["a"], "answer": 0}, "arc", "none of 1 choices"),
+        ({"question": "q", "choices": ["a"], "answer": 0}, "arc", "not one of the 1 choices"),
         ({"question": "q", "choices": ["a", " "], "answer": 0}, "arc", "a choice is empty"),
         ({"question": "q", "choices": ["a", "b"], "answer": "c"}, "arc", "the answer 'c' is not one of the choices"),
         ({"passage": "p", "question": "q", "answer": "maybe"}, "boolq", "no field 'maybe'"),
         ({"good": "x"}, "blimp", "no field 'sentence_bad or bad'"),
-        ([], "arc", "is not of the format"),
+        ([], "arc", "does not have the format"),
     ],
 )
-def test_a_wrong_record_is_named(tmp_path, record, kind, told):
+def test_a_wrong_record_is_named(tmp_path, record, kind, messages):
     path = write(tmp_path / "set.jsonl", [record])
     with pytest.raises(ConfigError, match="record 1") as error:
         opened(path, kind)
-    assert told in str(error.value)
+    assert messages in str(error.value)
     assert str(path) in str(error.value)
 
 
@@ -193,7 +193,7 @@ def test_wrong_files_are_named(tmp_path):
         EvaluationConfig(tasks=(TaskConfig(name="a", format="arc"),) * 2)
 
 
-@pytest.mark.skipif("ASSAY_TEST_DATA" not in os.environ, reason="wants ASSAY_TEST_DATA with evals/")
+@pytest.mark.skipif("ASSAY_TEST_DATA" not in os.environ, reason="needs ASSAY_TEST_DATA with evals/")
 @pytest.mark.parametrize(
     ("file", "kind", "count", "choices"),
     [
@@ -218,7 +218,7 @@ def test_real_sets_are_read(file, kind, count, choices):
     assert kind == "blimp" or {question.answer for question in usual} == set(range(choices))
 
 
-@pytest.mark.skipif("ASSAY_TEST_DATA" not in os.environ, reason="wants ASSAY_TEST_DATA with evals/")
+@pytest.mark.skipif("ASSAY_TEST_DATA" not in os.environ, reason="needs ASSAY_TEST_DATA with evals/")
 def test_a_set_without_answers_is_refused():
     path = Path(os.environ["ASSAY_TEST_DATA"]) / "evals" / "hellaswag.jsonl.gz"
     if not path.exists():

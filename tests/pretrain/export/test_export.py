@@ -27,7 +27,7 @@ from pretrain.export.export_family import ExportedTensor, Family
 from pretrain.export.huggingface import INDEX, ExportVocabulary, export, write_folder
 from tests.pretrain.small_models import VARIANTS, config, model_of
 
-transformers = pytest.importorskip("transformers", reason="wants transformers, of the extra `dev`")
+transformers = pytest.importorskip("transformers", reason="needs transformers, from the extra `dev`")
 
 VOCABULARY = 300
 TEXT = "The cat sat on the mat, and the dog did not. " * 3
@@ -327,7 +327,7 @@ def test_every_preset_of_the_table_names_its_architecture():
 def test_scores_are_those_of_a_plain_computation_by_transformers(tmp_path, tokenizer, name):
     _, model = exported(name, tokenizer, tmp_path / f"scored_{name}")
     theirs = loaded(tmp_path / f"scored_{name}")
-    tell = transformers.AutoTokenizer.from_pretrained(tmp_path / f"scored_{name}", trust_remote_code=True)
+    encode_text = transformers.AutoTokenizer.from_pretrained(tmp_path / f"scored_{name}", trust_remote_code=True)
     questions = tuple(
         Question(
             f"Question: {number} cats and {number} dogs make\nAnswer:", (" more", f" {2 * number} animals", " été"), 1
@@ -340,8 +340,8 @@ def test_scores_are_those_of_a_plain_computation_by_transformers(tmp_path, token
     for number, question in enumerate(questions):
         plain = []
         for choice in question.choices:
-            ids = torch.tensor([tell(question.context + choice)["input_ids"]])
-            first = len(tell(question.context)["input_ids"])
+            ids = torch.tensor([encode_text(question.context + choice)["input_ids"]])
+            first = len(encode_text(question.context)["input_ids"])
             with torch.no_grad():
                 chances = theirs(ids).logits[0].double().log_softmax(-1)
             plain.append(sum(float(chances[place - 1, ids[0, place]]) for place in range(first, ids.shape[1])))

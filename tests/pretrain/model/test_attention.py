@@ -45,25 +45,28 @@ def test_the_table_allows_earlier_tokens_of_the_same_document_only(window):
 )
 def test_all_kernels_agree(segments, rule):
     expected = kernels.explicit_attention(segments, rule)(*heads(256))
-    told = {"chosen": kernels.attention(segments, rule)}
+    messages = {"chosen": kernels.attention(segments, rule)}
     if rule.softcap is None:
-        told |= {"table": kernels.masked_attention(segments, rule), "block": kernels.block_attention(segments, rule)}
+        messages |= {
+            "table": kernels.masked_attention(segments, rule),
+            "block": kernels.block_attention(segments, rule),
+        }
         if not segments.any() and rule.window is None:
-            told["causal"] = kernels.causal_attention(rule)
-    for attend in told.values():
+            messages["causal"] = kernels.causal_attention(rule)
+    for attend in messages.values():
         torch.testing.assert_close(attend(*heads(256)), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 30])
 @pytest.mark.parametrize("length", [1, 255, 256, 257, 600])
 def test_written_gradients_equal_autograd(length, window):
-    segments, told = cut(length, 0.03), []
+    segments, messages = cut(length, 0.03), []
     for make in (kernels.block_attention, kernels.explicit_attention):
         inputs = [x.requires_grad_() for x in heads(length)]
         out = make(segments, AttentionRule(0.25, window=window))(*inputs)
         (out * torch.arange(out.numel()).view(out.shape).sin()).sum().backward()
-        told.append([out, *(x.grad for x in inputs)])
-    for ours, plain in zip(*told, strict=True):
+        messages.append([out, *(x.grad for x in inputs)])
+    for ours, plain in zip(*messages, strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
 
 
@@ -109,9 +112,9 @@ def test_long_rows_of_one_document_need_no_table(monkeypatch):
     monkeypatch.setattr(kernels, "SHORT", 32)
     chosen = functools.partial(kernels.attention, rule=AttentionRule(0.25))
     assert chosen(cut(64, 0.0)).__qualname__.startswith("causal")
-    assert chosen(cut(64, 0.1)).__qualname__.startswith("tabled")
+    assert chosen(cut(64, 0.1)).__qualname__.startswith("masked")
     assert chosen(cut(32, 0.1)).__qualname__.startswith("block")
-    assert kernels.attention(cut(64, 0.0), AttentionRule(0.25, window=8)).__qualname__.startswith("tabled")
+    assert kernels.attention(cut(64, 0.0), AttentionRule(0.25, window=8)).__qualname__.startswith("masked")
 
 
 def test_the_estimate_of_memory_knows_which_rows_are_short():

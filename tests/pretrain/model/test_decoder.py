@@ -150,10 +150,12 @@ def test_bf16_follows_fp32(variant):
     settings = config(**VARIANTS[variant])
     batch = rows([[20, 44], [64, 0]])
     exact, rounded = model_of(settings, factor=3.0), model_of(settings, factor=3.0).bfloat16()
-    told = [model(batch.tokens, batch.targets, batch.segments, batch.positions)[1].mean() for model in (exact, rounded)]
-    assert told[0].item() == pytest.approx(told[1].item(), rel=5e-3)
+    messages = [
+        model(batch.tokens, batch.targets, batch.segments, batch.positions)[1].mean() for model in (exact, rounded)
+    ]
+    assert messages[0].item() == pytest.approx(messages[1].item(), rel=5e-3)
     with torch.autocast("cpu", torch.bfloat16):
         objective, nats = exact(batch.tokens, batch.targets, batch.segments, batch.positions)
-        assert nats.mean().item() == pytest.approx(told[0].item(), rel=5e-3)
+        assert nats.mean().item() == pytest.approx(messages[0].item(), rel=5e-3)
     objective.backward()
     assert {parameter.grad.dtype for parameter in exact.parameters()} == {torch.float32}

@@ -30,13 +30,13 @@ def with_threads():
 
 def both(function, plain, *inputs):
     """Results and gradients of two functions of the same inputs."""
-    told = []
+    messages = []
     for compute in (function, plain):
         leaves = [x.clone().requires_grad_() for x in inputs]
         out = compute(*leaves)
         (out.float() * torch.arange(out.numel()).view(out.shape).cos()).sum().backward()
-        told.append([out, *(leaf.grad for leaf in leaves)])
-    return zip(*told, strict=True)
+        messages.append([out, *(leaf.grad for leaf in leaves)])
+    return zip(*messages, strict=True)
 
 
 def near(dtype):
@@ -138,12 +138,12 @@ def test_the_rotary_kernel_equals_the_formula(transposed, monkeypatch):
     angles = rotary_angles(torch.arange(9).expand(2, 9), config(), torch.float32)
     x = torch.randn(2, 9, 4, 8, generator=torch.Generator().manual_seed(0))
     x = x.transpose(1, 2) if transposed else x.transpose(1, 2).contiguous()
-    told = [rotate(x, angles)]
+    messages = [rotate(x, angles)]
     by_hand = both(lambda x: eager.RotaryFunction.apply(x, angles), lambda x: _formula(x, angles), x)
     for ours, plain in by_hand:
         torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-6)
     monkeypatch.setattr("pretrain.model.position_embeddings.has_cpu_kernels", lambda x: False)
-    torch.testing.assert_close(told[0], rotate(x, angles), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(messages[0], rotate(x, angles), atol=1e-6, rtol=1e-6)
 
 
 def _formula(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:

@@ -116,7 +116,7 @@ def test_ranks_and_stages_agree_on_experts_and_on_what_is_computed_again(tmp_pat
         how: {"moe": moe, "zero_stage": stage, "activation_checkpointing": how}
         for stage, how in ((1, "none"), (3, "full"), (3, "selective"))
     }
-    told = losses_of_runs(tmp_path / "ranks", runs, ranks=2)
+    messages = losses_of_runs(tmp_path / "ranks", runs, ranks=2)
     alone = run_training(tmp_path / "alone", **SHORT, moe=MoeConfig(**moe), zero_stage=1)
-    for losses in told.values():
+    for losses in messages.values():
         assert losses == pytest.approx(losses_of(alone, tmp_path / "alone"), abs=1e-5)

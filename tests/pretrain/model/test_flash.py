@@ -103,12 +103,12 @@ def test_documents_are_bounded_by_a_power_of_two(lengths):
 
 def test_a_model_learns_by_the_kernel_what_it_learns_without(package):
     batch, settings = rows([[9, 20, 3], [32]]), config(sliding_window=6, full_attention_every=2)
-    told = []
+    messages = []
     for attention in ("auto", "flash"):
         model = model_of(settings, attention=attention)
         objective, _ = model(batch.tokens, batch.targets, batch.segments, batch.positions, 4)
         objective.backward()
-        told.append([objective, *(parameter.grad for parameter in model.parameters())])
+        messages.append([objective, *(parameter.grad for parameter in model.parameters())])
     assert len(package) == settings.num_hidden_layers
-    for ours, plain in zip(*told, strict=True):
+    for ours, plain in zip(*messages, strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)

@@ -71,7 +71,7 @@ def test_queries_keys_and_values_are_one_product_each_way(codes):
 @pytest.mark.slow
 @pytest.mark.parametrize("joined", [False, True])
 def test_rotation_residual_and_norm_are_fused(codes, joined):
-    """Between two products stands one kernel, and beside attention one for both rotations."""
+    """One kernel between two products, and one for both rotations next to attention."""
     forward = codes[joined][0]
     norms = [name for name in forward.kernels if "rsqrt" in name]
     assert len(norms) == 2

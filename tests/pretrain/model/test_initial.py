@@ -71,8 +71,8 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 @pytest.mark.parametrize("count", [1, 3])
 def test_at_stage_3_each_rank_draws_its_share_and_all_hold_the_same_weights(tmp_path, count):
     """Bit for bit those of one rank that draws all, whatever the number of ranks."""
-    well, told = run_ranks(tmp_path, ["-c", DRAWN], count)
-    assert well, told[-6000:]
+    well, messages = run_ranks(tmp_path, ["-c", DRAWN], count)
+    assert well, messages[-6000:]
 
 
 @pytest.mark.parametrize(
@@ -152,10 +152,10 @@ def coordinates(width: int, initialisation: str) -> list[float]:
         for n, p in model.named_parameters()
     ]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-    told: dict[str, float] = {}
+    messages: dict[str, float] = {}
 
     def listen(name):
-        return lambda module, inputs, out: told.update({name: out.abs().mean().item()})
+        return lambda module, inputs, out: messages.update({name: out.abs().mean().item()})
 
     for name, module in model.named_modules():
         if name.endswith(("self_attn", "mlp")):
@@ -166,8 +166,8 @@ def coordinates(width: int, initialisation: str) -> list[float]:
         (objective / (batch.targets >= 0).sum()).backward()
         optimizer.step()
     with torch.no_grad():
-        told["logits"] = model.logits(batch).abs().mean().item()
-    return list(told.values())
+        messages["logits"] = model.logits(batch).abs().mean().item()
+    return list(messages.values())
 
 
 def test_under_mup_activations_do_not_grow_with_the_width():
@@ -188,5 +188,5 @@ def test_the_optimizers_groups_honour_mup_and_muon_needs_none(optimizer, rate):
     scale = functools.partial(learning_rate_scale, config=settings)
     named = list(Decoder(settings, 100).named_parameters())
     rates = {id(p): g["base_lr"] for g in parameter_groups(named, optim, lambda p: p.shape, scale) for p in g["params"]}
-    told = {name: rates[id(parameter)] for name, parameter in named}
-    assert (told[Q], told[DOWN], told[EMBEDDING], told[HEAD]) == (rate, rate, 1.0, 1.0)
+    messages = {name: rates[id(parameter)] for name, parameter in named}
+    assert (messages[Q], messages[DOWN], messages[EMBEDDING], messages[HEAD]) == (rate, rate, 1.0, 1.0)

@@ -37,16 +37,16 @@ def test_losses_and_gradients_are_those_of_the_definition(rule, run, tokens, mon
     monkeypatch.setattr(counting, "_PIECE_TOKENS", tokens)
     monkeypatch.setattr(counting, "_PIECE_LOGITS", {"cpu": 1})
     monkeypatch.setattr(loss, "_RUN_LOGITS", run)
-    told = []
+    messages = []
     for function in (cross_entropy, plain, loss._by_autograd):
         hidden, weight, targets = inputs()
         hidden.requires_grad_()
         weight.requires_grad_()
         objective, nats = function(hidden, weight, targets, rule)
         (objective * 0.37).backward()
-        told.append((objective, nats, hidden.grad, weight.grad))
+        messages.append((objective, nats, hidden.grad, weight.grad))
     for other in (1, 2):
-        for ours, expected in zip(told[0], told[other], strict=True):
+        for ours, expected in zip(messages[0], messages[other], strict=True):
             torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
 
 
@@ -131,14 +131,14 @@ def test_bf16_sums_over_pieces_in_fp32(monkeypatch):
     monkeypatch.setattr(counting, "_PIECE_TOKENS", 8)
     monkeypatch.setattr(counting, "_PIECE_LOGITS", {"cpu": 1})
     hidden, weight, targets = (x.bfloat16() if x.is_floating_point() else x for x in inputs(4096))
-    told = []
+    messages = []
     for cast in (torch.Tensor.bfloat16, torch.Tensor.double):
         leaf = cast(weight.clone()).requires_grad_()
         objective, _ = (plain if leaf.dtype == torch.float64 else cross_entropy)(cast(hidden), leaf, targets, Logits())
         objective.backward()
-        told.append((objective.double(), leaf.grad.double()))
-    assert told[0][0].item() == pytest.approx(told[1][0].item(), rel=2e-3)
-    off = (told[0][1] - told[1][1]).norm() / told[1][1].norm()
+        messages.append((objective.double(), leaf.grad.double()))
+    assert messages[0][0].item() == pytest.approx(messages[1][0].item(), rel=2e-3)
+    off = (messages[0][1] - messages[1][1]).norm() / messages[1][1].norm()
     assert off < 4e-3  # one rounding to bf16; 512 sums in bf16 would be ten times that
 
 

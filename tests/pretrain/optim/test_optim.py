@@ -233,8 +233,8 @@ def test_a_skipped_step_changes_no_bit(name, gradient):
 def test_a_step_that_is_not_skipped_is_the_plain_one(name):
     config = OptimConfig(learning_rate=0.1, optimizer=name)
     *_, plain = one_step(config, None)
-    *_, asked = one_step(config, 0.0)
-    assert all(torch.equal(a, b) for a, b in zip(bits(*plain), bits(*asked), strict=True))
+    *_, requests = one_step(config, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(bits(*plain), bits(*requests), strict=True))
 
 
 def test_lion_is_the_papers():

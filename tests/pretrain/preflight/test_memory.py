@@ -116,8 +116,8 @@ def test_activations_follow_checkpointing_and_parallelism():
 def test_the_suggestion_fits_and_is_the_first_of_the_ladder():
     card = Hardware(Ranks(0, 64, 0, 8), "cuda", device_bytes=80 * GIB, host_bytes=2000 * GIB)
     engine = EngineConfig(micro_batch_size=1)
-    told = suggestion(recipe(), engine, VOCABULARY, card)
-    changes = {name: ast.literal_eval(value) for name, value in re.findall(r"engine\.(\w+) = ('\w+'|\d+)", told)}
+    message = suggestion(recipe(), engine, VOCABULARY, card)
+    changes = {name: ast.literal_eval(value) for name, value in re.findall(r"engine\.(\w+) = ('\w+'|\d+)", message)}
     assert changes["zero_stage"] == 3
     mended = engine.model_copy(update=changes)
     assert fits(estimate(recipe(), mended, VOCABULARY, 64, "cuda"), card)
@@ -141,10 +141,10 @@ def test_what_attention_keeps_on_cpu_follows_the_way_it_is_computed():
     assert memory_passes._attention_tables(recipe(), EngineConfig(), "cuda") == (0, 0)
 
 
-def test_too_few_ranks_are_told_how_many_would_do():
+def test_too_few_ranks_are_refused_with_the_number_that_would_do():
     card = Hardware(Ranks(), "cuda", device_bytes=24 * GIB, host_bytes=32 * GIB)
-    told = suggestion(recipe(), EngineConfig(micro_batch_size=1), VOCABULARY, card)
-    assert re.search(r"No setting makes it fit on 1 rank\(s\); \d+ would do", told)
+    message = suggestion(recipe(), EngineConfig(micro_batch_size=1), VOCABULARY, card)
+    assert re.search(r"No setting makes it fit on 1 rank\(s\); \d+ would do", message)
 
 
 def test_ranks_of_a_node_share_its_memory(monkeypatch):
