@@ -38,6 +38,7 @@ from pretrain.checkpoint.load import parent_of
 from pretrain.config.training import EngineConfig, TrackingConfig, TrainRecipe
 from pretrain.distributed.process_group import Ranks, device_of, kind_of
 from pretrain.engine.deepspeed_config import deepspeed_config
+from pretrain.initial_weights.start import open_weights
 from pretrain.metrics.tensorboard import require_tensorboard
 from pretrain.preflight.compatibility import check_start
 from pretrain.preflight.hardware import Hardware, cpu_hardware, hardware_of
@@ -75,6 +76,7 @@ def refuse_start(run: Run, runtime: Runtime, find_hardware: Callable[[], Hardwar
     artifacts = _look_up(run, runtime)
     if artifacts is not None and _finished(run, artifacts, runtime.root):
         return
+    open_weights(pinned(run), runtime.root)
     parent_of(pinned(run).train, runtime.root)
     hardware, recipe, engine = find_hardware(), run.config.recipe, run.config.engine
     check_start(recipe, run.settings, hardware)

@@ -24,7 +24,9 @@ def training_folder(run: Run, artifacts: Mapping[str, Manifest], root: Path) -> 
 def pinned(run: Run) -> TrainRecipe:
     """The recipe with the digests of task files filled in."""
     train = run.config.train
-    if train.continue_from and (run.folder / train.continue_from).exists():
-        train = train.model_copy(update={"continue_from": str((run.folder / train.continue_from).absolute())})
+    for field in ("continue_from", "initial_weights"):
+        path = run.folder / getattr(train, field)
+        if getattr(train, field) and path.exists():
+            train = train.model_copy(update={field: str(path.absolute())})
     evaluation = pin(run.config.evaluation, run.folder)
     return run.config.recipe.model_copy(update={"train": train, "evaluation": evaluation})

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pretrain.distributed.watchdog import Heartbeat
     from pretrain.engine.engine import Engine
     from pretrain.evaluation.scores import Suite
+    from pretrain.initial_weights.start import InitialWeights
     from pretrain.metrics.metrics_log import Record
 
 
@@ -67,6 +68,8 @@ class TrainContext:
     """True once a signal asked the run to save and stop."""
     suite: Suite | None = None
     """Tasks of `[evaluation]`; None: there are none."""
+    initial: InitialWeights | None = None
+    """Weights of a folder to begin from; None: random ones."""
     budget: BudgetGuard = field(default_factory=BudgetGuard)
     """The policy's energy budget."""
     engine: Engine = field(init=False)

@@ -29,7 +29,7 @@ from pretrain.data.loader import StepRows, by_origin, chain, open_loader
 from pretrain.distributed.process_group import HOST, add_up
 from pretrain.distributed.stragglers import StragglerMonitor
 from pretrain.distributed.watchdog import HangReports, watch_hangs
-from pretrain.engine.engine import Engine, open_engine, translated_errors
+from pretrain.engine.engine import Engine, Weight, open_engine, translated_errors
 from pretrain.evaluation.loglikelihood import Passes
 from pretrain.evaluation.scores import evaluate_tasks, figures_line
 from pretrain.evaluation.validation import measure
@@ -151,7 +151,10 @@ def _open_engine(context: TrainContext) -> tuple[Engine, TrainState]:
     arguments = (recipe, engine, vocabulary, context.ranks, device)
     resumed = resume(context.checkpoints, context.settings, lambda weight: open_engine(*arguments, weight))
     if resumed is None:
-        draw = partial(_initial_weight, context)
+        draw: Weight = partial(_initial_weight, context)
+        if context.initial is not None:
+            context.initial.check(vocabulary)
+            draw = context.initial.weight
         resumed = open_engine(*arguments, draw), TrainState()
     context.energy["resumed_from"] = resumed[1].step
     return resumed

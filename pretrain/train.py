@@ -34,6 +34,7 @@ from pretrain.config.training import EngineConfig, Settings, TrainConfig, TrainR
 from pretrain.distributed.lease import hold_folder
 from pretrain.distributed.preemption import watch_signals
 from pretrain.distributed.process_group import Ranks, read_ranks, slurm_attempt
+from pretrain.initial_weights.start import InitialWeights, initial_weights_of
 from pretrain.metrics.metrics_log import open_record
 from pretrain.metrics.run_identity import MirrorTables, RunIdentity
 from pretrain.preflight.compatibility import check_start, check_together
@@ -86,8 +87,9 @@ def train(
         Occupied: another run that is alive trains the same, or a later start of the same Slurm job has begun.
     """
     check_together(recipe, settings)
+    initial = initial_weights_of(recipe, tokens, runtime.root)
     parent = parent_of(recipe.train, runtime.root)
-    key = _key(tokens, recipe, parent)
+    key = _key(tokens, recipe, parent, initial)
     if (finished := find(STAGE, key, runtime.root)) is not None:
         return finished
     if not runtime.make:
@@ -99,7 +101,10 @@ def train(
     if recipe.evaluation.tasks and suite is None:
         raise TypeError("recipe.evaluation names tasks: pass their suite")
     inputs = tokens.as_input(), *([parent.manifest.as_input()] if parent is not None else [])
-    identity = RunIdentity(recipe, key, (*inputs, *evidence), runtime.hooks.head, tables)
+    source, facts = (initial.source, initial.folder.facts()) if initial is not None else (None, {})
+    identity = RunIdentity(
+        recipe, key, (*inputs, *([source] if source is not None else []), *evidence), runtime.hooks.head, tables
+    )
     from pretrain.checkpoint.format import CheckpointStore
     from pretrain.context import TrainContext
     from pretrain.distributed.process_group import gather, join, ranks_store
@@ -143,6 +148,8 @@ def train(
                     # The first rank commits, so it looks at the lease itself; files of the others count only then.
                     check_lease=lease.look if ranks.first else lease.check,
                     parent=parent,
+                    source=source,
+                    source_facts=facts,
                     ranks=ranks,
                     gather=gather,
                     key_value_store=ranks_store(),
@@ -152,6 +159,7 @@ def train(
                 energy=energy,
                 stop_requested=stop_requested,
                 suite=questions,
+                initial=initial,
                 budget=BudgetGuard(hooks.budget.watch(watched)),
             )
             state = train_loop(context)
@@ -180,12 +188,17 @@ def train(
 
 def folder_of(tokens: Manifest, recipe: TrainRecipe, root: Path) -> Path:
     """Folder of this recipe's run, whether it exists or not."""
-    return artifact_folder(STAGE, _key(tokens, recipe, parent_of(recipe.train, root)), root)
+    initial = initial_weights_of(recipe, tokens, root)
+    return artifact_folder(STAGE, _key(tokens, recipe, parent_of(recipe.train, root), initial), root)
 
 
-def _key(tokens: Manifest, recipe: TrainRecipe, parent: Parent | None) -> str:
-    made_from = [tokens, *([parent.manifest] if parent is not None else [])]
-    return Recipe(STAGE, VERSION, recipe).key([manifest.digest for manifest in made_from])
+def _key(tokens: Manifest, recipe: TrainRecipe, parent: Parent | None, initial: InitialWeights | None) -> str:
+    made_from = [tokens.digest]
+    if parent is not None:
+        made_from.append(parent.manifest.digest)
+    if initial is not None:
+        made_from.append(initial.source.digest)
+    return Recipe(STAGE, VERSION, recipe).key(made_from)
 
 
 @contextlib.contextmanager

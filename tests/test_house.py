@@ -35,30 +35,15 @@ DOORS = {
 WRITERS = {"write_text", "write_bytes", "replace", "rename", "symlink_to", "mkdir", "makedirs", "rmtree"}
 # Class names that two modules still share; the set only shrinks.
 DOUBLES = {
-    "Asked",
     "Decoder",
     "Engine",
-    "Entry",
     "Found",
-    "Groups",
     "Indexed",
-    "Job",
     "ListsConfig",
     "Node",
-    "Order",
-    "Output",
-    "Part",
-    "Place",
     "Row",
-    "Rule",
     "Seen",
-    "Series",
-    "Source",
-    "Table",
-    "Templates",
     "TokenShard",
-    "Verdict",
-    "Vocabulary",
     "Work",
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "misc", "manager", "base", "core", "process", "handle"}

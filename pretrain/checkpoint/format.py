@@ -129,6 +129,10 @@ class CheckpointStore:
     """Called before each part of a checkpoint is written; raises where a newer attempt holds the run."""
     parent: Parent | None = None
     """The checkpoint that a run without one of its own starts from; None: initial weights."""
+    source: Input | None = None
+    """Folder of weights that the run begins from (`initial_weights/`); None: random weights."""
+    source_facts: Mapping[str, Any] = field(default_factory=dict)
+    """Licence and other facts of that folder."""
     ranks: Ranks = field(default_factory=Ranks)
     """This rank among those that save and load."""
     gather: Callable[[Any], list[Any]] = lambda value: [value]
@@ -139,17 +143,20 @@ class CheckpointStore:
     @property
     def inputs(self) -> tuple[Input, ...]:
         """Inputs of the run and of its checkpoints."""
-        return (self.tokens,) if self.parent is None else (self.tokens, self.parent.manifest.as_input())
+        parent = () if self.parent is None else (self.parent.manifest.as_input(),)
+        return (self.tokens, *parent, *([self.source] if self.source is not None else []))
 
     @property
     def continued(self) -> dict[str, Any]:
-        """The parent's step and tokens, for the `stats` of manifests.
+        """Origin of the run's first weights, for the `stats` of manifests.
 
-        {} without one.
+        The parent's step and tokens, and the facts of a folder of weights; {} without either.
         """
         if self.parent is None:
-            return {}
-        return {"continued": {"step": self.parent.step, "tokens": self.parent.manifest.stats["tokens"]}}
+            return {"initial_weights": self.source_facts} if self.source_facts else {}
+        stats = self.parent.manifest.stats
+        kept = {name: stats[name] for name in ("initial_weights",) if name in stats}
+        return {**kept, "continued": {"step": self.parent.step, "tokens": stats["tokens"]}}
 
     def identity(self, step: int) -> CheckpointIdentity:
         """The identity of the checkpoint at `step`."""

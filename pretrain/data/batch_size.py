@@ -30,7 +30,10 @@ class BatchSizes:
         return self.sizes[self._stage(step)]
 
     def before(self, step: int) -> int:
-        """Rows read before optimizer step `step` (from 1), which is the number of its first row."""
+        """Rows read before optimizer step `step` (from 1).
+
+        This is the number of the step's first row.
+        """
         stage = self._stage(step)
         return self.rows[stage] + (step - 1 - self.steps[stage]) * self.sizes[stage]
 

@@ -116,7 +116,10 @@ class Rows:
         return list(found)
 
     def sources(self) -> tuple[MixtureSource, ...]:
-        """Sources by name, with the rows of each; looks up every row once (0.03 s per million)."""
+        """Sources by name, with the rows of each.
+
+        Looks up every row once (0.03 s per million).
+        """
         names = sorted({_source(name) for name in self.origins})
         owners = np.array([names.index(_source(name)) for name in self.origins], dtype=np.int32)
         return sources_of(names, np.concatenate([owners[part] for part in self._first_origins()]))
@@ -162,7 +165,9 @@ def _source(origin: str) -> str:
 
 
 def altered_shards(tokens: Manifest, root: Path, rank: int, world_size: int) -> list[str]:
-    """Error texts for this rank's share of token shards whose bytes differ from the manifest's digests.
+    """Error texts of altered token shards, this rank's share.
+
+    Compares their bytes with the manifest's digests.
 
     Packed rows are checked with the token shards that they were made from.
 
@@ -282,7 +287,10 @@ def refuse_small(rows: Rows, global_batch_size: int) -> None:
 
 
 def micro_batches(numbers: list[int], micro_batch_size: int, rank: int, world_size: int) -> Iterator[list[int]]:
-    """This rank's micro batches of a global batch: pass a of rank r takes group number a x world + r."""
+    """This rank's micro batches of a global batch.
+
+    Pass a of rank r takes group number a x world + r.
+    """
     for start in range(rank * micro_batch_size, len(numbers), micro_batch_size * world_size):
         yield numbers[start : start + micro_batch_size]
 

@@ -98,7 +98,10 @@ def read_step(rows: Rows, order: RowSampler, step: int, share: tuple[int, int, i
 
 
 def digest_words(tokens: Sequence[np.ndarray[Any, Any]], places: Sequence[int]) -> list[int]:
-    """Sum of the rows' digests, as `DIGEST_WORDS` int64; `tokens` are [B, L] each, `places` one per row."""
+    """Sum of the rows' digests, as `DIGEST_WORDS` int64.
+
+    `tokens` are [B, L] each, `places` one per row.
+    """
     rows = (row for batch in tokens for row in batch.astype("<u4"))
     texts = (place.to_bytes(8, "little") + row.tobytes() for place, row in zip(places, rows, strict=True))
     digests = bytes.fromhex("".join(map(sha256_bytes, texts)))
@@ -107,7 +110,10 @@ def digest_words(tokens: Sequence[np.ndarray[Any, Any]], places: Sequence[int]) 
 
 
 def chain(stream: str, step: int, digest: Sequence[int]) -> str:
-    """SHA-256 of the stream after a step, from the summed words of all ranks; `stream` is "" before step 1."""
+    """SHA-256 of the stream after a step.
+
+    From that before (`stream`, "" before step 1) and the summed words of all ranks.
+    """
     return sha256_bytes(f"{stream} {step} {' '.join(map(str, digest))}".encode())
 
 
@@ -134,7 +140,10 @@ def read_ahead(make: Callable[[int], _Made], steps: Iterable[int], depth: int = 
 
 
 def by_origin(nats: torch.Tensor, origins: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nats and predicted tokens by origin, fp64 [count] each, on the device; no host sync."""
+    """Nats and predicted tokens by origin, fp64 [count] each, on the device.
+
+    No host sync.
+    """
     index = origins.to(nats.device, non_blocking=True).flatten() + 1  # -1 (nothing is predicted) has a place of its own
     values = torch.stack([nats.detach().flatten().double(), torch.ones_like(index, dtype=torch.float64)], dim=1)
     sums = torch.zeros(count + 1, 2, dtype=torch.float64, device=nats.device).index_add_(0, index, values)[1:]

@@ -97,7 +97,10 @@ def whole_parts(weights: Mapping[str, float]) -> dict[str, int]:
 
 
 def assign_sources(parts: Integers) -> Integers:
-    """Source of each row of one period [sum of parts], by Tijdeman's method (see the module)."""
+    """Source of each row of one period, by Tijdeman's method.
+
+    Shape [sum of parts].
+    """
     chosen = np.zeros(int(parts.sum()), dtype=np.int64)
     some = np.flatnonzero(parts)
     if len(some) == 1:
@@ -167,7 +170,10 @@ class Mixture:
         return numbers
 
     def places_of(self, rows: Integers, stop: int) -> Integers:
-        """Places in the run, below `stop`, that read these rows; unsorted, one per reading."""
+        """Places in the run, below `stop`, that read these rows.
+
+        Unsorted, one per reading.
+        """
         last = max((phase for phase in self.phases if phase.first <= stop), key=lambda phase: phase.first)
         read = last.read(stop - last.first)
         found = [np.zeros(0, dtype=np.int64)]
@@ -180,7 +186,7 @@ class Mixture:
         return np.concatenate(found)
 
     def _places(self, owner: int, indices: Integers) -> Integers:
-        """Places in the run at which the source's readings of these numbers occur."""
+        """Places in the run of the source's readings of these numbers."""
         starts = np.array([phase.before[owner] for phase in self.phases])
         numbers = np.searchsorted(starts, indices, side="right") - 1
         places = np.empty_like(indices)
@@ -191,7 +197,7 @@ class Mixture:
         return places
 
     def weights(self) -> dict[int, dict[str, float]]:
-        """Share of each source by the first step of each phase, rounding included."""
+        """Weights in use: first step of each phase -> source -> share."""
         return {
             phase.first_step: {
                 source.name: int(part) / len(phase.chosen)

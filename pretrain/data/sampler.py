@@ -53,7 +53,10 @@ class RowSampler:
         return np.concatenate(parts).astype(np.int64)
 
     def steps_that_read(self, rows: Integers, last_step: int) -> list[int]:
-        """Steps (from 1) up to `last_step` that read one of these rows, once per reading."""
+        """Steps up to `last_step` that read one of these rows.
+
+        Counted from 1, one entry per reading.
+        """
         read = self.sizes.before(last_step + 1)
         if self.mixture is not None:
             places = self.mixture.places_of(rows, read)

@@ -135,7 +135,10 @@ def _read(item: Input, root: Path) -> Manifest | None:
 
 
 def _whole(item: Input, root: Path) -> Manifest | None:
-    """Verified tokenizer; None: it is gone, which is allowed where only shards are read."""
+    """Verified tokenizer.
+
+    None: it is gone, which is allowed where only shards are read.
+    """
     found = _read(item, root)
     if found is not None and (problems := verify(found, root)):
         raise ManifestError("; ".join(problems) + f". Remove {root / found.folder} and run: assay data prepare CONFIG")

@@ -142,7 +142,7 @@ def many_owners(parameters: int, ranks: int) -> bool:
 
 
 def compiles_blocks(engine: EngineConfig) -> bool:
-    """Return whether blocks are compiled one by one, because hooks act between them.
+    """Return whether blocks are compiled separately, because hooks act between them.
 
     At stage 3 hooks gather weights; at stage 2 they reduce gradients during the backward pass, where one graph of the
     whole model would hold all gradients until its end.
@@ -151,13 +151,13 @@ def compiles_blocks(engine: EngineConfig) -> bool:
 
 
 def _offload(place: str, nvme_path: str | None, device: str) -> dict[str, Any]:
-    """Offload section, with pinned memory where there is a GPU to copy to."""
+    """Offload section, with pinned memory for copies to a GPU."""
     path = {"nvme_path": nvme_path} if place == "nvme" else {}
     return {"device": place, "pin_memory": device == "cuda", **path}
 
 
 def _swap_buffer(model: ModelConfig, vocabulary_size: int, world_size: int) -> int:
-    """Elements of the largest piece of a parameter on a rank, which a buffer must hold."""
+    """Elements of a rank's largest piece of a parameter, which buffers hold."""
     largest = max(padded_vocabulary(vocabulary_size), model.intermediate_size, model.hidden_size) * model.hidden_size
     return -(-largest // (world_size * _SWAP_ALIGNMENT)) * _SWAP_ALIGNMENT
 

@@ -54,11 +54,14 @@ class Engine(Wrapped):
 
     @property
     def gradient_divisor(self) -> float:
-        """Accumulation steps x ranks, by which DeepSpeed divides the gradients that it sums."""
+        """Accumulation steps x ranks: DeepSpeed's divisor of summed gradients."""
         return float(self.deepspeed.gradient_accumulation_steps() * self.gradient_ranks)
 
     def set_accumulation(self, steps: int) -> None:
-        """Set the number of micro batches per update; between updates only, equal on every rank."""
+        """Set the number of micro batches per update.
+
+        Between updates only, equal on every rank.
+        """
         if steps == self.deepspeed.gradient_accumulation_steps():
             return
         self.deepspeed.set_train_batch_size(
@@ -69,7 +72,7 @@ class Engine(Wrapped):
         self.deepspeed.micro_steps = 0  # DeepSpeed updates at multiples of the new number
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Objective and nats of each token of a micro batch on this rank (see `Decoder.forward`)."""
+        """Objective and nats per token of a micro batch (see `Decoder.forward`)."""
         rows = batch.to(self.device)
         known = (documents_at_most(batch.segments),) if self.counts_documents else ()
         return self.deepspeed(rows.tokens, rows.targets, rows.segments, rows.positions, *known)
@@ -140,7 +143,7 @@ def open_engine(
     device: torch.device,
     weight: Weight | None,
 ) -> Engine:
-    """Build the model with initial values from `weight`, and wrap it in DeepSpeed.
+    """Build the model with values from `weight` and wrap it in DeepSpeed.
 
     `weight` None: the state will be restored afterwards.
 
@@ -185,7 +188,10 @@ def open_engine(
 
 
 class _KeyRecorder(dict[str, Any]):
-    """Dictionary that records which of its keys are read; a copy is the same object."""
+    """Dictionary that records which of its keys are read.
+
+    A copy is the same object.
+    """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)
@@ -236,7 +242,10 @@ def _compile(wrapped: Any, model: Decoder, settings: EngineConfig) -> None:
 
 
 def _sequence_group(ranks: Ranks, settings: EngineConfig) -> Any:
-    """Process group that shares rows with this rank; every rank helps to form every group."""
+    """Process group that shares rows with this rank.
+
+    Every rank helps to form every group.
+    """
     tensor, sequence = settings.tensor_parallel_size, settings.sequence_parallel_size
     mine = None
     for first in range(0, ranks.world_size, tensor * sequence):
@@ -297,7 +306,10 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
 
 
 class _Unfilled(TorchFunctionMode):
-    """Skip torch's initialisation of parameters, which costs 6 s per billion and is overwritten."""
+    """Skip torch's initialisation of parameters, which is overwritten.
+
+    It costs 6 s per billion parameters.
+    """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(function, "__module__", None) == "torch.nn.init":
@@ -306,7 +318,10 @@ class _Unfilled(TorchFunctionMode):
 
 
 def _build(deepspeed: Any, config: dict[str, Any], make: Callable[[], Decoder], weight: Weight | None) -> Decoder:
-    """Model with its initial weights; at stage 3 a rank holds at most one whole parameter at a time."""
+    """Model with its initial weights.
+
+    At stage 3 a rank holds at most one whole parameter at a time.
+    """
     cut = config["zero_optimization"]["stage"] == 3
     with deepspeed.zero.Init(config_dict_or_path=config) if cut else contextlib.nullcontext(), _Unfilled():
         model = make()

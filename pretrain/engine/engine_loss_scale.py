@@ -33,7 +33,10 @@ def loss_scale_of(engine: Engine) -> dict[str, float] | None:
 
 
 def restore_loss_scale(engine: Engine, values: dict[str, float] | None) -> None:
-    """Restore the scale that `loss_scale_of` returned; None leaves it at its initial value."""
+    """Restore the scale that `loss_scale_of` returned.
+
+    None leaves it at its initial value.
+    """
     scaler = _scaler(engine)
     if scaler is None or values is None:
         return
@@ -42,6 +45,9 @@ def restore_loss_scale(engine: Engine, values: dict[str, float] | None) -> None:
 
 
 def _scaler(engine: Engine) -> Any:
-    """DeepSpeed's dynamic loss scaler, or None: other precisions have a constant one or none."""
+    """DeepSpeed's dynamic loss scaler, or None.
+
+    Other precisions have a constant one or none.
+    """
     scaler = getattr(engine.deepspeed.optimizer, "loss_scaler", None)
     return scaler if getattr(scaler, "dynamic", False) else None

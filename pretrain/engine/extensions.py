@@ -74,7 +74,10 @@ def extension_folder() -> Path:
 
 
 def build(folder: Path, limit_seconds: float, op: str = SHARED_MEMORY_OP, device: str = "cpu") -> bool:
-    """Build an extension in `folder`, or find it built; False if that fails or exceeds the time limit."""
+    """Build an extension in `folder`, or find it built.
+
+    False if that fails or exceeds the time limit.
+    """
     log = get_logger(__name__)
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

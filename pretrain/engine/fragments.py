@@ -136,7 +136,9 @@ def refresh_parameters(engine: Engine) -> None:
 
 
 def _refresh_gathered(optimizer: Any) -> None:
-    """Discard DeepSpeed's copies of the previous weights: small whole parameters and hpZ's second copies.
+    """Discard DeepSpeed's copies of the previous weights.
+
+    Small whole parameters and hpZ's second copies.
 
     In this order: while a second copy exists, partitioning a whole weight leaves it alone; afterwards it is remade.
     """
@@ -159,7 +161,7 @@ def _owned(engine: Engine) -> Iterator[tuple[Fragment, dict[str, torch.Tensor]]]
 
 
 def _equal_share(name: str, tensors: Mapping[str, torch.Tensor]) -> Owned:
-    """Equal share, for this rank, of a parameter that every rank holds whole."""
+    """This rank's equal share of a parameter that every rank holds whole."""
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     elements = tensors[MASTER].numel()
     size = -(-elements // ranks)

@@ -24,7 +24,7 @@ def bytes_per_gradient(train: TrainConfig) -> float:
 
 
 def reduced_bytes(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, world_size: int) -> int:
-    """Bytes that each rank sends to reduce the gradients of one optimizer step.
+    """Bytes that each rank sends to reduce one step's gradients.
 
     Raises:
         ConfigError: the global batch does not divide evenly over ranks and micro batches.

@@ -44,7 +44,10 @@ def reduces_once(deepspeed: Any) -> bool:
 
 
 def _group(engine: Wrapped) -> Any:
-    """Process group over which ZeRO partitions; None at stage 0, which partitions nothing."""
+    """Process group over which ZeRO partitions.
+
+    None at stage 0, which partitions nothing.
+    """
     return engine.deepspeed.optimizer.dp_process_group if engine.zero_stage > 0 else None
 
 
@@ -102,7 +105,9 @@ def _fragments_of(
 
 
 def full_state(engine: Wrapped) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """Name of each parameter, with its whole fp32 "master" and moments (see `parameter_groups`).
+    """Name, whole fp32 "master" and moments of each parameter.
+
+    `parameter_groups` names the moments.
 
     Collective: every rank must iterate over all of it, one parameter at a time.
     """
@@ -209,7 +214,9 @@ def _ranks_of_norms(engine: Wrapped) -> list[Any]:
 
 
 def _counting_gradients(engine: Wrapped, gradients: list[torch.Tensor], lying: list[Fragment]) -> list[torch.Tensor]:
-    """Gradients of a flat that count in sums over all ranks; tensor ranks' duplicates count on the first.
+    """Gradients of a flat that count in sums over all ranks.
+
+    Tensor ranks' duplicates count on the first.
 
     Stage 3 partitions parameters that tensor ranks hold alike over all ranks, except the biases of matrices cut by
     input: those it partitions over the data ranks, so that each tensor rank holds the same parts of them.
@@ -234,7 +241,7 @@ def _counting_gradients(engine: Wrapped, gradients: list[torch.Tensor], lying: l
 
 
 def before_update(engine: Wrapped) -> dict[str, torch.Tensor]:
-    """Return `gradient_norms`, and clip the part of a Muon run that AdamW updates. Collective."""
+    """Return `gradient_norms` and clip Muon's AdamW part. Collective."""
     norms, optimizer = gradient_norms(engine), optimizer_of(engine)
     if isinstance(optimizer, Muon):
         optimizer.clip(norms)

@@ -74,7 +74,10 @@ def update(
 def _skip_and_clip(
     optimizer: Any, skipped: Callable[[], Skip], norm: Callable[[], torch.Tensor], clipping: float
 ) -> Iterator[None]:
-    """Set `found_inf` and clip gradients just before the optimizer computes, when the norm is known."""
+    """Set `found_inf` and clip gradients just before the optimizer computes.
+
+    The norm is known by then.
+    """
 
     def prepare(*_: Any) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

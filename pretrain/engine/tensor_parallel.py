@@ -29,7 +29,10 @@ class TensorParts:
     group: Any = None
 
     def axis(self, name: str) -> int | None:
-        """Axis along which a parameter is cut; None: every rank holds it whole."""
+        """Axis along which a parameter is cut.
+
+        None: every rank holds it whole.
+        """
         if self.size == 1:
             return None
         weight = re.sub(r"\.bias$", ".weight", name)

@@ -60,7 +60,7 @@ def _unmark_step(optimizer: Any) -> None:
 
 @contextlib.contextmanager
 def unmarked_imports() -> Iterator[None]:
-    """Import modules, within this context, so that their marks do not import the compiler."""
+    """Import modules in this context without importing the compiler by their marks."""
     import torch
     from torch._compile import _disable_dynamo as mark
 

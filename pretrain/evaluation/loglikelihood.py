@@ -151,7 +151,10 @@ def score(nats_of: NatsOf, texts: Sequence[Text], window: int, passes: Passes | 
 
 
 def _batches(lengths: list[int], window: int, batch_tokens: int) -> list[tuple[int, list[list[int]]]]:
-    """Batches (row length, texts of each row); each text is in exactly one row."""
+    """Batches (row length, texts of each row).
+
+    Each text is in exactly one row.
+    """
     batches = []
     short = min(SHORT, window)
     for length, low in ((window, short), (short, 0)):
@@ -162,7 +165,10 @@ def _batches(lengths: list[int], window: int, batch_tokens: int) -> list[tuple[i
 
 
 def _pack(items: list[tuple[int, int]], room: int) -> list[list[int]]:
-    """Texts (size, number) packed into rows of `room` tokens: the longest left, then the longest that fits."""
+    """Texts (size, number) packed into rows of `room` tokens.
+
+    The longest left, then the longest that fits.
+    """
     left = sorted(items)
     rows = []
     while left:

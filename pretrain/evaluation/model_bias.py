@@ -169,7 +169,7 @@ def audit_model(
 
 
 def scorer_of(checkpoint: Manifest, encode: Encode, window: int, root: Path, device: str = "auto") -> Score:
-    """Scorer by a verified checkpoint in fp32, on the device that `engine.device` names.
+    """Scorer by a verified checkpoint in fp32, on `engine.device`.
 
     Raises:
         ConfigError: that device does not exist.
@@ -183,7 +183,10 @@ def scorer_of(checkpoint: Manifest, encode: Encode, window: int, root: Path, dev
 
 
 def template_rows(templates: BiasTemplates, score: Score) -> list[dict[str, Any]]:
-    """Rows by axis, group, family and category: `lean, lower, upper` in nats, and `cells`."""
+    """Lean of each axis, group, family and category, in nats.
+
+    Fields are `lean`, `lower`, `upper` and `cells`.
+    """
     cells = [
         (family, category, frame, word)
         for family, categories in sorted(templates.words.items())
@@ -223,7 +226,10 @@ def _lean_rows(axis: str, group: str, cells: Sequence[Cell], differences: Any) -
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean with its 95 % interval by Student's t; a single value has no interval."""
+    """Mean with its 95 % interval by Student's t.
+
+    A single value has no interval.
+    """
     count, mean = len(values), math.fsum(values) / len(values)
     if count < 2:
         return _rounded(mean), None, None

@@ -52,7 +52,10 @@ def _pairs_of(task: Task) -> list[tuple[str, str]]:
 
 
 def evaluate_tasks(suite: Suite, nats_of: NatsOf, passes: Passes | None = None) -> list[dict[str, Any]]:
-    """Figures of each task, in order (see the module); collective, and equal on every rank."""
+    """Figures of each task, in order (see the module).
+
+    Collective, and equal on every rank.
+    """
     rows = []
     for task, texts in zip(suite.tasks, suite.texts, strict=True):
         found = figures(task.questions, score(nats_of, texts, suite.window, passes))
@@ -61,7 +64,10 @@ def evaluate_tasks(suite: Suite, nats_of: NatsOf, passes: Passes | None = None) 
 
 
 def figures(questions: Sequence[Question], scored: Sequence[Scored]) -> dict[str, Any]:
-    """Figures of one task; `scored` has an entry for each choice of each question, in order."""
+    """Figures of one task.
+
+    `scored` has an entry for each choice of each question, in order.
+    """
     found = iter(scored)
     plain, by_length, bits = [], [], []
     for question in questions:

@@ -117,7 +117,10 @@ def _open(task: TaskConfig, folder: Path, seed: int) -> Task:
 
 
 def choose(questions: Sequence[Question], limit: int, seed: int) -> list[Question]:
-    """At most `limit` questions (0: all), in their order; seed and positions decide which."""
+    """At most `limit` questions (0: all), in their order.
+
+    Seed and positions decide which.
+    """
     if not 0 < limit < len(questions):
         return list(questions)
     drawn = sorted(range(len(questions)), key=lambda place: sha256_bytes(f"{seed}/{place}".encode()))

@@ -99,7 +99,9 @@ def measure(
     add_up: Callable[[list[Any]], list[Any]],
     alike: bool = False,
 ) -> Measurement:
-    """Mean loss over at most `most_rows` rows, evenly spread; collective over `ranks` (rank, world size).
+    """Mean loss over at most `most_rows` rows, evenly spread.
+
+    Collective over `ranks` (rank, world size).
 
     `nats_of(batch)` returns each token's cross entropy [B, L]. Every rank makes the same number of forward passes, if
     need be a last one that is discarded, because a partitioned model computes only on all ranks together. `alike` fills
@@ -161,7 +163,10 @@ def _seen(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def bits_per_byte(nats_per_token: float, tokens: int, document_bytes: int) -> float:
-    """Bits per byte (see the module), from the predicted `tokens` of documents with `document_bytes` bytes."""
+    """Bits per byte of documents with `document_bytes` bytes (see the module).
+
+    `tokens` are predicted in them.
+    """
     return nats_per_token * tokens / max(document_bytes, 1) / math.log(2)
 
 

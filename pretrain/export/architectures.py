@@ -18,6 +18,7 @@ Exact means that logits in fp32 agree to rounding. Tests load each with `transfo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pretrain.config.model import ModelConfig
@@ -26,12 +27,13 @@ from pretrain.export.export_family import (
     ExportedTensor,
     Family,
     capped,
+    copied,
     layer_types,
     llama_fields,
     rotary_rms,
     same,
 )
-from pretrain.export.gemma import gemma, olmo
+from pretrain.export.gemma import gemma, gemma_tensors, olmo
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +46,19 @@ def family_of(model: ModelConfig) -> Family:
         if found is not None:
             return found
     return _own(model)
+
+
+def tensors_of(model_type: str, model: ModelConfig, names: Sequence[str]) -> list[ExportedTensor]:
+    """Tensors in which an architecture of `transformers` holds these parameters of `model`."""
+    if model_type == "mixtral":
+        return _mixtral(names)
+    if model_type == "gpt2":
+        return _gpt2(names)
+    if model_type == "gpt_neox":
+        return _neox(names, model.num_attention_heads)
+    if model_type in ("gemma2", "gemma3_text"):
+        return gemma_tensors(names)
+    return same(names)
 
 
 def _own(model: ModelConfig) -> Family:
@@ -117,7 +132,7 @@ def _renamed(names: Sequence[str], words: dict[str, str]) -> list[ExportedTensor
         target = name
         for ours, theirs in words.items():
             target = target.replace(ours, theirs)
-        pieces.append(ExportedTensor(target, (name,), lambda tensors: tensors[0]))
+        pieces.append(copied(target, name))
     return pieces
 
 
@@ -185,7 +200,12 @@ def _gpt2(names: Sequence[str]) -> list[ExportedTensor]:
     pieces = []
     for piece in _renamed([name for name in names if not _key_or_value(name)], words):
         sources, transposed = _joined(piece.sources[0]), "_proj.weight" in piece.sources[0]
-        pieces.append(ExportedTensor(piece.name, sources, _join_transposed if transposed else _join))
+        count = len(sources)
+        if transposed:
+            tensor = ExportedTensor(piece.name, sources, _join_transposed, partial(_split_transposed, count=count))
+        else:
+            tensor = ExportedTensor(piece.name, sources, _join, partial(_split, count=count))
+        pieces.append(tensor)
     return pieces
 
 
@@ -194,7 +214,10 @@ def _key_or_value(name: str) -> bool:
 
 
 def _joined(name: str) -> tuple[str, ...]:
-    """Parameters stored in one tensor with this: for a query map, the key and value maps too."""
+    """Parameters stored in one tensor with this.
+
+    For a query map, the key and value maps too.
+    """
     return tuple(name.replace(".q_proj.", f".{kind}_proj.") for kind in "qkv") if ".q_proj." in name else (name,)
 
 
@@ -206,6 +229,14 @@ def _join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _join_transposed(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return _join(tensors).t().contiguous()
+
+
+def _split(tensor: torch.Tensor, count: int) -> Sequence[torch.Tensor]:
+    return tensor.chunk(count)
+
+
+def _split_transposed(tensor: torch.Tensor, count: int) -> Sequence[torch.Tensor]:
+    return tensor.t().chunk(count)
 
 
 def _neox_fields(model: ModelConfig) -> dict[str, Any]:
@@ -242,10 +273,16 @@ def _neox(names: Sequence[str], heads: int) -> list[ExportedTensor]:
     def interleave_heads(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         import torch
 
-        if len(tensors) == 1:
-            return tensors[0]
         by_head = torch.stack([tensor.unflatten(0, (heads, -1)) for tensor in tensors], dim=1)
         return by_head.flatten(0, 2).contiguous()
 
-    kept = _renamed([name for name in names if not _key_or_value(name)], words)
-    return [ExportedTensor(piece.name, _joined(piece.sources[0]), interleave_heads) for piece in kept]
+    def separate_heads(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+        by_head = tensor.unflatten(0, (heads, 3, -1))
+        return [part.flatten(0, 1) for part in by_head.unbind(1)]
+
+    tensors = []
+    for piece in _renamed([name for name in names if not _key_or_value(name)], words):
+        sources = _joined(piece.sources[0])
+        joined = ExportedTensor(piece.name, sources, interleave_heads, separate_heads)
+        tensors.append(joined if len(sources) > 1 else piece)
+    return tensors

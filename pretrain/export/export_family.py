@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 Make = Callable[[Sequence["torch.Tensor"]], "torch.Tensor"]
+Invert = Callable[["torch.Tensor"], Sequence["torch.Tensor"]]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class ExportedTensor:
     sources: tuple[str, ...]
     """Parameters of the checkpoint that it is made of."""
     make: Make
+    """Sources -> exported tensor."""
+    invert: Invert
+    """Exported tensor -> sources; its imports read weights by it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,12 @@ class Family:
 
 def same(names: Sequence[str]) -> list[ExportedTensor]:
     """Tensors copied under their own names."""
-    return [ExportedTensor(name, (name,), lambda tensors: tensors[0]) for name in names]
+    return [copied(name, name) for name in names]
+
+
+def copied(name: str, source: str) -> ExportedTensor:
+    """A parameter copied under another name."""
+    return ExportedTensor(name, (source,), lambda tensors: tensors[0], lambda tensor: [tensor])
 
 
 SIZES = (
@@ -87,7 +96,9 @@ _NEUTRAL = {
 
 
 def rotary_rms(model: ModelConfig, gates: tuple[str, ...] = ("swiglu",), free: tuple[str, ...] = ()) -> bool:
-    """Return whether the model is a rotary, RMSNorm decoder gated by one of `gates`.
+    """Return whether the model is a rotary, RMSNorm, gated decoder.
+
+    Its gate is one of `gates`.
 
     Fields of other families must be neutral, except those in `free`.
     """

@@ -15,6 +15,7 @@ from pretrain.export.export_family import (
     ExportedTensor,
     Family,
     capped,
+    copied,
     layer_types,
     llama_fields,
     rotary_rms,
@@ -59,18 +60,18 @@ def gemma(model: ModelConfig) -> Family | None:
     }
     if model.attn_logit_softcapping is not None:
         fields["attn_implementation"] = "eager"  # fused kernels there omit the cap
-    copied = tied and not standard
+    separate_head = tied and not standard
 
-    def pieces(names: Sequence[str]) -> list[ExportedTensor]:
-        return _pieces(names, divisor, copied)
+    def tensors(names: Sequence[str]) -> list[ExportedTensor]:
+        return gemma_tensors(names, divisor, separate_head)
 
     if not model.qk_norm:
-        return Family("Gemma2ForCausalLM", fields | {"model_type": "gemma2"}, pieces)
-    return Family("Gemma3ForCausalLM", fields | _gemma_3_fields(model), pieces)
+        return Family("Gemma2ForCausalLM", fields | {"model_type": "gemma2"}, tensors)
+    return Family("Gemma3ForCausalLM", fields | _gemma_3_fields(model), tensors)
 
 
 def _gemma_3_fields(model: ModelConfig) -> dict[str, Any]:
-    """Fields of Gemma 3: text model, with a rotary base for each layer kind."""
+    """Fields of Gemma 3's text model, with rotary bases by layer kind."""
     plain = {"rope_type": "default", "rope_theta": model.rope_theta}
     stretched = {**plain, **(scaling_fields(model) or {})}
     local = plain | {"rope_theta": model.rope_local_base_freq} if model.rope_local_base_freq else stretched
@@ -83,16 +84,20 @@ def _as_integer(value: float) -> float | int:
     return int(value) if float(value).is_integer() else value
 
 
-def _pieces(names: Sequence[str], divisor: float, copied: bool) -> list[ExportedTensor]:
-    """Gemma's tensors, the token table divided by `divisor`; `copied`: the output projection is that table."""
-    table, pieces = "model.embed_tokens.weight", []
+def gemma_tensors(names: Sequence[str], divisor: float = 1.0, separate_head: bool = False) -> list[ExportedTensor]:
+    """Gemma's tensors, with the token table divided by `divisor`.
+
+    `separate_head`: the tied projection is written, too.
+    """
+    table, tensors = "model.embed_tokens.weight", []
     for name in names:
         if name == table:
-            pieces.append(ExportedTensor(name, (name,), lambda tensors: tensors[0] / divisor))
+            tensors.append(ExportedTensor(name, (name,), lambda held: held[0] / divisor, lambda held: [held * divisor]))
         elif name.endswith("norm.weight"):
-            pieces.append(ExportedTensor(name, (name,), lambda tensors: tensors[0] - 1.0))
+            tensors.append(ExportedTensor(name, (name,), lambda held: held[0] - 1.0, lambda held: [held + 1.0]))
         else:
-            pieces.append(ExportedTensor(name, (name,), lambda tensors: tensors[0]))
-    return (
-        [*pieces, ExportedTensor("lm_head.weight", (table,), lambda tensors: tensors[0].clone())] if copied else pieces
-    )
+            tensors.append(copied(name, name))
+    if separate_head:
+        head = ExportedTensor("lm_head.weight", (table,), lambda held: held[0].clone(), lambda held: [held])
+        tensors.append(head)
+    return tensors

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -199,7 +199,7 @@ def _rounded_tensor(read: Read, piece: ExportedTensor, dtype: Dtype) -> Any:
 
 
 def _parameter_sizes(identity: CheckpointIdentity) -> dict[str, int]:
-    """Elements of each parameter by name, in the model's order; allocates no weights."""
+    """Elements of each parameter, in the model's order; allocates no weights."""
     import torch
 
     from pretrain.model.decoder import Decoder
@@ -247,10 +247,12 @@ def _card(manifest: Manifest, identity: CheckpointIdentity, family: Family, form
         "no token stood before its first" if begin is None else f"token {begin}, which the tokenizer adds, began it"
     )
     trust = ", trust_remote_code=True" if family.own_code else ""
+    source = manifest.stats.get("initial_weights", {})
     lines: Sequence[str] = (
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
+        *(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in sorted(source.get("card", {}).items())),
         "---",
         "",
         f"# {family.architecture} of training run {identity.train_key[:16]}",
@@ -266,6 +268,7 @@ def _card(manifest: Manifest, identity: CheckpointIdentity, family: Family, form
         f"| checkpoint, digest | {manifest.digest} |",
         f"| training run, key | {identity.train_key} |",
         *(f"| made from {item.stage}, digest | {item.digest} |" for item in manifest.inputs),
+        *_source_rows(source),
         "",
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -278,3 +281,15 @@ def _card(manifest: Manifest, identity: CheckpointIdentity, family: Family, form
         "",
     )
     return "\n".join(lines)
+
+
+def _source_rows(source: Mapping[str, Any]) -> list[str]:
+    """Card's rows about the weights that training began from, if any."""
+    if not source:
+        return []
+    licence = source["card"].get("license_name") or source["card"].get("license") or "not stated in their card"
+    terms = "".join(f"; {name} (sha256 {digest}) applies" for name, digest in source.get("terms", {}).items())
+    return [
+        f"| weights at the start | {source['name']} ({source['model_type']}), digest {source['digest']} |",
+        f"| licence of these weights | {licence}{terms} |",
+    ]

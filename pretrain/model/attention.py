@@ -83,7 +83,10 @@ def attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
 
 
 def allowed_pairs(segments: torch.Tensor, window: int | None = None) -> torch.Tensor:
-    """Boolean mask [B, 1, L, L]: True where a query (row) may see a key (column)."""
+    """Boolean mask [B, 1, L, L] of visible pairs.
+
+    True where a query (row) may see a key (column).
+    """
     same = segments[:, None, :, None] == segments[:, None, None, :]
     length = segments.shape[1]
     seen = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
@@ -112,7 +115,7 @@ def block_attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
 
 
 def causal_attention(rule: AttentionRule) -> Attend:
-    """Causal attention of rows that are one document each, without a mask tensor."""
+    """Causal attention of rows of one document, without a mask tensor."""
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return F.scaled_dot_product_attention(q, *_spread(q, k, v), is_causal=True, scale=rule.scale)
@@ -131,7 +134,10 @@ def masked_attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
 
 
 def explicit_attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
-    """Attention by its formula, with O(B H L^2) logits and probabilities in fp32."""
+    """Attention by its formula, with fp32 logits and probabilities.
+
+    O(B H L^2) elements.
+    """
     hidden = ~allowed_pairs(segments, rule.window)
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,9 @@ class AttentionRule:
 
 
 def first_keys(segments: torch.Tensor, window: int | None) -> torch.Tensor:
-    """Int32 [B, L]: first key that each query sees; it sees all keys from there to itself.
+    """Int32 [B, L]: first key that each query sees.
+
+    It sees all keys from there to itself.
 
     Args:
         segments: [B, L], the number of each token's document; a document is a contiguous run of its row.

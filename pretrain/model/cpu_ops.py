@@ -30,7 +30,10 @@ def on_eager_cpu(x: torch.Tensor) -> bool:
 
 
 def has_cpu_kernels(x: torch.Tensor) -> bool:
-    """Return whether `pretrain.model.kernels` compute this tensor: bf16 or fp32 on an eager CPU."""
+    """Return whether `pretrain.model.kernels` compute this tensor.
+
+    They take bf16 and fp32 on an eager CPU.
+    """
     return on_eager_cpu(x) and x.dtype in (torch.bfloat16, torch.float32)
 
 
@@ -55,7 +58,10 @@ class RMSNormFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients with y = x / rms: dx = (g w - y mean(g w y)) / rms, dw = sum of g y."""
+        """Gradients of x and the weight.
+
+        With y = x / rms: dx = (g w - y mean(g w y)) / rms, dw = sum of g y.
+        """
         rows, inverse, wide = ctx.saved_tensors
         out, sums = torch.empty_like(rows), torch.empty(thread_count(len(rows)), rows.shape[1])
         run_in_threads(
@@ -82,7 +88,10 @@ class RotaryFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Rotation by the negated angles, tokens first in memory as the projection's backward reads."""
+        """Rotation by the negated angles.
+
+        Tokens come first in memory, as the projection's backward reads.
+        """
         (angles,) = ctx.saved_tensors
         out = torch.empty_like(gradient.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         _turn(gradient, angles, out, -1.0)
@@ -142,7 +151,10 @@ class BlockAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients with probabilities P: dV = P' g, dS = P (g V' - rowsum(P g V')), dQ = dS K, dK = dS' Q."""
+        """Gradients of queries, keys and values.
+
+        With probabilities P: dV = P' g, dS = P (g V' - rowsum(P g V')), dQ = dS K, dK = dS' Q.
+        """
         q, k, v, firsts, *kept = ctx.saved_tensors
         into = gradient.reshape(q.shape)
         for_q, for_k, for_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
@@ -202,7 +214,10 @@ class SquaredRelu(torch.autograd.Function):
 
 
 class SwiGlu(torch.autograd.Function):
-    """SwiGLU, silu(gate) up, in bf16 or fp32, with both gradients in one pass."""
+    """SwiGLU, silu(gate) up, with both gradients in one pass.
+
+    Takes bf16 and fp32.
+    """
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -23,14 +23,20 @@ Kernel = Callable[..., torch.Tensor]
 
 
 def load_kernel() -> Kernel:
-    """Kernel of the first installed package; `compatibility.py` has checked that there is one."""
+    """Kernel of the first installed package.
+
+    `compatibility.py` has checked that there is one.
+    """
     name = next(name for name in FLASH_PACKAGES if importlib.util.find_spec(name))
     kernel: Kernel = importlib.import_module(name).flash_attn_varlen_func
     return kernel
 
 
 def documents_at_most(segments: torch.Tensor) -> int:
-    """Upper bound on the documents of rows on the host: a power of two, for few shapes."""
+    """Upper bound on the documents of rows on the host.
+
+    A power of two, so that few shapes follow from it.
+    """
     count = len(segments) + int((segments.diff(dim=1) != 0).sum())
     return 1 << (count - 1).bit_length()
 

@@ -63,7 +63,10 @@ def flex_attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
 
 
 def block_table(firsts: torch.Tensor) -> BlockMask:
-    """FlexAttention's block table for first visible keys [B, L], L a multiple of `BLOCK`."""
+    """FlexAttention's block table for first visible keys [B, L].
+
+    L is a multiple of `BLOCK`.
+    """
     rows, length = firsts.shape
     of_block = firsts.view(rows, -1, BLOCK)
     own = torch.arange(of_block.shape[1], dtype=torch.int32, device=firsts.device)
@@ -89,7 +92,10 @@ def block_table(firsts: torch.Tensor) -> BlockMask:
 
 @functools.cache
 def compiled(shapes: Any) -> Flex:
-    """FlexAttention compiled for one class of shapes, in a function that shares compilations with no other."""
+    """FlexAttention compiled for one class of shapes.
+
+    Its function shares compilations with no other.
+    """
 
     def of_one_class(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
         return torch_flex_attention(q, k, v, **options)

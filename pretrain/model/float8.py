@@ -19,7 +19,10 @@ _TINY = 1e-12
 
 
 def convert_to_float8(model: nn.Module) -> None:
-    """Make the linear maps of blocks multiply in 8 bits; their sides must be multiples of 16."""
+    """Make the linear maps of blocks multiply in 8 bits.
+
+    Their sides must be multiples of 16.
+    """
     for name, module in model.named_modules():
         if type(module) is nn.Linear and ".layers." in f".{name}":
             module.__class__ = Float8Linear

@@ -22,7 +22,10 @@ from pretrain.model.position_embeddings import rotate
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm over the last axis: x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467); weight may be None."""
+    """RMSNorm over the last axis (arXiv:1910.07467).
+
+    x / sqrt(mean(x^2) + eps) * weight; the weight may be None.
+    """
 
     def __init__(self, size: int, config: ModelConfig) -> None:
         super().__init__()

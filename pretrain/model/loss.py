@@ -52,7 +52,10 @@ class Head(nn.Linear):
         self.rule = rule
 
     def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
-        """[B, L, hidden] -> logits [B, L, rows]; with targets [B, L], objective and nats (`cross_entropy`)."""
+        """Logits [B, L, rows] of hidden states [B, L, hidden].
+
+        With targets [B, L]: objective and nats (`cross_entropy`).
+        """
         if targets is None:
             return self.rule.of(F.linear(x, self.weight))
         objective, nats = cross_entropy(x.flatten(0, 1), self.weight, targets.flatten(), self.rule)
@@ -62,7 +65,9 @@ class Head(nn.Linear):
 def cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum over targets of cross entropy and z-loss, fp32, and the detached cross entropies [N].
+    """Sum over targets of cross entropy and z-loss, fp32.
+
+    And the detached cross entropies [N].
 
     Cross entropies are 0 where there is no target.
 
@@ -189,7 +194,10 @@ def _softmax_losses_fused(
 def _kernel(
     products: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Nats [N] and z-losses [N], if any; written so that the compiler makes few passes over a row."""
+    """Nats [N] and z-losses [N], if any.
+
+    Written so that the compiler makes few passes over a row.
+    """
     counted = targets >= 0
     logits = rule.of(products.float())
     level = logits.logsumexp(-1, keepdim=True)

@@ -17,7 +17,9 @@ from pretrain.model.cpu_ops import RotaryFunction, has_cpu_kernels
 def rotary_angles(
     positions: torch.Tensor, config: ModelConfig, dtype: torch.dtype, window: int | None = None
 ) -> torch.Tensor:
-    """Cosines and sines [2, B, 1, L, rotary_dim / 2] for positions [B, L] (arXiv:2104.09864, eq. 15).
+    """Cosines and sines for positions [B, L] (arXiv:2104.09864, eq. 15).
+
+    Shape [2, B, 1, L, rotary_dim / 2].
 
     `window` is the layer's: layers with a window may have their own base wavelength.
     """
@@ -32,7 +34,10 @@ def rotary_angles(
 
 
 def rotary_frequencies(config: ModelConfig, device: torch.device, local: bool = False) -> torch.Tensor:
-    """Radians per token of each channel pair, fp32 [rotary_dim / 2]; `local`: of layers with their own base."""
+    """Radians per token of each channel pair, fp32 [rotary_dim / 2].
+
+    `local`: of layers with their own base.
+    """
     channels = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32, device=device)
     theta = (local and config.rope_local_base_freq) or config.rope_theta
     plain = theta ** -(channels / config.rotary_dim)
@@ -46,7 +51,10 @@ def rotary_frequencies(config: ModelConfig, device: torch.device, local: bool = 
 
 
 def _kept_by_turns(plain: torch.Tensor, config: ModelConfig, scaling: RopeScaling) -> torch.Tensor:
-    """Share (0 to 1) of each wave that llama3 scaling leaves alone, linear in its turns over the original context."""
+    """Share (0 to 1) of each wave that llama3 scaling leaves alone.
+
+    Linear in its turns over the original context.
+    """
     turns = plain * (scaling.original_max_position_embeddings or 0) / (2 * math.pi)
     return ((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
 
@@ -65,7 +73,9 @@ def _kept_by_channel(plain: torch.Tensor, config: ModelConfig, scaling: RopeScal
 
 
 def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Rotate channel pairs (i, i + R/2) of x [B, H, L, D], as Hugging Face's Llama pairs them.
+    """Rotate channel pairs of x [B, H, L, D].
+
+    The pairs are (i, i + R/2), as in Hugging Face's Llama.
 
     R, twice the number of angles, may be less than D: the rest of a head does not change.
     """
@@ -81,7 +91,10 @@ def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 
 def sinusoids(positions: torch.Tensor, size: int) -> torch.Tensor:
-    """Fixed vectors [B, L, size], fp32: sines in even channels, cosines in odd (arXiv:1706.03762, section 3.5)."""
+    """Fixed position vectors [B, L, size], fp32.
+
+    Sines in even channels, cosines in odd (arXiv:1706.03762, section 3.5).
+    """
     channels = torch.arange(0, size, 2, dtype=torch.float32, device=positions.device)
     angles = positions[..., None].float() * 10_000.0 ** -(channels / size)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)

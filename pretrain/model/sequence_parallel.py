@@ -28,7 +28,10 @@ Group = distributed.ProcessGroup
 
 
 def split_sequences(model: Decoder, group: Group) -> None:
-    """Split each row among the ranks of `group`, all of which receive the same whole rows."""
+    """Split each row among the ranks of `group`.
+
+    All of them receive the same whole rows.
+    """
     size, rank = distributed.get_world_size(group), distributed.get_rank(group)
 
     def cut(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -66,7 +69,10 @@ def exchanged_mask(mask: DocumentMask, group: Group) -> DocumentMask:
 
 
 def heads_for_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
-    """All-to-all from tokens to heads: [B, H, L / n, D] -> [B, H / n, L, D]."""
+    """All-to-all from tokens to heads.
+
+    [B, H, L / n, D] -> [B, H / n, L, D].
+    """
     size = distributed.get_world_size(group)
     rows, heads, length, width = x.shape
     parts = x.reshape(rows, size, heads // size, length, width).transpose(0, 1)
@@ -74,7 +80,10 @@ def heads_for_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def tokens_for_heads(x: torch.Tensor, group: Group) -> torch.Tensor:
-    """All-to-all from heads to tokens: [B, H / n, L, D] -> [B, H, L / n, D]."""
+    """All-to-all from heads to tokens.
+
+    [B, H / n, L, D] -> [B, H, L / n, D].
+    """
     size = distributed.get_world_size(group)
     rows, heads, length, width = x.shape
     parts = x.reshape(rows, heads, size, length // size, width).permute(2, 0, 1, 3, 4)
@@ -82,7 +91,10 @@ def tokens_for_heads(x: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def _exchange(parts: torch.Tensor, group: Group) -> torch.Tensor:
-    """Send part i to rank i and receive part i from it; gradients travel back."""
+    """Send part i to rank i and receive part i from it.
+
+    Gradients travel back.
+    """
     sizes = [1] * parts.shape[0]
     return all_to_all_single_autograd(parts.contiguous(), sizes, sizes, group)
 

@@ -52,7 +52,10 @@ class Lion(torch.optim.Optimizer):
 
 
 def skipped(found_inf: torch.Tensor | None) -> bool:
-    """Return whether the step is known to change nothing: only where `found_inf` is in host memory."""
+    """Return whether the step is known to change nothing.
+
+    Known only where `found_inf` is in host memory.
+    """
     return found_inf is not None and found_inf.device.type == "cpu" and bool(found_inf)
 
 

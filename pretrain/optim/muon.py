@@ -46,7 +46,10 @@ class Muon(torch.optim.AdamW):
         self._sharings: dict[torch.Tensor, Sharing] = {}
 
     def share(self, sharings: dict[torch.Tensor, Sharing]) -> None:
-        """Register which matrices each of ZeRO's flats holds; any other parameter is a matrix itself."""
+        """Register which matrices each of ZeRO's flats holds.
+
+        Any other parameter is a matrix itself.
+        """
         self._sharings = sharings
 
     def clip(self, norms: dict[str, torch.Tensor]) -> None:
@@ -58,7 +61,10 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        """Update every parameter that has a gradient; collective where ZeRO cut matrices. Takes no closure."""
+        """Update every parameter that has a gradient; takes no closure.
+
+        Collective where ZeRO cut matrices.
+        """
         groups = self.param_groups
         rest = [group for group in groups if group["kind"] != "muon"]
         if rest:
@@ -110,7 +116,9 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalize(matrices: list[torch.Tensor], steps: int) -> list[torch.Tensor]:
-    """Update of each matrix: its orthogonal factor times max(1, rows / columns)^0.5, in bf16.
+    """Muon's update of each matrix, in bf16.
+
+    Its orthogonal factor times max(1, rows / columns)^0.5.
 
     The last two axes are rows and columns; earlier axes count separate matrices. Matrices of one size are computed
     together, which makes many small ones fast.
@@ -134,7 +142,9 @@ def orthogonalize(matrices: list[torch.Tensor], steps: int) -> list[torch.Tensor
 
 
 def newton_schulz(matrices: torch.Tensor, steps: int) -> torch.Tensor:
-    """Orthogonalise a batch [n, r, c], r <= c, in bf16: about U V^T of each U S V^T (Jordan et al. 2024).
+    """Orthogonalise a batch [n, r, c], r <= c, in bf16.
+
+    About U V^T of each U S V^T (Jordan et al. 2024).
 
     A quintic iteration of matrix products alone that brings all singular values to within about 0.3 of one.
     """

@@ -82,7 +82,10 @@ def _joined(sides: tuple[tuple[Fragment, ...], ...]) -> list[Fragment]:
 
 
 def plan(held: list[list[Fragment]], rank: int, group: Any = None) -> Sharing:
-    """Owners of a flat's matrices, and this rank's exchanges; ranks are numbered within `group`."""
+    """Owners of a flat's matrices, and this rank's exchanges.
+
+    Ranks are numbered within `group`.
+    """
     holders: dict[str, list[tuple[int, Fragment]]] = defaultdict(list)
     for holder, fragments in enumerate(held):
         for fragment in fragments:
@@ -102,7 +105,7 @@ def plan(held: list[list[Fragment]], rank: int, group: Any = None) -> Sharing:
 
 
 def _owners(holders: dict[str, list[tuple[int, Fragment]]], ranks: int) -> dict[str, int]:
-    """Assign matrices, the costliest first, to the least loaded rank that holds much of each."""
+    """Assign matrices, costliest first, to the least loaded of their holders."""
     work, owners = [0] * ranks, {}
 
     def cost(name: str) -> int:

@@ -54,7 +54,9 @@ def parameter_groups(
     shape_of: Callable[[torch.nn.Parameter], torch.Size],
     rate_scale: Scale = lambda name, shape: 1.0,
 ) -> list[dict[str, Any]]:
-    """Parameter groups of the optimizer: parameters of one kind, rule of `config.groups`, rate and decay.
+    """Parameter groups of the optimizer.
+
+    Parameters of one kind, rule of `config.groups`, rate and decay form a group.
 
     A group holds `params`, `name` ("matrices", "vectors", "muon", or a rule's pattern before one of them), `base_lr`
     (the peak rate, which the schedule multiplies), `lr`, `weight_decay`, `kind` (adamw, lion or muon) and `moments`
@@ -94,7 +96,10 @@ def parameter_groups(
 
 
 def decay_fault(name: str, rate: float, decay: float) -> str | None:
-    """Error text for a decoupled decay of 1 or more per step, which erases or flips weights (arXiv:1711.05101)."""
+    """Error text for a decoupled decay of 1 or more per step.
+
+    Such a decay erases or flips weights (arXiv:1711.05101).
+    """
     if rate * decay < 1.0:
         return None
     return (

@@ -35,7 +35,9 @@ class Fragment:
 
 
 def assemble(pieces: list[tuple[Fragment, torch.Tensor]], group: Any, device: torch.device) -> list[torch.Tensor]:
-    """Whole parameters from the fragments of `group`'s ranks; without a group this rank holds all. Collective.
+    """Whole parameters from the fragments of `group`'s ranks. Collective.
+
+    Without a group this rank holds all.
 
     `pieces` are (fragment, its flat), one for each requested tensor, all of one parameter shape; `count` is 0 where
     this rank holds nothing. The ranks' bits are summed as integers, because -0.0 + 0.0 is not -0.0.

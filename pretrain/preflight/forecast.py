@@ -111,7 +111,7 @@ class _Work:
 def forecast(
     recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks: Ranks, network: float = NETWORK
 ) -> Forecast:
-    """Roofline of a step on H100s in bf16, with a compiled model's kernels.
+    """Roofline of a step on H100s in bf16, compiled.
 
     `network`: bytes per second of a ring between nodes.
     """
@@ -181,7 +181,9 @@ def _computed(work: _Work) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def _keys(length: int, window: int | None) -> float:
-    """Keys that attention multiplies per query, on average over a row that is one document.
+    """Keys that attention multiplies per query, on average.
+
+    The row is one document.
 
     The mask leaves w - w^2 / (2 length) of them, w the window or else the length; the block on the diagonal and the
     one at the window's far edge are computed whole, of which half a block each is masked.
@@ -214,7 +216,10 @@ def _update(work: _Work) -> float:
 
 
 def _waits(work: _Work) -> float:
-    """Seconds of a step: at stage 2, one per backward pass and one before each reduction to an owner."""
+    """Seconds per step of DeepSpeed's waits for the device.
+
+    At stage 2: one per backward pass, and one before each reduction to an owner.
+    """
     stage, ranks = work.engine.zero_stage, work.zero_ranks
     if stage != 2 or ranks == 1:
         return 0.0
@@ -254,7 +259,10 @@ def _communication(work: _Work, forward: float, backward: float) -> tuple[float,
 
 
 def _within_blocks(work: _Work) -> float:
-    """Seconds per pass of tensor and sequence parallelism: four all-reduces and eight all-to-alls per block."""
+    """Seconds per pass of tensor and sequence parallelism.
+
+    Four all-reduces and eight all-to-alls per block.
+    """
     engine = work.engine
     stream = 2 * work.tokens * work.model.hidden_size
     again = 1.5 if engine.activation_checkpointing == "full" else 1.0

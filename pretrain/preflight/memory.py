@@ -130,7 +130,9 @@ def _place(name: str, engine: EngineConfig) -> str:
 
 
 def _state(recipe: TrainRecipe, engine: EngineConfig, counts: tuple[int, int], ranks: int) -> dict[str, int]:
-    """Bytes of weights, gradients and optimizer state, of which `ranks` share what the stage partitions.
+    """Bytes of weights, gradients and optimizer state.
+
+    `ranks` share what the stage partitions.
 
     `counts`: parameters, and moments of the optimizer (two per parameter with AdamW, one of Muon's matrices).
     """
@@ -178,6 +180,9 @@ def _buckets(recipe: TrainRecipe, engine: EngineConfig, parameters: int) -> int:
 
 
 def _flat_gradients(recipe: TrainRecipe, engine: EngineConfig, parameters: int, world_size: int) -> int:
-    """Bytes of the flat copies in which ranks reduce whole sums; others reduce in `BUCKET`s."""
+    """Bytes of the flat copies in which ranks reduce whole sums.
+
+    Others reduce in `BUCKET`s.
+    """
     summed = world_size > 1 and _accumulates_whole_gradients(recipe, engine)
     return 4 * min(parameters, _REDUCED_AT_ONCE) if summed else 0

@@ -81,7 +81,10 @@ def _attention_bytes(recipe: TrainRecipe, of: _Pass, device: str) -> int:
 
 
 def _feed_forward_bytes(recipe: TrainRecipe, of: _Pass, device: str) -> int:
-    """Bytes per token that a block's feed-forward layer saves: its input and its activations."""
+    """Bytes per token that a feed-forward layer saves.
+
+    Its input and its activations.
+    """
     kind = recipe.model.feed_forward
     gated = recipe.model.gated
     kept = {"swiglu": 3 if device == "cpu" else 4, "geglu": 4, "relu": 1}.get(
@@ -96,7 +99,7 @@ def _feed_forward_bytes(recipe: TrainRecipe, of: _Pass, device: str) -> int:
 
 
 def _attention_tables(recipe: TrainRecipe, engine: EngineConfig, device: str) -> tuple[int, int]:
-    """Bytes that attention of one block keeps for pairs of tokens, and its scratch during computation.
+    """Bytes that attention keeps for token pairs, and its scratch, per block.
 
     Short rows on CPU keep their probabilities, for each query those of the keys up to the end of its block. Longer rows
     with several documents, or a window, keep the mask that the kernel adds to its logits. Without FlexAttention a soft
@@ -123,7 +126,10 @@ def _block_parameters(recipe: TrainRecipe) -> int:
 
 
 def head(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device: str) -> int:
-    """Peak bytes of `loss.py`: a piece of logits and the sums, or the gradients and their product."""
+    """Peak bytes of `loss.py`.
+
+    A piece of logits and the sums, or the gradients and their product.
+    """
     of, rows = _pass_of(recipe, engine), padded_vocabulary(vocabulary_size)
     if recipe.train.precision == "fp16":
         return of.tokens * rows * (of.size + 8)

@@ -20,7 +20,7 @@ from torch import nn
 from pretrain.config.training import TrainRecipe
 from pretrain.data.dataset import Rows, micro_batches
 from pretrain.data.loader import read_ahead
-from pretrain.data.sampler import order_of
+from pretrain.data.sampler import sampler_of
 from pretrain.model.decoder import Batch, Decoder
 from pretrain.model.init import initial_weight, learning_rate_scale
 from pretrain.optim.optimizers import make_optimizer, parameter_groups, rate_factor
@@ -71,7 +71,7 @@ def _reader(
     recipe: TrainRecipe, rows: Rows, micro_rows: int, device: torch.device
 ) -> Callable[[int], tuple[list[Batch], int]]:
     """Function that returns the micro batches of a step, and the tokens that they predict."""
-    order = order_of(rows, recipe.train)
+    order = sampler_of(rows, recipe.train)
 
     def read(step: int) -> tuple[list[Batch], int]:
         batches = [rows.batch(numbers) for numbers in micro_batches(order.rows(step), micro_rows, 0, 1)]

@@ -98,11 +98,11 @@ def stream(rows: Any) -> np.ndarray:
 def batches_of(path: Path, steps: int) -> np.ndarray:
     """uint16 [steps, rows, length + 1]: the tokens of the run's own first steps, each row with the token behind it."""
     from assay.config import load_run
-    from pretrain.data.sampler import order_of
+    from pretrain.data.sampler import sampler_of
 
     train, rows = load_run(path, []).config.train, tokens_of(path)
     length, every = train.sequence_length, np.append(stream(rows), np.zeros(train.sequence_length + 1, np.uint16))
-    order = order_of(rows, train)
+    order = sampler_of(rows, train)
     numbers = [order.rows(step) for step in range(1, steps + 1)]
     at = np.array(numbers)[..., None] * length + np.arange(length + 1)
     return every[at].astype(np.uint16)

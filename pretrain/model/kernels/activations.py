@@ -30,7 +30,10 @@ def swiglu(_part: int, start: int, end: int, gate: Any, up: Any, out: Any) -> No
 def swiglu_gradient(
     _part: int, start: int, end: int, gate: Any, up: Any, into: Any, for_gate: Any, for_up: Any
 ) -> None:
-    """Gradients of gate and up: with s = sigmoid(gate), into up s (1 + gate (1 - s)) and into gate s."""
+    """Gradients of gate and up.
+
+    With s = sigmoid(gate): into up s (1 + gate (1 - s)) and into gate s.
+    """
     gate, up, into = gate[start:end], up[start:end], into[start:end]
     for_gate, for_up = for_gate[start:end], for_up[start:end]
     for at in range(len(gate)):

@@ -55,7 +55,10 @@ def number(x: Any) -> Any:
 
 
 def stored(value: Any, like: Any) -> Any:
-    """Fp32 value as an element of the type of `like`; to bf16 rounded to nearest, ties to even, NaN kept."""
+    """Fp32 value as an element of the type of `like`.
+
+    To bf16 rounded to nearest, ties to even, NaN kept.
+    """
     raise NotImplementedError("only compiled kernels call this: numba replaces it by its overload")
 
 

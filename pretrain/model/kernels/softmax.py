@@ -17,7 +17,10 @@ _SIGN, _REST, _NOTHING = np.int32(31), np.int32(0x7FFFFFFF), np.float32(0.0)
 
 @inlined
 def _order(value: Any) -> Any:
-    """Int32 in the order of an fp32 (positive NaN above all), because integer maxima vectorise."""
+    """Int32 in the order of an fp32, because integer maxima vectorise.
+
+    A positive NaN is above all.
+    """
     bits = np.int32(bits_of_float(value))
     return bits ^ ((bits >> _SIGN) & _REST)
 

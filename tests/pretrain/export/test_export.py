@@ -75,7 +75,9 @@ ARCHITECTURES = {
 }  # fmt: skip
 EVERY = {**VARIANTS, **MORE}
 LARGE = Family(
-    "LlamaForCausalLM", {}, lambda names: [ExportedTensor("large", (names[0],), lambda parts: torch.full((2,), 7e4))]
+    "LlamaForCausalLM",
+    {},
+    lambda names: [ExportedTensor("large", (names[0],), lambda parts: torch.full((2,), 7e4), lambda whole: [whole])],
 )
 
 

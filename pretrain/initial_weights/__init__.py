@@ -1,0 +1,1 @@
+"""Training from weights of a Hugging Face folder."""

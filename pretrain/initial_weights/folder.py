@@ -1,0 +1,165 @@
+"""Folder of Hugging Face weights: files, digests and tensors.
+
+    config.json                                          model_type and sizes (`model_settings.py`)
+    model.safetensors                                    or model-0000i-of-0000N.safetensors with an index
+    tokenizer.json                                       compared with the tokenizer of the token shards
+    README.md, LICENSE*, NOTICE*, USE_POLICY*            card and terms, carried on into an export's card
+
+The digest of the folder is that of its files' names and digests. Price: every byte is hashed at each start.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from governance.errors import CheckpointError, ConfigError, MissingInput
+from governance.files import sha256_bytes, sha256_file
+
+if TYPE_CHECKING:
+    import torch
+
+FIELD = "train.initial_weights"
+CONFIG, TOKENIZER, CARD = "config.json", "tokenizer.json", "README.md"
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+_TERMS = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY|COPYING)[^/]*", re.IGNORECASE)
+_CARD_FACTS = ("license", "license_name", "license_link", "language", "base_model", "datasets")
+_OTHER_FORMS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.msgpack", "*.h5")
+
+
+@dataclass(frozen=True)
+class WeightsFolder:
+    """Files of a folder with weights, and the tensors in them."""
+
+    path: Path
+    files: Mapping[str, str]
+    """Name -> SHA-256, of every file that is read."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the files' names and digests."""
+        return sha256_bytes("\n".join(f"{self.files[name]}  {name}" for name in sorted(self.files)).encode())
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Fields of config.json."""
+        return read_object(self.path / CONFIG)
+
+    @cached_property
+    def tensors(self) -> dict[str, str]:
+        """Name of each tensor -> its file.
+
+        Raises:
+            CheckpointError: a file is torn, or the index names a tensor that is not in its file.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        found: dict[str, str] = {}
+        for name in sorted(name for name in self.files if name.endswith(".safetensors")):
+            try:
+                with safe_open(self.path / name, framework="np") as file:
+                    found |= dict.fromkeys(file.keys(), name)
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(
+                    f"{self.path / name}: is torn ({error}). Fetch it again; its digest is {self.files[name][:16]}…"
+                ) from error
+        if INDEX in self.files:
+            listed = read_object(self.path / INDEX)["weight_map"]
+            if absent := sorted(tensor for tensor, file in listed.items() if found.get(tensor) != file):
+                raise CheckpointError(
+                    f"{self.path / INDEX}: names {absent[0]} in {listed[absent[0]]}, which does not hold it. Fetch "
+                    f"both files again."
+                )
+        return found
+
+    def read(self, name: str) -> torch.Tensor:
+        """Tensor of a name, fp32 on the CPU."""
+        from safetensors import safe_open
+
+        with safe_open(self.path / self.tensors[name], framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor.float()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor; reads no weights."""
+        from safetensors import safe_open
+
+        with safe_open(self.path / self.tensors[name], framework="np") as file:
+            return tuple(file.get_slice(name).get_shape())
+
+    def facts(self) -> dict[str, Any]:
+        """Facts of the folder's model card, and its files of terms."""
+        terms = {name: digest for name, digest in self.files.items() if _TERMS.fullmatch(name)}
+        facts = card_facts(self.path / CARD) if CARD in self.files else {}
+        return {
+            "name": self.path.name,
+            "digest": self.digest,
+            "model_type": self.config.get("model_type"),
+            "card": facts,
+            **({"terms": terms} if terms else {}),
+        }
+
+
+def open_folder(path: Path) -> WeightsFolder:
+    """Hash the files of a folder of weights.
+
+    Raises:
+        MissingInput: there is no such folder, or it lacks a file.
+        ConfigError: the weights have another form than safetensors.
+    """
+    if not path.is_dir():
+        raise MissingInput(f"{FIELD}: there is no folder {path}. Give a local folder of Hugging Face weights.")
+    required = [CONFIG, TOKENIZER]
+    if (path / INDEX).exists():
+        weights = sorted(set(read_object(path / INDEX).get("weight_map", {}).values()))
+        if any(Path(name).name != name for name in weights):
+            raise ConfigError(f"{path / INDEX}: names files outside its folder. Fetch it again.")
+        required += [INDEX, *weights]
+    else:
+        required.append(SINGLE)
+        other = [found for pattern in _OTHER_FORMS for found in sorted(path.glob(pattern))]
+        if not (path / SINGLE).exists() and other:
+            raise ConfigError(
+                f"{FIELD}: {other[0]} is not in the safetensors format. Load the model with transformers and write it "
+                f"with save_pretrained(safe_serialization=True)."
+            )
+    if absent := [name for name in required if not (path / name).is_file()]:
+        raise MissingInput(f"{FIELD}: {path} lacks {', '.join(absent)}. Fetch the whole folder again.")
+    known = [entry.name for entry in path.iterdir() if entry.name == CARD or _TERMS.fullmatch(entry.name)]
+    names = [*required, *(name for name in known if (path / name).is_file())]
+    return WeightsFolder(path, {name: sha256_file(path / name) for name in names})
+
+
+def card_facts(path: Path) -> dict[str, Any]:
+    """Facts of a model card's YAML block.
+
+    Raises:
+        ConfigError: the block is not valid YAML.
+    """
+    from huggingface_hub import ModelCard
+
+    try:
+        held = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+    except Exception as error:  # what the library raises for broken YAML is not one class
+        raise ConfigError(f"{path}: its block of metadata cannot be read ({error}). Correct it.") from error
+    return {name: held[name] for name in _CARD_FACTS if held.get(name)}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: it is torn, or is no object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}). Fetch it again.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds no JSON object. Fetch it again.")
+    return value

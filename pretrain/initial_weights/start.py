@@ -1,0 +1,181 @@
+"""`[train] initial_weights`: start at step 0 from a Hugging Face folder.
+
+Promise: the model computes the same logits as `transformers` (1e-5 in fp32 for models of a test's size). The folder's
+digest is in the keys of the run and its checkpoints; its path is not. Its licence and the facts of its card are in the
+manifests, and in the card that `assay export` writes.
+
+The token shards must come from the folder's tokenizer. Rows of the embedding for ids that no text has are dropped or
+zero, so that their number is Assay's (a multiple of 128).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from governance.errors import CheckpointError, ConfigError, MissingInput
+from governance.log import get_logger
+from governance.manifest import Input, Manifest
+from pretrain.config.model import ModelConfig
+from pretrain.config.training import TrainRecipe
+from pretrain.data.tokenizer_check import tokenizer_of
+from pretrain.export.architectures import tensors_of
+from pretrain.export.export_family import ExportedTensor
+from pretrain.initial_weights.folder import FIELD, TOKENIZER, WeightsFolder, open_folder, read_object
+from pretrain.initial_weights.model_settings import differences, read_model
+
+if TYPE_CHECKING:
+    import torch
+
+_PASSIVE = re.compile(r".*(rotary_emb\.inv_freq|attention\.(masked_)?bias|attn\.(masked_)?bias)$")
+"""Buffers that older folders hold: functions of the configuration."""
+_HEAD, _ROWS = "lm_head.weight", ("model.embed_tokens.weight", "lm_head.weight")
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights of a folder, by the names of Assay's parameters."""
+
+    folder: WeightsFolder
+    model: ModelConfig
+
+    @property
+    def source(self) -> Input:
+        """Input of the run's manifest."""
+        return Input(stage="file", digest=self.folder.digest, path=self.folder.path.name)
+
+    @cached_property
+    def _tensors(self) -> dict[str, ExportedTensor]:
+        """Parameter -> the folder's tensor that holds it."""
+        family = str(self.folder.config["model_type"])
+        names = list(parameter_shapes(self.model, 1))
+        return {name: tensor for tensor in tensors_of(family, self.model, names) for name in tensor.sources}
+
+    def weight(self, name: str, shape: torch.Size) -> torch.Tensor:
+        """Initial fp32 values of a parameter."""
+        import torch
+
+        tensor = self._tensors[name]
+        if tensor.name not in self.folder.tensors and name.endswith(".bias"):
+            return torch.zeros(shape)
+        part = tensor.invert(self.folder.read(tensor.name))[tensor.sources.index(name)]
+        if name in _ROWS and part.shape[0] != shape[0]:
+            whole = part.new_zeros(shape)
+            rows = min(shape[0], part.shape[0])
+            whole[:rows] = part[:rows]
+            part = whole
+        return part.contiguous()
+
+    def check(self, vocabulary_size: int) -> None:
+        """Raise unless the folder has exactly these tensors, in their shapes.
+
+        Raises:
+            CheckpointError: names the tensor, and both shapes.
+        """
+        import torch
+
+        shapes, used = parameter_shapes(self.model, vocabulary_size), set()
+        for name, tensor in self._tensors.items():
+            used.add(tensor.name)
+            if tensor.name not in self.folder.tensors:
+                if name.endswith(".bias"):
+                    continue  # Qwen 2 has biases in some maps only: the others are zero
+                raise CheckpointError(f"{FIELD}: {self.folder.path} has no tensor {tensor.name}. Fetch it again.")
+            wanted = tuple(tensor.make([torch.empty(shapes[source], device="meta") for source in tensor.sources]).shape)
+            found = self.folder.shape(tensor.name)
+            if name in _ROWS:
+                if found[0] < vocabulary_size:
+                    raise CheckpointError(
+                        f"{FIELD}: {tensor.name} has {found[0]} rows, the tokenizer of the token shards has "
+                        f"{vocabulary_size} tokens. Encode the corpus with the folder's tokenizer."
+                    )
+                found = (wanted[0], *found[1:])
+            if found != wanted:
+                raise CheckpointError(
+                    f"{FIELD}: {tensor.name} in {self.folder.path} has shape {list(found)}, its config.json needs "
+                    f"{list(wanted)}. Fetch the folder again."
+                )
+        known = used | ({_HEAD} if self.model.tie_word_embeddings else set())
+        if other := sorted(name for name in self.folder.tensors if name not in known and not _PASSIVE.fullmatch(name)):
+            raise CheckpointError(
+                f"{FIELD}: {self.folder.path} has a tensor that its config.json does not name: {other[0]}"
+            )
+
+
+def initial_weights_of(recipe: TrainRecipe, tokens: Manifest, root: Path) -> InitialWeights | None:
+    """Weights that the recipe names, for these token shards, or None.
+
+    Raises:
+        MissingInput: the folder, or a file of it, is missing.
+        ConfigError: its family is unknown, or `[model]` differs; names every difference.
+        CheckpointError: it has a torn file, or another tokenizer than the shards.
+    """
+    found = open_weights(recipe, root)
+    if found is not None:
+        _refuse_other_tokenizer(found.folder, tokens, root)
+    return found
+
+
+def open_weights(recipe: TrainRecipe, root: Path) -> InitialWeights | None:
+    """Weights that the recipe names, checked against its model.
+
+    Raises: as `initial_weights_of`, but for the tokenizer.
+    """
+    if not recipe.train.initial_weights:
+        return None
+    if recipe.train.continue_from:
+        raise ConfigError(f"{FIELD} with train.continue_from: a run starts from one of them; remove the other")
+    folder = open_folder(root / recipe.train.initial_weights)
+    try:
+        theirs = read_model(folder.config)
+    except ConfigError as error:
+        raise ConfigError(f"{FIELD}: {folder.path}: {error}") from error
+    if unlike := differences(theirs, recipe.model):
+        raise ConfigError(
+            f"{FIELD}: [model] differs from {folder.path / 'config.json'}:\n  " + "\n  ".join(unlike) + "\n  Set these."
+        )
+    _ = folder.tensors  # a torn file is found before anything is prepared
+    return InitialWeights(folder, recipe.model)
+
+
+def _refuse_other_tokenizer(folder: WeightsFolder, tokens: Manifest, root: Path) -> None:
+    """Raise if another tokenizer than the folder's encoded the token shards."""
+    try:
+        ours = tokenizer_of(tokens, root)
+        path = root / Path(ours.path).parent / TOKENIZER
+        if not path.exists():
+            raise MissingInput(f"{path} is missing")
+    except MissingInput as error:
+        get_logger(__name__).warning(
+            "%s: cannot verify that %s has the tokenizer of the token shards: %s", FIELD, folder.path, error
+        )
+        return
+    if _encoding(path) != _encoding(folder.path / TOKENIZER):
+        raise CheckpointError(
+            f"{FIELD}: {folder.path / TOKENIZER} is another tokenizer than that of the token shards ({path}), so ids "
+            f"mean other texts. Prepare the corpus with the folder's tokenizer."
+        )
+
+
+def _encoding(path: Path) -> dict[str, Any]:
+    """Parts of a tokenizer file that decide the ids of a text."""
+    held = read_object(path)
+    model = {name: value for name, value in held.get("model", {}).items() if value not in (None, False)}
+    added = sorted((token["id"], token["content"]) for token in held.get("added_tokens", []))
+    kept = {name: held.get(name) for name in ("normalizer", "pre_tokenizer")}
+    return json.loads(json.dumps({**kept, "model": model, "added_tokens": added}))
+
+
+def parameter_shapes(model: ModelConfig, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the model's parameters by name; allocates no weights."""
+    import torch
+
+    from pretrain.model.decoder import Decoder
+
+    with torch.device("meta"):
+        decoder = Decoder(model, vocabulary_size)
+    return {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}

@@ -1,0 +1,313 @@
+"""Weights of a Hugging Face folder: the logits of `transformers`, lineage and terms, and clear refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from governance.errors import CheckpointError, ConfigError, MissingInput
+from governance.manifest import Input, Manifest, read_manifest
+from pretrain.export.architectures import family_of, tensors_of
+from pretrain.initial_weights.folder import open_folder
+from pretrain.initial_weights.model_settings import differences, read_model
+from pretrain.initial_weights.start import InitialWeights, initial_weights_of, parameter_shapes
+from pretrain.model.decoder import Decoder
+from tests.pretrain.conftest import VOCABULARY
+from tests.pretrain.export.test_export import EVERY, our_logits
+from tests.pretrain.small_models import config as small_config
+
+transformers = pytest.importorskip("transformers", reason="needs transformers, from the extra `dev`")
+
+SIZES = {
+    "vocab_size": 201, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16, "rope_theta": 500.0,
+}  # fmt: skip
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", GROUPED),
+    "llama3": ("LlamaForCausalLM", {**GROUPED, "rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "qwen2": ("Qwen2ForCausalLM", GROUPED),
+    "qwen3": ("Qwen3ForCausalLM", {**GROUPED, "head_dim": 20, "tie_word_embeddings": True}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", {
+        **GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8,
+        "norm_topk_prob": True}),
+    "mistral": ("MistralForCausalLM", {**GROUPED, "sliding_window": 5}),
+    "mixtral": ("MixtralForCausalLM", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "neox": ("GPTNeoXForCausalLM", {**SIZES, "use_parallel_residual": False, "hidden_act": "gelu"}),
+    "gpt2": ("GPT2LMHeadModel", {
+        "vocab_size": 201, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "activation_function": "relu"}),
+    "olmo2": ("Olmo2ForCausalLM", GROUPED),
+    "gemma2": ("Gemma2ForCausalLM", {**GROUPED, "head_dim": 12, "query_pre_attn_scalar": 9, "sliding_window": 5}),
+    "gemma3": ("Gemma3ForCausalLM", {**GROUPED, "head_dim": 12, "query_pre_attn_scalar": 12, "sliding_window": 5}),
+}  # fmt: skip
+
+
+def saved(name: str, target: Path, shard: str = "5GB", **changes: Any) -> Any:
+    """A folder of random weights of this family, and the model that `transformers` made of it."""
+    kind, settings = CASES[name]
+    model = getattr(transformers, kind)
+    torch.manual_seed(0)
+    made = model(model.config_class(**{**settings, **changes}))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))  # norms and biases, too
+    made.config._attn_implementation = "eager"
+    made.save_pretrained(target, max_shard_size=shard)
+    (target / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {}}, "added_tokens": []}))
+    return made.eval()
+
+
+def opened(target: Path) -> InitialWeights:
+    folder = open_folder(target)
+    return InitialWeights(folder, read_model(folder.config))
+
+
+def decoder_of(weights: InitialWeights, vocabulary: int) -> Decoder:
+    weights.check(vocabulary)
+    model = Decoder(weights.model, vocabulary)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights.weight(name, parameter.shape))
+    return model
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_logits_are_those_of_transformers(tmp_path, name):
+    theirs = saved(name, tmp_path / "folder")
+    ids = torch.randint(0, 201, (2, 30), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs(ids).logits
+    found = our_logits(decoder_of(opened(tmp_path / "folder"), 201), ids)[..., :201]
+    assert expected.abs().max() > 0.5
+    assert (found - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_what_export_writes_is_read_back(name):
+    """Settings and tensors of every variant, without a file."""
+    ours = small_config(**EVERY[name])
+    family = family_of(ours)
+    theirs = read_model({**family.config, "vocab_size": 256})
+    separate = family.architecture.startswith("Gemma") and ours.tie_word_embeddings and not theirs.tie_word_embeddings
+    rescaled = family.architecture.startswith("Gemma") and theirs.embedding_multiplier != ours.embedding_multiplier
+    if not separate and not rescaled:
+        assert differences(theirs, ours) == []
+    shapes = parameter_shapes(ours, 200)
+    whole = {name: torch.randn(shape) for name, shape in shapes.items()}
+    kind = str(family.config["model_type"])
+    for tensor in tensors_of(kind, ours, list(shapes)):
+        parts = tensor.invert(tensor.make([whole[source] for source in tensor.sources]))
+        for source, part in zip(tensor.sources, parts, strict=True):
+            assert torch.allclose(part, whole[source], atol=1e-6), source
+    written = {tensor.name for tensor in family.tensors(list(shapes))}
+    assert {tensor.name for tensor in tensors_of(kind, ours, list(shapes))} <= written
+
+
+def test_shards_are_read_by_their_index_and_in_bf16(tmp_path):
+    saved("llama", tmp_path / "whole")
+    theirs = saved("llama", tmp_path / "folder", shard="20KB")
+    theirs.to(torch.bfloat16).save_pretrained(tmp_path / "half", max_shard_size="20KB")
+    shutil.copy(tmp_path / "folder" / "tokenizer.json", tmp_path / "half")
+    whole, shards, half = (opened(tmp_path / name) for name in ("whole", "folder", "half"))
+    assert len(shards.folder.files) > 5
+    for name, shape in parameter_shapes(whole.model, 201).items():
+        expected = whole.weight(name, torch.Size(shape))
+        assert torch.equal(shards.weight(name, torch.Size(shape)), expected)
+        assert torch.equal(half.weight(name, torch.Size(shape)), expected.bfloat16().float())
+    assert len({part.folder.digest for part in (whole, shards, half)}) == 3
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _torn(folder: Path) -> None:
+    path = sorted(folder.glob("*.safetensors"))[0]
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _lost(folder: Path) -> None:
+    sorted(folder.glob("*.safetensors"))[1].unlink()
+
+
+def _pickled(folder: Path) -> None:
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+
+
+def _other_shapes(folder: Path) -> None:
+    _edit(folder / "config.json", intermediate_size=64)
+
+
+def _fewer_layers(folder: Path) -> None:
+    _edit(folder / "config.json", num_hidden_layers=2)
+
+
+def _more_layers(folder: Path) -> None:
+    _edit(folder / "config.json", num_hidden_layers=4)
+
+
+FAULTS = [
+    (
+        lambda folder: _edit(folder / "config.json", model_type="t5"),
+        ConfigError,
+        "model_type is 't5'; known are assay,",
+    ),
+    (
+        lambda folder: _edit(folder / "config.json", hidden_act="gelu"),
+        ConfigError,
+        "hidden_act = 'gelu' has no counter",
+    ),
+    (lambda folder: _edit(folder / "config.json", rope_scaling={"rope_type": "dynamic"}), ConfigError, "'dynamic'"),
+    (lambda folder: (folder / "config.json").write_text("{"), CheckpointError, "config.json: cannot be read"),
+    (lambda folder: (folder / "tokenizer.json").unlink(), MissingInput, "lacks tokenizer.json"),
+    (_torn, CheckpointError, "is torn"),
+    (_lost, MissingInput, "lacks model-00002-of"),
+    (_pickled, ConfigError, "not in the safetensors format"),
+    (_other_shapes, CheckpointError, r"has shape \[48, 32\], its config.json needs \[64, 32\]"),
+    (_fewer_layers, CheckpointError, "a tensor that its config.json does not name: model.layers.2"),
+    (_more_layers, CheckpointError, "has no tensor model.layers.3"),
+    (shutil.rmtree, MissingInput, "there is no folder"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Llama in several shards, with a card and terms."""
+    path = tmp_path_factory.mktemp("weights") / "llama"
+    saved("llama", path, shard="20KB", vocab_size=VOCABULARY)
+    card = "---\nlicense: other\nlicense_name: llama-like\nlanguage:\n- de\nbase_model: a/b\nprivate: 1\n---\n# Card\n"
+    (path / "README.md").write_text(card)
+    (path / "LICENSE.txt").write_text("Terms.")
+    return path
+
+
+@pytest.mark.parametrize(("fault", "error", "message"), FAULTS)
+def test_a_faulty_folder_is_refused_by_name(tmp_path, folder, fault, error, message):
+    shutil.copytree(folder, tmp_path / "llama")
+    fault(tmp_path / "llama")
+    with pytest.raises(error, match=message):
+        opened(tmp_path / "llama").check(VOCABULARY)
+
+
+def test_too_few_rows_for_the_tokenizer_are_refused_and_others_fit(folder):
+    weights = opened(folder)
+    with pytest.raises(CheckpointError, match="has 200 rows, the tokenizer of the token shards has 300 tokens"):
+        weights.check(300)
+    weights.check(100)
+    table = "model.embed_tokens.weight"
+    few, many = (weights.weight(table, torch.Size((rows, 32))) for rows in (128, 256))
+    assert torch.equal(many[:128], few)
+    assert not many[VOCABULARY:].any()
+
+
+MODEL = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+SHORT = {"steps": 3, "validate_every_steps": 0, "every_steps": 2, "warmup_steps": 1, "decay_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, folder, run_training):
+    """A run that begins from the folder."""
+    root = tmp_path_factory.mktemp("trained")
+    return root, run_training(root, initial_weights=str(folder), **MODEL, **SHORT)
+
+
+def test_a_run_begins_from_the_weights_and_names_them(trained, folder, run_training, losses_of, tmp_path):
+    from pretrain.checkpoint.format import identity_of
+    from pretrain.data.dataset import open_rows
+    from pretrain.data.sampler import sampler_of
+
+    root, run = trained
+    checkpoint = read_manifest(root / run.stats["checkpoint"]["path"])
+    recipe = identity_of(checkpoint).recipe
+    tokens = read_manifest(root / "encode" / ("e" * 16) / "manifest.json")
+    rows = open_rows(tokens, "train", root, recipe.train.sequence_length)
+    batch = rows.batch(sampler_of(rows, recipe.train).rows(1))
+    with torch.no_grad():
+        objective, _ = decoder_of(opened(folder), VOCABULARY)(
+            *(batch.tokens, batch.targets, batch.segments, batch.positions)
+        )
+    assert losses_of(run, root)[0] == pytest.approx(float(objective) / int((batch.targets >= 0).sum()), rel=1e-5)
+    source = Input(stage="file", digest=open_folder(folder).digest, path="llama")
+    assert source in run.inputs
+    assert source in checkpoint.inputs
+    assert run.stats["initial_weights"]["card"]["license_name"] == "llama-like"
+    assert "initial_weights" not in recipe.model_dump(mode="json")["train"]
+    # Found again from a copy elsewhere, and another run without them.
+    shutil.copytree(folder, tmp_path / "llama")
+    again = run_training(root, make=False, initial_weights=str(tmp_path / "llama"), **MODEL, **SHORT)
+    assert again.key == run.key
+    with pytest.raises(MissingInput, match="not made yet"):
+        run_training(root, make=False, **MODEL, **SHORT)
+
+
+def test_a_killed_run_goes_on_and_its_child_keeps_the_terms(trained, folder, run_training, at_step, tmp_path):
+    from tests.pretrain.test_train import Crash, crash
+
+    root, run = trained
+    at_step(3, crash)
+    with pytest.raises(Crash):
+        run_training(tmp_path, initial_weights=str(folder), **MODEL, **SHORT)
+    assert run_training(tmp_path, initial_weights=str(folder), **MODEL, **SHORT).digest == run.digest
+    parent = str((root / run.stats["checkpoint"]["path"]).parent)
+    child = run_training(tmp_path, continue_from=parent, **MODEL, **{**SHORT, "steps": 4})
+    assert child.stats["initial_weights"] == run.stats["initial_weights"]
+
+
+def test_the_exported_card_states_the_licence(trained):
+    from pretrain.checkpoint.format import identity_of
+    from pretrain.export.huggingface import _card
+
+    root, run = trained
+    checkpoint = read_manifest(root / run.stats["checkpoint"]["path"])
+    identity = identity_of(checkpoint)
+    card = _card(checkpoint, identity, family_of(identity.recipe.model), ("fp32", None))
+    assert 'base_model: "a/b"\nlanguage: ["de"]\nlicense: "other"\nlicense_name: "llama-like"\n---' in card
+    assert "private" not in card
+    assert "| licence of these weights | llama-like; LICENSE.txt (sha256 " in card
+
+
+def test_another_model_and_two_beginnings_are_refused(folder, run_training, tmp_path):
+    with pytest.raises(ConfigError, match=r"model.num_hidden_layers is 2, the folder needs 3\n .*Set these"):
+        run_training(tmp_path, initial_weights=str(folder), **{**MODEL, "num_hidden_layers": 2}, **SHORT)
+    with pytest.raises(ConfigError, match="a run starts from one of them"):
+        run_training(tmp_path, initial_weights=str(folder), continue_from="x", **MODEL, **SHORT)
+
+
+def test_the_tokenizer_of_the_shards_must_be_the_folders(folder, tmp_path):
+    from pretrain.config.optim import OptimConfig
+    from pretrain.config.training import TrainConfig, TrainRecipe
+
+    source = Input(stage="tokenizer", digest="t" * 64, path="tokenizer/t/manifest.json")
+    tokens = Manifest(
+        stage="encode", version=1, key="e" * 64, config={}, inputs=(source,), outputs=(), stats={}, run={}
+    )
+    held = tmp_path / "tokenizer" / "t" / "tokenizer.json"
+    held.parent.mkdir(parents=True)
+    train = TrainConfig(sequence_length=8, global_batch_size=1, steps=1, initial_weights=str(folder))
+    recipe = TrainRecipe(
+        model=opened(folder).model, optim=OptimConfig(learning_rate=1e-3, warmup_steps=0, decay_steps=0), train=train
+    )
+    ours = {
+        "model": {"vocab": {}, "dropout": None},
+        "added_tokens": [],
+        "post_processor": {"type": "TemplateProcessing"},
+    }
+    held.write_text(json.dumps(ours))
+    assert initial_weights_of(recipe, tokens, tmp_path) is not None  # a begin token changes no id of a text
+    held.write_text(json.dumps({**ours, "model": {"vocab": {"a": 0}}}))
+    with pytest.raises(CheckpointError, match="another tokenizer than that of the token shards"):
+        initial_weights_of(recipe, tokens, tmp_path)
