@@ -309,8 +309,8 @@ def parent_of(train: TrainConfig, root: Path) -> Parent | None:
     folder = root / train.continue_from
     if (folder / "config.json").exists() and not (folder / FILE_NAME).exists():
         raise CheckpointError(
-            f"train.continue_from = {train.continue_from!r}: is a folder of Hugging Face weights, without the state of a run. "
-            f"Start from it at step 0 with train.initial_weights."
+            f"{_PARENT_FIELD} = {train.continue_from!r}: is a folder of Hugging Face weights, without a run's "
+            "state. Start from it at step 0 with train.initial_weights."
         )
     try:
         manifest = open_checkpoint(folder)
