@@ -107,7 +107,7 @@ def _box(node: Node) -> Box:
         "tokens": stats.get("train_tokens", stats.get("tokens")),
         "step": node.config.get("step"),
     }
-    counts = ", ".join(f"{value:,} {name}" if name != "step" else f"step {value:,}"
+    listed = ", ".join(f"{value:,} {name}" if name != "step" else f"step {value:,}"
                      for name, value in counts.items() if isinstance(value, int))  # fmt: skip
     if node.stage in SOURCES:
         return Box(node.stage, (node.path, node.digest[:16]), "source")
@@ -118,7 +118,7 @@ def _box(node: Node) -> Box:
     gone = node.manifest is None and node.path.endswith(FILE_NAME)
     return Box(
         node.stage,
-        ("removed since" if gone else counts or f"version {_version(node)}", node.digest[:16]),
+        ("removed since" if gone else listed or f"version {_version(node)}", node.digest[:16]),
         "gone" if gone else "made",
     )
 
