@@ -6,9 +6,11 @@ manifests on.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +31,7 @@ from governance.errors import (
     Preempted,
 )
 from governance.files import sha256_file
+from governance.gate.actions import GateEvent, run_actions
 from governance.gate.chain import require_chain
 from governance.gate.explanation import explain
 from governance.gate.verdict import (
@@ -45,7 +48,7 @@ from governance.lineage.attest import open_journal
 from governance.log import get_logger
 from governance.manifest import Input, Manifest, verify
 from governance.signing.journal import Journal
-from governance.stage import Runtime
+from governance.stage import Runtime, now
 from governance.verified_files import intact
 from pretrain.distributed.launcher import launch, progress_in
 from pretrain.distributed.process_group import Ranks, read_ranks
@@ -86,6 +89,11 @@ def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[M
         GateClosed: a manifest is not as it was stated; a file that a check reads, or of the audit, was altered; or the
             run is not under its site's rules.
     """
+    with _reported_by_actions(run, artifacts, runtime, opens=False):
+        return _judge(run, artifacts, runtime)
+
+
+def _judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:
     from governance.checks.audit import audit
 
     journal, tokens = journal_of(run, runtime), artifacts["encode"]
@@ -139,7 +147,35 @@ def pass_gate(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> 
         GateClosed: none does.
     """
     own = (run.config.governance, run.folder, runtime.root, journal_of(run, runtime))
-    return require_open(artifacts["encode"], run.policy, *own, _packed(artifacts))
+    with _reported_by_actions(run, artifacts, runtime):
+        return require_open(artifacts["encode"], run.policy, *own, _packed(artifacts))
+
+
+@contextlib.contextmanager
+def _reported_by_actions(
+    run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime, *, opens: bool = True
+) -> Iterator[None]:
+    """Report the gate's decision by the actions of the run's file.
+
+    Once for all ranks; a look-up reports nothing. `opens`: whether the context's success opens the gate.
+    """
+    actions = run.config.governance.actions if runtime.make and read_ranks().first else ()
+
+    def report(decision: str, message: str) -> None:
+        if actions:
+            event = GateEvent(
+                decision, str(run.path), str(runtime.root), artifacts["encode"].digest, run.policy.name,
+                socket.gethostname(), now(), message,
+            )  # fmt: skip
+            run_actions(actions, event)
+
+    try:
+        yield
+    except GateClosed as error:
+        report("closed", str(error))
+        raise
+    if opens:
+        report("open", "the verdict lets this corpus through")
 
 
 def counted(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest:

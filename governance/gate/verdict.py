@@ -22,6 +22,7 @@ from pydantic import field_validator
 from governance.config import Section
 from governance.errors import GateClosed, ManifestError
 from governance.files import sha256_file, write_json
+from governance.gate.actions import GateAction
 from governance.gate.approvals import APPROVALS, links, unapproved
 from governance.gate.chain import require_chain
 from governance.gate.decision import CheckResult, Judgement, Papers, Status, decide, strange_papers
@@ -90,6 +91,9 @@ class GovernanceConfig(Section):
     """Sign each checkpoint as OpenSSF's model_signing does (`model.sig` next to its files)."""
     model_key: str = ""
     """Path of the EC key that signs them; empty: the user's own, made on first use."""
+
+    actions: tuple[GateAction, ...] = ()
+    """Messages that report a closed gate (`actions.py`); none of them can change it."""
 
     @field_validator("verdict_by")
     @classmethod
@@ -168,19 +172,19 @@ def give_verdict(
 
     Raises:
         GateClosed: this machine's clock is behind an earlier signature; a manifest of the chain differs from its
-        statement
-            in the journal.
+            statement in the journal.
     """
     config, folder = governance
     bound = bound_by(policy, config, folder)
-    demands = _demands(policy, config, folder, bound)
     require_chain((tokens, audit), root, journal)
     path = verdict_path(tokens, policy, root)
     today = datetime.datetime.now(datetime.UTC)
     own = private_key(config.key_path(folder))
-    signers = _signers(judgement, policy, own, trusted(config, folder))
+    keys = trusted(config, folder)  # after the own key, which is made on first use
+    demands = _demands(policy, config, keys, bound)
+    signers = _signers(judgement, policy, own, keys)
     content = {**_content(judgement, tokens, audit, policy), "site": described(bound), "people": signers}
-    current = {} if path.exists() and undone(path, root, journal) else _current(path, config, folder)
+    current = {} if path.exists() and undone(path, root, journal) else _current(path, keys)
     signed_at = str(current.get("signed_at", ""))
     if fault := clock_fault(today, signed_at, journal):
         raise GateClosed(
@@ -201,7 +205,7 @@ def give_verdict(
     subjects = {tokens.path: tokens.digest, **{output.path: output.sha256 for output in tokens.outputs}}
     envelope = sign(statement(subjects, PREDICATE_TYPE, predicate), own)
     try:
-        verify_envelope(envelope, trusted(config, folder), "the verdict of this signing key")
+        verify_envelope(envelope, keys, "the verdict of this signing key")
         if faults := two_key_faults(demands, envelope, stated, root):
             raise ManifestError("; ".join(faults))
     except ManifestError as error:  # a job whose key may not decide never replaces a verdict of one that may
@@ -213,7 +217,7 @@ def give_verdict(
     write_json(path, envelope)
     if journal is not None:
         _state(path, root, predicate, journal)
-    return read_verdict(path, config, folder)
+    return _open_verdict(path, keys)
 
 
 def _content(judgement: Judgement, tokens: Manifest, audit: Manifest, policy: Policy) -> dict[str, Any]:
@@ -237,12 +241,12 @@ def _content(judgement: Judgement, tokens: Manifest, audit: Manifest, policy: Po
     }
 
 
-def _current(path: Path, config: GovernanceConfig, folder: Path) -> dict[str, Any]:
+def _current(path: Path, keys: Sequence[Any]) -> dict[str, Any]:
     """The current verdict; {} if it is missing or untrusted."""
     if not path.exists():
         return {}
     try:
-        return read_verdict(path, config, folder)
+        return _open_verdict(path, keys)
     except ManifestError as error:
         get_logger(__name__).warning("%s; it is given again", error)
         return {}
@@ -266,7 +270,11 @@ def read_verdict(path: Path, config: GovernanceConfig, folder: Path) -> dict[str
     Raises:
         ManifestError: it was altered, is of another kind, or its signer is not trusted.
     """
-    content, signer = open_envelope(path, trusted(config, folder))
+    return _open_verdict(path, trusted(config, folder))
+
+
+def _open_verdict(path: Path, keys: Sequence[Any]) -> dict[str, Any]:
+    content, signer = open_envelope(path, keys)
     if content.get("predicateType") != PREDICATE_TYPE:
         raise ManifestError(f"{path}: is a {content.get('predicateType')!r}, not a verdict")
     subjects = {item["name"]: item["digest"]["sha256"] for item in content["subject"]}
@@ -292,10 +300,10 @@ def bound_by(policy: Policy, config: GovernanceConfig, folder: Path) -> tuple[Si
     return require_site(policy, config.trusted_keys, config.key_path(folder), folder)
 
 
-def _demands(policy: Policy, config: GovernanceConfig, folder: Path, bound: tuple[Site, ...]) -> list[TwoKeys]:
+def _demands(policy: Policy, config: GovernanceConfig, keys: Sequence[Any], bound: tuple[Site, ...]) -> list[TwoKeys]:
     """Required signers, by the run's file and each site."""
     by_sites = [(site.verdict_by, site.keys, site.policy.people) for site in bound]
-    return demands_of((config.verdict_by, trusted(config, folder), policy.people), by_sites)
+    return demands_of((config.verdict_by, keys, policy.people), by_sites)
 
 
 def _signers(judgement: Judgement, policy: Policy, own: SigningKey, roots: list[Any]) -> dict[str, Any]:
@@ -334,7 +342,7 @@ def require_open(
             f"  Audit it first: assay governance check CONFIG"
         )
     try:
-        verdict = read_verdict(path, config, folder)
+        verdict = _open_verdict(path, keys := trusted(config, folder))
     except ManifestError as error:
         raise GateClosed(f"the verdict cannot be trusted: {error}") from error
     require_chain((tokens, *_judged(verdict, root), *packed), root, journal)
@@ -349,9 +357,7 @@ def require_open(
             if bound and verdict.get("site") != described(bound)
             else ""
         )
-        or "; ".join(
-            two_key_faults(_demands(policy, config, folder, bound), json.loads(path.read_bytes()), stated, root)
-        )
+        or "; ".join(two_key_faults(_demands(policy, config, keys, bound), json.loads(path.read_bytes()), stated, root))
         or undone(path, root, journal)
         or clock_fault(moment, verdict["signed_at"], journal)
         or replay_fault(path, root, journal)

@@ -1,0 +1,199 @@
+"""Actions on a closed gate: each message arrives, and no fault of an action opens or changes the gate."""
+
+import contextlib
+import json
+import socketserver
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from assay import pipeline
+from governance.config import validate
+from governance.errors import ConfigError, GateClosed
+from governance.gate.actions import GateAction, GateEvent, run_actions
+from governance.gate.verdict import GovernanceConfig
+from governance.stage import Runtime
+
+EVENT = GateEvent("closed", "run.toml", "/runs/a", "c" * 64, "strict", "node7", "2026-01-01T00:00:00Z", "pii: too much")
+
+
+@contextlib.contextmanager
+def serving(server):
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def web():
+    """A server that keeps what it gets, and answers with `status` (None: never)."""
+    got, over = [], threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"{}"
+            got.append((self.path, self.headers.get("Authorization"), json.loads(body)))
+            if self.server.status is None:
+                over.wait(30)
+                return
+            self.send_response(200 if self.command == "GET" else self.server.status)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        do_GET = do_POST  # noqa: N815
+
+        def log_message(self, *words):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.status = 200
+    with serving(server):
+        yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}/hook", got=got, server=server)
+        over.set()
+
+
+@pytest.fixture
+def mail():
+    """A mail server of a few lines: `got` are the messages' lines."""
+    got = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            say = lambda text: self.wfile.write(f"{text}\r\n".encode())  # noqa: E731
+            say("220 here")
+            for line in iter(self.rfile.readline, b""):
+                word = line[:4].upper().strip()
+                if word == b"DATA":
+                    say("354 go")
+                    got.extend(iter(lambda: self.rfile.readline().decode().rstrip(), "."))
+                say("221 bye" if word == b"QUIT" else "250 ok")
+                if word == b"QUIT":
+                    return
+
+    with serving(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)) as server:
+        yield SimpleNamespace(address=f"127.0.0.1:{server.server_address[1]}", got=got)
+
+
+def action(**values) -> GateAction:
+    return validate(values, GateAction, "run.toml")
+
+
+def test_each_kind_arrives(web, mail, monkeypatch):
+    monkeypatch.setenv("HOOK", web.url)
+    monkeypatch.setenv("TOKEN", "s3cret")
+    actions = [
+        action(kind="webhook", url=web.url, token_variable="TOKEN"),
+        action(kind="slack", url_variable="HOOK"),
+        action(kind="mail", to=["ann@example.org", "ben@example.org"], smtp=mail.address),
+    ]
+    assert run_actions(actions, EVENT) == []
+    (_, token, event), (_, none, slack) = web.got
+    assert (token, none) == ("Bearer s3cret", None)
+    assert GateEvent(**event) == EVENT
+    assert slack == {"text": EVENT.text()}
+    assert "Subject: Gate closed: run.toml" in mail.got
+    assert "To: ann@example.org, ben@example.org" in mail.got
+    assert "pii: too much" in mail.got
+
+
+def test_an_open_gate_is_reported_on_request_only(web):
+    actions = [action(kind="webhook", url=web.url), action(kind="webhook", url=web.url, on="any")]
+    assert run_actions(actions, replace(EVENT, decision="open")) == []
+    assert [event["decision"] for _, _, event in web.got] == ["open"]
+
+
+@pytest.mark.parametrize("status", [302, 307, 404, 500, None])
+def test_a_server_that_fails_is_a_warning_and_hides_its_secret(web, monkeypatch, caplog, status):
+    web.server.status = status
+    monkeypatch.setenv("HOOK", web.url)
+    [fault] = run_actions([action(kind="slack", url_variable="HOOK", timeout_seconds=0.5)], EVENT)
+    assert fault.startswith("governance.actions.0 (slack): ")
+    assert web.url not in fault + caplog.text
+    assert len(web.got) == 1, "a redirect is not followed"
+
+
+def test_the_others_are_run_after_one_that_fails(web, monkeypatch):
+    monkeypatch.setenv("EVIL", "file:///etc/passwd")
+    actions = [
+        action(kind="slack", url_variable="NOT_SET"),
+        action(kind="webhook", url_variable="EVIL"),
+        action(kind="webhook", url="http://127.0.0.1:9/", timeout_seconds=5),
+        action(kind="mail", to=["ann@example.org"], smtp="127.0.0.1:9", timeout_seconds=5),
+        action(kind="webhook", url=web.url),
+    ]
+    faults = run_actions(actions, EVENT)
+    assert len(faults) == 4
+    assert "environment variable NOT_SET is not set" in faults[0]
+    assert "does not hold an http or https URL" in faults[1]
+    assert len(web.got) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"kind": "pager"}, "webhook"),
+        ({"kind": "slack"}, "needs `url` or `url_variable`"),
+        ({"kind": "slack", "url": "http://a", "url_variable": "B"}, "not both"),
+        ({"kind": "webhook", "url": "ftp://a"}, "must begin with http"),
+        ({"kind": "webhook", "url": "http://a", "to": ["x"]}, "no mail settings"),
+        ({"kind": "mail", "to": []}, "needs `to`"),
+        ({"kind": "mail", "to": ["x"], "url": "http://a"}, "neither a URL"),
+        ({"kind": "mail", "to": ["x"], "smtp": "mail"}, "host:port"),
+        ({"kind": "mail", "to": ["x"], "user": "u"}, "belong together"),
+        ({"kind": "mail", "to": ["x"], "timeout_seconds": 900}, "60"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_made(values, words):
+    with pytest.raises(ConfigError, match=words):
+        validate({"actions": [values]}, GovernanceConfig, "run.toml")
+
+
+@pytest.fixture
+def gate(web, monkeypatch, tmp_path):
+    """`gate(outcome)`: pass the gate of a run with one action, where `require_open` ends so."""
+    config = SimpleNamespace(governance=GovernanceConfig(actions=(action(kind="webhook", url=web.url),)))
+    run = SimpleNamespace(config=config, folder=tmp_path, path=Path("run.toml"), policy=SimpleNamespace(name="strict"))
+    artifacts = {"encode": SimpleNamespace(digest="c" * 64)}
+    monkeypatch.setattr(pipeline, "journal_of", lambda *a: None)
+
+    def passed(outcome, **values):
+        def require_open(*words):
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr(pipeline, "require_open", require_open)
+        return pipeline.pass_gate(run, artifacts, Runtime(tmp_path, **values))
+
+    return passed
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_closed_gate_stays_closed_whatever_the_action_does(web, gate, status):
+    web.server.status = status
+    closed = GateClosed("pii: too much")
+    with pytest.raises(GateClosed) as raised:
+        gate(closed)
+    assert raised.value is closed
+    assert [event["message"] for _, _, event in web.got] == ["pii: too much"]
+    assert gate({"verdict": "PASS"}) == {"verdict": "PASS"}
+    assert len(web.got) == 1
+
+
+def test_one_rank_reports_and_a_look_up_does_not(web, gate, monkeypatch):
+    with pytest.raises(GateClosed):
+        gate(GateClosed("no"), make=False)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(GateClosed):
+        gate(GateClosed("no"))
+    assert web.got == []
