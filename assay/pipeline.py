@@ -31,9 +31,9 @@ from governance.errors import (
     Preempted,
 )
 from governance.files import sha256_file
-from governance.gate.actions import GateEvent, run_actions
 from governance.gate.chain import require_chain
 from governance.gate.explanation import explain
+from governance.gate.gate_actions import GateEvent, run_actions
 from governance.gate.verdict import (
     CheckResult,
     decide,

@@ -22,7 +22,6 @@ from pydantic import field_validator
 from governance.config import Section
 from governance.errors import GateClosed, ManifestError
 from governance.files import sha256_file, write_json
-from governance.gate.actions import GateAction
 from governance.gate.approvals import APPROVALS, links, unapproved
 from governance.gate.chain import require_chain
 from governance.gate.decision import CheckResult, Judgement, Papers, Status, decide, strange_papers
@@ -35,6 +34,7 @@ from governance.gate.freshness import (
     staleness,
     undone,
 )
+from governance.gate.gate_actions import GateAction
 from governance.gate.policy import Policy
 from governance.gate.signed_statements import read_papers, signer_id, submitters
 from governance.gate.site_policy import Site, described, pair, require_site, site_keys, sites
@@ -93,7 +93,7 @@ class GovernanceConfig(Section):
     """Path of the EC key that signs them; empty: the user's own, made on first use."""
 
     actions: tuple[GateAction, ...] = ()
-    """Messages that report a closed gate (`actions.py`); none of them can change it."""
+    """Messages that report a closed gate (`gate_actions.py`); none of them can change it."""
 
     @field_validator("verdict_by")
     @classmethod

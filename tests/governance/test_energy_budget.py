@@ -324,7 +324,7 @@ def test_unknown_energy_refuses_to_start_unless_the_policy_allows_it(tmp_path, m
     monkeypatch.setattr(meters, "_open_sources", lambda config, allotted: ([], ["nothing here has a meter"]))
     with pytest.raises(BudgetReached, match="gives no bound"):
         work(runtime_of(tmp_path / "b", kilowatt_hours=1))
-    with pytest.raises(BudgetReached, match=r"is used: work on .* at 20"):  # what the first try used is not known
+    with pytest.raises(BudgetReached, match=r"is unknown: work on .* at 20"):  # what the first try used is not known
         work(runtime_of(tmp_path / "b", kilowatt_hours=1))
     assert work(runtime_of(tmp_path / "b", kilowatt_hours=1, unknown="allow")).stats == {"shards": 8}
 

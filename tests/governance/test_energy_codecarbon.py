@@ -98,7 +98,7 @@ def test_without_our_model_its_guess_has_no_upper_bound_and_without_figures_it_i
     [
         (("CPU", "RAM", "GPU"), (types.SimpleNamespace(devices=[0]), ""), None),
         (("CPU", "RAM"), (None, ""), None),
-        (("CPU", "RAM"), (types.SimpleNamespace(devices=[0, 1]), ""), "GPU: codecarbon found none, NVML tells of 2"),
+        (("CPU", "RAM"), (types.SimpleNamespace(devices=[0, 1]), ""), "GPU: codecarbon found none, NVML reports 2"),
         (("CPU", "RAM"), (None, "GPU: NVML answers: Driver Not Loaded"), "GPU: NVML answers: Driver Not Loaded"),
     ],
 )

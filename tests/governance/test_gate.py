@@ -252,7 +252,7 @@ def test_the_journal_carries_each_verdict_once_and_finds_an_older_one_put_back(c
     assert give(ALL_PASS)["verdict"] == "PASS"
     assert require_open(tokens, policy, config, root, root, journal)["verdict"] == "PASS"
     monkeypatch.setattr(journal, "last_time", lambda: "2999-01-01T00:00:00Z")
-    with pytest.raises(GateClosed, match="the journal's last line is of 2999"):
+    with pytest.raises(GateClosed, match="the journal's last line is dated 2999"):
         require_open(tokens, policy, config, root, root, journal)
 
 
@@ -343,8 +343,8 @@ def test_an_envelope_of_another_kind_is_no_verdict(corpus):
 
 def test_keys_are_never_overwritten_and_bad_keys_are_explained(tmp_path):
     create_key(tmp_path / "k.pem")
-    with pytest.raises(ConfigError, match="a key already"):
+    with pytest.raises(ConfigError, match="a key exists already"):
         create_key(tmp_path / "k.pem")
     (tmp_path / "bad.pem").write_text("nonsense")
-    with pytest.raises(ConfigError, match="no readable private key"):
+    with pytest.raises(ConfigError, match="not a readable private key"):
         read_verdict(tmp_path / "v.json", GovernanceConfig(signing_key="bad.pem"), tmp_path)

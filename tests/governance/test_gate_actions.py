@@ -14,7 +14,7 @@ import pytest
 from assay import pipeline
 from governance.config import validate
 from governance.errors import ConfigError, GateClosed
-from governance.gate.actions import GateAction, GateEvent, run_actions
+from governance.gate.gate_actions import GateAction, GateEvent, run_actions
 from governance.gate.verdict import GovernanceConfig
 from governance.stage import Runtime
 

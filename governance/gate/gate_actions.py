@@ -168,10 +168,13 @@ def _post(action: GateAction, event: GateEvent) -> None:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is a failure: it would turn the POST into a GET and take the token to another host."""
+    """Handler that follows no redirect.
+
+    A redirect would turn the POST into a GET and take the token to another host.
+    """
 
     def redirect_request(self, *redirect: Any) -> None:
-        """Follow none."""
+        """No request: the redirect is an error."""
         return
 
 
