@@ -111,7 +111,7 @@ class GateEvent:
 
 
 def run_actions(actions: Sequence[GateAction], event: GateEvent) -> list[str]:
-    """Run the actions for an event; return and log the faults of those that failed."""
+    """Run the actions for an event; log and return their faults."""
     faults = []
     for number, action in enumerate(actions):
         if action.on == "closed" and event.decision != "closed":
