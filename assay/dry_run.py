@@ -107,7 +107,7 @@ def ranks_of(total: int | None, a_node: int) -> Ranks:
     """
     world = total or a_node
     if world % a_node:
-        raise ConfigError(f"--ranks {world} is no multiple of --processes {a_node}, the ranks of a node; change one")
+        raise ConfigError(f"--ranks {world} is not a multiple of --nproc {a_node}, the ranks of a node; change one")
     return Ranks(0, world, 0, a_node)
 
 

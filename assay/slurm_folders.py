@@ -88,7 +88,7 @@ def fetch_here(run: Run, runtime: Runtime, typed: str, *, wanted: bool, local: b
     elif elsewhere and not local and len(list(runtime.root.glob("fetch/*/manifest.json"))) < len(elsewhere):
         get_logger(__name__).warning(
             "the first job fetches %s; if nodes have no internet, cancel, and submit with --fetch (or type here: assay "
-            "data prepare %s --join)", ", ".join(elsewhere), typed,
+            "data prepare %s --merge)", ", ".join(elsewhere), typed,
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ _PLAIN_INTERVAL_SECONDS = 10.0
 _DRAWN_A_SECOND = 2  # rich's own ten take more than 1 % of a core
 
 
-def set_up_logging(rank: int = 0, *, verbose: bool = False) -> None:
+def set_up_logging(rank: int = 0, *, verbose: bool = False, quiet: bool = False) -> None:
     """Send the program's messages to standard error.
 
     Ranks above 0 speak only of warnings, and say who they are.
@@ -34,7 +34,7 @@ def set_up_logging(rank: int = 0, *, verbose: bool = False) -> None:
         handler = logging.StreamHandler(sys.stderr)
         name = f" rank {rank}" if rank else ""
         handler.setFormatter(logging.Formatter(f"%(asctime)s{name} %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    level = logging.DEBUG if verbose else logging.INFO
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     _LOGGER.handlers[:] = [handler]
     _LOGGER.setLevel(level if rank == 0 else logging.WARNING)
     _LOGGER.propagate = False

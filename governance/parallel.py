@@ -298,7 +298,7 @@ def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
         close_pool()
         raise PipelineError(
             "a worker process was killed, most likely for lack of memory. Finished shards are kept; "
-            "run the same command again with fewer --workers."
+            "run the same command again with fewer --data-workers."
         ) from error
     finally:
         for future in waiting:

@@ -65,25 +65,30 @@ def plan(work: Work, config: SlurmConfig, max_array_size: int, root: Path) -> li
     tasks = tasks_of(work.shards, config, max_array_size)
 
     def add(
-        name: str, kind: Kind, command: Sequence[str], after: Sequence[tuple[Condition, str]], tasks: int = 0
+        name: str,
+        kind: Kind,
+        command: Sequence[str],
+        after: Sequence[tuple[Condition, str]],
+        tasks: int = 0,
+        last: Sequence[str] = (),
     ) -> None:
         options = _options(work.name, name, kind, config, tasks, root)
-        jobs.append(Job(name, kind, ("assay", *command, *work.words), options, tuple(after), tasks))
+        jobs.append(Job(name, kind, ("assay", *command, *work.words, *last), options, tuple(after), tasks))
 
     def behind() -> list[tuple[Condition, str]]:
         return [("afterok", jobs[-1].name)] if jobs else []
 
     if tasks > 1:  # with one task, an array would only do what "data" does
-        add("sources", "join", ("data", "prepare", "--join"), [])
+        add("sources", "join", ("data", "prepare", "--merge"), [])
         for step in work.steps:
             add(step, "share", ("data", "prepare"), behind(), tasks)
-            add(f"{step}-join", "join", ("data", "prepare", "--join"), behind())
+            add(f"{step}-join", "join", ("data", "prepare", "--merge"), behind())
     add("data", "data", ("data", "prepare"), behind())
     add("audit", "audit", ("governance", "check"), behind())
     for link in range(config.chain):
         before: list[tuple[Condition, str]] = [("afterany", jobs[-1].name)] if link else []
         add("train" if not link else f"train-{link + 1}", "train", ("train",), [("afterok", "audit"), *before])
-    add("evaluate", "evaluate", ("evaluate", "last"), behind())
+    add("evaluate", "evaluate", ("evaluate",), behind(), last=("last",))
     add("report", "report", ("report",), [("afterok", "data"), ("afterany", "evaluate")])
     return jobs
 
@@ -96,7 +101,7 @@ def tasks_of(shards: int, config: SlurmConfig, max_array_size: int) -> int:
 
 
 def shards_of(task: int, tasks: int, shards: int) -> range:
-    """The shards of one task: what `assay data prepare --share TASK/TASKS` makes."""
+    """The shards of one task: what `assay data prepare --task TASK/TASKS` makes."""
     return range(task, shards, tasks)
 
 

@@ -12,9 +12,9 @@ count_made
 command -v assay >/dev/null || PATH=$PATH:$programs
 
 workers=${SLURM_CPUS_ON_NODE:-1}
-command+=(--workers "$workers")
+command+=(--data-workers "$workers")
 if [ "$shares" != 0 ]; then
-  command+=(--share "${SLURM_ARRAY_TASK_ID:?this script is of an array}/$shares")
+  command+=(--task "${SLURM_ARRAY_TASK_ID:?this script is of an array}/$shares")
 fi
 launcher=()
 if [ "${#srun_options[@]}" -gt 0 ]; then

@@ -18,7 +18,7 @@ def only(root, stage):
 
 def test_every_stage_and_then_training(everything, capsys):
     root = everything / "made"
-    words = [str(everything / "run.toml"), "--root", str(root), "--workers", "1"]
+    words = [str(everything / "run.toml"), "--root", str(root), "--data-workers", "1"]
     assert main(["run", *words]) == 0
     assert only(root, "clean").stats["removed"]["blocked"] == 1
     assert only(root, "clean").stats["removed"]["listed_words"] == 1
@@ -40,7 +40,7 @@ def test_every_stage_and_then_training(everything, capsys):
 @pytest.mark.parametrize("role", ["pack", "encode"])
 def test_the_trainer_refuses_an_altered_shard_or_index(everything, role):
     root = everything / "made"
-    words = [str(everything / "run.toml"), "--root", str(root), "--workers", "1"]
+    words = [str(everything / "run.toml"), "--root", str(root), "--data-workers", "1"]
     assert main(["data", "prepare", *words]) == 0
     assert main(["governance", "check", *words]) == 0
     victim = only(root, role).files("train", root)[0]
@@ -57,7 +57,7 @@ def test_the_trainer_refuses_an_altered_shard_or_index(everything, role):
 
 def test_rows_of_token_shards_that_were_not_judged_are_refused(everything):
     root = everything / "made"
-    words = [str(everything / "run.toml"), "--root", str(root), "--workers", "1"]
+    words = [str(everything / "run.toml"), "--root", str(root), "--data-workers", "1"]
     assert main(["data", "prepare", *words]) == 0
     assert main(["governance", "check", *words]) == 0
     judged = only(root, "pack")
@@ -71,7 +71,7 @@ def test_nothing_held_out_is_told_and_trained_all_the_same(everything, capsys):
     root = everything / "made"
     text = (everything / "run.toml").read_text().replace("validation_share = 0.1", "validation_share = 0")
     (everything / "run.toml").write_text(text[: text.index("[data.pack]")] + text[text.index("[data.tokenizer]") :])
-    assert main(["run", str(everything / "run.toml"), "--root", str(root), "--workers", "1"]) == 0
+    assert main(["run", str(everything / "run.toml"), "--root", str(root), "--data-workers", "1"]) == 0
     assert "nothing is validated" in capsys.readouterr().err
 
 

@@ -62,7 +62,7 @@ def test_no_command_of_a_run_speaks_to_another_machine(traced, project, monkeypa
     def assay(*words, code=0):
         assert traced("-m", "pretrain", *words, code=code) == [], words
 
-    assay("run", *config, "--workers", "2")
+    assay("run", *config, "--data-workers", "2")
     newest = max(root.glob("checkpoint/*"), key=lambda path: path.stat().st_mtime)
     [train], [shard] = root.glob("train/*"), root.glob("encode/*/train/*.tokens")
     [clean], [dedup] = root.glob("clean/*/manifest.json"), root.glob("dedup/*/manifest.json")
@@ -81,8 +81,8 @@ def test_no_command_of_a_run_speaks_to_another_machine(traced, project, monkeypa
     assay("governance", "keygen", "--job", project / "job.pem", "--root-key", project / "root.pem")
     assay("governance", "sign", newest, "--key", project / "m.pem", "--signing-key", project / "key.pem")
     assay("train", *config)
-    assay("evaluate", newest, *config)
-    assay("export", newest, project / "exported", *config)
+    assay("evaluate", *config, newest)
+    assay("export", *config, newest, project / "exported")
     assay("report", *config, "--documents")
     # Where Slurm is installed it asks the controller for MaxArraySize, wherever that is: a stand-in answers.
     (controller := project / "programs" / "scontrol").parent.mkdir()

@@ -103,7 +103,7 @@ def finished(tmp_path_factory):
     write_tales(folder / "b.jsonl", range(60, 120))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(folder.parent))  # no other meter of this machine has the turn
-        done = assay("run", folder / "run.toml", "--root", folder / "root", "--workers", 2)
+        done = assay("run", folder / "run.toml", "--root", folder / "root", "--data-workers", 2)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -202,12 +202,12 @@ def test_evaluate_and_export(project_copy, capsys):
     root = project_copy / "root"
     config = [str(project_copy / "run.toml"), "--root", str(root)]
     newest = max(root.glob("checkpoint/*/manifest.json"), key=lambda p: json.loads(p.read_bytes())["config"]["step"])
-    assert main(["evaluate", str(newest.parent), *config]) == 0
+    assert main(["evaluate", *config, str(newest.parent)]) == 0
     assert "bits/byte" in capsys.readouterr().out
     (project_copy / "asked").mkdir()  # beside the sources it would be one
     (project_copy / "asked" / "pairs.jsonl").write_text('{"good": "The cat sat.", "bad": "Cat the sat."}\n' * 3)
     task = 'evaluation.tasks=[{name = "order", format = "pairs", path = "asked/pairs.jsonl"}]'
-    assert main(["evaluate", str(newest.parent), *config, "--json", "--set", task]) == 0
+    assert main(["evaluate", *config, str(newest.parent), "--json", "--set", task]) == 0
     told = json.loads(capsys.readouterr().out)
     assert sum(row["tokens"] for row in told["by_source"].values()) == told["tokens"] > 0
     assert told["tasks"][0]["questions"] == 3
@@ -216,26 +216,26 @@ def test_evaluate_and_export(project_copy, capsys):
     trained = training_folder(run, corpus(run, Runtime(root, make=False)), root)  # where a launcher looks for progress
     assert (trained / "manifest.json").exists()
     target = project_copy / "exported"
-    assert main(["export", str(newest.parent), str(target), *config]) == 0
+    assert main(["export", *config, str(newest.parent), str(target)]) == 0
     with safe_open(target / "model.safetensors", framework="pt") as file:
         assert "model.layers.1.self_attn.q_proj.weight" in set(file.keys())
     assert json.loads((target / "config.json").read_bytes())["model_type"] == "llama"
     assert (target / "tokenizer.json").exists()
     assert json.loads(newest.read_bytes())["config"]["train_key"] in (target / "README.md").read_text()
-    assert main(["export", str(newest.parent), str(target), *config]) == 78
+    assert main(["export", *config, str(newest.parent), str(target)]) == 78
     weights = next(newest.parent.rglob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-3])
-    assert main(["evaluate", str(newest.parent), *config]) == 65
+    assert main(["evaluate", *config, str(newest.parent)]) == 65
 
 
 def prepare(project, *words):
     return main(
-        ["data", "prepare", str(project / "run.toml"), "--root", str(project / "root"), "--workers", "1", *words]
+        ["data", "prepare", str(project / "run.toml"), "--root", str(project / "root"), "--data-workers", "1", *words]
     )
 
 
 def run(project, *words):
-    return main(["run", str(project / "run.toml"), "--root", str(project / "root"), "--workers", "1", *words])
+    return main(["run", str(project / "run.toml"), "--root", str(project / "root"), "--data-workers", "1", *words])
 
 
 def test_no_look_up_makes_anything(project):
@@ -364,7 +364,7 @@ def test_two_processes_are_preempted_with_75_and_end_near_one_process(finished, 
     shutil.copytree(finished, project)
     for made in ("train", "checkpoint"):
         shutil.rmtree(project / "root" / made)
-    words = ["train", str(project / "run.toml"), "--root", str(project / "root"), "--processes", "2"]
+    words = ["train", str(project / "run.toml"), "--root", str(project / "root"), "--nproc", "2"]
     words += ["--set", "engine.micro_batch_size=2", "--set", "engine.zero_stage=2", "--set", 'train.precision="fp32"']
     environment = hooked(tmp_path, TEST_SIGNAL="SIGUSR1", TEST_SIGNAL_TO_PARENT="yes")
     command = [sys.executable, "-m", "pretrain", *words]
@@ -387,7 +387,7 @@ def test_a_rank_that_dies_ends_the_others_and_the_command(finished, tmp_path):
     shutil.copytree(finished, project)
     for made in ("train", "checkpoint"):
         shutil.rmtree(project / "root" / made)
-    words = ["train", str(project / "run.toml"), "--root", str(project / "root"), "--processes", "2"]
+    words = ["train", str(project / "run.toml"), "--root", str(project / "root"), "--nproc", "2"]
     words += ["--set", "engine.micro_batch_size=2", "--set", "engine.restarts=0"]
     words += ["--set", "train.steps=100000"]  # not to be over before the kill
     child = subprocess.Popen([sys.executable, "-m", "pretrain", *words], stderr=subprocess.PIPE, text=True)

@@ -13,21 +13,21 @@ def hours(text: str) -> float:
     """A number of hours, up to a year."""
     number = float(text)
     if not 0 < number <= 24 * 366:
-        raise argparse.ArgumentTypeError(f"{text} is no number of hours above 0 and up to a year")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of hours above 0 and up to a year")
     return number
 
 
 def positive(text: str) -> int:
     """A whole number from 1 up."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def natural(text: str) -> int:
     """A whole number from 0 up."""
     if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
@@ -38,19 +38,19 @@ def size(text: str) -> int:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([MGT])(i?)B", text, re.ASCII)
     if found is None or not float(found[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size above 0 with its unit, such as 80GiB or 141GB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size above 0 with its unit, such as 80GiB or 141GB")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** _SCALES[found[2]])
 
 
 def prefix(text: str) -> Path:
     """A path with the first part of a file's name."""
     if not Path(text).name or text.endswith("/"):
-        raise argparse.ArgumentTypeError(f"{text!r} names no file: give a path and the first part of a name")
+        raise argparse.ArgumentTypeError(f"{text!r} does not name a file: give a path and the first part of a name")
     return Path(text)
 
 
-def worker(text: str) -> tuple[int, int]:
-    """Worker I of N, typed "I/N", as two numbers."""
+def task(text: str) -> tuple[int, int]:
+    """Task I of N, typed "I/N", as two numbers."""
     number, _, count = text.partition("/")
     if not (text.isascii() and number.isdigit() and count.isdigit() and int(number) < int(count)):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")

@@ -61,7 +61,7 @@ def _keys(arguments: Arguments) -> tuple[GovernanceConfig, Path]:
     given = tuple(str(key.absolute()) for key in arguments.keys)
     if not (arguments.run.is_file() and arguments.run.suffix == ".toml"):
         return GovernanceConfig(trusted_keys=given), Path()
-    run = load_run(arguments.run, ())
+    run = load_run(arguments.run, [])
     keys = (*run.config.governance.trusted_keys, *given)
     return run.config.governance.model_copy(update={"trusted_keys": keys}), run.folder
 
@@ -70,7 +70,10 @@ def compare(arguments: Arguments) -> None:
     """Compare two runs as lines and, on request, as a page."""
     from governance.reports.compare import comparison, comparison_lines, comparison_page, side_of
 
-    sides = [side_of(*reversed(_find(run, None)), str(run)) for run in (arguments.ours, arguments.theirs)]
+    sides = []
+    for run in (arguments.ours, arguments.theirs):
+        root, report = _find(run, None)
+        sides.append(side_of(report, root, str(run)))
     found = comparison(*sides)
     for line in comparison_lines(found):
         say(line)

@@ -35,14 +35,14 @@ def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
     root: Path = arguments.root or Path("runs") / arguments.config.stem
     refuse_edited(run, root.absolute())
     journal = open_journal(run.config.governance, run.folder, root.absolute())
-    share = getattr(arguments, "share", None)
+    task = getattr(arguments, "task", None)
     ledger, tally = root.absolute() / "energy.jsonl", os.environ.get(TALLY_VARIABLE)
     runtime = Runtime(
         root=root.absolute(),
-        workers=arguments.workers,
+        workers=arguments.data_workers,
         command=f"assay {command} {arguments.config}" + (f" --root {arguments.root}" if arguments.root else ""),
-        worker=share or getattr(arguments, "worker", (0, 1)),
-        mode="share" if share else "join" if getattr(arguments, "join", False) else "all",
+        worker=task or (0, 1),
+        mode="share" if task and not arguments.wait else "join" if getattr(arguments, "merge", False) else "all",
         engine=getattr(arguments, "engine", "duckdb"),
         hooks=Hooks(
             meter=meter(run.config.energy, ledger),
@@ -89,7 +89,7 @@ def run(arguments: Arguments) -> None:
     from assay.pipeline import whole_way
 
     loaded, runtime = load(arguments, "run")
-    say(f"report: {whole_way(loaded, runtime, arguments.processes, words_of(arguments, runtime))}")
+    say(f"report: {whole_way(loaded, runtime, arguments.nproc, words_of(arguments, runtime))}")
 
 
 def train(arguments: Arguments) -> None:
@@ -102,17 +102,17 @@ def train(arguments: Arguments) -> None:
     if arguments.dry_run:
         from assay.dry_run import dry_run, planned, ranks_of
 
-        ranks = ranks_of(arguments.ranks, arguments.processes)
+        ranks = ranks_of(arguments.ranks, arguments.nproc)
         place = planned(loaded.config.engine, ranks, arguments.device, arguments.gpu_memory)
         for line in dry_run(loaded, runtime, ranks, place):
             say(line)
         return
     if arguments.ranks:
-        raise ConfigError("--ranks goes with --dry-run; a start has the ranks of --processes, of torchrun or of srun")
+        raise ConfigError("--ranks goes with --dry-run; a start has as many ranks as --nproc, torchrun or srun starts")
     if arguments.device or arguments.gpu_memory:
         raise ConfigError("--device and --gpu-memory go with --dry-run; a start computes on what engine.device says")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    manifest = training(loaded, artifacts, runtime, arguments.processes, words_of(arguments, runtime))
+    manifest = training(loaded, artifacts, runtime, arguments.nproc, words_of(arguments, runtime))
     say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}")
 
 

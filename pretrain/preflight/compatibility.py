@@ -463,7 +463,7 @@ def gpus_are_idle(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -
         return None
     return (
         f"this node shows {hardware.gpus} GPUs and {hardware.local_world_size} rank(s) of this run compute here, each "
-        f"on one; the others are idle. For all of them start {hardware.gpus} ranks (--processes "
+        f"on one; the others are idle. For all of them start {hardware.gpus} ranks (--nproc "
         f"{hardware.gpus}; under Slurm "
         f"slurm.gpus_per_node = {hardware.gpus}); to leave them to other jobs, hide them (CUDA_VISIBLE_DEVICES)"
     )

@@ -14,7 +14,7 @@ def typed(project, capsys):
     """`typed(*words)`: run a command on the project; its exit status and what it said."""
 
     def run(command, *words):
-        root = ["--root", str(project / "root"), "--workers", "1"]
+        root = ["--root", str(project / "root"), "--data-workers", "1"]
         status = main([*command.split(), str(project / "run.toml"), *map(str, words), *root])
         return status, "".join(capsys.readouterr())
 

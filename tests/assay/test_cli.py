@@ -1,4 +1,4 @@
-"""The set of commands and options is a promise: a change of it changes this file."""
+"""The command surface: pinned commands and options, nearest words, words of the last release."""
 
 import argparse
 import subprocess
@@ -15,14 +15,16 @@ from assay.cli import (
     slurm_commands,
 )
 from assay.cli import run_commands as commands
-from assay.cli.main import parser, whole_words
+from assay.cli.main import main
+from assay.cli.surface import parser
+from assay.cli.words import current_words, in_order
 
-COMMON = ["--help", "--root", "--set", "--workers", "CONFIG"]
+COMMON = ["--data-workers", "--help", "--root", "--set", "CONFIG"]
 SURFACE = {
     "data export": [*COMMON, "PREFIX"],
     "data import": ["--end-of-document", "--help", "--root", "--vocabulary-size", "PREFIX"],
-    "data prepare": [*COMMON, "--engine", "--join", "--share", "--worker"],
-    "data show": ["--help", "--root", "--set", "--workers", "CONFIG|ARTIFACT"],
+    "data prepare": [*COMMON, "--engine", "--merge", "--task", "--wait"],
+    "data show": [*COMMON[:-1], "CONFIG|ARTIFACT"],
     "data trace": ["--help", "OFFSET", "SHARD"],
     "data train-classifier": COMMON,
     "evaluate": [*COMMON, "--json", "CHECKPOINT"],
@@ -44,7 +46,7 @@ SURFACE = {
     "report index": ["--help", "--html", "FOLDER"],
     "report verify": ["--help", "--key", "--root", "CONFIG|ROOT|REPORT"],
     "report write": [*COMMON, "--documents"],
-    "run": [*COMMON, "--from-scratch", "--processes"],
+    "run": [*COMMON, "--from-scratch", "--nproc"],
     "slurm cancel": COMMON,
     "slurm logs": [*COMMON, "--attempt", "--follow", "--job", "--rank"],
     "slurm preflight": COMMON,
@@ -52,7 +54,7 @@ SURFACE = {
     "slurm retry": [*COMMON, "--local", "--take-edits"],
     "slurm status": [*COMMON, "--watch"],
     "slurm submit": [*COMMON, "--carbon-aware", "--expected", "--fetch", "--latest", "--local", "--take-edits"],
-    "train": [*COMMON, "--device", "--dry-run", "--from-scratch", "--gpu-memory", "--processes", "--ranks"],
+    "train": [*COMMON, "--device", "--dry-run", "--from-scratch", "--gpu-memory", "--nproc", "--ranks"],
 }
 
 
@@ -68,7 +70,9 @@ def surface(top, prefix=""):
 
 def test_surface_is_pinned_and_each_command_exists():
     found = list(surface(parser()))
-    assert {name: options for name, options, _ in found} == {name: sorted(words) for name, words in SURFACE.items()}
+    assert {name: options for name, options, _ in found} == {
+        name: sorted([*words, "--quiet", "--verbose"]) for name, words in SURFACE.items()
+    }
     modules = {
         "check": check_commands, "data": data_commands, "governance": governance_commands, "report": report_commands,
         "review": review_commands, "slurm": slurm_commands, "": commands,
@@ -78,54 +82,122 @@ def test_surface_is_pinned_and_each_command_exists():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "current"),
     [
         (["report", "x.toml"], ["report", "write", "x.toml"]),
         (["-v", "report", "--root", "r", "x.toml"], ["-v", "report", "write", "--root", "r", "x.toml"]),
         (["report", "verify", "x.toml"], None), (["report", "write", "x.toml"], None), (["report", "--help"], None),
-        (["report"], None), (["train", "report"], None), ([], None), (["report", "./verify"],
-                                                                     ["report", "write", "./verify"]),
+        (["report"], None), (["train", "report"], None), ([], None),
+        (["report", "./verify"], ["report", "write", "./verify"]), (["report", "verfiy", "x"], None),
+        (["help"], ["--help"]), (["help", "data", "show"], ["data", "show", "--help"]),
     ],
 )  # fmt: skip
-def test_a_report_of_a_configuration_needs_no_word_more(words, told):
-    assert whole_words(words) == (told or words)
+def test_short_forms_stand_for_whole_commands(words, current):
+    assert current_words(words, pytest.fail) == (current or words)
 
 
-def test_what_a_worker_and_an_engine_are():
-    words = ["data", "prepare", "run.toml"]
-    plain = parser().parse_args(words)
-    assert (plain.worker, plain.engine) == ((0, 1), "duckdb")
-    chosen = parser().parse_args([*words, "--worker", "2/3", "--engine", "daft"])
-    assert (chosen.worker, chosen.engine) == ((2, 3), "daft")
-    assert (plain.share, plain.join, chosen.share) == (None, False, None)
-    assert parser().parse_args([*words, "--share", "0/7"]).share == (0, 7)
-    assert parser().parse_args([*words, "--join"]).join is True
+def test_options_of_the_last_release_work_and_warn():
+    warned = []
+    words = ["data", "prepare", "run.toml", "--workers=3", "--worker", "2/3", "--engine", "daft"]
+    waits = parser().parse_args(current_words(words, warned.append))
+    assert (waits.task, waits.wait, waits.merge, waits.data_workers, waits.engine) == ((2, 3), True, False, 3, "daft")
+    shares = parser().parse_args(current_words(["data", "prepare", "run.toml", "--share", "0/7"], warned.append))
+    assert (shares.task, shares.wait) == ((0, 7), False)
+    merges = parser().parse_args(current_words(["data", "prepare", "run.toml", "--join"], warned.append))
+    assert (merges.task, merges.merge) == (None, True)
+    assert parser().parse_args(current_words(["run", "x.toml", "--processes", "4"], warned.append)).nproc == 4
+    assert [line.partition(";")[0] for line in warned] == [
+        "--workers is now --data-workers", "--worker is now --task I/N --wait", "--share is now --task",
+        "--join is now --merge", "--processes is now --nproc",
+    ]  # fmt: skip
+    plain = parser().parse_args(["data", "prepare", "run.toml"])
+    assert (plain.task, plain.wait, plain.merge, plain.engine) == (None, False, False, "duckdb")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["evaluate", "last", "x.toml", "--json"], ["evaluate", "x.toml", "last", "--json"]),
+        (["export", "c", "f", "x.toml"], ["export", "x.toml", "c", "f"]),
+        (["governance", "audit-model", "c", "x.toml"], ["governance", "audit-model", "x.toml", "c"]),
+    ],
+)
+def test_the_order_of_the_last_release_works_and_warns(old, new):
+    given, warned = [parser().parse_args(words) for words in (old, new)], []
+    for arguments in given:
+        in_order(arguments, warned.append)
+    assert vars(given[0]) == vars(given[1])
+    assert len(warned) == 1
+    assert f"assay {' '.join(word for word in new if word != '--json')};" in warned[0]
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize(("word", "found"), [("-v", (True, False)), ("-q", (False, True))])
+def test_verbose_and_quiet_stand_anywhere(place, word, found):
+    words = ["governance", "check", "x.toml"]
+    words.insert(place, word)
+    arguments = parser().parse_args(words)
+    assert (arguments.verbose, arguments.quiet) == found
+
+
+@pytest.mark.parametrize(
+    ("typed", "nearest"),
+    [
+        ("rnu x.toml", "'assay run'"), ("trian x.toml", "'assay train'"), ("evalute x.toml last", "'assay evaluate'"),
+        ("exprot x.toml c f", "'assay export'"), ("slrum status x.toml", "'assay slurm'"),
+        ("data perpare x.toml", "'assay data prepare'"), ("data sohw x.toml", "'assay data show'"),
+        ("prepare x.toml", "'assay data prepare'"), ("governance chekc x.toml", "'assay governance check'"),
+        ("goverance check x.toml", "'assay governance'"), ("report verfiy x", "'assay report verify'"),
+        ("report comapre a b", "'assay report compare'"), ("slurm stauts x.toml", "'assay slurm status'"),
+        ("verify x", "'assay governance verify' or 'assay report verify'"),
+        ("run --ste train.steps=3 x.toml", "--set"), ("train x.toml --nporc 2", "--nproc"),
+        ("train x.toml --dryrun", "--dry-run"), ("data prepare x.toml --tsak 0/2", "--task"),
+        ("run x.toml --data-worker=2 --rooot r", "--root"), ("run x.toml --dry-run", "an option of: assay train"),
+    ],
+)  # fmt: skip
+def test_a_mistyped_word_is_met_with_the_nearest(typed, nearest, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(typed.split())
+    assert left.value.code == 2
+    assert nearest in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_mistyped_path_is_refused_before_anything_slow_is_imported(tmp_path):
+    (tmp_path / "mine.toml").touch()
+    code = (
+        "import sys\nfrom assay.cli.main import main\n"
+        "status = main(['run', 'mien.toml']), main(['evaluate', 'mine.toml', 'c']), main(['report', 'verify', 'x'])\n"
+        "print(status, {'torch', 'pydantic', 'numpy'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "(78, 66, 66) set()\n"
+    assert "mien.toml: no such file. Did you mean mine.toml?" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["run", "x.toml", "--workers", "0"], "no whole number from 1 up"),
-        *((["train", "x.toml", f"--gpu-memory={word}"], "no size above 0 with its unit, such as 80GiB")
+        (["run", "x.toml", "--data-workers", "0"], "not a whole number of at least 1"),
+        *((["train", "x.toml", f"--gpu-memory={word}"], "not a size above 0 with its unit, such as 80GiB")
           for word in ("80", "0GiB", "-1GiB", "80 GiB", "80gib", "\N{ARABIC-INDIC DIGIT ONE}GiB")),
         (["train", "x.toml", "--device", "tpu"], "invalid choice: 'tpu'"),
-        *((["data", "prepare", "x.toml", f"--worker={word}"], "I from 0 to N - 1")
+        *((["data", "prepare", "x.toml", f"--task={word}"], "I from 0 to N - 1")
           for word in ("3/3", "1", "-1/2", "1/0", "a/b", "1/2/3", "\N{ARABIC-INDIC DIGIT ONE}/2", "")),
         (["data", "prepare", "x.toml", "--engine", "spark"], "invalid choice"),
-        (["data", "prepare", "x.toml", "--share", "7/7"], "I from 0 to N - 1"),
+        (["data", "prepare", "x.toml", "--wait"], "--wait goes with --task I/N"),
         *((["data", "prepare", "x.toml", *two], "not allowed with argument")
-          for two in (("--share=0/2", "--join"), ("--worker=0/2", "--join"), ("--share=0/2", "--worker=0/2"))),
+          for two in (("--task=0/2", "--merge"), ("--join", "--share=0/2"), ("-v", "-q"))),
         (["data", "trace", "x.tokens", "-1"], "OFFSET"),
-        (["data", "trace", "x.tokens", "1.5"], "no whole number from 0 up"),
-        (["data", "export", "x.toml", "/"], "names no file"),
-        (["data", "export", "x.toml", "folder/"], "names no file"),
+        (["data", "trace", "x.tokens", "1.5"], "not a whole number of at least 0"),
+        (["data", "export", "x.toml", "/"], "does not name a file"),
+        (["data", "export", "x.toml", "folder/"], "does not name a file"),
         (["data", "import", "x", "--root", "r", "--vocabulary-size", "9"], "--end-of-document"),
         (["data", "show"], "CONFIG|ARTIFACT"),
     ],
 )  # fmt: skip
 def test_wrong_words_are_refused(words, told, capsys):
     with pytest.raises(SystemExit) as left:
-        parser().parse_args(words)
+        main(words)
     assert left.value.code == 2
     assert told in capsys.readouterr().err
 
@@ -143,10 +215,10 @@ def test_help_tells_the_exit_codes(words, capsys):
 
 def test_wrong_words_explain_themselves():
     done = subprocess.run(
-        [sys.executable, "-m", "pretrain", "run", "x.toml", "--workers", "0"],
+        [sys.executable, "-m", "pretrain", "run", "x.toml", "--data-workers", "0"],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 2
-    assert "no whole number from 1 up" in done.stderr
+    assert "not a whole number of at least 1" in done.stderr

@@ -35,7 +35,9 @@ def prepared(tmp_path_factory):
     write_tales(folder / "a.jsonl", range(40))
     extra = ["Too short.", f"{tale(1)}", "Mail \x1b[2Jjane.doe@example.org or 0044 20 7946 0958. " + tale(77)]
     (folder / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in extra))
-    assert main(["data", "prepare", str(folder / "run.toml"), "--root", str(folder / "made"), "--workers", "1"]) == 0
+    assert (
+        main(["data", "prepare", str(folder / "run.toml"), "--root", str(folder / "made"), "--data-workers", "1"]) == 0
+    )
     return folder
 
 
@@ -57,7 +59,9 @@ def only(root, stage):
 
 
 def test_prepare_names_every_artifact_and_finds_it_again(prepared, capsys):
-    status, out = told(capsys, "data", "prepare", prepared / "run.toml", "--root", prepared / "made", "--workers", "1")
+    status, out = told(
+        capsys, "data", "prepare", prepared / "run.toml", "--root", prepared / "made", "--data-workers", "1"
+    )
     assert status == 0
     stages = [line.split()[0] for line in out.splitlines()]
     assert stages == ["ingest", "clean", "dedup", "redact", "tokenizer", "encode"]
@@ -122,7 +126,7 @@ def test_show_of_a_run_that_is_half_made_and_of_one_whose_ancestors_are_gone(cop
         (["show", "{}/run.toml", "--root", "{}/nothing"], 66, "not made yet"),
         (["show", "{}/made"], 66, "manifest.json"),
         (["show", "{}/made/dedup/*", "--set", "x=1"], 78, "--set has no effect"),
-        (["trace", "{}/absent.tokens", "0"], 66, "no such shard"),
+        (["trace", "{}/absent.tokens", "0"], 66, "no such file or folder"),
         (["export", "{}/run.toml", "x", "--root", "{}/nothing"], 66, "data prepare"),
         (["train-classifier", "{}/run.toml"], 78, "no [[data.classifiers]]"),
         (["import", "{}/absent", "--root", "{}/r", "--vocabulary-size", "9", "--end-of-document", "0"], 66, "absent"),
@@ -200,7 +204,7 @@ def test_two_workers_of_an_array_make_what_one_makes(prepared, tmp_path):
     try:
         for worker in ("0/2", "1/2"):
             words = ["data", "prepare", str(tmp_path / "p" / "run.toml"), "--root", str(tmp_path / "made")]
-            assert main([*words, "--workers", "1", "--worker", worker]) == 0
+            assert main([*words, "--data-workers", "1", "--wait", "--task", worker]) == 0
     finally:
         close_pool()
     for stage in ("ingest", "clean", "dedup", "redact", "tokenizer", "encode"):
@@ -212,7 +216,7 @@ def test_an_earlier_corpus_in_the_same_root_is_no_ancestor(copy, capsys):
     write_tales(copy / "a.jsonl", range(500, 540))  # another file of the same name
     text = CONFIG.replace("[data.tokenizer]", f'[data.dedup]\nagainst = ["{earlier.folder}"]\n\n[data.tokenizer]')
     (copy / "next.toml").write_text(text)
-    status, of_run = told(capsys, "data", "prepare", copy / "next.toml", "--root", root, "--workers", "1")
+    status, of_run = told(capsys, "data", "prepare", copy / "next.toml", "--root", root, "--data-workers", "1")
     assert status == 0
     tokens = read_artifact(root / of_run.splitlines()[-1].split("/made/")[1])
     shard = next(path for path in tokens.files("train", root) if len(TokenShard.open(path).tokens))
@@ -242,7 +246,7 @@ def test_examples_are_masked_by_the_rules_of_personal_data(project, capsys):
     (project / "c.jsonl").write_text("\n".join(rows) + "\n")
     text = CONFIG.replace("*.jsonl", "c.jsonl").replace('licence = "CC0-1.0"', 'licence = "CC0-1.0"\nid_field = "id"')
     (project / "run.toml").write_text(text)
-    words = [project / "run.toml", "--root", project / "made", "--workers", "1"]
+    words = [project / "run.toml", "--root", project / "made", "--data-workers", "1"]
     assert told(capsys, "data", "prepare", *words)[0] == 0
     status, shown = told(capsys, "data", "show", *words[:3])
     assert status == 0

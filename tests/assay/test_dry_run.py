@@ -48,7 +48,7 @@ def start(project, settings, ranks):
 
 
 def test_a_run_without_a_corpus_is_told_and_nothing_is_written(project, dry):
-    status, out, err = dry("--processes", "2")
+    status, out, err = dry("--nproc", "2")
     assert status == 0, err
     config = the_run(project)
     size, length = config.data.tokenizer.vocabulary_size, config.train.sequence_length
@@ -68,7 +68,10 @@ def test_a_run_without_a_corpus_is_told_and_nothing_is_written(project, dry):
 
 
 def test_the_vocabulary_is_the_shards_where_they_are(project, dry):
-    assert main(["data", "prepare", str(project / "run.toml"), "--root", str(project / "root"), "--workers", "1"]) == 0
+    assert (
+        main(["data", "prepare", str(project / "run.toml"), "--root", str(project / "root"), "--data-workers", "1"])
+        == 0
+    )
     [manifest] = (project / "root").glob("tokenizer/*/manifest.json")
     made = json.loads(manifest.read_bytes())["stats"]["vocabulary_size"]
     artifacts = "[!f]*/**/*"  # `fetch` remembers digests of sources
@@ -102,9 +105,9 @@ def test_stages_of_a_batch_and_experts_are_told(project, dry):
 @pytest.mark.parametrize(
     ("words", "settings"),
     [
-        (["--processes", "3"], []),
+        (["--nproc", "3"], []),
         ([], ['train.precision="fp16"', "engine.zero_stage=1"]),
-        (["--ranks", "4", "--processes", "2"], ["engine.tensor_parallel_size=3"]),
+        (["--ranks", "4", "--nproc", "2"], ["engine.tensor_parallel_size=3"]),
         ([], ["engine.hpz_partition_size=2"]),
     ],
 )
@@ -112,7 +115,7 @@ def test_what_does_not_work_is_refused_with_the_words_of_a_start(project, dry, w
     status, out, err = dry(*words, *(word for setting in settings for word in ("--set", setting)))
     assert status == 78
     given = dict(zip(words[::2], map(int, words[1::2]), strict=True))
-    node = given.get("--processes", 1)
+    node = given.get("--nproc", 1)
     with pytest.raises(ConfigError) as refused:
         start(project, settings, Ranks(0, given.get("--ranks", node), 0, node))
     assert str(refused.value) in err
@@ -121,7 +124,7 @@ def test_what_does_not_work_is_refused_with_the_words_of_a_start(project, dry, w
 
 def test_what_does_not_fit_is_refused_with_the_words_of_a_start(project, dry, monkeypatch):
     monkeypatch.setattr(hardware, "free_host_bytes", lambda: 600 << 20)
-    status, out, err = dry("--processes", "4")
+    status, out, err = dry("--nproc", "4")
     assert status == 1
     config = the_run(project)
     room = Hardware(Ranks(0, 4, 0, 4), "cpu", device_bytes=150 << 20, host_bytes=150 << 20)
@@ -155,7 +158,7 @@ def plan(tmp_path, capsys):
                 "--dry-run",
                 "--device",
                 "cuda",
-                "--processes",
+                "--nproc",
                 "8",
                 *words,
             ]
@@ -197,7 +200,7 @@ def test_seventy_billion_parameters_are_planned_for_gpus_from_a_node_without_one
         (["--set", 'engine.device="cpu"', "--gpu-memory", "80GiB"], "--device cuda: a start would compute on 'cpu'"),
         ([], "--device cuda: add the memory of a GPU of those nodes, for example --gpu-memory 80GiB"),
         (["--device", "cpu", "--gpu-memory", "80GiB"], "--gpu-memory goes with --device cuda"),
-        (["--gpu-memory", "80GiB", "--ranks", "12"], "no multiple of --processes 8"),
+        (["--gpu-memory", "80GiB", "--ranks", "12"], "no multiple of --nproc 8"),
     ],
 )
 def test_a_plan_that_means_nothing_is_refused(plan, words, told):
@@ -206,8 +209,8 @@ def test_a_plan_that_means_nothing_is_refused(plan, words, told):
 
 
 def test_ranks_that_mean_nothing_are_refused(project, dry, capsys):
-    status, _, err = dry("--ranks", "3", "--processes", "2")
-    assert (status, "no multiple of --processes 2" in err) == (78, True)
+    status, _, err = dry("--ranks", "3", "--nproc", "2")
+    assert (status, "no multiple of --nproc 2" in err) == (78, True)
     assert main(["train", str(project / "run.toml"), "--root", str(project / "root"), "--ranks", "2"]) == 78
     assert "goes with --dry-run" in capsys.readouterr().err
     assert main(["train", str(project / "run.toml"), "--root", str(project / "root"), "--device", "cpu"]) == 78

@@ -50,7 +50,7 @@ def whole_way(project, capsys):
 
     def run(*words):
         root = project / "root"
-        status = main(["run", str(project / "run.toml"), "--root", str(root), "--workers", "1", *words])
+        status = main(["run", str(project / "run.toml"), "--root", str(root), "--data-workers", "1", *words])
         assert not root.exists()
         return status, capsys.readouterr().err
 
@@ -58,14 +58,14 @@ def whole_way(project, capsys):
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_a_source_is_read(whole_way):
-    status, told = whole_way("--processes", "3", "--set", 'engine.device="cpu"')
+    status, told = whole_way("--nproc", "3", "--set", 'engine.device="cpu"')
     assert status == 78
     assert "train.global_batch_size = 4 is not a multiple of engine.micro_batch_size x ranks = 4 x 3" in told
 
 
 def test_a_model_that_does_not_fit_is_refused_before_a_source_is_read(whole_way, monkeypatch):
     monkeypatch.setattr(hardware, "free_host_bytes", lambda: 600 * MIB)
-    status, told = whole_way("--processes", "4", "--set", 'engine.device="cpu"', "--set", "engine.micro_batch_size=1")
+    status, told = whole_way("--nproc", "4", "--set", 'engine.device="cpu"', "--set", "engine.micro_batch_size=1")
     assert status == 1
     assert "this model does not fit: a rank needs about" in told
     assert "(4 rank(s) a node)" in told

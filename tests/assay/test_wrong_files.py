@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
 
 def prepare(folder, root, override, capsys):
     """The exit status, and what was told as an error, which comes last."""
-    words = ["data", "prepare", str(folder / "run.toml"), "--root", str(root), "--workers", "1", "--set", override]
+    words = ["data", "prepare", str(folder / "run.toml"), "--root", str(root), "--data-workers", "1", "--set", override]
     status = main(words)
     return status, capsys.readouterr().err.partition("ERROR ")[2]
 

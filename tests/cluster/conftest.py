@@ -123,7 +123,7 @@ def local(tmp_path_factory):
     """The same run on this machine, without a cluster, unbroken: its digests and losses count."""
     folder = write_project(tmp_path_factory.mktemp("local") / "project")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    words = ["run", str(folder / "run.toml"), "--root", str(folder / "root"), "--workers", "1"]
+    words = ["run", str(folder / "run.toml"), "--root", str(folder / "root"), "--data-workers", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "pretrain", *words], capture_output=True, text=True, env=environment, check=False
     )

@@ -1,4 +1,4 @@
-"""`assay data prepare --share` and `--join` on small corpora: in any order, the digests of one plain run."""
+"""`assay data prepare --task` and `--merge` on small corpora: in any order, the digests of one plain run."""
 
 import contextlib
 import gzip
@@ -72,7 +72,7 @@ def with_ids(project):
 
 
 def prepare(project, root, *words):
-    common = ["--root", str(root), "--workers", "1", "--set", "energy.enabled=false"]
+    common = ["--root", str(root), "--data-workers", "1", "--set", "energy.enabled=false"]
     return main(["data", "prepare", str(project / "run.toml"), *common, *words])
 
 
@@ -89,12 +89,12 @@ def by_turns(project, root, calls, count=1):
     """A join, then arrays and joins by turns until nothing is left; the stages at which the arrays made shards."""
     made, _ = calls
     worked = []
-    assert prepare(project, root, "--join") == 0
+    assert prepare(project, root, "--merge") == 0
     while True:
         made.clear()
         for number in range(count):
             before = manifests(root)
-            assert prepare(project, root, "--share", f"{number}/{count}") == 0
+            assert prepare(project, root, "--task", f"{number}/{count}") == 0
             assert manifests(root) == before, "a share commits nothing"
         if not made:
             return worked
@@ -102,7 +102,7 @@ def by_turns(project, root, calls, count=1):
         assert len(set(made)) == len(made)
         worked.append(stage)
         made.clear()
-        assert prepare(project, root, "--join") == 0
+        assert prepare(project, root, "--merge") == 0
         assert {stage for stage, _, _ in made} <= {"evaluation_sets"}, "a join makes no shard of a step"
 
 
@@ -158,13 +158,13 @@ def test_any_order_of_shares_and_joins_some_failing_ends_as_a_plain_run(project,
     for _ in range(25):
         before, count = manifests(root), len(made)
         if chance.random() < 0.3:
-            assert prepare(project, root, "--join") == 0
+            assert prepare(project, root, "--merge") == 0
             assert len(made) == count
             continue
         parts = chance.randint(1, 7)
         limit[:] = [count + chance.randint(0, 3)] * chance.randint(0, 1)
         with contextlib.suppress(Fault):
-            assert prepare(project, root, "--share", f"{chance.randrange(parts)}/{parts}") == 0
+            assert prepare(project, root, "--task", f"{chance.randrange(parts)}/{parts}") == 0
         limit.clear()
         assert manifests(root) == before
     assert 0 < len(made) < len(wanted)
@@ -174,10 +174,10 @@ def test_any_order_of_shares_and_joins_some_failing_ends_as_a_plain_run(project,
 
 
 def test_a_share_reads_no_source_to_know_its_digest(project, capsys):
-    assert prepare(project, project / "shared", "--share", "0/2") == 0
+    assert prepare(project, project / "shared", "--task", "0/2") == 0
     assert "left at sources: the digest of" in capsys.readouterr().out
     assert not (project / "shared" / "ingest").exists()
-    assert prepare(project, project / "shared", "--join") == 0
+    assert prepare(project, project / "shared", "--merge") == 0
     assert "left at ingest: 1 of 1 shards are missing" in capsys.readouterr().out
 
 
@@ -186,7 +186,7 @@ def test_a_wrong_path_is_reported_by_a_share_and_a_join(project, capsys):
         (project / "run.toml").read_text().replace("[data.encode]", '[data.lists]\ndomains = ["no.txt"]\n[data.encode]')
     )
     (project / "run.toml").write_text(text)
-    for words in (["--join"], ["--share", "0/1"]):
+    for words in (["--merge"], ["--task", "0/1"]):
         assert prepare(project, project / "shared", *words) == 66
         assert "no.txt" in capsys.readouterr().err
 
@@ -199,10 +199,10 @@ def test_shares_at_once_in_processes(project, tales):
         (project / f"{name}.jsonl").unlink()
     (project / "run.toml").write_text((project / "run.toml").read_text().replace("[data.tokenizer]", size))
     root = project / "shared"
-    assert prepare(project, root, "--join") == 0
+    assert prepare(project, root, "--merge") == 0
     words = [sys.executable, "-m", "pretrain", "data", "prepare", str(project / "run.toml"), "--root", str(root)]
     tasks = [
-        subprocess.Popen([*words, "--workers", "1", "--share", f"{i}/2"], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([*words, "--data-workers", "1", "--task", f"{i}/2"], stdout=subprocess.PIPE, text=True)
         for i in (0, 1)
     ]
     told = [task.communicate(timeout=300)[0] for task in tasks]
@@ -210,7 +210,7 @@ def test_shares_at_once_in_processes(project, tales):
     assert [line[: line.index(" made")] for line in told] == ["left at ingest: 5 shards", "left at ingest: 4 shards"]
     assert len(list(root.glob("ingest/*/documents/*.parquet"))) == 9
     assert not list(root.glob("*/*/manifest.json"))
-    assert prepare(project, root, "--join") == 0
+    assert prepare(project, root, "--merge") == 0
     assert list(root.glob("ingest/*/manifest.json"))
     assert prepare(project, root) == 0
     assert prepare(project, project / "plain") == 0

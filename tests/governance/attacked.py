@@ -58,7 +58,7 @@ def prepare(folder, licence="CC0-1.0", *, checked=True):
     for name, words, seeds in (("tales", 90, range(120)), ("stories", 140, range(200, 240))):
         lines = [{"text": tale(seed, words), **({"opt_out": "none"} if seed == 7 else {})} for seed in seeds]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert main(["data", "prepare", *words_of(folder), "--workers", "1"]) == 0
+    assert main(["data", "prepare", *words_of(folder), "--data-workers", "1"]) == 0
     if checked:
         assert main(["governance", "check", *words_of(folder)]) == 0
     return folder

@@ -107,7 +107,7 @@ def finished(tmp_path_factory):
     shutil.copy(Path(__file__).parents[2] / "configs" / "policy.toml", folder / "policy.toml")
     write_tales(folder / "a.jsonl", range(60))
     write_tales(folder / "b.jsonl", range(60, 120))
-    words = [str(folder / "run.toml"), "--root", str(folder / "root"), "--workers", "1"]
+    words = [str(folder / "run.toml"), "--root", str(folder / "root"), "--data-workers", "1"]
     assert main(["run", *words]) == 0
     return folder
 
@@ -177,7 +177,7 @@ def test_trace_shows_the_verdict_and_what_was_removed_since(finished, tmp_path, 
 def test_found_adds_nothing_and_a_head_stands_in_the_run(finished):
     journal = finished / "root" / "journal.jsonl"
     before = journal.read_bytes()
-    words = [str(finished / "run.toml"), "--root", str(finished / "root"), "--workers", "1"]
+    words = [str(finished / "run.toml"), "--root", str(finished / "root"), "--data-workers", "1"]
     assert main(["run", *words]) == 0
     assert journal.read_bytes() == before
     lines = [json.loads(line) for line in before.splitlines()]

@@ -97,7 +97,7 @@ def test_a_source_s_name_commands_neither_a_page_nor_a_terminal(tmp_path):
 def test_a_made_corpus_shows_them(project, capsys):
     copy = project / "c.jsonl"
     copy.write_text('{"text": "' + (project / "a.jsonl").read_text().split('"')[3] + ' Ask jane.doe@example.org."}\n')
-    words = ["data", "prepare", str(project / "run.toml"), "--root", str(project / "made"), "--workers", "1"]
+    words = ["data", "prepare", str(project / "run.toml"), "--root", str(project / "made"), "--data-workers", "1"]
     assert main(words) == 0
     capsys.readouterr()
     assert main(["data", "show", str(project / "run.toml"), "--root", str(project / "made")]) == 0

@@ -56,11 +56,11 @@ def trained(request, tmp_path_factory):
     write_tales(folder / "b.jsonl", range(60, 120))
     _pages(folder)
     root = folder / "root"
-    assert main(["run", str(folder / "run.toml"), "--root", str(root), "--workers", "1"]) == 0
+    assert main(["run", str(folder / "run.toml"), "--root", str(root), "--data-workers", "1"]) == 0
     newest = max(root.glob("checkpoint/*/manifest.json"), key=lambda path: read_manifest(path).config["step"])
     words = [str(folder / "run.toml"), "--root", str(root)]
-    assert main(["evaluate", str(newest.parent), *words]) == 0
-    assert main(["export", str(newest.parent), str(folder / "exported"), *words]) == 0
+    assert main(["evaluate", *words, str(newest.parent)]) == 0
+    assert main(["export", *words, str(newest.parent), str(folder / "exported")]) == 0
     return folder
 
 

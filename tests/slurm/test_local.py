@@ -72,7 +72,7 @@ def test_the_whole_graph_runs_in_order_with_a_process_for_each_rank(rehearsal):
     assert calls[:5] == [("data", "prepare", "x")] * 5
     assert calls[5:7] == [("governance", "check", "x"), ("slurm", "preflight", "0")]
     assert sorted(calls[7:9]) == [("train", "0"), ("train", "1")]
-    assert calls[9:] == [("evaluate", "last", "x"), ("report", "x")]
+    assert calls[9:] == [("evaluate", "x"), ("report", "x")]
     lines = [json.loads(line) for line in (rehearsal.root / "slurm" / "jobs.jsonl").read_text().splitlines()]
     assert min(int(line["job"]) for line in lines) > FIRST_LOCAL
     ranks = rehearsal.root.glob("slurm/logs/run.train-*.0/rank-*.log")

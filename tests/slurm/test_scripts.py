@@ -137,7 +137,7 @@ def test_a_job_runs_what_a_person_would_type(node, tmp_path):
     node.program("assay", f'printf "%s\\n" "$@" > {tmp_path}/words')
     assert node.run("ingest", task=3).returncode == 0
     words = (tmp_path / "words").read_text().splitlines()
-    shown = ["data", "prepare", str(node.file), "--root", str(node.root), "--workers", "3", "--share", "3/40"]
+    shown = ["data", "prepare", str(node.file), "--root", str(node.root), "--data-workers", "3", "--task", "3/40"]
     assert words == shown
     started, ended = node.attempts("7_3")
     assert (started["event"], ended["event"], ended["status"], ended["outcome"]) == ("started", "ended", 0, "done")
@@ -330,7 +330,7 @@ def test_a_script_of_the_site_cannot_touch_ours(node, tmp_path):
     assert node.run("ingest", task=3, config=SlurmConfig(environment=str(site))).returncode == 75
     words = (tmp_path / "words").read_text().splitlines()
     assert words[:4] == ["yes", "data", "prepare", str(node.file)]
-    assert words[-2:] == ["--share", "3/40"]
+    assert words[-2:] == ["--task", "3/40"]
     started, ended = node.attempts("7_3")  # begun once, though the script is read twice
     assert started["started"] == ended["started"]
     assert "requeue 7_3" in node.requests

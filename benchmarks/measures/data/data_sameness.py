@@ -79,7 +79,7 @@ def prepare_words(folder: Path, root: str, *more: str) -> list[str]:
 
 
 def _digest(folder: Path, root: str) -> str:
-    words = prepare_words(folder, root, "--workers", "1")
+    words = prepare_words(folder, root, "--data-workers", "1")
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return " ".join(line.split()[1] for line in done.stdout.splitlines() if not line.startswith(" "))
 
@@ -91,16 +91,14 @@ def same_digest(quick: bool) -> list[Goal]:
         expected = _digest(folder, "one")
         ways: dict[str, str] = {}
         for workers in (2, 3):
-            subprocess.run(prepare_words(folder, f"w{workers}", "--workers", str(workers)), check=True, **_QUIET)
+            subprocess.run(prepare_words(folder, f"w{workers}", "--data-workers", str(workers)), check=True, **_QUIET)
             ways[f"{workers}_processes"] = _digest(folder, f"w{workers}")
-        array = [
-            subprocess.Popen(prepare_words(folder, "array", "--workers", "1", "--worker", f"{i}/3"), **_QUIET)
-            for i in range(3)
-        ]
+        words = [prepare_words(folder, "array", "--data-workers", "1", "--wait", "--task", f"{i}/3") for i in range(3)]
+        array = [subprocess.Popen(task, **_QUIET) for task in words]
         if any(process.wait() for process in array):
             raise RuntimeError("a worker of the array failed")
         ways["array_of_3"] = _digest(folder, "array")
-        subprocess.run(prepare_words(folder, "daft", "--workers", "1", "--engine", "daft"), check=True, **_QUIET)
+        subprocess.run(prepare_words(folder, "daft", "--data-workers", "1", "--engine", "daft"), check=True, **_QUIET)
         ways["daft"] = _digest(folder, "daft")
         if not quick:
             ways["ray"] = _on_ray(folder)
@@ -118,9 +116,9 @@ _QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 def _on_slurm(folder: Path) -> str:
     """A job array on the Slurm cluster that SLURM_CONF names; its nodes must see the folder."""
-    words = " ".join(prepare_words(folder, "slurm", "--workers", "1"))
+    words = " ".join(prepare_words(folder, "slurm", "--data-workers", "1"))
     here = Path(__file__).resolve().parents[3]
-    command = f"cd {here} && {words} --worker $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
+    command = f"cd {here} && {words} --wait --task $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
     wanted = ["sbatch", "--wait", "--array=0-2", f"--output={folder}/slurm-%a.log", f"--wrap={command}"]
     subprocess.run(wanted, check=True, **_QUIET)
     return _digest(folder, "slurm")
@@ -135,7 +133,7 @@ def _on_ray(folder: Path) -> str:
     )
     try:
         environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:6399"}
-        words = prepare_words(folder, "ray", "--workers", "1", "--engine", "daft")
+        words = prepare_words(folder, "ray", "--data-workers", "1", "--engine", "daft")
         subprocess.run(words, check=True, env=environment, **_QUIET)
         return _digest(folder, "ray")
     finally:
@@ -147,7 +145,8 @@ def _killed(folder: Path, expected: str, times: int) -> Goal:
     chance = random.Random(11)
     kills = 0
     while kills < times:
-        process = subprocess.Popen(prepare_words(folder, "killed", "--workers", "2"), start_new_session=True, **_QUIET)
+        words = prepare_words(folder, "killed", "--data-workers", "2")
+        process = subprocess.Popen(words, start_new_session=True, **_QUIET)
         try:
             process.wait(timeout=chance.uniform(0.5, 14))
             shutil.rmtree(folder / "killed")  # it finished first: begin anew, and kill sooner

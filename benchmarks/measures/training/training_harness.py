@@ -72,10 +72,10 @@ def _questions(path: Path, count: int) -> Path:
 def _one(folder: Path, questions: Path, family: str, config: str) -> list[Goal]:
     path, root = prepare(folder, config, 3_000_000, 1024), folder / "root"
     assay("train", path, "--root", root)
-    [ours] = json.loads(assay("evaluate", "last", path, "--root", root, "--json"))["tasks"]
+    [ours] = json.loads(assay("evaluate", path, "last", "--root", root, "--json"))["tasks"]
     checkpoint = _newest(root)
     target = folder / family
-    assay("export", checkpoint, target, path, "--root", root)
+    assay("export", path, checkpoint, target, "--root", root)
     [written] = json.loads((target / "config.json").read_text())["architectures"]
     if written != family or ours["left_out"]:
         raise RuntimeError(f"{written} was written where {family} was meant, or {ours['left_out']} left out")

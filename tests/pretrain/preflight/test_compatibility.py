@@ -281,7 +281,7 @@ WARNED_OF = [
     ),
     ("shared_memory_is_for_the_cpu", {"shared_memory_collectives": True, "where": CUDA}, "no effect"),
     ("soft_caps_on_cpu_are_slow", {"attn_logit_softcapping": 50.0, "where": CPU}, "64 x 64"),
-    ("gpus_are_idle", {"where": {**CUDA, "world_size": 1, "gpus": 8}}, "--processes 8"),
+    ("gpus_are_idle", {"where": {**CUDA, "world_size": 1, "gpus": 8}}, "--nproc 8"),
     ("gpus_are_idle", {"micro_batch_size": 1, "where": FOUR_OF_EIGHT}, "8 GPUs and 4 rank"),
     ("no_checkpoint_is_validated", {"where": {"checkpoint": BEST}, "validate_every_steps": 5}, "no effect"),
     ("no_checkpoint_is_validated", {"where": {"checkpoint": BEST}, "validate_every_steps": 0}, "keep_best = 3"),

@@ -1,0 +1,309 @@
+"""The command surface: every command and option, with its help."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from assay.cli.governance_options import add_commands as add_governance
+from assay.cli.governance_options import trusted_keys
+from assay.cli.option_values import hours, natural, positive, prefix, size, task
+from assay.cli.words import Parser, leaves
+
+Commands = argparse._SubParsersAction
+
+_EPILOG = """exit codes: 0 done, 1 error (see message), 2 usage error, 65 data altered or torn, 66 input missing,
+69 scheduler or node unavailable, 70 a training process hung, 71 energy budget exhausted, 73 another attempt
+holds the run, 74 disk error, 75 preempted (run the same command again), 77 gate closed, 78 configuration error"""
+_FIRST = """first steps: assay run configs/quickstart.toml          the whole run in miniature, on this machine
+             assay train my.toml --dry-run              parameters, memory and layout; starts nothing
+             assay COMMAND --help                       options of a command
+
+"""
+
+
+def parser() -> Parser:
+    """The whole command surface."""
+    top = Parser(
+        prog="assay",
+        description="Pretraining that you can account for: raw corpus -> audited tokens -> trained model -> report.",
+        epilog=_FIRST + _EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("-V", "--version", action="version", version=f"assay {_version()}")
+    top.set_defaults(verbose=False, quiet=False)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    command = _add(
+        commands, "run", "run", "do everything on this machine: prepare the corpus, audit it, train, write the report"
+    )
+    _config(command)
+    _nproc(command)
+    _from_scratch(command)
+    _codes(command)
+    _data(commands)
+    told = "audit a corpus, and sign, verify and trace artifacts"
+    add_governance(_group(commands, "governance", told), _config)
+    _training(commands)
+    _slurm(commands)
+    _report(commands)
+    for _, leaf in leaves(top):
+        leaf.top = top
+    return top
+
+
+def _data(commands: Commands[Parser]) -> None:
+    add = _group(commands, "data", "prepare a corpus, look at it, convert it")
+    command = add("prepare", "prepare", "make every artifact of the corpus; finished parts are found and kept")
+    _config(command)
+    part = command.add_mutually_exclusive_group()
+    part.add_argument(
+        "--task",
+        type=task,
+        metavar="I/N",
+        help="do the part of task I (from 0) of N: make its missing shards of the next data step, then exit",
+    )
+    part.add_argument(
+        "--merge",
+        action="store_true",
+        help="merge what all tasks of a data step made, and continue up to the next step",
+    )
+    command.add_argument(
+        "--wait",
+        action="store_true",
+        help="with --task: stay until the corpus is complete; all N tasks must run at the same time",
+    )
+    command.add_argument(
+        "--engine",
+        choices=("duckdb", "daft"),
+        default="duckdb",
+        help="library for the joins over the whole corpus; daft also runs on Ray (default: %(default)s)",
+    )
+    command = add("show", "show", "print a corpus stage by stage: counts, histograms, examples (personal data masked)")
+    _config(command, "CONFIG|ARTIFACT", "the run's TOML file, or an artifact's folder")
+    command = add("trace", "trace", "print which document, file and line a token comes from")
+    command.add_argument("shard", type=Path, metavar="SHARD", help="a token shard (.tokens) or packed rows (.rows)")
+    command.add_argument("offset", type=natural, metavar="OFFSET", help="position of the token in the shard, from 0")
+    _config(
+        add(
+            "train-classifier",
+            "train_classifiers",
+            "train the classifiers of [[data.classifiers]] and print their accuracy",
+        )
+    )
+    command = add("export", "export", "write the token shards in Megatron's format: PREFIX_train.bin and .idx")
+    _config(command)
+    command.add_argument("prefix", type=prefix, metavar="PREFIX", help="path and first part of the files' names")
+    command = add("import", "import_tokens", "turn Megatron's PREFIX.bin and PREFIX.idx into token shards")
+    command.add_argument("prefix", type=prefix, metavar="PREFIX", help="path of the two files without their endings")
+    command.add_argument("--root", type=Path, required=True, help="folder that holds all artifacts")
+    command.add_argument("--vocabulary-size", type=positive, required=True, help="number of ids; every id is below it")
+    command.add_argument("--end-of-document", type=natural, required=True, help="id of the token that ends a document")
+
+
+def _training(commands: Commands[Parser]) -> None:
+    command = _add(commands, "train", "train", "train on the prepared corpus, or resume from the last checkpoint")
+    _config(command)
+    _nproc(command)
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print parameters, memory, layout and DeepSpeed's configuration, or why a start would be refused",
+    )
+    command.add_argument(
+        "--ranks", type=positive, help="with --dry-run: plan for this many ranks, --nproc of them on each node"
+    )
+    command.add_argument("--device", choices=("cpu", "cuda"), help="with --dry-run: plan for nodes of this kind")
+    command.add_argument(
+        "--gpu-memory", type=size, metavar="SIZE", help="with --device cuda: memory of each GPU, such as 80GiB"
+    )
+    _from_scratch(command)
+    _codes(command)
+    command = _add(
+        commands, "evaluate", "evaluate", "measure a checkpoint: validation loss by source and language, task scores"
+    )
+    _config(command)
+    command.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help='a checkpoint\'s folder, or "last" for the final one of this run',
+    )
+    command.add_argument("--json", action="store_true", help="print all figures as JSON")
+    command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face folder")
+    _config(command)
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
+    command.add_argument("target", type=Path, metavar="FOLDER", help="the folder to create")
+    command.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="data type of the weights (default: %(default)s)",
+    )
+
+
+def _report(commands: Commands[Parser]) -> None:
+    told = 'write, verify, compare or list reports; "assay report CONFIG" writes one'
+    add = _group(commands, "report", told)
+    command = add("write", "write", "write report.html and report.json of a run")
+    _config(command)
+    command.add_argument(
+        "--documents",
+        action="store_true",
+        help="also write the model card, the datasheet, bills of materials and regulatory forms",
+    )
+    run = "CONFIG|ROOT|REPORT"
+    text = "a run's TOML file, a run's root (its newest report), or a report's folder"
+    command = add("verify", "verify", "compute every number of a report again and print those that differ")
+    command.add_argument("run", type=Path, metavar=run, help=text)
+    command.add_argument("--root", type=Path, help="for a CONFIG: folder of its artifacts (default: runs/<its name>)")
+    trusted_keys(command)
+    command = add("compare", "compare", "compare two runs: verdict, data, loss, speed, energy, configuration")
+    command.add_argument("ours", type=Path, metavar="A", help=text)
+    command.add_argument("theirs", type=Path, metavar="B", help="the other run, in any of these forms")
+    command.add_argument("--html", type=Path, metavar="PATH", help="also write an HTML page")
+    command = add("index", "index", "list all runs below a folder, here and as an HTML page")
+    command.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="folder with the roots of runs, at most three levels deep"
+    )
+    command.add_argument("--html", type=Path, metavar="PATH", help="path of the page (default: FOLDER/index.html)")
+
+
+def _slurm(commands: Commands[Parser]) -> None:
+    add = _group(commands, "slurm", "submit a run to a Slurm cluster and follow its jobs")
+    command = add("render", "render", "print the jobs' scripts without submitting them")
+    _config(command)
+    command.add_argument("--job", default="", metavar="JOB", help="print only this job's script")
+    command = add(
+        "submit", "submit", "submit the whole run as a graph of jobs, after checking what the cluster would refuse"
+    )
+    _config(command)
+    command.add_argument(
+        "--carbon-aware",
+        type=Path,
+        metavar="CSV",
+        help="start in the greenest hours of this forecast (CSV: time,grams_per_kwh)",
+    )
+    command.add_argument(
+        "--latest", type=hours, metavar="HOURS", help="with --carbon-aware: start within this many hours (default: 24)"
+    )
+    command.add_argument(
+        "--expected",
+        type=hours,
+        metavar="HOURS",
+        help="with --carbon-aware: duration of the run (default: training's time limit)",
+    )
+    command.add_argument(
+        "--fetch", action="store_true", help="download remote sources here first, for compute nodes without internet"
+    )
+    _submits(command)
+    command = add("status", "status", "print each job's state, progress and energy, and the next command to type")
+    _config(command)
+    command.add_argument("--watch", action="store_true", help="print again every few seconds until all jobs have ended")
+    _config(add("cancel", "cancel", "cancel all pending and running jobs of the run"))
+    command = add(
+        "retry", "retry", "submit again what failed (only the failed tasks of an array) and what depends on it"
+    )
+    _config(command)
+    _submits(command)
+    command = add("logs", "logs", "print a job's log")
+    _config(command)
+    command.add_argument(
+        "--job",
+        default="",
+        metavar="JOB",
+        help='"train", or a task such as "clean[3]" (default: the first that failed, else the last that ran)',
+    )
+    command.add_argument("--attempt", type=int, metavar="N", help="attempt, from 0 (default: the newest)")
+    command.add_argument("--rank", type=int, metavar="N", help="rank of a training (default: all)")
+    command.add_argument("--follow", action="store_true", help="follow the log until the job has ended")
+    _config(add("preflight", "preflight", "check this node for training; the job runs it on each of its nodes"))
+
+
+def _submits(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--local",
+        action="store_true",
+        help="run the jobs here one after the other, without a queue or inside salloc",
+    )
+    command.add_argument(
+        "--take-edits",
+        action="store_true",
+        help="accept changes of the run's file, policy or program since submission (default: refuse)",
+    )
+
+
+def _group(commands: Commands[Parser], name: str, text: str) -> Callable[[str, str, str], argparse.ArgumentParser]:
+    """A command's group.
+
+    Returns a function that adds a command (name, function, help) of its module.
+    """
+    group_parser = commands.add_parser(name, help=text, description=_sentence(text))
+    group = group_parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(command: str, function: str, told: str) -> argparse.ArgumentParser:
+        added = _add(group, command, function, told)
+        added.set_defaults(group=name, words=f"{name} {command}")
+        return added
+
+    return add
+
+
+def _add(group: Commands[Parser], name: str, function: str, text: str) -> argparse.ArgumentParser:
+    command = group.add_parser(name, help=text, description=_sentence(text))
+    command.set_defaults(command=function, group="", words=name)
+    return command
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def _config(
+    command: argparse.ArgumentParser, name: str = "CONFIG", text: str = "the run's TOML file, such as configs/1b.toml"
+) -> None:
+    command.add_argument("config", type=Path, metavar=name, help=text)
+    command.add_argument("--root", type=Path, help="folder that holds all artifacts (default: runs/<name of CONFIG>)")
+    command.add_argument(
+        "--data-workers",
+        type=positive,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes for preparing and checking data (default: one for each core)",
+    )
+    command.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="override a setting of CONFIG, VALUE as in TOML: --set train.steps=100 (repeatable)",
+    )
+
+
+def _nproc(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--nproc", type=positive, default=1, metavar="N", help="training processes on this machine (default: 1)"
+    )
+
+
+def _from_scratch(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--from-scratch",
+        dest="overrides",
+        action="append_const",
+        const="checkpoint.from_scratch=true",
+        help="start at step 1 although earlier checkpoints are lost or damaged (otherwise refused)",
+    )
+
+
+def _codes(command: argparse.ArgumentParser) -> None:
+    command.epilog, command.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    return metadata.version("assay-pretrain")

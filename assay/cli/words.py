@@ -1,0 +1,172 @@
+"""Command-line words: nearest command or option for a mistyped one, and words of the last release.
+
+`Parser` answers an unknown word with the nearest known one. `current_words` turns the options of the last release
+into those of today, `in_order` its order of positional words; both warn, and go with the next release.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+REPORT_COMMANDS = ("write", "verify", "compare", "index")
+_OLD_OPTIONS = {
+    "--workers": ("--data-workers",),
+    "--processes": ("--nproc",),
+    "--worker": ("--wait", "--task"),
+    "--share": ("--task",),
+    "--join": ("--merge",),
+}
+"""Option of the last release -> the same today; the last word takes the value."""
+_INPUTS = ("config", "checkpoint", "artifact", "shard", "run", "ours", "theirs")
+"""Positional words that name something on disk that must exist."""
+_NUMBER = re.compile(r"-\d+(\.\d*)?|-\.\d+")
+
+Warn = Callable[[str], None]
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that suggests the nearest word, with -v and -q in every command."""
+
+    top: Parser | None = None
+    """The whole program's parser, to find a word that belongs to another command."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """Add -v and -q to what every parser has."""
+        super().__init__(*arguments, **named)
+        amount = self.add_mutually_exclusive_group()
+        amount.add_argument(
+            "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="print more messages"
+        )
+        amount.add_argument(
+            "-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="print warnings and errors only"
+        )
+
+    def parse_known_args(  # type: ignore[override] # its overloads say no more than this
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """Refuse unknown words with a suggestion, then parse."""
+        words = list(sys.argv[1:] if args is None else args)
+        commands = subcommands(self)
+        for word in words[: words.index("--")] if "--" in words else words:
+            if word.startswith("-") and word != "-":
+                self._refuse_option(word)
+            elif commands:
+                if word not in commands:
+                    self._refuse_command(word, commands)
+                break
+        return super().parse_known_args(words, namespace)
+
+    def _refuse_option(self, word: str) -> None:
+        known = _options(self)
+        name = word.partition("=")[0]
+        short = not name.startswith("--") and name[:2] in known
+        if short or any(option.startswith(name) for option in known) or " " in word or _NUMBER.fullmatch(word):
+            return  # argparse completes options, and takes a word with a space or a number as a value
+        near = difflib.get_close_matches(name, known, n=1)
+        owners = [path for path, leaf in leaves(self.top or self) if name in _options(leaf)]
+        if near:
+            self.error(f"unknown option {name}; did you mean {near[0]}?")
+        if owners:
+            self.error(f"{name} is an option of: {', '.join(f'assay {path}' for path in owners[:4])}")
+        self.error(f"unknown option {name}; the options are listed by: {self.prog} --help")
+
+    def _refuse_command(self, word: str, commands: dict[str, Parser]) -> NoReturn:
+        paths = [path for path, _ in leaves(self.top or self)]
+        elsewhere = [path for path in paths if path.rpartition(" ")[2] == word]
+        near = difflib.get_close_matches(word, commands, n=1)
+        if not near and not elsewhere:
+            last = {path.rpartition(" ")[2]: path for path in paths}
+            elsewhere = [last[name] for name in difflib.get_close_matches(word, last, n=1, cutoff=0.75)]
+        found = [f"assay {path}" for path in elsewhere] or [f"{self.prog} {name}" for name in near]
+        if found:
+            self.error(f"unknown command {word!r}; did you mean {' or '.join(map(repr, found))}?")
+        self.error(f"unknown command {word!r}; the commands are: {', '.join(commands)}")
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    return [option for action in parser._actions for option in action.option_strings]
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, Parser]:
+    """Subcommands of a parser by name; empty for a command without any."""
+    for action in parser._actions:  # argparse has no public way to list them
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def leaves(parser: argparse.ArgumentParser, path: str = "") -> Iterator[tuple[str, Parser]]:
+    """Each command that runs something, with its words."""
+    for name, command in subcommands(parser).items():
+        words = f"{path} {name}".strip()
+        if subcommands(command):
+            yield from leaves(command, words)
+        else:
+            yield words, command
+
+
+def current_words(words: Sequence[str], warn: Warn) -> list[str]:
+    """The words as the parser knows them.
+
+    `assay report CONFIG` is short for `assay report write CONFIG`, `assay help X` for `assay X --help`.
+    """
+    found: list[str] = []
+    for index, word in enumerate(words):
+        if word == "--":
+            found += words[index:]
+            break
+        name, equals, value = word.partition("=")
+        *before, last = _OLD_OPTIONS.get(name, (name,))
+        found += [*before, last + equals + value]
+        if name in _OLD_OPTIONS:
+            shown = f"{last} I/N {' '.join(before)}" if before else last
+            warn(f"{name} is now {shown}; the old option goes with the next release")
+    place = next((index for index, word in enumerate(found) if not word.startswith("-")), len(found))
+    command, rest = found[place : place + 1], found[place + 1 :]
+    if command == ["help"]:
+        return [*found[:place], *rest, "--help"]
+    if command != ["report"] or rest in ([], ["-h"], ["--help"]) or rest[0] in REPORT_COMMANDS:
+        return found
+    mistyped = re.fullmatch(r"[a-z]+", rest[0]) and difflib.get_close_matches(rest[0], REPORT_COMMANDS, n=1)
+    return found if mistyped and not Path(rest[0]).exists() else [*found[: place + 1], "write", *rest]
+
+
+def in_order(arguments: argparse.Namespace, warn: Warn) -> None:
+    """Put positional words of the last release, which named CONFIG last, in today's order."""
+    given = [name for name in ("config", "checkpoint", "target") if hasattr(arguments, name)]
+    if len(given) < 2:
+        return
+    values = [getattr(arguments, name) for name in given]
+    if values[-1].suffix == ".toml" and values[0].suffix != ".toml":
+        for name, value in zip(given, (values[-1], *values[:-1]), strict=True):
+            setattr(arguments, name, value)
+        shown = " ".join(str(getattr(arguments, name)) for name in given)
+        warn(f"CONFIG comes first now: assay {arguments.words} {shown}; the old order goes with the next release")
+
+
+def refuse_missing(arguments: argparse.Namespace) -> None:
+    """Refuse a path that does not exist, before anything slow is imported.
+
+    Raises:
+        ConfigError: it is the run's file.
+        MissingInput: it is something else.
+    """
+    from governance.errors import ConfigError, MissingInput
+
+    for name in _INPUTS:
+        path = getattr(arguments, name, None)
+        if path is None or path.exists() or (name == "checkpoint" and str(path) == "last"):
+            continue
+        names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, names, n=1)
+        mend = f"Did you mean {path.parent / near[0]}?" if near else ""
+        if name == "config":
+            mend = mend or "Give the path of a run's TOML file; examples are in configs/."
+            raise ConfigError(f"{path}: no such file. {mend}")
+        raise MissingInput(f"{path}: no such file or folder in {path.absolute().parent}. {mend}".rstrip())
