@@ -62,7 +62,7 @@ class RunConfig(Section):
 
 
 @dataclass(frozen=True)
-class Run:
+class LoadedRun:
     """A configuration as it was loaded.
 
     With the file that relative paths start from, and its policy.
@@ -95,7 +95,7 @@ def _refuse_unknown_sources(config: RunConfig, path: Path) -> None:
             )
 
 
-def load_run(path: Path, overrides: list[str]) -> Run:
+def load_run(path: Path, overrides: list[str]) -> LoadedRun:
     """Read a run's file and the policy that it names.
 
     Raises:
@@ -110,4 +110,4 @@ def load_run(path: Path, overrides: list[str]) -> Run:
             f"{path}: data.pack.sequence_length is {packed.sequence_length}, train.sequence_length "
             f"{config.train.sequence_length}: rows are packed for one length. Set both to the same."
         )
-    return Run(config, path, load_policy(path.parent / config.governance.policy))
+    return LoadedRun(config, path, load_policy(path.parent / config.governance.policy))

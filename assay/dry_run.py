@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from assay.config import Run
+from assay.config import LoadedRun
 from assay.preflight import (
     here,
     refuse_groups,
@@ -64,7 +64,7 @@ def planned(
     return Hardware(ranks, "cuda", gpus=ranks.local_world_size, device_bytes=gpu_memory)
 
 
-def dry_run(run: Run, runtime: Runtime, ranks: Ranks, hardware: Hardware | None = None) -> Iterator[str]:
+def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware | None = None) -> Iterator[str]:
     """The lines, one after the other.
 
     A refusal comes once all lines that do not need its mend are out.

@@ -46,7 +46,7 @@ Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Held:
+class AffectedShard:
     """A token shard that holds what was asked for."""
 
     root: Path
@@ -60,7 +60,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Indexed:
+class AffectedRows:
     """Training rows of one artifact that hold the requested document."""
 
     root: Path
@@ -74,7 +74,7 @@ class Indexed:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Exposure:
     """A checkpoint, with the number of times its training saw the document."""
 
     root: Path
@@ -94,9 +94,9 @@ class Impact:
     """Of the documents, hexadecimal: the first half of the SHA-256 of each id."""
     fates: tuple[str, ...]
     """Where documents ended that a stage removed, in words."""
-    shards: tuple[Held, ...]
-    rows: tuple[Indexed, ...]
-    checkpoints: tuple[Seen, ...]
+    shards: tuple[AffectedShard, ...]
+    rows: tuple[AffectedRows, ...]
+    checkpoints: tuple[Exposure, ...]
     """All that were trained on those artifacts, those that did not see it too."""
     children: tuple[tuple[Path, Node], ...]
 
@@ -140,7 +140,7 @@ def impact(asked: str, roots: Sequence[Path]) -> Impact:
     )
 
 
-def _shards(graph: Graph, root: Path, identities: frozenset[bytes]) -> Iterator[Held]:
+def _shards(graph: Graph, root: Path, identities: frozenset[bytes]) -> Iterator[AffectedShard]:
     firsts = np.frombuffer(b"".join(identity[:8] for identity in sorted(identities)), dtype="<u8")
     for node in artifacts(graph):
         for role, path in _files(node.manifest, root, SUFFIX):
@@ -148,7 +148,7 @@ def _shards(graph: Graph, root: Path, identities: frozenset[bytes]) -> Iterator[
             near = np.flatnonzero(np.isin(shard.identities.view("<u8")[:, 0], firsts)) if len(firsts) else firsts
             places = [place for place in near.tolist() if shard.identities[place].tobytes() in identities]
             if places:
-                yield Held(root, node, path.relative_to(root).as_posix(), role, tuple(places))
+                yield AffectedShard(root, node, path.relative_to(root).as_posix(), role, tuple(places))
 
 
 def artifacts(graph: Graph) -> Iterator[Node]:
@@ -163,7 +163,7 @@ def _files(manifest: Manifest | None, root: Path, suffix: str) -> Iterator[tuple
             yield role, root / output.path
 
 
-def _spans(root: Path, held: Held) -> npt.NDArray[np.int64]:
+def _spans(root: Path, held: AffectedShard) -> npt.NDArray[np.int64]:
     """[documents, 2], the first token of each and one past its last."""
     ends = TokenShard.open(root / held.path).document_ends.astype(np.int64)
     places = np.array(held.documents)
@@ -171,7 +171,7 @@ def _spans(root: Path, held: Held) -> npt.NDArray[np.int64]:
     return np.stack([starts, ends[places]], axis=1)
 
 
-def _rows(graph: Graph, root: Path, shards: Sequence[Held]) -> Iterator[Indexed]:
+def _rows(graph: Graph, root: Path, shards: Sequence[AffectedShard]) -> Iterator[AffectedRows]:
     """Rows of packed artifacts, and of token shards read directly."""
     ours = [held for held in shards if held.root == root]
     for node in artifacts(graph):
@@ -186,10 +186,10 @@ def _rows(graph: Graph, root: Path, shards: Sequence[Held]) -> Iterator[Indexed]
                 for first, last in _spans(root, held).tolist()
                 for row in range(first // length, (last - 1) // length + 1)
             }
-            yield Indexed(root, held.tokens, held.path, held.role, tuple(sorted(rows)), length)
+            yield AffectedRows(root, held.tokens, held.path, held.role, tuple(sorted(rows)), length)
 
 
-def _packed(node: Node, root: Path, shards: Sequence[Held]) -> Iterator[Indexed]:
+def _packed(node: Node, root: Path, shards: Sequence[AffectedShard]) -> Iterator[AffectedRows]:
     spans = {_digest(held): _spans(root, held) for held in shards}
     for role, path in _files(node.manifest, root, PACKED_SUFFIX):
         index = PackedRows.open(path)
@@ -202,12 +202,12 @@ def _packed(node: Node, root: Path, shards: Sequence[Held]) -> Iterator[Indexed]
                 hit |= here & (starts < last) & (stops >= first)
         rows = np.unique(np.searchsorted(index.row_ends, np.flatnonzero(hit).astype(np.uint64), side="right"))
         if len(rows):
-            yield Indexed(
+            yield AffectedRows(
                 root, node, path.relative_to(root).as_posix(), role, tuple(rows.tolist()), index.sequence_length
             )
 
 
-def _digest(held: Held) -> str:
+def _digest(held: AffectedShard) -> str:
     outputs = held.tokens.manifest.outputs if held.tokens.manifest is not None else ()
     return next(output.sha256 for output in outputs if output.path == held.path)
 
@@ -222,7 +222,7 @@ def _identity(checkpoint: Node) -> CheckpointIdentity:
     return validate(checkpoint.config, CheckpointIdentity, checkpoint.path)
 
 
-def _checkpoints(graph: Graph, root: Path, rows: Sequence[Indexed]) -> Iterator[Seen]:
+def _checkpoints(graph: Graph, root: Path, rows: Sequence[AffectedRows]) -> Iterator[Exposure]:
     """Checkpoints on the artifacts with affected rows, and their read counts."""
     for made in dict.fromkeys(item.made for item in rows if item.root == root):
         for checkpoint in _trained_on(graph, made):
@@ -230,10 +230,10 @@ def _checkpoints(graph: Graph, root: Path, rows: Sequence[Indexed]) -> Iterator[
             numbers, count = _numbers(made, root, identity.recipe.train.sequence_length, rows)
             order = _order(made, root, count, identity.recipe.train)
             steps = order.steps_that_read(numbers, identity.step)
-            yield Seen(root, checkpoint, identity.step, steps[0] if steps else 0, len(steps))
+            yield Exposure(root, checkpoint, identity.step, steps[0] if steps else 0, len(steps))
 
 
-def _numbers(made: Node, root: Path, sequence_length: int, rows: Sequence[Indexed]) -> tuple[Rows, int]:
+def _numbers(made: Node, root: Path, sequence_length: int, rows: Sequence[AffectedRows]) -> tuple[Rows, int]:
     """Row numbers over all files of role "train", and the total."""
     files = [path for role, path in _files(made.manifest, root, PACKED_SUFFIX if made.stage == _PACKED else SUFFIX)
              if role == "train"]  # fmt: skip

@@ -1,6 +1,6 @@
 """The whole run as a call graph: corpus, audit, verdict, training, report.
 
-Each function takes a loaded `Run` and a `Runtime`, and finds or makes its part. Nothing here computes: it passes
+Each function takes a loaded `LoadedRun` and a `Runtime`, and finds or makes its part. Nothing here computes: it passes
 manifests on.
 """
 
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assay.config import Run
+from assay.config import LoadedRun
 from assay.preflight import here, refuse_start, under_site
 from assay.training_recipe import pinned, training_folder
 from data_pipeline.prepare import prepare
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from pretrain.metrics.run_identity import MirrorTable
 
 
-def corpus(run: Run, runtime: Runtime) -> dict[str, Manifest]:
+def corpus(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest]:
     """Every artifact of the corpus, by stage.
 
     What later sections name is read first: its turn is hours later.
@@ -80,7 +80,7 @@ def corpus(run: Run, runtime: Runtime) -> dict[str, Manifest]:
     return prepare(run.config.data, run.folder, runtime)
 
 
-def judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:
+def judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:
     """Audit the corpus, decide, and sign: the audit's manifest and the verdict.
 
     `artifacts` gets what was counted.
@@ -135,12 +135,12 @@ def _packed(artifacts: Mapping[str, Manifest]) -> tuple[Manifest, ...]:
     return (artifacts["pack"],) if "pack" in artifacts else ()
 
 
-def journal_of(run: Run, runtime: Runtime) -> Journal:
+def journal_of(run: LoadedRun, runtime: Runtime) -> Journal:
     """The root's journal, with the run's keys."""
     return open_journal(run.config.governance, run.folder, runtime.root)
 
 
-def pass_gate(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> dict[str, Any]:
+def pass_gate(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> dict[str, Any]:
     """The verdict that lets exactly these token shards through, now.
 
     Raises:
@@ -178,7 +178,7 @@ def _reported_by_actions(
         report("open", "the verdict lets this corpus through")
 
 
-def counted(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest:
+def counted(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest:
     """Make or find the bias count tables."""
     from governance.checks.bias.bias import bias_audit
 
@@ -196,7 +196,7 @@ def _classifiers(artifacts: Mapping[str, Manifest], root: Path) -> Models:
     return {str(model.config["model"]["name"]): (model, partial(scores_of, model, root)) for model in models}
 
 
-def _reference(run: Run) -> Sketch | None:
+def _reference(run: LoadedRun) -> Sketch | None:
     """The reference of the suite `drift`, if the run names one."""
     from governance.checks.drift import read_reference
 
@@ -215,7 +215,7 @@ def _token_readers() -> TokenReaders:
 
 
 def training(
-    run: Run,
+    run: LoadedRun,
     artifacts: Mapping[str, Manifest],
     runtime: Runtime,
     processes: int = 1,
@@ -251,7 +251,7 @@ def training(
     return train(tokens, recipe, run.settings, runtime, suite=suite, evidence=(evidence,), tables=tables)
 
 
-def _tables(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> dict[str, MirrorTable | float | None]:
+def _tables(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> dict[str, MirrorTable | float | None]:
     """Tables that W&B shows next to the charts."""
     from assay.wandb_tables import mirror_tables
 
@@ -262,7 +262,7 @@ def _tables(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime) -> di
     return mirror_tables({**artifacts, **bias}, runtime.root)
 
 
-def _suite(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime, window: int) -> Suite:
+def _suite(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, window: int) -> Suite:
     """The questions of the run, encoded with its tokeniser."""
     from data_pipeline.tokens.tokenizer import load_encoder
     from pretrain.evaluation.scores import encode_tasks
@@ -272,7 +272,7 @@ def _suite(run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime, window
 
 
 def evaluation(
-    run: Run, artifacts: Mapping[str, Manifest], checkpoint: Path, runtime: Runtime
+    run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: Path, runtime: Runtime
 ) -> tuple[Measurement, list[dict[str, Any]]]:
     """Validation loss and task scores of a checkpoint."""
     from pretrain.evaluation.validation import evaluate
@@ -283,7 +283,7 @@ def evaluation(
 
 
 def _launch(
-    run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime, processes: int, words: Sequence[str]
+    run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, processes: int, words: Sequence[str]
 ) -> None:
     """Train in `processes` ranks of this machine, and raise as they do."""
     folder = training_folder(run, artifacts, runtime.root)
@@ -299,7 +299,7 @@ def _launch(
         raise failed
 
 
-def model_audit(run: Run, artifacts: Mapping[str, Manifest], checkpoint: Path, runtime: Runtime) -> Manifest:
+def model_audit(run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: Path, runtime: Runtime) -> Manifest:
     """Make or find a checkpoint's bias measurement."""
     from data_pipeline.tokens.tokenizer import load_encoder
     from pretrain.checkpoint.format import identity_of, read_checkpoint
@@ -317,13 +317,13 @@ def model_audit(run: Run, artifacts: Mapping[str, Manifest], checkpoint: Path, r
     return audit_model(verified, tokenizer, scorer, run.config.model_audit, run.folder, runtime, bias_of)
 
 
-def write_report(run: Run, runtime: Runtime) -> Path:
+def write_report(run: LoadedRun, runtime: Runtime) -> Path:
     """Report on whatever of this run is there; the corpus must be."""
     _, made = _reported(run, runtime)
     return runtime.root / made.folder / "report.html"
 
 
-def write_documents(run: Run, runtime: Runtime) -> tuple[Path, Path]:
+def write_documents(run: LoadedRun, runtime: Runtime) -> tuple[Path, Path]:
     """The report, and the documents that are filled from it.
 
     The page, and the folder of the documents.
@@ -335,7 +335,7 @@ def write_documents(run: Run, runtime: Runtime) -> tuple[Path, Path]:
     return runtime.root / reported.folder / "report.html", runtime.root / made.folder
 
 
-def _reported(run: Run, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest]:
+def _reported(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest]:
     """The artifacts that are there, and the report on them."""
     from data_pipeline.pii.detect import replace_all
     from governance.reports.facts.energy_totals import look_up
@@ -354,7 +354,7 @@ def _reported(run: Run, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest
     return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun)
 
 
-def whole_way(run: Run, runtime: Runtime, processes: int, words: Sequence[str]) -> Path:
+def whole_way(run: LoadedRun, runtime: Runtime, processes: int, words: Sequence[str]) -> Path:
     """All of it.
 
     The report is written even when the gate is closed, training diverges, or its energy budget is used.

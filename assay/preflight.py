@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from assay.config import Run
+from assay.config import LoadedRun
 from data_pipeline.prepare import prepare
 from data_pipeline.tokens.tokenizer import take_over
 from governance.errors import ConfigError, MissingInput
@@ -49,7 +49,7 @@ LARGEST_GPU = 432_000_000_000
 """Bytes of the largest memory of a GPU that is announced (AMD Instinct MI430X): what it cannot hold, none can."""
 
 
-def under_site(run: Run) -> None:
+def under_site(run: LoadedRun) -> None:
     """Let a run pass if it meets the site's policy.
 
     Raises:
@@ -58,7 +58,7 @@ def under_site(run: Run) -> None:
     bound_by(run.policy, run.config.governance, run.folder)
 
 
-def refuse_start(run: Run, runtime: Runtime, find_hardware: Callable[[], Hardware]) -> None:
+def refuse_start(run: LoadedRun, runtime: Runtime, find_hardware: Callable[[], Hardware]) -> None:
     """Raise if training would be refused on this hardware.
 
     `find_hardware` is called only if training is not finished.
@@ -144,12 +144,12 @@ def _pass(config: dict[str, Any]) -> None:
     refuse_unknown_keys(config)
 
 
-def vocabulary_of(run: Run, runtime: Runtime) -> tuple[int, str]:
+def vocabulary_of(run: LoadedRun, runtime: Runtime) -> tuple[int, str]:
     """Ids of the tokens, and who says so."""
     return _size(run, _look_up(run, runtime))
 
 
-def _size(run: Run, artifacts: dict[str, Manifest] | None) -> tuple[int, str]:
+def _size(run: LoadedRun, artifacts: dict[str, Manifest] | None) -> tuple[int, str]:
     if artifacts is not None:
         return int(artifacts["tokenizer"].stats["vocabulary_size"]), "ids, as the token shards have them"
     config, source = run.config.data.tokenizer, "ids, as [data.tokenizer] asks: there are no token shards yet"
@@ -157,7 +157,7 @@ def _size(run: Run, artifacts: dict[str, Manifest] | None) -> tuple[int, str]:
     return size, source
 
 
-def _look_up(run: Run, runtime: Runtime) -> dict[str, Manifest] | None:
+def _look_up(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest] | None:
     """The corpus, where it is made.
 
     Sources are read only where token shards of this root could be of them.
@@ -170,7 +170,7 @@ def _look_up(run: Run, runtime: Runtime) -> dict[str, Manifest] | None:
         return None
 
 
-def _finished(run: Run, artifacts: dict[str, Manifest], root: Path) -> bool:
+def _finished(run: LoadedRun, artifacts: dict[str, Manifest], root: Path) -> bool:
     from assay.training_recipe import training_folder
 
     try:

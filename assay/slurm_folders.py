@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from assay.config import Run
+from assay.config import LoadedRun
 from data_pipeline.readers.items import is_elsewhere
 from governance.log import get_logger
 from governance.signing.dsse import default_key_path, key_id, private_key
@@ -22,7 +22,7 @@ from governance.signing.home_anchor import state_folder
 from governance.stage import Runtime, ShareDone
 from slurm.config import SlurmConfig
 from slurm.frozen import freeze
-from slurm.render import Seen
+from slurm.render import ContainerMounts
 from slurm.submit import next_submission
 
 _PATTERN = re.compile(r"[*?\[{]")
@@ -38,7 +38,7 @@ def policy_files(policy: Path) -> list[Path]:
         found.append(found[-1].parent / parent)
 
 
-def folders_read(run: Run, sources: Sequence[Path]) -> list[Path]:
+def folders_read(run: LoadedRun, sources: Sequence[Path]) -> list[Path]:
     """Folders outside the run's own that its files name.
 
     Any text of the file that is the path of something on this machine counts (sources, tasks, classifiers, lists,
@@ -55,14 +55,14 @@ def folders_read(run: Run, sources: Sequence[Path]) -> list[Path]:
     return [path for path in dict.fromkeys(absolute) if path != Path("/") and not path.is_relative_to(run.folder)]
 
 
-def files_frozen(run: Run, environment: str) -> list[Path]:
+def files_frozen(run: LoadedRun, environment: str) -> list[Path]:
     """The run's file, its policies and the script that is sourced, absolute."""
     policies = policy_files(run.folder / run.config.governance.policy)
     named = [run.path, *policies, *[Path(environment)] * bool(environment)]
     return [Path(os.path.abspath(path)) for path in named]
 
 
-def signing_key_id(run: Run) -> str:
+def signing_key_id(run: LoadedRun) -> str:
     """The id of the key that signs here.
 
     "" where there is none yet.
@@ -71,7 +71,7 @@ def signing_key_id(run: Run) -> str:
     return key_id(private_key(path, make=False).public_key()) if path.exists() else ""
 
 
-def fetch_here(run: Run, runtime: Runtime, typed: str, *, wanted: bool, local: bool) -> None:
+def fetch_here(run: LoadedRun, runtime: Runtime, typed: str, *, wanted: bool, local: bool) -> None:
     """Fetch on this machine what sources have elsewhere, if it is wanted.
 
     Else say how, as nodes may have no internet.
@@ -92,12 +92,12 @@ def fetch_here(run: Run, runtime: Runtime, typed: str, *, wanted: bool, local: b
         )  # fmt: skip
 
 
-def make_key(run: Run) -> None:
+def make_key(run: LoadedRun) -> None:
     """Make the signing key on first use, before any job does."""
     private_key(run.config.governance.key_path(run.folder))
 
 
-def freeze_run(run: Run, root: Path, config: SlurmConfig, *, take_edits: bool) -> None:
+def freeze_run(run: LoadedRun, root: Path, config: SlurmConfig, *, take_edits: bool) -> None:
     """Keep what is submitted.
 
     The jobs refuse what differs from it, or take it if asked to.
@@ -108,13 +108,13 @@ def freeze_run(run: Run, root: Path, config: SlurmConfig, *, take_edits: bool) -
     )  # fmt: skip
 
 
-def seen(run: Run, sources: Sequence[Path], config: SlurmConfig) -> Seen:
+def seen(run: LoadedRun, sources: Sequence[Path], config: SlurmConfig) -> ContainerMounts:
     """Mounts of a container, and variables that locate the user's folders."""
     if not config.container:
-        return Seen()
+        return ContainerMounts()
     heads = state_folder().parent  # of the journal, which the gate compares
     heads.mkdir(parents=True, exist_ok=True)  # what is not there cannot be mounted
-    return Seen((*folders_read(run, sources), heads.absolute()), _homes())
+    return ContainerMounts((*folders_read(run, sources), heads.absolute()), _homes())
 
 
 def _homes() -> dict[str, str]:

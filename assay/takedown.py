@@ -17,7 +17,7 @@ Roots = Mapping[Path, Sequence[Manifest]]
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundDocuments:
     """The documents that were meant."""
 
     identities: frozenset[bytes]
@@ -28,7 +28,7 @@ class Found:
     """Whether any document of the roots is meant."""
 
 
-def find_documents(asked: str, roots: Roots) -> Found:
+def find_documents(asked: str, roots: Roots) -> FoundDocuments:
     """Documents of an id, a URL or a shard path.
 
     Raises:
@@ -38,12 +38,12 @@ def find_documents(asked: str, roots: Roots) -> Found:
     path = _shard(asked, roots)
     if path is not None and path.suffix == SUFFIX:
         held = TokenShard.open(path).identities
-        return Found(frozenset(row.tobytes() for row in held), (), len(held) > 0)
+        return FoundDocuments(frozenset(row.tobytes() for row in held), (), len(held) > 0)
     read = set(_meant(asked, roots)) if path is None else set(_ids(path))
     ids = read or {asked}  # the documents that were read may be gone; a shard still knows identities
     identities = frozenset(document_identity(name) for name in ids)
     fates = tuple(_fates(ids, roots))
-    return Found(identities, fates, bool(read or fates))
+    return FoundDocuments(identities, fates, bool(read or fates))
 
 
 def _shard(asked: str, roots: Roots) -> Path | None:

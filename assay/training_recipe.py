@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from assay.config import Run
+from assay.config import LoadedRun
 from governance.manifest import Manifest
 from pretrain.evaluation.tasks import pin
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from pretrain.config.training import TrainRecipe
 
 
-def training_folder(run: Run, artifacts: Mapping[str, Manifest], root: Path) -> Path:
+def training_folder(run: LoadedRun, artifacts: Mapping[str, Manifest], root: Path) -> Path:
     """Folder of this run's training record."""
     from pretrain.train import folder_of
 
     return folder_of(artifacts.get("pack", artifacts["encode"]), pinned(run), root)
 
 
-def pinned(run: Run) -> TrainRecipe:
+def pinned(run: LoadedRun) -> TrainRecipe:
     """The recipe with the digests of task files filled in."""
     train = run.config.train
     for field in ("continue_from", "initial_weights"):

@@ -16,9 +16,9 @@ from pathlib import Path
 from governance.errors import ClusterError, ConfigError, MissingInput, StorageError
 from governance.files import remove_file, touch
 from slurm import commands as tools
-from slurm.graph import Condition, Job
-from slurm.job_states import Row, View
-from slurm.submit import Order, called_off
+from slurm.graph import Condition, SlurmJob
+from slurm.job_states import JobRow, View
+from slurm.submit import JobRequest, called_off
 
 _POLL_SECONDS = 1.0
 _LOOK_SECONDS = 15.0
@@ -51,7 +51,7 @@ def cancel(view: View, root: Path) -> list[str]:
     return [row.name for row in live]
 
 
-def missing(view: View, jobs: Sequence[Job]) -> tuple[list[Order], list[str]]:
+def missing(view: View, jobs: Sequence[SlurmJob]) -> tuple[list[JobRequest], list[str]]:
     """Jobs to submit again, and waiting jobs to cancel first.
 
     Raises:
@@ -59,7 +59,7 @@ def missing(view: View, jobs: Sequence[Job]) -> tuple[list[Order], list[str]]:
     """
     if not view.queue_answers:
         raise ClusterError(f"what is missing cannot be said now: {'; '.join(view.silent)}. Try again when it answers.")
-    orders: dict[str, Order] = {}
+    orders: dict[str, JobRequest] = {}
     stale: list[str] = []
     for job in jobs:
         row = view.row(job.name)
@@ -69,11 +69,11 @@ def missing(view: View, jobs: Sequence[Job]) -> tuple[list[Order], list[str]]:
         numbers = _numbers(row, job, bool(behind))
         if row is not None and behind:  # what still waits has no part in the new order of things
             stale += [part.unit for part in row.parts if part.kind == "waiting"]
-        orders[job.name] = Order(job, numbers, tuple(_still(view, job, orders)))
+        orders[job.name] = JobRequest(job, numbers, tuple(_still(view, job, orders)))
     return list(orders.values()), stale
 
 
-def _again(row: Row, job: Job, behind: bool) -> bool:
+def _again(row: JobRow, job: SlurmJob, behind: bool) -> bool:
     """Return whether a job is submitted again.
 
     `behind`: it waits for one that is.
@@ -87,7 +87,7 @@ def _again(row: Row, job: Job, behind: bool) -> bool:
     return behind and not row.done and not row.count("running")
 
 
-def _numbers(row: Row | None, job: Job, behind: bool) -> tuple[int, ...]:
+def _numbers(row: JobRow | None, job: SlurmJob, behind: bool) -> tuple[int, ...]:
     """The tasks of an array that are submitted again; none named: all."""
     if row is None or not job.tasks or len(row.parts) != job.tasks:
         return ()
@@ -96,7 +96,7 @@ def _numbers(row: Row | None, job: Job, behind: bool) -> tuple[int, ...]:
     return () if len(found) == job.tasks else tuple(sorted(found))
 
 
-def _still(view: View, job: Job, orders: dict[str, Order]) -> list[tuple[Condition, str]]:
+def _still(view: View, job: SlurmJob, orders: dict[str, JobRequest]) -> list[tuple[Condition, str]]:
     """Dependencies of a job on jobs already queued."""
     found: list[tuple[Condition, str]] = []
     for condition, name in job.after:
@@ -109,7 +109,7 @@ def _still(view: View, job: Job, orders: dict[str, Order]) -> list[tuple[Conditi
 
 def log_of(
     view: View, wanted: str, root: Path, attempt: int | None = None, rank: int | None = None
-) -> tuple[Row, Path]:
+) -> tuple[JobRow, Path]:
     """Log of a job ("train") or array task ("clean[3]").
 
     Without a name, of the one to look at.
@@ -146,7 +146,7 @@ def _newest(logs: Path, unit: str, attempt: int | None, rank: int | None) -> Pat
     return next(logs.glob(f"*.{unit}.log"), None) if attempt is None and rank is None else None
 
 
-def _worth_a_look(view: View) -> Row | None:
+def _worth_a_look(view: View) -> JobRow | None:
     """The first failed job, else the last running or done."""
     for rows in (
         [row for row in view.rows if row.over and any(part.attempts for part in row.parts)],

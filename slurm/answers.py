@@ -20,23 +20,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from governance.errors import ClusterError, StorageError
 from governance.files import write_json
 from slurm import commands as tools
 from slurm import rehearsal as local
-from slurm.submit import Submitted
+from slurm.submit import SubmittedJob
 
 ANSWERS_FILE = "answers.json"
 WATCH_SECONDS = 60.0
 """Age up to which an answer does for somebody who watches."""
 _CLOCKS_DIFFER = datetime.timedelta(minutes=5)
 """The controller's clock and ours, at most."""
-_LIVE = {
-    "PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RUNNING", "SUSPENDED", "STOPPED",
-    "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "RESV_DEL_HOLD", "REQUEUE_FED",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,19 +41,33 @@ class Answers:
     queued: list[tools.Queued] | None
     accounted: list[tools.Accounted] | None
     silent: tuple[str, ...] = ()
-    """Which parts do not answer, in their tools' words."""
+    """Error messages of the tools that do not answer."""
 
 
-def ask(root: Path, lines: Sequence[Submitted], most_seconds: float = 0.0) -> Answers:
+@dataclass(frozen=True)
+class _Cache:
+    """Contents of answers.json."""
+
+    jobs: list[str]
+    asked: float
+    queued: list[tools.Queued]
+    accounted: list[tools.Accounted]
+    over: list[tools.Accounted]
+    """Accounting of jobs that have ended."""
+
+
+_EMPTY = _Cache([], 0.0, [], [], [])
+
+
+def ask(root: Path, lines: Sequence[SubmittedJob], most_seconds: float = 0.0) -> Answers:
     """Answers about the jobs of `lines` that are at most so old."""
-    kept, here = _kept(root), {line.job for line in lines if tools.is_local(line.job)}
+    cache, here = _read(root), {line.job for line in lines if tools.is_local(line.job)}
     rehearsed = list(local.queued(root, here).values())
     jobs = sorted({line.job for line in lines} - here)
-    over = [tools.Accounted(**item) for item in kept.get("over", [])]
-    if kept.get("jobs") == jobs and 0 <= time.time() - kept["asked"] < most_seconds:
-        queued = [tools.Queued(**item) for item in kept["queued"]]
-        return Answers(queued + rehearsed, over + [tools.Accounted(**item) for item in kept["accounted"]])
     names = {line.job: line.name for line in lines}
+    over = [item for item in cache.over if _ours(item, names)]
+    if cache.jobs == jobs and 0 <= time.time() - cache.asked < most_seconds:
+        return Answers(cache.queued + rehearsed, over + cache.accounted)
     ended = {item.job.partition("_")[0] for item in over}
     left = [job for job in jobs if job not in ended]
     first = datetime.datetime.fromisoformat(lines[0].submitted.replace("Z", "+00:00"))
@@ -84,18 +93,25 @@ def ask(root: Path, lines: Sequence[Submitted], most_seconds: float = 0.0) -> An
 def _ours(item: tools.Queued | tools.Accounted, names: Mapping[str, str]) -> bool:
     """Return whether a job is the one submitted under its id.
 
-    So, too, where Slurm tells no name.
+    A job without a name counts as ours.
     """
     name = names.get(item.job.partition("_")[0])
     return name is not None and (not item.name or item.name.rpartition(".")[2] == name)
 
 
-def _kept(root: Path) -> dict[str, Any]:
+def _read(root: Path) -> _Cache:
+    """The cached answers; none of a torn file, or of a release with other fields."""
     try:
         found = json.loads((root / "slurm" / ANSWERS_FILE).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return _Cache(
+            jobs=[str(job) for job in found["jobs"]],
+            asked=float(found["asked"]),
+            queued=[tools.Queued(**item) for item in found["queued"]],
+            accounted=[tools.Accounted(**item) for item in found["accounted"]],
+            over=[tools.Accounted(**item) for item in found["over"]],
+        )
+    except (OSError, ValueError, TypeError, KeyError):
+        return _EMPTY
 
 
 def _keep(
@@ -111,7 +127,7 @@ def _keep(
     """
     known = {item.job.partition("_")[0] for item in queued}
     last = {item.job: item.state for item in accounted}
-    live = known | {unit.partition("_")[0] for unit, state in last.items() if state in _LIVE}
+    live = known | {unit.partition("_")[0] for unit, state in last.items() if state in tools.LIVE}
     ended = [asdict(item) for item in accounted if item.job.partition("_")[0] not in live]
     values = {
         "accounted": [asdict(item) for item in accounted if item.job.partition("_")[0] in live],

@@ -16,7 +16,7 @@ from governance.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Start:
+class GreenStart:
     """The start that was chosen."""
 
     begin: datetime
@@ -35,7 +35,7 @@ class Start:
 
 def greenest(
     first: datetime, step: timedelta, grams_per_kwh: Sequence[float], now: datetime, latest: datetime, lasts: timedelta
-) -> Start:
+) -> GreenStart:
     """Start with the least carbon between `now` and `latest`.
 
     Args:
@@ -68,10 +68,10 @@ def greenest(
     edges = [first + number * step for number in range(len(grams_per_kwh) + 1)]
     starts = sorted({now, last, *edges, *(edge - lasts for edge in edges)})
     begin = min((start for start in starts if now <= start <= last), key=lambda start: (round(mean(start), 9), start))
-    return Start(begin, mean(begin), mean(now), last)
+    return GreenStart(begin, mean(begin), mean(now), last)
 
 
-def in_words(start: Start, now: datetime) -> str:
+def in_words(start: GreenStart, now: datetime) -> str:
     """The chosen start and its saving, in words."""
     if start.begin == now:
         return f"begins at once: no start until {_told(start.last)} is greener ({start.grams_per_kwh:.0f} g CO2e/kWh)"

@@ -18,6 +18,12 @@ from governance.errors import ClusterError
 
 FIRST_LOCAL = 10**9
 """Jobs of a rehearsal (`local.py`) have numbers from here on, above all that Slurm gives."""
+WAITING = frozenset({
+    "PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD",
+})  # fmt: skip
+"""States of a job that is not started yet."""
+RUNNING = frozenset({"RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT"})
+LIVE = WAITING | RUNNING
 _SEPARATOR = "\x1f"
 _SECONDS = 60.0
 _COUNTER_RESET = 1 << 63  # a node's energy counter that was reset shows as 2^64 - x
@@ -89,7 +95,7 @@ class Partition:
 
 
 @dataclass(frozen=True)
-class Node:
+class ClusterNode:
     """Resources of a node."""
 
     name: str
@@ -197,14 +203,14 @@ def partitions() -> dict[str, Partition]:
     return found
 
 
-def nodes() -> list[Node]:
+def nodes() -> list[ClusterNode]:
     """The cluster's nodes."""
     found = []
     for words in _records("scontrol", "show", "node", "--oneliner"):
         gpus = [int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", words.get("Gres", ""))]
         of = tuple(words.get("Partitions", "").split(","))
         cpus, memory = int(words.get("CPUEfctv") or words.get("CPUTot", "0")), int(words.get("RealMemory", "0"))
-        found.append(Node(words["NodeName"], of, cpus, memory, sum(gpus), words.get("State", "")))
+        found.append(ClusterNode(words["NodeName"], of, cpus, memory, sum(gpus), words.get("State", "")))
     return found
 
 

@@ -207,17 +207,17 @@ def with_site(section: SlurmConfig, folder: Path) -> SlurmConfig:
 
 
 def minutes(time: str) -> float:
-    """Minutes of a wall time in Slurm's notation, rounded to none.
+    """Minutes of a wall time in Slurm's notation, not rounded.
 
-    Infinite for "infinite", "UNLIMITED" and "".
+    Infinite for "infinite", "UNLIMITED", "" and, as in Slurm, for a limit of 0.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     if time in ("", "infinite", "UNLIMITED", "NOT_SET"):
         return float("inf")
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time):
-        raise ValueError(f"{time!r} is no wall time in Slurm's notation")
+        raise ValueError(f"{time!r} is not a wall time in Slurm's notation")
     days, dash, rest = time.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     if dash:
@@ -226,4 +226,4 @@ def minutes(time: str) -> float:
         hours, minute, second = 0, parts[0], 0
     else:
         hours, minute, second = (0, *parts)[-3:]
-    return (int(days or 0) * 24 + hours) * 60 + minute + second / 60
+    return (int(days or 0) * 24 + hours) * 60 + minute + second / 60 or float("inf")

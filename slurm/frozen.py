@@ -15,6 +15,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,25 @@ _PACKAGES = ("assay", "governance", "data_pipeline", "pretrain", "slurm")
 def code_digest() -> str:
     """SHA-256 of the program's own files.
 
-    An installed program and a checkout of the same state are equal. The examples in `assay/configs` are no program:
-    runs copy them, and `submit` keeps the copies.
+    An installed program and a checkout of the same state are equal. The examples in `assay/configs` are not code:
+    runs copy them, and `submit` keeps the copies. A second
+    call reads only files that changed.
     """
     found = []
     above = Path(__file__).parents[1]
     for package in _PACKAGES:
         for path in sorted((above / package).rglob("*")):
             if path.suffix in (".py", ".sh", ".sbatch", ".toml") and path.parent != above / "assay" / "configs":
-                found.append(f"{path.relative_to(above)}\0{sha256_bytes(path.read_bytes())}\n")
+                state = path.stat()
+                digest = _file_digest(path, state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino)
+                found.append(f"{path.relative_to(above)}\0{digest}\n")
     return sha256_bytes("".join(found).encode())
+
+
+@cache
+def _file_digest(path: Path, *state: int) -> str:
+    """SHA-256 of a file in this state."""
+    return sha256_bytes(path.read_bytes())
 
 
 def freeze(

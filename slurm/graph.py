@@ -27,7 +27,7 @@ Condition = Literal["afterok", "afterany"]
 
 
 @dataclass(frozen=True)
-class Work:
+class PlannedRun:
     """Work of a run, as far as scheduling needs it."""
 
     name: str
@@ -41,7 +41,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """One job, or one array."""
 
     name: str
@@ -56,12 +56,12 @@ class Job:
     """Tasks of an array, numbered from 0; 0: it is none."""
 
 
-def plan(work: Work, config: SlurmConfig, max_array_size: int, root: Path) -> list[Job]:
+def plan(work: PlannedRun, config: SlurmConfig, max_array_size: int, root: Path) -> list[SlurmJob]:
     """The jobs in the order in which they are submitted.
 
     Each behind those that it waits for.
     """
-    jobs: list[Job] = []
+    jobs: list[SlurmJob] = []
     tasks = tasks_of(work.shards, config, max_array_size)
 
     def add(
@@ -73,7 +73,7 @@ def plan(work: Work, config: SlurmConfig, max_array_size: int, root: Path) -> li
         last: Sequence[str] = (),
     ) -> None:
         options = _options(work.name, name, kind, config, tasks, root)
-        jobs.append(Job(name, kind, ("assay", *command, *work.words, *last), options, tuple(after), tasks))
+        jobs.append(SlurmJob(name, kind, ("assay", *command, *work.words, *last), options, tuple(after), tasks))
 
     def behind() -> list[tuple[Condition, str]]:
         return [("afterok", jobs[-1].name)] if jobs else []

@@ -22,11 +22,9 @@ from typing import Any, Literal
 from governance.files import read_lines
 from slurm import commands as tools
 from slurm.answers import ask
-from slurm.submit import Submitted, submitted
+from slurm.submit import SubmittedJob, submitted
 
 Class = Literal["waiting", "running", "done", "failed", "lost", "unknown"]
-_WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-_RUNNING = {"RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT"}
 _OF_OUTCOMES: dict[str, Class] = {"done": "done", "explained": "failed", "failed": "failed", "left": "failed"}
 _NO_LOG = "the node could not begin it: does it see the root's folder and this user?"
 
@@ -46,7 +44,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Standing:
+class UnitState:
     """A job, or one task of an array."""
 
     unit: str
@@ -72,7 +70,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Row:
+class JobRow:
     """A job of the graph.
 
     One, or an array with the standing of each task.
@@ -82,7 +80,7 @@ class Row:
     kind: str
     after: tuple[str, ...]
     """Names of the jobs that it waits for."""
-    parts: tuple[Standing, ...]
+    parts: tuple[UnitState, ...]
     joules: int | None = None
     """By accounting, over all starts and submissions."""
     core_seconds: int = 0
@@ -115,7 +113,7 @@ class Row:
 class View:
     """All jobs of a run, in order."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[JobRow, ...]
     submissions: int
     first: str
     """When the first submission was made."""
@@ -125,7 +123,7 @@ class View:
     """Which of Slurm's parts did not answer, in its tools' own words."""
     queue_answers: bool = True
 
-    def row(self, name: str) -> Row | None:
+    def row(self, name: str) -> JobRow | None:
         """The job of this name."""
         return next((row for row in self.rows if row.name == name), None)
 
@@ -157,7 +155,7 @@ def gather(root: Path, most_seconds: float = 0.0) -> View | None:
         measured = [item.joules for item in known if item.joules is not None]
         after = tuple(names[job] for _, job in line.after if job in names)
         rows.append(
-            Row(
+            JobRow(
                 name, line.kind, after, tuple(parts), sum(measured) if measured else None,
                 sum(item.core_seconds for item in known), line.submission,
             )
@@ -166,7 +164,7 @@ def gather(root: Path, most_seconds: float = 0.0) -> View | None:
     return View(told, lines[-1].submission, lines[0].submitted, lines[-1].submitted, answers.silent, queued is not None)
 
 
-def _newest(lines: Sequence[Submitted]) -> dict[str, list[tuple[str, int | None]]]:
+def _newest(lines: Sequence[SubmittedJob]) -> dict[str, list[tuple[str, int | None]]]:
     """Newest (id, number) of each job and task, by first submission."""
     found: dict[str, dict[int | None, str]] = {}
     for line in lines:
@@ -187,13 +185,13 @@ def _stand(
     number: int | None,
     queued: Mapping[str, tools.Queued] | None,
     accounts: Mapping[str, Sequence[tools.Accounted]] | None,
-) -> Standing:
+) -> UnitState:
     entry = queued.get(unit) if queued is not None else None
     told = accounts[unit][-1] if accounts and unit in accounts else None
     well = class_of(entry.state if entry else told.state if told else "") == "done"
     attempts = () if well and number is not None else attempts_of(root, unit)  # of thousands of tasks, one file each
     last = attempts[-1] if attempts else None
-    base = Standing(unit, number, "unknown", "UNKNOWN", attempts=attempts)
+    base = UnitState(unit, number, "unknown", "UNKNOWN", attempts=attempts)
     if last is not None:
         base = replace(base, nodes=last.nodes, status=last.status, cause=last.cause)
     if told is not None:
@@ -216,8 +214,8 @@ def _stand(
 
 
 def _without_the_queue(
-    base: Standing, last: Attempt | None, queue_answers: bool, accounted: bool
-) -> tuple[Standing, Class]:
+    base: UnitState, last: Attempt | None, queue_answers: bool, accounted: bool
+) -> tuple[UnitState, Class]:
     """A job of which only old news is known.
 
     What its own record says, or that it is lost.
@@ -231,7 +229,7 @@ def _without_the_queue(
     return base, class_of(base.state)
 
 
-def _why(base: Standing, told: tools.Accounted | None) -> Standing:
+def _why(base: UnitState, told: tools.Accounted | None) -> UnitState:
     """A failed job with its status, and a cause in words."""
     if told is not None:
         base = replace(base, status=told.status or base.status)
@@ -256,7 +254,7 @@ def _why(base: Standing, told: tools.Accounted | None) -> Standing:
     return base
 
 
-def _passed(rows: Sequence[Row]) -> list[Row]:
+def _passed(rows: Sequence[JobRow]) -> list[JobRow]:
     """Drop rows that later rows replace.
 
     Shares and joins count no more once the data is made, or planned anew without them; nor does a link of a chain
@@ -264,7 +262,7 @@ def _passed(rows: Sequence[Row]) -> list[Row]:
     """
     made = any(row.kind == "data" and row.done for row in rows)
     planned = next((row.submission for row in rows if row.kind == "data"), 0)
-    found: list[Row] = []
+    found: list[JobRow] = []
     goes_on = False
     for row in reversed(rows):
         if row.kind in ("share", "join"):
@@ -276,9 +274,9 @@ def _passed(rows: Sequence[Row]) -> list[Row]:
     return found[::-1]
 
 
-def _explained(rows: Sequence[Row]) -> tuple[Row, ...]:
+def _explained(rows: Sequence[JobRow]) -> tuple[JobRow, ...]:
     """A cancelled job says which one before it failed."""
-    done: dict[str, Row] = {}
+    done: dict[str, JobRow] = {}
     for row in rows:
         broken = [name for name in row.after if name in done and done[name].over]
         parts = [
@@ -293,9 +291,9 @@ def _explained(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 def class_of(state: str) -> Class:
     """Class of a Slurm state."""
-    if state in _WAITING:
+    if state in tools.WAITING:
         return "waiting"
-    if state in _RUNNING:
+    if state in tools.RUNNING:
         return "running"
     if state in ("UNKNOWN", ""):
         return "unknown"

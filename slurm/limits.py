@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from governance.log import get_logger
 from slurm import commands as tools
 from slurm.config import SlurmConfig
-from slurm.graph import Job
+from slurm.graph import SlurmJob
 
 
-def entries_of(jobs: Sequence[Job], tasks: int | None = None) -> int:
+def entries_of(jobs: Sequence[SlurmJob], tasks: int | None = None) -> int:
     """Entries of these jobs in the queue.
 
     With `tasks`, if their arrays had at most so many.
@@ -24,7 +24,7 @@ def entries_of(jobs: Sequence[Job], tasks: int | None = None) -> int:
     return sum(max(1, min(job.tasks, most)) for job in jobs)
 
 
-def over_limits(jobs: Sequence[Job], entries: Mapping[str, int], config: SlurmConfig) -> Iterator[str]:
+def over_limits(jobs: Sequence[SlurmJob], entries: Mapping[str, int], config: SlurmConfig) -> Iterator[str]:
     """Limits that these jobs exceed, each with a setting that fits.
 
     `entries`: of each job, by its name, how many are submitted now.
@@ -56,7 +56,7 @@ def over_limits(jobs: Sequence[Job], entries: Mapping[str, int], config: SlurmCo
             )  # fmt: skip
 
 
-def _mend(jobs: Sequence[Job], most: int) -> str:
+def _mend(jobs: Sequence[SlurmJob], most: int) -> str:
     arrays = sum(job.tasks > 0 for job in jobs)
     tasks = (most - (len(jobs) - arrays)) // arrays if arrays else 0
     if tasks < 1:

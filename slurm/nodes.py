@@ -24,8 +24,8 @@ def megabytes(memory: str) -> int:
 
 
 def of_training(
-    config: SlurmConfig, partitions: Iterable[tools.Partition], nodes: Sequence[tools.Node]
-) -> list[tools.Node]:
+    config: SlurmConfig, partitions: Iterable[tools.Partition], nodes: Sequence[tools.ClusterNode]
+) -> list[tools.ClusterNode]:
     """Nodes of the training partition with a rank's resources, up or down."""
     names = set(config.partition.split(",")) if config.partition else {each.name for each in partitions if each.default}
     asked = (config.cpus_per_task * config.tasks_per_node, megabytes(config.memory), config.gpus_per_node)
@@ -37,13 +37,13 @@ def of_training(
     ]
 
 
-def away(nodes: Sequence[tools.Node]) -> list[tools.Node]:
+def away(nodes: Sequence[tools.ClusterNode]) -> list[tools.ClusterNode]:
     """Those that are down, drained or otherwise not to be had now."""
     return [node for node in nodes if _AWAY.search(node.state.upper())]
 
 
 def with_cores(
-    config: SlurmConfig, partitions: Iterable[tools.Partition], nodes: Sequence[tools.Node]
+    config: SlurmConfig, partitions: Iterable[tools.Partition], nodes: Sequence[tools.ClusterNode]
 ) -> tuple[SlurmConfig, str]:
     """`cpus_per_task`, where it is 0, filled in.
 

@@ -17,7 +17,7 @@ from governance.errors import ClusterError, ConfigError
 from governance.log import get_logger
 from slurm import commands as tools
 from slurm.config import SlurmConfig, minutes
-from slurm.graph import Job
+from slurm.graph import SlurmJob
 from slurm.limits import entries_of, over_limits
 from slurm.nodes import away, megabytes, of_training
 from slurm.render import script_of
@@ -46,7 +46,7 @@ _MENDS = {
 
 
 def refuse(
-    jobs: Sequence[Job],
+    jobs: Sequence[SlurmJob],
     config: SlurmConfig,
     root: Path,
     config_file: Path,
@@ -149,7 +149,7 @@ def _fits(config: SlurmConfig, field: str, among: Sequence[tools.Partition]) -> 
 
 
 def _nodes_suffice(
-    config: SlurmConfig, among: Sequence[tools.Partition], all_nodes: Sequence[tools.Node]
+    config: SlurmConfig, among: Sequence[tools.Partition], all_nodes: Sequence[tools.ClusterNode]
 ) -> Iterator[str]:
     """Check that some partition has enough suitable nodes."""
     names = {partition.name for partition in among}
@@ -200,7 +200,7 @@ def _away(config: SlurmConfig) -> str:
     return f"{len(fitting)} nodes fit, of which {', '.join(f'{node.name} is {node.state}' for node in gone)}"
 
 
-def _rehearsed(jobs: Sequence[Job], root: Path, gone: str = "") -> Iterator[str]:
+def _rehearsed(jobs: Sequence[SlurmJob], root: Path, gone: str = "") -> Iterator[str]:
     """Objections of `sbatch --test-only`, each once.
 
     `gone`: why nodes that fit are not there now.

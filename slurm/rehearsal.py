@@ -31,14 +31,18 @@ from governance.log import get_logger
 from governance.stage import now
 from slurm.commands import FIRST_LOCAL, Queued
 from slurm.config import SlurmConfig, minutes
-from slurm.graph import Job
+from slurm.graph import SlurmJob
 from slurm.render import script_of
-from slurm.submit import JOBS_FILE, Order, Submitted, called_off, next_submission, submitted
+from slurm.submit import JOBS_FILE, JobRequest, SubmittedJob, called_off, next_submission, submitted
 
 _RECORD, _LOCK = "local.jsonl", "rehearsing"
 _TOOLS = ("scontrol", "scancel", "sinfo", "srun")
 _LIVE = ("PENDING", "RUNNING")
+_LOOKING = "status"
+"""Note in the lock while a status, which holds it for a moment, looks for a live rehearsal."""
 _POLL_SECONDS = 0.2
+_PATIENCE_SECONDS = 10.0
+"""How long a rehearsal waits for a status to leave the lock."""
 _KILL_SECONDS = 60.0
 """From the signal that ends a job to its kill."""
 
@@ -48,7 +52,7 @@ def queued(root: Path, jobs: Iterable[str]) -> dict[str, Queued]:
     wanted = set(jobs)
     if not wanted:
         return {}
-    with held(root / "slurm" / _LOCK, "status") as holder:
+    with held(root / "slurm" / _LOCK, _LOOKING) as holder:
         alive = holder is not None
     found: dict[str, Queued] = {}
     begun: dict[str, float] = {}
@@ -65,16 +69,16 @@ def queued(root: Path, jobs: Iterable[str]) -> dict[str, Queued]:
     return {job: item for job, item in found.items() if alive or item.state not in _LIVE}
 
 
-def record(orders: Sequence[Order], root: Path) -> list[Submitted]:
+def record(orders: Sequence[JobRequest], root: Path) -> list[SubmittedJob]:
     """Write the orders down as the jobs of a rehearsal."""
     before = submitted(root)
     number = max([FIRST_LOCAL, *(int(line.job) for line in before if int(line.job) >= FIRST_LOCAL)])
     submission = next_submission(root)
-    done: dict[str, Submitted] = {}
+    done: dict[str, SubmittedJob] = {}
     for place, order in enumerate(orders, 1):
         job = order.job
         after = [(condition, done[name].job) for condition, name in job.after if name in done] + list(order.after)
-        line = Submitted(
+        line = SubmittedJob(
             job.name, job.kind, str(number + place), submission, now(), tuple(after), job.tasks,
             order.numbers or tuple(range(job.tasks)),
         )  # fmt: skip
@@ -86,7 +90,7 @@ def record(orders: Sequence[Order], root: Path) -> list[Submitted]:
     return list(done.values())
 
 
-def rehearse(lines: Sequence[Submitted], jobs: Mapping[str, Job], root: Path, config: SlurmConfig) -> int:
+def rehearse(lines: Sequence[SubmittedJob], jobs: Mapping[str, SlurmJob], root: Path, config: SlurmConfig) -> int:
     """Run the recorded jobs one after the other.
 
     The status of the first that failed, 0 where none did.
@@ -106,7 +110,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _one_by_one(lines: Sequence[Submitted], jobs: Mapping[str, Job], root: Path, config: SlurmConfig) -> int:
+def _one_by_one(lines: Sequence[SubmittedJob], jobs: Mapping[str, SlurmJob], root: Path, config: SlurmConfig) -> int:
     states: dict[str, str] = {}
     first = 0
     with _alone(root), _tools() as tools:
@@ -126,7 +130,7 @@ def _one_by_one(lines: Sequence[Submitted], jobs: Mapping[str, Job], root: Path,
     return first
 
 
-def _hindered(line: Submitted, states: Mapping[str, str]) -> bool:
+def _hindered(line: SubmittedJob, states: Mapping[str, str]) -> bool:
     """Return whether a job that this one needs did not succeed.
 
     One of an earlier submission is done, or it was run again.
@@ -134,7 +138,7 @@ def _hindered(line: Submitted, states: Mapping[str, str]) -> bool:
     return any(condition == "afterok" and states.get(job, "COMPLETED") != "COMPLETED" for condition, job in line.after)
 
 
-def _units(line: Submitted) -> list[str]:
+def _units(line: SubmittedJob) -> list[str]:
     return [f"{line.job}_{number}" for number in line.numbers] if line.tasks else [line.job]
 
 
@@ -156,7 +160,7 @@ def _tools() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _run(unit: str, line: Submitted, job: Job, root: Path, config: SlurmConfig, tools: Path) -> tuple[int, str]:
+def _run(unit: str, line: SubmittedJob, job: SlurmJob, root: Path, config: SlurmConfig, tools: Path) -> tuple[int, str]:
     """Start a job until it does not ask to be requeued.
 
     Its last status and state.
@@ -188,7 +192,7 @@ def _run(unit: str, line: Submitted, job: Job, root: Path, config: SlurmConfig, 
 
 
 def _start(
-    unit: str, line: Submitted, job: Job, root: Path, config: SlurmConfig, tools: Path, restarts: int
+    unit: str, line: SubmittedJob, job: SlurmJob, root: Path, config: SlurmConfig, tools: Path, restarts: int
 ) -> tuple[int, bool]:
     """One start of a job's script.
 
@@ -235,12 +239,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         _signal(process, signal.SIGKILL, to_all=True)
 
 
-def _name(job: Job) -> str:
+def _name(job: SlurmJob) -> str:
     return next(option.partition("=")[2] for option in job.options if option.startswith("--job-name="))
 
 
 def _environment(
-    unit: str, line: Submitted, job: Job, config: SlurmConfig, tools: Path, restarts: int
+    unit: str, line: SubmittedJob, job: SlurmJob, config: SlurmConfig, tools: Path, restarts: int
 ) -> dict[str, str]:
     """Environment of a job's script, as Slurm sets it."""
     values = dict(os.environ)
@@ -281,7 +285,12 @@ def refuse_here(config: SlurmConfig, root: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    with held(root / "slurm" / _LOCK, f"process {os.getpid()} on {socket.gethostname()}") as holder:
-        if holder is not None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        with held(root / "slurm" / _LOCK, f"process {os.getpid()} on {socket.gethostname()}") as holder:
+            if holder is None:
+                yield
+                return
+        if holder not in (_LOOKING, "") or time.monotonic() > deadline:  # "": its note is not written yet
             raise ConfigError(f"{root}: another rehearsal is alive: {holder}. Wait for it, or end it with cancel.")
-        yield
+        time.sleep(_POLL_SECONDS)

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from governance.files import sha256_bytes, write_text
 from slurm.config import SlurmConfig
-from slurm.graph import Job, Kind
+from slurm.graph import Kind, SlurmJob
 
 _FOLDER = Path(__file__).parent
 _MACHINERY = ("attempt.sh", "settle.sh", "step.sh", "train.sh")
@@ -65,17 +65,17 @@ def keep_machinery(root: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ContainerMounts:
     """Mounts of a job besides its root, and variables inside them."""
 
     folders: tuple[Path, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
-NOTHING = Seen()
+NO_MOUNTS = ContainerMounts()
 
 
-def render(job: Job, config_file: Path, root: Path, config: SlurmConfig, seen: Seen = NOTHING) -> str:
+def render(job: SlurmJob, config_file: Path, root: Path, config: SlurmConfig, seen: ContainerMounts = NO_MOUNTS) -> str:
     """The script of a job of the run at `config_file`."""
     first, _, rest = (_FOLDER / "job.sbatch").read_text(encoding="utf-8").partition("\n")
     folders = [config_file.parent, root, *map(Path, config.container_mounts), *seen.folders]

@@ -54,6 +54,7 @@ free() { # what waits for this job's success, which has come, waits no more
   while read -r waiting after; do
     after=$(sed 's/\["\([a-z]*\)", "\([0-9_]*\)"\]/\1:\2/g; s/, /,/g' <<<"$after,")
     after=${after//afterok:$job,/}
+    [ "${#after}" -lt 100000 ] || continue # an argument has at most 128 KiB; the job waits for the empty start instead
     scontrol update "jobid=$waiting" "Dependency=${after%,}" 2>/dev/null || true # it has ended, or waits on
   done < <(grep -F "[\"afterok\", \"$job\"]" "$root/slurm/jobs.jsonl" 2>/dev/null |
     sed -n 's/^{"after": \[\(.*\)\], "job": "\([0-9]*\)".*/\2 \1/p')

@@ -36,11 +36,11 @@ ranks() { # [OPTIONS] WORDS: a process for each rank on this machine, as srun do
     SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" &
     pids+=($!)
   done
-  trap 'kill -USR1 "${pids[@]}" 2>/dev/null || true' USR1
-  trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM
+  trap 'kill -USR1 ${pids[@]+"${pids[@]}"} 2>/dev/null || true' USR1
+  trap 'kill -TERM ${pids[@]+"${pids[@]}"} 2>/dev/null || true' TERM
   while [ "${#pids[@]}" -gt 0 ]; do
     local left=()
-    for pid in "${pids[@]}"; do
+    for pid in ${pids[@]+"${pids[@]}"}; do
       if kill -0 "$pid" 2>/dev/null; then
         left+=("$pid")
         continue
@@ -50,11 +50,11 @@ ranks() { # [OPTIONS] WORDS: a process for each rank on this machine, as srun do
       [ "$status" -le "$failed" ] || failed=$status
       [ "$status" = 0 ] || echo "srun: error: $(hostname -s): task: Exited with exit code $status" >&2
     done
-    pids=("${left[@]}")
+    pids=(${left[@]+"${left[@]}"})
     if [ "$failed" != 0 ] && [ "${#pids[@]}" -gt 0 ]; then # the others have a moment, as with srun's --wait
       [ "$kill" = no ] || wait_seconds=0
       SECONDS=${counted:+$SECONDS} counted=yes
-      [ "$SECONDS" -lt "$wait_seconds" ] || kill -KILL "${pids[@]}" 2>/dev/null || true
+      [ "$SECONDS" -lt "$wait_seconds" ] || kill -KILL ${pids[@]+"${pids[@]}"} 2>/dev/null || true
     fi
     sleep 0.2
   done

@@ -16,7 +16,7 @@ from typing import Any
 
 from governance.files import read_lines
 from slurm.accounting import Energy, in_words
-from slurm.job_states import Row, Standing, View
+from slurm.job_states import JobRow, UnitState, View
 from slurm.table import clock, ended, stage_of, table
 
 _RECORD = re.compile(r"[0-9a-f]{64}\.json")
@@ -169,7 +169,7 @@ def _number(value: Any, digits: int) -> str:
     return f"{value:,.{digits}f}" if isinstance(value, int | float) else str(value)
 
 
-def _attempts(rows: Sequence[Row]) -> list[str]:
+def _attempts(rows: Sequence[JobRow]) -> list[str]:
     """Causes of earlier attempts' ends, most frequent first."""
     told = []
     for row in rows:
@@ -185,12 +185,12 @@ def _attempts(rows: Sequence[Row]) -> list[str]:
     return told
 
 
-def _final(part: Standing) -> object:
+def _final(part: UnitState) -> object:
     """The attempt that decided how a job ended; none while it lives."""
     return part.attempts[-1] if part.attempts and part.kind in ("failed", "lost") else None
 
 
-def _reasons(rows: Sequence[Row]) -> list[str]:
+def _reasons(rows: Sequence[JobRow]) -> list[str]:
     """Failures in full."""
     told = []
     for row in rows:

@@ -18,7 +18,7 @@ if [ "$shares" != 0 ]; then
 fi
 launcher=()
 if [ "${#srun_options[@]}" -gt 0 ]; then
-  launcher=(srun --ntasks=1 "--cpus-per-task=$workers" "${srun_options[@]}")
+  launcher=(srun --ntasks=1 "--cpus-per-task=$workers" ${srun_options[@]+"${srun_options[@]}"})
 fi
 
 told=
@@ -30,7 +30,7 @@ trap '[ "$said" = /dev/null ] || rm -f "$said"' EXIT
 echo "assay: ${command[*]}"
 exec 7> >(trap '' TERM USR1; exec tee "$said")
 reader=$!
-"${launcher[@]}" "${inside[@]}" "${command[@]}" >&7 2>&1 7>&- &
+${launcher[@]+"${launcher[@]}"} ${inside[@]+"${inside[@]}"} "${command[@]}" >&7 2>&1 7>&- &
 step=$!
 exec 7>&-
 status=0

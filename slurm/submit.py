@@ -13,27 +13,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from governance.errors import ClusterError, Occupied
+from governance.errors import ClusterError, ConfigError, Occupied, storage_errors
 from governance.files import append_line, held, read_lines, remove_file, touch, write_text
 from governance.log import get_logger
 from governance.stage import now
 from slurm import commands as tools
 from slurm.config import SlurmConfig
-from slurm.graph import Condition, Job, logs_of, throttled
-from slurm.render import NOTHING, Seen, keep_machinery, render, script_of
+from slurm.graph import Condition, SlurmJob, logs_of, throttled
+from slurm.render import NO_MOUNTS, ContainerMounts, keep_machinery, render, script_of
 
 JOBS_FILE = "jobs.jsonl"
 _LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmittedJob:
     """A line of jobs.jsonl."""
 
     name: str
@@ -51,34 +52,59 @@ class Submitted:
 
 
 @dataclass(frozen=True)
-class Order:
+class JobRequest:
     """A job to submit.
 
     All of it, or some tasks of its array; and what it waits for besides other orders.
     """
 
-    job: Job
+    job: SlurmJob
     numbers: tuple[int, ...] = ()
     """Of an array: these tasks only; empty: all."""
     after: tuple[tuple[Condition, str], ...] = ()
     """(condition, id) of jobs that are queued already."""
 
 
-def submitted(root: Path) -> list[Submitted]:
+def submitted(root: Path) -> list[SubmittedJob]:
     """Every job that was submitted for this root, in order."""
     found = []
     for line in read_lines(root / "slurm" / JOBS_FILE):
         after = tuple((str(condition), str(job)) for condition, job in line["after"])
-        found.append(Submitted(**{**line, "after": after, "numbers": tuple(line["numbers"])}))
+        found.append(SubmittedJob(**{**line, "after": after, "numbers": tuple(line["numbers"])}))
     return found
 
 
-def keep_scripts(jobs: Iterable[Job], config_file: Path, root: Path, config: SlurmConfig, seen: Seen = NOTHING) -> None:
+def keep_scripts(
+    jobs: Iterable[SlurmJob], config_file: Path, root: Path, config: SlurmConfig, seen: ContainerMounts = NO_MOUNTS
+) -> None:
     """Write the scripts and the log folder below the root."""
     touch(logs_of(root, array=False).with_name(".keep"))
     keep_machinery(root)
     for job in jobs:
         write_text(script_of(root, job.name), render(job, config_file, root, config, seen))
+    _take_write_permission(root)
+
+
+def _take_write_permission(root: Path) -> None:
+    """Let no other account write what the jobs execute: their scripts, the machinery, the records they compare with.
+
+    Raises:
+        ConfigError: one of them belongs to another account.
+    """
+    folder = root / "slurm"
+    named = [folder, *folder.glob("*.sbatch"), folder / JOBS_FILE, folder / "submitted.jsonl"]
+    for path in [*named, *(folder / "machinery").rglob("*"), folder / "machinery"]:
+        if not path.exists():
+            continue
+        found = path.stat()
+        if found.st_uid not in (os.getuid(), 0):
+            raise ConfigError(
+                f"{path}: belongs to the account {found.st_uid}, and jobs of this run would execute what that account "
+                f"writes there. Choose another --root, or remove {folder}."
+            )
+        if found.st_mode & 0o022:
+            with storage_errors(path):
+                path.chmod(found.st_mode & 0o7755)
 
 
 @contextlib.contextmanager
@@ -116,7 +142,9 @@ def next_submission(root: Path) -> int:
     return 1 + max((line.submission for line in submitted(root)), default=0)
 
 
-def submit(orders: Sequence[Order], root: Path, config: SlurmConfig, begin: datetime | None = None) -> list[Submitted]:
+def submit(
+    orders: Sequence[JobRequest], root: Path, config: SlurmConfig, begin: datetime | None = None
+) -> list[SubmittedJob]:
     """Queue the orders, whose scripts are kept already.
 
     The lines that were recorded.
@@ -127,7 +155,7 @@ def submit(orders: Sequence[Order], root: Path, config: SlurmConfig, begin: date
         ClusterError: Slurm refuses one; nothing of this submission is queued then.
     """
     number = next_submission(root)
-    done: dict[str, Submitted] = {}
+    done: dict[str, SubmittedJob] = {}
     try:
         for order in orders:
             line = _submit(order, done, number, root, config, begin)
@@ -150,8 +178,13 @@ def submit(orders: Sequence[Order], root: Path, config: SlurmConfig, begin: date
 
 
 def _submit(
-    order: Order, done: Mapping[str, Submitted], number: int, root: Path, config: SlurmConfig, begin: datetime | None
-) -> Submitted:
+    order: JobRequest,
+    done: Mapping[str, SubmittedJob],
+    number: int,
+    root: Path,
+    config: SlurmConfig,
+    begin: datetime | None,
+) -> SubmittedJob:
     job = order.job
     after = [(condition, done[name].job) for condition, name in job.after if name in done] + list(order.after)
     options = (
@@ -161,7 +194,7 @@ def _submit(
         options.append(f"--begin=now+{max(0, int((begin - datetime.now(UTC)).total_seconds()))}")
     if order.numbers:
         options.append(f"--array={ranges(order.numbers)}{throttled(config)}")
-    return Submitted(
+    return SubmittedJob(
         name=job.name,
         kind=job.kind,
         job=tools.submit(script_of(root, job.name), options),

@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from slurm.job_states import Row, Standing
+from slurm.job_states import JobRow, UnitState
 
 _HEAD = ("job", "id", "state", "tasks", "elapsed", "nodes", "left out", "why")
 _ORDER = ("failed", "lost", "running", "unknown", "waiting", "done")
 _IDS_SHOWN = 24
 
 
-def table(rows: Sequence[Row]) -> list[str]:
+def table(rows: Sequence[JobRow]) -> list[str]:
     """The lines of the table.
 
     A column that is empty in all rows is left out.
@@ -27,25 +27,25 @@ def table(rows: Sequence[Row]) -> list[str]:
     return ["  ".join(line[column].ljust(widths[column]) for column in shown).rstrip() for line in cells]
 
 
-def folded(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def folded(rows: Sequence[JobRow]) -> dict[str, list[JobRow]]:
     """Name of a stage or job -> its rows, in order.
 
     Rows that no longer matter only where nothing took their place.
     """
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[JobRow]] = {}
     for row in rows:
         found.setdefault(stage_of(row), []).append(row)
     return found
 
 
-def stage_of(row: Row) -> str:
+def stage_of(row: JobRow) -> str:
     """Data stage of a share or join, else the job's name."""
     if row.kind not in ("share", "join"):
         return row.name
     return re.sub(r"-\d+$", "", row.name.removesuffix("-join"))
 
 
-def _cells(name: str, rows: Sequence[Row]) -> tuple[str, ...]:
+def _cells(name: str, rows: Sequence[JobRow]) -> tuple[str, ...]:
     parts = [part for row in rows for part in row.parts]
     tasks = [part for part in parts if part.number is not None]
     jobs = list(dict.fromkeys(part.unit.split("_")[0] for part in parts))
@@ -64,7 +64,7 @@ def _cells(name: str, rows: Sequence[Row]) -> tuple[str, ...]:
     )
 
 
-def _state(rows: Sequence[Row], parts: Sequence[Standing]) -> str:
+def _state(rows: Sequence[JobRow], parts: Sequence[UnitState]) -> str:
     """The states of what is not done, the worst first.
 
     Of a stage that has not begun, or is done, the one word.
@@ -82,7 +82,7 @@ def _state(rows: Sequence[Row], parts: Sequence[Standing]) -> str:
     return ", ".join(f"{count} {state}" for state, count in states.items())
 
 
-def _why(parts: Sequence[Standing]) -> str:
+def _why(parts: Sequence[UnitState]) -> str:
     """Reason why a job waits or failed."""
     failed = [part for part in parts if part.kind in ("failed", "lost")]
     if failed:
@@ -98,7 +98,7 @@ def _why(parts: Sequence[Standing]) -> str:
     return ", ".join(others or reasons) + (f"; expected {begins}" if begins else "")
 
 
-def ended(part: Standing) -> str:
+def ended(part: UnitState) -> str:
     """End of a job in words: exit status and cause."""
     status = f"exit {part.status}: " if part.status else ""
     return f"{status}{part.cause}" if part.cause else f"{status}Slurm says {part.state}"

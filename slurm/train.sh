@@ -31,7 +31,7 @@ one_step() { # WORDS of srun ...: its output to the log, what tells of an end to
   # Slurm signals every process of the job: this one has to read what the ranks say of their end
   exec 7> >(trap '' TERM USR1; tee -a /dev/stderr | { grep -aE "$telling" || true; } | tail -n 40 >"$said")
   reader=$!
-  srun "${srun_options[@]}" "$@" >&7 2>&1 7>&- &
+  srun ${srun_options[@]+"${srun_options[@]}"} "$@" >&7 2>&1 7>&- &
   step=$!
   exec 7>&-
   status=0
@@ -105,8 +105,8 @@ cores=()
 
 nodes=${SLURM_JOB_NUM_NODES:-1}
 # When the first node has ended the others have a minute: one that waits for a stranger on that port would wait for ever.
-run_step "--nodes=$nodes" "--ntasks=$nodes" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=60 --time=15 "${cores[@]}" \
-  "${inside[@]}" assay slurm preflight "${command[@]:2}"
+run_step "--nodes=$nodes" "--ntasks=$nodes" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=60 --time=15 ${cores[@]+"${cores[@]}"} \
+  ${inside[@]+"${inside[@]}"} assay slurm preflight "${command[@]:2}"
 [ -z "$told" ] || finish 75 "$told"
 if [ "$status" -ne 0 ]; then
   bad=$(grep -aoE 'bad-node=[^;]*' "$said" | cut -d= -f2 | sort -u | paste -sd,) || true
@@ -135,7 +135,7 @@ if mkdir -p "$ranks" 2>/dev/null; then
   keeping=(bash -c 'exec "$@" > >(trap "" TERM USR1; exec tee "$0/rank-${SLURM_PROCID:-0}.log") 2>&1' "$ranks")
 fi
 echo "assay: ${command[*]}"
-run_step --kill-on-bad-exit=0 --wait=60 "${cores[@]}" "${rank_options[@]}" "${keeping[@]}" "${inside[@]}" "${command[@]}"
+run_step --kill-on-bad-exit=0 --wait=60 ${cores[@]+"${cores[@]}"} ${rank_options[@]+"${rank_options[@]}"} ${keeping[@]+"${keeping[@]}"} ${inside[@]+"${inside[@]}"} "${command[@]}"
 trap '' TERM USR1 # they would end the commands that read how it ended
 before=$progress
 progress=$(saved)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from assay.cli.run_commands import load, say
-from assay.config import Run
+from assay.config import LoadedRun
 from assay.pipeline import corpus, pass_gate
 from governance.errors import ConfigError
 from governance.manifest import Manifest
@@ -38,7 +38,9 @@ def freeze(arguments: argparse.Namespace) -> None:
     say(f"{file}: {len(sketch)} features of corpus {artifacts['encode'].digest[:16]}; name it in [audit] reference")
 
 
-def data_docs(folder: Path, checked: Manifest, artifacts: dict[str, Manifest], loaded: Run, runtime: Runtime) -> None:
+def data_docs(
+    folder: Path, checked: Manifest, artifacts: dict[str, Manifest], loaded: LoadedRun, runtime: Runtime
+) -> None:
     """Evaluate an audit again and write Great Expectations' Data Docs."""
     from governance.checks.audit import tables_again
     from governance.checks.data_docs import write_data_docs

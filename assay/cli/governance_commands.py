@@ -6,7 +6,7 @@ import datetime
 from pathlib import Path
 
 from assay.cli.run_commands import Arguments, load, say
-from assay.config import Run
+from assay.config import LoadedRun
 from governance.errors import ConfigError, GateClosed, ManifestError
 from governance.files import write_json, write_text
 from governance.gate.verdict import GovernanceConfig, read_verdict, trusted
@@ -74,7 +74,7 @@ def clock(arguments: Arguments) -> int:
     return 0
 
 
-def _verdicts_ahead(loaded: Run, root: Path, moment: datetime.datetime) -> dict[str, str]:
+def _verdicts_ahead(loaded: LoadedRun, root: Path, moment: datetime.datetime) -> dict[str, str]:
     """Verdicts that are dated ahead of a clock: file -> words."""
     found = {}
     for path in sorted(root.glob("verdicts/*.json")):

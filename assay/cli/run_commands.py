@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from assay.config import Run, load_run
+from assay.config import LoadedRun, load_run
 from governance.energy.budget import open_budget
 from governance.energy.meters import meter
 from governance.errors import ConfigError
@@ -26,7 +26,7 @@ TALLY_VARIABLE = "ASSAY_TALLY"
 """Names the file of the tally of `Hooks`; a job's script sets it."""
 
 
-def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
+def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
     """The run and the runtime of a command.
 
     `command` is what a look-up tells the user to type.
@@ -56,7 +56,7 @@ def load(arguments: Arguments, command: str) -> tuple[Run, Runtime]:
     return run, runtime
 
 
-def refuse_edited(run: Run, root: Path) -> None:
+def refuse_edited(run: LoadedRun, root: Path) -> None:
     """In a job of a cluster.
 
     Refuse what differs from what was submitted.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from assay.cli.run_commands import Arguments, load, say
-from assay.config import Run
+from assay.config import LoadedRun
 from governance.errors import ClusterError, ConfigError, MissingInput, Occupied, PipelineError, StorageError
 from governance.files import remove_file, write_json
 from governance.log import get_logger
@@ -26,9 +26,9 @@ from governance.stage import Runtime
 if TYPE_CHECKING:
     from data_pipeline.prepare import Survey
     from slurm.config import SlurmConfig
-    from slurm.graph import Job
+    from slurm.graph import SlurmJob
     from slurm.job_states import View
-    from slurm.submit import Order, Submitted
+    from slurm.submit import JobRequest, SubmittedJob
 
 _WATCH_SECONDS = 10.0
 _CANCEL_PATIENCE_SECONDS = 120.0
@@ -71,7 +71,7 @@ def submit(arguments: Arguments) -> int:
     from assay.preflight import under_site
     from assay.slurm_folders import fetch_here, freeze_run
     from slurm.job_states import gather
-    from slurm.submit import Order, one_at_a_time
+    from slurm.submit import JobRequest, one_at_a_time
 
     loaded, runtime = load(arguments, "slurm submit")
     under_site(loaded)
@@ -90,7 +90,7 @@ def submit(arguments: Arguments) -> int:
                 f"{runtime.root}: jobs of this run are queued or run already: {', '.join(queued)}. See them with: "
                 f"assay slurm status {_typed(arguments)}; end them with: assay slurm cancel {_typed(arguments)}"
             )
-        orders = [Order(job) for job in jobs]
+        orders = [JobRequest(job) for job in jobs]
         _refuse(arguments, orders, loaded, sources, runtime, config)
         fetch_here(loaded, runtime, _typed(arguments), wanted=arguments.fetch, local=arguments.local)
         freeze_run(loaded, runtime.root, config, take_edits=arguments.take_edits)
@@ -223,7 +223,7 @@ def preflight(arguments: Arguments) -> None:
     check_node(config.engine, hardware, needed, runtime.root, nodes, meeting_name(), say_at_once)
 
 
-def _section(loaded: Run) -> SlurmConfig:
+def _section(loaded: LoadedRun) -> SlurmConfig:
     from slurm.config import with_site
 
     return with_site(loaded.config.slurm, loaded.folder)
@@ -231,23 +231,23 @@ def _section(loaded: Run) -> SlurmConfig:
 
 def _plan(
     arguments: Arguments, sources: Survey, runtime: Runtime, config: SlurmConfig, max_array_size: int
-) -> list[Job]:
+) -> list[SlurmJob]:
     """The run's graph."""
     from assay.cli.run_commands import words_of
-    from slurm.graph import Work, plan
+    from slurm.graph import PlannedRun, plan
 
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", arguments.config.stem).strip("-") or "run"
-    work = Work(name, sources.steps, sources.shards, tuple(words_of(arguments, runtime)))
+    work = PlannedRun(name, sources.steps, sources.shards, tuple(words_of(arguments, runtime)))
     return plan(work, config, max_array_size, runtime.root)
 
 
-def _sources(loaded: Run) -> Survey:
+def _sources(loaded: LoadedRun) -> Survey:
     from data_pipeline.prepare import survey
 
     return survey(loaded.config.data, loaded.folder)
 
 
-def _refuse_start(loaded: Run, runtime: Runtime, config: SlurmConfig) -> None:
+def _refuse_start(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> None:
     """Refuse what training would refuse on the requested nodes.
 
     Raises:
@@ -270,7 +270,12 @@ def _refuse_start(loaded: Run, runtime: Runtime, config: SlurmConfig) -> None:
 
 
 def _refuse(
-    arguments: Arguments, orders: Sequence[Order], loaded: Run, sources: Survey, runtime: Runtime, config: SlurmConfig
+    arguments: Arguments,
+    orders: Sequence[JobRequest],
+    loaded: LoadedRun,
+    sources: Survey,
+    runtime: Runtime,
+    config: SlurmConfig,
 ) -> None:
     """Keep the scripts, and let the cluster look at them."""
     from assay.slurm_folders import folders_read, make_key, seen
@@ -290,7 +295,7 @@ def _refuse(
         refuse(jobs, config, runtime.root, file, folders_read(loaded, sources.folders), entries)
 
 
-def _asked(arguments: Arguments, loaded: Run) -> SlurmConfig:
+def _asked(arguments: Arguments, loaded: LoadedRun) -> SlurmConfig:
     """The section with the cores of a rank filled in.
 
     Where the cluster's nodes decide them.
@@ -314,8 +319,12 @@ def _array_size(arguments: Arguments) -> int:
 
 
 def _queue(
-    arguments: Arguments, orders: Sequence[Order], runtime: Runtime, config: SlurmConfig, begin: datetime | None = None
-) -> list[Submitted]:
+    arguments: Arguments,
+    orders: Sequence[JobRequest],
+    runtime: Runtime,
+    config: SlurmConfig,
+    begin: datetime | None = None,
+) -> list[SubmittedJob]:
     from slurm.rehearsal import record
     from slurm.submit import submit as hand_over
 
@@ -327,7 +336,11 @@ def _queue(
 
 
 def _rehearse(
-    arguments: Arguments, lines: Sequence[Submitted], orders: Sequence[Order], runtime: Runtime, config: SlurmConfig
+    arguments: Arguments,
+    lines: Sequence[SubmittedJob],
+    orders: Sequence[JobRequest],
+    runtime: Runtime,
+    config: SlurmConfig,
 ) -> int:
     """Run what was recorded, where it is a rehearsal."""
     from slurm.rehearsal import rehearse
@@ -352,7 +365,7 @@ def refresh_accounting(root: Path) -> None:
 
 
 def _look(
-    arguments: Arguments, loaded: Run, runtime: Runtime, data: tuple[tuple[str, ...], int], most_seconds: float
+    arguments: Arguments, loaded: LoadedRun, runtime: Runtime, data: tuple[tuple[str, ...], int], most_seconds: float
 ) -> tuple[View, list[str]]:
     from slurm.accounting import account
     from slurm.commands import is_local
@@ -370,7 +383,7 @@ def _look(
     return view, [first, *in_words(runtime.root), *rest]
 
 
-def _training_folder(loaded: Run, runtime: Runtime) -> Path | None:
+def _training_folder(loaded: LoadedRun, runtime: Runtime) -> Path | None:
     """Folder of the training's record; None before its tokens are made."""
     from assay.pipeline import corpus
     from assay.training_recipe import training_folder

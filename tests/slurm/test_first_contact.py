@@ -11,18 +11,20 @@ from slurm import commands as tools
 from slurm.config import SlurmConfig
 from slurm.frozen import freeze, in_words, refuse_edits, refuse_unasked
 from slurm.nodes import away, of_training, with_cores
-from slurm.render import Seen, render
-from tests.slurm.test_scripts import Node, jobs_of
+from slurm.render import ContainerMounts, render
+from tests.slurm.test_scripts import ClusterNode, jobs_of
 
 
 @pytest.fixture
 def node(tmp_path):
-    return Node(tmp_path)
+    return ClusterNode(tmp_path)
 
 
 def test_a_container_holds_the_command_and_sees_the_run_and_what_that_reads():
     """Folders within another that is mounted are not mounted again; variables are set inside."""
-    seen = Seen((Path("/elsewhere/corpus"), Path("/shared/policies"), Path("/keys")), {"XDG_CONFIG_HOME": "/keys"})
+    seen = ContainerMounts(
+        (Path("/elsewhere/corpus"), Path("/shared/policies"), Path("/keys")), {"XDG_CONFIG_HOME": "/keys"}
+    )
     pyxis = SlurmConfig(container="img", container_runtime="pyxis", container_mounts=("/data",))
     file, root = Path("/shared/run.toml"), Path("/shared/run")
     text = render(jobs_of(pyxis)["ingest"], file, root, pyxis, seen)
@@ -30,7 +32,7 @@ def test_a_container_holds_the_command_and_sees_the_run_and_what_that_reads():
     assert f"--container-image=img '--container-mounts={mounts}'" in text
     assert "inside=(env XDG_CONFIG_HOME=/keys)" in text
     apptainer = SlurmConfig(container="img.sif", container_runtime="apptainer", options=("--gres=gpu:h100:2",))
-    text = render(jobs_of(apptainer)["train"], file, root, apptainer, Seen((), seen.variables))
+    text = render(jobs_of(apptainer)["train"], file, root, apptainer, ContainerMounts((), seen.variables))
     assert "inside=(apptainer exec --nv --bind /shared img.sif env XDG_CONFIG_HOME=/keys)" in text
     assert "inside=()" in render(jobs_of(SlurmConfig())["train"], file, root, SlurmConfig())
 
@@ -105,9 +107,9 @@ def test_what_is_no_field_is_passed_on():
 
 
 NODES = [
-    tools.Node("n1", ("gpu",), 64, 500_000, 8, "IDLE"),
-    tools.Node("n2", ("gpu", "cpu"), 48, 500_000, 4, "DOWN*+DRAIN"),
-    tools.Node("n3", ("cpu",), 16, 64_000, 0, "MIXED"),
+    tools.ClusterNode("n1", ("gpu",), 64, 500_000, 8, "IDLE"),
+    tools.ClusterNode("n2", ("gpu", "cpu"), 48, 500_000, 4, "DOWN*+DRAIN"),
+    tools.ClusterNode("n3", ("cpu",), 16, 64_000, 0, "MIXED"),
 ]
 PARTITIONS = [tools.Partition("gpu", "infinite", 2, 2, False), tools.Partition("cpu", "infinite", 2, 2, True)]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurm.config import SlurmConfig
-from slurm.graph import Work, plan, shards_of, tasks_of
+from slurm.graph import PlannedRun, plan, shards_of, tasks_of
 
 STEPS = ("ingest", "clean", "dedup", "dedup-2", "encode")
 CONFIGS = st.builds(
@@ -25,7 +25,7 @@ SIZES = st.integers(1, 5000)
 
 
 def work(shards, steps=STEPS):
-    return Work("run", tuple(steps), shards, ("run.toml", "--root", "/shared/run"))
+    return PlannedRun("run", tuple(steps), shards, ("run.toml", "--root", "/shared/run"))
 
 
 def planned(shards, config, size, steps=STEPS):

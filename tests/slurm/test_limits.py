@@ -6,7 +6,7 @@ import pytest
 
 from slurm import commands as tools
 from slurm.config import SlurmConfig
-from slurm.graph import Work, plan
+from slurm.graph import PlannedRun, plan
 from slurm.limits import entries_of, over_limits
 
 ASSOCIATION = "lab|%s||normal\n"
@@ -15,7 +15,7 @@ QOS = "normal|%s|\n"
 
 def jobs_of(tasks=100, **settings):
     config = SlurmConfig(max_tasks=tasks, **settings)
-    return plan(Work("run", ("ingest", "clean"), 1000, ("run.toml",)), config, 1001, Path("/shared/run")), config
+    return plan(PlannedRun("run", ("ingest", "clean"), 1000, ("run.toml",)), config, 1001, Path("/shared/run")), config
 
 
 @pytest.fixture

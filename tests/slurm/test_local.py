@@ -13,11 +13,11 @@ from governance.errors import ConfigError
 from slurm.actions import missing
 from slurm.commands import FIRST_LOCAL
 from slurm.config import SlurmConfig
-from slurm.graph import Work, plan
+from slurm.graph import PlannedRun, plan
 from slurm.job_states import gather
 from slurm.rehearsal import record, refuse_here, rehearse
 from slurm.render import keep_machinery
-from slurm.submit import Order, called_off, keep_scripts
+from slurm.submit import JobRequest, called_off, keep_scripts
 
 CONFIG = SlurmConfig(nodes=2, retries=2, signal_seconds=10)
 
@@ -41,8 +41,8 @@ class Rehearsal:
 
     def run(self, orders=None, shards=1, config=CONFIG):
         words = (str(self.root.parent / "run.toml"), "--root", str(self.root))
-        jobs = plan(Work("run", ("ingest",), shards, words), config, 1001, self.root)
-        orders = [Order(job) for job in jobs] if orders is None else orders
+        jobs = plan(PlannedRun("run", ("ingest",), shards, words), config, 1001, self.root)
+        orders = [JobRequest(job) for job in jobs] if orders is None else orders
         keep_scripts(jobs, self.root.parent / "run.toml", self.root, config)
         keep_machinery(self.root)
         self.jobs = {job.name: job for job in jobs}
@@ -128,6 +128,24 @@ def test_a_second_rehearsal_of_a_root_is_refused(rehearsal):
             refuse_here(CONFIG, rehearsal.root)
         other.communicate(b"\n")
     refuse_here(CONFIG, rehearsal.root)
+
+
+def test_a_status_that_looks_at_the_lock_does_not_refuse_a_rehearsal(rehearsal):
+    path = rehearsal.root / "slurm" / "rehearsing"
+    hold = (
+        "import sys, pathlib, time; from governance.files import held\n"
+        "with held(pathlib.Path(sys.argv[1]), 'status'): time.sleep(1)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, str(path)]):
+        while not path.exists() or not path.read_text():
+            time.sleep(0.01)
+        refuse_here(CONFIG, rehearsal.root)
+
+
+def test_a_time_limit_of_zero_is_none_as_in_slurm(rehearsal):
+    unlimited = CONFIG.model_copy(update={"time_limit": "0", "data_time_limit": "0"})
+    assert rehearsal.run(config=unlimited) == 0
+    assert all(state == ["COMPLETED"] for state in rehearsal.states().values())
 
 
 def test_an_allocation_that_is_too_small_is_refused(rehearsal, monkeypatch):

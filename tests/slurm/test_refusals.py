@@ -8,7 +8,7 @@ import pytest
 from governance.errors import ClusterError, ConfigError
 from slurm import commands as tools
 from slurm.config import SITE_VARIABLE, SlurmConfig, minutes, with_site
-from slurm.graph import Work, plan
+from slurm.graph import PlannedRun, plan
 from slurm.nodes import megabytes
 from slurm.preflight import check_settings, file_system_of, refuse
 from slurm.submit import keep_scripts
@@ -62,7 +62,7 @@ def cluster(tmp_path, monkeypatch):
 def look(cluster, root=None, sources=(), **settings):
     config = SlurmConfig(**{"time_limit": "30", "data_time_limit": "30", **settings})
     root = root or cluster / "root"
-    jobs = plan(Work("run", ("ingest",), 4, ("run.toml",)), config, 1001, root)
+    jobs = plan(PlannedRun("run", ("ingest",), 4, ("run.toml",)), config, 1001, root)
     keep_scripts(jobs, cluster / "run.toml", root, config)
     refuse(jobs, config, root, cluster / "run.toml", sources)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurm.config import SlurmConfig
-from slurm.graph import Work, plan
+from slurm.graph import PlannedRun, plan
 from slurm.render import keep_machinery, render
 
 FOLDER = Path(__file__).parents[2] / "slurm"
@@ -21,7 +21,7 @@ TEMPLATES = sorted([*FOLDER.glob("*.sbatch"), *FOLDER.glob("*.sh")])
 
 def jobs_of(config, root=Path("/shared/run"), file=Path("/shared/run.toml"), shards=40):
     words = (str(file), "--root", str(root))
-    return {job.name: job for job in plan(Work("run", ("ingest", "clean"), shards, words), config, 1001, root)}
+    return {job.name: job for job in plan(PlannedRun("run", ("ingest", "clean"), shards, words), config, 1001, root)}
 
 
 def bash_accepts(text):
@@ -74,7 +74,7 @@ def test_any_path_survives_quoting(name, folder):
         assert bash_accepts(text)
 
 
-class Node:
+class ClusterNode:
     """A machine on which a script runs: a root, programs that stand in, and what they were asked."""
 
     def __init__(self, folder):
@@ -130,7 +130,7 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path):
-    return Node(tmp_path)
+    return ClusterNode(tmp_path)
 
 
 def test_a_job_runs_what_a_person_would_type(node, tmp_path):

@@ -1,6 +1,7 @@
 """How jobs stand while parts of Slurm are down, what is submitted again, and what the status says of it."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -12,10 +13,10 @@ from slurm import commands as tools
 from slurm.actions import log_of, missing
 from slurm.answers import ANSWERS_FILE
 from slurm.config import SlurmConfig
-from slurm.graph import Work, plan
+from slurm.graph import PlannedRun, plan
 from slurm.job_states import attempts_of, gather
 from slurm.status import Progress, describe, next_command, settled
-from slurm.submit import Order, ranges, submit, submitted
+from slurm.submit import JobRequest, keep_scripts, ranges, submit, submitted
 
 CONFIG = SlurmConfig(throttle=2)
 
@@ -76,7 +77,7 @@ class Cluster:
 
 
 def jobs_of(root, shards=6, config=CONFIG):
-    return plan(Work("run", ("ingest", "clean"), shards, ("run.toml",)), config, 1001, root)
+    return plan(PlannedRun("run", ("ingest", "clean"), shards, ("run.toml",)), config, 1001, root)
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def cluster(monkeypatch, tmp_path):
 @pytest.fixture
 def queued(cluster):
     """A run that is submitted, all of it waiting."""
-    submit([Order(job) for job in jobs_of(cluster.root)], cluster.root, CONFIG)
+    submit([JobRequest(job) for job in jobs_of(cluster.root)], cluster.root, CONFIG)
     for line in submitted(cluster.root):
         for unit in cluster.units(line.name):
             cluster.queued[unit] = ("PENDING", "Dependency" if line.after else "Resources")
@@ -130,7 +131,7 @@ def test_a_submission_is_held_until_it_stands(queued):
 def test_half_a_submission_is_cancelled(cluster):
     cluster.refused = "audit"
     with pytest.raises(ClusterError, match="Invalid qos specification\n6 of 10 jobs were queued; they are cancelled"):
-        submit([Order(job) for job in jobs_of(cluster.root)], cluster.root, CONFIG)
+        submit([JobRequest(job) for job in jobs_of(cluster.root)], cluster.root, CONFIG)
     assert cluster.calls[-1] == ("cancel", *[line.job for line in submitted(cluster.root)])
     assert not [call for call in cluster.calls if call[0] == "release"]
 
@@ -207,7 +208,7 @@ def test_a_job_that_the_controller_forgot_is_lost_and_comes_again(queued):
 def test_a_chain_has_failed_when_its_last_link_has_and_is_begun_anew(cluster):
     config = SlurmConfig(chain=3)
     jobs = jobs_of(cluster.root, 1, config)
-    submit([Order(job) for job in jobs], cluster.root, config)
+    submit([JobRequest(job) for job in jobs], cluster.root, config)
     finish(cluster, "data", "audit")
     cluster.ended(cluster.units("train")[0], "FAILED", 75)
     for name in ("train-2", "train-3", "evaluate", "report"):
@@ -344,6 +345,46 @@ def test_logs_are_found_by_name_and_number(queued):
         log_of(view, "x", queued.root)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "torn", "[]", '{"jobs": ["101"]}', '{"accounted": [{"job": "1", "field": 2}], "asked": 1e99, "jobs": [], '
+     '"over": [], "queued": []}', '{"accounted": [], "asked": 0, "jobs": [], "over": [3], "queued": []}'],
+)  # fmt: skip
+def test_answers_of_another_release_are_asked_for_again(queued, text):
+    write_text(queued.root / "slurm" / ANSWERS_FILE, text)
+    assert gather(queued.root, 60).queue_answers
+    assert json.loads((queued.root / "slurm" / ANSWERS_FILE).read_bytes())["jobs"]
+
+
+def test_an_ended_job_of_another_name_does_not_answer_for_ours(queued):
+    """Ids begin anew at MaxJobId: what is cached about the job that had one before is not believed."""
+    first = submitted(queued.root)[0].job
+    before = {"job": first, "state": "FAILED", "status": 9, "signal": 0, "elapsed": 1, "nodes": "", "core_seconds": 1,
+              "joules": None, "comment": "", "name": "other.report"}  # fmt: skip
+    cache = {"accounted": [], "asked": 0.0, "jobs": [], "over": [before], "queued": []}
+    write_text(queued.root / "slurm" / ANSWERS_FILE, json.dumps(cache))
+    assert gather(queued.root).row("sources").parts[0].state == "PENDING"
+
+
+def test_no_other_account_may_write_what_jobs_execute(tmp_path, monkeypatch):
+    old = os.umask(0)
+    try:
+        keep_scripts(jobs_of(tmp_path), tmp_path / "run.toml", tmp_path, CONFIG)
+    finally:
+        os.umask(old)
+    executed = [tmp_path / "slurm", *tmp_path.glob("slurm/*.sbatch"), *tmp_path.glob("slurm/machinery/**/*")]
+    assert len(executed) > 10
+    assert not any(path.stat().st_mode & 0o022 for path in executed)
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    if tmp_path.stat().st_uid:
+        with pytest.raises(ConfigError, match="belongs to the account"):
+            keep_scripts(jobs_of(tmp_path), tmp_path / "run.toml", tmp_path, CONFIG)
+    else:
+        os.chown(tmp_path / "slurm", 4242, -1)
+        with pytest.raises(ConfigError, match="belongs to the account 4242"):
+            keep_scripts(jobs_of(tmp_path), tmp_path / "run.toml", tmp_path, CONFIG)
+
+
 @given(st.sets(st.integers(0, 5000), min_size=1, max_size=200))
 def test_ranges_name_each_number_once(numbers):
     found = []
@@ -358,7 +399,7 @@ def test_whatever_became_of_an_array_no_task_is_lost_or_made_twice(tmp_path_fact
     root = tmp_path_factory.mktemp("root")
     with pytest.MonkeyPatch.context() as patch:
         cluster = Cluster(patch, root)
-        submit([Order(job) for job in jobs_of(root)], root, CONFIG)
+        submit([JobRequest(job) for job in jobs_of(root)], root, CONFIG)
         for line in submitted(root)[1:]:
             for unit in cluster.units(line.name):
                 cluster.queued[unit] = ("PENDING", "Dependency")

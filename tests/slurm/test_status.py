@@ -10,7 +10,7 @@ from slurm.accounting import ACCOUNTING_FILE, account
 from slurm.answers import WATCH_SECONDS
 from slurm.job_states import gather
 from slurm.status import describe, next_command
-from slurm.submit import Order, submit
+from slurm.submit import JobRequest, submit
 from slurm.table import folded
 from tests.slurm.test_standing import CONFIG, Cluster, finish, jobs_of, progress
 
@@ -24,7 +24,7 @@ def queued(monkeypatch, tmp_path):
 
 
 def put(cluster, jobs):
-    for line in submit([Order(job) for job in jobs], cluster.root, CONFIG):
+    for line in submit([JobRequest(job) for job in jobs], cluster.root, CONFIG):
         for unit in cluster.units(line.name):
             cluster.queued[unit] = ("PENDING", "Dependency" if line.after else "Resources")
 
@@ -159,7 +159,7 @@ def test_both_meters_stand_side_by_side(queued):
     [kept] = map(json.loads, first.splitlines())
     assert kept["jobs"]["train"] == {"core_seconds": 240, "joules": 3000}
     told = "\n".join(describe(gather(queued.root), progress(queued), replace(energy, ended=True)))
-    submit([Order(jobs_of(queued.root)[-3])], queued.root, CONFIG)  # what failed before counts too
+    submit([JobRequest(jobs_of(queued.root)[-3])], queued.root, CONFIG)  # what failed before counts too
     queued.ended(queued.units("train")[0], joules=500)
     assert account(gather(queued.root), None, queued.root).slurm == 3500
     assert file.read_text().startswith(first)  # a report that was written from it can be verified

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from slurm.config import SlurmConfig
-from tests.slurm.test_scripts import Node
+from tests.slurm.test_scripts import ClusterNode
 
 CONFIG = SlurmConfig(retries=2, nodes=2, cpus_per_task=3)
 
@@ -16,7 +16,7 @@ CONFIG = SlurmConfig(retries=2, nodes=2, cpus_per_task=3)
 @pytest.fixture
 def node(tmp_path):
     """Its `srun` runs the command once and tells with which options; step 40 is saved, as training's record says."""
-    made = Node(tmp_path)
+    made = ClusterNode(tmp_path)
     made.program("srun", f'echo "srun $*" >> {made.asked}; while [[ $1 == -* ]]; do shift; done; exec "$@"')
     made.program(
         "scontrol",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from assay.config import Run, load_run
+from assay.config import LoadedRun, load_run
 from pretrain.model.decoder import Decoder
 from pretrain.model.flops import active_parameter_count, flops_per_token, parameter_count
 from pretrain.preflight.hardware import Hardware
@@ -28,7 +28,7 @@ PRESETS = {
 }
 
 
-def run_of(name: str) -> Run:
+def run_of(name: str) -> LoadedRun:
     return load_run(CONFIGS / f"{name}.toml", [])
 
 
