@@ -12,8 +12,8 @@ import signal
 import sys
 from types import ModuleType
 
+from assay.cli.command_words import current_words, in_order, refuse_missing
 from assay.cli.surface import parser
-from assay.cli.words import current_words, in_order, refuse_missing
 
 
 def program() -> int:

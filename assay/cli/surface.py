@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from assay.cli.command_words import Parser, leaves
 from assay.cli.governance_options import add_commands as add_governance
 from assay.cli.governance_options import trusted_keys
 from assay.cli.option_values import hours, natural, positive, prefix, size, task
-from assay.cli.words import Parser, leaves
 
 Commands = argparse._SubParsersAction
 

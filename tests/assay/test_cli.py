@@ -15,9 +15,9 @@ from assay.cli import (
     slurm_commands,
 )
 from assay.cli import run_commands as commands
+from assay.cli.command_words import current_words, in_order
 from assay.cli.main import main
 from assay.cli.surface import parser
-from assay.cli.words import current_words, in_order
 
 COMMON = ["--data-workers", "--help", "--root", "--set", "CONFIG"]
 SURFACE = {
