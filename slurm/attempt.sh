@@ -315,7 +315,7 @@ failures() { # failed attempts of this job, and of the links before it, since it
 
 finish() { # STATUS [CAUSE]
   local status=$1 cause outcome=failed known=yes unseen blamed=
-  [ -z "$watcher" ] || kill "$watcher" 2>/dev/null || true
+  [ -z "$watcher" ] || kill -KILL "$watcher" 2>/dev/null || true # it ignores SIGTERM, which Slurm sends to all
   trap '' TERM USR1 # Slurm signals our children, too; without a record of the end nothing follows from it
   cause=${2:-$(cause_of "$status")}
   case $status in

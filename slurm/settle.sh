@@ -67,4 +67,5 @@ watch_start() { # for the seconds after its start in which the controller, if it
     ! show "$job" || stand_aside
   ) &
   watcher=$!
+  disown "$watcher" # bash would report that it was killed
 }

@@ -77,6 +77,8 @@ def test_the_whole_graph_runs_in_order_with_a_process_for_each_rank(rehearsal):
     assert min(int(line["job"]) for line in lines) > FIRST_LOCAL
     ranks = rehearsal.root.glob("slurm/logs/run.train-*.0/rank-*.log")
     assert sorted(path.name for path in ranks) == ["rank-0.log", "rank-1.log"]
+    left = subprocess.run(["pgrep", "-f", str(rehearsal.root)], capture_output=True, text=True, check=False).stdout
+    assert left == "", "a job left a process behind"
 
 
 def test_a_closed_gate_cancels_the_training_and_not_the_report(rehearsal):
