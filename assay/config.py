@@ -3,7 +3,7 @@
     [[data.sources]] [data.*] [governance] [audit] [model] [optim] [train] [checkpoint] [engine] [tracking] [energy]
     [evaluation] [profile] [model_audit] [slurm]
 
-Every section belongs to the package that uses it; here they only stand together. Derived values (accumulation steps,
+Every section belongs to the package that uses it; this module only combines them. Derived values (accumulation steps,
 DeepSpeed's whole configuration) are functions of these, never settings of their own.
 """
 
@@ -63,10 +63,7 @@ class RunConfig(Section):
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A configuration as it was loaded.
-
-    With the file that relative paths start from, and its policy.
-    """
+    """A configuration with its file and policy."""
 
     config: RunConfig
     path: Path

@@ -2,9 +2,9 @@
 
 Starts nothing, makes no artifact.
 
-Promise: what it refuses, it refuses with the words and the exit code of a start on this machine (`preflight.py`), or
-with `--device` and `--gpu-memory` on nodes of that kind, of which this one need not be. What it does not look at may
-still refuse: the gate, the rows, `train.continue_from`, files of tasks. It imports neither torch nor DeepSpeed.
+Promise: it refuses with the message and the exit code of a start on this machine (`preflight.py`), or
+with `--device` and `--gpu-memory` on nodes of that kind, of which this one need not be. Not checked, so a start may
+still refuse them: the gate, the rows, `train.continue_from`, files of tasks. It imports neither torch nor DeepSpeed.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ def planned(
 
 
 def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware | None = None) -> Iterator[str]:
-    """The lines, one after the other.
+    """Lines of the plan.
 
-    A refusal comes once all lines that do not need its mend are out.
+    A refusal follows all lines that do not depend on its fix.
 
-    `hardware`: of a rank; None: this machine's.
+    `hardware`: hardware of a rank; None: this machine's.
 
     Raises:
         GateClosed: the run is not under the rules of its site.
@@ -94,7 +94,7 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
     dictionary = deepspeed_config(recipe, engine, ranks.world_size, hardware.device or "cpu", vocabulary)
     yield f"deepspeed   {json_text(dictionary).rstrip()}"
     refuse_what_cannot_fit(recipe, engine, vocabulary, hardware)
-    yield "refused     nothing; the gate, the rows, train.continue_from and tasks are looked at when it starts"
+    yield "refused     nothing; the gate, the rows, train.continue_from and tasks are checked at the start"
 
 
 def ranks_of(total: int | None, a_node: int) -> Ranks:

@@ -7,8 +7,8 @@
 
 The order of rows is a function of seed, step and recipe (`sampler.py`), so the steps are computed, not remembered: it
 holds for checkpoints that were removed since, too, which the journal knows. A document that a filter removed was not
-trained on; the answer says where it ended and, of a duplicate, what stands for it: that document's words may be the
-same.
+trained on; the answer says where it ended and, for a duplicate, which document replaced it: that document's text may
+be the same.
 
 Price: 16 bytes a document of every token shard are read, and for a URL (or a document that no shard has) the columns
 id and url of every document shard; per hit a handful of integers.
@@ -47,7 +47,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class AffectedShard:
-    """A token shard that holds what was asked for."""
+    """A token shard that holds a requested document."""
 
     root: Path
     tokens: Node
@@ -82,26 +82,26 @@ class Exposure:
     step: int
     """The checkpoint's own."""
     first_step: int
-    """0: it did not see it."""
+    """0: never."""
     times: int
 
 
 @dataclass(frozen=True)
 class Impact:
-    """The whole answer."""
+    """Everything that a request affects."""
 
     identities: tuple[str, ...]
-    """Of the documents, hexadecimal: the first half of the SHA-256 of each id."""
+    """First half of the SHA-256 of each document's id, hexadecimal."""
     fates: tuple[str, ...]
-    """Where documents ended that a stage removed, in words."""
+    """Stage and reason of each removed document."""
     shards: tuple[AffectedShard, ...]
     rows: tuple[AffectedRows, ...]
     checkpoints: tuple[Exposure, ...]
-    """All that were trained on those artifacts, those that did not see it too."""
+    """All checkpoints trained on those artifacts, including those that did not see it."""
     children: tuple[tuple[Path, Node], ...]
 
 
-def impact(asked: str, roots: Sequence[Path]) -> Impact:
+def impact(request: str, roots: Sequence[Path]) -> Impact:
     """Impact of a document by id, URL or shard path.
 
     Raises:
@@ -112,12 +112,12 @@ def impact(asked: str, roots: Sequence[Path]) -> Impact:
     for root, graph in graphs.items():
         if not graph.nodes:
             raise MissingInput(f"{root}: has no artifact and no journal. Give the root of a run.")
-    found = find_documents(asked, {root: [node.manifest for node in graph.nodes.values() if node.manifest is not None]
+    found = find_documents(request, {root: [node.manifest for node in graph.nodes.values() if node.manifest is not None]
                                    for root, graph in graphs.items()})  # fmt: skip
     shards = [held for root, graph in graphs.items() for held in _shards(graph, root, found.identities)]
     if not shards and not found.known:
         raise MissingInput(
-            f"{asked}: no document, URL or shard of that name in {', '.join(map(str, roots))}. "
+            f"{request}: no document, URL or shard of that name in {', '.join(map(str, roots))}. "
             f"An id is <source>/<file>#<record>, see: assay data trace"
         )
     rows = [item for root, graph in graphs.items() for item in _rows(graph, root, shards)]
@@ -126,7 +126,7 @@ def impact(asked: str, roots: Sequence[Path]) -> Impact:
         (root, node)
         for item in seen
         if item.times
-        for root, graph in graphs.items()  # a run may go on from a checkpoint of another root
+        for root, graph in graphs.items()  # a run may continue from a checkpoint of another root
         if item.checkpoint.key in graph.nodes
         for _, node in graph.descendants(item.checkpoint)
     }
@@ -152,7 +152,7 @@ def _shards(graph: Graph, root: Path, identities: frozenset[bytes]) -> Iterator[
 
 
 def artifacts(graph: Graph) -> Iterator[Node]:
-    """Those that are still there."""
+    """Artifacts whose manifests still exist."""
     yield from (node for node in graph.nodes.values() if node.manifest is not None)
 
 

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 def corpus(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest]:
     """Every artifact of the corpus, by stage.
 
-    What later sections name is read first: its turn is hours later.
+    Files that later sections name are read first, because they are needed only hours later.
     """
     if runtime.make:
         under_site(run)
@@ -106,16 +106,16 @@ def _judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[
             require_chain((artifacts["bias"],), runtime.root, journal)  # its tables are read as they are
         checked = audit(artifacts, run.policy, run.config.audit, runtime, _token_readers(), _reference(run))
     except AlteredFile as error:
-        raise GateClosed(f"the audit cannot judge what is not as it was written: {error}") from error
+        raise GateClosed(f"the audit cannot judge a file that is not as it was written: {error}") from error
     if not runtime.make:
         path = verdict_path(tokens, run.policy, runtime.root)
         if not path.exists():
-            raise MissingInput(f"verdict: not given yet. Give it with: {runtime.command}")
+            raise MissingInput(f"verdict: not given yet. Make it with: {runtime.command}")
         return checked, read_verdict(path, run.config.governance, run.folder)
     for manifest in (artifacts["bias"], checked):
         if problems := verify(manifest, runtime.root):
             raise GateClosed(
-                "what the audit found is not as it was written: "
+                "the audit's results were altered: "
                 + "; ".join(problems)
                 + f". Remove {runtime.root / manifest.folder}, then audit again"
             )
@@ -240,7 +240,7 @@ def training(
     tokens = artifacts.get("pack", artifacts["encode"])
     if tokens.stage == "pack" and [item.digest for item in tokens.inputs] != [artifacts["encode"].digest]:
         raise GateClosed(
-            f"{tokens.path}: its rows are of other token shards than the verdict is on. Remove its folder, then:"
+            f"{tokens.path}: its rows are from other token shards than those of the verdict. Remove its folder, then:"
             " assay data prepare CONFIG"
         )
     recipe = pinned(run)
@@ -318,7 +318,7 @@ def model_audit(run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: P
 
 
 def write_report(run: LoadedRun, runtime: Runtime) -> Path:
-    """Report on whatever of this run is there; the corpus must be."""
+    """Report on the existing artifacts; the corpus must be complete."""
     _, made = _reported(run, runtime)
     return runtime.root / made.folder / "report.html"
 
@@ -348,25 +348,25 @@ def _reported(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest], Ma
     try:
         begun = training_folder(run, artifacts, runtime.root).relative_to(runtime.root).as_posix()
         artifacts["train"] = training(run, artifacts, look)
-    except (GateClosed, MissingInput, CheckpointError) as error:  # what it asks or goes on from may be gone since
+    except (GateClosed, MissingInput, CheckpointError) as error:  # its tasks or parent checkpoint may be gone since
         get_logger(__name__).warning("the report has no training: %s", str(error).splitlines()[0])
     factors = look_up(run.config.energy.factors, run.folder, runtime.root)
     return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun)
 
 
 def whole_way(run: LoadedRun, runtime: Runtime, processes: int, words: Sequence[str]) -> Path:
-    """All of it.
+    """Run everything, from the corpus to the report.
 
-    The report is written even when the gate is closed, training diverges, or its energy budget is used.
+    The report is written even when the gate is closed, training diverges, or its energy budget is exhausted.
 
-    What would refuse the training on this machine is refused before the corpus is made (`preflight.py`).
+    Whatever would refuse the training on this machine is refused before the corpus is made (`preflight.py`).
 
     Raises:
         ConfigError: the settings do not work on so many processes of this machine.
         PipelineError: the model does not fit.
         GateClosed: after the report was written.
-        Diverged: so, too.
-        BudgetReached: so, too, where training meets it; before there are a corpus and a verdict there is no report.
+        Diverged: after the report was written.
+        BudgetReached: after the report was written, if in training; without corpus and verdict there is no report.
     """
     ranks = Ranks(0, processes, 0, processes) if processes > 1 else read_ranks()
     refuse_start(run, runtime, partial(here, run.config.engine, ranks))

@@ -42,7 +42,7 @@ def folders_read(run: LoadedRun, sources: Sequence[Path]) -> list[Path]:
     """Folders outside the run's own that its files name.
 
     Any text of the file that is the path of something on this machine counts (sources, tasks, classifiers, lists,
-    earlier corpora, keys, waivers): a container that sees a folder too many does no harm.
+    earlier corpora, keys, waivers): an additional folder in a container does no harm.
     """
     config = run.config
     policies = policy_files(run.folder / config.governance.policy)
@@ -63,32 +63,29 @@ def files_frozen(run: LoadedRun, environment: str) -> list[Path]:
 
 
 def signing_key_id(run: LoadedRun) -> str:
-    """The id of the key that signs here.
-
-    "" where there is none yet.
-    """
+    """Id of the signing key here; "" without one."""
     path = run.config.governance.key_path(run.folder)
     return key_id(private_key(path, make=False).public_key()) if path.exists() else ""
 
 
-def fetch_here(run: LoadedRun, runtime: Runtime, typed: str, *, wanted: bool, local: bool) -> None:
-    """Fetch on this machine what sources have elsewhere, if it is wanted.
+def fetch_here(run: LoadedRun, runtime: Runtime, typed: str, *, requested: bool, local: bool) -> None:
+    """Download remote sources on this machine, if requested.
 
-    Else say how, as nodes may have no internet.
+    Otherwise print how, as nodes may have no internet.
 
     Raises:
-        PipelineError: it cannot be fetched.
+        PipelineError: the download fails.
     """
     elsewhere = [source.name for source in run.config.data.sources if is_elsewhere(source)]
-    if wanted:
+    if requested:
         from assay.pipeline import corpus
 
-        with contextlib.suppress(ShareDone):  # once all is fetched, the next step is an array's
+        with contextlib.suppress(ShareDone):  # once all is downloaded, the next step belongs to an array
             corpus(run, replace(runtime, mode="join"))
     elif elsewhere and not local and len(list(runtime.root.glob("fetch/*/manifest.json"))) < len(elsewhere):
         get_logger(__name__).warning(
-            "the first job fetches %s; if nodes have no internet, cancel, and submit with --fetch (or type here: assay "
-            "data prepare %s --merge)", ", ".join(elsewhere), typed,
+            "the first job downloads %s; if nodes have no internet, cancel, and submit with --fetch (or type here: "
+            "assay data prepare %s --merge)", ", ".join(elsewhere), typed,
         )  # fmt: skip
 
 
@@ -98,9 +95,9 @@ def make_key(run: LoadedRun) -> None:
 
 
 def freeze_run(run: LoadedRun, root: Path, config: SlurmConfig, *, take_edits: bool) -> None:
-    """Keep what is submitted.
+    """Keep copies of what is submitted.
 
-    The jobs refuse what differs from it, or take it if asked to.
+    The jobs refuse later edits, or accept them with `take_edits`.
     """
     freeze(
         root, next_submission(root), files_frozen(run, config.environment), signing_key_id(run),
@@ -113,7 +110,7 @@ def seen(run: LoadedRun, sources: Sequence[Path], config: SlurmConfig) -> Contai
     if not config.container:
         return ContainerMounts()
     heads = state_folder().parent  # of the journal, which the gate compares
-    heads.mkdir(parents=True, exist_ok=True)  # what is not there cannot be mounted
+    heads.mkdir(parents=True, exist_ok=True)  # only an existing folder can be mounted
     return ContainerMounts((*folders_read(run, sources), heads.absolute()), _homes())
 
 
@@ -127,7 +124,7 @@ def _homes() -> dict[str, str]:
 
 def _named(values: Any, folder: Path) -> Iterator[Path]:
     """Existing folders of all paths in nested values."""
-    if isinstance(values, BaseModel):  # not its dump, which leaves out the paths that no hash may see
+    if isinstance(values, BaseModel):  # not its dump, which omits paths that enter no hash
         values = [getattr(values, name) for name in type(values).model_fields if name != "slurm"]
     if isinstance(values, dict):
         values = [*values.values()]

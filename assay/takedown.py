@@ -18,39 +18,39 @@ Roots = Mapping[Path, Sequence[Manifest]]
 
 @dataclass(frozen=True)
 class FoundDocuments:
-    """The documents that were meant."""
+    """Documents that match a request."""
 
     identities: frozenset[bytes]
     """The first half of the SHA-256 of each id."""
     fates: tuple[str, ...]
-    """Of those that a stage removed, where and why, in words."""
+    """Stage and reason of each removed one."""
     known: bool
-    """Whether any document of the roots is meant."""
+    """Whether any document of the roots matches."""
 
 
-def find_documents(asked: str, roots: Roots) -> FoundDocuments:
+def find_documents(request: str, roots: Roots) -> FoundDocuments:
     """Documents of an id, a URL or a shard path.
 
     Raises:
-        ConfigError: it is the path of a file that holds no documents.
+        ConfigError: it is the path of a file without documents.
         ManifestError: a shard is torn.
     """
-    path = _shard(asked, roots)
+    path = _shard(request, roots)
     if path is not None and path.suffix == SUFFIX:
         held = TokenShard.open(path).identities
         return FoundDocuments(frozenset(row.tobytes() for row in held), (), len(held) > 0)
-    read = set(_meant(asked, roots)) if path is None else set(_ids(path))
-    ids = read or {asked}  # the documents that were read may be gone; a shard still knows identities
+    read = set(_matching_ids(request, roots)) if path is None else set(_ids(path))
+    ids = read or {request}  # the ingested documents may be gone; a shard still has identities
     identities = frozenset(document_identity(name) for name in ids)
     fates = tuple(_fates(ids, roots))
     return FoundDocuments(identities, fates, bool(read or fates))
 
 
-def _shard(asked: str, roots: Roots) -> Path | None:
-    for path in (Path(asked), *(root / asked for root in roots)):
+def _shard(request: str, roots: Roots) -> Path | None:
+    for path in (Path(request), *(root / request for root in roots)):
         if path.is_file():
             if path.suffix not in (SUFFIX, ".parquet"):
-                raise ConfigError(f"{path}: is no shard of documents (.parquet) or tokens ({SUFFIX}).")
+                raise ConfigError(f"{path}: is not a shard of documents (.parquet) or tokens ({SUFFIX}).")
             return path
     return None
 
@@ -67,13 +67,13 @@ def _tables(roots: Roots, role: str, stage: str = "") -> Iterator[tuple[Manifest
                 yield from ((manifest, path) for path in manifest.files(role, root) if path.exists())
 
 
-def _meant(asked: str, roots: Roots) -> Iterator[str]:
+def _matching_ids(request: str, roots: Roots) -> Iterator[str]:
     """Ids of this id or URL among all documents read."""
-    wanted = normalise_url(asked)
+    requested_url = normalise_url(request)
     for _, path in _tables(roots, "documents", "ingest"):
         table = read_table(path, columns=["id", "url"])
         for name, url in zip(table["id"].to_pylist(), table["url"].to_pylist(), strict=True):
-            if name == asked or (url and (url == asked or (wanted and normalise_url(url) == wanted))):
+            if name == request or (url and (url == request or (requested_url and normalise_url(url) == requested_url))):
                 yield name
 
 

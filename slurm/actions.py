@@ -1,7 +1,8 @@
 """Cancel, retry and logs.
 
-Missing is what failed, was cancelled, or is known to nobody any more: of an array its failed tasks alone, of the rest
-the job; and whatever hangs on it, because what waited for a failed job was cancelled with it. What is done stays done.
+Missing jobs are those that failed, were cancelled, or are no longer known to Slurm: of an array only its failed
+tasks, otherwise the whole job. Jobs that depend on a missing one are missing too, because Slurm cancelled them with
+it. Finished jobs are kept.
 """
 
 from __future__ import annotations
@@ -26,12 +27,10 @@ _ATTEMPT = re.compile(r"\.(\d+)(?:\.log|/rank-\d+\.log)$")
 
 
 def cancel(view: View, root: Path) -> list[str]:
-    """Cancel all that waits or runs, and what nothing is known of.
+    """Cancel all pending, running and unknown jobs; return their names.
 
-    The names of those jobs.
-
-    Their scripts are told by a file as well: one that asks to be put back into the queue while Slurm cancels it would
-    live on.
+    A file per job informs their scripts as well: a script that requeues itself while Slurm cancels it would otherwise
+    start again.
 
     Raises:
         ClusterError: the controller does not answer.
@@ -40,11 +39,11 @@ def cancel(view: View, root: Path) -> list[str]:
     units = [part.unit for row in live for part in row.parts if part.kind in ("waiting", "running", "unknown")]
     jobs = sorted({unit.split("_")[0] for unit in units})
     for job in jobs:
-        with contextlib.suppress(StorageError):  # a full disk must not keep anybody from cancelling
+        with contextlib.suppress(StorageError):  # a full disk must not prevent a cancellation
             touch(called_off(root, job))
     try:
         tools.cancel(jobs)
-    except ClusterError:  # else the marks would end them at their next start, when nobody remembers
+    except ClusterError:  # else the marks would end them at a later start, unexpectedly
         for job in jobs:
             remove_file(called_off(root, job))
         raise
@@ -55,10 +54,10 @@ def missing(view: View, jobs: Sequence[SlurmJob]) -> tuple[list[JobRequest], lis
     """Jobs to submit again, and waiting jobs to cancel first.
 
     Raises:
-        ClusterError: the controller does not answer, so nobody can say what is missing.
+        ClusterError: the controller does not answer, so what is missing is unknown.
     """
     if not view.queue_answers:
-        raise ClusterError(f"what is missing cannot be said now: {'; '.join(view.silent)}. Try again when it answers.")
+        raise ClusterError(f"what is missing is unknown now: {'; '.join(view.silent)}. Try again when Slurm answers.")
     orders: dict[str, JobRequest] = {}
     stale: list[str] = []
     for job in jobs:
@@ -67,7 +66,7 @@ def missing(view: View, jobs: Sequence[SlurmJob]) -> tuple[list[JobRequest], lis
         if row is not None and not _again(row, job, bool(behind)):
             continue
         numbers = _numbers(row, job, bool(behind))
-        if row is not None and behind:  # what still waits has no part in the new order of things
+        if row is not None and behind:  # what still waits is submitted again with new dependencies
             stale += [part.unit for part in row.parts if part.kind == "waiting"]
         orders[job.name] = JobRequest(job, numbers, tuple(_still(view, job, orders)))
     return list(orders.values()), stale
@@ -88,7 +87,7 @@ def _again(row: JobRow, job: SlurmJob, behind: bool) -> bool:
 
 
 def _numbers(row: JobRow | None, job: SlurmJob, behind: bool) -> tuple[int, ...]:
-    """The tasks of an array that are submitted again; none named: all."""
+    """Tasks of an array to submit again; empty: all."""
     if row is None or not job.tasks or len(row.parts) != job.tasks:
         return ()
     kept = ("done", "running") if behind else ("done", "running", "waiting")
@@ -108,23 +107,22 @@ def _still(view: View, job: SlurmJob, orders: dict[str, JobRequest]) -> list[tup
 
 
 def log_of(
-    view: View, wanted: str, root: Path, attempt: int | None = None, rank: int | None = None
+    view: View, requested: str, root: Path, attempt: int | None = None, rank: int | None = None
 ) -> tuple[JobRow, Path]:
     """Log of a job ("train") or array task ("clean[3]").
 
-    Without a name, of the one to look at.
-
-    Of the newest attempt, or of `attempt`; of all ranks of a training, or of `rank`.
+    Without a name, the log of the first failed job, else of the last running or finished one. `attempt`: None for the
+    newest; `rank`: None for all ranks of a training.
 
     Raises:
         ConfigError: there is no such job.
-        MissingInput: it has not written anything.
+        MissingInput: it has no log yet.
     """
-    found = re.fullmatch(r"(.*?)(?:[\[_](\d+)\]?)?", wanted)
-    name, number = (found[1], found[2]) if found else (wanted, None)
-    row = view.row(wanted) or view.row(name) if wanted else _worth_a_look(view)
+    found = re.fullmatch(r"(.*?)(?:[\[_](\d+)\]?)?", requested)
+    name, number = (found[1], found[2]) if found else (requested, None)
+    row = view.row(requested) or view.row(name) if requested else _most_relevant(view)
     if row is None:
-        raise ConfigError(f"there is no job {wanted!r}; there are: {', '.join(row.name for row in view.rows)}")
+        raise ConfigError(f"there is no job {requested!r}; there are: {', '.join(row.name for row in view.rows)}")
     parts = [part for part in row.parts if number is None or part.number in (None, int(number))]
     parts.sort(key=lambda part: ("failed", "lost", "running", "done", "unknown", "waiting").index(part.kind))
     for part in parts:
@@ -137,7 +135,7 @@ def log_of(
 def _newest(logs: Path, unit: str, attempt: int | None, rank: int | None) -> Path | None:
     """The log of an attempt, the newest where none is named.
 
-    Where no attempt has one yet, what Slurm itself says.
+    Without any, the log that Slurm opened.
     """
     pattern = f"*.{unit}.{'*' if attempt is None else attempt}" + (".log" if rank is None else f"/rank-{rank}.log")
     of_attempts = {int(number[1]): path for path in logs.glob(pattern) if (number := _ATTEMPT.search(str(path)))}
@@ -146,7 +144,7 @@ def _newest(logs: Path, unit: str, attempt: int | None, rank: int | None) -> Pat
     return next(logs.glob(f"*.{unit}.log"), None) if attempt is None and rank is None else None
 
 
-def _worth_a_look(view: View) -> JobRow | None:
+def _most_relevant(view: View) -> JobRow | None:
     """The first failed job, else the last running or done."""
     for rows in (
         [row for row in view.rows if row.over and any(part.attempts for part in row.parts)],

@@ -100,7 +100,10 @@ def _ours(item: tools.Queued | tools.Accounted, names: Mapping[str, str]) -> boo
 
 
 def _read(root: Path) -> _Cache:
-    """The cached answers; none of a torn file, or of a release with other fields."""
+    """The cached answers.
+
+    Empty for a torn file, and for one of a release with other fields.
+    """
     try:
         found = json.loads((root / "slurm" / ANSWERS_FILE).read_bytes())
         return _Cache(

@@ -1,8 +1,8 @@
 """Carbon-aware start: the hours with the least grams per kWh.
 
-The run is taken to draw the same power all the time, so what counts is the mean intensity of the hours that it lasts.
+The run is assumed to draw constant power, so the mean intensity over its duration decides.
 That mean, as a function of the start, is linear between the starts at which one end of the run meets a step of the
-forecast: the least of those, and of the two ends of what is allowed, is the least of all. Equal ones: the earliest.
+forecast: the minimum over those starts and the two ends of the allowed interval is the global one. Ties: the earliest.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def greenest(
     end = first + len(grams_per_kwh) * step
     if now < first or now + lasts > end:
         raise ConfigError(
-            f"the forecast covers {_told(first)} to {_told(end)}, and not a run from {_told(now)} to "
-            f"{_told(now + lasts)}. Give one that does, or --expected HOURS if the run is shorter."
+            f"the forecast covers {_stamp(first)} to {_stamp(end)}, and not a run from {_stamp(now)} to "
+            f"{_stamp(now + lasts)}. Give one that does, or --expected HOURS if the run is shorter."
         )
     last = min(latest, end - lasts)
     until = [0.0, *accumulate(grams * step.total_seconds() for grams in grams_per_kwh)]
@@ -74,12 +74,12 @@ def greenest(
 def in_words(start: GreenStart, now: datetime) -> str:
     """The chosen start and its saving, in words."""
     if start.begin == now:
-        return f"begins at once: no start until {_told(start.last)} is greener ({start.grams_per_kwh:.0f} g CO2e/kWh)"
+        return f"begins at once: no start until {_stamp(start.last)} is greener ({start.grams_per_kwh:.0f} g CO2e/kWh)"
     return (
-        f"begins not before {_told(start.begin)}: {start.grams_per_kwh:.0f} g CO2e/kWh by the forecast, "
+        f"begins not before {_stamp(start.begin)}: {start.grams_per_kwh:.0f} g CO2e/kWh by the forecast, "
         f"{start.at_once_grams_per_kwh:.0f} if it began now ({start.saved:.0%} less)"
     )
 
 
-def _told(moment: datetime) -> str:
+def _stamp(moment: datetime) -> str:
     return moment.astimezone().isoformat(sep=" ", timespec="minutes")

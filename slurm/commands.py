@@ -1,8 +1,7 @@
 """Slurm's command-line tools: the only code that calls them.
 
-What they print becomes values, what they refuse an error.
-
-Formats are asked for field by field, which all releases since 20.11 understand; `--json` differs between them.
+Their output becomes values, their refusals errors. Formats are requested field by field, which all releases since 20.11
+understand; `--json` differs between them.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Queued:
 
 @dataclass(frozen=True)
 class Accounted:
-    """A job, or one task of an array, as accounting tells it.
+    """A job, or one task of an array, in accounting.
 
     One line for each time that it was started.
     """
@@ -73,9 +72,9 @@ class Accounted:
     """Energy of its nodes; None where the cluster does not measure it, or a counter was reset meanwhile."""
     comment: str
     whole_joules: int = 0
-    """Of the script."""
+    """Energy of the script."""
     step_joules: int = 0
-    """Of what the script started by `srun`."""
+    """Energy of the steps that the script started by `srun`."""
     name: str = ""
     """The job's; another job may have had this id before."""
 
@@ -108,22 +107,22 @@ class ClusterNode:
 
 def submit(script: Path, options: Sequence[str]) -> str:
     """Hand a script to `sbatch`; the job's id."""
-    return _ask("sbatch", "--parsable", *options, str(script)).split(";")[0].strip()
+    return _run("sbatch", "--parsable", *options, str(script)).split(";")[0].strip()
 
 
 def rehearse(script: Path, options: Sequence[str] = ()) -> str:
     """Answer of `sbatch --test-only`; "" if accepted."""
     try:
-        _ask("sbatch", "--test-only", *options, str(script))
+        _run("sbatch", "--test-only", *options, str(script))
     except ClusterError as error:
         return str(error)
     return ""
 
 
 def rehearse_options(options: Sequence[str]) -> str:
-    """As `rehearse`, of a job that does nothing and asks for this."""
+    """As `rehearse`, for an empty job with these options."""
     try:
-        _ask("sbatch", "--test-only", *options, "--wrap=true")
+        _run("sbatch", "--test-only", *options, "--wrap=true")
     except ClusterError as error:
         return str(error)
     return ""
@@ -135,20 +134,20 @@ def queue(jobs: Iterable[str]) -> list[Queued]:
     Raises:
         ClusterError: the controller does not answer.
     """
-    wanted = sorted(set(jobs))
-    if not wanted:
+    ids = sorted(set(jobs))
+    if not ids:
         return []
     layout = "|".join(("%i", "%T", "%r", "%M", "%N", "%S", "%x", "%j"))
     try:
-        told = _ask(
-            "squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(wanted)}", f"--format={layout}"
+        output = _run(
+            "squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(ids)}", f"--format={layout}"
         )
     except ClusterError as error:
-        if "Invalid job id" in str(error):  # it asks so of a single one that is gone
+        if "Invalid job id" in str(error):  # its answer for a single job that it has forgotten
             return []
         raise
     found = []
-    for line in told.splitlines():
+    for line in output.splitlines():
         job, state, reason, elapsed, nodes, starts, excluded, name = line.split("|", 7)
         begins = "" if starts in ("N/A", "") else starts
         found.append(Queued(job, state, _none(reason), seconds(elapsed), nodes, begins, _none(excluded), name))
@@ -163,17 +162,17 @@ def accounted(jobs: Iterable[str], *, every_start: bool = False, since: str = ""
     Raises:
         ClusterError: there is no accounting, or it does not answer.
     """
-    wanted = sorted(set(jobs))
-    if not wanted:
+    ids = sorted(set(jobs))
+    if not ids:
         return []
     fields = "JobID,State,ExitCode,ElapsedRaw,NodeList,CPUTimeRAW,ConsumedEnergyRaw,JobName,Comment"
-    told = _ask(
-        "sacct", "--noheader", "--parsable2", f"--delimiter={_SEPARATOR}", "--array", f"--jobs={','.join(wanted)}",
+    output = _run(
+        "sacct", "--noheader", "--parsable2", f"--delimiter={_SEPARATOR}", "--array", f"--jobs={','.join(ids)}",
         f"--format={fields}", *["--duplicates"] * every_start,
         *[f"--starttime={since}"] * bool(since),
     )  # fmt: skip
     found: list[Accounted] = []
-    for line in told.splitlines():
+    for line in output.splitlines():
         job, state, ended, elapsed, nodes, cores, energy, name, comment = line.split(_SEPARATOR)
         _, _, step = job.partition(".")
         if step:
@@ -220,7 +219,7 @@ def settings() -> dict[str, str]:
     Raises:
         ClusterError: there is no Slurm here, or its controller does not answer.
     """
-    lines = (line.partition("=") for line in _ask("scontrol", "show", "config").splitlines())
+    lines = (line.partition("=") for line in _run("scontrol", "show", "config").splitlines())
     return {name.strip(): value.strip() for name, equals, value in lines if equals}
 
 
@@ -236,13 +235,13 @@ def max_array_size() -> int:
 def accounts(user: str) -> list[str]:
     """The accounts that this user may charge, the default first.
 
-    None where accounting does not answer.
+    Empty where accounting does not answer.
     """
     try:
-        told = _ask("sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={user}", "format=account")
+        output = _run("sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={user}", "format=account")
     except ClusterError:
         return []
-    return list(dict.fromkeys(line for line in told.splitlines() if line))
+    return list(dict.fromkeys(line for line in output.splitlines() if line))
 
 
 def submit_limits(user: str, account: str, qos: str) -> dict[str, int]:
@@ -250,17 +249,17 @@ def submit_limits(user: str, account: str, qos: str) -> dict[str, int]:
     found: dict[str, int] = {}
     words = ["user=" + user, *["account=" + account] * bool(account)]
     try:
-        of_user = _ask("sacctmgr", "-nP", "show", "assoc", *words, "format=account,maxsubmit,grpsubmit,defaultqos")
+        of_user = _run("sacctmgr", "-nP", "show", "assoc", *words, "format=account,maxsubmit,grpsubmit,defaultqos")
         defaults = [line.split("|")[3] for line in of_user.splitlines() if line.count("|") == 3]
         names = [qos or next((name for name in defaults if name), "normal")]
-        of_qos = _ask("sacctmgr", "-nP", "show", "qos", *names, "format=name,maxsubmitpu,grpsubmit")
+        of_qos = _run("sacctmgr", "-nP", "show", "qos", *names, "format=name,maxsubmitpu,grpsubmit")
     except ClusterError:
         return {}
-    for kind, told, fields in (
+    for kind, output, fields in (
         ("account", of_user, ("MaxSubmitJobs", "GrpSubmitJobs")),
         ("qos", of_qos, ("MaxSubmitJobsPerUser", "GrpSubmitJobs")),
     ):
-        for line in told.splitlines():
+        for line in output.splitlines():
             name, *values = line.split("|")
             for field, value in zip(fields, values, strict=False):
                 if value.isdecimal():
@@ -271,42 +270,40 @@ def submit_limits(user: str, account: str, qos: str) -> dict[str, int]:
 def mine() -> int:
     """Queue entries of this user; 0 without an answer."""
     try:
-        return len(_ask("squeue", "--me", "--noheader", "--array", "--format=%i").splitlines())
+        return len(_run("squeue", "--me", "--noheader", "--array", "--format=%i").splitlines())
     except ClusterError:
         return 0
 
 
 def on_a_node(options: Sequence[str], *command: str, seconds: int = 10) -> str:
-    """Run a command on a node that is free within some seconds.
-
-    What it prints.
+    """Output of a command on a node that is soon free.
 
     Raises:
-        ClusterError: none is free, or the command fails there.
+        ClusterError: no node is free, or the command fails there.
     """
-    return _ask("srun", f"--immediate={seconds}", "--quiet", "--nodes=1", "--ntasks=1", "--time=1", *options, *command)
+    return _run("srun", f"--immediate={seconds}", "--quiet", "--nodes=1", "--ntasks=1", "--time=1", *options, *command)
 
 
 def release(jobs: Sequence[str]) -> None:
     """Let held jobs go."""
-    _ask("scontrol", "release", *jobs)
+    _run("scontrol", "release", *jobs)
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Cancel jobs; ended and rehearsed ones are passed over."""
+    """Cancel jobs; ended and rehearsed ones are skipped."""
     if of_slurm := [job for job in jobs if not is_local(job)]:
-        _ask("scancel", *of_slurm)
+        _run("scancel", *of_slurm)
 
 
 def is_local(job: str) -> bool:
-    """Return whether a job, or a task, is of a rehearsal."""
+    """Return whether a job or task belongs to a rehearsal."""
     return int(job.partition("_")[0]) >= FIRST_LOCAL
 
 
 def seconds(elapsed: str) -> int:
     """Seconds of "1-02:03:04", as Slurm writes elapsed times.
 
-    0 of what is none.
+    0 for anything else.
     """
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){1,2}", elapsed):
         return 0
@@ -320,8 +317,8 @@ def seconds(elapsed: str) -> int:
 def _with_step(job: Accounted, step: str, joules: int | None) -> Accounted:
     """A job with one more step; their energies are summed here.
 
-    The batch step is measured on the first node for as long as the script runs, the steps of `srun` on all of theirs,
-    ours one after the other. So their sum and the batch step's are two lower bounds; the larger one counts.
+    The batch step is measured on the first node while the script runs, the steps of `srun` on all their nodes, one
+    after the other. So their sum and the batch step's energy are two lower bounds; the larger one counts.
     """
     if joules is None:
         return job
@@ -344,7 +341,7 @@ def _none(text: str) -> str:
 def _records(*words: str) -> list[dict[str, str]]:
     """The NAME=VALUE words of each line."""
     found = []
-    for line in _ask(*words).splitlines():
+    for line in _run(*words).splitlines():
         if "=" in line:
             found.append(dict(word.split("=", 1) for word in line.split() if "=" in word))
     return found
@@ -355,7 +352,7 @@ def _environment(values: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in values.items() if not _OF_A_JOB_AROUND.match(name)}
 
 
-def _ask(*words: str) -> str:
+def _run(*words: str) -> str:
     try:
         done = subprocess.run(
             words, capture_output=True, text=True, timeout=_SECONDS, check=False, env=_environment(os.environ)

@@ -1,8 +1,8 @@
 """The `[slurm]` section, and the site's defaults.
 
-What a whole site shares (account, partition, the script that loads modules) stands in one file with the same fields, no
-section: `$ASSAY_SLURM_SITE`, else `~/.config/assay/slurm.toml`. A field that the run's file sets wins. Nothing here can
-change a byte of what a run makes.
+Settings that a whole site shares (account, partition, the script that loads modules) are in one file with the same
+fields, without a section: `$ASSAY_SLURM_SITE`, else `~/.config/assay/slurm.toml`. A field in the run's file wins.
+Nothing here can change a byte of a run's artifacts.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def _checked(values: tuple[str, ...], ours: Mapping[str, str], where: str) -> tu
             raise ValueError(f'{value!r}: write an option by its long name, as "--name" or "--name=value"')
         for option, field in ours.items():
             if option.startswith(found[1]):  # getopt takes parts of a name
-                mend = f"set slurm.{field} instead" if field else f"the program sets --{option} itself"
-                raise ValueError(f"{value!r} is no option for {where}: {mend}")
+                fix = f"set slurm.{field} instead" if field else f"the program sets --{option} itself"
+                raise ValueError(f"{value!r} is not allowed for {where}: {fix}")
     return values
 
 
@@ -102,7 +102,7 @@ class SlurmConfig(Section):
     time_limit: Time = "24:00:00"
     """Wall time of training, and of evaluation."""
     signal_seconds: int = Field(default=180, ge=10, le=65535)
-    """Seconds before the limit at which the trainer is told to save and leave; the save must fit in."""
+    """Seconds before the limit at which the trainer is signalled to save and exit; the save must fit in."""
     notice_seconds: int = Field(default=0, ge=0)
     """Seconds from a preemption's SIGTERM until the kill, as the site gives them (the partition's GraceTime); 0:
     unknown. A save that took more than half of it is warned of."""
@@ -132,14 +132,14 @@ class SlurmConfig(Section):
     """Most tasks of an array that run at once; 0: no bound."""
 
     retries: int = Field(default=3, ge=0, le=100)
-    """How often a job goes back into the queue after a failure that another try, or another node, may mend."""
+    """How often a job goes back into the queue after a failure that another try, or another node, may fix."""
     environment: str = ""
     """A shell script that is sourced first (modules, a virtual environment); from the folder of the file naming it."""
     container: str = ""
     """An image that every command runs in: a file (a path that begins with / or ., or ends like .sif; from the folder
     of the file naming it), or a name that `container_runtime` understands ("docker://...")."""
     container_runtime: Literal["none", "pyxis", "apptainer"] = "none"
-    """What runs the image: pyxis (enroot, an option of srun) or apptainer."""
+    """Runtime of the image: pyxis (enroot, an option of srun) or apptainer."""
     container_mounts: tuple[str, ...] = ()
     """Folders that are seen inside under the same path, besides the run's and its root."""
 
@@ -196,8 +196,8 @@ def with_site(section: SlurmConfig, folder: Path) -> SlurmConfig:
     merged = site.model_copy(update=ours)
     for field, named in (("environment", merged.environment), ("container", str(merged.image_file or ""))):
         if named:
-            beside = folder if field in ours else path.parent
-            merged = merged.model_copy(update={field: str((beside / Path(named).expanduser()).absolute())})
+            base = folder if field in ours else path.parent
+            merged = merged.model_copy(update={field: str((base / Path(named).expanduser()).absolute())})
     if bool(merged.container) != (merged.container_runtime != "none"):
         raise ConfigError(
             f"slurm.container = {merged.container!r} with container_runtime = {merged.container_runtime!r}: "

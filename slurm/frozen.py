@@ -5,7 +5,7 @@
     {"code": {"sha256": "...", "version": "0.9.0"}, "edits": "refused", "files": {"/shared/run.toml": {"kept":
      "0-run.toml", "sha256": "..."}}, "key": "...", "submission": 1, "time": "2026-11-25T10:00:00Z"}
 
-A job whose files, key or program differ from that line refuses to run, or, with `"edits": "taken"`, says so and appends
+A job whose files, key or program differ from that line refuses to run, or, with `"edits": "taken"`, warns and appends
 what it used to `slurm/taken.jsonl`: {"job": "12", "name": "/shared/run.toml", "sha256": "...", "time": "..."}.
 """
 
@@ -34,8 +34,7 @@ def code_digest() -> str:
     """SHA-256 of the program's own files.
 
     An installed program and a checkout of the same state are equal. The examples in `assay/configs` are not code:
-    runs copy them, and `submit` keeps the copies. A second
-    call reads only files that changed.
+    runs copy them, and `submit` keeps the copies. A second call reads only files that changed.
     """
     found = []
     above = Path(__file__).parents[1]
@@ -83,7 +82,7 @@ def last_frozen(root: Path) -> dict[str, Any] | None:
 def edits(record: Mapping[str, Any], key: str | None, *, code: bool = True) -> Iterator[tuple[str, str, str]]:
     """Differences from a record: (name, digest now, words).
 
-    `key`: the signing key's id here; None: it is not looked at. `code`: whether the program is.
+    `key`: the signing key's id here; None: it is not compared. `code`: whether the program is.
     """
     for name, was in record["files"].items():
         try:
@@ -93,13 +92,13 @@ def edits(record: Mapping[str, Any], key: str | None, *, code: bool = True) -> I
             continue
         if is_now != was["sha256"]:
             kept = f"slurm/submitted/{record['submission']}/{was['kept']}"
-            yield name, is_now, f"{name}: was edited since; the root keeps it as it was in {kept}"
+            yield name, is_now, f"{name}: was edited since; the submitted copy is {kept}"
     if key is not None and key != record["key"]:
         yield (
             "signing key", key,
             f"the signing key on {socket.gethostname()} is {key[:12] or 'not there'}, and {record['key'][:12]} where "
-            "the run was submitted: each job would sign with a key that no other trusts. Set governance.signing_key to "
-            "a file that all nodes (and the container) see",
+            "the run was submitted: each job would sign with a key that the others do not trust. Set "
+            "governance.signing_key to a file that all nodes (and the container) see",
         )  # fmt: skip
     submitted = record["code"].get("sha256")
     if code and submitted and (is_now := code_digest()) != submitted:
@@ -121,23 +120,23 @@ def refuse_edits(root: Path, key: str | None, *, first: bool) -> None:
     found = list(edits(record, key, code=first))
     if not found:
         return
-    words = "\n".join(f"  {told}" for _, _, told in found)
+    lines = "\n".join(f"  {words}" for _, _, words in found)
     if record["edits"] != "taken" or any(name == "signing key" for name, _, _ in found):
         raise ConfigError(
-            f"this is not what was submitted (submission {record['submission']}, {record['time']}):\n{words}\n"
-            "  Put it back, or take it on purpose: assay slurm retry CONFIG --take-edits"
+            f"this differs from what was submitted (submission {record['submission']}, {record['time']}):\n{lines}\n"
+            "  Restore it, or accept it on purpose: assay slurm retry CONFIG --take-edits"
         )
     if first:
-        get_logger(__name__).warning("what was edited since the submission is taken, as asked:\n%s", words)
+        get_logger(__name__).warning("edits since the submission are accepted, as requested:\n%s", lines)
         for name, digest, _ in found:
             line = {"job": os.environ.get("SLURM_JOB_ID", ""), "name": name, "sha256": digest, "time": now()}
             append_line(root / "slurm" / _TAKEN, json.dumps(line, sort_keys=True))
 
 
 def refuse_unasked(root: Path, typed: str) -> None:
-    """Refuse to submit again what was edited since.
+    """Refuse a resubmission after edits.
 
-    `typed`: what follows a command.
+    `typed`: the words after the command.
 
     Raises:
         ConfigError: something was edited.
@@ -146,8 +145,10 @@ def refuse_unasked(root: Path, typed: str) -> None:
     found = list(edits(record, None)) if record is not None else []
     if found:
         raise ConfigError(
-            "this is not what was submitted:\n" + "\n".join(f"  {told}" for _, _, told in found) + "\n  Put it back, "
-            f"or take it on purpose: assay slurm retry {typed} --take-edits"
+            "this differs from what was submitted:\n"
+            + "\n".join(f"  {words}" for _, _, words in found)
+            + "\n  Restore it, "
+            f"or accept it on purpose: assay slurm retry {typed} --take-edits"
         )
 
 
@@ -159,7 +160,7 @@ def in_words(root: Path) -> list[str]:
     names = ", ".join(f"{Path(name).name} {was['sha256'][:12]}" for name, was in record["files"].items())
     code = record["code"].get("sha256", "of the image")[:12]
     lines = [f"submitted: {names}; assay {record['code']['version']} {code}; edits are {record['edits']}"]
-    lines += [f"! {told}" for _, _, told in edits(record, None)]
+    lines += [f"! {words}" for _, _, words in edits(record, None)]
     taken = {(Path(line["name"]).name, line["sha256"][:12]): line["job"] for line in _taken(root)}
     return lines + [f"edit taken: {name} {digest} (since job {job})" for (name, digest), job in taken.items()]
 

@@ -3,13 +3,13 @@
     sources -> ingest (array) -> ingest-join -> clean (array) -> clean-join -> ...
             -> data -> audit -> train -> evaluate -> report
 
-The job "sources" is a join: it fetches what must be fetched and remembers the digests of the sources, by which shares
-find them. Each task of an array makes every n-th shard of one data step, from its own number on; a join does what one
-process does between two steps. The job "data" is the plain command: it finds all that is made, and makes what is left.
-So the numbers of steps and of shards decide only how much is done side by side.
+The job "sources" is a join: it fetches remote files and records the digests of the sources, by which shares find
+them. Each task of an array makes every n-th shard of one data step, starting with its own number; a join does the
+work of a single process between two steps. The job "data" is the plain command: it finds all finished artifacts and
+makes the rest. So the numbers of steps and shards decide only the degree of parallelism.
 
-Every arrow is `afterok`, except two: the report is written when the evaluation has ended in any way, so also when the
-gate is closed; a link of a chain of training jobs begins when the one before has ended.
+Every arrow is `afterok`, except two: the report is written when the evaluation has ended in any way, even when the
+gate is closed; a link of a chain of training jobs starts when the one before has ended.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ Condition = Literal["afterok", "afterany"]
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """Work of a run, as far as scheduling needs it."""
+    """A run, as far as scheduling needs it."""
 
     name: str
     """The run's, for the jobs' names."""
     steps: tuple[str, ...]
     """The data steps in order, each over all shards."""
     shards: int
-    """How many shards a step has, as well as it can be known."""
+    """Estimated number of shards a step."""
     words: tuple[str, ...]
-    """CONFIG --root ROOT and the overrides, as a person would type them."""
+    """CONFIG --root ROOT and the overrides."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,15 @@ class SlurmJob:
     command: tuple[str, ...]
     """The command that a person would type."""
     options: tuple[str, ...]
-    """Of sbatch: what it asks for."""
+    """Options of sbatch."""
     after: tuple[tuple[Condition, str], ...] = ()
     """(condition, name of the job that it waits for)."""
     tasks: int = 0
-    """Tasks of an array, numbered from 0; 0: it is none."""
+    """Tasks of an array, numbered from 0; 0 for a single job."""
 
 
 def plan(work: PlannedRun, config: SlurmConfig, max_array_size: int, root: Path) -> list[SlurmJob]:
-    """The jobs in the order in which they are submitted.
-
-    Each behind those that it waits for.
-    """
+    """The jobs in the order of submission, dependencies first."""
     jobs: list[SlurmJob] = []
     tasks = tasks_of(work.shards, config, max_array_size)
 
@@ -78,7 +75,7 @@ def plan(work: PlannedRun, config: SlurmConfig, max_array_size: int, root: Path)
     def behind() -> list[tuple[Condition, str]]:
         return [("afterok", jobs[-1].name)] if jobs else []
 
-    if tasks > 1:  # with one task, an array would only do what "data" does
+    if tasks > 1:  # with one task, an array would only repeat "data"
         add("sources", "join", ("data", "prepare", "--merge"), [])
         for step in work.steps:
             add(step, "share", ("data", "prepare"), behind(), tasks)
@@ -95,8 +92,8 @@ def plan(work: PlannedRun, config: SlurmConfig, max_array_size: int, root: Path)
 
 def tasks_of(shards: int, config: SlurmConfig, max_array_size: int) -> int:
     """Tasks of an array over so many shards."""
-    wanted = -(-shards // config.shards_per_task)
-    bounds = [wanted, max(1, max_array_size), *[config.max_tasks] * bool(config.max_tasks)]
+    needed = -(-shards // config.shards_per_task)
+    bounds = [needed, max(1, max_array_size), *[config.max_tasks] * bool(config.max_tasks)]
     return max(1, min(bounds))
 
 
@@ -125,7 +122,7 @@ def _options(run: str, name: str, kind: Kind, config: SlurmConfig, tasks: int, r
         "exclude": config.exclude,
         "time": time,
         "mem": config.memory if model else config.data_memory,
-        # to the ranks too while they train; else only to the script, which then ends what it started
+        # to the ranks too while they train; else only to the script, which then ends its children
         "signal": signal if training else f"B:{signal}",
         "mail-user": config.mail_user if kind in ("train", "report") else "",
         "mail-type": config.mail_type if config.mail_user and kind in ("train", "report") else "",

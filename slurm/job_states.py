@@ -1,15 +1,15 @@
 """State of each job, from queue, accounting and records.
 
-The queue knows what waits, runs, or ended within the last minutes; accounting knows what ended, if the site has it and
-it answers; the run's own records (`<root>/slurm/attempts/`) know what each attempt said of itself, whatever is down. A
-line of an attempt's record, two of them where it could speak at its end:
+The queue knows jobs that wait, run, or ended within the last minutes; accounting knows jobs that ended, if the site
+has it and it answers; the run's own records (`<root>/slurm/attempts/`) hold what each attempt reported, whatever is
+down. An attempt's record has a line for its start and, where it could still write, one for its end:
 
     {"attempt": 0, "event": "started", "job": "12_3", "nodes": "node1", "started": "...", "time": "..."}
     {"attempt": 0, "cause": "the gate is closed", "event": "ended", "job": "12_3", "nodes": "node1", "outcome":
      "explained", "progress": "", "started": "...", "status": 77, "time": "..."}
 
-`outcome` is "done", "left" (saved, goes on), "explained" (the same again would end the same) or "failed". An attempt
-without an end was killed with its script, most often with its node.
+`outcome` is "done", "left" (saved, will be resumed), "explained" (a retry would end the same way) or "failed". An
+attempt without an end was killed with its script, most often with its node.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from slurm.submit import SubmittedJob, submitted
 
 Class = Literal["waiting", "running", "done", "failed", "lost", "unknown"]
 _OF_OUTCOMES: dict[str, Class] = {"done": "done", "explained": "failed", "failed": "failed", "left": "failed"}
-_NO_LOG = "the node could not begin it: does it see the root's folder and this user?"
+_NO_LOG = "the node could not start it: does it see the root's folder and this user?"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Attempt:
     nodes: str
     started: str
     ended: str
-    """"" where it did not say so."""
+    """"" if it did not record its end."""
     status: int | None
     outcome: str
     cause: str
@@ -50,31 +50,28 @@ class UnitState:
     unit: str
     """Slurm's id of it: "12", or "12_3"."""
     number: int | None
-    """Of the task; None: it is no array."""
+    """Number of the task; None for a single job."""
     kind: Class
     state: str
-    """Slurm's word, or ours where Slurm does not know: "LOST", "UNKNOWN"."""
+    """Slurm's state, or ours where Slurm has none: "LOST", "UNKNOWN"."""
     reason: str = ""
-    """Why it waits, in Slurm's word."""
+    """Slurm's reason for the wait."""
     elapsed: int = 0
     """Seconds."""
     nodes: str = ""
     starts: str = ""
     excluded: str = ""
-    """Nodes that it does not get."""
+    """Excluded nodes."""
     status: int | None = None
     """Exit status."""
     cause: str = ""
-    """Why it ended, in words."""
+    """Cause of its end."""
     attempts: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True)
 class JobRow:
-    """A job of the graph.
-
-    One, or an array with the standing of each task.
-    """
+    """State of a job, or of each task of an array."""
 
     name: str
     kind: str
@@ -85,9 +82,9 @@ class JobRow:
     """By accounting, over all starts and submissions."""
     core_seconds: int = 0
     submission: int = 0
-    """The newest that had it."""
+    """Newest submission that contains it."""
     passed: bool = False
-    """Whether it no longer matters how it ended: a later job did, or does, its work."""
+    """Whether its outcome no longer matters, because a later job did, or does, its work."""
 
     def count(self, *kinds: Class) -> int:
         """Number of its parts in this state."""
@@ -95,12 +92,12 @@ class JobRow:
 
     @property
     def done(self) -> bool:
-        """Return whether all of it is."""
+        """Return whether all parts are done."""
         return self.count("done") == len(self.parts)
 
     @property
     def live(self) -> bool:
-        """Return whether some of it waits or runs."""
+        """Return whether a part waits or runs."""
         return self.count("waiting", "running") > 0
 
     @property
@@ -120,7 +117,7 @@ class View:
     last: str
     """When the newest was."""
     silent: tuple[str, ...] = field(default=())
-    """Which of Slurm's parts did not answer, in its tools' own words."""
+    """Error messages of Slurm's tools that did not answer."""
     queue_answers: bool = True
 
     def row(self, name: str) -> JobRow | None:
@@ -131,7 +128,7 @@ class View:
 def gather(root: Path, most_seconds: float = 0.0) -> View | None:
     """States of all jobs submitted for this root; None without any.
 
-    `most_seconds`: answers of Slurm that are so old do, where another process had them (see answers.py).
+    `most_seconds`: age up to which cached answers are used (see answers.py).
     """
     lines = submitted(root)
     if not lines:
@@ -144,13 +141,13 @@ def gather(root: Path, most_seconds: float = 0.0) -> View | None:
         for item in answers.accounted:
             accounts.setdefault(item.job, []).append(item)
     names = {line.job: line.name for line in lines}
-    used: dict[str, list[tools.Accounted]] = {}  # of every submission: what failed was paid for too
+    used: dict[str, list[tools.Accounted]] = {}  # of every submission: failed attempts used energy too
     for unit, items in (accounts or {}).items():
         used.setdefault(names.get(unit.partition("_")[0], ""), []).extend(items)
     rows = []
     for name, units in _newest(lines).items():
         line = next(line for line in reversed(lines) if line.name == name)
-        parts = [_stand(root, unit, number, queued, accounts) for unit, number in units]
+        parts = [_state_of(root, unit, number, queued, accounts) for unit, number in units]
         known = used.get(name, [])
         measured = [item.joules for item in known if item.joules is not None]
         after = tuple(names[job] for _, job in line.after if job in names)
@@ -160,8 +157,10 @@ def gather(root: Path, most_seconds: float = 0.0) -> View | None:
                 sum(item.core_seconds for item in known), line.submission,
             )
         )  # fmt: skip
-    told = _explained(_passed(rows))
-    return View(told, lines[-1].submission, lines[0].submitted, lines[-1].submitted, answers.silent, queued is not None)
+    explained = _explained(_passed(rows))
+    return View(
+        explained, lines[-1].submission, lines[0].submitted, lines[-1].submitted, answers.silent, queued is not None
+    )
 
 
 def _newest(lines: Sequence[SubmittedJob]) -> dict[str, list[tuple[str, int | None]]]:
@@ -171,7 +170,7 @@ def _newest(lines: Sequence[SubmittedJob]) -> dict[str, list[tuple[str, int | No
         units = found.setdefault(line.name, {})
         if line.tasks:
             if None in units or any(number is not None and number >= line.tasks for number in units):
-                units.clear()  # planned anew, with another number of tasks
+                units.clear()  # planned again, with another number of tasks
             units.update({number: f"{line.job}_{number}" for number in line.numbers})
         else:
             units.clear()
@@ -179,7 +178,7 @@ def _newest(lines: Sequence[SubmittedJob]) -> dict[str, list[tuple[str, int | No
     return {name: [(unit, number) for number, unit in units.items()] for name, units in found.items()}
 
 
-def _stand(
+def _state_of(
     root: Path,
     unit: str,
     number: int | None,
@@ -187,59 +186,60 @@ def _stand(
     accounts: Mapping[str, Sequence[tools.Accounted]] | None,
 ) -> UnitState:
     entry = queued.get(unit) if queued is not None else None
-    told = accounts[unit][-1] if accounts and unit in accounts else None
-    well = class_of(entry.state if entry else told.state if told else "") == "done"
-    attempts = () if well and number is not None else attempts_of(root, unit)  # of thousands of tasks, one file each
+    account = accounts[unit][-1] if accounts and unit in accounts else None
+    well = class_of(entry.state if entry else account.state if account else "") == "done"
+    # An array has thousands of tasks with a file each, so those of finished tasks are not read.
+    attempts = () if well and number is not None else attempts_of(root, unit)
     last = attempts[-1] if attempts else None
     base = UnitState(unit, number, "unknown", "UNKNOWN", attempts=attempts)
     if last is not None:
         base = replace(base, nodes=last.nodes, status=last.status, cause=last.cause)
-    if told is not None:
-        base = replace(base, nodes=told.nodes or base.nodes, elapsed=told.elapsed)
+    if account is not None:
+        base = replace(base, nodes=account.nodes or base.nodes, elapsed=account.elapsed)
     if entry is not None:
         base = replace(
             base, state=entry.state, reason=entry.reason, elapsed=entry.elapsed, starts=entry.starts,
             nodes=entry.nodes or base.nodes, excluded=entry.excluded,
         )  # fmt: skip
-    elif told is not None:
-        base = replace(base, state=told.state)
+    elif account is not None:
+        base = replace(base, state=account.state)
     kind = class_of(base.state)
     if last is not None and last.outcome == "done" and (base.state == "PREEMPTED" or kind == "waiting"):
-        kind = "done"  # so Slurm ends a job that was told to leave at any time before, or puts it back
+        kind = "done"  # so Slurm ends or requeues a job that it once signalled to leave
     if entry is None and kind in ("waiting", "running", "unknown"):
-        base, kind = _without_the_queue(base, last, queued is not None, told is not None)
+        base, kind = _without_the_queue(base, last, queued is not None, account is not None)
     if kind == "failed":
-        base = _why(base, told)
+        base = _with_cause(base, account)
     return replace(base, kind=kind)
 
 
 def _without_the_queue(
     base: UnitState, last: Attempt | None, queue_answers: bool, accounted: bool
 ) -> tuple[UnitState, Class]:
-    """A job of which only old news is known.
+    """State of a job that the queue does not have.
 
-    What its own record says, or that it is lost.
+    It is taken from its own record; without one the job is lost.
     """
     if last is not None and last.outcome:
         kind = _OF_OUTCOMES.get(last.outcome, "unknown")
         if kind == "done" or (queue_answers and not accounted):
             return replace(base, state="COMPLETED" if kind == "done" else "FAILED"), kind
     if queue_answers:
-        return replace(base, state="LOST", cause="the controller does not know it any more"), "lost"
+        return replace(base, state="LOST", cause="the controller no longer knows it"), "lost"
     return base, class_of(base.state)
 
 
-def _why(base: UnitState, told: tools.Accounted | None) -> UnitState:
-    """A failed job with its status, and a cause in words."""
-    if told is not None:
-        base = replace(base, status=told.status or base.status)
-        if not base.cause and told.signal:
-            base = replace(base, cause=_NO_LOG if told.signal == 53 else f"ended by signal {told.signal}")
-        if not base.cause and told.comment:
-            base = replace(base, cause=told.comment)
+def _with_cause(base: UnitState, account: tools.Accounted | None) -> UnitState:
+    """A failed job with its status and cause."""
+    if account is not None:
+        base = replace(base, status=account.status or base.status)
+        if not base.cause and account.signal:
+            base = replace(base, cause=_NO_LOG if account.signal == 53 else f"ended by signal {account.signal}")
+        if not base.cause and account.comment:
+            base = replace(base, cause=account.comment)
     words = {
         "TIMEOUT": "it reached its time limit",
-        "OUT_OF_MEMORY": "it used more memory than it asked for",
+        "OUT_OF_MEMORY": "it used more memory than it requested",
         "NODE_FAIL": "its node failed",
         "DEADLINE": "its deadline passed",
         "BOOT_FAIL": "its node did not boot",
@@ -247,18 +247,18 @@ def _why(base: UnitState, told: tools.Accounted | None) -> UnitState:
     }
     if base.state in words:
         base = replace(base, cause=words[base.state] + (f"; {base.cause}" if base.cause else ""))
-    if base.attempts and base.attempts[-1].outcome == "done":  # it was put back, or cancelled, after its end
-        base = replace(base, cause=f"its work was done; then Slurm ended it ({base.state})")
+    if base.attempts and base.attempts[-1].outcome == "done":  # it was requeued, or cancelled, after its end
+        base = replace(base, cause=f"it was finished; then Slurm ended it ({base.state})")
     if not base.cause and base.attempts and not base.attempts[-1].ended:
-        base = replace(base, cause="killed without a word, most often with its node")
+        base = replace(base, cause="killed without a record of its end, most often with its node")
     return base
 
 
 def _passed(rows: Sequence[JobRow]) -> list[JobRow]:
     """Drop rows that later rows replace.
 
-    Shares and joins count no more once the data is made, or planned anew without them; nor does a link of a chain
-    behind which another goes on.
+    Shares and joins no longer count once the data is made, or planned again without them; nor does a link of a chain
+    that a later link continues.
     """
     made = any(row.kind == "data" and row.done for row in rows)
     planned = next((row.submission for row in rows if row.kind == "data"), 0)
@@ -275,7 +275,7 @@ def _passed(rows: Sequence[JobRow]) -> list[JobRow]:
 
 
 def _explained(rows: Sequence[JobRow]) -> tuple[JobRow, ...]:
-    """A cancelled job says which one before it failed."""
+    """Name the failed dependency of each cancelled job."""
     done: dict[str, JobRow] = {}
     for row in rows:
         broken = [name for name in row.after if name in done and done[name].over]
@@ -317,6 +317,6 @@ def attempts_of(root: Path, unit: str) -> tuple[Attempt, ...]:
     for index, attempt in enumerate(attempts[:-1]):
         if not attempt.ended:
             attempts[index] = replace(
-                attempt, outcome="killed", cause="killed without a word, most often with its node"
+                attempt, outcome="killed", cause="killed without a record of its end, most often with its node"
             )
     return tuple(attempts)

@@ -1,7 +1,7 @@
 """Queue entries of a run against the site's limits.
 
 An entry is a job, or a task of an array. MaxJobCount bounds a cluster's, MaxSubmitJobs and GrpSubmitJobs of an
-association or a QOS a user's or an account's. What else the user has queued may end in time: only warned of.
+association or a QOS a user's or an account's. Other entries of the user may end in time, so they only cause a warning.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ def over_limits(jobs: Sequence[SlurmJob], entries: Mapping[str, int], config: Sl
         same = (config.data_qos or config.qos, config.data_account or config.account) == (config.qos, config.account)
         among = jobs if same else of_qos
         bounds += [(among, name, most) for name, most in tools.submit_limits(user, account, qos).items()]
-    told: set[str] = set()
+    warned: set[str] = set()
     for among, name, most in bounds:
-        wanted = sum(entries[job.name] for job in among)
-        if not most or name in told:
+        needed = sum(entries[job.name] for job in among)
+        if not most or name in warned:
             continue
-        told.add(name)
-        if wanted > most:
-            found = f"{wanted:,} entries in the queue (jobs and tasks of arrays), of which {name} allows {most:,}."
+        warned.add(name)
+        if needed > most:
+            found = f"{needed:,} entries in the queue (jobs and tasks of arrays), of which {name} allows {most:,}."
             yield f"{found} {_mend(among, most)}"
-        elif (others := tools.mine()) + wanted > most:
+        elif (others := tools.mine()) + needed > most:
             get_logger(__name__).warning(
                 "%s allows %s entries in the queue; this run has %s, and you have %s already: sbatch may refuse it",
-                name, f"{most:,}", f"{wanted:,}", f"{others:,}",
+                name, f"{most:,}", f"{needed:,}", f"{others:,}",
             )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def _mend(jobs: Sequence[SlurmJob], most: int) -> str:
     arrays = sum(job.tasks > 0 for job in jobs)
     tasks = (most - (len(jobs) - arrays)) // arrays if arrays else 0
     if tasks < 1:
-        return "Ask for another qos or account, or for a higher limit."
+        return "Request another qos or account, or for a higher limit."
     return (
         f"Set slurm.max_tasks = {tasks:,} (or a larger slurm.shards_per_task): then it has {entries_of(jobs, tasks):,}."
     )

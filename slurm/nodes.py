@@ -14,7 +14,7 @@ _AWAY = re.compile(r"DOWN|DRAIN|FAIL|NOT_RESPONDING|\*|POWER(ED|ING)_DOWN|MAINT|
 def megabytes(memory: str) -> int:
     """Megabytes of Slurm's notation.
 
-    0 of "" and "0", which ask for nothing in particular.
+    0 for "" and "0", which request nothing in particular.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTkmgt]?)B?", memory)
     if not found:
@@ -28,12 +28,12 @@ def of_training(
 ) -> list[tools.ClusterNode]:
     """Nodes of the training partition with a rank's resources, up or down."""
     names = set(config.partition.split(",")) if config.partition else {each.name for each in partitions if each.default}
-    asked = (config.cpus_per_task * config.tasks_per_node, megabytes(config.memory), config.gpus_per_node)
+    requested = (config.cpus_per_task * config.tasks_per_node, megabytes(config.memory), config.gpus_per_node)
     return [
         node
         for node in nodes
         if names & set(node.partitions)
-        and all(has >= wants for has, wants in zip((node.cpus, node.memory_mb, node.gpus), asked, strict=True))
+        and all(has >= needs for has, needs in zip((node.cpus, node.memory_mb, node.gpus), requested, strict=True))
     ]
 
 
@@ -49,7 +49,7 @@ def with_cores(
 
     A rank's share of the smallest fitting node; and that in words.
 
-    Of a node with more GPUs than are asked for, the share of these GPUs is divided.
+    On a node with more GPUs than requested, the cores of the requested GPUs are divided.
     """
     fitting = of_training(config, partitions, nodes)
     if config.cpus_per_task or not fitting:

@@ -1,9 +1,8 @@
-"""Submit-time checks: refuse what would fail or wait for ever.
+"""Submit-time checks: refuse jobs that would fail or never start.
 
-First what can be seen by looking: Slurm is there, the partition, the account, the limits, what a node has, the file
-system. Then `sbatch --test-only` of every script, which asks the controller itself (it does not look at a partition's
-longest time unless the site enforces it, so we do). Each line says what is asked for, what there is, and the mend;
-Slurm's own words stand behind.
+First what the tools show: Slurm, the partition, the account, the limits, the nodes' resources, the file system. Then
+`sbatch --test-only` of every script, the controller's own check (it ignores a partition's longest time unless the site
+enforces it, so that is checked here). Each line has the request, the limit and the fix; Slurm's own message follows.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ _OF_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
 _LATER = re.compile(r"down, drained or reserved|ReqNodeNotAvail|Resources|Priority|MaxSubmit|QOSMax|AssocMax|AssocGrp")
 _NO_SUCH_NODE = "Requested node configuration is not available"
 """What `sbatch --test-only` says as well where nodes are down that would do; the job itself is queued."""
-_MENDS = {
+_FIXES = {
     "partition": "set slurm.partition (and data_partition) to one of: {partitions}",
     "account": "set slurm.account to one that you may charge: {accounts}",
     "qos": "set slurm.qos to one that your account has, or leave it out",
     "time limit": "lower slurm.time_limit or data_time_limit; for a longer run, slurm.chain = N makes N jobs in a row",
-    "node configuration": "ask for less of a node (slurm.gpus_per_node, cpus_per_task, memory, data_memory, ...)",
+    "node configuration": "request less of a node (slurm.gpus_per_node, cpus_per_task, memory, data_memory, ...)",
     "node count": "lower slurm.nodes",
     "memory": "lower slurm.memory or data_memory",
-    "reservation": "mend slurm.reservation, or leave it out",
-    "feature": "mend slurm.constraint",
-    "mail": "mend slurm.mail_type",
-    "node name": "mend slurm.exclude",
+    "reservation": "correct slurm.reservation, or leave it out",
+    "feature": "correct slurm.constraint",
+    "mail": "correct slurm.mail_type",
+    "node name": "correct slurm.exclude",
 }  # fmt: skip
 
 
@@ -53,32 +52,32 @@ def refuse(
     sources: Sequence[Path] = (),
     entries: Mapping[str, int] | None = None,
 ) -> None:
-    """Look at everything that the cluster would refuse.
+    """Refuse what the cluster would refuse.
 
-    The scripts are kept already, the sources lie in `sources`.
+    The scripts are already written; `sources` are the folders of the sources.
 
     `entries`: how many tasks of each array are submitted; None: all.
 
     Raises:
-        ConfigError: a setting contradicts another, or the script to source is not there.
+        ConfigError: a setting contradicts another, or the script to source does not exist.
         ClusterError: the cluster would refuse it, or never start it.
     """
     check_settings(config, root)
     faults = list(_seen(config))
     faults += over_limits(jobs, entries or {job.name: entries_of([job]) for job in jobs}, config)
-    told = faults or list(_rehearsed(jobs, root, _away(config)))
-    if told:
-        raise ClusterError("nothing was queued:\n" + "\n".join(f"  {line}" for line in told))
+    lines = faults or list(_rehearsed(jobs, root, _away(config)))
+    if lines:
+        raise ClusterError("nothing was queued:\n" + "\n".join(f"  {line}" for line in lines))
     files = [Path(config.environment)] * bool(config.environment) + [config.image_file] * bool(config.image_file)
     folders = [file.parent for file in files if file is not None]
     refuse_unshared([root, config_file.parent, *folders, *sources], config)
 
 
 def check_settings(config: SlurmConfig, root: Path) -> None:
-    """Faults of the settings on any cluster.
+    """Refuse settings that are wrong on any cluster.
 
     Raises:
-        ConfigError: so.
+        ConfigError: names the setting and the fix.
     """
     for field in ("time_limit", "data_time_limit"):
         limit = minutes(getattr(config, field))
@@ -96,7 +95,7 @@ def check_settings(config: SlurmConfig, root: Path) -> None:
         )
     for mount in config.container_mounts:
         if not Path(mount).is_absolute():  # it may be on the nodes alone
-            raise ConfigError(f"slurm.container_mounts: {mount!r} is no absolute path; write it from / on.")
+            raise ConfigError(f"slurm.container_mounts: {mount!r} is not an absolute path; start it with /.")
     if odd := sorted(set(str(root)) & set('%\\"\n\r`$')):
         raise ConfigError(
             f"{root}: Slurm reads {odd[0]!r} in the path of a log as a pattern or a quote. Choose another --root."
@@ -111,9 +110,9 @@ def _seen(config: SlurmConfig) -> Iterator[str]:
         if account and allowed and account not in allowed:
             words = _words([f"--account={account}"])
             yield f"slurm.{field} = {account!r}: you may charge {', '.join(allowed)}. Use one.{words}"
-    wanted = {"partition": config.partition, "data_partition": config.data_partition}
+    named = {"partition": config.partition, "data_partition": config.data_partition}
     unknown = False
-    for field, name in wanted.items():
+    for field, name in named.items():
         for part in name.split(",") if name else []:
             if part not in known:
                 unknown = True
@@ -134,12 +133,12 @@ def _named(known: dict[str, tools.Partition], names: Sequence[str]) -> list[tool
 
 
 def _fits(config: SlurmConfig, field: str, among: Sequence[tools.Partition]) -> Iterator[str]:
-    asked = getattr(config, field)
-    if among and asked and all(minutes(asked) > minutes(partition.limit) for partition in among):
+    requested = getattr(config, field)
+    if among and requested and all(minutes(requested) > minutes(partition.limit) for partition in among):
         limits = ", ".join(f"{partition.name} MaxTime={partition.limit}" for partition in among)
-        words = _words([f"--partition={','.join(partition.name for partition in among)}", f"--time={asked}"])
+        words = _words([f"--partition={','.join(partition.name for partition in among)}", f"--time={requested}"])
         yield (
-            f"slurm.{field} = {asked!r} is above the partition's limit ({limits}). Lower it"
+            f"slurm.{field} = {requested!r} is above the partition's limit ({limits}). Lower it"
             + (
                 f"; for a longer run, slurm.chain = N makes N jobs in a row.{words}"
                 if field == "time_limit"
@@ -160,17 +159,17 @@ def _nodes_suffice(
     if config.nodes > most:
         words = _words(_as_options(config, nodes=config.nodes))
         yield f"slurm.nodes = {config.nodes}: a job gets at most {most} of {', '.join(sorted(names))}. Lower it.{words}"
-    wanted = {
+    named = {
         "gpus_per_node": (config.gpus_per_node, max(node.gpus for node in there), "GPUs"),
         "cpus_per_task": (config.cpus_per_task * config.tasks_per_node, max(node.cpus for node in there), "CPUs"),
         "memory": (megabytes(config.memory), max(node.memory_mb for node in there), "MB"),
     }
-    for field, (asked, has, what) in wanted.items():
-        if asked > has:
+    for field, (requested, has, what) in named.items():
+        if requested > has:
             words = _words(_as_options(config))
             yield (
-                f"slurm.{field} = {getattr(config, field)!r}: {asked:,} {what} are asked for on a node, and no node of "
-                f"{', '.join(sorted(names))} has more than {has:,}. Lower it, or choose another partition.{words}"
+                f"slurm.{field} = {getattr(config, field)!r}: {requested:,} {what} are requested on a node, and none "
+                f"of {', '.join(sorted(names))} has more than {has:,}. Lower it, or choose another partition.{words}"
             )
 
 
@@ -223,28 +222,30 @@ def _rehearsed(jobs: Sequence[SlurmJob], root: Path, gone: str = "") -> Iterator
         "accounts": ", ".join(tools.accounts(getpass.getuser())) or "see sacctmgr show assoc",
     }
     for answer, name in said.items():
-        mends = [mend for word, mend in _MENDS.items() if word in answer.lower()]
-        mend = (
-            mends[0].format(**values) if mends else "mend [slurm]; sinfo and scontrol show partition tell what there is"
+        fixes = [fix for word, fix in _FIXES.items() if word in answer.lower()]
+        fix = (
+            fixes[0].format(**values)
+            if fixes
+            else "correct [slurm]; sinfo and scontrol show partition list what exists"
         )
-        yield f"{name}: {'; '.join(answer.splitlines())}. Mend: {mend}"
+        yield f"{name}: {'; '.join(answer.splitlines())}. Fix: {fix}"
 
 
 def refuse_unshared(paths: Sequence[Path], config: SlurmConfig) -> None:
     """Refuse a path that the nodes do not share.
 
-    A network's file system is believed. Of any other, a node that is free at once is asked; is none free, memory is
-    refused, a disk is warned of, and the first job looks again.
+    A network file system is taken as shared. For any other, a free node is queried; if none is free, a file system in
+    memory is refused, and a disk causes a warning, because the first job checks again.
 
     Raises:
-        ClusterError: a node does not see the path, or it lies in this machine's memory.
+        ClusterError: a node does not see the path, or it is in this machine's memory.
     """
     mounts = Path("/proc/mounts").read_text(encoding="utf-8").splitlines() if Path("/proc/mounts").exists() else []
     for path in dict.fromkeys(paths):
         kind = file_system_of(path, mounts)
         if kind in _SHARED:
             continue
-        mend = "Choose a --root, and a place for the run's file and its sources, on the cluster's shared file system."
+        fix = "Choose a --root, and a place for the run's file and its sources, on the cluster's shared file system."
         partition = config.data_partition or config.partition
         options = [f"--partition={partition}"] * bool(partition)
         account = config.data_account or config.account
@@ -259,21 +260,21 @@ def refuse_unshared(paths: Sequence[Path], config: SlurmConfig) -> None:
         except ClusterError as error:
             if not _busy(str(error)):
                 raise ClusterError(
-                    f"nothing was queued:\n  {path}: the nodes do not see it (here it lies on {kind or 'a disk'}). "
-                    f"{mend} Slurm says: {error}"
+                    f"nothing was queued:\n  {path}: the nodes do not see it (here it is on {kind or 'a disk'}). "
+                    f"{fix} Slurm says: {error}"
                 ) from error
             if kind in _OF_MEMORY:
                 raise ClusterError(
-                    f"nothing was queued:\n  {path}: lies on {kind}, in the memory of this machine alone. {mend}"
+                    f"nothing was queued:\n  {path}: is on {kind}, in the memory of this machine alone. {fix}"
                 ) from error
             get_logger(__name__).warning(
-                "%s lies on %s, and no node is free to be asked whether it sees it; the first job looks. %s",
-                path, kind or "a local disk", mend,
+                "%s is on %s, and no node is free to check whether it sees it; the first job checks. %s",
+                path, kind or "a local disk", fix,
             )  # fmt: skip
 
 
 def _busy(words: str) -> bool:
-    """Return whether srun could not even begin."""
+    """Return whether srun could not even start."""
     return not re.search(r"task \d+.*exit", words, re.IGNORECASE) and not words.endswith("status 1")
 
 

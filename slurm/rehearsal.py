@@ -49,8 +49,8 @@ _KILL_SECONDS = 60.0
 
 def queued(root: Path, jobs: Iterable[str]) -> dict[str, Queued]:
     """States of rehearsed jobs by id, without those of dead rehearsals."""
-    wanted = set(jobs)
-    if not wanted:
+    ids = set(jobs)
+    if not ids:
         return {}
     with held(root / "slurm" / _LOCK, _LOOKING) as holder:
         alive = holder is not None
@@ -58,7 +58,7 @@ def queued(root: Path, jobs: Iterable[str]) -> dict[str, Queued]:
     begun: dict[str, float] = {}
     for line in read_lines(root / "slurm" / _RECORD):
         job, state = str(line["job"]), str(line["state"])
-        if job.partition("_")[0] not in wanted:
+        if job.partition("_")[0] not in ids:
             continue
         at = float(line["at"])
         begun.setdefault(job, at)
@@ -70,7 +70,7 @@ def queued(root: Path, jobs: Iterable[str]) -> dict[str, Queued]:
 
 
 def record(orders: Sequence[JobRequest], root: Path) -> list[SubmittedJob]:
-    """Write the orders down as the jobs of a rehearsal."""
+    """Record the requested jobs as those of a rehearsal."""
     before = submitted(root)
     number = max([FIRST_LOCAL, *(int(line.job) for line in before if int(line.job) >= FIRST_LOCAL)])
     submission = next_submission(root)
@@ -93,7 +93,7 @@ def record(orders: Sequence[JobRequest], root: Path) -> list[SubmittedJob]:
 def rehearse(lines: Sequence[SubmittedJob], jobs: Mapping[str, SlurmJob], root: Path, config: SlurmConfig) -> int:
     """Run the recorded jobs one after the other.
 
-    The status of the first that failed, 0 where none did.
+    Returns the status of the first failed job, 0 if none failed.
 
     Raises:
         ConfigError: another rehearsal of this root is alive.
@@ -106,7 +106,7 @@ def rehearse(lines: Sequence[SubmittedJob], jobs: Mapping[str, SlurmJob], root: 
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """End what runs when this process is ended."""
+    """End running jobs with this process."""
     raise KeyboardInterrupt
 
 
@@ -133,7 +133,7 @@ def _one_by_one(lines: Sequence[SubmittedJob], jobs: Mapping[str, SlurmJob], roo
 def _hindered(line: SubmittedJob, states: Mapping[str, str]) -> bool:
     """Return whether a job that this one needs did not succeed.
 
-    One of an earlier submission is done, or it was run again.
+    A dependency of an earlier submission is done, or was run again.
     """
     return any(condition == "afterok" and states.get(job, "COMPLETED") != "COMPLETED" for condition, job in line.after)
 
@@ -161,10 +161,7 @@ def _tools() -> Iterator[Path]:
 
 
 def _run(unit: str, line: SubmittedJob, job: SlurmJob, root: Path, config: SlurmConfig, tools: Path) -> tuple[int, str]:
-    """Start a job until it does not ask to be requeued.
-
-    Its last status and state.
-    """
+    """Start a job until it is not requeued; its last state."""
     restarts = 0
     while True:
         _note(root, unit, "RUNNING", restarts=restarts)
@@ -213,7 +210,7 @@ def _start(
                 if left < 0 or called_off(root, line.job).exists() or (tools / f"{unit}.cancel").exists():
                     _end(process)
                 time.sleep(_POLL_SECONDS)
-        except BaseException:  # an interrupt ends what was started
+        except BaseException:  # an interrupt must end the started job
             _end(process)
             raise
     return process.returncode if process.returncode >= 0 else 128 - process.returncode, time.monotonic() > end
@@ -269,16 +266,16 @@ def _environment(
 
 
 def refuse_here(config: SlurmConfig, root: Path) -> None:
-    """Look whether a rehearsal can run where this process is.
+    """Refuse a rehearsal that cannot run in this process's place.
 
     Raises:
-        ConfigError: another one is alive, the allocation is too small, or there is none and the container wants srun.
+        ConfigError: another rehearsal is alive, the allocation is too small, or pyxis has none.
     """
     with _alone(root):
         pass
     if nodes := os.environ.get("SLURM_JOB_NUM_NODES") if os.environ.get("SLURM_JOB_ID") else None:
         if int(nodes) < config.nodes:
-            raise ConfigError(f"slurm.nodes = {config.nodes}: the allocation has {nodes}. Ask salloc for as many.")
+            raise ConfigError(f"slurm.nodes = {config.nodes}: the allocation has {nodes}. Request as many from salloc.")
     elif config.container_runtime == "pyxis":
         raise ConfigError('slurm.container_runtime = "pyxis" needs srun: rehearse it in an allocation (salloc)')
 

@@ -1,13 +1,13 @@
 """Job scripts from templates.
 
-The template is valid bash before it is filled in. What is filled in is quoted, so any path survives:
+The template is valid bash before substitution. Values are quoted, so any path survives:
 
     @PURPOSE@               what the job does, in one line
     @ROOT@                  the folder of all artifacts
-    @COMMAND@               the words of the command that a person would type
+    @COMMAND@               the command, as a person would type it
     @ENVIRONMENT@           a script to source, or ''
-    @PROGRAMS@              the folder of the submitter's `assay`, for a node whose PATH has none
-    @SHARES@                tasks of the array, 0 where it is none
+    @PROGRAMS@              the folder of the submitter's `assay`, for nodes without it on PATH
+    @SHARES@                tasks of the array, 0 for a single job
     @RETRIES@ @REQUEUES@    how often a failure is tried again; "yes", or "no" for a link of a chain
     @INTERFACE@             network interface, or ''
     @SRUN_OPTIONS@          options of srun that put a command into a container (pyxis), as words
@@ -38,12 +38,12 @@ _MACHINERY = ("attempt.sh", "settle.sh", "step.sh", "train.sh")
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_=./,:@%&|*+[]()!~")
 _PURPOSES: dict[Kind, str] = {
     "share": "A task of an array: its share of the shards of one data step.",
-    "join": "What one process does between two data steps: joins over the whole corpus, and commits.",
-    "data": "The rest of the data: it finds all that is made, and makes what is left.",
+    "join": "Work of a single process between two data steps: joins over the whole corpus, and commits.",
+    "data": "The rest of the data: it finds all finished artifacts and makes the missing ones.",
     "audit": "The audit and its gate; the verdict is signed. 77: the gate is closed.",
     "train": "Training: each node is checked, then srun starts one rank a task.",
     "evaluate": "The evaluation of the last checkpoint.",
-    "report": "The report on all that was done.",
+    "report": "The report on the whole run.",
 }
 
 
@@ -96,7 +96,7 @@ def render(job: SlurmJob, config_file: Path, root: Path, config: SlurmConfig, se
         "@MACHINERY@": (str(machinery_of(root)), str(_FOLDER)),
         "@PART@": ("train.sh" if job.kind == "train" else "step.sh",),
     }
-    # In one pass: what is filled in may itself look like a mark.
+    # In one pass: a value may itself look like a mark.
     marks = "|".join([*values, "@PURPOSE@"])
     rest = re.sub(
         marks, lambda mark: " ".join(map(_quoted, values[mark[0]])) if mark[0] in values else _PURPOSES[job.kind], rest
@@ -126,7 +126,7 @@ def _container(
 def _quoted(word: str) -> str:
     """A word for bash.
 
-    One with a comma in quotes, though it needs none: shellcheck takes it for a list.
+    A word with a comma is quoted although it need not be: shellcheck takes it for a list.
     """
     return f"'{word}'" if "," in word and shlex.quote(word) == word else shlex.quote(word)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Slurm's tools for the jobs of a rehearsal (rehearsal.py), by the name under which this is called: scontrol, scancel, sinfo,
-# srun. What they are asked lies in $ASSAY_LOCAL, a file a job: JOB (what `scontrol show job` says), JOB.requeue. Of what
-# is no job of the rehearsal, and for the ranks inside an allocation ($ASSAY_ALLOCATION), the cluster's own are asked.
+# srun. Their state is in $ASSAY_LOCAL, files for each job: JOB (the output of `scontrol show job`), JOB.requeue. For other
+# jobs, and for the ranks inside an allocation ($ASSAY_ALLOCATION), the cluster's own tools are called.
 set -euo pipefail
 
 own=$(cd "$(dirname "$0")" && pwd)
@@ -13,7 +13,7 @@ really() { # WORDS: the cluster's own tool of this name; false where there is no
   SLURM_JOB_ID=${ASSAY_ALLOCATION:-} exec "$found" "$@"
 }
 
-field() { # JOB NAME VALUE: change what is shown of a job
+field() { # JOB NAME VALUE: change a field in the description of a job
   local shown
   shown=$(<"$ASSAY_LOCAL/$1")
   printf '%s\n' "$shown" | sed "s|^ *$2=.*|   $2=${3//[|&\\]/ }|" >"$ASSAY_LOCAL/$1.new" && mv "$ASSAY_LOCAL/$1.new" "$ASSAY_LOCAL/$1"
@@ -51,7 +51,7 @@ ranks() { # [OPTIONS] WORDS: a process for each rank on this machine, as srun do
       [ "$status" = 0 ] || echo "srun: error: $(hostname -s): task: Exited with exit code $status" >&2
     done
     pids=(${left[@]+"${left[@]}"})
-    if [ "$failed" != 0 ] && [ "${#pids[@]}" -gt 0 ]; then # the others have a moment, as with srun's --wait
+    if [ "$failed" != 0 ] && [ "${#pids[@]}" -gt 0 ]; then # the others have some time, as with srun's --wait
       [ "$kill" = no ] || wait_seconds=0
       SECONDS=${counted:+$SECONDS} counted=yes
       [ "$SECONDS" -lt "$wait_seconds" ] || kill -KILL ${pids[@]+"${pids[@]}"} 2>/dev/null || true

@@ -1,6 +1,6 @@
 """`assay slurm status`: jobs, shards, training, energy, next step.
 
-It says what it can while a part of Slurm is down, and which part that is. Progress is read from what the run itself
+It reports what is known while a part of Slurm is down, and names that part. Progress is read from what the run itself
 leaves behind: the shards' records, and the training's metrics.jsonl.
 """
 
@@ -28,8 +28,8 @@ _NEVER = {
 """Reasons with which a job waits until somebody does something."""
 _HELD = {
     "JobHeldUser": "somebody holds it, or a submission was broken off",
-    "job requeued in held state": "somebody put it back with requeuehold",
-    "job requeued in special exit state": "somebody put it back in the state SPECIAL_EXIT",
+    "job requeued in held state": "requeued with requeuehold",
+    "job requeued in special exit state": "requeued in the state SPECIAL_EXIT",
     "launch failed requeued held": "Slurm holds it, for it took a launch for failed",
 }
 """Reasons with which a job waits until its owner releases it."""
@@ -42,7 +42,7 @@ class Progress:
     """Progress of the run, as plain values."""
 
     config: str
-    """As the user typed it, with its options: what follows a command."""
+    """CONFIG and its options, as the user typed them."""
     root: Path
     steps: tuple[str, ...] = ()
     """The data steps."""
@@ -77,15 +77,15 @@ def _data(view: View, progress: Progress) -> list[str]:
         stage = re.sub(r"-\d+$", "", step)
         stages[stage] = stages.get(stage, 0) + progress.shards
     made_all = any(row.kind == "data" and row.done for row in view.rows)
-    told = []
+    found = []
     for stage, expected in stages.items():
         made = _records(progress.root / stage / "records", view.first)
         rows = [row for row in view.rows if stage_of(row) == stage]
         if made and (made_all or all(row.done for row in rows)):
-            told.append(f"{stage} all {made:,}")
+            found.append(f"{stage} all {made:,}")
         elif made:
-            told.append(f"{stage} {made:,} of about {max(expected, made):,}")
-    return [f"shards made since the first submission: {', '.join(told)}"] if told else []
+            found.append(f"{stage} {made:,} of about {max(expected, made):,}")
+    return [f"shards made since the first submission: {', '.join(found)}"] if found else []
 
 
 def _records(folder: Path, since: str) -> int:
@@ -108,23 +108,23 @@ def _training(view: View, progress: Progress) -> list[str]:
         return []
     last, begun = steps[-1], max((place for place, line in enumerate(lines) if line.get("event") == "start"), default=0)
     saved = max((int(line["step"]) for line in lines if line.get("event") == "checkpoint"), default=0)
-    told = f"training: step {last['step']:,} of {progress.goal:,} (attempt {last['attempt']})"
-    told += f", loss {_number(last['loss'], 4)}, {_number(last.get('tokens_per_second'), 0)} tokens/s"
+    found = f"training: step {last['step']:,} of {progress.goal:,} (attempt {last['attempt']})"
+    found += f", loss {_number(last['loss'], 4)}, {_number(last.get('tokens_per_second'), 0)} tokens/s"
     if isinstance(last.get("joules"), int | float):
-        told += f", {last['joules'] / 3.6e6:.4g} kWh on the first node in this attempt"
+        found += f", {last['joules'] / 3.6e6:.4g} kWh on the first node in this attempt"
     if saved:
-        told += f"; saved at step {saved:,}"
+        found += f"; saved at step {saved:,}"
     begun_at, ago = _running_since(view), _seconds_since(progress.training / "metrics.jsonl")
     if begun_at is not None and (left := progress.goal - int(last["step"])) > 0:
         if time.time() - ago < begun_at:
-            told += f"; no step yet since its newest start, {clock(int(time.time() - begun_at))} ago"
-            return [told, *_verdicts(lines[begun:])]
-        told += f"; last step {ago:,.0f} s ago"
+            found += f"; no step yet since its newest start, {clock(int(time.time() - begun_at))} ago"
+            return [found, *_verdicts(lines[begun:])]
+        found += f"; last step {ago:,.0f} s ago"
         recent = [float(line["seconds"]) for line in steps[-50:] if isinstance(line.get("seconds"), int | float)]
         if recent:
             end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=left * sum(recent) / len(recent))
-            told += f"; expected end {end:%Y-%m-%d %H:%M} UTC"
-    return [told, *_verdicts(lines[begun:])]
+            found += f"; expected end {end:%Y-%m-%d %H:%M} UTC"
+    return [found, *_verdicts(lines[begun:])]
 
 
 def _running_since(view: View) -> float | None:
@@ -171,7 +171,7 @@ def _number(value: Any, digits: int) -> str:
 
 def _attempts(rows: Sequence[JobRow]) -> list[str]:
     """Causes of earlier attempts' ends, most frequent first."""
-    told = []
+    found = []
     for row in rows:
         causes: dict[str, int] = {}
         for part in row.parts:
@@ -179,10 +179,10 @@ def _attempts(rows: Sequence[JobRow]) -> list[str]:
                 if attempt.outcome not in ("", "done") and attempt is not _final(part):
                     causes[attempt.cause] = causes.get(attempt.cause, 0) + 1
         ordered = sorted(causes.items(), key=lambda item: -item[1])[:_SHOWN_CAUSES]
-        told += [
+        found += [
             f"{row.name}: begun again{f' {count} times' if count > 1 else ''}: {cause}" for cause, count in ordered
         ]
-    return told
+    return found
 
 
 def _final(part: UnitState) -> object:
@@ -192,13 +192,13 @@ def _final(part: UnitState) -> object:
 
 def _reasons(rows: Sequence[JobRow]) -> list[str]:
     """Failures in full."""
-    told = []
+    found = []
     for row in rows:
         for part in [part for part in row.parts if part.kind in ("failed", "lost") and part.cause][:_SHOWN_CAUSES]:
             if not part.cause.startswith("because "):
                 name = row.name if part.number is None else f"{row.name}[{part.number}]"
-                told.append(f"{name} ({part.state}): {ended(part)}")
-    return told
+                found.append(f"{name} ({part.state}): {ended(part)}")
+    return found
 
 
 def next_command(view: View, progress: Progress) -> str:
@@ -208,23 +208,23 @@ def next_command(view: View, progress: Progress) -> str:
         return f"wait until the controller answers (scontrol ping), then: assay slurm status {config}"
     if any(part.status == 77 for row in rows for part in row.parts if part.kind == "failed"):
         return (
-            "the gate is closed: read the report; mend the corpus, or let an owner look (assay governance review "
+            "the gate is closed: read the report; correct the corpus, or let an owner decide (assay governance review "
             f"{config} --key KEY); then: assay slurm retry {config}"
         )
     if any(part.status == 71 for row in rows for part in row.parts if part.kind == "failed"):
         return (
-            "the energy budget leaves no more; what was learned is saved. With another policy ([energy_budget]), judge "
-            f"the corpus anew (assay governance check {config}), then: assay slurm retry {config}"
+            "the energy budget is exhausted; the checkpoint is saved. With another policy ([energy_budget]), judge "
+            f"the corpus again (assay governance check {config}), then: assay slurm retry {config}"
         )
     broken = [row for row in rows if row.over]
     if broken:
         first = next((row for row in broken if not all(p.cause.startswith("because ") for p in row.parts)), broken[0])
         ended = [part for part in first.parts if part.kind in ("failed", "lost")]
         if all(part.state.startswith("CANCELLED") and part.status in (None, 0, 75) for part in ended):
-            return f"{first.name} was cancelled; go on with: assay slurm retry {config}"
+            return f"{first.name} was cancelled; continue with: assay slurm retry {config}"
         explained = any(part.status in (2, 65, 66, 78) for part in first.parts if part.kind == "failed")
-        mend = "mend that" if explained else f"look: assay slurm logs {config} --job {first.name}"
-        return f"{first.name} did not succeed; {mend}, then: assay slurm retry {config}"
+        fix = "fix that" if explained else f"read: assay slurm logs {config} --job {first.name}"
+        return f"{first.name} did not succeed; {fix}, then: assay slurm retry {config}"
     if all(row.done or row.passed for row in rows):
         reports = sorted((progress.root / "report").glob("*/report.html"), key=lambda path: path.stat().st_mtime)
         return f"all is done; open {reports[-1]}" if reports else "all is done"
@@ -247,14 +247,12 @@ def _waits_for_somebody(view: View, config: str) -> str:
         )
     if any(part.reason == "JobHeldAdmin" for _, part in waiting):
         name = next(name for name, part in waiting if part.reason == "JobHeldAdmin")
-        return (
-            f"{name} is held by an administrator, who alone can release it; then: assay slurm status {config} --watch"
-        )
+        return f"{name} is held by an administrator, who must release it; then: assay slurm status {config} --watch"
     if never := [(name, part.reason) for name, part in waiting if part.reason in _NEVER]:
         name, reason = never[0]
         return (
-            f"{name} waits for ever ({reason}: scontrol show job says for what); assay slurm cancel {config}, "
-            f"mend [slurm], then: assay slurm retry {config}"
+            f"{name} will never start ({reason}; details: scontrol show job); assay slurm cancel {config}, "
+            f"correct [slurm], then: assay slurm retry {config}"
         )
     return ""
 

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # One command of a run as a job: a share of a data step, a join, the audit, the evaluation, the report. It is the command
 # that a person would type. Slurm sends SIGUSR1 to this script before the time limit and SIGTERM when it takes the node
-# away; finished shards are kept, so the job goes back into the queue and goes on.
+# away; finished shards are kept, so the job is requeued and continues.
 # attempt.sh, sourced before, has the functions. The job's script sets `srun_options`, `inside` and `command` (arrays) too.
 # shellcheck disable=SC2154,SC2034,SC2317 # they are assigned, and functions are called, in the other files
 
@@ -21,9 +21,9 @@ if [ "${#srun_options[@]}" -gt 0 ]; then
   launcher=(srun --ntasks=1 "--cpus-per-task=$workers" ${srun_options[@]+"${srun_options[@]}"})
 fi
 
-told=
-trap 'told="told to leave before the time limit"' USR1
-trap 'told="told to leave (SIGTERM)"' TERM
+signalled=
+trap 'signalled="signalled to leave before the time limit"' USR1
+trap 'signalled="signalled to leave (SIGTERM)"' TERM
 
 said=$(mktemp) || said=/dev/null
 trap '[ "$said" = /dev/null ] || rm -f "$said"' EXIT
@@ -36,14 +36,14 @@ exec 7>&-
 status=0
 wait "$step" || status=$?
 progress=$(made)
-if [ -n "$told" ]; then
+if [ -n "$signalled" ]; then
   kill -TERM "$step" 2>/dev/null || true
-  case $told in
-    *limit*) [ "$progress" != "$before" ] || finish 124 "its time was over, and no shard was finished in it" ;;
+  case $signalled in
+    *limit*) [ "$progress" != "$before" ] || finish 124 "its time limit was reached before it finished a shard" ;;
   esac
-  finish 75 "$told"
+  finish 75 "$signalled"
 fi
-trap '' TERM USR1 # they would end the commands that read how it ended
+trap '' TERM USR1 # they would end the commands that read its outcome
 cause=
 if [ "$status" -ne 0 ]; then
   read_out "$reader"

@@ -5,8 +5,8 @@
     {"after": [["afterok", "11"]], "job": "12", "kind": "share", "name": "clean", "numbers": [0, 1, 2],
      "submission": 1, "submitted": "2026-11-25T10:00:00Z", "tasks": 3}
 
-The jobs that wait for nothing are held until all are queued. Does a submission fail half-way, then what it queued is
-cancelled, and nothing of it has run.
+The jobs that wait for nothing are held until all are queued. If a submission fails half-way, the queued jobs are
+cancelled before any of them has run.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class SubmittedJob:
     submission: int
     submitted: str
     after: tuple[tuple[str, str], ...] = ()
-    """(condition, id), as sbatch was told."""
+    """(condition, id), as passed to sbatch."""
     tasks: int = 0
-    """Of the whole array; 0: it is none."""
+    """Tasks of the whole array; 0 for a single job."""
     numbers: tuple[int, ...] = ()
     """Which of its tasks were submitted."""
 
@@ -55,12 +55,12 @@ class SubmittedJob:
 class JobRequest:
     """A job to submit.
 
-    All of it, or some tasks of its array; and what it waits for besides other orders.
+    All of it, or some tasks of its array; and dependencies on jobs already queued.
     """
 
     job: SlurmJob
     numbers: tuple[int, ...] = ()
-    """Of an array: these tasks only; empty: all."""
+    """Tasks of an array; empty: all."""
     after: tuple[tuple[Condition, str], ...] = ()
     """(condition, id) of jobs that are queued already."""
 
@@ -86,7 +86,9 @@ def keep_scripts(
 
 
 def _take_write_permission(root: Path) -> None:
-    """Let no other account write what the jobs execute: their scripts, the machinery, the records they compare with.
+    """Remove other accounts' write permission from what the jobs execute.
+
+    That is their scripts, the machinery, and the records that they compare with.
 
     Raises:
         ConfigError: one of them belongs to another account.
@@ -109,12 +111,12 @@ def _take_write_permission(root: Path) -> None:
 
 @contextlib.contextmanager
 def one_at_a_time(root: Path, patience_seconds: float = 0.0) -> Iterator[None]:
-    """Alone among all that submit for this root, and that cancel.
+    """Hold the right to submit or cancel jobs of this root.
 
-    Another one is waited for so long.
+    `patience_seconds`: how long to wait for another process.
 
     Raises:
-        Occupied: somebody else still does.
+        Occupied: another process still holds it.
     """
     deadline = time.monotonic() + patience_seconds
     while True:
@@ -130,9 +132,9 @@ def one_at_a_time(root: Path, patience_seconds: float = 0.0) -> Iterator[None]:
 
 
 def called_off(root: Path, job: str) -> Path:
-    """The file that tells a job's script that it is cancelled.
+    """Mark that a job is cancelled, for its script.
 
-    One that puts itself back at that moment ends then.
+    A script that requeues itself at that moment ends at its next start.
     """
     return root / "slurm" / "cancelled" / job
 
@@ -145,14 +147,12 @@ def next_submission(root: Path) -> int:
 def submit(
     orders: Sequence[JobRequest], root: Path, config: SlurmConfig, begin: datetime | None = None
 ) -> list[SubmittedJob]:
-    """Queue the orders, whose scripts are kept already.
+    """Queue the requested jobs, whose scripts are already written; the recorded lines.
 
-    The lines that were recorded.
-
-    `begin`: the jobs that wait for no other do not start before; None: when they can.
+    `begin`: earliest start of jobs without dependencies; None: at once.
 
     Raises:
-        ClusterError: Slurm refuses one; nothing of this submission is queued then.
+        ClusterError: Slurm refuses one; then none of this submission is queued.
     """
     number = next_submission(root)
     done: dict[str, SubmittedJob] = {}
@@ -160,19 +160,19 @@ def submit(
         for order in orders:
             line = _submit(order, done, number, root, config, begin)
             done[order.job.name] = line
-            remove_file(called_off(root, line.job))  # of a job that once had this number
+            remove_file(called_off(root, line.job))  # of an earlier job with this number
             append_line(root / "slurm" / JOBS_FILE, json.dumps(asdict(line), sort_keys=True), durable=True)
         tools.release([line.job for line in done.values() if not line.after])
-    except BaseException as error:  # an interrupt, too, must leave nothing behind
-        told = f"{len(done)} of {len(orders)} jobs were queued"
+    except BaseException as error:  # an interrupt, too, must leave no job behind
+        state = f"{len(done)} of {len(orders)} jobs were queued"
         try:
             tools.cancel([line.job for line in done.values()])
-            told += "; they are cancelled" if done else ""
+            state += "; they are cancelled" if done else ""
         except ClusterError as refusal:
-            told += f", and could not be cancelled ({refusal}): assay slurm cancel CONFIG"
+            state += f", and could not be cancelled ({refusal}): assay slurm cancel CONFIG"
         if isinstance(error, ClusterError):
-            raise ClusterError(f"{error}\n{told}") from error
-        get_logger(__name__).error("%s", told)
+            raise ClusterError(f"{error}\n{state}") from error
+        get_logger(__name__).error("%s", state)
         raise
     return list(done.values())
 

@@ -1,7 +1,7 @@
 """The table of `assay slurm status`.
 
 The arrays and joins of one stage (`clean`, `clean-join`) are folded into a row under the stage's name: its tasks, and
-the state of what is not done. What waits for another job says so only where nothing else of its row tells more.
+the state of what is not done. A wait for another job is shown only where its row has nothing more informative.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from slurm.job_states import JobRow, UnitState
 
-_HEAD = ("job", "id", "state", "tasks", "elapsed", "nodes", "left out", "why")
+_HEAD = ("job", "id", "state", "tasks", "elapsed", "nodes", "excluded", "why")
 _ORDER = ("failed", "lost", "running", "unknown", "waiting", "done")
 _IDS_SHOWN = 24
 
@@ -19,7 +19,7 @@ _IDS_SHOWN = 24
 def table(rows: Sequence[JobRow]) -> list[str]:
     """The lines of the table.
 
-    A column that is empty in all rows is left out.
+    A column that is empty in all rows is omitted.
     """
     cells = [_HEAD, *(_cells(name, of_stage) for name, of_stage in folded(rows).items())]
     shown = [column for column in range(len(_HEAD)) if any(line[column] for line in cells[1:])]
@@ -65,14 +65,14 @@ def _cells(name: str, rows: Sequence[JobRow]) -> tuple[str, ...]:
 
 
 def _state(rows: Sequence[JobRow], parts: Sequence[UnitState]) -> str:
-    """The states of what is not done, the worst first.
+    """States of unfinished parts, the worst first.
 
-    Of a stage that has not begun, or is done, the one word.
+    One word for a stage that has not begun or is done.
     """
     if all(row.passed for row in rows) and not all(part.kind == "done" for part in parts):
-        return "done by others"
+        return "superseded"
     left = [part for part in parts if part.kind != "done"] or list(parts)
-    if any(part.kind not in ("done", "waiting") for part in parts):  # what only waits for that needs no word
+    if any(part.kind not in ("done", "waiting") for part in parts):  # parts that only wait for these are omitted
         left = [part for part in left if part.reason != "Dependency"] or left
     states: dict[str, int] = {}
     for part in sorted(left, key=lambda part: _ORDER.index(part.kind)):

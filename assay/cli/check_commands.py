@@ -20,7 +20,7 @@ def freeze(arguments: argparse.Namespace) -> None:
 
     Raises:
         GateClosed: the verdict does not let this corpus through.
-        ConfigError: there is such a file; a reference is frozen.
+        ConfigError: the file exists; a reference never changes.
     """
     from governance.checks.drift import write_reference
     from governance.checks.shards import sketch_corpus
@@ -28,7 +28,7 @@ def freeze(arguments: argparse.Namespace) -> None:
     loaded, runtime = load(arguments, "data prepare")
     file: Path = arguments.file
     if file.exists():
-        raise ConfigError(f"{file}: is there already, and a reference is never changed. Give another name.")
+        raise ConfigError(f"{file}: exists already, and a reference never changes. Give another name.")
     artifacts = corpus(loaded, replace(runtime, make=False))
     config = loaded.config.governance
     pass_gate(loaded, artifacts, runtime)
@@ -47,4 +47,4 @@ def data_docs(
 
     tables = tables_again(checked, artifacts, loaded.policy, runtime)
     shown = write_data_docs(tables, loaded.policy.gates(), folder)
-    say(f"{folder / 'index.html'}: {shown} tables as the engine judges them; the pages load styles from outside hosts")
+    say(f"{folder / 'index.html'}: {shown} tables by Great Expectations; the pages load styles from outside hosts")

@@ -1,4 +1,4 @@
-"""Command-line words: nearest command or option for a mistyped one, and words of the last release.
+"""Nearest words for mistyped ones, and words of the last release.
 
 `Parser` answers an unknown word with the nearest known one. `current_words` turns the options of the last release
 into those of today, `in_order` its order of positional words; both warn, and go with the next release.
@@ -31,7 +31,7 @@ Warn = Callable[[str], None]
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that suggests the nearest word, with -v and -q in every command."""
+    """An argument parser with suggestions, -v and -q in every command."""
 
     top: Parser | None = None
     """The whole program's parser, to find a word that belongs to another command."""
@@ -138,7 +138,7 @@ def current_words(words: Sequence[str], warn: Warn) -> list[str]:
 
 
 def in_order(arguments: argparse.Namespace, warn: Warn) -> None:
-    """Put positional words of the last release, which named CONFIG last, in today's order."""
+    """Put the last release's order of positional words, CONFIG last, right."""
     given = [name for name in ("config", "checkpoint", "target") if hasattr(arguments, name)]
     if len(given) < 2:
         return

@@ -39,17 +39,14 @@ def prepare(arguments: Arguments) -> None:
 
 
 def show(arguments: Arguments) -> None:
-    """The corpus through those of its stages that are made.
-
-    Of a run's file, or an artifact and its ancestors.
-    """
+    """Print the stages of a run, or an artifact with its ancestors."""
     from data_pipeline.pii.detect import replace_all
     from governance.reports.terminal import show_corpus
 
     path: Path = arguments.config
     if path.is_dir() or path.name == FILE_NAME:
         if arguments.overrides:
-            raise ConfigError(f"--set has no effect on {path}: an artifact is as it is. Leave it out.")
+            raise ConfigError(f"--set has no effect on {path}, which is an artifact. Leave it out.")
         made, root = list(_with_ancestors(path)), root_of(path)
     else:
         loaded, runtime = load(arguments, "data prepare")
@@ -76,10 +73,7 @@ def _with_ancestors(path: Path) -> Iterator[Manifest]:
 
 
 def _made_so_far(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manifest]:
-    """The artifacts up to the first that is not made.
-
-    At least one.
-    """
+    """The artifacts up to the first missing one; at least one."""
     from data_pipeline.prepare import stages
 
     some = False
@@ -119,7 +113,7 @@ def train_classifiers(arguments: Arguments) -> None:
 
 
 def export(arguments: Arguments) -> None:
-    """The token shards as Megatron's .bin and .idx."""
+    """Write the token shards as Megatron's .bin and .idx."""
     from assay.pipeline import corpus
     from data_pipeline.tokens.megatron import export_megatron
 
@@ -133,7 +127,7 @@ def export(arguments: Arguments) -> None:
 
 
 def import_tokens(arguments: Arguments) -> None:
-    """Megatron's .bin and .idx as an artifact of token shards."""
+    """Turn Megatron's .bin and .idx into an artifact of token shards."""
     from data_pipeline.tokens.megatron import MegatronConfig, import_megatron
     from governance.config import validate
 

@@ -23,7 +23,7 @@ from governance.verification import verify_artifact, verify_root
 
 
 def check(arguments: Arguments) -> int:
-    """Audit and sign; the exit status is that of the gate."""
+    """Audit the corpus and sign the verdict; the gate's exit status."""
     from dataclasses import replace
 
     from assay.pipeline import corpus, judge, pass_gate
@@ -81,7 +81,7 @@ def _verdicts_ahead(loaded: LoadedRun, root: Path, moment: datetime.datetime) ->
         try:
             signed = read_verdict(path, loaded.config.governance, loaded.folder)["signed_at"]
         except ManifestError:
-            continue  # one that cannot be believed opens nothing
+            continue  # an untrusted verdict opens no gate
         if signed > stamp(moment + SKEW):
             name = path.relative_to(root).as_posix()
             found[name] = f"{name}: is signed at {signed}, ahead of this machine's clock ({stamp(moment)})"
@@ -187,16 +187,13 @@ def diff(arguments: Arguments) -> int:
 
 
 def keygen(arguments: Arguments) -> None:
-    """A key pair.
-
-    One's own, a root's, a job's with its certificate, or a model's.
-    """
+    """Make a key pair: personal, for a root, a job or a model."""
     if arguments.root_key is not None and arguments.job is None:
-        raise ConfigError("--root-key: certifies a job's key. Say where that is to be: --job PATH")
+        raise ConfigError("--root-key certifies a job's key. Give the path of that key: --job PATH")
     path: Path
     if arguments.job is not None:
         if arguments.root_key is None:
-            raise ConfigError("--job: wants the root's key that certifies it: --root-key PATH")
+            raise ConfigError("--job needs the root's key, which certifies it: --root-key PATH")
         path = arguments.job
         create_job_key(path, private_key(arguments.root_key, make=False), arguments.name, arguments.days)
         say(f"job key {path}, certified for {arguments.days} days; verify with the root's public key")
@@ -209,7 +206,7 @@ def keygen(arguments: Arguments) -> None:
         create_key(path)
         say(f"private key {path}, public key {public_path(path)}")
         if arguments.root is not None:
-            say("keep the private key offline; it is wanted only to make a job's key: keygen --job PATH --root-key ...")
+            say("keep the private key offline; only making a job's key needs it: keygen --job PATH --root-key ...")
 
 
 def audit_model(arguments: Arguments) -> None:
@@ -223,24 +220,24 @@ def audit_model(arguments: Arguments) -> None:
     artifacts = corpus(loaded, replace(runtime, make=False))
     made = model_audit(loaded, artifacts, arguments.checkpoint, runtime)
     found = json.loads((runtime.root / made.folder / "leanings.json").read_bytes())
-    say(f"leanings of step {made.stats['step']}, in nats, with 95 % intervals; the ten farthest from 0:")
+    say(f"biases at step {made.stats['step']}, in nats, with 95 % intervals; the ten largest:")
     for row in sorted(found["templates"], key=lambda row: -max(row["lower"] or 0, -(row["upper"] or 0)))[:10]:
         place = f"{row['axis']}/{row['group']} {row['category']}"
         say(f"  {place:<40} {row['lean']:+.3f} [{row['lower']:+.3f}, {row['upper']:+.3f}]")
     for name, rows in found["sets"].items():
         figures = ", ".join(f"{key} {value}" for key, value in rows[0].items() if key != "category")
         say(f"{name}: {figures}")
-    beside = found["corpus"]
-    if beside["rho"] is not None:
+    bias = found["corpus"]
+    if bias["rho"] is not None:
         say(
-            f"beside the corpus: rank correlation {beside['rho']:+.3f} [{beside['lower']:+.3f}, {beside['upper']:+.3f}]"
-            f" over {beside['pairs']} pairs of group and category"
+            f"against the corpus: rank correlation {bias['rho']:+.3f} [{bias['lower']:+.3f}, {bias['upper']:+.3f}]"
+            f" over {bias['pairs']} pairs of group and category"
         )
     say(f"{runtime.root / made.folder / 'leanings.json'}")
 
 
 def sign(arguments: Arguments) -> None:
-    """A checkpoint as an OpenSSF model."""
+    """Sign a checkpoint as an OpenSSF model."""
     from pretrain.checkpoint.format import read_checkpoint
 
     root = root_of(arguments.checkpoint)

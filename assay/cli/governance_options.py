@@ -25,11 +25,15 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
         metavar="FOLDER",
         help="also write Great Expectations' Data Docs, which load styles and scripts from the internet",
     )
-    command = add("freeze", "freeze", "sign the distributions of a corpus that was let through: [audit] reference")
+    command = add(
+        "freeze",
+        "freeze",
+        "sign the distributions of an accepted corpus, as a reference for later audits ([audit] reference)",
+    )
     command.set_defaults(group="check")
     config(command)
     command.add_argument("file", type=Path, metavar="FILE", help="new file for the reference")
-    command = add("review", "review", "walk through what keeps a gate closed; sign waivers or refusals")
+    command = add("review", "review", "walk through the findings that keep a gate closed, and sign waivers or refusals")
     command.set_defaults(group="review")
     config(command)
     command.add_argument(
@@ -40,7 +44,7 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
         help="your private key, listed under the policy's [people]",
     )
     command = add(
-        "clock", "clock", "print what is dated ahead of this machine's clock, or sign that those times are void"
+        "clock", "clock", "print statements dated ahead of this machine's clock, or sign that their times are void"
     )
     config(command)
     command.add_argument(
@@ -49,13 +53,11 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
         help="today's date by another clock: confirm that this machine's clock is right",
     )
     command.add_argument("--reason", default="", metavar="TEXT", help="with --accept: which clock was wrong, and why")
-    command = add("site", "site", "print whose policy and keys bind on this machine, or a policy's digest")
+    command = add("site", "site", "print the policy and keys that this machine requires, or a policy's digest")
     command.add_argument(
         "policy", type=Path, nargs="?", metavar="POLICY", help="print this policy's digest, for site.toml"
     )
-    command = add(
-        "verify", "verify", "read every file of an artifact, or below a root, and compare it with its manifest"
-    )
+    command = add("verify", "verify", "compare every file of an artifact, or below a root, with its manifest")
     command.add_argument("artifact", type=Path, metavar="ARTIFACT|ROOT", help="an artifact's folder, or a root")
     command.add_argument(
         "--deep",
@@ -63,31 +65,33 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
         help="also verify ancestors, signed statements, the journal's chain, growing files and waivers",
     )
     trusted_keys(command)
-    command = add(
-        "anchor", "anchor", "print whether the journal is what was kept of it here; give up lines that are gone"
-    )
+    command = add("anchor", "anchor", "compare the journal with its copy on this machine; accept lost lines")
     config(command)
     command.add_argument(
         "--accept", metavar="REASON", help="accept the journal as it is, with this reason signed into it"
     )
-    command = add("trace", "trace", "print what an artifact was made from, down to the source files")
+    command = add("trace", "trace", "print the ancestors of an artifact, down to the source files")
     command.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact's folder or its manifest.json")
     command.add_argument("--svg", type=Path, metavar="FILE", help="also write an SVG")
     command.add_argument("--prov", type=Path, metavar="FILE", help="also write W3C PROV-JSON")
-    command = add("impact", "impact", "print which shards, rows, checkpoints and children saw a document")
+    command = add(
+        "impact",
+        "impact",
+        "print the shards, training rows, checkpoints and descendants that contain or saw a document",
+    )
     command.add_argument("document", metavar="DOCUMENT|URL|SHARD", help="a document's id, its URL, or a document shard")
     command.add_argument("--root", dest="roots", type=Path, nargs="+", required=True, help="folders of artifacts")
-    command = add("diff", "diff", "print in words how two artifacts differ")
+    command = add("diff", "diff", "print the differences between two artifacts")
     command.add_argument("ours", type=Path, metavar="A", help="an artifact's folder or its manifest.json")
-    command.add_argument("theirs", type=Path, metavar="B", help="another")
-    command = add("audit-model", "audit_model", "measure what a checkpoint leans to")
+    command.add_argument("theirs", type=Path, metavar="B", help="the other artifact")
+    command = add("audit-model", "audit_model", "measure the biases of a checkpoint on templates and published sets")
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
     config(command)
     _keys(add)
 
 
 def _keys(add: Add) -> None:
-    command = add("keygen", "keygen", "make a key pair: Ed25519 that signs verdicts and statements, or a model's")
+    command = add("keygen", "keygen", "make a key pair: Ed25519 for verdicts and statements, or a model's")
     command.add_argument(
         "path", type=Path, nargs="?", metavar="PATH", help="path of the key (default: your configuration folder)"
     )

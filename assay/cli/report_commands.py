@@ -45,14 +45,14 @@ def verify(arguments: Arguments) -> None:
     folder = root / report.folder
     if problems:
         raise ManifestError(
-            f"{folder}: {len(problems)} thing(s) speak against its evidence, {len(checked.faults)} place(s) are not as "
-            "it gives them. Where another's key signed the journal, give its public key with --key"
+            f"{folder}: {len(problems)} problem(s) with its evidence, {len(checked.faults)} place(s) differ from "
+            "it. If another key signed the journal, give its public key with --key"
         )
     if checked.faults:
-        raise ManifestError(f"{folder}: {len(checked.faults)} place(s) are not as the evidence gives them")
+        raise ManifestError(f"{folder}: {len(checked.faults)} place(s) differ from the evidence")
     say(
-        f"{folder}: {checked.numbers:,} numbers of {', '.join(checked.files)}: all as the evidence gives them, and the "
-        "evidence as the journal states it"
+        f"{folder}: {checked.numbers:,} numbers of {', '.join(checked.files)}: all equal to the evidence, and the "
+        "evidence to the journal"
     )
 
 
@@ -83,10 +83,10 @@ def compare(arguments: Arguments) -> None:
 
 
 def index(arguments: Arguments) -> None:
-    """All runs under a folder, as lines and as a page.
+    """List all runs under a folder, as lines and as a page.
 
     Raises:
-        MissingInput: there is none.
+        MissingInput: it contains no run.
     """
     from governance.reports.index import index_lines, index_page, runs_below
 

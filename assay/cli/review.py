@@ -53,7 +53,7 @@ class Bench:
 
 
 class _Quit(Exception):
-    """The person wants to go, or the input ended."""
+    """The person quits, or the input has ended."""
 
 
 def reviewer_key(path: Path) -> Any:
@@ -241,7 +241,7 @@ def _day_fault(text: str, today: datetime.date) -> str:
     try:
         day = datetime.date.fromisoformat(text)
     except ValueError:
-        return f"{text!r} is no day; write it as YYYY-MM-DD"
+        return f"{text!r} is not a day; write it as YYYY-MM-DD"
     return "" if day >= today else f"{text} is past"
 
 
@@ -249,7 +249,7 @@ def _most_fault(text: str, least: float) -> str:
     try:
         number = float(text)
     except ValueError:
-        return f"{text!r} is no number"
+        return f"{text!r} is not a number"
     return "" if least <= number < float("inf") else f"the deviation is {least:g}; {text} would not cover it"
 
 
@@ -341,7 +341,7 @@ def _shard(path: Path) -> pd.DataFrame:
 def _texts(path: Path, ids: Sequence[str]) -> list[tuple[str, str]]:
     """The beginnings of these documents, masked.
 
-    Of a shard of features the documents lie beside it.
+    The documents of a features shard are next to it.
     """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq

@@ -29,7 +29,7 @@ TALLY_VARIABLE = "ASSAY_TALLY"
 def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
     """The run and the runtime of a command.
 
-    `command` is what a look-up tells the user to type.
+    `command` is the command that a failed look-up suggests.
     """
     run = load_run(arguments.config, arguments.overrides)
     root: Path = arguments.root or Path("runs") / arguments.config.stem
@@ -57,12 +57,10 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
 
 
 def refuse_edited(run: LoadedRun, root: Path) -> None:
-    """In a job of a cluster.
-
-    Refuse what differs from what was submitted.
+    """Refuse, in a job of a cluster, what differs from the submission.
 
     Raises:
-        ConfigError: a file, the signing key or the program does.
+        ConfigError: a file, the signing key or the program differs.
     """
     if os.environ.get(SUBMITTED_VARIABLE) != str(root):
         return
@@ -85,7 +83,7 @@ def say(line: str) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """All of it."""
+    """Run everything and print the report's path."""
     from assay.pipeline import whole_way
 
     loaded, runtime = load(arguments, "run")
@@ -93,7 +91,7 @@ def run(arguments: Arguments) -> None:
 
 
 def train(arguments: Arguments) -> None:
-    """Training on a corpus that is there and let through."""
+    """Train on a prepared corpus that has passed the gate."""
     from dataclasses import replace
 
     from assay.pipeline import corpus, training
@@ -142,7 +140,7 @@ def evaluate(arguments: Arguments) -> None:
 
 
 def export(arguments: Arguments) -> None:
-    """A checkpoint as a Hugging Face folder."""
+    """Write a checkpoint as a Hugging Face folder."""
     from dataclasses import replace
 
     from assay.pipeline import corpus, journal_of

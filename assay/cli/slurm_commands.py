@@ -1,6 +1,6 @@
 """Functions behind `assay slurm ...`.
 
-The package `slurm` knows nothing of data or training; what it must know of them is looked up here, as plain values.
+The package `slurm` knows neither data nor training; this module looks up what it needs of them, as plain values.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def render(arguments: Arguments) -> None:
     sources = _sources(loaded)
     given = seen(loaded, sources.folders, config)
     jobs = _plan(arguments, sources, runtime, config, size)
-    wanted = [job for job in jobs if arguments.job in ("", job.name)]
-    if not wanted:
+    selected = [job for job in jobs if arguments.job in ("", job.name)]
+    if not selected:
         raise ConfigError(f"there is no job {arguments.job!r}; there are: {', '.join(job.name for job in jobs)}")
-    for job in wanted:
+    for job in selected:
         if not arguments.job:
             after = ", ".join(f"{condition} {name}" for condition, name in job.after)
             say(f"# ---- {job.name}{f' (array of {job.tasks})' * bool(job.tasks)}{f' after {after}' * bool(after)}")
@@ -63,9 +63,9 @@ def render(arguments: Arguments) -> None:
 
 
 def submit(arguments: Arguments) -> int:
-    """The whole run, unless it is queued already.
+    """Submit the whole run, unless it is queued already.
 
-    The status of the first job that failed, where they ran here.
+    With `--local`, returns the status of the first failed job.
     """
     from assay.cli.slurm_begin import begin_of
     from assay.preflight import under_site
@@ -75,7 +75,7 @@ def submit(arguments: Arguments) -> int:
 
     loaded, runtime = load(arguments, "slurm submit")
     under_site(loaded)
-    config = _asked(arguments, loaded)
+    config = _section_with_cores(arguments, loaded)
     _refuse_start(loaded, runtime, config)
     sources = _sources(loaded)
     jobs = _plan(arguments, sources, runtime, config, _array_size(arguments))
@@ -85,23 +85,24 @@ def submit(arguments: Arguments) -> int:
     with one_at_a_time(runtime.root):
         view = gather(runtime.root)
         if view is not None and any(row.count("waiting", "running", "unknown") for row in view.rows):
+            typed = _config_words(arguments)
             queued = [row.name for row in view.rows if row.count("waiting", "running", "unknown")]
             raise ConfigError(
                 f"{runtime.root}: jobs of this run are queued or run already: {', '.join(queued)}. See them with: "
-                f"assay slurm status {_typed(arguments)}; end them with: assay slurm cancel {_typed(arguments)}"
+                f"assay slurm status {typed}; end them with: assay slurm cancel {typed}"
             )
-        orders = [JobRequest(job) for job in jobs]
-        _refuse(arguments, orders, loaded, sources, runtime, config)
-        fetch_here(loaded, runtime, _typed(arguments), wanted=arguments.fetch, local=arguments.local)
+        requests = [JobRequest(job) for job in jobs]
+        _refuse(arguments, requests, loaded, sources, runtime, config)
+        fetch_here(loaded, runtime, _config_words(arguments), requested=arguments.fetch, local=arguments.local)
         freeze_run(loaded, runtime.root, config, take_edits=arguments.take_edits)
-        lines = _queue(arguments, orders, runtime, config, start.begin if start else None)
+        lines = _queue(arguments, requests, runtime, config, start.begin if start else None)
         chosen = runtime.root / "slurm" / "carbon.json"
         if start is None:
-            remove_file(chosen)  # it told of an earlier submission
+            remove_file(chosen)  # it is from an earlier submission
         else:
             write_json(chosen, start.evidence)
             say(start.words)
-    return _rehearse(arguments, lines, orders, runtime, config)
+    return _rehearse(arguments, lines, requests, runtime, config)
 
 
 def retry(arguments: Arguments) -> int:
@@ -114,25 +115,25 @@ def retry(arguments: Arguments) -> int:
     from slurm.submit import one_at_a_time
 
     loaded, runtime = load(arguments, "slurm submit")
-    config = _asked(arguments, loaded)
+    config = _section_with_cores(arguments, loaded)
     _refuse_start(loaded, runtime, config)
     sources = _sources(loaded)
     jobs = _plan(arguments, sources, runtime, config, _array_size(arguments))
     with one_at_a_time(runtime.root):
-        view = gather(runtime.root) or _nothing(runtime)
+        view = gather(runtime.root) or _no_jobs(runtime)
         if not arguments.take_edits:
-            refuse_unasked(runtime.root, _typed(arguments))
-        orders, stale = missing(view, jobs)
-        if not orders:
+            refuse_unasked(runtime.root, _config_words(arguments))
+        requests, stale = missing(view, jobs)
+        if not requests:
             if arguments.take_edits:
                 freeze_run(loaded, runtime.root, config, take_edits=True)
-            say("nothing is missing" + "; the jobs that wait take the edits" * arguments.take_edits)
+            say("nothing is missing" + "; waiting jobs accept the edits" * arguments.take_edits)
             return 0
-        _refuse(arguments, orders, loaded, sources, runtime, config)
+        _refuse(arguments, requests, loaded, sources, runtime, config)
         freeze_run(loaded, runtime.root, config, take_edits=arguments.take_edits)
-        end(stale)  # nothing that waits is lost to a submission that is refused
-        lines = _queue(arguments, orders, runtime, config)
-    return _rehearse(arguments, lines, orders, runtime, config)
+        end(stale)  # only now: a refused submission must not lose waiting jobs
+        lines = _queue(arguments, requests, runtime, config)
+    return _rehearse(arguments, lines, requests, runtime, config)
 
 
 def status(arguments: Arguments) -> None:
@@ -142,12 +143,12 @@ def status(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "slurm submit")
     try:
-        sources = _sources(loaded)  # once: servers are asked for their files
+        sources = _sources(loaded)  # once: it queries servers for their files
         data = (sources.steps, sources.shards)
-    except PipelineError:  # a source that is gone since is no reason to be silent about the jobs
+    except PipelineError:  # the status must appear even when a source has vanished
         data = ((), 0)
     while True:
-        view, lines = _look(arguments, loaded, runtime, data, WATCH_SECONDS if arguments.watch else 0.0)
+        view, lines = _status_lines(arguments, loaded, runtime, data, WATCH_SECONDS if arguments.watch else 0.0)
         if arguments.watch and sys.stdout.isatty():
             sys.stdout.write("\x1b[H\x1b[2J")
         say("\n".join(lines))
@@ -158,43 +159,43 @@ def status(arguments: Arguments) -> None:
 
 
 def cancel(arguments: Arguments) -> None:
-    """All that waits or runs."""
+    """Cancel all jobs that wait or run."""
     from slurm.actions import cancel as end
     from slurm.job_states import gather
     from slurm.submit import one_at_a_time
 
     _, runtime = load(arguments, "slurm submit")
     if gather(runtime.root) is None and not (runtime.root / "slurm").is_dir():
-        _nothing(runtime)
+        _no_jobs(runtime)
     with contextlib.ExitStack() as alone:
         try:  # a submission is cancelled whole
             alone.enter_context(one_at_a_time(runtime.root, _CANCEL_PATIENCE_SECONDS))
-        except StorageError:  # a full disk, where no lock is to be had, must not keep anybody from it
+        except StorageError:  # a full disk, where no lock can be had, must not prevent a cancellation
             pass
         except Occupied:
             get_logger(__name__).warning(
                 "a submission has not ended in %d s; what it has queued so far is cancelled. Look again with status",
                 _CANCEL_PATIENCE_SECONDS,
             )
-        ended = end(gather(runtime.root) or _nothing(runtime), runtime.root)
-    say(f"cancelled: {', '.join(ended)}" if ended else "nothing waits or runs")
+        ended = end(gather(runtime.root) or _no_jobs(runtime), runtime.root)
+    say(f"cancelled: {', '.join(ended)}" if ended else "no job waits or runs")
 
 
 def logs(arguments: Arguments) -> None:
-    """A job's log, once or as it grows."""
+    """Print a job's log, once or as it grows."""
     from slurm.actions import follow, log_of
     from slurm.answers import WATCH_SECONDS
     from slurm.job_states import gather
 
     _, runtime = load(arguments, "slurm submit")
-    view = gather(runtime.root) or _nothing(runtime)
+    view = gather(runtime.root) or _no_jobs(runtime)
     row, path = log_of(view, arguments.job, runtime.root, arguments.attempt, arguments.rank)
     if not arguments.follow:
         sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
         return
 
     def live() -> bool:
-        now = (gather(runtime.root, WATCH_SECONDS) or _nothing(runtime)).row(row.name)
+        now = (gather(runtime.root, WATCH_SECONDS) or _no_jobs(runtime)).row(row.name)
         return now is not None and now.count("waiting", "running", "unknown") > 0
 
     follow(path, live)
@@ -211,7 +212,7 @@ def preflight(arguments: Arguments) -> None:
     loaded, runtime = load(arguments, "data prepare")
     folder = _training_folder(loaded, runtime)
     if folder is not None and (folder / FILE_NAME).exists():
-        say(f"preflight: {folder} is finished; nothing is checked")
+        say(f"preflight: {folder} is finished; no check is needed")
         return
     tokens = corpus(loaded, replace(runtime, make=False))["encode"]
     config, section = loaded.config, _section(loaded)
@@ -251,7 +252,7 @@ def _refuse_start(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> N
     """Refuse what training would refuse on the requested nodes.
 
     Raises:
-        PipelineError: of the start's own class, with its words.
+        PipelineError: the start's own error class and message.
     """
     from assay.preflight import on_nodes, refuse_start
     from pretrain.distributed.process_group import Ranks
@@ -263,43 +264,40 @@ def _refuse_start(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> N
     try:
         refuse_start(loaded, runtime, lambda: on_nodes(engine, ranks, config.gpus_per_node, memory, of_gpu))
     except PipelineError as error:
-        asked = f"{config.nodes} node(s) of {a_node} process(es)"
-        asked += f" and slurm.memory = {config.memory!r}" * bool(memory)
-        asked += f" and slurm.gpu_memory = {config.gpu_memory!r}" * bool(of_gpu)
-        raise type(error)(f"nothing was queued; on {asked} the run would end with:\n{error}") from error
+        requested = f"{config.nodes} node(s) of {a_node} process(es)"
+        requested += f" and slurm.memory = {config.memory!r}" * bool(memory)
+        requested += f" and slurm.gpu_memory = {config.gpu_memory!r}" * bool(of_gpu)
+        raise type(error)(f"nothing was queued; on {requested} the run would end with:\n{error}") from error
 
 
 def _refuse(
     arguments: Arguments,
-    orders: Sequence[JobRequest],
+    requests: Sequence[JobRequest],
     loaded: LoadedRun,
     sources: Survey,
     runtime: Runtime,
     config: SlurmConfig,
 ) -> None:
-    """Keep the scripts, and let the cluster look at them."""
+    """Write the scripts and refuse what the cluster would refuse."""
     from assay.slurm_folders import folders_read, make_key, seen
     from slurm.preflight import check_settings, refuse
     from slurm.rehearsal import refuse_here
     from slurm.submit import keep_scripts
 
     make_key(loaded)
-    jobs = [order.job for order in orders]
+    jobs = [order.job for order in requests]
     file = arguments.config.absolute()
     keep_scripts(jobs, file, runtime.root, config, seen(loaded, sources.folders, config))
     if arguments.local:
         check_settings(config, runtime.root)
         refuse_here(config, runtime.root)
     else:
-        entries = {order.job.name: len(order.numbers) or max(1, order.job.tasks) for order in orders}
+        entries = {order.job.name: len(order.numbers) or max(1, order.job.tasks) for order in requests}
         refuse(jobs, config, runtime.root, file, folders_read(loaded, sources.folders), entries)
 
 
-def _asked(arguments: Arguments, loaded: LoadedRun) -> SlurmConfig:
-    """The section with the cores of a rank filled in.
-
-    Where the cluster's nodes decide them.
-    """
+def _section_with_cores(arguments: Arguments, loaded: LoadedRun) -> SlurmConfig:
+    """The section, with cores for each rank from the cluster's nodes."""
     from slurm.commands import nodes, partitions
     from slurm.nodes import with_cores
 
@@ -320,7 +318,7 @@ def _array_size(arguments: Arguments) -> int:
 
 def _queue(
     arguments: Arguments,
-    orders: Sequence[JobRequest],
+    requests: Sequence[JobRequest],
     runtime: Runtime,
     config: SlurmConfig,
     begin: datetime | None = None,
@@ -328,33 +326,33 @@ def _queue(
     from slurm.rehearsal import record
     from slurm.submit import submit as hand_over
 
-    lines = record(orders, runtime.root) if arguments.local else hand_over(orders, runtime.root, config, begin)
+    lines = record(requests, runtime.root) if arguments.local else hand_over(requests, runtime.root, config, begin)
     for line in lines:
         say(f"{line.job:<10} {line.name}{f' ({len(line.numbers)} of {line.tasks} tasks)' * bool(line.tasks)}")
-    say(f"next: assay slurm status {_typed(arguments)} --watch")
+    say(f"next: assay slurm status {_config_words(arguments)} --watch")
     return lines
 
 
 def _rehearse(
     arguments: Arguments,
     lines: Sequence[SubmittedJob],
-    orders: Sequence[JobRequest],
+    requests: Sequence[JobRequest],
     runtime: Runtime,
     config: SlurmConfig,
 ) -> int:
-    """Run what was recorded, where it is a rehearsal."""
+    """Run the recorded jobs, if this is a rehearsal."""
     from slurm.rehearsal import rehearse
 
     if not arguments.local:
         return 0
     sys.stdout.flush()
-    return rehearse(lines, {order.job.name: order.job for order in orders}, runtime.root, config)
+    return rehearse(lines, {order.job.name: order.job for order in requests}, runtime.root, config)
 
 
 def refresh_accounting(root: Path) -> None:
-    """Ask the cluster's accounting again, for the report.
+    """Query the cluster's accounting again, for the report.
 
-    Nothing where the run was not submitted or nobody answers.
+    No effect if the run was not submitted or accounting does not answer.
     """
     from slurm.accounting import account
     from slurm.job_states import gather
@@ -364,7 +362,7 @@ def refresh_accounting(root: Path) -> None:
         account(view, _our_joules(root), root)
 
 
-def _look(
+def _status_lines(
     arguments: Arguments, loaded: LoadedRun, runtime: Runtime, data: tuple[tuple[str, ...], int], most_seconds: float
 ) -> tuple[View, list[str]]:
     from slurm.accounting import account
@@ -373,10 +371,10 @@ def _look(
     from slurm.job_states import gather
     from slurm.status import Progress, describe
 
-    view = gather(runtime.root, most_seconds) or _nothing(runtime)
+    view = gather(runtime.root, most_seconds) or _no_jobs(runtime)
     energy = account(view, _our_joules(runtime.root), runtime.root)
     trains = _training_folder(loaded, runtime)
-    progress = Progress(_typed(arguments), runtime.root, *data, trains, loaded.config.train.steps)
+    progress = Progress(_config_words(arguments), runtime.root, *data, trains, loaded.config.train.steps)
     first, *rest = describe(view, progress, energy)
     if all(is_local(part.unit) for row in view.rows for part in row.parts):
         rest = [line.replace("assay slurm retry ", "assay slurm retry --local ") for line in rest]
@@ -395,7 +393,7 @@ def _training_folder(loaded: LoadedRun, runtime: Runtime) -> Path | None:
 
 
 def _our_joules(root: Path) -> float | None:
-    """Joules by our own meters, of everything below the root."""
+    """Joules of the whole root, by Assay's own meters."""
     from governance.energy.ledger import FILE_NAME, read_ledger
 
     if not (root / FILE_NAME).exists():
@@ -405,11 +403,11 @@ def _our_joules(root: Path) -> float | None:
     return sum(known) / 1000 if known else None
 
 
-def _typed(arguments: Arguments) -> str:
+def _config_words(arguments: Arguments) -> str:
     """The configuration as the user named it."""
     words = [str(arguments.config), *(["--root", str(arguments.root)] if arguments.root else [])]
     return shlex.join(words + [word for override in arguments.overrides for word in ("--set", override)])
 
 
-def _nothing(runtime: Runtime) -> View:
+def _no_jobs(runtime: Runtime) -> View:
     raise MissingInput(f"no job was submitted for {runtime.root}. Submit the run with: {runtime.command}")

@@ -44,8 +44,8 @@ def parser() -> Parser:
     _from_scratch(command)
     _codes(command)
     _data(commands)
-    told = "audit a corpus, and sign, verify and trace artifacts"
-    add_governance(_group(commands, "governance", told), _config)
+    about = "audit a corpus, and sign, verify and trace artifacts"
+    add_governance(_group(commands, "governance", about), _config)
     _training(commands)
     _slurm(commands)
     _report(commands)
@@ -145,8 +145,8 @@ def _training(commands: Commands[Parser]) -> None:
 
 
 def _report(commands: Commands[Parser]) -> None:
-    told = 'write, verify, compare or list reports; "assay report CONFIG" writes one'
-    add = _group(commands, "report", told)
+    about = 'write, verify, compare or list reports; "assay report CONFIG" writes one'
+    add = _group(commands, "report", about)
     command = add("write", "write", "write report.html and report.json of a run")
     _config(command)
     command.add_argument(
@@ -235,16 +235,16 @@ def _submits(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _group(commands: Commands[Parser], name: str, text: str) -> Callable[[str, str, str], argparse.ArgumentParser]:
+def _group(commands: Commands[Parser], name: str, about: str) -> Callable[[str, str, str], argparse.ArgumentParser]:
     """A command's group.
 
     Returns a function that adds a command (name, function, help) of its module.
     """
-    group_parser = commands.add_parser(name, help=text, description=_sentence(text))
+    group_parser = commands.add_parser(name, help=about, description=_sentence(about))
     group = group_parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(command: str, function: str, told: str) -> argparse.ArgumentParser:
-        added = _add(group, command, function, told)
+    def add(command: str, function: str, text: str) -> argparse.ArgumentParser:
+        added = _add(group, command, function, text)
         added.set_defaults(group=name, words=f"{name} {command}")
         return added
 

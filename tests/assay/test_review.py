@@ -106,9 +106,9 @@ def test_a_signed_waiver_holds_and_covers_what_was_shown(desk):
     )
     [path] = written
     assert "say it in ten characters or more" in told
-    assert "'yesterday' is no day" in told
+    assert "'yesterday' is not a day" in told
     assert "the deviation is 1; 0.5 would not cover it" in told
-    assert "'many' is no number" in told
+    assert "'many' is not a number" in told
     [paper] = read_papers(path.parent, RULINGS)
     assert isinstance(paper.content, Waiver)
     assert (paper.content.expires, paper.content.max_deviation, paper.content.observed) == (str(TODAY), 1.5, 0.0)

@@ -75,7 +75,7 @@ def test_a_chain_ends_with_a_failure_that_would_be_the_same_again(bed, prepared)
     told = status(bed, prepared)
     assert "because train did not succeed" in told
     assert "exit 78" in told
-    assert "mend that" in told
+    assert "fix that" in told
 
 
 def test_a_run_waits_for_greener_hours(bed, prepared):

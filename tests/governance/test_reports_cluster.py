@@ -36,7 +36,7 @@ def test_causes_are_counted_by_job(tmp_path):
     assert found["attempts"] == 6
     assert found["causes"] == [
         {"job": "clean", "cause": "the <disk> is full", "count": 2},
-        {"job": "train", "cause": "killed without a word, most often with its node", "count": 1},
+        {"job": "train", "cause": "killed without a record of its end, most often with its node", "count": 1},
     ]
     page = str(cluster({"cluster": found}))
     assert "the &lt;disk&gt; is full" in page

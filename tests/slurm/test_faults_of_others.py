@@ -84,7 +84,7 @@ def test_a_preflight_that_the_first_node_ends_is_its_failure(node, status, cause
 
 def test_a_preflight_that_says_nothing_has_a_cause(node):
     train(node, preflight="exit 69")
-    assert node.attempts()[-1]["cause"] == "preflight: the cluster refused, or a node is bad"
+    assert node.attempts()[-1]["cause"] == "preflight: scheduler or node unavailable"
 
 
 def test_a_preemption_during_the_preflight_is_no_failure(node, monkeypatch):
@@ -129,7 +129,7 @@ def test_a_node_that_does_not_see_the_file_is_left_out(node):
     said = 'echo "srun: error: node5: task 1: Exited with exit code 78" >&2'
     error = 'echo "10:00:00 ERROR ConfigError: no such file" >&2'
     assert train(node, preflight=f"{error}; {said}; exit 78").returncode == 69
-    assert "node5 does not see what the other nodes see: no such file" in node.attempts()[-1]["cause"]
+    assert "node5 does not see files that the other nodes see: no such file" in node.attempts()[-1]["cause"]
     assert left_out(node) == ["node5"]
     both = said.replace("node5: task 1", "node4,node5: tasks 0-1")
     assert train(node, preflight=f"{error}; {both}; exit 78").returncode == 78

@@ -171,7 +171,7 @@ def test_an_edit_is_taken_on_purpose_and_written_down(submitted, caplog):
     (root / "policy.toml").unlink()
     (root / "run.toml").write_text("steps = 2\n")
     refuse_edits(root, "k" * 64, first=True)
-    assert "is taken, as asked" in caplog.text
+    assert "are accepted, as requested" in caplog.text
     assert any("edit taken: run.toml" in line for line in in_words(root))
 
 

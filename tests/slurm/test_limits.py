@@ -30,7 +30,7 @@ def site(monkeypatch):
             return f"MaxJobCount = {limits['MaxJobCount']}\n"
         return ASSOCIATION % limits["maxsubmit"] if "assoc" in words else QOS % limits["pu"]
 
-    monkeypatch.setattr(tools, "_ask", ask)
+    monkeypatch.setattr(tools, "_run", ask)
     return limits
 
 

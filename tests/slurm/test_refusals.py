@@ -90,9 +90,9 @@ def test_what_fits_is_let_through(cluster):
             {"data_time_limit": "8-0", "data_partition": "long"},
             r"slurm.data_time_limit = '8-0' is above .*long MaxTime=7-",
         ),
-        ({"gpus_per_node": 3}, r"slurm.gpus_per_node = 3: 3 GPUs are asked for on a node, .* more than 2"),
-        ({"cpus_per_task": 5, "gpus_per_node": 2}, r"10 CPUs are asked for on a node, .* more than 8"),
-        ({"memory": "128G"}, r"slurm.memory = '128G': 131,072 MB are asked for .* more than 64,000"),
+        ({"gpus_per_node": 3}, r"slurm.gpus_per_node = 3: 3 GPUs are requested on a node, .* more than 2"),
+        ({"cpus_per_task": 5, "gpus_per_node": 2}, r"10 CPUs are requested on a node, .* more than 8"),
+        ({"memory": "128G"}, r"slurm.memory = '128G': 131,072 MB are requested .* more than 64,000"),
         ({"nodes": 3}, r"slurm.nodes = 3: a job gets at most 2 of short"),
         ({"partition": "long", "nodes": 2}, r"slurm.nodes = 2: a job gets at most 1 of long"),
     ],
@@ -105,7 +105,7 @@ def test_what_the_cluster_has_not_is_refused(cluster, settings, told):
 
 def test_slurms_own_words_come_with_the_mend(cluster):
     (cluster / "refusal").write_text("sbatch: error: Invalid account or account/partition combination specified")
-    with pytest.raises(ClusterError, match=r"Invalid account or account/partition .*Mend: set slurm") as told:
+    with pytest.raises(ClusterError, match=r"Invalid account or account/partition .*Fix: set slurm") as told:
         look(cluster)
     assert str(told.value).count("Invalid account") == 1  # each of its answers once
 
@@ -146,9 +146,9 @@ def test_where_no_node_is_free_memory_is_refused_and_a_disk_is_warned_of(cluster
     (cluster / "busy").touch()
     monkeypatch.setattr("slurm.preflight.file_system_of", lambda path, mounts: "ext4")
     look(cluster)
-    assert "no node is free to be asked" in caplog.text
+    assert "no node is free to check" in caplog.text
     monkeypatch.setattr("slurm.preflight.file_system_of", lambda path, mounts: "tmpfs")
-    with pytest.raises(ClusterError, match="lies on tmpfs, in the memory of this machine alone"):
+    with pytest.raises(ClusterError, match="is on tmpfs, in the memory of this machine alone"):
         look(cluster)
 
 
@@ -188,7 +188,7 @@ def test_memory(text, expected):
             "/r",
             "slurm.container: there is no /nowhere",
         ),
-        ({"container_mounts": ("data",)}, "/r", "slurm.container_mounts: 'data' is no absolute path"),
+        ({"container_mounts": ("data",)}, "/r", "slurm.container_mounts: 'data' is not an absolute path"),
     ],
 )
 def test_settings_that_contradict_are_refused(settings, root, told):
@@ -270,7 +270,7 @@ def test_a_job_around_does_not_steer_the_tools(cluster, monkeypatch):
 def test_elapsed_times_and_energies_are_read(monkeypatch):
     assert [tools.seconds(text) for text in ("1-02:03:04", "05:06", "INVALID", "")] == [93784, 306, 0, 0]
     line = "\x1f".join(["7", "CANCELLED by 0", "0:15", "61", "n1", "122", str((1 << 64) - 5), "run.data", "assay: x|y"])
-    monkeypatch.setattr(tools, "_ask", lambda *words: f"{line}\n{line.replace('7', '7.batch', 1)}\n")
+    monkeypatch.setattr(tools, "_run", lambda *words: f"{line}\n{line.replace('7', '7.batch', 1)}\n")
     [found] = tools.accounted(["7"])
     assert (found.state, found.signal, found.joules, found.comment) == ("CANCELLED", 15, None, "assay: x|y")
 
@@ -286,5 +286,5 @@ def test_the_energy_of_a_job_is_that_of_its_steps(monkeypatch):
         ("7.2", str(-5 % 2**64)),
     ]
     lines = ["\x1f".join([job, "COMPLETED", "0:0", "60", "n1", "60", joules, "run.data", ""]) for job, joules in told]
-    monkeypatch.setattr(tools, "_ask", lambda *words: "\n".join(lines))
+    monkeypatch.setattr(tools, "_run", lambda *words: "\n".join(lines))
     assert [start.joules for start in tools.accounted(["7"], every_start=True)] == [600, 1300]

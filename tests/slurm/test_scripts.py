@@ -250,14 +250,14 @@ def test_the_signal_before_the_limit_puts_a_step_back(node):
     node.program("assay", "echo shard >> $ASSAY_TALLY; kill -USR1 $PPID; exec /bin/sleep 30")
     for attempt in range(4):  # without bound, as long as somebody gets further
         assert node.run(attempt=attempt).returncode == 75
-        assert node.attempts()[-1]["cause"] == "told to leave before the time limit"
+        assert node.attempts()[-1]["cause"] == "signalled to leave before the time limit"
     assert node.requests.count("requeue 7") == 4
 
 
 def test_a_step_for_which_the_limit_is_too_short_is_bounded(node):
     node.program("assay", "kill -USR1 $PPID; exec /bin/sleep 30")
     assert [node.run(attempt=attempt).returncode for attempt in range(3)] == [124, 124, 124]
-    assert node.attempts()[-1]["cause"] == "its time was over, and no shard was finished in it"
+    assert node.attempts()[-1]["cause"] == "its time limit was reached before it finished a shard"
     assert node.requests.count("requeue 7") == 2
 
 
@@ -293,7 +293,7 @@ def test_a_job_that_takes_its_nodes_with_it_ends_at_last(node):
     assert node.run(attempt=10).returncode == 0
     record.write_text(record.read_text() + 10 * started)
     assert node.run(attempt=20).returncode == 69
-    assert "killed without a word" in node.attempts()[-1]["cause"]
+    assert "killed without a record" in node.attempts()[-1]["cause"]
     assert "requeue 7" not in node.requests
 
 
@@ -347,7 +347,7 @@ def test_an_environment_that_fails_is_told(node, tmp_path, ends):
 
 @pytest.mark.parametrize(
     ("signal", "status", "cause"),
-    [("TERM", 75, "told to leave (SIGTERM) while "), ("USR1", 124, "its time was over while ")],
+    [("TERM", 75, "signalled to leave (SIGTERM) while "), ("USR1", 124, "its time limit was reached while ")],
 )
 def test_a_signal_while_the_environment_is_sourced_is_no_fault_of_it(node, tmp_path, signal, status, cause):
     site = tmp_path / "modules.sh"

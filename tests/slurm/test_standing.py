@@ -226,7 +226,7 @@ def test_a_chain_has_failed_when_its_last_link_has_and_is_begun_anew(cluster):
 def test_a_job_that_waits_for_ever_is_told(queued):
     queued.queued[queued.units("sources")[0]] = ("PENDING", "BadConstraints")
     told = next_command(gather(queued.root), progress(queued))
-    assert told.startswith("sources waits for ever (BadConstraints")
+    assert told.startswith("sources will never start (BadConstraints")
     queued.queued[queued.units("sources")[0]] = ("PENDING", "Priority")
     assert next_command(gather(queued.root), progress(queued)) == "assay slurm status run.toml --watch"
 
@@ -282,14 +282,14 @@ def test_a_closed_gate_says_why_nothing_behind_it_ran(queued):
 def test_attempts_are_paired_and_a_kill_without_a_word_is_told(queued):
     [train] = queued.units("train")
     queued.said(train, "", None)
-    queued.said(train, "left", 75, "told to leave; what is done is saved", attempt=1)
+    queued.said(train, "left", 75, "signalled to leave; finished work is saved", attempt=1)
     queued.said(train, "", None, attempt=2)
     first, second, third = attempts_of(queued.root, train)
     assert (first.outcome, second.outcome, third.outcome) == ("killed", "left", "")
     queued.queued[train] = ("RUNNING", "None")
     told = "\n".join(describe(gather(queued.root), progress(queued), None))
-    assert "train: begun again: killed without a word" in told
-    assert "train: begun again: told to leave; what is done is saved" in told
+    assert "train: begun again: killed without a record of its end" in told
+    assert "train: begun again: signalled to leave; finished work is saved" in told
 
 
 def test_progress_of_the_training_is_read_from_its_record(queued, tmp_path):

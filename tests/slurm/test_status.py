@@ -65,7 +65,7 @@ def test_arrays_that_are_planned_no_more_need_no_retry(queued):
     put(queued, jobs_of(queued.root, shards=1))
     queued.queued[queued.units("data")[0]] = ("RUNNING", "None")
     assert next_command(gather(queued.root), progress(queued)) == "assay slurm logs run.toml --job data --follow"
-    assert [line.split()[2:4] for line in told(queued) if line.startswith("ingest")] == [["done", "by"]]
+    assert [line.split()[2] for line in told(queued) if line.startswith("ingest")] == ["superseded"]
 
 
 def test_a_stage_is_one_row(queued):
@@ -86,7 +86,7 @@ def test_a_job_that_was_done_before_slurm_ended_it_says_so(queued):
     [data] = queued.units("data")
     queued.said(data, "done", 0, "done")
     queued.ended(data, "CANCELLED")
-    assert "data (CANCELLED): its work was done; then Slurm ended it (CANCELLED)" in told(queued)
+    assert "data (CANCELLED): it was finished; then Slurm ended it (CANCELLED)" in told(queued)
 
 
 def test_a_job_that_ended_well_is_done_though_slurm_calls_it_preempted(queued):
@@ -105,7 +105,7 @@ def test_no_cause_is_empty(queued):
     queued.ended(train, "FAILED", 1)
     queued.ended(audit, "FAILED", 1)
     lines = told(queued)
-    assert "train (FAILED): exit 1: killed without a word, most often with its node" in lines
+    assert "train (FAILED): exit 1: killed without a record of its end, most often with its node" in lines
     assert any(line.startswith("audit") and line.endswith("exit 1: Slurm says FAILED") for line in lines)
 
 

@@ -129,7 +129,7 @@ def test_a_signal_to_the_script_reaches_the_ranks_which_save(node, number):
     assert done.returncode == 75
     ended = node.attempts()[-1]
     assert ended["outcome"] == "left"
-    assert "told to leave" in ended["cause"]
+    assert "signalled to leave" in ended["cause"]
     assert "step 44 is saved" in ended["cause"]
     assert "requeue 7" in node.requests
 
@@ -187,7 +187,7 @@ def test_a_copy_on_a_node_that_was_cut_off_does_not_requeue_the_one_that_took_it
     done = train(node, training="exit 73")
     assert done.returncode == 73
     assert not [line for line in node.requests if line.startswith("requeue")]
-    assert "put job 7 back into the queue itself" in node.log
+    assert "has requeued job 7 itself" in node.log
 
 
 def test_a_signal_to_every_process_of_the_job_as_the_ranks_end_loses_no_record(node):

@@ -15,7 +15,7 @@ from governance.files import read_lines
 from governance.reports.facts.citations import cite
 from governance.reports.html.markup import UNKNOWN, Html, energy, foreign, join, number, table, tag
 
-_KILLED = "killed without a word, most often with its node"
+_KILLED = "killed without a record of its end, most often with its node"
 
 
 def cluster_facts(root: Path) -> dict[str, Any] | None:
