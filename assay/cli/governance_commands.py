@@ -187,7 +187,7 @@ def diff(arguments: Arguments) -> int:
 
 
 def keygen(arguments: Arguments) -> None:
-    """Make a key pair: personal, for a root, a job or a model."""
+    """Make a personal, root, job or model key pair."""
     if arguments.root_key is not None and arguments.job is None:
         raise ConfigError("--root-key certifies a job's key. Give the path of that key: --job PATH")
     path: Path

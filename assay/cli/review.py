@@ -169,7 +169,7 @@ def _review_policy(bench: Bench, link: tuple[Policy, Policy], key: Any, talk: _T
     found = policy_differences(policy, parent)
     if not any(difference.loosened for difference in found):
         return []
-    talk.say(f"policy {policy.name} is looser than its parent {parent.name}:", *(f"  {item.told()}" for item in found))
+    talk.say(f"policy {policy.name} is looser than its parent {parent.name}:", *(f"  {item.text()}" for item in found))
     draft = {"approver": _name(parent, key), "parent": parent.digest}
     content = Approval(
         **{**signature_fields(draft["approver"] or "nobody", "not yet given", key), "parent": parent.digest},
