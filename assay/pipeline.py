@@ -251,7 +251,9 @@ def training(
     return train(tokens, recipe, run.settings, runtime, suite=suite, evidence=(evidence,), tables=tables)
 
 
-def _tables(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> dict[str, MirrorTable | float | None]:
+def _tables(
+    run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime
+) -> dict[str, MirrorTable | float | None]:
     """Tables that W&B shows next to the charts."""
     from assay.wandb_tables import mirror_tables
 
