@@ -93,7 +93,7 @@ def judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> t
         return _judge(run, artifacts, runtime)
 
 
-def _judge(run: Run, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:
+def _judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:
     from governance.checks.audit import audit
 
     journal, tokens = journal_of(run, runtime), artifacts["encode"]
@@ -153,7 +153,7 @@ def pass_gate(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtim
 
 @contextlib.contextmanager
 def _reported_by_actions(
-    run: Run, artifacts: Mapping[str, Manifest], runtime: Runtime, *, opens: bool = True
+    run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, *, opens: bool = True
 ) -> Iterator[None]:
     """Report the gate's decision by the actions of the run's file.
 

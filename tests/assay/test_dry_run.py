@@ -43,8 +43,8 @@ def the_run(project, *settings):
 
 def start(project, settings, ranks):
     """What a start looks at first."""
-    config = the_run(project, *settings)
-    check_start(config.recipe, config.engine, ranks, "cpu")
+    run = load_run(project / "run.toml", ['engine.device="cpu"', "engine.micro_batch_size=1", *settings])
+    check_start(run.config.recipe, run.settings, hardware.cpu_hardware(ranks))
 
 
 def test_a_run_without_a_corpus_is_told_and_nothing_is_written(project, dry):
