@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator, model_validator
+from typing import Any
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from data_pipeline.decontamination.decontaminate import DecontaminateConfig
 from data_pipeline.dedup.dedup import DedupConfig
@@ -10,6 +12,7 @@ from data_pipeline.dedup.paragraphs import ParagraphsConfig
 from data_pipeline.filters.blocklists import ListsConfig
 from data_pipeline.filters.classifier import ClassifierConfig
 from data_pipeline.filters.clean import CleanConfig
+from data_pipeline.filters.own_filters import OwnFilterConfig
 from data_pipeline.ingest import IngestConfig
 from data_pipeline.pii.redact import PiiConfig
 from data_pipeline.readers.sources import Source
@@ -29,6 +32,8 @@ class DataConfig(Section):
     lists: ListsConfig | None = None
     """Block lists and word lists, which `clean` uses; absent: none."""
     clean: CleanConfig = CleanConfig()
+    filters: tuple[OwnFilterConfig, ...] = ()
+    """Functions of the run's own that keep or remove each document; none: no such stage."""
     classifiers: tuple[ClassifierConfig, ...] = ()
     """Models that are trained from labelled files and judge every document; none: no such stage."""
     dedup: DedupConfig = DedupConfig()
@@ -76,10 +81,10 @@ class DataConfig(Section):
             raise ValueError(f"two evaluation sets are named {twice[0]!r}; rename one")
         return config
 
-    @field_validator("classifiers")
+    @field_validator("classifiers", "filters")
     @classmethod
-    def _names_once(cls, models: tuple[ClassifierConfig, ...]) -> tuple[ClassifierConfig, ...]:
-        names = [model.name for model in models]
+    def _names_once(cls, named: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        names = [one.name for one in named]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two classifiers are named {twice[0]!r}; give each a name of its own")
-        return models
+            raise ValueError(f"two {info.field_name} are named {twice[0]!r}; give each a name of its own")
+        return named

@@ -23,6 +23,7 @@ from data_pipeline.dedup.join import require_engine
 from data_pipeline.filters.blocklists import make_lists
 from data_pipeline.filters.classifier import train_classifier
 from data_pipeline.filters.language import known_codes
+from data_pipeline.filters.own_filters import find_filters
 from data_pipeline.pii.redaction import read_key
 from data_pipeline.readers.items import find_source
 from data_pipeline.readers.local import find_files
@@ -67,6 +68,8 @@ def _looks(config: DataConfig, folder: Path, root: Path) -> Iterator[Callable[[]
     yield partial(_check_languages, config)
     for kind, patterns in config.lists.files() if config.lists else ():
         yield partial(find_files, patterns, folder, f"data.lists.{kind}")
+    if config.filters:
+        yield partial(find_filters, config.filters, folder)
     for model in config.classifiers:
         yield partial(find_files, model.paths, folder, f"classifier {model.name}")
     for wanted in config.decontaminate.sets if config.decontaminate else ():

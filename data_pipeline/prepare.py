@@ -27,6 +27,7 @@ from data_pipeline.dedup.paragraphs import drop_paragraphs
 from data_pipeline.filters.blocklists import make_lists
 from data_pipeline.filters.classifier import classify, train_classifier
 from data_pipeline.filters.clean import clean
+from data_pipeline.filters.own_filters import own_filters
 from data_pipeline.ingest import ingest
 from data_pipeline.pii.redact import redact
 from data_pipeline.preflight import check, make_beside
@@ -60,6 +61,8 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
         yield (documents := _left(ingest(config.sources, config.ingest, folder, runtime), runtime))
         lists = None if config.lists is None else make_lists(config.lists, folder, runtime)
         yield (documents := _left(clean(documents, config.clean, runtime, lists), runtime))
+        if config.filters:
+            yield (documents := _left(own_filters(documents, config.filters, runtime, folder), runtime))
         if config.classifiers:
             models = [(model, train_classifier(model, folder, runtime)) for model in config.classifiers]
             yield (documents := _left(classify(documents, models, runtime), runtime))
@@ -84,6 +87,7 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
 
 _SECTIONS = {
     "ingest": "[[data.sources]]: type, paths and the names of fields",
+    "filter": "the functions of [[data.filters]]",
     "classify": "the bounds of [[data.classifiers]]",
 }
 
@@ -144,6 +148,7 @@ def survey(config: DataConfig, folder: Path) -> Survey:
     passes = {
         "ingest": 1 + cut + placed,
         "clean": 1,
+        "filter": int(bool(config.filters)),
         "classify": int(bool(config.classifiers)),
         "dedup": 2,
         "paragraphs": 2 * (config.paragraphs is not None),

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
+from data_pipeline.own_code import find_code, load
 from data_pipeline.readers.archive import Member, members
 from data_pipeline.readers.hub import local_files
 from data_pipeline.readers.local import Digests, LocalFile, find_files
@@ -18,6 +19,7 @@ from data_pipeline.readers.remote import fetch_remote, find_remote, is_url, loca
 from data_pipeline.readers.sources import (
     HubSource,
     JsonlSource,
+    OwnSource,
     PackageSource,
     ParquetSource,
     Source,
@@ -69,7 +71,7 @@ class Reading:
     shard_bytes: int = 1 << 62
     """Bytes of text after which a document shard is full and another begins."""
     beside: tuple[SourceItem, ...] = ()
-    """Files that decide how the items are read: what hosts say of the pages of a web archive."""
+    """Files that decide how the items are read: hosts' statements on a web archive's pages, own code."""
 
 
 def source_files(source: Source, folder: Path, digests: Digests, runtime: Runtime) -> list[SourceItem]:
@@ -115,11 +117,15 @@ def find_source(source: Source, folder: Path) -> Iterator[Callable[[], object]]:
         yield partial(local_files, source, folder)
     elif not any(is_url(pattern) for pattern in source.paths):
         yield partial(_local_files, source, folder)
+    if isinstance(source, OwnSource):
+        yield lambda: load(find_code(source.reader, folder, f"source {source.name}: reader"))
     if isinstance(source, WarcSource) and source.opt_out_paths:
         yield partial(find_files, source.opt_out_paths, folder, source.name, follow_links=source.follow_links)
 
 
-def _local_files(source: JsonlSource | ParquetSource | TextSource | WarcSource, folder: Path) -> list[LocalFile]:
+def _local_files(
+    source: JsonlSource | ParquetSource | TextSource | WarcSource | OwnSource, folder: Path
+) -> list[LocalFile]:
     patterns = tuple(local_pattern(pattern) for pattern in source.paths)
     found = find_files(patterns, folder, source.name, follow_links=source.follow_links)
     _check_endings([file.name for file in found], source)
@@ -132,6 +138,9 @@ def files_beside(source: Source, folder: Path, digests: Digests) -> list[SourceI
     Raises:
         MissingInput: a pattern names none.
     """
+    if isinstance(source, OwnSource):
+        named = find_code(source.reader, folder, f"source {source.name}: reader").named()
+        return [SourceItem(f"code/{name}", path, digests.of(path), path.stat().st_size) for name, path in named]
     if not isinstance(source, WarcSource) or not source.opt_out_paths:
         return []
     found = find_files(source.opt_out_paths, folder, source.name, follow_links=source.follow_links)

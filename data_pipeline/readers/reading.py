@@ -9,12 +9,14 @@ from data_pipeline.readers.archive import members, read_blocks
 from data_pipeline.readers.hub import read_hub, read_local
 from data_pipeline.readers.items import Reading, SourceItem, has_row_groups
 from data_pipeline.readers.jsonl import read_jsonl
+from data_pipeline.readers.own_reader import read_own
 from data_pipeline.readers.parquet import read_parquet
 from data_pipeline.readers.parts import FilePart
 from data_pipeline.readers.record import Record, RecordFault
 from data_pipeline.readers.sources import (
     HubSource,
     JsonlSource,
+    OwnSource,
     PackageSource,
     ParquetSource,
     Source,
@@ -36,6 +38,8 @@ def read_items(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordF
         readings = _members(work.source, work.items)
     elif isinstance(work.source, WarcSource):
         readings = _archives(work.source, work, passed)
+    elif isinstance(work.source, OwnSource):
+        readings = _own(work.source, work)
     else:
         readings = _files(work.source, work.items)
     for file, whole, pieces in readings:
@@ -62,6 +66,12 @@ def _archives(source: WarcSource, work: Reading, passed: Counter[str]) -> _Readi
     rules = load_host_rules(item.local for item in work.beside) if work.beside else None
     for item in work.items:
         yield item.file, True, read_warc(item.local, item.file, source, rules=rules, passed=passed)
+
+
+def _own(source: OwnSource, work: Reading) -> _Readings:
+    code = [(item.file.removeprefix("code/"), item.local, item.digest) for item in work.beside]
+    for item in work.items:
+        yield item.file, True, read_own(item.local, item.file, source, code)
 
 
 def _members(source: PackageSource, items: Sequence[SourceItem]) -> _Readings:

@@ -14,6 +14,7 @@ Faults by reason:
     decompression_bomb a few bytes unpack to very many (streams.py says when); read up to the bound
     nested_too_deep    an archive in an archive in an archive in an archive
     page_too_large     a page of a Parquet file would not fit a worker's memory; the rest of its row group is lost
+    reader_failed      a reader of the run's own raised or took too long; the rest of the file is lost
     warc_torn_record  warc_bad_header  warc_...
                        of web archives, as warc.py says
     duplicate_id       another record of the source came first with this id (found by `ingest`)
@@ -37,6 +38,7 @@ TORN = frozenset(
         "decompression_bomb",
         "nested_too_deep",
         "page_too_large",
+        "reader_failed",
         "warc_torn_record",
         "warc_bad_header",
     }

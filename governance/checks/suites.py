@@ -29,7 +29,7 @@ from governance.verified_files import intact
 if TYPE_CHECKING:
     import pandas as pd
 
-FUNNEL = ("ingest", "clean", "classify", "dedup", "paragraphs", "decontaminate", "redact", "encode")
+FUNNEL = ("ingest", "clean", "filter", "classify", "dedup", "paragraphs", "decontaminate", "redact", "encode")
 """The stages that pass documents, in their order."""
 ALL = "(all)"
 _NO_LANGUAGE = ("und",)  # a language that is not known is a missing value, not a text

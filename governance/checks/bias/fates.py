@@ -18,7 +18,19 @@ from governance.checks.bias.provenance_columns import SMALL_SITES
 from governance.checks.bias.statistics import BUCKETS, Integers
 from governance.errors import ManifestError
 
-ORDER = ("ingest", "clean", "classify", "dedup", "paragraphs", "decontaminate", "redact", "mix", "encode", "kept")
+ORDER = (
+    "ingest",
+    "clean",
+    "filter",
+    "classify",
+    "dedup",
+    "paragraphs",
+    "decontaminate",
+    "redact",
+    "mix",
+    "encode",
+    "kept",
+)
 """Where a document can end, in the order of a run."""
 _COLUMNS = ("axis", "group", "language", "stage", "reason", "source", "site", "length_bin", "bucket", "documents")
 
