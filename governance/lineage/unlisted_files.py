@@ -5,6 +5,7 @@ A file below a root is one of these, and `verify` says of any other that it is f
 - an output of a manifest, or listed in its `run.beside` (records of shards, what was read beside documents, a
   training's record, lock, holders and mirrors); a manifest; the journal; a verdict or a refusal, which are signed;
 - a file that grows (`running_digests.py`), a signed note (`signed_notes.py`), a model's signature;
+- a second name of the newest report's files (`report/latest.html`), whose bytes must be a report's;
 - by rule, because it holds nothing that is believed: a lock, which is empty or names its holder; a file that is
   being written, or whose writer was killed; what ranks say to each other while they save; what Slurm keeps of its own
   below `slurm/` (scripts, logs, cancellations); the mark that `wandb sync` leaves, and wandb's link to a run's folder;
@@ -39,6 +40,7 @@ _BY_RULE = re.compile(
     """
 )
 _EMPTY = re.compile(r"(journal|commit)\.lock")
+_LATEST = re.compile(r"report/latest\.(html|json)")  # second names of a report's files
 _RECORD = re.compile(r"[a-z_-]+/records/[0-9a-f]{64}(\.[^/]+)?")
 _SIGNED = re.compile(
     rf"journal\.jsonl|(verdicts|refusals)/[^/]+\.json|fetch/digests\.json|checkpoint/{_KEY}/model\.sig"
@@ -84,11 +86,16 @@ def strays(manifests: Mapping[str, Manifest | None], root: Path, below: str = ""
     for manifest in manifests.values():
         if manifest is not None:
             named |= {output.path for output in (*manifest.outputs, *(manifest.beside or ()))}
+    reports = {output.sha256 for one in manifests.values() if one and one.stage == "report" for output in one.outputs}
     found, unsaid = Strays(), dict[str, int]()
     for path in _files(root / below):
         name = path.relative_to(root).as_posix()
         if _EMPTY.fullmatch(name) and path.stat().st_size:
             found.problems.append(f"{name}: is a lock file, which is empty, and has content")
+        if _LATEST.fullmatch(name):
+            if sha256_file(path) not in reports:
+                found.problems.append(f"{name}: is not the copy of a report of this root. Remove it.")
+            continue
         if name in named or _known(path, name, manifests):
             continue
         owner = _unfinished(name, manifests)

@@ -18,7 +18,7 @@ from pydantic import Field
 from governance.config import Section, canonical_json
 from governance.energy.ancestry import RECORD
 from governance.energy.factors import Factors
-from governance.files import sha256_bytes, write_json, write_text
+from governance.files import put_in_place, sha256_bytes, write_json, write_text
 from governance.manifest import KEY_LENGTH, Manifest, describe
 from governance.reports.facts.report_facts import Given, facts, in_order
 from governance.reports.facts.samples import Mask, mask
@@ -60,6 +60,8 @@ def report(
 ) -> Manifest:
     """Write report.html and report.json about these artifacts and this verdict.
 
+    `<root>/report/latest.html` and `latest.json` are second names of the last one's files.
+
     Args:
         artifacts: stage -> manifest; `train` and any other may be missing, and the page says so.
         verdict: the signed decision's content with `key_id` and `subjects`; `{}` when none was given.
@@ -90,4 +92,8 @@ def report(
         return Made([describe(path, runtime.root) for path in files], {"artifacts": len(artifacts)})
 
     inputs = [manifest.as_input() for manifest in in_order(artifacts)]
-    return run_stage(Recipe("report", VERSION, section), inputs, runtime, make)
+    made = run_stage(Recipe("report", VERSION, section), inputs, runtime, make)
+    if runtime.make:
+        for suffix in (".html", ".json"):
+            put_in_place(runtime.root / made.folder / f"report{suffix}", runtime.root / "report" / f"latest{suffix}")
+    return made

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from governance.energy.factors import Factor, Factors
 from governance.files import append_line
+from governance.lineage.unlisted_files import strays
 from governance.manifest import Manifest
 from governance.reports.facts.report_facts import threshold
 from governance.reports.facts.samples import _told, mask, shorten
@@ -140,6 +142,23 @@ def test_a_report_on_nothing_says_that_nothing_is_there(tmp_path):
     text = (tmp_path / made.folder / "report.html").read_text(encoding="utf-8")
     assert "NOT_RUN" in text
     assert "Nothing was trained." in text
+
+
+def test_the_latest_report_has_a_second_name_that_verification_knows(tmp_path):
+    made = {}
+    for pue in (None, Factor(value=1.5, source="a report", year=2025), None):
+        made[pue] = report({}, {}, tmp_path, Runtime(tmp_path), factors=Factors(pue=pue))
+        for suffix in ("html", "json"):
+            latest = tmp_path / "report" / f"latest.{suffix}"
+            assert latest.samefile(tmp_path / made[pue].folder / f"report.{suffix}")
+    manifests = {one.path: one for one in made.values()}
+    assert len(manifests) == 2
+    assert strays(manifests, tmp_path).problems == []
+    latest.unlink()
+    latest.write_text("{}")
+    assert strays(manifests, tmp_path).problems == [
+        "report/latest.json: is not the copy of a report of this root. Remove it."
+    ]
 
 
 def luminance(colour):
