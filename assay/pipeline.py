@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -295,6 +296,8 @@ def _launch(
         raise Preempted("the training processes saved a checkpoint and stopped")
     if status == BudgetReached.exit_code:
         raise BudgetReached("the training processes stopped for the energy budget; see their message above")
+    if status == 128 + signal.SIGINT:
+        raise KeyboardInterrupt
     if status != 0:
         failed = PipelineError(f"the training processes ended with status {status}; see their messages above")
         failed.exit_code = status

@@ -329,6 +329,8 @@ def _save(context: TrainContext, state: TrainState) -> None:
 
 def _save_and_stop(context: TrainContext, state: TrainState, saved: int) -> NoReturn:
     """Save the progress since step `saved`, then raise once it is durable."""
+    if context.stop_requested():
+        get_logger(__name__).info("train: stopping after step %d, which is saved first (Ctrl-C: at once)", state.step)
     if state.step != saved:
         _save(context, state)
     context.heartbeat.beat(f"waiting for the checkpoint of step {state.step}", long=True)

@@ -1,8 +1,8 @@
 """Launcher of several ranks on one machine.
 
 torchrun exits with 1 whatever a rank's status was, so a job could not tell "preempted, requeue me" (75) from a crash;
-and it dies of SIGUSR1, which Slurm sends. This launcher passes SIGTERM and SIGUSR1 on, waits for the ranks to save, and
-exits with their status.
+and it dies of SIGUSR1, which Slurm sends. This launcher passes SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) on, waits for the
+ranks to save, and exits with their status; after a second Ctrl-C the ranks end at once.
 
 When a rank dies, the others wait for it for ever or fail because of it. So the launcher gives them time to report their
 errors, ends them, and names the rank that failed first: its status or signal, and its last lines. A crash or a hang
@@ -116,14 +116,16 @@ def launch(
     """
     log, left, before = get_logger(__name__), restarts, None
     while True:
-        culprit, signalled = _once(processes, words)
+        culprit, signals = _once(processes, words)
         if culprit is None:
             return 0
         status = culprit.status
+        if signals.count(signal.SIGINT) > 1:
+            return 128 + signal.SIGINT
         if status == BudgetReached.exit_code:  # it reported why, and it is no fault
             return status
         if status == Preempted.exit_code or (
-            signalled and status in _STOP_SIGNALS
+            signals and status in _STOP_SIGNALS
         ):  # before it handled signals: nothing is lost
             return Preempted.exit_code
         log.error(
@@ -131,7 +133,7 @@ def launch(
         )
         now = progress_of()
         left = restarts if before and now[1] > before[1] else left
-        if not culprit.crashed or signalled or not left or now == before:
+        if not culprit.crashed or signals or not left or now == before:
             if now == before:
                 log.error("the second crash after step %d without a newer checkpoint; not restarted", now[0])
             return status if status > 0 else 128 - status
@@ -149,8 +151,8 @@ def progress_in(folder: Path) -> Progress:
     return (steps[-1] if steps else 0), max(durable, default=0)
 
 
-def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, bool]:
-    """The rank that failed first, and whether a signal reached the launcher."""
+def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, list[int]]:
+    """The rank that failed first, and the signals that reached the launcher."""
     port = _free_port()
     signals: list[int] = []
     ranks: list[Rank] = []
@@ -170,7 +172,7 @@ def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, bool]:
     if culprit is not None and culprit.status == HUNG and silent:
         culprit = silent[0]
         culprit.stuck = True
-    return culprit, bool(signals)
+    return culprit, signals
 
 
 def _command(words: Sequence[str]) -> list[str]:
@@ -179,7 +181,7 @@ def _command(words: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     try:
         yield
     finally:
@@ -189,7 +191,9 @@ def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
 
 def _start(stack: contextlib.ExitStack, command: Sequence[str], number: int, environment: dict[str, str]) -> Rank:
     output = stack.enter_context(open_output())
-    rank = Rank(number, subprocess.Popen(command, env=environment, stderr=output.end), output)
+    # A group of its own: else a terminal's Ctrl-C would reach a rank twice, once directly and once passed on.
+    child = subprocess.Popen(command, env=environment, stderr=output.end, process_group=0)
+    rank = Rank(number, child, output)
     output.follow()
     stack.callback(_end, rank.child)
     return rank

@@ -5,11 +5,14 @@ Slurm sends SIGTERM before it takes a node away, and SIGUSR1 before the time lim
 last checkpoint: a signal ends that phase at once, wherever Python is, because a compilation may last longer than the
 scheduler waits. From the first update on the handler only takes note; the loop checks between steps and between
 validation batches, agrees with the other ranks, saves a checkpoint and stops. The exit code is 75 in both cases.
+
+Ctrl-C (SIGINT) does the same; a second one ends the process at once, and what the last checkpoint lacks is lost.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -18,7 +21,7 @@ from types import FrameType
 
 from governance.errors import Preempted
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopNow(BaseException):
@@ -35,6 +38,7 @@ class StopRequested:
         self._arrived = False
         self._at = 0.0
         self._at_once = True
+        self._interrupted = False
 
     def __call__(self) -> bool:
         """Return whether a signal arrived."""
@@ -53,6 +57,11 @@ class StopRequested:
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
+        if number == signal.SIGINT:
+            if self._interrupted:  # not an exception: it would wait for the save that the user gives up
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            self._interrupted = True
         first = not self._arrived
         if first:
             self._at, self._arrived = time.monotonic(), True

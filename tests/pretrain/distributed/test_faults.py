@@ -131,6 +131,43 @@ def test_a_second_run_finds_the_first_alive_and_leaves(tmp_path, finished, run_t
     assert run_training(tmp_path).digest == finished[1].digest
 
 
+def until_step(process, root, step):
+    """Wait until the record of a run in a process of its own has this step."""
+    deadline = time.monotonic() + 240
+    while not any(
+        line["event"] == "step" and line["step"] >= step
+        for path in root.glob("train/*/metrics.jsonl")
+        for line in read_lines(path)
+    ):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_ctrl_c_saves_and_a_second_one_ends_at_once(tmp_path, finished, run_training):
+    """One process: the first run stops between two steps, the second one while its evaluation lasts for ever."""
+    slow = "at_step(6, lambda: (root / 'at-6').touch() or time.sleep(2))"
+    first = subprocess.Popen([sys.executable, "-c", script(tmp_path, slow)], stderr=subprocess.PIPE, text=True)
+    until_step(first, tmp_path, 5)
+    first.send_signal(signal.SIGINT)
+    assert "which is saved; run the same command" in first.communicate(timeout=240)[1]
+    assert first.returncode == 75
+    stopped = max(line["step"] for line in lines_of(tmp_path) if line["event"] == "step")
+    assert [line["step"] for line in lines_of(tmp_path) if line["event"] == "checkpoint"][-1] == stopped < 10
+
+    endless = "loop.measure = lambda *_: time.sleep(600)"
+    second = subprocess.Popen([sys.executable, "-c", script(tmp_path, endless)], stderr=subprocess.PIPE, text=True)
+    until_step(second, tmp_path, 8)
+    time.sleep(0.5)  # into the evaluation of step 8, in which no batch ends and so no signal is seen
+    second.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert second.poll() is None
+    second.send_signal(signal.SIGINT)
+    assert second.wait(timeout=10) == -signal.SIGINT
+    second.stderr.close()
+    assert run_training(tmp_path).digest == finished[1].digest
+
+
 def test_a_run_on_another_host_is_named(tmp_path, run_training, monkeypatch, finished):
     """The note is the holder's, wherever it is: the lock of a shared file system is seen from all nodes."""
     [lock] = (finished[0] / "train").glob("*/run.lock")
@@ -180,7 +217,7 @@ def test_each_window_tells_the_own_work_of_every_rank(windows, every):
         own = pace.slots(step)
         assert bool(own) == (step % every == 0)
         assert own[:1] + own[2:] == [0, 0] if own else True  # a rank adds up its own place alone
-        pace.tell(step, windows[step // every - 1] if own else [])
+        pace.report(step, windows[step // every - 1] if own else [])
     ranks = [line for line in told if line["event"] == "ranks"]
     assert [line["step"] for line in ranks] == [every * (place + 1) for place in range(len(windows))]
     assert [line["steps"] for line in ranks] == [first, *([every] * (len(windows) - 1))]

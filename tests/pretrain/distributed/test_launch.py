@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -179,3 +180,36 @@ def test_at_a_terminal_a_rank_has_one_too(tmp_path):
     assert child.wait(30) == 78
     assert os.read(reading, 1 << 16).decode().count("tty True") >= 1
     os.close(reading)
+
+
+def test_ctrl_c_is_passed_on_once_and_the_second_ends_all(tmp_path, monkeypatch):
+    """The launcher and two ranks as one foreground job: the terminal's Ctrl-C goes to the launcher's group alone."""
+    rank = (
+        "import os, signal, sys, time\n"
+        "caught = []\n"
+        "def note(number, frame):\n"
+        "    if caught: signal.signal(number, signal.SIG_DFL); os.kill(os.getpid(), number)\n"
+        "    caught.append(number)\n"
+        "signal.signal(signal.SIGINT, note)\n"
+        "open(sys.argv[1] + os.environ['RANK'], 'x').close()\n"
+        "while True:\n"
+        "    time.sleep(0.05)\n"
+        "    if caught and not os.path.exists(sys.argv[2]): sys.exit(75)\n"
+    )
+    code = (
+        "import sys\nfrom pretrain.distributed import launcher\n"
+        f"launcher._command = lambda words: [sys.executable, '-c', {rank!r}, *words]\n"
+        "sys.exit(launcher.launch(2, sys.argv[1:]))"
+    )
+    for name, statuses in (("once", [75]), ("twice", [130])):
+        stay = tmp_path / "stay"
+        if name == "twice":
+            stay.touch()
+        words = [sys.executable, "-c", code, str(tmp_path / name), str(stay)]
+        job = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
+        while not all((tmp_path / f"{name}{number}").exists() for number in range(2)):
+            time.sleep(0.05)
+        for _ in range(1 if name == "once" else 2):
+            os.killpg(job.pid, signal.SIGINT)
+            time.sleep(0.5)
+        assert [job.wait(timeout=30)] == statuses

@@ -137,7 +137,7 @@ def of_two_ranks():
     pace = StragglerMonitor(job.settings.engine.straggler_window_steps, job.ranks, job.device, job.record)
     for step in range(1, WINDOWS + 1):
         pace.slots(step)
-        pace.tell(step, [1_000_000, 2_000_000])
+        pace.report(step, [1_000_000, 2_000_000])
     return lines
 
 
