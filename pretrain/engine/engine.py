@@ -31,7 +31,7 @@ from pretrain.engine.deepspeed_config import compiles_blocks, deepspeed_config
 from pretrain.engine.extensions import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
 from pretrain.engine.gradient_sums import accumulate_in_one_pass
 from pretrain.engine.nvme import lock_swap_folder
-from pretrain.engine.state import before_update, full_shape, optimizer_of, prepare_moments, reduces_once
+from pretrain.engine.state import full_shape, optimizer_of, prepare_moments, reduces_once
 from pretrain.engine.step import skip_norm_checks, update
 from pretrain.engine.tensor_parallel import TensorParts
 from pretrain.engine.uncompiled import unmark_optimizers, unmarked_imports, without_compilation
@@ -90,16 +90,8 @@ class Engine(Wrapped):
         """Names of the parameter groups, ordered as `update`'s norms."""
         return [group["name"] for group in optimizer_of(self).param_groups]
 
-    def update(self, factor: float, skip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Update the weights at `factor` of the peak rates, or skip.
-
-        `skip`, a scalar on the device, is 1 to skip the update (see `step.py`). Returns it, set to 1 also where the
-        gradient was not finite, and the L2 norms of the gradient before clipping: of all of it, then of each group.
-        Both stay on the device; the host does not wait for them.
-        """
-        norms = torch.stack([*before_update(self).values()])
-        skipped, norm = update(self.deepspeed, factor, skip, torch.linalg.vector_norm(norms), self.clipping)
-        return skipped, torch.stack([norm, *norms])
+    update = update
+    """Update the weights, or skip; a function of `step.py`."""
 
     def shapes(self) -> list[tuple[str, torch.Size]]:
         """Shapes of whole parameters by name, in the order of `parameters`."""

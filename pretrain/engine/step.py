@@ -20,6 +20,9 @@ from typing import Any
 
 import torch
 
+from pretrain.engine.state import before_update
+from pretrain.engine.wrapped import Wrapped
+
 Skip = torch.Tensor
 """Fp32 scalar on the device: 1 skips the update."""
 _ABOVE_ZERO = 1e-6  # added to a norm before it divides, as DeepSpeed and torch do
@@ -34,28 +37,27 @@ def skip_norm_checks(modules: Iterable[Any], real: Callable[[Any], bool], precis
         vars(module)["is_invalid_grad_norm"] = real if precision == "fp16" else (lambda norm: False)
 
 
-def update(
-    deepspeed: Any, factor: float, skip: Skip, whole: torch.Tensor, clipping: float
-) -> tuple[Skip, torch.Tensor]:
-    """Update the weights with the accumulated gradients, or skip.
+def update(engine: Wrapped, factor: float, skip: Skip) -> tuple[Skip, torch.Tensor]:
+    """Update the weights with the accumulated gradients, or skip; `Engine.update`.
 
     Args:
-        deepspeed: the `DeepSpeedEngine`, after the backward pass of the last micro batch.
+        engine: after the backward pass of the last micro batch.
         factor: share of each group's peak learning rate.
         skip: the caller's request.
-        whole: the norm of the whole gradient over all ranks, for stage 0, where DeepSpeed computes none.
-        clipping: the norm above which gradients are scaled down; 0: never.
 
     Returns:
-        1 where the update was skipped, and the norm of the whole gradient before clipping (infinite or NaN where a part
-        of it is); scalars on the device.
+        1 where the update was skipped, also because the gradient was not finite; and the L2 norms of the gradient
+        before clipping (infinite or NaN where a part of it is): of all of it, then of each group. On the device; the
+        host does not wait for them.
     """
+    deepspeed = engine.deepspeed
+    norms = torch.stack([*before_update(engine).values()])
     wrapper = deepspeed.optimizer
     optimizer = getattr(wrapper, "optimizer", wrapper)
     for group in wrapper.param_groups:
         group["lr"] = group["base_lr"] * factor
     if wrapper is optimizer:
-        deepspeed._global_grad_norm = whole
+        deepspeed._global_grad_norm = torch.linalg.vector_norm(norms)  # DeepSpeed computes none at stage 0
     keeper = deepspeed if wrapper is optimizer else wrapper
 
     def norm() -> torch.Tensor:
@@ -65,9 +67,9 @@ def update(
     def skipped() -> Skip:
         return torch.maximum(skip, (~torch.isfinite(norm())).float())
 
-    with _skip_and_clip(optimizer, skipped, norm, clipping):
+    with _skip_and_clip(optimizer, skipped, norm, engine.clipping):
         deepspeed.step()
-    return skipped(), norm().float()
+    return skipped(), torch.stack([norm().float(), *norms])
 
 
 @contextlib.contextmanager

@@ -11,10 +11,13 @@ import datetime
 import io
 import json
 import shutil
+import traceback
+from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from assay.cli.main import main
 from governance.checks import expectations
@@ -50,9 +53,23 @@ def plain(table, *built):
     return bool(batch.validate(gx.ExpectationSuite(name="plain", expectations=list(built))).success)
 
 
-def test_what_is_in_order_does_train(project):
-    """Without this the tests below would prove nothing."""
+def test_what_is_in_order_does_train(project, monkeypatch):
+    """Without this the tests below would prove nothing; six frames of ours lead from the command to the optimizer."""
+    stacks, step = [], torch.optim.AdamW.step
+
+    def seen(*given, **named):
+        stacks.append(traceback.extract_stack())
+        return step(*given, **named)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", seen)
     assert main(["train", *words_of(project)]) == 0
+    top = Path(__file__).parents[2]
+    frames = [f"{Path(frame.filename).relative_to(top)}:{frame.name}" for frame in stacks[0]
+              if top in Path(frame.filename).parents and ".venv" not in frame.filename]  # fmt: skip
+    assert frames[frames.index("assay/cli/main.py:main") : -1] == [
+        "assay/cli/main.py:main", "assay/cli/run_commands.py:train", "assay/pipeline.py:training",
+        "pretrain/train.py:train", "pretrain/loop.py:train_loop", "pretrain/engine/step.py:update",
+    ]  # fmt: skip
     [train] = (project / "root" / "train").glob("*/losses.json")
     assert len(json.loads(train.read_bytes())["losses"]) == 12
     assert list((project / "root" / "checkpoint").glob("*/manifest.json"))
