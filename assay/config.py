@@ -19,13 +19,13 @@ from governance.energy.meters import EnergyConfig
 from governance.errors import ConfigError
 from governance.gate.policy import Policy, load_policy
 from governance.gate.verdict import GovernanceConfig
-from pretrain.config.evaluation_config import EvaluationConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
-from pretrain.config.profile_config import ProfileConfig
 from pretrain.config.training import (
     CheckpointConfig,
     EngineConfig,
+    EvaluationConfig,
+    ProfileConfig,
     Settings,
     TrackingConfig,
     TrainConfig,

@@ -25,8 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from governance.errors import PipelineError
-from pretrain.config.skip_config import SkipConfig
-from pretrain.config.training import TrainConfig
+from pretrain.config.training import SkipConfig, TrainConfig
 from pretrain.data.batch_size import batch_sizes
 
 if TYPE_CHECKING:

@@ -34,6 +34,7 @@ _BY_RULE = re.compile(
     (journal|commit)\.lock | (share-[0-9]+-of-[0-9]+|join)\.lock        # locks
     | [a-z_-]+/records/{_KEY}\.(alive|failed)                       # signs of life of earlier releases
     | \.energy[^/]*\.[0-9]+ | .*/\.age~[^/]+ | (.*/)?\.nfs[0-9a-f]+ # a claim, a probe, a file removed while open
+    | checkpoint/records/{_KEY}/[0-9a-f]+/[a-z]+\.[0-9]+\.json      # values that ranks of earlier releases exchanged
     | slurm/[^/]+\.sbatch | slurm/(submitting|rehearsing)
     | slurm/(logs|cancelled|preflight|machinery|submitted)/.+
     | train/{_KEY}/wandb/(.+\.wandb\.synced|(wandb/)?latest-run/.+)  # a mark, and a second name of a run's folder

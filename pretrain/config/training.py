@@ -1,4 +1,4 @@
-"""The `[train]`, `[engine]`, `[checkpoint]` and `[tracking]` sections.
+"""Sections `train`, `engine`, `checkpoint`, `evaluation`, `profile` and `tracking`.
 
 Imports no torch, so that a login node can read and check a configuration.
 
@@ -23,11 +23,8 @@ from pydantic import Field, model_validator
 
 from governance.config import Section
 from governance.errors import ConfigError
-from pretrain.config.evaluation_config import EvaluationConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
-from pretrain.config.profile_config import ProfileConfig
-from pretrain.config.skip_config import SkipConfig
 
 FLASH_PACKAGES = ("flash_attn_interface", "flash_attn")
 """Packages of `flash_attn_varlen_func`: FlashAttention 3, then 2."""
@@ -56,6 +53,19 @@ class MixtureConfig(Section):
         if wrong or not sum(self.weights.values()) > 0.0:
             raise ValueError(f"weights {wrong or self.weights} must be 0 or more, and one of them more than 0")
         return self
+
+
+class SkipConfig(Section):
+    """Conditions for skipped batches and for giving up."""
+
+    z_score: float = Field(default=8.0, ge=0)
+    """A loss this many robust standard deviations above the last accepted ones is a spike; 0 looks for none."""
+    window: int = Field(default=128, ge=8)
+    """How many accepted losses a loss is compared with; also the steps over which skips are counted."""
+    warmup_steps: int = Field(default=200, ge=0)
+    """Steps before spikes are looked for: a loss that still falls steeply says little about the next one."""
+    most_skips: int = Field(default=8, ge=0)
+    """More skipped steps than this within `window` steps end the run with a verdict."""
 
 
 class TrainConfig(Section):
@@ -184,6 +194,25 @@ class EngineConfig(Section):
     """Steps over which ranks compare the time of their own work; 0: never."""
 
 
+class ProfileConfig(Section):
+    """Steps to profile; enters no key."""
+
+    from_step: int = Field(default=0, ge=0)
+    """The first optimizer step that is profiled; 0: none is."""
+    steps: int = Field(default=3, gt=0)
+    """Steps that are profiled."""
+    warmup: int = Field(default=1, ge=0)
+    """Steps before these in which the profiler runs and keeps nothing: starting it distorts the first one."""
+    ranks: tuple[int, ...] = (0,)
+    """Ranks that are profiled; the report has the table of rank 0."""
+    record_shapes: bool = False
+    """Tell operators on tensors of different shapes apart."""
+    memory: bool = False
+    """Bytes that operators allocate; on CUDA also a snapshot of the allocator, for https://pytorch.org/memory_viz."""
+    stacks: bool = False
+    """The lines of Python in which operators were called, in the trace."""
+
+
 class TrackingConfig(Section):
     """Mirrors at Weights & Biases and TensorBoard.
 
@@ -198,6 +227,54 @@ class TrackingConfig(Section):
     """Name of the run; None: `train-` and the first 8 characters of its key."""
     tensorboard: bool = False
     """Whether to write TensorBoard's event files, too; needs the extra `tensorboard`."""
+
+
+SHORT = 256  # tokens of a row of short texts: dense attention costs the square of a row's length
+
+Format = Literal[
+    "choices", "pairs", "arc", "blimp", "boolq", "commonsenseqa", "hellaswag", "mmlu", "openbookqa", "piqa",
+    "truthfulqa_mc1",
+]  # fmt: skip
+
+
+class TaskConfig(Section):
+    """One set of questions, in a file of the user's.
+
+    None is shipped.
+    """
+
+    name: str = Field(min_length=1)
+    """How results call it."""
+    format: Format
+    """How its records are read, and how they are put to the model (`tasks.py`)."""
+    path: str = Field(default="", exclude=True)
+    """A file (.jsonl, .json, .parquet, each also as .gz but the last), or a folder of them; relative to the run's file.
+    Its location decides nothing; its digest is in the key."""
+    sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    """The digest that the file must have; empty: its digest at the start of the run, recorded then."""
+    limit: int = Field(default=0, ge=0)
+    """The most questions, chosen by the seed; 0: all."""
+
+
+class EvaluationConfig(Section):
+    """Tasks during training and their interval.
+
+    They say what `losses.json` holds, and so enter the key of a training run.
+    """
+
+    tasks: tuple[TaskConfig, ...] = ()
+    """The sets; `[[evaluation.tasks]]` in TOML."""
+    every_steps: int = Field(default=0, ge=0)
+    """Steps between two evaluations of the tasks; 0: only at the end."""
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    """Chooses the questions where a limit leaves some out."""
+
+    @model_validator(mode="after")
+    def _names(self) -> EvaluationConfig:
+        names = [task.name for task in self.tasks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"tasks has the name {twice[0]!r} twice; give each its own")
+        return self
 
 
 class TrainRecipe(Section):

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from governance.errors import PipelineError
-from pretrain.config.evaluation_config import SHORT
+from pretrain.config.training import SHORT
 
 if TYPE_CHECKING:
     import torch

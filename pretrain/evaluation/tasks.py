@@ -38,7 +38,7 @@ from typing import Any
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes, sha256_file
 from governance.log import get_logger
-from pretrain.config.evaluation_config import EvaluationConfig, TaskConfig
+from pretrain.config.training import EvaluationConfig, TaskConfig
 from pretrain.evaluation.loglikelihood import LEAD
 
 MOST_FAULTS = 0.01  # of the records: published files have a few broken ones; in another format all are

@@ -15,8 +15,7 @@ from collections.abc import Callable
 from governance.errors import ConfigError
 from governance.log import get_logger
 from pretrain.config.deepspeed_keys import conflict
-from pretrain.config.evaluation_config import SHORT
-from pretrain.config.training import FLASH_PACKAGES, Settings, TrainRecipe
+from pretrain.config.training import FLASH_PACKAGES, SHORT, Settings, TrainRecipe
 from pretrain.data.batch_size import refuse_uneven
 from pretrain.distributed.layout import data_ranks
 from pretrain.optim.optimizers import decay_fault

@@ -196,6 +196,7 @@ def test_foreign_files_are_named_and_what_is_only_being_made_is_not(measured):
     fine = [
         f"{first.folder}/documents/.1.txt.tmp~node~4711~0123abcd",  # its writer was killed
         "clean/records/0123456789abcdef.alive",
+        "checkpoint/records/0123456789abcdef/00aa11bb/shard.3.json",  # ranks of an earlier release
         "dedup/fedcba9876543210/documents/0.txt",  # an artifact that is not finished
         "slurm/logs/x-1.log",
     ]

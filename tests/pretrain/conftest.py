@@ -14,11 +14,18 @@ from data_pipeline.tokens.token_shards import EncodedDocument, write_token_shard
 from governance.hooks import Budget, Hooks, Meter, NoBudget, no_meter
 from governance.manifest import FILE_NAME, Manifest, describe, read_manifest, write_manifest
 from governance.stage import Runtime
-from pretrain.config.evaluation_config import EvaluationConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
-from pretrain.config.profile_config import ProfileConfig
-from pretrain.config.training import CheckpointConfig, EngineConfig, Settings, TrackingConfig, TrainConfig, TrainRecipe
+from pretrain.config.training import (
+    CheckpointConfig,
+    EngineConfig,
+    EvaluationConfig,
+    ProfileConfig,
+    Settings,
+    TrackingConfig,
+    TrainConfig,
+    TrainRecipe,
+)
 from pretrain.metrics import peak_flops as peaks
 
 VOCABULARY = 200

@@ -12,7 +12,7 @@ import torch
 from torch.autograd import DeviceType
 
 from pretrain import profiler
-from pretrain.config.profile_config import ProfileConfig
+from pretrain.config.training import ProfileConfig
 from tests.pretrain.rank_runs import run_ranks
 
 LENGTH = {"steps": 6, "validate_every_steps": 0, "every_steps": 6, "warmup_steps": 0, "decay_steps": 0}
@@ -122,7 +122,7 @@ def test_a_window_that_is_cut_short_is_stopped(tmp_path, run_training, at_step):
 
 RANKS = """
 import pathlib
-from pretrain.config.profile_config import ProfileConfig
+from pretrain.config.training import ProfileConfig
 from tests.pretrain.rank_runs import run_ranks
 from tests.pretrain.rank_runs import load_conftest
 config = ProfileConfig(from_step=2, steps=2, ranks=(1, 0, 9))

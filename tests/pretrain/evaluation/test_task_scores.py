@@ -15,7 +15,7 @@ import torch
 
 from governance.errors import ConfigError
 from governance.manifest import read_manifest
-from pretrain.config.evaluation_config import EvaluationConfig, TaskConfig
+from pretrain.config.training import EvaluationConfig, TaskConfig
 from pretrain.evaluation.loglikelihood import Passes, Scored
 from pretrain.evaluation.scores import encode_tasks, evaluate_tasks, figures, mean_error
 from pretrain.evaluation.tasks import Question, Task, open_tasks, pin

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from governance.errors import ConfigError, MissingInput
-from pretrain.config.evaluation_config import EvaluationConfig, TaskConfig
+from pretrain.config.training import EvaluationConfig, TaskConfig
 from pretrain.evaluation.loglikelihood import LEAD
 from pretrain.evaluation.tasks import open_tasks, pin
 

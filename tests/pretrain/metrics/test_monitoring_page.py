@@ -15,10 +15,7 @@ import pytest
 from governance.errors import BudgetReached, Preempted
 from governance.files import read_lines
 from pretrain import loop
-from pretrain.config.evaluation_config import EvaluationConfig, TaskConfig
-from pretrain.config.profile_config import ProfileConfig
-from pretrain.config.skip_config import SkipConfig
-from pretrain.config.training import MixtureConfig
+from pretrain.config.training import EvaluationConfig, MixtureConfig, ProfileConfig, SkipConfig, TaskConfig
 from pretrain.distributed.process_group import Ranks
 from pretrain.distributed.stragglers import WINDOWS, StragglerMonitor
 from pretrain.evaluation.scores import encode_tasks

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from governance.files import read_lines
-from pretrain.config.skip_config import SkipConfig
-from pretrain.config.training import TrainConfig
+from pretrain.config.training import SkipConfig, TrainConfig
 from pretrain.loss_spikes import Diverged, SpikeGuard, reason_of, refuse_too_many, window_starts
 from tests.halves import in_halves
 

@@ -14,17 +14,18 @@ from governance.errors import ConfigError, MissingInput
 from governance.stage import Recipe
 from pretrain import train
 from pretrain.checkpoint.retention import kept_steps
-from pretrain.config.evaluation_config import EvaluationConfig, TaskConfig
 from pretrain.config.model import ModelConfig, MoeConfig
 from pretrain.config.optim import OptimConfig
-from pretrain.config.profile_config import ProfileConfig
-from pretrain.config.skip_config import SkipConfig
 from pretrain.config.training import (
     CheckpointConfig,
     EngineConfig,
+    EvaluationConfig,
     MixtureConfig,
+    ProfileConfig,
     RampConfig,
     Settings,
+    SkipConfig,
+    TaskConfig,
     TrainConfig,
     TrainRecipe,
 )
