@@ -23,6 +23,7 @@ from tests.conftest import CONFIG, write_tales
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SURFACE = parser()
 PROGRAMS = ("assay", "make", "python", "pip", "cp", "mkdir", "git", "head", "export", ".", "cd", "apptainer", "lm_eval",
             "model_signing")  # fmt: skip
 # Stand-ins for the words in capitals that pages use for a reader's own paths.
@@ -63,7 +64,7 @@ def parses(words):
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-            parser().parse_args(whole_words(words))
+            SURFACE.parse_args(whole_words(words))
     except SystemExit as leaving:
         return "" if leaving.code == 0 else errors.getvalue().splitlines()[-1]
     return ""
@@ -126,9 +127,9 @@ def follow(page, folder, shorter):
             before = " ".join(text.splitlines()[max(0, line - 4) : line])
             if named := re.search(r"[Ss]ave this as `([^`]+)`", before):
                 (folder / named[1]).parent.mkdir(exist_ok=True)
-                (folder / named[1]).write_text(
-                    re.sub(r"^steps = \d+$", f"steps = {shorter}", content, flags=re.MULTILINE)
-                )
+                content = re.sub(r"^(warmup|decay)_steps = \d+$", r"\1_steps = 1", content, flags=re.MULTILINE)
+                content = re.sub(r"^steps = \d+$", f"steps = {shorter}", content, flags=re.MULTILINE)
+                (folder / named[1]).write_text(content)
             continue
         if any(re.match(pattern, shlex.join(content)) for pattern in LEFT_OUT):
             continue
