@@ -39,7 +39,7 @@ def settings() -> str:
 
 def commands() -> str:
     """Markdown: usage, arguments and options of each command."""
-    from assay.cli.main import parser
+    from assay.cli.surface import parser
 
     lines = ["# Command line", "", _HEAD.format("assay COMMAND --help")]
     for name, command in _leaves("assay", parser()):
@@ -47,7 +47,8 @@ def commands() -> str:
         for action in command._actions:
             if action.help == argparse.SUPPRESS or action.dest == "help":
                 continue
-            words = ", ".join(f"`{word}`" for word in action.option_strings) or f"`{_cell(str(action.metavar or action.dest))}`"
+            names = action.option_strings or [str(action.metavar or action.dest)]
+            words = ", ".join(f"`{_cell(name)}`" for name in names)
             value = "" if action.nargs == 0 or not action.option_strings else f" {_value(action)}"
             lines.append(f"| {words}{value} | {_cell(action.help or '')} |")
         lines.append("")

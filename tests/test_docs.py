@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from assay.cli.main import parser, whole_words
+from assay.cli.command_words import current_words, in_order
+from assay.cli.surface import parser
 from assay.config import RunConfig
 from governance.config import validate
 from governance.errors import ConfigError
@@ -54,20 +55,20 @@ def inline(page):
     """Whole commands between backticks, such as `assay report CONFIG --documents`."""
     for found in re.finditer(r"`(assay [a-z][^`\n]*)`", page.read_text(encoding="utf-8")):
         text = re.sub(r"\[([^][]*)\]", r"\1", found[1].replace("\\|", "|"))
-        if "..." not in text and not text.startswith("assay COMMAND"):
+        if "..." not in text and "COMMAND" not in text:
             yield found[1], shlex.split(re.sub(r"(\w+)(\|\w+)+", r"\1", text))
 
 
 def parses(words):
     words = [WORDS.get(word, word) for word in words[1:]]
     words = [re.sub(r"\$\w+/\$\w+", "0/2", word) if "/$" in word else re.sub(r"\$\w+", "2", word) for word in words]
-    errors = io.StringIO()
+    errors, old = io.StringIO(), []
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-            SURFACE.parse_args(whole_words(words))
+            in_order(SURFACE.parse_args(current_words(words, old.append)), old.append)
     except SystemExit as leaving:
         return "" if leaving.code == 0 else errors.getvalue().splitlines()[-1]
-    return ""
+    return "; ".join(old)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
