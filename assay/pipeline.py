@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from assay.config import LoadedRun
 from assay.preflight import here, refuse_start, under_site
 from assay.training_recipe import pinned, training_folder
-from data_pipeline.prepare import prepare
+from data_pipeline.prepare import prepare, stage_names
 from governance.energy.factors import resolve
 from governance.errors import (
     AlteredFile,
@@ -46,10 +46,10 @@ from governance.gate.verdict import (
     verdict_path,
 )
 from governance.lineage.attest import open_journal
-from governance.log import get_logger
+from governance.log import get_logger, run_steps
 from governance.manifest import Input, Manifest, verify
 from governance.signing.journal import Journal
-from governance.stage import Runtime, now
+from governance.stage import Runtime, earlier_seconds, now
 from governance.verified_files import intact
 from pretrain.distributed.launcher import launch, progress_in
 from pretrain.distributed.process_group import Ranks, read_ranks
@@ -375,11 +375,13 @@ def whole_way(run: LoadedRun, runtime: Runtime, processes: int, words: Sequence[
     """
     ranks = Ranks(0, processes, 0, processes) if processes > 1 else read_ranks()
     refuse_start(run, runtime, partial(here, run.config.engine, ranks))
-    artifacts = corpus(run, runtime)
-    judge(run, artifacts, runtime)
-    try:
-        training(run, artifacts, runtime, processes, words)
-    except (GateClosed, BudgetReached, Diverged):
-        get_logger(__name__).info("report: %s", write_report(run, runtime))
-        raise
-    return write_report(run, runtime)
+    steps = (*stage_names(run.config.data), "bias", "audit", "train", "report")
+    with run_steps(steps, earlier_seconds(runtime.root, steps)):
+        artifacts = corpus(run, runtime)
+        judge(run, artifacts, runtime)
+        try:
+            training(run, artifacts, runtime, processes, words)
+        except (GateClosed, BudgetReached, Diverged):
+            get_logger(__name__).info("report: %s", write_report(run, runtime))
+            raise
+        return write_report(run, runtime)

@@ -37,9 +37,10 @@ from data_pipeline.tokens.mix import mix
 from data_pipeline.tokens.pack import pack
 from data_pipeline.tokens.tokenizer import train_tokenizer
 from governance.errors import ConfigError
+from governance.log import run_steps
 from governance.manifest import Manifest
 from governance.parallel import close_pool
-from governance.stage import Runtime
+from governance.stage import Runtime, earlier_seconds
 
 
 def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manifest]:
@@ -111,9 +112,29 @@ def _left(documents: Manifest, runtime: Runtime) -> Manifest:
     )
 
 
+def stage_names(config: DataConfig) -> tuple[str, ...]:
+    """The stages of the corpus, in order."""
+    present = {
+        "classify": bool(config.classifiers),
+        "paragraphs": config.paragraphs is not None,
+        "decontaminate": config.decontaminate is not None,
+        "mix": config.mix is not None,
+        "pack": config.pack is not None,
+    }
+    return tuple(stage for stage in _STAGES if present.get(stage, True))
+
+
+_STAGES = (
+    "ingest", "clean", "classify", "dedup", "paragraphs", "decontaminate", "redact", "tokenizer", "mix", "encode",
+    "pack",
+)  # fmt: skip
+
+
 def prepare(config: DataConfig, folder: Path, runtime: Runtime) -> dict[str, Manifest]:
     """Every artifact of the corpus by stage, in order."""
-    return {manifest.stage: manifest for manifest in stages(config, folder, runtime)}
+    names = stage_names(config)
+    with run_steps(names, earlier_seconds(runtime.root, names) if runtime.make else {}):
+        return {manifest.stage: manifest for manifest in stages(config, folder, runtime)}
 
 
 @dataclass(frozen=True)

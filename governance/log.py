@@ -11,7 +11,8 @@ import datetime
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 _LOGGER = logging.getLogger("assay")
 _PLAIN_INTERVAL_SECONDS = 10.0
@@ -45,6 +46,59 @@ def get_logger(name: str) -> logging.Logger:
     return _LOGGER.getChild(name)
 
 
+@dataclass(frozen=True)
+class _RunSteps:
+    """Steps of the run in progress, and the expected seconds of those whose duration is known."""
+
+    names: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+    def left(self, name: str) -> float | None:
+        """Expected seconds of the steps behind `name`; None where one is unknown."""
+        later = self.names[self.names.index(name) + 1 :]
+        known = [self.seconds[step] for step in later if step in self.seconds]
+        return sum(known) if len(known) == len(later) else None
+
+
+_STEPS: list[_RunSteps] = []  # at most one; state with a lifetime: `run_steps`
+
+
+@contextlib.contextmanager
+def run_steps(names: Sequence[str], seconds: Mapping[str, float]) -> Iterator[None]:
+    """Number the run's steps in messages and progress while the context lasts.
+
+    Within another call nothing changes: the whole run counts its data stages itself.
+
+    Args:
+        names: of all steps in order, each as `progress` and `run_stage` call it.
+        seconds: step -> expected duration, for those that are known.
+    """
+    if _STEPS:
+        yield
+        return
+    _STEPS.append(_RunSteps(tuple(names), seconds))
+    try:
+        yield
+    finally:
+        _STEPS.clear()
+
+
+def step_label(name: str) -> str:
+    """A step with its number in the run: "clean (2 of 11)"."""
+    if not _STEPS or name not in _STEPS[0].names:
+        return name
+    return f"{name} ({_STEPS[0].names.index(name) + 1} of {len(_STEPS[0].names)})"
+
+
+def _time_left(name: str, seconds: float | None) -> str:
+    """Time left of a step, and of the run where its later steps are known."""
+    if seconds is None:
+        return "time left unknown"
+    left = f"{datetime.timedelta(seconds=round(seconds))} left"
+    later = _STEPS[0].left(name) if _STEPS and name in _STEPS[0].names else None
+    return f"{left}, about {datetime.timedelta(seconds=round(seconds + later))} in all" if later else left
+
+
 Advance = Callable[..., None]
 
 
@@ -73,18 +127,20 @@ def _bar(description: str, total: float, unit: str, done: float) -> Iterator[Adv
         rich_progress.BarColumn(),
         rich_progress.TaskProgressColumn(),
         rich_progress.TextColumn("{task.fields[rate]}"),
-        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[left]}"),
         rich_progress.TextColumn("{task.fields[note]}"),
     )
     started = time.monotonic()
     console = Console(stderr=True)
-    with rich_progress.Progress(*columns, console=console, refresh_per_second=_DRAWN_A_SECOND) as bar:
-        task = bar.add_task(description, total=total, completed=int(done), rate="", note="")
+    bar = rich_progress.Progress(*columns, console=console, refresh_per_second=_DRAWN_A_SECOND, transient=True)
+    with bar:
+        task = bar.add_task(step_label(description), total=total, completed=int(done), rate="", left="", note="")
 
         def advance(amount: float, note: str = "") -> None:
             made = bar.tasks[0].completed + amount - done
             rate = made / max(time.monotonic() - started, 1e-9)
-            bar.update(task, advance=amount, rate=f"{rate:,.1f} {unit}/s", note=note)
+            left = _time_left(description, max(0.0, total - made - done) / rate if rate else None)
+            bar.update(task, advance=amount, rate=f"{rate:,.1f} {unit}/s", left=left, note=note)
 
         yield advance
 
@@ -102,8 +158,8 @@ def _lines(description: str, total: float, unit: str, done: float) -> Advance:
             return
         last = now
         rate = (count - done) / max(now - started, 1e-9)
-        left = f"{datetime.timedelta(seconds=round((total - count) / rate))} left" if rate else "time left unknown"
+        left = _time_left(description, (total - count) / rate if rate else None)
         parts = (f"{count:g} of {total:g} {unit}", f"{rate:.3g} {unit}/s", left, note)
-        _LOGGER.info("%s: %s", description, ", ".join(part for part in parts if part))
+        _LOGGER.info("%s: %s", step_label(description), ", ".join(part for part in parts if part))
 
     return advance

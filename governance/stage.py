@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from governance.config import Section, canonical_json
-from governance.errors import ManifestError, MissingInput
+from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.files import locked, sha256_bytes, sweep_temporaries
 from governance.hooks import Attest, Hooks, no_attest
-from governance.log import get_logger
+from governance.log import get_logger, step_label
 from governance.manifest import (
     BESIDE,
     FILE_NAME,
@@ -188,7 +188,7 @@ def run_stage(
     folder, hooks = artifact_folder(stage, key, runtime.root), runtime.hooks
     artifact = f"{stage}/{folder.name}"
     hooks.budget.check(stage, artifact)
-    get_logger(__name__).info("%s: making %s", stage, folder)
+    get_logger(__name__).info("%s: making %s", step_label(stage), folder)
     started = now()
     runtime.notes.beside[stage] = {}
     with hooks.meter(stage) as energy, hooks.budget.watching(stage, artifact, energy):
@@ -235,6 +235,18 @@ def commit(manifest: Manifest, root: Path, attest: Attest = no_attest, beside: I
     sweep_temporaries(path.parent)
     get_logger(__name__).info("%s: made, digest %s", manifest.stage, manifest.digest[:16])
     return manifest
+
+
+def earlier_seconds(root: Path, stages: Iterable[str]) -> dict[str, float]:
+    """Seconds that the newest artifact of each stage took, of those below `root`."""
+    found = {}
+    for stage in stages:
+        paths = sorted(root.glob(f"{stage}/*/{FILE_NAME}"), key=lambda path: path.stat().st_mtime)
+        with contextlib.suppress(PipelineError, KeyError, ValueError, IndexError):  # none, or one that is altered
+            run = read_manifest(paths[-1]).run
+            begun, ended = (datetime.datetime.fromisoformat(run[name]) for name in ("started", "finished"))
+            found[stage] = (ended - begun).total_seconds()
+    return found
 
 
 def now() -> str:

@@ -81,5 +81,28 @@ def test_a_terminal_has_one_bar_that_messages_do_not_tear():
     assert child.wait() == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert text.count("100%") >= 1
+    assert shown.rstrip().endswith(b"\x1b[2K"), "the bar's line is erased at its end"
     assert "loss 3.25, 41.0% MFU" in text
     assert all(f"a message of step {step}" in text for step in range(4))
+
+
+def test_a_step_has_its_number_and_the_time_left_of_the_whole_run(plain):
+    clock, caplog = plain
+
+    def line(step: str) -> str:
+        caplog.clear()
+        with log.progress(step, 40, "shards") as advance:
+            for _ in range(11):
+                clock.now += 1.0
+                advance(1)
+        return caplog.records[-1].getMessage()
+
+    assert line("clean") == "clean: 10 of 40 shards, 1 shards/s, 0:00:30 left"
+    with log.run_steps(("ingest", "clean", "dedup", "encode"), {"dedup": 90.0, "encode": 60.0}):
+        assert line("clean") == "clean (2 of 4): 10 of 40 shards, 1 shards/s, 0:00:30 left, about 0:03:00 in all"
+        with log.run_steps(("clean",), {}):  # the whole run counts, not a part of it
+            assert line("clean").startswith("clean (2 of 4): ")
+        assert line("ingest") == "ingest (1 of 4): 10 of 40 shards, 1 shards/s, 0:00:30 left", "clean is unknown"
+        assert line("encode") == "encode (4 of 4): 10 of 40 shards, 1 shards/s, 0:00:30 left"
+        assert line("verify").startswith("verify: ")
+    assert line("clean").startswith("clean: ")
