@@ -48,7 +48,7 @@ def get_logger(name: str) -> logging.Logger:
 
 @dataclass(frozen=True)
 class _RunSteps:
-    """Steps of the run in progress, and the expected seconds of those whose duration is known."""
+    """Steps of the run in progress, and expected seconds where known."""
 
     names: tuple[str, ...]
     seconds: Mapping[str, float]
@@ -91,7 +91,7 @@ def step_label(name: str) -> str:
 
 
 def _time_left(name: str, seconds: float | None) -> str:
-    """Time left of a step, and of the run where its later steps are known."""
+    """Time left of a step, and of the run where it is known."""
     if seconds is None:
         return "time left unknown"
     left = f"{datetime.timedelta(seconds=round(seconds))} left"

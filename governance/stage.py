@@ -238,7 +238,7 @@ def commit(manifest: Manifest, root: Path, attest: Attest = no_attest, beside: I
 
 
 def earlier_seconds(root: Path, stages: Iterable[str]) -> dict[str, float]:
-    """Seconds that the newest artifact of each stage took, of those below `root`."""
+    """Seconds that the newest artifact of each stage took."""
     found = {}
     for stage in stages:
         paths = sorted(root.glob(f"{stage}/*/{FILE_NAME}"), key=lambda path: path.stat().st_mtime)
