@@ -91,7 +91,7 @@ def step_label(name: str) -> str:
 
 
 def _time_left(name: str, seconds: float | None) -> str:
-    """Time left of a step, and of the run where it is known."""
+    """Time left of a step, and of the run where known."""
     if seconds is None:
         return "time left unknown"
     left = f"{datetime.timedelta(seconds=round(seconds))} left"
