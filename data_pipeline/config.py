@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from data_pipeline.decontamination.decontaminate import DecontaminateConfig
 from data_pipeline.dedup.dedup import DedupConfig
 from data_pipeline.dedup.paragraphs import ParagraphsConfig
-from data_pipeline.filters.blocklists import ListsConfig
+from data_pipeline.filters.blocklists import BlocklistsConfig
 from data_pipeline.filters.classifier import ClassifierConfig
 from data_pipeline.filters.clean import CleanConfig
 from data_pipeline.filters.own_filters import OwnFilterConfig
@@ -29,7 +29,7 @@ class DataConfig(Section):
     sources: tuple[Source, ...] = Field(min_length=1)
     """Where raw text comes from, in the order in which ties between duplicates are broken."""
     ingest: IngestConfig = IngestConfig()
-    lists: ListsConfig | None = None
+    lists: BlocklistsConfig | None = None
     """Block lists and word lists, which `clean` uses; absent: none."""
     clean: CleanConfig = CleanConfig()
     filters: tuple[OwnFilterConfig, ...] = ()

@@ -1,15 +1,15 @@
 """Decontamination stage: remove evaluation sets from documents, with evidence.
 
-`passages.py` says what is looked for, and how much of it must stand in a document.
+`passages.py` defines the passages and how much of one must match.
 
 Evidence. Role `hits` has a row a place: document, source, set, item, part ("*": the whole item), the span as
 characters and as UTF-8 bytes of the document's text (from the first word found to the last, without the punctuation
 around them), words found, words of the passage, coverage, what decided (coverage or run), and what was done. Where
-passages of one set overlap, the one of the most words found is named.
+passages of one set overlap, the one with the most words found is named.
 
-`drop_document` removes a document with a hit as `contaminated`; `drop_span` cuts the spans out, and removes only what
-has no word left. The evidence of a removed document is its hit of the most words: "<set>#<item> <part> <start>-<end>",
-the span in characters.
+`drop_document` removes a document with a hit as `contaminated`; `drop_span` cuts the spans out, and removes only
+documents without a word left. The evidence of a removed document is its hit of the most words: "<set>#<item> <part>
+<start>-<end>", the span in characters.
 
 Roles: `documents`, `removed`, `hits`. Price: one pass a shard, a row group at a time; each worker holds the index (some
 60 bytes a word of the sets), and makes it once, in about half a second a million words.
@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from data_pipeline.decontamination.evaluation_sets import ITEM_SCHEMA, EvaluationSet
-from data_pipeline.decontamination.passages import Hit, PassageConfig, Sought, character_offsets, find_hits, seek
+from data_pipeline.decontamination.passages import Hit, PassageConfig, PassageIndex, character_offsets, find_hits, seek
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     REMOVED_SCHEMA,
@@ -90,7 +90,7 @@ class DecontaminateConfig(PassageConfig):
 class _Items:
     """The evaluation sets of one artifact.
 
-    Two are equal if their digests are, wherever they lie.
+    Two are equal if their digests are, wherever the files are.
     """
 
     digest: str
@@ -98,12 +98,14 @@ class _Items:
 
 
 @functools.lru_cache(maxsize=1)
-def _sought(items: _Items, config: PassageConfig) -> Sought:
+def _sought(items: _Items, config: PassageConfig) -> PassageIndex:
     """The index of one artifact, made once a process."""
     return seek((read_table(path, ITEM_SCHEMA) for path in items.paths), config)
 
 
-def _hit_rows(table: pa.Table, row: int, hits: Sequence[Hit], sought: Sought, action: str) -> list[tuple[Any, ...]]:
+def _hit_rows(
+    table: pa.Table, row: int, hits: Sequence[Hit], sought: PassageIndex, action: str
+) -> list[tuple[Any, ...]]:
     """The rows of HIT_SCHEMA of one document."""
     at = character_offsets(table["text"][row].as_py())
     rows = []
@@ -142,7 +144,7 @@ class _Judged:
     stats: dict[str, Any]
 
 
-def _judge(table: pa.Table, sought: Sought, config: DecontaminateConfig) -> _Judged:
+def _judge(table: pa.Table, sought: PassageIndex, config: DecontaminateConfig) -> _Judged:
     texts = table["text"].combine_chunks()
     reasons, evidence = [""] * table.num_rows, [""] * table.num_rows
     rows: list[tuple[Any, ...]] = []

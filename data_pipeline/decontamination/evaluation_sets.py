@@ -3,17 +3,17 @@
     [[data.decontaminate.sets]]
     name = "arc-easy"
     paths = ["evals/arc-easy/*.jsonl.gz"]
-    fields = ["question"]                      # found in a document, one of these texts names its item
+    fields = ["question"]                      # one of these texts in a document identifies its item
     answer_fields = ["choices", "answer"]      # these only together with the others, as a whole item
 
-A field may hold a text, or lists and objects of any depth: every text within is taken, in order, and named by its way
-("choices.text.0"); a name with dots goes down likewise. Numbers, truth values and nothing are passed over.
+A field may hold a text, or lists and objects of any depth: every text within is taken, in order, and named by its path
+("choices.text.0"); a name with dots is such a path. Numbers, truth values and null are skipped.
 
-Promise: a set is read whole or not at all. A line that is no JSON object, a torn file or a field that no item has is an
-error: an evaluation set that is read in part would leave the rest in the corpus, and nobody would know.
+Promise: a set is read whole or not at all. A line that is not a JSON object, a torn file or a field that no item has is
+an error: a set that is read in part would leave the rest in the corpus unnoticed.
 
 Role `items`: one Parquet file a set with a row a text, items in order: set, item (the value of `id_field`, else its
-number from 0 over the set's files), part (the way to the text), alone (whether it is of `fields`), listed (whether it
+number from 0 over the set's files), part (the path to the text), alone (whether it is of `fields`), listed (whether it
 is one of several texts of a list, as a choice is), text.
 """
 
@@ -78,10 +78,7 @@ class EvaluationSet(Section):
 
 
 class SetsIdentity(Section):
-    """All that decides the bytes.
-
-    Where the files lie does not: inputs are digests.
-    """
+    """Settings that decide the bytes; paths do not, since inputs are digests."""
 
     sets: tuple[EvaluationSet, ...]
 
@@ -141,7 +138,7 @@ def read_rows(path: Path, name: str) -> Iterator[dict[str, Any]]:
                 yield _read_line(line, path, number, name)
     except TornStream as error:
         raise MissingInput(
-            f"evaluation set {name}: {path} is torn behind line {number + 1} ({error.reason}). Fetch it again."
+            f"evaluation set {name}: {path} is cut short after line {number + 1} ({error.reason}). Fetch it again."
         ) from error
 
 
@@ -150,10 +147,10 @@ def _read_line(line: bytes, path: Path, number: int, name: str) -> dict[str, Any
         row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise MissingInput(
-            f"evaluation set {name}: {path}, line {number + 1} is no JSON ({error}). Mend it."
+            f"evaluation set {name}: {path}, line {number + 1} is not JSON ({error}). Correct it."
         ) from error
     if not isinstance(row, dict):
-        raise MissingInput(f"evaluation set {name}: {path}, line {number + 1} is no JSON object. Mend it.")
+        raise MissingInput(f"evaluation set {name}: {path}, line {number + 1} is not a JSON object. Correct it.")
     return row
 
 
@@ -164,7 +161,7 @@ def _item_name(row: dict[str, Any], number: int, wanted: EvaluationSet) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         raise ConfigError(
             f"evaluation set {wanted.name}: item {number} has no text or whole number as {wanted.id_field!r}."
-            f" Mend id_field, or leave it out: then items are numbered."
+            f" Correct id_field, or leave it out to number the items."
         )
     return str(value)
 
@@ -195,10 +192,10 @@ def _write_set(config: Section, payload: tuple[EvaluationSet, tuple[Path, ...]],
     if missing := [field for field in known if not seen[field]]:
         have = ", ".join(sorted(names)) or "none"
         raise ConfigError(
-            f"evaluation set {wanted.name}: no item has {missing[0]!r}; its items have: {have}. Mend its fields."
+            f"evaluation set {wanted.name}: no item has {missing[0]!r}; its items have: {have}. Correct its fields."
         )
     if not texts:
-        raise ConfigError(f"evaluation set {wanted.name}: {', '.join(known)} hold no text in any of {number} items.")
+        raise ConfigError(f"evaluation set {wanted.name}: {', '.join(known)} have no text in any of {number} items.")
     return ShardMade({"items": target}, {"items": {wanted.name: number}, "texts": {wanted.name: texts}})
 
 

@@ -1,20 +1,22 @@
 """Passages of evaluation items, and where documents hold them.
 
-`kernels/folding.py` says what a word is, `kernels/ngrams.py` when a passage is found. The passages are
+`kernels/folding.py` defines a word, `kernels/passage_search.py` a match. The passages are
 
-- each text of a set's `fields`, by itself, if it says enough: a length of at least `min_words` words with `min_letters`
-  letters (half of these from `min_edited_words` on), and not more than two thirds of its words numbers: "yes" or
-  "the cat" name nothing. A *short* one (of fewer than SHORT_WORDS words) names an item only if no more than MAX_SHARING
-  items of its set hold it ("Which is true?" names none), and if it is not one of a list: a choice may be a mere name;
+- each text of a set's `fields`, by itself, if it is specific enough: a length of at least `min_words` words with
+  `min_letters` letters (half of these from `min_edited_words` on), and not more than two thirds of its words numbers:
+  "yes" or "the cat" identify nothing. A *short* one (of fewer than SHORT_WORDS words) identifies an item only if at
+  most MAX_SHARING items of its set hold it ("Which is true?" identifies none), and if it is not one of a list: a choice
+  may be a name;
 - each whole item, the texts of `fields` and `answer_fields` one after the other, under the same first condition: so a
   short question counts together with its choices. What a template puts between them (letters, names) is allowed for.
 
-What must stand in a document:
+A document must contain:
 
-- of a passage of fewer than `min_edited_words` words every word, and the place must stand by itself: before it and
+- of a passage of fewer than `min_edited_words` words every word, and the place must be set off: before it and
   behind it is the text's end, a line's end, or a mark that parts sentences, quotations or cells;
-- of a longer short one every word; or all but one, and then the place must stand by itself, with the edited word or
-  without. "is a part of the United States" within a sentence is no edited question, however many of its words it has;
+- of a longer short one every word; or all but one, and then the place must be set off, with the edited word or
+  without it. "is a part of the United States" within a sentence is not an edited question, however many of its words it
+  has;
 - of any other the share `coverage` of its words, in order;
 - of any, `run_words` words in a row.
 
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from data_pipeline.kernels.passage_search import Index
 
 WHOLE = "*"
-SHORT_WORDS = 13  # from here on a text is no commonplace: the run that Brown et al. 2020 (GPT-3) call contamination
+SHORT_WORDS = 13  # a text of as many is unlikely to be a commonplace: the run of Brown et al. 2020 (GPT-3)
 MAX_SHARING = 2
 _TEMPLATE_WORDS = 4  # that a template may put before each text of an item
 
@@ -59,21 +61,22 @@ class PassageConfig(Section):
     """Passages to search, and how much of one must match."""
 
     coverage: float = Field(default=0.8, gt=0.5, le=1)
-    """Words of a passage that must stand in the document, in order, of all its words."""
+    """Share of a passage's words that must occur in the document, in order."""
     run_words: int = Field(default=50, ge=8)
-    """Words of a passage in a row that are enough by themselves: a long context of which a part was copied.
+    """Consecutive words of a passage that suffice by themselves: a long context of which a part was copied.
 
-    Brown et al. 2020 took 13, which also finds what both quote; Lee et al. 2022 call 50 tokens in a row a copy."""
+    Brown et al. 2020 took 13, which also finds quotations that both contain; Lee et al. 2022 call 50 tokens in a row a
+    copy."""
     min_words: int = Field(default=6, ge=4)
-    """Length below which a passage says too little to be looked for, in words (a Han character is 0.6 of a word)."""
+    """Length below which a passage is too short to be searched, in words (a Han character is 0.6 of a word)."""
     min_letters: int = Field(default=24, ge=0)
-    """Letters below which a passage says too little; a Han character counts as two, digits as none."""
+    """Letters below which a passage is not searched; a Han character counts as two, digits as none."""
     min_edited_words: int = Field(default=8, ge=4)
-    """Length in words below which a passage must stand there word by word, and by itself."""
+    """Length in words below which a passage must match word by word, and be set off."""
 
 
 @dataclass(frozen=True)
-class Sought:
+class PassageIndex:
     """Passages to search, with their names."""
 
     index: Index
@@ -84,7 +87,7 @@ class Sought:
     lengths: Integers
     """Length of each passage, in tenths of a word."""
     items: dict[str, int]
-    """Of each set: items of which something says enough to be looked for."""
+    """Of each set: items with at least one passage that is searched."""
 
     def errors(self, passage: int) -> int:
         """Number of words of a passage that may be missing."""
@@ -102,8 +105,8 @@ class Measures:
     numbers: Integers
     """Words without a letter."""
 
-    def says_enough(self, config: PassageConfig) -> Flags:
-        """Return whether it is worth looking for."""
+    def specific_enough(self, config: PassageConfig) -> Flags:
+        """Return whether the text is specific enough to be searched."""
         letters = np.where(self.tenths < 10 * config.min_edited_words, config.min_letters, config.min_letters // 2)
         many = (self.words >= config.min_words) & (self.tenths >= 10 * config.min_words)
         enough: Flags = many & (self.letters >= letters) & (3 * self.numbers <= 2 * self.words)
@@ -183,13 +186,13 @@ def _candidates(
     begins = np.array([row for row in range(len(names)) if not row or names[row] != names[row - 1]], np.int64)
     sizes = np.diff(begins, append=len(names))
     alone, listed = (table[column].to_numpy() for column in ("alone", "listed"))
-    named = alone & of_text.says_enough(config) & ~(of_text.short & listed)
+    named = alone & of_text.specific_enough(config) & ~(of_text.short & listed)
     keys = [words[first:last].tobytes() for first, last in itertools.pairwise(starts.tolist())]
     sharing = Counter(key for key, _ in set(zip(keys, names, strict=True)))
     for row in np.flatnonzero(named & of_text.short).tolist():
         named[row] = sharing[keys[row]] <= MAX_SHARING
     of_item = np.add.reduceat(measured, begins)
-    whole = np.flatnonzero((sizes > 1) & Measures(*of_item.T).says_enough(config))
+    whole = np.flatnonzero((sizes > 1) & Measures(*of_item.T).specific_enough(config))
     rows = np.flatnonzero(named)
     found = _Candidates(
         np.concatenate([rows, begins[whole]]),
@@ -221,7 +224,7 @@ def _owners(limits: npt.NDArray[np.int32], enclosing: Flags, words: int) -> npt.
     return owners
 
 
-def seek(tables: Iterable[pa.Table], config: PassageConfig) -> Sought:
+def seek(tables: Iterable[pa.Table], config: PassageConfig) -> PassageIndex:
     """The passages of all items, and their index; a table a set."""
     from data_pipeline.kernels.passage_search import Passages, build_index
 
@@ -234,7 +237,7 @@ def seek(tables: Iterable[pa.Table], config: PassageConfig) -> Sought:
     limits = np.concatenate([np.zeros((0, 4), np.int32), *(part.limits for part in sets)])
     words = np.concatenate([np.zeros(0, np.uint64), *(part.words for part in sets)])
     owners = np.concatenate([np.zeros((0, 2), np.int32), *(part.owners for part in sets)])
-    return Sought(
+    return PassageIndex(
         index=build_index(Passages(words, limits, owners)),
         names=tuple(name for part in sets for name in part.names),
         sizes=(limits[:, 1] - limits[:, 0]).astype(np.int64),
@@ -257,7 +260,7 @@ class Hit:
 
 
 _NEAR_CHARACTERS = 200
-_WITHIN = frozenset(",'’&/%@-‐‑–—、")  # stand within a sentence
+_WITHIN = frozenset(",'’&/%@-‐‑–—、")  # occur within a sentence
 
 
 @functools.cache
@@ -299,7 +302,7 @@ def strongest(hits: Sequence[Hit], set_of: Callable[[int], str]) -> list[Hit]:
     return sorted(chosen, key=lambda hit: (hit.start, hit.end, hit.passage))
 
 
-def find_hits(texts: pa.Array, sought: Sought, config: PassageConfig) -> dict[int, list[Hit]]:
+def find_hits(texts: pa.Array, sought: PassageIndex, config: PassageConfig) -> dict[int, list[Hit]]:
     """Hits of each text that has any, in text order."""
     from data_pipeline.kernels.passage_search import search
     from governance.kernels.buffers import text_buffers
@@ -323,8 +326,8 @@ def character_offsets(text: str) -> Integers:
     return np.concatenate([[0], np.cumsum((data & 0xC0) != 0x80)])
 
 
-def _holds(hit: Hit, text: str, at: Integers, sought: Sought, config: PassageConfig) -> bool:
-    """Return whether a hit that must stand by itself does.
+def _holds(hit: Hit, text: str, at: Integers, sought: PassageIndex, config: PassageConfig) -> bool:
+    """Return whether a hit that must be set off is.
 
     Any other holds.
     """

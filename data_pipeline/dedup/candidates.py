@@ -1,8 +1,8 @@
-"""Groups of duplicate candidates, from keys to a decision on each document.
+"""Duplicate candidates of the corpus: which documents share a key, ranked, with their shingles.
 
 Documents are numbered through the whole corpus, those of earlier corpora first. The join says which share a key; equal
-texts are then told by their SHA-256, equal addresses by the addresses themselves, and near texts by the exact
-similarity of their shingles, in the order of `kernels/walk.py`. Nothing is removed for what a hash alone says.
+texts are then confirmed by their SHA-256, equal addresses by the addresses themselves; near texts are compared by
+their shingles in `kernels/greedy_dedup.py`. No document is removed for a hash alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipeline.dedup.join import BAND, TEXT, URL, Engine, shared_keys
+from data_pipeline.dedup.join import BAND, TEXT, URL, JoinEngine, shared_keys
 from data_pipeline.documents import DOCUMENT_SCHEMA, read_groups, rows_by_group
 from governance.errors import storage_errors
 
@@ -33,7 +34,19 @@ _SPREAD = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # spli
 
 
 @dataclass(frozen=True)
-class Part:
+class DedupRules:
+    """Rules of the decision; `DedupConfig` documents each."""
+
+    ngram: int
+    bands: int
+    threshold: float
+    urls: bool
+    overlap: float
+    prefer: Sequence[str]
+
+
+@dataclass(frozen=True)
+class CorpusShard:
     """One shard: its documents, signatures and place in the corpus."""
 
     documents: Path
@@ -55,27 +68,27 @@ class Corpus:
     Those below `new` are of earlier corpora.
     """
 
-    parts: Sequence[Part]
+    parts: Sequence[CorpusShard]
     new: int
 
     def ignored(self) -> Flags:
-        """The documents that earlier corpora removed: they stand for nobody."""
+        """The documents that earlier corpora removed: no document is removed for them."""
         kept = [np.ones(part.rows, bool) if part.kept is None else part.kept for part in self.parts]
         return ~np.concatenate([np.zeros(0, bool), *kept])
 
-    def rows(self, numbers: Integers) -> Iterator[tuple[Part, Integers]]:
+    def rows(self, numbers: Integers) -> Iterator[tuple[CorpusShard, Integers]]:
         """Parts that hold the (ascending) numbers, with the rows in each."""
         for part in self.parts:
             a, b = np.searchsorted(numbers, (part.first, part.first + part.rows))
             if b > a:
                 yield part, numbers[a:b] - part.first
 
-    def signed(self, column: str, numbers: Integers) -> pa.ChunkedArray:
+    def signature_column(self, column: str, numbers: Integers) -> pa.ChunkedArray:
         """A column of the signatures, for numbers that ascend."""
         found = [_take(part.signatures, column, rows) for part, rows in self.rows(numbers)]
         return pa.chunked_array(found or [pa.array([], pa.int64())])
 
-    def told(self, column: str, numbers: Integers) -> pa.ChunkedArray:
+    def document_column(self, column: str, numbers: Integers) -> pa.ChunkedArray:
         """A column of the documents, for numbers that ascend."""
         schema = pa.schema([DOCUMENT_SCHEMA.field(column)])
         found = [
@@ -100,7 +113,7 @@ def _take(path: Path, column: str, rows: Integers) -> pa.Array:
 
 
 @dataclass(frozen=True)
-class Groups:
+class CandidateGroups:
     """Sets of documents: group g is `members[ends[g - 1]:ends[g]]`, numbers that ascend."""
 
     members: Integers
@@ -112,10 +125,10 @@ class Groups:
         return np.repeat(np.arange(len(self.ends)), np.diff(self.ends, prepend=0))
 
 
-def gather(found: Iterable[tuple[Integers, Integers]], ignored: Flags, new: int) -> Groups:
+def gather(found: Iterable[tuple[Integers, Integers]], ignored: Flags, new: int) -> CandidateGroups:
     """Groups of documents that share a key, with at least one new.
 
-    Groups of the same members are one; they are told apart by 64 bits of their members' hashes.
+    Groups of the same members are one; groups are distinguished by 64 bits of their members' hashes.
     """
     members: list[Integers] = []
     sizes: list[Integers] = []
@@ -135,7 +148,7 @@ def gather(found: Iterable[tuple[Integers, Integers]], ignored: Flags, new: int)
         members.append(numbers[np.repeat(chosen, lengths)])
         sizes.append(lengths[chosen])
     empty = np.zeros(0, np.int64)
-    return Groups(np.concatenate([empty, *members]), np.cumsum(np.concatenate([empty, *sizes])))
+    return CandidateGroups(np.concatenate([empty, *members]), np.cumsum(np.concatenate([empty, *sizes])))
 
 
 def _spread(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -144,7 +157,7 @@ def _spread(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return values ^ values >> np.uint64(31)
 
 
-def told_apart(groups: Groups, values: pa.ChunkedArray) -> tuple[Integers, Integers]:
+def confirmed(groups: CandidateGroups, values: pa.ChunkedArray) -> tuple[Integers, Integers]:
     """Documents that truly share a value: ascending numbers and group labels.
 
     `values` are the members' in the order of their numbers, each number once.
@@ -165,38 +178,59 @@ class Candidates:
     """The number of the text of each: equal texts have one."""
     address: Integers
     """The label of an address that others have too, or -1."""
-    bands: Groups
-    """Their members stand for their texts: of equal texts only the first is there."""
+    bands: CandidateGroups
+    """Groups of texts, each named by its first document."""
     representatives: Integers
-    """Text -> the document that stands for it."""
+    """Text -> its first document."""
     collections: int
     """Addresses that name a collection."""
+    order: Integers
+    """Positions in `numbers` from the best document to the worst, those of earlier corpora first."""
+    sets: ShingleSets
 
 
-def find_candidates(corpus: Corpus, bands: int, urls: bool, engine: Engine) -> Candidates:
-    """Join one kind of key after another; drop mere hash collisions."""
+@dataclass(frozen=True)
+class ShingleSets:
+    """Shingles of texts: those of text t are `shingles[starts[t]:ends[t]]`."""
+
+    shingles: npt.NDArray[np.uint64]
+    starts: Integers
+    ends: Integers
+
+
+def find_candidates(
+    corpus: Corpus, rules: DedupRules, sources: Sequence[str], engine: JoinEngine, folder: Path, workers: int
+) -> Candidates:
+    """Join one kind of key after another, confirm what hashes propose, rank the documents and read their shingles.
+
+    `sources` are in their order of preference; `folder` takes the file of shingles.
+    """
     files, firsts = [part.keys for part in corpus.parts], [part.first for part in corpus.parts]
     ignored = corpus.ignored()
 
-    def groups(kind: range, keys: int) -> Groups:
+    def groups(kind: range, keys: int) -> CandidateGroups:
         return gather(shared_keys(files, firsts, kind, keys, engine), ignored, corpus.new)
 
     texts = groups(TEXT, len(ignored))
-    copies, label = told_apart(texts, corpus.signed("text_sha256", np.unique(texts.members)))
+    copies, label = confirmed(texts, corpus.signature_column("text_sha256", np.unique(texts.members)))
     _, first, which = np.unique(label, return_index=True, return_inverse=True)
     originals = copies[first[which]]
     here, address, collections = np.zeros(0, np.int64), np.zeros(0, np.int64), 0
-    if urls:
+    if rules.urls:
         places = groups(URL, len(ignored))
-        here, address = told_apart(places, corpus.signed("url", np.unique(places.members)))
+        here, address = confirmed(places, corpus.signature_column("url", np.unique(places.members)))
         here, address, collections = _pages(here, address, _first_of(copies, originals, here))
+    # Of equal texts only the first is compared, so later copies take no part in the join of bands.
     ignored[copies[originals != copies]] = True
-    near = groups(BAND, bands * len(ignored))
+    near = groups(BAND, rules.bands * len(ignored))
     numbers = np.unique(np.concatenate([copies, here, near.members]))
     representatives, text = np.unique(_first_of(copies, originals, numbers), return_inverse=True)
     addresses = np.full(len(numbers), -1, np.int64)
     addresses[np.searchsorted(numbers, here)] = address
-    return Candidates(numbers, text.astype(np.int64), addresses, near, representatives, collections)
+    compared = np.unique(np.concatenate([near.members, representatives[text[addresses >= 0]]]))
+    sets = _read_shingles(corpus, compared, representatives, rules.ngram, folder, workers)
+    order = _ranked(corpus, numbers, rules.prefer, sources)
+    return Candidates(numbers, text.astype(np.int64), addresses, near, representatives, collections, order, sets)
 
 
 def _first_of(copies: Integers, originals: Integers, numbers: Integers) -> Integers:
@@ -217,17 +251,10 @@ def _pages(numbers: Integers, labels: Integers, texts: Integers) -> tuple[Intege
     return numbers[page], np.unique(labels[page], return_inverse=True)[1].astype(np.int64), len(crowded)
 
 
-@dataclass(frozen=True)
-class Sets:
-    """The shingles of texts: those of text t are `shingles[starts[t]:ends[t]]`."""
-
-    shingles: npt.NDArray[np.uint64]
-    starts: Integers
-    ends: Integers
-
-
-def read_sets(corpus: Corpus, candidates: Candidates, ngram: int, folder: Path, workers: int) -> Sets:
-    """Write the shingles to compare into an unnamed file and map it."""
+def _read_shingles(
+    corpus: Corpus, compared: Integers, representatives: Integers, ngram: int, folder: Path, workers: int
+) -> ShingleSets:
+    """Write the shingles of the documents `compared` into an unnamed file and map it."""
     from data_pipeline.kernels.minhash import shingle_sets
 
     def sets_of(item: tuple[Path, tuple[int, Integers]]) -> tuple[npt.NDArray[np.uint64], Integers]:
@@ -235,15 +262,14 @@ def read_sets(corpus: Corpus, candidates: Candidates, ngram: int, folder: Path, 
         [table] = read_groups(path, _TEXT, [group])
         return shingle_sets(table["text"].combine_chunks().take(pa.array(rows)), ngram)
 
-    compared = np.unique(np.concatenate([candidates.bands.members, _addressed(candidates)]))
-    places = np.searchsorted(candidates.representatives, compared)
-    starts, ends = (np.zeros(len(candidates.representatives), np.int64) for _ in range(2))
+    places = np.searchsorted(representatives, compared)
+    starts, ends = (np.zeros(len(representatives), np.int64) for _ in range(2))
     work = [(path, group) for path, chosen in corpus.row_groups(compared) for group in chosen]
     written = done = 0
     if not work:
-        return Sets(np.zeros(0, np.uint64), starts, ends)
+        return ShingleSets(np.zeros(0, np.uint64), starts, ends)
     with storage_errors(folder), ThreadPoolExecutor(workers) as pool, tempfile.TemporaryFile(dir=folder) as scratch:
-        for first in range(0, len(work), workers):  # so many row groups in memory, and no more
+        for first in range(0, len(work), workers):  # at most as many row groups in memory as workers
             for values, offsets in pool.map(sets_of, work[first : first + workers]):
                 texts = places[done : done + len(offsets) - 1]
                 starts[texts], ends[texts] = offsets[:-1] + written, offsets[1:] + written
@@ -251,8 +277,22 @@ def read_sets(corpus: Corpus, candidates: Candidates, ngram: int, folder: Path, 
                 written, done = written + len(values), done + len(texts)
         scratch.flush()
         shingles = np.asarray(np.memmap(scratch, np.uint64, mode="c")) if written else np.zeros(0, np.uint64)
-    return Sets(shingles, starts, ends)
+    return ShingleSets(shingles, starts, ends)
 
 
-def _addressed(candidates: Candidates) -> Integers:
-    return candidates.representatives[candidates.text[candidates.address >= 0]]
+def _ranked(corpus: Corpus, numbers: Integers, prefer: Sequence[str], sources: Sequence[str]) -> Integers:
+    """Positions of the documents from the best to the worst, those of earlier corpora first."""
+    weights: list[npt.NDArray[Any]] = [numbers]
+    for preference in reversed(prefer):
+        if preference == "length":
+            weight = -corpus.signature_column("bytes", numbers).to_numpy()
+        elif preference == "source_order":
+            named = corpus.document_column("source", numbers)
+            weight = pc.index_in(named, pa.array(sources, pa.string())).to_numpy()
+        elif preference == "licence":
+            unknown = pa.array(["", "NOASSERTION"])
+            weight = pc.is_in(corpus.document_column("licence", numbers), unknown).to_numpy()
+        else:
+            weight = pc.equal(corpus.document_column("url", numbers), "").to_numpy()
+        weights.append(np.where(numbers < corpus.new, 0, weight))
+    return np.lexsort([*weights, numbers >= corpus.new])

@@ -1,39 +1,38 @@
 r"""Deduplication stage: keep one document of each set of duplicates.
 
-Three kinds of duplicate, and each removal is verified against the document that stays, never against a hash:
+Three kinds of duplicate. Each removal is verified against the document that is kept, never against a hash:
 
 - *exact*: the normalised texts have one SHA-256;
-- *address*: the normalised URLs are equal (`duplicates/urls.py`) and the texts share at least `url_overlap` of the
-  smaller one's shingles. A URL that more than 16 different texts carry names a collection, no page: it is left alone;
-- *near*: the exact Jaccard similarity J of the sets of word n-grams is at least `jaccard_threshold`. MinHash bands only
-  say whom to compare (Broder 1997; Lee et al. 2022). `kernels/minhash.py` says what a word and a shingle are: where no
-  script without spaces and no combining mark stands, the words are those of `re.findall(r"\w+", text.lower())`.
+- *address*: the normalised URLs are equal (`data_pipeline/urls.py`) and the texts share at least `url_overlap` of the
+  smaller one's shingles. A URL with more than 16 different texts names a collection, not a page, and is ignored;
+- *near*: the exact Jaccard similarity J of the sets of word n-grams is at least `jaccard_threshold`. MinHash bands
+  only propose pairs (Broder 1997; Lee et al. 2022). `kernels/minhash.py` defines word and shingle: without combining
+  marks and scripts that do not separate words, words are `re.findall(r"\w+", text.lower())`.
 
-The promise. Documents are walked from the best to the worst: by `prefer`, among equals the first of the corpus (sources
-in the order in which they are named). A document is removed if and only if one *that was kept* has its text, or has its
-address and overlaps with it, or shares a band with it and is as near as the threshold; it names the most similar. So
+Promise. Documents are processed from the best to the worst: by `prefer`, among equals the first of the corpus (sources
+in the order in which they are named). A document is removed if and only if a *kept* document has the same text, or has
+the same address and overlaps with it, or shares a band with it and is similar enough; it names the most similar. So
 
-- no document leaves because of a chain of neighbours: each is itself near to the one that is named;
-- no two kept documents that were compared are as near as the threshold.
+- no document is removed because of a chain of neighbours: each is itself near to the one that it names;
+- no two kept documents that were compared are as similar as the threshold.
 
-A copy of a document that left as a near-duplicate leaves for the same kept one, as a near-duplicate too. Documents of
-the corpora in `against` that stayed there come before all others and stay: what is near or equal to them leaves as
-`duplicate_of_earlier`.
+A copy of a near-duplicate is removed for the same kept document, as a near-duplicate too. Documents kept in the corpora
+of `against` rank first and always stay: a new document that equals or resembles one is a `duplicate_of_earlier`.
 
-What is missed: a pair that shares no band (with 20 bands of 6 rows 0.0023 of pairs at J = 0.8, less above); a text
-without words, which is compared exactly only; and, in a band shared by more than 64 *kept* documents (a template, say,
-whose copies are not near to each other), what a comparison with the first 64 does not show: `stats` counts these
-encounters as `bands_cut`. A band of thousands of near-copies has few kept ones, and costs one comparison a copy.
+Missed: a pair that shares no band (with 20 bands of 6 rows 0.0023 of pairs at J = 0.8, fewer above); a text without
+words, which is compared exactly only; and, in a band shared by more than 64 *kept* documents (such as a template whose
+copies differ), pairs that a comparison with the first 64 does not show: `stats` counts these encounters as
+`bands_cut`. A band of thousands of near-copies has few kept ones, and costs one comparison a copy.
 
-Roles: `documents`, `removed`, `kept` (a row a document that came in: whether it stayed), `signatures` (a row a
-document: SHA-256 of its text, normalised URL, bytes, words), `keys` (`duplicates/join.py`), `pairs` (each comparison:
-the kept or better one's id, the other's, exact similarity, whether the other was removed for it).
+Roles: `documents`, `removed`, `kept` (a row for each input document: whether it stayed), `signatures` (a row for each:
+SHA-256 of its text, normalised URL, bytes, words), `keys` (`join.py`), `pairs` (each comparison: the id of the kept or
+better one, the id of the other, exact similarity, whether the other was removed for it).
 
 Price. Signatures are made shard by shard, in parallel, a row group at a time. The join runs within
-`join_memory_mib` and spills into a folder `join~...` of the artifact that is gone afterwards. Then the process that
-walks holds some 100 bytes a document that shares anything and 8 a distinct set of sharers; the shingles of those (8
-bytes a word) lie in one file without a name and are mapped, so that a kill leaves nothing behind. A shard that loses
-nothing is not written again: its file gets a second name.
+`join_memory_mib` and spills into a folder `join~...` of the artifact, which is removed afterwards. The process that
+decides holds some 100 bytes a document that shares anything and 8 a distinct set of sharers; the shingles of those (8
+bytes a word) are mapped from an unnamed file, so a kill leaves nothing behind. A shard that loses no document is not
+written again: its file gets a second name.
 """
 
 from __future__ import annotations
@@ -51,9 +50,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from data_pipeline.dedup.candidates import Corpus, Part
-from data_pipeline.dedup.join import BAND, TEXT, URL, Engine, spill_folder, write_keys
-from data_pipeline.dedup.pair_decision import Rules, decide, read_verdict, write_verdict
+from data_pipeline.dedup.candidates import Corpus, CorpusShard, DedupRules
+from data_pipeline.dedup.join import BAND, TEXT, URL, JoinEngine, spill_folder, write_keys
+from data_pipeline.dedup.pair_decision import decide, read_decisions, write_decisions
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     REMOVED_SCHEMA,
@@ -79,7 +78,7 @@ Preference = Literal["length", "source_order", "licence", "url"]
 
 
 class DedupConfig(Section):
-    """Definition of a duplicate, and which document stays."""
+    """Definition of a duplicate, and which document is kept."""
 
     ngram: int = Field(default=5, ge=1, le=32)
     """Words a shingle."""
@@ -88,22 +87,22 @@ class DedupConfig(Section):
     rows: int = Field(default=6, ge=1, le=32)
     """Bins a band: more pass over more pairs of lower similarity."""
     jaccard_threshold: float = Field(default=0.8, gt=0, le=1)
-    """Shingles that two texts share, of all distinct shingles of both, from which the lesser text is removed.
+    """Share of all distinct shingles of two texts that both have, from which the lesser text is removed.
 
     It is strict: with word 5-grams, changing 5 % of the words at random already gives about 0.65."""
     urls: bool = True
-    """Whether documents of one address are duplicates; a document without a URL never is for that reason."""
+    """Whether documents of one address can be duplicates."""
     url_overlap: float = Field(default=0.2, ge=0, le=1)
     """Shingles of the smaller text that two texts of one address must share; 0: the address alone suffices."""
     prefer: tuple[Preference, ...] = ("length", "source_order")
-    """Which of several duplicates stays, the weightiest reason first: the longest text (UTF-8 bytes), the source named
-    first, a known licence, a known URL. Among equals the first of the corpus stays."""
+    """Which of several duplicates is kept, most important criterion first: the longest text (UTF-8 bytes), the source
+    named first, a known licence, a known URL. Among equals the first of the corpus is kept."""
     against: tuple[str, ...] = Field(default=(), exclude=True)
     """Folders of earlier dedup artifacts, relative to the root or absolute, with whose documents these are compared.
 
-    What decides is what they hold: their digests are inputs of the stage, and where they lie is not hashed."""
+    Their digests are inputs of the stage; their paths are not hashed."""
     join_memory_mib: int = Field(default=1024, ge=256, exclude=True)
-    """What the process may hold while the keys are joined, in MiB; it changes no byte, so it is not hashed."""
+    """Memory limit of the join of keys, in MiB; it changes no byte, so it is not hashed."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +128,8 @@ def earlier_corpora(config: DedupConfig, root: Path) -> tuple[Earlier, ...]:
         manifest = read_manifest(path)
         if manifest.stage != "dedup" or manifest.version != VERSION:
             raise ConfigError(
-                f"dedup.against = {name!r}: is {manifest.stage}, version {manifest.version}; only dedup artifacts of"
-                f" version {VERSION} can be compared with. Name one, or make it again."
+                f"dedup.against = {name!r}: is an artifact of {manifest.stage}, version {manifest.version}; comparison"
+                f" needs one of dedup, version {VERSION}. Name one, or make it again."
             )
         for setting in ("ngram", "bands", "rows"):
             theirs, ours = manifest.config.get(setting), getattr(config, setting)
@@ -142,8 +141,8 @@ def earlier_corpora(config: DedupConfig, root: Path) -> tuple[Earlier, ...]:
         earlier = Earlier(manifest, path.resolve().parents[2])
         if not present(manifest, earlier.root):
             raise MissingInput(
-                f"dedup.against = {name!r}: files of it are missing or cut short. `assay governance verify` of its root"
-                " names them; bring them back, or make it again."
+                f"dedup.against = {name!r}: some of its files are missing or cut short. `assay governance verify`"
+                " of its root names them; restore them, or make it again."
             )
         found.append(earlier)
     return tuple(found)
@@ -191,17 +190,17 @@ def _sign_shard(config: DedupConfig, path: Path, path_of: Any) -> ShardMade:
 
 @dataclass(frozen=True)
 class Split:
-    """The work on one shard, once the verdict is there."""
+    """Payload of one shard: its files and the decisions on it."""
 
     documents: Path
     signatures: Path
-    verdict: Path
+    decisions: Path
     index: int
-    """The shard's place in the verdict."""
+    """Position of the shard in the decisions."""
 
 
 def _split_shard(config: DedupConfig, work: Split, path_of: Any) -> ShardMade:
-    removals = read_verdict(work.verdict).removals(work.index).sort_by("row")
+    removals = read_decisions(work.decisions).removals(work.index).sort_by("row")
     sizes = pq.read_table(work.signatures, columns=["bytes"], partitioning=None)["bytes"].to_pylist()
     stays, reasons = np.ones(len(sizes), bool), [""] * len(sizes)
     for row, reason in zip(removals["row"].to_pylist(), removals["reason"].to_pylist(), strict=True):
@@ -241,7 +240,7 @@ def _corpus(
     inputs: Sequence[tuple[Output, Path]], signed: Sequence[ShardDone], earlier: Sequence[Earlier], root: Path
 ) -> Corpus:
     """All shards, those of earlier corpora first."""
-    parts: list[Part] = []
+    parts: list[CorpusShard] = []
     first = 0
     for corpus in earlier:
         roles = ("documents", "signatures", "keys", "kept")
@@ -249,27 +248,32 @@ def _corpus(
             *(corpus.manifest.files(role, corpus.root) for role in roles), strict=True
         ):
             stayed = pq.read_table(kept, partitioning=None)["kept"].to_numpy()
-            parts.append(Part(documents, signatures, keys, first, len(stayed), stayed, corpus.manifest.digest))
+            parts.append(CorpusShard(documents, signatures, keys, first, len(stayed), stayed, corpus.manifest.digest))
             first += len(stayed)
     new = first
     for (_, path), shard in zip(inputs, signed, strict=True):
         signatures, keys = (root / shard.outputs[role].path for role in ("signatures", "keys"))
-        parts.append(Part(path, signatures, keys, first, shard.stats["documents"]))
+        parts.append(CorpusShard(path, signatures, keys, first, shard.stats["documents"]))
         first += shard.stats["documents"]
     return Corpus(parts, new)
 
 
-def _sources(signed: Sequence[ShardDone]) -> list[str]:
-    """The sources in the order in which they first come up."""
-    found: dict[str, None] = {}
-    for shard in signed:
-        for source, _ in sorted(shard.stats["sources"].items(), key=lambda item: item[1]):
-            found[source] = None
-    return list(found)
+def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: Sequence[Earlier] = ()) -> Manifest:
+    """Keep one document of each set of duplicates; count the others by reason.
 
+    `earlier` is the result of `earlier_corpora(config, root)`. `stats` adds to the common counts: `without_words`
+    (documents that are compared exactly only), `candidates` (documents that share a text, an address or a band),
+    `comparisons`, `bands_cut`, `kept_for_others` (kept documents for which others were removed),
+    `urls_of_collections`.
 
-def _rules(config: DedupConfig) -> Rules:
-    return Rules(
+    Raises:
+        ManifestError: a shard cannot be read.
+        MissingInput: the artifact is missing and `runtime.make` is False; or Daft is requested and not installed.
+        StorageError: the disk is full.
+    """
+    recipe = Recipe("dedup", VERSION, config)
+    origins = [documents.as_input(), *(corpus.manifest.as_input() for corpus in earlier)]
+    rules = DedupRules(
         ngram=config.ngram,
         bands=config.bands,
         threshold=config.jaccard_threshold,
@@ -278,57 +282,41 @@ def _rules(config: DedupConfig) -> Rules:
         prefer=config.prefer,
     )
 
-
-def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: Sequence[Earlier] = ()) -> Manifest:
-    """Keep one document of each set of duplicates.
-
-    Count the others by reason.
-
-    `earlier` is what `earlier_corpora(config, root)` read. `stats` adds to the common counts: `without_words`
-    (documents that are compared exactly only), `candidates` (documents that share a text, an address or a band),
-    `comparisons`, `bands_cut`, `kept_for_others` (kept documents that stand for some), `urls_of_collections`.
-
-    Raises:
-        ManifestError: a shard cannot be read.
-        MissingInput: the artifact is not made and `runtime.make` is False; or Daft is wanted and not installed.
-        StorageError: the disk is full.
-    """
-    recipe = Recipe("dedup", VERSION, config)
-    origins = [documents.as_input(), *(corpus.manifest.as_input() for corpus in earlier)]
-
     def make(folder: Path) -> Made:
         inputs = document_shards(documents, runtime.root)
-        wanted = [Shard(path.stem, ("signatures", output.sha256), path, (output,)) for output, path in inputs]
-        signed = map_shards(recipe, _sign_shard, wanted, folder, runtime)
+        shards = [Shard(path.stem, ("signatures", output.sha256), path, (output,)) for output, path in inputs]
+        signed = map_shards(recipe, _sign_shard, shards, folder, runtime)
         key = recipe.key([item.digest for item in origins])
         records = folder.parent / "records"
-        verdict, pairs = records / f"{key}.verdict.arrow", records / f"{key}.pairs.parquet"
+        decisions, pairs = records / f"{key}.verdict.arrow", records / f"{key}.pairs.parquet"
 
-        def find(_: Path) -> None:
+        def make_decisions(_: Path) -> None:
+            # Sources rank in the order in which they first occur, within a shard by their first row.
+            by_row = (sorted(shard.stats["sources"].items(), key=lambda item: item[1]) for shard in signed)
+            sources = list(dict.fromkeys(source for found in by_row for source, _ in found))
             corpus = _corpus(inputs, signed, earlier, runtime.root)
             with spill_folder(folder) as scratch:
-                engine = Engine(runtime.engine, config.join_memory_mib, scratch)
-                found = decide(corpus, _rules(config), _sources(signed), engine, folder, max(1, runtime.workers))
-            write_verdict(verdict, pairs, corpus, found)
+                engine = JoinEngine(runtime.engine, config.join_memory_mib, scratch)
+                found = decide(corpus, rules, sources, engine, folder, max(1, runtime.workers))
+            write_decisions(decisions, pairs, corpus, found)
 
-        once(runtime, verdict, find, beside=(pairs,))
-        judged = read_verdict(verdict)
+        once(runtime, decisions, make_decisions, beside=(pairs,))
+        decided = read_decisions(decisions)
         target = folder / "pairs" / "pairs.parquet"
         put_in_place(pairs, target)
         split = [
             Shard(
                 path.stem,
-                ("documents", output.sha256, judged.digest(index)),
-                Split(path, runtime.root / shard.outputs["signatures"].path, verdict, index),
+                ("documents", output.sha256, decided.digest(index)),
+                Split(path, runtime.root / shard.outputs["signatures"].path, decisions, index),
                 (output, shard.outputs["signatures"]),
             )
             for index, ((output, path), shard) in enumerate(zip(inputs, signed, strict=True))
         ]
         done = map_shards(recipe, _split_shard, split, folder, runtime)
         outputs = [output for shard in (*signed, *done) for output in shard.outputs.values()]
-        without = sum(shard.stats["without_words"] for shard in signed)
         stats = sum_stats([funnel([], [], [], []), *(shard.stats for shard in done)])
-        stats = {**stats, **judged.stats, "without_words": without}
+        stats |= {**decided.stats, "without_words": sum(shard.stats["without_words"] for shard in signed)}
         return Made([*outputs, describe(target, runtime.root)], stats)
 
     return run_stage(recipe, origins, runtime, make)

@@ -1,7 +1,7 @@
 """Global join on document keys, by DuckDB or Daft (Ray).
 
 A *key file* is a Parquet file of one shard's keys: `key` (int64, ascending) and `row` (int32, the document in the
-shard). What a key stands for is its range: equal text, equal address, a band of a signature.
+shard). The range of a key is its kind: equal text, equal address, a band of a signature.
 
 The join runs range by range of the keys, which are hashes: each range is a hash partition, sized so that its table of
 groups fits the limit, and since the files are sorted and their row groups carry bounds, a range reads little more than
@@ -50,21 +50,21 @@ WHERE signed.key >= {low} AND signed.key <= {high}
 
 
 @dataclass(frozen=True)
-class Engine:
+class JoinEngine:
     """Join engine and its limits; neither changes the result."""
 
     name: str
     """`duckdb` or `daft`."""
     memory_mib: int
-    """What the process may hold."""
+    """Memory limit of the process."""
     scratch: Path
-    """Takes what DuckDB spills."""
+    """Folder for files that DuckDB spills."""
 
 
 def write_keys(path: Path, keys: Integers, rows: npt.NDArray[np.int32]) -> None:
     """Write one shard's key file.
 
-    Hashes do not compress, so it is not tried.
+    Uncompressed, since hashes do not compress.
     """
     order = np.argsort(keys, kind="stable")
     table = pa.table({"key": keys[order], "row": rows[order]})
@@ -90,7 +90,7 @@ def require_engine(name: str) -> None:
 
 
 def shared_keys(
-    files: Sequence[Path], firsts: Sequence[int], kind: range, keys: int, engine: Engine
+    files: Sequence[Path], firsts: Sequence[int], kind: range, keys: int, engine: JoinEngine
 ) -> Iterator[tuple[Integers, Integers]]:
     """Keys of a kind that more than one document has.
 
@@ -101,7 +101,7 @@ def shared_keys(
     Raises:
         MissingInput: the engine is not installed.
         StorageError: the disk is full.
-        PipelineError: the engine cannot do it, in its own words.
+        PipelineError: the engine failed; holds its message.
     """
     if not files or not keys:
         return
@@ -109,12 +109,14 @@ def shared_keys(
     step = -(-len(kind) // parts)
     names = [str(path) for path in files]
     shards = pa.table({"filename": pa.array(names, pa.string()), "first": pa.array(firsts, pa.int64())})
-    ask = {"duckdb": _duckdb, "daft": _daft}[engine.name]
-    with storage_errors(engine.scratch), ask(names, shards, engine) as run:
+    run_engine = {"duckdb": _duckdb, "daft": _daft}[engine.name]
+    with storage_errors(engine.scratch), run_engine(names, shards, engine) as run:
         for low in range(kind.start, kind.stop, step):
             found = run(SHARED_KEYS.format(low=low, high=min(low + step, kind.stop) - 1))
             if found["number"].null_count:
-                raise PipelineError(f"{engine.name}: calls the key files otherwise than it was told; use the other")
+                raise PipelineError(
+                    f"{engine.name}: returned names of key files other than those given; use the other engine"
+                )
             key, number = (found[name].to_numpy() for name in ("key", "number"))
             order = np.lexsort((number, key))
             yield key[order], number[order]
@@ -137,7 +139,7 @@ def spill_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _duckdb(names: list[str], shards: pa.Table, engine: Engine) -> Iterator[Any]:
+def _duckdb(names: list[str], shards: pa.Table, engine: JoinEngine) -> Iterator[Any]:
     import duckdb
 
     settings = {
@@ -156,8 +158,8 @@ def _duckdb(names: list[str], shards: pa.Table, engine: Engine) -> Iterator[Any]
 
 
 @contextlib.contextmanager
-def _daft(names: list[str], shards: pa.Table, engine: Engine) -> Iterator[Any]:
-    os.environ.setdefault("DO_NOT_TRACK", "true")  # both report home unless told not to
+def _daft(names: list[str], shards: pa.Table, engine: JoinEngine) -> Iterator[Any]:
+    os.environ.setdefault("DO_NOT_TRACK", "true")  # both send usage statistics by default
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     require_engine("daft")
     import daft

@@ -16,15 +16,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from data_pipeline.dedup.candidates import MAX_KEPT_A_BAND, Candidates, Corpus, find_candidates, read_sets
-from data_pipeline.dedup.join import Engine
+from data_pipeline.dedup.candidates import MAX_KEPT_A_BAND, Corpus, DedupRules, find_candidates
+from data_pipeline.dedup.join import JoinEngine
 from data_pipeline.documents import write_table
 from governance.config import canonical_json
 from governance.files import atomic_path, sha256_bytes
@@ -37,18 +35,6 @@ OF_EARLIER = "duplicate_of_earlier"
 
 
 @dataclass(frozen=True)
-class Rules:
-    """Rules of the decision; `DedupConfig` documents each."""
-
-    ngram: int
-    bands: int
-    threshold: float
-    urls: bool
-    overlap: float
-    prefer: Sequence[str]
-
-
-@dataclass(frozen=True)
 class Decision:
     """Decisions of the greedy pass, by document number."""
 
@@ -56,7 +42,7 @@ class Decision:
     """Ascending."""
     reason: npt.NDArray[np.uint8]
     kept: Integers
-    """Whom each was removed for."""
+    """The kept document for which each was removed."""
     jaccard: npt.NDArray[np.float64]
     pairs: Integers
     """(comparisons, 2): the one that stays, or is better, and the other."""
@@ -65,27 +51,26 @@ class Decision:
 
 
 def decide(
-    corpus: Corpus, rules: Rules, sources: Sequence[str], engine: Engine, folder: Path, workers: int
+    corpus: Corpus, rules: DedupRules, sources: Sequence[str], engine: JoinEngine, folder: Path, workers: int
 ) -> Decision:
-    """Find who shares what, and walk from the best to the worst.
-
-    `sources` are in their order.
-    """
+    """Find the candidates and compare each with the kept ones, from the best to the worst."""
     from data_pipeline.kernels.greedy_dedup import walk_ranked
 
-    found = find_candidates(corpus, rules.bands, rules.urls, engine)
-    sets = read_sets(corpus, found, rules.ngram, folder, workers)
-    order = _ranked(corpus, found, rules.prefer, sources)
-    starts, groups = _by_text(found)
-    settled = np.bincount(found.address[found.address >= 0])
+    found = find_candidates(corpus, rules, sources, engine, folder, workers)
+    order, sets, bands = found.order, found.sets, found.bands
+    # The bands of text t are `groups[starts[t]:starts[t + 1]]`.
+    texts = np.searchsorted(found.representatives, bands.members)
+    by_text = np.argsort(texts, kind="stable")
+    starts = np.searchsorted(texts[by_text], np.arange(len(found.representatives) + 1)).astype(np.int64)
+    groups = bands.labels[by_text]
     reason, kept_by, jaccard, pairs, values, cut = walk_ranked(
         found.text[order],
         found.address[order],
         found.numbers[order] < corpus.new,
         starts,
         groups,
-        _rooms(np.minimum(np.diff(found.bands.ends, prepend=0), MAX_KEPT_A_BAND)),
-        _rooms(settled),
+        _offsets(np.minimum(np.diff(bands.ends, prepend=0), MAX_KEPT_A_BAND)),
+        _offsets(np.bincount(found.address[found.address >= 0])),
         sets.shingles,
         sets.starts,
         sets.ends,
@@ -106,42 +91,14 @@ def decide(
     return Decision(numbers[gone], reason[gone], kept, jaccard[gone], numbers[pairs], values, stats)
 
 
-def _rooms(sizes: Integers) -> Integers:
+def _offsets(sizes: Integers) -> Integers:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
 
 
-def _by_text(found: Candidates) -> tuple[Integers, Integers]:
-    """Bands of each text, with offsets."""
-    texts = np.searchsorted(found.representatives, found.bands.members)
-    order = np.argsort(texts, kind="stable")
-    starts = np.searchsorted(texts[order], np.arange(len(found.representatives) + 1))
-    return starts.astype(np.int64), found.bands.labels[order]
-
-
-def _ranked(corpus: Corpus, found: Candidates, prefer: Sequence[str], sources: Sequence[str]) -> Integers:
-    """The places of the candidates from the best to the worst.
-
-    Those of earlier corpora first.
-    """
-    numbers = found.numbers
-    weights: list[npt.NDArray[Any]] = [numbers]
-    for preference in reversed(prefer):
-        if preference == "length":
-            weight = -corpus.signed("bytes", numbers).to_numpy()
-        elif preference == "source_order":
-            weight = pc.index_in(corpus.told("source", numbers), pa.array(sources, pa.string())).to_numpy()
-        elif preference == "licence":
-            weight = pc.is_in(corpus.told("licence", numbers), pa.array(["", "NOASSERTION"])).to_numpy()
-        else:
-            weight = pc.equal(corpus.told("url", numbers), "").to_numpy()
-        weights.append(np.where(numbers < corpus.new, 0, weight))
-    return np.lexsort([*weights, numbers >= corpus.new])
-
-
-def write_verdict(verdict: Path, pairs: Path, corpus: Corpus, found: Decision) -> None:
-    """Write the comparisons, and then the verdict."""
+def write_decisions(decisions: Path, pairs: Path, corpus: Corpus, found: Decision) -> None:
+    """Write the comparisons, then the decisions on each shard."""
     numbers = np.unique(np.concatenate([found.kept, found.pairs.reshape(-1)]))
-    ids = corpus.told("id", numbers)
+    ids = corpus.document_column("id", numbers)
     kept, other = (ids.take(pa.array(np.searchsorted(numbers, found.pairs[:, side]))) for side in (0, 1))
     write_table(
         pairs, pa.table({"kept": kept, "other": other, "jaccard": found.values, "removed": _removed_for(found)})
@@ -150,7 +107,7 @@ def write_verdict(verdict: Path, pairs: Path, corpus: Corpus, found: Decision) -
     firsts = [part.first for part in corpus.parts]
     origins = [corpus.parts[place].origin for place in np.searchsorted(firsts, found.kept, side="right") - 1]
     schema = SCHEMA.with_metadata({"stats": json.dumps(found.stats, sort_keys=True)})
-    with atomic_path(verdict) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
+    with atomic_path(decisions) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
         for part in corpus.parts:
             if not part.origin:
                 a, b = np.searchsorted(found.removed, (part.first, part.first + part.rows))
@@ -182,17 +139,14 @@ def _removed_for(found: Decision) -> npt.NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A written verdict.
-
-    It is mapped, so that a shard's part costs what it holds.
-    """
+class PairDecision:
+    """Written decisions, mapped: reading a shard's costs memory for that shard only."""
 
     batches: pa.ipc.RecordBatchFileReader
     stats: dict[str, int]
 
     def removals(self, shard: int) -> pa.RecordBatch:
-        """The rows that go from a shard."""
+        """Removed rows of a shard, as SCHEMA."""
         return self.batches.get_batch(shard)
 
     def digest(self, shard: int) -> str:
@@ -200,7 +154,7 @@ class Verdict:
         return sha256_bytes(canonical_json(self.removals(shard).to_pydict()))
 
 
-def read_verdict(path: Path) -> Verdict:
+def read_decisions(path: Path) -> PairDecision:
     """Open a verdict that `write_verdict` wrote."""
     batches = pa.ipc.open_file(pa.memory_map(str(path)))
-    return Verdict(batches, json.loads(batches.schema.metadata[b"stats"]))
+    return PairDecision(batches, json.loads(batches.schema.metadata[b"stats"]))

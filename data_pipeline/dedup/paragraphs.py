@@ -1,15 +1,15 @@
 """Paragraph deduplication stage: cut repeated paragraphs and lines.
 
-A paragraph that stands in at least `min_paragraph_documents` documents, or a line in at least `min_line_documents`,
-stays where it stands first (in the order of the corpus) and is cut out everywhere else. `kernels/units.py` says what a
-paragraph and a line are; case and punctuation count, white space does not. What is shorter than the bounds is left
-alone: headings and greetings are no boilerplate. A document of which less than `min_left_bytes` remains leaves as
+A paragraph that occurs in at least `min_paragraph_documents` documents, or a line in at least `min_line_documents`,
+stays where it occurs first (in the order of the corpus) and is cut out everywhere else. `kernels/paragraph_hashes.py`
+defines paragraph and line; case and punctuation count, white space does not. Shorter ones are kept: headings and
+greetings are not boilerplate. A document of which less than `min_left_bytes` remains leaves as
 `duplicate_text`; its evidence is how much was cut.
 
 Roles: `documents`, `removed` (with the text as it came in), `cuts` (id, kind, start and end in bytes of the text that
-came in; the cut takes the blank lines behind it along), `units` (what was compared: hashes and places).
+came in; the cut takes the blank lines behind it along), `units` (the compared units: hashes and places).
 
-Price: two passes; one row of 29 bytes a paragraph or line goes through the join of `duplicates/join.py`, which spills.
+Price: two passes; one row of 29 bytes a paragraph or line goes through the join of `dedup/join.py`, which spills.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from data_pipeline.dedup.join import Engine, shared_keys, spill_folder, write_keys
+from data_pipeline.dedup.join import JoinEngine, shared_keys, spill_folder, write_keys
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     REMOVED_SCHEMA,
@@ -103,7 +103,7 @@ def repeated_units(paths: Sequence[Path], config: ParagraphsConfig, engine_name:
     counts = [pq.read_metadata(path).num_rows for path in paths]
     firsts = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
     with spill_folder(target.parent) as scratch, table_writer(target, _NUMBERS, bounds=("number",)) as append:
-        engine = Engine(engine_name, JOIN_MEMORY_MIB, scratch)
+        engine = JoinEngine(engine_name, JOIN_MEMORY_MIB, scratch)
         keys = [scratch / f"{number}.parquet" for number in range(len(paths))]
         for path, key_file in zip(paths, keys, strict=True):
             table = pq.read_table(path, columns=["kind", "high"], partitioning=None)
@@ -136,8 +136,8 @@ def _all_but_the_first(
     other_document[1:] |= (row[1:] != row[:-1]) | (shard[1:] != shard[:-1])
     group = np.cumsum(new) - 1
     documents = np.bincount(group, weights=other_document).astype(np.int64)
-    wanted = np.where(kind == 0, config.min_paragraph_documents, config.min_line_documents)
-    return np.sort(numbers[order][~new & (documents[group] >= wanted)])
+    minimum = np.where(kind == 0, config.min_paragraph_documents, config.min_line_documents)
+    return np.sort(numbers[order][~new & (documents[group] >= minimum)])
 
 
 @dataclass(frozen=True)

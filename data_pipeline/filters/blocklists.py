@@ -6,8 +6,8 @@
     words = { en = ["lists/en.txt"], "*" = ["lists/any.txt"] }
 
 Plain text, one entry a line, .gz and .zst too; blank lines are left out, and what follows "#" at a line's start or
-behind white space. A domain stands alone, or after an address as in a hosts file ("0.0.0.0 example.org"), and blocks
-its subdomains too. A URL blocks itself and what lies below its path. Words and phrases belong to a language code, "*"
+behind white space. A domain is alone on its line, or after an address as in a hosts file ("0.0.0.0 example.org"), and
+blocks its subdomains too. A URL blocks itself and every path below it. Words and phrases belong to a language code, "*"
 to every language. A line that is none of these is counted (`not_understood`) and told.
 
 URLs are compared as duplicates are (`duplicates/urls.py`), but for the scheme and a slash at the path's end.
@@ -53,7 +53,7 @@ _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*://")
 _DOMAIN = re.compile(r"\[[0-9a-f:.]+\]|(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 
 
-class ListsConfig(Section):
+class BlocklistsConfig(Section):
     """Files of each list, as patterns relative to the run's file."""
 
     domains: tuple[str, ...] = ()
@@ -118,7 +118,7 @@ def entries(path: Path, kind: str) -> Iterator[tuple[int, str]]:
     """Normalised entries of one list file, with their lines; "" for invalid.
 
     Raises:
-        ManifestError: the file is torn, or is no text.
+        ManifestError: the file is torn, or is not text.
     """
     read = {"domains": _domains, "urls": _urls, "words": _words}[kind]
     try:
@@ -163,7 +163,7 @@ def _words(text: str) -> list[str]:
     return [entry if known else ""]
 
 
-def make_lists(config: ListsConfig, config_folder: Path, runtime: Runtime) -> Manifest:
+def make_lists(config: BlocklistsConfig, config_folder: Path, runtime: Runtime) -> Manifest:
     """Make or find the lists; relative paths start at `config_folder`.
 
     Raises:
@@ -194,7 +194,9 @@ def make_lists(config: ListsConfig, config_folder: Path, runtime: Runtime) -> Ma
         columns = [[code for code, _ in words], [entry for _, entry in words]]
         tables["words"] = pa.table(columns, schema=WORDS_SCHEMA)
         if wrong:
-            get_logger(__name__).warning("lists: %d lines are no entry of their list, as %s", len(wrong), wrong[0])
+            get_logger(__name__).warning(
+                "lists: %d lines are not an entry of their list, such as %s", len(wrong), wrong[0]
+            )
         paths = [folder / f"{kind}.arrow" for kind in ("domains", "urls")]
         for path in paths:
             _write_keyed(path, tables[path.stem])
@@ -246,15 +248,17 @@ def _table(path: Path) -> tuple[Any, pa.Array]:
 def blocked_by(url: str, folder: Path) -> str:
     """The list entry that blocks a URL ("domain example.org"), or ""."""
     domains, urls = with_parents(url)
-    for kind, wanted in (("domain", domains), ("url", urls)):
+    for kind, entries in (("domain", domains), ("url", urls)):
         keys, known = _table(folder / f"{kind}s.arrow")
-        if not len(keys) or not wanted:
+        if not len(keys) or not entries:
             continue
-        sought = np.array([key_of(entry) for entry in wanted], np.uint64)  # another type would convert `keys` each time
+        sought = np.array(
+            [key_of(entry) for entry in entries], np.uint64
+        )  # another type would convert `keys` each time
         firsts, ends = np.searchsorted(keys, sought), np.searchsorted(keys, sought, side="right")
         for row in np.flatnonzero(firsts < ends).tolist():
-            if wanted[row] in known[firsts[row] : ends[row]].to_pylist():
-                return f"{kind} {wanted[row]}"
+            if entries[row] in known[firsts[row] : ends[row]].to_pylist():
+                return f"{kind} {entries[row]}"
     return ""
 
 

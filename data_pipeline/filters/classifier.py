@@ -51,7 +51,7 @@ from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 2
-_COLUMNS = ("id", "source", "language", "kept")  # that stand beside the scores
+_COLUMNS = ("id", "source", "language", "kept")  # next to the scores
 _BINS = 10  # of the calibration error
 
 
@@ -91,7 +91,7 @@ class ClassifierConfig(Section):
     @classmethod
     def _no_column_of_its_own(cls, name: str) -> str:
         if name in _COLUMNS:
-            raise ValueError(f"{name!r} is a column beside the scores; choose another name")
+            raise ValueError(f"{name!r} is the name of another column of the scores; choose another")
         return name
 
     @model_validator(mode="after")
@@ -119,7 +119,7 @@ def labelled(config: ClassifierConfig, paths: Sequence[Path]) -> Iterator[tuple[
     """The texts of the files and whether their label is positive.
 
     Raises:
-        ManifestError: a line is no object with text and label; names file and line.
+        ManifestError: a line is not an object with text and label; names file and line.
     """
     for path in paths:
         try:
@@ -137,7 +137,7 @@ def _labelled_row(config: ClassifierConfig, line: bytes, where: str) -> tuple[st
         text.encode("utf-8")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ManifestError(
-            f"{where}: wants an object with {config.text_field!r} (text) and {config.label_field!r}: {error}"
+            f"{where}: must be an object with {config.text_field!r} (text) and {config.label_field!r}: {error}"
         ) from error
     shown = json.dumps(label) if isinstance(label, bool) else str(label)
     return text, shown in config.positive

@@ -20,7 +20,7 @@ import pyarrow as pa
 from governance.errors import MissingInput
 
 if TYPE_CHECKING:
-    from data_pipeline.kernels.fasttext import Model
+    from data_pipeline.kernels.fasttext import FastTextModel
 
 PREFIX_CHARACTERS = 1000
 UNDETERMINED = "und"  # ISO 639-3
@@ -75,7 +75,7 @@ def model_path() -> Path:
 
 
 @functools.cache
-def _model() -> Model:
+def _model() -> FastTextModel:
     from data_pipeline.kernels.fasttext import load_model
 
     return load_model(model_path())

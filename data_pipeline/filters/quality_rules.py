@@ -103,7 +103,7 @@ class Thresholds(Section):
 
 
 @dataclass(frozen=True)
-class Rule:
+class QualityRule:
     """A removal rule: `feature` outside `<bound>_<feature>` removes with `reason`."""
 
     reason: str
@@ -117,29 +117,29 @@ class Rule:
 
 
 RULES = (
-    Rule("too_few_words", "min", "words"),
-    Rule("too_many_words", "max", "words"),
-    Rule("words_too_short", "min", "mean_word_length"),
-    Rule("words_too_long", "max", "mean_word_length"),
-    Rule("too_many_hashes", "max", "hash_ratio"),
-    Rule("too_many_ellipses", "max", "ellipsis_ratio"),
-    Rule("too_many_bullet_lines", "max", "bullet_line_share"),
-    Rule("too_many_ellipsis_lines", "max", "ellipsis_line_share"),
-    Rule("too_few_alphabetic_words", "min", "alphabetic_word_share"),
-    Rule("too_few_stop_words", "min", "stop_words"),
-    Rule("duplicate_lines", "max", "duplicate_line_share"),
-    Rule("duplicate_line_characters", "max", "duplicate_line_character_share"),
-    Rule("duplicate_paragraphs", "max", "duplicate_paragraph_share"),
-    Rule("duplicate_paragraph_characters", "max", "duplicate_paragraph_character_share"),
-    *(Rule(f"top_{n}_gram", "max", f"top_{n}_gram_share") for n in range(2, 5)),
-    *(Rule(f"duplicate_{n}_grams", "max", f"duplicate_{n}_gram_share") for n in range(5, 11)),
-    Rule("too_few_sentences", "min", "sentences"),
-    Rule("lorem_ipsum", "max", "has_lorem_ipsum"),
-    Rule("curly_bracket", "max", "has_curly_bracket"),
-    Rule("too_few_punctuated_lines", "min", "line_punctuation_share"),
-    Rule("too_many_short_lines", "max", "short_line_share"),
-    Rule("too_many_line_ends", "max", "newline_ratio"),
-    Rule("listed_words", "max", "listed_words"),
+    QualityRule("too_few_words", "min", "words"),
+    QualityRule("too_many_words", "max", "words"),
+    QualityRule("words_too_short", "min", "mean_word_length"),
+    QualityRule("words_too_long", "max", "mean_word_length"),
+    QualityRule("too_many_hashes", "max", "hash_ratio"),
+    QualityRule("too_many_ellipses", "max", "ellipsis_ratio"),
+    QualityRule("too_many_bullet_lines", "max", "bullet_line_share"),
+    QualityRule("too_many_ellipsis_lines", "max", "ellipsis_line_share"),
+    QualityRule("too_few_alphabetic_words", "min", "alphabetic_word_share"),
+    QualityRule("too_few_stop_words", "min", "stop_words"),
+    QualityRule("duplicate_lines", "max", "duplicate_line_share"),
+    QualityRule("duplicate_line_characters", "max", "duplicate_line_character_share"),
+    QualityRule("duplicate_paragraphs", "max", "duplicate_paragraph_share"),
+    QualityRule("duplicate_paragraph_characters", "max", "duplicate_paragraph_character_share"),
+    *(QualityRule(f"top_{n}_gram", "max", f"top_{n}_gram_share") for n in range(2, 5)),
+    *(QualityRule(f"duplicate_{n}_grams", "max", f"duplicate_{n}_gram_share") for n in range(5, 11)),
+    QualityRule("too_few_sentences", "min", "sentences"),
+    QualityRule("lorem_ipsum", "max", "has_lorem_ipsum"),
+    QualityRule("curly_bracket", "max", "has_curly_bracket"),
+    QualityRule("too_few_punctuated_lines", "min", "line_punctuation_share"),
+    QualityRule("too_many_short_lines", "max", "short_line_share"),
+    QualityRule("too_many_line_ends", "max", "newline_ratio"),
+    QualityRule("listed_words", "max", "listed_words"),
 )
 
 PRESETS: dict[Preset, Mapping[str, float]] = {
@@ -179,8 +179,8 @@ al. 2021, section 3.1) those rules are left out."""
 LANGUAGES: Mapping[str, Mapping[Preset, Mapping[str, float]]] = {
     "ko": {"gopher": {"min_mean_word_length": 1, "min_stop_words": 0}}
 }
-"""What stands over a preset for a language. Korean: a character is a syllable of two or three letters, and what stop
-words do elsewhere is done by the endings of words."""
+"""Values that replace a preset's for a language. Korean: a character is a syllable of two or three letters, and what
+stop words do elsewhere is done by the endings of words."""
 
 
 def limits(presets: Sequence[Preset], unspaced: bool, language: str, *sections: Thresholds) -> dict[str, float]:

@@ -24,7 +24,7 @@ _WHITE_SPACE = b" \t\n\r\x0b\x0c"
 def case_folding() -> tuple[npt.NDArray[np.uint16], Bytes]:
     """Case-folding table of code points below 0x1F000, and the folded forms.
 
-    At a place stand the form's number of UTF-8 bytes, and the bytes.
+    Each entry holds the number of UTF-8 bytes of the form, then the bytes.
     """
     places = np.zeros(_CASE_END, np.uint16)
     forms = bytearray(1)

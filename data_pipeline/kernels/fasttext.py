@@ -32,7 +32,7 @@ _LABEL = b"__label__"
 
 
 @dataclass(frozen=True)
-class Model:
+class FastTextModel:
     """A model, unpacked; arrays are read-only."""
 
     labels: tuple[str, ...]
@@ -56,11 +56,11 @@ class Model:
     """Characters of an n-gram."""
 
 
-def load_model(path: Path) -> Model:
+def load_model(path: Path) -> FastTextModel:
     """Read a model.
 
     Raises:
-        ManifestError: it is no model of this kind, or it is torn.
+        ManifestError: it is not a model of this kind, or it is cut short.
     """
     data = path.read_bytes()
     try:
@@ -93,14 +93,14 @@ class _Reader:
         return found
 
 
-def _parse(reader: _Reader, path: Path) -> Model:
+def _parse(reader: _Reader, path: Path) -> FastTextModel:
     head = reader.values("iiiiiiiiiiiiiid")
     magic, version, dimensions, word_grams, loss = head[0], head[1], head[2], head[7], head[8]
     buckets, shortest, longest = head[10], head[11], head[12]
-    wanted = (_MAGIC, _VERSION, _DIMENSIONS, 1, _HIERARCHICAL, _BUCKETS)
-    if (magic, version, dimensions, word_grams, loss, buckets) != wanted:
+    expected = (_MAGIC, _VERSION, _DIMENSIONS, 1, _HIERARCHICAL, _BUCKETS)
+    if (magic, version, dimensions, word_grams, loss, buckets) != expected:
         raise ManifestError(
-            f"{path}: is no fastText model of version 12 with 16 dimensions, a hierarchical softmax and 2e6 buckets."
+            f"{path}: is not a fastText model of version 12 with 16 dimensions, a hierarchical softmax and 2e6 buckets."
         )
     entries, words, labels, _, pruned = reader.values("iiiqq")
     named = [(reader.text(), *reader.values("qb")) for _ in range(entries)]
@@ -116,7 +116,7 @@ def _parse(reader: _Reader, path: Path) -> Model:
     grams[kept[:, 0]] = words + kept[:, 1]
     bits = np.packbits(grams >= 0, bitorder="little")
     texts = [word for word, _, _ in named[:words]]
-    return Model(
+    return FastTextModel(
         labels=tuple(word.removeprefix(_LABEL).decode("utf-8") for word, _, _ in named[words:]),
         rows=rows,
         output=output,
@@ -191,7 +191,7 @@ def huffman(counts: list[int]) -> npt.NDArray[np.int64]:
 
 
 def classify(
-    data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], model: Model, characters: int
+    data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], model: FastTextModel, characters: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Best label and probability of each text; -1 and 0 without words."""
     count = len(offsets) - 1
@@ -321,7 +321,7 @@ def _choose_grams(word, size, shortest, longest, kept, chosen, count):  # type: 
                 j += 1
             if n >= shortest and not (n == 1 and (i == 0 or j == size)):
                 bucket = int64(h % uint32(_BUCKETS))
-                chosen[count] = bucket  # stands only if it was kept: no branch, for none could be foreseen
+                chosen[count] = bucket  # counts only if it was kept; without a branch, which could not be predicted
                 count += int64(kept[bucket >> 6] >> uint64(bucket & 63) & uint64(1))
             n += 1
     return count

@@ -5,20 +5,21 @@ ends, is tested in this order, and goes with the first reason that holds:
 
     too_long_word            a word of more than `max_word_length` code points
                              (then citations go: "[1]", "[]", "[edit]", "[citation needed]")
-    no_terminal_punctuation  its end is no terminal of any script and no closing quotation mark, or is an ellipsis;
+    no_terminal_punctuation  its end is neither a terminal of any script nor a closing quotation mark, or is an
+    ellipsis;
                              Thai and Lao end no sentence with a mark, so a line of which they are at least half the
-                             characters that are no ASCII space may end with any character but an ellipsis
+                             characters other than ASCII spaces may end with any character but an ellipsis
     too_few_words            fewer than `min_words`
     javascript               it has the word, whatever the case
     policy                   it has a phrase of `POLICY_PHRASES`
 
 The lines that stay are joined by LF; blank lines go and are not counted. Words are those of `kernels/words.py`, so the
-rules hold in every script: a paragraph of Chinese is no word. What C4 decides on pages ("lorem ipsum", "{", sentences)
-is measured on the text that is left.
+rules hold in every script: a paragraph of Chinese is not one word. What C4 decides on pages ("lorem ipsum", "{",
+sentences) is measured on the text that is left.
 
 Words of a list are looked for as whole words, or rows of them, after case folding; punctuation and white space part
 words. In a script without spaces each character is a word, but a run of Katakana is one: so an entry is found wherever
-its characters stand, as in C4, but not within a longer Katakana word. An emoji is a word.
+its characters occur, as in C4, but not within a longer Katakana word. An emoji is a word.
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ def _edit(data, offsets, kinds, min_words, max_word_length, out, ends, removed):
     filled = 0
     for d in range(len(offsets) - 1):
         first, end = filled, offsets[d + 1]
-        wanted = suspects(data, offsets[d], end) & OF_LINES
+        suspected = suspects(data, offsets[d], end) & OF_LINES
         line = offsets[d]
         while line < end:
             after = line
@@ -243,7 +244,7 @@ def _edit(data, offsets, kinds, min_words, max_word_length, out, ends, removed):
             if count < min_words:
                 removed[2] += 1
                 continue
-            phrases = find_phrases(out, begin, o, wanted) if wanted else 0
+            phrases = find_phrases(out, begin, o, suspected) if suspected else 0
             if phrases & JAVASCRIPT:
                 removed[3] += 1
                 continue

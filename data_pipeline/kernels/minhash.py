@@ -3,7 +3,7 @@ r"""MinHash signatures, LSH bands and exact shingle sets (Broder 1997).
 **Words.** Capitals are folded (code points whose lower case is one code point). A word is a run of word characters of
 UTS #18: letters and numbers (`str.isalnum`), marks, connector punctuation such as `_`, and the two joiners; every other
 character parts words, and one of a script that is written without spaces (Han, kana, Thai ...) is a word by itself.
-Where no such script and no mark stands, these are the words of `re.findall(r"\w+", text.lower())`.
+Without such scripts and marks these are the words of `re.findall(r"\w+", text.lower())`.
 
 **Shingles.** A shingle is a run of `ngram` words; a text of fewer words, but at least one, has one shingle: all of
 them. A text without words has none. So texts that differ in case, punctuation or white space alone have similarity 1,
@@ -40,7 +40,7 @@ Integers = npt.NDArray[np.int64]
 _GOLDEN = 0x9E3779B97F4A7C15  # splitmix64's increment; it parts the rounds, and the words of a shingle
 _EMPTY = 0xFFFFFFFFFFFFFFFF  # a bin into which nothing has fallen
 _REPETITIVE = 1024  # a text of as many shingles that leaves a bin empty repeats itself: then each is thrown once
-_MARKS_END = 0x1F000  # scripts end below; variation selectors stand far above
+_MARKS_END = 0x1F000  # scripts end below; variation selectors are far above
 _SELECTORS = range(0xE0100, 0xE01F0)
 _JOINERS = (0x200C, 0x200D)
 

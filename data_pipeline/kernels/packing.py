@@ -1,7 +1,7 @@
 """Best-fit decreasing packing of document pieces (arXiv:2404.10830).
 
 A piece of `size` positions goes into the row whose remaining room is the smallest that holds it, else into a new row;
-pieces come from the largest to the smallest. Rows of one room lie in a linked list, and a binary tree over the rooms
+pieces come from the largest to the smallest. Rows with equal room form a linked list, and a binary tree over the rooms
 0..L says which lists are empty, so each piece costs O(log L), n pieces O(n log L), whatever their number of rows.
 
 Best fit alone may leave rows half empty (documents of 0.6 L fill 0.6 of every row). `fill_gaps` then dissolves the
@@ -48,19 +48,19 @@ def pack_items(sizes: Integers, sequence_length: int, min_used_share: float) -> 
     total = int(sizes.sum())
     order = _decreasing(sizes, sequence_length)
     row_of, rows = _best_fit(sizes, order, sequence_length)
-    wanted = _rows_wanted(total, sequence_length, min_used_share)
+    target = _target_rows(total, sequence_length, min_used_share)
     items, offsets, lengths = order, np.zeros(len(order), np.int64), sizes[order]
     row_of = row_of[order]
     pieces = len(items)
-    if wanted < rows:
-        items, offsets, lengths, row_of = fill_gaps(items, lengths, row_of, rows, wanted, sequence_length)
-        rows = wanted
+    if target < rows:
+        items, offsets, lengths, row_of = fill_gaps(items, lengths, row_of, rows, target, sequence_length)
+        rows = target
     by_row = np.argsort(row_of, kind="stable")
     ends = np.cumsum(np.bincount(row_of, minlength=rows))
     return Packing(items[by_row], offsets[by_row], lengths[by_row], ends, len(items) - pieces)
 
 
-def _rows_wanted(total: int, sequence_length: int, min_used_share: float) -> int:
+def _target_rows(total: int, sequence_length: int, min_used_share: float) -> int:
     """The most rows of which `total` positions still use the share.
 
     Never fewer than hold them.
@@ -172,15 +172,15 @@ def _best_fit(sizes, order, length):  # type: ignore[no-untyped-def]
 
 
 def fill_gaps(
-    items: Integers, lengths: Integers, row_of: Integers, rows: int, wanted: int, sequence_length: int
+    items: Integers, lengths: Integers, row_of: Integers, rows: int, target: int, sequence_length: int
 ) -> tuple[Integers, Integers, Integers, Integers]:
-    """Move whole items, largest first, until `wanted` rows remain.
+    """Move whole items, largest first, until `target` rows remain.
 
     Returns:
         Item, offset in it, length and row of each piece.
     """
     used = np.bincount(row_of, weights=lengths, minlength=rows).astype(np.int64)
-    emptiest = np.argsort(used, kind="stable")[: rows - wanted]
+    emptiest = np.argsort(used, kind="stable")[: rows - target]
     stays = np.ones(rows, bool)
     stays[emptiest] = False
     new_numbers = np.cumsum(stays) - 1

@@ -1,21 +1,21 @@
 """Passage search: four-word seeds, then verified matches with edits.
 
 A *passage* is a run of words (see `folding.py`) of w words. It is *found* in a text where one of its runs of SEED_WORDS
-words stands in it and, with the passage laid over the text so that those words meet, one of two holds:
+words occurs in it and, with the passage aligned to the text at those words, one of two holds:
 
 - coverage: at least w - `errors` of its words, in order, are words of the text, none further than `band` words from
-  where it would stand by that laying (a longest common subsequence within a band: Sakoe and Chiba 1978);
-- run: at least `run_words` of its words in a row stand in the text.
+  where the alignment places them (a longest common subsequence within a band: Sakoe and Chiba 1978);
+- run: at least `run_words` consecutive words of it occur in the text.
 
-So a passage that stands there word by word is always found, and so is one that was edited, as long as one seed is
+So a passage that occurs word by word is always found, and so is an edited one, as long as one seed is
 whole. The share of words that meet, with gaps, is the measure of Touvron et al. 2023 (Llama 2, A.6: ten-grams with a
 "skipgram budget" of four) and of Chowdhery et al. 2022 (PaLM: 70 % of 8-grams); runs of 13 words that of Brown et al.
 2020 (GPT-3, appendix C).
 
-A run that stands in more than COMMON places of the passages ("which of the following") would ask for as many
+A run that occurs in more than COMMON places of the passages ("which of the following") would cost as many
 comparisons each time. There only the first COMMON places are compared, and then those where as many words more meet,
-again if they are no more than that, and so on: 4, 8, 16 ... words. A passage too short to give so many words is
-compared by its beginning, so that one that stands there word by word is always found.
+again if they are at most that many, and so on: 4, 8, 16 ... words. A passage too short to give so many words is
+compared by its beginning, so that a verbatim one is always found.
 
 Words are compared by 64-bit hashes. The index takes some 40 bytes a word of the passages; its bitmap 4 MiB at most.
 """
@@ -47,7 +47,7 @@ Words = npt.NDArray[np.uint64]
 class Passages:
     """Passages over one array of words.
 
-    They may share words: a part lies within its whole.
+    They may share words: a part is within its whole.
     """
 
     words: Words
@@ -60,7 +60,7 @@ class Passages:
 
 @dataclass(frozen=True)
 class Index:
-    """Passages and where their seeds stand."""
+    """Passages and the places of their seeds."""
 
     passages: Passages
     keys: Words
@@ -74,7 +74,7 @@ class Index:
     directory: Integers
     """Where the keys with these leading bits begin."""
     bitmap: npt.NDArray[np.uint64]
-    """A bit for each key, at the place that its last bits tell."""
+    """A bit for each key, at the place given by its last bits."""
 
 
 def _extend(keys: Words, words: Words, at: Integers, count: int) -> Words:
@@ -189,13 +189,13 @@ def _common_words(words, count, passage, start, errors, band, above, below):  # 
     below[: width + 1] = 0
     best = int64(0)
     for row in range(len(passage)):
-        wanted = passage[row]
+        expected = passage[row]
         best = int64(0)
         left = int64(0)
         for k in range(width):
             i = base + row + k
             cell = max(left, above[k + 1])
-            if 0 <= i < count and words[i] == wanted:
+            if 0 <= i < count and words[i] == expected:
                 met = above[k] >> 42
                 first = (above[k] >> 21) & _LAST if met else row + k
                 cell = max(cell, (met + 1) << 42 | first << 21 | (_LAST - (row + k)))
@@ -239,7 +239,7 @@ def _lay(words, count, passage, start, p, limits, run_words, mine, scratch):  # 
 @kernel
 def _search(  # type: ignore[no-untyped-def]
     data, offsets, table, several, capacity, run_words,
-    wanted, limits, owners, keys, starts, places, longer, directory, bitmap,
+    sequences, limits, owners, keys, starts, places, longer, directory, bitmap,
 ):  # fmt: skip
     words = np.empty(capacity, np.uint64)
     spans = np.empty((capacity, 3), np.int32)
@@ -285,7 +285,7 @@ def _search(  # type: ignore[no-untyped-def]
                         if p < mine[3] and mine[2] == start:
                             break  # what encloses a part that is not found here is not looked for from here
                         met, from_word, to_word = _lay(
-                            words, count, wanted[first:last], start, p, limits[passage], run_words, mine,
+                            words, count, sequences[first:last], start, p, limits[passage], run_words, mine,
                             (above, below, blocks, filled, text),
                         )  # fmt: skip
                         if met == 0:

@@ -3,7 +3,7 @@
 Raffel et al. 2020 (JMLR 21), section 2.2, name "lorem ipsum", the curly bracket and JavaScript; the policy phrases are
 those of the code that made the corpus. The case of ASCII letters does not count, and a phrase may stand within a word.
 
-One vectorised scan asks whether telling bytes of each phrase occur; a text where they do is searched properly.
+One vectorised scan checks whether rare bytes of each phrase occur; a text where they do is searched fully.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ def suspects(data, start, end):  # type: ignore[no-untyped-def]
 
 
 @part
-def find_phrases(data, start, end, wanted):  # type: ignore[no-untyped-def]
-    """LOREM, JAVASCRIPT and POLICY flags of a text, among `wanted`."""
+def find_phrases(data, start, end, suspected):  # type: ignore[no-untyped-def]
+    """LOREM, JAVASCRIPT and POLICY flags of a text, among `suspected`."""
     found = 0
     for p in range(len(_HEADS)):
-        if not wanted & _MARKS[p]:
+        if not suspected & _MARKS[p]:
             continue
         size, head, first = _STARTS[p + 1] - _STARTS[p], _HEADS[p], _STARTS[p]
         for i in range(start, end - size + 1):

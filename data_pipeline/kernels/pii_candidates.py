@@ -6,7 +6,7 @@ rules read a decoded text without counting again.
 
 The kinds, and the stretch that a candidate covers:
 
-    AT       the `@` between two bytes that are no blanks
+    AT       the `@` between two bytes other than blanks
     SPELT    the bracket of "(at)", "[at]", "<at>", "{at}", also with a blank inside; the bare words "AT" and "dot"
     DIGITS   a run: groups of digits with one to three separators between two of them; at most 101 groups
     WORD     a word of ASCII letters and digits that has the length and the digits of an identifier
@@ -101,7 +101,7 @@ def _colons(data, i, end, classes):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _are_hyphens(data, j):  # type: ignore[no-untyped-def]
-    """Return whether five hyphens stand three bytes apart, from `j`."""
+    """Return whether five hyphens occur three bytes apart, from `j`."""
     return data[j] == data[j + 3] == data[j + 6] == data[j + 9] == data[j + 12] == 45
 
 
@@ -121,7 +121,7 @@ def _is_secret_name(data, begin, i, ends):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _has_head(data, i, end, heads):  # type: ignore[no-untyped-def]
-    """Return whether one of the heads stands at `i`."""
+    """Return whether one of the heads begins at `i`."""
     for row in range(len(heads)):
         k = 0
         while k < 8 and heads[row, k] and i + k < end and heads[row, k] == data[i + k]:

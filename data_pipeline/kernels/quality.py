@@ -10,7 +10,7 @@ FineWeb: Penedo et al. 2024 (arXiv:2406.17557), section 3.6. Where the papers le
 - Repeated lines and paragraphs are those equal to an earlier one; the first does not count. `..._character_share` is
   of all characters of such lines. FineWeb's share of characters in repeated lines is the same figure.
 - `top_n_gram_share`: occurrences of the most frequent n-gram (of the longest such) times its length, at most 1; 0 when
-  nothing occurs twice. `duplicate_n_gram_share`: words that lie in an n-gram equal to an earlier one, each counted
+  nothing occurs twice. `duplicate_n_gram_share`: words within an n-gram equal to an earlier one, each counted
   once. Both are shares of the characters of all words.
 - `stop_words`: how many *different* stop words of the text's language occur, ASCII capitals folded; NaN for a language
   without a list (`kernels/stop_words.py`).
@@ -19,7 +19,7 @@ FineWeb: Penedo et al. 2024 (arXiv:2406.17557), section 3.6. Where the papers le
 - `sentences`: a sentence has a letter. It ends at a terminal beyond ASCII (。, ؟, ।), whatever follows; at `.`, `!` or
   `?`, with closing marks behind it or none, before white space or the line's end, but a full stop not where a small
   letter follows in the line (Unicode annex 29, rule SB8); and with a line that `line_punctuation_share` counts. A
-  title without punctuation is no sentence; an abbreviation before a capital is taken for an end.
+  title without punctuation is not a sentence; an abbreviation before a capital counts as an end.
 - `has_lorem_ipsum`, `has_javascript_line`, `has_policy_line`: 1 where the text has the phrase, or one of
   `POLICY_PHRASES`, anywhere, whatever the case of its ASCII letters; `has_curly_bracket`: where it has "{".
 

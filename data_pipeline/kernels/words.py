@@ -1,7 +1,7 @@
 """Word boundaries in every script: code point table and scan.
 
 White space (`str.split()`) parts words, punctuation and all; that is the whole rule for scripts written with spaces,
-whose combining marks (Arabic, Hebrew, Devanagari ...) stand inside the run. Within a run of a script without spaces the
+whose combining marks (Arabic, Hebrew, Devanagari ...) occur inside the run. Within a run of a script without spaces the
 rule follows Unicode annex 29 as far as it goes without a dictionary:
 
 - each Han ideograph and each Hiragana character is a word; a run of Katakana is one;
@@ -35,7 +35,7 @@ from governance.kernels.compiled import inlined, part
 
 TERMINAL = 16  # ends a sentence
 LINE_END = 32  # a line that ends so ends properly: a terminal, an ellipsis, or a closing quotation mark
-CLOSER = 64  # may stand between a terminal and the white space behind it
+CLOSER = 64  # may occur between a terminal and the white space behind it
 LOWER = 128  # str.islower()
 
 JOINS, PLAIN, UNIT, KATAKANA, LEADING, STACKER, TIBETAN, TSHEG = range(8)
@@ -202,7 +202,7 @@ def hash_bytes(data, start, stop, fold):  # type: ignore[no-untyped-def]
 def plain_word(data, i, end):  # type: ignore[no-untyped-def]
     """A word of printable ASCII from `i`.
 
-    Its end (0 where it is no such word, or too near to `end`), hash, letters.
+    Its end (0 where it is not such a word, or too near to `end`), hash, letters.
 
     `letters` is not 0 if the word has a letter.
     """

@@ -1,7 +1,7 @@
 """Stage "encode": documents to token shards, split into train and validation.
 
 Promises: every document is encoded, closed with the end-of-document token (and begun with `data.tokenizer.bos`, where
-that is set), and lies in exactly one of the two roles;
+that is set), and is in exactly one of the two roles;
 text is recovered from ids (checked on a hashed sample, counted). A token shard knows the source and the language of
 each of its documents. Beside the token shards it writes `token_features`,
 one row for each document of the token shards, which the checks of the tokens read:
@@ -19,7 +19,7 @@ The split looks at the text's content, not at the document's id: two documents o
 so that a copy which deduplication left (or mixing made) cannot carry a training text into the validation.
 
 With a plan of the stage `mix` a document of k copies is written k times, in k passes over the shard, so that its copies
-lie apart; one of no copies is left out, and counted as removed for `mix_quota`. The funnel counts each document once;
+are apart; one of no copies is left out, and counted as removed for `mix_quota`. The funnel counts each document once;
 the counts by split and of tokens are those of the token shards, copies included.
 
 Price: one pass; in memory one row group (8 MiB of text) and the shard's ids, of 2 or 4 bytes each, as on disk.
@@ -85,7 +85,7 @@ class EncodeConfig(Section):
 
 
 @dataclass(frozen=True)
-class Work:
+class EncodeWork:
     """One shard's payload.
 
     Where its documents, its part of the plan and the tokeniser are.
@@ -166,7 +166,7 @@ def _splits(
 ) -> tuple[list[str], int, int]:
     """The split of each text.
 
-    How many were decoded again, and how many of these did not come back.
+    Also how many were decoded again, and how many of these differ from the text.
     """
     from governance.kernels.buffers import text_buffers
 
@@ -222,7 +222,7 @@ def _token_counts(features: pa.Table, copies: Integers) -> dict[str, Any]:
     return {"tokens_by_source": by_source, "by_language": by_language, **sides}
 
 
-def _encode_shard(config: EncodeConfig, work: Work, path_of: Callable[[str], Path]) -> ShardMade:
+def _encode_shard(config: EncodeConfig, work: EncodeWork, path_of: Callable[[str], Path]) -> ShardMade:
     encoder = load_encoder(work.tokenizer, work.root)
     plan = None if work.plan is None else _read_plan(work.plan)
     parts = [encode_table(_COLUMNS.empty_table(), encoder, config, np.zeros(0, np.int64))]
@@ -247,8 +247,8 @@ def _encode_shard(config: EncodeConfig, work: Work, path_of: Callable[[str], Pat
     return ShardMade({role: path_of(role) for role in _SUFFIXES}, sum_stats([part.stats for part in parts]))
 
 
-def _foreign(work: Work) -> ManifestError:
-    return ManifestError(f"{work.plan}: has not one row for each document of {work.documents}; make the plan again.")
+def _foreign(work: EncodeWork) -> ManifestError:
+    return ManifestError(f"{work.plan}: must have one row for each document of {work.documents}; make the plan again.")
 
 
 def _order(copies: Integers) -> Integers:
@@ -265,7 +265,9 @@ def _read_plan(path: Path) -> Integers:
     table = read_table(path, PLAN_SCHEMA)
     rows, copies = table["row"].to_numpy(), table["copies"].to_numpy()
     if not np.array_equal(rows, np.arange(len(rows))) or (copies < 0).any():
-        raise ManifestError(f"{path}: is no plan: its rows are not 0, 1, 2 ..., or it has fewer than no copies.")
+        raise ManifestError(
+            f"{path}: is not a plan: its rows are not 0, 1, 2 ..., or copies are negative. Make the plan again."
+        )
     return np.asarray(copies)
 
 
@@ -284,7 +286,7 @@ def encode(
         plan: of the stage `mix`, over these documents: how often each is written.
 
     Raises:
-        PipelineError: there are no documents, or the plan left none.
+        PipelineError: the corpus has no document, or the plan left none.
         ManifestError: the plan is of other documents.
     """
     recipe = Recipe("encode", VERSION, config)
@@ -303,7 +305,9 @@ def encode(
                 planned, part = plans[path.stem]
                 inputs.append(planned.sha256)
                 reads.append(planned)
-            shards.append(Shard(path.stem, tuple(inputs), Work(path, part, tokenizer, runtime.root), tuple(reads)))
+            shards.append(
+                Shard(path.stem, tuple(inputs), EncodeWork(path, part, tokenizer, runtime.root), tuple(reads))
+            )
         done = map_shards(recipe, _encode_shard, shards, folder, runtime, _SUFFIXES)
         stats = sum_stats([shard.stats for shard in done])
         if not stats.get("documents_kept"):
@@ -312,8 +316,8 @@ def encode(
                 f"Look at what the earlier stages removed: assay data show CONFIG."
             )
         _warn(stats, config)
-        told = ("vocabulary_size", "end_of_document", BEGIN, "parity")
-        stats |= {name: tokenizer.stats[name] for name in told if name in tokenizer.stats}
+        copied = ("vocabulary_size", "end_of_document", BEGIN, "parity")
+        stats |= {name: tokenizer.stats[name] for name in copied if name in tokenizer.stats}
         return Made([output for shard in done for output in shard.outputs.values()], stats)
 
     inputs = [artifact.as_input() for artifact in (documents, tokenizer, plan) if artifact is not None]

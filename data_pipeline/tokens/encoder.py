@@ -41,7 +41,7 @@ class Encoder:
     """The bytes of each id; empty for a special token."""
     run: Engine = field(repr=False)
     begin_of_document: int | None = None
-    """The id that stands before each document's text; None: none does."""
+    """The id before each document's text; None: none."""
 
     @property
     def dtype(self) -> npt.DTypeLike:
@@ -69,10 +69,7 @@ class Encoder:
         return np.split(ids, ends[1:-1]) if len(ends) > 1 else []
 
     def is_text(self, index: int) -> bool:
-        """Return whether the id stands for bytes of text.
-
-        It is in the vocabulary and no special token.
-        """
+        """Return whether the id is in the vocabulary and not a special token."""
         return 0 <= index < self.vocabulary_size and bool(self.pieces[index])
 
     def decode(self, ids: Iterable[int]) -> str:

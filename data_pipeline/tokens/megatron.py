@@ -112,7 +112,7 @@ def export_megatron(tokens: Manifest, role: str, prefix: Path, root: Path) -> tu
 
 
 @dataclass(frozen=True)
-class Indexed:
+class MegatronIndex:
     """An open pair of files.
 
     Its arrays are views of the mapped files and read-only.
@@ -137,7 +137,7 @@ class Indexed:
         return parts[0] if len(parts) == 1 else np.concatenate([self.tokens[:0], *parts])
 
 
-def open_indexed(prefix: Path) -> Indexed:
+def open_indexed(prefix: Path) -> MegatronIndex:
     """Map `<prefix>.bin` and `<prefix>.idx`, and check that they fit together.
 
     Raises:
@@ -154,7 +154,7 @@ def open_indexed(prefix: Path) -> Indexed:
             f"cannot read {error.filename}: {error.strerror}. Give the prefix of a .bin and an .idx"
         ) from error
     if len(head) < _HEADER.size or head[:9] != MAGIC:
-        raise ManifestError(f"{index}: is no Megatron index (begins with {head[:9]!r}, not {MAGIC!r})")
+        raise ManifestError(f"{index}: is not a Megatron index (begins with {head[:9]!r}, not {MAGIC!r})")
     _, version, code, sequences, entries = _HEADER.unpack(head)
     if version != FORMAT_VERSION or code not in KINDS:
         raise ManifestError(
@@ -162,13 +162,13 @@ def open_indexed(prefix: Path) -> Indexed:
             f"{sorted(KINDS)} are read"
         )
     # An index of several modalities has a byte a sequence more at its end; we read text only.
-    if room != (wanted := _HEADER.size + 12 * sequences + 8 * entries):
-        raise ManifestError(f"{index}: is torn: it has {room} bytes, its header says {wanted}")
+    if room != (expected := _HEADER.size + 12 * sequences + 8 * entries):
+        raise ManifestError(f"{index}: is torn: it has {room} bytes, its header says {expected}")
     if size % np.dtype(KINDS[code]).itemsize:
-        raise ManifestError(f"{path}: is torn: {size} bytes are no whole tokens of kind {KINDS[code]}")
+        raise ManifestError(f"{path}: is torn: {size} bytes are not a whole number of tokens of kind {KINDS[code]}")
     mapped = np.memmap(index, dtype=np.uint8, mode="r")
     first, second = _HEADER.size + 4 * sequences, _HEADER.size + 12 * sequences
-    indexed = Indexed(
+    indexed = MegatronIndex(
         path=index,
         tokens=np.memmap(path, dtype=KINDS[code], mode="r") if size else np.zeros(0, KINDS[code]),
         lengths=mapped[_HEADER.size : first].view("<i4"),
@@ -179,7 +179,7 @@ def open_indexed(prefix: Path) -> Indexed:
     return indexed
 
 
-def _check(indexed: Indexed, size: int) -> None:
+def _check(indexed: MegatronIndex, size: int) -> None:
     item, documents = indexed.tokens.dtype.itemsize, indexed.documents
     rising = len(documents) > 0 and int(documents[0]) == 0 and bool((np.diff(documents) >= 0).all())
     if not rising or int(documents[-1]) != len(indexed.lengths):
@@ -193,7 +193,7 @@ def _check(indexed: Indexed, size: int) -> None:
         raise ManifestError(f"{indexed.path}: points beyond the {size} bytes of its .bin: the two are not of one pair")
 
 
-def cut_documents(indexed: Indexed, shard_tokens: int) -> Iterator[tuple[int, int]]:
+def cut_documents(indexed: MegatronIndex, shard_tokens: int) -> Iterator[tuple[int, int]]:
     """Ranges [first, stop) of documents, each of about `shard_tokens` tokens.
 
     A longer document is one by itself.
@@ -242,7 +242,7 @@ def import_megatron(prefix: Path, config: MegatronConfig, runtime: Runtime) -> M
     Raises:
         MissingInput: a file is not there.
         ManifestError: a file is torn or alien.
-        PipelineError: an id is not in the vocabulary, or there is no document.
+        PipelineError: an id is outside the vocabulary, or the index has no document.
     """
     paths = files_of(prefix)
     inputs = [Input(stage="file", digest=sha256_file(path), path=path.name) for path in paths]

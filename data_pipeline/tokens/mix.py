@@ -118,12 +118,12 @@ def thresholds(
     return rules
 
 
-def _cells(tables: Iterable[pa.Table], wanted: Mapping[Cell, Any]) -> Iterator[tuple[Cell, Hashes, Integers]]:
-    """The hashes and bytes of the wanted cells, table by table."""
+def _cells(tables: Iterable[pa.Table], cells: Mapping[Cell, Any]) -> Iterator[tuple[Cell, Hashes, Integers]]:
+    """Hashes and bytes of the given cells, table by table."""
     for table in tables:
         hashes, lengths = table["hash"].to_numpy(), table["bytes"].to_numpy()
         for cell, rows in _rows_by_cell(table):
-            if cell in wanted:
+            if cell in cells:
                 yield cell, hashes[rows], lengths[rows]
 
 
@@ -185,7 +185,7 @@ def _flat(cells: Mapping[str, Mapping[str, int]]) -> dict[Cell, int]:
 def _table(axis: int, sizes: Mapping[Cell, int], wanted: Mapping[Cell, int], got: Mapping[Cell, int]) -> dict[str, Any]:
     """By source (axis 0) or language (axis 1).
 
-    What came, what was wanted, what was got.
+    Input, requested and allocated bytes.
     """
     rows: dict[str, dict[str, int]] = {}
     for name in sorted({cell[axis] for cell in sizes}):
@@ -215,8 +215,8 @@ def mix(documents: Manifest, config: MixConfig, runtime: Runtime) -> Manifest:
 
     def make(folder: Path) -> Made:
         inputs = document_shards(documents, runtime.root)
-        wanted = [Shard(path.stem, ("sizes", output.sha256), path, (output,)) for output, path in inputs]
-        measured = map_shards(recipe, _measure_shard, wanted, folder, runtime)
+        shards = [Shard(path.stem, ("sizes", output.sha256), path, (output,)) for output, path in inputs]
+        measured = map_shards(recipe, _measure_shard, shards, folder, runtime)
         sizes = _flat(sum_stats([shard.stats for shard in measured]).get("cells", {}))
         allocation = allocate(sizes, config)
         paths = [runtime.root / shard.outputs["sizes"].path for shard in measured]

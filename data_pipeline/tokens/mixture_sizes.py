@@ -51,7 +51,7 @@ class Quota(Section):
     @model_validator(mode="after")
     def _check(self) -> Quota:
         if self.bytes is None and self.share is None:
-            raise ValueError("a quota wants bytes, share, or both")
+            raise ValueError("a quota needs bytes, share, or both")
         return self
 
 
@@ -78,11 +78,11 @@ class MixConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> MixConfig:
         if any(weight < 0 for weight in self.weights.values()):
-            raise ValueError("weights wants no negative number")
+            raise ValueError("weights must not be negative")
         if self.weights and not any(self.weights.values()):
-            raise ValueError("weights wants at least one source above 0")
+            raise ValueError("weights needs at least one source above 0")
         if any(epochs < 0 for epochs in self.max_epochs_of.values()):
-            raise ValueError("max_epochs_of wants no negative number")
+            raise ValueError("max_epochs_of must not be negative")
         if self.weights and self.temperature > 1 and self.temperature_over == "source":
             raise ValueError(
                 'weights already say the shares of sources; drop them, or set temperature_over = "language"'
@@ -252,5 +252,5 @@ def _notes(
                 notes.append(f"{what} {name}: wanted {want} bytes, got {have}: {', '.join(why)}")
     total, have = sum(wanted.values()), sum(got.values())
     if have < total:
-        notes.append(f"the mixture: wanted {total} bytes, got {have}; nothing else was raised in their place")
+        notes.append(f"the mixture: wanted {total} bytes, got {have}; no other source was raised to replace them")
     return notes

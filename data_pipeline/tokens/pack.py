@@ -57,7 +57,7 @@ class PackConfig(Section):
 
 
 @dataclass(frozen=True)
-class Group:
+class PackGroup:
     """Consecutive token shards that are packed together: their paths and digests."""
 
     role: str
@@ -114,7 +114,7 @@ def pack_pieces(
     return laid, packing.row_ends, packing.cuts
 
 
-def _pack_group(config: PackConfig, group: Group, path_of: Callable[[str], Path]) -> ShardMade:
+def _pack_group(config: PackConfig, group: PackGroup, path_of: Callable[[str], Path]) -> ShardMade:
     shards = [TokenShard.open(path) for path in group.paths]
     pieces = pieces_of(shards, config.sequence_length)
     laid, row_ends, cuts = pack_pieces(pieces, config.sequence_length, config.min_used_share)
@@ -132,7 +132,7 @@ def _pack_group(config: PackConfig, group: Group, path_of: Callable[[str], Path]
     return ShardMade({group.role: target}, {f"{group.role}_{name}": value for name, value in counts.items()})
 
 
-def _groups(tokens: Manifest, root: Path) -> Iterator[Group]:
+def _groups(tokens: Manifest, root: Path) -> Iterator[PackGroup]:
     digests = {output.path: output.sha256 for output in tokens.outputs}
     for role in ROLES:
         paths = tokens.files(role, root)
@@ -141,7 +141,7 @@ def _groups(tokens: Manifest, root: Path) -> Iterator[Group]:
         for first, stop in group_shards(sizes):
             if any(held > documents for held, documents in sizes[first:stop]):  # one token alone predicts nothing
                 part = tuple(paths[first:stop])
-                yield Group(role, part, tuple(digests[path.relative_to(root).as_posix()] for path in part))
+                yield PackGroup(role, part, tuple(digests[path.relative_to(root).as_posix()] for path in part))
 
 
 def pack(tokens: Manifest, config: PackConfig, runtime: Runtime) -> Manifest:

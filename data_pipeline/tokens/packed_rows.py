@@ -1,6 +1,6 @@
 """Packed rows: a memory-mapped index over pieces of token shards.
 
-It is no second copy of the tokens. All numbers are little-endian. A whole example, rows of 4 positions over one shard
+It does not copy the tokens. All numbers are little-endian. A whole example, rows of 4 positions over one shard
 that holds documents of 3 and 2 tokens (offsets 0..2 and 3..4), in hexadecimal:
 
     offset 0, the header, 64 bytes:
@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.tokens.token_shards import NO_TARGET, Row, TokenShard
+from data_pipeline.tokens.token_shards import NO_TARGET, ShardRow, TokenShard
 from governance.errors import ManifestError, MissingInput
 from governance.files import atomic_file
 
@@ -50,7 +50,7 @@ PIECE = np.dtype([("start", "<u8"), ("length", "<u4"), ("shard", "<u4")])
 
 _HEADER = struct.Struct("<8sIIQQQQQQ")
 _DIGEST_BYTES = 32
-_MEND = "Remove it and run the same command again: only this file is made again."
+_FIX = "Remove it and run the same command again: only this file is made again."
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class PackedRows:
         """Map an index and check that it is whole.
 
         Raises:
-            MissingInput: there is no such file.
-            ManifestError: it is no index of packed rows, of another version, or torn; names the file.
+            MissingInput: the file is missing.
+            ManifestError: it is not an index of packed rows, has another version, or is torn; names the file.
         """
         try:
             size = path.stat().st_size
@@ -86,7 +86,7 @@ class PackedRows:
         except OSError as error:
             raise MissingInput(f"cannot read packed rows {path}: {error.strerror}") from error
         if len(head) < _HEADER.size or head[:8] != MAGIC:
-            raise ManifestError(f"{path}: is no index of packed rows (begins with {head[:8]!r}). {_MEND}")
+            raise ManifestError(f"{path}: is not an index of packed rows (begins with {head[:8]!r}). {_FIX}")
         _, version, length, rows, pieces, shards, used, ends_offset, total = _HEADER.unpack(head)
         if version != FORMAT_VERSION:
             raise ManifestError(
@@ -94,9 +94,9 @@ class PackedRows:
                 f"Read it with the version that wrote it, or make it again."
             )
         if not length or (ends_offset, total) != _layout(rows, pieces, shards):
-            raise ManifestError(f"{path}: its header contradicts itself. {_MEND}")
+            raise ManifestError(f"{path}: its header contradicts itself. {_FIX}")
         if size != total:
-            raise ManifestError(f"{path}: is torn: it has {size} bytes, its header says {total}. {_MEND}")
+            raise ManifestError(f"{path}: is torn: it has {size} bytes, its header says {total}. {_FIX}")
         mapped = np.memmap(path, dtype=np.uint8, mode="r")
         digests = mapped[_HEADER.size : ends_offset].tobytes().hex()
         packed = cls(
@@ -128,11 +128,11 @@ def _check(packed: PackedRows) -> None:
     lengths = packed.pieces["length"].astype(np.int64)
     whole = (int(ends[-1]) if len(ends) else 0) == len(lengths) and bool((counts > 0).all())
     if not whole or int(lengths.sum()) != packed.used or not (lengths > 0).all():
-        raise ManifestError(f"{packed.path}: its rows do not hold its {len(lengths)} pieces. {_MEND}")
+        raise ManifestError(f"{packed.path}: its rows do not hold its {len(lengths)} pieces. {_FIX}")
     if len(ends) and int(np.add.reduceat(lengths, ends - counts).max()) > packed.sequence_length:
-        raise ManifestError(f"{packed.path}: has a row of more than {packed.sequence_length} positions. {_MEND}")
+        raise ManifestError(f"{packed.path}: has a row of more than {packed.sequence_length} positions. {_FIX}")
     if len(lengths) and int(packed.pieces["shard"].max()) >= len(packed.shards):
-        raise ManifestError(f"{packed.path}: a piece names a shard that it does not list. {_MEND}")
+        raise ManifestError(f"{packed.path}: a piece names a shard that it does not list. {_FIX}")
 
 
 def write_packed_rows(
@@ -172,11 +172,11 @@ def shards_of(packed: PackedRows, known: Mapping[str, TokenShard]) -> tuple[Toke
     last = packed.pieces["start"] + packed.pieces["length"]
     sizes = np.array([len(shard.tokens) for shard in shards], dtype=np.uint64)
     if len(last) and bool((last >= sizes[packed.pieces["shard"]]).any()):
-        raise ManifestError(f"{packed.path}: has a piece beyond the end of its shard. {_MEND}")
+        raise ManifestError(f"{packed.path}: has a piece beyond the end of its shard. {_FIX}")
     return shards
 
 
-def read_packed_row(packed: PackedRows, shards: Sequence[TokenShard], index: int) -> Row:
+def read_packed_row(packed: PackedRows, shards: Sequence[TokenShard], index: int) -> ShardRow:
     """Row `index`, see the module's law; costs O(L).
 
     The padding is a segment of its own, after the last piece.
@@ -206,7 +206,7 @@ def read_packed_row(packed: PackedRows, shards: Sequence[TokenShard], index: int
     positions = (np.arange(length) - np.repeat(bounds, sizes)).astype(np.int32)
     owners = np.zeros(len(documents), dtype=np.int64)
     owners[: len(pieces)] = pieces["shard"]
-    return Row(tokens, targets, segments, positions, documents, owners)
+    return ShardRow(tokens, targets, segments, positions, documents, owners)
 
 
 def locate(packed: PackedRows, place: int) -> tuple[int, int] | None:

@@ -87,8 +87,8 @@ class TokenShard:
         """Map a shard and check that it is whole.
 
         Raises:
-            MissingInput: there is no such file.
-            ManifestError: it is no token shard, of another version, or torn; names the file.
+            MissingInput: the file is missing.
+            ManifestError: it is not a token shard, has another version, or is torn; names the file.
         """
         try:
             size = path.stat().st_size
@@ -97,7 +97,7 @@ class TokenShard:
         except OSError as error:
             raise MissingInput(f"cannot read token shard {path}: {error.strerror}") from error
         if len(head) < _HEADER.size or head[:8] != MAGIC:
-            raise ManifestError(f"{path}: is no token shard (begins with {head[:8]!r}). {_MEND}")
+            raise ManifestError(f"{path}: is not a token shard (begins with {head[:8]!r}). {_FIX}")
         _, version, item, vocabulary, last, tokens, documents, ends_offset, total = _HEADER.unpack(head)
         if version not in (_WITHOUT_GROUPS, FORMAT_VERSION):
             raise ManifestError(
@@ -107,9 +107,9 @@ class TokenShard:
         layout = _layout(tokens, documents, item) if item in _TOKEN_KINDS else (0, 0, 0)
         grouped = version == FORMAT_VERSION
         if ends_offset != layout[0] or (total < layout[2] if grouped else total != layout[1]):
-            raise ManifestError(f"{path}: its header contradicts itself. {_MEND}")
+            raise ManifestError(f"{path}: its header contradicts itself. {_FIX}")
         if size != total:
-            raise ManifestError(f"{path}: is torn: it has {size} bytes, its header says {total}. {_MEND}")
+            raise ManifestError(f"{path}: is torn: it has {size} bytes, its header says {total}. {_FIX}")
         mapped = np.memmap(path, dtype=np.uint8, mode="r")
         ends, counts, identities = _tables(mapped, documents, ends_offset)
         groups, names = _groups(path, mapped, documents, layout) if grouped else _no_groups(documents)
@@ -128,7 +128,7 @@ class TokenShard:
         return shard
 
 
-_MEND = "Remove it and run the same command again: only this shard is made again."
+_FIX = "Remove it and run the same command again: only this shard is made again."
 
 
 def _layout(tokens: int, documents: int, item: int) -> tuple[int, int, int]:
@@ -153,7 +153,7 @@ def _groups(
     groups = mapped[layout[1] : layout[1] + 4 * documents].view("<u4")
     names = tuple(mapped[layout[2] :].tobytes().decode("utf-8", "replace").split("\n")[:-1])
     if documents and int(groups.max()) >= len(names):
-        raise ManifestError(f"{path}: has a document of group {groups.max()}, and {len(names)} groups. {_MEND}")
+        raise ManifestError(f"{path}: has a document of group {groups.max()}, and {len(names)} groups. {_FIX}")
     return groups, names
 
 
@@ -166,7 +166,7 @@ def _check_ends(path: Path, ends: npt.NDArray[np.uint64], tokens: int) -> None:
     rising = bool(np.all(ends[1:] > ends[:-1])) and (not len(ends) or int(ends[0]) > 0)
     if last != tokens or not rising:
         raise ManifestError(
-            f"{path}: its document ends do not rise to its {tokens} tokens (the last is {last}). {_MEND}"
+            f"{path}: its document ends do not rise to its {tokens} tokens (the last is {last}). {_FIX}"
         )
 
 
@@ -249,15 +249,15 @@ def write_token_shard(
 
 def find_document(shard: TokenShard, document_id: str) -> list[int]:
     """Indices of documents with this id in the shard."""
-    wanted = np.frombuffer(document_identity(document_id), dtype=np.uint8)
-    return [int(index) for index in np.flatnonzero((shard.identities == wanted).all(axis=1))]
+    identity = np.frombuffer(document_identity(document_id), dtype=np.uint8)
+    return [int(index) for index in np.flatnonzero((shard.identities == identity).all(axis=1))]
 
 
 @dataclass(frozen=True)
-class Row:
+class ShardRow:
     """One training row of L positions.
 
-    A *piece* is the part of one document that lies in the row.
+    A *piece* is the part of one document within the row.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -279,7 +279,7 @@ def row_count(shard: TokenShard, sequence_length: int) -> int:
     return -(-len(shard.tokens) // sequence_length)
 
 
-def read_row(shard: TokenShard, index: int, sequence_length: int) -> Row:
+def read_row(shard: TokenShard, index: int, sequence_length: int) -> ShardRow:
     """Row `index` of the shard's stream, see the module's law.
 
     Costs O(L + log documents).
@@ -309,4 +309,4 @@ def read_row(shard: TokenShard, index: int, sequence_length: int) -> Row:
     positions = (np.arange(sequence_length) - begins[segments]).astype(np.int32)
     documents = np.arange(first, first + len(begins))
     documents[documents >= len(shard.document_ends)] = -1
-    return Row(tokens, targets, segments, positions, documents, np.zeros(len(begins), dtype=np.int64))
+    return ShardRow(tokens, targets, segments, positions, documents, np.zeros(len(begins), dtype=np.int64))

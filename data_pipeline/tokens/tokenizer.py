@@ -6,7 +6,7 @@ used to encode only where both agree on a sample of documents, on strings that h
 character (the *parity gate*).
 
 Byte-level BPE: Sennrich, Haddow and Birch 2016 (arXiv:1508.07909) over bytes, with the pre-tokeniser of GPT-2
-(Radford et al. 2019). `tokenizer.tiktoken` beside it is the same vocabulary in tiktoken's form, for others to use.
+(Radford et al. 2019). `tokenizer.tiktoken` next to it is the same vocabulary in tiktoken's form, for others to use.
 Price of training: one pass over the ids and sizes of all documents, one over the sample.
 """
 
@@ -21,8 +21,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from data_pipeline.tokens.encoder import Encoder, begun, fast_engine, library_engine, segments
 from data_pipeline.tokens.parity import awkward_strings, compare, every_character
-from data_pipeline.tokens.training_sample import Sample, choose_sample, sample_texts
-from data_pipeline.tokens.vocabulary import Vocabulary, alphabet, ranks_text, read_vocabulary
+from data_pipeline.tokens.training_sample import TrainingSample, choose_sample, sample_texts
+from data_pipeline.tokens.vocabulary import TokenVocabulary, alphabet, ranks_text, read_vocabulary
 from governance.config import Section
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
 from governance.files import sha256_file, write_bytes, write_text
@@ -58,7 +58,7 @@ class TokenizerConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> TokenizerConfig:
         if not self.special_tokens or "" in self.special_tokens:
-            raise ValueError("special_tokens wants at least the end-of-document token, and no empty text")
+            raise ValueError("special_tokens needs at least the end-of-document token, and no empty text")
         if len(set(self.special_tokens)) != len(self.special_tokens):
             raise ValueError("special_tokens names a token twice; name each once")
         if set(self.special_tokens) & set(alphabet()):
@@ -91,15 +91,15 @@ def load_encoder(tokenizer: Manifest | Path, root: Path | None = None) -> Encode
     """
     if isinstance(tokenizer, Manifest):
         if root is None:
-            raise TypeError("a manifest wants the root that it lies below")
-        return _load(root / tokenizer.folder, *_told(tokenizer.stats))
+            raise TypeError("a manifest needs the root of its artifacts")
+        return _load(root / tokenizer.folder, *_facts(tokenizer.stats))
     folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
     if (folder / FILE_NAME).exists():
-        return _load(folder, *_told(read_manifest(folder / FILE_NAME).stats))
+        return _load(folder, *_facts(read_manifest(folder / FILE_NAME).stats))
     return _load(folder, True, None, None)
 
 
-def _told(stats: Mapping[str, Any]) -> tuple[bool, int, int | None]:
+def _facts(stats: Mapping[str, Any]) -> tuple[bool, int, int | None]:
     """Agreement of the engines, and the end and begin tokens."""
     return bool(stats["parity"]), int(stats["end_of_document"]), stats.get(BEGIN)
 
@@ -116,7 +116,9 @@ def _load(folder: Path, parity: bool, end: int | None, begin: int | None) -> Enc
         if end is None:
             end = min(vocabulary.special.values())
     except ValueError as error:
-        raise ManifestError(f"{path}: is no tokeniser ({error}). Remove its folder and make it again.") from error
+        raise ManifestError(
+            f"{path}: cannot be read as a tokeniser ({error}). Remove its folder and make it again."
+        ) from error
     engine, name = library_engine(reference, end), "tokenizers"
     if parity:
         fast = fast_engine(text, end)
@@ -171,12 +173,12 @@ def _stretches(texts: Iterable[str]) -> Iterator[str]:
             yield part[start : start + _TRAINED_CHARACTERS]
 
 
-def take_over(path: Path, config: TokenizerConfig) -> tuple[str, Vocabulary]:
+def take_over(path: Path, config: TokenizerConfig) -> tuple[str, TokenVocabulary]:
     """The text of the file that the configuration names, and its vocabulary.
 
     Raises:
         MissingInput: it cannot be read.
-        ConfigError: it is no tokeniser of the kind that this program encodes with.
+        ConfigError: it is not a tokeniser of the supported kind.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -206,8 +208,8 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
 
     Raises:
         PipelineError: there are no documents, or none with text.
-        MissingInput: there is no file at `config.path`.
-        ConfigError: the file at `config.path` is no tokeniser of the kind that this program encodes with.
+        MissingInput: the file at `config.path` is missing.
+        ConfigError: the file at `config.path` is not a tokeniser of the supported kind.
     """
     inputs, given = [documents.as_input()], None
     if config.path:
@@ -257,7 +259,7 @@ def _warn_of_size(size: int, config: TokenizerConfig) -> None:
         )
 
 
-def _parity(text: str, end: int, paths: Sequence[Path], sample: Sample) -> dict[str, Any]:
+def _parity(text: str, end: int, paths: Sequence[Path], sample: TrainingSample) -> dict[str, Any]:
     """Compare the engines on sample, awkward strings and all characters."""
     slow, fast = library_engine(open_reference(text), end), fast_engine(text, end)
     of_sample = compare(slow, fast, sample_texts(paths, sample.parity, _PARITY_BYTES))

@@ -30,7 +30,7 @@ Places = npt.NDArray[np.void]
 
 
 @dataclass(frozen=True)
-class Sample:
+class TrainingSample:
     """The documents to train on, and those to compare the engines on."""
 
     places: Places
@@ -59,7 +59,7 @@ class _Stratum:
             self.waiting = 0
 
 
-def choose_sample(paths: Sequence[Path], sample_bytes: int) -> Sample:
+def choose_sample(paths: Sequence[Path], sample_bytes: int) -> TrainingSample:
     """Choose from the document shards `paths`, see the module's rule."""
     strata: dict[tuple[str, str], _Stratum] = {}
     documents = 0
@@ -82,7 +82,7 @@ def choose_sample(paths: Sequence[Path], sample_bytes: int) -> Sample:
             taken.append(places)
     places = np.concatenate(taken)
     lowest = np.sort(places, order=["hash", "shard", "row"])[:_PARITY_DOCUMENTS]
-    return Sample(_in_order(places), _in_order(lowest), by_source, documents)
+    return TrainingSample(_in_order(places), _in_order(lowest), by_source, documents)
 
 
 def _in_order(places: Places) -> Places:

@@ -1,8 +1,8 @@
 """Vocabulary of a byte-level BPE, from `tokenizer.json`.
 
-It must be what this program trains, and what `tokenizers` writes for GPT-2: a BPE model over the printable stand-ins of
-the 256 bytes, the pre-tokeniser `ByteLevel` with its regular expression and without a prefix space, no normaliser, and
-no added token but special ones. What stands after the model (post-processor, decoder, padding) decides no id of a text.
+It must be what this program trains, and what `tokenizers` writes for GPT-2: a BPE model over the printable characters
+for the 256 bytes, the pre-tokeniser `ByteLevel` with its regular expression and without a prefix space, no normaliser,
+and no added token but special ones. The post-processor, decoder and padding decide no id of a text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class TokenVocabulary:
     """Token ids and their merges."""
 
     pieces: tuple[bytes, ...]
@@ -32,7 +32,7 @@ class Vocabulary:
 
 @functools.cache
 def alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte -> the byte.
+    """GPT-2's printable character for each byte -> the byte.
 
     Itself where printable, else 256, 257, ... in order.
     """
@@ -41,11 +41,11 @@ def alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in shown} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
 
 
-def read_vocabulary(text: str) -> Vocabulary:
+def read_vocabulary(text: str) -> TokenVocabulary:
     """The vocabulary of a `tokenizer.json`'s text.
 
     Raises:
-        ValueError: it is no such file, or of another kind; says what is wrong with it.
+        ValueError: it is not such a file, or is of another kind; names the fault.
     """
     values = json.loads(text)
     if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
@@ -62,13 +62,13 @@ def read_vocabulary(text: str) -> Vocabulary:
             try:
                 pieces[index] = bytes(bytes_of[letter] for letter in name)
             except KeyError as error:
-                raise ValueError(f"its token {name!r} has {error}, which stands for no byte") from None
+                raise ValueError(f"its token {name!r} has {error}, which represents no byte") from None
     places = {piece: index for index, piece in enumerate(pieces) if piece}
     missing = [byte for byte in range(256) if bytes([byte]) not in places]
     if missing:
         raise ValueError(f"it has no token for the byte {missing[0]:#04x}")
     letters = tuple(places[bytes([byte])] for byte in range(256))
-    return Vocabulary(tuple(pieces), special, letters, _merges(values["model"].get("merges", []), ids))
+    return TokenVocabulary(tuple(pieces), special, letters, _merges(values["model"].get("merges", []), ids))
 
 
 def _check_kind(values: Mapping[str, Any]) -> None:
@@ -95,14 +95,14 @@ def _merges(merges: list[Any], ids: Mapping[str, int]) -> dict[tuple[int, int], 
             pair = ids[left], ids[right]
             merged = ids[left + right]
         except KeyError as error:
-            raise ValueError(f"its merge {left!r} {right!r} wants the token {error}, which it has not") from None
+            raise ValueError(f"its merge {left!r} {right!r} needs the token {error}, which is missing") from None
         if pair in found:
-            raise ValueError(f"its merge {left!r} {right!r} stands twice")
+            raise ValueError(f"its merge {left!r} {right!r} occurs twice")
         found[pair] = rank, merged
     return found
 
 
-def ranks_text(vocabulary: Vocabulary) -> bytes | None:
+def ranks_text(vocabulary: TokenVocabulary) -> bytes | None:
     """The vocabulary in tiktoken's form.
 
     A line for each token, base64 of its bytes and its id.

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.tokens.packed_rows import PackedRows, read_packed_row, shards_of
-from data_pipeline.tokens.token_shards import Row, TokenShard, read_row, row_count
+from data_pipeline.tokens.token_shards import ShardRow, TokenShard, read_row, row_count
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
 from governance.files import sha256_file
 from governance.manifest import Manifest, Output, read_manifest
@@ -142,7 +142,7 @@ class Rows:
         documents = np.searchsorted(shard.document_ends, tokens, side="right")
         return self._numbers[shard.path][shard.groups[documents]]
 
-    def _origins(self, row: Row, shards: Sequence[TokenShard]) -> npt.NDArray[np.int64]:
+    def _origins(self, row: ShardRow, shards: Sequence[TokenShard]) -> npt.NDArray[np.int64]:
         """Origin of each piece of a row."""
         origins = np.full(len(row.documents), NO_ORIGIN, dtype=np.int64)
         for number in set(row.shards.tolist()):
@@ -150,7 +150,7 @@ class Rows:
             origins[mine] = self._numbers[shard.path][shard.groups[row.documents[mine]]]
         return origins
 
-    def _row(self, number: int) -> tuple[Row, Sequence[TokenShard]]:
+    def _row(self, number: int) -> tuple[ShardRow, Sequence[TokenShard]]:
         """Row, and the shards that its pieces number."""
         place = bisect.bisect_right(self.starts, number) - 1
         within = number - self.starts[place]

@@ -20,7 +20,7 @@ from data_pipeline.documents import (
     table_writer,
     write_table,
 )
-from data_pipeline.filters.blocklists import ListsConfig, make_lists
+from data_pipeline.filters.blocklists import BlocklistsConfig, make_lists
 from data_pipeline.filters.clean import CleanConfig, clean, normalise, normalise_texts
 from data_pipeline.filters.quality_rules import Thresholds
 from governance.config import canonical_json, validate
@@ -84,7 +84,7 @@ def listed(root, files, **config):
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
-    return make_lists(ListsConfig(**config), folder, Runtime(root=root))
+    return make_lists(BlocklistsConfig(**config), folder, Runtime(root=root))
 
 
 def reason_of(tmp_path, text, changes=None, **config):
@@ -209,7 +209,7 @@ def test_listed_words_go_by_language(tmp_path):
     assert [row["listed_words"] for row in without] == [None] * 3
 
 
-def test_a_rule_on_listed_words_without_a_list_is_told(tmp_path, caplog, monkeypatch):
+def test_a_rule_on_listed_words_without_a_list_is_reported(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("data_pipeline"), "propagate", True)
     made(tmp_path / "a")
     assert "max_listed_words" not in caplog.text

@@ -165,7 +165,7 @@ def test_a_split_without_documents_is_an_empty_shard(tmp_path):
     assert manifest.stats["validation_documents"] == 0
 
 
-def test_an_empty_corpus_is_told(tmp_path):
+def test_an_empty_corpus_is_reported(tmp_path):
     tokenizer, _ = made(tmp_path)
     with pytest.raises(PipelineError, match="no documents"):
         encode(artifact(tmp_path, [[]]), tokenizer, CONFIG, Runtime(tmp_path))
@@ -174,7 +174,7 @@ def test_an_empty_corpus_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, "0.1"])
-def test_an_impossible_share_is_told(share):
+def test_an_impossible_share_is_reported(share):
     with pytest.raises(ConfigError, match="validation_share"):
         validate({"validation_share": share}, EncodeConfig, "run.toml")
 
@@ -255,7 +255,7 @@ def test_one_copy_of_each_gives_the_shards_of_no_plan(encoded, tmp_path):
         ([[0] * 60, [0] * 3, []], None, "in the plan"),
     ],
 )
-def test_a_plan_of_other_documents_is_told(tmp_path, copies, names, message):
+def test_a_plan_of_other_documents_is_reported(tmp_path, copies, names, message):
     documents = artifact(tmp_path, CORPUS)
     tokenizer = train_tokenizer(documents, TokenizerConfig(vocabulary_size=400), Runtime(tmp_path))
     with pytest.raises((ManifestError, PipelineError), match=message):

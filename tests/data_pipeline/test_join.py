@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.dedup.candidates import gather
-from data_pipeline.dedup.join import BAND, TEXT, URL, Engine, shared_keys, write_keys
+from data_pipeline.dedup.join import BAND, TEXT, URL, JoinEngine, shared_keys, write_keys
 from governance.errors import PipelineError
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def joined(paths, firsts, kind, engine, keys=600):
 @pytest.mark.parametrize("keys", [600, 10_000_000])
 def test_shared_keys_equal_a_dictionary(tmp_path, keys):
     paths, firsts, truth = key_files(tmp_path)
-    engine = Engine("duckdb", 256, tmp_path / "scratch")
+    engine = JoinEngine("duckdb", 256, tmp_path / "scratch")
     for kind, wanted in truth.items():
         found, parts = joined(paths, firsts, kind, engine, keys)
         assert found == wanted
@@ -60,19 +60,19 @@ def test_the_result_of_daft_is_that_of_duckdb(tmp_path):
     pytest.importorskip("daft")
     paths, firsts, truth = key_files(tmp_path)
     for kind, wanted in truth.items():
-        assert joined(paths, firsts, kind, Engine("daft", 256, tmp_path))[0] == wanted
+        assert joined(paths, firsts, kind, JoinEngine("daft", 256, tmp_path))[0] == wanted
 
 
 def test_nothing_to_join(tmp_path):
-    assert joined([], [], BAND, Engine("duckdb", 256, tmp_path))[0] == []
+    assert joined([], [], BAND, JoinEngine("duckdb", 256, tmp_path))[0] == []
     write_keys(tmp_path / "empty.parquet", np.zeros(0, np.int64), np.zeros(0, np.int32))
-    assert joined([tmp_path / "empty.parquet"], [0], BAND, Engine("duckdb", 256, tmp_path))[0] == []
+    assert joined([tmp_path / "empty.parquet"], [0], BAND, JoinEngine("duckdb", 256, tmp_path))[0] == []
 
 
 def test_a_file_that_is_no_key_file_is_told_in_duckdbs_words(tmp_path):
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
     with pytest.raises(PipelineError, match="failed in DuckDB"):
-        joined([tmp_path / "torn.parquet"], [0], BAND, Engine("duckdb", 256, tmp_path))
+        joined([tmp_path / "torn.parquet"], [0], BAND, JoinEngine("duckdb", 256, tmp_path))
 
 
 def test_groups_of_the_same_members_are_one_and_old_ones_are_left_out():

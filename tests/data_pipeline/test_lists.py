@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_pipeline.filters import blocklists as lists
 from data_pipeline.filters.blocklists import (
     KEYED_SCHEMA,
-    ListsConfig,
+    BlocklistsConfig,
     blocked_by,
     entries,
     key_of,
@@ -40,7 +40,7 @@ def made(folder, files, **config):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return make_lists(ListsConfig(**config), folder, Runtime(root=folder / "root"))
+    return make_lists(BlocklistsConfig(**config), folder, Runtime(root=folder / "root"))
 
 
 def blocker(folder, files, **config):
@@ -204,9 +204,9 @@ def test_bad_lists_are_named(tmp_path, name, content, error, told):
 def test_settings_are_strict():
     for words in ({"english": ["a.txt"]}, {"EN": ["a.txt"]}, {"": ["a.txt"]}):
         with pytest.raises(ConfigError, match="words"):
-            validate({"words": words}, ListsConfig, "run.toml")
+            validate({"words": words}, BlocklistsConfig, "run.toml")
     with pytest.raises(ConfigError, match="domain"):
-        validate({"domain": ["a.txt"]}, ListsConfig, "run.toml")
+        validate({"domain": ["a.txt"]}, BlocklistsConfig, "run.toml")
 
 
 def test_it_is_an_artifact_like_any_other(tmp_path):

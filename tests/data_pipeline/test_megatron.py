@@ -156,7 +156,7 @@ def test_alien_and_torn_files_are_refused(tmp_path):
         open_indexed(prefix)
 
 
-def test_ids_outside_the_vocabulary_and_roles_without_shards_are_told(tmp_path):
+def test_ids_outside_the_vocabulary_and_roles_without_shards_are_reported(tmp_path):
     foreign(tmp_path / "x", 4, [[1, 12]], [0, 1])
     with pytest.raises(PipelineError, match="document 0 has ids from 1 to 12"):
         import_megatron(tmp_path / "x", MegatronConfig(vocabulary_size=10, end_of_document=0), Runtime(tmp_path))

@@ -108,7 +108,7 @@ def test_shares_that_add_up_to_one_do_not_shrink_each_other_to_nothing():
 
 
 @pytest.mark.parametrize("share", [0.3, 0.499, 0.499999])
-def test_quotas_of_sources_and_languages_that_cannot_hold_together_are_told(share):
+def test_quotas_of_sources_and_languages_that_cannot_hold_together_are_reported(share):
     sizes = {("a", "en"): 10**12, ("b", "de"): 10**12}
     quotas = {"source_quotas": {"a": Quota(share=0.5)}, "language_quotas": {"de": Quota(share=share)}}
     with pytest.raises(PipelineError, match="nothing is left"):
@@ -125,7 +125,7 @@ def test_quotas_of_sources_and_languages_that_cannot_hold_together_are_told(shar
         ({"temperature": 0.5}, "greater than or equal to 1"),
     ],
 )
-def test_faults_of_the_section_are_told(values, words):
+def test_faults_of_the_section_are_reported(values, words):
     with pytest.raises(ConfigError, match=words):
         validate(values, MixConfig, "run.toml")
 

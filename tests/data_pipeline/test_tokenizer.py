@@ -243,23 +243,23 @@ def test_letting_documents_go_early_changes_no_sample(tmp_path, monkeypatch):
         assert pruned.documents == 900
 
 
-def test_an_empty_corpus_is_told(tmp_path):
+def test_an_empty_corpus_is_reported(tmp_path):
     with pytest.raises(PipelineError, match="no documents"):
         train_tokenizer(artifact(tmp_path, [[]]), CONFIG, Runtime(tmp_path))
     with pytest.raises(PipelineError, match="no documents with text"):
         train_tokenizer(artifact(tmp_path / "b", [["", ""]]), CONFIG, Runtime(tmp_path / "b"))
 
 
-def test_broken_files_are_told(trained, tmp_path):
+def test_broken_files_are_reported(trained, tmp_path):
     root, manifest = trained
     with pytest.raises(MissingInput):
         load_encoder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ManifestError, match="no tokeniser"):
+    with pytest.raises(ManifestError, match="cannot be read as a tokeniser"):
         load_encoder(tmp_path)
     good = (root / manifest.folder / "tokenizer.json").read_bytes()
     (tmp_path / "tokenizer.json").write_bytes(good[:-9])
-    with pytest.raises(ManifestError, match="no tokeniser"):
+    with pytest.raises(ManifestError, match="cannot be read as a tokeniser"):
         load_encoder(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(good)
     assert (
@@ -277,7 +277,7 @@ def test_broken_files_are_told(trained, tmp_path):
         {"vocabulary_size": 257, "special_tokens": ["a1", "b1"]},
     ],
 )
-def test_impossible_settings_are_told(values):
+def test_impossible_settings_are_reported(values):
     with pytest.raises(ConfigError):
         validate(values, TokenizerConfig, "run.toml")
 
@@ -337,16 +337,16 @@ FAULTS = {
         v["added_tokens"][0].update(content="<end>"),
         v["model"]["vocab"].update({"<end>": v["model"]["vocab"].pop("<|endoftext|>")}),
     ),
-    "stands for no byte": lambda v: v["model"]["vocab"].update({"中": len(v["model"]["vocab"])}),
+    "represents no byte": lambda v: v["model"]["vocab"].update({"中": len(v["model"]["vocab"])}),
     "each once": lambda v: v["model"]["vocab"].update({"aĠzĠ": 10**6}),
-    "wants the token": lambda v: v["model"]["merges"].append(["zq", "qz"]),
-    "stands twice": lambda v: v["model"]["merges"].append(v["model"]["merges"][0]),
+    "needs the token": lambda v: v["model"]["merges"].append(["zq", "qz"]),
+    "occurs twice": lambda v: v["model"]["merges"].append(v["model"]["merges"][0]),
     "has no model": lambda v: v.pop("model"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_tokeniser_of_another_kind_is_told(trained, tmp_path, fault):
+def test_a_tokeniser_of_another_kind_is_reported(trained, tmp_path, fault):
     values = given_values(trained)
     FAULTS[fault](values)
     with pytest.raises(ConfigError, match=fault) as caught:
@@ -354,7 +354,7 @@ def test_a_tokeniser_of_another_kind_is_told(trained, tmp_path, fault):
     assert "given/tokenizer.json" in str(caught.value)
 
 
-def test_a_given_file_that_is_not_there_is_told(tmp_path):
+def test_a_given_file_that_is_not_there_is_reported(tmp_path):
     config = CONFIG.model_copy(update={"path": "nowhere"})
     with pytest.raises(MissingInput, match="nowhere"):
         train_tokenizer(artifact(tmp_path, CORPUS), config, Runtime(tmp_path), tmp_path)
