@@ -1,4 +1,4 @@
-"""Duplicate candidates of the corpus: which documents share a key, ranked, with their shingles.
+"""Duplicate candidates of the corpus, ranked, with their shingles.
 
 Documents are numbered through the whole corpus, those of earlier corpora first. The join says which share a key; equal
 texts are then confirmed by their SHA-256, equal addresses by the addresses themselves; near texts are compared by
