@@ -176,7 +176,7 @@ def _splits(
     failed = 0
     for place in chosen:
         text = data[offsets[place] : offsets[place + 1]].tobytes()
-        failed += encoder.decode(ids[ends[place] : ends[place + 1] - 1].tolist()).encode("utf-8") != text
+        failed += not encoder.recovers(ids[ends[place] : ends[place + 1] - 1].tolist(), text)
     return [split_of(digest, config.validation_share) for digest in digests], len(chosen), failed
 
 

@@ -6,10 +6,9 @@ where both gave the same ids (the parity gate of `tokenizer.py`), else `tokenize
 
 from __future__ import annotations
 
-import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +41,10 @@ class Encoder:
     run: Engine = field(repr=False)
     begin_of_document: int | None = None
     """The id before each document's text; None: none."""
+    decode_text: Callable[[Sequence[int]], str] | None = field(default=None, repr=False)
+    """Decoder of a tokeniser whose ids are not the text's bytes; None: `pieces`, joined, are the text."""
+    normalise: Callable[[str], str] | None = field(default=None, repr=False)
+    """The tokeniser's normaliser, applied before it encodes."""
 
     @property
     def dtype(self) -> npt.DTypeLike:
@@ -77,7 +80,16 @@ class Encoder:
 
         Special tokens are left out, a torn character becomes U+FFFD.
         """
+        if self.decode_text is not None:
+            return self.decode_text([int(index) for index in ids])
         return b"".join(map(self.pieces.__getitem__, ids)).decode("utf-8", errors="replace")
+
+    def recovers(self, ids: Sequence[int], text: bytes) -> bool:
+        """Return whether the ids decode to the text, or to one that the normaliser makes the same of."""
+        if self.decode_text is None:
+            return b"".join(map(self.pieces.__getitem__, ids)) == text
+        found, given = self.decode_text(ids), text.decode("utf-8")
+        return found == given or (self.normalise is not None and self.normalise(found) == self.normalise(given))
 
 
 def begun(engine: Engine, begin: int) -> Engine:
@@ -90,10 +102,10 @@ def begun(engine: Engine, begin: int) -> Engine:
     return run
 
 
-def fast_engine(text: str, end: int) -> Engine:
-    """The `tokenizer.json` in gigatoken, with special tokens as text.
+def fast_engine(definition: str, end: int, reference: Engine, normalise: Callable[[str], str] | None = None) -> Engine:
+    """The `tokenizer.json` in gigatoken, on the calling thread; `reference` encodes what gigatoken fails on.
 
-    It runs on the calling thread.
+    `normalise` is applied first, to texts that are not ASCII.
 
     Raises:
         ValueError: gigatoken cannot read it.
@@ -101,40 +113,60 @@ def fast_engine(text: str, end: int) -> Engine:
     import awkward
     from gigatoken.gigatoken_rs import load_hf_json
 
-    values = json.loads(text)
-    values["added_tokens"] = [token for token in values.get("added_tokens") or [] if not token.get("special")]
-    definition = json.dumps(values)
+    def load() -> Any:
+        try:
+            return load_hf_json(definition)
+        except BaseException as error:  # a panic of its Rust code is no Exception
+            raise _as_value_error(error) from error
+
     lock = threading.Lock()
-    backend, room = load_hf_json(definition), _CACHED_BYTES
+    backend, room = load(), _CACHED_BYTES
 
     def run(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint32], Ends]:
         nonlocal backend, room
         column = texts.cast(pa.large_string())
         if not len(column):
             return np.zeros(0, np.uint32), np.zeros(1, np.int64)
-        with lock:
-            # The backend keeps each word that it has met, some 7 bytes for a byte, and never drops one.
-            if room < 0:
-                backend, room = load_hf_json(definition), _CACHED_BYTES
-            found = awkward.to_arrow(
-                backend.encode_batch(awkward.from_arrow(column), parallel=False), extensionarray=False
-            )
-            room -= column.nbytes
+        if normalise is not None:
+            normal = [text if text.isascii() else normalise(text) for text in column.to_pylist()]
+            column = pa.array(normal, pa.large_string())
+        try:
+            with lock:
+                # The backend keeps each word that it has met, some 7 bytes for a byte, and never drops one.
+                if room < 0:
+                    backend, room = load(), _CACHED_BYTES
+                found = awkward.to_arrow(
+                    backend.encode_batch(awkward.from_arrow(column), parallel=False), extensionarray=False
+                )
+                room -= column.nbytes
+        except BaseException as error:
+            _as_value_error(error)
+            return reference(texts)
         ids, ends = found.values.to_numpy(), found.offsets.to_numpy()
         return np.insert(ids, ends[1:], np.uint32(end)), ends + np.arange(len(ends))
 
     return run
 
 
-def library_engine(reference: Any, end: int) -> Engine:
-    """The engine that defines the ids: `reference` is a `tokenizers.Tokenizer`."""
+def _as_value_error(error: BaseException) -> ValueError:
+    if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+        raise error
+    return ValueError(f"gigatoken: {error}")
+
+
+def library_engine(reference: Any, end: int, cut_at_spaces: bool = True) -> Engine:
+    """The engine that defines the ids: `reference` is a `tokenizers.Tokenizer`.
+
+    `cut_at_spaces`: encode long texts in `segments`, which bounds memory, where the pre-tokeniser allows it.
+    """
 
     def run(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint32], Ends]:
         parts: list[list[int]] = []
         sizes = []
         for text in texts:
             before = len(parts)
-            parts += [reference.encode(part, add_special_tokens=False).ids for part in segments(text.as_py())]
+            pieces = segments(text.as_py()) if cut_at_spaces else [text.as_py()]
+            parts += [reference.encode(part, add_special_tokens=False).ids for part in pieces]
             parts.append([end])
             sizes.append(sum(map(len, parts[before:])))
         ids = np.fromiter((index for part in parts for index in part), np.uint32, sum(sizes))
@@ -144,10 +176,10 @@ def library_engine(reference: Any, end: int) -> Engine:
 
 
 def segments(text: str) -> Iterator[str]:
-    """Split a text into stretches of some 65,536 characters.
+    """Split a text into segments of some 65,536 characters, for GPT-2's pre-tokeniser.
 
-    A cut before the space or line end that follows a word never changes an id, for such a place is always a border of
-    the pre-tokeniser and nothing to its left looks past it. Where there is no such place, a stretch is longer.
+    A cut before the space or line end that follows a word never changes an id: such a place is always a border of
+    that pre-tokeniser, and nothing to its left looks past it. Without such a place a segment is longer.
     """
     start = 0
     while len(text) - start > _SEGMENT_CHARACTERS:

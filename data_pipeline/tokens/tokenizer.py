@@ -1,9 +1,9 @@
-"""Byte-level BPE: train, adopt or load, through `tokenizers`.
+"""Tokenizer stage: train a byte-level BPE, or take over a tokenizer of any kind that `tokenizers` loads.
 
-Promises: the same documents give the same tokeniser, whatever the number of threads; every text can be encoded and
-comes back unchanged; text that spells a special token is ordinary text. `tokenizers` defines the ids; `gigatoken` is
-used to encode only where both agree on a sample of documents, on strings that have broken encoders and on every
-character (the *parity gate*).
+Promises: the same documents give the same tokenizer, whatever the number of threads; every text can be encoded, and
+comes back unchanged from a tokenizer trained here; text that spells a special token is ordinary text. `tokenizers`
+defines the ids; `gigatoken` encodes only where both agree on a sample of documents, on strings that have broken
+encoders and on every character (the *parity gate*).
 
 Byte-level BPE: Sennrich, Haddow and Birch 2016 (arXiv:1508.07909) over bytes, with the pre-tokeniser of GPT-2
 (Radford et al. 2019). `tokenizer.tiktoken` next to it is the same vocabulary in tiktoken's form, for others to use.
@@ -13,16 +13,27 @@ Price of training: one pass over the ids and sizes of all documents, one over th
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from data_pipeline.tokens.encoder import Encoder, begun, fast_engine, library_engine, segments
+from data_pipeline.tokens.encoder import Encoder, Engine, begun, fast_engine, library_engine, segments
 from data_pipeline.tokens.parity import awkward_strings, compare, every_character
+from data_pipeline.tokens.tiktoken_ranks import SUFFIX, from_ranks
 from data_pipeline.tokens.training_sample import TrainingSample, choose_sample, sample_texts
-from data_pipeline.tokens.vocabulary import TokenVocabulary, alphabet, ranks_text, read_vocabulary
+from data_pipeline.tokens.vocabulary import (
+    TokenVocabulary,
+    alphabet,
+    definition_of_text,
+    ranks_text,
+    read_vocabulary,
+    with_special_tokens,
+)
 from governance.config import Section
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
 from governance.files import sha256_file, write_bytes, write_text
@@ -35,6 +46,7 @@ BEGIN = "begin_of_document"  # of the statistics, where documents begin with a t
 TOKENIZER_FILE = "tokenizer.json"
 RANKS_FILE = "tokenizer.tiktoken"
 
+_UNICODE_FORMS = {"NFC", "NFD", "NFKC", "NFKD"}  # none of them changes ASCII
 _PARITY_BYTES = 8 << 10  # of each document that the engines are compared on
 _TRAINED_CHARACTERS = 1 << 16  # the trainer sees no longer stretch: a word of a million letters would hold it up
 
@@ -52,8 +64,11 @@ class TokenizerConfig(Section):
     """The one of `special_tokens` that begins every document, so that the first token of a text is predicted, too;
     empty: none does. It may be the one that ends documents."""
     path: str = ""
-    """A `tokenizer.json` to use instead of training one: byte-level BPE with the pre-tokeniser of GPT-2, in which the
-    first of `special_tokens` and `bos` are special tokens. Its size and its other special tokens stand as they are."""
+    """A tokenizer to use instead of training one: a `tokenizer.json` of any kind, or tiktoken's ranks (`.tiktoken`).
+    The first of `special_tokens` and `bos` must be special tokens of it; others that it does not have, such as those of
+    a chat, are added behind its last id."""
+    pattern: str = ""
+    """For tiktoken's ranks: "r50k_base", "cl100k_base", "o200k_base", or the encoding's regular expression."""
 
     @model_validator(mode="after")
     def _check(self) -> TokenizerConfig:
@@ -71,12 +86,9 @@ class TokenizerConfig(Section):
 
     @model_serializer(mode="wrap")
     def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `bos` where there is none.
-
-        Such a tokeniser has the key that it had before the setting was there.
-        """
+        """Without `bos` and `pattern` where they are empty: keys from before these settings stay valid."""
         values: dict[str, Any] = serialize(self)
-        return values if self.bos else {name: value for name, value in values.items() if name != "bos"}
+        return {name: value for name, value in values.items() if value or name not in {"bos", "pattern"}}
 
 
 def load_encoder(tokenizer: Manifest | Path, root: Path | None = None) -> Encoder:
@@ -114,22 +126,50 @@ def _load(folder: Path, parity: bool, end: int | None, begin: int | None) -> Enc
     try:
         vocabulary, reference = read_vocabulary(text), open_reference(text)
         if end is None:
+            if not vocabulary.special:
+                raise ValueError("it has no special token to end documents")
             end = min(vocabulary.special.values())
+        library, fast = _engines(text, vocabulary, end)
     except ValueError as error:
         raise ManifestError(
             f"{path}: cannot be read as a tokeniser ({error}). Remove its folder and make it again."
         ) from error
-    engine, name = library_engine(reference, end), "tokenizers"
-    if parity:
-        fast = fast_engine(text, end)
-        if unequal := compare(engine, fast, awkward_strings()).unequal:
-            get_logger(__name__).warning("%s: gigatoken and tokenizers differ on %r", folder, unequal[0][:40])
-        else:
-            engine, name = fast, "gigatoken"
+    if parity and fast is not None and (unequal := compare(library, fast, awkward_strings()).unequal):
+        get_logger(__name__).warning("%s: gigatoken and tokenizers differ on %r", folder, unequal[0][:40])
+        fast = None
+    engine, name = (fast, "gigatoken") if parity and fast is not None else (library, "tokenizers")
     if name == "tokenizers":
         get_logger(__name__).warning("%s: encoding with `tokenizers`, which is many times slower", folder)
     run = engine if begin is None else begun(engine, begin)
-    return Encoder(len(vocabulary.pieces), end, name, vocabulary.pieces, run, begin)
+    encoder = Encoder(len(vocabulary.pieces), end, name, vocabulary.pieces, run, begin)
+    if vocabulary.lossless:
+        return encoder
+    normalise = reference.normalizer.normalize_str if vocabulary.normaliser else str
+
+    def as_encoded(text: str) -> str:
+        found: str = normalise(text)
+        return f" {found}" if vocabulary.prefixed and not found.startswith(" ") else found
+
+    return replace(encoder, decode_text=reference.decode, normalise=as_encoded)
+
+
+def _engines(text: str, vocabulary: TokenVocabulary, end: int) -> tuple[Engine, Engine | None]:
+    """The library's engine and the fast one, None where gigatoken cannot read the tokenizer.
+
+    Raises:
+        ValueError: the library cannot read it.
+    """
+    definition, normalise = definition_of_text(text), None
+    reference = open_reference(definition)
+    library = library_engine(reference, end, vocabulary.cut_at_spaces)
+    if vocabulary.normaliser in _UNICODE_FORMS:  # the two engines know different versions of Unicode
+        normalise = reference.normalizer.normalize_str
+        definition = json.dumps({**json.loads(definition), "normalizer": None}, ensure_ascii=False)
+    try:
+        return library, fast_engine(definition, end, library, normalise)
+    except ValueError as error:
+        get_logger(__name__).debug("tokenizer: %s", error)
+        return library, None
 
 
 def open_reference(text: str) -> Any:
@@ -174,30 +214,60 @@ def _stretches(texts: Iterable[str]) -> Iterator[str]:
 
 
 def take_over(path: Path, config: TokenizerConfig) -> tuple[str, TokenVocabulary]:
-    """The text of the file that the configuration names, and its vocabulary.
+    """The `tokenizer.json` of the file that the configuration names, and its vocabulary.
+
+    The file's own text, unless it holds ranks or needs further special tokens.
 
     Raises:
         MissingInput: it cannot be read.
-        ConfigError: it is not a tokeniser of the supported kind.
+        ConfigError: it is not a tokeniser, cannot encode, or does not have the token that ends or begins documents.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.is_dir():
+            path = path / TOKENIZER_FILE
+        if path.suffix == SUFFIX:
+            text = from_ranks(path.read_bytes(), config.pattern, config.special_tokens)
+        elif config.pattern:
+            raise ValueError("pattern is for tiktoken's ranks (*.tiktoken); leave it out")
+        else:
+            text = path.read_text(encoding="utf-8")
         vocabulary = read_vocabulary(text)
-        open_reference(text)
         for name, what in ((config.special_tokens[0], "the first of special_tokens"), (config.bos, "bos")):
             if name and name not in vocabulary.special:
                 raise ValueError(
                     f"{name!r}, {what}, is none of its special tokens "
                     f"{sorted(vocabulary.special, key=lambda name: vocabulary.special[name])[:8]}"
                 )
+        if further := [name for name in config.special_tokens if name not in vocabulary.special]:
+            text = with_special_tokens(text, further)
+            vocabulary = read_vocabulary(text)
+            get_logger(__name__).info("tokenizer: added the special tokens %s to those of %s", further, path)
+        _check_usable(text, vocabulary)
     except OSError as error:
         raise MissingInput(f"tokenizer.path: cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(
-            f"tokenizer.path = {config.path!r}: {error}. Give the tokenizer.json of a byte-level BPE with the "
-            f"pre-tokeniser of GPT-2, or leave path out to train one."
+            f"tokenizer.path = {config.path!r}: {error}. Give a tokenizer.json that `tokenizers` loads, with its own "
+            f"token for the end of documents first in special_tokens, or leave path out to train one."
         ) from error
     return text, vocabulary
+
+
+def _check_usable(text: str, vocabulary: TokenVocabulary) -> None:
+    """Raise ValueError unless the library encodes any text, and numbers special tokens as the file does."""
+    reference = open_reference(text)
+    for name, index in vocabulary.special.items():
+        if reference.token_to_id(name) != index:
+            raise ValueError(
+                f"its special token {name!r} has the id {index} in the file, and {reference.token_to_id(name)} once it "
+                f"is loaded"
+            )
+    try:
+        ids, _ = _engines(text, vocabulary, 0)[0](pa.array(awkward_strings(), pa.large_string()))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"`tokenizers` cannot encode with it: {error}") from error
+    if int(ids.max(initial=0)) >= len(vocabulary.pieces):
+        raise ValueError(f"it gives the id {ids.max()}, which is not in its vocabulary")
 
 
 def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runtime, folder: Path = Path()) -> Manifest:
@@ -214,9 +284,10 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
     inputs, given = [documents.as_input()], None
     if config.path:
         given = take_over(folder / config.path, config)
-        name = Path(config.path).name
-        inputs.append(Input(stage="file", digest=sha256_file(folder / config.path), path=name))
-        config = config.model_copy(update={"path": name})  # where the file lies decides nothing
+        source = folder / config.path
+        source = source / TOKENIZER_FILE if source.is_dir() else source
+        inputs.append(Input(stage="file", digest=sha256_file(source), path=source.name))
+        config = config.model_copy(update={"path": source.name})  # its folder decides nothing
 
     def make(target: Path) -> Made:
         paths = documents.files("documents", runtime.root)
@@ -233,7 +304,7 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
         else:
             text, vocabulary = given
         write_text(target / TOKENIZER_FILE, text)
-        if (ranks := ranks_text(vocabulary)) is not None:
+        if (ranks := ranks_text(text)) is not None:
             write_bytes(target / RANKS_FILE, ranks)
         end = vocabulary.special[config.special_tokens[0]]
         written = [path for path in (target / TOKENIZER_FILE, target / RANKS_FILE) if path.exists()]
@@ -243,10 +314,11 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
             "sample_bytes": int(sample.places["size"].sum()),
             "sample_bytes_by_source": sample.bytes_by_source,
             "trained": int(given is None),
+            **({} if given is None else {"kind": vocabulary.kind, "special_tokens": vocabulary.special}),
             "vocabulary_size": len(vocabulary.pieces),
             "end_of_document": end,
             **({BEGIN: vocabulary.special[config.bos]} if config.bos else {}),
-            **_parity(text, end, paths, sample),
+            **_parity(text, vocabulary, end, paths, sample),
         })  # fmt: skip
 
     return run_stage(Recipe("tokenizer", VERSION, config), inputs, runtime, make, alone=True)
@@ -259,18 +331,25 @@ def _warn_of_size(size: int, config: TokenizerConfig) -> None:
         )
 
 
-def _parity(text: str, end: int, paths: Sequence[Path], sample: TrainingSample) -> dict[str, Any]:
+def _parity(
+    text: str, vocabulary: TokenVocabulary, end: int, paths: Sequence[Path], sample: TrainingSample
+) -> dict[str, Any]:
     """Compare the engines on sample, awkward strings and all characters."""
-    slow, fast = library_engine(open_reference(text), end), fast_engine(text, end)
-    of_sample = compare(slow, fast, sample_texts(paths, sample.parity, _PARITY_BYTES))
-    unequal = [*of_sample.unequal, *compare(slow, fast, [*awkward_strings(), *every_character()]).unequal]
+    log = get_logger(__name__)
+    library, fast = _engines(text, vocabulary, end)
+    of_sample = compare(library, fast or library, sample_texts(paths, sample.parity, _PARITY_BYTES))
+    unequal = list(of_sample.unequal)
+    if fast is None:
+        log.warning("tokenizer: gigatoken cannot read a tokenizer of %s; `tokenizers` will encode", vocabulary.kind)
+    else:
+        unequal += compare(library, fast, [*awkward_strings(), *every_character()]).unequal
     if unequal:
-        get_logger(__name__).warning(
+        log.warning(
             "tokenizer: gigatoken and tokenizers give other ids for %d texts, first %r; encoding will use tokenizers",
             len(unequal), unequal[0][:60],
         )  # fmt: skip
     return {
-        "parity": not unequal,
+        "parity": fast is not None and not unequal,
         "parity_documents": len(sample.parity),
         "parity_unequal": len(unequal),
         "parity_bytes": of_sample.bytes,

@@ -1,8 +1,7 @@
-"""Vocabulary of a byte-level BPE, from `tokenizer.json`.
+"""Vocabulary of a `tokenizer.json`, of any kind that `tokenizers` loads.
 
-It must be what this program trains, and what `tokenizers` writes for GPT-2: a BPE model over the printable characters
-for the 256 bytes, the pre-tokeniser `ByteLevel` with its regular expression and without a prefix space, no normaliser,
-and no added token but special ones. The post-processor, decoder and padding decide no id of a text.
+A *lossless* tokenizer is a byte-level one without normaliser, prefix or stripping: the bytes of its ids, joined, are
+the text. Of other kinds (SentencePiece, Unigram, WordPiece, a normaliser) `tokenizers` decodes.
 """
 
 from __future__ import annotations
@@ -10,24 +9,33 @@ from __future__ import annotations
 import base64
 import functools
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+MOST_IDS = 1 << 24
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
 
 @dataclass(frozen=True)
 class TokenVocabulary:
-    """Token ids and their merges."""
+    """Tokens by id, and how their bytes make up a text."""
 
     pieces: tuple[bytes, ...]
-    """The bytes of each id; empty for a special token."""
+    """The bytes of each id; empty for a special token and for an id without a token."""
     special: dict[str, int]
     """Special token -> id."""
-    letters: tuple[int, ...]
-    """[256], the id of each byte."""
-    merges: dict[tuple[int, int], tuple[int, int]]
-    """(left id, right id) -> (rank, merged id); ranks are 0, 1, 2 ..., lower merges first."""
+    kind: str
+    """Model and pre-tokeniser, such as "BPE, ByteLevel"."""
+    lossless: bool
+    prefixed: bool
+    """Whether a space is put before a text that does not begin with one."""
+    normaliser: str
+    """Type of the normaliser, such as "NFC"; empty: none."""
+    cut_at_spaces: bool
+    """Whether a text may be encoded in segments (`encoder.segments`): GPT-2's pre-tokeniser, and nothing else."""
 
 
 @functools.cache
@@ -45,72 +53,117 @@ def read_vocabulary(text: str) -> TokenVocabulary:
     """The vocabulary of a `tokenizer.json`'s text.
 
     Raises:
-        ValueError: it is not such a file, or is of another kind; names the fault.
+        ValueError: it is not such a file, has random merges, or ids that cannot be used; names the fault.
     """
     values = json.loads(text)
     if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
         raise ValueError("it has no model")
-    _check_kind(values)
-    special = {token["content"]: token["id"] for token in values.get("added_tokens") or []}
-    ids: dict[str, int] = {**values["model"].get("vocab", {}), **special}
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise ValueError(f"its {len(ids)} ids are not 0 to {len(ids) - 1}, each once")
-    pieces = [b""] * len(ids)
-    bytes_of = alphabet()
+    model = values["model"]
+    if model.get("dropout"):
+        raise ValueError(f"its model has dropout = {model['dropout']}, which makes ids random")
+    added = values.get("added_tokens") or []
+    special = {token["content"]: token["id"] for token in added if token.get("special")}
+    plain = {token["content"]: token["id"] for token in added if not token.get("special")}
+    ids = {**_model_ids(model), **plain, **special}
+    if not ids:
+        raise ValueError("it has no token")
+    if len(set(ids.values())) < len(ids):
+        raise ValueError("two of its tokens have one id")
+    if not 0 <= min(ids.values()) <= max(ids.values()) < MOST_IDS:
+        raise ValueError(
+            f"its ids go from {min(ids.values())} to {max(ids.values())}; 0 to {MOST_IDS - 1:,} can be used"
+        )
+    cutters, decoders = [*_parts(values.get("pre_tokenizer"))], [*_parts(values.get("decoder"))]
+    byte_level = "ByteLevel" in {part["type"] for part in (*cutters, *decoders)}
+    pieces = [b""] * (max(ids.values()) + 1)
     for name, index in ids.items():
         if name not in special:
-            try:
-                pieces[index] = bytes(bytes_of[letter] for letter in name)
-            except KeyError as error:
-                raise ValueError(f"its token {name!r} has {error}, which represents no byte") from None
-    places = {piece: index for index, piece in enumerate(pieces) if piece}
-    missing = [byte for byte in range(256) if bytes([byte]) not in places]
-    if missing:
-        raise ValueError(f"it has no token for the byte {missing[0]:#04x}")
-    letters = tuple(places[bytes([byte])] for byte in range(256))
-    return TokenVocabulary(tuple(pieces), special, letters, _merges(values["model"].get("merges", []), ids))
+            pieces[index] = (
+                name.encode() if name in plain else _bytes_of(name, byte_level, bool(model.get("byte_fallback")))
+            )
+    kind = ", ".join([model.get("type", "BPE"), *(part["type"] for part in cutters if part["type"] != "Sequence")])
+    strips = any(token.get("lstrip") or token.get("rstrip") for token in added if not token.get("special"))
+    prefixed = any(part.get("add_prefix_space") for part in cutters)
+    normaliser = str((values.get("normalizer") or {}).get("type", ""))
+    unknown = model.get("unk_token") is not None or model.get("type", "BPE") != "BPE"
+    lossless = byte_level and not (strips or prefixed or normaliser or unknown)
+    gpt2 = len(cutters) == 1 and cutters[0]["type"] == "ByteLevel" and cutters[0].get("use_regex", True)
+    cut_at_spaces = lossless and gpt2 and not plain
+    return TokenVocabulary(tuple(pieces), special, kind, lossless, prefixed, normaliser, cut_at_spaces)
 
 
-def _check_kind(values: Mapping[str, Any]) -> None:
-    model, cutter = values["model"], values.get("pre_tokenizer") or {}
-    if model.get("type", "BPE") != "BPE":
-        raise ValueError(f"its model is {model['type']}, not BPE")
-    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
-        if model.get(name):
-            raise ValueError(f"its model has {name} = {model[name]!r}")
-    if values.get("normalizer"):
-        raise ValueError(f"it has the normaliser {values['normalizer'].get('type')}")
-    if cutter.get("type") != "ByteLevel" or cutter.get("add_prefix_space", True) or not cutter.get("use_regex", True):
-        raise ValueError(f"its pre-tokeniser is {json.dumps(cutter)}, not ByteLevel with the expression of GPT-2")
-    for token in values.get("added_tokens") or []:
-        if not token.get("special"):
-            raise ValueError(f"its added token {token['content']!r} is not special, so that text could hold it")
+def _model_ids(model: Mapping[str, Any]) -> dict[str, int]:
+    vocabulary = model.get("vocab") or {}
+    if isinstance(vocabulary, list):  # of Unigram: pieces with their scores
+        return {piece: index for index, (piece, _) in enumerate(vocabulary)}
+    return dict(vocabulary)
 
 
-def _merges(merges: list[Any], ids: Mapping[str, int]) -> dict[tuple[int, int], tuple[int, int]]:
-    found: dict[tuple[int, int], tuple[int, int]] = {}
-    for rank, merge in enumerate(merges):
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        try:
-            pair = ids[left], ids[right]
-            merged = ids[left + right]
-        except KeyError as error:
-            raise ValueError(f"its merge {left!r} {right!r} needs the token {error}, which is missing") from None
-        if pair in found:
-            raise ValueError(f"its merge {left!r} {right!r} occurs twice")
-        found[pair] = rank, merged
-    return found
+def _parts(component: Any) -> Iterator[Mapping[str, Any]]:
+    """The component, and those within a Sequence."""
+    if component:
+        yield component
+        for inner in (*component.get("pretokenizers", ()), *component.get("decoders", ())):
+            yield from _parts(inner)
 
 
-def ranks_text(vocabulary: TokenVocabulary) -> bytes | None:
-    """The vocabulary in tiktoken's form.
+def _bytes_of(name: str, byte_level: bool, byte_fallback: bool) -> bytes:
+    if byte_level and all(letter in alphabet() for letter in name):
+        return bytes(alphabet()[letter] for letter in name)
+    if byte_fallback and (byte := _BYTE.fullmatch(name)):
+        return bytes([int(byte[1], 16)])
+    return name.replace("▁", " ").encode()
 
-    A line for each token, base64 of its bytes and its id.
 
-    There the id is the rank, so a vocabulary whose ids do not rise with its merges has no such form: None.
+def definition_of_text(text: str) -> str:
+    """A `tokenizer.json` for encoding alone, in which no text can give a special token.
+
+    Special added tokens are left out. A model that looks whole words up in its vocabulary would still find one there,
+    so it has another name there, which begins with a noncharacter.
     """
-    by_rank = [merged for _, (_, merged) in sorted((value[0], value) for value in vocabulary.merges.values())]
-    if any(after <= before for before, after in pairwise(by_rank)):
+    values = json.loads(text)
+    model = values["model"]
+    added = values.get("added_tokens") or []
+    special = {token["content"] for token in added if token.get("special")}
+    values["added_tokens"] = [token for token in added if not token.get("special")]
+    values |= {"truncation": None, "padding": None, "post_processor": None}
+    if model.get("type", "BPE") != "BPE" or model.get("ignore_merges"):
+        special.discard(model.get("unk_token"))
+        hidden = {name: f"\ufdd0{number}" for number, name in enumerate(sorted(special))}
+        if isinstance(model.get("vocab"), list):
+            kept = model.get("unk_id")
+            model["vocab"] = [
+                [name if index == kept else hidden.get(name, name), score]
+                for index, (name, score) in enumerate(model["vocab"])
+            ]
+        else:
+            model["vocab"] = {hidden.get(name, name): index for name, index in model["vocab"].items()}
+    return json.dumps(values, ensure_ascii=False)
+
+
+def with_special_tokens(text: str, names: list[str]) -> str:
+    """The `tokenizer.json` with further special tokens, whose ids follow the largest."""
+    values = json.loads(text)
+    first = len(read_vocabulary(text).pieces)
+    values["added_tokens"] = [*(values.get("added_tokens") or []), *(
+        {"id": index, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+         "special": True}
+        for index, name in enumerate(names, first)
+    )]  # fmt: skip
+    return json.dumps(values, ensure_ascii=False)
+
+
+def ranks_text(text: str) -> bytes | None:
+    """A byte-level BPE's vocabulary in tiktoken's form: a line for each token, base64 of its bytes and its id.
+
+    There the id is the rank, so a vocabulary whose ids do not rise with its merges has no such form: None. Neither has
+    one of another kind.
+    """
+    vocabulary, model = read_vocabulary(text), json.loads(text)["model"]
+    if not vocabulary.lossless:
+        return None
+    joined = ("".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in model.get("merges", []))
+    if any(after <= before for before, after in pairwise(model["vocab"][name] for name in joined)):
         return None
     lines = (b"%s %d\n" % (base64.b64encode(piece), index) for index, piece in enumerate(vocabulary.pieces) if piece)
     return b"".join(lines)

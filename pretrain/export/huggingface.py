@@ -112,13 +112,15 @@ def write_folder(
         for name in ("configuration_assay.py", "modeling_assay.py"):
             source = importlib.resources.files(__package__).joinpath("remote_code", name)
             write_text(target / name, source.read_text(encoding="utf-8"))
-    if tokenizer.begin is None:
+    held = json.loads(tokenizer.path.read_bytes())
+    adds = (held.get("post_processor") or {}).get("type", "ByteLevel") != "ByteLevel"
+    if tokenizer.begin is None and not adds and not held.get("truncation") and not held.get("padding"):
         place(tokenizer.path, target / "tokenizer.json")
     else:
-        held = json.loads(tokenizer.path.read_bytes())
-        write_json(
-            target / "tokenizer.json", {**held, "post_processor": _begin_processor(special["bos"], tokenizer.begin)}
-        )
+        # The tokens that training put around a text, and no others: a Llama file, say, adds one of its own.
+        begins = None if tokenizer.begin is None else _begin_processor(special["bos"], tokenizer.begin)
+        plain = {"post_processor": begins, "truncation": None, "padding": None}
+        write_json(target / "tokenizer.json", {**held, **plain})
     _write_settings(target, family, identity, (tokenizer, special), dtype)
     return family
 
@@ -130,8 +132,11 @@ def _special_tokens(tokenizer: ExportVocabulary, identity: CheckpointIdentity) -
         CheckpointError: the tokenizer has another number of tokens than the model, or lacks a special token.
     """
     held = json.loads(tokenizer.path.read_bytes())
-    special = {token["id"]: token["content"] for token in held["added_tokens"]}
-    size = len(set(held["model"]["vocab"].values()) | set(special))
+    added = {token["id"]: token["content"] for token in held["added_tokens"]}
+    special = {token["id"]: token["content"] for token in held["added_tokens"] if token["special"]}
+    vocabulary = held["model"]["vocab"]  # of a Unigram model a list in the order of the ids
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    size = max(*ids, *added) + 1
     wanted = {"eos": tokenizer.end, **({} if tokenizer.begin is None else {"bos": tokenizer.begin})}
     absent = [index for index in wanted.values() if index not in special]
     if size != identity.vocabulary_size or absent:

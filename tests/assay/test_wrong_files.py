@@ -32,7 +32,7 @@ LOADED = {  # told before anything is read
     "data.mix.source_quotas={tales={share=0.5}}": "(tales 0.5), and they add up to less than 1",
     "data.classifiers=[{name='q',paths=['a.jsonl'],min_score=0.9,max_score=0.1}]": "min_score = 0.9 is above max_score",
     "data.classifiers=[{name='q',paths=['a.jsonl'],label_field=''}]": 'label_field = ""',
-    "data.decontaminate.sets=[{name='s',paths=['a.jsonl'],fields=['text'],id_field='nope'}]": "Mend id_field",
+    "data.decontaminate.sets=[{name='s',paths=['a.jsonl'],fields=['text'],id_field='nope'}]": "Correct id_field",
     f"data.tokenizer.vocabulary_size={'9' * 5000}": "is not a TOML value",
     f"data.tokenizer.vocabulary_size={'[' * 5000}": "is not a TOML value",
 }

@@ -300,5 +300,5 @@ def test_stands_alone(text, spare, expected):
     ],
 )
 def test_how_much_a_text_says(measures, enough, errors):
-    assert bool(measures.says_enough(PassageConfig())) is enough
+    assert bool(measures.specific_enough(PassageConfig())) is enough
     assert measures.errors(PassageConfig()) == errors

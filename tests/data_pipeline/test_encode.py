@@ -248,9 +248,9 @@ def test_one_copy_of_each_gives_the_shards_of_no_plan(encoded, tmp_path):
 @pytest.mark.parametrize(
     ("copies", "names", "message"),
     [
-        ([[1] * 59, [1] * 3, []], None, "not one row for each document"),
-        ([[1] * 61, [1] * 3, []], None, "not one row for each document"),
-        ([[-1] * 60, [1] * 3, []], None, "is no plan"),
+        ([[1] * 59, [1] * 3, []], None, "must have one row for each document"),
+        ([[1] * 61, [1] * 3, []], None, "must have one row for each document"),
+        ([[-1] * 60, [1] * 3, []], None, "is not a plan"),
         ([[1] * 60, [1] * 3, []], ["00000", "00001", "00009"], "no plan for"),
         ([[0] * 60, [0] * 3, []], None, "in the plan"),
     ],

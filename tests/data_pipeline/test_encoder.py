@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from data_pipeline.tokens import encoder as subject
 from data_pipeline.tokens.encoder import fast_engine, library_engine
 from data_pipeline.tokens.tokenizer import TokenizerConfig, _train, open_reference
+from data_pipeline.tokens.vocabulary import definition_of_text
 
 END = 0
 WORDS = (
@@ -28,6 +29,11 @@ CORPORA = {
 }
 
 
+def engines_of(text):
+    library = library_engine(open_reference(text), END)
+    return fast_engine(definition_of_text(text), END, library), library
+
+
 def trained(corpus, size=700):
     return _train(CORPORA[corpus], TokenizerConfig(vocabulary_size=size))
 
@@ -40,8 +46,7 @@ def ids_of(engine, texts):
 
 @pytest.fixture(scope="module", params=sorted(CORPORA))
 def engines(request):
-    text = trained(request.param)
-    return fast_engine(text, END), library_engine(open_reference(text), END)
+    return engines_of(trained(request.param))
 
 
 PIECES = st.one_of(
@@ -88,7 +93,8 @@ def test_any_order_of_merges_is_followed(data):
     values["model"]["merges"] = merges
     text = json.dumps(values)
     texts = data.draw(st.lists(st.text("abc ", max_size=80), min_size=1, max_size=4))
-    assert ids_of(fast_engine(text, END), texts) == ids_of(library_engine(open_reference(text), END), texts)
+    fast, library = engines_of(text)
+    assert ids_of(fast, texts) == ids_of(library, texts)
 
 
 def test_the_history_of_an_engine_never_changes_an_id(monkeypatch):
@@ -97,18 +103,18 @@ def test_the_history_of_an_engine_never_changes_an_id(monkeypatch):
     draw = random.Random(7)
     words = [word * draw.randint(1, 4) for word in WORDS.split(" ")]
     texts = [" ".join(draw.choices(words, k=200)) for _ in range(50)]
-    expected = ids_of(library_engine(open_reference(text), END), texts)
-    used = fast_engine(text, END)
+    used, library = engines_of(text)
+    expected = ids_of(library, texts)
     assert ids_of(used, texts) == ids_of(used, texts) == expected
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(ids_of, [used] * 8, [texts] * 8)) == [expected] * 8
     monkeypatch.setattr(subject, "_CACHED_BYTES", 1)
-    restarting = fast_engine(text, END)
+    restarting, _ = engines_of(text)
     assert [ids_of(restarting, [one])[0] for one in texts] == expected
 
 
 def test_windows_chunks_and_empty_texts_are_encoded():
-    engine = fast_engine(trained("mixed"), END)
+    engine, _ = engines_of(trained("mixed"))
     whole = pa.array([f"text number {i} über" for i in range(20)], pa.large_string())
     expected = ids_of(engine, whole.to_pylist())
     assert ids_of(engine, whole[5:9]) == expected[5:9]
@@ -124,4 +130,15 @@ def test_windows_chunks_and_empty_texts_are_encoded():
 def test_long_runs_have_the_ids_of_the_library(unit):
     text = trained("runs")
     texts = [unit * count + "x" for count in (49, 1024, 65_536)]
-    assert ids_of(fast_engine(text, END), texts) == ids_of(library_engine(open_reference(text), END), texts)
+    fast, library = engines_of(text)
+    assert ids_of(fast, texts) == ids_of(library, texts)
+
+
+def test_a_text_that_the_fast_engine_fails_on_is_encoded_by_the_library(monkeypatch):
+    class Failing:
+        def encode_batch(self, texts, parallel):
+            raise RuntimeError("fails on any text")
+
+    library = library_engine(open_reference(trained("mixed")), END)
+    monkeypatch.setattr("gigatoken.gigatoken_rs.load_hf_json", lambda definition: Failing())
+    assert ids_of(fast_engine("{}", END, library), ["a b", "é"]) == ids_of(library, ["a b", "é"])

@@ -96,9 +96,9 @@ def test_a_lone_surrogate_is_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b'{"q": "x"}\n{"q": ', "line 2 is no JSON"),
-        (b'{"q": "x"}\n[1]\n', "line 2 is no JSON object"),
-        (b'{"q": "\xff"}\n', "line 1 is no JSON"),
+        (b'{"q": "x"}\n{"q": ', "line 2 is not JSON"),
+        (b'{"q": "x"}\n[1]\n', "line 2 is not a JSON object"),
+        (b'{"q": "\xff"}\n', "line 1 is not JSON"),
         (gzip.compress(b'{"q": "x"}\n' * 1000, mtime=0)[:-9], "is torn"),
         (b"PAR1 no", "cannot be read as Parquet"),
     ],
@@ -117,7 +117,7 @@ def test_mistakes_are_named_with_their_mend(tmp_path):
         ConfigError, match=r"no item has 'prompt'; its items have: answer, choices, extra, id, question"
     ):
         made(tmp_path, wanted(fields=("question", "prompt")))
-    with pytest.raises(ConfigError, match="hold no text in any of 2 items"):
+    with pytest.raises(ConfigError, match="have no text in any of 2 items"):
         made(tmp_path, wanted(fields=("answer",)))
     with pytest.raises(ConfigError, match="item 0 has no text or whole number"):
         made(tmp_path, wanted(id_field="extra.x"))

@@ -137,8 +137,8 @@ def test_alien_and_torn_files_are_refused(tmp_path):
     foreign(prefix, 4, [[1, 2], [3]], [0, 1, 2])
     whole = index.read_bytes()
     for data, words in (
-        (b"PK\x03\x04" + whole[4:], "no Megatron index"),
-        (whole[:20], "no Megatron index"),
+        (b"PK\x03\x04" + whole[4:], "not a Megatron index"),
+        (whole[:20], "not a Megatron index"),
         (whole[:-1], "is torn"),
         (whole + b"\0", "is torn"),
         (whole[:9] + b"\x02" + whole[10:], "version 2"),
@@ -152,7 +152,7 @@ def test_alien_and_torn_files_are_refused(tmp_path):
             open_indexed(prefix)
     index.write_bytes(whole)
     (tmp_path / "x.bin").write_bytes(b"\1\0\0\0\2")
-    with pytest.raises(ManifestError, match="no whole tokens"):
+    with pytest.raises(ManifestError, match="not a whole number of tokens"):
         open_indexed(prefix)
 
 

@@ -83,7 +83,7 @@ def test_weights_are_shares_and_a_cap_is_told_in_words():
     assert made.wanted == {("web", "en"): 50_000, ("wiki", "en"): 30_000, ("wiki", "de"): 20_000}
     assert made.got == {("web", "en"): 50_000, ("wiki", "en"): 24_000, ("wiki", "de"): 16_000}
     assert "source wiki: wanted 50000 bytes, got 40000: max_epochs allow 40000" in made.notes
-    assert "the mixture: wanted 100000 bytes, got 90000; nothing else was raised in their place" in made.notes
+    assert "the mixture: wanted 100000 bytes, got 90000; no other source was raised to replace them" in made.notes
 
 
 @settings(max_examples=100)
@@ -120,7 +120,7 @@ def test_quotas_of_sources_and_languages_that_cannot_hold_together_are_reported(
     [
         ({"weights": {"a": -1.0}}, "no negative"),
         ({"weights": {"a": 0.0}}, "at least one"),
-        ({"source_quotas": {"a": {}}}, "wants bytes, share"),
+        ({"source_quotas": {"a": {}}}, "needs bytes, share"),
         ({"weights": {"a": 1.0}, "temperature": 2.0, "temperature_over": "source"}, "drop them"),
         ({"temperature": 0.5}, "greater than or equal to 1"),
     ],

@@ -155,7 +155,7 @@ def test_groups_are_read_as_they_were_written(tmp_path_factory, names):
     ("offset", "value", "words"),
     [
         (144, b"\x01", "of group 1, and 1 groups"),
-        (0, b"X", "no token shard"),
+        (0, b"X", "not a token shard"),
         (8, b"\x09", "format 9"),
         (12, b"\x03", "contradicts"),
         (80, b"\xff", "do not rise"),

@@ -145,5 +145,5 @@ def test_missing_artifacts_are_reported(corpus, tmp_path):
         trace(root / "encode" / "x" / "train" / "9.tokens", 0)
     with pytest.raises(ManifestError, match="not listed"):
         trace(path, 0, tmp_path)
-    with pytest.raises(ManifestError, match="is no token shard"):
+    with pytest.raises(ManifestError, match="is not a token shard"):
         trace(raw.files("documents", root)[0], 0, root)

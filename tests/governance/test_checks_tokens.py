@@ -25,6 +25,9 @@ STREAM = [token for ids in IDS for token in ids]
 class Decoder:
     pieces: tuple[bytes, ...] = PIECES
 
+    def recovers(self, ids, text):
+        return b"".join(self.pieces[index] for index in ids) == text
+
 
 @dataclass
 class Fake:

@@ -25,6 +25,7 @@ from pretrain.evaluation.validation import nats_with
 from pretrain.export.architectures import family_of
 from pretrain.export.export_family import ExportedTensor, Family
 from pretrain.export.huggingface import INDEX, ExportVocabulary, export, write_folder
+from tests.data_pipeline.tokenizer_kinds import KINDS
 from tests.pretrain.small_models import VARIANTS, config, model_of
 
 transformers = pytest.importorskip("transformers", reason="needs transformers, from the extra `dev`")
@@ -107,7 +108,7 @@ def size_of(tokenizer: Path) -> int:
     return load_encoder(tokenizer.parent).vocabulary_size
 
 
-def exported(name: str, tokenizer: Path, target: Path, begin: int | None = None, **options):
+def exported(name: str, tokenizer: Path, target: Path, begin: int | None = None, end: int = 0, **options):
     """A folder with the variant, and the variant itself."""
     settings, size = config(**EVERY[name]), size_of(tokenizer)
     model = model_of(settings, size)
@@ -119,7 +120,7 @@ def exported(name: str, tokenizer: Path, target: Path, begin: int | None = None,
     identity = CheckpointIdentity(train_key="k" * 64, step=1, vocabulary_size=size, recipe=recipe)
     held = dict(model.named_parameters())
     family = write_folder(
-        lambda parameter: held[parameter].detach(), identity, ExportVocabulary(tokenizer, 0, begin), target, **options
+        lambda parameter: held[parameter].detach(), identity, ExportVocabulary(tokenizer, end, begin), target, **options
     )
     return family, model
 
@@ -249,6 +250,22 @@ def test_the_tokeniser_comes_back(tmp_path, tokenizer, name):
     assert theirs.eos_token == "<|endoftext|>"
     assert theirs.model_max_length == 64
     assert len(theirs) == ours.vocabulary_size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_of_any_kind_comes_back(tmp_path, kind):
+    """The ids of training, without the tokens that the file's own post-processor would add."""
+    build, end = KINDS[kind]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(build().to_str(), encoding="utf-8")
+    ours = load_encoder(path.parent)
+    end_id = json.loads(path.read_text(encoding="utf-8"))
+    end_id = next(token["id"] for token in end_id["added_tokens"] if token["content"] == end)
+    exported("llama", path, tmp_path / "model", end=end_id)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    for text in ("The Cat sat.", " and  the\n\ndog\t", "été 猫 \U0001f408 12345", "!\n\na"):
+        assert theirs(text)["input_ids"] == ours.encode(text).tolist()
+    assert (theirs.eos_token, theirs.eos_token_id, len(theirs)) == (end, end_id, ours.vocabulary_size)
 
 
 @pytest.mark.parametrize("name", ["llama", "speedy"])

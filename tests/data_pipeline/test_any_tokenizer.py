@@ -1,0 +1,139 @@
+"""Tokenizers of other kinds keep their library's ids and special tokens, whichever engine encodes."""
+
+import base64
+import json
+
+import pytest
+from tokenizers import Tokenizer
+
+from data_pipeline.tokens.parity import awkward_strings
+from data_pipeline.tokens.tiktoken_ranks import PATTERNS
+from data_pipeline.tokens.tokenizer import TokenizerConfig, load_encoder, train_tokenizer
+from data_pipeline.tokens.vocabulary import alphabet
+from governance.errors import ConfigError
+from governance.stage import Runtime
+from tests.data_pipeline.test_tokenizer import CORPUS, artifact
+from tests.data_pipeline.tokenizer_kinds import KINDS, WORDS, byte_level, split_then_bytes
+
+TEXTS = [
+    WORDS,
+    WORDS.upper(),
+    *awkward_strings(),
+    "a <s> b </s> <|endoftext|> <|im_start|>[SEP] <unk>",
+    "!\n\n\n a",
+    "x" * 9000,
+]
+SENTENCE = "Der schnelle Fuchs isn't here,  12."
+FAST = {"gpt2", "llama3", "qwen", "neox", "gpt4o", "roberta", "mistral", "gemma"}
+HIDING = {"t5", "unigram_bytes", "word_level"}  # there the library finds special tokens in text
+LOSSLESS = {"gpt2", "llama3", "smollm", "gpt4o", "deepseek"}
+
+
+def taken_over(root, text, end, name="tokenizer.json", **settings):
+    (root / "given").mkdir(exist_ok=True)
+    (root / "given" / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    config = TokenizerConfig(path=f"given/{name}", **{"special_tokens": (end,), **settings})
+    return train_tokenizer(artifact(root, CORPUS), config, Runtime(root), root)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_ids_are_those_of_the_library(tmp_path, kind, caplog):
+    build, end = KINDS[kind]
+    theirs = build()
+    manifest = taken_over(tmp_path, theirs.to_str(), end)
+    ours = load_encoder(manifest, tmp_path)
+    theirs.encode_special_tokens = True
+    special = {token.content for token in theirs.get_added_tokens_decoder().values() if token.special}
+    for text in TEXTS:
+        ids = ours.encode(text).tolist()
+        if kind not in HIDING or not any(name in text for name in special):
+            assert ids == theirs.encode(text, add_special_tokens=False).ids
+        assert {theirs.token_to_id(name) for name in special - {"<unk>", "[UNK]"}}.isdisjoint(ids)
+    assert ours.end_of_document == theirs.token_to_id(end) == manifest.stats["end_of_document"]
+    assert ours.encode_documents([""])[0].tolist()[-1] == ours.end_of_document
+    assert ours.engine == ("gigatoken" if manifest.stats["parity"] else "tokenizers")
+    assert (ours.engine == "gigatoken") == (kind in FAST), ours.engine
+    assert (ours.decode_text is None) == (kind in LOSSLESS)
+    assert set(manifest.stats["special_tokens"]) == special
+    if kind not in {"bert", "word_level"}:
+        assert ours.recovers(ours.encode(SENTENCE).tolist(), SENTENCE.encode())
+    assert not ours.recovers(ours.encode("brown").tolist(), SENTENCE.encode())
+
+
+def test_chat_tokens_are_added_behind_the_last_id(tmp_path):
+    build, end = KINDS["llama3"]
+    given = build()
+    size = given.get_vocab_size()
+    manifest = taken_over(tmp_path, given.to_str(), end, special_tokens=(end, "<|im_start|>", "<|eot_id|>"))
+    assert manifest.stats["vocabulary_size"] == size + 1
+    assert manifest.stats["special_tokens"]["<|im_start|>"] == size
+    made = Tokenizer.from_file(str(tmp_path / manifest.folder / "tokenizer.json"))
+    assert made.token_to_id("<|im_start|>") == size
+    assert made.encode("a<|im_start|>", add_special_tokens=False).ids[-1] == size
+    assert size not in load_encoder(manifest, tmp_path).encode("a<|im_start|>")
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("own", [False, True])
+def test_tiktokens_encodings_give_tiktokens_ids(tmp_path, name, own):
+    """Ranks trained here; the pattern by its name, and as tiktoken itself writes it."""
+    tiktoken = pytest.importorskip("tiktoken")
+    public = pytest.importorskip("tiktoken_ext.openai_public")
+    theirs = pattern_of(public, name)
+    printable = byte_level(split_then_bytes(PATTERNS[name][0]), [], size=900).get_vocab()
+    ranks = {bytes(alphabet()[letter] for letter in token): index for token, index in printable.items()}
+    lines = b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in ranks.items())
+    manifest = taken_over(tmp_path, lines, "<|end|>", "x.tiktoken", pattern=theirs if own else name)
+    ours = load_encoder(manifest, tmp_path)
+    other = tiktoken.Encoding("x", pat_str=theirs, mergeable_ranks=ranks, special_tokens={"<|end|>": len(ranks)})
+    for text in TEXTS:
+        assert ours.encode(text).tolist() == other.encode(text, disallowed_special=())
+        assert ours.decode(ours.encode(text)) == text
+    assert ours.end_of_document == len(ranks)
+
+
+def pattern_of(public, name):
+    """The expression of tiktoken's encoding, without its ranks, which would be fetched."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(public, "load_tiktoken_bpe", lambda *_, **__: {})
+        return getattr(public, name)()["pat_str"]
+
+
+def broken(change):
+    values = json.loads(KINDS["llama3"][0]().to_str())
+    change(values)
+    return json.dumps(values)
+
+
+FAULTS = {
+    "has no model": lambda v: v.pop("model"),
+    "none of its special tokens": lambda v: v.update(added_tokens=[]),
+    "dropout": lambda v: v["model"].update(dropout=0.1),
+    "two of its tokens have one id": lambda v: v["model"]["vocab"].update({"zzz": 5}),
+    "0 to 16,777,215 can be used": lambda v: v["model"]["vocab"].update({"zzz": 1 << 33}),
+    "has the id 9000 in the file": lambda v: v["added_tokens"][2].update(id=9000),
+    "out of vocabulary": lambda v: v["model"]["merges"].append(["zq", "qz"]),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_file_that_cannot_be_used_is_reported(tmp_path, fault):
+    with pytest.raises(ConfigError, match=fault) as caught:
+        taken_over(tmp_path, broken(FAULTS[fault]), "<|end_of_text|>")
+    assert "given/tokenizer.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "words"),
+    [
+        (b'{"model": ', {}, "given/tokenizer.json"),
+        (b"\xff\xfe", {}, "given/tokenizer.json"),
+        (b"YQ== 0\n", {"name": "x.tiktoken"}, "set tokenizer.pattern to r50k_base"),
+        (b"YQ== 0\n", {"name": "x.tiktoken", "pattern": "r50k_base"}, "no token for the byte 0x00"),
+        (b"YQ== x\n", {"name": "x.tiktoken", "pattern": "r50k_base"}, "line 1 is not a token"),
+        (b"{}", {"pattern": "r50k_base"}, "pattern is for tiktoken's ranks"),
+    ],
+)
+def test_damaged_files_are_reported(tmp_path, data, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        taken_over(tmp_path, data, "<|endoftext|>", **settings)
